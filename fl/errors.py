@@ -1,0 +1,17 @@
+"""The two ways a run can stop, apart from a bug.
+
+A simulated fault (a client that drops out, a lost message, a timeout) is neither: it is an event
+in the trace, and to the strategy what Flower would show it.
+"""
+
+
+class ConfigError(ValueError):
+    """A configuration or an input that cannot mean anything sensible.
+
+    Raised at the edge, before any training. The message gives the value, the bound it violates,
+    and what would be right.
+    """
+
+
+class SimulationError(RuntimeError):
+    """A simulation that cannot go on; the message names the event, the client and virtual time."""

@@ -1,0 +1,131 @@
+"""The record of everything that happened in a run, in virtual time.
+
+A trace is a table with one row per event. Rows are appended in the order in which the event queue
+processed them, which is a function of configuration and seed; so is the trace's SHA-256. Host time
+never enters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import Counter
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Event(IntEnum):
+    """Kinds of events. Values are part of the trace's hash: append, never renumber."""
+
+    DISPATCH = 0  # the server sends a message; bytes = its payload
+    DOWNLOAD_START = 1
+    DOWNLOAD_END = 2  # bytes = payload received by the client
+    COMPUTE_START = 3  # value = planned seconds
+    COMPUTE_END = 4
+    UPLOAD_START = 5  # bytes = the reply's payload
+    UPLOAD_END = 6  # the reply is at the server; bytes = its payload
+    DROPOUT = 7  # the client disappeared during the task
+    CRASH = 8  # the client's process died during the task and lost its state
+    DEPARTURE = 9  # the client's availability ended during the task
+    DOWNLOAD_LOST = 10  # bytes were spent, the message did not arrive
+    UPLOAD_LOST = 11
+    SLOWDOWN = 12  # value = factor on the compute time
+    CLIENT_ERROR = 13  # the ClientApp raised, or replied with an error
+    EXPIRED = 14  # the message's time to live ran out before a reply arrived
+    NODE_UNAVAILABLE = 15  # the server learns that the client is gone
+    TIMEOUT = 16  # send_and_receive gave up; client = -1, value = replies still missing
+    REJECTED = 17  # a reply that is not a valid message; the server sees an error instead
+
+
+FAULTS = frozenset(
+    {
+        Event.DROPOUT,
+        Event.CRASH,
+        Event.DEPARTURE,
+        Event.DOWNLOAD_LOST,
+        Event.UPLOAD_LOST,
+        Event.SLOWDOWN,
+        Event.CLIENT_ERROR,
+        Event.EXPIRED,
+        Event.TIMEOUT,
+        Event.REJECTED,
+    }
+)
+"""Events counted as faults in the summary."""
+
+
+class Trace:
+    """Append-only columns: time, kind, client, dispatch, bytes, value (33 bytes an event)."""
+
+    def __init__(self) -> None:
+        self.time = array("d")
+        self.kind = array("b")
+        self.client = array("q")
+        self.dispatch = array("q")
+        self.bytes = array("q")
+        self.value = array("d")
+        self.counts: Counter[Event] = Counter()
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    def record(
+        self,
+        time: float,
+        kind: Event,
+        client: int = -1,
+        dispatch: int = -1,
+        size: int = 0,
+        value: float = 0.0,
+    ) -> None:
+        """Appends one event.
+
+        Args:
+            time: virtual time in s.
+            kind: what happened.
+            client: index of the client in the fleet; -1 for the server.
+            dispatch: the client's running task number; (client, dispatch) names a message.
+            size: bytes of the payload the event is about, 0 if none.
+            value: a number that belongs to the kind, see `Event`.
+        """
+        self.time.append(time)
+        self.kind.append(kind)
+        self.client.append(client)
+        self.dispatch.append(dispatch)
+        self.bytes.append(size)
+        self.value.append(value)
+        self.counts[kind] += 1
+
+    def faults(self) -> dict[str, int]:
+        """Returns the number of events of each fault kind that occurred, by lower-case name."""
+        return {kind.name.lower(): self.counts[kind] for kind in sorted(FAULTS & set(self.counts))}
+
+    def sha256(self) -> str:
+        """Returns the hash of all columns: equal runs, equal hashes."""
+        digest = hashlib.sha256()
+        for column in (self.time, self.kind, self.client, self.dispatch, self.bytes, self.value):
+            digest.update(memoryview(column).cast("B") if len(column) else b"")
+        return digest.hexdigest()
+
+    def table(self) -> pa.Table:
+        """Returns the trace as an Arrow table; `kind` is dictionary-encoded by name."""
+        import pyarrow as pa
+
+        kinds = pa.DictionaryArray.from_arrays(
+            np.array(self.kind, dtype=np.int8), [kind.name.lower() for kind in Event]
+        )
+        return pa.table(
+            {
+                "time_s": np.array(self.time, dtype=np.float64),
+                "kind": kinds,
+                "client": np.array(self.client, dtype=np.int64),
+                "dispatch": np.array(self.dispatch, dtype=np.int64),
+                "bytes": np.array(self.bytes, dtype=np.int64),
+                "value": np.array(self.value, dtype=np.float64),
+            }
+        )
