@@ -1,0 +1,32 @@
+"""Federated and decentralized learning, simulated: training is real, time is virtual.
+
+The names below are loaded when first used, so that `import fl` and `fl --help` stay quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fl.errors import ConfigError, SimulationError
+    from fl.metrics import Target
+    from fl.simulator import SimulatedRun, simulate
+    from fl.simulation.work import Charge
+
+_HOMES = {
+    "Charge": "fl.simulation.work",
+    "ConfigError": "fl.errors",
+    "SimulatedRun": "fl.simulator",
+    "SimulationError": "fl.errors",
+    "Target": "fl.metrics",
+    "simulate": "fl.simulator",
+}
+
+__all__ = ["Charge", "ConfigError", "SimulatedRun", "SimulationError", "Target", "simulate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fl' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)

@@ -82,7 +82,7 @@ def uniforms(
         z = np.uint64(_purpose_key(seed, purpose)) + (ids + np.uint64(1)) * np.uint64(_GOLDEN)
         z = _mix_array(z) + (rounds + np.uint64(1)) * np.uint64(_GOLDEN)
         z = _mix_array(z)
-    return (z >> np.uint64(11)) * 2.0**-53
+    return np.asarray((z >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
 
 def _mix_array(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -109,7 +109,8 @@ def global_generators(seed: int, *key: int | str) -> Iterator[None]:
     """
     import torch
 
-    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    python, pytorch = random.getstate(), torch.get_rng_state()
+    numpy = np.random.get_state()  # noqa: NPY002
     s = torch_seed(seed, *key)
     random.seed(s)
     np.random.seed(s % 2**32)  # noqa: NPY002  (the legacy global state is what foreign code uses)

@@ -70,6 +70,7 @@ class Trace:
         self.bytes = array("q")
         self.value = array("d")
         self.counts: Counter[Event] = Counter()
+        self.num_faults = 0
 
     def __len__(self) -> int:
         return len(self.time)
@@ -100,6 +101,8 @@ class Trace:
         self.bytes.append(size)
         self.value.append(value)
         self.counts[kind] += 1
+        if kind in FAULTS:
+            self.num_faults += 1
 
     def faults(self) -> dict[str, int]:
         """Returns the number of events of each fault kind that occurred, by lower-case name."""

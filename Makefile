@@ -1,0 +1,54 @@
+# One line per task, each calling the tool itself. CI runs the same targets.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# The run that `make demo` shows.
+DEMO = $(BIN)/fl +experiment=demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# The first interpreter that starts and is new enough; only looked for when .venv is made.
+CHECK_PYTHON := import sys; sys.exit(sys.version_info < (3, 11))
+FOUND_PYTHON = $(shell for p in python3.11 python3; do \
+	if $$p -c '$(CHECK_PYTHON)' 2>/dev/null; then echo $$p; break; fi; done)
+PYTHON ?= $(or $(FOUND_PYTHON),$(error Python 3.11 or newer is needed, and neither python3.11 \
+	nor python3 is: install it, or name one with `make PYTHON=/path/to/python ...`))
+
+.PHONY: help install demo check test test-slow bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## create .venv with fl, its dependencies and the developer tools
+
+# The group `dev` needs pip 25.1 or later, and a new .venv has the pip that came with Python.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable .
+	touch $@
+
+demo: install ## run a small simulation
+	$(DEMO)
+
+check: install ## lint, check the formatting and the types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict fl
+
+test: check ## check, then run the quick tests
+	$(BIN)/pytest
+
+test-slow: install ## run the tests marked slow
+	$(BIN)/pytest -m slow
+
+bench: install ## run every benchmark script
+	for script in benchmarks/*.py; do $(BIN)/python "$$script"; done
+
+clean: ## remove .venv, caches and builds; runs in outputs/ and multirun/ stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

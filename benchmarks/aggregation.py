@@ -1,0 +1,186 @@
+"""Aggregation rules beside the bare cost of what they are made of, on one machine in one run.
+
+    python benchmarks/aggregation.py [--out FILE] [--n 10 30 100] [--d 100000 1000000]
+
+For each number of vectors n and length d, in float32: a copy of the matrix, a sort of each
+coordinate, and the product X X^T, then every rule. A rule's cost is given in milliseconds, as a
+multiple of the bare cost it is measured by, and as the memory it takes at its peak, as a share of
+the matrix. Times are the least of a few runs. Machines differ and are shared: only the ratios of
+one run mean something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl import aggregation
+from fl.aggregation import Aggregator, Chain
+from fl.aggregation.gram import gram
+
+Matrix = NDArray[np.float32]
+Measure = Literal["copy", "sort", "gram", "gram+sort"]
+
+LEAST_SECONDS = 0.3  # repeat a measurement for so long, and at least three times
+
+
+def least_ms(*runs: Callable[[], object]) -> list[float]:
+    """Returns the shortest of a few runs of each, in milliseconds.
+
+    They take turns, so that what else the machine does falls on all of them alike.
+    """
+    times: list[list[float]] = [[] for _ in runs]
+    while len(times[0]) < 3 or sum(map(sum, times)) < LEAST_SECONDS:
+        for run, of_run in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run()
+            of_run.append(time.perf_counter() - start)
+    return [1e3 * min(of_run) for of_run in times]
+
+
+def peak_share(run: Callable[[], object], matrix: Matrix) -> float:
+    """Returns the most memory that NumPy held during a run, as a share of the matrix."""
+    tracemalloc.start()
+    run()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak / matrix.nbytes
+
+
+def vectors(n: int, d: int, f: int) -> Matrix:
+    """Returns n - f vectors about a common mean, and f copies of one that is shifted."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((n, d), dtype=np.float32)
+    x += rng.standard_normal(d, dtype=np.float32)
+    x[n - f :] = x[: n - f].mean(axis=0) - np.float32(1.5)
+    return x[rng.permutation(n)]
+
+
+def rules(n: int, f: int) -> list[tuple[str, Measure, Aggregator]]:
+    """Returns (name, the bare cost it is measured by, rule)."""
+    a = aggregation
+    smea_f = {10: 1, 30: 2}.get(n, 1)  # it looks at all subsets
+    return [
+        ("mean", "copy", a.Mean()),
+        ("sign majority", "copy", a.SignMajority()),
+        ("norm clipping", "gram", a.NormClipping(1.0)),
+        ("norm elimination", "gram", a.NormElimination(f)),
+        ("centered clipping", "gram", a.CenteredClipping(100.0)),
+        ("FLTrust", "gram", a.FLTrust()),
+        ("MoNNA", "gram", a.NearestNeighbourAveraging(f)),
+        ("median", "sort", a.Median()),
+        ("trimmed mean", "sort", a.TrimmedMean(f)),
+        ("MeaMed", "sort", a.MeaMed(f)),
+        ("geometric median", "gram", a.GeometricMedian()),
+        ("Krum", "gram", a.Krum(f)),
+        ("Multi-Krum", "gram", a.MultiKrum(f)),
+        ("CAF", "gram", a.CAF(f)),
+        ("MDA", "gram", a.MDA(f)),
+        (f"SMEA f={smea_f}", "gram", a.SMEA(smea_f)),
+        ("FABA", "gram", a.FABA(f)),
+        ("Flag", "gram", a.FlagAggregator()),
+        ("Bulyan", "gram+sort", a.Bulyan(min(f, (n - 3) // 4))),
+        ("NNM > Krum", "gram", Chain([a.NNM()], a.Krum(), f)),
+        ("ARC > NNM > Krum", "gram", Chain([a.ARC(), a.NNM()], a.Krum(), f)),
+        ("bucketing > Krum", "gram", Chain([a.Bucketing(2)], a.Krum(bound="2f+1"), f)),
+        ("NNM > trimmed mean", "gram+sort", Chain([a.NNM()], a.TrimmedMean(), f)),
+        ("ARC > trimmed mean", "sort", Chain([a.ARC()], a.TrimmedMean(), f)),
+        ("bucketing > median", "sort", Chain([a.Bucketing(2)], a.Median(), f)),
+    ]
+
+
+def measure(n: int, d: int, memory: bool) -> list[dict[str, Any]]:
+    """Returns one row per bare cost and rule."""
+    f = max(1, n // 10)
+    x = vectors(n, d, f)
+    target = np.empty_like(x)
+    distinct = np.random.default_rng(1).standard_normal((n, d), dtype=np.float32)
+    close = distinct + np.float32(100.0)
+    bare: dict[Measure, Callable[[], object]] = {
+        "copy": lambda: np.copyto(target, x),
+        "sort": lambda: np.sort(x, axis=0),
+        "gram": lambda: x @ x.T,
+        "gram+sort": lambda: (x @ x.T, np.sort(x, axis=0)),
+    }
+    rows: list[dict[str, Any]] = []
+
+    def add(name: str, of: Measure, run: Callable[[], object]) -> None:
+        ms, beside = least_ms(run, bare[of])
+        row = {"n": n, "d": d, "rule": name, "ms": ms, "of": of, "ratio": ms / beside}
+        rows.append(row | ({"peak": peak_share(run, x)} if memory else {}))
+
+    for of, bare_run in bare.items():
+        add(of, of, bare_run)
+    for name, matrix in (("distinct", distinct), ("copies", x), ("close", close)):
+        add(f"our Gram, {name}", "gram", lambda matrix=matrix: gram(matrix))  # type: ignore[misc]
+    for name, of, rule in rules(n, f):
+
+        def run(rule: Aggregator = rule) -> object:
+            reference = x[0] if rule.reference != "unused" else None
+            return rule(x, rng=np.random.default_rng(0), reference=reference)
+
+        add(name, of, run)
+    return rows
+
+
+def machine() -> dict[str, Any]:
+    """Returns what the numbers depend on."""
+    root = Path(__file__).parent
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False
+    )
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "--", str(root.parent / "fl" / "aggregation")],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "commit": commit.stdout.strip() or None,
+        "changed_since": bool(changed.stdout.strip()),
+        "cores": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+        "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+
+
+def main() -> None:
+    """Runs the benchmark and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--n", type=int, nargs="+", default=[10, 30, 100])
+    parser.add_argument("--d", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--memory", action="store_true", help="measure peak memory too")
+    parser.add_argument("--out", type=Path, help="write the numbers to this JSON file")
+    arguments = parser.parse_args()
+    rows = []
+    for d in arguments.d:
+        for n in arguments.n:
+            print(f"\nn = {n}, d = {d}, f = {max(1, n // 10)}")
+            for row in measure(n, d, arguments.memory):
+                rows.append(row)
+                peak = f"   peak {row['peak']:5.2f} of the matrix" if "peak" in row else ""
+                print(
+                    f"  {row['rule']:22} {row['ms']:9.2f} ms  {row['ratio']:6.2f} x {row['of']}"
+                    f"{peak}",
+                    flush=True,
+                )
+    if arguments.out:
+        arguments.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""What an aggregation rule is, what a pre-aggregation is, and how they form a chain.
+
+A rule maps n vectors to one, although up to f of them may be anything at all. A pre-aggregation
+maps n vectors to m, and a rule follows it. Both are frozen dataclasses of hyperparameters and pure
+functions; a rule that continues from its last result takes that as `reference`, a rule that draws
+takes `rng`, and both keep nothing.
+
+All distance-based rules share one idea: their result is sum_i a_i x_i, and the coefficients follow
+from inner products alone. So they cost one Gram product and one weighted sum of the rows.
+
+The arithmetic is NumPy's. Measured on two cores, float32, beside torch on the same threads: the
+product X X^T takes 24 ms against 36 ms for n = 30, d = 1e6 (NumPy computes one triangle), a sort
+along the first axis 60 ms to 140 ms against 1080 ms, and minima over rows are as fast in either.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, NamedTuple, Self, cast
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fl.aggregation.gram import Array
+from fl.aggregation.rows import Rows
+from fl.aggregation.tolerance import check_f
+from fl.errors import ConfigError
+
+# Permute, translate, scale (by a positive number), rotate the inputs, and the result is permuted
+# (that is, unchanged), translated, scaled, rotated alike. "separable": a coordinate of the result
+# depends on that coordinate of the inputs. "resilient": with at most f inputs anywhere, however
+# far, the result stays within a bound that depends on the others alone. "hull", "box": it lies in
+# the convex hull of the inputs, or in the smallest box around them.
+Invariance = Literal[
+    "permutation",
+    "translation",
+    "scaling",
+    "rotation",
+    "separable",
+    "resilient",
+    "hull",
+    "box",
+]
+Invariances = frozenset[Invariance]
+
+OF_DISTANCES: Invariances = frozenset(
+    {"permutation", "translation", "scaling", "rotation", "resilient", "hull"}
+)
+OF_COORDINATES: Invariances = frozenset(
+    {"permutation", "translation", "scaling", "separable", "resilient", "box"}
+)
+
+# What the vector `reference` is to a rule: nothing; its own last result, zeros at first; the update
+# of trusted data; the vector of the node that aggregates.
+Reference = Literal["unused", "last-result", "trusted-update", "own-vector"]
+
+
+class Context(NamedTuple):
+    """What a rule is given beside the vectors.
+
+    Attributes:
+        rng: for rules that draw.
+        reference: a vector of shape (d,), what it is depends on the rule (see `Reference`).
+    """
+
+    rng: np.random.Generator | None
+    reference: Array | None
+
+    def generator(self, rule: str) -> np.random.Generator:
+        """Returns `rng`.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if self.rng is None:
+            raise ConfigError(
+                f"{rule} draws at random: pass rng=fl.randomness.generator(seed, purpose, round)"
+            )
+        return self.rng
+
+
+class _Tolerant:
+    """A frozen dataclass that may have a field f, the number of Byzantine vectors to tolerate."""
+
+    def __post_init__(self) -> None:
+        if "f" in _names(self):
+            check_f(self.name, cast(Any, self).f)
+
+    @property
+    def name(self) -> str:
+        """The class, for messages."""
+        return type(self).__name__
+
+    def tolerating(self, f: int) -> Self:
+        """Returns the rule with another f, or the same if it has none."""
+        return cast(Self, replace(cast(Any, self), f=f)) if "f" in _names(self) else self
+
+
+class Aggregator(_Tolerant, ABC):
+    """A rule that maps n vectors to one.
+
+    Numbers of examples (`weights`) change the result of those rules alone that have a field
+    `weighted`, and have it true: most papers know none. They make no rule more robust, because a
+    client may lie about its own.
+    """
+
+    @property
+    def reference(self) -> Reference:
+        """What the vector passed as `reference` is to the rule."""
+        return "unused"
+
+    def __call__(
+        self,
+        x: Array,
+        weights: ArrayLike | None = None,
+        rng: np.random.Generator | None = None,
+        reference: Array | None = None,
+    ) -> Array:
+        """Returns the aggregate, shape (d,), in the type of `x`.
+
+        Args:
+            x: the vectors, shape (n, d), float32 or float64; not written to. They are finite:
+                `Guard` leaves out those that are not.
+            weights: numbers of examples, shape (n,).
+            rng: for rules that draw.
+            reference: shape (d,), see `Reference`.
+
+        Raises:
+            ConfigError: n is too small for f; something is missing, of the wrong shape or type, or
+                not finite.
+        """
+        rows = Rows(x, weights)
+        if reference is not None and np.shape(reference) != (rows.d,):
+            raise ConfigError(f"reference of shape {np.shape(reference)}: need ({rows.d},)")
+        result = self.aggregate(rows, Context(rng, reference))
+        if not np.isfinite(result).all():
+            raise ConfigError(
+                f"{self.name}: the result is not finite, so the vectors are not, or too large for "
+                f"{result.dtype}: pass them through fl.aggregation.Guard first"
+            )
+        return result
+
+    def aggregate(self, rows: Rows, context: Context) -> Array:
+        """Returns the aggregate of rows, shape (d,), after checking that n suffices."""
+        self.check(len(rows))
+        return self.apply(rows, context)
+
+    @property
+    @abstractmethod
+    def invariances(self) -> Invariances:
+        """What holds for the rule as configured."""
+
+    def check(self, n: int) -> None:
+        """Raises ConfigError unless the rule can aggregate n vectors."""
+
+    @abstractmethod
+    def apply(self, rows: Rows, context: Context) -> Array:
+        """Returns the aggregate of rows, shape (d,); n suffices."""
+
+
+class PreAggregation(_Tolerant, ABC):
+    """A map from n vectors to m, before a rule."""
+
+    def transform(self, rows: Rows, context: Context) -> Rows:
+        """Returns the new rows, after checking that n suffices."""
+        self.check(len(rows))
+        return self.apply(rows, context)
+
+    def reach(self, f: int) -> int:
+        """Returns how many of the new rows f Byzantine vectors can make Byzantine."""
+        return f
+
+    @property
+    @abstractmethod
+    def invariances(self) -> Invariances:
+        """What the map keeps of the invariances of the rule after it."""
+
+    def check(self, n: int) -> None:
+        """Raises ConfigError unless there are enough vectors."""
+
+    @abstractmethod
+    def apply(self, rows: Rows, context: Context) -> Rows:
+        """Returns the new rows; n suffices."""
+
+
+@dataclass(frozen=True)
+class Chain(Aggregator):
+    """Pre-aggregations one after another, then a rule.
+
+    Attributes:
+        pre: in the order they are applied; of a mapping, the values count, so that a configuration
+            can name and replace them.
+        rule: the last.
+        f: Byzantine vectors among those that come in. Each part is given the number of its own
+            inputs they can reach; what the parts say themselves is not read.
+
+    Raises:
+        ConfigError: f is negative.
+    """
+
+    pre: Sequence[PreAggregation] | Mapping[str, PreAggregation]
+    rule: Aggregator
+    f: int = 0
+
+    def parts(self) -> tuple[list[PreAggregation], Aggregator]:
+        """Returns the pre-aggregations and the rule, each with its own f."""
+        f, pre = self.f, []
+        for part in self.pre.values() if isinstance(self.pre, Mapping) else self.pre:
+            pre.append(part.tolerating(f))
+            f = part.reach(f)
+        return pre, self.rule.tolerating(f)
+
+    @property
+    def name(self) -> str:
+        """The parts in order."""
+        pre, rule = self.parts()
+        return " > ".join([*(part.name for part in pre), rule.name])
+
+    @property
+    def invariances(self) -> Invariances:
+        """What all parts keep."""
+        pre, rule = self.parts()
+        return frozenset.intersection(rule.invariances, *(part.invariances for part in pre))
+
+    @property
+    def reference(self) -> Reference:
+        """What the vector passed as `reference` is to the rule."""
+        return self.rule.reference
+
+    def apply(self, rows: Rows, context: Context) -> Array:
+        """Returns the rule's aggregate of what the pre-aggregations make of the rows."""
+        pre, rule = self.parts()
+        try:
+            for part in pre:
+                rows = part.transform(rows, context)
+            return rule.aggregate(rows, context)
+        except ConfigError as error:
+            raise ConfigError(f"{self.name} with f={self.f}: {error}") from None
+
+
+def _names(rule: object) -> set[str]:
+    return {field.name for field in fields(cast(Any, rule))}

@@ -1,0 +1,161 @@
+"""The one check before every rule: what a client sent is a vector, or it is left out.
+
+A Byzantine client can send anything at all, and a faulty one nothing. A rule is for vectors, so
+what is none is left out here, with the reason on record, and counts as one of the f that are
+tolerated: n - k vectors are left for a rule that tolerates f - k. For rules that count n - f, such
+as Krum's neighbours or NNM's, that is the same as taking the k for vectors infinitely far away.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fl.aggregation.gram import Array, Float64, Index
+from fl.aggregation.tolerance import check_f
+from fl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What was left out.
+
+    Attributes:
+        index: its place among the replies.
+        reason: why, in words.
+    """
+
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Admitted:
+    """What a rule may read.
+
+    Attributes:
+        x: the vectors, shape (m, d): the matrix that came in, if all of it may be read.
+        kept: their places among the replies, ascending, shape (m,).
+        f: how many of them may still be Byzantine, for `Aggregator.tolerating`.
+        weights: their numbers of examples, shape (m,), if there are any.
+        dropped: what was left out, by place.
+    """
+
+    x: Array
+    kept: Index
+    f: int
+    weights: Float64 | None
+    dropped: tuple[Dropped, ...]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Leaves out replies that are missing, no vector of the right kind, or not finite.
+
+    Attributes:
+        f: most replies to leave out.
+
+    Raises:
+        ConfigError: f is negative.
+    """
+
+    f: int = 0
+
+    def __post_init__(self) -> None:
+        check_f("Guard", self.f)
+
+    def __call__(
+        self,
+        replies: Array | Sequence[object],
+        size: int,
+        weights: Sequence[object] | Array | None = None,
+        dtype: type[np.float32] | type[np.float64] = np.float32,
+    ) -> Admitted:
+        """Returns the replies that are vectors, as one matrix.
+
+        Args:
+            replies: a matrix of shape (n, size); or n objects of any kind, None if missing.
+            size: d, the length a vector must have.
+            weights: each client's number of examples, as it says itself: n objects of any kind.
+            dtype: the type the numbers must have. Nothing is converted: another type is another
+                message.
+
+        Raises:
+            ConfigError: more than f replies are left out, or all of them; the message has the
+                reasons.
+        """
+        n = len(replies)
+        if weights is not None and len(weights) != n:
+            raise ConfigError(f"{len(weights)} weights for {n} replies: need one for each")
+        reasons = [
+            _fault_of_form(reply, size, np.dtype(dtype))
+            or (None if weights is None else _fault_of_weight(weights[i]))
+            for i, reply in enumerate(replies)
+        ]
+        whole = isinstance(replies, np.ndarray)
+        rows = [np.asarray(reply) for reply, fault in zip(replies, reasons, strict=True)
+                if fault is None]  # fmt: skip
+        x = replies if whole and len(rows) == n else np.stack(rows) if rows else None
+        formed = [i for i, fault in enumerate(reasons) if fault is None]
+        if x is not None:
+            bad = not_finite(np.asarray(x))
+            for position, fault in bad.items():
+                reasons[formed[position]] = fault
+            if bad:
+                x = np.delete(np.asarray(x), list(bad), axis=0)
+        dropped = tuple(Dropped(i, reason) for i, reason in enumerate(reasons) if reason)
+        if len(dropped) > self.f or x is None or len(x) == 0:
+            listed = "; ".join(f"reply {d.index}: {d.reason}" for d in dropped[:5])
+            more = f"; and {len(dropped) - 5} more" if len(dropped) > 5 else ""
+            raise ConfigError(
+                f"{len(dropped)} of {n} replies are unusable, at most f={self.f} are tolerated, "
+                f"and one must be left ({listed}{more}): raise f, or find out why the clients fail"
+            )
+        kept = np.array([i for i, reason in enumerate(reasons) if reason is None])
+        return Admitted(
+            x=np.asarray(x),
+            kept=kept,
+            f=self.f - len(dropped),
+            weights=None if weights is None else np.array([weights[i] for i in kept], np.float64),
+            dropped=dropped,
+        )
+
+
+def _fault_of_form(reply: object, size: int, dtype: np.dtype[Any]) -> str | None:
+    if reply is None:
+        return "missing"
+    if not isinstance(reply, np.ndarray):
+        return f"a {type(reply).__name__}, not an array"
+    if reply.dtype != dtype:
+        return f"type {reply.dtype}, not {dtype}"
+    if reply.shape != (size,):
+        return f"shape {reply.shape}, not ({size},)"
+    return None
+
+
+def _fault_of_weight(weight: object) -> str | None:
+    if isinstance(weight, bool | np.bool_) or not isinstance(weight, numbers.Real):
+        return f"number of examples is {weight!r:.40}, not a number"
+    if not np.isfinite(float(weight)) or float(weight) < 0:
+        return f"number of examples is {weight!r:.40}"
+    return None
+
+
+def not_finite(x: Array) -> dict[int, str]:
+    """Returns what is wrong with each row of a matrix that is not finite, by its index."""
+    # Infinity and NaN survive every addition, so one pass of sums clears nearly all rows at once.
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspects = np.flatnonzero(~np.isfinite(x.sum(axis=1)))
+    faults = {}
+    for i in suspects:
+        bad = np.flatnonzero(~np.isfinite(x[i]))
+        if len(bad):  # otherwise only the sum was too large
+            faults[int(i)] = (
+                f"{len(bad)} of {x.shape[1]} numbers are not finite, the first {x[i, bad[0]]} "
+                f"at index {bad[0]}"
+            )
+    return faults

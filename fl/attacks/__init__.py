@@ -1,0 +1,35 @@
+"""Attacks: what Byzantine clients send, and what they train on."""
+
+from fl.attacks.alie import ALIE
+from fl.attacks.attack import Attack, Forged, Line, SameVector, Scene
+from fl.attacks.backdoor import Backdoor, ModelReplacement
+from fl.attacks.ipm import IPM
+from fl.attacks.label_flip import LabelFlip
+from fl.attacks.mimic import Mimic
+from fl.attacks.min_max import MinMax, MinSum
+from fl.attacks.noise import Constant, Gauss, Uniform
+from fl.attacks.optimized import Optimized, line_maximize
+from fl.attacks.sign_flip import OwnSignFlip, SignFlip
+
+__all__ = [
+    "ALIE",
+    "IPM",
+    "Attack",
+    "Backdoor",
+    "Constant",
+    "Forged",
+    "Gauss",
+    "LabelFlip",
+    "Line",
+    "Mimic",
+    "MinMax",
+    "MinSum",
+    "ModelReplacement",
+    "Optimized",
+    "OwnSignFlip",
+    "SameVector",
+    "Scene",
+    "SignFlip",
+    "Uniform",
+    "line_maximize",
+]

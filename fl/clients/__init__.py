@@ -1,0 +1,30 @@
+"""Client rules, and the ClientApp that runs any of them.
+
+A rule is `init`, `step` and `finish` on flat vectors (`fl.clients.rule`). `TrainingApp` runs it for
+one client at a time, on the simulator as on a real SuperNode, or for many at once.
+"""
+
+from fl.clients.adamw import AdamW
+from fl.clients.app import TrainingApp, Work
+from fl.clients.batched import gains_from_batching
+from fl.clients.proximal import Proximal
+from fl.clients.rule import Batch, Finished, Received, Rule
+from fl.clients.schedule import CosineDecay, ExponentialDecay, Schedule, StepDecay
+from fl.clients.sgd import Sgd
+
+__all__ = [
+    "AdamW",
+    "Batch",
+    "CosineDecay",
+    "ExponentialDecay",
+    "Finished",
+    "Proximal",
+    "Received",
+    "Rule",
+    "Schedule",
+    "Sgd",
+    "StepDecay",
+    "TrainingApp",
+    "Work",
+    "gains_from_batching",
+]

@@ -1,0 +1,126 @@
+"""Local Adam with decoupled weight decay.
+
+Kingma, Ba: Adam, ICLR 2015, arXiv:1412.6980. Loshchilov, Hutter: Decoupled Weight Decay
+Regularization, ICLR 2019, arXiv:1711.05101, Algorithm 2. As a client of FedAvg with the moments
+reset in every task it is the inner optimizer of DiLoCo-style training when kept (arXiv:2311.08105).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fl.clients.rule import Batch, Finished, Received, Rule, Scalar, State
+from fl.clients.schedule import Schedule
+from fl.clients.sgd import check_not_negative, check_positive, clip, round_lr
+from fl.errors import ConfigError
+
+
+class Moments(NamedTuple):
+    """First and second moment of the gradient, shape (p,) each."""
+
+    m: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True)
+class AdamW(Rule):
+    """AdamW, as `torch.optim.AdamW` computes it.
+
+        g <- clip(gradient of the batch at w)
+        w <- w - lr weight_decay w
+        m <- beta1 m + (1 - beta1) g
+        v <- beta2 v + (1 - beta2) g^2
+        w <- w - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)      t = 1, 2, ...
+
+    A message's "lr" replaces `lr` and `round_schedule` for its task; `step_schedule` still applies.
+
+    Attributes:
+        lr: learning rate, above 0.
+        beta1, beta2: decay of the moments, in [0, 1).
+        eps: added to the denominator, at least 0.
+        weight_decay: decoupled, at least 0.
+        clip_norm: bound on the gradient's 2-norm; None does not clip.
+        keep_moments: a client keeps m, v and t from task to task. By default every task starts
+            from zero.
+        round_schedule: factor on `lr` by the message's "server-round" minus 1; None is 1.
+        step_schedule: factor on `lr` by the step within the task; None is 1.
+
+    Raises:
+        ConfigError: a hyperparameter is out of range.
+    """
+
+    honours: ClassVar[frozenset[str]] = frozenset({"lr"})
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float | None = None
+    keep_moments: bool = False
+    round_schedule: Schedule | None = None
+    step_schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        check_positive("lr", self.lr)
+        check_not_negative("eps", self.eps)
+        check_not_negative("weight_decay", self.weight_decay)
+        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0 <= beta < 1:
+                raise ConfigError(f"{name} is {beta}; it must be in [0, 1)")
+        if self.clip_norm is not None:
+            check_positive("clip_norm", self.clip_norm)
+
+    @property
+    def vectors(self) -> int:
+        """The two moments."""
+        return 2
+
+    def scalars(self, config: Mapping[str, Any]) -> dict[str, float]:
+        """Returns {"lr": the learning rate of this task}."""
+        return {"lr": round_lr(config, self.lr, self.round_schedule)}
+
+    def first_memory(self, w: Tensor) -> dict[str, Tensor]:
+        """Returns zero moments after zero steps, if they are kept at all."""
+        if not self.keep_moments:
+            return {}
+        zero = torch.zeros_like(w)
+        # float64: 1 - beta2^t loses five digits in float32.
+        return {"m": zero, "v": zero, "steps": torch.zeros((), dtype=torch.float64)}
+
+    def init(self, received: Received) -> State:
+        """Returns the moments to start from."""
+        if self.keep_moments:
+            return Moments(received.memory["m"], received.memory["v"])
+        zero = torch.zeros_like(received.w)
+        return Moments(zero, zero)
+
+    def step(
+        self, w: Tensor, state: State, received: Received, batch: Batch, t: int
+    ) -> tuple[Tensor, State, Tensor]:
+        """Returns (w, moments, loss) after one step."""
+        lr = received.scalars["lr"]
+        if self.step_schedule is not None:
+            lr = lr * self.step_schedule(t)
+        g, loss = batch.grad(w)
+        g = clip(g, self.clip_norm)
+        m = state.m + (1 - self.beta1) * (g - state.m)
+        v = self.beta2 * state.v + (1 - self.beta2) * (g * g)
+        steps: Scalar = t + 1.0
+        if self.keep_moments:
+            steps = received.memory["steps"] + steps
+        bias1, bias2 = 1 - self.beta1**steps, 1 - self.beta2**steps
+        update = m / (torch.sqrt(v) / bias2**0.5 + self.eps)
+        return w * (1 - lr * self.weight_decay) - update * (lr / bias1), Moments(m, v), loss
+
+    def finish(self, w: Tensor, state: State, received: Received, steps: Scalar) -> Finished:
+        """Returns the model, and the moments if they are kept."""
+        if not self.keep_moments:
+            return Finished(w, {}, {})
+        total = received.memory["steps"] + steps
+        return Finished(w, {}, {"m": state.m, "v": state.v, "steps": total})

@@ -1,0 +1,127 @@
+"""One task, trained by itself, with PyTorch's ordinary autograd."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fl.clients.batches import batch_bounds, steps_per_epoch, visiting_order
+from fl.clients.examples import ExamplePool
+from fl.clients.rule import Received, Rule
+from fl.clients.task import Task, Trained
+from fl.models.objective import per_example_loss
+from fl.params import Layout, as_tensor, carried_arrays, carried_tensors
+from fl.randomness import global_generators
+
+
+class AutogradBatch:
+    """A mini-batch whose gradient comes from `torch.autograd`.
+
+    A forward pass updates the model's buffers (BatchNorm's running statistics), as it does in any
+    PyTorch loop; a rule that evaluates a batch twice updates them twice.
+
+    Args:
+        model: in training mode; its own parameters and buffers are not touched.
+        layout: of the model.
+        buffers: current values of the model's buffers, changed in place.
+        x: inputs, shape (b, ...).
+        y: targets, shape (b,) or (b, T).
+    """
+
+    def __init__(
+        self, model: nn.Module, layout: Layout, buffers: dict[str, Tensor], x: Tensor, y: Tensor
+    ) -> None:
+        self._model = model
+        self._layout = layout
+        self._buffers = buffers
+        self._x = x
+        self._y = y
+
+    @property
+    def examples(self) -> int:
+        """Number of examples b."""
+        return len(self._x)
+
+    def _mean_loss(self, w: Tensor) -> Tensor:
+        entries = {**self._layout.split(w), **self._buffers}
+        # The entries of a layout share no memory: no need to look for ties.
+        logits = functional_call(self._model, entries, (self._x,), tie_weights=False)
+        return per_example_loss(logits, self._y).mean()
+
+    def grad(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the gradient at `w` and the loss there."""
+        w = w.detach().requires_grad_()
+        loss = self._mean_loss(w)
+        (g,) = torch.autograd.grad(loss, w)
+        return g, loss.detach()
+
+    def loss(self, w: Tensor) -> Tensor:
+        """Returns the loss at `w`."""
+        with torch.no_grad():
+            return self._mean_loss(w)
+
+
+def train_alone(
+    model: nn.Module,
+    layout: Layout,
+    rule: Rule,
+    pool: ExamplePool,
+    task: Task,
+    *,
+    batch_size: int | None,
+    shuffle: bool,
+) -> Trained:
+    """Returns the outcome of one task of at least one step.
+
+    Args:
+        model: in training mode; only its structure is used.
+        layout: of the model.
+        rule: what a step does.
+        pool: the training examples.
+        task: what to do.
+        batch_size: largest batch; None is all of the client's examples.
+        shuffle: permute every epoch.
+    """
+    row = as_tensor(task.row)
+    w = layout.select(row)
+    buffers = {
+        **{e.name: row[e.offset : e.offset + e.size].view(e.shape).clone() for e in layout.buffers},
+        **carried_tensors(task.carried),
+    }
+    memory = rule.first_memory(w) if task.memory is None else task.memory
+    received = Received(w, task.server, memory, dict(task.scalars))
+    size = np.array([task.examples])
+    epochs = -(-task.steps // steps_per_epoch(task.examples, batch_size))
+    order = task.rows[
+        visiting_order(
+            task.examples, epochs, task.seed, task.client, task.message_id, shuffle=shuffle
+        )
+    ]
+    state = rule.init(received)
+    losses = []
+    began = time.perf_counter()
+    # Whatever the model draws, above all for dropout, belongs to this task and leaves no trace.
+    with global_generators(task.seed, "dropout", task.client, task.message_id):
+        for t in range(task.steps):
+            (start,), (length,) = batch_bounds(t, size, batch_size)
+            x, y = pool.take(order[start : start + length])
+            batch = AutogradBatch(model, layout, buffers, x, y)
+            w, state, loss = rule.step(w, state, received, batch, t)
+            losses.append(loss)
+            elapsed = time.perf_counter() - began
+            if task.deadline_s is not None and elapsed * (t + 2) / (t + 1) > task.deadline_s:
+                break  # another step of average length would end too late
+    steps = len(losses)
+    uploaded, extras, memory = rule.finish(w, state, received, steps)
+    return Trained(
+        rows=layout.join(uploaded, buffers)[None],
+        carried=carried_arrays({e.name: buffers[e.name] for e in layout.carried}),
+        extras={name: vector[None] for name, vector in extras.items()},
+        memory={name: tensor[None] for name, tensor in memory.items()},
+        losses=[float(torch.stack(losses).mean())],
+        steps=[steps],
+    )

@@ -1,0 +1,530 @@
+"""The ClientApp that runs any client rule, on a simulated device or on a real SuperNode."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
+from torch import Tensor, nn
+
+from fl.clients.alone import train_alone
+from fl.clients.batched import gains_from_batching, train_together
+from fl.clients.batches import covered_examples, steps_per_epoch
+from fl.clients.examples import ExamplePool
+from fl.clients.message_config import read_float, read_int
+from fl.clients.rule import Rule
+from fl.clients.task import Task, Trained
+from fl.data import FederatedData
+from fl.errors import ConfigError
+from fl.models import Flops, evaluate, flops_per_example, memory_bytes
+from fl.params import (
+    Layout,
+    RecordReader,
+    as_tensor,
+    carried,
+    carried_tensors,
+    record_tensors,
+    record_vector,
+    tensors_record,
+    to_record,
+    to_records,
+    trusted_record,
+    vector_record,
+)
+from fl.randomness import global_generators
+
+ARRAYS_KEY = "arrays"
+CONFIG_KEY = "config"
+METRICS_KEY = "metrics"
+WORK_KEY = "fl.work"  # what the simulated device has time for: {"steps": int}
+MEMORY_KEY = "fl.memory"  # record of the client's Context.state that holds the rule's memory
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a task costs a device.
+
+    Attributes:
+        flops: FLOPs of the planned work.
+        steps: how many local steps fit the message's "deadline-s"; None without a deadline.
+        memory_bytes: memory the task needs.
+    """
+
+    flops: float
+    steps: int | None
+    memory_bytes: int
+
+    @property
+    def work(self) -> dict[str, int] | None:
+        """Content of the record `fl.work` that the simulator adds to the message."""
+        return None if self.steps is None else {"steps": self.steps}
+
+
+class TrainingApp(ClientApp):
+    """A Flower ClientApp that trains a model on a client's data by a client rule.
+
+    It answers three kinds of messages:
+
+    - `train`: the model in content["arrays"] is trained on the partition of
+      `node_config["partition-id"]`. The reply has the model in "arrays", in "metrics"
+      "num-examples" (size of the partition), "train-loss" (mean over the steps) and "steps", and a
+      record for each vector the rule uploads beside the model.
+    - `evaluate`: replies with "num-examples", "loss" and "accuracy" of the received model on the
+      client's own held-out examples, or on its training examples.
+    - `query`: replies with "num-examples" and "num-partitions".
+
+    A message's configuration (content["config"]) may set, for its task, "lr", "proximal-mu" (if the
+    rule has one), one of "local-epochs" and "local-steps", and "deadline-s". Other keys are
+    somebody else's and are ignored.
+
+    A deadline bounds the time of training: the client does as many whole steps as fit, and at least
+    one, since a device learns what a step takes by doing it; its partial work counts like full
+    work. On the simulator the planned time decides (`plan`, handed over in content["fl.work"]), on
+    a real device the clock: no step starts that would end too late if it took as long as the mean
+    of those before.
+
+    A client without examples, or told to do 0 steps, returns the received model with
+    "num-examples" 0, so that it weighs nothing. A model that has become NaN or infinite is returned
+    as it is: what to do with it is the strategy's decision, and "train-loss" shows it. A received
+    model that is not finite is refused.
+
+    Training is a function of the message and the client's state: batches come from the stream
+    (seed, "batches", partition-id, message_id), with `run_config["seed"]`, and what the model
+    draws (dropout) from (seed, "dropout", partition-id, message_id). What the rule keeps from task
+    to task is in `Context.state["fl.memory"]`.
+
+    Args:
+        model: a module, or a function that makes one. Only its structure is used: weights come
+            with every message.
+        data: the examples, dealt to partitions; partition-id p uses partition p modulo their
+            number.
+        rule: what a local step does.
+        batch_size: examples of a step; None takes all of the client's.
+        local_epochs: passes over the client's examples in a task; None if `local_steps` is set.
+        local_steps: steps of a task, however many epochs these are; None if `local_epochs` is set.
+        shuffle: a fresh permutation every epoch; otherwise the order of the data.
+        evaluate_on: "test" or "train" examples of the client; None is "test" where the data has
+            held-out examples for each client, else "train".
+        mods: Flower mods around every handler. With any, tasks are trained one by one.
+
+    Raises:
+        ConfigError: an argument is out of range, or the model cannot be a flat vector.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[], nn.Module],
+        data: FederatedData,
+        rule: Rule,
+        *,
+        batch_size: int | None = 32,
+        local_epochs: int | None = 1,
+        local_steps: int | None = None,
+        shuffle: bool = True,
+        evaluate_on: Literal["test", "train"] | None = None,
+        mods: list[Mod] | None = None,
+    ) -> None:
+        super().__init__(mods=mods)
+        for name, value in (
+            ("batch_size", batch_size),
+            ("local_epochs", local_epochs),
+            ("local_steps", local_steps),
+        ):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1, or null")
+        if (local_epochs is None) == (local_steps is None):
+            raise ConfigError(
+                f"local_epochs is {local_epochs} and local_steps is {local_steps}; set one of them "
+                "and make the other null"
+            )
+        if evaluate_on not in ("test", "train", None):
+            raise ConfigError(f"evaluate_on is {evaluate_on!r}; it must be 'test', 'train' or null")
+        if evaluate_on == "test" and data.test_partitions is None:
+            raise ConfigError(
+                f"evaluate_on is 'test', but data {data.name!r} has no held-out examples for each "
+                "client: set it to 'train'"
+            )
+        self.data = data
+        self.rule = rule
+        self.batch_size = batch_size
+        self.local_epochs = local_epochs
+        self.local_steps = local_steps
+        self.shuffle = shuffle
+        self.evaluate_on = evaluate_on or ("train" if data.test_partitions is None else "test")
+        if isinstance(model, nn.Module):
+            self._model = copy.deepcopy(model)
+        else:
+            with global_generators(0, "structure"):  # its values are never used
+                self._model = model()
+        self._model.train()
+        self.layout = Layout.of(self._model)
+        self._pool = ExamplePool(data)
+        self._reader = RecordReader(self.layout)
+        self._not_batchable = self._why_not_batchable()
+        self.train()(self._train)
+        self.evaluate()(self._evaluate)
+        self.query()(self._query)
+
+    # ---- what work costs -------------------------------------------------------------------------
+
+    @cached_property
+    def _flops(self) -> Flops:
+        return flops_per_example(self._model, self.data.input_shape, self._input_dtype)
+
+    @cached_property
+    def _memory_bytes(self) -> int:
+        largest = int(self.data.partitions.sizes.max(initial=1))
+        batch = largest if self.batch_size is None else min(self.batch_size, largest)
+        return memory_bytes(
+            self._model, self.data.input_shape, batch, self.rule.vectors, self._input_dtype
+        )
+
+    @property
+    def _input_dtype(self) -> torch.dtype:
+        return torch.int64 if self.data.task == "next-token" else torch.float32
+
+    def memory_bytes(self) -> int:
+        """Returns the memory that training takes on a device, in bytes, for the largest batch."""
+        return self._memory_bytes
+
+    def plan(
+        self, content: RecordDict, message_type: str, partition: int, seconds_per_flop: float
+    ) -> Work:
+        """Returns what a message's work costs, before it is done.
+
+        Training is charged forward and backward FLOPs for every example of every step (times the
+        rule's gradients per step), evaluation forward FLOPs, a query nothing.
+
+        Args:
+            content: of the message.
+            message_type: of the message; what follows a dot is ignored.
+            partition: the client's partition-id.
+            seconds_per_flop: of the client's device, for this task.
+
+        Raises:
+            ConfigError: the message's configuration makes no sense, or not with this rule.
+        """
+        partition %= self.data.num_partitions
+        kind = message_type.split(".")[0]
+        if kind == "evaluate":
+            flops = float(self._flops.forward * len(self._evaluation_rows(partition)))
+            return Work(flops, None, self._memory_bytes)
+        if kind != "train":
+            return Work(0.0, None, self._memory_bytes)
+        config = content.get(CONFIG_KEY, _NOTHING)
+        examples = self.data.size(partition)
+        self._scalars(config)  # refuses now what the client would refuse later
+        steps = self._planned_steps(config, examples)
+        per_example = self._flops.training * self.rule.gradients_per_step
+        deadline = read_float(config, "deadline-s", above=0.0)
+        fitting = None
+        if deadline is not None:
+            # The last bit of a product must not cost a step that fits exactly.
+            flops = deadline * (1 + 1e-9) / seconds_per_flop
+            fitting = steps = self._fitting_steps(steps, examples, flops / per_example)
+        flops = per_example * covered_examples(steps, examples, self.batch_size)
+        return Work(flops, fitting, self._memory_bytes)
+
+    def _fitting_steps(self, steps: int, examples: int, affordable: float) -> int:
+        """Returns the most steps that hold at most `affordable` examples; at least one of any."""
+        fewest, most = min(steps, 1), steps
+        while fewest < most:
+            middle = (fewest + most + 1) // 2
+            if covered_examples(middle, examples, self.batch_size) <= affordable:
+                fewest = middle
+            else:
+                most = middle - 1
+        return fewest
+
+    def _planned_steps(self, config: Mapping[str, Any], examples: int) -> int:
+        """Returns how many steps a message asks for, whatever they take."""
+        epochs = read_int(config, "local-epochs", least=1)
+        steps = read_int(config, "local-steps", least=1)
+        if epochs is not None and steps is not None:
+            raise ConfigError(
+                f"the message asks for local-epochs {epochs} and local-steps {steps}; send one"
+            )
+        if epochs is None and steps is None:
+            epochs, steps = self.local_epochs, self.local_steps
+        per_epoch = steps_per_epoch(examples, self.batch_size)
+        if epochs is not None:
+            return epochs * per_epoch
+        return steps or 0 if per_epoch else 0
+
+    # ---- handlers --------------------------------------------------------------------------------
+
+    def _train(self, message: Message, context: Context) -> Message:
+        task = self._task(message, context)
+        if task.steps == 0:
+            return Message(self._unchanged(task), reply_to=message)
+        trained = train_alone(
+            self._model,
+            self.layout,
+            self.rule,
+            self._pool,
+            task,
+            batch_size=self.batch_size,
+            shuffle=self.shuffle,
+        )
+        (content,) = self._contents([context], [task], trained)
+        return Message(content, reply_to=message)
+
+    def _evaluate(self, message: Message, context: Context) -> Message:
+        partition = self._partition(context)
+        row = as_tensor(self._reader.row(_arrays(message.content)))
+        count = len(self._evaluation_rows(partition))
+        loss = accuracy = 0.0
+        if count:
+            entries = carried_tensors(carried(self.layout, _arrays(message.content)))
+            self._evaluated.load_state_dict(self.layout.unflatten(row, entries))
+            client = self.data.client_test if self.evaluate_on == "test" else self.data.client
+            loss, accuracy = evaluate(self._evaluated, client(partition))
+        metrics: dict[str, int | float] = {
+            "num-examples": count,
+            "loss": loss,
+            "accuracy": accuracy,
+        }
+        return _metrics_reply(message, metrics)
+
+    def _query(self, message: Message, context: Context) -> Message:
+        count = self.data.size(self._partition(context))
+        return _metrics_reply(
+            message, {"num-examples": count, "num-partitions": self.data.num_partitions}
+        )
+
+    @cached_property
+    def _evaluated(self) -> nn.Module:
+        return copy.deepcopy(self._model)
+
+    def _evaluation_rows(self, partition: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        if self.evaluate_on == "test" and self.data.test_partitions is not None:
+            return self.data.test_partitions[partition]
+        return self.data.partitions[partition]
+
+    # ---- many tasks at once ----------------------------------------------------------------------
+
+    def batch_key(self, message: Message, context: Context) -> Hashable | None:
+        """Returns a key that tasks share if `train_many` may run them together, or None.
+
+        None also for a message that `train` would refuse: alone, it gets its own error.
+        `why_alone` gives the reason.
+        """
+        return None if self.why_alone(message, context) is not None else "train"
+
+    def why_alone(self, message: Message, context: Context) -> str | None:
+        """Returns why a task cannot be trained together with others, or None if it can."""
+        if message.metadata.message_type not in ("train", "train.default"):
+            return f"{message.metadata.message_type!r} messages are answered one by one"
+        if self._not_batchable:
+            return self._not_batchable
+        try:
+            task = self._task(message, context)
+        except ConfigError as error:
+            return str(error)
+        if task.deadline_s is not None:
+            return "its deadline is in wall time: only a clock tells when to stop"
+        return None
+
+    def _why_not_batchable(self) -> str:
+        if self._mods:
+            return "mods see one message at a time"
+        if not self.rule.batchable:
+            return f"{type(self.rule).__name__} trains one client at a time"
+        moving = [entry.name for entry in self.layout.entries if entry.kind != "trainable"]
+        if moving:
+            return f"the model has buffers or frozen parameters: {moving}"
+        gains, reason = gains_from_batching(self._model)
+        return "" if gains else reason
+
+    def train_many(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+        """Returns the replies of messages that have a batch key, trained together.
+
+        Each is what `train` would reply but for rounding, since sums are taken in another order:
+        the tests allow 1e-4 relative and 2e-6 absolute after some tens of steps. The same messages
+        in the same order give the same bits. What the rule keeps is written into the contexts.
+
+        Raises:
+            ConfigError: a message has no batch key.
+        """
+        contents = self.train_contents(messages, contexts)
+        return [
+            Message(content, reply_to=message)
+            for message, content in zip(messages, contents, strict=True)
+        ]
+
+    def train_contents(
+        self, messages: Sequence[Message], contexts: Sequence[Context]
+    ) -> list[RecordDict]:
+        """Returns the contents of the replies of `train_many`.
+
+        The replies' models are rows of one matrix for each program that trained them
+        (`fl.clients.batched`).
+
+        Raises:
+            ConfigError: a message has no batch key.
+        """
+        if self._not_batchable:
+            raise ConfigError(f"cannot train together: {self._not_batchable}")
+        tasks = [self._task(m, c) for m, c in zip(messages, contexts, strict=True)]
+        if any(task.deadline_s is not None for task in tasks):
+            raise ConfigError("cannot train together: a deadline in wall time needs a clock")
+        contents = {i: self._unchanged(task) for i, task in enumerate(tasks) if task.steps == 0}
+        working = [i for i, task in enumerate(tasks) if task.steps]
+        for members, trained in train_together(
+            self._model,
+            self.layout,
+            self.rule,
+            self._pool,
+            [tasks[i] for i in working],
+            batch_size=self.batch_size,
+            shuffle=self.shuffle,
+        ):
+            chosen = [working[i] for i in members]
+            done = self._contents(
+                [contexts[i] for i in chosen], [tasks[i] for i in chosen], trained
+            )
+            contents.update(zip(chosen, done, strict=True))
+        return [contents[i] for i in range(len(tasks))]
+
+    # ---- from messages to tasks and back ---------------------------------------------------------
+
+    def _partition(self, context: Context) -> int:
+        return _partition_id(context) % self.data.num_partitions
+
+    def _task(self, message: Message, context: Context) -> Task:
+        # Flower's records are slow to search, above all for keys they do not have.
+        content = dict(message.content.items())
+        record = _arrays(content)
+        config = dict(content.get(CONFIG_KEY, _NOTHING).items())
+        client = _partition_id(context)
+        rows = self.data.partitions[client % self.data.num_partitions]
+        scalars = self._scalars(config)
+        steps = self._planned_steps(config, len(rows))
+        deadline = read_float(config, "deadline-s", above=0.0)
+        work = content.get(WORK_KEY)
+        if work is not None:
+            deadline = None
+            fitting = read_int(work, "steps", least=0)
+            if fitting is None:
+                raise ConfigError(f"the record {WORK_KEY!r} has no 'steps', only {sorted(work)}")
+            steps = min(steps, fitting)
+        seed = context.run_config.get("seed")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ConfigError(
+                f"run_config['seed'] is {seed!r}; it must be a whole number: on a deployment, set "
+                "it under [tool.flwr.app.config] in pyproject.toml"
+            )
+        return Task(
+            seed=seed,
+            client=client,
+            message_id=message.metadata.message_id,
+            rows=rows,
+            row=self._reader.row(record),
+            carried=carried(self.layout, record) if self.layout.carried else {},
+            server=self._server_vectors(content),
+            memory=_memory(context),
+            scalars=scalars,
+            steps=steps,
+            deadline_s=deadline,
+        )
+
+    def _scalars(self, config: Mapping[str, Any]) -> dict[str, float]:
+        # Flower's FedProx leaves the proximal term to the client. Without it, it would be FedAvg
+        # under another name, and nobody would notice.
+        if config.get("proximal-mu") and "proximal-mu" not in self.rule.honours:
+            raise ConfigError(
+                f"the message asks for proximal-mu {config['proximal-mu']!r}, but "
+                f"{type(self.rule).__name__} has no proximal term: use the client rule Proximal"
+            )
+        return self.rule.scalars(config)
+
+    def _server_vectors(self, content: Mapping[str, Any]) -> dict[str, Tensor]:
+        vectors = {}
+        for name in self.rule.needs:
+            record = content.get(name)
+            if not isinstance(record, ArrayRecord):
+                raise ConfigError(
+                    f"{type(self.rule).__name__} needs the record {name!r} beside the model, the "
+                    f"message has {sorted(content)}: use the strategy that sends it"
+                )
+            vectors[name] = record_vector(record, self.layout.num_trainable, f"record {name!r}")
+        return vectors
+
+    def _unchanged(self, task: Task) -> RecordDict:
+        """Returns the reply's content for a task of no steps."""
+        items: dict[str, Any] = {ARRAYS_KEY: to_record(self.layout, task.row, task.carried)}
+        for name in self.rule.uploads:
+            items[name] = vector_record(torch.zeros(self.layout.num_trainable))
+        items[METRICS_KEY] = _train_metrics(0, 0.0, 0)
+        return trusted_record(RecordDict, items)
+
+    def _contents(
+        self, contexts: Sequence[Context], tasks: Sequence[Task], trained: Trained
+    ) -> list[RecordDict]:
+        """Returns the replies' contents, and writes what the rule keeps into the contexts."""
+        contents = []
+        records = to_records(self.layout, trained.rows, trained.carried)
+        for i, (context, task) in enumerate(zip(contexts, tasks, strict=True)):
+            items: dict[str, Any] = {ARRAYS_KEY: records[i]}
+            for name, vectors in trained.extras.items():
+                items[name] = vector_record(vectors[i])
+            items[METRICS_KEY] = _train_metrics(task.examples, trained.losses[i], trained.steps[i])
+            if trained.memory:
+                kept = {name: tensors[i] for name, tensors in trained.memory.items()}
+                context.state[MEMORY_KEY] = tensors_record(kept)
+            contents.append(trusted_record(RecordDict, items))
+        return contents
+
+
+_NOTHING: Mapping[str, Any] = {}
+
+
+def _arrays(content: Mapping[str, Any]) -> ArrayRecord:
+    record = content.get(ARRAYS_KEY)
+    if not isinstance(record, ArrayRecord):
+        raise ConfigError(
+            f"the message has no ArrayRecord {ARRAYS_KEY!r}, only {sorted(content)}: the "
+            "strategy must send the model under that key"
+        )
+    return record
+
+
+def _partition_id(context: Context) -> int:
+    value = context.node_config.get("partition-id")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(
+            f"node_config['partition-id'] is {value!r}; it must be a whole number, at least 0: "
+            'start the SuperNode with --node-config "partition-id=0 num-partitions=2"'
+        )
+    return value
+
+
+def _memory(context: Context) -> dict[str, Tensor] | None:
+    if MEMORY_KEY not in context.state:
+        return None
+    record = context.state[MEMORY_KEY]
+    if not isinstance(record, ArrayRecord):
+        raise ConfigError(
+            f"Context.state[{MEMORY_KEY!r}] is a {type(record).__name__}, not an ArrayRecord: the "
+            "key belongs to the client rule, use another"
+        )
+    return record_tensors(record)
+
+
+def _train_metrics(examples: int, loss: float, steps: int) -> MetricRecord:
+    return trusted_record(
+        MetricRecord, {"num-examples": examples, "train-loss": loss, "steps": steps}
+    )
+
+
+def _metrics_reply(message: Message, metrics: dict[str, int | float]) -> Message:
+    record = trusted_record(MetricRecord, metrics)
+    return Message(trusted_record(RecordDict, {METRICS_KEY: record}), reply_to=message)

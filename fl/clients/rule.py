@@ -1,0 +1,152 @@
+"""What a client rule is: `init`, `step` and `finish` on flat vectors.
+
+A rule is a frozen dataclass of hyperparameters whose methods are pure functions of tensors. The
+same code runs for one client, on vectors of shape (p,), and for many at once, where
+`torch.func.vmap` adds a leading dimension the rule never sees. From that follow the limits on what
+a rule may do:
+
+- no branch on the value of a tensor, no `.item()`, no in-place change of what it was given;
+- a scalar in `Received.scalars` is a float, or a 0-d tensor where clients of one batch differ, so
+  compute with it but do not branch on it;
+- no random numbers: a rule that needs some takes them from its memory, seeded by the server.
+
+How methods with more machinery fit, without a change here:
+
+- SCAFFOLD (arXiv:1910.06378): `needs = ("c",)` reads the server's control variate from the message,
+  `first_memory` returns `{"c_i": zeros}`, `step` uses `g - memory["c_i"] + server["c"]`, and
+  `finish` returns the new `c_i` as memory and its change as an extra upload.
+- FedDyn (arXiv:2111.04263): the dual is memory; the correction is like that of `Proximal`.
+- SAM (arXiv:2010.01412): `step` calls `batch.grad` twice and sets `gradients_per_step = 2`. SPSA
+  calls `batch.loss` twice and never asks for a gradient.
+- Client momentum that outlives the round: `finish` returns the buffer as memory, `init` takes it.
+- MicroAdam (arXiv:2405.15593): state and memory may be any tree of tensors of any type and shape.
+- Variance reduction: `batch.grad` may be called at two points of the same batch.
+- A full gradient, as in SCAFFOLD's option I: steps that leave `w` alone and sum
+  `batch.examples * g` in the state.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from torch import Tensor
+
+Scalar = float | Tensor
+State = Any  # a tree (tuples, named tuples, lists, dicts) of tensors
+
+
+class Received(NamedTuple):
+    """What a client starts a task with; constant during the task.
+
+    Attributes:
+        w: the received model, shape (p,), float32.
+        server: vectors the message carries beside the model, one per name in `Rule.needs`, (p,).
+        memory: what `finish` kept at this client's last task, or `Rule.first_memory`.
+        scalars: what `Rule.scalars` made of the message's configuration.
+    """
+
+    w: Tensor
+    server: dict[str, Tensor]
+    memory: dict[str, Tensor]
+    scalars: dict[str, Scalar]
+
+
+class Finished(NamedTuple):
+    """What a client ends a task with.
+
+    Attributes:
+        w: the model to upload, shape (p,).
+        extras: vectors to upload beside it, (p,) each, by the name of their record.
+        memory: what the client keeps until its next task.
+    """
+
+    w: Tensor
+    extras: dict[str, Tensor]
+    memory: dict[str, Tensor]
+
+
+class Batch(Protocol):
+    """The loss of one mini-batch as a function of the weights: its mean over the examples."""
+
+    @property
+    def examples(self) -> Scalar:
+        """Number of examples in the batch."""
+
+    def grad(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the gradient at `w`, shape (p,), and the loss there, shape ()."""
+
+    def loss(self, w: Tensor) -> Tensor:
+        """Returns the loss at `w`, shape (), by a forward pass only."""
+
+
+class Rule(ABC):
+    """How a client turns the received model into the one it sends back.
+
+    Attributes:
+        needs: records of the message that hold a vector beside the model.
+        uploads: records of the reply that hold a vector beside the model, `Finished.extras`.
+        honours: keys of the message's configuration that `scalars` obeys.
+        gradients_per_step: gradient evaluations a step is charged for.
+        batchable: whether `vmap` takes the rule's methods.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    uploads: ClassVar[tuple[str, ...]] = ()
+    honours: ClassVar[frozenset[str]] = frozenset()
+    gradients_per_step: ClassVar[float] = 1.0
+    batchable: ClassVar[bool] = True
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of length p a client holds beside weights and gradient, to charge its memory."""
+        return 0
+
+    def scalars(self, config: Mapping[str, Any]) -> dict[str, float]:
+        """Returns the numbers of this task that the message may change, such as the learning rate.
+
+        Args:
+            config: the message's configuration; keys it does not know are somebody else's.
+
+        Raises:
+            ConfigError: a value it knows is of the wrong type or out of range.
+        """
+        return {}
+
+    def first_memory(self, w: Tensor) -> dict[str, Tensor]:
+        """Returns the memory of a client that has never been asked before.
+
+        Args:
+            w: the received model, shape (p,).
+        """
+        return {}
+
+    @abstractmethod
+    def init(self, received: Received) -> State:
+        """Returns the state before the first step."""
+
+    @abstractmethod
+    def step(
+        self, w: Tensor, state: State, received: Received, batch: Batch, t: int
+    ) -> tuple[Tensor, State, Tensor]:
+        """Returns weights and state after a step, and the loss before it.
+
+        Args:
+            w: weights, shape (p,).
+            state: as returned by `init` or the last step.
+            received: constants of the task.
+            batch: the mini-batch.
+            t: index of the step in the task, from 0.
+        """
+
+    def finish(self, w: Tensor, state: State, received: Received, steps: Scalar) -> Finished:
+        """Returns what to upload and what to keep; called after at least one step.
+
+        Args:
+            w: weights after the last step, shape (p,).
+            state: after the last step.
+            received: constants of the task.
+            steps: how many steps were done.
+        """
+        return Finished(w, {}, {})

@@ -1,0 +1,88 @@
+"""Factors on the learning rate, by the index of a round or of a local step.
+
+A schedule is a function from an index, counted from 0, to a factor; the first factor is 1. Which
+index it sees is up to the rule: `round_schedule` gets the server's round, `step_schedule` the step
+within one task.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fl.errors import ConfigError
+
+Schedule = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class StepDecay:
+    """gamma^floor(i / every), as `torch.optim.lr_scheduler.StepLR`.
+
+    Attributes:
+        every: indices between two drops, at least 1.
+        gamma: factor at each drop, above 0.
+    """
+
+    every: int
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_every("every", self.every)
+        _check_gamma(self.gamma)
+
+    def __call__(self, index: int) -> float:
+        """Returns the factor at an index."""
+        return float(self.gamma ** (index // self.every))
+
+
+@dataclass(frozen=True)
+class ExponentialDecay:
+    """gamma^i, as `torch.optim.lr_scheduler.ExponentialLR`.
+
+    Attributes:
+        gamma: factor per index, above 0.
+    """
+
+    gamma: float
+
+    def __post_init__(self) -> None:
+        _check_gamma(self.gamma)
+
+    def __call__(self, index: int) -> float:
+        """Returns the factor at an index."""
+        return float(self.gamma**index)
+
+
+@dataclass(frozen=True)
+class CosineDecay:
+    """floor + (1 - floor) (1 + cos(pi min(i, period) / period)) / 2 (arXiv:1608.03983, no restart).
+
+    Attributes:
+        period: index at which the floor is reached, at least 1.
+        floor: factor from there on, in [0, 1].
+    """
+
+    period: int
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_every("period", self.period)
+        if not 0 <= self.floor <= 1:
+            raise ConfigError(f"floor is {self.floor}; it must be in [0, 1]")
+
+    def __call__(self, index: int) -> float:
+        """Returns the factor at an index."""
+        angle = math.pi * min(index, self.period) / self.period
+        return self.floor + (1 - self.floor) * (1 + math.cos(angle)) / 2
+
+
+def _check_every(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{name} is {value}; it must be at least 1")
+
+
+def _check_gamma(gamma: float) -> None:
+    if not (math.isfinite(gamma) and gamma > 0):
+        raise ConfigError(f"gamma is {gamma}; it must be finite and above 0")

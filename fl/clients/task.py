@@ -1,0 +1,68 @@
+"""One task: what a message and the client's own state say, read and checked; and its outcome."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Array
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fl.params import Row
+
+
+@dataclass(slots=True)
+class Task:
+    """Local training that a message asks for.
+
+    Attributes:
+        seed, client, message_id: name the task's random streams.
+        rows: the client's examples, as rows of the data set's training examples, int64, (n,).
+        row: the received model, shape (d,), read-only; tasks of one broadcast share it.
+        carried: entries of the model outside the row.
+        server: vectors that came beside the model, (p,) each.
+        memory: what the rule kept at this client's last task; None if this is its first.
+        scalars: what the rule made of the message's configuration.
+        steps: how many steps to do.
+        deadline_s: wall seconds after which no further step starts; None for a simulated device,
+            whose time is in `steps`.
+    """
+
+    seed: int
+    client: int
+    message_id: str
+    rows: NDArray[np.int64]
+    row: Row
+    carried: dict[str, Array]
+    server: dict[str, Tensor]
+    memory: dict[str, Tensor] | None
+    scalars: dict[str, float]
+    steps: int
+    deadline_s: float | None
+
+    @property
+    def examples(self) -> int:
+        """Number of training examples the client has."""
+        return len(self.rows)
+
+
+@dataclass(slots=True)
+class Trained:
+    """Outcomes of n tasks, as matrices with a row for each.
+
+    Attributes:
+        rows: the models to upload, shape (n, d), float32.
+        carried: entries of the models outside the rows, the same for all n.
+        extras: vectors to upload beside them, (n, p) each.
+        memory: what the clients keep, (n, ...) each.
+        losses: mean loss over each task's steps.
+        steps: how many steps each task did.
+    """
+
+    rows: Tensor
+    carried: dict[str, Array]
+    extras: dict[str, Tensor]
+    memory: dict[str, Tensor]
+    losses: list[float]
+    steps: list[int]

@@ -1,0 +1,259 @@
+"""PowerSGD: one warm-started step of subspace iteration per message, rank r.
+
+Vogels, Karimireddy, Jaggi, PowerSGD: Practical Low-Rank Gradient Compression for Distributed
+Optimization, NeurIPS 2019, arXiv:1905.13727; github.com/epfml/powersgd.
+
+There are two ways to use it:
+
+- As a compressor of one worker's vector: `encode` sends both factors of that worker's matrices. The
+  mean of n workers then has rank n r.
+- As the paper does, over two linear reductions: `project`, mean, `orthonormalised`, `backproject`,
+  mean, `rebuild`. The result is the compression of the mean vector, all workers get the same Q, and
+  partial participation is impossible, because a worker that misses a round has another Q. On Flower
+  that is two exchanges a round: P up and its mean down, then Q up and its mean down.
+
+Error feedback is the wrapper `ErrorFeedback` in the first form. In the second it is e_i <- M_i -
+rebuild(P, Q), with the rebuilt mean (the paper's code); the newer package subtracts the worker's
+own projection M_i - P P^T M_i. Both memories have the same mean, and the models are the same,
+because P and Q depend on the mean only. Momentum and weight decay come after compression.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fl.compression.compressor import (
+    Length,
+    Participation,
+    Shapes,
+    State,
+    Transform,
+    Vector,
+    checked,
+    extent,
+)
+from fl.compression.wire import Reader, u8
+from fl.errors import ConfigError
+from fl.randomness import generator
+
+_MOST = 1e30
+
+
+@dataclass(frozen=True)
+class PowerSgd(Transform):
+    """Sends P = orth(M Q) and Q = M^T P for each matrix M (n x m), decoded P Q^T; rank r.
+
+    A tensor is a matrix shape[0] x rest. Vectors and scalars are sent as they are, and so are
+    matrices for which the factors are not `min_compression` times smaller: compressed if
+    n m > min_compression r (n + m). The rank is at most min(n, m).
+
+    C is a projection of each matrix: |C(x) - x|^2 = |x|^2 - |C(x)|^2, so delta is the share of
+    energy in the subspace, without a lower bound.
+
+    State: `q`, float32, the Q of all compressed matrices (m x r, C order) one after another, kept
+    for the next message; and `step`, int64, shape (1,).
+
+    Wire, with float32 values:
+
+    | bytes | content |
+    |---|---|
+    | 6 | header |
+    | 1 | 1 if compressed, 0 during the first `dense_steps` |
+    | 4 k | per tensor in order: P (n x r) and Q (m x r), or the tensor as it is |
+
+    Length: `7 + 4 sum_compressed r (n + m) + 4 sum_others size`; `7 + 4 d` in dense steps.
+
+    Departures: orthonormalisation is Householder's QR (as in the newer package) where the paper has
+    Gram-Schmidt with 1e-8 added to the norm: it cannot divide by zero.
+
+    Attributes:
+        rank: r, at least 1.
+        warm_start: begin from the last Q; otherwise from the first, random one.
+        min_compression: factor by which the factors must be smaller, at least 0 (package: 2).
+        dense_steps: messages sent uncompressed first, at least 0 (package: 100).
+        seed: of the first Q, which all workers must share.
+
+    Raises:
+        ConfigError: a parameter is out of range.
+    """
+
+    FORMAT: ClassVar[int] = 14
+
+    rank: int = 2
+    warm_start: bool = True
+    min_compression: float = 2.0
+    dense_steps: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"rank is {self.rank}; it must be at least 1")
+        if self.min_compression < 0:
+            raise ConfigError(f"min_compression is {self.min_compression}; it must be at least 0")
+        if self.dense_steps < 0:
+            raise ConfigError(f"dense_steps is {self.dense_steps}; it must be at least 0")
+
+    # ---- as a compressor -------------------------------------------------------------------------
+
+    def init(self, shapes: Shapes) -> State:
+        """Returns a standard normal Q per matrix, the same for all workers, and step 0."""
+        return {"q": self._first_q(shapes), "step": np.zeros(1, dtype=np.int64)}
+
+    def forward(
+        self, x: Vector, shapes: Shapes, state: State, rng: np.random.Generator
+    ) -> tuple[bytes, Vector, State]:
+        """Returns the flag, the factors or the vector itself, and the next Q and step."""
+        # Sums of float32 products below this bound stay finite for matrices of any usual size.
+        largest = extent(checked(x, shapes))
+        if largest > _MOST:
+            raise ConfigError(f"an entry of magnitude {largest:.3g}; at most {_MOST:.0e}: clip")
+        step = {"step": state["step"] + 1}
+        if int(state["step"][0]) < self.dense_steps:
+            return u8(0), x, {**state, **step}
+        q = state["q"] if self.warm_start else self._first_q(shapes)
+        p = self.orthonormalised(self.project(x, shapes, q), shapes)
+        q = self.backproject(x, shapes, p)
+        parts = []
+        at_p = at_q = 0
+        for (n, m, r), part in zip(self._ranks(shapes), shapes.slices, strict=True):
+            if not r:
+                parts.append(x[part])
+                continue
+            parts += [p[at_p : at_p + n * r], q[at_q : at_q + m * r]]
+            at_p, at_q = at_p + n * r, at_q + m * r
+        return u8(1), np.concatenate(parts), {"q": q, **step}
+
+    def read_side(self, reader: Reader, shapes: Shapes) -> tuple[Any, int]:
+        """Reads the flag."""
+        flag = reader.u8()
+        if flag > 1:
+            raise reader.fail(f"flag {flag}, expected 0 or 1")
+        return flag, self._floats(shapes) if flag else shapes.size
+
+    def backward(self, side: Any, values: Vector, shapes: Shapes) -> Vector:
+        """Returns P Q^T for each compressed matrix, the other tensors as they came."""
+        if not side:
+            return values.astype(np.float32)
+        x = np.empty(shapes.size, dtype=np.float32)
+        at = 0
+        for (n, m, r), part in zip(self._ranks(shapes), shapes.slices, strict=True):
+            if not r:
+                size = part.stop - part.start
+                x[part] = values[at : at + size]
+                at += size
+                continue
+            p, q = values[at : at + n * r], values[at + n * r : at + (n + m) * r]
+            with np.errstate(over="ignore", invalid="ignore"):  # the caller checks the result
+                np.matmul(p.reshape(n, r), q.reshape(m, r).T, out=x[part].reshape(n, m))
+            at += (n + m) * r
+        return x
+
+    def side_length(self, shapes: Shapes) -> Length:
+        """Returns the byte of the flag."""
+        return Length(1, 1)
+
+    def kept(self, shapes: Shapes) -> tuple[int, int]:
+        """Returns the number of floats when compressed, and the greatest number sent."""
+        floats = self._floats(shapes)
+        # A low rebate may make the factors larger than the matrices: min_compression below 1.
+        return (
+            (min(floats, shapes.size), max(floats, shapes.size))
+            if self.dense_steps
+            else (
+                floats,
+                floats,
+            )
+        )
+
+    # ---- over two linear reductions --------------------------------------------------------------
+
+    def project(self, x: Vector, shapes: Shapes, q: Vector) -> Vector:
+        """Returns M Q of each compressed matrix, flat: the worker's first message, linear in x."""
+        parts = [
+            (x[part].reshape(n, m) @ q_l.reshape(m, r)).reshape(-1)
+            for part, q_l, n, m, r in self._pairs(shapes, q, of_p=False)
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+
+    def orthonormalised(self, p: Vector, shapes: Shapes) -> Vector:
+        """Returns P with orthonormal columns, for each matrix."""
+        parts = [
+            np.linalg.qr(p_l.reshape(n, r))[0].reshape(-1)
+            for _, p_l, n, _, r in self._pairs(shapes, p, of_p=True)
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+
+    def backproject(self, x: Vector, shapes: Shapes, p: Vector) -> Vector:
+        """Returns M^T P of each compressed matrix, flat: the second message, linear in x."""
+        parts = [
+            (x[part].reshape(n, m).T @ p_l.reshape(n, r)).reshape(-1)
+            for part, p_l, n, m, r in self._pairs(shapes, p, of_p=True)
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+
+    def rebuild(self, p: Vector, q: Vector, uncompressed: Vector, shapes: Shapes) -> Vector:
+        """Returns P Q^T of each compressed matrix, and the mean of the other tensors.
+
+        Args:
+            p: orthonormal, as all workers have it.
+            q: mean of the workers' `backproject`.
+            uncompressed: mean of the workers' vectors on the tensors that are not compressed,
+                flat; see `uncompressed`.
+            shapes: of the tensors.
+        """
+        x = np.empty(shapes.size, dtype=np.float32)
+        at = at_p = at_q = 0
+        for (n, m, r), part in zip(self._ranks(shapes), shapes.slices, strict=True):
+            size = part.stop - part.start
+            if not r:
+                x[part] = uncompressed[at : at + size]
+                at += size
+                continue
+            p_l, q_l = p[at_p : at_p + n * r], q[at_q : at_q + m * r]
+            np.matmul(p_l.reshape(n, r), q_l.reshape(m, r).T, out=x[part].reshape(n, m))
+            at_p, at_q = at_p + n * r, at_q + m * r
+        return x
+
+    def uncompressed(self, x: Vector, shapes: Shapes) -> Vector:
+        """Returns the entries of the tensors that are sent as they are, flat."""
+        parts = [
+            x[part]
+            for (_, _, r), part in zip(self._ranks(shapes), shapes.slices, strict=True)
+            if not r
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+
+    two_step_participation: ClassVar[Participation] = Participation.FULL
+
+    # ---- matrices --------------------------------------------------------------------------------
+
+    def _ranks(self, shapes: Shapes) -> list[tuple[int, int, int]]:
+        """Returns (n, m, rank) of each tensor, rank 0 for those that are not compressed."""
+        ranks = []
+        for (n, m), shape in zip(shapes.matrices, shapes.shapes, strict=True):
+            r = min(self.rank, n, m)
+            compressed = len(shape) > 1 and n * m > self.min_compression * r * (n + m)
+            ranks.append((n, m, r if compressed else 0))
+        return ranks
+
+    def _pairs(
+        self, shapes: Shapes, flat: Vector, *, of_p: bool
+    ) -> list[tuple[slice, Vector, int, int, int]]:
+        pairs = []
+        at = 0
+        for (n, m, r), part in zip(self._ranks(shapes), shapes.slices, strict=True):
+            if r:
+                size = (n if of_p else m) * r
+                pairs.append((part, flat[at : at + size], n, m, r))
+                at += size
+        return pairs
+
+    def _floats(self, shapes: Shapes) -> int:
+        return sum((n + m) * r if r else n * m for n, m, r in self._ranks(shapes))
+
+    def _first_q(self, shapes: Shapes) -> Vector:
+        size = sum(m * r for _, m, r in self._ranks(shapes))
+        return generator(self.seed, "powersgd").standard_normal(size, dtype=np.float32)

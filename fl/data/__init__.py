@@ -1,0 +1,40 @@
+"""Data sets, and how they are dealt to clients.
+
+A source (`load_*`) gives a `Source`; a rule of `fl.data.partition` says which client gets which
+rows; `federate` puts the two together.
+"""
+
+from fl.data.digits import load_digits
+from fl.data.federated import (
+    Examples,
+    FederatedData,
+    Partitions,
+    Scaling,
+    Source,
+    Split,
+    federate,
+    per_channel,
+)
+from fl.data.fedprox_mnist import load_fedprox_mnist
+from fl.data.images import load_cifar10, load_mnist
+from fl.data.synthetic import load_synthetic, load_synthetic_iid
+from fl.data.text import load_shakespeare, load_stdlib
+
+__all__ = [
+    "Examples",
+    "FederatedData",
+    "Partitions",
+    "Scaling",
+    "Source",
+    "Split",
+    "federate",
+    "load_cifar10",
+    "load_digits",
+    "load_fedprox_mnist",
+    "load_mnist",
+    "load_shakespeare",
+    "load_stdlib",
+    "load_synthetic",
+    "load_synthetic_iid",
+    "per_channel",
+]

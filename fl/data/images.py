@@ -1,0 +1,211 @@
+"""MNIST and CIFAR-10, from a local folder or from the Hugging Face hub.
+
+With the environment variable FL_DATA_DIR set, `<FL_DATA_DIR>/<name>/{train,test}.parquet` is read,
+in the hub's columns. Otherwise `datasets.load_dataset` fetches them. Decoding the images takes
+seconds, so the decoded pixels are kept under `$XDG_CACHE_HOME/fl` (or `~/.cache/fl`), in a file
+named for the SHA-256 of the encoded images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl.data.federated import Examples, Source, per_channel
+from fl.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SplitName: TypeAlias = Literal["train", "test"]
+Pixels: TypeAlias = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Where an image data set is, and what is in it.
+
+    Attributes:
+        name: folder under FL_DATA_DIR.
+        hub_id: repository on the Hugging Face hub.
+        image_column: column of encoded images; "label" is that of classes.
+        shape: of one image, (C, H, W).
+        mean: of the training pixels divided by 255, per channel.
+        std: likewise.
+    """
+
+    name: str
+    hub_id: str
+    image_column: str
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+MNIST = ImageSet("mnist", "ylecun/mnist", "image", (1, 28, 28), (0.1307,), (0.3081,))
+CIFAR10 = ImageSet(
+    "cifar10",
+    "uoft-cs/cifar10",
+    "img",
+    (3, 32, 32),
+    (0.4914, 0.4822, 0.4465),
+    (0.2470, 0.2435, 0.2616),
+)
+
+
+def load_mnist(num_train: int | None = None, num_test: int | None = None) -> Source:
+    """Loads MNIST: 60,000 and 10,000 grey images of 28x28 pixels, ten digits.
+
+    Args:
+        num_train: keep only the first that many training images; None: all.
+        num_test: keep only the first that many test images; None: all.
+
+    Raises:
+        ConfigError: neither the folder nor the hub has it, or a limit out of range.
+    """
+    return _source(MNIST, num_train, num_test)
+
+
+def load_cifar10(num_train: int | None = None, num_test: int | None = None) -> Source:
+    """Loads CIFAR-10: 50,000 and 10,000 colour images of 32x32 pixels, ten classes.
+
+    A copy re-encoded as JPEG is lossy: accuracies come out a little under those published.
+
+    Args:
+        num_train: keep only the first that many training images; None: all.
+        num_test: keep only the first that many test images; None: all.
+
+    Raises:
+        ConfigError: neither the folder nor the hub has it, or a limit out of range.
+    """
+    return _source(CIFAR10, num_train, num_test)
+
+
+def _source(images: ImageSet, num_train: int | None, num_test: int | None) -> Source:
+    return Source(
+        name=images.name,
+        train=_first(read_split(images, "train"), num_train, "num_train"),
+        test=_first(read_split(images, "test"), num_test, "num_test"),
+        num_classes=10,
+        input_shape=images.shape,
+        scaling=per_channel(255.0, images.mean, images.std),
+    )
+
+
+def _first(examples: Examples, limit: int | None, key: str) -> Examples:
+    if limit is None:
+        return examples
+    if not 1 <= limit <= len(examples):
+        raise ConfigError(
+            f"{key}={limit}: 1 to {len(examples)} images can be kept, or null for all"
+        )
+    return examples.take(slice(limit))
+
+
+def read_split(images: ImageSet, split: SplitName) -> Examples:
+    """Reads one split: pixels uint8, shape (n, C, H, W), and classes.
+
+    Raises:
+        ConfigError: it cannot be found, or has other columns or image sizes than expected.
+    """
+    table = _encoded(images, split)
+    encoded = table.column(images.image_column).combine_chunks().field("bytes")
+    labels = table.column("label").to_numpy().astype(np.int64)
+    digest = hashlib.sha256()
+    for value in encoded:  # as_buffer does not copy; the array's own buffers may be slices
+        digest.update(value.as_buffer())
+    cache = _cache_folder() / f"{images.name}-{split}-{digest.hexdigest()}.npy"
+    if cache.exists():
+        return Examples(np.load(cache), labels)
+    pixels = _decode(images, encoded.to_pylist())
+    _write(cache, pixels)
+    return Examples(pixels, labels)
+
+
+def _encoded(images: ImageSet, split: SplitName) -> pa.Table:
+    root = os.environ.get("FL_DATA_DIR")
+    table = _from_hub(images, split) if root is None else _from_folder(images, split, Path(root))
+    missing = {images.image_column, "label"} - set(table.column_names)
+    if missing:
+        raise ConfigError(
+            f"split {split!r} of {images.name} has columns {table.column_names}, without "
+            f"{sorted(missing)}: need those of {images.hub_id} on the Hugging Face hub"
+        )
+    return table
+
+
+def _from_folder(images: ImageSet, split: SplitName, root: Path) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    path = root / images.name / f"{split}.parquet"
+    if not path.is_file():
+        raise ConfigError(
+            f"FL_DATA_DIR={root}, but there is no {path}: put {_layout(images)} there, "
+            "or unset FL_DATA_DIR to read from the Hugging Face hub"
+        )
+    return pq.read_table(path)
+
+
+def _from_hub(images: ImageSet, split: SplitName) -> pa.Table:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(images.hub_id, split=split)
+    except OSError as error:  # of which ConnectionError and the hub's "not found" are kinds
+        raise ConfigError(
+            f"{images.hub_id} cannot be read from the Hugging Face hub ({error}): go online, or "
+            f"set FL_DATA_DIR to a folder with {_layout(images)}"
+        ) from error
+    undecoded = rows.cast_column(images.image_column, datasets.Image(decode=False))
+    return undecoded.with_format("arrow")[:]
+
+
+def _layout(images: ImageSet) -> str:
+    return (
+        f"{images.name}/train.parquet and {images.name}/test.parquet (columns "
+        f"{images.image_column!r}: struct of bytes and path, 'label': integer)"
+    )
+
+
+def _decode(images: ImageSet, encoded: list[bytes]) -> Pixels:
+    from PIL import Image
+
+    channels, height, width = images.shape
+    pixels = np.empty((len(encoded), height, width, channels), dtype=np.uint8)
+    mode = "L" if channels == 1 else "RGB"
+    for row, data in zip(pixels, encoded, strict=True):
+        image = Image.open(io.BytesIO(data))
+        if image.size != (width, height):
+            raise ConfigError(
+                f"an image of {images.name} has {image.size[0]}x{image.size[1]} pixels: "
+                f"need {width}x{height}"
+            )
+        row[...] = np.asarray(image.convert(mode)).reshape(row.shape)
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fl"
+
+
+def _write(path: Path, array: NDArray[Any]) -> None:
+    # A name appears only with its whole content, whoever else writes it at the same time.
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            part = Path(folder) / path.name
+            np.save(part, array)
+            part.replace(path)
+    except OSError as error:
+        raise ConfigError(
+            f"decoded images cannot be kept in {path.parent} ({error}): set XDG_CACHE_HOME to a "
+            f"folder with {array.nbytes / 1e6:.0f} MB to write to"
+        ) from error

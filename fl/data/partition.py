@@ -1,0 +1,281 @@
+"""Ways of dealing a data set to clients, by the partitioners of `flwr_datasets`.
+
+Every rule takes the source first and returns a `Split`. The partitioners see a table of labels and
+row numbers, never the inputs, in an order drawn from the run's seed: their own seed decides who
+gets how much of which class, the order decides which examples these are (`IidPartitioner` has no
+randomness of its own and cuts the table into consecutive pieces).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fl.data.federated import Partitions, Source, Split
+from fl.errors import ConfigError
+from fl.randomness import generator, torch_seed
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
+
+
+def iid(source: Source, num_partitions: int, seed: int) -> Split:
+    """Deals the examples at random into partitions whose sizes differ by at most one.
+
+    Raises:
+        ConfigError: fewer examples than partitions.
+    """
+    _check_enough(source, num_partitions, 1)
+    from flwr_datasets.partitioner import IidPartitioner
+
+    return deal(source, seed, lambda: IidPartitioner(num_partitions=num_partitions))
+
+
+def dirichlet(
+    source: Source,
+    num_partitions: int,
+    seed: int,
+    alpha: float = 0.5,
+    min_partition_size: int = 1,
+    self_balancing: bool = False,
+) -> Split:
+    """Deals each class in proportions drawn from Dirichlet(alpha, ..., alpha) (arXiv:1905.12022).
+
+    Args:
+        source: classification data.
+        num_partitions: number of partitions P.
+        seed: root seed of the run.
+        alpha: concentration > 0. Small: few classes per client and unequal sizes. Large: like iid.
+        min_partition_size: smallest acceptable partition; the draw is repeated up to ten times.
+        self_balancing: a partition that has the mean size receives no further class.
+
+    Raises:
+        ConfigError: no labels to go by, alpha not positive, a minimum that cannot be met, or that
+            was not met in ten draws.
+    """
+    _check_labels(source, "dirichlet")
+    _check_enough(source, num_partitions, min_partition_size)
+    if not alpha > 0:
+        raise ConfigError(f"alpha={alpha}: a Dirichlet concentration must be positive, as 0.5")
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    def make() -> Partitioner:
+        return DirichletPartitioner(
+            num_partitions=num_partitions,
+            partition_by="label",
+            alpha=float(alpha),
+            min_partition_size=min_partition_size,
+            self_balancing=self_balancing,
+            seed=torch_seed(seed, "partition"),
+        )
+
+    try:
+        with warnings.catch_warnings():
+            # One warning per repeated draw; the outcome is either fine or the error below.
+            warnings.filterwarnings("ignore", message="The specified min_partition_size")
+            return deal(source, seed, make)
+    except ConfigError as error:
+        raise ConfigError(
+            f"no partition with min_partition_size={min_partition_size} found for "
+            f"{len(source.train)} examples of {source.name!r}, num_partitions={num_partitions} and "
+            f"alpha={alpha}: lower min_partition_size, raise alpha, or ask for fewer partitions "
+            f"({error})"
+        ) from error
+
+
+def pathological(
+    source: Source,
+    num_partitions: int,
+    seed: int,
+    num_classes_per_partition: int = 2,
+    class_assignment_mode: Literal[
+        "random", "deterministic", "first-deterministic"
+    ] = "first-deterministic",
+) -> Split:
+    """Deals every client examples of a fixed number of classes only.
+
+    Args:
+        source: classification data.
+        num_partitions: number of partitions P.
+        seed: root seed of the run.
+        num_classes_per_partition: classes of each client.
+        class_assignment_mode: "random"; "deterministic": classes p, p + 1, ... modulo C;
+            "first-deterministic": class p modulo C and others at random. Classes that nobody drew
+            ("random", or fewer clients than classes) are left out, with a warning.
+
+    Raises:
+        ConfigError: no labels to go by, more classes per client than there are, or a class with
+            fewer examples than clients that need it.
+    """
+    _check_labels(source, "pathological")
+    _check_enough(source, num_partitions, 1)
+    present = len(np.unique(source.train.y))
+    if not 1 <= num_classes_per_partition <= present:
+        raise ConfigError(
+            f"num_classes_per_partition={num_classes_per_partition}: data {source.name!r} has "
+            f"{present} classes, so 1 to {present} are possible"
+        )
+    from flwr_datasets.partitioner import PathologicalPartitioner
+
+    def make() -> Partitioner:
+        return PathologicalPartitioner(
+            num_partitions=num_partitions,
+            partition_by="label",
+            num_classes_per_partition=num_classes_per_partition,
+            class_assignment_mode=class_assignment_mode,
+            seed=torch_seed(seed, "partition"),
+        )
+
+    return deal(source, seed, make)
+
+
+def shard(
+    source: Source,
+    num_partitions: int,
+    seed: int,
+    num_shards_per_partition: int | None = 2,
+    shard_size: int | None = None,
+    keep_incomplete_shard: bool = False,
+) -> Split:
+    """Sorts the examples by class, cuts them into shards, and deals these (arXiv:1602.05629).
+
+    Args:
+        source: classification data.
+        num_partitions: number of partitions P.
+        seed: root seed of the run.
+        num_shards_per_partition: shards of each client; None: all shards are dealt out.
+        shard_size: examples per shard; None: as many as fit, n // (P * shards per client).
+        keep_incomplete_shard: also deal the last, smaller shard.
+
+    Raises:
+        ConfigError: no labels to go by, neither number nor size of shards, or more shards than the
+            examples can fill.
+    """
+    _check_labels(source, "shard")
+    _check_enough(source, num_partitions, 1)
+    if num_shards_per_partition is None and shard_size is None:
+        raise ConfigError("num_shards_per_partition and shard_size are both null: set one of them")
+    needed = num_partitions * (num_shards_per_partition or 1) * (shard_size or 1)
+    if needed > len(source.train):
+        raise ConfigError(
+            f"num_partitions={num_partitions} with num_shards_per_partition="
+            f"{num_shards_per_partition} and shard_size={shard_size} needs {needed} examples, but "
+            f"data {source.name!r} has {len(source.train)}: lower one of the three"
+        )
+    from flwr_datasets.partitioner import ShardPartitioner
+
+    def make() -> Partitioner:
+        return ShardPartitioner(
+            num_partitions=num_partitions,
+            partition_by="label",
+            num_shards_per_partition=num_shards_per_partition,
+            shard_size=shard_size,
+            keep_incomplete_shard=keep_incomplete_shard,
+            seed=torch_seed(seed, "partition"),
+        )
+
+    return deal(source, seed, make)
+
+
+def natural(source: Source, num_partitions: int | None, seed: int) -> Split:
+    """Takes the clients that the source itself has: devices, speakers, modules.
+
+    Args:
+        source: data with natural clients.
+        num_partitions: how many of them, drawn at random and kept in the source's order; None: all.
+            The pooled held-out examples stay those of all.
+        seed: root seed of the run.
+
+    Raises:
+        ConfigError: the source has no natural clients, or fewer than asked for.
+    """
+    if source.natural is None:
+        raise ConfigError(
+            f"data {source.name!r} has no natural clients: use partition=iid, dirichlet, "
+            "pathological or shard"
+        )
+    count = len(source.natural)
+    if num_partitions is None:
+        return Split(source.natural, source.natural_test)
+    if not 1 <= num_partitions <= count:
+        raise ConfigError(
+            f"num_partitions={num_partitions}: data {source.name!r} has {count} natural clients, "
+            f"so 1 to {count} are possible; set num_clients={count} or fewer, or "
+            f"partition.num_partitions=null to let client i use part i mod {count}"
+        )
+    if num_partitions == count:
+        return Split(source.natural, source.natural_test)
+    chosen = np.sort(generator(seed, "partition").permutation(count)[:num_partitions])
+    test = source.natural_test
+    return Split(source.natural.take(chosen), None if test is None else test.take(chosen))
+
+
+def deal(source: Source, seed: int, partitioner: Callable[[], Partitioner]) -> Split:
+    """Deals the examples by any partitioner of `flwr_datasets`.
+
+    Args:
+        source: the data; its classes are column "label", where it has one class per example.
+        seed: root seed of the run, for the order of the table.
+        partitioner: makes a fresh partitioner, for example
+            `partial(LinearPartitioner, num_partitions=10)`.
+
+    Raises:
+        ConfigError: the partitioner refuses; its reason is quoted.
+    """
+    from datasets import Dataset
+
+    class Table(Dataset):  # type: ignore[misc]
+        """Selects without hashing the selection, which no one asks for here: half the time."""
+
+        def select(self, indices: ArrayLike | range, **keywords: Any) -> Dataset:
+            keywords["new_fingerprint"] = "unused"
+            rows = indices if isinstance(indices, range) else np.asarray(indices, dtype=np.int64)
+            return super().select(rows, **keywords)
+
+    order = generator(seed, "partition", "order").permutation(len(source.train))
+    columns = {"index": order}
+    if source.train.y.ndim == 1:
+        columns["label"] = source.train.y[order]
+    try:
+        dealer = partitioner()
+        dealer.dataset = Table.from_dict(columns)
+        with warnings.catch_warnings():
+            # Of `datasets` sorting by an older form of a pyarrow option: not ours to change.
+            warnings.filterwarnings("ignore", "Specifying null_placement", FutureWarning)
+            num_partitions = dealer.num_partitions
+        # The Arrow form gives a whole column at once; the default one goes row by row.
+        parts = [
+            dealer.load_partition(p).with_format("arrow")[:]["index"].to_numpy()
+            for p in range(num_partitions)
+        ]
+    except ValueError as error:
+        raise ConfigError(f"data {source.name!r} cannot be dealt in this way: {error}") from error
+    return Split(Partitions.from_arrays(parts))
+
+
+def _check_labels(source: Source, rule: str) -> None:
+    if source.train.y.ndim != 1:
+        raise ConfigError(
+            f"partition={rule} goes by one class per example, but an example of {source.name!r} "
+            f"has {source.train.y.shape[1]} targets: use partition=natural or partition=iid"
+        )
+
+
+def _check_enough(source: Source, num_partitions: int, min_partition_size: int) -> None:
+    n = len(source.train)
+    if num_partitions < 1:
+        raise ConfigError(f"num_partitions={num_partitions}: must be at least 1")
+    if min_partition_size < 0:
+        raise ConfigError(f"min_partition_size={min_partition_size}: must be 0 or more")
+    if num_partitions * max(min_partition_size, 1) > n:
+        limit = n // max(min_partition_size, 1)
+        raise ConfigError(
+            f"num_partitions={num_partitions} with at least {max(min_partition_size, 1)} examples "
+            f"each is more than the {n} training examples of {source.name!r} allow (at most "
+            f"{limit}): lower num_clients, or set partition.num_partitions={limit} or less to let "
+            "client i use part i mod num_partitions"
+        )

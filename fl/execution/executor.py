@@ -1,0 +1,285 @@
+"""What it takes to run clients' work somewhere, and what comes back.
+
+A task's result depends only on the message and the client's own state, so an executor may run it
+any time between dispatch and the moment its reply is needed. The grid submits waves of tasks that
+are waiting; the executor forms batches from a wave by a rule that knows nothing of actors, so the
+number of actors cannot change a result.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app.metadata import Metadata
+from flwr.clientapp import ClientApp
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+
+from fl.clients.app import WORK_KEY, TrainingApp
+from fl.randomness import global_generators
+from fl.simulation.identity import RUN_ID, assume_identity, message_id, node_id
+from fl.simulation.virtual_sleep import answering
+
+log = logging.getLogger("fl")
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What every client knows about the run.
+
+    Attributes:
+        seed: root seed.
+        num_partitions: number of data partitions; client i holds partition i modulo this.
+        run_config: what Flower's `Context.run_config` shows, `seed` included.
+    """
+
+    seed: int
+    num_partitions: int
+    run_config: dict[str, Any]
+
+
+@dataclass(eq=False)
+class Payload:
+    """Content shared by the messages of one broadcast; never changed after it was sent."""
+
+    content: RecordDict
+    size: int
+
+
+@dataclass(eq=False)
+class Assignment:
+    """One task as an executor sees it.
+
+    Attributes:
+        client: index in the fleet.
+        dispatch: the client's running task number.
+        payload: what the server sent.
+        message_type, group_id, ttl: Flower's metadata of the message.
+        work: what the virtual device has time for (`fl.work`), if the app plans its work.
+        state: records of the client's `Context.state`; None if empty.
+    """
+
+    client: int
+    dispatch: int
+    payload: Payload
+    message_type: str
+    group_id: str
+    ttl: float
+    work: dict[str, int] | None = None
+    state: RecordDict | None = None
+
+    def message(self, *, own_content: bool) -> Message:
+        """Returns the message as the client receives it.
+
+        Args:
+            own_content: give the client dictionaries of its own, because its code may change them.
+        """
+        content = self.payload.content
+        if own_content or self.work is not None:
+            content = RecordDict(
+                {
+                    key: record.copy() if own_content else record
+                    for key, record in content.items()
+                }
+            )
+            if self.work is not None:
+                content[WORK_KEY] = ConfigRecord(dict(self.work))
+        metadata = Metadata(
+            run_id=RUN_ID,
+            message_id=message_id(self.client, self.dispatch),
+            src_node_id=SUPERLINK_NODE_ID,
+            dst_node_id=node_id(self.client),
+            reply_to_message_id="",
+            group_id=self.group_id,
+            created_at=time.time(),
+            ttl=self.ttl,
+            message_type=self.message_type,
+        )
+        metadata.delivered_at = ""
+        return Message(metadata=metadata, content=content)  # type: ignore[call-overload]
+
+    def context(self, run: RunInfo) -> Context:
+        """Returns the client's Flower context for this task."""
+        return Context(
+            run_id=RUN_ID,
+            node_id=node_id(self.client),
+            node_config={
+                "partition-id": self.client % run.num_partitions,
+                "num-partitions": run.num_partitions,
+            },
+            state=RecordDict() if self.state is None else self.state,
+            run_config=dict(run.run_config),
+        )
+
+
+@dataclass(eq=False)
+class Outcome:
+    """What running an assignment gave.
+
+    Attributes:
+        content: the reply's content; None if there is an error.
+        error: Flower's error code and reason.
+        state: the client's state afterwards; None if empty.
+        slept_s: seconds the app asked `time.sleep` for.
+        host_s: host seconds the app took; only ever used if the user asks for measured durations.
+        details: traceback of an exception, for the log.
+    """
+
+    content: RecordDict | None = None
+    error: tuple[int, str] | None = None
+    state: RecordDict | None = None
+    slept_s: float = 0.0
+    host_s: float = 0.0
+    details: str = ""
+
+
+class Executor(ABC):
+    """Runs assignments and keeps their outcomes until they are asked for."""
+
+    @abstractmethod
+    def start(self, app: AppSource, run: RunInfo) -> None:
+        """Gets ready to run `app`'s clients."""
+
+    @abstractmethod
+    def submit(self, wave: Sequence[Assignment]) -> None:
+        """Accepts assignments that may run now, in any order; no two of one client."""
+
+    @abstractmethod
+    def result(self, assignment: Assignment) -> Outcome:
+        """Returns the outcome of a submitted assignment, once; blocks until it is there."""
+
+    @abstractmethod
+    def discard(self, assignment: Assignment) -> None:
+        """Forgets a submitted assignment whose outcome nobody will need."""
+
+    def close(self) -> None:
+        """Releases what `start` took."""
+
+    def report(self) -> dict[str, Any]:
+        """Returns facts for the run's summary."""
+        return {}
+
+
+AppSource = ClientApp | Callable[[], ClientApp]
+"""A ClientApp, or a function that makes one (called once in every worker process)."""
+
+
+def load_app(source: AppSource) -> ClientApp:
+    """Returns the ClientApp of a source.
+
+    Raises:
+        TypeError: the source gives something that is not a ClientApp.
+    """
+    app = source if isinstance(source, ClientApp) else source()
+    if not isinstance(app, ClientApp):
+        raise TypeError(f"expected a flwr.clientapp.ClientApp, got {type(app).__name__}")
+    return app
+
+
+@dataclass(eq=False)
+class Worker:
+    """Runs assignments in this process. The serial executor has one, every Ray actor has one."""
+
+    app: ClientApp
+    run: RunInfo
+    _names: dict[str, str] = field(default_factory=dict)
+
+    def execute(self, batch: Sequence[Assignment]) -> list[Outcome]:
+        """Runs a batch: together if it has several assignments, which then share a batch key."""
+        if len(batch) > 1 and isinstance(self.app, TrainingApp):
+            return self._together(self.app, batch)
+        return [self._alone(assignment) for assignment in batch]
+
+    def _together(self, app: TrainingApp, batch: Sequence[Assignment]) -> list[Outcome]:
+        messages = [assignment.message(own_content=False) for assignment in batch]
+        contexts = [assignment.context(self.run) for assignment in batch]
+        began = time.perf_counter()
+        replies = app.train_many(messages, contexts)
+        host_s = (time.perf_counter() - began) / len(batch)
+        return [
+            Outcome(content=reply.content, state=context.state or None, host_s=host_s)
+            for reply, context in zip(replies, contexts, strict=True)
+        ]
+
+    def _alone(self, assignment: Assignment) -> Outcome:
+        message = assignment.message(own_content=not isinstance(self.app, TrainingApp))
+        context = assignment.context(self.run)
+        slept: list[float] = []
+        name = message_id(assignment.client, assignment.dispatch)
+        assume_identity(node_id(assignment.client))
+        began = time.perf_counter()
+        try:
+            with global_generators(self.run.seed, "client", name), answering(slept.append):
+                reply = self.app(message, context)
+            outcome = _outcome(reply)
+        except Exception as exception:  # whatever a client's code raises becomes its error reply
+            outcome = Outcome(
+                error=(
+                    ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
+                    f"{type(exception)}:<'{exception}'>",
+                ),
+                details=traceback.format_exc(),
+            )
+        finally:
+            assume_identity()
+        outcome.host_s = time.perf_counter() - began
+        outcome.slept_s = sum(slept)
+        outcome.state = context.state or None
+        return outcome
+
+
+def _outcome(reply: object) -> Outcome:
+    if not isinstance(reply, Message):
+        return Outcome(
+            error=(
+                ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
+                f"the ClientApp returned {type(reply).__name__} instead of a Message",
+            )
+        )
+    if reply.has_error():
+        error: Error = reply.error
+        return Outcome(error=(error.code, error.reason or ""))
+    return Outcome(content=reply.content)
+
+
+def form_batches(
+    app: ClientApp, run: RunInfo, wave: Sequence[Assignment], max_batch: int
+) -> list[list[Assignment]]:
+    """Splits a wave into batches that train together.
+
+    Assignments with the same batch key stay in the order of their dispatch and are cut into runs of
+    at most `max_batch`. What cannot be batched forms batches of one. Only the wave and `max_batch`
+    decide, never the number of workers.
+    """
+    if not isinstance(app, TrainingApp) or max_batch <= 1:
+        return [[assignment] for assignment in wave]
+    groups: dict[Any, list[Assignment]] = {}
+    batches: list[list[Assignment]] = []
+    for assignment in wave:
+        key = app.batch_key(assignment.message(own_content=False), assignment.context(run))
+        if key is None:
+            batches.append([assignment])
+        else:
+            groups.setdefault(key, []).append(assignment)
+    for group in groups.values():
+        batches.extend(group[i : i + max_batch] for i in range(0, len(group), max_batch))
+    return batches
+
+
+def num_scalars(content: RecordDict) -> int:
+    """Returns the number of scalars in all arrays of a message."""
+    total = 0
+    for record in content.values():
+        if isinstance(record, ArrayRecord):
+            for array in record.values():
+                size = 1
+                for extent in array.shape:
+                    size *= extent
+                total += size
+    return total

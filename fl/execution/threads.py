@@ -1,0 +1,23 @@
+"""How many threads a training step may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def limit_threads(count: int) -> Iterator[None]:
+    """Runs the block with `count` torch threads.
+
+    Sums split over threads round differently, so a run fixes the number instead of taking the
+    machine's.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

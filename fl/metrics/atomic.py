@@ -1,0 +1,27 @@
+"""Files that are either the old version or the complete new one, never half of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path to write to; on success it takes the place of `path`.
+
+    The temporary file lies in the same folder, so the final rename is atomic. It is flushed to the
+    disk first: otherwise a power cut could leave a renamed but empty file. If the block raises, the
+    temporary file is removed and `path` is what it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,142 @@
+"""The evaluations of a run: rows in memory, and metrics.csv that is complete at any moment."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
+from pathlib import Path
+
+from fl.errors import ConfigError
+from fl.metrics.atomic import replacing
+
+Row = dict[str, int | float]
+
+COLUMNS = ("round", "time_s", "wall_s", "bytes_down", "bytes_up", "energy_j")
+"""What every row starts with. All but `round` are totals since the start of the run.
+
+round: server rounds, or server model versions if there are no rounds; time_s: virtual time, s;
+wall_s: host time, s; bytes_down: sent by the server; bytes_up: received by it; energy_j: all
+devices together, J. Everything after these is a metric.
+"""
+
+
+class History:
+    """Rows of evaluations, each also written to a CSV file as soon as it is known.
+
+    A row is one `write` call on an unbuffered file, so a process that is killed leaves a file with
+    every evaluation it has made. A metric that appears for the first time adds a column: the file
+    is then replaced as a whole, earlier rows having an empty cell there.
+
+    Args:
+        path: where the CSV goes; None keeps the rows in memory only.
+        rows: evaluations made before a checkpoint from which this run continues.
+    """
+
+    def __init__(self, path: Path | None = None, rows: Iterable[Mapping[str, float]] = ()) -> None:
+        self.path = path
+        self.rows: list[Row] = []
+        self.metrics: list[str] = []  # in order of first appearance
+        for row in rows:
+            self._add(row)
+        self._rewrite()
+
+    def append(self, row: Mapping[str, float]) -> Row:
+        """Adds one evaluation.
+
+        Args:
+            row: a number for each name in `COLUMNS`, and for each metric.
+
+        Returns:
+            The row as kept: plain ints and floats, `COLUMNS` first.
+
+        Raises:
+            ConfigError: a column is missing, or a value is not a number.
+        """
+        known = len(self.metrics)
+        clean = self._add(row)
+        if len(self.metrics) > known:
+            self._rewrite()
+        elif self.path is not None:
+            # One system call: a kill before or after it leaves whole lines.
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+            try:
+                os.write(descriptor, self._encode([clean]))
+            finally:
+                os.close(descriptor)
+        return clean
+
+    def _add(self, row: Mapping[str, float]) -> Row:
+        missing = [name for name in COLUMNS if name not in row]
+        if missing:
+            raise ConfigError(
+                f"an evaluation lacks {missing}; every row needs {list(COLUMNS)}, then its metrics"
+            )
+        metrics = [name for name in row if name not in COLUMNS]
+        clean = {name: _number(name, row[name]) for name in (*COLUMNS, *metrics)}
+        self.metrics.extend(name for name in metrics if name not in self.metrics)
+        self.rows.append(clean)
+        return clean
+
+    def _rewrite(self) -> None:
+        if self.path is None:
+            return
+        with replacing(self.path) as temporary:
+            header = ",".join(_quoted([*COLUMNS, *self.metrics])).encode() + b"\n"
+            temporary.write_bytes(header + self._encode(self.rows))
+
+    def _encode(self, rows: list[Row]) -> bytes:
+        names = [*COLUMNS, *self.metrics]
+        lines = (",".join(repr(row[n]) if n in row else "" for n in names) for row in rows)
+        return "".join(f"{line}\n" for line in lines).encode()
+
+
+def read_history(path: Path) -> list[Row]:
+    """Returns the rows of a metrics.csv, as they were given to `History.append`.
+
+    A last line without its line end (a disk that ran full) is left out. Empty cells are metrics
+    which that evaluation did not report; they are absent from the row.
+
+    Raises:
+        ConfigError: the file is missing, or is not a metrics.csv.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; give the directory of a run")
+    text = path.read_bytes()
+    reader = csv.reader(io.StringIO(text[: text.rfind(b"\n") + 1].decode(), newline=""))
+    names = next(reader, [])
+    if tuple(names[: len(COLUMNS)]) != COLUMNS:
+        raise ConfigError(f"{path} starts with columns {names}; a metrics.csv has {list(COLUMNS)}")
+    return [
+        {name: _parsed(cell) for name, cell in zip(names, cells, strict=True) if cell}
+        for cells in reader
+    ]
+
+
+def _number(name: str, value: object) -> int | float:
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise ConfigError(
+        f"{name!r} of an evaluation is {value!r}, a {type(value).__name__}; a row holds numbers "
+        "only: convert tensors with .item(), and give each element of a list its own name"
+    )
+
+
+def _parsed(cell: str) -> int | float:
+    return int(cell) if cell.lstrip("-").isdigit() else float(cell)
+
+
+def _quoted(names: list[str]) -> list[str]:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="")
+    quoted = []
+    for name in names:
+        buffer.seek(0)
+        buffer.truncate()
+        writer.writerow([name])
+        quoted.append(buffer.getvalue())
+    return quoted

@@ -1,0 +1,190 @@
+"""Results as tables for the terminal: one run in full, and many runs beside each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from fl.errors import ConfigError
+from fl.metrics import units
+from fl.metrics.runs import Run
+
+_Show = Callable[[float], str]
+_UnitOf = Callable[[float], units.Unit]
+
+_FILES = (
+    "summary.json",
+    "metrics.csv",
+    "trace.parquet",
+    "timeline.json",
+    "tb",
+    "plots",
+    "checkpoint",
+)
+
+
+def results(
+    summary: Mapping[str, Any],
+    directory: Path | None = None,
+    central: Mapping[str, float] | None = None,
+) -> Table:
+    """Returns the table of one run.
+
+    Args:
+        summary: content of summary.json, or what `RunWriter.finish` returned.
+        directory: the run's directory; its files are listed.
+        central: the same metrics of a model trained on all data in one place, where known.
+    """
+    table = Table(title=f"Run {summary['status']}", title_justify="left", show_header=False)
+    table.add_column("what", style="bold", no_wrap=True)
+    table.add_column("value")
+    if summary["error"]:
+        table.add_row("error", Text(str(summary["error"]).splitlines()[-1]), style="red")
+    for row in _metric_rows(summary, central or {}):
+        table.add_row(*row)
+    table.add_section()
+    totals = summary["totals"]
+    joules = totals["energy_j"]
+    table.add_row("simulated time", units.duration(totals["virtual_s"]))
+    table.add_row("sent to clients", units.size(totals["bytes_down"]))
+    table.add_row("sent by clients", units.size(totals["bytes_up"]))
+    parts = ", ".join(
+        f"{name} {units.energy(joules[name])}" for name in ("compute", "radio", "idle")
+    )
+    table.add_row("energy", f"{units.energy(joules['total'])} ({parts})")
+    table.add_row("rounds", units.count(totals["rounds"]))
+    if summary["faults"] is not None:
+        faults = [
+            f"{units.count(number)} {name.replace('_', ' ')}"
+            for name, number in summary["faults"].items()
+        ]
+        table.add_row("faults", ", ".join(faults) or "none")
+    table.add_section()
+    updates, wall_s = totals["client_updates"], totals["wall_s"]
+    table.add_row("client updates", units.count(updates))
+    speed = f" ({units.rate(updates / wall_s)})" if wall_s > 0 else ""
+    table.add_row("time on this host", f"{units.duration(wall_s)}{speed}")
+    table.add_row("model", _short(summary["model_sha256"]))
+    table.add_row("trace", _short(summary["trace_sha256"]))
+    if directory is not None:
+        names = [name for name in _FILES if (directory / name).exists()]
+        table.add_row("written to", Text(str(directory)))
+        table.add_row("", "  ".join(names))
+    return table
+
+
+def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None = None) -> Table:
+    """Returns a table with one row for each group of runs, in the order given.
+
+    The number of seeds is that of completed runs, "2 of 3" if others failed or were interrupted;
+    those count with what they reached. Numbers are mean ± sample standard deviation over the
+    group's runs (its seeds); a single run shows its value alone. Time, bytes and energy are those
+    to the target if the first run has one, over the seeds that reached it (`2/3` of them, say),
+    and the totals otherwise.
+
+    Args:
+        runs: label to runs; see `fl.metrics.runs.group_runs`.
+        metrics: final metrics to show; by default the target's metric if the runs have a target,
+            otherwise all that the first run has, three at most.
+
+    Raises:
+        ConfigError: a label without runs, or no labels.
+    """
+    if not runs or not all(runs.values()):
+        raise ConfigError("a comparison needs at least one run under each label, and one label")
+    first = next(iter(runs.values()))[0].summary
+    target = first["target"]
+    if metrics is None:
+        metrics = [target["metric"]] if target else list(first["final"])[:3]
+    table = Table(title="mean ± standard deviation over seeds", title_justify="left")
+    table.add_column("runs", no_wrap=True)
+    table.add_column("seeds", justify="right")
+    for name in metrics:
+        table.add_column(f"final {name}", justify="right")
+        table.add_column(f"best {name}", justify="right")
+    what = f" to {target['value']:g}" if target else ""
+    for name in (f"time{what}", f"bytes{what}", f"energy{what}"):
+        table.add_column(name, justify="right")
+    for label, group in runs.items():
+        summaries = [run.summary for run in group]
+        ended = sum(s["status"] == "completed" for s in summaries)
+        seeds = str(ended) if ended == len(group) else f"{ended} of {len(group)}"
+        table.add_row(Text(label), seeds, *_cells(summaries, metrics, target))
+    return table
+
+
+def _metric_rows(
+    summary: Mapping[str, Any], central: Mapping[str, float]
+) -> Iterator[tuple[str, str]]:
+    for name, value in summary["final"].items():
+        text = units.metric(float(value))
+        record = summary["best"].get(name)
+        if record is not None:
+            text += f" (best {units.metric(float(record['value']))} in round {record['round']})"
+        if name in central:
+            text += f", central {units.metric(central[name])}"
+        yield name, text
+    target = summary["target"]
+    if target is None:
+        return
+    sign = ">=" if target["mode"] == "max" else "<="
+    name = f"to {target['metric']} {sign} {target['value']:g}"
+    if target["reached"]:
+        cost = (
+            units.duration(target["time_s"]),
+            units.size(target["bytes"]),
+            units.energy(target["energy_j"]),
+            f"round {target['round']}",
+        )
+        yield name, ", ".join(cost)
+    else:
+        yield name, f"not reached: {target['reason']}"
+
+
+def _cells(
+    group: Sequence[Mapping[str, Any]],
+    metrics: Sequence[str],
+    target: Mapping[str, Any] | None,
+) -> Iterator[str]:
+    for name in metrics:
+        final = [float(s["final"][name]) for s in group if name in s["final"]]
+        best = [float(s["best"][name]["value"]) for s in group if name in s["best"]]
+        yield _spread(final, units.metric)
+        yield _spread(best, units.metric)
+    if target:
+        reached = [s["target"] for s in group if s["target"] and s["target"]["reached"]]
+        costs = [(t["time_s"], float(t["bytes"]), t["energy_j"]) for t in reached]
+    else:
+        totals = [s["totals"] for s in group]
+        costs = [
+            (t["virtual_s"], float(t["bytes_down"] + t["bytes_up"]), t["energy_j"]["total"])
+            for t in totals
+        ]
+    # The mean over the seeds that got there says little without how many did not.
+    note = "" if len(costs) == len(group) else f" ({len(costs)}/{len(group)})"
+    yield _spread([time_s for time_s, _, _ in costs], units.duration, units.time_unit) + note
+    yield _spread([moved for _, moved, _ in costs], units.size, units.byte_unit) + note
+    yield _spread([joules for _, _, joules in costs], units.energy, units.energy_unit) + note
+
+
+def _spread(values: Sequence[float], show: _Show, unit: _UnitOf | None = None) -> str:
+    """Returns `mean ± deviation unit` to the deviation's second digit; one value as `show` does."""
+    if not values:
+        return units.MISSING
+    mean = fmean(values)
+    if len(values) == 1 or not all(map(math.isfinite, values)):
+        return show(mean)
+    divisor, symbol = (1.0, "") if unit is None else unit(mean)
+    mean, deviation = mean / divisor, stdev(values) / divisor
+    digits = 1 if deviation == 0 else max(0, min(6, 1 - math.floor(math.log10(deviation))))
+    return f"{mean:,.{digits}f} ± {deviation:.{digits}f} {symbol}".rstrip()
+
+
+def _short(digest: str | None) -> str:
+    return units.MISSING if digest is None else digest[:16]

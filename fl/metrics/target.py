@@ -1,0 +1,105 @@
+"""What a run is after, when it got there, and its best evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fl.errors import ConfigError
+from fl.metrics.history import Row
+
+Mode = Literal["max", "min"]
+
+_LOWER_IS_BETTER = ("loss", "error", "perplexity", "distance", "mse", "mae")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A value of a metric whose cost in time, bytes, joules and rounds is reported.
+
+    Args:
+        metric: name of the metric in the evaluation rows.
+        value: the level to reach, finite.
+        mode: "max" if reaching means `>= value`, "min" if it means `<= value`.
+
+    Raises:
+        ConfigError: mode or value is out of range.
+    """
+
+    metric: str
+    value: float
+    mode: Mode = "max"
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("max", "min"):
+            raise ConfigError(f"target mode is {self.mode!r}; it must be 'max' or 'min'")
+        if not math.isfinite(self.value):
+            raise ConfigError(f"target value is {self.value}; it must be a finite number")
+
+    def met_by(self, row: Row) -> bool:
+        """Returns whether this evaluation is at the target or beyond; a NaN never is."""
+        value = row.get(self.metric, math.nan)
+        return value >= self.value if self.mode == "max" else value <= self.value
+
+    def report(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Returns what it cost to reach the target, for summary.json.
+
+        The cost is that of the first evaluation at the target, without interpolation: a run that
+        evaluates rarely reports later times.
+
+        Returns:
+            metric, value, mode, reached; and round, time_s, wall_s, bytes, bytes_down, bytes_up,
+            energy_j at the first evaluation that meets the target. These are None if there is
+            none, and `reason` says why.
+        """
+        first = next((row for row in rows if self.met_by(row)), None)
+        costs = ("round", "time_s", "wall_s", "bytes_down", "bytes_up", "energy_j")
+        cost: dict[str, Any] = {name: first[name] if first else None for name in costs}
+        cost["bytes"] = first["bytes_down"] + first["bytes_up"] if first else None
+        reason = None if first else self._why_not(rows)
+        return {
+            "metric": self.metric,
+            "value": self.value,
+            "mode": self.mode,
+            "reached": first is not None,
+            **cost,
+            "reason": reason,
+        }
+
+    def _why_not(self, rows: Sequence[Row]) -> str:
+        found = best(rows, self.metric, self.mode)
+        if not rows:
+            return "the run made no evaluation"
+        if found is None:
+            return f"no evaluation reported a number for {self.metric!r}"
+        sign = ">=" if self.mode == "max" else "<="
+        return (
+            f"{self.metric} {sign} {self.value} was not reached in {len(rows)} evaluations; "
+            f"the best was {found['value']} at round {found['round']}"
+        )
+
+
+def better(metric: str, target: Target | None = None) -> Mode:
+    """Returns whether more or less of a metric is better.
+
+    The target's mode holds for its own metric. For others the name decides: losses, errors,
+    perplexities and distances are minimised, everything else is maximised.
+    """
+    if target is not None and metric == target.metric:
+        return target.mode
+    return "min" if any(word in metric.lower() for word in _LOWER_IS_BETTER) else "max"
+
+
+def best(rows: Sequence[Row], metric: str, mode: Mode) -> dict[str, Any] | None:
+    """Returns {value, round, time_s, mode} of a metric's best evaluation, the first among equals.
+
+    None if no evaluation reported a number for it; NaN does not count.
+    """
+    seen = [row for row in rows if not math.isnan(row.get(metric, math.nan))]
+    if not seen:
+        return None
+    choose = max if mode == "max" else min
+    row = choose(seen, key=lambda r: r[metric])
+    return {"value": row[metric], "round": row["round"], "time_s": row["time_s"], "mode": mode}

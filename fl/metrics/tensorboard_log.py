@@ -1,0 +1,166 @@
+"""TensorBoard event files whose clock is virtual.
+
+Every event's wall time is virtual seconds since the start of the run, so TensorBoard's Relative
+axis reads simulated time (from the first evaluation on: evaluate at time 0 to make it absolute).
+Files are written with tensorboard's own record format; neither torch nor TensorFlow is needed.
+
+Tags: `metrics/<name>` and `cost/<name>` have step = round. `by_bytes/<name>` has step = bytes moved
+in both directions so far (int64), a second horizontal axis. A metric whose name has a slash keeps
+it as its group.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fl.metrics.history import COLUMNS, Row
+from fl.metrics.target import Target
+
+_COSTS = tuple(name for name in COLUMNS if name != "round")
+
+
+class TensorBoardLog:
+    """Writes one run's event file.
+
+    The file is opened, appended to and closed at each evaluation: nothing is lost if the process is
+    killed, and no thread or descriptor stays behind. Event files of an earlier attempt in the same
+    folder are removed; TensorBoard would merge them with the new one.
+
+    Hyperparameters go into the same file as the scalars, as the three summaries of the hparams
+    plugin. The experiment summary is written with the first evaluation, when the metrics' names are
+    known, and lists every metric but the `by_bytes` ones. That matters: without a list the plugin
+    takes all scalars, and it fails on steps above 2**31 - 1.
+
+    In a sweep the plugin shows the columns of the first run it finds; hyperparameters that only
+    other runs have are not shown.
+
+    Args:
+        directory: the `tb` folder of the run.
+        hparams: flattened configuration, see `flattened`.
+        target: its cost becomes the `to_target/...` scalars.
+    """
+
+    def __init__(
+        self, directory: Path, hparams: Mapping[str, bool | float | str], target: Target | None
+    ) -> None:
+        from tensorboard.compat.proto import event_pb2
+
+        directory.mkdir(parents=True, exist_ok=True)
+        for old in directory.glob("events.out.tfevents.*.fl"):
+            old.unlink()
+        # Host time only keeps the name apart from an earlier attempt's, for a viewer that is open.
+        self.path = directory / f"events.out.tfevents.{int(time.time())}.{os.getpid()}.fl"
+        self._hparams = dict(hparams)
+        self._target = target
+        self._described = False
+        self._write([event_pb2.Event(wall_time=0.0, file_version="brain.Event:2")])
+        self._session_start()
+
+    def evaluation(self, row: Row) -> None:
+        """Appends the scalars of one evaluation."""
+        metrics = [name for name in row if name not in COLUMNS]
+        if not self._described:
+            self._experiment(metrics)
+            self._described = True
+        time_s, step = float(row["time_s"]), int(row["round"])
+        moved = int(row["bytes_down"]) + int(row["bytes_up"])
+        scalars = [(tag(name), step, row[name]) for name in metrics]
+        scalars += [(f"cost/{name}", step, row[name]) for name in _COSTS]
+        scalars += [(f"by_bytes/{name}", moved, row[name]) for name in metrics]
+        self._write([_scalar(time_s, *scalar) for scalar in scalars])
+
+    def finish(self, time_s: float, step: int, succeeded: bool, scalars: Row) -> None:
+        """Appends the run's closing scalars (tag to number) and its status."""
+        from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+
+        self._write([_scalar(time_s, name, step, value) for name, value in scalars.items()])
+        status = api_pb2.STATUS_SUCCESS if succeeded else api_pb2.STATUS_FAILURE
+        data = plugin_data_pb2.HParamsPluginData(
+            session_end_info=plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time_s)
+        )
+        self._hparams_summary("_hparams_/session_end_info", data, time_s)
+
+    def _session_start(self) -> None:
+        from tensorboard.plugins.hparams import plugin_data_pb2
+
+        info = plugin_data_pb2.SessionStartInfo(start_time_secs=0.0)
+        for name, value in self._hparams.items():
+            field = info.hparams[name]
+            if isinstance(value, bool):
+                field.bool_value = value
+            elif isinstance(value, str):
+                field.string_value = value
+            else:
+                field.number_value = value
+        data = plugin_data_pb2.HParamsPluginData(session_start_info=info)
+        self._hparams_summary("_hparams_/session_start_info", data, 0.0)
+
+    def _experiment(self, metrics: list[str]) -> None:
+        from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+
+        types = {bool: api_pb2.DATA_TYPE_BOOL, str: api_pb2.DATA_TYPE_STRING}
+        tags = [tag(name) for name in metrics] + [f"cost/{name}" for name in _COSTS]
+        tags += [f"best/{name}" for name in metrics]
+        if self._target is not None:
+            tags += [f"to_target/{name}" for name in ("round", "time_s", "bytes", "energy_j")]
+        experiment = api_pb2.Experiment(
+            hparam_infos=[
+                api_pb2.HParamInfo(name=name, type=types.get(type(v), api_pb2.DATA_TYPE_FLOAT64))
+                for name, v in self._hparams.items()
+            ],
+            metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=name)) for name in tags],
+        )
+        data = plugin_data_pb2.HParamsPluginData(experiment=experiment)
+        self._hparams_summary("_hparams_/experiment", data, 0.0)
+
+    def _hparams_summary(self, name: str, data: Any, time_s: float) -> None:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.plugins.hparams import metadata
+
+        value = summary_pb2.Summary.Value(
+            tag=name, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR
+        )
+        summary = summary_pb2.Summary(value=[value])
+        self._write([event_pb2.Event(wall_time=time_s, summary=summary)])
+
+    def _write(self, events: list[Any]) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        with open(self.path, "ab") as file:
+            writer = RecordWriter(file)
+            for event in events:
+                writer.write(event.SerializeToString())
+
+
+def tag(metric: str) -> str:
+    """Returns the TensorBoard tag of a metric: grouped under `metrics` unless it has a group."""
+    return metric if "/" in metric else f"metrics/{metric}"
+
+
+def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | float | str]:
+    """Returns a nested configuration as one level of dotted names.
+
+    Lists become JSON text, None becomes "null"; mappings are descended into.
+    """
+    flat: dict[str, bool | float | str] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flattened(value, f"{name}."))
+        elif isinstance(value, bool | int | float | str):
+            flat[name] = value
+        else:
+            flat[name] = json.dumps(value)
+    return flat
+
+
+def _scalar(time_s: float, name: str, step: int, value: float) -> Any:
+    from tensorboard.compat.proto import event_pb2, summary_pb2
+
+    summary = summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=name, simple_value=value)])
+    return event_pb2.Event(wall_time=time_s, step=step, summary=summary)

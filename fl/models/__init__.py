@@ -1,0 +1,30 @@
+"""Models, their objective, their evaluation and what they cost.
+
+A model is a torch module built as `Model(input_shape=..., num_classes=..., **config)`.
+"""
+
+from fl.models.build import build
+from fl.models.char_lstm import CharLSTM
+from fl.models.evaluation import Evaluation, evaluate
+from fl.models.flops import Flops, flops_per_example, memory_bytes
+from fl.models.leaf_cnn import LeafCNN
+from fl.models.linear import LogisticRegression
+from fl.models.mlp import MLP
+from fl.models.objective import correct, per_example_loss
+from fl.models.resnet8 import ResNet8
+
+__all__ = [
+    "MLP",
+    "CharLSTM",
+    "Evaluation",
+    "Flops",
+    "LeafCNN",
+    "LogisticRegression",
+    "ResNet8",
+    "build",
+    "correct",
+    "evaluate",
+    "flops_per_example",
+    "memory_bytes",
+    "per_example_loss",
+]

@@ -1,0 +1,41 @@
+"""Fully connected network."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from fl.errors import ConfigError
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them, on the flattened input.
+
+    Args:
+        input_shape: shape of one input.
+        num_classes: width of the output.
+        hidden: widths of the hidden layers, in order; empty for a linear model.
+
+    Raises:
+        ConfigError: a width below 1.
+    """
+
+    def __init__(
+        self, input_shape: tuple[int, ...], num_classes: int, hidden: Sequence[int] = (64,)
+    ) -> None:
+        super().__init__()
+        if any(width < 1 for width in hidden):
+            raise ConfigError(f"hidden={list(hidden)}: every width must be at least 1")
+        widths = [math.prod(input_shape), *hidden, num_classes]
+        layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
+        between = [layer for linear in layers[:-1] for layer in (linear, nn.ReLU())]
+        self.layers = nn.Sequential(*between, layers[-1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns logits, shape (B, C), of inputs of shape (B, *input_shape)."""
+        logits: torch.Tensor = self.layers(x.flatten(1))
+        return logits

@@ -1,0 +1,34 @@
+"""What is minimised and what is counted, per example; both work under vmap and grad."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+
+def per_example_loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Computes the cross-entropy -log softmax(logits)[y] of each example, in nats.
+
+    Args:
+        logits: (B, C), or (B, T, V) for the next token at each position.
+        y: int64, (B,) or (B, T).
+
+    Returns:
+        Shape (B,); for sequences the mean over the T positions.
+    """
+    loss = functional.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none")
+    return loss if y.ndim == 1 else loss.view(y.shape).mean(dim=1)
+
+
+def correct(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Computes which examples are predicted correctly, by the largest logit.
+
+    Args:
+        logits: (B, C), or (B, T, V) for the next token at each position.
+        y: int64, (B,) or (B, T).
+
+    Returns:
+        float32, shape (B,): 0 or 1; for sequences the share of the T positions.
+    """
+    hits = (logits.argmax(dim=-1) == y).float()
+    return hits if y.ndim == 1 else hits.mean(dim=1)

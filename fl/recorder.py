@@ -1,0 +1,189 @@
+"""Connects a run to its record: evaluations with the virtual time, bytes and joules they came at."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from numbers import Real
+from typing import Any
+
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp.strategy import Result, Strategy
+
+from fl.metrics import Progress, RunWriter, Status, Totals
+from fl.simulation.grid import SimGrid, mean_metrics
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+class Recorder:
+    """Collects what a run measures and passes it to the writer and the progress display.
+
+    A row of `metrics.csv` is an evaluation by the server, or, in apps whose server does not evaluate,
+    a round. It carries the latest metrics reported by clients as well: those of training under
+    `train_...`, those of federated evaluation under `client_...`, as means weighted by examples.
+
+    Args:
+        writer: where rows go.
+        progress: display.
+    """
+
+    def __init__(self, writer: RunWriter, progress: Progress) -> None:
+        self.writer = writer
+        self.final_arrays: ArrayRecord | None = None
+        self._progress = progress
+        self._grid: SimGrid | None = None
+        self._began = time.perf_counter()
+        self._pending: dict[str, float] = {}
+        self._pending_costs: dict[str, float] = {}
+        self._rounds = 0
+        self._status = Status()
+
+    def attach(self, grid: SimGrid) -> None:
+        """Takes time, bytes and joules from this grid from now on."""
+        self._grid = grid
+
+    # ---- what happens ------------------------------------------------------------------------
+
+    def on_round(self, replies: list[Message]) -> None:
+        """Notes the clients' metrics after a `send_and_receive`."""
+        replies = list(replies)
+        if not replies:
+            return
+        kind = replies[0].metadata.message_type.split(".")[0]
+        if kind == "train":
+            self._flush()  # the round before ended without an evaluation by the server
+            self._rounds += 1
+        prefix = {"train": "train_", "evaluate": "client_"}.get(kind)
+        if prefix is None:
+            return
+        for name, value in mean_metrics(replies).items():
+            name = name.replace("-", "_")
+            self._pending[name if name.startswith(prefix) else prefix + name] = value
+        self._pending_costs = self._costs(self._rounds)
+
+    def on_progress(self) -> None:
+        """Refreshes the display; called after every instant of virtual time."""
+        grid, status = self._grid, self._status
+        if grid is not None:
+            status.time_s = grid.engine.queue.now
+            status.in_flight = grid.engine.in_flight
+            status.faults = grid.trace.num_faults
+            status.client_updates = grid.client_updates
+        self._progress.update(status)
+
+    def recording(self, evaluate: EvaluateFn) -> EvaluateFn:
+        """Returns `evaluate` with its results recorded; one that already is, unchanged."""
+        if getattr(evaluate, "recorded", False):
+            return evaluate
+
+        @wraps(evaluate)
+        def recorded(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            metrics = evaluate(server_round, arrays)
+            if metrics is not None:
+                self.evaluation(server_round, metrics)
+            return metrics
+
+        recorded.recorded = True  # type: ignore[attr-defined]
+        return recorded
+
+    def evaluation(self, server_round: int, metrics: Mapping[str, Any]) -> None:
+        """Writes one row: the server's metrics and the clients' latest, at the current cost."""
+        row = {k: float(v) for k, v in metrics.items() if isinstance(v, Real)}
+        self._pending_costs = self._costs(server_round)
+        self._pending.update(row)
+        self._flush()
+
+    def final(self, arrays: ArrayRecord | None) -> None:
+        """Keeps the final model."""
+        if arrays is not None and len(arrays):
+            self.final_arrays = arrays
+
+    @contextmanager
+    def observing_strategies(self) -> Iterator[None]:
+        """Records evaluations and the final model of any strategy started in the block.
+
+        Apps written by others hand their evaluation function to `Strategy.start` and keep its result
+        to themselves; this listens at that call.
+        """
+        start = Strategy.start
+        recorder = self
+
+        @wraps(start)
+        def observed(strategy: Strategy, grid: Any, *args: Any, **kwargs: Any) -> Result:
+            if grid is not recorder._grid:
+                return start(strategy, grid, *args, **kwargs)
+            evaluate = kwargs.get("evaluate_fn")
+            if evaluate is not None:
+                kwargs["evaluate_fn"] = recorder.recording(evaluate)
+            result = start(strategy, grid, *args, **kwargs)
+            recorder.final(result.arrays)
+            return result
+
+        Strategy.start = observed  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            Strategy.start = start  # type: ignore[method-assign]
+
+    # ---- how it ends -------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Writes what clients reported after the last row."""
+        self._flush()
+
+    def totals(self) -> Totals:
+        """Returns the run's cost so far."""
+        wall_s = time.perf_counter() - self._began
+        if self._grid is None:
+            return Totals(wall_s=wall_s)
+        engine = self._grid.engine
+        return Totals(
+            virtual_s=engine.queue.now,
+            wall_s=wall_s,
+            bytes_down=engine.bytes_down,
+            bytes_up=engine.bytes_up,
+            compute_j=engine.energy_j["compute"],
+            radio_j=engine.energy_j["radio"],
+            idle_j=engine.energy_j["idle"],
+            client_updates=self._grid.client_updates,
+        )
+
+    def model_sha256(self) -> str | None:
+        """Returns the hash of the final model's names, dtypes, shapes and values; None without one."""
+        if self.final_arrays is None:
+            return None
+        digest = hashlib.sha256()
+        for name, array in self.final_arrays.items():
+            digest.update(f"{name}|{array.dtype}|{tuple(array.shape)}|{array.stype}|".encode())
+            digest.update(array.data)
+        return digest.hexdigest()
+
+    # ---- inside ------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        if self._pending:
+            self.writer.evaluation({**self._pending_costs, **self._pending})
+            self._pending = {}
+            self._status.round = self._rounds
+            self._status.metrics = _shown(self.writer.history[-1])
+            self.on_progress()
+
+    def _costs(self, server_round: int) -> dict[str, float]:
+        totals = self.totals()
+        return {
+            "round": server_round,
+            "time_s": totals.virtual_s,
+            "wall_s": totals.wall_s,
+            "bytes_down": totals.bytes_down,
+            "bytes_up": totals.bytes_up,
+            "energy_j": totals.compute_j + totals.radio_j + totals.idle_j,
+        }
+
+
+def _shown(row: Mapping[str, float]) -> dict[str, float]:
+    """Returns the metrics of a row worth a place on one line: accuracies and losses."""
+    return {name: value for name, value in row.items() if "acc" in name or "loss" in name}

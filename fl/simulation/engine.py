@@ -1,0 +1,385 @@
+"""The life of a task in virtual time: download, compute, upload, on a fleet that may fail.
+
+The engine knows devices, links and faults, and nothing of Flower or of training. What a task
+computes, and how many bytes its reply has, it asks of a `Host`.
+
+A task passes through: wait until the client is available, download, wait for the device (one task
+computes at a time, first come first served), compute, upload. The server's two directions are each
+one link shared max-min fairly by the transfers in flight; a client's own link is shared equally by
+that client's transfers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, Protocol
+
+from fl.simulation.events import EventQueue, Priority
+from fl.simulation.faults import TaskFaults
+from fl.simulation.fleet import Fleet
+from fl.simulation.links import SharedLink
+from fl.simulation.trace import Event, Trace
+
+
+class Stage(IntEnum):
+    """Where a task is."""
+
+    WAITING = 0
+    DOWNLOADING = 1
+    QUEUED = 2
+    COMPUTING = 3
+    UPLOADING = 4
+    DONE = 5
+
+
+class Task:
+    """What one message causes on one client.
+
+    Attributes:
+        client: index in the fleet.
+        dispatch: running number of the client's tasks; (client, dispatch) names the task.
+        size_down: bytes of the message.
+        faults: what will go wrong, drawn from (seed, client, dispatch).
+        content: whatever the host needs to remember; the engine never looks at it.
+    """
+
+    __slots__ = (
+        "client",
+        "compute_s",
+        "content",
+        "dispatch",
+        "faults",
+        "flow",
+        "radio_s",
+        "size_down",
+        "size_up",
+        "stage",
+        "stage_began",
+        "taken_up",
+    )
+
+    def __init__(
+        self, client: int, dispatch: int, size_down: int, faults: TaskFaults, content: Any
+    ) -> None:
+        self.client = client
+        self.dispatch = dispatch
+        self.size_down = size_down
+        self.size_up = 0
+        self.faults = faults
+        self.content = content
+        self.stage = Stage.WAITING
+        self.stage_began = 0.0
+        self.taken_up = 0.0
+        self.compute_s = 0.0
+        self.radio_s = 0.0
+        self.flow = -1
+
+
+class Host(Protocol):
+    """What the engine asks of whoever owns the tasks."""
+
+    def compute_seconds(self, task: Task) -> float:
+        """Returns how long the client's device works on the task, in s."""
+
+    def computed(self, task: Task) -> int:
+        """Called when the work is done; returns the reply's size in bytes."""
+
+    def replied(self, task: Task) -> None:
+        """Called when the reply has arrived at the server."""
+
+    def failed(self, task: Task, kind: Event) -> None:
+        """Called when the task can bring no reply any more."""
+
+    def server_learns(self, task: Task, kind: Event) -> None:
+        """Called when the server finds out that the task failed."""
+
+    def released(self, client: int) -> None:
+        """Called when one of the client's tasks has ended, well or not."""
+
+
+class _Port:
+    """One direction of the server's link, with the transfers in flight on it."""
+
+    def __init__(
+        self, capacity_bps: float, queue: EventQueue, arrived: Callable[[Task], None]
+    ) -> None:
+        self._link = SharedLink(capacity_bps)
+        self._queue = queue
+        self._arrived = arrived
+        self._tasks: dict[int, Task] = {}
+        self._caps: dict[int, dict[int, float]] = {}  # client -> {flow: cap of its own link}
+        self._armed = math.inf
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start(self, flow: int, task: Task, size: int, cap_bps: float) -> None:
+        self._tasks[flow] = task
+        flows = self._caps.setdefault(task.client, {})
+        flows[flow] = cap_bps
+        self._link.add(self._queue.now, flow, 8.0 * size, cap_bps / len(flows))
+        if len(flows) > 1:
+            self._share(flows)
+        self._arm()
+
+    def abort(self, flow: int) -> None:
+        task = self._tasks.pop(flow)
+        self._link.remove(self._queue.now, flow)
+        self._leave(task.client, flow)
+        self._arm()
+
+    def _leave(self, client: int, flow: int) -> None:
+        flows = self._caps[client]
+        del flows[flow]
+        if flows:
+            self._share(flows)
+        else:
+            del self._caps[client]
+
+    def _share(self, flows: dict[int, float]) -> None:
+        for flow, cap in flows.items():
+            self._link.set_cap(self._queue.now, flow, cap / len(flows))
+
+    def _arm(self) -> None:
+        # An alarm that turns out too early finds nothing completed and is set anew; one that is
+        # overtaken by an earlier alarm is ignored. So each change pushes at most one event.
+        time = self._link.next_completion()
+        if time < self._armed:
+            self._armed = time
+            self._queue.schedule(time, Priority.PROGRESS, self._alarm, time)
+
+    def _alarm(self, time: float) -> None:
+        if time != self._armed:
+            return
+        self._armed = math.inf
+        done = self._link.pop_completed(self._queue.now)
+        tasks = [self._tasks.pop(flow) for flow in done]
+        for flow, task in zip(done, tasks, strict=True):
+            self._leave(task.client, flow)
+        for task in tasks:
+            self._arrived(task)
+        self._arm()
+
+
+class Engine:
+    """Runs tasks on a fleet.
+
+    Args:
+        fleet: devices, links, availability and faults of the clients.
+        host: owner of the tasks.
+        trace: where every event is recorded.
+
+    Attributes:
+        queue: the event queue; `queue.now` is virtual time in s.
+        in_flight: number of tasks dispatched and not ended.
+        bytes_down, bytes_up: payload bytes that crossed the server's link so far, lost ones
+            included, unfinished ones not.
+        energy_j: joules spent on tasks so far: compute, radio, idle (waiting inside a task).
+    """
+
+    def __init__(self, fleet: Fleet, host: Host, trace: Trace) -> None:
+        self.fleet = fleet
+        self.host = host
+        self.trace = trace
+        self.queue = EventQueue()
+        self.in_flight = 0
+        self.bytes_down = 0
+        self.bytes_up = 0
+        self.energy_j = {"compute": 0.0, "radio": 0.0, "idle": 0.0}
+        self._flow = 0
+        self._downlink = _Port(fleet.server.up_bps, self.queue, self._downloaded)
+        self._uplink = _Port(fleet.server.down_bps, self.queue, self._uploaded)
+        self._tasks: dict[int, list[Task]] = {}  # client -> its tasks, only while it has some
+        self._devices: dict[int, deque[Task]] = {}  # client -> computing task, then the queue
+        self._departures: dict[int, float] = {}
+
+    # ---- dispatch and download ---------------------------------------------------------------
+
+    def dispatch(self, task: Task) -> None:
+        """Sends the task's message now."""
+        now = self.queue.now
+        self.in_flight += 1
+        task.stage_began = now
+        self.trace.record(now, Event.DISPATCH, task.client, task.dispatch, task.size_down)
+        self._tasks.setdefault(task.client, []).append(task)
+        if self.fleet.availability.is_online(task.client, now):
+            self._take_up(task)
+        else:
+            back = self.fleet.availability.next_change(task.client, now)
+            if math.isfinite(back):
+                self.queue.schedule(back, Priority.DISPATCH, self._take_up, task)
+
+    def _take_up(self, task: Task) -> None:
+        now = self.queue.now
+        task.taken_up = task.stage_began = now
+        task.stage = Stage.DOWNLOADING
+        self.trace.record(now, Event.DOWNLOAD_START, task.client, task.dispatch, task.size_down)
+        self._watch_departure(task.client)
+        delay = self.fleet.links.latency_s[task.client] + self.fleet.server.latency_s
+        self.queue.schedule(now + float(delay), Priority.PROGRESS, self._start_download, task)
+
+    def _start_download(self, task: Task) -> None:
+        if task.stage is not Stage.DOWNLOADING:
+            return
+        cap = self.fleet.down_cap(task.client, task.dispatch)
+        task.flow = self._next_flow()
+        self._downlink.start(task.flow, task, task.size_down, cap)
+
+    def _downloaded(self, task: Task) -> None:
+        now = self.queue.now
+        task.flow = -1
+        task.radio_s += now - task.stage_began
+        self.bytes_down += task.size_down
+        if task.faults.lose_download:
+            self._end(task, Event.DOWNLOAD_LOST, task.size_down)
+            return
+        self.trace.record(now, Event.DOWNLOAD_END, task.client, task.dispatch, task.size_down)
+        task.stage = Stage.QUEUED
+        device = self._devices.setdefault(task.client, deque())
+        device.append(task)
+        if len(device) == 1:
+            self._compute(task)
+
+    # ---- compute -----------------------------------------------------------------------------
+
+    def _compute(self, task: Task) -> None:
+        now = self.queue.now
+        task.stage = Stage.COMPUTING
+        task.stage_began = now
+        seconds = self.host.compute_seconds(task)
+        faults = task.faults
+        if faults.slowdown != 1.0:
+            self.trace.record(
+                now, Event.SLOWDOWN, task.client, task.dispatch, value=faults.slowdown
+            )
+        self.trace.record(now, Event.COMPUTE_START, task.client, task.dispatch, value=seconds)
+        stop, kind = 1.0, None
+        for fraction, fault in (
+            (faults.crash_at, Event.CRASH),
+            (faults.dropout_at, Event.DROPOUT),
+        ):
+            if fraction is not None and fraction < stop:
+                stop, kind = fraction, fault
+        if kind is None:
+            self.queue.schedule(now + seconds, Priority.PROGRESS, self._computed, task)
+        else:
+            self.queue.schedule(now + stop * seconds, Priority.PROGRESS, self._break, task, kind)
+
+    def _break(self, task: Task, kind: Event) -> None:
+        if task.stage is Stage.COMPUTING:
+            self._end(task, kind)
+
+    def _computed(self, task: Task) -> None:
+        if task.stage is not Stage.COMPUTING:
+            return
+        now = self.queue.now
+        task.compute_s = now - task.stage_began
+        self.trace.record(now, Event.COMPUTE_END, task.client, task.dispatch)
+        task.size_up = self.host.computed(task)
+        task.stage = Stage.UPLOADING
+        task.stage_began = now
+        self._free_device(task)
+        self.trace.record(now, Event.UPLOAD_START, task.client, task.dispatch, task.size_up)
+        delay = self.fleet.links.latency_s[task.client] + self.fleet.server.latency_s
+        self.queue.schedule(now + float(delay), Priority.PROGRESS, self._start_upload, task)
+
+    def _free_device(self, task: Task) -> None:
+        device = self._devices[task.client]
+        device.remove(task)
+        if not device:
+            del self._devices[task.client]
+        elif device[0].stage is Stage.QUEUED:
+            # Scheduled, not called: the tasks before it in this instant settle first.
+            self.queue.schedule(self.queue.now, Priority.PROGRESS, self._start_next, task.client)
+
+    def _start_next(self, client: int) -> None:
+        device = self._devices.get(client)
+        if device and device[0].stage is Stage.QUEUED:
+            self._compute(device[0])
+
+    # ---- upload ------------------------------------------------------------------------------
+
+    def _start_upload(self, task: Task) -> None:
+        if task.stage is not Stage.UPLOADING:
+            return
+        cap = self.fleet.up_cap(task.client, task.dispatch)
+        task.flow = self._next_flow()
+        self._uplink.start(task.flow, task, task.size_up, cap)
+
+    def _uploaded(self, task: Task) -> None:
+        now = self.queue.now
+        task.flow = -1
+        task.radio_s += now - task.stage_began
+        self.bytes_up += task.size_up
+        if task.faults.lose_upload:
+            self._end(task, Event.UPLOAD_LOST, task.size_up)
+            return
+        self.trace.record(now, Event.UPLOAD_END, task.client, task.dispatch, task.size_up)
+        self._settle(task)
+        self.host.replied(task)
+
+    def _next_flow(self) -> int:
+        self._flow += 1
+        return self._flow
+
+    # ---- how tasks end -----------------------------------------------------------------------
+
+    def _watch_departure(self, client: int) -> None:
+        if client in self._departures:
+            return
+        time = self.fleet.availability.next_change(client, self.queue.now)
+        if math.isfinite(time):
+            self._departures[client] = time
+            self.queue.schedule(time, Priority.AVAILABILITY, self._depart, client)
+
+    def _depart(self, client: int) -> None:
+        del self._departures[client]
+        for task in list(self._tasks.get(client, ())):
+            if task.stage is not Stage.WAITING:
+                self._end(task, Event.DEPARTURE)
+
+    def _end(self, task: Task, kind: Event, size: int = 0) -> None:
+        """Ends a task that brings no reply, in whatever stage it is."""
+        now = self.queue.now
+        self.trace.record(now, kind, task.client, task.dispatch, size)
+        if task.stage in (Stage.DOWNLOADING, Stage.UPLOADING) and kind is Event.DEPARTURE:
+            task.radio_s += now - task.stage_began
+            if task.flow >= 0:
+                port = self._downlink if task.stage is Stage.DOWNLOADING else self._uplink
+                port.abort(task.flow)
+        if task.stage in (Stage.QUEUED, Stage.COMPUTING):
+            if task.stage is Stage.COMPUTING:
+                task.compute_s = now - task.stage_began
+            task.stage = Stage.DONE
+            self._free_device(task)
+        self._settle(task)
+        self.host.failed(task, kind)
+        detection_s = self.fleet.faults.detection_s
+        if kind is Event.CRASH:
+            # The node is still there and reports at once that its app died.
+            detection_s = float(self.fleet.links.latency_s[task.client])
+        if kind in (Event.CRASH, Event.DROPOUT, Event.DEPARTURE) and detection_s is not None:
+            self.queue.schedule(
+                now + detection_s, Priority.PROGRESS, self.host.server_learns, task, kind
+            )
+
+    def _settle(self, task: Task) -> None:
+        task.stage = Stage.DONE
+        self.in_flight -= 1
+        tasks = self._tasks[task.client]
+        tasks.remove(task)
+        if not tasks:
+            del self._tasks[task.client]
+        devices, client = self.fleet.devices, task.client
+        idle_s = self.queue.now - task.taken_up - task.compute_s - task.radio_s
+        self.energy_j["compute"] += float(devices.compute_w[client]) * task.compute_s
+        self.energy_j["radio"] += float(devices.radio_w[client]) * task.radio_s
+        self.energy_j["idle"] += float(devices.idle_w[client]) * max(idle_s, 0.0)
+        self.host.released(client)
+
+    def has_tasks(self, client: int) -> bool:
+        """Whether the client has a task that has not ended."""
+        return client in self._tasks

@@ -1,0 +1,31 @@
+"""Presets: functions that build a fleet, one per module, named by `_target_` in `conf/fleet/`.
+
+| module | fleet |
+|---|---|
+| `uniform` | equal clients (or a chosen spread of speeds): for checks by hand and for sweeps |
+| `mobile` | phones of three classes on Wi-Fi, 4G and 5G |
+| `cross_silo` | servers and workstations of institutions |
+| `datacenters` | islands of GPUs joined by a wide-area network |
+| `serverless` | cloud functions with measured times |
+| `trace` | devices, links and behaviour from published files |
+"""
+
+from fl.simulation.fleets.cross_silo import cross_silo
+from fl.simulation.fleets.datacenters import datacenters
+from fl.simulation.fleets.mobile import NetworkClass, PhoneClass, mobile
+from fl.simulation.fleets.serverless import serverless
+from fl.simulation.fleets.trace import trace
+from fl.simulation.fleets.uniform import uniform
+
+# Each function hides the module of the same name, so that `fl.simulation.fleets.mobile` is the
+# preset; `from fl.simulation.fleets.mobile import ...` still finds the module.
+__all__ = [
+    "NetworkClass",
+    "PhoneClass",
+    "cross_silo",
+    "datacenters",
+    "mobile",
+    "serverless",
+    "trace",
+    "uniform",
+]

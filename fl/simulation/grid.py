@@ -1,0 +1,548 @@
+"""Flower's `Grid` in virtual time: the one seam between server algorithms and the world."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import math
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from flwr.app import DEFAULT_TTL, Error, Message, MetricRecord, RecordDict
+from flwr.app.metadata import Metadata
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fl.errors import SimulationError
+from fl.execution.executor import Assignment, Executor, Outcome, Payload
+from fl.simulation.clock import VirtualClock
+from fl.simulation.engine import Engine, Task
+from fl.simulation.events import Priority
+from fl.simulation.fleet import Fleet
+from fl.simulation.identity import (
+    FIRST_NODE_ID,
+    RUN_ID,
+    assume_identity,
+    client_of,
+    message_id,
+    node_id,
+)
+from fl.simulation.payload import payload_bytes, snapshot
+from fl.simulation.trace import Event, Trace
+from fl.simulation.virtual_sleep import answering
+from fl.simulation.work import Charge, Planner
+
+log = logging.getLogger("fl")
+
+_SAME_POLLS = 3  # so many equal polls in a row mean that the app is waiting for time to pass
+
+_REASONS = {
+    Event.CRASH: (ErrorCode.CLIENT_APP_CRASHED, "the client's process crashed"),
+    Event.DROPOUT: (ErrorCode.NODE_UNAVAILABLE, "the client dropped out during the task"),
+    Event.DEPARTURE: (ErrorCode.NODE_UNAVAILABLE, "the client became unavailable during the task"),
+    Event.EXPIRED: (
+        ErrorCode.MESSAGE_UNAVAILABLE,
+        "the message's time to live ran out before a reply arrived",
+    ),
+}
+
+
+_FREED = Payload(RecordDict(), 0)
+"""Stands for a payload that is not needed any more, so that a model is not kept alive."""
+
+
+class _Flight:
+    """A message, from the push to the moment its reply is pulled."""
+
+    __slots__ = ("assignment", "flops", "metadata", "outcome", "planned", "reply", "submitted")
+
+    def __init__(self, metadata: Metadata, assignment: Assignment) -> None:
+        self.metadata = metadata
+        self.assignment = assignment
+        self.outcome: Outcome | None = None
+        self.reply: Message | None = None
+        self.submitted = False
+        self.planned = False
+        self.flops = 0.0
+
+
+class SimGrid(Grid):
+    """A `flwr.serverapp.Grid` on which stock strategies and foreign apps run unmodified.
+
+    Waiting costs no host time. `send_and_receive` runs the events until every reply is there or
+    virtual time reaches the timeout; a `pull_messages` that finds nothing moves virtual time to the
+    next event; so does polling `get_node_ids` again and again; `time.sleep` in the ServerApp passes
+    virtual time (`fl.simulation.virtual_sleep`).
+
+    What Flower would show in wall time, this shows in virtual time:
+
+    - a client that drops out, departs or crashes gives an error reply once the server has learned
+      of it (`Faults.detection_s`), or none at all;
+    - a message that was lost gives no reply; when its TTL has run out, pulling it gives an error
+    reply (code 3, message unavailable), as does pulling an id twice;
+    - an exception in the ClientApp is an error reply with the exception's text.
+
+    Args:
+        fleet: the clients.
+        executor: started, runs the clients' work.
+        planner: plans the work of our own ClientApp; None for a foreign app.
+        charge: what a foreign app's work costs.
+        trace: where events are recorded; a new one if None.
+        on_round: called at the end of each `send_and_receive` with the replies.
+        on_progress: called after each instant of virtual time.
+        fail_fast: raise on the first exception in a ClientApp instead of replying with an error.
+
+    Attributes:
+        clock: the grid's clock, which `fl.simulation.clock.clock_of` finds.
+        client_updates: replies with content that reached the server, for `train` messages.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        executor: Executor,
+        *,
+        planner: Planner | None = None,
+        charge: Charge | None = None,
+        trace: Trace | None = None,
+        on_round: Callable[[list[Message]], None] | None = None,
+        on_progress: Callable[[], None] | None = None,
+        fail_fast: bool = False,
+    ) -> None:
+        self.fleet = fleet
+        self.trace = Trace() if trace is None else trace
+        self.engine = Engine(fleet, self, self.trace)
+        self.clock = VirtualClock(lambda: self.engine.queue.now, self.sleep)
+        self.client_updates = 0
+        self._executor = executor
+        self._planner = planner
+        self._charge = Charge() if charge is None else charge
+        self._on_round = on_round
+        self._on_progress = on_progress
+        self._fail_fast = fail_fast
+        self._run = Run.create_empty(RUN_ID)
+        self._dispatches: dict[int, int] = {}  # client -> messages sent to it so far
+        self._states: dict[int, RecordDict] = {}  # only of clients that keep a state
+        self._waiting: dict[Task, None] = {}  # may be executed, not submitted yet; in order
+        self._held: dict[int, list[Task]] = {}  # wait for an earlier task of the same client
+        self._flights: dict[str, Task] = {}  # pushed, reply not pulled
+        self._arrived: dict[str, Task] = {}  # reply is there, not pulled; in order of arrival
+        self._expiries: list[tuple[float, int, str]] = []
+        self._pushed = 0
+        self._all_nodes: list[int] | None = None
+        self._last_poll: tuple[float, int] = (-1.0, 0)
+        self._told_errors = 0
+        self._thread = threading.get_ident()
+        self._lock = threading.RLock()
+        assume_identity()
+
+    # ---- Flower's Grid -------------------------------------------------------------------------
+
+    def set_run(self, run: Run) -> None:
+        """Accepts the run Flower wants this grid to serve; the simulator has exactly one."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """Information on the run."""
+        return Run(**vars(self._run))
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Returns a new message; deprecated by Flower in favour of `Message(...)`."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Returns the ids of the clients that are available now, in ascending order."""
+        with self._lock, answering(None):
+            ids = self._node_ids()
+            if threading.get_ident() != self._thread:
+                return ids  # some background thread of the app; only the ServerApp moves time
+            now, count = self._last_poll
+            same = count + 1 if now == self.engine.queue.now else 1
+            if same > _SAME_POLLS and len(ids) < len(self.fleet):
+                self._step(math.inf)
+                ids, same = self._node_ids(), 1
+            self._last_poll = (self.engine.queue.now, same)
+            return ids
+
+    def _node_ids(self) -> list[int]:
+        online = self.fleet.availability.online(self.engine.queue.now)
+        if online.all():
+            if self._all_nodes is None:
+                self._all_nodes = list(range(FIRST_NODE_ID, FIRST_NODE_ID + len(self.fleet)))
+            return self._all_nodes.copy()
+        return [int(i) + FIRST_NODE_ID for i in online.nonzero()[0]]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Sends messages now; returns their ids.
+
+        Raises:
+            ValueError: a message goes to a node that does not exist, or is not a new message.
+        """
+        with self._lock, answering(None):
+            return self._push(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Returns the replies that are there, in the order in which they arrived.
+
+        If none is, virtual time moves to the next event, and what has arrived then is returned.
+        """
+        with self._lock, answering(None):
+            self._last_poll = (-1.0, 0)
+            wanted = list(dict.fromkeys(message_ids))
+            unknown = [self._unavailable(name) for name in wanted if name not in self._flights]
+            known = {name for name in wanted if name in self._flights}
+            replies = self._take(known)
+            if known and not replies and not unknown:
+                self._step(math.inf)
+                replies = self._take(known)
+            return unknown + replies
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Sends messages and returns the replies that arrive within `timeout` virtual seconds.
+
+        Replies come in the order of their arrival. Tasks that are late go on: their client stays
+        busy, and their reply is never delivered unless its id is pulled.
+        """
+        with self._lock, answering(None):
+            began = self.engine.queue.now
+            missing = set(self._push(messages))
+            deadline = math.inf if timeout is None else began + timeout
+            replies: list[Message] = []
+            while missing:
+                arrived = self._take(missing)
+                missing.difference_update(m.metadata.reply_to_message_id for m in arrived)
+                replies += arrived
+                if missing and not self._step(deadline):
+                    break
+            if missing:
+                self.trace.record(
+                    self.engine.queue.now, Event.TIMEOUT, value=float(len(missing))
+                )
+                for name in missing:  # the caller does not know these ids, so nobody can pull them
+                    del self._flights[name]
+            if self._on_round is not None:
+                self._on_round(replies)
+            return replies
+
+    # ---- time ----------------------------------------------------------------------------------
+
+    def sleep(self, seconds: float) -> None:
+        """Lets `seconds` of virtual time pass."""
+        with self._lock, answering(None):
+            deadline = self.engine.queue.now + max(0.0, float(seconds))
+            while self._step(deadline):
+                pass
+
+    def answering(self) -> AbstractContextManager[None]:
+        """Makes `time.sleep` in the block pass virtual time."""
+        return answering(self.sleep)
+
+    def _step(self, until: float) -> bool:
+        """Runs the next instant not later than `until`; False when there is none."""
+        queue = self.engine.queue
+        expiry = self._next_expiry()
+        if expiry < queue.next_time() and expiry <= until:
+            queue.schedule(max(expiry, queue.now), Priority.TIMER, self._expire)
+        advanced = queue.advance(until)
+        if self._on_progress is not None:
+            self._on_progress()
+        return advanced
+
+    def _next_expiry(self) -> float:
+        while self._expiries:
+            time, _, name = self._expiries[0]
+            task = self._flights.get(name)
+            if task is not None and task.content.reply is None:
+                return time
+            heapq.heappop(self._expiries)
+        return math.inf
+
+    def _expire(self) -> None:
+        now = self.engine.queue.now
+        while self._next_expiry() <= now:
+            _, _, name = heapq.heappop(self._expiries)
+            task = self._flights[name]
+            self.trace.record(now, Event.EXPIRED, task.client, task.dispatch)
+            self._reply_with_error(task, Event.EXPIRED)
+
+    # ---- sending -------------------------------------------------------------------------------
+
+    def _push(self, messages: Iterable[Message]) -> list[str]:
+        self._last_poll = (-1.0, 0)
+        payloads: dict[int, tuple[RecordDict, Payload]] = {}
+        tasks = [self._accept(message, payloads) for message in messages]
+        for task in tasks:
+            if self.engine.has_tasks(task.client):
+                self._held.setdefault(task.client, []).append(task)
+            else:
+                self._admit(task)
+            self.engine.dispatch(task)
+        return [task.content.metadata.message_id for task in tasks]
+
+    def _accept(
+        self, message: Message, payloads: dict[int, tuple[RecordDict, Payload]]
+    ) -> Task:
+        metadata = message.metadata
+        client = client_of(metadata.dst_node_id)
+        if not 0 <= client < len(self.fleet):
+            raise ValueError(
+                f"message to node {metadata.dst_node_id}, which does not exist: this fleet's nodes "
+                f"are {FIRST_NODE_ID} to {FIRST_NODE_ID + len(self.fleet) - 1} (get_node_ids)"
+            )
+        if metadata.message_id != "" or metadata.reply_to_message_id != "" or metadata.ttl <= 0:
+            raise ValueError(
+                f"only a new message with a positive TTL can be pushed; this one has id "
+                f"'{metadata.message_id}', replies to '{metadata.reply_to_message_id}', "
+                f"TTL {metadata.ttl} s"
+            )
+        # A cohort's messages share one content object: copy and weigh it once.
+        held = payloads.get(id(message.content))
+        if held is None or held[0] is not message.content:
+            content = snapshot(message.content)
+            held = (message.content, Payload(content, payload_bytes(content)))
+            payloads[id(message.content)] = held
+        payload = held[1]
+        dispatch = self._dispatches.get(client, 0)
+        self._dispatches[client] = dispatch + 1
+        name = message_id(client, dispatch)
+        metadata.__dict__["_message_id"] = name  # as Flower's own grids do
+        assignment = Assignment(
+            client,
+            dispatch,
+            payload,
+            metadata.message_type,
+            metadata.group_id,
+            float(metadata.ttl),
+        )
+        flight = _Flight(metadata, assignment)
+        faults = self.fleet.faults.draw(self.fleet.seed, client, dispatch)
+        task = Task(client, dispatch, payload.size, faults, flight)
+        if self._planner is not None:
+            plan = self._planner(assignment, self.fleet.seconds_per_flop(client, dispatch))
+            flight.planned, flight.flops = True, plan.flops
+            assignment.work = plan.work
+        self._flights[name] = task
+        self._pushed += 1
+        expiry = self.engine.queue.now + float(metadata.ttl or DEFAULT_TTL)
+        heapq.heappush(self._expiries, (expiry, self._pushed, name))
+        return task
+
+    def _admit(self, task: Task) -> None:
+        """Makes a task executable: no earlier task of its client can change the client's state."""
+        faults, flight = task.faults, task.content
+        doomed = (
+            faults.lose_download or faults.dropout_at is not None or faults.crash_at is not None
+        )
+        if flight.planned and doomed:
+            return  # its duration is known and its result will never be needed
+        flight.assignment.state = self._states.get(task.client)
+        self._waiting[task] = None
+
+    # ---- the engine's questions ------------------------------------------------------------------
+
+    def compute_seconds(self, task: Task) -> float:
+        """Returns the virtual seconds of the task's local work."""
+        flight: _Flight = task.content
+        if flight.planned:
+            return self.fleet.compute_seconds(task.client, task.dispatch, flight.flops)
+        outcome = self._outcome(task)
+        return self._charge.seconds_for(self.fleet, task.client, task.dispatch, flight.assignment, outcome)
+
+    def computed(self, task: Task) -> int:
+        """Commits the client's state and returns the reply's size in bytes."""
+        outcome = self._outcome(task)
+        if outcome.state is None:
+            self._states.pop(task.client, None)
+        else:
+            self._states[task.client] = outcome.state
+        if outcome.error is not None:
+            self.trace.record(
+                self.engine.queue.now, Event.CLIENT_ERROR, task.client, task.dispatch
+            )
+            self._tell_error(task, outcome)
+            return len(outcome.error[1].encode())
+        content = outcome.content
+        return payload_bytes(content) if content is not None else 0
+
+    def replied(self, task: Task) -> None:
+        """Makes the reply available to the server."""
+        flight: _Flight = task.content
+        outcome, flight.outcome = flight.outcome, None
+        if outcome is None:
+            raise SimulationError(
+                f"client {task.client} replied to message {flight.metadata.message_id} at "
+                f"{self.engine.queue.now} s without having run"
+            )
+        flight.assignment.payload = _FREED
+        if flight.reply is not None or flight.metadata.message_id not in self._flights:
+            return  # it expired on the way, or nobody waits for it any more
+        if outcome.error is not None:
+            self._deliver(task, error=Error(*outcome.error))
+            return
+        if flight.metadata.message_type.startswith("train"):
+            self.client_updates += 1
+        self._deliver(task, content=outcome.content)
+
+    def failed(self, task: Task, kind: Event) -> None:
+        """Forgets the work of a task that brings no reply; a crash also loses the state."""
+        flight: _Flight = task.content
+        if flight.submitted:
+            if flight.outcome is None:
+                self._executor.discard(flight.assignment)
+        else:
+            self._waiting.pop(task, None)
+            flight.assignment.payload = _FREED
+        held = self._held.get(task.client)
+        if held and task in held:
+            held.remove(task)
+        if kind is Event.CRASH:
+            self._states.pop(task.client, None)
+
+    def server_learns(self, task: Task, kind: Event) -> None:
+        """Replies with the error Flower's server would make up."""
+        if task.content.reply is None and task.content.metadata.message_id in self._flights:
+            if kind is not Event.CRASH:
+                self.trace.record(
+                    self.engine.queue.now, Event.NODE_UNAVAILABLE, task.client, task.dispatch
+                )
+            self._reply_with_error(task, kind)
+
+    def released(self, client: int) -> None:
+        """Admits the client's next task, if one waited for this one's state."""
+        held = self._held.get(client)
+        if held:
+            self._admit(held.pop(0))
+        if not held:
+            self._held.pop(client, None)
+
+    def _outcome(self, task: Task) -> Outcome:
+        flight: _Flight = task.content
+        if flight.outcome is None:
+            if not flight.submitted:
+                wave, self._waiting = self._waiting, {}
+                for other in wave:
+                    other.content.submitted = True
+                self._executor.submit([other.content.assignment for other in wave])
+            outcome = self._executor.result(flight.assignment)
+            if outcome.content is not None and not isinstance(outcome.content, RecordDict):
+                self.trace.record(
+                    self.engine.queue.now, Event.REJECTED, task.client, task.dispatch
+                )
+                kind = type(outcome.content).__name__
+                reason = f"the reply's content is {kind}, not a RecordDict"
+                outcome.content, outcome.error = None, (ErrorCode.UNKNOWN, reason)
+            flight.outcome = outcome
+        return flight.outcome
+
+    # ---- replies ---------------------------------------------------------------------------------
+
+    def _deliver(
+        self, task: Task, *, content: RecordDict | None = None, error: Error | None = None
+    ) -> None:
+        flight: _Flight = task.content
+        name = flight.metadata.message_id
+        flight.reply = Message(  # type: ignore[call-overload]
+            metadata=_reply_metadata(flight.metadata, node_id(task.client), self.engine.queue.now),
+            content=content,
+            error=error,
+        )
+        self._arrived[name] = task
+
+    def _reply_with_error(self, task: Task, kind: Event) -> None:
+        self._deliver(task, error=Error(*_REASONS[kind]))
+
+    def _take(self, names: set[str]) -> list[Message]:
+        """Returns and forgets the replies to `names` that are there, in order of arrival."""
+        ready = [name for name in self._arrived if name in names]
+        for name in ready:
+            del self._flights[name]
+        return [self._arrived.pop(name).content.reply for name in ready]
+
+    def _unavailable(self, name: str) -> Message:
+        metadata = Metadata(
+            run_id=RUN_ID,
+            message_id=f"{name}.unavailable",
+            src_node_id=SUPERLINK_NODE_ID,
+            dst_node_id=SUPERLINK_NODE_ID,
+            reply_to_message_id=name,
+            group_id="",
+            created_at=self.engine.queue.now,
+            ttl=0,
+            message_type="system",
+        )
+        error = Error(
+            ErrorCode.MESSAGE_UNAVAILABLE,
+            f"message '{name}' does not exist, or its reply was pulled before",
+        )
+        return Message(metadata=metadata, error=error)  # type: ignore[call-overload]
+
+    def _tell_error(self, task: Task, outcome: Outcome) -> None:
+        if outcome.error is None:
+            return
+        where = f"client {task.client}, dispatch {task.dispatch}, at {self.engine.queue.now:.6g} s"
+        details = outcome.details or outcome.error[1]
+        if self._fail_fast:
+            raise SimulationError(f"ClientApp failed on {where}\n{details}")
+        self._told_errors += 1
+        if self._told_errors == 1:
+            log.warning(
+                "ClientApp failed on %s; the server gets an error reply, and further errors are "
+                "only counted (fail_fast=true stops at the first)\n%s",
+                where,
+                details,
+            )
+
+
+def _reply_metadata(message: Metadata, source: int, now: float) -> Metadata:
+    metadata = Metadata(
+        run_id=message.run_id,
+        message_id=f"{message.message_id}.reply",
+        src_node_id=source,
+        dst_node_id=message.src_node_id,
+        reply_to_message_id=message.message_id,
+        group_id=message.group_id,
+        created_at=now,
+        ttl=message.ttl,
+        message_type=message.message_type,
+        src_task_id=message.dst_task_id,
+        dst_task_id=message.src_task_id,
+    )
+    metadata.delivered_at = ""
+    return metadata
+
+
+def mean_metrics(replies: Iterable[Message], weight_key: str = "num-examples") -> dict[str, Any]:
+    """Returns the example-weighted mean of the scalar metrics that all replies with content share."""
+    records: list[MetricRecord] = []
+    for reply in replies:
+        if reply.has_content():
+            records.extend(list(reply.content.metric_records.values())[:1])
+    if not records:
+        return {}
+    weights = [float(_scalar(record.get(weight_key), 1.0)) for record in records]
+    total = sum(weights)
+    if not total > 0:
+        return {}
+    shared = set(records[0]).intersection(*records[1:]) - {weight_key}
+    return {
+        key: sum(w * float(record[key]) for w, record in zip(weights, records, strict=True)) / total  # type: ignore[arg-type]
+        for key in sorted(shared)
+        if all(isinstance(record[key], int | float) for record in records)
+    }
+
+
+def _scalar(value: object, default: float) -> float:
+    return float(value) if isinstance(value, int | float) else default

@@ -1,0 +1,170 @@
+"""One call that runs any Flower ServerApp and ClientApp on a simulated fleet."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flwr.app import ArrayRecord, Context, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.serverapp import Grid, ServerApp
+
+from fl.clients.app import TrainingApp
+from fl.errors import ConfigError
+from fl.execution import AppSource, Executor, RayExecutor, SerialExecutor
+from fl.execution.executor import Assignment, RunInfo, load_app
+from fl.metrics import Progress, Run, RunWriter, Target
+from fl.metrics.run_writer import Status
+from fl.randomness import global_generators
+from fl.recorder import Recorder
+from fl.simulation.fleet import Fleet
+from fl.simulation.grid import SimGrid
+from fl.simulation.identity import RUN_ID
+from fl.simulation.legacy import concurrent_rounds
+from fl.simulation.trace import Trace
+from fl.simulation.virtual_sleep import virtual_sleep
+from fl.simulation.work import Charge, Plan, Planner
+
+log = logging.getLogger("fl")
+
+ServerMain = Callable[[Grid, Context, Recorder], None]
+
+
+@dataclass(frozen=True)
+class SimulatedRun(Run):
+    """What a simulation gave: what its files hold, and what only lives in memory.
+
+    Attributes:
+        trace: every event; `run.trace.table()` is an Arrow table.
+        arrays: the final model, None if the app kept it to itself.
+    """
+
+    trace: Trace
+    arrays: ArrayRecord | None
+
+
+def simulate(
+    server_app: ServerApp | ServerMain,
+    client_app: AppSource,
+    fleet: Fleet,
+    *,
+    seed: int = 0,
+    run_config: Mapping[str, Any] | None = None,
+    num_partitions: int | None = None,
+    executor: Executor | Literal["ray", "serial"] = "ray",
+    charge: Charge | None = None,
+    directory: Path | str | None = None,
+    target: Target | None = None,
+    num_rounds: int | None = None,
+    progress: bool = True,
+    fail_fast: bool = False,
+    config: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> SimulatedRun:
+    """Runs an app to its end, with real training and simulated time.
+
+    >>> from fl import simulate
+    >>> from fl.simulation.fleets import uniform
+    >>> run = simulate(server_app, client_app, uniform(num_clients=10), seed=1)  # doctest: +SKIP
+
+    Args:
+        server_app: Flower's ServerApp, ours or anybody's; or a function of (grid, context, recorder).
+        client_app: Flower's ClientApp, or a function that makes one in each worker process.
+        fleet: the clients' devices, links, availability and faults.
+        seed: root of every random draw of the run. A fleet has a seed of its own.
+        run_config: what `context.run_config` shows to both apps; "seed" is added.
+        num_partitions: number of data partitions; client i holds partition i modulo this. Default:
+            one per client.
+        executor: where clients run.
+        charge: what the work of a foreign ClientApp costs; ours plans its own.
+        directory: where the run's files go; None writes none.
+        target: metric value whose cost is reported.
+        num_rounds: length of the progress bar.
+        progress: show progress on standard error.
+        fail_fast: stop at the first exception in a ClientApp.
+        config: configuration to store with the results; default: the arguments above.
+        extra: more facts for the summary.
+
+    Raises:
+        ConfigError: something in the arguments cannot be.
+        Exception: whatever the ServerApp raises; the run's files are written first.
+    """
+    if isinstance(executor, str):
+        if executor not in ("ray", "serial"):
+            raise ConfigError(f"executor is '{executor}'; it must be 'ray' or 'serial'")
+        executor = RayExecutor() if executor == "ray" else SerialExecutor()
+    partitions = len(fleet) if num_partitions is None else num_partitions
+    if not 1 <= partitions:
+        raise ConfigError(f"num_partitions is {partitions}; it must be at least 1")
+    settings = {**(run_config or {}), "seed": seed}
+    stored = config if config is not None else {"run_config": settings, "fleet": fleet.name}
+    writer = RunWriter(directory, stored, seed, target)
+    display = Progress(total_rounds=num_rounds, enabled=progress)
+    recorder = Recorder(writer, display)
+    trace = Trace()
+    status: Status = "completed"
+    error: BaseException | None = None
+    report: dict[str, Any] = {}
+    try:
+        run = RunInfo(seed, partitions, settings)
+        with display, virtual_sleep(), global_generators(seed, "server"):
+            planner = _planner(client_app, fleet, partitions)
+            try:
+                executor.start(client_app, run)
+                grid = SimGrid(
+                    fleet,
+                    executor,
+                    planner=planner,
+                    charge=charge,
+                    trace=trace,
+                    on_round=recorder.on_round,
+                    on_progress=recorder.on_progress,
+                    fail_fast=fail_fast,
+                )
+                recorder.attach(grid)
+                context = Context(RUN_ID, SUPERLINK_NODE_ID, {}, RecordDict(), settings)
+                with grid.answering(), concurrent_rounds(grid), recorder.observing_strategies():
+                    if isinstance(server_app, ServerApp):
+                        server_app(grid, context)
+                    else:
+                        server_app(grid, context, recorder)
+            finally:
+                report = executor.report()
+                executor.close()
+    except KeyboardInterrupt as stopped:
+        status, error = "interrupted", stopped
+    except Exception as failed:
+        status, error = "failed", failed
+    recorder.flush()
+    summary = writer.finish(
+        recorder.totals(),
+        status=status,
+        trace=trace,
+        model_sha256=recorder.model_sha256(),
+        error=error,
+        extra={**report, **(extra or {})},
+    )
+    if error is not None:
+        raise error
+    return SimulatedRun(writer.directory, summary, writer.history, trace, recorder.final_arrays)
+
+
+def _planner(source: AppSource, fleet: Fleet, num_partitions: int) -> Planner | None:
+    """Returns the planner of our own ClientApp, after checking that its work fits the devices."""
+    app = load_app(source)
+    if not isinstance(app, TrainingApp):
+        return None
+    fleet.check_memory(app.memory_bytes())
+
+    def plan(assignment: Assignment, seconds_per_flop: float) -> Plan:
+        return app.plan(
+            assignment.payload.content,
+            assignment.message_type,
+            assignment.client % num_partitions,
+            seconds_per_flop,
+        )
+
+    return plan

@@ -1,0 +1,5 @@
+"""Server algorithms, one paper per file; Flower's own are used through `fl/conf/strategy`."""
+
+from fl.strategies.fedprox import FedProx
+
+__all__ = ["FedProx"]

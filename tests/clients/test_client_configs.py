@@ -1,0 +1,49 @@
+"""The configuration group `client` against the constructors it names."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
+
+import fl
+from fl.clients import ExponentialDecay, TrainingApp
+
+FOLDER = Path(fl.__file__).parent / "conf" / "client"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+SUPPLIED = {"model", "data", "mods"}
+
+
+def keys_of(node) -> set[str]:
+    return {key for key in node if not key.startswith("_")}
+
+
+def test_there_is_a_configuration_for_every_rule():
+    assert NAMES == ["adamw", "proximal", "sgd"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_keys_are_the_constructors_arguments_and_defaults_agree(name):
+    config = OmegaConf.load(FOLDER / f"{name}.yaml")
+    app = inspect.signature(TrainingApp).parameters
+    assert keys_of(config) == set(app) - SUPPLIED
+    rule = inspect.signature(get_class(config.rule._target_)).parameters
+    assert keys_of(config.rule) == set(rule)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_makes_an_app(name, federated, mlp):
+    config = OmegaConf.load(FOLDER / f"{name}.yaml")
+    config.rule.round_schedule = {"_target_": "fl.clients.ExponentialDecay", "gamma": 0.99}
+    app = instantiate(config)(model=lambda: mlp, data=federated((4, 5)))
+    assert isinstance(app, TrainingApp)
+    assert app.rule.lr == config.rule.lr
+    assert app.rule.round_schedule == ExponentialDecay(0.99)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_key_has_a_comment(name):
+    for line in (FOLDER / f"{name}.yaml").read_text().splitlines():
+        bare = line.startswith(("#", "_target_", "rule:", "  _target_"))
+        assert bare or "# " in line, line

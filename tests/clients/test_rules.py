@@ -1,0 +1,346 @@
+"""Client rules against `torch.optim` and against closed forms, on vectors and under `vmap`."""
+
+import inspect
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.func import vmap
+
+from fl.clients import (
+    AdamW,
+    CosineDecay,
+    ExponentialDecay,
+    Proximal,
+    Received,
+    Rule,
+    Sgd,
+    StepDecay,
+)
+from fl.errors import ConfigError
+
+TIGHT = {"rtol": 1e-9, "atol": 1e-11}
+
+RULES = {
+    "sgd": Sgd(0.1),
+    "sgd momentum": Sgd(0.1, momentum=0.9),
+    "sgd nesterov": Sgd(0.05, momentum=0.8, nesterov=True),
+    "sgd decay": Sgd(0.1, weight_decay=0.1),
+    "sgd clip": Sgd(0.1, clip_norm=0.5),
+    "sgd everything": Sgd(0.1, 0.9, True, 0.05, 0.7, None, StepDecay(2, 0.5)),
+    "proximal": Proximal(0.1, mu=0.5),
+    "proximal clip": Proximal(0.1, mu=0.5, clip_norm=0.3, momentum=0.5),
+    "proximal clip first": Proximal(0.1, mu=0.5, clip_norm=0.3, clip_first=True),
+    "adamw": AdamW(0.01),
+    "adamw kept": AdamW(0.01, keep_moments=True, clip_norm=1.0),
+}
+
+
+class Quadratic:
+    """f(w) = sum a (w - c)^2 / 2 as a batch."""
+
+    examples = 1
+
+    def __init__(self, a: torch.Tensor, c: torch.Tensor) -> None:
+        self.a, self.c = a, c
+
+    def loss(self, w):
+        return (self.a * (w - self.c) ** 2).sum() / 2
+
+    def grad(self, w):
+        return self.a * (w - self.c), self.loss(w)
+
+
+def run(rule: Rule, w, batch, steps: int, config=None, memory=None):
+    memory = rule.first_memory(w) if memory is None else memory
+    received = Received(w, {}, memory, rule.scalars(config or {"server-round": 1}))
+    state = rule.init(received)
+    for t in range(steps):
+        w, state, _ = rule.step(w, state, received, batch, t)
+    return w, rule.finish(w, state, received, steps)
+
+
+def optimise(make, w, batch, steps: int, clip_norm=None, scheduler=None):
+    parameter = nn.Parameter(w.clone())
+    optimizer = make([parameter])
+    schedule = scheduler(optimizer) if scheduler else None
+    for _ in range(steps):
+        optimizer.zero_grad()
+        batch.loss(parameter).backward()
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_([parameter], clip_norm)
+        optimizer.step()
+        if schedule:
+            schedule.step()
+    return parameter.detach()
+
+
+@pytest.fixture
+def quadratic():
+    # float64: rules take any float type, and the comparison with torch can then be tight.
+    torch.manual_seed(1)
+    w, a, c = torch.randn(20), torch.rand(20) + 0.5, torch.randn(20)
+    return w.double(), Quadratic(a.double(), c.double())
+
+
+@pytest.mark.parametrize(
+    ("momentum", "nesterov"), [(0.0, False), (0.5, False), (0.9, False), (0.5, True), (0.9, True)]
+)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("clip_norm", [None, 0.5, 100.0])
+def test_sgd_is_torchs(quadratic, momentum, nesterov, weight_decay, clip_norm):
+    w, batch = quadratic
+    rule = Sgd(0.1, momentum, nesterov, weight_decay, clip_norm)
+    expected = optimise(
+        lambda p: torch.optim.SGD(
+            p, 0.1, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
+        ),
+        w,
+        batch,
+        15,
+        clip_norm,
+    )
+    torch.testing.assert_close(run(rule, w, batch, 15)[0], expected, **TIGHT)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "scheduler"),
+    [
+        (StepDecay(4, 0.3), lambda o: torch.optim.lr_scheduler.StepLR(o, 4, 0.3)),
+        (ExponentialDecay(0.9), lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.9)),
+        (CosineDecay(20), lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 20)),
+    ],
+)
+@pytest.mark.parametrize("kind", [Sgd, AdamW])
+def test_a_schedule_over_local_steps_is_torchs(quadratic, schedule, scheduler, kind):
+    w, batch = quadratic
+    make = {
+        Sgd: lambda p: torch.optim.SGD(p, 0.1),
+        AdamW: lambda p: torch.optim.AdamW(p, 0.1),
+    }[kind]
+    expected = optimise(make, w, batch, 15, scheduler=scheduler)
+    got = run(kind(lr=0.1, step_schedule=schedule), w, batch, 15)[0]
+    torch.testing.assert_close(got, expected, **TIGHT)
+
+
+@pytest.mark.parametrize("kind", [Sgd, Proximal, AdamW])
+def test_a_schedule_over_rounds_counts_from_the_first_round(kind):
+    rule = kind(lr=0.1, round_schedule=StepDecay(2, 0.5))
+    rates = [rule.scalars({"server-round": i})["lr"] for i in (1, 2, 3, 4, 5)]
+    assert rates == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025])
+    assert rule.scalars({"server-round": 4, "lr": 0.7})["lr"] == 0.7
+    with pytest.raises(ConfigError, match="round_schedule needs the message's 'server-round'"):
+        rule.scalars({})
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.9), (0.5, 0.0)])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("eps", [1e-8, 1e-2])
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_adamw_is_torchs(quadratic, betas, weight_decay, eps, clip_norm):
+    w, batch = quadratic
+    rule = AdamW(0.03, *betas, eps, weight_decay, clip_norm)
+    expected = optimise(
+        lambda p: torch.optim.AdamW(p, 0.03, betas, eps, weight_decay), w, batch, 25, clip_norm
+    )
+    torch.testing.assert_close(run(rule, w, batch, 25)[0], expected, **TIGHT)
+
+
+def test_adamw_with_kept_moments_goes_on_where_it_stopped(quadratic):
+    w, batch = quadratic
+    rule = AdamW(0.03, keep_moments=True)
+    half, finished = run(rule, w, batch, 10)
+    whole = run(rule, half, batch, 15, memory=finished.memory)[0]
+    expected = optimise(lambda p: torch.optim.AdamW(p, 0.03), w, batch, 25)
+    torch.testing.assert_close(whole, expected, **TIGHT)
+    forgetful = run(AdamW(0.03), half, batch, 15)[0]
+    assert (forgetful - expected).abs().max() > 1e-3
+
+
+# ---- FedProx -------------------------------------------------------------------------------------
+
+
+def test_proximal_steps_follow_the_closed_form_on_a_quadratic():
+    # methods reference 2.5: y_k - y* = (1 - eta (a + mu))^k (x - y*), y* = (a c + mu x) / (a + mu)
+    a, c, x, mu, eta, k = 1.7, 0.4, -2.0, 0.6, 0.05, 13
+    fixed = (a * c + mu * x) / (a + mu)
+    expected = fixed + (1 - eta * (a + mu)) ** k * (x - fixed)
+    batch = Quadratic(torch.tensor([a]), torch.tensor([c]))
+    got, _ = run(Proximal(eta, mu=mu), torch.tensor([x]), batch, k)
+    assert got.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_proximal_is_sgd_with_weight_decay_and_a_linear_term(quadratic):
+    w, batch = quadratic
+    mu = 0.8
+
+    class Shifted(Quadratic):
+        def loss(self, v):
+            return super().loss(v) - mu * (w * v).sum()
+
+    shifted = Shifted(batch.a, batch.c)
+    expected = optimise(
+        lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=mu), w, shifted, 12
+    )
+    got, _ = run(Proximal(0.1, 0.9, mu=mu), w, batch, 12)
+    torch.testing.assert_close(got, expected, **TIGHT)
+
+
+def test_a_large_mu_keeps_the_model_within_the_gradient_over_mu():
+    batch = Quadratic(torch.ones(3), torch.full((3,), 10.0))
+    got, _ = run(Proximal(1e-4, mu=1000.0), torch.zeros(3), batch, 200)
+    assert (got.norm() <= math.sqrt(300) / 1000.0).item()
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.3])
+@pytest.mark.parametrize("clip_first", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_proximal_without_mu_is_sgd_bit_for_bit(quadratic, clip_norm, clip_first, momentum):
+    w, batch = quadratic
+
+    class Dead(Quadratic):
+        def grad(self, v):
+            g, loss = super().grad(v)
+            return torch.where(torch.arange(20) == 0, -0.0, g), loss  # as a dead unit gives
+
+    w[0], batch = -0.0, Dead(batch.a, batch.c)  # here adding 0 would change the sign of a zero
+    sgd, _ = run(Sgd(0.1, momentum, clip_norm=clip_norm), w, batch, 9)
+    got, _ = run(Proximal(0.1, momentum, clip_norm=clip_norm, clip_first=clip_first), w, batch, 9)
+    assert got.numpy().tobytes() == sgd.numpy().tobytes()
+
+
+def test_the_message_sets_mu_and_the_learning_rate(quadratic):
+    w, batch = quadratic
+    config = {"server-round": 1, "lr": 0.02, "proximal-mu": 0.7, "unknown": "x"}
+    got, _ = run(Proximal(0.1, mu=0.1), w, batch, 5, config)
+    expected, _ = run(Proximal(0.02, mu=0.7), w, batch, 5)
+    assert torch.equal(got, expected)
+
+
+def test_the_order_of_clipping_and_the_proximal_term_is_a_choice():
+    # one step from w != w_t: g = (3, 4) has norm 5, mu (w - w_t) = (0, 10)
+    w, anchor = torch.tensor([0.0, 1.0]), torch.tensor([0.0, 0.0])
+    batch = Quadratic(torch.ones(2), torch.tensor([-3.0, -3.0]))
+    for clip_first, expected in (
+        (True, np.array([0.6, 10.8])),
+        (False, np.array([3.0, 14.0]) / np.hypot(3, 14)),
+    ):
+        rule = Proximal(1.0, mu=10.0, clip_norm=1.0, clip_first=clip_first)
+        received = Received(anchor, {}, {}, rule.scalars({}))
+        got, _, _ = rule.step(w, rule.init(received), received, batch, 0)
+        np.testing.assert_allclose((w - got).numpy(), expected, rtol=1e-5)
+
+
+# ---- contract of all rules -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_under_vmap_every_client_gets_what_it_gets_alone(rule):
+    torch.manual_seed(2)
+    n, p, steps = 4, 7, 6
+    w, a, c = torch.randn(n, p), torch.rand(n, p) + 0.5, torch.randn(n, p)
+    scalars = rule.scalars({"server-round": 1})
+
+    def train(w, a, c):
+        received = Received(w, {}, rule.first_memory(w), scalars)
+        state = rule.init(received)
+        for t in range(steps):
+            w, state, _ = rule.step(w, state, received, Quadratic(a, c), t)
+        return rule.finish(w, state, received, steps)
+
+    together = vmap(train)(w, a, c)
+    for i in range(n):
+        alone = train(w[i], a[i], c[i])
+        torch.testing.assert_close(together.w[i], alone.w, rtol=1e-5, atol=1e-6)
+        for name, tensor in alone.memory.items():
+            torch.testing.assert_close(together.memory[name][i], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_scalars_may_be_tensors(rule, quadratic):
+    w, batch = quadratic
+    scalars = rule.scalars({"server-round": 1})
+
+    def train(scalars):
+        received = Received(w, {}, rule.first_memory(w), scalars)
+        state, v = rule.init(received), w
+        for t in range(5):
+            v, state, _ = rule.step(v, state, received, batch, t)
+        return v
+
+    as_tensors = {name: torch.tensor(value, dtype=w.dtype) for name, value in scalars.items()}
+    torch.testing.assert_close(train(as_tensors), train(scalars), **TIGHT)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_a_rule_does_not_change_what_it_is_given(rule, quadratic):
+    w, batch = quadratic
+    before = w.clone()
+    memory = rule.first_memory(w)
+    kept = {name: tensor.clone() for name, tensor in memory.items()}
+    run(rule, w, batch, 3, memory=memory)
+    assert torch.equal(w, before)
+    assert all(torch.equal(memory[name], tensor) for name, tensor in kept.items())
+
+
+@pytest.mark.parametrize("kind", [Sgd, Proximal, AdamW])
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"lr": 0.0}, "'lr' is 0.0; it must be finite and above 0"),
+        ({"lr": -1}, "'lr' is -1"),
+        ({"lr": float("nan")}, "'lr' is nan"),
+        ({"lr": "fast"}, "'lr' is 'fast'; it must be a number"),
+        ({"lr": True}, "'lr' is True"),
+        ({"lr": [0.1]}, r"'lr' is \[0.1\]"),
+    ],
+)
+def test_a_message_with_a_bad_learning_rate_is_refused(kind, config, message):
+    with pytest.raises(ConfigError, match=message):
+        kind(lr=0.1).scalars({"server-round": 1, **config})
+
+
+@pytest.mark.parametrize("mu", [-0.1, float("inf"), "much"])
+def test_a_message_with_a_bad_mu_is_refused(mu):
+    with pytest.raises(ConfigError, match="proximal-mu"):
+        Proximal(0.1).scalars({"proximal-mu": mu})
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (Sgd, {"lr": 0}, "lr is 0; it must be finite and above 0"),
+        (Sgd, {"lr": float("inf")}, "lr is inf"),
+        (Sgd, {"lr": 1, "momentum": 1.0}, r"momentum is 1.0; it must be in \[0, 1\)"),
+        (Sgd, {"lr": 1, "nesterov": True}, "nesterov needs momentum"),
+        (Sgd, {"lr": 1, "weight_decay": -1}, "weight_decay is -1"),
+        (Sgd, {"lr": 1, "clip_norm": 0.0}, "clip_norm is 0.0"),
+        (Proximal, {"lr": 1, "mu": -1}, "mu is -1; it must be finite and at least 0"),
+        (Proximal, {"lr": -1}, "lr is -1"),
+        (AdamW, {"beta1": 1.0}, r"beta1 is 1.0; it must be in \[0, 1\)"),
+        (AdamW, {"beta2": -0.1}, "beta2 is -0.1"),
+        (AdamW, {"eps": -1}, "eps is -1"),
+        (AdamW, {"clip_norm": -1}, "clip_norm is -1"),
+    ],
+)
+def test_a_hyperparameter_out_of_range_is_refused(kind, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        kind(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("rule", "vectors"),
+    [(Sgd(1), 0), (Sgd(1, 0.9), 1), (Proximal(1), 1), (Proximal(1, 0.9), 2), (AdamW(), 2)],
+)
+def test_memory_counts_the_vectors_a_step_keeps(rule, vectors):
+    assert rule.vectors == vectors
+
+
+def test_every_rule_is_tested_here():
+    import fl.clients
+
+    members = [getattr(fl.clients, name) for name in fl.clients.__all__]
+    rules = {m for m in members if inspect.isclass(m) and issubclass(m, Rule)} - {Rule}
+    assert rules == {type(rule) for rule in RULES.values()}

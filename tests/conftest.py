@@ -1,0 +1,41 @@
+"""Settings every test runs under, and the fixtures shared by all packages.
+
+The environment is set here, before any test module is imported, because numerical libraries read
+the number of threads once, when they load.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ENVIRONMENT = {
+    # One thread: the order of additions, and so the last bit of a sum, does not depend on the host.
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    # No test talks to the network.
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_OFFLINE": "1",
+    # Plots are files.
+    "MPLBACKEND": "Agg",
+}
+os.environ.update(ENVIRONMENT)
+
+# The same examples on every run; no deadline, because a shared machine may pause for longer.
+settings.register_profile("fl", deadline=None, derandomize=True)
+settings.load_profile("fl")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder named by FL_DATA_DIR; the test skips if the variable is unset."""
+    value = os.environ.get("FL_DATA_DIR")
+    if not value:
+        pytest.skip("FL_DATA_DIR is unset: it names a folder with <name>/{train,test}.parquet")
+    path = Path(value)
+    if not path.is_dir():
+        pytest.fail(f"FL_DATA_DIR={value} is not a folder: correct the variable, or unset it")
+    return path

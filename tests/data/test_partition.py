@@ -1,0 +1,256 @@
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from fl.data import Examples, Partitions, Source, Split, partition
+from fl.errors import ConfigError
+
+RULES: dict[str, Callable[..., Split]] = {
+    "iid": partition.iid,
+    "dirichlet": partition.dirichlet,
+    "pathological": partition.pathological,
+    "shard": partition.shard,
+}
+every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+
+
+def counts(source: Source, split: Split) -> np.ndarray:
+    """Examples of each class in each partition, (P, 10)."""
+    y = source.train.y
+    return np.array([np.bincount(y[rows], minlength=10) for rows in map_rows(split.train)])
+
+
+def map_rows(partitions: Partitions) -> list[np.ndarray]:
+    return [partitions[p] for p in range(len(partitions))]
+
+
+@pytest.fixture
+def text_source() -> Source:
+    examples = Examples(np.zeros((40, 5), np.uint8), np.zeros((40, 5), np.int64))
+    return Source(
+        name="toy-text",
+        train=examples,
+        test=examples,
+        num_classes=3,
+        input_shape=(5,),
+        task="next-token",
+        natural=Partitions.contiguous([10, 20, 4, 6]),
+        natural_test=Partitions.contiguous([1, 30, 5, 4]),
+    )
+
+
+@every_rule
+def test_partitions_are_disjoint_and_cover_all_examples(rule, sorted_source):
+    split = rule(sorted_source, num_partitions=20, seed=3)
+    assert len(split.train) == 20
+    assert sorted(split.train.indices.tolist()) == list(range(1000))
+    assert split.test is None
+
+
+@every_rule
+def test_the_seed_alone_decides_the_partition(rule, sorted_source):
+    first, again, other = (
+        rule(sorted_source, num_partitions=20, seed=seed).train for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(first.indices, again.indices)
+    np.testing.assert_array_equal(first.offsets, again.offsets)
+    assert not np.array_equal(first.indices, other.indices)
+
+
+@every_rule
+def test_the_seed_decides_which_examples_of_a_class_a_client_gets(rule, sorted_source):
+    rows = [set(rule(sorted_source, num_partitions=20, seed=s).train[0].tolist()) for s in (0, 1)]
+    assert rows[0] != rows[1]
+
+
+@every_rule
+def test_partitioning_leaves_global_generators_alone(rule, sorted_source):
+    np.random.seed(5)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    rule(sorted_source, num_partitions=20, seed=3)
+    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+@every_rule
+def test_more_partitions_than_examples_are_refused_with_the_limit(rule, sorted_source):
+    with pytest.raises(ConfigError, match=r"num_partitions=1001 .* 1000 training .*at most 1000"):
+        rule(sorted_source, num_partitions=1001, seed=0)
+    with pytest.raises(ConfigError, match="num_partitions=0"):
+        rule(sorted_source, num_partitions=0, seed=0)
+
+
+def test_iid_clients_get_a_random_sample_though_the_examples_are_sorted(sorted_source):
+    found = counts(sorted_source, partition.iid(sorted_source, num_partitions=10, seed=0))
+    assert found.sum(axis=1).tolist() == [100] * 10
+    # Drawing 100 of 1,000 with 100 of the class: mean 10, variance 100 x 0.1 x 0.9 x 900 / 999.
+    assert np.abs(found - 10).max() < 5 * np.sqrt(100 * 0.1 * 0.9 * 900 / 999)
+    assert found.std() > 0
+
+
+def test_iid_sizes_differ_by_at_most_one(sorted_source):
+    sizes = partition.iid(sorted_source, num_partitions=7, seed=0).train.sizes
+    assert set(sizes.tolist()) == {142, 143}
+
+
+@pytest.mark.parametrize("alpha", [0.5, 5.0])
+def test_dirichlet_shares_have_the_variance_of_the_distribution(sorted_source, alpha):
+    shares = np.concatenate(
+        [
+            counts(
+                sorted_source,
+                partition.dirichlet(
+                    sorted_source, num_partitions=10, seed=s, alpha=alpha, min_partition_size=0
+                ),
+            ).ravel()
+            / 100
+            for s in range(20)
+        ]
+    )
+    # Share of one of P: mean 1/P, variance (1/P)(1 - 1/P) / (P alpha + 1).
+    assert shares.mean() == pytest.approx(0.1)
+    assert shares.var() == pytest.approx(0.1 * 0.9 / (10 * alpha + 1), rel=0.15)
+
+
+def test_dirichlet_respects_the_smallest_partition(sorted_source):
+    sizes = partition.dirichlet(
+        sorted_source, num_partitions=10, seed=0, alpha=1.0, min_partition_size=40
+    ).train.sizes
+    assert sizes.min() >= 40
+
+
+@pytest.mark.filterwarnings("error")
+def test_dirichlet_says_what_to_change_when_no_draw_is_good_enough(sorted_source):
+    with pytest.raises(
+        ConfigError, match=r"min_partition_size=90 .*1000 examples .*alpha=0.1: lower min_partition"
+    ):
+        partition.dirichlet(
+            sorted_source, num_partitions=10, seed=0, alpha=0.1, min_partition_size=90
+        )
+
+
+def test_dirichlet_refuses_what_cannot_be(sorted_source):
+    with pytest.raises(ConfigError, match=r"at least 101 examples each .*at most 9"):
+        partition.dirichlet(sorted_source, num_partitions=10, seed=0, min_partition_size=101)
+    with pytest.raises(ConfigError, match=r"alpha=0: .*positive"):
+        partition.dirichlet(sorted_source, num_partitions=10, seed=0, alpha=0)
+    with pytest.raises(ConfigError, match="min_partition_size=-1"):
+        partition.dirichlet(sorted_source, num_partitions=10, seed=0, min_partition_size=-1)
+
+
+@pytest.mark.parametrize("mode", ["random", "deterministic", "first-deterministic"])
+def test_pathological_clients_have_exactly_their_number_of_classes(sorted_source, mode):
+    split = partition.pathological(
+        sorted_source,
+        num_partitions=30,
+        seed=1,
+        num_classes_per_partition=3,
+        class_assignment_mode=mode,
+    )
+    assert ((counts(sorted_source, split) > 0).sum(axis=1) == 3).all()
+
+
+def test_pathological_leaves_out_classes_that_nobody_drew_and_says_so(sorted_source):
+    with pytest.warns(UserWarning, match="will NOT be used"):
+        split = partition.pathological(
+            sorted_source, num_partitions=2, seed=0, num_classes_per_partition=2
+        )
+    found = counts(sorted_source, split)
+    assert found.sum() == 100 * (found.sum(axis=0) > 0).sum() < 1000
+
+
+@pytest.mark.parametrize("classes", [0, 11])
+def test_pathological_refuses_more_classes_than_there_are(sorted_source, classes):
+    with pytest.raises(ConfigError, match=f"num_classes_per_partition={classes}.*1 to 10"):
+        partition.pathological(
+            sorted_source, num_partitions=5, seed=0, num_classes_per_partition=classes
+        )
+
+
+def test_a_class_with_fewer_examples_than_clients_is_refused(sorted_source):
+    with pytest.raises(ConfigError, match=r"'toy' cannot be dealt.*needed to be assigned to more"):
+        partition.pathological(
+            sorted_source, num_partitions=600, seed=0, num_classes_per_partition=2
+        )
+
+
+@pytest.mark.filterwarnings("error")
+def test_shards_hold_one_class_each_when_they_divide_the_classes(sorted_source):
+    # 20 shards of 50 examples, two in each class of 100.
+    found = counts(sorted_source, partition.shard(sorted_source, num_partitions=10, seed=0))
+    assert set(found.ravel().tolist()) <= {0, 50, 100}
+    assert found.sum(axis=1).tolist() == [100] * 10
+
+
+def test_shards_that_do_not_fit_are_dropped_or_dealt(sorted_source):
+    # 1,000 = 33 x 30 + 10
+    dealt = {
+        keep: partition.shard(
+            sorted_source,
+            num_partitions=4,
+            seed=0,
+            num_shards_per_partition=None,
+            shard_size=30,
+            keep_incomplete_shard=keep,
+        ).train
+        for keep in (False, True)
+    }
+    assert len(dealt[False].indices) == 990
+    assert len(dealt[True].indices) == 1000
+
+
+def test_shards_that_the_examples_cannot_fill_are_refused(sorted_source):
+    with pytest.raises(ConfigError, match=r"shard_size=60 needs 1200 examples, but .* has 1000"):
+        partition.shard(sorted_source, num_partitions=10, seed=0, shard_size=60)
+    with pytest.raises(ConfigError, match="both null"):
+        partition.shard(sorted_source, num_partitions=10, seed=0, num_shards_per_partition=None)
+
+
+def test_natural_clients_are_the_sources_own(text_source):
+    for wanted in (None, 4):
+        split = partition.natural(text_source, num_partitions=wanted, seed=0)
+        assert split.train is text_source.natural
+        assert split.test is text_source.natural_test
+
+
+def test_some_natural_clients_keep_their_order_and_their_held_out_rows(text_source):
+    sizes = {10: 1, 20: 30, 4: 5, 6: 4}  # of training and held-out rows of each client
+    chosen = set()
+    for seed in range(20):
+        split = partition.natural(text_source, num_partitions=2, seed=seed)
+        assert split.test is not None
+        train, test = split.train.sizes.tolist(), split.test.sizes.tolist()
+        assert [sizes[n] for n in train] == test
+        assert split.train[0][0] < split.train[1][0]
+        chosen.add(tuple(train))
+    assert len(chosen) > 1
+
+
+def test_natural_refuses_more_clients_than_there_are(text_source, sorted_source):
+    with pytest.raises(ConfigError, match=r"num_partitions=5: .* 4 natural .*num_partitions=null"):
+        partition.natural(text_source, num_partitions=5, seed=0)
+    with pytest.raises(ConfigError, match=r"'toy' has no natural clients: use partition=iid"):
+        partition.natural(sorted_source, num_partitions=5, seed=0)
+
+
+def test_sequences_can_be_dealt_at_random_but_not_by_class(text_source):
+    split = partition.iid(text_source, num_partitions=4, seed=0)
+    assert sorted(split.train.indices.tolist()) == list(range(40))
+    for rule in ("dirichlet", "pathological", "shard"):
+        with pytest.raises(ConfigError, match=f"partition={rule} .*5 targets: use partition=nat"):
+            RULES[rule](text_source, num_partitions=4, seed=0)
+
+
+def test_any_partitioner_of_flower_can_deal(sorted_source):
+    from flwr_datasets.partitioner import LinearPartitioner
+
+    deal = partial(partition.deal, partitioner=partial(LinearPartitioner, num_partitions=4))
+    split = deal(sorted_source, seed=0)
+    assert split.train.sizes.tolist() == [100, 200, 300, 400]  # in proportion to 1, 2, 3, 4
+    assert sorted(split.train.indices.tolist()) == list(range(1000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a second use of the same rule starts afresh
+        assert len(deal(replace(sorted_source, name="again"), seed=1).train) == 4

@@ -1,0 +1,194 @@
+"""Rules that hold for the source as a whole, read from the syntax tree of every module."""
+
+import ast
+import importlib
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Which parts of fl a part may import, itself included. A part is a package or a top-level module.
+# What is not listed belongs to the entry point: it may import everything, and nothing listed may
+# import it. "" is fl/__init__.py.
+BASE = {"", "errors", "params", "randomness"}
+RULES = {"aggregation", "clients", "compression", "data", "models", "topologies"}
+RUNTIME = {"execution", "simulation"}
+MAY_IMPORT = {
+    **dict.fromkeys(BASE, BASE),
+    **dict.fromkeys(RULES, BASE | RULES),
+    "strategies": BASE | RULES | {"strategies"},
+    **dict.fromkeys(RUNTIME, BASE | RULES | RUNTIME),
+    "metrics": BASE | {"metrics", "simulation"},
+}
+
+# All that a strategy sees of the simulator: `clock_of(grid)`, which knows the wall clock as well.
+CLOCK = "fl.simulation.clock"
+
+# Each of these runs code found in a file or a string; state is stored as arrays and JSON instead.
+UNSAFE_CALLS = {
+    "eval",
+    "exec",
+    "cloudpickle.load",
+    "cloudpickle.loads",
+    "joblib.load",
+    "marshal.load",
+    "marshal.loads",
+    "pickle.load",
+    "pickle.loads",
+    "pickle.Unpickler",
+    "shelve.open",
+    "torch.load",
+    "yaml.load",
+    "yaml.unsafe_load",
+}
+
+VAGUE_NAMES = {"common", "helper", "helpers", "misc", "util", "utils"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted((ROOT / "fl").rglob("*.py"))}
+PARTS = {name.split(".")[1] for name in MODULES if "." in name}
+each_module = pytest.mark.parametrize("name", MODULES)
+
+
+def parse(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
+
+
+def absolute(node: ast.ImportFrom, name: str) -> str:
+    """The module that `from X import ...` in module `name` reads, X relative or not."""
+    if not node.level:
+        return node.module or ""
+    package = name.split(".") if MODULES[name].stem == "__init__" else name.split(".")[:-1]
+    return ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
+
+
+def imported(node: ast.AST, name: str) -> list[str]:
+    """Dotted names that one statement imports; `from fl import params` gives fl.params."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        source = absolute(node, name)
+        return [f"{source}.{alias.name}" for alias in node.names]
+    return []
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def run_on_import(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that execute when a module is imported: no function body, no TYPE_CHECKING."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if is_type_checking(child):
+            yield from (n for branch in child.orelse for n in run_on_import(branch))
+            continue
+        yield child
+        yield from run_on_import(child)
+
+
+def loaded_by(name: str, seen: set[str]) -> set[str]:
+    """Packages outside fl that importing a module loads, directly or through other fl modules."""
+    if name in seen:
+        return set()
+    seen.add(name)
+    outside: set[str] = set()
+    for node in run_on_import(parse(name)):
+        for target in imported(node, name):
+            if target.split(".")[0] != "fl":
+                outside.add(target.split(".")[0])
+                continue
+            while target:  # importing a.b.c also runs a and a.b; c may be a name, not a module
+                if target in MODULES:
+                    outside |= loaded_by(target, seen)
+                target = target.rpartition(".")[0]
+    return outside
+
+
+def part_of(dotted: str) -> str:
+    """The part of fl a dotted name belongs to: fl.params.Layout -> params."""
+    part = dotted.split(".")[1] if "." in dotted else ""
+    return part if part in PARTS else ""
+
+
+def test_every_package_has_an_init():
+    folders = {path.parent for path in MODULES.values()}
+    assert not [str(f.relative_to(ROOT)) for f in folders if not (f / "__init__.py").exists()]
+
+
+@each_module
+def test_module_is_importable(name):
+    importlib.import_module(name)
+
+
+@each_module
+def test_imports_point_one_way(name):
+    allowed = MAY_IMPORT.get(part_of(name))
+    if allowed is None:
+        return  # the entry point knows everything
+    wrong = [
+        target
+        for node in ast.walk(parse(name))
+        for target in imported(node, name)
+        if target.split(".")[0] == "fl" and part_of(target) not in allowed
+        if not (part_of(name) == "strategies" and f"{target}.".startswith(f"{CLOCK}."))
+    ]
+    assert not wrong, f"{name} may import only {sorted(allowed)} of fl"
+
+
+@each_module
+def test_no_data_library_loads_on_import(name):
+    assert not loaded_by(name, set()) & {"datasets", "flwr_datasets"}
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if part_of(n) == "simulation"])
+def test_simulation_knows_no_torch(name):
+    targets = [t for node in ast.walk(parse(name)) for t in imported(node, name)]
+    assert not [t for t in targets if t.split(".")[0] == "torch"]
+
+
+@each_module
+def test_no_module_executes_stored_code(name):
+    tree = parse(name)
+    aliases = {
+        alias.asname or alias.name: target
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias, target in zip(node.names, imported(node, name), strict=True)
+    }
+    calls = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            head, dot, tail = ast.unparse(node.func).partition(".")
+            calls.add(aliases.get(head, head) + dot + tail)
+            unpickles = [k for k in node.keywords if k.arg == "allow_pickle"]
+            assert all(ast.unparse(k.value) == "False" for k in unpickles)
+    assert not calls & UNSAFE_CALLS
+
+
+@each_module
+def test_module_name_says_what_it_holds(name):
+    assert not set(name.split(".")) & VAGUE_NAMES
+
+
+def test_every_direct_dependency_is_pinned():
+    def normal(requirement: str) -> str:
+        name = requirement
+        for mark in "[<>=!~; ":
+            name = name.partition(mark)[0]
+        return name.lower().replace("_", "-")
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted = project["project"]["dependencies"] + project["dependency-groups"]["dev"]
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {normal(line) for line in pins if "==" in line and not line.startswith("#")}
+    assert {normal(requirement) for requirement in wanted} <= pinned
