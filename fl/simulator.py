@@ -110,7 +110,7 @@ def simulate(
     report: dict[str, Any] = {}
     try:
         run = RunInfo(seed, partitions, settings)
-        with display, virtual_sleep(), global_generators(seed, "server"):
+        with display, virtual_sleep():
             planner = _planner(client_app, fleet, partitions)
             try:
                 executor.start(client_app, run)
@@ -126,7 +126,12 @@ def simulate(
                 )
                 recorder.attach(grid)
                 context = Context(RUN_ID, SUPERLINK_NODE_ID, {}, RecordDict(), settings)
-                with grid.answering(), concurrent_rounds(grid), recorder.observing_strategies():
+                with (
+                    global_generators(seed, "server"),
+                    grid.answering(),
+                    concurrent_rounds(grid),
+                    recorder.observing_strategies(),
+                ):
                     if isinstance(server_app, ServerApp):
                         server_app(grid, context)
                     else:

@@ -197,17 +197,31 @@ class Chain(Aggregator):
             inputs they can reach; what the parts say themselves is not read.
 
     Raises:
-        ConfigError: f is negative.
+        ConfigError: f is negative, or a part is no pre-aggregation, or the last no rule.
     """
 
     pre: Sequence[PreAggregation] | Mapping[str, PreAggregation]
     rule: Aggregator
     f: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for part in self._pre():
+            if not isinstance(part, PreAggregation):
+                raise ConfigError(
+                    f"Chain: {part!r:.80} is no pre-aggregation (a configuration needs "
+                    "_convert_: all beside the chain's _target_)"
+                )
+        if not isinstance(self.rule, Aggregator):
+            raise ConfigError(f"Chain: {self.rule!r:.80} is no aggregation rule")
+
+    def _pre(self) -> list[PreAggregation]:
+        return list(self.pre.values() if isinstance(self.pre, Mapping) else self.pre)
+
     def parts(self) -> tuple[list[PreAggregation], Aggregator]:
         """Returns the pre-aggregations and the rule, each with its own f."""
         f, pre = self.f, []
-        for part in self.pre.values() if isinstance(self.pre, Mapping) else self.pre:
+        for part in self._pre():
             pre.append(part.tolerating(f))
             f = part.reach(f)
         return pre, self.rule.tolerating(f)
@@ -215,8 +229,7 @@ class Chain(Aggregator):
     @property
     def name(self) -> str:
         """The parts in order."""
-        pre, rule = self.parts()
-        return " > ".join([*(part.name for part in pre), rule.name])
+        return " > ".join([*(part.name for part in self._pre()), self.rule.name])
 
     @property
     def invariances(self) -> Invariances:

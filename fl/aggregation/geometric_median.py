@@ -27,15 +27,19 @@ class GeometricMedian(Aggregator):
     r^2 / (2 nu) + nu / 2. As z stays a combination of the vectors, the steps work on inner
     products; their number does not matter for the cost.
 
-    The definitions of others: ByzFL has start="zero", nu=0.1, iterations=3, tolerance=0,
-    weighted=False. A start at zero is only sensible for updates: it draws full models to zero.
+    From the mean, a few steps do not get away from vectors that are far out: a step leaves about
+    f / (n - f) of their influence on it. The exact median is bounded however far they are, and so
+    are steps from zero or from the central half. A start at zero is only sensible for updates: it
+    draws full models to zero. ByzFL has start="zero", nu=0.1, iterations=3, tolerance=0,
+    weighted=False.
 
     Attributes:
         nu: smallest distance divided by, positive.
         iterations: steps, at least 1.
         tolerance: stop when a step changes the smoothed objective by less than this share; 0 never
             stops early.
-        start: the (weighted) mean, or the zero vector.
+        start: the (weighted) "mean", as the authors' code; "zero"; or the mean of the "half" of the
+            vectors that is nearest to the vector with the least sum of distances.
         weighted: a_i is the client's share of the examples; otherwise 1/n.
 
     Raises:
@@ -45,7 +49,7 @@ class GeometricMedian(Aggregator):
     nu: float = 1e-5
     iterations: int = 4
     tolerance: float = 1e-6
-    start: Literal["mean", "zero"] = "mean"
+    start: Literal["mean", "half", "zero"] = "mean"
     weighted: bool = True
 
     def __post_init__(self) -> None:
@@ -55,20 +59,25 @@ class GeometricMedian(Aggregator):
                 f"GeometricMedian: nu={self.nu}, iterations={self.iterations}, "
                 f"tolerance={self.tolerance}: need nu > 0, iterations >= 1, tolerance >= 0"
             )
-        if self.start not in ("mean", "zero"):
-            raise ConfigError(f"GeometricMedian: start={self.start!r}: must be 'mean' or 'zero'")
+        if self.start not in ("mean", "half", "zero"):
+            raise ConfigError(f"GeometricMedian: start={self.start!r}: 'mean', 'half' or 'zero'")
 
     @property
     def invariances(self) -> Invariances:
-        """Translation only from the mean; scaling only up to nu, which has the vectors' unit."""
-        kept: Invariances = frozenset({"permutation", "rotation", "resilient", "hull"})
-        return kept | {"translation"} if self.start == "mean" else kept
+        """Scaling only up to nu, which has the vectors' unit; the rest depends on the start."""
+        kept: Invariances = frozenset({"permutation", "rotation", "hull"})
+        if self.start != "zero":
+            kept |= {"translation"}
+        return kept if self.start == "mean" else kept | {"resilient"}
 
     def apply(self, rows: Rows, context: Context) -> Array:
         """Returns the last iterate z, shape (d,)."""
         G = rows.gram
         a = rows.shares if self.weighted else np.full(len(rows), 1.0 / len(rows))
-        z = a if self.start == "mean" else np.zeros(len(rows))  # coefficients of the rows
+        if self.start == "half":
+            z = _central_half(rows.squared_distances)  # coefficients of the rows
+        else:
+            z = a if self.start == "mean" else np.zeros(len(rows))
         r = distances(G, z)
         objective = a @ _smoothed(r, self.nu)
         for _ in range(self.iterations):
@@ -79,6 +88,15 @@ class GeometricMedian(Aggregator):
             if abs(before - objective) < self.tolerance * objective:
                 break
         return rows.combine(z)
+
+
+def _central_half(D: Float64) -> Float64:
+    n = len(D)
+    medoid = np.argmin(np.sqrt(D).sum(axis=1))
+    size = n // 2 + 1  # no more than are honest, if most of all are
+    z = np.zeros(n)
+    z[np.argsort(D[medoid], kind="stable")[:size]] = 1.0 / size
+    return z
 
 
 def distances(G: Float64, z: Float64) -> Float64:

@@ -71,9 +71,10 @@ def network(needs: tuple[Need, ...]) -> tuple[Step, ...]:
 def block_width(n: int) -> int:
     """Returns how many columns of n rows to work on at a time.
 
-    A network makes two calls per comparison, so its blocks are as wide as the cache bears.
+    A network makes two calls per comparison, so its blocks are as wide as the cache bears. A block
+    that is transposed must not be a power of two wide: its rows would share few lines of the cache.
     """
-    return 16384 if n <= MAX_NETWORK_ROWS else 2048
+    return 16384 if n <= MAX_NETWORK_ROWS else 1000
 
 
 def ordered(block: Array, needs: tuple[Need, ...]) -> list[Array]:
@@ -104,7 +105,12 @@ def ordered(block: Array, needs: tuple[Need, ...]) -> list[Array]:
 
 def sorted_coordinates(block: Array) -> Array:
     """Returns the columns of a block, each sorted, as rows: shape (c, n)."""
-    coordinates = np.ascontiguousarray(block.T)
+    return _sort_into(np.empty(block.size, dtype=block.dtype), block)
+
+
+def _sort_into(flat: Array, block: Array) -> Array:
+    coordinates = flat.reshape(block.shape[1], block.shape[0])
+    np.copyto(coordinates, block.T)
     coordinates.sort(axis=1)
     return coordinates
 
@@ -157,7 +163,7 @@ def mean_around(block: Array, keep: int, centre: Literal["median", "lower-median
         return np.asarray(total(block) / n)
     low, high = (n - 1) // 2, (n - 1) // 2 if centre == "lower-median" else n // 2
     if n > MAX_NETWORK_ROWS:
-        return _mean_of_window(sorted_coordinates(block), keep, low, high)
+        return _mean_of_window(block, keep, low, high)
     rows = ordered(block, tuple("value" for _ in range(n)))
     middle = _midpoint(rows[low], rows[high])
     # The sum of a window is that of its parts below and above the cut. It is not made from the
@@ -174,15 +180,16 @@ def mean_around(block: Array, keep: int, centre: Literal["median", "lower-median
     return np.asarray(best / keep)
 
 
-def _mean_of_window(coordinates: Array, keep: int, low: int, high: int) -> Array:
-    """As `mean_around`, of sorted coordinates, shape (c, n)."""
-    c, n = coordinates.shape
+def _mean_of_window(block: Array, keep: int, low: int, high: int) -> Array:
+    """As `mean_around`, with the sums of all windows taken in one call."""
+    n, c = block.shape
+    # `reduceat` sums from each index to the next. The end of the last window must be an index too,
+    # so there is one more number.
+    flat = np.zeros(c * n + 1, dtype=block.dtype)
+    coordinates = _sort_into(flat[:-1], block)
     middle = _midpoint(coordinates[:, low], coordinates[:, high])[:, None]
     moves = middle - coordinates[:, : n - keep] > coordinates[:, keep:] - middle
     first = np.arange(c) * n + np.count_nonzero(moves, axis=1)
-    # Sums from first to first + keep, then from there to the next first, which nobody needs. The
-    # end of the last window must be an index, so there is one more number.
-    flat = np.append(coordinates.ravel(), coordinates.dtype.type(0))
     ends = np.stack([first, first + keep], axis=1).ravel()
     return np.asarray(np.add.reduceat(flat, ends)[::2] / keep)
 

@@ -16,7 +16,7 @@ from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 
 from fl.clients.alone import train_alone
-from fl.clients.batched import gains_from_batching, train_together
+from fl.clients.batched import gains_from_batching, train_together, vmap_refuses
 from fl.clients.batches import covered_examples, steps_per_epoch
 from fl.clients.examples import ExamplePool
 from fl.clients.message_config import read_float, read_int
@@ -227,18 +227,21 @@ class TrainingApp(ClientApp):
         deadline = read_float(config, "deadline-s", above=0.0)
         fitting = None
         if deadline is not None:
-            # The last bit of a product must not cost a step that fits exactly.
-            flops = deadline * (1 + 1e-9) / seconds_per_flop
-            fitting = steps = self._fitting_steps(steps, examples, flops / per_example)
+            seconds_per_example = per_example * seconds_per_flop
+            fitting = steps = self._fitting_steps(steps, examples, seconds_per_example, deadline)
         flops = per_example * covered_examples(steps, examples, self.batch_size)
         return Work(flops, fitting, self._memory_bytes)
 
-    def _fitting_steps(self, steps: int, examples: int, affordable: float) -> int:
-        """Returns the most steps that hold at most `affordable` examples; at least one of any."""
+    def _fitting_steps(
+        self, steps: int, examples: int, seconds_per_example: float, deadline: float
+    ) -> int:
+        """Returns the most steps that end by the deadline; at least one, if there are any."""
         fewest, most = min(steps, 1), steps
         while fewest < most:
             middle = (fewest + most + 1) // 2
-            if covered_examples(middle, examples, self.batch_size) <= affordable:
+            seconds = covered_examples(middle, examples, self.batch_size) * seconds_per_example
+            # The last bit of a product must not cost a step that fits exactly.
+            if seconds <= deadline * (1 + 1e-9):
                 fewest = middle
             else:
                 most = middle - 1
@@ -342,7 +345,10 @@ class TrainingApp(ClientApp):
         if moving:
             return f"the model has buffers or frozen parameters: {moving}"
         gains, reason = gains_from_batching(self._model)
-        return "" if gains else reason
+        if not gains:
+            return reason
+        tokens = self.data.task == "next-token"
+        return vmap_refuses(self._model, self.layout, self.data.input_shape, tokens=tokens)
 
     def train_many(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
         """Returns the replies of messages that have a batch key, trained together.

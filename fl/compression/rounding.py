@@ -114,8 +114,8 @@ def stochastic_levels(
             ahead[buckets, None],
             out=scaled[:n].reshape(-1, width),
         )
+        np.clip(scaled[:n], -bound, bound, out=scaled[:n])
         np.copyto(fixed[:n], scaled[:n], casting="unsafe")
-        np.clip(fixed[:n], -bound, bound, out=fixed[:n])
         np.add(fixed[:n], words.u16(n), out=fixed[:n])
         np.right_shift(fixed[:n], 16, out=fixed[:n])
         np.copyto(out[entries], fixed[:n], casting="unsafe")

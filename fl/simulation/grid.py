@@ -5,9 +5,10 @@ from __future__ import annotations
 import heapq
 import logging
 import math
+import random
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from flwr.app import DEFAULT_TTL, Error, Message, MetricRecord, RecordDict
@@ -163,7 +164,7 @@ class SimGrid(Grid):
 
     def get_node_ids(self) -> list[int]:
         """Returns the ids of the clients that are available now, in ascending order."""
-        with self._lock, answering(None):
+        with self._inside():
             ids = self._node_ids()
             if threading.get_ident() != self._thread:
                 return ids  # some background thread of the app; only the ServerApp moves time
@@ -189,7 +190,7 @@ class SimGrid(Grid):
         Raises:
             ValueError: a message goes to a node that does not exist, or is not a new message.
         """
-        with self._lock, answering(None):
+        with self._inside():
             return self._push(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -197,7 +198,7 @@ class SimGrid(Grid):
 
         If none is, virtual time moves to the next event, and what has arrived then is returned.
         """
-        with self._lock, answering(None):
+        with self._inside():
             self._last_poll = (-1.0, 0)
             wanted = list(dict.fromkeys(message_ids))
             unknown = [self._unavailable(name) for name in wanted if name not in self._flights]
@@ -216,7 +217,7 @@ class SimGrid(Grid):
         Replies come in the order of their arrival. Tasks that are late go on: their client stays
         busy, and their reply is never delivered unless its id is pulled.
         """
-        with self._lock, answering(None):
+        with self._inside():
             began = self.engine.queue.now
             missing = set(self._push(messages))
             deadline = math.inf if timeout is None else began + timeout
@@ -241,10 +242,24 @@ class SimGrid(Grid):
 
     def sleep(self, seconds: float) -> None:
         """Lets `seconds` of virtual time pass."""
-        with self._lock, answering(None):
+        with self._inside():
             deadline = self.engine.queue.now + max(0.0, float(seconds))
             while self._step(deadline):
                 pass
+
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        """Keeps the simulator's own doings apart from the app's.
+
+        One thread at a time; sleeping means sleeping; and what an executor draws from the global
+        generator of `random` (Ray does) leaves no trace in the ServerApp's stream.
+        """
+        with self._lock, answering(None):
+            state = random.getstate()
+            try:
+                yield
+            finally:
+                random.setstate(state)
 
     def answering(self) -> AbstractContextManager[None]:
         """Makes `time.sleep` in the block pass virtual time."""

@@ -389,6 +389,11 @@ def test_a_deadline_fits_whole_steps_and_at_least_one(
     assert work.flops == per_example * examples
 
 
+def test_on_an_infinitely_fast_device_everything_fits(data, mlp, content_of):
+    app = TrainingApp(mlp, data, Sgd(0.3), batch_size=5, local_epochs=2)
+    assert app.plan(content_of(mlp, deadline_s=1e-9), "train", 0, 0.0).steps == 6
+
+
 def test_a_step_with_two_gradients_costs_twice(data, mlp, content_of):
     class Sam(Sgd):
         gradients_per_step = 2.0

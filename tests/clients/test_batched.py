@@ -373,6 +373,7 @@ class OwnParameter(nn.Module):
         (nn.Sequential(nn.Embedding(5, 3), nn.LayerNorm(3), nn.GELU(), nn.Linear(3, 2)), True, ""),
         (nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.0)), True, ""),
         (nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.1)), False, "dropout '1' draws numbers"),
+        (nn.Sequential(nn.Linear(3, 3), nn.RReLU()), False, "RReLU '1' draws numbers"),
         (LeafCNN((1, 28, 28), 10, width=10), False, "Conv2d 'features.0'"),
         (ResNet8((3, 32, 32), 10), False, "Conv2d 'stem.0'"),
         (CharLSTM((80,), 50, hidden=8, layers=1), False, "LSTM 'lstm'"),
@@ -385,3 +386,30 @@ def test_gains_follow_from_the_structure(model, gains, reason):
     got, why = gains_from_batching(model)
     assert got is gains
     assert why.startswith(reason)
+
+
+class HiddenDropout(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return nn.functional.dropout(self.inner(x), 0.5, self.training)
+
+
+class HiddenBranch(HiddenDropout):
+    def forward(self, x):
+        x = self.inner(x)
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize("kind", [HiddenDropout, HiddenBranch])
+def test_code_that_vmap_cannot_take_is_found_out_and_trains_alone(
+    federated, content_of, message_to, context_of, kind
+):
+    assert gains_from_batching(kind()) == (True, "")
+    app = TrainingApp(kind, federated((8, 8)), Sgd(0.1))
+    message = message_to(content_of(kind()))
+    assert app.batch_key(message, context_of()) is None
+    assert app.why_alone(message, context_of()).startswith("vmap cannot take the model: ")
+    assert app(message, context_of()).content["metrics"]["steps"] == 1

@@ -316,9 +316,9 @@ def test_declared_contraction_holds(name, kind):
     delta = MEMBERS[name].contraction(shapes)
     if delta is None:
         pytest.skip("the constant does not exist for these shapes")
-    for seed in range(4):
+    for seed in range(3):
         x = vectors(shapes.size, seed)[kind]
-        ratios = np.sum((draws(name, x, shapes, 2 if is_deterministic(name) else 400) - x) ** 2, 1)
+        ratios = np.sum((draws(name, x, shapes, 2 if is_deterministic(name) else 200) - x) ** 2, 1)
         ratios /= np.sum(x.astype(np.float64) ** 2)
         error = ratios.std(ddof=1) / math.sqrt(ratios.size)
         assert ratios.mean() <= (1 - delta) + 4 * error + 1e-6
@@ -345,9 +345,10 @@ def check_unbiased(name, kind, count):
     error = y.std(axis=0, ddof=1) / math.sqrt(count)
     # Rounding of one float32, and probabilities in steps of 2^-16 of a level of at most max|x|.
     slack = 2e-5 * np.abs(x).max()
-    z = np.maximum(np.abs(deviation) - slack, 0) / np.where(error > 0, error, np.inf)
+    # Bernstein's term: an entry that is rarely sent has too few hits to show its own deviation.
+    rare = np.abs(y).max() / count
     # The sum over coordinates is one test within 4 standard errors; each of the 64 gets 5.
-    assert z.max() <= 5
+    assert np.all(np.abs(deviation) <= 5 * (error + rare) + slack)
     total = y.sum(axis=1)
     total_error = total.std(ddof=1) / math.sqrt(count)
     assert abs(total.mean() - x.sum(dtype=np.float64)) <= 4 * total_error + 64 * slack

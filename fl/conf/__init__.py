@@ -1,0 +1,1 @@
+"""Hydra groups, one per package, one YAML per member."""
