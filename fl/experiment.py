@@ -24,6 +24,7 @@ from fl.clients.app import TrainingApp
 from fl.data import FederatedData, Partitions, federate
 from fl.errors import ConfigError
 from fl.execution import Executor
+from fl.execution.threads import limit_threads
 from fl.metrics import Target
 from fl.metrics.table import results
 from fl.models import build as build_model
@@ -223,6 +224,7 @@ def train_centrally(experiment: Experiment, epochs: int, seed: int) -> Mapping[s
     message.metadata.__dict__["_message_id"] = "central"
     node_config: Any = {"partition-id": 0, "num-partitions": 1}
     context = Context(RUN_ID, 0, node_config, RecordDict(), {"seed": seed})
-    reply = app(message, context)
+    with limit_threads(1):
+        reply = app(message, context)
     metrics = central_evaluation(experiment, 1, 1)(1, reply.content["arrays"])
     return {name: float(value) for name, value in metrics.items()}

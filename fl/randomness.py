@@ -31,10 +31,11 @@ def _digest(seed: int, key: tuple[int | str, ...]) -> bytes:
 
 def generator(seed: int, *key: int | str) -> np.random.Generator:
     """Returns the generator of the stream (seed, *key): equal arguments, equal numbers."""
-    return np.random.Generator(np.random.Philox(key=_philox_key(seed, key)))
+    return np.random.Generator(np.random.Philox(key=philox_key(seed, key)))
 
 
-def _philox_key(seed: int, key: tuple[int | str, ...]) -> NDArray[np.uint64]:
+def philox_key(seed: int, key: tuple[int | str, ...]) -> NDArray[np.uint64]:
+    """Returns the Philox key of the stream (seed, *key), uint64, shape (2,)."""
     return np.frombuffer(_digest(seed, key)[:16], dtype=np.uint64)
 
 

@@ -177,6 +177,11 @@ class PreAggregation(_Tolerant, ABC):
     def invariances(self) -> Invariances:
         """What the map keeps of the invariances of the rule after it."""
 
+    @property
+    def bounds(self) -> bool:
+        """Whether all new rows are bounded, wherever f of the vectors are."""
+        return False
+
     def check(self, n: int) -> None:
         """Raises ConfigError unless there are enough vectors."""
 
@@ -233,9 +238,15 @@ class Chain(Aggregator):
 
     @property
     def invariances(self) -> Invariances:
-        """What all parts keep."""
+        """What all parts keep; and resilience, if one part bounds what the others average."""
         pre, rule = self.parts()
-        return frozenset.intersection(rule.invariances, *(part.invariances for part in pre))
+        parts = [part.invariances for part in (*pre, rule)]
+        kept = frozenset.intersection(*parts)
+        bounded = any(
+            part.bounds and all({"hull", "box"} & later for later in parts[i + 1 :])
+            for i, part in enumerate(pre)
+        )
+        return kept | {"resilient"} if bounded else kept
 
     @property
     def reference(self) -> Reference:

@@ -42,6 +42,11 @@ class ARC(PreAggregation):
         """Raises ConfigError unless n >= 2 f + 1."""
         check_bound(self.name, n, self.f, 2, 1)
 
+    @property
+    def bounds(self) -> bool:
+        """Yes."""
+        return True
+
     def apply(self, rows: Rows, context: Context) -> Rows:
         """Returns the clipped rows."""
         n, norms = len(rows), rows.norms

@@ -48,6 +48,11 @@ class Clipping(PreAggregation):
         """Neither translation nor scaling: c has the vectors' unit."""
         return frozenset({"permutation", "rotation", "resilient"})
 
+    @property
+    def bounds(self) -> bool:
+        """Yes."""
+        return True
+
     def apply(self, rows: Rows, context: Context) -> Rows:
         """Returns the clipped rows."""
         return rows.scaled(clipping_factors(rows.norms, self.max_norm))

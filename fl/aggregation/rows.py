@@ -181,10 +181,14 @@ class Rows:
             index, factors = self._picked
             a = np.zeros(len(self._x))
             np.add.at(a, index, coefficients * factors)
-        used = np.flatnonzero(a)
-        if len(used) == 1:  # a rule that picks one vector returns it as it was
+        used, extreme = np.flatnonzero(a), _extreme(a, self._x.dtype)
+        if len(used) == 1 and not extreme.any():  # one picked vector needs no look at the others
             return np.asarray(self._x[used[0]] * self._x.dtype.type(a[used[0]]))
-        return np.asarray(a.astype(self._x.dtype) @ self._x)
+        result = np.asarray(np.where(extreme, 0.0, a).astype(self._x.dtype) @ self._x)
+        for i in np.flatnonzero(extreme):
+            for columns in column_chunks(self.d):
+                result[columns] += a[i] * self._x[i, columns].astype(np.float64)
+        return result
 
     def by_coordinate(self, rule: Callable[[Array], Array]) -> Array:
         """Returns the vector whose coordinates are `rule` of the coordinates of the rows.
@@ -199,7 +203,7 @@ class Rows:
         width = min(block_width(len(self)), self.d)
         # One buffer for all blocks: fresh memory for each would cost as much as filling it.
         buffer = np.empty((len(self), width), dtype=self._x.dtype)
-        with np.errstate(over="ignore"):  # the result is checked
+        with np.errstate(over="ignore", invalid="ignore"):  # the result is checked
             for columns in column_chunks(self.d, width):
                 block = buffer[:, : columns.stop - columns.start]
                 self._copy_block(columns, block)
@@ -211,11 +215,16 @@ class Rows:
     def _copy_block(self, columns: slice, out: Array) -> None:
         data = self._x[:, columns]
         if self._mix is not None:
-            np.matmul(self._mix.astype(data.dtype), data, out=out)
+            if _extreme(self._mix, data.dtype).any():
+                np.copyto(out, self._mix @ data.astype(np.float64), casting="same_kind")
+            else:
+                np.matmul(self._mix.astype(data.dtype), data, out=out)
         elif self._picked is not None:
             index, factors = self._picked
             np.take(data, index, axis=0, out=out, mode="clip")  # any other mode copies twice
-            if not (factors == 1.0).all():
+            if _extreme(factors, data.dtype).any():
+                np.multiply(out, factors[:, None], out=out, casting="same_kind")
+            elif not (factors == 1.0).all():
                 np.multiply(out, factors.astype(data.dtype)[:, None], out=out)
         else:
             np.copyto(out, data)
@@ -252,6 +261,17 @@ class Rows:
                     self._copy_block(columns, block)
                 total += f(block.astype(dtype, copy=False), columns)
         return total
+
+
+def _extreme(coefficients: Float64, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+    """Returns which coefficients float32 has no good number for, though the product may have one.
+
+    Such are those that bring a vector of length 1e-40, or 1e40, to length 1.
+    """
+    if dtype != np.float32:
+        return np.zeros(coefficients.shape, dtype=bool)
+    size = np.abs(coefficients)
+    return (size != 0.0) & ((size < 1e-30) | (size > 1e30))
 
 
 def _check_finite(squares: NDArray[np.float64]) -> None:

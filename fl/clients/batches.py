@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.randomness import _philox_key
+from fl.randomness import philox_key
 
 IntArray = NDArray[np.int64]
 
@@ -54,7 +54,7 @@ def _batch_stream(seed: int, client: int, message_id: str) -> np.random.Generato
     A new Philox asks the operating system for entropy it does not use, 6 us for every task. Giving
     one object another key takes 1 us.
     """
-    _start["state"]["key"] = _philox_key(seed, ("batches", client, message_id))
+    _start["state"]["key"] = philox_key(seed, ("batches", client, message_id))
     _philox.state = _start
     return _generator
 

@@ -41,7 +41,7 @@ class ExamplePool:
         return self._convert(np.arange(len(self.data.train)))
 
     def _convert(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        return self.data._tensors(self.data.train, rows)
+        return self.data.tensors(self.data.train, rows)
 
     def take(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Returns inputs and targets of the given rows.

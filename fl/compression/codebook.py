@@ -126,7 +126,8 @@ def look_up(table: NDArray[np.float32], codes: NDArray[np.uint8]) -> Vector:
 
 
 def _quantile(x: Vector) -> NDArray[np.uint8]:
-    shares = np.arange(1, _BINS) / _BINS
+    # With least and greatest entry, so that the quantiles of the quantiles keep their ranks.
+    shares = np.arange(_BINS + 1) / _BINS
     runs = np.array_split(x, max(x.size // _CHUNK, 1))
-    edges = np.quantile(np.concatenate([np.quantile(run, shares) for run in runs]), shares)
+    edges = np.quantile([np.quantile(run, shares) for run in runs], shares)[1:-1]
     return np.searchsorted(edges, x, side="right").astype(np.uint8)

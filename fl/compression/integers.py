@@ -50,6 +50,7 @@ Integers = NDArray[np.int64]
 FIXED, RICE, LEB128, GAMMA, DELTA = range(5)
 OVERHEAD = 5  # bytes of code and length
 LIMIT = 1 << 32  # values must be below
+_TABLE = 1 << 16  # values below this are counted instead of looked at one by one
 
 
 def bit_length(values: Integers) -> Integers:
@@ -66,44 +67,48 @@ def encoded_lengths(values: Integers) -> dict[int, int]:
     Args:
         values: shape (k,), 1 to 2**32 - 1.
     """
-    return _lengths(values, _rice_parameter(values))
+    return _lengths(*_histogram(values))[0]
 
 
-def _lengths(values: Integers, m: int) -> dict[int, int]:
-    k = values.size
+def _histogram(values: Integers) -> tuple[Integers, Integers]:
+    """Returns values, not necessarily distinct, and how often each stands in the sequence."""
+    if values.size and int(values.max()) < _TABLE:
+        counts = np.bincount(values)
+        distinct = np.flatnonzero(counts)
+        return distinct, counts[distinct]
+    return values, np.ones(values.size, dtype=np.int64)
+
+
+def _lengths(values: Integers, counts: Integers) -> tuple[dict[int, int], int]:
+    """Returns the bytes of each code, and the m of Rice."""
+    k = int(counts.sum())
     if k == 0:
-        return {FIXED: 1}
+        return {FIXED: 1}, 0
     floor_log = bit_length(values) - 1
-    counts = np.bincount(floor_log, minlength=1)
-    logs = np.arange(counts.size)
-    log_logs = bit_length(logs + 1) - 1
-    ell = int(counts @ logs)
-    ell_ell = int(counts @ log_logs)
+    ell = int(counts @ floor_log)
+    ell_ell = int(counts @ (bit_length(floor_log + 1) - 1))
     below = values - 1
     width = int(below.max()).bit_length()
     # ceil(bits(n - 1) / 7), by how many values reach each further byte.
-    leb = k + sum(int(np.count_nonzero(below >> 7 * b)) for b in range(1, (width + 6) // 7))
-    return {
+    leb = k + sum(int(counts @ (below >= 1 << 7 * byte)) for byte in range(1, (width + 6) // 7))
+    # Rice is shortest near ln 2 times the mean.
+    guess = int(math.log2(max(float(counts @ below) / k * math.log(2), 1.0)))
+    quotients = {
+        m: int(counts @ (below >> m)) for m in range(max(guess - 1, 0), min(guess + 2, 31) + 1)
+    }
+    m = min(quotients, key=lambda m: k * m + quotients[m])
+    lengths = {
         FIXED: 1 + packed_length(k, width),
-        RICE: 1 + packed_length(k, m) + _bytes(k + int((below >> m).sum())),
+        RICE: 1 + packed_length(k, m) + _bytes(k + quotients[m]),
         LEB128: leb,
         GAMMA: _bytes(k + ell) + _bytes(ell),
         DELTA: _bytes(k + ell_ell) + _bytes(ell_ell) + _bytes(ell),
     }
+    return lengths, m
 
 
 def _bytes(bits: int) -> int:
     return (bits + 7) // 8
-
-
-def _rice_parameter(values: Integers) -> int:
-    """Returns the m in 0..31 for which Rice is shortest, looking around ln 2 times the mean."""
-    if values.size == 0:
-        return 0
-    below = values - 1
-    guess = math.log2(max(float(below.mean()) * math.log(2), 1.0))
-    near = range(max(int(guess) - 1, 0), min(int(guess) + 2, 31) + 1)
-    return min(near, key=lambda m: values.size * m + int((below >> m).sum()))
 
 
 def encode(values: Integers, *, code: int | None = None) -> bytes:
@@ -116,8 +121,7 @@ def encode(values: Integers, *, code: int | None = None) -> bytes:
     Returns:
         5 + min(`encoded_lengths`) bytes.
     """
-    m = _rice_parameter(values)
-    lengths = _lengths(values, m)
+    lengths, m = _lengths(*_histogram(values))
     if code is None:
         code = min(lengths, key=lambda c: lengths[c])
     body = _body(values, code, m)

@@ -35,7 +35,8 @@ class Threshold(Transform):
     Attributes:
         threshold: lambda, or where it starts; above 0.
         density: target p, in (0, 1]; None keeps lambda fixed.
-        gain: exponent of the correction, in (0, 1].
+        gain: exponent of the correction, in (0, 1]. At 1% of a Gaussian, K falls with the seventh
+            power of lambda, and a gain above 2/7 overshoots for ever.
         cap: share of the entries that may be sent at most, in (0, 1]: the largest ones.
 
     Raises:
@@ -46,7 +47,7 @@ class Threshold(Transform):
 
     threshold: float
     density: float | None = None
-    gain: float = 0.5
+    gain: float = 0.1
     cap: float = 0.1
 
     def __post_init__(self) -> None:

@@ -231,7 +231,7 @@ class FederatedData:
             Inputs, float32 (n, *input_shape), or int64 (n, T) for text; targets, int64 (n,) or
             (n, T). Both are fresh copies.
         """
-        return self._tensors(self.train, self.partitions[p])
+        return self.tensors(self.train, self.partitions[p])
 
     def client_test(self, p: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the held-out examples of partition `p`, in the form of `client`.
@@ -244,11 +244,11 @@ class FederatedData:
                 f"data {self.name!r} has no held-out examples per client with this partition: "
                 "evaluate on test_set(), or use a source with natural clients and partition=natural"
             )
-        return self._tensors(self.test, self.test_partitions[p])
+        return self.tensors(self.test, self.test_partitions[p])
 
     def test_set(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the pooled held-out examples, in the form of `client`."""
-        return self._tensors(self.test, slice(None))
+        return self.tensors(self.test, slice(None))
 
     def class_counts(self) -> IntArray:
         """Returns how often partition p has class c as a target, int64, shape (P, C)."""
@@ -272,9 +272,10 @@ class FederatedData:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
-    def _tensors(
+    def tensors(
         self, examples: Examples, rows: IntArray | slice
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns rows of a set of examples as fresh tensors, scaled, in the form of `client`."""
         # Each branch copies, so torch never sees (nor writes) the shared read-only arrays.
         x = examples.x[rows]
         if self.task == "next-token":

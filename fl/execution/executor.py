@@ -13,7 +13,7 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
@@ -188,7 +188,6 @@ class Worker:
 
     app: ClientApp
     run: RunInfo
-    _names: dict[str, str] = field(default_factory=dict)
 
     def execute(self, batch: Sequence[Assignment]) -> list[Outcome]:
         """Runs a batch: together if it has several assignments, which then share a batch key."""
@@ -200,11 +199,11 @@ class Worker:
         messages = [assignment.message(own_content=False) for assignment in batch]
         contexts = [assignment.context(self.run) for assignment in batch]
         began = time.perf_counter()
-        replies = app.train_many(messages, contexts)
+        contents = app.train_contents(messages, contexts)
         host_s = (time.perf_counter() - began) / len(batch)
         return [
-            Outcome(content=reply.content, state=context.state or None, host_s=host_s)
-            for reply, context in zip(replies, contexts, strict=True)
+            Outcome(content=content, state=context.state or None, host_s=host_s)
+            for content, context in zip(contents, contexts, strict=True)
         ]
 
     def _alone(self, assignment: Assignment) -> Outcome:

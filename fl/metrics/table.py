@@ -144,7 +144,7 @@ def _metric_rows(
         )
         yield name, ", ".join(cost)
     else:
-        yield name, f"not reached: {target['reason']}"
+        yield name, target["reason"]
 
 
 def _cells(

@@ -74,10 +74,9 @@ class Target:
             return "the run made no evaluation"
         if found is None:
             return f"no evaluation reported a number for {self.metric!r}"
-        sign = ">=" if self.mode == "max" else "<="
         return (
-            f"{self.metric} {sign} {self.value} was not reached in {len(rows)} evaluations; "
-            f"the best was {found['value']} at round {found['round']}"
+            f"not reached in {len(rows)} evaluation{'' if len(rows) == 1 else 's'}; "
+            f"the best was {found['value']:.4g} in round {found['round']}"
         )
 
 

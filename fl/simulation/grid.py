@@ -540,7 +540,10 @@ def _reply_metadata(message: Metadata, source: int, now: float) -> Metadata:
 
 
 def mean_metrics(replies: Iterable[Message], weight_key: str = "num-examples") -> dict[str, Any]:
-    """Returns the example-weighted mean of the scalar metrics that all replies with content share."""
+    """Returns the example-weighted mean of the metrics that all replies with content share.
+
+    Only floats are averaged: whole numbers are counts, whose mean says little.
+    """
     records: list[MetricRecord] = []
     for reply in replies:
         if reply.has_content():
@@ -555,7 +558,7 @@ def mean_metrics(replies: Iterable[Message], weight_key: str = "num-examples") -
     return {
         key: sum(w * float(record[key]) for w, record in zip(weights, records, strict=True)) / total  # type: ignore[arg-type]
         for key in sorted(shared)
-        if all(isinstance(record[key], int | float) for record in records)
+        if all(isinstance(record[key], float) for record in records)
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, RecordDict
 
 from fl.params import RowArray
 
@@ -41,12 +41,4 @@ def snapshot(content: RecordDict) -> RecordDict:
 
     A strategy keeps one configuration and changes it every round; a task may be executed after that.
     """
-    copies: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {}
-    for key, record in content.items():
-        if isinstance(record, ArrayRecord):
-            copies[key] = ArrayRecord(dict(record))
-        elif isinstance(record, MetricRecord):
-            copies[key] = MetricRecord(dict(record))
-        else:
-            copies[key] = ConfigRecord(dict(record))
-    return RecordDict(copies)
+    return RecordDict({key: record.copy() for key, record in content.items()})

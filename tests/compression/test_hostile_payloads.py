@@ -364,9 +364,7 @@ def test_a_refused_message_leaves_the_receiver_as_it_was():
 
 
 def test_reader_names_the_format_and_the_bound():
-    with pytest.raises(
-        PayloadError, match="payload of 3 bytes; for d=10 it must have 46"
-    ):
+    with pytest.raises(PayloadError, match="payload of 3 bytes; for d=10 it must have 46"):
         Identity().decode(b"abc", Shapes.vector(10))
     with pytest.raises(PayloadError, match="format 1 version 9"):
         Identity().decode(b"\x01\x09" + bytes(44), Shapes.vector(10))
