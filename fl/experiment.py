@@ -28,11 +28,11 @@ from fl.execution.threads import limit_threads
 from fl.metrics import Target
 from fl.metrics.table import results
 from fl.models import build as build_model
-from fl.models.evaluation import evaluate
+from fl.models import evaluate, global_objective
 from fl.recorder import Recorder
-from fl.simulator import SimulatedRun, simulate
 from fl.simulation.fleet import Fleet
 from fl.simulation.identity import RUN_ID, assume_identity
+from fl.simulator import SimulatedRun, simulate
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def build(config: DictConfig) -> Experiment:
 
 
 def run_experiment(config: DictConfig) -> float | None:
-    """Runs a configuration to its end, prints its results, and returns the target metric's value."""
+    """Runs a configuration to its end, prints results, and returns the target metric's value."""
     logging.getLogger("flwr").setLevel(logging.WARNING)
     run = _run_app(config) if config.app else _run_own(config)
     target = _target(config)
@@ -98,7 +98,12 @@ def _run_own(config: DictConfig) -> SimulatedRun:
             timeout=config.round_timeout_s,
             train_config=train_config,
             evaluate_fn=recorder.recording(
-                central_evaluation(experiment, config.num_rounds, config.evaluate_every)
+                central_evaluation(
+                    experiment,
+                    config.num_rounds,
+                    config.evaluate_every,
+                    train=config.evaluate_train,
+                )
             ),
         )
         recorder.final(result.arrays)
@@ -144,7 +149,9 @@ def _common(config: DictConfig) -> dict[str, Any]:
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     return {
         "seed": config.seed,
-        "directory": Path(HydraConfig.get().runtime.output_dir) if HydraConfig.initialized() else None,
+        "directory": Path(HydraConfig.get().runtime.output_dir)
+        if HydraConfig.initialized()
+        else None,
         "target": _target(config),
         "progress": config.progress,
         "fail_fast": config.fail_fast,
@@ -173,23 +180,36 @@ def _check_numbers(config: DictConfig) -> None:
         )
 
 
-def central_evaluation(experiment: Experiment, num_rounds: int, every: int) -> Any:
+def central_evaluation(
+    experiment: Experiment, num_rounds: int, every: int, *, train: bool = False
+) -> Any:
     """Returns the function that evaluates the server's model on the pooled held-out examples.
 
     Args:
         experiment: its model and data are used.
         num_rounds: the last round, which is always evaluated.
         every: rounds between evaluations.
+        train: add "train_objective" and "dissimilarity" of all clients' training examples; see
+            `fl.models.GlobalObjective`.
     """
     model = experiment.model()
-    examples = experiment.data.test_set()
+    data = experiment.data
+    examples = data.test_set()
+    clients = [data.client(p) for p in range(data.num_partitions)] if train else []
 
     def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         if server_round % every and server_round != num_rounds:
             return None
         model.load_state_dict(arrays.to_torch_state_dict())
         loss, accuracy = evaluate(model, examples)
-        return MetricRecord({"accuracy": accuracy, "loss": loss})
+        metrics = {"accuracy": accuracy, "loss": loss}
+        if train:
+            objective = global_objective(model, clients)
+            metrics |= {
+                "train_objective": objective.loss,
+                "dissimilarity": objective.dissimilarity,
+            }
+        return MetricRecord(metrics)
 
     return evaluate_fn
 

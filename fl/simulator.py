@@ -137,13 +137,13 @@ def simulate(
                     else:
                         server_app(grid, context, recorder)
             finally:
+                recorder.flush()
                 report = executor.report()
                 executor.close()
     except KeyboardInterrupt as stopped:
         status, error = "interrupted", stopped
     except Exception as failed:
         status, error = "failed", failed
-    recorder.flush()
     summary = writer.finish(
         recorder.totals(),
         status=status,

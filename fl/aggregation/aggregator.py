@@ -240,7 +240,7 @@ class Chain(Aggregator):
     def invariances(self) -> Invariances:
         """What all parts keep; and resilience, if one part bounds what the others average."""
         pre, rule = self.parts()
-        parts = [part.invariances for part in (*pre, rule)]
+        parts = [*(part.invariances for part in pre), rule.invariances]
         kept = frozenset.intersection(*parts)
         bounded = any(
             part.bounds and all({"hull", "box"} & later for later in parts[i + 1 :])

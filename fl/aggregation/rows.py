@@ -271,7 +271,7 @@ def _extreme(coefficients: Float64, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
     if dtype != np.float32:
         return np.zeros(coefficients.shape, dtype=bool)
     size = np.abs(coefficients)
-    return (size != 0.0) & ((size < 1e-30) | (size > 1e30))
+    return np.asarray((size != 0.0) & ((size < 1e-30) | (size > 1e30)))
 
 
 def _check_finite(squares: NDArray[np.float64]) -> None:

@@ -5,7 +5,11 @@ Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (UC
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
+from numpy.typing import NDArray
 
 from fl.data.federated import Examples, Source, per_channel
 from fl.errors import ConfigError
@@ -27,10 +31,8 @@ def load_digits(test_fraction: float = 0.2) -> Source:
     Raises:
         ConfigError: a share that leaves nothing to train on or nothing to test with.
     """
-    from sklearn.datasets import load_digits as sklearn_digits
-
-    digits = sklearn_digits()
-    n = len(digits.target)
+    pixels, target = _table()
+    n = len(target)
     num_test = int(test_fraction * n)
     if not 1 <= num_test < n:
         raise ConfigError(
@@ -39,8 +41,8 @@ def load_digits(test_fraction: float = 0.2) -> Source:
         )
     order = generator(HELD_OUT_SEED, "digits", "held-out").permutation(n)
     examples = Examples(
-        digits.images[order].astype(np.uint8).reshape(n, 1, 8, 8),
-        digits.target[order].astype(np.int64),
+        pixels[order].reshape(n, 1, 8, 8),
+        target[order].astype(np.int64),
     )
     return Source(
         name="digits",
@@ -50,3 +52,17 @@ def load_digits(test_fraction: float = 0.2) -> Source:
         input_shape=(1, 8, 8),
         scaling=per_channel(16.0, [MEAN], [STD]),
     )
+
+
+def _table() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Returns the pixels, (1797, 64), and the classes, (1797,), as scikit-learn stores them.
+
+    Importing scikit-learn takes longer than training the default experiment, so its file is read
+    without it.
+    """
+    spec = find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise ConfigError("data=digits needs scikit-learn: install it")
+    path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
+    return table[:, :-1], table[:, -1]

@@ -91,7 +91,7 @@ def metrics(
                 if c == 0:
                     axes.set_ylabel(_readable(shown[0]))
                 if r == len(rows) - 1:
-                    axes.set_xlabel(_axis_label(axis, unit))
+                    _label_axis(axes, axis, unit)
             handles, labels = grid[r][2].get_legend_handles_labels()
             if len(labels) > 1:
                 grid[r][2].legend(handles, labels, loc="center left", bbox_to_anchor=(1.02, 0.5))
@@ -183,7 +183,7 @@ def compare(
                 )
             if target is not None:
                 panel.axhline(target, color="#555555", linewidth=1, linestyle=(0, (2, 2)))
-            panel.set_xlabel(_axis_label(axis, unit))
+            _label_axis(panel, axis, unit)
         values = np.array([row[metric] for row in every if metric in row], dtype=float)
         _limits(panels[0], values[np.isfinite(values)], metric, target)
         panels[0].set_ylabel(_readable(metric))
@@ -411,8 +411,12 @@ def _unit(axis: str, largest: float) -> units.Unit:
     return units.energy_unit(largest) if axis == "energy_j" else units.Unit(1.0, "")
 
 
-def _axis_label(axis: str, unit: units.Unit) -> str:
-    return f"{AXES[axis]} ({unit.symbol})" if unit.symbol else AXES[axis]
+def _label_axis(axes: Axes, axis: str, unit: units.Unit) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel(f"{AXES[axis]} ({unit.symbol})" if unit.symbol else AXES[axis])
+    if axis == "round":
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))  # there is no round 2.5
 
 
 def _readable(metric: str) -> str:

@@ -7,6 +7,7 @@ from fl.models.build import build
 from fl.models.char_lstm import CharLSTM
 from fl.models.evaluation import Evaluation, evaluate
 from fl.models.flops import Flops, flops_per_example, memory_bytes
+from fl.models.global_objective import GlobalObjective, global_objective
 from fl.models.leaf_cnn import LeafCNN
 from fl.models.linear import LogisticRegression
 from fl.models.mlp import MLP
@@ -18,6 +19,7 @@ __all__ = [
     "CharLSTM",
     "Evaluation",
     "Flops",
+    "GlobalObjective",
     "LeafCNN",
     "LogisticRegression",
     "ResNet8",
@@ -25,6 +27,7 @@ __all__ = [
     "correct",
     "evaluate",
     "flops_per_example",
+    "global_objective",
     "memory_bytes",
     "per_example_loss",
 ]

@@ -53,12 +53,12 @@ class Task:
         "dispatch",
         "faults",
         "flow",
+        "idle_s",
         "radio_s",
         "size_down",
         "size_up",
         "stage",
         "stage_began",
-        "taken_up",
     )
 
     def __init__(
@@ -72,7 +72,7 @@ class Task:
         self.content = content
         self.stage = Stage.WAITING
         self.stage_began = 0.0
-        self.taken_up = 0.0
+        self.idle_s = 0.0
         self.compute_s = 0.0
         self.radio_s = 0.0
         self.flow = -1
@@ -177,7 +177,8 @@ class Engine:
         in_flight: number of tasks dispatched and not ended.
         bytes_down, bytes_up: payload bytes that crossed the server's link so far, lost ones
             included, unfinished ones not.
-        energy_j: joules spent on tasks so far: compute, radio, idle (waiting inside a task).
+        energy_j: joules spent on tasks so far: compute, radio, idle (waiting
+            for the device, which works on an earlier task).
     """
 
     def __init__(self, fleet: Fleet, host: Host, trace: Trace) -> None:
@@ -214,7 +215,7 @@ class Engine:
 
     def _take_up(self, task: Task) -> None:
         now = self.queue.now
-        task.taken_up = task.stage_began = now
+        task.stage_began = now
         task.stage = Stage.DOWNLOADING
         self.trace.record(now, Event.DOWNLOAD_START, task.client, task.dispatch, task.size_down)
         self._watch_departure(task.client)
@@ -238,6 +239,7 @@ class Engine:
             return
         self.trace.record(now, Event.DOWNLOAD_END, task.client, task.dispatch, task.size_down)
         task.stage = Stage.QUEUED
+        task.stage_began = now
         device = self._devices.setdefault(task.client, deque())
         device.append(task)
         if len(device) == 1:
@@ -247,6 +249,7 @@ class Engine:
 
     def _compute(self, task: Task) -> None:
         now = self.queue.now
+        task.idle_s = now - task.stage_began
         task.stage = Stage.COMPUTING
         task.stage_began = now
         seconds = self.host.compute_seconds(task)
@@ -353,6 +356,8 @@ class Engine:
         if task.stage in (Stage.QUEUED, Stage.COMPUTING):
             if task.stage is Stage.COMPUTING:
                 task.compute_s = now - task.stage_began
+            else:
+                task.idle_s = now - task.stage_began
             task.stage = Stage.DONE
             self._free_device(task)
         self._settle(task)
@@ -374,10 +379,9 @@ class Engine:
         if not tasks:
             del self._tasks[task.client]
         devices, client = self.fleet.devices, task.client
-        idle_s = self.queue.now - task.taken_up - task.compute_s - task.radio_s
         self.energy_j["compute"] += float(devices.compute_w[client]) * task.compute_s
         self.energy_j["radio"] += float(devices.radio_w[client]) * task.radio_s
-        self.energy_j["idle"] += float(devices.idle_w[client]) * max(idle_s, 0.0)
+        self.energy_j["idle"] += float(devices.idle_w[client]) * task.idle_s
         self.host.released(client)
 
     def has_tasks(self, client: int) -> bool:

@@ -1,5 +1,6 @@
 """Server algorithms, one paper per file; Flower's own are used through `fl/conf/strategy`."""
 
+from fl.strategies.aggregate import Aggregate
 from fl.strategies.fedprox import FedProx
 
-__all__ = ["FedProx"]
+__all__ = ["Aggregate", "FedProx"]

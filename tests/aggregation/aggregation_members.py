@@ -1,5 +1,6 @@
-"""Every aggregation rule and pre-aggregation there is a configuration for, and data to try it on."""
+"""Every rule and pre-aggregation there is a configuration for, and data to try them on."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,15 @@ F5 = np.array([[1.0, 2.0], [2.0, 1.0], [3.0, 3.5], [2.5, 4.0], [10.0, -8.0]])
 MU = F5[:4].mean(axis=0)
 
 
+@cache
 def configuration(group, name):
     with initialize_config_dir(str(CONF), version_base=None):
         return OmegaConf.to_container(compose(f"{group}/{name}")[group])
 
 
+@cache
 def member(group, name):
+    """The rule; rules are frozen, so all tests share it."""
     return instantiate(configuration(group, name))
 
 

@@ -136,11 +136,10 @@ def test_a_result_is_never_anything_but_finite_numbers(aggregator, bad):
     x, rule = gaussian(7), tolerant(aggregator, 11)
     x[5, 3] = bad
     try:
-        result = call(rule, x)
+        assert np.isfinite(call(rule, x)).all()
     except ConfigError as error:
-        assert "Guard" in str(error)
-    else:
-        assert np.isfinite(result).all()
+        if "Guard" not in str(error):
+            raise
 
 
 @pytest.mark.parametrize("value", [1e30, 3e38, -3e38, 1e-30, 1e-44])

@@ -31,6 +31,7 @@ def test_metrics_are_drawn_against_time_bytes_and_rounds(tmp_path, row):
     assert lines(time)["accuracy"] == [[0, 0.1], [10, 0.5], [20, 0.7]]
     assert lines(moved)["accuracy"] == [[0, 0.1], [1.5, 0.5], [3.0, 0.7]]
     assert lines(rounds)["accuracy"] == [[0, 0.1], [1, 0.5], [2, 0.7]]
+    assert all(tick == round(tick) for tick in rounds.get_xticks())
 
 
 def test_the_target_is_marked_where_it_was_reached(row):

@@ -397,9 +397,7 @@ def test_a_transfer_has_the_same_bandwidth_whatever_the_order_of_questions():
 
 
 def test_an_edge_without_sites_crosses_both_access_links():
-    access = Links(
-        np.array([1.0, 2.0]), np.array([30.0, 0.5]), np.array([0.1, 0.2]), np.zeros(2)
-    )
+    access = Links(np.array([1.0, 2.0]), np.array([30.0, 0.5]), np.array([0.1, 0.2]), np.zeros(2))
     edges = Edges(access)
     assert edges.bandwidth_bps(0, 1) == 2.0  # 30 up at 0, 2 down at 1
     assert edges.bandwidth_bps(1, 0) == 0.5

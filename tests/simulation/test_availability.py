@@ -1,0 +1,379 @@
+"""Availability: pure functions of (client, time), their statistics, and published trace formats."""
+
+import collections
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fl.errors import ConfigError
+from fl.simulation.availability import Always, Diurnal, ExponentialOnOff, TraceAvailability
+from fl.simulation.measurements import Behaviour, load_plain, read_behaviour
+
+DAY = 86400.0
+RECORDS = [
+    Behaviour(((3.0, 5.0), (8.0, 9.5)), 10.0),
+    Behaviour(((0.0, 2.0), (7.0, 10.0)), 10.0),  # on across the end of the period
+    Behaviour(((4.0, 10.0),), 10.0),  # on until the end, off at the beginning
+    Behaviour(((0.0, 1.0), (1.0, 2.5), (2.0, 3.0)), 7.0),  # touching and overlapping
+    Behaviour(((0.0, 10.0),), 10.0),  # always on
+    Behaviour((), 10.0),  # never on
+    Behaviour(((0.1, 0.25),), 0.3),  # a period that is not a sum of powers of two
+]
+
+
+def exponential(n=200, seed=1):
+    return ExponentialOnOff(n, seed, mean_on_s=30.0, mean_off_s=70.0)
+
+
+def diurnal(n=200, seed=1):
+    return Diurnal(n, seed, low=0.1, high=0.4, period_s=100.0, peak_s=30.0)
+
+
+def recorded(n=200):
+    return TraceAvailability(n, RECORDS)
+
+
+def always(n=200):
+    return Always(n)
+
+
+MODELS = [always, exponential, diurnal, recorded]
+
+
+# ---- what holds for every model ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_online_agrees_with_is_online_for_every_client(make):
+    whole, single = make(), make()
+    for t in (0.0, 0.3, 1.0, 9.999999, 10.0, 33.3, 500.0, 499.0, 7.0, 1e5):
+        online = whole.online(t)
+        assert online.shape == (200,)
+        assert online.dtype == np.bool_
+        assert online.tolist() == [single.is_online(client, t) for client in range(200)]
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_answers_do_not_depend_on_the_order_of_questions(make):
+    rng = np.random.default_rng(0)
+    questions = [
+        (int(c), float(t))
+        for c, t in zip(rng.integers(0, 200, 300), rng.uniform(0, 2000, 300), strict=True)
+    ]
+    model = make()
+    answers = {q: (model.is_online(*q), model.next_change(*q)) for q in questions}
+    model.online(5000.0)
+    for q in sorted(questions, key=lambda q: -q[1]):
+        fresh = make()
+        assert (model.is_online(*q), model.next_change(*q)) == answers[q]
+        assert (fresh.is_online(*q), fresh.next_change(*q)) == answers[q]
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_next_change_is_the_first_change_on_a_fine_grid(make):
+    model = make()
+    for client in range(14):
+        t, horizon = 0.0, 60.0
+        while True:
+            state, change = model.is_online(client, t), model.next_change(client, t)
+            assert change > t
+            grid = np.linspace(t, min(change, horizon), 200, endpoint=False)
+            assert all(model.is_online(client, float(x)) == state for x in grid)
+            if change > horizon:
+                break
+            assert model.is_online(client, change) != state  # at that very time
+            assert model.is_online(client, math.nextafter(change, 0)) == state
+            t = change
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_walking_from_change_to_change_never_stalls_at_large_times(make):
+    model = make()
+    # Exponential periods have to be drawn one after another, so that far is not as far.
+    start = 2e4 if make is exponential else 1e7
+    for client in range(7):
+        t = start + client / 7
+        state = model.is_online(client, t)
+        for _ in range(20):
+            change = model.next_change(client, t)
+            assert change > t
+            if change == math.inf:
+                break
+            assert model.is_online(client, change) != state
+            assert model.online(change)[client] != state
+            t, state = change, not state
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_a_client_does_not_change_when_others_are_added(make):
+    few, many = make(n=20), make(n=500)
+    for t in (0.0, 12.0, 777.0):
+        assert few.online(t).tolist() == many.online(t)[:20].tolist()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: Always(n),
+        lambda n: ExponentialOnOff(n, 0, 1.0, 1.0),
+        lambda n: Diurnal(n, 0),
+        lambda n: TraceAvailability(n, RECORDS),
+    ],
+)
+def test_a_model_without_clients_is_refused(make):
+    with pytest.raises(ConfigError, match="num_clients is 0"):
+        make(0)
+
+
+# ---- exponential ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("t", [0.0, 11.0, 400.0])
+def test_on_off_clients_are_stationary(t):
+    n, share = 20_000, 0.3
+    online = exponential(n).online(t).mean()
+    assert online == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / n))
+
+
+@pytest.mark.parametrize("t", [0.0, 250.0])
+def test_what_is_left_of_a_period_is_exponential_at_any_time(t):
+    model = exponential(4000)
+    online = model.online(t)
+    left = np.array([model.next_change(client, t) - t for client in range(4000)])
+    assert stats.kstest(left[online], stats.expon(scale=30.0).cdf).pvalue > 0.01
+    assert stats.kstest(left[~online], stats.expon(scale=70.0).cdf).pvalue > 0.01
+
+
+def test_lengths_of_consecutive_periods_are_independent():
+    model, ratios = exponential(2000), []
+    for client in range(2000):
+        first = model.next_change(client, 0.0)
+        second = model.next_change(client, first)
+        ratios.append((first, second - first))
+    first, second = np.array(ratios).T
+    on = model.online(0.0)
+    assert abs(stats.spearmanr(first[on], second[on]).statistic) < 4 / math.sqrt(on.sum())
+
+
+@pytest.mark.parametrize("mean", [0.0, -1.0, math.inf, math.nan])
+def test_a_mean_period_out_of_range_is_refused(mean):
+    with pytest.raises(ConfigError, match="mean_on_s is"):
+        ExponentialOnOff(3, 0, mean, 1.0)
+    with pytest.raises(ConfigError, match="mean_off_s is"):
+        ExponentialOnOff(3, 0, 1.0, mean)
+
+
+# ---- diurnal -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.05, 0.25), (0.3, 0.3), (0.2, 0.8)])
+def test_the_fraction_online_is_a_sine_of_the_time_of_day(low, high):
+    n = 40_000
+    model = Diurnal(n, 7, low, high, period_s=DAY, peak_s=3 * 3600.0)
+    for hour in range(0, 48, 3):
+        expected = (low + high) / 2 + (high - low) / 2 * math.cos(2 * math.pi * (hour - 3) / 24)
+        tolerance = 4 * math.sqrt(expected * (1 - expected) / n)
+        assert model.online(hour * 3600.0).mean() == pytest.approx(expected, abs=tolerance)
+
+
+def test_every_client_has_one_window_a_day_of_equal_length():
+    model = Diurnal(50, 0, low=0.1, high=0.2)
+    for client in range(50):
+        t = model.next_change(client, 0.0)
+        if not model.is_online(client, t):
+            t = model.next_change(client, t)
+        off = model.next_change(client, t)
+        assert off - t == pytest.approx(0.15 * DAY)
+        assert model.next_change(client, off) - t == pytest.approx(DAY)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"low": 0.0, "high": 0.5}, r"low is 0\.0"),
+        ({"low": 0.5, "high": 0.2}, r"0 < low <= high < 1"),
+        ({"low": 0.5, "high": 1.0}, r"high is 1\.0"),
+        ({"low": math.nan, "high": 0.5}, "low is nan"),
+        ({"low": 0.05, "high": 0.95}, "too far apart"),
+        ({"period_s": 0.0}, r"period_s is 0\.0"),
+        ({"peak_s": math.inf}, "peak_s is inf"),
+    ],
+)
+def test_a_daily_rhythm_out_of_range_is_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        Diurnal(3, 0, **arguments)
+
+
+def test_the_range_proposed_instead_is_accepted():
+    with pytest.raises(ConfigError, match=r"Raise low to (\S+) and lower high to (\S+),") as error:
+        Diurnal(3, 0, low=0.05, high=0.95)
+    words = str(error.value).split()
+    low, high = float(words[words.index("to") + 1]), float(words[-4].rstrip(","))
+    Diurnal(3, 0, low=low + 1e-3, high=high - 1e-3)
+
+
+# ---- traces --------------------------------------------------------------------------------------
+
+FEDSCALE = {
+    1: {
+        "duration": 100,
+        "inactive": [20, 70],
+        "finish_time": 100,
+        "active": [10, 50],
+        "model": "a",
+    },
+    2: {"duration": 40, "inactive": [90], "finish_time": 50, "active": [30], "model": "b"},
+}
+
+
+def test_fedscale_time_is_taken_modulo_the_finish_time(tmp_path):
+    path = tmp_path / "client_behave_trace"
+    path.write_bytes(pickle.dumps(FEDSCALE))
+    model = TraceAvailability.from_file(4, str(path))
+
+    def reference(client, t):
+        entry = FEDSCALE[client % 2 + 1]
+        now = t % entry["finish_time"]
+        return any(a <= now < b for a, b in zip(entry["active"], entry["inactive"], strict=True))
+
+    for t in np.arange(0.0, 400.0, 0.5):
+        expected = [reference(client, t) for client in range(4)]
+        assert model.online(t).tolist() == expected
+        assert [model.is_online(client, t) for client in range(4)] == expected
+    assert model.next_change(0, 25.0) == 50.0
+    assert model.next_change(0, 70.0) == 110.0
+    assert model.next_change(1, 40.0) == 50.0  # cut off at the finish time
+    assert model.next_change(1, 50.0) == 80.0
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_behaviour_file_may_be_json_or_a_plain_pickle(tmp_path, protocol):
+    plain, text = tmp_path / "behave", tmp_path / "behave.json"
+    plain.write_bytes(pickle.dumps(FEDSCALE, protocol=protocol))
+    text.write_text("\n " + json.dumps(FEDSCALE))
+    assert (
+        read_behaviour(plain)
+        == read_behaviour(text)
+        == [
+            Behaviour(((10.0, 20.0), (50.0, 70.0)), 100.0),
+            Behaviour(((30.0, 50.0),), 50.0),
+        ]
+    )
+
+
+class Exploit:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code of the pickle ran')",))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        Exploit(),
+        {1: {"active": Exploit()}},
+        {1: collections.OrderedDict(active=[1])},
+        {1: np.float64(1.0)},
+        {1: len},
+    ],
+)
+def test_a_pickle_that_asks_for_anything_but_plain_data_is_refused(tmp_path, payload):
+    path = tmp_path / "behave"
+    path.write_bytes(pickle.dumps(payload))
+    with pytest.raises(ConfigError, match="Only pickles of plain dicts"):
+        load_plain(path)
+
+
+def test_plain_containers_of_a_pickle_are_loaded(tmp_path):
+    content = {"a": [1, 2.5, None, True, (b"x", "y")], 2: {3, 4}, 3: frozenset({5})}
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        path = tmp_path / f"plain{protocol}"
+        content_here = content if protocol >= 3 else {"a": [1, 2.5, None, True, "y"], 2: {3, 4}}
+        path.write_bytes(pickle.dumps(content_here, protocol=protocol))
+        assert load_plain(path) == content_here
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80", b"\x80\x04}", b"garbage", b"{not json", pickle.dumps(FEDSCALE)[:-20]]
+)
+def test_a_damaged_file_is_refused(tmp_path, content):
+    path = tmp_path / "behave"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="behave"):
+        read_behaviour(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="FL_DATA_DIR"):
+        read_behaviour(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"active": [1, 2]}, "2 active and 1 inactive"),
+        ({"active": [30]}, "0 <= active <= inactive"),
+        ({"active": ["x"]}, "active 'x'"),
+        ({"finish_time": 0}, "finish_time 0"),
+        ({"finish_time": math.nan}, "finish_time nan"),
+        ({"inactive": None}, "inactive"),
+    ],
+)
+def test_a_behaviour_entry_that_cannot_be_is_refused(tmp_path, change, message):
+    entry = {"active": [10], "inactive": [20], "finish_time": 100, **change}
+    path = tmp_path / "behave"
+    path.write_bytes(pickle.dumps({"d7": {k: v for k, v in entry.items() if v is not None}}))
+    with pytest.raises(ConfigError, match=message) as error:
+        read_behaviour(path)
+    assert "'d7'" in str(error.value)
+
+
+def test_flash_phones_are_online_while_locked_charging_and_on_wifi(tmp_path):
+    lines = [
+        ("00:00:00", "battery_charged_on"),
+        ("00:00:10", "screen_lock"),
+        ("00:00:30", "Wifi"),  # from here
+        ("00:00:40", "87%"),
+        ("00:01:00", "4g"),  # to here
+        ("00:01:10", "wifi"),  # and from here
+        ("00:01:15", "screen_on"),
+        ("00:01:20", "screen_unlock"),  # to here
+        ("00:02:00", "screen_lock"),  # from here to the end
+        ("00:03:20", "screen_off"),
+    ]
+    messages = "\n".join(f"2020-02-03 {time}\t{state}" for time, state in lines)
+    path = tmp_path / "state_traces.json"
+    path.write_text(json.dumps({"u1": {"guid": "u1", "model": "x", "messages": messages}}))
+    assert read_behaviour(path) == [Behaviour(((30.0, 60.0), (70.0, 80.0), (120.0, 200.0)), 200.0)]
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ("2020-02-03 00:00:00\tflying", "unknown state 'flying'"),
+        ("yesterday\twifi", "no time"),
+        ("2020-02-03 00:00:00\twifi", "span no time"),
+        ("", "span no time"),
+    ],
+)
+def test_flash_messages_that_cannot_be_read_are_refused(tmp_path, messages, message):
+    path = tmp_path / "state_traces.json"
+    path.write_text(json.dumps({"u1": {"messages": messages}}))
+    with pytest.raises(ConfigError, match=message):
+        read_behaviour(path)
+
+
+@pytest.mark.parametrize(
+    ("intervals", "period"), [(((1.0, 2.0),), 0.0), (((2.0, 1.0),), 5.0), (((1.0, 6.0),), 5.0)]
+)
+def test_a_record_whose_intervals_leave_its_period_is_refused(intervals, period):
+    with pytest.raises(ConfigError, match="behaviour record"):
+        Behaviour(intervals, period)
+
+
+def test_a_trace_without_records_is_refused():
+    with pytest.raises(ConfigError, match="no record"):
+        TraceAvailability(3, [])
