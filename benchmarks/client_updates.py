@@ -170,9 +170,13 @@ def run_flower(workload: Workload, gate: Gate) -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)
 
     def with_seed(message: Message, context: Context, call_next: Any) -> Message:
-        # The ClientApp wants a seed in the run's configuration, which run_simulation cannot set.
+        # The ClientApp wants a seed in the run's configuration, which run_simulation cannot set,
+        # and whose change it refuses.
         context.run_config["seed"] = 0
-        reply: Message = call_next(message, context)
+        try:
+            reply: Message = call_next(message, context)
+        finally:
+            del context.run_config["seed"]
         return reply
 
     app = ServerApp()

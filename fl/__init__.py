@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fl.errors import ConfigError, SimulationError
     from fl.metrics import Target
-    from fl.simulator import SimulatedRun, simulate
     from fl.simulation.work import Charge
+    from fl.simulator import SimulatedRun, simulate
 
 _HOMES = {
     "Charge": "fl.simulation.work",

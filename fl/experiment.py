@@ -20,7 +20,8 @@ from rich.console import Console
 from torch import nn
 
 from fl.apps import read_app
-from fl.clients.app import TrainingApp
+from fl.clients import TrainingApp, Uplink
+from fl.compression import Channel
 from fl.data import FederatedData, Partitions, federate
 from fl.errors import ConfigError
 from fl.execution import Executor
@@ -33,6 +34,7 @@ from fl.recorder import Recorder
 from fl.simulation.fleet import Fleet
 from fl.simulation.identity import RUN_ID, assume_identity
 from fl.simulator import SimulatedRun, simulate
+from fl.strategies import Compressed
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,17 @@ def build(config: DictConfig) -> Experiment:
     model = partial(
         build_model, instantiate(config.model), data.input_shape, data.num_classes, config.seed
     )
-    app: TrainingApp = instantiate(config.client)(model=model, data=data)
+    channel = instantiate(config.get("compressor"))
+    uplink = None
+    if channel is not None:
+        if not isinstance(channel, Channel):
+            raise ConfigError(
+                f"{type(channel).__name__} does not compress single messages: it is an optimiser "
+                "with a part on the server, to be used from Python"
+            )
+        uplink = Uplink(channel)
+        strategy = Compressed(strategy, channel, num_clients=config.num_clients)
+    app: TrainingApp = instantiate(config.client)(model=model, data=data, uplink=uplink)
     return Experiment(data, model, app, strategy, fleet, executor)
 
 
@@ -202,7 +214,7 @@ def central_evaluation(
             return None
         model.load_state_dict(arrays.to_torch_state_dict())
         loss, accuracy = evaluate(model, examples)
-        metrics = {"accuracy": accuracy, "loss": loss}
+        metrics: dict[str, Any] = {"accuracy": accuracy, "loss": loss}
         if train:
             objective = global_objective(model, clients)
             metrics |= {

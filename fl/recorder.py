@@ -1,8 +1,9 @@
-"""Connects a run to its record: evaluations with the virtual time, bytes and joules they came at."""
+"""Connects a run to its record: evaluations, with the virtual time, bytes and joules so far."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from numbers import Real
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.server.history import History
 from flwr.serverapp.strategy import Result, Strategy
 
 from fl.metrics import Progress, RunWriter, Status, Totals
@@ -22,9 +24,10 @@ EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 class Recorder:
     """Collects what a run measures and passes it to the writer and the progress display.
 
-    A row of `metrics.csv` is an evaluation by the server, or, in apps whose server does not evaluate,
-    a round. It carries the latest metrics reported by clients as well: those of training under
-    `train_...`, those of federated evaluation under `client_...`, as means weighted by examples.
+    A row of `metrics.csv` is an evaluation by the server, or, in apps whose server does not
+    evaluate, a round. It carries the latest metrics reported by clients as well: those of training
+    under `train_...`, those of federated evaluation under `client_...`, as means weighted by
+    examples.
 
     Args:
         writer: where rows go.
@@ -48,12 +51,9 @@ class Recorder:
 
     # ---- what happens ------------------------------------------------------------------------
 
-    def on_round(self, replies: list[Message]) -> None:
-        """Notes the clients' metrics after a `send_and_receive`."""
-        replies = list(replies)
-        if not replies:
-            return
-        kind = replies[0].metadata.message_type.split(".")[0]
+    def on_round(self, message_type: str, replies: list[Message]) -> None:
+        """Notes the clients' metrics after a `send_and_receive`, even one that nobody answered."""
+        kind = message_type.split(".")[0]
         if kind == "train":
             self._flush()  # the round before ended without an evaluation by the server
             self._rounds += 1
@@ -106,28 +106,45 @@ class Recorder:
     def observing_strategies(self) -> Iterator[None]:
         """Records evaluations and the final model of any strategy started in the block.
 
-        Apps written by others hand their evaluation function to `Strategy.start` and keep its result
-        to themselves; this listens at that call.
+        Apps written by others hand their evaluation function to `Strategy.start` and keep its
+        result to themselves; this listens at that call, also where a strategy has a `start` of its
+        own. Flower's older servers note what they evaluate in a `History`.
         """
-        start = Strategy.start
-        recorder = self
+        starts = {kind: kind.__dict__["start"] for kind in _with_own_start(Strategy)}  # type: ignore[type-abstract]
+        add_metrics = History.add_metrics_centralized
+        for kind, start in starts.items():
+            kind.start = self._observed(start)  # type: ignore[method-assign]
 
-        @wraps(start)
-        def observed(strategy: Strategy, grid: Any, *args: Any, **kwargs: Any) -> Result:
-            if grid is not recorder._grid:
-                return start(strategy, grid, *args, **kwargs)
-            evaluate = kwargs.get("evaluate_fn")
-            if evaluate is not None:
-                kwargs["evaluate_fn"] = recorder.recording(evaluate)
-            result = start(strategy, grid, *args, **kwargs)
-            recorder.final(result.arrays)
-            return result
+        def added(history: History, server_round: int, metrics: dict[str, Any]) -> None:
+            add_metrics(history, server_round, metrics)
+            _, loss = history.losses_centralized[-1]  # noted just before
+            self.evaluation(server_round, {"loss": loss, **metrics})
 
-        Strategy.start = observed  # type: ignore[method-assign]
+        History.add_metrics_centralized = added  # type: ignore[method-assign,assignment]
         try:
             yield
         finally:
-            Strategy.start = start  # type: ignore[method-assign]
+            History.add_metrics_centralized = add_metrics  # type: ignore[method-assign]
+            for kind, start in starts.items():
+                kind.start = start  # type: ignore[method-assign]
+
+    def _observed(self, start: Callable[..., Result]) -> Callable[..., Result]:
+        takes = inspect.signature(start)
+
+        @wraps(start)
+        def observed(*args: Any, **kwargs: Any) -> Result:
+            call = takes.bind(*args, **kwargs)
+            if call.arguments.get("grid") is not self._grid:
+                return start(*args, **kwargs)
+            evaluate = call.arguments.get("evaluate_fn")
+            if evaluate is not None:
+                call.arguments["evaluate_fn"] = self.recording(evaluate)
+            result = start(*call.args, **call.kwargs)
+            if isinstance(result, Result):
+                self.final(result.arrays)
+            return result
+
+        return observed
 
     # ---- how it ends -------------------------------------------------------------------------
 
@@ -153,7 +170,7 @@ class Recorder:
         )
 
     def model_sha256(self) -> str | None:
-        """Returns the hash of the final model's names, dtypes, shapes and values; None without one."""
+        """Returns the hash of the final model: names, dtypes, shapes and values."""
         if self.final_arrays is None:
             return None
         digest = hashlib.sha256()
@@ -182,6 +199,11 @@ class Recorder:
             "bytes_up": totals.bytes_up,
             "energy_j": totals.compute_j + totals.radio_j + totals.idle_j,
         }
+
+
+def _with_own_start(kind: type[Strategy]) -> list[type[Strategy]]:
+    own = [kind] if "start" in kind.__dict__ else []
+    return own + [found for child in kind.__subclasses__() for found in _with_own_start(child)]
 
 
 def _shown(row: Mapping[str, float]) -> dict[str, float]:

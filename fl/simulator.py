@@ -71,7 +71,8 @@ def simulate(
     >>> run = simulate(server_app, client_app, uniform(num_clients=10), seed=1)  # doctest: +SKIP
 
     Args:
-        server_app: Flower's ServerApp, ours or anybody's; or a function of (grid, context, recorder).
+        server_app: Flower's ServerApp, ours or anybody's; or a function of (grid, context,
+            recorder).
         client_app: Flower's ClientApp, or a function that makes one in each worker process.
         fleet: the clients' devices, links, availability and faults.
         seed: root of every random draw of the run. A fleet has a seed of its own.
@@ -97,7 +98,7 @@ def simulate(
             raise ConfigError(f"executor is '{executor}'; it must be 'ray' or 'serial'")
         executor = RayExecutor() if executor == "ray" else SerialExecutor()
     partitions = len(fleet) if num_partitions is None else num_partitions
-    if not 1 <= partitions:
+    if not partitions >= 1:
         raise ConfigError(f"num_partitions is {partitions}; it must be at least 1")
     settings = {**(run_config or {}), "seed": seed}
     stored = config if config is not None else {"run_config": settings, "fleet": fleet.name}
@@ -125,7 +126,8 @@ def simulate(
                     fail_fast=fail_fast,
                 )
                 recorder.attach(grid)
-                context = Context(RUN_ID, SUPERLINK_NODE_ID, {}, RecordDict(), settings)
+                # A copy of the settings: what the ServerApp changes, clients do not see.
+                context = Context(RUN_ID, SUPERLINK_NODE_ID, {}, RecordDict(), dict(settings))
                 with (
                     global_generators(seed, "server"),
                     grid.answering(),
@@ -140,10 +142,9 @@ def simulate(
                 recorder.flush()
                 report = executor.report()
                 executor.close()
-    except KeyboardInterrupt as stopped:
-        status, error = "interrupted", stopped
-    except Exception as failed:
-        status, error = "failed", failed
+    except BaseException as stopped:  # raised again below, after the files are written
+        status = "interrupted" if isinstance(stopped, KeyboardInterrupt) else "failed"
+        error = stopped
     summary = writer.finish(
         recorder.totals(),
         status=status,

@@ -140,9 +140,11 @@ def _fault_of_form(reply: object, size: int, dtype: np.dtype[Any]) -> str | None
 def _fault_of_weight(weight: object) -> str | None:
     if isinstance(weight, bool | np.bool_) or not isinstance(weight, numbers.Real):
         return f"number of examples is {weight!r:.40}, not a number"
-    if not np.isfinite(float(weight)) or float(weight) < 0:
-        return f"number of examples is {weight!r:.40}"
-    return None
+    try:
+        number = float(weight)
+    except OverflowError:
+        number = np.inf
+    return None if 0 <= number < np.inf else f"number of examples is {weight!r:.40}"
 
 
 def not_finite(x: Array) -> dict[int, str]:

@@ -21,7 +21,7 @@ class TrimmedMean(Aggregator):
 
     The paper and Flower give the share beta cut off at either end, with f = floor(beta n). The
     number is the parameter here because rounding loses one for many n: in floating point,
-    int(4 / 49 * 49) is 3. For a share, pass beta = (f + 0.5) / n to Flower.
+    int(4 / 49 * 49) is 3. beta = (f + 0.25) / n makes Flower cut off f.
 
     Attributes:
         f: numbers cut off at either end.

@@ -19,19 +19,20 @@ def largest_hidden_z(n: int, f: int) -> float:
 
     s = floor(n / 2 + 1) - f clients must side with the f for a majority, and
     z = Phi^-1((n - f - s) / (n - f)). It is 0 for some n and f, for example (10, 2), where the
-    attack is the honest mean and does no harm; it is negative below that.
+    attack is the honest mean and does no harm, and negative for smaller f, where it does good.
 
     Args:
         n: all clients.
-        f: the Byzantine ones, fewer than n / 2.
+        f: the Byzantine ones, at most n / 2.
 
     Raises:
-        ConfigError: f is not below n / 2, so there is nobody left to convince.
+        ConfigError: n is below 3, or f a majority: there is nobody to convince.
     """
     s = n // 2 + 1 - f
     require(
         0 < s < n - f,
-        f"ALIE: n={n} clients, f={f} Byzantine: z is defined for 0 < f < n / 2: set z yourself",
+        f"ALIE: n={n} clients, f={f} Byzantine: z is defined for n >= 3 and f <= n / 2: set z "
+        "yourself",
     )
     return NormalDist().inv_cdf((n - f - s) / (n - f))
 

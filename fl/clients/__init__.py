@@ -11,6 +11,7 @@ from fl.clients.proximal import Proximal
 from fl.clients.rule import Batch, Finished, Received, Rule
 from fl.clients.schedule import CosineDecay, ExponentialDecay, Schedule, StepDecay
 from fl.clients.sgd import Sgd
+from fl.clients.uplink import Uplink
 
 __all__ = [
     "AdamW",
@@ -25,6 +26,7 @@ __all__ = [
     "Sgd",
     "StepDecay",
     "TrainingApp",
+    "Uplink",
     "Work",
     "gains_from_batching",
 ]

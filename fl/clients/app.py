@@ -22,6 +22,7 @@ from fl.clients.examples import ExamplePool
 from fl.clients.message_config import read_float, read_int
 from fl.clients.rule import Rule
 from fl.clients.task import Task, Trained
+from fl.clients.uplink import Uplink
 from fl.data import FederatedData
 from fl.errors import ConfigError
 from fl.models import Flops, evaluate, flops_per_example, memory_bytes
@@ -113,6 +114,7 @@ class TrainingApp(ClientApp):
         shuffle: a fresh permutation every epoch; otherwise the order of the data.
         evaluate_on: "test" or "train" examples of the client; None is "test" where the data has
             held-out examples for each client, else "train".
+        uplink: compresses the replies to `train`; None sends models as they are.
         mods: Flower mods around every handler. With any, tasks are trained one by one.
 
     Raises:
@@ -130,6 +132,7 @@ class TrainingApp(ClientApp):
         local_steps: int | None = None,
         shuffle: bool = True,
         evaluate_on: Literal["test", "train"] | None = None,
+        uplink: Uplink | None = None,
         mods: list[Mod] | None = None,
     ) -> None:
         super().__init__(mods=mods)
@@ -158,6 +161,7 @@ class TrainingApp(ClientApp):
         self.local_epochs = local_epochs
         self.local_steps = local_steps
         self.shuffle = shuffle
+        self.uplink = uplink
         self.evaluate_on = evaluate_on or ("train" if data.test_partitions is None else "test")
         if isinstance(model, nn.Module):
             self._model = copy.deepcopy(model)
@@ -267,7 +271,8 @@ class TrainingApp(ClientApp):
     def _train(self, message: Message, context: Context) -> Message:
         task = self._task(message, context)
         if task.steps == 0:
-            return Message(self._unchanged(task), reply_to=message)
+            content = self._packed(self._unchanged(task), task, message, context)
+            return Message(content, reply_to=message)
         trained = train_alone(
             self._model,
             self.layout,
@@ -278,7 +283,7 @@ class TrainingApp(ClientApp):
             shuffle=self.shuffle,
         )
         (content,) = self._contents([context], [task], trained)
-        return Message(content, reply_to=message)
+        return Message(self._packed(content, task, message, context), reply_to=message)
 
     def _evaluate(self, message: Message, context: Context) -> Message:
         partition = self._partition(context)
@@ -398,7 +403,9 @@ class TrainingApp(ClientApp):
                 [contexts[i] for i in chosen], [tasks[i] for i in chosen], trained
             )
             contents.update(zip(chosen, done, strict=True))
-        return [contents[i] for i in range(len(tasks))]
+        return [
+            self._packed(contents[i], tasks[i], messages[i], contexts[i]) for i in range(len(tasks))
+        ]
 
     # ---- from messages to tasks and back ---------------------------------------------------------
 
@@ -488,6 +495,13 @@ class TrainingApp(ClientApp):
                 context.state[MEMORY_KEY] = tensors_record(kept)
             contents.append(trusted_record(RecordDict, items))
         return contents
+
+    def _packed(
+        self, content: RecordDict, task: Task, message: Message, context: Context
+    ) -> RecordDict:
+        if self.uplink is None:
+            return content
+        return self.uplink.pack(self.layout, task.row, content, message, context)
 
 
 _NOTHING: Mapping[str, Any] = {}

@@ -59,8 +59,10 @@ Uplink, server side, a wrapper around any strategy:
 3. `receivers.next_message(client)` goes into the client's next message (step 3 above).
 
 Downlink: the same with the roles exchanged. The server keeps one sender's state and a copy of the
-model as the clients have it; each client keeps a receiver's state and its copy. A client that
-missed a round, which the message number shows, gets the whole model.
+model as the clients have it, w_hat, which moves by what `receive` gives; x = w_{t+1} - w_hat_t.
+Each client keeps a receiver's state and its copy. A client that missed a round, which the number of
+its last message shows, gets all of w_hat, and `catch_up` where the channel has a memory at the
+receiver.
 
 | participation | methods |
 |---|---|

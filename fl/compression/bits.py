@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.compression.wire import Reader
+from fl.compression.wire import Buffer, Reader, buffer, joined
 
 Bytes = NDArray[np.uint8]
 
@@ -29,7 +29,7 @@ def packed_length(count: int, width: int) -> int:
     return (count * width + 7) // 8
 
 
-def pack(values: NDArray[Any], width: int) -> bytes:
+def pack(values: NDArray[Any], width: int) -> Buffer:
     """Packs unsigned integers below 2**width.
 
     Widths above 8 are split: the low bytes of all values come first, as whole planes, then what is
@@ -42,14 +42,15 @@ def pack(values: NDArray[Any], width: int) -> bytes:
     Returns:
         `packed_length(count, width)` bytes.
     """
-    planes = []
+    planes: list[Buffer] = []
     while width > 8:
-        planes.append((values & 0xFF).astype(np.uint8).tobytes())
+        planes.append(buffer((values & 0xFF).astype(np.uint8)))
         values = values >> 8
         width -= 8
     if width:
-        planes.append(_pack_narrow(values.astype(np.uint8, copy=False), width).tobytes())
-    return b"".join(planes)
+        packed = _pack_narrow(values.astype(np.uint8, copy=False), width)
+        planes.append(buffer(np.ascontiguousarray(packed)))
+    return planes[0] if len(planes) == 1 else joined(*planes)
 
 
 def unpack(data: Bytes, count: int, width: int) -> NDArray[Any]:

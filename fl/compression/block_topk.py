@@ -15,7 +15,7 @@ from fl.compression.bits import pack, packed_length, read_packed
 from fl.compression.budget import Budget
 from fl.compression.compressor import Length, Shapes, State, Transform, Vector, checked
 from fl.compression.largest import largest_in_rows
-from fl.compression.wire import Reader
+from fl.compression.wire import Reader, joined
 from fl.errors import ConfigError
 
 
@@ -65,7 +65,7 @@ class BlockTopK(Budget, Transform):
         ]
         local = np.concatenate(inside)
         return (
-            pack(local.astype(np.uint32), self._width),
+            joined(pack(local.astype(np.uint32), self._width)),
             x[self._positions(local, shapes)],
             state,
         )

@@ -28,11 +28,12 @@ from fl.compression.compressor import (
     finite,
 )
 from fl.compression.rounding import Words
-from fl.compression.wire import HEADER, Reader, floats
+from fl.compression.wire import HEADER, Reader, buffer, floats, joined
 from fl.errors import ConfigError
 from fl.params import as_tensor
 
 _BLOCK = 1 << 15
+_TINY = 2.0**-100  # a tensor of smaller maximum is sent as zeros: its inverse would overflow
 _BF16_MOST = 3.3895e38  # just below the largest bfloat16, so that rounding up stays finite
 
 
@@ -95,14 +96,15 @@ class Cast(Compressor):
                     "clip or scale the update, or choose another type"
                 )
             if self.stochastic:
-                return head + _stochastic_bf16(x, Words.of(rng)).tobytes(), state
-            return head + _bytes_of(as_tensor(x).to(_TORCH[self.dtype])).tobytes(), state
+                return joined(head, buffer(_stochastic_bf16(x, Words.of(rng)))), state
+            return joined(head, buffer(_bytes_of(as_tensor(x).to(_TORCH[self.dtype])))), state
         scales = np.array([extent(x[part]) for part in shapes.slices], dtype=np.float32)
+        scales[scales < _TINY] = 0
         codes = np.empty(shapes.size, dtype=np.uint8)
         for part, scale in zip(shapes.slices, scales, strict=True):
             self._encode_tensor(x[part], float(scale), codes[part])
-        body = pack(codes, 4) if self.dtype == "e3m0" else codes.tobytes()
-        return head + floats(scales) + body, state
+        body = pack(codes, 4) if self.dtype == "e3m0" else buffer(codes)
+        return joined(head, floats(scales), body), state
 
     def decode(self, payload: bytes, shapes: Shapes) -> Vector:
         """Decodes a payload; see `Channel.receive`."""
@@ -149,8 +151,7 @@ class Cast(Compressor):
             return
         most = _MOST.get(self.dtype, 1.0)
         for start in range(0, x.size, _BLOCK):
-            # In float64: a scale near either end of float32 has no inverse there.
-            y = (x[start : start + _BLOCK] * (most / scale)).astype(np.float32)
+            y = x[start : start + _BLOCK] * np.float32(most / scale)
             out[start : start + _BLOCK] = (
                 _encode_e3m0(y)
                 if self.dtype == "e3m0"
@@ -160,12 +161,13 @@ class Cast(Compressor):
     def _decode_tensors(
         self, codes: NDArray[np.uint8], scales: Vector, shapes: Shapes, reader: Reader
     ) -> Vector:
+        if self.dtype == "e3m0":
+            unused = bool((codes == _E3M0_MINUS_ZERO).any())
+        else:
+            unused = int((codes & 0x7F).max()) > _LAST_FINITE[self.dtype]
+        if unused:
+            raise reader.fail("a number has a code that no encoder uses")
         table = _table(self.dtype)
-        # The unused codes of a format (NaN, infinities, -0 of E3M0) hold NaN in the table.
-        used = np.zeros(256, dtype=np.bool_)
-        used[codes] = True
-        if np.isnan(table[used]).any():
-            raise reader.fail("a number has a code that is not finite")
         x = np.empty(shapes.size, dtype=np.float32)
         for part, scale in zip(shapes.slices, scales, strict=True):
             x[part] = look_up(table * scale, codes[part])
@@ -181,6 +183,8 @@ class Cast(Compressor):
 
 _BITS = {"fp16": 16, "bf16": 16, "fp8_e4m3": 8, "fp8_e5m2": 8, "e3m0": 4}
 _MOST = {"fp8_e4m3": 448.0, "fp8_e5m2": 57344.0}
+_LAST_FINITE = {"fp8_e4m3": 0x7E, "fp8_e5m2": 0x7B}  # magnitudes above are NaN and infinities
+_E3M0_MINUS_ZERO = 8
 _TORCH = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
@@ -219,14 +223,10 @@ def _encode_e3m0(y: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=len(_BITS))
 def _table(dtype: str) -> NDArray[np.float32]:
-    """Returns what each byte stands for, as a share of the scale; NaN for codes never sent."""
+    """Returns what each byte stands for, as a share of the scale; 0 for codes never sent."""
     codes = np.arange(256, dtype=np.uint8)
     if dtype == "e3m0":
         powers = np.where(codes & 7, 2.0 ** ((codes & 7) - 7.0), 0.0)
-        table = np.where(codes & 8, -powers, powers)
-        table[(codes > 15) | (codes == 8)] = np.nan
-        return table.astype(np.float32)
+        return np.where(codes & 8, -powers, powers).astype(np.float32)
     values = torch.from_numpy(codes).view(_TORCH[dtype]).to(torch.float32).numpy()
-    return np.where(np.isfinite(values), values / np.float32(_MOST[dtype]), np.nan).astype(
-        np.float32
-    )
+    return np.where(np.isfinite(values), values / np.float32(_MOST[dtype]), np.float32(0))

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl.compression.compressor import Compressor, Length, Shapes, State, Vector, checked, extent
-from fl.compression.wire import HEADER, floats
+from fl.compression.moments import mean_and_variance
+from fl.compression.wire import HEADER, buffer, floats, joined
 from fl.errors import ConfigError
 
 _BINS = 256
@@ -75,7 +76,7 @@ class Codebook(Compressor):
             counts += np.bincount(q[block], minlength=_BINS)
             sums += np.bincount(q[block], weights=x[block], minlength=_BINS)
         means = np.divide(sums, counts, out=np.zeros(_BINS), where=counts > 0)
-        return self._header(shapes) + floats(means.astype(np.float32)) + q.tobytes(), state
+        return joined(self._header(shapes), floats(means.astype(np.float32)), buffer(q)), state
 
     def decode(self, payload: bytes, shapes: Shapes) -> Vector:
         """Decodes a payload; see `Channel.receive`."""
@@ -95,17 +96,14 @@ class Codebook(Compressor):
         # Of entries this small the scale would overflow float32; their mean is all that is kept.
         if largest < _TINY or x.size < 2:
             return q
-        # Moments of x / max|x| cannot overflow or vanish.
+        # Of x / max|x|, whose squares cannot overflow or vanish.
         scale = 1 / largest
-        first = second = 0.0
-        for start in range(0, x.size, _BLOCK):
-            block = x[start : start + _BLOCK].astype(np.float64) * scale
-            first += float(block.sum())
-            second += float(np.vecdot(block[None], block[None])[0])
-        mean = first / x.size
-        variance = max(second - x.size * mean**2, 0.0) / (x.size - 1)
-        if variance == 0:
+        mean, variance = mean_and_variance(x if 1e-15 < largest < 1e15 else x * np.float32(scale))
+        if 1e-15 < largest < 1e15:
+            mean, variance = mean * scale, variance * scale**2
+        if variance <= 0:
             return q
+        variance *= x.size / (x.size - 1)
         step = 6 * math.sqrt(variance) / _BINS
         for start in range(0, x.size, _BLOCK):
             scaled = x[start : start + _BLOCK] * np.float32(scale / step)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.compression.wire import HEADER, Reader, floats, header
+from fl.compression.wire import HEADER, Reader, floats, header, joined
 from fl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ class Transform(Compressor):
     ) -> tuple[bytes, State]:
         """Returns header, side information and the floats as float32; and the sender's state."""
         side, values, state = self.forward(x, shapes, state, rng)
-        return self._header(shapes) + side + floats(values), state
+        return joined(self._header(shapes), side, floats(values)), state
 
     def decode(self, payload: bytes, shapes: Shapes) -> Vector:
         """Decodes a payload; see `Channel.receive`."""

@@ -32,9 +32,10 @@ class CountSketch(Budget, Transform):
     """Sends the table S[j, h_j(i)] += s_j(i) x_i; decodes the k largest estimates.
 
     The estimate of an entry is median_j s_j(i) S[j, h_j(i)], with error O(|tail|_2 / sqrt(columns))
-    but for a probability that falls exponentially in the number of rows. Hash and sign of a row are
-    a cubic polynomial over the field of 2^31 - 1, 4-wise independent; the bucket is its value
-    modulo the columns, the sign the lowest bit of a second polynomial.
+    but for a probability that falls exponentially in the number of rows. Column and sign of an
+    entry in a row come from a cubic polynomial over the field of 2^31 - 1, which is 4-wise
+    independent: the sign from the lowest bit of its value, the column from the other 30 bits, v
+    columns / 2^30.
 
     Encoding is linear: tables of one configuration can be added (`decode_table` of their mean), in
     a ring, or under secure aggregation after conversion to integers.
@@ -46,7 +47,7 @@ class CountSketch(Budget, Transform):
 
     Attributes:
         rows: R, at least 1; odd, so that the median is an entry of the table.
-        columns: at least 1.
+        columns: 1 to 2^30.
         seed: of the hashes; the same for all.
 
     Raises:
@@ -63,8 +64,8 @@ class CountSketch(Budget, Transform):
         super().__post_init__()
         if self.rows < 1 or self.rows % 2 == 0:
             raise ConfigError(f"rows is {self.rows}; it must be odd and at least 1")
-        if self.columns < 1:
-            raise ConfigError(f"columns is {self.columns}; it must be at least 1")
+        if not 1 <= self.columns <= 1 << 30:
+            raise ConfigError(f"columns is {self.columns}; it must be 1 to 2^30")
 
     def forward(
         self, x: Vector, shapes: Shapes, state: State, rng: np.random.Generator
@@ -128,24 +129,26 @@ class CountSketch(Budget, Transform):
 
         A contract of the wire: integer arithmetic on raw generator words only.
         """
-        # Coefficients below 2^31 - 1: two cubic polynomials a row.
-        raw = generator(self.seed, "count-sketch").bit_generator.random_raw(8 * self.rows)
-        a = (raw % _PRIME).reshape(2, self.rows, 4, 1)
+        # Coefficients below 2^31 - 1, a cubic polynomial a row.
+        raw = generator(self.seed, "count-sketch").bit_generator.random_raw(4 * self.rows)
+        a = (raw % _PRIME).reshape(self.rows, 4, 1)
         i = entries.astype(np.uint64)
-        value = np.broadcast_to(a[:, :, 0], (2, self.rows, entries.size)).copy()
+        value = np.repeat(a[:, 0], entries.size, axis=1)
         for degree in range(1, 4):
-            value = _reduce(value * i + a[:, :, degree])
-        columns = (value[0] % np.uint64(self.columns)).astype(np.int64)
-        signs = (value[1] & np.uint64(1)).astype(np.float32) * np.float32(2) - np.float32(1)
+            value *= i
+            value += a[:, degree]
+            # 2^31 = 1 in this field: adding the upper part to the lower twice leaves 2^31 + 1 at
+            # most, small enough to go on with.
+            for _ in range(2):
+                upper = value >> np.uint64(31)
+                value &= _PRIME
+                value += upper
+        value -= np.where(value >= _PRIME, _PRIME, np.uint64(0))
+        columns = ((value >> np.uint64(1)) * np.uint64(self.columns) >> np.uint64(30)).astype(
+            np.int64
+        )
+        signs = (value & np.uint64(1)).astype(np.float32) * np.float32(2) - np.float32(1)
         return columns, signs
-
-
-def _reduce(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Returns value modulo 2^31 - 1, for values below 2^63."""
-    # 2^31 = 1 in this field: add the upper part to the lower, twice.
-    for _ in range(2):
-        value = (value & _PRIME) + (value >> np.uint64(31))
-    return np.where(value >= _PRIME, value - _PRIME, value)
 
 
 @dataclass(frozen=True)

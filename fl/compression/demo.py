@@ -31,7 +31,7 @@ from fl.compression.compressor import (
     finite,
 )
 from fl.compression.largest import largest_in_rows
-from fl.compression.wire import Reader
+from fl.compression.wire import Reader, joined
 from fl.errors import ConfigError
 
 
@@ -98,7 +98,7 @@ class Demo(Transform):
             chosen = largest_in_rows(y, grid.kept)
             side.append(pack(chosen.reshape(-1).astype(np.uint32), grid.width))
             values.append(np.take_along_axis(y, chosen, axis=1).reshape(-1))
-        return b"".join(side), np.concatenate(values), state
+        return joined(*side), np.concatenate(values), state
 
     def read_side(self, reader: Reader, shapes: Shapes) -> tuple[Any, int]:
         """Reads the indices of the coefficients."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from fl.compression.compressor import Compressor, Length, Shapes, State, Vector, checked, extent
-from fl.compression.wire import HEADER, floats
+from fl.compression.wire import HEADER, floats, joined
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Identity(Compressor):
     ) -> tuple[bytes, State]:
         """Encodes a vector; see `Channel.encode`."""
         extent(checked(x, shapes))
-        return self._header(shapes) + floats(x), state
+        return joined(self._header(shapes), floats(x)), state
 
     def decode(self, payload: bytes, shapes: Shapes) -> Vector:
         """Decodes a payload; see `Channel.receive`."""

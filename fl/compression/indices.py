@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl.compression import integers
-from fl.compression.bits import packed_length, padding_is_zero
-from fl.compression.wire import Reader, u8
+from fl.compression.bits import pack, packed_length, padding_is_zero
+from fl.compression.wire import Reader, joined, u8
 
 Positions = NDArray[np.int64]
 
@@ -48,7 +48,7 @@ def encode(positions: Positions, size: int) -> bytes:
         return u8(GAPS) + coded
     bits = np.zeros(size, dtype=np.bool_)
     bits[positions] = True
-    return u8(BITMAP) + np.packbits(bits, bitorder="little").tobytes()
+    return joined(u8(BITMAP), pack(bits, 1))
 
 
 def decode(reader: Reader, count: int, size: int) -> Positions:

@@ -21,7 +21,7 @@ from fl.compression.compressor import (
     prefixed,
     unprefixed,
 )
-from fl.compression.wire import HEADER, u32
+from fl.compression.wire import HEADER, joined, u32
 from fl.errors import ConfigError
 
 
@@ -64,7 +64,7 @@ class Induced(Compressor):
         error = x - self.contractive.decode(first, shapes)
         second, q = self.unbiased.encode(error, shapes, unprefixed("unbiased", state), rng)
         after = {**prefixed("contractive", c), **prefixed("unbiased", q)}
-        return self._header(shapes) + u32(len(first)) + first + second, after
+        return joined(self._header(shapes), u32(len(first)), first, second), after
 
     def decode(self, payload: bytes, shapes: Shapes) -> Vector:
         """Decodes a payload; see `Channel.receive`."""

@@ -43,7 +43,7 @@ from fl.compression.bits import (
     write_fields,
     write_unary,
 )
-from fl.compression.wire import Reader, u8, u32
+from fl.compression.wire import Reader, joined, u8, u32
 
 Integers = NDArray[np.int64]
 
@@ -132,10 +132,10 @@ def _body(values: Integers, code: int, m: int) -> bytes:
     below = values - 1
     if code == FIXED:
         width = int(below.max()).bit_length() if values.size else 0
-        return u8(width) + pack(below.astype(np.uint32), width)
+        return joined(u8(width), pack(below.astype(np.uint32), width))
     if code == RICE:
         low = (below & ((1 << m) - 1)).astype(np.uint32)
-        return u8(m) + pack(low, m) + write_unary(below >> m)
+        return joined(u8(m), pack(low, m), write_unary(below >> m))
     if code == LEB128:
         return _write_leb128(below)
     floor_log = bit_length(values) - 1

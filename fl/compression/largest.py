@@ -75,11 +75,15 @@ def largest_in_rows(x: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     if k == width:
         return np.broadcast_to(np.arange(width), (rows, width))
     kth = np.partition(magnitude, width - k, axis=1)[:, width - k, None]
-    above = magnitude > kth
-    tied = magnitude == kth
-    room = k - above.sum(axis=1, keepdims=True)
-    chosen = above | (tied & (np.cumsum(tied, axis=1) <= room))
-    return np.nonzero(chosen)[1].reshape(rows, k)
+    chosen = magnitude >= kth
+    # Ties at the boundary are rare, and only their rows are looked at again.
+    again = np.flatnonzero(np.count_nonzero(chosen, axis=1) > k)
+    if again.size:
+        above, tied = magnitude[again] > kth[again], magnitude[again] == kth[again]
+        room = k - np.count_nonzero(above, axis=1)[:, None]
+        chosen[again] = above | (tied & (np.cumsum(tied, axis=1) <= room))
+    columns: NDArray[np.int64] = np.flatnonzero(chosen).reshape(rows, k) % width
+    return columns
 
 
 def _kth(magnitude: NDArray[np.uint32], k: int) -> int:

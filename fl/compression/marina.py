@@ -67,6 +67,14 @@ class Marina(Tracked):
         payload, _, state = self._send_change(x - state["h"], shapes, state, rng)
         return payload, {**state, "h": x.copy()}
 
+    def catch_up(self, state: State, shapes: Shapes) -> bytes:
+        """Refuses: the sender does not keep the receivers' estimate.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError("a receiver of MARINA that missed a message cannot be helped: use EF21")
+
     def sends_whole(self, number: int, shapes: Shapes) -> bool:
         """Returns the coin of a message."""
         p = self.p

@@ -14,7 +14,7 @@ import numpy as np
 from fl.compression.bits import pack, packed_length, read_packed
 from fl.compression.compressor import Compressor, Length, Shapes, State, Vector, checked, extent
 from fl.compression.rounding import Words
-from fl.compression.wire import HEADER
+from fl.compression.wire import HEADER, buffer, joined
 from fl.errors import ConfigError
 
 _BLOCK = 1 << 15
@@ -54,7 +54,7 @@ class Natural(Compressor):
             raised = (block & np.uint32(0x7FFFFFFF)) + (words.u32(block.size) >> np.uint32(9))
             np.copyto(exponents[start : start + _BLOCK], raised >> np.uint32(23), casting="unsafe")
         signs = pack(np.signbit(x), 1)
-        return self._header(shapes) + signs + exponents.tobytes(), state
+        return joined(self._header(shapes), signs, buffer(exponents)), state
 
     def decode(self, payload: bytes, shapes: Shapes) -> Vector:
         """Decodes a payload; see `Channel.receive`."""

@@ -30,7 +30,7 @@ from fl.compression.compressor import (
 )
 from fl.compression.receivers import require_all
 from fl.compression.sign import Sign
-from fl.compression.wire import HEADER, Reader, floats, header, u8, u32
+from fl.compression.wire import HEADER, Buffer, Reader, floats, header, joined, u8, u32
 from fl.errors import ConfigError
 
 WARMUP, COMPRESSED = 0, 1
@@ -219,8 +219,8 @@ class OneBitAdam:
         sizes = [4 * shapes.size, *(low for low, _ in inner), *(high for _, high in inner)]
         return Length(_OVERHEAD + min(sizes), _OVERHEAD + max(sizes))
 
-    def _message(self, phase: int, step: int, body: bytes, shapes: Shapes) -> bytes:
-        return header(self.FORMAT, shapes.size) + u8(phase) + u32(step) + body
+    def _message(self, phase: int, step: int, body: Buffer, shapes: Shapes) -> bytes:
+        return joined(header(self.FORMAT, shapes.size), u8(phase), u32(step), body)
 
     def _read(self, payload: bytes, step: int, shapes: Shapes, inner: Shapes) -> Vector:
         reader = Reader.open(payload, "OneBitAdam", self.FORMAT, shapes.size, self.length(shapes))

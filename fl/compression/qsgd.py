@@ -21,20 +21,18 @@ from fl.compression.compressor import (
     State,
     Vector,
     checked,
-    not_finite,
 )
+from fl.compression.moments import bucket_norms
 from fl.compression.rounding import (
     Words,
     bucket_count,
-    pieces,
     scaled_levels,
     stochastic_levels,
 )
-from fl.compression.wire import HEADER, Reader, floats, u8, u32
+from fl.compression.wire import HEADER, Buffer, Reader, floats, joined, u8, u32
 from fl.errors import ConfigError
 
 DENSE, SPARSE = 0, 1
-_RUN = 512
 _TINY = 2.0**-100  # a bucket of smaller norm is sent as zeros: its factor would overflow float32
 
 
@@ -103,8 +101,8 @@ class Qsgd(Compressor):
         head = self._header(shapes)
         sparse = self._sparse(xi) if self.sparse else None
         if sparse is not None:
-            return head + u8(SPARSE) + floats(norms) + sparse, state
-        return head + u8(DENSE) + floats(norms) + self._dense(xi), state
+            return joined(head, u8(SPARSE), floats(norms), sparse), state
+        return joined(head, u8(DENSE), floats(norms), write_offset(xi, self._bits)), state
 
     def decode(self, payload: bytes, shapes: Shapes) -> Vector:
         """Decodes a payload; see `Channel.receive`."""
@@ -140,9 +138,6 @@ class Qsgd(Compressor):
     def _bits(self) -> int:
         return 1 + self.levels.bit_length()
 
-    def _dense(self, xi: NDArray[np.signedinteger]) -> bytes:
-        return write_offset(xi, self._bits)
-
     def _sparse(self, xi: NDArray[np.signedinteger]) -> bytes | None:
         """Returns the sparse coding, or None where it is not shorter than the dense one."""
         dense = packed_length(xi.size, self._bits)
@@ -151,11 +146,11 @@ class Qsgd(Compressor):
             return None
         positions = np.flatnonzero(xi)
         values = xi[positions].astype(np.int64)
-        body = (
-            u32(positions.size)
-            + indices.encode(positions, xi.size)
-            + pack(values < 0, 1)
-            + integers.encode(np.abs(values))
+        body = joined(
+            u32(positions.size),
+            indices.encode(positions, xi.size),
+            pack(values < 0, 1),
+            integers.encode(np.abs(values)),
         )
         return body if len(body) < dense else None
 
@@ -173,47 +168,7 @@ class Qsgd(Compressor):
         return xi
 
 
-def bucket_norms(x: Vector, bucket: int) -> Vector:
-    """Returns the 2-norm of each bucket, float32.
-
-    Args:
-        x: shape (d,), float32.
-        bucket: entries per bucket; the last may have fewer.
-
-    Raises:
-        ConfigError: an entry is not finite, or a norm exceeds float32.
-    """
-    squares = np.zeros(bucket_count(x.size, bucket))
-    for entries, buckets, width in pieces(x.size, bucket):
-        rows = x[entries].reshape(-1, width)
-        with np.errstate(over="ignore", invalid="ignore"):
-            sums = _row_squares(rows)
-        # Squares that overflow or vanish in float32 are taken again in float64.
-        again = ~((sums > 1e-20) & (sums < 1e35))
-        if again.any():
-            wide = rows[again].astype(np.float64)
-            sums[again] = np.vecdot(wide, wide)
-        squares[buckets] += sums
-    if not np.isfinite(squares).all():
-        raise not_finite(x)
-    norms = np.sqrt(squares)
-    largest = float(norms.max())
-    if largest > float(np.finfo(np.float32).max):
-        raise ConfigError(f"a norm of {largest:.3g} exceeds float32; clip the update")
-    return norms.astype(np.float32)
-
-
-def _row_squares(rows: Vector) -> NDArray[np.float64]:
-    """Returns the sum of squares of each row, in runs of 512 that are added in float64."""
-    # Short runs, because BLAS may split long ones among threads, and then rounds differently.
-    cut = rows.shape[1] // _RUN * _RUN
-    runs = rows[:, :cut].reshape(len(rows), -1, _RUN)
-    sums: NDArray[np.float64] = np.vecdot(runs, runs).sum(axis=1, dtype=np.float64)
-    sums += np.vecdot(rows[:, cut:], rows[:, cut:])
-    return sums
-
-
-def write_offset(levels: NDArray[np.signedinteger], bits: int) -> bytes:
+def write_offset(levels: NDArray[np.signedinteger], bits: int) -> Buffer:
     """Packs signed levels as level + 2^(bits - 1)."""
     if bits <= 8:
         unsigned: NDArray[Any] = levels.view(np.uint8) + np.uint8(1 << bits - 1)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fl.compression.compressor import Vector
 
-_BLOCK = 1 << 15  # entries per pass: the temporaries stay in a core's cache
+_BLOCK = 1 << 16  # entries per pass: the temporaries stay in a core's cache
 _ONE = 1 << 16
 _FAST = 127  # levels up to which 16 fractional bits fit into 32-bit arithmetic and int8
 
@@ -101,8 +101,9 @@ def stochastic_levels(
     if levels > _FAST:
         return _wide_levels(x, factors, bucket, levels, words)
     out = np.empty(x.size, dtype=np.int8)
-    scaled = np.empty(_BLOCK, dtype=np.float32)
-    fixed = np.empty(_BLOCK, dtype=np.int32)
+    scaled = np.empty(min(x.size, _BLOCK), dtype=np.float32)
+    fixed = np.empty(min(x.size, _BLOCK), dtype=np.int32)
+    above = np.empty(min(x.size, _BLOCK), dtype=np.int32)
     ahead = factors * np.float32(_ONE)
     bound = levels * _ONE
     for entries, buckets, width in pieces(x.size, bucket):
@@ -116,7 +117,8 @@ def stochastic_levels(
         )
         np.clip(scaled[:n], -bound, bound, out=scaled[:n])
         np.copyto(fixed[:n], scaled[:n], casting="unsafe")
-        np.add(fixed[:n], words.u16(n), out=fixed[:n])
+        np.copyto(above[:n], words.u16(n))
+        np.add(fixed[:n], above[:n], out=fixed[:n])
         np.right_shift(fixed[:n], 16, out=fixed[:n])
         np.copyto(out[entries], fixed[:n], casting="unsafe")
     return out
@@ -139,7 +141,7 @@ def nearest_levels(
     """Returns factor x rounded to the nearest integer, halves to even; see `stochastic_levels`."""
     out: NDArray[np.signedinteger]
     out = np.empty(x.size, dtype=np.int8) if levels <= _FAST else np.empty(x.size, dtype=np.int32)
-    scaled = np.empty(_BLOCK, dtype=np.float32)
+    scaled = np.empty(min(x.size, _BLOCK), dtype=np.float32)
     for entries, buckets, width in pieces(x.size, bucket):
         block = x[entries]
         n = block.size

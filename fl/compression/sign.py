@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,11 +25,9 @@ from fl.compression.compressor import (
     checked,
     extent,
 )
-from fl.compression.qsgd import bucket_norms
-from fl.compression.wire import HEADER, floats
+from fl.compression.moments import mean_magnitude, root_mean_square
+from fl.compression.wire import HEADER, Buffer, floats, joined
 from fl.errors import ConfigError
-
-_BLOCK = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Sign(Compressor):
         """Encodes a vector; see `Channel.encode`."""
         checked(x, shapes)
         negative = np.less(x, 0)
-        return self._header(shapes) + self._scales(x, shapes) + pack(negative, 1), state
+        return joined(self._header(shapes), self._scales(x, shapes), pack(negative, 1)), state
 
     def decode(self, payload: bytes, shapes: Shapes) -> Vector:
         """Decodes a payload; see `Channel.receive`."""
@@ -104,14 +101,14 @@ class Sign(Compressor):
     def _parts(self, shapes: Shapes) -> Sequence[slice]:
         return (slice(0, shapes.size),) if self.scale == "none" else shapes.slices
 
-    def _scales(self, x: Vector, shapes: Shapes) -> bytes:
+    def _scales(self, x: Vector, shapes: Shapes) -> Buffer:
         if self.scale == "none":
             extent(x)
             return b""
         parts = [x[part] for part in shapes.slices]
         if self.scale == "l1":
-            return floats(np.array([_mean_magnitude(part) for part in parts], dtype=np.float32))
-        return floats(np.array([_root_mean_square(part) for part in parts], dtype=np.float32))
+            return floats(np.array([mean_magnitude(part) for part in parts], dtype=np.float32))
+        return floats(np.array([root_mean_square(part) for part in parts], dtype=np.float32))
 
 
 def majority(votes: Sequence[Vector]) -> Vector:
@@ -125,31 +122,3 @@ def majority(votes: Sequence[Vector]) -> Vector:
     """
     total = np.sum(votes, axis=0, dtype=np.int64)
     return np.where(total < 0, np.float32(-1), np.float32(1))
-
-
-def _mean_magnitude(x: Vector) -> float:
-    if x.size == 0:
-        return 0.0
-    ones = np.ones(min(x.size, 512), dtype=np.float32)
-    magnitude = np.empty(_BLOCK, dtype=np.float32)
-    total = 0.0
-    for start in range(0, x.size, _BLOCK):
-        block = x[start : start + _BLOCK]
-        size = block.size
-        np.abs(block, out=magnitude[:size])
-        whole = size - size % ones.size
-        # The quickest sum there is; short rows, because BLAS may split long ones among threads.
-        with np.errstate(over="ignore", invalid="ignore"):
-            rows = np.vecdot(magnitude[:whole].reshape(-1, ones.size), ones)
-        total += float(rows.sum(dtype=np.float64))
-        total += float(magnitude[whole:size].sum(dtype=np.float64))
-    if not math.isfinite(total):
-        extent(x)
-        total = float(np.abs(x).sum(dtype=np.float64))
-    return total / x.size
-
-
-def _root_mean_square(x: Vector) -> float:
-    if x.size == 0:
-        return 0.0
-    return float(bucket_norms(x, x.size)[0]) / math.sqrt(x.size)

@@ -33,7 +33,7 @@ from fl.compression.compressor import (
     finite,
 )
 from fl.compression.rounding import Words, draw_seed
-from fl.compression.wire import HEADER, u64
+from fl.compression.wire import HEADER, buffer, joined, u64
 from fl.errors import ConfigError
 
 _BLOCK = 1 << 15
@@ -124,7 +124,7 @@ class OneByteSpsa(Compressor):
         u = rng.random(self.samples) if self.stochastic else None
         codes = _encode(np.abs(rho) / self.scale, u)
         codes |= np.where((rho < 0) & (codes > 0), 128, 0)
-        return self._header(shapes) + u64(seed) + codes.astype(np.uint8).tobytes()
+        return joined(self._header(shapes), u64(seed), buffer(codes.astype(np.uint8)))
 
     def decode(self, payload: bytes, shapes: Shapes) -> Vector:
         """Decodes a payload; see `Channel.receive`."""

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from fl.compression.bits import pack, packed_length, read_packed
 from fl.compression.compressor import Compressor, Length, Shapes, State, Vector, checked, extent
+from fl.compression.moments import mean_and_variance
 from fl.compression.rounding import Words, stochastic_levels
 from fl.compression.uniform import level_variance
-from fl.compression.wire import HEADER, Reader, floats, header, u32
+from fl.compression.wire import HEADER, Reader, floats, header, joined, u32
 from fl.errors import ConfigError
 
-_TINY = 2.0**-100  # a layer with a smaller scaler is sent as zeros
+_TINY = 2.0**-60
+_ZERO = 2.0**-100  # a layer with a smaller scaler is sent as zeros
 _SUMS_FORMAT = 9
 _MOST_SENDERS = 2**15 - 1
 
@@ -96,7 +98,7 @@ class TernGrad(Compressor):
         """Encodes a vector; see `Channel.encode`."""
         own = self.scalers(x, shapes)
         s = np.where(state["shared"] > 0, state["shared"], own).astype(np.float32)
-        s[s < _TINY] = 0
+        s[s < _ZERO] = 0
         words = Words.of(rng)
         codes = []
         for part, scaler in zip(self._ternary(shapes), s, strict=True):
@@ -105,10 +107,10 @@ class TernGrad(Compressor):
             t = stochastic_levels(x[part], factor, part.stop - part.start, 1, words)
             codes.append(t.view(np.uint8) + np.uint8(1))
         ternary = pack(np.concatenate(codes), 2) if codes else b""
-        dense = b"".join(floats(x[part]) for part in self._dense(shapes))
+        dense = [floats(x[part]) for part in self._dense(shapes)]
         for part in self._dense(shapes):
             extent(x[part])
-        return self._header(shapes) + floats(s) + ternary + dense, state
+        return joined(self._header(shapes), floats(s), ternary, *dense), state
 
     def decode(self, payload: bytes, shapes: Shapes) -> Vector:
         """Decodes a payload; see `Channel.receive`."""
@@ -157,8 +159,9 @@ class TernGrad(Compressor):
             sums += t
             dense_sum += dense
         mean = (dense_sum / n).astype(np.float32)
-        head = header(_SUMS_FORMAT, shapes.size) + u32(n) + floats(scalers)
-        return head + pack((sums + n).astype(np.uint32), (2 * n).bit_length()) + floats(mean)
+        packed = pack((sums + n).astype(np.uint32), (2 * n).bit_length())
+        head = header(_SUMS_FORMAT, shapes.size)
+        return joined(head, u32(n), floats(scalers), packed, floats(mean))
 
     def decode_sums(self, payload: bytes, shapes: Shapes, senders: int) -> Vector:
         """Returns the mean vector of a payload made by `encode_sums`: (s / n) sum_i t_i.
@@ -209,6 +212,9 @@ class TernGrad(Compressor):
         largest = extent(g)
         if self.clip is None:
             return largest
+        # Squares of numbers like these fit into float32; others are rare and pay for float64.
+        if _TINY < largest < 1 / _TINY:
+            return self.clip * math.sqrt(mean_and_variance(g)[1])
         return self.clip * float(np.std(g, dtype=np.float64))
 
     def _read(

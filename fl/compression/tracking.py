@@ -2,9 +2,11 @@
 
 The sender compresses a difference to h, and both ends add the decoded difference to their h, by the
 same float32 operations, so that the two stay equal bit for bit. That breaks if a message is lost,
-or one end loses its memory. Therefore messages are numbered. The receiver refuses a number it does
-not expect; number 0 always starts over. A sender that is told the number the receiver expects calls
-`resume` before its next message, and starts over if it is another than its own.
+or one end loses its memory. Therefore messages are numbered. A receiver refuses a difference whose
+number it does not expect; number 0 starts over, and h itself is taken at any number. A sender that
+is told the number the receiver expects calls `resume` before its next message, and starts over if
+it is another than its own. A sender with many receivers sends `catch_up` to one that missed a
+message.
 
 Wire:
 
@@ -39,7 +41,7 @@ from fl.compression.compressor import (
     prefixed,
     unprefixed,
 )
-from fl.compression.wire import HEADER, Reader, floats, header, u8, u32
+from fl.compression.wire import HEADER, Reader, floats, header, joined, u8, u32
 from fl.errors import ConfigError
 
 WHOLE, CHANGE = 0, 1
@@ -86,7 +88,7 @@ class Tracked(Channel):
         """Decodes a payload; see `Channel.receive`.
 
         Raises:
-            PayloadError: also if the message has another number than `next_message`.
+            PayloadError: also if a difference has another number than `next_message`.
         """
         reader = Reader.open(
             payload, type(self).__name__, self.FORMAT, shapes.size, self.length(shapes)
@@ -95,7 +97,7 @@ class Tracked(Channel):
         expected = self.next_message(state)
         if number == 0:
             state = self.init_receiver(shapes)
-        elif number != expected:
+        elif number != expected and kind != WHOLE:
             raise reader.fail(
                 f"message {number}, expected {expected}: one was lost or a memory is gone; the "
                 "sender has to start over"
@@ -123,6 +125,21 @@ class Tracked(Channel):
         """Returns the state, or a first one if the receiver expects another message."""
         return state if self.next_message(state) == expected else self.init(shapes)
 
+    def catch_up(self, state: State, shapes: Shapes) -> bytes:
+        """Returns a message that brings any receiver to where the last message left the others.
+
+        Args:
+            state: the sender's.
+            shapes: of the tensors.
+
+        Raises:
+            ConfigError: there was no message yet.
+        """
+        number = self.next_message(state) - 1
+        if number < 0:
+            raise ConfigError("nothing was sent yet; the first message needs no catching up")
+        return self._whole(state["h"], shapes, number)
+
     def next_message(self, state: State) -> int:
         """Returns the number of the next message."""
         return int(state["sequence"][0])
@@ -143,8 +160,10 @@ class Tracked(Channel):
         """Returns a message with x itself, and the state that the two ends agree on after it."""
         extent(checked(x, shapes))
         number = self.next_message(state)
-        payload = header(self.FORMAT, shapes.size) + u8(WHOLE) + u32(number) + floats(x)
-        return payload, self._after(state, x.copy(), number)
+        return self._whole(x, shapes, number), self._after(state, x.copy(), number)
+
+    def _whole(self, h: Vector, shapes: Shapes, number: int) -> bytes:
+        return joined(header(self.FORMAT, shapes.size), u8(WHOLE), u32(number), floats(h))
 
     def _send_change(
         self, difference: Vector, shapes: Shapes, state: State, rng: np.random.Generator
@@ -154,7 +173,7 @@ class Tracked(Channel):
         inner = unprefixed("inner", state)
         body, inner = self.compressor.encode(difference, shapes, inner, rng)
         change = self.compressor.decode(body, shapes)
-        payload = header(self.FORMAT, shapes.size) + u8(CHANGE) + u32(number) + body
+        payload = joined(header(self.FORMAT, shapes.size), u8(CHANGE), u32(number), body)
         _, h = self._advanced(state["h"], change, shapes)
         return payload, change, {**self._after(state, h, number), **prefixed("inner", inner)}
 

@@ -22,7 +22,7 @@ from fl.compression.rounding import (
     scaled_levels,
     stochastic_levels,
 )
-from fl.compression.wire import HEADER, floats
+from fl.compression.wire import HEADER, floats, joined
 from fl.errors import ConfigError
 
 _TINY = 2.0**-100  # a bucket of smaller maximum is sent as zeros: its factor would overflow float32
@@ -98,7 +98,7 @@ class Uniform(Compressor):
             q = stochastic_levels(x, factors, bucket, s, Words.of(rng))
         else:
             q = nearest_levels(x, factors, bucket, s)
-        return self._header(shapes) + floats(a) + write_offset(q, self.bits), state
+        return joined(self._header(shapes), floats(a), write_offset(q, self.bits)), state
 
     def decode(self, payload: bytes, shapes: Shapes) -> Vector:
         """Decodes a payload; see `Channel.receive`."""

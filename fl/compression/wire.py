@@ -16,9 +16,12 @@ is allocated, so the memory used is a small multiple of the model's size whateve
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+Buffer = bytes | memoryview
 
 VERSION = 1
 HEADER = struct.Struct("<BBI")
@@ -55,9 +58,19 @@ def u64(value: int) -> bytes:
     return _U64.pack(value)
 
 
-def floats(values: NDArray[np.float32]) -> bytes:
-    """Returns float32 numbers as little-endian bytes."""
-    return np.ascontiguousarray(values, dtype="<f4").tobytes()
+def buffer(values: NDArray[Any]) -> Buffer:
+    """Returns the bytes of a contiguous array, without a copy; the array must not change."""
+    return values.data.cast("B") if values.size else b""
+
+
+def floats(values: NDArray[np.float32]) -> Buffer:
+    """Returns float32 numbers as little-endian bytes, without a copy where they are that."""
+    return buffer(np.ascontiguousarray(values, dtype="<f4"))
+
+
+def joined(*parts: Buffer) -> bytes:
+    """Returns the parts one after another; each is copied once."""
+    return b"".join(parts)
 
 
 class Reader:

@@ -16,14 +16,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.app.metadata import Metadata
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 
 from fl.clients.app import WORK_KEY, TrainingApp
+from fl.errors import ConfigError
 from fl.randomness import global_generators
 from fl.simulation.identity import RUN_ID, assume_identity, message_id, node_id
+from fl.simulation.payload import snapshot
 from fl.simulation.virtual_sleep import answering
 
 log = logging.getLogger("fl")
@@ -83,10 +85,7 @@ class Assignment:
         content = self.payload.content
         if own_content or self.work is not None:
             content = RecordDict(
-                {
-                    key: record.copy() if own_content else record
-                    for key, record in content.items()
-                }
+                {key: record.copy() if own_content else record for key, record in content.items()}
             )
             if self.work is not None:
                 content[WORK_KEY] = ConfigRecord(dict(self.work))
@@ -102,10 +101,22 @@ class Assignment:
             message_type=self.message_type,
         )
         metadata.delivered_at = ""
-        return Message(metadata=metadata, content=content)  # type: ignore[call-overload]
+        message: Message = Message(metadata=metadata, content=content)  # type: ignore[call-overload]
+        return message
 
-    def context(self, run: RunInfo) -> Context:
-        """Returns the client's Flower context for this task."""
+    def context(self, run: RunInfo, *, own_content: bool = False) -> Context:
+        """Returns the client's Flower context for this task.
+
+        Its state can be changed without changing the assignment's: a task may run again after its
+        actor died, or run and be lost to a fault that keeps the client where it was.
+
+        Args:
+            run: what every client knows.
+            own_content: give the client records of its own, because its code may change them.
+        """
+        state = RecordDict()
+        if self.state is not None:
+            state = snapshot(self.state) if own_content else self.state.copy()
         return Context(
             run_id=RUN_ID,
             node_id=node_id(self.client),
@@ -113,7 +124,7 @@ class Assignment:
                 "partition-id": self.client % run.num_partitions,
                 "num-partitions": run.num_partitions,
             },
-            state=RecordDict() if self.state is None else self.state,
+            state=state,
             run_config=dict(run.run_config),
         )
 
@@ -158,8 +169,9 @@ class Executor(ABC):
     def discard(self, assignment: Assignment) -> None:
         """Forgets a submitted assignment whose outcome nobody will need."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Releases what `start` took."""
+        """Releases what `start` took; also if it failed, or was never called."""
 
     def report(self) -> dict[str, Any]:
         """Returns facts for the run's summary."""
@@ -207,8 +219,10 @@ class Worker:
         ]
 
     def _alone(self, assignment: Assignment) -> Outcome:
-        message = assignment.message(own_content=not isinstance(self.app, TrainingApp))
-        context = assignment.context(self.run)
+        # Code that is not ours may change what it is given, and keep what it has sent.
+        foreign = not isinstance(self.app, TrainingApp) or bool(self.app._mods)
+        message = assignment.message(own_content=foreign)
+        context = assignment.context(self.run, own_content=foreign)
         slept: list[float] = []
         name = message_id(assignment.client, assignment.dispatch)
         assume_identity(node_id(assignment.client))
@@ -216,35 +230,88 @@ class Worker:
         try:
             with global_generators(self.run.seed, "client", name), answering(slept.append):
                 reply = self.app(message, context)
-            outcome = _outcome(reply)
-        except Exception as exception:  # whatever a client's code raises becomes its error reply
+            outcome = _outcome(reply, message, foreign)
+            outcome.state = _state(context, foreign)
+        except KeyboardInterrupt:
+            raise  # the user's, not the client's
+        except BaseException as exception:  # whatever a client's code raises is its error reply
             outcome = Outcome(
-                error=(
-                    ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
-                    f"{type(exception)}:<'{exception}'>",
-                ),
-                details=traceback.format_exc(),
+                error=(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, _reason(exception)),
+                state=assignment.state,
+                details="" if isinstance(exception, _BadReply) else traceback.format_exc(),
             )
         finally:
             assume_identity()
         outcome.host_s = time.perf_counter() - began
         outcome.slept_s = sum(slept)
-        outcome.state = context.state or None
         return outcome
 
 
-def _outcome(reply: object) -> Outcome:
+class _BadReply(Exception):
+    """A ClientApp returned something that no Flower runtime could send."""
+
+
+def _reason(exception: BaseException) -> str:
+    if isinstance(exception, _BadReply):
+        return str(exception)
+    try:
+        return f"{type(exception)}:<'{exception}'>"  # as Flower's runtimes word it
+    except Exception:  # its __str__ is the client's code, too
+        return f"{type(exception)}"
+
+
+def _outcome(reply: object, message: Message, foreign: bool) -> Outcome:
     if not isinstance(reply, Message):
-        return Outcome(
-            error=(
-                ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
-                f"the ClientApp returned {type(reply).__name__} instead of a Message",
-            )
+        raise _BadReply(f"the ClientApp returned {type(reply).__name__} instead of a Message")
+    asked, answer = message.metadata, reply.metadata
+    if (answer.dst_node_id, answer.reply_to_message_id) != (asked.src_node_id, asked.message_id):
+        raise _BadReply(
+            f"the ClientApp's reply is for node {answer.dst_node_id} and answers message "
+            f"{answer.reply_to_message_id!r}; it must be for node {asked.src_node_id} and answer "
+            f"{asked.message_id!r}: make it with Message(content, reply_to=message)"
         )
     if reply.has_error():
         error: Error = reply.error
         return Outcome(error=(error.code, error.reason or ""))
-    return Outcome(content=reply.content)
+    content = reply.content
+    return Outcome(content=_plain(content, "the reply's content") if foreign else content)
+
+
+def _state(context: Context, foreign: bool) -> RecordDict | None:
+    state = _plain(context.state, "Context.state") if foreign else context.state
+    return state or None
+
+
+def _plain(content: object, what: str) -> RecordDict:
+    """Returns a copy with nothing in it but Flower's own types, which can be sent anywhere."""
+    if not isinstance(content, RecordDict):
+        raise _BadReply(f"{what} is {type(content).__name__}, not a RecordDict")
+    records = {}
+    for key, record in content.items():
+        kind = next((kind for kind in _RECORDS if isinstance(record, kind)), None)
+        if kind is None:
+            raise _BadReply(f"{what} holds {type(record).__name__} under {key!r}, not a record")
+        try:
+            records[key] = kind(dict(record.items()))
+        except (TypeError, ValueError) as error:
+            raise _BadReply(f"{what} holds what a record cannot, under {key!r}: {error}") from error
+    return RecordDict(records)
+
+
+_RECORDS: tuple[type[Any], ...] = (ArrayRecord, MetricRecord, ConfigRecord)
+
+
+def check_counts(**counts: object) -> None:
+    """Checks that an executor's arguments are whole numbers of at least 1.
+
+    Raises:
+        ConfigError: one is not; the message names it as a key of the configuration.
+    """
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(
+                f"executor.{name} is {value!r}; it must be a whole number, at least 1"
+            )
 
 
 def form_batches(

@@ -9,15 +9,18 @@ elsewhere.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flwr.common.constant import ErrorCode
 
+from fl.clients.app import TrainingApp
 from fl.errors import ConfigError, SimulationError
 from fl.execution.executor import (
     AppSource,
@@ -27,14 +30,18 @@ from fl.execution.executor import (
     Payload,
     RunInfo,
     Worker,
+    check_counts,
     form_batches,
     load_app,
 )
+from fl.execution.threads import limit_threads
 
 log = logging.getLogger("fl")
 
 _ATTEMPTS = 3  # how often a batch may take its actor down before the client is blamed
 _AHEAD = 2  # batches an actor may hold: one running, one on its way
+_PATIENCE_S = 30.0  # host seconds after which the user is told what the run waits for
+_DEATHS = 100  # so many for each actor, and something is wrong with the machine
 _NO_CONTENT = Payload(None, 0)  # type: ignore[arg-type]  # stands for content sent by reference
 
 
@@ -43,13 +50,13 @@ class _Actor:
 
     def __init__(self, app: list[Any], run: RunInfo, threads: int, path: list[str]) -> None:
         import ray
-        import torch
 
         from fl.simulation.virtual_sleep import virtual_sleep
 
         sys.path.extend(entry for entry in path if entry not in sys.path)
-        torch.set_num_threads(threads)
-        virtual_sleep().__enter__()  # for the life of the process
+        self._threads = threads
+        self._sleep = virtual_sleep()  # for the life of the process, so it is never left
+        self._sleep.__enter__()
         # The app comes by reference, so that it is unpickled only after the path is right.
         self._worker = Worker(load_app(ray.get(app[0])), run)
         self._contents: dict[str, Payload] = {}
@@ -71,36 +78,50 @@ class _Actor:
             replace(assignment, payload=payloads[reference.hex()])
             for assignment, reference in zip(batch, references, strict=True)
         ]
-        return self._worker.execute(whole)
+        with limit_threads(self._threads):
+            return self._worker.execute(whole)
 
 
 class _Batch:
-    __slots__ = ("actor", "attempts", "members")
+    __slots__ = ("attempts", "members", "payloads")
 
     def __init__(self, members: list[Assignment], attempts: int = 0) -> None:
         self.members = members
+        self.payloads = [member.payload for member in members]
         self.attempts = attempts
-        self.actor = -1
+
+
+@dataclass(eq=False)
+class _Slot:
+    """An actor, and the batches it holds in the order in which it runs them."""
+
+    number: int
+    actor: Any
+    pid: int = 0
+    held: deque[tuple[Any, _Batch]] = field(default_factory=deque)
+    since: float = 0.0  # host time at which it began the first of them, or a little later
 
 
 class RayExecutor(Executor):
     """Runs batches on a pool of Ray actors.
 
-    Attaches to a Ray that is already running in this process (and leaves it running), or starts
-    one; with `address` it joins a cluster.
+    Attaches to a Ray that this process is connected to already, and leaves it running. Otherwise
+    joins the cluster at `address` or at the environment's RAY_ADDRESS, or starts Ray here. What
+    clients print goes to Ray's logs; the serial executor shows it.
 
     Args:
         num_actors: processes; None takes one per CPU that Ray has.
         cpus_per_actor, gpus_per_actor: resources Ray reserves for each.
         max_batch: most clients that train together as one program; 1 switches batching off.
         threads: torch threads in each actor. More than 1 may change the last bits of results.
-        address: of a Ray cluster, as in `ray.init(address=...)`; None starts Ray here.
-        task_timeout_s: host seconds a batch may take before its actor is killed and the client is
-            treated as crashed; None waits for ever. A guard against code that hangs, not a
-            simulated fault.
+        address: of a Ray cluster, as in `ray.init(address=...)`; None joins RAY_ADDRESS if the
+            environment has one, and starts Ray here otherwise.
+        task_timeout_s: host seconds a batch may take before its actor is killed and the client gets
+            an error reply; None waits for ever. A guard against code that hangs, not a simulated
+            fault.
 
     Raises:
-        ConfigError: a count is smaller than 1, or the cluster cannot hold the actors.
+        ConfigError: an argument is out of range.
     """
 
     def __init__(
@@ -113,13 +134,13 @@ class RayExecutor(Executor):
         address: str | None = None,
         task_timeout_s: float | None = None,
     ) -> None:
-        for name, value in (
-            ("num_actors", num_actors),
-            ("max_batch", max_batch),
-            ("threads", threads),
-        ):
-            if value is not None and value < 1:
-                raise ConfigError(f"executor.{name} is {value}; it must be at least 1")
+        check_counts(max_batch=max_batch, threads=threads)
+        if num_actors is not None:
+            check_counts(num_actors=num_actors)
+        if not (cpus_per_actor > 0 and math.isfinite(cpus_per_actor)):
+            raise ConfigError(f"executor.cpus_per_actor is {cpus_per_actor}; it must be positive")
+        if not (gpus_per_actor >= 0 and math.isfinite(gpus_per_actor)):
+            raise ConfigError(f"executor.gpus_per_actor is {gpus_per_actor}; it must be at least 0")
         if task_timeout_s is not None and not task_timeout_s > 0:
             raise ConfigError(
                 f"executor.task_timeout_s is {task_timeout_s}; it must be positive, or null"
@@ -132,11 +153,10 @@ class RayExecutor(Executor):
         self.address = address
         self.task_timeout_s = task_timeout_s
         self._owns_ray = False
-        self._actors: list[Any] = []
-        self._load: list[int] = []
+        self._size = 0
+        self._slots: list[_Slot] = []
         self._queue: deque[_Batch] = deque()
-        self._running: dict[Any, _Batch] = {}
-        self._batch_of: dict[Assignment, _Batch] = {}
+        self._batch_of: dict[Assignment, _Batch] = {}  # of those somebody may still ask for
         self._outcomes: dict[Assignment, Outcome] = {}
         self._references: dict[Payload, Any] = {}
         self._uses: Counter[Payload] = Counter()
@@ -146,49 +166,113 @@ class RayExecutor(Executor):
     # ---- actors ------------------------------------------------------------------------------
 
     def start(self, app: AppSource, run: RunInfo) -> None:
-        """Connects to Ray, puts the app into the object store and starts the actors."""
+        """Connects to Ray, puts the app into the object store and starts the actors.
+
+        Raises:
+            ConfigError: there is no cluster at the address, or it cannot hold the actors.
+            SimulationError: the ClientApp cannot be made in a worker process.
+        """
         import ray
 
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        if not ray.is_initialized():
-            cpus = None
-            if self.address is None and self.num_actors is not None:
-                cpus = max(self.num_actors * self.cpus_per_actor, os.cpu_count() or 1)
-            ray.init(
-                address=self.address,
-                num_cpus=cpus,
-                include_dashboard=None if self.address else False,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                configure_logging=False,
-            )
-            self._owns_ray = True
-        available = ray.cluster_resources().get("CPU", 0.0)
-        count = self.num_actors or max(1, int(available // self.cpus_per_actor))
-        if count * self.cpus_per_actor > available:
-            raise ConfigError(
-                f"executor.num_actors is {count} with {self.cpus_per_actor} CPUs each, but Ray has "
-                f"{available:g} CPUs: lower num_actors or cpus_per_actor, or add nodes"
-            )
-        self._run = run
-        self._app = load_app(app)
+        self._app, self._run = load_app(app), run
+        self._connect()
+        self._size = self._count()
         self._app_reference = ray.put(app)
         self._remote = ray.remote(_Actor).options(
             num_cpus=self.cpus_per_actor, num_gpus=self.gpus_per_actor
         )
-        self._actors = [self._new_actor() for _ in range(count)]
-        self._load = [0] * count
+        self._slots = [_Slot(number, self._new_actor()) for number in range(self._size)]
+        for slot in self._slots:
+            self._await_start(slot)
+
+    def _connect(self) -> None:
+        import ray
+
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        if ray.is_initialized():
+            here = ray.get_runtime_context().gcs_address
+            if self.address not in (None, "auto", here):
+                raise ConfigError(
+                    f"executor.address is {self.address}, but this process is connected to Ray at "
+                    f"{here}: leave the address out, or call ray.shutdown() first"
+                )
+            return
+        address = self.address or os.environ.get("RAY_ADDRESS") or "local"
+        cpus = None
+        if address == "local" and self.num_actors is not None:
+            # Actors are processes: more of them than CPUs are slower, but right.
+            cpus = max(math.ceil(self.num_actors * self.cpus_per_actor), os.cpu_count() or 1)
+        try:
+            ray.init(
+                address=address,
+                num_cpus=cpus,
+                include_dashboard=False if address == "local" else None,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                configure_logging=False,
+            )
+        except ConnectionError as error:
+            raise ConfigError(
+                f"no Ray cluster answers at executor.address={address}: start one with `ray start "
+                "--head`, correct the address, or set it to null to start Ray here"
+            ) from error
+        self._owns_ray = True
+
+    def _count(self) -> int:
+        """Returns the number of actors, after checking that Ray can hold them."""
+        import ray
+
+        total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+        count = self.num_actors or max(1, int(cpus // self.cpus_per_actor))
+        for name, each, there in (
+            ("CPU", self.cpus_per_actor, cpus),
+            ("GPU", self.gpus_per_actor, gpus),
+        ):
+            if count * each > there:
+                raise ConfigError(
+                    f"executor.num_actors is {count} with {each:g} {name}s each, but Ray has "
+                    f"{there:g}: lower num_actors or {name.lower()}s_per_actor, or add nodes"
+                )
+        return count
 
     def _new_actor(self) -> Any:
         return self._remote.remote([self._app_reference], self._run, self.threads, sys.path)
+
+    def _await_start(self, slot: _Slot) -> None:
+        """Waits until the slot's actor is up; the app is made by then."""
+        import ray
+
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                slot.actor = self._new_actor()
+            future = slot.actor.pid.remote()
+            while not ray.wait([future], timeout=_PATIENCE_S)[0]:
+                free = ray.available_resources()  # type: ignore[no-untyped-call]
+                log.warning(
+                    "still waiting for Ray to start actor %d of %d; %g CPUs are free of %g",
+                    slot.number,
+                    self._size,
+                    free.get("CPU", 0.0),
+                    ray.cluster_resources().get("CPU", 0.0),  # type: ignore[no-untyped-call]
+                )
+            try:
+                slot.pid = ray.get(future)
+                return
+            except ray.exceptions.RayActorError as error:
+                cause = error
+        raise SimulationError(f"cannot start a worker process: {cause}") from cause
 
     def close(self) -> None:
         """Stops the actors, and Ray if this executor started it."""
         import ray
 
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors = []
+        for slot in self._slots:
+            ray.kill(slot.actor)
+        self._slots = []
+        self._queue.clear()
+        self._batch_of.clear()
+        self._outcomes.clear()
         self._references.clear()
         if self._owns_ray:
             ray.shutdown()
@@ -196,40 +280,50 @@ class RayExecutor(Executor):
 
     def actor_pids(self) -> list[int]:
         """Returns the process ids of the actors."""
-        import ray
-
-        return list(ray.get([actor.pid.remote() for actor in self._actors]))
+        return [slot.pid for slot in self._slots]
 
     # ---- work --------------------------------------------------------------------------------
 
     def submit(self, wave: Sequence[Assignment]) -> None:
         """Forms the wave's batches and hands out as many as the actors can hold."""
         for members in form_batches(self._app, self._run, wave, self.max_batch):
-            self._uses.update(member.payload for member in members)
-            self._enqueue(_Batch(members))
+            batch = _Batch(members)
+            self._uses.update(batch.payloads)
+            self._batch_of.update(dict.fromkeys(members, batch))
+            self._queue.append(batch)
         self._pump()
 
-    def _enqueue(self, batch: _Batch, *, first: bool = False) -> None:
-        for assignment in batch.members:
-            if not first or assignment in self._batch_of:  # on a retry, some may be discarded
-                self._batch_of[assignment] = batch
-        if first:
-            self._queue.appendleft(batch)
-        else:
-            self._queue.append(batch)
+    def result(self, assignment: Assignment) -> Outcome:
+        """Waits until the assignment's batch has run, and returns its outcome."""
+        while assignment not in self._outcomes:
+            batch = self._batch_of[assignment]
+            if batch in self._queue:
+                self._queue.remove(batch)
+                self._queue.appendleft(batch)
+            self._pump()
+            self._wait()
+        return self._outcomes.pop(assignment)
+
+    def discard(self, assignment: Assignment) -> None:
+        """Forgets the outcome; the batch keeps its composition, so the others do not change."""
+        self._batch_of.pop(assignment, None)
+        self._outcomes.pop(assignment, None)
 
     def _pump(self) -> None:
+        """Hands out batches until every actor has enough."""
         while self._queue:
-            actor = min(range(len(self._load)), key=self._load.__getitem__)
-            if self._load[actor] >= _AHEAD:
+            slot = min(self._slots, key=lambda slot: len(slot.held))
+            if len(slot.held) >= _AHEAD:
                 return
             batch = self._queue.popleft()
-            references = [self._reference(member.payload) for member in batch.members]
+            if not any(member in self._batch_of for member in batch.members):
+                self._release(batch)  # all discarded
+                continue
+            references = [self._reference(payload) for payload in batch.payloads]
             light = [replace(member, payload=_NO_CONTENT) for member in batch.members]
-            batch.actor = actor
-            self._load[actor] += 1
-            future = self._actors[actor].execute.remote(light, references)
-            self._running[future] = batch
+            if not slot.held:
+                slot.since = time.monotonic()
+            slot.held.append((slot.actor.execute.remote(light, references), batch))
 
     def _reference(self, payload: Payload) -> Any:
         import ray
@@ -238,33 +332,50 @@ class RayExecutor(Executor):
             self._references[payload] = ray.put(payload.content)
         return self._references[payload]
 
-    def result(self, assignment: Assignment) -> Outcome:
-        """Waits until the assignment's batch has run, and returns its outcome."""
+    def _release(self, batch: _Batch) -> None:
+        """Lets go of contents that no batch needs any more."""
+        for payload in batch.payloads:
+            self._uses[payload] -= 1
+            if not self._uses[payload]:
+                del self._uses[payload]
+                self._references.pop(payload, None)
+
+    def _wait(self) -> None:
+        """Waits until an actor has finished a batch, or has taken too long for one."""
         import ray
 
-        while assignment not in self._outcomes:
-            batch = self._batch_of[assignment]
-            if batch in self._queue and self._queue[0] is not batch:
-                self._queue.remove(batch)
-                self._queue.appendleft(batch)
-            self._pump()
-            ready, _ = ray.wait(list(self._running), num_returns=1, timeout=self.task_timeout_s)
-            if ready:
-                self._collect(ready[0])
-            else:
-                self._kill_hanging(assignment)
-        return self._outcomes.pop(assignment)
+        busy = {slot.held[0][0]: slot for slot in self._slots if slot.held}
+        patience = None
+        if self.task_timeout_s is not None:
+            oldest = min(slot.since for slot in busy.values())
+            patience = max(0.0, oldest + self.task_timeout_s - time.monotonic())
+        # An actor runs its batches in order, so only the first of each can be ready.
+        ready, _ = ray.wait(list(busy), num_returns=1, timeout=patience)
+        if ready:
+            self._collect(busy[ready[0]])
+            return
+        for slot in busy.values():
+            if time.monotonic() >= slot.since + (self.task_timeout_s or math.inf):
+                self._stop_hanging(slot)
 
-    def _collect(self, future: Any) -> None:
+    def _collect(self, slot: _Slot) -> None:
         import ray
 
-        batch = self._running.pop(future)
+        future, batch = slot.held[0]
         try:
             outcomes = ray.get(future)
-        except ray.exceptions.RayActorError:
-            self._actor_died(batch)
+        except ray.exceptions.TaskCancelledError as error:
+            raise KeyboardInterrupt from error  # that is what Ray makes of one in the actor
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(self._app, TrainingApp):
+                raise  # ours or a rule's: not the client's fault
+            # A foreign app's exceptions are outcomes, so this is Ray, failing to send one.
+            outcomes = [_cannot_travel(error) for _ in batch.members]
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
+            self._replace(slot, "died")
             return
-        self._load[batch.actor] -= 1
+        slot.held.popleft()
+        slot.since = time.monotonic()
         self._finish(batch, outcomes)
 
     def _finish(self, batch: _Batch, outcomes: list[Outcome]) -> None:
@@ -272,67 +383,86 @@ class RayExecutor(Executor):
         for member, outcome in zip(batch.members, outcomes, strict=True):
             if self._batch_of.pop(member, None) is not None:
                 self._outcomes[member] = outcome
-            self._uses[member.payload] -= 1
-            if not self._uses[member.payload]:
-                del self._uses[member.payload]
-                self._references.pop(member.payload, None)
+        self._release(batch)
 
-    def _kill_hanging(self, assignment: Assignment) -> None:
+    # ---- actors that die ---------------------------------------------------------------------
+
+    def _stop_hanging(self, slot: _Slot) -> None:
+        batch = slot.held[0][1]
+        batch.attempts = _ATTEMPTS
+        self._replace(slot, f"has been running for more than {self.task_timeout_s:g} s, is killed")
+
+    def _replace(self, slot: _Slot, what: str) -> None:
+        """Starts a new actor, and runs again what the old one held."""
         import ray
 
-        batch = self._batch_of[assignment]
-        log.warning(
-            "client %d has been running for more than %g host seconds; its actor is killed",
-            assignment.client,
-            self.task_timeout_s,
-        )
-        batch.attempts = _ATTEMPTS
-        ray.kill(self._actors[batch.actor])
-
-    def _actor_died(self, batch: _Batch) -> None:
-        """Replaces the actor that ran `batch` and runs again what it held."""
-        actor = batch.actor
         self._deaths += 1
+        batches = [batch for _, batch in slot.held]
         log.warning(
-            "Ray actor %d of %d died; a new one takes over (death %d of this run)",
-            actor,
-            len(self._actors),
+            "Ray actor %d of %d (process %d), running %s, %s; a new one takes over (no. %d of this "
+            "run)",
+            slot.number,
+            self._size,
+            slot.pid,
+            _names(batches[0]),
+            what,
             self._deaths,
         )
-        if self._deaths > 100 * len(self._actors):
+        if self._deaths > _DEATHS * self._size:
             raise SimulationError(
-                f"Ray actors died {self._deaths} times; the machine may be out of memory: "
-                "lower executor.num_actors or executor.max_batch"
+                f"Ray actors died {self._deaths} times; the machine may be out of memory: lower "
+                "executor.num_actors or executor.max_batch"
             )
-        held = [batch]
-        for future in [f for f, other in self._running.items() if other.actor == actor]:
-            held.append(self._running.pop(future))
-        self._actors[actor] = self._new_actor()
-        self._load[actor] = 0
-        batch.attempts += 1
-        for again in reversed(held):
-            if again.attempts < _ATTEMPTS:
-                self._enqueue(again, first=True)
-            elif len(again.members) > 1:
-                # One member takes the process down; alone, the others get through.
-                for member in reversed(again.members):
-                    self._enqueue(_Batch([member], _ATTEMPTS - 1), first=True)
-            else:
-                error = (ErrorCode.CLIENT_APP_CRASHED, "the client's process died")
-                self._finish(again, [Outcome(error=error)])
+        ray.kill(slot.actor)
+        slot.held.clear()
+        slot.actor = self._new_actor()
+        self._await_start(slot)
+        # Only the first can have done it: an actor runs its batches in order.
+        self._queue.extendleft(reversed([*self._again(batches[0]), *batches[1:]]))
         self._pump()
 
-    def discard(self, assignment: Assignment) -> None:
-        """Forgets the outcome; the batch keeps its composition."""
-        self._batch_of.pop(assignment, None)
-        self._outcomes.pop(assignment, None)
+    def _again(self, batch: _Batch) -> list[_Batch]:
+        """Returns what to run in the place of a batch that took its actor down."""
+        batch.attempts += 1
+        if batch.attempts < _ATTEMPTS:
+            return [batch]
+        if len(batch.members) == 1:
+            error = (ErrorCode.CLIENT_APP_CRASHED, "the client's process died or was killed")
+            self._finish(batch, [Outcome(error=error, state=batch.members[0].state)])
+            return []
+        # One member takes the process down; alone, the others get through.
+        singles = []
+        for member, payload in zip(batch.members, batch.payloads, strict=True):
+            single = _Batch([member], _ATTEMPTS - 1)
+            single.payloads = [payload]
+            if member in self._batch_of:
+                self._batch_of[member] = single
+            singles.append(single)
+        return singles
 
     def report(self) -> dict[str, Any]:
         """Returns the pool's size, the batches run and the actors that died."""
         return {
             "executor": "ray",
-            "actors": len(self._actors),
+            "actors": self._size,
             "batches": self._batches,
             "max_batch": self.max_batch,
             "actor_deaths": self._deaths,
         }
+
+
+def _cannot_travel(error: BaseException) -> Outcome:
+    last = str(error).strip().splitlines()[-1]
+    return Outcome(
+        error=(
+            ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
+            f"the reply cannot be sent to another process: {last}",
+        ),
+        details=str(error),
+    )
+
+
+def _names(batch: _Batch) -> str:
+    first = [str(member.client) for member in batch.members[:3]]
+    more = ", ..." if len(batch.members) > len(first) else ""
+    return f"client{'s' if len(batch.members) > 1 else ''} {', '.join(first)}{more}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fl.errors import ConfigError
 from fl.execution.executor import (
     AppSource,
     Assignment,
@@ -13,6 +12,7 @@ from fl.execution.executor import (
     Outcome,
     RunInfo,
     Worker,
+    check_counts,
     form_batches,
     load_app,
 )
@@ -27,13 +27,11 @@ class SerialExecutor(Executor):
         threads: torch threads while clients train. More than 1 may change the last bits of results.
 
     Raises:
-        ConfigError: an argument is smaller than 1.
+        ConfigError: an argument is not a whole number of at least 1.
     """
 
     def __init__(self, max_batch: int = 64, threads: int = 1) -> None:
-        for name, value in (("max_batch", max_batch), ("threads", threads)):
-            if value < 1:
-                raise ConfigError(f"executor.{name} is {value}; it must be at least 1")
+        check_counts(max_batch=max_batch, threads=threads)
         self.max_batch = max_batch
         self.threads = threads
         self._pending: dict[Assignment, list[Assignment]] = {}
@@ -67,6 +65,11 @@ class SerialExecutor(Executor):
         """Forgets the outcome. The batch keeps its composition, so the others do not change."""
         self._pending.pop(assignment, None)
         self._outcomes.pop(assignment, None)
+
+    def close(self) -> None:
+        """Forgets what nobody has asked for."""
+        self._pending.clear()
+        self._outcomes.clear()
 
     def report(self) -> dict[str, Any]:
         """Returns the executor's name and the number of batches run."""

@@ -15,9 +15,9 @@ from fl.metrics.tensorboard_log import flattened
 
 @dataclass(frozen=True)
 class Run:
-    """One run: where it lies, its summary.json and the rows of its metrics.csv."""
+    """One run: where it lies (None: nowhere), its summary.json and the rows of its metrics.csv."""
 
-    directory: Path
+    directory: Path | None
     summary: Mapping[str, Any]
     history: Sequence[Row]
 

@@ -96,8 +96,8 @@ class Host(Protocol):
     def server_learns(self, task: Task, kind: Event) -> None:
         """Called when the server finds out that the task failed."""
 
-    def released(self, client: int) -> None:
-        """Called when one of the client's tasks has ended, well or not."""
+    def deliverable(self, task: Task) -> bool:
+        """Returns whether the message is still valid when the client comes back for it."""
 
 
 class _Port:
@@ -128,16 +128,18 @@ class _Port:
     def abort(self, flow: int) -> None:
         task = self._tasks.pop(flow)
         self._link.remove(self._queue.now, flow)
-        self._leave(task.client, flow)
+        self._leave({flow: task})
         self._arm()
 
-    def _leave(self, client: int, flow: int) -> None:
-        flows = self._caps[client]
-        del flows[flow]
-        if flows:
-            self._share(flows)
-        else:
-            del self._caps[client]
+    def _leave(self, gone: dict[int, Task]) -> None:
+        """Gives what flows that left the link had of their clients' own links to the others."""
+        for flow, task in gone.items():
+            del self._caps[task.client][flow]
+        for client in {task.client: None for task in gone.values()}:
+            if self._caps[client]:
+                self._share(self._caps[client])
+            else:
+                del self._caps[client]
 
     def _share(self, flows: dict[int, float]) -> None:
         for flow, cap in flows.items():
@@ -155,11 +157,9 @@ class _Port:
         if time != self._armed:
             return
         self._armed = math.inf
-        done = self._link.pop_completed(self._queue.now)
-        tasks = [self._tasks.pop(flow) for flow in done]
-        for flow, task in zip(done, tasks, strict=True):
-            self._leave(task.client, flow)
-        for task in tasks:
+        done = {flow: self._tasks.pop(flow) for flow in self._link.pop_completed(self._queue.now)}
+        self._leave(done)
+        for task in done.values():
             self._arrived(task)
         self._arm()
 
@@ -219,8 +219,8 @@ class Engine:
         task.stage = Stage.DOWNLOADING
         self.trace.record(now, Event.DOWNLOAD_START, task.client, task.dispatch, task.size_down)
         self._watch_departure(task.client)
-        delay = self.fleet.links.latency_s[task.client] + self.fleet.server.latency_s
-        self.queue.schedule(now + float(delay), Priority.PROGRESS, self._start_download, task)
+        delay = self.fleet.latency_s(task.client)
+        self.queue.schedule(now + delay, Priority.PROGRESS, self._start_download, task)
 
     def _start_download(self, task: Task) -> None:
         if task.stage is not Stage.DOWNLOADING:
@@ -286,8 +286,8 @@ class Engine:
         task.stage_began = now
         self._free_device(task)
         self.trace.record(now, Event.UPLOAD_START, task.client, task.dispatch, task.size_up)
-        delay = self.fleet.links.latency_s[task.client] + self.fleet.server.latency_s
-        self.queue.schedule(now + float(delay), Priority.PROGRESS, self._start_upload, task)
+        delay = self.fleet.latency_s(task.client)
+        self.queue.schedule(now + delay, Priority.PROGRESS, self._start_upload, task)
 
     def _free_device(self, task: Task) -> None:
         device = self._devices[task.client]
@@ -365,25 +365,28 @@ class Engine:
         detection_s = self.fleet.faults.detection_s
         if kind is Event.CRASH:
             # The node is still there and reports at once that its app died.
-            detection_s = float(self.fleet.links.latency_s[task.client])
+            detection_s = self.fleet.latency_s(task.client)
         if kind in (Event.CRASH, Event.DROPOUT, Event.DEPARTURE) and detection_s is not None:
             self.queue.schedule(
                 now + detection_s, Priority.PROGRESS, self.host.server_learns, task, kind
             )
 
-    def _settle(self, task: Task) -> None:
+    def withdraw(self, task: Task) -> None:
+        """Ends a task that its client has not taken up; the caller records why."""
+        self._forget(task)
+        self.host.failed(task, Event.EXPIRED)
+
+    def _forget(self, task: Task) -> None:
         task.stage = Stage.DONE
         self.in_flight -= 1
         tasks = self._tasks[task.client]
         tasks.remove(task)
         if not tasks:
             del self._tasks[task.client]
+
+    def _settle(self, task: Task) -> None:
+        self._forget(task)
         devices, client = self.fleet.devices, task.client
         self.energy_j["compute"] += float(devices.compute_w[client]) * task.compute_s
         self.energy_j["radio"] += float(devices.radio_w[client]) * task.radio_s
         self.energy_j["idle"] += float(devices.idle_w[client]) * task.idle_s
-        self.host.released(client)
-
-    def has_tasks(self, client: int) -> bool:
-        """Whether the client has a task that has not ended."""
-        return client in self._tasks

@@ -15,8 +15,8 @@ class Priority(IntEnum):
     """Order among events of the same instant.
 
     Everything that arrives or completes is seen before a timer that is due at the same instant
-    fires, and both before anything new is sent. Equalities such as "a full buffer at equal speeds is
-    a synchronous round" hold only with this order.
+    fires, and both before anything new is sent. Equalities such as "a full buffer at equal speeds
+    is a synchronous round" hold only with this order.
     """
 
     PROGRESS = 0  # a transfer or a computation completes

@@ -83,27 +83,26 @@ class GilbertElliott:
 
         One uniform number u_k decides step k: the new state is slow if u_k < p (from normal) or
         u_k < 1 - r (from slow). A number below both limits, or above both, gives the state
-        whatever it was before. So the search goes back from `dispatch` only to the last such step,
-        to task 0, or to the state remembered from the previous call, and then replays forwards.
+        whatever it was before; one in between keeps the state if p < 1 - r, and reverses it if
+        p > 1 - r. So the search goes back from `dispatch` only to the last step that settles the
+        state, to task 0, or to the state remembered from the previous call.
         """
         start, slow = self._seen.get((seed, client), (-1, False))
         if start > dispatch:
             start = -1
-        both, either = sorted((self.p, 1.0 - self.r))
-        draws: list[float] = []  # of steps dispatch, dispatch - 1, ..., in this order
+        low, high = sorted((self.p, 1.0 - self.r))
         k = dispatch
         while k > start:
             u = uniform(seed, "slowdown", client, k)
             if k == 0:
                 slow = u < self.p / (self.p + self.r)
                 break
-            if u < both or u >= either:
-                slow = u < both
+            if u < low or u >= high:
+                slow = u < low
                 break
-            draws.append(u)
             k -= 1
-        for u in reversed(draws):
-            slow = u < (1.0 - self.r if slow else self.p)
+        if self.p > 1.0 - self.r and (dispatch - k) % 2:
+            slow = not slow
         self._seen[seed, client] = (dispatch, slow)
         return slow
 

@@ -7,11 +7,13 @@ import logging
 import math
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
-from flwr.app import DEFAULT_TTL, Error, Message, MetricRecord, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.app.metadata import Metadata
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
@@ -20,7 +22,7 @@ from flwr.supercore.run import Run
 from fl.errors import SimulationError
 from fl.execution.executor import Assignment, Executor, Outcome, Payload
 from fl.simulation.clock import VirtualClock
-from fl.simulation.engine import Engine, Task
+from fl.simulation.engine import Engine, Stage, Task
 from fl.simulation.events import Priority
 from fl.simulation.fleet import Fleet
 from fl.simulation.identity import (
@@ -39,6 +41,8 @@ from fl.simulation.work import Charge, Planner
 log = logging.getLogger("fl")
 
 _SAME_POLLS = 3  # so many equal polls in a row mean that the app is waiting for time to pass
+_MANY_POLLS = 1000  # after so many, somebody asks whether what the app waits for can happen
+_LONG_WAIT_S = 7 * 86400.0  # longer than the period of any behaviour that repeats itself daily
 
 _REASONS = {
     Event.CRASH: (ErrorCode.CLIENT_APP_CRASHED, "the client's process crashed"),
@@ -58,11 +62,21 @@ _FREED = Payload(RecordDict(), 0)
 class _Flight:
     """A message, from the push to the moment its reply is pulled."""
 
-    __slots__ = ("assignment", "flops", "metadata", "outcome", "planned", "reply", "submitted")
+    __slots__ = (
+        "assignment",
+        "expiry",
+        "flops",
+        "metadata",
+        "outcome",
+        "planned",
+        "reply",
+        "submitted",
+    )
 
-    def __init__(self, metadata: Metadata, assignment: Assignment) -> None:
+    def __init__(self, metadata: Metadata, assignment: Assignment, expiry: float) -> None:
         self.metadata = metadata
         self.assignment = assignment
+        self.expiry = expiry
         self.outcome: Outcome | None = None
         self.reply: Message | None = None
         self.submitted = False
@@ -70,20 +84,31 @@ class _Flight:
         self.flops = 0.0
 
 
+@dataclass
+class _Polls:
+    """How often the app has asked who is available since it last sent or pulled anything."""
+
+    since: float = 0.0  # virtual time of the first poll
+    last: float = -1.0  # virtual time of the latest
+    total: int = 0
+    same: int = 0  # polls in a row at the time of the latest
+
+
 class SimGrid(Grid):
     """A `flwr.serverapp.Grid` on which stock strategies and foreign apps run unmodified.
 
     Waiting costs no host time. `send_and_receive` runs the events until every reply is there or
     virtual time reaches the timeout; a `pull_messages` that finds nothing moves virtual time to the
-    next event; so does polling `get_node_ids` again and again; `time.sleep` in the ServerApp passes
-    virtual time (`fl.simulation.virtual_sleep`).
+    next event; so does polling `get_node_ids` again and again, which also stops where a client
+    comes; `time.sleep` in the ServerApp passes virtual time (`fl.simulation.virtual_sleep`).
 
     What Flower would show in wall time, this shows in virtual time:
 
     - a client that drops out, departs or crashes gives an error reply once the server has learned
       of it (`Faults.detection_s`), or none at all;
     - a message that was lost gives no reply; when its TTL has run out, pulling it gives an error
-    reply (code 3, message unavailable), as does pulling an id twice;
+      reply (code 3, message unavailable), as does pulling an id twice, or pulling a reply that is
+      there after the TTL; a client that comes back after it does not get the message any more;
     - an exception in the ClientApp is an error reply with the exception's text.
 
     Args:
@@ -92,7 +117,8 @@ class SimGrid(Grid):
         planner: plans the work of our own ClientApp; None for a foreign app.
         charge: what a foreign app's work costs.
         trace: where events are recorded; a new one if None.
-        on_round: called at the end of each `send_and_receive` with the replies.
+        on_round: called at the end of each `send_and_receive` that sent something, with the type of
+            its (first) message and the replies.
         on_progress: called after each instant of virtual time.
         fail_fast: raise on the first exception in a ClientApp instead of replying with an error.
 
@@ -109,7 +135,7 @@ class SimGrid(Grid):
         planner: Planner | None = None,
         charge: Charge | None = None,
         trace: Trace | None = None,
-        on_round: Callable[[list[Message]], None] | None = None,
+        on_round: Callable[[str, list[Message]], None] | None = None,
         on_progress: Callable[[], None] | None = None,
         fail_fast: bool = False,
     ) -> None:
@@ -128,13 +154,16 @@ class SimGrid(Grid):
         self._dispatches: dict[int, int] = {}  # client -> messages sent to it so far
         self._states: dict[int, RecordDict] = {}  # only of clients that keep a state
         self._waiting: dict[Task, None] = {}  # may be executed, not submitted yet; in order
-        self._held: dict[int, list[Task]] = {}  # wait for an earlier task of the same client
+        # Tasks whose work is not done, by client. What a task leaves in its client's state, the
+        # next one finds: only the first of a client can be executed ahead of its time.
+        self._open: dict[int, list[Task]] = {}
         self._flights: dict[str, Task] = {}  # pushed, reply not pulled
         self._arrived: dict[str, Task] = {}  # reply is there, not pulled; in order of arrival
         self._expiries: list[tuple[float, int, str]] = []
         self._pushed = 0
         self._all_nodes: list[int] | None = None
-        self._last_poll: tuple[float, int] = (-1.0, 0)
+        self._seen_nodes: list[int] | None = None  # by the ServerApp's thread
+        self._polls = _Polls()
         self._told_errors = 0
         self._thread = threading.get_ident()
         self._lock = threading.RLock()
@@ -163,18 +192,31 @@ class SimGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
-        """Returns the ids of the clients that are available now, in ascending order."""
+        """Returns the ids of the clients that are available now, in ascending order.
+
+        A thread other than the ServerApp's gets what the ServerApp's saw last: when such a thread
+        asks is a matter of host time, which must not decide anything.
+
+        Raises:
+            SimulationError: the app waits for clients that will never come.
+        """
         with self._inside():
-            ids = self._node_ids()
             if threading.get_ident() != self._thread:
-                return ids  # some background thread of the app; only the ServerApp moves time
-            now, count = self._last_poll
-            same = count + 1 if now == self.engine.queue.now else 1
-            if same > _SAME_POLLS and len(ids) < len(self.fleet):
-                self._step(math.inf)
-                ids, same = self._node_ids(), 1
-            self._last_poll = (self.engine.queue.now, same)
-            return ids
+                return self._node_ids() if self._seen_nodes is None else self._seen_nodes.copy()
+            ids = self._node_ids()
+            polls, now = self._polls, self.engine.queue.now
+            if polls.total == 0:
+                polls.since = now
+            polls.total += 1
+            polls.same = polls.same + 1 if polls.last == now else 1
+            if polls.total % _MANY_POLLS == 0:
+                self._check_wait(len(ids))
+            if polls.same > _SAME_POLLS and len(ids) < len(self.fleet):
+                self._step(self._next_arrival())
+                ids, polls.same = self._node_ids(), 1
+            polls.last = self.engine.queue.now
+            self._seen_nodes = ids
+            return ids.copy()
 
     def _node_ids(self) -> list[int]:
         online = self.fleet.availability.online(self.engine.queue.now)
@@ -184,11 +226,30 @@ class SimGrid(Grid):
             return self._all_nodes.copy()
         return [int(i) + FIRST_NODE_ID for i in online.nonzero()[0]]
 
+    def _next_arrival(self) -> float:
+        """Returns the time at which the next of the unavailable clients comes."""
+        availability, now = self.fleet.availability, self.engine.queue.now
+        away = (~availability.online(now)).nonzero()[0]
+        return min((availability.next_change(int(i), now) for i in away), default=math.inf)
+
+    def _check_wait(self, available: int) -> None:
+        waited = self.engine.queue.now - self._polls.since
+        hopeless = math.isinf(self._next_arrival())
+        if hopeless or waited > _LONG_WAIT_S:
+            raise SimulationError(
+                f"the ServerApp has asked {self._polls.total} times in a row which clients are "
+                f"available, for {waited:g} s of virtual time: {available} of {len(self.fleet)} are"
+                f"{', and no other will ever come' if hopeless else ''}. Ask for fewer (a "
+                "strategy's min_available_nodes, min_train_nodes, min_evaluate_nodes), or use a "
+                "larger fleet"
+            )
+
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Sends messages now; returns their ids.
 
         Raises:
-            ValueError: a message goes to a node that does not exist, or is not a new message.
+            ValueError: a message goes to a node that does not exist, is a reply, or has a TTL that
+                is not positive and finite; then none is sent.
         """
         with self._inside():
             return self._push(messages)
@@ -199,7 +260,7 @@ class SimGrid(Grid):
         If none is, virtual time moves to the next event, and what has arrived then is returned.
         """
         with self._inside():
-            self._last_poll = (-1.0, 0)
+            self._polls = _Polls()
             wanted = list(dict.fromkeys(message_ids))
             unknown = [self._unavailable(name) for name in wanted if name not in self._flights]
             known = {name for name in wanted if name in self._flights}
@@ -214,11 +275,12 @@ class SimGrid(Grid):
     ) -> list[Message]:
         """Sends messages and returns the replies that arrive within `timeout` virtual seconds.
 
-        Replies come in the order of their arrival. Tasks that are late go on: their client stays
-        busy, and their reply is never delivered unless its id is pulled.
+        Replies come in the order of their arrival; one that arrives exactly at the timeout counts.
+        Tasks that are late go on: their client stays busy, and their reply is thrown away.
         """
         with self._inside():
             began = self.engine.queue.now
+            messages = list(messages)
             missing = set(self._push(messages))
             deadline = math.inf if timeout is None else began + timeout
             replies: list[Message] = []
@@ -229,13 +291,11 @@ class SimGrid(Grid):
                 if missing and not self._step(deadline):
                     break
             if missing:
-                self.trace.record(
-                    self.engine.queue.now, Event.TIMEOUT, value=float(len(missing))
-                )
-                for name in missing:  # the caller does not know these ids, so nobody can pull them
+                self.trace.record(self.engine.queue.now, Event.TIMEOUT, value=float(len(missing)))
+                for name in missing:  # kept until their TTL, they could fill the memory
                     del self._flights[name]
-            if self._on_round is not None:
-                self._on_round(replies)
+            if self._on_round is not None and messages:
+                self._on_round(messages[0].metadata.message_type, replies)
             return replies
 
     # ---- time ----------------------------------------------------------------------------------
@@ -255,6 +315,9 @@ class SimGrid(Grid):
         generator of `random` (Ray does) leaves no trace in the ServerApp's stream.
         """
         with self._lock, answering(None):
+            if threading.get_ident() != self._thread:
+                yield  # putting a state back here could undo a draw of the ServerApp's thread
+                return
             state = random.getstate()
             try:
                 yield
@@ -262,8 +325,8 @@ class SimGrid(Grid):
                 random.setstate(state)
 
     def answering(self) -> AbstractContextManager[None]:
-        """Makes `time.sleep` in the block pass virtual time."""
-        return answering(self.sleep)
+        """Makes `time.sleep` in the block pass virtual time, and `time.time` show it."""
+        return answering(self.sleep, self.clock.now)
 
     def _step(self, until: float) -> bool:
         """Runs the next instant not later than `until`; False when there is none."""
@@ -277,10 +340,10 @@ class SimGrid(Grid):
         return advanced
 
     def _next_expiry(self) -> float:
+        """Returns when the TTL of the next message runs out whose reply has not been pulled."""
         while self._expiries:
             time, _, name = self._expiries[0]
-            task = self._flights.get(name)
-            if task is not None and task.content.reply is None:
+            if name in self._flights:
                 return time
             heapq.heappop(self._expiries)
         return math.inf
@@ -290,42 +353,52 @@ class SimGrid(Grid):
         while self._next_expiry() <= now:
             _, _, name = heapq.heappop(self._expiries)
             task = self._flights[name]
-            self.trace.record(now, Event.EXPIRED, task.client, task.dispatch)
+            if task.content.reply is None:
+                self.trace.record(now, Event.EXPIRED, task.client, task.dispatch)
             self._reply_with_error(task, Event.EXPIRED)
+            if task.stage is Stage.WAITING:
+                self.engine.withdraw(task)
 
     # ---- sending -------------------------------------------------------------------------------
 
     def _push(self, messages: Iterable[Message]) -> list[str]:
-        self._last_poll = (-1.0, 0)
+        self._polls = _Polls()
+        messages = list(messages)
+        for message in messages:
+            self._check(message.metadata)
         payloads: dict[int, tuple[RecordDict, Payload]] = {}
         tasks = [self._accept(message, payloads) for message in messages]
         for task in tasks:
-            if self.engine.has_tasks(task.client):
-                self._held.setdefault(task.client, []).append(task)
-            else:
+            tasks_of_client = self._open.setdefault(task.client, [])
+            tasks_of_client.append(task)
+            if len(tasks_of_client) == 1:
                 self._admit(task)
             self.engine.dispatch(task)
         return [task.content.metadata.message_id for task in tasks]
 
-    def _accept(
-        self, message: Message, payloads: dict[int, tuple[RecordDict, Payload]]
-    ) -> Task:
-        metadata = message.metadata
-        client = client_of(metadata.dst_node_id)
-        if not 0 <= client < len(self.fleet):
+    def _check(self, metadata: Metadata) -> None:
+        if not 0 <= client_of(metadata.dst_node_id) < len(self.fleet):
             raise ValueError(
                 f"message to node {metadata.dst_node_id}, which does not exist: this fleet's nodes "
                 f"are {FIRST_NODE_ID} to {FIRST_NODE_ID + len(self.fleet) - 1} (get_node_ids)"
             )
-        if metadata.message_id != "" or metadata.reply_to_message_id != "" or metadata.ttl <= 0:
+        if metadata.reply_to_message_id != "":
             raise ValueError(
-                f"only a new message with a positive TTL can be pushed; this one has id "
-                f"'{metadata.message_id}', replies to '{metadata.reply_to_message_id}', "
-                f"TTL {metadata.ttl} s"
+                f"a reply (to message '{metadata.reply_to_message_id}') cannot be pushed: make a "
+                "new message with Message(content, dst_node_id, message_type)"
             )
+        if not 0 < metadata.ttl < math.inf:
+            raise ValueError(
+                f"the TTL of the message to node {metadata.dst_node_id} is {metadata.ttl} s; it "
+                "must be positive and finite (leave it out for Flower's default of 12 hours)"
+            )
+
+    def _accept(self, message: Message, payloads: dict[int, tuple[RecordDict, Payload]]) -> Task:
+        metadata = message.metadata
+        client = client_of(metadata.dst_node_id)
         # A cohort's messages share one content object: copy and weigh it once.
         held = payloads.get(id(message.content))
-        if held is None or held[0] is not message.content:
+        if held is None:
             content = snapshot(message.content)
             held = (message.content, Payload(content, payload_bytes(content)))
             payloads[id(message.content)] = held
@@ -342,7 +415,9 @@ class SimGrid(Grid):
             metadata.group_id,
             float(metadata.ttl),
         )
-        flight = _Flight(metadata, assignment)
+        expiry = self.engine.queue.now + float(metadata.ttl)
+        # A copy of the metadata: Flower lets an app push the same object again, as a new message.
+        flight = _Flight(copy(metadata), assignment, expiry)
         faults = self.fleet.faults.draw(self.fleet.seed, client, dispatch)
         task = Task(client, dispatch, payload.size, faults, flight)
         if self._planner is not None:
@@ -351,30 +426,62 @@ class SimGrid(Grid):
             assignment.work = plan.work
         self._flights[name] = task
         self._pushed += 1
-        expiry = self.engine.queue.now + float(metadata.ttl or DEFAULT_TTL)
         heapq.heappush(self._expiries, (expiry, self._pushed, name))
         return task
 
+    # ---- whose turn it is ------------------------------------------------------------------------
+
     def _admit(self, task: Task) -> None:
-        """Makes a task executable: no earlier task of its client can change the client's state."""
+        """Makes a task executable: no other task of its client will change the client's state."""
         faults, flight = task.faults, task.content
-        doomed = (
-            faults.lose_download or faults.dropout_at is not None or faults.crash_at is not None
-        )
-        if flight.planned and doomed:
-            return  # its duration is known and its result will never be needed
+        stops = faults.dropout_at is not None or faults.crash_at is not None
+        if faults.lose_download or (flight.planned and stops):
+            return  # its duration is known or does not matter, and its result is never needed
         flight.assignment.state = self._states.get(task.client)
         self._waiting[task] = None
+
+    def _begin(self, task: Task) -> None:
+        """Gives a task that its device starts now the turn, in case it has overtaken another."""
+        tasks = self._open[task.client]
+        if tasks[0] is not task:
+            self._recall(tasks[0])
+            tasks.remove(task)
+            tasks.insert(0, task)
+            self._admit(task)
+
+    def _recall(self, task: Task) -> None:
+        """Undoes `_admit`; what the task would have done with an older state is not used."""
+        flight: _Flight = task.content
+        self._waiting.pop(task, None)
+        if flight.submitted:
+            self._executor.discard(flight.assignment)
+            flight.assignment = replace(flight.assignment)  # to the executor, a new one
+            flight.submitted = False
+
+    def _finish(self, task: Task) -> None:
+        """Passes the turn on when a task's work is done, or will not be."""
+        tasks = self._open.get(task.client, [])
+        if task not in tasks:
+            return  # it was done before
+        first = tasks[0] is task
+        tasks.remove(task)
+        if not tasks:
+            del self._open[task.client]
+        elif first:
+            self._admit(tasks[0])
 
     # ---- the engine's questions ------------------------------------------------------------------
 
     def compute_seconds(self, task: Task) -> float:
         """Returns the virtual seconds of the task's local work."""
+        self._begin(task)
         flight: _Flight = task.content
         if flight.planned:
             return self.fleet.compute_seconds(task.client, task.dispatch, flight.flops)
         outcome = self._outcome(task)
-        return self._charge.seconds_for(self.fleet, task.client, task.dispatch, flight.assignment, outcome)
+        return self._charge.seconds_for(
+            self.fleet, task.client, task.dispatch, flight.assignment, outcome
+        )
 
     def computed(self, task: Task) -> int:
         """Commits the client's state and returns the reply's size in bytes."""
@@ -383,10 +490,9 @@ class SimGrid(Grid):
             self._states.pop(task.client, None)
         else:
             self._states[task.client] = outcome.state
+        self._finish(task)
         if outcome.error is not None:
-            self.trace.record(
-                self.engine.queue.now, Event.CLIENT_ERROR, task.client, task.dispatch
-            )
+            self.trace.record(self.engine.queue.now, Event.CLIENT_ERROR, task.client, task.dispatch)
             self._tell_error(task, outcome)
             return len(outcome.error[1].encode())
         content = outcome.content
@@ -414,17 +520,15 @@ class SimGrid(Grid):
     def failed(self, task: Task, kind: Event) -> None:
         """Forgets the work of a task that brings no reply; a crash also loses the state."""
         flight: _Flight = task.content
-        if flight.submitted:
-            if flight.outcome is None:
-                self._executor.discard(flight.assignment)
+        if flight.submitted and flight.outcome is None:
+            self._executor.discard(flight.assignment)
         else:
             self._waiting.pop(task, None)
+            flight.outcome = None
             flight.assignment.payload = _FREED
-        held = self._held.get(task.client)
-        if held and task in held:
-            held.remove(task)
         if kind is Event.CRASH:
             self._states.pop(task.client, None)
+        self._finish(task)
 
     def server_learns(self, task: Task, kind: Event) -> None:
         """Replies with the error Flower's server would make up."""
@@ -435,13 +539,10 @@ class SimGrid(Grid):
                 )
             self._reply_with_error(task, kind)
 
-    def released(self, client: int) -> None:
-        """Admits the client's next task, if one waited for this one's state."""
-        held = self._held.get(client)
-        if held:
-            self._admit(held.pop(0))
-        if not held:
-            self._held.pop(client, None)
+    def deliverable(self, task: Task) -> bool:
+        """Returns whether the message's TTL has not run out."""
+        flight: _Flight = task.content
+        return self.engine.queue.now <= flight.expiry
 
     def _outcome(self, task: Task) -> Outcome:
         flight: _Flight = task.content
@@ -453,9 +554,7 @@ class SimGrid(Grid):
                 self._executor.submit([other.content.assignment for other in wave])
             outcome = self._executor.result(flight.assignment)
             if outcome.content is not None and not isinstance(outcome.content, RecordDict):
-                self.trace.record(
-                    self.engine.queue.now, Event.REJECTED, task.client, task.dispatch
-                )
+                self.trace.record(self.engine.queue.now, Event.REJECTED, task.client, task.dispatch)
                 kind = type(outcome.content).__name__
                 reason = f"the reply's content is {kind}, not a RecordDict"
                 outcome.content, outcome.error = None, (ErrorCode.UNKNOWN, reason)
@@ -502,7 +601,8 @@ class SimGrid(Grid):
             ErrorCode.MESSAGE_UNAVAILABLE,
             f"message '{name}' does not exist, or its reply was pulled before",
         )
-        return Message(metadata=metadata, error=error)  # type: ignore[call-overload]
+        unavailable: Message = Message(metadata=metadata, error=error)  # type: ignore[call-overload]
+        return unavailable
 
     def _tell_error(self, task: Task, outcome: Outcome) -> None:
         if outcome.error is None:
@@ -544,10 +644,8 @@ def mean_metrics(replies: Iterable[Message], weight_key: str = "num-examples") -
 
     Only floats are averaged: whole numbers are counts, whose mean says little.
     """
-    records: list[MetricRecord] = []
-    for reply in replies:
-        if reply.has_content():
-            records.extend(list(reply.content.metric_records.values())[:1])
+    reported = [_metrics(reply.content) for reply in replies if reply.has_content()]
+    records = [record for record in reported if record is not None]
     if not records:
         return {}
     weights = [float(_scalar(record.get(weight_key), 1.0)) for record in records]
@@ -556,10 +654,23 @@ def mean_metrics(replies: Iterable[Message], weight_key: str = "num-examples") -
         return {}
     shared = set(records[0]).intersection(*records[1:]) - {weight_key}
     return {
-        key: sum(w * float(record[key]) for w, record in zip(weights, records, strict=True)) / total  # type: ignore[arg-type]
+        key: sum(w * float(record[key]) for w, record in zip(weights, records, strict=True)) / total
         for key in sorted(shared)
         if all(isinstance(record[key], float) for record in records)
     }
+
+
+def _metrics(content: RecordDict) -> Mapping[str, Any] | None:
+    """Returns what a client reports: its MetricRecord, or what a NumPyClient returned."""
+    for older in ("fitres", "evaluateres"):
+        counted = content.metric_records.get(f"{older}.num_examples")
+        if counted is not None:
+            return {
+                **content.metric_records.get(f"{older}.loss", {}),
+                **content.config_records.get(f"{older}.metrics", {}),
+                "num-examples": counted["num_examples"],
+            }
+    return next(iter(content.metric_records.values()), None)
 
 
 def _scalar(value: object, default: float) -> float:

@@ -1,9 +1,10 @@
 """Apps of Flower's older kind: `server_fn`, `NumPyClient`, strategies of `flwr.server.strategy`.
 
 Their server sends each client's message from a thread of its own and waits there, which has no
-meaning in virtual time: the first thread to wait would finish its client before the second has sent.
-Inside `concurrent_rounds`, a round is one `send_and_receive`, with all its clients in flight at once.
-The conversions between the two kinds of messages are Flower's own.
+meaning in virtual time: the first thread to wait would finish its client before the second has
+sent. Inside `concurrent_rounds`, a round is one `send_and_receive`, with all its clients in flight
+at once, and waiting for clients lets virtual time pass until they come. The conversions between the
+two kinds of messages are Flower's own.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.common import Code
 from flwr.compat.common import recorddict_compat
 from flwr.server import server
+from flwr.server.client_manager import ClientManager, SimpleClientManager
 
 from fl.simulation.grid import SimGrid
 
 
 @contextmanager
 def concurrent_rounds(grid: SimGrid) -> Iterator[None]:
-    """Replaces the two functions of Flower's legacy server that start threads."""
+    """Replaces the functions of Flower's legacy server that start threads, or wait for one."""
     fit, evaluate = server.fit_clients, server.evaluate_clients
+    wait = SimpleClientManager.wait_for
 
     def fit_clients(instructions: Any, _: Any, timeout: float | None, group_id: int) -> Any:
         return _exchange(
@@ -47,11 +50,22 @@ def concurrent_rounds(grid: SimGrid) -> Iterator[None]:
             group_id,
         )
 
-    server.fit_clients, server.evaluate_clients = fit_clients, evaluate_clients
+    def wait_for(manager: ClientManager, num_clients: int, timeout: int = 86400) -> bool:
+        deadline = grid.clock.now() + timeout
+        while manager.num_available() < num_clients:  # asks the grid
+            if grid.clock.now() >= deadline:
+                return False
+            grid.sleep(1.0)
+        return True
+
+    server.fit_clients = fit_clients  # type: ignore[assignment]
+    server.evaluate_clients = evaluate_clients  # type: ignore[assignment]
+    SimpleClientManager.wait_for = wait_for  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
         server.fit_clients, server.evaluate_clients = fit, evaluate
+        SimpleClientManager.wait_for = wait  # type: ignore[method-assign]
 
 
 def _exchange(
@@ -86,7 +100,7 @@ def _exchange(
     missing = dict(proxies)
     for reply in grid.send_and_receive(messages, timeout=timeout):
         node = int(reply.metadata.src_node_id)
-        del missing[node]
+        missing.pop(node, None)  # an app may send a client two instructions
         if reply.has_error():
             failures.append(ValueError(f"node {node} replied with an error: {reply.error.reason}"))
             continue

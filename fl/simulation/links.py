@@ -523,13 +523,10 @@ class _WaterFilling:
         """Takes off the flows at the top of a heap of ends up to a limit."""
         batch: list[int] = []
         while (entry := self._top(ends)) is not None and entry[0] <= limit:
-            group = entry[2]
-            end = group.heap[0][0]
-            # Equal ends of one group go together, whatever the rounding of the group's next key.
-            while group.count and group.heap[0][0] <= end:
-                flow = group.heap[0][1]
-                self._delete(flow)
-                batch.append(flow)
+            # Equal ends of one group have equal keys, so they go together.
+            flow = entry[2].heap[0][1]
+            self._delete(flow)
+            batch.append(flow)
         return batch
 
     def _move(self, now: float) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.common.constant import SType
 
 from fl.params import RowArray
 
-NUMBER_BYTES = 8  # Flower sends every int, float and bool of a record as 64 bits
+NUMBER_BYTES = 8  # Flower sends every int and float of a record as 64 bits
 
 
 def payload_bytes(content: RecordDict) -> int:
     """Returns the number of bytes of a message's content.
 
     Counted as Flower counts a record (`count_bytes`, used by its message-size mods): the length of
-    every array's serialised data, 8 bytes a number, the length of strings and bytes, and of all keys.
+    every array's serialised data, 8 bytes a number, 1 byte a boolean, the length of strings and
+    bytes, and of all keys within a record.
     """
     total = 0
     for record in content.values():
@@ -33,12 +37,37 @@ def _value_bytes(value: object) -> int:
         return len(value)
     if isinstance(value, list):
         return sum(_value_bytes(item) for item in value)
-    return NUMBER_BYTES
+    return 1 if isinstance(value, bool) else NUMBER_BYTES
+
+
+def num_scalars(content: RecordDict) -> int:
+    """Returns the number of scalars in all arrays of a message.
+
+    Flower's older apps send arrays without dtype and shape: these are read from the `.npy` bytes,
+    and in any other format a scalar is taken to have 4 bytes.
+    """
+    records = content.array_records.values()
+    return sum(_scalars(array) for record in records for array in record.values())
+
+
+def _scalars(array: Array) -> int:
+    if array.dtype:
+        return prod(array.shape)
+    if array.data and array.stype == SType.NUMPY:
+        return array.numpy().size
+    return len(array.data) // 4
 
 
 def snapshot(content: RecordDict) -> RecordDict:
     """Returns a copy that shares the arrays' bytes, but no dictionary, with `content`.
 
-    A strategy keeps one configuration and changes it every round; a task may be executed after that.
+    A strategy keeps one configuration and changes it every round; a task may be executed after
+    that. Lists in it are copied too.
     """
-    return RecordDict({key: record.copy() for key, record in content.items()})
+    copies = {key: record.copy() for key, record in content.items()}
+    for record in copies.values():
+        if not isinstance(record, ArrayRecord):
+            for key, value in record.items():
+                if isinstance(value, list):
+                    record[key] = value.copy()  # type: ignore[assignment]
+    return RecordDict(copies)

@@ -1,12 +1,15 @@
-"""`time.sleep` in somebody's app passes virtual time instead of the host's.
+"""`time.sleep` in somebody's app passes virtual time, not the host's, and `time.time` shows it.
 
-Apps written for deployments wait with `time.sleep`: a ServerApp between two polls, a ClientApp that
-imitates a slow device. Inside `virtual_sleep()`, such a call goes to whoever is `answering` for the
-calling thread; calls from any other thread, and from the simulator itself, really sleep.
+Apps written for deployments wait with `time.sleep`: a ServerApp between two polls, often until
+`time.time` says that it has waited long enough; a ClientApp that imitates a slow device. Inside
+`virtual_sleep()`, such a call goes to whoever is `answering` for the calling thread; calls from any
+other thread, and from the simulator itself, get the host's sleep and time. `time.monotonic` and
+`time.perf_counter` stay the host's: libraries wait for processes and sockets by them.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -14,43 +17,78 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Sleeper = Callable[[float], None]
+Now = Callable[[], float]
 
 _real_sleep = time.sleep
+_real_time = time.time
 _answering = threading.local()
 
 
+class _Answer:
+    __slots__ = ("now", "origin", "sleeper", "slept")
+
+    def __init__(self, sleeper: Sleeper, now: Now | None) -> None:
+        self.sleeper = sleeper
+        self.now = now
+        self.slept = 0.0
+        # In whole seconds: then differences do not depend on when the run began, to the last bit.
+        self.origin = math.floor(_real_time())
+
+
 def _sleep(seconds: float) -> None:
-    sleeper: Sleeper | None = getattr(_answering, "sleeper", None)
-    (_real_sleep if sleeper is None else sleeper)(seconds)
+    answer: _Answer | None = getattr(_answering, "answer", None)
+    if answer is None:
+        _real_sleep(seconds)
+        return
+    seconds = float(seconds)
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"sleep length is {seconds} s; it must be finite and not negative")
+    answer.slept += seconds
+    answer.sleeper(seconds)
 
 
-def _replace(old: Sleeper, new: Sleeper) -> None:
+def _time() -> float:
+    answer: _Answer | None = getattr(_answering, "answer", None)
+    if answer is None:
+        return _real_time()
+    return _real_time() + answer.slept if answer.now is None else answer.origin + answer.now()
+
+
+def _replace(old: Callable[..., object], new: Callable[..., object], name: str) -> None:
     # `from time import sleep` leaves copies in the modules that wrote it.
     for module in list(sys.modules.values()):
         names = getattr(module, "__dict__", None)
-        if names is not None and names.get("sleep") is old:
-            names["sleep"] = new
+        if names is not None and names.get(name) is old:
+            names[name] = new
 
 
 @contextmanager
 def virtual_sleep() -> Iterator[None]:
-    """Routes `time.sleep` through `answering`; nested uses are one."""
+    """Routes `time.sleep` and `time.time` through `answering`; nested uses are one."""
     if time.sleep is _sleep:
         yield
         return
-    _replace(_real_sleep, _sleep)
+    _replace(_real_sleep, _sleep, "sleep")
+    _replace(_real_time, _time, "time")
     try:
         yield
     finally:
-        _replace(_sleep, _real_sleep)
+        _replace(_sleep, _real_sleep, "sleep")
+        _replace(_time, _real_time, "time")
 
 
 @contextmanager
-def answering(sleeper: Sleeper | None) -> Iterator[None]:
-    """Makes `sleeper` answer for this thread's calls; None lets them sleep for real."""
-    before: Sleeper | None = getattr(_answering, "sleeper", None)
-    _answering.sleeper = sleeper
+def answering(sleeper: Sleeper | None, now: Now | None = None) -> Iterator[None]:
+    """Makes `sleeper` answer for this thread's calls; None lets them sleep for real.
+
+    Args:
+        sleeper: gets the seconds of every sleep.
+        now: virtual time in s, which `time.time` then shows, counted from the host's time at the
+            beginning of the block. None lets it show the host's time plus what was slept.
+    """
+    before: _Answer | None = getattr(_answering, "answer", None)
+    _answering.answer = None if sleeper is None else _Answer(sleeper, now)
     try:
         yield
     finally:
-        _answering.sleeper = before
+        _answering.answer = before

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fl.errors import ConfigError
-from fl.execution.executor import Assignment, Outcome, num_scalars
+from fl.execution.executor import Assignment, Outcome
 from fl.simulation.fleet import Fleet
+from fl.simulation.payload import num_scalars
 
 FORWARD_FLOPS = 2  # a multiply and an add per weight and example, for dense layers
 BACKWARD_FLOPS = 4  # twice the forward pass: gradients of inputs and of weights
+OLDER_EXAMPLES_KEY = "num_examples"  # where Flower puts the number that a NumPyClient returns
 
 
 class Plan(Protocol):
@@ -35,14 +37,16 @@ Planner = Callable[[Assignment, float], Plan]
 class Charge:
     """The cost of a ClientApp that gives no plan.
 
-    A reply that reports how many examples it used (`examples_key` in a MetricRecord) is charged per
-    example; any other, also one whose number is negative or not finite, a constant. Seconds the app slept are added in either case. Host time is used
-    only if `measured` says so, and then two runs differ.
+    A reply that reports how many examples it used (`examples_key` in a MetricRecord, or what a
+    NumPyClient returns) is charged per example; any other, also one whose number is negative or not
+    finite, a constant. Seconds the app slept are added in either case. Host time is used only if
+    `measured` says so, and then two runs differ.
 
     Attributes:
-        flops_per_example: FLOPs per reported example; None estimates them from the number of scalars
-            d in the message's arrays as 6 d for `train` (2 d forward, 4 d backward) and 2 d for
-            other messages. Local epochs are not known: report examples times epochs, or set this.
+        flops_per_example: FLOPs per reported example; None estimates them from the number of
+            scalars d in the message's arrays as 6 d for `train` (2 d forward, 4 d backward) and 2 d
+            for other messages. Local epochs are not known: report examples times epochs, or set
+            this.
         seconds: constant for replies that report no examples, and for errors.
         measured: charge the host seconds the app took, times this factor; 0 never does.
         examples_key: name of the metric.
@@ -85,7 +89,7 @@ def _examples(outcome: Outcome, key: str) -> float | None:
     if outcome.content is None:
         return None
     for record in outcome.content.metric_records.values():
-        value = record.get(key)
+        value = record.get(key, record.get(OLDER_EXAMPLES_KEY))
         if isinstance(value, int | float) and math.isfinite(value) and value >= 0:
             return float(value)
     return None

@@ -28,8 +28,8 @@ class Aggregate(strategy.FedAvg):
         w <- w + eta F(w_1 - w, ..., w_n - w)
 
     where w_i is what client i made of w. A reply that is no model of the right form, or not finite,
-    never reaches F: it counts as one of the f the rule tolerates, and more than f raise. A round with
-    too few replies for the rule leaves the model as it is.
+    never reaches F: it counts as one of the f the rule tolerates, and more than f raise. A round
+    with too few replies for the rule leaves the model as it is.
 
     Args:
         rule: F.
@@ -41,11 +41,11 @@ class Aggregate(strategy.FedAvg):
         ConfigError: eta is not positive.
     """
 
-    def __init__(
-        self, *, rule: Aggregator, eta: float = 1.0, seed: int = 0, **flower: Any
-    ) -> None:
+    def __init__(self, *, rule: Aggregator, eta: float = 1.0, seed: int = 0, **flower: Any) -> None:
         if not eta > 0:
-            raise ConfigError(f"strategy.eta is {eta}; it must be positive, and 1 replaces the model")
+            raise ConfigError(
+                f"strategy.eta is {eta}; it must be positive, and 1 replaces the model"
+            )
         super().__init__(**flower)
         self.rule = rule
         self.eta = eta

@@ -20,9 +20,10 @@ class FedProx(strategy.FedProx):
     """Flower's FedProx with the paper's protocol for stragglers.
 
     Of the S devices selected in a round, round(S (1 - s)) are active and train E epochs. The other
-    are stragglers: each has time for e epochs only, e uniform on {1, ..., E - 1}. FedProx averages
-    what they return; FedAvg, to which the paper compares, drops them. Which devices are selected and
-    which are stragglers depends on the seed and the round, not on the method.
+    are stragglers: each has time for e epochs only, e uniform on {1, ..., E - 1} as in the authors'
+    code (the paper, section 5.2, writes [1, E]). FedProx averages what they return, weighted by the
+    devices' numbers of examples; FedAvg, to which the paper compares, drops them. Which devices are
+    selected and which are stragglers depends on the seed and the round, not on the method.
 
     The proximal term mu/2 |w - w_t|^2 is the clients' (`client=proximal`); mu goes out with the
     model.
@@ -36,7 +37,7 @@ class FedProx(strategy.FedProx):
         **flower: arguments of `flwr.serverapp.strategy.FedProx`.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: an argument is out of its range; or, in a round, all devices would be dropped.
     """
 
     def __init__(
@@ -55,10 +56,16 @@ class FedProx(strategy.FedProx):
             raise ConfigError(
                 f"strategy.straggler_fraction is {straggler_fraction}; it must lie in [0, 1)"
             )
-        if local_epochs < (2 if straggler_fraction else 1):
+        least = 2 if straggler_fraction else 1
+        if isinstance(local_epochs, bool) or not isinstance(local_epochs, int):
             raise ConfigError(
-                f"strategy.local_epochs is {local_epochs}; with stragglers it must be at least 2, "
-                "because a straggler does between 1 and local_epochs - 1"
+                f"strategy.local_epochs is {local_epochs!r}; it must be a whole number, at least "
+                f"{least}: set it, if client.local_steps leaves client.local_epochs null"
+            )
+        if local_epochs < least:
+            raise ConfigError(
+                f"strategy.local_epochs is {local_epochs}; it must be at least {least}, and 2 with "
+                "stragglers, because a straggler does between 1 and local_epochs - 1"
             )
         super().__init__(proximal_mu=proximal_mu, **flower)
         self.straggler_fraction = straggler_fraction
@@ -81,10 +88,14 @@ class FedProx(strategy.FedProx):
             e = int(epochs[i])
             if e not in contents:
                 own = ConfigRecord({**config, "local-epochs": e})
-                contents[e] = RecordDict(
-                    {self.arrayrecord_key: arrays, self.configrecord_key: own}
-                )
+                contents[e] = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: own})
             messages[i].content = contents[e]
         if self.drop_stragglers:
+            if stragglers and not active:
+                raise ConfigError(
+                    f"strategy.straggler_fraction is {self.straggler_fraction}, so none of the "
+                    f"{len(messages)} devices of a round is active, and drop_stragglers drops them "
+                    "all: lower it, select more devices, or keep stragglers"
+                )
             return [message for i, message in enumerate(messages) if i not in stragglers]
         return messages

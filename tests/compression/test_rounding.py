@@ -17,7 +17,7 @@ def test_pieces_cover_every_entry_once_with_its_bucket(size, bucket):
     for entries, buckets, width in pieces(size, bucket):
         n = entries.stop - entries.start
         assert n % width == 0
-        assert n <= max(1 << 15, width)
+        assert n <= max(1 << 16, width)
         assert n // width == buckets.stop - buckets.start
         assert (owner[entries] == -1).all()
         owner[entries] = np.repeat(np.arange(buckets.start, buckets.stop), width)

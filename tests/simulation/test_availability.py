@@ -191,6 +191,19 @@ def test_every_client_has_one_window_a_day_of_equal_length():
         assert model.next_change(client, off) - t == pytest.approx(DAY)
 
 
+@pytest.mark.parametrize("period", [0.1, 100 / 3, DAY])
+def test_a_window_opens_and_closes_at_the_very_times_announced(period):
+    model = Diurnal(300, 1, low=0.1, high=0.4, period_s=period)
+    for client in range(300):
+        t = 123_456.7 * period
+        for _ in range(6):
+            t = model.next_change(client, t)
+            state = model.is_online(client, t)
+            assert model.is_online(client, math.nextafter(t, 0)) != state
+            assert model.online(t)[client] == state
+            assert model.online(math.nextafter(t, 0))[client] != state
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -348,6 +361,15 @@ def test_flash_phones_are_online_while_locked_charging_and_on_wifi(tmp_path):
     path = tmp_path / "state_traces.json"
     path.write_text(json.dumps({"u1": {"guid": "u1", "model": "x", "messages": messages}}))
     assert read_behaviour(path) == [Behaviour(((30.0, 60.0), (70.0, 80.0), (120.0, 200.0)), 200.0)]
+
+
+@pytest.mark.parametrize("state", ["2g", "3g", "4g", "5g", "unknown", "screen_unlock"])
+def test_flash_phones_go_offline_when_they_leave_wifi_or_are_unlocked(tmp_path, state):
+    changes = ("battery_charged_on", "screen_lock", "wifi", state, "55%")
+    messages = "\n".join(f"2020-02-03 00:00:0{i}\t{name}" for i, name in enumerate(changes))
+    path = tmp_path / "state_traces.json"
+    path.write_text(json.dumps({"u1": {"messages": messages}}))
+    assert read_behaviour(path) == [Behaviour(((2.0, 3.0),), 4.0)]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Faults of tasks: frequencies, independence, and the chain of slow spells."""
 
+import itertools
 import math
 
 import numpy as np
@@ -121,7 +122,7 @@ def test_one_more_task_costs_one_number_even_if_no_number_settles_the_state(monk
     chain = GilbertElliott(1.0, 1.0, 2.0)  # alternates for ever
     states = [chain.is_slow(0, 0, k) for k in range(3000)]
     assert len(asked) == 3000
-    assert all(a != b for a, b in zip(states, states[1:], strict=False))
+    assert all(a != b for a, b in itertools.pairwise(states))
     assert GilbertElliott(1.0, 1.0, 2.0).is_slow(0, 0, 2999) == states[-1]  # and no recursion
 
 

@@ -278,17 +278,53 @@ def test_another_call_at_the_instant_of_an_end_does_not_lose_it():
     assert link.next_completion() == pytest.approx(at + 1 / 5)
 
 
-def test_heaps_shrink_with_the_flows_in_flight():
-    link = SharedLink(1e6)
-    for flow in range(5000):
-        link.add(float(flow), flow, 1e3, 1e3 + flow % 977)
-        link.remove(flow + 0.5, flow)
+@pytest.mark.parametrize("capacity", [1e9, 10.0, math.inf])
+@pytest.mark.parametrize("same_cap", [False, True])
+def test_memory_follows_the_flows_in_flight(capacity, same_cap):
+    link = SharedLink(capacity)
+    # It ends first, and has the largest cap of the free and the smallest of the held flows, so
+    # nothing that is out of date comes to the top of a heap.
+    link.add(0.0, 0, 6e3, 1e6 if capacity > 10 else 1.0)
+    for flow in range(1, 5001):
+        now = flow / 1e6
+        link.add(now, flow, 1e12 + flow, 1e3 if same_cap else 1e3 + flow)
+        if flow > 10:
+            link.remove(now, flow - 10)
     inner = link._flows
-    entries = sum(
-        len(heap)
-        for heap in (inner._free_ends, inner._held_ends, inner._free_caps, inner._held_caps)
-    )
-    assert entries < 300
+    heaps = [value for value in vars(inner).values() if isinstance(value, list)]
+    if capacity < math.inf:
+        heaps += [group.heap for group in inner._groups.values()]
+    assert len(heaps) > 0
+    assert max(len(heap) for heap in heaps) < 150
+
+
+def test_what_a_link_carried_long_ago_does_not_blur_what_it_carries_now():
+    link = SharedLink(1e12)
+    for flow in range(2):
+        link.add(0.0, flow, 1e18, math.inf)
+    start = link.next_completion()
+    assert link.pop_completed(start) == [0, 1]
+    for flow in range(1000):
+        link.add(start, flow, 1050.0, math.inf)
+    assert link.next_completion() - start == pytest.approx(1.05e-6, rel=1e-3)
+
+
+@pytest.mark.parametrize("capacity", [10.0, math.inf])
+def test_ends_that_only_rounding_keeps_apart_come_together(capacity):
+    assert 3 * 0.7 / 0.7 != 3 * 0.1 / 0.1
+    link = SharedLink(capacity)
+    link.add(0.0, 1, 3 * 0.7, 0.7)
+    link.add(0.0, 0, 3 * 0.1, 0.1)
+    assert link.pop_completed(link.next_completion()) == [0, 1]
+
+
+def test_a_flow_removed_at_the_instant_of_its_end_has_nothing_left():
+    for capacity in (5.0, math.inf):
+        link = SharedLink(capacity)
+        link.add(1.0, 0, 10.0, 5.0)
+        assert link.remove(3.0, 0) == 0.0
+    link.add(4.0, 1, 10.0, math.inf)
+    assert link.remove(4.0, 1) == 0.0
 
 
 # ---- misuse --------------------------------------------------------------------------------------

@@ -1,0 +1,314 @@
+"""Events per second of the simulator's core, and tasks per second of its grid, without training.
+
+    python benchmarks/event_core.py [--quick] [--clients 1000 100000 1000000] [--out FILE]
+
+Three layers, for populations of different size, and beside them what bounds them:
+
+    heap     a bare `heapq` that pops the next entry and pushes another
+    queue    `EventQueue` with an action that schedules the next; as many pending as clients
+    engine   tasks through download, compute and upload on a `mobile` fleet, with their trace; 1,000
+             in flight, the clients drawn from the whole population
+    grid     the same through `SimGrid`, push_messages and pull_messages, with a model of four
+             arrays and a configuration down, the model and three metrics up; an executor that has
+             every answer ready
+    client   the same with a no-op ClientApp in the serial executor
+    strategy stock FedAvg over 1,000 clients a round on that: Flower's own records and aggregation
+             are most of it
+
+An event is one that the queue runs; a task causes five to seven.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import report
+
+from fl.execution.executor import Assignment, Executor, Outcome, RunInfo
+from fl.randomness import generator
+from fl.simulation.engine import Engine, Task
+from fl.simulation.events import EventQueue, Priority
+from fl.simulation.fleet import Fleet
+from fl.simulation.trace import Event, Trace
+
+IN_FLIGHT = 1_000
+PAYLOAD_BYTES = 4_000
+FLOPS = 1e9
+
+
+def quiet_fleet(clients: int) -> Fleet:
+    """Returns phones that are always there and never fail, so that every task ends."""
+    from fl.simulation.availability import Always
+    from fl.simulation.faults import Faults
+    from fl.simulation.fleets import mobile
+
+    return mobile(clients, seed=0, availability=Always(clients), faults=Faults())
+
+
+def bare_heap(pending: int, seconds: float) -> float:
+    """Returns pops (and pushes) per second of `heapq` with so many entries."""
+    rng = random.Random(0)
+    heap: list[tuple[float, int]] = [(rng.random(), i) for i in range(pending)]
+    heapq.heapify(heap)
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        for _ in range(1000):
+            now, i = heapq.heappop(heap)
+            heapq.heappush(heap, (now + rng.random(), i))
+        count += 1000
+    return count / (time.perf_counter() - began)
+
+
+def queue(pending: int, seconds: float) -> float:
+    """Returns events per second of `EventQueue` with so many scheduled."""
+    rng, events = random.Random(0), EventQueue()
+
+    def action(client: int) -> None:
+        events.schedule(events.now + rng.random(), Priority.PROGRESS, action, client)
+
+    for client in range(pending):
+        events.schedule(rng.random(), Priority.PROGRESS, action, client)
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        for _ in range(1000):
+            events.run_instant()
+    return events.processed / (time.perf_counter() - began)
+
+
+class Clients:
+    """A host for the engine whose tasks take a device's time and train nothing."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.engine = Engine(fleet, self, Trace())
+        self.replies = 0
+        self._numbers: dict[int, int] = {}
+        # Drawn beforehand: what is measured is the engine.
+        self._order = iter(generator(0, "order").integers(len(fleet), size=10**7).tolist())
+
+    def dispatch(self) -> None:
+        """Sends one more task to some client."""
+        client = next(self._order)
+        number = self._numbers.get(client, 0)
+        self._numbers[client] = number + 1
+        faults = self.fleet.faults.draw(self.fleet.seed, client, number)
+        self.engine.dispatch(Task(client, number, PAYLOAD_BYTES, faults, None))
+
+    def compute_seconds(self, task: Task) -> float:
+        """Returns the time of a fixed number of FLOPs."""
+        return self.fleet.compute_seconds(task.client, task.dispatch, FLOPS)
+
+    def computed(self, task: Task) -> int:
+        """Returns the size of a reply."""
+        return PAYLOAD_BYTES
+
+    def replied(self, task: Task) -> None:
+        """Sends the next task."""
+        self.replies += 1
+        self.dispatch()
+
+    def failed(self, task: Task, kind: Event) -> None:
+        """Sends the next task."""
+        self.dispatch()
+
+    def server_learns(self, task: Task, kind: Event) -> None:
+        """Does nothing."""
+
+    def deliverable(self, task: Task) -> bool:
+        """Returns True."""
+        return True
+
+
+def engine(fleet: Fleet, seconds: float) -> tuple[float, float]:
+    """Returns events and tasks per second."""
+    clients = Clients(fleet)
+    for _ in range(IN_FLIGHT):
+        clients.dispatch()
+    events = clients.engine.queue
+    began, before = time.perf_counter(), events.processed
+    while time.perf_counter() - began < seconds:
+        for _ in range(100):
+            events.run_instant()
+    took = time.perf_counter() - began
+    return (events.processed - before) / took, clients.replies / took
+
+
+class Ready(Executor):
+    """Has the answer to every assignment."""
+
+    def __init__(self, content: Any) -> None:
+        self._content = content
+
+    def start(self, app: Any, run: RunInfo) -> None:
+        """Does nothing."""
+
+    def submit(self, wave: Sequence[Assignment]) -> None:
+        """Does nothing."""
+
+    def result(self, assignment: Assignment) -> Outcome:
+        """Returns the answer."""
+        return Outcome(content=self._content)
+
+    def discard(self, assignment: Assignment) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+def model_record() -> Any:
+    """Returns the record of the MLP 784-64-10."""
+    import numpy as np
+
+    from fl.params import Layout, to_record
+
+    shapes = {"1.weight": (64, 784), "1.bias": (64,), "2.weight": (10, 64), "2.bias": (10,)}
+    layout = Layout._build((name, shape, "float32", True) for name, shape in shapes.items())
+    return to_record(layout, np.zeros(layout.size, dtype=np.float32))
+
+
+def reply_content() -> Any:
+    """Returns what a client sends: a model and three metrics."""
+    from flwr.app import MetricRecord, RecordDict
+
+    metrics = MetricRecord({"num-examples": 64, "train-loss": 1.0, "steps": 2})
+    return RecordDict({"arrays": model_record(), "metrics": metrics})
+
+
+def make_grid(fleet: Fleet, executor: Executor) -> Any:
+    """Returns a grid whose executor is started."""
+    from flwr.app import Context, Message
+    from flwr.clientapp import ClientApp
+
+    from fl.simulation.grid import SimGrid
+
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return Message(reply_content(), reply_to=message)
+
+    executor.start(app, RunInfo(seed=0, num_partitions=len(fleet), run_config={"seed": 0}))
+    return SimGrid(fleet, executor)
+
+
+def grid(fleet: Fleet, executor: Executor, seconds: float) -> float:
+    """Returns tasks per second: waves of 1,000 messages, pulled as they arrive."""
+    from flwr.app import ConfigRecord, Message, RecordDict
+
+    sim = make_grid(fleet, executor)
+    nodes = sim.get_node_ids()
+    rng = random.Random(0)
+    tasks, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        content = RecordDict(
+            {"arrays": model_record(), "config": ConfigRecord({"server-round": 1, "lr": 0.1})}
+        )
+        messages = [
+            Message(content, node, "train") for node in rng.sample(nodes, min(IN_FLIGHT, len(nodes)))
+        ]
+        tasks += len(sim.send_and_receive(messages))
+    return tasks / (time.perf_counter() - began)
+
+
+class Enough(Exception):
+    """Ends a strategy that has run for long enough."""
+
+
+def strategy(fleet: Fleet, executor: Executor, seconds: float) -> float:
+    """Returns client updates per second of stock FedAvg with no-op clients."""
+    from flwr.serverapp.strategy import FedAvg
+
+    sim = make_grid(fleet, executor)
+    began = [time.perf_counter(), 0.0]
+
+    def evaluate(server_round: int, arrays: Any) -> None:
+        if server_round == 1:  # the first round makes what the others reuse
+            began[0] = time.perf_counter()
+        elif server_round > 1 and time.perf_counter() - began[0] > seconds:
+            began[1] = (server_round - 1) * IN_FLIGHT / (time.perf_counter() - began[0])
+            raise Enough
+
+    flower = FedAvg(
+        fraction_train=IN_FLIGHT / len(fleet), min_train_nodes=IN_FLIGHT, fraction_evaluate=0.0
+    )
+    try:
+        flower.start(
+            grid=sim,
+            initial_arrays=model_record(),
+            num_rounds=10**9,
+            timeout=math.inf,
+            evaluate_fn=evaluate,
+        )
+    except Enough:
+        pass
+    return began[1]
+
+
+def measure(clients: int, seconds: float) -> dict[str, Any]:
+    """Returns the figures for one population."""
+    from fl.execution import SerialExecutor
+
+    fleet = quiet_fleet(clients)
+    events, tasks = engine(fleet, seconds)
+    return {
+        "clients": clients,
+        "heap": bare_heap(clients, seconds),
+        "queue": queue(clients, seconds),
+        "engine_events": events,
+        "engine_tasks": tasks,
+        "grid_tasks": grid(fleet, Ready(reply_content()), seconds),
+        "client_tasks": grid(fleet, SerialExecutor(), seconds),
+        "strategy_tasks": strategy(fleet, SerialExecutor(), seconds),
+    }
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = report.parser("event_core", __doc__)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
+    parser.add_argument("--seconds", type=float, default=None, help="of each measurement")
+    parser.add_argument("--turns", type=int, default=None, help="the best of so many counts")
+    arguments = parser.parse_args()
+    seconds = arguments.seconds or (0.3 if arguments.quick else 1.0)
+    turns = arguments.turns or (1 if arguments.quick else 3)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    about = report.machine()
+    # In turns over the populations: what else the machine does falls on all of them alike.
+    taken = [[measure(n, seconds) for n in arguments.clients] for _ in range(turns)]
+    rows = [{key: max(turn[i][key] for turn in taken) for key in taken[0][i]} for i in range(len(arguments.clients))]
+    columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+        ("heap events/s", lambda row: f"{row['heap']:,.0f}"),
+        ("queue events/s", lambda row: f"{row['queue']:,.0f}"),
+        ("engine events/s", lambda row: f"{row['engine_events']:,.0f}"),
+        ("engine tasks/s", lambda row: f"{row['engine_tasks']:,.0f}"),
+        ("grid tasks/s", lambda row: f"{row['grid_tasks']:,.0f}"),
+        ("client tasks/s", lambda row: f"{row['client_tasks']:,.0f}"),
+        ("strategy tasks/s", lambda row: f"{row['strategy_tasks']:,.0f}"),
+    ]
+    report.table(
+        "Targets: queue at 200,000 events/s, grid with a no-op client at 8,000 tasks/s",
+        ("clients", *(name for name, _ in columns)),
+        ((f"{row['clients']:,}", *(show(row) for _, show in columns)) for row in rows),
+    )
+    keys = [key for key in rows[0] if key != "clients"]
+    first = rows[0]
+    report.table(
+        "Cost relative to the smallest population; target for the core: at most 2",
+        ("clients", *keys),
+        (
+            (f"{row['clients']:,}", *(f"{first[key] / row[key]:.2f}" for key in keys))
+            for row in rows
+        ),
+    )
+    report.publish(arguments.out, rows, arguments, about)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""The guard before every rule: anything at all may come in, only vectors get through."""
+
+import numpy as np
+import pytest
+from aggregation_members import AGGREGATORS, F5, call, gaussian, member, tolerant
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl.aggregation import Dropped, Guard, Krum, MultiKrum, Rows
+from fl.errors import ConfigError
+
+X = F5.astype(np.float32)
+
+
+def test_a_matrix_of_vectors_passes_as_it_is():
+    admitted = Guard(1)(X, size=2)
+    assert admitted.x is X
+    assert admitted.kept.tolist() == [0, 1, 2, 3, 4]
+    assert admitted.f == 1
+    assert admitted.dropped == ()
+
+
+BAD = [
+    (None, "missing"),
+    ([1.0, 2.0], "a list, not an array"),
+    (b"\x00" * 8, "a bytes, not an array"),
+    (3.5, "a float, not an array"),
+    (np.ones(2), "type float64, not float32"),
+    (np.ones(2, dtype=np.int32), "type int32, not float32"),
+    (np.array(["a", "b"]), "type <U1, not float32"),
+    (np.array([None, 1]), "type object, not float32"),
+    (np.ones(2, dtype=np.complex64), "type complex64, not float32"),
+    (np.ones(3, dtype=np.float32), r"shape (3,), not (2,)"),
+    (np.ones((1, 2), dtype=np.float32), r"shape (1, 2), not (2,)"),
+    (np.float32(1.0), "a float32, not an array"),
+    (np.array(1.0, dtype=np.float32), r"shape (), not (2,)"),
+    (np.array([1.0, np.nan], dtype=np.float32), "1 of 2 numbers are not finite, the first nan"),
+    (np.array([-np.inf, np.inf], dtype=np.float32), "the first -inf at index 0"),
+]
+
+
+@pytest.mark.parametrize(("bad", "reason"), BAD, ids=[reason for _, reason in BAD])
+def test_what_is_no_vector_is_left_out_with_the_reason(bad, reason):
+    admitted = Guard(1)([X[0], bad, X[1], X[2]], size=2)
+    np.testing.assert_array_equal(admitted.x, X[:3])
+    assert admitted.kept.tolist() == [0, 2, 3]
+    assert [dropped.index for dropped in admitted.dropped] == [1]
+    assert reason in admitted.dropped[0].reason
+    assert admitted.f == 0
+
+
+def test_rows_of_a_matrix_that_are_not_finite_are_left_out():
+    x = X.copy()
+    x[1, 0], x[3, 1] = np.inf, np.nan
+    admitted = Guard(2)(x, size=2)
+    np.testing.assert_array_equal(admitted.x, X[[0, 2, 4]])
+    assert admitted.kept.tolist() == [0, 2, 4]
+    assert admitted.f == 0
+    assert admitted.dropped == (
+        Dropped(1, "1 of 2 numbers are not finite, the first inf at index 0"),
+        Dropped(3, "1 of 2 numbers are not finite, the first nan at index 1"),
+    )
+
+
+def test_large_numbers_whose_sum_overflows_are_finite():
+    x = np.full((2, 100), 3e38, dtype=np.float32)
+    assert Guard(0)(x, size=100).dropped == ()
+
+
+@pytest.mark.parametrize("form", [list, np.array])
+def test_more_than_f_left_out_is_an_error_with_the_reasons(form):
+    x = X.copy()
+    x[0] = x[2] = x[4] = np.nan
+    with pytest.raises(ConfigError, match=r"3 of 5 replies are unusable, at most f=2") as info:
+        Guard(2)(form(list(x)), size=2)
+    assert "reply 4: 2 of 2 numbers are not finite" in str(info.value)
+
+
+def test_nothing_left_is_an_error():
+    with pytest.raises(ConfigError, match="one must be left"):
+        Guard(5)([None] * 3, size=2)
+    with pytest.raises(ConfigError, match="one must be left"):
+        Guard(5)([], size=2)
+
+
+def test_a_matrix_of_another_length_has_no_row_of_the_right_one():
+    with pytest.raises(ConfigError, match=r"shape \(2,\), not \(3,\)"):
+        Guard(1)(X, size=3)
+
+
+@pytest.mark.parametrize(
+    "count", [-1, np.nan, np.inf, "10", None, 1j, True, [3], 10**400, np.float64("nan")]
+)
+def test_a_client_whose_number_of_examples_is_none_is_left_out(count):
+    admitted = Guard(1)(list(X), size=2, weights=[1, 2, count, 4, 5])
+    assert [dropped.index for dropped in admitted.dropped] == [2]
+    assert "number of examples" in admitted.dropped[0].reason
+    np.testing.assert_array_equal(admitted.weights, (1, 2, 4, 5))
+    Rows(admitted.x, admitted.weights)  # takes them
+
+
+def test_weights_follow_their_vectors():
+    x = X.copy()
+    x[0] = np.nan
+    admitted = Guard(1)(x, size=2, weights=[7, 1, 2, 3, 4])
+    np.testing.assert_array_equal(admitted.weights, (1, 2, 3, 4))
+    with pytest.raises(ConfigError, match="3 weights for 5 replies"):
+        Guard(1)(x, size=2, weights=[1, 2, 3])
+
+
+def test_leaving_out_is_the_same_as_an_infinite_distance():
+    """Rules that count n - f see no difference between a vector left out and one far away."""
+    x = gaussian(0)
+    far = x.copy()
+    far[3] = 1e9
+    x[3] = np.nan
+    admitted = Guard(2)(x, size=7, dtype=np.float64)
+    for rule in (Krum(2), MultiKrum(2), MultiKrum(2, m="n-f")):
+        np.testing.assert_allclose(rule.tolerating(admitted.f)(admitted.x), rule(far), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_with_at_most_f_bad_inputs_every_rule_gives_finite_numbers(name, bad):
+    rule = tolerant(member("aggregator", name), 11)
+    f = getattr(rule, "f", 2)
+    x = gaussian(1).astype(np.float32)
+    reference = None if rule.reference == "unused" else x[10].copy()
+    x[:f] = bad
+    admitted = Guard(f)(x, size=7)
+    assert len(admitted.dropped) == f
+    result = call(rule.tolerating(admitted.f), admitted.x, reference)
+    assert np.isfinite(result).all()
+
+
+def anything(d):
+    """Arrays of any type and shape, special numbers, and things that are no arrays."""
+    special = st.sampled_from([0.0, -0.0, np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, 1.0])
+    vectors = st.lists(special, min_size=d, max_size=d).map(lambda v: np.array(v, np.float32))
+    shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
+    types = st.sampled_from(["f2", "f4", "f8", "i1", "u8", "c16", "?", "O", "S3", "U2", "M8[s]"])
+    arrays = st.builds(np.zeros, shapes, types)
+    objects = st.one_of(
+        st.none(), st.integers(), st.floats(), st.text(max_size=5), st.binary(max_size=5),
+        st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+        st.lists(st.floats(), max_size=4),
+    )  # fmt: skip
+    return st.one_of(vectors, arrays, objects)
+
+
+@given(bad=st.lists(anything(7), min_size=2, max_size=2), seed=st.integers(0, 1000))
+@settings(max_examples=500)
+def test_a_thousand_malformed_replies_neither_crash_nor_reach_the_result(bad, seed):
+    x = gaussian(seed).astype(np.float32)
+    replies = [*x[:4], bad[0], *x[4:9], bad[1]]
+    admitted = Guard(2)(replies, size=7)
+    result = MultiKrum(2).tolerating(admitted.f)(admitted.x)
+    # what gets through was a finite vector, and the rule deals with it
+    assert np.abs(result).max() <= np.abs(x[:9]).max() or len(admitted.dropped) < 2
+    assert np.isfinite(result).all()
+    assert {dropped.index for dropped in admitted.dropped} <= {4, 10}
+
+
+def test_a_guard_needs_a_count():
+    with pytest.raises(ConfigError, match="at least 0"):
+        Guard(-1)

@@ -1,0 +1,199 @@
+"""Fleets, clients and availabilities whose every number is given by the test."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+
+from fl.execution.executor import Assignment, Executor, Outcome
+from fl.simulation.availability import Always, Availability
+from fl.simulation.devices import Devices
+from fl.simulation.faults import Faults, TaskFaults
+from fl.simulation.fleet import Fleet
+from fl.simulation.grid import SimGrid
+from fl.simulation.identity import node_id
+from fl.simulation.links import Links, ServerLink
+from fl.simulation.trace import Event, Trace
+
+NEVER = float("inf")
+KEY = "b"  # every message and reply has one entry of this name, whose length counts as well
+
+
+@dataclass(frozen=True)
+class Client:
+    """One row of a fleet. A rate of infinity and a latency of 0 make a link that takes no time."""
+
+    flops: float = 1.0
+    down_bps: float = NEVER
+    up_bps: float = NEVER
+    latency_s: float = 0.0
+    idle_w: float = 0.0
+    compute_w: float = 0.0
+    radio_w: float = 0.0
+
+
+@dataclass(frozen=True)
+class ScriptedFaults(Faults):
+    """Faults of single tasks, by (client, dispatch); all others go well."""
+
+    script: Mapping[tuple[int, int], TaskFaults] = field(default_factory=dict)
+
+    def draw(self, seed: int, client: int, dispatch: int) -> TaskFaults:
+        return self.script.get((client, dispatch), TaskFaults())
+
+
+class Scripted:
+    """An availability that changes state at the given times; clients not named are online."""
+
+    def __init__(self, num_clients: int, changes: Mapping[int, Sequence[float]], offline=()):
+        self.num_clients = num_clients
+        self.changes = changes
+        self.offline = set(offline)  # at time 0, or rather before
+
+    def is_online(self, client: int, t: float) -> bool:
+        passed = bisect_right(self.changes.get(client, ()), t)
+        return (client not in self.offline) ^ bool(passed % 2)
+
+    def online(self, t: float):
+        return np.array([self.is_online(client, t) for client in range(self.num_clients)])
+
+    def next_change(self, client: int, t: float) -> float:
+        return next((time for time in self.changes.get(client, ()) if time > t), NEVER)
+
+
+def fleet_of(
+    clients: Sequence[Client],
+    server: ServerLink | None = None,
+    availability: Availability | None = None,
+    faults: Faults | None = None,
+    seed: int = 0,
+) -> Fleet:
+    def column(name: str):
+        return np.array([getattr(client, name) for client in clients], dtype=np.float64)
+
+    n = len(clients)
+    return Fleet(
+        name="by hand",
+        seed=seed,
+        devices=Devices(
+            kind=np.zeros(n, dtype=np.int16),
+            kinds=("client",),
+            flops=column("flops"),
+            memory_bytes=np.full(n, 1e9),
+            idle_w=column("idle_w"),
+            compute_w=column("compute_w"),
+            radio_w=column("radio_w"),
+        ),
+        links=Links(column("down_bps"), column("up_bps"), column("latency_s"), np.zeros(n)),
+        server=ServerLink() if server is None else server,
+        availability=Always(n) if availability is None else availability,
+        faults=Faults() if faults is None else faults,
+    )
+
+
+def content_of(size: int) -> RecordDict:
+    """Returns content that weighs `size` bytes: 0, or at least the length of the key."""
+    entries = {KEY: b"x" * (size - len(KEY))} if size else {}
+    return RecordDict({"content": ConfigRecord(entries)})
+
+
+def message_to(client: int, size: int = 0, **kwargs: Any) -> Message:
+    return Message(content_of(size), node_id(client), "train", **kwargs)
+
+
+@dataclass(frozen=True)
+class FixedWork:
+    """A plan: so many FLOPs, whatever the device has time for."""
+
+    flops: float
+    work: dict[str, int] | None = None
+
+
+class FakeExecutor(Executor):
+    """Answers from a function instead of running anything; remembers what it was asked.
+
+    Args:
+        answer: from an assignment to its outcome; default: an empty reply.
+    """
+
+    def __init__(self, answer: Callable[[Assignment], Outcome] | None = None) -> None:
+        self.answer = answer or (lambda _: Outcome(content=RecordDict()))
+        self.waves: list[list[Assignment]] = []
+        self.submitted: dict[Assignment, None] = {}
+        self.discarded: list[Assignment] = []
+
+    def start(self, app: Any, run: Any) -> None:
+        pass
+
+    def submit(self, wave: Sequence[Assignment]) -> None:
+        clients = [assignment.client for assignment in wave]
+        assert len(set(clients)) == len(clients), "no two of one client in a wave"
+        assert not any(assignment in self.submitted for assignment in wave)
+        self.waves.append(list(wave))
+        self.submitted.update(dict.fromkeys(wave))
+
+    def result(self, assignment: Assignment) -> Outcome:
+        del self.submitted[assignment]  # a KeyError if it was not submitted, or asked for twice
+        return self.answer(assignment)
+
+    def discard(self, assignment: Assignment) -> None:
+        del self.submitted[assignment]
+        self.discarded.append(assignment)
+
+    def close(self) -> None:
+        pass
+
+
+def grid_of(
+    fleet: Fleet,
+    *,
+    flops: float | Mapping[tuple[int, int], float] | None = 0.0,
+    reply: int | Mapping[tuple[int, int], int] = 0,
+    answer: Callable[[Assignment], Outcome] | None = None,
+    **kwargs: Any,
+) -> SimGrid:
+    """Returns a grid on which tasks (client, dispatch) have given work and given sizes of replies.
+
+    Args:
+        fleet: the clients.
+        flops: of each task; None gives no plan, as a foreign app.
+        reply: bytes of each task's reply.
+        answer: outcome of each assignment, instead of a reply of that size.
+        **kwargs: for `SimGrid`.
+    """
+
+    def work(assignment: Assignment, _: float) -> FixedWork:
+        of = flops if isinstance(flops, float) else flops[assignment.client, assignment.dispatch]
+        return FixedWork(of)
+
+    def sized(assignment: Assignment) -> Outcome:
+        size = reply if isinstance(reply, int) else reply[assignment.client, assignment.dispatch]
+        return Outcome(content=content_of(size))
+
+    planner = None if flops is None else work
+    return SimGrid(fleet, FakeExecutor(answer or sized), planner=planner, **kwargs)
+
+
+def counting(assignment: Assignment) -> Outcome:
+    """A client that counts its tasks in its state and reports the count."""
+    state = assignment.state
+    seen = 0 if state is None else int(state["memory"]["tasks"])
+    reply = RecordDict({"metrics": MetricRecord({"tasks": seen + 1})})
+    return Outcome(content=reply, state=RecordDict({"memory": MetricRecord({"tasks": seen + 1})}))
+
+
+def events(trace: Trace) -> list[tuple[float, Event, int, int, int, float]]:
+    """Returns the trace's rows as (time, kind, client, dispatch, bytes, value)."""
+    kinds = [Event(kind) for kind in trace.kind]
+    columns = (trace.time, kinds, trace.client, trace.dispatch, trace.bytes, trace.value)
+    return list(zip(*columns, strict=True))
+
+
+def times(trace: Trace, kind: Event) -> dict[tuple[int, int], float]:
+    """Returns when events of one kind happened, by (client, dispatch)."""
+    return {(row[2], row[3]): row[0] for row in events(trace) if row[1] is kind}

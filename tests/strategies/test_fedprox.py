@@ -1,0 +1,355 @@
+"""FedProx's protocol for stragglers (arXiv:1812.06127), and the configuration of its experiment."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp.strategy import FedAvg
+from hydra import compose, initialize_config_dir
+from torch import nn
+
+import fl
+from fl import simulate
+from fl.clients import Proximal, Sgd, TrainingApp
+from fl.data import Examples, FederatedData
+from fl.data.federated import Partitions
+from fl.errors import ConfigError
+from fl.execution import SerialExecutor
+from fl.experiment import build, central_evaluation
+from fl.models import LogisticRegression, evaluate
+from fl.randomness import global_generators
+from fl.simulation.fleets import uniform
+from fl.simulation.identity import assume_identity, client_of, node_id
+from fl.strategies import FedProx
+
+DEVICES, SELECTED, EPOCHS = 30, 10, 20
+SIZES = (3, 8, 5, 13, 4, 7)  # of the tiny problem's devices
+CLASSES, INPUTS = 3, 4
+ETA = 0.1
+
+
+class Fleet30:
+    """All of a grid that choosing devices needs."""
+
+    def get_node_ids(self):
+        return [node_id(client) for client in range(DEVICES)]
+
+
+def strategy(**changes):
+    arguments = {
+        "proximal_mu": 0.0,
+        "local_epochs": EPOCHS,
+        "fraction_train": 0.01,
+        "min_train_nodes": SELECTED,
+        "fraction_evaluate": 0.0,
+    }
+    return FedProx(**(arguments | changes))
+
+
+def plan(server_round=1, **changes):
+    """Returns what a round asks for: a list of (client, epochs)."""
+    assume_identity()
+    with global_generators(0, "server"):  # Flower selects devices with the global generator
+        messages = strategy(**changes).configure_train(
+            server_round, ArrayRecord({"w": torch.zeros(1)}), ConfigRecord(), Fleet30()
+        )
+    return [
+        (client_of(m.metadata.dst_node_id), m.content["config"]["local-epochs"]) for m in messages
+    ]
+
+
+# ---- who straggles, and how much they do ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(("s", "active"), [(0.0, 10), (0.5, 5), (0.9, 1), (0.97, 0)])
+def test_of_ten_devices_round_ten_times_one_minus_s_do_all_epochs(s, active):
+    for server_round in range(1, 20):
+        epochs = [e for _, e in plan(server_round, straggler_fraction=s)]
+        assert len(epochs) == SELECTED
+        assert epochs.count(EPOCHS) == active
+
+
+def test_stragglers_epochs_are_uniform_on_one_to_E_minus_one():
+    counts = Counter(
+        e
+        for server_round in range(1, 301)
+        for _, e in plan(server_round, straggler_fraction=0.9, local_epochs=5)
+        if e < 5
+    )
+    assert set(counts) == {1, 2, 3, 4}
+    draws = 300 * 9
+    expected = draws / 4
+    chi_square = sum((n - expected) ** 2 / expected for n in counts.values())
+    assert counts.total() == draws
+    assert chi_square < 16.27  # 0.999 quantile, 3 degrees of freedom
+
+
+def test_every_position_straggles_equally_often():
+    counts = np.zeros(SELECTED)
+    for server_round in range(1, 401):
+        epochs = [e for _, e in plan(server_round, straggler_fraction=0.5)]
+        counts += np.array(epochs) < EPOCHS
+    # Five of ten in each of 400 rounds: 200 each, with a deviation of 10.
+    assert counts.sum() == 2000
+    assert np.abs(counts - 200).max() < 40
+
+
+def test_stragglers_depend_on_the_seed_and_on_the_round():
+    def epochs(server_round, seed):
+        return [e for _, e in plan(server_round, straggler_fraction=0.9, seed=seed)]
+
+    assert epochs(1, 0) == epochs(1, 0)
+    assert epochs(1, 0) != epochs(2, 0)
+    assert epochs(1, 0) != epochs(1, 1)
+
+
+def test_two_epochs_leave_stragglers_one():
+    assert {e for _, e in plan(straggler_fraction=0.9, local_epochs=2)} == {1, 2}
+
+
+# ---- a tiny problem ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(5)
+
+    def examples(n):
+        x = rng.standard_normal((n, INPUTS)).astype(np.float32)
+        return Examples(x, rng.integers(0, CLASSES, n))
+
+    return FederatedData(
+        name="tiny",
+        train=examples(sum(SIZES)),
+        test=examples(6),
+        partitions=Partitions.contiguous(SIZES),
+        num_classes=CLASSES,
+        input_shape=(INPUTS,),
+    )
+
+
+def initial_model():
+    torch.manual_seed(1)
+    return LogisticRegression((INPUTS,), CLASSES, init="glorot")
+
+
+def run(data, rule, algorithm, *, rounds=4, seed=0, batch_size=3, asked=None):
+    """Returns the simulated run; `asked` collects what each round asks of whom."""
+    app = TrainingApp(
+        initial_model(), data, rule, batch_size=batch_size, local_epochs=EPOCHS, shuffle=True
+    )
+    if asked is not None:
+        configure = algorithm.configure_train
+
+        def noting(*args):
+            messages = list(configure(*args))
+            asked.append(
+                {
+                    client_of(m.metadata.dst_node_id): m.content["config"]["local-epochs"]
+                    for m in messages
+                }
+            )
+            return messages
+
+        algorithm.configure_train = noting
+
+    def server(grid, context, recorder):
+        result = algorithm.start(
+            grid=grid,
+            initial_arrays=ArrayRecord(initial_model().state_dict()),
+            num_rounds=rounds,
+        )
+        recorder.final(result.arrays)
+
+    return simulate(
+        server,
+        app,
+        uniform(len(SIZES), seed=seed),
+        seed=seed,
+        executor=SerialExecutor(max_batch=1),
+        progress=False,
+    )
+
+
+def tiny(**changes):
+    return strategy(min_train_nodes=4, **changes)
+
+
+def test_mu_zero_without_stragglers_is_fedavg_bit_for_bit(data):
+    fedavg = FedAvg(fraction_train=0.01, min_train_nodes=4, fraction_evaluate=0.0)
+    theirs = run(data, Sgd(lr=ETA), fedavg)
+    ours = run(data, Proximal(lr=ETA, mu=0.5), tiny())
+    assert ours.summary["model_sha256"] == theirs.summary["model_sha256"]
+    dropping = run(data, Proximal(lr=ETA), tiny(drop_stragglers=True))
+    assert dropping.summary["model_sha256"] == theirs.summary["model_sha256"]
+
+
+def test_mu_and_stragglers_and_dropping_them_each_change_the_result(data):
+    variants = [
+        {},
+        {"proximal_mu": 1.0},
+        {"straggler_fraction": 0.5},
+        {"straggler_fraction": 0.5, "drop_stragglers": True},
+        {"straggler_fraction": 0.5, "proximal_mu": 1.0},
+    ]
+    models = {
+        run(data, Proximal(lr=ETA), tiny(**v), rounds=2).summary["model_sha256"] for v in variants
+    }
+    assert len(models) == len(variants)
+
+
+@pytest.mark.parametrize("s", [0.5, 0.75])
+def test_methods_share_devices_and_stragglers_for_a_seed(data, s):
+    asked = {}
+    for name, changes in {
+        "keep": {},
+        "prox": {"proximal_mu": 1.0},
+        "drop": {"drop_stragglers": True},
+    }.items():
+        asked[name] = []
+        run(
+            data,
+            Proximal(lr=ETA),
+            tiny(straggler_fraction=s, **changes),
+            rounds=6,
+            asked=asked[name],
+        )
+    assert asked["prox"] == asked["keep"]
+    active = [{c: e for c, e in r.items() if e == EPOCHS} for r in asked["keep"]]
+    assert asked["drop"] == active
+    assert [len(r) for r in asked["keep"]] == [4] * 6
+    assert [len(r) for r in active] == [round(4 * (1 - s))] * 6
+    assert len({frozenset(r) for r in asked["keep"]}) > 1  # not the same devices every round
+
+
+def test_another_seed_selects_other_devices(data):
+    asked = {0: [], 1: []}
+    for seed, rounds in asked.items():
+        run(data, Sgd(lr=ETA), tiny(), rounds=6, seed=seed, asked=rounds)
+    assert asked[0] != asked[1]
+
+
+def test_a_round_averages_partial_work_by_numbers_of_examples(data):
+    mu = 0.7
+    asked = []
+    ours = run(
+        data,
+        Proximal(lr=ETA),
+        strategy(min_train_nodes=len(SIZES), straggler_fraction=0.5, proximal_mu=mu),
+        rounds=1,
+        batch_size=None,  # full batches: the order of examples does not matter
+        asked=asked,
+    )
+    start = initial_model().linear
+    W0 = start.weight.detach().numpy().astype(np.float64)
+    b0 = start.bias.detach().numpy().astype(np.float64)
+    W_sum, b_sum = np.zeros_like(W0), np.zeros_like(b0)
+    for k, n in enumerate(SIZES):
+        x, y = (t.numpy() for t in data.client(k))
+        W, b = W0.copy(), b0.copy()
+        for _ in range(asked[0][k]):
+            z = np.exp(x @ W.T + b)
+            residual = z / z.sum(axis=1, keepdims=True) - np.eye(CLASSES)[y]
+            # y <- y - eta (g(y) + mu (y - x))
+            W, b = (
+                W - ETA * (residual.T @ x / n + mu * (W - W0)),
+                b - ETA * (residual.mean(axis=0) + mu * (b - b0)),
+            )
+        W_sum += n * W
+        b_sum += n * b
+    assert len(set(asked[0].values())) > 2  # some did all epochs, others did not
+    final = ours.arrays.to_torch_state_dict()
+    np.testing.assert_allclose(final["linear.weight"], W_sum / sum(SIZES), atol=2e-6)
+    np.testing.assert_allclose(final["linear.bias"], b_sum / sum(SIZES), atol=2e-6)
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"proximal_mu": -0.1}, "proximal_mu is -0.1; it must be at least 0"),
+        ({"proximal_mu": float("nan")}, "proximal_mu is nan"),
+        ({"straggler_fraction": 1.0}, r"straggler_fraction is 1.0; it must lie in \[0, 1\)"),
+        ({"straggler_fraction": -0.5}, "straggler_fraction is -0.5"),
+        (
+            {"straggler_fraction": 0.5, "local_epochs": 1},
+            "local_epochs is 1; it must be at least 2",
+        ),
+        ({"local_epochs": 0}, "local_epochs is 0; it must be at least 1"),
+        ({"local_epochs": None}, "local_epochs is None; it must be a whole number"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        strategy(**changes)
+
+
+def test_one_epoch_is_enough_without_stragglers():
+    assert {epochs for _, epochs in plan(local_epochs=1)} == {1}
+
+
+def test_dropping_every_device_of_a_round_is_refused():
+    with pytest.raises(ConfigError, match=r"0.97, so none of the 10 devices of a round is active"):
+        plan(straggler_fraction=0.97, drop_stragglers=True)
+
+
+# ---- the experiment's configuration --------------------------------------------------------------
+
+
+def experiment(*overrides):
+    folder = Path(fl.__file__).parent / "conf"
+    with initialize_config_dir(str(folder), version_base=None):
+        return compose("config", overrides=["+experiment=fedprox", *overrides])
+
+
+@pytest.mark.parametrize("source", ["synthetic", "synthetic_iid"])
+def test_the_experiment_is_the_papers_setting(source):
+    config = experiment(f"data={source}", "seed=3")
+    assert (config.num_clients, config.num_rounds) == (30, 200)
+    built = build(config)
+    assert built.data.num_partitions == 30
+    assert (built.app.batch_size, built.app.local_epochs, built.app.rule.lr) == (10, 20, 0.01)
+    assert built.strategy.local_epochs == 20
+    assert built.strategy.min_train_nodes == 10
+    assert built.strategy.fraction_train * 30 <= 10
+    assert built.strategy.seed == 3
+    model = built.model()
+    assert sum(p.numel() for p in model.parameters()) == 610
+    assert model.linear.weight.abs().max() <= (6 / 70) ** 0.5  # Glorot's bound
+    assert model.linear.weight.abs().max() > 0
+    assert not model.linear.bias.any()
+
+
+def test_seeds_share_the_data_and_not_the_start():
+    first, second = build(experiment("seed=0")), build(experiment("seed=1"))
+    assert first.data.fingerprint() == second.data.fingerprint()
+    assert not torch.equal(first.model().linear.weight, second.model().linear.weight)
+
+
+def test_evaluating_on_training_data_gives_the_global_objective():
+    built = build(experiment())
+    model = built.model()
+    arrays = ArrayRecord(model.state_dict())
+    metrics = central_evaluation(built, 1, 1, train=True)(1, arrays)
+    assert set(metrics) == {"accuracy", "loss", "train_objective", "dissimilarity"}
+    assert set(central_evaluation(built, 1, 1)(1, arrays)) == {"accuracy", "loss"}
+    # Every training example belongs to one device, so f is the mean loss over the pooled examples.
+    x, y = torch.from_numpy(built.data.train.x), torch.from_numpy(built.data.train.y)
+    assert metrics["train_objective"] == pytest.approx(evaluate(model, (x, y)).loss, rel=1e-6)
+    gradients = []
+    for k in range(built.data.num_partitions):
+        inputs, targets = built.data.client(k)
+        loss = nn.functional.cross_entropy(model(inputs), targets)
+        gradients.append(
+            torch.cat([g.flatten() for g in torch.autograd.grad(loss, [*model.parameters()])])
+        )
+    stacked = torch.stack(gradients).double()
+    sizes = torch.from_numpy(built.data.partitions.sizes).double()
+    mean = (sizes[:, None] * stacked).sum(0) / sizes.sum()
+    variance = (stacked - mean).square().sum(1).mean().item()
+    assert metrics["dissimilarity"] == pytest.approx(variance, rel=1e-5)
