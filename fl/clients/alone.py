@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fl.clients.batches import batch_bounds, steps_per_epoch, visiting_order
+from fl.clients.batches import covered_examples, steps_per_epoch, visiting_order
 from fl.clients.examples import ExamplePool
 from fl.clients.rule import Received, Rule
 from fl.clients.task import Task, Trained
@@ -94,7 +93,6 @@ def train_alone(
     }
     memory = rule.first_memory(w) if task.memory is None else task.memory
     received = Received(w, task.server, memory, dict(task.scalars))
-    size = np.array([task.examples])
     epochs = -(-task.steps // steps_per_epoch(task.examples, batch_size))
     order = task.rows[
         visiting_order(
@@ -103,12 +101,13 @@ def train_alone(
     ]
     state = rule.init(received)
     losses = []
+    end = 0
     began = time.perf_counter()
     # Whatever the model draws, above all for dropout, belongs to this task and leaves no trace.
     with global_generators(task.seed, "dropout", task.client, task.message_id):
         for t in range(task.steps):
-            (start,), (length,) = batch_bounds(t, size, batch_size)
-            x, y = pool.take(order[start : start + length])
+            start, end = end, covered_examples(t + 1, task.examples, batch_size)
+            x, y = pool.take(order[start:end])
             batch = AutogradBatch(model, layout, buffers, x, y)
             w, state, loss = rule.step(w, state, received, batch, t)
             losses.append(loss)

@@ -12,7 +12,7 @@ from fl.clients import ExponentialDecay, TrainingApp
 
 FOLDER = Path(fl.__file__).parent / "conf" / "client"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-SUPPLIED = {"model", "data", "mods"}
+SUPPLIED = {"model", "data", "mods", "uplink"}
 
 
 def keys_of(node) -> set[str]:
