@@ -26,6 +26,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import Any
 
 import report
@@ -90,7 +91,7 @@ class Clients:
         self.replies = 0
         self._numbers: dict[int, int] = {}
         # Drawn beforehand: what is measured is the engine.
-        self._order = iter(generator(0, "order").integers(len(fleet), size=10**7).tolist())
+        self._order = cycle(generator(0, "order").integers(len(fleet), size=200_000).tolist())
 
     def dispatch(self) -> None:
         """Sends one more task to some client."""

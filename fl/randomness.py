@@ -115,10 +115,21 @@ def global_generators(seed: int, *key: int | str) -> Iterator[None]:
     s = torch_seed(seed, *key)
     random.seed(s)
     np.random.seed(s % 2**32)  # noqa: NPY002  (the legacy global state is what foreign code uses)
-    torch.manual_seed(s)
+    _seed_torch(s)
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
         torch.set_rng_state(pytorch)
+
+
+def _seed_torch(seed: int) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.manual_seed(seed)
+    else:
+        # Without a device, `torch.manual_seed` notes the call's stack for each kind there might be:
+        # a millisecond, for every client of a foreign app.
+        torch.default_generator.manual_seed(seed)

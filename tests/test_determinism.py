@@ -4,9 +4,9 @@ import logging
 import os
 import random
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +19,10 @@ from hydra import compose, initialize_config_module
 
 from fl import simulate
 from fl.execution import Executor, RayExecutor, SerialExecutor
+from fl.execution.executor import Assignment
 from fl.experiment import build
+from fl.recorder import Recorder
+from fl.simulation.availability import ExponentialOnOff
 from fl.simulation.faults import Faults
 from fl.simulation.fleets import mobile
 from fl.simulator import SimulatedRun
@@ -56,6 +59,7 @@ def shared_ray() -> Iterator[None]:
     """One Ray for all tests of this file, with more CPUs than there are: executors attach to it."""
     import ray
 
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
@@ -67,15 +71,13 @@ def ours(executor: Executor, seed: int = 0) -> SimulatedRun:
     parts = build(config)
     initial = ArrayRecord(parts.model().state_dict())
 
-    def server(grid: Grid, _: Context, recorder: object) -> None:
+    def server(grid: Grid, _: Context, recorder: Recorder) -> None:
         result = parts.strategy.start(
             grid=grid, initial_arrays=initial, num_rounds=ROUNDS, timeout=2.0
         )
         recorder.final(result.arrays)
 
-    return simulate(
-        server, parts.app, parts.fleet, seed=seed, executor=executor, progress=False
-    )
+    return simulate(server, parts.app, parts.fleet, seed=seed, executor=executor, progress=False)
 
 
 def make_foreign_client() -> ClientApp:
@@ -123,20 +125,25 @@ def foreign(executor: Executor, seed: int = 0) -> SimulatedRun:
             train_config=ConfigRecord({"lr": random.random()}),
         )
 
-    faults = Faults(dropout=0.1, crash=0.1, message_loss=0.05, detection_s=0.5)
-    fleet = mobile(num_clients=24, seed=seed, faults=faults)
-    return simulate(
-        app, make_foreign_client, fleet, seed=seed, executor=executor, progress=False
+    fleet = mobile(
+        num_clients=24,
+        seed=seed,
+        availability=ExponentialOnOff(24, seed, mean_on_s=3.0, mean_off_s=1.0),
+        faults=Faults(dropout=0.1, crash=0.1, message_loss=0.05, detection_s=0.5),
     )
+    return simulate(app, make_foreign_client, fleet, seed=seed, executor=executor, progress=False)
 
 
 def hashes(run: SimulatedRun) -> Hashes:
     return run.summary["trace_sha256"], run.summary["model_sha256"]
 
 
+MAX_BATCH = 4  # several batches a wave, so that every actor gets some
+
+
 @pytest.fixture(scope="module")
 def serial_ours() -> SimulatedRun:
-    return ours(SerialExecutor())
+    return ours(SerialExecutor(MAX_BATCH))
 
 
 @pytest.fixture(scope="module")
@@ -148,5 +155,91 @@ def test_runs_compared_here_have_faults_of_every_kind(
     serial_ours: SimulatedRun, serial_foreign: SimulatedRun
 ) -> None:
     # Otherwise the tests below would prove little.
-    print(serial_ours.summary["faults"], serial_ours.summary["totals"], serial_ours.summary["extra"])
-    print(serial_foreign.summary["faults"], serial_foreign.summary["totals"])
+    lost = {"dropout", "crash", "departure", "download_lost", "upload_lost", "timeout"}
+    assert set(serial_ours.summary["faults"]) >= lost
+    assert set(serial_foreign.summary["faults"]) >= {"dropout", "crash", "client_error", "timeout"}
+    for run in (serial_ours, serial_foreign):
+        assert run.summary["totals"]["client_updates"] > 30
+        # Clients are met again and again, so what they keep matters.
+        assert max(run.trace.table()["dispatch"].to_pylist()) >= 3
+
+
+# An actor takes seconds to start, so the quick tests share the numbers of actors among them; the
+# slow ones fill the table.
+def slow(actors: int) -> Any:
+    return pytest.param(actors, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("actors", [4, slow(1), slow(2)])
+def test_number_of_actors_does_not_change_our_app(actors: int, serial_ours: SimulatedRun) -> None:
+    run = ours(RayExecutor(num_actors=actors, max_batch=MAX_BATCH))
+    assert run.summary["extra"]["actors"] == actors
+    assert hashes(run) == hashes(serial_ours)
+
+
+@pytest.mark.parametrize("actors", [1, slow(2), slow(4)])
+def test_number_of_actors_does_not_change_clients_trained_one_by_one(actors: int) -> None:
+    run = ours(RayExecutor(num_actors=actors, max_batch=1))
+    assert hashes(run) == hashes(ours(SerialExecutor(max_batch=1)))
+
+
+@pytest.mark.parametrize("actors", [2, slow(1), slow(4)])
+def test_number_of_actors_does_not_change_a_foreign_app(
+    actors: int, serial_foreign: SimulatedRun
+) -> None:
+    assert hashes(foreign(RayExecutor(num_actors=actors))) == hashes(serial_foreign)
+
+
+def test_batching_changes_rounding_only(serial_ours: SimulatedRun) -> None:
+    alone = ours(SerialExecutor(max_batch=1))
+    assert alone.summary["trace_sha256"] == serial_ours.summary["trace_sha256"]
+    assert alone.arrays is not None
+    assert serial_ours.arrays is not None
+    for name, array in alone.arrays.items():
+        np.testing.assert_allclose(
+            serial_ours.arrays[name].numpy(), array.numpy(), rtol=1e-3, atol=1e-4
+        )
+
+
+def test_same_seed_gives_the_same_run_twice(
+    serial_ours: SimulatedRun, serial_foreign: SimulatedRun
+) -> None:
+    random.seed(5)  # what a program did with the global generators before does not matter
+    torch.manual_seed(5)
+    assert hashes(ours(SerialExecutor(MAX_BATCH))) == hashes(serial_ours)
+    assert hashes(foreign(SerialExecutor())) == hashes(serial_foreign)
+
+
+def test_another_seed_gives_another_run(
+    serial_ours: SimulatedRun, serial_foreign: SimulatedRun
+) -> None:
+    for other, run in (
+        (ours(SerialExecutor(MAX_BATCH), seed=1), serial_ours),
+        (foreign(SerialExecutor(), seed=1), serial_foreign),
+    ):
+        assert other.summary["trace_sha256"] != run.summary["trace_sha256"]
+        assert other.summary["model_sha256"] != run.summary["model_sha256"]
+
+
+class Killing(RayExecutor):
+    """Sends SIGKILL to an actor that holds work, once."""
+
+    waves = 0
+
+    def submit(self, wave: Sequence[Assignment]) -> None:
+        super().submit(wave)
+        self.waves += 1
+        if self.waves == 3:
+            busy = next(slot for slot in self._slots if slot.held)
+            os.kill(busy.pid, signal.SIGKILL)
+
+
+def test_killed_actor_does_not_change_the_run_and_is_reported(
+    serial_ours: SimulatedRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="fl"):
+        run = ours(Killing(num_actors=2, max_batch=MAX_BATCH))
+    assert run.summary["extra"]["actor_deaths"] == 1
+    assert "Ray actor" in caplog.text
+    assert "died; a new one takes over" in caplog.text
+    assert hashes(run) == hashes(serial_ours)

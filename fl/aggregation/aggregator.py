@@ -152,6 +152,10 @@ class Aggregator(_Tolerant, ABC):
     def invariances(self) -> Invariances:
         """What holds for the rule as configured."""
 
+    def tolerates(self, n: int) -> int:
+        """Returns how many of n vectors may be Byzantine: f, or what a rule without f can bear."""
+        return int(cast(Any, self).f) if "f" in _names(self) else 0
+
     def check(self, n: int) -> None:
         """Raises ConfigError unless the rule can aggregate n vectors."""
 

@@ -61,6 +61,10 @@ class CenteredClipping(Aggregator):
         """Translation if the centre is translated too; scaling only together with tau."""
         return frozenset({"permutation", "translation", "rotation", "resilient"})
 
+    def tolerates(self, n: int) -> int:
+        """Returns the largest minority."""
+        return (n - 1) // 2
+
     def apply(self, rows: Rows, context: Context) -> Array:
         """Returns the new centre, shape (d,)."""
         w = rows.shares if self.weighted else np.full(len(rows), 1.0 / len(rows))

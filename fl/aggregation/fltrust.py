@@ -38,6 +38,10 @@ class FLTrust(Aggregator):
         """The result has the scale of g_0, whatever that of the updates."""
         return frozenset({"permutation", "rotation", "resilient"})
 
+    def tolerates(self, n: int) -> int:
+        """Returns n - 1: one update has to be left."""
+        return n - 1
+
     def apply(self, rows: Rows, context: Context) -> Array:
         """Returns g, shape (d,)."""
         g0 = context.reference

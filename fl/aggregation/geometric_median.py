@@ -70,6 +70,10 @@ class GeometricMedian(Aggregator):
             kept |= {"translation"}
         return kept if self.start == "mean" else kept | {"resilient"}
 
+    def tolerates(self, n: int) -> int:
+        """Returns the largest minority."""
+        return (n - 1) // 2
+
     def apply(self, rows: Rows, context: Context) -> Array:
         """Returns the last iterate z, shape (d,)."""
         G = rows.gram

@@ -40,6 +40,10 @@ class Median(Aggregator):
         """Those of a rule that sorts each coordinate."""
         return OF_COORDINATES
 
+    def tolerates(self, n: int) -> int:
+        """Returns the largest minority."""
+        return (n - 1) // 2
+
     def apply(self, rows: Rows, context: Context) -> Array:
         """Returns the median, shape (d,)."""
         of = order_statistics.median if self.even == "mean" else order_statistics.lower_median

@@ -84,6 +84,10 @@ class NormClipping(Aggregator):
         """Those of the clipping."""
         return Clipping(self.max_norm).invariances
 
+    def tolerates(self, n: int) -> int:
+        """Returns n - 1: one update has to be left."""
+        return n - 1
+
     def apply(self, rows: Rows, context: Context) -> Array:
         """Returns the mean of the clipped vectors, shape (d,)."""
         clipped = Clipping(self.max_norm).transform(rows, context)

@@ -41,6 +41,10 @@ class SignMajority(Aggregator):
         """The result has no scale of its own."""
         return frozenset({"permutation", "separable", "resilient"})
 
+    def tolerates(self, n: int) -> int:
+        """Returns the largest minority."""
+        return (n - 1) // 2
+
     def apply(self, rows: Rows, context: Context) -> Array:
         """Returns the majority's signs, shape (d,)."""
         return rows.by_coordinate(self._vote)

@@ -20,7 +20,6 @@ from typing import Any
 
 from flwr.common.constant import ErrorCode
 
-from fl.clients.app import TrainingApp
 from fl.errors import ConfigError, SimulationError
 from fl.execution.executor import (
     AppSource,
@@ -312,8 +311,9 @@ class RayExecutor(Executor):
     def _pump(self) -> None:
         """Hands out batches until every actor has enough."""
         while self._queue:
-            slot = min(self._slots, key=lambda slot: len(slot.held))
-            if len(slot.held) >= _AHEAD:
+            slot = min(self._slots, key=_load)
+            # What may have taken an actor down runs alone, so that it is clear who does it.
+            if _load(slot) >= (1 if self._queue[0].attempts else _AHEAD):
                 return
             batch = self._queue.popleft()
             if not any(member in self._batch_of for member in batch.members):
@@ -366,11 +366,6 @@ class RayExecutor(Executor):
             outcomes = ray.get(future)
         except ray.exceptions.TaskCancelledError as error:
             raise KeyboardInterrupt from error  # that is what Ray makes of one in the actor
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(self._app, TrainingApp):
-                raise  # ours or a rule's: not the client's fault
-            # A foreign app's exceptions are outcomes, so this is Ray, failing to send one.
-            outcomes = [_cannot_travel(error) for _ in batch.members]
         except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
             self._replace(slot, "died")
             return
@@ -451,15 +446,9 @@ class RayExecutor(Executor):
         }
 
 
-def _cannot_travel(error: BaseException) -> Outcome:
-    last = str(error).strip().splitlines()[-1]
-    return Outcome(
-        error=(
-            ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
-            f"the reply cannot be sent to another process: {last}",
-        ),
-        details=str(error),
-    )
+def _load(slot: _Slot) -> int:
+    """Returns how many batches a slot holds; a suspect one counts as all that it can."""
+    return _AHEAD if slot.held and slot.held[0][1].attempts else len(slot.held)
 
 
 def _names(batch: _Batch) -> str:

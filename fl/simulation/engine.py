@@ -214,7 +214,13 @@ class Engine:
                 self.queue.schedule(back, Priority.DISPATCH, self._take_up, task)
 
     def _take_up(self, task: Task) -> None:
+        if task.stage is not Stage.WAITING:
+            return
         now = self.queue.now
+        if not self.host.deliverable(task):
+            self.trace.record(now, Event.EXPIRED, task.client, task.dispatch)
+            self.withdraw(task)
+            return
         task.stage_began = now
         task.stage = Stage.DOWNLOADING
         self.trace.record(now, Event.DOWNLOAD_START, task.client, task.dispatch, task.size_down)

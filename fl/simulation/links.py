@@ -212,7 +212,8 @@ class SharedLink:
     a flow whose cap is infinite too ends at once.
 
     Cost: flows of equal cap form one group, whatever their number, so a call costs O(log n) plus
-    O(log n) for every group that the level passes.
+    O(log n) for every group whose cap the level passes: about one where caps are spread out, many
+    where they crowd around the level without being equal.
 
     Args:
         capacity_bps: bit/s, positive, may be infinite.

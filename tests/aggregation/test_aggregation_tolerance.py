@@ -15,9 +15,11 @@ from fl.aggregation import (
     Chain,
     Clipping,
     FlagAggregator,
+    FLTrust,
     GeometricMedian,
     Krum,
     MeaMed,
+    Mean,
     Median,
     MultiKrum,
     NearestNeighbourAveraging,
@@ -131,6 +133,14 @@ def test_tolerating_leaves_rules_without_an_f_alone():
     for rule in (Median(), GeometricMedian(), SignMajority(), CenteredClipping(), FlagAggregator()):
         assert rule.tolerating(3) == rule
     assert Krum(1, power=1).tolerating(3) == Krum(3, power=1)
+
+
+def test_a_rule_says_how_many_byzantine_vectors_it_tolerates():
+    for rule in (Median(), GeometricMedian(), SignMajority(), CenteredClipping()):
+        assert [rule.tolerates(n) for n in (1, 2, 10, 11)] == [0, 0, 4, 5]
+    assert [Mean().tolerates(11), FlagAggregator().tolerates(11)] == [0, 0]
+    assert [FLTrust().tolerates(11), NormClipping().tolerates(11)] == [10, 10]
+    assert Krum(2).tolerates(11) == Chain([NNM()], Median(), f=2).tolerates(11) == 2
 
 
 def test_smea_refuses_more_subsets_than_it_can_look_at():

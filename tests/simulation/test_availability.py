@@ -195,7 +195,7 @@ def test_every_client_has_one_window_a_day_of_equal_length():
 def test_a_window_opens_and_closes_at_the_very_times_announced(period):
     model = Diurnal(300, 1, low=0.1, high=0.4, period_s=period)
     for client in range(300):
-        t = 123_456.7 * period
+        t = (123_456 + 997 * client) * period
         for _ in range(6):
             t = model.next_change(client, t)
             state = model.is_online(client, t)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
-from flwr.app import RecordDict
+from flwr.app import Message, RecordDict
 from stand_ins import (
     Client,
     Scripted,
@@ -26,8 +27,10 @@ from fl.simulation.availability import ExponentialOnOff
 from fl.simulation.events import EventQueue, Priority
 from fl.simulation.faults import Faults, GilbertElliott, TaskFaults
 from fl.simulation.fleets import uniform
+from fl.simulation.identity import node_id
 from fl.simulation.links import ServerLink
 from fl.simulation.trace import Event
+from fl.simulation.work import Charge
 
 E = Event
 
@@ -309,6 +312,7 @@ def test_a_task_that_was_executed_ahead_and_overtaken_is_executed_again() -> Non
     assert [[a.client for a in wave] for wave in grid._executor.waves] == [[0, 1]]
     assert tasks_counted(grid, [message_to(0, 100)]) == {"0.1": 1}
     assert [a.dispatch for a in grid._executor.discarded] == [0]
+    grid.clock.sleep(10.0)
     assert [r.content["metrics"]["tasks"] for r in grid.pull_messages(["0.0"])] == [2]
 
 
@@ -386,12 +390,25 @@ def random_run(seed: int, tasks: int, observe=lambda grid: None):
             detection_s=0.5,
         ),
     )
-    grid = grid_of(fleet, flops=None, answer=counting, on_progress=lambda: observe(grid))
+    contents = [content_of(size) for size in (1, 40, 400, 4000)]
+    replies = [Outcome(content=content) for content in contents]
     rng = random.Random(seed)
+    grid = grid_of(
+        fleet,
+        flops=None,
+        answer=lambda _: replace(rng.choice(replies)),
+        charge=Charge(seconds=2.0),
+        on_progress=lambda: observe(grid),
+    )
     pushed, pending = 0, []
     while pushed < tasks:
         batch = [
-            message_to(rng.randrange(CLIENTS), rng.randrange(1, 4000), ttl=rng.choice([5.0, 60.0]))
+            Message(
+                rng.choice(contents),
+                node_id(rng.randrange(CLIENTS)),
+                "train",
+                ttl=rng.choice([5.0, 60.0]),
+            )
             for _ in range(rng.randrange(1, 30))
         ]
         pushed += len(batch)

@@ -287,7 +287,7 @@ def test_memory_follows_the_flows_in_flight(capacity, same_cap):
     link.add(0.0, 0, 6e3, 1e6 if capacity > 10 else 1.0)
     for flow in range(1, 5001):
         now = flow / 1e6
-        link.add(now, flow, 1e12 + flow, 1e3 if same_cap else 1e3 + flow)
+        link.add(now, flow, 1e12 - flow, 1e3 if same_cap else 1e3 + flow)
         if flow > 10:
             link.remove(now, flow - 10)
     inner = link._flows

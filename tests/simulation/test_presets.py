@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -344,6 +345,13 @@ def test_mobile_takes_other_phones_networks_availability_and_faults():
     assert set(fleet.devices.flops) == {1e9}
     assert fleet.down_cap(0, 0) <= 11680 / 0.1 * math.sqrt(1.5) / 0.1
     assert isinstance(mobile(3, 0).availability, Diurnal)
+
+
+def test_shares_are_relative_and_a_share_of_zero_is_nobody():
+    phone = PhoneClass(3, 1e9, 1e9, 0.1, 1.0)
+    phones = {"none": replace(phone, share=0), "three": phone, "one": replace(phone, share=1)}
+    counts = np.bincount(mobile(20_000, 0, phones=phones).devices.kind, minlength=3)
+    assert counts == pytest.approx([0, 15_000, 5_000], abs=4 * math.sqrt(20_000 * 3 / 16))
 
 
 @pytest.mark.parametrize("share", [-0.1, math.nan, 0.0])

@@ -1,0 +1,81 @@
+"""ClientApps and assignments for the tests of executors.
+
+A module of its own, so that a Ray actor imports it by name as it would import anybody's app.
+"""
+
+import os
+import random
+import threading
+import time
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fl.execution.executor import Assignment, Payload, RunInfo
+from fl.simulation.payload import payload_bytes
+
+RUN = RunInfo(seed=0, num_partitions=10, run_config={"seed": 0})
+
+
+def payload(what: str = "", values: int = 3) -> Payload:
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({"w": Array(np.arange(values, dtype=np.float32))}),
+            "config": ConfigRecord({"what": what}),
+        }
+    )
+    return Payload(content, payload_bytes(content))
+
+
+def assignments(sent: Payload, clients: range, dispatch: int = 0) -> list[Assignment]:
+    return [Assignment(client, dispatch, sent, "train", "", 60.0) for client in clients]
+
+
+def reply(message: Message, **metrics: Any) -> Message:
+    content = RecordDict(
+        {
+            "arrays": message.content["arrays"],
+            "metrics": MetricRecord({"num-examples": 10, **metrics}),
+        }
+    )
+    return Message(content, reply_to=message)
+
+
+class Connection:
+    """Something that an app might put into a reply, and that no other process can receive."""
+
+    def __reduce__(self) -> Any:
+        raise RuntimeError("cannot be pickled")
+
+
+def behave(message: Message, context: Context) -> Message:
+    """Does what the message says: "4:raise 5:exit" makes clients 4 and 5 misbehave."""
+    asked = dict(part.split(":") for part in message.content["config"]["what"].split())
+    match asked.get(str(context.node_config["partition-id"])):
+        case "raise":
+            raise ValueError("bad")
+        case "exit":
+            raise SystemExit(3)
+        case "kill":
+            os._exit(3)
+        case "hang":
+            threading.Event().wait(120.0)
+        case "sleep":
+            time.sleep(50.0)
+        case "nothing":
+            return None
+        case "connection":
+            answer = reply(message)
+            answer.content.__dict__["_data"]["socket"] = Connection()  # past Flower's own checks
+            return answer
+        case "many":
+            return reply(message, history=[0.5] * 100_000)
+    return reply(message, drawn=random.random(), process=os.getpid())
+
+
+def make_behaving() -> ClientApp:
+    app = ClientApp()
+    app.train()(behave)
+    return app
