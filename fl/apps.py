@@ -36,7 +36,8 @@ class FlowerApp:
 
     def server(self) -> ServerApp:
         """Imports and returns the ServerApp."""
-        return _load(self.directory, self.serverapp, ServerApp)
+        app: ServerApp = _load(self.directory, self.serverapp, ServerApp)
+        return app
 
     def client(self) -> AppSource:
         """Returns a source of the ClientApp that every worker process can import by itself."""
@@ -68,8 +69,8 @@ def read_app(directory: Path | str) -> FlowerApp:
     path = folder / "pyproject.toml"
     if not path.is_file():
         raise ConfigError(
-            f"app={directory}: {path} does not exist; give the folder of a Flower app, the one with "
-            "the pyproject.toml that `flwr run` reads"
+            f"app={directory}: {path} does not exist; give the folder of a Flower app, with the "
+            "pyproject.toml that `flwr run` reads"
         )
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -80,7 +81,7 @@ def read_app(directory: Path | str) -> FlowerApp:
     for name in ("serverapp", "clientapp"):
         if ":" not in str(components.get(name, "")):
             raise ConfigError(
-                f"{path} has no [tool.flwr.app.components] {name} = \"package.module:attribute\""
+                f'{path} has no [tool.flwr.app.components] {name} = "package.module:attribute"'
             )
     return FlowerApp(
         folder,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import sys
+import traceback
 from difflib import get_close_matches
 from importlib.resources import files
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.errors import HydraException
@@ -19,9 +20,12 @@ from fl.errors import ConfigError
 
 @hydra.main(version_base=None, config_path="conf", config_name="config")
 def _run(config: DictConfig) -> float | None:
-    from fl.experiment import run_experiment  # heavy: only once the configuration is complete
+    try:
+        from fl.experiment import run_experiment  # heavy: only once the configuration is complete
 
-    return run_experiment(config)
+        return run_experiment(config)
+    except (KeyboardInterrupt, Exception) as error:
+        _fail(error)  # here, because Hydra would put a line of its own before the message
 
 
 def main() -> None:
@@ -30,18 +34,22 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         _run()
-    except KeyboardInterrupt:
-        _stop("interrupted", 130)
-    except Exception as error:
-        cause = _configuration_error(error)
-        if cause is None:
-            raise
-        _stop(_explain(cause), 1)
+    except (KeyboardInterrupt, Exception) as error:
+        _fail(error)
 
 
-def _stop(message: str, status: int) -> None:
-    print(f"fl: {message}", file=sys.stderr)
-    sys.exit(status)
+def _fail(error: BaseException) -> NoReturn:
+    """Says what went wrong and exits: one line for a wrong input, the traceback for all else."""
+    if isinstance(error, KeyboardInterrupt):
+        print("fl: interrupted", file=sys.stderr)
+        sys.exit(130)
+    cause = _configuration_error(error)
+    if cause is None:
+        traceback.print_exception(error)
+        print(f"fl: the run failed: {type(error).__name__}: {error}", file=sys.stderr)
+    else:
+        print(f"fl: {_explain(cause)}", file=sys.stderr)
+    sys.exit(1)
 
 
 def _configuration_error(error: BaseException) -> BaseException | None:
@@ -60,7 +68,7 @@ def _configuration_error(error: BaseException) -> BaseException | None:
 
 def _explain(error: BaseException) -> str:
     """Returns an error's message, with the nearest valid key if a key is unknown."""
-    message = str(error).strip()
+    message = str(error).split("\nConfig search path")[0].strip()
     match = re.search(r"Could not override '([^']+)'", message)
     if match is None:
         return message
@@ -74,13 +82,13 @@ def _explain(error: BaseException) -> str:
 
 
 def _known_keys() -> list[str]:
-    """Returns the dotted names of all keys of the default configuration and of every group member."""
+    """Returns the dotted names of the keys of the root configuration and of all group members."""
     root = files("fl").joinpath("conf")
     names: set[str] = set()
 
     def collect(node: Any, prefix: str) -> None:
         if isinstance(node, DictConfig):
-            for key in node:
+            for key in map(str, node):
                 if key not in ("defaults", "hydra", "_target_"):
                     names.add(f"{prefix}{key}")
                     collect(node._get_node(key), f"{prefix}{key}.")

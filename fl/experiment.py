@@ -65,6 +65,7 @@ def build(config: DictConfig) -> Experiment:
         ConfigError: a part refuses its arguments, or two parts do not fit together.
     """
     _check_numbers(config)
+    _check_combination(config)
     fleet: Fleet = instantiate(config.fleet)
     strategy: Strategy = instantiate(config.strategy)
     executor: Executor = instantiate(config.executor)
@@ -88,7 +89,9 @@ def build(config: DictConfig) -> Experiment:
 
 def run_experiment(config: DictConfig) -> float | None:
     """Runs a configuration to its end, prints results, and returns the target metric's value."""
-    logging.getLogger("flwr").setLevel(logging.WARNING)
+    flower = logging.getLogger("flwr")  # it would print its own account beside the progress display
+    flower.setLevel(logging.ERROR)
+    flower.propagate = False
     run = _run_app(config) if config.app else _run_own(config)
     target = _target(config)
     if target is None:
@@ -189,6 +192,22 @@ def _check_numbers(config: DictConfig) -> None:
         raise ConfigError(
             f"round_timeout_s is {config.round_timeout_s}; it must be a positive number of "
             "virtual seconds"
+        )
+
+
+def _check_combination(config: DictConfig) -> None:
+    for name in ("min_train_nodes", "min_available_nodes", "min_evaluate_nodes"):
+        least = config.strategy.get(name) or 0
+        unused = name == "min_evaluate_nodes" and not config.strategy.get("fraction_evaluate")
+        if least > config.num_clients and not unused:
+            raise ConfigError(
+                f"strategy.{name} is {least}, but there are {config.num_clients} clients: the "
+                f"strategy would wait for ever. Set strategy.{name}={config.num_clients} or less"
+            )
+    if config.get("aggregator") is not None and "rule" not in config.strategy:
+        raise ConfigError(
+            "aggregator is set, but this strategy combines updates in its own way: use "
+            "strategy=aggregate, or leave aggregator out"
         )
 
 

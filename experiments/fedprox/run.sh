@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All 96 runs of this experiment: bash experiments/fedprox/run.sh
 #
-#   ROUNDS  rounds of a run (50; the paper has 200)
+#   ROUNDS  rounds of a run (30; the paper has 200)
 #   JOBS    processes at a time (2)
 #   OUT     folder for the runs (outputs/fedprox)
 #   FL      the command (fl)
@@ -9,7 +9,7 @@
 # FedAvg without stragglers is FedProx with mu = 0 without stragglers, so it is not run again.
 set -euo pipefail
 
-export ROUNDS=${ROUNDS:-50} OUT=${OUT:-outputs/fedprox} FL=${FL:-fl}
+export ROUNDS=${ROUNDS:-30} OUT=${OUT:-outputs/fedprox} FL=${FL:-fl}
 export OMP_NUM_THREADS=1 # one core for each process
 
 sweep() {

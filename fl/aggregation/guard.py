@@ -94,30 +94,24 @@ class Guard:
         reasons = [
             _fault_of_form(reply, size, np.dtype(dtype))
             or (None if weights is None else _fault_of_weight(weights[i]))
+            or _fault_of_numbers(np.asarray(reply))
             for i, reply in enumerate(replies)
         ]
-        whole = isinstance(replies, np.ndarray)
-        rows = [np.asarray(reply) for reply, fault in zip(replies, reasons, strict=True)
-                if fault is None]  # fmt: skip
-        x = replies if whole and len(rows) == n else np.stack(rows) if rows else None
-        formed = [i for i, fault in enumerate(reasons) if fault is None]
-        if x is not None:
-            bad = not_finite(np.asarray(x))
-            for position, fault in bad.items():
-                reasons[formed[position]] = fault
-            if bad:
-                x = np.delete(np.asarray(x), list(bad), axis=0)
+        kept = np.array([i for i, reason in enumerate(reasons) if reason is None], dtype=np.intp)
         dropped = tuple(Dropped(i, reason) for i, reason in enumerate(reasons) if reason)
-        if len(dropped) > self.f or x is None or len(x) == 0:
+        if len(dropped) > self.f or not len(kept):
             listed = "; ".join(f"reply {d.index}: {d.reason}" for d in dropped[:5])
             more = f"; and {len(dropped) - 5} more" if len(dropped) > 5 else ""
             raise ConfigError(
                 f"{len(dropped)} of {n} replies are unusable, at most f={self.f} are tolerated, "
                 f"and one must be left ({listed}{more}): raise f, or find out why the clients fail"
             )
-        kept = np.array([i for i, reason in enumerate(reasons) if reason is None])
+        if isinstance(replies, np.ndarray):
+            x = replies if len(kept) == n else replies[kept]
+        else:
+            x = np.stack([np.asarray(replies[i]) for i in kept])
         return Admitted(
-            x=np.asarray(x),
+            x=x,
             kept=kept,
             f=self.f - len(dropped),
             weights=None if weights is None else np.array([weights[i] for i in kept], np.float64),
@@ -147,17 +141,15 @@ def _fault_of_weight(weight: object) -> str | None:
     return None if 0 <= number < np.inf else f"number of examples is {weight!r:.40}"
 
 
-def not_finite(x: Array) -> dict[int, str]:
-    """Returns what is wrong with each row of a matrix that is not finite, by its index."""
-    # Infinity and NaN survive every addition, so one pass of sums clears nearly all rows at once.
+def _fault_of_numbers(row: Array) -> str | None:
+    # Infinity and NaN survive every addition, so one sum clears nearly every vector at once.
     with np.errstate(over="ignore", invalid="ignore"):
-        suspects = np.flatnonzero(~np.isfinite(x.sum(axis=1)))
-    faults = {}
-    for i in suspects:
-        bad = np.flatnonzero(~np.isfinite(x[i]))
-        if len(bad):  # otherwise only the sum was too large
-            faults[int(i)] = (
-                f"{len(bad)} of {x.shape[1]} numbers are not finite, the first {x[i, bad[0]]} "
-                f"at index {bad[0]}"
-            )
-    return faults
+        if np.isfinite(row.sum()):
+            return None
+    bad = np.flatnonzero(~np.isfinite(row))
+    if not len(bad):  # only the sum was too large
+        return None
+    return (
+        f"{len(bad)} of {len(row)} numbers are not finite, the first {row[bad[0]]} "
+        f"at index {bad[0]}"
+    )

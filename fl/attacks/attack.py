@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -76,7 +76,10 @@ class Forged(NamedTuple):
 class Attack(ABC):
     """Forges the vectors of the Byzantine clients of a round."""
 
-    knowledge: ClassVar[Knowledge]
+    @property
+    @abstractmethod
+    def knowledge(self) -> Knowledge:
+        """What the attack reads; on a deployment, no client has more than its own vector."""
 
     def __call__(self, honest: Array, own: Array, scene: Scene) -> Forged:
         """Returns what the Byzantine clients send.

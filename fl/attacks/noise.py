@@ -24,8 +24,6 @@ class Gauss(Attack):
         ConfigError: a parameter is out of range, or the scene has no generator.
     """
 
-    knowledge: ClassVar[Knowledge] = "honest-vectors"
-
     sigma: float = 1.0
     centre: Literal["zero", "mean"] = "zero"
     same: bool = False
@@ -33,6 +31,11 @@ class Gauss(Attack):
     def __post_init__(self) -> None:
         require(self.sigma >= 0, f"Gauss: sigma={self.sigma}: must not be negative")
         require(self.centre in ("zero", "mean"), f"Gauss: centre={self.centre!r}: 'zero' or 'mean'")
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """The honest vectors, if their mean is the centre."""
+        return "own" if self.centre == "zero" else "honest-vectors"
 
     def forge(self, honest: Array, own: Array, scene: Scene) -> Forged:
         """Returns the draws, shape (f, d)."""

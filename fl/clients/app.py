@@ -232,6 +232,11 @@ class TrainingApp(ClientApp):
         deadline = read_float(config, "deadline-s", above=0.0)
         fitting = None
         if deadline is not None:
+            if not math.isfinite(seconds_per_flop):
+                raise ConfigError(
+                    "the message has a deadline-s, but this fleet knows the seconds of whole tasks "
+                    "only, not of steps: leave the deadline out, or take a fleet with devices"
+                )
             seconds_per_example = per_example * seconds_per_flop
             fitting = steps = self._fitting_steps(steps, examples, seconds_per_example, deadline)
         flops = per_example * covered_examples(steps, examples, self.batch_size)

@@ -336,16 +336,3 @@ def form_batches(
     for group in groups.values():
         batches.extend(group[i : i + max_batch] for i in range(0, len(group), max_batch))
     return batches
-
-
-def num_scalars(content: RecordDict) -> int:
-    """Returns the number of scalars in all arrays of a message."""
-    total = 0
-    for record in content.values():
-        if isinstance(record, ArrayRecord):
-            for array in record.values():
-                size = 1
-                for extent in array.shape:
-                    size *= extent
-                total += size
-    return total

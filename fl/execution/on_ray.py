@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import sys
 import time
 from collections import Counter, deque
@@ -42,6 +43,12 @@ _AHEAD = 2  # batches an actor may hold: one running, one on its way
 _PATIENCE_S = 30.0  # host seconds after which the user is told what the run waits for
 _DEATHS = 100  # so many for each actor, and something is wrong with the machine
 _NO_CONTENT = Payload(None, 0)  # type: ignore[arg-type]  # stands for content sent by reference
+
+
+_NO_CLUSTER = (
+    "no Ray cluster answers at executor.address={}: start one with `ray start --head`, correct the "
+    "address, or set it to null to start Ray here"
+)
 
 
 class _Actor:
@@ -197,6 +204,8 @@ class RayExecutor(Executor):
                 )
             return
         address = self.address or os.environ.get("RAY_ADDRESS") or "local"
+        if address not in ("local", "auto"):
+            _check_reachable(address)
         cpus = None
         if address == "local" and self.num_actors is not None:
             # Actors are processes: more of them than CPUs are slower, but right.
@@ -211,10 +220,7 @@ class RayExecutor(Executor):
                 configure_logging=False,
             )
         except ConnectionError as error:
-            raise ConfigError(
-                f"no Ray cluster answers at executor.address={address}: start one with `ray start "
-                "--head`, correct the address, or set it to null to start Ray here"
-            ) from error
+            raise ConfigError(_NO_CLUSTER.format(address)) from error
         self._owns_ray = True
 
     def _count(self) -> int:
@@ -260,7 +266,10 @@ class RayExecutor(Executor):
                 return
             except ray.exceptions.RayActorError as error:
                 cause = error
-        raise SimulationError(f"cannot start a worker process: {cause}") from cause
+                if error.actor_init_failed:  # and would fail again
+                    break
+        last = str(cause).strip().splitlines()[-1]
+        raise SimulationError(f"the ClientApp does not start in a Ray actor: {last}") from cause
 
     def close(self) -> None:
         """Stops the actors, and Ray if this executor started it."""
@@ -444,6 +453,15 @@ class RayExecutor(Executor):
             "max_batch": self.max_batch,
             "actor_deaths": self._deaths,
         }
+
+
+def _check_reachable(address: str) -> None:
+    """Checks that something listens at host:port; Ray itself tries for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_PATIENCE_S / 3).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(_NO_CLUSTER.format(address)) from error
 
 
 def _load(slot: _Slot) -> int:

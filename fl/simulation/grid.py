@@ -98,9 +98,9 @@ class SimGrid(Grid):
     """A `flwr.serverapp.Grid` on which stock strategies and foreign apps run unmodified.
 
     Waiting costs no host time. `send_and_receive` runs the events until every reply is there or
-    virtual time reaches the timeout; a `pull_messages` that finds nothing moves virtual time to the
-    next event; so does polling `get_node_ids` again and again, which also stops where a client
-    comes; `time.sleep` in the ServerApp passes virtual time (`fl.simulation.virtual_sleep`).
+    virtual time reaches the timeout; a `pull_messages` that again finds nothing moves virtual time
+    to the next event; so does polling `get_node_ids` again and again, which also stops where a
+    client comes; `time.sleep` in the ServerApp passes virtual time (`fl.simulation.virtual_sleep`).
 
     What Flower would show in wall time, this shows in virtual time:
 
@@ -164,6 +164,7 @@ class SimGrid(Grid):
         self._all_nodes: list[int] | None = None
         self._seen_nodes: list[int] | None = None  # by the ServerApp's thread
         self._polls = _Polls()
+        self._asked: tuple[float, set[str]] = (-1.0, set())  # pulled in vain, and when
         self._told_errors = 0
         self._thread = threading.get_ident()
         self._lock = threading.RLock()
@@ -257,7 +258,9 @@ class SimGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Returns the replies that are there, in the order in which they arrived.
 
-        If none is, virtual time moves to the next event, and what has arrived then is returned.
+        If none is, and the app asks for the same ids again without having let time pass, virtual
+        time moves to the next event, and what has arrived then is returned. An app that sleeps
+        between its polls sets the pace itself.
         """
         with self._inside():
             self._polls = _Polls()
@@ -266,8 +269,14 @@ class SimGrid(Grid):
             known = {name for name in wanted if name in self._flights}
             replies = self._take(known)
             if known and not replies and not unknown:
-                self._step(math.inf)
-                replies = self._take(known)
+                asked_at, asked = self._asked
+                if asked_at != self.engine.queue.now:
+                    self._asked = (self.engine.queue.now, known)
+                elif not known <= asked:
+                    asked.update(known)
+                else:
+                    self._step(math.inf)
+                    replies = self._take(known)
             return unknown + replies
 
     def send_and_receive(

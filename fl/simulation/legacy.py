@@ -28,10 +28,12 @@ def concurrent_rounds(grid: SimGrid) -> Iterator[None]:
     fit, evaluate = server.fit_clients, server.evaluate_clients
     wait = SimpleClientManager.wait_for
 
-    def fit_clients(instructions: Any, _: Any, timeout: float | None, group_id: int) -> Any:
+    def fit_clients(
+        client_instructions: Any, max_workers: Any, timeout: float | None, group_id: int
+    ) -> Any:
         return _exchange(
             grid,
-            instructions,
+            client_instructions,
             lambda ins: recorddict_compat.fitins_to_recorddict(ins, keep_input=True),
             lambda content: recorddict_compat.recorddict_to_fitres(content, keep_input=False),
             MessageType.TRAIN,
@@ -39,10 +41,12 @@ def concurrent_rounds(grid: SimGrid) -> Iterator[None]:
             group_id,
         )
 
-    def evaluate_clients(instructions: Any, _: Any, timeout: float | None, group_id: int) -> Any:
+    def evaluate_clients(
+        client_instructions: Any, max_workers: Any, timeout: float | None, group_id: int
+    ) -> Any:
         return _exchange(
             grid,
-            instructions,
+            client_instructions,
             lambda ins: recorddict_compat.evaluateins_to_recorddict(ins, keep_input=True),
             recorddict_compat.recorddict_to_evaluateres,
             MessageType.EVALUATE,

@@ -54,12 +54,14 @@ def _time() -> float:
     return _real_time() + answer.slept if answer.now is None else answer.origin + answer.now()
 
 
-def _replace(old: Callable[..., object], new: Callable[..., object], name: str) -> None:
-    # `from time import sleep` leaves copies in the modules that wrote it.
+def _replace(*pairs: tuple[object, object]) -> None:
+    # `from time import sleep` leaves copies in the modules that wrote it, under any name.
+    news = {id(old): new for old, new in pairs}
     for module in list(sys.modules.values()):
-        names = getattr(module, "__dict__", None)
-        if names is not None and names.get(name) is old:
-            names[name] = new
+        names = getattr(module, "__dict__", None) or {}
+        for name in [name for name, value in list(names.items()) if id(value) in news]:
+            if module is not sys.modules[__name__]:
+                names[name] = news[id(names[name])]
 
 
 @contextmanager
@@ -68,13 +70,11 @@ def virtual_sleep() -> Iterator[None]:
     if time.sleep is _sleep:
         yield
         return
-    _replace(_real_sleep, _sleep, "sleep")
-    _replace(_real_time, _time, "time")
+    _replace((_real_sleep, _sleep), (_real_time, _time))
     try:
         yield
     finally:
-        _replace(_sleep, _real_sleep, "sleep")
-        _replace(_time, _real_time, "time")
+        _replace((_sleep, _real_sleep), (_time, _real_time))
 
 
 @contextmanager

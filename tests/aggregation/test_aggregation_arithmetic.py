@@ -195,6 +195,12 @@ def test_outliers_do_not_take_the_digits_of_the_numbers_kept(n):
     np.testing.assert_array_equal(order.trimmed_mean(x.copy(), 1), 1.0)
 
 
+@pytest.mark.parametrize("n", [4, 60])
+def test_the_midpoint_of_the_largest_floats_does_not_overflow(n):
+    x = np.full((n, 2), 3e38, dtype=np.float32)
+    np.testing.assert_array_equal(order.median(x.copy()), x[0])
+
+
 # ---- rows ----------------------------------------------------------------------------------------
 
 

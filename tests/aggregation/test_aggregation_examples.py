@@ -488,6 +488,16 @@ def test_buckets_contain_each_input_once(s, rng):
         close(rows_of(buckets)[0], F5.mean(axis=0), digits=12)
 
 
+@pytest.mark.parametrize("pre", [Bucketing(2), Resampling(2)])
+def test_the_examples_of_a_group_are_those_of_its_members(pre, rng):
+    weights = np.array([3.0, 1.0, 4.0, 1.5, 5.0])
+    # vectors that are their own weights: a group's mean tells whose it is
+    groups = pre.transform(Rows(weights[:, None], weights), Context(rng, None))
+    sizes = [2, 2, 1] if isinstance(pre, Bucketing) else 1
+    expected = rows_of(groups)[:, 0] * sizes
+    np.testing.assert_allclose(groups.weights * 5.0, expected)
+
+
 @pytest.mark.parametrize("draw", ["shuffle", "permutations"])
 @pytest.mark.parametrize("s", [1, 2, 5])
 def test_resampling_uses_each_input_s_times(draw, s, rng):

@@ -335,6 +335,37 @@ def test_scales_that_are_no_scales_are_refused(name, value):
         MEMBERS[name].decode(bytes(payload), SHAPES)
 
 
+def test_levels_that_do_not_exist_are_refused():
+    """Codes are offset by a power of two, so the lowest one stands for a level too many."""
+    shapes = Shapes.vector(4)
+    for compressor, codes in (
+        (Qsgd(7), b"\0\0"),
+        (Uniform(8), b"\0" * 4),
+        (Uniform(12), b"\0" * 6),
+    ):
+        head = b"\0" if isinstance(compressor, Qsgd) else b""
+        payload = struct.pack("<BBI", compressor.FORMAT, 1, 4) + head
+        payload += np.float32(1).tobytes() + codes
+        with pytest.raises(PayloadError, match="a level lies outside"):
+            compressor.decode(payload, shapes)
+    # Sparse: one positive level at position 0, of 7 and of 8 where 7 is the most.
+    shapes = Shapes.vector(200)
+    position = bytes([0, integers.FIXED]) + struct.pack("<I", 1) + b"\0"
+    start = struct.pack("<BBIBfI", Qsgd.FORMAT, 1, 200, 1, 1.0, 1) + position + b"\0"
+    level = bytes([integers.LEB128]) + struct.pack("<I", 1)
+    assert Qsgd(7).decode(start + level + b"\x06", shapes)[0] == 1
+    with pytest.raises(PayloadError, match="level 8, at most 7"):
+        Qsgd(7).decode(start + level + b"\x07", shapes)
+
+
+def test_the_unused_code_of_terngrad_is_refused():
+    payload = struct.pack("<BBI", TernGrad.FORMAT, 1, 4) + np.float32(1).tobytes()
+    shapes = Shapes.vector(4)
+    assert TernGrad().decode(payload + b"\xa4", shapes).tolist() == [-1, 0, 1, 1]
+    with pytest.raises(PayloadError, match="code 3"):
+        TernGrad().decode(payload + b"\xe4", shapes)
+
+
 @pytest.mark.parametrize(
     "compressor", [RandK(density=0.1, scaled=True), PowerSgd(min_compression=0), CountSketch(k=5)]
 )

@@ -131,3 +131,16 @@ def test_superfluous_bytes_of_leb128_are_refused():
     assert back(right, 1).tolist() == [6]
     with pytest.raises(PayloadError, match="superfluous"):
         back(bytes([LEB128, 2, 0, 0, 0, 0x85, 0]), 1)
+
+
+def test_values_of_more_than_32_bits_are_refused():
+    """The most each code can say: five bytes of LEB128 hold 35 bits, a Rice quotient any number."""
+    for body in (
+        bytes([LEB128, 5, 0, 0, 0]) + b"\xff\xff\xff\xff\x7f",
+        bytes([RICE, 6, 0, 0, 0, 32]) + b"\xff" * 4 + b"\x02",
+        bytes([FIXED, 5, 0, 0, 0, 32]) + b"\xff" * 4,
+    ):
+        with pytest.raises(PayloadError, match="32 bits"):
+            back(body, 1)
+    with pytest.raises(PayloadError, match="32 bits"):
+        back(bytes([GAMMA, 9, 0, 0, 0]) + b"\0" * 4 + b"\x01" + b"\0" * 4, 1)

@@ -38,6 +38,20 @@ def test_a_receiver_makes_the_direction_from_the_seed_alone():
     assert np.array_equal(OneByteSpsa(samples=5).direction(seed, 0, SHAPES), z)
 
 
+def test_each_sample_has_a_direction_and_a_byte_of_its_own():
+    c = OneByteSpsa(samples=5, stochastic=False)
+    x = vector()
+    payload, _ = c.encode(x, SHAPES, {}, np.random.default_rng(3))
+    seed = int.from_bytes(payload[6:14], "little")
+    expected = np.zeros(D)
+    for s, code in enumerate(payload[14:]):
+        z = c.direction(seed, s, SHAPES).astype(np.float64)
+        rho = np.exp(((code & 127) - 64) / 8) * (-1 if code & 128 else 1)
+        assert rho == pytest.approx(np.dot(x, z), rel=0.065)
+        expected += rho * z / 5
+    assert np.allclose(c.decode(payload, SHAPES), expected, atol=1e-4)
+
+
 def test_directions_are_standard_normal():
     from scipy.stats import kstest
 

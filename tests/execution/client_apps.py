@@ -7,6 +7,7 @@ import os
 import random
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,10 @@ def assignments(sent: Payload, clients: range, dispatch: int = 0) -> list[Assign
 
 
 def reply(message: Message, **metrics: Any) -> Message:
+    drawn = np.float32(random.random())
     content = RecordDict(
         {
-            "arrays": message.content["arrays"],
+            "arrays": ArrayRecord({"w": Array(message.content["arrays"]["w"].numpy() + drawn)}),
             "metrics": MetricRecord({"num-examples": 10, **metrics}),
         }
     )
@@ -72,10 +74,20 @@ def behave(message: Message, context: Context) -> Message:
             return answer
         case "many":
             return reply(message, history=[0.5] * 100_000)
-    return reply(message, drawn=random.random(), process=os.getpid())
+    return reply(message)
+
+
+def app_of(train: Callable[[Message, Context], Any]) -> ClientApp:
+    app = ClientApp()
+    app.train()(train)
+    return app
 
 
 def make_behaving() -> ClientApp:
-    app = ClientApp()
-    app.train()(behave)
-    return app
+    return app_of(behave)
+
+
+def make_in_process_only(process: int) -> ClientApp:
+    if os.getpid() != process:
+        raise RuntimeError("no licence on this machine")
+    return make_behaving()

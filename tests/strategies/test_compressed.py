@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 import fl
 from fl import simulate
+from fl.aggregation import Mean
 from fl.clients import Sgd, TrainingApp, Uplink
 from fl.clients.uplink import PAYLOAD_KEY
 from fl.compression import Channel, ErrorFeedback, Identity, TopK
@@ -23,7 +24,6 @@ from fl.models import LogisticRegression, build
 from fl.simulation.fleets import uniform
 from fl.simulation.trace import Event
 from fl.strategies import Aggregate, Compressed
-from fl.aggregation import Mean
 
 MEMBERS = sorted((Path(fl.__file__).parent / "conf" / "compressor").glob("[!_]*.yaml"))
 DATA = federate(load_digits, partial(partition.iid, num_partitions=4, seed=0))
@@ -94,9 +94,7 @@ def test_a_foreign_app_with_the_uplink_as_a_mod_sends_what_ours_sends():
     def train(message, context):
         return ours(message, context)
 
-    assert (
-        run(channel, app=foreign).summary["model_sha256"] == run(channel).summary["model_sha256"]
-    )
+    assert run(channel, app=foreign).summary["model_sha256"] == run(channel).summary["model_sha256"]
 
 
 def test_rows_decoded_from_payloads_reach_an_aggregation_rule():

@@ -1,0 +1,133 @@
+"""Every member of every group composes, builds and runs; impossible ones stop with a message."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+
+import fl
+from fl.errors import ConfigError
+from fl.experiment import build, run_experiment
+
+CONF = Path(fl.__file__).parent / "conf"
+TINY = [
+    "executor=serial",
+    "progress=false",
+    "num_clients=12",
+    "num_rounds=2",
+    "model=logistic",
+    "partition=iid",
+    "fleet=uniform",
+]
+NEEDS_FILES = {"mnist", "cifar10", "fedprox_mnist", "shakespeare", "serverless", "trace"}
+
+
+def members(group):
+    return sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml"))
+
+
+def config_of(*overrides):
+    with initialize_config_module("fl.conf", version_base=None):
+        return compose("config", [*TINY, *overrides])
+
+
+def skip_without_files(name):
+    if name in NEEDS_FILES and not os.environ.get("FL_DATA_DIR"):
+        pytest.skip(f"{name} reads files from FL_DATA_DIR, which is not set")
+
+
+@pytest.mark.parametrize("name", members("strategy"))
+def test_every_strategy_runs(name):
+    # Bulyan needs n >= 4 f + 3 replies; with all clients and no faults every round has 12.
+    config = config_of(f"strategy={name}", "strategy.fraction_train=1.0", "target=null")
+    assert run_experiment(config) is None
+
+
+@pytest.mark.parametrize("name", members("client"))
+def test_every_client_rule_runs(name):
+    assert 0 <= run_experiment(config_of(f"client={name}")) <= 1
+
+
+@pytest.mark.parametrize("name", members("fleet"))
+def test_every_fleet_runs(name):
+    skip_without_files(name)
+    text = (CONF / "fleet" / f"{name}.yaml").read_text(encoding="utf-8")
+    more = ["fleet/availability=always"] if "availability:" in text else []
+    assert 0 <= run_experiment(config_of(f"fleet={name}", *more)) <= 1
+
+
+@pytest.mark.parametrize("name", members("data"))
+def test_every_data_set_builds(name):
+    skip_without_files(name)
+    natural = ["partition=natural"] if name not in ("digits", "mnist", "cifar10") else []
+    model = ["model=char_lstm"] if name in ("shakespeare", "stdlib") else []
+    data = build(config_of(f"data={name}", *natural, *model)).data
+    assert data.num_partitions == 12
+
+
+@pytest.mark.parametrize("name", [n for n in members("partition") if n != "natural"])
+def test_every_partition_builds(name):
+    assert build(config_of(f"partition={name}")).data.num_partitions == 12
+
+
+@pytest.mark.parametrize("name", members("executor"))
+def test_every_executor_builds_without_starting_anything(name):
+    build(config_of(f"executor={name}"))
+
+
+@pytest.mark.parametrize("name", [p.stem for p in sorted((CONF / "experiment").glob("*.yaml"))])
+def test_every_experiment_composes_and_builds(name):
+    with initialize_config_module("fl.conf", version_base=None):
+        build(compose("config", [f"+experiment={name}"]))
+
+
+def test_the_defaults_compose_and_build():
+    with initialize_config_module("fl.conf", version_base=None):
+        build(compose("config"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["num_clients=0"], "num_clients is 0; it must be a whole number, at least 1"),
+        (["num_rounds=-1"], "num_rounds is -1"),
+        (["evaluate_every=0"], "evaluate_every is 0"),
+        (["round_timeout_s=0"], "round_timeout_s is 0"),
+        (["strategy.min_train_nodes=13"], "min_train_nodes is 13, but there are 12 clients"),
+        (["strategy.min_available_nodes=99"], "min_available_nodes is 99"),
+        (["aggregator=krum"], "use strategy=aggregate"),
+        (["client.rule.lr=-1"], "lr is -1; it must be finite and above 0"),
+        (["client.local_steps=5"], "local_epochs is 1 and local_steps is 5; set one of them"),
+        (["client.batch_size=0"], "batch_size is 0; it must be at least 1"),
+        (["partition=dirichlet", "partition.alpha=-1"], "alpha"),
+        (["num_clients=5000"], "5000"),
+        (["fleet.down_bps=0"], "down_bps of client 0"),
+        (["fleet.flops=nan"], "flops"),
+        (["executor.max_batch=0"], "executor.max_batch is 0; it must be"),
+        (["executor=ray", "executor.num_actors=0"], "executor.num_actors is 0"),
+        (["strategy=fedprox", "strategy.proximal_mu=-1"], "proximal_mu is -1"),
+        (["data=synthetic", "data.alpha=-1", "partition=natural"], "alpha"),
+        (["compressor=topk", "compressor.density=2"], "density"),
+        (["compressor=onebit_adam"], "does not compress single messages"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_stops_before_training_and_says_why(overrides, words):
+    with pytest.raises(Exception) as caught:  # noqa: B017, PT011  (checked link by link below)
+        build(config_of(*overrides))
+    chain, error = [], caught.value
+    while error is not None:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    messages = [str(link) for link in chain if isinstance(link, ConfigError)]
+    assert messages, f"no ConfigError in {chain}"
+    assert words in messages[-1]
+
+
+def test_a_model_too_large_for_a_device_names_device_need_and_remedy():
+    config = config_of("fleet.memory_bytes=1000")
+    with pytest.raises(ConfigError, match="memory"):
+        run_experiment(config)
