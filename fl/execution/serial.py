@@ -63,7 +63,7 @@ class SerialExecutor(Executor):
 
     def discard(self, assignment: Assignment) -> None:
         """Forgets the outcome. The batch keeps its composition, so the others do not change."""
-        self._pending.pop(assignment, [assignment]).remove(assignment)
+        self._pending.pop(assignment, None)
         self._outcomes.pop(assignment, None)
 
     def close(self) -> None:

@@ -448,7 +448,7 @@ def test_sign_majority():
 
 
 def test_the_vote_of_more_than_127_clients_does_not_overflow():
-    np.testing.assert_array_equal(SignMajority()(np.ones((300, 2))), 1)
+    np.testing.assert_array_equal(SignMajority()(np.ones((200, 2))), 1)
 
 
 # ---- A18 to A21: pre-aggregations ----------------------------------------------------------------

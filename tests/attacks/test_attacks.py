@@ -212,6 +212,23 @@ def test_mimic_learns_the_direction_of_largest_variance(honest):
     close(honest @ np.array([0.433189, 0.901303]), (2.235795, 1.767681, 4.454128, 4.688185), 5)
 
 
+def test_mimic_follows_its_recursion_when_the_vectors_move():
+    memory, attack = {}, Mimic(warmup=6)
+    z = np.random.default_rng([0, 0]).standard_normal(5)
+    mu = np.zeros(5)
+    for t in range(6):
+        honest = some(t, h=7, d=5)
+        mu = t / (1 + t) * mu + honest.mean(axis=0) / (1 + t)
+        u = sum((x - mu) @ z * (x - mu) for x in honest)
+        z = u if t == 0 else t / (1 + t) * z + u / np.linalg.norm(u) / (1 + t)
+        z = z / np.linalg.norm(z)
+        scene = Scene(2, rng=np.random.default_rng([0, t]), memory=memory)
+        rows, memory = attack(honest, np.zeros((2, 5)), scene)
+        close(memory["z"], z, digits=9)
+        close(memory["mu"], mu, digits=9)
+        np.testing.assert_array_equal(rows[0], honest[np.argmax(honest @ z)])
+
+
 @pytest.mark.parametrize(("extreme", "along", "against"), [("max", 3, 1), ("min", 1, 3)])
 def test_mimic_resends_the_vector_farthest_along(honest, extreme, along, against):
     for seed in range(10):

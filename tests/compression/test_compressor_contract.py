@@ -332,9 +332,11 @@ def test_declared_variance_holds_without_bias(name, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_OMEGA)
-@pytest.mark.parametrize("kind", ["gaussian", "laplace", "heavy", "sparse", "one-hot"])
-def test_declared_variance_holds_without_bias_in_1e5_draws(name, kind):
-    check_unbiased(name, kind, 100_000)
+@pytest.mark.parametrize(
+    ("kind", "count"), [("gaussian", 100_000), ("heavy", 20_000), ("one-hot", 20_000)]
+)
+def test_declared_variance_holds_without_bias_in_many_draws(name, kind, count):
+    check_unbiased(name, kind, count)
 
 
 def check_unbiased(name, kind, count):

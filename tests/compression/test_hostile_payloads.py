@@ -10,8 +10,10 @@ import pytest
 from members import CHANNELS, MEMBERS, SHAPES, vectors
 
 from fl.compression import (
+    EF21,
     CountSketch,
     Demo,
+    Diana,
     Identity,
     OneBitAdam,
     PayloadError,
@@ -335,6 +337,12 @@ def test_scales_that_are_no_scales_are_refused(name, value):
         MEMBERS[name].decode(bytes(payload), SHAPES)
 
 
+def test_a_payload_for_another_number_of_entries_is_refused_though_its_length_fits():
+    payload, _ = TopK(k=5).encode(X, SHAPES, {}, np.random.default_rng(0))
+    with pytest.raises(PayloadError, match="payload is for d=588, the model has d=589"):
+        TopK(k=5).decode(payload, Shapes.vector(589))
+
+
 def test_levels_that_do_not_exist_are_refused():
     """Codes are offset by a power of two, so the lowest one stands for a level too many."""
     shapes = Shapes.vector(4)
@@ -381,6 +389,16 @@ def test_finite_numbers_that_overflow_when_decoded_are_refused(compressor):
     data = payload[:start] + huge * ((len(payload) - start) // 4)
     with pytest.raises(PayloadError, match="finite"):
         compressor.decode(data, SHAPES)
+
+
+@pytest.mark.parametrize("channel", [EF21(Identity()), Diana(Identity(), alpha=0.1)])
+def test_differences_that_add_up_beyond_float32_are_refused(channel):
+    huge = np.full(SHAPES.size, 3e38, dtype=np.float32)
+    receiver = {**channel.init_receiver(SHAPES), "h": huge, "sequence": np.array([1])}
+    payload, _ = Identity().encode(huge, SHAPES, {}, np.random.default_rng(0))
+    head = struct.pack("<BBIBI", channel.FORMAT, 1, SHAPES.size, 1, 1)
+    with pytest.raises(PayloadError, match="not finite"):
+        channel.receive(head + payload, SHAPES, receiver)
 
 
 def test_a_refused_message_leaves_the_receiver_as_it_was():

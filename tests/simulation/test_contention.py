@@ -70,9 +70,7 @@ def fluid_ends(
     left, ends, now = dict(enumerate(sizes)), [math.inf] * len(sizes), 0.0
     while left:
         active = [i for i in left if starts[i] <= now]
-        rates = dict(
-            zip(active, max_min_rates([caps[i] for i in active], capacity), strict=True)
-        )
+        rates = dict(zip(active, max_min_rates([caps[i] for i in active], capacity), strict=True))
         coming = [starts[i] - now for i in left if starts[i] > now]
         step = min([left[i] / rates[i] for i in active] + coming)
         now += step

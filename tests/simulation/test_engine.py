@@ -89,9 +89,7 @@ def test_two_clients_on_one_shared_server_link_do_what_was_worked_out_by_hand() 
 def test_a_device_serves_two_tasks_in_order_of_arrival_and_they_share_its_link() -> None:
     # The client receives and sends 1000 B/s and computes 100 FLOP/s; the server never limits.
     fleet = fleet_of([Client(100, 8000, 8000, idle_w=1, compute_w=10, radio_w=2)])
-    grid = grid_of(
-        fleet, flops={(0, 0): 100.0, (0, 1): 200.0}, reply={(0, 0): 500, (0, 1): 2000}
-    )
+    grid = grid_of(fleet, flops={(0, 0): 100.0, (0, 1): 200.0}, reply={(0, 0): 500, (0, 1): 2000})
 
     replies = grid.send_and_receive([message_to(0, 1000), message_to(0, 500)])
 

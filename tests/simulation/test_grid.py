@@ -314,9 +314,7 @@ def test_what_a_strategy_changes_after_the_push_does_not_reach_the_client() -> N
     content["more"] = MetricRecord({"a": 1})
     grid.clock.sleep(5.0)
     (reply,) = grid.pull_messages(names)
-    assert reply.content == RecordDict(
-        {"config": ConfigRecord({"round": 1, "rates": [0.1, 0.2]})}
-    )
+    assert reply.content == RecordDict({"config": ConfigRecord({"round": 1, "rates": [0.1, 0.2]})})
 
 
 def test_messages_that_share_their_content_are_copied_and_weighed_once(monkeypatch) -> None:

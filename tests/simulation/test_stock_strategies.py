@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
 from collections.abc import Callable
@@ -92,6 +93,14 @@ def app_with(mods=None) -> ClientApp:
 
 def initial() -> ArrayRecord:
     return ArrayRecord({name: Array(value) for name, value in START.items()})
+
+
+@pytest.fixture(autouse=True)
+def _quick_garbage_collection():
+    """As `simulate` does: Bulyan and QFedAvg collect garbage after each reply."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def seed_everything() -> None:

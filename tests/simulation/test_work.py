@@ -27,7 +27,9 @@ def reporting(**metrics) -> Outcome:
     return Outcome(content=RecordDict({"metrics": record}), slept_s=0.5, host_s=7.0)
 
 
-def seconds(charge: Charge, outcome: Outcome, message_type: str = "train", client: int = 0) -> float:
+def seconds(
+    charge: Charge, outcome: Outcome, message_type: str = "train", client: int = 0
+) -> float:
     return charge.seconds_for(FLEET, client, 0, assignment(message_type), outcome)
 
 
