@@ -11,18 +11,14 @@ one run mean something.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
-import subprocess
 import time
 import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import report
 from numpy.typing import NDArray
 
 from fl import aggregation
@@ -100,7 +96,7 @@ def rules(n: int, f: int) -> list[tuple[str, Measure, Aggregator]]:
     ]
 
 
-def measure(n: int, d: int, memory: bool) -> list[dict[str, Any]]:
+def measure(n: int, d: int) -> list[dict[str, Any]]:
     """Returns one row per bare cost and rule."""
     f = max(1, n // 10)
     x = vectors(n, d, f)
@@ -118,7 +114,7 @@ def measure(n: int, d: int, memory: bool) -> list[dict[str, Any]]:
     def add(name: str, of: Measure, run: Callable[[], object]) -> None:
         ms, beside = least_ms(run, bare[of])
         row = {"n": n, "d": d, "rule": name, "ms": ms, "of": of, "ratio": ms / beside}
-        rows.append(row | ({"peak": peak_share(run, x)} if memory else {}))
+        rows.append(row | {"peak": peak_share(run, x)})
 
     for of, bare_run in bare.items():
         add(of, of, bare_run)
@@ -134,52 +130,33 @@ def measure(n: int, d: int, memory: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def machine() -> dict[str, Any]:
-    """Returns what the numbers depend on."""
-    root = Path(__file__).parent
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False
-    )
-    changed = subprocess.run(
-        ["git", "status", "--porcelain", "--", str(root.parent / "fl" / "aggregation")],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return {
-        "commit": commit.stdout.strip() or None,
-        "changed_since": bool(changed.stdout.strip()),
-        "cores": os.cpu_count(),
-        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
-        "processor": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-    }
-
-
 def main() -> None:
-    """Runs the benchmark and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--n", type=int, nargs="+", default=[10, 30, 100])
-    parser.add_argument("--d", type=int, nargs="+", default=[100_000, 1_000_000])
-    parser.add_argument("--memory", action="store_true", help="measure peak memory too")
-    parser.add_argument("--out", type=Path, help="write the numbers to this JSON file")
+    """Runs the benchmark, prints a table for each size, and writes the JSON file."""
+    parser = report.parser("aggregation", __doc__)
+    parser.add_argument("--n", type=int, nargs="+", default=[10, 30, 100], help="vectors")
+    parser.add_argument("--d", type=int, nargs="+", default=[100_000, 1_000_000], help="length")
     arguments = parser.parse_args()
-    rows = []
-    for d in arguments.d:
-        for n in arguments.n:
-            print(f"\nn = {n}, d = {d}, f = {max(1, n // 10)}")
-            for row in measure(n, d, arguments.memory):
-                rows.append(row)
-                peak = f"   peak {row['peak']:5.2f} of the matrix" if "peak" in row else ""
-                print(
-                    f"  {row['rule']:22} {row['ms']:9.2f} ms  {row['ratio']:6.2f} x {row['of']}"
-                    f"{peak}",
-                    flush=True,
-                )
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    about = report.machine() | {"threads": os.environ.get("OMP_NUM_THREADS", "all")}
+    rows: list[dict[str, Any]] = []
+    for d in arguments.d[:1] if arguments.quick else arguments.d:
+        for n in arguments.n[:2] if arguments.quick else arguments.n:
+            measured = measure(n, d)
+            rows += measured
+            report.table(
+                f"n = {n}, d = {d}, f = {max(1, n // 10)}",
+                ["rule", "ms", "times", "of", "peak / matrix"],
+                [
+                    (
+                        row["rule"],
+                        f"{row['ms']:.2f}",
+                        f"{row['ratio']:.2f}",
+                        row["of"],
+                        f"{row['peak']:.2f}",
+                    )
+                    for row in measured
+                ],
+            )
+    report.publish(arguments.out, rows, arguments, about)
 
 
 if __name__ == "__main__":

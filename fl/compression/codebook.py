@@ -2,8 +2,8 @@
 
 The code of INTELLECT-1's int8 all-reduce and of hivemind. Ryabinin et al., hivemind
 (github.com/learning-at-home/hivemind, `Uniform8BitQuantization`, `Quantile8BitQuantization`);
-Jaghouar et al., INTELLECT-1 Technical Report, 2024, arXiv:2412.01152 (github.com/PrimeIntellect-ai/
-prime, C++ kernel).
+Jaghouar et al., INTELLECT-1 Technical Report, 2024, arXiv:2412.01152
+(github.com/PrimeIntellect-ai/prime, C++ kernel).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Codebook(Compressor):
     the full width: bins cover -3 sigma to +3 sigma, and the 0.28% of a Gaussian beyond fall into
     the outermost ones. m is the mean (hivemind) or 0 (prime); sigma is about the mean, with d - 1.
     "quantile" bins: edges at multiples of 1/256 of the distribution, as quantiles of the quantiles
-    of runs of 1e5 entries.
+    (least and greatest entry included) of runs of 1e5 entries.
 
     As entries are decoded to the mean of their bin, sums survive: sum(decode(x)) = sum(x), up to
     rounding, and the residual is orthogonal to what is decoded: |x - C(x)|^2 = |x|^2 - |C(x)|^2. No

@@ -74,7 +74,9 @@ class OneBitAdam:
     down. Against dense fp16 a share w of warm-up saves a factor 1 / (w + (1 - w) / 16): 4.9 at 15%.
 
     Departures: no padding of the vector to a multiple of n lcm(n, 8), so the padded zeros do not
-    enter the scale; chunks differ by one entry if n does not divide d.
+    enter the scale; chunks differ by one entry if n does not divide d; no mask for entries whose
+    gradient is always zero. Where v is 0 when it is frozen, as everywhere with T_w = 0, a step has
+    the size lr m / eps.
 
     Attributes:
         workers: n, at least 1.

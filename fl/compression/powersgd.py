@@ -10,7 +10,8 @@ There are two ways to use it:
 - As the paper does, over two linear reductions: `project`, mean, `orthonormalised`, `backproject`,
   mean, `rebuild`. The result is the compression of the mean vector, all workers get the same Q, and
   partial participation is impossible, because a worker that misses a round has another Q. On Flower
-  that is two exchanges a round: P up and its mean down, then Q up and its mean down.
+  that is two exchanges a round: P up and its mean down, then Q up and its mean down; each message
+  is a flat float32 vector, which `Identity` carries.
 
 Error feedback is the wrapper `ErrorFeedback` in the first form. In the second it is e_i <- M_i -
 rebuild(P, Q), with the rebuilt mean (the paper's code); the newer package subtracts the worker's
@@ -81,6 +82,7 @@ class PowerSgd(Transform):
     """
 
     FORMAT: ClassVar[int] = 14
+    two_step_participation: ClassVar[Participation] = Participation.FULL
 
     rank: int = 2
     warm_start: bool = True
@@ -225,8 +227,6 @@ class PowerSgd(Transform):
             if not r
         ]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
-
-    two_step_participation: ClassVar[Participation] = Participation.FULL
 
     # ---- matrices --------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """An unbiased compressor made contractive by scaling.
 
-E|a C(x) - x|^2 <= (a^2 omega + (1 - a)^2) |x|^2, least at a = 1 / (1 + omega). Richtarik, Sokolov,
-Fatkhullin, 2021, arXiv:2106.05203, Lemma 8.
+E|a C(x) - x|^2 <= (a^2 omega + (1 - a)^2) |x|^2, which is least at a = 1 / (1 + omega), where it is
+1 - 1 / (1 + omega). A standard step: see Richtarik, Sokolov, Fatkhullin, 2021, arXiv:2106.05203.
 """
 
 from __future__ import annotations

@@ -35,9 +35,13 @@ class Uniform(Compressor):
         q_i = floor(S x_i / a + u_i), u_i uniform on [0, 1), or the nearest integer;
         decoded a q_i / S
 
-    Stochastic: unbiased, omega = min(n / 4 S^2, max(1/8, (sqrt(1 + n / S^2) - 1) / 2)) with n = B -
-    1 (the largest entry is exact; entries below one step have variance |x| (a/S - |x|), maximised
-    over vectors with |x| equal; above one step p (1 - p) / (1 + p)^2 <= 1/8 of their square).
+    Stochastic: unbiased, with n = B - 1 as the largest entry is exact,
+
+        omega = min(n / 4 S^2, max(1/8, (sqrt(1 + n / S^2) - 1) / 2)).
+
+    The first is p (1 - p) <= 1/4 of a squared step. Entries below one step have variance
+    |x| (a / S - |x|), which is greatest against |x|^2 if all are equal; above one step it is
+    p (1 - p) / (1 + p)^2 <= 1/8 of the entry's square.
     Nearest: biased, delta = 1 / (1 + n / 4 S^2). For S = 1 the first is TernGrad's constant.
 
     Clipped at c standard deviations about zero, neither holds: what lies beyond is cut off.

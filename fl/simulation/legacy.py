@@ -62,8 +62,8 @@ def concurrent_rounds(grid: SimGrid) -> Iterator[None]:
             grid.sleep(1.0)
         return True
 
-    server.fit_clients = fit_clients  # type: ignore[assignment]
-    server.evaluate_clients = evaluate_clients  # type: ignore[assignment]
+    server.fit_clients = fit_clients
+    server.evaluate_clients = evaluate_clients
     SimpleClientManager.wait_for = wait_for  # type: ignore[method-assign,assignment]
     try:
         yield

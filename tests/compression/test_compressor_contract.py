@@ -16,7 +16,7 @@ from members import (
     vectors,
 )
 
-from fl.compression import PayloadError, Shapes
+from fl.compression import PayloadError, Shapes, integers
 from fl.errors import ConfigError
 
 each_name = pytest.mark.parametrize("name", NAMES)
@@ -269,6 +269,27 @@ def test_length_stays_within_its_bounds(name, kind):
     least, most = MEMBERS[name].length(SHAPES)
     assert least <= len(payload) <= most
     assert least <= len(second) <= most
+
+
+def coded_support(y):
+    """Bytes of the positions of y, by the formula of `indices`."""
+    gaps = np.diff(np.flatnonzero(y), prepend=-1)
+    return min(1 + 5 + min(integers.encoded_lengths(gaps).values()), 1 + up(y.size))
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "laplace", "heavy"])
+def test_lengths_that_depend_on_the_vector_are_their_formulas(kind):
+    x = vectors(D)[kind]
+    for name in ("topk", "topk_by_tensor", "threshold"):
+        y = carried(name, x)
+        k = np.count_nonzero(y)
+        assert len(send(name, x)[0]) == 10 + coded_support(y) + 4 * k
+    y = carried("topk_int8", x)
+    assert len(send("topk_int8", x)[0]) == HEADER + 4 + 4 + coded_support(y) + HEADER + 4 + K
+    y = carried("qsgd_sparse", x)
+    n = np.count_nonzero(y)
+    ones = integers.encode(np.ones(n, dtype=np.int64))
+    assert len(send("qsgd_sparse", x)[0]) == 7 + 4 + 4 + coded_support(y) + up(n) + len(ones)
 
 
 @pytest.mark.parametrize("name", TRACKED)

@@ -173,7 +173,7 @@ def test_both_ends_agree_bit_for_bit(name):
 
 @each_tracked
 def test_a_server_that_keeps_only_the_mean_would_stay_at_the_mean(name):
-    """h of the server moves by (alpha times) the mean of what is decoded: EF21, Algorithm 1."""
+    """h of the server moves by (alpha times) the mean of what is decoded."""
     channel = TRACKED[name]
     alpha = 1 / (1 + channel.compressor.variance(SHAPES)) if isinstance(channel, Diana) else 1.0
     senders = [channel.init(SHAPES) for _ in range(4)]

@@ -1,18 +1,18 @@
-"""Apps of Flower's older kind: a round is one round in virtual time, and nothing is left to threads."""
+"""Apps of Flower's older kind: a round takes one round of virtual time, and no thread decides."""
 
 from __future__ import annotations
 
+import threading
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.app import Context
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
-from flwr.common import FitIns, GetParametersIns, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.common import FitIns, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server import LegacyContext, ServerAppComponents, ServerConfig, server
 from flwr.server.client_manager import SimpleClientManager
 from flwr.server.strategy import FedAvg
@@ -21,6 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 from stand_ins import Client, Scripted, fleet_of, grid_of, times
 
 from fl.errors import SimulationError
+from fl.execution.executor import Assignment, Outcome, RunInfo
 from fl.simulation.faults import Faults
 from fl.simulation.legacy import concurrent_rounds
 from fl.simulation.trace import Event
@@ -220,18 +221,10 @@ class Proxy:
         self.node_id = node_id
 
 
-def fit_res(assignment):
-    from fl.execution.executor import Outcome
-
+def fit_res(assignment: Assignment) -> Outcome:
     message = assignment.message(own_content=True)
-    reply = ClientApp(client_fn=client_fn)(message, assignment_context(assignment))
-    return Outcome(content=reply.content)
-
-
-def assignment_context(assignment):
-    from fl.execution.executor import RunInfo
-
-    return assignment.context(RunInfo(0, N, {}))
+    context = assignment.context(RunInfo(0, N, {}))
+    return Outcome(content=ClientApp(client_fn=client_fn)(message, context).content)
 
 
 def test_one_instruction_object_is_one_broadcast() -> None:
@@ -305,8 +298,6 @@ def test_who_is_sampled_does_not_depend_on_when_flowers_thread_looks() -> None:
 
 
 def run_in_thread(target: Callable[[], Any]) -> None:
-    import threading
-
     thread = threading.Thread(target=target)
     thread.start()
     thread.join()
@@ -314,7 +305,12 @@ def run_in_thread(target: Callable[[], Any]) -> None:
 
 def test_flowers_functions_are_put_back() -> None:
     before = (server.fit_clients, server.evaluate_clients, SimpleClientManager.wait_for)
-    with pytest.raises(KeyError), concurrent_rounds(grid_of(fleet_of([Client()]))):
-        assert server.fit_clients is not before[0]
-        raise KeyError
+
+    def fail() -> None:
+        with concurrent_rounds(grid_of(fleet_of([Client()]))):
+            assert server.fit_clients is not before[0]
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert (server.fit_clients, server.evaluate_clients, SimpleClientManager.wait_for) == before

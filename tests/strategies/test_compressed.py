@@ -156,9 +156,10 @@ def test_a_reply_without_a_payload_is_an_error_reply():
 
 @pytest.mark.parametrize("path", MEMBERS, ids=lambda path: path.stem)
 def test_every_compressor_runs_under_a_stock_strategy(path):
-    config = OmegaConf.create({"seed": 0, "compressor": OmegaConf.load(path)})
-    channel = instantiate(config.compressor)
-    assert isinstance(channel, Channel)
+    root = {"seed": 0, "num_clients": CLIENTS, "compressor": OmegaConf.load(path)}
+    channel = instantiate(OmegaConf.create(root).compressor)
+    if not isinstance(channel, Channel):
+        pytest.skip("an optimiser with a part on the server: tests/test_configs.py sees it refused")
     result = run(channel, rounds=2)
     assert np.isfinite(vector(result.arrays)).all()
     replies = result.summary["totals"]["client_updates"]
