@@ -10,7 +10,7 @@ examples. The contenders are:
     fl, serial          the same in one process
     fl rows, ray        our FedAvg, which aggregates the (n, d) rows directly
     fl rows, serial
-    Flower              the same ClientApp and FedAvg on Flower's simulation engine, one CPU a client
+    Flower              the same ClientApp and FedAvg on Flower's engine, one CPU a client
     loop                a bare PyTorch loop: one process of one thread
     loop x cores        a process of one thread per core, a share of the clients each
     vmap                a bare `torch.func.vmap` program for all clients of a round, all cores
@@ -23,14 +23,13 @@ apart, with imports and start-up.
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import math
 import multiprocessing
 import os
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -104,7 +103,7 @@ def make_app(workload: Workload, mods: list[Any] | None = None) -> Any:
     return TrainingApp(model, data, Sgd(lr=LR), batch_size=BATCH, mods=mods)
 
 
-# ---- contenders: functions of (workload, gate) that call the gate after every round ---------------
+# ---- contenders: functions of (workload, gate) that call the gate after every round ------------
 
 Gate = Callable[..., None]
 
@@ -136,9 +135,7 @@ def run_fl(workload: Workload, gate: Gate, *, executor: str, rows: bool) -> None
     from fl.simulator import simulate
 
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    fleet = mobile(
-        workload.clients, seed=0, availability=Always(workload.clients), faults=Faults()
-    )
+    fleet = mobile(workload.clients, seed=0, availability=Always(workload.clients), faults=Faults())
 
     def server(grid: Any, context: Any, recorder: Any) -> None:
         _strategy(rows).start(
@@ -183,7 +180,8 @@ def run_flower(workload: Workload, gate: Gate) -> None:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        FedAvg(fraction_train=1.0, fraction_evaluate=0.0, min_available_nodes=workload.clients).start(
+        least = workload.clients
+        FedAvg(fraction_train=1.0, fraction_evaluate=0.0, min_available_nodes=least).start(
             grid=grid,
             initial_arrays=ArrayRecord(make_model(workload.name).state_dict()),
             num_rounds=10**9,
@@ -324,7 +322,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-# ---- taking turns ------------------------------------------------------------------------------------
+# ---- taking turns ------------------------------------------------------------------------------
 
 
 class Turns:
@@ -350,10 +348,8 @@ class Turns:
 
 def _contend(workload: str, contender: str, pipe: Connection) -> None:
     # The parent reads the terminal for everybody; a contender that fails has its reason in stderr.
-    try:
+    with contextlib.suppress(Stopped):
         CONTENDERS[contender](WORKLOADS[workload], Turns(pipe))
-    except Stopped:
-        pass
 
 
 class Contender:
@@ -390,7 +386,9 @@ class Contender:
             self._process.terminate()
 
 
-def measure(workload: Workload, names: list[str], turns: int, turn_s: float) -> list[dict[str, Any]]:
+def measure(
+    workload: Workload, names: list[str], turns: int, turn_s: float
+) -> list[dict[str, Any]]:
     """Returns one row for each contender."""
     contenders = [Contender(workload.name, name) for name in names]
     rounds = {}

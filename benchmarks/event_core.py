@@ -20,6 +20,7 @@ An event is one that the queue runs; a task causes five to seven.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import logging
 import math
@@ -212,7 +213,8 @@ def grid(fleet: Fleet, executor: Executor, seconds: float) -> float:
             {"arrays": model_record(), "config": ConfigRecord({"server-round": 1, "lr": 0.1})}
         )
         messages = [
-            Message(content, node, "train") for node in rng.sample(nodes, min(IN_FLIGHT, len(nodes)))
+            Message(content, node, "train")
+            for node in rng.sample(nodes, min(IN_FLIGHT, len(nodes)))
         ]
         tasks += len(sim.send_and_receive(messages))
     return tasks / (time.perf_counter() - began)
@@ -239,7 +241,7 @@ def strategy(fleet: Fleet, executor: Executor, seconds: float) -> float:
     flower = FedAvg(
         fraction_train=IN_FLIGHT / len(fleet), min_train_nodes=IN_FLIGHT, fraction_evaluate=0.0
     )
-    try:
+    with contextlib.suppress(Enough):
         flower.start(
             grid=sim,
             initial_arrays=model_record(),
@@ -247,8 +249,6 @@ def strategy(fleet: Fleet, executor: Executor, seconds: float) -> float:
             timeout=math.inf,
             evaluate_fn=evaluate,
         )
-    except Enough:
-        pass
     return began[1]
 
 
@@ -283,7 +283,10 @@ def main() -> None:
     about = report.machine()
     # In turns over the populations: what else the machine does falls on all of them alike.
     taken = [[measure(n, seconds) for n in arguments.clients] for _ in range(turns)]
-    rows = [{key: max(turn[i][key] for turn in taken) for key in taken[0][i]} for i in range(len(arguments.clients))]
+    rows = [
+        {key: max(turn[i][key] for turn in taken) for key in taken[0][i]}
+        for i in range(len(arguments.clients))
+    ]
     columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("heap events/s", lambda row: f"{row['heap']:,.0f}"),
         ("queue events/s", lambda row: f"{row['queue']:,.0f}"),

@@ -81,7 +81,7 @@ def test_global_generators_are_seeded_inside_and_restored_outside() -> None:
 
 
 def test_streams_do_not_depend_on_the_hash_seed() -> None:
-    code = "from fl.randomness import uniform, torch_seed; print(uniform(1,'a',2,3), torch_seed(1,'b'))"
+    code = "from fl.randomness import *; print(uniform(1, 'a', 2, 3), torch_seed(1, 'b'))"
     outputs = {
         subprocess.run(
             [sys.executable, "-c", code],
