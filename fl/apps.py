@@ -15,6 +15,7 @@ from typing import Any
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
+from fl.configuration import kind_of
 from fl.errors import ConfigError
 from fl.execution import AppSource
 
@@ -47,15 +48,22 @@ class FlowerApp:
         """Returns the app's configuration with some values replaced, as `--run-config` does.
 
         Raises:
-            ConfigError: an override names a key that the app does not have.
+            ConfigError: an override names a key that the app does not have, or its value is of
+                another kind than the app's own.
         """
         flat = _flatten(overrides)
-        for key in flat:
+        for key, value in flat.items():
             if key not in self.config:
                 near = get_close_matches(key, self.config, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""
                 known = ", ".join(sorted(self.config)) or "none"
                 raise ConfigError(f"run_config.{key} is no key of this app{hint} (it has: {known})")
+            kind = kind_of(self.config[key])
+            if kind_of(value) != kind:
+                raise ConfigError(
+                    f"run_config.{key} is {value!r}; it must be {kind}, like the app's own "
+                    f"{self.config[key]!r}"
+                )
         return {**self.config, **flat}
 
 

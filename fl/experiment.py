@@ -14,7 +14,6 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
@@ -22,6 +21,7 @@ from torch import nn
 from fl.apps import read_app
 from fl.clients import TrainingApp, Uplink
 from fl.compression import Channel
+from fl.configuration import make
 from fl.data import FederatedData, Partitions, federate
 from fl.errors import ConfigError
 from fl.execution import Executor
@@ -66,14 +66,13 @@ def build(config: DictConfig) -> Experiment:
     """
     _check_numbers(config)
     _check_combination(config)
-    fleet: Fleet = instantiate(config.fleet)
-    strategy: Strategy = instantiate(config.strategy)
-    executor: Executor = instantiate(config.executor)
-    data = federate(instantiate(config.data), instantiate(config.partition))
-    model = partial(
-        build_model, instantiate(config.model), data.input_shape, data.num_classes, config.seed
-    )
-    channel = instantiate(config.get("compressor"))
+    fleet: Fleet = make(config, "fleet")
+    strategy: Strategy = make(config, "strategy")
+    executor: Executor = make(config, "executor")
+    make_app, make_model = make(config, "client"), make(config, "model")
+    data = federate(make(config, "data"), make(config, "partition"))
+    model = partial(build_model, make_model, data.input_shape, data.num_classes, config.seed)
+    channel = make(config, "compressor")
     uplink = None
     if channel is not None:
         if not isinstance(channel, Channel):
@@ -83,7 +82,7 @@ def build(config: DictConfig) -> Experiment:
             )
         uplink = Uplink(channel)
         strategy = Compressed(strategy, channel, num_clients=config.num_clients)
-    app: TrainingApp = instantiate(config.client)(model=model, data=data, uplink=uplink)
+    app: TrainingApp = make_app(model=model, data=data, uplink=uplink)
     return Experiment(data, model, app, strategy, fleet, executor)
 
 
@@ -102,7 +101,7 @@ def run_experiment(config: DictConfig) -> float | None:
 
 def _run_own(config: DictConfig) -> SimulatedRun:
     experiment = build(config)
-    train_config = ConfigRecord(OmegaConf.to_container(config.train_config))  # type: ignore[arg-type]
+    train_config = _train_config(config)
     initial = ArrayRecord(experiment.model().state_dict())
 
     def server(grid: Grid, context: Context, recorder: Recorder) -> None:
@@ -144,16 +143,17 @@ def _run_own(config: DictConfig) -> SimulatedRun:
 
 
 def _run_app(config: DictConfig) -> SimulatedRun:
+    _check_whole(config, seed=0, num_clients=1, num_partitions=1)
     app = read_app(config.app)
     overrides: Any = OmegaConf.to_container(config.run_config, resolve=True)
     run = simulate(
         app.server(),
         app.client(),
-        instantiate(config.fleet),
+        make(config, "fleet"),
         run_config=app.run_config(overrides),
         num_partitions=config.num_partitions,
-        executor=instantiate(config.executor),
-        charge=instantiate(config.charge),
+        executor=make(config, "executor"),
+        charge=make(config, "charge"),
         **_common(config),
     )
     Console().print(results(run.summary, run.directory))
@@ -178,16 +178,26 @@ def _target(config: DictConfig) -> Target | None:
     return None if config.target is None else Target(**config.target)
 
 
-def _check_numbers(config: DictConfig) -> None:
-    for key, least in (
-        ("num_clients", 1),
-        ("num_rounds", 1),
-        ("evaluate_every", 1),
-        ("central_epochs", 0),
-    ):
+def _train_config(config: DictConfig) -> ConfigRecord:
+    values: Any = OmegaConf.to_container(config.train_config, resolve=True)
+    try:
+        return ConfigRecord(values)
+    except TypeError as error:
+        raise ConfigError(
+            f"train_config is {values}; every value must be a number, text, or a list of one of "
+            "these, as Flower sends no other"
+        ) from error
+
+
+def _check_whole(config: DictConfig, **least: int) -> None:
+    for key, bound in least.items():
         value = config[key]
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{key} is {value}; it must be a whole number, at least {least}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < bound:
+            raise ConfigError(f"{key} is {value}; it must be a whole number, at least {bound}")
+
+
+def _check_numbers(config: DictConfig) -> None:
+    _check_whole(config, seed=0, num_clients=1, num_rounds=1, evaluate_every=1, central_epochs=0)
     if not isinstance(config.round_timeout_s, int | float) or not config.round_timeout_s > 0:
         raise ConfigError(
             f"round_timeout_s is {config.round_timeout_s}; it must be a positive number of "
@@ -196,6 +206,10 @@ def _check_numbers(config: DictConfig) -> None:
 
 
 def _check_combination(config: DictConfig) -> None:
+    for name in ("fraction_train", "fraction_evaluate"):
+        share = config.strategy.get(name)
+        if share is not None and not 0 <= share <= 1:
+            raise ConfigError(f"strategy.{name} is {share}; it is a share, between 0 and 1")
     for name in ("min_train_nodes", "min_available_nodes", "min_evaluate_nodes"):
         least = config.strategy.get(name) or 0
         unused = name == "min_evaluate_nodes" and not config.strategy.get("fraction_evaluate")

@@ -3,85 +3,247 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fl.cli import _explain, main
+from fl.cli import main
 
-QUICK = ["executor=serial", "progress=false", "fleet=uniform", "num_clients=10", "num_rounds=1"]
+QUICK = [
+    "executor=serial",
+    "progress=false",
+    "fleet=uniform",
+    "model=logistic",
+    "num_clients=10",
+    "num_rounds=1",
+]
 
-
-def call(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["fl", *arguments])
-    main()
-
-
-def refused(monkeypatch, capsys, *arguments):
-    with pytest.raises(SystemExit) as stopped:
-        call(monkeypatch, *arguments)
-    assert stopped.value.code == 1
-    message = capsys.readouterr().err.strip()
-    assert "Traceback" not in message
-    return message.splitlines()[0]
+Call = Callable[..., None]
 
 
-def test_a_run_prints_a_table_and_leaves_its_files(monkeypatch, capsys, tmp_path):
-    call(monkeypatch, *QUICK, f"hydra.run.dir={tmp_path}")
-    assert "accuracy" in capsys.readouterr().out
-    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Iterator[Call]:
+    """Runs `fl` in this process; what it does to logging is undone."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # main sets it, and it would stay
+    root, flower = logging.getLogger(), logging.getLogger("flwr")
+    before = (root.handlers[:], root.level, flower.level, flower.propagate)
+
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["fl", *arguments])
+        main()
+
+    yield run
+    root.handlers[:], root.level, flower.level, flower.propagate = before
+
+
+@pytest.fixture
+def refused(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
+    """Runs `fl`, which must stop before any training, and returns the one line it says."""
+
+    def run(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            call(*arguments, f"hydra.run.dir={tmp_path / 'out'}")
+        assert stopped.value.code == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1, captured.err
+        summary = tmp_path / "out" / "summary.json"
+        if summary.exists():
+            assert json.loads(summary.read_text("utf-8"))["totals"]["client_updates"] == 0
+        return captured.err.removesuffix("\n")
+
+    return run
+
+
+def summary_of(directory: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / "summary.json").read_text("utf-8"))
+    return found
+
+
+# ---- runs ----------------------------------------------------------------------------------------
+
+
+def test_run_prints_a_table_leaves_its_files_and_nothing_else_is_said(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    call(*QUICK, "target.metric=acuracy", f"hydra.run.dir={tmp_path}")
+    captured = capsys.readouterr()
+    assert "Run completed" in captured.out
+    assert captured.err == ""  # neither Flower's remarks nor Hydra's
+    assert "fraction_evaluate" not in captured.out
+    summary = summary_of(tmp_path)
     assert summary["status"] == "completed"
     assert summary["config"]["num_clients"] == 10
+    # A metric that never comes is no reason to stop: what came is listed.
+    reason = "no evaluation reported a number for 'acuracy'; there are: accuracy, loss, train_loss"
+    assert summary["target"]["reason"] == reason
     left = {path.name for path in tmp_path.iterdir()}
     assert left >= {"summary.json", "metrics.csv", "trace.parquet", "timeline.json", "tb", "plots"}
 
 
-def test_a_sweep_runs_every_combination(monkeypatch, tmp_path):
-    call(monkeypatch, "-m", *QUICK, "seed=0,1", f"hydra.sweep.dir={tmp_path}")
-    summaries = [json.loads(p.read_text()) for p in sorted(tmp_path.glob("*/summary.json"))]
-    assert [summary["seed"] for summary in summaries] == [0, 1]
-    assert summaries[0]["model_sha256"] != summaries[1]["model_sha256"]
-
-
-def test_the_module_is_the_command_and_its_status_tells_failure(tmp_path):
-    command = [sys.executable, "-m", "fl", *QUICK, "client.rule.lr=-1"]
+def test_module_is_the_command(call: Call, tmp_path: Path) -> None:
+    call(*QUICK, f"hydra.run.dir={tmp_path / 'fl'}")
     done = subprocess.run(
-        [*command, f"hydra.run.dir={tmp_path}"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "fl", *QUICK, f"hydra.run.dir={tmp_path / 'module'}"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.returncode == 1
-    assert done.stderr.strip() == "fl: lr is -1; it must be finite and above 0"
+    assert (done.returncode, done.stderr) == (0, "")
+    one, other = summary_of(tmp_path / "fl"), summary_of(tmp_path / "module")
+    for name in ("trace_sha256", "model_sha256", "config_digest"):
+        assert one[name] == other[name]
 
 
-def test_an_unknown_key_is_refused_with_the_nearest(monkeypatch, capsys):
-    message = refused(monkeypatch, capsys, "clint.rule.lr=1")
-    assert message.startswith("fl: there is no key 'clint.rule.lr'; did you mean client.rule.lr")
+def test_status_of_a_refused_run_is_1_and_its_message_goes_to_standard_error() -> None:
+    command = [sys.executable, "-m", "fl", *QUICK, "client.rule.learning_rate=1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("fl: there is no key 'client.rule.learning_rate'")
 
 
-def test_an_unknown_member_is_refused_with_what_exists(monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        call(monkeypatch, "strategy=fedavgg")
-    message = capsys.readouterr().err
-    assert "strategy/fedavgg" in message
-    assert "fedavgm" in message
-    assert "Traceback" not in message
+def test_help_does_not_wait_for_heavy_imports() -> None:
+    code = (
+        "import sys; sys.argv = ['fl', '--help']\n"
+        "from fl.cli import main\n"
+        "try: main()\n"
+        "finally: print('HEAVY', sorted({'torch', 'flwr', 'ray', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("Federated learning with real training in simulated time.")
+    assert "strategy: " in done.stdout
+    assert "HEAVY []" in done.stdout
 
 
-def test_a_missing_app_directory_is_named(monkeypatch, capsys, tmp_path):
-    message = refused(monkeypatch, capsys, f"app={tmp_path}", f"hydra.run.dir={tmp_path}/out")
-    assert message.startswith(f"fl: app={tmp_path}: {tmp_path}/pyproject.toml does not exist")
+def test_sweep_runs_every_combination(call: Call, tmp_path: Path) -> None:
+    call("-m", *QUICK, "strategy=fedavg,fedadam", "seed=0,1", f"hydra.sweep.dir={tmp_path}")
+    summaries = [summary_of(path.parent) for path in sorted(tmp_path.glob("*/summary.json"))]
+    ran = [(s["config"]["strategy"]["_target_"].split(".")[-1], s["seed"]) for s in summaries]
+    assert ran == [("FedAvg", 0), ("FedAvg", 1), ("FedAdam", 0), ("FedAdam", 1)]
+    assert len({summary["model_sha256"] for summary in summaries}) == 4
 
 
-def test_a_flower_app_directory_runs_with_overrides(monkeypatch, capsys, tmp_path):
-    app = tmp_path / "app"
-    (app / "tiny").mkdir(parents=True)
-    (app / "pyproject.toml").write_text(
+def test_failed_job_of_a_sweep_is_named_and_does_not_stop_the_others(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        call("-m", *QUICK, "client.rule.lr=0.1,-1,0.2", f"hydra.sweep.dir={tmp_path}")
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err
+    assert "fl: job 1 (" in error
+    assert "client.rule.lr=-1" in error
+    assert "): lr is -1; it must be finite and above 0\n" in error
+    assert "Traceback" not in error
+    assert summary_of(tmp_path / "0")["status"] == "completed"
+    assert summary_of(tmp_path / "2")["status"] == "completed"
+
+
+# ---- wrong configurations ------------------------------------------------------------------------
+
+BAD = {
+    # Keys and members that do not exist.
+    "num_clints=3": "there is no key 'num_clints'; did you mean num_clients",
+    "clint.rule.lr=1": "there is no key 'clint.rule.lr'; did you mean client.rule.lr",
+    "client.lr=1": "there is no key 'client.lr'; did you mean client.rule.lr",
+    "fleet.faults.droput=0.1": "did you mean fleet.faults.dropout",
+    "strategy.foo=1": "there is no key 'strategy.foo'; strategy may have: ",
+    "+num_clints=3": "there is no key 'num_clints'; did you mean num_clients",
+    "+client.foo=1": "there is no key 'client.foo'; client has: ",
+    "+strategy.foo=1": "strategy: FedAvg refuses its arguments: ",
+    "+target.metrics=loss": "there is no key 'target.metrics'; did you mean target.metric",
+    "run_config.lr=1": "there is no key 'run_config.lr': to add it, write +run_config.lr=VALUE",
+    "strategy=fedavgg": "there is no strategy=fedavgg; there are: aggregate, bulyan, fedadagrad",
+    "fleet/availability=nightly": "there are: always, behaviour, diurnal, exponential",
+    "model._target_=fl.models.MPL": "model._target_ is fl.models.MPL, which cannot be imported",
+    "seed": "Error parsing override 'seed' missing EQUAL at '<EOF>'",
+    # Values of another kind.
+    "num_clients=many": "num_clients is 'many'; it must be a number, like the default 100",
+    "client.rule.lr=high": "client.rule.lr is 'high'; it must be a number, like the default 0.1",
+    "model=mlp model.hidden=64": "model.hidden is 64; it must be a list, like the default [64]",
+    "fail_fast=sometimes": "fail_fast is 'sometimes'; it must be true or false",
+    "strategy=1": "Config group override must be a string or a list. Got int",
+    "num_clients=2.5": "num_clients is 2.5; it must be a whole number, at least 1",
+    "seed=-1": "seed is -1; it must be a whole number, at least 0",
+    "client.batch_size=2.5": "batch_size is 2.5; it must be a whole number, at least 1, or null",
+    "+train_config.lr={a:1}": "train_config is {'lr': {'a': 1}}; every value must be a number, te",
+    # Numbers out of range, and parts that do not fit together.
+    "partition.alpha=-1": "alpha=-1: a Dirichlet concentration must be positive",
+    "num_clients=5000": "is more than the 1438 training examples of 'digits' allow",
+    "fleet.down_bps=0": "links.down_bps of client 0 (client) is 0.0; it must be positive",
+    "fleet.memory_bytes=1000": "'client' of fleet 'uniform', has 1000 bytes",
+    "strategy.fraction_train=2": "strategy.fraction_train is 2; it is a share, between 0 and 1",
+    "strategy.min_train_nodes=11": "strategy.min_train_nodes is 11, but there are 10 clients",
+    "num_clients=5": "strategy.min_train_nodes is 10, but there are 5 clients: the strategy would",
+    "client.local_steps=3": "local_epochs is 1 and local_steps is 3; set one of them",
+    "executor=ray executor.num_actors=0": "executor.num_actors is 0; it must be a whole number",
+    "target.mode=up": "target mode is 'up'; it must be 'max' or 'min'",
+    "+run_config.lr=1": "+run_config.lr=1 has no effect without app=DIR",
+    "fleet/availability=behaviour": "fleet.availability.path has no default: give fleet.availa",
+    "fleet=serverless fleet.path=gone.npz": "cannot read gone.npz: No such file or directory",
+    "fleet=serverless": "fleet.path needs the environment variable FL_DATA_DIR: set it, or give",
+    "app=gone": "app=gone: ",
+    "app=gone strategy=fedadam": "strategy=fedadam has no effect with app=gone, which brings its",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD)
+def test_wrong_configuration_stops_before_training_with_one_line(
+    arguments: str, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FL_DATA_DIR", raising=False)
+    quick = [
+        argument
+        for argument in QUICK
+        if not arguments.startswith("app=") or argument.split("=")[0] not in ("model", "num_rounds")
+    ]
+    message = refused(*quick, *arguments.split())
+    assert message.startswith("fl: ")
+    assert BAD[arguments] in message
+
+
+def test_trace_with_too_few_rows_is_refused_by_number(
+    refused: Callable[..., str], data_dir: Path
+) -> None:
+    message = refused(*QUICK, "fleet=serverless", "num_clients=300")
+    assert "300" in message
+    assert "256" in message
+
+
+@pytest.mark.slow  # the library that would download takes seconds to import
+def test_data_that_must_be_downloaded_and_cannot_be_names_both_remedies(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FL_DATA_DIR", raising=False)
+    message = refused(*QUICK, "data=mnist")
+    assert "ylecun/mnist cannot be read from the Hugging Face hub" in message
+    assert "go online, or set FL_DATA_DIR to a folder with mnist/train.parquet" in message
+
+
+# ---- Flower app directories ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    """A Flower app directory. Its server fails as `fail` says."""
+    folder = tmp_path / "app"
+    package = folder / f"tiny_{tmp_path.name}"  # its own name, for modules stay imported
+    package.mkdir(parents=True)
+    (folder / "pyproject.toml").write_text(
         "[tool.flwr.app.components]\n"
-        'serverapp = "tiny.server_app:app"\nclientapp = "tiny.client_app:app"\n'
-        "[tool.flwr.app.config]\nnum-server-rounds = 1\nlr = 0.5\n"
+        f'serverapp = "{package.name}.server_app:app"\n'
+        f'clientapp = "{package.name}.client_app:app"\n'
+        "[tool.flwr.app.config]\n"
+        'num-server-rounds = 1\nlr = 0.5\nfail = ""\n'
+        "[tool.flwr.app.config.client]\nstep = 1\n"
     )
-    (app / "tiny" / "__init__.py").write_text("")
-    (app / "tiny" / "server_app.py").write_text(
+    (package / "__init__.py").write_text("")
+    (package / "server_app.py").write_text(
+        "import sys\n"
         "import numpy as np\n"
         "from flwr.app import Array, ArrayRecord, ConfigRecord\n"
         "from flwr.serverapp import ServerApp\n"
@@ -90,37 +252,93 @@ def test_a_flower_app_directory_runs_with_overrides(monkeypatch, capsys, tmp_pat
         "@app.main()\n"
         "def main(grid, context):\n"
         "    config = context.run_config\n"
-        "    FedAvg(fraction_evaluate=0.0).start(\n"
+        "    result = FedAvg(fraction_evaluate=0.0).start(\n"
         "        grid, ArrayRecord({'w': Array(np.zeros(3))}),\n"
         "        num_rounds=config['num-server-rounds'],\n"
         "        train_config=ConfigRecord({'lr': config['lr']}))\n"
+        "    print('final', result.arrays['w'].numpy()[0])\n"
+        "    match config['fail']:\n"
+        "        case 'raise': raise LookupError('no such model')\n"
+        "        case 'exit': sys.exit(0)\n"
+        "        case 'interrupt': raise KeyboardInterrupt\n"
     )
-    (app / "tiny" / "client_app.py").write_text(
+    (package / "client_app.py").write_text(
         "from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict\n"
         "from flwr.clientapp import ClientApp\n"
         "app = ClientApp()\n"
         "@app.train()\n"
         "def train(message, context):\n"
-        "    w = message.content['arrays']['w'].numpy() + message.content['config']['lr']\n"
+        "    step = message.content['config']['lr'] * context.run_config['client.step']\n"
+        "    w = message.content['arrays']['w'].numpy() + step\n"
         "    return Message(RecordDict({'arrays': ArrayRecord({'w': Array(w)}),\n"
         "        'metrics': MetricRecord({'num-examples': 1, 'loss': 0.1})}), reply_to=message)\n"
     )
-    out = tmp_path / "out"
-    call(
-        monkeypatch,
-        *QUICK,
-        f"app={app}",
-        "+run_config.num-server-rounds=4",
-        "target=null",
-        f"hydra.run.dir={out}",
-    )
-    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    return folder
+
+
+@pytest.fixture
+def app_arguments(app: Path, tmp_path: Path) -> list[str]:
+    # Parts of our own experiments would have no effect, and are refused.
+    quick = ["executor=serial", "progress=false", "fleet=uniform", "num_clients=10"]
+    return [*quick, f"app={app}", "target=null", f"hydra.run.dir={tmp_path / 'out'}"]
+
+
+def test_flower_app_directory_runs_with_overrides(
+    call: Call, capsys: pytest.CaptureFixture[str], app_arguments: list[str], tmp_path: Path
+) -> None:
+    call(*app_arguments, "+run_config.num-server-rounds=4", "+run_config.client.step=3")
+    # Four rounds of 0.5 * 3, of which both apps must know.
+    assert "final 6.0" in capsys.readouterr().out
+    summary = summary_of(tmp_path / "out")
+    assert summary["status"] == "completed"
     assert summary["totals"]["client_updates"] == 4 * 10
-    message = refused(
-        monkeypatch, capsys, *QUICK, f"app={app}", "+run_config.lrr=1", f"hydra.run.dir={out}"
-    )
-    assert message.startswith("fl: run_config.lrr is no key of this app; did you mean 'lr'?")
+    assert summary["final"]["train_loss"] == pytest.approx(0.1)
 
 
-def test_messages_that_are_not_about_keys_pass_unchanged():
-    assert _explain(ValueError("plain")) == "plain"
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("lrr=1", "run_config.lrr is no key of this app; did you mean 'lr'? (it has: "),
+        (
+            "client.stepp=1",
+            "run_config.client.stepp is no key of this app; did you mean 'client.st",
+        ),
+        ("lr=high", "run_config.lr is 'high'; it must be a number, like the app's own 0.5"),
+        ("fail=1", "run_config.fail is 1; it must be text, like the app's own ''"),
+    ],
+)
+def test_override_that_the_app_cannot_have_is_refused(
+    refused: Callable[..., str], app_arguments: list[str], override: str, says: str
+) -> None:
+    assert says in refused(*app_arguments[:-1], f"+run_config.{override}")
+
+
+@pytest.mark.parametrize(
+    ("fail", "status", "code", "says"),
+    [
+        ("raise", "failed", 1, "fl: the run failed: LookupError: no such model (what it recorded"),
+        ("exit", "failed", 1, "fl: the run failed: SystemExit: 0"),
+        ("interrupt", "interrupted", 130, "fl: interrupted"),
+    ],
+)
+def test_run_that_did_not_end_well_has_a_status_and_its_files(
+    call: Call,
+    capsys: pytest.CaptureFixture[str],
+    app_arguments: list[str],
+    tmp_path: Path,
+    fail: str,
+    status: str,
+    code: int,
+    says: str,
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        call(*app_arguments, f"+run_config.fail={fail}")
+    assert stopped.value.code == code
+    error = capsys.readouterr().err
+    assert says in error
+    # Of an exception in the app, the author sees where; of Hydra, nothing.
+    assert ("server_app.py" in error) == (fail != "interrupt")
+    assert "hydra" not in error.lower()
+    summary = summary_of(tmp_path / "out")
+    assert summary["status"] == status
+    assert summary["totals"]["client_updates"] == 10

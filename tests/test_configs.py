@@ -101,7 +101,7 @@ def test_the_defaults_compose_and_build():
         (["aggregator=krum"], "use strategy=aggregate"),
         (["client.rule.lr=-1"], "lr is -1; it must be finite and above 0"),
         (["client.local_steps=5"], "local_epochs is 1 and local_steps is 5; set one of them"),
-        (["client.batch_size=0"], "batch_size is 0; it must be at least 1"),
+        (["client.batch_size=0"], "batch_size is 0; it must be a whole number, at least 1"),
         (["partition=dirichlet", "partition.alpha=-1"], "alpha"),
         (["num_clients=5000"], "5000"),
         (["fleet.down_bps=0"], "down_bps of client 0"),

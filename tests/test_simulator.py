@@ -236,10 +236,10 @@ def send_once(grid: Grid, context: Context, recorder: Any) -> None:
     ("app", "charge", "expected"),
     [
         (answering("num-examples"), None, 6 * D * 8),
-        (answering("num-examples", seconds=3.5), None, 6 * D * 8 + 3.5),
+        (answering("num-examples", seconds=999.5), None, 6 * D * 8 + 999.5),
         (answering("num-examples"), Charge(flops_per_example=2.0), 16.0),
         (answering("loss"), None, 1.0),
-        (answering("loss", seconds=3.5), Charge(seconds=20.0), 23.5),
+        (answering("loss", seconds=999.5), Charge(seconds=20.0), 1019.5),
     ],
     ids=["6 d", "6 d and asleep", "per example", "constant", "constant and asleep"],
 )
@@ -247,7 +247,7 @@ def test_a_foreign_client_is_charged_by_rule_and_for_what_it_sleeps(app, charge,
     began = time.perf_counter()
     result = run(send_once, app, charge=charge)
     assert happened(result, Event.COMPUTE_END) == [pytest.approx(expected, rel=1e-12)]
-    assert time.perf_counter() - began < 3.0
+    assert time.perf_counter() - began < 100.0
 
 
 def test_measured_time_is_charged_only_if_asked_for() -> None:

@@ -142,8 +142,10 @@ class TrainingApp(ClientApp):
             ("local_epochs", local_epochs),
             ("local_steps", local_steps),
         ):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1, or null")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(
+                    f"{name} is {value}; it must be a whole number, at least 1, or null"
+                )
         if (local_epochs is None) == (local_steps is None):
             raise ConfigError(
                 f"local_epochs is {local_epochs} and local_steps is {local_steps}; set one of them "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fl.errors import ConfigError
-from fl.metrics.history import Row
+from fl.metrics.history import COLUMNS, Row
 
 Mode = Literal["max", "min"]
 
@@ -73,7 +73,10 @@ class Target:
         if not rows:
             return "the run made no evaluation"
         if found is None:
-            return f"no evaluation reported a number for {self.metric!r}"
+            others = dict.fromkeys(name for row in rows for name in row)
+            there = [name for name in others if name not in (*COLUMNS, self.metric)]
+            known = f"; there are: {', '.join(there)}" if there else ""
+            return f"no evaluation reported a number for {self.metric!r}{known}"
         return (
             f"not reached in {len(rows)} evaluation{'' if len(rows) == 1 else 's'}; "
             f"the best was {found['value']:.4g} in round {found['round']}"

@@ -203,7 +203,7 @@ class SimGrid(Grid):
         """
         with self._inside():
             if threading.get_ident() != self._thread:
-                return self._node_ids() if self._seen_nodes is None else self._seen_nodes.copy()
+                return list(self._node_ids() if self._seen_nodes is None else self._seen_nodes)
             ids = self._node_ids()
             polls, now = self._polls, self.engine.queue.now
             if polls.total == 0:
@@ -224,7 +224,7 @@ class SimGrid(Grid):
         if online.all():
             if self._all_nodes is None:
                 self._all_nodes = list(range(FIRST_NODE_ID, FIRST_NODE_ID + len(self.fleet)))
-            return self._all_nodes.copy()
+            return self._all_nodes
         return [int(i) + FIRST_NODE_ID for i in online.nonzero()[0]]
 
     def _next_arrival(self) -> float:

@@ -50,7 +50,6 @@ class Aggregate(strategy.FedAvg):
         self.rule = rule
         self.eta = eta
         self.seed = seed
-        self.guard = Guard(f=int(getattr(rule, "f", 0)))
         self._sent: ArrayRecord | None = None
         self._asked = 0
         self._last: Row | None = None  # F's last result, for rules that continue from it
@@ -76,7 +75,7 @@ class Aggregate(strategy.FedAvg):
             return None, None
         layout = Layout.of_record(self._sent)
         rows, weights = _rows(layout, valid, self.arrayrecord_key, self.weighted_by_key)
-        admitted = self.guard(rows, layout.size, weights)
+        admitted = Guard(f=self.rule.tolerates(len(valid)))(rows, layout.size, weights)
         for dropped in admitted.dropped:
             node = valid[dropped.index].metadata.src_node_id
             log.warning("round %d: node %d left out: %s", server_round, node, dropped.reason)

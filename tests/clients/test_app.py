@@ -558,7 +558,8 @@ def test_a_node_without_partition_or_seed_says_what_to_do(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "batch_size is 0; it must be at least 1, or null"),
+        ({"batch_size": 0}, "batch_size is 0; it must be a whole number, at least 1, or null"),
+        ({"batch_size": 2.5}, "batch_size is 2.5; it must be a whole number"),
         ({"local_epochs": 0}, "local_epochs is 0"),
         ({"local_epochs": None}, "local_epochs is None and local_steps is None; set one"),
         ({"local_steps": 3}, "local_epochs is 1 and local_steps is 3; set one"),

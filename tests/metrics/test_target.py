@@ -45,7 +45,9 @@ def test_a_target_that_was_not_reached_has_no_cost_but_a_reason(rows):
 
 
 def test_other_reasons_for_not_reaching(rows):
-    assert Target("f1", 0.9).report(rows)["reason"] == ("no evaluation reported a number for 'f1'")
+    assert Target("f1", 0.9).report(rows)["reason"] == (
+        "no evaluation reported a number for 'f1'; there are: accuracy, loss"
+    )
     assert Target("accuracy", 0.9).report([])["reason"] == "the run made no evaluation"
 
 

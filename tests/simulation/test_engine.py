@@ -196,6 +196,14 @@ def test_a_message_lost_on_the_way_down_costs_its_bytes_and_no_work() -> None:
     assert grid._executor.waves == []  # the client never saw it
 
 
+@pytest.mark.parametrize("flops", [1.0, None], ids=["planned", "charged"])
+def test_a_client_whose_message_is_lost_does_not_work_even_if_others_do(flops) -> None:
+    lost = ScriptedFaults(script={(0, 0): TaskFaults(lose_download=True)})
+    grid = grid_of(fleet_of([Client(), Client()], faults=lost), flops=flops)
+    grid.send_and_receive([message_to(0), message_to(1)], timeout=60.0)
+    assert [[a.client for a in wave] for wave in grid._executor.waves] == [[1]]
+
+
 def test_a_reply_lost_on_the_way_up_costs_everything_and_brings_nothing() -> None:
     grid, replies = one_task(TaskFaults(lose_upload=True), timeout=20)
     assert after_dispatch(grid)[-2:] == [(7.0, E.UPLOAD_LOST), (20.0, E.TIMEOUT)]
