@@ -35,6 +35,7 @@ from fl.errors import ConfigError
 
 WARMUP, COMPRESSED = 0, 1
 _OVERHEAD = HEADER.size + 1 + 4
+_MOST = 1e18  # of a gradient or momentum: its square, and a step with v = 0, stay within float32
 
 
 @dataclass(frozen=True)
@@ -149,10 +150,11 @@ class OneBitAdam:
             state: the worker's.
             rng: for compressors that draw.
         """
-        checked(g, shapes)
+        largest = extent(checked(g, shapes))
+        if largest > _MOST:
+            raise ConfigError(f"an entry of magnitude {largest:.3g}; at most {_MOST:.0e}: clip")
         step = int(state["step"][0])
         if step < self.warmup:
-            extent(g)
             return self._message(WARMUP, step, floats(g), shapes), state
         a = np.float32(self.beta_1) * state["m"] + np.float32(1 - self.beta_1) * g + state["e"]
         body, inner = self.compressor.encode(a, shapes, unprefixed("inner", state), rng)
@@ -231,7 +233,13 @@ class OneBitAdam:
         if (phase, got) != (expected, step):
             raise reader.fail(f"phase {phase} of step {got}, expected {expected} of {step}")
         if phase == WARMUP:
-            g = reader.floats(shapes.size)
+            received = reader.floats(shapes.size)
             reader.end()
-            return g
-        return self.compressor.decode(bytes(reader.rest()), inner)
+        else:
+            received = self.compressor.decode(bytes(reader.rest()), inner)
+        largest = extent(received)
+        if largest > _MOST:
+            raise reader.fail(
+                f"an entry of magnitude {largest:.3g}; at most {_MOST:.0e} is possible"
+            )
+        return received

@@ -135,12 +135,6 @@ def mutated(payload, others, r):
     return bytes(data)
 
 
-@pytest.fixture(autouse=True)
-def _hostile_values_may_overflow_in_the_optimiser():
-    with np.errstate(over="ignore"):
-        yield
-
-
 def fuzz(name, count, seed):
     payloads, readers = target(name)
     r = np.random.default_rng(seed)
@@ -399,6 +393,21 @@ def test_differences_that_add_up_beyond_float32_are_refused(channel):
     head = struct.pack("<BBIBI", channel.FORMAT, 1, SHAPES.size, 1, 1)
     with pytest.raises(PayloadError, match="not finite"):
         channel.receive(head + payload, SHAPES, receiver)
+
+
+@pytest.mark.parametrize("scale", [1e19, 3e38])
+def test_a_momentum_that_would_overflow_the_optimiser_is_refused(scale):
+    """Its square would be an infinite variance, and a step with v = 0 an infinite model."""
+    rule = OneBitAdam(workers=1, warmup=0, lr=1.0)
+    worker, server = rule.init_worker(SHAPES), rule.init_server(SHAPES)
+    payload, _ = rule.send(X, SHAPES, worker, np.random.default_rng(0))
+    data = payload[:17] + np.float32(scale).tobytes() + payload[21:]
+    with pytest.raises(PayloadError, match="magnitude"):
+        rule.combine([data], SHAPES, server, np.random.default_rng(0))
+    down, _ = rule.combine([payload], SHAPES, server, np.random.default_rng(0))
+    data = down[:17] + np.float32(scale).tobytes() + down[21:]
+    with pytest.raises(PayloadError, match="magnitude"):
+        rule.apply(X, data, SHAPES, worker)
 
 
 def test_a_refused_message_leaves_the_receiver_as_it_was():
