@@ -105,7 +105,7 @@ def channels() -> dict[str, Channel]:
         "EF21-SGDM topk": EF21Sgdm(TopK(density=0.01)),
         "EControl topk": EControl(TopK(density=0.01)),
         "DIANA qsgd": Diana(Qsgd(127, 512, sparse=False)),
-        "MARINA randk": Marina(RandK(density=0.1, scaled=True)),
+        "MARINA randk": Marina(RandK(density=0.1, scaled=True), p=0.01),
     }
 
 
