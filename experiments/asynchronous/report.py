@@ -11,12 +11,16 @@ from __future__ import annotations
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
-from fl.metrics import plots, units
+from rich import box
+from rich.console import Console
+
+from fl.metrics import plots
 from fl.metrics.runs import Run, find_runs
+from fl.metrics.table import comparison
 from fl.sweep import overrides
 
 RATE = "client.rule.lr"
@@ -42,27 +46,6 @@ def final(run: Run) -> float:
     return value if math.isfinite(value) else 0.0
 
 
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Returns mean ± standard deviation."""
-    if not values:
-        return "-"
-    text = f"{fmean(values):.{digits}f}"
-    return f"{text} ± {stdev(values):.{digits}f}" if len(values) > 1 else text
-
-
-def costs(group: Sequence[Run]) -> list[str]:
-    """Returns the mean cost of the target, and how many seeds reached it."""
-    reached = [run.summary["target"] for run in group if run.summary["target"]["reached"]]
-    if not reached:
-        return ["-", "-", "-"]
-    note = "" if len(reached) == len(group) else f" ({len(reached)} of {len(group)})"
-    return [
-        units.duration(fmean(t["time_s"] for t in reached)) + note,
-        units.size(fmean(t["bytes"] for t in reached)),
-        units.energy(fmean(t["energy_j"] for t in reached)),
-    ]
-
-
 def main(root: Path, out: Path) -> None:
     """Prints the tables and draws the figures."""
     fleets: dict[str, dict[str, dict[str, list[Run]]]] = defaultdict(
@@ -72,30 +55,20 @@ def main(root: Path, out: Path) -> None:
         found = overrides(run)
         fleet = next((f"{called}{found[k]}" for k, called in FLEETS.items() if k in found), "all")
         fleets[fleet][method(found)][found[RATE]].append(run)
+    console = Console(width=240)
     for fleet, methods in sorted(fleets.items()):
         chosen: dict[str, list[Run]] = {}
         rates: dict[str, str] = {}
         for name, by_rate in methods.items():
             rates[name] = max(by_rate, key=lambda rate, runs=by_rate: fmean(map(final, runs[rate])))
             chosen[name] = by_rate[rates[name]]
-        target = next(iter(chosen.values()))[0].summary["target"]["value"]
-        print(f"\n### {fleet}\n")
-        print(f"| method | rate | accuracy at the end | time to {target:g} | bytes | energy "
-              "| staleness | computing | seeds |")  # fmt: skip
-        print("|---|---|---|---|---|---|---|---|---|")
-        for name, group in sorted(chosen.items(), key=lambda item: -fmean(map(final, item[1]))):
-            stale = [s["mean"] for run in group if (s := run.summary["staleness"])]
-            busy = fmean(run.summary["totals"]["utilisation"] for run in group)
-            cells = [
-                name,
-                rates[name],
-                spread([final(run) for run in group]),
-                *costs(group),
-                spread(stale, 1),
-                f"{100 * busy:.0f} %",
-                str(len(group)),
-            ]
-            print("| " + " | ".join(cells) + " |")
+        best = sorted(chosen, key=lambda name: -fmean(map(final, chosen[name])))
+        labelled = {f"{name}, rate {rates[name]}": chosen[name] for name in best}
+        table = comparison(labelled)
+        table.title, table.box = None, box.MARKDOWN
+        console.print(f"\n### {fleet}\n")
+        console.print(table)
+        target = chosen[best[0]][0].summary["target"]["value"]
         axes = ("time_s", "bytes")
         plots.compare(
             chosen, "accuracy", out / f"{fleet}.png", axes=axes, target=target, confidence=0.5

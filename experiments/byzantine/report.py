@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from fl.errors import ConfigError
 from fl.metrics import Run, find_runs
+from fl.metrics.page import replace_tables
 
 HERE = Path(__file__).parent
 NO_ATTACK = "none"
@@ -299,16 +300,6 @@ def report(folder: Path, found: Accuracies, grid: Sequence[Run]) -> Iterator[str
     yield monna_table(monna)
     yield "**The Flag Aggregator's comparison, n = 15, CIFAR-10**"
     yield flag_table(runs_of(folder, "flag", "flag_none"))
-
-
-def replace_tables(page: Path, text: str) -> None:
-    """Puts the tables between the marks of a page."""
-    begin, end = "<!-- report begins -->\n", "<!-- report ends -->\n"
-    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise ConfigError(f"{page} has no lines '{begin.strip()}' and '{end.strip()}'")
-    page.write_text(f"{before}{begin}\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from fl.errors import ConfigError
 from fl.metrics import Run, find_runs
+from fl.metrics.page import replace_tables
 from fl.metrics.plots import PALETTE
 
 HERE = Path(__file__).parent
@@ -270,16 +271,6 @@ def scatter(panel: Axes, runs: Sequence[Run], title: str, least: float | None) -
     panel.set_xlabel("MB sent by all clients")
     panel.grid(color="#D9D9D9", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
-
-
-def replace_tables(page: Path, text: str) -> None:
-    """Puts the tables between the marks of a page."""
-    begin, end = "<!-- report begins -->\n", "<!-- report ends -->\n"
-    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise ConfigError(f"{page} has no lines '{begin.strip()}' and '{end.strip()}'")
-    page.write_text(f"{before}{begin}\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from fl.errors import ConfigError
 from fl.metrics import Run, find_runs
+from fl.metrics.page import replace_tables
 from fl.metrics.plots import PALETTE
 
 HERE = Path(__file__).parent
@@ -185,16 +186,6 @@ def tables(found: Found) -> Iterator[str]:
     yield accuracies(found)
     yield "**Mean staleness in versions, and share of the clients' time spent computing**"
     yield staleness(found)
-
-
-def replace_tables(page: Path, text: str) -> None:
-    """Puts the tables between the marks of a page."""
-    begin, end = "<!-- report begins -->\n", "<!-- report ends -->\n"
-    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise ConfigError(f"{page} has no lines '{begin.strip()}' and '{end.strip()}'")
-    page.write_text(f"{before}{begin}\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 # ---- figure --------------------------------------------------------------------------------------

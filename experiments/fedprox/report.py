@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fl.errors import ConfigError
 from fl.metrics import Run, find_runs
+from fl.metrics.page import replace_tables
 from fl.metrics.plots import PALETTE
 
 HERE = Path(__file__).parent
@@ -161,16 +162,6 @@ def tables(found: Found) -> Iterator[str]:
 def unique(found: Found) -> list[Run]:
     """Returns every run once."""
     return list({run.directory: run for seeds in found.values() for run in seeds.values()}.values())
-
-
-def replace_tables(page: Path, text: str) -> None:
-    """Puts the tables between the marks of a page."""
-    begin, end = "<!-- report begins -->\n", "<!-- report ends -->\n"
-    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise ConfigError(f"{page} has no lines '{begin.strip()}' and '{end.strip()}'")
-    page.write_text(f"{before}{begin}\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 # ---- figure --------------------------------------------------------------------------------------

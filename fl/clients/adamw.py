@@ -7,16 +7,16 @@ reset in every task it is the inner optimizer of DiLoCo-style training when kept
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fl.clients.rule import Batch, Finished, Received, Rule, Scalar, State
+from fl.clients.rule import Batch, Finished, Received, Scalar, State
 from fl.clients.schedule import Schedule
-from fl.clients.sgd import check_not_negative, check_positive, clip, round_lr
+from fl.clients.scheduled import Scheduled
+from fl.clients.sgd import check_not_negative, check_positive, clip
 from fl.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ class Moments(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AdamW(Rule):
+class AdamW(Scheduled):
     """AdamW, as `torch.optim.AdamW` computes it.
 
         g <- clip(gradient of the batch at w)
@@ -53,8 +53,6 @@ class AdamW(Rule):
     Raises:
         ConfigError: a hyperparameter is out of range.
     """
-
-    honours: ClassVar[frozenset[str]] = frozenset({"lr"})
 
     lr: float = 1e-3
     beta1: float = 0.9
@@ -81,10 +79,6 @@ class AdamW(Rule):
         """The two moments."""
         return 2
 
-    def scalars(self, config: Mapping[str, Any]) -> dict[str, float]:
-        """Returns {"lr": the learning rate of this task}."""
-        return {"lr": round_lr(config, self.lr, self.round_schedule)}
-
     def first_memory(self, w: Tensor) -> dict[str, Tensor]:
         """Returns zero moments after zero steps, if they are kept at all."""
         if not self.keep_moments:
@@ -104,9 +98,7 @@ class AdamW(Rule):
         self, w: Tensor, state: State, received: Received, batch: Batch, t: int
     ) -> tuple[Tensor, State, Tensor]:
         """Returns (w, moments, loss) after one step."""
-        lr = received.scalars["lr"]
-        if self.step_schedule is not None:
-            lr = lr * self.step_schedule(t)
+        lr = self.step_lr(received, t)
         g, loss = batch.grad(w)
         g = clip(g, self.clip_norm)
         m = state.m + (1 - self.beta1) * (g - state.m)

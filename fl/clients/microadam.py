@@ -8,16 +8,16 @@ IST-DASLab/MicroAdam.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fl.clients.rule import Batch, Finished, Received, Rule, Scalar, State
+from fl.clients.rule import Batch, Finished, Received, Scalar, State
 from fl.clients.schedule import Schedule
-from fl.clients.sgd import check_not_negative, check_positive, clip, round_lr
+from fl.clients.scheduled import Scheduled
+from fl.clients.sgd import check_not_negative, check_positive, clip
 from fl.errors import ConfigError
 
 _CODES = 15  # 4 bits
@@ -42,7 +42,7 @@ class Memory(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MicroAdam(Rule):
+class MicroAdam(Scheduled):
     """Adam on the window's sparse gradients, with error feedback in 4 bits.
 
     At step t = 1, 2, ..., with g the gradient at w, D the decoder and m the window's length:
@@ -85,8 +85,6 @@ class MicroAdam(Rule):
         ConfigError: a hyperparameter is out of range.
     """
 
-    honours: ClassVar[frozenset[str]] = frozenset({"lr"})
-
     lr: float = 1e-3
     beta1: float = 0.9
     beta2: float = 0.999
@@ -124,10 +122,6 @@ class MicroAdam(Rule):
         """Window and residual, rounded up from a quarter of a vector."""
         return math.ceil(self.window * self.density + 1 / 8 + 1 / self.bucket)
 
-    def scalars(self, config: Mapping[str, Any]) -> dict[str, float]:
-        """Returns {"lr": the learning rate of this task}."""
-        return {"lr": round_lr(config, self.lr, self.round_schedule)}
-
     def first_memory(self, w: Tensor) -> dict[str, Tensor]:
         """Returns an empty memory after zero steps, if it is kept at all."""
         if not self.keep_state:
@@ -149,9 +143,7 @@ class MicroAdam(Rule):
         self, w: Tensor, state: State, received: Received, batch: Batch, t: int
     ) -> tuple[Tensor, State, Tensor]:
         """Returns (w, memory, loss) after one step."""
-        lr = received.scalars["lr"]
-        if self.step_schedule is not None:
-            lr = lr * self.step_schedule(t)
+        lr = self.step_lr(received, t)
         g, loss = batch.grad(w)
         g = clip(g, self.clip_norm)
         steps: Scalar = t + 1.0

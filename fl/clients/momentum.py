@@ -9,21 +9,20 @@ robust rules are for clients of this kind.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fl.clients.rule import Batch, Finished, Received, Rule, Scalar, State
+from fl.clients.rule import Batch, Finished, Received, Scalar, State
 from fl.clients.schedule import Schedule
-from fl.clients.sgd import check_not_negative, check_positive, clip, descend, round_lr
+from fl.clients.scheduled import Scheduled
+from fl.clients.sgd import check_not_negative, check_positive, clip, descend
 from fl.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Momentum(Rule):
+class Momentum(Scheduled):
     """Polyak averaging of the client's gradients, kept from task to task.
 
         g <- clip(gradient of the batch at w) + weight_decay w
@@ -51,8 +50,6 @@ class Momentum(Rule):
         ConfigError: a hyperparameter is out of range.
     """
 
-    honours: ClassVar[frozenset[str]] = frozenset({"lr"})
-
     lr: float
     beta: float = 0.9
     weight_decay: float = 0.0
@@ -73,10 +70,6 @@ class Momentum(Rule):
         """The average m."""
         return 1
 
-    def scalars(self, config: Mapping[str, Any]) -> dict[str, float]:
-        """Returns {"lr": the learning rate of this task}."""
-        return {"lr": round_lr(config, self.lr, self.round_schedule)}
-
     def first_memory(self, w: Tensor) -> dict[str, Tensor]:
         """Returns an average of nothing."""
         return {"m": torch.zeros_like(w)}
@@ -94,9 +87,7 @@ class Momentum(Rule):
         if self.weight_decay:
             g = torch.add(g, w, alpha=self.weight_decay)
         m = self.beta * state + (1 - self.beta) * g
-        lr = received.scalars["lr"]
-        if self.step_schedule is not None:
-            lr = lr * self.step_schedule(t)
+        lr = self.step_lr(received, t)
         return descend(w, lr, m), m, loss
 
     def finish(self, w: Tensor, state: State, received: Received, steps: Scalar) -> Finished:

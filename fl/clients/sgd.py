@@ -7,21 +7,19 @@ from Decentralized Data, AISTATS 2017, arXiv:1602.05629, Algorithm 1, `ClientUpd
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fl.clients.message_config import read_float, read_int
-from fl.clients.rule import Batch, Received, Rule, Scalar, State
+from fl.clients.rule import Batch, Received, Scalar, State
 from fl.clients.schedule import Schedule
+from fl.clients.scheduled import Scheduled
 from fl.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Sgd(Rule):
+class Sgd(Scheduled):
     """Mini-batch SGD with momentum, weight decay and clipping, as `torch.optim.SGD` computes it.
 
         g <- clip(gradient of the batch at w)
@@ -44,8 +42,6 @@ class Sgd(Rule):
     Raises:
         ConfigError: a hyperparameter is out of range.
     """
-
-    honours: ClassVar[frozenset[str]] = frozenset({"lr"})
 
     lr: float
     momentum: float = 0.0
@@ -70,10 +66,6 @@ class Sgd(Rule):
         """The momentum buffer, if there is one."""
         return 1 if self.momentum else 0
 
-    def scalars(self, config: Mapping[str, Any]) -> dict[str, float]:
-        """Returns {"lr": the learning rate of this task}."""
-        return {"lr": round_lr(config, self.lr, self.round_schedule)}
-
     def init(self, received: Received) -> State:
         """Returns the momentum buffer, or nothing without momentum."""
         return torch.zeros_like(received.w) if self.momentum else ()
@@ -89,9 +81,7 @@ class Sgd(Rule):
         if self.momentum:
             state = state * self.momentum + g
             g = torch.add(g, state, alpha=self.momentum) if self.nesterov else state
-        lr = received.scalars["lr"]
-        if self.step_schedule is not None:
-            lr = lr * self.step_schedule(t)
+        lr = self.step_lr(received, t)
         return descend(w, lr, g), state, loss
 
     def direction(self, g: Tensor, w: Tensor, received: Received) -> Tensor:
@@ -119,31 +109,6 @@ def descend(w: Tensor, lr: Scalar, g: Tensor) -> Tensor:
     if isinstance(lr, Tensor):
         return w - lr * g
     return torch.add(w, g, alpha=-lr)
-
-
-def round_lr(config: Mapping[str, Any], lr: float, schedule: Schedule | None) -> float:
-    """Returns the learning rate of a task.
-
-    Args:
-        config: the message's configuration: "lr" wins; else "server-round" (from 1) sets the index.
-        lr: the rule's own.
-        schedule: over rounds; None is constant.
-
-    Raises:
-        ConfigError: "lr" is not above 0, or a schedule is set and the message names no round.
-    """
-    override = read_float(config, "lr", above=0.0)
-    if override is not None:
-        return override
-    if schedule is None:
-        return float(lr)
-    server_round = read_int(config, "server-round", least=0)
-    if server_round is None:
-        raise ConfigError(
-            "round_schedule needs the message's 'server-round', and there is none: have the "
-            "strategy send it, or send 'lr' instead"
-        )
-    return lr * schedule(max(server_round - 1, 0))
 
 
 def check_positive(name: str, value: float) -> None:

@@ -128,7 +128,9 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
             cells.append(_spread(means, units.metric))
         if busy:
             shares = [100.0 * s["totals"].get("utilisation", math.nan) for s in summaries]
-            cells.append(_spread(shares, lambda share: f"{share:.3g} %"))
+            cells.append(
+                _spread(shares, lambda share: f"{share:.3g} %", lambda _: units.Unit(1.0, "%"))
+            )
         table.add_row(Text(label), seeds, *cells)
     return table
 

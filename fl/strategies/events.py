@@ -119,7 +119,11 @@ class GlobalModel:
 
     def record(self) -> ArrayRecord:
         """Returns the model for a message."""
-        return to_record(self.layout, self.w, self._carried)
+        return self.record_of(self.w)
+
+    def record_of(self, w: Row) -> ArrayRecord:
+        """Returns a model of the same form for a message, shape (d,)."""
+        return to_record(self.layout, w, self._carried)
 
     def read(self, task: Task[Sent], reply: Message, key: str, now: float) -> Update:
         """Returns the update in a reply.
@@ -233,8 +237,8 @@ class Server:
         config: Mapping[str, Any] | None = None,
         *,
         old: tuple[int, Row] | None = None,
-    ) -> None:
-        """Sends a model to clients.
+    ) -> list[Task[Sent]]:
+        """Sends a model to clients, and returns their tasks.
 
         Args:
             nodes: Flower ids.
@@ -242,10 +246,10 @@ class Server:
             old: version and values of another model to send than the current one.
         """
         if not nodes:
-            return
+            return []
         version, w = (self.version, self.w) if old is None else old
         sent = Sent(version, w, dict(config or {}))
-        self.tasks.send(self._content(sent), list(nodes), sent)
+        return self.tasks.send(self._content(sent), list(nodes), sent)
 
     def step(self, w: Row, contributors: Sequence[Update]) -> None:
         """Makes `w` the next version of the model.
@@ -277,7 +281,7 @@ class Server:
         content = self._contents.get(key)
         if content is None:
             arrays_key, config_key = self._keys
-            arrays = to_record(self.model.layout, sent.w, self.model._carried)
+            arrays = self.model.record_of(sent.w)
             config = {**self._config, **sent.config, "server-round": sent.version + 1}
             content = RecordDict({arrays_key: arrays, config_key: ConfigRecord(config)})
             self._contents[key] = content
@@ -349,7 +353,11 @@ class EventDriven(Strategy):
         """Sends new tasks at the end of an instant: fills the free slots with idle clients."""
         free = self.free_slots(server)
         if free > 0:
-            server.send(server.sample(server.tasks.idle(), free))
+            server.send(server.sample(server.tasks.idle(), free), self.config())
+
+    def config(self) -> Mapping[str, Any]:
+        """Returns what `dispatch` tells clients beside the model."""
+        return {}
 
     def finished(self, server: Server) -> bool:
         """Returns whether there is nothing left to do, however few versions there were."""

@@ -5,6 +5,7 @@ Xie, Koyejo, Gupta, "Asynchronous Federated Optimization", arXiv:1903.03934, Alg
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from fl.errors import ConfigError
@@ -58,12 +59,9 @@ class FedAsync(EventDriven):
         self.max_staleness = max_staleness
         self.anchor = anchor
 
-    def dispatch(self, server: Server) -> None:
-        """Fills the free slots; the message carries rho."""
-        free = self.free_slots(server)
-        if free > 0:
-            config = {"proximal-mu": self.rho} if self.rho else {}
-            server.send(server.sample(server.tasks.idle(), free), config)
+    def config(self) -> Mapping[str, Any]:
+        """Returns rho, for the clients' proximal term."""
+        return {"proximal-mu": self.rho} if self.rho else {}
 
     def receive(self, server: Server, update: Update) -> None:
         """Mixes the client's model into the server's."""

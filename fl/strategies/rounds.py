@@ -139,9 +139,7 @@ class EarlyRounds(EventDriven):
 
     def open(self, server: Server, nodes: Sequence[int]) -> None:
         """Begins a round with these clients."""
-        before = {task.message_id for task in server.tasks}
-        server.send(nodes)
-        self.awaited = {t.message_id: t for t in server.tasks if t.message_id not in before}
+        self.awaited = {task.message_id: task for task in server.send(nodes)}
         self.replies = []
         self.round_began = server.now
 
