@@ -21,8 +21,8 @@ from torch import nn
 
 from fl.apps import read_app
 from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients, poisoned
-from fl.clients import Downlink, Gradient, TaskApp, TrainingApp, Uplink
-from fl.compression import Shapes, check_broadcast
+from fl.clients import AdamW, Downlink, Gradient, Rule, Sgd, TaskApp, TrainingApp, Uplink
+from fl.compression import Compressor, Shapes, check_broadcast
 from fl.configuration import make
 from fl.data import Examples, FederatedData, Partitions, federate
 from fl.errors import ConfigError
@@ -37,7 +37,7 @@ from fl.simulation.clock import Clock, clock_of
 from fl.simulation.fleet import Fleet
 from fl.simulation.identity import RUN_ID, assume_identity
 from fl.simulator import SimulatedRun, simulate
-from fl.strategies import Aggregate, Attacked, Compressed, Replicas, TrustedUpdate
+from fl.strategies import Aggregate, Attacked, Compressed, OuterSteps, Replicas, TrustedUpdate
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,19 @@ def build(config: DictConfig) -> Experiment:
                 "this strategy compresses both ways itself: leave compressor and downlink out"
             )
         links = (strategy.worker, strategy.worker)
+    if isinstance(strategy, OuterSteps):
+        if downlink is not None:
+            raise ConfigError(
+                "this strategy's workers meet in an all-reduce, with the same bytes both ways: "
+                "choose compressor=..., which quantises outer gradients, and leave downlink out"
+            )
+        if uplink is not None and not isinstance(uplink, Compressor):
+            raise ConfigError(
+                f"compressor is {type(uplink).__name__}, which keeps a state at the receiver; "
+                "outer gradients take one without memory: bf16, fp8_e4m3, e3m0, int8"
+            )
+        strategy.quantiser, uplink = uplink, None
+        links = (strategy.worker, strategy.worker)
     poisoning, forging = _attack(config)
     byzantine: tuple[int, ...] = ()
     if poisoning or forging:
@@ -124,11 +137,17 @@ def build(config: DictConfig) -> Experiment:
         test = first.data.test
         first = replace(first, backdoored=Examples(*poisoning.test_set(test.x, test.y)))
     for learning in tasks.values() or [first]:
-        if isinstance(learning.app.rule, Gradient) != isinstance(strategy, Replicas):
+        steps_by_gradients = isinstance(strategy, Replicas) or (
+            isinstance(strategy, OuterSteps) and strategy.sends_gradients
+        )
+        if isinstance(learning.app.rule, Gradient) != steps_by_gradients:
             raise ConfigError(
-                "client=gradient sends gradients, and strategy=onebit_adam, demo or just_one_byte "
-                "steps by them: use one with the other"
+                "client=gradient sends gradients, and strategy=onebit_adam, demo, just_one_byte or "
+                "data_parallel steps by them: use one with the other"
             )
+        if isinstance(strategy, OuterSteps):
+            strategy.cut(learning.app.layout)
+            _check_memory(learning.app.rule)
         if downlink is not None:
             check_broadcast(downlink, Shapes.of(learning.app.layout))
     if isinstance(strategy, Aggregate) and strategy.wants_own_update:
@@ -136,6 +155,11 @@ def build(config: DictConfig) -> Experiment:
             first.app, first.model, first.data, examples=strategy.root_examples, seed=config.seed
         )
     if forging is not None:
+        if isinstance(strategy, OuterSteps):
+            raise ConfigError(
+                "attack is set, and this strategy has no server that collects updates for it to "
+                "forge: leave it out, or use an attack on data (label_flip, backdoor)"
+            )
         if first.app.uplink is not None:
             raise ConfigError(
                 "attack is set, and clients send compressed updates: a forged one would reach the "
@@ -158,6 +182,20 @@ def build(config: DictConfig) -> Experiment:
         byzantine,
         backdoored=first.backdoored,
     )
+
+
+def _check_memory(rule: Rule) -> None:
+    """Refuses rules that forget between the tasks that a phase of inner steps is made of."""
+    remedy = None
+    if isinstance(rule, AdamW) and not rule.keep_moments:
+        remedy = "set client.rule.keep_moments=true, or use client=inner_adamw"
+    if isinstance(rule, Sgd) and rule.momentum:
+        remedy = "use client=momentum, whose momentum is kept, or set client.rule.momentum=0"
+    if remedy is not None:
+        raise ConfigError(
+            f"client is {type(rule).__name__}, which forgets its moments after every task, and "
+            f"workers of this strategy go on from where they were: {remedy}"
+        )
 
 
 def _learning(

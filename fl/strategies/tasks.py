@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 
 from fl.simulation.clock import clock_of
 from fl.simulation.control import control_of
+from fl.simulation.peers import peers_of
 
 Memo = TypeVar("Memo")
 
@@ -90,14 +91,29 @@ class Tasks(Generic[Memo]):
         """Returns the available clients without a task in flight."""
         return [node for node in self.nodes() if node not in self._of_node]
 
-    def send(self, content: RecordDict, nodes: list[int], memo: Memo) -> list[Task[Memo]]:
-        """Sends one content to clients, as `train` messages, and returns their tasks."""
+    def send(
+        self,
+        content: RecordDict,
+        nodes: list[int],
+        memo: Memo,
+        ready_s: float | None = None,
+    ) -> list[Task[Memo]]:
+        """Sends one content to clients, as `train` messages, and returns their tasks.
+
+        Args:
+            content: of the messages.
+            nodes: Flower ids.
+            memo: what the sender wants to remember.
+            ready_s: when the clients have what it says from their peers, s; None if it comes from
+                the server. See `fl.simulation.peers.Peers.push`.
+        """
         messages = [Message(content, node, "train", ttl=self.ttl_s) for node in nodes]
         now = self.now()
-        tasks = [
-            Task(name, node, now, memo)
-            for name, node in zip(self.grid.push_messages(messages), nodes, strict=True)
-        ]
+        if ready_s is None:
+            names = list(self.grid.push_messages(messages))
+        else:
+            names = peers_of(self.grid).push(messages, [ready_s] * len(messages))
+        tasks = [Task(name, node, now, memo) for name, node in zip(names, nodes, strict=True)]
         for task in tasks:
             self._in_flight[task.message_id] = task
             self._of_node[task.node] += 1
