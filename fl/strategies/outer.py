@@ -120,6 +120,7 @@ class Reduction:
         size: bytes of each worker's payload.
         finish_s: when it is finished, s; infinity until it begins.
         done: whether it is finished.
+        outcome: the outer parameters of the fragment when it was, shape (n,).
     """
 
     fragment: int
@@ -130,6 +131,7 @@ class Reduction:
     size: int = 0
     finish_s: float = math.inf
     done: bool = False
+    outcome: Row | None = None
 
     def mean(self) -> Vector:
         """Returns the weighted mean of the outer gradients that are there, shape (n,)."""
@@ -329,10 +331,13 @@ class OuterSteps(Strategy):
             run: the run.
             worker: the worker.
             p: number of the fragment.
-            reduction: finished `overlap` inner steps after the worker took part; None if there was
+            reduction: the one that began `overlap` inner steps ago, finished; None if there was
                 none.
         """
-        return run.outer.theta[p]
+        # Not the newest: by the time of this one, others may have finished.
+        if reduction is None or reduction.outcome is None:
+            return worker.held[p]
+        return reduction.outcome
 
     def rounds_done(self, run: Run) -> int:
         """Returns how many rounds have ended."""
@@ -404,9 +409,9 @@ class OuterSteps(Strategy):
         result = Result()
 
         def evaluate() -> None:
-            result.train_metrics_clientapp[run.version] = MetricRecord(
-                {"islands": len(run.workers)}
-            )
+            reduction = run.reductions.get((0, run.version * self.inner_steps))
+            islands = len(run.workers) if reduction is None else len(reduction.gradients)
+            result.train_metrics_clientapp[run.version] = MetricRecord({"islands": islands})
             record = to_record(layout, self.evaluated(run))
             metrics = evaluate_fn(run.version, record) if evaluate_fn else None
             if metrics is not None:
@@ -462,8 +467,13 @@ class OuterSteps(Strategy):
             ):
                 if reduction.finish_s <= run.tasks.now():
                     self._finish(run, reduction)
-            # All, not any: each is asked.
-            changed = any([self._go_on(run, worker) for worker in run.waiting()])
+            passed = [worker for worker in run.waiting() if self._go_on(run, worker)]
+            changed = bool(passed)
+            entries = [worker.step for worker in passed if worker.merge]
+            if entries:
+                run.entry = max(run.entry, *entries)
+                self._admit(run, min(entries))
+                self._forget(run)
 
     def _begin(self, run: Run, reduction: Reduction) -> None:
         reduction.finish_s = run.tasks.now()
@@ -476,6 +486,7 @@ class OuterSteps(Strategy):
         run.entry = max(run.entry, reduction.step)
         if reduction.gradients:
             self.reduced(run, reduction)
+        reduction.outcome = run.outer.theta[reduction.fragment]
         run.finished_rounds += reduction.fragment == 0
 
     def _go_on(self, run: Run, worker: Worker) -> bool:
@@ -498,11 +509,6 @@ class OuterSteps(Strategy):
             worker.held[p] = worker.merge[p] = self.continued(run, worker, p, reduction)
         worker.passed = step
         worker.ready_s = run.tasks.now()
-        if passing and step > run.entry:
-            run.entry = step
-        if passing:
-            self._admit(run, step)
-            self._forget(run)
         return True
 
     def _forget(self, run: Run) -> None:
@@ -708,11 +714,13 @@ class OuterSteps(Strategy):
 
 def mean_of(vectors: Mapping[int, Vector], weights: Mapping[int, float]) -> Vector:
     """Returns the weighted mean of vectors; weights are those of the vectors' keys, positive."""
-    nodes = sorted(vectors)
-    total = weights[nodes[0]] * vectors[nodes[0]]
-    for node in nodes[1:]:
-        total = total + weights[node] * vectors[node]
-    return np.asarray(total / sum(weights[node] for node in nodes), dtype=np.float64)
+    first, *others = sorted(vectors)
+    total, whole = vectors[first], 1.0
+    for node in others:
+        relative = weights[node] / weights[first]  # so that equal weights, whatever they are, are 1
+        total = total + relative * vectors[node]
+        whole += relative
+    return np.asarray(total / whole, dtype=np.float64)
 
 
 def _check_divides(inner_steps: int, fragments: int) -> None:
