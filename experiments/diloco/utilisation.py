@@ -8,10 +8,10 @@ are of equal length; the reductions take turns on the link and take bits / bandw
 reduction begins when its weights' gradient is there, and its next forward waits for it, `overlap`
 steps later. Nothing else takes time: no latency, no network within a worker.
 
-A fragment is three layers, l mod P, and is reduced every H steps. Utilisation is computing time over
-all time, once the pattern repeats. A table's entry is the first bandwidth of a grid at which the
-utilisation is reached. The published numbers are all, as far as they were found, rounded members of
-50 numbers from 0.1 to 1000 with equal ratios, which is the grid here.
+A fragment is three layers, l mod P, and is reduced every H steps. Utilisation is computing time
+over all time, once the pattern repeats. A table's entry is the first bandwidth of a grid at which
+the utilisation is reached. The published numbers are all, as far as they were found, rounded
+members of 50 numbers from 0.1 to 1000 with equal ratios, which is the grid here.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ def eager_gbps(profile: Profile, every: int, bits: float, target: float) -> floa
 
 
 def show(value: float) -> str:
+    """Returns a bandwidth as the tables print it."""
     return "-" if not np.isfinite(value) else f"{value:.1f}"
 
 
@@ -161,6 +162,7 @@ def compare(share: float) -> tuple[list[str], list[int]]:
 
 
 def main(out: Path) -> None:
+    """Prints the tables and draws the curves."""
     out.mkdir(parents=True, exist_ok=True)
     found = {}
     for share in (1.0, 0.84):
