@@ -227,7 +227,7 @@ PARTS: Mapping[str, tuple[str, Sequence[str], Callable[[Sequence[Run]], str]]] =
     ),
     "adam_small, byte_32": ("The same, more settings", ["adam_small", "byte_32"], language),
     "logistic": (
-        "Synthetic(1, 1), logistic regression, full gradients, 60 rounds: f, and its rises",
+        "Synthetic(1, 1), logistic regression, full gradients, 1,000 rounds: f, and its rises",
         ["logistic"],
         logistic,
     ),

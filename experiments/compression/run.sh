@@ -42,10 +42,10 @@ mnist() { # every member; signs without a scale need a server that scales them
 downlink() { # both directions; every client in every round, then 3 of 10
   # shellcheck disable=SC2046,SC2086
   sweep downlink_all $(everyone 10) $MNIST compressor=ef_topk \
-    compressor@downlink=null,bf16,int8_nearest,ef21,ef21_sign
+    compressor@downlink=none,bf16,int8_nearest,ef21,ef21_sign
   # shellcheck disable=SC2046,SC2086
   sweep downlink_some $(everyone 10) $MNIST num_rounds=60 strategy.fraction_train=0.3 \
-    strategy.min_train_nodes=3 compressor=ef_topk compressor@downlink=null,bf16,ef21
+    strategy.min_train_nodes=3 compressor=ef_topk compressor@downlink=none,bf16,ef21
 }
 
 sgd() { # data-parallel SGD, one step a round: what TernGrad and PowerSGD were made for
@@ -96,8 +96,8 @@ byte() { # one byte a direction: 8 workers, 1 or 32 directions each
 
 logistic() { # heterogeneous logistic regression, full gradients: sparse messages under error control
   # shellcheck disable=SC2046
-  set -- $(everyone 20) data=synthetic data.alpha=1 data.beta=1 model=logistic num_rounds=60 \
-    evaluate_every=10 evaluate_train=true client.batch_size=null client.local_epochs=null \
+  set -- $(everyone 20) data=synthetic data.alpha=1 data.beta=1 model=logistic num_rounds=1000 \
+    evaluate_every=50 evaluate_train=true client.batch_size=null client.local_epochs=null \
     client.local_steps=1 client.rule.lr=0.2
   sweep logistic "$@" compressor=none,topk,ef_topk,ef21,econtrol
 }
