@@ -820,12 +820,6 @@ def stack(layout: Layout, records: Sequence[ArrayRecord], *, finite: bool = True
     return matrix
 
 
-def as_matrix(rows: Sequence[Row]) -> Row:
-    """Returns n vectors as one matrix: shape (n, d), without a copy if they are one's rows."""
-    matrix = _common_matrix(rows)
-    return np.stack(rows) if matrix is None else matrix
-
-
 def _rebase(record: ArrayRecord, row: Row) -> None:
     row.flags.writeable = False
     record.__dict__.pop("_place", None)
@@ -908,7 +902,7 @@ def _check_finite(layout: Layout, row: Row) -> None:
             )
 
 
-def _common_matrix(rows: Sequence[Row]) -> Row | None:
+def _common_matrix(rows: list[Row]) -> Row | None:
     """Returns the matrix that `rows` are all the consecutive rows of, if they are."""
     first = rows[0]
     base, step = first.base, first.nbytes

@@ -9,10 +9,11 @@ All rows that are complete at one instant are mixed by one sparse product, X <- 
 are equally fast that is one product a round.
 
 Who is away when its round begins, or fails in it, takes no part in the round: it keeps its model
-and goes on when its neighbours do, without mixing. What a neighbour would have had from it, or from
-a payload that is lost, is given up: `Gossip.keeps` says who takes the weight. On a symmetric W,
-whose absent nodes are missing on both sides, the matrix of those present is doubly stochastic
-again; a payload lost on one side of an edge makes it row-stochastic for that round.
+and goes on when its neighbours do, without mixing; while nobody at all is there, all wait. What a
+neighbour would have had from it, or from a payload that is lost, is given up: `Gossip.keeps` says
+who takes the weight. On a symmetric W, whose absent nodes are missing on both sides, the matrix of
+those present is doubly stochastic again; a payload lost on one side of an edge makes it
+row-stochastic for that round.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ from scipy.sparse import csr_array
 
 from fl.attacks import Attack, Scene
 from fl.errors import ConfigError, SimulationError
-from fl.params import Row, as_matrix
+from fl.params import Row
 from fl.randomness import generator
 from fl.strategies.swarm import Answer, Decentralized, Swarm
 from fl.topologies import Stochasticity
 
 Keeps = Literal["rows", "columns"]
+
+_BLOCK = 1 << 13  # columns mixed at a time
 
 
 class Arrival(NamedTuple):
@@ -171,7 +174,11 @@ class Exchange:
         rows = self.rows
         if nodes[0] in self.own:  # a Byzantine node, which is alone here
             rows = {**rows, nodes[0]: self.own[nodes[0]]}
-        mixed: Row = compact @ as_matrix([rows[j] for j in used.tolist()])
+        X = [rows[j] for j in used.tolist()]
+        mixed = np.empty((len(nodes), X[0].size), np.float32)
+        for start in range(0, X[0].size, _BLOCK):  # a copy of all rows would cost more than W X
+            columns = slice(start, start + _BLOCK)
+            mixed[:, columns] = compact @ np.stack([row[columns] for row in X])
         mixed.flags.writeable = False
         return mixed
 
@@ -256,7 +263,7 @@ class Gossip(Decentralized):
 
     def combine(self, exchange: Exchange, nodes: Sequence[int]) -> Sequence[Row]:
         """Returns what nodes make of what they have received, in one sparse product."""
-        return exchange.mix(nodes, self.keeps)
+        return list(exchange.mix(nodes, self.keeps))
 
     def scene(self, f: int, honest: Row, rng: np.random.Generator, memory: Any) -> Scene:
         """Returns what an attack may know of an exchange."""
@@ -350,8 +357,9 @@ class Driver:
 
     def _enter(self, nodes: Iterable[int]) -> None:
         """Begins the next round of nodes, now."""
+        available = set(self.swarm.available(range(len(self.swarm))))
         nodes = list(nodes)
-        there = self.swarm.available(nodes)
+        there = [i for i in nodes if i in available]
         for i in nodes:
             self.exchange[i] = self.round[i] * self.method.exchanges
             self.takes_part[i] = True
@@ -362,23 +370,22 @@ class Driver:
         if self.method.sends_first:
             for i in there:
                 self._post(i)
-        present = set(there)
         for i in nodes:
-            if i not in present:
-                self._is_away(i)
+            if i not in available:
+                self._is_away(i, bool(available))
 
-    def _is_away(self, i: int) -> None:
-        """Decides about a node that is not there when its round begins."""
+    def _is_away(self, i: int, others: bool) -> None:
+        """Leaves a node out of the round that begins, or looks again later if nobody is there."""
         now = self.swarm.now
         at, times = self.found_away[i]
         times = times + 1 if at == now else 1
         self.found_away[i] = (now, times)
-        # Its neighbours may all have done the round before, so that it is over at once; but a
-        # second one is only if they are away as well. Then time has to pass.
-        if times > 2 or not self.method.edges(self.exchange[i]).heard[i]:
+        # Its neighbours may all have done the last round before it was left out, so that a round
+        # can be over at once; but a second one only if they are away as well. Then time must pass.
+        if others and times <= 2 and self.method.edges(self.exchange[i]).heard[i]:
+            self._leave_out(i)
+        else:
             heapq.heappush(self.again, (now + self.method.retry_s, i))
-            return
-        self._leave_out(i)
 
     def _leave_out(self, i: int) -> None:
         """Has a node take no part in the rest of its round."""
