@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fl.clients import AdamW, Gradient, MicroAdam, Momentum, Proximal, Sgd, TrainingApp
+from fl.clients import AdamW, Gradient, MicroAdam, Momentum, Proximal, Sam, Sgd, TrainingApp
 from fl.clients.batched import gains_from_batching, rows_per_program
 from fl.errors import ConfigError
 from fl.models import LeafCNN, ResNet8
@@ -21,6 +21,7 @@ RULES = {
     "gradient": Gradient(),
     "microadam": MicroAdam(0.01, density=0.1, bucket=8, window=3, keep_state=True),
     "momentum": Momentum(0.3, 0.8),
+    "sam": Sam(0.3, rho=0.1),
 }
 GPU = torch.device("cuda")
 TAKEN_HOME = "Cannot copy out of meta tensor"
