@@ -72,7 +72,7 @@ class Torus(Weighted):
 class Hypercube(Weighted):
     """n = 2^k nodes; those hear each other whose numbers differ in one bit; weights 1/(k+1).
 
-    Eigenvalues 1 - 2 j / (k + 1), j = 0..k, C(k, j) times; gap 2 / (k + 1), for k > 1.
+    Eigenvalues 1 - 2 j / (k + 1), j = 0..k, C(k, j) times; gap 2 / (k + 1).
 
     Attributes:
         num_nodes: n, a power of 2, at least 2.

@@ -14,6 +14,7 @@ from fl.clients import (
     Momentum,
     Proximal,
     Rule,
+    Sam,
     Sgd,
     StepDecay,
     TrainingApp,
@@ -40,6 +41,7 @@ RULES = {
     "microadam": MicroAdam(0.01, density=0.1, bucket=8, window=3),
     "microadam kept": MicroAdam(0.01, density=0.1, block=20, window=3, keep_state=True),
     "momentum": Momentum(0.3, 0.8, 0.01, 1.0),
+    "sam": Sam(0.3, 0.5, rho=0.1),
 }
 
 
