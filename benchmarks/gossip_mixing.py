@@ -167,7 +167,7 @@ def main() -> None:
             "GFLOP/s",
             "scipy ms",
             "torch ms",
-            "mix / step",
+            "of a step",
         ],
         [
             (
