@@ -3,7 +3,7 @@
 Measured for 1,000 nodes with 50,890 weights each, on one thread, as multiples of a copy of the
 models: a BLAS axpy per edge takes 1.7 for a ring and 6 for an exponential graph of 10 neighbours,
 scipy's product 2.7 and 8.4, torch's 16 and 25 (`benchmarks/gossip_mixing.py`). scipy's of blocks of
-columns is no faster for few neighbours, and takes 28 where a block is too large for the allocator.
+columns is no faster for few neighbours, and takes 25 where a block is too large for the allocator.
 """
 
 from __future__ import annotations
