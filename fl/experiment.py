@@ -23,6 +23,7 @@ from torch import nn
 from fl.apps import read_app
 from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients, poisoned
 from fl.clients import Downlink, Gradient, TaskApp, TrainingApp, Uplink
+from fl.clients.replica import trained_shapes
 from fl.compression import Shapes, check_broadcast
 from fl.configuration import make
 from fl.data import Examples, FederatedData, Partitions, federate
@@ -44,6 +45,7 @@ from fl.strategies import (
     Compressed,
     Decentralized,
     Gossip,
+    GradientTracking,
     NodeModels,
     Replicas,
     TrustedUpdate,
@@ -134,10 +136,11 @@ def build(config: DictConfig) -> Experiment:
         test = first.data.test
         first = replace(first, backdoored=Examples(*poisoning.test_set(test.x, test.y)))
     for learning in tasks.values() or [first]:
-        if isinstance(learning.app.rule, Gradient) != isinstance(strategy, Replicas):
+        stepping = isinstance(strategy, Replicas | GradientTracking)
+        if isinstance(learning.app.rule, Gradient) != stepping:
             raise ConfigError(
-                "client=gradient sends gradients, and strategy=onebit_adam, demo or just_one_byte "
-                "steps by them: use one with the other"
+                "client=gradient sends gradients, and strategy=onebit_adam, demo, just_one_byte or "
+                "gradient_tracking steps by them: use one with the other"
             )
         if downlink is not None:
             check_broadcast(downlink, Shapes.of(learning.app.layout))
@@ -148,6 +151,8 @@ def build(config: DictConfig) -> Experiment:
     if isinstance(strategy, Decentralized):
         strategy.byzantine = frozenset(byzantine)
         _check_decentralized(strategy, config, forging)
+        if strategy.needs:
+            trained_shapes(first.app.layout)
         if forging is not None and isinstance(strategy, Gossip):
             strategy.attacked_by(forging, byzantine)
     elif forging is not None:

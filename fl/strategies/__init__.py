@@ -1,10 +1,12 @@
 """Server algorithms, one paper per file; Flower's own are used through `fl/conf/strategy`."""
 
+from fl.strategies.adpsgd import ADPSGD
 from fl.strategies.aggregate import Aggregate
 from fl.strategies.async_fedavg import AsyncFedAvg
 from fl.strategies.async_sgd import AsyncSgd
 from fl.strategies.attacked import Attacked
 from fl.strategies.backup_workers import BackupWorkers
+from fl.strategies.choco import CHOCO
 from fl.strategies.compressed import Compressed, CompressedGrid
 from fl.strategies.dbw import DBW
 from fl.strategies.dfedavg import DFedAvg
@@ -17,18 +19,24 @@ from fl.strategies.fedcompass import FedCompass
 from fl.strategies.fedfix import FedFix
 from fl.strategies.fedprox import FedProx
 from fl.strategies.gossip import Gossip
+from fl.strategies.gradient_tracking import GradientTracking
+from fl.strategies.monna import MoNNA
 from fl.strategies.oort import Oort
 from fl.strategies.over_selection import OverSelection
 from fl.strategies.quafl import QuAFL
 from fl.strategies.replicas import Replicas
+from fl.strategies.sgp import SGP
 from fl.strategies.swarm import Decentralized, NodeModels
 from fl.strategies.sync_st import SyncST
 from fl.strategies.tifl import TiFL
 from fl.strategies.trusted_update import TrustedUpdate
 
 __all__ = [
+    "ADPSGD",
+    "CHOCO",
     "DBW",
     "DPSGD",
+    "SGP",
     "Aggregate",
     "AsyncFedAvg",
     "AsyncSgd",
@@ -46,6 +54,8 @@ __all__ = [
     "FedFix",
     "FedProx",
     "Gossip",
+    "GradientTracking",
+    "MoNNA",
     "NodeModels",
     "Oort",
     "OverSelection",

@@ -1,15 +1,15 @@
 """Topologies: who hears whom in a round, with what weight, and how fast that averages."""
 
 from fl.topologies.base_graph import BaseGraph
-from fl.topologies.dense import Complete, Star
-from fl.topologies.exponential import Exponential, OnePeerExponential
-from fl.topologies.mixing import (
+from fl.topologies.consensus import (
     consensus_rate,
     is_doubly_stochastic,
-    renormalised,
     rounds_to_consensus,
     spectral_gap,
 )
+from fl.topologies.dense import Complete, Star
+from fl.topologies.exponential import Exponential, OnePeerExponential
+from fl.topologies.mixing import mix, renormalised
 from fl.topologies.product import Hypercube, Torus
 from fl.topologies.random_graphs import ErdosRenyi, RandomRegular, WattsStrogatz
 from fl.topologies.random_peers import RandomMatching, RandomPush
@@ -54,6 +54,7 @@ __all__ = [
     "adjacency_of",
     "consensus_rate",
     "is_doubly_stochastic",
+    "mix",
     "renormalised",
     "rounds_to_consensus",
     "spectral_gap",
