@@ -16,6 +16,7 @@ from fl.clients.planned import PlannedApp, Work
 from fl.clients.proximal import Proximal
 from fl.clients.replica import Replica
 from fl.clients.rule import Batch, Finished, Received, Rule
+from fl.clients.sam import Sam
 from fl.clients.schedule import CosineDecay, ExponentialDecay, Schedule, StepDecay, Warmup
 from fl.clients.sgd import Sgd
 from fl.clients.task_app import TaskApp
@@ -38,6 +39,7 @@ __all__ = [
     "Received",
     "Replica",
     "Rule",
+    "Sam",
     "Schedule",
     "Sgd",
     "StepDecay",

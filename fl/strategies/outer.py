@@ -45,7 +45,6 @@ from fl.compression import Compressor, PayloadError
 from fl.errors import ConfigError, SimulationError
 from fl.params import Layout, Row, from_record, to_record
 from fl.randomness import generator
-from fl.simulation.peers import peers_of
 from fl.strategies.events import EvaluateFn, at_least, positive, share, wait_for_nodes
 from fl.strategies.outer_optimizers import OuterOptimizer, State, Vector
 from fl.strategies.tasks import Task, Tasks
@@ -174,7 +173,6 @@ class Run:
             [0] * len(cut),
         )
         self.tasks = tasks
-        self.peers = peers_of(tasks.grid)
         self.copies: dict[int, Outer] = {}
         self.workers: dict[int, Worker] = {}
         self.reductions: dict[tuple[int, int], Reduction] = {}
@@ -479,7 +477,7 @@ class OuterSteps(Strategy):
         reduction.finish_s = run.tasks.now()
         if reduction.gradients:
             nodes = sorted(reduction.gradients)
-            reduction.finish_s = run.peers.all_reduce(nodes, reduction.size)
+            reduction.finish_s = run.tasks.peers.all_reduce(nodes, reduction.size)
 
     def _finish(self, run: Run, reduction: Reduction) -> None:
         reduction.done = True
@@ -529,14 +527,16 @@ class OuterSteps(Strategy):
             if worker.passed == worker.step < last:
                 fragments = tuple((p, id(row)) for p, row in sorted(worker.merge.items()))
                 whole = tuple(id(row) for row in worker.held) if worker.reset else ()
-                key = (worker.step, whole, fragments, worker.ready_s)
+                key = (worker.step, whole, fragments)
                 groups.setdefault(key, []).append(worker)
         for members in groups.values():
             first = members[0]
             stop = self.next_stop(first.step, len(run.cut), last)
             content = self._content(run, first, stop)
             nodes = [worker.node for worker in members]
-            run.tasks.send(content, nodes, Segment(first.step, stop), first.ready_s)
+            segments = [Segment(first.step, stop)] * len(nodes)
+            ready_s = [worker.ready_s for worker in members]
+            run.tasks.send_from_peers([content] * len(nodes), nodes, segments, ready_s)
             for worker in members:
                 worker.reset, worker.merge = False, {}
 
@@ -652,7 +652,7 @@ class OuterSteps(Strategy):
             now = ready_s = run.tasks.now()
             if sources:
                 size, run.transfers = 4 * run.layout.size, run.transfers + 1
-                ready_s, arrives = run.peers.transfer(
+                ready_s, arrives = run.tasks.peers.transfer(
                     sources[0], node, size, now, index=run.transfers
                 )
                 if not arrives:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -52,6 +52,7 @@ class Tasks(Generic[Memo]):
         self.grid = grid
         self.clock = clock_of(grid)
         self.control = control_of(grid)
+        self.peers = peers_of(grid)
         self.ttl_s = ttl_s
         self._in_flight: dict[str, Task[Memo]] = {}
         self._cancelled: set[str] = set()  # replies that may still come, and are thrown away
@@ -91,29 +92,44 @@ class Tasks(Generic[Memo]):
         """Returns the available clients without a task in flight."""
         return [node for node in self.nodes() if node not in self._of_node]
 
-    def send(
+    def send(self, content: RecordDict, nodes: list[int], memo: Memo) -> list[Task[Memo]]:
+        """Sends one content to clients, as `train` messages, and returns their tasks."""
+        messages = [Message(content, node, "train", ttl=self.ttl_s) for node in nodes]
+        return self._sent(self.grid.push_messages(messages), nodes, [memo] * len(nodes))
+
+    def send_from_peers(
         self,
-        content: RecordDict,
-        nodes: list[int],
-        memo: Memo,
-        ready_s: float | None = None,
+        contents: Sequence[RecordDict],
+        nodes: Sequence[int],
+        memos: Sequence[Memo],
+        ready_s: Sequence[float] | None = None,
     ) -> list[Task[Memo]]:
-        """Sends one content to clients, as `train` messages, and returns their tasks.
+        """Has each client work on a content of its own, which it has from its peers.
+
+        Neither the message nor its reply costs anything: see `fl.simulation.peers.Peers.push`.
 
         Args:
-            content: of the messages.
+            contents: of the messages; may be one object for several.
             nodes: Flower ids.
-            memo: what the sender wants to remember.
-            ready_s: when the clients have what it says from their peers, s; None if it comes from
-                the server. See `fl.simulation.peers.Peers.push`.
+            memos: what the sender wants to remember.
+            ready_s: when the clients have it, s; None is now.
         """
-        messages = [Message(content, node, "train", ttl=self.ttl_s) for node in nodes]
-        now = self.now()
+        messages = [
+            Message(content, node, "train", ttl=self.ttl_s)
+            for content, node in zip(contents, nodes, strict=True)
+        ]
         if ready_s is None:
-            names = list(self.grid.push_messages(messages))
-        else:
-            names = peers_of(self.grid).push(messages, [ready_s] * len(messages))
-        tasks = [Task(name, node, now, memo) for name, node in zip(names, nodes, strict=True)]
+            ready_s = [self.now()] * len(messages)
+        return self._sent(self.peers.push(messages, ready_s), nodes, memos)
+
+    def _sent(
+        self, names: Iterable[str], nodes: Sequence[int], memos: Sequence[Memo]
+    ) -> list[Task[Memo]]:
+        now = self.now()
+        tasks = [
+            Task(name, node, now, memo)
+            for name, node, memo in zip(names, nodes, memos, strict=True)
+        ]
         for task in tasks:
             self._in_flight[task.message_id] = task
             self._of_node[task.node] += 1
