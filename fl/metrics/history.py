@@ -18,7 +18,7 @@ COLUMNS = ("round", "time_s", "wall_s", "bytes_down", "bytes_up", "energy_j")
 """What every row starts with. All but `round` are totals since the start of the run.
 
 round: server rounds, or server model versions if there are no rounds; time_s: virtual time, s;
-wall_s: host time, s; bytes_down: sent by the server; bytes_up: received by it; energy_j: all
+wall_s: host time, s; bytes_down: sent by the server; bytes_up: by the clients; energy_j: all
 devices together, J. Everything after these is a metric.
 """
 

@@ -51,7 +51,7 @@ class Totals:
         virtual_s: simulated time, s.
         wall_s: host time, s.
         bytes_down: payload bytes sent by the server.
-        bytes_up: payload bytes received by the server.
+        bytes_up: payload bytes sent by clients, to the server or to each other.
         compute_j: energy of all devices while computing, J.
         radio_j: while transferring, J.
         idle_j: the rest of the time, J.
