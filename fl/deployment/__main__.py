@@ -11,8 +11,9 @@ from types import FrameType
 
 import fl
 from fl.deployment.local import LocalDeployment
-from fl.deployment.settings import compose_experiment
+from fl.deployment.settings import check_deployable, compose_experiment
 from fl.errors import ConfigError, SimulationError
+from fl.experiment import build
 
 
 def main() -> None:
@@ -43,7 +44,8 @@ def _run(overrides: list[str], directory: Path, timeout_s: float) -> None:
     app = Path(fl.__file__).parents[1]
     if not (app / "pyproject.toml").is_file():
         raise ConfigError(f"{app} is no checkout of fl, which is the Flower app that is run")
-    config = compose_experiment(overrides)  # said here if it is wrong, before anything is started
+    config = compose_experiment(overrides)
+    check_deployable(build(config))  # said here if it is wrong, before anything is started
     count: int = config.num_clients
     nodes = [{"partition-id": i, "num-partitions": count, "threads": 1} for i in range(count)]
     print(f"starting a SuperLink and {count} SuperNodes", flush=True)

@@ -27,6 +27,13 @@ from fl.simulation.trace import Event, Trace
 
 log = logging.getLogger("fl")
 
+_FAULTS = {  # what an error reply tells, when it is not the ClientApp's own
+    ErrorCode.MESSAGE_UNAVAILABLE: Event.EXPIRED,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: Event.EXPIRED,
+    ErrorCode.NODE_UNAVAILABLE: Event.DROPOUT,
+    ErrorCode.CLIENT_APP_CRASHED: Event.CRASH,
+}
+
 Check = Callable[[RecordDict, str, int], object]
 
 
@@ -299,7 +306,7 @@ class DeployedGrid(Grid):
             error = Error(ErrorCode.NODE_UNAVAILABLE, "the SuperLink did not take the message")
             if reply is not None:
                 error = reply.error
-            self.trace.record(now, Event.CLIENT_ERROR, *where)
+            self.trace.record(now, _FAULTS.get(error.code, Event.CLIENT_ERROR), *where)
             log.warning("client %d, message %s: %s", flight.client, name, error.reason)
             return Message(metadata=metadata, error=error)  # type: ignore[call-overload, no-any-return]
         size = payload_bytes(reply.content)

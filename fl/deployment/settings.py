@@ -118,7 +118,10 @@ def _composed(overrides: list[str]) -> Iterator[DictConfig]:
 def _check_simulator_only(config: DictConfig, defaults: DictConfig) -> None:
     for key, reason in _OF_THE_SIMULATOR.items():
         if _plain(config[key]) != _plain(defaults[key]):
-            raise ConfigError(f"{key} is set, and is of the simulator only: {reason}; leave it out")
+            raise ConfigError(
+                f"{key} is set, and is of the simulator only: {reason}; leave it out, or the "
+                "+experiment=... that sets it"
+            )
     for client in _clients(config):
         if client.batching not in ("auto", "off", False):
             raise ConfigError(

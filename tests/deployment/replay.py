@@ -20,7 +20,7 @@ from fl.simulation.trace import Event
 
 NEVER_S = 1e6  # of tasks whose reply the server did not wait for
 
-COMMON = "data=digits partition=iid model.hidden=[16] num_rounds=3 round_timeout_s=600 views=false"
+COMMON = "data=digits partition=iid model.hidden=[16] round_timeout_s=600 views=false"
 ALL = "strategy.fraction_train=1 strategy.min_train_nodes={n} strategy.min_available_nodes={n}"
 ROUNDS = {  # of all clients: a grid shows their replies in the order of the messages
     "Flower's, compressed both ways": (
@@ -47,9 +47,10 @@ EVENTS = {  # what comes first decides
 FAMILIES = {**ROUNDS, **EVENTS}
 
 
-def overrides_of(family: str, num_clients: int) -> str:
+def overrides_of(family: str, num_clients: int, num_rounds: int = 3) -> str:
     """The experiment that stands for a family."""
-    keys = f"{COMMON} {FAMILIES[family]} num_clients={num_clients}".format(n=num_clients)
+    keys = f"{COMMON} {FAMILIES[family]}".format(n=num_clients)
+    keys = f"{keys} num_clients={num_clients} num_rounds={num_rounds}"
     if family == "several models":  # each brings its own data, partition and model
         keys = " ".join(
             k for k in keys.split() if not k.startswith(("data=", "partition=", "model."))

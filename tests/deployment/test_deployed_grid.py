@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import random
+import zipfile
+from pathlib import Path
 
 import pytest
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.cli.build import build_fab_from_disk
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -23,6 +27,8 @@ from fl.deployment.nodes import WHO
 from fl.deployment.settings import compose_experiment, read_settings
 from fl.randomness import generator
 from fl.simulation.identity import assume_identity, node_id
+
+ROOT = Path(__file__).parents[2]
 
 
 class LoopbackGrid(Grid):
@@ -205,7 +211,7 @@ def test_the_runs_own_settings_are_checked(key, value, reason):
         read_settings({key: value})
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["replicas", "several models"])
 def test_a_deployment_composes_the_configuration_of_the_command_line(family):
     overrides = overrides_of(family, num_clients=3).split()
     config = compose_experiment(overrides)
@@ -221,6 +227,16 @@ def test_a_deployment_composes_the_configuration_of_the_command_line(family):
 def test_more_nodes_than_clients_would_be_awaited_in_vain(tmp_path):
     with pytest.raises(ConfigError, match="nodes is 4, and the experiment has num_clients=3"):
         deploy(tmp_path, AVERAGE, 3, nodes=4)
+
+
+def test_the_bundle_that_flwr_sends_is_the_package_and_small():
+    bundle = build_fab_from_disk(ROOT)
+    assert len(bundle) < 3e6
+    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+        names = archive.namelist()
+    outside = {name for name in names if not name.startswith("fl/")}
+    assert outside == {"pyproject.toml", ".info/CONTENT"}
+    assert {"fl/conf/config.yaml", "fl/conf/strategy/fedbuff.yaml", "fl/experiment.py"} <= {*names}
 
 
 # ---- the grid ------------------------------------------------------------------------------------
@@ -281,7 +297,7 @@ def test_a_message_that_the_superlink_refuses_is_a_client_that_failed(three):
     loopback.refuses = True
     replies = grid.send_and_receive(queries(grid), timeout=5.0)
     assert [reply.error.code for reply in replies] == [ErrorCode.NODE_UNAVAILABLE] * 3
-    assert grid.trace.faults() == {"client_error": 3}
+    assert grid.trace.faults() == {"dropout": 3}
     assert grid.in_flight == 0
 
 
