@@ -98,10 +98,15 @@ def schedule_of(trace: Any) -> Recorded:
 
 def replayed(family: str, config: DictConfig, trace: Any) -> SimulatedRun:
     """The experiment on `SimGrid`; where the order of replies matters, with a deployment's."""
-    experiment = build(config)
     fleet: Fleet = durations(config.num_clients, seed=config.seed)
     if family in EVENTS:
         fleet = dataclasses.replace(fleet, task_seconds=schedule_of(trace))
+    return simulated(config, fleet)
+
+
+def simulated(config: DictConfig, fleet: Fleet) -> SimulatedRun:
+    """The experiment on `SimGrid`."""
+    experiment = build(config)
     learnt = list(experiment.tasks.values()) or [experiment]
     return simulate(
         lambda grid, context, recorder: serve(experiment, config, grid, recorder),
