@@ -12,7 +12,7 @@ from types import FrameType
 import fl
 from fl.deployment.local import LocalDeployment
 from fl.deployment.settings import check_deployable, compose_experiment
-from fl.errors import ConfigError, SimulationError
+from fl.errors import ConfigError, DeploymentError
 from fl.experiment import build
 
 
@@ -32,7 +32,7 @@ def main() -> None:
         signal.signal(sign, _exit)
     try:
         _run(arguments.overrides, Path(arguments.directory).absolute(), arguments.timeout)
-    except (ConfigError, SimulationError) as error:
+    except (ConfigError, DeploymentError) as error:
         print(f"fl: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -49,7 +49,7 @@ def _run(overrides: list[str], directory: Path, timeout_s: float) -> None:
     count: int = config.num_clients
     nodes = [{"partition-id": i, "num-partitions": count, "threads": 1} for i in range(count)]
     print(f"starting a SuperLink and {count} SuperNodes", flush=True)
-    with LocalDeployment(nodes) as local:
+    with LocalDeployment(nodes, path=[app]) as local:
         local.run(
             app,
             {"overrides": shlex.join(overrides), "directory": str(directory)},

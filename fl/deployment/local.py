@@ -20,14 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fl.errors import ConfigError, SimulationError
+from fl.errors import ConfigError, DeploymentError
 
 _START_S = 120.0  # most s until the SuperLink listens
 _STOP_S = 20.0  # s to end by themselves, before they are killed
 _LOG_LINES = 40  # of each log, in the message of a failure
 _MARK = "FL_LOCAL_DEPLOYMENT"  # environment variable by which processes are known
 _PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)
+_LIBC: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -78,7 +78,7 @@ class LocalDeployment:
 
         Raises:
             ConfigError: this is no Linux, or Flower's programs are not beside this Python.
-            SimulationError: the SuperLink does not start.
+            DeploymentError: the SuperLink does not start.
         """
         if sys.platform != "linux":
             raise ConfigError(
@@ -146,7 +146,7 @@ class LocalDeployment:
             tell: called with every line of its log.
 
         Raises:
-            SimulationError: the app fails, or takes too long; the message ends with the logs.
+            DeploymentError: the app fails, or takes too long; the message ends with the logs.
 
         Returns:
             The run's log.
@@ -170,10 +170,10 @@ class LocalDeployment:
             late.cancel()
         log = "\n".join(lines)
         if process.returncode == -signal.SIGKILL:
-            raise SimulationError(f"the run took longer than {timeout_s:g} s\n{self._logs(log)}")
+            raise DeploymentError(f"the run took longer than {timeout_s:g} s\n{self._logs(log)}")
         status = self._status()
         if process.returncode or status != "finished:completed":
-            raise SimulationError(f"the run ended as {status}\n{self._logs(log)}")
+            raise DeploymentError(f"the run ended as {status}\n{self._logs(log)}")
         return log
 
     def processes(self) -> list[int]:
@@ -238,7 +238,7 @@ class LocalDeployment:
                 if each.connect_ex(("127.0.0.1", port)) == 0:
                     return
             time.sleep(0.2)
-        raise SimulationError(f"the SuperLink does not listen at {self.address}\n{self._logs('')}")
+        raise DeploymentError(f"the SuperLink does not listen at {self.address}\n{self._logs('')}")
 
     def _status(self) -> str:
         """Returns what the SuperLink says of the latest run."""
@@ -248,7 +248,7 @@ class LocalDeployment:
             runs = json.loads(told[told.index(b"{") :])["runs"]
             return str(runs[0]["status"])
         except (ValueError, KeyError, IndexError) as error:
-            raise SimulationError(f"flwr ls says {told!r}") from error
+            raise DeploymentError(f"flwr ls says {told!r}") from error
 
     def _logs(self, log: str) -> str:
         parts = {"flwr run": log}
@@ -271,7 +271,7 @@ class LocalDeployment:
                 time.sleep(0.2)
             if not running:
                 return
-        raise SimulationError(f"the processes {self.processes()} do not end")
+        raise DeploymentError(f"the processes {self.processes()} do not end")
 
 
 def _free_ports(count: int) -> list[int]:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from replay import FAMILIES, assert_same_model, overrides_of, simulated
 
-from fl import SimulationError
 from fl.deployment import LocalDeployment
 from fl.deployment.settings import compose_experiment
+from fl.errors import DeploymentError
 from fl.metrics import read_run
 from fl.simulation.fleets import uniform
 
@@ -58,9 +58,9 @@ def test_interrupted_clients_with_time_for_all_steps_end_as_on_the_simulator(dep
 
 def test_a_run_that_fails_says_why_and_the_next_one_runs(deployment, tmp_path):
     overrides = overrides_of("robust, clients with momentum", CLIENTS)
-    with pytest.raises(SimulationError, match="the server would forge what clients send"):
+    with pytest.raises(DeploymentError, match="the server would forge what clients send"):
         deployment.run(ROOT, {"overrides": f"{overrides} attack=alie num_byzantine=1"})
-    with pytest.raises(SimulationError, match="the experiment has num_clients=5"):
+    with pytest.raises(DeploymentError, match="the experiment has num_clients=5"):
         deployment.run(ROOT, {"overrides": "num_clients=5 strategy=fedasync", "wait-s": 60})
 
 
