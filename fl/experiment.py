@@ -23,6 +23,7 @@ from torch import nn
 from fl.apps import read_app
 from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients, poisoned
 from fl.clients import AdamW, Downlink, Gradient, Rule, Sgd, TaskApp, TrainingApp, Uplink
+from fl.clients.planned import PlannedApp
 from fl.clients.replica import trained_shapes
 from fl.compression import Compressor, Shapes, check_broadcast
 from fl.configuration import make
@@ -102,6 +103,7 @@ def build(config: DictConfig) -> Experiment:
     """
     _check_numbers(config)
     _check_combination(config)
+    _train_config(config)  # refused here, not when the strategy starts
     fleet: Fleet = make(config, "fleet")
     strategy: Strategy = make(config, "strategy")
     executor: Executor = make(config, "executor")
@@ -254,61 +256,79 @@ def run_experiment(config: DictConfig) -> float | None:
     flower.setLevel(logging.ERROR)
     flower.propagate = False
     run = _run_app(config) if config.app else _run_own(config)
-    target = _target(config)
+    target = target_of(config)
     if target is None:
         return None
     final = run.summary["final"].get(target.metric)
     return None if final is None else float(final)
 
 
-def _run_own(config: DictConfig) -> SimulatedRun:
-    experiment = build(config)
-    train_config = _train_config(config)
+def app_of(experiment: Experiment) -> PlannedApp:
+    """Returns what the clients of an experiment run."""
     tasks = experiment.tasks
-    initial = experiment.initial() if not tasks else initial_of(tasks)
-    evaluation = central_evaluation if not tasks else task_evaluation
-    app = experiment.app if not tasks else TaskApp({name: t.app for name, t in tasks.items()})
+    return TaskApp({name: t.app for name, t in tasks.items()}) if tasks else experiment.app
 
-    def server(grid: Grid, context: Context, recorder: Recorder) -> None:
-        schedule = Schedule(
-            evaluation(experiment, train=config.evaluate_train),
-            recorder,
-            clock_of(grid),
+
+def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Recorder) -> None:
+    """Runs an experiment's strategy on any grid, with its evaluations and its limit of time."""
+    tasks = experiment.tasks
+    evaluation = task_evaluation if tasks else central_evaluation
+    schedule = Schedule(
+        evaluation(experiment, train=config.evaluate_train),
+        recorder,
+        clock_of(grid),
+        num_rounds=config.num_rounds,
+        every=config.evaluate_every,
+        every_s=config.evaluate_every_s,
+        limit_s=config.time_limit_s,
+    )
+    try:
+        result = experiment.strategy.start(
+            grid=grid,
+            initial_arrays=initial_of(tasks) if tasks else experiment.initial(),
             num_rounds=config.num_rounds,
-            every=config.evaluate_every,
-            every_s=config.evaluate_every_s,
-            limit_s=config.time_limit_s,
+            timeout=config.round_timeout_s,
+            train_config=_train_config(config),
+            evaluate_fn=schedule,
         )
-        try:
-            result = experiment.strategy.start(
-                grid=grid,
-                initial_arrays=initial,
-                num_rounds=config.num_rounds,
-                timeout=config.round_timeout_s,
-                train_config=train_config,
-                evaluate_fn=schedule,
-            )
-        except TimeIsUp:
-            recorder.final(schedule.close())
-        else:
-            recorder.final(result.arrays)
+    except TimeIsUp:
+        recorder.final(schedule.close())
+    else:
+        recorder.final(result.arrays)
 
-    extra: dict[str, Any] = {"data_sha256": experiment.data.fingerprint()}
+
+def facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
+    """Returns what the summary says of an experiment beside its results.
+
+    That is the data's fingerprint, the Byzantine clients, and the metrics of training on all data
+    in one place if `central_epochs` asks for it, which is done here.
+    """
+    tasks = experiment.tasks
+    told: dict[str, Any] = {"data_sha256": experiment.data.fingerprint()}
     if tasks:
-        extra = {"data_sha256": {name: task.data.fingerprint() for name, task in tasks.items()}}
+        told = {"data_sha256": {name: task.data.fingerprint() for name, task in tasks.items()}}
     if experiment.byzantine:
-        extra["byzantine"] = list(experiment.byzantine)
-    central = None
+        told["byzantine"] = list(experiment.byzantine)
     if config.central_epochs:
-        central = {
+        told["central"] = {
             f"{metric}/{name}" if name else metric: value
             for name, task in (tasks or {"": experiment}).items()
             for metric, value in train_centrally(task, config.central_epochs, config.seed).items()
         }
-        extra["central"] = central
+    return told
+
+
+def _run_own(config: DictConfig) -> SimulatedRun:
+    experiment = build(config)
+    extra = facts(experiment, config)
+    tasks = experiment.tasks
+
+    def server(grid: Grid, context: Context, recorder: Recorder) -> None:
+        serve(experiment, config, grid, recorder)
+
     run = simulate(
         server,
-        app,
+        app_of(experiment),
         experiment.fleet,
         run_config={},
         num_partitions=max(t.data.num_partitions for t in (tasks or {"": experiment}).values()),
@@ -317,7 +337,7 @@ def _run_own(config: DictConfig) -> SimulatedRun:
         extra=extra,
         **_common(config),
     )
-    Console().print(results(run.summary, run.directory, central))
+    Console().print(results(run.summary, run.directory, extra.get("central")))
     return run
 
 
@@ -346,7 +366,7 @@ def _common(config: DictConfig) -> dict[str, Any]:
         "directory": Path(HydraConfig.get().runtime.output_dir)
         if HydraConfig.initialized()
         else None,
-        "target": _target(config),
+        "target": target_of(config),
         "views": config.views,
         "progress": config.progress,
         "fail_fast": config.fail_fast,
@@ -354,7 +374,8 @@ def _common(config: DictConfig) -> dict[str, Any]:
     }
 
 
-def _target(config: DictConfig) -> Target | None:
+def target_of(config: DictConfig) -> Target | None:
+    """Returns the metric value whose cost is reported, if there is one."""
     return None if config.target is None else Target(**config.target)
 
 
