@@ -306,13 +306,17 @@ def versions() -> dict[str, str | None]:
     `commit` is the Git commit of `fl`'s own source tree, with "-dirty" if it has changes; None
     if `fl` does not run from a checkout.
     """
+    return {**installed(), "commit": _commit(Path(__file__).parents[2])}
+
+
+def installed() -> dict[str, str | None]:
+    """Returns the versions of installed packages that a result depends on."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("fl", "flwr", "torch", "ray", "numpy"):
         try:
             found[name] = metadata.version("fl-simulator" if name == "fl" else name)
         except metadata.PackageNotFoundError:
             found[name] = None
-    found["commit"] = _commit(Path(__file__).parents[2])
     return found
 
 

@@ -384,9 +384,13 @@ class SimGrid(Grid):
             finally:
                 random.setstate(state)
 
-    def answering(self) -> AbstractContextManager[None]:
-        """Makes `time.sleep` in the block pass virtual time, and `time.time` show it."""
-        return answering(self.sleep, self.clock.now)
+    def answering(self, origin: int | None = None) -> AbstractContextManager[None]:
+        """Makes `time.sleep` in the block pass virtual time, and `time.time` show it.
+
+        Args:
+            origin: what `time.time` shows at virtual time 0, s; None takes the host's time now.
+        """
+        return answering(self.sleep, self.clock.now, origin)
 
     def _step(self, until: float) -> bool:
         """Runs the next instant not later than `until`; False when there is none."""
