@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from fl.errors import ConfigError, SimulationError
+from fl.metrics.atomic import replacing
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
@@ -89,16 +90,11 @@ class Journal:
         self._reader: IO[bytes] | None = None
         if head is not None:
             self.head = dict(head)
-            self._descriptor = _created(path)
-            self.size = 0
-            self._append([_MAGIC, *_framed([json.dumps(self.head).encode()])])
-            if self.stopped is not None:
-                raise ConfigError(f"{path} cannot be written: {self.stopped}")
-            os.fsync(self._descriptor)
+            self.size = _create(path, self.head)
         else:
             self.head, self._reader = _opened(path)
             self.size = self._reader.tell()
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
 
     @property
     def replaying(self) -> bool:
@@ -256,11 +252,15 @@ def read_head(path: Path) -> dict[str, Any]:
     return head
 
 
-def _created(path: Path) -> int:
+def _create(path: Path, head: Mapping[str, Any]) -> int:
+    """Makes a journal of a head alone, whole or not at all; returns its size in bytes."""
+    data = b"".join([_MAGIC, *_framed([json.dumps(head).encode()])])
     try:
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o666)
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {_reason(error)}") from error
+    return len(data)
 
 
 def _opened(path: Path) -> tuple[dict[str, Any], IO[bytes]]:
@@ -270,7 +270,7 @@ def _opened(path: Path) -> tuple[dict[str, Any], IO[bytes]]:
         raise ConfigError(f"{path} cannot be read: {_reason(error)}") from error
     try:
         if file.read(len(_MAGIC)) != _MAGIC:
-            raise ValueError("it is no journal of this version of fl")
+            raise ValueError("it is no journal, or one of another version of fl")
         data = _read_frame(file)
         if data is None:
             raise ValueError("its beginning is incomplete")

@@ -23,6 +23,8 @@ from fl.recovery.replay import Journaled
 
 log = logging.getLogger("fl")
 
+again = logging.getLogger("fl.recovery")
+
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord]
 
 _SOURCES = (".py", ".yaml")
@@ -112,6 +114,8 @@ class Recovery:
         finally:
             if self._journal is not None:
                 self._journal.close()
+                if not completed and self._start.command:
+                    again.info("this run can go on: fl resume %s", directory)
             if completed:
                 (claim.folder / FILE).unlink(missing_ok=True)
             claim.release(remove=completed)
@@ -123,7 +127,7 @@ class Recovery:
         if obstacle is not None and not start.resume:
             log.warning("this run cannot be resumed if it is stopped: %s", obstacle)
         if not self._keeps:
-            obstacle = "it was started with checkpoint=null"
+            obstacle = "it was started with checkpoint=off"
         if obstacle is not None and not start.resume:
             # A head alone: whoever wants to resume the run is told why it cannot be.
             Journal(path, {**head, "obstacle": obstacle}).close()
