@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -22,6 +23,7 @@ from torch import nn
 from fl.apps import read_app
 from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients, poisoned
 from fl.clients import Downlink, Gradient, TaskApp, TrainingApp, Uplink
+from fl.clients.replica import trained_shapes
 from fl.compression import Shapes, check_broadcast
 from fl.configuration import make
 from fl.data import Examples, FederatedData, Partitions, federate
@@ -39,7 +41,17 @@ from fl.simulation.clock import Clock, clock_of
 from fl.simulation.fleet import Fleet
 from fl.simulation.identity import RUN_ID, assume_identity
 from fl.simulator import SimulatedRun, simulate
-from fl.strategies import Aggregate, Attacked, Compressed, Replicas, TrustedUpdate
+from fl.strategies import (
+    Aggregate,
+    Attacked,
+    Compressed,
+    Decentralized,
+    Gossip,
+    GradientTracking,
+    NodeModels,
+    Replicas,
+    TrustedUpdate,
+)
 
 
 @dataclass(frozen=True)
@@ -126,10 +138,11 @@ def build(config: DictConfig) -> Experiment:
         test = first.data.test
         first = replace(first, backdoored=Examples(*poisoning.test_set(test.x, test.y)))
     for learning in tasks.values() or [first]:
-        if isinstance(learning.app.rule, Gradient) != isinstance(strategy, Replicas):
+        stepping = isinstance(strategy, Replicas | GradientTracking)
+        if isinstance(learning.app.rule, Gradient) != stepping:
             raise ConfigError(
-                "client=gradient sends gradients, and strategy=onebit_adam, demo or just_one_byte "
-                "steps by them: use one with the other"
+                "client=gradient sends gradients, and strategy=onebit_adam, demo, just_one_byte or "
+                "gradient_tracking steps by them: use one with the other"
             )
         if downlink is not None:
             check_broadcast(downlink, Shapes.of(learning.app.layout))
@@ -137,7 +150,14 @@ def build(config: DictConfig) -> Experiment:
         strategy.trusted = TrustedUpdate(
             first.app, first.model, first.data, examples=strategy.root_examples, seed=config.seed
         )
-    if forging is not None:
+    if isinstance(strategy, Decentralized):
+        strategy.byzantine = frozenset(byzantine)
+        _check_decentralized(strategy, config, forging)
+        if strategy.needs:
+            trained_shapes(first.app.layout)
+        if forging is not None and isinstance(strategy, Gossip):
+            strategy.attacked_by(forging, byzantine)
+    elif forging is not None:
         if first.app.uplink is not None:
             raise ConfigError(
                 "attack is set, and clients send compressed updates: a forged one would reach the "
@@ -378,10 +398,32 @@ def _check_combination(config: DictConfig) -> None:
             "compressor is set, but what clients send is not compressed where several tasks are "
             "learnt: leave compressor or tasks out"
         )
+    if config.get("topology") is not None and "topology" not in config.strategy:
+        raise ConfigError(
+            "topology is set, but this strategy has a server, to which all clients send: use a "
+            "strategy without one, such as strategy=dpsgd, or leave topology out"
+        )
     if config.get("aggregator") is not None and "rule" not in config.strategy:
         raise ConfigError(
             "aggregator is set, but this strategy combines updates in its own way: use "
             "strategy=aggregate, or leave aggregator out"
+        )
+
+
+def _check_decentralized(
+    strategy: Decentralized, config: DictConfig, forging: Attack | None
+) -> None:
+    if config.get("compressor") is not None or config.get("downlink") is not None:
+        raise ConfigError(
+            f"compressor or downlink is set, but with {type(strategy).__name__} nodes send to each "
+            "other, not to a server: use strategy=choco compressor@strategy.compressor=..., or "
+            "leave them out"
+        )
+    if forging is not None and not isinstance(strategy, Gossip):
+        raise ConfigError(
+            f"attack is set, but {type(strategy).__name__} has no rounds whose models could be "
+            "forged: use strategy=monna, dfedavg or dpsgd, or an attack on data (label_flip, "
+            "backdoor)"
         )
 
 
@@ -392,6 +434,11 @@ def central_evaluation(
 
     With a backdoor, "attack_success_rate" is the share of triggered examples of other classes that
     the model takes for the attacker's class.
+
+    Where nodes learn without a server, the model is the mean of theirs; "node_accuracy" and
+    "node_loss" are means over nodes of what each one's own model has on the same examples,
+    "node_accuracy_min" and "node_accuracy_max" the extremes, and the other metrics those of
+    `NodeModels.facts`.
 
     Args:
         experiment: its model and data are used.
@@ -407,10 +454,24 @@ def central_evaluation(
         triggered = data.tensors(experiment.backdoored, slice(None))
     clients = [data.client(p) for p in range(data.num_partitions)] if train else []
 
-    def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+    def load(arrays: ArrayRecord) -> None:
         state = arrays.to_torch_state_dict()
         # Some of Flower's strategies return float64.
         model.load_state_dict({k: x.to(dtypes[k]) for k, x in state.items()}, assign=True)
+
+    def spread(arrays: NodeModels) -> dict[str, float]:
+        losses, accuracies = [], []
+        for own in arrays.evaluated():
+            load(own)
+            loss, accuracy = evaluate(model, examples)
+            losses.append(loss)
+            accuracies.append(accuracy)
+        means = {"node_accuracy": mean(accuracies), "node_loss": mean(losses)}
+        extremes = {"node_accuracy_min": min(accuracies), "node_accuracy_max": max(accuracies)}
+        return {**means, **extremes, **arrays.facts}
+
+    def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        load(arrays)
         loss, accuracy = evaluate(model, examples)
         metrics: dict[str, Any] = {"accuracy": accuracy, "loss": loss}
         if triggered is not None:
@@ -421,6 +482,8 @@ def central_evaluation(
                 "train_objective": objective.loss,
                 "dissimilarity": objective.dissimilarity,
             }
+        if isinstance(arrays, NodeModels):
+            metrics |= spread(arrays)
         drop_weights(model)
         return MetricRecord(metrics)
 

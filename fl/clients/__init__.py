@@ -15,6 +15,7 @@ from fl.clients.planned import PlannedApp, Work
 from fl.clients.proximal import Proximal
 from fl.clients.replica import Replica
 from fl.clients.rule import Batch, Finished, Received, Rule
+from fl.clients.sam import Sam
 from fl.clients.schedule import CosineDecay, ExponentialDecay, Schedule, StepDecay
 from fl.clients.sgd import Sgd
 from fl.clients.task_app import TaskApp
@@ -35,6 +36,7 @@ __all__ = [
     "Received",
     "Replica",
     "Rule",
+    "Sam",
     "Schedule",
     "Sgd",
     "StepDecay",

@@ -394,9 +394,11 @@ class Engine:
         kind = Event.TRANSFER_LOST if lost else Event.TRANSFER
         self._spend_radio(source, seconds / fanout)
         self._spend_radio(target, seconds / fanin)
-        self.queue.schedule(
-            arrival, Priority.PROGRESS, self._sent, kind, target, size, float(source)
-        )
+        sent = (kind, target, size, float(source))
+        if arrival > self.queue.now:
+            self.queue.schedule(arrival, Priority.PROGRESS, self._sent, *sent)
+        else:  # the caller may use it now, so it has to be counted now
+            self._sent(*sent)
         return arrival, not lost
 
     def all_reduce(self, clients: Sequence[int], size: int) -> float:

@@ -736,6 +736,12 @@ class SimControl:
         """Records a reply that an attack has replaced."""
         self._record(Event.FORGED, message_id)
 
+    def absent(self, node: int, server_round: int) -> None:
+        """Records that a client takes no part in a round."""
+        grid = self._grid
+        now, client = grid.engine.queue.now, client_of(node)
+        grid.trace.record(now, Event.ABSENT, client, value=float(server_round))
+
     def _record(self, kind: Event, message: str, staleness: int = 0) -> None:
         client, dispatch = message.split(".")
         grid = self._grid
@@ -748,6 +754,10 @@ class SimPeers:
 
     def __init__(self, grid: SimGrid) -> None:
         self._grid = grid
+
+    def nodes(self) -> list[int]:
+        """Returns the fleet's clients."""
+        return [node_id(client) for client in range(len(self._grid.fleet))]
 
     def transfer(
         self,

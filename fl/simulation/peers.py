@@ -19,6 +19,12 @@ from fl.simulation.clock import clock_of
 class Peers(Protocol):
     """Transfers among clients, and tasks whose messages come by them. Clients are Flower ids."""
 
+    def nodes(self) -> list[int]:
+        """Returns all clients there are, in ascending order, whether available or not.
+
+        A deployment returns those that are connected.
+        """
+
     def transfer(
         self,
         source: int,
@@ -86,6 +92,10 @@ class Relayed:
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
+
+    def nodes(self) -> list[int]:
+        """Returns the connected clients."""
+        return sorted(self._grid.get_node_ids())
 
     def transfer(
         self,

@@ -47,6 +47,7 @@ class Event(IntEnum):
     TRANSFER = 22  # a peer's payload arrived; value = index of the peer
     TRANSFER_LOST = 23  # a peer's payload did not arrive; bytes were spent, value = the peer
     ALL_REDUCE = 24  # the client took part in one that ends now; bytes it sent, value = seconds
+    ABSENT = 25  # a node of a network without a server takes no part in a round; value = the round
 
 
 FAULTS = frozenset(
@@ -63,6 +64,7 @@ FAULTS = frozenset(
         Event.REJECTED,
         Event.FORGED,
         Event.TRANSFER_LOST,
+        Event.ABSENT,
     }
 )
 """Events counted as faults in the summary."""

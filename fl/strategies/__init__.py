@@ -1,12 +1,16 @@
 """Server algorithms, one paper per file; Flower's own are used through `fl/conf/strategy`."""
 
+from fl.strategies.adpsgd import ADPSGD
 from fl.strategies.aggregate import Aggregate
 from fl.strategies.async_fedavg import AsyncFedAvg
 from fl.strategies.async_sgd import AsyncSgd
 from fl.strategies.attacked import Attacked
 from fl.strategies.backup_workers import BackupWorkers
+from fl.strategies.choco import CHOCO
 from fl.strategies.compressed import Compressed, CompressedGrid
 from fl.strategies.dbw import DBW
+from fl.strategies.dfedavg import DFedAvg
+from fl.strategies.dpsgd import DPSGD
 from fl.strategies.favas import Favas
 from fl.strategies.fedast import FedAST
 from fl.strategies.fedasync import FedAsync
@@ -14,16 +18,25 @@ from fl.strategies.fedbuff import FedBuff
 from fl.strategies.fedcompass import FedCompass
 from fl.strategies.fedfix import FedFix
 from fl.strategies.fedprox import FedProx
+from fl.strategies.gossip import Gossip
+from fl.strategies.gradient_tracking import GradientTracking
+from fl.strategies.monna import MoNNA
 from fl.strategies.oort import Oort
 from fl.strategies.over_selection import OverSelection
 from fl.strategies.quafl import QuAFL
 from fl.strategies.replicas import Replicas
+from fl.strategies.sgp import SGP
+from fl.strategies.swarm import Decentralized, NodeModels
 from fl.strategies.sync_st import SyncST
 from fl.strategies.tifl import TiFL
 from fl.strategies.trusted_update import TrustedUpdate
 
 __all__ = [
+    "ADPSGD",
+    "CHOCO",
     "DBW",
+    "DPSGD",
+    "SGP",
     "Aggregate",
     "AsyncFedAvg",
     "AsyncSgd",
@@ -31,6 +44,8 @@ __all__ = [
     "BackupWorkers",
     "Compressed",
     "CompressedGrid",
+    "DFedAvg",
+    "Decentralized",
     "Favas",
     "FedAST",
     "FedAsync",
@@ -38,6 +53,10 @@ __all__ = [
     "FedCompass",
     "FedFix",
     "FedProx",
+    "Gossip",
+    "GradientTracking",
+    "MoNNA",
+    "NodeModels",
     "Oort",
     "OverSelection",
     "QuAFL",

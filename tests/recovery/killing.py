@@ -42,6 +42,10 @@ RUNS = {
     "stock": [*SMALL, *HARSH, *EARLY, "strategy=fedavgm", "num_clients=16", "num_rounds=8"],
     "aggregate": [*SMALL, *HARSH, *EARLY, "strategy=aggregate", "num_clients=16", "num_rounds=8"],
     "fedbuff": [*SMALL, *HARSH, "strategy=fedbuff", "num_clients=16", "num_rounds=10"],
+    "gossip": [
+        *(*SMALL, *HARSH, "strategy=dpsgd", "client.local_epochs=null", "client.local_steps=4"),
+        *("num_clients=9", "num_rounds=10", "topology=torus"),
+    ],
     "compressed": [
         *(*SMALL, "strategy=aggregate", "compressor=ef_topk", "compressor@downlink=ef21"),
         *("num_clients=10", "num_rounds=6", "fleet/availability=always"),

@@ -13,7 +13,11 @@ from killing import RUNS, Run, outcome
 
 import fl.recovery.recovery as recovery_module
 
-KILLS = {"stock": 20, "fedbuff": 20}  # the others: 4, and all of them 200 where there is time
+KILLS = {
+    "stock": 20,
+    "fedbuff": 20,
+    "gossip": 20,
+}  # the others: 4, and all of them 200 where there is time
 
 
 @pytest.fixture(scope="module", params=RUNS)
