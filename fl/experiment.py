@@ -36,6 +36,8 @@ from fl.metrics.table import results
 from fl.models import build as build_model
 from fl.models import drop_weights, evaluate, global_objective
 from fl.recorder import Recorder
+from fl.recovery import Recovery, Start, source_sha256, unrepeatable
+from fl.recovery.command import command_of_job
 from fl.simulation.clock import Clock, clock_of
 from fl.simulation.fleet import Fleet
 from fl.simulation.identity import RUN_ID, assume_identity
@@ -250,12 +252,17 @@ def _attack(config: DictConfig) -> tuple[Poisoning | None, Attack | None]:
     return (attack, None) if isinstance(attack, Poisoning) else (None, attack)
 
 
-def run_experiment(config: DictConfig) -> float | None:
-    """Runs a configuration to its end, prints results, and returns the target metric's value."""
+def run_experiment(config: DictConfig, *, resume: bool = False) -> float | None:
+    """Runs a configuration to its end, prints results, and returns the target metric's value.
+
+    Args:
+        config: what `fl --cfg job` shows.
+        resume: go on with the run that was started in Hydra's output directory.
+    """
     flower = logging.getLogger("flwr")  # it would print its own account beside the progress display
     flower.setLevel(logging.ERROR)
     flower.propagate = False
-    run = _run_app(config) if config.app else _run_own(config)
+    run = _run_app(config, resume) if config.app else _run_own(config, resume)
     target = target_of(config)
     if target is None:
         return None
@@ -274,7 +281,7 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
     tasks = experiment.tasks
     evaluation = task_evaluation if tasks else central_evaluation
     schedule = Schedule(
-        evaluation(experiment, train=config.evaluate_train),
+        recorder.evaluating(evaluation(experiment, train=config.evaluate_train)),
         recorder,
         clock_of(grid),
         num_rounds=config.num_rounds,
@@ -318,7 +325,7 @@ def facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
     return told
 
 
-def _run_own(config: DictConfig) -> SimulatedRun:
+def _run_own(config: DictConfig, resume: bool) -> SimulatedRun:
     experiment = build(config)
     extra = facts(experiment, config)
     tasks = experiment.tasks
@@ -335,16 +342,25 @@ def _run_own(config: DictConfig) -> SimulatedRun:
         executor=experiment.executor,
         num_rounds=config.num_rounds,
         extra=extra,
+        recovery=_recovery(config, Start(command_of_job(), resume=resume)),
         **_common(config),
     )
     Console().print(results(run.summary, run.directory, extra.get("central")))
     return run
 
 
-def _run_app(config: DictConfig) -> SimulatedRun:
+def _run_app(config: DictConfig, resume: bool) -> SimulatedRun:
     _check_whole(config, seed=0, num_clients=1, num_partitions=1)
     app = read_app(config.app)
     overrides: Any = OmegaConf.to_container(config.run_config, resolve=True)
+    server_files = app.files(app.serverapp)
+    sources = {*server_files, *app.files(app.clientapp), app.directory / "pyproject.toml"}
+    start = Start(
+        command_of_job(),
+        facts={"app": source_sha256(sources)},
+        obstacle=unrepeatable(server_files),
+        resume=resume,
+    )
     run = simulate(
         app.server(),
         app.client(),
@@ -353,10 +369,16 @@ def _run_app(config: DictConfig) -> SimulatedRun:
         num_partitions=config.num_partitions,
         executor=make(config, "executor"),
         charge=make(config, "charge"),
+        recovery=_recovery(config, start),
         **_common(config),
     )
     Console().print(results(run.summary, run.directory))
     return run
+
+
+def _recovery(config: DictConfig, start: Start) -> Recovery:
+    made: partial[Recovery] | None = make(config, "checkpoint")
+    return Recovery.none(start) if made is None else made(start=start)
 
 
 def _common(config: DictConfig) -> dict[str, Any]:

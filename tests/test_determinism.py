@@ -1,11 +1,12 @@
 """One configuration and one seed give one trace and one model, whatever runs the clients."""
 
+import contextlib
 import logging
 import os
 import random
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from hydra import compose, initialize_config_module
 
 from fl import simulate
 from fl.execution import Executor, RayExecutor, SerialExecutor
-from fl.execution.executor import Assignment
+from fl.execution.executor import Assignment, Outcome
 from fl.experiment import build
 from fl.params import from_record, to_record
 from fl.recorder import Recorder
@@ -304,6 +305,45 @@ def test_killed_actor_does_not_change_the_run_and_is_reported(
     assert "Ray actor" in caplog.text
     assert "died; a new one takes over" in caplog.text
     assert hashes(run) == hashes(serial_ours)
+
+
+class KillingAtRandom(RayExecutor):
+    """Sends SIGKILL to one of its actors, whatever that does, at random moments."""
+
+    def __init__(self, seed: int, deaths: int, moments: int) -> None:
+        super().__init__(num_actors=2, max_batch=MAX_BATCH)
+        self.rng = np.random.default_rng(seed)
+        self.at = set(self.rng.choice(moments, size=deaths, replace=False).tolist())
+        self.moment = 0
+        self.killed = 0
+
+    def _maybe(self) -> None:
+        if self.moment in self.at:
+            with contextlib.suppress(ProcessLookupError):  # dead already, and not replaced yet
+                os.kill(self.actor_pids()[self.rng.integers(2)], signal.SIGKILL)
+                self.killed += 1
+        self.moment += 1
+
+    def submit(self, wave: Sequence[Assignment]) -> None:
+        super().submit(wave)
+        self._maybe()
+
+    def result(self, assignment: Assignment) -> Outcome:
+        self._maybe()
+        return super().result(assignment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("run_of", [ours, asynchronous])
+def test_actors_killed_at_random_change_nothing_but_time(
+    run_of: Callable[[Executor], SimulatedRun], seed: int
+) -> None:
+    executor = KillingAtRandom(seed, deaths=8, moments=60)
+    run = run_of(executor)
+    assert executor.killed == 8
+    assert run.summary["extra"]["actor_deaths"] >= 4  # of an idle one, the run may not learn
+    assert hashes(run) == hashes(run_of(SerialExecutor(max_batch=MAX_BATCH)))
 
 
 def test_asynchronous_tasks_train_in_batches_with_the_same_bits_everywhere() -> None:

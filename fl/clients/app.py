@@ -458,6 +458,11 @@ class TrainingApp(PlannedApp):
                 self._not_batchable = self._choice.why
         return self._choice
 
+    def take_batching(self, choice: Choice) -> None:
+        """Takes the choice that an earlier process of the same run made."""
+        self._choice = choice
+        self._not_batchable = choice.why
+
     def _trial_tasks(self) -> list[Task]:
         order = Order(
             row=np.zeros(self.layout.size, np.float32),
