@@ -26,10 +26,11 @@ from fl.compression import Shapes, check_broadcast
 from fl.configuration import make
 from fl.data import Examples, FederatedData, Partitions, federate
 from fl.errors import ConfigError
-from fl.execution import Executor
+from fl.execution import Executor, RayExecutor
 from fl.execution.threads import limit_threads
 from fl.metrics import Target
 from fl.metrics.table import results
+from fl.metrics.target import final_value
 from fl.models import build as build_model
 from fl.models import drop_weights, evaluate, global_objective
 from fl.recorder import Recorder
@@ -38,6 +39,7 @@ from fl.simulation.fleet import Fleet
 from fl.simulation.identity import RUN_ID, assume_identity
 from fl.simulator import SimulatedRun, simulate
 from fl.strategies import Aggregate, Attacked, Compressed, Replicas, TrustedUpdate
+from fl.sweep import side_by_side
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def build(config: DictConfig) -> Experiment:
     _check_combination(config)
     fleet: Fleet = make(config, "fleet")
     strategy: Strategy = make(config, "strategy")
-    executor: Executor = make(config, "executor")
+    executor = _executor(config)
     uplink, downlink = make(config, "compressor"), make(config, "downlink")
     links = (uplink and Uplink(uplink), downlink and Downlink(downlink))
     if isinstance(strategy, Replicas):
@@ -196,11 +198,7 @@ def run_experiment(config: DictConfig) -> float | None:
     flower.setLevel(logging.ERROR)
     flower.propagate = False
     run = _run_app(config) if config.app else _run_own(config)
-    target = _target(config)
-    if target is None:
-        return None
-    final = run.summary["final"].get(target.metric)
-    return None if final is None else float(final)
+    return final_value(run.summary)
 
 
 def _run_own(config: DictConfig) -> SimulatedRun:
@@ -273,12 +271,19 @@ def _run_app(config: DictConfig) -> SimulatedRun:
         make(config, "fleet"),
         run_config=app.run_config(overrides),
         num_partitions=config.num_partitions,
-        executor=make(config, "executor"),
+        executor=_executor(config),
         charge=make(config, "charge"),
         **_common(config),
     )
     Console().print(results(run.summary, run.directory))
     return run
+
+
+def _executor(config: DictConfig) -> Executor:
+    executor: Executor = make(config, "executor")
+    if isinstance(executor, RayExecutor):
+        executor.sharers = side_by_side()
+    return executor
 
 
 def _common(config: DictConfig) -> dict[str, Any]:
@@ -290,7 +295,7 @@ def _common(config: DictConfig) -> dict[str, Any]:
         else None,
         "target": _target(config),
         "views": config.views,
-        "progress": config.progress,
+        "progress": config.progress and side_by_side() == 1,  # displays would mix
         "fail_fast": config.fail_fast,
         "config": resolved,
     }
