@@ -2,6 +2,7 @@
 
 fl key=value ...      runs one experiment
 fl -m key=a,b ...     a sweep: every combination
+fl report DIR...      makes a page about runs
 """
 
 from __future__ import annotations
@@ -56,6 +57,11 @@ def main() -> None:
     # With this set, Hydra raises what it would print, so that one place words all messages.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
+        if sys.argv[1:2] == ["report"]:
+            from fl import report  # heavy
+
+            report.main(sys.argv[2:])
+            return
         try:
             _run()
         finally:

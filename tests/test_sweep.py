@@ -221,6 +221,7 @@ def command(*arguments, expect=0):
 
 @pytest.mark.slow
 def test_jobs_side_by_side_on_one_ray_give_what_they_give_one_after_another(tmp_path):
+    sweep = ("fleet=uniform", "strategy=fedavg,fedbuff", "seed=0,1")
     runs = {}
     for name, *more in (
         ("serial", "executor=serial"),
@@ -228,7 +229,7 @@ def test_jobs_side_by_side_on_one_ray_give_what_they_give_one_after_another(tmp_
         ("joblib", "executor=ray", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
         ("both", "executor=serial", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
     ):
-        command("strategy=fedavg,fedbuff", "seed=0,1", f"hydra.sweep.dir={tmp_path / name}", *more)
+        command(*sweep, f"hydra.sweep.dir={tmp_path / name}", *more)
         found = find_runs(tmp_path / name)
         runs[name] = {
             str(overrides(run)): (run.summary["trace_sha256"], run.summary["model_sha256"])
@@ -243,7 +244,7 @@ def test_jobs_side_by_side_on_one_ray_give_what_they_give_one_after_another(tmp_
 def test_a_sweep_of_three_strategies_two_fleets_and_three_seeds_survives_a_failing_job(tmp_path):
     sweep = [
         "strategy=fedavg,fedprox,fedbuff",
-        "fleet=uniform,mobile",
+        "fleet=uniform,cross_silo",
         "seed=0,1,2",
         "executor=serial",
         "hydra/launcher=joblib",
@@ -251,7 +252,7 @@ def test_a_sweep_of_three_strategies_two_fleets_and_three_seeds_survives_a_faili
         f"hydra.sweep.dir={tmp_path}",
     ]
     command(*sweep)
-    lost = next(tmp_path.glob("fleet=mobile,seed=1,strategy=fedbuff-*"))
+    lost = next(tmp_path.glob("fleet=cross_silo,seed=1,strategy=fedbuff-*"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/summary.json")}
     assert len(before) == 18
     # A folder where the run needs a file makes that one job fail.
