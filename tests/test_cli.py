@@ -190,7 +190,7 @@ BAD = {
     "+strategy.foo=1": "strategy: FedAvg refuses its arguments: ",
     "+target.metrics=loss": "there is no key 'target.metrics'; did you mean target.metric",
     "run_config.lr=1": "there is no key 'run_config.lr': to add it, write +run_config.lr=VALUE",
-    "strategy=fedavgg": "there is no strategy=fedavgg; there are: aggregate, async_fedavg",
+    "strategy=fedavgg": "there is no strategy=fedavgg; there are: adpsgd, aggregate",
     "fleet/availability=nightly": "there are: always, behaviour, diurnal, exponential",
     "model._target_=fl.models.MPL": "model._target_ is fl.models.MPL, which cannot be imported",
     "seed": "Error parsing override 'seed' missing EQUAL at '<EOF>'",
