@@ -35,6 +35,15 @@ def test_a_round_is_the_product_with_the_matrix(name, n):
 
 
 @pytest.mark.parametrize("topology", [Ring(9), Complete(9), Star(9)])
+def test_some_rows_of_models_one_by_one_are_those_of_the_whole(topology):
+    X = np.random.default_rng(0).standard_normal((9, 5)).astype(np.float32)
+    W = topology.matrix(0)
+    some = mix(W[[7, 2, 0]], list(X))
+    np.testing.assert_allclose(some, mix(W, X)[[7, 2, 0]], rtol=0, atol=1e-6)
+    assert some.shape == (3, 5)
+
+
+@pytest.mark.parametrize("topology", [Ring(9), Complete(9), Star(9)])
 def test_the_result_goes_where_it_is_wanted(topology):
     X = np.random.default_rng(0).standard_normal((9, 5)).astype(np.float32)
     out = np.full_like(X, np.nan)
@@ -70,10 +79,12 @@ def test_a_node_that_is_given_nothing_has_nothing():
 @pytest.mark.parametrize(
     ("X", "out", "words"),
     [
-        (np.ones((4, 2)), None, r"shape \(4, 2\) .* they must have shape \(5, d\)"),
-        (np.ones(5), None, r"shape \(5,\)"),
-        (np.ones((5, 2), dtype=np.float16), None, "type float16"),
-        (np.ones((5, 2), dtype=int), None, "type int64"),
+        (np.ones((4, 2)), None, r"there are 4 models, .* there must be 5"),
+        (np.ones(5), None, r"all of one shape \(d,\)"),
+        (np.ones((5, 2), dtype=np.float16), None, "float16"),
+        (np.ones((5, 2), dtype=int), None, "int64"),
+        ([*np.ones((4, 2)), np.ones(3)], None, "all of one shape"),
+        ([*np.ones((4, 2)), np.ones(2, dtype=np.float32)], None, "float32"),
         (np.ones((5, 2)), np.ones((5, 3)), r"out has shape \(5, 3\)"),
         (np.ones((5, 2)), np.ones((5, 2), dtype=np.float32), "type float32; it must be another"),
         (np.ones((5, 2)), np.ones((2, 5)).T, "contiguous"),
