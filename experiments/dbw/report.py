@@ -7,13 +7,12 @@ Reads the runs at or below the given folder, replaces the tables in README.md be
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from fl.errors import ConfigError
 from fl.metrics import Run, find_runs
@@ -23,138 +22,101 @@ from fl.metrics.plots import PALETTE
 HERE = Path(__file__).parent
 LAWS = {
     "exponential": "Exp(1)",
+    "exponential_500": "Exp(1), batches of 500",
     "shifted": "0.8 + 0.2 Exp(1)",
     "measured": "measured",
 }
+N, ETA = 16, 0.2  # workers, and DBW's learning rate
+RATES: Mapping[str, Callable[[int], float]] = {
+    "the same rate": lambda b: ETA,
+    "a rate in proportion to k = n - b": lambda b: ETA * (N - b) / N,
+}
+Times = NDArray[np.float64]
+"""Simulated seconds to the target, one for each seed; NaN where it is not reached."""
 
 
-class Setting(NamedTuple):
-    """A static number of backup workers and a learning rate; none of the first is DBW."""
-
-    backup: int | None
-    eta: float
-
-
-Found = Mapping[str, Mapping[Setting, Mapping[int, float]]]
-
-
-def collect(root: Path) -> Found:
-    """Returns the seconds to the target by law, setting and seed; NaN where it is not reached."""
-    found: dict[str, dict[Setting, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    for law in LAWS:
-        for run in find_runs(root / law):
-            strategy = run.summary["config"]["strategy"]
-            dynamic = strategy["_target_"].endswith("DBW")
-            setting = Setting(None if dynamic else strategy["backup"], strategy["eta"])
-            found[law][setting][run.summary["seed"]] = seconds(run)
-    return found
-
-
-def seconds(run: Run) -> float:
-    """Returns the simulated seconds to the target; NaN if the run ended before.
+def times(runs: list[Run]) -> Times:
+    """Returns the runs' times in the order of their seeds.
 
     Raises:
-        ConfigError: the run did not complete.
+        ConfigError: a run did not complete.
     """
-    if run.summary["status"] != "completed":
-        raise ConfigError(f"the run in {run.directory} is {run.summary['status']}: repeat it")
-    time = run.summary["target"]["time_s"]
-    return np.nan if time is None else float(time)
+    for run in runs:
+        if run.summary["status"] != "completed":
+            raise ConfigError(f"the run in {run.directory} is {run.summary['status']}: repeat it")
+    seconds = {run.summary["seed"]: run.summary["target"]["time_s"] for run in runs}
+    return np.array([np.nan if seconds[s] is None else seconds[s] for s in sorted(seconds)])
 
 
-def shown(times: Mapping[int, float] | None) -> str:
-    """Returns mean and range over the seeds; how many got there, if not all."""
-    if times is None:
-        return ""
-    values = np.array([time for _, time in sorted(times.items())])
-    reached = values[np.isfinite(values)]
-    if len(reached) < len(values):
-        return f"- ({len(reached)} of {len(values)})"
-    return f"{values.mean():.1f} ({values.min():.0f} to {values.max():.0f})"
+def dynamic(root: Path, law: str) -> Times:
+    """Returns the times of DBW."""
+    return times(find_runs(root / law / "dbw"))
 
 
-def table(found: Found, proportional: bool) -> str:
+def static(root: Path, law: str, rate: Callable[[int], float]) -> dict[int, Times]:
+    """Returns the times of every static b at its learning rate."""
+    found: dict[int, list[Run]] = {}
+    for run in find_runs(root / law):
+        strategy = run.summary["config"]["strategy"]
+        b = strategy["backup"]
+        if not strategy["_target_"].endswith("DBW") and abs(strategy["eta"] - rate(b)) < 1e-9:
+            found.setdefault(b, []).append(run)
+    return {b: times(found[b]) for b in sorted(found)}
+
+
+def shown(values: Times) -> str:
+    """Returns mean and range over the seeds, or how many got there if not all."""
+    reached = int(np.isfinite(values).sum())
+    if reached < len(values):
+        return f"- ({reached} of {len(values)})"
+    return f"{values.mean():.0f} ({values.min():.0f} to {values.max():.0f})"
+
+
+def table(root: Path, rate: Callable[[int], float]) -> str:
     """Returns a Markdown table: a row for each b, a column for each law."""
-    eta = dynamic_rate(found)
-    n = 16
+    columns = {law: static(root, law, rate) for law in LAWS}
     lines = ["| b | " + " | ".join(LAWS.values()) + " |", "|---|" + "---:|" * len(LAWS)]
-    backups = sorted({s.backup for law in found.values() for s in law if s.backup is not None})
-    for b in backups:
-        rate = eta * (n - b) / n if proportional else eta
-        cells = [shown(at(found[law], Setting(b, rate))) for law in LAWS]
-        lines.append(f"| {b} | " + " | ".join(cells) + " |")
-    cells = [shown(found[law].get(Setting(None, eta))) for law in LAWS]
-    lines.append("| **DBW** | " + " | ".join(cells) + " |")
-    best = [fastest(found[law], eta, proportional) for law in LAWS]
-    lines.append("| best b / DBW | " + " | ".join(best) + " |")
-    return "\n".join(lines)
+    for b in next(iter(columns.values())):
+        lines.append(f"| {b} | " + " | ".join(shown(columns[law][b]) for law in LAWS) + " |")
+    lines.append("| **DBW** | " + " | ".join(shown(dynamic(root, law)) for law in LAWS) + " |")
+    ratios = []
+    for law, found in columns.items():
+        means = {b: values.mean() for b, values in found.items() if np.isfinite(values).all()}
+        best = min(means, key=means.__getitem__)
+        ratios.append(f"{means[best] / dynamic(root, law).mean():.2f} (b = {best})")
+    return "\n".join([*lines, "| best b / DBW | " + " | ".join(ratios) + " |"])
 
 
-def dynamic_rate(found: Found) -> float:
-    """Returns DBW's learning rate."""
-    return next(s.eta for law in found.values() for s in law if s.backup is None)
-
-
-def at(runs: Mapping[Setting, Mapping[int, float]], wanted: Setting) -> Mapping[int, float] | None:
-    """Returns the runs of a setting, whose rate was written in decimals."""
-    for setting, times in runs.items():
-        if setting.backup == wanted.backup and abs(setting.eta - wanted.eta) < 1e-9:
-            return times
-    return None
-
-
-def fastest(runs: Mapping[Setting, Mapping[int, float]], eta: float, proportional: bool) -> str:
-    """Returns the smallest mean time of the static settings, over that of DBW."""
-    n = 16
-    means = {
-        s.backup: np.mean(list(times.values()))
-        for s, times in runs.items()
-        if s.backup is not None
-        and abs(s.eta - (eta * (n - s.backup) / n if proportional else eta)) < 1e-9
-    }
-    best = min((b for b in means if np.isfinite(means[b])), key=lambda b: means[b])
-    ratio = means[best] / np.mean(list(runs[Setting(None, eta)].values()))
-    return f"{ratio:.2f} (b = {best})"
-
-
-def draw(found: Found, path: Path) -> None:
+def draw(root: Path, path: Path) -> None:
     """Draws the time to the target against b, with DBW as a line."""
-    eta = dynamic_rate(found)
-    figure = Figure(figsize=(4 * len(LAWS), 3.4), layout="constrained")
+    figure = Figure(figsize=(3.4 * len(LAWS), 3.4), layout="constrained")
     panels = figure.subplots(1, len(LAWS))
     for panel, (law, title) in zip(panels, LAWS.items(), strict=True):
-        for color, label, same in zip(
-            PALETTE, ("same rate", "rate in proportion to k"), (True, False), strict=False
-        ):
-            rows = sorted(
-                (s.backup, np.mean(list(times.values())))
-                for s, times in found[law].items()
-                if s.backup is not None and (abs(s.eta - eta) < 1e-9) == same
-            )
-            panel.plot(*zip(*rows, strict=True), "o-", color=color, label=f"static b, {label}")
-        dynamic = np.mean(list(found[law][Setting(None, eta)].values()))
-        panel.axhline(dynamic, color="black", linestyle="--", label="DBW")
+        for color, (label, rate) in zip(PALETTE, RATES.items(), strict=False):
+            found = static(root, law, rate)
+            means = [values.mean() for values in found.values()]
+            panel.plot(list(found), means, "o-", color=color, label=f"static b, {label}")
+        mean = dynamic(root, law).mean()
+        panel.axhline(mean, color="black", linestyle="--", label="DBW")
         panel.set_title(title, fontsize=11)
         panel.set_xlabel("backup workers b")
-        panel.set_yscale("log")
+        panel.set_ylim(0, 150)
         panel.grid(color="#D9D9D9", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("simulated seconds to 90 %")
-    panels[0].legend(fontsize=8)
-    figure.savefig(path, dpi=150)
+    panels[0].legend(fontsize=7)
+    figure.savefig(path, dpi=130)
 
 
 def main() -> None:
     """Reads the runs, writes the tables, draws the figure."""
-    found = collect(Path(sys.argv[1] if len(sys.argv) > 1 else "outputs/dbw"))
-    parts = [
-        "**Simulated seconds to 90 %, every b at DBW's learning rate: mean (range) of the seeds**",
-        table(found, proportional=False),
-        "**The same, learning rates of static b in proportion to k = n - b**",
-        table(found, proportional=True),
-    ]
+    root = Path(sys.argv[1] if len(sys.argv) > 1 else "outputs/dbw")
+    parts = []
+    for label, rate in RATES.items():
+        parts += [f"**Simulated seconds to 90 %, static b at {label}: mean (range)**"]
+        parts += [table(root, rate)]
     replace_tables(HERE / "README.md", "\n\n".join(parts))
-    draw(found, HERE / "time_to_target.png")
+    draw(root, HERE / "time_to_target.png")
 
 
 if __name__ == "__main__":

@@ -37,10 +37,9 @@ from fl.params import Row
 from fl.randomness import generator
 from fl.strategies.swarm import Answer, Decentralized, Swarm
 from fl.topologies import Stochasticity
+from fl.topologies.mixing import mix_rows
 
 Keeps = Literal["rows", "columns"]
-
-_BLOCK = 1 << 13  # columns mixed at a time
 
 
 class Arrival(NamedTuple):
@@ -95,6 +94,7 @@ class Exchange:
         rows: what each node has sent, for as long as somebody needs it.
         own: what a Byzantine node would have sent, for its own use.
         seen: what honest nodes have sent, for an attack.
+        forged: whether Byzantine nodes have sent.
         posted: nodes that have something to send, or would have.
         arrived: what each node has received so far, in order.
         resolved: of how many senders each node knows whether something comes.
@@ -111,6 +111,7 @@ class Exchange:
         self.rows: dict[int, Row] = {}
         self.own: dict[int, Row] = {}
         self.seen: dict[int, Row] = {}
+        self.forged = False
         self.posted: set[int] = set()
         self.arrived: dict[int, list[Arrival]] = {}
         self.resolved: Counter[int] = Counter()
@@ -167,18 +168,13 @@ class Exchange:
     def mix(self, nodes: Sequence[int], keeps: Keeps) -> Row:
         """Returns what nodes make of what they have: rows of W X, shape (len(nodes), width)."""
         W = self.weights(nodes, keeps)
-        used = np.unique(W.indices)
-        shape = (len(nodes), len(used))
-        indices = np.searchsorted(used, W.indices)
-        compact = csr_array((W.data.astype(np.float32), indices, W.indptr), shape=shape)
-        rows = self.rows
-        if nodes[0] in self.own:  # a Byzantine node, which is alone here
-            rows = {**rows, nodes[0]: self.own[nodes[0]]}
-        X = [rows[j] for j in used.tolist()]
-        mixed = np.empty((len(nodes), X[0].size), np.float32)
-        for start in range(0, X[0].size, _BLOCK):  # a copy of all rows would cost more than W X
-            columns = slice(start, start + _BLOCK)
-            mixed[:, columns] = compact @ np.stack([row[columns] for row in X])
+        used, place = np.unique(W.indices, return_inverse=True)
+        compact = csr_array(
+            (W.data.astype(np.float32), place, W.indptr), shape=(len(nodes), len(used))
+        )
+        own = self.own if nodes[0] in self.own else {}  # a Byzantine node, which is alone here
+        X = [own[j] if j in own and j == nodes[0] else self.rows[j] for j in used.tolist()]
+        mixed = mix_rows(compact, X, np.empty((len(nodes), X[0].size), np.float32))
         mixed.flags.writeable = False
         return mixed
 
@@ -206,6 +202,7 @@ class Gossip(Decentralized):
     keeps: ClassVar[Keeps] = "rows"  # who takes the weight of what does not come
     weights: ClassVar[tuple[Stochasticity, ...]] = ("symmetric", "doubly", "rows")
     exchanges_models: ClassVar[bool] = True  # so that an attack on models can replace what is sent
+    shows_rule: ClassVar[bool] = False  # in `scene`, for attacks that search against it
 
     def __init__(self, **decentralized: Any) -> None:
         super().__init__(**decentralized)
@@ -251,7 +248,7 @@ class Gossip(Decentralized):
         """Takes in the weighted sum of what node i and its neighbours have sent."""
 
     def lost(self, j: int, i: int) -> None:
-        """Notes that what node j has sent, or would have, does not reach node i."""
+        """Notes that what node j has for node i does not reach it."""
 
     def quorum(self, i: int, heard: int) -> int:
         """Returns of how many of its neighbours node i needs a payload to go on."""
@@ -287,6 +284,12 @@ class Gossip(Decentralized):
                 f"{type(attack).__name__} forges models, and {type(self).__name__} exchanges "
                 "something else: use strategy=monna, dfedavg or dpsgd, or an attack on data "
                 "(label_flip, backdoor)"
+            )
+        if attack.knowledge == "aggregation" and not self.shows_rule:
+            raise ConfigError(
+                f"{type(attack).__name__} searches against the nodes' rule, and "
+                f"{type(self).__name__} averages: use strategy=monna, or an attack that does not "
+                "know the rule"
             )
         self.attack = attack
         self.byzantine = frozenset(byzantine)
@@ -443,6 +446,7 @@ class Driver:
         targets = [k for k in hearers if k not in exchange.absent]
         for k in hearers:
             if k in exchange.absent:
+                self.method.lost(j, k)
                 self._misses(exchange, k, j)
                 continue
             arrival, arrived = self.swarm.send(
@@ -459,12 +463,12 @@ class Driver:
                 self._resolve(exchange, k, arrival)
             else:
                 self._fact(exchange.number // self.method.exchanges, "lost_payloads")
+                self.method.lost(j, k)
                 self._misses(exchange, k, j, arrival)
 
     def _misses(self, exchange: Exchange, k: int, j: int, at_s: float | None = None) -> None:
         """Notes that nothing comes to k from j, which k knows at a time, or now."""
         exchange.missing.add((k, j))
-        self.method.lost(j, k)
         self._resolve(exchange, k, self.swarm.now if at_s is None else at_s)
 
     def _resolve(self, exchange: Exchange, k: int, at_s: float) -> None:
@@ -495,8 +499,10 @@ class Driver:
     def _forge(self, exchange: Exchange) -> None:
         """Lets Byzantine nodes send, once they know what all others send."""
         attack, method = self.method.attack, self.method
-        if attack is None or len(exchange.posted | exchange.absent) < len(self.swarm):
+        everybody = len(exchange.posted | exchange.absent) == len(self.swarm)
+        if attack is None or exchange.forged or not everybody:
             return
+        exchange.forged = True
         own, honest = sorted(exchange.own.items()), sorted(exchange.seen.items())
         exchange.seen = {}
         if not own:

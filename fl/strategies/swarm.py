@@ -12,7 +12,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -20,7 +20,16 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fl.errors import ConfigError, SimulationError
-from fl.params import Layout, Row, RowRecord, carried, from_record, to_record, trusted_record
+from fl.params import (
+    Layout,
+    Row,
+    RowRecord,
+    carried,
+    from_record,
+    record_vector,
+    to_record,
+    trusted_record,
+)
 from fl.randomness import generator
 from fl.simulation.clock import VirtualClock
 from fl.simulation.payload import payload_bytes
@@ -118,13 +127,13 @@ class Answer:
         task: what was asked.
         x: the model it made, shape (d,), float32, read-only.
         metrics: what it reported.
-        content: all that it sent.
+        vectors: what it sent beside the model, shape (d,) each, by the name of the record.
     """
 
     task: Task[Start]
     x: Row
     metrics: Mapping[str, Any]
-    content: RecordDict
+    vectors: Mapping[str, Row]
 
     @property
     def node(self) -> int:
@@ -146,6 +155,7 @@ class Swarm:
         ids: Flower id of each node.
         config: sent with every message.
         keys: names of the records with the model and the configuration.
+        needs: names of the records with a vector that every answer has beside the model.
 
     Attributes:
         layout: of the model.
@@ -160,6 +170,7 @@ class Swarm:
         ids: Sequence[int],
         config: Mapping[str, Any],
         keys: tuple[str, str],
+        needs: Sequence[str] = (),
     ) -> None:
         self.tasks = tasks
         self.ids = list(ids)
@@ -169,6 +180,7 @@ class Swarm:
         self.model_bytes = payload_bytes(RecordDict({"arrays": arrays}))
         self._arrays_key, self._config_key = keys
         self._config = dict(config)
+        self._needs = needs
         self._carried = [self.entries] * len(ids)
         self._failures = 0
 
@@ -250,13 +262,23 @@ class Swarm:
                     f"{sorted(reply.content)}"
                 )
             x = from_record(self.layout, record)
+            vectors = {name: self._vector(reply, name) for name in self._needs}
             self._carried[task.memo.node] = carried(self.layout, record)
         except ConfigError as error:
             log.warning("node %d left out: %s", task.memo.node, error)
             self.tasks.control.rejected(task.message_id)
             return None
         metrics: Mapping[str, Any] = next(iter(reply.content.metric_records.values()), {})
-        return Answer(task, x, metrics, reply.content)
+        return Answer(task, x, metrics, vectors)
+
+    def _vector(self, reply: Message, name: str) -> Row:
+        record = reply.content.get(name)
+        if not isinstance(record, ArrayRecord):
+            raise ConfigError(
+                f"the reply has no record '{name}', only {sorted(reply.content)}: use client={name}"
+            )
+        row: Row = record_vector(record, self.layout.size, f"record '{name}'").numpy()
+        return row
 
 
 class Decentralized(NoRounds):
@@ -280,6 +302,8 @@ class Decentralized(NoRounds):
     Raises:
         ConfigError: an argument is out of its range.
     """
+
+    needs: ClassVar[tuple[str, ...]] = ()  # vectors that nodes have to send beside the model
 
     def __init__(
         self,
@@ -341,7 +365,7 @@ class Decentralized(NoRounds):
         positive("timeout", timeout)
         tasks: Tasks[Start] = Tasks(grid, timeout)
         keys = (self.arrayrecord_key, self.configrecord_key)
-        swarm = Swarm(tasks, initial_arrays, self._ids(tasks), train_config or {}, keys)
+        swarm = Swarm(tasks, initial_arrays, self._ids(tasks), train_config or {}, keys, self.needs)
         result = Result()
         honest = [i for i in range(self.n) if i not in self.byzantine]
         chosen = self._chosen(len(honest))

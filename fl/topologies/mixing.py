@@ -19,53 +19,58 @@ from scipy.sparse import csr_array, diags_array
 from fl.errors import ConfigError
 
 Float = TypeVar("Float", np.float32, np.float64)
-FLOATS = (np.float32, np.float64)
 
 
-def mix(
-    W: csr_array, X: NDArray[Float] | Sequence[NDArray[Float]], out: NDArray[Float] | None = None
-) -> NDArray[Float]:
-    """Returns W X, a round of gossip, or some rows of it.
+def mix(W: csr_array, X: NDArray[Float], out: NDArray[Float] | None = None) -> NDArray[Float]:
+    """Returns W X, a round of gossip.
 
     What W has no entry for does not enter the sum, so a model that is not finite reaches those
     alone that hear it. Weights are rounded to the type of the models: in float32 the mean moves by
     up to 1e-7 of itself a round, and stops to once nodes agree.
 
     Args:
-        W: shape (m, n): the whole matrix, or the rows of m nodes.
-        X: n models of shape (d,), as a matrix or one by one; float32 or float64, not written to.
-        out: where to put the result, contiguous and apart from X; None makes a new array.
-
-    Returns:
-        shape (m, d), in the type of X.
+        W: shape (n, n).
+        X: models, shape (n, d), float32 or float64; not written to.
+        out: where to put the result, like X, contiguous and apart from it; None makes a new array.
 
     Raises:
         ConfigError: shapes or types do not fit.
     """
-    m, n = W.shape
-    forms = {(x.shape, x.dtype.name) for x in X}
-    if len(X) != n or len(forms) != 1 or X[0].ndim != 1 or X[0].dtype not in FLOATS:
+    n = W.shape[0]
+    if X.ndim != 2 or len(X) != n or X.dtype not in (np.float32, np.float64):
         raise ConfigError(
-            f"there are {len(X)} models, of {sorted(forms)}; there must be {n}, all of one shape "
-            "(d,) and of type float32, or float64"
+            f"models have shape {X.shape} and type {X.dtype}; of {n} nodes they must have shape "
+            f"({n}, d) and type float32 or float64"
         )
-    dtype, shape = X[0].dtype, (m, len(X[0]))
     if out is None:
-        out = np.empty(shape, dtype)
+        out = np.empty_like(X, order="C")
     elif (
-        out.shape != shape
-        or out.dtype != dtype
+        out.shape != X.shape
+        or out.dtype != X.dtype
         or not out.flags.c_contiguous
-        or any(np.may_share_memory(out, x) for x in X)
+        or np.may_share_memory(out, X)
     ):
         raise ConfigError(
             f"out has shape {out.shape} and type {out.dtype}; it must be another array of shape "
-            f"{shape} and type {dtype}, contiguous"
+            f"{X.shape} and type {X.dtype}, contiguous"
         )
-    W = W.astype(dtype)
-    if W.nnz == m * n:  # all hear all, so a dense product adds nobody's model times zero
-        return cast(NDArray[Float], np.matmul(W.toarray(), np.asarray(X), out=out))
-    axpy = daxpy if dtype == np.float64 else saxpy
+    W = W.astype(X.dtype)
+    if W.nnz == n * n:  # all hear all, so a dense product adds nobody's model times zero
+        return cast(NDArray[Float], np.matmul(W.toarray(), X, out=out))
+    return mix_rows(W, X, out)
+
+
+def mix_rows(
+    W: csr_array, X: NDArray[Float] | Sequence[NDArray[Float]], out: NDArray[Float]
+) -> NDArray[Float]:
+    """Puts W X into `out`, for some rows of a mixing matrix and models wherever they are.
+
+    Args:
+        W: shape (m, n), in the type of the models.
+        X: n models of shape (d,), contiguous; only those that W has an entry for are looked at.
+        out: shape (m, d), contiguous and apart from X.
+    """
+    axpy = daxpy if out.dtype == np.float64 else saxpy
     starts, senders, weights = W.indptr.tolist(), W.indices.tolist(), W.data
     for i, row in enumerate(out):
         edges = range(starts[i], starts[i + 1])
