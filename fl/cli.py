@@ -1,4 +1,7 @@
-"""The command line: `fl key=value ...` runs one experiment, `fl -m key=a,b ...` a sweep."""
+"""The command line: `fl key=value ...` runs one experiment, `fl -m key=a,b ...` a sweep.
+
+`fl resume DIR` continues a run.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,19 @@ class _JobFailed(Exception):
     """A job of a sweep failed, and the user was told."""
 
 
+class _Resumed:
+    """Whether this process goes on with a journal."""
+
+    journal = False
+
+
 @hydra.main(version_base=None, config_path="conf", config_name="config")
 def _run(config: DictConfig) -> float | None:
     try:
         check_values(config)
         from fl.experiment import run_experiment  # heavy: only once the configuration is complete
 
-        return run_experiment(config)
+        return run_experiment(config, resume=_Resumed.journal)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit as well: an app that exits has not completed
@@ -43,6 +52,13 @@ def main() -> None:
     # With this set, Hydra raises what it would print, so that one place words all messages.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
+        if sys.argv[1:2] == ["resume"]:
+            from fl.recovery.command import resumed
+
+            again = resumed(sys.argv[2:])
+            if again is None:
+                return
+            sys.argv[1:], _Resumed.journal = again
         try:
             _run()
         finally:

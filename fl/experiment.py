@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -21,9 +22,10 @@ from torch import nn
 
 from fl.apps import read_app
 from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients, poisoned
-from fl.clients import Downlink, Gradient, TaskApp, TrainingApp, Uplink
+from fl.clients import AdamW, Downlink, Gradient, Rule, Sgd, TaskApp, TrainingApp, Uplink
 from fl.clients.planned import PlannedApp
-from fl.compression import Shapes, check_broadcast
+from fl.clients.replica import trained_shapes
+from fl.compression import Compressor, Shapes, check_broadcast
 from fl.configuration import make
 from fl.data import Examples, FederatedData, Partitions, federate
 from fl.errors import ConfigError
@@ -34,11 +36,24 @@ from fl.metrics.table import results
 from fl.models import build as build_model
 from fl.models import drop_weights, evaluate, global_objective
 from fl.recorder import Recorder
+from fl.recovery import Recovery, Start, source_sha256, unrepeatable
+from fl.recovery.command import command_of_job
 from fl.simulation.clock import Clock, clock_of
 from fl.simulation.fleet import Fleet
 from fl.simulation.identity import RUN_ID, assume_identity
 from fl.simulator import SimulatedRun, simulate
-from fl.strategies import Aggregate, Attacked, Compressed, Replicas, TrustedUpdate
+from fl.strategies import (
+    Aggregate,
+    Attacked,
+    Compressed,
+    Decentralized,
+    Gossip,
+    GradientTracking,
+    NodeModels,
+    OuterSteps,
+    Replicas,
+    TrustedUpdate,
+)
 
 
 @dataclass(frozen=True)
@@ -102,6 +117,19 @@ def build(config: DictConfig) -> Experiment:
                 "this strategy compresses both ways itself: leave compressor and downlink out"
             )
         links = (strategy.worker, strategy.worker)
+    if isinstance(strategy, OuterSteps):
+        if downlink is not None:
+            raise ConfigError(
+                "this strategy's workers meet in an all-reduce, with the same bytes both ways: "
+                "choose compressor=..., which quantises outer gradients, and leave downlink out"
+            )
+        if uplink is not None and not isinstance(uplink, Compressor):
+            raise ConfigError(
+                f"compressor is {type(uplink).__name__}, which keeps a state at the receiver; "
+                "outer gradients take one without memory: bf16, fp8_e4m3, e3m0, int8"
+            )
+        strategy.quantiser, uplink = uplink, None
+        links = (strategy.worker, strategy.worker)
     poisoning, forging = _attack(config)
     byzantine: tuple[int, ...] = ()
     if poisoning or forging:
@@ -126,18 +154,36 @@ def build(config: DictConfig) -> Experiment:
         test = first.data.test
         first = replace(first, backdoored=Examples(*poisoning.test_set(test.x, test.y)))
     for learning in tasks.values() or [first]:
-        if isinstance(learning.app.rule, Gradient) != isinstance(strategy, Replicas):
+        stepping = isinstance(strategy, Replicas | GradientTracking) or (
+            isinstance(strategy, OuterSteps) and strategy.sends_gradients
+        )
+        if isinstance(learning.app.rule, Gradient) != stepping:
             raise ConfigError(
-                "client=gradient sends gradients, and strategy=onebit_adam, demo or just_one_byte "
-                "steps by them: use one with the other"
+                "client=gradient sends gradients, and strategy=onebit_adam, demo, just_one_byte, "
+                "gradient_tracking or data_parallel steps by them: use one with the other"
             )
+        if isinstance(strategy, OuterSteps):
+            strategy.cut(learning.app.layout)
+            _check_memory(learning.app.rule)
         if downlink is not None:
             check_broadcast(downlink, Shapes.of(learning.app.layout))
     if isinstance(strategy, Aggregate) and strategy.wants_own_update:
         strategy.trusted = TrustedUpdate(
             first.app, first.model, first.data, examples=strategy.root_examples, seed=config.seed
         )
-    if forging is not None:
+    if isinstance(strategy, OuterSteps) and forging is not None:
+        raise ConfigError(
+            "attack is set, and this strategy has no server that collects updates for it to "
+            "forge: leave it out, or use an attack on data (label_flip, backdoor)"
+        )
+    if isinstance(strategy, Decentralized):
+        strategy.byzantine = frozenset(byzantine)
+        _check_decentralized(strategy, config, forging)
+        if strategy.needs:
+            trained_shapes(first.app.layout)
+        if forging is not None and isinstance(strategy, Gossip):
+            strategy.attacked_by(forging, byzantine)
+    elif forging is not None:
         if first.app.uplink is not None:
             raise ConfigError(
                 "attack is set, and clients send compressed updates: a forged one would reach the "
@@ -160,6 +206,20 @@ def build(config: DictConfig) -> Experiment:
         byzantine,
         backdoored=first.backdoored,
     )
+
+
+def _check_memory(rule: Rule) -> None:
+    """Refuses rules that forget between the tasks that a phase of inner steps is made of."""
+    remedy = None
+    if isinstance(rule, AdamW) and not rule.keep_moments:
+        remedy = "set client.rule.keep_moments=true, or use client=inner_adamw"
+    if isinstance(rule, Sgd) and rule.momentum:
+        remedy = "use client=momentum, whose momentum is kept, or set client.rule.momentum=0"
+    if remedy is not None:
+        raise ConfigError(
+            f"client is {type(rule).__name__}, which forgets its moments after every task, and "
+            f"workers of this strategy go on from where they were: {remedy}"
+        )
 
 
 def _learning(
@@ -192,12 +252,17 @@ def _attack(config: DictConfig) -> tuple[Poisoning | None, Attack | None]:
     return (attack, None) if isinstance(attack, Poisoning) else (None, attack)
 
 
-def run_experiment(config: DictConfig) -> float | None:
-    """Runs a configuration to its end, prints results, and returns the target metric's value."""
+def run_experiment(config: DictConfig, *, resume: bool = False) -> float | None:
+    """Runs a configuration to its end, prints results, and returns the target metric's value.
+
+    Args:
+        config: what `fl --cfg job` shows.
+        resume: go on with the run that was started in Hydra's output directory.
+    """
     flower = logging.getLogger("flwr")  # it would print its own account beside the progress display
     flower.setLevel(logging.ERROR)
     flower.propagate = False
-    run = _run_app(config) if config.app else _run_own(config)
+    run = _run_app(config, resume) if config.app else _run_own(config, resume)
     target = target_of(config)
     if target is None:
         return None
@@ -216,7 +281,7 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
     tasks = experiment.tasks
     evaluation = task_evaluation if tasks else central_evaluation
     schedule = Schedule(
-        evaluation(experiment, train=config.evaluate_train),
+        recorder.evaluating(evaluation(experiment, train=config.evaluate_train)),
         recorder,
         clock_of(grid),
         num_rounds=config.num_rounds,
@@ -260,7 +325,7 @@ def facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
     return told
 
 
-def _run_own(config: DictConfig) -> SimulatedRun:
+def _run_own(config: DictConfig, resume: bool) -> SimulatedRun:
     experiment = build(config)
     extra = facts(experiment, config)
     tasks = experiment.tasks
@@ -277,16 +342,25 @@ def _run_own(config: DictConfig) -> SimulatedRun:
         executor=experiment.executor,
         num_rounds=config.num_rounds,
         extra=extra,
+        recovery=_recovery(config, Start(command_of_job(), resume=resume)),
         **_common(config),
     )
     Console().print(results(run.summary, run.directory, extra.get("central")))
     return run
 
 
-def _run_app(config: DictConfig) -> SimulatedRun:
+def _run_app(config: DictConfig, resume: bool) -> SimulatedRun:
     _check_whole(config, seed=0, num_clients=1, num_partitions=1)
     app = read_app(config.app)
     overrides: Any = OmegaConf.to_container(config.run_config, resolve=True)
+    server_files = app.files(app.serverapp)
+    sources = {*server_files, *app.files(app.clientapp), app.directory / "pyproject.toml"}
+    start = Start(
+        command_of_job(),
+        facts={"app": source_sha256(sources)},
+        obstacle=unrepeatable(server_files),
+        resume=resume,
+    )
     run = simulate(
         app.server(),
         app.client(),
@@ -295,10 +369,16 @@ def _run_app(config: DictConfig) -> SimulatedRun:
         num_partitions=config.num_partitions,
         executor=make(config, "executor"),
         charge=make(config, "charge"),
+        recovery=_recovery(config, start),
         **_common(config),
     )
     Console().print(results(run.summary, run.directory))
     return run
+
+
+def _recovery(config: DictConfig, start: Start) -> Recovery:
+    made: partial[Recovery] | None = make(config, "checkpoint")
+    return Recovery.none(start) if made is None else made(start=start)
 
 
 def _common(config: DictConfig) -> dict[str, Any]:
@@ -377,10 +457,32 @@ def _check_combination(config: DictConfig) -> None:
             "compressor is set, but what clients send is not compressed where several tasks are "
             "learnt: leave compressor or tasks out"
         )
+    if config.get("topology") is not None and "topology" not in config.strategy:
+        raise ConfigError(
+            "topology is set, but this strategy has a server, to which all clients send: use a "
+            "strategy without one, such as strategy=dpsgd, or leave topology out"
+        )
     if config.get("aggregator") is not None and "rule" not in config.strategy:
         raise ConfigError(
             "aggregator is set, but this strategy combines updates in its own way: use "
             "strategy=aggregate, or leave aggregator out"
+        )
+
+
+def _check_decentralized(
+    strategy: Decentralized, config: DictConfig, forging: Attack | None
+) -> None:
+    if config.get("compressor") is not None or config.get("downlink") is not None:
+        raise ConfigError(
+            f"compressor or downlink is set, but with {type(strategy).__name__} nodes send to each "
+            "other, not to a server: use strategy=choco compressor@strategy.compressor=..., or "
+            "leave them out"
+        )
+    if forging is not None and not isinstance(strategy, Gossip):
+        raise ConfigError(
+            f"attack is set, but {type(strategy).__name__} has no rounds whose models could be "
+            "forged: use strategy=monna, dfedavg or dpsgd, or an attack on data (label_flip, "
+            "backdoor)"
         )
 
 
@@ -391,6 +493,11 @@ def central_evaluation(
 
     With a backdoor, "attack_success_rate" is the share of triggered examples of other classes that
     the model takes for the attacker's class.
+
+    Where nodes learn without a server, the model is the mean of theirs; "node_accuracy" and
+    "node_loss" are means over nodes of what each one's own model has on the same examples,
+    "node_accuracy_min" and "node_accuracy_max" the extremes, and the other metrics those of
+    `NodeModels.facts`.
 
     Args:
         experiment: its model and data are used.
@@ -406,10 +513,24 @@ def central_evaluation(
         triggered = data.tensors(experiment.backdoored, slice(None))
     clients = [data.client(p) for p in range(data.num_partitions)] if train else []
 
-    def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+    def load(arrays: ArrayRecord) -> None:
         state = arrays.to_torch_state_dict()
         # Some of Flower's strategies return float64.
         model.load_state_dict({k: x.to(dtypes[k]) for k, x in state.items()}, assign=True)
+
+    def spread(arrays: NodeModels) -> dict[str, float]:
+        losses, accuracies = [], []
+        for own in arrays.evaluated():
+            load(own)
+            loss, accuracy = evaluate(model, examples)
+            losses.append(loss)
+            accuracies.append(accuracy)
+        means = {"node_accuracy": mean(accuracies), "node_loss": mean(losses)}
+        extremes = {"node_accuracy_min": min(accuracies), "node_accuracy_max": max(accuracies)}
+        return {**means, **extremes, **arrays.facts}
+
+    def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        load(arrays)
         loss, accuracy = evaluate(model, examples)
         metrics: dict[str, Any] = {"accuracy": accuracy, "loss": loss}
         if triggered is not None:
@@ -420,6 +541,8 @@ def central_evaluation(
                 "train_objective": objective.loss,
                 "dissimilarity": objective.dissimilarity,
             }
+        if isinstance(arrays, NodeModels):
+            metrics |= spread(arrays)
         drop_weights(model)
         return MetricRecord(metrics)
 

@@ -49,6 +49,22 @@ def test_every_strategy_runs(name):
     assert run_experiment(config) is None
 
 
+@pytest.mark.parametrize("name", members("topology"))
+def test_every_topology_runs_without_a_server(name):
+    # 12 nodes are no power of two, which a hypercube has.
+    nodes = ["num_clients=8"] if name == "hypercube" else []
+    assert (
+        run_experiment(config_of("strategy=sgp", f"topology={name}", *nodes, "target=null")) is None
+    )
+
+
+def test_byzantine_nodes_attack_a_network_without_a_server():
+    few = ["num_byzantine=2", "strategy.f=2"]
+    assert 0 <= run_experiment(config_of("strategy=monna", "attack=ipm_optimized", *few)) <= 1
+    poisoned = ["strategy=dpsgd", "attack=label_flip", "num_byzantine=2"]
+    assert 0 <= run_experiment(config_of(*poisoned)) <= 1
+
+
 @pytest.mark.parametrize("name", members("client"))
 def test_every_client_rule_runs(name):
     strategy = ["strategy=onebit_adam"] if name == "gradient" else []
@@ -75,6 +91,12 @@ def test_every_data_set_builds(name):
 @pytest.mark.parametrize("name", [n for n in members("partition") if n != "natural"])
 def test_every_partition_builds(name):
     assert build(config_of(f"partition={name}")).data.num_partitions == 12
+
+
+@pytest.mark.parametrize("more", [["compressor=e3m0"], ["attack=label_flip", "num_byzantine=2"]])
+def test_outer_steps_take_a_compressor_and_poisoned_data(more):
+    config = config_of("strategy=diloco", "strategy.inner_steps=3", *more)
+    assert 0 <= run_experiment(config) <= 1
 
 
 def test_poisoned_data_may_be_trained_on_with_a_compressor():
@@ -134,7 +156,29 @@ def test_the_defaults_compose_and_build():
         (["strategy=aggregate", "aggregator=fltrust", "strategy.root_examples=0"], "is 0, of"),
         (["strategy=aggregate", "aggregator=krum", "strategy.f=-1"], "f=-1"),
         (["client=gradient"], "use one with the other"),
+        (["strategy=gradient_tracking", "client=sgd"], "use one with the other"),
+        (["strategy=dpsgd", "compressor=topk"], "use strategy=choco compressor@strategy.comp"),
+        (["strategy=choco", "compressor@strategy.compressor=ef_topk"], "as CHOCO does itself"),
+        (["strategy=choco", "topology=random_matching"], "a graph that stays"),
+        (["strategy=dfedavg", "topology=directed_erdos_renyi"], "use strategy=sgp"),
+        (["strategy=adpsgd", "topology=exponential"], "an undirected graph that stays"),
+        (["strategy=monna", "topology=ring", "strategy.f=1"], "3 f + 1"),
+        (["strategy=adpsgd", "attack=ipm", "num_byzantine=2"], "use strategy=monna"),
+        (["strategy=sgp", "attack=ipm", "num_byzantine=2"], "use strategy=monna"),
+        (["strategy=dfedavg", "attack=ipm_optimized", "num_byzantine=2"], "averages"),
+        (["topology=ring"], "this strategy has a server"),
         (["strategy=onebit_adam", "client=sgd"], "use one with the other"),
+        (["strategy=diloco", "client=gradient"], "use one with the other"),
+        (["strategy=data_parallel", "client=sgd"], "use one with the other"),
+        (["strategy=diloco", "client=adamw"], "client.rule.keep_moments=true"),
+        (["strategy=diloco", "client=sgd", "client.rule.momentum=0.9"], "use client=momentum"),
+        (["strategy=diloco", "compressor=ef_topk"], "bf16, fp8_e4m3, e3m0, int8"),
+        (["strategy=diloco", "compressor@downlink=bf16"], "leave downlink out"),
+        (["strategy=diloco", "attack=ipm", "num_byzantine=2"], "use an attack on data"),
+        (["strategy=streaming_diloco", "strategy.overlap=30"], "must be below inner_steps, 30"),
+        (["strategy=streaming_diloco", "strategy.fragments=5"], "the model has 0 blocks"),
+        (["strategy=streaming_diloco", "strategy.fragments=7"], "7 fragments do not divide"),
+        (["strategy=diloco", "strategy.optimizer.momentum=1"], "optimizer.momentum is 1"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

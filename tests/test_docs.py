@@ -20,6 +20,8 @@ GROUPS = (
     "partition",
     "model",
     "tasks",
+    "topology",
+    "topology/weights",
     "fleet",
     "fleet/paces",
 )

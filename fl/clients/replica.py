@@ -119,8 +119,8 @@ def trained_shapes(layout: Layout) -> Shapes:
     others = [entry.name for entry in layout.entries if entry.kind != "trainable"]
     if others:
         raise ConfigError(
-            f"replicas are kept equal by gradients alone, and {others[0]!r} "
-            f"(of {len(others)} entries) has none: use a model without buffers, such as BatchNorm's"
+            f"models are moved by gradients alone, and {others[0]!r} (of {len(others)} entries) "
+            "has none: use a model without buffers, such as BatchNorm's"
         )
     return Shapes.of(layout)
 

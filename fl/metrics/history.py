@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
@@ -12,13 +14,15 @@ from pathlib import Path
 from fl.errors import ConfigError
 from fl.metrics.atomic import replacing
 
+log = logging.getLogger("fl")
+
 Row = dict[str, int | float]
 
 COLUMNS = ("round", "time_s", "wall_s", "bytes_down", "bytes_up", "energy_j")
 """What every row starts with. All but `round` are totals since the start of the run.
 
 round: server rounds, or server model versions if there are no rounds; time_s: virtual time, s;
-wall_s: host time, s; bytes_down: sent by the server; bytes_up: received by it; energy_j: all
+wall_s: host time, s; bytes_down: sent by the server; bytes_up: by the clients; energy_j: all
 devices together, J. Everything after these is a metric.
 """
 
@@ -28,7 +32,8 @@ class History:
 
     A row is one `write` call on an unbuffered file, so a process that is killed leaves a file with
     every evaluation it has made. A metric that appears for the first time adds a column: the file
-    is then replaced as a whole, earlier rows having an empty cell there.
+    is then replaced as a whole, earlier rows having an empty cell there. A row that cannot be
+    written, because the disk is full, is kept in memory, and written with the next that can be.
 
     Args:
         path: where the CSV goes; None keeps the rows in memory only.
@@ -39,6 +44,7 @@ class History:
         self.path = path
         self.rows: list[Row] = []
         self.metrics: list[str] = []  # in order of first appearance
+        self._behind = False
         for row in rows:
             self._add(row)
         self._rewrite()
@@ -57,16 +63,42 @@ class History:
         """
         known = len(self.metrics)
         clean = self._add(row)
-        if len(self.metrics) > known:
+        try:
+            self._write(clean, whole=self._behind or len(self.metrics) > known)
+            self._behind = False
+        except OSError as error:
+            if not self._behind:
+                log.warning(
+                    "%s cannot be written (%s): its rows are kept, and written as soon as that is "
+                    "possible",
+                    self.path,
+                    error.strerror,
+                )
+            self._behind = True
+        return clean
+
+    def complete(self) -> None:
+        """Writes what could not be written before.
+
+        Raises:
+            OSError: it still cannot.
+        """
+        if self._behind:
+            self._rewrite()
+            self._behind = False
+
+    def _write(self, row: Row, *, whole: bool) -> None:
+        if whole:
             self._rewrite()
         elif self.path is not None:
             # One system call: a kill before or after it leaves whole lines.
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
             try:
-                os.write(descriptor, self._encode([clean]))
+                line = self._encode([row])
+                if os.write(descriptor, line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(descriptor)
-        return clean
 
     def _add(self, row: Mapping[str, float]) -> Row:
         missing = [name for name in COLUMNS if name not in row]

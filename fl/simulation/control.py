@@ -40,6 +40,9 @@ class Control(Protocol):
     def forged(self, message_id: str) -> None:
         """Reports that the reply to a message was replaced by an attack: a fault."""
 
+    def absent(self, node: int, server_round: int) -> None:
+        """Reports that a client, by its Flower id, takes no part in a round: a fault."""
+
 
 class NoControl:
     """A deployment: nobody listens."""
@@ -58,6 +61,9 @@ class NoControl:
         """Does nothing."""
 
     def forged(self, message_id: str) -> None:
+        """Does nothing."""
+
+    def absent(self, node: int, server_round: int) -> None:
         """Does nothing."""
 
 

@@ -6,14 +6,16 @@ computes, and how many bytes its reply has, it asks of a `Host`.
 A task passes through: wait until the client is available, download, wait for the device (one task
 computes at a time, first come first served), compute, upload. The server's two directions are each
 one link shared max-min fairly by the transfers in flight; a client's own link is shared equally by
-that client's transfers.
+that client's transfers. A task whose message comes from the client's peers is not downloaded: it
+waits for the time at which the last of them has arrived, and its reply is there when it has
+computed. What peers send each other does not compete with what the server sends.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -47,6 +49,8 @@ class Task:
         faults: what will go wrong, drawn from (seed, client, dispatch).
         content: whatever the host needs to remember; the engine never looks at it.
         past_s: seconds the device computed for the task before the message came, for its energy.
+        ready_s: when the client has what it needs, if that comes from its peers and not from the
+            server; then nothing is downloaded or uploaded. None for an ordinary task.
     """
 
     __slots__ = (
@@ -59,6 +63,7 @@ class Task:
         "idle_s",
         "past_s",
         "radio_s",
+        "ready_s",
         "size_down",
         "size_up",
         "stage",
@@ -66,7 +71,13 @@ class Task:
     )
 
     def __init__(
-        self, client: int, dispatch: int, size_down: int, faults: TaskFaults, content: Any
+        self,
+        client: int,
+        dispatch: int,
+        size_down: int,
+        faults: TaskFaults,
+        content: Any,
+        ready_s: float | None = None,
     ) -> None:
         self.client = client
         self.dispatch = dispatch
@@ -80,6 +91,7 @@ class Task:
         self.compute_s = 0.0
         self.past_s = 0.0
         self.radio_s = 0.0
+        self.ready_s = ready_s
         self.flow = -1
 
 
@@ -180,8 +192,8 @@ class Engine:
     Attributes:
         queue: the event queue; `queue.now` is virtual time in s.
         in_flight: number of tasks dispatched and not ended.
-        bytes_down, bytes_up: payload bytes that crossed the server's link so far, lost ones
-            included, unfinished ones not.
+        bytes_down, bytes_up: payload bytes sent by the server and by the clients so far, lost ones
+            included, unfinished ones not; what clients send each other is in `bytes_up`.
         energy_j: joules spent on tasks so far: compute, radio, idle (waiting
             for the device, which works on an earlier task).
         busy_s: seconds that devices have computed so far, all together.
@@ -203,6 +215,7 @@ class Engine:
         self._tasks: dict[int, list[Task]] = {}  # client -> its tasks, only while it has some
         self._devices: dict[int, deque[Task]] = {}  # client -> computing task, then the queue
         self._departures: dict[int, float] = {}
+        self._reducing: dict[int, float] = {}  # client -> end of its last all-reduce
 
     # ---- dispatch and download ---------------------------------------------------------------
 
@@ -230,6 +243,10 @@ class Engine:
             return
         task.stage_began = now
         task.stage = Stage.DOWNLOADING
+        if task.ready_s is not None:
+            self._watch_departure(task.client)
+            self.queue.schedule(max(now, task.ready_s), Priority.PROGRESS, self._served, task)
+            return
         self.trace.record(now, Event.DOWNLOAD_START, task.client, task.dispatch, task.size_down)
         self._watch_departure(task.client)
         delay = self.fleet.latency_s(task.client)
@@ -251,8 +268,16 @@ class Engine:
             self._end(task, Event.DOWNLOAD_LOST, task.size_down)
             return
         self.trace.record(now, Event.DOWNLOAD_END, task.client, task.dispatch, task.size_down)
+        self._queue_up(task)
+
+    def _served(self, task: Task) -> None:
+        """The task's client has what it needs from its peers."""
+        if task.stage is Stage.DOWNLOADING:
+            self._queue_up(task)
+
+    def _queue_up(self, task: Task) -> None:
         task.stage = Stage.QUEUED
-        task.stage_began = now
+        task.stage_began = self.queue.now
         device = self._devices.setdefault(task.client, deque())
         device.append(task)
         if len(device) == 1:
@@ -298,6 +323,10 @@ class Engine:
         task.stage = Stage.UPLOADING
         task.stage_began = now
         self._free_device(task)
+        if task.ready_s is not None:
+            self._settle(task)
+            self.host.replied(task)
+            return
         self.trace.record(now, Event.UPLOAD_START, task.client, task.dispatch, task.size_up)
         delay = self.fleet.latency_s(task.client)
         self.queue.schedule(now + delay, Priority.PROGRESS, self._start_upload, task)
@@ -340,6 +369,65 @@ class Engine:
     def _next_flow(self) -> int:
         self._flow += 1
         return self._flow
+
+    # ---- among clients -----------------------------------------------------------------------
+
+    def transfer(
+        self,
+        source: int,
+        target: int,
+        size: int,
+        since: float,
+        fanout: int,
+        fanin: int,
+        index: int,
+    ) -> tuple[float, bool]:
+        """Sends a payload from client to client; see `fl.simulation.peers.Peers.transfer`.
+
+        The sender's radio is on for 1/fanout of the transfer, the receiver's for 1/fanin: what
+        several transfers at once share is paid once.
+        """
+        peers, faults = self.fleet.peers, self.fleet.faults
+        seconds = peers.transfer_s(source, target, size, fanout=fanout, fanin=fanin)
+        arrival = max(self.queue.now, since + peers.latency_s(source, target) + seconds)
+        lost = faults.loses_transfer(self.fleet.seed, source, target, index)
+        kind = Event.TRANSFER_LOST if lost else Event.TRANSFER
+        self._spend_radio(source, seconds / fanout)
+        self._spend_radio(target, seconds / fanin)
+        sent = (kind, target, size, float(source))
+        if arrival > self.queue.now:
+            self.queue.schedule(arrival, Priority.PROGRESS, self._sent, *sent)
+        else:  # the caller may use it now, so it has to be counted now
+            self._sent(*sent)
+        return arrival, not lost
+
+    def all_reduce(self, clients: Sequence[int], size: int) -> float:
+        """Averages payloads around a ring; see `fl.simulation.peers.Peers.all_reduce`."""
+        m, now = len(clients), self.queue.now
+        began = max(now, *(self._reducing.get(client, now) for client in clients))
+        ring = zip(clients, [*clients[1:], clients[0]], strict=True)
+        peers = self.fleet.peers
+        hop_s = max(
+            (peers.latency_s(i, j) + 8.0 * (size / m) / peers.bandwidth_bps(i, j) for i, j in ring),
+            default=0.0,
+        )
+        seconds = 2 * (m - 1) * hop_s if m > 1 else 0.0
+        finished = began + seconds
+        sent = math.ceil(2 * (m - 1) * size / m)
+        for client in clients:
+            self._reducing[client] = finished
+            self._spend_radio(client, seconds)
+            self.queue.schedule(
+                finished, Priority.PROGRESS, self._sent, Event.ALL_REDUCE, client, sent, seconds
+            )
+        return finished
+
+    def _sent(self, kind: Event, client: int, size: int, value: float) -> None:
+        self.bytes_up += size
+        self.trace.record(self.queue.now, kind, client, size=size, value=value)
+
+    def _spend_radio(self, client: int, seconds: float) -> None:
+        self.energy_j["radio"] += float(self.fleet.devices.radio_w[client]) * seconds
 
     # ---- how tasks end -----------------------------------------------------------------------
 

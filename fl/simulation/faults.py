@@ -118,7 +118,8 @@ class Faults:
     Args:
         dropout: probability that the client disappears while computing, at a uniform point.
         crash: probability that the client's process dies while computing, and with it its state.
-        message_loss: probability that a whole message is lost, for each direction of each task.
+        message_loss: probability that a whole message is lost, for each direction of each task and
+            for each payload from client to client.
             Packet loss is another thing: it slows a link down, see `Links.loss`.
         slowdown: chain of slow spells, or None.
         detection_s: seconds until the server learns that a client is gone; None if it never does
@@ -156,6 +157,10 @@ class Faults:
             lose_upload=self._lost(seed, "lose-upload", client, dispatch),
             slowdown=1.0 if slow is None else slow.slowdown(seed, client, dispatch),
         )
+
+    def loses_transfer(self, seed: int, source: int, target: int, index: int) -> bool:
+        """Returns whether the `index`-th payload from one client to another is lost."""
+        return self._lost(seed, f"lose-transfer-from-{source}", target, index)
 
     def _lost(self, seed: int, purpose: str, client: int, dispatch: int) -> bool:
         loss = self.message_loss

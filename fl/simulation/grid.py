@@ -8,7 +8,7 @@ import math
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,6 +42,7 @@ log = logging.getLogger("fl")
 
 _SAME_POLLS = 3  # so many equal polls in a row mean that the app is waiting for time to pass
 _MANY_POLLS = 1000  # after so many, somebody asks whether what the app waits for can happen
+_SPARE_EXPIRIES = 100  # entries of messages that were answered, before they are cleared away
 _LONG_WAIT_S = 7 * 86400.0  # longer than the period of any behaviour that repeats itself daily
 
 _REASONS = {
@@ -129,6 +130,7 @@ class SimGrid(Grid):
     Attributes:
         clock: the grid's clock, which `fl.simulation.clock.clock_of` finds.
         control: takes orders and reports, which `fl.simulation.control.control_of` finds.
+        peers: direct links among the clients, which `fl.simulation.peers.peers_of` finds.
         client_updates: replies with content that reached the server, for `train` messages.
     """
 
@@ -150,6 +152,7 @@ class SimGrid(Grid):
         self.engine = Engine(fleet, self, self.trace)
         self.clock = VirtualClock(lambda: self.engine.queue.now, self.sleep, self.wait)
         self.control = SimControl(self, on_applied)
+        self.peers = SimPeers(self)
         self.client_updates = 0
         self._executor = executor
         self._planner = planner
@@ -261,7 +264,19 @@ class SimGrid(Grid):
                 is not positive and finite; then none is sent.
         """
         with self._inside():
-            return self._push(messages)
+            return self._push(list(messages))
+
+    def push_from_peers(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
+        """Sends messages that come from the clients' peers; see `fl.simulation.peers.Peers.push`.
+
+        Raises:
+            ValueError: as for `push_messages`, or a time is not finite.
+        """
+        with self._inside():
+            for time in ready_s:
+                if not math.isfinite(time):
+                    raise ValueError(f"a message is ready at {time} s; it must be finite")
+            return self._push(messages, ready_s)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Returns the replies that are there, in the order in which they arrived.
@@ -370,9 +385,13 @@ class SimGrid(Grid):
             finally:
                 random.setstate(state)
 
-    def answering(self) -> AbstractContextManager[None]:
-        """Makes `time.sleep` in the block pass virtual time, and `time.time` show it."""
-        return answering(self.sleep, self.clock.now)
+    def answering(self, origin: int | None = None) -> AbstractContextManager[None]:
+        """Makes `time.sleep` in the block pass virtual time, and `time.time` show it.
+
+        Args:
+            origin: what `time.time` shows at virtual time 0, s; None takes the host's time now.
+        """
+        return answering(self.sleep, self.clock.now, origin)
 
     def _step(self, until: float) -> bool:
         """Runs the next instant not later than `until`; False when there is none."""
@@ -407,13 +426,18 @@ class SimGrid(Grid):
 
     # ---- sending -------------------------------------------------------------------------------
 
-    def _push(self, messages: Iterable[Message]) -> list[str]:
+    def _push(
+        self, messages: Sequence[Message], ready_s: Sequence[float] | None = None
+    ) -> list[str]:
         self._polls = _Polls()
-        messages = list(messages)
         for message in messages:
             self._check(message.metadata)
         payloads: dict[int, tuple[RecordDict, Payload]] = {}
-        tasks = [self._accept(message, payloads) for message in messages]
+        times = [None] * len(messages) if ready_s is None else ready_s
+        tasks = [
+            self._accept(message, payloads, time)
+            for message, time in zip(messages, times, strict=True)
+        ]
         for task in tasks:
             tasks_of_client = self._open.setdefault(task.client, [])
             tasks_of_client.append(task)
@@ -439,7 +463,12 @@ class SimGrid(Grid):
                 "must be positive and finite (leave it out for Flower's default of 12 hours)"
             )
 
-    def _accept(self, message: Message, payloads: dict[int, tuple[RecordDict, Payload]]) -> Task:
+    def _accept(
+        self,
+        message: Message,
+        payloads: dict[int, tuple[RecordDict, Payload]],
+        ready_s: float | None,
+    ) -> Task:
         metadata = message.metadata
         client = client_of(metadata.dst_node_id)
         # A cohort's messages share one content object: copy and weigh it once.
@@ -461,13 +490,20 @@ class SimGrid(Grid):
         # A copy of the metadata: Flower lets an app push the same object again, as a new message.
         flight = _Flight(_copied(metadata), assignment, expiry)
         faults = self.fleet.faults.draw(self.fleet.seed, client, dispatch)
-        task = Task(client, dispatch, payload.size, faults, flight)
+        size = payload.size
+        if ready_s is not None:  # nothing goes to the server or comes from it
+            size, faults = 0, replace(faults, lose_download=False, lose_upload=False)
+        task = Task(client, dispatch, size, faults, flight, ready_s)
         if self._planner is not None:
             plan = self._planner(assignment, self.fleet.seconds_per_flop(client, dispatch))
             flight.planned, flight.flops, flight.past_flops = True, plan.flops, plan.past_flops
             assignment.work = plan.work
         self._flights[name] = task
         self._pushed += 1
+        if len(self._expiries) > 2 * len(self._flights) + _SPARE_EXPIRIES:
+            # Most messages are answered long before: their entries would stay until then.
+            self._expiries = [entry for entry in self._expiries if entry[2] in self._flights]
+            heapq.heapify(self._expiries)
         heapq.heappush(self._expiries, (expiry, self._pushed, name))
         return task
 
@@ -700,11 +736,51 @@ class SimControl:
         """Records a reply that an attack has replaced."""
         self._record(Event.FORGED, message_id)
 
+    def absent(self, node: int, server_round: int) -> None:
+        """Records that a client takes no part in a round."""
+        grid = self._grid
+        now, client = grid.engine.queue.now, client_of(node)
+        grid.trace.record(now, Event.ABSENT, client, value=float(server_round))
+
     def _record(self, kind: Event, message: str, staleness: int = 0) -> None:
         client, dispatch = message.split(".")
         grid = self._grid
         now = grid.engine.queue.now
         grid.trace.record(now, kind, int(client), int(dispatch), value=float(staleness))
+
+
+class SimPeers:
+    """Carries payloads along the fleet's edges; Flower ids are those of its clients."""
+
+    def __init__(self, grid: SimGrid) -> None:
+        self._grid = grid
+
+    def nodes(self) -> list[int]:
+        """Returns the fleet's clients."""
+        return [node_id(client) for client in range(len(self._grid.fleet))]
+
+    def transfer(
+        self,
+        source: int,
+        target: int,
+        size: int,
+        since: float,
+        *,
+        fanout: int = 1,
+        fanin: int = 1,
+        index: int = 0,
+    ) -> tuple[float, bool]:
+        """Charges a transfer; returns when it arrives, in s, and whether it does."""
+        pair = client_of(source), client_of(target)
+        return self._grid.engine.transfer(*pair, size, since, fanout, fanin, index)
+
+    def all_reduce(self, nodes: Sequence[int], size: int) -> float:
+        """Charges an all-reduce; returns when it is finished, in s."""
+        return self._grid.engine.all_reduce([client_of(node) for node in nodes], size)
+
+    def push(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
+        """Pushes messages at no cost; a client begins when it has what it needs."""
+        return self._grid.push_from_peers(messages, ready_s)
 
 
 def _copied(metadata: Metadata) -> Metadata:

@@ -186,9 +186,27 @@ class Edges:
     def bandwidth_bps(self, i: int, j: int) -> float:
         """Returns the bandwidth of a transfer from client i to client j, in bit/s."""
         bps = min(float(self.links.up_bps[i]), float(self.links.down_bps[j]))
-        if self.site is not None and self.site_bps is not None:
-            bps = min(bps, float(self.site_bps[self.site[i], self.site[j]]))
-        return bps
+        return min(bps, self._path_bps(i, j))
+
+    def _path_bps(self, i: int, j: int) -> float:
+        if self.site is None or self.site_bps is None:
+            return math.inf
+        return float(self.site_bps[self.site[i], self.site[j]])
+
+    def transfer_s(self, i: int, j: int, size: int, *, fanout: int = 1, fanin: int = 1) -> float:
+        """Returns the seconds that a payload's bytes flow from client i to client j.
+
+            8 size / min(up_i / fanout, down_j / fanin, path)
+
+        Args:
+            i: index of the sender.
+            j: index of the receiver.
+            size: bytes.
+            fanout: payloads that i sends at once.
+            fanin: payloads that j receives at once.
+        """
+        bps = min(float(self.links.up_bps[i]) / fanout, float(self.links.down_bps[j]) / fanin)
+        return 8.0 * size / min(bps, self._path_bps(i, j))
 
     def latency_s(self, i: int, j: int) -> float:
         """Returns the one-way delay from client i to client j, in s."""

@@ -44,6 +44,10 @@ class Event(IntEnum):
     DISCARDED = 19  # the strategy did not use the reply; value = its staleness in versions
     CANCELLED = 20  # the server told the client to stop
     FORGED = 21  # an attack replaced the reply
+    TRANSFER = 22  # a peer's payload arrived; value = index of the peer
+    TRANSFER_LOST = 23  # a peer's payload did not arrive; bytes were spent, value = the peer
+    ALL_REDUCE = 24  # the client took part in one that ends now; bytes it sent, value = seconds
+    ABSENT = 25  # a node of a network without a server takes no part in a round; value = the round
 
 
 FAULTS = frozenset(
@@ -59,13 +63,15 @@ FAULTS = frozenset(
         Event.TIMEOUT,
         Event.REJECTED,
         Event.FORGED,
+        Event.TRANSFER_LOST,
+        Event.ABSENT,
     }
 )
 """Events counted as faults in the summary."""
 
 
 class Trace:
-    """Append-only columns: time, kind, client, dispatch, bytes, value (33 bytes an event)."""
+    """Append-only columns: time, kind, client, dispatch, bytes, value (41 bytes an event)."""
 
     def __init__(self) -> None:
         self.time = array("d")

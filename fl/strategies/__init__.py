@@ -1,12 +1,19 @@
 """Server algorithms, one paper per file; Flower's own are used through `fl/conf/strategy`."""
 
+from fl.strategies.adpsgd import ADPSGD
 from fl.strategies.aggregate import Aggregate
 from fl.strategies.async_fedavg import AsyncFedAvg
 from fl.strategies.async_sgd import AsyncSgd
 from fl.strategies.attacked import Attacked
 from fl.strategies.backup_workers import BackupWorkers
+from fl.strategies.choco import CHOCO
 from fl.strategies.compressed import Compressed, CompressedGrid
+from fl.strategies.data_parallel import DataParallel
 from fl.strategies.dbw import DBW
+from fl.strategies.dfedavg import DFedAvg
+from fl.strategies.diloco import DiLoCo
+from fl.strategies.dpsgd import DPSGD
+from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
 from fl.strategies.favas import Favas
 from fl.strategies.fedast import FedAST
 from fl.strategies.fedasync import FedAsync
@@ -14,16 +21,29 @@ from fl.strategies.fedbuff import FedBuff
 from fl.strategies.fedcompass import FedCompass
 from fl.strategies.fedfix import FedFix
 from fl.strategies.fedprox import FedProx
+from fl.strategies.gossip import Gossip
+from fl.strategies.gradient_tracking import GradientTracking
+from fl.strategies.local_sgd import LocalSGD
+from fl.strategies.monna import MoNNA
 from fl.strategies.oort import Oort
+from fl.strategies.outer import OuterSteps
+from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
 from fl.strategies.over_selection import OverSelection
 from fl.strategies.quafl import QuAFL
 from fl.strategies.replicas import Replicas
+from fl.strategies.sgp import SGP
+from fl.strategies.streaming_diloco import StreamingDiLoCo
+from fl.strategies.swarm import Decentralized, NodeModels
 from fl.strategies.sync_st import SyncST
 from fl.strategies.tifl import TiFL
 from fl.strategies.trusted_update import TrustedUpdate
 
 __all__ = [
+    "ADPSGD",
+    "CHOCO",
     "DBW",
+    "DPSGD",
+    "SGP",
     "Aggregate",
     "AsyncFedAvg",
     "AsyncSgd",
@@ -31,6 +51,12 @@ __all__ = [
     "BackupWorkers",
     "Compressed",
     "CompressedGrid",
+    "DFedAvg",
+    "DataParallel",
+    "Decentralized",
+    "DelayedUpdates",
+    "DiLoCo",
+    "EagerUpdates",
     "Favas",
     "FedAST",
     "FedAsync",
@@ -38,10 +64,20 @@ __all__ = [
     "FedCompass",
     "FedFix",
     "FedProx",
+    "Gossip",
+    "GradientTracking",
+    "LocalSGD",
+    "MoNNA",
+    "NodeModels",
     "Oort",
+    "OuterAdam",
+    "OuterOptimizer",
+    "OuterSgd",
+    "OuterSteps",
     "OverSelection",
     "QuAFL",
     "Replicas",
+    "StreamingDiLoCo",
     "SyncST",
     "TiFL",
     "TrustedUpdate",

@@ -14,18 +14,19 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import Result
 
 from fl.errors import ConfigError, SimulationError
 from fl.params import Layout, Row, carried, from_record, to_record
 from fl.randomness import generator
+from fl.strategies.no_rounds import NoRounds
 from fl.strategies.tasks import Task, Tasks
 
 log = logging.getLogger("fl")
@@ -288,7 +289,7 @@ class Server:
         return content
 
 
-class EventDriven(Strategy):
+class EventDriven(NoRounds):
     """Base of the strategies driven by events.
 
     A method implements `receive`, and where it needs them `begin`, `timer` with `tick`, `failed`
@@ -447,10 +448,6 @@ class EventDriven(Strategy):
         result.arrays = server.model.record()
         return result
 
-    def summary(self) -> None:
-        """Logs the strategy's arguments."""
-        log.info("%s: %s", type(self).__name__, vars(self))
-
     def _await_clients(self, server: Server) -> None:
         """Waits until somebody works or a timer is set, so that something can happen."""
         while not len(server.tasks) and math.isinf(self.timer(server)):
@@ -480,38 +477,6 @@ class EventDriven(Strategy):
             raise SimulationError(
                 f"{failures} tasks in a row brought no update, the last one because: {reason}"
             )
-
-    # Flower's rounds: not how these strategies work, so whoever drives them as rounds is told.
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Raises: there are no rounds."""
-        raise self._no_rounds()
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Raises: there are no rounds."""
-        raise self._no_rounds()
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Raises: there are no rounds."""
-        raise self._no_rounds()
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Raises: there are no rounds."""
-        raise self._no_rounds()
-
-    def _no_rounds(self) -> ConfigError:
-        return ConfigError(
-            f"{type(self).__name__} has no rounds: call its start(grid=..., initial_arrays=...), "
-            "and do not wrap it in a strategy that works in rounds"
-        )
 
 
 def wait_for_nodes(tasks: Tasks[Any], least: int, retry_s: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 
 from fl.simulation.clock import clock_of
 from fl.simulation.control import control_of
+from fl.simulation.peers import peers_of
 
 Memo = TypeVar("Memo")
 
@@ -51,6 +52,7 @@ class Tasks(Generic[Memo]):
         self.grid = grid
         self.clock = clock_of(grid)
         self.control = control_of(grid)
+        self.peers = peers_of(grid)
         self.ttl_s = ttl_s
         self._in_flight: dict[str, Task[Memo]] = {}
         self._cancelled: set[str] = set()  # replies that may still come, and are thrown away
@@ -93,10 +95,40 @@ class Tasks(Generic[Memo]):
     def send(self, content: RecordDict, nodes: list[int], memo: Memo) -> list[Task[Memo]]:
         """Sends one content to clients, as `train` messages, and returns their tasks."""
         messages = [Message(content, node, "train", ttl=self.ttl_s) for node in nodes]
+        return self._sent(self.grid.push_messages(messages), nodes, [memo] * len(nodes))
+
+    def send_from_peers(
+        self,
+        contents: Sequence[RecordDict],
+        nodes: Sequence[int],
+        memos: Sequence[Memo],
+        ready_s: Sequence[float] | None = None,
+    ) -> list[Task[Memo]]:
+        """Has each client work on a content of its own, which it has from its peers.
+
+        Neither the message nor its reply costs anything: see `fl.simulation.peers.Peers.push`.
+
+        Args:
+            contents: of the messages; may be one object for several.
+            nodes: Flower ids.
+            memos: what the sender wants to remember.
+            ready_s: when the clients have it, s; None is now.
+        """
+        messages = [
+            Message(content, node, "train", ttl=self.ttl_s)
+            for content, node in zip(contents, nodes, strict=True)
+        ]
+        if ready_s is None:
+            ready_s = [self.now()] * len(messages)
+        return self._sent(self.peers.push(messages, ready_s), nodes, memos)
+
+    def _sent(
+        self, names: Iterable[str], nodes: Sequence[int], memos: Sequence[Memo]
+    ) -> list[Task[Memo]]:
         now = self.now()
         tasks = [
             Task(name, node, now, memo)
-            for name, node in zip(self.grid.push_messages(messages), nodes, strict=True)
+            for name, node, memo in zip(names, nodes, memos, strict=True)
         ]
         for task in tasks:
             self._in_flight[task.message_id] = task

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from torch import nn
 
-from fl.clients import AdamW, Finished, Proximal, Rule, Sgd, TrainingApp
+from fl.clients import AdamW, Finished, Proximal, Rule, Sam, Sgd, TrainingApp
 from fl.clients.app import MEMORY_KEY, WORK_KEY
 from fl.errors import ConfigError
 from fl.models import evaluate, flops_per_example, memory_bytes, per_example_loss
@@ -361,6 +361,14 @@ def test_planned_flops_are_those_of_every_example_of_every_step(data, mlp, conte
     assert app.plan(content_of(mlp, local_epochs=1), "train.default", 3, 1).flops == (
         per_example * 12
     )
+
+
+def test_a_step_of_two_gradients_costs_twice(data, mlp, content_of):
+    work = [
+        TrainingApp(mlp, data, rule, batch_size=5).plan(content_of(mlp), "train", 0, 1e-9)
+        for rule in (Sgd(0.3), Sam(0.3))
+    ]
+    assert work[1].flops == 2 * work[0].flops > 0
 
 
 @pytest.mark.parametrize(

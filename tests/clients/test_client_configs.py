@@ -20,7 +20,7 @@ def keys_of(node) -> set[str]:
 
 
 def test_there_is_a_configuration_for_every_rule():
-    assert NAMES == ["adamw", "gradient", "microadam", "momentum", "proximal", "sgd"]
+    assert NAMES == ["adamw", "gradient", "microadam", "momentum", "proximal", "sam", "sgd"]
 
 
 @pytest.mark.parametrize("name", NAMES)

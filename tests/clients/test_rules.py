@@ -19,6 +19,7 @@ from fl.clients import (
     Proximal,
     Received,
     Rule,
+    Sam,
     Sgd,
     StepDecay,
 )
@@ -42,6 +43,8 @@ RULES = {
     "microadam": MicroAdam(0.01, density=0.2, bucket=8, window=3),
     "microadam kept": MicroAdam(0.01, density=0.2, block=6, window=3, keep_state=True),
     "momentum": Momentum(0.1, 0.8, 0.05, 0.7, None, StepDecay(2, 0.5)),
+    "sam": Sam(0.1, rho=0.1),
+    "sam everything": Sam(0.1, 0.9, True, 0.05, 0.7, None, StepDecay(2, 0.5), rho=0.3),
 }
 
 
@@ -144,7 +147,7 @@ def test_a_schedule_over_local_steps_is_torchs(quadratic, schedule, scheduler, k
     torch.testing.assert_close(got, expected, **TIGHT)
 
 
-@pytest.mark.parametrize("kind", [Sgd, Proximal, AdamW, Momentum])
+@pytest.mark.parametrize("kind", [Sgd, Proximal, AdamW, Momentum, Sam])
 def test_a_schedule_over_rounds_counts_from_the_first_round(kind):
     rule = kind(lr=0.1, round_schedule=StepDecay(2, 0.5))
     rates = [rule.scalars({"server-round": i})["lr"] for i in (1, 2, 3, 4, 5)]
@@ -310,6 +313,70 @@ def test_gradient_is_that_of_all_examples_at_the_received_model(clip_norm):
     torch.testing.assert_close(finished.w, w)
 
 
+def test_sam_steps_are_those_of_the_worked_example():
+    # f = (x^2 + 4 y^2) / 2 at (1, 1): g = (1, 4), of norm sqrt(17).
+    batch = Quadratic(torch.tensor([1.0, 4.0]).double(), torch.zeros(2).double())
+    w, e = torch.ones(2).double(), 0.1 / math.sqrt(17)
+    stepped, _ = run(Sam(0.1, rho=0.1), w, batch, 1)
+    expected = [1 - 0.1 * (1 + e), 1 - 0.1 * 4 * (1 + 4 * e)]
+    assert stepped.tolist() == pytest.approx(expected, rel=1e-12)
+    assert expected == pytest.approx([0.897575, 0.561194], abs=1e-6)
+
+
+def test_sam_takes_the_gradient_a_radius_farther_out():
+    # In one dimension the gradient is taken rho farther out: w <- w - lr a (w + rho sign(w)).
+    batch = Quadratic(torch.tensor([2.0]).double(), torch.zeros(1).double())
+    w, a, lr, rho = 1.0, 2.0, 0.01, 0.2
+    for _ in range(8):
+        w -= lr * a * (w + rho)
+    stepped, _ = run(Sam(lr, rho=rho), torch.ones(1).double(), batch, 8)
+    assert stepped.item() == pytest.approx(w, rel=1e-12)
+
+
+def test_sam_stays_where_the_gradient_is_zero():
+    batch = Quadratic(torch.ones(3), torch.tensor([1.0, -2.0, 0.5]))
+    stepped, _ = run(Sam(0.1, rho=0.5), batch.c.clone(), batch, 4)
+    assert torch.equal(stepped, batch.c)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("clip_norm", [None, 0.3])
+def test_sam_without_a_radius_is_sgd_bit_for_bit(quadratic, momentum, clip_norm):
+    w, batch = quadratic
+    common = {"momentum": momentum, "weight_decay": 0.1, "clip_norm": clip_norm}
+    ours, _ = run(Sam(0.1, rho=0.0, **common), w, batch, 9)
+    assert torch.equal(ours, run(Sgd(0.1, **common), w, batch, 9)[0])
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_sam_is_a_torch_loop_that_climbs_before_it_steps(quadratic, nesterov, clip_norm):
+    w, batch = quadratic
+    rule = Sam(0.1, 0.8, nesterov, 0.1, clip_norm, rho=0.2)
+    # The same parameters in two tensors, as a model has: the norm is of both together.
+    parts = [torch.nn.Parameter(part) for part in w.clone().split([6, 14])]
+    optimizer = torch.optim.SGD(parts, 0.1, momentum=0.8, nesterov=nesterov, weight_decay=0.1)
+    for _ in range(12):
+        batch.loss(torch.cat(parts)).backward()
+        norm = math.sqrt(sum((part.grad**2).sum().item() for part in parts))
+        climbs = [0.2 * part.grad / norm for part in parts]
+        with torch.no_grad():
+            for part, climb in zip(parts, climbs, strict=True):
+                part += climb
+        optimizer.zero_grad()
+        batch.loss(torch.cat(parts)).backward()
+        with torch.no_grad():
+            for part, climb in zip(parts, climbs, strict=True):
+                part -= climb
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parts, clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.testing.assert_close(
+        run(rule, w, batch, 12)[0], torch.cat(parts).detach(), rtol=1e-9, atol=1e-9
+    )
+
+
 # ---- contract of all rules -----------------------------------------------------------------------
 
 
@@ -362,7 +429,7 @@ def test_a_rule_does_not_change_what_it_is_given(rule, quadratic):
     assert all(torch.equal(memory[name], tensor) for name, tensor in kept.items())
 
 
-@pytest.mark.parametrize("kind", [Sgd, Proximal, AdamW, Momentum])
+@pytest.mark.parametrize("kind", [Sgd, Proximal, AdamW, Momentum, Sam])
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -396,6 +463,8 @@ def test_a_message_with_a_bad_mu_is_refused(mu):
         (Sgd, {"lr": 1, "clip_norm": 0.0}, "clip_norm is 0.0"),
         (Proximal, {"lr": 1, "mu": -1}, "mu is -1; it must be finite and at least 0"),
         (Proximal, {"lr": -1}, "lr is -1"),
+        (Sam, {"lr": 1, "rho": -0.1}, "rho is -0.1; it must be finite and at least 0"),
+        (Sam, {"lr": 1, "rho": float("inf")}, "rho is inf"),
         (Momentum, {"lr": 0}, "lr is 0; it must be finite and above 0"),
         (Momentum, {"lr": 1, "beta": 1.0}, r"beta is 1.0; it must be in \[0, 1\)"),
         (Momentum, {"lr": 1, "weight_decay": -1}, "weight_decay is -1"),
@@ -419,6 +488,8 @@ def test_a_hyperparameter_out_of_range_is_refused(kind, arguments, message):
         (Proximal(1), 1),
         (Proximal(1, 0.9), 2),
         (AdamW(), 2),
+        (Sam(1), 1),
+        (Sam(1, 0.9), 2),
         (Momentum(1), 1),
     ],
 )

@@ -1,0 +1,76 @@
+"""Local SGD on the worst loss nearby: sharpness-aware minimisation, the client of DFedSAM.
+
+Foret, Kleiner, Mobahi, Neyshabur: Sharpness-Aware Minimization for Efficiently Improving
+Generalization, ICLR 2021, arXiv:2010.01412, Algorithm 1; Shi, Shen, Wei, Sun, Yuan, Wang, Tao:
+Improving the Model Consistency of Decentralized Federated Learning, ICML 2023, arXiv:2302.04083,
+Algorithm 1, whose nodes train with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fl.clients.rule import Batch, Received, Scalar, State
+from fl.clients.sgd import Sgd, check_not_negative
+
+
+class _Sharpened(NamedTuple):
+    """A batch whose gradient is taken at the worst point near w, to first order."""
+
+    batch: Batch
+    rho: float
+
+    @property
+    def examples(self) -> Scalar:
+        return self.batch.examples
+
+    def loss(self, w: Tensor) -> Tensor:
+        return self.batch.loss(w)
+
+    def grad(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the gradient at w + rho g / |g|, and the loss at w."""
+        g, loss = self.batch.grad(w)
+        # A gradient of zero is a point to stay at: 0 / 1e-12, and no division by zero.
+        ascent = g * (self.rho / (torch.linalg.vector_norm(g) + 1e-12))
+        return self.batch.grad(w + ascent)[0], loss
+
+
+@dataclass(frozen=True)
+class Sam(Sgd):
+    """SGD on max_{|e| <= rho} f(w + e), with the maximum to first order in e.
+
+        g <- gradient of the batch at w
+        g <- gradient of the same batch at w + rho g / |g|      (2-norm of all parameters together)
+
+    and from there on as `Sgd`, which clips, decays and keeps momentum of the second gradient alone.
+    A step costs two gradients. With rho = 0 the rule is `Sgd` at twice the cost.
+
+    Attributes:
+        rho: radius, at least 0.
+
+    Raises:
+        ConfigError: a hyperparameter is out of range.
+    """
+
+    gradients_per_step: ClassVar[float] = 2.0
+
+    rho: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative("rho", self.rho)
+
+    @property
+    def vectors(self) -> int:
+        """Those of SGD, and the point where the second gradient is taken."""
+        return super().vectors + 1
+
+    def step(
+        self, w: Tensor, state: State, received: Received, batch: Batch, t: int
+    ) -> tuple[Tensor, State, Tensor]:
+        """Returns (w, v, loss) after one step; the loss is that at w."""
+        return super().step(w, state, received, _Sharpened(batch, self.rho), t)

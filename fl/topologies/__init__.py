@@ -1,0 +1,61 @@
+"""Topologies: who hears whom in a round, with what weight, and how fast that averages."""
+
+from fl.topologies.base_graph import BaseGraph
+from fl.topologies.consensus import (
+    consensus_rate,
+    is_doubly_stochastic,
+    rounds_to_consensus,
+    spectral_gap,
+)
+from fl.topologies.dense import Complete, Star
+from fl.topologies.exponential import Exponential, OnePeerExponential
+from fl.topologies.mixing import mix, renormalised
+from fl.topologies.product import Hypercube, Torus
+from fl.topologies.random_graphs import ErdosRenyi, RandomRegular, WattsStrogatz
+from fl.topologies.random_peers import RandomMatching, RandomPush
+from fl.topologies.ring import DirectedRing, Path, Ring
+from fl.topologies.topology import Topology, adjacency_of
+from fl.topologies.weights import (
+    Lazy,
+    LazyMetropolis,
+    MaxDegree,
+    MetropolisHastings,
+    NeighbourAverage,
+    PushSum,
+    Stochasticity,
+    Weights,
+)
+
+__all__ = [
+    "BaseGraph",
+    "Complete",
+    "DirectedRing",
+    "ErdosRenyi",
+    "Exponential",
+    "Hypercube",
+    "Lazy",
+    "LazyMetropolis",
+    "MaxDegree",
+    "MetropolisHastings",
+    "NeighbourAverage",
+    "OnePeerExponential",
+    "Path",
+    "PushSum",
+    "RandomMatching",
+    "RandomPush",
+    "RandomRegular",
+    "Ring",
+    "Star",
+    "Stochasticity",
+    "Topology",
+    "Torus",
+    "WattsStrogatz",
+    "Weights",
+    "adjacency_of",
+    "consensus_rate",
+    "is_doubly_stochastic",
+    "mix",
+    "renormalised",
+    "rounds_to_consensus",
+    "spectral_gap",
+]
