@@ -82,6 +82,32 @@ def ours(executor: Executor, seed: int = 0) -> SimulatedRun:
     return simulate(server, parts.app, parts.fleet, seed=seed, executor=executor, progress=False)
 
 
+def outer(executor: Executor) -> SimulatedRun:
+    """Streaming DiLoCo in four bits, with workers that crash and come back."""
+    overrides = [
+        "data=digits",
+        "model=mlp",
+        "model.hidden=[8,8]",
+        "strategy=streaming_diloco",
+        "compressor=e3m0",
+        "strategy.inner_steps=6",
+        "strategy.fragments=2",
+        "client.batch_size=8",
+        "fleet=datacenters",
+        "fleet.jitter=0.3",
+        "fleet.faults.crash=0.1",
+        "num_clients=4",
+    ]
+    with initialize_config_module("fl.conf", version_base=None):
+        parts = build(compose("config", overrides))
+
+    def server(grid: Grid, _: Context, recorder: Recorder) -> None:
+        result = parts.strategy.start(grid=grid, initial_arrays=parts.initial(), num_rounds=ROUNDS)
+        recorder.final(result.arrays)
+
+    return simulate(server, parts.app, parts.fleet, seed=0, executor=executor, progress=False)
+
+
 def asynchronous(executor: Executor) -> SimulatedRun:
     """Mixes each reply into the model as it comes, and sends the result to the next client."""
     with initialize_config_module("fl.conf", version_base=None):
@@ -210,6 +236,13 @@ def test_number_of_actors_does_not_change_our_app(actors: int, serial_ours: Simu
 def test_number_of_actors_does_not_change_clients_trained_one_by_one(actors: int) -> None:
     run = ours(RayExecutor(num_actors=actors, max_batch=1))
     assert hashes(run) == hashes(ours(SerialExecutor(max_batch=1)))
+
+
+@pytest.mark.parametrize("actors", [2, slow(1)])
+def test_number_of_actors_does_not_change_outer_steps(actors: int) -> None:
+    serial = outer(SerialExecutor(MAX_BATCH))
+    assert serial.summary["faults"]["crash"] > 1
+    assert hashes(outer(RayExecutor(num_actors=actors, max_batch=MAX_BATCH))) == hashes(serial)
 
 
 @pytest.mark.parametrize("actors", [2, slow(1), slow(4)])

@@ -26,8 +26,8 @@ MAY_IMPORT = {
 }
 
 # All that a strategy sees of the runtimes: `clock_of(grid)`, which knows the wall clock as well,
-# `control_of(grid)`, which does nothing on a deployment, `peers_of(grid)`, which relays there, what a
-# message weighs, clients' names, and threads for torch.
+# `control_of(grid)`, which does nothing on a deployment, `peers_of(grid)`, which relays there, what
+# a message weighs, clients' names, and threads for torch.
 SEEN = (
     "fl.simulation.clock.",
     "fl.simulation.control.",

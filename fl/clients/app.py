@@ -26,10 +26,12 @@ from fl.clients.batches import covered_examples, steps_per_epoch
 from fl.clients.batching import Choice, Mode, check_mode, compare
 from fl.clients.downlink import Downlink
 from fl.clients.examples import ExamplePool
+from fl.clients.island import Island
 from fl.clients.message_config import read_float, read_int
 from fl.clients.planned import PlannedApp, Work
 from fl.clients.replica import Replica
 from fl.clients.rule import Rule
+from fl.clients.scheduled import FIRST_STEP_KEY
 from fl.clients.task import Task, Trained, moved
 from fl.clients.uplink import Uplink
 from fl.compression import PayloadError
@@ -174,8 +176,8 @@ class TrainingApp(PlannedApp):
         local_steps: int | None = None,
         shuffle: bool = True,
         evaluate_on: Literal["test", "train"] | None = None,
-        uplink: Uplink | Replica | None = None,
-        downlink: Downlink | Replica | None = None,
+        uplink: Uplink | Replica | Island | None = None,
+        downlink: Downlink | Replica | Island | None = None,
         batching: Mode | bool = "auto",
         device: str = "cpu",
         mods: list[Mod] | None = None,
@@ -418,9 +420,13 @@ class TrainingApp(PlannedApp):
         """Returns a key that tasks share if `train_many` may run them together, or None.
 
         None also for a message that `train` would refuse: alone, it gets its own error.
-        `why_alone` gives the reason.
+        `why_alone` gives the reason. Tasks whose schedules begin at different steps do not go
+        together.
         """
-        return None if self.why_alone(message, context) is not None else "train"
+        if self.why_alone(message, context) is not None:
+            return None
+        config: Mapping[str, Any] = message.content.get(CONFIG_KEY, _NOTHING)
+        return "train", config.get(FIRST_STEP_KEY)
 
     def why_alone(self, message: Message, context: Context) -> str | None:
         """Returns why a task cannot be trained together with others, or None if it can."""

@@ -37,10 +37,9 @@ from fl.params import Row
 from fl.randomness import generator
 from fl.strategies.swarm import Answer, Decentralized, Swarm
 from fl.topologies import Stochasticity
+from fl.topologies.mixing import mix_rows
 
 Keeps = Literal["rows", "columns"]
-
-_BLOCK = 1 << 13  # columns mixed at a time
 
 
 class Arrival(NamedTuple):
@@ -169,18 +168,13 @@ class Exchange:
     def mix(self, nodes: Sequence[int], keeps: Keeps) -> Row:
         """Returns what nodes make of what they have: rows of W X, shape (len(nodes), width)."""
         W = self.weights(nodes, keeps)
-        used = np.unique(W.indices)
-        shape = (len(nodes), len(used))
-        indices = np.searchsorted(used, W.indices)
-        compact = csr_array((W.data.astype(np.float32), indices, W.indptr), shape=shape)
-        rows = self.rows
-        if nodes[0] in self.own:  # a Byzantine node, which is alone here
-            rows = {**rows, nodes[0]: self.own[nodes[0]]}
-        X = [rows[j] for j in used.tolist()]
-        mixed = np.empty((len(nodes), X[0].size), np.float32)
-        for start in range(0, X[0].size, _BLOCK):  # a copy of all rows would cost more than W X
-            columns = slice(start, start + _BLOCK)
-            mixed[:, columns] = compact @ np.stack([row[columns] for row in X])
+        used, place = np.unique(W.indices, return_inverse=True)
+        compact = csr_array(
+            (W.data.astype(np.float32), place, W.indptr), shape=(len(nodes), len(used))
+        )
+        own = self.own if nodes[0] in self.own else {}  # a Byzantine node, which is alone here
+        X = [own[j] if j in own and j == nodes[0] else self.rows[j] for j in used.tolist()]
+        mixed = mix_rows(compact, X, np.empty((len(nodes), X[0].size), np.float32))
         mixed.flags.writeable = False
         return mixed
 

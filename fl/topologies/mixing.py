@@ -8,6 +8,7 @@ columns is no faster for few neighbours, and takes 25 where a block is too large
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
@@ -56,7 +57,20 @@ def mix(W: csr_array, X: NDArray[Float], out: NDArray[Float] | None = None) -> N
     W = W.astype(X.dtype)
     if W.nnz == n * n:  # all hear all, so a dense product adds nobody's model times zero
         return cast(NDArray[Float], np.matmul(W.toarray(), X, out=out))
-    axpy = daxpy if X.dtype == np.float64 else saxpy
+    return mix_rows(W, X, out)
+
+
+def mix_rows(
+    W: csr_array, X: NDArray[Float] | Sequence[NDArray[Float]], out: NDArray[Float]
+) -> NDArray[Float]:
+    """Puts W X into `out`, for some rows of a mixing matrix and models wherever they are.
+
+    Args:
+        W: shape (m, n), in the type of the models.
+        X: n models of shape (d,), contiguous; only those that W has an entry for are looked at.
+        out: shape (m, d), contiguous and apart from X.
+    """
+    axpy = daxpy if out.dtype == np.float64 else saxpy
     starts, senders, weights = W.indptr.tolist(), W.indices.tolist(), W.data
     for i, row in enumerate(out):
         edges = range(starts[i], starts[i + 1])
