@@ -44,7 +44,7 @@ def shown(runs: Sequence[Run], metric: str, digits: int = 3) -> str:
     """Returns a final metric, mean ± deviation over seeds."""
     values = [v for run in runs if (v := value(run, metric)) is not None]
     if not values:
-        return "–"
+        return "-"
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{fmean(values):.{digits}f}{spread}"
 
@@ -161,7 +161,7 @@ def monna(folder: Path) -> str:
                 f"{max(float(r['accuracy']) for r in row[name].history):.3f} "
                 f"({shown([row[name]], 'node_accuracy_min')})"
                 if name in row
-                else "–"
+                else "-"
                 for name in names
             ),
         )
@@ -174,7 +174,7 @@ PARTS = {
     "topologies": ("### Algorithm and topology, 120 virtual seconds", topologies),
     "sam": ("### DFedSAM, DFedAvg and FedAvg, 100 rounds", sam),
     "monna": (
-        "### MoNNA under attack: best accuracy of the mean model (worst node at the end)",
+        "### MoNNA under attack: best accuracy of the mean (worst node last)",
         monna,
     ),
 }
