@@ -7,6 +7,11 @@ SHELL := bash
 # The run that `make demo` shows.
 DEMO = $(BIN)/fl +experiment=demo
 
+# The experiment that `make deploy-demo` shows.
+DEPLOY_DEMO = strategy=fedbuff strategy.buffer_size=2 strategy.concurrency=3 strategy.retry_s=1 \
+	compressor=ef_topk_int8 data=digits client.local_epochs=5 num_clients=3 num_rounds=12 \
+	round_timeout_s=600
+
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -18,10 +23,10 @@ FOUND_PYTHON = $(shell for p in python3.11 python3; do \
 PYTHON ?= $(or $(FOUND_PYTHON),$(error Python 3.11 or newer is needed, and neither python3.11 \
 	nor python3 is: install it, or name one with `make PYTHON=/path/to/python ...`))
 
-.PHONY: help install demo check test test-slow bench clean
+.PHONY: help install demo deploy-demo check test test-slow bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## create .venv with fl, its dependencies and the developer tools
 
@@ -34,6 +39,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: install ## run a small simulation
 	$(DEMO)
+
+deploy-demo: install ## run FedBuff on a real SuperLink with three SuperNodes, on this machine
+	$(BIN)/python -m fl.deployment $(DEPLOY_DEMO)
 
 check: install ## lint, check the formatting and the types
 	$(BIN)/ruff check .

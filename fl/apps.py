@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
 import tomllib
@@ -43,6 +44,23 @@ class FlowerApp:
     def client(self) -> AppSource:
         """Returns a source of the ClientApp that every worker process can import by itself."""
         return partial(_load, self.directory, self.clientapp, ClientApp)
+
+    def files(self, reference: str) -> list[Path]:
+        """Returns the app's files that "package.module:attribute" needs, as far as imports show.
+
+        Raises:
+            ConfigError: one of them is not Python.
+        """
+        found: dict[Path, None] = {}
+        waiting = _modules(self.directory, reference.partition(":")[0])
+        while waiting:
+            path = waiting.pop()
+            if path in found:
+                continue
+            found[path] = None
+            for name in _imported(path, self.directory):
+                waiting += _modules(self.directory, name)
+        return sorted(found)
 
     def run_config(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the app's configuration with some values replaced, as `--run-config` does.
@@ -97,6 +115,34 @@ def read_app(directory: Path | str) -> FlowerApp:
         components["clientapp"],
         _flatten(app.get("config", {})),
     )
+
+
+def _modules(directory: Path, name: str) -> list[Path]:
+    """Returns the files in a folder that importing a module runs: its packages' and its own."""
+    parts = name.split(".")
+    found = []
+    for i in range(1, len(parts) + 1):
+        place = directory.joinpath(*parts[:i])
+        found += [place.with_suffix(".py"), place / "__init__.py"]
+    return [path for path in found if path.is_file()]
+
+
+def _imported(path: Path, directory: Path) -> list[str]:
+    """Returns the names of all modules that a file may import, wherever in it."""
+    try:
+        tree = ast.parse(path.read_bytes(), str(path))
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(f"{path} is not valid Python: {error}") from error
+    package = path.parent.relative_to(directory).parts
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return names
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

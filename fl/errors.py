@@ -1,4 +1,4 @@
-"""The two ways a run can stop, apart from a bug.
+"""The ways a run can stop, apart from a bug.
 
 A simulated fault (a client that drops out, a lost message, a timeout) is neither: it is an event
 in the trace, and to the strategy what Flower would show it.
@@ -15,3 +15,7 @@ class ConfigError(ValueError):
 
 class SimulationError(RuntimeError):
     """A simulation that cannot go on; the message names the event, the client and virtual time."""
+
+
+class DeploymentError(RuntimeError):
+    """A run on a deployment failed, or processes do not start or stop as they must."""

@@ -22,19 +22,23 @@ from torch import nn
 
 from fl.apps import read_app
 from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients, poisoned
-from fl.clients import Downlink, Gradient, TaskApp, TrainingApp, Uplink
+from fl.clients import AdamW, Downlink, Gradient, Rule, Sgd, TaskApp, TrainingApp, Uplink
+from fl.clients.planned import PlannedApp
 from fl.clients.replica import trained_shapes
-from fl.compression import Shapes, check_broadcast
+from fl.compression import Compressor, Shapes, check_broadcast
 from fl.configuration import make
 from fl.data import Examples, FederatedData, Partitions, federate
 from fl.errors import ConfigError
-from fl.execution import Executor
+from fl.execution import Executor, RayExecutor
 from fl.execution.threads import limit_threads
 from fl.metrics import Target
 from fl.metrics.table import results
+from fl.metrics.target import final_value
 from fl.models import build as build_model
 from fl.models import drop_weights, evaluate, global_objective
 from fl.recorder import Recorder
+from fl.recovery import Recovery, Start, source_sha256, unrepeatable
+from fl.recovery.command import command_of_job
 from fl.simulation.clock import Clock, clock_of
 from fl.simulation.fleet import Fleet
 from fl.simulation.identity import RUN_ID, assume_identity
@@ -47,9 +51,11 @@ from fl.strategies import (
     Gossip,
     GradientTracking,
     NodeModels,
+    OuterSteps,
     Replicas,
     TrustedUpdate,
 )
+from fl.sweep import side_by_side
 
 
 @dataclass(frozen=True)
@@ -101,9 +107,10 @@ def build(config: DictConfig) -> Experiment:
     """
     _check_numbers(config)
     _check_combination(config)
+    _train_config(config)  # refused here, not when the strategy starts
     fleet: Fleet = make(config, "fleet")
     strategy: Strategy = make(config, "strategy")
-    executor: Executor = make(config, "executor")
+    executor = _executor(config)
     uplink, downlink = make(config, "compressor"), make(config, "downlink")
     links = (uplink and Uplink(uplink), downlink and Downlink(downlink))
     if isinstance(strategy, Replicas):
@@ -111,6 +118,19 @@ def build(config: DictConfig) -> Experiment:
             raise ConfigError(
                 "this strategy compresses both ways itself: leave compressor and downlink out"
             )
+        links = (strategy.worker, strategy.worker)
+    if isinstance(strategy, OuterSteps):
+        if downlink is not None:
+            raise ConfigError(
+                "this strategy's workers meet in an all-reduce, with the same bytes both ways: "
+                "choose compressor=..., which quantises outer gradients, and leave downlink out"
+            )
+        if uplink is not None and not isinstance(uplink, Compressor):
+            raise ConfigError(
+                f"compressor is {type(uplink).__name__}, which keeps a state at the receiver; "
+                "outer gradients take one without memory: bf16, fp8_e4m3, e3m0, int8"
+            )
+        strategy.quantiser, uplink = uplink, None
         links = (strategy.worker, strategy.worker)
     poisoning, forging = _attack(config)
     byzantine: tuple[int, ...] = ()
@@ -136,17 +156,27 @@ def build(config: DictConfig) -> Experiment:
         test = first.data.test
         first = replace(first, backdoored=Examples(*poisoning.test_set(test.x, test.y)))
     for learning in tasks.values() or [first]:
-        stepping = isinstance(strategy, Replicas | GradientTracking)
+        stepping = isinstance(strategy, Replicas | GradientTracking) or (
+            isinstance(strategy, OuterSteps) and strategy.sends_gradients
+        )
         if isinstance(learning.app.rule, Gradient) != stepping:
             raise ConfigError(
-                "client=gradient sends gradients, and strategy=onebit_adam, demo, just_one_byte or "
-                "gradient_tracking steps by them: use one with the other"
+                "client=gradient sends gradients, and strategy=onebit_adam, demo, just_one_byte, "
+                "gradient_tracking or data_parallel steps by them: use one with the other"
             )
+        if isinstance(strategy, OuterSteps):
+            strategy.cut(learning.app.layout)
+            _check_memory(learning.app.rule)
         if downlink is not None:
             check_broadcast(downlink, Shapes.of(learning.app.layout))
     if isinstance(strategy, Aggregate) and strategy.wants_own_update:
         strategy.trusted = TrustedUpdate(
             first.app, first.model, first.data, examples=strategy.root_examples, seed=config.seed
+        )
+    if isinstance(strategy, OuterSteps) and forging is not None:
+        raise ConfigError(
+            "attack is set, and this strategy has no server that collects updates for it to "
+            "forge: leave it out, or use an attack on data (label_flip, backdoor)"
         )
     if isinstance(strategy, Decentralized):
         strategy.byzantine = frozenset(byzantine)
@@ -180,6 +210,20 @@ def build(config: DictConfig) -> Experiment:
     )
 
 
+def _check_memory(rule: Rule) -> None:
+    """Refuses rules that forget between the tasks that a phase of inner steps is made of."""
+    remedy = None
+    if isinstance(rule, AdamW) and not rule.keep_moments:
+        remedy = "set client.rule.keep_moments=true, or use client=inner_adamw"
+    if isinstance(rule, Sgd) and rule.momentum:
+        remedy = "use client=momentum, whose momentum is kept, or set client.rule.momentum=0"
+    if remedy is not None:
+        raise ConfigError(
+            f"client is {type(rule).__name__}, which forgets its moments after every task, and "
+            f"workers of this strategy go on from where they were: {remedy}"
+        )
+
+
 def _learning(
     config: DictConfig,
     seed: int,
@@ -210,95 +254,136 @@ def _attack(config: DictConfig) -> tuple[Poisoning | None, Attack | None]:
     return (attack, None) if isinstance(attack, Poisoning) else (None, attack)
 
 
-def run_experiment(config: DictConfig) -> float | None:
-    """Runs a configuration to its end, prints results, and returns the target metric's value."""
+def run_experiment(config: DictConfig, *, resume: bool = False) -> float | None:
+    """Runs a configuration to its end, prints results, and returns the target metric's value.
+
+    Args:
+        config: what `fl --cfg job` shows.
+        resume: go on with the run that was started in Hydra's output directory.
+    """
     flower = logging.getLogger("flwr")  # it would print its own account beside the progress display
     flower.setLevel(logging.ERROR)
     flower.propagate = False
-    run = _run_app(config) if config.app else _run_own(config)
-    target = _target(config)
-    if target is None:
-        return None
-    final = run.summary["final"].get(target.metric)
-    return None if final is None else float(final)
+    run = _run_app(config, resume) if config.app else _run_own(config, resume)
+    return final_value(run.summary)
 
 
-def _run_own(config: DictConfig) -> SimulatedRun:
-    experiment = build(config)
-    train_config = _train_config(config)
+def app_of(experiment: Experiment) -> PlannedApp:
+    """Returns what the clients of an experiment run."""
     tasks = experiment.tasks
-    initial = experiment.initial() if not tasks else initial_of(tasks)
-    evaluation = central_evaluation if not tasks else task_evaluation
-    app = experiment.app if not tasks else TaskApp({name: t.app for name, t in tasks.items()})
+    return TaskApp({name: t.app for name, t in tasks.items()}) if tasks else experiment.app
 
-    def server(grid: Grid, context: Context, recorder: Recorder) -> None:
-        schedule = Schedule(
-            evaluation(experiment, train=config.evaluate_train),
-            recorder,
-            clock_of(grid),
+
+def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Recorder) -> None:
+    """Runs an experiment's strategy on any grid, with its evaluations and its limit of time."""
+    tasks = experiment.tasks
+    evaluation = task_evaluation if tasks else central_evaluation
+    schedule = Schedule(
+        recorder.evaluating(evaluation(experiment, train=config.evaluate_train)),
+        recorder,
+        clock_of(grid),
+        num_rounds=config.num_rounds,
+        every=config.evaluate_every,
+        every_s=config.evaluate_every_s,
+        limit_s=config.time_limit_s,
+    )
+    try:
+        result = experiment.strategy.start(
+            grid=grid,
+            initial_arrays=initial_of(tasks) if tasks else experiment.initial(),
             num_rounds=config.num_rounds,
-            every=config.evaluate_every,
-            every_s=config.evaluate_every_s,
-            limit_s=config.time_limit_s,
+            timeout=config.round_timeout_s,
+            train_config=_train_config(config),
+            evaluate_fn=schedule,
         )
-        try:
-            result = experiment.strategy.start(
-                grid=grid,
-                initial_arrays=initial,
-                num_rounds=config.num_rounds,
-                timeout=config.round_timeout_s,
-                train_config=train_config,
-                evaluate_fn=schedule,
-            )
-        except TimeIsUp:
-            recorder.final(schedule.close())
-        else:
-            recorder.final(result.arrays)
+    except TimeIsUp:
+        recorder.final(schedule.close())
+    else:
+        recorder.final(result.arrays)
 
-    extra: dict[str, Any] = {"data_sha256": experiment.data.fingerprint()}
+
+def facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
+    """Returns what the summary says of an experiment beside its results.
+
+    That is the data's fingerprint, the Byzantine clients, and the metrics of training on all data
+    in one place if `central_epochs` asks for it, which is done here.
+    """
+    tasks = experiment.tasks
+    told: dict[str, Any] = {"data_sha256": experiment.data.fingerprint()}
     if tasks:
-        extra = {"data_sha256": {name: task.data.fingerprint() for name, task in tasks.items()}}
+        told = {"data_sha256": {name: task.data.fingerprint() for name, task in tasks.items()}}
     if experiment.byzantine:
-        extra["byzantine"] = list(experiment.byzantine)
-    central = None
+        told["byzantine"] = list(experiment.byzantine)
     if config.central_epochs:
-        central = {
+        told["central"] = {
             f"{metric}/{name}" if name else metric: value
             for name, task in (tasks or {"": experiment}).items()
             for metric, value in train_centrally(task, config.central_epochs, config.seed).items()
         }
-        extra["central"] = central
+    return told
+
+
+def _run_own(config: DictConfig, resume: bool) -> SimulatedRun:
+    experiment = build(config)
+    extra = facts(experiment, config)
+    tasks = experiment.tasks
+
+    def server(grid: Grid, context: Context, recorder: Recorder) -> None:
+        serve(experiment, config, grid, recorder)
+
     run = simulate(
         server,
-        app,
+        app_of(experiment),
         experiment.fleet,
         run_config={},
         num_partitions=max(t.data.num_partitions for t in (tasks or {"": experiment}).values()),
         executor=experiment.executor,
         num_rounds=config.num_rounds,
         extra=extra,
+        recovery=_recovery(config, Start(command_of_job(), resume=resume)),
         **_common(config),
     )
-    Console().print(results(run.summary, run.directory, central))
+    Console().print(results(run.summary, run.directory, extra.get("central")))
     return run
 
 
-def _run_app(config: DictConfig) -> SimulatedRun:
+def _run_app(config: DictConfig, resume: bool) -> SimulatedRun:
     _check_whole(config, seed=0, num_clients=1, num_partitions=1)
     app = read_app(config.app)
     overrides: Any = OmegaConf.to_container(config.run_config, resolve=True)
+    server_files = app.files(app.serverapp)
+    sources = {*server_files, *app.files(app.clientapp), app.directory / "pyproject.toml"}
+    start = Start(
+        command_of_job(),
+        facts={"app": source_sha256(sources)},
+        obstacle=unrepeatable(server_files),
+        resume=resume,
+    )
     run = simulate(
         app.server(),
         app.client(),
         make(config, "fleet"),
         run_config=app.run_config(overrides),
         num_partitions=config.num_partitions,
-        executor=make(config, "executor"),
+        executor=_executor(config),
         charge=make(config, "charge"),
+        recovery=_recovery(config, start),
         **_common(config),
     )
     Console().print(results(run.summary, run.directory))
     return run
+
+
+def _recovery(config: DictConfig, start: Start) -> Recovery:
+    made: partial[Recovery] | None = make(config, "checkpoint")
+    return Recovery.none(start) if made is None else made(start=start)
+
+
+def _executor(config: DictConfig) -> Executor:
+    executor: Executor = make(config, "executor")
+    if isinstance(executor, RayExecutor):
+        executor.sharers = side_by_side()
+    return executor
 
 
 def _common(config: DictConfig) -> dict[str, Any]:
@@ -308,15 +393,16 @@ def _common(config: DictConfig) -> dict[str, Any]:
         "directory": Path(HydraConfig.get().runtime.output_dir)
         if HydraConfig.initialized()
         else None,
-        "target": _target(config),
+        "target": target_of(config),
         "views": config.views,
-        "progress": config.progress,
+        "progress": config.progress and side_by_side() == 1,  # displays would mix
         "fail_fast": config.fail_fast,
         "config": resolved,
     }
 
 
-def _target(config: DictConfig) -> Target | None:
+def target_of(config: DictConfig) -> Target | None:
+    """Returns the metric value whose cost is reported, if there is one."""
     return None if config.target is None else Target(**config.target)
 
 

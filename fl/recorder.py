@@ -18,6 +18,7 @@ from flwr.server.history import History
 from flwr.serverapp.strategy import Result, Strategy
 
 from fl.metrics import Progress, RunWriter, Status, Totals
+from fl.recovery import Recovery
 from fl.simulation.grid import SimGrid, mean_metrics
 
 
@@ -57,6 +58,7 @@ class AppliedUpdates:
 
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+PureEvaluateFn = Callable[[int, ArrayRecord], MetricRecord]
 
 
 class Recorder:
@@ -70,14 +72,18 @@ class Recorder:
     Args:
         writer: where rows go.
         progress: display.
+        recovery: keeps what a resumed run finds again; None keeps nothing.
     """
 
-    def __init__(self, writer: RunWriter, progress: Progress) -> None:
+    def __init__(
+        self, writer: RunWriter, progress: Progress, recovery: Recovery | None = None
+    ) -> None:
         self.writer = writer
         self.final_arrays: ArrayRecord | None = None
         self._progress = progress
         self._grid: SimGrid | None = None
         self._began = time.perf_counter()
+        self._recovery = recovery
         self._pending: dict[str, float] = {}
         self._pending_costs: dict[str, float] = {}
         self._rounds = 0
@@ -132,6 +138,10 @@ class Recorder:
 
         recorded.recorded = True  # type: ignore[attr-defined]
         return recorded
+
+    def evaluating(self, evaluate: PureEvaluateFn) -> PureEvaluateFn:
+        """Returns `evaluate` with its results kept for a resumed run; see `Recovery.evaluating`."""
+        return evaluate if self._recovery is None else self._recovery.evaluating(evaluate)
 
     def evaluation(self, server_round: int, metrics: Mapping[str, Any]) -> None:
         """Writes one row: the server's metrics and the clients' latest, at the current cost."""
@@ -222,7 +232,9 @@ class Recorder:
 
     def totals(self) -> Totals:
         """Returns the run's cost so far."""
-        wall_s = time.perf_counter() - self._began
+        wall_s = None if self._recovery is None else self._recovery.wall_s
+        if wall_s is None:
+            wall_s = time.perf_counter() - self._began
         if self._grid is None:
             return Totals(wall_s=wall_s)
         engine = self._grid.engine

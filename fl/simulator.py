@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid, ServerApp
 
 from fl.clients import TrainingApp
+from fl.clients.batching import Choice
 from fl.clients.planned import PlannedApp
 from fl.errors import ConfigError
 from fl.execution import AppSource, Executor, RayExecutor, SerialExecutor
@@ -20,15 +21,16 @@ from fl.execution.executor import Assignment, RunInfo, load_app
 from fl.execution.garbage import quick_garbage_collection
 from fl.execution.threads import limit_threads
 from fl.metrics import Progress, Run, RunWriter, Target
-from fl.metrics.run_writer import Status
+from fl.metrics.run_writer import Status, config_digest, installed, plain
 from fl.randomness import global_generators
 from fl.recorder import Recorder
+from fl.recovery import Recovery
 from fl.simulation.fleet import Fleet
 from fl.simulation.grid import SimGrid
 from fl.simulation.identity import RUN_ID
 from fl.simulation.legacy import concurrent_rounds
 from fl.simulation.trace import Trace
-from fl.simulation.virtual_sleep import virtual_sleep
+from fl.simulation.virtual_sleep import virtual_sleep, whole_time
 from fl.simulation.work import Charge, Plan, Planner
 
 log = logging.getLogger("fl")
@@ -67,6 +69,7 @@ def simulate(
     fail_fast: bool = False,
     config: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
+    recovery: Recovery | None = None,
 ) -> SimulatedRun:
     """Runs an app to its end, with real training and simulated time.
 
@@ -92,7 +95,9 @@ def simulate(
         progress: show progress on standard error.
         fail_fast: stop at the first exception in a ClientApp.
         config: configuration to store with the results; default: the arguments above.
-        extra: more facts for the summary.
+        extra: more facts for the summary; "data_sha256" must not change before a run is resumed.
+        recovery: keeps a journal in the directory, from which the run can be resumed after its
+            process was killed; None keeps none.
 
     Raises:
         ConfigError: something in the arguments cannot be.
@@ -107,68 +112,79 @@ def simulate(
         raise ConfigError(f"num_partitions is {partitions}; it must be at least 1")
     settings = {**(run_config or {}), "seed": seed}
     stored = config if config is not None else {"run_config": settings, "fleet": fleet.name}
-    writer = RunWriter(
-        directory, stored, seed, target, tensorboard=views, timeline=views, plots=views
-    )
-    display = Progress(total_rounds=num_rounds, enabled=progress)
-    recorder = Recorder(writer, display)
-    trace = Trace()
-    status: Status = "completed"
-    error: BaseException | None = None
-    report: dict[str, Any] = {}
-    batching: dict[str, Any] = {}
-    try:
-        run = RunInfo(seed, partitions, settings)
-        with display, virtual_sleep(), quick_garbage_collection():
-            planner = _planner(client_app, fleet, partitions)
-            batching = _choose_batching(client_app)
-            try:
-                executor.start(client_app, run)
-                grid = SimGrid(
-                    fleet,
-                    executor,
-                    planner=planner,
-                    charge=charge,
-                    trace=trace,
-                    on_round=recorder.on_round,
-                    on_progress=recorder.on_progress,
-                    on_applied=recorder.on_applied,
-                    fail_fast=fail_fast,
-                )
-                recorder.attach(grid)
-                # A copy of the settings: what the ServerApp changes, clients do not see.
-                context = Context(RUN_ID, SUPERLINK_NODE_ID, {}, RecordDict(), dict(settings))
-                with (
-                    global_generators(seed, "server"),
-                    grid.answering(),
-                    concurrent_rounds(grid),
-                    recorder.observing_strategies(),
-                ):
-                    if isinstance(server_app, ServerApp):
-                        server_app(grid, context)
-                    else:
-                        server_app(grid, context, recorder)
-            finally:
-                recorder.flush()
-                report = executor.report()
-                executor.close()
-    except BaseException as stopped:  # raised again below, after the files are written
-        status = "interrupted" if isinstance(stopped, KeyboardInterrupt) else "failed"
-        error = stopped
-    summary = writer.finish(
-        recorder.totals(),
-        status=status,
-        trace=trace,
-        model_sha256=recorder.model_sha256(),
-        error=error,
-        extra={**report, **batching, **(extra or {})},
-    )
-    if error is not None:
-        raise error
-    return SimulatedRun(writer.directory, summary, writer.history, trace, recorder.final_arrays)
+    recovery = Recovery.none() if recovery is None else recovery
+    place = None if directory is None else Path(directory)
+    with recovery.keeping(place, _identity(stored, seed, extra or {})):
+        writer = RunWriter(
+            place, stored, seed, target, tensorboard=views, timeline=views, plots=views
+        )
+        display = Progress(total_rounds=num_rounds, enabled=progress)
+        recorder = Recorder(writer, display, recovery)
+        trace = Trace()
+        status: Status = "completed"
+        error: BaseException | None = None
+        report: dict[str, Any] = {}
+        batching: dict[str, Any] = {}
+        try:
+            run = RunInfo(seed, partitions, settings)
+            with display, virtual_sleep(), quick_garbage_collection():
+                planner = _planner(client_app, fleet, partitions)
+                batching = _choose_batching(client_app, recovery)
+                executor = recovery.executor(executor)
+                try:
+                    executor.start(client_app, run)
+                    grid = SimGrid(
+                        fleet,
+                        executor,
+                        planner=planner,
+                        charge=charge,
+                        trace=trace,
+                        on_round=recorder.on_round,
+                        on_progress=recorder.on_progress,
+                        on_applied=recorder.on_applied,
+                        fail_fast=fail_fast,
+                    )
+                    recorder.attach(grid)
+                    # A copy of the settings: what the ServerApp changes, clients do not see.
+                    context = Context(RUN_ID, SUPERLINK_NODE_ID, {}, RecordDict(), dict(settings))
+                    origin = recovery.remember("clock", [], whole_time)
+                    with (
+                        global_generators(seed, "server"),
+                        grid.answering(origin),
+                        concurrent_rounds(grid),
+                        recorder.observing_strategies(),
+                    ):
+                        if isinstance(server_app, ServerApp):
+                            server_app(grid, context)
+                        else:
+                            server_app(grid, context, recorder)
+                finally:
+                    recorder.flush()
+                    report = executor.report()
+                    executor.close()
+        except BaseException as stopped:  # raised again below, after the files are written
+            status = "interrupted" if isinstance(stopped, KeyboardInterrupt) else "failed"
+            error = stopped
+        summary = writer.finish(
+            recorder.totals(),
+            status=status,
+            trace=trace,
+            model_sha256=recorder.model_sha256(),
+            error=error,
+            extra={**report, **batching, **recovery.report(), **(extra or {})},
+        )
+        if error is not None:
+            raise error
+        return SimulatedRun(writer.directory, summary, writer.history, trace, recorder.final_arrays)
 
 
-def _choose_batching(source: AppSource) -> dict[str, Any]:
+def _identity(config: Mapping[str, Any], seed: int, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what must not change before a run is resumed."""
+    facts = {"configuration": config_digest(config), "seed": seed}
+    return {**facts, **installed(), "data": plain(extra.get("data_sha256"))}
+
+
+def _choose_batching(source: AppSource, recovery: Recovery) -> dict[str, Any]:
     """Returns what the summary says on batching, after the choice was made for all processes."""
     app = load_app(source)
     if not isinstance(app, TrainingApp):
@@ -179,7 +195,9 @@ def _choose_batching(source: AppSource) -> dict[str, Any]:
             "could choose differently: pass the app itself, or choose 'on' or 'off'"
         )
     with limit_threads(1):  # as clients train
-        return {"batching": app.choose_batching().summary()}
+        choice = recovery.remember("batching", [], lambda: asdict(app.choose_batching()))
+    app.take_batching(Choice(**choice))
+    return {"batching": Choice(**choice).summary()}
 
 
 def _planner(source: AppSource, fleet: Fleet, num_partitions: int) -> Planner | None:

@@ -93,6 +93,12 @@ def test_every_partition_builds(name):
     assert build(config_of(f"partition={name}")).data.num_partitions == 12
 
 
+@pytest.mark.parametrize("more", [["compressor=e3m0"], ["attack=label_flip", "num_byzantine=2"]])
+def test_outer_steps_take_a_compressor_and_poisoned_data(more):
+    config = config_of("strategy=diloco", "strategy.inner_steps=3", *more)
+    assert 0 <= run_experiment(config) <= 1
+
+
 def test_poisoned_data_may_be_trained_on_with_a_compressor():
     config = config_of("attack=label_flip", "num_byzantine=2", "compressor=topk")
     assert 0 <= run_experiment(config) <= 1
@@ -162,6 +168,17 @@ def test_the_defaults_compose_and_build():
         (["strategy=dfedavg", "attack=ipm_optimized", "num_byzantine=2"], "averages"),
         (["topology=ring"], "this strategy has a server"),
         (["strategy=onebit_adam", "client=sgd"], "use one with the other"),
+        (["strategy=diloco", "client=gradient"], "use one with the other"),
+        (["strategy=data_parallel", "client=sgd"], "use one with the other"),
+        (["strategy=diloco", "client=adamw"], "client.rule.keep_moments=true"),
+        (["strategy=diloco", "client=sgd", "client.rule.momentum=0.9"], "use client=momentum"),
+        (["strategy=diloco", "compressor=ef_topk"], "bf16, fp8_e4m3, e3m0, int8"),
+        (["strategy=diloco", "compressor@downlink=bf16"], "leave downlink out"),
+        (["strategy=diloco", "attack=ipm", "num_byzantine=2"], "use an attack on data"),
+        (["strategy=streaming_diloco", "strategy.overlap=30"], "must be below inner_steps, 30"),
+        (["strategy=streaming_diloco", "strategy.fragments=5"], "the model has 0 blocks"),
+        (["strategy=streaming_diloco", "strategy.fragments=7"], "7 fragments do not divide"),
+        (["strategy=diloco", "strategy.optimizer.momentum=1"], "optimizer.momentum is 1"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -1,11 +1,12 @@
 """One configuration and one seed give one trace and one model, whatever runs the clients."""
 
+import contextlib
 import logging
 import os
 import random
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from hydra import compose, initialize_config_module
 
 from fl import simulate
 from fl.execution import Executor, RayExecutor, SerialExecutor
-from fl.execution.executor import Assignment
+from fl.execution.executor import Assignment, Outcome
 from fl.experiment import build
 from fl.params import from_record, to_record
 from fl.recorder import Recorder
@@ -79,6 +80,32 @@ def ours(executor: Executor, seed: int = 0) -> SimulatedRun:
         recorder.final(result.arrays)
 
     return simulate(server, parts.app, parts.fleet, seed=seed, executor=executor, progress=False)
+
+
+def outer(executor: Executor) -> SimulatedRun:
+    """Streaming DiLoCo in four bits, with workers that crash and come back."""
+    overrides = [
+        "data=digits",
+        "model=mlp",
+        "model.hidden=[8,8]",
+        "strategy=streaming_diloco",
+        "compressor=e3m0",
+        "strategy.inner_steps=6",
+        "strategy.fragments=2",
+        "client.batch_size=8",
+        "fleet=datacenters",
+        "fleet.jitter=0.3",
+        "fleet.faults.crash=0.1",
+        "num_clients=4",
+    ]
+    with initialize_config_module("fl.conf", version_base=None):
+        parts = build(compose("config", overrides))
+
+    def server(grid: Grid, _: Context, recorder: Recorder) -> None:
+        result = parts.strategy.start(grid=grid, initial_arrays=parts.initial(), num_rounds=ROUNDS)
+        recorder.final(result.arrays)
+
+    return simulate(server, parts.app, parts.fleet, seed=0, executor=executor, progress=False)
 
 
 def asynchronous(executor: Executor) -> SimulatedRun:
@@ -244,6 +271,13 @@ def test_number_of_actors_does_not_change_clients_trained_one_by_one(actors: int
     assert hashes(run) == hashes(ours(SerialExecutor(max_batch=1)))
 
 
+@pytest.mark.parametrize("actors", [2, slow(1)])
+def test_number_of_actors_does_not_change_outer_steps(actors: int) -> None:
+    serial = outer(SerialExecutor(MAX_BATCH))
+    assert serial.summary["faults"]["crash"] > 1
+    assert hashes(outer(RayExecutor(num_actors=actors, max_batch=MAX_BATCH))) == hashes(serial)
+
+
 @pytest.mark.parametrize("actors", [2, slow(1), slow(4)])
 def test_number_of_actors_does_not_change_a_foreign_app(
     actors: int, serial_foreign: SimulatedRun
@@ -304,6 +338,45 @@ def test_killed_actor_does_not_change_the_run_and_is_reported(
     assert "Ray actor" in caplog.text
     assert "died; a new one takes over" in caplog.text
     assert hashes(run) == hashes(serial_ours)
+
+
+class KillingAtRandom(RayExecutor):
+    """Sends SIGKILL to one of its actors, whatever that does, at random moments."""
+
+    def __init__(self, seed: int, deaths: int, moments: int) -> None:
+        super().__init__(num_actors=2, max_batch=MAX_BATCH)
+        self.rng = np.random.default_rng(seed)
+        self.at = set(self.rng.choice(moments, size=deaths, replace=False).tolist())
+        self.moment = 0
+        self.killed = 0
+
+    def _maybe(self) -> None:
+        if self.moment in self.at:
+            with contextlib.suppress(ProcessLookupError):  # dead already, and not replaced yet
+                os.kill(self.actor_pids()[self.rng.integers(2)], signal.SIGKILL)
+                self.killed += 1
+        self.moment += 1
+
+    def submit(self, wave: Sequence[Assignment]) -> None:
+        super().submit(wave)
+        self._maybe()
+
+    def result(self, assignment: Assignment) -> Outcome:
+        self._maybe()
+        return super().result(assignment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("run_of", [ours, asynchronous])
+def test_actors_killed_at_random_change_nothing_but_time(
+    run_of: Callable[[Executor], SimulatedRun], seed: int
+) -> None:
+    executor = KillingAtRandom(seed, deaths=8, moments=60)
+    run = run_of(executor)
+    assert executor.killed == 8
+    assert run.summary["extra"]["actor_deaths"] >= 4  # of an idle one, the run may not learn
+    assert hashes(run) == hashes(run_of(SerialExecutor(max_batch=MAX_BATCH)))
 
 
 def test_asynchronous_tasks_train_in_batches_with_the_same_bits_everywhere() -> None:

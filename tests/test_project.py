@@ -22,13 +22,17 @@ MAY_IMPORT = {
     "strategies": BASE | RULES | {"strategies"},
     **dict.fromkeys(RUNTIME, BASE | RULES | RUNTIME),
     "metrics": BASE | {"metrics", "simulation"},
+    "recovery": BASE | RULES | RUNTIME | {"metrics", "recovery"},
 }
 
 # All that a strategy sees of the runtimes: `clock_of(grid)`, which knows the wall clock as well,
-# `control_of(grid)`, which does nothing on a deployment, clients' names, and threads for torch.
+# `control_of(grid)`, which does nothing on a deployment, `peers_of(grid)`, which relays there, what
+# a message weighs, clients' names, and threads for torch.
 SEEN = (
     "fl.simulation.clock.",
     "fl.simulation.control.",
+    "fl.simulation.peers.",
+    "fl.simulation.payload.",
     "fl.simulation.identity.",
     "fl.execution.threads.",
 )

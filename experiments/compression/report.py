@@ -218,7 +218,11 @@ PARTS: Mapping[str, tuple[str, Sequence[str], Callable[[Sequence[Run]], str]]] =
         ["sgd", "sgd_powersgd", "sgd_topk"],
         steps,
     ),
-    "cifar": ("CIFAR-10, CNN, 10 rounds of 5 steps, seed 0", ["cifar"], by_bytes),
+    "cifar": (
+        "CIFAR-10, CNN, every member of the group, 20 rounds of 5 steps, seed 0",
+        ["cifar"],
+        by_bytes,
+    ),
     "cifar, both directions": ("CIFAR-10, both directions", ["cifar_downlink"], directions),
     "adam, demo, byte": (
         "Character-level GPT, 0.11 million parameters, 8 workers, 150 steps, seed 0",
@@ -227,7 +231,7 @@ PARTS: Mapping[str, tuple[str, Sequence[str], Callable[[Sequence[Run]], str]]] =
     ),
     "adam_small, byte_32": ("The same, more settings", ["adam_small", "byte_32"], language),
     "logistic": (
-        "Synthetic(1, 1), logistic regression, full gradients, 60 rounds: f, and its rises",
+        "Synthetic(1, 1), logistic regression, full gradients, 1,000 rounds: f, and its rises",
         ["logistic"],
         logistic,
     ),

@@ -42,10 +42,10 @@ mnist() { # every member; signs without a scale need a server that scales them
 downlink() { # both directions; every client in every round, then 3 of 10
   # shellcheck disable=SC2046,SC2086
   sweep downlink_all $(everyone 10) $MNIST compressor=ef_topk \
-    compressor@downlink=null,bf16,int8_nearest,ef21,ef21_sign
+    compressor@downlink=none,bf16,int8_nearest,ef21,ef21_sign
   # shellcheck disable=SC2046,SC2086
   sweep downlink_some $(everyone 10) $MNIST num_rounds=60 strategy.fraction_train=0.3 \
-    strategy.min_train_nodes=3 compressor=ef_topk compressor@downlink=null,bf16,ef21
+    strategy.min_train_nodes=3 compressor=ef_topk compressor@downlink=none,bf16,ef21
 }
 
 sgd() { # data-parallel SGD, one step a round: what TernGrad and PowerSGD were made for
@@ -58,12 +58,12 @@ sgd() { # data-parallel SGD, one step a round: what TernGrad and PowerSGD were m
   sweep sgd_topk "$@" compressor=ef_topk compressor.compressor.density=0.02
 }
 
-cifar() { # FedAvg's CNN at a quarter of its width, few rounds: 579,402 parameters
+cifar() { # every member; FedAvg's CNN at a quarter of its width, few rounds: 579,402 parameters
   # shellcheck disable=SC2046
-  set -- $(everyone 8) data=cifar10 data.num_train=8000 data.num_test=500 partition=iid \
-    model=leaf_cnn model.width=128 num_rounds=10 evaluate_every=5 client.local_epochs=null \
+  set -- $(everyone 8) data=cifar10 data.num_train=8000 data.num_test=1000 partition=iid \
+    model=leaf_cnn model.width=128 num_rounds=20 evaluate_every=20 client.local_epochs=null \
     client.local_steps=5 client.rule.lr=0.05
-  sweep cifar "$@" compressor=none,ef_topk,ef_sign,powersgd,terngrad
+  sweep cifar "$@" "compressor=$(names signsgd)"
   sweep cifar_downlink "$@" compressor=ef_topk compressor@downlink=ef21
 }
 
@@ -96,8 +96,8 @@ byte() { # one byte a direction: 8 workers, 1 or 32 directions each
 
 logistic() { # heterogeneous logistic regression, full gradients: sparse messages under error control
   # shellcheck disable=SC2046
-  set -- $(everyone 20) data=synthetic data.alpha=1 data.beta=1 model=logistic num_rounds=60 \
-    evaluate_every=10 evaluate_train=true client.batch_size=null client.local_epochs=null \
+  set -- $(everyone 20) data=synthetic data.alpha=1 data.beta=1 model=logistic num_rounds=1000 \
+    evaluate_every=50 evaluate_train=true client.batch_size=null client.local_epochs=null \
     client.local_steps=1 client.rule.lr=0.2
   sweep logistic "$@" compressor=none,topk,ef_topk,ef21,econtrol
 }

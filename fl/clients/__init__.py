@@ -9,6 +9,7 @@ from fl.clients.app import TrainingApp
 from fl.clients.batched import gains_from_batching
 from fl.clients.downlink import Downlink
 from fl.clients.gradient import Gradient
+from fl.clients.island import Fragments, Island
 from fl.clients.microadam import MicroAdam
 from fl.clients.momentum import Momentum
 from fl.clients.planned import PlannedApp, Work
@@ -16,7 +17,7 @@ from fl.clients.proximal import Proximal
 from fl.clients.replica import Replica
 from fl.clients.rule import Batch, Finished, Received, Rule
 from fl.clients.sam import Sam
-from fl.clients.schedule import CosineDecay, ExponentialDecay, Schedule, StepDecay
+from fl.clients.schedule import CosineDecay, ExponentialDecay, Schedule, StepDecay, Warmup
 from fl.clients.sgd import Sgd
 from fl.clients.task_app import TaskApp
 from fl.clients.uplink import Uplink
@@ -28,7 +29,9 @@ __all__ = [
     "Downlink",
     "ExponentialDecay",
     "Finished",
+    "Fragments",
     "Gradient",
+    "Island",
     "MicroAdam",
     "Momentum",
     "PlannedApp",
@@ -43,6 +46,7 @@ __all__ = [
     "TaskApp",
     "TrainingApp",
     "Uplink",
+    "Warmup",
     "Work",
     "gains_from_batching",
 ]

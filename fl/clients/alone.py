@@ -11,7 +11,7 @@ from torch.func import functional_call
 from fl.clients.batches import covered_examples, steps_per_epoch, visiting_order
 from fl.clients.examples import ExamplePool
 from fl.clients.rule import Received, Rule
-from fl.clients.task import Task, Trained
+from fl.clients.task import HOST, Task, Trained, moved
 from fl.models.objective import per_example_loss
 from fl.params import Layout, as_tensor, carried_arrays, carried_tensors
 from fl.randomness import global_generators
@@ -80,19 +80,20 @@ def train_alone(
         model: in training mode; only its structure is used.
         layout: of the model.
         rule: what a step does.
-        pool: the training examples.
+        pool: the training examples; the task is done on its device.
         task: what to do.
         batch_size: largest batch; None is all of the client's examples.
         shuffle: permute every epoch.
     """
-    row = as_tensor(task.row)
+    device = pool.device
+    row = as_tensor(task.row).to(device)
     w = layout.select(row)
     buffers = {
         **{e.name: row[e.offset : e.offset + e.size].view(e.shape).clone() for e in layout.buffers},
-        **carried_tensors(task.carried),
+        **moved(carried_tensors(task.carried), device),
     }
     memory = rule.first_memory(w) if task.memory is None else task.memory
-    received = Received(w, task.server, memory, dict(task.scalars))
+    received = Received(w, moved(task.server, device), moved(memory, device), dict(task.scalars))
     epochs = -(-task.steps // steps_per_epoch(task.examples, batch_size))
     order = task.rows[
         visiting_order(
@@ -117,10 +118,10 @@ def train_alone(
     steps = len(losses)
     uploaded, extras, memory = rule.finish(w, state, received, steps)
     return Trained(
-        rows=layout.join(uploaded, buffers)[None],
-        carried=carried_arrays({e.name: buffers[e.name] for e in layout.carried}),
-        extras={name: vector[None] for name, vector in extras.items()},
-        memory={name: tensor[None] for name, tensor in memory.items()},
+        rows=layout.join(uploaded, buffers)[None].to(HOST),
+        carried=carried_arrays(moved({e.name: buffers[e.name] for e in layout.carried}, HOST)),
+        extras=moved({name: vector[None] for name, vector in extras.items()}, HOST),
+        memory=moved({name: tensor[None] for name, tensor in memory.items()}, HOST),
         losses=[float(torch.stack(losses).mean())],
         steps=[steps],
     )

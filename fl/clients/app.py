@@ -26,11 +26,13 @@ from fl.clients.batches import covered_examples, steps_per_epoch
 from fl.clients.batching import Choice, Mode, check_mode, compare
 from fl.clients.downlink import Downlink
 from fl.clients.examples import ExamplePool
+from fl.clients.island import Island
 from fl.clients.message_config import read_float, read_int
 from fl.clients.planned import PlannedApp, Work
 from fl.clients.replica import Replica
 from fl.clients.rule import Rule
-from fl.clients.task import Task, Trained
+from fl.clients.scheduled import FIRST_STEP_KEY
+from fl.clients.task import Task, Trained, moved
 from fl.clients.uplink import Uplink
 from fl.compression import PayloadError
 from fl.data import FederatedData
@@ -154,10 +156,13 @@ class TrainingApp(PlannedApp):
             "off" never, "measured" if a trial before the run finds it faster. A choice changes
             results by rounding, so a measured one makes them depend on the machine; the summary
             has the choice.
+        device: where PyTorch trains and evaluates, such as "cpu", "cuda" or "cuda:1". On a GPU,
+            clients share it through batches; results differ from a CPU's by rounding.
         mods: Flower mods around every handler. With any, tasks are trained one by one.
 
     Raises:
-        ConfigError: an argument is out of range, or the model cannot be a flat vector.
+        ConfigError: an argument is out of range, the model cannot be a flat vector, or PyTorch does
+            not see the device.
     """
 
     def __init__(
@@ -171,9 +176,10 @@ class TrainingApp(PlannedApp):
         local_steps: int | None = None,
         shuffle: bool = True,
         evaluate_on: Literal["test", "train"] | None = None,
-        uplink: Uplink | Replica | None = None,
-        downlink: Downlink | Replica | None = None,
+        uplink: Uplink | Replica | Island | None = None,
+        downlink: Downlink | Replica | Island | None = None,
         batching: Mode | bool = "auto",
+        device: str = "cpu",
         mods: list[Mod] | None = None,
     ) -> None:
         super().__init__(mods=mods)
@@ -201,6 +207,7 @@ class TrainingApp(PlannedApp):
                 f"evaluate_on is 'test', but data {data.name!r} has no held-out examples for each "
                 "client: set it to 'train'"
             )
+        self.device = _found_device(device)
         self.data = data
         self.rule = rule
         self.batch_size = batch_size
@@ -218,7 +225,7 @@ class TrainingApp(PlannedApp):
         self._model.train()
         self.layout = Layout.of(self._model)
         drop_weights(self._model)
-        self._pool = ExamplePool(data)
+        self._pool = ExamplePool(data, self.device)
         self._reader = RecordReader(self.layout)
         self._not_batchable = self._why_not_batchable(batching)
         self.batching: Mode = batching
@@ -379,10 +386,11 @@ class TrainingApp(PlannedApp):
         loss = accuracy = 0.0
         if count:
             entries = carried_tensors(carried(self.layout, _arrays(message.content)))
-            state = self.layout.unflatten(row, entries)
+            state = moved(self.layout.unflatten(row, entries), self.device)
             self._evaluated.load_state_dict(state, assign=True)
             client = self.data.client_test if self.evaluate_on == "test" else self.data.client
-            loss, accuracy = evaluate(self._evaluated, client(partition))
+            x, y = client(partition)
+            loss, accuracy = evaluate(self._evaluated, (x.to(self.device), y.to(self.device)))
             drop_weights(self._evaluated)
         metrics: dict[str, int | float] = {
             "num-examples": count,
@@ -412,9 +420,13 @@ class TrainingApp(PlannedApp):
         """Returns a key that tasks share if `train_many` may run them together, or None.
 
         None also for a message that `train` would refuse: alone, it gets its own error.
-        `why_alone` gives the reason.
+        `why_alone` gives the reason. Tasks whose schedules begin at different steps do not go
+        together.
         """
-        return None if self.why_alone(message, context) is not None else "train"
+        if self.why_alone(message, context) is not None:
+            return None
+        config: Mapping[str, Any] = message.content.get(CONFIG_KEY, _NOTHING)
+        return "train", config.get(FIRST_STEP_KEY)
 
     def why_alone(self, message: Message, context: Context) -> str | None:
         """Returns why a task cannot be trained together with others, or None if it can."""
@@ -446,6 +458,11 @@ class TrainingApp(PlannedApp):
                 self._not_batchable = self._choice.why
         return self._choice
 
+    def take_batching(self, choice: Choice) -> None:
+        """Takes the choice that an earlier process of the same run made."""
+        self._choice = choice
+        self._not_batchable = choice.why
+
     def _trial_tasks(self) -> list[Task]:
         order = Order(
             row=np.zeros(self.layout.size, np.float32),
@@ -458,7 +475,7 @@ class TrainingApp(PlannedApp):
             work={"steps": 2},
         )
         there = np.flatnonzero(self.data.partitions.sizes)[
-            : min(16, rows_per_program(self.layout.size))
+            : min(16, rows_per_program(self.layout.size, self.device))
         ]
         return [self.task(order, f"trial.{p}", int(p), 0, None) for p in there]
 
@@ -480,7 +497,7 @@ class TrainingApp(PlannedApp):
         moving = [entry.name for entry in self.layout.entries if entry.kind != "trainable"]
         if moving:
             return f"the model has buffers or frozen parameters: {moving}"
-        gains, reason = gains_from_batching(self._model)
+        gains, reason = gains_from_batching(self._model, self.device)
         if mode == "auto" and not gains:
             return reason
         tokens = self.data.task == "next-token"
@@ -703,6 +720,18 @@ class TrainingApp(PlannedApp):
         if self.uplink is None:
             return done.content
         return self.uplink.pack(self.layout, task.row, done.content, message, context)
+
+
+def _found_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"client.device is {name!r}, which PyTorch cannot use here "
+            f"({str(error).splitlines()[0]}): use 'cpu', or a PyTorch built for the device"
+        ) from error
+    return device
 
 
 _NOTHING: Mapping[str, Any] = {}

@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_map
 from fl.clients.batches import batch_bounds, steps_per_epoch, visiting_order
 from fl.clients.examples import ExamplePool
 from fl.clients.rule import Finished, Received, Rule, Scalar, State
-from fl.clients.task import Task, Trained
+from fl.clients.task import HOST, Task, Trained, moved
 from fl.models.objective import per_example_loss
 from fl.params import Layout, as_tensor
 
@@ -44,15 +44,17 @@ Member = TypeVar("Member")
 # stay in cache from step to step. One program of 80 MLPs of 50,000 weights is a quarter slower than
 # four of 20.
 PROGRAM_BYTES = 4 * 2**20
+GPU_PROGRAM_BYTES = 2**30  # a GPU has no such cache, and needs much work at a time
 MAX_ROWS = 512
 # With more weights than this, a step is bound by reading and writing them, alone or together:
 # 50,000 weights gain a factor of 3, 200,000 nothing, 670,000 lose a quarter.
 MAX_PARAMETERS = 150_000
 
 
-def rows_per_program(size: int) -> int:
+def rows_per_program(size: int, device: torch.device = HOST) -> int:
     """Returns how many clients train as one program, for rows of length `size`."""
-    return max(1, min(MAX_ROWS, PROGRAM_BYTES // (4 * max(size, 1))))
+    bytes_at_once = PROGRAM_BYTES if device.type == "cpu" else GPU_PROGRAM_BYTES
+    return max(1, min(MAX_ROWS, bytes_at_once // (4 * max(size, 1))))
 
 
 # Layers whose cost per client falls when clients are stacked: dense algebra becomes one batched
@@ -69,24 +71,26 @@ _GAINING = (
 )
 
 
-def gains_from_batching(model: nn.Module) -> tuple[bool, str]:
-    """Says whether clients with this model train faster together than one by one, on a CPU.
+def gains_from_batching(model: nn.Module, device: torch.device = HOST) -> tuple[bool, str]:
+    """Says whether clients with this model train faster together than one by one.
 
     A rule on the model's structure, not a measurement, so that the choice is the same on every
-    machine: stacks of dense layers, embeddings, layer normalisation and elementwise functions gain;
-    convolutions become grouped convolutions, which are slower than one after another; recurrent
-    layers have no batched kernel; and beyond `MAX_PARAMETERS` weights memory is the limit.
+    machine. On a GPU all models gain whose results cannot depend on the batch. On a CPU stacks of
+    dense layers, embeddings, layer normalisation and elementwise functions do; convolutions become
+    grouped convolutions, which are slower than one after another; recurrent layers have no batched
+    kernel; and beyond `MAX_PARAMETERS` weights memory is the limit.
 
     Returns:
         Whether it gains, and why not.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    if parameters > MAX_PARAMETERS:
+    on_cpu = device.type == "cpu"
+    if on_cpu and parameters > MAX_PARAMETERS:
         return False, f"{parameters} parameters are more than {MAX_PARAMETERS}: memory is the limit"
     for name, module in model.named_modules():
         kind = type(module)
         if isinstance(module, _GAINING) or kind.__module__ == nn.modules.activation.__name__:
-            if isinstance(module, nn.MultiheadAttention):
+            if on_cpu and isinstance(module, nn.MultiheadAttention):
                 return False, f"attention {name!r} has no batched kernel"
             if isinstance(module, nn.RReLU):
                 return False, f"RReLU {name!r} draws numbers that would depend on the batch"
@@ -96,7 +100,7 @@ def gains_from_batching(model: nn.Module) -> tuple[bool, str]:
                 return False, f"dropout {name!r} draws numbers that would depend on the batch"
             continue
         leaf = next(module.children(), None) is None
-        if leaf or next(module.parameters(recurse=False), None) is not None:
+        if on_cpu and (leaf or next(module.parameters(recurse=False), None) is not None):
             return False, f"{kind.__name__} {name!r} is not known to train faster in a batch"
     return True, ""
 
@@ -144,7 +148,7 @@ def train_together(
         model: in training mode, without buffers; only its structure is used.
         layout: of the model.
         rule: what a step does.
-        pool: the training examples.
+        pool: the training examples; the tasks are done on its device.
         tasks: what to do.
         batch_size: largest batch; None is all of a client's examples.
         shuffle: permute every epoch.
@@ -155,22 +159,22 @@ def train_together(
         may hold the results of several calls.
     """
     outcomes = []
-    for members in form_programs(tasks, layout.size, batch_size):
+    limit = rows_per_program(layout.size, pool.device)
+    for members in form_programs(tasks, limit, batch_size):
         chosen = [tasks[i] for i in members]
         program = _Program(model, layout, rule, pool, chosen, batch_size, shuffle)
         outcomes.append((members, program.run()))
     return outcomes
 
 
-def form_programs(tasks: Sequence[Task], size: int, batch_size: int | None) -> list[list[int]]:
+def form_programs(tasks: Sequence[Task], limit: int, batch_size: int | None) -> list[list[int]]:
     """Returns the positions of the tasks that train as one program, for each program.
 
     Args:
         tasks: in any order.
-        size: d, length of a row.
+        limit: most tasks of a program.
         batch_size: largest batch; None is all of a client's examples.
     """
-    limit = rows_per_program(size)
     widths = [_rounded_width(task.examples, batch_size) for task in tasks]
     order = sorted(range(len(tasks)), key=lambda i: (widths[i], -tasks[i].steps, i))
     programs = []
@@ -258,6 +262,7 @@ class _Program:
         self.layout = layout
         self.rule = rule
         self.pool = pool
+        self.device = pool.device
         self.batch_size = batch_size
         self.tasks = tasks
         self.steps = np.array([task.steps for task in tasks])
@@ -288,7 +293,7 @@ class _Program:
         state = vmap(lambda own: self.rule.init(self._received(own)))(everyone)
         w: Tensor = own.get(("w", ""), self.shared.w)
         w_dim = 0 if ("w", "") in own else None
-        total = torch.zeros(n)
+        total = torch.zeros(n, device=self.device)
         ended: list[Any] = []  # (w, state, total) of tasks without steps left, last ones first
         active = n
         for t in range(int(self.steps[0])):
@@ -303,8 +308,15 @@ class _Program:
         for tail in reversed(ended):
             w, state, total = tree_map(lambda a, b: torch.cat([a, b]), (w, state, total), tail)
         w, extras, memory = self._finish(w, state, everyone)
-        losses = total / torch.from_numpy(self.steps)
-        return Trained(w, {}, extras, memory, losses.tolist(), self.steps.tolist())
+        losses = total / torch.from_numpy(self.steps).to(self.device)
+        return Trained(
+            rows=w.to(HOST),
+            carried={},
+            extras=moved(extras, HOST),
+            memory=moved(memory, HOST),
+            losses=losses.tolist(),
+            steps=self.steps.tolist(),
+        )
 
     def _receive(self) -> None:
         """Sorts what the clients received into what they share and what each has of its own."""
@@ -327,6 +339,11 @@ class _Program:
                 self.shared.scalars[name] = scalar
             else:
                 self.own["scalars", name] = torch.tensor(scalars)
+        self.own = {key: tensor.to(self.device) for key, tensor in self.own.items()}
+        shared = self.shared
+        self.shared = Received(
+            shared.w.to(self.device), moved(shared.server, self.device), {}, shared.scalars
+        )
 
     def _received(self, own: dict[tuple[str, str], Tensor]) -> Received:
         """Returns what one client received, given what is its own."""
@@ -372,7 +389,7 @@ class _Program:
         if lengths.min() < width:
             real = places < lengths[:, None]
             share = torch.from_numpy((real / lengths[:, None]).astype(np.float32))
-            padding = (share, torch.from_numpy(lengths))
+            padding = (share.to(self.device), torch.from_numpy(lengths).to(self.device))
             places = np.minimum(places, lengths[:, None] - 1)
         x, y = self.pool.take(self.order[(self.begins[:active] + starts)[:, None] + places])
 
@@ -401,7 +418,9 @@ class _Program:
         ) -> Finished:
             return self.rule.finish(w, state, self._received(own), steps)
 
-        finished: Finished = vmap(finish)(w, state, everyone, torch.from_numpy(self.steps))
+        finished: Finished = vmap(finish)(
+            w, state, everyone, torch.from_numpy(self.steps).to(self.device)
+        )
         return finished
 
 

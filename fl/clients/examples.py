@@ -24,14 +24,16 @@ class ExamplePool:
 
     Args:
         data: where the examples come from.
+        device: where mini-batches are to be, and with them the training.
     """
 
-    def __init__(self, data: FederatedData) -> None:
+    def __init__(self, data: FederatedData, device: torch.device | None = None) -> None:
         self.data = data
+        self.device = torch.device("cpu") if device is None else device
 
     def __getstate__(self) -> dict[str, object]:
         """Leaves the converted examples behind: another process makes its own, if it needs them."""
-        return {"data": self.data}
+        return {"data": self.data, "device": self.device}
 
     @cached_property
     def _pool(self) -> tuple[Tensor, Tensor] | None:
@@ -41,7 +43,8 @@ class ExamplePool:
         return self._convert(np.arange(len(self.data.train)))
 
     def _convert(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        return self.data.tensors(self.data.train, rows)
+        x, y = self.data.tensors(self.data.train, rows)
+        return x.to(self.device), y.to(self.device)
 
     def take(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Returns inputs and targets of the given rows.
@@ -50,12 +53,13 @@ class ExamplePool:
             rows: of `data.train`, int64, any shape (...,).
 
         Returns:
-            Inputs (..., *input_shape) and targets (...,) or (..., T); memory of their own.
+            Inputs (..., *input_shape) and targets (...,) or (..., T) on the device; memory of their
+            own.
         """
         flat = rows.reshape(-1)
         if self._pool is None:
             x, y = self._convert(flat)
         else:
-            index = torch.from_numpy(flat)
+            index = torch.from_numpy(flat).to(self.device)
             x, y = (part.index_select(0, index) for part in self._pool)
         return x.view(*rows.shape, *x.shape[1:]), y.view(*rows.shape, *y.shape[1:])

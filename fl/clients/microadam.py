@@ -192,7 +192,7 @@ class MicroAdam(Scheduled):
         # What bfloat16 rounds off is a part of the residual: nothing gets lost.
         a = a.scatter_add(1, indices, -values.to(a.dtype)).view(-1)[:size]
         codes, low, high = self._quantised(a)
-        now = (self._ages(steps) == 0)[:, None, None]
+        now = (self._ages(steps, g.device) == 0)[:, None, None]
         return Memory(
             torch.where(now, indices.to(torch.int16), memory.indices),
             torch.where(now, values, memory.values),
@@ -201,16 +201,16 @@ class MicroAdam(Scheduled):
             high,
         )
 
-    def _ages(self, steps: Scalar) -> Tensor:
+    def _ages(self, steps: Scalar, device: torch.device) -> Tensor:
         """Returns how many steps ago each slot is written, shape (m,), float64."""
-        slots = torch.arange(self.window, dtype=torch.float64)
+        slots = torch.arange(self.window, dtype=torch.float64, device=device)
         return torch.remainder(steps - 1 - slots, self.window)
 
     def _moments(self, memory: Memory, steps: Scalar, w: Tensor) -> tuple[Tensor, Tensor]:
         """Returns mhat and vhat, shape (p,) each."""
         blocks, length, _ = self._blocks(w.shape[0])
-        age = self._ages(steps)  # of slots without content it does not matter
-        start = (torch.arange(blocks) * length)[:, None]
+        age = self._ages(steps, w.device)  # of slots without content it does not matter
+        start = (torch.arange(blocks, device=w.device) * length)[:, None]
         places = (memory.indices.to(torch.int64) + start).reshape(-1)
         values = memory.values.to(w.dtype)
         moments = []

@@ -1,8 +1,8 @@
 """Factors on the learning rate, by the index of a round or of a local step.
 
-A schedule is a function from an index, counted from 0, to a factor; the first factor is 1. Which
-index it sees is up to the rule: `round_schedule` gets the server's round, `step_schedule` the step
-within one task.
+A schedule is a function from an index, counted from 0, to a factor; the first factor is 1, but for
+`Warmup`. Which index it sees is up to the rule: `round_schedule` gets the server's round,
+`step_schedule` the step within one task, or since the training began where the message tells it.
 """
 
 from __future__ import annotations
@@ -76,6 +76,28 @@ class CosineDecay:
         """Returns the factor at an index."""
         angle = math.pi * min(index, self.period) / self.period
         return self.floor + (1 - self.floor) * (1 + math.cos(angle)) / 2
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """(i + 1) / steps before index `steps`, then another schedule, counted from there.
+
+    Attributes:
+        steps: indices until the factor is 1, at least 1.
+        then: what follows; None is 1.
+    """
+
+    steps: int
+    then: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        _check_every("steps", self.steps)
+
+    def __call__(self, index: int) -> float:
+        """Returns the factor at an index."""
+        if index < self.steps:
+            return (index + 1) / self.steps
+        return 1.0 if self.then is None else self.then(index - self.steps)
 
 
 def _check_every(name: str, value: int) -> None:

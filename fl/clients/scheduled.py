@@ -10,11 +10,15 @@ from fl.clients.rule import Received, Rule, Scalar
 from fl.clients.schedule import Schedule
 from fl.errors import ConfigError
 
+FIRST_STEP_KEY = "first-step"
+
 
 class Scheduled(Rule):
     """A rule whose steps have a learning rate.
 
     A message's "lr" replaces `lr` and `round_schedule` for its task; `step_schedule` still applies.
+    A message's "first-step" says how many steps there were before the task, in strategies whose
+    clients go on from where they were: `step_schedule` then counts from there.
 
     Attributes:
         lr: learning rate, above 0.
@@ -22,20 +26,26 @@ class Scheduled(Rule):
         step_schedule: factor on `lr` by the step within the task; None is 1.
     """
 
-    honours: ClassVar[frozenset[str]] = frozenset({"lr"})
+    honours: ClassVar[frozenset[str]] = frozenset({"lr", FIRST_STEP_KEY})
 
     lr: float
     round_schedule: Schedule | None
     step_schedule: Schedule | None
 
     def scalars(self, config: Mapping[str, Any]) -> dict[str, float]:
-        """Returns {"lr": the learning rate of this task}."""
-        return {"lr": round_lr(config, self.lr, self.round_schedule)}
+        """Returns the learning rate of this task, and where the schedule of its steps begins."""
+        scalars = {"lr": round_lr(config, self.lr, self.round_schedule)}
+        if self.step_schedule is not None:
+            scalars[FIRST_STEP_KEY] = read_int(config, FIRST_STEP_KEY, least=0) or 0
+        return scalars
 
     def step_lr(self, received: Received, t: int) -> Scalar:
         """Returns the learning rate of step t of the task."""
         lr = received.scalars["lr"]
-        return lr if self.step_schedule is None else lr * self.step_schedule(t)
+        if self.step_schedule is None:
+            return lr
+        # Not a tensor: tasks that begin at different steps are never trained together.
+        return lr * self.step_schedule(int(received.scalars[FIRST_STEP_KEY]) + t)
 
 
 def round_lr(config: Mapping[str, Any], lr: float, schedule: Schedule | None) -> float:

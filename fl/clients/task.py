@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from flwr.app import Array
 from numpy.typing import NDArray
 from torch import Tensor
@@ -47,9 +49,18 @@ class Task:
         return len(self.rows)
 
 
+def moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Returns the same tensors on a device; those that are there are not copied."""
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+HOST = torch.device("cpu")
+"""Where tasks come from and what came of them goes to."""
+
+
 @dataclass(slots=True)
 class Trained:
-    """Outcomes of n tasks, as matrices with a row for each.
+    """Outcomes of n tasks, as matrices with a row for each, in the memory of the host.
 
     Attributes:
         rows: the models to upload, shape (n, d), float32.

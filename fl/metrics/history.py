@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
@@ -11,6 +13,8 @@ from pathlib import Path
 
 from fl.errors import ConfigError
 from fl.metrics.atomic import replacing
+
+log = logging.getLogger("fl")
 
 Row = dict[str, int | float]
 
@@ -28,7 +32,8 @@ class History:
 
     A row is one `write` call on an unbuffered file, so a process that is killed leaves a file with
     every evaluation it has made. A metric that appears for the first time adds a column: the file
-    is then replaced as a whole, earlier rows having an empty cell there.
+    is then replaced as a whole, earlier rows having an empty cell there. A row that cannot be
+    written, because the disk is full, is kept in memory, and written with the next that can be.
 
     Args:
         path: where the CSV goes; None keeps the rows in memory only.
@@ -39,6 +44,7 @@ class History:
         self.path = path
         self.rows: list[Row] = []
         self.metrics: list[str] = []  # in order of first appearance
+        self._behind = False
         for row in rows:
             self._add(row)
         self._rewrite()
@@ -57,16 +63,42 @@ class History:
         """
         known = len(self.metrics)
         clean = self._add(row)
-        if len(self.metrics) > known:
+        try:
+            self._write(clean, whole=self._behind or len(self.metrics) > known)
+            self._behind = False
+        except OSError as error:
+            if not self._behind:
+                log.warning(
+                    "%s cannot be written (%s): its rows are kept, and written as soon as that is "
+                    "possible",
+                    self.path,
+                    error.strerror,
+                )
+            self._behind = True
+        return clean
+
+    def complete(self) -> None:
+        """Writes what could not be written before.
+
+        Raises:
+            OSError: it still cannot.
+        """
+        if self._behind:
+            self._rewrite()
+            self._behind = False
+
+    def _write(self, row: Row, *, whole: bool) -> None:
+        if whole:
             self._rewrite()
         elif self.path is not None:
             # One system call: a kill before or after it leaves whole lines.
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
             try:
-                os.write(descriptor, self._encode([clean]))
+                line = self._encode([row])
+                if os.write(descriptor, line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(descriptor)
-        return clean
 
     def _add(self, row: Mapping[str, float]) -> Row:
         missing = [name for name in COLUMNS if name not in row]
@@ -104,15 +136,26 @@ def read_history(path: Path) -> list[Row]:
     """
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; give the directory of a run")
-    text = path.read_bytes()
-    reader = csv.reader(io.StringIO(text[: text.rfind(b"\n") + 1].decode(), newline=""))
-    names = next(reader, [])
+    data = path.read_bytes()
+    try:
+        text = data[: data.rfind(b"\n") + 1].decode()
+        reader = csv.reader(io.StringIO(text, newline=""))
+        names = next(reader, [])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path} is no metrics.csv: {error}") from error
     if tuple(names[: len(COLUMNS)]) != COLUMNS:
         raise ConfigError(f"{path} starts with columns {names}; a metrics.csv has {list(COLUMNS)}")
-    return [
-        {name: _parsed(cell) for name, cell in zip(names, cells, strict=True) if cell}
-        for cells in reader
-    ]
+    try:
+        rows = [
+            {name: _parsed(cell) for name, cell in zip(names, cells, strict=True) if cell}
+            for cells in reader
+        ]
+    except (ValueError, csv.Error) as error:
+        raise ConfigError(f"{path}, line {reader.line_num}: {error}; delete the line") from error
+    for number, row in enumerate(rows, start=2):
+        if not row.keys() >= set(COLUMNS):
+            raise ConfigError(f"{path}, line {number}: a cell is empty that no row lacks")
+    return rows
 
 
 def _number(name: str, value: object) -> int | float:

@@ -63,6 +63,7 @@ def metrics(
     *,
     names: Sequence[str] | None = None,
     target: Target | None = None,
+    time: str | None = None,
 ) -> Figure:
     """Draws metrics against virtual time, bytes and rounds: a row of three panels for each.
 
@@ -73,6 +74,7 @@ def metrics(
             or whatever there is if none is called so, in four rows at most. `train_x` and
             `client_x` share the row of `x`.
         target: drawn as a line, with a mark where the run got there.
+        time: what to call the time, where it is not virtual.
 
     Raises:
         ConfigError: no evaluation has one of `names`, or there is no metric at all.
@@ -92,6 +94,8 @@ def metrics(
                     axes.set_ylabel(_readable(shown[0]))
                 if r == len(rows) - 1:
                     _label_axis(axes, axis, unit)
+                    if axis == "time_s" and time is not None:
+                        axes.set_xlabel(f"{time} ({unit.symbol})")
             handles, labels = grid[r][2].get_legend_handles_labels()
             if len(labels) > 1:
                 grid[r][2].legend(handles, labels, loc="center left", bbox_to_anchor=(1.02, 0.5))

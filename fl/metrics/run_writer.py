@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import platform
 import subprocess
@@ -30,13 +31,15 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 from fl.errors import ConfigError
-from fl.metrics.atomic import replacing
+from fl.metrics.atomic import remove_leftovers, replacing
 from fl.metrics.history import History, Row
 from fl.metrics.target import Target, best, better
 from fl.metrics.tensorboard_log import TensorBoardLog, flattened
 
 if TYPE_CHECKING:
     from fl.simulation.trace import Trace
+
+log = logging.getLogger("fl")
 
 Status = Literal["completed", "failed", "interrupted"]
 
@@ -113,16 +116,22 @@ class RunWriter:
         path = None
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)
+            for folder in (self.directory, self.directory / "plots"):
+                remove_leftovers(folder)
             for name in ("summary.json", "trace.parquet", "timeline.json", *_VIEWS):
                 (self.directory / name).unlink(missing_ok=True)
             path = self.directory / "metrics.csv"
-            if tensorboard:
-                hparams = {**flattened(self.config), "seed": self.seed}
-                self._log = TensorBoardLog(self.directory / "tb", hparams, target)
         self._history = History(path, history)
-        if self._log is not None:
-            for row in self.history:
-                self._log.evaluation(row)
+        self._log_failed = False
+        if self.directory is not None and tensorboard:
+            self._log = self._new_log(self.directory / "tb")
+
+    def _new_log(self, folder: Path) -> TensorBoardLog:
+        hparams = {**flattened(self.config), "seed": self.seed}
+        made = TensorBoardLog(folder, hparams, self.target)
+        for row in self.history:
+            made.evaluation(row)
+        return made
 
     @property
     def history(self) -> list[Row]:
@@ -149,8 +158,17 @@ class RunWriter:
             ConfigError: one of the six is missing, or a value is not a number.
         """
         clean = self._history.append(row)
-        if self._log is not None:
+        if self._log is None or self._log_failed:
+            return
+        try:
             self._log.evaluation(clean, histograms)
+        except OSError as error:
+            self._log_failed = True  # half an event may be there: written anew at the end
+            log.warning(
+                "%s cannot be written (%s): it follows when the run ends, without histograms",
+                self._log.path,
+                error.strerror,
+            )
 
     def finish(
         self,
@@ -187,6 +205,7 @@ class RunWriter:
         summary = self._summary(totals, status, trace, model_sha256, error, extra or {})
         if self.directory is None:
             return summary
+        self._history.complete()
         if trace is not None:
             _write_trace(self.directory / "trace.parquet", trace, summary)
         write_json(self.directory / "summary.json", summary)
@@ -251,6 +270,8 @@ class RunWriter:
     def _close_log(self, summary: Mapping[str, Any]) -> None:
         if self._log is None:
             return
+        if self._log_failed:
+            self._log = self._new_log(self._log.path.parent)
         scalars: Row = {f"best/{name}": r["value"] for name, r in summary["best"].items()}
         if self.target is not None and summary["target"]["reached"]:
             for name in ("round", "time_s", "bytes", "energy_j"):
@@ -306,13 +327,17 @@ def versions() -> dict[str, str | None]:
     `commit` is the Git commit of `fl`'s own source tree, with "-dirty" if it has changes; None
     if `fl` does not run from a checkout.
     """
+    return {**installed(), "commit": _commit(Path(__file__).parents[2])}
+
+
+def installed() -> dict[str, str | None]:
+    """Returns the versions of installed packages that a result depends on."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("fl", "flwr", "torch", "ray", "numpy"):
         try:
             found[name] = metadata.version("fl-simulator" if name == "fl" else name)
         except metadata.PackageNotFoundError:
             found[name] = None
-    found["commit"] = _commit(Path(__file__).parents[2])
     return found
 
 

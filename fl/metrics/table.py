@@ -21,6 +21,7 @@ _UnitOf = Callable[[float], units.Unit]
 _FILES = (
     "summary.json",
     "metrics.csv",
+    "model.npz",
     "trace.parquet",
     "timeline.json",
     "tb",
@@ -50,14 +51,17 @@ def results(
         table.add_row(*row)
     table.add_section()
     totals = summary["totals"]
-    joules = totals["energy_j"]
-    table.add_row("simulated time", units.duration(totals["virtual_s"]))
+    deployed = _is_deployed(summary)
+    if not deployed:
+        table.add_row("simulated time", units.duration(totals["virtual_s"]))
     table.add_row("sent to clients", units.size(totals["bytes_down"]))
     table.add_row("sent by clients", units.size(totals["bytes_up"]))
-    parts = ", ".join(
-        f"{name} {units.energy(joules[name])}" for name in ("compute", "radio", "idle")
-    )
-    table.add_row("energy", f"{units.energy(joules['total'])} ({parts})")
+    if not deployed:
+        joules = totals["energy_j"]
+        parts = ", ".join(
+            f"{name} {units.energy(joules[name])}" for name in ("compute", "radio", "idle")
+        )
+        table.add_row("energy", f"{units.energy(joules['total'])} ({parts})")
     table.add_row("rounds", units.count(totals["rounds"]))
     if summary["faults"] is not None:
         faults = [
@@ -69,7 +73,7 @@ def results(
     updates, wall_s = totals["client_updates"], totals["wall_s"]
     table.add_row("client updates", units.count(updates))
     speed = f" ({units.rate(updates / wall_s)})" if wall_s > 0 else ""
-    table.add_row("time on this host", f"{units.duration(wall_s)}{speed}")
+    table.add_row("time" if deployed else "time on this host", f"{units.duration(wall_s)}{speed}")
     table.add_row("model", _short(summary["model_sha256"]))
     table.add_row("trace", _short(summary["trace_sha256"]))
     if directory is not None:
@@ -152,13 +156,10 @@ def _metric_rows(
     sign = ">=" if target["mode"] == "max" else "<="
     name = f"to {target['metric']} {sign} {target['value']:g}"
     if target["reached"]:
-        cost = (
-            units.duration(target["time_s"]),
-            units.size(target["bytes"]),
-            units.energy(target["energy_j"]),
-            f"round {target['round']}",
-        )
-        yield name, ", ".join(cost)
+        cost = [units.duration(target["time_s"]), units.size(target["bytes"])]
+        if not _is_deployed(summary):
+            cost.append(units.energy(target["energy_j"]))
+        yield name, ", ".join([*cost, f"round {target['round']}"])
     else:
         yield name, target["reason"]
 
@@ -200,6 +201,11 @@ def _spread(values: Sequence[float], show: _Show, unit: _UnitOf | None = None) -
     mean, deviation = mean / divisor, stdev(values) / divisor
     digits = 1 if deviation == 0 else max(0, min(6, 1 - math.floor(math.log10(deviation))))
     return f"{mean:,.{digits}f} ± {deviation:.{digits}f} {symbol}".rstrip()
+
+
+def _is_deployed(summary: Mapping[str, Any]) -> bool:
+    """Returns whether a run was no simulation: its time is the wall's, its energy not known."""
+    return "deployment" in summary["extra"]
 
 
 def _short(digest: str | None) -> str:

@@ -42,6 +42,7 @@ log = logging.getLogger("fl")
 
 _SAME_POLLS = 3  # so many equal polls in a row mean that the app is waiting for time to pass
 _MANY_POLLS = 1000  # after so many, somebody asks whether what the app waits for can happen
+_SPARE_EXPIRIES = 100  # entries of messages that were answered, before they are cleared away
 _LONG_WAIT_S = 7 * 86400.0  # longer than the period of any behaviour that repeats itself daily
 
 _REASONS = {
@@ -384,9 +385,13 @@ class SimGrid(Grid):
             finally:
                 random.setstate(state)
 
-    def answering(self) -> AbstractContextManager[None]:
-        """Makes `time.sleep` in the block pass virtual time, and `time.time` show it."""
-        return answering(self.sleep, self.clock.now)
+    def answering(self, origin: int | None = None) -> AbstractContextManager[None]:
+        """Makes `time.sleep` in the block pass virtual time, and `time.time` show it.
+
+        Args:
+            origin: what `time.time` shows at virtual time 0, s; None takes the host's time now.
+        """
+        return answering(self.sleep, self.clock.now, origin)
 
     def _step(self, until: float) -> bool:
         """Runs the next instant not later than `until`; False when there is none."""
@@ -495,6 +500,10 @@ class SimGrid(Grid):
             assignment.work = plan.work
         self._flights[name] = task
         self._pushed += 1
+        if len(self._expiries) > 2 * len(self._flights) + _SPARE_EXPIRIES:
+            # Most messages are answered long before: their entries would stay until then.
+            self._expiries = [entry for entry in self._expiries if entry[2] in self._flights]
+            heapq.heapify(self._expiries)
         heapq.heappush(self._expiries, (expiry, self._pushed, name))
         return task
 

@@ -71,7 +71,7 @@ FAULTS = frozenset(
 
 
 class Trace:
-    """Append-only columns: time, kind, client, dispatch, bytes, value (33 bytes an event)."""
+    """Append-only columns: time, kind, client, dispatch, bytes, value (41 bytes an event)."""
 
     def __init__(self) -> None:
         self.time = array("d")

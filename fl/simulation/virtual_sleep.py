@@ -27,12 +27,19 @@ _answering = threading.local()
 class _Answer:
     __slots__ = ("now", "origin", "sleeper", "slept")
 
-    def __init__(self, sleeper: Sleeper, now: Now | None) -> None:
+    def __init__(self, sleeper: Sleeper, now: Now | None, origin: int | None) -> None:
         self.sleeper = sleeper
         self.now = now
         self.slept = 0.0
-        # In whole seconds: then differences do not depend on when the run began, to the last bit.
-        self.origin = math.floor(_real_time())
+        self.origin = whole_time() if origin is None else origin
+
+
+def whole_time() -> int:
+    """Returns the host's time since the epoch in whole seconds.
+
+    Differences of times counted from it do not depend on when a run began, to the last bit.
+    """
+    return math.floor(_real_time())
 
 
 def _sleep(seconds: float) -> None:
@@ -78,16 +85,19 @@ def virtual_sleep() -> Iterator[None]:
 
 
 @contextmanager
-def answering(sleeper: Sleeper | None, now: Now | None = None) -> Iterator[None]:
+def answering(
+    sleeper: Sleeper | None, now: Now | None = None, origin: int | None = None
+) -> Iterator[None]:
     """Makes `sleeper` answer for this thread's calls; None lets them sleep for real.
 
     Args:
         sleeper: gets the seconds of every sleep.
-        now: virtual time in s, which `time.time` then shows, counted from the host's time at the
-            beginning of the block. None lets it show the host's time plus what was slept.
+        now: virtual time in s, which `time.time` then shows, counted from `origin`. None lets it
+            show the host's time plus what was slept.
+        origin: s since the epoch; None takes the host's time at the beginning of the block.
     """
     before: _Answer | None = getattr(_answering, "answer", None)
-    _answering.answer = None if sleeper is None else _Answer(sleeper, now)
+    _answering.answer = None if sleeper is None else _Answer(sleeper, now, origin)
     try:
         yield
     finally:

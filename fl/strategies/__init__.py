@@ -8,9 +8,12 @@ from fl.strategies.attacked import Attacked
 from fl.strategies.backup_workers import BackupWorkers
 from fl.strategies.choco import CHOCO
 from fl.strategies.compressed import Compressed, CompressedGrid
+from fl.strategies.data_parallel import DataParallel
 from fl.strategies.dbw import DBW
 from fl.strategies.dfedavg import DFedAvg
+from fl.strategies.diloco import DiLoCo
 from fl.strategies.dpsgd import DPSGD
+from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
 from fl.strategies.favas import Favas
 from fl.strategies.fedast import FedAST
 from fl.strategies.fedasync import FedAsync
@@ -20,12 +23,16 @@ from fl.strategies.fedfix import FedFix
 from fl.strategies.fedprox import FedProx
 from fl.strategies.gossip import Gossip
 from fl.strategies.gradient_tracking import GradientTracking
+from fl.strategies.local_sgd import LocalSGD
 from fl.strategies.monna import MoNNA
 from fl.strategies.oort import Oort
+from fl.strategies.outer import OuterSteps
+from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
 from fl.strategies.over_selection import OverSelection
 from fl.strategies.quafl import QuAFL
 from fl.strategies.replicas import Replicas
 from fl.strategies.sgp import SGP
+from fl.strategies.streaming_diloco import StreamingDiLoCo
 from fl.strategies.swarm import Decentralized, NodeModels
 from fl.strategies.sync_st import SyncST
 from fl.strategies.tifl import TiFL
@@ -45,7 +52,11 @@ __all__ = [
     "Compressed",
     "CompressedGrid",
     "DFedAvg",
+    "DataParallel",
     "Decentralized",
+    "DelayedUpdates",
+    "DiLoCo",
+    "EagerUpdates",
     "Favas",
     "FedAST",
     "FedAsync",
@@ -55,12 +66,18 @@ __all__ = [
     "FedProx",
     "Gossip",
     "GradientTracking",
+    "LocalSGD",
     "MoNNA",
     "NodeModels",
     "Oort",
+    "OuterAdam",
+    "OuterOptimizer",
+    "OuterSgd",
+    "OuterSteps",
     "OverSelection",
     "QuAFL",
     "Replicas",
+    "StreamingDiLoCo",
     "SyncST",
     "TiFL",
     "TrustedUpdate",

@@ -98,17 +98,29 @@ class Tasks(Generic[Memo]):
         return self._sent(self.grid.push_messages(messages), nodes, [memo] * len(nodes))
 
     def send_from_peers(
-        self, contents: Sequence[RecordDict], nodes: Sequence[int], memos: Sequence[Memo]
+        self,
+        contents: Sequence[RecordDict],
+        nodes: Sequence[int],
+        memos: Sequence[Memo],
+        ready_s: Sequence[float] | None = None,
     ) -> list[Task[Memo]]:
         """Has each client work on a content of its own, which it has from its peers.
 
         Neither the message nor its reply costs anything: see `fl.simulation.peers.Peers.push`.
+
+        Args:
+            contents: of the messages; may be one object for several.
+            nodes: Flower ids.
+            memos: what the sender wants to remember.
+            ready_s: when the clients have it, s; None is now.
         """
         messages = [
             Message(content, node, "train", ttl=self.ttl_s)
             for content, node in zip(contents, nodes, strict=True)
         ]
-        return self._sent(self.peers.push(messages, [self.now()] * len(messages)), nodes, memos)
+        if ready_s is None:
+            ready_s = [self.now()] * len(messages)
+        return self._sent(self.peers.push(messages, ready_s), nodes, memos)
 
     def _sent(
         self, names: Iterable[str], nodes: Sequence[int], memos: Sequence[Memo]

@@ -1,0 +1,126 @@
+"""What the journal of a run costs, and how much quicker a replay is than the run.
+
+    python benchmarks/journal.py [--quick] [--turns N] [--out FILE]
+
+The same run of `strategy=aggregate` on one process, in turns: without a journal, with one, and
+replayed from a journal that holds all of it. The bytes are those of the journal, for each answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import report
+from flwr.app import Context
+from flwr.serverapp import Grid
+from hydra import compose, initialize_config_module
+
+from fl import simulate
+from fl.experiment import build
+from fl.recorder import Recorder
+from fl.recovery import Recovery, Start
+
+MODELS = {
+    "logistic regression": ["model=logistic"],
+    "MLP 64-64-10": ["model=mlp"],
+    "MLP with EF top-k": ["model=mlp", "compressor=ef_topk"],
+    "MLP 64-512-10": ["model=mlp", "model.hidden=[512]"],
+}
+CLIENTS = 50
+
+
+class _Stop(Exception):
+    """Ends a run before its journal is removed."""
+
+
+def seconds(overrides: list[str], rounds: int, directory: Path, recovery: Recovery | None) -> float:
+    """Returns the host seconds of all rounds; the run then stops."""
+    with initialize_config_module("fl.conf", version_base=None):
+        config = compose(
+            "config",
+            [
+                *overrides,
+                "data=digits",
+                "partition=iid",
+                "fleet=uniform",
+                "strategy=aggregate",
+                "executor=serial",
+                f"num_clients={CLIENTS}",
+            ],
+        )
+    parts = build(config)
+    taken = 0.0
+
+    def server(grid: Grid, context: Context, recorder: Recorder) -> None:
+        nonlocal taken
+        began = time.perf_counter()
+        parts.strategy.start(grid=grid, initial_arrays=parts.initial(), num_rounds=rounds)
+        taken = time.perf_counter() - began
+        raise _Stop
+
+    with contextlib.suppress(_Stop):
+        simulate(
+            server,
+            parts.app,
+            parts.fleet,
+            executor=parts.executor,
+            directory=directory,
+            recovery=recovery,
+            progress=False,
+            views=False,
+        )
+    return taken
+
+
+def measure(overrides: list[str], rounds: int, turns: int) -> dict[str, float]:
+    """Returns updates per second of each way, and the journal's bytes for each update."""
+    times: dict[str, list[float]] = {"without": [], "with": [], "replayed": []}
+    updates = CLIENTS * rounds
+    size = 0
+    for _ in range(turns + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            kept, none = Path(folder, "kept"), Path(folder, "none")
+            times["without"].append(seconds(overrides, rounds, none, None))
+            times["with"].append(seconds(overrides, rounds, kept, Recovery()))
+            size = (kept / "checkpoint" / "journal").stat().st_size
+            again = Recovery(start=Start(resume=True))
+            times["replayed"].append(seconds(overrides, rounds, kept, again))
+    rates = {way: updates / statistics.median(found[1:]) for way, found in times.items()}
+    return {**rates, "bytes": size / updates}
+
+
+def main() -> None:
+    """Measures all models and publishes the table."""
+    parser = report.parser("journal", __doc__)
+    parser.add_argument("--turns", type=int, default=5)
+    settings = parser.parse_args()
+    about = report.machine()
+    rounds, turns = (10, 3) if settings.quick else (30, settings.turns)
+    rows = []
+    for name, overrides in MODELS.items():
+        found = measure(overrides, rounds, turns)
+        rows.append({"model": name, "rounds": rounds, "clients": CLIENTS, **found})
+    report.table(
+        "client updates per second, one process",
+        ("model", "without", "with", "with / without", "replayed", "bytes an update"),
+        [
+            (
+                row["model"],
+                f"{row['without']:.0f}",
+                f"{row['with']:.0f}",
+                f"{row['with'] / row['without']:.2f}",
+                f"{row['replayed']:.0f}",
+                f"{row['bytes']:.0f}",
+            )
+            for row in rows
+        ],
+    )
+    report.publish(settings.out, rows, settings, about)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The ClientApp of a deployment: the client that `fl` simulates, on a SuperNode."""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fl.clients.planned import PlannedApp
+from fl.deployment.nodes import WHO, client_of_node, threads_of_node
+from fl.deployment.settings import compose_experiment, read_settings
+from fl.execution.threads import limit_threads
+from fl.experiment import app_of, build
+
+
+class DeployedApp(ClientApp):
+    """Answers as the client that its SuperNode is, in the experiment that the run asks for.
+
+    The client is `node_config["partition-id"]`, of "num-partitions", which must be the experiment's
+    num_clients. What the client draws, it draws from the streams of the simulator, since a message
+    carries the name it would have there as its group id (`fl.deployment.DeployedGrid`). So with
+    `node_config["threads"]` 1, as in the simulator's workers, equal messages bring equal replies.
+    """
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Returns the reply to a message.
+
+        Raises:
+            ConfigError: the node or the run is not configured as it must be.
+        """
+        overrides = read_settings(context.run_config).overrides
+        seed, num_clients, app = _client(overrides)
+        client = client_of_node(context.node_config, num_clients)
+        if message.metadata.message_type == WHO:
+            who = MetricRecord({"partition-id": client})
+            return Message(RecordDict({"metrics": who}), reply_to=message)
+        metadata = copy.copy(message.metadata)
+        metadata.__dict__["_message_id"] = message.metadata.group_id
+        named: Message = Message(metadata=metadata, content=message.content)  # type: ignore[call-overload]
+        # The state is the same object: what the app keeps, the SuperNode keeps.
+        own = Context(
+            context.run_id,
+            context.node_id,
+            context.node_config,
+            context.state,
+            {**context.run_config, "seed": seed},
+        )
+        threads = threads_of_node(context.node_config)
+        if threads is None:
+            reply = app(named, own)
+        else:
+            with limit_threads(threads):
+                reply = app(named, own)
+        return Message(reply.content, reply_to=message)
+
+
+@lru_cache(maxsize=1)
+def _client(overrides: tuple[str, ...]) -> tuple[int, int, PlannedApp]:
+    """Returns seed, number of clients, and the simulator's ClientApp."""
+    config = compose_experiment(overrides)
+    return config.seed, config.num_clients, app_of(build(config))
+
+
+app = DeployedApp()

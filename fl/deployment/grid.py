@@ -1,0 +1,396 @@
+"""A deployment's grid as the simulator shows one: clients for nodes, counted bytes, a trace."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.app.metadata import Metadata
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fl.deployment.nodes import WHO
+from fl.errors import ConfigError
+from fl.simulation.clock import WallClock
+from fl.simulation.identity import client_of, message_id, node_id
+from fl.simulation.payload import payload_bytes
+from fl.simulation.trace import Event, Trace
+
+log = logging.getLogger("fl")
+
+_FAULTS = {  # what an error reply tells, when it is not the ClientApp's own
+    ErrorCode.MESSAGE_UNAVAILABLE: Event.EXPIRED,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: Event.EXPIRED,
+    ErrorCode.NODE_UNAVAILABLE: Event.DROPOUT,
+    ErrorCode.CLIENT_APP_CRASHED: Event.CRASH,
+}
+
+Check = Callable[[RecordDict, str, int], object]
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A message whose reply has not been pulled.
+
+    Attributes:
+        metadata: of the message, as the strategy sees it.
+        real_id: of the message on Flower's grid; None if Flower did not take it.
+        dispatch: the client's running number of the message.
+        order: number of messages sent before.
+    """
+
+    metadata: Metadata
+    real_id: str | None
+    dispatch: int
+    order: int
+
+    @property
+    def client(self) -> int:
+        return client_of(self.metadata.dst_node_id)
+
+
+class DeployedGrid(Grid):
+    """Flower's grid, with the names that everything has on `SimGrid`.
+
+    A strategy finds client i as node `node_id(i)`, whatever random id its SuperNode has, its k-th
+    message as `message_id(i, k)`, and replies in the order of the messages, whoever was first. So
+    what it draws, and the order in which it adds, are those of the simulation. The client gets its
+    message's name as the group id, and names its own random streams by it.
+
+    A SuperNode is asked once which client it is. One that was restarted takes its own place; one
+    that claims the place of a connected node is left out.
+
+    Args:
+        grid: Flower's.
+        num_clients: of the experiment.
+        on_round: called at the end of each `send_and_receive` that sent something, with the type of
+            its (first) message and the replies.
+        on_applied: called with staleness and metrics of each update that a strategy reports to have
+            used.
+        check: called with content, type and client of each message; raises if the client would.
+
+    Attributes:
+        clock: the wall's.
+        control: takes a strategy's reports; clients cannot be told to stop.
+        trace: what the server sees: messages, replies, and what became of them; times in s since
+            the beginning.
+        bytes_down, bytes_up: payload bytes of the strategy's messages, and of the replies to them.
+        client_updates: replies with content to `train` messages.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        num_clients: int,
+        *,
+        on_round: Callable[[str, list[Message]], None] | None = None,
+        on_applied: Callable[[int, Mapping[str, Any]], None] | None = None,
+        check: Check | None = None,
+    ) -> None:
+        self.grid = grid
+        self.num_clients = num_clients
+        self.clock = WallClock()
+        self.control = DeployedControl(self, on_applied)
+        self.trace = Trace()
+        self.bytes_down = 0
+        self.bytes_up = 0
+        self.client_updates = 0
+        self._on_round = on_round
+        self._check = check
+        self._began_s = self.clock.now()
+        self._clients: dict[int, int] = {}  # Flower's node id -> client
+        self._nodes: dict[int, int] = {}  # client -> Flower's node id
+        self._asked: dict[str, int] = {}  # Flower's id of the question -> of the node
+        self._left_out: dict[int, str] = {}  # Flower's node id -> why
+        self._dispatches: Counter[int] = Counter()
+        self._flights: dict[str, _Flight] = {}
+        self._sent = 0
+
+    # ---- who is there --------------------------------------------------------------------------
+
+    def await_clients(self, least: int, wait_s: float) -> None:
+        """Waits until so many clients are connected.
+
+        Args:
+            least: number of clients.
+            wait_s: s to wait.
+
+        Raises:
+            ConfigError: a node's configuration does not fit, two nodes are the same client, or too
+                few have come.
+        """
+        until = self.clock.now() + wait_s
+        while len(connected := self.get_node_ids()) < least:
+            if self._left_out:
+                raise ConfigError("; ".join(self._left_out.values()))
+            if self.clock.now() >= until:
+                missing = sorted(set(range(self.num_clients)) - set(map(client_of, connected)))
+                raise ConfigError(
+                    f"{len(connected)} of {least} clients are connected after {wait_s:g} s; there "
+                    f"is no SuperNode with partition-id {', '.join(map(str, missing[:10]))}: start "
+                    "them, or set the run's nodes to fewer or its wait-s to more"
+                )
+            self.clock.wait(until)
+
+    def begin(self) -> None:
+        """Makes now the beginning of the trace's time."""
+        self._began_s = self.clock.now()
+
+    @property
+    def now(self) -> float:
+        """Seconds since the beginning."""
+        return self.clock.now() - self._began_s
+
+    @property
+    def in_flight(self) -> int:
+        """Messages whose reply has not come."""
+        return len(self._flights)
+
+    def get_node_ids(self) -> list[int]:
+        """Returns the connected clients, as `node_id(client)`, in ascending order."""
+        with _own_draws():
+            connected = set(self.grid.get_node_ids())
+            self._ask(connected - self._clients.keys() - set(self._asked.values()))
+            if self._asked:
+                for reply in self.grid.pull_messages(list(self._asked)):
+                    self._admit(reply, connected)
+        return sorted(node_id(self._clients[n]) for n in connected & self._clients.keys())
+
+    def _ask(self, nodes: set[int]) -> None:
+        new = sorted(nodes - self._left_out.keys())
+        if new:
+            questions = [Message(RecordDict(), node, WHO) for node in new]
+            pushed = zip(self.grid.push_messages(questions), new, strict=True)
+            self._asked.update((name, node) for name, node in pushed if name is not None)
+
+    def _admit(self, reply: Message, connected: set[int]) -> None:
+        node = self._asked.pop(reply.metadata.reply_to_message_id, None)
+        if node is None:
+            return
+        answer = None if reply.has_error() else reply.content.get("metrics")
+        client = answer.get("partition-id") if isinstance(answer, MetricRecord) else None
+        if not isinstance(client, int) or not 0 <= client < self.num_clients:
+            told = reply.error.reason if reply.has_error() else f"it is client {client!r}"
+            self._leave_out(node, f"SuperNode {node} cannot take part: {told}")
+            return
+        before = self._nodes.get(client)
+        if before is not None and before in connected:
+            self._leave_out(
+                node,
+                f"SuperNodes {before} and {node} were both started with partition-id={client}: "
+                "give each its own",
+            )
+            return
+        if before is not None:
+            del self._clients[before]
+        self._clients[node], self._nodes[client] = client, node
+
+    def _leave_out(self, node: int, reason: str) -> None:
+        self._left_out[node] = reason
+        log.warning("%s", reason)
+
+    # ---- Flower's Grid -------------------------------------------------------------------------
+
+    def set_run(self, run: Run) -> None:
+        """Passes the run on."""
+        self.grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """Information on the run."""
+        return self.grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Returns a new message; deprecated by Flower in favour of `Message(...)`."""
+        return self.grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Sends messages; returns their names.
+
+        Raises:
+            ConfigError: clients would refuse a message.
+            ValueError: a message goes to a client that was never connected.
+            ConnectionError: the SuperLink takes none of them.
+        """
+        with _own_draws():
+            messages = list(messages)
+            outgoing = [self._named(message) for message in messages]
+            real_ids = list(self.grid.push_messages(outgoing))
+            if len(real_ids) != len(messages):
+                raise ConnectionError(
+                    f"the SuperLink took {len(real_ids)} of {len(messages)} messages: they may be "
+                    "too large together; ask fewer clients at once, or use a smaller model"
+                )
+            return [
+                self._note(message, real_id)
+                for message, real_id in zip(messages, real_ids, strict=True)
+            ]
+
+    def _named(self, message: Message) -> Message:
+        """Returns the message for Flower's grid."""
+        client = client_of(message.metadata.dst_node_id)
+        if client not in self._nodes:
+            raise ValueError(
+                f"message to node {message.metadata.dst_node_id}, which was never connected "
+                "(get_node_ids)"
+            )
+        if self._check is not None:
+            self._check(message.content, message.metadata.message_type, client)
+        name = message_id(client, self._dispatches[client])
+        self._dispatches[client] += 1
+        message.metadata.__dict__["_message_id"] = name  # as Flower's own grids do
+        metadata = copy.copy(message.metadata)
+        metadata.dst_node_id = self._nodes[client]
+        metadata.group_id = name
+        return Message(metadata=metadata, content=message.content)  # type: ignore[call-overload, no-any-return]
+
+    def _note(self, message: Message, real_id: str | None) -> str:
+        metadata = copy.copy(message.metadata)
+        name, client = metadata.message_id, client_of(metadata.dst_node_id)
+        dispatch = int(name.rpartition(".")[2])
+        self._flights[name] = _Flight(metadata, real_id, dispatch, self._sent)
+        self._sent += 1
+        size = payload_bytes(message.content)
+        self.bytes_down += size
+        self.trace.record(self.now, Event.DISPATCH, client, dispatch, size)
+        return name
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Returns the replies that are there, in the order in which their messages were sent.
+
+        Ids without a message whose reply is awaited are ignored.
+        """
+        with _own_draws():
+            awaited = {name: self._flights[name] for name in message_ids if name in self._flights}
+            names = {f.real_id: name for name, f in awaited.items() if f.real_id is not None}
+            came: dict[str, Message] = {}
+            if names:
+                for reply in self.grid.pull_messages(list(names)):
+                    came[names[reply.metadata.reply_to_message_id]] = reply
+            now = self.now
+            refused = [name for name, flight in awaited.items() if flight.real_id is None]
+            ready = sorted([*came, *refused], key=lambda name: awaited[name].order)
+            return [self._reply(name, came.get(name), now) for name in ready]
+
+    def _reply(self, name: str, reply: Message | None, now: float) -> Message:
+        """Returns a reply as the strategy sees it; without one, the SuperLink took no message."""
+        flight = self._flights.pop(name)
+        sent = flight.metadata
+        metadata = copy.copy(sent if reply is None else reply.metadata)
+        metadata.__dict__.update(
+            _message_id=f"{name}.reply",
+            _src_node_id=sent.dst_node_id,
+            _dst_node_id=sent.src_node_id,
+            _reply_to_message_id=name,
+            _group_id=sent.group_id,
+            _message_type=sent.message_type,
+        )
+        where = (flight.client, flight.dispatch)
+        if reply is None or reply.has_error():
+            error = Error(ErrorCode.NODE_UNAVAILABLE, "the SuperLink did not take the message")
+            if reply is not None:
+                error = reply.error
+            self.trace.record(now, _FAULTS.get(error.code, Event.CLIENT_ERROR), *where)
+            log.warning("client %d, message %s: %s", flight.client, name, error.reason)
+            return Message(metadata=metadata, error=error)  # type: ignore[call-overload, no-any-return]
+        size = payload_bytes(reply.content)
+        self.bytes_up += size
+        if sent.message_type.startswith("train"):
+            self.client_updates += 1
+        self.trace.record(now, Event.UPLOAD_END, *where, size)
+        return Message(metadata=metadata, content=reply.content)  # type: ignore[call-overload, no-any-return]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Sends messages and returns the replies that come within `timeout` seconds.
+
+        They are in the order of the messages. A reply that comes later is thrown away.
+        """
+        messages = list(messages)
+        until = math.inf if timeout is None else self.clock.now() + timeout
+        names = self.push_messages(messages)
+        missing, came = set(names), dict[str, Message]()
+        while missing:
+            for reply in self.pull_messages(missing):
+                came[reply.metadata.reply_to_message_id] = reply
+            missing -= came.keys()
+            if missing and self.clock.now() >= until:
+                self.trace.record(self.now, Event.TIMEOUT, value=float(len(missing)))
+                for name in missing:
+                    del self._flights[name]
+                break
+            if missing:
+                self.clock.wait(until)
+        replies = [came[name] for name in names if name in came]
+        if self._on_round is not None and messages:
+            self._on_round(messages[0].metadata.message_type, replies)
+        return replies
+
+
+class DeployedControl:
+    """Records a strategy's reports; it has no way to stop a client."""
+
+    def __init__(
+        self, grid: DeployedGrid, on_applied: Callable[[int, Mapping[str, Any]], None] | None
+    ) -> None:
+        self._grid = grid
+        self._on_applied = on_applied
+
+    def cancel(self, message_id: str) -> bool:
+        """Records the wish; False, since the client goes on and its reply will come."""
+        self._record(Event.CANCELLED, message_id)
+        return False
+
+    def applied(self, message_id: str, staleness: int, metrics: Mapping[str, Any]) -> None:
+        """Records that an update was used, and how stale it was."""
+        self._record(Event.APPLIED, message_id, staleness)
+        if self._on_applied is not None:
+            self._on_applied(staleness, metrics)
+
+    def discarded(self, message_id: str, staleness: int) -> None:
+        """Records that a reply was not used."""
+        self._record(Event.DISCARDED, message_id, staleness)
+
+    def rejected(self, message_id: str) -> None:
+        """Records a reply that is not valid."""
+        self._record(Event.REJECTED, message_id)
+
+    def forged(self, message_id: str) -> None:
+        """Raises: nobody forges replies on a deployment's server."""
+        raise ConfigError(f"message {message_id} was forged on the server of a deployment")
+
+    def _record(self, kind: Event, message: str, staleness: int = 0) -> None:
+        client, dispatch = message.split(".")
+        self._grid.trace.record(
+            self._grid.now, kind, int(client), int(dispatch), value=float(staleness)
+        )
+
+
+@contextmanager
+def _own_draws() -> Iterator[None]:
+    """Keeps what Flower draws from the global generator, to wait and to retry, from the strategy.
+
+    Flower's strategies choose clients by that generator.
+    """
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)

@@ -1,0 +1,163 @@
+"""The ServerApp of a deployment: the experiment that `fl` simulates, in the time of the wall."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from fl.deployment.grid import DeployedGrid
+from fl.deployment.settings import check_deployable, compose_experiment, read_settings
+from fl.errors import ConfigError
+from fl.experiment import app_of, build, facts, serve, target_of
+from fl.metrics import Progress, RunWriter, Totals, units
+from fl.metrics.atomic import replacing
+from fl.metrics.run_writer import Status
+from fl.metrics.table import results
+from fl.randomness import global_generators
+from fl.recorder import Recorder
+
+_WIDTH = 100  # of the table in the run's log, which is no terminal
+_SOME_SPEED = 1e-9  # s per FLOP, to plan what clients are asked: the plan is refused or not used
+
+app = ServerApp()
+
+
+class DeployedRecorder(Recorder):
+    """Takes time and bytes from a deployment; energy is not known there, and stays 0.
+
+    Args:
+        writer: where rows go.
+        grid: the deployment's.
+        tell: print a line for every row.
+    """
+
+    def __init__(self, writer: RunWriter, grid: DeployedGrid, *, tell: bool) -> None:
+        super().__init__(writer, Progress(enabled=False))
+        self._deployed = grid
+        self._tell = tell
+        self._told = 0
+
+    def on_progress(self) -> None:
+        """Prints the row that was written last."""
+        rows = self.writer.history
+        if self._tell and len(rows) > self._told:
+            self._told = len(rows)
+            print(_line(rows[-1]), flush=True)
+
+    def totals(self) -> Totals:
+        """Returns the run's cost so far; "virtual" time is the wall's."""
+        grid, now = self._deployed, self._deployed.now
+        return Totals(
+            virtual_s=now,
+            wall_s=now,
+            bytes_down=grid.bytes_down,
+            bytes_up=grid.bytes_up,
+            client_updates=grid.client_updates,
+        )
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Runs the experiment that the run's configuration asks for, and prints the results."""
+    run(grid, context)
+
+
+def run(grid: Grid, context: Context) -> dict[str, Any]:
+    """Runs an experiment to its end, and returns the content of its summary.json.
+
+    Args:
+        grid: of the SuperLink.
+        context: of the ServerApp; its run_config is read by `read_settings`.
+
+    Raises:
+        ConfigError: the configuration cannot be run here, or clients do not fit to it or do not
+            come; then no message was sent but the questions to nodes who they are.
+        Exception: whatever the strategy raises; the run's files are written first.
+    """
+    settings = read_settings(context.run_config)
+    config = compose_experiment(settings.overrides)
+    experiment = build(config)
+    check_deployable(experiment)
+    if settings.nodes > config.num_clients:
+        raise ConfigError(
+            f"the run's nodes is {settings.nodes}, and the experiment has num_clients="
+            f"{config.num_clients}: no more can be awaited"
+        )
+    extra = {**facts(experiment, config), "deployment": {"run_id": str(context.run_id)}}
+    client_app = app_of(experiment)
+    deployed = DeployedGrid(
+        grid,
+        config.num_clients,
+        on_round=lambda kind, replies: recorder.on_round(kind, replies),
+        on_applied=lambda staleness, metrics: recorder.on_applied(staleness, metrics),
+        check=lambda content, kind, client: client_app.plan(content, kind, client, _SOME_SPEED),
+    )
+    deployed.await_clients(settings.nodes or config.num_clients, settings.wait_s)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    directory = Path(settings.directory or f"outputs/{context.run_id}").expanduser().absolute()
+    writer = RunWriter(
+        directory,
+        plain,
+        config.seed,
+        target_of(config),
+        tensorboard=config.views,
+        timeline=False,  # the server does not see when clients receive, compute and send
+        plots=False,
+    )
+    (directory / "model.npz").unlink(missing_ok=True)
+    recorder = DeployedRecorder(writer, deployed, tell=config.progress)
+    status: Status = "completed"
+    error: BaseException | None = None
+    deployed.begin()
+    try:
+        with global_generators(config.seed, "server"):
+            serve(experiment, config, deployed, recorder)
+    except BaseException as stopped:  # raised again below, after the files are written
+        status = "failed" if isinstance(stopped, Exception) else "interrupted"
+        error = stopped
+    recorder.flush()
+    summary = writer.finish(
+        recorder.totals(),
+        status=status,
+        trace=deployed.trace,
+        model_sha256=recorder.model_sha256(),
+        error=error,
+        extra=extra,
+    )
+    if recorder.final_arrays is not None:
+        write_model(directory / "model.npz", recorder.final_arrays)
+    if config.views and writer.history:
+        from fl.metrics import plots
+
+        plots.metrics(
+            writer.history, directory / "plots" / "metrics.png", target=writer.target, time="time"
+        )
+    Console(width=_WIDTH).print(results(summary, directory, extra.get("central")))
+    if error is not None:
+        raise error
+    return summary
+
+
+def write_model(path: Path, arrays: ArrayRecord) -> None:
+    """Writes a model as NumPy's archive of plain arrays, one for each name.
+
+    `np.load(path)`, which unpickles nothing, reads it.
+    """
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **{name: array.numpy() for name, array in arrays.items()})  # type: ignore[arg-type]
+
+
+def _line(row: Mapping[str, float]) -> str:
+    """Returns what a row says, for a log."""
+    shown = [f"{k} {units.metric(v)}" for k, v in row.items() if "acc" in k or "loss" in k]
+    moved = units.size(row["bytes_down"] + row["bytes_up"])
+    at = f"{time.strftime('%H:%M:%S')} round {row['round']:g}"
+    return " | ".join([at, units.duration(row["time_s"]), moved, *shown])

@@ -1,0 +1,156 @@
+"""What a run on a deployment is told, and the experiment's configuration composed from it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from fl.configuration import check_values, explain
+from fl.errors import ConfigError
+from fl.experiment import Experiment
+from fl.strategies import Attacked
+
+# Keys that say what the simulator does. On a deployment they can have no effect.
+_OF_THE_SIMULATOR = {
+    "app": "flwr run DIR runs another app",
+    "fleet": (
+        "the devices, links, availability and faults of a deployment are those of its SuperNodes"
+    ),
+    "executor": "SuperNodes run the clients",
+    "fail_fast": "an exception in a ClientApp is an error reply, and in the log of its SuperNode",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The app's part of a run's configuration, `[tool.flwr.app.config]` in pyproject.toml.
+
+    Attributes:
+        overrides: of the Hydra configuration, as on the command line of `fl`.
+        directory: where the server writes the run; empty for a name made of the run's id.
+        nodes: SuperNodes that must be connected before the run begins; 0 means all clients.
+        wait_s: s to wait for them.
+    """
+
+    overrides: tuple[str, ...] = ()
+    directory: str = ""
+    nodes: int = 0
+    wait_s: float = 600.0
+
+
+def read_settings(run_config: Mapping[str, Any]) -> Settings:
+    """Returns the settings in `Context.run_config`.
+
+    Raises:
+        ConfigError: a value is of the wrong kind, or out of range.
+    """
+    text, directory = run_config.get("overrides", ""), run_config.get("directory", "")
+    for name, value in (("overrides", text), ("directory", directory)):
+        if not isinstance(value, str):
+            raise ConfigError(
+                f"the run's {name} is {value!r}; it must be text, in quotes: --run-config "
+                "'overrides=\"strategy=fedbuff num_rounds=5\"'"
+            )
+    nodes, wait_s = run_config.get("nodes", 0), run_config.get("wait-s", 600.0)
+    if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 0:
+        raise ConfigError(
+            f"the run's nodes is {nodes!r}; it must be a whole number, and 0 waits for all clients"
+        )
+    if isinstance(wait_s, bool) or not isinstance(wait_s, int | float) or not 0 < wait_s < math.inf:
+        raise ConfigError(f"the run's wait-s is {wait_s!r}; it must be a positive number of s")
+    try:
+        overrides = tuple(shlex.split(text))
+    except ValueError as error:
+        raise ConfigError(f"the run's overrides are {text!r}: {error}") from error
+    return Settings(overrides, directory, nodes, float(wait_s))
+
+
+def compose_experiment(overrides: Sequence[str]) -> DictConfig:
+    """Returns the configuration that `fl` would have run with these overrides.
+
+    Raises:
+        ConfigError: an override is not one, has no effect on a deployment, or asks for something
+            that only the simulator can do.
+    """
+    for override in overrides:
+        if override.lstrip("+~").startswith("hydra"):
+            raise ConfigError(
+                f"{override} has no effect on a deployment: the run's directory says where it is "
+                "written, and there is nothing else of Hydra's to configure"
+            )
+    try:
+        with _composed(list(overrides)) as config:
+            _check_simulator_only(config, compose("config"))
+            check_values(config)
+            for client in _clients(config):
+                client.batching = "off"  # a SuperNode is one client, and trains it alone
+            return config
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(explain(error) or str(error)) from error
+
+
+@contextmanager
+def _composed(overrides: list[str]) -> Iterator[DictConfig]:
+    """Gives the configuration, with Hydra's own where `check_values` looks for it."""
+    hydra_config = HydraConfig.instance()
+    before = hydra_config.cfg
+    with initialize_config_module("fl.conf", version_base=None, job_name="fl"):
+        config = compose("config", overrides, return_hydra_config=True)
+        hydra_config.set_config(config)
+        try:
+            with open_dict(config):
+                del config["hydra"]
+            yield config
+        finally:
+            hydra_config.cfg = before
+
+
+def _check_simulator_only(config: DictConfig, defaults: DictConfig) -> None:
+    for key, reason in _OF_THE_SIMULATOR.items():
+        if _plain(config[key]) != _plain(defaults[key]):
+            raise ConfigError(
+                f"{key} is set, and is of the simulator only: {reason}; leave it out, or the "
+                "+experiment=... that sets it"
+            )
+    for client in _clients(config):
+        if client.batching not in ("auto", "off", False):
+            raise ConfigError(
+                f"client.batching is {client.batching}, and is of the simulator only: a SuperNode "
+                "trains one client; leave it out"
+            )
+
+
+def _clients(config: DictConfig) -> list[DictConfig]:
+    """Returns the configurations of the clients' rules: of every task, or the only one."""
+    if config.get("tasks"):
+        return [part.client for part in config.tasks.values()]
+    return [config.client]
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def check_deployable(experiment: Experiment) -> None:
+    """Checks that an experiment has no part that only the simulator has.
+
+    Raises:
+        ConfigError: it has an attack on what clients send.
+    """
+    strategy = experiment.strategy
+    if isinstance(strategy, Attacked):
+        raise ConfigError(
+            f"attack is {type(strategy.attack).__name__}, and is of the simulator only: the server "
+            "would forge what clients send, from the honest updates of their round; leave it out, "
+            "or use an attack on the clients' data (label_flip, backdoor)"
+        )

@@ -1,0 +1,157 @@
+"""What makes new outer parameters of an outer gradient.
+
+Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan: Adaptive Federated Optimization,
+ICLR 2021, arXiv:2003.00295 (FedOpt); with momentum as DiLoCo has it, arXiv:2311.08105. An outer
+gradient points uphill: Delta = theta before the inner steps minus theta after them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl.clients.schedule import Schedule
+from fl.clients.sgd import check_not_negative, check_positive
+from fl.errors import ConfigError
+from fl.params import Row
+
+Vector = NDArray[np.float64]
+State = dict[str, Vector]
+
+
+class OuterOptimizer(ABC):
+    """A rule on vectors of shape (n,), which may be fragments.
+
+    Computed in float64 and rounded once, so that theta - (theta - theta_m) is theta_m.
+    """
+
+    @abstractmethod
+    def init(self, n: int) -> State:
+        """Returns the state before the first step."""
+
+    @abstractmethod
+    def step(self, theta: Row, delta: Vector, state: State, t: int) -> tuple[Row, State]:
+        """Returns parameters and state after a step.
+
+        Args:
+            theta: shape (n,), float32; not changed.
+            delta: outer gradient, shape (n,), float64; not changed.
+            state: after the step before; not changed.
+            t: steps before this one.
+
+        Returns:
+            The parameters, float32, read-only, and the state.
+        """
+
+
+@dataclass(frozen=True)
+class OuterSgd(OuterOptimizer):
+    """SGD, with momentum and Nesterov's look-ahead as in `torch.optim.SGD`.
+
+        b <- mu b + Delta                          (b is 0 before the first step)
+        theta <- theta - lr (Delta + mu b)         (without nesterov: theta - lr b)
+
+    The first step moves by lr (1 + mu) Delta, and a constant Delta in the end by
+    lr Delta / (1 - mu) per step: 1.33 Delta and 7 Delta for DiLoCo's (0.7, 0.9). With lr 1 and mu 0
+    the parameters become the mean of the workers'.
+
+    Attributes:
+        lr: above 0.
+        momentum: mu, in [0, 1).
+        nesterov: look ahead; needs momentum.
+        schedule: factor on lr by t; None is 1.
+
+    Raises:
+        ConfigError: a hyperparameter is out of range.
+    """
+
+    lr: float = 0.7
+    momentum: float = 0.9
+    nesterov: bool = True
+    schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        check_positive("strategy.optimizer.lr", self.lr)
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(
+                f"strategy.optimizer.momentum is {self.momentum}; it must be in [0, 1)"
+            )
+        if self.nesterov and self.momentum == 0:
+            raise ConfigError(
+                "strategy.optimizer.nesterov needs momentum above 0, got 0: set it, or set "
+                "nesterov to false"
+            )
+
+    def init(self, n: int) -> State:
+        """Returns b = 0, or nothing without momentum."""
+        return {"b": np.zeros(n)} if self.momentum else {}
+
+    def step(self, theta: Row, delta: Vector, state: State, t: int) -> tuple[Row, State]:
+        """Returns parameters and b; see `OuterOptimizer.step`."""
+        lr = self.lr * (1.0 if self.schedule is None else self.schedule(t))
+        if not self.momentum:
+            return _rounded(theta - lr * delta), state
+        b = self.momentum * state["b"] + delta
+        ahead = delta + self.momentum * b if self.nesterov else b
+        return _rounded(theta - lr * ahead), {"b": b}
+
+
+@dataclass(frozen=True)
+class OuterAdam(OuterOptimizer):
+    """Adam with decoupled weight decay, as `torch.optim.AdamW` computes it.
+
+        theta <- theta - lr weight_decay theta
+        m <- beta1 m + (1 - beta1) Delta;    v <- beta2 v + (1 - beta2) Delta^2
+        theta <- theta - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)    t = 1, 2, ...
+
+    FedAdam of arXiv:2003.00295 is this without the two corrections of the bias.
+
+    Attributes:
+        lr: above 0.
+        beta1, beta2: decay of the moments, in [0, 1).
+        eps: added to the denominator, at least 0.
+        weight_decay: decoupled, at least 0.
+        schedule: factor on lr by t; None is 1.
+
+    Raises:
+        ConfigError: a hyperparameter is out of range.
+    """
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        check_positive("strategy.optimizer.lr", self.lr)
+        check_not_negative("strategy.optimizer.eps", self.eps)
+        check_not_negative("strategy.optimizer.weight_decay", self.weight_decay)
+        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0 <= beta < 1:
+                raise ConfigError(f"strategy.optimizer.{name} is {beta}; it must be in [0, 1)")
+
+    def init(self, n: int) -> State:
+        """Returns m = v = 0."""
+        return {"m": np.zeros(n), "v": np.zeros(n)}
+
+    def step(self, theta: Row, delta: Vector, state: State, t: int) -> tuple[Row, State]:
+        """Returns parameters and moments; see `OuterOptimizer.step`."""
+        lr = self.lr * (1.0 if self.schedule is None else self.schedule(t))
+        m = self.beta1 * state["m"] + (1 - self.beta1) * delta
+        v = self.beta2 * state["v"] + (1 - self.beta2) * delta**2
+        deviation = np.sqrt(v / (1 - self.beta2 ** (t + 1))) + self.eps
+        # What never had a gradient does not move, even with eps = 0.
+        move = np.divide(m, deviation, out=np.zeros_like(m), where=deviation > 0)
+        decayed = theta.astype(np.float64) * (1 - lr * self.weight_decay)
+        return _rounded(decayed - lr / (1 - self.beta1 ** (t + 1)) * move), {"m": m, "v": v}
+
+
+def _rounded(theta: Vector) -> Row:
+    row = theta.astype(np.float32)
+    row.flags.writeable = False
+    return row

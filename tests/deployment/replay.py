@@ -1,0 +1,138 @@
+"""A deployment's schedule, replayed on the simulator; and one experiment of every family."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from omegaconf import DictConfig
+
+from fl import SimulatedRun, simulate
+from fl.deployment.settings import compose_experiment
+from fl.experiment import app_of, build, serve
+from fl.metrics import read_run
+from fl.simulation.fleet import Fleet
+from fl.simulation.fleets import durations
+from fl.simulation.trace import Event
+
+NEVER_S = 1e6  # of tasks whose reply the server did not wait for
+
+COMMON = "data=digits partition=iid model.hidden=[16] round_timeout_s=600 views=false"
+ALL = "strategy.fraction_train=1 strategy.min_train_nodes={n} strategy.min_available_nodes={n}"
+ROUNDS = {  # of all clients: a grid shows their replies in the order of the messages
+    "Flower's, compressed both ways": (
+        f"strategy=fedavg {ALL} compressor=ef_topk_int8 compressor@downlink=ef21"
+    ),
+    "robust, clients with momentum": (
+        f"strategy=aggregate {ALL} aggregator=geometric_median client=momentum"
+    ),
+    "replicas": "strategy=onebit_adam strategy.rule.warmup=1",
+}
+EVENTS = {  # what comes first decides
+    "deadlines": (
+        "strategy=over_selection strategy.clients=1 strategy.over_selection={n} "
+        "strategy.deadline_s=500"
+    ),
+    "buffered, clients with error feedback": (
+        "strategy=fedbuff strategy.concurrency={n} strategy.buffer_size=2 compressor=ef_topk_int8"
+    ),
+    "asynchronous, clients with MicroAdam": (
+        "strategy=fedasync strategy.rho=0 strategy.concurrency={n} client=microadam"
+    ),
+    "several models": "strategy=fedast strategy.concurrency=4 strategy.buffer_size=1",
+}
+FAMILIES = {**ROUNDS, **EVENTS}
+
+
+def overrides_of(family: str, num_clients: int, num_rounds: int = 3) -> str:
+    """The experiment that stands for a family."""
+    keys = f"{COMMON} {FAMILIES[family]}".format(n=num_clients)
+    keys = f"{keys} num_clients={num_clients} num_rounds={num_rounds}"
+    if family == "several models":  # each brings its own data, partition and model
+        keys = " ".join(
+            k for k in keys.split() if not k.startswith(("data=", "partition=", "model."))
+        )
+    return keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """Task times by (client, dispatch), in the form that a Fleet takes."""
+
+    seconds: dict[tuple[int, int], float]
+    flops: None = None
+
+    def check_clients(self, num_clients: int) -> None:
+        pass
+
+    def of(self, client: int, dispatch: int) -> float:
+        return self.seconds.get((client, dispatch), NEVER_S)
+
+
+def schedule_of(trace: Any) -> Recorded:
+    """When replies came, as whole numbers: the i-th instant at which any came is second i.
+
+    A task that was sent after instant j, and answered at instant i, takes i - j seconds. On a fleet
+    with these times, and links that take none, every instant brings the replies that it brought.
+
+    Args:
+        trace: columns time_s, kind, client and dispatch of a deployment's trace.
+    """
+    instant, latest = 0, None
+    sent: dict[tuple[int, int], int] = {}
+    seconds = {}
+    for time, kind, *task in zip(
+        *(trace[name].to_pylist() for name in ("time_s", "kind", "client", "dispatch")), strict=True
+    ):
+        if kind == Event.DISPATCH.name.lower():
+            sent[tuple(task)] = instant
+        elif kind == Event.UPLOAD_END.name.lower():
+            if time != latest:
+                instant, latest = instant + 1, time
+            seconds[tuple(task)] = float(instant - sent[tuple(task)])
+    return Recorded(seconds)
+
+
+def replayed(family: str, config: DictConfig, trace: Any) -> SimulatedRun:
+    """The experiment on `SimGrid`; where the order of replies matters, with a deployment's."""
+    fleet: Fleet = durations(config.num_clients, seed=config.seed)
+    if family in EVENTS:
+        fleet = dataclasses.replace(fleet, task_seconds=schedule_of(trace))
+    return simulated(config, fleet)
+
+
+def simulated(config: DictConfig, fleet: Fleet) -> SimulatedRun:
+    """The experiment on `SimGrid`."""
+    experiment = build(config)
+    learnt = list(experiment.tasks.values()) or [experiment]
+    return simulate(
+        lambda grid, context, recorder: serve(experiment, config, grid, recorder),
+        app_of(experiment),
+        fleet,
+        seed=config.seed,
+        num_partitions=max(part.data.num_partitions for part in learnt),
+        executor="serial",
+        progress=False,
+    )
+
+
+def assert_same_model(family: str, overrides: str, directory: Path) -> None:
+    """The run in a directory has the model of its replay, bit for bit; in rounds, its costs too."""
+    run = read_run(directory)
+    trace = pq.read_table(directory / "trace.parquet")
+    again = replayed(family, compose_experiment(overrides.split()), trace)
+    assert run.summary["status"] == "completed"
+    assert again.arrays is not None
+    with np.load(directory / "model.npz") as model:
+        assert set(model) == set(again.arrays)
+        for name, array in again.arrays.items():
+            np.testing.assert_array_equal(model[name], array.numpy())
+    assert run.summary["model_sha256"] == again.summary["model_sha256"]
+    metrics = [{k: v for k, v in row.items() if k in ("round", "accuracy")} for row in run.history]
+    assert metrics == [{k: row[k] for k in ("round", "accuracy")} for row in again.history]
+    if family in ROUNDS:
+        for count in ("bytes_down", "bytes_up", "client_updates"):
+            assert run.summary["totals"][count] == again.summary["totals"][count]

@@ -1,0 +1,153 @@
+"""Eager and delayed updates: the formulas of the paper, and what they are equal to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from islands import ADAMW, AVERAGE, DATA, PLAIN, SGD, Nesterov, crashing, references, run
+
+from fl.compression import Cast
+from fl.errors import ConfigError
+from fl.strategies import DelayedUpdates, DiLoCo, EagerUpdates, OuterSgd, StreamingDiLoCo
+
+NESTEROV = OuterSgd(0.4, 0.9)
+
+
+def phases(outer, rounds, *, workers, rule, steps, update):
+    """Runs phases of workers with outer parameters of their own, by a formula for their updates.
+
+    Args:
+        update: from the Deltas of this phase, those of the last (None in the first), and the
+            worker's number, to what it steps by.
+
+    Returns:
+        Outer parameters, shape (rounds + 1, M, d), and Deltas, shape (rounds, M, d).
+    """
+    trained = references(workers, rule)
+    servers = [Nesterov(trained[0].w, outer) for _ in trained]
+    path, deltas = [[server.theta for server in servers]], []
+    for _ in range(rounds):
+        now = []
+        for worker, server in zip(trained, servers, strict=True):
+            worker.w = server.theta
+            worker.train(steps)
+            now.append(server.theta - worker.w)
+        before = deltas[-1] if deltas else None
+        for m, server in enumerate(servers):
+            server.step(update(now, before, m))
+        deltas.append(now)
+        path.append([server.theta for server in servers])
+    return np.array(path), np.array(deltas)
+
+
+def eager(now, before, m):
+    others = sum(before[k] for k in range(len(now)) if k != m) if before is not None else 0.0
+    return (now[m] + others) / len(now)
+
+
+def delayed(now, before, m):
+    return np.zeros_like(now[0]) if before is None else np.mean(before, axis=0)
+
+
+def test_eager_updates_are_the_papers_formula():
+    got = run(EagerUpdates(inner_steps=3, optimizer=NESTEROV), 4, workers=3, rule=ADAMW)
+    path, _ = phases(NESTEROV, 4, workers=3, rule=ADAMW, steps=3, update=eager)
+    np.testing.assert_allclose(got.rows, path.mean(axis=1), atol=3e-5)
+    assert np.abs(got.rows[-1] - got.rows[0]).max() > 0.05
+
+
+def test_delayed_updates_are_the_papers_formula():
+    got = run(DelayedUpdates(inner_steps=3, optimizer=NESTEROV), 4, workers=3, rule=ADAMW)
+    path, deltas = phases(NESTEROV, 4, workers=3, rule=ADAMW, steps=3, update=delayed)
+    # The model that is evaluated has the all-reduce of its round in it, a phase before workers do.
+    server = Nesterov(path[0, 0], NESTEROV)
+    for version, delta in enumerate(deltas, start=1):
+        server.step(delta.mean(axis=0))
+        np.testing.assert_allclose(got.rows[version], server.theta, atol=3e-5)
+        if version < 4:
+            np.testing.assert_allclose(path[version + 1, 0], server.theta, atol=1e-6)
+
+
+def test_two_forms_of_the_formula_are_one():
+    rng = np.random.default_rng(0)
+    now, before = rng.normal(size=(2, 4, 7))
+    tilde = np.array([eager(now, before, m) for m in range(4)])
+    other = [before.mean(axis=0) + (now[m] - before[m]) / 4 for m in range(4)]
+    np.testing.assert_allclose(tilde, other, atol=1e-12)
+    expected = now.mean(axis=0) / 4 + (1 - 1 / 4) * before.mean(axis=0)
+    np.testing.assert_allclose(tilde.mean(axis=0), expected, atol=1e-12)
+
+
+class Watched(EagerUpdates):
+    """Keeps the workers' outer parameters and Deltas of every round."""
+
+    def evaluated(self, run):
+        if run.copies:
+            self.copies.append([run.copies[node].theta[0] for node in sorted(run.copies)])
+            reduction = run.reductions[0, run.version * self.inner_steps]
+            self.deltas.append([reduction.gradients[node] for node in sorted(run.copies)])
+        return super().evaluated(run)
+
+
+def watched(optimizer, rounds, **more):
+    strategy = Watched(inner_steps=2, optimizer=optimizer, **more)
+    strategy.copies, strategy.deltas = [], []
+    got = run(strategy, rounds, workers=3, batch_size=16)
+    return got.rows[0], np.array(strategy.copies), np.array(strategy.deltas)
+
+
+@pytest.mark.parametrize("quantiser", [None, Cast("e3m0")], ids=["fp32", "e3m0"])
+def test_with_outer_sgd_workers_differ_by_their_last_delta_alone(quantiser):
+    first, copies, deltas = watched(PLAIN, 5, quantiser=quantiser)
+    means = deltas.mean(axis=1)
+    for r in range(5):
+        shared = first - 0.5 * means[:r].sum(axis=0)
+        np.testing.assert_allclose(copies[r], shared - 0.5 / 3 * deltas[r], atol=5e-6)
+
+
+def test_the_mean_of_the_workers_steps_has_a_share_of_1_m_of_the_newest():
+    _, copies, deltas = watched(AVERAGE, 4)
+    means = deltas.mean(axis=1)
+    for r in range(1, 4):
+        moved = (copies[r - 1] - copies[r]).mean(axis=0)
+        np.testing.assert_allclose(moved, means[r] / 3 + (1 - 1 / 3) * means[r - 1], atol=1e-6)
+
+
+def test_of_one_worker_eager_updates_are_diloco():
+    a, b = (
+        run(kind(inner_steps=3, optimizer=NESTEROV), 4, workers=1, rule=ADAMW)
+        for kind in (EagerUpdates, DiLoCo)
+    )
+    assert [row.tobytes() for row in a.rows] == [row.tobytes() for row in b.rows]
+
+
+def test_of_identical_workers_eager_updates_lag_by_the_share_of_the_others():
+    # Delta~ = Delta^r / M + (1 - 1/M) Delta^(r-1) for all, so the workers stay identical.
+    strategy = Watched(inner_steps=2, optimizer=AVERAGE)
+    strategy.copies, strategy.deltas = [], []
+    run(strategy, 3, workers=2, data=DATA[1], batching="off")
+    copies, deltas = np.array(strategy.copies), np.array(strategy.deltas)
+    np.testing.assert_array_equal(copies[:, 0], copies[:, 1])
+    moved = copies[1, 0] - copies[2, 0]
+    np.testing.assert_allclose(moved, (deltas[2, 0] + deltas[1, 0]) / 2, atol=1e-6)
+
+
+def test_a_worker_that_crashes_enters_with_the_mean_of_the_others():
+    strategy = Watched(inner_steps=2, optimizer=PLAIN)
+    strategy.copies, strategy.deltas = [], []
+    strategy.evaluated = lambda run: (
+        strategy.copies.append({n: run.copies[n].theta[0] for n in sorted(run.workers)})
+        or EagerUpdates.evaluated(strategy, run)
+    )
+    run(strategy, 4, workers=3, rule=SGD, fleet=crashing((0, 1), workers=3))
+    # In round 2 worker 0 was away; at its end it came back with the mean of the other two.
+    a, b, c = strategy.copies[2].values()
+    np.testing.assert_allclose(a, (b + c) / 2, atol=1e-7)
+    assert [len(copies) for copies in strategy.copies] == [0, 3, 3, 3, 3]
+
+
+def test_streaming_with_an_overlap_of_a_phase_is_refused_and_this_is_what_it_means():
+    with pytest.raises(ConfigError, match="strategy=eager_updates"):
+        StreamingDiLoCo(inner_steps=4, overlap=4)
+    with pytest.raises(ConfigError, match=r"strategy.drop is 0.5.*leave it out"):
+        EagerUpdates(inner_steps=4, drop=0.5)

@@ -1,0 +1,134 @@
+"""Virtual time of outer steps: phases, all-reduces and waiting, worked out by hand.
+
+A step of 32 examples takes 1 s, or as long as given. Payloads go around a ring of two: twice a
+latency of 2 x 0.125 s and half a payload.
+"""
+
+from __future__ import annotations
+
+import pytest
+from islands import CUT, DATA, LAYOUT, MODEL, SGD, app_of, crashing, of, run
+from stand_ins import Client, fleet_of
+
+from fl.clients import Gradient
+from fl.compression import Cast
+from fl.models import flops_per_example
+from fl.simulation.trace import Event
+from fl.strategies import DataParallel, DelayedUpdates, DiLoCo, EagerUpdates, StreamingDiLoCo
+
+STEP_FLOPS = 32 * flops_per_example(MODEL(), (1, 8, 8)).training
+D = LAYOUT.size
+
+
+def islands(bps, step_s=(1.0, 1.0)):
+    return fleet_of(
+        [Client(flops=STEP_FLOPS / s, up_bps=bps, down_bps=bps, latency_s=0.125) for s in step_s]
+    )
+
+
+def ring_s(entries, bps):
+    """An all-reduce of float32 between two."""
+    return 2 * (0.25 + 8 * (4 * entries / 2) / bps)
+
+
+def timed(strategy, rounds, fleet, **app):
+    got = run(strategy, rounds, fleet=fleet, batch_size=32, **app)
+    return got.times, got.summary["totals"]["utilisation"]
+
+
+def test_diloco_waits_for_every_all_reduce():
+    bps = 32 * D  # 0.5 s for half of a payload
+    times, utilisation = timed(DiLoCo(inner_steps=4), 3, islands(bps))
+    assert ring_s(D, bps) == 1.5
+    assert times == pytest.approx([0.0, 5.5, 11.0, 16.5])
+    assert utilisation == pytest.approx(4 / 5.5)
+
+
+def test_the_slowest_worker_sets_the_pace():
+    bps = 32 * D
+    times, utilisation = timed(DiLoCo(inner_steps=4), 2, islands(bps, (1.0, 1.5)))
+    assert times == pytest.approx([0.0, 7.5, 15.0])
+    assert utilisation == pytest.approx((4 + 6) / (2 * 7.5))
+
+
+def test_data_parallel_training_waits_in_every_step():
+    bps = 32 * D
+    times, utilisation = timed(DataParallel(), 4, islands(bps), rule=Gradient())
+    assert times == pytest.approx([0.0, 2.5, 5.0, 7.5, 10.0])
+    assert utilisation == pytest.approx(1 / 2.5)
+
+
+@pytest.mark.parametrize("tau", [0, 1, 2, 3])
+@pytest.mark.parametrize("bps", [8 * D, 32 * D, 1e12], ids=["slow", "middling", "fast"])
+def test_streaming_waits_for_what_of_an_all_reduce_its_overlap_does_not_hide(bps, tau):
+    h, rounds = 6, 3
+    strategy = StreamingDiLoCo(inner_steps=h, fragments=3, overlap=tau, mixing=0.5)
+    times, utilisation = timed(strategy, rounds, islands(bps))
+
+    now, busy_until, finish, expected = 0.0, 0.0, {}, [0.0]
+    for step in range(1, h * rounds + 1):
+        now += 1.0
+        for p in range(3):
+            due = step - 2 * p
+            if due >= h and due % h == 0:
+                # The ring takes one payload at a time.
+                busy_until = max(now, busy_until) + ring_s(CUT.shapes[p].size, bps)
+                finish[p] = busy_until
+                if p == 0:
+                    expected.append(busy_until)
+        for p in range(3):
+            if due_to_merge(step, p, h, tau):
+                now = max(now, finish[p])
+    assert times == pytest.approx(expected)
+    assert utilisation == pytest.approx(h * rounds / expected[-1])
+    if bps == 1e12 and tau:
+        assert times[1:] == pytest.approx([6.5, 12.5, 18.5], abs=1e-3)  # two latencies, at the end
+
+
+def due_to_merge(step, p, h, tau):
+    due = step - tau - 2 * p
+    return due >= h and due % h == 0
+
+
+@pytest.mark.parametrize("kind", [EagerUpdates, DelayedUpdates])
+@pytest.mark.parametrize("ring", [0.75, 4.0, 4.5])
+def test_nobody_waits_while_an_all_reduce_fits_into_a_phase(kind, ring):
+    bps = 32 * D / (ring - 0.5)
+    assert ring_s(D, bps) == pytest.approx(ring)
+    strategy = kind(inner_steps=4)
+    got = run(strategy, 4, fleet=islands(bps), batch_size=32)
+    ends = sorted({row["time_s"] for row in of(got.run.trace, Event.COMPUTE_END)})
+    waited = max(0.0, ring - 4.0)  # in every phase but the first two, for the one before
+    assert ends == pytest.approx([4.0, 8.0, 12.0 + waited, 16.0 + 2 * waited])
+    if kind is EagerUpdates:
+        last = max(16.0 + 2 * waited, 4.0 + 3 * ring)
+        assert got.times[-1] == pytest.approx(last)
+    else:  # its last outer step is that of the last phase's all-reduce
+        assert got.times[-1] == pytest.approx(max(16.0 + 2 * waited, 4.0 + 3 * ring) + ring)
+
+
+def test_a_quantised_all_reduce_takes_as_long_as_its_bytes():
+    bps = 32 * D
+    times, _ = timed(DiLoCo(inner_steps=4, quantiser=Cast("e3m0")), 2, islands(bps))
+    payload = 6 + 4 * 6 + -(-D // 2)
+    assert times[1] == pytest.approx(4 + 2 * (0.25 + 8 * (payload / 2) / bps))
+
+
+def test_a_worker_that_comes_back_fetches_the_model_before_it_goes_on():
+    fleet = crashing((0, 1))
+    got = run(DiLoCo(inner_steps=2), 3, fleet=fleet)
+    (transfer,) = of(got.run.trace, Event.TRANSFER)
+    starts = [r["time_s"] for r in of(got.run.trace, Event.COMPUTE_START) if r["client"] == 0]
+    assert transfer["time_s"] == starts[2]  # the third task, the second having crashed
+    assert transfer["time_s"] - got.times[2] == pytest.approx(8 * 4 * D / 10e6)
+
+
+def test_no_data_or_step_is_lost_in_the_hand_over():
+    strategy = StreamingDiLoCo(inner_steps=6, fragments=3, overlap=1)
+    app = app_of(strategy, DATA[2], SGD, batch_size=32)
+    assert app.local_steps == 1
+    got = run(strategy, 2, batch_size=32)
+    seconds = [r["value"] for r in of(got.run.trace, Event.COMPUTE_START) if r["client"] == 0]
+    # 12 steps in all, in segments from 0 to 6, 7, 8, 9, 10, 11 and 12, of 1e9 FLOP/s.
+    step_s = STEP_FLOPS / 1e9
+    assert [s / step_s for s in seconds] == pytest.approx([6, 1, 1, 1, 1, 1, 1])
