@@ -174,7 +174,7 @@ PARTS = {
     "topologies": ("### Algorithm and topology, 120 virtual seconds", topologies),
     "sam": ("### DFedSAM, DFedAvg and FedAvg, 100 rounds", sam),
     "monna": (
-        "### MoNNA under attack: best accuracy of the mean model (worst node at the end)",
+        "### MoNNA under attack: best accuracy of the mean (worst node last)",
         monna,
     ),
 }
