@@ -503,7 +503,6 @@ class OuterSteps(Strategy):
                 key = (p, step - self.overlap)
                 reduction = run.reductions.get(key)
                 if key in worker.missed:
-                    worker.missed.remove(key)
                     continue
                 if reduction is not None and not reduction.done:
                     return False
