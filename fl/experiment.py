@@ -29,10 +29,11 @@ from fl.compression import Compressor, Shapes, check_broadcast
 from fl.configuration import make
 from fl.data import Examples, FederatedData, Partitions, federate
 from fl.errors import ConfigError
-from fl.execution import Executor
+from fl.execution import Executor, RayExecutor
 from fl.execution.threads import limit_threads
 from fl.metrics import Target
 from fl.metrics.table import results
+from fl.metrics.target import final_value
 from fl.models import build as build_model
 from fl.models import drop_weights, evaluate, global_objective
 from fl.recorder import Recorder
@@ -54,6 +55,7 @@ from fl.strategies import (
     Replicas,
     TrustedUpdate,
 )
+from fl.sweep import side_by_side
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def build(config: DictConfig) -> Experiment:
     _train_config(config)  # refused here, not when the strategy starts
     fleet: Fleet = make(config, "fleet")
     strategy: Strategy = make(config, "strategy")
-    executor: Executor = make(config, "executor")
+    executor = _executor(config)
     uplink, downlink = make(config, "compressor"), make(config, "downlink")
     links = (uplink and Uplink(uplink), downlink and Downlink(downlink))
     if isinstance(strategy, Replicas):
@@ -263,11 +265,7 @@ def run_experiment(config: DictConfig, *, resume: bool = False) -> float | None:
     flower.setLevel(logging.ERROR)
     flower.propagate = False
     run = _run_app(config, resume) if config.app else _run_own(config, resume)
-    target = target_of(config)
-    if target is None:
-        return None
-    final = run.summary["final"].get(target.metric)
-    return None if final is None else float(final)
+    return final_value(run.summary)
 
 
 def app_of(experiment: Experiment) -> PlannedApp:
@@ -367,7 +365,7 @@ def _run_app(config: DictConfig, resume: bool) -> SimulatedRun:
         make(config, "fleet"),
         run_config=app.run_config(overrides),
         num_partitions=config.num_partitions,
-        executor=make(config, "executor"),
+        executor=_executor(config),
         charge=make(config, "charge"),
         recovery=_recovery(config, start),
         **_common(config),
@@ -381,6 +379,13 @@ def _recovery(config: DictConfig, start: Start) -> Recovery:
     return Recovery.none(start) if made is None else made(start=start)
 
 
+def _executor(config: DictConfig) -> Executor:
+    executor: Executor = make(config, "executor")
+    if isinstance(executor, RayExecutor):
+        executor.sharers = side_by_side()
+    return executor
+
+
 def _common(config: DictConfig) -> dict[str, Any]:
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     return {
@@ -390,7 +395,7 @@ def _common(config: DictConfig) -> dict[str, Any]:
         else None,
         "target": target_of(config),
         "views": config.views,
-        "progress": config.progress,
+        "progress": config.progress and side_by_side() == 1,  # displays would mix
         "fail_fast": config.fail_fast,
         "config": resolved,
     }

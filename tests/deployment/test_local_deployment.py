@@ -86,7 +86,7 @@ def test_nothing_is_left_behind_when_the_command_is_stopped(sign, tmp_path):
     process = subprocess.Popen(
         [*command, *overrides],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TEST_MARK": mark},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TEST_MARK": mark, "TMPDIR": mark},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
