@@ -190,7 +190,7 @@ def _costs(target: Mapping[str, Any] | None, groups: Mapping[str, Sequence[Run]]
         sign = ">=" if target["mode"] == "max" else "<="
         heading = f"Results, and costs to {target['metric']} {sign} {target['value']:g}"
     table = comparison(groups)
-    note = f'<p class="note">{_text(table.title or "")}; in parentheses, how many seeds.</p>'
+    note = f'<p class="note">{_text(str(table.title))}; in parentheses, how many seeds.</p>'
     return f"<h2>{_text(heading)}</h2>\n{note}\n{_rich(table)}"
 
 
