@@ -25,8 +25,8 @@ from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients,
 from fl.clients import AdamW, Downlink, Gradient, Rule, Sgd, TaskApp, TrainingApp, Uplink
 from fl.clients.planned import PlannedApp
 from fl.clients.replica import trained_shapes
-from fl.compression import Compressor, Shapes, check_broadcast
-from fl.configuration import make
+from fl.compression import Channel, Compressor, Shapes, check_broadcast
+from fl.configuration import blaming, make
 from fl.data import Examples, FederatedData, Partitions, federate
 from fl.errors import ConfigError
 from fl.execution import Executor, RayExecutor
@@ -112,6 +112,18 @@ def build(config: DictConfig) -> Experiment:
     strategy: Strategy = make(config, "strategy")
     executor = _executor(config)
     uplink, downlink = make(config, "compressor"), make(config, "downlink")
+    for name, end, kind in (
+        ("compressor", uplink, Channel),
+        ("downlink", downlink, Channel),
+        ("strategy", strategy, Strategy),
+        ("fleet", fleet, Fleet),
+        ("executor", executor, Executor),
+    ):
+        if end is not None and not isinstance(end, kind):
+            raise ConfigError(
+                f"{name}._target_ is {config[name]._target_}, which makes a {type(end).__name__}; "
+                f"it must make a {kind.__name__}"
+            )
     links = (uplink and Uplink(uplink), downlink and Downlink(downlink))
     if isinstance(strategy, Replicas):
         if uplink is not None or downlink is not None:
@@ -194,9 +206,10 @@ def build(config: DictConfig) -> Experiment:
             )
         strategy = Attacked(strategy, forging, byzantine, seed=config.seed)
     if uplink is not None or downlink is not None:
-        strategy = Compressed(
-            strategy, uplink, downlink, num_clients=config.num_clients, seed=config.seed
-        )
+        with blaming("compressor or downlink"):
+            strategy = Compressed(
+                strategy, uplink, downlink, num_clients=config.num_clients, seed=config.seed
+            )
     return Experiment(
         first.data,
         first.model,
@@ -232,10 +245,26 @@ def _learning(
 ) -> Learning:
     """Builds what is learnt from the groups data, partition, model and client."""
     make_app, make_model = make(config, "client"), make(config, "model")
-    data = federate(make(config, "data"), make(config, "partition"))
+    source, deal = make(config, "data"), make(config, "partition")
+    with blaming("data"):
+        loaded = source()
+    with blaming("partition"):
+        data = federate(lambda: loaded, deal)
     model = partial(build_model, make_model, data.input_shape, data.num_classes, seed)
     uplink, downlink = links
-    app = make_app(model=model, data=poison(data), uplink=uplink, downlink=downlink)
+    with blaming("model"):
+        model()
+    with blaming("client"):
+        app: TrainingApp = make_app(
+            model=model, data=poison(data), uplink=uplink, downlink=downlink
+        )
+    for name in ("round_schedule", "step_schedule"):
+        schedule = getattr(app.rule, name, None)
+        if schedule is not None and not callable(schedule):
+            raise ConfigError(
+                f"client.rule.{name} is {schedule}; it must be null, or have a _target_ such as "
+                "fl.clients.schedule.StepDecay"
+            )
     return Learning(data, model, app)
 
 
@@ -439,13 +468,28 @@ def _check_numbers(config: DictConfig) -> None:
             )
 
 
+_WEIGHTS = ("num-examples", "train-loss", "steps")  # metrics of our clients' replies
+
+
 def _check_combination(config: DictConfig) -> None:
     for name in ("fraction_train", "fraction_evaluate"):
         share = config.strategy.get(name)
         if share is not None and not 0 <= share <= 1:
             raise ConfigError(f"strategy.{name} is {share}; it is a share, between 0 and 1")
-    for name in ("min_train_nodes", "min_available_nodes", "min_evaluate_nodes"):
-        least = config.strategy.get(name) or 0
+    weight = config.strategy.get("weighted_by_key", _WEIGHTS[0])
+    if weight not in _WEIGHTS:
+        raise ConfigError(
+            f"strategy.weighted_by_key is {weight!r}; clients report {', '.join(_WEIGHTS)}"
+        )
+    for name in (
+        "min_train_nodes",
+        "min_available_nodes",
+        "min_evaluate_nodes",
+        "num_malicious_nodes",
+    ):
+        least = config.strategy.get(name, 0)
+        if isinstance(least, bool) or not isinstance(least, int) or least < 0:
+            raise ConfigError(f"strategy.{name} is {least}; it must be a whole number, at least 0")
         unused = name == "min_evaluate_nodes" and not config.strategy.get("fraction_evaluate")
         if least > config.num_clients and not unused:
             raise ConfigError(

@@ -173,6 +173,10 @@ class RayExecutor(Executor):
             raise ConfigError(
                 f"executor.task_timeout_s is {task_timeout_s}; it must be positive, or null"
             )
+        if address is not None and not (isinstance(address, str) and address):
+            raise ConfigError(
+                f"executor.address is {address!r}; it must be auto, HOST:PORT, or null"
+            )
         self.num_actors = num_actors
         self.cpus_per_actor = cpus_per_actor
         self.gpus_per_actor = gpus_per_actor
