@@ -477,7 +477,7 @@ def _check_combination(config: DictConfig) -> None:
         if share is not None and not 0 <= share <= 1:
             raise ConfigError(f"strategy.{name} is {share}; it is a share, between 0 and 1")
     weight = config.strategy.get("weighted_by_key", _WEIGHTS[0])
-    if weight not in _WEIGHTS:
+    if weight is not None and weight not in _WEIGHTS:
         raise ConfigError(
             f"strategy.weighted_by_key is {weight!r}; clients report {', '.join(_WEIGHTS)}"
         )
