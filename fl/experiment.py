@@ -110,6 +110,7 @@ def build(config: DictConfig) -> Experiment:
     _train_config(config)  # refused here, not when the strategy starts
     fleet: Fleet = make(config, "fleet")
     strategy: Strategy = make(config, "strategy")
+    _check_weight(config, plain=isinstance(strategy, OuterSteps))
     executor = _executor(config)
     uplink, downlink = make(config, "compressor"), make(config, "downlink")
     for name, end, kind in (
@@ -471,16 +472,20 @@ def _check_numbers(config: DictConfig) -> None:
 _WEIGHTS = ("num-examples", "train-loss", "steps")  # metrics of our clients' replies
 
 
+def _check_weight(config: DictConfig, *, plain: bool) -> None:
+    """Refuses a weight that clients do not report, or none where a strategy needs one."""
+    weight = config.strategy.get("weighted_by_key", _WEIGHTS[0])
+    if weight not in _WEIGHTS and not (weight is None and plain):
+        raise ConfigError(
+            f"strategy.weighted_by_key is {weight!r}; clients report {', '.join(_WEIGHTS)}"
+        )
+
+
 def _check_combination(config: DictConfig) -> None:
     for name in ("fraction_train", "fraction_evaluate"):
         share = config.strategy.get(name)
         if share is not None and not 0 <= share <= 1:
             raise ConfigError(f"strategy.{name} is {share}; it is a share, between 0 and 1")
-    weight = config.strategy.get("weighted_by_key", _WEIGHTS[0])
-    if weight is not None and weight not in _WEIGHTS:
-        raise ConfigError(
-            f"strategy.weighted_by_key is {weight!r}; clients report {', '.join(_WEIGHTS)}"
-        )
     for name in (
         "min_train_nodes",
         "min_available_nodes",
