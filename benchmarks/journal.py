@@ -9,6 +9,7 @@ replayed from a journal that holds all of it. The bytes are those of the journal
 from __future__ import annotations
 
 import contextlib
+import logging
 import statistics
 import tempfile
 import time
@@ -48,6 +49,7 @@ def seconds(overrides: list[str], rounds: int, directory: Path, recovery: Recove
                 "partition=iid",
                 "fleet=uniform",
                 "strategy=aggregate",
+                "strategy.fraction_train=1",
                 "executor=serial",
                 f"num_clients={CLIENTS}",
             ],
@@ -98,6 +100,7 @@ def main() -> None:
     parser = report.parser("journal", __doc__)
     parser.add_argument("--turns", type=int, default=5)
     settings = parser.parse_args()
+    logging.getLogger("flwr").setLevel(logging.ERROR)
     about = report.machine()
     rounds, turns = (10, 3) if settings.quick else (30, settings.turns)
     rows = []

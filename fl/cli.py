@@ -1,25 +1,26 @@
-"""The command line: `fl key=value ...` runs one experiment, `fl -m key=a,b ...` a sweep.
+"""The command line.
 
-`fl resume DIR` continues a run.
+fl key=value ...      runs one experiment
+fl -m key=a,b ...     a sweep: every combination
+fl resume DIR         continues a run
+fl report DIR...      makes a page about runs
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import traceback
+from dataclasses import replace
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from fl import sweep
 from fl.configuration import check_values, explain
-from fl.sweep import Comparison, compare_jobs
-
-
-class _JobFailed(Exception):
-    """A job of a sweep failed, and the user was told."""
 
 
 class _Resumed:
@@ -30,21 +31,32 @@ class _Resumed:
 
 @hydra.main(version_base=None, config_path="conf", config_name="config")
 def _run(config: DictConfig) -> float | None:
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         check_values(config)
+        done = sweep.finished(config) if in_sweep else None
+        if done is not None:
+            from fl.metrics.target import final_value
+
+            sweep.note(job := sweep.this_job("skipped", directory=str(done.directory)))
+            print(f"{job}: completed before, in {done.directory}")
+            return final_value(done.summary)
         from fl.experiment import run_experiment  # heavy: only once the configuration is complete
 
-        return run_experiment(config, resume=_Resumed.journal)
+        value = run_experiment(config, resume=_Resumed.journal)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit as well: an app that exits has not completed
         # Said here, because Hydra would put a line of its own before the message.
-        job = HydraConfig.get()
-        if job.mode == RunMode.MULTIRUN:  # the other jobs run all the same
-            _tell(error, f"job {job.job.num} ({job.job.override_dirname}): ")
-            raise _JobFailed from error
-        _tell(error)
-        sys.exit(1)
+        if not in_sweep:
+            _tell(error)
+            sys.exit(1)
+        job = sweep.this_job("failed")
+        sweep.note(replace(job, reason=_tell(error, f"{job}: ")))
+        return math.nan  # an exception would keep samplers and batches from going on
+    if in_sweep:
+        sweep.note(sweep.this_job("completed"))
+    return value
 
 
 def main() -> None:
@@ -52,6 +64,11 @@ def main() -> None:
     # With this set, Hydra raises what it would print, so that one place words all messages.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
+        if sys.argv[1:2] == ["report"]:
+            from fl import report  # heavy
+
+            report.main(sys.argv[2:])
+            return
         if sys.argv[1:2] == ["resume"]:
             from fl.recovery.command import resumed
 
@@ -62,21 +79,20 @@ def main() -> None:
         try:
             _run()
         finally:
-            directory, Comparison.directory = Comparison.directory, None
-            if directory is not None:
-                compare_jobs(directory)
+            directory = sweep.Sweep.end()
+            complete = directory is None or sweep.conclude(directory)
     except KeyboardInterrupt:
         print("fl: interrupted", file=sys.stderr)
         sys.exit(130)
-    except _JobFailed:
-        sys.exit(1)
     except Exception as error:  # outside of a job: Hydra, reading the arguments
         print(f"fl: {explain(error) or error}", file=sys.stderr)
         sys.exit(1)
+    if not complete:
+        sys.exit(1)
 
 
-def _tell(error: BaseException, where: str = "") -> None:
-    """Prints what went wrong: one line for a wrong input, for all else the traceback as well."""
+def _tell(error: BaseException, where: str = "") -> str:
+    """Prints and returns what went wrong: for all but wrong input, after a traceback."""
     message = explain(error)
     if message is None:
         traceback.print_exception(error)
@@ -84,3 +100,4 @@ def _tell(error: BaseException, where: str = "") -> None:
         if HydraConfig.initialized():
             message += f" (what it recorded is in {HydraConfig.get().runtime.output_dir})"
     print(f"fl: {where}{message}", file=sys.stderr)
+    return message

@@ -7,8 +7,10 @@ than the default, keys that nobody reads, and keys that have no effect in this k
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
 from importlib.resources import files
@@ -16,11 +18,12 @@ from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import OverrideParseException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from fl.errors import ConfigError
+from fl.errors import ConfigError, SimulationError
 
 _APP_ONLY = ("charge", "num_partitions", "run_config")
 _OWN_ONLY = (
@@ -95,6 +98,7 @@ def _compare(config: DictConfig, defaults: DictConfig, prefix: str) -> None:
         except OmegaConfBaseException as error:
             raise ConfigError(_without_value(error, f"{prefix}{key}")) from error
         default = _value(defaults, key)
+        _check_special(f"{prefix}{key}", value, default)
         if isinstance(default, DictConfig) and isinstance(value, DictConfig):
             _compare(value, default, f"{prefix}{key}.")
         elif default is not None and value is not None:
@@ -104,6 +108,26 @@ def _compare(config: DictConfig, defaults: DictConfig, prefix: str) -> None:
                     f"{prefix}{key} is {value!r}; it must be {kind}, like the default "
                     f"{OmegaConf.to_container(default) if OmegaConf.is_list(default) else default}"
                 )
+
+
+_CONVERT = ("none", "partial", "object", "all")  # what Hydra understands; it takes others as none
+
+
+def _check_special(key: str, value: Any, default: Any) -> None:
+    """Checks what holds for every key of a name, and for every number."""
+    last = key.rpartition(".")[2]
+    if last in ("seed", "num_clients"):  # mostly references to the root's keys of these names
+        least = int(last == "num_clients")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{key} is {value}; it must be a whole number, at least {least}")
+    if last == "_convert_" and value not in _CONVERT:
+        raise ConfigError(f"{key} is {value!r}; it must be one of {', '.join(_CONVERT)}")
+    if last == "_target_" and not value:
+        raise ConfigError(f"{key} is {value!r}; it must be the import path of what is called")
+    if isinstance(value, float) and (math.isnan(value) or value == -math.inf):
+        finite = not isinstance(default, float) or math.isfinite(default)
+        if finite:  # attacks are free to send what is not a number
+            raise ConfigError(f"{key} is {value}; it must be a number above -inf")
 
 
 def _value(node: DictConfig, key: str) -> Any:
@@ -134,14 +158,44 @@ def make(config: DictConfig, name: str) -> Any:
     Raises:
         ConfigError: the target has no such argument.
     """
-    made = instantiate(config.get(name))
+    with blaming(name):
+        made = instantiate(config.get(name))
+    if isinstance(made, DictConfig | ListConfig | str | int | float):
+        target = config[name].get("_target_") if OmegaConf.is_dict(config[name]) else None
+        got = f"{name} is {made}, without _target_"
+        if target is not None:
+            got = f"{name}._target_ is {target}, which makes {made!r}"
+        raise ConfigError(
+            f"{got}; it must be null or make a part of a run: choose a member, {name}=NAME"
+        )
     if isinstance(made, partial):
-        known = inspect.signature(made.func).parameters
+        with blaming(f"{name}._target_"):
+            known = inspect.signature(made.func).parameters
         takes_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
         for key in made.keywords:
             if key not in known and not takes_all:
                 raise ConfigError(f"there is no key '{name}.{key}'; {name} has: {', '.join(known)}")
     return made
+
+
+@contextmanager
+def blaming(name: str) -> Iterator[None]:
+    """Turns an exception while a part is built into a message that names the part's keys.
+
+    What Hydra calls at once it blames itself; this is for what is called later, with the same
+    arguments from the configuration.
+
+    Raises:
+        ConfigError: anything but an error that says what is wrong.
+    """
+    try:
+        yield
+    except Exception as error:
+        if explain(error) is not None:
+            raise
+        raise ConfigError(
+            f"{name} cannot be built from its keys: {type(error).__name__}: {error}"
+        ) from error
 
 
 def explain(error: BaseException) -> str | None:
@@ -152,9 +206,10 @@ def explain(error: BaseException) -> str | None:
     from hydra.errors import HydraException
 
     chain = list(_causes(error))
-    for kind in (ConfigError, HydraException, OmegaConfBaseException):
+    for kind in (ConfigError, HydraException, OmegaConfBaseException, SimulationError):
         for link in chain:
-            if isinstance(link, kind):
+            # A simulation that stopped because of another exception needs its traceback.
+            if isinstance(link, kind) and not (kind is SimulationError and link.__cause__):
                 return " ".join(_reworded(link).split())
     return None
 
@@ -172,6 +227,8 @@ def _reworded(error: BaseException) -> str:
     message = str(error)
     if isinstance(error, ConfigError):
         return message
+    if isinstance(error, OverrideParseException) and error.override not in message:
+        return f"{error.override} cannot be read: {message}"
     if found := re.search(r"Could not override '([^']+)'", message):
         return _no_key(found[1])
     if found := re.search(r"Could not find '([^']+)/([^']+)'", message):

@@ -25,14 +25,15 @@ from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients,
 from fl.clients import AdamW, Downlink, Gradient, Rule, Sgd, TaskApp, TrainingApp, Uplink
 from fl.clients.planned import PlannedApp
 from fl.clients.replica import trained_shapes
-from fl.compression import Compressor, Shapes, check_broadcast
-from fl.configuration import make
+from fl.compression import Channel, Compressor, Shapes, check_broadcast
+from fl.configuration import blaming, make
 from fl.data import Examples, FederatedData, Partitions, federate
 from fl.errors import ConfigError
-from fl.execution import Executor
+from fl.execution import Executor, RayExecutor
 from fl.execution.threads import limit_threads
 from fl.metrics import Target
 from fl.metrics.table import results
+from fl.metrics.target import final_value
 from fl.models import build as build_model
 from fl.models import drop_weights, evaluate, global_objective
 from fl.recorder import Recorder
@@ -54,6 +55,7 @@ from fl.strategies import (
     Replicas,
     TrustedUpdate,
 )
+from fl.sweep import side_by_side
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,20 @@ def build(config: DictConfig) -> Experiment:
     _train_config(config)  # refused here, not when the strategy starts
     fleet: Fleet = make(config, "fleet")
     strategy: Strategy = make(config, "strategy")
-    executor: Executor = make(config, "executor")
+    executor = _executor(config)
     uplink, downlink = make(config, "compressor"), make(config, "downlink")
+    for name, end, kind in (
+        ("compressor", uplink, Channel),
+        ("downlink", downlink, Channel),
+        ("strategy", strategy, Strategy),
+        ("fleet", fleet, Fleet),
+        ("executor", executor, Executor),
+    ):
+        if end is not None and not isinstance(end, kind):
+            raise ConfigError(
+                f"{name}._target_ is {config[name]._target_}, which makes a {type(end).__name__}; "
+                f"it must make a {kind.__name__}"
+            )
     links = (uplink and Uplink(uplink), downlink and Downlink(downlink))
     if isinstance(strategy, Replicas):
         if uplink is not None or downlink is not None:
@@ -192,9 +206,10 @@ def build(config: DictConfig) -> Experiment:
             )
         strategy = Attacked(strategy, forging, byzantine, seed=config.seed)
     if uplink is not None or downlink is not None:
-        strategy = Compressed(
-            strategy, uplink, downlink, num_clients=config.num_clients, seed=config.seed
-        )
+        with blaming("compressor or downlink"):
+            strategy = Compressed(
+                strategy, uplink, downlink, num_clients=config.num_clients, seed=config.seed
+            )
     return Experiment(
         first.data,
         first.model,
@@ -230,10 +245,26 @@ def _learning(
 ) -> Learning:
     """Builds what is learnt from the groups data, partition, model and client."""
     make_app, make_model = make(config, "client"), make(config, "model")
-    data = federate(make(config, "data"), make(config, "partition"))
+    source, deal = make(config, "data"), make(config, "partition")
+    with blaming("data"):
+        loaded = source()
+    with blaming("partition"):
+        data = federate(lambda: loaded, deal)
     model = partial(build_model, make_model, data.input_shape, data.num_classes, seed)
     uplink, downlink = links
-    app = make_app(model=model, data=poison(data), uplink=uplink, downlink=downlink)
+    with blaming("model"):
+        model()
+    with blaming("client"):
+        app: TrainingApp = make_app(
+            model=model, data=poison(data), uplink=uplink, downlink=downlink
+        )
+    for name in ("round_schedule", "step_schedule"):
+        schedule = getattr(app.rule, name, None)
+        if schedule is not None and not callable(schedule):
+            raise ConfigError(
+                f"client.rule.{name} is {schedule}; it must be null, or have a _target_ such as "
+                "fl.clients.schedule.StepDecay"
+            )
     return Learning(data, model, app)
 
 
@@ -263,11 +294,7 @@ def run_experiment(config: DictConfig, *, resume: bool = False) -> float | None:
     flower.setLevel(logging.ERROR)
     flower.propagate = False
     run = _run_app(config, resume) if config.app else _run_own(config, resume)
-    target = target_of(config)
-    if target is None:
-        return None
-    final = run.summary["final"].get(target.metric)
-    return None if final is None else float(final)
+    return final_value(run.summary)
 
 
 def app_of(experiment: Experiment) -> PlannedApp:
@@ -367,7 +394,7 @@ def _run_app(config: DictConfig, resume: bool) -> SimulatedRun:
         make(config, "fleet"),
         run_config=app.run_config(overrides),
         num_partitions=config.num_partitions,
-        executor=make(config, "executor"),
+        executor=_executor(config),
         charge=make(config, "charge"),
         recovery=_recovery(config, start),
         **_common(config),
@@ -381,6 +408,13 @@ def _recovery(config: DictConfig, start: Start) -> Recovery:
     return Recovery.none(start) if made is None else made(start=start)
 
 
+def _executor(config: DictConfig) -> Executor:
+    executor: Executor = make(config, "executor")
+    if isinstance(executor, RayExecutor):
+        executor.sharers = side_by_side()
+    return executor
+
+
 def _common(config: DictConfig) -> dict[str, Any]:
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     return {
@@ -390,7 +424,7 @@ def _common(config: DictConfig) -> dict[str, Any]:
         else None,
         "target": target_of(config),
         "views": config.views,
-        "progress": config.progress,
+        "progress": config.progress and side_by_side() == 1,  # displays would mix
         "fail_fast": config.fail_fast,
         "config": resolved,
     }
@@ -434,13 +468,28 @@ def _check_numbers(config: DictConfig) -> None:
             )
 
 
+_WEIGHTS = ("num-examples", "train-loss", "steps")  # metrics of our clients' replies
+
+
 def _check_combination(config: DictConfig) -> None:
     for name in ("fraction_train", "fraction_evaluate"):
         share = config.strategy.get(name)
         if share is not None and not 0 <= share <= 1:
             raise ConfigError(f"strategy.{name} is {share}; it is a share, between 0 and 1")
-    for name in ("min_train_nodes", "min_available_nodes", "min_evaluate_nodes"):
-        least = config.strategy.get(name) or 0
+    weight = config.strategy.get("weighted_by_key", _WEIGHTS[0])
+    if weight not in _WEIGHTS:
+        raise ConfigError(
+            f"strategy.weighted_by_key is {weight!r}; clients report {', '.join(_WEIGHTS)}"
+        )
+    for name in (
+        "min_train_nodes",
+        "min_available_nodes",
+        "min_evaluate_nodes",
+        "num_malicious_nodes",
+    ):
+        least = config.strategy.get(name, 0)
+        if isinstance(least, bool) or not isinstance(least, int) or least < 0:
+            raise ConfigError(f"strategy.{name} is {least}; it must be a whole number, at least 0")
         unused = name == "min_evaluate_nodes" and not config.strategy.get("fraction_evaluate")
         if least > config.num_clients and not unused:
             raise ConfigError(

@@ -1,45 +1,267 @@
-"""What a sweep leaves behind beside its jobs: one table and one plot that compare them."""
+"""Sweeps: where their jobs go, which of them are done already, and what compares them at the end.
+
+Hydra's sweeper makes the jobs and its launcher runs them: one after another in this process, or
+side by side in others with `hydra/launcher=joblib`. What jobs must tell the process that waits for
+them therefore goes through files of the sweep's directory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fl.errors import ConfigError
 
 if TYPE_CHECKING:
     from fl.metrics.runs import Run
 
 FILE = "comparison.png"
+JOBS = "jobs.jsonl"
+"""What became of the jobs of the last command that swept into a directory, one JSON a line."""
+
 _WIDTH = 200
+_LONGEST_NAME = 120  # of a job's folder; file systems take 255 bytes
 
 
-class Comparison(Callback):
-    """Remembers where this process's sweep is, for `compare_jobs` after its last job."""
+@dataclass(frozen=True)
+class Job:
+    """What became of a job.
+
+    Attributes:
+        number: of the job, as Hydra counts.
+        overrides: those in which the jobs differ, "key=value,key=value".
+        status: "skipped" is a job that had been completed before.
+        directory: where its run is.
+        reason: why it failed.
+    """
+
+    number: int
+    overrides: str
+    status: Literal["completed", "skipped", "failed"]
+    directory: str
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        """Names the job in a message."""
+        return f"job {self.number} ({self.overrides})" if self.overrides else f"job {self.number}"
+
+
+class Sweep(Callback):
+    """Prepares this process's sweep before its first job; `end` tidies up after its last.
+
+    Jobs' folders are named by the overrides in which jobs differ. All jobs share one Ray, which is
+    started here unless there is a cluster to join, or no job needs it.
+    """
 
     directory: Path | None = None
+    _owns_ray = False
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Notes the sweep's directory."""
-        type(self).directory = Path(config.hydra.sweep.dir)
+        """Notes the sweep's directory, and starts Ray for its jobs."""
+        given = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        # Overrides for Hydra reach the jobs, whose configurations are composed anew.
+        constant = [o.get_key_element() for o in given if not o.is_sweep_override()]
+        quoted = ",".join(f"'{key.lstrip('+~')}'" for key in constant)
+        config.hydra.overrides.hydra.append(
+            f"hydra.job.config.override_dirname.exclude_keys=[{quoted}]"
+        )
+        directory = Path(config.hydra.sweep.dir)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / JOBS).write_bytes(b"")
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write to hydra.sweep.dir={directory}: {error.strerror}"
+            ) from error
+        type(self).directory = directory
+        if _needs_ray(config, given):
+            from fl.execution.on_ray import start_shared
+
+            type(self)._owns_ray = start_shared(_most_actors(given))
+
+    @classmethod
+    def end(cls) -> Path | None:
+        """Stops the shared Ray; returns the directory of the sweep, None if there was no sweep."""
+        if cls._owns_ray:
+            from fl.execution.on_ray import stop_shared
+
+            stop_shared()
+        directory, cls.directory, cls._owns_ray = cls.directory, None, False
+        return directory
+
+
+def _needs_ray(config: DictConfig, given: Sequence[Override]) -> bool:
+    chosen = [o for o in given if o.key_or_group == "executor"]
+    names = [str(name) for o in chosen for name in _values(o)]
+    if not names:
+        names = [str(config.hydra.runtime.choices.get("executor"))]
+    joins = any(o.key_or_group == "executor.address" for o in given)
+    return "ray" in names and not joins and "RAY_ADDRESS" not in os.environ
+
+
+def _most_actors(given: Sequence[Override]) -> int:
+    numbers = [n for o in given if o.key_or_group == "executor.num_actors" for n in _values(o)]
+    return max([number for number in numbers if isinstance(number, int)], default=0)
+
+
+def _values(override: Override) -> list[Any]:
+    if override.is_discrete_sweep():
+        return list(override.sweep_iterator())
+    return [override.value()]
+
+
+def job_folder(*, _root_: DictConfig) -> str:
+    """Returns the name of a job's folder: what it overrides, and a digest of its configuration.
+
+    Equal configurations have equal names, in whichever sweep; different ones never share a folder.
+    """
+    overrides = re.sub(r"[^\w=,.+-]", "_", _root_.hydra.job.override_dirname)[:_LONGEST_NAME]
+    own = OmegaConf.masked_copy(_root_, [key for key in map(str, _root_) if key != "hydra"])
+    try:
+        digest = digest_of(own)
+    except (ConfigError, OmegaConfBaseException):  # the job will say what is wrong
+        digest = digest_of(own, resolve=False)
+    return f"{overrides}-{digest[:8]}" if overrides else digest[:8]
+
+
+OmegaConf.register_new_resolver("fl_job_folder", job_folder, replace=True)
+
+
+def digest_of(config: DictConfig, *, resolve: bool = True) -> str:
+    """Returns the digest of a job's configuration, the one in its summary.json."""
+    from fl.metrics.run_writer import config_digest  # heavy
+
+    values: Any = OmegaConf.to_container(config, resolve=resolve)
+    return config_digest(values)
+
+
+def side_by_side() -> int:
+    """Returns how many jobs of this process's sweep run at a time, at most; 1 outside of sweeps."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return 1
+    number = HydraConfig.get().launcher.get("n_jobs")
+    if not isinstance(number, int) or number == 0:
+        return 1
+    if number > 0:
+        return number
+    from fl.execution.threads import cores
+
+    return max(1, cores() + 1 + number)  # as joblib reads it: -1 is all, -2 all but one
+
+
+def finished(config: DictConfig) -> Run | None:
+    """Returns the completed run of this configuration in the sweep's directory; None if none is.
+
+    Raises:
+        ConfigError: this job's folder holds a completed run of another configuration.
+    """
+    from fl.metrics.runs import read_run
+
+    own = Path(HydraConfig.get().runtime.output_dir)
+    digest = digest_of(config)
+    for path in sorted(Path(HydraConfig.get().sweep.dir).rglob("summary.json")):
+        summary = _summary(path)
+        if summary.get("status") != "completed":
+            continue
+        if summary.get("config_digest") == digest:
+            return read_run(path.parent)
+        if path.parent.resolve() == own.resolve():
+            raise ConfigError(
+                f"{own} holds a completed run of another configuration, which would be lost: give "
+                "another hydra.sweep.dir, or delete the folder"
+            )
+    return None
+
+
+def _summary(path: Path) -> Mapping[str, Any]:
+    """Returns what a summary.json holds; nothing if it is damaged, so that its job runs again."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def this_job(status: Literal["completed", "skipped", "failed"], **more: Any) -> Job:
+    """Returns what became of the job that this process runs."""
+    hydra = HydraConfig.get()
+    where = {"directory": hydra.runtime.output_dir, **more}
+    return Job(hydra.job.num, hydra.job.override_dirname, status, **where)
+
+
+def note(job: Job) -> None:
+    """Adds a job to the sweep's list; jobs that run side by side may do so at the same time."""
+    line = json.dumps(asdict(job), ensure_ascii=False) + "\n"
+    # One system call: lines of two processes do not mix.
+    file = os.open(Path(HydraConfig.get().sweep.dir) / JOBS, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(file, line.encode("utf-8"))
+    finally:
+        os.close(file)
+
+
+def read_jobs(directory: Path) -> list[Job]:
+    """Returns the jobs of the last command that swept into a directory, those that came to an end.
+
+    A line that cannot be read, of a disk that ran full, is left out.
+    """
+    path = directory / JOBS
+    jobs: list[Job] = []
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            jobs.append(Job(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return sorted(jobs, key=lambda job: job.number)
+
+
+def conclude(directory: Path) -> bool:
+    """Compares a sweep's jobs, and lists those that failed on standard error.
+
+    Returns:
+        Whether no job failed.
+    """
+    compare_jobs(directory)
+    jobs = read_jobs(directory)
+    failed = [job for job in jobs if job.status == "failed"]
+    if failed:
+        print(
+            f"fl: {len(failed)} of {len(jobs)} jobs failed; the same command with "
+            f"hydra.sweep.dir={directory} runs only what is missing:",
+            file=sys.stderr,
+        )
+    for job in failed:
+        print(f"  {job}: {job.reason}", file=sys.stderr)
+    return not failed
 
 
 def compare_jobs(directory: Path) -> None:
-    """Prints the table of a sweep's jobs and draws `comparison.png`; nothing for fewer than two.
+    """Prints the table of a sweep's runs and draws `comparison.png`; nothing for fewer than two.
 
-    Jobs that differ only in their seed are one row, named by the overrides in which rows differ.
+    Runs that differ only in their seed are one row, named by the overrides in which rows differ.
     """
     from rich.console import Console
 
     from fl.metrics import plots
-    from fl.metrics.runs import find_runs
+    from fl.metrics.runs import load_runs
     from fl.metrics.table import comparison
+    from fl.metrics.tensorboard_log import write_hparams
 
-    if not any(directory.rglob("summary.json")):
-        return  # no job came as far as a run
-    groups = by_overrides(find_runs(directory))
+    groups = by_overrides(load_runs([directory])[0])
     runs = [run for group in groups.values() for run in group]
     if len(runs) < 2:
         return
@@ -47,6 +269,7 @@ def compare_jobs(directory: Path) -> None:
     if not console.is_terminal:  # a file or a pipe has no width that would have to be kept
         console = Console(width=_WIDTH)
     console.print(comparison(groups))
+    write_hparams(directory, [run.summary for run in runs])
     target = runs[0].summary["target"]
     metric = target["metric"] if target else next(iter(runs[0].summary["final"]), None)
     drawn = {
@@ -61,7 +284,13 @@ def compare_jobs(directory: Path) -> None:
 
 
 def by_overrides(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Returns a sweep's runs under labels made of what was overridden differently, but the seed."""
+    """Returns a sweep's runs under labels made of what was overridden differently, but the seed.
+
+    Runs with equal overrides whose configurations differ all the same (they were made by two
+    versions of the defaults) are told apart by what differs.
+    """
+    from fl.metrics.runs import group_runs
+
     changed = [overrides(run) for run in runs]
     keys = dict.fromkeys(key for found in changed for key in found)
     varying = [
@@ -70,8 +299,14 @@ def by_overrides(runs: Sequence[Run]) -> dict[str, list[Run]]:
     groups: dict[str, list[Run]] = {}
     for run, found in zip(runs, changed, strict=True):
         parts = [f"{key}={found[key]}" for key in varying if key in found]
-        groups.setdefault(", ".join(parts) or "all runs", []).append(run)
-    return groups
+        groups.setdefault(", ".join(parts), []).append(run)
+    labelled: dict[str, list[Run]] = {}
+    for label, group in groups.items():
+        alike = group_runs(group)
+        for difference, members in alike.items():
+            parts = [part for part in (label, difference if len(alike) > 1 else "") if part]
+            labelled[", ".join(parts) or "all runs"] = members
+    return labelled
 
 
 def overrides(run: Run) -> dict[str, str]:

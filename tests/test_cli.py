@@ -121,11 +121,10 @@ def test_help_does_not_wait_for_heavy_imports() -> None:
 
 
 def test_sweep_runs_every_combination(call: Call, tmp_path: Path) -> None:
-    call("-m", *QUICK, "strategy=fedavg,fedadam", "seed=0,1", f"hydra.sweep.dir={tmp_path}")
+    call("-m", *QUICK, "strategy=fedavg,fedprox", "seed=0,1", f"hydra.sweep.dir={tmp_path}")
     summaries = [summary_of(path.parent) for path in sorted(tmp_path.glob("*/summary.json"))]
-    ran = [(s["config"]["strategy"]["_target_"].split(".")[-1], s["seed"]) for s in summaries]
-    assert ran == [("FedAvg", 0), ("FedAvg", 1), ("FedAdam", 0), ("FedAdam", 1)]
-    assert len({summary["model_sha256"] for summary in summaries}) == 4
+    ran = [(s["seed"], s["config"]["strategy"]["_target_"].split(".")[-1]) for s in summaries]
+    assert ran == [(0, "FedAvg"), (0, "FedProx"), (1, "FedAvg"), (1, "FedProx")]
 
 
 def test_failed_job_of_a_sweep_is_named_and_does_not_stop_the_others(
@@ -134,13 +133,46 @@ def test_failed_job_of_a_sweep_is_named_and_does_not_stop_the_others(
     with pytest.raises(SystemExit) as stopped:
         call("-m", *QUICK, "client.rule.lr=0.1,-1,0.2", f"hydra.sweep.dir={tmp_path}")
     assert stopped.value.code == 1
-    error = capsys.readouterr().err
-    assert "fl: job 1 (" in error
-    assert "client.rule.lr=-1" in error
-    assert "): lr is -1; it must be finite and above 0\n" in error
-    assert "Traceback" not in error
-    assert summary_of(tmp_path / "0")["status"] == "completed"
-    assert summary_of(tmp_path / "2")["status"] == "completed"
+    reason = "job 1 (client.rule.lr=-1): lr is -1; it must be finite and above 0\n"
+    assert capsys.readouterr().err == (  # told when it happens, and again at the end
+        f"fl: {reason}fl: 1 of 3 jobs failed; the same command with hydra.sweep.dir={tmp_path} "
+        f"runs only what is missing:\n  {reason}"
+    )
+    names = {path.parent.name.rpartition("-")[0] for path in tmp_path.glob("*/summary.json")}
+    assert names == {"client.rule.lr=0.1", "client.rule.lr=0.2"}
+
+
+def test_same_sweep_again_runs_only_what_is_missing_or_changed(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    sweep = ["-m", *QUICK, f"hydra.sweep.dir={tmp_path}"]
+    call(*sweep, "seed=0,1", "client.rule.lr=0.1,0.2")
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/summary.json")}
+    assert len(written) == 4
+    killed, damaged, failed, _ = sorted(written)
+    killed.unlink()
+    damaged.write_text("{")
+    failed.write_text(failed.read_text().replace('"status": "completed"', '"status": "failed"'))
+    capsys.readouterr()
+    call(*sweep, "client.rule.lr=0.1,0.2,0.3", "seed=0,1")  # two more, and numbered otherwise
+    assert capsys.readouterr().out.count("completed before, in") == 1
+    again = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/summary.json")}
+    assert len(again) == 6
+    assert [path for path in written if again[path] == written[path]] == [sorted(written)[3]]
+    call(*sweep, "client.rule.lr=0.1,0.2,0.3", "seed=0,1", "num_rounds=2")
+    assert len(list(tmp_path.glob("*/summary.json"))) == 12  # none of the old ones was taken
+
+
+def test_folder_of_a_completed_job_is_not_given_to_another(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    sweep = ["-m", *QUICK, f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=mine"]
+    call(*sweep, "seed=0")
+    before = (tmp_path / "mine" / "summary.json").read_bytes()
+    with pytest.raises(SystemExit):
+        call(*sweep, "seed=1")
+    assert "mine holds a completed run of another configuration" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "summary.json").read_bytes() == before
 
 
 # ---- wrong configurations ------------------------------------------------------------------------
@@ -158,7 +190,7 @@ BAD = {
     "+strategy.foo=1": "strategy: FedAvg refuses its arguments: ",
     "+target.metrics=loss": "there is no key 'target.metrics'; did you mean target.metric",
     "run_config.lr=1": "there is no key 'run_config.lr': to add it, write +run_config.lr=VALUE",
-    "strategy=fedavgg": "there is no strategy=fedavgg; there are: aggregate, async_fedavg",
+    "strategy=fedavgg": "there is no strategy=fedavgg; there are: adpsgd, aggregate",
     "fleet/availability=nightly": "there are: always, behaviour, diurnal, exponential",
     "model._target_=fl.models.MPL": "model._target_ is fl.models.MPL, which cannot be imported",
     "seed": "Error parsing override 'seed' missing EQUAL at '<EOF>'",

@@ -135,6 +135,39 @@ def asynchronous(executor: Executor) -> SimulatedRun:
     return simulate(server, parts.app, parts.fleet, seed=0, executor=executor, progress=False)
 
 
+NETWORK = [
+    "data=digits",
+    "model=mlp",
+    "model.hidden=[16]",
+    "client=adamw",
+    "client.rule.keep_moments=true",
+    "client.batch_size=8",
+    "num_clients=12",
+]
+
+
+def network(executor: Executor, *overrides: str) -> SimulatedRun:
+    """Nodes without a server, which go away, fail, and lose what they send."""
+    with initialize_config_module("fl.conf", version_base=None):
+        config = compose("config", [*NETWORK, *overrides, "seed=0"])
+    parts = build(config)
+    initial = ArrayRecord(parts.model().state_dict())
+    fleet = mobile(
+        num_clients=12,
+        seed=0,
+        availability=ExponentialOnOff(12, 0, mean_on_s=1.0, mean_off_s=0.3),
+        faults=Faults(dropout=0.1, crash=0.1, message_loss=0.05, detection_s=0.1),
+    )
+
+    def server(grid: Grid, _: Context, recorder: Recorder) -> None:
+        result = parts.strategy.start(
+            grid=grid, initial_arrays=initial, num_rounds=ROUNDS, timeout=5.0
+        )
+        recorder.final(result.arrays)
+
+    return simulate(server, parts.app, fleet, seed=0, executor=executor, progress=False)
+
+
 def make_foreign_client() -> ClientApp:
     """A ClientApp that draws from every global generator, sleeps and counts in its state."""
     app = ClientApp()
@@ -352,3 +385,14 @@ def test_asynchronous_tasks_train_in_batches_with_the_same_bits_everywhere() -> 
     assert oracle.summary["totals"]["client_updates"] > oracle.summary["extra"]["batches"]
     assert hashes(asynchronous(RayExecutor(num_actors=1))) == hashes(oracle)
     assert hashes(asynchronous(RayExecutor(num_actors=3))) == hashes(oracle)
+
+
+@pytest.mark.parametrize("strategy", ["dfedavg", "adpsgd"])
+def test_number_of_actors_does_not_change_a_network_without_a_server(strategy: str) -> None:
+    twice = ["strategy.gossip_steps=2"] if strategy == "dfedavg" else []
+    chosen = [f"strategy={strategy}", "topology=torus", *twice]
+    oracle = network(SerialExecutor(MAX_BATCH), *chosen)
+    assert {"dropout", "crash", "transfer_lost", "absent"} <= set(oracle.summary["faults"])
+    for actors in (1, 2):
+        run = network(RayExecutor(num_actors=actors, max_batch=MAX_BATCH), *chosen)
+        assert hashes(run) == hashes(oracle)

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "strategies": BASE | RULES | {"strategies"},
     **dict.fromkeys(RUNTIME, BASE | RULES | RUNTIME),
     "metrics": BASE | {"metrics", "simulation"},
+    "recovery": BASE | RULES | RUNTIME | {"metrics", "recovery"},
 }
 
 # All that a strategy sees of the runtimes: `clock_of(grid)`, which knows the wall clock as well,

@@ -58,8 +58,10 @@ def static(root: Path, law: str, rate: Callable[[int], float]) -> dict[int, Time
     found: dict[int, list[Run]] = {}
     for run in find_runs(root / law):
         strategy = run.summary["config"]["strategy"]
+        if strategy["_target_"].endswith("DBW"):
+            continue
         b = strategy["backup"]
-        if not strategy["_target_"].endswith("DBW") and abs(strategy["eta"] - rate(b)) < 1e-9:
+        if abs(strategy["eta"] - rate(b)) < 1e-9:
             found.setdefault(b, []).append(run)
     return {b: times(found[b]) for b in sorted(found)}
 

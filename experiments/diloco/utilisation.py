@@ -16,7 +16,6 @@ members of 50 numbers from 0.1 to 1000 with equal ratios, which is the grid here
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +163,6 @@ def compare(share: float) -> tuple[list[str], list[int]]:
 def main(out: Path) -> None:
     """Prints the tables and draws the curves."""
     out.mkdir(parents=True, exist_ok=True)
-    found = {}
     for share in (1.0, 0.84):
         lines, apart = compare(share)
         within = sum(abs(step) <= 1 for step in apart)
@@ -173,12 +171,10 @@ def main(out: Path) -> None:
         print("\n".join(lines))
         print(f"\n{exact} of {len(apart)} equal, {within} within a step of the grid;", end=" ")
         print(f"from {min(apart)} to {max(apart)} steps")
-        found[str(share)] = {"equal": exact, "within_one": within, "of": len(apart)}
     print("\nA whole phase of overlap, 4 bits, H = 100, 99%, Gbit/s:\n")
     for size, (profile, published) in EAGER.items():
         ours = eager_gbps(profile, 100, 4, 0.99)
         print(f"{size}: {ours:.2f} ({published})")
-    (out / "utilisation.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, layout="constrained")
     for axis, (size, profile) in zip(axes, SIZES.items(), strict=True):

@@ -121,7 +121,7 @@ def costs(found: Found) -> str:
         moved = np.array([(t["bytes_down"] + t["bytes_up"]) / 1e6 for t in totals])
         taus = [row["staleness"] for r in runs.values() for row in r.history if "staleness" in row]
         sent = np.array([t["bytes_down"] / t["bytes_up"] for t in totals])
-        lost = f"{100 * (1 - 1 / sent.mean()):.0f} %"
+        lost = f"{100 * max(0.0, 1 - 1 / sent.mean()):.0f} %"  # the rest is rounding
         lines.append(
             f"| {method} | {spread(updates)} | {spread(moved)} | {np.mean(taus):.1f} | {lost} |"
         )
@@ -134,7 +134,7 @@ def tables(found: Found) -> Iterator[str]:
     hours = sum(run.summary["totals"]["wall_s"] for run in runs) / 3600
     seeds = ", ".join(map(str, sorted(next(iter(found.values())))))
     yield (
-        f"{len(runs)} runs; seeds {seeds}; {hours:.1f} hours, added up over the runs. Numbers are "
+        f"{len(runs)} runs; seeds {seeds}; {hours:.2f} hours, added up over the runs. Numbers are "
         "mean ± sample standard deviation over the seeds; savings are taken seed by seed."
     )
     yield "**Simulated time until the tasks reach their target accuracies**"

@@ -63,8 +63,8 @@ class Chain(Compressor):
         for stage in self.stages[:-1]:
             if not isinstance(stage, Transform):
                 raise ConfigError(
-                    f"{type(stage).__name__} is not a transform, so nothing can follow it: make it "
-                    "the last stage"
+                    f"stages has {type(stage).__name__} before its last: it is not a transform, so "
+                    "nothing can follow it; make it the last stage"
                 )
 
     @property

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.data.federated import Examples, Source, per_channel
+from fl.data.federated import Examples, IntArray, Source, per_channel
 from fl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SplitName: TypeAlias = Literal["train", "test"]
 Pixels: TypeAlias = NDArray[np.uint8]
+
+_CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def _source(images: ImageSet, num_train: int | None, num_test: int | None) -> So
         name=images.name,
         train=_first(read_split(images, "train"), num_train, "num_train"),
         test=_first(read_split(images, "test"), num_test, "num_test"),
-        num_classes=10,
+        num_classes=_CLASSES,
         input_shape=images.shape,
         scaling=per_channel(255.0, images.mean, images.std),
     )
@@ -114,20 +116,74 @@ def read_split(images: ImageSet, split: SplitName) -> Examples:
     """Reads one split: pixels uint8, shape (n, C, H, W), and classes.
 
     Raises:
-        ConfigError: it cannot be found, or has other columns or image sizes than expected.
+        ConfigError: it cannot be found or read, or has other columns, labels or images than
+            expected.
     """
     table = _encoded(images, split)
-    encoded = table.column(images.image_column).combine_chunks().field("bytes")
-    labels = table.column("label").to_numpy().astype(np.int64)
+    encoded = _bytes(images, split, table)
+    labels = _labels(images, split, table)
     digest = hashlib.sha256()
     for value in encoded:  # as_buffer does not copy; the array's own buffers may be slices
         digest.update(value.as_buffer())
     cache = _cache_folder() / f"{images.name}-{split}-{digest.hexdigest()}.npy"
-    if cache.exists():
-        return Examples(np.load(cache), labels)
-    pixels = _decode(images, encoded.to_pylist())
-    _write(cache, pixels)
+    pixels = _cached(cache, (len(labels), *images.shape))
+    if pixels is None:
+        pixels = _decode(images, split, encoded.to_pylist())
+        _write(cache, pixels)
     return Examples(pixels, labels)
+
+
+def _bytes(images: ImageSet, split: SplitName, table: pa.Table) -> pa.Array:
+    import pyarrow as pa
+
+    column = table.column(images.image_column)
+    fields = [field.name for field in column.type] if pa.types.is_struct(column.type) else []
+    wrong = f"column {images.image_column!r} of split {split!r} of {images.name}"
+    if "bytes" not in fields or not pa.types.is_binary(column.type.field("bytes").type):
+        raise ConfigError(
+            f"{wrong} has type {column.type}: need struct of bytes and path, as {images.hub_id} on "
+            "the Hugging Face hub has"
+        )
+    encoded = column.combine_chunks().field("bytes")
+    if not len(column) or column.null_count or encoded.null_count:
+        missing = max(column.null_count, encoded.null_count)
+        raise ConfigError(
+            f"{wrong} has {len(column)} rows, {missing} of them without an image: need an image in "
+            "each, and one at least"
+        )
+    return encoded
+
+
+def _labels(images: ImageSet, split: SplitName, table: pa.Table) -> IntArray:
+    import pyarrow as pa
+
+    column = table.column("label")
+    wrong = f"column 'label' of split {split!r} of {images.name}"
+    if not pa.types.is_integer(column.type) or column.null_count:
+        raise ConfigError(
+            f"{wrong} has type {column.type} and {column.null_count} empty rows: need a whole "
+            "number in each"
+        )
+    labels: IntArray = column.to_numpy().astype(np.int64)
+    outside = np.flatnonzero((labels < 0) | (labels >= _CLASSES))
+    if len(outside):
+        raise ConfigError(
+            f"{wrong} has {labels[outside[0]]} in row {outside[0]}: need 0 to {_CLASSES - 1} "
+            f"({len(outside)} rows are not)"
+        )
+    return labels
+
+
+def _cached(path: Path, shape: tuple[int, ...]) -> Pixels | None:
+    """Returns decoded pixels kept before; None if there are none, or the file is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        found = np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    whole = isinstance(found, np.ndarray) and found.shape == shape and found.dtype == np.uint8
+    return found if whole else None
 
 
 def _encoded(images: ImageSet, split: SplitName) -> pa.Table:
@@ -143,6 +199,7 @@ def _encoded(images: ImageSet, split: SplitName) -> pa.Table:
 
 
 def _from_folder(images: ImageSet, split: SplitName, root: Path) -> pa.Table:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = root / images.name / f"{split}.parquet"
@@ -151,7 +208,12 @@ def _from_folder(images: ImageSet, split: SplitName, root: Path) -> pa.Table:
             f"FL_DATA_DIR={root}, but there is no {path}: put {_layout(images)} there, "
             "or unset FL_DATA_DIR to read from the Hugging Face hub"
         )
-    return pq.read_table(path)
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} is not a whole Parquet file ({error}): put {_layout(images)} there"
+        ) from error
 
 
 def _from_hub(images: ImageSet, split: SplitName) -> pa.Table:
@@ -175,14 +237,21 @@ def _layout(images: ImageSet) -> str:
     )
 
 
-def _decode(images: ImageSet, encoded: list[bytes]) -> Pixels:
+def _decode(images: ImageSet, split: SplitName, encoded: list[bytes]) -> Pixels:
     from PIL import Image
 
     channels, height, width = images.shape
     pixels = np.empty((len(encoded), height, width, channels), dtype=np.uint8)
     mode = "L" if channels == 1 else "RGB"
-    for row, data in zip(pixels, encoded, strict=True):
-        image = Image.open(io.BytesIO(data))
+    for number, (row, data) in enumerate(zip(pixels, encoded, strict=True)):
+        try:
+            image = Image.open(io.BytesIO(data))
+            image.load()
+        except Exception as error:  # each of Pillow's formats has its own
+            raise ConfigError(
+                f"image {number} of split {split!r} of {images.name} cannot be decoded "
+                f"({type(error).__name__}: {error}): remove or replace the row"
+            ) from error
         if image.size != (width, height):
             raise ConfigError(
                 f"an image of {images.name} has {image.size[0]}x{image.size[1]} pixels: "

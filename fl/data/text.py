@@ -36,7 +36,8 @@ def load_shakespeare(window: int = 80) -> Source:
             of held-out text are left out.
 
     Raises:
-        ConfigError: FL_DATA_DIR is unset or has no such file, or no speaker is long enough.
+        ConfigError: FL_DATA_DIR is unset or has no such file, it is not text, or no speaker is
+            long enough.
     """
     root = os.environ.get("FL_DATA_DIR")
     path = Path(root or "") / "tinyshakespeare" / "input.txt"
@@ -46,7 +47,12 @@ def load_shakespeare(window: int = 80) -> Source:
             "file data/tinyshakespeare/input.txt of github.com/karpathy/char-rnn), or use "
             "data=stdlib, which needs no file"
         )
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read as UTF-8 text ({error}): replace it, or use data=stdlib"
+        ) from error
     return corpus("shakespeare", speeches(text), "".join(sorted(set(text))), window)
 
 

@@ -35,7 +35,7 @@ from fl.execution.executor import (
     load_app,
 )
 from fl.execution.garbage import quick_garbage_collection
-from fl.execution.threads import limit_threads
+from fl.execution.threads import cores, limit_threads
 from fl.params import Sharing
 
 log = logging.getLogger("fl")
@@ -144,6 +144,10 @@ class RayExecutor(Executor):
             an error reply; None waits for ever. A guard against code that hangs, not a simulated
             fault.
 
+    Attributes:
+        sharers: runs that use Ray at the same time, this one included. Each has as many actors, so
+            that none waits for another to end.
+
     Raises:
         ConfigError: an argument is out of range.
     """
@@ -169,6 +173,10 @@ class RayExecutor(Executor):
             raise ConfigError(
                 f"executor.task_timeout_s is {task_timeout_s}; it must be positive, or null"
             )
+        if address is not None and not (isinstance(address, str) and address):
+            raise ConfigError(
+                f"executor.address is {address!r}; it must be auto, HOST:PORT, or null"
+            )
         self.num_actors = num_actors
         self.cpus_per_actor = cpus_per_actor
         self.gpus_per_actor = gpus_per_actor
@@ -176,6 +184,7 @@ class RayExecutor(Executor):
         self.threads = threads
         self.address = address
         self.task_timeout_s = task_timeout_s
+        self.sharers = 1
         self._owns_ray = False
         self._size = 0
         self._slots: list[_Slot] = []
@@ -212,7 +221,6 @@ class RayExecutor(Executor):
     def _connect(self) -> None:
         import ray
 
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         if ray.is_initialized():
             here = ray.get_runtime_context().gcs_address
             if self.address not in (None, "auto", here):
@@ -228,17 +236,7 @@ class RayExecutor(Executor):
         if address == "local" and self.num_actors is not None:
             # Actors are processes: more of them than CPUs are slower, but right.
             cpus = max(math.ceil(self.num_actors * self.cpus_per_actor), os.cpu_count() or 1)
-        try:
-            ray.init(
-                address=address,
-                num_cpus=cpus,
-                include_dashboard=False if address == "local" else None,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                configure_logging=False,
-            )
-        except ConnectionError as error:
-            raise ConfigError(_NO_CLUSTER.format(address)) from error
+        _init(address, cpus)
         self._owns_ray = True
 
     def _count(self) -> int:
@@ -247,15 +245,18 @@ class RayExecutor(Executor):
 
         total = ray.cluster_resources()  # type: ignore[no-untyped-call]
         cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-        count = self.num_actors or max(1, int(cpus // self.cpus_per_actor))
+        count = self.num_actors or max(1, int(cpus // self.cpus_per_actor) // self.sharers)
         for name, each, there in (
             ("CPU", self.cpus_per_actor, cpus),
             ("GPU", self.gpus_per_actor, gpus),
         ):
-            if count * each > there:
+            if self.sharers * count * each > there:
+                # Runs that wait for each other's actors would wait for ever.
+                runs = f" in each of {self.sharers} runs side by side" * (self.sharers > 1)
+                fewer = ", run fewer side by side" * (self.sharers > 1)
                 raise ConfigError(
-                    f"executor.num_actors is {count} with {each:g} {name}s each, but Ray has "
-                    f"{there:g}: lower num_actors or {name.lower()}s_per_actor, or add nodes"
+                    f"executor.num_actors is {count} with {each:g} {name}s each{runs}, but Ray has "
+                    f"{there:g}: lower num_actors or {name.lower()}s_per_actor{fewer}, or add nodes"
                 )
         return count
 
@@ -471,6 +472,50 @@ class RayExecutor(Executor):
             "max_batch": self.max_batch,
             "actor_deaths": self._deaths,
         }
+
+
+def start_shared(actors: int = 0) -> bool:
+    """Starts Ray for executors in this process and in those it starts: they find RAY_ADDRESS.
+
+    Args:
+        actors: the most that a run is known to ask for; Ray has at least as many CPUs, and those
+            that this process may use.
+
+    Returns:
+        False if this process is connected to Ray already, and nothing was started.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return False
+    _init("local", max(cores(), actors))
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    return True
+
+
+def stop_shared() -> None:
+    """Stops what `start_shared` started."""
+    import ray
+
+    os.environ.pop("RAY_ADDRESS", None)
+    ray.shutdown()
+
+
+def _init(address: str, cpus: int | None) -> None:
+    import ray
+
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        ray.init(
+            address=address,
+            num_cpus=cpus,
+            include_dashboard=False if address == "local" else None,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            configure_logging=False,
+        )
+    except ConnectionError as error:
+        raise ConfigError(_NO_CLUSTER.format(address)) from error
 
 
 def _check_reachable(address: str) -> None:

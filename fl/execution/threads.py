@@ -21,3 +21,10 @@ def limit_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def cores() -> int:
+    """Returns how many CPUs this process may use: within its affinity and its container's share."""
+    import joblib
+
+    return int(joblib.cpu_count())

@@ -7,6 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_SUFFIX = ".tmp"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what processes that were killed inside `replacing` have left in a folder.
+
+    Nobody else may write there.
+    """
+    for path in folder.glob(f".*{_SUFFIX}"):
+        path.unlink(missing_ok=True)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -17,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary file is removed and `path` is what it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
     try:
         yield temporary
         with open(temporary, "rb") as file:

@@ -136,15 +136,26 @@ def read_history(path: Path) -> list[Row]:
     """
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; give the directory of a run")
-    text = path.read_bytes()
-    reader = csv.reader(io.StringIO(text[: text.rfind(b"\n") + 1].decode(), newline=""))
-    names = next(reader, [])
+    data = path.read_bytes()
+    try:
+        text = data[: data.rfind(b"\n") + 1].decode()
+        reader = csv.reader(io.StringIO(text, newline=""))
+        names = next(reader, [])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path} is no metrics.csv: {error}") from error
     if tuple(names[: len(COLUMNS)]) != COLUMNS:
         raise ConfigError(f"{path} starts with columns {names}; a metrics.csv has {list(COLUMNS)}")
-    return [
-        {name: _parsed(cell) for name, cell in zip(names, cells, strict=True) if cell}
-        for cells in reader
-    ]
+    try:
+        rows = [
+            {name: _parsed(cell) for name, cell in zip(names, cells, strict=True) if cell}
+            for cells in reader
+        ]
+    except (ValueError, csv.Error) as error:
+        raise ConfigError(f"{path}, line {reader.line_num}: {error}; delete the line") from error
+    for number, row in enumerate(rows, start=2):
+        if not row.keys() >= set(COLUMNS):
+            raise ConfigError(f"{path}, line {number}: a cell is empty that no row lacks")
+    return rows
 
 
 def _number(name: str, value: object) -> int | float:

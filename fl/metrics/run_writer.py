@@ -31,7 +31,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 from fl.errors import ConfigError
-from fl.metrics.atomic import replacing
+from fl.metrics.atomic import remove_leftovers, replacing
 from fl.metrics.history import History, Row
 from fl.metrics.target import Target, best, better
 from fl.metrics.tensorboard_log import TensorBoardLog, flattened
@@ -116,6 +116,8 @@ class RunWriter:
         path = None
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)
+            for folder in (self.directory, self.directory / "plots"):
+                remove_leftovers(folder)
             for name in ("summary.json", "trace.parquet", "timeline.json", *_VIEWS):
                 (self.directory / name).unlink(missing_ok=True)
             path = self.directory / "metrics.csv"

@@ -12,6 +12,17 @@ from fl.errors import ConfigError
 from fl.metrics.history import Row, read_history
 from fl.metrics.tensorboard_log import flattened
 
+_OF_A_RUN = ("summary.json", "metrics.csv")
+_SUMMARY: Mapping[str, Any] = {  # what readers rely on
+    "status": str,
+    "config": Mapping,
+    "final": Mapping,
+    "best": Mapping,
+    "target": Mapping | None,
+    "totals": Mapping,
+}
+_AGAIN = "run it again, or delete the folder"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -26,7 +37,8 @@ def read_run(directory: Path | str) -> Run:
     """Returns the run in a directory.
 
     Raises:
-        ConfigError: summary.json or metrics.csv is missing there, as in a run that was killed.
+        ConfigError: summary.json or metrics.csv is missing there, as in a run that was killed, or
+            is damaged.
     """
     folder = Path(directory)
     path = folder / "summary.json"
@@ -35,8 +47,51 @@ def read_run(directory: Path | str) -> Run:
             f"{path} does not exist; give the directory of a run that has ended (one that was "
             "killed has a metrics.csv only)"
         )
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    return Run(folder, summary, read_history(folder / "metrics.csv"))
+    return Run(folder, _summary(path), read_history(folder / "metrics.csv"))
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}; {_AGAIN}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds a {type(found).__name__}, no summary of a run; {_AGAIN}")
+    lacking = [name for name in _SUMMARY if not isinstance(found.get(name, ...), _SUMMARY[name])]
+    if lacking:
+        raise ConfigError(f"{path} is no summary of a run: it lacks {', '.join(lacking)}; {_AGAIN}")
+    return found
+
+
+def load_runs(roots: Iterable[Path | str]) -> tuple[list[Run], list[str]]:
+    """Returns all runs at or below directories, and what is wrong with those that cannot be read.
+
+    Args:
+        roots: directories of runs or sweeps. A run that is below two of them is read once.
+
+    Returns:
+        The runs, in order of directories and paths; and for each run that was killed before its
+        end, or whose files are damaged, a message that names it.
+
+    Raises:
+        ConfigError: a directory does not exist.
+    """
+    runs: list[Run] = []
+    problems: list[str] = []
+    seen: set[Path] = set()
+    for root in map(Path, roots):
+        if not root.is_dir():
+            raise ConfigError(f"{root} is no directory; give the directory of a run or sweep")
+        found = {path.parent for name in _OF_A_RUN for path in root.rglob(name)}
+        for folder in sorted(found):
+            if folder.resolve() in seen:
+                continue
+            seen.add(folder.resolve())
+            try:
+                runs.append(read_run(folder))
+            except ConfigError as error:
+                problems.append(str(error))
+    return runs, problems
 
 
 def find_runs(root: Path | str) -> list[Run]:

@@ -93,16 +93,18 @@ def spans(trace: Trace) -> Spans:
 
 def tasks(trace: Trace) -> Tasks:
     """Returns the intervals during which each message was in flight."""
-    time, client, dispatch, kind, rows = _in_task_order(trace, (Event.DISPATCH, *_LAST))
+    kinds = (Event.DISPATCH, Event.COMPUTE_END, Event.UPLOAD_START, *_LAST)
+    time, client, dispatch, kind, rows = _in_task_order(trace, kinds)
     first = np.flatnonzero(kind == Event.DISPATCH)
-    answered = _same_task_as_next(client, dispatch)[first]
-    following = np.minimum(first + 1, len(time) - 1)
+    last = np.append(first, len(time))[1:] - 1
+    # What a client does for its peers is over when it has computed: nothing is uploaded.
+    answered = np.isin(kind[last], (Event.COMPUTE_END, *_LAST))
     order = np.argsort(rows[first], kind="stable")
     return Tasks(
         client=client[first][order],
         dispatch=dispatch[first][order],
         start=time[first][order],
-        end=np.where(answered, time[following], np.inf)[order],
+        end=np.where(answered, time[last], np.inf)[order],
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -105,3 +105,10 @@ def best(rows: Sequence[Row], metric: str, mode: Mode) -> dict[str, Any] | None:
     choose = max if mode == "max" else min
     row = choose(seen, key=lambda r: r[metric])
     return {"value": row[metric], "round": row["round"], "time_s": row["time_s"], "mode": mode}
+
+
+def final_value(summary: Mapping[str, Any]) -> float | None:
+    """Returns the last value of the target's metric in a summary.json; None if there is none."""
+    target = summary["target"]
+    final = None if target is None else summary["final"].get(target["metric"])
+    return None if final is None else float(final)

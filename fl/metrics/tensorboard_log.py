@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ class TensorBoardLog:
     known, and lists every metric but the `by_bytes` ones. That matters: without a list the plugin
     takes all scalars, and it fails on steps above 2**31 - 1.
 
-    In a sweep the plugin shows the columns of the first run it finds; hyperparameters that only
-    other runs have are not shown.
+    Of several runs the plugin shows the columns of the first experiment summary it finds: see
+    `write_hparams`.
 
     Args:
         directory: the `tb` folder of the run.
@@ -111,40 +111,78 @@ class TensorBoardLog:
         self._hparams_summary("_hparams_/session_start_info", data, 0.0)
 
     def _experiment(self, metrics: list[str]) -> None:
-        from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
-
-        types = {bool: api_pb2.DATA_TYPE_BOOL, str: api_pb2.DATA_TYPE_STRING}
-        tags = [tag(name) for name in metrics] + [f"cost/{name}" for name in _COSTS]
-        tags += [f"best/{name}" for name in metrics]
-        if self._target is not None:
-            tags += [f"to_target/{name}" for name in ("round", "time_s", "bytes", "energy_j")]
-        experiment = api_pb2.Experiment(
-            hparam_infos=[
-                api_pb2.HParamInfo(name=name, type=types.get(type(v), api_pb2.DATA_TYPE_FLOAT64))
-                for name, v in self._hparams.items()
-            ],
-            metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=name)) for name in tags],
-        )
-        data = plugin_data_pb2.HParamsPluginData(experiment=experiment)
-        self._hparams_summary("_hparams_/experiment", data, 0.0)
+        self._write([_experiment(self._hparams, metrics, self._target is not None)])
 
     def _hparams_summary(self, name: str, data: Any, time_s: float) -> None:
-        from tensorboard.compat.proto import event_pb2, summary_pb2
-        from tensorboard.plugins.hparams import metadata
-
-        value = summary_pb2.Summary.Value(
-            tag=name, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR
-        )
-        summary = summary_pb2.Summary(value=[value])
-        self._write([event_pb2.Event(wall_time=time_s, summary=summary)])
+        self._write([_hparams_event(name, data, time_s)])
 
     def _write(self, events: list[Any]) -> None:
-        from tensorboard.summary.writer.record_writer import RecordWriter
+        _append(self.path, events)
 
-        with open(self.path, "ab") as file:
-            writer = RecordWriter(file)
-            for event in events:
-                writer.write(event.SerializeToString())
+
+def write_hparams(directory: Path, summaries: Sequence[Mapping[str, Any]]) -> None:
+    """Lists, for the hparams page of a sweep's folder, in which keys its runs differ.
+
+    Without it, the page has the columns of the first run it finds, all of them.
+
+    Args:
+        directory: of the sweep; the page must be opened on this folder.
+        summaries: of its runs.
+    """
+    from tensorboard.compat.proto import event_pb2
+
+    for old in directory.glob("events.out.tfevents.*.fl"):
+        old.unlink()
+    flat = [flattened(summary["config"]) for summary in summaries]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    differ = [key for key in keys if len({repr(config.get(key)) for config in flat}) > 1]
+    hparams = {key: next(config[key] for config in flat if key in config) for key in differ}
+    metrics = list(dict.fromkeys(name for summary in summaries for name in summary["final"]))
+    target = any(summary["target"] for summary in summaries)
+    path = directory / f"events.out.tfevents.{int(time.time())}.{os.getpid()}.fl"
+    version = event_pb2.Event(wall_time=0.0, file_version="brain.Event:2")
+    _append(path, [version, _experiment(hparams, metrics, target)])
+
+
+def _experiment(
+    hparams: Mapping[str, bool | float | str], metrics: Iterable[str], target: bool
+) -> Any:
+    from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+
+    types = {bool: api_pb2.DATA_TYPE_BOOL, str: api_pb2.DATA_TYPE_STRING}
+    metrics = list(metrics)
+    tags = [tag(name) for name in metrics] + [f"cost/{name}" for name in _COSTS]
+    tags += [f"best/{name}" for name in metrics]
+    if target:
+        tags += [f"to_target/{name}" for name in ("round", "time_s", "bytes", "energy_j")]
+    experiment = api_pb2.Experiment(
+        hparam_infos=[
+            api_pb2.HParamInfo(name=name, type=types.get(type(v), api_pb2.DATA_TYPE_FLOAT64))
+            for name, v in hparams.items()
+        ],
+        metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=name)) for name in tags],
+    )
+    data = plugin_data_pb2.HParamsPluginData(experiment=experiment)
+    return _hparams_event("_hparams_/experiment", data, 0.0)
+
+
+def _hparams_event(name: str, data: Any, time_s: float) -> Any:
+    from tensorboard.compat.proto import event_pb2, summary_pb2
+    from tensorboard.plugins.hparams import metadata
+
+    value = summary_pb2.Summary.Value(
+        tag=name, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR
+    )
+    return event_pb2.Event(wall_time=time_s, summary=summary_pb2.Summary(value=[value]))
+
+
+def _append(path: Path, events: Iterable[Any]) -> None:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    with open(path, "ab") as file:
+        writer = RecordWriter(file)
+        for event in events:
+            writer.write(event.SerializeToString())
 
 
 def tag(metric: str) -> str:

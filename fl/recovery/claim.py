@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from fl.errors import ConfigError
+from fl.metrics.atomic import remove_leftovers
 
 FOLDER = "checkpoint"
 _LOCK = "lock"
@@ -45,6 +46,7 @@ class Claim:
                 f"{directory} belongs to a run that is going on (process {holder or '?'}): wait "
                 "for its end, or stop it first"
             ) from error
+        remove_leftovers(self.folder)
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 

@@ -192,12 +192,15 @@ class Journal:
 
         try:
             data = _read_frame(reader)
-            answer = None if data is None else decode(data)
-        except ValueError:
+            if data is None:
+                return None
+            facts, records = decode(data)
+            if not isinstance(facts["asked"], list) or not isinstance(facts["wall_s"], float):
+                raise ValueError("it does not say what was asked")
+        except (ValueError, TypeError, KeyError):
             return None
-        if answer is not None:
-            self.size = reader.tell()
-        return answer
+        self.size = reader.tell()
+        return facts, records
 
     def _go_on(self, reader: IO[bytes]) -> None:
         """Cuts off what follows the last good record, and writes from there."""
@@ -224,7 +227,7 @@ class Journal:
             _write(self._descriptor, self.size, parts)
             self.size += length
             if time.monotonic() >= self._synced + self._sync_s:
-                os.fdatasync(self._descriptor)
+                os.fsync(self._descriptor)
                 self._synced = time.monotonic()
         except OSError as error:
             self._stop(_reason(error))

@@ -106,15 +106,18 @@ class Recovery:
             yield
             return
         claim = Claim(directory)
-        completed = False
+        completed = refused = False
         try:
             self._journal = self._opened(claim.folder / FILE, facts)
             yield
             completed = True
+        except ConfigError:
+            refused = True  # and would be again
+            raise
         finally:
             if self._journal is not None:
                 self._journal.close()
-                if not completed and self._start.command:
+                if not (completed or refused) and self._start.command:
                     again.info("this run can go on: fl resume %s", directory)
             if completed:
                 (claim.folder / FILE).unlink(missing_ok=True)

@@ -89,7 +89,7 @@ def load_plain(path: str | Path) -> Any:
     if content.lstrip()[:1] in (b"{", b"["):
         try:
             return json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is not valid JSON: {error}.") from error
     try:
         return _PlainUnpickler(io.BytesIO(content)).load()
@@ -99,7 +99,16 @@ def load_plain(path: str | Path) -> Any:
             "strings are accepted, since any other can run code. Convert the file to JSON on a "
             "machine that may trust it."
         ) from error
-    except (EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (
+        EOFError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+    ) as error:
         # What the unpickler raises on bytes that are no pickle, or half of one.
         raise ConfigError(f"{path} is neither JSON nor a whole pickle: {error}.") from error
 
@@ -140,6 +149,9 @@ def _fedscale_behaviour(what: str, entry: dict[str, Any]) -> Behaviour:
             f"{what} lacks {', '.join(sorted(missing))}. FedScale's format has active, inactive "
             "and finish_time, FLASH's has messages."
         )
+    for name in ("active", "inactive"):
+        if not isinstance(entry[name], list | tuple):
+            raise ConfigError(f"{what} has {name} {entry[name]!r}; it must be a list of seconds.")
     active, inactive = list(entry["active"]), list(entry["inactive"])
     period = _number(what, "finish_time", entry["finish_time"])
     if not period > 0:
@@ -273,8 +285,11 @@ def read_city_latency(path: str | Path) -> NDArray[np.float64]:
     Raises:
         ConfigError: the file cannot be read, or is not a square matrix of finite numbers.
     """
-    text = _read(path).decode()
+    content = _read(path)
+    if not content.strip():
+        raise ConfigError(f"{path} is empty; it must be a square matrix of milliseconds.")
     try:
+        text = content.decode()
         matrix = np.loadtxt(io.StringIO(text), delimiter=",", ndmin=2)
     except ValueError as error:
         raise ConfigError(f"{path} is not a matrix of numbers: {error}.") from error
@@ -293,7 +308,7 @@ def read_worker_seconds(path: str | Path, load: float) -> NDArray[np.floating]:
         load: normalised load at which the workers were measured, for example 0.5.
 
     Returns:
-        Seconds, shape (rounds, workers), in the file's dtype.
+        Seconds, shape (rounds, workers), in the file's dtype; whole numbers as float64.
 
     Raises:
         ConfigError: the file cannot be read, or has no array for this load.
@@ -307,11 +322,14 @@ def read_worker_seconds(path: str | Path, load: float) -> NDArray[np.floating]:
                     f"{path} has no array {name}; it has {', '.join(sorted(arrays.files))}. "
                     "Choose one of these loads."
                 )
-            return np.asarray(arrays[name])
-    except (ValueError, OSError, AttributeError) as error:
-        if isinstance(error, ConfigError):
-            raise
+            seconds = np.asarray(arrays[name])
+    except ConfigError:
+        raise
+    except Exception as error:  # of NumPy, zipfile or zlib, each with its own kinds
         raise ConfigError(f"{path} is not an NPZ file of plain arrays: {error}.") from error
+    if seconds.dtype.kind not in "fiu":
+        raise ConfigError(f"{path}: {name} holds {seconds.dtype}; it must hold seconds, as floats.")
+    return seconds.astype(np.float64) if seconds.dtype.kind in "iu" else seconds
 
 
 def _read(path: str | Path) -> bytes:
@@ -342,9 +360,13 @@ def _columns(path: str | Path, what: str, names: tuple[str, ...]) -> NDArray[np.
 
 
 def _number(what: str, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ConfigError(f"{what} has {name} {value!r}; it must be a finite number.")
-    return float(value)
+    try:
+        number = math.nan if isinstance(value, bool | str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError):  # the last: a whole number of 400 digits
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigError(f"{what} has {name} {repr(value)[:40]}; it must be a finite number.")
+    return number
 
 
 def _check_positive(path: str | Path, name: str, column: NDArray[np.float64]) -> None:

@@ -154,7 +154,9 @@ class Run:
         copies: those of every worker by Flower id, in methods where they differ.
         workers: those that take part, by Flower id.
         reductions: by (fragment, step); finished ones until nobody needs them any more.
-        version: outer rounds that have been done.
+        version: rounds that have ended.
+        last_step: inner steps after which the run ends.
+        entry: inner steps after which a worker enters when nobody else is there.
     """
 
     def __init__(
@@ -164,6 +166,7 @@ class Run:
         w: Row,
         optimizer: OuterOptimizer,
         tasks: Tasks[Segment],
+        last_step: int,
     ) -> None:
         self.cut = cut
         self.layout = layout
@@ -177,9 +180,9 @@ class Run:
         self.workers: dict[int, Worker] = {}
         self.reductions: dict[tuple[int, int], Reduction] = {}
         self.version = 0
-        self.num_rounds = 0
+        self.last_step = last_step
         self.finished_rounds = 0  # all-reduces of fragment 0 that are finished
-        self.entry = 0  # where a worker enters when nobody else is there
+        self.entry = 0
         self.failures = 0
         self.transfers = 0
         self.config: Mapping[str, Any] = {}
@@ -402,8 +405,9 @@ class OuterSteps(Strategy):
         layout = Layout.of_record(initial_arrays)
         cut = self.cut(layout)
         w = from_record(layout, initial_arrays)
-        run = Run(cut, layout, w, self.optimizer, Tasks(grid, timeout))
-        run.num_rounds, run.config = num_rounds, dict(train_config or {})
+        last_step = num_rounds * self.inner_steps
+        run = Run(cut, layout, w, self.optimizer, Tasks(grid, timeout), last_step)
+        run.config = dict(train_config or {})
         result = Result()
 
         def evaluate() -> None:
@@ -470,8 +474,9 @@ class OuterSteps(Strategy):
             entries = [worker.step for worker in passed if worker.merge]
             if entries:
                 run.entry = max(run.entry, *entries)
-                self._admit(run, min(entries))
                 self._forget(run)
+                if min(entries) < run.last_step:
+                    self._admit(run, min(entries))
 
     def _begin(self, run: Run, reduction: Reduction) -> None:
         reduction.finish_s = run.tasks.now()
@@ -498,7 +503,6 @@ class OuterSteps(Strategy):
                 key = (p, step - self.overlap)
                 reduction = run.reductions.get(key)
                 if key in worker.missed:
-                    worker.missed.remove(key)
                     continue
                 if reduction is not None and not reduction.done:
                     return False
@@ -521,17 +525,16 @@ class OuterSteps(Strategy):
 
     def _send(self, run: Run) -> None:
         """Sends the workers that have gone on into their next segments."""
-        last = run.num_rounds * self.inner_steps
         groups: dict[Any, list[Worker]] = {}
         for worker in run.waiting():
-            if worker.passed == worker.step < last:
+            if worker.passed == worker.step < run.last_step:
                 fragments = tuple((p, id(row)) for p, row in sorted(worker.merge.items()))
                 whole = tuple(id(row) for row in worker.held) if worker.reset else ()
                 key = (worker.step, whole, fragments)
                 groups.setdefault(key, []).append(worker)
         for members in groups.values():
             first = members[0]
-            stop = self.next_stop(first.step, len(run.cut), last)
+            stop = self.next_stop(first.step, len(run.cut), run.last_step)
             content = self._content(run, first, stop)
             nodes = [worker.node for worker in members]
             segments = [Segment(first.step, stop)] * len(nodes)

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from fl.metrics.atomic import replacing
+from fl.metrics.atomic import remove_leftovers, replacing
 
 
 def test_the_new_content_takes_the_place_of_the_old(tmp_path):
@@ -41,3 +41,19 @@ def test_an_interrupt_before_the_rename_leaves_the_old_file_alone(tmp_path, monk
         temporary.write_text("new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    kept = {"file.txt", ".hidden", "other.tmp"}
+    for name in kept:
+        (tmp_path / name).touch()
+    child = os.fork()
+    if child == 0:
+        with replacing(tmp_path / "file.txt") as temporary:
+            temporary.write_text("half")
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert len(list(tmp_path.iterdir())) == 4
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    remove_leftovers(tmp_path / "nowhere")

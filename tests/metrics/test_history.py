@@ -1,4 +1,6 @@
+import errno
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -144,3 +146,50 @@ def test_reading_something_else_says_what_was_expected(tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ConfigError, match=r"starts with columns \['a', 'b'\]"):
         read_history(tmp_path / "other.csv")
+
+
+def test_rows_that_find_the_disk_full_are_written_when_there_is_room(
+    tmp_path, row, monkeypatch, caplog
+):
+    path = tmp_path / "metrics.csv"
+    history = History(path)
+    history.append(row(0, 0.0, accuracy=0.1))
+    whole = read_history(path)
+
+    def full(descriptor, data):
+        if len(data) > 9:
+            return real(descriptor, data[:9])  # half a line
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        for r in (1, 2):
+            patch.setattr(History, "_rewrite", lambda _: full(0, b""))
+            history.append(row(r, 1.0 * r, accuracy=0.2))
+    assert caplog.text.count("cannot be written (No space left on device): its rows are kept") == 1
+    assert read_history(path) == whole
+    history.append(row(3, 3.0, accuracy=0.2))
+    assert [row["round"] for row in read_history(path)] == [0, 1, 2, 3]
+
+
+def test_rows_that_found_no_room_are_written_at_the_end_or_an_error_says_so(
+    tmp_path, row, monkeypatch
+):
+    path = tmp_path / "metrics.csv"
+    history = History(path)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "_rewrite", full)
+        history.append(row(0, 0.0, accuracy=0.1))
+        with pytest.raises(OSError, match="No space left"):
+            history.complete()
+    assert read_history(path) == []
+    history.complete()
+    assert read_history(path) == history.rows
+    path.unlink()
+    history.complete()  # nothing is left to be written
+    assert not path.exists()

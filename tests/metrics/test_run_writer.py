@@ -299,3 +299,29 @@ def test_what_is_not_installed_has_no_version(monkeypatch):
 
     monkeypatch.setattr(run_writer.metadata, "version", missing)
     assert {versions()[name] for name in ("fl", "flwr", "torch", "ray", "numpy")} == {None}
+
+
+def test_events_that_found_the_disk_full_follow_at_the_end(
+    tmp_path, row, trace, monkeypatch, caplog
+):
+    from fl.metrics.tensorboard_log import TensorBoardLog
+
+    def files(directory: Path) -> list[bytes]:
+        return [path.read_bytes() for path in sorted((directory / "tb").iterdir())]
+
+    for name in ("whole", "full"):
+        writer = RunWriter(tmp_path / name, CONFIG, 3, plots=False, timeline=False)
+        writer.evaluation(row(0, 0.0, accuracy=0.1))
+        with monkeypatch.context() as patch:
+            if name == "full":
+
+                def failing(log, *_):
+                    log.path.write_bytes(b"half an event")
+                    raise OSError(28, "No space left on device")
+
+                patch.setattr(TensorBoardLog, "evaluation", failing)
+            writer.evaluation(row(1, 10.0, accuracy=0.6))
+        writer.evaluation(row(2, 20.0, accuracy=0.7))
+        writer.finish(TOTALS, trace=trace)
+    assert caplog.text.count("it follows when the run ends, without histograms") == 1
+    assert files(tmp_path / "full") == files(tmp_path / "whole")

@@ -51,6 +51,21 @@ def test_a_task_is_in_flight_from_dispatch_to_reply_or_fault(trace):
     ]
 
 
+def test_a_task_for_peers_is_over_when_it_is_computed():
+    trace = Trace()
+    trace.record(0.0, Event.DISPATCH, 0, 0)
+    trace.record(1.0, Event.COMPUTE_START, 0, 0)
+    trace.record(2.0, Event.DISPATCH, 1, 0)
+    trace.record(3.0, Event.COMPUTE_END, 0, 0)
+    trace.record(3.0, Event.TRANSFER, 1, -1, 100, 0.0)
+    trace.record(4.0, Event.COMPUTE_START, 1, 0)
+    found = tasks(trace)
+    assert list(zip(found.start.tolist(), found.end.tolist(), strict=True)) == [
+        (0.0, 3.0),
+        (2.0, math.inf),
+    ]
+
+
 @pytest.mark.parametrize(
     "fault",
     [

@@ -46,6 +46,10 @@ RUNS = {
         *(*SMALL, *HARSH, "strategy=dpsgd", "client.local_epochs=null", "client.local_steps=4"),
         *("num_clients=9", "num_rounds=10", "topology=torus"),
     ],
+    "diloco": [
+        *(*SMALL, "strategy=diloco", "strategy.inner_steps=5", "strategy.drop=0.2"),
+        *("compressor=int8", "fleet=uniform", "num_clients=4", "num_rounds=12"),
+    ],
     "compressed": [
         *(*SMALL, "strategy=aggregate", "compressor=ef_topk", "compressor@downlink=ef21"),
         *("num_clients=10", "num_rounds=6", "fleet/availability=always"),

@@ -13,11 +13,7 @@ from killing import RUNS, Run, outcome
 
 import fl.recovery.recovery as recovery_module
 
-KILLS = {
-    "stock": 20,
-    "fedbuff": 20,
-    "gossip": 20,
-}  # the others: 4, and all of them 200 where there is time
+KILLS = dict.fromkeys(("stock", "fedbuff", "gossip", "diloco"), 20)  # the others: 4; slowly, 200
 
 
 @pytest.fixture(scope="module", params=RUNS)

@@ -170,7 +170,11 @@ class At(Faults):
         return TaskFaults(crash_at=0.5 if (client, dispatch) in self.tasks else None)
 
 
-def crashing(*tasks, workers=2):
+def crashes(*tasks):
     faults = At(detection_s=0.0)
     object.__setattr__(faults, "tasks", tasks)
-    return uniform(num_clients=workers, seed=0, faults=faults)
+    return faults
+
+
+def crashing(*tasks, workers=2):
+    return uniform(num_clients=workers, seed=0, faults=crashes(*tasks))

@@ -27,6 +27,8 @@ from islands import (
 
 from fl import simulate
 from fl.clients import AdamW, CosineDecay, Gradient, Sgd, TrainingApp, Warmup
+from fl.clients.island import fragment_record
+from fl.compression import Cast
 from fl.errors import SimulationError
 from fl.params import from_record
 from fl.simulation.fleets import uniform
@@ -35,6 +37,7 @@ from fl.strategies import (
     DataParallel,
     DelayedUpdates,
     DiLoCo,
+    EagerUpdates,
     LocalSGD,
     OuterAdam,
     OuterSgd,
@@ -294,6 +297,82 @@ def test_if_all_workers_crash_they_begin_again_where_the_outer_parameters_are():
         lost.run.trace.counts[Event.COMPUTE_START]
         == whole.run.trace.counts[Event.COMPUTE_START] + 2
     )
+
+
+class Relay:
+    """A grid without direct links, as deployments have none: only what Flower's grid can do."""
+
+    def __init__(self, grid):
+        self.grid, self.clock = grid, grid.clock
+        self.get_node_ids, self.push_messages = grid.get_node_ids, grid.push_messages
+
+    def pull_messages(self, names):
+        return self.grid.pull_messages(names)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(DiLoCo, inner_steps=4),
+        partial(StreamingDiLoCo, inner_steps=6, fragments=3, overlap=4, quantiser=Cast("e3m0")),
+        partial(DelayedUpdates, inner_steps=4),
+        partial(EagerUpdates, inner_steps=4),
+    ],
+    ids=["diloco", "streaming", "delayed", "eager"],
+)
+def test_without_direct_links_fragments_go_through_the_server_to_the_same_result(make):
+    class Relayed(make.func):
+        def start(self, grid, *args, **kwargs):
+            return super().start(Relay(grid), *args, **kwargs)
+
+    relayed = run(Relayed(**make.keywords), 3, rule=ADAMW)
+    direct = run(make(), 3, rule=ADAMW)
+    np.testing.assert_array_equal(relayed.rows, direct.rows)
+    totals = relayed.summary["totals"]
+    whole = 4 * LAYOUT.size
+    # The model once to each, then fragments: in all less than a model a round and way.
+    assert 2 * whole < totals["bytes_down"] < 2 * 3.5 * (whole + 4000)
+    assert 0 < totals["bytes_up"] < 2 * 3 * (whole + 4000)
+
+
+@pytest.mark.parametrize(
+    "fragment",
+    [
+        np.full(LAYOUT.size, np.nan, dtype=np.float32),
+        np.zeros(LAYOUT.size - 1, dtype=np.float32),
+        None,
+    ],
+    ids=["not finite", "too short", "missing"],
+)
+def test_an_outer_gradient_of_the_wrong_form_is_a_fault_and_its_worker_begins_again(fragment):
+    class Corrupting(Relay):
+        corrupted = False
+
+        def __init__(self, grid):
+            super().__init__(grid)
+            self.control = grid.control
+
+        def pull_messages(self, names):
+            replies = list(self.grid.pull_messages(names))
+            for reply in replies:
+                if not self.corrupted and reply.metadata.src_node_id == min(self.get_node_ids()):
+                    record = {} if fragment is None else {0: fragment}
+                    reply.content["arrays"] = fragment_record(record)
+                    self.corrupted = True
+            return replies
+
+    class Watched(DiLoCo):
+        def start(self, grid, *args, **kwargs):
+            return super().start(Corrupting(grid), *args, **kwargs)
+
+    got = run(Watched(inner_steps=2, optimizer=AVERAGE), 2)
+    assert got.run.trace.counts[Event.REJECTED] == 1
+    a, b = references(2, SGD)
+    b.train(2)
+    np.testing.assert_allclose(got.rows[1], b.w, atol=2e-6)
+    a.w = b.w
+    a.train(2), b.train(2)
+    np.testing.assert_allclose(got.rows[2], (a.w + b.w) / 2, atol=2e-6)
 
 
 def test_workers_that_only_crash_end_the_run():

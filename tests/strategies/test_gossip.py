@@ -6,11 +6,14 @@ import math
 
 import numpy as np
 import pytest
-from networks import A3, B3, BEST3, LR, Q3, W3, Given, run
+from flwr.app import Message, MetricRecord, RecordDict
+from networks import A3, B3, BEST3, LR, Q3, W3, Given, record, run
 from stand_ins import Client, Scripted, ScriptedFaults
 
+from fl.attacks import SignFlip
 from fl.errors import ConfigError
 from fl.simulation.faults import Faults, TaskFaults
+from fl.simulation.identity import assume_identity
 from fl.simulation.trace import Event
 from fl.strategies import DPSGD, DFedAvg
 from fl.topologies import Complete, DirectedRing, Exponential, Path, Ring
@@ -401,3 +404,61 @@ def test_directed_edges_carry_one_payload_each():
     n = 5
     ran = run(DFedAvg(topology=DirectedRing(n)), a=np.ones(n), b=np.arange(n), num_rounds=2)
     assert ran.grid.engine.bytes_up == 2 * n * SIZE
+
+
+# ---- on a deployment -----------------------------------------------------------------------------
+
+
+class WallGrid:
+    """Three clients with ids of their own, which have answered as soon as they are asked."""
+
+    ids = (77, 12, 45)  # node 0 is 12, node 1 is 45, node 2 is 77
+
+    def __init__(self):
+        self.replies = {}
+        self.sent = 0
+        self.polls = 0
+
+    def get_node_ids(self):
+        self.polls += 1
+        return list(self.ids) if self.polls > 1 else [12]  # the others connect later
+
+    def push_messages(self, messages):
+        names = []
+        for message in messages:
+            i = sorted(self.ids).index(message.metadata.dst_node_id)
+            x = message.content["arrays"].to_numpy_ndarrays()[0]
+            name = str(self.sent)
+            self.sent += 1
+            message.metadata.__dict__["_message_id"] = name
+            content = RecordDict(
+                {
+                    "arrays": record(x - LR * A3[i] * (x - B3[i])),
+                    "metrics": MetricRecord({"num-examples": 1}),
+                }
+            )
+            self.replies[name] = Message(content, reply_to=message)
+            names.append(name)
+        return names
+
+    def pull_messages(self, names):
+        return [self.replies.pop(name) for name in list(names) if name in self.replies]
+
+
+def test_on_a_deployment_the_server_relays_and_the_result_is_the_same():
+    grid = WallGrid()
+    method = DFedAvg(topology=Q3, retry_s=0.01)
+    assume_identity()
+    result = method.start(grid, record([0.0, 0.0]), num_rounds=5)
+    simulated = run(DFedAvg(topology=Q3), num_rounds=5)
+    np.testing.assert_allclose(np.stack(method.x), simulated.models[-1], rtol=1e-6, atol=1e-7)
+    mean = result.arrays.to_numpy_ndarrays()[0]
+    np.testing.assert_allclose(mean, simulated.models[-1].mean(axis=0), rtol=1e-6)
+    assert grid.sent == 15
+
+
+def test_attacks_are_for_the_simulator():
+    method = DFedAvg(topology=Q3, retry_s=0.01)
+    method.attacked_by(SignFlip(), [0])
+    with pytest.raises(ConfigError, match="on the simulator only"):
+        method.start(WallGrid(), record([0.0, 0.0]), num_rounds=1)

@@ -17,10 +17,12 @@ from islands import (
     MODEL,
     SGD,
     Nesterov,
+    crashes,
     of,
     references,
     run,
 )
+from stand_ins import Client, fleet_of
 
 from fl.clients.island import Fragments
 from fl.compression import Cast, PowerSgd, TopK
@@ -115,7 +117,7 @@ def test_one_fragment_without_overlap_mixing_and_quantiser_is_diloco():
 
 
 def test_it_is_algorithm_2_with_torchs_optimizers():
-    h, tau, alpha, rounds = 6, 3, 0.5, 3  # an overlap of more than H / P: two are in flight
+    h, tau, alpha, rounds = 6, 3, 0.3, 3  # an overlap of more than H / P: two are in flight
     outer = OuterSgd(lr=0.4, momentum=0.9)
     strategy = StreamingDiLoCo(
         inner_steps=h, optimizer=outer, fragments=3, overlap=tau, mixing=alpha
@@ -164,6 +166,18 @@ def test_of_identical_workers_that_keep_nothing_the_overlapped_steps_vanish():
         alone.train(steps)
         expected.append(alone.w)
     np.testing.assert_allclose(got.rows, expected, atol=2e-6)
+
+
+def test_what_a_worker_sent_before_it_crashed_is_not_in_a_mean_that_begins_later():
+    # Worker 0 is three times as fast. It has sent, and is in its overlapped steps when it crashes;
+    # worker 1 has yet to send.
+    fleet = fleet_of([Client(flops=3e7), Client(flops=1e7)], faults=crashes((0, 1)))
+    strategy = StreamingDiLoCo(inner_steps=4, optimizer=AVERAGE, fragments=1, overlap=2, mixing=0.0)
+    got = run(strategy, 2, fleet=fleet)
+    _, slow = references(2, SGD)
+    slow.train(4)
+    np.testing.assert_allclose(got.rows[1], slow.w, atol=2e-6)
+    assert [got.result.train_metrics_clientapp[v]["islands"] for v in (1, 2)] == [1, 2]
 
 
 # ---- bytes ---------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from fl.topologies import (
     mix,
     renormalised,
 )
+from fl.topologies.mixing import mix_rows
 
 
 @pytest.mark.parametrize(("name", "n"), CASES)
@@ -32,6 +33,17 @@ def test_a_round_is_the_product_with_the_matrix(name, n):
     assert mixed.dtype == np.float32
     np.testing.assert_allclose(mixed, W.toarray() @ X, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(X, before)
+
+
+@pytest.mark.parametrize("topology", [Ring(9), Complete(9), Star(9)])
+def test_some_rows_need_the_models_of_their_neighbours_alone(topology):
+    X = np.random.default_rng(0).standard_normal((9, 5)).astype(np.float32)
+    W = topology.matrix(0).astype(np.float32)
+    nodes = [7, 2, 0]
+    heard = set(W[nodes].indices.tolist())
+    models = [X[j] if j in heard else np.empty(0, np.float32) for j in range(9)]
+    some = mix_rows(W[nodes], models, np.full((3, 5), np.nan, np.float32))
+    np.testing.assert_allclose(some, (W @ X)[nodes], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("topology", [Ring(9), Complete(9), Star(9)])
