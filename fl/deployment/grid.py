@@ -21,6 +21,7 @@ from flwr.supercore.run import Run
 from fl.deployment.nodes import WHO
 from fl.errors import ConfigError
 from fl.simulation.clock import WallClock
+from fl.simulation.control import Control
 from fl.simulation.identity import client_of, message_id, node_id
 from fl.simulation.payload import payload_bytes
 from fl.simulation.trace import Event, Trace
@@ -344,7 +345,7 @@ class DeployedGrid(Grid):
         return replies
 
 
-class DeployedControl:
+class DeployedControl(Control):
     """Records a strategy's reports; it has no way to stop a client."""
 
     def __init__(
@@ -375,6 +376,11 @@ class DeployedControl:
     def forged(self, message_id: str) -> None:
         """Raises: nobody forges replies on a deployment's server."""
         raise ConfigError(f"message {message_id} was forged on the server of a deployment")
+
+    def absent(self, node: int, server_round: int) -> None:
+        """Records that a client takes no part in a round."""
+        now, client = self._grid.now, client_of(node)
+        self._grid.trace.record(now, Event.ABSENT, client, value=float(server_round))
 
     def _record(self, kind: Event, message: str, staleness: int = 0) -> None:
         client, dispatch = message.split(".")

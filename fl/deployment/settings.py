@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from fl.configuration import check_values, explain
 from fl.errors import ConfigError
 from fl.experiment import Experiment
-from fl.strategies import Attacked
+from fl.strategies import Attacked, Gossip
 
 # Keys that say what the simulator does. On a deployment they can have no effect.
 _OF_THE_SIMULATOR = {
@@ -25,6 +25,7 @@ _OF_THE_SIMULATOR = {
         "the devices, links, availability and faults of a deployment are those of its SuperNodes"
     ),
     "executor": "SuperNodes run the clients",
+    "checkpoint": "the server of a deployment keeps nothing to resume a run from",
     "fail_fast": "an exception in a ClientApp is an error reply, and in the log of its SuperNode",
 }
 
@@ -148,9 +149,10 @@ def check_deployable(experiment: Experiment) -> None:
         ConfigError: it has an attack on what clients send.
     """
     strategy = experiment.strategy
-    if isinstance(strategy, Attacked):
+    attack = strategy.attack if isinstance(strategy, Attacked | Gossip) else None
+    if attack is not None:
         raise ConfigError(
-            f"attack is {type(strategy.attack).__name__}, and is of the simulator only: the server "
+            f"attack is {type(attack).__name__}, and is of the simulator only: the server "
             "would forge what clients send, from the honest updates of their round; leave it out, "
             "or use an attack on the clients' data (label_flip, backdoor)"
         )

@@ -172,6 +172,7 @@ def test_nodes_that_do_not_fit_are_named_before_anything_is_trained(wrong, tmp_p
 REFUSED = {
     "attack=alie num_byzantine=1": "attack is ALIE, and is of the simulator only",
     "attack=sign_flip num_byzantine=1": "attack is SignFlip, and is of the simulator only",
+    "checkpoint=off": "keeps nothing to resume a run from",
     "fleet=uniform": "fleet is set, and is of the simulator only",
     "fleet.faults.dropout=0.1": "fleet is set, and is of the simulator only",
     "executor=serial": "SuperNodes run the clients",
@@ -222,6 +223,12 @@ def test_a_deployment_composes_the_configuration_of_the_command_line(family):
         parts = (each.get("tasks") or {"": each}).values()
         assert [part["client"].pop("batching") for part in parts] == [batching] * len(parts)
     assert plain[0] == plain[1]
+
+
+def test_attacks_among_peers_are_refused_as_well(tmp_path):
+    gossip = overrides_of("gossip", num_clients=3)
+    with pytest.raises(ConfigError, match="attack is ALIE, and is of the simulator only"):
+        deploy(tmp_path, f"{gossip} attack=alie num_byzantine=1", 3)
 
 
 def test_more_nodes_than_clients_would_be_awaited_in_vain(tmp_path):
