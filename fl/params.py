@@ -702,7 +702,8 @@ def to_records(
 def from_record(layout: Layout, record: ArrayRecord, *, finite: bool = True) -> Row:
     """Returns the row of a record: shape (d,), float32, read-only.
 
-    A record made by `to_record`, and not changed since, gives its row back without a copy.
+    A record made by `to_record`, and not changed since, gives its row back without a copy. Entries
+    that come as float64 are rounded.
 
     Args:
         layout: of the model.
@@ -870,7 +871,10 @@ def _decoded_row(layout: Layout, record: ArrayRecord) -> Row:
 
 
 def _decode(entry: Entry, array: Array) -> NDArray[Any]:
-    Layout._check_form(entry, array.dtype, tuple(array.shape))
+    # Some of Flower's strategies compute in float64 and send that: FedAdam from its second round.
+    rounded = entry.dtype == "float32" and array.dtype == "float64"
+    dtype = array.dtype if rounded else entry.dtype
+    Layout._check_form(entry, entry.dtype if rounded else array.dtype, tuple(array.shape))
     if array.stype != SType.NUMPY:
         raise ConfigError(
             f"entry {entry.name!r} is serialised as {array.stype!r}, expected {SType.NUMPY!r}: "
@@ -880,10 +884,13 @@ def _decode(entry: Entry, array: Array) -> NDArray[Any]:
         values = array.numpy()
     else:
         try:
-            values = _read_npy(array.data, entry.dtype, entry.shape)
+            values = _read_npy(array.data, dtype, entry.shape)
         except ValueError as error:
             raise ConfigError(f"entry {entry.name!r} cannot be read: {error}") from error
-    return values
+    if not rounded:
+        return values
+    with np.errstate(over="ignore"):  # becomes infinite, which is told apart from this
+        return values.astype(np.float32)
 
 
 def _check_finite(layout: Layout, row: Row) -> None:

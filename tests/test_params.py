@@ -462,7 +462,8 @@ def huge_header() -> bytes:
         ("other", Array(np.zeros(2, np.float32)), r"unknown \['other'\]"),
         ("0.bias", Array(np.zeros(5, np.float32)), r"'0.bias' is float32 of shape \(5,\)"),
         ("0.bias", Array(np.zeros((4, 1), np.float32)), r"shape \(4, 1\).*shape \(4,\)"),
-        ("0.bias", Array(np.zeros(4)), r"'0.bias' is float64"),
+        ("0.bias", Array(np.zeros(4, np.float16)), r"'0.bias' is float16"),
+        ("0.bias", Array(np.array([0, 1e300, 0, 0])), "1 of 4.*inf at index 1"),
         ("0.bias", Array(np.zeros(4, np.int64)), r"'0.bias' is int64"),
         ("0.bias", Array("float32", (4,), "zip", b""), r"'0.bias' is serialised as 'zip'"),
         ("0.bias", lying((4,), b""), r"'0.bias' cannot be read"),
@@ -483,6 +484,16 @@ def test_a_hostile_record_is_refused_by_name(layout, name, array, message):
         from_record(layout, record)
     with pytest.raises(ConfigError, match="record 1 of 2"):
         stack(layout, [to_record(layout, row_of(layout.size)), record])
+
+
+def test_float64_is_rounded_as_torch_would(layout):
+    # 1/3 has another float32 value than float64 value.
+    row = row_of(layout.size)
+    record = to_record(layout, row)
+    record["0.bias"] = Array(np.full(4, 1 / 3))
+    entry = next(e for e in layout.entries if e.name == "0.bias")
+    got = from_record(layout, record)[entry.offset : entry.offset + entry.size]
+    np.testing.assert_array_equal(got, torch.full((4,), 1 / 3).numpy())
 
 
 def test_infinities_of_both_signs_do_not_cancel(layout):
