@@ -219,7 +219,7 @@ PARTS: Mapping[str, tuple[str, Sequence[str], Callable[[Sequence[Run]], str]]] =
         steps,
     ),
     "cifar": (
-        "CIFAR-10, CNN, every member of the group, 20 rounds of 5 steps, seed 0",
+        "CIFAR-10, CNN, 10 rounds of 5 steps, seed 0",
         ["cifar"],
         by_bytes,
     ),

@@ -58,12 +58,12 @@ sgd() { # data-parallel SGD, one step a round: what TernGrad and PowerSGD were m
   sweep sgd_topk "$@" compressor=ef_topk compressor.compressor.density=0.02
 }
 
-cifar() { # every member; FedAvg's CNN at a quarter of its width, few rounds: 579,402 parameters
+cifar() { # FedAvg's CNN at a quarter of its width, few rounds: 579,402 parameters
   # shellcheck disable=SC2046
-  set -- $(everyone 8) data=cifar10 data.num_train=8000 data.num_test=1000 partition=iid \
-    model=leaf_cnn model.width=128 num_rounds=20 evaluate_every=20 client.local_epochs=null \
+  set -- $(everyone 8) data=cifar10 data.num_train=8000 data.num_test=500 partition=iid \
+    model=leaf_cnn model.width=128 num_rounds=10 evaluate_every=5 client.local_epochs=null \
     client.local_steps=5 client.rule.lr=0.05
-  sweep cifar "$@" "compressor=$(names signsgd)"
+  sweep cifar "$@" compressor=none,ef_topk,ef_sign,powersgd,terngrad
   sweep cifar_downlink "$@" compressor=ef_topk compressor@downlink=ef21
 }
 
