@@ -60,7 +60,9 @@ def main(root: Path, out: Path) -> None:
         + " |",
         "| --- " * (5 + len(GBPS)) + "|",
     ]
-    extra = sorted(path.name for path in root.iterdir() if path.name not in METHODS)
+    extra = sorted(
+        path.name for path in root.iterdir() if path.is_dir() and path.name not in METHODS
+    )
     for name in [*METHODS, *extra]:
         runs = chosen(root, name)
         if not runs:
@@ -70,8 +72,10 @@ def main(root: Path, out: Path) -> None:
         mb = runs[0].summary["totals"]["bytes_up"] / 4e6
         cells = [name, f"{rate(runs[0]):g}", str(len(runs)), f"{fmean(losses):.3f}{spread}"]
         cells.append(f"{mb:.2f} MB")
-        rounds = [int(row["round"]) for row in runs[0].history]
-        loss = np.mean([[row["loss"] for row in run.history] for run in runs], axis=0)
+        # Not the first: it cost nothing, which a logarithmic axis cannot show.
+        histories = [list(run.history)[1:] for run in runs]
+        rounds = [int(row["round"]) for row in histories[0]]
+        loss = np.mean([[row["loss"] for row in history] for history in histories], axis=0)
         for gbps, axis in zip(GBPS, axes[:3], strict=True):
             if name not in METHODS:
                 cells.append("")
@@ -81,7 +85,7 @@ def main(root: Path, out: Path) -> None:
             cells.append(f"{found.times[-1]:.0f} s, {100 * share:.1f} %")
             axis.plot([found.times[r] for r in rounds], loss, "o-", ms=3, label=name)
         if name in METHODS:
-            sent = [row["bytes_up"] / 4e6 for row in runs[0].history]
+            sent = [row["bytes_up"] / 4e6 for row in histories[0]]
             axes[3].plot(sent, loss, "o-", ms=3, label=name)
         lines.append(f"| {' | '.join(cells)} |")
     print("\n".join(["", *lines]))
