@@ -24,7 +24,7 @@ METHODS = {
     "gradient_tracking": "gradient tracking",
     "sgp": "SGP",
     "adpsgd": "AD-PSGD",
-    "choco": "CHOCO, QSGD",
+    "choco": "CHOCO, 8 bits",
     "fedavg": "FedAvg, with a server",
     "dfedavgm": "DFedAvgM",
     "dfedsam": "DFedSAM",

@@ -28,7 +28,7 @@ topologies() { # data, arguments: algorithm x topology x number of nodes, for 12
   sweep "$out/tracking" strategy=gradient_tracking "$all" "${each[@]}"
   sweep "$out/sgp" strategy=sgp topology=one_peer_exponential,directed_erdos_renyi "${each[@]}"
   sweep "$out/adpsgd" strategy=adpsgd "$undirected" "${each[@]}"
-  sweep "$out/choco" strategy=choco compressor@strategy.compressor=qsgd "$undirected" "${each[@]}"
+  sweep "$out/choco" strategy=choco compressor@strategy.compressor=int8 "$undirected" "${each[@]}"
 }
 
 sam() { # data, arguments: 100 rounds of 64 nodes with 10 neighbours, three seeds

@@ -45,7 +45,8 @@ class CHOCO(Gossip):
 
     Raises:
         ConfigError: an argument is out of its range; the compressor has a memory of its own at the
-            receiver; the graph changes, so that nodes would hold no copies.
+            receiver; the graph changes, so that nodes would hold no copies. At the start: the
+            compressor is unbiased with a variance of 1 or more, so that copies would run away.
     """
 
     weights: ClassVar[tuple[Stochasticity, ...]] = ("symmetric",)
@@ -75,6 +76,13 @@ class CHOCO(Gossip):
         """All begin at the initial model, and so do their copies."""
         super().begin(swarm)
         self.shapes = Shapes.of(swarm.layout)
+        omega = self.compressor.variance(self.shapes)
+        if omega is not None and omega >= 1:
+            raise ConfigError(
+                f"strategy.compressor {type(self.compressor).__name__} has variance {omega:.3g} on "
+                "this model; CHOCO's copies follow only if it is below 1: keep more (levels, "
+                "density), or use compressor@strategy.compressor=topk, int8 or shrunk_randk"
+            )
         self.hat: list[Row] = [swarm.w] * self.n
         self.states: list[State] = [self.compressor.init(self.shapes)] * self.n
         self.sent = [0] * self.n  # messages so far

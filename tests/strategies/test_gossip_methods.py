@@ -245,6 +245,11 @@ def test_what_makes_no_sense_is_refused(make, words):
         make()
 
 
+def test_a_compressor_whose_errors_grow_is_refused():
+    with pytest.raises(ConfigError, match=r"has variance 1\.41 on this model"):
+        run(CHOCO(topology=Q3, compressor=Qsgd(levels=1)), num_rounds=1)  # sqrt(2) / 1
+
+
 def test_choco_with_a_random_compressor_repeats_itself():
     ran = [
         run(
