@@ -22,10 +22,10 @@ from torch import nn
 
 from fl.apps import read_app
 from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients, poisoned
-from fl.clients import AdamW, Downlink, Gradient, Rule, Sgd, TaskApp, TrainingApp, Uplink
+from fl.clients import TaskApp, TrainingApp
 from fl.clients.planned import PlannedApp
-from fl.clients.replica import trained_shapes
-from fl.compression import Channel, Compressor, Shapes, check_broadcast
+from fl.composition import check_clients, links_of, with_attack
+from fl.compression import Channel
 from fl.configuration import blaming, make
 from fl.data import Examples, FederatedData, Partitions, federate
 from fl.errors import ConfigError
@@ -45,14 +45,8 @@ from fl.simulation.identity import RUN_ID, assume_identity
 from fl.simulator import SimulatedRun, simulate
 from fl.strategies import (
     Aggregate,
-    Attacked,
-    Compressed,
-    Decentralized,
-    Gossip,
-    GradientTracking,
     NodeModels,
     OuterSteps,
-    Replicas,
     TrustedUpdate,
 )
 from fl.sweep import side_by_side
@@ -110,6 +104,7 @@ def build(config: DictConfig) -> Experiment:
     _train_config(config)  # refused here, not when the strategy starts
     fleet: Fleet = make(config, "fleet")
     strategy: Strategy = make(config, "strategy")
+    _check_weight(config, plain=isinstance(strategy, OuterSteps))
     executor = _executor(config)
     uplink, downlink = make(config, "compressor"), make(config, "downlink")
     for name, end, kind in (
@@ -124,26 +119,7 @@ def build(config: DictConfig) -> Experiment:
                 f"{name}._target_ is {config[name]._target_}, which makes a {type(end).__name__}; "
                 f"it must make a {kind.__name__}"
             )
-    links = (uplink and Uplink(uplink), downlink and Downlink(downlink))
-    if isinstance(strategy, Replicas):
-        if uplink is not None or downlink is not None:
-            raise ConfigError(
-                "this strategy compresses both ways itself: leave compressor and downlink out"
-            )
-        links = (strategy.worker, strategy.worker)
-    if isinstance(strategy, OuterSteps):
-        if downlink is not None:
-            raise ConfigError(
-                "this strategy's workers meet in an all-reduce, with the same bytes both ways: "
-                "choose compressor=..., which quantises outer gradients, and leave downlink out"
-            )
-        if uplink is not None and not isinstance(uplink, Compressor):
-            raise ConfigError(
-                f"compressor is {type(uplink).__name__}, which keeps a state at the receiver; "
-                "outer gradients take one without memory: bf16, fp8_e4m3, e3m0, int8"
-            )
-        strategy.quantiser, uplink = uplink, None
-        links = (strategy.worker, strategy.worker)
+    links = links_of(strategy, uplink, downlink)
     poisoning, forging = _attack(config)
     byzantine: tuple[int, ...] = ()
     if poisoning or forging:
@@ -154,7 +130,9 @@ def build(config: DictConfig) -> Experiment:
             raise ConfigError("attack and tasks are both set: attacks know one model only")
         if uplink is not None or downlink is not None:
             raise ConfigError("compressor and tasks are both set: links compress one model only")
-        tasks = {name: _learning(part, config.seed, links) for name, part in config.tasks.items()}
+        tasks = {
+            name: _learning(part, config.seed, links.ends) for name, part in config.tasks.items()
+        }
         first = next(iter(tasks.values()))
     else:
 
@@ -163,53 +141,18 @@ def build(config: DictConfig) -> Experiment:
                 return data
             return poisoned(data, poisoning, byzantine, config.num_clients, config.seed)
 
-        first = _learning(config, config.seed, links, poison)
+        first = _learning(config, config.seed, links.ends, poison)
     if isinstance(poisoning, Backdoor):
         test = first.data.test
         first = replace(first, backdoored=Examples(*poisoning.test_set(test.x, test.y)))
     for learning in tasks.values() or [first]:
-        stepping = isinstance(strategy, Replicas | GradientTracking) or (
-            isinstance(strategy, OuterSteps) and strategy.sends_gradients
-        )
-        if isinstance(learning.app.rule, Gradient) != stepping:
-            raise ConfigError(
-                "client=gradient sends gradients, and strategy=onebit_adam, demo, just_one_byte, "
-                "gradient_tracking or data_parallel steps by them: use one with the other"
-            )
-        if isinstance(strategy, OuterSteps):
-            strategy.cut(learning.app.layout)
-            _check_memory(learning.app.rule)
-        if downlink is not None:
-            check_broadcast(downlink, Shapes.of(learning.app.layout))
+        check_clients(strategy, learning.app, links)
     if isinstance(strategy, Aggregate) and strategy.wants_own_update:
         strategy.trusted = TrustedUpdate(
             first.app, first.model, first.data, examples=strategy.root_examples, seed=config.seed
         )
-    if isinstance(strategy, OuterSteps) and forging is not None:
-        raise ConfigError(
-            "attack is set, and this strategy has no server that collects updates for it to "
-            "forge: leave it out, or use an attack on data (label_flip, backdoor)"
-        )
-    if isinstance(strategy, Decentralized):
-        strategy.byzantine = frozenset(byzantine)
-        _check_decentralized(strategy, config, forging)
-        if strategy.needs:
-            trained_shapes(first.app.layout)
-        if forging is not None and isinstance(strategy, Gossip):
-            strategy.attacked_by(forging, byzantine)
-    elif forging is not None:
-        if first.app.uplink is not None:
-            raise ConfigError(
-                "attack is set, and clients send compressed updates: a forged one would reach the "
-                "server without having been compressed. Leave one out, or use an attack on data "
-                "(label_flip, backdoor), whose updates are compressed like any other"
-            )
-        strategy = Attacked(strategy, forging, byzantine, seed=config.seed)
-    if uplink is not None or downlink is not None:
-        with blaming("compressor or downlink"):
-            strategy = Compressed(
-                strategy, uplink, downlink, num_clients=config.num_clients, seed=config.seed
-            )
+    strategy = with_attack(strategy, forging, byzantine, links, config.seed)
+    strategy = links.around(strategy, config.num_clients, config.seed)
     return Experiment(
         first.data,
         first.model,
@@ -221,20 +164,6 @@ def build(config: DictConfig) -> Experiment:
         byzantine,
         backdoored=first.backdoored,
     )
-
-
-def _check_memory(rule: Rule) -> None:
-    """Refuses rules that forget between the tasks that a phase of inner steps is made of."""
-    remedy = None
-    if isinstance(rule, AdamW) and not rule.keep_moments:
-        remedy = "set client.rule.keep_moments=true, or use client=inner_adamw"
-    if isinstance(rule, Sgd) and rule.momentum:
-        remedy = "use client=momentum, whose momentum is kept, or set client.rule.momentum=0"
-    if remedy is not None:
-        raise ConfigError(
-            f"client is {type(rule).__name__}, which forgets its moments after every task, and "
-            f"workers of this strategy go on from where they were: {remedy}"
-        )
 
 
 def _learning(
@@ -471,16 +400,20 @@ def _check_numbers(config: DictConfig) -> None:
 _WEIGHTS = ("num-examples", "train-loss", "steps")  # metrics of our clients' replies
 
 
+def _check_weight(config: DictConfig, *, plain: bool) -> None:
+    """Refuses a weight that clients do not report, or none where a strategy needs one."""
+    weight = config.strategy.get("weighted_by_key", _WEIGHTS[0])
+    if weight not in _WEIGHTS and not (weight is None and plain):
+        raise ConfigError(
+            f"strategy.weighted_by_key is {weight!r}; clients report {', '.join(_WEIGHTS)}"
+        )
+
+
 def _check_combination(config: DictConfig) -> None:
     for name in ("fraction_train", "fraction_evaluate"):
         share = config.strategy.get(name)
         if share is not None and not 0 <= share <= 1:
             raise ConfigError(f"strategy.{name} is {share}; it is a share, between 0 and 1")
-    weight = config.strategy.get("weighted_by_key", _WEIGHTS[0])
-    if weight not in _WEIGHTS:
-        raise ConfigError(
-            f"strategy.weighted_by_key is {weight!r}; clients report {', '.join(_WEIGHTS)}"
-        )
     for name in (
         "min_train_nodes",
         "min_available_nodes",
@@ -515,23 +448,6 @@ def _check_combination(config: DictConfig) -> None:
         raise ConfigError(
             "aggregator is set, but this strategy combines updates in its own way: use "
             "strategy=aggregate, or leave aggregator out"
-        )
-
-
-def _check_decentralized(
-    strategy: Decentralized, config: DictConfig, forging: Attack | None
-) -> None:
-    if config.get("compressor") is not None or config.get("downlink") is not None:
-        raise ConfigError(
-            f"compressor or downlink is set, but with {type(strategy).__name__} nodes send to each "
-            "other, not to a server: use strategy=choco compressor@strategy.compressor=..., or "
-            "leave them out"
-        )
-    if forging is not None and not isinstance(strategy, Gossip):
-        raise ConfigError(
-            f"attack is set, but {type(strategy).__name__} has no rounds whose models could be "
-            "forged: use strategy=monna, dfedavg or dpsgd, or an attack on data (label_flip, "
-            "backdoor)"
         )
 
 

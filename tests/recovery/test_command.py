@@ -15,6 +15,7 @@ from killing import RUNS, die_at, journal_of, outcome
 
 from fl.cli import _Resumed, main
 from fl.recovery.claim import FOLDER, Claim
+from fl.recovery.journal import FILE
 
 QUICK = [*RUNS["aggregate"], "num_rounds=4"]
 
@@ -84,9 +85,11 @@ def test_killed_job_of_a_sweep_is_resumed_by_its_directory(
 ) -> None:
     sweep = [f"hydra.sweep.dir={tmp_path}", "+hydra.searchpath=[]"]
     fl_killed(monkeypatch, 30_000, "-m", *QUICK, "seed=3,4", *sweep)
-    fl(monkeypatch, "resume", str(tmp_path / "0"))
-    assert outcome(tmp_path / "0")["summary"]["seed"] == 3
-    assert not (tmp_path / "1").exists()
+    (journal,) = tmp_path.rglob(FILE)  # the other job had not begun
+    job = journal.parents[1]
+    fl(monkeypatch, "resume", str(job))
+    assert outcome(job)["summary"]["seed"] == 3
+    assert [path.parent for path in tmp_path.rglob("summary.json")] == [job]
 
 
 def test_run_that_was_killed_before_it_had_a_journal_begins(

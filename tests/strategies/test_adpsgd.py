@@ -86,6 +86,17 @@ def test_an_exchange_takes_one_crossing_and_a_node_is_in_one_at_a_time(overlap, 
     assert ran.grid.engine.bytes_down == 0
 
 
+def test_a_step_waits_for_the_exchange_its_node_is_in():
+    clients = [Client(flops=1.0, up_bps=UP, latency_s=0.25)] * 2
+    ran = run(
+        ADPSGD(topology=PAIR), a=(1, 1), b=(0, 4), num_rounds=2, clients=clients, step_s=[1.0, 4.0]
+    )
+    # Node 0 asks at 0 and 1.5 s, node 1 at 0 s: exchanges end at 1.5, 3 and 4.5 s. Node 1's
+    # gradient is there at 4 s, in the middle of the third.
+    applied = [(e[0], e[2]) for e in ran.of(Event.APPLIED)]
+    assert applied[:3] == [(1.5, 0), (4.5, 0), (4.5, 1)]
+
+
 def test_staleness_counts_what_others_have_done_to_the_model_meanwhile():
     # Node 0 takes 10 s, node 1 takes 1 s and asks node 0 ten times in that time.
     ran = run(ADPSGD(topology=PAIR), a=(1, 1), b=(0, 4), num_rounds=11, step_s=[10.0, 1.0])

@@ -1,0 +1,167 @@
+"""What goes with what: links, clients and attacks that a strategy can work with.
+
+A part by itself refuses arguments that make no sense; here two parts that make none together are
+refused, and parts that belong together are joined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.serverapp.strategy import Strategy
+
+from fl.attacks import Attack
+from fl.clients import AdamW, Downlink, Gradient, Rule, Sgd, TrainingApp, Uplink
+from fl.clients.replica import trained_shapes
+from fl.compression import Channel, Compressor, Shapes, check_broadcast
+from fl.configuration import blaming
+from fl.errors import ConfigError
+from fl.strategies import (
+    Attacked,
+    Compressed,
+    Decentralized,
+    Gossip,
+    GradientTracking,
+    OuterSteps,
+    Replicas,
+)
+
+
+@dataclass(frozen=True)
+class Links:
+    """How models are compressed on their way.
+
+    Attributes:
+        ends: uplink and downlink of the clients' app; None sends models as they are.
+        uplink: channel that the server's end of the uplink decodes; None if the strategy does it.
+        downlink: channel that the server's end of the downlink encodes; likewise.
+    """
+
+    ends: tuple[Any, Any]
+    uplink: Channel | None = None
+    downlink: Channel | None = None
+
+    def around(self, strategy: Strategy, num_clients: int, seed: int) -> Strategy:
+        """Returns the strategy with the server's ends of the links."""
+        if self.uplink is None and self.downlink is None:
+            return strategy
+        with blaming("compressor or downlink"):
+            return Compressed(
+                strategy, self.uplink, self.downlink, num_clients=num_clients, seed=seed
+            )
+
+
+def links_of(strategy: Strategy, uplink: Channel | None, downlink: Channel | None) -> Links:
+    """Returns the links of a strategy; one that compresses by itself is given the channel.
+
+    Raises:
+        ConfigError: the strategy cannot work with the channels.
+    """
+    if isinstance(strategy, Replicas):
+        if uplink is not None or downlink is not None:
+            raise ConfigError(
+                "this strategy compresses both ways itself: leave compressor and downlink out"
+            )
+        return Links((strategy.worker, strategy.worker))
+    if isinstance(strategy, Decentralized) and (uplink is not None or downlink is not None):
+        raise ConfigError(
+            f"compressor or downlink is set, but with {type(strategy).__name__} nodes send to each "
+            "other, not to a server: use strategy=choco compressor@strategy.compressor=..., or "
+            "leave them out"
+        )
+    if isinstance(strategy, OuterSteps):
+        if downlink is not None:
+            raise ConfigError(
+                "this strategy's workers meet in an all-reduce, with the same bytes both ways: "
+                "choose compressor=..., which quantises outer gradients, and leave downlink out"
+            )
+        if uplink is not None and not isinstance(uplink, Compressor):
+            raise ConfigError(
+                f"compressor is {type(uplink).__name__}, which keeps a state at the receiver; "
+                "outer gradients take one without memory: bf16, fp8_e4m3, e3m0, int8"
+            )
+        strategy.quantiser = uplink
+        return Links((strategy.worker, strategy.worker))
+    ends = uplink and Uplink(uplink), downlink and Downlink(downlink)
+    return Links(ends, uplink, downlink)
+
+
+def check_clients(strategy: Strategy, app: TrainingApp, links: Links) -> None:
+    """Checks that a strategy can work with what its clients do.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    stepping = isinstance(strategy, Replicas | GradientTracking) or (
+        isinstance(strategy, OuterSteps) and strategy.sends_gradients
+    )
+    if isinstance(app.rule, Gradient) != stepping:
+        raise ConfigError(
+            "client=gradient sends gradients, and strategy=onebit_adam, demo, just_one_byte, "
+            "gradient_tracking or data_parallel steps by them: use one with the other"
+        )
+    if isinstance(strategy, OuterSteps):
+        strategy.cut(app.layout)
+        _check_memory(app.rule)
+    if isinstance(strategy, Decentralized) and strategy.needs:
+        trained_shapes(app.layout)
+    if links.downlink is not None:
+        check_broadcast(links.downlink, Shapes.of(app.layout))
+
+
+def _check_memory(rule: Rule) -> None:
+    """Refuses rules that forget between the tasks that a phase of inner steps is made of."""
+    remedy = None
+    if isinstance(rule, AdamW) and not rule.keep_moments:
+        remedy = "set client.rule.keep_moments=true, or use client=inner_adamw"
+    if isinstance(rule, Sgd) and rule.momentum:
+        remedy = "use client=momentum, whose momentum is kept, or set client.rule.momentum=0"
+    if remedy is not None:
+        raise ConfigError(
+            f"client is {type(rule).__name__}, which forgets its moments after every task, and "
+            f"workers of this strategy go on from where they were: {remedy}"
+        )
+
+
+def with_attack(
+    strategy: Strategy, attack: Attack | None, byzantine: Sequence[int], links: Links, seed: int
+) -> Strategy:
+    """Returns a strategy some of whose clients forge what they send.
+
+    Args:
+        strategy: is told who is Byzantine where it measures honest clients only.
+        attack: None forges nothing.
+        byzantine: indices of the Byzantine clients.
+        links: of the strategy.
+        seed: of the attack.
+
+    Raises:
+        ConfigError: there is nothing in this strategy that the attack could forge.
+    """
+    if isinstance(strategy, Decentralized):
+        strategy.byzantine = frozenset(byzantine)
+    if attack is None:
+        return strategy
+    if isinstance(strategy, Gossip):
+        strategy.attacked_by(attack, byzantine)
+        return strategy
+    if isinstance(strategy, Decentralized):
+        raise ConfigError(
+            f"attack is set, but {type(strategy).__name__} has no rounds whose models could be "
+            "forged: use strategy=monna, dfedavg or dpsgd, or an attack on data (label_flip, "
+            "backdoor)"
+        )
+    if isinstance(strategy, OuterSteps):
+        raise ConfigError(
+            "attack is set, and this strategy has no server that collects updates for it to "
+            "forge: leave it out, or use an attack on data (label_flip, backdoor)"
+        )
+    if links.ends[0] is not None:
+        raise ConfigError(
+            "attack is set, and clients send compressed updates: a forged one would reach the "
+            "server without having been compressed. Leave one out, or use an attack on data "
+            "(label_flip, backdoor), whose updates are compressed like any other"
+        )
+    return Attacked(strategy, attack, byzantine, seed=seed)
