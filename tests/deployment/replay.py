@@ -33,7 +33,7 @@ ROUNDS = {  # of all clients: a grid shows their replies in the order of the mes
     "replicas": "strategy=onebit_adam strategy.rule.warmup=1",
 }
 PEERS = {  # rounds whose payloads are relayed by the server, which on the simulator pays nothing
-    "gossip": "strategy=dpsgd strategy.retry_s=0.5",
+    "gossip": "strategy=dpsgd topology=complete strategy.retry_s=0.5",
     "outer steps": "strategy=diloco strategy.inner_steps=4 strategy.retry_s=0.5",
 }
 EVENTS = {  # what comes first decides
@@ -50,7 +50,7 @@ EVENTS = {  # what comes first decides
     "several models": "strategy=fedast strategy.concurrency=4 strategy.buffer_size=1",
 }
 PAIRS = {  # what happens between two replies decides as well, and no trace says it
-    "gossip in pairs": "strategy=adpsgd strategy.retry_s=0.5",
+    "gossip in pairs": "strategy=adpsgd topology=complete strategy.retry_s=0.5",
 }
 FAMILIES = {**ROUNDS, **PEERS, **EVENTS, **PAIRS}
 
