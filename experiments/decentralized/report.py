@@ -185,7 +185,7 @@ def main(root: Path, parts: Sequence[str]) -> None:
     made = [
         f"{title}\n\n{report(root / name)}"
         for name, (title, report) in PARTS.items()
-        if name in (parts or PARTS) and find_runs(root / name)
+        if name in (parts or PARTS) and (root / name).is_dir()
     ]
     replace_tables(HERE / "README.md", "\n\n".join(made))
 

@@ -81,7 +81,7 @@ class CHOCO(Gossip):
             raise ConfigError(
                 f"strategy.compressor {type(self.compressor).__name__} has variance {omega:.3g} on "
                 "this model; CHOCO's copies follow only if it is below 1: keep more (levels, "
-                "density), or use compressor@strategy.compressor=topk, int8 or shrunk_randk"
+                "density, a bucket), or use compressor@strategy.compressor=topk or shrunk_randk"
             )
         self.hat: list[Row] = [swarm.w] * self.n
         self.states: list[State] = [self.compressor.init(self.shapes)] * self.n
