@@ -174,7 +174,9 @@ def make(config: DictConfig, name: str) -> Any:
         takes_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
         for key in made.keywords:
             if key not in known and not takes_all:
-                raise ConfigError(f"there is no key '{name}.{key}'; {name} has: {', '.join(known)}")
+                target = config[name].get("_target_")
+                there = ", ".join(known) or "no arguments"
+                raise ConfigError(f"there is no key '{name}.{key}'; {name} ({target}) has: {there}")
     return made
 
 
