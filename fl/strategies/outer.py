@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import Result
 
 from fl.clients.island import (
     MERGE,
@@ -46,6 +46,7 @@ from fl.errors import ConfigError, SimulationError
 from fl.params import Layout, Row, from_record, to_record
 from fl.randomness import generator
 from fl.strategies.events import EvaluateFn, at_least, positive, share, wait_for_nodes
+from fl.strategies.no_rounds import NoRounds
 from fl.strategies.outer_optimizers import OuterOptimizer, State, Vector
 from fl.strategies.tasks import Task, Tasks
 
@@ -200,7 +201,7 @@ class Run:
         return [self.workers[node] for node in sorted(self.workers) if not self.tasks.busy(node)]
 
 
-class OuterSteps(Strategy):
+class OuterSteps(NoRounds):
     """Base of the strategies with outer steps.
 
     Fragment p of P is reduced after the inner steps t_p + k H, k = 1, 2, ..., t_p = p H / P: a
@@ -432,10 +433,6 @@ class OuterSteps(Strategy):
                 return result
             self._send(run)
             self._receive(run)
-
-    def summary(self) -> None:
-        """Logs the strategy's arguments."""
-        log.info("%s: %s", type(self).__name__, vars(self))
 
     # ---- one instant -----------------------------------------------------------------------------
 
@@ -681,38 +678,6 @@ class OuterSteps(Strategy):
                 reduction.lost.discard(worker.node)
                 if not reduction.gradients and not reduction.lost:
                     del run.reductions[key]
-
-    # Flower's rounds: not how these strategies work, so whoever drives them as rounds is told.
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Raises: workers are not asked in rounds."""
-        raise self._no_rounds()
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Raises: workers are not asked in rounds."""
-        raise self._no_rounds()
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Raises: workers are not asked in rounds."""
-        raise self._no_rounds()
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Raises: workers are not asked in rounds."""
-        raise self._no_rounds()
-
-    def _no_rounds(self) -> ConfigError:
-        return ConfigError(
-            f"{type(self).__name__} is not driven in rounds: call its start(grid=..., "
-            "initial_arrays=...), and do not wrap it in a strategy that works in rounds"
-        )
 
 
 def mean_of(vectors: Mapping[int, Vector], weights: Mapping[int, float]) -> Vector:
