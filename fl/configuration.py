@@ -118,7 +118,8 @@ def _check_special(key: str, value: Any, default: Any) -> None:
     last = key.rpartition(".")[2]
     if last in ("seed", "num_clients"):  # mostly references to the root's keys of these names
         least = int(last == "num_clients")
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        whole = isinstance(value, int) and value >= least
+        if (value is None or isinstance(value, int | float)) and not whole:
             raise ConfigError(f"{key} is {value}; it must be a whole number, at least {least}")
     if last == "_convert_" and value not in _CONVERT:
         raise ConfigError(f"{key} is {value!r}; it must be one of {', '.join(_CONVERT)}")
