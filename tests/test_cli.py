@@ -186,7 +186,7 @@ BAD = {
     "strategy.foo=1": "there is no key 'strategy.foo'; strategy may have: ",
     "strategy.buffer_size=3": "'strategy.buffer_size' here, only in other members of strategy",
     "+num_clints=3": "there is no key 'num_clints'; did you mean num_clients",
-    "+client.foo=1": "there is no key 'client.foo'; client has: ",
+    "+client.foo=1": "there is no key 'client.foo'; client (fl.clients.TrainingApp) has: ",
     "+strategy.foo=1": "strategy: FedAvg refuses its arguments: ",
     "+target.metrics=loss": "there is no key 'target.metrics'; did you mean target.metric",
     "run_config.lr=1": "there is no key 'run_config.lr': to add it, write +run_config.lr=VALUE",
