@@ -195,7 +195,7 @@ BAD = {
     "model._target_=fl.models.MPL": "model._target_ is fl.models.MPL, which cannot be imported",
     "seed": "Error parsing override 'seed' missing EQUAL at '<EOF>'",
     # Values of another kind.
-    "num_clients=many": "num_clients is many; it must be a whole number, at least 1",
+    "num_clients=many": "num_clients is 'many'; it must be a number, like the default 100",
     "client.rule.lr=high": "client.rule.lr is 'high'; it must be a number, like the default 0.1",
     "model=mlp model.hidden=64": "model.hidden is 64; it must be a list, like the default [64]",
     "fail_fast=sometimes": "fail_fast is 'sometimes'; it must be true or false",
