@@ -21,7 +21,7 @@ from flwr.supercore.run import Run
 from fl.deployment.nodes import WHO
 from fl.errors import ConfigError
 from fl.simulation.clock import WallClock
-from fl.simulation.control import Control
+from fl.simulation.control import RecordedControl
 from fl.simulation.identity import client_of, message_id, node_id
 from fl.simulation.payload import payload_bytes
 from fl.simulation.trace import Event, Trace
@@ -100,8 +100,8 @@ class DeployedGrid(Grid):
         self.grid = grid
         self.num_clients = num_clients
         self.clock = WallClock()
-        self.control = DeployedControl(self, on_applied)
         self.trace = Trace()
+        self.control = DeployedControl(self.trace, lambda: self.now, on_applied)
         self.bytes_down = 0
         self.bytes_up = 0
         self.client_updates = 0
@@ -345,48 +345,17 @@ class DeployedGrid(Grid):
         return replies
 
 
-class DeployedControl(Control):
+class DeployedControl(RecordedControl):
     """Records a strategy's reports; it has no way to stop a client."""
-
-    def __init__(
-        self, grid: DeployedGrid, on_applied: Callable[[int, Mapping[str, Any]], None] | None
-    ) -> None:
-        self._grid = grid
-        self._on_applied = on_applied
 
     def cancel(self, message_id: str) -> bool:
         """Records the wish; False, since the client goes on and its reply will come."""
-        self._record(Event.CANCELLED, message_id)
+        self.record(Event.CANCELLED, message_id)
         return False
-
-    def applied(self, message_id: str, staleness: int, metrics: Mapping[str, Any]) -> None:
-        """Records that an update was used, and how stale it was."""
-        self._record(Event.APPLIED, message_id, staleness)
-        if self._on_applied is not None:
-            self._on_applied(staleness, metrics)
-
-    def discarded(self, message_id: str, staleness: int) -> None:
-        """Records that a reply was not used."""
-        self._record(Event.DISCARDED, message_id, staleness)
-
-    def rejected(self, message_id: str) -> None:
-        """Records a reply that is not valid."""
-        self._record(Event.REJECTED, message_id)
 
     def forged(self, message_id: str) -> None:
         """Raises: nobody forges replies on a deployment's server."""
         raise ConfigError(f"message {message_id} was forged on the server of a deployment")
-
-    def absent(self, node: int, server_round: int) -> None:
-        """Records that a client takes no part in a round."""
-        now, client = self._grid.now, client_of(node)
-        self._grid.trace.record(now, Event.ABSENT, client, value=float(server_round))
-
-    def _record(self, kind: Event, message: str, staleness: int = 0) -> None:
-        client, dispatch = message.split(".")
-        self._grid.trace.record(
-            self._grid.now, kind, int(client), int(dispatch), value=float(staleness)
-        )
 
 
 @contextmanager

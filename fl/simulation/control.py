@@ -6,10 +6,13 @@ there a client that was told to stop goes on, and its reply is thrown away.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from flwr.serverapp import Grid
+
+from fl.simulation.identity import client_of
+from fl.simulation.trace import Event, Trace
 
 
 class Control(Protocol):
@@ -65,6 +68,55 @@ class NoControl:
 
     def absent(self, node: int, server_round: int) -> None:
         """Does nothing."""
+
+
+class RecordedControl(Control):
+    """Records a strategy's reports in a trace; who carries out its orders adds `cancel`.
+
+    Args:
+        trace: where events are recorded.
+        now: returns their time in s.
+        on_applied: called with staleness and metrics of each update that was used.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        now: Callable[[], float],
+        on_applied: Callable[[int, Mapping[str, Any]], None] | None,
+    ) -> None:
+        self._trace = trace
+        self._now = now
+        self._on_applied = on_applied
+
+    def applied(self, message_id: str, staleness: int, metrics: Mapping[str, Any]) -> None:
+        """Records that an update was used, and how stale it was."""
+        self.record(Event.APPLIED, message_id, staleness)
+        if self._on_applied is not None:
+            self._on_applied(staleness, metrics)
+
+    def discarded(self, message_id: str, staleness: int) -> None:
+        """Records that a reply was not used."""
+        self.record(Event.DISCARDED, message_id, staleness)
+
+    def rejected(self, message_id: str) -> None:
+        """Records a reply that is not valid."""
+        self.record(Event.REJECTED, message_id)
+
+    def forged(self, message_id: str) -> None:
+        """Records a reply that an attack has replaced."""
+        self.record(Event.FORGED, message_id)
+
+    def absent(self, node: int, server_round: int) -> None:
+        """Records that a client takes no part in a round."""
+        client = client_of(node)
+        self._trace.record(self._now(), Event.ABSENT, client, value=float(server_round))
+
+    def record(self, kind: Event, message: str, staleness: int = 0) -> None:
+        """Records an event of a message, now."""
+        client, dispatch = message.split(".")
+        value = float(staleness)
+        self._trace.record(self._now(), kind, int(client), int(dispatch), value=value)
 
 
 def control_of(grid: Grid) -> Control:

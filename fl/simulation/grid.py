@@ -22,6 +22,7 @@ from flwr.supercore.run import Run
 from fl.errors import SimulationError
 from fl.execution.executor import Assignment, Executor, Outcome, Payload
 from fl.simulation.clock import VirtualClock
+from fl.simulation.control import RecordedControl
 from fl.simulation.engine import Engine, Stage, Task
 from fl.simulation.events import Priority
 from fl.simulation.fleet import Fleet
@@ -704,49 +705,19 @@ class SimGrid(Grid):
             )
 
 
-class SimControl:
+class SimControl(RecordedControl):
     """Carries out a strategy's orders on the fleet, and records its reports in the trace."""
 
     def __init__(
         self, grid: SimGrid, on_applied: Callable[[int, Mapping[str, Any]], None] | None
     ) -> None:
+        super().__init__(grid.trace, grid.clock.now, on_applied)
         self._grid = grid
-        self._on_applied = on_applied
 
     def cancel(self, message_id: str) -> bool:
         """Stops the client; True, since its reply will not come."""
         self._grid.cancel(message_id)
         return True
-
-    def applied(self, message_id: str, staleness: int, metrics: Mapping[str, Any]) -> None:
-        """Records that an update was used, and how stale it was."""
-        self._record(Event.APPLIED, message_id, staleness)
-        if self._on_applied is not None:
-            self._on_applied(staleness, metrics)
-
-    def discarded(self, message_id: str, staleness: int) -> None:
-        """Records that a reply was not used."""
-        self._record(Event.DISCARDED, message_id, staleness)
-
-    def rejected(self, message_id: str) -> None:
-        """Records a reply that is not valid."""
-        self._record(Event.REJECTED, message_id)
-
-    def forged(self, message_id: str) -> None:
-        """Records a reply that an attack has replaced."""
-        self._record(Event.FORGED, message_id)
-
-    def absent(self, node: int, server_round: int) -> None:
-        """Records that a client takes no part in a round."""
-        grid = self._grid
-        now, client = grid.engine.queue.now, client_of(node)
-        grid.trace.record(now, Event.ABSENT, client, value=float(server_round))
-
-    def _record(self, kind: Event, message: str, staleness: int = 0) -> None:
-        client, dispatch = message.split(".")
-        grid = self._grid
-        now = grid.engine.queue.now
-        grid.trace.record(now, kind, int(client), int(dispatch), value=float(staleness))
 
 
 class SimPeers:

@@ -27,14 +27,13 @@ from fl.errors import ConfigError, SimulationError
 from fl.params import Layout, Row, carried, from_record, to_record
 from fl.randomness import generator
 from fl.strategies.no_rounds import NoRounds
-from fl.strategies.tasks import Task, Tasks
+from fl.strategies.tasks import Task, Tasks, check_failures
 
 log = logging.getLogger("fl")
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 _STATISTICS = ("running_mean", "running_var")  # PyTorch's names in normalisation layers
-_MOST_FAILURES = 1000  # in a row, and per slot: then no update will ever come
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -472,11 +471,8 @@ class EventDriven(NoRounds):
             return None
 
     def _check_failures(self, failures: int, reply: Message) -> None:
-        if failures >= _MOST_FAILURES * (self.concurrency or 1):
-            reason = reply.error.reason if reply.has_error() else "no usable model"
-            raise SimulationError(
-                f"{failures} tasks in a row brought no update, the last one because: {reason}"
-            )
+        reason = reply.error.reason if reply.has_error() else "no usable model"
+        check_failures(failures, self.concurrency or 1, "update", reason)
 
 
 def wait_for_nodes(tasks: Tasks[Any], least: int, retry_s: float) -> None:

@@ -48,11 +48,9 @@ from fl.randomness import generator
 from fl.strategies.events import EvaluateFn, at_least, positive, share, wait_for_nodes
 from fl.strategies.no_rounds import NoRounds
 from fl.strategies.outer_optimizers import OuterOptimizer, State, Vector
-from fl.strategies.tasks import Task, Tasks
+from fl.strategies.tasks import Task, Tasks, check_failures
 
 log = logging.getLogger("fl")
-
-_MOST_FAILURES = 1000  # in a row, and per worker: then no worker will ever answer
 
 
 @dataclass(slots=True, eq=False)
@@ -667,10 +665,7 @@ class OuterSteps(NoRounds):
         """Leaves out a worker that failed."""
         log.info("node %d fails after step %d: %s", worker.node, worker.step, reason)
         run.failures += 1
-        if run.failures >= _MOST_FAILURES * (len(run.workers) + 1):
-            raise SimulationError(
-                f"{run.failures} tasks in a row brought no answer, the last one because: {reason}"
-            )
+        check_failures(run.failures, len(run.workers) + 1, "answer", reason)
         del run.workers[worker.node]
         for key, reduction in list(run.reductions.items()):
             if math.isinf(reduction.finish_s):

@@ -19,7 +19,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from fl.errors import ConfigError, SimulationError
+from fl.errors import ConfigError
 from fl.params import (
     Layout,
     Row,
@@ -35,12 +35,10 @@ from fl.simulation.clock import VirtualClock
 from fl.simulation.payload import payload_bytes
 from fl.strategies.events import EvaluateFn, at_least, positive
 from fl.strategies.no_rounds import NoRounds
-from fl.strategies.tasks import Task, Tasks
+from fl.strategies.tasks import Task, Tasks, check_failures
 from fl.topologies import Topology
 
 log = logging.getLogger("fl")
-
-_MOST_FAILURES = 1000  # in a row, and per node: then no model will ever come
 
 
 class NodeModels(RowRecord):
@@ -230,11 +228,8 @@ class Swarm:
         for task, reply in self.tasks.receive(until):
             answer = self._read(task, reply)
             self._failures = 0 if answer is not None else self._failures + 1
-            if self._failures >= _MOST_FAILURES * len(self):
-                reason = reply.error.reason if reply.has_error() else "no usable model"
-                raise SimulationError(
-                    f"{self._failures} tasks in a row brought no model, the last because: {reason}"
-                )
+            reason = reply.error.reason if reply.has_error() else "no usable model"
+            check_failures(self._failures, len(self), "model", reason)
             answers.append((task.memo.node, answer))
         return answers
 

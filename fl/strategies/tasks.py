@@ -13,11 +13,32 @@ from flwr.app.metadata import Metadata
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 
+from fl.errors import SimulationError
 from fl.simulation.clock import clock_of
 from fl.simulation.control import control_of
 from fl.simulation.peers import peers_of
 
 Memo = TypeVar("Memo")
+
+_MOST_FAILURES = 1000  # in a row, and for each task at a time: then none will ever succeed
+
+
+def check_failures(failures: int, at_once: int, brought: str, reason: str | None) -> None:
+    """Ends a run whose clients do nothing but fail.
+
+    Args:
+        failures: tasks that have failed since the last one that did not.
+        at_once: how many tasks are in flight at a time.
+        brought: what a task should have brought.
+        reason: why the last one failed.
+
+    Raises:
+        SimulationError: there were too many.
+    """
+    if failures >= _MOST_FAILURES * at_once:
+        raise SimulationError(
+            f"{failures} tasks in a row brought no {brought}, the last one because: {reason}"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from fl.errors import ConfigError
 from fl.topologies.topology import Topology
 from fl.topologies.weights import Stochasticity
 
@@ -89,12 +88,7 @@ class BaseGraph(Topology):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_whole("k", self.k, 1)
-        if self.k >= self.num_nodes:
-            raise ConfigError(
-                f"BaseGraph: k is {self.k}, of {self.num_nodes} nodes; it must be less than their "
-                "number: lower it, or use topology=complete"
-            )
+        self.check_neighbours(self.k)
 
     @property
     def period(self) -> int:

@@ -176,13 +176,8 @@ class RandomRegular(RandomGraph):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_whole("k", self.k, 1)
+        self.check_neighbours(self.k)
         n = self.num_nodes
-        if self.k >= n:
-            raise ConfigError(
-                f"RandomRegular: k is {self.k}, of {n} nodes; it must be less than their number: "
-                "lower it, or use topology=complete"
-            )
         if self.k * n % 2:
             raise ConfigError(
                 f"RandomRegular: k is {self.k}, of {n} nodes; k times num_nodes must be even: "

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.sparse import csr_array
 
-from fl.errors import ConfigError
 from fl.randomness import generator
 from fl.topologies.topology import Weighted
 from fl.topologies.weights import MetropolisHastings, PushSum, Weights
@@ -67,12 +66,7 @@ class RandomPush(Weighted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_whole("k", self.k, 1)
-        if self.k >= self.num_nodes:
-            raise ConfigError(
-                f"RandomPush: k is {self.k}, of {self.num_nodes} nodes; it must be less than their "
-                "number: lower it, or use topology=complete"
-            )
+        self.check_neighbours(self.k)
 
     @property
     def period(self) -> None:

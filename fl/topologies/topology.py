@@ -35,6 +35,15 @@ class Topology(ABC):
     def __post_init__(self) -> None:
         self.check_whole("num_nodes", self.num_nodes, 2)
 
+    def check_neighbours(self, k: int) -> None:
+        """Raises a ConfigError unless a number of neighbours is whole, and from 1 to n - 1."""
+        self.check_whole("k", k, 1)
+        if k >= self.num_nodes:
+            raise ConfigError(
+                f"{self._name}: k is {k}, of {self.num_nodes} nodes; it must be less than their "
+                "number: lower it, or use topology=complete"
+            )
+
     @property
     def period(self) -> int | None:
         """Rounds until it repeats: 1 for a graph that stays; None if it never does."""
