@@ -19,7 +19,7 @@ from fl.errors import ConfigError
 from fl.execution import AppSource, Executor, RayExecutor, SerialExecutor
 from fl.execution.executor import Assignment, RunInfo, load_app
 from fl.execution.garbage import quick_garbage_collection
-from fl.execution.threads import limit_threads
+from fl.execution.threads import limit_blas, limit_threads
 from fl.metrics import Progress, Run, RunWriter, Target
 from fl.metrics.run_writer import Status, config_digest, installed, plain
 from fl.randomness import global_generators
@@ -127,7 +127,7 @@ def simulate(
         batching: dict[str, Any] = {}
         try:
             run = RunInfo(seed, partitions, settings)
-            with display, virtual_sleep(), quick_garbage_collection():
+            with display, virtual_sleep(), quick_garbage_collection(), limit_blas(1):
                 planner = _planner(client_app, fleet, partitions)
                 batching = _choose_batching(client_app, recovery)
                 executor = recovery.executor(executor)

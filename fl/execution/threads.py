@@ -23,6 +23,20 @@ def limit_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def limit_blas(count: int) -> Iterator[None]:
+    """Runs the block with `count` threads in NumPy's matrix products.
+
+    They round as the number of threads says, which otherwise is the machine's; and for some time
+    after a product the idle ones keep a core busy that clients could use. Libraries that are loaded
+    later are not limited.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(count, user_api="blas"):
+        yield
+
+
 def cores() -> int:
     """Returns how many CPUs this process may use: within its affinity and its container's share."""
     import joblib
