@@ -8,10 +8,12 @@ fl report DIR...      makes a page about runs
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import sys
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import hydra
@@ -21,6 +23,7 @@ from omegaconf import DictConfig
 
 from fl import sweep
 from fl.configuration import check_values, explain
+from fl.execution.garbage import START_THRESHOLDS
 
 
 class _Resumed:
@@ -41,9 +44,10 @@ def _run(config: DictConfig) -> float | None:
             sweep.note(job := sweep.this_job("skipped", directory=str(done.directory)))
             print(f"{job}: completed before, in {done.directory}")
             return final_value(done.summary)
-        from fl.experiment import run_experiment  # heavy: only once the configuration is complete
+        with _early_ray(config) if not in_sweep else nullcontext():
+            from fl.experiment import run_experiment  # heavy: once the configuration is complete
 
-        value = run_experiment(config, resume=_Resumed.journal)
+            value = run_experiment(config, resume=_Resumed.journal)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit as well: an app that exits has not completed
@@ -59,8 +63,28 @@ def _run(config: DictConfig) -> float | None:
     return value
 
 
+def _early_ray(config: DictConfig) -> AbstractContextManager[None]:
+    """Starts the Ray that the run is going to ask for while its libraries are imported."""
+    executor = config.get("executor")
+    if (
+        not isinstance(executor, DictConfig)
+        or executor.get("_target_") != "fl.execution.RayExecutor"
+        or executor.get("address") is not None
+        or "RAY_ADDRESS" in os.environ
+    ):
+        return nullcontext()
+    actors, each = executor.get("num_actors"), executor.get("cpus_per_actor")
+    known = actors is None or (type(actors) is int and actors > 0)
+    if not known or type(each) not in (int, float) or not 0 < each < math.inf:
+        return nullcontext()  # the executor says what is wrong with them
+    from fl.execution.cluster import started
+
+    return started(actors, each, meanwhile="fl.experiment")
+
+
 def main() -> None:
     """Runs the command line; exits with status 1, and a message, if a run failed."""
+    gc.set_threshold(*START_THRESHOLDS)
     # With this set, Hydra raises what it would print, so that one place words all messages.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:

@@ -89,7 +89,7 @@ class Sweep(Callback):
             ) from error
         type(self).directory = directory
         if _needs_ray(config, given):
-            from fl.execution.on_ray import start_shared
+            from fl.execution.cluster import start_shared
 
             type(self)._owns_ray = start_shared(_most_actors(given))
 
@@ -97,7 +97,7 @@ class Sweep(Callback):
     def end(cls) -> Path | None:
         """Stops the shared Ray; returns the directory of the sweep, None if there was no sweep."""
         if cls._owns_ray:
-            from fl.execution.on_ray import stop_shared
+            from fl.execution.cluster import stop_shared
 
             stop_shared()
         directory, cls.directory, cls._owns_ray = cls.directory, None, False

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.plugins.hparams import metadata
 
-from fl.execution import on_ray
+from fl.execution import cluster
 from fl.metrics.history import COLUMNS
 from fl.metrics.run_writer import config_digest
 from fl.metrics.runs import Run, find_runs
@@ -164,8 +164,8 @@ def test_one_ray_is_started_for_a_sweep_whose_jobs_need_one(
 ):
     started, stopped = [], []
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(on_ray, "start_shared", lambda actors: started.append(actors) or True)
-    monkeypatch.setattr(on_ray, "stop_shared", lambda: stopped.append(True))
+    monkeypatch.setattr(cluster, "start_shared", lambda actors: started.append(actors) or True)
+    monkeypatch.setattr(cluster, "stop_shared", lambda: stopped.append(True))
     config = OmegaConf.create(
         {
             "hydra": {

@@ -108,10 +108,12 @@ def gains_from_batching(model: nn.Module, device: torch.device = HOST) -> tuple[
 def vmap_refuses(
     model: nn.Module, layout: Layout, input_shape: tuple[int, ...], *, tokens: bool
 ) -> str:
-    """Returns why `vmap` cannot take a model's forward and backward pass; empty if it can.
+    """Returns why `vmap` cannot take a model; empty if it can.
 
     A module's code can do what its structure does not show: draw random numbers, or branch on
-    values. So one step is tried, on two clients with one example of zeros.
+    values. So the loss is tried, of two clients with one example of zeros. Not its gradient, which
+    passes through the same code: `torch.func.grad` would import PyTorch's compiler, most of a
+    second in a process that may never train.
 
     Args:
         model: in training mode, without buffers.
@@ -122,11 +124,12 @@ def vmap_refuses(
     x = torch.zeros(2, 1, *input_shape, dtype=torch.int64 if tokens else torch.float32)
     y = torch.zeros(2, 1, *(input_shape if tokens else ()), dtype=torch.int64)
 
-    def grad(w: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return VmapBatch(model, layout, x, y, None, 1).grad(w)
+    def loss(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return VmapBatch(model, layout, x, y, None, 1).loss(w)
 
     try:
-        vmap(grad)(torch.zeros(2, layout.num_trainable), x, y)
+        with torch.no_grad():
+            vmap(loss)(torch.zeros(2, layout.num_trainable), x, y)
     except (RuntimeError, ValueError, TypeError) as error:
         return f"vmap cannot take the model: {str(error).splitlines()[0]}"
     return ""

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import socket
 import sys
 import time
 from collections import Counter, deque
@@ -22,6 +20,8 @@ from typing import Any
 from flwr.common.constant import ErrorCode
 
 from fl.errors import ConfigError, SimulationError
+from fl.execution.actor import Actor, Parcel
+from fl.execution.cluster import connect
 from fl.execution.executor import (
     AppSource,
     Assignment,
@@ -29,14 +29,10 @@ from fl.execution.executor import (
     Outcome,
     Payload,
     RunInfo,
-    Worker,
     check_counts,
     form_batches,
     load_app,
 )
-from fl.execution.garbage import quick_garbage_collection
-from fl.execution.threads import cores, limit_threads
-from fl.params import Sharing
 
 log = logging.getLogger("fl")
 
@@ -45,65 +41,6 @@ _AHEAD = 2  # batches an actor may hold: one running, one on its way
 _PATIENCE_S = 30.0  # host seconds after which the user is told what the run waits for
 _DEATHS = 100  # so many for each actor, and something is wrong with the machine
 _NO_CONTENT = Payload(None, 0)  # type: ignore[arg-type]  # stands for content sent by reference
-
-
-_NO_CLUSTER = (
-    "no Ray cluster answers at executor.address={}: start one with `ray start --head`, correct the "
-    "address, or set it to null to start Ray here"
-)
-
-
-class _Actor:
-    """The process that runs clients; one `Worker` and a cache of the latest broadcasts."""
-
-    def __init__(self, app: list[Any], run: RunInfo, threads: int, path: list[str]) -> None:
-        import ray
-
-        from fl.simulation.virtual_sleep import virtual_sleep
-
-        sys.path.extend(entry for entry in path if entry not in sys.path)
-        self._threads = threads
-        self._sleep = virtual_sleep()  # for the life of the process, so it is never left
-        self._sleep.__enter__()
-        # The app comes by reference, so that it is unpickled only after the path is right.
-        self._worker = Worker(load_app(ray.get(app[0])), run)
-        self._contents: dict[str, Payload] = {}
-        self._garbage = quick_garbage_collection()  # likewise
-        self._garbage.__enter__()
-
-    def pid(self) -> int:
-        return os.getpid()
-
-    def execute(self, batch: list[Assignment], references: list[Any]) -> _Parcel:
-        import ray
-
-        payloads = {}
-        for reference in references:
-            name = reference.hex()
-            if name not in self._contents:
-                self._contents[name] = Payload(ray.get(reference), 0)
-            payloads[name] = self._contents[name]
-        self._contents = payloads
-        whole = [
-            replace(assignment, payload=payloads[reference.hex()])
-            for assignment, reference in zip(batch, references, strict=True)
-        ]
-        with limit_threads(self._threads):
-            return _Parcel(self._worker.execute(whole))
-
-
-class _Parcel:
-    """Outcomes on their way: the models of one program travel as one matrix."""
-
-    def __init__(self, outcomes: list[Outcome]) -> None:
-        self.outcomes = outcomes
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _opened, (Sharing(True), self.outcomes, Sharing(False))
-
-
-def _opened(_begin: bool, outcomes: list[Outcome], _end: bool) -> _Parcel:
-    return _Parcel(outcomes)
 
 
 class _Batch:
@@ -188,6 +125,7 @@ class RayExecutor(Executor):
         self._owns_ray = False
         self._size = 0
         self._slots: list[_Slot] = []
+        self._starting: list[_Slot] = []
         self._queue: deque[_Batch] = deque()
         self._batch_of: dict[Assignment, _Batch] = {}  # of those somebody may still ask for
         self._outcomes: dict[Assignment, Outcome] = {}
@@ -199,45 +137,23 @@ class RayExecutor(Executor):
     # ---- actors ------------------------------------------------------------------------------
 
     def start(self, app: AppSource, run: RunInfo) -> None:
-        """Connects to Ray, puts the app into the object store and starts the actors.
+        """Connects to Ray, puts the app into the object store and has the actors started.
 
         Raises:
             ConfigError: there is no cluster at the address, or it cannot hold the actors.
-            SimulationError: the ClientApp cannot be made in a worker process.
         """
         import ray
 
         self._app, self._run = load_app(app), run
-        self._connect()
+        self._owns_ray = connect(self.address, self.num_actors, self.cpus_per_actor)
         self._size = self._count()
-        self._app_reference = ray.put(app)
-        self._remote = ray.remote(_Actor).options(
+        self._source = ray.put((app, run))
+        self._remote = ray.remote(Actor).options(
             num_cpus=self.cpus_per_actor, num_gpus=self.gpus_per_actor
         )
-        self._slots = [_Slot(number, self._new_actor()) for number in range(self._size)]
-        for slot in self._slots:
-            self._await_start(slot)
-
-    def _connect(self) -> None:
-        import ray
-
-        if ray.is_initialized():
-            here = ray.get_runtime_context().gcs_address
-            if self.address not in (None, "auto", here):
-                raise ConfigError(
-                    f"executor.address is {self.address}, but this process is connected to Ray at "
-                    f"{here}: leave the address out, or call ray.shutdown() first"
-                )
-            return
-        address = self.address or os.environ.get("RAY_ADDRESS") or "local"
-        if address not in ("local", "auto"):
-            _check_reachable(address)
-        cpus = None
-        if address == "local" and self.num_actors is not None:
-            # Actors are processes: more of them than CPUs are slower, but right.
-            cpus = max(math.ceil(self.num_actors * self.cpus_per_actor), os.cpu_count() or 1)
-        _init(address, cpus)
-        self._owns_ray = True
+        # They get ready while this process prepares the first round.
+        self._starting = [_Slot(number, self._new_actor()) for number in range(self._size)]
+        self._slots = list(self._starting)
 
     def _count(self) -> int:
         """Returns the number of actors, after checking that Ray can hold them."""
@@ -261,7 +177,12 @@ class RayExecutor(Executor):
         return count
 
     def _new_actor(self) -> Any:
-        return self._remote.remote([self._app_reference], self._run, self.threads, sys.path)
+        return self._remote.remote([self._source], self.threads, sys.path)
+
+    def _await_all(self) -> None:
+        while self._starting:
+            self._await_start(self._starting[0])
+            del self._starting[0]
 
     def _await_start(self, slot: _Slot) -> None:
         """Waits until the slot's actor is up; the app is made by then."""
@@ -296,7 +217,7 @@ class RayExecutor(Executor):
 
         for slot in self._slots:
             ray.kill(slot.actor)
-        self._slots = []
+        self._slots, self._starting = [], []
         self._queue.clear()
         self._batch_of.clear()
         self._outcomes.clear()
@@ -307,12 +228,18 @@ class RayExecutor(Executor):
 
     def actor_pids(self) -> list[int]:
         """Returns the process ids of the actors."""
+        self._await_all()
         return [slot.pid for slot in self._slots]
 
     # ---- work --------------------------------------------------------------------------------
 
     def submit(self, wave: Sequence[Assignment]) -> None:
-        """Forms the wave's batches and hands out as many as the actors can hold."""
+        """Forms the wave's batches and hands out as many as the actors can hold.
+
+        Raises:
+            SimulationError: the ClientApp cannot be made in a worker process.
+        """
+        self._await_all()
         for members in form_batches(self._app, self._run, wave, self.max_batch):
             batch = _Batch(members)
             self._uses.update(batch.payloads)
@@ -391,7 +318,7 @@ class RayExecutor(Executor):
 
         future, batch = slot.held[0]
         try:
-            parcel: _Parcel = ray.get(future)
+            parcel: Parcel = ray.get(future)
         except ray.exceptions.TaskCancelledError as error:
             raise KeyboardInterrupt from error  # that is what Ray makes of one in the actor
         except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
@@ -472,59 +399,6 @@ class RayExecutor(Executor):
             "max_batch": self.max_batch,
             "actor_deaths": self._deaths,
         }
-
-
-def start_shared(actors: int = 0) -> bool:
-    """Starts Ray for executors in this process and in those it starts: they find RAY_ADDRESS.
-
-    Args:
-        actors: the most that a run is known to ask for; Ray has at least as many CPUs, and those
-            that this process may use.
-
-    Returns:
-        False if this process is connected to Ray already, and nothing was started.
-    """
-    import ray
-
-    if ray.is_initialized():
-        return False
-    _init("local", max(cores(), actors))
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    return True
-
-
-def stop_shared() -> None:
-    """Stops what `start_shared` started."""
-    import ray
-
-    os.environ.pop("RAY_ADDRESS", None)
-    ray.shutdown()
-
-
-def _init(address: str, cpus: int | None) -> None:
-    import ray
-
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        ray.init(
-            address=address,
-            num_cpus=cpus,
-            include_dashboard=False if address == "local" else None,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            configure_logging=False,
-        )
-    except ConnectionError as error:
-        raise ConfigError(_NO_CLUSTER.format(address)) from error
-
-
-def _check_reachable(address: str) -> None:
-    """Checks that something listens at host:port; Ray itself tries for minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=_PATIENCE_S / 3).close()
-    except (OSError, ValueError) as error:
-        raise ConfigError(_NO_CLUSTER.format(address)) from error
 
 
 def _load(slot: _Slot) -> int:

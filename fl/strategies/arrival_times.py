@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
 Table = NDArray[np.float64]
 
@@ -99,6 +98,8 @@ def monotone_fit(values: Table, weights: Table) -> Table:
 
 
 def _rising_rows(values: Table, weights: Table) -> Table:
+    from scipy.optimize import isotonic_regression  # heavy, and only one strategy comes here
+
     return np.stack(
         [
             isotonic_regression(row, weights=weight).x if (np.diff(row) < 0).any() else row

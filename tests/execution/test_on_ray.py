@@ -60,8 +60,9 @@ def test_app_that_starts_here_but_not_in_an_actor_stops_the_run(
     shared_ray: None,
 ) -> None:
     executor = RayExecutor(num_actors=1)
+    executor.start(partial(make_in_process_only, os.getpid()), RUN)
     with pytest.raises(SimulationError, match="Ray actor: RuntimeError: no licence"):
-        executor.start(partial(make_in_process_only, os.getpid()), RUN)
+        executor.submit([])
     executor.close()
 
 

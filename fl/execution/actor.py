@@ -1,0 +1,91 @@
+"""The process of a Ray actor.
+
+The rest of the package is imported in the actor's constructor, once garbage collection is rare.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from fl.execution.garbage import START_THRESHOLDS, quick_garbage_collection
+
+if TYPE_CHECKING:
+    from fl.execution.executor import Assignment, Outcome, Payload
+
+
+class Actor:
+    """Runs clients: one `Worker`, and a cache of the latest broadcasts.
+
+    Args:
+        source: reference to the app's source and the run's information, in a list. They are
+            unpickled only after the path is right.
+        threads: of torch.
+        path: of the process that has the clients' code.
+    """
+
+    def __init__(self, source: list[Any], threads: int, path: list[str]) -> None:
+        gc.set_threshold(*START_THRESHOLDS)
+        sys.path.extend(entry for entry in path if entry not in sys.path)
+        import ray
+
+        from fl.execution.executor import Worker, load_app
+        from fl.simulation.virtual_sleep import virtual_sleep
+
+        self._threads = threads
+        self._sleep = virtual_sleep()  # for the life of the process, so it is never left
+        self._sleep.__enter__()
+        app, run = ray.get(source[0])
+        self._worker = Worker(load_app(app), run)
+        self._contents: dict[str, Payload] = {}
+        self._garbage = quick_garbage_collection()  # likewise
+        self._garbage.__enter__()
+
+    def pid(self) -> int:
+        """Returns the process's id."""
+        return os.getpid()
+
+    def execute(self, batch: list[Assignment], references: list[Any]) -> Parcel:
+        """Runs a batch.
+
+        Args:
+            batch: without their contents.
+            references: to the content of each.
+        """
+        import ray
+
+        from fl.execution.executor import Payload
+        from fl.execution.threads import limit_threads
+
+        payloads = {}
+        for reference in references:
+            name = reference.hex()
+            if name not in self._contents:
+                self._contents[name] = Payload(ray.get(reference), 0)
+            payloads[name] = self._contents[name]
+        self._contents = payloads
+        whole = [
+            replace(assignment, payload=payloads[reference.hex()])
+            for assignment, reference in zip(batch, references, strict=True)
+        ]
+        with limit_threads(self._threads):
+            return Parcel(self._worker.execute(whole))
+
+
+class Parcel:
+    """Outcomes on their way: the models of one program travel as one matrix."""
+
+    def __init__(self, outcomes: list[Outcome]) -> None:
+        self.outcomes = outcomes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from fl.params import Sharing
+
+        return _opened, (Sharing(True), self.outcomes, Sharing(False))
+
+
+def _opened(_begin: bool, outcomes: list[Outcome], _end: bool) -> Parcel:
+    return Parcel(outcomes)
