@@ -100,9 +100,9 @@ def run_mixing(size: str, grid: Any, *, in_flight: int = 2) -> None:
             sent += 1
         for reply in grid.pull_messages(flight):
             flight.remove(reply.metadata.reply_to_message_id)
-            mixed = 0.5 * from_record(layout, reply.content["arrays"])
+            mixed = from_record(layout, reply.content["arrays"]) + from_record(layout, arrays)
             del reply
-            mixed += 0.5 * from_record(layout, arrays)
+            mixed *= 0.5
             arrays = to_record(layout, mixed)
 
 
