@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Which parts of fl a part may import, itself included. A part is a package or a top-level module.
 # What is not listed belongs to the entry point: it may import everything, and nothing listed may
 # import it. "" is fl/__init__.py.
-BASE = {"", "errors", "params", "randomness"}
+BASE = {"", "errors", "params", "payload", "randomness"}
 RULES = {"aggregation", "attacks", "clients", "compression", "data", "models", "topologies"}
 RUNTIME = {"execution", "simulation"}
 MAY_IMPORT = {
@@ -26,13 +26,12 @@ MAY_IMPORT = {
 }
 
 # All that a strategy sees of the runtimes: `clock_of(grid)`, which knows the wall clock as well,
-# `control_of(grid)`, which does nothing on a deployment, `peers_of(grid)`, which relays there, what
-# a message weighs, clients' names, and threads for torch.
+# `control_of(grid)`, which does nothing on a deployment, `peers_of(grid)`, which relays there,
+# clients' names, and threads for torch.
 SEEN = (
     "fl.simulation.clock.",
     "fl.simulation.control.",
     "fl.simulation.peers.",
-    "fl.simulation.payload.",
     "fl.simulation.identity.",
     "fl.execution.threads.",
 )

@@ -54,6 +54,7 @@ from fl.params import (
     trusted_record,
     vector_record,
 )
+from fl.payload import payload_bytes
 from fl.randomness import global_generators
 
 ARRAYS_KEY = "arrays"
@@ -252,6 +253,16 @@ class TrainingApp(PlannedApp):
         self._let_go()
         return counted
 
+    @cached_property
+    def _reply_bytes(self) -> int | None:
+        """Size of the reply to every `train` message, if clients send a model and keep nothing."""
+        kind = type(self.rule)
+        plain = kind.finish is Rule.finish and kind.first_memory is Rule.first_memory
+        if not plain or self._mods or self.layout.carried or self.uplink or self.downlink:
+            return None
+        model = to_record(self.layout, np.zeros(self.layout.size, np.float32))
+        return payload_bytes(content_of({"": model, METRICS_KEY: _train_metrics(0, 0.0, 0)}))
+
     def _let_go(self) -> None:
         """Frees the gradients that torch's counters leave in cycles, if they are large."""
         if self.layout.is_large:
@@ -319,8 +330,8 @@ class TrainingApp(PlannedApp):
             )
         flops = per_example * covered_examples(steps, examples, self.batch_size)
         if elapsed is not None:
-            return Work(0.0, fitting, self._memory_bytes, past_flops=flops)
-        return Work(flops, fitting, self._memory_bytes)
+            return Work(0.0, fitting, self._memory_bytes, flops, self._reply_bytes)
+        return Work(flops, fitting, self._memory_bytes, 0.0, self._reply_bytes)
 
     def _fitting_steps(
         self,

@@ -19,12 +19,16 @@ class Work:
         steps: how many local steps fit the message's "deadline-s" or "elapsed-s"; None without.
         memory_bytes: memory the task needs.
         past_flops: FLOPs of the work done before the message came.
+        reply_bytes: of the reply's content, as `payload_bytes` counts them, if that is known before
+            the work is done and the client keeps nothing of it. Then nobody has to wait for the
+            work until the server reads the reply.
     """
 
     flops: float
     steps: int | None
     memory_bytes: int
     past_flops: float = 0.0
+    reply_bytes: int | None = None
 
     @property
     def work(self) -> dict[str, int] | None:

@@ -20,10 +20,10 @@ from flwr.supercore.run import Run
 
 from fl.deployment.nodes import WHO
 from fl.errors import ConfigError
+from fl.payload import payload_bytes
 from fl.simulation.clock import WallClock
 from fl.simulation.control import RecordedControl
 from fl.simulation.identity import client_of, message_id, node_id
-from fl.simulation.payload import payload_bytes
 from fl.simulation.trace import Event, Trace
 
 log = logging.getLogger("fl")

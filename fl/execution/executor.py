@@ -26,9 +26,9 @@ from fl.clients.batched import even_runs
 from fl.clients.planned import PlannedApp
 from fl.errors import ConfigError
 from fl.params import content_of
+from fl.payload import snapshot
 from fl.randomness import global_generators
 from fl.simulation.identity import RUN_ID, assume_identity, message_id, node_id
-from fl.simulation.payload import snapshot
 from fl.simulation.virtual_sleep import answering
 
 log = logging.getLogger("fl")

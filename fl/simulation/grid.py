@@ -21,6 +21,7 @@ from flwr.supercore.run import Run
 
 from fl.errors import SimulationError
 from fl.execution.executor import Assignment, Executor, Outcome, Payload
+from fl.payload import payload_bytes, snapshot
 from fl.simulation.clock import VirtualClock
 from fl.simulation.control import RecordedControl
 from fl.simulation.engine import Engine, Stage, Task
@@ -34,7 +35,6 @@ from fl.simulation.identity import (
     message_id,
     node_id,
 )
-from fl.simulation.payload import payload_bytes, snapshot
 from fl.simulation.trace import Event, Trace
 from fl.simulation.virtual_sleep import answering
 from fl.simulation.work import Charge, Planner
@@ -73,7 +73,9 @@ class _Flight:
         "past_flops",
         "planned",
         "reply",
+        "reply_bytes",
         "submitted",
+        "unread",
     )
 
     def __init__(self, metadata: Metadata, assignment: Assignment, expiry: float) -> None:
@@ -84,6 +86,8 @@ class _Flight:
         self.reply: Message | None = None
         self.submitted = False
         self.planned = False
+        self.reply_bytes: int | None = None  # of the content, if the plan knows; then the client
+        self.unread = False  # keeps nothing, and its work may be done when the reply is read
         self.flops = 0.0
         self.past_flops = 0.0
 
@@ -321,17 +325,19 @@ class SimGrid(Grid):
             missing = set(self._push(messages))
             self._submit()  # nothing else is sent before the replies are there
             deadline = math.inf if timeout is None else began + timeout
-            replies: list[Message] = []
+            arrived: list[Task] = []
             while missing:
-                arrived = self._take(missing)
-                missing.difference_update(m.metadata.reply_to_message_id for m in arrived)
-                replies += arrived
+                new = self._pop(missing)
+                missing.difference_update(task.content.metadata.message_id for task in new)
+                arrived += new
                 if missing and not self._step(deadline):
                     break
             if missing:
                 self.trace.record(self.engine.queue.now, Event.TIMEOUT, value=float(len(missing)))
                 for name in missing:  # kept until their TTL, they could fill the memory
                     del self._flights[name]
+            # Last, so that processes train while this one simulates.
+            replies = [self._read(task) for task in arrived]
             if self._on_round is not None and messages:
                 self._on_round(messages[0].metadata.message_type, replies)
             return replies
@@ -366,8 +372,12 @@ class SimGrid(Grid):
         with self._inside():
             task = self._flights.pop(message_id, None)
             self._arrived.pop(message_id, None)
-            if task is not None and task.stage is not Stage.DONE:
+            if task is None:
+                return
+            if task.stage is not Stage.DONE:
                 self.engine.cancel(task)
+            elif task.content.unread:
+                self._drop(task)
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
@@ -498,6 +508,7 @@ class SimGrid(Grid):
         if self._planner is not None:
             plan = self._planner(assignment, self.fleet.seconds_per_flop(client, dispatch))
             flight.planned, flight.flops, flight.past_flops = True, plan.flops, plan.past_flops
+            flight.reply_bytes = plan.reply_bytes
             assignment.work = plan.work
         self._flights[name] = task
         self._pushed += 1
@@ -514,7 +525,8 @@ class SimGrid(Grid):
         """Makes a task executable: no other task of its client will change the client's state."""
         faults, flight = task.faults, task.content
         stops = faults.dropout_at is not None or faults.crash_at is not None
-        if faults.lose_download or (flight.planned and stops):
+        lost = faults.lose_upload and flight.reply_bytes is not None
+        if faults.lose_download or lost or (flight.planned and stops):
             return  # its duration is known or does not matter, and its result is never needed
         flight.assignment.state = self._states.get(task.client)
         self._waiting[task] = None
@@ -566,6 +578,12 @@ class SimGrid(Grid):
 
     def computed(self, task: Task) -> int:
         """Commits the client's state and returns the reply's size in bytes."""
+        flight: _Flight = task.content
+        if flight.reply_bytes is not None and flight.outcome is None:
+            if not flight.submitted and len(self._open.get(task.client, ())) > 1:
+                self._submit()  # the client's next task belongs to a later wave
+            self._finish(task)
+            return flight.reply_bytes
         outcome = self._outcome(task)
         if outcome.state is None:
             self._states.pop(task.client, None)
@@ -573,8 +591,7 @@ class SimGrid(Grid):
             self._states[task.client] = outcome.state
         self._finish(task)
         if outcome.error is not None:
-            self.trace.record(self.engine.queue.now, Event.CLIENT_ERROR, task.client, task.dispatch)
-            self._tell_error(task, outcome)
+            self._failed_there(task, outcome)
             return len(outcome.error[1].encode())
         content = outcome.content
         return payload_bytes(content) if content is not None else 0
@@ -582,31 +599,55 @@ class SimGrid(Grid):
     def replied(self, task: Task) -> None:
         """Makes the reply available to the server."""
         flight: _Flight = task.content
-        outcome, flight.outcome = flight.outcome, None
-        if outcome is None:
-            raise SimulationError(
-                f"client {task.client} replied to message {flight.metadata.message_id} at "
-                f"{self.engine.queue.now} s without having run"
-            )
-        flight.assignment.payload = _FREED
         if flight.reply is not None or flight.metadata.message_id not in self._flights:
-            return  # it expired on the way, or nobody waits for it any more
-        if outcome.error is not None:
-            self._deliver(task, error=Error(*outcome.error))
+            self._drop(task)  # it expired on the way, or nobody waits for it any more
             return
+        flight.unread = True
+        self._deliver(task)
+
+    def _read(self, task: Task) -> Message:
+        """Returns a reply that has arrived, with what the client's work has come to."""
+        flight: _Flight = task.content
+        if flight.reply is None:
+            raise SimulationError(f"the reply to {flight.metadata.message_id} has not arrived")
+        reply = flight.reply
+        if not flight.unread:
+            return reply
+        flight.unread = False
+        outcome = self._outcome(task)
+        flight.outcome, flight.assignment.payload = None, _FREED
+        if outcome.error is not None:
+            if flight.reply_bytes is not None:  # only known now
+                self._failed_there(task, outcome)
+            reply.__dict__["_error"] = Error(*outcome.error)
+            return reply
+        content = outcome.content
+        size = 0 if content is None else payload_bytes(content)
+        if flight.reply_bytes not in (None, size) or (flight.reply_bytes and outcome.state):
+            raise SimulationError(
+                f"the plan of message {flight.metadata.message_id} says that its reply has "
+                f"{flight.reply_bytes} bytes and the client keeps nothing, but the reply has "
+                f"{size}, or something is kept"
+            )
         if flight.metadata.message_type.startswith("train"):
             self.client_updates += 1
-        self._deliver(task, content=outcome.content)
+        reply.__dict__["_content"] = content
+        return reply
 
-    def failed(self, task: Task, kind: Event) -> None:
-        """Forgets the work of a task that brings no reply; a crash also loses the state."""
+    def _drop(self, task: Task) -> None:
+        """Forgets the work of a task whose reply nobody will read."""
         flight: _Flight = task.content
+        flight.unread = False
         if flight.submitted and flight.outcome is None:
             self._executor.discard(flight.assignment)
         else:
             self._waiting.pop(task, None)
             flight.outcome = None
             flight.assignment.payload = _FREED
+
+    def failed(self, task: Task, kind: Event) -> None:
+        """Forgets the work of a task that brings no reply; a crash also loses the state."""
+        self._drop(task)
         if kind is Event.CRASH:
             self._states.pop(task.client, None)
         self._finish(task)
@@ -660,14 +701,19 @@ class SimGrid(Grid):
         self._arrived[name] = task
 
     def _reply_with_error(self, task: Task, kind: Event) -> None:
+        if task.content.unread:
+            self._drop(task)
         self._deliver(task, error=Error(*_REASONS[kind]))
 
     def _take(self, names: Set[str]) -> list[Message]:
         """Returns and forgets the replies to `names` that are there, in order of arrival."""
+        return [self._read(task) for task in self._pop(names)]
+
+    def _pop(self, names: Set[str]) -> list[Task]:
         ready = [name for name in self._arrived if name in names]
         for name in ready:
             del self._flights[name]
-        return [self._arrived.pop(name).content.reply for name in ready]
+        return [self._arrived.pop(name) for name in ready]
 
     def _unavailable(self, name: str) -> Message:
         metadata = Metadata(
@@ -688,7 +734,9 @@ class SimGrid(Grid):
         unavailable: Message = Message(metadata=metadata, error=error)  # type: ignore[call-overload]
         return unavailable
 
-    def _tell_error(self, task: Task, outcome: Outcome) -> None:
+    def _failed_there(self, task: Task, outcome: Outcome) -> None:
+        """Records, and tells the user, that the client's code failed."""
+        self.trace.record(self.engine.queue.now, Event.CLIENT_ERROR, task.client, task.dispatch)
         if outcome.error is None:
             return
         where = f"client {task.client}, dispatch {task.dispatch}, at {self.engine.queue.now:.6g} s"

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from fl.errors import ConfigError
 from fl.execution.executor import Assignment, Outcome
+from fl.payload import num_scalars
 from fl.simulation.fleet import Fleet
-from fl.simulation.payload import num_scalars
 
 FORWARD_FLOPS = 2  # a multiply and an add per weight and example, for dense layers
 BACKWARD_FLOPS = 4  # twice the forward pass: gradients of inputs and of weights
@@ -32,6 +32,10 @@ class Plan(Protocol):
     @property
     def work(self) -> dict[str, int] | None:
         """What the device has time for, told to the client in the record `fl.work`."""
+
+    @property
+    def reply_bytes(self) -> int | None:
+        """Bytes of the reply's content, if they are known and the client keeps nothing."""
 
 
 Planner = Callable[[Assignment, float], Plan]

@@ -30,9 +30,9 @@ from fl.params import (
     to_record,
     trusted_record,
 )
+from fl.payload import payload_bytes
 from fl.randomness import generator
 from fl.simulation.clock import VirtualClock
-from fl.simulation.payload import payload_bytes
 from fl.strategies.events import EvaluateFn, at_least, positive
 from fl.strategies.no_rounds import NoRounds
 from fl.strategies.tasks import Task, Tasks, check_failures

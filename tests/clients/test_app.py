@@ -16,6 +16,7 @@ from fl.clients.app import MEMORY_KEY, WORK_KEY
 from fl.errors import ConfigError
 from fl.models import evaluate, flops_per_example, memory_bytes, per_example_loss
 from fl.params import Layout, from_record, to_record
+from fl.payload import payload_bytes
 
 SIZES = (12, 7, 25)
 
@@ -394,6 +395,28 @@ def test_a_deadline_fits_whole_steps_and_at_least_one(
     work = app.plan(content_of(mlp, deadline_s=deadline), "train", 0, seconds_per_flop)
     assert work.work == {"steps": steps}
     assert work.flops == per_example * examples
+
+
+@pytest.mark.parametrize("rule", [Sgd(0.3, momentum=0.9), Sam(0.3), Proximal(0.3, mu=0.1)])
+def test_the_plan_knows_the_size_of_a_reply_that_is_a_model_and_metrics(
+    data, mlp, content_of, message_to, context_of, rule
+):
+    app = TrainingApp(mlp, data, rule, batch_size=5)
+    content = content_of(mlp, local_steps=3)
+    reply = app(message_to(content), context_of())
+    assert app.plan(content, "train", 0, 1e-9).reply_bytes == payload_bytes(reply.content)
+
+
+def test_the_plan_knows_no_size_where_clients_keep_something_or_mods_are_around(data, mlp):
+    apps = [
+        TrainingApp(mlp, data, AdamW(0.02, keep_moments=True)),
+        TrainingApp(
+            mlp, data, Sgd(0.3), mods=[lambda message, context, call: call(message, context)]
+        ),
+        TrainingApp(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)), data, Sgd(0.3)),
+    ]
+    assert [app._reply_bytes for app in apps] == [None] * 3
+    assert TrainingApp(mlp, data, Sgd(0.3))._reply_bytes
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from fl.execution.executor import Assignment, Payload, RunInfo
-from fl.simulation.payload import payload_bytes
+from fl.payload import payload_bytes
 
 RUN = RunInfo(seed=0, num_partitions=10, run_config={"seed": 0})
 

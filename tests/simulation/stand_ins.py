@@ -113,6 +113,7 @@ class FixedWork:
     flops: float
     work: dict[str, int] | None = None
     past_flops: float = 0.0
+    reply_bytes: int | None = None
 
 
 class FakeExecutor(Executor):
@@ -156,6 +157,7 @@ def grid_of(
     flops: float | Mapping[tuple[int, int], float] | None = 0.0,
     reply: int | Mapping[tuple[int, int], int] = 0,
     answer: Callable[[Assignment], Outcome] | None = None,
+    size_known: bool = False,
     **kwargs: Any,
 ) -> SimGrid:
     """Returns a grid on which tasks (client, dispatch) have given work and given sizes of replies.
@@ -165,16 +167,19 @@ def grid_of(
         flops: of each task; None gives no plan, as a foreign app.
         reply: bytes of each task's reply.
         answer: outcome of each assignment, instead of a reply of that size.
+        size_known: the plan says how large the reply will be.
         **kwargs: for `SimGrid`.
     """
 
     def work(assignment: Assignment, _: float) -> FixedWork:
         of = flops if isinstance(flops, float) else flops[assignment.client, assignment.dispatch]
-        return FixedWork(of)
+        return FixedWork(of, reply_bytes=size_of(assignment) if size_known else None)
+
+    def size_of(assignment: Assignment) -> int:
+        return reply if isinstance(reply, int) else reply[assignment.client, assignment.dispatch]
 
     def sized(assignment: Assignment) -> Outcome:
-        size = reply if isinstance(reply, int) else reply[assignment.client, assignment.dispatch]
-        return Outcome(content=content_of(size))
+        return Outcome(content=content_of(size_of(assignment)))
 
     planner = None if flops is None else work
     return SimGrid(fleet, FakeExecutor(answer or sized), planner=planner, **kwargs)

@@ -33,6 +33,7 @@ from fl.errors import SimulationError
 from fl.execution.executor import Outcome
 from fl.simulation import grid as grid_module
 from fl.simulation.clock import clock_of
+from fl.simulation.control import control_of
 from fl.simulation.faults import TaskFaults
 from fl.simulation.identity import FIRST_NODE_ID, RUN_ID, assume_identity, node_id
 from fl.simulation.trace import Event
@@ -355,6 +356,86 @@ def test_a_reply_that_is_no_recorddict_is_rejected() -> None:
     (reply,) = grid.send_and_receive([message_to(0)])
     assert "dict, not a RecordDict" in reply.error.reason
     assert grid.trace.counts[E.REJECTED] == 1
+
+
+# ---- replies whose size the plan knows ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_when_the_work_is_done_changes_nothing_that_is_simulated(seed: int) -> None:
+    def run(size_known: bool):
+        rng = random.Random(seed)
+        n = 6
+        clients = [Client(rng.uniform(1, 9), 8.0 * rng.randint(1, 9), 80.0, 0.1) for _ in range(n)]
+        script = {
+            (rng.randrange(n), dispatch): rng.choice(
+                [
+                    TaskFaults(lose_upload=True),
+                    TaskFaults(lose_download=True),
+                    TaskFaults(dropout_at=0.5),
+                    TaskFaults(crash_at=0.5),
+                ]
+            )
+            for dispatch in range(4)
+        }
+        changes = {0: [rng.uniform(1, 30), rng.uniform(40, 50)]}
+        fleet = fleet_of(
+            clients,
+            availability=Scripted(n, changes),
+            faults=ScriptedFaults(script=script, detection_s=1.0),
+        )
+        grid = grid_of(fleet, flops=12.0, reply=40, size_known=size_known)
+        replies = []
+        for _ in range(2):
+            replies += grid.send_and_receive([message_to(i, 20) for i in range(n)], timeout=20.0)
+        names = grid.push_messages([message_to(i, 20, ttl=30.0) for i in range(n)])
+        for name in names[:2]:
+            replies += poll(grid, [name])
+        control_of(grid).cancel(names[2])
+        grid.sleep(100.0)
+        replies += grid.pull_messages(names[3:])
+        described = [(*ids([r]), r.has_error() or len(r.content["content"]["b"])) for r in replies]
+        return described, events(grid.trace), grid.engine.bytes_up, grid.client_updates, grid
+
+    *expected, _ = run(False)
+    *seen, grid = run(True)
+    assert seen == expected
+    assert not grid._executor.submitted, "each was asked for, or discarded"
+    assert not grid._waiting
+
+
+def test_work_is_asked_for_when_its_reply_is_read_and_not_before() -> None:
+    asked = []
+
+    def answer(assignment):
+        asked.append((grid.clock.now(), assignment.client))
+        return Outcome(content=content_of(5))
+
+    grid = speeds(4.0, 12.0, reply=5, answer=answer, size_known=True)  # done at 3 and 1 s
+    grid.send_and_receive([message_to(0), message_to(1)])
+    assert asked == [(3.0, 1), (3.0, 0)]
+
+
+def test_work_whose_reply_will_be_lost_is_not_done() -> None:
+    lost = ScriptedFaults(script={(0, 0): TaskFaults(lose_upload=True)})
+    grid = speeds(1.0, 1.0, faults=lost, reply=5, size_known=True)
+    grid.send_and_receive([message_to(0), message_to(1)], timeout=50.0)
+    assert [[a.client for a in wave] for wave in grid._executor.waves] == [[1]]
+    assert grid.engine.bytes_up == 10, "what was lost was sent"
+
+
+def test_an_error_that_is_found_late_is_recorded_when_it_is(caplog) -> None:
+    grid = speeds(1.0, reply=5, answer=lambda _: Outcome(error=(2, "bad luck")), size_known=True)
+    (reply,) = grid.send_and_receive([message_to(0)])
+    assert (reply.error.code, reply.error.reason) == (2, "bad luck")
+    assert times(grid.trace, E.CLIENT_ERROR) == {(0, 0): 12.0}
+    assert grid.client_updates == 0
+
+
+def test_a_plan_that_was_wrong_about_the_reply_is_a_bug() -> None:
+    grid = speeds(1.0, reply=5, answer=lambda _: Outcome(content=content_of(6)), size_known=True)
+    with pytest.raises(SimulationError, match=r"message 0\.0 says that its reply has 5 bytes"):
+        grid.send_and_receive([message_to(0)])
 
 
 # ---- who is there --------------------------------------------------------------------------------

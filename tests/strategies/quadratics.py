@@ -27,6 +27,7 @@ class Planned:
     flops: float
     work: dict[str, int] | None = None
     past_flops: float = 0.0
+    reply_bytes: int | None = None
 
 
 @dataclass

@@ -11,7 +11,7 @@ from flwr.compat.common.recorddict_compat import parameters_to_arrayrecord
 from torch import nn
 
 from fl.params import Layout, from_record, to_record
-from fl.simulation.payload import num_scalars, payload_bytes, snapshot
+from fl.payload import num_scalars, payload_bytes, snapshot
 
 ARRAYS = ArrayRecord({"w": Array(np.ones((3, 4), np.float32)), "bias": Array(np.zeros(4))})
 CONFIG = ConfigRecord(
