@@ -416,6 +416,14 @@ def test_work_is_asked_for_when_its_reply_is_read_and_not_before() -> None:
     assert asked == [(3.0, 1), (3.0, 0)]
 
 
+def test_two_tasks_of_one_client_are_never_in_one_wave() -> None:
+    grid = speeds(1.0, reply=5, size_known=True)
+    names = [*grid.push_messages([message_to(0)]), *grid.push_messages([message_to(0)])]
+    grid.sleep(100.0)
+    assert len(grid.pull_messages(names)) == 2  # the executor checks its waves
+    assert [len(wave) for wave in grid._executor.waves] == [1, 1]
+
+
 def test_work_whose_reply_will_be_lost_is_not_done() -> None:
     lost = ScriptedFaults(script={(0, 0): TaskFaults(lose_upload=True)})
     grid = speeds(1.0, 1.0, faults=lost, reply=5, size_known=True)
