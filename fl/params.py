@@ -796,12 +796,25 @@ class RecordReader:
         return row
 
 
-def stack(layout: Layout, records: Sequence[ArrayRecord], *, finite: bool = True) -> Row:
+def stack(
+    layout: Layout,
+    records: Sequence[ArrayRecord],
+    *,
+    finite: bool = True,
+    scratch: Row | None = None,
+) -> Row:
     """Returns the rows of n records as one matrix: shape (n, d), float32, read-only.
 
     Records made together by `to_records`, all of them and in their order, give their matrix back
     without a copy. The rows of large models move: afterwards the records' arrays are views of the
     matrix, so that there is never more than one row in two places.
+
+    Args:
+        layout: of the model.
+        records: the records.
+        finite: refuse numbers that are not finite.
+        scratch: float32, shape (m, d): memory for the matrix if it has to be made, the model is not
+            large, and m is at least n. Fresh memory takes several times as long to fill.
 
     Raises:
         ConfigError: as `from_record`; the message begins with the position of the record.
@@ -816,7 +829,11 @@ def stack(layout: Layout, records: Sequence[ArrayRecord], *, finite: bool = True
         return np.empty((0, layout.size), dtype=np.float32)
     matrix = _common_matrix(rows)
     if matrix is None:
-        matrix = np.empty((len(rows), layout.size), dtype=np.float32)
+        fits = scratch is not None and len(scratch) >= len(rows) and not layout.is_large
+        if scratch is not None and fits:
+            matrix = scratch[: len(rows)]
+        else:
+            matrix = np.empty((len(rows), layout.size), dtype=np.float32)
         for i, record in enumerate(records):
             matrix[i] = rows[i]
             if layout.is_large and _shared_row(layout, record) is rows[i]:

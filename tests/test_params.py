@@ -583,6 +583,20 @@ def test_stack_of_records_of_two_matrices_copies(layout):
     np.testing.assert_array_equal(got, np.concatenate([one, two]))
 
 
+def test_stack_uses_the_memory_it_is_given_if_that_suffices(layout):
+    one, two = (np.stack([row_of(layout.size, s)]) for s in (0, 1))
+    records = to_records(layout, one) + to_records(layout, two)
+    enough, little = (np.empty((n, layout.size), np.float32) for n in (3, 1))
+    got = stack(layout, records, scratch=enough)
+    assert np.shares_memory(got, enough)
+    assert not got.flags.writeable
+    assert enough.flags.writeable
+    other = stack(layout, records, scratch=little)
+    assert not np.shares_memory(other, little)
+    np.testing.assert_array_equal(got, np.concatenate([one, two]))
+    np.testing.assert_array_equal(other, got)
+
+
 # ---- reading many records ------------------------------------------------------------------------
 
 

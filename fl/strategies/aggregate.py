@@ -93,6 +93,7 @@ class Aggregate(strategy.FedAvg):
         self._last: Row | None = None  # F's last result, for rules that continue from it
         self._own: Row | None = None  # the server's own update of this round
         self._control: Control | None = None
+        self._scratch: Row | None = None  # memory for a round's matrix
 
     @property
     def wants_own_update(self) -> bool:
@@ -132,7 +133,7 @@ class Aggregate(strategy.FedAvg):
         if not valid or self._sent is None:
             return None, None
         layout = Layout.of_record(self._sent)
-        rows, weights = _rows(layout, valid, self.arrayrecord_key, self.weighted_by_key)
+        rows, weights = self._rows(layout, valid)
         admitted = Guard(f=self.rule.tolerates(len(valid)))(rows, layout.size, weights)
         for dropped in admitted.dropped:
             reply = valid[dropped.index]
@@ -159,6 +160,20 @@ class Aggregate(strategy.FedAvg):
         for reply in valid:  # `Strategy.start` holds them until it has the next round's
             reply.content.pop(self.arrayrecord_key, None)
         return to_record(layout, new, buffers), metrics
+
+    def _rows(
+        self, layout: Layout, replies: Sequence[Message]
+    ) -> tuple[Row | list[object], list[object]]:
+        """Returns the replies' models, as one matrix if all have the right form, and weights."""
+        weights = [_weight(reply, self.weighted_by_key) for reply in replies]
+        n, held = len(replies), self._scratch
+        if not layout.is_large and (held is None or held.shape != (max(n, len(held)), layout.size)):
+            self._scratch = np.empty((n, layout.size), np.float32)
+        try:
+            records = [_model(reply, self.arrayrecord_key) for reply in replies]
+            return stack(layout, records, finite=False, scratch=self._scratch), weights
+        except ConfigError:
+            return [_row(layout, reply, self.arrayrecord_key) for reply in replies], weights
 
     def _metrics(self, contents: Sequence[RecordDict]) -> MetricRecord | None:
         """Returns the mean of the metrics that have the most common form; None if there are none.
@@ -202,17 +217,6 @@ def _model(reply: Message, key: str) -> ArrayRecord:
     if not isinstance(record, ArrayRecord):
         raise ConfigError(f"the reply has no ArrayRecord '{key}'")
     return record
-
-
-def _rows(
-    layout: Layout, replies: Sequence[Message], key: str, weight_key: str
-) -> tuple[Row | list[object], list[object]]:
-    """Returns the replies' models, as one matrix if all have the right form, and their weights."""
-    weights = [_weight(reply, weight_key) for reply in replies]
-    try:
-        return stack(layout, [_model(reply, key) for reply in replies], finite=False), weights
-    except ConfigError:
-        return [_row(layout, reply, key) for reply in replies], weights
 
 
 def _row(layout: Layout, reply: Message, key: str) -> Row | None:
