@@ -54,8 +54,10 @@ test: check ## check, then run the quick tests
 test-slow: install ## run the tests marked slow
 	$(BIN)/pytest -m slow
 
-bench: install ## run every benchmark script
-	for script in benchmarks/*.py; do $(BIN)/python "$$script"; done
+bench: install ## run every benchmark script; BENCH=--quick for smaller ones
+	set -e; for script in $(filter-out benchmarks/report.py,$(wildcard benchmarks/*.py)); do \
+		$(BIN)/python "$$script" $(BENCH); \
+	done
 
 clean: ## remove .venv, caches and builds; runs in outputs/ and multirun/ stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
