@@ -48,6 +48,7 @@ def cap_laws(flows: int) -> list[tuple[str, float, Draw]]:
         ("sigma 0.1, link just full", CAPACITY_BPS, spread(1.0, 0.1)),
         ("sigma 0.1, link overloaded by 1 %", CAPACITY_BPS, spread(1.01, 0.1)),
         ("sigma 0.02, link overloaded by 0.5 %", CAPACITY_BPS, spread(1.005, 0.02)),
+        ("sigma 0.005, link overloaded by 0.2 %", CAPACITY_BPS, spread(1.002, 0.005)),
         ("sigma 0.5, infinite capacity", math.inf, spread(1.0, 0.5)),
     ]
 

@@ -6,8 +6,9 @@ The names below are loaded when first used, so that `import fl` and `fl --help` 
 from __future__ import annotations
 
 import os
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fl.lazy import lazily
 
 if TYPE_CHECKING:
     from fl.errors import ConfigError, SimulationError
@@ -15,24 +16,21 @@ if TYPE_CHECKING:
     from fl.simulation.work import Charge
     from fl.simulator import SimulatedRun, simulate
 
-# PyTorch reads this when it is loaded: large pages for tensors of megabytes. A client's training
-# makes some at every step; with pages of 4 kB, models of 100 million parameters spend most of their
-# time on making those.
+# PyTorch reads this when it first allocates: large pages for tensors of megabytes. A client's
+# training makes some at every step; with pages of 4 kB, models of 100 million parameters spend most
+# of their time on making those.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-_HOMES = {
-    "Charge": "fl.simulation.work",
-    "ConfigError": "fl.errors",
-    "SimulatedRun": "fl.simulator",
-    "SimulationError": "fl.errors",
-    "Target": "fl.metrics",
-    "simulate": "fl.simulator",
-}
+__getattr__ = lazily(
+    __name__,
+    {
+        "Charge": "fl.simulation.work",
+        "ConfigError": "fl.errors",
+        "SimulatedRun": "fl.simulator",
+        "SimulationError": "fl.errors",
+        "Target": "fl.metrics",
+        "simulate": "fl.simulator",
+    },
+)
 
 __all__ = ["Charge", "ConfigError", "SimulatedRun", "SimulationError", "Target", "simulate"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'fl' has no attribute '{name}'")
-    return getattr(import_module(_HOMES[name]), name)

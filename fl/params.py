@@ -829,8 +829,7 @@ def stack(
         return np.empty((0, layout.size), dtype=np.float32)
     matrix = _common_matrix(rows)
     if matrix is None:
-        fits = scratch is not None and len(scratch) >= len(rows) and not layout.is_large
-        if scratch is not None and fits:
+        if scratch is not None and len(scratch) >= len(rows) and not layout.is_large:
             matrix = scratch[: len(rows)]
         else:
             matrix = np.empty((len(rows), layout.size), dtype=np.float32)

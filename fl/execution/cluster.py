@@ -63,7 +63,7 @@ def connect(address: str | None, num_actors: int | None, cpus_per_actor: float) 
 
 @contextmanager
 def started(num_actors: int | None, cpus_per_actor: float, meanwhile: str) -> Iterator[None]:
-    """Starts Ray for the block and stops it afterwards; whoever connects in the block finds it.
+    """Starts Ray for the block, unless it runs, and stops it; who connects in the block finds it.
 
     Ray takes seconds to start, of which this process spends most waiting: a second thread imports
     the module `meanwhile`. Not the other way round: the processes that Ray starts end with the
@@ -77,12 +77,14 @@ def started(num_actors: int | None, cpus_per_actor: float, meanwhile: str) -> It
 
     others = Thread(target=work, daemon=True)
     others.start()
+    owns = not ray.is_initialized()
     try:
         connect(None, num_actors, cpus_per_actor)
         others.join()
         yield
     finally:
-        ray.shutdown()
+        if owns:
+            ray.shutdown()
 
 
 def start_shared(actors: int = 0) -> bool:

@@ -125,7 +125,6 @@ class RayExecutor(Executor):
         self._owns_ray = False
         self._size = 0
         self._slots: list[_Slot] = []
-        self._starting: list[_Slot] = []
         self._queue: deque[_Batch] = deque()
         self._batch_of: dict[Assignment, _Batch] = {}  # of those somebody may still ask for
         self._outcomes: dict[Assignment, Outcome] = {}
@@ -152,8 +151,7 @@ class RayExecutor(Executor):
             num_cpus=self.cpus_per_actor, num_gpus=self.gpus_per_actor
         )
         # They get ready while this process prepares the first round.
-        self._starting = [_Slot(number, self._new_actor()) for number in range(self._size)]
-        self._slots = list(self._starting)
+        self._slots = [_Slot(number, self._new_actor()) for number in range(self._size)]
 
     def _count(self) -> int:
         """Returns the number of actors, after checking that Ray can hold them."""
@@ -180,9 +178,9 @@ class RayExecutor(Executor):
         return self._remote.remote([self._source], self.threads, sys.path)
 
     def _await_all(self) -> None:
-        while self._starting:
-            self._await_start(self._starting[0])
-            del self._starting[0]
+        for slot in self._slots:
+            if not slot.pid:
+                self._await_start(slot)
 
     def _await_start(self, slot: _Slot) -> None:
         """Waits until the slot's actor is up; the app is made by then."""
@@ -217,7 +215,7 @@ class RayExecutor(Executor):
 
         for slot in self._slots:
             ray.kill(slot.actor)
-        self._slots, self._starting = [], []
+        self._slots = []
         self._queue.clear()
         self._batch_of.clear()
         self._outcomes.clear()

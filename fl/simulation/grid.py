@@ -591,7 +591,7 @@ class SimGrid(Grid):
             self._states[task.client] = outcome.state
         self._finish(task)
         if outcome.error is not None:
-            self._failed_there(task, outcome)
+            self._failed_there(task, outcome.details or outcome.error[1])
             return len(outcome.error[1].encode())
         content = outcome.content
         return payload_bytes(content) if content is not None else 0
@@ -618,21 +618,25 @@ class SimGrid(Grid):
         flight.outcome, flight.assignment.payload = None, _FREED
         if outcome.error is not None:
             if flight.reply_bytes is not None:  # only known now
-                self._failed_there(task, outcome)
+                self._failed_there(task, outcome.details or outcome.error[1])
             reply.__dict__["_error"] = Error(*outcome.error)
             return reply
-        content = outcome.content
-        size = 0 if content is None else payload_bytes(content)
-        if flight.reply_bytes not in (None, size) or (flight.reply_bytes and outcome.state):
+        if flight.reply_bytes is not None:
+            self._check_plan(flight, outcome)
+        if flight.metadata.message_type.startswith("train"):
+            self.client_updates += 1
+        reply.__dict__["_content"] = outcome.content
+        return reply
+
+    @staticmethod
+    def _check_plan(flight: _Flight, outcome: Outcome) -> None:
+        size = 0 if outcome.content is None else payload_bytes(outcome.content)
+        if size != flight.reply_bytes or outcome.state:
             raise SimulationError(
                 f"the plan of message {flight.metadata.message_id} says that its reply has "
                 f"{flight.reply_bytes} bytes and the client keeps nothing, but the reply has "
                 f"{size}, or something is kept"
             )
-        if flight.metadata.message_type.startswith("train"):
-            self.client_updates += 1
-        reply.__dict__["_content"] = content
-        return reply
 
     def _drop(self, task: Task) -> None:
         """Forgets the work of a task whose reply nobody will read."""
@@ -734,13 +738,10 @@ class SimGrid(Grid):
         unavailable: Message = Message(metadata=metadata, error=error)  # type: ignore[call-overload]
         return unavailable
 
-    def _failed_there(self, task: Task, outcome: Outcome) -> None:
+    def _failed_there(self, task: Task, details: str) -> None:
         """Records, and tells the user, that the client's code failed."""
         self.trace.record(self.engine.queue.now, Event.CLIENT_ERROR, task.client, task.dispatch)
-        if outcome.error is None:
-            return
         where = f"client {task.client}, dispatch {task.dispatch}, at {self.engine.queue.now:.6g} s"
-        details = outcome.details or outcome.error[1]
         if self._fail_fast:
             raise SimulationError(f"ClientApp failed on {where}\n{details}")
         self._told_errors += 1

@@ -166,9 +166,9 @@ class Aggregate(strategy.FedAvg):
     ) -> tuple[Row | list[object], list[object]]:
         """Returns the replies' models, as one matrix if all have the right form, and weights."""
         weights = [_weight(reply, self.weighted_by_key) for reply in replies]
-        n, held = len(replies), self._scratch
-        if not layout.is_large and (held is None or held.shape != (max(n, len(held)), layout.size)):
-            self._scratch = np.empty((n, layout.size), np.float32)
+        shape, held = (len(replies), layout.size), self._scratch
+        if held is None or len(held) < shape[0] or held.shape[1] != shape[1]:
+            self._scratch = None if layout.is_large else np.empty(shape, np.float32)
         try:
             records = [_model(reply, self.arrayrecord_key) for reply in replies]
             return stack(layout, records, finite=False, scratch=self._scratch), weights
