@@ -17,7 +17,11 @@ from numpy.typing import ArrayLike
 
 from fl.data.federated import Partitions, Source, Split
 from fl.errors import ConfigError
+from fl.lazy import defer
 from fl.randomness import generator, torch_seed
+
+# Its plots bring matplotlib, seaborn and scipy.stats, half of the time that the package takes.
+defer("flwr_datasets.visualization")
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner

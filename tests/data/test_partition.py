@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -254,3 +256,19 @@ def test_any_partitioner_of_flower_can_deal(sorted_source):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a second use of the same rule starts afresh
         assert len(deal(replace(sorted_source, name="again"), seed=1).train) == 4
+
+
+def test_dealing_does_not_wait_for_plots_which_are_there_when_asked_for():
+    code = (
+        "import sys\n"
+        "import fl.data.partition\n"
+        "import flwr_datasets\n"
+        "print(sorted({'matplotlib', 'seaborn'} & set(sys.modules)))\n"
+        "from flwr_datasets.visualization import plot_label_distributions as plot\n"
+        "print(plot.__name__, sorted({'matplotlib', 'seaborn'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "[]",
+        "plot_label_distributions ['matplotlib', 'seaborn']",
+    ]
