@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
 
 Sleeper = Callable[[float], None]
 Now = Callable[[], float]
@@ -66,10 +65,7 @@ def _replace(*pairs: tuple[object, object]) -> None:
     # `from time import sleep` leaves copies in the modules that wrote it, under any name.
     news = {id(old): new for old, new in pairs}
     for module in list(sys.modules.values()):
-        if not issubclass(type(module), ModuleType):
-            continue  # it only says that it is one
-        # Past `getattr`, which would load a module that is to load when it is first used.
-        names: dict[str, object] = object.__getattribute__(module, "__dict__")
+        names = getattr(module, "__dict__", None) or {}
         for name in [name for name, value in list(names.items()) if id(value) in news]:
             if module is not sys.modules[__name__]:
                 names[name] = news[id(names[name])]
