@@ -84,6 +84,7 @@ class Recorder:
         self._grid: SimGrid | None = None
         self._began = time.perf_counter()
         self._recovery = recovery
+        self._reports: list[tuple[str, list[Message]]] = []  # of rounds, not looked at yet
         self._pending: dict[str, float] = {}
         self._pending_costs: dict[str, float] = {}
         self._rounds = 0
@@ -109,9 +110,8 @@ class Recorder:
         prefix = {"train": "train_", "evaluate": "client_"}.get(kind)
         if prefix is None:
             return
-        for name, value in mean_metrics(replies).items():
-            name = name.replace("-", "_")
-            self._pending[name if name.startswith(prefix) else prefix + name] = value
+        # Looking at a reply may mean to wait for its client: the strategy comes first.
+        self._reports.append((prefix, replies))
         self._pending_costs = self.costs(self._rounds)
 
     def on_progress(self) -> None:
@@ -146,6 +146,7 @@ class Recorder:
     def evaluation(self, server_round: int, metrics: Mapping[str, Any]) -> None:
         """Writes one row: the server's metrics and the clients' latest, at the current cost."""
         row = {k: float(v) for k, v in metrics.items() if isinstance(v, Real)}
+        self._read_reports()
         self._pending_costs = self.costs(server_round)
         self._pending.update(self._applied.means())
         self._pending.update(row)
@@ -158,6 +159,7 @@ class Recorder:
             metrics: the server's.
             costs: what `costs` returned at that time.
         """
+        self._read_reports()  # so that they are counted
         self._pending, self._applied = {}, AppliedUpdates()
         self._pending_costs = dict(costs)
         self._pending.update({k: float(v) for k, v in metrics.items() if isinstance(v, Real)})
@@ -262,7 +264,15 @@ class Recorder:
 
     # ---- inside ------------------------------------------------------------------------------
 
+    def _read_reports(self) -> None:
+        reports, self._reports = self._reports, []
+        for prefix, replies in reports:
+            for name, value in mean_metrics(replies).items():
+                name = name.replace("-", "_")
+                self._pending[name if name.startswith(prefix) else prefix + name] = value
+
     def _flush(self) -> None:
+        self._read_reports()
         if self._pending:
             staleness = self._applied.staleness
             self.writer.evaluation(

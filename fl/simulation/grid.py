@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from flwr.app import Error, Message, MetricRecord, RecordDict
@@ -90,6 +91,28 @@ class _Flight:
         self.unread = False  # keeps nothing, and its work may be done when the reply is read
         self.flops = 0.0
         self.past_flops = 0.0
+
+
+class _Unread(Message):
+    """A reply that is fetched when somebody looks at more than its metadata.
+
+    From then on it is a `Message` like any other.
+    """
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "metadata":
+            return object.__getattribute__(self, "__dict__")["_metadata"]
+        return getattr(_fetched(self), name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(_fetched(self), name, value)
+
+
+def _fetched(reply: _Unread) -> Message:
+    fetch: Callable[[Message], None] = object.__getattribute__(reply, "__dict__").pop("fetch")
+    object.__setattr__(reply, "__class__", Message)
+    fetch(reply)
+    return reply
 
 
 @dataclass
@@ -336,8 +359,9 @@ class SimGrid(Grid):
                 self.trace.record(self.engine.queue.now, Event.TIMEOUT, value=float(len(missing)))
                 for name in missing:  # kept until their TTL, they could fill the memory
                     del self._flights[name]
-            # Last, so that processes train while this one simulates.
-            replies = [self._read(task) for task in arrived]
+            # Not read before somebody looks at them: processes train while this one simulates, and
+            # who takes one model after the other never has them all in memory.
+            replies = [self._promised(task) for task in arrived]
             if self._on_round is not None and messages:
                 self._on_round(messages[0].metadata.message_type, replies)
             return replies
@@ -611,8 +635,27 @@ class SimGrid(Grid):
         if flight.reply is None:
             raise SimulationError(f"the reply to {flight.metadata.message_id} has not arrived")
         reply = flight.reply
-        if not flight.unread:
-            return reply
+        if flight.unread:
+            self._fill(task, reply)
+        return reply
+
+    def _promised(self, task: Task) -> Message:
+        """Returns a reply that has arrived; its content is fetched when somebody looks at it."""
+        flight: _Flight = task.content
+        if flight.reply is None or flight.reply_bytes is None or not flight.unread:
+            return self._read(task)
+        # The reply knows how to fill itself; the flight forgets it: no cycle of references.
+        reply, flight.reply = flight.reply, None
+        reply.__dict__["fetch"] = partial(self._fetch, task)
+        reply.__class__ = _Unread
+        return reply
+
+    def _fetch(self, task: Task, reply: Message) -> None:
+        with self._inside():
+            self._fill(task, reply)
+
+    def _fill(self, task: Task, reply: Message) -> None:
+        flight: _Flight = task.content
         flight.unread = False
         outcome = self._outcome(task)
         flight.outcome, flight.assignment.payload = None, _FREED
@@ -620,13 +663,12 @@ class SimGrid(Grid):
             if flight.reply_bytes is not None:  # only known now
                 self._failed_there(task, outcome.details or outcome.error[1])
             reply.__dict__["_error"] = Error(*outcome.error)
-            return reply
+            return
         if flight.reply_bytes is not None:
             self._check_plan(flight, outcome)
         if flight.metadata.message_type.startswith("train"):
             self.client_updates += 1
         reply.__dict__["_content"] = outcome.content
-        return reply
 
     @staticmethod
     def _check_plan(flight: _Flight, outcome: Outcome) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import pickle
 import random
 import threading
 import time
+from copy import copy
 from importlib.metadata import version
 from time import sleep as imported_sleep
 
@@ -412,8 +414,50 @@ def test_work_is_asked_for_when_its_reply_is_read_and_not_before() -> None:
         return Outcome(content=content_of(5))
 
     grid = speeds(4.0, 12.0, reply=5, answer=answer, size_known=True)  # done at 3 and 1 s
-    grid.send_and_receive([message_to(0), message_to(1)])
-    assert asked == [(3.0, 1), (3.0, 0)]
+    names = grid.push_messages([message_to(0), message_to(1)])
+    grid.sleep(10.0)
+    assert asked == []
+    grid.pull_messages(names)
+    assert asked == [(10.0, 1), (10.0, 0)]
+
+
+LOOKS = {
+    "content": lambda reply: reply.content,
+    "has_content": lambda reply: reply.has_content(),
+    "has_error": lambda reply: reply.has_error(),
+    "set content": lambda reply: setattr(reply, "content", reply.content),
+    "fields": lambda reply: reply.__dict__["_content"],
+    "copy": copy,
+    "pickle": pickle.dumps,
+    "repr": repr,
+}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_the_work_of_a_round_is_asked_for_when_somebody_looks_at_the_reply(look) -> None:
+    asked = []
+
+    def answer(assignment):
+        asked.append(assignment.client)
+        return Outcome(content=content_of(5))
+
+    grid = speeds(4.0, 12.0, reply=5, answer=answer, size_known=True)
+    replies = grid.send_and_receive([message_to(0), message_to(1)])
+    assert [reply.metadata.src_node_id for reply in replies] == [node_id(1), node_id(0)]
+    assert (asked, grid.client_updates) == ([], 0)
+    look(replies[1])
+    assert (asked, grid.client_updates) == ([0], 1)
+    assert type(replies[1]) is Message
+    assert replies[1].content == content_of(5)
+    look(replies[1])
+    assert asked == [0], "once is enough"
+
+
+def test_content_set_before_a_look_stays() -> None:
+    grid = speeds(1.0, reply=5, size_known=True)
+    (reply,) = grid.send_and_receive([message_to(0)])
+    reply.content = content_of(3)
+    assert reply.content == content_of(3)
 
 
 def test_two_tasks_of_one_client_are_never_in_one_wave() -> None:
@@ -442,8 +486,9 @@ def test_an_error_that_is_found_late_is_recorded_when_it_is(caplog) -> None:
 
 def test_a_plan_that_was_wrong_about_the_reply_is_a_bug() -> None:
     grid = speeds(1.0, reply=5, answer=lambda _: Outcome(content=content_of(6)), size_known=True)
+    (reply,) = grid.send_and_receive([message_to(0)])
     with pytest.raises(SimulationError, match=r"message 0\.0 says that its reply has 5 bytes"):
-        grid.send_and_receive([message_to(0)])
+        reply.has_content()
 
 
 # ---- who is there --------------------------------------------------------------------------------
