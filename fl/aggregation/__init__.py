@@ -1,6 +1,6 @@
 """Aggregation rules: n vectors of a round to one, although some of them may be anything at all."""
 
-from fl.aggregation.aggregator import Aggregator, Chain, Context, PreAggregation
+from fl.aggregation.aggregator import Aggregator, Chain, Context, Fold, PreAggregation
 from fl.aggregation.arc import ARC
 from fl.aggregation.bucketing import Bucketing, Resampling
 from fl.aggregation.bulyan import Bulyan
@@ -10,7 +10,7 @@ from fl.aggregation.faba import FABA
 from fl.aggregation.flag import FlagAggregator
 from fl.aggregation.fltrust import FLTrust
 from fl.aggregation.geometric_median import GeometricMedian
-from fl.aggregation.guard import Admitted, Dropped, Guard
+from fl.aggregation.guard import Admitted, Dropped, Guard, fault_of
 from fl.aggregation.krum import Krum, MultiKrum
 from fl.aggregation.mda import MDA
 from fl.aggregation.meamed import MeaMed
@@ -42,6 +42,7 @@ __all__ = [
     "Dropped",
     "FLTrust",
     "FlagAggregator",
+    "Fold",
     "GeometricMedian",
     "Guard",
     "Krum",
@@ -57,4 +58,5 @@ __all__ = [
     "Rows",
     "SignMajority",
     "TrimmedMean",
+    "fault_of",
 ]

@@ -81,6 +81,27 @@ class Context(NamedTuple):
         return self.rng
 
 
+class Fold(ABC):
+    """A rule's result of vectors that come one after the other, in memory for one."""
+
+    @abstractmethod
+    def add(self, x: Array, weight: float) -> None:
+        """Takes a vector.
+
+        Args:
+            x: shape (d,), float32, finite; not kept.
+            weight: its number of examples, not negative.
+        """
+
+    @abstractmethod
+    def result(self) -> Array:
+        """Returns the rule's result of the vectors so far, shape (d,), float32.
+
+        Raises:
+            ConfigError: as the rule.
+        """
+
+
 class _Tolerant:
     """A frozen dataclass that may have a field f, the number of Byzantine vectors to tolerate."""
 
@@ -135,12 +156,15 @@ class Aggregator(_Tolerant, ABC):
         if reference is not None and np.shape(reference) != (rows.d,):
             raise ConfigError(f"reference of shape {np.shape(reference)}: need ({rows.d},)")
         result = self.aggregate(rows, Context(rng, reference))
-        if not np.isfinite(result).all():
-            raise ConfigError(
-                f"{self.name}: the result is not finite, so the vectors are not, or too large for "
-                f"{result.dtype}: pass them through fl.aggregation.Guard first"
-            )
+        check_result(self.name, result)
         return result
+
+    def fold(self, d: int) -> Fold | None:
+        """Returns what takes vectors of length d singly; None if the rule has to see all at once.
+
+        Its result is the rule's but for rounding.
+        """
+        return None
 
     def aggregate(self, rows: Rows, context: Context) -> Array:
         """Returns the aggregate of rows, shape (d,), after checking that n suffices."""
@@ -292,6 +316,15 @@ class Chain(Aggregator):
             return rule.aggregate(rows, context)
         except ConfigError as error:
             raise ConfigError(f"{self.name} with f={self.f}: {error}") from None
+
+
+def check_result(name: str, result: Array) -> None:
+    """Raises ConfigError unless the result of the rule `name` is finite."""
+    if not np.isfinite(result).all():
+        raise ConfigError(
+            f"{name}: the result is not finite, so the vectors are not, or too large for "
+            f"{result.dtype}: pass them through fl.aggregation.Guard first"
+        )
 
 
 def _names(rule: object) -> set[str]:

@@ -92,20 +92,12 @@ class Guard:
         if weights is not None and len(weights) != n:
             raise ConfigError(f"{len(weights)} weights for {n} replies: need one for each")
         reasons = [
-            _fault_of_form(reply, size, np.dtype(dtype))
-            or (None if weights is None else _fault_of_weight(weights[i]))
-            or _fault_of_numbers(np.asarray(reply))
+            fault_of(reply, 1 if weights is None else weights[i], size, dtype)
             for i, reply in enumerate(replies)
         ]
         kept = np.array([i for i, reason in enumerate(reasons) if reason is None], dtype=np.intp)
         dropped = tuple(Dropped(i, reason) for i, reason in enumerate(reasons) if reason)
-        if len(dropped) > self.f or not len(kept):
-            listed = "; ".join(f"reply {d.index}: {d.reason}" for d in dropped[:5])
-            more = f"; and {len(dropped) - 5} more" if len(dropped) > 5 else ""
-            raise ConfigError(
-                f"{len(dropped)} of {n} replies are unusable, at most f={self.f} are tolerated, "
-                f"and one must be left ({listed}{more}): raise f, or find out why the clients fail"
-            )
+        self.check(dropped, n)
         if isinstance(replies, np.ndarray):
             x = replies if len(kept) == n else replies[kept]
         else:
@@ -117,6 +109,37 @@ class Guard:
             weights=None if weights is None else np.array([weights[i] for i in kept], np.float64),
             dropped=dropped,
         )
+
+    def check(self, dropped: Sequence[Dropped], n: int) -> None:
+        """Raises ConfigError if more than f of n replies are left out, or all of them."""
+        if len(dropped) > self.f or len(dropped) == n:
+            listed = "; ".join(f"reply {d.index}: {d.reason}" for d in dropped[:5])
+            more = f"; and {len(dropped) - 5} more" if len(dropped) > 5 else ""
+            raise ConfigError(
+                f"{len(dropped)} of {n} replies are unusable, at most f={self.f} are tolerated, "
+                f"and one must be left ({listed}{more}): raise f, or find out why the clients fail"
+            )
+
+
+def fault_of(
+    reply: object,
+    weight: object,
+    size: int,
+    dtype: type[np.float32] | type[np.float64] = np.float32,
+) -> str | None:
+    """Returns why a reply cannot be used, in words; None if it can.
+
+    Args:
+        reply: None if missing.
+        weight: the client's number of examples, as it says itself.
+        size: d, the length a vector must have.
+        dtype: the type its numbers must have.
+    """
+    return (
+        _fault_of_form(reply, size, np.dtype(dtype))
+        or _fault_of_weight(weight)
+        or _fault_of_numbers(np.asarray(reply))
+    )
 
 
 def _fault_of_form(reply: object, size: int, dtype: np.dtype[Any]) -> str | None:

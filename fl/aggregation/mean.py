@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl.aggregation.aggregator import Aggregator, Context, Invariances
-from fl.aggregation.gram import Array
+from fl.aggregation.aggregator import Aggregator, Context, Fold, Invariances, check_result
+from fl.aggregation.gram import Array, column_chunks
 from fl.aggregation.rows import Rows
+from fl.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -37,3 +38,32 @@ class Mean(Aggregator):
         """Returns the mean, shape (d,)."""
         n = len(rows)
         return rows.combine(rows.shares if self.weighted else np.full(n, 1.0 / n))
+
+    def fold(self, d: int) -> Fold:
+        """Returns the mean so far."""
+        return _RunningMean(d, self.weighted)
+
+
+class _RunningMean(Fold):
+    """m <- m + w_i / (w_1 + ... + w_i) (x_i - m)."""
+
+    def __init__(self, d: int, weighted: bool) -> None:
+        self._mean = np.zeros(d, dtype=np.float32)
+        self._weighted = weighted
+        self._total = 0.0
+
+    def add(self, x: Array, weight: float) -> None:
+        weight = float(weight) if self._weighted else 1.0
+        if weight == 0.0:
+            return
+        self._total += weight
+        share = np.float32(weight / self._total)
+        for columns in column_chunks(len(x)):  # what the processor's cache holds
+            mean = self._mean[columns]
+            mean += share * (x[columns] - mean)
+
+    def result(self) -> Array:
+        if not self._total > 0.0:
+            raise ConfigError("Mean: no weight is positive: at least one must be")
+        check_result(Mean.__name__, self._mean)
+        return self._mean

@@ -10,13 +10,13 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid, strategy
 
-from fl.aggregation import Admitted, Aggregator, Guard
+from fl.aggregation import Admitted, Aggregator, Dropped, Fold, Guard, fault_of
 from fl.errors import ConfigError
 from fl.params import Layout, Row, carried, from_record, stack, to_record
 from fl.randomness import generator
@@ -129,30 +129,22 @@ class Aggregate(strategy.FedAvg):
         Raises:
             ConfigError: more than f replies are unusable.
         """
-        valid, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
-        if not valid or self._sent is None:
+        if self._sent is None:
             return None, None
-        layout = Layout.of_record(self._sent)
+        layout, replies = Layout.of_record(self._sent), list(replies)
+        fold = self.rule.fold(layout.size) if layout.is_large else None
+        if fold is not None:
+            return self._folded(server_round, layout, replies, fold)
+        valid, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
+        if not valid:
+            return None, None
         rows, weights = self._rows(layout, valid)
         admitted = Guard(f=self.rule.tolerates(len(valid)))(rows, layout.size, weights)
-        for dropped in admitted.dropped:
-            reply = valid[dropped.index]
-            node = reply.metadata.src_node_id
-            log.warning("round %d: node %d left out: %s", server_round, node, dropped.reason)
-            if self._control is not None:
-                self._control.rejected(reply.metadata.reply_to_message_id)
+        self._leave_out(server_round, valid, admitted.dropped)
         try:
             new = self._step(server_round, from_record(layout, self._sent), admitted)
         except ConfigError as error:
-            if len(valid) == self._asked:
-                raise  # the rule cannot work with the clients it is given
-            log.warning(
-                "round %d leaves the model as it is, with %d of %d replies: %s",
-                server_round,
-                len(valid),
-                self._asked,
-                error,
-            )
+            self._keep_model(server_round, len(valid), error)
             return None, None
         kept = [valid[i] for i in admitted.kept]
         buffers = carried(layout, _model(kept[0], self.arrayrecord_key))
@@ -160,6 +152,67 @@ class Aggregate(strategy.FedAvg):
         for reply in valid:  # `Strategy.start` holds them until it has the next round's
             reply.content.pop(self.arrayrecord_key, None)
         return to_record(layout, new, buffers), metrics
+
+    def _folded(
+        self, server_round: int, layout: Layout, replies: Sequence[Message], fold: Fold
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Takes the models one after the other: a large one is in memory once, not n times."""
+        dropped: list[Dropped] = []
+        kept: list[RecordDict] = []
+        buffers: dict[str, Array] = {}
+        for i, reply in enumerate(replies):  # the simulator's clients may train at the first look
+            if reply.has_error():
+                continue
+            row, weight = (
+                _row(layout, reply, self.arrayrecord_key),
+                _weight(reply, self.weighted_by_key),
+            )
+            reason = fault_of(row, weight, layout.size)
+            if row is not None and reason is None:
+                fold.add(row, cast(float, weight))
+                buffers = buffers or carried(layout, _model(reply, self.arrayrecord_key))
+                kept.append(reply.content)
+            else:
+                dropped.append(Dropped(i, str(reason)))
+            del row
+            reply.content.pop(self.arrayrecord_key, None)
+        valid, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
+        if not valid:
+            return None, None
+        Guard(f=self.rule.tolerates(len(valid))).check(dropped, len(valid))
+        self._leave_out(server_round, replies, dropped)
+        try:
+            new = fold.result()
+        except ConfigError as error:
+            self._keep_model(server_round, len(valid), error)
+            return None, None
+        if self.eta != 1.0:
+            w = from_record(layout, cast(ArrayRecord, self._sent))
+            new = np.asarray(w + np.float32(self.eta) * (new - w), dtype=np.float32)
+        return to_record(layout, new, buffers), self._metrics(kept)
+
+    def _leave_out(
+        self, server_round: int, replies: Sequence[Message], dropped: Sequence[Dropped]
+    ) -> None:
+        for one in dropped:
+            metadata = replies[one.index].metadata
+            log.warning(
+                "round %d: node %d left out: %s", server_round, metadata.src_node_id, one.reason
+            )
+            if self._control is not None:
+                self._control.rejected(metadata.reply_to_message_id)
+
+    def _keep_model(self, server_round: int, replies: int, error: ConfigError) -> None:
+        """Says why the round changes nothing; raises if no other round could do better."""
+        if replies == self._asked:
+            raise error  # the rule cannot work with the clients it is given
+        log.warning(
+            "round %d leaves the model as it is, with %d of %d replies: %s",
+            server_round,
+            replies,
+            self._asked,
+            error,
+        )
 
     def _rows(
         self, layout: Layout, replies: Sequence[Message]
