@@ -33,6 +33,9 @@ def member(group, name):
     return instantiate(configuration(group, name))
 
 
+FOLDING = [name for name in AGGREGATORS if member("aggregator", name).fold(3) is not None]
+
+
 def tolerant(rule, n, most=2):
     """The rule with the largest f up to `most` that it accepts n vectors with."""
     x = np.random.default_rng(0).standard_normal((n, 3))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from aggregation_members import (
     AGGREGATORS,
+    FOLDING,
     PRE_AGGREGATIONS,
     call,
     configuration,
@@ -173,3 +174,34 @@ def test_weights_may_be_as_large_as_floats_are():
     x = np.array([[1.0], [3.0], [100.0]])
     result = Mean()(x, weights=[1e308, 1e308, 0.0])
     np.testing.assert_allclose(result, [2.0])
+
+
+# ---- one vector after the other ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FOLDING)
+@pytest.mark.parametrize("weights", [[1] * 6, [5, 0, 1, 100, 3, 7]], ids=["equal", "unequal"])
+def test_vectors_one_after_the_other_give_what_they_give_together(name, weights):
+    x = gaussian(5, n=6, d=20_000).astype(np.float32)
+    rule = tolerant(member("aggregator", name), 6)
+    fold = rule.fold(20_000)
+    for row, weight in zip(x, weights, strict=True):
+        fold.add(row, weight)
+    expected = call(rule, x.astype(np.float64), weights=weights)
+    np.testing.assert_allclose(fold.result(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_mean_takes_vectors_one_after_the_other():
+    assert "mean" in FOLDING
+
+
+def test_a_mean_without_weight_or_too_large_is_refused():
+    fold = Mean().fold(2)
+    fold.add(np.ones(2, np.float32), 0)
+    with pytest.raises(ConfigError, match="no weight is positive"):
+        fold.result()
+    fold.add(np.full(2, 3e38, np.float32), 1)
+    with np.errstate(over="ignore"):
+        fold.add(np.full(2, -3e38, np.float32), 1)
+    with pytest.raises(ConfigError, match="the result is not finite"):
+        fold.result()

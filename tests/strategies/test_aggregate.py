@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 
 import numpy as np
@@ -22,8 +23,11 @@ from fl.aggregation import (
 from fl.clients import Momentum, Sgd, TrainingApp
 from fl.data import federate, load_digits, partition
 from fl.errors import ConfigError
+from fl.execution import SerialExecutor
 from fl.models import LogisticRegression, build
+from fl.params import Layout, from_record
 from fl.simulation.fleets import uniform
+from fl.simulation.identity import assume_identity
 from fl.simulation.trace import Event
 from fl.strategies import Aggregate, TrustedUpdate
 
@@ -112,6 +116,7 @@ MODEL = partial(build, LogisticRegression, DATA.input_shape, DATA.num_classes, 0
 def test_the_trusted_update_is_the_clients_rule_on_examples_of_the_servers_own(rule):
     app = TrainingApp(MODEL, DATA, rule, batch_size=None, local_epochs=None, local_steps=2)
     trusted = TrustedUpdate(app, MODEL, DATA, examples=50, seed=3)
+    assume_identity()  # as a run has
     root = trusted._app.data
     # 50 distinct examples of the training set, with their labels
     assert root.partitions.sizes.tolist() == [50]
@@ -169,6 +174,78 @@ def test_what_is_left_out_is_an_event_and_counted():
     # The rule then works with one vector, and one Byzantine vector, less.
     expected = TrimmedMean(f=1)(CHANGES[[0, 1, 2, 4]])
     np.testing.assert_allclose(models[2] - models[1], expected, rtol=1e-5)
+
+
+# ---- large models --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def all_are_large(monkeypatch):
+    monkeypatch.setattr("fl.params._LARGE", 0)
+
+
+@pytest.mark.usefixtures("all_are_large")
+@pytest.mark.parametrize("eta", [1.0, 0.5])
+def test_large_models_are_averaged_as_small_ones_are(eta):
+    examples = np.array([10, 20, 5, 1, 4])
+    app = app_with(metrics=lambda client: {"num-examples": int(examples[client])})
+    _, models, result = run(strategy_with(Mean(), eta=eta), rounds=2, app=app)
+    step = eta * (examples @ CHANGES) / examples.sum()
+    np.testing.assert_allclose(np.diff(models, axis=0), [step, step], rtol=1e-5)
+    loss = (examples @ np.arange(5.0)) / examples.sum()
+    assert dict(result.train_metrics_clientapp[2]) == {"train-loss": pytest.approx(loss)}
+
+
+@pytest.mark.usefixtures("all_are_large")
+def test_a_large_model_that_is_none_is_refused_with_its_reason():
+    app = app_with(lambda client, dispatch: np.full(3, np.nan) if client == 3 else CHANGES[client])
+    with pytest.raises(ConfigError, match=r"1 of 5 replies are unusable.* 3 of 3 numbers are not"):
+        run(strategy_with(Mean()), app=app)
+
+
+@pytest.mark.usefixtures("all_are_large")
+def test_large_models_without_weight_are_refused():
+    app = app_with(metrics=lambda client: {"num-examples": 0})
+    with pytest.raises(ConfigError, match="no weight is positive"):
+        run(strategy_with(Mean()), app=app)
+
+
+class Watching(SerialExecutor):
+    """Counts the models of earlier replies that are in memory when a client trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.models = []
+        self.alive = []
+
+    def result(self, assignment):
+        self.alive.append(sum(model() is not None for model in self.models))
+        outcome = super().result(assignment)
+        row = from_record(Layout.of_record(outcome.content["arrays"]), outcome.content["arrays"])
+        self.models.append(weakref.ref(row))
+        return outcome
+
+
+def alive(large, monkeypatch):
+    if large:
+        monkeypatch.setattr("fl.params._LARGE", 0)
+    app = TrainingApp(MODEL, DATA, Sgd(0.1), batching="off")
+    strategy = Aggregate(rule=Mean(), fraction_evaluate=0.0)
+    executor = Watching()
+
+    def server(grid, context, recorder):
+        strategy.start(grid, ArrayRecord(MODEL().state_dict()), num_rounds=2)
+
+    simulate(server, app, uniform(num_clients=4, seed=0), executor=executor, progress=False)
+    return executor.alive
+
+
+def test_of_large_models_no_reply_waits_in_memory_for_the_others(monkeypatch):
+    assert alive(True, monkeypatch) == [0] * 8
+
+
+def test_of_small_models_all_replies_of_a_round_are_in_memory(monkeypatch):
+    assert max(alive(False, monkeypatch)) >= 3
 
 
 # ---- metrics -------------------------------------------------------------------------------------
