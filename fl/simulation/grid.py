@@ -44,6 +44,7 @@ log = logging.getLogger("fl")
 
 _SAME_POLLS = 3  # so many equal polls in a row mean that the app is waiting for time to pass
 _MANY_POLLS = 1000  # after so many, somebody asks whether what the app waits for can happen
+_LARGE_REPLY = 2**24  # bytes from which a reply is worth fetching by itself
 _SPARE_EXPIRIES = 100  # entries of messages that were answered, before they are cleared away
 _LONG_WAIT_S = 7 * 86400.0  # longer than the period of any behaviour that repeats itself daily
 
@@ -94,7 +95,7 @@ class _Flight:
 
 
 class _Unread(Message):
-    """A reply that is fetched when somebody looks at more than its metadata.
+    """A large reply that is fetched when somebody looks at more than its metadata.
 
     From then on it is a `Message` like any other.
     """
@@ -359,8 +360,7 @@ class SimGrid(Grid):
                 self.trace.record(self.engine.queue.now, Event.TIMEOUT, value=float(len(missing)))
                 for name in missing:  # kept until their TTL, they could fill the memory
                     del self._flights[name]
-            # Not read before somebody looks at them: processes train while this one simulates, and
-            # who takes one model after the other never has them all in memory.
+            # Last, so that processes train while this one simulates.
             replies = [self._promised(task) for task in arrived]
             if self._on_round is not None and messages:
                 self._on_round(messages[0].metadata.message_type, replies)
@@ -640,9 +640,13 @@ class SimGrid(Grid):
         return reply
 
     def _promised(self, task: Task) -> Message:
-        """Returns a reply that has arrived; its content is fetched when somebody looks at it."""
+        """Returns a reply that has arrived; a large one is fetched when somebody looks at it.
+
+        Who takes one model after the other then never has all of them in memory.
+        """
         flight: _Flight = task.content
-        if flight.reply is None or flight.reply_bytes is None or not flight.unread:
+        size = flight.reply_bytes or 0
+        if flight.reply is None or size < _LARGE_REPLY or not flight.unread:
             return self._read(task)
         # The reply knows how to fill itself; the flight forgets it: no cycle of references.
         reply, flight.reply = flight.reply, None

@@ -414,11 +414,8 @@ def test_work_is_asked_for_when_its_reply_is_read_and_not_before() -> None:
         return Outcome(content=content_of(5))
 
     grid = speeds(4.0, 12.0, reply=5, answer=answer, size_known=True)  # done at 3 and 1 s
-    names = grid.push_messages([message_to(0), message_to(1)])
-    grid.sleep(10.0)
-    assert asked == []
-    grid.pull_messages(names)
-    assert asked == [(10.0, 1), (10.0, 0)]
+    grid.send_and_receive([message_to(0), message_to(1)])
+    assert asked == [(3.0, 1), (3.0, 0)]
 
 
 LOOKS = {
@@ -433,8 +430,14 @@ LOOKS = {
 }
 
 
+@pytest.fixture
+def large_replies(monkeypatch) -> None:
+    monkeypatch.setattr(grid_module, "_LARGE_REPLY", 5)
+
+
+@pytest.mark.usefixtures("large_replies")
 @pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
-def test_the_work_of_a_round_is_asked_for_when_somebody_looks_at_the_reply(look) -> None:
+def test_the_work_for_a_large_reply_is_asked_for_when_somebody_looks_at_it(look) -> None:
     asked = []
 
     def answer(assignment):
@@ -453,6 +456,7 @@ def test_the_work_of_a_round_is_asked_for_when_somebody_looks_at_the_reply(look)
     assert asked == [0], "once is enough"
 
 
+@pytest.mark.usefixtures("large_replies")
 def test_content_set_before_a_look_stays() -> None:
     grid = speeds(1.0, reply=5, size_known=True)
     (reply,) = grid.send_and_receive([message_to(0)])
@@ -486,9 +490,8 @@ def test_an_error_that_is_found_late_is_recorded_when_it_is(caplog) -> None:
 
 def test_a_plan_that_was_wrong_about_the_reply_is_a_bug() -> None:
     grid = speeds(1.0, reply=5, answer=lambda _: Outcome(content=content_of(6)), size_known=True)
-    (reply,) = grid.send_and_receive([message_to(0)])
     with pytest.raises(SimulationError, match=r"message 0\.0 says that its reply has 5 bytes"):
-        reply.has_content()
+        grid.send_and_receive([message_to(0)])
 
 
 # ---- who is there --------------------------------------------------------------------------------

@@ -229,6 +229,7 @@ class Watching(SerialExecutor):
 def alive(large, monkeypatch):
     if large:
         monkeypatch.setattr("fl.params._LARGE", 0)
+        monkeypatch.setattr("fl.simulation.grid._LARGE_REPLY", 0)
     app = TrainingApp(MODEL, DATA, Sgd(0.1), batching="off")
     strategy = Aggregate(rule=Mean(), fraction_evaluate=0.0)
     executor = Watching()
