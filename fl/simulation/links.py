@@ -7,9 +7,10 @@ seen by the transfers in flight; it knows neither clients nor events.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from operator import attrgetter
 from typing import Protocol
 
 import numpy as np
@@ -458,11 +459,13 @@ class _Group:
         self.moved = False  # whether it changed sides since that entry was made
 
 
+_CAP = attrgetter("cap")
+
+
 class _WaterFilling:
     """Flows on a link of finite capacity.
 
-    Groups are kept in order of their caps, the free ones in one list and the held ones in another,
-    so that those next to change sides are at the ends of the two lists.
+    Groups are kept in order of their caps: the first ones are free, the rest are held.
 
     A group's next end is in one of two heaps, of times and of volumes. While the group is free the
     time is right however the level changes, while it is held the volume is. When it changes sides
@@ -483,8 +486,8 @@ class _WaterFilling:
         self._volume = 0.0  # bits that a flow held all the time has got
         self._flows: dict[int, tuple[_Group, float]] = {}  # flow -> group, counter at the end
         self._groups: dict[float, _Group] = {}  # by cap
-        self._free: list[float] = []  # caps of the free groups, ascending
-        self._held: list[float] = []  # caps of the held groups, each times -1, ascending
+        self._order: list[_Group] = []  # by cap, ascending
+        self._free_groups = 0  # so many at the front of them are free
         self._free_units = 0  # sum of the caps of free flows
         self._held_count = 0  # number of held flows
         self._free_ends: list[tuple[float, int, _Group]] = []  # (time, stamp, group)
@@ -594,12 +597,12 @@ class _WaterFilling:
         cap = min(cap, self._capacity)
         group = self._groups.get(cap)
         if group is None:
-            if self._held and cap > -self._held[-1]:
-                group = _Group(cap, True, self._volume)
-                insort(self._held, -cap)
-            else:
-                group = _Group(cap, False, self._now)
-                insort(self._free, cap)
+            # A cap between the two sides begins free; `_fill` says where it belongs.
+            order, place = self._order, bisect_left(self._order, cap, key=_CAP)
+            held = place > self._free_groups
+            group = _Group(cap, held, self._volume if held else self._now)
+            order.insert(place, group)
+            self._free_groups += not held
             self._groups[cap] = group
             end = size
         else:
@@ -625,10 +628,8 @@ class _WaterFilling:
         heap = group.heap
         if group.count == 0:
             del self._groups[group.cap]
-            if group.held:
-                del self._held[bisect_left(self._held, -group.cap)]
-            else:
-                del self._free[bisect_left(self._free, group.cap)]
+            del self._order[bisect_left(self._order, group.cap, key=_CAP)]
+            self._free_groups -= not group.held
             group.stamp = 0
         elif heap[0] == (end, flow):
             while not self._current(group, heap[0]):
@@ -680,27 +681,29 @@ class _WaterFilling:
         """
         if self._held_count == 0:
             self._restart_volume()
-        groups, free, held = self._groups, self._free, self._held
-        now, volume = self._now, self._volume
+        order, free, now, volume = self._order, self._free_groups, self._now, self._volume
         spare, count = self._units - self._free_units, self._held_count
-        while free:
-            group = groups[free[-1]]
+        while free > 0:
+            group = order[free - 1]
             if group.units * count <= spare:
                 break
-            held.append(-free.pop())
+            free -= 1
             spare += group.units * group.count
             count += group.count
             group.served += group.cap * (now - group.mark)
-            group.mark, group.held, group.moved = volume, True, True
-        while held:
-            group = groups[-held[-1]]
+            group.mark = volume
+            group.held = group.moved = True
+        while free < len(order):
+            group = order[free]
             if group.units * count > spare:
                 break
-            free.append(-held.pop())
+            free += 1
             spare -= group.units * group.count
             count -= group.count
             group.served += volume - group.mark
-            group.mark, group.held, group.moved = now, False, True
+            group.mark = now
+            group.held, group.moved = False, True
+        self._free_groups = free
         self._free_units, self._held_count = self._units - spare, count
         if count:
             self._level = spare / (count * int(_UNITS_PER_BPS))
