@@ -449,7 +449,7 @@ class _Group:
 
     def __init__(self, cap: float, held: bool, mark: float) -> None:
         self.cap = cap
-        self.units = max(1, int(cap * _UNITS_PER_BPS))
+        self.units = int(cap * _UNITS_PER_BPS) or 1
         self.held = held
         self.mark = mark  # a time while free, a volume while held
         self.served = 0.0  # the counter at `mark`
@@ -526,7 +526,10 @@ class _WaterFilling:
         if self._next is None:
             self._fill()
             self._settle()
-            self._next = max(self._now, min(self._next_free(), self._next_held()))
+            at = self._free_ends[0][0] if self._free_ends else math.inf
+            if self._held_ends:
+                at = min(at, self._next_held())
+            self._next = max(at, self._now)
         return self._next
 
     def pop_completed(self, now: float) -> list[int]:
@@ -534,7 +537,7 @@ class _WaterFilling:
         while (at := self.next_completion()) <= now + _slack(now):
             limit = at + _slack(at)
             volume_limit = -math.inf
-            if self._next_held() <= limit:
+            if self._held_ends and self._next_held() <= limit:
                 # The head is taken by its own volume: computing its time and going back may round
                 # to just below it, and nothing would end at the time announced.
                 volume_limit = max(
@@ -578,12 +581,7 @@ class _WaterFilling:
         self._now = now
         self._next = None
 
-    def _next_free(self) -> float:
-        return self._free_ends[0][0] if self._free_ends else math.inf
-
     def _next_held(self) -> float:
-        if not self._held_ends:
-            return math.inf
         return self._now + (self._held_ends[0][0] - self._volume) / self._level
 
     def _served(self, group: _Group) -> float:
@@ -679,8 +677,11 @@ class _WaterFilling:
         held one is below the level if cap * h <= C - F. Letting a group go raises the level, so no
         free group becomes too fast again.
         """
-        if self._held_count == 0:
-            self._restart_volume()
+        if not self._held_count:
+            if self._level < math.inf:
+                self._restart_volume()
+            if self._free_units <= self._units:
+                return
         order, free, now, volume = self._order, self._free_groups, self._now, self._volume
         spare, count = self._units - self._free_units, self._held_count
         while free > 0:
@@ -708,14 +709,12 @@ class _WaterFilling:
         if count:
             self._level = spare / (count * int(_UNITS_PER_BPS))
         else:
-            self._level = math.inf
             self._restart_volume()
 
     def _restart_volume(self) -> None:
         """Begins the volume anew while no group is held; ends in volumes become times."""
-        self._volume = 0.0
-        if self._held_ends:
-            ends, self._held_ends = self._held_ends, []
-            for _, stamp, group in ends:
-                if group.stamp == stamp:
-                    self._schedule(group)
+        self._level, self._volume = math.inf, 0.0
+        ends, self._held_ends = self._held_ends, []
+        for _, stamp, group in ends:
+            if group.stamp == stamp:
+                self._schedule(group)
