@@ -231,9 +231,10 @@ class SharedLink:
     With infinite capacity each flow runs at its own cap and ends exactly at start + size / cap;
     a flow whose cap is infinite too ends at once.
 
-    Cost: flows of equal cap form one group, whatever their number, so a call costs O(log n) plus
-    O(log n) for every group whose cap the level passes: about one where caps are spread out, many
-    where they crowd around the level without being equal.
+    Cost: flows of equal cap form one group, whatever their number. A call costs O(log n), the shift
+    of a list of n pointers, and some additions for every group whose cap the level passes: about
+    one group where caps are spread out, many where they crowd around the level without being
+    equal. Calls at one instant pay for the level's way from the first state to the last.
 
     Args:
         capacity_bps: bit/s, positive, may be infinite.
