@@ -7,8 +7,10 @@ seen by the transfers in flight; it knows neither clients nor events.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from operator import attrgetter
 from typing import Protocol
 
 import numpy as np
@@ -229,9 +231,10 @@ class SharedLink:
     With infinite capacity each flow runs at its own cap and ends exactly at start + size / cap;
     a flow whose cap is infinite too ends at once.
 
-    Cost: flows of equal cap form one group, whatever their number, so a call costs O(log n) plus
-    O(log n) for every group whose cap the level passes: about one where caps are spread out, many
-    where they crowd around the level without being equal.
+    Cost: flows of equal cap form one group, whatever their number. A call costs O(log n), the shift
+    of a list of n pointers, and some additions for every group whose cap the level passes: about
+    one group where caps are spread out, many where they crowd around the level without being
+    equal. Calls at one instant pay for the level's way from the first state to the last.
 
     Args:
         capacity_bps: bit/s, positive, may be infinite.
@@ -443,30 +446,37 @@ class _Group:
     held (at the level). Passing from one to the other touches the group, not its flows.
     """
 
-    __slots__ = ("cap", "count", "heap", "held", "mark", "serial", "served", "stamp", "units")
+    __slots__ = ("cap", "count", "heap", "held", "mark", "moved", "served", "stamp", "units")
 
-    def __init__(self, cap: float, serial: int, now: float) -> None:
+    def __init__(self, cap: float, held: bool, mark: float) -> None:
         self.cap = cap
-        self.units = max(1, int(cap * _UNITS_PER_BPS))
-        self.serial = serial
-        self.held = False
+        self.units = int(cap * _UNITS_PER_BPS) or 1
+        self.held = held
+        self.mark = mark  # a time while free, a volume while held
         self.served = 0.0  # the counter at `mark`
-        self.mark = now  # a time while free, a volume while held
         self.heap: list[tuple[float, int]] = []  # (counter at the end, flow)
         self.count = 0
         self.stamp = 0  # number of the group's valid entry in a heap of ends
+        self.moved = False  # whether it changed sides since that entry was made
+
+
+_CAP = attrgetter("cap")
 
 
 class _WaterFilling:
     """Flows on a link of finite capacity.
 
-    Free groups wait in a heap of end times, held groups in a heap of volumes at their end, which
-    stay right however the level changes. Two more heaps give the free group with the largest cap
-    and the held group with the smallest one, the next to change sides. Entries that are out of
-    date are dropped when they come to the top, or when they are the majority.
+    Groups are kept in order of their caps: the first ones are free, the rest are held.
 
-    The level is computed from exact integers: it is a function of the flows in flight, with no
-    trace of those that came and went.
+    A group's next end is in one of two heaps, of times and of volumes. While the group is free the
+    time is right however the level changes, while it is held the volume is. When it changes sides
+    its entry stays where it is: the group's rate is never above its cap nor above the level, so
+    the entry says too early an end, and is made anew when it comes to the top. A level that swings
+    across the caps of many groups costs each of them an addition, not a place in a heap.
+
+    The level is found when it is needed, not at each of several calls at one instant. It is
+    computed from exact integers: it is a function of the flows in flight, with no trace of those
+    that came and went.
     """
 
     def __init__(self, capacity: float) -> None:
@@ -477,12 +487,12 @@ class _WaterFilling:
         self._volume = 0.0  # bits that a flow held all the time has got
         self._flows: dict[int, tuple[_Group, float]] = {}  # flow -> group, counter at the end
         self._groups: dict[float, _Group] = {}  # by cap
+        self._order: list[_Group] = []  # by cap, ascending
+        self._free_groups = 0  # so many at the front of them are free
         self._free_units = 0  # sum of the caps of free flows
         self._held_count = 0  # number of held flows
         self._free_ends: list[tuple[float, int, _Group]] = []  # (time, stamp, group)
         self._held_ends: list[tuple[float, int, _Group]] = []  # (volume, stamp, group)
-        self._free_caps: list[tuple[int, int, _Group]] = []  # (-units, serial, group)
-        self._held_caps: list[tuple[int, int, _Group]] = []  # (units, serial, group)
         self._stamps = 0
         self._next: float | None = None  # what next_completion found, if nothing changed since
 
@@ -495,65 +505,75 @@ class _WaterFilling:
     def add(self, now: float, flow: int, size: float, cap: float) -> None:
         self._move(now)
         self._insert(flow, size, cap)
-        self._fill()
 
     def remove(self, now: float, flow: int) -> float:
         self._move(now)
-        remaining = self._delete(flow)
-        self._fill()
+        group, end = self._flows[flow]
+        remaining = max(0.0, end - self._served(group))
+        self._delete(flow)
         return remaining
 
     def set_cap(self, now: float, flow: int, cap: float) -> None:
         self._move(now)
         if min(cap, self._capacity) != self._flows[flow][0].cap:
-            self._insert(flow, self._delete(flow), cap)
-            self._fill()
+            self._insert(flow, self.remove(now, flow), cap)
 
     def rate_bps(self, flow: int) -> float:
+        self.next_completion()  # finds the level
         group = self._flows[flow][0]
         return self._level if group.held else group.cap
 
     def next_completion(self) -> float:
         if self._next is None:
-            self._next = max(self._now, min(self._next_free(), self._next_held()))
+            self._fill()
+            self._settle()
+            at = self._free_ends[0][0] if self._free_ends else math.inf
+            if self._held_ends:
+                at = min(at, self._next_held())
+            self._next = max(at, self._now)
         return self._next
 
     def pop_completed(self, now: float) -> list[int]:
         done: list[int] = []
-        while self._flows:
-            free, held = self._next_free(), self._next_held()
-            at = max(self._now, min(free, held))
-            if at > now + _slack(now):
-                break
+        while (at := self.next_completion()) <= now + _slack(now):
             limit = at + _slack(at)
             volume_limit = -math.inf
-            if held <= limit:
+            if self._held_ends and self._next_held() <= limit:
                 # The head is taken by its own volume: computing its time and going back may round
                 # to just below it, and nothing would end at the time announced.
                 volume_limit = max(
                     self._held_ends[0][0], self._volume + self._level * (limit - self._now)
                 )
             self._advance(min(at, now))
-            batch = self._take(self._free_ends, limit) + self._take(self._held_ends, volume_limit)
-            batch.sort()
-            done += batch
-            self._fill()
+            done += self._take(limit, volume_limit)
+            if at >= now:
+                return done
         self._move(now)
         return done
 
-    def _take(self, ends: list[tuple[float, int, _Group]], limit: float) -> list[int]:
-        """Takes off the flows at the top of a heap of ends up to a limit."""
+    def _take(self, limit: float, volume_limit: float) -> list[int]:
+        """Takes off the flows that end up to a time or a volume."""
         batch: list[int] = []
-        while (entry := self._top(ends)) is not None and entry[0] <= limit:
+        while True:
             # Equal ends of one group have equal keys, so they go together.
-            flow = entry[2].heap[0][1]
+            if self._free_ends and self._free_ends[0][0] <= limit:
+                group = self._free_ends[0][2]
+            elif self._held_ends and self._held_ends[0][0] <= volume_limit:
+                group = self._held_ends[0][2]
+            else:
+                break
+            flow = group.heap[0][1]
             self._delete(flow)
             batch.append(flow)
+            self._settle()
+        batch.sort()
         return batch
 
     def _move(self, now: float) -> None:
         if now != self._now:
-            _check_order(now, self._now, self.next_completion())
+            completion = self.next_completion()
+            if not self._now < now <= completion:
+                _check_order(now, self._now, completion)
             self._advance(now)
 
     def _advance(self, now: float) -> None:
@@ -562,15 +582,8 @@ class _WaterFilling:
         self._now = now
         self._next = None
 
-    def _next_free(self) -> float:
-        entry = self._top(self._free_ends)
-        return math.inf if entry is None else entry[0]
-
     def _next_held(self) -> float:
-        entry = self._top(self._held_ends)
-        if entry is None:
-            return math.inf
-        return self._now + (entry[0] - self._volume) / self._level
+        return self._now + (self._held_ends[0][0] - self._volume) / self._level
 
     def _served(self, group: _Group) -> float:
         if group.held:
@@ -578,14 +591,21 @@ class _WaterFilling:
         return group.served + group.cap * (self._now - group.mark)
 
     def _insert(self, flow: int, size: float, cap: float) -> None:
+        self._next = None
         # No flow can get more than the link has, so larger caps are all the same.
         cap = min(cap, self._capacity)
         group = self._groups.get(cap)
         if group is None:
-            self._stamps += 1
-            group = self._groups[cap] = _Group(cap, self._stamps, self._now)
-            self._push_cap(group)
-        end = self._served(group) + size
+            # A cap between the two sides begins free; `_fill` says where it belongs.
+            order, place = self._order, bisect_left(self._order, cap, key=_CAP)
+            held = place > self._free_groups
+            group = _Group(cap, held, self._volume if held else self._now)
+            order.insert(place, group)
+            self._free_groups += not held
+            self._groups[cap] = group
+            end = size
+        else:
+            end = self._served(group) + size
         heappush(group.heap, (end, flow))
         group.count += 1
         self._flows[flow] = (group, end)
@@ -593,28 +613,30 @@ class _WaterFilling:
             self._held_count += 1
         else:
             self._free_units += group.units
-        if group.heap[0] == (end, flow):
+        if group.heap[0][1] == flow:
             self._schedule(group)
 
-    def _delete(self, flow: int) -> float:
-        """Takes a flow out and returns its remaining bits; the level is left to `_fill`."""
+    def _delete(self, flow: int) -> None:
+        self._next = None
         group, end = self._flows.pop(flow)
-        remaining = max(0.0, end - self._served(group))
         group.count -= 1
         if group.held:
             self._held_count -= 1
         else:
             self._free_units -= group.units
+        heap = group.heap
         if group.count == 0:
             del self._groups[group.cap]
+            del self._order[bisect_left(self._order, group.cap, key=_CAP)]
+            self._free_groups -= not group.held
             group.stamp = 0
-            group.heap.clear()
-        elif group.heap[0] == (end, flow):
+        elif heap[0] == (end, flow):
+            while not self._current(group, heap[0]):
+                heappop(heap)
             self._schedule(group)
-        elif len(group.heap) > 2 * group.count + 64:
-            group.heap = [entry for entry in group.heap if self._current(group, entry)]
+        elif len(heap) > 2 * group.count + 64:
+            group.heap = [entry for entry in heap if self._current(group, entry)]
             heapify(group.heap)
-        return remaining
 
     def _current(self, group: _Group, entry: tuple[float, int]) -> bool:
         known = self._flows.get(entry[1])
@@ -622,12 +644,10 @@ class _WaterFilling:
 
     def _schedule(self, group: _Group) -> None:
         """Puts the end of the group's first flow into the heap of its side."""
-        heap = group.heap
-        while not self._current(group, heap[0]):
-            heappop(heap)
         self._stamps += 1
         group.stamp = self._stamps
-        left = heap[0][0] - group.served
+        group.moved = False
+        left = group.heap[0][0] - group.served
         if group.held:
             ends, key = self._held_ends, group.mark + left
         else:
@@ -637,32 +657,18 @@ class _WaterFilling:
             ends[:] = [entry for entry in ends if entry[2].stamp == entry[1]]
             heapify(ends)
 
-    @staticmethod
-    def _top(ends: list[tuple[float, int, _Group]]) -> tuple[float, int, _Group] | None:
-        while ends and ends[0][2].stamp != ends[0][1]:
-            heappop(ends)
-        return ends[0] if ends else None
-
-    def _push_cap(self, group: _Group) -> None:
-        caps = self._held_caps if group.held else self._free_caps
-        heappush(caps, (group.units if group.held else -group.units, group.serial, group))
-        if len(caps) > 2 * len(self._groups) + 64:
-            caps[:] = [entry for entry in caps if entry[2].count and entry[2].held == group.held]
-            heapify(caps)
-
-    def _change_side(self, group: _Group) -> None:
-        group.served = self._served(group)
-        group.held = not group.held
-        if group.held:
-            group.mark = self._volume
-            self._free_units -= group.units * group.count
-            self._held_count += group.count
-        else:
-            group.mark = self._now
-            self._free_units += group.units * group.count
-            self._held_count -= group.count
-        self._push_cap(group)
-        self._schedule(group)
+    def _settle(self) -> None:
+        """Makes the tops of both heaps right: drops what is gone, moves what changed sides."""
+        for ends in (self._free_ends, self._held_ends):
+            while ends:
+                _, stamp, group = ends[0]
+                if group.stamp != stamp:
+                    heappop(ends)
+                elif group.moved:
+                    heappop(ends)
+                    self._schedule(group)
+                else:
+                    break
 
     def _fill(self) -> None:
         """Finds the level: holds fast groups down while the link is full, then lets slow ones go.
@@ -672,30 +678,44 @@ class _WaterFilling:
         held one is below the level if cap * h <= C - F. Letting a group go raises the level, so no
         free group becomes too fast again.
         """
-        self._next = None
-        caps = self._free_caps
-        while caps:
-            group = caps[0][2]
-            if group.count == 0 or group.held:
-                heappop(caps)
-            elif group.units * self._held_count > self._units - self._free_units:
-                heappop(caps)
-                self._change_side(group)
-            else:
+        if not self._held_count:
+            if self._level < math.inf:
+                self._restart_volume()
+            if self._free_units <= self._units:
+                return
+        order, free, now, volume = self._order, self._free_groups, self._now, self._volume
+        spare, count = self._units - self._free_units, self._held_count
+        while free > 0:
+            group = order[free - 1]
+            if group.units * count <= spare:
                 break
-        caps = self._held_caps
-        while caps:
-            group = caps[0][2]
-            if group.count == 0 or not group.held:
-                heappop(caps)
-            elif group.units * self._held_count <= self._units - self._free_units:
-                heappop(caps)
-                self._change_side(group)
-            else:
+            free -= 1
+            spare += group.units * group.count
+            count += group.count
+            group.served += group.cap * (now - group.mark)
+            group.mark = volume
+            group.held = group.moved = True
+        while free < len(order):
+            group = order[free]
+            if group.units * count > spare:
                 break
-        if self._held_count:
-            spare = self._units - self._free_units
-            self._level = spare / (self._held_count * int(_UNITS_PER_BPS))
+            free += 1
+            spare -= group.units * group.count
+            count -= group.count
+            group.served += volume - group.mark
+            group.mark = now
+            group.held, group.moved = False, True
+        self._free_groups = free
+        self._free_units, self._held_count = self._units - spare, count
+        if count:
+            self._level = spare / (count * int(_UNITS_PER_BPS))
         else:
-            self._level = math.inf
-            self._volume = 0.0
+            self._restart_volume()
+
+    def _restart_volume(self) -> None:
+        """Begins the volume anew while no group is held; ends in volumes become times."""
+        self._level, self._volume = math.inf, 0.0
+        ends, self._held_ends = self._held_ends, []
+        for _, stamp, group in ends:
+            if group.stamp == stamp:
+                self._schedule(group)

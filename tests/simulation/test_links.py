@@ -154,6 +154,24 @@ def test_many_flows_with_lognormal_caps_agree_with_progressive_filling(seed):
     assert_same_ends(ended, reference.ended)
 
 
+@pytest.mark.parametrize(("sigma", "load"), [(0.001, 1.001), (0.02, 1.01), (0.5, 1.2), (0.1, 0.98)])
+def test_rates_are_right_however_many_flows_came_and_went(sigma, load):
+    rng = np.random.default_rng(1)
+    link, flying, flow, now = SharedLink(1e6), {}, 0, 0.0
+    for _ in range(300):
+        while len(flying) < 40:
+            flying[flow] = load * 25e3 * rng.lognormal(-(sigma**2) / 2, sigma)
+            link.add(now, flow, rng.uniform(1e4, 1e5), flying[flow])
+            flow += 1
+        now = link.next_completion()
+        gone = link.pop_completed(now)
+        assert gone
+        for ended in gone:
+            del flying[ended]
+        rates = [link.rate_bps(f) for f in flying]
+        assert rates == pytest.approx(list(water_fill(list(flying.values()), 1e6)), rel=1e-12)
+
+
 # ---- closed forms and ties -----------------------------------------------------------------------
 
 
@@ -236,6 +254,35 @@ def test_a_new_cap_holds_for_the_rest_of_the_flow():
         assert link.next_completion() == pytest.approx(5.0, abs=1e-8)
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_flow_whose_cap_the_level_crosses_again_and_again_ends_when_it_has_its_bits(asked):
+    # Beside another flow it gets 5 bit/s, alone 6: 11 bits in 2 s, so 5 of the 60 are left at 10 s.
+    link, ended = SharedLink(10.0), []
+    link.add(0.0, 0, 60.0, 6.0)
+    for k in range(6):
+        link.add(2.0 * k, k + 1, 5.0, math.inf)
+        if asked:
+            assert link.next_completion() == 2 * k + 1
+        ended += link.pop_completed(2.0 * k + 1)
+        if asked and k < 5:
+            assert link.next_completion() == pytest.approx(2 * k + 1 + (54 - 11 * k + 1) / 6)
+    assert ended == [1, 2, 3, 4, 5, 0, 6]
+    assert link.next_completion() == math.inf
+
+
+def test_flows_that_were_held_end_at_their_own_pace_once_nothing_is_held():
+    link = SharedLink(10.0)
+    link.add(0.0, 0, 40.0, 4.0)
+    link.add(0.0, 1, 90.0, 6.0)
+    link.add(0.0, 2, 30.0, math.inf)  # 10 / 3 bit/s each until t = 3
+    link.set_cap(3.0, 2, 1e-3)
+    link.remove(3.0, 2)
+    assert [link.rate_bps(flow) for flow in (0, 1)] == [4.0, 6.0]
+    assert link.next_completion() == pytest.approx(3 + 30 / 4)
+    assert link.pop_completed(link.next_completion()) == [0]
+    assert link.next_completion() == pytest.approx(3 + 80 / 6)
+
+
 def test_the_level_keeps_no_trace_of_flows_that_came_and_went():
     rng = np.random.default_rng(0)
     link = SharedLink(1e9)
@@ -296,6 +343,17 @@ def test_memory_follows_the_flows_in_flight(capacity, same_cap):
         heaps += [group.heap for group in inner._groups.values()]
     assert len(heaps) > 0
     assert max(len(heap) for heap in heaps) < 150
+
+
+def test_a_flow_is_held_down_whatever_was_cleared_away_when_it_came():
+    for before in range(150):
+        link = SharedLink(10e6)
+        link.add(0.0, 0, 1e9, 9e6)
+        for flow in range(1, before + 1):
+            link.add(0.0, flow, 1e9, 1e3 + flow)
+            link.remove(0.0, flow)
+        link.add(0.0, -1, 1e9, 8e6)
+        assert (link.rate_bps(0), link.rate_bps(-1)) == (5e6, 5e6)
 
 
 def test_what_a_link_carried_long_ago_does_not_blur_what_it_carries_now():
