@@ -307,9 +307,10 @@ class Engine:
         if kind is None:
             self.queue.schedule(now + seconds, Priority.PROGRESS, self._computed, task)
         else:
-            self.queue.schedule(now + stop * seconds, Priority.PROGRESS, self._break, task, kind)
+            self.queue.schedule(now + stop * seconds, Priority.PROGRESS, self._break, (task, kind))
 
-    def _break(self, task: Task, kind: Event) -> None:
+    def _break(self, broken: tuple[Task, Event]) -> None:
+        task, kind = broken
         if task.stage is Stage.COMPUTING:
             self._end(task, kind)
 
@@ -396,9 +397,9 @@ class Engine:
         self._spend_radio(target, seconds / fanin)
         sent = (kind, target, size, float(source))
         if arrival > self.queue.now:
-            self.queue.schedule(arrival, Priority.PROGRESS, self._sent, *sent)
+            self.queue.schedule(arrival, Priority.PROGRESS, self._sent, sent)
         else:  # the caller may use it now, so it has to be counted now
-            self._sent(*sent)
+            self._sent(sent)
         return arrival, not lost
 
     def all_reduce(self, clients: Sequence[int], size: int) -> float:
@@ -418,11 +419,12 @@ class Engine:
             self._reducing[client] = finished
             self._spend_radio(client, seconds)
             self.queue.schedule(
-                finished, Priority.PROGRESS, self._sent, Event.ALL_REDUCE, client, sent, seconds
+                finished, Priority.PROGRESS, self._sent, (Event.ALL_REDUCE, client, sent, seconds)
             )
         return finished
 
-    def _sent(self, kind: Event, client: int, size: int, value: float) -> None:
+    def _sent(self, transfer: tuple[Event, int, int, float]) -> None:
+        kind, client, size, value = transfer
         self.bytes_up += size
         self.trace.record(self.queue.now, kind, client, size=size, value=value)
 
@@ -468,9 +470,10 @@ class Engine:
             # The node is still there and reports at once that its app died.
             detection_s = self.fleet.latency_s(task.client)
         if kind in (Event.CRASH, Event.DROPOUT, Event.DEPARTURE) and detection_s is not None:
-            self.queue.schedule(
-                now + detection_s, Priority.PROGRESS, self.host.server_learns, task, kind
-            )
+            self.queue.schedule(now + detection_s, Priority.PROGRESS, self._detected, (task, kind))
+
+    def _detected(self, broken: tuple[Task, Event]) -> None:
+        self.host.server_learns(*broken)
 
     def cancel(self, task: Task) -> None:
         """Tells the task's client to stop; the word takes the latency of its link."""
