@@ -14,7 +14,6 @@ computed. What peers send each other does not compete with what the server sends
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, Protocol
@@ -150,13 +149,16 @@ class _Port:
 
     def _leave(self, gone: dict[int, Task]) -> None:
         """Gives what flows that left the link had of their clients' own links to the others."""
+        left: dict[int, dict[int, float]] = {}
         for flow, task in gone.items():
-            del self._caps[task.client][flow]
-        for client in {task.client: None for task in gone.values()}:
-            if self._caps[client]:
-                self._share(self._caps[client])
+            flows = self._caps[task.client]
+            del flows[flow]
+            if flows:
+                left[task.client] = flows
             else:
-                del self._caps[client]
+                del self._caps[task.client]
+        for flows in left.values():
+            self._share(flows)
 
     def _share(self, flows: dict[int, float]) -> None:
         for flow, cap in flows.items():
@@ -213,7 +215,7 @@ class Engine:
         self._downlink = _Port(fleet.server.up_bps, self.queue, self._downloaded)
         self._uplink = _Port(fleet.server.down_bps, self.queue, self._uploaded)
         self._tasks: dict[int, list[Task]] = {}  # client -> its tasks, only while it has some
-        self._devices: dict[int, deque[Task]] = {}  # client -> computing task, then the queue
+        self._devices: dict[int, list[Task]] = {}  # client -> computing task, then the queue
         self._departures: dict[int, float] = {}
         self._reducing: dict[int, float] = {}  # client -> end of its last all-reduce
 
@@ -278,7 +280,7 @@ class Engine:
     def _queue_up(self, task: Task) -> None:
         task.stage = Stage.QUEUED
         task.stage_began = self.queue.now
-        device = self._devices.setdefault(task.client, deque())
+        device = self._devices.setdefault(task.client, [])
         device.append(task)
         if len(device) == 1:
             self._compute(task)
@@ -307,9 +309,10 @@ class Engine:
         if kind is None:
             self.queue.schedule(now + seconds, Priority.PROGRESS, self._computed, task)
         else:
-            self.queue.schedule(now + stop * seconds, Priority.PROGRESS, self._break, task, kind)
+            self.queue.schedule(now + stop * seconds, Priority.PROGRESS, self._break, (task, kind))
 
-    def _break(self, task: Task, kind: Event) -> None:
+    def _break(self, broken: tuple[Task, Event]) -> None:
+        task, kind = broken
         if task.stage is Stage.COMPUTING:
             self._end(task, kind)
 
@@ -396,9 +399,9 @@ class Engine:
         self._spend_radio(target, seconds / fanin)
         sent = (kind, target, size, float(source))
         if arrival > self.queue.now:
-            self.queue.schedule(arrival, Priority.PROGRESS, self._sent, *sent)
+            self.queue.schedule(arrival, Priority.PROGRESS, self._sent, sent)
         else:  # the caller may use it now, so it has to be counted now
-            self._sent(*sent)
+            self._sent(sent)
         return arrival, not lost
 
     def all_reduce(self, clients: Sequence[int], size: int) -> float:
@@ -418,16 +421,17 @@ class Engine:
             self._reducing[client] = finished
             self._spend_radio(client, seconds)
             self.queue.schedule(
-                finished, Priority.PROGRESS, self._sent, Event.ALL_REDUCE, client, sent, seconds
+                finished, Priority.PROGRESS, self._sent, (Event.ALL_REDUCE, client, sent, seconds)
             )
         return finished
 
-    def _sent(self, kind: Event, client: int, size: int, value: float) -> None:
+    def _sent(self, transfer: tuple[Event, int, int, float]) -> None:
+        kind, client, size, value = transfer
         self.bytes_up += size
         self.trace.record(self.queue.now, kind, client, size=size, value=value)
 
     def _spend_radio(self, client: int, seconds: float) -> None:
-        self.energy_j["radio"] += float(self.fleet.devices.radio_w[client]) * seconds
+        self.energy_j["radio"] += self.fleet.devices.radio_w.item(client) * seconds
 
     # ---- how tasks end -----------------------------------------------------------------------
 
@@ -468,9 +472,10 @@ class Engine:
             # The node is still there and reports at once that its app died.
             detection_s = self.fleet.latency_s(task.client)
         if kind in (Event.CRASH, Event.DROPOUT, Event.DEPARTURE) and detection_s is not None:
-            self.queue.schedule(
-                now + detection_s, Priority.PROGRESS, self.host.server_learns, task, kind
-            )
+            self.queue.schedule(now + detection_s, Priority.PROGRESS, self._detected, (task, kind))
+
+    def _detected(self, broken: tuple[Task, Event]) -> None:
+        self.host.server_learns(*broken)
 
     def cancel(self, task: Task) -> None:
         """Tells the task's client to stop; the word takes the latency of its link."""
@@ -499,10 +504,9 @@ class Engine:
 
     def _settle(self, task: Task) -> None:
         self._forget(task)
-        devices, client = self.fleet.devices, task.client
-        self.busy_s += task.compute_s + task.past_s
-        self.energy_j["compute"] += float(devices.compute_w[client]) * (
-            task.compute_s + task.past_s
-        )
-        self.energy_j["radio"] += float(devices.radio_w[client]) * task.radio_s
-        self.energy_j["idle"] += float(devices.idle_w[client]) * task.idle_s
+        devices, client, energy_j = self.fleet.devices, task.client, self.energy_j
+        busy_s = task.compute_s + task.past_s
+        self.busy_s += busy_s
+        energy_j["compute"] += devices.compute_w.item(client) * busy_s
+        energy_j["radio"] += devices.radio_w.item(client) * task.radio_s
+        energy_j["idle"] += devices.idle_w.item(client) * task.idle_s

@@ -35,6 +35,9 @@ class TaskFaults:
     slowdown: float = 1.0
 
 
+_NONE = TaskFaults()
+
+
 @dataclass(frozen=True)
 class GilbertElliott:
     """Two-state Markov chain over a client's tasks: normal, or slow by `factor`.
@@ -150,6 +153,8 @@ class Faults:
     def draw(self, seed: int, client: int, dispatch: int) -> TaskFaults:
         """Returns the faults of the client's task number `dispatch`; a pure function."""
         slow = self.slowdown
+        if slow is None and self.dropout == self.crash == self.message_loss == 0:
+            return _NONE
         return TaskFaults(
             dropout_at=_moment(self.dropout, seed, "dropout", client, dispatch),
             crash_at=_moment(self.crash, seed, "crash", client, dispatch),

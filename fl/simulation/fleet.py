@@ -107,7 +107,7 @@ class Fleet:
             if self.task_seconds.flops is not None:
                 seconds *= flops / self.task_seconds.flops
         else:
-            seconds = flops / float(self.devices.flops[client])
+            seconds = flops / self.devices.flops.item(client)
             sigma = self.devices.jitter
             if sigma > 0:
                 # The scalar form of fl.randomness.normals.
@@ -131,7 +131,7 @@ class Fleet:
 
     def latency_s(self, client: int) -> float:
         """Returns the one-way delay in s between client and server, both links together."""
-        return float(self.links.latency_s[client]) + self.server.latency_s
+        return self.links.latency_s.item(client) + self.server.latency_s
 
     def down_cap(self, client: int, transfer: int) -> float:
         """Returns the client's own bandwidth for one download, bit/s; see `Links.down_cap`."""
@@ -145,9 +145,9 @@ class Fleet:
         """Returns the joules a client spends on so many seconds of computing, radio and idling."""
         devices = self.devices
         return (
-            float(devices.compute_w[client]) * compute_s
-            + float(devices.radio_w[client]) * radio_s
-            + float(devices.idle_w[client]) * idle_s
+            devices.compute_w.item(client) * compute_s
+            + devices.radio_w.item(client) * radio_s
+            + devices.idle_w.item(client) * idle_s
         )
 
     def check(self) -> None:

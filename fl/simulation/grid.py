@@ -433,7 +433,8 @@ class SimGrid(Grid):
         queue = self.engine.queue
         expiry = self._next_expiry()
         if expiry < queue.next_time() and expiry <= until:
-            queue.schedule(max(expiry, queue.now), Priority.TIMER, self._expire)
+            time = max(expiry, queue.now)
+            queue.schedule(time, Priority.TIMER, self._expire, time)
         advanced = queue.advance(until)
         if self._on_progress is not None:
             self._on_progress()
@@ -448,8 +449,7 @@ class SimGrid(Grid):
             heapq.heappop(self._expiries)
         return math.inf
 
-    def _expire(self) -> None:
-        now = self.engine.queue.now
+    def _expire(self, now: float) -> None:
         while self._next_expiry() <= now:
             _, _, name = heapq.heappop(self._expiries)
             task = self._flights[name]

@@ -8,12 +8,13 @@ never enters.
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections import Counter
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from struct import Struct
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -70,21 +71,35 @@ FAULTS = frozenset(
 """Events counted as faults in the summary."""
 
 
+_ROW = Struct("=dbqqqd")
+_pack = _ROW.pack
+_DTYPE = np.dtype(
+    [
+        ("time", "=f8"),
+        ("kind", "=i1"),
+        ("client", "=i8"),
+        ("dispatch", "=i8"),
+        ("bytes", "=i8"),
+        ("value", "=f8"),
+    ]
+)
+
+
 class Trace:
-    """Append-only columns: time, kind, client, dispatch, bytes, value (41 bytes an event)."""
+    """Append-only rows: time, kind, client, dispatch, bytes, value (41 bytes an event).
+
+    Each column is an attribute of its name, an array of shape (events,), made when it is asked for.
+
+    Attributes:
+        num_faults: events so far whose kind is in `FAULTS`.
+    """
 
     def __init__(self) -> None:
-        self.time = array("d")
-        self.kind = array("b")
-        self.client = array("q")
-        self.dispatch = array("q")
-        self.bytes = array("q")
-        self.value = array("d")
-        self.counts: Counter[Event] = Counter()
         self.num_faults = 0
+        self._rows = bytearray()  # packed: one call for an event, where columns take six
 
     def __len__(self) -> int:
-        return len(self.time)
+        return len(self._rows) // _ROW.size
 
     def record(
         self,
@@ -105,48 +120,81 @@ class Trace:
             size: bytes of the payload the event is about, 0 if none.
             value: a number that belongs to the kind, see `Event`.
         """
-        self.time.append(time)
-        self.kind.append(kind)
-        self.client.append(client)
-        self.dispatch.append(dispatch)
-        self.bytes.append(size)
-        self.value.append(value)
-        self.counts[kind] += 1
+        self._rows += _pack(time, kind, client, dispatch, size, value)
         if kind in FAULTS:
             self.num_faults += 1
 
+    @property
+    def time(self) -> NDArray[np.float64]:
+        """Virtual time of each event in s."""
+        return self._column("time")
+
+    @property
+    def kind(self) -> NDArray[np.int8]:
+        """Kind of each event, a value of `Event`."""
+        return self._column("kind")
+
+    @property
+    def client(self) -> NDArray[np.int64]:
+        """Index of each event's client; -1 for the server."""
+        return self._column("client")
+
+    @property
+    def dispatch(self) -> NDArray[np.int64]:
+        """Number of each event's task among its client's."""
+        return self._column("dispatch")
+
+    @property
+    def bytes(self) -> NDArray[np.int64]:
+        """Bytes of the payload each event is about."""
+        return self._column("bytes")
+
+    @property
+    def value(self) -> NDArray[np.float64]:
+        """The number that belongs to each event's kind, see `Event`."""
+        return self._column("value")
+
+    def _column(self, name: str) -> NDArray[Any]:
+        # A copy, since rows cannot be appended while a view of them exists.
+        return np.frombuffer(self._rows, dtype=_DTYPE)[name].copy()
+
+    @property
+    def counts(self) -> Counter[Event]:
+        """Number of events of each kind that occurred."""
+        kinds, counts = np.unique(self.kind, return_counts=True)
+        return Counter(dict(zip(map(Event, kinds), counts.tolist(), strict=True)))
+
     def faults(self) -> dict[str, int]:
         """Returns the number of events of each fault kind that occurred, by lower-case name."""
-        return {kind.name.lower(): self.counts[kind] for kind in sorted(FAULTS & set(self.counts))}
+        counts = self.counts
+        return {kind.name.lower(): counts[kind] for kind in sorted(FAULTS & set(counts))}
 
     def staleness(self) -> dict[str, float] | None:
         """Returns count, mean and maximum of the applied updates' staleness; None without any."""
-        if not self.counts[Event.APPLIED]:
+        values = self.value[self.kind == Event.APPLIED]
+        if not len(values):
             return None
-        values = np.array(self.value)[np.array(self.kind, dtype=np.int8) == Event.APPLIED]
         return {"updates": len(values), "mean": float(values.mean()), "max": float(values.max())}
 
     def sha256(self) -> str:
         """Returns the hash of all columns: equal runs, equal hashes."""
         digest = hashlib.sha256()
         for column in (self.time, self.kind, self.client, self.dispatch, self.bytes, self.value):
-            digest.update(memoryview(column).cast("B") if len(column) else b"")
+            digest.update(column.tobytes())
         return digest.hexdigest()
 
     def table(self) -> pa.Table:
         """Returns the trace as an Arrow table; `kind` is dictionary-encoded by name."""
         import pyarrow as pa
 
-        kinds = pa.DictionaryArray.from_arrays(
-            np.array(self.kind, dtype=np.int8), [kind.name.lower() for kind in Event]
-        )
+        kinds = pa.DictionaryArray.from_arrays(self.kind, [kind.name.lower() for kind in Event])
         return pa.table(
             {
-                "time_s": np.array(self.time, dtype=np.float64),
+                "time_s": self.time,
                 "kind": kinds,
-                "client": np.array(self.client, dtype=np.int64),
-                "dispatch": np.array(self.dispatch, dtype=np.int64),
-                "bytes": np.array(self.bytes, dtype=np.int64),
-                "value": np.array(self.value, dtype=np.float64),
+                "client": self.client,
+                "dispatch": self.dispatch,
+                "bytes": self.bytes,
+                "value": self.value,
             }
         )
