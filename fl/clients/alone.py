@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fl.clients.batches import covered_examples, steps_per_epoch, visiting_order
-from fl.clients.examples import ExamplePool
+from fl.clients.examples import ExamplePool, with_channels_last
 from fl.clients.rule import Received, Rule
 from fl.clients.task import HOST, Task, Trained, moved
 from fl.models.objective import per_example_loss
@@ -73,6 +73,7 @@ def train_alone(
     *,
     batch_size: int | None,
     shuffle: bool,
+    channels_last: bool,
 ) -> Trained:
     """Returns the outcome of one task of at least one step.
 
@@ -84,6 +85,7 @@ def train_alone(
         task: what to do.
         batch_size: largest batch; None is all of the client's examples.
         shuffle: permute every epoch.
+        channels_last: give the model images that lie with channels last in memory.
     """
     device = pool.device
     row = as_tensor(task.row).to(device)
@@ -109,7 +111,9 @@ def train_alone(
         for t in range(task.steps):
             start, end = end, covered_examples(t + 1, task.examples, batch_size)
             x, y = pool.take(order[start:end])
-            batch = AutogradBatch(model, layout, buffers, x, y)
+            batch = AutogradBatch(
+                model, layout, buffers, with_channels_last(x) if channels_last else x, y
+            )
             w, state, loss = rule.step(w, state, received, batch, t)
             losses.append(loss)
             elapsed = time.perf_counter() - began

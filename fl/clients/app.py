@@ -27,6 +27,7 @@ from fl.clients.batching import Choice, Mode, check_mode, compare
 from fl.clients.downlink import Downlink
 from fl.clients.examples import ExamplePool
 from fl.clients.island import Island
+from fl.clients.memory_format import takes_channels_last
 from fl.clients.message_config import read_float, read_int
 from fl.clients.planned import PlannedApp, Work
 from fl.clients.replica import Replica
@@ -226,6 +227,9 @@ class TrainingApp(PlannedApp):
         self._model.train()
         self.layout = Layout.of(self._model)
         drop_weights(self._model)
+        self._channels_last = takes_channels_last(
+            self._model, self.layout, data.input_shape, self.device
+        )
         self._pool = ExamplePool(data, self.device)
         self._reader = RecordReader(self.layout)
         self._not_batchable = self._why_not_batchable(batching)
@@ -387,6 +391,7 @@ class TrainingApp(PlannedApp):
             task,
             batch_size=self.batch_size,
             shuffle=self.shuffle,
+            channels_last=self._channels_last,
         )
 
     def _evaluate(self, message: Message, context: Context) -> Message:

@@ -118,13 +118,13 @@ def _in_task_order(
     NDArray[np.int64],
 ]:
     """Returns time, client, dispatch, kind and row of these events, each task's together."""
-    kind = np.array(trace.kind, dtype=np.int8)
+    kind = trace.kind
     rows = np.flatnonzero(np.isin(kind, kinds))
-    client = np.array(trace.client, dtype=np.int64)[rows]
-    dispatch = np.array(trace.dispatch, dtype=np.int64)[rows]
+    client = trace.client[rows]
+    dispatch = trace.dispatch[rows]
     order = np.lexsort((rows, dispatch, client))
     rows = rows[order]
-    time = np.array(trace.time, dtype=np.float64)[rows]
+    time = trace.time[rows]
     return time, client[order], dispatch[order], kind[rows], rows
 
 

@@ -180,14 +180,14 @@ def _stage_events(stages: Spans, tid: NDArray[np.int64]) -> _Source:
 
 
 def _instants(trace: Trace, stages: Spans, tids: _Tids) -> _Source:
-    kind = np.array(trace.kind, dtype=np.int8)
+    kind = trace.kind
     rows = np.flatnonzero(np.isin(kind, (*_SERVER_KINDS, *_CLIENT_KINDS)))
     kind = kind[rows]
-    ts = _ns(np.array(trace.time, dtype=np.float64)[rows])
-    client = np.array(trace.client, dtype=np.int64)[rows]
-    dispatch = np.array(trace.dispatch, dtype=np.int64)[rows]
-    size = np.array(trace.bytes, dtype=np.int64)[rows]
-    value = np.array(trace.value, dtype=np.float64)[rows]
+    ts = _ns(trace.time[rows])
+    client = trace.client[rows]
+    dispatch = trace.dispatch[rows]
+    size = trace.bytes[rows]
+    value = trace.value[rows]
     on_server = np.isin(kind, _SERVER_KINDS) | (client < 0)
     # A fault belongs to the track of its task, or to the client's first if the task never started.
     tid = np.where(on_server, _SERVER_TID, client + _FIRST_CLIENT_TID)
