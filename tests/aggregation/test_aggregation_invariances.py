@@ -172,7 +172,11 @@ def test_what_a_rule_says_of_itself_holds(name, invariance):
 
 @pytest.mark.parametrize(
     ("name", "refuted"),
-    [(name, invariance) for name, (_, does_not) in TABLE.items() for invariance in does_not],
+    [
+        (name, invariance)
+        for name, (_, does_not) in TABLE.items()
+        for invariance in sorted(does_not)
+    ],
 )
 def test_what_the_table_denies_does_not_hold(name, refuted):
     rule = sharp(tolerant(member("aggregator", name), 11))

@@ -87,7 +87,7 @@ def test_the_bound_is_kept_and_stated(name, f):
     assert f"at least {least} vectors" in str(info.value) or name.startswith("resampling")
 
 
-@pytest.mark.parametrize("name", UNBOUNDED)
+@pytest.mark.parametrize("name", sorted(UNBOUNDED))
 def test_rules_without_a_bound_take_a_single_vector(name):
     rule = member("aggregator", name).tolerating(0)
     assert np.isfinite(call(rule, gaussian(0, n=1))).all()
