@@ -7,7 +7,7 @@ import errno
 import io
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -37,16 +37,13 @@ class History:
 
     Args:
         path: where the CSV goes; None keeps the rows in memory only.
-        rows: evaluations made before a checkpoint from which this run continues.
     """
 
-    def __init__(self, path: Path | None = None, rows: Iterable[Mapping[str, float]] = ()) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.rows: list[Row] = []
         self.metrics: list[str] = []  # in order of first appearance
         self._behind = False
-        for row in rows:
-            self._add(row)
         self._rewrite()
 
     def append(self, row: Mapping[str, float]) -> Row:

@@ -22,7 +22,7 @@ import math
 import platform
 import subprocess
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from importlib import metadata
@@ -77,15 +77,13 @@ class RunWriter:
     """Records a run while it goes on, and its results when it ends.
 
     The directory belongs to one run: what an earlier run left there under the names above is
-    removed or replaced, so no file can be mistaken for this run's. To continue from a checkpoint,
-    pass the rows of `history` saved with it.
+    removed or replaced, so no file can be mistaken for this run's.
 
     Args:
         directory: the run's directory, made if missing; None keeps `history` only.
         config: the resolved configuration, nested mappings of plain values.
         seed: root seed of the run.
         target: metric value whose cost is reported, or None.
-        history: evaluations made before the checkpoint this run continues from.
         tensorboard: whether to write `tb/`.
         timeline: whether to write `timeline.json` (about 140 bytes an event).
         plots: whether to draw `plots/*.png`.
@@ -101,7 +99,6 @@ class RunWriter:
         seed: int,
         target: Target | None = None,
         *,
-        history: Iterable[Mapping[str, float]] = (),
         tensorboard: bool = True,
         timeline: bool = True,
         plots: bool = True,
@@ -121,7 +118,7 @@ class RunWriter:
             for name in ("summary.json", "trace.parquet", "timeline.json", *_VIEWS):
                 (self.directory / name).unlink(missing_ok=True)
             path = self.directory / "metrics.csv"
-        self._history = History(path, history)
+        self._history = History(path)
         self._log_failed = False
         if self.directory is not None and tensorboard:
             self._log = self._new_log(self.directory / "tb")

@@ -108,16 +108,6 @@ def test_an_unfinished_last_line_is_left_out(tmp_path, row):
     assert read_history(path) == history.rows
 
 
-def test_rows_of_a_checkpoint_come_first(tmp_path, row):
-    path = tmp_path / "metrics.csv"
-    first = History(path)
-    for r in range(3):
-        first.append(row(r, float(r), accuracy=0.1 * r))
-    resumed = History(path, first.rows[:2])  # the third came after the checkpoint
-    resumed.append(row(2, 2.5, accuracy=0.9))
-    assert [r["time_s"] for r in read_history(path)] == [0.0, 1.0, 2.5]
-
-
 def test_without_a_path_rows_are_kept_in_memory(row):
     history = History()
     history.append(row(1, 1.0, accuracy=0.5))

@@ -218,18 +218,6 @@ def test_a_second_run_in_a_directory_removes_the_results_of_the_first(tmp_path, 
     assert read_history(tmp_path / "metrics.csv") == []
 
 
-def test_a_run_continues_from_the_history_of_a_checkpoint(tmp_path, row):
-    first = RunWriter(tmp_path, CONFIG, 0, Target("accuracy", 0.4))
-    for r in range(3):
-        first.evaluation(row(r, float(r), accuracy=0.2 * r))
-    resumed = RunWriter(tmp_path, CONFIG, 0, Target("accuracy", 0.4), history=first.history[:2])
-    assert not resumed.target_reached
-    resumed.evaluation(row(2, 2.0, accuracy=0.4))
-    assert resumed.target_reached
-    assert resumed.history == [row(r, float(r), accuracy=0.2 * r) for r in range(3)]
-    assert read_history(tmp_path / "metrics.csv") == resumed.history
-
-
 def test_without_a_directory_there_is_a_history_and_a_summary(tmp_path, row, trace, monkeypatch):
     monkeypatch.chdir(tmp_path)
     writer = RunWriter(None, CONFIG, 0, Target("accuracy", 0.5))
