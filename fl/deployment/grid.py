@@ -16,10 +16,10 @@ from flwr.app import Error, Message, MetricRecord, RecordDict
 from flwr.app.metadata import Metadata
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from fl.deployment.nodes import WHO
 from fl.errors import ConfigError
+from fl.grid_around import GridAround
 from fl.payload import payload_bytes
 from fl.simulation.clock import WallClock
 from fl.simulation.control import RecordedControl
@@ -59,7 +59,7 @@ class _Flight:
         return client_of(self.metadata.dst_node_id)
 
 
-class DeployedGrid(Grid):
+class DeployedGrid(GridAround):
     """Flower's grid, with the names that everything has on `SimGrid`.
 
     A strategy finds client i as node `node_id(i)`, whatever random id its SuperNode has, its k-th
@@ -97,7 +97,7 @@ class DeployedGrid(Grid):
         on_applied: Callable[[int, Mapping[str, Any]], None] | None = None,
         check: Check | None = None,
     ) -> None:
-        self.grid = grid
+        super().__init__(grid)
         self.num_clients = num_clients
         self.clock = WallClock()
         self.trace = Trace()
@@ -200,26 +200,6 @@ class DeployedGrid(Grid):
         log.warning("%s", reason)
 
     # ---- Flower's Grid -------------------------------------------------------------------------
-
-    def set_run(self, run: Run) -> None:
-        """Passes the run on."""
-        self.grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Information on the run."""
-        return self.grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Returns a new message; deprecated by Flower in favour of `Message(...)`."""
-        return self.grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Sends messages; returns their names.

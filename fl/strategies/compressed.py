@@ -12,13 +12,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, strategy
 from flwr.serverapp.strategy import Result
-from flwr.supercore.run import Run
 
 from fl.clients.downlink import VERSION_KEY
 from fl.clients.uplink import NEXT_KEY, PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import Broadcast, Channel, PayloadError, Receivers, Shapes
 from fl.compression.wire import u32
 from fl.errors import ConfigError
+from fl.grid_around import GridAround
 from fl.params import Layout, Row, carried, from_record, to_record
 from fl.simulation.clock import Clock, clock_of
 from fl.simulation.control import Control, control_of
@@ -40,7 +40,7 @@ class _Sent:
     version: int
 
 
-class CompressedGrid(Grid):
+class CompressedGrid(GridAround):
     """A grid that compresses the models it sends and decompresses the changes it receives.
 
     Whoever uses it sees ordinary messages, whether it sends rounds (`send_and_receive`) or pushes
@@ -79,7 +79,7 @@ class CompressedGrid(Grid):
         arrays_key: str = "arrays",
         config_key: str = "config",
     ) -> None:
-        self.grid = grid
+        super().__init__(grid)
         self.uplink = uplink
         self.downlink = downlink
         self.num_clients = num_clients
@@ -106,26 +106,6 @@ class CompressedGrid(Grid):
     def control(self) -> Control:
         """The control of the grid underneath."""
         return control_of(self.grid)
-
-    def set_run(self, run: Run) -> None:
-        """Passes the run on."""
-        self.grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Information on the run."""
-        return self.grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Returns a new message; deprecated by Flower in favour of `Message(...)`."""
-        return self.grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def get_node_ids(self) -> Iterable[int]:
         """Returns the ids of the connected nodes."""
