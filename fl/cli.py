@@ -79,7 +79,10 @@ def _early_ray(config: DictConfig) -> AbstractContextManager[None]:
         return nullcontext()  # the executor says what is wrong with them
     from fl.execution.cluster import started
 
-    return started(actors, each, meanwhile="fl.experiment")
+    modules = ["fl.experiment"]
+    if not config.get("app"):
+        modules.append("torch._dynamo")  # which PyTorch's counter of FLOPs imports when it is used
+    return started(actors, each, meanwhile=modules)
 
 
 def main() -> None:

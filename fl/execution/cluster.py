@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from threading import Thread
@@ -62,18 +62,21 @@ def connect(address: str | None, num_actors: int | None, cpus_per_actor: float) 
 
 
 @contextmanager
-def started(num_actors: int | None, cpus_per_actor: float, meanwhile: str) -> Iterator[None]:
+def started(
+    num_actors: int | None, cpus_per_actor: float, meanwhile: Sequence[str]
+) -> Iterator[None]:
     """Starts Ray for the block, unless it runs, and stops it; who connects in the block finds it.
 
     Ray takes seconds to start, of which this process spends most waiting: a second thread imports
-    the module `meanwhile`. Not the other way round: the processes that Ray starts end with the
+    the modules `meanwhile`. Not the other way round: the processes that Ray starts end with the
     thread that has started them.
     """
     import ray
 
     def work() -> None:
         with suppress(Exception):  # raised again by whoever imports it next
-            import_module(meanwhile)
+            for module in meanwhile:
+                import_module(module)
 
     others = Thread(target=work, daemon=True)
     others.start()
