@@ -48,7 +48,8 @@ Row = NDArray[np.float32]
 
 _FLOAT = "float32"
 _FLOAT_BYTES = 4
-_LARGE = 16 * 2**20  # bytes
+LARGE_BYTES = 16 * 2**20
+"""A model that takes more is worth not copying, and its reply worth fetching by itself."""
 VECTOR = "vector"  # name of the only array in a record that holds one bare vector
 
 
@@ -501,7 +502,7 @@ class Layout:
     @property
     def is_large(self) -> bool:
         """Whether a copy of a row is worth avoiding: more than 16 MiB."""
-        return self.size * _FLOAT_BYTES > _LARGE
+        return self.size * _FLOAT_BYTES > LARGE_BYTES
 
     @cached_property
     def num_trainable(self) -> int:

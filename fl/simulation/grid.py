@@ -22,6 +22,7 @@ from flwr.supercore.run import Run
 
 from fl.errors import SimulationError
 from fl.execution.executor import Assignment, Executor, Outcome, Payload
+from fl.params import LARGE_BYTES
 from fl.payload import payload_bytes, snapshot
 from fl.simulation.clock import VirtualClock
 from fl.simulation.control import RecordedControl
@@ -44,7 +45,6 @@ log = logging.getLogger("fl")
 
 _SAME_POLLS = 3  # so many equal polls in a row mean that the app is waiting for time to pass
 _MANY_POLLS = 1000  # after so many, somebody asks whether what the app waits for can happen
-_LARGE_REPLY = 2**24  # bytes from which a reply is worth fetching by itself
 _SPARE_EXPIRIES = 100  # entries of messages that were answered, before they are cleared away
 _LONG_WAIT_S = 7 * 86400.0  # longer than the period of any behaviour that repeats itself daily
 
@@ -646,7 +646,7 @@ class SimGrid(Grid):
         """
         flight: _Flight = task.content
         size = flight.reply_bytes or 0
-        if flight.reply is None or size < _LARGE_REPLY or not flight.unread:
+        if flight.reply is None or size < LARGE_BYTES or not flight.unread:
             return self._read(task)
         # The reply knows how to fill itself; the flight forgets it: no cycle of references.
         reply, flight.reply = flight.reply, None

@@ -432,7 +432,7 @@ LOOKS = {
 
 @pytest.fixture
 def large_replies(monkeypatch) -> None:
-    monkeypatch.setattr(grid_module, "_LARGE_REPLY", 5)
+    monkeypatch.setattr(grid_module, "LARGE_BYTES", 5)
 
 
 @pytest.mark.usefixtures("large_replies")

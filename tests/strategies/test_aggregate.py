@@ -181,7 +181,7 @@ def test_what_is_left_out_is_an_event_and_counted():
 
 @pytest.fixture
 def all_are_large(monkeypatch):
-    monkeypatch.setattr("fl.params._LARGE", 0)
+    monkeypatch.setattr("fl.params.LARGE_BYTES", 0)
 
 
 @pytest.mark.usefixtures("all_are_large")
@@ -228,8 +228,8 @@ class Watching(SerialExecutor):
 
 def alive(large, monkeypatch):
     if large:
-        monkeypatch.setattr("fl.params._LARGE", 0)
-        monkeypatch.setattr("fl.simulation.grid._LARGE_REPLY", 0)
+        monkeypatch.setattr("fl.params.LARGE_BYTES", 0)
+        monkeypatch.setattr("fl.simulation.grid.LARGE_BYTES", 0)
     app = TrainingApp(MODEL, DATA, Sgd(0.1), batching="off")
     strategy = Aggregate(rule=Mean(), fraction_evaluate=0.0)
     executor = Watching()
