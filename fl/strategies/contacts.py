@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,6 +89,7 @@ class Contacts(EventDriven):
         self.first = Start(server.version, server.w, server.now)
         self.starts: dict[int, Start] = {}
         self.answers: list[Update] = []
+        self.contacts: Counter[int] = Counter()  # of each client, answered or not
         self.contacting = False
         self.in_vain = 0
         self.due_s = server.now + self.waiting_s
@@ -105,6 +107,7 @@ class Contacts(EventDriven):
         self.contacting = True
         self.due_s = server.now + self.interaction_s
         for node in server.sample(server.tasks.nodes(), self.contacted):
+            self.contacts[node] += 1
             start = self.starts.get(node, self.first)
             config = {"local-steps": self.local_steps, "elapsed-s": server.now - start.since_s}
             server.send([node], config, old=(start.version, start.w))
