@@ -46,7 +46,8 @@ class Contacts(EventDriven):
 
     Args:
         contacted: s, clients contacted at a time.
-        local_steps: K.
+        local_steps: K; None sends none, and K is as many steps as the client does in any other
+            method: `client.local_steps`, or those of `client.local_epochs`.
         waiting_s: server waiting time, s.
         interaction_s: longest interaction time, s.
         **events: arguments of `EventDriven`, but `concurrency`, which s takes the place of.
@@ -59,14 +60,15 @@ class Contacts(EventDriven):
         self,
         *,
         contacted: int,
-        local_steps: int,
+        local_steps: int | None = None,
         waiting_s: float,
         interaction_s: float,
         **events: Any,
     ) -> None:
         super().__init__(**events)
         at_least("contacted", contacted, 1)
-        at_least("local_steps", local_steps, 1)
+        if local_steps is not None:
+            at_least("local_steps", local_steps, 1)
         positive("waiting_s", waiting_s)
         positive("interaction_s", interaction_s)
         self.contacted = contacted
@@ -109,7 +111,9 @@ class Contacts(EventDriven):
         for node in server.sample(server.tasks.nodes(), self.contacted):
             self.contacts[node] += 1
             start = self.starts.get(node, self.first)
-            config = {"local-steps": self.local_steps, "elapsed-s": server.now - start.since_s}
+            config: dict[str, Any] = {"elapsed-s": server.now - start.since_s}
+            if self.local_steps is not None:
+                config["local-steps"] = self.local_steps
             server.send([node], config, old=(start.version, start.w))
 
     def receive(self, server: Server, update: Update) -> None:
@@ -140,6 +144,6 @@ class Contacts(EventDriven):
         self.in_vain = 0
         answers, self.answers = self.answers, []
         w, places = self.merge(server, answers)
-        server.step(w, answers)
+        server.step(w, answers, polled=True)
         for node, place in places.items():
             self.starts[node] = Start(server.version, place, server.now)

@@ -271,8 +271,9 @@ def test_speed_moves_the_fixed_point_unless_weights_undo_it(strategy, fixed_poin
 # ---- asynchronous SGD ----------------------------------------------------------------------------
 
 
-def test_asynchronous_sgd_with_one_worker_is_sgd():
-    ran = run(AsyncSgd(concurrency=1), [3.0], [1.0], num_rounds=10)
+@pytest.mark.parametrize("of_the_client", [1, 7])
+def test_asynchronous_sgd_with_one_worker_is_sgd_whatever_the_client_would_do(of_the_client):
+    ran = run(AsyncSgd(concurrency=1), [3.0], [1.0], num_rounds=10, steps=of_the_client)
     w = [3.0 * (1 - (1 - LR) ** t) for t in range(11)]
     np.testing.assert_allclose(np.array(ran.models)[:, 0], w, rtol=1e-5, atol=1e-7)
 
@@ -333,6 +334,25 @@ def test_favas_at_equal_speeds_averages_the_server_and_all_one_step_models():
     one_step = [2.0 - LR * (2.0 - c) for c in CENTRES]
     assert ran.models[1] == pytest.approx((2.0 + sum(one_step)) / 5)
     assert ran.times == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", [Favas, QuAFL])
+def test_without_a_number_of_steps_polled_clients_do_what_they_do_elsewhere(kind):
+    times = [0.2, 0.5, 0.9, 3.0]
+    own = run(contacts(kind, local_steps=None), CENTRES, times, num_rounds=20, steps=3)
+    told = run(contacts(kind, local_steps=3), CENTRES, times, num_rounds=20)
+    np.testing.assert_array_equal(own.models, told.models)
+    longer = run(contacts(kind, local_steps=4), CENTRES, times, num_rounds=20)
+    assert not np.array_equal(own.models, longer.models)
+
+
+def test_versions_between_polls_are_no_staleness():
+    ran = run(contacts(Favas, contacted=1), CENTRES, [0.2] * 4, num_rounds=20)
+    assert ran.grid.trace.staleness() is None
+    gaps = ran.grid.trace.poll_gap()
+    # With one client polled at a time, each version is the last poll of exactly one.
+    assert gaps["updates"] == 20
+    assert gaps["max"] >= 3
 
 
 def test_favas_without_weights_has_quafls_server_rule_in_the_first_round():
