@@ -221,8 +221,10 @@ class Run:
 class OuterSteps(NoRounds):
     """Base of the strategies with outer steps.
 
-    Fragment p of P is reduced after the inner steps t_p + k H, k = 1, 2, ..., t_p = p H / P: a
-    fragment every H / P steps, each once in H. A round ends with fragment 0's, after k H steps, and
+    Fragment p of P is reduced after the inner steps t for which (t - t_p) mod H = 0, t_p = p H / P:
+    a fragment every H / P steps, fragment 1 being the first and fragment 0 the last of each H. So
+    the first outer gradients of fragments other than 0 are of p H / P steps, as in torchft
+    (github.com/pytorch/torchft). A round ends with fragment 0's, after k H steps, and
     `num_rounds` rounds are num_rounds H inner steps; the model that is evaluated is the outer
     parameters, whose other fragments are then up to H steps older.
 
@@ -373,8 +375,8 @@ class OuterSteps(NoRounds):
 
     def sends(self, p: int, step: int, count: int) -> bool:
         """Returns whether fragment p of `count` is reduced after so many inner steps."""
-        since = step - p * self.inner_steps // count
-        return since >= self.inner_steps and since % self.inner_steps == 0
+        first = p * self.inner_steps // count or self.inner_steps
+        return step >= first and (step - first) % self.inner_steps == 0
 
     def merges(self, p: int, step: int, count: int) -> bool:
         """Returns whether workers go on from new outer parameters after so many inner steps."""
