@@ -62,6 +62,22 @@ def test_asynchronous_fedavg_has_fedavgs_fixed_point_at_every_concurrency(concur
     assert late_mean(ran) == pytest.approx(4.5, abs=TOLERANCE)
 
 
+@dataclass(frozen=True)
+class SlowClientsFail(Faults):
+    """Clients 5 to 9 lose every second task, so that both speed and losses are against them."""
+
+    def draw(self, seed: int, client: int, dispatch: int) -> TaskFaults:
+        return TaskFaults(crash_at=0.5 if client >= 5 and dispatch % 2 else None)
+
+
+@pytest.mark.parametrize("concurrency", [1, 4, 10])
+def test_losses_of_the_slow_do_not_move_the_fixed_point(concurrency):
+    strategy = AsyncFedAvg(num_clients=10, eta=0.1, concurrency=concurrency)
+    faults = SlowClientsFail(detection_s=0.0)
+    ran = run(strategy, TEN, ONE_TO_FIVE, num_rounds=4000, w0=4.5, faults=faults)
+    assert late_mean(ran) == pytest.approx(4.5, abs=0.1)  # weights by task times: 4.92, 4.66, 4.00
+
+
 @pytest.mark.parametrize("concurrency", [1, 2, 4, 7, 10])
 def test_fedfix_has_fedavgs_fixed_point_at_every_concurrency(concurrency):
     strategy = FedFix(num_clients=10, interval_s=3.0, eta=0.1, concurrency=concurrency)
