@@ -22,6 +22,7 @@ from torch import nn
 
 from fl.apps import read_app
 from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients, poisoned
+from fl.choices import announce
 from fl.clients import TaskApp, TrainingApp
 from fl.clients.planned import PlannedApp
 from fl.composition import check_clients, links_of, with_attack
@@ -283,6 +284,7 @@ def facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
 
 def _run_own(config: DictConfig, resume: bool) -> SimulatedRun:
     experiment = build(config)
+    announce()
     extra = facts(experiment, config)
     tasks = experiment.tasks
 

@@ -26,17 +26,18 @@ class AppliedUpdates:
     """What asynchronous clients reported since the last row.
 
     Attributes:
-        staleness: how many updates had each staleness.
+        ages: how many updates had each age in versions, by the name of what that is: "staleness" of
+            updates that arrived, "poll_gap" of those the server asked for.
     """
 
     def __init__(self) -> None:
-        self.staleness: Counter[int] = Counter()
+        self.ages: dict[str, Counter[int]] = {}
         self._sums: dict[str, float] = {}
         self._weight = 0.0
 
-    def add(self, staleness: int, metrics: Mapping[str, Any]) -> None:
+    def add(self, age: int, metrics: Mapping[str, Any], polled: bool) -> None:
         """Counts one update."""
-        self.staleness[staleness] += 1
+        self.ages.setdefault("poll_gap" if polled else "staleness", Counter())[age] += 1
         weight = metrics.get("num-examples", 1)
         if not isinstance(weight, int | float) or not 0 < weight < math.inf:
             return
@@ -46,11 +47,11 @@ class AppliedUpdates:
                 self._sums[name] = self._sums.get(name, 0.0) + weight * value
 
     def means(self) -> dict[str, float]:
-        """Returns mean metrics, weighted by examples, under `train_...`, and mean staleness."""
-        count = self.staleness.total()
-        if not count:
-            return {}
-        means = {"staleness": sum(s * n for s, n in self.staleness.items()) / count}
+        """Returns mean metrics, weighted by examples, under `train_...`, and mean ages."""
+        means = {
+            name: sum(age * n for age, n in counts.items()) / counts.total()
+            for name, counts in self.ages.items()
+        }
         for name, total in self._sums.items():
             name = name.replace("-", "_")
             means[name if name.startswith("train_") else f"train_{name}"] = total / self._weight
@@ -97,9 +98,9 @@ class Recorder:
 
     # ---- what happens ------------------------------------------------------------------------
 
-    def on_applied(self, staleness: int, metrics: Mapping[str, Any]) -> None:
+    def on_applied(self, age: int, metrics: Mapping[str, Any], polled: bool) -> None:
         """Notes an update that an asynchronous strategy used, until the next row is written."""
-        self._applied.add(staleness, metrics)
+        self._applied.add(age, metrics, polled)
 
     def on_round(self, message_type: str, replies: list[Message]) -> None:
         """Notes the clients' metrics after a `send_and_receive`, even one that nobody answered."""
@@ -274,11 +275,7 @@ class Recorder:
     def _flush(self) -> None:
         self._read_reports()
         if self._pending:
-            staleness = self._applied.staleness
-            self.writer.evaluation(
-                {**self._pending_costs, **self._pending},
-                {"staleness": staleness} if staleness else {},
-            )
+            self.writer.evaluation({**self._pending_costs, **self._pending}, self._applied.ages)
             self._pending = {}
             self._applied = AppliedUpdates()
             self._status.round = int(self._pending_costs["round"])

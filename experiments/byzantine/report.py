@@ -219,11 +219,11 @@ def start_table(folder: Path, found: Accuracies) -> str:
     """Returns accuracies of the geometric median from either start, beside the mean's."""
     attacks = ("alie_optimized", "ipm_optimized", "min_max")
     places = [(partition, 5, attack) for partition in ("iid", "dirichlet") for attack in attacks]
-    half = accuracies(runs_of(folder, "half"))
+    rfa = accuracies(runs_of(folder, "rfa"))
     rows = [
         ("mean", [found[Cell(*place, "mean")] for place in places]),
-        ("from the mean", [found[Cell(*place, "geometric_median")] for place in places]),
-        ("start=half", [half.get(Cell(*place, "geometric_median"), np.nan) for place in places]),
+        ("start=mean", [rfa.get(Cell(*place, "geometric_median"), np.nan) for place in places]),
+        ("start=half", [found[Cell(*place, "geometric_median")] for place in places]),
     ]
     names = [f"{'IID' if p == 'iid' else 'Dirichlet'}: {ATTACKS[a]}" for p, _, a in places]
     return table(["geometric median", *names], rows)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All runs of this experiment: bash experiments/byzantine/run.sh [PART ...]
 #
-#   PART grid, none, half, monna or flag
+#   PART grid, none, rfa, monna or flag
 #   OUT  folder for the runs (outputs/byzantine)
 #   FL   the command (fl)
 #
@@ -13,7 +13,7 @@ OUT=${OUT:-outputs/byzantine}
 FL=${FL:-fl}
 export OMP_NUM_THREADS=1
 PARTS=("$@")
-[ $# -gt 0 ] || PARTS=(grid none half monna flag)
+[ $# -gt 0 ] || PARTS=(grid none rfa monna flag)
 
 ATTACKS=sign_flip,ipm,ipm_optimized,alie,alie_optimized,mimic,min_max,min_sum,gauss,label_flip
 RULES=mean,median,trimmed_mean,meamed,geometric_median,krum,multi_krum,bulyan,caf,mda,smea,faba
@@ -21,7 +21,8 @@ RULES+=,norm_clipping,norm_elimination,fltrust,monna,flag,bucketing_median
 RULES+=,nnm_trimmed_mean,nnm_krum,nnm_geometric_median,arc_nnm_trimmed_mean
 PARTITIONS=(partition=iid,dirichlet)
 SETTINGS=("${PARTITIONS[@]}" num_byzantine=3,5)
-MEDIAN=(aggregator=geometric_median aggregator.start=half) # the default starts at the mean
+MEDIAN=(aggregator=geometric_median)
+RFA=("${MEDIAN[@]}" aggregator.start=mean aggregator.weighted=true) # as the authors' code
 
 MONNA_ATTACKS=alie_optimized,ipm_optimized,sign_flip,label_flip
 MONNA=(num_clients=26 num_byzantine=5 strategy.f=5 num_rounds=60 evaluate_every=60
@@ -45,8 +46,8 @@ for part in "${PARTS[@]}"; do
       sweep grid "attack=$ATTACKS" "aggregator=$RULES" "${SETTINGS[@]}" ;;
     none) # the same defences without an attack
       sweep none "~attack" num_byzantine=0 strategy.f=3,5 "aggregator=$RULES" "${PARTITIONS[@]}" ;;
-    half) # the geometric median that starts from the central half
-      sweep half attack=alie_optimized,ipm_optimized,min_max "${MEDIAN[@]}" num_byzantine=5 \
+    rfa) # the geometric median that starts from the mean
+      sweep rfa attack=alie_optimized,ipm_optimized,min_max "${RFA[@]}" num_byzantine=5 \
         "${PARTITIONS[@]}" ;;
     monna) # MoNNA's comparison, with a server: n = 26, f = 5, momentum 0.99
       sweep monna "attack=$MONNA_ATTACKS" aggregator=monna,trimmed_mean,mean "${MONNA[@]}"

@@ -29,18 +29,21 @@ class GeometricMedian(Aggregator):
 
     From the mean, a few steps do not get away from vectors that are far out: a step leaves about
     f / (n - f) of their influence on it. The exact median is bounded however far they are, and so
-    are steps from zero or from the central half. A start at zero is only sensible for updates: it
-    draws full models to zero. ByzFL has start="zero", nu=0.1, iterations=3, tolerance=0,
-    weighted=False.
+    are steps from zero or from the central half, where they begin by default. A start at zero is
+    only sensible for updates: it draws full models to zero. Weights are what clients say of
+    themselves, and a weight above one half makes the median; by default all count the same.
+
+    The authors' code has start="mean", weighted=True; ByzFL start="zero", nu=0.1, iterations=3,
+    tolerance=0, weighted=False.
 
     Attributes:
         nu: smallest distance divided by, positive.
         iterations: steps, at least 1.
         tolerance: stop when a step changes the smoothed objective by less than this share; 0 never
             stops early.
-        start: the (weighted) "mean", as the authors' code; "zero"; or the mean of the "half" of the
-            vectors that is nearest to the vector with the least sum of distances.
-        weighted: a_i is the client's share of the examples; otherwise 1/n.
+        start: the mean of the "half" of the vectors that is nearest to the vector with the least
+            sum of distances; the (weighted) "mean" of all; or "zero".
+        weighted: a_i is the client's share of the examples, as it reports them; otherwise 1/n.
 
     Raises:
         ConfigError: a parameter is out of range.
@@ -49,8 +52,8 @@ class GeometricMedian(Aggregator):
     nu: float = 1e-5
     iterations: int = 4
     tolerance: float = 1e-6
-    start: Literal["mean", "half", "zero"] = "mean"
-    weighted: bool = True
+    start: Literal["half", "mean", "zero"] = "half"
+    weighted: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

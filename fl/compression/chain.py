@@ -19,6 +19,8 @@ from fl.compression.compressor import (
     State,
     Transform,
     Vector,
+    check_decodes,
+    extent,
     finite,
     prefixed,
     unprefixed,
@@ -96,7 +98,7 @@ class Chain(Compressor):
         self, x: Vector, shapes: Shapes, state: State, rng: np.random.Generator
     ) -> tuple[bytes, State]:
         """Encodes a vector; see `Channel.encode`."""
-        parts = [self._header(shapes)]
+        parts, outer = [self._header(shapes)], shapes
         after: State = {}
         for i, stage in enumerate(self.transforms):
             side, x, inner = stage.forward(x, shapes, unprefixed(str(i), state), rng)
@@ -106,7 +108,9 @@ class Chain(Compressor):
         i = len(self.stages) - 1
         payload, inner = self.last.encode(x, shapes, unprefixed(str(i), state), rng)
         after.update(prefixed(str(i), inner))
-        return b"".join([*parts, payload]), after
+        whole = b"".join([*parts, payload])
+        check_decodes(self, whole, outer, extent(x))
+        return whole, after
 
     def decode(self, payload: bytes, shapes: Shapes) -> Vector:
         """Decodes a payload; see `Channel.receive`."""

@@ -15,7 +15,16 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.compression.compressor import Compressor, Length, Shapes, State, Vector, checked, extent
+from fl.compression.compressor import (
+    HUGE,
+    Compressor,
+    Length,
+    Shapes,
+    State,
+    Vector,
+    checked,
+    extent,
+)
 from fl.compression.moments import mean_and_variance
 from fl.compression.wire import HEADER, buffer, floats, joined
 from fl.errors import ConfigError
@@ -67,7 +76,10 @@ class Codebook(Compressor):
     ) -> tuple[bytes, State]:
         """Encodes a vector; see `Channel.encode`."""
         largest = extent(checked(x, shapes))
-        q = self._uniform(x, largest) if self.bins == "uniform" else _quantile(x)
+        if self.bins == "uniform":
+            q = self._uniform(x, largest)
+        else:  # a power of two changes no rank, and differences of huge numbers would overflow
+            q = _quantile(x if largest <= HUGE else x * np.float32(1 / HUGE))
         counts = np.zeros(_BINS)
         sums = np.zeros(_BINS)
         # A scatter into 256 sums: the one step here that is not a stream of vector instructions.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.compression.wire import HEADER, Reader, floats, header, joined
+from fl.compression.wire import HEADER, PayloadError, Reader, floats, header, joined
 from fl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 
 Vector = NDArray[np.float32]
 State = dict[str, NDArray[Any]]
+
+HUGE = 2.0**64
+"""Of entries up to this, nothing that is decoded exceeds float32.
+
+To decode scales by d / k at most, and adds d numbers at most; both are below 2^31, and
+2^(64 + 31 + 31) is below the largest float32, 2^128.
+"""
 
 _MOST_ENTRIES = 2**31 - 1
 _BLOCK = 1 << 15
@@ -140,7 +147,8 @@ class Channel(ABC):
             The payload, and the sender's state after it.
 
         Raises:
-            ConfigError: x has another shape or type, or is not finite.
+            ConfigError: x has another shape or type, is not finite, or has entries so large that
+                what is decoded would not be: a payload that is returned can be decoded.
         """
 
     def init_receiver(self, shapes: Shapes) -> State:
@@ -276,7 +284,9 @@ class Transform(Compressor):
     ) -> tuple[bytes, State]:
         """Returns header, side information and the floats as float32; and the sender's state."""
         side, values, state = self.forward(x, shapes, state, rng)
-        return joined(self._header(shapes), side, floats(values)), state
+        payload = joined(self._header(shapes), side, floats(values))
+        check_decodes(self, payload, shapes, extent(values))
+        return payload, state
 
     def decode(self, payload: bytes, shapes: Shapes) -> Vector:
         """Decodes a payload; see `Channel.receive`."""
@@ -320,6 +330,31 @@ def extent(x: Vector) -> float:
             raise not_finite(x)
         low, high = min(low, block_low), max(high, block_high)
     return max(high, -low)
+
+
+def check_decodes(compressor: Compressor, payload: bytes, shapes: Shapes, largest: float) -> None:
+    """Refuses a payload that its own decoder would refuse.
+
+    It is decoded only where it has huge numbers, which no training has that has not diverged.
+
+    Args:
+        compressor: that made it.
+        payload: the bytes.
+        shapes: of the tensors.
+        largest: magnitude of the numbers in it.
+
+    Raises:
+        ConfigError: what is decoded exceeds float32.
+    """
+    if largest <= HUGE:
+        return
+    try:
+        compressor.decode(payload, shapes)
+    except PayloadError as error:
+        raise ConfigError(
+            f"entries of magnitude {largest:.3g} cannot be compressed: what "
+            f"{type(compressor).__name__} decodes would exceed float32; clip the update"
+        ) from error
 
 
 def not_finite(x: Vector) -> ConfigError:

@@ -63,7 +63,7 @@ class Diana(Tracked):
         checked(x, shapes)
         if self._starts_dense(state):
             return self._send_whole(x, shapes, state)
-        payload, _, state = self._send_change(x - state["h"], shapes, state, rng)
+        payload, _, state = self._send_change(self._difference(x, state), shapes, state, rng)
         return payload, state
 
     def _advanced(self, h: Vector, change: Vector, shapes: Shapes) -> tuple[Vector, Vector]:

@@ -63,7 +63,8 @@ class EControl(Tracked):
         if self.next_message(state) == 0:
             payload, _, state = self._send_change(x, shapes, state, rng)
             return payload, state
-        e, difference = state["e"], x - state["h"]
-        wanted = np.float32(self.eta) * e + difference if self.eta else difference
-        payload, d, state = self._send_change(wanted, shapes, state, rng)
-        return payload, {**state, "e": e + difference - d}
+        e, difference = state["e"], self._difference(x, state)
+        with np.errstate(over="ignore", invalid="ignore"):  # refused with this message or the next
+            wanted = np.float32(self.eta) * e + difference if self.eta else difference
+            payload, d, state = self._send_change(wanted, shapes, state, rng)
+            return payload, {**state, "e": e + difference - d}

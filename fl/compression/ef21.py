@@ -46,6 +46,6 @@ class EF21(Tracked):
         """Encodes a vector; see `Channel.encode`."""
         if self._starts_dense(state):
             return self._send_whole(x, shapes, state)
-        difference = checked(x, shapes) - state["h"]
+        difference = self._difference(checked(x, shapes), state)
         payload, _, state = self._send_change(difference, shapes, state, rng)
         return payload, state

@@ -60,5 +60,5 @@ class EF21Sgdm(Tracked):
         if self._starts_dense(state):
             payload, state = self._send_whole(v, shapes, state)
         else:
-            payload, _, state = self._send_change(v - state["h"], shapes, state, rng)
+            payload, _, state = self._send_change(self._difference(v, state), shapes, state, rng)
         return payload, {**state, "v": v}

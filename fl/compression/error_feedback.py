@@ -73,9 +73,10 @@ class ErrorFeedback(Channel):
         """Encodes a vector; see `Channel.encode`."""
         checked(x, shapes)
         e = state["e"] if self.decay == 1 else np.float32(self.decay) * state["e"]
-        p = e + x
-        payload, inner = self.compressor.encode(p, shapes, unprefixed("inner", state), rng)
-        p -= self.compressor.decode(payload, shapes)
+        with np.errstate(over="ignore"):  # what is not finite is refused: p now, e with the next
+            p = e + x
+            payload, inner = self.compressor.encode(p, shapes, unprefixed("inner", state), rng)
+            p -= self.compressor.decode(payload, shapes)
         return payload, {"e": p, **prefixed("inner", inner)}
 
     def receive(self, payload: bytes, shapes: Shapes, state: State) -> tuple[Vector, State]:

@@ -17,6 +17,8 @@ from fl.compression.compressor import (
     Shapes,
     State,
     Vector,
+    check_decodes,
+    extent,
     finite,
     prefixed,
     unprefixed,
@@ -61,10 +63,13 @@ class Induced(Compressor):
     ) -> tuple[bytes, State]:
         """Encodes a vector; see `Channel.encode`."""
         first, c = self.contractive.encode(x, shapes, unprefixed("contractive", state), rng)
-        error = x - self.contractive.decode(first, shapes)
+        with np.errstate(over="ignore"):  # then the second refuses it
+            error = x - self.contractive.decode(first, shapes)
         second, q = self.unbiased.encode(error, shapes, unprefixed("unbiased", state), rng)
         after = {**prefixed("contractive", c), **prefixed("unbiased", q)}
-        return joined(self._header(shapes), u32(len(first)), first, second), after
+        payload = joined(self._header(shapes), u32(len(first)), first, second)
+        check_decodes(self, payload, shapes, extent(x))
+        return payload, after
 
     def decode(self, payload: bytes, shapes: Shapes) -> Vector:
         """Decodes a payload; see `Channel.receive`."""

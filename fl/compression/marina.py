@@ -11,7 +11,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl.compression.compressor import Compressor, Participation, Shapes, State, Vector, checked
+from fl.compression.compressor import (
+    HUGE,
+    Compressor,
+    Participation,
+    Shapes,
+    State,
+    Vector,
+    checked,
+    extent,
+)
 from fl.compression.tracking import Tracked, require_unbiased
 from fl.errors import ConfigError
 from fl.randomness import uniform
@@ -61,10 +70,16 @@ class Marina(Tracked):
         self, x: Vector, shapes: Shapes, state: State, rng: np.random.Generator
     ) -> tuple[bytes, State]:
         """Encodes a vector; see `Channel.encode`."""
-        checked(x, shapes)
+        largest = extent(checked(x, shapes))
+        if largest > HUGE:
+            raise ConfigError(
+                f"an entry of magnitude {largest:.3g}; MARINA takes at most {HUGE:.3g}, since the "
+                "sender does not know the receiver's estimate, which might overflow: clip the "
+                "update"
+            )
         if self._starts_dense(state) or self.sends_whole(self.next_message(state), shapes):
             return self._send_whole(x, shapes, state)
-        payload, _, state = self._send_change(x - state["h"], shapes, state, rng)
+        payload, _, state = self._send_change(self._difference(x, state), shapes, state, rng)
         return payload, {**state, "h": x.copy()}
 
     def catch_up(self, state: State, shapes: Shapes) -> bytes:

@@ -48,8 +48,10 @@ class PowerSgd(Transform):
     """Sends P = orth(M Q) and Q = M^T P for each matrix M (n x m), decoded P Q^T; rank r.
 
     A tensor is a matrix shape[0] x rest. Vectors and scalars are sent as they are, and so are
-    matrices for which the factors are not `min_compression` times smaller: compressed if
-    n m > min_compression r (n + m). The rank is at most min(n, m).
+    matrices with n m <= min_compression r (n + m) / 2. That is the package's rule, which sends one
+    factor a step, P and Q in turn: r (n + m) / 2 numbers on average. Here a message has both, and
+    is smaller by half of `min_compression` at least; the package counts the shape of a convolution
+    before it is made a matrix, here the matrix counts. The rank is at most min(n, m).
 
     C is a projection of each matrix: |C(x) - x|^2 = |x|^2 - |C(x)|^2, so delta is the share of
     energy in the subspace, without a lower bound.
@@ -73,7 +75,8 @@ class PowerSgd(Transform):
     Attributes:
         rank: r, at least 1.
         warm_start: begin from the last Q; otherwise from the first, random one.
-        min_compression: factor by which the factors must be smaller, at least 0 (package: 2).
+        min_compression: factor by which one of the factors must be smaller on average, at least 0;
+            2, as in the package, compresses whatever both factors make smaller.
         dense_steps: messages sent uncompressed first, at least 0 (package: 100).
         seed: of the first Q, which all workers must share.
 
@@ -116,7 +119,7 @@ class PowerSgd(Transform):
         if int(state["step"][0]) < self.dense_steps:
             return u8(0), x, {**state, **step}
         q = state["q"] if self.warm_start else self._first_q(shapes)
-        p = self.orthonormalised(self.project(x, shapes, q), shapes)
+        p = self.orthonormalised(self.project(x, shapes, self._unit(q, shapes)), shapes)
         q = self.backproject(x, shapes, p)
         parts = []
         at_p = at_q = 0
@@ -160,7 +163,7 @@ class PowerSgd(Transform):
     def kept(self, shapes: Shapes) -> tuple[int, int]:
         """Returns the number of floats when compressed, and the greatest number sent."""
         floats = self._floats(shapes)
-        # A low rebate may make the factors larger than the matrices: min_compression below 1.
+        # A low rebate may make the factors larger than the matrices: min_compression below 2.
         return (
             (min(floats, shapes.size), max(floats, shapes.size))
             if self.dense_steps
@@ -235,7 +238,8 @@ class PowerSgd(Transform):
         ranks = []
         for (n, m), shape in zip(shapes.matrices, shapes.shapes, strict=True):
             r = min(self.rank, n, m)
-            compressed = len(shape) > 1 and n * m > self.min_compression * r * (n + m)
+            one = r * (n + m) / 2  # numbers in a factor, on average
+            compressed = len(shape) > 1 and n * m > self.min_compression * one
             ranks.append((n, m, r if compressed else 0))
         return ranks
 
@@ -250,6 +254,18 @@ class PowerSgd(Transform):
                 pairs.append((part, flat[at : at + size], n, m, r))
                 at += size
         return pairs
+
+    def _unit(self, q: Vector, shapes: Shapes) -> Vector:
+        """Returns each Q divided by a power of two, so that its largest entry is near 1.
+
+        That changes no digit of P, and keeps M Q from overflowing where M and the last Q, which has
+        the magnitude of the last M, are both large, or from vanishing where both are small.
+        """
+        unit = q.copy()
+        for _, q_l, *_ in self._pairs(shapes, unit, of_p=False):
+            _, exponent = np.frexp(np.abs(q_l).max(initial=0.0))
+            np.ldexp(q_l, -exponent, out=q_l)
+        return unit
 
     def _floats(self, shapes: Shapes) -> int:
         return sum((n + m) * r if r else n * m for n, m, r in self._ranks(shapes))

@@ -26,6 +26,7 @@ from fl.compression.moments import bucket_norms
 from fl.compression.rounding import (
     Words,
     bucket_count,
+    level_steps,
     scaled_levels,
     stochastic_levels,
 )
@@ -117,8 +118,7 @@ class Qsgd(Compressor):
         else:
             raise reader.fail(f"unknown coding {coding}")
         reader.end()
-        # |xi| <= s, so nothing here exceeds the norm.
-        return scaled_levels(xi, norms / np.float32(self.levels), bucket)
+        return scaled_levels(xi, level_steps(norms, self.levels), bucket)
 
     def length(self, shapes: Shapes) -> Length:
         """Returns the bytes of a payload of zeros, and of a dense one."""

@@ -18,6 +18,7 @@ from fl.compression.compressor import Vector
 
 _BLOCK = 1 << 16  # entries per pass: the temporaries stay in a core's cache
 _ONE = 1 << 16
+_LARGEST = float(np.finfo(np.float32).max)
 _AES_BYTES = 16  # of a block, a key and a counter
 _ZEROS = memoryview(bytes(2 * _BLOCK))
 _FAST = 127  # levels up to which 16 fractional bits fit into 32-bit arithmetic and int8
@@ -165,6 +166,18 @@ def nearest_levels(
         np.clip(scaled[:n], -levels, levels, out=scaled[:n])
         np.copyto(out[entries], scaled[:n], casting="unsafe")
     return out
+
+
+def level_steps(scales: Vector, levels: int) -> Vector:
+    """Returns scale / levels for each bucket, float32, so that no level of it exceeds float32.
+
+    Without that, levels times a rounded quotient could, of scales within a rounding of the largest
+    number; there the quotient is held below.
+    """
+    most = np.float32(_LARGEST / levels)
+    if float(most) * levels > _LARGEST:
+        most = np.nextafter(most, np.float32(0))
+    return np.asarray(np.minimum(scales / np.float32(levels), most), dtype=np.float32)
 
 
 def scaled_levels(levels: NDArray[np.signedinteger], scales: Vector, bucket: int) -> Vector:

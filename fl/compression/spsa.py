@@ -99,7 +99,8 @@ class OneByteSpsa(Compressor):
             words = Words(_sample_seed(seed, s))
             for start in range(0, x.size, _BLOCK):
                 block = x[start : start + _BLOCK]
-                rho[s] += float(np.sum(block * _normals(words, block.size), dtype=np.float64))
+                with np.errstate(over="ignore", invalid="ignore"):  # refused below
+                    rho[s] += float(np.sum(block * _normals(words, block.size), dtype=np.float64))
         return self.encode_projections(rho, seed, shapes, rng), state
 
     def encode_projections(
@@ -119,7 +120,8 @@ class OneByteSpsa(Compressor):
         rho = np.asarray(rho, dtype=np.float64)
         if rho.shape != (self.samples,) or not np.isfinite(rho).all():
             raise ConfigError(
-                f"projections of shape {rho.shape}; {self.samples} finite numbers are needed"
+                f"projections {rho} of shape {rho.shape}; {self.samples} finite numbers are "
+                "needed: clip the update"
             )
         u = rng.random(self.samples) if self.stochastic else None
         codes = _encode(np.abs(rho) / self.scale, u)

@@ -22,6 +22,7 @@ from fl.compression.uniform import level_variance
 from fl.compression.wire import HEADER, Reader, floats, header, joined, u32
 from fl.errors import ConfigError
 
+_LARGEST = float(np.finfo(np.float32).max)
 _TINY = 2.0**-60
 _ZERO = 2.0**-100  # a layer with a smaller scaler is sent as zeros
 _SUMS_FORMAT = 9
@@ -87,9 +88,15 @@ class TernGrad(Compressor):
         return {"shared": np.zeros(len(self._ternary(shapes)), dtype=np.float32)}
 
     def scalers(self, x: Vector, shapes: Shapes) -> Vector:
-        """Returns this worker's scaler of each ternary layer, shape (L_t,), float32."""
+        """Returns this worker's scaler of each ternary layer, shape (L_t,), float32.
+
+        Raises:
+            ConfigError: x has another shape or type, or a scaler exceeds float32.
+        """
         checked(x, shapes)
         s = [self._scaler(x[part]) for part in self._ternary(shapes)]
+        if max(s, default=0.0) > _LARGEST:
+            raise ConfigError(f"a scaler of {max(s):.3g} exceeds float32; clip the update")
         return np.array(s, dtype=np.float32)
 
     def encode(

@@ -172,6 +172,11 @@ class Tracked(Channel):
         if self.first not in ("dense", "compressed"):
             raise ConfigError(f"first is {self.first!r}; it must be 'dense' or 'compressed'")
 
+    def _difference(self, x: Vector, state: State) -> Vector:
+        """Returns x - h; where it exceeds float32, C refuses it."""
+        with np.errstate(over="ignore"):
+            return x - state["h"]
+
     def _starts_dense(self, state: State) -> bool:
         return self.first == "dense" and self.next_message(state) == 0
 
@@ -192,8 +197,13 @@ class Tracked(Channel):
         inner = unprefixed("inner", state)
         body, inner = self.compressor.encode(difference, shapes, inner, rng)
         change = self.compressor.decode(body, shapes)
+        # The receiver refuses what is not finite, by the same operations.
+        with np.errstate(over="ignore", invalid="ignore"):
+            estimate, h = self._advanced(state["h"], change, shapes)
+        extent(h)
+        if estimate is not h:
+            extent(estimate)
         payload = joined(header(self.FORMAT, shapes.size), u8(CHANGE), u32(number), body)
-        _, h = self._advanced(state["h"], change, shapes)
         return payload, change, {**self._after(state, h, number), **prefixed("inner", inner)}
 
     def _after(self, state: State, h: Vector, number: int) -> State:

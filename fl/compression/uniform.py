@@ -17,6 +17,7 @@ from fl.compression.qsgd import read_offset, write_offset
 from fl.compression.rounding import (
     Words,
     bucket_count,
+    level_steps,
     nearest_levels,
     pieces,
     scaled_levels,
@@ -111,8 +112,7 @@ class Uniform(Compressor):
         a = reader.floats(bucket_count(shapes.size, bucket), least=0.0)
         q = read_offset(reader, shapes.size, self.bits, self.levels)
         reader.end()
-        # |q| <= S, so nothing here exceeds a.
-        return scaled_levels(q, a / np.float32(self.levels), bucket)
+        return scaled_levels(q, level_steps(a, self.levels), bucket)
 
     def length(self, shapes: Shapes) -> Length:
         """Returns 6 + 4 ceil(d / B) + ceil(d b / 8), twice."""

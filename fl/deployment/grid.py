@@ -7,10 +7,9 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from flwr.app import Error, Message, MetricRecord, RecordDict
 from flwr.app.metadata import Metadata
@@ -22,7 +21,7 @@ from fl.errors import ConfigError
 from fl.grid_around import GridAround
 from fl.payload import payload_bytes
 from fl.simulation.clock import WallClock
-from fl.simulation.control import RecordedControl
+from fl.simulation.control import OnApplied, RecordedControl
 from fl.simulation.identity import client_of, message_id, node_id
 from fl.simulation.trace import Event, Trace
 
@@ -75,8 +74,7 @@ class DeployedGrid(GridAround):
         num_clients: of the experiment.
         on_round: called at the end of each `send_and_receive` that sent something, with the type of
             its (first) message and the replies.
-        on_applied: called with staleness and metrics of each update that a strategy reports to have
-            used.
+        on_applied: called for each update that a strategy reports to have used.
         check: called with content, type and client of each message; raises if the client would.
 
     Attributes:
@@ -94,7 +92,7 @@ class DeployedGrid(GridAround):
         num_clients: int,
         *,
         on_round: Callable[[str, list[Message]], None] | None = None,
-        on_applied: Callable[[int, Mapping[str, Any]], None] | None = None,
+        on_applied: OnApplied | None = None,
         check: Check | None = None,
     ) -> None:
         super().__init__(grid)

@@ -97,7 +97,7 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
         grid,
         config.num_clients,
         on_round=lambda kind, replies: recorder.on_round(kind, replies),
-        on_applied=lambda staleness, metrics: recorder.on_applied(staleness, metrics),
+        on_applied=lambda *update: recorder.on_applied(*update),
         check=lambda content, kind, client: client_app.plan(content, kind, client, _SOME_SPEED),
     )
     deployed.await_clients(settings.nodes or config.num_clients, settings.wait_s)

@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from fl.choices import announce
 from fl.configuration import check_values, explain
 from fl.errors import ConfigError
 from fl.experiment import Experiment
@@ -91,6 +92,7 @@ def compose_experiment(overrides: Sequence[str]) -> DictConfig:
         with _composed(list(overrides)) as config:
             _check_simulator_only(config, compose("config"))
             check_values(config)
+            announce()
             for client in _clients(config):
                 client.batching = "off"  # a SuperNode is one client, and trains it alone
             return config

@@ -257,6 +257,7 @@ class RunWriter:
             },
             "faults": None if trace is None else trace.faults(),
             "staleness": None if trace is None else trace.staleness(),
+            "poll_gap": None if trace is None else trace.poll_gap(),
             "trace_sha256": None if trace is None else trace.sha256(),
             "model_sha256": model_sha256,
             "extra": extra,

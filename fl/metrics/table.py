@@ -90,8 +90,9 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
     those count with what they reached. Numbers are mean ± sample standard deviation over the
     group's runs (its seeds); a single run shows its value alone. Time, bytes and energy are those
     to the target if the first run has one, over the seeds that reached it (`2/3` of them, say),
-    and the totals otherwise. "staleness" is that of applied updates, in versions; "computing" is
-    the share of the time that clients computed, over those that were sent anything.
+    and the totals otherwise. "staleness" is that of updates that arrived, "poll gap" that between
+    two polls of a client, both in versions; "computing" is the share of the time that clients
+    computed, over those that were sent anything.
 
     Args:
         runs: label to runs; see `fl.metrics.runs.group_runs`.
@@ -116,19 +117,19 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
     what = f" to {target['value']:g}" if target else ""
     for name in (f"time{what}", f"bytes{what}", f"energy{what}"):
         table.add_column(name, justify="right")
-    # Runs recorded before these were have none, and strategies with rounds have no staleness.
-    stale = any(run.summary.get("staleness") for group in runs.values() for run in group)
-    busy = any(r.summary["totals"].get("utilisation") for group in runs.values() for r in group)
-    for name, shown in (("staleness", stale), ("computing", busy)):
-        if shown:
-            table.add_column(name, justify="right")
+    # Runs recorded before these were have none, and strategies with rounds have no ages of updates.
+    everything = [run.summary for group in runs.values() for run in group]
+    ages = [name for name in ("staleness", "poll_gap") if any(s.get(name) for s in everything)]
+    busy = any(s["totals"].get("utilisation") for s in everything)
+    for name in (*ages, *["computing"] * busy):
+        table.add_column(name.replace("_", " "), justify="right")
     for label, group in runs.items():
         summaries = [run.summary for run in group]
         ended = sum(s["status"] == "completed" for s in summaries)
         seeds = str(ended) if ended == len(group) else f"{ended} of {len(group)}"
         cells = [*_cells(summaries, metrics, target)]
-        if stale:
-            means = [float(s["staleness"]["mean"]) for s in summaries if s.get("staleness")]
+        for name in ages:
+            means = [float(s[name]["mean"]) for s in summaries if s.get(name)]
             cells.append(_spread(means, units.metric))
         if busy:
             shares = [100.0 * s["totals"].get("utilisation", math.nan) for s in summaries]

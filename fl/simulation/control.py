@@ -14,6 +14,9 @@ from flwr.serverapp import Grid
 from fl.simulation.identity import client_of
 from fl.simulation.trace import Event, Trace
 
+OnApplied = Callable[[int, Mapping[str, Any], bool], None]
+"""Called with age in versions and metrics of an update, and whether the client was polled."""
+
 
 class Control(Protocol):
     """Orders and reports of a strategy."""
@@ -25,13 +28,17 @@ class Control(Protocol):
             Whether no reply can come any more; if not, it must still be pulled.
         """
 
-    def applied(self, message_id: str, staleness: int, metrics: Mapping[str, Any]) -> None:
+    def applied(
+        self, message_id: str, age: int, metrics: Mapping[str, Any], *, polled: bool = False
+    ) -> None:
         """Reports that the reply to a message entered the server's model.
 
         Args:
             message_id: of the message.
-            staleness: server versions since the one that was sent.
+            age: server versions since the one that the client began with.
             metrics: what the client reported.
+            polled: whether the server asked for what the client had, whenever it began: then the
+                age is the gap since the last poll, else the staleness of an update that arrived.
         """
 
     def discarded(self, message_id: str, staleness: int) -> None:
@@ -54,7 +61,9 @@ class NoControl:
         """Returns False: the client goes on."""
         return False
 
-    def applied(self, message_id: str, staleness: int, metrics: Mapping[str, Any]) -> None:
+    def applied(
+        self, message_id: str, age: int, metrics: Mapping[str, Any], *, polled: bool = False
+    ) -> None:
         """Does nothing."""
 
     def discarded(self, message_id: str, staleness: int) -> None:
@@ -76,24 +85,26 @@ class RecordedControl(Control):
     Args:
         trace: where events are recorded.
         now: returns their time in s.
-        on_applied: called with staleness and metrics of each update that was used.
+        on_applied: called for each update that was used.
     """
 
     def __init__(
         self,
         trace: Trace,
         now: Callable[[], float],
-        on_applied: Callable[[int, Mapping[str, Any]], None] | None,
+        on_applied: OnApplied | None,
     ) -> None:
         self._trace = trace
         self._now = now
         self._on_applied = on_applied
 
-    def applied(self, message_id: str, staleness: int, metrics: Mapping[str, Any]) -> None:
-        """Records that an update was used, and how stale it was."""
-        self.record(Event.APPLIED, message_id, staleness)
+    def applied(
+        self, message_id: str, age: int, metrics: Mapping[str, Any], *, polled: bool = False
+    ) -> None:
+        """Records that an update was used, and how old the model was that it began with."""
+        self.record(Event.MERGED if polled else Event.APPLIED, message_id, age)
         if self._on_applied is not None:
-            self._on_applied(staleness, metrics)
+            self._on_applied(age, metrics, polled)
 
     def discarded(self, message_id: str, staleness: int) -> None:
         """Records that a reply was not used."""
@@ -112,10 +123,10 @@ class RecordedControl(Control):
         client = client_of(node)
         self._trace.record(self._now(), Event.ABSENT, client, value=float(server_round))
 
-    def record(self, kind: Event, message: str, staleness: int = 0) -> None:
+    def record(self, kind: Event, message: str, age: int = 0) -> None:
         """Records an event of a message, now."""
         client, dispatch = message.split(".")
-        value = float(staleness)
+        value = float(age)
         self._trace.record(self._now(), kind, int(client), int(dispatch), value=value)
 
 

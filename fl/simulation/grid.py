@@ -25,7 +25,7 @@ from fl.execution.executor import Assignment, Executor, Outcome, Payload
 from fl.params import LARGE_BYTES
 from fl.payload import payload_bytes, snapshot
 from fl.simulation.clock import VirtualClock
-from fl.simulation.control import RecordedControl
+from fl.simulation.control import OnApplied, RecordedControl
 from fl.simulation.engine import Engine, Stage, Task
 from fl.simulation.events import Priority
 from fl.simulation.fleet import Fleet
@@ -152,8 +152,7 @@ class SimGrid(Grid):
         on_round: called at the end of each `send_and_receive` that sent something, with the type of
             its (first) message and the replies.
         on_progress: called after each instant of virtual time.
-        on_applied: called with staleness and metrics of each update that a strategy reports to have
-            used.
+        on_applied: called for each update that a strategy reports to have used.
         fail_fast: raise on the first exception in a ClientApp instead of replying with an error.
 
     Attributes:
@@ -173,7 +172,7 @@ class SimGrid(Grid):
         trace: Trace | None = None,
         on_round: Callable[[str, list[Message]], None] | None = None,
         on_progress: Callable[[], None] | None = None,
-        on_applied: Callable[[int, Mapping[str, Any]], None] | None = None,
+        on_applied: OnApplied | None = None,
         fail_fast: bool = False,
     ) -> None:
         self.fleet = fleet
@@ -803,9 +802,7 @@ class SimGrid(Grid):
 class SimControl(RecordedControl):
     """Carries out a strategy's orders on the fleet, and records its reports in the trace."""
 
-    def __init__(
-        self, grid: SimGrid, on_applied: Callable[[int, Mapping[str, Any]], None] | None
-    ) -> None:
+    def __init__(self, grid: SimGrid, on_applied: OnApplied | None) -> None:
         super().__init__(grid.trace, grid.clock.now, on_applied)
         self._grid = grid
 

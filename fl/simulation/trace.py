@@ -49,6 +49,9 @@ class Event(IntEnum):
     TRANSFER_LOST = 23  # a peer's payload did not arrive; bytes were spent, value = the peer
     ALL_REDUCE = 24  # the client took part in one that ends now; bytes it sent, value = seconds
     ABSENT = 25  # a node of a network without a server takes no part in a round; value = the round
+    MERGED = (
+        26  # a polled client's model entered the server's; value = versions since its last poll
+    )
 
 
 FAULTS = frozenset(
@@ -171,7 +174,18 @@ class Trace:
 
     def staleness(self) -> dict[str, float] | None:
         """Returns count, mean and maximum of the applied updates' staleness; None without any."""
-        values = self.value[self.kind == Event.APPLIED]
+        return self._versions(Event.APPLIED)
+
+    def poll_gap(self) -> dict[str, float] | None:
+        """Returns count, mean and maximum of the versions between polls; None without any.
+
+        That is no staleness: a client that is polled seldom has had more time to work, from the
+        model that the last poll left it with, and is not late.
+        """
+        return self._versions(Event.MERGED)
+
+    def _versions(self, kind: Event) -> dict[str, float] | None:
+        values = self.value[self.kind == kind]
         if not len(values):
             return None
         return {"updates": len(values), "mean": float(values.mean()), "max": float(values.max())}

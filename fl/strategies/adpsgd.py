@@ -71,7 +71,8 @@ class ADPSGD(Decentralized):
 
     A node that is away or fails is not asked, begins no iteration, and is looked for again
     `retry_s` later. An exchange of which a payload is lost does not happen; the step does. A round
-    is n steps of all nodes together.
+    is n steps of all nodes together. Exchanges that are under way when the last step is taken are
+    left out: they would move no mean.
 
     Args:
         overlap: exchange while computing.

@@ -1,8 +1,7 @@
 """Asynchronous FedAvg: one client's change per step, weighted so that speed gives no influence.
 
 Fraboni, Vidal, Kameni, Lorenzi, "A General Theory for Federated Optimization with Asynchronous and
-Heterogeneous Clients Updates", arXiv:2206.10189 (JMLR 24(110), 2023), section 4; weights as in the
-authors' code.
+Heterogeneous Clients Updates", arXiv:2206.10189 (JMLR 24(110), 2023), section 4.
 """
 
 from __future__ import annotations
@@ -10,28 +9,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fl.errors import ConfigError
-from fl.strategies.events import EventDriven, Server, Update, positive
-
-
-class TaskTimes:
-    """Mean time of each client's tasks, from sending a message to receiving its answer."""
-
-    def __init__(self) -> None:
-        self._sums: dict[int, tuple[float, int]] = {}
-
-    def add(self, node: int, seconds: float) -> None:
-        """Counts one task."""
-        total, count = self._sums.get(node, (0.0, 0))
-        self._sums[node] = (total + seconds, count + 1)
-
-    def mean(self, node: int) -> float:
-        """Returns t_i, s, of a client that has answered at least once."""
-        total, count = self._sums[node]
-        return total / count
-
-    def mean_rate(self) -> float:
-        """Returns the mean of 1 / t_i over the clients that have answered, 1/s."""
-        return sum(1 / self.mean(node) for node in self._sums) / len(self._sums)
+from fl.strategies.contributions import Contributions
+from fl.strategies.events import EventDriven, Server, Update, at_least, positive
 
 
 class AsyncFedAvg(EventDriven):
@@ -39,20 +18,25 @@ class AsyncFedAvg(EventDriven):
 
         w <- w + eta d_i (x_i - x_0),    x_0 the model that client i was sent
 
-    A client that takes t_i seconds a task answers in proportion to 1 / t_i, so with equal weights
-    the fast ones decide: the fixed point is that of a loss with importances ~ 1 / t_i. With
+    With equal weights those that answer often decide: the fixed point is that of a loss with
+    importances ~ f_i, client i's contributions per second. With
 
-        d_i = (sum_j 1 / t_j) t_i / M
+        d_i = I_i / I
 
-    over all M clients, it is that of FedAvg with equal importances 1 / M.
+    it is that of FedAvg with equal importances 1 / M: I_i is the mean interval between client i's
+    contributions, 1 / f_i, and I the mean client's, both as `Contributions` measures them.
 
-    The authors know t_i; here it is the mean of what was measured, and the sum over clients that
-    have not answered yet takes the mean rate of those that have.
+    In the paper all clients work all the time, none fails, and the task times t_i are known; then
+    I_i = t_i, 1 / I = sum_j (1 / t_j) / M, and d_i is its weight (sum_j 1 / t_j) t_i p_i with
+    p_i = 1 / M. With fewer slots than clients, or losses, weights by t_i are biased towards clients
+    that are slow or do not fail; these are not.
 
     Args:
         num_clients: M.
         weights: "unbiased", as above, or "identical", d_i = 1.
-        eta: server learning rate, above 0.
+        eta: server learning rate, above 0; None is 1 / C, with C the concurrency or else M: in the
+            time in which every slot brings one change, the model moves by their mean, as FedAvg
+            does in a round.
         **events: arguments of `EventDriven`.
 
     Raises:
@@ -64,30 +48,38 @@ class AsyncFedAvg(EventDriven):
         *,
         num_clients: int,
         weights: Literal["unbiased", "identical"] = "unbiased",
-        eta: float = 1.0,
+        eta: float | None = None,
         **events: Any,
     ) -> None:
         super().__init__(**events)
-        positive("eta", eta)
+        at_least("num_clients", num_clients, 1)
         if weights not in ("unbiased", "identical"):
             raise ConfigError(
                 f"strategy.weights is {weights!r}; it must be 'unbiased' or 'identical'"
             )
+        if eta is None:
+            eta = 1 / min(self.concurrency or num_clients, num_clients)
+        positive("eta", eta)
         self.num_clients = num_clients
         self.weights = weights
         self.eta = eta
 
     def begin(self, server: Server) -> None:
-        """Forgets measured times."""
-        self.times = TaskTimes()
+        """Forgets who has contributed."""
+        self.contributions = Contributions()
+
+    def dispatch(self, server: Server) -> None:
+        """Fills the free slots, and notes who could be asked."""
+        self.contributions.available(server.tasks.nodes(), server.now)
+        super().dispatch(server)
 
     def receive(self, server: Server, update: Update) -> None:
         """Moves the model along the client's change."""
-        self.times.add(update.node, update.seconds)
+        self.contributions.add(update.node, server.now)
         server.step(server.w + self.eta * self._weight(update.node) * update.delta, [update])
 
     def _weight(self, node: int) -> float:
-        if self.weights == "identical":
+        mean = self.contributions.mean_interval()
+        if self.weights == "identical" or not mean:  # tasks that take no time are all equal
             return 1.0
-        # (sum_j 1 / t_j) / M is the mean rate.
-        return self.times.mean_rate() * self.times.mean(node)
+        return self.contributions.interval(node) / mean

@@ -9,6 +9,7 @@ arXiv:2305.12387.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -25,8 +26,9 @@ class AsyncSgd(EventDriven):
 
         w <- w - eta_t g    as    w <- w + (eta_t / eta) (x_i - x_0)
 
-    Clients do one SGD step (`client.local_steps=1`) of rate eta, so x_i - x_0 = -eta g. With tau
-    the delay of the gradient in versions and C the number of workers, the factor eta_t / eta is
+    Clients run plain SGD of rate eta (`client=sgd_step`), and every message asks for one step, so
+    x_i - x_0 = -eta g. With tau the delay of the gradient in versions and C the number of workers,
+    the factor eta_t / eta is
 
         constant      1
         adaptive      min(1, C / tau): full steps for ordinary delays, shorter ones beyond
@@ -76,6 +78,10 @@ class AsyncSgd(EventDriven):
         self.gathered: list[Update] = []
         self.free: list[int] = []  # workers that have answered in this instant
 
+    def config(self) -> Mapping[str, Any]:
+        """Returns that workers compute one gradient."""
+        return {"local-steps": 1}
+
     def receive(self, server: Server, update: Update) -> None:
         """Steps along the gradient, if its delay allows."""
         self.free.append(update.node)
@@ -94,7 +100,7 @@ class AsyncSgd(EventDriven):
         available = set(server.tasks.nodes())
         back = [node for node in self.free if node in available]
         self.free = []
-        server.send(back[: max(0, self.free_slots(server))])
+        server.send(back[: max(0, self.free_slots(server))], self.config())
         super().dispatch(server)
 
     def _factor(self, server: Server, tau: int) -> float:

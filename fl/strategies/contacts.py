@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,8 @@ class Contacts(EventDriven):
 
     Args:
         contacted: s, clients contacted at a time.
-        local_steps: K.
+        local_steps: K; None sends none, and K is as many steps as the client does in any other
+            method: `client.local_steps`, or those of `client.local_epochs`.
         waiting_s: server waiting time, s.
         interaction_s: longest interaction time, s.
         **events: arguments of `EventDriven`, but `concurrency`, which s takes the place of.
@@ -58,14 +60,15 @@ class Contacts(EventDriven):
         self,
         *,
         contacted: int,
-        local_steps: int,
+        local_steps: int | None = None,
         waiting_s: float,
         interaction_s: float,
         **events: Any,
     ) -> None:
         super().__init__(**events)
         at_least("contacted", contacted, 1)
-        at_least("local_steps", local_steps, 1)
+        if local_steps is not None:
+            at_least("local_steps", local_steps, 1)
         positive("waiting_s", waiting_s)
         positive("interaction_s", interaction_s)
         self.contacted = contacted
@@ -88,6 +91,7 @@ class Contacts(EventDriven):
         self.first = Start(server.version, server.w, server.now)
         self.starts: dict[int, Start] = {}
         self.answers: list[Update] = []
+        self.contacts: Counter[int] = Counter()  # of each client, answered or not
         self.contacting = False
         self.in_vain = 0
         self.due_s = server.now + self.waiting_s
@@ -105,8 +109,11 @@ class Contacts(EventDriven):
         self.contacting = True
         self.due_s = server.now + self.interaction_s
         for node in server.sample(server.tasks.nodes(), self.contacted):
+            self.contacts[node] += 1
             start = self.starts.get(node, self.first)
-            config = {"local-steps": self.local_steps, "elapsed-s": server.now - start.since_s}
+            config: dict[str, Any] = {"elapsed-s": server.now - start.since_s}
+            if self.local_steps is not None:
+                config["local-steps"] = self.local_steps
             server.send([node], config, old=(start.version, start.w))
 
     def receive(self, server: Server, update: Update) -> None:
@@ -137,6 +144,6 @@ class Contacts(EventDriven):
         self.in_vain = 0
         answers, self.answers = self.answers, []
         w, places = self.merge(server, answers)
-        server.step(w, answers)
+        server.step(w, answers, polled=True)
         for node, place in places.items():
             self.starts[node] = Start(server.version, place, server.now)

@@ -13,7 +13,7 @@ import numpy as np
 
 from fl.errors import ConfigError
 from fl.params import Row
-from fl.strategies.outer import Outer, OuterSteps, Reduction, Run, Worker, mean_of
+from fl.strategies.outer import EarlyStep, Outer, OuterSteps, Reduction, Run, Worker, mean_of
 from fl.strategies.outer_optimizers import OuterOptimizer, OuterSgd, State
 
 
@@ -64,6 +64,14 @@ class EagerUpdates(DelayedUpdates):
     choice is ours). The mean is over the workers of phase r-1 and worker m, so that M is theirs. A
     worker that enters takes the mean of the others' parameters and states.
 
+    After the last phase R nothing is left to hide an all-reduce behind. Workers wait for it, and
+    their last outer step takes in all that is outstanding,
+
+        Delta~_m = mean_m' Delta_m'^R + sum_{m' != m} Delta_m'^{R-1} / M,
+
+    so that every Delta is in the final model once, by every worker's account (the choice is ours;
+    fragments whose last outer step was before that take it again). With R = 1 it is DiLoCo.
+
     Args:
         **delayed: arguments of `DelayedUpdates` but `drop`: a worker knows its own Delta.
 
@@ -85,18 +93,35 @@ class EagerUpdates(DelayedUpdates):
     def joined(self, run: Run, worker: Worker) -> Sequence[Row]:
         """Returns the mean of the others' outer parameters, with the mean of their states."""
         run.copies[worker.node] = self._mean(run)
+        for p in range(len(run.cut)):
+            run.last.pop((worker.node, p), None)
         return run.copies[worker.node].theta
 
     def continued(self, run: Run, worker: Worker, p: int, reduction: Reduction | None) -> Row:
         """Takes worker m's step on its own outer parameters."""
-        node, own = worker.node, run.reductions[p, worker.step]
+        node, outer = worker.node, run.copies[worker.node]
+        own = run.reductions[p, worker.step]
         if reduction is None:
-            delta = own.gradients[node] / len(run.workers)
+            others, newest = np.zeros_like(own.gradients[node]), 1 / len(run.workers)
         else:
-            deltas = {**reduction.gradients, node: own.gradients[node]}
-            delta = mean_of(deltas, {**reduction.weights, node: own.weights[node]})
-        run.copies[node].step(self.optimizer, p, delta)
-        return run.copies[node].theta[p]
+            nothing = np.zeros_like(own.gradients[node])
+            weights = {**reduction.weights, node: own.weights[node]}
+            others = mean_of({**reduction.gradients, node: nothing}, weights)
+            newest = own.weights[node] / sum(weights.values())
+        if worker.step + self.inner_steps > run.last_step:
+            run.last[node, p] = EarlyStep(worker.step, outer.theta[p], outer.state[p], others)
+        outer.step(self.optimizer, p, others + newest * own.gradients[node])
+        return outer.theta[p]
+
+    def conclude(self, run: Run) -> None:
+        """Takes every worker's last steps again, with the all-reduces that have finished since."""
+        for (node, p), early in run.last.items():
+            if node in run.workers:
+                outer = run.copies[node]
+                outer.theta[p], outer.state[p] = early.theta, early.state
+                outer.steps[p] -= 1
+                newest = run.reductions[p, early.step].mean()
+                outer.step(self.optimizer, p, early.others + newest)
 
     def rounds_done(self, run: Run) -> int:
         """Returns how many phases all workers have gone on from."""

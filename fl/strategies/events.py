@@ -251,16 +251,18 @@ class Server:
         sent = Sent(version, w, dict(config or {}))
         return self.tasks.send(self._content(sent), list(nodes), sent)
 
-    def step(self, w: Row, contributors: Sequence[Update]) -> None:
+    def step(self, w: Row, contributors: Sequence[Update], *, polled: bool = False) -> None:
         """Makes `w` the next version of the model.
 
         Args:
             w: shape (d,).
             contributors: the updates it was made of; their staleness is counted and reported now.
+            polled: whether the server asked for them; then it is no staleness, see
+                `fl.simulation.control.Control.applied`.
         """
         for update in contributors:
             self.tasks.control.applied(
-                update.task.message_id, self.staleness(update), update.metrics
+                update.task.message_id, self.staleness(update), update.metrics, polled=polled
             )
         self.model.become(w, contributors)
         self.evaluate()

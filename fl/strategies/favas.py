@@ -27,16 +27,17 @@ class Favas(Contacts):
         w <- (w + sum_{i in S} (w_i^0 + (w_i - w_i^0) / alpha_i)) / (s + 1)
 
     and they go on from the new w. w_i is client i's model after q_i <= K steps from w_i^0. With E_i
-    the number of steps it had time for, the division makes the mean of what a client adds one
-    step, slow or fast:
+    the number of steps it had time for, the division makes the mean of what a contact with a client
+    adds one step, slow or fast:
 
         expected      alpha_i = E[min(E_i, K)], here the mean of q_i over its contacts so far
         stochastic    alpha_i = P(E_i > 0) min(E_i, K), the share of its contacts with q_i > 0
                       times q_i
         none          alpha_i = 1: fast clients count more
 
-    A client without a whole step adds w_i^0. The paper computes the means from a law of step times
-    that it assumes; no law is assumed here.
+    A client without a whole step adds w_i^0. A contact that is not answered adds nothing and counts
+    with q_i = 0, so that who loses answers counts no less in the long run. The paper computes the
+    means from a law of step times that it assumes, and loses nothing; no law is assumed here.
 
     Args:
         alpha: one of the three.
@@ -57,7 +58,7 @@ class Favas(Contacts):
     def begin(self, server: Server) -> None:
         """Forgets the clients' steps."""
         super().begin(server)
-        self.steps: dict[int, list[int]] = {}  # client -> contacts, those with steps, all steps
+        self.steps: dict[int, list[int]] = {}  # client -> contacts with steps, steps in all
 
     def merge(self, server: Server, answers: Sequence[Update]) -> tuple[Row, dict[int, Row]]:
         """Averages the server's model and the unbiased ones."""
@@ -70,12 +71,11 @@ class Favas(Contacts):
         return w, {update.node: w for update in answers}
 
     def _count(self, node: int, q: int) -> float:
-        """Counts a contact and returns alpha_i; not used if q is 0."""
-        seen = self.steps.setdefault(node, [0, 0, 0])
-        seen[0] += 1
-        seen[1] += q > 0
-        seen[2] += q
-        contacts, working, steps = seen
+        """Counts an answer and returns alpha_i; not used if q is 0."""
+        seen = self.steps.setdefault(node, [0, 0])
+        seen[0] += q > 0
+        seen[1] += q
+        (working, steps), contacts = seen, self.contacts[node]
         if self.alpha == "none":
             return 1.0
         if self.alpha == "stochastic":

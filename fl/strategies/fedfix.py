@@ -1,18 +1,16 @@
 """FedFix: clients work at their own pace, the server steps at fixed times.
 
 Fraboni, Vidal, Kameni, Lorenzi, "A General Theory for Federated Optimization with Asynchronous and
-Heterogeneous Clients Updates", arXiv:2206.10189 (JMLR 24(110), 2023), section 4.4; schedule and
-weights as in the authors' code.
+Heterogeneous Clients Updates", arXiv:2206.10189 (JMLR 24(110), 2023), section 4.4; schedule as in
+the authors' code.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+from fl.strategies.contributions import Contributions
 from fl.strategies.events import EventDriven, Server, Update, at_least, positive
-
-_ROUNDING = 1e-9  # a task that takes exactly n intervals must not be counted as n + 1
 
 
 class FedFix(EventDriven):
@@ -21,17 +19,20 @@ class FedFix(EventDriven):
         w <- w + eta sum_{i in A} n_i p (x_i - x_0),    p = 1 / M
 
     A holds the clients that have answered since the last tick, x_0 is the model they were sent, and
-    n_i = E[ceil(t_i / dt)] is how many ticks a task of client i spans: it takes part in one of n_i
-    steps, so this weight makes its mean influence p. The new model goes to A only; a client that
-    has answered waits for the tick. A tick without answers leaves the model, but is a version.
+    n_i is how many ticks pass from one contribution of client i to the next: it takes part in one
+    of n_i steps, so this weight makes its mean influence p. The new model goes to A only, and to
+    clients without work; who has answered waits for the tick. A tick without answers leaves the
+    model, but is a version.
 
-    The authors know t_i; here n_i is the mean of the ticks that client i's tasks have spanned.
+    n_i is what `Contributions` measures, in ticks. In the paper all clients work all the time, none
+    fails, and the task times t_i are known; then n_i is its weight, ceil(t_i / dt), and with random
+    times E[ceil(t_i / dt)]. That would count a client the less, the more of its tasks are lost.
 
     Args:
         num_clients: M.
         interval_s: dt, s.
         eta: server learning rate, above 0.
-        **events: arguments of `EventDriven`; `concurrency` should be null, all clients work.
+        **events: arguments of `EventDriven`; in the paper `concurrency` is null, all clients work.
 
     Raises:
         ConfigError: an argument is out of its range.
@@ -53,15 +54,12 @@ class FedFix(EventDriven):
         self.began_s = server.now
         self.ticks = 0
         self.answered: list[Update] = []
-        self.spans: dict[int, tuple[int, int]] = {}  # client -> ticks spanned, tasks
+        self.contributions = Contributions()
         self.sends = True
 
     def receive(self, server: Server, update: Update) -> None:
         """Keeps the update until the tick."""
         self.answered.append(update)
-        ticks, tasks = self.spans.get(update.node, (0, 0))
-        spanned = max(1, math.ceil(update.seconds / self.interval_s - _ROUNDING))
-        self.spans[update.node] = (ticks + spanned, tasks + 1)
 
     def timer(self, server: Server) -> float:
         """Returns the time of the next tick."""
@@ -70,10 +68,12 @@ class FedFix(EventDriven):
     def tick(self, server: Server) -> None:
         """Steps with what has arrived since the last tick."""
         self.ticks += 1
+        for update in self.answered:
+            self.contributions.add(update.node, self.ticks)
         w = server.w
         for update in self.answered:
-            ticks, tasks = self.spans[update.node]
-            w = w + self.eta * (ticks / tasks) / self.num_clients * update.delta
+            n = self.contributions.interval(update.node)
+            w = w + self.eta * n / self.num_clients * update.delta
         contributors, self.answered = self.answered, []
         self.sends = True
         server.step(w, contributors)
@@ -84,5 +84,7 @@ class FedFix(EventDriven):
 
     def dispatch(self, server: Server) -> None:
         """Sends the model after a tick, to the clients that are not at work."""
+        if self.sends:
+            self.contributions.available(server.tasks.nodes(), self.ticks)
         super().dispatch(server)
         self.sends = False

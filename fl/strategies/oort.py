@@ -23,6 +23,8 @@ from fl.strategies.rounds import EarlyRounds
 
 log = logging.getLogger("fl")
 
+_LEAST_RANGE = 1e-4  # of utilities, as in the authors' code
+
 
 @dataclass(slots=True)
 class Record:
@@ -52,11 +54,14 @@ class Oort(EarlyRounds):
 
           ((min(U, U_clip) - U_min) / (U_max - U_min) + sqrt(0.1 ln R / R_i)) (T / t_i)^alpha,
 
-      the last factor only if its time t_i > T; R_i is the round of its last reply, and U_clip the
-      `clip` quantile of utilities.
+      the last factor only if its time t_i > T; R_i is the round of its last reply. As in the
+      authors' code U_max is the largest utility, not clipped, U_min 0.999 times the smallest, and
+      U_clip the utility at place floor(`clip` n) of n in ascending order: one client that is far
+      above the others makes their differences small beside the second term.
     - epsilon <- max(decay epsilon, least). floor(epsilon m) of m clients are explored, the others
       exploited: drawn in proportion to their scores among those with at least `cut_off` times the
-      score of the last client that fits in.
+      score of the last client that fits in (the authors' code takes the first that does not; in
+      FedScale it adds others, to ten times as many as are drawn).
     - Explored are clients that have never replied, first the `window` times as many with the
       largest (T / t)^alpha (t is known of those that were too late), then drawn in proportion to
       that.
@@ -228,10 +233,10 @@ class Oort(EarlyRounds):
         """Returns the scores of clients that have replied, shape (len(nodes),)."""
         utility = np.array([self.known[node].utility for node in nodes], dtype=np.float64)
         last = np.array([self.known[node].last_round for node in nodes], dtype=np.float64)
-        clipped = np.minimum(utility, np.quantile(utility, self.clip))
-        low, high = clipped.min(), clipped.max()
-        span = high - low
-        value = (clipped - low) / span if span > 0 else np.ones_like(clipped)
+        ascending = np.sort(utility)
+        u_clip = ascending[min(int(len(nodes) * self.clip), len(nodes) - 1)]
+        u_min, u_max = 0.999 * ascending[0], ascending[-1]
+        value = (np.minimum(utility, u_clip) - u_min) / max(u_max - u_min, _LEAST_RANGE)
         bonus = np.sqrt(0.1 * math.log(server_round) / np.maximum(last, 1))
         penalties = np.array([self.penalty(node, limit_s) for node in nodes])
         return np.asarray((value + bonus) * penalties)

@@ -79,6 +79,22 @@ class Outer:
         return Outer(list(self.theta), list(self.state), list(self.steps))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class EarlyStep:
+    """An outer step that was taken before its all-reduce had finished.
+
+    Attributes:
+        step: inner steps after which.
+        theta, state: of the fragment, before it.
+        others: what it took of the all-reduce before.
+    """
+
+    step: int
+    theta: Row
+    state: State
+    others: Vector
+
+
 @dataclass(slots=True, eq=False)
 class Worker:
     """A worker as the driver sees it.
@@ -151,6 +167,8 @@ class Run:
         cut: the fragments.
         outer: the outer parameters.
         copies: those of every worker by Flower id, in methods where they differ.
+        last: every worker's last outer step of each fragment, by (Flower id, fragment), in methods
+            that take it before its all-reduce has finished.
         workers: those that take part, by Flower id.
         reductions: by (fragment, step); finished ones until nobody needs them any more.
         version: rounds that have ended.
@@ -176,6 +194,7 @@ class Run:
         )
         self.tasks = tasks
         self.copies: dict[int, Outer] = {}
+        self.last: dict[tuple[int, int], EarlyStep] = {}
         self.workers: dict[int, Worker] = {}
         self.reductions: dict[tuple[int, int], Reduction] = {}
         self.version = 0
@@ -202,8 +221,10 @@ class Run:
 class OuterSteps(NoRounds):
     """Base of the strategies with outer steps.
 
-    Fragment p of P is reduced after the inner steps t_p + k H, k = 1, 2, ..., t_p = p H / P: a
-    fragment every H / P steps, each once in H. A round ends with fragment 0's, after k H steps, and
+    Fragment p of P is reduced after the inner steps t for which (t - t_p) mod H = 0, t_p = p H / P:
+    a fragment every H / P steps, fragment 1 being the first and fragment 0 the last of each H. So
+    the first outer gradients of fragments other than 0 are of p H / P steps, as in torchft
+    (github.com/pytorch/torchft). A round ends with fragment 0's, after k H steps, and
     `num_rounds` rounds are num_rounds H inner steps; the model that is evaluated is the outer
     parameters, whose other fragments are then up to H steps older.
 
@@ -339,8 +360,11 @@ class OuterSteps(NoRounds):
             return worker.held[p]
         return reduction.outcome
 
+    def conclude(self, run: Run) -> None:
+        """Takes in what is left when all steps are done and no all-reduce is in flight any more."""
+
     def rounds_done(self, run: Run) -> int:
-        """Returns how many rounds have ended."""
+        """Returns how many rounds have ended; the last does when nothing is in flight any more."""
         return run.finished_rounds
 
     def evaluated(self, run: Run) -> Row:
@@ -351,8 +375,8 @@ class OuterSteps(NoRounds):
 
     def sends(self, p: int, step: int, count: int) -> bool:
         """Returns whether fragment p of `count` is reduced after so many inner steps."""
-        since = step - p * self.inner_steps // count
-        return since >= self.inner_steps and since % self.inner_steps == 0
+        first = p * self.inner_steps // count or self.inner_steps
+        return step >= first and (step - first) % self.inner_steps == 0
 
     def merges(self, p: int, step: int, count: int) -> bool:
         """Returns whether workers go on from new outer parameters after so many inner steps."""
@@ -424,7 +448,12 @@ class OuterSteps(NoRounds):
         self._admit(run)
         while True:
             self._settle(run)
-            while run.version < min(self.rounds_done(run), num_rounds):
+            ended = min(self.rounds_done(run), num_rounds)
+            if ended == num_rounds and all(r.done for r in run.reductions.values()):
+                self.conclude(run)
+            else:
+                ended = min(ended, num_rounds - 1)
+            while run.version < ended:
                 run.version += 1
                 evaluate()
             if run.version == num_rounds:

@@ -31,8 +31,8 @@ class EarlyRounds(EventDriven):
 
     - N replies: those are aggregated;
     - its deadline, or the moment when no further reply can come: the replies that are there are
-      aggregated if they are at least max(1, min_fraction N), otherwise the round is abandoned and
-      leaves the model as it is.
+      aggregated if they are at least the share `min_fraction` of N, or of those selected if these
+      were fewer, and at least one; otherwise the round is abandoned and leaves the model as it is.
 
     Whoever has not answered by then is told to stop, or goes on and is discarded. What was sent to
     them, and what they send, counts. `num_rounds` counts rounds, abandoned ones included. If fewer
@@ -43,7 +43,8 @@ class EarlyRounds(EventDriven):
         over_selection: factor, at least 1.
         deadline_s: s after its beginning when a round ends at the latest; None waits for the
             messages' time to live.
-        min_fraction: share of N below which a round is abandoned, in [0, 1].
+        min_fraction: that share, in [0, 1]; by default a round needs half of the replies it waited
+            for, so that no single client makes a model.
         abort: tell clients that are too late to stop; otherwise they go on, busy until they have
             finished.
         rule: combines the clients' models, see `fl.strategies.Aggregate`; None is the mean weighted
@@ -62,7 +63,7 @@ class EarlyRounds(EventDriven):
         clients: int = 10,
         over_selection: float = 1.0,
         deadline_s: float | None = None,
-        min_fraction: float = 0.0,
+        min_fraction: float = 0.5,
         abort: bool = True,
         rule: Aggregator | None = None,
         eta: float = 1.0,
@@ -117,6 +118,7 @@ class EarlyRounds(EventDriven):
         """Prepares for the first round."""
         self.awaited: dict[str, Task[Sent]] = {}
         self.replies: list[Update] = []
+        self.selected = 0  # how many clients, in the last round
         self.round_began = math.nan  # of the open round; NaN between rounds
         self.aggregate = np.zeros_like(server.w)  # the last, for rules that continue from it
 
@@ -140,7 +142,7 @@ class EarlyRounds(EventDriven):
     def open(self, server: Server, nodes: Sequence[int]) -> None:
         """Begins a round with these clients."""
         self.awaited = {task.message_id: task for task in server.send(nodes)}
-        self.replies = []
+        self.replies, self.selected = [], len(nodes)
         self.round_began = server.now
 
     def receive(self, server: Server, update: Update) -> None:
@@ -186,7 +188,8 @@ class EarlyRounds(EventDriven):
 
     def finish(self, server: Server, replies: Sequence[Update]) -> None:
         """Makes the next version of the replies, or of nothing if they are too few."""
-        if len(replies) < max(1, math.ceil(self.min_fraction * self.clients - 1e-9)):
+        goal = min(self.clients, self.selected)
+        if len(replies) < max(1, math.ceil(self.min_fraction * goal - 1e-9)):
             self._abandon(server, replies, f"{len(replies)} replies are too few")
             return
         rows = np.stack([update.x for update in replies])

@@ -18,7 +18,7 @@ from fl.strategies.outer_optimizers import OuterOptimizer, OuterSgd
 class StreamingDiLoCo(OuterSteps):
     """DiLoCo fragment by fragment, whose all-reduces are hidden behind inner steps.
 
-    After inner step t, for fragment p with (t - t_p) mod H = 0, t > t_p:
+    After inner step t, for fragment p with (t - t_p) mod H = 0, t_p = p H / P:
 
         Delta_{m,p} = theta_p - theta_{m,p};    the all-reduce of Q(Delta_{m,p}) begins
 

@@ -131,7 +131,8 @@ def test_geometric_median_from_zero(steps):
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 def test_geometric_median_from_the_mean(steps):
-    close(GeometricMedian(iterations=steps, tolerance=0)(F5), FROM_MEAN[steps - 1])
+    rule = GeometricMedian(iterations=steps, tolerance=0, start="mean")
+    close(rule(F5), FROM_MEAN[steps - 1])
 
 
 @pytest.mark.parametrize("start", ["mean", "half", "zero"])
@@ -152,7 +153,7 @@ def test_geometric_median_of_collinear_points_is_the_middle_one():
 
 def test_a_huge_nu_makes_the_geometric_median_the_weighted_mean():
     weights = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
-    rule = GeometricMedian(nu=1e9, iterations=1, start="zero")
+    rule = GeometricMedian(nu=1e9, iterations=1, start="zero", weighted=True)
     close(rule(F5, weights=weights), weights @ F5 / 15)
 
 
@@ -168,7 +169,7 @@ def test_weiszfeld_lowers_the_smoothed_objective(seed):
         return a @ np.where(r >= nu, r, r * r / (2 * nu) + nu / 2)
 
     values = [
-        objective(GeometricMedian(nu=nu, iterations=t, tolerance=0)(x, weights=a))
+        objective(GeometricMedian(nu=nu, iterations=t, tolerance=0, weighted=True)(x, weights=a))
         for t in range(1, 8)
     ]
     assert (np.diff(values) <= 1e-12).all()

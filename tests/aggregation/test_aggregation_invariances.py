@@ -38,7 +38,7 @@ TABLE = {
     "monna": (DISTANCES, {"separable"}),
     "krum": (DISTANCES, {"separable"}),
     "multi_krum": (DISTANCES, {"separable"}),
-    "geometric_median": ({"permutation", "translation", "rotation"}, {"separable"}),
+    "geometric_median": ({"permutation", "translation", "rotation", "resilient"}, {"separable"}),
     "centered_clipping": ({"permutation", "translation", "rotation"}, {"scaling", "separable"}),
     "norm_clipping": ({"permutation", "rotation"}, {"translation", "scaling", "separable"}),
     "fltrust": ({"permutation", "rotation"}, {"translation", "scaling", "separable"}),
@@ -275,6 +275,15 @@ def test_f_far_inputs_cannot_move_the_result_far(name, dtype):
             reached.append(np.linalg.norm(call(rule, attacked, reference)))
     bounded = max(reached) < 20 * norms
     assert bounded == ("resilient" in rule.invariances)
+
+
+def test_by_default_no_minority_moves_the_geometric_median_far_whatever_it_says_of_itself():
+    x, weights = gaussian(9), np.ones(11)
+    weights[:5] = 1e9  # examples that the Byzantine clients claim to have
+    for far in (1e2, 1e6, 1e12):
+        x[:5] = far
+        assert np.linalg.norm(GeometricMedian()(x, weights=weights)) < 50
+        assert np.linalg.norm(GeometricMedian(weighted=True)(x, weights=weights)) > 0.9 * far
 
 
 @pytest.mark.parametrize("start", ["half", "zero"])

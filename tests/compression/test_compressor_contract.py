@@ -224,9 +224,9 @@ FORMULAS = {
     "fp8_e4m3": D + 4 * LAYERS,
     "fp8_e5m2": D + 4 * LAYERS,
     "e3m0": up(4 * D) + 4 * LAYERS,
-    # Rank 2 of 24 x 16 is 80 floats, 4.8 times fewer; of 3 x 60 it is 126, less than twice fewer.
-    "powersgd": 1 + 4 * (2 * (24 + 16) + 180 + VECTORS),
-    "lowrank": 1 + 4 * (2 * (24 + 16) + 180 + VECTORS),
+    # Rank 2 of 24 x 16 is 80 floats, 40 in a factor, and of 3 x 60 it is 126: both are fewer.
+    "powersgd": 1 + 4 * (2 * (24 + 16) + 2 * (3 + 60) + VECTORS),
+    "lowrank": 1 + 4 * (2 * (24 + 16) + 2 * (3 + 60) + VECTORS),
     "demo": up(32 * 9) + up(32 * 8) + 4 * (2 * 32 + VECTORS),
     "dct_topk": 4 + up(32 * 9) + up(32 * 8) + HEADER + 2 * (2 * 32 + VECTORS),
     "count_sketch": 4 * 5 * 2000,

@@ -54,7 +54,7 @@ def test_a_task_that_is_over_cannot_be_stopped_but_its_reply_is_gone():
 
 def test_reports_are_events_with_the_staleness_as_value():
     seen = []
-    grid = grid_of(fleet_of([CLIENT]), on_applied=lambda tau, metrics: seen.append((tau, metrics)))
+    grid = grid_of(fleet_of([CLIENT]), on_applied=lambda *update: seen.append(update))
     (name,) = grid.push_messages([message_to(0)])
     grid.control.applied(name, 3, {"train-loss": 1.0})
     grid.control.discarded(name, 7)
@@ -63,7 +63,15 @@ def test_reports_are_events_with_the_staleness_as_value():
         (Event.APPLIED, 0, 0, 3.0),
         (Event.DISCARDED, 0, 0, 7.0),
     ]
-    assert seen == [(3, {"train-loss": 1.0})]
+    assert seen == [(3, {"train-loss": 1.0}, False)]
+
+
+def test_the_gap_between_polls_is_another_event_than_staleness():
+    grid = grid_of(fleet_of([CLIENT]))
+    (name,) = grid.push_messages([message_to(0)])
+    grid.control.applied(name, 5, {}, polled=True)
+    assert grid.trace.staleness() is None
+    assert grid.trace.poll_gap() == {"updates": 1, "mean": 5.0, "max": 5.0}
 
 
 def test_waiting_ends_at_the_first_reply_or_at_the_time_given():

@@ -39,11 +39,11 @@ class Ran:
     grid: SimGrid
 
     def applied(self) -> list[tuple[float, int, int]]:
-        """Returns (time, client, staleness) of every update used."""
-        return [(e[0], e[2], int(e[5])) for e in self.of(Event.APPLIED)]
+        """Returns (time, client, versions since it began) of every update used."""
+        return [(e[0], e[2], int(e[5])) for e in self.of(Event.APPLIED, Event.MERGED)]
 
-    def of(self, kind: Event):
-        return [e for e in events(self.grid.trace) if e[1] is kind]
+    def of(self, *kinds: Event):
+        return [e for e in events(self.grid.trace) if e[1] in kinds]
 
 
 def record(w) -> ArrayRecord:

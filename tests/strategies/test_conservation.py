@@ -90,9 +90,9 @@ class WatchedGrid(SimGrid):
         applied, discarded, cancel = control.applied, control.discarded, control.cancel
         rejected = control.rejected
 
-        def on_applied(name, *rest):
+        def on_applied(name, *rest, **more):
             ledger.turns(name, "replied", "applied")
-            applied(name, *rest)
+            applied(name, *rest, **more)
 
         def on_discarded(name, *rest):
             ledger.turns(name, "replied", "discarded")
@@ -230,7 +230,8 @@ def check_conservation(strategy, grid):
     ends = {"applied", "discarded", "rejected", "failed", "cancelled", "in flight", "replied"}
     assert set(count) <= ends
     assert count.total() + ledger.within_a_call == grid.trace.counts[Event.DISPATCH]
-    assert count["applied"] == grid.trace.counts[Event.APPLIED]
+    used = grid.trace.counts
+    assert count["applied"] == used[Event.APPLIED] + used[Event.MERGED]
     assert count["discarded"] == grid.trace.counts[Event.DISCARDED]
     assert count["rejected"] == grid.trace.counts[Event.REJECTED]
     # A reply that was neither used nor refused must lie in a buffer of the strategy.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from islands import ADAMW, AVERAGE, DATA, PLAIN, SGD, Nesterov, crashing, references, run
+from islands import ADAMW, AVERAGE, CUT, DATA, PLAIN, SGD, Nesterov, crashing, references, run
 
 from fl.compression import Cast
 from fl.errors import ConfigError
@@ -13,12 +13,13 @@ from fl.strategies import DelayedUpdates, DiLoCo, EagerUpdates, OuterSgd, Stream
 NESTEROV = OuterSgd(0.4, 0.9)
 
 
-def phases(outer, rounds, *, workers, rule, steps, update):
+def phases(outer, rounds, *, workers, rule, steps, update, last=None):
     """Runs phases of workers with outer parameters of their own, by a formula for their updates.
 
     Args:
-        update: from the Deltas of this phase, those of the last (None in the first), and the
+        update: from the Deltas of this phase, those of the one before (None in the first), and the
             worker's number, to what it steps by.
+        last: the same for the last phase; None is as for the others.
 
     Returns:
         Outer parameters, shape (rounds + 1, M, d), and Deltas, shape (rounds, M, d).
@@ -26,7 +27,8 @@ def phases(outer, rounds, *, workers, rule, steps, update):
     trained = references(workers, rule)
     servers = [Nesterov(trained[0].w, outer) for _ in trained]
     path, deltas = [[server.theta for server in servers]], []
-    for _ in range(rounds):
+    for r in range(1, rounds + 1):
+        formula = last if last and r == rounds else update
         now = []
         for worker, server in zip(trained, servers, strict=True):
             worker.w = server.theta
@@ -34,7 +36,7 @@ def phases(outer, rounds, *, workers, rule, steps, update):
             now.append(server.theta - worker.w)
         before = deltas[-1] if deltas else None
         for m, server in enumerate(servers):
-            server.step(update(now, before, m))
+            server.step(formula(now, before, m))
         deltas.append(now)
         path.append([server.theta for server in servers])
     return np.array(path), np.array(deltas)
@@ -45,13 +47,18 @@ def eager(now, before, m):
     return (now[m] + others) / len(now)
 
 
+def outstanding(now, before, m):
+    others = sum(before[k] for k in range(len(now)) if k != m) if before is not None else 0.0
+    return np.mean(now, axis=0) + others / len(now)
+
+
 def delayed(now, before, m):
     return np.zeros_like(now[0]) if before is None else np.mean(before, axis=0)
 
 
 def test_eager_updates_are_the_papers_formula():
     got = run(EagerUpdates(inner_steps=3, optimizer=NESTEROV), 4, workers=3, rule=ADAMW)
-    path, _ = phases(NESTEROV, 4, workers=3, rule=ADAMW, steps=3, update=eager)
+    path, _ = phases(NESTEROV, 4, workers=3, rule=ADAMW, steps=3, update=eager, last=outstanding)
     np.testing.assert_allclose(got.rows, path.mean(axis=1), atol=3e-5)
     assert np.abs(got.rows[-1] - got.rows[0]).max() > 0.05
 
@@ -97,18 +104,45 @@ def watched(optimizer, rounds, **more):
 
 
 @pytest.mark.parametrize("quantiser", [None, Cast("e3m0")], ids=["fp32", "e3m0"])
-def test_with_outer_sgd_workers_differ_by_their_last_delta_alone(quantiser):
+def test_with_outer_sgd_workers_differ_by_their_last_delta_alone_and_in_the_end_not(quantiser):
     first, copies, deltas = watched(PLAIN, 5, quantiser=quantiser)
     means = deltas.mean(axis=1)
-    for r in range(5):
+    for r in range(4):
         shared = first - 0.5 * means[:r].sum(axis=0)
         np.testing.assert_allclose(copies[r], shared - 0.5 / 3 * deltas[r], atol=5e-6)
+    assert np.abs(copies[3] - copies[3].mean(axis=0)).max() > 1e-4
+    # Every Delta is in the final model of every worker, once.
+    np.testing.assert_allclose(copies[4], [first - 0.5 * means.sum(axis=0)] * 3, atol=5e-6)
+
+
+def test_the_last_delta_of_every_fragment_is_in_the_final_model():
+    class Noting(EagerUpdates):
+        def reduced(self, run, reduction):
+            self.total[reduction.fragment] += reduction.mean()
+
+        def evaluated(self, run):
+            self.final = [outer.theta for outer in run.copies.values()] or self.final
+            return super().evaluated(run)
+
+    strategy = Noting(inner_steps=6, optimizer=PLAIN, fragments=3)
+    strategy.total, strategy.final = [0.0, 0.0, 0.0], []
+    got = run(strategy, 3, workers=3, batch_size=16)
+    first = CUT.take(got.rows[0], 0), CUT.take(got.rows[0], 1), CUT.take(got.rows[0], 2)
+    for copy in strategy.final:
+        for theta, before, total in zip(copy, first, strategy.total, strict=True):
+            np.testing.assert_allclose(theta, before - 0.5 * total, atol=5e-6)
+
+
+def test_in_one_round_there_is_nothing_to_be_eager_about_and_it_is_diloco():
+    a, b = (run(k(inner_steps=3, optimizer=NESTEROV), 1, workers=3) for k in (EagerUpdates, DiLoCo))
+    np.testing.assert_allclose(a.rows, b.rows, atol=1e-6)
+    assert a.times == b.times
 
 
 def test_the_mean_of_the_workers_steps_has_a_share_of_1_m_of_the_newest():
     _, copies, deltas = watched(AVERAGE, 4)
     means = deltas.mean(axis=1)
-    for r in range(1, 4):
+    for r in range(1, 3):
         moved = (copies[r - 1] - copies[r]).mean(axis=0)
         np.testing.assert_allclose(moved, means[r] / 3 + (1 - 1 / 3) * means[r - 1], atol=1e-6)
 
@@ -125,7 +159,7 @@ def test_of_identical_workers_eager_updates_lag_by_the_share_of_the_others():
     # Delta~ = Delta^r / M + (1 - 1/M) Delta^(r-1) for all, so the workers stay identical.
     strategy = Watched(inner_steps=2, optimizer=AVERAGE)
     strategy.copies, strategy.deltas = [], []
-    run(strategy, 3, workers=2, data=DATA[1], batching="off")
+    run(strategy, 4, workers=2, data=DATA[1], batching="off")
     copies, deltas = np.array(strategy.copies), np.array(strategy.deltas)
     np.testing.assert_array_equal(copies[:, 0], copies[:, 1])
     moved = copies[1, 0] - copies[2, 0]

@@ -59,7 +59,7 @@ def run(seconds_per_step, rounds, change=None, timeout=1e6, factor=None, **argum
     contributors = []
     applied = grid.control.applied
 
-    def on_applied(name, staleness, metrics):
+    def on_applied(name, staleness, metrics, **_):
         contributors.append((int(name.split(".")[0]), staleness))
         applied(name, staleness, metrics)
 

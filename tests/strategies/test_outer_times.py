@@ -69,8 +69,8 @@ def test_streaming_waits_for_what_of_an_all_reduce_its_overlap_does_not_hide(bps
     for step in range(1, h * rounds + 1):
         now += 1.0
         for p in range(3):
-            due = step - 2 * p
-            if due >= h and due % h == 0:
+            due = step - (2 * p or h)
+            if due >= 0 and due % h == 0:
                 # The ring takes one payload at a time.
                 busy_until = max(now, busy_until) + ring_s(CUT.shapes[p].size, bps)
                 finish[p] = busy_until
@@ -86,8 +86,8 @@ def test_streaming_waits_for_what_of_an_all_reduce_its_overlap_does_not_hide(bps
 
 
 def due_to_merge(step, p, h, tau):
-    due = step - tau - 2 * p
-    return due >= h and due % h == 0
+    due = step - tau - (2 * p or h)
+    return due >= 0 and due % h == 0
 
 
 @pytest.mark.parametrize("kind", [EagerUpdates, DelayedUpdates])
@@ -100,11 +100,8 @@ def test_nobody_waits_while_an_all_reduce_fits_into_a_phase(kind, ring):
     ends = sorted({row["time_s"] for row in of(got.run.trace, Event.COMPUTE_END)})
     waited = max(0.0, ring - 4.0)  # in every phase but the first two, for the one before
     assert ends == pytest.approx([4.0, 8.0, 12.0 + waited, 16.0 + 2 * waited])
-    if kind is EagerUpdates:
-        last = max(16.0 + 2 * waited, 4.0 + 3 * ring)
-        assert got.times[-1] == pytest.approx(last)
-    else:  # its last outer step is that of the last phase's all-reduce
-        assert got.times[-1] == pytest.approx(max(16.0 + 2 * waited, 4.0 + 3 * ring) + ring)
+    # The last outer step has the last phase's all-reduce in it.
+    assert got.times[-1] == pytest.approx(max(16.0 + 2 * waited, 4.0 + 3 * ring) + ring)
 
 
 def test_a_quantised_all_reduce_takes_as_long_as_its_bytes():
@@ -129,6 +126,6 @@ def test_no_data_or_step_is_lost_in_the_hand_over():
     assert app.local_steps == 1
     got = run(strategy, 2, batch_size=32)
     seconds = [r["value"] for r in of(got.run.trace, Event.COMPUTE_START) if r["client"] == 0]
-    # 12 steps in all, in segments from 0 to 6, 7, 8, 9, 10, 11 and 12, of 1e9 FLOP/s.
+    # 12 steps in all, in segments from 0 to 2, 3, ... and 12, of 1e9 FLOP/s.
     step_s = STEP_FLOPS / 1e9
-    assert [s / step_s for s in seconds] == pytest.approx([6, 1, 1, 1, 1, 1, 1])
+    assert [s / step_s for s in seconds] == pytest.approx([2, *[1] * 10])

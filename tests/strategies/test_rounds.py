@@ -111,6 +111,22 @@ def test_at_the_deadline_a_minimum_decides_whether_the_round_counts(fraction, ap
     assert (models[2] == models[0]).all() == (not applied)
 
 
+@pytest.mark.parametrize(("answering", "applied"), [(5, 5), (4, 0), (1, 0)])
+def test_by_default_a_round_needs_half_of_its_replies(answering, applied):
+    strategy = OverSelection(deadline_s=2.0)
+    seconds = [1.0] * answering + [9.0] * (10 - answering)
+    _, trace, _, _ = run(strategy, seconds)
+    assert len(clients(trace, Event.APPLIED)) == applied
+
+
+@pytest.mark.parametrize(("fleet", "answering"), [(1, 1), (4, 2), (5, 3)])
+def test_a_fleet_smaller_than_a_round_needs_half_of_what_it_has(fleet, answering):
+    for few, applied in ((answering, answering), (answering - 1, 0)):
+        seconds = [1.0] * few + [9.0] * (fleet - few)
+        _, trace, _, _ = run(OverSelection(deadline_s=2.0), seconds)
+        assert len(clients(trace, Event.APPLIED)) == applied
+
+
 def test_a_round_ends_when_everybody_left_has_failed():
     class Two(Faults):
         def draw(self, seed, client, dispatch):
@@ -198,18 +214,21 @@ def oort(records, **arguments):
     return strategy
 
 
-def test_scores_are_those_of_the_paper():
+def test_scores_are_those_of_the_authors_code():
     records = {1: Record(10.0, 1.0, 4, 1), 2: Record(30.0, 8.0, 9, 1), 3: Record(20.0, 2.0, 1, 1)}
     scores = oort(records, clip=1.0).scores([1, 2, 3], 10, 4.0)
     bonus = [math.sqrt(0.1 * math.log(10) / last) for last in (4, 9, 1)]
-    # utilities scaled to [0, 1]; client 2 needs twice the preferred time, and alpha is 2
-    np.testing.assert_allclose(scores, [0 + bonus[0], (1 + bonus[1]) / 4, 0.5 + bonus[2]])
+    # From 0.999 of the smallest utility to the largest: 9.99 to 30. Client 2 needs twice the
+    # preferred time, and alpha is 2.
+    expected = [0.01 / 20.01 + bonus[0], (1 + bonus[1]) / 4, 10.01 / 20.01 + bonus[2]]
+    np.testing.assert_allclose(scores, expected)
 
 
-def test_utilities_beyond_their_quantile_are_clipped():
-    records = {i: Record(float(u), 1.0, 9, 1) for i, u in enumerate([0, 1, 2, 3, 100])}
+def test_utilities_are_clipped_but_divided_by_the_range_of_what_they_were():
+    records = {i: Record(float(u), 1.0, 9, 1) for i, u in enumerate([10, 11, 12, 13, 110])}
     scores = oort(records, clip=0.75).scores(range(5), 1, math.inf)
-    np.testing.assert_allclose(scores, [0, 1 / 3, 2 / 3, 1, 1])  # ln 1 = 0: no bonus
+    # Of five in ascending order, the one at place floor(0.75 * 5) is 13; ln 1 = 0: no bonus.
+    np.testing.assert_allclose(scores, np.array([0.01, 1.01, 2.01, 3.01, 3.01]) / 100.01)
 
 
 def test_the_preferred_time_is_a_percentile_of_the_known_times():

@@ -80,14 +80,14 @@ def test_every_parameter_is_in_one_fragment(count, pattern):
 # ---- the schedule --------------------------------------------------------------------------------
 
 
-def test_of_two_fragments_one_is_due_at_100_200_and_the_other_at_150_250():
+def test_of_two_fragments_one_is_due_at_100_200_and_the_other_at_50_150_250():
     strategy = StreamingDiLoCo(inner_steps=100, fragments=2, overlap=1)
     due = [[t for t in range(401) if strategy.sends(p, t, 2)] for p in range(2)]
-    assert due == [[100, 200, 300, 400], [150, 250, 350]]
+    assert due == [[100, 200, 300, 400], [50, 150, 250, 350]]
     merged = [[t for t in range(401) if strategy.merges(p, t, 2)] for p in range(2)]
-    assert merged == [[101, 201, 301], [151, 251, 351]]
-    assert [strategy.next_stop(t, 2, 400) for t in (0, 100, 101, 150, 399)] == [
-        100, 101, 150, 151, 400,
+    assert merged == [[101, 201, 301], [51, 151, 251, 351]]
+    assert [strategy.next_stop(t, 2, 400) for t in (0, 50, 51, 100, 101, 150, 399)] == [
+        50, 51, 100, 101, 150, 151, 400,
     ]  # fmt: skip
 
 
@@ -95,11 +95,20 @@ def test_of_two_fragments_one_is_due_at_100_200_and_the_other_at_150_250():
 def test_every_fragment_is_due_once_in_every_h_steps(inner_steps, count):
     strategy = StreamingDiLoCo(inner_steps=inner_steps, fragments=count, overlap=0)
     for p in range(count):
-        due = [strategy.sends(p, t, count) for t in range(2 * inner_steps, 9 * inner_steps)]
+        due = [strategy.sends(p, t, count) for t in range(1, 9 * inner_steps)]
         windows = np.lib.stride_tricks.sliding_window_view(due, inner_steps)
         assert set(windows.sum(axis=1)) == {1}
     steps = [sum(strategy.sends(p, t, count) for p in range(count)) for t in range(99)]
     assert max(steps) == 1  # never two at once
+
+
+def test_fragments_are_due_when_torchfts_are():
+    # torchft counts local steps from the last sync; at every H / P it syncs the next fragment.
+    h, count = 12, 4
+    strategy = StreamingDiLoCo(inner_steps=h, fragments=count, overlap=0)
+    expected = {(k + 1) * h // count: k % count for k in range(5 * count)}
+    found = {t: p for t in range(5 * h + 1) for p in range(count) if strategy.sends(p, t, count)}
+    assert {t: (p - 1) % count for t, p in found.items()} == expected  # ours begins with 1
 
 
 # ---- equalities ----------------------------------------------------------------------------------
@@ -132,12 +141,12 @@ def test_it_is_algorithm_2_with_torchs_optimizers():
         for worker in workers:
             worker.train(1)
         for p, server in enumerate(servers):
-            due = t - p * h // 3
-            if due >= h and due % h == 0:
+            due = t - (p * h // 3 or h)
+            if due >= 0 and due % h == 0:
                 in_flight[p] = np.mean(
                     [server.theta - CUT.take(worker.w, p) for worker in workers], axis=0
                 )
-            if due - tau >= h and (due - tau) % h == 0:
+            if due - tau >= 0 and (due - tau) % h == 0:
                 server.step(in_flight.pop(p))
                 for worker in workers:
                     w = worker.w
@@ -196,9 +205,9 @@ def sent(run_of, workers):
 def test_an_all_reduce_carries_what_was_encoded_of_a_fragment(quantiser, entry_bits, per_tensor):
     strategy = StreamingDiLoCo(inner_steps=3, fragments=3, overlap=1, quantiser=quantiser)
     got = run(strategy, 3, workers=2)
-    # Fragment 0 after 3, 6 and 9 steps, the others a step or two later; a ring of two sends all of
+    # Fragment 0 after 3, 6 and 9 steps, the others a step or two before; a ring of two sends all of
     # a payload: half to the other, then the other half.
-    order = [0, 1, 2, 0, 1, 2, 0]
+    order = [1, 2, 0, 1, 2, 0, 1, 2, 0]
     header = 0 if quantiser is None else 6
     expected = [
         header + per_tensor * len(CUT.shapes[p].shapes) + -(-CUT.shapes[p].size * entry_bits // 8)

@@ -1,0 +1,71 @@
+"""What a member of one group has chosen in others, and how the user is told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from importlib.resources import files
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+log = logging.getLogger("fl")
+
+_OVERRIDE = "override /"
+
+
+def announce() -> None:
+    """Prints and logs, one line for each member, what chosen members have set in other groups.
+
+    Without a Hydra job there is nothing to tell.
+    """
+    if not HydraConfig.initialized():
+        return
+    job = HydraConfig.get()
+    asked = {override.lstrip("+~").split("=")[0] for override in job.overrides.task}
+    for line in implied(job.runtime.choices, asked):
+        log.info(line)
+        print(f"fl: {line}", flush=True)
+
+
+def implied(choices: Mapping[str, str | None], asked: Collection[str]) -> list[str]:
+    """Returns lines such as "strategy=fedasync sets client=proximal".
+
+    Args:
+        choices: the chosen member of each group.
+        asked: groups whose member the user has chosen; of these nothing is said.
+    """
+    defaults = dict(_overridden("", "config"))
+    lines = []
+    for group, member in choices.items():
+        if member is None or "@" in group:
+            continue
+        found = [
+            f"{other}={chosen}"
+            for other, chosen in dict(_overridden(group, member)).items()
+            if choices.get(other) == chosen != defaults.get(other) and other not in asked
+        ]
+        if found and group != "experiment":  # which is there to choose
+            lines.append(f"{group}={member} sets {', '.join(found)}")
+    return lines
+
+
+def _overridden(group: str, member: str) -> Iterator[tuple[str, str | None]]:
+    """Yields the groups, with their members, that a member's list of defaults chooses outside it.
+
+    For the root configuration, which has no group, these are the defaults of all groups.
+    """
+    path = files("fl").joinpath("conf", *group.split("/"), f"{member}.yaml")
+    if not path.is_file():  # of a folder of the user's own
+        return
+    content: Any = OmegaConf.to_container(OmegaConf.create(path.read_text("utf-8")))
+    for entry in content.get("defaults", []):
+        if isinstance(entry, str):
+            if entry != "_self_":
+                yield from _overridden(group, entry)
+            continue
+        for key, chosen in entry.items():
+            other, _, _ = key.removeprefix(_OVERRIDE).partition("@")
+            if not group or key.startswith(_OVERRIDE):
+                yield other, chosen

@@ -1,0 +1,177 @@
+"""What strategies do at their defaults, so that a sweep over them compares like with like.
+
+The table of docs/methods.md is made of what the strategies really send: `python
+tests/test_comparable.py` prints it anew.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf
+
+import fl
+from fl import simulate
+from fl.execution.executor import Assignment, Executor, Outcome
+from fl.experiment import app_of, build, serve
+from fl.strategies import FedCompass, TiFL
+from fl.strategies.contacts import Contacts
+
+CONF = Path(fl.__file__).parent / "conf"
+PAGE = CONF.parents[1] / "docs" / "methods.md"
+STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("[!_]*.yaml"))
+HEADER = (
+    "| strategy | client and its rate | local work of a task | clients at once | server |\n"
+    "|---|---|---|---|---|\n"
+)
+
+# Names of what a server's step is multiplied with, as the members of the group have them.
+RATES = ("eta", "alpha", "gamma", "lr", "beta", "momentum", "scale", "server_learning_rate")
+RATES += ("server_momentum",)
+
+# 100 clients have 14 or 15 examples each: four steps of 4 are an epoch.
+SETTING = [
+    "executor=serial",
+    "fleet=uniform",
+    "partition=iid",
+    "model=logistic",
+    "progress=false",
+    "target=null",
+    "num_rounds=1",
+]
+
+
+class Asked(Exception):
+    """The strategy has sent what it sends first, and would now get answers."""
+
+
+class NobodyAnswers(Executor):
+    """Ends the run when the first answer is awaited."""
+
+    def start(self, app: Any, run: Any) -> None:
+        pass
+
+    def submit(self, wave: Any) -> None:
+        pass
+
+    def result(self, assignment: Assignment) -> Outcome:
+        raise Asked
+
+    def discard(self, assignment: Assignment) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_module("fl.conf", version_base=None):
+        return compose("config", [*SETTING, *overrides], return_hydra_config=True)
+
+
+def config_of(name: str) -> DictConfig:
+    config = composed(f"strategy={name}")
+    for part in config.tasks.values() if config.get("tasks") else [config]:
+        part.client.batch_size, part.client.batching = 4, "off"
+    return config
+
+
+def first_tasks(config: DictConfig) -> tuple[Any, Any, list[tuple[Any, int]]]:
+    """Returns strategy, app, and content and partition of the tasks that are sent first."""
+    experiment = build(config)
+    strategy, app = experiment.strategy, app_of(experiment)
+    if isinstance(strategy, TiFL):
+        strategy.profiling_rounds = 0
+    sent: list[tuple[Any, int]] = []
+    plan = app.plan
+
+    def noting(content: Any, message_type: str, partition: int, seconds_per_flop: float) -> Any:
+        if message_type == "train":
+            sent.append((content, partition))
+        return plan(content, message_type, partition, seconds_per_flop)
+
+    app.plan = noting  # type: ignore[method-assign]
+    with pytest.raises(Asked):
+        simulate(
+            lambda grid, _, recorder: serve(experiment, config, grid, recorder),
+            app,
+            experiment.fleet,
+            executor=NobodyAnswers(),
+            progress=False,
+        )
+    app.plan = plan  # type: ignore[method-assign]
+    return strategy, app, sent
+
+
+def local_work(app: Any, content: Any, partition: int) -> str:
+    """Returns how much a message asks for, by comparison with messages that say how much."""
+
+    def flops(**limits: int) -> float:
+        config = dict(content.get("config", {}))
+        if limits:
+            config.pop("local-steps", None)
+            config.pop("local-epochs", None)
+        config.pop("elapsed-s", None)
+        config.update({name.replace("_", "-"): limit for name, limit in limits.items()})
+        return float(app.plan({**content, "config": config}, "train", partition, 1e-12).flops)
+
+    asked = flops()
+    if asked == flops(local_epochs=1):
+        return "1 epoch"
+    steps = next((k for k in range(1, 200) if flops(local_steps=k) == asked), None)
+    return "1 step" if steps == 1 else f"{steps} steps"
+
+
+def row(name: str) -> str:
+    """Returns the table's row of a strategy."""
+    config = config_of(name)
+    strategy, app, sent = first_tasks(config)
+    (work,) = {local_work(app, content, partition) for content, partition in sent}
+    if isinstance(strategy, FedCompass):  # the first task of all clients is the longest
+        assert work == f"{strategy.max_steps} steps"
+        work = f"{strategy.min_steps} to {work}"
+    client = config.hydra.runtime.choices.client
+    rule = (next(iter(config.tasks.values())) if config.get("tasks") else config).client.rule
+    if "rho" in rule:
+        work += ", 2 gradients a step"
+    at_once = "all" if len(sent) == 100 else str(len(sent))
+    if isinstance(strategy, Contacts):
+        at_once = f"all, {at_once} polled"
+    settings: Any = OmegaConf.to_container(config.strategy, resolve=True)
+    for key in ("optimizer", "rule"):  # of outer steps, of replicas
+        if isinstance(settings.get(key), dict) and "lr" in settings[key]:
+            settings.update(settings[key])
+    rates = ", ".join(
+        f"{key} {'1 / C' if settings[key] is None else f'{settings[key]:g}'}"
+        for key in RATES
+        if key in settings and not isinstance(settings[key], str)
+    )
+    rate = f"`{client}`, {rule.lr:g}" if "lr" in rule else f"`{client}`"
+    return f"| `{name}` | {rate} | {work} | {at_once} | {rates} |"
+
+
+def on_page() -> list[str]:
+    """Returns the table's rows as they are on the page."""
+    page = PAGE.read_text("utf-8")
+    return page[page.index(HEADER) + len(HEADER) :].partition("\n\n")[0].splitlines()
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_methods_page_says_what_a_strategy_does_at_its_defaults(name):
+    assert row(name) in on_page()
+
+
+def test_no_strategy_does_more_local_work_than_others_but_where_that_is_the_method():
+    rows = {line.split("`")[1]: line for line in on_page()}
+    works = {name: line.split(" | ")[2].split(",")[0] for name, line in rows.items()}
+    inner = {"delayed_updates", "diloco", "eager_updates", "local_sgd", "streaming_diloco"}
+    unlike = {name for name, work in works.items() if work not in ("1 epoch", "1 step")}
+    assert unlike == inner | {"fedcompass"}
+    assert works["fedcompass"] == "1 to 5 steps"  # 4 are an epoch
+
+
+if __name__ == "__main__":
+    print(HEADER + "\n".join(row(name) for name in STRATEGIES))
