@@ -19,6 +19,7 @@ from flwr.serverapp import ServerApp
 from fl.configuration import kind_of
 from fl.errors import ConfigError
 from fl.execution import AppSource
+from fl.randomness import SEED_KEY
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ class FlowerApp:
         """
         flat = _flatten(overrides)
         for key, value in flat.items():
+            if key == SEED_KEY:
+                raise ConfigError(
+                    f"run_config.{key} is {value!r}, but it shows the run's own seed: give "
+                    f"seed={value} instead"
+                )
             if key not in self.config:
                 near = get_close_matches(key, self.config, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""

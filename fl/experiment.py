@@ -36,6 +36,7 @@ from fl.metrics.table import results
 from fl.metrics.target import final_value
 from fl.models import build as build_model
 from fl.models import drop_weights, evaluate, global_objective
+from fl.randomness import SEED_KEY
 from fl.recorder import Recorder
 from fl.recovery import Recovery, Start, source_sha256, unrepeatable
 from fl.recovery.command import command_of_job
@@ -662,7 +663,7 @@ def train_centrally(experiment: Learning, epochs: int, seed: int) -> Mapping[str
     )
     message.metadata.__dict__["_message_id"] = "central"
     node_config: Any = {"partition-id": 0, "num-partitions": 1}
-    context = Context(RUN_ID, 0, node_config, RecordDict(), {"seed": seed})
+    context = Context(RUN_ID, 0, node_config, RecordDict(), {SEED_KEY: seed})
     with limit_threads(1):
         reply = app(message, context)
     metrics: Any = central_evaluation(experiment)(1, reply.content.array_records["arrays"])

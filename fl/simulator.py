@@ -22,7 +22,7 @@ from fl.execution.garbage import quick_garbage_collection
 from fl.execution.threads import limit_blas, limit_threads
 from fl.metrics import Progress, Run, RunWriter, Target
 from fl.metrics.run_writer import Status, config_digest, installed, plain
-from fl.randomness import global_generators
+from fl.randomness import SEED_KEY, global_generators
 from fl.recorder import Recorder
 from fl.recovery import Recovery
 from fl.simulation.fleet import Fleet
@@ -83,7 +83,7 @@ def simulate(
         client_app: Flower's ClientApp, or a function that makes one in each worker process.
         fleet: the clients' devices, links, availability and faults.
         seed: root of every random draw of the run. A fleet has a seed of its own.
-        run_config: what `context.run_config` shows to both apps; "seed" is added.
+        run_config: what `context.run_config` shows to both apps; "fl.seed" is added.
         num_partitions: number of data partitions; client i holds partition i modulo this. Default:
             one per client.
         executor: where clients run.
@@ -110,7 +110,9 @@ def simulate(
     partitions = len(fleet) if num_partitions is None else num_partitions
     if not partitions >= 1:
         raise ConfigError(f"num_partitions is {partitions}; it must be at least 1")
-    settings = {**(run_config or {}), "seed": seed}
+    epoch = epoch_of(date)
+    charge = Charge() if charge is None else charge
+    settings = {**(run_config or {}), SEED_KEY: seed}
     stored = config if config is not None else {"run_config": settings, "fleet": fleet.name}
     recovery = Recovery.none() if recovery is None else recovery
     place = None if directory is None else Path(directory)

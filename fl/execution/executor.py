@@ -27,7 +27,7 @@ from fl.clients.planned import PlannedApp
 from fl.errors import ConfigError
 from fl.params import content_of
 from fl.payload import snapshot
-from fl.randomness import global_generators
+from fl.randomness import SEED_KEY, global_generators
 from fl.simulation.identity import RUN_ID, assume_identity, message_id, node_id
 from fl.simulation.virtual_sleep import answering
 
@@ -41,7 +41,9 @@ class RunInfo:
     Attributes:
         seed: root seed.
         num_partitions: number of data partitions; client i holds partition i modulo this.
-        run_config: what Flower's `Context.run_config` shows, `seed` included.
+        run_config: what Flower's `Context.run_config` shows, `SEED_KEY` included.
+        epoch: the date at virtual time 0, s since 1970.
+        host_time: clients' clocks go on with the host's time, as measured durations do.
     """
 
     seed: int
@@ -238,7 +240,7 @@ class Worker:
                 orders[member.payload],
                 message_id(member.client, member.dispatch),
                 member.client % self.run.num_partitions,
-                self.run.run_config.get("seed"),
+                self.run.run_config.get(SEED_KEY),
                 read_memory(member.state),
                 member.work,
             )

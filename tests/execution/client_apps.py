@@ -16,8 +16,9 @@ from flwr.clientapp import ClientApp
 
 from fl.execution.executor import Assignment, Payload, RunInfo
 from fl.payload import payload_bytes
+from fl.randomness import SEED_KEY
 
-RUN = RunInfo(seed=0, num_partitions=10, run_config={"seed": 0})
+RUN = RunInfo(seed=0, num_partitions=10, run_config={SEED_KEY: 0})
 
 
 def payload(what: str = "", values: int = 3) -> Payload:
