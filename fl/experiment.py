@@ -43,7 +43,8 @@ from fl.recovery.command import command_of_job
 from fl.simulation.clock import Clock, clock_of
 from fl.simulation.fleet import Fleet
 from fl.simulation.identity import RUN_ID, assume_identity
-from fl.simulator import SimulatedRun, simulate
+from fl.simulation.virtual_time import TaskClock, answering, virtual_time
+from fl.simulator import SimulatedRun, epoch_of, simulate
 from fl.strategies import (
     Aggregate,
     NodeModels,
@@ -318,8 +319,10 @@ def _run_app(config: DictConfig, resume: bool) -> SimulatedRun:
         obstacle=unrepeatable(server_files),
         resume=resume,
     )
+    with virtual_time(), answering(TaskClock(), epoch_of(config.date)):
+        server = app.server()  # its modules may look at a clock when they are imported
     run = simulate(
-        app.server(),
+        server,
         app.client(),
         make(config, "fleet"),
         run_config=app.run_config(overrides),
@@ -356,6 +359,7 @@ def _common(config: DictConfig) -> dict[str, Any]:
         "views": config.views,
         "progress": config.progress and side_by_side() == 1,  # displays would mix
         "fail_fast": config.fail_fast,
+        "date": config.date,
         "config": resolved,
     }
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from flwr.app import ArrayRecord, Context, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid, ServerApp
 
@@ -30,7 +34,7 @@ from fl.simulation.grid import SimGrid
 from fl.simulation.identity import RUN_ID
 from fl.simulation.legacy import concurrent_rounds
 from fl.simulation.trace import Trace
-from fl.simulation.virtual_sleep import virtual_sleep, whole_time
+from fl.simulation.virtual_time import EPOCH, host_date, virtual_time
 from fl.simulation.work import Charge, Plan, Planner
 
 log = logging.getLogger("fl")
@@ -70,6 +74,7 @@ def simulate(
     config: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
     recovery: Recovery | None = None,
+    date: str | None = None,
 ) -> SimulatedRun:
     """Runs an app to its end, with real training and simulated time.
 
@@ -98,6 +103,8 @@ def simulate(
         extra: more facts for the summary; "data_sha256" must not change before a run is resumed.
         recovery: keeps a journal in the directory, from which the run can be resumed after its
             process was killed; None keeps none.
+        date: what the apps' clocks show at virtual time 0, in ISO 8601, UTC if it names no zone;
+            "now" is the host's, by which no two runs are alike. None is 2025-01-01.
 
     Raises:
         ConfigError: something in the arguments cannot be.
@@ -128,10 +135,13 @@ def simulate(
         report: dict[str, Any] = {}
         batching: dict[str, Any] = {}
         try:
-            run = RunInfo(seed, partitions, settings)
-            with display, virtual_sleep(), quick_garbage_collection(), limit_blas(1):
-                planner = _planner(client_app, fleet, partitions)
-                batching = _choose_batching(client_app, recovery)
+            with display, virtual_time(), quick_garbage_collection(), limit_blas(1):
+                if date == "now":
+                    epoch = recovery.remember("clock", [], host_date)
+                run = RunInfo(seed, partitions, settings, epoch, host_time=charge.measured > 0)
+                app = load_app(client_app, epoch)
+                planner = _planner(app, fleet, partitions)
+                batching = _choose_batching(app, recovery, shared=app is client_app)
                 executor = recovery.executor(executor)
                 try:
                     executor.start(client_app, run)
@@ -145,14 +155,14 @@ def simulate(
                         on_progress=recorder.on_progress,
                         on_applied=recorder.on_applied,
                         fail_fast=fail_fast,
+                        epoch=epoch,
                     )
                     recorder.attach(grid)
                     # A copy of the settings: what the ServerApp changes, clients do not see.
                     context = Context(RUN_ID, SUPERLINK_NODE_ID, {}, RecordDict(), dict(settings))
-                    origin = recovery.remember("clock", [], whole_time)
                     with (
                         global_generators(seed, "server"),
-                        grid.answering(origin),
+                        grid.answering(None if date == "now" else cache(_tell_date)),
                         concurrent_rounds(grid),
                         recorder.observing_strategies(),
                     ):
@@ -180,18 +190,46 @@ def simulate(
         return SimulatedRun(writer.directory, summary, writer.history, trace, recorder.final_arrays)
 
 
+def epoch_of(date: str | None) -> int:
+    """Returns a date in whole s since 1970.
+
+    Args:
+        date: in ISO 8601, or "now" for the host's; None is 2025-01-01.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if date is None:
+        return EPOCH
+    if date == "now":
+        return host_date()
+    try:
+        moment = datetime.fromisoformat(date)
+        return math.floor(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp())
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"date is {date!r}; it must be a date such as 2025-01-01 or 2025-01-01T12:00:00, or now"
+        ) from error
+
+
+def _tell_date() -> None:
+    log.warning(
+        "the ServerApp asks for the date, which begins with `date` in every run: if it names files "
+        "by it, they replace those of an earlier run; date=now gives it the host's"
+    )
+
+
 def _identity(config: Mapping[str, Any], seed: int, extra: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what must not change before a run is resumed."""
     facts = {"configuration": config_digest(config), "seed": seed}
     return {**facts, **installed(), "data": plain(extra.get("data_sha256"))}
 
 
-def _choose_batching(source: AppSource, recovery: Recovery) -> dict[str, Any]:
+def _choose_batching(app: ClientApp, recovery: Recovery, *, shared: bool) -> dict[str, Any]:
     """Returns what the summary says on batching, after the choice was made for all processes."""
-    app = load_app(source)
     if not isinstance(app, TrainingApp):
         return {}
-    if app is not source and app.batching == "measured":
+    if not shared and app.batching == "measured":
         raise ConfigError(
             "batching is 'measured', but every worker process makes its own ClientApp, and two "
             "could choose differently: pass the app itself, or choose 'on' or 'off'"
@@ -202,9 +240,8 @@ def _choose_batching(source: AppSource, recovery: Recovery) -> dict[str, Any]:
     return {"batching": Choice(**choice).summary()}
 
 
-def _planner(source: AppSource, fleet: Fleet, num_partitions: int) -> Planner | None:
+def _planner(app: ClientApp, fleet: Fleet, num_partitions: int) -> Planner | None:
     """Returns the planner of our own ClientApp, after checking that its work fits the devices."""
-    app = load_app(source)
     if not isinstance(app, PlannedApp):
         return None
     fleet.check_memory(app.memory_bytes())

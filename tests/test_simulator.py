@@ -8,6 +8,8 @@ import hashlib
 import json
 import random
 import time
+import timeit
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -335,10 +337,108 @@ def test_both_apps_see_the_run_config_and_nobody_sees_the_others_changes() -> No
         context.run_config["lr"] = 99.0
         grid.send_and_receive([Message(RecordDict(), node, "train") for node in (2, 3)])
 
-    config = {"lr": 0.1}
+    config = {"lr": 0.1, "seed": 99}  # the app's own seed is the app's
     run(main, make, run_config=config, seed=4)
-    assert seen == [{"lr": 0.1, "seed": 4}] * 3
-    assert config == {"lr": 0.1}
+    assert seen == [{"lr": 0.1, "seed": 99, "fl.seed": 4}] * 3
+    assert config == {"lr": 0.1, "seed": 99}
+
+
+def clockwork() -> tuple[ServerApp, ClientApp]:
+    """Two apps that do nothing without looking at some clock."""
+    client, server = ClientApp(), ServerApp()
+
+    @client.train()
+    def train(message: Message, context: Context) -> Message:
+        began, measured = datetime.now(), time.perf_counter()
+        random.seed(str(datetime.now()))
+        time.sleep(began.microsecond / 1e6 + datetime.now(UTC).second + time.time_ns() % 7)
+        age = time.time() - message.metadata.created_at
+        step = random.random() + (datetime.utcnow().timestamp() % 5)
+        metrics = MetricRecord(
+            {
+                "num-examples": 1 + int(time.monotonic()) % 3,
+                "took": time.perf_counter() - measured,
+                "rate": 1.0 / (time.process_time_ns() - int(1e9 * measured)),
+                "age": age,
+                "day": float(date.today().day),
+                "clock": float(timeit.default_timer()),
+            }
+        )
+        arrays = ArrayRecord({"w": Array(message.content["arrays"]["w"].numpy() + step)})
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        random.seed(datetime.now().timestamp() + time.time())
+        deadline = datetime.now() + timedelta(seconds=200)
+        arrays, count = model(), 0
+        while datetime.now() < deadline:
+            count += 1
+            result = FedAvg(fraction_evaluate=0.0, fraction_train=0.5).start(
+                grid=grid,
+                initial_arrays=arrays,
+                num_rounds=1,
+                train_config=ConfigRecord({"sent": time.time(), "on": time.strftime("%c")}),
+            )
+            arrays = result.arrays
+            time.sleep(0.5 + random.random())
+        assert 2 <= count < 200
+
+    return server, client
+
+
+def test_apps_that_do_everything_by_some_clock_are_a_function_of_their_seed() -> None:
+    def once(seed: int) -> Any:
+        server, client = clockwork()
+        result = run(server, client, on=fleet(6), seed=seed)
+        rows = [{k: v for k, v in row.items() if k != "wall_s"} for row in result.history]
+        return result.summary["trace_sha256"], rows
+
+    first, second = once(0), once(0)
+    assert first == second
+    assert first[1][0]["train_took"] > 0.0
+
+
+def test_an_apps_date_is_the_runs() -> None:
+    seen = []
+
+    def main(grid: Grid, context: Context, recorder: Any) -> None:
+        seen.append(datetime.now(UTC).replace(microsecond=0))
+        time.sleep(3600.0)
+        seen.append(datetime.now(UTC).replace(microsecond=0))
+
+    run(main)
+    assert seen == [datetime(2025, 1, 1, 0, tzinfo=UTC), datetime(2025, 1, 1, 1, tzinfo=UTC)]
+    seen.clear()
+    run(main, date="1999-12-31T23:30:00+02:00")
+    assert seen[1] == datetime(1999, 12, 31, 22, 30, tzinfo=UTC)
+    seen.clear()
+    before = datetime.now(UTC)
+    run(main, date="now")
+    assert abs(seen[0] - before) < timedelta(minutes=5)
+
+
+def test_a_date_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"date is 'tomorrow'; it must be a date such as 2025"):
+        run(server_app(), date="tomorrow")
+
+
+def test_the_user_is_told_once_that_every_run_has_the_same_date(caplog) -> None:
+    def main(grid: Grid, context: Context, recorder: Any) -> None:
+        for _ in range(3):
+            time.strftime("%Y-%m-%d")
+            date.today()
+
+    def told() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name == "fl"]
+
+    run(main)
+    assert len(told()) == 1
+    assert "date=now" in told()[0]
+    caplog.clear()
+    run(server_app())  # Flower's messages bear a date as well
+    run(main, date="now")
+    assert told() == []
 
 
 def test_clients_share_partitions_if_there_are_fewer() -> None:

@@ -29,7 +29,7 @@ from fl.params import content_of
 from fl.payload import snapshot
 from fl.randomness import SEED_KEY, global_generators
 from fl.simulation.identity import RUN_ID, assume_identity, message_id, node_id
-from fl.simulation.virtual_sleep import answering
+from fl.simulation.virtual_time import EPOCH, TaskClock, answering
 
 log = logging.getLogger("fl")
 
@@ -49,6 +49,8 @@ class RunInfo:
     seed: int
     num_partitions: int
     run_config: dict[str, Any]
+    epoch: int = EPOCH
+    host_time: bool = False
 
 
 @dataclass(eq=False)
@@ -68,6 +70,7 @@ class Assignment:
         dispatch: the client's running task number.
         payload: what the server sent.
         message_type, group_id, ttl: Flower's metadata of the message.
+        created_at: likewise, s since 1970 in virtual time; the client's clock begins there.
         work: what the virtual device has time for (`fl.work`), if the app plans its work.
         state: records of the client's `Context.state`; None if empty.
     """
@@ -78,6 +81,7 @@ class Assignment:
     message_type: str
     group_id: str
     ttl: float
+    created_at: float = EPOCH
     work: dict[str, int] | None = None
     state: RecordDict | None = None
 
@@ -101,7 +105,7 @@ class Assignment:
             dst_node_id=node_id(self.client),
             reply_to_message_id="",
             group_id=self.group_id,
-            created_at=time.time(),
+            created_at=self.created_at,
             ttl=self.ttl,
             message_type=self.message_type,
         )
@@ -187,13 +191,18 @@ AppSource = ClientApp | Callable[[], ClientApp]
 """A ClientApp, or a function that makes one (called once in every worker process)."""
 
 
-def load_app(source: AppSource) -> ClientApp:
+def load_app(source: AppSource, epoch: int = EPOCH) -> ClientApp:
     """Returns the ClientApp of a source.
+
+    Args:
+        source: of the app.
+        epoch: the date that whoever looks at a clock meanwhile sees, s since 1970.
 
     Raises:
         TypeError: the source gives something that is not a ClientApp.
     """
-    app = source if isinstance(source, ClientApp) else source()
+    with answering(TaskClock(), epoch):
+        app = source if isinstance(source, ClientApp) else source()
     if not isinstance(app, ClientApp):
         raise TypeError(f"expected a flwr.clientapp.ClientApp, got {type(app).__name__}")
     return app
@@ -256,12 +265,15 @@ class Worker:
         foreign = not isinstance(self.app, PlannedApp) or self.app.has_mods
         message = assignment.message(own_content=foreign)
         context = assignment.context(self.run, own_content=foreign)
-        slept: list[float] = []
+        clock = TaskClock(host=self.run.host_time)
         name = message_id(assignment.client, assignment.dispatch)
         assume_identity(node_id(assignment.client))
         began = time.perf_counter()
         try:
-            with global_generators(self.run.seed, "client", name), answering(slept.append):
+            with (
+                global_generators(self.run.seed, "client", name),
+                answering(clock, assignment.created_at),
+            ):
                 reply = self.app(message, context)
             outcome = _outcome(reply, message, foreign)
             outcome.state = _state(context, foreign)
@@ -276,7 +288,7 @@ class Worker:
         finally:
             assume_identity()
         outcome.host_s = time.perf_counter() - began
-        outcome.slept_s = sum(slept)
+        outcome.slept_s = clock.slept_s
         return outcome
 
 

@@ -143,7 +143,7 @@ class RayExecutor(Executor):
         """
         import ray
 
-        self._app, self._run = load_app(app), run
+        self._app, self._run = load_app(app, run.epoch), run
         self._owns_ray = connect(self.address, self.num_actors, self.cpus_per_actor)
         self._size = self._count()
         self._source = ray.put((app, run))

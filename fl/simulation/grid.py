@@ -38,7 +38,7 @@ from fl.simulation.identity import (
     node_id,
 )
 from fl.simulation.trace import Event, Trace
-from fl.simulation.virtual_sleep import answering
+from fl.simulation.virtual_time import EPOCH, answering
 from fl.simulation.work import Charge, Planner
 
 log = logging.getLogger("fl")
@@ -132,7 +132,7 @@ class SimGrid(Grid):
     Waiting costs no host time. `send_and_receive` runs the events until every reply is there or
     virtual time reaches the timeout; a `pull_messages` that again finds nothing moves virtual time
     to the next event; so does polling `get_node_ids` again and again, which also stops where a
-    client comes; `time.sleep` in the ServerApp passes virtual time (`fl.simulation.virtual_sleep`).
+    client comes; `time.sleep` in the ServerApp passes virtual time (`fl.simulation.virtual_time`).
 
     What Flower would show in wall time, this shows in virtual time:
 
@@ -155,6 +155,7 @@ class SimGrid(Grid):
         on_applied: called with staleness and metrics of each update that a strategy reports to have
             used.
         fail_fast: raise on the first exception in a ClientApp instead of replying with an error.
+        epoch: the date at virtual time 0, in s since 1970.
 
     Attributes:
         clock: the grid's clock, which `fl.simulation.clock.clock_of` finds.
@@ -175,6 +176,7 @@ class SimGrid(Grid):
         on_progress: Callable[[], None] | None = None,
         on_applied: Callable[[int, Mapping[str, Any]], None] | None = None,
         fail_fast: bool = False,
+        epoch: int = EPOCH,
     ) -> None:
         self.fleet = fleet
         self.trace = Trace() if trace is None else trace
@@ -189,6 +191,7 @@ class SimGrid(Grid):
         self._on_round = on_round
         self._on_progress = on_progress
         self._fail_fast = fail_fast
+        self._epoch = epoch
         self._run = Run.create_empty(RUN_ID)
         self._dispatches: dict[int, int] = {}  # client -> messages sent to it so far
         self._states: dict[int, RecordDict] = {}  # only of clients that keep a state
@@ -420,13 +423,13 @@ class SimGrid(Grid):
             finally:
                 random.setstate(state)
 
-    def answering(self, origin: int | None = None) -> AbstractContextManager[None]:
-        """Makes `time.sleep` in the block pass virtual time, and `time.time` show it.
+    def answering(self, on_date: Callable[[], None] | None = None) -> AbstractContextManager[None]:
+        """Makes clocks in the block show virtual time, and `time.sleep` pass it.
 
         Args:
-            origin: what `time.time` shows at virtual time 0, s; None takes the host's time now.
+            on_date: called when the block asks for the date.
         """
-        return answering(self.sleep, self.clock.now, origin)
+        return answering(self.clock, self._epoch, on_date)
 
     def _step(self, until: float) -> bool:
         """Runs the next instant not later than `until`; False when there is none."""
@@ -518,10 +521,10 @@ class SimGrid(Grid):
         name = message_id(client, dispatch)
         metadata.__dict__["_message_id"] = name  # as Flower's own grids do
         ttl = float(metadata.ttl)
-        assignment = Assignment(
-            client, dispatch, payload, metadata.message_type, metadata.group_id, ttl
-        )
-        expiry = self.engine.queue.now + ttl
+        now = self.engine.queue.now
+        kind, group = metadata.message_type, metadata.group_id
+        assignment = Assignment(client, dispatch, payload, kind, group, ttl, self._epoch + now)
+        expiry = now + ttl
         # A copy of the metadata: Flower lets an app push the same object again, as a new message.
         flight = _Flight(_copied(metadata), assignment, expiry)
         faults = self.fleet.faults.draw(self.fleet.seed, client, dispatch)

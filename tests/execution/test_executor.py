@@ -20,7 +20,7 @@ from fl.errors import ConfigError
 from fl.execution import SerialExecutor
 from fl.execution.executor import Assignment, Outcome, Payload, Worker, form_batches, load_app
 from fl.models import LogisticRegression
-from fl.simulation.virtual_sleep import virtual_sleep
+from fl.simulation.virtual_time import virtual_time
 
 CLIENTS = 10
 
@@ -164,7 +164,7 @@ def test_whatever_a_client_raises_is_its_error_reply(error: BaseException, says:
         raise error
 
     state = RecordDict({"whole": ConfigRecord({"x": 1})})
-    with virtual_sleep():
+    with virtual_time():
         outcome = run_alone(fail, state)
     assert outcome.content is None
     assert outcome.error is not None
