@@ -118,11 +118,13 @@ def test_what_servers_and_clients_evaluate_is_recorded_with_the_virtual_time() -
         (1, 35.0, 0.1),
         (2, 70.0, 0.2),
     ]
-    # Losses 0, 1 and 2 with weights 10, 20 and 30; the number of steps is a count, not a metric.
+    # Losses 0, 1 and 2 with weights 10, 20 and 30, which are no metric themselves.
     assert [row["train_loss"] for row in history[1:]] == [80 / 60] * 2
+    assert [row["train_steps"] for row in history[1:]] == [4.0] * 2
     assert [row["client_loss"] for row in history[1:]] == pytest.approx([140 / 60, 280 / 60])
     assert [row["client_accuracy"] for row in history[1:]] == [0.5, 0.5]
-    assert not {"train_steps", "curve", "train_num_examples"} & set(history[1])
+    assert [(row["curve[0]"], row["curve[1]"]) for row in history] == [(1.0, 2.0)] * 3
+    assert not {"curve", "train_num_examples"} & set(history[1])
     # Bytes and joules are those at the evaluation, not of the whole run.
     assert 0 == history[0]["bytes_down"] < history[1]["bytes_down"] < history[2]["bytes_down"]
     assert 0 == history[0]["energy_j"] < history[1]["energy_j"]
