@@ -151,7 +151,8 @@ def simulate(
                         planner=planner,
                         charge=charge,
                         trace=trace,
-                        on_round=recorder.on_round,
+                        on_sent=recorder.on_sent,
+                        on_replies=recorder.on_replies,
                         on_progress=recorder.on_progress,
                         on_applied=recorder.on_applied,
                         fail_fast=fail_fast,
@@ -183,7 +184,7 @@ def simulate(
             trace=trace,
             model_sha256=recorder.model_sha256(),
             error=error,
-            extra={**report, **batching, **recovery.report(), **(extra or {})},
+            extra={**report, **batching, **recovery.report(), **recorder.report(), **(extra or {})},
         )
         if error is not None:
             raise error

@@ -6,7 +6,6 @@ import heapq
 import logging
 import math
 import random
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
@@ -14,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.app.metadata import Metadata
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
@@ -24,6 +23,7 @@ from fl.errors import SimulationError
 from fl.execution.executor import Assignment, Executor, Outcome, Payload
 from fl.params import LARGE_BYTES
 from fl.payload import payload_bytes, snapshot
+from fl.rounds import group_number
 from fl.simulation.clock import VirtualClock
 from fl.simulation.control import RecordedControl
 from fl.simulation.engine import Engine, Stage, Task
@@ -149,8 +149,9 @@ class SimGrid(Grid):
         planner: plans the work of our own ClientApp; None for a foreign app.
         charge: what a foreign app's work costs.
         trace: where events are recorded; a new one if None.
-        on_round: called at the end of each `send_and_receive` that sent something, with the type of
-            its (first) message and the replies.
+        on_sent: called with messages that are sent, and `exchange`: whether by `send_and_receive`.
+        on_replies: called with replies that are pulled; and at the end of each `send_and_receive`
+            that sent something, with `exchange`, the type of its (first) message.
         on_progress: called after each instant of virtual time.
         on_applied: called with staleness and metrics of each update that a strategy reports to have
             used.
@@ -161,7 +162,8 @@ class SimGrid(Grid):
         clock: the grid's clock, which `fl.simulation.clock.clock_of` finds.
         control: takes orders and reports, which `fl.simulation.control.control_of` finds.
         peers: direct links among the clients, which `fl.simulation.peers.peers_of` finds.
-        client_updates: replies with content that reached the server, for `train` messages.
+        client_updates: replies with content that reached the server, for `train` messages; of a
+            client and a group id that is a number, only one.
     """
 
     def __init__(
@@ -172,7 +174,8 @@ class SimGrid(Grid):
         planner: Planner | None = None,
         charge: Charge | None = None,
         trace: Trace | None = None,
-        on_round: Callable[[str, list[Message]], None] | None = None,
+        on_sent: Callable[..., None] | None = None,
+        on_replies: Callable[..., None] | None = None,
         on_progress: Callable[[], None] | None = None,
         on_applied: Callable[[int, Mapping[str, Any]], None] | None = None,
         fail_fast: bool = False,
@@ -188,12 +191,14 @@ class SimGrid(Grid):
         self._executor = executor
         self._planner = planner
         self._charge = Charge() if charge is None else charge
-        self._on_round = on_round
+        self._on_sent = on_sent
+        self._on_replies = on_replies
         self._on_progress = on_progress
         self._fail_fast = fail_fast
         self._epoch = epoch
         self._run = Run.create_empty(RUN_ID)
         self._dispatches: dict[int, int] = {}  # client -> messages sent to it so far
+        self._groups: dict[int, int] = {}  # client -> group of its last update, if it has one
         self._states: dict[int, RecordDict] = {}  # only of clients that keep a state
         self._waiting: dict[Task, None] = {}  # may be executed, not submitted yet; in order
         # Tasks whose work is not done, by client. What a task leaves in its client's state, the
@@ -296,7 +301,7 @@ class SimGrid(Grid):
                 is not positive and finite; then none is sent.
         """
         with self._inside():
-            return self._push(list(messages))
+            return self._push(list(messages), exchange=False)
 
     def push_from_peers(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
         """Sends messages that come from the clients' peers; see `fl.simulation.peers.Peers.push`.
@@ -308,7 +313,7 @@ class SimGrid(Grid):
             for time in ready_s:
                 if not math.isfinite(time):
                     raise ValueError(f"a message is ready at {time} s; it must be finite")
-            return self._push(messages, ready_s)
+            return self._push(messages, ready_s, exchange=False)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Returns the replies that are there, in the order in which they arrived.
@@ -336,6 +341,8 @@ class SimGrid(Grid):
                 else:
                     self._step(math.inf)
                     replies = self._take(names)
+            if replies and self._on_replies is not None:
+                self._on_replies(replies)
             return unknown + replies
 
     def send_and_receive(
@@ -349,7 +356,7 @@ class SimGrid(Grid):
         with self._inside():
             began = self.engine.queue.now
             messages = list(messages)
-            missing = set(self._push(messages))
+            missing = set(self._push(messages, exchange=True))
             self._submit()  # nothing else is sent before the replies are there
             deadline = math.inf if timeout is None else began + timeout
             arrived: list[Task] = []
@@ -365,8 +372,8 @@ class SimGrid(Grid):
                     del self._flights[name]
             # Last, so that processes train while this one simulates.
             replies = [self._promised(task) for task in arrived]
-            if self._on_round is not None and messages:
-                self._on_round(messages[0].metadata.message_type, replies)
+            if self._on_replies is not None and messages:
+                self._on_replies(replies, exchange=messages[0].metadata.message_type)
             return replies
 
     @property
@@ -465,11 +472,17 @@ class SimGrid(Grid):
     # ---- sending -------------------------------------------------------------------------------
 
     def _push(
-        self, messages: Sequence[Message], ready_s: Sequence[float] | None = None
+        self,
+        messages: Sequence[Message],
+        ready_s: Sequence[float] | None = None,
+        *,
+        exchange: bool,
     ) -> list[str]:
         self._polls = _Polls()
         for message in messages:
             self._check(message.metadata)
+        if messages and self._on_sent is not None:
+            self._on_sent(messages, exchange=exchange)
         payloads: dict[int, tuple[RecordDict, Payload]] = {}
         times = [None] * len(messages) if ready_s is None else ready_s
         tasks = [
@@ -673,9 +686,18 @@ class SimGrid(Grid):
             return
         if flight.reply_bytes is not None:
             self._check_plan(flight, outcome)
-        if flight.metadata.message_type.startswith("train"):
-            self.client_updates += 1
+        self._count_update(task.client, flight.metadata)
         reply.__dict__["_content"] = outcome.content
+
+    def _count_update(self, client: int, metadata: Metadata) -> None:
+        """Counts a reply of a client that trained; of one round's several exchanges, the first."""
+        if not metadata.message_type.startswith("train"):
+            return
+        group = group_number(metadata.group_id)
+        if group is None or self._groups.get(client) != group:
+            self.client_updates += 1
+        if group is not None:
+            self._groups[client] = group
 
     @staticmethod
     def _check_plan(flight: _Flight, outcome: Outcome) -> None:
@@ -875,48 +897,3 @@ def _reply_metadata(message: Metadata, source: int, now: float) -> Metadata:
         _delivered_at="",
     )
     return reply
-
-
-def mean_metrics(replies: Iterable[Message], weight_key: str = "num-examples") -> dict[str, Any]:
-    """Returns the example-weighted mean of the metrics that all replies with content share.
-
-    Only floats are averaged: whole numbers are counts, whose mean says little. A reply whose number
-    of examples cannot be one is left out.
-    """
-    reported = [_metrics(reply.content) for reply in replies if reply.has_content()]
-    records = [
-        record
-        for record in reported
-        if record is not None and _is_weight(record.get(weight_key, 1.0))
-    ]
-    if not records:
-        return {}
-    weights = [float(record.get(weight_key, 1.0)) for record in records]
-    total = sum(weights)
-    if not total > 0:
-        return {}
-    shared = set(records[0]).intersection(*records[1:]) - {weight_key}
-    return {
-        key: sum(w * float(record[key]) for w, record in zip(weights, records, strict=True)) / total
-        for key in sorted(shared)
-        if all(isinstance(record[key], float) for record in records)
-    }
-
-
-def _metrics(content: RecordDict) -> Mapping[str, Any] | None:
-    """Returns what a client reports: its MetricRecord, or what a NumPyClient returned."""
-    records = dict(content.items())
-    for older in ("fitres", "evaluateres"):
-        counted = records.get(f"{older}.num_examples")
-        if isinstance(counted, MetricRecord):
-            return {
-                **content.metric_records.get(f"{older}.loss", {}),
-                **content.config_records.get(f"{older}.metrics", {}),
-                "num-examples": counted["num_examples"],
-            }
-    reported = (record for record in records.values() if isinstance(record, MetricRecord))
-    return next((dict(record.items()) for record in reported), None)
-
-
-def _is_weight(value: object) -> bool:
-    return isinstance(value, int | float) and 0 <= value <= sys.float_info.max

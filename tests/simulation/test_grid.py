@@ -113,14 +113,16 @@ def test_messages_can_come_from_a_generator_and_there_may_be_none() -> None:
     grid = speeds(1.0, 2.0)
     assert len(grid.send_and_receive(message_to(i) for i in range(2))) == 2
     rounds = []
-    grid._on_round = lambda kind, replies: rounds.append(kind)
+    grid._on_replies = lambda replies, exchange=None: rounds.append(exchange)
     assert grid.send_and_receive([], timeout=5.0) == []
     assert (grid.clock.now(), rounds) == (12.0, [])
 
 
 def test_a_round_that_nobody_answers_is_reported_as_one() -> None:
     rounds = []
-    grid = speeds(1.0, on_round=lambda kind, replies: rounds.append((kind, ids(replies))))
+    grid = speeds(
+        1.0, on_replies=lambda replies, exchange=None: rounds.append((exchange, ids(replies)))
+    )
     grid.send_and_receive([message_to(0)], timeout=1.0)
     grid.send_and_receive([message_to(0)])
     assert rounds == [("train", []), ("train", ["0.1"])]

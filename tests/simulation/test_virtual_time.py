@@ -116,17 +116,13 @@ DATES: dict[str, Callable[[], float]] = {
     "time.time": lambda: time.time(),
     "time.time_ns": lambda: time.time_ns() / 1e9,
     "time.localtime": lambda: time.mktime(time.localtime()),
-    "time.gmtime": lambda: (
-        datetime.datetime(*time.gmtime()[:6], tzinfo=datetime.UTC).timestamp()
-    ),
+    "time.gmtime": lambda: datetime.datetime(*time.gmtime()[:6], tzinfo=datetime.UTC).timestamp(),
     "time.ctime": lambda: time.mktime(time.strptime(time.ctime())),
     "time.asctime": lambda: time.mktime(time.strptime(time.asctime())),
     "time.strftime": lambda: time.mktime(time.strptime(time.strftime("%c"), "%c")),
     "datetime.now": lambda: datetime.datetime.now().timestamp(),
     "datetime.now(tz)": lambda: datetime.datetime.now(datetime.UTC).timestamp(),
-    "datetime.utcnow": lambda: (
-        datetime.datetime.utcnow().replace(tzinfo=datetime.UTC).timestamp()
-    ),
+    "datetime.utcnow": lambda: datetime.datetime.utcnow().replace(tzinfo=datetime.UTC).timestamp(),
     "datetime.today": lambda: datetime.datetime.today().timestamp(),
     "a subclass": lambda: type("Own", (datetime.datetime,), {}).now().timestamp(),
 }
