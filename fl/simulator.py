@@ -29,6 +29,7 @@ from fl.metrics.run_writer import Status, config_digest, installed, plain
 from fl.randomness import SEED_KEY, global_generators
 from fl.recorder import Recorder
 from fl.recovery import Recovery
+from fl.simulation.client_errors import ClientErrors
 from fl.simulation.fleet import Fleet
 from fl.simulation.grid import SimGrid
 from fl.simulation.identity import RUN_ID
@@ -110,6 +111,7 @@ def simulate(
         ConfigError: something in the arguments cannot be.
         Exception: whatever the ServerApp raises; the run's files are written first.
     """
+    _check_apps(server_app, client_app)
     if isinstance(executor, str):
         if executor not in ("ray", "serial"):
             raise ConfigError(f"executor is '{executor}'; it must be 'ray' or 'serial'")
@@ -133,6 +135,7 @@ def simulate(
         status: Status = "completed"
         error: BaseException | None = None
         report: dict[str, Any] = {}
+        errors = ClientErrors(fail_fast=fail_fast)
         batching: dict[str, Any] = {}
         try:
             with display, virtual_time(), quick_garbage_collection(), limit_blas(1):
@@ -155,7 +158,7 @@ def simulate(
                         on_replies=recorder.on_replies,
                         on_progress=recorder.on_progress,
                         on_applied=recorder.on_applied,
-                        fail_fast=fail_fast,
+                        errors=errors,
                         epoch=epoch,
                     )
                     recorder.attach(grid)
@@ -173,6 +176,7 @@ def simulate(
                             server_app(grid, context, recorder)
                 finally:
                     recorder.flush()
+                    errors.conclude()
                     report = executor.report()
                     executor.close()
         except BaseException as stopped:  # raised again below, after the files are written
@@ -184,11 +188,29 @@ def simulate(
             trace=trace,
             model_sha256=recorder.model_sha256(),
             error=error,
-            extra={**report, **batching, **recovery.report(), **recorder.report(), **(extra or {})},
+            extra={
+                **report,
+                **batching,
+                **recovery.report(),
+                **recorder.report(),
+                **errors.report(),
+                **(extra or {}),
+            },
         )
         if error is not None:
             raise error
         return SimulatedRun(writer.directory, summary, writer.history, trace, recorder.final_arrays)
+
+
+def _check_apps(server_app: object, client_app: object) -> None:
+    for name, app, kind, other, made in (
+        ("server_app", server_app, ServerApp, ClientApp, "a function of (grid, context, recorder)"),
+        ("client_app", client_app, ClientApp, ServerApp, "a function that makes one"),
+    ):
+        if callable(app) and not isinstance(app, other) and app is not kind:
+            continue
+        is_class = f"the class {app.__name__}" if isinstance(app, type) else type(app).__name__
+        raise ConfigError(f"{name} is {is_class}; it must be a {kind.__name__}, or {made}")
 
 
 def epoch_of(date: str | None) -> int:

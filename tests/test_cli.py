@@ -347,6 +347,20 @@ def test_override_that_the_app_cannot_have_is_refused(
     assert says in refused(*app_arguments[:-1], f"+run_config.{override}")
 
 
+def test_fail_fast_shows_a_clients_traceback_line_by_line(
+    call: Call, capsys: pytest.CaptureFixture[str], app: Path, app_arguments: list[str]
+) -> None:
+    (client,) = app.glob("*/client_app.py")
+    client.write_text(client.read_text() + "\napp._registered_funcs['train.default'] = None\n")
+    with pytest.raises(SystemExit):
+        call(*app_arguments, "fail_fast=true")
+    lines = capsys.readouterr().err.splitlines()
+    assert "Traceback (most recent call last):" in lines
+    assert lines[-2] == "TypeError: 'NoneType' object is not callable"
+    assert lines[-1].startswith("fl: ClientApp failed on client ")
+    assert lines[-1].endswith(": TypeError: 'NoneType' object is not callable")
+
+
 @pytest.mark.parametrize(
     ("fail", "status", "code", "says"),
     [

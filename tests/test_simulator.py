@@ -477,8 +477,71 @@ def test_clients_that_raise_are_error_replies_and_the_run_goes_on() -> None:
     result = run(server_app(FedAvg(fraction_evaluate=0.0)), app)
     assert result.summary["faults"] == {"client_error": ROUNDS}
     np.testing.assert_allclose(result.arrays["w"].numpy(), ROUNDS * 100 / 40)
-    with pytest.raises(SimulationError, match="out of memory"):
+    with pytest.raises(SimulationError, match="on client 1") as caught:
         run(server_app(), app, fail_fast=True)
+    assert str(caught.value).endswith(": RuntimeError: out of memory")
+    (note,) = caught.value.__notes__
+    assert note.splitlines()[-1] == "RuntimeError: out of memory"
+    assert 'raise RuntimeError("out of memory")' in note
+    assert "executor.py" not in note
+
+
+def failing(error_of: Any) -> ClientApp:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        error = error_of(int(context.node_config["partition-id"]))
+        if error is not None:
+            raise error
+        return client_app()(message, context)
+
+    return app
+
+
+def test_every_kind_of_client_error_is_shown_once_and_counted(caplog) -> None:
+    def error_of(client: int) -> Exception | None:
+        return [ValueError("bad"), KeyError("bad"), ValueError("bad"), ValueError("worse"), None][
+            client % 5
+        ]
+
+    result = run(server_app(FedAvg(fraction_evaluate=0.0)), failing(error_of), on=fleet(10))
+    told = [r.getMessage() for r in caplog.records if r.name == "fl"]
+    kinds = ["KeyError: 'bad'", "ValueError: bad", "ValueError: worse"]
+    assert sorted(line.splitlines()[-1] for line in told[:-1]) == kinds
+    assert all("Traceback (most recent call last)" in line for line in told[:-1])
+    assert told[-1].startswith("ClientApps failed 16 times: 8 x ValueError: bad; 4 x ")
+    listed = result.summary["extra"]["client_errors"]
+    assert sorted((error["error"], error["count"]) for error in listed) == [
+        *((kinds[0], 2 * 2), (kinds[1], 2 * 4), (kinds[2], 2 * 2))
+    ]
+    assert {error["client"] % 5 for error in listed} <= {0, 1, 2, 3}
+    assert result.summary["faults"] == {"client_error": 16}
+
+
+def test_of_many_kinds_of_client_errors_a_few_are_shown_and_the_rest_is_counted(caplog) -> None:
+    app = failing(lambda client: ValueError(f"client {client}\n" + "x" * 5000))
+    result = run(server_app(FedAvg(fraction_evaluate=0.0)), app, on=fleet(150))
+    told = [r.getMessage() for r in caplog.records if r.name == "fl"]
+    assert sum("Traceback" in line for line in told) == 5
+    assert len(told) == 7
+    extra = result.summary["extra"]
+    assert len(extra["client_errors"]) == 100
+    assert sum(e["count"] for e in extra["client_errors"]) + extra["more_errors"] == 2 * 150
+    assert max(len(e["error"]) for e in extra["client_errors"]) == 500
+
+
+def test_one_client_error_is_not_told_twice(caplog) -> None:
+    failed = []
+
+    def error_of(client: int) -> Exception | None:
+        if client or failed:
+            return None
+        failed.append(client)
+        return ValueError("once")
+
+    run(server_app(FedAvg(fraction_evaluate=0.0)), failing(error_of))
+    assert len([r for r in caplog.records if r.name == "fl"]) == 1
 
 
 def test_a_fleet_on_which_things_go_wrong_is_a_run_like_any_other() -> None:
@@ -570,6 +633,23 @@ def test_an_interrupt_while_clients_work_stops_the_run(tmp_path: Path, quick_plo
 
 
 # ---- arguments -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("apps", "told"),
+    [
+        ((None, client_app()), "server_app is NoneType; it must be a ServerApp, or a function of"),
+        ((server_app(), None), "client_app is NoneType; it must be a ClientApp, or a function tha"),
+        ((client_app(), client_app()), "server_app is ClientApp; it must be a ServerApp"),
+        ((server_app(), server_app()), "client_app is ServerApp; it must be a ClientApp"),
+        ((ServerApp, client_app()), "server_app is the class ServerApp; it must be a ServerApp"),
+        ((server_app(), ClientApp), "client_app is the class ClientApp; it must be a ClientApp"),
+        ((server_app(), lambda: None), "client_app makes NoneType: a function in its place must"),
+    ],
+)
+def test_what_is_no_app_is_refused(apps, told) -> None:
+    with pytest.raises(ConfigError, match=told):
+        simulate(*apps, fleet(), executor="serial", progress=False)
 
 
 def test_an_unknown_executor_is_refused() -> None:

@@ -199,12 +199,15 @@ def load_app(source: AppSource, epoch: int = EPOCH) -> ClientApp:
         epoch: the date that whoever looks at a clock meanwhile sees, s since 1970.
 
     Raises:
-        TypeError: the source gives something that is not a ClientApp.
+        ConfigError: the source gives something that is not a ClientApp.
     """
     with answering(TaskClock(), epoch):
         app = source if isinstance(source, ClientApp) else source()
     if not isinstance(app, ClientApp):
-        raise TypeError(f"expected a flwr.clientapp.ClientApp, got {type(app).__name__}")
+        raise ConfigError(
+            f"client_app makes {type(app).__name__}: a function in its place must return a "
+            "flwr.clientapp.ClientApp"
+        )
     return app
 
 
@@ -283,7 +286,7 @@ class Worker:
             outcome = Outcome(
                 error=(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, _reason(exception)),
                 state=assignment.state,
-                details="" if isinstance(exception, _BadReply) else traceback.format_exc(),
+                details="" if isinstance(exception, _BadReply) else _traceback(exception),
             )
         finally:
             assume_identity()
@@ -300,6 +303,17 @@ def _with_memory(state: RecordDict | None, memory: ArrayRecord | None) -> Record
 
 class _BadReply(Exception):
     """A ClientApp returned something that no Flower runtime could send."""
+
+
+def _traceback(exception: BaseException) -> str:
+    """Returns an exception's traceback from where the client's code begins."""
+    began = exception.__traceback__
+    while began is not None and began.tb_frame.f_code.co_filename == __file__:
+        began = began.tb_next
+    try:
+        return "".join(traceback.format_exception(type(exception), exception, began))
+    except Exception:  # its __str__ and its __cause__ are the client's code, too
+        return ""
 
 
 def _reason(exception: BaseException) -> str:

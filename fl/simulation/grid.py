@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import logging
 import math
 import random
 import threading
@@ -24,6 +23,7 @@ from fl.execution.executor import Assignment, Executor, Outcome, Payload
 from fl.params import LARGE_BYTES
 from fl.payload import payload_bytes, snapshot
 from fl.rounds import group_number
+from fl.simulation.client_errors import ClientErrors
 from fl.simulation.clock import VirtualClock
 from fl.simulation.control import RecordedControl
 from fl.simulation.engine import Engine, Stage, Task
@@ -40,8 +40,6 @@ from fl.simulation.identity import (
 from fl.simulation.trace import Event, Trace
 from fl.simulation.virtual_time import EPOCH, answering
 from fl.simulation.work import Charge, Planner
-
-log = logging.getLogger("fl")
 
 _SAME_POLLS = 3  # so many equal polls in a row mean that the app is waiting for time to pass
 _MANY_POLLS = 1000  # after so many, somebody asks whether what the app waits for can happen
@@ -155,7 +153,7 @@ class SimGrid(Grid):
         on_progress: called after each instant of virtual time.
         on_applied: called with staleness and metrics of each update that a strategy reports to have
             used.
-        fail_fast: raise on the first exception in a ClientApp instead of replying with an error.
+        errors: counts exceptions in ClientApps; a new one if None.
         epoch: the date at virtual time 0, in s since 1970.
 
     Attributes:
@@ -178,7 +176,7 @@ class SimGrid(Grid):
         on_replies: Callable[..., None] | None = None,
         on_progress: Callable[[], None] | None = None,
         on_applied: Callable[[int, Mapping[str, Any]], None] | None = None,
-        fail_fast: bool = False,
+        errors: ClientErrors | None = None,
         epoch: int = EPOCH,
     ) -> None:
         self.fleet = fleet
@@ -194,7 +192,7 @@ class SimGrid(Grid):
         self._on_sent = on_sent
         self._on_replies = on_replies
         self._on_progress = on_progress
-        self._fail_fast = fail_fast
+        self._errors = ClientErrors() if errors is None else errors
         self._epoch = epoch
         self._run = Run.create_empty(RUN_ID)
         self._dispatches: dict[int, int] = {}  # client -> messages sent to it so far
@@ -213,7 +211,6 @@ class SimGrid(Grid):
         self._polls = _Polls()
         self._asked: tuple[float, set[str]] = (-1.0, set())  # pulled in vain, and when
         self._app_waits = False  # moves time itself, through the clock
-        self._told_errors = 0
         self._thread = threading.get_ident()
         self._lock = threading.RLock()
         assume_identity()
@@ -631,7 +628,7 @@ class SimGrid(Grid):
             self._states[task.client] = outcome.state
         self._finish(task)
         if outcome.error is not None:
-            self._failed_there(task, outcome.details or outcome.error[1])
+            self._failed_there(task, outcome.error[1], outcome.details)
             return len(outcome.error[1].encode())
         content = outcome.content
         return payload_bytes(content) if content is not None else 0
@@ -681,7 +678,7 @@ class SimGrid(Grid):
         flight.outcome, flight.assignment.payload = None, _FREED
         if outcome.error is not None:
             if flight.reply_bytes is not None:  # only known now
-                self._failed_there(task, outcome.details or outcome.error[1])
+                self._failed_there(task, outcome.error[1], outcome.details)
             reply.__dict__["_error"] = Error(*outcome.error)
             return
         if flight.reply_bytes is not None:
@@ -809,20 +806,11 @@ class SimGrid(Grid):
         unavailable: Message = Message(metadata=metadata, error=error)  # type: ignore[call-overload]
         return unavailable
 
-    def _failed_there(self, task: Task, details: str) -> None:
+    def _failed_there(self, task: Task, reason: str, details: str) -> None:
         """Records, and tells the user, that the client's code failed."""
-        self.trace.record(self.engine.queue.now, Event.CLIENT_ERROR, task.client, task.dispatch)
-        where = f"client {task.client}, dispatch {task.dispatch}, at {self.engine.queue.now:.6g} s"
-        if self._fail_fast:
-            raise SimulationError(f"ClientApp failed on {where}\n{details}")
-        self._told_errors += 1
-        if self._told_errors == 1:
-            log.warning(
-                "ClientApp failed on %s; the server gets an error reply, and further errors are "
-                "only counted (fail_fast=true stops at the first)\n%s",
-                where,
-                details,
-            )
+        now = self.engine.queue.now
+        self.trace.record(now, Event.CLIENT_ERROR, task.client, task.dispatch)
+        self._errors.add(reason, details, task.client, task.dispatch, now)
 
 
 class SimControl(RecordedControl):

@@ -33,6 +33,7 @@ from stand_ins import (
 from fl.errors import SimulationError
 from fl.execution.executor import Outcome
 from fl.simulation import grid as grid_module
+from fl.simulation.client_errors import ClientErrors
 from fl.simulation.clock import clock_of
 from fl.simulation.control import control_of
 from fl.simulation.faults import TaskFaults
@@ -349,8 +350,9 @@ def test_a_client_error_is_an_error_reply_of_its_length(caplog) -> None:
 
 
 def test_fail_fast_stops_at_the_first_client_error() -> None:
-    grid = speeds(1.0, answer=lambda _: Outcome(error=(2, "bad luck")), fail_fast=True)
-    with pytest.raises(SimulationError, match=r"client 0, dispatch 0, at 12 s\nbad luck"):
+    errors = ClientErrors(fail_fast=True)
+    grid = speeds(1.0, answer=lambda _: Outcome(error=(2, "bad luck")), errors=errors)
+    with pytest.raises(SimulationError, match=r"client 0, dispatch 0, at 12 s: bad luck"):
         grid.send_and_receive([message_to(0)])
 
 
