@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -34,6 +33,7 @@ from fl.execution.threads import limit_threads
 from fl.metrics import Target
 from fl.metrics.table import results
 from fl.metrics.target import final_value
+from fl.metrics.transcript import shown_once
 from fl.models import build as build_model
 from fl.models import drop_weights, evaluate, global_objective
 from fl.randomness import SEED_KEY
@@ -221,10 +221,8 @@ def run_experiment(config: DictConfig, *, resume: bool = False) -> float | None:
         config: what `fl --cfg job` shows.
         resume: go on with the run that was started in Hydra's output directory.
     """
-    flower = logging.getLogger("flwr")  # it would print its own account beside the progress display
-    flower.setLevel(logging.ERROR)
-    flower.propagate = False
-    run = _run_app(config, resume) if config.app else _run_own(config, resume)
+    with shown_once():  # from here on: apps are imported, and data read by its packages
+        run = _run_app(config, resume) if config.app else _run_own(config, resume)
     return final_value(run.summary)
 
 

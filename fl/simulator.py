@@ -26,6 +26,7 @@ from fl.execution.garbage import quick_garbage_collection
 from fl.execution.threads import limit_blas, limit_threads
 from fl.metrics import Progress, Run, RunWriter, Target
 from fl.metrics.run_writer import Status, config_digest, installed, plain
+from fl.metrics.transcript import Transcript
 from fl.randomness import SEED_KEY, global_generators
 from fl.recorder import Recorder
 from fl.recovery import Recovery
@@ -136,9 +137,16 @@ def simulate(
         error: BaseException | None = None
         report: dict[str, Any] = {}
         errors = ClientErrors(fail_fast=fail_fast)
+        transcript = Transcript(place)
         batching: dict[str, Any] = {}
         try:
-            with display, virtual_time(), quick_garbage_collection(), limit_blas(1):
+            with (
+                display,
+                virtual_time(),
+                quick_garbage_collection(),
+                limit_blas(1),
+                transcript.hearing(),
+            ):
                 if date == "now":
                     epoch = recovery.remember("clock", [], host_date)
                 run = RunInfo(seed, partitions, settings, epoch, host_time=charge.measured > 0)
@@ -158,10 +166,12 @@ def simulate(
                         on_replies=recorder.on_replies,
                         on_progress=recorder.on_progress,
                         on_applied=recorder.on_applied,
+                        on_said=transcript.said,
                         errors=errors,
                         epoch=epoch,
                     )
                     recorder.attach(grid)
+                    transcript.now = grid.clock.now
                     # A copy of the settings: what the ServerApp changes, clients do not see.
                     context = Context(RUN_ID, SUPERLINK_NODE_ID, {}, RecordDict(), dict(settings))
                     with (

@@ -25,6 +25,7 @@ from fl.clients.app import MEMORY_KEY, WORK_KEY, TrainingApp, read_memory
 from fl.clients.batched import even_runs
 from fl.clients.planned import PlannedApp
 from fl.errors import ConfigError
+from fl.execution.speech import Line, hearing_clients
 from fl.params import content_of
 from fl.payload import snapshot
 from fl.randomness import SEED_KEY, global_generators
@@ -149,6 +150,7 @@ class Outcome:
         slept_s: seconds the app asked `time.sleep` for.
         host_s: host seconds the app took; only ever used if the user asks for measured durations.
         details: traceback of an exception, for the log.
+        said: what the app printed and logged, where nobody in its process has heard it.
     """
 
     content: RecordDict | None = None
@@ -157,6 +159,7 @@ class Outcome:
     slept_s: float = 0.0
     host_s: float = 0.0
     details: str = ""
+    said: Sequence[Line] = ()
 
 
 class Executor(ABC):
@@ -221,8 +224,17 @@ class Worker:
     def execute(self, batch: Sequence[Assignment]) -> list[Outcome]:
         """Runs a batch: together if it has several assignments, which then share a batch key."""
         if len(batch) > 1 and isinstance(self.app, PlannedApp):
-            return self._together(self.app, batch)
-        return [self._alone(assignment) for assignment in batch]
+            with hearing_clients(names_of(batch)) as ear:
+                outcomes = self._together(self.app, batch)
+            outcomes[0].said = ear.lines
+            return outcomes
+        outcomes = []
+        for assignment in batch:
+            with hearing_clients(names_of([assignment])) as ear:
+                outcome = self._alone(assignment)
+            outcome.said = ear.lines
+            outcomes.append(outcome)
+        return outcomes
 
     def _together(self, app: PlannedApp, batch: Sequence[Assignment]) -> list[Outcome]:
         began = time.perf_counter()
@@ -377,6 +389,13 @@ def check_counts(**counts: object) -> None:
             raise ConfigError(
                 f"executor.{name} is {value!r}; it must be a whole number, at least 1"
             )
+
+
+def names_of(members: Sequence[Assignment]) -> str:
+    """Returns a batch's clients in words, three at most."""
+    first = [str(member.client) for member in members[:3]]
+    more = ", ..." if len(members) > len(first) else ""
+    return f"client{'s' if len(members) > 1 else ''} {', '.join(first)}{more}"
 
 
 def form_batches(

@@ -22,6 +22,7 @@ _MOST_METRICS = 20  # that the table of one run shows
 _FILES = (
     "summary.json",
     "metrics.csv",
+    "fl.log",
     "model.npz",
     "trace.parquet",
     "timeline.json",

@@ -20,6 +20,7 @@ from flwr.supercore.run import Run
 
 from fl.errors import SimulationError
 from fl.execution.executor import Assignment, Executor, Outcome, Payload
+from fl.execution.speech import Line
 from fl.params import LARGE_BYTES
 from fl.payload import payload_bytes, snapshot
 from fl.rounds import group_number
@@ -153,6 +154,7 @@ class SimGrid(Grid):
         on_progress: called after each instant of virtual time.
         on_applied: called with staleness and metrics of each update that a strategy reports to have
             used.
+        on_said: called with each line that clients have said in other processes.
         errors: counts exceptions in ClientApps; a new one if None.
         epoch: the date at virtual time 0, in s since 1970.
 
@@ -176,6 +178,7 @@ class SimGrid(Grid):
         on_replies: Callable[..., None] | None = None,
         on_progress: Callable[[], None] | None = None,
         on_applied: Callable[[int, Mapping[str, Any]], None] | None = None,
+        on_said: Callable[[Line], None] | None = None,
         errors: ClientErrors | None = None,
         epoch: int = EPOCH,
     ) -> None:
@@ -192,6 +195,7 @@ class SimGrid(Grid):
         self._on_sent = on_sent
         self._on_replies = on_replies
         self._on_progress = on_progress
+        self._on_said = on_said
         self._errors = ClientErrors() if errors is None else errors
         self._epoch = epoch
         self._run = Run.create_empty(RUN_ID)
@@ -744,6 +748,9 @@ class SimGrid(Grid):
             if not flight.submitted:
                 self._submit()
             outcome = self._executor.result(flight.assignment)
+            if self._on_said is not None:
+                for line in outcome.said:
+                    self._on_said(line)
             if outcome.content is not None and not isinstance(outcome.content, RecordDict):
                 self.trace.record(self.engine.queue.now, Event.REJECTED, task.client, task.dispatch)
                 kind = type(outcome.content).__name__
