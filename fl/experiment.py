@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -33,12 +34,11 @@ from fl.execution.threads import limit_threads
 from fl.metrics import Target
 from fl.metrics.table import results
 from fl.metrics.target import final_value
-from fl.metrics.transcript import shown_once
 from fl.models import build as build_model
 from fl.models import drop_weights, evaluate, global_objective
 from fl.randomness import SEED_KEY
 from fl.recorder import Recorder
-from fl.recovery import Recovery, Start, source_sha256, unrepeatable
+from fl.recovery import Recovery, Start, source_sha256, unrepeatable, unseeded
 from fl.recovery.command import command_of_job
 from fl.simulation.clock import Clock, clock_of
 from fl.simulation.fleet import Fleet
@@ -52,6 +52,9 @@ from fl.strategies import (
     TrustedUpdate,
 )
 from fl.sweep import side_by_side
+from fl.transcript import shown_once
+
+log = logging.getLogger("fl")
 
 
 @dataclass(frozen=True)
@@ -309,8 +312,10 @@ def _run_app(config: DictConfig, resume: bool) -> SimulatedRun:
     _check_whole(config, seed=0, num_clients=1, num_partitions=1)
     app = read_app(config.app)
     overrides: Any = OmegaConf.to_container(config.run_config, resolve=True)
-    server_files = app.files(app.serverapp)
-    sources = {*server_files, *app.files(app.clientapp), app.directory / "pyproject.toml"}
+    server_files, client_files = app.files(app.serverapp), app.files(app.clientapp)
+    if (unlike := unseeded(client_files)) is not None:
+        log.warning("%s", unlike)
+    sources = {*server_files, *client_files, app.directory / "pyproject.toml"}
     start = Start(
         command_of_job(),
         facts={"app": source_sha256(sources)},

@@ -21,8 +21,8 @@ from flwr.serverapp.strategy import Result, Strategy
 from fl.metrics import Progress, RunWriter, Status, Totals
 from fl.metrics.columns import Columns, Means, Number, Source
 from fl.recovery import Recovery
-from fl.rounds import Rounds, round_of
 from fl.simulation.grid import SimGrid
+from fl.simulation.rounds import Rounds, round_of
 
 
 class AppliedUpdates:
@@ -55,9 +55,9 @@ class Recorder:
     """Collects what a run measures and passes it to the writer and the progress display.
 
     A row of `metrics.csv` is an evaluation by the server, or, in apps whose server does not
-    evaluate, a round (`fl.rounds`). It carries what clients have reported since the last row as
-    well: in training under `train_...`, in federated evaluation under `client_...`, in answer to
-    queries under `query_...`, as means weighted by examples.
+    evaluate, a round (`fl.simulation.rounds`). It carries what clients have reported since the last
+    row as well: in training under `train_...`, in federated evaluation under `client_...`, in
+    answer to queries under `query_...`, as means weighted by examples.
 
     Args:
         writer: where rows go.

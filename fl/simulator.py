@@ -26,7 +26,6 @@ from fl.execution.garbage import quick_garbage_collection
 from fl.execution.threads import limit_blas, limit_threads
 from fl.metrics import Progress, Run, RunWriter, Target
 from fl.metrics.run_writer import Status, config_digest, installed, plain
-from fl.metrics.transcript import Transcript
 from fl.randomness import SEED_KEY, global_generators
 from fl.recorder import Recorder
 from fl.recovery import Recovery
@@ -38,6 +37,7 @@ from fl.simulation.legacy import concurrent_rounds
 from fl.simulation.trace import Trace
 from fl.simulation.virtual_time import EPOCH, host_date, virtual_time
 from fl.simulation.work import Charge, Plan, Planner
+from fl.transcript import Transcript
 
 log = logging.getLogger("fl")
 

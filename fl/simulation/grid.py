@@ -23,7 +23,6 @@ from fl.execution.executor import Assignment, Executor, Outcome, Payload
 from fl.execution.speech import Line
 from fl.params import LARGE_BYTES
 from fl.payload import payload_bytes, snapshot
-from fl.rounds import group_number
 from fl.simulation.client_errors import ClientErrors
 from fl.simulation.clock import VirtualClock
 from fl.simulation.control import RecordedControl
@@ -38,6 +37,7 @@ from fl.simulation.identity import (
     message_id,
     node_id,
 )
+from fl.simulation.rounds import group_number
 from fl.simulation.trace import Event, Trace
 from fl.simulation.virtual_time import EPOCH, answering
 from fl.simulation.work import Charge, Planner

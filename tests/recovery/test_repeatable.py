@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fl.apps import read_app
-from fl.recovery.repeatable import unrepeatable
+from fl.recovery.repeatable import unrepeatable, unseeded
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +48,26 @@ def test_call_that_repeats_is_no_obstacle(tmp_path: Path, source: str) -> None:
     path = tmp_path / "app.py"
     path.write_text(source)
     assert unrepeatable([path]) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("import uuid\nuuid.uuid4()", "uuid.uuid4 in app.py, line 2"),
+        ("import numpy as np\nnp.random.default_rng()", "numpy.random.default_rng in app.py"),
+        ("import time\ntime.clock_gettime(1)", "time.clock_gettime in app.py"),
+        ("import threading, requests\nthreading.Thread(target=print)\nrequests.get('x')", None),
+        ("import time, datetime\ntime.perf_counter(), datetime.datetime.now()", None),
+        ("import numpy as np\nnp.random.default_rng(3), np.random.normal()", None),
+    ],
+)
+def test_what_makes_clients_unlike_in_two_runs_is_named(
+    tmp_path: Path, source: str, told: str | None
+) -> None:
+    path = tmp_path / "app.py"
+    path.write_text(source)
+    found = unseeded([path])
+    assert found is None if told is None else told in str(found)
 
 
 def test_many_calls_are_counted(tmp_path: Path) -> None:
