@@ -126,7 +126,8 @@ def simulate(
     stored = config if config is not None else {"run_config": settings, "fleet": fleet.name}
     recovery = Recovery.none() if recovery is None else recovery
     place = None if directory is None else Path(directory)
-    with recovery.keeping(place, _identity(stored, seed, extra or {})):
+    facts = {**_identity(stored, seed, extra or {}), "date": date}
+    with recovery.keeping(place, facts):
         writer = RunWriter(
             place, stored, seed, target, tensorboard=views, timeline=views, plots=views
         )
