@@ -185,7 +185,7 @@ def test_every_number_is_in_a_column_of_its_own_and_no_cost_changes(kept, others
         AWKWARD,
         [
             "$acc$",
-            r"$\frac{acc",
+            r"$\acc{$",
             "acc\\",
             "[/acc]",
             "_acc",
