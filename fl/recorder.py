@@ -170,7 +170,7 @@ class Recorder:
         self._pending_costs = self.costs(server_round)
         if self._applied.staleness:
             self._pending["staleness"] = self._applied.mean_staleness()
-            self._pending.update(self._columns.row("train", self._applied.means.of_all()))
+            self._pending.update(self._columns.means("train", self._applied.means))
         self._pending.update(row)
         self._flush()
 
@@ -318,8 +318,8 @@ class Recorder:
             for reply in replies:
                 self._read(source, reply)
         means, self._means = self._means, {}
-        for source, mean in means.items():
-            self._pending.update(self._columns.row(source, mean.of_all()))
+        for source, of_source in means.items():
+            self._pending.update(self._columns.means(source, of_source))
 
     def _flush(self) -> None:
         self._read_reports()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
@@ -40,7 +41,7 @@ class Transcript:
     def __init__(self, directory: Path | None) -> None:
         self.now: Callable[[], float] = lambda: 0.0
         self._path = None if directory is None else directory / FILE
-        self._known: set[str] = set()
+        self._known: set[bytes] = set()
         self._repeated = 0
         self._written = {False: Lines(), True: Lines()}
         self._shows = True
@@ -66,11 +67,12 @@ class Transcript:
     def said(self, line: Line) -> None:
         """Shows and notes a line of a client."""
         self.note(line.text, line.who)
-        if line.text in self._known:
+        known = hashlib.blake2b(line.text.encode(errors="backslashreplace"), digest_size=16)
+        if known.digest() in self._known:
             self._repeated += 1
             return
         if len(self._known) < _MOST_KNOWN:
-            self._known.add(line.text)
+            self._known.add(known.digest())
         if not self._shows:
             return
         try:

@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 import threading
+from collections.abc import Iterator
 from logging import DEBUG, ERROR, INFO, WARNING
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,16 @@ from fl.simulation.fleets import uniform
 
 N = 3
 ROUNDS = 2
+
+
+@pytest.fixture(autouse=True)
+def flower_logs() -> Iterator[None]:
+    """Flower's logger as it is, whatever other tests have done to it."""
+    flower = logging.getLogger("flwr")
+    before = flower.level
+    flower.setLevel(DEBUG)
+    yield
+    flower.setLevel(before)
 
 
 def client_app(speak: Any) -> ClientApp:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fl import Charge, ConfigError, SimulatedRun, simulate
 from fl.metrics import Progress, RunWriter, Status, Target, read_run
+from fl.metrics.columns import Means
 from fl.metrics.history import COLUMNS, OWN, History, read_history
 from fl.metrics.table import comparison, results
 from fl.recorder import Recorder
@@ -114,11 +114,6 @@ def flat(value: Any) -> list[Any]:
 
 def same(one: float, other: float) -> bool:
     return one == other or (math.isnan(one) and math.isnan(other))
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> None:
-    logging.getLogger("flwr").setLevel(logging.ERROR)
 
 
 NAMES = st.one_of(st.sampled_from(AWKWARD), st.text(max_size=20), st.integers().map(str))
@@ -290,8 +285,8 @@ def test_what_clients_report_is_averaged_over_those_who_report_it() -> None:
         metrics = {"num-examples": 10 * (client + 1), "n": client, "each": [1.0, float(client)]}
         if client == 2:
             metrics |= {"only": 4, "mixed": 1.0, "num-examples": 30}
-        if client == 1:
-            metrics["mixed"] = [1.0]
+        else:
+            metrics["mixed"] = [1.0 + client]
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
     def main(grid: Grid, context: Context, recorder: Recorder) -> None:
@@ -305,10 +300,19 @@ def test_what_clients_report_is_averaged_over_those_who_report_it() -> None:
         "train_each[0]": 1.0,
         "train_each[1]": pytest.approx(80 / 60),
         "train_only": 4.0,
+        "train_mixed[0]": pytest.approx((1 * 10 + 2 * 20) / 30),
     }
     assert result.summary["extra"]["metrics"]["refused"] == {
-        "'mixed' of clients that train": "of another length in each reply"
+        "'mixed' of clients that train": "of another form from some"
     }
+
+
+def test_one_client_cannot_take_a_metric_from_the_others() -> None:
+    means = Means()
+    for value in (["a"], "text", 10**400, [1.0, 2.0], 1.0, 3.0):  # text is in older apps' metrics
+        means.add({"loss": value})
+    assert means.of_all() == {"loss": 2.0}
+    assert set(means.left_out()) == {"loss"}
 
 
 def test_a_replys_second_metric_record_keeps_its_name() -> None:

@@ -10,6 +10,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -69,6 +70,12 @@ class Columns:
                 if column is not None:
                     row[column] = number
         return row
+
+    def means(self, source: Source, means: Means) -> dict[str, Number]:
+        """Returns means as columns of a row, and notes what is not in them."""
+        for name, problem in means.left_out().items():
+            self._refuse(source, name, problem)
+        return self.row(source, means.of_all())
 
     def report(self) -> dict[str, Any]:
         """Returns facts for the run's summary: metrics with other names, and those left out."""
@@ -154,7 +161,8 @@ class Columns:
 class Means:
     """Means of what several clients report, weighted by their examples.
 
-    A metric's mean is over those that report it. Of lists, it is taken entry by entry.
+    A metric's mean is over those that report it, of lists entry by entry. If some report lists and
+    others numbers, or lists of other lengths, those count who are most.
 
     Args:
         weight_key: the metric that weighs, and has no mean; a client without it weighs 1.
@@ -181,39 +189,51 @@ class Means:
         """Returns each metric's mean, or why there is none; in order of first appearance."""
         return {name: mean.value() for name, mean in self._means.items()}
 
+    def left_out(self) -> dict[str, Unkept]:
+        """Returns why something that was reported is not in a mean, by metric."""
+        return {name: mean.problem for name, mean in self._means.items() if mean.problem}
+
+
+@dataclass(slots=True)
+class _Sum:
+    """Of values of one form: a number, or a list of some length."""
+
+    weight: float
+    values: list[float]
+    reports: int = 0
+
 
 class _Mean:
-    __slots__ = ("_form", "_problem", "_sums", "_weight")
+    __slots__ = ("_sums", "problem")
 
     def __init__(self) -> None:
-        self._form: int | None = None  # length of the lists; -1 of single numbers
-        self._sums: list[float] = []
-        self._weight = 0.0
-        self._problem: Unkept | None = None
+        self.problem: Unkept | None = None
+        self._sums: dict[int, _Sum] = {}  # by length of the lists; -1 of single numbers
 
     def add(self, weight: float, value: Any) -> None:
-        values = value if isinstance(value, list) else [value]
         form = len(value) if isinstance(value, list) else -1
-        numbers = [as_number(item) for item in values]
-        wrong = next((item for item in numbers if isinstance(item, Unkept)), None)
-        if wrong is not None:
-            self._problem = self._problem or wrong
-            return
-        if self._form is None:
-            self._form, self._sums = form, [0.0] * len(values)
-        elif form != self._form:
-            self._problem = self._problem or Unkept("of another length in each reply")
-            return
-        self._weight += weight
-        self._sums = [s + weight * x for s, x in zip(self._sums, numbers, strict=True)]  # type: ignore[operator]
+        numbers = []
+        for item in value if isinstance(value, list) else [value]:
+            number = as_number(item)
+            if isinstance(number, Unkept):
+                self.problem = Unkept(f"{number} from some")
+                return
+            numbers.append(number)
+        of_form = self._sums.setdefault(form, _Sum(0.0, [0.0] * len(numbers)))
+        of_form.reports += 1
+        of_form.weight += weight
+        of_form.values = [s + weight * x for s, x in zip(of_form.values, numbers, strict=True)]
+        if len(self._sums) > 1:
+            self.problem = Unkept("of another form from some")
 
     def value(self) -> float | list[float] | Unkept:
-        if self._problem is not None:
-            return self._problem
-        if not self._weight > 0:
+        if not self._sums:
+            return self.problem or Unkept("reported by nobody")
+        form, most = max(self._sums.items(), key=lambda item: item[1].reports)
+        if not most.weight > 0:
             return Unkept("reported by clients without examples only")
-        means = [total / self._weight for total in self._sums]
-        return means[0] if self._form == -1 else means
+        means = [total / most.weight for total in most.values]
+        return means[0] if form == -1 else means
 
 
 def as_number(value: Any) -> Number | Unkept:
