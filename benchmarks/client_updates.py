@@ -165,16 +165,18 @@ def run_flower(workload: Workload, gate: Gate) -> None:
     from flwr.serverapp.strategy import FedAvg
     from flwr.simulation import run_simulation
 
+    from fl.randomness import SEED_KEY
+
     logging.getLogger("flwr").setLevel(logging.ERROR)
 
     def with_seed(message: Message, context: Context, call_next: Any) -> Message:
         # The ClientApp wants a seed in the run's configuration, which run_simulation cannot set,
         # and whose change it refuses.
-        context.run_config["seed"] = 0
+        context.run_config[SEED_KEY] = 0
         try:
             reply: Message = call_next(message, context)
         finally:
-            del context.run_config["seed"]
+            del context.run_config[SEED_KEY]
         return reply
 
     app = ServerApp()

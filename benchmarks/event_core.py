@@ -36,7 +36,7 @@ import report
 
 from fl.execution.executor import Assignment, Executor, Outcome, RunInfo
 from fl.execution.garbage import quick_garbage_collection
-from fl.randomness import generator
+from fl.randomness import SEED_KEY, generator
 from fl.simulation.engine import Engine, Task
 from fl.simulation.events import EventQueue, Priority
 from fl.simulation.fleet import Fleet
@@ -211,7 +211,7 @@ def make_grid(fleet: Fleet, executor: Executor) -> Any:
     def train(message: Message, context: Context) -> Message:
         return Message(reply_content(), reply_to=message)
 
-    executor.start(app, RunInfo(seed=0, num_partitions=len(fleet), run_config={"seed": 0}))
+    executor.start(app, RunInfo(seed=0, num_partitions=len(fleet), run_config={SEED_KEY: 0}))
     return SimGrid(fleet, executor)
 
 

@@ -33,6 +33,7 @@ from fl.clients import Sgd, TrainingApp
 from fl.data import Examples, FederatedData
 from fl.data.federated import Partitions
 from fl.models import MLP
+from fl.randomness import SEED_KEY
 from fl.topologies import (
     BaseGraph,
     Complete,
@@ -85,7 +86,7 @@ def training_ms(model: nn.Module, nodes: int) -> float:
         for i in range(nodes)
     ]
     contexts = [
-        Context(1, 2 + i, {"partition-id": i, "num-partitions": nodes}, RecordDict(), {"seed": 0})
+        Context(1, 2 + i, {"partition-id": i, "num-partitions": nodes}, RecordDict(), {SEED_KEY: 0})
         for i in range(nodes)
     ]
     app.train_many(messages[:10], contexts[:10])  # compiles what is compiled once

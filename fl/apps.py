@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import importlib
+import inspect
+import re
 import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from flwr.clientapp import ClientApp
@@ -19,6 +24,7 @@ from flwr.serverapp import ServerApp
 from fl.configuration import kind_of
 from fl.errors import ConfigError
 from fl.execution import AppSource
+from fl.randomness import SEED_KEY
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,11 @@ class FlowerApp:
         """
         flat = _flatten(overrides)
         for key, value in flat.items():
+            if key == SEED_KEY:
+                raise ConfigError(
+                    f"run_config.{key} is {value!r}, but it shows the run's own seed: give "
+                    f"seed={value} instead"
+                )
             if key not in self.config:
                 near = get_close_matches(key, self.config, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""
@@ -99,11 +110,10 @@ def read_app(directory: Path | str) -> FlowerApp:
             "pyproject.toml that `flwr run` reads"
         )
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        document = tomllib.loads(_text(path))
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    app = document.get("tool", {}).get("flwr", {}).get("app", {})
-    components = app.get("components", {})
+    components = _table(document, "tool", "flwr", "app", "components")
     for name in ("serverapp", "clientapp"):
         if ":" not in str(components.get(name, "")):
             raise ConfigError(
@@ -113,7 +123,7 @@ def read_app(directory: Path | str) -> FlowerApp:
         folder,
         components["serverapp"],
         components["clientapp"],
-        _flatten(app.get("config", {})),
+        _flatten(_table(document, "tool", "flwr", "app", "config")),
     )
 
 
@@ -158,17 +168,103 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _load(directory: Path, reference: str, kind: type) -> Any:
     if str(directory) not in sys.path:
         sys.path.insert(0, str(directory))
-    module_name, _, attribute = reference.partition(":")
+    module_name, _, path = reference.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{reference} in {directory}: {error}; install what the app needs, or correct "
-            "[tool.flwr.app.components]"
-        ) from error
-    app = getattr(module, attribute, None)
+    except (ImportError, AttributeError) as error:
+        cause = _why_not(error, directory, module_name)
+        if cause is None:
+            raise
+        raise ConfigError(f"{reference} in {directory}: {cause}") from error
+    app: Any = module
+    for attribute in path.split("."):
+        if not hasattr(app, attribute):
+            raise ConfigError(
+                f"{reference} in {directory}: there is no {attribute!r} in it{_there(module, kind)}"
+            )
+        app = getattr(app, attribute)
     if not isinstance(app, kind):
-        raise ConfigError(
-            f"{reference} in {directory} is {type(app).__name__}, not a {kind.__name__}"
-        )
+        raise ConfigError(f"{reference} in {directory} is {_what(app, kind)}{_there(module, kind)}")
     return app
+
+
+def _why_not(error: ImportError | AttributeError, directory: Path, module_name: str) -> str | None:
+    """Returns why a module of an app cannot be imported; None if only its author can tell."""
+    name = error.name or ""
+    if isinstance(error, AttributeError):
+        owner = getattr(error.obj, "__name__", "") if isinstance(error.obj, ModuleType) else ""
+        return _other_flower(error, directory) if _top(owner) == "flwr" else None
+    if _top(name) == "flwr":
+        return _other_flower(error, directory)
+    if not isinstance(error, ModuleNotFoundError):
+        # Of the app's own modules, it is the app's bug, and the traceback shows where.
+        own = not name or _modules(directory, _top(name))
+        return None if own else f"{error}: the app needs another version of {_top(name)}"
+    if f"{module_name}.".startswith(f"{name}."):
+        return (
+            f"there is no module {name!r} in that folder: correct [tool.flwr.app.components] in "
+            "its pyproject.toml"
+        )
+    if _modules(directory, _top(name)):
+        return f"it imports {name!r}, and there is no such module in the folder"
+    return f"it needs {_top(name)!r}, which is not installed: install what the app depends on"
+
+
+def _other_flower(error: Exception, directory: Path) -> str:
+    document = tomllib.loads(_text(directory / "pyproject.toml"))
+    needs = [str(need) for need in _table(document, "project").get("dependencies", [])]
+    asked = [need for need in needs if re.match(r"flwr\b", need)]
+    wants = f" (it asks for {', '.join(asked)})" if asked else ""
+    return (
+        f"{error}: the app was written for another version of Flower than {version('flwr')}, which "
+        f"is installed{wants}"
+    )
+
+
+def _what(app: object, kind: type) -> str:
+    """Returns in words what stands in the place of an app."""
+    name = kind.__name__
+    if app is None:
+        return f"None, not a {name}"
+    if isinstance(app, ServerApp | ClientApp):
+        return (
+            f"a {type(app).__name__}, not a {name}: serverapp and clientapp are in each other's "
+            "place in [tool.flwr.app.components]"
+        )
+    if app is kind:
+        return f"the class {name}, not an object of it: write app = {name}()"
+    if inspect.isroutine(app):
+        return f"a function, not a {name}: if it makes one, write app = {app.__name__}(...)"
+    return f"a {type(app).__name__}, not a {name}"
+
+
+def _there(module: ModuleType, kind: type) -> str:
+    names = [name for name, value in vars(module).items() if isinstance(value, kind)]
+    return f"; it has the {kind.__name__} {', '.join(names)}" if names else ""
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _text(path: Path) -> str:
+    """Returns a file's text; an editor may have put a mark of UTF-8 in front.
+
+    Raises:
+        ConfigError: it is not UTF-8.
+    """
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        what = "is in UTF-16" if utf16 else f"is not in UTF-8 ({error})"
+        raise ConfigError(f"{path} {what}: save it as UTF-8") from error
+
+
+def _table(document: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """Returns a table within tables; an empty one if there is none."""
+    for key in keys:
+        value = document.get(key)
+        document = value if isinstance(value, Mapping) else {}
+    return document

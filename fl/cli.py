@@ -126,5 +126,8 @@ def _tell(error: BaseException, where: str = "") -> str:
         message = f"the run failed: {type(error).__name__}: {error}"
         if HydraConfig.initialized():
             message += f" (what it recorded is in {HydraConfig.get().runtime.output_dir})"
+    else:
+        for note in getattr(error, "__notes__", []):  # the traceback of a client's error
+            print(note, file=sys.stderr)
     print(f"fl: {where}{message}", file=sys.stderr)
     return message

@@ -37,13 +37,15 @@ from fl.metrics.table import results
 from fl.metrics.target import final_value
 from fl.models import build as build_model
 from fl.models import drop_weights, evaluate, global_objective
+from fl.randomness import SEED_KEY
 from fl.recorder import Recorder
-from fl.recovery import Recovery, Start, source_sha256, unrepeatable
+from fl.recovery import Recovery, Start, source_sha256, unrepeatable, unseeded
 from fl.recovery.command import command_of_job
 from fl.simulation.clock import Clock, clock_of
 from fl.simulation.fleet import Fleet
 from fl.simulation.identity import RUN_ID, assume_identity
-from fl.simulator import SimulatedRun, simulate
+from fl.simulation.virtual_time import TaskClock, answering, virtual_time
+from fl.simulator import SimulatedRun, epoch_of, simulate
 from fl.strategies import (
     Aggregate,
     NodeModels,
@@ -51,6 +53,9 @@ from fl.strategies import (
     TrustedUpdate,
 )
 from fl.sweep import side_by_side
+from fl.transcript import shown_once
+
+log = logging.getLogger("fl")
 
 
 @dataclass(frozen=True)
@@ -220,10 +225,8 @@ def run_experiment(config: DictConfig, *, resume: bool = False) -> float | None:
         config: what `fl --cfg job` shows.
         resume: go on with the run that was started in Hydra's output directory.
     """
-    flower = logging.getLogger("flwr")  # it would print its own account beside the progress display
-    flower.setLevel(logging.ERROR)
-    flower.propagate = False
-    run = _run_app(config, resume) if config.app else _run_own(config, resume)
+    with shown_once():  # from here on: apps are imported, and data read by its packages
+        run = _run_app(config, resume) if config.app else _run_own(config, resume)
     return final_value(run.summary)
 
 
@@ -311,16 +314,20 @@ def _run_app(config: DictConfig, resume: bool) -> SimulatedRun:
     _check_whole(config, seed=0, num_clients=1, num_partitions=1)
     app = read_app(config.app)
     overrides: Any = OmegaConf.to_container(config.run_config, resolve=True)
-    server_files = app.files(app.serverapp)
-    sources = {*server_files, *app.files(app.clientapp), app.directory / "pyproject.toml"}
+    server_files, client_files = app.files(app.serverapp), app.files(app.clientapp)
+    if (unlike := unseeded(client_files)) is not None:
+        log.warning("%s", unlike)
+    sources = {*server_files, *client_files, app.directory / "pyproject.toml"}
     start = Start(
         command_of_job(),
         facts={"app": source_sha256(sources)},
         obstacle=unrepeatable(server_files),
         resume=resume,
     )
+    with virtual_time(), answering(TaskClock(), epoch_of(config.date)):
+        server = app.server()  # its modules may look at a clock when they are imported
     run = simulate(
-        app.server(),
+        server,
         app.client(),
         make(config, "fleet"),
         run_config=app.run_config(overrides),
@@ -357,6 +364,7 @@ def _common(config: DictConfig) -> dict[str, Any]:
         "views": config.views,
         "progress": config.progress and side_by_side() == 1,  # displays would mix
         "fail_fast": config.fail_fast,
+        "date": config.date,
         "config": resolved,
     }
 
@@ -664,7 +672,7 @@ def train_centrally(experiment: Learning, epochs: int, seed: int) -> Mapping[str
     )
     message.metadata.__dict__["_message_id"] = "central"
     node_config: Any = {"partition-id": 0, "num-partitions": 1}
-    context = Context(RUN_ID, 0, node_config, RecordDict(), {"seed": seed})
+    context = Context(RUN_ID, 0, node_config, RecordDict(), {SEED_KEY: seed})
     with limit_threads(1):
         reply = app(message, context)
     metrics: Any = central_evaluation(experiment)(1, reply.content.array_records["arrays"])

@@ -18,6 +18,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
+SEED_KEY = "fl.seed"
+"""Under which a run's root seed is in `Context.run_config`, where clients find it.
+
+A name of `fl`'s own: most apps have a "seed" in their configuration, which is theirs.
+"""
+
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9

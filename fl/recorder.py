@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from numbers import Real
 from typing import Any
 
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.common import Parameters
+from flwr.compat.common import recorddict_compat
 from flwr.server.history import History
+from flwr.server.strategy import Strategy as OlderStrategy
 from flwr.serverapp.strategy import Result, Strategy
 
 from fl.metrics import Progress, RunWriter, Status, Totals
+from fl.metrics.columns import Columns, Means, Number, Source
 from fl.recovery import Recovery
-from fl.simulation.grid import SimGrid, mean_metrics
+from fl.simulation.grid import SimGrid
+from fl.simulation.rounds import Rounds, round_of
 
 
 class AppliedUpdates:
@@ -28,34 +31,24 @@ class AppliedUpdates:
     Attributes:
         ages: how many updates had each age in versions, by the name of what that is: "staleness" of
             updates that arrived, "poll_gap" of those the server asked for.
+        means: of their metrics.
     """
 
     def __init__(self) -> None:
         self.ages: dict[str, Counter[int]] = {}
-        self._sums: dict[str, float] = {}
-        self._weight = 0.0
+        self.means = Means()
 
     def add(self, age: int, metrics: Mapping[str, Any], polled: bool) -> None:
         """Counts one update."""
         self.ages.setdefault("poll_gap" if polled else "staleness", Counter())[age] += 1
-        weight = metrics.get("num-examples", 1)
-        if not isinstance(weight, int | float) or not 0 < weight < math.inf:
-            return
-        self._weight += weight
-        for name, value in metrics.items():
-            if isinstance(value, float):
-                self._sums[name] = self._sums.get(name, 0.0) + weight * value
+        self.means.add(metrics)
 
-    def means(self) -> dict[str, float]:
-        """Returns mean metrics, weighted by examples, under `train_...`, and mean ages."""
-        means = {
+    def mean_ages(self) -> dict[str, float]:
+        """Returns the updates' mean age, by its name."""
+        return {
             name: sum(age * n for age, n in counts.items()) / counts.total()
             for name, counts in self.ages.items()
         }
-        for name, total in self._sums.items():
-            name = name.replace("-", "_")
-            means[name if name.startswith("train_") else f"train_{name}"] = total / self._weight
-        return means
 
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -66,9 +59,9 @@ class Recorder:
     """Collects what a run measures and passes it to the writer and the progress display.
 
     A row of `metrics.csv` is an evaluation by the server, or, in apps whose server does not
-    evaluate, a round. It carries the latest metrics reported by clients as well: those of training
-    under `train_...`, those of federated evaluation under `client_...`, as means weighted by
-    examples.
+    evaluate, a round (`fl.simulation.rounds`). It carries what clients have reported since the last
+    row as well: in training under `train_...`, in federated evaluation under `client_...`, in
+    answer to queries under `query_...`, as means weighted by examples.
 
     Args:
         writer: where rows go.
@@ -85,10 +78,13 @@ class Recorder:
         self._grid: SimGrid | None = None
         self._began = time.perf_counter()
         self._recovery = recovery
-        self._reports: list[tuple[str, list[Message]]] = []  # of rounds, not looked at yet
-        self._pending: dict[str, float] = {}
+        self._columns = Columns()
+        self._reports: list[tuple[Source, list[Message]]] = []  # of exchanges, not looked at yet
+        self._means: dict[Source, Means] = {}
+        self._pending: dict[str, Number] = {}
         self._pending_costs: dict[str, float] = {}
-        self._rounds = 0
+        self._rounds = Rounds()
+        self._reports_itself = False  # the strategy that runs says which replies it uses
         self._status = Status()
         self._applied = AppliedUpdates()
 
@@ -102,18 +98,45 @@ class Recorder:
         """Notes an update that an asynchronous strategy used, until the next row is written."""
         self._applied.add(age, metrics, polled)
 
-    def on_round(self, message_type: str, replies: list[Message]) -> None:
-        """Notes the clients' metrics after a `send_and_receive`, even one that nobody answered."""
-        kind = message_type.split(".")[0]
-        if kind == "train":
-            self._flush()  # the round before ended without an evaluation by the server
-            self._rounds += 1
-        prefix = {"train": "train_", "evaluate": "client_"}.get(kind)
-        if prefix is None:
+    def on_sent(self, messages: Sequence[Message], *, exchange: bool) -> None:
+        """Notes messages that the server sends.
+
+        Args:
+            messages: at least one.
+            exchange: the server waits for the replies, in a `send_and_receive`.
+        """
+        kind = _kind(messages[0])
+        if kind not in _SOURCES or (self._reports_itself and not (exchange and kind == "train")):
             return
-        # Looking at a reply may mean to wait for its client: the strategy comes first.
-        self._reports.append((prefix, replies))
-        self._pending_costs = self.costs(self._rounds)
+        if self._rounds.sent(kind, round_of(messages[0]), len(messages)):
+            self._flush()  # the round before ended without an evaluation by the server
+
+    def on_replies(self, replies: Sequence[Message], *, exchange: str | None = None) -> None:
+        """Notes replies that the server gets.
+
+        Args:
+            replies: any number.
+            exchange: type of the messages of the `send_and_receive` that ends, perhaps without a
+                reply; None if replies were pulled.
+        """
+        if exchange is not None:
+            source = _SOURCES.get(exchange.partition(".")[0])
+            if source is not None:
+                # Looking at a reply may mean to wait for its client: the strategy comes first.
+                self._rounds.ended()
+                self._reports.append((source, list(replies)))
+                self._pending_costs = self.costs(self._rounds.number)
+            return
+        if self._reports_itself:
+            return
+        for reply in replies:
+            kind = _kind(reply)
+            if kind not in _SOURCES:
+                continue
+            if self._rounds.answered(kind):
+                self._flush()
+            self._read(_SOURCES[kind], reply)
+            self._pending_costs = self.costs(self._rounds.number)
 
     def on_progress(self) -> None:
         """Refreshes the display; called after every instant of virtual time."""
@@ -146,10 +169,12 @@ class Recorder:
 
     def evaluation(self, server_round: int, metrics: Mapping[str, Any]) -> None:
         """Writes one row: the server's metrics and the clients' latest, at the current cost."""
-        row = {k: float(v) for k, v in metrics.items() if isinstance(v, Real)}
+        row = self._columns.row("server", metrics)
         self._read_reports()
         self._pending_costs = self.costs(server_round)
-        self._pending.update(self._applied.means())
+        if self._applied.ages:
+            self._pending.update(self._applied.mean_ages())
+            self._pending.update(self._columns.means("train", self._applied.means))
         self._pending.update(row)
         self._flush()
 
@@ -163,7 +188,7 @@ class Recorder:
         self._read_reports()  # so that they are counted
         self._pending, self._applied = {}, AppliedUpdates()
         self._pending_costs = dict(costs)
-        self._pending.update({k: float(v) for k, v in metrics.items() if isinstance(v, Real)})
+        self._pending.update(self._columns.row("server", metrics))
         self._flush()
 
     def costs(self, server_round: int) -> dict[str, float]:
@@ -185,16 +210,22 @@ class Recorder:
 
     @contextmanager
     def observing_strategies(self) -> Iterator[None]:
-        """Records evaluations and the final model of any strategy started in the block.
+        """Records evaluations and the final model of any strategy that is used in the block.
 
         Apps written by others hand their evaluation function to `Strategy.start` and keep its
         result to themselves; this listens at that call, also where a strategy has a `start` of its
-        own. Flower's older servers note what they evaluate in a `History`.
+        own. Flower's older servers note what they evaluate in a `History`, and show every model to
+        their strategy's `evaluate`.
         """
-        starts = {kind: kind.__dict__["start"] for kind in _with_own_start(Strategy)}  # type: ignore[type-abstract]
-        add_metrics = History.add_metrics_centralized
+        starts = {kind: kind.__dict__["start"] for kind in _with_own("start", Strategy)}
         for kind, start in starts.items():
-            kind.start = self._observed(start)  # type: ignore[method-assign]
+            kind.start = self._observed(start)
+        shown: list[Parameters] = []
+        older = _with_own("evaluate", OlderStrategy)
+        evaluates = {kind: kind.__dict__["evaluate"] for kind in older}
+        for kind, evaluate in evaluates.items():
+            kind.evaluate = _watched(evaluate, shown)
+        add_metrics = History.add_metrics_centralized
 
         def added(history: History, server_round: int, metrics: dict[str, Any]) -> None:
             add_metrics(history, server_round, metrics)
@@ -206,11 +237,17 @@ class Recorder:
             yield
         finally:
             History.add_metrics_centralized = add_metrics  # type: ignore[method-assign]
+            for kind, evaluate in evaluates.items():
+                kind.evaluate = evaluate
             for kind, start in starts.items():
-                kind.start = start  # type: ignore[method-assign]
+                kind.start = start
+            if self.final_arrays is None and shown:
+                arrays = recorddict_compat.parameters_to_arrayrecord(shown[0], keep_input=True)
+                self.final(arrays)
 
     def _observed(self, start: Callable[..., Result]) -> Callable[..., Result]:
         takes = inspect.signature(start)
+        ours = start.__module__.partition(".")[0] == "fl"
 
         @wraps(start)
         def observed(*args: Any, **kwargs: Any) -> Result:
@@ -220,7 +257,11 @@ class Recorder:
             evaluate = call.arguments.get("evaluate_fn")
             if evaluate is not None:
                 call.arguments["evaluate_fn"] = self.recording(evaluate)
-            result = start(*call.args, **call.kwargs)
+            before, self._reports_itself = self._reports_itself, self._reports_itself or ours
+            try:
+                result = start(*call.args, **call.kwargs)
+            finally:
+                self._reports_itself = before
             if isinstance(result, Result):
                 self.final(result.arrays)
             return result
@@ -251,6 +292,7 @@ class Recorder:
             idle_j=engine.energy_j["idle"],
             client_updates=self._grid.client_updates,
             utilisation=self._grid.utilisation,
+            rounds=self._rounds.number,
         )
 
     def model_sha256(self) -> str | None:
@@ -263,14 +305,25 @@ class Recorder:
             digest.update(array.data)
         return digest.hexdigest()
 
+    def report(self) -> dict[str, Any]:
+        """Returns facts for the run's summary."""
+        return self._columns.report()
+
     # ---- inside ------------------------------------------------------------------------------
+
+    def _read(self, source: Source, reply: Message) -> None:
+        metrics = reported(reply.content) if reply.has_content() else None
+        if metrics is not None:
+            self._means.setdefault(source, Means()).add(metrics)
 
     def _read_reports(self) -> None:
         reports, self._reports = self._reports, []
-        for prefix, replies in reports:
-            for name, value in mean_metrics(replies).items():
-                name = name.replace("-", "_")
-                self._pending[name if name.startswith(prefix) else prefix + name] = value
+        for source, replies in reports:
+            for reply in replies:
+                self._read(source, reply)
+        means, self._means = self._means, {}
+        for source, of_source in means.items():
+            self._pending.update(self._columns.means(source, of_source))
 
     def _flush(self) -> None:
         self._read_reports()
@@ -283,9 +336,57 @@ class Recorder:
             self.on_progress()
 
 
-def _with_own_start(kind: type[Strategy]) -> list[type[Strategy]]:
-    own = [kind] if "start" in kind.__dict__ else []
-    return own + [found for child in kind.__subclasses__() for found in _with_own_start(child)]
+_SOURCES: dict[str, Source] = {"train": "train", "evaluate": "client", "query": "query"}
+
+
+def _kind(message: Message) -> str:
+    return message.metadata.message_type.partition(".")[0]
+
+
+def reported(content: RecordDict) -> dict[str, Any] | None:
+    """Returns what a client reports; None if that is nothing.
+
+    That is its MetricRecord, or what a NumPyClient returned. Of several, the first counts as that;
+    names of the others have the record's in front, as in "data/num-classes".
+    """
+    records = dict(content.items())
+    for older in ("fitres", "evaluateres"):
+        counted = records.get(f"{older}.num_examples")
+        if isinstance(counted, MetricRecord):
+            return {
+                **content.metric_records.get(f"{older}.loss", {}),
+                **content.config_records.get(f"{older}.metrics", {}),
+                "num-examples": counted["num_examples"],
+            }
+    found: dict[str, Any] | None = None
+    for key, record in records.items():
+        if not isinstance(record, MetricRecord):
+            continue
+        if found is None:
+            found = dict(record.items())
+        else:
+            found |= {f"{key}/{name}": value for name, value in record.items()}
+    return found
+
+
+def _with_own(method: str, kind: type[Any]) -> list[type[Any]]:
+    """Returns a class and its subclasses, those that define a method themselves."""
+    own = [kind] if method in kind.__dict__ else []
+    return own + [found for child in kind.__subclasses__() for found in _with_own(method, child)]
+
+
+def _watched(evaluate: Callable[..., Any], shown: list[Parameters]) -> Callable[..., Any]:
+    """Returns an older strategy's `evaluate` that leaves the latest model in `shown`."""
+    takes = inspect.signature(evaluate)
+
+    @wraps(evaluate)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        parameters = takes.bind(*args, **kwargs).arguments.get("parameters")
+        if isinstance(parameters, Parameters) and parameters.tensors:
+            shown[:] = [parameters]
+        return evaluate(*args, **kwargs)
+
+    return watched
 
 
 def _shown(row: Mapping[str, float]) -> dict[str, float]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from flwr.app import ArrayRecord, Context, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid, ServerApp
 
@@ -22,16 +26,18 @@ from fl.execution.garbage import quick_garbage_collection
 from fl.execution.threads import limit_blas, limit_threads
 from fl.metrics import Progress, Run, RunWriter, Target
 from fl.metrics.run_writer import Status, config_digest, installed, plain
-from fl.randomness import global_generators
+from fl.randomness import SEED_KEY, global_generators
 from fl.recorder import Recorder
 from fl.recovery import Recovery
+from fl.simulation.client_errors import ClientErrors
 from fl.simulation.fleet import Fleet
 from fl.simulation.grid import SimGrid
 from fl.simulation.identity import RUN_ID
 from fl.simulation.legacy import concurrent_rounds
 from fl.simulation.trace import Trace
-from fl.simulation.virtual_sleep import virtual_sleep, whole_time
+from fl.simulation.virtual_time import EPOCH, host_date, virtual_time
 from fl.simulation.work import Charge, Plan, Planner
+from fl.transcript import Transcript
 
 log = logging.getLogger("fl")
 
@@ -70,6 +76,7 @@ def simulate(
     config: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
     recovery: Recovery | None = None,
+    date: str | None = None,
 ) -> SimulatedRun:
     """Runs an app to its end, with real training and simulated time.
 
@@ -83,7 +90,7 @@ def simulate(
         client_app: Flower's ClientApp, or a function that makes one in each worker process.
         fleet: the clients' devices, links, availability and faults.
         seed: root of every random draw of the run. A fleet has a seed of its own.
-        run_config: what `context.run_config` shows to both apps; "seed" is added.
+        run_config: what `context.run_config` shows to both apps; "fl.seed" is added.
         num_partitions: number of data partitions; client i holds partition i modulo this. Default:
             one per client.
         executor: where clients run.
@@ -98,11 +105,14 @@ def simulate(
         extra: more facts for the summary; "data_sha256" must not change before a run is resumed.
         recovery: keeps a journal in the directory, from which the run can be resumed after its
             process was killed; None keeps none.
+        date: what the apps' clocks show at virtual time 0, in ISO 8601, UTC if it names no zone;
+            "now" is the host's, by which no two runs are alike. None is 2025-01-01.
 
     Raises:
         ConfigError: something in the arguments cannot be.
         Exception: whatever the ServerApp raises; the run's files are written first.
     """
+    _check_apps(server_app, client_app)
     if isinstance(executor, str):
         if executor not in ("ray", "serial"):
             raise ConfigError(f"executor is '{executor}'; it must be 'ray' or 'serial'")
@@ -110,11 +120,14 @@ def simulate(
     partitions = len(fleet) if num_partitions is None else num_partitions
     if not partitions >= 1:
         raise ConfigError(f"num_partitions is {partitions}; it must be at least 1")
-    settings = {**(run_config or {}), "seed": seed}
+    epoch = epoch_of(date)
+    charge = Charge() if charge is None else charge
+    settings = {**(run_config or {}), SEED_KEY: seed}
     stored = config if config is not None else {"run_config": settings, "fleet": fleet.name}
     recovery = Recovery.none() if recovery is None else recovery
     place = None if directory is None else Path(directory)
-    with recovery.keeping(place, _identity(stored, seed, extra or {})):
+    facts = {**_identity(stored, seed, extra or {}), "date": date}
+    with recovery.keeping(place, facts):
         writer = RunWriter(
             place, stored, seed, target, tensorboard=views, timeline=views, plots=views
         )
@@ -124,12 +137,23 @@ def simulate(
         status: Status = "completed"
         error: BaseException | None = None
         report: dict[str, Any] = {}
+        errors = ClientErrors(fail_fast=fail_fast)
+        transcript = Transcript(place)
         batching: dict[str, Any] = {}
         try:
-            run = RunInfo(seed, partitions, settings)
-            with display, virtual_sleep(), quick_garbage_collection(), limit_blas(1):
-                planner = _planner(client_app, fleet, partitions)
-                batching = _choose_batching(client_app, recovery)
+            with (
+                display,
+                virtual_time(),
+                quick_garbage_collection(),
+                limit_blas(1),
+                transcript.hearing(),
+            ):
+                if date == "now":
+                    epoch = recovery.remember("clock", [], host_date)
+                run = RunInfo(seed, partitions, settings, epoch, host_time=charge.measured > 0)
+                app = load_app(client_app, epoch)
+                planner = _planner(app, fleet, partitions)
+                batching = _choose_batching(app, recovery, shared=app is client_app)
                 executor = recovery.executor(executor)
                 try:
                     executor.start(client_app, run)
@@ -139,18 +163,21 @@ def simulate(
                         planner=planner,
                         charge=charge,
                         trace=trace,
-                        on_round=recorder.on_round,
+                        on_sent=recorder.on_sent,
+                        on_replies=recorder.on_replies,
                         on_progress=recorder.on_progress,
                         on_applied=recorder.on_applied,
-                        fail_fast=fail_fast,
+                        on_said=transcript.said,
+                        errors=errors,
+                        epoch=epoch,
                     )
                     recorder.attach(grid)
+                    transcript.now = grid.clock.now
                     # A copy of the settings: what the ServerApp changes, clients do not see.
                     context = Context(RUN_ID, SUPERLINK_NODE_ID, {}, RecordDict(), dict(settings))
-                    origin = recovery.remember("clock", [], whole_time)
                     with (
                         global_generators(seed, "server"),
-                        grid.answering(origin),
+                        grid.answering(None if date == "now" else cache(_tell_date)),
                         concurrent_rounds(grid),
                         recorder.observing_strategies(),
                     ):
@@ -160,6 +187,7 @@ def simulate(
                             server_app(grid, context, recorder)
                 finally:
                     recorder.flush()
+                    errors.conclude()
                     report = executor.report()
                     executor.close()
         except BaseException as stopped:  # raised again below, after the files are written
@@ -171,11 +199,58 @@ def simulate(
             trace=trace,
             model_sha256=recorder.model_sha256(),
             error=error,
-            extra={**report, **batching, **recovery.report(), **(extra or {})},
+            extra={
+                **report,
+                **batching,
+                **recovery.report(),
+                **recorder.report(),
+                **errors.report(),
+                **(extra or {}),
+            },
         )
         if error is not None:
             raise error
         return SimulatedRun(writer.directory, summary, writer.history, trace, recorder.final_arrays)
+
+
+def _check_apps(server_app: object, client_app: object) -> None:
+    for name, app, kind, other, made in (
+        ("server_app", server_app, ServerApp, ClientApp, "a function of (grid, context, recorder)"),
+        ("client_app", client_app, ClientApp, ServerApp, "a function that makes one"),
+    ):
+        if callable(app) and not isinstance(app, other) and app is not kind:
+            continue
+        is_class = f"the class {app.__name__}" if isinstance(app, type) else type(app).__name__
+        raise ConfigError(f"{name} is {is_class}; it must be a {kind.__name__}, or {made}")
+
+
+def epoch_of(date: str | None) -> int:
+    """Returns a date in whole s since 1970.
+
+    Args:
+        date: in ISO 8601, or "now" for the host's; None is 2025-01-01.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if date is None:
+        return EPOCH
+    if date == "now":
+        return host_date()
+    try:
+        moment = datetime.fromisoformat(date)
+        return math.floor(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp())
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"date is {date!r}; it must be a date such as 2025-01-01 or 2025-01-01T12:00:00, or now"
+        ) from error
+
+
+def _tell_date() -> None:
+    log.warning(
+        "the ServerApp asks for the date, which begins with `date` in every run: if it names files "
+        "by it, they replace those of an earlier run; date=now gives it the host's"
+    )
 
 
 def _identity(config: Mapping[str, Any], seed: int, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,12 +259,11 @@ def _identity(config: Mapping[str, Any], seed: int, extra: Mapping[str, Any]) ->
     return {**facts, **installed(), "data": plain(extra.get("data_sha256"))}
 
 
-def _choose_batching(source: AppSource, recovery: Recovery) -> dict[str, Any]:
+def _choose_batching(app: ClientApp, recovery: Recovery, *, shared: bool) -> dict[str, Any]:
     """Returns what the summary says on batching, after the choice was made for all processes."""
-    app = load_app(source)
     if not isinstance(app, TrainingApp):
         return {}
-    if app is not source and app.batching == "measured":
+    if not shared and app.batching == "measured":
         raise ConfigError(
             "batching is 'measured', but every worker process makes its own ClientApp, and two "
             "could choose differently: pass the app itself, or choose 'on' or 'off'"
@@ -200,9 +274,8 @@ def _choose_batching(source: AppSource, recovery: Recovery) -> dict[str, Any]:
     return {"batching": Choice(**choice).summary()}
 
 
-def _planner(source: AppSource, fleet: Fleet, num_partitions: int) -> Planner | None:
+def _planner(app: ClientApp, fleet: Fleet, num_partitions: int) -> Planner | None:
     """Returns the planner of our own ClientApp, after checking that its work fits the devices."""
-    app = load_app(source)
     if not isinstance(app, PlannedApp):
         return None
     fleet.check_memory(app.memory_bytes())

@@ -280,7 +280,8 @@ def compare_jobs(directory: Path) -> None:
     if metric is not None and drawn:
         value = target["value"] if target else None
         plots.compare(drawn, metric, directory / FILE, target=value)
-        console.print(f"{directory / FILE}: {metric} against time, bytes and rounds")
+        text = f"{directory / FILE}: {metric} against time, bytes and rounds"
+        console.print(text, markup=False)
 
 
 def by_overrides(runs: Sequence[Run]) -> dict[str, list[Run]]:

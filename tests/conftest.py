@@ -4,7 +4,9 @@ The environment is set here, before any test module is imported, because numeric
 the number of threads once, when they load.
 """
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,16 @@ os.environ.update(ENVIRONMENT)
 # The same examples on every run; no deadline, because a shared machine may pause for longer.
 settings.register_profile("fl", deadline=None, derandomize=True)
 settings.load_profile("fl")
+
+
+@pytest.fixture(autouse=True)
+def no_handlers_left() -> Iterator[None]:
+    """Closes what the command line has set up for its process, which is that of all tests."""
+    yield
+    logger = logging.getLogger("fl")
+    for handler in logger.handlers.copy():
+        logger.removeHandler(handler)
+        handler.close()
 
 
 @pytest.fixture(scope="session")

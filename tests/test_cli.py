@@ -80,8 +80,8 @@ def test_run_prints_a_table_leaves_its_files_and_nothing_else_is_said(
     assert summary["status"] == "completed"
     assert summary["config"]["num_clients"] == 10
     # A metric that never comes is no reason to stop: what came is listed.
-    reason = "no evaluation reported a number for 'acuracy'; there are: accuracy, loss, train_loss"
-    assert summary["target"]["reason"] == reason
+    reason = "no evaluation reported a number for 'acuracy'; there are: "
+    assert summary["target"]["reason"] == f"{reason}accuracy, loss, train_loss, train_steps"
     left = {path.name for path in tmp_path.iterdir()}
     assert left >= {"summary.json", "metrics.csv", "trace.parquet", "timeline.json", "tb", "plots"}
 
@@ -322,7 +322,8 @@ def test_flower_app_directory_runs_with_overrides(
 ) -> None:
     call(*app_arguments, "+run_config.num-server-rounds=4", "+run_config.client.step=3")
     # Four rounds of 0.5 * 3, of which both apps must know.
-    assert "final 6.0" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("final 6.0") == 1
+    assert (tmp_path / "out" / "fl.log").read_text().count(" | final 6.0\n") == 1
     summary = summary_of(tmp_path / "out")
     assert summary["status"] == "completed"
     assert summary["totals"]["client_updates"] == 4 * 10
@@ -345,6 +346,46 @@ def test_override_that_the_app_cannot_have_is_refused(
     refused: Callable[..., str], app_arguments: list[str], override: str, says: str
 ) -> None:
     assert says in refused(*app_arguments[:-1], f"+run_config.{override}")
+
+
+def test_an_app_that_sets_up_logging_is_heard_once_and_so_are_we(
+    call: Call,
+    capsys: pytest.CaptureFixture[str],
+    app: Path,
+    app_arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    (server,) = app.glob("*/server_app.py")
+    server.write_text(
+        "import logging, time\nlogging.basicConfig(level=logging.INFO)\n"
+        + server.read_text().replace(
+            "    config = context.run_config\n",
+            "    config = context.run_config\n"
+            "    logging.getLogger('mine').info(time.strftime('it is %Y'))\n",
+        )
+    )
+    call(*app_arguments)
+    error = capsys.readouterr().err
+    log = (tmp_path / "out" / "fl.log").read_text()
+    for said in ("INFO:mine:it is 2025", "fl: WARNING: the ServerApp asks for the date"):
+        assert error.count(said) == log.count(said) == 1
+    assert error.count("asks for the date") == log.count("asks for the date") == 1
+
+
+def test_fail_fast_shows_a_clients_traceback_line_by_line(
+    call: Call, capsys: pytest.CaptureFixture[str], app: Path, app_arguments: list[str]
+) -> None:
+    (client,) = app.glob("*/client_app.py")
+    client.write_text(client.read_text() + "\napp._registered_funcs['train.default'] = None\n")
+    with pytest.raises(SystemExit):
+        call(*app_arguments, "fail_fast=true")
+    lines = capsys.readouterr().err.splitlines()
+    assert "Traceback (most recent call last):" in lines
+    assert lines[-2] == "TypeError: 'NoneType' object is not callable"
+    assert lines[-1].startswith("fl: ClientApp failed on client ")
+    assert lines[-1].endswith(": TypeError: 'NoneType' object is not callable")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import hashlib
 import json
 import random
 import time
+import timeit
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +118,13 @@ def test_what_servers_and_clients_evaluate_is_recorded_with_the_virtual_time() -
         (1, 35.0, 0.1),
         (2, 70.0, 0.2),
     ]
-    # Losses 0, 1 and 2 with weights 10, 20 and 30; the number of steps is a count, not a metric.
+    # Losses 0, 1 and 2 with weights 10, 20 and 30, which are no metric themselves.
     assert [row["train_loss"] for row in history[1:]] == [80 / 60] * 2
+    assert [row["train_steps"] for row in history[1:]] == [4.0] * 2
     assert [row["client_loss"] for row in history[1:]] == pytest.approx([140 / 60, 280 / 60])
     assert [row["client_accuracy"] for row in history[1:]] == [0.5, 0.5]
-    assert not {"train_steps", "curve", "train_num_examples"} & set(history[1])
+    assert [(row["curve[0]"], row["curve[1]"]) for row in history] == [(1.0, 2.0)] * 3
+    assert not {"curve", "train_num_examples"} & set(history[1])
     # Bytes and joules are those at the evaluation, not of the whole run.
     assert 0 == history[0]["bytes_down"] < history[1]["bytes_down"] < history[2]["bytes_down"]
     assert 0 == history[0]["energy_j"] < history[1]["energy_j"]
@@ -335,10 +339,108 @@ def test_both_apps_see_the_run_config_and_nobody_sees_the_others_changes() -> No
         context.run_config["lr"] = 99.0
         grid.send_and_receive([Message(RecordDict(), node, "train") for node in (2, 3)])
 
-    config = {"lr": 0.1}
+    config = {"lr": 0.1, "seed": 99}  # the app's own seed is the app's
     run(main, make, run_config=config, seed=4)
-    assert seen == [{"lr": 0.1, "seed": 4}] * 3
-    assert config == {"lr": 0.1}
+    assert seen == [{"lr": 0.1, "seed": 99, "fl.seed": 4}] * 3
+    assert config == {"lr": 0.1, "seed": 99}
+
+
+def clockwork() -> tuple[ServerApp, ClientApp]:
+    """Two apps that do nothing without looking at some clock."""
+    client, server = ClientApp(), ServerApp()
+
+    @client.train()
+    def train(message: Message, context: Context) -> Message:
+        began, measured = datetime.now(), time.perf_counter()
+        random.seed(str(datetime.now()))
+        time.sleep(began.microsecond / 1e6 + datetime.now(UTC).second + time.time_ns() % 7)
+        age = time.time() - message.metadata.created_at
+        step = random.random() + (datetime.utcnow().timestamp() % 5)
+        metrics = MetricRecord(
+            {
+                "num-examples": 1 + int(time.monotonic()) % 3,
+                "took": time.perf_counter() - measured,
+                "rate": 1.0 / (time.process_time_ns() - int(1e9 * measured)),
+                "age": age,
+                "day": float(date.today().day),
+                "clock": float(timeit.default_timer()),
+            }
+        )
+        arrays = ArrayRecord({"w": Array(message.content["arrays"]["w"].numpy() + step)})
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        random.seed(datetime.now().timestamp() + time.time())
+        deadline = datetime.now() + timedelta(seconds=200)
+        arrays, count = model(), 0
+        while datetime.now() < deadline:
+            count += 1
+            result = FedAvg(fraction_evaluate=0.0, fraction_train=0.5).start(
+                grid=grid,
+                initial_arrays=arrays,
+                num_rounds=1,
+                train_config=ConfigRecord({"sent": time.time(), "on": time.strftime("%c")}),
+            )
+            arrays = result.arrays
+            time.sleep(0.5 + random.random())
+        assert 2 <= count < 200
+
+    return server, client
+
+
+def test_apps_that_do_everything_by_some_clock_are_a_function_of_their_seed() -> None:
+    def once(seed: int) -> Any:
+        server, client = clockwork()
+        result = run(server, client, on=fleet(6), seed=seed)
+        rows = [{k: v for k, v in row.items() if k != "wall_s"} for row in result.history]
+        return result.summary["trace_sha256"], rows
+
+    first, second = once(0), once(0)
+    assert first == second
+    assert first[1][0]["train_took"] > 0.0
+
+
+def test_an_apps_date_is_the_runs() -> None:
+    seen = []
+
+    def main(grid: Grid, context: Context, recorder: Any) -> None:
+        seen.append(datetime.now(UTC).replace(microsecond=0))
+        time.sleep(3600.0)
+        seen.append(datetime.now(UTC).replace(microsecond=0))
+
+    run(main)
+    assert seen == [datetime(2025, 1, 1, 0, tzinfo=UTC), datetime(2025, 1, 1, 1, tzinfo=UTC)]
+    seen.clear()
+    run(main, date="1999-12-31T23:30:00+02:00")
+    assert seen[1] == datetime(1999, 12, 31, 22, 30, tzinfo=UTC)
+    seen.clear()
+    before = datetime.now(UTC)
+    run(main, date="now")
+    assert abs(seen[0] - before) < timedelta(minutes=5)
+
+
+def test_a_date_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"date is 'tomorrow'; it must be a date such as 2025"):
+        run(server_app(), date="tomorrow")
+
+
+def test_the_user_is_told_once_that_every_run_has_the_same_date(caplog) -> None:
+    def main(grid: Grid, context: Context, recorder: Any) -> None:
+        for _ in range(3):
+            time.strftime("%Y-%m-%d")
+            date.today()
+
+    def told() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name == "fl"]
+
+    run(main)
+    assert len(told()) == 1
+    assert "date=now" in told()[0]
+    caplog.clear()
+    run(server_app())  # Flower's messages bear a date as well
+    run(main, date="now")
+    assert told() == []
 
 
 def test_clients_share_partitions_if_there_are_fewer() -> None:
@@ -375,8 +477,71 @@ def test_clients_that_raise_are_error_replies_and_the_run_goes_on() -> None:
     result = run(server_app(FedAvg(fraction_evaluate=0.0)), app)
     assert result.summary["faults"] == {"client_error": ROUNDS}
     np.testing.assert_allclose(result.arrays["w"].numpy(), ROUNDS * 100 / 40)
-    with pytest.raises(SimulationError, match="out of memory"):
+    with pytest.raises(SimulationError, match="on client 1") as caught:
         run(server_app(), app, fail_fast=True)
+    assert str(caught.value).endswith(": RuntimeError: out of memory")
+    (note,) = caught.value.__notes__
+    assert note.splitlines()[-1] == "RuntimeError: out of memory"
+    assert 'raise RuntimeError("out of memory")' in note
+    assert "executor.py" not in note
+
+
+def failing(error_of: Any) -> ClientApp:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        error = error_of(int(context.node_config["partition-id"]))
+        if error is not None:
+            raise error
+        return client_app()(message, context)
+
+    return app
+
+
+def test_every_kind_of_client_error_is_shown_once_and_counted(caplog) -> None:
+    def error_of(client: int) -> Exception | None:
+        return [ValueError("bad"), KeyError("bad"), ValueError("bad"), ValueError("worse"), None][
+            client % 5
+        ]
+
+    result = run(server_app(FedAvg(fraction_evaluate=0.0)), failing(error_of), on=fleet(10))
+    told = [r.getMessage() for r in caplog.records if r.name == "fl"]
+    kinds = ["KeyError: 'bad'", "ValueError: bad", "ValueError: worse"]
+    assert sorted(line.splitlines()[-1] for line in told[:-1]) == kinds
+    assert all("Traceback (most recent call last)" in line for line in told[:-1])
+    assert told[-1].startswith("ClientApps failed 16 times: 8 x ValueError: bad; 4 x ")
+    listed = result.summary["extra"]["client_errors"]
+    assert sorted((error["error"], error["count"]) for error in listed) == [
+        *((kinds[0], 2 * 2), (kinds[1], 2 * 4), (kinds[2], 2 * 2))
+    ]
+    assert {error["client"] % 5 for error in listed} <= {0, 1, 2, 3}
+    assert result.summary["faults"] == {"client_error": 16}
+
+
+def test_of_many_kinds_of_client_errors_a_few_are_shown_and_the_rest_is_counted(caplog) -> None:
+    app = failing(lambda client: ValueError(f"client {client}\n" + "x" * 5000))
+    result = run(server_app(FedAvg(fraction_evaluate=0.0)), app, on=fleet(150))
+    told = [r.getMessage() for r in caplog.records if r.name == "fl"]
+    assert sum("Traceback" in line for line in told) == 5
+    assert len(told) == 7
+    extra = result.summary["extra"]
+    assert len(extra["client_errors"]) == 100
+    assert sum(e["count"] for e in extra["client_errors"]) + extra["more_errors"] == 2 * 150
+    assert max(len(e["error"]) for e in extra["client_errors"]) == 500
+
+
+def test_one_client_error_is_not_told_twice(caplog) -> None:
+    failed = []
+
+    def error_of(client: int) -> Exception | None:
+        if client or failed:
+            return None
+        failed.append(client)
+        return ValueError("once")
+
+    run(server_app(FedAvg(fraction_evaluate=0.0)), failing(error_of))
+    assert len([r for r in caplog.records if r.name == "fl"]) == 1
 
 
 def test_a_fleet_on_which_things_go_wrong_is_a_run_like_any_other() -> None:
@@ -468,6 +633,23 @@ def test_an_interrupt_while_clients_work_stops_the_run(tmp_path: Path, quick_plo
 
 
 # ---- arguments -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("apps", "told"),
+    [
+        ((None, client_app()), "server_app is NoneType; it must be a ServerApp, or a function of"),
+        ((server_app(), None), "client_app is NoneType; it must be a ClientApp, or a function tha"),
+        ((client_app(), client_app()), "server_app is ClientApp; it must be a ServerApp"),
+        ((server_app(), server_app()), "client_app is ServerApp; it must be a ClientApp"),
+        ((ServerApp, client_app()), "server_app is the class ServerApp; it must be a ServerApp"),
+        ((server_app(), ClientApp), "client_app is the class ClientApp; it must be a ClientApp"),
+        ((server_app(), lambda: None), "client_app makes NoneType: a function in its place must"),
+    ],
+)
+def test_what_is_no_app_is_refused(apps, told) -> None:
+    with pytest.raises(ConfigError, match=told):
+        simulate(*apps, fleet(), executor="serial", progress=False)
 
 
 def test_an_unknown_executor_is_refused() -> None:

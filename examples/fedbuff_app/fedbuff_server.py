@@ -15,7 +15,7 @@ def main(grid: Grid, context: Context) -> None:
     """Trains, and prints what came of it."""
     config = context.run_config
     digits = data()
-    net = model(digits, seed=int(config["seed"]))
+    net = model(digits, seed=int(config["fl.seed"]))
 
     def evaluated(version: int, arrays: ArrayRecord) -> MetricRecord:
         net.load_state_dict(arrays.to_torch_state_dict())
@@ -27,7 +27,7 @@ def main(grid: Grid, context: Context) -> None:
         concurrency=int(config["concurrency"]),
         min_available_nodes=int(config["concurrency"]),
         retry_s=1.0,
-        seed=int(config["seed"]),
+        seed=int(config["fl.seed"]),
     )
     result = strategy.start(
         grid=grid,

@@ -56,7 +56,7 @@ from fl.params import (
     vector_record,
 )
 from fl.payload import payload_bytes
-from fl.randomness import global_generators
+from fl.randomness import SEED_KEY, global_generators
 
 ARRAYS_KEY = "arrays"
 CONFIG_KEY = "config"
@@ -135,7 +135,7 @@ class TrainingApp(PlannedApp):
     model that is not finite is refused.
 
     Training is a function of the message and the client's state: batches come from the stream
-    (seed, "batches", partition-id, message_id), with `run_config["seed"]`, and what the model
+    (seed, "batches", partition-id, message_id), with `run_config["fl.seed"]`, and what the model
     draws (dropout) from (seed, "dropout", partition-id, message_id). What the rule keeps from task
     to task is in `Context.state["fl.memory"]`.
 
@@ -604,7 +604,7 @@ class TrainingApp(PlannedApp):
             self.order(message.content),
             message.metadata.message_id,
             _partition_id(context),
-            context.run_config.get("seed"),
+            context.run_config.get(SEED_KEY),
             read_memory(context.state),
         )
 
@@ -645,7 +645,7 @@ class TrainingApp(PlannedApp):
             order: what the message says.
             message_id: of the message.
             partition: the client's partition-id.
-            seed: `run_config["seed"]`.
+            seed: `run_config["fl.seed"]`.
             memory: what the rule kept at this client's last task.
             work: what the device has time for, if the message's content does not say it.
 
@@ -667,8 +667,8 @@ class TrainingApp(PlannedApp):
             steps = min(steps, fitting)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ConfigError(
-                f"run_config['seed'] is {seed!r}; it must be a whole number: on a deployment, set "
-                "it under [tool.flwr.app.config] in pyproject.toml"
+                f"run_config[{SEED_KEY!r}] is {seed!r}; it must be a whole number: on a "
+                f"deployment, set {SEED_KEY} under [tool.flwr.app.config] in pyproject.toml"
             )
         return Task(
             seed=seed,

@@ -17,7 +17,7 @@ from fl.clients.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import Compressor, Shapes
 from fl.errors import ConfigError
 from fl.params import Layout, Row, RowArray, from_record, record_vector, to_record
-from fl.randomness import generator
+from fl.randomness import SEED_KEY, generator
 
 STATE_KEY = "fl.island"
 GRADIENT_KEY = "gradient"
@@ -247,7 +247,7 @@ class Island:
     ) -> Array:
         assert self.quantiser is not None
         rng = generator(
-            int(context.run_config["seed"]),
+            int(context.run_config[SEED_KEY]),
             "compression",
             int(context.node_config["partition-id"]),
             message.metadata.message_id,

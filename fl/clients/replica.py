@@ -12,7 +12,7 @@ from fl.compression import PayloadError, Replicated, Shapes
 from fl.compression.compressor import State
 from fl.errors import ConfigError
 from fl.params import Layout, Row, from_record, record_vector, to_record
-from fl.randomness import generator
+from fl.randomness import SEED_KEY, generator
 
 STATE_KEY = "fl.replica"
 GRADIENT_KEY = "gradient"
@@ -87,7 +87,7 @@ class Replica:
         g = record_vector(record, layout.num_trainable, "the gradient").numpy()
         x, state = self._kept(context)
         rng = generator(
-            int(context.run_config["seed"]),
+            int(context.run_config[SEED_KEY]),
             "compression",
             int(context.node_config["partition-id"]),
             message.metadata.message_id,

@@ -12,7 +12,7 @@ from fl.compression import Channel, Shapes
 from fl.compression.compressor import State
 from fl.errors import ConfigError
 from fl.params import Layout, Row, carried, from_record
-from fl.randomness import generator
+from fl.randomness import SEED_KEY, generator
 
 PAYLOAD_KEY = "update"
 PAYLOAD_STYPE = "fl.payload"
@@ -82,7 +82,7 @@ class Uplink:
         if NEXT_KEY in config:
             state = self.channel.resume(state, shapes, int(config[NEXT_KEY]))
         rng = generator(
-            int(context.run_config["seed"]),
+            int(context.run_config[SEED_KEY]),
             "compression",
             int(context.node_config["partition-id"]),
             message.metadata.message_id,

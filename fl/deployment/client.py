@@ -13,6 +13,7 @@ from fl.deployment.nodes import WHO, client_of_node, threads_of_node
 from fl.deployment.settings import compose_experiment, read_settings
 from fl.execution.threads import limit_threads
 from fl.experiment import app_of, build
+from fl.randomness import SEED_KEY
 
 
 class DeployedApp(ClientApp):
@@ -45,7 +46,7 @@ class DeployedApp(ClientApp):
             context.node_id,
             context.node_config,
             context.state,
-            {**context.run_config, "seed": seed},
+            {**context.run_config, SEED_KEY: seed},
         )
         threads = threads_of_node(context.node_config)
         if threads is None:

@@ -72,8 +72,9 @@ class DeployedGrid(GridAround):
     Args:
         grid: Flower's.
         num_clients: of the experiment.
-        on_round: called at the end of each `send_and_receive` that sent something, with the type of
-            its (first) message and the replies.
+        on_sent: called with the messages of each `send_and_receive`, and `exchange`, True.
+        on_replies: called at the end of each that sent something, with the replies and `exchange`,
+            the type of its (first) message.
         on_applied: called for each update that a strategy reports to have used.
         check: called with content, type and client of each message; raises if the client would.
 
@@ -91,7 +92,8 @@ class DeployedGrid(GridAround):
         grid: Grid,
         num_clients: int,
         *,
-        on_round: Callable[[str, list[Message]], None] | None = None,
+        on_sent: Callable[..., None] | None = None,
+        on_replies: Callable[..., None] | None = None,
         on_applied: OnApplied | None = None,
         check: Check | None = None,
     ) -> None:
@@ -103,7 +105,8 @@ class DeployedGrid(GridAround):
         self.bytes_down = 0
         self.bytes_up = 0
         self.client_updates = 0
-        self._on_round = on_round
+        self._on_sent = on_sent
+        self._on_replies = on_replies
         self._check = check
         self._began_s = self.clock.now()
         self._clients: dict[int, int] = {}  # Flower's node id -> client
@@ -304,6 +307,8 @@ class DeployedGrid(GridAround):
         """
         messages = list(messages)
         until = math.inf if timeout is None else self.clock.now() + timeout
+        if self._on_sent is not None and messages:
+            self._on_sent(messages, exchange=True)
         names = self.push_messages(messages)
         missing, came = set(names), dict[str, Message]()
         while missing:
@@ -318,8 +323,8 @@ class DeployedGrid(GridAround):
             if missing:
                 self.clock.wait(until)
         replies = [came[name] for name in names if name in came]
-        if self._on_round is not None and messages:
-            self._on_round(messages[0].metadata.message_type, replies)
+        if self._on_replies is not None and messages:
+            self._on_replies(replies, exchange=messages[0].metadata.message_type)
         return replies
 
 

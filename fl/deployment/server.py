@@ -61,6 +61,7 @@ class DeployedRecorder(Recorder):
             bytes_down=grid.bytes_down,
             bytes_up=grid.bytes_up,
             client_updates=grid.client_updates,
+            rounds=self._rounds.number,
         )
 
 
@@ -96,7 +97,8 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
     deployed = DeployedGrid(
         grid,
         config.num_clients,
-        on_round=lambda kind, replies: recorder.on_round(kind, replies),
+        on_sent=lambda *args, **kwargs: recorder.on_sent(*args, **kwargs),
+        on_replies=lambda *args, **kwargs: recorder.on_replies(*args, **kwargs),
         on_applied=lambda *update: recorder.on_applied(*update),
         check=lambda content, kind, client: client_app.plan(content, kind, client, _SOME_SPEED),
     )
@@ -130,7 +132,7 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
         trace=deployed.trace,
         model_sha256=recorder.model_sha256(),
         error=error,
-        extra=extra,
+        extra={**recorder.report(), **extra},
     )
     if recorder.final_arrays is not None:
         write_model(directory / "model.npz", recorder.final_arrays)

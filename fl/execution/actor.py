@@ -33,13 +33,16 @@ class Actor:
         import ray
 
         from fl.execution.executor import Worker, load_app
-        from fl.simulation.virtual_sleep import virtual_sleep
+        from fl.execution.speech import hearing
+        from fl.simulation.virtual_time import virtual_time
 
         self._threads = threads
-        self._sleep = virtual_sleep()  # for the life of the process, so it is never left
-        self._sleep.__enter__()
+        self._time = virtual_time()  # for the life of the process, so it is never left
+        self._time.__enter__()
+        self._hearing = hearing()  # likewise
+        self._hearing.__enter__()
         app, run = ray.get(source[0])
-        self._worker = Worker(load_app(app), run)
+        self._worker = Worker(load_app(app, run.epoch), run)
         self._contents: dict[str, Payload] = {}
         self._garbage = quick_garbage_collection()  # likewise
         self._garbage.__enter__()

@@ -25,11 +25,12 @@ from fl.clients.app import MEMORY_KEY, WORK_KEY, TrainingApp, read_memory
 from fl.clients.batched import even_runs
 from fl.clients.planned import PlannedApp
 from fl.errors import ConfigError
+from fl.execution.speech import Line, hearing_clients
 from fl.params import content_of
 from fl.payload import snapshot
-from fl.randomness import global_generators
+from fl.randomness import SEED_KEY, global_generators
 from fl.simulation.identity import RUN_ID, assume_identity, message_id, node_id
-from fl.simulation.virtual_sleep import answering
+from fl.simulation.virtual_time import EPOCH, TaskClock, answering
 
 log = logging.getLogger("fl")
 
@@ -41,12 +42,16 @@ class RunInfo:
     Attributes:
         seed: root seed.
         num_partitions: number of data partitions; client i holds partition i modulo this.
-        run_config: what Flower's `Context.run_config` shows, `seed` included.
+        run_config: what Flower's `Context.run_config` shows, `SEED_KEY` included.
+        epoch: the date at virtual time 0, s since 1970.
+        host_time: clients' clocks go on with the host's time, as measured durations do.
     """
 
     seed: int
     num_partitions: int
     run_config: dict[str, Any]
+    epoch: int = EPOCH
+    host_time: bool = False
 
 
 @dataclass(eq=False)
@@ -66,6 +71,7 @@ class Assignment:
         dispatch: the client's running task number.
         payload: what the server sent.
         message_type, group_id, ttl: Flower's metadata of the message.
+        created_at: likewise, s since 1970 in virtual time; the client's clock begins there.
         work: what the virtual device has time for (`fl.work`), if the app plans its work.
         state: records of the client's `Context.state`; None if empty.
     """
@@ -76,6 +82,7 @@ class Assignment:
     message_type: str
     group_id: str
     ttl: float
+    created_at: float = EPOCH
     work: dict[str, int] | None = None
     state: RecordDict | None = None
 
@@ -99,7 +106,7 @@ class Assignment:
             dst_node_id=node_id(self.client),
             reply_to_message_id="",
             group_id=self.group_id,
-            created_at=time.time(),
+            created_at=self.created_at,
             ttl=self.ttl,
             message_type=self.message_type,
         )
@@ -143,6 +150,7 @@ class Outcome:
         slept_s: seconds the app asked `time.sleep` for.
         host_s: host seconds the app took; only ever used if the user asks for measured durations.
         details: traceback of an exception, for the log.
+        said: what the app printed and logged, where nobody in its process has heard it.
     """
 
     content: RecordDict | None = None
@@ -151,6 +159,7 @@ class Outcome:
     slept_s: float = 0.0
     host_s: float = 0.0
     details: str = ""
+    said: Sequence[Line] = ()
 
 
 class Executor(ABC):
@@ -185,15 +194,23 @@ AppSource = ClientApp | Callable[[], ClientApp]
 """A ClientApp, or a function that makes one (called once in every worker process)."""
 
 
-def load_app(source: AppSource) -> ClientApp:
+def load_app(source: AppSource, epoch: int = EPOCH) -> ClientApp:
     """Returns the ClientApp of a source.
 
+    Args:
+        source: of the app.
+        epoch: the date that whoever looks at a clock meanwhile sees, s since 1970.
+
     Raises:
-        TypeError: the source gives something that is not a ClientApp.
+        ConfigError: the source gives something that is not a ClientApp.
     """
-    app = source if isinstance(source, ClientApp) else source()
+    with answering(TaskClock(), epoch):
+        app = source if isinstance(source, ClientApp) else source()
     if not isinstance(app, ClientApp):
-        raise TypeError(f"expected a flwr.clientapp.ClientApp, got {type(app).__name__}")
+        raise ConfigError(
+            f"client_app makes {type(app).__name__}: a function in its place must return a "
+            "flwr.clientapp.ClientApp"
+        )
     return app
 
 
@@ -207,8 +224,17 @@ class Worker:
     def execute(self, batch: Sequence[Assignment]) -> list[Outcome]:
         """Runs a batch: together if it has several assignments, which then share a batch key."""
         if len(batch) > 1 and isinstance(self.app, PlannedApp):
-            return self._together(self.app, batch)
-        return [self._alone(assignment) for assignment in batch]
+            with hearing_clients(names_of(batch)) as ear:
+                outcomes = self._together(self.app, batch)
+            outcomes[0].said = ear.lines
+            return outcomes
+        outcomes = []
+        for assignment in batch:
+            with hearing_clients(names_of([assignment])) as ear:
+                outcome = self._alone(assignment)
+            outcome.said = ear.lines
+            outcomes.append(outcome)
+        return outcomes
 
     def _together(self, app: PlannedApp, batch: Sequence[Assignment]) -> list[Outcome]:
         began = time.perf_counter()
@@ -238,7 +264,7 @@ class Worker:
                 orders[member.payload],
                 message_id(member.client, member.dispatch),
                 member.client % self.run.num_partitions,
-                self.run.run_config.get("seed"),
+                self.run.run_config.get(SEED_KEY),
                 read_memory(member.state),
                 member.work,
             )
@@ -254,12 +280,15 @@ class Worker:
         foreign = not isinstance(self.app, PlannedApp) or self.app.has_mods
         message = assignment.message(own_content=foreign)
         context = assignment.context(self.run, own_content=foreign)
-        slept: list[float] = []
+        clock = TaskClock(host=self.run.host_time)
         name = message_id(assignment.client, assignment.dispatch)
         assume_identity(node_id(assignment.client))
         began = time.perf_counter()
         try:
-            with global_generators(self.run.seed, "client", name), answering(slept.append):
+            with (
+                global_generators(self.run.seed, "client", name),
+                answering(clock, assignment.created_at),
+            ):
                 reply = self.app(message, context)
             outcome = _outcome(reply, message, foreign)
             outcome.state = _state(context, foreign)
@@ -269,12 +298,12 @@ class Worker:
             outcome = Outcome(
                 error=(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, _reason(exception)),
                 state=assignment.state,
-                details="" if isinstance(exception, _BadReply) else traceback.format_exc(),
+                details="" if isinstance(exception, _BadReply) else _traceback(exception),
             )
         finally:
             assume_identity()
         outcome.host_s = time.perf_counter() - began
-        outcome.slept_s = sum(slept)
+        outcome.slept_s = clock.slept_s
         return outcome
 
 
@@ -286,6 +315,17 @@ def _with_memory(state: RecordDict | None, memory: ArrayRecord | None) -> Record
 
 class _BadReply(Exception):
     """A ClientApp returned something that no Flower runtime could send."""
+
+
+def _traceback(exception: BaseException) -> str:
+    """Returns an exception's traceback from where the client's code begins."""
+    began = exception.__traceback__
+    while began is not None and began.tb_frame.f_code.co_filename == __file__:
+        began = began.tb_next
+    try:
+        return "".join(traceback.format_exception(type(exception), exception, began))
+    except Exception:  # its __str__ and its __cause__ are the client's code, too
+        return ""
 
 
 def _reason(exception: BaseException) -> str:
@@ -349,6 +389,13 @@ def check_counts(**counts: object) -> None:
             raise ConfigError(
                 f"executor.{name} is {value!r}; it must be a whole number, at least 1"
             )
+
+
+def names_of(members: Sequence[Assignment]) -> str:
+    """Returns a batch's clients in words, three at most."""
+    first = [str(member.client) for member in members[:3]]
+    more = ", ..." if len(members) > len(first) else ""
+    return f"client{'s' if len(members) > 1 else ''} {', '.join(first)}{more}"
 
 
 def form_batches(

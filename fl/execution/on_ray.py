@@ -32,6 +32,7 @@ from fl.execution.executor import (
     check_counts,
     form_batches,
     load_app,
+    names_of,
 )
 
 log = logging.getLogger("fl")
@@ -67,8 +68,7 @@ class RayExecutor(Executor):
     """Runs batches on a pool of Ray actors.
 
     Attaches to a Ray that this process is connected to already, and leaves it running. Otherwise
-    joins the cluster at `address` or at the environment's RAY_ADDRESS, or starts Ray here. What
-    clients print goes to Ray's logs; the serial executor shows it.
+    joins the cluster at `address` or at the environment's RAY_ADDRESS, or starts Ray here.
 
     Args:
         num_actors: processes; None takes one per CPU that Ray has.
@@ -143,7 +143,7 @@ class RayExecutor(Executor):
         """
         import ray
 
-        self._app, self._run = load_app(app), run
+        self._app, self._run = load_app(app, run.epoch), run
         self._owns_ray = connect(self.address, self.num_actors, self.cpus_per_actor)
         self._size = self._count()
         self._source = ray.put((app, run))
@@ -352,7 +352,7 @@ class RayExecutor(Executor):
             slot.number,
             self._size,
             slot.pid,
-            _names(batches[0]),
+            names_of(batches[0].members),
             what,
             self._deaths,
         )
@@ -402,9 +402,3 @@ class RayExecutor(Executor):
 def _load(slot: _Slot) -> int:
     """Returns how many batches a slot holds; a suspect one counts as all that it can."""
     return _AHEAD if slot.held and slot.held[0][1].attempts else len(slot.held)
-
-
-def _names(batch: _Batch) -> str:
-    first = [str(member.client) for member in batch.members[:3]]
-    more = ", ..." if len(batch.members) > len(first) else ""
-    return f"client{'s' if len(batch.members) > 1 else ''} {', '.join(first)}{more}"

@@ -41,7 +41,7 @@ class SerialExecutor(Executor):
     def start(self, app: AppSource, run: RunInfo) -> None:
         """Makes the app in this process."""
         self._run = run
-        self._worker = Worker(load_app(app), run)
+        self._worker = Worker(load_app(app, run.epoch), run)
 
     def submit(self, wave: Sequence[Assignment]) -> None:
         """Forms the wave's batches; nothing runs yet."""

@@ -27,6 +27,10 @@ devices together, J. Everything after these is a metric.
 """
 
 
+OWN = (*COLUMNS, "staleness", "poll_gap")
+"""Columns that the simulator fills itself; no metric is called so."""
+
+
 class History:
     """Rows of evaluations, each also written to a CSV file as soon as it is known.
 
@@ -42,9 +46,14 @@ class History:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.rows: list[Row] = []
-        self.metrics: list[str] = []  # in order of first appearance
+        self._metrics: dict[str, None] = {}  # in order of first appearance
         self._behind = False
         self._rewrite()
+
+    @property
+    def metrics(self) -> list[str]:
+        """All metrics so far, in order of their first appearance."""
+        return list(self._metrics)
 
     def append(self, row: Mapping[str, float]) -> Row:
         """Adds one evaluation.
@@ -58,10 +67,10 @@ class History:
         Raises:
             ConfigError: a column is missing, or a value is not a number.
         """
-        known = len(self.metrics)
+        known = len(self._metrics)
         clean = self._add(row)
         try:
-            self._write(clean, whole=self._behind or len(self.metrics) > known)
+            self._write(clean, whole=self._behind or len(self._metrics) > known)
             self._behind = False
         except OSError as error:
             if not self._behind:
@@ -105,7 +114,7 @@ class History:
             )
         metrics = [name for name in row if name not in COLUMNS]
         clean = {name: _number(name, row[name]) for name in (*COLUMNS, *metrics)}
-        self.metrics.extend(name for name in metrics if name not in self.metrics)
+        self._metrics.update(dict.fromkeys(metrics))
         self.rows.append(clean)
         return clean
 
@@ -113,11 +122,11 @@ class History:
         if self.path is None:
             return
         with replacing(self.path) as temporary:
-            header = ",".join(_quoted([*COLUMNS, *self.metrics])).encode() + b"\n"
+            header = ",".join(_quoted([*COLUMNS, *self._metrics])).encode() + b"\n"
             temporary.write_bytes(header + self._encode(self.rows))
 
     def _encode(self, rows: list[Row]) -> bytes:
-        names = [*COLUMNS, *self.metrics]
+        names = [*COLUMNS, *self._metrics]
         lines = (",".join(repr(row[n]) if n in row else "" for n in names) for row in rows)
         return "".join(f"{line}\n" for line in lines).encode()
 
@@ -172,11 +181,11 @@ def _parsed(cell: str) -> int | float:
 
 def _quoted(names: list[str]) -> list[str]:
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="")
+    writer = csv.writer(buffer, lineterminator="\r\n")  # what has one of these is quoted
     quoted = []
     for name in names:
         buffer.seek(0)
         buffer.truncate()
         writer.writerow([name])
-        quoted.append(buffer.getvalue())
+        quoted.append(buffer.getvalue().removesuffix("\r\n"))
     return quoted

@@ -181,7 +181,8 @@ def compare(
                 x, mean, half = _band([_curve(run, metric, axis) for run in group], confidence)
                 colour, dash = PALETTE[k % len(PALETTE)], _DASHES[k // len(PALETTE) % len(_DASHES)]
                 seeds = f"{len(group)} seed{'' if len(group) == 1 else 's'}"
-                panel.plot(x / unit.divisor, mean, dash, color=colour, label=f"{label} ({seeds})")
+                name = f"{label} ({seeds})".replace("$", r"\$")
+                panel.plot(x / unit.divisor, mean, dash, color=colour, label=name)
                 panel.fill_between(
                     x / unit.divisor, mean - half, mean + half, color=colour, alpha=0.18, lw=0
                 )
@@ -206,10 +207,10 @@ def compare(
 def _panel_rows(
     history: Sequence[Row], names: Sequence[str] | None, target: Target | None
 ) -> list[list[str]]:
-    present = list(dict.fromkeys(n for row in history for n in row if n not in COLUMNS))
+    present = dict.fromkeys(n for row in history for n in row if n not in COLUMNS)
     unknown = [name for name in names or () if name not in present]
     if unknown or not present:
-        raise ConfigError(f"no evaluation has {unknown or 'any metric'}; there are {present}")
+        raise ConfigError(f"no evaluation has {unknown or 'any metric'}; there are {list(present)}")
     if names is not None:
         return [[name] for name in names]
     wanted = [target.metric] if target is not None and target.metric in present else []
@@ -424,4 +425,4 @@ def _label_axis(axes: Axes, axis: str, unit: units.Unit) -> None:
 
 
 def _readable(metric: str) -> str:
-    return metric.replace("_", " ")
+    return units.name(metric).replace("_", " ").replace("$", r"\$")  # no formula begins there

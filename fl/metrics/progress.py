@@ -25,6 +25,7 @@ from rich.text import Text
 
 from fl.metrics import units
 
+_MOST_METRICS = 8  # on one line
 _HEARTBEAT_S = 30.0  # between plain lines while no evaluation happens
 _REDRAWS_PER_S = 4
 _RATE_WINDOW_S = 10.0  # client updates per second are taken over this much host time
@@ -184,7 +185,9 @@ class Progress:
 
     def _metrics(self) -> list[str]:
         metrics = dict(self._status.metrics)
-        return [f"{name} {units.metric(value)}" for name, value in metrics.items()]
+        shown = [f"{units.name(name)} {units.metric(metrics[name])}" for name in metrics]
+        more = len(shown) - _MOST_METRICS
+        return shown if more <= 0 else [*shown[:_MOST_METRICS], f"and {more:,} more metrics"]
 
     def _activity(self) -> list[str]:
         status = self._status

@@ -60,6 +60,7 @@ class Totals:
         idle_j: the rest of the time, J.
         client_updates: replies with a trained model.
         utilisation: share of the time that clients computed, over those that were sent anything.
+        rounds: that have begun, evaluated or not.
     """
 
     virtual_s: float = 0.0
@@ -71,6 +72,7 @@ class Totals:
     idle_j: float = 0.0
     client_updates: int = 0
     utilisation: float = 0.0
+    rounds: int = 0
 
 
 class RunWriter:
@@ -245,7 +247,7 @@ class RunWriter:
             "best": {name: record for name, record in records.items() if record is not None},
             "target": None if self.target is None else self.target.report(self.history),
             "totals": {
-                "rounds": self.history[-1]["round"] if self.history else 0,
+                "rounds": max([totals.rounds, *(row["round"] for row in self.history[-1:])]),
                 "virtual_s": totals.virtual_s,
                 "wall_s": totals.wall_s,
                 "bytes_down": totals.bytes_down,
@@ -270,7 +272,8 @@ class RunWriter:
             return
         if self._log_failed:
             self._log = self._new_log(self._log.path.parent)
-        scalars: Row = {f"best/{name}": r["value"] for name, r in summary["best"].items()}
+        # A summary has text for what is not finite.
+        scalars: Row = {f"best/{name}": float(r["value"]) for name, r in summary["best"].items()}
         if self.target is not None and summary["target"]["reached"]:
             for name in ("round", "time_s", "bytes", "energy_j"):
                 scalars[f"to_target/{name}"] = summary["target"][name]

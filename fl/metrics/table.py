@@ -18,9 +18,11 @@ from fl.metrics.runs import Run
 _Show = Callable[[float], str]
 _UnitOf = Callable[[float], units.Unit]
 
+_MOST_METRICS = 20  # that the table of one run shows
 _FILES = (
     "summary.json",
     "metrics.csv",
+    "fl.log",
     "model.npz",
     "trace.parquet",
     "timeline.json",
@@ -47,8 +49,8 @@ def results(
     table.add_column("value")
     if summary["error"]:
         table.add_row("error", Text(str(summary["error"]).splitlines()[-1]), style="red")
-    for row in _metric_rows(summary, central or {}):
-        table.add_row(*row)
+    for name, text in _metric_rows(summary, central or {}):
+        table.add_row(Text(name), Text(text))  # whatever they are called: no mark-up
     table.add_section()
     totals = summary["totals"]
     deployed = _is_deployed(summary)
@@ -112,8 +114,8 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
     table.add_column("runs", no_wrap=True)
     table.add_column("seeds", justify="right")
     for name in metrics:
-        table.add_column(f"final {name}", justify="right")
-        table.add_column(f"best {name}", justify="right")
+        table.add_column(Text(f"final {units.name(name)}"), justify="right")
+        table.add_column(Text(f"best {units.name(name)}"), justify="right")
     what = f" to {target['value']:g}" if target else ""
     for name in (f"time{what}", f"bytes{what}", f"energy{what}"):
         table.add_column(name, justify="right")
@@ -143,19 +145,22 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
 def _metric_rows(
     summary: Mapping[str, Any], central: Mapping[str, float]
 ) -> Iterator[tuple[str, str]]:
-    for name, value in summary["final"].items():
+    shown = list(summary["final"].items())[:_MOST_METRICS]
+    for name, value in shown:
         text = units.metric(float(value))
         record = summary["best"].get(name)
         if record is not None:
             text += f" (best {units.metric(float(record['value']))} in round {record['round']})"
         if name in central:
             text += f", central {units.metric(central[name])}"
-        yield name, text
+        yield units.name(name), text
+    if more := len(summary["final"]) - len(shown):
+        yield f"and {more:,} more", "in summary.json and metrics.csv"
     target = summary["target"]
     if target is None:
         return
     sign = ">=" if target["mode"] == "max" else "<="
-    name = f"to {target['metric']} {sign} {target['value']:g}"
+    name = f"to {units.name(target['metric'])} {sign} {target['value']:g}"
     if target["reached"]:
         cost = [units.duration(target["time_s"]), units.size(target["bytes"])]
         if not _is_deployed(summary):

@@ -12,6 +12,7 @@ from fl.metrics.history import COLUMNS, Row
 
 Mode = Literal["max", "min"]
 
+_MOST_NAMED = 20  # metrics, where there is no such one
 _LOWER_IS_BETTER = ("loss", "error", "perplexity", "distance", "staleness", "mse", "mae")
 
 
@@ -35,6 +36,11 @@ class Target:
     def __post_init__(self) -> None:
         if self.mode not in ("max", "min"):
             raise ConfigError(f"target mode is {self.mode!r}; it must be 'max' or 'min'")
+        if self.metric in COLUMNS:
+            raise ConfigError(
+                f"target metric is {self.metric!r}, which is what a run costs, not what it is "
+                f"after; a metric of that name is recorded as 'server_{self.metric}'"
+            )
         if not math.isfinite(self.value):
             raise ConfigError(f"target value is {self.value}; it must be a finite number")
 
@@ -75,7 +81,8 @@ class Target:
         if found is None:
             others = dict.fromkeys(name for row in rows for name in row)
             there = [name for name in others if name not in (*COLUMNS, self.metric)]
-            known = f"; there are: {', '.join(there)}" if there else ""
+            more = f" and {len(there) - _MOST_NAMED} more" if len(there) > _MOST_NAMED else ""
+            known = f"; there are: {', '.join(there[:_MOST_NAMED])}{more}" if there else ""
             return f"no evaluation reported a number for {self.metric!r}{known}"
         return (
             f"not reached in {len(rows)} evaluation{'' if len(rows) == 1 else 's'}; "

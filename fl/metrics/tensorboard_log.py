@@ -6,7 +6,7 @@ Files are written with tensorboard's own record format; neither torch nor Tensor
 
 Tags: `metrics/<name>` and `cost/<name>` have step = round. `by_bytes/<name>` has step = bytes moved
 in both directions so far (int64), a second horizontal axis. A metric whose name has a slash keeps
-it as its group.
+what is before it as its group, unless it is one of these.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from fl.metrics.history import COLUMNS, Row
 from fl.metrics.target import Target
 
 _COSTS = tuple(name for name in COLUMNS if name != "round")
+_GROUPS = ("metrics", "cost", "by_bytes", "best", "to_target", "_hparams_", "")  # ours, and no name
 
 
 class TensorBoardLog:
@@ -186,8 +187,9 @@ def _append(path: Path, events: Iterable[Any]) -> None:
 
 
 def tag(metric: str) -> str:
-    """Returns the TensorBoard tag of a metric: grouped under `metrics` unless it has a group."""
-    return metric if "/" in metric else f"metrics/{metric}"
+    """Returns the TensorBoard tag of a metric: under `metrics`, unless it has its own group."""
+    group, slash, _ = metric.partition("/")
+    return metric if slash and group not in _GROUPS else f"metrics/{metric}"
 
 
 def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | float | str]:

@@ -39,6 +39,8 @@ _CHUNK = 100_000
 _SERVER_KINDS = (Event.DISPATCH, Event.TIMEOUT, Event.NODE_UNAVAILABLE)
 _CLIENT_KINDS = tuple(sorted(FAULTS - set(_SERVER_KINDS)))
 
+_COUNTERS = ("tasks in flight", "tasks by stage")
+
 _Source = tuple[NDArray[np.int64], Callable[[NDArray[np.int64]], list[str]]]
 
 
@@ -249,7 +251,7 @@ def _stage_counts(stages: Spans) -> _Source:
 
 def _metric_counters(history: Sequence[Row]) -> _Source:
     points = [
-        (round(row["time_s"] * 1e9), name, value)
+        (round(row["time_s"] * 1e9), name if name not in _COUNTERS else f"metric {name}", value)
         for row in history
         for name, value in row.items()
         if name not in COLUMNS and math.isfinite(value)

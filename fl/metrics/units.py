@@ -15,6 +15,7 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 _JOULE_UNITS = ("J", "kJ", "MJ", "GJ", "TJ")
 _COUNT_UNITS = ("", "k", "M", "G", "T")
+_LONGEST_NAME = 50
 
 
 class Unit(NamedTuple):
@@ -85,6 +86,11 @@ def metric(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return _not_a_number(value)
     return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def name(metric: str) -> str:
+    """Returns a metric's name, cut to what a table or a line has room for."""
+    return metric if len(metric) <= _LONGEST_NAME else f"{metric[: _LONGEST_NAME - 1]}…"
 
 
 def time_unit(largest_s: float) -> Unit:

@@ -2,7 +2,15 @@
 
 from fl.recovery.journal import Journal
 from fl.recovery.recovery import Recovery, Start, source_sha256
-from fl.recovery.repeatable import unrepeatable
+from fl.recovery.repeatable import unrepeatable, unseeded
 from fl.recovery.replay import Journaled
 
-__all__ = ["Journal", "Journaled", "Recovery", "Start", "source_sha256", "unrepeatable"]
+__all__ = [
+    "Journal",
+    "Journaled",
+    "Recovery",
+    "Start",
+    "source_sha256",
+    "unrepeatable",
+    "unseeded",
+]

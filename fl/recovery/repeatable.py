@@ -8,24 +8,19 @@ from outside, but where it could get something that is never the same twice is.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 _CALLS = {
-    "the host's clock": (
-        "datetime.*.now",
-        "datetime.*.today",
-        "datetime.*.utcnow",
-        "time.*_ns",
-        "time.ctime",
-        "time.gmtime",
-        "time.localtime",
-        "time.monotonic",
-        "time.perf_counter",
-        "time.process_time",
-        "time.strftime",
-        "time.thread_time",
+    "the host's clock": (  # those that `fl.simulation.virtual_time` leaves alone
+        "os.times",
+        "pandas.*.now",
+        "pandas.*.today",
+        "pandas.*.utcnow",
+        "resource.getrusage",
+        "time.clock_gettime",
+        "time.clock_gettime_ns",
     ),
     "random numbers without a seed": (
         "os.getrandom",
@@ -60,6 +55,7 @@ _CALLS = {
 _SEEDED = ("numpy.random.default_rng", "random.Random", "numpy.random.RandomState")
 """Without a seed among their arguments, these take one from the operating system."""
 
+_OF_CLIENTS = ("the host's clock", "random numbers without a seed")
 _MOST = 3  # findings that are told
 
 
@@ -69,18 +65,37 @@ def unrepeatable(paths: Iterable[Path]) -> str | None:
     Calls are looked for by name: one that is reached through another package, or whose name is made
     at run time, is not seen. A resumed run compares every message with the journal all the same.
     """
+    found = _told(paths, _CALLS)
+    if found is None:
+        return None
+    return (
+        f"its ServerApp calls {found}, so a second run could send other messages. If none depends "
+        "on them, checkpoint.trust=true keeps a journal"
+    )
+
+
+def unseeded(paths: Iterable[Path]) -> str | None:
+    """Returns why clients with these files may answer differently in two runs; None likewise."""
+    found = _told(paths, _OF_CLIENTS)
+    if found is None:
+        return None
+    return (
+        f"its ClientApp calls {found}: if what clients reply depends on them, two runs of one seed "
+        "differ; `random`, numpy.random and torch are seeded for every task"
+    )
+
+
+def _told(paths: Iterable[Path], kinds: Container[str]) -> str | None:
     found = [
         f"{name} in {path.name}, line {line} ({what})"
         for path in paths
         for line, name, what in sorted(_findings(ast.parse(path.read_bytes(), str(path))))
+        if what in kinds
     ]
     if not found:
         return None
     more = f" and {len(found) - _MOST} more calls" if len(found) > _MOST else ""
-    return (
-        f"its ServerApp calls {'; '.join(found[:_MOST])}{more}, so a second run could send other "
-        "messages. If none depends on them, checkpoint.trust=true keeps a journal"
-    )
+    return "; ".join(found[:_MOST]) + more
 
 
 def _findings(tree: ast.Module) -> Iterator[tuple[int, str, str]]:

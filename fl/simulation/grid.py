@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import heapq
-import logging
 import math
 import random
-import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.app.metadata import Metadata
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
@@ -22,8 +20,10 @@ from flwr.supercore.run import Run
 
 from fl.errors import SimulationError
 from fl.execution.executor import Assignment, Executor, Outcome, Payload
+from fl.execution.speech import Line
 from fl.params import LARGE_BYTES
 from fl.payload import payload_bytes, snapshot
+from fl.simulation.client_errors import ClientErrors
 from fl.simulation.clock import VirtualClock
 from fl.simulation.control import OnApplied, RecordedControl
 from fl.simulation.engine import Engine, Stage, Task
@@ -37,11 +37,10 @@ from fl.simulation.identity import (
     message_id,
     node_id,
 )
+from fl.simulation.rounds import group_number
 from fl.simulation.trace import Event, Trace
-from fl.simulation.virtual_sleep import answering
+from fl.simulation.virtual_time import EPOCH, answering
 from fl.simulation.work import Charge, Planner
-
-log = logging.getLogger("fl")
 
 _SAME_POLLS = 3  # so many equal polls in a row mean that the app is waiting for time to pass
 _MANY_POLLS = 1000  # after so many, somebody asks whether what the app waits for can happen
@@ -132,7 +131,7 @@ class SimGrid(Grid):
     Waiting costs no host time. `send_and_receive` runs the events until every reply is there or
     virtual time reaches the timeout; a `pull_messages` that again finds nothing moves virtual time
     to the next event; so does polling `get_node_ids` again and again, which also stops where a
-    client comes; `time.sleep` in the ServerApp passes virtual time (`fl.simulation.virtual_sleep`).
+    client comes; `time.sleep` in the ServerApp passes virtual time (`fl.simulation.virtual_time`).
 
     What Flower would show in wall time, this shows in virtual time:
 
@@ -149,17 +148,21 @@ class SimGrid(Grid):
         planner: plans the work of our own ClientApp; None for a foreign app.
         charge: what a foreign app's work costs.
         trace: where events are recorded; a new one if None.
-        on_round: called at the end of each `send_and_receive` that sent something, with the type of
-            its (first) message and the replies.
+        on_sent: called with messages that are sent, and `exchange`: whether by `send_and_receive`.
+        on_replies: called with replies that are pulled; and at the end of each `send_and_receive`
+            that sent something, with `exchange`, the type of its (first) message.
         on_progress: called after each instant of virtual time.
         on_applied: called for each update that a strategy reports to have used.
-        fail_fast: raise on the first exception in a ClientApp instead of replying with an error.
+        on_said: called with each line that clients have said in other processes.
+        errors: counts exceptions in ClientApps; a new one if None.
+        epoch: the date at virtual time 0, in s since 1970.
 
     Attributes:
         clock: the grid's clock, which `fl.simulation.clock.clock_of` finds.
         control: takes orders and reports, which `fl.simulation.control.control_of` finds.
         peers: direct links among the clients, which `fl.simulation.peers.peers_of` finds.
-        client_updates: replies with content that reached the server, for `train` messages.
+        client_updates: replies with content that reached the server, for `train` messages; of a
+            client and a group id that is a number, only one.
     """
 
     def __init__(
@@ -170,10 +173,13 @@ class SimGrid(Grid):
         planner: Planner | None = None,
         charge: Charge | None = None,
         trace: Trace | None = None,
-        on_round: Callable[[str, list[Message]], None] | None = None,
+        on_sent: Callable[..., None] | None = None,
+        on_replies: Callable[..., None] | None = None,
         on_progress: Callable[[], None] | None = None,
         on_applied: OnApplied | None = None,
-        fail_fast: bool = False,
+        on_said: Callable[[Line], None] | None = None,
+        errors: ClientErrors | None = None,
+        epoch: int = EPOCH,
     ) -> None:
         self.fleet = fleet
         self.trace = Trace() if trace is None else trace
@@ -185,11 +191,15 @@ class SimGrid(Grid):
         self._executor = executor
         self._planner = planner
         self._charge = Charge() if charge is None else charge
-        self._on_round = on_round
+        self._on_sent = on_sent
+        self._on_replies = on_replies
         self._on_progress = on_progress
-        self._fail_fast = fail_fast
+        self._on_said = on_said
+        self._errors = ClientErrors() if errors is None else errors
+        self._epoch = epoch
         self._run = Run.create_empty(RUN_ID)
         self._dispatches: dict[int, int] = {}  # client -> messages sent to it so far
+        self._groups: dict[int, int] = {}  # client -> group of its last update, if it has one
         self._states: dict[int, RecordDict] = {}  # only of clients that keep a state
         self._waiting: dict[Task, None] = {}  # may be executed, not submitted yet; in order
         # Tasks whose work is not done, by client. What a task leaves in its client's state, the
@@ -204,7 +214,6 @@ class SimGrid(Grid):
         self._polls = _Polls()
         self._asked: tuple[float, set[str]] = (-1.0, set())  # pulled in vain, and when
         self._app_waits = False  # moves time itself, through the clock
-        self._told_errors = 0
         self._thread = threading.get_ident()
         self._lock = threading.RLock()
         assume_identity()
@@ -292,7 +301,7 @@ class SimGrid(Grid):
                 is not positive and finite; then none is sent.
         """
         with self._inside():
-            return self._push(list(messages))
+            return self._push(list(messages), exchange=False)
 
     def push_from_peers(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
         """Sends messages that come from the clients' peers; see `fl.simulation.peers.Peers.push`.
@@ -304,7 +313,7 @@ class SimGrid(Grid):
             for time in ready_s:
                 if not math.isfinite(time):
                     raise ValueError(f"a message is ready at {time} s; it must be finite")
-            return self._push(messages, ready_s)
+            return self._push(messages, ready_s, exchange=False)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Returns the replies that are there, in the order in which they arrived.
@@ -332,6 +341,8 @@ class SimGrid(Grid):
                 else:
                     self._step(math.inf)
                     replies = self._take(names)
+            if replies and self._on_replies is not None:
+                self._on_replies(replies)
             return unknown + replies
 
     def send_and_receive(
@@ -345,7 +356,7 @@ class SimGrid(Grid):
         with self._inside():
             began = self.engine.queue.now
             messages = list(messages)
-            missing = set(self._push(messages))
+            missing = set(self._push(messages, exchange=True))
             self._submit()  # nothing else is sent before the replies are there
             deadline = math.inf if timeout is None else began + timeout
             arrived: list[Task] = []
@@ -361,8 +372,8 @@ class SimGrid(Grid):
                     del self._flights[name]
             # Last, so that processes train while this one simulates.
             replies = [self._promised(task) for task in arrived]
-            if self._on_round is not None and messages:
-                self._on_round(messages[0].metadata.message_type, replies)
+            if self._on_replies is not None and messages:
+                self._on_replies(replies, exchange=messages[0].metadata.message_type)
             return replies
 
     @property
@@ -419,13 +430,13 @@ class SimGrid(Grid):
             finally:
                 random.setstate(state)
 
-    def answering(self, origin: int | None = None) -> AbstractContextManager[None]:
-        """Makes `time.sleep` in the block pass virtual time, and `time.time` show it.
+    def answering(self, on_date: Callable[[], None] | None = None) -> AbstractContextManager[None]:
+        """Makes clocks in the block show virtual time, and `time.sleep` pass it.
 
         Args:
-            origin: what `time.time` shows at virtual time 0, s; None takes the host's time now.
+            on_date: called when the block asks for the date.
         """
-        return answering(self.sleep, self.clock.now, origin)
+        return answering(self.clock, self._epoch, on_date)
 
     def _step(self, until: float) -> bool:
         """Runs the next instant not later than `until`; False when there is none."""
@@ -461,11 +472,17 @@ class SimGrid(Grid):
     # ---- sending -------------------------------------------------------------------------------
 
     def _push(
-        self, messages: Sequence[Message], ready_s: Sequence[float] | None = None
+        self,
+        messages: Sequence[Message],
+        ready_s: Sequence[float] | None = None,
+        *,
+        exchange: bool,
     ) -> list[str]:
         self._polls = _Polls()
         for message in messages:
             self._check(message.metadata)
+        if messages and self._on_sent is not None:
+            self._on_sent(messages, exchange=exchange)
         payloads: dict[int, tuple[RecordDict, Payload]] = {}
         times = [None] * len(messages) if ready_s is None else ready_s
         tasks = [
@@ -517,10 +534,10 @@ class SimGrid(Grid):
         name = message_id(client, dispatch)
         metadata.__dict__["_message_id"] = name  # as Flower's own grids do
         ttl = float(metadata.ttl)
-        assignment = Assignment(
-            client, dispatch, payload, metadata.message_type, metadata.group_id, ttl
-        )
-        expiry = self.engine.queue.now + ttl
+        now = self.engine.queue.now
+        kind, group = metadata.message_type, metadata.group_id
+        assignment = Assignment(client, dispatch, payload, kind, group, ttl, self._epoch + now)
+        expiry = now + ttl
         # A copy of the metadata: Flower lets an app push the same object again, as a new message.
         flight = _Flight(_copied(metadata), assignment, expiry)
         faults = self.fleet.faults.draw(self.fleet.seed, client, dispatch)
@@ -614,7 +631,7 @@ class SimGrid(Grid):
             self._states[task.client] = outcome.state
         self._finish(task)
         if outcome.error is not None:
-            self._failed_there(task, outcome.details or outcome.error[1])
+            self._failed_there(task, outcome.error[1], outcome.details)
             return len(outcome.error[1].encode())
         content = outcome.content
         return payload_bytes(content) if content is not None else 0
@@ -664,14 +681,23 @@ class SimGrid(Grid):
         flight.outcome, flight.assignment.payload = None, _FREED
         if outcome.error is not None:
             if flight.reply_bytes is not None:  # only known now
-                self._failed_there(task, outcome.details or outcome.error[1])
+                self._failed_there(task, outcome.error[1], outcome.details)
             reply.__dict__["_error"] = Error(*outcome.error)
             return
         if flight.reply_bytes is not None:
             self._check_plan(flight, outcome)
-        if flight.metadata.message_type.startswith("train"):
-            self.client_updates += 1
+        self._count_update(task.client, flight.metadata)
         reply.__dict__["_content"] = outcome.content
+
+    def _count_update(self, client: int, metadata: Metadata) -> None:
+        """Counts a reply of a client that trained; of one round's several exchanges, the first."""
+        if not metadata.message_type.startswith("train"):
+            return
+        group = group_number(metadata.group_id)
+        if group is None or self._groups.get(client) != group:
+            self.client_updates += 1
+        if group is not None:
+            self._groups[client] = group
 
     @staticmethod
     def _check_plan(flight: _Flight, outcome: Outcome) -> None:
@@ -721,6 +747,9 @@ class SimGrid(Grid):
             if not flight.submitted:
                 self._submit()
             outcome = self._executor.result(flight.assignment)
+            if self._on_said is not None:
+                for line in outcome.said:
+                    self._on_said(line)
             if outcome.content is not None and not isinstance(outcome.content, RecordDict):
                 self.trace.record(self.engine.queue.now, Event.REJECTED, task.client, task.dispatch)
                 kind = type(outcome.content).__name__
@@ -783,20 +812,11 @@ class SimGrid(Grid):
         unavailable: Message = Message(metadata=metadata, error=error)  # type: ignore[call-overload]
         return unavailable
 
-    def _failed_there(self, task: Task, details: str) -> None:
+    def _failed_there(self, task: Task, reason: str, details: str) -> None:
         """Records, and tells the user, that the client's code failed."""
-        self.trace.record(self.engine.queue.now, Event.CLIENT_ERROR, task.client, task.dispatch)
-        where = f"client {task.client}, dispatch {task.dispatch}, at {self.engine.queue.now:.6g} s"
-        if self._fail_fast:
-            raise SimulationError(f"ClientApp failed on {where}\n{details}")
-        self._told_errors += 1
-        if self._told_errors == 1:
-            log.warning(
-                "ClientApp failed on %s; the server gets an error reply, and further errors are "
-                "only counted (fail_fast=true stops at the first)\n%s",
-                where,
-                details,
-            )
+        now = self.engine.queue.now
+        self.trace.record(now, Event.CLIENT_ERROR, task.client, task.dispatch)
+        self._errors.add(reason, details, task.client, task.dispatch, now)
 
 
 class SimControl(RecordedControl):
@@ -869,48 +889,3 @@ def _reply_metadata(message: Metadata, source: int, now: float) -> Metadata:
         _delivered_at="",
     )
     return reply
-
-
-def mean_metrics(replies: Iterable[Message], weight_key: str = "num-examples") -> dict[str, Any]:
-    """Returns the example-weighted mean of the metrics that all replies with content share.
-
-    Only floats are averaged: whole numbers are counts, whose mean says little. A reply whose number
-    of examples cannot be one is left out.
-    """
-    reported = [_metrics(reply.content) for reply in replies if reply.has_content()]
-    records = [
-        record
-        for record in reported
-        if record is not None and _is_weight(record.get(weight_key, 1.0))
-    ]
-    if not records:
-        return {}
-    weights = [float(record.get(weight_key, 1.0)) for record in records]
-    total = sum(weights)
-    if not total > 0:
-        return {}
-    shared = set(records[0]).intersection(*records[1:]) - {weight_key}
-    return {
-        key: sum(w * float(record[key]) for w, record in zip(weights, records, strict=True)) / total
-        for key in sorted(shared)
-        if all(isinstance(record[key], float) for record in records)
-    }
-
-
-def _metrics(content: RecordDict) -> Mapping[str, Any] | None:
-    """Returns what a client reports: its MetricRecord, or what a NumPyClient returned."""
-    records = dict(content.items())
-    for older in ("fitres", "evaluateres"):
-        counted = records.get(f"{older}.num_examples")
-        if isinstance(counted, MetricRecord):
-            return {
-                **content.metric_records.get(f"{older}.loss", {}),
-                **content.config_records.get(f"{older}.metrics", {}),
-                "num-examples": counted["num_examples"],
-            }
-    reported = (record for record in records.values() if isinstance(record, MetricRecord))
-    return next((dict(record.items()) for record in reported), None)
-
-
-def _is_weight(value: object) -> bool:
-    return isinstance(value, int | float) and 0 <= value <= sys.float_info.max

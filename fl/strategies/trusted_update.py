@@ -20,7 +20,7 @@ from fl.data import FederatedData, Partitions
 from fl.errors import ConfigError
 from fl.execution.threads import limit_threads
 from fl.params import Layout, Row, from_record
-from fl.randomness import generator
+from fl.randomness import SEED_KEY, generator
 
 
 class TrustedUpdate:
@@ -73,7 +73,7 @@ class TrustedUpdate:
             shuffle=app.shuffle,
         )
         node_config = {"partition-id": 0, "num-partitions": 1}
-        self._context = Context(0, SUPERLINK_NODE_ID, node_config, RecordDict(), {"seed": seed})  # type: ignore[arg-type]
+        self._context = Context(0, SUPERLINK_NODE_ID, node_config, RecordDict(), {SEED_KEY: seed})  # type: ignore[arg-type]
 
     def __call__(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> Row:
         """Returns g_0, shape (d,).

@@ -13,7 +13,7 @@ from fl.data import Examples, FederatedData
 from fl.data.federated import Partitions
 from fl.models import MLP, LogisticRegression, per_example_loss
 from fl.params import Layout, from_record
-from fl.randomness import generator
+from fl.randomness import SEED_KEY, generator
 
 SEED = 3
 CLASSES = 4
@@ -90,7 +90,7 @@ def context_of() -> Callable[..., Context]:
 
     def make(client: int = 0, seed: int = SEED, partitions: int = 10) -> Context:
         node_config = {"partition-id": client, "num-partitions": partitions}
-        return Context(1, 2 + client, node_config, RecordDict(), {"seed": seed})
+        return Context(1, 2 + client, node_config, RecordDict(), {SEED_KEY: seed})
 
     return make
 

@@ -605,7 +605,7 @@ def test_a_node_without_partition_or_seed_says_what_to_do(
     app = TrainingApp(mlp, data, Sgd(0.3))
     context = context_of()
     context.run_config = {}
-    with pytest.raises(ConfigError, match=r"run_config\['seed'\] is None.*pyproject.toml"):
+    with pytest.raises(ConfigError, match=r"run_config\['fl.seed'\] is None.*pyproject.toml"):
         app(message_to(content_of(mlp)), context)
     context = context_of()
     context.node_config = {}

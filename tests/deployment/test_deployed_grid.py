@@ -177,6 +177,7 @@ REFUSED = {
     "fleet.faults.dropout=0.1": "fleet is set, and is of the simulator only",
     "executor=serial": "SuperNodes run the clients",
     "fail_fast=true": "is an error reply",
+    "date=now": "clocks of a deployment show the time of their hosts",
     "app=examples/fedbuff_app": "flwr run DIR runs another app",
     "charge.seconds=2": "charge.seconds=2 has no effect without app=DIR",
     "client.batching=measured": "a SuperNode trains one client",

@@ -3,21 +3,26 @@
 A module of its own, so that a Ray actor imports it by name as it would import anybody's app.
 """
 
+import logging
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import date, datetime
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.logger import log
 
 from fl.execution.executor import Assignment, Payload, RunInfo
 from fl.payload import payload_bytes
+from fl.randomness import SEED_KEY
 
-RUN = RunInfo(seed=0, num_partitions=10, run_config={"seed": 0})
+RUN = RunInfo(seed=0, num_partitions=10, run_config={SEED_KEY: 0})
 
 
 def payload(what: str = "", values: int = 3) -> Payload:
@@ -72,6 +77,17 @@ def behave(message: Message, context: Context) -> Message:
             answer = reply(message)
             answer.content.__dict__["_data"]["socket"] = Connection()  # past Flower's own checks
             return answer
+        case "say":
+            print("loading", flush=True)
+            print("\r10 %\r100 %", end="")
+            log(logging.INFO, "by Flower's logger")
+            print("late", file=sys.stderr)
+        case "clock":
+            began = datetime.now().timestamp(), time.perf_counter(), time.time_ns()
+            random.seed(time.strftime("%c"))
+            time.sleep(random.random())
+            shown = [*began, time.monotonic(), message.metadata.created_at, date.today().day]
+            return reply(message, shown=[float(x) for x in shown])
         case "many":
             return reply(message, history=[0.5] * 100_000)
     return reply(message)

@@ -20,7 +20,7 @@ from fl.errors import ConfigError
 from fl.execution import SerialExecutor
 from fl.execution.executor import Assignment, Outcome, Payload, Worker, form_batches, load_app
 from fl.models import LogisticRegression
-from fl.simulation.virtual_sleep import virtual_sleep
+from fl.simulation.virtual_time import virtual_time
 
 CLIENTS = 10
 
@@ -164,7 +164,7 @@ def test_whatever_a_client_raises_is_its_error_reply(error: BaseException, says:
         raise error
 
     state = RecordDict({"whole": ConfigRecord({"x": 1})})
-    with virtual_sleep():
+    with virtual_time():
         outcome = run_alone(fail, state)
     assert outcome.content is None
     assert outcome.error is not None
@@ -245,7 +245,7 @@ def test_error_reply_made_by_the_app_itself_is_passed_on() -> None:
 
 
 def test_source_that_makes_no_client_app_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"expected a flwr.clientapp.ClientApp, got int"):
+    with pytest.raises(ConfigError, match=r"client_app makes int: .* return a flwr.clientapp.Cl"):
         load_app(lambda: 3)  # type: ignore[arg-type, return-value]
 
 

@@ -11,7 +11,9 @@ from client_apps import RUN, assignments, make_behaving, make_in_process_only, p
 from flwr.common.constant import ErrorCode
 
 from fl.errors import ConfigError, SimulationError
-from fl.execution import RayExecutor, on_ray
+from fl.execution import RayExecutor, SerialExecutor, on_ray
+from fl.execution.speech import hearing
+from fl.simulation.virtual_time import virtual_time
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,32 @@ def test_misbehaving_processes_cost_their_own_clients_only(
     assert caplog.text.count("running client 1, died") == 2  # then the client is blamed
     assert caplog.text.count("running client 3, has been running for more than 4 s") == 1
     assert executor.report()["actor_deaths"] >= 3
+
+
+def test_a_client_sees_the_same_clocks_and_says_the_same_as_in_this_process(
+    shared_ray: None,
+) -> None:
+    ray, serial = RayExecutor(num_actors=2), SerialExecutor()
+    wave = assignments(payload("0:say 1:clock 2:clock 3:say"), range(4))
+    outcomes = []
+    for executor in (ray, serial):
+        with virtual_time(), hearing():
+            try:
+                executor.start(make_behaving, RUN)
+                executor.submit(wave)
+                outcomes.append([executor.result(assignment) for assignment in wave])
+            finally:
+                executor.close()
+    for here, there in zip(*outcomes, strict=True):
+        assert (here.error, here.slept_s, here.content) == (None, there.slept_s, there.content)
+        assert list(here.said) == list(there.said)
+    assert outcomes[0][1].slept_s > 0.0
+    assert [(line.who, line.error, line.text) for line in outcomes[0][0].said] == [
+        ("client 0", False, "loading"),
+        ("client 0", True, "INFO :      by Flower's logger"),
+        ("client 0", True, "late"),
+        ("client 0", False, "100 %"),
+    ]
 
 
 def test_app_that_starts_here_but_not_in_an_actor_stops_the_run(

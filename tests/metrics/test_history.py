@@ -44,6 +44,14 @@ def test_a_killed_process_leaves_every_evaluation_it_made(tmp_path):
     assert [r["accuracy"] for r in read_history(path)] == [0.125, 0.25, 0.375, 0.5, 0.625]
 
 
+@pytest.mark.parametrize("name", ["a,b", 'a"b', "a\nb", "a\rb", "a\r\nb", " ", "#", "ä"])
+def test_any_name_is_one_column(tmp_path, row, name):
+    history = History(tmp_path / "metrics.csv")
+    history.append(row(1, 1.0, **{name: 0.5}))
+    history.append(row(2, 2.0, **{name: 0.25, "after": 1.0}))
+    assert read_history(tmp_path / "metrics.csv") == history.rows
+
+
 def test_a_new_metric_adds_a_column_and_leaves_earlier_cells_empty(tmp_path, row):
     path = tmp_path / "metrics.csv"
     history = History(path)

@@ -144,15 +144,24 @@ def test_time_in_the_server_app_goes_on_from_where_the_run_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began = 1_000_000_000
-    monkeypatch.setattr("fl.simulator.whole_time", lambda: began)
-    whole = run_of(lambda: time.time(), tmp_path / "whole")
+    monkeypatch.setattr("fl.simulator.host_date", lambda: began)
+    whole = run_of(lambda: time.time(), tmp_path / "whole", date="now")
     with pytest.raises(_Stopped):
-        run_of(stopping(lambda: time.time(), 3), tmp_path / "part")
-    monkeypatch.setattr("fl.simulator.whole_time", lambda: began + 5000)
+        run_of(stopping(lambda: time.time(), 3), tmp_path / "part", date="now")
+    monkeypatch.setattr("fl.simulator.host_date", lambda: began + 5000)
     seen: list[float] = []
-    again = run_of(lambda: seen.append(time.time()) or seen[-1], tmp_path / "part", resume=True)
+    again = run_of(
+        lambda: seen.append(time.time()) or seen[-1], tmp_path / "part", resume=True, date="now"
+    )
     assert began <= min(seen) <= max(seen) < began + 1000
     assert again.summary["model_sha256"] == whole.summary["model_sha256"]
+
+
+def test_run_with_another_date_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(_Stopped):
+        run_of(stopping(random.random, 2), tmp_path)
+    with pytest.raises(ConfigError, match="its date was None when it began, and is 2030-01-01 now"):
+        run_of(random.random, tmp_path, resume=True, date="2030-01-01")
 
 
 def test_server_that_does_not_repeat_itself_stops_instead_of_going_astray(tmp_path: Path) -> None:
@@ -161,7 +170,7 @@ def test_server_that_does_not_repeat_itself_stops_instead_of_going_astray(tmp_pa
 
     with pytest.raises(_Stopped):
         run_of(stopping(entropy, 2), tmp_path)
-    with pytest.raises(SimulationError, match="the run does not repeat itself: answer 2 of "):
+    with pytest.raises(SimulationError, match="the run does not repeat itself: answer 1 of "):
         run_of(entropy, tmp_path, resume=True)
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from fl.apps import read_app
-from fl.recovery.repeatable import unrepeatable
+from fl.recovery.repeatable import unrepeatable, unseeded
 
 ROOT = Path(__file__).parents[2]
 
 FOUND = {
-    "import time\nt = time.perf_counter()": "time.perf_counter in app.py, line 2",
-    "from time import monotonic as now\nnow()": "time.monotonic in app.py, line 2",
-    "from datetime import datetime\ndatetime.now()": "datetime.datetime.now in app.py",
-    "import datetime as d\nd.datetime.utcnow()": "datetime.datetime.utcnow in app.py",
+    "import time\nt = time.clock_gettime(1)": "time.clock_gettime in app.py, line 2",
+    "from os import times as now\nnow()": "os.times in app.py, line 2",
+    "from pandas import Timestamp\nTimestamp.now()": "pandas.Timestamp.now in app.py",
+    "import pandas as p\np.Timestamp.utcnow()": "pandas.Timestamp.utcnow in app.py",
     "import secrets\nsecrets.token_hex(3)": "secrets.token_hex in app.py",
     "import numpy as np\nnp.random.default_rng()": "numpy.random.default_rng in app.py",
     "import threading\nthreading.Thread(target=print)": "threading.Thread in app.py",
@@ -31,6 +31,8 @@ FINE = [
     "import threading\nlock = threading.Lock()",
     "class A:\n  def now(self): ...\nA().now()\ninput = 3",
     "import datetime\ndatetime.timedelta(3)",
+    "from datetime import date, datetime\ndatetime.now(), datetime.utcnow(), date.today()",
+    "import time\ntime.monotonic(), time.perf_counter_ns(), time.strftime('%c'), time.localtime()",
 ]
 
 
@@ -46,6 +48,26 @@ def test_call_that_repeats_is_no_obstacle(tmp_path: Path, source: str) -> None:
     path = tmp_path / "app.py"
     path.write_text(source)
     assert unrepeatable([path]) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("import uuid\nuuid.uuid4()", "uuid.uuid4 in app.py, line 2"),
+        ("import numpy as np\nnp.random.default_rng()", "numpy.random.default_rng in app.py"),
+        ("import time\ntime.clock_gettime(1)", "time.clock_gettime in app.py"),
+        ("import threading, requests\nthreading.Thread(target=print)\nrequests.get('x')", None),
+        ("import time, datetime\ntime.perf_counter(), datetime.datetime.now()", None),
+        ("import numpy as np\nnp.random.default_rng(3), np.random.normal()", None),
+    ],
+)
+def test_what_makes_clients_unlike_in_two_runs_is_named(
+    tmp_path: Path, source: str, told: str | None
+) -> None:
+    path = tmp_path / "app.py"
+    path.write_text(source)
+    found = unseeded([path])
+    assert found is None if told is None else told in str(found)
 
 
 def test_many_calls_are_counted(tmp_path: Path) -> None:

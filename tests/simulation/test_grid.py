@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import pickle
 import random
@@ -34,12 +33,13 @@ from stand_ins import (
 from fl.errors import SimulationError
 from fl.execution.executor import Outcome
 from fl.simulation import grid as grid_module
+from fl.simulation.client_errors import ClientErrors
 from fl.simulation.clock import clock_of
 from fl.simulation.control import control_of
 from fl.simulation.faults import TaskFaults
 from fl.simulation.identity import FIRST_NODE_ID, RUN_ID, assume_identity, node_id
 from fl.simulation.trace import Event
-from fl.simulation.virtual_sleep import virtual_sleep
+from fl.simulation.virtual_time import virtual_time
 
 E = Event
 
@@ -114,14 +114,16 @@ def test_messages_can_come_from_a_generator_and_there_may_be_none() -> None:
     grid = speeds(1.0, 2.0)
     assert len(grid.send_and_receive(message_to(i) for i in range(2))) == 2
     rounds = []
-    grid._on_round = lambda kind, replies: rounds.append(kind)
+    grid._on_replies = lambda replies, exchange=None: rounds.append(exchange)
     assert grid.send_and_receive([], timeout=5.0) == []
     assert (grid.clock.now(), rounds) == (12.0, [])
 
 
 def test_a_round_that_nobody_answers_is_reported_as_one() -> None:
     rounds = []
-    grid = speeds(1.0, on_round=lambda kind, replies: rounds.append((kind, ids(replies))))
+    grid = speeds(
+        1.0, on_replies=lambda replies, exchange=None: rounds.append((exchange, ids(replies)))
+    )
     grid.send_and_receive([message_to(0)], timeout=1.0)
     grid.send_and_receive([message_to(0)])
     assert rounds == [("train", []), ("train", ["0.1"])]
@@ -348,8 +350,9 @@ def test_a_client_error_is_an_error_reply_of_its_length(caplog) -> None:
 
 
 def test_fail_fast_stops_at_the_first_client_error() -> None:
-    grid = speeds(1.0, answer=lambda _: Outcome(error=(2, "bad luck")), fail_fast=True)
-    with pytest.raises(SimulationError, match=r"client 0, dispatch 0, at 12 s\nbad luck"):
+    errors = ClientErrors(fail_fast=True)
+    grid = speeds(1.0, answer=lambda _: Outcome(error=(2, "bad luck")), errors=errors)
+    with pytest.raises(SimulationError, match=r"client 0, dispatch 0, at 12 s: bad luck"):
         grid.send_and_receive([message_to(0)])
 
 
@@ -525,7 +528,7 @@ def test_polling_for_clients_stops_where_they_come(busy: bool) -> None:
 @pytest.mark.usefixtures("quick")
 def test_polling_with_sleeps_takes_the_time_it_says() -> None:
     grid = speeds(1, 1, availability=Scripted(2, {1: [100.5]}, offline=[1]))
-    with virtual_sleep(), grid.answering():
+    with virtual_time(), grid.answering():
         while len(grid.get_node_ids()) < 2:
             time.sleep(1)
     assert grid.clock.now() == 101.0
@@ -582,7 +585,7 @@ def test_waiting_for_more_clients_than_there_can_be_is_an_error(
 @pytest.mark.parametrize("sleep", [lambda s: time.sleep(s), lambda s: imported_sleep(s)])
 def test_sleeping_in_the_server_app_passes_virtual_time_only(sleep) -> None:
     grid = speeds(1.0)
-    with virtual_sleep(), grid.answering():
+    with virtual_time(), grid.answering():
         (name,) = grid.push_messages([message_to(0)])
         sleep(1e6)
         assert grid.clock.now() == 1e6
@@ -594,7 +597,7 @@ def test_sleeping_in_the_server_app_passes_virtual_time_only(sleep) -> None:
 def test_an_app_that_waits_until_a_time_of_day_waits_in_virtual_time() -> None:
     grid = speeds(1.0, 1e-3)
     replies, polls = [], 0
-    with virtual_sleep(), grid.answering():
+    with virtual_time(), grid.answering():
         pending = grid.push_messages([message_to(0), message_to(1)])
         deadline = time.time() + 30.0
         while pending and time.time() < deadline:
@@ -606,21 +609,16 @@ def test_an_app_that_waits_until_a_time_of_day_waits_in_virtual_time() -> None:
     assert (replies, polls, grid.clock.now()) == (["0.0"], 10, 30.0)
 
 
-def test_time_passes_alike_whenever_the_run_begins(monkeypatch) -> None:
-    def differences(began: float) -> list[float]:
-        out = []
-        with virtual_sleep(), monkeypatch.context() as patch:
-            patch.setattr("fl.simulation.virtual_sleep._real_time", lambda: began)
-            with speeds(1.0).answering():
-                start = time.time()
-                for seconds in (0.1, 1 / 3, 1e-5, 7.7):
-                    time.sleep(seconds)
-                    out.append(time.time() - start)
-        assert start == int(began)
-        assert out == pytest.approx(list(itertools.accumulate((0.1, 1 / 3, 1e-5, 7.7))), abs=1e-6)
-        return out
-
-    assert differences(1_700_000_000.123) == differences(1_912_345_678.9)
+def test_the_date_is_the_grids_and_a_client_begins_when_it_is_sent_something() -> None:
+    grid = speeds(1.0, epoch=1_000_000_000)
+    with virtual_time(), grid.answering():
+        time.sleep(77.5)
+        assert time.time() == pytest.approx(1_000_000_077.5, abs=1e-5)
+        names = grid.push_messages([message_to(0)])
+    grid.clock.sleep(100.0)
+    grid.pull_messages(names)
+    ((assignment,),) = grid._executor.waves
+    assert assignment.message(own_content=True).metadata.created_at == 1_000_000_077.5
 
 
 def test_other_threads_do_not_move_time_and_see_what_the_server_app_saw_last() -> None:
@@ -633,7 +631,7 @@ def test_other_threads_do_not_move_time_and_see_what_the_server_app_saw_last() -
         time.sleep(0.01)
         slept.append(time.perf_counter() - began)
 
-    with virtual_sleep(), grid.answering():
+    with virtual_time(), grid.answering():
         assert grid.get_node_ids() == [2]
         time.sleep(6.0)
         thread = threading.Thread(target=watch)

@@ -199,6 +199,22 @@ def test_secure_aggregation_with_its_workflow_and_its_mod_gives_the_mean() -> No
         np.testing.assert_allclose(model, 3.0 * server_round, atol=0.01)
     # Four messages a round to each client: three cost the constant 1 s, one its examples.
     assert result.summary["totals"]["virtual_s"] == ROUNDS * (3 * 1.0 + 40.0)
+    # They are one round, in which each client contributes one update.
+    assert [(row["round"], row["train_seen"]) for row in result.history] == [(1, 2.0), (2, 2.0)]
+    assert result.summary["totals"]["rounds"] == ROUNDS
+    assert result.summary["totals"]["client_updates"] == ROUNDS * N
+
+
+@KINDS
+@pytest.mark.parametrize("evaluate", [None, lambda *_: (0.5, {})])
+def test_the_final_model_of_an_older_app_is_the_runs(kind, evaluate) -> None:
+    result = run(kind(lambda: strategy(evaluate_fn=evaluate)))
+    arrays = [array.numpy() for array in result.arrays.values()]
+    for array, start in zip(arrays, START, strict=True):  # see above: a step of 3 in every round
+        np.testing.assert_allclose(array, start + 3.0 * ROUNDS, rtol=1e-12)
+    assert result.summary["model_sha256"] == run(kind(strategy)).summary["model_sha256"]
+    other = run(kind(lambda: strategy(initial_parameters=None)))
+    assert other.summary["model_sha256"] not in (None, result.summary["model_sha256"])
 
 
 def test_a_client_that_is_late_or_raises_is_a_failure() -> None:

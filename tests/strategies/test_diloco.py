@@ -31,6 +31,7 @@ from fl.clients.island import fragment_record
 from fl.compression import Cast
 from fl.errors import SimulationError
 from fl.params import from_record
+from fl.randomness import SEED_KEY
 from fl.simulation.fleets import uniform
 from fl.simulation.trace import Event
 from fl.strategies import (
@@ -118,7 +119,7 @@ def trained_plainly(rule, steps):
     message = Message(content, 1, "train")
     message.metadata.__dict__["_message_id"] = "0.0"
     node = {"partition-id": 0, "num-partitions": 1}
-    reply = app(message, Context(0, 0, node, RecordDict(), {"seed": 0}))
+    reply = app(message, Context(0, 0, node, RecordDict(), {SEED_KEY: 0}))
     return from_record(LAYOUT, reply.content["arrays"])
 
 
