@@ -34,8 +34,9 @@ class BackupWorkers(EventDriven):
 
     - "psw": w is pushed to all; the worker finishes, then takes the newest w.
     - "psi": w is pushed to all, and the worker drops what it is doing for it.
-    - "pull": the worker finishes, then asks for w. Where links take no time, that is as "psw", but
-      moves fewer bytes.
+    - "pull": the worker finishes, then asks for w. That is as "psw", unless workers download while
+      they compute (`prefetch` of the fleet): then what "psw" pushes is there when they have
+      finished, and what is overtaken has been moved for nothing.
 
     An iteration for which no worker is left, because others are gone, ends with the gradients it
     has.
