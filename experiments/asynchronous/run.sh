@@ -18,9 +18,11 @@ sweep() { # spread, seconds, name, arguments: every rate, every seed
 
 for fleet in "5 120" "50 400"; do
   read -r spread seconds <<<"$fleet"
-  sweep "$spread" "$seconds" most strategy=fedavg,fedasync,fedbuff,favas,quafl,fedfix
-  # Ten clients at a time, as the methods with slots above; it takes all by default.
-  sweep "$spread" "$seconds" async_fedavg strategy=async_fedavg strategy.concurrency=10
+  # Nobody fails: exactly ten tasks are in flight, however long one takes.
+  sweep "$spread" "$seconds" slots strategy=fedasync,fedbuff strategy.patience=null
+  sweep "$spread" "$seconds" async_fedavg strategy=async_fedavg strategy.patience=null \
+    strategy.concurrency=10 # it takes all by default
+  sweep "$spread" "$seconds" others strategy=fedavg,favas,quafl,fedfix
   # Its steps for a client range over the factor 5 that the paper has, around the others' 5 steps.
   sweep "$spread" "$seconds" fedcompass strategy=fedcompass strategy.min_steps=2 strategy.max_steps=10
 done

@@ -7,7 +7,7 @@ Algorithms 3 and 4; how workers and server meet is that of arXiv:2004.14696, sec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -45,17 +45,19 @@ class BackupWorkers(EventDriven):
         backup: b, at least 0 and below n.
         eta: learning rate, above 0.
         policy: see above.
-        **events: arguments of `EventDriven`; n is the number of clients that are available at the
-            beginning, so `min_available_nodes` should be all of them.
+        **events: arguments of `EventDriven` but `patience`; n is the number of clients that are
+            available at the beginning, so `min_available_nodes` should be all of them.
 
     Raises:
         ConfigError: an argument is out of its range.
     """
 
+    in_rounds: ClassVar[bool] = True
+
     def __init__(
         self, *, backup: int = 0, eta: float = 0.1, policy: Policy = "psw", **events: Any
     ) -> None:
-        super().__init__(**events)
+        super().__init__(patience=None, **events)
         at_least("backup", backup, 0)
         positive("eta", eta)
         if policy not in ("psw", "psi", "pull"):

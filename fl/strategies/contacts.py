@@ -48,7 +48,8 @@ class Contacts(EventDriven):
         local_steps: K.
         waiting_s: server waiting time, s.
         interaction_s: longest interaction time, s.
-        **events: arguments of `EventDriven`, but `concurrency`, which s takes the place of.
+        **events: arguments of `EventDriven`, but `concurrency`, which s takes the place of, and
+            `patience`, which `interaction_s` does.
 
     Raises:
         ConfigError: an argument is out of its range.
@@ -63,7 +64,7 @@ class Contacts(EventDriven):
         interaction_s: float,
         **events: Any,
     ) -> None:
-        super().__init__(**events)
+        super().__init__(patience=None, **events)
         at_least("contacted", contacted, 1)
         at_least("local_steps", local_steps, 1)
         positive("waiting_s", waiting_s)
@@ -97,14 +98,21 @@ class Contacts(EventDriven):
         return self.due_s
 
     def tick(self, server: Server) -> None:
-        """Ends an interaction, or begins the next with s clients drawn uniformly."""
+        """Ends an interaction, or begins the next with s clients drawn uniformly.
+
+        While nobody is there, there is nothing to begin: it looks again `retry_s` later.
+        """
         if self.contacting:
             for task in server.tasks:
                 server.tasks.cancel(task)
             return
+        nodes = server.sample(server.tasks.nodes(), self.contacted)
+        if not nodes:
+            self.due_s = server.now + self.retry_s
+            return
         self.contacting = True
         self.due_s = server.now + self.interaction_s
-        for node in server.sample(server.tasks.nodes(), self.contacted):
+        for node in nodes:
             start = self.starts.get(node, self.first)
             config = {"local-steps": self.local_steps, "elapsed-s": server.now - start.since_s}
             server.send([node], config, old=(start.version, start.w))
@@ -129,9 +137,10 @@ class Contacts(EventDriven):
             self.in_vain += 1
             if self.in_vain == _MOST_IN_VAIN:
                 raise SimulationError(
-                    f"{self.in_vain} contacts in a row brought no answer: "
-                    f"strategy.interaction_s is {self.interaction_s:g} s, raise it above the time "
-                    "that a model takes to a client and back"
+                    f"{self.in_vain} contacts in a row brought no answer within "
+                    f"strategy.interaction_s, {self.interaction_s:g} s: raise it above the time "
+                    "that a model takes to a client and back, unless it is that clients fail "
+                    "(fleet.faults)"
                 )
             return
         self.in_vain = 0
