@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 from flwr.app import Error, Message, MetricRecord, RecordDict
 from flwr.app.metadata import Metadata
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
+from numpy.typing import NDArray
 
 from fl.errors import SimulationError
 from fl.execution.executor import Assignment, Executor, Outcome, Payload
@@ -375,6 +377,14 @@ class SimGrid(Grid):
         possible = len(self._dispatches) * self.engine.queue.now
         return self.engine.busy_s / possible if possible else 0.0
 
+    def were_available(self) -> NDArray[np.bool_]:
+        """Returns which clients were available at some time so far, shape (n,)."""
+        availability, now = self.fleet.availability, self.engine.queue.now
+        found = availability.online(0.0).copy()
+        for client in np.flatnonzero(~found).tolist():
+            found[client] = availability.next_change(client, 0.0) <= now
+        return found
+
     # ---- time ----------------------------------------------------------------------------------
 
     def sleep(self, seconds: float) -> None:
@@ -689,6 +699,8 @@ class SimGrid(Grid):
             self._check_plan(flight, outcome)
         if flight.metadata.message_type.startswith("train"):
             self.client_updates += 1
+        if not flight.metadata.message_type.startswith("evaluate"):
+            self.control.answers[task.client] += 1
         reply.__dict__["_content"] = outcome.content
 
     @staticmethod

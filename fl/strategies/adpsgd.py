@@ -90,7 +90,7 @@ class ADPSGD(Decentralized):
         ConfigError: an argument is out of its range, or the graph is directed or changes.
     """
 
-    in_rounds: ClassVar[bool] = False
+    reads_timeout: ClassVar[bool] = False  # nobody waits for a node's work
 
     def __init__(
         self, *, overlap: bool = True, patience: float | None = 3.0, **decentralized: Any

@@ -52,7 +52,7 @@ class BackupWorkers(EventDriven):
         ConfigError: an argument is out of its range.
     """
 
-    in_rounds: ClassVar[bool] = True
+    reads_timeout: ClassVar[bool] = True
 
     def __init__(
         self, *, backup: int = 0, eta: float = 0.1, policy: Policy = "psw", **events: Any

@@ -16,7 +16,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -302,8 +302,8 @@ class EventDriven(NoRounds):
     A client that takes unusually long, see `fl.strategies.patience`, frees its slot when it is
     late, and is sent nothing else until its reply is there, which is received like any other. Only
     when it is so late that its task must be lost may it be sent another one; and even then the
-    reply is received if it comes. Methods that work in rounds (`in_rounds`) do not have patience:
-    there, a client that has not answered `timeout` seconds after it was sent a message has failed.
+    reply is received if it comes. Methods that read `timeout` do not have patience: there, a client
+    that has not answered so many seconds after it was sent a message has failed.
 
     Args:
         concurrency: C, most tasks in flight; None takes all available clients.
@@ -314,14 +314,9 @@ class EventDriven(NoRounds):
         seed: of the choice of clients.
         arrayrecord_key, configrecord_key: names of the records in messages.
 
-    Attributes:
-        in_rounds: whether `timeout` says how long a client may take.
-
     Raises:
         ConfigError: an argument is out of its range.
     """
-
-    in_rounds: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -412,9 +407,9 @@ class EventDriven(NoRounds):
             grid: Flower's, simulated or real.
             initial_arrays: the initial model, version 0.
             num_rounds: versions of the server's model after which to stop.
-            timeout: in methods that work in rounds, the time to live of every message, s: a client
-                that has not answered by then has failed. Others do not read it: see `patience`;
-                their messages live 12 hours, as Flower's do.
+            timeout: in methods that read it (`reads_timeout`), the time to live of every message,
+                s: a client that has not answered by then has failed. Messages of the others live 12
+                hours, as Flower's do.
             train_config: sent with every message; "server-round" is the version plus 1.
             evaluate_config: not used: clients do not evaluate here.
             evaluate_fn: called with version and model, for the first and every later version.
@@ -427,7 +422,7 @@ class EventDriven(NoRounds):
         positive("timeout", timeout)
         keys = (self.arrayrecord_key, self.configrecord_key)
         model = self.model(initial_arrays)
-        tasks: Tasks[Sent] = Tasks(grid, timeout if self.in_rounds else TTL_S, self.patience)
+        tasks: Tasks[Sent] = Tasks(grid, timeout if self.reads_timeout else TTL_S, self.patience)
         server = Server(model, tasks, train_config or {}, self.seed, keys)
         result = Result()
 
@@ -445,7 +440,7 @@ class EventDriven(NoRounds):
         wait_for_nodes(server.tasks, self.min_available_nodes, self.retry_s)
         self.begin(server)
         self.dispatch(server)
-        failures = Failures("update", timeout if self.in_rounds else None)
+        failures = Failures("update", timeout if self.reads_timeout else None)
         while not ended():
             due = self.timer(server)
             until = due
@@ -471,7 +466,7 @@ class EventDriven(NoRounds):
     def _looks_for_clients(self, server: Server) -> bool:
         """Returns whether it makes a difference that a client comes."""
         if server.tasks.any_open:
-            everybody = self.concurrency is None and not self.in_rounds
+            everybody = self.concurrency is None and not self.reads_timeout
             return everybody or self.free_slots(server) > 0
         idle = len(server.tasks.idle())
         if idle and self.free_slots(server) > 0 and math.isinf(self.timer(server)):

@@ -56,7 +56,7 @@ class EarlyRounds(EventDriven):
         ConfigError: an argument is out of its range.
     """
 
-    in_rounds: ClassVar[bool] = True
+    reads_timeout: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -303,7 +303,7 @@ class Decentralized(NoRounds):
     """
 
     needs: ClassVar[tuple[str, ...]] = ()  # vectors that nodes have to send beside the model
-    in_rounds: ClassVar[bool] = True  # whether `timeout` says how long a node may take
+    reads_timeout: ClassVar[bool] = True
     patience: float | None = None  # see `fl.strategies.patience`
 
     def __init__(
@@ -352,8 +352,8 @@ class Decentralized(NoRounds):
             grid: Flower's, simulated or real.
             initial_arrays: the initial model of all nodes.
             num_rounds: rounds of every node.
-            timeout: in methods that work in rounds, the longest time a node's local work may take,
-                s. Others do not read it: they have patience.
+            timeout: in methods that read it (`reads_timeout`), the longest time a node's local work
+                may take, s.
             train_config: sent with every message; "server-round" is the round, from 1.
             evaluate_config: not used: nodes do not evaluate here.
             evaluate_fn: called with a round and the mean of the nodes' models after it, a
@@ -365,9 +365,9 @@ class Decentralized(NoRounds):
         """
         at_least("num_rounds", num_rounds, 1)
         positive("timeout", timeout)
-        tasks: Tasks[Start] = Tasks(grid, timeout if self.in_rounds else TTL_S, self.patience)
+        tasks: Tasks[Start] = Tasks(grid, timeout if self.reads_timeout else TTL_S, self.patience)
         keys = (self.arrayrecord_key, self.configrecord_key)
-        failures = Failures("model", timeout if self.in_rounds else None)
+        failures = Failures("model", timeout if self.reads_timeout else None)
         ids, config = self._ids(tasks), dict(train_config or {})
         swarm = Swarm(tasks, initial_arrays, ids, config, keys, failures, self.needs)
         result = Result()

@@ -31,7 +31,7 @@ class SyncST(Simultaneous):
         ConfigError: an argument is out of its range.
     """
 
-    in_rounds: ClassVar[bool] = True
+    reads_timeout: ClassVar[bool] = True
 
     def __init__(self, *, first: int | None = None, **simultaneous: Any) -> None:
         super().__init__(patience=None, **simultaneous)

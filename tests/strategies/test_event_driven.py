@@ -399,7 +399,7 @@ def test_twice_the_seconds_for_everything_is_the_same_run_twice_as_slow(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_strategy_without_rounds_says_so_to_who_drives_it_in_rounds(name):
+def test_a_strategy_without_rounds_says_so_to_who_drives_it_reads_timeout(name):
     with pytest.raises(ConfigError, match="has no rounds"):
         ALL[name]().configure_train(1, ArrayRecord(), ConfigRecord(), None)
 
