@@ -284,8 +284,8 @@ class SimGrid(Grid):
                 f"the ServerApp has asked {self._polls.total} times in a row which clients are "
                 f"available, for {waited:g} s of virtual time: {available} of {len(self.fleet)} are"
                 f"{', and no other will ever come' if hopeless else ''}. Ask for fewer (a "
-                "strategy's min_available_nodes, min_train_nodes, min_evaluate_nodes), or use a "
-                "larger fleet"
+                "strategy's min_available_nodes, min_train_nodes, min_evaluate_nodes, workers), or "
+                "use a larger fleet, or one whose clients are there (fleet/availability)"
             )
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:

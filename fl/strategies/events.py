@@ -27,7 +27,7 @@ from fl.errors import ConfigError, SimulationError
 from fl.params import Layout, Row, carried, from_record, to_record
 from fl.randomness import generator
 from fl.strategies.no_rounds import NoRounds
-from fl.strategies.tasks import TTL_S, Failures, Task, Tasks
+from fl.strategies.tasks import TTL_S, Failures, Task, Tasks, pause_s
 
 log = logging.getLogger("fl")
 
@@ -308,7 +308,8 @@ class EventDriven(NoRounds):
     Args:
         concurrency: C, most tasks in flight; None takes all available clients.
         min_available_nodes: clients that must be available before the first message.
-        retry_s: how long to wait before looking for clients again, while slots are free.
+        retry_s: how long to wait before looking for clients again, while slots are free; longer if
+            nothing has happened for longer, up to a hundred times.
         patience: a client is late after so many times the longest of its tasks, and its task lost
             after three times that; None waits for ever.
         seed: of the choice of clients.
@@ -408,8 +409,8 @@ class EventDriven(NoRounds):
             initial_arrays: the initial model, version 0.
             num_rounds: versions of the server's model after which to stop.
             timeout: in methods that read it (`reads_timeout`), the time to live of every message,
-                s: a client that has not answered by then has failed. Messages of the others live 12
-                hours, as Flower's do.
+                s: a client that has not answered by then has failed. Messages of the others live 30
+                days.
             train_config: sent with every message; "server-round" is the version plus 1.
             evaluate_config: not used: clients do not evaluate here.
             evaluate_fn: called with version and model, for the first and every later version.
@@ -441,15 +442,18 @@ class EventDriven(NoRounds):
         self.begin(server)
         self.dispatch(server)
         failures = Failures("update", timeout if self.reads_timeout else None)
+        heard_s = server.now
         while not ended():
             due = self.timer(server)
             until = due
             if self._looks_for_clients(server):
-                until = min(due, server.now + self.retry_s)
+                quiet_s = server.now - heard_s if tasks.any_open else 0.0
+                until = min(due, server.now + pause_s(self.retry_s, quiet_s))
             for task, reply in tasks.receive(until):
+                heard_s = server.now
                 update = self._read(server, task, reply)
                 if update is None:
-                    failures.add(reply, len(tasks))
+                    failures.add(task, reply, server.now, len(tasks))
                     self.failed(server, task)
                 elif not ended():
                     failures.clear()

@@ -23,7 +23,8 @@ class FedFix(EventDriven):
     A holds the clients that have answered since the last tick, x_0 is the model they were sent, and
     n_i = E[ceil(t_i / dt)] is how many ticks a task of client i spans: it takes part in one of n_i
     steps, so this weight makes its mean influence p. The new model goes to A only; a client that
-    has answered waits for the tick. A tick without answers leaves the model, but is a version.
+    has answered waits for the tick. A tick without answers leaves the model, but is a version, as
+    long as somebody is at work.
 
     The authors know t_i; here n_i is the mean of the ticks that client i's tasks have spanned.
 
@@ -70,12 +71,14 @@ class FedFix(EventDriven):
     def tick(self, server: Server) -> None:
         """Steps with what has arrived since the last tick."""
         self.ticks += 1
+        self.sends = True
+        if not self.answered and not server.tasks.any_open:
+            return  # nobody is there: time passes, and the server does not count it
         w = server.w
         for update in self.answered:
             ticks, tasks = self.spans[update.node]
             w = w + self.eta * (ticks / tasks) / self.num_clients * update.delta
         contributors, self.answered = self.answered, []
-        self.sends = True
         server.step(w, contributors)
 
     def free_slots(self, server: Server) -> int:

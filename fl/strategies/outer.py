@@ -48,7 +48,7 @@ from fl.randomness import generator
 from fl.strategies.events import EvaluateFn, at_least, positive, share, wait_for_nodes
 from fl.strategies.no_rounds import NoRounds
 from fl.strategies.outer_optimizers import OuterOptimizer, State, Vector
-from fl.strategies.tasks import TTL_S, Failures, Task, Tasks
+from fl.strategies.tasks import TTL_S, Failures, Task, Tasks, pause_s
 
 log = logging.getLogger("fl")
 
@@ -158,6 +158,7 @@ class Run:
         version: rounds that have ended.
         last_step: inner steps after which the run ends.
         entry: inner steps after which a worker enters when nobody else is there.
+        heard_s: when a worker was last heard of, s.
     """
 
     def __init__(
@@ -186,6 +187,7 @@ class Run:
         self.entry = 0
         self.failures = Failures("outer gradient", None)
         self.transfers = 0
+        self.heard_s = tasks.now()
         self.config: Mapping[str, Any] = {}
 
     def row(self, fragments: Sequence[Row]) -> Row:
@@ -451,12 +453,14 @@ class OuterSteps(NoRounds):
             self._admit(run)
             if run.workers:
                 return
-            until = run.tasks.now() + self.retry_s
+            quiet_s = run.tasks.now() - run.heard_s if run.tasks.any_open else 0.0
+            until = run.tasks.now() + pause_s(self.retry_s, quiet_s)
         if math.isinf(until) and not run.tasks.any_open:
             raise SimulationError(
                 f"{type(self).__name__} waits for nothing at {run.tasks.now():g} s"
             )
         for task, reply in run.tasks.receive(until):
+            run.heard_s = run.tasks.now()
             self._take(run, task, reply)
         for task in run.tasks.became_late:
             if self._is_at(run, task):
@@ -575,7 +579,7 @@ class OuterSteps(NoRounds):
     def _take(self, run: Run, task: Task[Segment], reply: Message) -> None:
         """Takes in a worker's reply."""
         if reply.has_error():
-            run.failures.add(reply, len(run.workers))
+            run.failures.add(task, reply, run.tasks.now(), len(run.workers))
         if not self._is_at(run, task):
             if not reply.has_error():
                 run.tasks.control.discarded(task.message_id, 0)
@@ -594,7 +598,7 @@ class OuterSteps(NoRounds):
         except (ConfigError, PayloadError) as error:
             log.warning("node %d left out: %s", task.node, error)
             run.tasks.control.rejected(task.message_id)
-            run.failures.add(reply, len(run.workers))
+            run.failures.add(task, reply, run.tasks.now(), len(run.workers))
             self._leave_out(run, worker, str(error))
             return
         run.failures.clear()

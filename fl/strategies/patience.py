@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+_FIRST_S = 12 * 3600.0  # as long as Flower's messages live, if nobody says otherwise
 _FADING = 0.9
 _LOST = 3.0  # so many times the time after which it is late, a client has lost its task,
 _LOST_NEW = 100.0  # or, one that nobody knows: the slowest of a fleet may be much slower than most
@@ -26,7 +27,7 @@ class Patience:
       few tasks at a time, and is heard in the end, however slow it is.
 
     A client that has never answered is late after `factor` l, and has lost its task after a hundred
-    times that. Nobody is late as long as nobody has answered.
+    times that. As long as nobody has answered, a client is late after 12 hours, and loses nothing.
 
     Args:
         factor: above 0; None has patience for ever.
@@ -55,11 +56,13 @@ class Patience:
     def late_after(self, node: int) -> float:
         """Returns the seconds after which a client is late."""
         longest = self._longest.get(node, self._of_all)
-        if not longest or math.isinf(self._factor):  # 0: where tasks take no time, none is long
+        if math.isinf(self._factor):
             return math.inf
-        return self._factor * longest
+        return self._factor * longest if longest else _FIRST_S  # or tasks take no time at all
 
     def lost_after(self, node: int) -> float:
         """Returns the seconds after which a client is taken to have lost its task."""
+        if not self._of_all:
+            return math.inf
         factor = _LOST if self.knows(node) else _LOST_NEW
         return factor * 2.0 ** self._losses[node] * self.late_after(node)

@@ -231,7 +231,7 @@ class Swarm:
         for task, reply in self.tasks.receive(until):
             answer = self._read(task, reply)
             if answer is None:
-                self._failures.add(reply, len(self))
+                self._failures.add(task, reply, self.now, len(self))
             else:
                 self._failures.clear()
             answers.append((task.memo.node, answer))

@@ -6,11 +6,10 @@ import heapq
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from flwr.app import Error, Message, RecordDict
 from flwr.app.metadata import Metadata
-from flwr.common import DEFAULT_TTL
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 
@@ -22,15 +21,30 @@ from fl.strategies.patience import Patience
 
 Memo = TypeVar("Memo")
 
-TTL_S = float(DEFAULT_TTL)
-"""Time to live of messages whose replies may come at any time: Flower's default, 12 hours."""
+TTL_S = 30 * 86400.0
+"""Time to live of messages whose replies may come at any time: longer than any task."""
+
+_RARELY = 100.0  # times the shortest pause
 
 _MOST_FAILURES = 1000  # in a row: then none will ever succeed,
-_FAILURES_EACH = 10  # if every task in flight has failed so often
+_FAILURES_EACH = 10  # if every task in flight has failed so often;
+_MOST_TTLS = 2.0  # nor if nothing else has happened for so many times the TTL
 _REMEDIES = {
     ErrorCode.NODE_UNAVAILABLE: "lower fleet.faults.dropout, or choose clients that stay longer",
     ErrorCode.CLIENT_APP_CRASHED: "lower fleet.faults.crash",
 }
+
+
+def pause_s(retry_s: float, quiet_s: float) -> float:
+    """Returns how long to wait before looking for clients again, while some are at work.
+
+    That is the longer, the longer nothing has happened, so that days of silence are no work.
+
+    Args:
+        retry_s: the shortest pause, s.
+        quiet_s: for how long nothing has happened, s.
+    """
+    return min(max(retry_s, quiet_s), _RARELY * retry_s)
 
 
 class Failures:
@@ -39,11 +53,13 @@ class Failures:
     Args:
         brought: what a task should have brought.
         timeout_s: after which clients that have not answered count as failed, if the user has set
-            it, s; None if they have patience.
+            it, s; None if messages live for `TTL_S`.
     """
 
     def __init__(self, brought: str, timeout_s: float | None) -> None:
         self._brought = brought
+        self._most_s = _MOST_TTLS * TTL_S if timeout_s is None else math.inf
+        self._since_s: float | None = None  # of the first
         self._remedies = dict(_REMEDIES)
         self._remedies[ErrorCode.MESSAGE_UNAVAILABLE] = (
             "lower fleet.faults.message_loss, or set fleet.faults.detection_s"
@@ -54,13 +70,15 @@ class Failures:
 
     def clear(self) -> None:
         """Notes a task that did not fail."""
-        self._reasons = {}
+        self._reasons, self._since_s = {}, None
 
-    def add(self, reply: Message, in_flight: int) -> None:
+    def add(self, task: Task[Any], reply: Message, now: float, in_flight: int) -> None:
         """Notes a task that failed.
 
         Args:
+            task: the task.
             reply: what came of it: an error, or content of no use.
+            now: time in s.
             in_flight: how many tasks are in flight.
 
         Raises:
@@ -72,13 +90,17 @@ class Failures:
         times, _ = self._reasons.get(code, (0, ""))
         self._reasons[code] = (times + 1, reason)
         failures = sum(times for times, _ in self._reasons.values())
-        if failures < max(_MOST_FAILURES, _FAILURES_EACH * in_flight):
+        if self._since_s is None:
+            self._since_s = task.sent_s
+        few = failures < max(_MOST_FAILURES, _FAILURES_EACH * in_flight)
+        if few and now - self._since_s <= self._most_s:
             return
         reasons = sorted(self._reasons.items(), key=lambda item: -item[1][0])
         told = "; ".join(f"{reason} ({times} times)" for _, (times, reason) in reasons)
         remedy = self._remedies.get(reasons[0][0], "fail_fast=true shows the first exception")
         raise SimulationError(
-            f"{failures} tasks in a row brought no {self._brought}: {told}. To go on, {remedy}"
+            f"{failures} tasks in a row brought no {self._brought} in {now - self._since_s:.6g} s: "
+            f"{told}. To go on, {remedy}"
         )
 
 

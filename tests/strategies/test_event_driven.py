@@ -208,6 +208,14 @@ def test_fedfix_at_the_clients_common_pace_is_fedavg():
     assert ran.times == rounds.times
 
 
+def test_ticks_while_nobody_is_there_are_no_versions():
+    away = Scripted(2, {0: [3.5, 60.5], 1: [3.5, 60.5]})
+    strategy = FedFix(num_clients=2, interval_s=1.0)
+    ran = run(strategy, CENTRES[:2], [0.5, 0.5], num_rounds=6, availability=away)
+    # Those of 1, 2 and 3 s; at 4 s the answers of 3.5 s are there, and nobody; then from 62 s on.
+    assert ran.times == [0.0, 1.0, 2.0, 3.0, 4.0, 62.0, 63.0]
+
+
 def test_a_tick_without_answers_is_a_version_of_the_same_model():
     ran = run(FedFix(num_clients=1, interval_s=1.0), [1.0], [2.5], num_rounds=3)
     np.testing.assert_array_equal(ran.models[1], ran.models[0])

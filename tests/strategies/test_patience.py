@@ -13,6 +13,7 @@ from quadratics import record, run
 from stand_ins import FakeExecutor, FixedWork, ScriptedFaults
 
 from fl.execution.executor import Outcome
+from fl.randomness import generator
 from fl.simulation.faults import Faults, TaskFaults
 from fl.simulation.fleets import mobile
 from fl.simulation.grid import SimGrid
@@ -200,7 +201,7 @@ def test_all_nodes_of_ad_psgd_that_vanish_without_a_word_come_back():
 
 def test_patience_follows_the_longest_task_which_fades():
     patience = Patience(2.0)
-    assert patience.late_after(7) == patience.lost_after(7) == math.inf
+    assert (patience.late_after(7), patience.lost_after(7)) == (12 * 3600.0, math.inf)
     for seconds in (5.0, 1.0, 1.0):
         patience.measured(1, seconds)
     longest = 5.0 * 0.9 * 0.9
@@ -221,4 +222,23 @@ def test_patience_follows_the_longest_task_which_fades():
 def test_tasks_that_take_no_time_leave_patience_without_measure():
     patience = Patience(3.0)
     patience.measured(1, 0.0)
-    assert patience.late_after(1) == patience.late_after(2) == math.inf
+    assert patience.late_after(1) == patience.late_after(2) == 12 * 3600.0
+    assert patience.lost_after(1) == patience.lost_after(2) == math.inf
+
+
+def test_clients_that_never_answer_do_not_hold_all_slots_though_nobody_knows_how_long_tasks_take():
+    # The first three that are drawn never answer; a minute is all that the fourth takes.
+    silent = {(i, k): TaskFaults(lose_upload=True) for i in range(3) for k in range(9)}
+    seed = next(s for s in range(99) if set(first_drawn(4, 3, s)) == {0, 1, 2})
+    ran = run(
+        FedBuff(buffer_size=1, concurrency=3, seed=seed),
+        [0.0] * 4,
+        [60.0] * 4,
+        num_rounds=3,
+        faults=ScriptedFaults(script=silent),
+    )
+    assert ran.times == [0.0, *(12 * 3600.0 + 60.0 * k for k in (1, 2, 3))]
+
+
+def first_drawn(n, k, seed):
+    return generator(seed, "clients", 0).choice(n, size=k, replace=False).tolist()
