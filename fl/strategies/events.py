@@ -27,7 +27,7 @@ from fl.errors import ConfigError, SimulationError
 from fl.params import Layout, Row, carried, from_record, to_record
 from fl.randomness import generator
 from fl.strategies.no_rounds import NoRounds
-from fl.strategies.tasks import TTL_S, Failures, Task, Tasks, pause_s
+from fl.strategies.tasks import TTL_S, Failures, Task, Tasks
 
 log = logging.getLogger("fl")
 
@@ -308,8 +308,8 @@ class EventDriven(NoRounds):
     Args:
         concurrency: C, most tasks in flight; None takes all available clients.
         min_available_nodes: clients that must be available before the first message.
-        retry_s: how long to wait before looking for clients again, while slots are free; longer if
-            nothing has happened for longer, up to a hundred times.
+        retry_s: how long to wait before looking for clients again, while slots are free; up to 30
+            times as long while all that are there are busy and silent.
         patience: a client is late after so many times the longest of its tasks, and its task lost
             after three times that; None waits for ever.
         seed: of the choice of clients.
@@ -442,15 +442,12 @@ class EventDriven(NoRounds):
         self.begin(server)
         self.dispatch(server)
         failures = Failures("update", timeout if self.reads_timeout else None)
-        heard_s = server.now
         while not ended():
             due = self.timer(server)
             until = due
             if self._looks_for_clients(server):
-                quiet_s = server.now - heard_s if tasks.any_open else 0.0
-                until = min(due, server.now + pause_s(self.retry_s, quiet_s))
+                until = min(due, server.now + tasks.pause_s(self.retry_s))
             for task, reply in tasks.receive(until):
-                heard_s = server.now
                 update = self._read(server, task, reply)
                 if update is None:
                     failures.add(task, reply, server.now, len(tasks))

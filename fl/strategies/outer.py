@@ -48,7 +48,7 @@ from fl.randomness import generator
 from fl.strategies.events import EvaluateFn, at_least, positive, share, wait_for_nodes
 from fl.strategies.no_rounds import NoRounds
 from fl.strategies.outer_optimizers import OuterOptimizer, State, Vector
-from fl.strategies.tasks import TTL_S, Failures, Task, Tasks, pause_s
+from fl.strategies.tasks import TTL_S, Failures, Task, Tasks
 
 log = logging.getLogger("fl")
 
@@ -158,7 +158,6 @@ class Run:
         version: rounds that have ended.
         last_step: inner steps after which the run ends.
         entry: inner steps after which a worker enters when nobody else is there.
-        heard_s: when a worker was last heard of, s.
     """
 
     def __init__(
@@ -187,7 +186,6 @@ class Run:
         self.entry = 0
         self.failures = Failures("outer gradient", None)
         self.transfers = 0
-        self.heard_s = tasks.now()
         self.config: Mapping[str, Any] = {}
 
     def row(self, fragments: Sequence[Row]) -> Row:
@@ -453,14 +451,12 @@ class OuterSteps(NoRounds):
             self._admit(run)
             if run.workers:
                 return
-            quiet_s = run.tasks.now() - run.heard_s if run.tasks.any_open else 0.0
-            until = run.tasks.now() + pause_s(self.retry_s, quiet_s)
+            until = run.tasks.now() + run.tasks.pause_s(self.retry_s)
         if math.isinf(until) and not run.tasks.any_open:
             raise SimulationError(
                 f"{type(self).__name__} waits for nothing at {run.tasks.now():g} s"
             )
         for task, reply in run.tasks.receive(until):
-            run.heard_s = run.tasks.now()
             self._take(run, task, reply)
         for task in run.tasks.became_late:
             if self._is_at(run, task):

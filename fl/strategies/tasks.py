@@ -24,7 +24,7 @@ Memo = TypeVar("Memo")
 TTL_S = 30 * 86400.0
 """Time to live of messages whose replies may come at any time: longer than any task."""
 
-_RARELY = 100.0  # times the shortest pause
+_RARELY = 30.0  # times the shortest pause between two looks for clients
 
 _MOST_FAILURES = 1000  # in a row: then none will ever succeed,
 _FAILURES_EACH = 10  # if every task in flight has failed so often;
@@ -33,18 +33,6 @@ _REMEDIES = {
     ErrorCode.NODE_UNAVAILABLE: "lower fleet.faults.dropout, or choose clients that stay longer",
     ErrorCode.CLIENT_APP_CRASHED: "lower fleet.faults.crash",
 }
-
-
-def pause_s(retry_s: float, quiet_s: float) -> float:
-    """Returns how long to wait before looking for clients again, while some are at work.
-
-    That is the longer, the longer nothing has happened, so that days of silence are no work.
-
-    Args:
-        retry_s: the shortest pause, s.
-        quiet_s: for how long nothing has happened, s.
-    """
-    return min(max(retry_s, quiet_s), _RARELY * retry_s)
 
 
 class Failures:
@@ -163,6 +151,7 @@ class Tasks(Generic[Memo]):
         self._factor = patience
         self._patience: dict[str, Patience] = {}  # by kind of work
         self._nodes: tuple[float, list[int]] = (-math.inf, [])
+        self._heard_s = self.now()
 
     def __len__(self) -> int:
         """Returns the number of tasks in flight."""
@@ -209,6 +198,19 @@ class Tasks(Generic[Memo]):
     def prompt(self) -> list[int]:
         """Returns the available clients that are not late."""
         return [node for node in self.nodes() if node not in self._late]
+
+    def pause_s(self, retry_s: float) -> float:
+        """Returns how long to wait before looking for clients again.
+
+        While all that are there are busy, that is the longer, the longer nothing has been heard of
+        any: so that days of silence are no work.
+
+        Args:
+            retry_s: the shortest pause, s.
+        """
+        if not self._open or not self.nodes():
+            return retry_s
+        return min(max(retry_s, self.now() - self._heard_s), _RARELY * retry_s)
 
     # ---- sending ---------------------------------------------------------------------------------
 
@@ -294,6 +296,7 @@ class Tasks(Generic[Memo]):
                 self._cancelled.discard(name)
                 continue
             known = name in self._lost
+            self._heard_s = self.now()
             if not reply.has_error():
                 since = task.sent_s if known else self._silent_since[task.node]
                 self._patience_with(task).measured(task.node, self.now() - since)

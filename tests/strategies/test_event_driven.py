@@ -365,6 +365,13 @@ def test_a_client_too_late_for_an_interaction_keeps_its_place():
     assert node_id(1) not in strategy.starts
 
 
+@pytest.mark.parametrize("method", [Favas, QuAFL])
+def test_while_nobody_is_there_no_contact_is_in_vain(method):
+    away = Scripted(4, {i: [2.2, 7200.0] for i in range(4)})  # waiting_s is 1 s
+    ran = run(contacts(method), CENTRES, [0.1] * 4, num_rounds=9, availability=away)
+    assert 7200.0 < ran.times[-1] < 7220.0
+
+
 def test_contacts_that_nobody_can_answer_in_time_stop_the_run_with_the_remedy():
     faults = Faults(message_loss=1.0)
     with pytest.raises(SimulationError, match=r"within strategy\.interaction_s, 1 s: raise it"):

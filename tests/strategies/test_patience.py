@@ -41,14 +41,15 @@ METHODS = {
 }
 
 
-def most_at_once(ran):
-    """Returns the most tasks that a client has had at a time, by client."""
+def most_at_once(ran, since=0.0):
+    """Returns the most tasks that a client has had at a time since then, by client."""
     changes = [(t, +1, i) for t, _, i, *_ in ran.of(Event.DISPATCH)]
     changes += [(t, -1, i) for t, _, i, *_ in ran.of(Event.UPLOAD_END)]
     now, most = Counter(), Counter()
-    for _, change, client in sorted(changes):  # what ends, ends before something begins
+    for time, change, client in sorted(changes):  # what ends, ends before something begins
         now[client] += change
-        most[client] = max(most[client], now[client])
+        if time >= since:
+            most[client] = max(most[client], now[client])
     return most
 
 
@@ -119,6 +120,16 @@ def test_a_client_that_answers_after_all_is_waited_for_as_long_as_it_took_then()
     assert tasks == len(ran.of(Event.UPLOAD_END)) - len([a for a in ran.applied() if a[1] == 0])
     ninth = next(row[0] for row in ran.of(Event.COMPUTE_START) if row[2:4] == (1, 9))
     assert not [t for t in asked if ninth < t < ninth + 100.0]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_client_that_was_asked_again_has_one_task_at_a_time_when_it_has_answered(name):
+    seconds = lambda client, k: 100.0 if (client, k) == (1, 2) else 1.0 + 0.1 * client  # noqa: E731
+    ran = run(METHODS[name](concurrency=None), [0.0] * 4, seconds, num_rounds=900)
+    assert most_at_once(ran)[1] > 1
+    late = next(t for t, _, i, k, *_ in ran.of(Event.UPLOAD_END) if (i, k) == (1, 2))
+    assert set(most_at_once(ran, late + 20.0).values()) == {1}
+    assert (1, 2) in {row[2:4] for row in ran.of(Event.APPLIED)}
 
 
 @pytest.mark.parametrize("seed", [0, 1])
