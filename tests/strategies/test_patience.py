@@ -125,7 +125,7 @@ def test_a_client_that_answers_after_all_is_waited_for_as_long_as_it_took_then()
 @pytest.mark.parametrize("name", METHODS)
 def test_a_client_that_was_asked_again_has_one_task_at_a_time_when_it_has_answered(name):
     seconds = lambda client, k: 100.0 if (client, k) == (1, 2) else 1.0 + 0.1 * client  # noqa: E731
-    ran = run(METHODS[name](concurrency=None), [0.0] * 4, seconds, num_rounds=900)
+    ran = run(METHODS[name](concurrency=9), [0.0] * 4, seconds, num_rounds=900)
     assert most_at_once(ran)[1] > 1
     late = next(t for t, _, i, k, *_ in ran.of(Event.UPLOAD_END) if (i, k) == (1, 2))
     assert set(most_at_once(ran, late + 20.0).values()) == {1}
