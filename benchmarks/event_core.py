@@ -137,7 +137,7 @@ class Clients:
     def server_learns(self, task: Task, kind: Event) -> None:
         """Does nothing."""
 
-    def deliverable(self, task: Task) -> bool:
+    def valid(self, task: Task) -> bool:
         """Returns True."""
         return True
 

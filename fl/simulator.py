@@ -25,6 +25,7 @@ from fl.execution.executor import Assignment, RunInfo, load_app
 from fl.execution.garbage import quick_garbage_collection
 from fl.execution.threads import limit_blas, limit_threads
 from fl.metrics import Progress, Run, RunWriter, Target
+from fl.metrics.participation import participation
 from fl.metrics.run_writer import Status, config_digest, installed, plain
 from fl.randomness import SEED_KEY, global_generators
 from fl.recorder import Recorder
@@ -136,6 +137,7 @@ def simulate(
         trace = Trace()
         status: Status = "completed"
         error: BaseException | None = None
+        grid: SimGrid | None = None
         report: dict[str, Any] = {}
         errors = ClientErrors(fail_fast=fail_fast)
         transcript = Transcript(place)
@@ -197,6 +199,9 @@ def simulate(
             recorder.totals(),
             status=status,
             trace=trace,
+            participation=None
+            if grid is None
+            else participation(trace, grid.control.answers, grid.were_available()),
             model_sha256=recorder.model_sha256(),
             error=error,
             extra={

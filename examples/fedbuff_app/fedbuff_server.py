@@ -33,7 +33,6 @@ def main(grid: Grid, context: Context) -> None:
         grid=grid,
         initial_arrays=ArrayRecord(net.state_dict()),
         num_rounds=int(config["versions"]),
-        timeout=60.0,
         train_config=ConfigRecord(
             {"lr": float(config["lr"]), "local-epochs": int(config["local-epochs"])}
         ),

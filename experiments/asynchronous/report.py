@@ -27,7 +27,7 @@ RATE = "client.rule.lr"
 FLEETS = {"fleet.speed_spread": "spread_", "fleet/paces": ""}  # key, and how its panel is called
 # What is the same for all runs of a method, and so does not tell methods apart.
 ASIDE = {"seed", RATE, "progress", "views", "time_limit_s", "+experiment", *FLEETS}
-FIXED = {"fraction_train", "min_train_nodes", "concurrency", "contacted", "waiting_s"}
+FIXED = {"fraction_train", "min_train_nodes", "concurrency", "contacted", "waiting_s", "patience"}
 
 
 def method(found: Mapping[str, str]) -> str:

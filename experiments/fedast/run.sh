@@ -17,7 +17,7 @@ sweep() {
   local method=$1 arguments
   # An update weighs eta / b = 0.2 / 3 in FedAST and eta / first = 1 / 15 in Sync-ST.
   case $method in
-    fedast*) arguments=(strategy=fedast strategy.ratio=16 strategy.eta=0.2) ;;
+    fedast*) arguments=(strategy=fedast strategy.ratio=16 strategy.eta=0.2 strategy.patience=null) ;;
     sync*) arguments=(strategy=sync_st strategy.concurrency=75 evaluate_every=1) ;;
   esac
   case $method in

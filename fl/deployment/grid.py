@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 from flwr.app import Error, Message, MetricRecord, RecordDict
 from flwr.app.metadata import Metadata
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from fl.deployment.nodes import WHO
 from fl.errors import ConfigError
@@ -157,6 +159,12 @@ class DeployedGrid(GridAround):
         """Messages whose reply has not come."""
         return len(self._flights)
 
+    def were_available(self) -> NDArray[np.bool_]:
+        """Returns which clients were connected at some time so far, shape (n,)."""
+        found = np.zeros(self.num_clients, dtype=np.bool_)
+        found[list(self._nodes)] = True
+        return found
+
     def get_node_ids(self) -> list[int]:
         """Returns the connected clients, as `node_id(client)`, in ascending order."""
         with _own_draws():
@@ -295,6 +303,8 @@ class DeployedGrid(GridAround):
         self.bytes_up += size
         if sent.message_type.startswith("train"):
             self.client_updates += 1
+        if not sent.message_type.startswith("evaluate"):
+            self.control.answers[flight.client] += 1
         self.trace.record(now, Event.UPLOAD_END, *where, size)
         return Message(metadata=metadata, content=reply.content)  # type: ignore[call-overload, no-any-return]
 

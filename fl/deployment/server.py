@@ -19,6 +19,7 @@ from fl.errors import ConfigError
 from fl.experiment import app_of, build, facts, serve, target_of
 from fl.metrics import Progress, RunWriter, Totals, units
 from fl.metrics.atomic import replacing
+from fl.metrics.participation import participation
 from fl.metrics.run_writer import Status
 from fl.metrics.table import results
 from fl.randomness import global_generators
@@ -130,6 +131,9 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
         recorder.totals(),
         status=status,
         trace=deployed.trace,
+        participation=participation(
+            deployed.trace, deployed.control.answers, deployed.were_available()
+        ),
         model_sha256=recorder.model_sha256(),
         error=error,
         extra={**recorder.report(), **extra},

@@ -175,6 +175,7 @@ class RunWriter:
         *,
         status: Status = "completed",
         trace: Trace | None = None,
+        participation: Mapping[str, Any] | None = None,
         model_sha256: str | None = None,
         error: BaseException | str | None = None,
         extra: Mapping[str, Any] | None = None,
@@ -188,6 +189,7 @@ class RunWriter:
             totals: the run's cost.
             status: how the run ended.
             trace: its events; without one there is no trace, timeline or client plot.
+            participation: who contributed, see `fl.metrics.participation`; None if nobody knows.
             model_sha256: hash of the final model.
             error: what stopped a run that is not completed; an exception is written with its
                 traceback.
@@ -201,7 +203,9 @@ class RunWriter:
             raise ConfigError(
                 f"status is {status!r}; it must be 'completed', 'failed' or 'interrupted'"
             )
-        summary = self._summary(totals, status, trace, model_sha256, error, extra or {})
+        summary = self._summary(
+            totals, status, trace, participation, model_sha256, error, extra or {}
+        )
         if self.directory is None:
             return summary
         self._history.complete()
@@ -227,6 +231,7 @@ class RunWriter:
         totals: Totals,
         status: Status,
         trace: Trace | None,
+        participation: Mapping[str, Any] | None,
         model_sha256: str | None,
         error: BaseException | str | None,
         extra: Mapping[str, Any],
@@ -260,6 +265,7 @@ class RunWriter:
             "faults": None if trace is None else trace.faults(),
             "staleness": None if trace is None else trace.staleness(),
             "poll_gap": None if trace is None else trace.poll_gap(),
+            "participation": participation,
             "trace_sha256": None if trace is None else trace.sha256(),
             "model_sha256": model_sha256,
             "extra": extra,

@@ -21,8 +21,10 @@ _STOPS = (
     Event.UPLOAD_LOST,
     Event.CANCELLED,
 )
-# Nothing else ends work: a task whose message has expired goes on, and an error is a reply too.
+# Nothing else ends work: a task whose message has expired goes on, unless it was waiting, and an
+# error is a reply too.
 _LAST = (Event.UPLOAD_END, *_STOPS)
+_WAITS = (Event.DISPATCH, Event.DOWNLOAD_END)  # the latest event of a task that waits
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,16 @@ def spans(trace: Trace) -> Spans:
 
 def tasks(trace: Trace) -> Tasks:
     """Returns the intervals during which each message was in flight."""
-    kinds = (Event.DISPATCH, Event.COMPUTE_END, Event.UPLOAD_START, *_LAST)
+    kinds = (Event.DISPATCH, *_STARTS, *_ENDS, *_STOPS, Event.EXPIRED)
     time, client, dispatch, kind, rows = _in_task_order(trace, kinds)
+    over = np.isin(kind, _LAST) | (kind == Event.DISPATCH)
+    over[1:] |= (kind[1:] == Event.EXPIRED) & np.isin(kind[:-1], _WAITS)
+    # What a client does for its peers is over when it has computed: nothing is uploaded.
+    over |= (kind == Event.COMPUTE_END) | (kind == Event.UPLOAD_START)
+    time, client, dispatch, kind, rows = (x[over] for x in (time, client, dispatch, kind, rows))
     first = np.flatnonzero(kind == Event.DISPATCH)
     last = np.append(first, len(time))[1:] - 1
-    # What a client does for its peers is over when it has computed: nothing is uploaded.
-    answered = np.isin(kind[last], (Event.COMPUTE_END, *_LAST))
+    answered = np.isin(kind[last], (Event.COMPUTE_END, Event.EXPIRED, *_LAST))
     order = np.argsort(rows[first], kind="stable")
     return Tasks(
         client=client[first][order],

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fl.errors import ConfigError
 from fl.metrics import units
+from fl.metrics.participation import told
 from fl.metrics.runs import Run
 
 _Show = Callable[[float], str]
@@ -71,6 +72,8 @@ def results(
             for name, number in summary["faults"].items()
         ]
         table.add_row("faults", ", ".join(faults) or "none")
+    if summary.get("participation") and (without := told(summary["participation"])):
+        table.add_row("never contributed", without)
     table.add_section()
     updates, wall_s = totals["client_updates"], totals["wall_s"]
     table.add_row("client updates", units.count(updates))

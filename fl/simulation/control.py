@@ -6,6 +6,7 @@ there a client that was told to stop goes on, and its reply is thrown away.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -86,6 +87,10 @@ class RecordedControl(Control):
         trace: where events are recorded.
         now: returns their time in s.
         on_applied: called for each update that was used.
+
+    Attributes:
+        answers: how many replies of each client were read and not rejected; whoever gives out the
+            replies counts them here.
     """
 
     def __init__(
@@ -94,6 +99,7 @@ class RecordedControl(Control):
         now: Callable[[], float],
         on_applied: OnApplied | None,
     ) -> None:
+        self.answers: Counter[int] = Counter()
         self._trace = trace
         self._now = now
         self._on_applied = on_applied
@@ -112,6 +118,7 @@ class RecordedControl(Control):
 
     def rejected(self, message_id: str) -> None:
         """Records a reply that is not valid."""
+        self.answers[int(message_id.partition(".")[0])] -= 1
         self.record(Event.REJECTED, message_id)
 
     def forged(self, message_id: str) -> None:

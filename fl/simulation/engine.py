@@ -3,12 +3,22 @@
 The engine knows devices, links and faults, and nothing of Flower or of training. What a task
 computes, and how many bytes its reply has, it asks of a `Host`.
 
-A task passes through: wait until the client is available, download, wait for the device (one task
-computes at a time, first come first served), compute, upload. The server's two directions are each
-one link shared max-min fairly by the transfers in flight; a client's own link is shared equally by
-that client's transfers. A task whose message comes from the client's peers is not downloaded: it
-waits for the time at which the last of them has arrived, and its reply is there when it has
-computed. What peers send each other does not compete with what the server sends.
+A task passes through: wait at the server until the client takes up its message, download, compute,
+upload. The server's two directions are each one link shared max-min fairly by the transfers in
+flight; a client's own link is shared equally by that client's transfers.
+
+A client is a SuperNode of Flower (read at flwr 1.41, `flwr/supernode/start_client_internal.py`).
+Its main loop takes one message from the SuperLink, waits until the ClientApp has made the reply,
+uploads that, and only then looks for the next: it never downloads while it computes. The SuperLink
+gives out the oldest message whose time to live has not run out (`created_at + ttl > now`, in
+`linkstate`); a message that has been taken is worked on to the end, whether anybody still waits for
+the reply or not. A client of a fleet with `prefetch` downloads everything at once instead: what has
+arrived waits for the device (one task computes at a time, first come first served), and is thrown
+away when its time to live runs out before its turn.
+
+A task whose message comes from the client's peers is not downloaded: it waits for the time at which
+the last of them has arrived, then for the device, and its reply is there when it has computed. What
+peers send each other does not compete with what the server sends.
 """
 
 from __future__ import annotations
@@ -16,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from enum import IntEnum
+from itertools import islice
 from typing import Any, Protocol
 
 from fl.simulation.events import EventQueue, Priority
@@ -30,9 +41,9 @@ _INTERRUPTIONS = (Event.DEPARTURE, Event.CANCELLED)  # they can come during a tr
 class Stage(IntEnum):
     """Where a task is."""
 
-    WAITING = 0
-    DOWNLOADING = 1
-    QUEUED = 2
+    WAITING = 0  # its message is at the server
+    DOWNLOADING = 1  # or waits for what the client's peers send
+    QUEUED = 2  # its message is at the client, whose device works on another task
     COMPUTING = 3
     UPLOADING = 4
     DONE = 5
@@ -112,8 +123,28 @@ class Host(Protocol):
     def server_learns(self, task: Task, kind: Event) -> None:
         """Called when the server finds out that the task failed."""
 
-    def deliverable(self, task: Task) -> bool:
-        """Returns whether the message is still valid when the client comes back for it."""
+    def valid(self, task: Task) -> bool:
+        """Returns whether the message's time to live has not run out."""
+
+
+class _Client:
+    """A client that has tasks.
+
+    Attributes:
+        waiting: tasks whose messages it has not taken up, in the order in which they were sent.
+        taken: those that it has, from download to upload.
+        computing: the one that its device works on.
+        queue: those that wait for the device, in order of arrival.
+    """
+
+    __slots__ = ("computing", "queue", "taken", "waiting")
+
+    def __init__(self) -> None:
+        # Dictionaries are sets in order of insertion, from which any task can be removed at once.
+        self.waiting: dict[Task, None] = {}
+        self.taken: dict[Task, None] = {}
+        self.computing: Task | None = None
+        self.queue: dict[Task, None] = {}
 
 
 class _Port:
@@ -196,8 +227,8 @@ class Engine:
         in_flight: number of tasks dispatched and not ended.
         bytes_down, bytes_up: payload bytes sent by the server and by the clients so far, lost ones
             included, unfinished ones not; what clients send each other is in `bytes_up`.
-        energy_j: joules spent on tasks so far: compute, radio, idle (waiting
-            for the device, which works on an earlier task).
+        energy_j: joules spent on tasks so far: compute, radio, idle (waiting at the client for the
+            device, which works on an earlier task).
         busy_s: seconds that devices have computed so far, all together.
     """
 
@@ -214,9 +245,9 @@ class Engine:
         self._flow = 0
         self._downlink = _Port(fleet.server.up_bps, self.queue, self._downloaded)
         self._uplink = _Port(fleet.server.down_bps, self.queue, self._uploaded)
-        self._tasks: dict[int, list[Task]] = {}  # client -> its tasks, only while it has some
-        self._devices: dict[int, list[Task]] = {}  # client -> computing task, then the queue
-        self._departures: dict[int, float] = {}
+        self._clients: dict[int, _Client] = {}  # only while they have tasks
+        self._departures: set[int] = set()  # clients whose next departure is scheduled
+        self._returns: set[int] = set()  # clients whose next return is
         self._reducing: dict[int, float] = {}  # client -> end of its last all-reduce
 
     # ---- dispatch and download ---------------------------------------------------------------
@@ -227,30 +258,46 @@ class Engine:
         self.in_flight += 1
         task.stage_began = now
         self.trace.record(now, Event.DISPATCH, task.client, task.dispatch, task.size_down)
-        self._tasks.setdefault(task.client, []).append(task)
-        if self.fleet.availability.is_online(task.client, now):
-            self._take_up(task)
+        client = self._clients.get(task.client)
+        if client is None:
+            client = self._clients[task.client] = _Client()
+        client.waiting[task] = None
+        if not self.fleet.availability.is_online(task.client, now):
+            self._watch_return(task.client)
+        elif task.ready_s is not None:
+            self._take(client, task)
         else:
-            back = self.fleet.availability.next_change(task.client, now)
-            if math.isfinite(back):
-                self.queue.schedule(back, Priority.DISPATCH, self._take_up, task)
+            self._take_up(client)
 
-    def _take_up(self, task: Task) -> None:
-        if task.stage is not Stage.WAITING:
+    def _take_up(self, client: _Client) -> None:
+        """Has a client that is there take up its next message, if it is at nothing else."""
+        if client.taken and not self.fleet.prefetch:
             return
+        valid = (task for task in client.waiting if self.host.valid(task))
+        for task in list(islice(valid, None if self.fleet.prefetch else 1)):
+            self._take(client, task)
+
+    def _look(self, number: int) -> None:
+        """Has a client that has ended a task look for the next, if it is there."""
+        client = self._clients.get(number)
+        if client is None or not client.waiting:
+            return
+        if self.fleet.availability.is_online(number, self.queue.now):
+            self._take_up(client)
+        else:
+            self._watch_return(number)
+
+    def _take(self, client: _Client, task: Task) -> None:
         now = self.queue.now
-        if not self.host.deliverable(task):
-            self.trace.record(now, Event.EXPIRED, task.client, task.dispatch)
-            self.withdraw(task)
-            return
+        del client.waiting[task]
+        client.taken[task] = None
         task.stage_began = now
         task.stage = Stage.DOWNLOADING
+        self._watch_departure(task.client)
         if task.ready_s is not None:
-            self._watch_departure(task.client)
             self.queue.schedule(max(now, task.ready_s), Priority.PROGRESS, self._served, task)
             return
         self.trace.record(now, Event.DOWNLOAD_START, task.client, task.dispatch, task.size_down)
-        self._watch_departure(task.client)
         delay = self.fleet.latency_s(task.client)
         self.queue.schedule(now + delay, Priority.PROGRESS, self._start_download, task)
 
@@ -278,17 +325,22 @@ class Engine:
             self._queue_up(task)
 
     def _queue_up(self, task: Task) -> None:
+        """The task's message is at the client."""
+        client = self._clients[task.client]
         task.stage = Stage.QUEUED
         task.stage_began = self.queue.now
-        device = self._devices.setdefault(task.client, [])
-        device.append(task)
-        if len(device) == 1:
-            self._compute(task)
+        if client.computing is None:
+            self._compute(client, task)
+            return
+        client.queue[task] = None
+        if not self.host.valid(task):
+            self.expire(task)
 
     # ---- compute -----------------------------------------------------------------------------
 
-    def _compute(self, task: Task) -> None:
+    def _compute(self, client: _Client, task: Task) -> None:
         now = self.queue.now
+        client.computing = task
         task.idle_s = now - task.stage_began
         task.stage = Stage.COMPUTING
         task.stage_began = now
@@ -335,18 +387,20 @@ class Engine:
         self.queue.schedule(now + delay, Priority.PROGRESS, self._start_upload, task)
 
     def _free_device(self, task: Task) -> None:
-        device = self._devices[task.client]
-        device.remove(task)
-        if not device:
-            del self._devices[task.client]
-        elif device[0].stage is Stage.QUEUED:
+        client = self._clients[task.client]
+        client.computing = None
+        if client.queue:
             # Scheduled, not called: the tasks before it in this instant settle first.
             self.queue.schedule(self.queue.now, Priority.PROGRESS, self._start_next, task.client)
 
-    def _start_next(self, client: int) -> None:
-        device = self._devices.get(client)
-        if device and device[0].stage is Stage.QUEUED:
-            self._compute(device[0])
+    def _start_next(self, number: int) -> None:
+        client = self._clients.get(number)
+        if client is None or client.computing is not None:
+            return
+        task = next((task for task in client.queue if self.host.valid(task)), None)
+        if task is not None:
+            del client.queue[task]
+            self._compute(client, task)
 
     # ---- upload ------------------------------------------------------------------------------
 
@@ -435,22 +489,41 @@ class Engine:
 
     # ---- how tasks end -----------------------------------------------------------------------
 
-    def _watch_departure(self, client: int) -> None:
-        if client in self._departures:
-            return
-        time = self.fleet.availability.next_change(client, self.queue.now)
-        if math.isfinite(time):
-            self._departures[client] = time
-            self.queue.schedule(time, Priority.AVAILABILITY, self._depart, client)
+    def _watch_departure(self, number: int) -> None:
+        if number not in self._departures:
+            time = self.fleet.availability.next_change(number, self.queue.now)
+            if math.isfinite(time):
+                self._departures.add(number)
+                self.queue.schedule(time, Priority.AVAILABILITY, self._depart, number)
 
-    def _depart(self, client: int) -> None:
-        del self._departures[client]
-        for task in list(self._tasks.get(client, ())):
-            if task.stage is not Stage.WAITING:
-                self._end(task, Event.DEPARTURE)
+    def _watch_return(self, number: int) -> None:
+        if number not in self._returns:
+            time = self.fleet.availability.next_change(number, self.queue.now)
+            if math.isfinite(time):
+                self._returns.add(number)
+                self.queue.schedule(time, Priority.DISPATCH, self._return, number)
+
+    def _depart(self, number: int) -> None:
+        self._departures.discard(number)
+        client = self._clients.get(number)
+        if client is None:
+            return
+        for task in list(client.taken):
+            self._end(task, Event.DEPARTURE)
+        if client.waiting:
+            self._watch_return(number)
+
+    def _return(self, number: int) -> None:
+        self._returns.discard(number)
+        client = self._clients.get(number)
+        if client is None:
+            return
+        for task in [task for task in client.waiting if task.ready_s is not None]:
+            self._take(client, task)
+        self._take_up(client)
 
     def _end(self, task: Task, kind: Event, size: int = 0) -> None:
-        """Ends a task that brings no reply, in whatever stage it is."""
+        """Ends a task that brings no reply, in whatever stage it is after it was taken up."""
         now = self.queue.now
         self.trace.record(now, kind, task.client, task.dispatch, size)
         if task.stage in (Stage.DOWNLOADING, Stage.UPLOADING) and kind in _INTERRUPTIONS:
@@ -458,13 +531,12 @@ class Engine:
             if task.flow >= 0:
                 port = self._downlink if task.stage is Stage.DOWNLOADING else self._uplink
                 port.abort(task.flow)
-        if task.stage in (Stage.QUEUED, Stage.COMPUTING):
-            if task.stage is Stage.COMPUTING:
-                task.compute_s = now - task.stage_began
-            else:
-                task.idle_s = now - task.stage_began
+        elif task.stage is Stage.COMPUTING:
+            task.compute_s = now - task.stage_began
             task.stage = Stage.DONE
             self._free_device(task)
+        elif task.stage is Stage.QUEUED:
+            self._leave_queue(task)
         self._settle(task)
         self.host.failed(task, kind)
         detection_s = self.fleet.faults.detection_s
@@ -478,29 +550,57 @@ class Engine:
         self.host.server_learns(*broken)
 
     def cancel(self, task: Task) -> None:
-        """Tells the task's client to stop; the word takes the latency of its link."""
+        """Tells the task's client to stop; the word takes the latency of its link.
+
+        A message that the client has not taken up is withdrawn at once: it is at the server.
+        """
+        if task.stage is Stage.WAITING:
+            self.trace.record(self.queue.now, Event.CANCELLED, task.client, task.dispatch)
+            self._forget(task)
+            self.host.failed(task, Event.CANCELLED)
+            return
         delay = self.fleet.latency_s(task.client)
         self.queue.schedule(self.queue.now + delay, Priority.PROGRESS, self._cancelled, task)
 
     def _cancelled(self, task: Task) -> None:
-        if task.stage is Stage.WAITING:
-            self.trace.record(self.queue.now, Event.CANCELLED, task.client, task.dispatch)
-            self.withdraw(task)
-        elif task.stage is not Stage.DONE:
+        if task.stage is not Stage.DONE:
             self._end(task, Event.CANCELLED)
 
-    def withdraw(self, task: Task) -> None:
-        """Ends a task that its client has not taken up; the caller records why."""
-        self._forget(task)
+    def waits(self, task: Task) -> bool:
+        """Returns whether the task waits, or may have to, so that it is dropped if it expires."""
+        if task.stage is Stage.DOWNLOADING:
+            return task.ready_s is not None or self.fleet.prefetch
+        return task.stage in (Stage.WAITING, Stage.QUEUED)
+
+    def expire(self, task: Task) -> None:
+        """Drops a task whose message's time to live has run out, if it waits; others go on.
+
+        It waits at the server, for the device, or for what peers send.
+        """
+        if task.stage is Stage.QUEUED:
+            self._leave_queue(task)
+        elif not self.waits(task) or (task.stage is Stage.DOWNLOADING and task.ready_s is None):
+            return
+        self._settle(task)
         self.host.failed(task, Event.EXPIRED)
+
+    def _leave_queue(self, task: Task) -> None:
+        task.idle_s = self.queue.now - task.stage_began
+        del self._clients[task.client].queue[task]
 
     def _forget(self, task: Task) -> None:
         task.stage = Stage.DONE
         self.in_flight -= 1
-        tasks = self._tasks[task.client]
-        tasks.remove(task)
-        if not tasks:
-            del self._tasks[task.client]
+        client = self._clients[task.client]
+        if task in client.waiting:
+            del client.waiting[task]
+        else:
+            del client.taken[task]
+            if client.waiting:
+                # Scheduled, not called: what else happens in this instant comes first.
+                self.queue.schedule(self.queue.now, Priority.DISPATCH, self._look, task.client)
+        if not client.waiting and not client.taken:
+            del self._clients[task.client]
 
     def _settle(self, task: Task) -> None:
         self._forget(task)

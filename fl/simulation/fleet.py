@@ -52,6 +52,8 @@ class Fleet:
         faults: what goes wrong with tasks.
         edges: direct links between clients; None means through both access links, see `peers`.
         task_seconds: measured or drawn task times that replace FLOPs over speed, or None.
+        prefetch: clients download messages while they compute. False is a SuperNode of Flower: the
+            next message stays at the server until the reply to the last one is there.
 
     Raises:
         ConfigError: see `check`.
@@ -66,6 +68,7 @@ class Fleet:
     faults: Faults = field(default_factory=Faults)
     edges: Edges | None = None
     task_seconds: TaskSeconds | None = None
+    prefetch: bool = False
 
     def __post_init__(self) -> None:
         self.check()
@@ -182,6 +185,8 @@ class Fleet:
                 f"devices.jitter is {devices.jitter}; the sigma of the log-normal factor must be "
                 "finite and at least 0 (0 for none)."
             )
+        if not isinstance(self.prefetch, bool):
+            raise ConfigError(f"fleet.prefetch is {self.prefetch!r}; it must be true or false.")
         online = self.availability.online(0.0)
         if online.shape != (n,):
             raise ConfigError(

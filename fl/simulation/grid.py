@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 from flwr.app import Error, Message, RecordDict
 from flwr.app.metadata import Metadata
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
+from numpy.typing import NDArray
 
 from fl.errors import SimulationError
 from fl.execution.executor import Assignment, Executor, Outcome, Payload
@@ -207,6 +209,7 @@ class SimGrid(Grid):
         self._open: dict[int, list[Task]] = {}
         self._flights: dict[str, Task] = {}  # pushed, reply not pulled
         self._arrived: dict[str, Task] = {}  # reply is there, not pulled; in order of arrival
+        self._abandoned: dict[str, Task] = {}  # waited for their clients when the app gave them up
         self._expiries: list[tuple[float, int, str]] = []
         self._pushed = 0
         self._all_nodes: list[int] | None = None
@@ -289,8 +292,8 @@ class SimGrid(Grid):
                 f"the ServerApp has asked {self._polls.total} times in a row which clients are "
                 f"available, for {waited:g} s of virtual time: {available} of {len(self.fleet)} are"
                 f"{', and no other will ever come' if hopeless else ''}. Ask for fewer (a "
-                "strategy's min_available_nodes, min_train_nodes, min_evaluate_nodes), or use a "
-                "larger fleet"
+                "strategy's min_available_nodes, min_train_nodes, min_evaluate_nodes, workers), or "
+                "use a larger fleet, or one whose clients are there (fleet/availability)"
             )
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -369,7 +372,9 @@ class SimGrid(Grid):
             if missing:
                 self.trace.record(self.engine.queue.now, Event.TIMEOUT, value=float(len(missing)))
                 for name in missing:  # kept until their TTL, they could fill the memory
-                    del self._flights[name]
+                    task = self._flights.pop(name)
+                    if self.engine.waits(task):
+                        self._abandoned[name] = task
             # Last, so that processes train while this one simulates.
             replies = [self._promised(task) for task in arrived]
             if self._on_replies is not None and messages:
@@ -381,6 +386,14 @@ class SimGrid(Grid):
         """The share of the time that clients have computed, over those that were sent anything."""
         possible = len(self._dispatches) * self.engine.queue.now
         return self.engine.busy_s / possible if possible else 0.0
+
+    def were_available(self) -> NDArray[np.bool_]:
+        """Returns which clients were available at some time so far, shape (n,)."""
+        availability, now = self.fleet.availability, self.engine.queue.now
+        found = availability.online(0.0).copy()
+        for client in np.flatnonzero(~found).tolist():
+            found[client] = availability.next_change(client, 0.0) <= now
+        return found
 
     # ---- time ----------------------------------------------------------------------------------
 
@@ -451,23 +464,36 @@ class SimGrid(Grid):
         return advanced
 
     def _next_expiry(self) -> float:
-        """Returns when the TTL of the next message runs out whose reply has not been pulled."""
+        """Returns when the TTL of the next message runs out for which that makes a difference."""
         while self._expiries:
             time, _, name = self._expiries[0]
-            if name in self._flights:
+            if self._can_expire(name):
                 return time
             heapq.heappop(self._expiries)
         return math.inf
 
+    def _can_expire(self, name: str) -> bool:
+        """Returns whether somebody waits for a reply, or else the message waits for its client."""
+        if name in self._flights:
+            return True
+        task = self._abandoned.get(name)
+        if task is None:
+            return False
+        if not self.engine.waits(task):
+            del self._abandoned[name]
+            return False
+        return True
+
     def _expire(self, now: float) -> None:
         while self._next_expiry() <= now:
             _, _, name = heapq.heappop(self._expiries)
-            task = self._flights[name]
+            awaited = self._flights.get(name)
+            task = self._abandoned.pop(name) if awaited is None else awaited
             if task.content.reply is None:
                 self.trace.record(now, Event.EXPIRED, task.client, task.dispatch)
-            self._reply_with_error(task, Event.EXPIRED)
-            if task.stage is Stage.WAITING:
-                self.engine.withdraw(task)
+            if awaited is not None:
+                self._reply_with_error(task, Event.EXPIRED)
+            self.engine.expire(task)
 
     # ---- sending -------------------------------------------------------------------------------
 
@@ -552,9 +578,10 @@ class SimGrid(Grid):
             assignment.work = plan.work
         self._flights[name] = task
         self._pushed += 1
-        if len(self._expiries) > 2 * len(self._flights) + _SPARE_EXPIRIES:
+        alive = len(self._flights) + len(self._abandoned)
+        if len(self._expiries) > 2 * alive + _SPARE_EXPIRIES:
             # Most messages are answered long before: their entries would stay until then.
-            self._expiries = [entry for entry in self._expiries if entry[2] in self._flights]
+            self._expiries = [entry for entry in self._expiries if self._can_expire(entry[2])]
             heapq.heapify(self._expiries)
         heapq.heappush(self._expiries, (expiry, self._pushed, name))
         return task
@@ -687,6 +714,8 @@ class SimGrid(Grid):
         if flight.reply_bytes is not None:
             self._check_plan(flight, outcome)
         self._count_update(task.client, flight.metadata)
+        if not flight.metadata.message_type.startswith("evaluate"):
+            self.control.answers[task.client] += 1
         reply.__dict__["_content"] = outcome.content
 
     def _count_update(self, client: int, metadata: Metadata) -> None:
@@ -736,10 +765,10 @@ class SimGrid(Grid):
                 )
             self._reply_with_error(task, kind)
 
-    def deliverable(self, task: Task) -> bool:
+    def valid(self, task: Task) -> bool:
         """Returns whether the message's TTL has not run out."""
         flight: _Flight = task.content
-        return self.engine.queue.now <= flight.expiry
+        return self.engine.queue.now < flight.expiry
 
     def _outcome(self, task: Task) -> Outcome:
         flight: _Flight = task.content

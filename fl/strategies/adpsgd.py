@@ -9,14 +9,15 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 
 from fl.errors import ConfigError, SimulationError
 from fl.params import Row
 from fl.randomness import generator
+from fl.strategies.events import positive
 from fl.strategies.gossip import Edges
 from fl.strategies.swarm import Answer, Decentralized, Swarm
 
@@ -27,23 +28,27 @@ class Worker:
 
     Attributes:
         iteration: k, how many it has begun.
+        iterating: whether it is in one.
         changes: how often others have changed its model.
-        snapshot: `changes` when its gradient was asked for.
+        snapshots: `changes` when a gradient was asked for, by iteration, until there is an answer.
         busy: whether it is in an exchange.
         asked: whether its own exchange of this iteration has been asked for.
         exchanged: whether that is over.
         answered: whether its task is.
         answer: what came of the task; None if it failed.
+        late: answers of tasks that were taken to be lost.
     """
 
     iteration: int = -1
+    iterating: bool = False
     changes: int = 0
-    snapshot: int = 0
+    snapshots: dict[int, int] = field(default_factory=dict)
     busy: bool = False
     asked: bool = False
     exchanged: bool = False
     answered: bool = False
     answer: Answer | None = None
+    late: list[Answer] = field(default_factory=list)
 
     @property
     def done(self) -> bool:
@@ -70,12 +75,15 @@ class ADPSGD(Decentralized):
     less often, and counts less.
 
     A node that is away or fails is not asked, begins no iteration, and is looked for again
-    `retry_s` later. An exchange of which a payload is lost does not happen; the step does. A round
-    is n steps of all nodes together. Exchanges that are under way when the last step is taken are
-    left out: they would move no mean.
+    `retry_s` later. One whose task must be lost begins another; if the gradient comes after all, it
+    is a step like any other. An exchange of which a payload is lost does not happen; the step does.
+    A round is n steps of all nodes together. Exchanges that are under way when the last step is
+    taken are left out: they would move no mean.
 
     Args:
         overlap: exchange while computing.
+        patience: a task is lost after three times so many times the longest that its node has
+            taken, see `fl.strategies.patience`; None waits for ever.
         **decentralized: arguments of `Decentralized`; the topology is an undirected graph that
             stays, whose weights are not used.
 
@@ -83,8 +91,15 @@ class ADPSGD(Decentralized):
         ConfigError: an argument is out of its range, or the graph is directed or changes.
     """
 
-    def __init__(self, *, overlap: bool = True, **decentralized: Any) -> None:
+    reads_timeout: ClassVar[bool] = False  # nobody waits for a node's work
+
+    def __init__(
+        self, *, overlap: bool = True, patience: float | None = 3.0, **decentralized: Any
+    ) -> None:
         super().__init__(**decentralized)
+        if patience is not None:
+            positive("patience", patience)
+        self.patience = patience
         if self.topology.directed or self.topology.period != 1:
             raise ConfigError(
                 f"AD-PSGD needs an undirected graph that stays, not {type(self.topology).__name__}:"
@@ -109,7 +124,7 @@ class ADPSGD(Decentralized):
         self._advance()
         while self.steps < self.num_steps:
             until = min(queue[0][0] if queue else math.inf for queue in (self.ends, self.again))
-            if math.isinf(until) and not len(swarm.tasks):
+            if math.isinf(until) and not swarm.tasks.any_open:
                 raise SimulationError(f"AD-PSGD waits for nothing at {swarm.now:g} s")
             for i, answer in swarm.receive(until):
                 self._answered(i, answer)
@@ -124,7 +139,8 @@ class ADPSGD(Decentralized):
         for i in there:
             worker = self.workers[i]
             worker.iteration += 1
-            worker.snapshot = worker.changes
+            worker.iterating = True
+            worker.snapshots[worker.iteration] = worker.changes
             worker.asked = worker.exchanged = worker.answered = False
             worker.answer = None
         rounds = [self.workers[i].iteration for i in there]
@@ -141,7 +157,13 @@ class ADPSGD(Decentralized):
         heapq.heappush(self.again, (self.swarm.now + self.retry_s, i))
 
     def _answered(self, i: int, answer: Answer | None) -> None:
-        self.workers[i].answer, self.workers[i].answered = answer, True
+        worker = self.workers[i]
+        if answer is not None and not (
+            worker.iterating and answer.task.memo.round == worker.iteration
+        ):
+            worker.late.append(answer)
+            return
+        worker.answer, worker.answered = answer, True
         if not self.overlap:
             self._ask(i)
 
@@ -193,11 +215,17 @@ class ADPSGD(Decentralized):
                 self.workers[i].exchanged = True
                 if both:
                     self._average(i, j)
+            for i, worker in enumerate(self.workers):
+                while worker.late and not worker.busy and self.steps < self.num_steps:
+                    self._step(i, worker.late.pop(0))
             ready = [i for i, worker in enumerate(self.workers) if worker.done]
             for i in ready:
-                self._step(i)
-                if self.steps == self.num_steps:
-                    return
+                answer = self.workers[i].answer
+                self.workers[i].answered = self.workers[i].iterating = False
+                if answer is not None and self.steps < self.num_steps:
+                    self._step(i, answer)
+            if self.steps == self.num_steps:
+                return
             while self.again and self.again[0][0] <= now:
                 ready.append(heapq.heappop(self.again)[1])
             if ready:
@@ -208,14 +236,11 @@ class ADPSGD(Decentralized):
     def _can_pair(self) -> bool:
         return any(not (self.workers[i].busy or self.workers[j].busy) for i, j in self.wanted)
 
-    def _step(self, i: int) -> None:
-        """Ends a node's iteration with its gradient, if it has one."""
+    def _step(self, i: int, answer: Answer) -> None:
+        """Moves a node's model along a gradient."""
         worker = self.workers[i]
-        worker.answered = False
-        if worker.answer is None:
-            return
-        self.swarm.applied(worker.answer, worker.changes - worker.snapshot)
-        self.x[i] = self.x[i] + worker.answer.delta
+        self.swarm.applied(answer, worker.changes - worker.snapshots.pop(answer.task.memo.round))
+        self.x[i] = self.x[i] + answer.delta
         self.steps += 1
         if self.steps % self.n == 0:
             named = {name: float(self.facts[name]) for name in ("absent_nodes", "lost_payloads")}

@@ -39,6 +39,13 @@ class ArrivalTimes:
         self._count[h - 1, k - 1] += 1
         self._fit = None
 
+    def enlarge(self, n: int) -> None:
+        """Goes on with n workers, more than before; samples are kept."""
+        more = n - self.n
+        self._sum = np.pad(self._sum, (0, more))
+        self._count = np.pad(self._count, (0, more))
+        self.n, self._fit = n, None
+
     def table(self) -> Table:
         """Returns T in s, shape (n, n), row h - 1, column k - 1; needs at least one sample."""
         if self._fit is None:

@@ -97,8 +97,8 @@ class AsyncSgd(EventDriven):
 
     def dispatch(self, server: Server) -> None:
         """Sends the model back to who has answered, and to idle clients in free slots."""
-        available = set(server.tasks.nodes())
-        back = [node for node in self.free if node in available]
+        idle = set(server.tasks.idle())
+        back = [node for node in self.free if node in idle]
         self.free = []
         server.send(back[: max(0, self.free_slots(server))], self.config())
         super().dispatch(server)

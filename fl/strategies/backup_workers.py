@@ -7,13 +7,14 @@ Algorithms 3 and 4; how workers and server meet is that of arXiv:2004.14696, sec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from fl.errors import ConfigError
 from fl.params import Row
-from fl.strategies.events import EventDriven, Server, Update, at_least, positive
+from fl.strategies.events import EventDriven, Sent, Server, Update, at_least, positive
+from fl.strategies.tasks import Task
 
 Policy = Literal["psw", "psi", "pull"]
 
@@ -34,27 +35,31 @@ class BackupWorkers(EventDriven):
 
     - "psw": w is pushed to all; the worker finishes, then takes the newest w.
     - "psi": w is pushed to all, and the worker drops what it is doing for it.
-    - "pull": the worker finishes, then asks for w. Where links take no time, that is as "psw", but
-      moves fewer bytes.
+    - "pull": the worker finishes, then asks for w. That is as "psw", unless workers download while
+      they compute (`prefetch` of the fleet): then what "psw" pushes is there when they have
+      finished, and what is overtaken has been moved for nothing.
 
-    An iteration for which no worker is left, because others are gone, ends with the gradients it
-    has.
+    A worker that fails, or does not answer within `timeout`, is out of the iteration. One for which
+    no worker is left ends with the gradients it has; if it has none, all are asked again. Clients
+    that come later are workers from then on.
 
     Args:
         backup: b, at least 0 and below n.
         eta: learning rate, above 0.
         policy: see above.
-        **events: arguments of `EventDriven`; n is the number of clients that are available at the
-            beginning, so `min_available_nodes` should be all of them.
+        **events: arguments of `EventDriven` but `patience`; n is the number of clients that have
+            been available so far, so `min_available_nodes` should be all of them.
 
     Raises:
         ConfigError: an argument is out of its range.
     """
 
+    reads_timeout: ClassVar[bool] = True
+
     def __init__(
         self, *, backup: int = 0, eta: float = 0.1, policy: Policy = "psw", **events: Any
     ) -> None:
-        super().__init__(**events)
+        super().__init__(patience=None, **events)
         at_least("backup", backup, 0)
         positive("eta", eta)
         if policy not in ("psw", "psi", "pull"):
@@ -86,7 +91,10 @@ class BackupWorkers(EventDriven):
             gradients: of the iteration, shape (d,) each.
             updates: what they came in.
         """
-        return self.k
+        return max(1, len(self.workers) - self.backup)
+
+    def enlarged(self) -> None:
+        """Notes that there are more workers than before."""
 
     def arrived(self, server: Server, version: int, order: int, seconds: float) -> None:
         """Looks at a gradient, however late: the `order`-th of w_version, so long after that."""
@@ -96,6 +104,7 @@ class BackupWorkers(EventDriven):
     def begin(self, server: Server) -> None:
         """Counts the workers."""
         self.workers = sorted(server.tasks.nodes())
+        self.out: set[int] = set()  # of the iteration
         self.k = self.first_k(server)
         self.updates: list[Update] = []
         self.contributors: set[int] = set()
@@ -104,10 +113,14 @@ class BackupWorkers(EventDriven):
 
     def free_slots(self, server: Server) -> int:
         """Returns how many workers could be given the model."""
-        return sum(node not in self.contributors for node in server.tasks.idle())
+        done = self.contributors | self.out
+        return sum(node not in done for node in server.tasks.idle())
 
     def dispatch(self, server: Server) -> None:
         """Publishes a new model, or gives the latest one to workers that are free."""
+        self._enlarge(server)
+        if not len(server.tasks) and not self.updates:
+            self.out = set()
         if server.version not in self.published_s:
             self._publish(server)
         self._send(server, self._free(server))
@@ -132,11 +145,22 @@ class BackupWorkers(EventDriven):
         if len(self.updates) >= self.k:
             self._step(server)
 
+    def failed(self, server: Server, task: Task[Sent]) -> None:
+        """Leaves the worker out of the iteration."""
+        if task.memo.version == server.version:
+            self.out.add(task.node)
+
+    def _enlarge(self, server: Server) -> None:
+        if new := set(server.tasks.nodes()).difference(self.workers):
+            self.workers = sorted(new.union(self.workers))
+            self.enlarged()
+
     def _step(self, server: Server) -> None:
+        self._enlarge(server)
         updates, self.updates = self.updates, []
         gradients = [-update.delta for update in updates]
         self.k = self.next_k(server, gradients, updates)
-        self.contributors = set()
+        self.contributors, self.out = set(), set()
         server.step(server.w - np.float32(self.eta) * np.mean(gradients, axis=0), updates)
 
     def _publish(self, server: Server) -> None:
@@ -160,8 +184,8 @@ class BackupWorkers(EventDriven):
             self._send(server, busy)
 
     def _free(self, server: Server) -> list[int]:
-        idle = set(server.tasks.idle())
-        return [node for node in self.workers if node in idle and node not in self.contributors]
+        free = set(server.tasks.idle()) - self.contributors - self.out
+        return [node for node in self.workers if node in free]
 
     def _send(self, server: Server, nodes: Sequence[int]) -> None:
         server.send(nodes, {"local-steps": 1, "lr": 1.0})

@@ -50,7 +50,8 @@ class Contacts(EventDriven):
             method: `client.local_steps`, or those of `client.local_epochs`.
         waiting_s: server waiting time, s.
         interaction_s: longest interaction time, s.
-        **events: arguments of `EventDriven`, but `concurrency`, which s takes the place of.
+        **events: arguments of `EventDriven`, but `concurrency`, which s takes the place of, and
+            `patience`, which `interaction_s` does.
 
     Raises:
         ConfigError: an argument is out of its range.
@@ -65,7 +66,7 @@ class Contacts(EventDriven):
         interaction_s: float,
         **events: Any,
     ) -> None:
-        super().__init__(**events)
+        super().__init__(patience=None, **events)
         at_least("contacted", contacted, 1)
         if local_steps is not None:
             at_least("local_steps", local_steps, 1)
@@ -101,14 +102,21 @@ class Contacts(EventDriven):
         return self.due_s
 
     def tick(self, server: Server) -> None:
-        """Ends an interaction, or begins the next with s clients drawn uniformly."""
+        """Ends an interaction, or begins the next with s clients drawn uniformly.
+
+        While nobody is there, there is nothing to begin: it looks again `retry_s` later.
+        """
         if self.contacting:
             for task in server.tasks:
                 server.tasks.cancel(task)
             return
+        nodes = server.sample(server.tasks.nodes(), self.contacted)
+        if not nodes:
+            self.due_s = server.now + self.retry_s
+            return
         self.contacting = True
         self.due_s = server.now + self.interaction_s
-        for node in server.sample(server.tasks.nodes(), self.contacted):
+        for node in nodes:
             self.contacts[node] += 1
             start = self.starts.get(node, self.first)
             config: dict[str, Any] = {"elapsed-s": server.now - start.since_s}
@@ -136,9 +144,10 @@ class Contacts(EventDriven):
             self.in_vain += 1
             if self.in_vain == _MOST_IN_VAIN:
                 raise SimulationError(
-                    f"{self.in_vain} contacts in a row brought no answer: "
-                    f"strategy.interaction_s is {self.interaction_s:g} s, raise it above the time "
-                    "that a model takes to a client and back"
+                    f"{self.in_vain} contacts in a row brought no answer within "
+                    f"strategy.interaction_s, {self.interaction_s:g} s: raise it above the time "
+                    "that a model takes to a client and back, unless it is that clients fail "
+                    "(fleet.faults)"
                 )
             return
         self.in_vain = 0

@@ -81,6 +81,10 @@ class DBW(BackupWorkers):
         self.smoothness: deque[float] = deque(maxlen=self.window)
         self.last: tuple[float, float, float] | None = None  # F, G, E|g|^2 one iteration ago
 
+    def enlarged(self) -> None:
+        """Makes room for the times of more gradients."""
+        self.times.enlarge(len(self.workers))
+
     def arrived(self, server: Server, version: int, order: int, seconds: float) -> None:
         """Takes the arrival as a sample of T."""
         self.times.add(self.waited[version], order, seconds)

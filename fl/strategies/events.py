@@ -27,7 +27,7 @@ from fl.errors import ConfigError, SimulationError
 from fl.params import Layout, Row, carried, from_record, to_record
 from fl.randomness import generator
 from fl.strategies.no_rounds import NoRounds
-from fl.strategies.tasks import Task, Tasks, check_failures
+from fl.strategies.tasks import TTL_S, Failures, Task, Tasks
 
 log = logging.getLogger("fl")
 
@@ -237,6 +237,7 @@ class Server:
         config: Mapping[str, Any] | None = None,
         *,
         old: tuple[int, Row] | None = None,
+        kind: str = "",
     ) -> list[Task[Sent]]:
         """Sends a model to clients, and returns their tasks.
 
@@ -244,12 +245,13 @@ class Server:
             nodes: Flower ids.
             config: what the messages say beside the model, added to the run's configuration.
             old: version and values of another model to send than the current one.
+            kind: what sort of work it is, if there are several that take different times.
         """
         if not nodes:
             return []
         version, w = (self.version, self.w) if old is None else old
         sent = Sent(version, w, dict(config or {}))
-        return self.tasks.send(self._content(sent), list(nodes), sent)
+        return self.tasks.send(self._content(sent), list(nodes), sent, kind)
 
     def step(self, w: Row, contributors: Sequence[Update], *, polled: bool = False) -> None:
         """Makes `w` the next version of the model.
@@ -296,14 +298,22 @@ class EventDriven(NoRounds):
     A method implements `receive`, and where it needs them `begin`, `timer` with `tick`, `failed`
     and `dispatch`.
 
-    A run ends after `num_rounds` versions of the model. A client that fails, or does not answer
-    within `timeout` seconds, frees its slot. A reply that holds no finite model of the right form
-    is discarded, reported and frees its slot as well.
+    A run ends after `num_rounds` versions of the model. A client that fails frees its slot. A reply
+    that holds no finite model of the right form is discarded, reported and frees its slot as well.
+
+    A client that takes unusually long, see `fl.strategies.patience`, frees its slot when it is
+    late, and is sent nothing else until its reply is there, which is received like any other. Only
+    when it is so late that its task must be lost may it be sent another one; and even then the
+    reply is received if it comes. Methods that read `timeout` do not have patience: there, a client
+    that has not answered so many seconds after it was sent a message has failed.
 
     Args:
         concurrency: C, most tasks in flight; None takes all available clients.
         min_available_nodes: clients that must be available before the first message.
-        retry_s: how long to wait before looking for clients again, while slots are free.
+        retry_s: how long to wait before looking for clients again, while slots are free; up to 30
+            times as long while all that are there are busy and silent.
+        patience: a client is late after so many times the longest of its tasks, and its task lost
+            after three times that; None waits for ever.
         seed: of the choice of clients.
         arrayrecord_key, configrecord_key: names of the records in messages.
 
@@ -317,6 +327,7 @@ class EventDriven(NoRounds):
         concurrency: int | None = None,
         min_available_nodes: int = 1,
         retry_s: float = 10.0,
+        patience: float | None = 3.0,
         seed: int = 0,
         arrayrecord_key: str = "arrays",
         configrecord_key: str = "config",
@@ -325,6 +336,9 @@ class EventDriven(NoRounds):
             at_least("concurrency", concurrency, 1)
         at_least("min_available_nodes", min_available_nodes, 1)
         positive("retry_s", retry_s)
+        if patience is not None:
+            positive("patience", patience)
+        self.patience = patience
         self.concurrency = concurrency
         self.min_available_nodes = min_available_nodes
         self.retry_s = retry_s
@@ -342,7 +356,10 @@ class EventDriven(NoRounds):
         """Acts on an update that has arrived."""
 
     def failed(self, server: Server, task: Task[Sent]) -> None:
-        """Acts on a task that ended without an update."""
+        """Acts on a task that ended without an update, or is taken to be lost.
+
+        The update of a task that was taken to be lost may still come.
+        """
 
     def timer(self, server: Server) -> float:
         """Returns when `tick` is due next, s; infinity for a method without a timer."""
@@ -393,8 +410,9 @@ class EventDriven(NoRounds):
             grid: Flower's, simulated or real.
             initial_arrays: the initial model, version 0.
             num_rounds: versions of the server's model after which to stop.
-            timeout: time to live of every message, s: a client that has not answered by then has
-                failed.
+            timeout: in methods that read it (`reads_timeout`), the time to live of every message,
+                s: a client that has not answered by then has failed. Messages of the others live 30
+                days.
             train_config: sent with every message; "server-round" is the version plus 1.
             evaluate_config: not used: clients do not evaluate here.
             evaluate_fn: called with version and model, for the first and every later version.
@@ -407,7 +425,8 @@ class EventDriven(NoRounds):
         positive("timeout", timeout)
         keys = (self.arrayrecord_key, self.configrecord_key)
         model = self.model(initial_arrays)
-        server = Server(model, Tasks(grid, timeout), train_config or {}, self.seed, keys)
+        tasks: Tasks[Sent] = Tasks(grid, timeout if self.reads_timeout else TTL_S, self.patience)
+        server = Server(model, tasks, train_config or {}, self.seed, keys)
         result = Result()
 
         def evaluate() -> MetricRecord | None:
@@ -424,21 +443,19 @@ class EventDriven(NoRounds):
         wait_for_nodes(server.tasks, self.min_available_nodes, self.retry_s)
         self.begin(server)
         self.dispatch(server)
-        failures = 0
+        failures = Failures("update", timeout if self.reads_timeout else None)
         while not ended():
-            self._await_clients(server)
             due = self.timer(server)
             until = due
-            if self.free_slots(server) > 0:
-                until = min(due, server.now + self.retry_s)
-            for task, reply in server.tasks.receive(until):
+            if self._looks_for_clients(server):
+                until = min(due, server.now + tasks.pause_s(self.retry_s))
+            for task, reply in tasks.receive(until):
                 update = self._read(server, task, reply)
                 if update is None:
-                    failures += 1
-                    self._check_failures(failures, reply)
+                    failures.add(task, reply, server.now, len(tasks))
                     self.failed(server, task)
                 elif not ended():
-                    failures = 0
+                    failures.clear()
                     self.receive(server, update)
                 else:
                     server.discard(update)
@@ -449,17 +466,18 @@ class EventDriven(NoRounds):
         result.arrays = server.model.record()
         return result
 
-    def _await_clients(self, server: Server) -> None:
-        """Waits until somebody works or a timer is set, so that something can happen."""
-        while not len(server.tasks) and math.isinf(self.timer(server)):
-            if not server.tasks.nodes():
-                server.tasks.clock.sleep(self.retry_s)
-            self.dispatch(server)
-            if not len(server.tasks) and server.tasks.idle():
-                raise SimulationError(
-                    f"{type(self).__name__} waits for nothing at {server.now:g} s, with "
-                    f"{len(server.tasks.idle())} idle clients"
-                )
+    def _looks_for_clients(self, server: Server) -> bool:
+        """Returns whether it makes a difference that a client comes."""
+        if server.tasks.any_open:
+            everybody = self.concurrency is None and not self.reads_timeout
+            return everybody or self.free_slots(server) > 0
+        idle = len(server.tasks.idle())
+        if idle and self.free_slots(server) > 0 and math.isinf(self.timer(server)):
+            raise SimulationError(
+                f"{type(self).__name__} waits for nothing at {server.now:g} s, with {idle} idle "
+                "clients"
+            )
+        return True
 
     def _read(self, server: Server, task: Task[Sent], reply: Message) -> Update | None:
         if reply.has_error():
@@ -471,10 +489,6 @@ class EventDriven(NoRounds):
             log.warning("node %d left out: %s", task.node, error)
             server.tasks.control.rejected(task.message_id)
             return None
-
-    def _check_failures(self, failures: int, reply: Message) -> None:
-        reason = reply.error.reason if reply.has_error() else "no usable model"
-        check_failures(failures, self.concurrency or 1, "update", reason)
 
 
 def wait_for_nodes(tasks: Tasks[Any], least: int, retry_s: float) -> None:

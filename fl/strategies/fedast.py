@@ -25,7 +25,8 @@ class FedAST(Simultaneous):
     """Algorithm 1 of the paper.
 
     Of task m, R_m requests are in flight; each goes to a client drawn uniformly from all available
-    ones, busy or not: requests wait in clients' queues. When b_m updates of the task are there,
+    ones, busy or not, but for those with a request that is late: requests wait for their clients.
+    When b_m updates of the task are there,
 
         w_m <- w_m + eta / b_m sum_i (x_i - x_0,i)
 
@@ -101,7 +102,7 @@ class FedAST(Simultaneous):
 
     def dispatch(self, server: Server) -> None:
         """Issues every task's missing requests."""
-        nodes = server.tasks.nodes()
+        nodes = server.tasks.prompt()
         if not nodes:
             return
         active = Counter(task.memo.config[TASK_KEY] for task in server.tasks)

@@ -67,8 +67,9 @@ class FedCompass(EventDriven):
     over the group's updates and the general buffer, x_0,i what client i was sent, tau_i counted
     now, p_i = 1/n. The paper's Delta is x_0 - x, whence its minus.
 
-    A client that fails, or does not answer within `timeout`, leaves its group, and is assigned anew
-    when it is available. The number of steps goes out as "local-steps".
+    A client that fails, or whose task must be lost, leaves its group, and is assigned anew when it
+    is available. If the lost update comes after that, it goes to the general buffer. The number of
+    steps goes out as "local-steps".
 
     Args:
         num_clients: n.
@@ -121,6 +122,7 @@ class FedCompass(EventDriven):
         self.seconds_per_step: dict[int, float] = {}  # s_i
         self.groups: list[Group] = []
         self.group_of: dict[int, Group] = {}  # of clients at work in one, or waiting for it
+        self.task_of: dict[int, Task[Sent]] = {}  # the last that a client was assigned
         self.buffer: list[Update] = []  # the general buffer
 
     # ---- what happens ----------------------------------------------------------------------------
@@ -145,7 +147,9 @@ class FedCompass(EventDriven):
         node = update.node
         self.measure(update)
         group = self.group_of.get(node)
-        if group is None:
+        if update.task is not self.task_of[node]:
+            self.buffer.append(update)
+        elif group is None:
             self.aggregate(server, [update])
             self.assign(server, node)
         elif server.now > group.latest_s:
@@ -217,7 +221,7 @@ class FedCompass(EventDriven):
         if node in self.seconds_per_step:
             group, steps = self.join(server.now, node) or self.create(server.now, node)
             self.group_of[node] = group
-        server.send([node], {"local-steps": steps})
+        (self.task_of[node],) = server.send([node], {"local-steps": steps})
 
     def join(self, now: float, node: int) -> tuple[Group, int] | None:
         """Puts a client into the group that lets it do the most steps; None if none fits it."""

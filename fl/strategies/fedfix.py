@@ -19,10 +19,11 @@ class FedFix(EventDriven):
         w <- w + eta sum_{i in A} n_i p (x_i - x_0),    p = 1 / M
 
     A holds the clients that have answered since the last tick, x_0 is the model they were sent, and
+    A holds the clients that have answered since the last tick, x_0 is the model they were sent, and
     n_i is how many ticks pass from one contribution of client i to the next: it takes part in one
     of n_i steps, so this weight makes its mean influence p. The new model goes to A only, and to
     clients without work; who has answered waits for the tick. A tick without answers leaves the
-    model, but is a version.
+    model, but is a version, as long as somebody is at work.
 
     n_i is what `Contributions` measures, in ticks. In the paper all clients work all the time, none
     fails, and the task times t_i are known; then n_i is its weight, ceil(t_i / dt), and with random
@@ -70,12 +71,14 @@ class FedFix(EventDriven):
         self.ticks += 1
         for update in self.answered:
             self.contributions.add(update.node, self.ticks)
+        self.sends = True
+        if not self.answered and not server.tasks.any_open:
+            return  # nobody is there: time passes, and the server does not count it
         w = server.w
         for update in self.answered:
             n = self.contributions.interval(update.node)
             w = w + self.eta * n / self.num_clients * update.delta
         contributors, self.answered = self.answered, []
-        self.sends = True
         server.step(w, contributors)
 
     def free_slots(self, server: Server) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -15,7 +16,14 @@ log = logging.getLogger("fl")
 
 
 class NoRounds(Strategy):
-    """A strategy with a `start` of its own. Whoever drives it in rounds instead is told."""
+    """A strategy with a `start` of its own. Whoever drives it in rounds instead is told.
+
+    Attributes:
+        reads_timeout: whether the `timeout` of `start` says how long a client may take. Methods in
+            which clients answer at any time do not read it: see `fl.strategies.patience`.
+    """
+
+    reads_timeout: ClassVar[bool] = False
 
     def summary(self) -> None:
         """Logs the strategy's arguments."""

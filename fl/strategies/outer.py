@@ -48,7 +48,7 @@ from fl.randomness import generator
 from fl.strategies.events import EvaluateFn, at_least, positive, share, wait_for_nodes
 from fl.strategies.no_rounds import NoRounds
 from fl.strategies.outer_optimizers import OuterOptimizer, State, Vector
-from fl.strategies.tasks import Task, Tasks, check_failures
+from fl.strategies.tasks import TTL_S, Failures, Task, Tasks
 
 log = logging.getLogger("fl")
 
@@ -109,6 +109,7 @@ class Worker:
         missed: all-reduces, by (fragment, step), that lost its outer gradient; it does not see
             their outcome either.
         passed: the last step at which it went on.
+        task: the segment that it is at, or was at last.
     """
 
     node: int
@@ -119,6 +120,7 @@ class Worker:
     merge: dict[int, Row] = field(default_factory=dict)
     missed: set[tuple[int, int]] = field(default_factory=set)
     passed: int = -1
+    task: Task[Segment] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -201,7 +203,7 @@ class Run:
         self.last_step = last_step
         self.finished_rounds = 0  # all-reduces of fragment 0 that are finished
         self.entry = 0
-        self.failures = 0
+        self.failures = Failures("outer gradient", None)
         self.transfers = 0
         self.config: Mapping[str, Any] = {}
 
@@ -231,11 +233,11 @@ class OuterSteps(NoRounds):
     Messages tell workers how many steps to do ("local-steps") and how many they have done
     ("first-step"), by which the client's `step_schedule` follows the global count.
 
-    Who takes part: all clients that are available at the beginning. A worker whose task fails or
-    brings no answer within `timeout` seconds is left out of the all-reduces that have not begun,
-    whose mean is then over the survivors. One that comes back, or comes late, fetches the outer
-    parameters from a peer, and enters at the next step at which others go on. If all fail, all
-    enter again where the outer parameters are, at no cost.
+    Who takes part: all clients that are available at the beginning. A worker whose task fails or is
+    late (`patience`) is left out of the all-reduces that have not begun, whose mean is then over
+    the survivors. One that comes back, or comes late, fetches the outer parameters from a peer, and
+    enters at the next step at which others go on; what it has done alone is not used. If all fail,
+    all enter again where the outer parameters are, at no cost.
 
     Args:
         inner_steps: H.
@@ -252,6 +254,9 @@ class OuterSteps(NoRounds):
         quantiser: of outer gradients; None sends float32.
         min_available_nodes: clients that must be available at the beginning.
         retry_s: how long to wait before looking for clients again when none is available.
+        patience: a worker is late after so many times the longest segment it has done, one that has
+            done none after so many times the longest of the others; see `fl.strategies.patience`.
+            None waits for ever.
         seed: of what is lost.
         arrayrecord_key, configrecord_key: names of the records in messages.
 
@@ -278,6 +283,7 @@ class OuterSteps(NoRounds):
         quantiser: Compressor | None = None,
         min_available_nodes: int = 1,
         retry_s: float = 10.0,
+        patience: float | None = 10.0,
         seed: int = 0,
         arrayrecord_key: str = "arrays",
         configrecord_key: str = "config",
@@ -293,6 +299,9 @@ class OuterSteps(NoRounds):
         share("drop", drop)
         at_least("min_available_nodes", min_available_nodes, 1)
         positive("retry_s", retry_s)
+        if patience is not None:
+            positive("patience", patience)
+        self.patience = patience
         self.inner_steps = inner_steps
         self.optimizer = optimizer
         self.fragments = fragments
@@ -409,8 +418,7 @@ class OuterSteps(NoRounds):
             grid: Flower's, simulated or real.
             initial_arrays: the initial model.
             num_rounds: rounds of H inner steps.
-            timeout: time to live of every message, s: a worker that has not answered by then has
-                failed.
+            timeout: not read: see `patience`.
             train_config: sent with every message.
             evaluate_config: not used: workers do not evaluate here.
             evaluate_fn: called with number and model, for the first model and after every round.
@@ -429,7 +437,8 @@ class OuterSteps(NoRounds):
         cut = self.cut(layout)
         w = from_record(layout, initial_arrays)
         last_step = num_rounds * self.inner_steps
-        run = Run(cut, layout, w, self.optimizer, Tasks(grid, timeout), last_step)
+        tasks: Tasks[Segment] = Tasks(grid, TTL_S, self.patience)
+        run = Run(cut, layout, w, self.optimizer, tasks, last_step)
         run.config = dict(train_config or {})
         result = Result()
 
@@ -468,15 +477,19 @@ class OuterSteps(NoRounds):
         begun = [r.finish_s for r in run.reductions.values() if not r.done]
         until = min(begun, default=math.inf)
         if not run.workers and math.isinf(until):
-            wait_for_nodes(run.tasks, 1, self.retry_s)
             self._admit(run)
-            return
-        if math.isinf(until) and not len(run.tasks):
+            if run.workers:
+                return
+            until = run.tasks.now() + run.tasks.pause_s(self.retry_s)
+        if math.isinf(until) and not run.tasks.any_open:
             raise SimulationError(
                 f"{type(self).__name__} waits for nothing at {run.tasks.now():g} s"
             )
         for task, reply in run.tasks.receive(until):
             self._take(run, task, reply)
+        for task in run.tasks.became_late:
+            if self._is_at(run, task):
+                self._leave_out(run, run.workers[task.node], "it is late")
 
     def _settle(self, run: Run) -> None:
         """Begins and ends all-reduces, and lets workers go on, until nothing changes any more."""
@@ -563,9 +576,9 @@ class OuterSteps(NoRounds):
             nodes = [worker.node for worker in members]
             segments = [Segment(first.step, stop)] * len(nodes)
             ready_s = [worker.ready_s for worker in members]
-            run.tasks.send_from_peers([content] * len(nodes), nodes, segments, ready_s)
-            for worker in members:
-                worker.reset, worker.merge = False, {}
+            sent = run.tasks.send_from_peers([content] * len(nodes), nodes, segments, ready_s)
+            for worker, task in zip(members, sent, strict=True):
+                worker.reset, worker.merge, worker.task = False, {}, task
 
     def _content(self, run: Run, worker: Worker, stop: int) -> RecordDict:
         count = len(run.cut)
@@ -590,9 +603,15 @@ class OuterSteps(NoRounds):
 
     def _take(self, run: Run, task: Task[Segment], reply: Message) -> None:
         """Takes in a worker's reply."""
+        if reply.has_error():
+            run.failures.add(task, reply, run.tasks.now(), len(run.workers))
+        if not self._is_at(run, task):
+            if not reply.has_error():
+                run.tasks.control.discarded(task.message_id, 0)
+            return
         worker = run.workers[task.node]
         if reply.has_error():
-            self._lose(run, worker, reply.error.reason or "")
+            self._leave_out(run, worker, reply.error.reason or "")
             return
         metrics: Mapping[str, Any] = next(iter(reply.content.metric_records.values()), {})
         sent: dict[int, tuple[Vector, int]] = {}
@@ -604,9 +623,10 @@ class OuterSteps(NoRounds):
         except (ConfigError, PayloadError) as error:
             log.warning("node %d left out: %s", task.node, error)
             run.tasks.control.rejected(task.message_id)
-            self._lose(run, worker, str(error))
+            run.failures.add(task, reply, run.tasks.now(), len(run.workers))
+            self._leave_out(run, worker, str(error))
             return
-        run.failures = 0
+        run.failures.clear()
         worker.step = task.memo.stop
         lost = False
         for p, (delta, size) in sent.items():
@@ -690,11 +710,15 @@ class OuterSteps(NoRounds):
             run.workers[node] = worker
             log.info("node %d takes part from step %d, at %g s", node, worker.step, ready_s)
 
-    def _lose(self, run: Run, worker: Worker, reason: str) -> None:
-        """Leaves out a worker that failed."""
-        log.info("node %d fails after step %d: %s", worker.node, worker.step, reason)
-        run.failures += 1
-        check_failures(run.failures, len(run.workers) + 1, "answer", reason)
+    @staticmethod
+    def _is_at(run: Run, task: Task[Segment]) -> bool:
+        """Returns whether a worker that takes part is at this task."""
+        worker = run.workers.get(task.node)
+        return worker is not None and worker.task is task
+
+    def _leave_out(self, run: Run, worker: Worker, reason: str) -> None:
+        """Does without a worker that failed, or is late."""
+        log.info("node %d is left out after step %d: %s", worker.node, worker.step, reason)
         del run.workers[worker.node]
         for key, reduction in list(run.reductions.items()):
             if math.isinf(reduction.finish_s):

@@ -5,7 +5,7 @@ The rule is `fl.compression.Replicated`, the workers' part `fl.clients.Replica`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from flwr.app import (
     Array,
@@ -23,18 +23,21 @@ from fl.clients.replica import Replica, trained_shapes
 from fl.clients.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import PayloadError, Replicated, Shapes
 from fl.compression.compressor import State
-from fl.compression.receivers import require_all
-from fl.errors import ConfigError
+from fl.errors import ConfigError, SimulationError
 from fl.params import Layout, Row, from_record, to_record
 from fl.randomness import generator
+from fl.simulation.clock import clock_of
 from fl.simulation.control import control_of
+
+_RETRY_S = 10.0  # until it looks for workers again
 
 
 class Replicas(strategy.Strategy):
     """Sends every worker the same message, made of all the workers' messages.
 
     In the first round the model goes out as it is. Afterwards only messages travel, which the
-    server applies to its own replica too, for evaluation. A round is one step.
+    server applies to its own replica too, for evaluation. A round is one step. It begins when all
+    workers are there, and cannot do without the message of any.
 
     Args:
         rule: the method; `rule.workers` is the number of clients.
@@ -69,13 +72,19 @@ class Replicas(strategy.Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Returns one message with the same content for every worker.
+        """Returns one message with the same content for every worker, once all are there.
 
         Raises:
-            ConfigError: there are not n workers.
+            ConfigError: there are more clients than workers.
         """
-        nodes = sorted(grid.get_node_ids())
-        require_all(self.rule.participation, type(self.rule).__name__, nodes, self.rule.workers)
+        clock = clock_of(grid)
+        while len(nodes := sorted(grid.get_node_ids())) < self.rule.workers:
+            clock.sleep(_RETRY_S)
+        if len(nodes) > self.rule.workers:
+            raise ConfigError(
+                f"there are {len(nodes)} clients and {self.rule.workers} workers: set "
+                f"strategy.rule.workers={len(nodes)}"
+            )
         self._grid = grid
         if self._layout is None:
             self._layout = Layout.of_record(arrays)
@@ -96,20 +105,18 @@ class Replicas(strategy.Strategy):
         """Returns the model after the step, and the mean of the workers' metrics.
 
         Raises:
-            ConfigError: a worker's message is missing, or malformed: the step cannot be taken.
+            ConfigError: a worker's message is malformed: the step cannot be taken.
+            SimulationError: a worker's message is missing.
         """
         if self._layout is None or self._x is None:
             raise ConfigError("replies came before the first round was configured")
+        replies = list(replies)
         arrived = sorted(
             (reply for reply in replies if reply.has_content()),
             key=lambda reply: reply.metadata.src_node_id,
         )
-        require_all(
-            self.rule.participation,
-            type(self.rule).__name__,
-            [reply.metadata.src_node_id for reply in arrived],
-            self.rule.workers,
-        )
+        if len(arrived) < self.rule.workers:
+            raise self._missing(server_round, replies, len(arrived))
         shapes = Shapes.of(self._layout)
         payloads = [self._payload(reply, shapes) for reply in arrived]
         rng = generator(self.seed, "compression", "server", server_round)
@@ -130,6 +137,16 @@ class Replicas(strategy.Strategy):
     ) -> MetricRecord | None:
         """Returns None."""
         return None
+
+    def _missing(self, server_round: int, replies: Sequence[Message], came: int) -> SimulationError:
+        reasons = sorted({reply.error.reason or "" for reply in replies if reply.has_error()})
+        why = "; ".join(reasons) or "they did not answer within round_timeout_s: raise it"
+        return SimulationError(
+            f"{type(self.rule).__name__} needs the message of every worker in every round, and in "
+            f"round {server_round}, {self.rule.workers - came} of {self.rule.workers} are missing "
+            f"({why}). Use a fleet without faults, or, where clients fail, strategy=fedavg with "
+            "compressor=ef21, diana or ef_topk"
+        )
 
     def _payload(self, reply: Message, shapes: Shapes) -> bytes:
         record = reply.content.get(self.arrays_key)

@@ -10,7 +10,7 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -51,11 +51,13 @@ class EarlyRounds(EventDriven):
             by examples.
         eta: server learning rate, above 0.
         weighted_by_key: metric that weights the average.
-        **events: arguments of `EventDriven` but `concurrency`.
+        **events: arguments of `EventDriven` but `concurrency` and `patience`.
 
     Raises:
         ConfigError: an argument is out of its range.
     """
+
+    reads_timeout: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -70,7 +72,7 @@ class EarlyRounds(EventDriven):
         weighted_by_key: str = "num-examples",
         **events: Any,
     ) -> None:
-        super().__init__(**events)
+        super().__init__(patience=None, **events)
         at_least("clients", clients, 1)
         if not 1 <= over_selection < math.inf:
             raise ConfigError(f"strategy.over_selection is {over_selection}; it must be at least 1")

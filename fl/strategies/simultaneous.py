@@ -215,7 +215,7 @@ class Simultaneous(EventDriven):
 
     def request(self, server: Server, learning: Learning, nodes: Sequence[int]) -> None:
         """Sends a task's model to clients."""
-        learning.server.send(nodes, {TASK_KEY: learning.name})
+        learning.server.send(nodes, {TASK_KEY: learning.name}, kind=learning.name)
 
     def flush(self, server: Server, learning: Learning) -> None:
         """Applies a task's buffer, w <- w + eta mean(x_i - x_0,i), and sees whether it is done."""
@@ -234,7 +234,7 @@ class Simultaneous(EventDriven):
     def end(self, server: Server, learning: Learning) -> None:
         """Ends a task, and gives its R to the others in proportion to theirs."""
         learning.done = True
-        for task in server.tasks:
+        for task in server.tasks.open():
             if self.learning(task) is learning:
                 server.tasks.cancel(task)
         for update in learning.buffer:

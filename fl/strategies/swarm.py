@@ -35,7 +35,7 @@ from fl.randomness import generator
 from fl.simulation.clock import VirtualClock
 from fl.strategies.events import EvaluateFn, at_least, positive
 from fl.strategies.no_rounds import NoRounds
-from fl.strategies.tasks import Task, Tasks, check_failures
+from fl.strategies.tasks import TTL_S, Failures, Task, Tasks
 from fl.topologies import Topology
 
 log = logging.getLogger("fl")
@@ -153,6 +153,7 @@ class Swarm:
         ids: Flower id of each node.
         config: sent with every message.
         keys: names of the records with the model and the configuration.
+        failures: counts the answers that do not come.
         needs: names of the records with a vector that every answer has beside the model.
 
     Attributes:
@@ -168,6 +169,7 @@ class Swarm:
         ids: Sequence[int],
         config: Mapping[str, Any],
         keys: tuple[str, str],
+        failures: Failures,
         needs: Sequence[str] = (),
     ) -> None:
         self.tasks = tasks
@@ -180,7 +182,7 @@ class Swarm:
         self._config = dict(config)
         self._needs = needs
         self._carried = [self.entries] * len(ids)
-        self._failures = 0
+        self._failures = failures
 
     def __len__(self) -> int:
         """Returns n, the number of nodes."""
@@ -219,7 +221,8 @@ class Swarm:
             until: time in s at which to stop waiting.
 
         Returns:
-            None for a node that failed, or whose reply holds no finite model of the right form.
+            None for a node that failed, or whose reply holds no finite model of the right form, or
+            whose task must be lost; its answer may come later.
 
         Raises:
             SimulationError: nodes do nothing but fail.
@@ -227,9 +230,10 @@ class Swarm:
         answers = []
         for task, reply in self.tasks.receive(until):
             answer = self._read(task, reply)
-            self._failures = 0 if answer is not None else self._failures + 1
-            reason = reply.error.reason if reply.has_error() else "no usable model"
-            check_failures(self._failures, len(self), "model", reason)
+            if answer is None:
+                self._failures.add(task, reply, self.now, len(self))
+            else:
+                self._failures.clear()
             answers.append((task.memo.node, answer))
         return answers
 
@@ -299,6 +303,8 @@ class Decentralized(NoRounds):
     """
 
     needs: ClassVar[tuple[str, ...]] = ()  # vectors that nodes have to send beside the model
+    reads_timeout: ClassVar[bool] = True
+    patience: float | None = None  # see `fl.strategies.patience`
 
     def __init__(
         self,
@@ -346,7 +352,8 @@ class Decentralized(NoRounds):
             grid: Flower's, simulated or real.
             initial_arrays: the initial model of all nodes.
             num_rounds: rounds of every node.
-            timeout: longest time a node's local work may take, s.
+            timeout: in methods that read it (`reads_timeout`), the longest time a node's local work
+                may take, s.
             train_config: sent with every message; "server-round" is the round, from 1.
             evaluate_config: not used: nodes do not evaluate here.
             evaluate_fn: called with a round and the mean of the nodes' models after it, a
@@ -358,9 +365,11 @@ class Decentralized(NoRounds):
         """
         at_least("num_rounds", num_rounds, 1)
         positive("timeout", timeout)
-        tasks: Tasks[Start] = Tasks(grid, timeout)
+        tasks: Tasks[Start] = Tasks(grid, timeout if self.reads_timeout else TTL_S, self.patience)
         keys = (self.arrayrecord_key, self.configrecord_key)
-        swarm = Swarm(tasks, initial_arrays, self._ids(tasks), train_config or {}, keys, self.needs)
+        failures = Failures("model", timeout if self.reads_timeout else None)
+        ids, config = self._ids(tasks), dict(train_config or {})
+        swarm = Swarm(tasks, initial_arrays, ids, config, keys, failures, self.needs)
         result = Result()
         honest = [i for i in range(self.n) if i not in self.byzantine]
         chosen = self._chosen(len(honest))

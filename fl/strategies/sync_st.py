@@ -6,7 +6,7 @@ arXiv:2406.00302 (UAI 2024); the rules are those of the authors' code (askinb/Fe
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from fl.clients.task_app import TASK_KEY
 from fl.strategies.events import Sent, Server, Update, at_least
@@ -25,14 +25,16 @@ class SyncST(Simultaneous):
 
     Args:
         first: most updates of a task in a round; None takes all.
-        **simultaneous: arguments of `Simultaneous`.
+        **simultaneous: arguments of `Simultaneous` but `patience`.
 
     Raises:
         ConfigError: an argument is out of its range.
     """
 
+    reads_timeout: ClassVar[bool] = True
+
     def __init__(self, *, first: int | None = None, **simultaneous: Any) -> None:
-        super().__init__(**simultaneous)
+        super().__init__(patience=None, **simultaneous)
         if first is not None:
             at_least("first", first, 1)
         self.first = first

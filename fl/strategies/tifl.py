@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fl.errors import ConfigError
+from fl.errors import ConfigError, SimulationError
 from fl.randomness import generator
-from fl.strategies.events import Server, Update, at_least, positive
+from fl.strategies.events import Sent, Server, Update, at_least, positive
 from fl.strategies.rounds import EarlyRounds
+from fl.strategies.tasks import Task
 
 log = logging.getLogger("fl")
 
@@ -27,7 +28,10 @@ class TiFL(EarlyRounds):
 
     Profiling: in each of `profiling_rounds` all available clients train the initial model. A client
     that has not answered after `profiling_s` counts with that time, and one that never answers is
-    dropped. Then clients are sorted by mean latency and split into T tiers of equal size.
+    in no tier. The others are sorted by mean latency and split into T tiers of equal size. A client
+    that was not there, or that failed, is timed when it is idle, with the current model and beside
+    the rounds; then clients are sorted and split again. Clients without a tier are not trained; if
+    there is no tier, because all are too slow, the run ends.
 
     Round r: a tier is drawn by the tiers' probabilities among those with credits and an idle
     client, loses a credit, and N of its clients train as in FedAvg. Probabilities are 1/T and
@@ -80,6 +84,8 @@ class TiFL(EarlyRounds):
         super().begin(server)
         self.profiled = 0
         self.latency_s: dict[int, list[float]] = {}
+        self.timing: set[str] = set()  # messages to clients that are timed beside the rounds
+        self.outdated = False  # whether clients have been timed since the tiers were formed
         self.tiers: list[list[int]] = []
         self.current: int | None = None
         self.accuracy: list[float] = []
@@ -94,11 +100,30 @@ class TiFL(EarlyRounds):
         return self.profiled < self.profiling_rounds
 
     def dispatch(self, server: Server) -> None:
-        """Begins a round of profiling, or of training."""
-        if not self.profiling:
+        """Begins a round of profiling, or of training; before that, times who is new."""
+        if self.is_open:
+            return
+        if self.profiling:
+            if server.tasks.idle():
+                self.open(server, server.tasks.idle())
+            return
+        if self.outdated:
+            self.form_tiers(server)
+        new = [node for node in server.tasks.idle() if not self.is_timed(node)]
+        self.timing.update(task.message_id for task in server.send(new))
+        if any(self.idle_members(server)):
             super().dispatch(server)
-        elif not self.is_open and server.tasks.idle():
-            self.open(server, server.tasks.idle())
+
+    def free_slots(self, server: Server) -> int:
+        """Returns how many clients could be selected or timed now: none during a round."""
+        if self.profiling or self.is_open:
+            return super().free_slots(server)
+        new = [node for node in server.tasks.idle() if not self.is_timed(node)]
+        return len(new) + sum(map(len, self.idle_members(server)))
+
+    def is_timed(self, node: int) -> bool:
+        """Returns whether a client has been timed as often as it should be."""
+        return len(self.latency_s.get(node, ())) >= self.profiling_rounds
 
     def goal(self) -> int:
         """Returns how many replies end the round: when profiling, all."""
@@ -115,30 +140,64 @@ class TiFL(EarlyRounds):
         if not self.profiling:
             return
         for update in replies:
-            self.latency_s.setdefault(update.node, []).append(update.seconds)
+            self.note(update.node, update.seconds)
         for node in missed:
-            self.latency_s.setdefault(node, []).append(self.profiling_s)
+            self.note(node, self.profiling_s)
+
+    def note(self, node: int, seconds: float) -> None:
+        """Notes how long a client took when it was timed."""
+        self.latency_s.setdefault(node, []).append(min(seconds, self.profiling_s))
+        self.outdated = True
+
+    def late(self, server: Server, update: Update) -> None:
+        """Notes the latency of a client that was timed beside the rounds."""
+        if update.task.message_id in self.timing:
+            self.timing.discard(update.task.message_id)
+            self.note(update.node, update.seconds)
+
+    def failed(self, server: Server, task: Task[Sent]) -> None:
+        """Notes who did not answer in time; one that failed in another way is timed again."""
+        timed = task.message_id in self.timing
+        silent = server.now - task.sent_s >= min(self.profiling_s, server.tasks.ttl_s)
+        self.timing.discard(task.message_id)
+        if silent and (timed or (self.profiling and task.message_id in self.awaited)):
+            self.note(task.node, self.profiling_s)
+        super().failed(server, task)
 
     def finish(self, server: Server, replies: Sequence[Update]) -> None:
-        """Ends a round: one of training with a new model, the last of profiling with tiers."""
+        """Ends a round: one of training with a new model, one of profiling without."""
         if not self.profiling:
             super().finish(server, replies)
             return
         for update in replies:
             server.discard(update)
         self.profiled += 1
-        if not self.profiling:
-            self.form_tiers(server)
 
     def form_tiers(self, server: Server) -> None:
-        """Splits the clients by latency, the fastest first."""
-        mean = {node: sum(times) / len(times) for node, times in self.latency_s.items()}
-        order = sorted((node for node in mean if mean[node] < self.profiling_s), key=mean.get)  # type: ignore[arg-type]
+        """Splits the clients by latency, the fastest first.
+
+        Raises:
+            SimulationError: clients were timed, and all of them are too slow.
+        """
+        self.outdated = False
+        timed = [node for node in self.latency_s if self.is_timed(node)]
+        mean = {node: sum(self.latency_s[node]) / self.profiling_rounds for node in timed}
+        order = sorted((node for node in timed if mean[node] < self.profiling_s), key=mean.get)  # type: ignore[arg-type]
+        if timed and not order:
+            raise SimulationError(
+                f"none of the {len(timed)} clients that were timed answered within "
+                f"strategy.profiling_s, {self.profiling_s:g} s, so that none is in a tier: raise "
+                "it, and round_timeout_s with it, or wait for faster ones with a larger "
+                "strategy.min_available_nodes"
+            )
+        before = len(self.tiers)
         parts = np.array_split(np.array(order, dtype=np.uint64), self.num_tiers)
         self.tiers = [[int(node) for node in part] for part in parts if len(part)]
         log.info("tiers of %s clients", [len(tier) for tier in self.tiers])
-        self.probabilities = [1 / len(self.tiers) for _ in self.tiers]
-        self.refill(server)
+        if len(self.tiers) != before:
+            self.current, self.accuracy = None, []
+            self.probabilities = [1 / len(self.tiers) for _ in self.tiers]
+            self.refill(server)
 
     # ---- tiers -----------------------------------------------------------------------------------
 
@@ -147,12 +206,14 @@ class TiFL(EarlyRounds):
         credits = self.credits or math.ceil(server.num_rounds / max(len(self.tiers), 1))
         self.left = [credits for _ in self.tiers]
 
+    def idle_members(self, server: Server) -> list[list[int]]:
+        """Returns the idle clients of each tier."""
+        idle = set(server.tasks.idle())
+        return [[node for node in tier if node in idle] for tier in self.tiers]
+
     def select(self, server: Server, idle: Sequence[int], count: int) -> list[int]:
-        """Returns clients of one tier; clients without a tier only if no other is idle."""
-        free = set(idle)
-        members = [[node for node in tier if node in free] for tier in self.tiers]
-        if not any(members):
-            return server.sample(idle, count)
+        """Returns clients of one tier."""
+        members = self.idle_members(server)
         if server.version and server.version % self.interval == 0:
             self.measure(server)
         open_tiers = [j for j, tier in enumerate(members) if tier and self.left[j]]

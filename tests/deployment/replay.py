@@ -36,18 +36,20 @@ PEERS = {  # rounds whose payloads are relayed by the server, which on the simul
     "gossip": "strategy=dpsgd topology=complete strategy.retry_s=0.5",
     "outer steps": "strategy=diloco strategy.inner_steps=4 strategy.retry_s=0.5",
 }
+PATIENT = "strategy.patience=null"  # what the wall's clock says is no matter of the schedule
 EVENTS = {  # what comes first decides
     "deadlines": (
         "strategy=over_selection strategy.clients=1 strategy.over_selection={n} "
         "strategy.deadline_s=500"
     ),
     "buffered, clients with error feedback": (
-        "strategy=fedbuff strategy.concurrency={n} strategy.buffer_size=2 compressor=ef_topk_int8"
+        "strategy=fedbuff strategy.concurrency={n} strategy.buffer_size=2 compressor=ef_topk_int8 "
+        f"{PATIENT}"
     ),
     "asynchronous, clients with MicroAdam": (
-        "strategy=fedasync strategy.rho=0 strategy.concurrency={n} client=microadam"
+        f"strategy=fedasync strategy.rho=0 strategy.concurrency={{n}} client=microadam {PATIENT}"
     ),
-    "several models": "strategy=fedast strategy.concurrency=4 strategy.buffer_size=1",
+    "several models": f"strategy=fedast strategy.concurrency=4 strategy.buffer_size=1 {PATIENT}",
 }
 PAIRS = {  # what happens between two replies decides as well, and no trace says it
     "gossip in pairs": "strategy=adpsgd topology=complete strategy.retry_s=0.5",

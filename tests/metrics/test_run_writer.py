@@ -111,6 +111,7 @@ def test_the_summary_holds_what_the_run_was_and_cost(tmp_path, row, trace):
         },
         "staleness": None,
         "poll_gap": None,
+        "participation": None,
         "faults": {"dropout": 1, "download_lost": 1, "slowdown": 1, "expired": 1, "timeout": 1},
         "trace_sha256": trace.sha256(),
         "model_sha256": "abc",

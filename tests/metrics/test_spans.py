@@ -112,6 +112,19 @@ def test_a_departure_between_stages_ends_none():
     assert tasks(trace).end.tolist() == [5.0]
 
 
+def test_a_message_that_dies_where_it_waits_is_in_flight_until_then():
+    trace = Trace()
+    for dispatch, waits_at in enumerate(("server", "device", "nowhere")):
+        trace.record(0.0, Event.DISPATCH, 0, dispatch)
+        if waits_at != "server":
+            trace.record(1.0, Event.DOWNLOAD_START, 0, dispatch)
+            trace.record(2.0, Event.DOWNLOAD_END, 0, dispatch)
+        if waits_at == "nowhere":
+            trace.record(3.0, Event.COMPUTE_START, 0, dispatch)
+        trace.record(4.0, Event.EXPIRED, 0, dispatch)
+    assert tasks(trace).end.tolist() == [4.0, 4.0, math.inf]
+
+
 def test_an_empty_trace_has_neither():
     assert len(spans(Trace())) == 0
     assert len(tasks(Trace())) == 0

@@ -72,6 +72,7 @@ def fleet_of(
     availability: Availability | None = None,
     faults: Faults | None = None,
     seed: int = 0,
+    prefetch: bool = False,
 ) -> Fleet:
     def column(name: str):
         return np.array([getattr(client, name) for client in clients], dtype=np.float64)
@@ -93,6 +94,7 @@ def fleet_of(
         server=ServerLink() if server is None else server,
         availability=Always(n) if availability is None else availability,
         faults=Faults() if faults is None else faults,
+        prefetch=prefetch,
     )
 
 

@@ -25,12 +25,12 @@ def test_a_client_stops_when_the_word_reaches_it_and_brings_no_reply():
     assert [reply.has_error() for reply in grid.pull_messages([name])] == [True]
 
 
+@pytest.mark.parametrize("prefetch", [False, True])
 @pytest.mark.parametrize("at", [0.1, 5.0, 11.5, 14.0])
-def test_a_client_can_be_stopped_at_any_stage_and_takes_the_next_task_at_once(at):
+def test_a_client_can_be_stopped_at_any_stage_and_takes_the_next_task_at_once(at, prefetch):
     # Latency to 0.5 s, compute to 10.5, latency to 11, upload of 4 bytes at 1 byte/s to 15.
-    grid = grid_of(
-        fleet_of([CLIENT]), flops={(0, 0): 10.0, (0, 1): 1.0}, reply={(0, 0): 4, (0, 1): 0}
-    )
+    fleet = fleet_of([CLIENT], prefetch=prefetch)
+    grid = grid_of(fleet, flops={(0, 0): 10.0, (0, 1): 1.0}, reply={(0, 0): 4, (0, 1): 0})
     (name,) = grid.push_messages([message_to(0)])
     grid.sleep(at)
     grid.control.cancel(name)
@@ -38,9 +38,22 @@ def test_a_client_can_be_stopped_at_any_stage_and_takes_the_next_task_at_once(at
     grid.wait(math.inf)
     (reply,) = grid.pull_messages([second])
     assert reply.has_content()
-    # Down 0.5, and the word to stop came with it; 1 s of work; up 0.5.
-    assert grid.clock.now() == pytest.approx(at + 2.0)
+    # The word to stop takes 0.5 s, then the message down as long, if it did not come with the word;
+    # 1 s of work; up 0.5.
+    assert grid.clock.now() == pytest.approx(at + (2.0 if prefetch else 2.5))
     assert grid.engine.in_flight == 0
+
+
+def test_a_message_that_is_still_at_the_server_is_withdrawn_at_once_and_costs_nothing():
+    grid = grid_of(fleet_of([CLIENT]), flops=10.0)
+    _, second = grid.push_messages([message_to(0), message_to(0, 1000)])
+    grid.sleep(5.0)
+    grid.control.cancel(second)
+    assert grid.engine.in_flight == 1
+    grid.sleep(100.0)
+    assert [e[0] for e in events(grid.trace) if e[1] is Event.CANCELLED] == [5.0]
+    assert grid.engine.bytes_down == 0  # the first has no bytes
+    assert grid.engine.energy_j["compute"] == 2.0 * 10.0
 
 
 def test_a_task_that_is_over_cannot_be_stopped_but_its_reply_is_gone():

@@ -9,6 +9,8 @@ from dataclasses import replace
 
 import pytest
 from flwr.app import Message, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
 from stand_ins import (
     Client,
     Scripted,
@@ -86,9 +88,38 @@ def test_two_clients_on_one_shared_server_link_do_what_was_worked_out_by_hand() 
     assert engine.energy_j == {"compute": 3 * 10 + 1.5 * 20, "radio": 13.0 + 24.0, "idle": 0.0}
 
 
-def test_a_device_serves_two_tasks_in_order_of_arrival_and_they_share_its_link() -> None:
+def test_a_client_takes_the_next_message_when_its_reply_is_there() -> None:
     # The client receives and sends 1000 B/s and computes 100 FLOP/s; the server never limits.
     fleet = fleet_of([Client(100, 8000, 8000, idle_w=1, compute_w=10, radio_w=2)])
+    grid = grid_of(fleet, flops={(0, 0): 100.0, (0, 1): 200.0}, reply={(0, 0): 500, (0, 1): 2000})
+
+    grid.send_and_receive([message_to(0, 1000), message_to(0, 500)])
+
+    assert events(grid.trace) == [
+        (0.0, E.DISPATCH, 0, 0, 1000, 0.0),
+        (0.0, E.DOWNLOAD_START, 0, 0, 1000, 0.0),
+        (0.0, E.DISPATCH, 0, 1, 500, 0.0),
+        (1.0, E.DOWNLOAD_END, 0, 0, 1000, 0.0),
+        (1.0, E.COMPUTE_START, 0, 0, 0, 1.0),
+        (2.0, E.COMPUTE_END, 0, 0, 0, 0.0),
+        (2.0, E.UPLOAD_START, 0, 0, 500, 0.0),
+        (2.5, E.UPLOAD_END, 0, 0, 500, 0.0),
+        (2.5, E.DOWNLOAD_START, 0, 1, 500, 0.0),
+        (3.0, E.DOWNLOAD_END, 0, 1, 500, 0.0),
+        (3.0, E.COMPUTE_START, 0, 1, 0, 2.0),
+        (5.0, E.COMPUTE_END, 0, 1, 0, 0.0),
+        (5.0, E.UPLOAD_START, 0, 1, 2000, 0.0),
+        (7.0, E.UPLOAD_END, 0, 1, 2000, 0.0),
+    ]
+    # 3 s of work at 10 W, 4 s of transfers at 2 W; to wait at the server costs nothing.
+    assert grid.engine.energy_j == {"compute": 30.0, "radio": 8.0, "idle": 0.0}
+
+
+def test_a_client_that_prefetches_serves_tasks_in_order_of_arrival_and_they_share_its_link() -> (
+    None
+):
+    # The client receives and sends 1000 B/s and computes 100 FLOP/s; the server never limits.
+    fleet = fleet_of([Client(100, 8000, 8000, idle_w=1, compute_w=10, radio_w=2)], prefetch=True)
     grid = grid_of(fleet, flops={(0, 0): 100.0, (0, 1): 200.0}, reply={(0, 0): 500, (0, 1): 2000})
 
     replies = grid.send_and_receive([message_to(0, 1000), message_to(0, 500)])
@@ -119,7 +150,7 @@ def test_a_device_serves_two_tasks_in_order_of_arrival_and_they_share_its_link()
 
 
 def test_equal_transfers_of_one_client_that_end_together_are_both_delivered() -> None:
-    grid = grid_of(fleet_of([Client(down_bps=8000)]))
+    grid = grid_of(fleet_of([Client(down_bps=8000)], prefetch=True))
     replies = grid.send_and_receive([message_to(0, 500), message_to(0, 500), message_to(0, 500)])
     assert len(replies) == 3
     assert set(times(grid.trace, E.DOWNLOAD_END).values()) == {1.5}
@@ -250,6 +281,7 @@ def test_a_client_that_leaves_ends_all_its_tasks_and_frees_the_link_for_others()
         ServerLink(up_bps=8000),
         availability=Scripted(2, {0: [3.0]}),
         faults=Faults(detection_s=0.0),
+        prefetch=True,
     )
     grid = grid_of(fleet)
     grid.send_and_receive([message_to(0, 4000), message_to(0, 4000), message_to(1, 4000)])
@@ -286,6 +318,96 @@ def test_a_client_that_was_away_serves_what_has_waited_in_order() -> None:
     assert times(grid.trace, E.DEPARTURE) == {(0, 1): 12.0}
 
 
+# ---- messages that wait --------------------------------------------------------------------------
+
+either = pytest.mark.parametrize("prefetch", [False, True], ids=["one at a time", "prefetch"])
+
+
+def sent_at(grid, times_ttls: list[tuple[float, float]]) -> None:
+    """Pushes messages at given times with given times to live, and lets all come to an end."""
+    for time, ttl in times_ttls:
+        grid.clock.sleep(time - grid.clock.now())
+        grid.push_messages([message_to(0, ttl=ttl)])
+    grid.clock.sleep(1e6)
+
+
+@either
+def test_a_task_of_3000_s_before_tasks_of_100_s_costs_3000_s_and_no_more(prefetch) -> None:
+    # One message after the other, each given up after 120 s. The one sent at 2880 s is dead at
+    # 3000 s, when the client has time again; the next is sent at that moment.
+    flops = {(0, k): 3000.0 if k == 0 else 100.0 for k in range(200)}
+    grid = grid_of(fleet_of([Client()], prefetch=prefetch), flops=flops)
+    while not any(reply.has_content() for reply in grid.send_and_receive([message_to(0, ttl=120)])):
+        pass
+    assert grid.clock.now() == 3100.0
+    assert grid.engine.busy_s == 3100.0
+    assert grid.engine.in_flight == 0
+
+
+@either
+def test_dead_messages_are_in_no_queue_and_no_work_is_done_for_them(prefetch) -> None:
+    grid = grid_of(fleet_of([Client(compute_w=1.0, idle_w=1.0)], prefetch=prefetch), flops=1000.0)
+    for _ in range(100):
+        grid.send_and_receive([message_to(0, ttl=120.0)])
+        assert grid.engine.in_flight <= 2  # what it works on, and what is still valid
+    # At 1000 s, 2000 s, ... it takes the one that was sent last; of a hundred it works on twelve.
+    begun = sorted(times(grid.trace, E.COMPUTE_START).values())
+    assert begun == [1000.0 * k for k in range(12)]
+    assert grid.clock.now() == 12_000.0
+    assert grid.engine.energy_j["compute"] == 12_000.0
+
+
+@either
+@given(
+    messages=st.lists(
+        st.tuples(st.integers(0, 6), st.integers(1, 12), st.integers(0, 9)), min_size=1, max_size=12
+    )
+)
+def test_messages_are_served_in_order_by_whoever_has_time_before_they_die(
+    prefetch, messages
+) -> None:
+    # Pauses before messages, their times to live and their work; links take no time.
+    sent, now = [], 0
+    for pause, ttl, work in messages:
+        now += pause
+        sent.append((float(now), float(ttl), float(work)))
+    expected, free = {}, 0.0
+    for k, (time, ttl, work) in enumerate(sent):
+        start = max(free, time)
+        if start < time + ttl:
+            expected[0, k] = start
+            free = start + work
+    flops = {(0, k): work for k, (_, _, work) in enumerate(sent)}
+    grid = grid_of(fleet_of([Client()], prefetch=prefetch), flops=flops)
+    sent_at(grid, [(time, ttl) for time, ttl, _ in sent])
+    assert times(grid.trace, E.COMPUTE_START) == expected
+    assert grid.engine.busy_s == sum(flops[task] for task in expected)
+    dropped = [k for k in range(len(sent)) if (0, k) not in expected]
+    died = times(grid.trace, E.EXPIRED)
+    assert {k: died[0, k] for k in dropped} == {k: sent[k][0] + sent[k][1] for k in dropped}
+
+
+def test_a_message_that_waits_for_a_busy_client_survives_the_clients_absence() -> None:
+    # It leaves at 1.0, in its first task, and returns at 10.0: the second was never with it.
+    availability = Scripted(1, {0: [1.0, 10.0]})
+    fleet = fleet_of([Client()], availability=availability, faults=Faults(detection_s=1.0))
+    grid = grid_of(fleet, flops=2.0)
+    replies = grid.send_and_receive([message_to(0), message_to(0)])
+    assert [reply.has_content() for reply in replies] == [False, True]
+    assert grid.clock.now() == 12.0
+
+
+def test_work_for_peers_begins_when_the_device_is_free_though_a_message_waits() -> None:
+    # At 0 a message whose work takes 5 s, and another; at 1 what peers sent, valid until 3 and 20.
+    grid = grid_of(fleet_of([Client()]), flops=5.0)
+    grid.push_messages([message_to(0), message_to(0)])
+    dead, alive = [grid.push_from_peers([message_to(0, ttl=ttl)], [1.0])[0] for ttl in (3.0, 20.0)]
+    grid.clock.sleep(15.0)
+    assert times(grid.trace, E.COMPUTE_START) == {(0, 0): 0.0, (0, 3): 5.0, (0, 1): 10.0}
+    assert times(grid.trace, E.EXPIRED) == {(0, 2): 3.0}
+    assert [reply.has_content() for reply in grid.pull_messages([dead, alive])] == [False, True]
+
+
 # ---- a client's state ----------------------------------------------------------------------------
 
 
@@ -301,7 +423,7 @@ def tasks_counted(grid, messages) -> dict[str, int]:
 def test_tasks_of_one_client_see_its_state_in_the_order_in_which_the_device_works() -> None:
     # 1000 B/s, shared: a third each until 0.75, when task 1's 250 B are there; a half each until
     # 2.25, when task 2's 1000 B are there; then task 0's last 750 B until 3.0.
-    fleet = fleet_of([Client(down_bps=8000)])
+    fleet = fleet_of([Client(down_bps=8000)], prefetch=True)
     messages = [message_to(0, 1750), message_to(0, 250), message_to(0, 1000)]
     grid = grid_of(fleet, flops=0.5, answer=counting)
     assert tasks_counted(grid, messages) == {"0.1": 1, "0.2": 2, "0.0": 3}
@@ -311,7 +433,7 @@ def test_tasks_of_one_client_see_its_state_in_the_order_in_which_the_device_work
 def test_a_task_that_was_executed_ahead_and_overtaken_is_executed_again() -> None:
     # Client 1's result is needed at 1.0, and what waits is executed with it: task 0 of client 0,
     # whose message arrives only after 2.0. Task 1 of client 0, sent at 1.5, overtakes it.
-    fleet = fleet_of([Client(down_bps=8000), Client(down_bps=8000)])
+    fleet = fleet_of([Client(down_bps=8000), Client(down_bps=8000)], prefetch=True)
     grid = grid_of(fleet, flops=0.0, answer=counting)
     grid.push_messages([message_to(0, 2000), message_to(1, 1000)])
     grid.clock.sleep(1.5)
@@ -329,7 +451,7 @@ def test_an_upload_under_way_does_not_keep_the_next_task_from_the_state() -> Non
         outcome.content["ballast"] = content_of(1000)["content"]
         return outcome
 
-    fleet = fleet_of([Client(up_bps=80)])
+    fleet = fleet_of([Client(up_bps=80)], prefetch=True)
     grid = grid_of(fleet, flops=None, answer=heavy)
     assert tasks_counted(grid, [message_to(0), message_to(0)]) == {"0.0": 1, "0.1": 2}
     assert times(grid.trace, E.COMPUTE_END)[0, 1] < times(grid.trace, E.UPLOAD_END)[0, 0]
@@ -374,7 +496,7 @@ CLIENTS = 60
 STOPS = {E.UPLOAD_END, E.DROPOUT, E.CRASH, E.DEPARTURE, E.DOWNLOAD_LOST, E.UPLOAD_LOST}
 
 
-def random_run(seed: int, tasks: int, observe=lambda grid: None):
+def random_run(seed: int, tasks: int, observe=lambda grid: None, prefetch=False):
     """Sends tasks in all the ways there are to a fleet on which everything can go wrong."""
     fleet = uniform(
         CLIENTS,
@@ -395,6 +517,7 @@ def random_run(seed: int, tasks: int, observe=lambda grid: None):
             slowdown=GilbertElliott(p=0.1, r=0.5, factor=4.0),
             detection_s=0.5,
         ),
+        prefetch=prefetch,
     )
     contents = [content_of(size) for size in (1, 40, 400, 4000)]
     replies = [Outcome(content=content) for content in contents]
@@ -428,7 +551,8 @@ def random_run(seed: int, tasks: int, observe=lambda grid: None):
     return grid, pushed
 
 
-def test_ten_thousand_tasks_with_random_faults_end_exactly_once() -> None:
+@either
+def test_ten_thousand_tasks_with_random_faults_end_exactly_once(prefetch) -> None:
     costs = [(0.0, 0, 0, 0.0, 0.0, 0.0)]
 
     def never_falls(grid) -> None:
@@ -437,17 +561,20 @@ def test_ten_thousand_tasks_with_random_faults_end_exactly_once() -> None:
         assert all(before <= after for before, after in zip(costs[0], now, strict=True))
         costs[0] = now
 
-    grid, pushed = random_run(1, 10_000, never_falls)
+    grid, pushed = random_run(1, 10_000, never_falls, prefetch)
+    grid.clock.sleep(1000.0)
     rows = events(grid.trace)
     assert all(a[0] <= b[0] for a, b in itertools.pairwise(rows))
     dispatched = {(row[2], row[3]) for row in rows if row[1] is E.DISPATCH}
     ended = Counter((row[2], row[3]) for row in rows if row[1] in STOPS)
-    taken_up = times(grid.trace, E.DOWNLOAD_START)
-    withdrawn = {task for task in times(grid.trace, E.EXPIRED) if task not in taken_up}
+    worked_on = times(grid.trace, E.COMPUTE_START)
+    dead = set(times(grid.trace, E.EXPIRED))
+    dropped = {task for task in dead if task not in worked_on and task not in ended}
     assert len(dispatched) == pushed >= 10_000
     assert set(ended.values()) == {1}
-    assert not withdrawn & set(ended)
-    assert len(ended) + len(withdrawn) + grid.engine.in_flight == pushed
+    assert set(ended) | dropped == dispatched
+    assert prefetch == bool(dropped & set(times(grid.trace, E.DOWNLOAD_END)))
+    assert grid.engine.in_flight == 0
     assert {*STOPS, E.EXPIRED, E.SLOWDOWN, E.TIMEOUT} <= {row[1] for row in rows}
     sent = sum(row[4] for row in rows if row[1] in (E.DOWNLOAD_END, E.DOWNLOAD_LOST))
     received = sum(row[4] for row in rows if row[1] in (E.UPLOAD_END, E.UPLOAD_LOST))

@@ -71,7 +71,9 @@ class Done:
         return self.run.summary
 
 
-def run(strategy, rounds, *, workers=2, data=None, fleet=None, executor="serial", **app):
+def run(
+    strategy, rounds, *, workers=2, data=None, fleet=None, executor="serial", timeout=1e6, **app
+):
     """Runs a strategy among workers."""
     data = data or DATA[workers]
     rows, times, results = [], [], []
@@ -82,7 +84,9 @@ def run(strategy, rounds, *, workers=2, data=None, fleet=None, executor="serial"
             times.append(grid.clock.now())
 
         initial = ArrayRecord(MODEL().state_dict())
-        result = strategy.start(grid, initial, num_rounds=rounds, timeout=1e6, evaluate_fn=evaluate)
+        result = strategy.start(
+            grid, initial, num_rounds=rounds, timeout=timeout, evaluate_fn=evaluate
+        )
         recorder.final(result.arrays)
         results.append(result)
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from scipy.optimize import minimize
-from stand_ins import FakeExecutor, FixedWork
+from stand_ins import FakeExecutor, FixedWork, Scripted, ScriptedFaults
 
 from fl.errors import ConfigError
 from fl.execution.executor import Outcome
 from fl.simulation.durations import Constant, ShiftedExponential
+from fl.simulation.faults import TaskFaults
 from fl.simulation.fleets import durations
 from fl.simulation.grid import SimGrid
 from fl.simulation.trace import Event, Trace
@@ -120,17 +121,42 @@ def test_a_worker_that_is_pushed_a_model_finishes_before_it_takes_the_newest():
     assert computed["psi"] == []
 
 
-def test_pushing_ahead_moves_more_bytes_than_pulling():
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_pushing_ahead_moves_more_bytes_than_pulling_if_workers_take_them(prefetch):
     class Slow:
         def factors(self, seed, n):
             return np.array([1.0, 2.5])
 
     moved = {
-        policy: run(BackupWorkers(backup=1, policy=policy), rounds=6, n=2, client=Slow())[0]
+        policy: run(
+            BackupWorkers(backup=1, policy=policy), rounds=6, n=2, client=Slow(), prefetch=prefetch
+        )[0]
         for policy in ("psw", "pull")
     }
-    assert moved["psw"].engine.bytes_down > moved["pull"].engine.bytes_down
+    down = {policy: grid.engine.bytes_down for policy, grid in moved.items()}
+    assert down["psw"] > down["pull"] if prefetch else down["psw"] == down["pull"]
     assert moved["psw"].engine.bytes_up == moved["pull"].engine.bytes_up
+
+
+@pytest.mark.parametrize("make", [BackupWorkers, DBW])
+@pytest.mark.parametrize("policy", ["psw", "psi", "pull"])
+def test_a_worker_that_always_fails_does_not_stop_the_others(make, policy):
+    crashes = ScriptedFaults(script={(1, k): TaskFaults(crash_at=0.5) for k in range(999)})
+    strategy = make(backup=0, eta=0.25, policy=policy)
+    _, trace, versions = run(strategy, Constant(), rounds=6, n=3, faults=crashes)
+    np.testing.assert_allclose(versions[-1][1], 0.75**6 * START, rtol=1e-5)
+    assert per_version(trace) == [2] * 6
+    assert versions[-1][0] == 6.0
+
+
+@pytest.mark.parametrize("make", [BackupWorkers, DBW])
+def test_a_client_that_comes_later_is_a_worker_from_then_on(make):
+    away = Scripted(3, {2: [3.5]}, offline=[2])
+    strategy = make(backup=0, eta=0.25)
+    _, trace, versions = run(strategy, Constant(), rounds=8, n=3, availability=away)
+    np.testing.assert_allclose(versions[-1][1], 0.75**8 * START, rtol=1e-5)
+    # It is given the model at 4.0, when the fifth iteration begins.
+    assert per_version(trace) == [2, 2, 2, 2, 3, 3, 3, 3]
 
 
 def test_an_iteration_ends_with_what_it_has_when_no_worker_is_left():

@@ -186,10 +186,16 @@ def run_until(strategy, grid, num_faults, num_rounds=10**9):
 
     def watched(server):
         dispatch(server)
-        expected = Counter(grid.ledger.in_flight.values())
-        assert len(server.tasks) == expected.total()
-        assert all(server.tasks.busy(node) == count for node, count in expected.items())
-        assert server.tasks.num_busy == len(expected)
+        tasks, expected = server.tasks, Counter(grid.ledger.in_flight.values())
+        assert {task.message_id for task in tasks.open()} == set(grid.ledger.in_flight)
+        if strategy.patience is None:
+            assert len(tasks) == expected.total()
+        assert {task.message_id for task in tasks} <= set(grid.ledger.in_flight)
+        # Whoever has a task is busy, unless the task is lost; then it has brought an error.
+        lost = Counter(grid.ledger.in_flight[name] for name in tasks._lost)
+        assert all(tasks.busy(node) == n - lost[node] for node, n in expected.items())
+        assert tasks.num_busy == sum(n > lost[node] for node, n in expected.items())
+        assert lost.total() == 0 or strategy.patience is not None
         if strategy.concurrency is not None:
             assert len(server.tasks) <= strategy.concurrency
         if type(strategy).timer is EventDriven.timer and type(strategy).free_slots is SLOTS:

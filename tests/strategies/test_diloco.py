@@ -378,5 +378,5 @@ def test_an_outer_gradient_of_the_wrong_form_is_a_fault_and_its_worker_begins_ag
 
 def test_workers_that_only_crash_end_the_run():
     fleet = crashing(*((0, k) for k in range(5000)), workers=1)
-    with pytest.raises(SimulationError, match="in a row brought no answer"):
+    with pytest.raises(SimulationError, match=r"in a row brought no outer gradient.*crash"):
         run(DiLoCo(inner_steps=2), 3, workers=1, fleet=fleet)

@@ -246,6 +246,14 @@ def test_fedfix_at_the_clients_common_pace_is_fedavg():
     assert ran.times == rounds.times
 
 
+def test_ticks_while_nobody_is_there_are_no_versions():
+    away = Scripted(2, {0: [3.5, 60.5], 1: [3.5, 60.5]})
+    strategy = FedFix(num_clients=2, interval_s=1.0)
+    ran = run(strategy, CENTRES[:2], [0.5, 0.5], num_rounds=6, availability=away)
+    # Those of 1, 2 and 3 s; at 4 s the answers of 3.5 s are there, and nobody; then from 62 s on.
+    assert ran.times == [0.0, 1.0, 2.0, 3.0, 4.0, 62.0, 63.0]
+
+
 def test_a_tick_without_answers_is_a_version_of_the_same_model():
     ran = run(FedFix(num_clients=1, interval_s=1.0), [1.0], [2.5], num_rounds=3)
     np.testing.assert_array_equal(ran.models[1], ran.models[0])
@@ -415,9 +423,16 @@ def test_a_client_too_late_for_an_interaction_keeps_its_place():
     assert node_id(1) not in strategy.starts
 
 
+@pytest.mark.parametrize("method", [Favas, QuAFL])
+def test_while_nobody_is_there_no_contact_is_in_vain(method):
+    away = Scripted(4, {i: [2.2, 7200.0] for i in range(4)})  # waiting_s is 1 s
+    ran = run(contacts(method), CENTRES, [0.1] * 4, num_rounds=9, availability=away)
+    assert 7200.0 < ran.times[-1] < 7220.0
+
+
 def test_contacts_that_nobody_can_answer_in_time_stop_the_run_with_the_remedy():
     faults = Faults(message_loss=1.0)
-    with pytest.raises(SimulationError, match="interaction_s is 1 s, raise it"):
+    with pytest.raises(SimulationError, match=r"within strategy\.interaction_s, 1 s: raise it"):
         run(contacts(Favas), CENTRES, [0.5] * 4, num_rounds=1, faults=faults)
 
 
@@ -457,7 +472,7 @@ def test_twice_the_seconds_for_everything_is_the_same_run_twice_as_slow(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_strategy_without_rounds_says_so_to_who_drives_it_in_rounds(name):
+def test_a_strategy_without_rounds_says_so_to_who_drives_it_reads_timeout(name):
     with pytest.raises(ConfigError, match="has no rounds"):
         ALL[name]().configure_train(1, ArrayRecord(), ConfigRecord(), None)
 

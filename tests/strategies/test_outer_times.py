@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import pytest
 from islands import CUT, DATA, LAYOUT, MODEL, SGD, app_of, crashing, of, run
-from stand_ins import Client, fleet_of
+from stand_ins import Client, ScriptedFaults, fleet_of
 
 from fl.clients import Gradient
 from fl.compression import Cast
 from fl.models import flops_per_example
+from fl.simulation.faults import TaskFaults
 from fl.simulation.trace import Event
 from fl.strategies import DataParallel, DelayedUpdates, DiLoCo, EagerUpdates, StreamingDiLoCo
 
@@ -20,9 +21,10 @@ STEP_FLOPS = 32 * flops_per_example(MODEL(), (1, 8, 8)).training
 D = LAYOUT.size
 
 
-def islands(bps, step_s=(1.0, 1.0)):
+def islands(bps, step_s=(1.0, 1.0), faults=None):
     return fleet_of(
-        [Client(flops=STEP_FLOPS / s, up_bps=bps, down_bps=bps, latency_s=0.125) for s in step_s]
+        [Client(flops=STEP_FLOPS / s, up_bps=bps, down_bps=bps, latency_s=0.125) for s in step_s],
+        faults=faults,
     )
 
 
@@ -49,6 +51,45 @@ def test_the_slowest_worker_sets_the_pace():
     times, utilisation = timed(DiLoCo(inner_steps=4), 2, islands(bps, (1.0, 1.5)))
     assert times == pytest.approx([0.0, 7.5, 15.0])
     assert utilisation == pytest.approx((4 + 6) / (2 * 7.5))
+
+
+def test_workers_slower_than_the_timeout_take_part():
+    fleet = islands(32 * D, (100.0, 150.0))
+    got = run(DiLoCo(inner_steps=4), 2, fleet=fleet, batch_size=32, timeout=120.0)
+    assert got.times == pytest.approx([0.0, 601.5, 1203.0])
+    assert [m["islands"] for m in got.result.train_metrics_clientapp.values()][1:] == [2, 2]
+
+
+def test_a_worker_that_falls_silent_is_left_out_when_it_is_late_and_asked_again_when_it_is_lost():
+    # Worker 1 drops out of its second segment, which begins at 5.5 s, and nobody hears of it. Its
+    # first took 4 s: it is late 10 x 4 s later, and has lost the segment after 3 times that.
+    faults = ScriptedFaults(script={(1, 1): TaskFaults(dropout_at=0.5)})
+    got = run(DiLoCo(inner_steps=4), 26, fleet=islands(32 * D, faults=faults), batch_size=32)
+    assert got.times[2] == pytest.approx(5.5 + 40.0)
+    islands_in = [m["islands"] for m in got.result.train_metrics_clientapp.values()]
+    alone = [time for time, n in zip(got.times, islands_in, strict=True) if n == 1]
+    # Alone it takes 4 s a round, and worker 1 enters with the next one after 5.5 + 120 s.
+    assert alone == pytest.approx([45.5 + 4.0 * k for k in range(len(alone))])
+    assert alone[-1] <= 125.5 + 2 * 4.0
+    assert islands_in[-1] == 2
+
+
+def test_a_worker_that_comes_late_enters_again_with_what_the_others_have():
+    # Its second segment takes 100 s instead of 4 s: the others go on after 40 s.
+    class Spell:
+        def slowdown(self, seed, client, dispatch):
+            return 25.0 if (client, dispatch) == (1, 1) else 1.0
+
+    fleet = islands(32 * D, faults=ScriptedFaults(slowdown=Spell()))
+    got = run(DiLoCo(inner_steps=4), 20, fleet=fleet, batch_size=32)
+    assert got.times[2] == pytest.approx(45.5)
+    (late,) = of(got.run.trace, Event.DISCARDED)
+    assert (late["client"], late["time_s"]) == (1, pytest.approx(105.5))
+    islands_in = [m["islands"] for m in got.result.train_metrics_clientapp.values()]
+    both = [time for time, n in zip(got.times, islands_in, strict=True) if n == 2]
+    # It fetches the outer parameters (0.25 s and 1 s), and both are done 5.5 s later.
+    assert both[2] <= 105.5 + 2 * 4.0 + 1.25 + 5.5
+    assert islands_in[-1] == 2
 
 
 def test_data_parallel_training_waits_in_every_step():

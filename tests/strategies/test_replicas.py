@@ -13,6 +13,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.clientapp import ClientApp
+from stand_ins import Scripted
 
 from fl import simulate
 from fl.clients import Gradient, TrainingApp
@@ -26,7 +27,7 @@ from fl.compression import (
     Sign,
 )
 from fl.data import federate, load_digits, partition
-from fl.errors import ConfigError
+from fl.errors import ConfigError, SimulationError
 from fl.models import LogisticRegression, build, evaluate, per_example_loss
 from fl.params import Layout, from_record
 from fl.simulation.faults import Faults
@@ -244,13 +245,23 @@ def test_signs_learn_what_adam_learns():
 @pytest.mark.parametrize("fault", [{"dropout": 0.3}, {"message_loss": 0.3}])
 def test_a_missing_worker_stops_the_run_with_a_reason(fault):
     fleet = replace(uniform(num_clients=WORKERS, seed=0), faults=Faults(**fault, detection_s=1.0))
-    with pytest.raises(ConfigError, match="OneBitAdam needs every client in every round"):
+    with pytest.raises(SimulationError, match="OneBitAdam needs the message of every worker"):
         run(OneBitAdam(WORKERS, warmup=3, lr=0.01), 10, fleet=fleet)
 
 
-def test_too_many_workers_are_refused():
-    with pytest.raises(ConfigError, match="needs every client"):
+def test_workers_that_come_later_are_waited_for():
+    away = Scripted(WORKERS, {1: [3600.0]}, offline=[1])
+    fleet = replace(uniform(num_clients=WORKERS, seed=0), availability=away)
+    totals = run(OneBitAdam(WORKERS, warmup=3, lr=0.01), 3, fleet=fleet).summary["totals"]
+    assert totals["client_updates"] == 3 * WORKERS
+    assert 3600.0 < totals["virtual_s"] < 3620.0
+
+
+def test_too_many_or_too_few_workers_are_refused():
+    with pytest.raises(SimulationError, match=r"no other will ever come\. Ask for fewer .*workers"):
         run(OneBitAdam(WORKERS + 1, warmup=3, lr=0.01), 1)
+    with pytest.raises(ConfigError, match=f"set strategy.rule.workers={WORKERS}"):
+        run(OneBitAdam(WORKERS - 1, warmup=3, lr=0.01), 1)
 
 
 @pytest.mark.parametrize(

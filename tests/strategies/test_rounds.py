@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
-from stand_ins import FakeExecutor, FixedWork
+from stand_ins import FakeExecutor, FixedWork, Scripted, ScriptedFaults
 
 from fl.aggregation import Median
-from fl.errors import ConfigError
+from fl.errors import ConfigError, SimulationError
 from fl.execution.executor import Outcome
 from fl.simulation.durations import ShiftedExponential
-from fl.simulation.faults import Faults
+from fl.simulation.faults import Faults, TaskFaults
 from fl.simulation.fleets import durations
 from fl.simulation.grid import SimGrid
 from fl.simulation.identity import client_of, node_id
@@ -46,12 +46,12 @@ def answer(assignment):
     return Outcome(content=RecordDict(content))
 
 
-def run(strategy, seconds, *, rounds=1, task=None, faults=None, seed=0):
+def run(strategy, seconds, *, rounds=1, task=None, faults=None, seed=0, availability=None):
     trace = Trace()
     n = seconds if isinstance(seconds, int) else len(seconds)
     client = None if isinstance(seconds, int) else Seconds(seconds)
     grid = SimGrid(
-        durations(n, seed, task=task, client=client, faults=faults),
+        durations(n, seed, task=task, client=client, faults=faults, availability=availability),
         FakeExecutor(answer),
         planner=lambda *_: FixedWork(1.0),
         trace=trace,
@@ -175,6 +175,45 @@ def test_clients_that_never_answer_are_in_no_tier():
     strategy = TiFL(clients=1, num_tiers=2, profiling_rounds=2, profiling_s=3.0)
     run(strategy, [1.0, 2.0, 99.0], rounds=4)
     assert [[client_of(node) for node in tier] for tier in strategy.tiers] == [[0], [1]]
+
+
+def test_a_client_that_comes_after_profiling_is_timed_and_trained_with_its_tier():
+    away = Scripted(4, {3: [20.0]}, offline=[3])
+    strategy = TiFL(clients=1, num_tiers=2, interval=100, credits=99)
+    _, trace, times, _ = run(strategy, [1.0, 2.0, 9.0, 1.5], rounds=60, availability=away)
+    tiers = [[client_of(node) for node in tier] for tier in strategy.tiers]
+    assert tiers == [[0, 3], [1, 2]]
+    rows = zip(trace.time, trace.kind, trace.client, strict=True)
+    events = [(t, Event(kind)) for t, kind, client in rows if client == 3]
+    assert events[0][1] is Event.DISPATCH
+    first = next(t for t in times if t >= 20.0)  # it is timed when the next round begins
+    assert events[0][0] == first
+    assert next(e for e in events if e[1] is Event.DISCARDED)[0] == first + 1.5
+    assert any(kind is Event.APPLIED for _, kind in events)
+
+
+def test_a_client_that_failed_while_it_was_timed_is_timed_again():
+    faults = ScriptedFaults(script={(1, 0): TaskFaults(crash_at=0.5)})
+    strategy = TiFL(clients=1, num_tiers=2, interval=100)
+    _, trace, _, _ = run(strategy, [1.0, 2.0], rounds=20, faults=faults)
+    assert [[client_of(node) for node in tier] for tier in strategy.tiers] == [[0], [1]]
+    assert set(clients(trace, Event.APPLIED)) == {0, 1}
+
+
+def test_clients_without_a_tier_are_not_trained_while_the_others_are_away():
+    away = Scripted(2, {0: [10.0, 500.0]})
+    strategy = TiFL(clients=1, num_tiers=1, profiling_s=5.0)
+    _, trace, times, _ = run(strategy, [1.0, 9.0], rounds=20, availability=away)
+    assert set(clients(trace, Event.APPLIED)) == {0}
+    assert times[-1] > 500.0
+
+
+@pytest.mark.parametrize("profiling_s", [100.0, 2e4], ids=["deadline", "timeout"])
+def test_without_any_tier_the_run_ends_and_says_so(profiling_s):
+    # The timeout of the run is 1e4 s.
+    strategy = TiFL(clients=1, num_tiers=2, profiling_s=profiling_s)
+    with pytest.raises(SimulationError, match=r"none of the 2 clients .*profiling_s, .*: raise"):
+        run(strategy, [3e4, 4e4], rounds=20)
 
 
 def test_one_tier_is_plain_averaging():

@@ -40,6 +40,7 @@ def cross_silo(
     server_latency_s: float = 0.0,
     availability: Availability | None = None,
     faults: Faults | None = None,
+    prefetch: bool = False,
 ) -> Fleet:
     """Returns a fleet of machines of hospitals, banks or laboratories.
 
@@ -72,6 +73,7 @@ def cross_silo(
         server_latency_s: one-way delay of its link, in s.
         availability: who is online when; None means always.
         faults: what goes wrong with tasks; None means nothing.
+        prefetch: clients download messages while they compute; see `Fleet`.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -116,4 +118,5 @@ def cross_silo(
         server=ServerLink(server_down_bps, server_up_bps, server_latency_s),
         availability=Always(num_clients) if availability is None else availability,
         faults=Faults() if faults is None else faults,
+        prefetch=prefetch,
     )

@@ -145,6 +145,7 @@ def datacenters(
     server_up_bps: float = math.inf,
     availability: Availability | None = None,
     faults: Faults | None = None,
+    prefetch: bool = False,
 ) -> Fleet:
     """Returns a fleet whose clients are islands of GPUs, with edges between them.
 
@@ -176,6 +177,7 @@ def datacenters(
         server_up_bps: capacity for what the server sends, bit/s.
         availability: who is online when; None means always.
         faults: what goes wrong with tasks; None means nothing.
+        prefetch: clients download messages while they compute; see `Fleet`.
 
     Raises:
         ConfigError: an argument is out of range, or a name is unknown.
@@ -223,5 +225,6 @@ def datacenters(
         server=ServerLink(server_down_bps, server_up_bps),
         availability=Always(num_clients) if availability is None else availability,
         faults=Faults() if faults is None else faults,
+        prefetch=prefetch,
         edges=Edges(Links(access, access, links.latency_s, no_loss), site, bps, delay),
     )

@@ -34,6 +34,7 @@ def durations(
     server_up_bps: float = math.inf,
     availability: Availability | None = None,
     faults: Faults | None = None,
+    prefetch: bool = False,
 ) -> Fleet:
     """Returns a fleet whose task times are drawn: seconds f_i X_ik for task k of client i.
 
@@ -62,6 +63,7 @@ def durations(
         server_up_bps: capacity for what the server sends, bit/s.
         availability: who is online when; None means always.
         faults: what goes wrong with tasks; None means nothing.
+        prefetch: clients download messages while they compute; see `Fleet`.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -90,5 +92,6 @@ def durations(
         server=ServerLink(server_down_bps, server_up_bps),
         availability=Always(num_clients) if availability is None else availability,
         faults=Faults() if faults is None else faults,
+        prefetch=prefetch,
         task_seconds=DrawnSeconds(seed, seconds, factors, law, task_flops),
     )

@@ -82,6 +82,7 @@ def mobile(
     server_latency_s: float = 0.0,
     availability: Availability | None = None,
     faults: Faults | None = None,
+    prefetch: bool = False,
 ) -> Fleet:
     """Returns a fleet of phones.
 
@@ -136,6 +137,7 @@ def mobile(
         server_latency_s: one-way delay of the server's link, in s.
         availability: who is online when; None means `Diurnal` with its defaults, 5% to 25%.
         faults: what goes wrong with tasks; None means the defaults described above.
+        prefetch: clients download messages while they compute; see `Fleet`.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -177,4 +179,5 @@ def mobile(
             if faults is None
             else faults
         ),
+        prefetch=prefetch,
     )

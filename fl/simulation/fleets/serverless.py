@@ -31,6 +31,7 @@ def serverless(
     server_up_bps: float = math.inf,
     availability: Availability | None = None,
     faults: Faults | None = None,
+    prefetch: bool = False,
 ) -> Fleet:
     """Returns a fleet of cloud functions: task k of client w takes what worker w took in round k.
 
@@ -57,6 +58,7 @@ def serverless(
         server_up_bps: capacity for what the server sends, bit/s.
         availability: who is online when; None means always.
         faults: what goes wrong with tasks; None means nothing.
+        prefetch: clients download messages while they compute; see `Fleet`.
 
     Raises:
         ConfigError: the file cannot be read, has no such load or too few workers, or an argument
@@ -87,5 +89,6 @@ def serverless(
         server=ServerLink(server_down_bps, server_up_bps),
         availability=Always(num_clients) if availability is None else availability,
         faults=Faults() if faults is None else faults,
+        prefetch=prefetch,
         task_seconds=measured,
     )

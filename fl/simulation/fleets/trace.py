@@ -50,6 +50,7 @@ def trace(
     server_up_bps: float = 1e9,
     availability: Availability | None = None,
     faults: Faults | None = None,
+    prefetch: bool = False,
 ) -> Fleet:
     """Returns a fleet whose columns come from files, each client drawing its own rows.
 
@@ -103,6 +104,7 @@ def trace(
         server_up_bps: capacity for what the server sends, bit/s.
         availability: who is online when; None means `Diurnal` with its defaults, 5% to 25%.
         faults: what goes wrong with tasks; None means nothing.
+        prefetch: clients download messages while they compute; see `Fleet`.
 
     Raises:
         ConfigError: a file cannot be read, there is none for compute or links, or an argument is
@@ -158,5 +160,6 @@ def trace(
         server=ServerLink(server_down_bps, server_up_bps),
         availability=Diurnal(num_clients, seed) if availability is None else availability,
         faults=Faults() if faults is None else faults,
+        prefetch=prefetch,
         edges=None if between is None else Edges(links, city, None, between),
     )

@@ -38,6 +38,7 @@ def uniform(
     paces: PaceLaw | None = None,
     availability: Availability | None = None,
     faults: Faults | None = None,
+    prefetch: bool = False,
 ) -> Fleet:
     """Returns a fleet of equal clients, apart from `speed_spread` and `paces`.
 
@@ -70,6 +71,7 @@ def uniform(
         paces: client i takes paces[i] times as long for its work; None means 1 for all.
         availability: who is online when; None means always.
         faults: what goes wrong with tasks; None means nothing.
+        prefetch: clients download messages while they compute; see `Fleet`.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -108,4 +110,5 @@ def uniform(
         server=ServerLink(server_down_bps, server_up_bps, server_latency_s),
         availability=Always(num_clients) if availability is None else availability,
         faults=Faults() if faults is None else faults,
+        prefetch=prefetch,
     )
