@@ -371,6 +371,26 @@ class TrainingApp(PlannedApp):
             return epochs * per_epoch
         return steps or 0 if per_epoch else 0
 
+    def check_config(self, config: Mapping[str, Any]) -> None:
+        """Checks a configuration that every `train` message would bring.
+
+        Raises:
+            ConfigError: it makes no sense, or not with this rule.
+        """
+        # Rounds count from 1, and schedules of rounds ask which one it is.
+        self._scalars({"server-round": 1, **config})
+        self._planned_steps(config, 1)
+        _limits(config)
+
+    def replaced_by(self, key: str) -> tuple[str, ...]:
+        """Returns the arguments that a key of a message's configuration stands in for.
+
+        Those of the rule are called "rule.NAME".
+        """
+        if key in ("local-epochs", "local-steps"):
+            return "local_epochs", "local_steps"
+        return tuple(f"rule.{name}" for name in self.rule.honours.get(key, ()))
+
     # ---- handlers --------------------------------------------------------------------------------
 
     def _train(self, message: Message, context: Context) -> Message:

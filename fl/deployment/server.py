@@ -20,7 +20,7 @@ from fl.experiment import app_of, build, facts, serve, target_of
 from fl.metrics import Progress, RunWriter, Totals, units
 from fl.metrics.atomic import replacing
 from fl.metrics.run_writer import Status
-from fl.metrics.table import results
+from fl.metrics.table import print_results
 from fl.randomness import global_generators
 from fl.recorder import Recorder
 
@@ -140,7 +140,7 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
         plots.metrics(
             writer.history, directory / "plots" / "metrics.png", target=writer.target, time="time"
         )
-    Console(width=_WIDTH).print(results(summary, directory, extra.get("central")))
+    print_results(summary, directory, extra.get("central"), Console(width=_WIDTH))
     if error is not None:
         raise error
     return summary

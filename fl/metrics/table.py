@@ -8,12 +8,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from fl.errors import ConfigError
 from fl.metrics import units
 from fl.metrics.runs import Run
+from fl.metrics.target import when
 
 _Show = Callable[[float], str]
 _UnitOf = Callable[[float], units.Unit]
@@ -30,16 +32,37 @@ _FILES = (
 )
 
 
-def results(
+def print_results(
     summary: Mapping[str, Any],
     directory: Path | None = None,
     central: Mapping[str, float] | None = None,
-) -> Table:
+    console: Console | None = None,
+) -> None:
+    """Prints the table of one run, and below it where its files are, which no width may cut.
+
+    Args:
+        summary: content of summary.json, or what `RunWriter.finish` returned.
+        directory: the run's directory.
+        central: the same metrics of a model trained on all data in one place, where known.
+        console: where to; by default standard output.
+    """
+    console = Console() if console is None else console
+    console.print(results(summary, central))
+    if directory is not None:
+        names = [name for name in _FILES if (directory / name).exists()]
+        print_path(console, directory, f": {'  '.join(names)}")
+
+
+def print_path(console: Console, path: Path, note: str = "") -> None:
+    """Prints a path in one line of its own, however long, as it can be copied."""
+    console.print(Text(f"{path}{note}"), soft_wrap=True)
+
+
+def results(summary: Mapping[str, Any], central: Mapping[str, float] | None = None) -> Table:
     """Returns the table of one run.
 
     Args:
         summary: content of summary.json, or what `RunWriter.finish` returned.
-        directory: the run's directory; its files are listed.
         central: the same metrics of a model trained on all data in one place, where known.
     """
     table = Table(title=f"Run {summary['status']}", title_justify="left", show_header=False)
@@ -76,10 +99,6 @@ def results(
     table.add_row("time" if deployed else "time on this host", f"{units.duration(wall_s)}{speed}")
     table.add_row("model", _short(summary["model_sha256"]))
     table.add_row("trace", _short(summary["trace_sha256"]))
-    if directory is not None:
-        names = [name for name in _FILES if (directory / name).exists()]
-        table.add_row("written to", Text(str(directory)))
-        table.add_row("", "  ".join(names))
     return table
 
 
@@ -90,8 +109,9 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
     those count with what they reached. Numbers are mean ± sample standard deviation over the
     group's runs (its seeds); a single run shows its value alone. Time, bytes and energy are those
     to the target if the first run has one, over the seeds that reached it (`2/3` of them, say),
-    and the totals otherwise. "staleness" is that of applied updates, in versions; "computing" is
-    the share of the time that clients computed, over those that were sent anything.
+    and the totals otherwise. A run that did not get through its first round has no metrics to show.
+    "staleness" is that of applied updates, in versions; "computing" is the share of the time that
+    clients computed, over those that were sent anything.
 
     Args:
         runs: label to runs; see `fl.metrics.runs.group_runs`.
@@ -110,15 +130,18 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
     table = Table(title="mean ± standard deviation over seeds", title_justify="left")
     table.add_column("runs", no_wrap=True)
     table.add_column("seeds", justify="right")
-    for name in metrics:
+    every = [run.summary for group in runs.values() for run in group]
+    with_best = {name: any(name in s["best"] for s in every) for name in metrics}
+    for name, has_best in with_best.items():
         table.add_column(f"final {name}", justify="right")
-        table.add_column(f"best {name}", justify="right")
+        if has_best:
+            table.add_column(f"best {name}", justify="right")
     what = f" to {target['value']:g}" if target else ""
     for name in (f"time{what}", f"bytes{what}", f"energy{what}"):
         table.add_column(name, justify="right")
     # Runs recorded before these were have none, and strategies with rounds have no staleness.
-    stale = any(run.summary.get("staleness") for group in runs.values() for run in group)
-    busy = any(r.summary["totals"].get("utilisation") for group in runs.values() for r in group)
+    stale = any(summary.get("staleness") for summary in every)
+    busy = any(summary["totals"].get("utilisation") for summary in every)
     for name, shown in (("staleness", stale), ("computing", busy)):
         if shown:
             table.add_column(name, justify="right")
@@ -126,7 +149,7 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
         summaries = [run.summary for run in group]
         ended = sum(s["status"] == "completed" for s in summaries)
         seeds = str(ended) if ended == len(group) else f"{ended} of {len(group)}"
-        cells = [*_cells(summaries, metrics, target)]
+        cells = [*_cells(summaries, with_best, target)]
         if stale:
             means = [float(s["staleness"]["mean"]) for s in summaries if s.get("staleness")]
             cells.append(_spread(means, units.metric))
@@ -146,7 +169,7 @@ def _metric_rows(
         text = units.metric(float(value))
         record = summary["best"].get(name)
         if record is not None:
-            text += f" (best {units.metric(float(record['value']))} in round {record['round']})"
+            text += f" (best {units.metric(float(record['value']))} {when(record['round'])})"
         if name in central:
             text += f", central {units.metric(central[name])}"
         yield name, text
@@ -166,14 +189,17 @@ def _metric_rows(
 
 def _cells(
     group: Sequence[Mapping[str, Any]],
-    metrics: Sequence[str],
+    metrics: Mapping[str, bool],
     target: Mapping[str, Any] | None,
 ) -> Iterator[str]:
-    for name in metrics:
-        final = [float(s["final"][name]) for s in group if name in s["final"]]
-        best = [float(s["best"][name]["value"]) for s in group if name in s["best"]]
+    # What a run that did not get through its first round reports is its initial model's.
+    trained = [s for s in group if s["totals"].get("rounds", 1)]
+    for name, has_best in metrics.items():
+        final = [float(s["final"][name]) for s in trained if name in s["final"]]
         yield _spread(final, units.metric)
-        yield _spread(best, units.metric)
+        if has_best:
+            best = [float(s["best"][name]["value"]) for s in trained if name in s["best"]]
+            yield _spread(best, units.metric)
     if target:
         reached = [s["target"] for s in group if s["target"] and s["target"]["reached"]]
         costs = [(t["time_s"], float(t["bytes"]), t["energy_j"]) for t in reached]

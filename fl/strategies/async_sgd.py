@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fl.arguments import read_if
 from fl.errors import ConfigError
 from fl.strategies.events import EventDriven, Server, Update, at_least, positive
 
@@ -20,6 +21,8 @@ Rule = Literal["constant", "adaptive", "ringmaster", "rennala"]
 _RULES = ("constant", "adaptive", "ringmaster", "rennala")
 
 
+@read_if(lambda a: a["rule"] == "ringmaster", "max_delay", only="only {at}rule=ringmaster reads it")
+@read_if(lambda a: a["rule"] == "rennala", "batch", only="only {at}rule=rennala reads it")
 class AsyncSgd(EventDriven):
     """Every worker sends a gradient and gets the newest model back.
 

@@ -6,8 +6,8 @@ Algorithms 3 and 4; how workers and server meet is that of arXiv:2004.14696, sec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -50,6 +50,8 @@ class BackupWorkers(EventDriven):
     Raises:
         ConfigError: an argument is out of its range.
     """
+
+    tells: ClassVar[Mapping[str, Any]] = {"local-steps": 1, "lr": "eta"}
 
     def __init__(
         self, *, backup: int = 0, eta: float = 0.1, policy: Policy = "psw", **events: Any

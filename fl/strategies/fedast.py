@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fl.arguments import read_if
 from fl.clients.task_app import TASK_KEY
 from fl.errors import ConfigError
 from fl.params import Row
@@ -21,6 +22,17 @@ from fl.strategies.events import Server, Update, at_least, positive
 from fl.strategies.simultaneous import Learning, Simultaneous
 
 
+@read_if(
+    lambda a: a["buffer_size"] is None or a["allocation"] == "dynamic",
+    "ratio",
+    only="{at}buffer_size counts instead",
+)
+@read_if(
+    lambda a: a["allocation"] == "dynamic",
+    "window",
+    "client_lr",
+    only="only {at}allocation=dynamic reads it",
+)
 class FedAST(Simultaneous):
     """Algorithm 1 of the paper.
 

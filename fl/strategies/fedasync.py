@@ -59,6 +59,11 @@ class FedAsync(EventDriven):
         self.max_staleness = max_staleness
         self.anchor = anchor
 
+    @property
+    def tells(self) -> Mapping[str, str]:
+        """What every message says beside the model, by the argument that it comes from."""
+        return {"proximal-mu": "rho"} if self.rho else {}
+
     def config(self) -> Mapping[str, Any]:
         """Returns rho, for the clients' proximal term."""
         return {"proximal-mu": self.rho} if self.rho else {}

@@ -9,9 +9,9 @@ rules are those of the authors' code (`CompassScheduler` and `FedCompassAggregat
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -82,6 +82,8 @@ class FedCompass(EventDriven):
     Raises:
         ConfigError: an argument is out of its range.
     """
+
+    tells: ClassVar[Mapping[str, str]] = {"local-steps": "max_steps"}
 
     def __init__(
         self,

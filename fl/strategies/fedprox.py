@@ -6,16 +6,22 @@ arXiv:1812.06127 (MLSys 2020); protocol as in the authors' code, litian96/FedPro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid, strategy
 
+from fl.arguments import read_if
 from fl.errors import ConfigError
 from fl.randomness import generator
 
 
+@read_if(
+    lambda a: a["straggler_fraction"] > 0,
+    "drop_stragglers",
+    only="there are stragglers only with {at}straggler_fraction above 0",
+)
 class FedProx(strategy.FedProx):
     """Flower's FedProx with the paper's protocol for stragglers.
 
@@ -39,6 +45,8 @@ class FedProx(strategy.FedProx):
     Raises:
         ConfigError: an argument is out of its range; or, in a round, all devices would be dropped.
     """
+
+    tells: ClassVar[Mapping[str, str]] = {"local-epochs": "local_epochs"}
 
     def __init__(
         self,

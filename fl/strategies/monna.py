@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fl.aggregation import NearestNeighbourAveraging
+from fl.arguments import read_if
 from fl.attacks import Scene
 from fl.errors import ConfigError
 from fl.params import Row
@@ -22,6 +23,7 @@ from fl.strategies.swarm import Answer
 from fl.topologies import Stochasticity
 
 
+@read_if(lambda a: False, "topology.weights", only="MoNNA takes the graph of a topology alone")
 class MoNNA(Gossip):
     """Averages the models nearest to the node's own, of those that come first.
 
