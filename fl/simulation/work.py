@@ -81,7 +81,7 @@ class Charge:
         for name in ("flops_per_example", "seconds", "measured"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"charge.{name} is {value}; it must be finite and at least 0")
+                raise ConfigError(f"{name} is {value}; it must be finite and at least 0")
 
     def seconds_for(
         self, fleet: Fleet, client: int, dispatch: int, assignment: Assignment, outcome: Outcome

@@ -83,9 +83,7 @@ class Aggregate(strategy.FedAvg):
         **flower: Any,
     ) -> None:
         if not eta > 0:
-            raise ConfigError(
-                f"strategy.eta is {eta}; it must be positive, and 1 replaces the model"
-            )
+            raise ConfigError(f"eta is {eta}; it must be positive, and 1 replaces the model")
         super().__init__(**flower)
         self.rule = rule if f is None else rule.tolerating(f)
         self.eta = eta

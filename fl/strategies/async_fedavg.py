@@ -70,9 +70,7 @@ class AsyncFedAvg(EventDriven):
         super().__init__(**events)
         positive("eta", eta)
         if weights not in ("unbiased", "identical"):
-            raise ConfigError(
-                f"strategy.weights is {weights!r}; it must be 'unbiased' or 'identical'"
-            )
+            raise ConfigError(f"weights is {weights!r}; it must be 'unbiased' or 'identical'")
         self.num_clients = num_clients
         self.weights = weights
         self.eta = eta

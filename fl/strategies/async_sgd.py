@@ -64,7 +64,7 @@ class AsyncSgd(EventDriven):
     ) -> None:
         super().__init__(**events)
         if rule not in _RULES:
-            raise ConfigError(f"strategy.rule is {rule!r}; it must be one of {', '.join(_RULES)}")
+            raise ConfigError(f"rule is {rule!r}; it must be one of {', '.join(_RULES)}")
         at_least("max_delay", max_delay, 1)
         at_least("batch", batch, 1)
         positive("scale", scale)

@@ -60,7 +60,7 @@ class BackupWorkers(EventDriven):
         at_least("backup", backup, 0)
         positive("eta", eta)
         if policy not in ("psw", "psi", "pull"):
-            raise ConfigError(f"strategy.policy is {policy!r}; it must be 'psw', 'psi' or 'pull'")
+            raise ConfigError(f"policy is {policy!r}; it must be 'psw', 'psi' or 'pull'")
         self.backup = backup
         self.eta = eta
         self.policy = policy

@@ -82,12 +82,10 @@ class FedAST(Simultaneous):
         for name, rate in (client_lr or {}).items():
             positive(f"client_lr.{name}", rate)
         if allocation not in ("static", "dynamic"):
-            raise ConfigError(
-                f"strategy.allocation is {allocation!r}; it must be 'static' or 'dynamic'"
-            )
+            raise ConfigError(f"allocation is {allocation!r}; it must be 'static' or 'dynamic'")
         if allocation == "dynamic" and self.one_after_another:
             raise ConfigError(
-                "strategy.allocation is 'dynamic' and strategy.one_after_another true: one task at "
+                "allocation is 'dynamic' and one_after_another true: one task at "
                 "a time leaves nothing to allocate"
             )
         self.buffer_size = buffer_size

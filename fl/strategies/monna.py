@@ -61,7 +61,7 @@ class MoNNA(Gossip):
             fewest = min(len(heard) for heard in self.edges(e).heard) + 1
             if fewest < 3 * f + 1:
                 raise ConfigError(
-                    f"strategy.f is {f}, and a node has {fewest} vectors with its own: it needs "
+                    f"f is {f}, and a node has {fewest} vectors with its own: it needs "
                     f"3 f + 1: set strategy.f={(fewest - 1) // 3}, or use topology=complete"
                 )
 

@@ -273,7 +273,7 @@ class OuterSteps(NoRounds):
             at_least("fragments", fragments, 1)
             _check_divides(inner_steps, fragments)
         if pattern not in ("strided", "sequential"):
-            raise ConfigError(f"strategy.pattern is {pattern!r}; it must be strided or sequential")
+            raise ConfigError(f"pattern is {pattern!r}; it must be strided or sequential")
         at_least("overlap", overlap, 0)
         share("mixing", mixing)
         share("drop", drop)
