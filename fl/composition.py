@@ -145,8 +145,10 @@ def told_by(strategy: Strategy) -> dict[str, tuple[str, Any]]:
     return told
 
 
-def check_told(strategy: Strategy, app: TrainingApp, train_config: Mapping[str, Any]) -> None:
-    """Checks that clients can do what the messages are going to tell them.
+def check_told(
+    strategy: Strategy, app: TrainingApp, train_config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Checks that clients can do what the messages are going to tell them, and returns that.
 
     Args:
         strategy: what it adds to the messages is known from `told_by`.
@@ -157,14 +159,13 @@ def check_told(strategy: Strategy, app: TrainingApp, train_config: Mapping[str, 
         ConfigError: they cannot.
     """
     told = {key: value for key, (_, value) in told_by(strategy).items()}
-    for teller, config in (
-        ("train_config", train_config),
-        (type(strategy).__name__, {**train_config, **told}),
-    ):
+    told = {**train_config, **told}
+    for teller, config in (("train_config", train_config), (type(strategy).__name__, told)):
         try:
             app.check_config(config)
         except ConfigError as error:
             raise ConfigError(f"{teller} tells clients what they refuse: {error}") from error
+    return told
 
 
 def unread_of_clients(

@@ -43,7 +43,7 @@ from fl.metrics import Target
 from fl.metrics.table import print_results
 from fl.metrics.target import final_value
 from fl.models import build as build_model
-from fl.models import drop_weights, evaluate, global_objective
+from fl.models import drop_weights, evaluate, global_objective, smallest_batch
 from fl.recorder import Recorder
 from fl.recovery import Recovery, Start, source_sha256, unrepeatable
 from fl.recovery.command import command_of_job
@@ -126,6 +126,7 @@ class _Learnt(NamedTuple):
 
     data: FederatedData
     model: partial[nn.Module]
+    smallest_batch: int
     make_app: Callable[..., TrainingApp]
 
 
@@ -177,12 +178,14 @@ def _joined(
     learning = {}
     for task, place in _places(config).items():
         with problems.noted():
-            data, model, make_app = learnt[task]
+            data, model, least, make_app = learnt[task]
             if poisoning is not None:
                 data = poisoned(data, poisoning, byzantine, config.num_clients, config.seed)
             app = _app(place, make_app, model, data, links)
             check_clients(strategy, app, links)
-            check_told(strategy, app, told)
+            says = check_told(strategy, app, told)
+            with blaming(place, "client"):
+                app.check_batches(says, least)
             learning[task] = Learning(learnt[task].data, model, app)
     problems.stop()
     first = next(iter(learning.values()))
@@ -234,9 +237,10 @@ def _learnt(place: DictConfig, seed: int) -> _Learnt:
                 shape, classes = data.input_shape, data.num_classes
                 model = partial(build_model, made["model"], shape, classes, seed)
                 with blaming(place, "model"):
-                    model()
+                    tokens = data.task == "next-token"
+                    least = smallest_batch(model(), shape, classes, tokens=tokens)
     problems.stop()
-    return _Learnt(data, model, made["client"])
+    return _Learnt(data, model, least, made["client"])
 
 
 def _app(
@@ -400,6 +404,8 @@ def app_of(experiment: Experiment) -> PlannedApp:
 def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Recorder) -> None:
     """Runs an experiment's strategy on any grid, with its evaluations and its limit of time."""
     tasks = experiment.tasks
+    initial = initial_of(tasks) if tasks else experiment.initial()
+    recorder.expect(initial, config.time_limit_s)
     evaluation = task_evaluation if tasks else central_evaluation
     schedule = Schedule(
         recorder.evaluating(evaluation(experiment, train=config.evaluate_train)),
@@ -413,7 +419,7 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
     try:
         result = experiment.strategy.start(
             grid=grid,
-            initial_arrays=initial_of(tasks) if tasks else experiment.initial(),
+            initial_arrays=initial,
             num_rounds=config.num_rounds,
             timeout=config.round_timeout_s,
             train_config=_train_config(config),
@@ -845,6 +851,7 @@ def train_centrally(experiment: Learning, epochs: int, seed: int) -> Mapping[str
         pooled,
         experiment.app.rule,
         batch_size=experiment.app.batch_size,
+        drop_last=experiment.app.drop_last,
         local_epochs=epochs,
     )
     assume_identity()

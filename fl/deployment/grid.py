@@ -24,7 +24,7 @@ from fl.payload import payload_bytes
 from fl.simulation.clock import WallClock
 from fl.simulation.control import RecordedControl
 from fl.simulation.identity import client_of, message_id, node_id
-from fl.simulation.trace import Event, Trace
+from fl.simulation.trace import Event, Trace, note_error
 
 log = logging.getLogger("fl")
 
@@ -85,7 +85,9 @@ class DeployedGrid(GridAround):
         trace: what the server sees: messages, replies, and what became of them; times in s since
             the beginning.
         bytes_down, bytes_up: payload bytes of the strategy's messages, and of the replies to them.
+        train_messages: `train` messages that were sent.
         client_updates: replies with content to `train` messages.
+        client_errors: how often clients failed in each way, for the first few ways.
     """
 
     def __init__(
@@ -104,7 +106,9 @@ class DeployedGrid(GridAround):
         self.control = DeployedControl(self.trace, lambda: self.now, on_applied)
         self.bytes_down = 0
         self.bytes_up = 0
+        self.train_messages = 0
         self.client_updates = 0
+        self.client_errors: Counter[str] = Counter()
         self._on_round = on_round
         self._check = check
         self._began_s = self.clock.now()
@@ -247,6 +251,7 @@ class DeployedGrid(GridAround):
         dispatch = int(name.rpartition(".")[2])
         self._flights[name] = _Flight(metadata, real_id, dispatch, self._sent)
         self._sent += 1
+        self.train_messages += metadata.message_type.startswith("train")
         size = payload_bytes(message.content)
         self.bytes_down += size
         self.trace.record(self.now, Event.DISPATCH, client, dispatch, size)
@@ -288,6 +293,7 @@ class DeployedGrid(GridAround):
             if reply is not None:
                 error = reply.error
             self.trace.record(now, _FAULTS.get(error.code, Event.CLIENT_ERROR), *where)
+            note_error(self.client_errors, error.reason or "")
             log.warning("client %d, message %s: %s", flight.client, name, error.reason)
             return Message(metadata=metadata, error=error)  # type: ignore[call-overload, no-any-return]
         size = payload_bytes(reply.content)

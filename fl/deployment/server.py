@@ -15,7 +15,7 @@ from rich.console import Console
 
 from fl.deployment.grid import DeployedGrid
 from fl.deployment.settings import check_deployable, compose_experiment, read_settings
-from fl.errors import ConfigError
+from fl.errors import ConfigError, DeploymentError
 from fl.experiment import app_of, build, facts, serve, target_of
 from fl.metrics import Progress, RunWriter, Totals, units
 from fl.metrics.atomic import replacing
@@ -44,6 +44,10 @@ class DeployedRecorder(Recorder):
         self._deployed = grid
         self._tell = tell
         self._told = 0
+
+    @property
+    def _source(self) -> Any:
+        return self._deployed
 
     def on_progress(self) -> None:
         """Prints the row that was written last."""
@@ -120,6 +124,8 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
     try:
         with global_generators(config.seed, "server"):
             serve(experiment, config, deployed, recorder)
+        if (in_vain := recorder.nothing_learnt()) is not None:
+            raise DeploymentError(in_vain)
     except BaseException as stopped:  # raised again below, after the files are written
         status = "failed" if isinstance(stopped, Exception) else "interrupted"
         error = stopped

@@ -8,6 +8,7 @@ import math
 import random
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ from fl.simulation.identity import (
     message_id,
     node_id,
 )
-from fl.simulation.trace import Event, Trace
+from fl.simulation.trace import Event, Trace, note_error
 from fl.simulation.virtual_sleep import answering
 from fl.simulation.work import Charge, Planner
 
@@ -160,7 +161,9 @@ class SimGrid(Grid):
         clock: the grid's clock, which `fl.simulation.clock.clock_of` finds.
         control: takes orders and reports, which `fl.simulation.control.control_of` finds.
         peers: direct links among the clients, which `fl.simulation.peers.peers_of` finds.
+        train_messages: `train` messages that were sent.
         client_updates: replies with content that reached the server, for `train` messages.
+        client_errors: how often the clients' code failed in each way, for the first few ways.
     """
 
     def __init__(
@@ -182,7 +185,9 @@ class SimGrid(Grid):
         self.clock = VirtualClock(lambda: self.engine.queue.now, self.sleep, self.wait)
         self.control = SimControl(self, on_applied)
         self.peers = SimPeers(self)
+        self.train_messages = 0
         self.client_updates = 0
+        self.client_errors: Counter[str] = Counter()
         self._executor = executor
         self._planner = planner
         self._charge = Charge() if charge is None else charge
@@ -518,6 +523,7 @@ class SimGrid(Grid):
         name = message_id(client, dispatch)
         metadata.__dict__["_message_id"] = name  # as Flower's own grids do
         ttl = float(metadata.ttl)
+        self.train_messages += metadata.message_type.startswith("train")
         assignment = Assignment(
             client, dispatch, payload, metadata.message_type, metadata.group_id, ttl
         )
@@ -787,6 +793,7 @@ class SimGrid(Grid):
     def _failed_there(self, task: Task, details: str) -> None:
         """Records, and tells the user, that the client's code failed."""
         self.trace.record(self.engine.queue.now, Event.CLIENT_ERROR, task.client, task.dispatch)
+        note_error(self.client_errors, details)
         where = f"client {task.client}, dispatch {task.dispatch}, at {self.engine.queue.now:.6g} s"
         if self._fail_fast:
             raise SimulationError(f"ClientApp failed on {where}\n{details}")

@@ -71,6 +71,16 @@ FAULTS = frozenset(
 """Events counted as faults in the summary."""
 
 
+_MOST_ERRORS = 100  # different ones that are told apart
+
+
+def note_error(errors: Counter[str], details: str) -> None:
+    """Counts an error of a client's code by the last line that it says."""
+    said = (details.strip().splitlines() or [""])[-1].strip()
+    if said in errors or len(errors) < _MOST_ERRORS:
+        errors[said] += 1
+
+
 _ROW = Struct("=dbqqqd")
 _pack = _ROW.pack
 _DTYPE = np.dtype(
