@@ -337,8 +337,9 @@ def prepare(config: DictConfig) -> Experiment | ForeignApp:
             nothing reads. It tells of all that can be seen at the same time.
     """
     _silence_flower()
-    foreign = config.app is not None
-    prepared = _foreign(config) if foreign else build(config)
+    prepared = build(config) if config.app is None else _foreign(config)
+    if isinstance(prepared, Experiment):
+        prepared.fleet.check_memory(app_of(prepared).memory_bytes())
     if HydraConfig.initialized():
         unread = dict(Unread(config).arguments())
         if isinstance(prepared, Experiment):

@@ -18,18 +18,18 @@ COMMANDS = ("report", "resume")
 _USAGE = """\
 Federated learning with real training in simulated time.
 
-  fl                                  100 phones learn handwritten digits, with the defaults
-  fl KEY=VALUE ...                    one run; GROUP=MEMBER chooses from the groups below
-  fl +experiment=demo                 a shorter run
-  fl strategy=fedadam num_rounds=50   another strategy
-  fl -m strategy=fedavg,fedadam seed=0,1,2   a sweep: every combination, and one table of them
-  fl app=DIR                          any Flower app directory
-  fl resume DIR                       continue a run that was killed or interrupted
-  fl report DIR ...                   an HTML page about runs and sweeps
+  fl                        100 phones learn handwritten digits: the defaults
+  fl KEY=VALUE ...          one run; GROUP=MEMBER chooses from the groups below
+  fl +experiment=demo       a shorter run
+  fl -m strategy=fedavg,fedadam seed=0,1,2
+                            a sweep: every combination, and one table of them
+  fl app=DIR                any Flower app directory
+  fl resume DIR             goes on with a run that was killed or interrupted
+  fl report DIR ...         an HTML page about runs and sweeps
 
-  fl [KEY=VALUE ...] --cfg job        show the configuration of a run without running it
-  fl --version                        versions of fl and of what its results depend on
-  fl --help, fl report --help, fl resume --help, fl --hydra-help (all of Hydra's flags)
+  fl KEY=VALUE ... --cfg job    shows a run's configuration, and runs nothing
+  fl --version                  fl's, and of what its results depend on
+  fl report --help, fl resume --help, fl --hydra-help (Hydra's own flags)
 """
 _WIDEST = 100
 _VALUED = (  # Hydra's flags that take the next word
