@@ -24,6 +24,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -54,7 +55,7 @@ def check_values(config: DictConfig) -> None:
     problems = Problems()
     problems += _unknown(config, given.defaults)
     problems += _of_another_kind(config, given.defaults, "")
-    problems += unread_keys(given.set, Unread(config))
+    problems += unread_keys(given.set, Unread(config), in_sweep=given.in_sweep)
     problems.stop()
 
 
@@ -65,21 +66,24 @@ class Given:
     Attributes:
         defaults: the configuration without them, but for the choice of members.
         set: the keys that they set to another value than they would have, to their text.
+        in_sweep: whether the job is one of a sweep.
     """
 
     defaults: DictConfig
     set: Mapping[str, str]
+    in_sweep: bool
 
     @classmethod
     def of_job(cls, config: DictConfig) -> Given:
         """Returns what is given for the job that Hydra runs."""
         job = HydraConfig.get()
-        overrides = list(job.overrides.task)
+        overrides: Any = OmegaConf.to_container(job.overrides.task, resolve=False)
         groups = {o for o in overrides if set(_names(o)) & set(job.runtime.choices)}
         defaults = compose(job.job.config_name, [o for o in overrides if o in groups])
         keys = {o: _key(o) for o in overrides if not o.startswith("~")}
         known = {override: key for override, key in keys.items() if _top(key) in defaults}
-        return cls(defaults, what_is_set(config, defaults, known, groups))
+        set_keys = what_is_set(config, defaults, known, groups)
+        return cls(defaults, set_keys, job.mode == RunMode.MULTIRUN)
 
 
 def _names(override: str) -> tuple[str, str]:
@@ -261,7 +265,10 @@ def blaming(config: DictConfig, name: str) -> Iterator[None]:
             place = canonical(root, next(filter(None, map(_where, chain)), full))
             lines = (_located(line, root, place) for line in str(refused).splitlines())
             raise ConfigErrors(*lines) from error
-        if explain(error) is not None:
+        said, where = explain(error), next(filter(None, map(_where, chain)), None)
+        if said is not None and where is not None:
+            raise ConfigError(said.replace(where, canonical(root, where), 1)) from error
+        if said is not None:
             raise
         raise ConfigError(
             f"{full} cannot be built from its keys: {type(error).__name__}: {error}"
@@ -324,7 +331,8 @@ def _reworded(error: BaseException) -> str:
     if isinstance(error, ConfigError):
         return message
     if isinstance(error, OverrideParseException) and error.override not in message:
-        return f"{error.override} cannot be read: {message}"
+        said = message.split("\nSee https://")[0]
+        return f"{error.override} cannot be read: {said}"
     if found := re.search(r"Could not override '([^']+)'", message):
         return _no_key(found[1])
     if found := re.search(r"Could not find '([^']+)/([^']+)'", message):
@@ -338,6 +346,8 @@ def _reworded(error: BaseException) -> str:
     key = where[1] if where else "the configuration"
     if isinstance(error, OmegaConfBaseException):
         return _without_value(error, key)
+    if "Expected a callable target" in message:
+        return f"{key}._target_ must be the import path of something that can be called"
     if found := re.search(r"Error locating target '([^']+)'", message):
         return _not_importable(f"{key}._target_", found[1], error.__cause__)
     if found := re.search(r"Error in call to target '([^']+)'", message):
@@ -412,7 +422,7 @@ def composition_problems(
             if any(_key(override).startswith(f"{group}.") for group in wrong):
                 continue
             try:
-                parsed = parser.parse_override(override)
+                (parsed,) = parser.parse_overrides([override])
                 texts = [override]
                 if parsed.is_discrete_sweep():
                     name = override.partition("=")[0]

@@ -280,6 +280,9 @@ def _ignored(
 ) -> dict[str, str]:
     """Returns keys that have no effect beside the other parts, to what counts instead."""
     ignored = unread_of_server(strategy)
+    for key in told:
+        if not any(learnt.app.reads(key) for learnt in learning.values()):
+            ignored[f"train_config.{key}"] = "clients of this kind do not read it"
     for task, learnt in learning.items():
         place = f"tasks.{task}.client" if task else "client"
         for name, why in unread_of_clients(strategy, learnt.app, told).items():
@@ -344,8 +347,8 @@ def prepare(config: DictConfig) -> Experiment | ForeignApp:
         unread = dict(Unread(config).arguments())
         if isinstance(prepared, Experiment):
             unread |= prepared.ignored
-        problems = Problems()
-        problems += unread_below(Given.of_job(config).set, unread, referred_to(config))
+        given, problems = Given.of_job(config), Problems()
+        problems += unread_below(given.set, unread, referred_to(config), in_sweep=given.in_sweep)
         problems.stop()
     return prepared
 
@@ -583,6 +586,8 @@ def _wrong_counts(config: DictConfig) -> Iterator[str]:
         least = given.get(name, 0)
         unused = name == "min_evaluate_nodes" and not given.get("fraction_evaluate")
         if isinstance(least, bool) or not isinstance(least, int) or least < 0:
+            if "fraction_train" not in given:
+                continue  # ours check their own
             yield f"strategy.{name} is {least}; it must be a whole number, at least 0"
         elif least > config.num_clients and not unused:
             yield (

@@ -30,6 +30,7 @@ ALWAYS = (
     "executor",
     "fail_fast",
     "fleet",
+    "may_be_unread",
     "num_clients",
     "progress",
     "seed",
@@ -178,6 +179,8 @@ def what_is_set(
 ) -> dict[str, str]:
     """Returns the keys that overrides set to another value than they would have, and by what.
 
+    Those that the configuration says may go unread, in `may_be_unread`, are left out.
+
     Args:
         config: what came of the overrides.
         defaults: the same choices of members, without other overrides.
@@ -194,7 +197,12 @@ def what_is_set(
         for path, value in _leaves(node, key):
             if _raw(defaults, path) != value:
                 found[path] = override if path == key else f"{path}={value}"
-    return found
+    allowed = config.get("may_be_unread") or ()
+    return {
+        path: override
+        for path, override in found.items()
+        if not any(path == key or path.startswith(f"{key}.") for key in allowed)
+    }
 
 
 def unread_groups(config: DictConfig) -> list[str]:
@@ -207,18 +215,30 @@ def unread_groups(config: DictConfig) -> list[str]:
     return [f"{key} {why}" for key in chosen if (why := unread.why(key)) is not None]
 
 
-def unread_keys(set_keys: Mapping[str, str], unread: Unread) -> list[str]:
-    """Returns a message for each key that is set and that no part of the run asks for."""
-    messages = []
-    for path, override in set_keys.items():
-        why = unread.why(path)
-        if why is not None:
-            messages.append(f"{override} {why}")
-    return messages
+def unread_keys(
+    set_keys: Mapping[str, str], unread: Unread, *, in_sweep: bool = False
+) -> list[str]:
+    """Returns a message for each key that is set and that no part of the run asks for.
+
+    Args:
+        set_keys: as from `what_is_set`.
+        unread: of the configuration.
+        in_sweep: whether other jobs may read them.
+    """
+    found = [(path, override, unread.why(path)) for path, override in set_keys.items()]
+    return [
+        f"{override} {why}{_in_sweep(path) if in_sweep else ''}"
+        for path, override, why in found
+        if why is not None
+    ]
 
 
 def unread_below(
-    set_keys: Mapping[str, str], unread: Mapping[str, str], references: frozenset[str] = frozenset()
+    set_keys: Mapping[str, str],
+    unread: Mapping[str, str],
+    references: frozenset[str] = frozenset(),
+    *,
+    in_sweep: bool = False,
 ) -> list[str]:
     """Returns a message for each key that is set and that its part does not read.
 
@@ -227,14 +247,19 @@ def unread_below(
         unread: keys that are not read, "*" standing for any name, to what reads them or counts
             instead.
         references: keys that are read where another one refers to them.
+        in_sweep: whether other jobs may read them.
     """
     return [
-        f"{override} has no effect: {why}"
+        f"{override} has no effect: {why}{_in_sweep(path) if in_sweep else ''}"
         for path, override in set_keys.items()
         if path not in references
         for pattern, why in unread.items()
         if fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}.*")
     ]
+
+
+def _in_sweep(path: str) -> str:
+    return f". If other jobs of the sweep read it, say so: may_be_unread=[{path}]"
 
 
 def referred_to(config: DictConfig) -> frozenset[str]:

@@ -424,6 +424,10 @@ class TrainingApp(PlannedApp):
                 f"batch_size is {self.batch_size}): {remedy}"
             )
 
+    def reads(self, key: str) -> bool:
+        """Returns whether a client obeys a key of a message's configuration."""
+        return key in _OBEYED or key in self.rule.honours
+
     def replaced_by(self, key: str) -> tuple[str, ...]:
         """Returns the arguments that a key of a message's configuration stands in for.
 
@@ -815,6 +819,7 @@ def _found_device(name: str) -> torch.device:
 
 
 _NOTHING: Mapping[str, Any] = {}
+_OBEYED = ("local-epochs", "local-steps", "deadline-s", "elapsed-s")  # whatever the rule
 
 
 def _limits(config: Mapping[str, Any]) -> tuple[float | None, float | None]:
