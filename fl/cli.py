@@ -225,9 +225,8 @@ def _tell(error: BaseException, where: str = "", recorded: Path | None = None) -
         traceback.print_exception(error)
         message = f"the run failed: {type(error).__name__}: {error}"
     lines = message.splitlines()
-    if recorded is not None:
-        lines[-1] += f" (what it recorded is in {recorded})"
-    _say(lines, where)
+    note = "" if recorded is None else f" (what it recorded is in {recorded})"
+    _say([*lines[:-1], f"{lines[-1]}{note}"], where)
     return lines
 
 

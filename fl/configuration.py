@@ -381,10 +381,19 @@ def _no_key(key: str) -> str:
     if key in _known_keys():  # of some member of a group, but not of the one that was chosen
         return (
             f"there is no key '{key}' here, only in other members of {top}: choose one that has "
-            f"it ({', '.join(_with_key(key))}); a sweep over {top}=A,B takes only keys that all "
+            f"it ({_few(_with_key(key))}); a sweep over {top}=A,B takes only keys that all "
             "members have: run one for each, with the same hydra.sweep.dir to compare them"
         )
     return f"there is no key '{key}'{_nearest_key(key)} (fl --cfg job shows every key)"
+
+
+def _few(names: Sequence[str]) -> str:
+    """Returns names for a message; of very many, the first."""
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} others" if more > 0 else "")
+
+
+_MOST_NAMES = 12
 
 
 def _nearest_key(key: str) -> str:

@@ -20,6 +20,7 @@ from fl.metrics.target import when
 _Show = Callable[[float], str]
 _UnitOf = Callable[[float], units.Unit]
 
+_UNBOUNDED = 10_000  # characters
 _FILES = (
     "summary.json",
     "metrics.csv",
@@ -109,7 +110,7 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
     those count with what they reached. Numbers are mean ± sample standard deviation over the
     group's runs (its seeds); a single run shows its value alone. Time, bytes and energy are those
     to the target if the first run has one, over the seeds that reached it (`2/3` of them, say),
-    and the totals otherwise. A run that did not get through its first round has no metrics to show.
+    and the totals otherwise. A metric that a run reports of its initial model alone is not shown.
     "staleness" is that of applied updates, in versions; "computing" is the share of the time that
     clients computed, over those that were sent anything.
 
@@ -149,7 +150,7 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
         summaries = [run.summary for run in group]
         ended = sum(s["status"] == "completed" for s in summaries)
         seeds = str(ended) if ended == len(group) else f"{ended} of {len(group)}"
-        cells = [*_cells(summaries, with_best, target)]
+        cells = [*_cells(group, with_best, target)]
         if stale:
             means = [float(s["staleness"]["mean"]) for s in summaries if s.get("staleness")]
             cells.append(_spread(means, units.metric))
@@ -160,6 +161,26 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
             )
         table.add_row(Text(label), seeds, *cells)
     return table
+
+
+def print_comparison(console: Console, runs: Mapping[str, Sequence[Run]]) -> None:
+    """Prints the table of many runs; upright, one value under another, where words do not fit."""
+    table = comparison(runs)
+    unbounded = console.options.update(width=_UNBOUNDED)
+    if console.measure(table, options=unbounded).minimum <= console.width:
+        console.print(table)
+        return
+    upright = Table(title=table.title, title_justify="left", show_header=False)
+    upright.add_column("what", style="bold")
+    upright.add_column("value")
+    heads, *columns = [list(column.cells) for column in table.columns]
+    names = [str(column.header) for column in table.columns[1:]]
+    for i, head in enumerate(heads):
+        upright.add_section()
+        upright.add_row(str(table.columns[0].header), head)
+        for name, cells in zip(names, columns, strict=True):
+            upright.add_row(name, cells[i])
+    console.print(upright)
 
 
 def _metric_rows(
@@ -188,18 +209,17 @@ def _metric_rows(
 
 
 def _cells(
-    group: Sequence[Mapping[str, Any]],
+    runs: Sequence[Run],
     metrics: Mapping[str, bool],
     target: Mapping[str, Any] | None,
 ) -> Iterator[str]:
-    # What a run that did not get through its first round reports is its initial model's.
-    trained = [s for s in group if s["totals"].get("rounds", 1)]
     for name, has_best in metrics.items():
-        final = [float(s["final"][name]) for s in trained if name in s["final"]]
-        yield _spread(final, units.metric)
+        trained = [run.summary for run in runs if _has_trained(run, name)]
+        yield _spread([float(s["final"][name]) for s in trained], units.metric)
         if has_best:
             best = [float(s["best"][name]["value"]) for s in trained if name in s["best"]]
             yield _spread(best, units.metric)
+    group = [run.summary for run in runs]
     if target:
         reached = [s["target"] for s in group if s["target"] and s["target"]["reached"]]
         costs = [(t["time_s"], float(t["bytes"]), t["energy_j"]) for t in reached]
@@ -214,6 +234,11 @@ def _cells(
     yield _spread([time_s for time_s, _, _ in costs], units.duration, units.time_unit) + note
     yield _spread([moved for _, moved, _ in costs], units.size, units.byte_unit) + note
     yield _spread([joules for _, _, joules in costs], units.energy, units.energy_unit) + note
+
+
+def _has_trained(run: Run, metric: str) -> bool:
+    """Returns whether a run reports a metric of another model than the one it began with."""
+    return any(row["round"] > 0 and metric in row for row in run.history)
 
 
 def _spread(values: Sequence[float], show: _Show, unit: _UnitOf | None = None) -> str:
