@@ -106,8 +106,10 @@ def _run(config: DictConfig) -> float | None:
             print(f"{job}: completed before, in {done.directory}")
             return final_value(done.summary)
         prepared = _prepared(config) if prepared is None else prepared
-        from fl.experiment import run_experiment
+        from fl.experiment import ForeignApp, run_experiment
 
+        if isinstance(prepared, ForeignApp):
+            prepared.load()
         with _early_ray(config) if not in_sweep else nullcontext():
             value = run_experiment(config, resume=_Run.journal, prepared=prepared)
     except KeyboardInterrupt:

@@ -38,6 +38,7 @@ from fl.configuration import Given, Problems, blaming, make
 from fl.data import Examples, FederatedData, Partitions, federate
 from fl.errors import ConfigError
 from fl.execution import Executor, RayExecutor
+from fl.execution.executor import load_app
 from fl.execution.threads import limit_threads
 from fl.metrics import Target
 from fl.metrics.table import print_results
@@ -330,6 +331,11 @@ class ForeignApp:
     executor: Executor
     charge: Charge | None
     checkpoint: partial[Recovery] | None
+
+    def load(self) -> None:
+        """Imports the app's code, so that what is wrong with it is known before anything starts."""
+        self.app.server()
+        load_app(self.app.client())
 
 
 def prepare(config: DictConfig) -> Experiment | ForeignApp:
