@@ -36,10 +36,15 @@ if TYPE_CHECKING:
     from fl.experiment import Experiment, ForeignApp
 
 
-class _Run:
-    """What this process knows of the one run that it was asked for."""
+class _Resumed:
+    """Whether this process goes on with a journal."""
 
-    journal = False  # whether it goes on with one
+    journal = False
+
+
+class _Checked:
+    """What `Check` has found out of the one run that this process was asked for."""
+
     prepared: Experiment | ForeignApp | None = None
     made: tuple[Path, ...] = ()  # directories that Hydra makes for it, the innermost first
 
@@ -51,12 +56,12 @@ class Check(Callback):
         """Ends the process, with what is wrong, if the run cannot be."""
         with _as_job(config) as own:
             try:
-                _Run.prepared = _prepared(own)
+                _Checked.prepared = _prepared(own)
             except Exception as error:
                 _tell(error)
                 sys.exit(1)
         place = Path(config.hydra.run.dir).absolute()
-        _Run.made = tuple(path for path in (place, *place.parents) if not path.exists())
+        _Checked.made = tuple(path for path in (place, *place.parents) if not path.exists())
 
 
 @contextmanager
@@ -83,16 +88,16 @@ def _as_job(config: DictConfig) -> Iterator[DictConfig]:
 
 
 def _prepared(config: DictConfig) -> Experiment | ForeignApp:
-    check_values(config)
+    given = check_values(config)
     from fl.experiment import prepare  # heavy: once the configuration is complete
 
-    return prepare(config)
+    return prepare(config, given)
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="config")
 def _run(config: DictConfig) -> float | None:
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    prepared, _Run.prepared = _Run.prepared, None
+    prepared, _Checked.prepared = _Checked.prepared, None
     directory = Path(HydraConfig.get().runtime.output_dir)
     before = _written(directory)
     try:
@@ -111,7 +116,7 @@ def _run(config: DictConfig) -> float | None:
         if isinstance(prepared, ForeignApp):
             prepared.load()
         with _early_ray(config) if not in_sweep else nullcontext():
-            value = run_experiment(config, resume=_Run.journal, prepared=prepared)
+            value = run_experiment(config, resume=_Resumed.journal, prepared=prepared)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit as well: an app that exits has not completed
@@ -148,7 +153,7 @@ def _remove_if_empty(directory: Path) -> None:
         return
     for path in own:
         path.unlink()
-    for folder in (notes, directory, *_Run.made[1:]):
+    for folder in (notes, directory, *_Checked.made[1:]):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
@@ -187,7 +192,7 @@ def main() -> None:
             again = resumed(sys.argv[2:])
             if again is None:
                 return
-            sys.argv[1:], _Run.journal = again
+            sys.argv[1:], _Resumed.journal = again
         if os.getcwd() not in sys.path and "" not in sys.path:
             sys.path.append(os.getcwd())  # for a `_target_` of the user's own, as with python -m
         if told := usage.answer(sys.argv[1:]):

@@ -41,8 +41,8 @@ from fl.unread import (
 )
 
 
-def check_values(config: DictConfig) -> None:
-    """Checks a Hydra job's configuration against the defaults it overrides.
+def check_values(config: DictConfig) -> Given:
+    """Checks a Hydra job's configuration against the defaults it overrides; returns what was given.
 
     A value must be of its default's kind: a number, true or false, text, a list, or keys below;
     null is always allowed, and a default of null allows everything. Below a `_target_`, keys that
@@ -57,6 +57,7 @@ def check_values(config: DictConfig) -> None:
     problems += _of_another_kind(config, given.defaults, "")
     problems += unread_keys(given.set, Unread(config), in_sweep=given.in_sweep)
     problems.stop()
+    return given
 
 
 @dataclass(frozen=True)

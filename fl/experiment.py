@@ -338,22 +338,26 @@ class ForeignApp:
         load_app(self.app.client())
 
 
-def prepare(config: DictConfig) -> Experiment | ForeignApp:
+def prepare(config: DictConfig, given: Given | None = None) -> Experiment | ForeignApp:
     """Builds what a configuration asks for; nothing is trained and no process is started.
 
+    Args:
+        config: what `fl --cfg job` shows.
+        given: what the command line sets, all of which must be read; None if there is none.
+
     Raises:
-        ConfigError: the configuration cannot mean anything sensible, or the command line sets what
-            nothing reads. It tells of all that can be seen at the same time.
+        ConfigError: the configuration cannot mean anything sensible, or sets what nothing reads. It
+            tells of all that can be seen at the same time.
     """
     _silence_flower()
     prepared = build(config) if config.app is None else _foreign(config)
     if isinstance(prepared, Experiment):
         prepared.fleet.check_memory(app_of(prepared).memory_bytes())
-    if HydraConfig.initialized():
+    if given is not None:
         unread = dict(Unread(config).arguments())
         if isinstance(prepared, Experiment):
             unread |= prepared.ignored
-        given, problems = Given.of_job(config), Problems()
+        problems = Problems()
         problems += unread_below(given.set, unread, referred_to(config), in_sweep=given.in_sweep)
         problems.stop()
     return prepared
@@ -630,7 +634,7 @@ def _misfits(config: DictConfig, strategy: Strategy) -> Iterator[str]:
     if config.get("tasks") and ends != [None, None]:
         yield (
             "compressor or downlink is set, but what is sent is not compressed where several tasks "
-            "are learnt: leave it out, or leave out tasks"
+            "are learnt: leave compressor or tasks out"
         )
 
 
