@@ -50,13 +50,22 @@ class _Checked:
 
 
 class Check(Callback):
-    """Builds and checks a run before Hydra makes its directory, and before anything slow starts."""
+    """Checks a command before Hydra makes directories, and before anything slow starts."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Ends the process, with what is wrong, if jobs of the sweep cannot be composed."""
+        if problems := _all_problems(sys.argv[1:]):
+            _say(problems)
+            sys.exit(1)
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Ends the process, with what is wrong, if the run cannot be."""
+        """Builds the run; ends the process, with what is wrong, if it cannot be."""
         with _as_job(config) as own:
             try:
-                _Checked.prepared = _prepared(own)
+                given = check_values(own)
+                from fl.experiment import prepare  # heavy: once the configuration is complete
+
+                _Checked.prepared = prepare(own, given)
             except Exception as error:
                 _tell(error)
                 sys.exit(1)
@@ -87,13 +96,6 @@ def _as_job(config: DictConfig) -> Iterator[DictConfig]:
         known.cfg = before
 
 
-def _prepared(config: DictConfig) -> Experiment | ForeignApp:
-    given = check_values(config)
-    from fl.experiment import prepare  # heavy: once the configuration is complete
-
-    return prepare(config, given)
-
-
 @hydra.main(version_base=None, config_path="conf", config_name="config")
 def _run(config: DictConfig) -> float | None:
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
@@ -101,8 +103,7 @@ def _run(config: DictConfig) -> float | None:
     directory = Path(HydraConfig.get().runtime.output_dir)
     before = _written(directory)
     try:
-        if prepared is None:
-            check_values(config)
+        given = check_values(config) if prepared is None else None
         done = sweep.finished(config) if in_sweep else None
         if done is not None:
             from fl.metrics.target import final_value
@@ -110,9 +111,9 @@ def _run(config: DictConfig) -> float | None:
             sweep.note(job := sweep.this_job("skipped", directory=str(done.directory)))
             print(f"{job}: completed before, in {done.directory}")
             return final_value(done.summary)
-        prepared = _prepared(config) if prepared is None else prepared
-        from fl.experiment import ForeignApp, run_experiment
+        from fl.experiment import ForeignApp, prepare, run_experiment
 
+        prepared = prepare(config, given) if prepared is None else prepared
         if isinstance(prepared, ForeignApp):
             prepared.load()
         with _early_ray(config) if not in_sweep else nullcontext():

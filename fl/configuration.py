@@ -416,7 +416,7 @@ def composition_problems(
     """Returns what is wrong with overrides that cannot be composed, each by itself.
 
     Of a group whose choice is wrong nothing below is looked at: it may be right for the member that
-    was meant. Of a sweep's values each is looked at.
+    was meant. Of a sweep each choice of a member is looked at.
 
     Args:
         overrides: as on the command line.
@@ -425,11 +425,12 @@ def composition_problems(
     """
     parser = OverridesParser.create()
     problems: dict[str, list[str]] = {override: [] for override in overrides}
-    right, wrong = list(more), list[str]()
+    right, wrong, swept = list(more), list[str](), dict[str, list[str]]()
     with initialize_config_module("fl.conf", version_base=None):
         # Choices first: they decide which keys there are.
         for override in sorted(overrides, key=lambda o: not _is_choice(o)):
-            if any(_key(override).startswith(f"{group}.") for group in wrong):
+            key = _key(override)
+            if any(key.startswith(f"{group}.") for group in wrong):
                 continue
             try:
                 (parsed,) = parser.parse_overrides([override])
@@ -437,13 +438,21 @@ def composition_problems(
                 if parsed.is_discrete_sweep():
                     name = override.partition("=")[0]
                     texts = [f"{name}={value}" for value in parsed.sweep_string_iterator()]
-                for text in texts:
-                    compose(config_name, [*right, text])
+                elif parsed.is_sweep_override():
+                    continue  # its values are a sampler's
+                if _is_choice(override):
+                    for text in texts:
+                        compose(config_name, [*right, text])
+                else:  # must be a key of every member that is swept over
+                    for choice in swept.get(_top(key), [""]):
+                        compose(config_name, [*right, *filter(None, [choice]), texts[0]])
             except Exception as error:
                 problems[override] += (explain(error) or str(error)).splitlines()
-                wrong += [_key(override)] if _is_choice(override) else []
+                wrong += [key] if _is_choice(override) else []
             else:
                 right.append(texts[0])
+                if _is_choice(override) and len(texts) > 1:
+                    swept[key] = texts
     return [message for found in problems.values() for message in found]
 
 

@@ -317,6 +317,29 @@ def test_refused_run_has_not_started_ray(
     assert "client.rule.lr" in refused(*QUICK[1:], "client.rule.lr=0")
 
 
+def test_sweep_whose_jobs_cannot_be_composed_has_not_started_ray(
+    call: Call,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def start(*_: Any, **__: Any) -> None:
+        raise SystemExit("Ray was started")
+
+    monkeypatch.setattr(cluster, "start_shared", start)
+    sweep = ["-m", *QUICK[1:], f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    for wrong in (
+        ["strategy=fedavg,fedbuf", "seed=0,1"],
+        ["strategy=fedbuff,fedavg", "strategy.concurrency=3"],  # the second has no such key
+        ["seed=0,1", "client.rule.lrr=0.1,0.2"],
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            call(*sweep, *wrong)
+        assert stopped.value.code == 1
+        assert capsys.readouterr().err.startswith("fl: there is no ")
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_version_is_that_of_the_package_and_of_what_results_depend_on(
     call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
