@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
@@ -426,7 +427,7 @@ def composition_problems(
     parser = OverridesParser.create()
     problems: dict[str, list[str]] = {override: [] for override in overrides}
     right, wrong, swept = list(more), list[str](), dict[str, list[str]]()
-    with initialize_config_module("fl.conf", version_base=None):
+    with _another_hydra():
         # Choices first: they decide which keys there are.
         for override in sorted(overrides, key=lambda o: not _is_choice(o)):
             key = _key(override)
@@ -454,6 +455,17 @@ def composition_problems(
                 if _is_choice(override) and len(texts) > 1:
                     swept[key] = texts
     return [message for found in problems.values() for message in found]
+
+
+@contextmanager
+def _another_hydra() -> Iterator[None]:
+    """Makes `compose` work in the block, whether or not Hydra is running a command."""
+    running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        with initialize_config_module("fl.conf", version_base=None):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def _is_choice(override: str) -> bool:
