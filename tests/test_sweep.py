@@ -194,7 +194,7 @@ def test_hparams_page_of_a_sweep_lists_what_differs_and_metrics_of_all_runs(tmp_
             "target": None,
         },
         {
-            "config": {"lr": 0.2, "b": {"x": 2}, "same": 3},
+            "config": {"lr": 0.2, "b": {"x": 2}, "c": {"lr": 0.2}, "same": 3},
             "final": {"accuracy": 1.0, "absent_nodes": 2.0},
             "best": {"accuracy": {}},
             "target": {},
