@@ -342,7 +342,7 @@ def _reworded(error: BaseException) -> str:
         if near := get_close_matches(found[2], members, n=3):
             there = f"; did you mean {' or '.join(near)}? (fl --help lists all)"
         else:
-            there = f"; there are: {', '.join(members)}"
+            there = f"; there are: {', '.join(members)}" if members else ""
         return f"there is no {found[1]}={found[2]}{there}"
     where = re.search(r"full_key: (\S+)", message)
     key = where[1] if where else "the configuration"
@@ -476,6 +476,8 @@ def _is_choice(override: str) -> bool:
 
 def _members(group: str) -> list[str]:
     folder = files("fl").joinpath("conf", *group.split("/"))
+    if not folder.is_dir():
+        return []  # a group of the user's own
     names = [entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.is_file()]
     return sorted(name for name in names if not name.startswith("_"))
 
