@@ -22,7 +22,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fl.configuration import kind_of
-from fl.errors import ConfigError
+from fl.errors import ConfigError, ConfigErrors
 from fl.execution import AppSource
 from fl.randomness import SEED_KEY
 
@@ -76,6 +76,7 @@ class FlowerApp:
                 another kind than the app's own.
         """
         flat = _flatten(overrides)
+        problems = []
         for key, value in flat.items():
             if key == SEED_KEY:
                 raise ConfigError(
@@ -86,13 +87,14 @@ class FlowerApp:
                 near = get_close_matches(key, self.config, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""
                 known = ", ".join(sorted(self.config)) or "none"
-                raise ConfigError(f"run_config.{key} is no key of this app{hint} (it has: {known})")
-            kind = kind_of(self.config[key])
-            if kind_of(value) != kind:
-                raise ConfigError(
+                problems.append(f"run_config.{key} is no key of this app{hint} (it has: {known})")
+            elif kind_of(value) != (kind := kind_of(self.config[key])):
+                problems.append(
                     f"run_config.{key} is {value!r}; it must be {kind}, like the app's own "
                     f"{self.config[key]!r}"
                 )
+        if problems:
+            raise ConfigErrors(*problems)
         return {**self.config, **flat}
 
 

@@ -8,22 +8,32 @@ fl report DIR...      makes a page about runs
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 import os
 import sys
 import traceback
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from fl import sweep
-from fl.configuration import check_values, explain
+from fl import sweep, usage
+from fl.configuration import check_values, composition_problems, explain
+from fl.errors import ConfigError
 from fl.execution.garbage import START_THRESHOLDS
+
+if TYPE_CHECKING:
+    from fl.experiment import Experiment, ForeignApp
 
 
 class _Resumed:
@@ -32,11 +42,70 @@ class _Resumed:
     journal = False
 
 
+class _Checked:
+    """What `Check` has found out of the one run that this process was asked for."""
+
+    prepared: Experiment | ForeignApp | None = None
+    made: tuple[Path, ...] = ()  # directories that Hydra makes for it, the innermost first
+
+
+class Check(Callback):
+    """Checks a command before Hydra makes directories, and before anything slow starts."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Ends the process, with what is wrong, if jobs of the sweep cannot be composed."""
+        if problems := _all_problems(sys.argv[1:]):
+            _say(problems)
+            sys.exit(1)
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Builds the run; ends the process, with what is wrong, if it cannot be."""
+        with _as_job(config) as own:
+            try:
+                given = check_values(own)
+                from fl.experiment import prepare  # heavy: once the configuration is complete
+
+                _Checked.prepared = prepare(own, given)
+            except Exception as error:
+                _tell(error)
+                sys.exit(1)
+        place = Path(config.hydra.run.dir).absolute()
+        _Checked.made = tuple(path for path in (place, *place.parents) if not path.exists())
+
+
+@contextmanager
+def _as_job(config: DictConfig) -> Iterator[DictConfig]:
+    """Gives a run's own configuration, with Hydra's where it is for jobs and warnings on screen."""
+    own = copy.deepcopy(config)
+    with read_write(own), open_dict(own):
+        del own["hydra"]
+    to_screen = OmegaConf.to_container(config.hydra.job_logging, resolve=False)
+    assert isinstance(to_screen, dict)
+    handlers = to_screen.get("handlers", {})
+    files = [name for name, handler in handlers.items() if "filename" in handler]
+    for name in files:  # in the directory that is not there yet
+        del handlers[name]
+    for logger in (to_screen["root"], *to_screen.get("loggers", {}).values()):
+        shown = logger.get("handlers", [])
+        logger["handlers"] = [name for name in shown if name not in files]
+    configure_log(OmegaConf.create(to_screen), config.hydra.verbose)
+    known = HydraConfig.instance()
+    before = known.cfg
+    known.set_config(config)
+    try:
+        yield own
+    finally:
+        known.cfg = before
+
+
 @hydra.main(version_base=None, config_path="conf", config_name="config")
 def _run(config: DictConfig) -> float | None:
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    prepared, _Checked.prepared = _Checked.prepared, None
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    before = _written(directory)
     try:
-        check_values(config)
+        given = check_values(config) if prepared is None else None
         done = sweep.finished(config) if in_sweep else None
         if done is not None:
             from fl.metrics.target import final_value
@@ -44,27 +113,56 @@ def _run(config: DictConfig) -> float | None:
             sweep.note(job := sweep.this_job("skipped", directory=str(done.directory)))
             print(f"{job}: completed before, in {done.directory}")
             return final_value(done.summary)
-        with _early_ray(config) if not in_sweep else nullcontext():
-            from fl.experiment import run_experiment  # heavy: once the configuration is complete
+        from fl.experiment import ForeignApp, prepare, run_experiment
 
-            value = run_experiment(config, resume=_Resumed.journal)
+        prepared = prepare(config, given) if prepared is None else prepared
+        if isinstance(prepared, ForeignApp):
+            prepared.load()
+        with _early_ray(config) if not in_sweep else nullcontext():
+            value = run_experiment(config, resume=_Resumed.journal, prepared=prepared)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit as well: an app that exits has not completed
+        _remove_if_empty(directory)
+        recorded = directory if _written(directory) != before else None
         # Said here, because Hydra would put a line of its own before the message.
         if not in_sweep:
-            _tell(error)
+            _tell(error, recorded=recorded)
             sys.exit(1)
         job = sweep.this_job("failed")
-        sweep.note(replace(job, reason=_tell(error, f"{job}: ")))
+        sweep.note(replace(job, reason="; ".join(_tell(error, f"{job}: ", recorded))))
         return math.nan  # an exception would keep samplers and batches from going on
     if in_sweep:
         sweep.note(sweep.this_job("completed"))
     return value
 
 
+def _written(directory: Path) -> int | None:
+    """Returns what tells the summary of a run from that of an earlier one; None without any."""
+    path = directory / "summary.json"
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def _remove_if_empty(directory: Path) -> None:
+    """Removes the directory of a job that was refused, if there is nothing but what Hydra notes."""
+    hydra_config = HydraConfig.get()
+    notes = directory / str(hydra_config.output_subdir)
+    names = ("config.yaml", "hydra.yaml", "overrides.yaml")
+    files = [*(notes / name for name in names), directory / f"{hydra_config.job.name}.log"]
+    own = [path for path in files if path.is_file()]
+    if any(path.suffix == ".log" and path.stat().st_size for path in own):
+        return
+    if {*directory.rglob("*")} - {notes} != {*own}:
+        return
+    for path in own:
+        path.unlink()
+    for folder in (notes, directory, *_Checked.made[1:]):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
 def _early_ray(config: DictConfig) -> AbstractContextManager[None]:
-    """Starts the Ray that the run is going to ask for while its libraries are imported."""
+    """Starts the Ray that the run is going to ask for, and imports what else takes time."""
     executor = config.get("executor")
     if (
         not isinstance(executor, DictConfig)
@@ -73,16 +171,11 @@ def _early_ray(config: DictConfig) -> AbstractContextManager[None]:
         or "RAY_ADDRESS" in os.environ
     ):
         return nullcontext()
-    actors, each = executor.get("num_actors"), executor.get("cpus_per_actor")
-    known = actors is None or (type(actors) is int and actors > 0)
-    if not known or type(each) not in (int, float) or not 0 < each < math.inf:
-        return nullcontext()  # the executor says what is wrong with them
     from fl.execution.cluster import started
 
-    modules = ["fl.experiment"]
-    if not config.get("app"):
-        modules.append("torch._dynamo")  # which PyTorch's counter of FLOPs imports when it is used
-    return started(actors, each, meanwhile=modules)
+    # PyTorch's counter of FLOPs imports its compiler when it is used.
+    modules = [] if config.get("app") else ["torch._dynamo"]
+    return started(executor.num_actors, executor.cpus_per_actor, meanwhile=modules)
 
 
 def main() -> None:
@@ -103,6 +196,11 @@ def main() -> None:
             if again is None:
                 return
             sys.argv[1:], _Resumed.journal = again
+        if os.getcwd() not in sys.path and "" not in sys.path:
+            sys.path.append(os.getcwd())  # for a `_target_` of the user's own, as with python -m
+        if told := usage.answer(sys.argv[1:]):
+            print(told)
+            return
         try:
             _run()
         finally:
@@ -112,22 +210,39 @@ def main() -> None:
         print("fl: interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:  # outside of a job: Hydra, reading the arguments
-        print(f"fl: {explain(error) or error}", file=sys.stderr)
+        message = explain(error)
+        lines = [str(error)] if message is None else message.splitlines()
+        if not isinstance(error, ConfigError):
+            lines = _all_problems(sys.argv[1:]) or lines
+        _say(lines)
         sys.exit(1)
     if not complete:
         sys.exit(1)
 
 
-def _tell(error: BaseException, where: str = "") -> str:
+def _all_problems(words: Sequence[str]) -> list[str]:
+    """Returns what is wrong with each override by itself, where Hydra stops at the first."""
+    folder = usage.flag(words, "--config-dir", "-cd")
+    name = usage.flag(words, "--config-name", "-cn") or "config"
+    path = [] if folder is None else [f"hydra.searchpath=['file://{Path(folder).absolute()}']"]
+    return composition_problems(usage.given(words), name, path)
+
+
+def _tell(error: BaseException, where: str = "", recorded: Path | None = None) -> list[str]:
     """Prints and returns what went wrong: for all but wrong input, after a traceback."""
     message = explain(error)
     if message is None:
         traceback.print_exception(error)
         message = f"the run failed: {type(error).__name__}: {error}"
-        if HydraConfig.initialized():
-            message += f" (what it recorded is in {HydraConfig.get().runtime.output_dir})"
     else:
         for note in getattr(error, "__notes__", []):  # the traceback of a client's error
             print(note, file=sys.stderr)
-    print(f"fl: {where}{message}", file=sys.stderr)
-    return message
+    lines = message.splitlines()
+    note = "" if recorded is None else f" (what it recorded is in {recorded})"
+    _say([*lines[:-1], f"{lines[-1]}{note}"], where)
+    return lines
+
+
+def _say(lines: Sequence[str], where: str = "") -> None:
+    for line in lines:
+        print(f"fl: {where}{line}", file=sys.stderr)

@@ -1,24 +1,27 @@
 """What goes with what: links, clients and attacks that a strategy can work with.
 
 A part by itself refuses arguments that make no sense; here two parts that make none together are
-refused, and parts that belong together are joined.
+refused, parts that belong together are joined, and it is said which arguments of one part do not
+count beside another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
+from fl.arguments import read_if
 from fl.attacks import Attack
 from fl.clients import AdamW, Downlink, Gradient, Rule, Sgd, TrainingApp, Uplink
 from fl.clients.replica import trained_shapes
 from fl.compression import Channel, Compressor, Shapes, check_broadcast
-from fl.configuration import blaming
 from fl.errors import ConfigError
 from fl.strategies import (
+    Aggregate,
     Attacked,
     Compressed,
     Decentralized,
@@ -27,6 +30,13 @@ from fl.strategies import (
     OuterSteps,
     Replicas,
 )
+from fl.strategies.events import EventDriven
+
+read_if(
+    lambda a: a["fraction_evaluate"] > 0,
+    "min_evaluate_nodes",
+    only="clients evaluate only with {at}fraction_evaluate above 0",
+)(flower.FedAvg)
 
 
 @dataclass(frozen=True)
@@ -47,10 +57,7 @@ class Links:
         """Returns the strategy with the server's ends of the links."""
         if self.uplink is None and self.downlink is None:
             return strategy
-        with blaming("compressor or downlink"):
-            return Compressed(
-                strategy, self.uplink, self.downlink, num_clients=num_clients, seed=seed
-            )
+        return Compressed(strategy, self.uplink, self.downlink, num_clients=num_clients, seed=seed)
 
 
 def links_of(strategy: Strategy, uplink: Channel | None, downlink: Channel | None) -> Links:
@@ -109,6 +116,95 @@ def check_clients(strategy: Strategy, app: TrainingApp, links: Links) -> None:
         trained_shapes(app.layout)
     if links.downlink is not None:
         check_broadcast(links.downlink, Shapes.of(app.layout))
+
+
+_TOLD_BY_FLOWER: Mapping[type, Mapping[str, str]] = {
+    flower.FedProx: {"proximal-mu": "proximal_mu"},
+}
+
+
+def told_by(strategy: Strategy) -> dict[str, tuple[str, Any]]:
+    """Returns what a strategy writes into the configuration of every `train` message.
+
+    Ours say so in their attribute `tells`, from the key of the message to the strategy's argument
+    or to a constant; those driven by events also in `EventDriven.config`.
+
+    Returns:
+        Key of the message to (argument, value); the argument of a constant is "".
+    """
+    tells: dict[str, Any] = dict(getattr(strategy, "tells", {}))
+    for kind, more in _TOLD_BY_FLOWER.items():
+        if isinstance(strategy, kind):
+            tells |= more
+    told = {
+        key: (source, getattr(strategy, source)) if isinstance(source, str) else ("", source)
+        for key, source in tells.items()
+    }
+    if isinstance(strategy, EventDriven):
+        told |= {key: ("", value) for key, value in strategy.config().items() if key not in told}
+    return told
+
+
+def check_told(
+    strategy: Strategy, app: TrainingApp, train_config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Checks that clients can do what the messages are going to tell them, and returns that.
+
+    Args:
+        strategy: what it adds to the messages is known from `told_by`.
+        app: the clients' app.
+        train_config: what the user has every message say.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    told = {key: value for key, (_, value) in told_by(strategy).items()}
+    told = {**train_config, **told}
+    for teller, config in (("train_config", train_config), (type(strategy).__name__, told)):
+        try:
+            app.check_config(config)
+        except ConfigError as error:
+            raise ConfigError(f"{teller} tells clients what they refuse: {error}") from error
+    return told
+
+
+def unread_of_clients(
+    strategy: Strategy, app: TrainingApp, train_config: Mapping[str, Any]
+) -> dict[str, str]:
+    """Returns a client's arguments that do not count, as messages say otherwise, and what does.
+
+    Args:
+        strategy: the server's.
+        app: the clients'; the names are those of its arguments, `rule.lr` of its rule's.
+        train_config: what the user has every message say.
+    """
+    unread: dict[str, str] = {}
+    for key in train_config:
+        for name in app.replaced_by(key):
+            unread[name] = f"train_config.{key} counts instead"
+    kind = type(strategy).__name__
+    for key, (argument, value) in told_by(strategy).items():
+        for name in app.replaced_by(key):
+            if argument:
+                unread[name] = f"with {kind}, strategy.{argument} counts instead"
+            else:
+                unread[name] = f"{kind} tells clients {key} {value}"
+    if not asks_clients_to_evaluate(strategy):
+        unread["evaluate_on"] = f"{kind}, as it is configured, does not have clients evaluate"
+    return unread
+
+
+def unread_of_server(strategy: Strategy) -> dict[str, str]:
+    """Returns the keys of a strategy that its other parts make ineffective, and why."""
+    if isinstance(strategy, Aggregate) and not strategy.wants_own_update:
+        return {"strategy.root_examples": f"{strategy.rule.name} does without an own update"}
+    return {}
+
+
+def asks_clients_to_evaluate(strategy: Strategy) -> bool:
+    """Returns whether a strategy sends `evaluate` messages."""
+    known = getattr(strategy, "evaluates_on_clients", None)
+    return bool(getattr(strategy, "fraction_evaluate", 0.0)) if known is None else bool(known)
 
 
 def _check_memory(rule: Rule) -> None:

@@ -13,6 +13,22 @@ class ConfigError(ValueError):
     """
 
 
+class ConfigErrors(ConfigError):
+    """Several of them, found in one go.
+
+    Args:
+        *problems: what each of them says.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        """Returns them in lines."""
+        return "\n".join(self.problems)
+
+
 class SimulationError(RuntimeError):
     """A simulation that cannot go on; the message names the event, the client and virtual time."""
 

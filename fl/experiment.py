@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
@@ -17,26 +18,34 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from torch import nn
 
-from fl.apps import read_app
+from fl.apps import FlowerApp, read_app
 from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients, poisoned
 from fl.choices import announce
 from fl.clients import TaskApp, TrainingApp
 from fl.clients.planned import PlannedApp
-from fl.composition import check_clients, links_of, with_attack
+from fl.composition import (
+    Links,
+    check_clients,
+    check_told,
+    links_of,
+    unread_of_clients,
+    unread_of_server,
+    with_attack,
+)
 from fl.compression import Channel
-from fl.configuration import blaming, make
+from fl.configuration import Given, Problems, blaming, make
 from fl.data import Examples, FederatedData, Partitions, federate
 from fl.errors import ConfigError
 from fl.execution import Executor, RayExecutor
+from fl.execution.executor import load_app
 from fl.execution.threads import limit_threads
 from fl.metrics import Target
-from fl.metrics.table import results
+from fl.metrics.table import print_results
 from fl.metrics.target import final_value
 from fl.models import build as build_model
-from fl.models import drop_weights, evaluate, global_objective
+from fl.models import drop_weights, evaluate, global_objective, smallest_batch
 from fl.randomness import SEED_KEY
 from fl.recorder import Recorder
 from fl.recovery import Recovery, Start, source_sha256, unrepeatable, unseeded
@@ -45,15 +54,20 @@ from fl.simulation.clock import Clock, clock_of
 from fl.simulation.fleet import Fleet
 from fl.simulation.identity import RUN_ID, assume_identity
 from fl.simulation.virtual_time import TaskClock, answering, virtual_time
+from fl.simulation.work import Charge
 from fl.simulator import SimulatedRun, epoch_of, simulate
 from fl.strategies import (
+    NODE_METRICS,
     Aggregate,
+    Decentralized,
     NodeModels,
     OuterSteps,
     TrustedUpdate,
 )
+from fl.strategies.simultaneous import Simultaneous
 from fl.sweep import side_by_side
 from fl.transcript import shown_once
+from fl.unread import Unread, referred_to, unread_below, unread_groups
 
 log = logging.getLogger("fl")
 
@@ -90,6 +104,7 @@ class Experiment(Learning):
         tasks: what is learnt, by name, if it is several models at once; the data, model and app
             above are then those of the first.
         byzantine: the clients that carry out an attack.
+        ignored: keys of parts that have no effect beside the other parts, to what counts instead.
     """
 
     strategy: Strategy
@@ -97,136 +112,304 @@ class Experiment(Learning):
     executor: Executor
     tasks: Mapping[str, Learning] = field(default_factory=dict)
     byzantine: tuple[int, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict)
+
+
+_KINDS: Mapping[str, Any] = {  # what the member of a group makes
+    "strategy": Strategy,
+    "fleet": Fleet,
+    "executor": Executor,
+    "compressor": Channel,
+    "downlink": Channel,
+    "attack": Attack | Poisoning | Combined,
+    "checkpoint": partial,
+    "charge": Charge,
+}
+_OURS = ("strategy", "fleet", "executor", "compressor", "downlink", "attack", "checkpoint")
+
+
+class _Learnt(NamedTuple):
+    """What is learnt, by itself: `make_app` waits for what comes between clients and server."""
+
+    data: FederatedData
+    model: partial[nn.Module]
+    smallest_batch: int
+    make_app: Callable[..., TrainingApp]
 
 
 def build(config: DictConfig) -> Experiment:
     """Builds every part of an experiment; nothing is trained and no process is started.
 
     Raises:
-        ConfigError: a part refuses its arguments, or two parts do not fit together.
+        ConfigError: parts refuse their arguments, or do not fit together. What is wrong with parts
+            by themselves is told of all of them, before what is wrong with them together.
     """
-    _check_numbers(config)
-    _check_combination(config)
-    _train_config(config)  # refused here, not when the strategy starts
-    fleet: Fleet = make(config, "fleet")
-    strategy: Strategy = make(config, "strategy")
-    _check_weight(config, plain=isinstance(strategy, OuterSteps))
-    executor = _executor(config)
-    uplink, downlink = make(config, "compressor"), make(config, "downlink")
-    for name, end, kind in (
-        ("compressor", uplink, Channel),
-        ("downlink", downlink, Channel),
-        ("strategy", strategy, Strategy),
-        ("fleet", fleet, Fleet),
-        ("executor", executor, Executor),
-    ):
-        if end is not None and not isinstance(end, kind):
-            raise ConfigError(
-                f"{name}._target_ is {config[name]._target_}, which makes a {type(end).__name__}; "
-                f"it must make a {kind.__name__}"
-            )
-    links = links_of(strategy, uplink, downlink)
-    poisoning, forging = _attack(config)
-    byzantine: tuple[int, ...] = ()
-    if poisoning or forging:
-        byzantine = byzantine_clients(config.num_clients, config.num_byzantine, config.seed)
-    tasks: dict[str, Learning] = {}
-    if config.get("tasks"):
-        if poisoning or forging:
-            raise ConfigError("attack and tasks are both set: attacks know one model only")
-        if uplink is not None or downlink is not None:
-            raise ConfigError("compressor and tasks are both set: links compress one model only")
-        tasks = {
-            name: _learning(part, config.seed, links.ends) for name, part in config.tasks.items()
-        }
-        first = next(iter(tasks.values()))
-    else:
+    problems = Problems()
+    problems += unread_groups(config)
+    problems += _wrong_numbers(config)
+    problems += _wrong_counts(config)
+    for check in (_train_config, target_of, _checked_recovery):
+        with problems.noted():
+            check(config)
+    parts: dict[str, Any] = {}
+    for name in _OURS:
+        with problems.noted():
+            parts[name] = _made(config, name)
+    learnt = {}
+    for task, place in _places(config).items():
+        with problems.noted():
+            learnt[task] = _learnt(place, config.seed)
+    problems.stop()
+    return _joined(config, parts, learnt)
 
-        def poison(data: FederatedData) -> FederatedData:
-            if poisoning is None:
-                return data
-            return poisoned(data, poisoning, byzantine, config.num_clients, config.seed)
 
-        first = _learning(config, config.seed, links.ends, poison)
+def _places(config: DictConfig) -> dict[str, DictConfig]:
+    """Returns where the groups data, partition, model and client are, by task; "" without tasks."""
+    tasks = config.get("tasks")
+    return {str(name): place for name, place in tasks.items()} if tasks else {"": config}
+
+
+def _joined(
+    config: DictConfig, parts: Mapping[str, Any], learnt: Mapping[str, _Learnt]
+) -> Experiment:
+    """Returns the experiment of parts that are right by themselves."""
+    strategy: Strategy = parts["strategy"]
+    problems = Problems()
+    problems += _misfits(config, strategy)
+    with problems.noted():
+        links = links_of(strategy, parts["compressor"], parts["downlink"])
+    with problems.noted():
+        poisoning, forging, byzantine = _attack(config, parts["attack"])
+    problems.stop()
+    told = _train_config(config)
+    learning = {}
+    for task, place in _places(config).items():
+        with problems.noted():
+            data, model, least, make_app = learnt[task]
+            if poisoning is not None:
+                data = poisoned(data, poisoning, byzantine, config.num_clients, config.seed)
+            app = _app(place, make_app, model, data, links)
+            check_clients(strategy, app, links)
+            says = check_told(strategy, app, told)
+            with blaming(place, "client"):
+                app.check_batches(says, least)
+            learning[task] = Learning(learnt[task].data, model, app)
+    problems.stop()
+    first = next(iter(learning.values()))
+    backdoored = None
     if isinstance(poisoning, Backdoor):
         test = first.data.test
-        first = replace(first, backdoored=Examples(*poisoning.test_set(test.x, test.y)))
-    for learning in tasks.values() or [first]:
-        check_clients(strategy, learning.app, links)
+        backdoored = Examples(*poisoning.test_set(test.x, test.y))
     if isinstance(strategy, Aggregate) and strategy.wants_own_update:
         strategy.trusted = TrustedUpdate(
             first.app, first.model, first.data, examples=strategy.root_examples, seed=config.seed
         )
-    strategy = with_attack(strategy, forging, byzantine, links, config.seed)
-    strategy = links.around(strategy, config.num_clients, config.seed)
-    return Experiment(
+    around = with_attack(strategy, forging, byzantine, links, config.seed)
+    with blaming(config, "compressor" if parts["compressor"] else "downlink"):
+        around = links.around(around, config.num_clients, config.seed)
+    experiment = Experiment(
         first.data,
         first.model,
         first.app,
-        strategy,
-        fleet,
-        executor,
-        tasks,
+        around,
+        parts["fleet"],
+        parts["executor"],
+        learning if config.get("tasks") else {},
         byzantine,
-        backdoored=first.backdoored,
+        backdoored=backdoored,
+        ignored=_ignored(strategy, learning, told),
     )
+    _check_target(config, experiment, strategy)
+    return experiment
 
 
-def _learning(
-    config: DictConfig,
-    seed: int,
-    links: tuple[Any, Any],
-    poison: Callable[[FederatedData], FederatedData] = lambda data: data,
-) -> Learning:
-    """Builds what is learnt from the groups data, partition, model and client."""
-    make_app, make_model = make(config, "client"), make(config, "model")
-    source, deal = make(config, "data"), make(config, "partition")
-    with blaming("data"):
-        loaded = source()
-    with blaming("partition"):
-        data = federate(lambda: loaded, deal)
-    model = partial(build_model, make_model, data.input_shape, data.num_classes, seed)
-    uplink, downlink = links
-    with blaming("model"):
-        model()
-    with blaming("client"):
-        app: TrainingApp = make_app(
-            model=model, data=poison(data), uplink=uplink, downlink=downlink
+def _learnt(place: DictConfig, seed: int) -> _Learnt:
+    """Returns what is learnt, from the groups data, partition, model and client.
+
+    Raises:
+        ConfigError: some of them refuse their arguments; or the examples, with this partition and
+            model.
+    """
+    problems, made = Problems(), {}
+    for name in ("data", "partition", "model", "client"):
+        with problems.noted():
+            made[name] = make(place, name)
+    if "data" in made and "partition" in made:
+        with problems.noted():
+            with blaming(place, "data"):
+                loaded = made["data"]()
+            with blaming(place, "partition"):
+                data = federate(lambda: loaded, made["partition"])
+            if "model" in made:
+                shape, classes = data.input_shape, data.num_classes
+                model = partial(build_model, made["model"], shape, classes, seed)
+                with blaming(place, "model"):
+                    tokens = data.task == "next-token"
+                    least = smallest_batch(model(), shape, classes, tokens=tokens)
+    problems.stop()
+    return _Learnt(data, model, least, made["client"])
+
+
+def _app(
+    place: DictConfig,
+    make_app: Callable[..., TrainingApp],
+    model: partial[nn.Module],
+    data: FederatedData,
+    links: Links,
+) -> TrainingApp:
+    """Returns what clients run."""
+    uplink, downlink = links.ends
+    with blaming(place, "client"):
+        app = make_app(model=model, data=data, uplink=uplink, downlink=downlink)
+        for name in ("round_schedule", "step_schedule"):
+            schedule = getattr(app.rule, name, None)
+            if schedule is not None and not callable(schedule):
+                raise ConfigError(
+                    f"rule.{name} is {schedule}; it must be null, or have a _target_ such as "
+                    "fl.clients.StepDecay"
+                )
+    return app
+
+
+def _made(config: DictConfig, name: str) -> Any:
+    made, kind = make(config, name), _KINDS[name]
+    if made is not None and not isinstance(made, kind):
+        kinds = " or ".join(k.__name__ for k in getattr(kind, "__args__", [kind]))
+        raise ConfigError(
+            f"{name}._target_ is {config[name]._target_}, which makes a {type(made).__name__}; "
+            f"it must make a {kinds}"
         )
-    for name in ("round_schedule", "step_schedule"):
-        schedule = getattr(app.rule, name, None)
-        if schedule is not None and not callable(schedule):
-            raise ConfigError(
-                f"client.rule.{name} is {schedule}; it must be null, or have a _target_ such as "
-                "fl.clients.schedule.StepDecay"
-            )
-    return Learning(data, model, app)
+    return made
 
 
-def _attack(config: DictConfig) -> tuple[Poisoning | None, Attack | None]:
-    """Returns the parts of the attack that change data, and what is sent."""
-    attack: Attack | Poisoning | Combined | None = make(config, "attack")
+def _ignored(
+    strategy: Strategy, learning: Mapping[str, Learning], told: ConfigRecord
+) -> dict[str, str]:
+    """Returns keys that have no effect beside the other parts, to what counts instead."""
+    ignored = unread_of_server(strategy)
+    for key in told:
+        if not any(learnt.app.reads(key) for learnt in learning.values()):
+            ignored[f"train_config.{key}"] = "clients of this kind do not read it"
+    for task, learnt in learning.items():
+        place = f"tasks.{task}.client" if task else "client"
+        for name, why in unread_of_clients(strategy, learnt.app, told).items():
+            ignored[f"{place}.{name}"] = why
+    return ignored
+
+
+def _attack(
+    config: DictConfig, attack: Attack | Poisoning | Combined | None
+) -> tuple[Poisoning | None, Attack | None, tuple[int, ...]]:
+    """Returns the parts of the attack that change data and what is sent, and who carries it out."""
     if attack is None:
         if config.num_byzantine:
             raise ConfigError(
                 f"num_byzantine is {config.num_byzantine}, but there is no attack: choose one, for "
                 "example attack=alie, or leave num_byzantine out"
             )
-        return None, None
+        return None, None, ()
+    if config.get("tasks"):
+        raise ConfigError("attack and tasks are both set: attacks know one model only")
+    byzantine = byzantine_clients(config.num_clients, config.num_byzantine, config.seed)
     if isinstance(attack, Combined):
-        return attack.poisoning, attack.forging
-    return (attack, None) if isinstance(attack, Poisoning) else (None, attack)
+        return attack.poisoning, attack.forging, byzantine
+    if isinstance(attack, Poisoning):
+        return attack, None, byzantine
+    return None, attack, byzantine
 
 
-def run_experiment(config: DictConfig, *, resume: bool = False) -> float | None:
+@dataclass(frozen=True)
+class ForeignApp:
+    """A Flower app directory, and the parts of the run that it is given.
+
+    Attributes:
+        app: the directory; nothing of it is imported yet.
+        run_config: its configuration.
+        fleet: the clients' devices, links, availability and faults.
+        executor: where clients run.
+        charge: what the work of its ClientApp costs.
+        checkpoint: makes the recovery.
+        epoch: the date at virtual time 0, s since 1970.
+    """
+
+    app: FlowerApp
+    run_config: Mapping[str, Any]
+    fleet: Fleet
+    executor: Executor
+    charge: Charge | None
+    checkpoint: partial[Recovery] | None
+    epoch: int
+
+    def load(self) -> None:
+        """Imports the app's code, so that what is wrong with it is known before anything starts."""
+        with shown_once(), virtual_time(), answering(TaskClock(), self.epoch):
+            self.app.server()  # its modules may look at a clock when they are imported
+            load_app(self.app.client(), self.epoch)
+
+
+def prepare(config: DictConfig, given: Given | None = None) -> Experiment | ForeignApp:
+    """Builds what a configuration asks for; nothing is trained and no process is started.
+
+    Args:
+        config: what `fl --cfg job` shows.
+        given: what the command line sets, all of which must be read; None if there is none.
+
+    Raises:
+        ConfigError: the configuration cannot mean anything sensible, or sets what nothing reads. It
+            tells of all that can be seen at the same time.
+    """
+    prepared = build(config) if config.app is None else _foreign(config)
+    if isinstance(prepared, Experiment):
+        prepared.fleet.check_memory(app_of(prepared).memory_bytes())
+    if given is not None:
+        unread = dict(Unread(config).arguments())
+        if isinstance(prepared, Experiment):
+            unread |= prepared.ignored
+        problems = Problems()
+        problems += unread_below(given.set, unread, referred_to(config), in_sweep=given.in_sweep)
+        problems.stop()
+    return prepared
+
+
+def _foreign(config: DictConfig) -> ForeignApp:
+    problems = Problems()
+    problems += _not_whole(config, seed=0, num_clients=1, num_partitions=1)
+    parts: dict[str, Any] = {"charge": None}
+    for name in ("fleet", "executor", "charge", "checkpoint"):
+        with problems.noted():
+            parts[name] = _made(config, name)
+    for check in (target_of, _checked_recovery):
+        with problems.noted():
+            check(config)
+    with problems.noted():
+        epoch = epoch_of(config.date)
+    with problems.noted():
+        app = read_app(config.app)
+        overrides: Any = OmegaConf.to_container(config.run_config, resolve=True)
+        run_config = app.run_config(overrides)
+    problems.stop()
+    return ForeignApp(app, run_config, epoch=epoch, **parts)
+
+
+def run_experiment(
+    config: DictConfig,
+    *,
+    resume: bool = False,
+    prepared: Experiment | ForeignApp | None = None,
+) -> float | None:
     """Runs a configuration to its end, prints results, and returns the target metric's value.
 
     Args:
         config: what `fl --cfg job` shows.
         resume: go on with the run that was started in Hydra's output directory.
+        prepared: what `prepare` returned for it; None prepares it now.
     """
-    with shown_once():  # from here on: apps are imported, and data read by its packages
-        run = _run_app(config, resume) if config.app else _run_own(config, resume)
+    prepared = prepare(config) if prepared is None else prepared
+    with shown_once():
+        if isinstance(prepared, Experiment):
+            run = _run_own(config, prepared, resume)
+        else:
+            run = _run_app(config, prepared, resume)
     return final_value(run.summary)
 
 
@@ -239,6 +422,8 @@ def app_of(experiment: Experiment) -> PlannedApp:
 def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Recorder) -> None:
     """Runs an experiment's strategy on any grid, with its evaluations and its limit of time."""
     tasks = experiment.tasks
+    initial = initial_of(tasks) if tasks else experiment.initial()
+    recorder.expect(initial, config.time_limit_s)
     evaluation = task_evaluation if tasks else central_evaluation
     schedule = Schedule(
         recorder.evaluating(evaluation(experiment, train=config.evaluate_train)),
@@ -252,7 +437,7 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
     try:
         result = experiment.strategy.start(
             grid=grid,
-            initial_arrays=initial_of(tasks) if tasks else experiment.initial(),
+            initial_arrays=initial,
             num_rounds=config.num_rounds,
             timeout=config.round_timeout_s,
             train_config=_train_config(config),
@@ -285,8 +470,7 @@ def facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
     return told
 
 
-def _run_own(config: DictConfig, resume: bool) -> SimulatedRun:
-    experiment = build(config)
+def _run_own(config: DictConfig, experiment: Experiment, resume: bool) -> SimulatedRun:
     announce()
     extra = facts(experiment, config)
     tasks = experiment.tasks
@@ -300,20 +484,18 @@ def _run_own(config: DictConfig, resume: bool) -> SimulatedRun:
         experiment.fleet,
         run_config={},
         num_partitions=max(t.data.num_partitions for t in (tasks or {"": experiment}).values()),
-        executor=experiment.executor,
+        executor=_sharing(experiment.executor),
         num_rounds=config.num_rounds,
         extra=extra,
-        recovery=_recovery(config, Start(command_of_job(), resume=resume)),
+        recovery=_recovery(make(config, "checkpoint"), Start(command_of_job(), resume=resume)),
         **_common(config),
     )
-    Console().print(results(run.summary, run.directory, extra.get("central")))
+    print_results(run.summary, run.directory, extra.get("central"))
     return run
 
 
-def _run_app(config: DictConfig, resume: bool) -> SimulatedRun:
-    _check_whole(config, seed=0, num_clients=1, num_partitions=1)
-    app = read_app(config.app)
-    overrides: Any = OmegaConf.to_container(config.run_config, resolve=True)
+def _run_app(config: DictConfig, foreign: ForeignApp, resume: bool) -> SimulatedRun:
+    app = foreign.app
     server_files, client_files = app.files(app.serverapp), app.files(app.clientapp)
     if (unlike := unseeded(client_files)) is not None:
         log.warning("%s", unlike)
@@ -324,30 +506,33 @@ def _run_app(config: DictConfig, resume: bool) -> SimulatedRun:
         obstacle=unrepeatable(server_files),
         resume=resume,
     )
-    with virtual_time(), answering(TaskClock(), epoch_of(config.date)):
+    with virtual_time(), answering(TaskClock(), foreign.epoch):
         server = app.server()  # its modules may look at a clock when they are imported
     run = simulate(
         server,
         app.client(),
-        make(config, "fleet"),
-        run_config=app.run_config(overrides),
+        foreign.fleet,
+        run_config=foreign.run_config,
         num_partitions=config.num_partitions,
-        executor=_executor(config),
-        charge=make(config, "charge"),
-        recovery=_recovery(config, start),
+        executor=_sharing(foreign.executor),
+        charge=foreign.charge,
+        recovery=_recovery(foreign.checkpoint, start),
         **_common(config),
     )
-    Console().print(results(run.summary, run.directory))
+    print_results(run.summary, run.directory)
     return run
 
 
-def _recovery(config: DictConfig, start: Start) -> Recovery:
-    made: partial[Recovery] | None = make(config, "checkpoint")
+def _recovery(made: partial[Recovery] | None, start: Start) -> Recovery:
     return Recovery.none(start) if made is None else made(start=start)
 
 
-def _executor(config: DictConfig) -> Executor:
-    executor: Executor = make(config, "executor")
+def _checked_recovery(config: DictConfig) -> None:
+    with blaming(config, "checkpoint"):
+        _recovery(make(config, "checkpoint"), Start())
+
+
+def _sharing(executor: Executor) -> Executor:
     if isinstance(executor, RayExecutor):
         executor.sharers = side_by_side()
     return executor
@@ -371,7 +556,10 @@ def _common(config: DictConfig) -> dict[str, Any]:
 
 def target_of(config: DictConfig) -> Target | None:
     """Returns the metric value whose cost is reported, if there is one."""
-    return None if config.target is None else Target(**config.target)
+    if config.target is None:
+        return None
+    with blaming(config, "target"):
+        return Target(**config.target)
 
 
 def _train_config(config: DictConfig) -> ConfigRecord:
@@ -385,79 +573,78 @@ def _train_config(config: DictConfig) -> ConfigRecord:
         ) from error
 
 
-def _check_whole(config: DictConfig, **least: int) -> None:
-    for key, bound in least.items():
-        value = config[key]
-        if isinstance(value, bool) or not isinstance(value, int) or value < bound:
-            raise ConfigError(f"{key} is {value}; it must be a whole number, at least {bound}")
-
-
-def _check_numbers(config: DictConfig) -> None:
-    _check_whole(config, seed=0, num_clients=1, num_rounds=1, evaluate_every=1, central_epochs=0)
+def _wrong_numbers(config: DictConfig) -> Iterator[str]:
+    yield from _not_whole(
+        config, seed=0, num_clients=1, num_rounds=1, evaluate_every=1, central_epochs=0
+    )
     if not isinstance(config.round_timeout_s, int | float) or not config.round_timeout_s > 0:
-        raise ConfigError(
+        yield (
             f"round_timeout_s is {config.round_timeout_s}; it must be a positive number of "
             "virtual seconds"
         )
     for key in ("evaluate_every_s", "time_limit_s"):
         value = config[key]
         if value is not None and (not isinstance(value, int | float) or not value > 0):
-            raise ConfigError(
-                f"{key} is {value}; it must be a positive number of virtual seconds, or null"
-            )
+            yield f"{key} is {value}; it must be a positive number of virtual seconds, or null"
 
 
-_WEIGHTS = ("num-examples", "train-loss", "steps")  # metrics of our clients' replies
-
-
-def _check_weight(config: DictConfig, *, plain: bool) -> None:
-    """Refuses a weight that clients do not report, or none where a strategy needs one."""
-    weight = config.strategy.get("weighted_by_key", _WEIGHTS[0])
-    if weight not in _WEIGHTS and not (weight is None and plain):
-        raise ConfigError(
-            f"strategy.weighted_by_key is {weight!r}; clients report {', '.join(_WEIGHTS)}"
-        )
-
-
-def _check_combination(config: DictConfig) -> None:
+def _wrong_counts(config: DictConfig) -> Iterator[str]:
+    """Yields what is wrong with the numbers of Flower's strategies, which do not check them."""
+    given = config.strategy
     for name in ("fraction_train", "fraction_evaluate"):
-        share = config.strategy.get(name)
+        share = given.get(name)
         if share is not None and not 0 <= share <= 1:
-            raise ConfigError(f"strategy.{name} is {share}; it is a share, between 0 and 1")
+            yield f"strategy.{name} is {share}; it is a share, between 0 and 1"
+    if given.get("fraction_train") == 0:  # Flower takes it to mean that nobody is to train
+        yield "strategy.fraction_train is 0, so no client would train; it must be above 0"
     for name in (
         "min_train_nodes",
         "min_available_nodes",
         "min_evaluate_nodes",
         "num_malicious_nodes",
     ):
-        least = config.strategy.get(name, 0)
+        least = given.get(name, 0)
+        unused = name == "min_evaluate_nodes" and not given.get("fraction_evaluate")
         if isinstance(least, bool) or not isinstance(least, int) or least < 0:
-            raise ConfigError(f"strategy.{name} is {least}; it must be a whole number, at least 0")
-        unused = name == "min_evaluate_nodes" and not config.strategy.get("fraction_evaluate")
-        if least > config.num_clients and not unused:
-            raise ConfigError(
+            if "fraction_train" not in given:
+                continue  # ours check their own
+            yield f"strategy.{name} is {least}; it must be a whole number, at least 0"
+        elif least > config.num_clients and not unused:
+            yield (
                 f"strategy.{name} is {least}, but there are {config.num_clients} clients: the "
                 f"strategy would wait for ever. Set strategy.{name}={config.num_clients} or less"
             )
-    if config.get("tasks") and "one_after_another" not in config.strategy:
-        raise ConfigError(
+
+
+def _not_whole(config: DictConfig, **least: int) -> Iterator[str]:
+    for key, bound in least.items():
+        value = config[key]
+        if isinstance(value, bool) or not isinstance(value, int) or value < bound:
+            yield f"{key} is {value}; it must be a whole number, at least {bound}"
+
+
+_WEIGHTS = ("num-examples", "train-loss", "steps")  # metrics of our clients' replies
+
+
+def _misfits(config: DictConfig, strategy: Strategy) -> Iterator[str]:
+    """Yields what a strategy is given that it can make nothing of."""
+    given = config.strategy
+    weight = given.get("weighted_by_key", _WEIGHTS[0])
+    if weight not in _WEIGHTS and not (weight is None and isinstance(strategy, OuterSteps)):
+        yield f"strategy.weighted_by_key is {weight!r}; clients report {', '.join(_WEIGHTS)}"
+    several = isinstance(strategy, Simultaneous)
+    if config.get("tasks") and not several:
+        yield (
             "tasks is set, but this strategy trains one model: use strategy=fedast or "
             "strategy=sync_st, or leave tasks out"
         )
-    if config.get("tasks") and config.get("compressor") is not None:
-        raise ConfigError(
-            "compressor is set, but what clients send is not compressed where several tasks are "
-            "learnt: leave compressor or tasks out"
-        )
-    if config.get("topology") is not None and "topology" not in config.strategy:
-        raise ConfigError(
-            "topology is set, but this strategy has a server, to which all clients send: use a "
-            "strategy without one, such as strategy=dpsgd, or leave topology out"
-        )
-    if config.get("aggregator") is not None and "rule" not in config.strategy:
-        raise ConfigError(
-            "aggregator is set, but this strategy combines updates in its own way: use "
-            "strategy=aggregate, or leave aggregator out"
+    if several and not config.get("tasks"):
+        yield "tasks is null, but this strategy trains several models: choose one, tasks=NAME"
+    ends = [config.get(name) for name in ("compressor", "downlink")]
+    if config.get("tasks") and ends != [None, None]:
+        yield (
+            "compressor or downlink is set, but what is sent is not compressed where several tasks "
+            "are learnt: leave compressor or tasks out"
         )
 
 
@@ -522,6 +709,35 @@ def central_evaluation(
         return MetricRecord(metrics)
 
     return evaluate_fn
+
+
+def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy) -> None:
+    """Refuses a target that no evaluation will report.
+
+    Strategies and clients of others may report what they like.
+    """
+    target = target_of(config)
+    parts = (strategy, experiment.app.rule)
+    if target is None or not all(type(p).__module__.startswith(("fl.", "flwr.")) for p in parts):
+        return
+    names = ["accuracy", "loss"]
+    if experiment.backdoored is not None:
+        names.append("attack_success_rate")
+    if config.evaluate_train:
+        names += ["train_objective", "dissimilarity"]
+    if isinstance(strategy, Decentralized):
+        names += NODE_METRICS
+    names += [f"{name}/{task}" for task in experiment.tasks for name in names]
+    if target.metric not in names and not target.metric.startswith(_OF_CLIENTS):
+        near = get_close_matches(target.metric, names, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(
+            f"target.metric is {target.metric!r}, which no evaluation of this run reports; {meant}"
+            f"There are: {', '.join(names)}, and what clients report as train_... and client_..."
+        )
+
+
+_OF_CLIENTS = ("train_", "client_", "staleness")  # how names begin that come with updates
 
 
 def initial_of(tasks: Mapping[str, Learning]) -> ArrayRecord:
@@ -661,6 +877,7 @@ def train_centrally(experiment: Learning, epochs: int, seed: int) -> Mapping[str
         pooled,
         experiment.app.rule,
         batch_size=experiment.app.batch_size,
+        drop_last=experiment.app.drop_last,
         local_epochs=epochs,
     )
     assume_identity()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.common import Parameters
 from flwr.compat.common import recorddict_compat
@@ -51,6 +52,8 @@ class AppliedUpdates:
         }
 
 
+_SHOWN = 5  # different errors of clients
+
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 PureEvaluateFn = Callable[[int, ArrayRecord], MetricRecord]
 
@@ -87,6 +90,17 @@ class Recorder:
         self._reports_itself = False  # the strategy that runs says which replies it uses
         self._status = Status()
         self._applied = AppliedUpdates()
+        self._initial: ArrayRecord | None = None
+        self._limit_s: float | None = None
+
+    def expect(self, initial: ArrayRecord, limit_s: float | None = None) -> None:
+        """Notes that this run is to learn something.
+
+        Args:
+            initial: the model that it begins with.
+            limit_s: time after which it ends, s; None is no limit.
+        """
+        self._initial, self._limit_s = initial, limit_s
 
     def attach(self, grid: SimGrid) -> None:
         """Takes time, bytes and joules from this grid from now on."""
@@ -295,6 +309,37 @@ class Recorder:
             rounds=self._rounds.number,
         )
 
+    @property
+    def _source(self) -> Any:
+        """The grid that the run is on; it counts messages, replies and errors."""
+        return self._grid
+
+    def nothing_learnt(self) -> str | None:
+        """Returns why a run that was to learn something has not; None if it has.
+
+        A run was to learn if clients were asked to train, or if `expect` was called. Then clients
+        must have answered, and a model that is known must have changed.
+        """
+        source = self._source
+        if source is None:
+            return None
+        asked, updates = source.train_messages, source.client_updates
+        now = self.totals().virtual_s
+        if asked and not updates:
+            said = f"of {asked} requests to train, none brought an update in {now:.6g} s"
+        elif self._initial is None or _differ(self._initial, self.final_arrays):
+            return None
+        elif self._limit_s is not None and now >= self._limit_s:
+            said = (
+                f"time_limit_s={self._limit_s:g} ended the run before the first new model, with "
+                f"{updates} updates of clients: raise it"
+            )
+        elif asked:
+            said = f"{updates} updates of clients came in {now:.6g} s, and the model never changed"
+        else:
+            said = f"no client was asked to train in {now:.6g} s"
+        return "; ".join([f"nothing was learnt: {said}", *_reasons(source)])
+
     def model_sha256(self) -> str | None:
         """Returns the hash of the final model: names, dtypes, shapes and values."""
         if self.final_arrays is None:
@@ -387,6 +432,32 @@ def _watched(evaluate: Callable[..., Any], shown: list[Parameters]) -> Callable[
         return evaluate(*args, **kwargs)
 
     return watched
+
+
+def _reasons(source: Any) -> list[str]:
+    """Returns what is known to have gone wrong with the clients' tasks."""
+    counts = source.client_errors.counts()
+    errors = [f"{n} failed with {said}" for said, n in counts.most_common(_SHOWN)]
+    hidden = len(counts) - _SHOWN
+    if hidden > 0:
+        errors.append(f"{hidden} other errors")
+    faults = source.trace.faults()
+    faults["client_error"] = faults.get("client_error", 0) - counts.total()
+    errors += [
+        f"{number} {name.replace('_', ' ')}" for name, number in faults.items() if number > 0
+    ]
+    if faults.keys() & {"timeout", "expired"} and not counts:
+        errors.append("with a larger round_timeout_s, clients have more time")
+    return errors
+
+
+def _differ(one: ArrayRecord, other: ArrayRecord | None) -> bool:
+    """Returns whether two models of one form have different values."""
+    if other is None or one is other:
+        return False
+    return any(
+        not np.array_equal(array.numpy(), other[name].numpy()) for name, array in one.items()
+    )
 
 
 def _shown(row: Mapping[str, float]) -> dict[str, float]:

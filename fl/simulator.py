@@ -19,7 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from fl.clients import TrainingApp
 from fl.clients.batching import Choice
 from fl.clients.planned import PlannedApp
-from fl.errors import ConfigError
+from fl.errors import ConfigError, SimulationError
 from fl.execution import AppSource, Executor, RayExecutor, SerialExecutor
 from fl.execution.executor import Assignment, RunInfo, load_app
 from fl.execution.garbage import quick_garbage_collection
@@ -111,6 +111,7 @@ def simulate(
 
     Raises:
         ConfigError: something in the arguments cannot be.
+        SimulationError: clients were asked to train, and nothing was learnt.
         Exception: whatever the ServerApp raises; the run's files are written first.
     """
     _check_apps(server_app, client_app)
@@ -138,6 +139,7 @@ def simulate(
         status: Status = "completed"
         error: BaseException | None = None
         grid: SimGrid | None = None
+        in_vain: str | None = None
         report: dict[str, Any] = {}
         errors = ClientErrors(fail_fast=fail_fast)
         transcript = Transcript(place)
@@ -195,6 +197,10 @@ def simulate(
         except BaseException as stopped:  # raised again below, after the files are written
             status = "interrupted" if isinstance(stopped, KeyboardInterrupt) else "failed"
             error = stopped
+        else:
+            in_vain = recorder.nothing_learnt()
+            if in_vain is not None:
+                status = "failed"
         summary = writer.finish(
             recorder.totals(),
             status=status,
@@ -203,7 +209,7 @@ def simulate(
             if grid is None
             else participation(trace, grid.control.answers, grid.were_available()),
             model_sha256=recorder.model_sha256(),
-            error=error,
+            error=error or in_vain,
             extra={
                 **report,
                 **batching,
@@ -215,7 +221,9 @@ def simulate(
         )
         if error is not None:
             raise error
-        return SimulatedRun(writer.directory, summary, writer.history, trace, recorder.final_arrays)
+    if in_vain is not None:  # it came to its end, so that there is nothing to resume
+        raise SimulationError(in_vain)
+    return SimulatedRun(writer.directory, summary, writer.history, trace, recorder.final_arrays)
 
 
 def _check_apps(server_app: object, client_app: object) -> None:

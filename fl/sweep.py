@@ -258,7 +258,7 @@ def compare_jobs(directory: Path) -> None:
 
     from fl.metrics import plots
     from fl.metrics.runs import load_runs
-    from fl.metrics.table import comparison
+    from fl.metrics.table import print_comparison, print_path
     from fl.metrics.tensorboard_log import write_hparams
 
     groups = by_overrides(load_runs([directory])[0])
@@ -268,7 +268,7 @@ def compare_jobs(directory: Path) -> None:
     console = Console()
     if not console.is_terminal:  # a file or a pipe has no width that would have to be kept
         console = Console(width=_WIDTH)
-    console.print(comparison(groups))
+    print_comparison(console, groups)
     write_hparams(directory, [run.summary for run in runs])
     target = runs[0].summary["target"]
     metric = target["metric"] if target else next(iter(runs[0].summary["final"]), None)
@@ -280,8 +280,7 @@ def compare_jobs(directory: Path) -> None:
     if metric is not None and drawn:
         value = target["value"] if target else None
         plots.compare(drawn, metric, directory / FILE, target=value)
-        text = f"{directory / FILE}: {metric} against time, bytes and rounds"
-        console.print(text, markup=False)
+        print_path(console, directory / FILE, f": {metric} against time, bytes and rounds")
 
 
 def by_overrides(runs: Sequence[Run]) -> dict[str, list[Run]]:

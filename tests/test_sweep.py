@@ -187,8 +187,18 @@ def test_one_ray_is_started_for_a_sweep_whose_jobs_need_one(
 
 def test_hparams_page_of_a_sweep_lists_what_differs_and_metrics_of_all_runs(tmp_path):
     summaries = [
-        {"config": {"lr": 0.1, "b": {"x": 1}, "same": 3}, "final": {"loss": 1.0}, "target": None},
-        {"config": {"lr": 0.2, "same": 3}, "final": {"accuracy": 1.0}, "target": {}},
+        {
+            "config": {"lr": 0.1, "b": {"x": 1}, "c": {"y": 5, "lr": 0.1}, "same": 3},
+            "final": {"loss": 1.0},
+            "best": {"loss": {}},
+            "target": None,
+        },
+        {
+            "config": {"lr": 0.2, "b": {"x": 2}, "c": {"lr": 0.2}, "same": 3},
+            "final": {"accuracy": 1.0, "absent_nodes": 2.0},
+            "best": {"accuracy": {}},
+            "target": {},
+        },
     ]
     for name, summary in zip("ab", summaries, strict=True):
         log = TensorBoardLog(tmp_path / name / "tb", flattened(summary["config"]), None)
@@ -200,9 +210,11 @@ def test_hparams_page_of_a_sweep_lists_what_differs_and_metrics_of_all_runs(tmp_
     # TensorBoard takes the first experiment it finds, which must be the sweep's.
     first = next(tags for tags in content.values() if metadata.EXPERIMENT_TAG in tags)
     experiment = metadata.parse_experiment_plugin_data(first[metadata.EXPERIMENT_TAG])
+    # c.y comes with another choice, and c.lr is what lr is.
     assert [info.name for info in experiment.hparam_infos] == ["lr", "b.x"]
     tags = {info.name.tag for info in experiment.metric_infos}
     assert {"metrics/loss", "metrics/accuracy", "cost/time_s"} <= tags
+    assert {tag for tag in tags if tag.startswith("best/")} == {"best/loss", "best/accuracy"}
 
 
 QUICK = ["progress=false", "model=logistic", "num_clients=10", "num_rounds=2", "views=false"]

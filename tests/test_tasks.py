@@ -139,7 +139,7 @@ def test_central_training_is_done_for_every_task():
     [
         (["strategy=fedavg", "tasks=digits_and_synthetic"], "this strategy trains one model"),
         (["compressor=topk"], "leave compressor or tasks out"),
-        (["~tasks"], "belongs to no task"),
+        (["~tasks"], "trains several models: choose one, tasks=NAME"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(overrides, words):

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike
 from fl.aggregation.gram import Array
 from fl.aggregation.rows import Rows
 from fl.aggregation.tolerance import check_f
+from fl.arguments import read_if
 from fl.errors import ConfigError
 
 # Permute, translate, scale (by a positive number), rotate the inputs, and the result is permuted
@@ -222,6 +223,7 @@ class PreAggregation(_Tolerant, ABC):
         """Returns the new rows; n suffices."""
 
 
+@read_if(lambda a: False, "rule.f", "pre.*.f", only="{at}f says what each part of a chain is given")
 @dataclass(frozen=True)
 class Chain(Aggregator):
     """Pre-aggregations one after another, then a rule.

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl.aggregation.gram import Array
+from fl.arguments import read_if
 from fl.attacks.attack import Attack, Forged, Knowledge, Scene, require
 from fl.attacks.poisoning import Poisoning
 from fl.data import FederatedData
@@ -108,6 +109,7 @@ class Backdoor(Poisoning):
         return self.trigger(x[others]), np.full(int(others.sum()), self.target, dtype=y.dtype)
 
 
+@read_if(lambda a: a["boost"] is None, "server_lr", only="{at}boost counts instead")
 @dataclass(frozen=True)
 class ModelReplacement(Attack):
     """Multiplies the clients' own changes so that the average becomes their model.

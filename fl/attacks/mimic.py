@@ -12,9 +12,12 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from fl.aggregation.gram import Array, Float64
+from fl.arguments import read_if
 from fl.attacks.attack import Attack, Forged, Knowledge, Scene, require
 
 
+@read_if(lambda a: a["warmup"] == 0, "target", only="only {at}warmup=0 reads it")
+@read_if(lambda a: a["warmup"] > 0, "extreme", only="only {at}warmup above 0 reads it")
 @dataclass(frozen=True)
 class Mimic(Attack):
     """Resends the honest vector that lies farthest along the direction of largest variance.

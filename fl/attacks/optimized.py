@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from fl.aggregation.gram import Array
+from fl.arguments import read_if
 from fl.attacks.attack import Knowledge, Line, SameVector, Scene, point, require
 from fl.errors import ConfigError
 
@@ -53,6 +54,13 @@ def line_maximize(
     return best
 
 
+@read_if(
+    lambda a: False,
+    "attack.z",
+    "attack.epsilon",
+    "attack.bound",
+    only="the factor is searched for",
+)
 @dataclass(frozen=True)
 class Optimized(SameVector):
     """Sends the point of another attack's line that moves the server's aggregate farthest.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fl.clients.batches import covered_examples, steps_per_epoch, visiting_order
+from fl.clients.batches import batch_bounds, steps_per_epoch, visiting_order
 from fl.clients.examples import ExamplePool, with_channels_last
 from fl.clients.rule import Received, Rule
 from fl.clients.task import HOST, Task, Trained, moved
@@ -73,6 +74,7 @@ def train_alone(
     *,
     batch_size: int | None,
     shuffle: bool,
+    drop_last: bool,
     channels_last: bool,
 ) -> Trained:
     """Returns the outcome of one task of at least one step.
@@ -85,6 +87,7 @@ def train_alone(
         task: what to do.
         batch_size: largest batch; None is all of the client's examples.
         shuffle: permute every epoch.
+        drop_last: leave out an epoch's last batch if it is smaller than the others.
         channels_last: give the model images that lie with channels last in memory.
     """
     device = pool.device
@@ -96,7 +99,7 @@ def train_alone(
     }
     memory = rule.first_memory(w) if task.memory is None else task.memory
     received = Received(w, moved(task.server, device), moved(memory, device), dict(task.scalars))
-    epochs = -(-task.steps // steps_per_epoch(task.examples, batch_size))
+    epochs = -(-task.steps // steps_per_epoch(task.examples, batch_size, drop_last))
     order = task.rows[
         visiting_order(
             task.examples, epochs, task.seed, task.client, task.message_id, shuffle=shuffle
@@ -104,13 +107,13 @@ def train_alone(
     ]
     state = rule.init(received)
     losses = []
-    end = 0
+    size = np.array([task.examples])
     began = time.perf_counter()
     # Whatever the model draws, above all for dropout, belongs to this task and leaves no trace.
     with global_generators(task.seed, "dropout", task.client, task.message_id):
         for t in range(task.steps):
-            start, end = end, covered_examples(t + 1, task.examples, batch_size)
-            x, y = pool.take(order[start:end])
+            (start,), (length,) = batch_bounds(t, size, batch_size, drop_last)
+            x, y = pool.take(order[start : start + length])
             batch = AutogradBatch(
                 model, layout, buffers, with_channels_last(x) if channels_last else x, y
             )

@@ -149,6 +149,9 @@ class TrainingApp(PlannedApp):
         local_epochs: passes over the client's examples in a task; None if `local_steps` is set.
         local_steps: steps of a task, however many epochs these are; None if `local_epochs` is set.
         shuffle: a fresh permutation every epoch; otherwise the order of the data.
+        drop_last: leave out an epoch's last batch if it is smaller than the others, as models with
+            batch normalisation want, which refuse a batch of one. A client with fewer examples than
+            `batch_size` has one batch of all of them.
         evaluate_on: "test" or "train" examples of the client; None is "test" where the data has
             held-out examples for each client, else "train".
         uplink: compresses the replies to `train`; None sends models as they are.
@@ -177,6 +180,7 @@ class TrainingApp(PlannedApp):
         local_epochs: int | None = 1,
         local_steps: int | None = None,
         shuffle: bool = True,
+        drop_last: bool = False,
         evaluate_on: Literal["test", "train"] | None = None,
         uplink: Uplink | Replica | Island | None = None,
         downlink: Downlink | Replica | Island | None = None,
@@ -216,6 +220,7 @@ class TrainingApp(PlannedApp):
         self.local_epochs = local_epochs
         self.local_steps = local_steps
         self.shuffle = shuffle
+        self.drop_last = drop_last
         self.uplink = uplink
         self.downlink = downlink
         self.evaluate_on = evaluate_on or ("train" if data.test_partitions is None else "test")
@@ -332,7 +337,7 @@ class TrainingApp(PlannedApp):
             fitting = steps = self._fitting_steps(
                 least, steps, examples, seconds_per_example, limit
             )
-        flops = per_example * covered_examples(steps, examples, self.batch_size)
+        flops = per_example * self._covered(steps, examples)
         if elapsed is not None:
             return Work(0.0, fitting, self._memory_bytes, flops, self._reply_bytes)
         return Work(flops, fitting, self._memory_bytes, 0.0, self._reply_bytes)
@@ -348,13 +353,17 @@ class TrainingApp(PlannedApp):
         """Returns the most steps that end by the deadline, between `fewest` and `most`."""
         while fewest < most:
             middle = (fewest + most + 1) // 2
-            seconds = covered_examples(middle, examples, self.batch_size) * seconds_per_example
+            seconds = self._covered(middle, examples) * seconds_per_example
             # The last bit of a product must not cost a step that fits exactly.
             if seconds <= deadline * (1 + 1e-9):
                 fewest = middle
             else:
                 most = middle - 1
         return fewest
+
+    def _covered(self, steps: int, examples: int) -> int:
+        """Returns how many examples (with repeats) so many steps of a client's task take."""
+        return covered_examples(steps, examples, self.batch_size, self.drop_last)
 
     def _planned_steps(self, config: Mapping[str, Any], examples: int) -> int:
         """Returns how many steps a message asks for, whatever they take."""
@@ -366,10 +375,67 @@ class TrainingApp(PlannedApp):
             )
         if epochs is None and steps is None:
             epochs, steps = self.local_epochs, self.local_steps
-        per_epoch = steps_per_epoch(examples, self.batch_size)
+        per_epoch = steps_per_epoch(examples, self.batch_size, self.drop_last)
         if epochs is not None:
             return epochs * per_epoch
         return steps or 0 if per_epoch else 0
+
+    def check_config(self, config: Mapping[str, Any]) -> None:
+        """Checks a configuration that every `train` message would bring.
+
+        Raises:
+            ConfigError: it makes no sense, or not with this rule.
+        """
+        # Rounds count from 1, and schedules of rounds ask which one it is.
+        self._scalars({"server-round": 1, **config})
+        self._planned_steps(config, 1)
+        _limits(config)
+
+    def check_batches(self, config: Mapping[str, Any], least: int) -> None:
+        """Checks that no client comes upon a batch that is too small for the model.
+
+        Args:
+            config: that every `train` message would bring.
+            least: examples that a batch must have.
+
+        Raises:
+            ConfigError: one would.
+        """
+        if least == 1:
+            return
+        for partition, size in enumerate(self.data.partitions.sizes.tolist()):
+            steps = self._planned_steps(config, size)
+            epoch = steps_per_epoch(size, self.batch_size, self.drop_last)
+            last = self._covered(epoch, size) - self._covered(epoch - 1, size)
+            if self._covered(min(steps, 1), size) < least * min(steps, 1):
+                remedy = (
+                    "raise batch_size"
+                    if size >= least
+                    else f"give every client {least} examples (partition.min_partition_size), or "
+                    "use a model without batch normalisation"
+                )
+            elif steps >= epoch and last < least * min(steps, 1):
+                remedy = "set drop_last to true, or another batch_size"
+            else:
+                continue
+            raise ConfigError(
+                f"the model can only be trained on batches of at least {least} examples, and "
+                f"client {partition} would come upon a smaller one (it has {size} examples, and "
+                f"batch_size is {self.batch_size}): {remedy}"
+            )
+
+    def reads(self, key: str) -> bool:
+        """Returns whether a client obeys a key of a message's configuration."""
+        return key in _OBEYED or key in self.rule.honours
+
+    def replaced_by(self, key: str) -> tuple[str, ...]:
+        """Returns the arguments that a key of a message's configuration stands in for.
+
+        Those of the rule are called "rule.NAME".
+        """
+        if key in ("local-epochs", "local-steps"):
+            return "local_epochs", "local_steps"
+        return tuple(f"rule.{name}" for name in self.rule.honours.get(key, ()))
 
     # ---- handlers --------------------------------------------------------------------------------
 
@@ -391,6 +457,7 @@ class TrainingApp(PlannedApp):
             task,
             batch_size=self.batch_size,
             shuffle=self.shuffle,
+            drop_last=self.drop_last,
             channels_last=self._channels_last,
         )
 
@@ -575,6 +642,7 @@ class TrainingApp(PlannedApp):
             [tasks[i] for i in working],
             batch_size=self.batch_size,
             shuffle=self.shuffle,
+            drop_last=self.drop_last,
         ):
             chosen = [working[i] for i in members]
             done.update(zip(chosen, self._done([tasks[i] for i in chosen], trained), strict=True))
@@ -751,6 +819,7 @@ def _found_device(name: str) -> torch.device:
 
 
 _NOTHING: Mapping[str, Any] = {}
+_OBEYED = ("local-epochs", "local-steps", "deadline-s", "elapsed-s")  # whatever the rule
 
 
 def _limits(config: Mapping[str, Any]) -> tuple[float | None, float | None]:

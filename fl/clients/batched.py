@@ -144,6 +144,7 @@ def train_together(
     *,
     batch_size: int | None,
     shuffle: bool,
+    drop_last: bool = False,
 ) -> list[tuple[list[int], Trained]]:
     """Returns the outcomes of tasks of at least one step each.
 
@@ -155,6 +156,7 @@ def train_together(
         tasks: what to do.
         batch_size: largest batch; None is all of a client's examples.
         shuffle: permute every epoch.
+        drop_last: leave out an epoch's last batch if it is smaller than the others.
 
     Returns:
         For every program, the positions of its tasks and what came of them. Rows are not copied
@@ -165,7 +167,7 @@ def train_together(
     limit = rows_per_program(layout.size, pool.device)
     for members in form_programs(tasks, limit, batch_size):
         chosen = [tasks[i] for i in members]
-        program = _Program(model, layout, rule, pool, chosen, batch_size, shuffle)
+        program = _Program(model, layout, rule, pool, chosen, batch_size, shuffle, drop_last)
         outcomes.append((members, program.run()))
     return outcomes
 
@@ -260,6 +262,7 @@ class _Program:
         tasks: list[Task],
         batch_size: int | None,
         shuffle: bool,
+        drop_last: bool,
     ) -> None:
         self.model = model
         self.layout = layout
@@ -267,6 +270,7 @@ class _Program:
         self.pool = pool
         self.device = pool.device
         self.batch_size = batch_size
+        self.drop_last = drop_last
         self.tasks = tasks
         self.steps = np.array([task.steps for task in tasks])
         self.sizes = np.array([task.examples for task in tasks])
@@ -274,7 +278,7 @@ class _Program:
             task.rows[
                 visiting_order(
                     task.examples,
-                    -(-task.steps // steps_per_epoch(task.examples, batch_size)),
+                    -(-task.steps // steps_per_epoch(task.examples, batch_size, drop_last)),
                     task.seed,
                     task.client,
                     task.message_id,
@@ -385,7 +389,7 @@ class _Program:
         active: int,
     ) -> tuple[Tensor, State, Tensor]:
         """Returns weights, state and losses after step t of the first `active` tasks."""
-        starts, lengths = batch_bounds(t, self.sizes[:active], self.batch_size)
+        starts, lengths = batch_bounds(t, self.sizes[:active], self.batch_size, self.drop_last)
         width = int(lengths.max())
         places = np.arange(width)[None]
         padding: tuple[Tensor, ...] = ()

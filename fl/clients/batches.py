@@ -1,8 +1,10 @@
 """Which examples make up each mini-batch of a task.
 
 A task goes through its client's examples in epochs. Every epoch is a fresh permutation, cut into
-batches; the last batch of an epoch is smaller if the size does not divide, and is used. The order
-is a function of (seed, client, message), so a task can run anywhere, alone or beside others.
+batches; the last batch of an epoch is smaller if the size does not divide. It is used, or left out
+with `drop_last`, but never the only one: a client with fewer examples than a batch has room for
+trains on all of them at once. The order is a function of (seed, client, message), so a task can
+run anywhere, alone or beside others.
 """
 
 from __future__ import annotations
@@ -15,10 +17,15 @@ from fl.randomness import philox_key
 IntArray = NDArray[np.int64]
 
 
-def steps_per_epoch(examples: int, batch_size: int | None) -> int:
-    """Returns ceil(examples / batch_size); one for full batches (None), 0 without examples."""
+def steps_per_epoch(examples: int, batch_size: int | None, drop_last: bool = False) -> int:
+    """Returns ceil(examples / batch_size); one for full batches (None), 0 without examples.
+
+    With `drop_last` it is floor(examples / batch_size), but at least one where there are examples.
+    """
     if batch_size is None:
         return min(examples, 1)
+    if drop_last:
+        return max(examples // batch_size, min(examples, 1))
     return -(-examples // batch_size)
 
 
@@ -59,28 +66,38 @@ def _batch_stream(seed: int, client: int, message_id: str) -> np.random.Generato
     return _generator
 
 
-def batch_bounds(t: int, examples: IntArray, batch_size: int | None) -> tuple[IntArray, IntArray]:
+def batch_bounds(
+    t: int, examples: IntArray, batch_size: int | None, drop_last: bool = False
+) -> tuple[IntArray, IntArray]:
     """Returns where batch t of each of n tasks starts in its visiting order, and its length.
 
     Args:
         t: index of the step in the task.
         examples: of each task's client, int64, shape (n,), each at least 1.
         batch_size: largest batch; None is all examples.
+        drop_last: leave out an epoch's last batch if it is smaller than the others.
 
     Returns:
         Starts and lengths, int64, shape (n,) each.
     """
     if batch_size is None:
         return t * examples, examples
-    epoch, j = np.divmod(t, -(-examples // batch_size))
+    per_epoch = -(-examples // batch_size)
+    if drop_last:
+        per_epoch = np.maximum(examples // batch_size, 1)
+    epoch, j = np.divmod(t, per_epoch)
     within = j * batch_size
     return epoch * examples + within, np.minimum(batch_size, examples - within)
 
 
-def covered_examples(steps: int, examples: int, batch_size: int | None) -> int:
+def covered_examples(
+    steps: int, examples: int, batch_size: int | None, drop_last: bool = False
+) -> int:
     """Returns how many examples (with repeats) the first `steps` batches of a task hold."""
-    per_epoch = steps_per_epoch(examples, batch_size)
+    per_epoch = steps_per_epoch(examples, batch_size, drop_last)
     if not per_epoch:
         return 0
     epochs, rest = divmod(steps, per_epoch)
-    return epochs * examples + rest * (batch_size or 0)  # only an epoch's last batch is smaller
+    size = batch_size or 0  # only an epoch's last batch is smaller
+    whole = min(examples, per_epoch * size) if drop_last and size else examples
+    return epochs * whole + rest * size

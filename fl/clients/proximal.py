@@ -15,11 +15,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fl.arguments import read_if
 from fl.clients.message_config import read_float
 from fl.clients.rule import Received
 from fl.clients.sgd import Sgd, check_not_negative, clip
 
 
+@read_if(lambda a: a["clip_norm"] is not None, "clip_first", only="only {at}clip_norm clips")
 @dataclass(frozen=True)
 class Proximal(Sgd):
     """SGD on f(w) + mu/2 |w - w_t|^2, w_t the received model: the gradient gains mu (w - w_t).
@@ -37,7 +39,7 @@ class Proximal(Sgd):
         ConfigError: a hyperparameter is out of range.
     """
 
-    honours: ClassVar[frozenset[str]] = frozenset({"lr", "proximal-mu"})
+    honours: ClassVar[Mapping[str, tuple[str, ...]]] = {**Sgd.honours, "proximal-mu": ("mu",)}
 
     mu: float = 0.0
     clip_first: bool = False

@@ -26,7 +26,10 @@ class Scheduled(Rule):
         step_schedule: factor on `lr` by the step within the task; None is 1.
     """
 
-    honours: ClassVar[frozenset[str]] = frozenset({"lr", FIRST_STEP_KEY})
+    honours: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "lr": ("lr", "round_schedule"),
+        FIRST_STEP_KEY: (),
+    }
 
     lr: float
     round_schedule: Schedule | None

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fl.arguments import read_if
 from fl.compression.compressor import Length, Shapes, State, Transform, Vector, checked, extent
 from fl.compression.largest import largest
 from fl.compression.topk import read_support, scattered, support_length, write_support
@@ -20,6 +21,7 @@ from fl.compression.wire import Reader
 from fl.errors import ConfigError
 
 
+@read_if(lambda a: a["density"] is not None, "gain", only="without {at}density the bound is fixed")
 @dataclass(frozen=True)
 class Threshold(Transform):
     """Keeps the entries with |x_i| >= lambda: at least 1, at most round(cap d).

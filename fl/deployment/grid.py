@@ -22,6 +22,7 @@ from fl.deployment.nodes import WHO
 from fl.errors import ConfigError
 from fl.grid_around import GridAround
 from fl.payload import payload_bytes
+from fl.simulation.client_errors import ClientErrors
 from fl.simulation.clock import WallClock
 from fl.simulation.control import OnApplied, RecordedControl
 from fl.simulation.identity import client_of, message_id, node_id
@@ -86,7 +87,9 @@ class DeployedGrid(GridAround):
         trace: what the server sees: messages, replies, and what became of them; times in s since
             the beginning.
         bytes_down, bytes_up: payload bytes of the strategy's messages, and of the replies to them.
+        train_messages: `train` messages that were sent.
         client_updates: replies with content to `train` messages.
+        client_errors: what went wrong in clients' code.
     """
 
     def __init__(
@@ -106,7 +109,9 @@ class DeployedGrid(GridAround):
         self.control = DeployedControl(self.trace, lambda: self.now, on_applied)
         self.bytes_down = 0
         self.bytes_up = 0
+        self.train_messages = 0
         self.client_updates = 0
+        self.client_errors = ClientErrors()
         self._on_sent = on_sent
         self._on_replies = on_replies
         self._check = check
@@ -256,6 +261,7 @@ class DeployedGrid(GridAround):
         dispatch = int(name.rpartition(".")[2])
         self._flights[name] = _Flight(metadata, real_id, dispatch, self._sent)
         self._sent += 1
+        self.train_messages += metadata.message_type.startswith("train")
         size = payload_bytes(message.content)
         self.bytes_down += size
         self.trace.record(self.now, Event.DISPATCH, client, dispatch, size)
@@ -296,8 +302,12 @@ class DeployedGrid(GridAround):
             error = Error(ErrorCode.NODE_UNAVAILABLE, "the SuperLink did not take the message")
             if reply is not None:
                 error = reply.error
-            self.trace.record(now, _FAULTS.get(error.code, Event.CLIENT_ERROR), *where)
-            log.warning("client %d, message %s: %s", flight.client, name, error.reason)
+            event = _FAULTS.get(error.code, Event.CLIENT_ERROR)
+            self.trace.record(now, event, *where)
+            if event is Event.CLIENT_ERROR and reply is not None:
+                self.client_errors.add(error.reason or "", "", *where, now)
+            else:
+                log.warning("client %d, message %s: %s", flight.client, name, error.reason)
             return Message(metadata=metadata, error=error)  # type: ignore[call-overload, no-any-return]
         size = payload_bytes(reply.content)
         self.bytes_up += size

@@ -15,13 +15,13 @@ from rich.console import Console
 
 from fl.deployment.grid import DeployedGrid
 from fl.deployment.settings import check_deployable, compose_experiment, read_settings
-from fl.errors import ConfigError
+from fl.errors import ConfigError, DeploymentError
 from fl.experiment import app_of, build, facts, serve, target_of
 from fl.metrics import Progress, RunWriter, Totals, units
 from fl.metrics.atomic import replacing
 from fl.metrics.participation import participation
 from fl.metrics.run_writer import Status
-from fl.metrics.table import results
+from fl.metrics.table import print_results
 from fl.randomness import global_generators
 from fl.recorder import Recorder
 
@@ -45,6 +45,10 @@ class DeployedRecorder(Recorder):
         self._deployed = grid
         self._tell = tell
         self._told = 0
+
+    @property
+    def _source(self) -> Any:
+        return self._deployed
 
     def on_progress(self) -> None:
         """Prints the row that was written last."""
@@ -123,6 +127,8 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
     try:
         with global_generators(config.seed, "server"):
             serve(experiment, config, deployed, recorder)
+        if (in_vain := recorder.nothing_learnt()) is not None:
+            raise DeploymentError(in_vain)
     except BaseException as stopped:  # raised again below, after the files are written
         status = "failed" if isinstance(stopped, Exception) else "interrupted"
         error = stopped
@@ -146,7 +152,7 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
         plots.metrics(
             writer.history, directory / "plots" / "metrics.png", target=writer.target, time="time"
         )
-    Console(width=_WIDTH).print(results(summary, directory, extra.get("central")))
+    print_results(summary, directory, extra.get("central"), Console(width=_WIDTH))
     if error is not None:
         raise error
     return summary

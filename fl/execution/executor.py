@@ -386,9 +386,7 @@ def check_counts(**counts: object) -> None:
     """
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(
-                f"executor.{name} is {value!r}; it must be a whole number, at least 1"
-            )
+            raise ConfigError(f"{name} is {value!r}; it must be a whole number, at least 1")
 
 
 def names_of(members: Sequence[Assignment]) -> str:

@@ -103,17 +103,13 @@ class RayExecutor(Executor):
         if num_actors is not None:
             check_counts(num_actors=num_actors)
         if not (cpus_per_actor > 0 and math.isfinite(cpus_per_actor)):
-            raise ConfigError(f"executor.cpus_per_actor is {cpus_per_actor}; it must be positive")
+            raise ConfigError(f"cpus_per_actor is {cpus_per_actor}; it must be positive")
         if not (gpus_per_actor >= 0 and math.isfinite(gpus_per_actor)):
-            raise ConfigError(f"executor.gpus_per_actor is {gpus_per_actor}; it must be at least 0")
+            raise ConfigError(f"gpus_per_actor is {gpus_per_actor}; it must be at least 0")
         if task_timeout_s is not None and not task_timeout_s > 0:
-            raise ConfigError(
-                f"executor.task_timeout_s is {task_timeout_s}; it must be positive, or null"
-            )
+            raise ConfigError(f"task_timeout_s is {task_timeout_s}; it must be positive, or null")
         if address is not None and not (isinstance(address, str) and address):
-            raise ConfigError(
-                f"executor.address is {address!r}; it must be auto, HOST:PORT, or null"
-            )
+            raise ConfigError(f"address is {address!r}; it must be auto, HOST:PORT, or null")
         self.num_actors = num_actors
         self.cpus_per_actor = cpus_per_actor
         self.gpus_per_actor = gpus_per_actor

@@ -379,7 +379,7 @@ def _limits(axes: Axes, values: NDArray[np.float64], metric: str, target: float 
     low, high = float(values.min()), float(values.max())
     if target is not None:
         low, high = min(low, target), max(high, target)
-    if better(metric) == "min" and 0 < low < high / 100:
+    if better(metric) != "max" and 0 < low < high / 100:
         axes.set_yscale("log")
         axes.set_ylim(low / 1.3, high * 1.3)
         return

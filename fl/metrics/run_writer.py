@@ -238,7 +238,8 @@ class RunWriter:
     ) -> dict[str, Any]:
         metrics = self._history.metrics
         final = {name: row[name] for row in self.history for name in metrics if name in row}
-        records = {name: best(self.history, name, better(name, self.target)) for name in metrics}
+        modes = {name: better(name, self.target) for name in metrics}
+        records = {n: best(self.history, n, mode) for n, mode in modes.items() if mode is not None}
         joules = {"compute": totals.compute_j, "radio": totals.radio_j, "idle": totals.idle_j}
         summary: dict[str, Any] = {
             "status": status,

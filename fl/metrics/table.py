@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,11 +16,13 @@ from fl.errors import ConfigError
 from fl.metrics import units
 from fl.metrics.participation import told
 from fl.metrics.runs import Run
+from fl.metrics.target import when
 
 _Show = Callable[[float], str]
 _UnitOf = Callable[[float], units.Unit]
 
 _MOST_METRICS = 20  # that the table of one run shows
+_UNBOUNDED = 10_000  # characters
 _FILES = (
     "summary.json",
     "metrics.csv",
@@ -33,16 +36,37 @@ _FILES = (
 )
 
 
-def results(
+def print_results(
     summary: Mapping[str, Any],
     directory: Path | None = None,
     central: Mapping[str, float] | None = None,
-) -> Table:
+    console: Console | None = None,
+) -> None:
+    """Prints the table of one run, and below it where its files are, which no width may cut.
+
+    Args:
+        summary: content of summary.json, or what `RunWriter.finish` returned.
+        directory: the run's directory.
+        central: the same metrics of a model trained on all data in one place, where known.
+        console: where to; by default standard output.
+    """
+    console = Console() if console is None else console
+    console.print(results(summary, central))
+    if directory is not None:
+        names = [name for name in _FILES if (directory / name).exists()]
+        print_path(console, directory, f": {'  '.join(names)}")
+
+
+def print_path(console: Console, path: Path, note: str = "") -> None:
+    """Prints a path in one line of its own, however long, as it can be copied."""
+    console.print(Text(f"{path}{note}"), soft_wrap=True)
+
+
+def results(summary: Mapping[str, Any], central: Mapping[str, float] | None = None) -> Table:
     """Returns the table of one run.
 
     Args:
         summary: content of summary.json, or what `RunWriter.finish` returned.
-        directory: the run's directory; its files are listed.
         central: the same metrics of a model trained on all data in one place, where known.
     """
     table = Table(title=f"Run {summary['status']}", title_justify="left", show_header=False)
@@ -81,10 +105,6 @@ def results(
     table.add_row("time" if deployed else "time on this host", f"{units.duration(wall_s)}{speed}")
     table.add_row("model", _short(summary["model_sha256"]))
     table.add_row("trace", _short(summary["trace_sha256"]))
-    if directory is not None:
-        names = [name for name in _FILES if (directory / name).exists()]
-        table.add_row("written to", Text(str(directory)))
-        table.add_row("", "  ".join(names))
     return table
 
 
@@ -95,9 +115,10 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
     those count with what they reached. Numbers are mean ± sample standard deviation over the
     group's runs (its seeds); a single run shows its value alone. Time, bytes and energy are those
     to the target if the first run has one, over the seeds that reached it (`2/3` of them, say),
-    and the totals otherwise. "staleness" is that of updates that arrived, "poll gap" that between
-    two polls of a client, both in versions; "computing" is the share of the time that clients
-    computed, over those that were sent anything.
+    and the totals otherwise. A metric that a run reports of its initial model alone is not shown.
+    "staleness" is that of updates that arrived, "poll gap" that between two polls of a client, both
+    in versions; "computing" is the share of the time that clients computed, over those that were
+    sent anything.
 
     Args:
         runs: label to runs; see `fl.metrics.runs.group_runs`.
@@ -116,23 +137,25 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
     table = Table(title="mean ± standard deviation over seeds", title_justify="left")
     table.add_column("runs", no_wrap=True)
     table.add_column("seeds", justify="right")
-    for name in metrics:
+    every = [run.summary for group in runs.values() for run in group]
+    with_best = {name: any(name in s["best"] for s in every) for name in metrics}
+    for name, has_best in with_best.items():
         table.add_column(Text(f"final {units.name(name)}"), justify="right")
-        table.add_column(Text(f"best {units.name(name)}"), justify="right")
+        if has_best:
+            table.add_column(Text(f"best {units.name(name)}"), justify="right")
     what = f" to {target['value']:g}" if target else ""
     for name in (f"time{what}", f"bytes{what}", f"energy{what}"):
         table.add_column(name, justify="right")
     # Runs recorded before these were have none, and strategies with rounds have no ages of updates.
-    everything = [run.summary for group in runs.values() for run in group]
-    ages = [name for name in ("staleness", "poll_gap") if any(s.get(name) for s in everything)]
-    busy = any(s["totals"].get("utilisation") for s in everything)
+    ages = [name for name in ("staleness", "poll_gap") if any(s.get(name) for s in every)]
+    busy = any(summary["totals"].get("utilisation") for summary in every)
     for name in (*ages, *["computing"] * busy):
         table.add_column(name.replace("_", " "), justify="right")
     for label, group in runs.items():
         summaries = [run.summary for run in group]
         ended = sum(s["status"] == "completed" for s in summaries)
         seeds = str(ended) if ended == len(group) else f"{ended} of {len(group)}"
-        cells = [*_cells(summaries, metrics, target)]
+        cells = [*_cells(group, with_best, target)]
         for name in ages:
             means = [float(s[name]["mean"]) for s in summaries if s.get(name)]
             cells.append(_spread(means, units.metric))
@@ -145,6 +168,26 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
     return table
 
 
+def print_comparison(console: Console, runs: Mapping[str, Sequence[Run]]) -> None:
+    """Prints the table of many runs; upright, one value under another, where words do not fit."""
+    table = comparison(runs)
+    unbounded = console.options.update(width=_UNBOUNDED)
+    if console.measure(table, options=unbounded).minimum <= console.width:
+        console.print(table)
+        return
+    upright = Table(title=table.title, title_justify="left", show_header=False)
+    upright.add_column("what", style="bold")
+    upright.add_column("value")
+    heads, *columns = [list(column.cells) for column in table.columns]
+    names = [str(column.header) for column in table.columns[1:]]
+    for i, head in enumerate(heads):
+        upright.add_section()
+        upright.add_row(str(table.columns[0].header), head)
+        for name, cells in zip(names, columns, strict=True):
+            upright.add_row(name, cells[i])
+    console.print(upright)
+
+
 def _metric_rows(
     summary: Mapping[str, Any], central: Mapping[str, float]
 ) -> Iterator[tuple[str, str]]:
@@ -153,7 +196,7 @@ def _metric_rows(
         text = units.metric(float(value))
         record = summary["best"].get(name)
         if record is not None:
-            text += f" (best {units.metric(float(record['value']))} in round {record['round']})"
+            text += f" (best {units.metric(float(record['value']))} {when(record['round'])})"
         if name in central:
             text += f", central {units.metric(central[name])}"
         yield units.name(name), text
@@ -174,15 +217,17 @@ def _metric_rows(
 
 
 def _cells(
-    group: Sequence[Mapping[str, Any]],
-    metrics: Sequence[str],
+    runs: Sequence[Run],
+    metrics: Mapping[str, bool],
     target: Mapping[str, Any] | None,
 ) -> Iterator[str]:
-    for name in metrics:
-        final = [float(s["final"][name]) for s in group if name in s["final"]]
-        best = [float(s["best"][name]["value"]) for s in group if name in s["best"]]
-        yield _spread(final, units.metric)
-        yield _spread(best, units.metric)
+    for name, has_best in metrics.items():
+        trained = [run.summary for run in runs if _has_trained(run, name)]
+        yield _spread([float(s["final"][name]) for s in trained], units.metric)
+        if has_best:
+            best = [float(s["best"][name]["value"]) for s in trained if name in s["best"]]
+            yield _spread(best, units.metric)
+    group = [run.summary for run in runs]
     if target:
         reached = [s["target"] for s in group if s["target"] and s["target"]["reached"]]
         costs = [(t["time_s"], float(t["bytes"]), t["energy_j"]) for t in reached]
@@ -197,6 +242,11 @@ def _cells(
     yield _spread([time_s for time_s, _, _ in costs], units.duration, units.time_unit) + note
     yield _spread([moved for _, moved, _ in costs], units.size, units.byte_unit) + note
     yield _spread([joules for _, _, joules in costs], units.energy, units.energy_unit) + note
+
+
+def _has_trained(run: Run, metric: str) -> bool:
+    """Returns whether a run reports a metric of another model than the one it began with."""
+    return any(row["round"] > 0 and metric in row for row in run.history)
 
 
 def _spread(values: Sequence[float], show: _Show, unit: _UnitOf | None = None) -> str:

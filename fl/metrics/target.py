@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,16 @@ from fl.metrics.history import COLUMNS, Row
 Mode = Literal["max", "min"]
 
 _MOST_NAMED = 20  # metrics, where there is no such one
-_LOWER_IS_BETTER = ("loss", "error", "perplexity", "distance", "staleness", "mse", "mae")
+_LESS = (
+    *("loss", "error", "objective", "perplexity", "ppl", "nll"),
+    *("mse", "rmse", "mae", "mape"),
+)
+_MORE = (
+    *("accuracy", "acc", "auc", "auroc", "ap", "map", "f1", "precision", "recall", "sensitivity"),
+    *("specificity", "score", "kappa", "mcc", "dice", "iou", "miou", "r2", "bleu", "rouge"),
+    *("top1", "top5", "psnr", "ssim"),
+)
+_WORD = re.compile(r"[A-Z]+(?![a-z])[0-9]*|[A-Z]?[a-z]+[0-9]*")
 
 
 @dataclass(frozen=True)
@@ -35,14 +45,14 @@ class Target:
 
     def __post_init__(self) -> None:
         if self.mode not in ("max", "min"):
-            raise ConfigError(f"target mode is {self.mode!r}; it must be 'max' or 'min'")
+            raise ConfigError(f"mode is {self.mode!r}; it must be 'max' or 'min'")
         if self.metric in COLUMNS:
             raise ConfigError(
-                f"target metric is {self.metric!r}, which is what a run costs, not what it is "
-                f"after; a metric of that name is recorded as 'server_{self.metric}'"
+                f"metric is {self.metric!r}, which is what a run costs, not what it is after; a "
+                f"metric of that name is recorded as 'server_{self.metric}'"
             )
         if not math.isfinite(self.value):
-            raise ConfigError(f"target value is {self.value}; it must be a finite number")
+            raise ConfigError(f"value is {self.value}; it must be a finite number")
 
     def met_by(self, row: Row) -> bool:
         """Returns whether this evaluation is at the target or beyond; a NaN never is."""
@@ -86,19 +96,25 @@ class Target:
             return f"no evaluation reported a number for {self.metric!r}{known}"
         return (
             f"not reached in {len(rows)} evaluation{'' if len(rows) == 1 else 's'}; "
-            f"the best was {found['value']:.4g} in round {found['round']}"
+            f"the best was {found['value']:.4g} {when(found['round'])}"
         )
 
 
-def better(metric: str, target: Target | None = None) -> Mode:
-    """Returns whether more or less of a metric is better.
+def better(metric: str, target: Target | None = None) -> Mode | None:
+    """Returns whether more or less of a metric is better; None if it has no better and worse.
 
-    The target's mode holds for its own metric. For others the name decides: losses, errors,
-    perplexities and distances are minimised, everything else is maximised.
+    The target's mode holds for its own metric. For others a word of the name decides: losses and
+    errors are minimised, accuracies and scores maximised. Whatever else is reported (counts, costs,
+    staleness, distances, who was absent) describes a run and is no result that could be best.
     """
     if target is not None and metric == target.metric:
         return target.mode
-    return "min" if any(word in metric.lower() for word in _LOWER_IS_BETTER) else "max"
+    for word in map(str.lower, _WORD.findall(metric)):
+        if word in _LESS or word.endswith("loss"):
+            return "min"
+        if word in _MORE:
+            return "max"
+    return None
 
 
 def best(rows: Sequence[Row], metric: str, mode: Mode) -> dict[str, Any] | None:
@@ -112,6 +128,11 @@ def best(rows: Sequence[Row], metric: str, mode: Mode) -> dict[str, Any] | None:
     choose = max if mode == "max" else min
     row = choose(seen, key=lambda r: r[metric])
     return {"value": row[metric], "round": row["round"], "time_s": row["time_s"], "mode": mode}
+
+
+def when(server_round: int) -> str:
+    """Returns in words when an evaluation was."""
+    return f"in round {server_round}" if server_round else "before training"
 
 
 def final_value(summary: Mapping[str, Any]) -> float | None:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from fl.metrics.history import COLUMNS, Row
-from fl.metrics.target import Target
+from fl.metrics.target import Target, better
 
 _COSTS = tuple(name for name in COLUMNS if name != "round")
 _GROUPS = ("metrics", "cost", "by_bytes", "best", "to_target", "_hparams_", "")  # ours, and no name
@@ -112,7 +112,8 @@ class TensorBoardLog:
         self._hparams_summary("_hparams_/session_start_info", data, 0.0)
 
     def _experiment(self, metrics: list[str]) -> None:
-        self._write([_experiment(self._hparams, metrics, self._target is not None)])
+        best = [name for name in metrics if better(name, self._target) is not None]
+        self._write([_experiment(self._hparams, metrics, best, self._target is not None)])
 
     def _hparams_summary(self, name: str, data: Any, time_s: float) -> None:
         self._write([_hparams_event(name, data, time_s)])
@@ -134,26 +135,58 @@ def write_hparams(directory: Path, summaries: Sequence[Mapping[str, Any]]) -> No
 
     for old in directory.glob("events.out.tfevents.*.fl"):
         old.unlink()
-    flat = [flattened(summary["config"]) for summary in summaries]
-    keys = dict.fromkeys(key for config in flat for key in config)
-    differ = [key for key in keys if len({repr(config.get(key)) for config in flat}) > 1]
-    hparams = {key: next(config[key] for config in flat if key in config) for key in differ}
+    hparams = differing([flattened(summary["config"]) for summary in summaries])
     metrics = list(dict.fromkeys(name for summary in summaries for name in summary["final"]))
     target = any(summary["target"] for summary in summaries)
     path = directory / f"events.out.tfevents.{int(time.time())}.{os.getpid()}.fl"
     version = event_pb2.Event(wall_time=0.0, file_version="brain.Event:2")
-    _append(path, [version, _experiment(hparams, metrics, target)])
+    best = list(dict.fromkeys(name for summary in summaries for name in summary["best"]))
+    _append(path, [version, _experiment(hparams, metrics, best, target)])
+
+
+def differing(
+    configs: Sequence[Mapping[str, bool | float | str]],
+) -> dict[str, bool | float | str]:
+    """Returns the keys in which configurations differ, each with a value that one of them has.
+
+    A key that only some have counts if it differs among those: else it says no more than what makes
+    them have it. Of keys that refer to another, such as all seeds to `seed`, the other is enough.
+
+    Args:
+        configs: flattened.
+    """
+    keys = dict.fromkeys(key for config in configs for key in config)
+    values = {key: [repr(c[key]) if key in c else None for c in configs] for key in keys}
+    found: dict[str, bool | float | str] = {}
+    for key in sorted(keys, key=lambda key: key.count(".")):
+        own = values[key]
+        if len({value for value in own if value is not None}) < 2:
+            continue
+        name = key.rpartition(".")[2]
+        copies = (
+            own == values[other]
+            or (
+                name == other.rpartition(".")[2]
+                and all(v in (None, w) for v, w in zip(own, values[other], strict=True))
+            )
+            for other in found
+        )
+        if not any(copies):
+            found[key] = next(config[key] for config in configs if key in config)
+    return found
 
 
 def _experiment(
-    hparams: Mapping[str, bool | float | str], metrics: Iterable[str], target: bool
+    hparams: Mapping[str, bool | float | str],
+    metrics: Iterable[str],
+    best: Iterable[str],
+    target: bool,
 ) -> Any:
     from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
     types = {bool: api_pb2.DATA_TYPE_BOOL, str: api_pb2.DATA_TYPE_STRING}
-    metrics = list(metrics)
     tags = [tag(name) for name in metrics] + [f"cost/{name}" for name in _COSTS]
-    tags += [f"best/{name}" for name in metrics]
+    tags += [f"best/{name}" for name in best]
     if target:
         tags += [f"to_target/{name}" for name in ("round", "time_s", "bytes", "energy_j")]
     experiment = api_pb2.Experiment(

@@ -13,6 +13,7 @@ from fl.models.leaf_cnn import LeafCNN
 from fl.models.linear import LogisticRegression
 from fl.models.mlp import MLP
 from fl.models.objective import correct, per_example_loss
+from fl.models.probe import smallest_batch
 from fl.models.resnet8 import ResNet8
 from fl.models.structure import drop_weights
 
@@ -34,4 +35,5 @@ __all__ = [
     "global_objective",
     "memory_bytes",
     "per_example_loss",
+    "smallest_batch",
 ]

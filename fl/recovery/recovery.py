@@ -72,7 +72,7 @@ class Recovery:
     ) -> None:
         for name, value in (("limit_gb", limit_gb), ("sync_s", sync_s)):
             if value is not None and not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"checkpoint.{name} is {value}; it must be positive and finite")
+                raise ConfigError(f"{name} is {value}; it must be positive and finite")
         self.limit_gb = limit_gb
         self.sync_s = sync_s
         self.trust = trust

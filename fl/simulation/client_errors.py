@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,10 @@ class ClientErrors:
             often = sorted(self._kinds.items(), key=lambda item: -item[1].count)
             counts = "; ".join(f"{kind.count} x {what}" for what, kind in often[:_MOST_TOLD])
             log.warning("ClientApps failed %d times: %s", total, counts)
+
+    def counts(self) -> Counter[str]:
+        """Returns how often each kind of error happened."""
+        return Counter({what: kind.count for what, kind in self._kinds.items()})
 
     def report(self) -> dict[str, Any]:
         """Returns facts for the run's summary: each kind, its count, and where it was first."""

@@ -163,8 +163,10 @@ class SimGrid(Grid):
         clock: the grid's clock, which `fl.simulation.clock.clock_of` finds.
         control: takes orders and reports, which `fl.simulation.control.control_of` finds.
         peers: direct links among the clients, which `fl.simulation.peers.peers_of` finds.
+        train_messages: `train` messages that were sent.
         client_updates: replies with content that reached the server, for `train` messages; of a
             client and a group id that is a number, only one.
+        client_errors: what went wrong in clients' code.
     """
 
     def __init__(
@@ -189,6 +191,7 @@ class SimGrid(Grid):
         self.clock = VirtualClock(lambda: self.engine.queue.now, self.sleep, self.wait)
         self.control = SimControl(self, on_applied)
         self.peers = SimPeers(self)
+        self.train_messages = 0
         self.client_updates = 0
         self._executor = executor
         self._planner = planner
@@ -197,7 +200,7 @@ class SimGrid(Grid):
         self._on_replies = on_replies
         self._on_progress = on_progress
         self._on_said = on_said
-        self._errors = ClientErrors() if errors is None else errors
+        self.client_errors = ClientErrors() if errors is None else errors
         self._epoch = epoch
         self._run = Run.create_empty(RUN_ID)
         self._dispatches: dict[int, int] = {}  # client -> messages sent to it so far
@@ -562,6 +565,7 @@ class SimGrid(Grid):
         ttl = float(metadata.ttl)
         now = self.engine.queue.now
         kind, group = metadata.message_type, metadata.group_id
+        self.train_messages += kind.startswith("train")
         assignment = Assignment(client, dispatch, payload, kind, group, ttl, self._epoch + now)
         expiry = now + ttl
         # A copy of the metadata: Flower lets an app push the same object again, as a new message.
@@ -845,7 +849,7 @@ class SimGrid(Grid):
         """Records, and tells the user, that the client's code failed."""
         now = self.engine.queue.now
         self.trace.record(now, Event.CLIENT_ERROR, task.client, task.dispatch)
-        self._errors.add(reason, details, task.client, task.dispatch, now)
+        self.client_errors.add(reason, details, task.client, task.dispatch, now)
 
 
 class SimControl(RecordedControl):

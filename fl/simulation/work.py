@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from fl.arguments import read_if
 from fl.errors import ConfigError
 from fl.execution.executor import Assignment, Outcome
 from fl.payload import num_scalars
@@ -42,6 +43,13 @@ Planner = Callable[[Assignment, float], Plan]
 """From an assignment and the device's seconds per FLOP to the plan of its work."""
 
 
+@read_if(
+    lambda a: not a["measured"] > 0,
+    "flops_per_example",
+    "seconds",
+    "examples_key",
+    only="{at}measured counts instead",
+)
 @dataclass(frozen=True)
 class Charge:
     """The cost of a ClientApp that gives no plan.
@@ -73,7 +81,7 @@ class Charge:
         for name in ("flops_per_example", "seconds", "measured"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"charge.{name} is {value}; it must be finite and at least 0")
+                raise ConfigError(f"{name} is {value}; it must be finite and at least 0")
 
     def seconds_for(
         self, fleet: Fleet, client: int, dispatch: int, assignment: Assignment, outcome: Outcome

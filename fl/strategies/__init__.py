@@ -33,7 +33,7 @@ from fl.strategies.quafl import QuAFL
 from fl.strategies.replicas import Replicas
 from fl.strategies.sgp import SGP
 from fl.strategies.streaming_diloco import StreamingDiLoCo
-from fl.strategies.swarm import Decentralized, NodeModels
+from fl.strategies.swarm import NODE_METRICS, Decentralized, NodeModels
 from fl.strategies.sync_st import SyncST
 from fl.strategies.tifl import TiFL
 from fl.strategies.trusted_update import TrustedUpdate
@@ -43,6 +43,7 @@ __all__ = [
     "CHOCO",
     "DBW",
     "DPSGD",
+    "NODE_METRICS",
     "SGP",
     "Aggregate",
     "AsyncFedAvg",

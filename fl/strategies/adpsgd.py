@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fl.arguments import read_if
 from fl.errors import ConfigError, SimulationError
 from fl.params import Row
 from fl.randomness import generator
@@ -56,6 +57,7 @@ class Worker:
         return self.answered and self.asked and self.exchanged and not self.busy
 
 
+@read_if(lambda a: False, "topology.weights", only="AD-PSGD takes the graph of a topology alone")
 class ADPSGD(Decentralized):
     """Every node, at its own pace: a gradient, an average with one neighbour, a step.
 

@@ -17,6 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid, strategy
 
 from fl.aggregation import Admitted, Aggregator, Dropped, Fold, Guard, fault_of
+from fl.arguments import read_if
 from fl.errors import ConfigError
 from fl.params import Layout, Row, carried, from_record, stack, to_record
 from fl.randomness import generator
@@ -39,6 +40,9 @@ class Known(NamedTuple):
     reference: Row | None
 
 
+@read_if(
+    lambda a: a["f"] is None, "rule.f", "rule.rule.f", "rule.pre.*.f", only="{at}f counts instead"
+)
 class Aggregate(strategy.FedAvg):
     """Synchronous rounds with a rule F for the clients' updates.
 
@@ -79,9 +83,7 @@ class Aggregate(strategy.FedAvg):
         **flower: Any,
     ) -> None:
         if not eta > 0:
-            raise ConfigError(
-                f"strategy.eta is {eta}; it must be positive, and 1 replaces the model"
-            )
+            raise ConfigError(f"eta is {eta}; it must be positive, and 1 replaces the model")
         super().__init__(**flower)
         self.rule = rule if f is None else rule.tolerating(f)
         self.eta = eta

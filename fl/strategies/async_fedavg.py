@@ -54,9 +54,7 @@ class AsyncFedAvg(EventDriven):
         super().__init__(**events)
         at_least("num_clients", num_clients, 1)
         if weights not in ("unbiased", "identical"):
-            raise ConfigError(
-                f"strategy.weights is {weights!r}; it must be 'unbiased' or 'identical'"
-            )
+            raise ConfigError(f"weights is {weights!r}; it must be 'unbiased' or 'identical'")
         if eta is None:
             eta = 1 / min(self.concurrency or num_clients, num_clients)
         positive("eta", eta)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fl.arguments import read_if
 from fl.errors import ConfigError
 from fl.strategies.events import EventDriven, Server, Update, at_least, positive
 
@@ -21,6 +22,8 @@ Rule = Literal["constant", "adaptive", "ringmaster", "rennala"]
 _RULES = ("constant", "adaptive", "ringmaster", "rennala")
 
 
+@read_if(lambda a: a["rule"] == "ringmaster", "max_delay", only="only {at}rule=ringmaster reads it")
+@read_if(lambda a: a["rule"] == "rennala", "batch", only="only {at}rule=rennala reads it")
 class AsyncSgd(EventDriven):
     """Every worker sends a gradient and gets the newest model back.
 
@@ -63,7 +66,7 @@ class AsyncSgd(EventDriven):
     ) -> None:
         super().__init__(**events)
         if rule not in _RULES:
-            raise ConfigError(f"strategy.rule is {rule!r}; it must be one of {', '.join(_RULES)}")
+            raise ConfigError(f"rule is {rule!r}; it must be one of {', '.join(_RULES)}")
         at_least("max_delay", max_delay, 1)
         at_least("batch", batch, 1)
         positive("scale", scale)

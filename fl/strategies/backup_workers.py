@@ -6,7 +6,7 @@ Algorithms 3 and 4; how workers and server meet is that of arXiv:2004.14696, sec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -55,6 +55,7 @@ class BackupWorkers(EventDriven):
     """
 
     reads_timeout: ClassVar[bool] = True
+    tells: ClassVar[Mapping[str, Any]] = {"local-steps": 1, "lr": "eta"}
 
     def __init__(
         self, *, backup: int = 0, eta: float = 0.1, policy: Policy = "psw", **events: Any
@@ -63,7 +64,7 @@ class BackupWorkers(EventDriven):
         at_least("backup", backup, 0)
         positive("eta", eta)
         if policy not in ("psw", "psi", "pull"):
-            raise ConfigError(f"strategy.policy is {policy!r}; it must be 'psw', 'psi' or 'pull'")
+            raise ConfigError(f"policy is {policy!r}; it must be 'psw', 'psi' or 'pull'")
         self.backup = backup
         self.eta = eta
         self.policy = policy

@@ -56,10 +56,10 @@ class CHOCO(Gossip):
         super().__init__(**gossip)
         positive("gamma", gamma)
         if gamma > 1:
-            raise ConfigError(f"strategy.gamma is {gamma}; it must be at most 1")
+            raise ConfigError(f"gamma is {gamma}; it must be at most 1")
         if not isinstance(compressor, Compressor):
             raise ConfigError(
-                f"strategy.compressor is {type(compressor).__name__}, which keeps what it leaves "
+                f"compressor is {type(compressor).__name__}, which keeps what it leaves "
                 "out, as CHOCO does itself: use one without a memory, such as "
                 "compressor@strategy.compressor=topk"
             )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from fl.errors import SimulationError
 from fl.params import Row
@@ -56,6 +56,8 @@ class Contacts(EventDriven):
     Raises:
         ConfigError: an argument is out of its range.
     """
+
+    tells: ClassVar[Mapping[str, str]] = {"local-steps": "local_steps"}
 
     def __init__(
         self,

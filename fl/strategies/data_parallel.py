@@ -5,7 +5,8 @@ The baseline of DiLoCo, arXiv:2311.08105, and of all methods that communicate le
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from fl.strategies.outer import OuterSteps
 from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer
@@ -31,6 +32,7 @@ class DataParallel(OuterSteps):
     """
 
     sends_gradients = True
+    tells: ClassVar[Mapping[str, Any]] = {**OuterSteps.tells, "local-steps": 1}
 
     def __init__(self, *, optimizer: OuterOptimizer | None = None, **outer: Any) -> None:
         adamw = OuterAdam(lr=4e-4, beta1=0.9, beta2=0.95, weight_decay=0.1)

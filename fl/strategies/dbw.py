@@ -65,7 +65,7 @@ class DBW(BackupWorkers):
         super().__init__(**workers)
         at_least("window", window, 1)
         if not beta >= 1:
-            raise ConfigError(f"strategy.beta is {beta}; it must be at least 1")
+            raise ConfigError(f"beta is {beta}; it must be at least 1")
         self.window = window
         self.beta = beta
         self.loss_key = loss_key

@@ -83,7 +83,7 @@ class EagerUpdates(DelayedUpdates):
         super().__init__(**delayed)
         if self.drop:
             raise ConfigError(
-                f"strategy.drop is {self.drop}, but eager updates use a worker's own outer "
+                f"drop is {self.drop}, but eager updates use a worker's own outer "
                 "gradient at once, lost or not: leave it out"
             )
 

@@ -50,9 +50,7 @@ class Favas(Contacts):
     def __init__(self, *, alpha: Alpha = "expected", **contacts: Any) -> None:
         super().__init__(**contacts)
         if alpha not in ("expected", "stochastic", "none"):
-            raise ConfigError(
-                f"strategy.alpha is {alpha!r}; it must be 'expected', 'stochastic' or 'none'"
-            )
+            raise ConfigError(f"alpha is {alpha!r}; it must be 'expected', 'stochastic' or 'none'")
         self.alpha = alpha
 
     def begin(self, server: Server) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fl.arguments import read_if
 from fl.clients.task_app import TASK_KEY
 from fl.errors import ConfigError
 from fl.params import Row
@@ -21,6 +22,17 @@ from fl.strategies.events import Server, Update, at_least, positive
 from fl.strategies.simultaneous import Learning, Simultaneous
 
 
+@read_if(
+    lambda a: a["buffer_size"] is None or a["allocation"] == "dynamic",
+    "ratio",
+    only="{at}buffer_size counts instead",
+)
+@read_if(
+    lambda a: a["allocation"] == "dynamic",
+    "window",
+    "client_lr",
+    only="only {at}allocation=dynamic reads it",
+)
 class FedAST(Simultaneous):
     """Algorithm 1 of the paper.
 
@@ -71,12 +83,10 @@ class FedAST(Simultaneous):
         for name, rate in (client_lr or {}).items():
             positive(f"client_lr.{name}", rate)
         if allocation not in ("static", "dynamic"):
-            raise ConfigError(
-                f"strategy.allocation is {allocation!r}; it must be 'static' or 'dynamic'"
-            )
+            raise ConfigError(f"allocation is {allocation!r}; it must be 'static' or 'dynamic'")
         if allocation == "dynamic" and self.one_after_another:
             raise ConfigError(
-                "strategy.allocation is 'dynamic' and strategy.one_after_another true: one task at "
+                "allocation is 'dynamic' and one_after_another true: one task at "
                 "a time leaves nothing to allocate"
             )
         self.buffer_size = buffer_size

@@ -46,18 +46,23 @@ class FedAsync(EventDriven):
     ) -> None:
         super().__init__(**events)
         if not 0 < alpha <= 1:
-            raise ConfigError(f"strategy.alpha is {alpha}; it must be above 0 and at most 1")
+            raise ConfigError(f"alpha is {alpha}; it must be above 0 and at most 1")
         if not rho >= 0:
-            raise ConfigError(f"strategy.rho is {rho}; it must be at least 0")
+            raise ConfigError(f"rho is {rho}; it must be at least 0")
         if max_staleness is not None:
             at_least("max_staleness", max_staleness, 0)
         if anchor not in ("server", "client"):
-            raise ConfigError(f"strategy.anchor is {anchor!r}; it must be 'server' or 'client'")
+            raise ConfigError(f"anchor is {anchor!r}; it must be 'server' or 'client'")
         self.alpha = alpha
         self.staleness = staleness or Polynomial(0.5)
         self.rho = rho
         self.max_staleness = max_staleness
         self.anchor = anchor
+
+    @property
+    def tells(self) -> Mapping[str, str]:
+        """What every message says beside the model, by the argument that it comes from."""
+        return {"proximal-mu": "rho"} if self.rho else {}
 
     def config(self) -> Mapping[str, Any]:
         """Returns rho, for the clients' proximal term."""

@@ -9,9 +9,9 @@ rules are those of the authors' code (`CompassScheduler` and `FedCompassAggregat
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -84,6 +84,8 @@ class FedCompass(EventDriven):
         ConfigError: an argument is out of its range.
     """
 
+    tells: ClassVar[Mapping[str, str]] = {"local-steps": "max_steps"}
+
     def __init__(
         self,
         *,
@@ -103,12 +105,12 @@ class FedCompass(EventDriven):
         positive("latest_time_factor", latest_time_factor)
         if latest_time_factor < 1:
             raise ConfigError(
-                f"strategy.latest_time_factor is {latest_time_factor}; it must be at least 1, or "
+                f"latest_time_factor is {latest_time_factor}; it must be at least 1, or "
                 "groups end before they are expected to"
             )
         for name, value in (("alpha", alpha), ("speed_momentum", speed_momentum)):
             if not 0 < value <= 1:
-                raise ConfigError(f"strategy.{name} is {value}; it must be above 0 and at most 1")
+                raise ConfigError(f"{name} is {value}; it must be above 0 and at most 1")
         self.num_clients = num_clients
         self.min_steps = min_steps
         self.max_steps = max_steps

@@ -6,16 +6,22 @@ arXiv:1812.06127 (MLSys 2020); protocol as in the authors' code, litian96/FedPro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid, strategy
 
+from fl.arguments import read_if
 from fl.errors import ConfigError
 from fl.randomness import generator
 
 
+@read_if(
+    lambda a: a["straggler_fraction"] > 0,
+    "drop_stragglers",
+    only="there are stragglers only with {at}straggler_fraction above 0",
+)
 class FedProx(strategy.FedProx):
     """Flower's FedProx with the paper's protocol for stragglers.
 
@@ -40,6 +46,8 @@ class FedProx(strategy.FedProx):
         ConfigError: an argument is out of its range; or, in a round, all devices would be dropped.
     """
 
+    tells: ClassVar[Mapping[str, str]] = {"local-epochs": "local_epochs"}
+
     def __init__(
         self,
         *,
@@ -51,20 +59,18 @@ class FedProx(strategy.FedProx):
         **flower: Any,
     ) -> None:
         if not proximal_mu >= 0:
-            raise ConfigError(f"strategy.proximal_mu is {proximal_mu}; it must be at least 0")
+            raise ConfigError(f"proximal_mu is {proximal_mu}; it must be at least 0")
         if not 0 <= straggler_fraction < 1:
-            raise ConfigError(
-                f"strategy.straggler_fraction is {straggler_fraction}; it must lie in [0, 1)"
-            )
+            raise ConfigError(f"straggler_fraction is {straggler_fraction}; it must lie in [0, 1)")
         least = 2 if straggler_fraction else 1
         if isinstance(local_epochs, bool) or not isinstance(local_epochs, int):
             raise ConfigError(
-                f"strategy.local_epochs is {local_epochs!r}; it must be a whole number, at least "
+                f"local_epochs is {local_epochs!r}; it must be a whole number, at least "
                 f"{least}: set it, if client.local_steps leaves client.local_epochs null"
             )
         if local_epochs < least:
             raise ConfigError(
-                f"strategy.local_epochs is {local_epochs}; it must be at least {least}, and 2 with "
+                f"local_epochs is {local_epochs}; it must be at least {least}, and 2 with "
                 "stragglers, because a straggler does between 1 and local_epochs - 1"
             )
         super().__init__(proximal_mu=proximal_mu, **flower)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fl.aggregation import NearestNeighbourAveraging
+from fl.arguments import read_if
 from fl.attacks import Scene
 from fl.errors import ConfigError
 from fl.params import Row
@@ -22,6 +23,7 @@ from fl.strategies.swarm import Answer
 from fl.topologies import Stochasticity
 
 
+@read_if(lambda a: False, "topology.weights", only="MoNNA takes the graph of a topology alone")
 class MoNNA(Gossip):
     """Averages the models nearest to the node's own, of those that come first.
 
@@ -59,7 +61,7 @@ class MoNNA(Gossip):
             fewest = min(len(heard) for heard in self.edges(e).heard) + 1
             if fewest < 3 * f + 1:
                 raise ConfigError(
-                    f"strategy.f is {f}, and a node has {fewest} vectors with its own: it needs "
+                    f"f is {f}, and a node has {fewest} vectors with its own: it needs "
                     f"3 f + 1: set strategy.f={(fewest - 1) // 3}, or use topology=complete"
                 )
 

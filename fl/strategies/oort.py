@@ -118,9 +118,7 @@ class Oort(EarlyRounds):
             ("window", window, 1.0, math.inf),
         ):
             if not low <= value <= high:
-                raise ConfigError(
-                    f"strategy.{name} is {value}; it must lie between {low:g} and {high:g}"
-                )
+                raise ConfigError(f"{name} is {value}; it must lie between {low:g} and {high:g}")
         at_least("pacer_step", pacer_step, 1)
         if max_times is not None:
             at_least("max_times", max_times, 1)

@@ -21,13 +21,14 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
+from fl.arguments import read_if
 from fl.clients.island import (
     MERGE,
     MIXING,
@@ -220,6 +221,11 @@ class Run:
         return [self.workers[node] for node in sorted(self.workers) if not self.tasks.busy(node)]
 
 
+@read_if(
+    lambda a: a["fragments"] != 1,
+    "pattern",
+    only="it deals blocks to several fragments, and {at}fragments is 1",
+)
 class OuterSteps(NoRounds):
     """Base of the strategies with outer steps.
 
@@ -268,6 +274,7 @@ class OuterSteps(NoRounds):
     """
 
     sends_gradients = False
+    tells: ClassVar[Mapping[str, Any]] = {"local-steps": "inner_steps", FIRST_STEP_KEY: 0}
 
     def __init__(
         self,
@@ -293,7 +300,7 @@ class OuterSteps(NoRounds):
             at_least("fragments", fragments, 1)
             _check_divides(inner_steps, fragments)
         if pattern not in ("strided", "sequential"):
-            raise ConfigError(f"strategy.pattern is {pattern!r}; it must be strided or sequential")
+            raise ConfigError(f"pattern is {pattern!r}; it must be strided or sequential")
         at_least("overlap", overlap, 0)
         share("mixing", mixing)
         share("drop", drop)

@@ -74,15 +74,12 @@ class OuterSgd(OuterOptimizer):
     schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
-        check_positive("strategy.optimizer.lr", self.lr)
+        check_positive("lr", self.lr)
         if not 0 <= self.momentum < 1:
-            raise ConfigError(
-                f"strategy.optimizer.momentum is {self.momentum}; it must be in [0, 1)"
-            )
+            raise ConfigError(f"momentum is {self.momentum}; it must be in [0, 1)")
         if self.nesterov and self.momentum == 0:
             raise ConfigError(
-                "strategy.optimizer.nesterov needs momentum above 0, got 0: set it, or set "
-                "nesterov to false"
+                "nesterov needs momentum above 0, got 0: set it, or set nesterov to false"
             )
 
     def init(self, n: int) -> State:
@@ -128,12 +125,12 @@ class OuterAdam(OuterOptimizer):
     schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
-        check_positive("strategy.optimizer.lr", self.lr)
-        check_not_negative("strategy.optimizer.eps", self.eps)
-        check_not_negative("strategy.optimizer.weight_decay", self.weight_decay)
+        check_positive("lr", self.lr)
+        check_not_negative("eps", self.eps)
+        check_not_negative("weight_decay", self.weight_decay)
         for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= beta < 1:
-                raise ConfigError(f"strategy.optimizer.{name} is {beta}; it must be in [0, 1)")
+                raise ConfigError(f"{name} is {beta}; it must be in [0, 1)")
 
     def init(self, n: int) -> State:
         """Returns m = v = 0."""

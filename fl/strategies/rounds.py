@@ -75,11 +75,11 @@ class EarlyRounds(EventDriven):
         super().__init__(patience=None, **events)
         at_least("clients", clients, 1)
         if not 1 <= over_selection < math.inf:
-            raise ConfigError(f"strategy.over_selection is {over_selection}; it must be at least 1")
+            raise ConfigError(f"over_selection is {over_selection}; it must be at least 1")
         if deadline_s is not None:
             positive("deadline_s", deadline_s)
         if not 0 <= min_fraction <= 1:
-            raise ConfigError(f"strategy.min_fraction is {min_fraction}; it must lie in [0, 1]")
+            raise ConfigError(f"min_fraction is {min_fraction}; it must lie in [0, 1]")
         self.clients = clients
         self.over_selection = over_selection
         self.deadline_s = deadline_s

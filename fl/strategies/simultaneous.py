@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 
+from fl.arguments import read_if
 from fl.clients.task_app import TASK_KEY
 from fl.errors import ConfigError
 from fl.params import Row, trusted_record
@@ -100,6 +101,12 @@ class Learning:
     buffer: list[Update] = field(default_factory=list)
 
 
+@read_if(lambda a: a["targets"], "metric", only="{at}targets are values of it, and there are none")
+@read_if(
+    lambda a: not a["one_after_another"],
+    "shares",
+    only="with {at}one_after_another, one task has all requests",
+)
 class Simultaneous(EventDriven):
     """Base of the strategies that train several models at once.
 

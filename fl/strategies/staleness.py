@@ -46,9 +46,7 @@ class Polynomial(StalenessWeight):
 
     def __post_init__(self) -> None:
         if not self.a >= 0:
-            raise ConfigError(
-                f"staleness.a is {self.a}; it must be at least 0, or older updates weigh more"
-            )
+            raise ConfigError(f"a is {self.a}; it must be at least 0, or older updates weigh more")
 
     def __call__(self, tau: int) -> float:
         """Returns (1 + tau)**(-a)."""
@@ -74,10 +72,7 @@ class Hinge(StalenessWeight):
 
     def __post_init__(self) -> None:
         if not (self.a > 0 and self.b >= 0):
-            raise ConfigError(
-                f"staleness.a is {self.a} and staleness.b {self.b}; a must be positive and b at "
-                "least 0"
-            )
+            raise ConfigError(f"a is {self.a} and b {self.b}; a must be positive and b at least 0")
 
     def __call__(self, tau: int) -> float:
         """Returns the weight."""

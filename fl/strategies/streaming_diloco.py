@@ -58,7 +58,7 @@ class StreamingDiLoCo(OuterSteps):
         at_least("overlap", overlap, 0)
         if overlap >= inner_steps:
             raise ConfigError(
-                f"strategy.overlap is {overlap}; it must be below inner_steps, {inner_steps}, as "
+                f"overlap is {overlap}; it must be below inner_steps, {inner_steps}, as "
                 "a fragment's outer gradient is measured against its last outer step. For a whole "
                 "phase of delay use strategy=eager_updates"
             )

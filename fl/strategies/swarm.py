@@ -41,6 +41,19 @@ from fl.topologies import Topology
 log = logging.getLogger("fl")
 
 
+NODE_METRICS = (
+    "node_accuracy",
+    "node_loss",
+    "node_accuracy_min",
+    "node_accuracy_max",
+    "consensus_distance",
+    "consensus_rms",
+    "absent_nodes",
+    "lost_payloads",
+)
+"""What evaluations of a network without a server report beside the mean model's metrics."""
+
+
 class NodeModels(RowRecord):
     """The mean of the nodes' models, as a record, with the nodes' own models beside it.
 

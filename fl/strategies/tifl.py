@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -55,6 +55,8 @@ class TiFL(EarlyRounds):
     Raises:
         ConfigError: an argument is out of its range.
     """
+
+    evaluates_on_clients: ClassVar[bool] = True
 
     def __init__(
         self,

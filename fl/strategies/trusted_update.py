@@ -71,6 +71,7 @@ class TrustedUpdate:
             local_epochs=app.local_epochs,
             local_steps=app.local_steps,
             shuffle=app.shuffle,
+            drop_last=app.drop_last,
         )
         node_config = {"partition-id": 0, "num-partitions": 1}
         self._context = Context(0, SUPERLINK_NODE_ID, node_config, RecordDict(), {SEED_KEY: seed})  # type: ignore[arg-type]

@@ -364,6 +364,53 @@ def test_planned_flops_are_those_of_every_example_of_every_step(data, mlp, conte
     )
 
 
+def test_a_last_batch_that_is_left_out_is_not_charged(data, mlp, content_of):
+    app = TrainingApp(mlp, data, Sgd(0.1), batch_size=5, local_epochs=2, drop_last=True)
+    per_example = flops_per_example(mlp, data.input_shape).training
+    # Of 12, 7 and 25 examples two, one and five batches of 5.
+    flops = [app.plan(content_of(mlp), "train", p, 1e-9).flops for p in range(3)]
+    assert flops == [2 * 10 * per_example, 2 * 5 * per_example, 2 * 25 * per_example]
+
+
+def test_a_model_that_wants_two_examples_trains_where_the_last_one_alone_is_left_out(
+    federated, content_of, message_to, context_of
+):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3), nn.Linear(3, 4))
+    data = federated((9,))
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        TrainingApp(model, data, Sgd(0.1), batch_size=4)(
+            message_to(content_of(model)), context_of(0)
+        )
+    app = TrainingApp(model, data, Sgd(0.1), batch_size=4, drop_last=True)
+    reply = app(message_to(content_of(model)), context_of(0))
+    assert reply.content["metrics"]["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "arguments", "config", "remedy"),
+    [
+        ((8, 9), {}, {}, "client 1 would come upon a smaller one .* set drop_last to true"),
+        ((8, 9), {"batch_size": 1}, {}, "raise batch_size"),
+        ((8, 1), {"drop_last": True}, {}, "give every client 2 examples"),
+        ((8, 9), {"drop_last": True}, {}, None),
+        ((8, 0), {}, {}, None),  # a client without examples trains on none
+        ((8, 9), {}, {"local-steps": 2}, None),  # the last batch is not reached
+        ((8, 9), {}, {"local-steps": 3}, "set drop_last to true"),
+    ],
+)
+def test_batches_too_small_for_the_model_are_foreseen(
+    federated, mlp, sizes, arguments, config, remedy
+):
+    app = TrainingApp(mlp, federated(sizes), Sgd(0.1), **{"batch_size": 4, **arguments})
+    app.check_batches(config, 1)
+    if remedy is None:
+        app.check_batches(config, 2)
+    else:
+        with pytest.raises(ConfigError, match=remedy):
+            app.check_batches(config, 2)
+
+
 def test_a_step_of_two_gradients_costs_twice(data, mlp, content_of):
     work = [
         TrainingApp(mlp, data, rule, batch_size=5).plan(content_of(mlp), "train", 0, 1e-9)

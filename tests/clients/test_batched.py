@@ -95,6 +95,17 @@ def test_clients_of_unequal_size_train_together_as_alone(
     assert_same(app, singles, many)
 
 
+def test_clients_that_leave_out_small_last_batches_train_together_as_alone(
+    federated, mlp, content_of, both
+):
+    data = federated(UNEQUAL)
+    app = TrainingApp(mlp, data, Sgd(0.3), batch_size=4, local_epochs=2, drop_last=True)
+    (singles, many), _ = both(app, [content_of(mlp)] * 10)
+    assert_same(app, singles, many)
+    steps = [reply.content["metrics"]["steps"] for reply in many]
+    assert steps == [2 * max(n // 4, 1) for n in UNEQUAL]
+
+
 def test_logistic_regression_of_equal_clients_matches_a_plain_torch_loop(
     federated, logistic, content_of, message_to, context_of, torch_loop
 ):

@@ -38,25 +38,63 @@ def test_one_run_in_full(tmp_path, row, trace):
     writer.evaluation(row(1, 7980.0, accuracy=0.625, loss=1.5))
     writer.evaluation(row(2, 9000.0, accuracy=0.5))
     (tmp_path / "metrics.csv").touch()
+    writer.evaluation(row(3, 9000.0, accuracy=0.5, absent_nodes=2.0))
     summary = writer.finish(TOTALS, trace=trace, model_sha256="0123456789abcdef" * 4)
-    rows = dict(cells(table.results(summary, tmp_path, {"accuracy": 0.75})))
-    assert rows == {
-        "accuracy": "0.5 (best 0.625 in round 1), central 0.75",
-        "loss": "1.5 (best 1.5 in round 1)",
-        "to accuracy >= 0.5": "2 h 13 min, 1.5 kB, 10.0 J, round 1",
-        "simulated time": "2 h 13 min",
-        "sent to clients": "1.2 GB",
-        "sent by clients": "300.0 MB",
-        "energy": "35.1 kJ (compute 30.0 kJ, radio 5.0 kJ, idle 100.0 J)",
-        "rounds": "2",
-        "faults": "1 dropout, 1 download lost, 1 slowdown, 1 expired, 1 timeout",
-        "client updates": "500",
-        "time on this host": "20.0 s (25.0/s)",
-        "model": "0123456789abcdef",
-        "trace": trace.sha256()[:16],
-        "written to": str(tmp_path),
-        "": "metrics.csv",
-    }
+    rows = dict(cells(table.results(summary, {"accuracy": 0.75})))
+    assert (
+        rows
+        == {
+            "accuracy": "0.5 (best 0.625 in round 1), central 0.75",
+            "loss": "1.5 (best 1.5 in round 1)",
+            "absent_nodes": "2",  # a count has no best
+            "to accuracy >= 0.5": "2 h 13 min, 1.5 kB, 10.0 J, round 1",
+            "simulated time": "2 h 13 min",
+            "sent to clients": "1.2 GB",
+            "sent by clients": "300.0 MB",
+            "energy": "35.1 kJ (compute 30.0 kJ, radio 5.0 kJ, idle 100.0 J)",
+            "rounds": "3",
+            "faults": "1 dropout, 1 download lost, 1 slowdown, 1 expired, 1 timeout",
+            "client updates": "500",
+            "time on this host": "20.0 s (25.0/s)",
+            "model": "0123456789abcdef",
+            "trace": trace.sha256()[:16],
+        }
+    )
+
+
+def test_where_a_run_is_written_is_not_cut_by_the_width(tmp_path):
+    folder = tmp_path / ("a-folder-named-by-many-overrides-" * 4)
+    folder.mkdir()
+    (folder / "metrics.csv").touch()
+    summary = RunWriter(None, {}, 0).finish(Totals())
+    console = Console(file=io.StringIO(), width=40)
+    table.print_results(summary, folder, console=console)
+    assert f"{folder}: metrics.csv" in console.file.getvalue().splitlines()
+
+
+def test_a_comparison_is_upright_where_its_words_do_not_fit(tmp_path, row):
+    runs = {f"strategy=number{i}": [run_with(tmp_path, row, 0.123456, 60.0)] for i in range(2)}
+    printed = {}
+    for width in (60, 200):
+        console = Console(file=io.StringIO(), width=width)
+        table.print_comparison(console, runs)
+        printed[width] = console.file.getvalue()
+        for text in ("strategy=number0", "strategy=number1", "0.1235", "2.0 kB"):
+            assert text in printed[width]
+    assert "final accuracy │ 0.1235" in printed[60]
+    assert "final accuracy ┃ best accuracy" in printed[200]
+
+
+def test_a_metric_of_the_initial_model_alone_is_no_result(tmp_path, row):
+    runs = []
+    for rounds in (0, 1):
+        writer = RunWriter(None, {}, 0)
+        for number in range(rounds + 1):
+            writer.evaluation(row(number, 10.0, accuracy=0.1 * (number + 1)))
+        writer.evaluation(row(rounds + 1, 11.0, train_loss=2.0))
+        runs.append(Run(tmp_path, writer.finish(Totals(), status="failed"), writer.history))
+    rows = cells(table.comparison({"none": runs[:1], "one": runs[1:]}, ["accuracy"]))
+    assert [r[2] for r in rows] == ["final accuracy", "–", "0.2"]  # noqa: RUF001
 
 
 def test_a_failed_run_shows_its_error_and_what_it_has():
@@ -119,8 +157,8 @@ def test_rows_keep_the_order_given(tmp_path, row):
 def test_metrics_can_be_chosen_and_may_be_missing(tmp_path, row):
     run = run_with(tmp_path, row, 0.5, 60.0)
     header, cell = cells(table.comparison({"a": [run]}, metrics=["f1"]))
-    assert header[2:4] == ["final f1", "best f1"]
-    assert cell[2:4] == ["–", "–"]  # noqa: RUF001
+    assert header[2:4] == ["final f1", "time"]  # no run has a best
+    assert cell[2] == "–"  # noqa: RUF001
 
 
 def test_an_empty_comparison_is_refused():

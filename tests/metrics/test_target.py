@@ -49,6 +49,9 @@ def test_other_reasons_for_not_reaching(rows):
         "no evaluation reported a number for 'f1'; there are: accuracy, loss"
     )
     assert Target("accuracy", 0.9).report([])["reason"] == "the run made no evaluation"
+    assert Target("accuracy", 0.9).report(rows[:1])["reason"] == (
+        "not reached in 1 evaluation; the best was 0.1 before training"
+    )
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
@@ -73,6 +76,32 @@ def test_losses_are_minimised_unless_the_target_says_otherwise():
     assert better("accuracy") == "max"
     assert better("accuracy", Target("accuracy", 0.1, "min")) == "min"
     assert better("loss", Target("accuracy", 0.1)) == "min"
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [
+        ("val_accuracy", "max"),
+        ("trainLoss", "min"),
+        ("accuracy/digits", "max"),
+        ("node_accuracy_min", "max"),
+        ("train_objective", "min"),
+        ("logloss", "min"),
+        ("F1", "max"),
+        ("top5", "max"),
+        ("staleness", None),
+        ("absent_nodes", None),
+        ("lost_payloads", None),
+        ("consensus_distance", None),
+        ("attack_success_rate", None),  # good for one side and bad for the other
+        ("num_errors", None),
+        ("lossy_clients", None),
+        ("cost_eur", None),
+    ],
+)
+def test_only_results_can_be_best(metric, mode):
+    assert better(metric) == mode
+    assert better(metric, Target(metric, 1.0, "min")) == "min"
 
 
 def test_bad_targets_are_refused():

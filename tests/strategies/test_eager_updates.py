@@ -183,5 +183,5 @@ def test_a_worker_that_crashes_enters_with_the_mean_of_the_others():
 def test_streaming_with_an_overlap_of_a_phase_is_refused_and_this_is_what_it_means():
     with pytest.raises(ConfigError, match="strategy=eager_updates"):
         StreamingDiLoCo(inner_steps=4, overlap=4)
-    with pytest.raises(ConfigError, match=r"strategy.drop is 0.5.*leave it out"):
+    with pytest.raises(ConfigError, match=r"drop is 0.5.*leave it out"):
         EagerUpdates(inner_steps=4, drop=0.5)

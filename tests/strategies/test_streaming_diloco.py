@@ -268,7 +268,7 @@ def refused(words, make):
 
 def test_bad_arguments_are_refused_with_the_remedy():
     refused(
-        "strategy.overlap is 5; it must be below inner_steps, 5.*eager_updates",
+        "overlap is 5; it must be below inner_steps, 5.*eager_updates",
         lambda: StreamingDiLoCo(inner_steps=5, overlap=5),
     )
     refused("overlap is -1", lambda: StreamingDiLoCo(inner_steps=5, overlap=-1))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fl.arguments import read_if
 from fl.errors import ConfigError
 from fl.simulation.availability import Always, Availability
 from fl.simulation.devices import Devices
@@ -124,6 +125,12 @@ def _symmetric(rows: str, diagonal: float) -> NDArray[np.float64]:
     return matrix
 
 
+@read_if(
+    lambda a: a["network"] == "geo",
+    "regions",
+    "server_region",
+    only="only {at}network=geo has regions",
+)
 def datacenters(
     num_clients: int,
     seed: int,

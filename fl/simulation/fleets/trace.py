@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fl.arguments import read_if
 from fl.errors import ConfigError
 from fl.randomness import uniforms
 from fl.simulation.availability import Availability, Diurnal
@@ -27,6 +28,17 @@ MEDIAN_PHONE_FLOPS = 1.735e9
 """Training FLOP/s of FLASH's middle phone: a batch of 10, 1.0202 GFLOP, in 588 ms."""
 
 
+@read_if(lambda a: a["score_file"] is not None, "median_flops", only="only {at}score_file needs it")
+@read_if(
+    lambda a: a["score_file"] is None and a["capacity_file"] is not None,
+    "forward_flops",
+    only="only {at}capacity_file needs it, without {at}score_file",
+)
+@read_if(lambda a: a["speed_file"] is not None, "link_sigma", only="only {at}speed_file needs it")
+@read_if(
+    lambda a: a["latency_file"] is not None, "server_city", only="only {at}latency_file needs it"
+)
+@read_if(lambda a: a["latency_file"] is None, "latency_s", only="{at}latency_file says it instead")
 def trace(
     num_clients: int,
     seed: int,

@@ -1,0 +1,66 @@
+"""Arguments of a part that only some values of its others make it read.
+
+A part with choices has arguments of each of them. One that is set beside a choice that does not
+read it makes another run than its user believes, and nobody notices. So a part says which those
+are, and whoever reads a user's configuration refuses them:
+
+    @read_if(lambda a: a["rule"] == "ringmaster", "max_delay", only="{at}rule=ringmaster reads it")
+    class AsyncSgd: ...
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+Part = TypeVar("Part", bound=Callable[..., Any])
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Condition:
+    holds: Callable[[Values], bool]
+    names: tuple[str, ...]
+    only: str
+
+
+_CONDITIONS: dict[Any, list[_Condition]] = {}
+
+
+def read_if(holds: Callable[[Values], bool], *names: str, only: str) -> Callable[[Part], Part]:
+    """Returns a decorator of a class, or of a function that makes a part.
+
+    Args:
+        holds: from the part's arguments to whether it reads those below. Arguments that are parts
+            themselves are mappings, as they are in a configuration.
+        *names: of the arguments; one of an argument that is a part has a dot, and "*" stands for
+            any name.
+        only: what reads them, or counts instead, for a message; "{at}" is put before the names of
+            the part's own arguments.
+    """
+
+    def noted(part: Part) -> Part:
+        _CONDITIONS.setdefault(part, []).append(_Condition(holds, names, only))
+        return part
+
+    return noted
+
+
+def unread_arguments(part: Any, given: Values) -> dict[str, str]:
+    """Returns the names of arguments that a part does not read, with what does instead.
+
+    Args:
+        part: a class, of which the conditions of its bases hold too, or a function.
+        given: its arguments; those left out have their defaults.
+    """
+    kinds = part.__mro__ if isinstance(part, type) else (part,)
+    unread = {}
+    for kind in kinds:
+        for condition in _CONDITIONS.get(kind, ()):
+            parameters = inspect.signature(kind).parameters.values()
+            defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+            if not condition.holds({**defaults, **given}):
+                unread.update(dict.fromkeys(condition.names, condition.only))
+    return unread
