@@ -47,8 +47,8 @@ check: install ## lint, check the formatting and the types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict fl
 
-test: check ## check, then run the quick tests
-	$(BIN)/pytest
+test: check ## check, then run the quick tests, on all cores
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 
 test-slow: install ## run the tests marked slow
 	$(BIN)/pytest -m slow

@@ -31,15 +31,11 @@ from fl import sweep, usage
 from fl.configuration import check_values, composition_problems, explain
 from fl.errors import ConfigError
 from fl.execution.garbage import START_THRESHOLDS
+from fl.recovery.command import Resuming, forget, how_to_start, resumed
+from fl.signals import Stopped, stoppable
 
 if TYPE_CHECKING:
     from fl.experiment import Experiment, ForeignApp
-
-
-class _Resumed:
-    """Whether this process goes on with a journal."""
-
-    journal = False
 
 
 class _Checked:
@@ -118,11 +114,13 @@ def _run(config: DictConfig) -> float | None:
         prepared = prepare(config, given) if prepared is None else prepared
         if isinstance(prepared, ForeignApp):
             prepared.load()
+        start = how_to_start()
         with _early_ray(config) if not in_sweep else nullcontext():
-            value = run_experiment(config, resume=_Resumed.journal, prepared=prepared)
+            value = run_experiment(config, prepared=prepared, **start)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit as well: an app that exits has not completed
+        forget(directory)
         _remove_if_empty(directory)
         recorded = directory if _written(directory) != before else None
         # Said here, because Hydra would put a line of its own before the message.
@@ -184,29 +182,12 @@ def main() -> None:
     # With this set, Hydra raises what it would print, so that one place words all messages.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
-        if sys.argv[1:2] == ["report"]:
-            from fl import report  # heavy
-
-            report.main(sys.argv[2:])
-            return
-        if sys.argv[1:2] == ["resume"]:
-            from fl.recovery.command import resumed
-
-            again = resumed(sys.argv[2:])
-            if again is None:
-                return
-            sys.argv[1:], _Resumed.journal = again
-        if os.getcwd() not in sys.path and "" not in sys.path:
-            sys.path.append(os.getcwd())  # for a `_target_` of the user's own, as with python -m
-        if told := usage.answer(sys.argv[1:]):
-            print(told)
-            return
-        try:
-            _run()
-        finally:
-            directory = sweep.Sweep.end()
-            complete = directory is None or sweep.conclude(directory)
-    except KeyboardInterrupt:
+        with stoppable():
+            complete = _command(sys.argv[1:])
+    except Stopped as error:
+        print(f"fl: interrupted by {error}", file=sys.stderr)
+        sys.exit(error.status)
+    except KeyboardInterrupt:  # no signal: an app has raised it
         print("fl: interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:  # outside of a job: Hydra, reading the arguments
@@ -218,6 +199,32 @@ def main() -> None:
         sys.exit(1)
     if not complete:
         sys.exit(1)
+
+
+def _command(arguments: list[str]) -> bool:
+    """Does what the arguments say; returns whether no job of a sweep failed."""
+    if arguments[:1] == ["report"]:
+        from fl import report  # heavy
+
+        report.main(arguments[1:])
+        return True
+    if arguments[:1] == ["resume"]:
+        again = resumed(arguments[1:])
+        if again is None:
+            return True
+        sys.argv[1:], Resuming.run = again
+    elif told := usage.answer(arguments):
+        print(told)
+        return True
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # for a `_target_` of the user's own, as with python -m
+    try:
+        _run()
+    finally:
+        Resuming.run = None
+        directory = sweep.Sweep.end()
+        complete = directory is None or sweep.conclude(directory)
+    return complete
 
 
 def _all_problems(words: Sequence[str]) -> list[str]:

@@ -49,7 +49,7 @@ from fl.models import drop_weights, evaluate, global_objective, smallest_batch
 from fl.randomness import SEED_KEY
 from fl.recorder import Recorder
 from fl.recovery import Recovery, Start, source_sha256, unrepeatable, unseeded
-from fl.recovery.command import command_of_job
+from fl.recovery.command import command_of_job, foreign_parts
 from fl.simulation.clock import Clock, clock_of
 from fl.simulation.fleet import Fleet
 from fl.simulation.identity import RUN_ID, assume_identity
@@ -67,6 +67,7 @@ from fl.strategies import (
 from fl.strategies.simultaneous import Simultaneous
 from fl.sweep import side_by_side
 from fl.transcript import shown_once
+from fl.trust import source_files
 from fl.unread import Unread, referred_to, unread_below, unread_groups
 
 log = logging.getLogger("fl")
@@ -395,6 +396,7 @@ def run_experiment(
     config: DictConfig,
     *,
     resume: bool = False,
+    changed_code: bool = False,
     prepared: Experiment | ForeignApp | None = None,
 ) -> float | None:
     """Runs a configuration to its end, prints results, and returns the target metric's value.
@@ -402,14 +404,16 @@ def run_experiment(
     Args:
         config: what `fl --cfg job` shows.
         resume: go on with the run that was started in Hydra's output directory.
+        changed_code: when resuming, go on although the app or the user's modules have changed.
         prepared: what `prepare` returned for it; None prepares it now.
     """
     prepared = prepare(config) if prepared is None else prepared
+    start = replace(_start(config), resume=resume, changed_code=changed_code)
     with shown_once():
         if isinstance(prepared, Experiment):
-            run = _run_own(config, prepared, resume)
+            run = _run_own(config, prepared, start)
         else:
-            run = _run_app(config, prepared, resume)
+            run = _run_app(config, prepared, start)
     return final_value(run.summary)
 
 
@@ -470,7 +474,16 @@ def facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
     return told
 
 
-def _run_own(config: DictConfig, experiment: Experiment, resume: bool) -> SimulatedRun:
+def _start(config: DictConfig) -> Start:
+    uses = foreign_parts(config)
+    files = source_files(value for key, value in uses.items() if key.endswith("_target_"))
+    code = {"modules": source_sha256(files)} if files else {}
+    command = command_of_job()
+    places = [*command.get("config_dirs", ()), *command.get("searchpath", ())]
+    return Start(command, code=code, foreign=[*uses.values(), *places])
+
+
+def _run_own(config: DictConfig, experiment: Experiment, start: Start) -> SimulatedRun:
     announce()
     extra = facts(experiment, config)
     tasks = experiment.tasks
@@ -487,24 +500,23 @@ def _run_own(config: DictConfig, experiment: Experiment, resume: bool) -> Simula
         executor=_sharing(experiment.executor),
         num_rounds=config.num_rounds,
         extra=extra,
-        recovery=_recovery(make(config, "checkpoint"), Start(command_of_job(), resume=resume)),
+        recovery=_recovery(make(config, "checkpoint"), start),
         **_common(config),
     )
     print_results(run.summary, run.directory, extra.get("central"))
     return run
 
 
-def _run_app(config: DictConfig, foreign: ForeignApp, resume: bool) -> SimulatedRun:
+def _run_app(config: DictConfig, foreign: ForeignApp, start: Start) -> SimulatedRun:
     app = foreign.app
     server_files, client_files = app.files(app.serverapp), app.files(app.clientapp)
     if (unlike := unseeded(client_files)) is not None:
         log.warning("%s", unlike)
     sources = {*server_files, *client_files, app.directory / "pyproject.toml"}
-    start = Start(
-        command_of_job(),
-        facts={"app": source_sha256(sources)},
+    start = replace(
+        start,
+        code={**start.code, "app": source_sha256(sources)},
         obstacle=unrepeatable(server_files),
-        resume=resume,
     )
     with virtual_time(), answering(TaskClock(), foreign.epoch):
         server = app.server()  # its modules may look at a clock when they are imported

@@ -23,6 +23,7 @@ from rich.table import Table
 from fl.errors import ConfigError
 from fl.metrics import plots, units
 from fl.metrics.atomic import replacing
+from fl.metrics.files import printable, read_file
 from fl.metrics.history import COLUMNS
 from fl.metrics.runs import Run, load_runs
 from fl.metrics.table import comparison
@@ -34,6 +35,8 @@ FILE = "report.html"
 _AXES = ("round", "time_s", "bytes", "energy_j")
 _MOST_METRICS = 4
 _MOST_PICTURES = 12
+_PICTURE_BYTES = 5 * 10**6  # most that a run's picture may have
+_LONGEST = 1000  # characters of a value
 _HASH = 12  # characters of a SHA-256 that are shown
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --back: #fff; --soft: #666; --line: #ddd;
@@ -74,15 +77,16 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     path: Path = given.output or given.directories[0] / FILE
     runs, problems = load_runs(given.directories)
+    failed, unread = _failed_jobs(given.directories, runs)
+    problems += unread
     for problem in problems:
-        print(f"fl: left out: {problem}", file=sys.stderr)
+        print(printable(f"fl: left out: {problem}"), file=sys.stderr)
     if not runs:
         where = ", ".join(map(str, given.directories))
         raise ConfigError(
             f"there is no run to report at or below {where}; give directories of runs or sweeps "
             "that have ended"
         )
-    failed = [job for root in given.directories for job in _failed_jobs(root, runs)]
     text = page(runs, problems, failed, path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,13 +98,21 @@ def main(arguments: Sequence[str]) -> None:
     print(f"{path}: {count}, {len(text.encode()) / 1e6:.1f} MB")
 
 
-def _failed_jobs(root: Path, runs: Sequence[Run]) -> list[Job]:
-    """Returns the failed jobs of sweeps at or below a directory that left no run."""
+def _failed_jobs(roots: Sequence[Path], runs: Sequence[Run]) -> tuple[list[Job], list[str]]:
+    """Returns the failed jobs of sweeps at or below directories that left no run.
+
+    Also returns what is wrong with lists of jobs that cannot be read.
+    """
     known = {run.directory.resolve() for run in runs if run.directory is not None}
-    jobs = [job for path in sorted(root.rglob(JOBS)) for job in read_jobs(path.parent)]
-    return [
-        job for job in jobs if job.status == "failed" and Path(job.directory).resolve() not in known
-    ]
+    jobs: list[Job] = []
+    unread: list[str] = []
+    for path in (path for root in roots for path in sorted(root.rglob(JOBS))):
+        try:
+            jobs += read_jobs(path.parent)
+        except ConfigError as error:
+            unread.append(str(error))
+    failed = [job for job in jobs if job.status == "failed"]
+    return [job for job in failed if Path(job.directory).resolve() not in known], unread
 
 
 def page(
@@ -246,8 +258,8 @@ def _utilisation(groups: Mapping[str, Sequence[Run]]) -> str:
                     else units.MISSING
                     for part in ("compute", "radio", "idle")
                 ),
-                _mean(t["client_updates"] for t in totals),
-                _mean(t["wall_s"] for t in totals) + " s",
+                _mean(t.get("client_updates", math.nan) for t in totals),
+                _mean(t.get("wall_s", math.nan) for t in totals) + " s",
             ]
         )
     note = (
@@ -264,19 +276,30 @@ def _pictures(groups: Mapping[str, Sequence[Run]]) -> Iterable[str]:
     number = 0
     for label, group in groups.items():
         for run in group:
-            path = None if run.directory is None else run.directory / "plots" / "clients.png"
-            if path is not None and path.is_file():
+            picture = _png(run.directory)
+            if picture is not None:
                 if number == _MOST_PICTURES:
                     yield f'<p class="note">Of {_MOST_PICTURES} configurations; the others are in '
                     yield "the runs' folders.</p>"
                     return
                 number += 1
-                image = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+                image = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
                 title = f"What the clients did: {label}, seed {run.summary.get('seed')}"
                 yield (
                     f"<details><summary>{_text(title)}</summary>{_picture(image, title)}</details>"
                 )
                 break
+
+
+def _png(directory: Path | None) -> bytes | None:
+    """Returns the picture of what a run's clients did; None if there is none, or something else."""
+    if directory is None or (directory / "plots").is_symlink():
+        return None
+    try:
+        found = read_file(directory / "plots" / "clients.png", _PICTURE_BYTES)
+    except ConfigError:
+        return None
+    return found if found.startswith(b"\x89PNG\r\n\x1a\n") else None
 
 
 def _faults(groups: Mapping[str, Sequence[Run]]) -> str:
@@ -325,7 +348,8 @@ def _differences(groups: Mapping[str, Sequence[Run]]) -> str:
 def _value(value: bool | float | str | None) -> str:
     if value is None:
         return units.MISSING
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _list(groups: Mapping[str, Sequence[Run]], base: Path | None) -> str:
@@ -338,9 +362,9 @@ def _list(groups: Mapping[str, Sequence[Run]], base: Path | None) -> str:
                 for name in ("config_digest", "trace_sha256", "model_sha256")
             ]
             data = (summary.get("extra") or {}).get("data_sha256") or units.MISSING
-            short = data[:_HASH] if isinstance(data, str) else json.dumps(data)
+            short = data[:_HASH] if isinstance(data, str) else _value(json.dumps(data))
             link = _link(run.directory, base)
-            seed, status = str(summary.get("seed")), str(summary["status"])
+            seed, status = _value(str(summary.get("seed"))), _value(str(summary["status"]))
             bad = ' class="bad"' if status != "completed" else ""
             cells = [_text(label), _text(seed), f"<span{bad}>{_text(status)}</span>", *hashes]
             rows.append([*cells, _code(short), link])
@@ -358,7 +382,7 @@ def _list(groups: Mapping[str, Sequence[Run]], base: Path | None) -> str:
 
 
 def _text(text: str) -> str:
-    return html.escape(text)
+    return html.escape(printable(text))
 
 
 def _code(text: str) -> str:
@@ -370,7 +394,7 @@ def _link(directory: Path | None, base: Path | None) -> str:
         return units.MISSING
     target = directory.resolve()
     relative = str(target) if base is None else os.path.relpath(target, base.resolve())
-    return f'<a href="{_text(quote(relative))}/">{_code(relative)}</a>'
+    return f'<a href="{_text(quote(os.fsencode(relative)))}/">{_code(relative)}</a>'
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

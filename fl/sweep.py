@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -25,6 +26,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fl.errors import ConfigError
+from fl.metrics.atomic import replacing
+from fl.metrics.files import SUMMARY_BYTES, read_file
 
 if TYPE_CHECKING:
     from fl.metrics.runs import Run
@@ -33,6 +36,8 @@ FILE = "comparison.png"
 JOBS = "jobs.jsonl"
 """What became of the jobs of the last command that swept into a directory, one JSON a line."""
 
+_JOBS_BYTES = 64 * 10**6  # most that this list may have
+_OVERRIDES_BYTES = 10**5  # and that of a run's overrides
 _WIDTH = 200
 _LONGEST_NAME = 120  # of a job's folder; file systems take 255 bytes
 
@@ -82,7 +87,8 @@ class Sweep(Callback):
         directory = Path(config.hydra.sweep.dir)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            (directory / JOBS).write_bytes(b"")
+            with replacing(directory / JOBS) as empty:
+                empty.touch()
         except OSError as error:
             raise ConfigError(
                 f"cannot write to hydra.sweep.dir={directory}: {error.strerror}"
@@ -91,7 +97,10 @@ class Sweep(Callback):
         if _needs_ray(config, given):
             from fl.execution.cluster import start_shared
 
-            type(self)._owns_ray = start_shared(_most_actors(given))
+            try:
+                type(self)._owns_ray = start_shared(_most_actors(given))
+            except ConfigError as error:  # the jobs that need it try, and fail, by themselves
+                print(f"fl: {error}", file=sys.stderr)
 
     @classmethod
     def end(cls) -> Path | None:
@@ -190,8 +199,8 @@ def finished(config: DictConfig) -> Run | None:
 def _summary(path: Path) -> Mapping[str, Any]:
     """Returns what a summary.json holds; nothing if it is damaged, so that its job runs again."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        found = json.loads(read_file(path, SUMMARY_BYTES))
+    except (ValueError, RecursionError):  # what is no plain file as well
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -221,11 +230,15 @@ def read_jobs(directory: Path) -> list[Job]:
     """
     path = directory / JOBS
     jobs: list[Job] = []
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
+    for line in read_file(path, _JOBS_BYTES).splitlines() if path.exists() else ():
         try:
-            jobs.append(Job(**json.loads(line)))
-        except (ValueError, TypeError):
+            job = Job(**json.loads(line))
+            Path(job.directory).resolve()  # refuses what is no name of a folder
+        except (ValueError, TypeError, RecursionError):
             continue
+        texts = (job.overrides, job.status, job.directory, job.reason or "")
+        if type(job.number) is int and all(isinstance(text, str) for text in texts):
+            jobs.append(job)
     return sorted(jobs, key=lambda job: job.number)
 
 
@@ -310,9 +323,17 @@ def by_overrides(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def overrides(run: Run) -> dict[str, str]:
-    """Returns what the command line of a run changed; nothing for runs that Hydra did not start."""
+    """Returns what the command line of a run changed.
+
+    That is nothing for runs that Hydra did not start, or if its list is none.
+    """
     if run.directory is None:
         return {}
     path = run.directory / ".hydra" / "overrides.yaml"
-    lines: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else []
-    return dict(str(line).partition("=")[::2] for line in lines)
+    try:
+        lines = yaml.safe_load(read_file(path, _OVERRIDES_BYTES)) if path.exists() else []
+    except (ConfigError, RecursionError, ValueError, yaml.YAMLError):
+        lines = []
+    if not isinstance(lines, list):
+        lines = []
+    return dict(line.partition("=")[::2] for line in lines if isinstance(line, str))

@@ -6,6 +6,8 @@ the number of threads once, when they load.
 
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +27,17 @@ ENVIRONMENT = {
     "MPLBACKEND": "Agg",
 }
 os.environ.update(ENVIRONMENT)
+
+# What Flower and Ray keep for their user is kept for this process alone: others may test at the
+# same time. Ray's sockets are below, and a socket's path must be short.
+OWN = Path(tempfile.mkdtemp(prefix="fl-", dir="/tmp"))
+os.environ.update({"FLWR_HOME": str(OWN / "flwr"), "RAY_TMPDIR": str(OWN)})
+
+
+def pytest_sessionfinish() -> None:
+    """Removes what the tests have left to Flower and Ray."""
+    shutil.rmtree(OWN, ignore_errors=True)
+
 
 # The same examples on every run; no deadline, because a shared machine may pause for longer.
 settings.register_profile("fl", deadline=None, derandomize=True)

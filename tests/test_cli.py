@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ QUICK = [
     "num_clients=10",
     "num_rounds=1",
 ]
+
+SWEEP = ["-m", *QUICK, "views=false"]  # a job draws as long as it trains
 
 Call = Callable[..., None]
 
@@ -125,7 +128,7 @@ def test_help_does_not_wait_for_heavy_imports() -> None:
 
 
 def test_sweep_runs_every_combination(call: Call, tmp_path: Path) -> None:
-    call("-m", *QUICK, "strategy=fedavg,fedprox", "seed=0,1", f"hydra.sweep.dir={tmp_path}")
+    call(*SWEEP, "strategy=fedavg,fedprox", "seed=0,1", f"hydra.sweep.dir={tmp_path}")
     summaries = [summary_of(path.parent) for path in sorted(tmp_path.glob("*/summary.json"))]
     ran = [(s["seed"], s["config"]["strategy"]["_target_"].split(".")[-1]) for s in summaries]
     assert ran == [(0, "FedAvg"), (0, "FedProx"), (1, "FedAvg"), (1, "FedProx")]
@@ -135,7 +138,7 @@ def test_failed_job_of_a_sweep_is_named_and_does_not_stop_the_others(
     call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        call("-m", *QUICK, "client.rule.lr=0.1,-1,0.2", f"hydra.sweep.dir={tmp_path}")
+        call(*SWEEP, "client.rule.lr=0.1,-1,0.2", f"hydra.sweep.dir={tmp_path}")
     assert stopped.value.code == 1
     said = "client.rule.lr is -1; it must be finite and above 0"
     reason = f"job 1 (client.rule.lr=-1): {said}\n"
@@ -150,7 +153,7 @@ def test_failed_job_of_a_sweep_is_named_and_does_not_stop_the_others(
 def test_same_sweep_again_runs_only_what_is_missing_or_changed(
     call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    sweep = ["-m", *QUICK, f"hydra.sweep.dir={tmp_path}"]
+    sweep = [*SWEEP, f"hydra.sweep.dir={tmp_path}"]
     call(*sweep, "seed=0,1", "client.rule.lr=0.1,0.2")
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/summary.json")}
     assert len(written) == 4
@@ -171,7 +174,7 @@ def test_same_sweep_again_runs_only_what_is_missing_or_changed(
 def test_folder_of_a_completed_job_is_not_given_to_another(
     call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    sweep = ["-m", *QUICK, f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=mine"]
+    sweep = [*SWEEP, f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=mine"]
     call(*sweep, "seed=0")
     before = (tmp_path / "mine" / "summary.json").read_bytes()
     with pytest.raises(SystemExit):
@@ -453,12 +456,12 @@ def app(tmp_path: Path) -> Path:
         f'serverapp = "{package.name}.server_app:app"\n'
         f'clientapp = "{package.name}.client_app:app"\n'
         "[tool.flwr.app.config]\n"
-        'num-server-rounds = 1\nlr = 0.5\nfail = ""\n'
+        'num-server-rounds = 1\nlr = 0.5\nfail = ""\nname = ""\n'
         "[tool.flwr.app.config.client]\nstep = 1\n"
     )
     (package / "__init__.py").write_text("")
     (package / "server_app.py").write_text(
-        "import sys\n"
+        "import os, signal, sys\n"
         "import numpy as np\n"
         "from flwr.app import Array, ArrayRecord, ConfigRecord\n"
         "from flwr.serverapp import ServerApp\n"
@@ -476,6 +479,10 @@ def app(tmp_path: Path) -> Path:
         "        case 'raise': raise LookupError('no such model')\n"
         "        case 'exit': sys.exit(0)\n"
         "        case 'interrupt': raise KeyboardInterrupt\n"
+        "        case 'signal': os.kill(os.getpid(), getattr(signal, config['name']))\n"
+        "        case 'two signals':\n"
+        "            try: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "            finally: os.kill(os.getpid(), signal.SIGTERM)\n"
     )
     (package / "client_app.py").write_text(
         "from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict\n"
@@ -575,6 +582,9 @@ def test_fail_fast_shows_a_clients_traceback_line_by_line(
         ("raise", "failed", 1, "fl: the run failed: LookupError: no such model (what it recorded"),
         ("exit", "failed", 1, "fl: the run failed: SystemExit: 0"),
         ("interrupt", "interrupted", 130, "fl: interrupted"),
+        ("signal +run_config.name=SIGINT", "interrupted", 130, "fl: interrupted by SIGINT"),
+        ("signal +run_config.name=SIGTERM", "interrupted", 143, "fl: interrupted by SIGTERM"),
+        ("signal +run_config.name=SIGHUP", "interrupted", 129, "fl: interrupted by SIGHUP"),
     ],
 )
 def test_run_that_did_not_end_well_has_a_status_and_its_files(
@@ -588,13 +598,62 @@ def test_run_that_did_not_end_well_has_a_status_and_its_files(
     says: str,
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        call(*app_arguments, f"+run_config.fail={fail}")
+        call(*app_arguments, *f"+run_config.fail={fail}".split())
     assert stopped.value.code == code
     error = capsys.readouterr().err
     assert says in error
     # Of an exception in the app, the author sees where; of Hydra, nothing.
-    assert ("server_app.py" in error) == (fail != "interrupt")
+    assert ("server_app.py" in error) == (status == "failed")
     assert "hydra" not in error.lower()
     summary = summary_of(tmp_path / "out")
     assert summary["status"] == status
     assert summary["totals"]["client_updates"] == 10
+
+
+def test_second_signal_ends_the_process_at_once(
+    call: Call, app_arguments: list[str], tmp_path: Path
+) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+            call(*app_arguments, "+run_config.fail=two signals")
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_ignored_signal_stays_ignored(call: Call, app_arguments: list[str], tmp_path: Path) -> None:
+    """As `nohup` has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        call(*app_arguments, "+run_config.fail=signal", "+run_config.name=SIGHUP")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert summary_of(tmp_path / "out")["status"] == "completed"
+
+
+def test_sweep_whose_ray_does_not_start_has_failed_jobs_and_runs_the_others(
+    call: Call,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+    tmp_path: Path,
+) -> None:
+    def failing(address: str, cpus: int | None) -> None:
+        raise RuntimeError("on purpose")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("fl.execution.cluster._init", failing)
+    with pytest.raises(SystemExit) as stopped:
+        call(*SWEEP, "executor=ray,serial", f"hydra.sweep.dir={tmp_path}")
+    assert stopped.value.code == 1
+    told = capsys.readouterr().err
+    assert "1 of 2 jobs failed" in told
+    assert told.splitlines()[-1].startswith("  job 0: Ray does not start on this machine, in 2 ")
+    assert told.splitlines()[-1].endswith("executor=serial")
+    assert "Traceback" not in told
+    assert not [warning for warning in recwarn if "Callback" in str(warning.message)]
+    statuses = [summary_of(path.parent)["status"] for path in tmp_path.glob("*/summary.json")]
+    assert sorted(statuses) == ["completed", "failed"]

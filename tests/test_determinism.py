@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import FedAvg
 from hydra import compose, initialize_config_module
 
 from fl import simulate
-from fl.execution import Executor, RayExecutor, SerialExecutor
+from fl.execution import Executor, RayExecutor, SerialExecutor, cluster
 from fl.execution.executor import Assignment, Outcome
 from fl.experiment import build
 from fl.params import from_record, to_record
@@ -59,12 +59,9 @@ ROUNDS = 8
 @pytest.fixture(scope="module", autouse=True)
 def shared_ray() -> Iterator[None]:
     """One Ray for all tests of this file, with more CPUs than there are: executors attach to it."""
-    import ray
-
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    cluster._start(8)
     yield
-    ray.shutdown()
+    cluster.disconnect()
 
 
 def ours(executor: Executor, seed: int = 0) -> SimulatedRun:
@@ -383,7 +380,6 @@ def test_asynchronous_tasks_train_in_batches_with_the_same_bits_everywhere() -> 
     oracle = asynchronous(SerialExecutor())
     # One at a time is sent, and yet tasks pile up between the replies that need them.
     assert oracle.summary["totals"]["client_updates"] > oracle.summary["extra"]["batches"]
-    assert hashes(asynchronous(RayExecutor(num_actors=1))) == hashes(oracle)
     assert hashes(asynchronous(RayExecutor(num_actors=3))) == hashes(oracle)
 
 
@@ -393,6 +389,5 @@ def test_number_of_actors_does_not_change_a_network_without_a_server(strategy: s
     chosen = [f"strategy={strategy}", "topology=torus", *twice]
     oracle = network(SerialExecutor(MAX_BATCH), *chosen)
     assert {"dropout", "crash", "transfer_lost", "absent"} <= set(oracle.summary["faults"])
-    for actors in (1, 2):
-        run = network(RayExecutor(num_actors=actors, max_batch=MAX_BATCH), *chosen)
-        assert hashes(run) == hashes(oracle)
+    run = network(RayExecutor(num_actors=2, max_batch=MAX_BATCH), *chosen)
+    assert hashes(run) == hashes(oracle)

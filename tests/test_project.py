@@ -4,6 +4,7 @@ import ast
 import importlib
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ MAY_IMPORT = {
     "strategies": BASE | RULES | {"strategies"},
     **dict.fromkeys(RUNTIME, BASE | RULES | RUNTIME),
     "metrics": BASE | {"metrics", "simulation"},
-    "recovery": BASE | RULES | RUNTIME | {"metrics", "recovery"},
+    "recovery": BASE | RULES | RUNTIME | {"metrics", "recovery", "trust"},
+    "trust": BASE,
 }
 
 # All that a strategy sees of the runtimes: `clock_of(grid)`, which knows the wall clock as well,
@@ -67,6 +69,7 @@ PARTS = {name.split(".")[1] for name in MODULES if "." in name}
 each_module = pytest.mark.parametrize("name", MODULES)
 
 
+@cache
 def parse(name: str) -> ast.Module:
     return ast.parse(MODULES[name].read_text(encoding="utf-8"))
 
@@ -105,21 +108,25 @@ def run_on_import(node: ast.AST) -> Iterator[ast.AST]:
         yield from run_on_import(child)
 
 
+@cache
+def imported_on_import(name: str) -> list[str]:
+    return [target for node in run_on_import(parse(name)) for target in imported(node, name)]
+
+
 def loaded_by(name: str, seen: set[str]) -> set[str]:
     """Packages outside fl that importing a module loads, directly or through other fl modules."""
     if name in seen:
         return set()
     seen.add(name)
     outside: set[str] = set()
-    for node in run_on_import(parse(name)):
-        for target in imported(node, name):
-            if target.split(".")[0] != "fl":
-                outside.add(target.split(".")[0])
-                continue
-            while target:  # importing a.b.c also runs a and a.b; c may be a name, not a module
-                if target in MODULES:
-                    outside |= loaded_by(target, seen)
-                target = target.rpartition(".")[0]
+    for target in imported_on_import(name):
+        if target.split(".")[0] != "fl":
+            outside.add(target.split(".")[0])
+            continue
+        while target:  # importing a.b.c also runs a and a.b; c may be a name, not a module
+            if target in MODULES:
+                outside |= loaded_by(target, seen)
+            target = target.rpartition(".")[0]
     return outside
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import fl
 from fl.deployment.local import LocalDeployment
 from fl.deployment.settings import check_deployable, compose_experiment
 from fl.errors import ConfigError, DeploymentError
 from fl.experiment import build
+from fl.signals import Stopped, stoppable
 
 
 def main() -> None:
@@ -28,16 +27,15 @@ def main() -> None:
         "--timeout", type=float, default=1800.0, metavar="S", help="most s it takes"
     )
     arguments = parser.parse_args()
-    for sign in (signal.SIGTERM, signal.SIGHUP):  # leave the block below, as by an interrupt
-        signal.signal(sign, _exit)
     try:
-        _run(arguments.overrides, Path(arguments.directory).absolute(), arguments.timeout)
+        with stoppable():
+            _run(arguments.overrides, Path(arguments.directory).absolute(), arguments.timeout)
     except (ConfigError, DeploymentError) as error:
         print(f"fl: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("fl: interrupted; what was started is stopped", file=sys.stderr)
-        sys.exit(130)
+    except Stopped as error:
+        print(f"fl: {error}; what was started is stopped", file=sys.stderr)
+        sys.exit(error.status)
 
 
 def _run(overrides: list[str], directory: Path, timeout_s: float) -> None:
@@ -63,10 +61,6 @@ def _tell(line: str) -> None:
     """Prints a line of the ServerApp's; Flower's own are left out."""
     if line.strip() and not line.startswith(("INFO", "Using SuperLink", "Successfully")):
         print(line, flush=True)
-
-
-def _exit(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

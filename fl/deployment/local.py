@@ -15,14 +15,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from fl.errors import ConfigError, DeploymentError
+from fl.execution.processes import end, marked, new_mark
 
-_START_S = 120.0  # most s until the SuperLink listens
+_START_S = 600.0  # most s until the SuperLink listens, on a machine that is busy with others
 _STOP_S = 20.0  # s to end by themselves, before they are killed
 _LOG_LINES = 40  # of each log, in the message of a failure
 _MARK = "FL_LOCAL_DEPLOYMENT"  # environment variable by which processes are known
@@ -66,7 +67,7 @@ class LocalDeployment:
         self._path = [str(each) for each in path]
         self._more = dict(environment or {})
         self._stack = ExitStack()
-        self._mark = f"{os.getpid()}-{time.monotonic_ns()}"
+        self._mark = new_mark()
         self._children: list[subprocess.Popen[bytes]] = []
         self.folder = Path()
         self.address = ""
@@ -180,12 +181,7 @@ class LocalDeployment:
         """Returns the ids of the processes that were started here, and theirs, that still run."""
         for child in self._children:
             child.poll()  # a process that has ended is there until its parent has asked
-        mark = f"{_MARK}={self._mark}".encode()
-        return [
-            int(path.parent.name)
-            for path in Path("/proc").glob("[0-9]*/environ")
-            if mark in _content(path).split(b"\0")
-        ]
+        return marked(_MARK, self._mark)
 
     # ---- inside --------------------------------------------------------------------------------
 
@@ -261,15 +257,7 @@ class LocalDeployment:
 
     def _stop_all(self) -> None:
         for sign in (signal.SIGTERM, signal.SIGKILL):
-            until = time.monotonic() + _STOP_S
-            while running := self.processes():
-                for process in running:  # again and again: they may have started others
-                    with suppress(ProcessLookupError):
-                        os.kill(process, sign)
-                if time.monotonic() > until:
-                    break
-                time.sleep(0.2)
-            if not running:
+            if end(self.processes, sign, _STOP_S):
                 return
         raise DeploymentError(f"the processes {self.processes()} do not end")
 
@@ -285,13 +273,6 @@ def _free_ports(count: int) -> list[int]:
 def _end_with_parent() -> None:
     """Has the kernel end this process when its parent's thread ends; runs after fork."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:  # it has ended, or is somebody else's
-        return b""
 
 
 def _plain(text: str) -> str:

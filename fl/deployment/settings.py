@@ -18,6 +18,7 @@ from fl.configuration import check_values, explain
 from fl.errors import ConfigError
 from fl.experiment import Experiment
 from fl.strategies import Attacked, Gossip
+from fl.trust import check_targets
 
 # Keys that say what the simulator does. On a deployment they can have no effect.
 _OF_THE_SIMULATOR = {
@@ -93,6 +94,7 @@ def compose_experiment(overrides: Sequence[str]) -> DictConfig:
         with _composed(list(overrides)) as config:
             _check_simulator_only(config, compose("config"))
             check_values(config)
+            check_targets(config)
             announce()
             for client in _clients(config):
                 client.batching = "off"  # a SuperNode is one client, and trains it alone

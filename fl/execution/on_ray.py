@@ -21,7 +21,7 @@ from flwr.common.constant import ErrorCode
 
 from fl.errors import ConfigError, SimulationError
 from fl.execution.actor import Actor, Parcel
-from fl.execution.cluster import connect
+from fl.execution.cluster import connect, disconnect
 from fl.execution.executor import (
     AppSource,
     Assignment,
@@ -217,7 +217,7 @@ class RayExecutor(Executor):
         self._outcomes.clear()
         self._references.clear()
         if self._owns_ray:
-            ray.shutdown()
+            disconnect()
             self._owns_ray = False
 
     def actor_pids(self) -> list[int]:

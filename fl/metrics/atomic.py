@@ -29,6 +29,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
+    temporary.unlink(missing_ok=True)
+    # Made here: a link that somebody has put there would lead what is written to another file.
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield temporary
         with open(temporary, "rb") as file:

@@ -13,8 +13,12 @@ from pathlib import Path
 
 from fl.errors import ConfigError
 from fl.metrics.atomic import replacing
+from fl.metrics.files import read_file
 
 log = logging.getLogger("fl")
+
+HISTORY_BYTES = 256 * 10**6
+"""Most that a metrics.csv may have to be read back."""
 
 Row = dict[str, int | float]
 
@@ -140,9 +144,9 @@ def read_history(path: Path) -> list[Row]:
     Raises:
         ConfigError: the file is missing, or is not a metrics.csv.
     """
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(f"{path} does not exist; give the directory of a run")
-    data = path.read_bytes()
+    data = read_file(path, HISTORY_BYTES)
     try:
         text = data[: data.rfind(b"\n") + 1].decode()
         reader = csv.reader(io.StringIO(text, newline=""))
@@ -161,6 +165,10 @@ def read_history(path: Path) -> list[Row]:
     for number, row in enumerate(rows, start=2):
         if not row.keys() >= set(COLUMNS):
             raise ConfigError(f"{path}, line {number}: a cell is empty that no row lacks")
+        if not all(abs(row[name]) < 1e300 for name in COLUMNS):
+            raise ConfigError(
+                f"{path}, line {number}: {', '.join(COLUMNS)} are finite in every row"
+            )
     return rows
 
 
@@ -176,7 +184,8 @@ def _number(name: str, value: object) -> int | float:
 
 
 def _parsed(cell: str) -> int | float:
-    return int(cell) if cell.lstrip("-").isdigit() else float(cell)
+    # A whole number that is longer has no place in an axis either.
+    return int(cell) if cell.lstrip("-").isdigit() and len(cell) < 19 else float(cell)
 
 
 def _quoted(names: list[str]) -> list[str]:

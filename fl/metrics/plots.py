@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fl.errors import ConfigError
 from fl.metrics import units
 from fl.metrics.atomic import replacing
+from fl.metrics.files import printable
 from fl.metrics.history import COLUMNS, Row
 from fl.metrics.runs import Run
 from fl.metrics.spans import STAGES, Spans, spans
@@ -49,6 +50,8 @@ _STYLE: dict[str, Any] = {
     "legend.frameon": False,
 }
 _MAX_ROWS = 4
+_MAX_LABEL = 120  # characters
+_LARGEST = 1e100  # what is beyond is a gap in a curve
 _MAX_BARS = 40
 _MAX_POINTS = 1000
 _BINS = 200
@@ -181,8 +184,9 @@ def compare(
                 x, mean, half = _band([_curve(run, metric, axis) for run in group], confidence)
                 colour, dash = PALETTE[k % len(PALETTE)], _DASHES[k // len(PALETTE) % len(_DASHES)]
                 seeds = f"{len(group)} seed{'' if len(group) == 1 else 's'}"
-                name = f"{label} ({seeds})".replace("$", r"\$")
-                panel.plot(x / unit.divisor, mean, dash, color=colour, label=name)
+                panel.plot(
+                    x / unit.divisor, mean, dash, color=colour, label=_shown(f"{label} ({seeds})")
+                )
                 panel.fill_between(
                     x / unit.divisor, mean - half, mean + half, color=colour, alpha=0.18, lw=0
                 )
@@ -190,7 +194,7 @@ def compare(
                 panel.axhline(target, color="#555555", linewidth=1, linestyle=(0, (2, 2)))
             _label_axis(panel, axis, unit)
         values = np.array([row[metric] for row in every if metric in row], dtype=float)
-        _limits(panels[0], values[np.isfinite(values)], metric, target)
+        _limits(panels[0], values[_can_be_drawn(values)], metric, target)
         panels[0].set_ylabel(_readable(metric))
         handles, labels = panels[0].get_legend_handles_labels()
         longest = max(len(label) for label in labels)
@@ -234,7 +238,7 @@ def _line(
     rows = [row for row in history if name in row]
     x = np.array([_position(row, axis) for row in rows]) / unit.divisor
     y = np.array([row[name] for row in rows], dtype=float)
-    y[~np.isfinite(y)] = np.nan  # a gap, instead of an axis that reaches to infinity
+    y[~_can_be_drawn(y)] = np.nan  # a gap, instead of an axis that reaches to infinity
     marker = "o" if len(rows) <= 30 else None
     colour, dash = look
     axes.plot(x, y, dash, color=colour, marker=marker, markersize=3.5, label=_readable(name))
@@ -344,7 +348,7 @@ def _share_panel(axes: Axes, ids: NDArray[np.int64], share: NDArray[np.float64])
 
 
 def _curve(run: Run, metric: str, axis: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    rows = [row for row in run.history if math.isfinite(row.get(metric, math.nan))]
+    rows = [row for row in run.history if _can_be_drawn(row.get(metric, math.nan))]
     if not rows:
         raise ConfigError(f"the run in {run.directory} has no finite value of {metric!r}")
     x = np.array([_position(row, axis) for row in rows], dtype=float)
@@ -404,6 +408,11 @@ def _figure(width: float, height: float, path: Path | None) -> Iterator[Figure]:
                 figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
 
 
+def _can_be_drawn(values: Any) -> Any:
+    """Whether numbers, or each in an array, are finite, and so are their squares."""
+    return np.abs(values) < _LARGEST
+
+
 def _position(row: Row, axis: str) -> float:
     return row["bytes_down"] + row["bytes_up"] if axis == "bytes" else row[axis]
 
@@ -425,4 +434,11 @@ def _label_axis(axes: Axes, axis: str, unit: units.Unit) -> None:
 
 
 def _readable(metric: str) -> str:
-    return units.name(metric).replace("_", " ").replace("$", r"\$")  # no formula begins there
+    return _shown(units.name(metric).replace("_", " "))
+
+
+def _shown(text: str) -> str:
+    """Returns anybody's text as Matplotlib draws it: no formula, and no longer than its picture."""
+    short = text if len(text) <= _MAX_LABEL else f"{text[:_MAX_LABEL]}..."
+    # A label that starts with an underscore is left out of the legend.
+    return printable(short).replace("$", r"\$").removeprefix("_")

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fl.errors import ConfigError
+from fl.metrics.files import SUMMARY_BYTES, read_file
 from fl.metrics.history import Row, read_history
 from fl.metrics.tensorboard_log import flattened
 
 _OF_A_RUN = ("summary.json", "metrics.csv")
-_SUMMARY: Mapping[str, Any] = {  # what readers rely on
-    "status": str,
-    "config": Mapping,
-    "final": Mapping,
-    "best": Mapping,
-    "target": Mapping | None,
-    "totals": Mapping,
-}
 _AGAIN = "run it again, or delete the folder"
+_DEEPEST = 100  # levels of a configuration
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,7 @@ def read_run(directory: Path | str) -> Run:
     """
     folder = Path(directory)
     path = folder / "summary.json"
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(
             f"{path} does not exist; give the directory of a run that has ended (one that was "
             "killed has a metrics.csv only)"
@@ -51,16 +45,104 @@ def read_run(directory: Path | str) -> Run:
 
 
 def _summary(path: Path) -> dict[str, Any]:
+    data = read_file(path, SUMMARY_BYTES)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(data.decode("utf-8"))
+        json.dumps(found, ensure_ascii=False).encode("utf-8")  # half a character cannot be shown
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}; {_AGAIN}") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{path} holds a {type(found).__name__}, no summary of a run; {_AGAIN}")
-    lacking = [name for name in _SUMMARY if not isinstance(found.get(name, ...), _SUMMARY[name])]
-    if lacking:
-        raise ConfigError(f"{path} is no summary of a run: it lacks {', '.join(lacking)}; {_AGAIN}")
+    wrong = [name for name, fits in _SUMMARY.items() if name not in found or not fits(found[name])]
+    wrong += [name for name, fits in _OPTIONAL.items() if not fits(found.get(name))]
+    if wrong:
+        raise ConfigError(
+            f"{path} is no summary of a run: it lacks a usable {', '.join(wrong)}; {_AGAIN}"
+        )
     return found
+
+
+# ---- what readers of a summary rely on -----------------------------------------------------------
+
+
+def _is_number(value: Any) -> bool:
+    """Whether this is a number as `run_writer.plain` writes it, and one that fits into a float."""
+    if isinstance(value, str):
+        return value in ("inf", "-inf", "nan")
+    return type(value) in (int, float) and abs(value) < 1e300
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, str) and _is_number(value)
+
+
+def _are_numbers(value: Any, fits: Callable[[Any], bool] = _is_number) -> bool:
+    return isinstance(value, Mapping) and all(map(fits, value.values()))
+
+
+def _are_records(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(each, Mapping)
+        and _is_number(each.get("value"))
+        and _is_number(each.get("round"))
+        for each in value.values()
+    )
+
+
+def _is_target(value: Any) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, Mapping) or not isinstance(value.get("reached"), bool):
+        return False
+    costs = ("time_s", "bytes", "energy_j", "round") if value["reached"] else ()
+    return (
+        isinstance(value.get("metric"), str)
+        and value.get("mode") in ("max", "min")
+        and all(_is_finite(value.get(name)) for name in ("value", *costs))
+    )
+
+
+def _are_totals(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not isinstance(value.get("energy_j"), Mapping):
+        return False
+    plain = {**value, **value["energy_j"], "events": value.get("events") or 0}
+    del plain["energy_j"]
+    needed = ("virtual_s", "bytes_down", "bytes_up", "total")
+    return all(map(_is_finite, plain.values())) and all(name in plain for name in needed)
+
+
+def _is_staleness(value: Any) -> bool:
+    return not value or (isinstance(value, Mapping) and _is_number(value.get("mean")))
+
+
+def _is_nested(value: Any, depth: int = _DEEPEST) -> bool:
+    items = value.values() if isinstance(value, Mapping) else value if type(value) is list else ()
+    return depth > 0 and all(_is_nested(each, depth - 1) for each in items)
+
+
+def _or_none(kind: Any) -> Callable[[Any], bool]:
+    return lambda value: value is None or isinstance(value, kind)
+
+
+_SUMMARY: Mapping[str, Callable[[Any], bool]] = {
+    "status": lambda value: isinstance(value, str),
+    "config": lambda value: isinstance(value, Mapping) and _is_nested(value),
+    "final": _are_numbers,
+    "best": _are_records,
+    "target": _is_target,
+    "totals": _are_totals,
+}
+_OPTIONAL: Mapping[str, Callable[[Any], bool]] = {
+    "error": _or_none(str),
+    "faults": lambda value: value is None or _are_numbers(value, _is_finite),
+    "staleness": _is_staleness,
+    "poll_gap": _is_staleness,
+    "versions": _or_none(Mapping),
+    "extra": lambda value: value is None or (isinstance(value, Mapping) and _is_nested(value)),
+}
+
+
+# ---- many runs -----------------------------------------------------------------------------------
 
 
 def load_runs(roots: Iterable[Path | str]) -> tuple[list[Run], list[str]]:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from fl.errors import ConfigError
 from fl.metrics import units
+from fl.metrics.files import printable
 from fl.metrics.participation import told
 from fl.metrics.runs import Run
 from fl.metrics.target import when
@@ -73,9 +74,9 @@ def results(summary: Mapping[str, Any], central: Mapping[str, float] | None = No
     table.add_column("what", style="bold", no_wrap=True)
     table.add_column("value")
     if summary["error"]:
-        table.add_row("error", Text(str(summary["error"]).splitlines()[-1]), style="red")
-    for name, text in _metric_rows(summary, central or {}):
-        table.add_row(Text(name), Text(text))  # whatever they are called: no mark-up
+        table.add_row("error", _plain(str(summary["error"]).splitlines()[-1]), style="red")
+    for row in _metric_rows(summary, central or {}):
+        table.add_row(*map(_plain, row))
     table.add_section()
     totals = summary["totals"]
     deployed = _is_deployed(summary)
@@ -140,9 +141,9 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
     every = [run.summary for group in runs.values() for run in group]
     with_best = {name: any(name in s["best"] for s in every) for name in metrics}
     for name, has_best in with_best.items():
-        table.add_column(Text(f"final {units.name(name)}"), justify="right")
+        table.add_column(_plain(f"final {units.name(name)}"), justify="right")
         if has_best:
-            table.add_column(Text(f"best {units.name(name)}"), justify="right")
+            table.add_column(_plain(f"best {units.name(name)}"), justify="right")
     what = f" to {target['value']:g}" if target else ""
     for name in (f"time{what}", f"bytes{what}", f"energy{what}"):
         table.add_column(name, justify="right")
@@ -164,7 +165,7 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
             cells.append(
                 _spread(shares, lambda share: f"{share:.3g} %", lambda _: units.Unit(1.0, "%"))
             )
-        table.add_row(Text(label), seeds, *cells)
+        table.add_row(_plain(label), seeds, *cells)
     return table
 
 
@@ -265,6 +266,11 @@ def _spread(values: Sequence[float], show: _Show, unit: _UnitOf | None = None) -
 def _is_deployed(summary: Mapping[str, Any]) -> bool:
     """Returns whether a run was no simulation: its time is the wall's, its energy not known."""
     return "deployment" in summary["extra"]
+
+
+def _plain(text: str) -> Text:
+    """Returns anybody's text as it is: neither markup nor an order to the terminal."""
+    return Text(printable(text))
 
 
 def _short(digest: str | None) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from fl.metrics.files import printable
+
 MISSING = "–"  # noqa: RUF001  (a dash in a table cell, not a minus sign)
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
@@ -89,7 +91,8 @@ def metric(value: float | None) -> str:
 
 
 def name(metric: str) -> str:
-    """Returns a metric's name, cut to what a table or a line has room for."""
+    """Returns a metric's name as it can be printed, cut to what a table or a line has room for."""
+    metric = printable(metric)
     return metric if len(metric) <= _LONGEST_NAME else f"{metric[: _LONGEST_NAME - 1]}…"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fl.errors import ConfigError
 from fl.metrics.atomic import remove_leftovers
+from fl.metrics.files import printable
 
 FOLDER = "checkpoint"
 _LOCK = "lock"
@@ -29,7 +30,8 @@ class Claim:
         self.folder = directory / FOLDER
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # a link's file would lose its content
+            self._descriptor = os.open(self.folder / _LOCK, flags, 0o666)
         except OSError as error:
             raise ConfigError(
                 f"{error.filename or directory} cannot be written ({error.strerror}): a run leaves "
@@ -38,7 +40,7 @@ class Claim:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = os.read(self._descriptor, 32).decode(errors="replace").strip()
+            holder = printable(os.read(self._descriptor, 32).decode(errors="replace").strip())
             os.close(self._descriptor)
             if not isinstance(error, BlockingIOError):
                 raise ConfigError(f"{directory} cannot be locked: {error.strerror}") from error

@@ -44,7 +44,7 @@ def encode(facts: Mapping[str, Any], records: Mapping[str, RecordDict | None]) -
     return [len(head).to_bytes(_LENGTH, "little") + head, *blobs.buffers]
 
 
-def decode(data: bytes) -> tuple[dict[str, Any], dict[str, RecordDict | None]]:
+def decode(data: Buffer) -> tuple[dict[str, Any], dict[str, RecordDict | None]]:
     """Returns the facts and the records that `encode` was given.
 
     Raises:
@@ -52,13 +52,13 @@ def decode(data: bytes) -> tuple[dict[str, Any], dict[str, RecordDict | None]]:
     """
     try:
         begin = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
-        facts, described, lengths = json.loads(data[_LENGTH:begin])
+        facts, described, lengths = json.loads(bytes(data[_LENGTH:begin]))
         views = _cut(memoryview(data)[begin:], lengths)
         return facts, {
             name: None if content is None else _content(content, views)
             for name, content in described.items()
         }
-    except (TypeError, KeyError, IndexError, AttributeError) as error:
+    except (TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a record of a journal: {error!r}") from error
 
 

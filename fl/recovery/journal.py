@@ -6,9 +6,10 @@ and aggregation alone, and arrives with every state as it was: the strategy's, w
 its objects, the clients', all random streams, the event queue and the messages in flight.
 
 The file is a head, and records in the order in which the run asked for them; each is its length, a
-CRC-32, and its bytes (`fl.recovery.encoding`). Records are only ever appended, each by one system
-call, so a process that is killed leaves whole records and at most one that is not. What follows
-the last good record is cut off when the run goes on.
+CRC-32, the journal it belongs to, its place there, and its bytes (`fl.recovery.encoding`). Records
+are only ever appended, each by one system call, so a process that is killed leaves whole records
+and at most one that is not. What follows the last good record is cut off when the run goes on. A
+whole record in another place than its own was put there by somebody, and is refused.
 """
 
 from __future__ import annotations
@@ -36,10 +37,17 @@ log = logging.getLogger("fl.recovery")
 log.setLevel(logging.INFO)  # where a run goes on is worth a line, once
 
 FILE = "journal"
-_MAGIC = b"fl-journal-1\n"
-_FRAME = struct.Struct("<QI")  # length, CRC-32
+_MAGIC = b"fl-journal-2\n"
+_FRAME = struct.Struct("<QI")  # length of what follows, CRC-32 of place and bytes
+_PLACE = struct.Struct("<QQ")  # of the journal, drawn when it is made; of the record, the head is 0
+_CHANGE = "changed code"  # what is asked in a record that is no answer
 _GB = 10**9
 _MANY_PARTS = 512  # buffers that one system call takes; Linux allows 1024
+
+
+class NotRepeated(SimulationError):
+    """A run asks other questions than the first time: it would be stopped here again."""
+
 
 Answer = tuple[dict[str, Any], "dict[str, RecordDict | None]"]
 """Facts and records, as `fl.recovery.encoding` has them."""
@@ -61,9 +69,12 @@ class Journal:
         limit_gb: most bytes of the file, in 10^9; None sets no limit.
         sync_s: host seconds between two orders to write everything to the disk. A killed process
             loses nothing in any case; a power cut, what came after the last.
+        code: hashes of the user's own code, by kind, for a file that is opened: where they are not
+            those of its head, or of the latest change, a change is noted before it goes on.
 
     Attributes:
         head: what the file says about the run.
+        changes: of the code, each with the number of answers before it, as far as they are known.
         size: bytes of the file up to its last good record.
         replayed: answers given so far.
         stopped: why nothing is written any more; None while it is.
@@ -79,8 +90,10 @@ class Journal:
         *,
         limit_gb: float | None = None,
         sync_s: float = 10.0,
+        code: Mapping[str, str] | None = None,
     ) -> None:
         self.path = path
+        self.changes: list[dict[str, Any]] = []
         self.stopped: str | None = None
         self.replayed = 0
         self._limit = None if limit_gb is None else limit_gb * _GB
@@ -88,13 +101,15 @@ class Journal:
         self._began = time.perf_counter()
         self._synced = time.monotonic()
         self._reader: IO[bytes] | None = None
+        self._last = 0  # place of the last good record
+        self._code = code
         if head is not None:
             self.head = dict(head)
-            self.size = _create(path, self.head)
+            self._journal, self.size = _create(path, self.head)
         else:
-            self.head, self._reader = _opened(path)
+            self.head, self._journal, self._reader = _opened(path)
             self.size = self._reader.tell()
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
 
     @property
     def replaying(self) -> bool:
@@ -114,23 +129,31 @@ class Journal:
             request: what tells it from any other question, plain values.
 
         Raises:
-            SimulationError: the journal has the answer to another question here, so the run does
-                not repeat itself.
+            NotRepeated: the journal has the answer to another question here, so the run does not
+                repeat itself.
+            ConfigError: the next record belongs to another journal, or to another place in this.
         """
         if self._reader is None:
             return None
         answer = self._next(self._reader)
+        while answer is not None and answer[0]["asked"] == [_CHANGE]:
+            self.changes.append({"answers": self.replayed, "code": answer[0].get("code")})
+            answer = self._next(self._reader)
         if answer is None:
             self._go_on(self._reader)
             return None
         facts, records = answer
         asked = [kind, *request]
         if facts["asked"] != asked:
-            raise SimulationError(
+            why = (
+                "Something decides that is neither in the configuration nor in the seed (the "
+                "host's clock, threads, files, another processor)"
+            )
+            if self._code not in (None, self.head.get("code")):
+                why = "Its code was changed, and asks something else than before"
+            raise NotRepeated(
                 f"the run does not repeat itself: answer {self.replayed + 1} of {self.path} is to "
-                f"{facts['asked']}, but now {asked} was asked. Something decides that is neither "
-                "in the configuration nor in the seed (the host's clock, threads, files, another "
-                "processor); the run cannot be resumed"
+                f"{facts['asked']}, but now {asked} was asked. {why}; the run cannot be resumed"
             )
         self.replayed += 1
         self._began = time.perf_counter() - facts["wall_s"]
@@ -161,7 +184,7 @@ class Journal:
         except (TypeError, ValueError) as error:
             self._stop(f"an answer to {kind} {request} cannot be kept: {error}")
             return
-        self._append(_framed(parts))
+        self._append([_PLACE.pack(self._journal, self._last + 1), *parts])
 
     def remember(self, kind: str, request: list[Any], compute: Callable[[], Any]) -> Any:
         """Returns what `compute` returns, a plain value; on replay, what it returned then."""
@@ -191,14 +214,23 @@ class Journal:
         from fl.recovery.encoding import decode
 
         try:
-            data = _read_frame(reader)
-            if data is None:
+            record = _read_frame(reader)
+            if record is None:
                 return None
+            journal, place, data = record
             facts, records = decode(data)
             if not isinstance(facts["asked"], list) or not isinstance(facts["wall_s"], float):
                 raise ValueError("it does not say what was asked")
         except (ValueError, TypeError, KeyError):
             return None
+        if (journal, place) != (self._journal, self._last + 1):
+            what = "one of another journal" if journal != self._journal else f"record {place}"
+            raise ConfigError(
+                f"{self.path} is no longer as it was written: after record {self._last} comes "
+                f"{what}, so it was put together from parts, or a part of it is missing. Put the "
+                f"original back, or delete {self.path.parent} and start the run again"
+            )
+        self._last = place
         self.size = reader.tell()
         return facts, records
 
@@ -214,11 +246,16 @@ class Journal:
                 self.path,
             )
             os.ftruncate(self._descriptor, self.size)
+        latest = self.changes[-1]["code"] if self.changes else self.head.get("code")
+        if self._code not in (None, latest):
+            self.changes.append({"answers": self.replayed, "code": self._code})
+            self.note(_CHANGE, [], {"code": self._code})
         log.info("resumed after %d answers of %s; training goes on", self.replayed, self.path)
 
     # ---- writing -----------------------------------------------------------------------------
 
-    def _append(self, parts: list[Buffer]) -> None:
+    def _append(self, record: list[Buffer]) -> None:
+        parts = _framed(record)
         length = sum(len(part) for part in parts)
         if self._limit is not None and self.size + length > self._limit:
             self._stop(f"it would be larger than checkpoint.limit_gb={self._limit / _GB:g}")
@@ -226,6 +263,7 @@ class Journal:
         try:
             _write(self._descriptor, self.size, parts)
             self.size += length
+            self._last += 1
             if time.monotonic() >= self._synced + self._sync_s:
                 os.fsync(self._descriptor)
                 self._synced = time.monotonic()
@@ -250,23 +288,59 @@ def read_head(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, or its beginning is damaged.
     """
-    head, reader = _opened(path)
+    head, _, reader = _opened(path)
     reader.close()
     return head
 
 
-def _create(path: Path, head: Mapping[str, Any]) -> int:
-    """Makes a journal of a head alone, whole or not at all; returns its size in bytes."""
-    data = b"".join([_MAGIC, *_framed([json.dumps(head).encode()])])
+def holds_answers(path: Path) -> bool:
+    """Whether something would be lost if this file were replaced by a new journal.
+
+    A journal that cannot be read, of another version of fl say, may hold anything.
+    """
+    if not path.is_file():
+        return False
+    try:
+        reader = _opened(path)[2]
+    except ConfigError:
+        return True
+    with reader:
+        return bool(reader.read(1))
+
+
+def check_replaceable(path: Path) -> None:
+    """Checks that a new run may have a journal's place.
+
+    Raises:
+        ConfigError: it holds answers of a run that has not completed.
+    """
+    if holds_answers(path):
+        directory = path.parents[1]
+        raise ConfigError(
+            f"{directory} holds a run that was stopped, and what its clients answered: fl resume "
+            f"{directory} goes on with it. For a new run give another directory, hydra.run.dir=DIR,"
+            f" or delete {path.parent} first"
+        )
+
+
+def _create(path: Path, head: Mapping[str, Any]) -> tuple[int, int]:
+    """Makes a journal of a head alone, whole or not at all.
+
+    Returns:
+        What tells its records from any other journal's, and its size in bytes.
+    """
+    journal = int.from_bytes(os.urandom(8))
+    place = _PLACE.pack(journal, 0)
+    data = b"".join([_MAGIC, *_framed([place, json.dumps(head).encode()])])
     try:
         with replacing(path) as temporary:
             temporary.write_bytes(data)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {_reason(error)}") from error
-    return len(data)
+    return journal, len(data)
 
 
-def _opened(path: Path) -> tuple[dict[str, Any], IO[bytes]]:
+def _opened(path: Path) -> tuple[dict[str, Any], int, IO[bytes]]:
     try:
         file = open(path, "rb")  # noqa: SIM115  (the journal keeps it open)
     except OSError as error:
@@ -274,20 +348,24 @@ def _opened(path: Path) -> tuple[dict[str, Any], IO[bytes]]:
     try:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise ValueError("it is no journal, or one of another version of fl")
-        data = _read_frame(file)
-        if data is None:
+        record = _read_frame(file)
+        if record is None:
             raise ValueError("its beginning is incomplete")
-        head = json.loads(data)
-        if not isinstance(head, dict):
+        journal, place, data = record
+        head = json.loads(bytes(data))
+        if place or not isinstance(head, dict):
             raise ValueError("its beginning says nothing about a run")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         file.close()
         raise ConfigError(f"{path} cannot be used: {error}; start the run again") from error
-    return head, file
+    return head, journal, file
 
 
-def _read_frame(file: IO[bytes]) -> bytes | None:
-    """Returns the next record; None at the end of the file.
+def _read_frame(file: IO[bytes]) -> tuple[int, int, memoryview] | None:
+    """Returns the next record, None at the end of the file.
+
+    Returns:
+        The journal it belongs to, its place there, and its bytes.
 
     Raises:
         ValueError: what follows is damaged or incomplete.
@@ -300,10 +378,11 @@ def _read_frame(file: IO[bytes]) -> bytes | None:
     length, crc = _FRAME.unpack(frame)
     if length > os.fstat(file.fileno()).st_size - file.tell():  # before memory is asked for
         raise ValueError("a record is incomplete")
-    data = file.read(length)
-    if len(data) < length or zlib.crc32(data) != crc:
+    data = memoryview(file.read(length))
+    if not _PLACE.size <= len(data) == length or zlib.crc32(data) != crc:
         raise ValueError("a record is damaged")
-    return data
+    journal, place = _PLACE.unpack_from(data)
+    return journal, place, data[_PLACE.size :]
 
 
 def _framed(parts: list[Buffer]) -> list[Buffer]:

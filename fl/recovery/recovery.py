@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -16,9 +16,11 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fl.errors import ConfigError
 from fl.execution.executor import Executor
-from fl.recovery.claim import Claim
+from fl.metrics.files import printable
+from fl.recovery.claim import FOLDER, Claim
+from fl.recovery.command import COMMAND, resume_command
 from fl.recovery.encoding import checksum, encode
-from fl.recovery.journal import FILE, Journal
+from fl.recovery.journal import FILE, Journal, NotRepeated, check_replaceable
 from fl.recovery.replay import Journaled
 
 log = logging.getLogger("fl")
@@ -36,15 +38,20 @@ class Start:
 
     Attributes:
         command: what it takes to start it again; `fl resume` reads it.
-        facts: what must not have changed when it is resumed, beside what every run checks.
+        code: hashes of the user's own code, by kind, which must not have changed either when it is
+            resumed, unless the user says so.
+        foreign: what `fl resume` has to be allowed to use.
         obstacle: why it could not be resumed; None if it can.
         resume: go on with the journal that is in the directory.
+        changed_code: go on with other code than the run began with.
     """
 
     command: Mapping[str, Any] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    code: Mapping[str, str] = field(default_factory=dict)
+    foreign: Sequence[str] = ()
     obstacle: str | None = None
     resume: bool = False
+    changed_code: bool = False
 
 
 class Recovery:
@@ -106,22 +113,35 @@ class Recovery:
             yield
             return
         claim = Claim(directory)
-        completed = refused = False
+        completed = False
         try:
             self._journal = self._opened(claim.folder / FILE, facts)
             yield
             completed = True
-        except ConfigError:
-            refused = True  # and would be again
+        except (ConfigError, NotRepeated):
+            raise  # and would again
+        except BaseException as error:
+            self._tell_how_to_go_on(directory, error)
             raise
         finally:
             if self._journal is not None:
                 self._journal.close()
-                if not (completed or refused) and self._start.command:
-                    again.info("this run can go on: fl resume %s", directory)
             if completed:
-                (claim.folder / FILE).unlink(missing_ok=True)
+                for name in (FILE, COMMAND):
+                    (claim.folder / name).unlink(missing_ok=True)
             claim.release(remove=completed)
+
+    def _tell_how_to_go_on(self, directory: Path, error: BaseException) -> None:
+        if self._journal is None or not self._start.command:
+            return
+        command = resume_command(directory, self._start.foreign)
+        if isinstance(error, KeyboardInterrupt):
+            again.info("this run can go on: %s", command)
+            return
+        refused = "; other versions, data or source of fl will be refused"
+        if self._start.code:
+            refused += ", and changed code of your own unless --changed-code is given"
+        again.info("this run can go on when the cause is gone: %s%s", command, refused)
 
     def _opened(self, path: Path, facts: Mapping[str, Any]) -> Journal | None:
         start = self._start
@@ -131,37 +151,45 @@ class Recovery:
             log.warning("this run cannot be resumed if it is stopped: %s", obstacle)
         if not self._keeps:
             obstacle = "it was started with checkpoint=off"
+        if not start.resume:
+            check_replaceable(path)
         if obstacle is not None and not start.resume:
             # A head alone: whoever wants to resume the run is told why it cannot be.
             Journal(path, {**head, "obstacle": obstacle}).close()
             return None
-        facts = {**facts, **start.facts, "source": source_sha256()}
+        facts = {**facts, "source": source_sha256()}
         if start.resume:
             return self._reopened(path, facts)
-        head["facts"] = facts
+        head |= {"facts": facts, "code": dict(start.code)}
         return Journal(path, head, limit_gb=self.limit_gb, sync_s=self.sync_s)
 
     def _reopened(self, path: Path, facts: Mapping[str, Any]) -> Journal:
-        journal = Journal(path, None, limit_gb=self.limit_gb, sync_s=self.sync_s)
+        code = dict(self._start.code)
+        journal = Journal(path, None, limit_gb=self.limit_gb, sync_s=self.sync_s, code=code)
         try:
             check_head(path, journal.head)
-            for name, before in journal.head["facts"].items():
-                now = facts.get(name)
-                if now != before:
-                    raise ConfigError(
-                        f"{path.parents[1]} cannot be resumed: its {name} was {before} when it "
-                        f"began, and is {now} now. Put it back, or start the run again"
-                    )
+            directory = path.parents[1]
+            _check_unchanged(directory, journal.head["facts"], facts)
+            if not self._start.changed_code:
+                remedy = "; with --changed-code, the code as it is now answers what is left"
+                _check_unchanged(directory, journal.head["code"], code, remedy)
         except BaseException:
             journal.close()
             raise
         return journal
 
     def report(self) -> dict[str, Any]:
-        """Returns what the summary says: why the journal ends before the run, if it does."""
-        if self._journal is None or self._journal.stopped is None:
-            return {}
-        return {"journal_stopped": self._journal.stopped}
+        """Returns what the summary says.
+
+        That is why the journal ends before the run, if it does, and after how many answers the
+        user's code became another, with the hashes of what it became.
+        """
+        told: dict[str, Any] = {}
+        if self._journal is not None and self._journal.stopped is not None:
+            told["journal_stopped"] = self._journal.stopped
+        if self._journal is not None and self._journal.changes:
+            told["changed_code"] = self._journal.changes
+        return told
 
     @property
     def wall_s(self) -> float | None:
@@ -214,8 +242,20 @@ def check_head(path: Path, head: Mapping[str, Any]) -> None:
     obstacle = head.get("obstacle")
     if obstacle is not None:
         raise ConfigError(f"{path.parents[1]} cannot be resumed: {obstacle}")
-    if not isinstance(head.get("facts"), dict):
+    if not isinstance(head.get("facts"), dict) or not isinstance(head.get("code"), dict):
         raise ConfigError(f"{path} cannot be used: it says nothing about its run")
+
+
+def _check_unchanged(
+    directory: Path, before: Mapping[str, Any], now: Mapping[str, Any], remedy: str = ""
+) -> None:
+    for name, value in before.items():
+        if now.get(name) != value:
+            raise ConfigError(
+                f"{directory} cannot be resumed: its {name} was {printable(str(value))} when it "
+                f"began, and is {now.get(name)} now. Put it back, or delete {directory / FOLDER} "
+                f"and start the run again{remedy}"
+            )
 
 
 def source_sha256(paths: Iterable[Path] | None = None) -> str:

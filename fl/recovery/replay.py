@@ -7,9 +7,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from flwr.app import RecordDict
+
+from fl.errors import ConfigError
 from fl.execution.executor import AppSource, Assignment, Executor, Outcome, Payload, RunInfo
 from fl.recovery.encoding import checksum, encode
 from fl.recovery.journal import Journal
+
+
+def _outcome(facts: dict[str, Any], records: dict[str, RecordDict | None]) -> Outcome:
+    """Returns an outcome as `Journaled.result` has noted it.
+
+    Raises:
+        ConfigError: somebody else has noted something else.
+    """
+    try:
+        error = facts["error"]
+        return Outcome(
+            content=records["content"],
+            error=None if error is None else (int(error[0]), str(error[1])),
+            state=records["state"],
+            slept_s=float(facts["slept_s"]),
+            host_s=float(facts["host_s"]),
+            details=str(facts["details"]),
+        )
+    except (KeyError, IndexError, TypeError, ValueError) as wrong:
+        raise ConfigError(f"the journal holds an answer that is no client's: {wrong!r}") from wrong
 
 
 @dataclass(eq=False)
@@ -61,16 +84,7 @@ class Journaled(Executor):
         answer = self._journal.recall("outcome", request)
         if answer is not None:
             self._close(assignment)
-            facts, records = answer
-            error = facts["error"]
-            return Outcome(
-                content=records["content"],
-                error=None if error is None else (error[0], error[1]),
-                state=records["state"],
-                slept_s=facts["slept_s"],
-                host_s=facts["host_s"],
-                details=facts["details"],
-            )
+            return _outcome(*answer)
         self._hand_over()
         outcome = self._executor.result(assignment)
         self._journal.note(

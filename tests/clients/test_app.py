@@ -325,11 +325,8 @@ def test_without_a_simulator_the_clock_stops_the_work(
     content = content_of(Slow(), deadline_s=0.2)
     message = message_to(content)
     assert "wall time" in app.why_alone(message, context_of()) or app._not_batchable
-    began = time.perf_counter()
     reply = app(message, context_of())
-    elapsed = time.perf_counter() - began
-    assert 1 <= reply.content["metrics"]["steps"] <= 10
-    assert elapsed < 1.0
+    assert 1 <= reply.content["metrics"]["steps"] <= 10  # of hundreds, each of at least 0.02 s
 
     content = content_of(Slow(), deadline_s=1e-6)
     assert app(message_to(content), context_of()).content["metrics"]["steps"] == 1

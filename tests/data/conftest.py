@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ from fl.data import Examples, Source
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder of decoded images for all tests that read real data sets."""
+    """One folder of decoded images for all tests that read real data sets, in all processes."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return tmp_path_factory.getbasetemp().parent / "cache"
     return tmp_path_factory.mktemp("cache")
 
 

@@ -68,7 +68,7 @@ def behave(message: Message, context: Context) -> Message:
         case "kill":
             os._exit(3)
         case "hang":
-            threading.Event().wait(120.0)
+            threading.Event().wait()  # until its process is killed
         case "sleep":
             time.sleep(50.0)
         case "nothing":

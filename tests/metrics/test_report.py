@@ -149,7 +149,10 @@ def test_damaged_and_failed_runs_are_named_and_the_rest_is_reported(runs, row, c
     for name, reason in (
         ("a", "summary.json does not exist"),
         ("b", "summary.json cannot be read: "),
-        ("c", "is no summary of a run: it lacks config, final, best, target, totals; run it again"),
+        (
+            "c",
+            "is no summary of a run: it lacks a usable config, final, best, target, totals; run it",
+        ),
         ("d", "starts with columns"),
         ("e", "line 3: could not convert string to float: 'x'; delete the line"),
     ):

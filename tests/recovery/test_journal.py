@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +199,77 @@ def test_host_seconds_go_on_where_they_were(tmp_path: Path) -> None:
     assert again.wall_s < 500
     answers(again)
     assert 1000 <= again.wall_s < 1500
+
+
+# ---- journals that somebody has put together -----------------------------------------------------
+
+
+def records_of(path: Path, count: int = 5) -> tuple[bytes, list[bytes]]:
+    """Writes a journal; returns the bytes of its head, and of each answer."""
+    journal = Journal(path, HEAD)
+    ends = [journal.size]
+    for i in range(count):
+        note(journal, i)
+        ends.append(journal.size)
+    journal.close()
+    data = path.read_bytes()
+    return data[: ends[0]], [data[a:b] for a, b in pairwise(ends)]
+
+
+SPLICES = {
+    "part of another journal with the same answers": ("a0 a1 b2 b3", 2, "one of another journal"),
+    "head of another journal": ("b0 b1", 0, "one of another journal"),
+    "one answer missing": ("a0 a1 a3 a4", 2, "record 4"),
+    "the first missing": ("a1 a2", 0, "record 2"),
+    "two exchanged": ("a0 a2 a1 a3", 1, "record 3"),
+    "one twice": ("a0 a1 a1 a2", 2, "record 2"),
+}
+
+
+@pytest.mark.parametrize("splice", SPLICES)
+def test_journal_that_was_put_together_is_refused_with_what_is_wrong_and_not_cut(
+    tmp_path: Path, splice: str
+) -> None:
+    path = tmp_path / "journal"
+    answers_of = {}
+    head, answers_of["a"] = records_of(path)
+    _, answers_of["b"] = records_of(tmp_path / "other")
+    names, good, what = SPLICES[splice]
+    data = head + b"".join(answers_of[name[0]][int(name[1])] for name in names.split())
+    path.write_bytes(data)
+    again = Journal(path, None)
+    for i in range(good):
+        assert again.recall("test", [i]) is not None
+    with pytest.raises(ConfigError, match=f"after record {good} comes {what}, so it was put tog"):
+        again.recall("test", [good])
+    again.close()
+    assert path.read_bytes() == data
+
+
+def test_bytes_cut_out_of_the_middle_end_the_journal_there(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    head, answers_ = records_of(path)
+    path.write_bytes(head + answers_[0] + answers_[1][:-9] + answers_[2] + answers_[3])
+    assert answers(Journal(path, None)) == [0]
+
+
+def test_change_of_code_is_noted_once_with_the_answers_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = Journal(path, {**HEAD, "code": {"app": "old"}})
+    note(journal, 0)
+    journal.close()
+
+    def resumed(code: str, *more: int) -> list[Any]:
+        again = Journal(path, None, code={"app": code})
+        found = answers(again)
+        for i in more:
+            note(again, i)
+        again.close()
+        assert found == list(range(len(found)))
+        return [(change["answers"], change["code"]["app"]) for change in again.changes]
+
+    assert resumed("old", 1) == []
+    assert resumed("new") == [(2, "new")]
+    assert resumed("new", 2, 3) == [(2, "new")]
+    assert resumed("newer", 4) == [(2, "new"), (4, "newer")]
+    assert resumed("old") == [(2, "new"), (4, "newer"), (5, "old")]

@@ -312,6 +312,25 @@ def test_wave_of_which_a_part_is_in_the_journal_is_executed_whole(tmp_path: Path
     assert inner.forgotten == [2, 3, 5]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("error", [1]), ("error", "x"), ("slept_s", "x"), ("host_s", None), ("details", ...)],
+)
+def test_answer_of_another_form_is_refused(tmp_path: Path, name: str, value: Any) -> None:
+    path = tmp_path / "journal"
+    (member,) = wave_of(0)
+    journal = Journal(path, {})
+    executor = Journaled(_Batches(), journal)
+    facts = {"error": None, "slept_s": 0.0, "host_s": 0.0, "details": "", name: value}
+    facts = {key: fact for key, fact in facts.items() if fact is not ...}
+    journal.note("outcome", executor._request(member), facts, {"content": None, "state": None})
+    journal.close()
+    executor = Journaled(_Batches(), Journal(path, None))
+    executor.submit([member])
+    with pytest.raises(ConfigError, match="an answer that is no client's"):
+        executor.result(member)
+
+
 # ---- disks -----------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from killing import RUNS, Run, outcome
 
 import fl.recovery.recovery as recovery_module
 
-KILLS = dict.fromkeys(("stock", "fedbuff", "gossip", "diloco"), 20)  # the others: 4; slowly, 200
+KILLS = dict.fromkeys(("stock", "fedbuff", "gossip", "diloco"), 10)  # the others: 4; slowly, 200
 
 
 @pytest.fixture(scope="module", params=RUNS)

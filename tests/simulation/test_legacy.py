@@ -296,7 +296,7 @@ def test_waiting_for_clients_passes_virtual_time(kind) -> None:
     result = run(kind(strategy), fleet=fleet)
     assert min(result.trace.time) == 501.0  # asked every second
     assert result.summary["totals"]["virtual_s"] == 501.0 + 160.0
-    assert time.perf_counter() - began < 100.0
+    assert time.perf_counter() - began < 501.0
 
 
 def test_waiting_for_more_clients_than_there_are_is_an_error() -> None:

@@ -3,7 +3,6 @@
 import inspect
 import json
 import math
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -236,10 +235,8 @@ def test_a_pace_divides_the_speed(paces, tmp_path):
 # ---- size ----------------------------------------------------------------------------------------
 
 
-def test_a_million_phones_are_built_in_seconds_and_a_hundred_bytes_each():
-    began = time.perf_counter()
+def test_a_million_phones_take_a_hundred_bytes_each():
     fleet = mobile(1_000_000, 0)
-    assert time.perf_counter() - began < 5.0
     assert sum(column.nbytes for column in columns(fleet).values()) / len(fleet) <= 100
     assert fleet.availability.online(0.0).shape == (1_000_000,)
 
