@@ -20,6 +20,7 @@ from fl.clients import AdamW, Downlink, Gradient, Rule, Sgd, TrainingApp, Uplink
 from fl.clients.replica import trained_shapes
 from fl.compression import Channel, Compressor, Shapes, check_broadcast
 from fl.errors import ConfigError
+from fl.params import Layout
 from fl.strategies import (
     Aggregate,
     Attacked,
@@ -53,11 +54,25 @@ class Links:
     uplink: Channel | None = None
     downlink: Channel | None = None
 
-    def around(self, strategy: Strategy, num_clients: int, seed: int) -> Strategy:
-        """Returns the strategy with the server's ends of the links."""
+    def around(self, strategy: Strategy, num_clients: int, seed: int, layout: Layout) -> Strategy:
+        """Returns the strategy with the server's ends of the links.
+
+        Args:
+            strategy: sends and gets ordinary messages.
+            num_clients: clients there are.
+            seed: of the downlink.
+            layout: of the clients' model.
+        """
         if self.uplink is None and self.downlink is None:
             return strategy
-        return Compressed(strategy, self.uplink, self.downlink, num_clients=num_clients, seed=seed)
+        return Compressed(
+            strategy,
+            self.uplink,
+            self.downlink,
+            num_clients=num_clients,
+            seed=seed,
+            layout=layout,
+        )
 
 
 def links_of(strategy: Strategy, uplink: Channel | None, downlink: Channel | None) -> Links:
@@ -109,11 +124,11 @@ def check_clients(strategy: Strategy, app: TrainingApp, links: Links) -> None:
             "client=gradient sends gradients, and strategy=onebit_adam, demo, just_one_byte, "
             "gradient_tracking or data_parallel steps by them: use one with the other"
         )
+    if stepping or (isinstance(strategy, Decentralized) and strategy.needs):
+        trained_shapes(app.layout)
     if isinstance(strategy, OuterSteps):
         strategy.cut(app.layout)
         _check_memory(app.rule)
-    if isinstance(strategy, Decentralized) and strategy.needs:
-        trained_shapes(app.layout)
     if links.downlink is not None:
         check_broadcast(links.downlink, Shapes.of(app.layout))
 

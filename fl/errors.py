@@ -29,6 +29,25 @@ class ConfigErrors(ConfigError):
         return "\n".join(self.problems)
 
 
+class NoStep(ConfigError):
+    """What has come in brings no step of a model, which therefore stays as it is.
+
+    No weight is positive, too much of it is unusable, or the step is not finite. It is no fault of
+    the configuration, and the next round may bring a step: drivers record it and go on.
+    """
+
+
+class NotFinite(NoStep):
+    """A step would make the model NaN or infinite."""
+
+
+class Diverged(NotFinite):
+    """Training has diverged so far that there is nothing left to do.
+
+    A result, not a failure: the run ends with this status and its last finite model.
+    """
+
+
 class SimulationError(RuntimeError):
     """A simulation that cannot go on; the message names the event, the client and virtual time."""
 

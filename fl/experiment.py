@@ -37,7 +37,7 @@ from fl.composition import (
 from fl.compression import Channel
 from fl.configuration import Given, Problems, blaming, make
 from fl.data import Examples, FederatedData, Partitions, federate
-from fl.errors import ConfigError
+from fl.errors import ConfigError, Diverged
 from fl.execution import Executor, RayExecutor
 from fl.execution.executor import load_app
 from fl.execution.threads import limit_threads
@@ -46,6 +46,7 @@ from fl.metrics.table import print_results
 from fl.metrics.target import final_value
 from fl.models import build as build_model
 from fl.models import drop_weights, evaluate, global_objective, smallest_batch
+from fl.params import Layout, as_tensor, carried, carried_tensors, from_record, not_finite
 from fl.randomness import SEED_KEY
 from fl.recorder import Recorder
 from fl.recovery import Recovery, Start, source_sha256, unrepeatable, unseeded
@@ -63,6 +64,7 @@ from fl.strategies import (
     NodeModels,
     OuterSteps,
     TrustedUpdate,
+    guarded,
 )
 from fl.strategies.simultaneous import Simultaneous
 from fl.sweep import side_by_side
@@ -205,9 +207,10 @@ def _joined(
         strategy.trusted = TrustedUpdate(
             first.app, first.model, first.data, examples=strategy.root_examples, seed=config.seed
         )
-    around = with_attack(strategy, forging, byzantine, links, config.seed)
+    layout = first.app.layout
+    around = with_attack(guarded(strategy, layout), forging, byzantine, links, config.seed)
     with blaming(config, "compressor" if parts["compressor"] else "downlink"):
-        around = links.around(around, config.num_clients, config.seed)
+        around = links.around(around, config.num_clients, config.seed, layout)
     experiment = Experiment(
         first.data,
         first.model,
@@ -245,10 +248,22 @@ def _learnt(place: DictConfig, seed: int) -> _Learnt:
                 shape, classes = data.input_shape, data.num_classes
                 model = partial(build_model, made["model"], shape, classes, seed)
                 with blaming(place, "model"):
+                    first = model()
+                    _check_finite(first)
                     tokens = data.task == "next-token"
-                    least = smallest_batch(model(), shape, classes, tokens=tokens)
+                    least = smallest_batch(first, shape, classes, tokens=tokens)
     problems.stop()
     return _Learnt(data, model, least, made["client"])
+
+
+def _check_finite(model: nn.Module) -> None:
+    endless = sorted(not_finite(ArrayRecord(model.state_dict())))
+    if endless:
+        raise ConfigError(
+            f"the initial model is not finite in {endless[0]!r}: models are averaged, and an "
+            "infinity less another is no number; leave constants such as masks out of the "
+            "state dict with register_buffer(..., persistent=False)"
+        )
 
 
 def _app(
@@ -449,8 +464,12 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         )
     except TimeIsUp:
         recorder.final(schedule.close())
+    except Diverged:
+        recorder.final(schedule.close())
+        raise
     else:
-        recorder.final(result.arrays)
+        # Flower's result has no model if no round has made one: then it is the first.
+        recorder.final(result.arrays if len(result.arrays) else schedule.latest)
 
 
 def facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
@@ -678,8 +697,9 @@ def central_evaluation(
         train: add "train_objective" and "dissimilarity" of all clients' training examples; see
             `fl.models.GlobalObjective`.
     """
-    model = drop_weights(experiment.model())
-    dtypes = {name: value.dtype for name, value in model.state_dict().items()}
+    model = experiment.model()
+    layout = Layout.of(model)
+    drop_weights(model)
     data = experiment.data
     examples = data.test_set()
     triggered = None
@@ -688,9 +708,8 @@ def central_evaluation(
     clients = [data.client(p) for p in range(data.num_partitions)] if train else []
 
     def load(arrays: ArrayRecord) -> None:
-        state = arrays.to_torch_state_dict()
-        # Some of Flower's strategies return float64.
-        model.load_state_dict({k: x.to(dtypes[k]) for k, x in state.items()}, assign=True)
+        row = as_tensor(from_record(layout, arrays, finite=False))
+        layout.load(model, row, carried_tensors(carried(layout, arrays)))
 
     def spread(arrays: NodeModels) -> dict[str, float]:
         losses, accuracies = [], []
@@ -852,6 +871,11 @@ class Schedule:
         metrics = self._evaluate(server_round, arrays)
         self._recorder.evaluation(server_round, metrics)
         return metrics
+
+    @property
+    def latest(self) -> ArrayRecord | None:
+        """The last model there was."""
+        return None if self._last is None else self._last[1]
 
     def close(self) -> ArrayRecord | None:
         """Returns the last model within the limit, after evaluating it if it has not been."""

@@ -1,17 +1,26 @@
 """Model parameters as flat vectors, and the records that carry them.
 
-A model travels as a Flower `ArrayRecord` with the names of its `state_dict`. Everything that
-computes on models (client rules, aggregation, compression) works on one flat float32 vector, the
-*row*: all floating entries in the order of the state dict, each flattened in C order. This module
-is the only place that turns one into the other.
+A model travels as a Flower `ArrayRecord` with the names and types of its `state_dict`. Everything
+that computes on models (client rules, aggregation, compression) works on one flat float32 vector,
+the *row*: all floating entries in the order of the state dict, each flattened in C order. This
+module is the only place that turns one into the other.
 
 What an entry is decides what happens to it:
 
 - `trainable`: a float parameter that requires a gradient; in the row, and moved by client rules.
-- `buffer`: any other float entry (BatchNorm's running statistics, frozen parameters); in the row,
-  so it is averaged like Flower averages it, but no rule moves it.
+- `frozen`: a float parameter that requires none; in the row, but no rule moves it.
+- `buffer`: any other float entry (BatchNorm's running statistics); in the row, so it is averaged
+  like Flower averages it; the model's own code moves it.
+- `tied`: a float entry that is one tensor with an earlier one. It is in the row as well, since a
+  record has both names, but the earlier one counts: this one is written, and not read.
 - `carried`: an integer or boolean entry (BatchNorm's counters); not in the row. Averaging it would
-  mean nothing, so it goes from record to record as it is.
+  mean nothing: it goes from record to record as it is, and of many records `median_carried` is
+  taken.
+
+Float16 entries are float32 in the row and rounded in a record; float64 buffers have float32's
+precision. What comes in another float type than the model's, because a strategy computed in it, is
+rounded to the nearest number that the model's type has. docs/models.md says what follows for every
+part of the package.
 
 A record made here holds `RowArray`s: views of the row that become bytes only if someone asks for
 bytes. In a simulation nobody does, which saves about 70 us per message for a model of four tensors.
@@ -23,9 +32,9 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from io import BytesIO
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -36,71 +45,78 @@ from flwr.app.message.typeddict import TypedDict
 from flwr.common.constant import SType
 from numpy.typing import NDArray
 
-from fl.errors import ConfigError
+from fl import npy
+from fl.errors import ConfigError, NotFinite
 
 if TYPE_CHECKING:
     from collections import OrderedDict
 
     import torch
 
-Kind = Literal["trainable", "buffer", "carried"]
+Kind = Literal["trainable", "frozen", "buffer", "tied", "carried"]
 Row = NDArray[np.float32]
 
 _FLOAT = "float32"
+_FLOATS = ("float16", "float32", "float64")  # the types that entries of a row may have in a record
+_MOST_DIMENSIONS = 64  # of NumPy's arrays
 _FLOAT_BYTES = 4
 LARGE_BYTES = 16 * 2**20
 """A model that takes more is worth not copying, and its reply worth fetching by itself."""
 VECTOR = "vector"  # name of the only array in a record that holds one bare vector
 
 
-# ---- the .npy format -----------------------------------------------------------------------------
+# ---- arrays that somebody else has sent ----------------------------------------------------------
 
 
-@lru_cache(maxsize=65536)
-def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """Returns what `np.save` writes before the numbers of a C-contiguous array."""
-    buffer = BytesIO()
-    np.lib.format.write_array_header_1_0(
-        buffer,
-        {
-            "shape": shape,
-            "fortran_order": False,
-            "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
-        },
-    )
-    return buffer.getvalue()
+def read_array(array: Array) -> NDArray[Any]:
+    """Returns the numbers of an array that somebody else has sent, read-only.
 
-
-def _read_npy(data: bytes, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Returns the array in `.npy` bytes, of a dtype and shape known beforehand, without a copy.
+    `Array.numpy()` asks for as much memory as the sender says; this asks for none, and reads an
+    array only if its bytes are the numbers that its type and shape promise.
 
     Raises:
-        ValueError: the bytes hold something else, or not as many numbers as they claim.
+        ConfigError: they are not, or it holds something else than numbers or booleans.
     """
-    header = _npy_header(dtype, shape)
-    if data.startswith(header):
-        # The header is the one numpy writes here: nothing to parse.
-        start, fortran = len(header), False
+    if isinstance(array, RowArray) and array._untouched():
+        return array.numpy()
+    _check_claim("array", array)
+    try:
+        return npy.read(array.data, array.dtype, tuple(array.shape))
+    except ValueError as error:
+        raise ConfigError(f"the array cannot be read: {error}") from error
+
+
+def _check_claim(name: str, array: Array) -> None:
+    """Raises a ConfigError unless an array can be what it says, as far as lengths tell."""
+    if array.stype != SType.NUMPY:
+        raise ConfigError(
+            f"{name} is serialised as {array.stype!r:.40}; a model's arrays must be "
+            f"{SType.NUMPY!r}: decode the message before reading it"
+        )
+    shape = array.shape
+    if (
+        not isinstance(shape, tuple)
+        or len(shape) > _MOST_DIMENSIONS
+        or not all(type(extent) is int and extent >= 0 for extent in shape)
+    ):
+        raise ConfigError(
+            f"{name} has shape {shape!r:.80}; it must be at most {_MOST_DIMENSIONS} whole numbers, "
+            "none of them negative"
+        )
+    try:
+        dtype = np.dtype(array.dtype or object)  # NumPy takes None for float64
+    except (TypeError, ValueError):
+        dtype = np.dtype(object)
+    if dtype.kind not in "biufc" or str(dtype) != array.dtype:
+        raise ConfigError(f"{name} has type {array.dtype!r:.40}, which is no type of numbers")
+    if isinstance(array, RowArray):
+        there = array.num_bytes
     else:
-        buffer = BytesIO(data)
-        version = np.lib.format.read_magic(buffer)
-        if version == (1, 0):
-            got_shape, fortran, got_dtype = np.lib.format.read_array_header_1_0(buffer)
-        elif version == (2, 0):
-            got_shape, fortran, got_dtype = np.lib.format.read_array_header_2_0(buffer)
-        else:
-            raise ValueError(f"its data is in version {version} of the .npy format, not 1.0 or 2.0")
-        if str(got_dtype) != dtype or got_shape != shape:
-            raise ValueError(
-                f"its data holds {got_dtype} of shape {got_shape}, not {dtype} of shape {shape}"
-            )
-        start = buffer.tell()
-    # Checked before anything is allocated: a header can claim any size.
-    expected = prod(shape) * np.dtype(dtype).itemsize
-    if len(data) - start != expected:
-        raise ValueError(f"its data has {len(data) - start} bytes of numbers, not {expected}")
-    flat = np.frombuffer(data, dtype=dtype, offset=start)
-    return flat.reshape(shape, order="F" if fortran else "C")
+        there = len(array.data) if isinstance(array.data, bytes) else 0
+    if prod(shape) * dtype.itemsize > there:
+        raise ConfigError(
+            f"{name} says that it is {array.dtype} of shape {shape!r:.80}, but has {there} bytes"
+        )
 
 
 # ---- arrays and records over a row ---------------------------------------------------------------
@@ -135,7 +151,7 @@ class RowArray(Array):
         """The array in `.npy` format, as `np.save` writes it."""
         made = self.__dict__.get("_bytes")
         if made is None:
-            made = _npy_header(_FLOAT, self._extent) + self._view().tobytes()
+            made = npy.header(_FLOAT, self._extent) + self._view().tobytes()
             self.__dict__["_bytes"] = made
         return cast(bytes, made)
 
@@ -154,7 +170,7 @@ class RowArray(Array):
         """Length of `data` in bytes, known without making it."""
         if self.row is None:
             return len(self.data)
-        return len(_npy_header(_FLOAT, self._extent)) + _FLOAT_BYTES * prod(self._extent)
+        return len(npy.header(_FLOAT, self._extent)) + _FLOAT_BYTES * prod(self._extent)
 
     @property
     def _extent(self) -> tuple[int, ...]:
@@ -381,10 +397,12 @@ class Entry:
     Attributes:
         name: its key.
         shape: its shape.
-        dtype: NumPy's name of its type; "float32" unless `kind` is "carried".
+        dtype: NumPy's name of its type in a record.
         kind: what happens to it (see the module).
         offset: index of its first number in the row; -1 if carried.
         size: how many numbers it has.
+        tied_to: name of the earlier entry that is the same tensor; empty if there is none.
+        again: whether it is moreover the same attribute of the same module, under another name.
     """
 
     name: str
@@ -393,6 +411,8 @@ class Entry:
     kind: Kind
     offset: int
     size: int
+    tied_to: str = ""
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -413,22 +433,40 @@ class Layout:
         """Returns the layout of a module's `state_dict`.
 
         Raises:
-            ConfigError: a float entry is not float32; an entry is complex; or two entries share
-                memory, which one flat vector cannot express.
+            ConfigError: an entry has a type that a record or a row has no place for, such as
+                bfloat16; or two entries overlap in memory without being the same tensor.
         """
-        trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+        parameters = dict(model.named_parameters(remove_duplicate=False))
         state = model.state_dict()
-        _refuse_shared(state)
-        return cls._build(
-            (name, tuple(value.shape), _numpy_name(value), name in trainable)
-            for name, value in state.items()
-        )
+        ties = _ties(state)
+        trained = {ties.get(name, name) for name, p in parameters.items() if p.requires_grad}
+        slots = {
+            f"{prefix}.{name}" if prefix else name
+            for prefix, module in model.named_modules()  # each module once, under its first name
+            for name in (*module._parameters, *module._buffers)
+        }
+        described = []
+        for name, value in state.items():
+            first = ties.get(name, "")
+            kind: Kind = "frozen" if name in parameters else "buffer"
+            if first:
+                kind = "tied"
+            elif name in trained:
+                kind = "trainable"
+            dtype = _numpy_name(value)
+            if name in parameters and dtype == "float64":
+                raise ConfigError(
+                    f"parameter {name!r} has type float64, and training has the precision of "
+                    "float32: convert the model with .float()"
+                )
+            described.append((name, tuple(value.shape), dtype, kind, first, name not in slots))
+        return cls._build(described)
 
     @classmethod
     def of_state_dict(cls, state_dict: Mapping[str, torch.Tensor]) -> Layout:
         """Returns the layout of a state dict; every float entry counts as trainable."""
         return cls._build(
-            (name, tuple(value.shape), _numpy_name(value), True)
+            (name, tuple(value.shape), _numpy_name(value), "trainable", "", False)
             for name, value in state_dict.items()
         )
 
@@ -437,35 +475,38 @@ class Layout:
         """Returns the layout of a record; every float entry counts as trainable.
 
         Raises:
-            ConfigError: the record holds arrays that are not `.npy` bytes, or not float32,
-                integers or booleans.
+            ConfigError: the record holds arrays that are not `.npy` bytes, not as many numbers as
+                they say, or neither floats nor integers nor booleans.
         """
         for name, array in record.items():
-            if array.stype != SType.NUMPY:
-                raise ConfigError(
-                    f"array {name!r} is serialised as {array.stype!r}; a model's arrays must be "
-                    f"{SType.NUMPY!r}: decode the message before reading it"
-                )
+            _check_claim(f"array {name!r:.80}", array)
         return cls._build(
-            (name, tuple(array.shape), array.dtype, True) for name, array in record.items()
+            (name, tuple(array.shape), array.dtype, "trainable", "", False)
+            for name, array in record.items()
         )
 
     @classmethod
-    def _build(cls, described: Iterable[tuple[str, tuple[int, ...], str, bool]]) -> Layout:
+    def of_vector(cls, name: str, size: int) -> Layout:
+        """Returns the layout of a record of one bare vector, shape (size,), float32."""
+        return cls._build([(name, (size,), _FLOAT, "trainable", "", False)])
+
+    @classmethod
+    def _build(
+        cls, described: Iterable[tuple[str, tuple[int, ...], str, Kind, str, bool]]
+    ) -> Layout:
         entries: list[Entry] = []
         offset = 0
-        for name, shape, dtype, trainable in described:
+        for name, shape, dtype, kind, tied_to, again in described:
             size = prod(shape)
             if _is_carried(dtype):
-                entries.append(Entry(name, shape, dtype, "carried", -1, size))
+                entries.append(Entry(name, shape, dtype, "carried", -1, size, tied_to, again))
                 continue
-            if dtype != _FLOAT:
+            if dtype not in _FLOATS:
                 raise ConfigError(
-                    f"entry {name!r} has type {dtype}; float entries must be {_FLOAT}: convert "
-                    "the model with .float()"
+                    f"entry {name!r} has type {dtype}; it must be one of {', '.join(_FLOATS)}, an "
+                    "integer or a boolean, as NumPy has no other: convert the model with .float()"
                 )
-            kind: Kind = "trainable" if trainable else "buffer"
-            entries.append(Entry(name, shape, dtype, kind, offset, size))
+            entries.append(Entry(name, shape, dtype, kind, offset, size, tied_to, again))
             offset += size
         return cls(tuple(entries))
 
@@ -481,8 +522,36 @@ class Layout:
 
     @cached_property
     def buffers(self) -> tuple[Entry, ...]:
-        """The float entries that no rule moves."""
+        """The float entries that no rule moves: buffers and frozen parameters."""
+        return tuple(entry for entry in self.entries if entry.kind in ("buffer", "frozen"))
+
+    @cached_property
+    def moving_buffers(self) -> tuple[Entry, ...]:
+        """The float entries that the model's own code moves."""
         return tuple(entry for entry in self.entries if entry.kind == "buffer")
+
+    @cached_property
+    def frozen(self) -> tuple[Entry, ...]:
+        """The parameters that nothing moves."""
+        return tuple(entry for entry in self.entries if entry.kind == "frozen")
+
+    @cached_property
+    def tied(self) -> tuple[Entry, ...]:
+        """The entries that are one tensor with an earlier one, in the row or not."""
+        return tuple(entry for entry in self.entries if entry.tied_to)
+
+    @cached_property
+    def statistics(self) -> tuple[Entry, ...]:
+        """The float entries that normalisation layers count instead of learning them.
+
+        They are known by PyTorch's names, so that a server finds them in a record as well.
+        """
+        return tuple(e for e in self.floats if e.name.endswith(("running_mean", "running_var")))
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether a record is nothing but views of its row: all entries are float32."""
+        return all(entry.dtype == _FLOAT for entry in self.entries)
 
     @cached_property
     def carried(self) -> tuple[Entry, ...]:
@@ -514,6 +583,15 @@ class Layout:
         return [entry.size for entry in self.trainable]
 
     @cached_property
+    def _all_trainable(self) -> bool:
+        return len(self.trainable) == len(self.floats)
+
+    @cached_property
+    def _ties_to_pass(self) -> list[tuple[str, str]]:
+        # A call of the model replaces attributes of modules: each once, or the last would stay.
+        return [(entry.name, entry.tied_to) for entry in self.tied if not entry.again]
+
+    @cached_property
     def names(self) -> frozenset[str]:
         """The names of all entries."""
         return frozenset(entry.name for entry in self.entries)
@@ -532,13 +610,15 @@ class Layout:
         for entry in self.entries:
             value = state_dict[entry.name]
             self._check_form(entry, _numpy_name(value), tuple(value.shape))
-        parts = [state_dict[e.name].detach().cpu().reshape(-1) for e in self.floats]
+        parts = [state_dict[e.name].detach().cpu().reshape(-1).float() for e in self.floats]
         return torch.cat(parts) if parts else torch.empty(0)
 
     def unflatten(
         self, row: torch.Tensor, carried: Mapping[str, torch.Tensor] | None = None
     ) -> dict[str, torch.Tensor]:
-        """Returns a state dict whose float entries are views of `row`.
+        """Returns a state dict: views of `row` where an entry is float32, else of its own type.
+
+        Tied entries are the same tensor.
 
         Args:
             row: shape (d,), float32.
@@ -550,47 +630,143 @@ class Layout:
         self._check_row(tuple(row.shape))
         carried = carried or {}
         self._check_carried(carried.keys())
-        return {
-            e.name: carried[e.name]
-            if e.kind == "carried"
-            else row[e.offset : e.offset + e.size].view(e.shape)
-            for e in self.entries
-        }
+        state: dict[str, torch.Tensor] = {}
+        for e in self.entries:
+            if e.tied_to:
+                state[e.name] = state[e.tied_to]
+            elif e.kind == "carried":
+                state[e.name] = carried[e.name]
+            else:
+                state[e.name] = _own_type(e, row[e.offset : e.offset + e.size].view(e.shape))
+        return state
+
+    def load(
+        self,
+        model: torch.nn.Module,
+        row: torch.Tensor,
+        carried: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Gives a model of this layout the values of a row, without a copy; nobody trains it.
+
+        Args:
+            model: its parameters are replaced; tied ones stay tied.
+            row: shape (d,), float32.
+            carried: the carried entries; may be left out if the layout has none.
+
+        Raises:
+            ConfigError: as `unflatten`.
+        """
+        from torch import nn
+
+        state = self.unflatten(row, carried)
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        made: dict[int, nn.Parameter] = {}  # by identity of the tensor, so that ties stay
+        for name, value in state.items():
+            if name in parameters:
+                of = parameters[name].requires_grad
+                state[name] = made.setdefault(id(value), nn.Parameter(value, requires_grad=of))
+        model.load_state_dict(state, assign=True)
 
     def split(self, w: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Returns the trainable entries of `w`, shape (p,), as views; differentiable.
+        """Returns the trainable entries of `w`, shape (p,), as a call of the model takes them.
 
-        The gradient of a split is one concatenation, where slicing entry by entry would add up
-        vectors of length p.
+        They are views, or rounded to the entry's own type; differentiable either way. An entry
+        tied to a trainable one is the same tensor. The gradient of a split is one concatenation,
+        where slicing entry by entry would add up vectors of length p.
         """
         parts = w.split_with_sizes(self._trainable_sizes)
-        return {e.name: part.view(e.shape) for e, part in zip(self.trainable, parts, strict=True)}
+        entries = {
+            e.name: _own_type(e, part.view(e.shape))
+            for e, part in zip(self.trainable, parts, strict=True)
+        }
+        for name, first in self._ties_to_pass:
+            if first in entries:
+                entries[name] = entries[first]
+        return entries
+
+    def fixed(
+        self, row: torch.Tensor, carried: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Returns the entries that no rule moves, as tensors of their own for the model to change.
+
+        Args:
+            row: shape (d,), float32.
+            carried: the carried entries, tensors of their own.
+
+        Returns:
+            Entries in their own types; tied ones are the same tensor. What is again the same
+            attribute of a module is left out.
+        """
+        entries = {
+            e.name: _own_type(e, row[e.offset : e.offset + e.size].view(e.shape).clone())
+            for e in self.buffers
+        }
+        entries.update((e.name, carried[e.name]) for e in self.carried if not e.tied_to)
+        for name, first in self._ties_to_pass:
+            if first in entries:
+                entries[name] = entries[first]
+        return entries
+
+    def carried_of(self, fixed: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Returns the carried entries among what `fixed` returned."""
+        return {e.name: fixed[e.tied_to or e.name] for e in self.carried}
 
     def select(self, row: torch.Tensor) -> torch.Tensor:
-        """Returns the trainable part of a row, shape (p,): the row itself if it has no buffers."""
-        if not self.buffers:
+        """Returns the trainable part of a row, shape (p,): the row itself if there is no other."""
+        if self._all_trainable:
             return row
         import torch
 
-        return torch.cat([row[e.offset : e.offset + e.size] for e in self.trainable])
+        parts = [row[e.offset : e.offset + e.size] for e in self.trainable]
+        return torch.cat(parts) if parts else row[:0]
 
-    def join(self, w: torch.Tensor, buffers: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Returns the row, shape (d,), of trainable parameters `w`, shape (p,), and buffers.
+    def join(self, w: torch.Tensor, fixed: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Returns the row, shape (d,), of trainable parameters `w`, shape (p,), and other entries.
 
         Args:
             w: as `select` takes them from a row.
-            buffers: one tensor for each float entry that is not trainable; others are ignored.
+            fixed: one tensor for each frozen parameter and float buffer; others are ignored.
         """
-        if not self.buffers:
+        if self._all_trainable:
             return w
         import torch
 
         parts = iter(w.split_with_sizes(self._trainable_sizes))
-        joined = [
-            next(parts) if e.kind == "trainable" else buffers[e.name].reshape(-1)
-            for e in self.floats
-        ]
-        return torch.cat(joined)
+        joined: dict[str, torch.Tensor] = {}
+        for e in self.floats:
+            if e.kind == "trainable":
+                joined[e.name] = next(parts)
+            elif e.kind == "tied":
+                joined[e.name] = joined[e.tied_to]
+            else:
+                joined[e.name] = fixed[e.name].reshape(-1).float()
+        return torch.cat(list(joined.values()))
+
+    def step(self, w: Row, eta: float, change: Row) -> Row:
+        """Returns w + eta change, shape (d,), rounded to what a record can hold.
+
+        Statistics of normalisation layers are no directions: they move by the whole change,
+        whatever eta is, or a variance could become negative.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):  # for others to see
+            new = np.asarray(w + np.float32(eta) * change, dtype=np.float32)
+            if eta != 1.0:
+                for e in self.statistics:
+                    place = slice(e.offset, e.offset + e.size)
+                    new[place] = w[place] + change[place]
+        return self.rounded(new)
+
+    def rounded(self, row: Row) -> Row:
+        """Returns the row that a record of this row gives back; itself if all entries are wide."""
+        narrow = [e for e in self.floats if e.dtype == "float16"]
+        if not narrow:
+            return row
+        row = row.copy()
+        with np.errstate(over="ignore"):  # becomes infinite, for others to see
+            for e in narrow:
+                place = slice(e.offset, e.offset + e.size)
+                row[place] = row[place].astype(e.dtype)
+        return row
 
     # ---- checks ----------------------------------------------------------------------------------
 
@@ -598,16 +774,16 @@ class Layout:
         got = frozenset(names)
         if got != self.names:
             raise ConfigError(
-                f"the names do not fit the model: missing {sorted(self.names - got)}, unknown "
-                f"{sorted(got - self.names)}; expected {[entry.name for entry in self.entries]}"
+                f"the names do not fit the model: missing {_some(self.names - got)}, unknown "
+                f"{_some(got - self.names)}; expected {_some(self.names)}"
             )
 
     @staticmethod
     def _check_form(entry: Entry, dtype: str, shape: tuple[int, ...]) -> None:
         if dtype != entry.dtype or shape != entry.shape:
             raise ConfigError(
-                f"entry {entry.name!r} is {dtype} of shape {shape}; the model has {entry.dtype} of "
-                f"shape {entry.shape}"
+                f"entry {entry.name!r} is {dtype!s:.40} of shape {shape!r:.80}; the model has "
+                f"{entry.dtype} of shape {entry.shape}"
             )
 
     def _check_row(self, shape: tuple[int, ...]) -> None:
@@ -624,6 +800,13 @@ class Layout:
             )
 
 
+def _some(names: Iterable[str]) -> str:
+    """Returns the first of some names for a message: a sender may have chosen a million of them."""
+    listed = sorted(names)
+    more = f" and {len(listed) - 10} more" if len(listed) > 10 else ""
+    return f"{[name[:80] for name in listed[:10]]}{more}"
+
+
 def _is_carried(dtype: str) -> bool:
     return dtype == "bool" or dtype.startswith(("int", "uint"))
 
@@ -632,18 +815,53 @@ def _numpy_name(value: torch.Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
 
 
-def _refuse_shared(state: Mapping[str, torch.Tensor]) -> None:
-    seen: dict[tuple[int, tuple[int, ...]], str] = {}
+def _own_type(entry: Entry, values: torch.Tensor) -> torch.Tensor:
+    if entry.dtype == _FLOAT:
+        return values
+    import torch
+
+    return values.to(getattr(torch, entry.dtype))
+
+
+def _ties(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Returns, for each entry that is one tensor with an earlier one, that one's name.
+
+    Raises:
+        ConfigError: two entries overlap in memory and are not the same.
+    """
+    ties: dict[str, str] = {}
+    found: dict[int, list[tuple[str, torch.Tensor]]] = {}  # by storage
     for name, value in state.items():
-        if value.numel() == 0:
+        memory = value.untyped_storage().data_ptr()
+        if value.numel() == 0 or memory == 0:
             continue
-        place = (value.data_ptr(), tuple(value.shape))
-        if place in seen:
-            raise ConfigError(
-                f"entries {seen[place]!r} and {name!r} are one tensor; a flat vector would hold it "
-                "twice and move it twice: give each its own memory"
-            )
-        seen[place] = name
+        for other, known in found.setdefault(memory, []):
+            if (value.data_ptr(), value.shape, value.stride(), value.dtype) == (
+                known.data_ptr(),
+                known.shape,
+                known.stride(),
+                known.dtype,
+            ):
+                ties[name] = other
+                break
+            if _begin(value) < _end(known) and _begin(known) < _end(value):
+                raise ConfigError(
+                    f"entries {other!r} and {name!r} overlap in memory, but are not one tensor; a "
+                    "flat vector would hold what they share twice and move it twice: give each its "
+                    "own memory, or make both the same parameter"
+                )
+        else:
+            found[memory].append((name, value))
+    return ties
+
+
+def _begin(tensor: torch.Tensor) -> int:
+    return tensor.data_ptr()
+
+
+def _end(tensor: torch.Tensor) -> int:
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 # ---- records -------------------------------------------------------------------------------------
@@ -685,27 +903,32 @@ def to_records(
         raise ConfigError(
             f"rows of this model have length {layout.size}, got a matrix of shape {matrix.shape}"
         )
-    layout._check_carried((carried or {}).keys())
+    carried = carried or {}
+    layout._check_carried(carried.keys())
     block = _Block(layout, matrix.view())
-    if not carried:
+    if layout.is_plain:
         return [_record_at(block, i) for i in range(len(matrix))]
     return [
-        trusted_record(
-            RowRecord,
-            {
-                e.name: carried[e.name] if e.kind == "carried" else RowArray(row, e.offset, e.shape)
-                for e in layout.entries
-            },
-        )
+        trusted_record(RowRecord, {e.name: _encode(e, row, carried) for e in layout.entries})
         for row in block.matrix
     ]
+
+
+def _encode(entry: Entry, row: Row, carried: Mapping[str, Array]) -> Array:
+    if entry.kind == "carried":
+        return carried[entry.tied_to or entry.name]
+    if entry.dtype == _FLOAT:
+        return RowArray(row, entry.offset, entry.shape)
+    values = row[entry.offset : entry.offset + entry.size].reshape(entry.shape)
+    with np.errstate(over="ignore"):  # becomes infinite, which who reads it refuses
+        return Array(values.astype(entry.dtype))
 
 
 def from_record(layout: Layout, record: ArrayRecord, *, finite: bool = True) -> Row:
     """Returns the row of a record: shape (d,), float32, read-only.
 
-    A record made by `to_record`, and not changed since, gives its row back without a copy. Entries
-    that come as float64 are rounded.
+    A record made by `to_record`, and not changed since, gives its row back without a copy if all
+    its entries are float32. Entries that come in another float type than the model's are rounded.
 
     Args:
         layout: of the model.
@@ -714,8 +937,9 @@ def from_record(layout: Layout, record: ArrayRecord, *, finite: bool = True) -> 
 
     Raises:
         ConfigError: an entry is missing or unknown, has another shape or type, is not `.npy` bytes
-            or not as many as its shape says, or is not finite. The message names the entry, what
-            came and what was expected.
+            or not as many as its shape says. The message names the entry, what came and what was
+            expected.
+        NotFinite: an entry is not finite.
     """
     row = _shared_row(layout, record)
     if row is None:
@@ -725,8 +949,32 @@ def from_record(layout: Layout, record: ArrayRecord, *, finite: bool = True) -> 
     return row
 
 
+def with_entries(layout: Layout, row: Row, record: ArrayRecord, entries: Iterable[Entry]) -> Row:
+    """Returns a row whose given entries are those of a record; a copy if there are any.
+
+    Args:
+        layout: of the model.
+        row: shape (d,); not changed.
+        record: has at least these entries.
+        entries: of the row.
+
+    Raises:
+        ConfigError: an entry is missing, or of another shape or type.
+    """
+    for number, entry in enumerate(entries):
+        if entry.name not in record:
+            raise ConfigError(f"the record has no entry {entry.name!r} among {len(record)}")
+        row = row if number else row.copy()
+        place = slice(entry.offset, entry.offset + entry.size)
+        row[place] = _decode(entry, record[entry.name]).reshape(-1)
+    return row
+
+
 def carried(layout: Layout, record: ArrayRecord) -> dict[str, Array]:
     """Returns the carried entries of a record, for `to_record`.
+
+    One that comes as a float, because a strategy computed with it, is rounded to the nearest number
+    that its own type has.
 
     Raises:
         ConfigError: an entry is missing, or has another shape or type.
@@ -734,10 +982,32 @@ def carried(layout: Layout, record: ArrayRecord) -> dict[str, Array]:
     entries = {}
     for entry in layout.carried:
         if entry.name not in record:
-            raise ConfigError(f"the record has no entry {entry.name!r}: got {sorted(record)}")
-        _decode(entry, record[entry.name])
-        entries[entry.name] = record[entry.name]
+            raise ConfigError(f"the record has no entry {entry.name!r} among {len(record)}")
+        array = record[entry.name]
+        values = _decode(entry, array)
+        entries[entry.name] = array if array.dtype == entry.dtype else Array(values)
     return entries
+
+
+def median_carried(layout: Layout, entries: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """Returns what becomes of the carried entries of several records: their median, by number.
+
+    Of an even count it is the lower of the two in the middle, so it is a value that was sent, and
+    fewer than half of the senders cannot push it anywhere. Of booleans it is the majority.
+
+    Args:
+        layout: of the model.
+        entries: as `carried` takes them from records, at least one.
+    """
+    first, *others = entries
+    median = {}
+    for entry in layout.carried:
+        array = first[entry.name]
+        if any(other[entry.name].data != array.data for other in others):
+            values = np.stack([read_array(each[entry.name]) for each in entries])
+            array = Array(np.asarray(np.sort(values, axis=0)[(len(values) - 1) // 2]))
+        median[entry.name] = array
+    return median
 
 
 def carried_tensors(entries: Mapping[str, Array]) -> dict[str, torch.Tensor]:
@@ -824,8 +1094,8 @@ def stack(
     for i, record in enumerate(records):
         try:
             rows.append(from_record(layout, record, finite=finite))
-        except ConfigError as error:
-            raise ConfigError(f"record {i} of {len(records)}: {error}") from None
+        except ConfigError as error:  # or one of its kinds
+            raise type(error)(f"record {i} of {len(records)}: {error}") from None
     if not rows:
         return np.empty((0, layout.size), dtype=np.float32)
     matrix = _common_matrix(rows)
@@ -893,42 +1163,85 @@ def _decoded_row(layout: Layout, record: ArrayRecord) -> Row:
 
 
 def _decode(entry: Entry, array: Array) -> NDArray[Any]:
-    # Some of Flower's strategies compute in float64 and send that: FedAdam from its second round.
-    rounded = entry.dtype == "float32" and array.dtype == "float64"
-    dtype = array.dtype if rounded else entry.dtype
-    Layout._check_form(entry, entry.dtype if rounded else array.dtype, tuple(array.shape))
+    """Returns an entry's numbers, in float32 or, if it is carried, in its own type."""
+    # Some of Flower's strategies compute in float64 and send that: FedAdam from its second round,
+    # and all that average, of integers.
+    rounded = array.dtype in _FLOATS and array.dtype != entry.dtype
+    Layout._check_form(entry, entry.dtype if rounded else array.dtype, array.shape)
     if array.stype != SType.NUMPY:
         raise ConfigError(
-            f"entry {entry.name!r} is serialised as {array.stype!r}, expected {SType.NUMPY!r}: "
+            f"entry {entry.name!r} is serialised as {array.stype!r:.40}, expected {SType.NUMPY!r}: "
             "decode the message before reading it"
         )
-    if isinstance(array, RowArray):
+    if isinstance(array, RowArray) and array._untouched():
         values = array.numpy()
     else:
         try:
-            values = _read_npy(array.data, dtype, entry.shape)
+            values = npy.read(array.data, array.dtype, entry.shape)
         except ValueError as error:
             raise ConfigError(f"entry {entry.name!r} cannot be read: {error}") from error
-    if not rounded:
-        return values
+    if entry.kind == "carried":
+        return _nearest(entry, values) if rounded else values
     with np.errstate(over="ignore"):  # becomes infinite, which is told apart from this
-        return values.astype(np.float32)
+        return values.astype(np.float32, copy=False)
+
+
+def _nearest(entry: Entry, values: NDArray[Any]) -> NDArray[Any]:
+    """Returns floats as the nearest numbers that an integer or boolean type has."""
+    if not np.isfinite(values).all():
+        raise NotFinite(f"entry {entry.name!r} is {entry.dtype}, and came as NaN or infinity")
+    whole = np.asarray(np.rint(values.astype(np.float64)))
+    low, high = 0, 1
+    if entry.dtype != "bool":
+        low, high = int(np.iinfo(entry.dtype).min), int(np.iinfo(entry.dtype).max)
+    nearest = np.empty(whole.shape, entry.dtype)
+    # Set apart, since the largest numbers of 64 bits have no float64, and a cast would wrap.
+    nearest[whole >= high] = high
+    nearest[whole <= low] = low
+    inside = (whole > low) & (whole < high)
+    nearest[inside] = whole[inside]
+    return nearest
 
 
 def _check_finite(layout: Layout, row: Row) -> None:
-    # Infinity and NaN survive every addition, so one finite sum clears all numbers at once.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(row.sum()):
-            return
+    if is_finite(row):
+        return
     for entry in layout.floats:
         values = row[entry.offset : entry.offset + entry.size]
         bad = np.flatnonzero(~np.isfinite(values))
         if bad.size:
-            raise ConfigError(
+            raise NotFinite(
                 f"entry {entry.name!r} has {bad.size} of {entry.size} values that are not finite, "
                 f"the first {values[bad[0]]} at index {bad[0]}; training may have diverged: lower "
                 "the learning rate"
             )
+
+
+def is_finite(row: NDArray[Any]) -> bool:
+    """Says whether no number of a row is NaN or infinite."""
+    # Both survive every addition, so one finite sum clears all numbers at once.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(row.sum()) or np.isfinite(row).all())
+
+
+def not_finite(record: ArrayRecord | None, like: ArrayRecord | None = None) -> frozenset[str]:
+    """Returns the names of the float arrays of any app's record that hold NaN or infinity.
+
+    Args:
+        record: the record; None has none.
+        like: a record with the types that the arrays will be rounded to; None leaves them.
+    """
+    names = set()
+    for name, array in (record or {}).items():
+        if array.stype == SType.NUMPY and array.dtype in _FLOATS:
+            with suppress(ConfigError), np.errstate(over="ignore"):  # in a form of the app's own
+                values = read_array(array)
+                kept = None if like is None else like.get(name)
+                if kept is not None and kept.dtype in _FLOATS:
+                    values = values.astype(kept.dtype, copy=False)
+                if not np.isfinite(values).all():
+                    names.add(name)
+    return frozenset(names)
 
 
 def _common_matrix(rows: list[Row]) -> Row | None:
@@ -985,11 +1298,11 @@ def record_vector(record: ArrayRecord, size: int, what: str) -> torch.Tensor:
     Raises:
         ConfigError: the record holds something else, or numbers that are not finite.
     """
-    layout = Layout._build([(VECTOR, (size,), _FLOAT, True)])
+    layout = Layout.of_vector(VECTOR, size)
     try:
         return as_tensor(from_record(layout, record))
-    except ConfigError as error:
-        raise ConfigError(f"{what}: {error}") from None
+    except ConfigError as error:  # or one of its kinds
+        raise type(error)(f"{what}: {error}") from None
 
 
 def tensors_record(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:

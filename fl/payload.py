@@ -7,6 +7,7 @@ from math import prod
 from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.common.constant import SType
 
+from fl.npy import read_header
 from fl.params import RowArray
 
 NUMBER_BYTES = 8  # Flower sends every int and float of a record as 64 bits
@@ -44,18 +45,23 @@ def num_scalars(content: RecordDict) -> int:
     """Returns the number of scalars in all arrays of a message.
 
     Flower's older apps send arrays without dtype and shape: these are read from the `.npy` bytes,
-    and in any other format a scalar is taken to have 4 bytes.
+    and in any other format a scalar is taken to have 4 bytes. An array has no more scalars than
+    bytes, whatever it says.
     """
     records = content.array_records.values()
     return sum(_scalars(array) for record in records for array in record.values())
 
 
 def _scalars(array: Array) -> int:
-    if array.dtype:
-        return prod(array.shape)
-    if array.data and array.stype == SType.NUMPY:
-        return array.numpy().size
-    return len(array.data) // 4
+    shape = array.shape
+    if not array.dtype:
+        if not array.data or array.stype != SType.NUMPY:
+            return len(array.data) // 4
+        try:
+            _, shape, _, _ = read_header(array.data)
+        except ValueError:
+            return len(array.data) // 4
+    return max(0, min(prod(shape), _array_bytes(array)))
 
 
 def snapshot(content: RecordDict) -> RecordDict:

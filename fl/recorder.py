@@ -19,8 +19,10 @@ from flwr.server.history import History
 from flwr.server.strategy import Strategy as OlderStrategy
 from flwr.serverapp.strategy import Result, Strategy
 
+from fl.errors import NoStep, NotFinite
 from fl.metrics import Progress, RunWriter, Status, Totals
 from fl.metrics.columns import Columns, Means, Number, Source
+from fl.params import not_finite
 from fl.recovery import Recovery
 from fl.simulation.grid import SimGrid
 from fl.simulation.rounds import Rounds, round_of
@@ -92,6 +94,9 @@ class Recorder:
         self._applied = AppliedUpdates()
         self._initial: ArrayRecord | None = None
         self._limit_s: float | None = None
+        self._unchanged = 0  # rounds that left the model as it was
+        self._not_taken: dict[str, NotFinite] = {}  # models whose last step was not finite
+        self._never_finite: frozenset[str] = frozenset()  # entries of the initial model, as masks
 
     def expect(self, initial: ArrayRecord, limit_s: float | None = None) -> None:
         """Notes that this run is to learn something.
@@ -111,6 +116,15 @@ class Recorder:
     def on_applied(self, age: int, metrics: Mapping[str, Any], polled: bool) -> None:
         """Notes an update that an asynchronous strategy used, until the next row is written."""
         self._applied.add(age, metrics, polled)
+
+    def on_step(self, why_not: NoStep | None, model: str) -> None:
+        """Notes that a round has changed a model, or why not."""
+        if why_not is None:
+            self._not_taken.pop(model, None)
+            return
+        self._unchanged += 1
+        if isinstance(why_not, NotFinite):
+            self._not_taken[model] = why_not
 
     def on_sent(self, messages: Sequence[Message], *, exchange: bool) -> None:
         """Notes messages that the server sends.
@@ -189,6 +203,8 @@ class Recorder:
         if self._applied.ages:
             self._pending.update(self._applied.mean_ages())
             self._pending.update(self._columns.means("train", self._applied.means))
+        if self._unchanged:
+            self._pending["unchanged_rounds"] = self._unchanged
         self._pending.update(row)
         self._flush()
 
@@ -268,6 +284,7 @@ class Recorder:
             call = takes.bind(*args, **kwargs)
             if call.arguments.get("grid") is not self._grid:
                 return start(*args, **kwargs)
+            self._never_finite = not_finite(call.arguments.get("initial_arrays"))
             evaluate = call.arguments.get("evaluate_fn")
             if evaluate is not None:
                 call.arguments["evaluate_fn"] = self.recording(evaluate)
@@ -339,6 +356,14 @@ class Recorder:
         else:
             said = f"no client was asked to train in {now:.6g} s"
         return "; ".join([f"nothing was learnt: {said}", *_reasons(source)])
+
+    def diverged(self) -> str | None:
+        """Returns why the run has no good final model, in words; None if it has one."""
+        for model, why_not in self._not_taken.items():
+            of = f"of {model} " if model else ""
+            return f"the last step {of}was not taken, and the final model is older: {why_not}"
+        bad = sorted(not_finite(self.final_arrays) - self._never_finite)
+        return f"the final model is not finite, first in {bad[0]!r:.80}" if bad else None
 
     def model_sha256(self) -> str | None:
         """Returns the hash of the final model: names, dtypes, shapes and values."""

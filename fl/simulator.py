@@ -19,7 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from fl.clients import TrainingApp
 from fl.clients.batching import Choice
 from fl.clients.planned import PlannedApp
-from fl.errors import ConfigError, SimulationError
+from fl.errors import ConfigError, Diverged, SimulationError
 from fl.execution import AppSource, Executor, RayExecutor, SerialExecutor
 from fl.execution.executor import Assignment, RunInfo, load_app
 from fl.execution.garbage import quick_garbage_collection
@@ -38,6 +38,7 @@ from fl.simulation.legacy import concurrent_rounds
 from fl.simulation.trace import Trace
 from fl.simulation.virtual_time import EPOCH, host_date, virtual_time
 from fl.simulation.work import Charge, Plan, Planner
+from fl.strategies.guarded import guarding
 from fl.transcript import Transcript
 
 log = logging.getLogger("fl")
@@ -140,6 +141,7 @@ def simulate(
         error: BaseException | None = None
         grid: SimGrid | None = None
         in_vain: str | None = None
+        diverged: str | None = None
         report: dict[str, Any] = {}
         errors = ClientErrors(fail_fast=fail_fast)
         transcript = Transcript(place)
@@ -171,6 +173,7 @@ def simulate(
                         on_replies=recorder.on_replies,
                         on_progress=recorder.on_progress,
                         on_applied=recorder.on_applied,
+                        on_step=recorder.on_step,
                         on_said=transcript.said,
                         errors=errors,
                         epoch=epoch,
@@ -184,32 +187,37 @@ def simulate(
                         grid.answering(None if date == "now" else cache(_tell_date)),
                         concurrent_rounds(grid),
                         recorder.observing_strategies(),
+                        guarding(),
                     ):
                         if isinstance(server_app, ServerApp):
                             server_app(grid, context)
                         else:
                             server_app(grid, context, recorder)
+                    diverged = recorder.diverged()
                 finally:
                     recorder.flush()
                     errors.conclude()
                     report = executor.report()
                     executor.close()
+        except Diverged as ended:  # a result, not a failure: what there is before it is kept
+            diverged = str(ended)
         except BaseException as stopped:  # raised again below, after the files are written
             status = "interrupted" if isinstance(stopped, KeyboardInterrupt) else "failed"
             error = stopped
         else:
-            in_vain = recorder.nothing_learnt()
+            if diverged is None:
+                in_vain = recorder.nothing_learnt()
             if in_vain is not None:
                 status = "failed"
         summary = writer.finish(
             recorder.totals(),
-            status=status,
+            status=status if diverged is None else "diverged",
             trace=trace,
             participation=None
             if grid is None
             else participation(trace, grid.control.answers, grid.were_available()),
             model_sha256=recorder.model_sha256(),
-            error=error or in_vain,
+            error=error or diverged or in_vain,
             extra={
                 **report,
                 **batching,

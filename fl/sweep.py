@@ -184,7 +184,7 @@ def finished(config: DictConfig) -> Run | None:
     digest = digest_of(config)
     for path in sorted(Path(HydraConfig.get().sweep.dir).rglob("summary.json")):
         summary = _summary(path)
-        if summary.get("status") != "completed":
+        if summary.get("status") not in ("completed", "diverged"):  # it would diverge again
             continue
         if summary.get("config_digest") == digest:
             return read_run(path.parent)

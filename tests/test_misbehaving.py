@@ -188,8 +188,8 @@ def test_content_that_is_no_model_never_reaches_the_model_of_aggregate(misbehavi
 
 @pytest.mark.parametrize("misbehaviour", BAD_CONTENT, ids=lambda f: f.__name__)
 def test_under_a_stock_strategy_the_run_ends_with_complete_files(misbehaviour, tmp_path):
-    # What Flower's FedAvg makes of bad content is Flower's business: it averages NaN, refuses wrong
-    # keys by raising. Either way the user has every file up to that point, and the reason.
+    # What Flower's FedAvg makes of names and shapes is Flower's business: it refuses them by
+    # raising. Either way the user has every file up to that point, and the reason.
     try:
         run(misbehaviour, stock(), tmp_path)
         status = "completed"
@@ -201,11 +201,26 @@ def test_under_a_stock_strategy_the_run_ends_with_complete_files(misbehaviour, t
     assert summary["evaluations"] >= 1
 
 
-def test_more_unusable_replies_than_tolerated_stop_the_run_with_the_reason(tmp_path):
+NO_NUMBERS = [not_a_number, negative_examples, pickled, wrong_dtype]
+
+
+@pytest.mark.parametrize("misbehaviour", NO_NUMBERS, ids=lambda f: f.__name__)
+def test_numbers_that_are_none_are_a_fault_of_the_client_under_a_stock_strategy_too(
+    misbehaviour, tmp_path
+):
+    result = run(misbehaviour, stock(), tmp_path)
+    summary = files(tmp_path)
+    assert (summary["status"], summary["faults"]) == ("completed", {"rejected": 3})
+    np.testing.assert_allclose(result.arrays["w"].numpy(), START + 3)
+
+
+@pytest.mark.parametrize("misbehaviour", BAD_CONTENT, ids=lambda f: f.__name__)
+def test_a_rule_that_tolerates_nobody_goes_on_with_who_is_left(misbehaviour, tmp_path):
     strategy = Aggregate(rule=Mean(), fraction_evaluate=0.0, min_train_nodes=CLIENTS)
-    with pytest.raises(ValueError, match="1 of 5 replies are unusable, at most f=0"):
-        run(not_a_number, strategy, tmp_path)
-    assert files(tmp_path)["status"] == "failed"
+    result = run(misbehaviour, strategy, tmp_path)
+    summary = files(tmp_path)
+    assert (summary["status"], summary["faults"]) == ("completed", {"rejected": 3})
+    np.testing.assert_allclose(result.arrays["w"].numpy(), START + 3)
 
 
 def test_a_client_that_sleeps_past_the_timeout_costs_virtual_time_only(tmp_path):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Which parts of fl a part may import, itself included. A part is a package or a top-level module.
 # What is not listed belongs to the entry point: it may import everything, and nothing listed may
 # import it. "" is fl/__init__.py.
-BASE = {"", "arguments", "errors", "grid_around", "lazy", "params", "payload", "randomness"}
+BASE = {"", "arguments", "errors", "grid_around", "lazy", "npy", "params", "payload", "randomness"}
 RULES = {"aggregation", "attacks", "clients", "compression", "data", "models", "topologies"}
 RUNTIME = {"execution", "simulation"}
 MAY_IMPORT = {

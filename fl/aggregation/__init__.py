@@ -1,6 +1,13 @@
 """Aggregation rules: n vectors of a round to one, although some of them may be anything at all."""
 
-from fl.aggregation.aggregator import Aggregator, Chain, Context, Fold, PreAggregation
+from fl.aggregation.aggregator import (
+    Aggregator,
+    Chain,
+    Context,
+    Fold,
+    PreAggregation,
+    check_result,
+)
 from fl.aggregation.arc import ARC
 from fl.aggregation.bucketing import Bucketing, Resampling
 from fl.aggregation.bulyan import Bulyan
@@ -10,7 +17,17 @@ from fl.aggregation.faba import FABA
 from fl.aggregation.flag import FlagAggregator
 from fl.aggregation.fltrust import FLTrust
 from fl.aggregation.geometric_median import GeometricMedian
-from fl.aggregation.guard import Admitted, Dropped, Guard, fault_of
+from fl.aggregation.guard import (
+    MOST_WEIGHT,
+    Admitted,
+    Dropped,
+    Guard,
+    check_weights,
+    fault_of,
+    is_diverged,
+    shown,
+    weight_of,
+)
 from fl.aggregation.krum import Krum, MultiKrum
 from fl.aggregation.mda import MDA
 from fl.aggregation.meamed import MeaMed
@@ -29,6 +46,7 @@ __all__ = [
     "CAF",
     "FABA",
     "MDA",
+    "MOST_WEIGHT",
     "NNM",
     "SMEA",
     "Admitted",
@@ -58,5 +76,10 @@ __all__ = [
     "Rows",
     "SignMajority",
     "TrimmedMean",
+    "check_result",
+    "check_weights",
     "fault_of",
+    "is_diverged",
+    "shown",
+    "weight_of",
 ]

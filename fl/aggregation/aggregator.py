@@ -27,7 +27,7 @@ from fl.aggregation.gram import Array
 from fl.aggregation.rows import Rows
 from fl.aggregation.tolerance import check_f
 from fl.arguments import read_if
-from fl.errors import ConfigError
+from fl.errors import ConfigError, NotFinite
 
 # Permute, translate, scale (by a positive number), rotate the inputs, and the result is permuted
 # (that is, unchanged), translated, scaled, rotated alike. "separable": a coordinate of the result
@@ -99,7 +99,7 @@ class Fold(ABC):
         """Returns the rule's result of the vectors so far, shape (d,), float32.
 
         Raises:
-            ConfigError: as the rule.
+            NoStep: as the rule.
         """
 
 
@@ -152,6 +152,7 @@ class Aggregator(_Tolerant, ABC):
         Raises:
             ConfigError: n is too small for f; something is missing, of the wrong shape or type, or
                 not finite.
+            NoStep: no weight is positive; or the result is not finite (`NotFinite`).
         """
         rows = Rows(x, weights)
         if reference is not None and np.shape(reference) != (rows.d,):
@@ -316,16 +317,16 @@ class Chain(Aggregator):
             for part in pre:
                 rows = part.transform(rows, context)
             return rule.aggregate(rows, context)
-        except ConfigError as error:
-            raise ConfigError(f"{self.name} with f={self.f}: {error}") from None
+        except ConfigError as error:  # or one of its kinds
+            raise type(error)(f"{self.name} with f={self.f}: {error}") from None
 
 
 def check_result(name: str, result: Array) -> None:
-    """Raises ConfigError unless the result of the rule `name` is finite."""
+    """Raises NotFinite unless the result of the rule `name` is finite."""
     if not np.isfinite(result).all():
-        raise ConfigError(
-            f"{name}: the result is not finite, so the vectors are not, or too large for "
-            f"{result.dtype}: pass them through fl.aggregation.Guard first"
+        raise NotFinite(
+            f"{name}: the result is not finite, so the vectors are not (fl.aggregation.Guard "
+            f"leaves such out), or they are too large for sums in {result.dtype}"
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from fl.aggregation.aggregator import Aggregator, Context, Invariances, Reference
 from fl.aggregation.gram import Array
 from fl.aggregation.rows import Rows
-from fl.errors import ConfigError
+from fl.errors import ConfigError, NotFinite
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class FLTrust(Aggregator):
         norms = rows.norms
         g0_norm = float(np.linalg.norm(g0.astype(np.float64)))
         if not np.isfinite(g0_norm):
-            raise ConfigError("FLTrust: the trusted update is not finite: lower its learning rate")
+            raise NotFinite("FLTrust: the trusted update is not finite: lower its learning rate")
         lengths = norms * g0_norm
         cosines = rows.inner(g0) / np.where(lengths > 0, lengths, np.inf)
         scores = np.maximum(0.0, cosines)

@@ -8,16 +8,18 @@ as Krum's neighbours or NNM's, that is the same as taking the k for vectors infi
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 
 from fl.aggregation.gram import Array, Float64, Index
 from fl.aggregation.tolerance import check_f
-from fl.errors import ConfigError
+from fl.errors import ConfigError, NoStep, NotFinite
+
+MOST_WEIGHT = 2**63
+"""No number of examples is larger, and sums of such numbers are finite."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,12 @@ class Dropped:
     Attributes:
         index: its place among the replies.
         reason: why, in words.
+        diverged: whether it is a vector, but not finite.
     """
 
     index: int
     reason: str
+    diverged: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +61,8 @@ class Guard:
     """Leaves out replies that are missing, no vector of the right kind, or not finite.
 
     Attributes:
-        f: most replies to leave out.
+        f: most replies to leave out. With f = 0 there is no promise that leaving out more would
+            break: all but one may be.
 
     Raises:
         ConfigError: f is negative.
@@ -74,6 +79,7 @@ class Guard:
         size: int,
         weights: Sequence[object] | Array | None = None,
         dtype: type[np.float32] | type[np.float64] = np.float32,
+        left_out: Callable[[Sequence[Dropped]], None] | None = None,
     ) -> Admitted:
         """Returns the replies that are vectors, as one matrix.
 
@@ -83,10 +89,12 @@ class Guard:
             weights: each client's number of examples, as it says itself: n objects of any kind.
             dtype: the type the numbers must have. Nothing is converted: another type is another
                 message.
+            left_out: called with what is left out, also if that is too much.
 
         Raises:
-            ConfigError: more than f replies are left out, or all of them; the message has the
-                reasons.
+            NoStep: more than f replies are left out, or all of them, or no weight is positive; the
+                message has the reasons.
+            ConfigError: there are not as many weights as replies.
         """
         n = len(replies)
         if weights is not None and len(weights) != n:
@@ -96,8 +104,18 @@ class Guard:
             for i, reply in enumerate(replies)
         ]
         kept = np.array([i for i, reason in enumerate(reasons) if reason is None], dtype=np.intp)
-        dropped = tuple(Dropped(i, reason) for i, reason in enumerate(reasons) if reason)
+        dropped = tuple(
+            Dropped(i, reason, is_diverged(replies[i], size))
+            for i, reason in enumerate(reasons)
+            if reason
+        )
+        if left_out is not None:
+            left_out(dropped)
         self.check(dropped, n)
+        admitted = None
+        if weights is not None:
+            admitted = np.array([weights[i] for i in kept], np.float64)
+            check_weights(admitted)
         if isinstance(replies, np.ndarray):
             x = replies if len(kept) == n else replies[kept]
         else:
@@ -105,20 +123,51 @@ class Guard:
         return Admitted(
             x=x,
             kept=kept,
-            f=self.f - len(dropped),
-            weights=None if weights is None else np.array([weights[i] for i in kept], np.float64),
+            f=max(0, self.f - len(dropped)),
+            weights=admitted,
             dropped=dropped,
         )
 
     def check(self, dropped: Sequence[Dropped], n: int) -> None:
-        """Raises ConfigError if more than f of n replies are left out, or all of them."""
-        if len(dropped) > self.f or len(dropped) == n:
+        """Raises NoStep if more of n replies are left out than may be, or all of them."""
+        if len(dropped) > self.f > 0 or len(dropped) == n:
             listed = "; ".join(f"reply {d.index}: {d.reason}" for d in dropped[:5])
             more = f"; and {len(dropped) - 5} more" if len(dropped) > 5 else ""
-            raise ConfigError(
+            diverged = len(dropped) == n and all(one.diverged for one in dropped) and n > 0
+            if diverged:
+                raise NotFinite(
+                    f"none of {n} replies is finite ({listed}{more}); training may have diverged: "
+                    "lower the learning rate"
+                )
+            raise NoStep(
                 f"{len(dropped)} of {n} replies are unusable, at most f={self.f} are tolerated, "
                 f"and one must be left ({listed}{more}): raise f, or find out why the clients fail"
             )
+
+
+def is_diverged(reply: object, size: int) -> bool:
+    """Returns whether a reply is a vector of the right form whose numbers are not finite."""
+    form = isinstance(reply, np.ndarray) and reply.shape == (size,) and reply.dtype.kind == "f"
+    return form and _fault_of_numbers(cast(Array, reply)) is not None
+
+
+def weight_of(value: object) -> float | None:
+    """Returns what a client says that its update weighs, such as its number of examples.
+
+    None if that is no number, or one below 0, above 2**63 or not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return None
+    return float(value) if 0 <= value <= MOST_WEIGHT else None  # NaN is in no interval
+
+
+def check_weights(weights: Sequence[float] | Array) -> None:
+    """Raises NoStep unless a weight is positive."""
+    if not any(weight > 0 for weight in weights):
+        raise NoStep(
+            "no weight is positive, as of clients without examples or without time for a step: "
+            "there is nothing to average"
+        )
 
 
 def fault_of(
@@ -155,13 +204,20 @@ def _fault_of_form(reply: object, size: int, dtype: np.dtype[Any]) -> str | None
 
 
 def _fault_of_weight(weight: object) -> str | None:
-    if isinstance(weight, bool | np.bool_) or not isinstance(weight, numbers.Real):
-        return f"number of examples is {weight!r:.40}, not a number"
-    try:
-        number = float(weight)
-    except OverflowError:
-        number = np.inf
-    return None if 0 <= number < np.inf else f"number of examples is {weight!r:.40}"
+    if weight_of(weight) is not None:
+        return None
+    kind = (
+        "" if isinstance(weight, float | int) and not isinstance(weight, bool) else ", not a number"
+    )
+    return f"number of examples is {shown(weight)}{kind}"
+
+
+def shown(value: object) -> str:
+    """Returns what a client sent in a few characters, for a message."""
+    # A whole number of 4,301 digits has no text: Python refuses to make it.
+    if isinstance(value, int) and abs(value) > MOST_WEIGHT:
+        return f"a whole number of {value.bit_length()} bits"
+    return f"{value!r:.40}"
 
 
 def _fault_of_numbers(row: Array) -> str | None:

@@ -12,8 +12,8 @@ import numpy as np
 
 from fl.aggregation.aggregator import Aggregator, Context, Fold, Invariances, check_result
 from fl.aggregation.gram import Array, column_chunks
+from fl.aggregation.guard import check_weights
 from fl.aggregation.rows import Rows
-from fl.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,6 @@ class _RunningMean(Fold):
             mean += share * (x[columns] - mean)
 
     def result(self) -> Array:
-        if not self._total > 0.0:
-            raise ConfigError("Mean: no weight is positive: at least one must be")
+        check_weights([self._total])
         check_result(Mean.__name__, self._mean)
         return self._mean

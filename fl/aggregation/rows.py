@@ -25,6 +25,7 @@ from fl.aggregation.gram import (
     gram,
     squared_distances,
 )
+from fl.aggregation.guard import check_weights
 from fl.aggregation.order_statistics import block_width
 from fl.errors import ConfigError
 
@@ -39,6 +40,7 @@ class Rows:
 
     Raises:
         ConfigError: the matrix or the weights have another shape, type or sign.
+        NoStep: no weight is positive.
     """
 
     def __init__(self, x: Array, weights: ArrayLike | None = None) -> None:
@@ -292,10 +294,10 @@ def _checked_weights(weights: ArrayLike, n: int) -> Float64:
     w = np.asarray(weights, dtype=np.float64)
     if w.shape != (n,):
         raise ConfigError(f"weights of shape {w.shape} for {n} vectors: need ({n},)")
-    if not np.isfinite(w).all() or (w < 0).any() or not (w > 0).any():
+    if not np.isfinite(w).all() or (w < 0).any():
         raise ConfigError(
-            f"weights {w.tolist()}: must be finite and not negative, at least one positive; a "
-            "number of examples is what a client says it is, so pass it through "
-            "fl.aggregation.Guard first"
+            f"weights {w.tolist()}: must be finite and not negative; a number of examples is what "
+            "a client says it is, so pass it through fl.aggregation.Guard first"
         )
+    check_weights(w)
     return np.asarray(w / w.max())  # the sum of numbers near 1e308 would be infinite

@@ -27,7 +27,8 @@ class AutogradBatch:
     Args:
         model: in training mode; its own parameters and buffers are not touched.
         layout: of the model.
-        buffers: current values of the model's buffers, changed in place.
+        buffers: current values of the entries that no rule moves, as `Layout.fixed` gives them;
+            kept up to date.
         x: inputs, shape (b, ...).
         y: targets, shape (b,) or (b, T).
     """
@@ -48,8 +49,10 @@ class AutogradBatch:
 
     def _mean_loss(self, w: Tensor) -> Tensor:
         entries = {**self._layout.split(w), **self._buffers}
-        # The entries of a layout share no memory: no need to look for ties.
+        # The layout knows all ties: no need to look for them.
         logits = functional_call(self._model, entries, (self._x,), tie_weights=False)
+        for name in self._buffers:  # a model may assign to a buffer what it does not write into it
+            self._buffers[name] = entries[name].detach()
         return per_example_loss(logits, self._y).mean()
 
     def grad(self, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,10 +96,7 @@ def train_alone(
     device = pool.device
     row = as_tensor(task.row).to(device)
     w = layout.select(row)
-    buffers = {
-        **{e.name: row[e.offset : e.offset + e.size].view(e.shape).clone() for e in layout.buffers},
-        **moved(carried_tensors(task.carried), device),
-    }
+    buffers = layout.fixed(row, moved(carried_tensors(task.carried), device))
     memory = rule.first_memory(w) if task.memory is None else task.memory
     received = Received(w, moved(task.server, device), moved(memory, device), dict(task.scalars))
     epochs = -(-task.steps // steps_per_epoch(task.examples, batch_size, drop_last))
@@ -126,7 +126,7 @@ def train_alone(
     uploaded, extras, memory = rule.finish(w, state, received, steps)
     return Trained(
         rows=layout.join(uploaded, buffers)[None].to(HOST),
-        carried=carried_arrays(moved({e.name: buffers[e.name] for e in layout.carried}, HOST)),
+        carried=carried_arrays(moved(layout.carried_of(buffers), HOST)),
         extras=moved({name: vector[None] for name, vector in extras.items()}, HOST),
         memory=moved({name: tensor[None] for name, tensor in memory.items()}, HOST),
         losses=[float(torch.stack(losses).mean())],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
@@ -231,6 +232,10 @@ class TrainingApp(PlannedApp):
                 self._model = model()
         self._model.train()
         self.layout = Layout.of(self._model)
+        if not self.layout.num_trainable:
+            raise ConfigError(
+                "the model has nothing to train: it has no parameters, or all are frozen or empty"
+            )
         drop_weights(self._model)
         self._channels_last = takes_channels_last(
             self._model, self.layout, data.input_shape, self.device
@@ -248,7 +253,8 @@ class TrainingApp(PlannedApp):
 
     @cached_property
     def _flops(self) -> Flops:
-        counted = flops_per_example(self._model, self.data.input_shape, self._input_dtype)
+        with self._refusing_inputs():
+            counted = flops_per_example(self._model, self.data.input_shape, self._input_dtype)
         self._let_go()
         return counted
 
@@ -256,11 +262,24 @@ class TrainingApp(PlannedApp):
     def _memory_bytes(self) -> int:
         largest = int(self.data.partitions.sizes.max(initial=1))
         batch = largest if self.batch_size is None else min(self.batch_size, largest)
-        counted = memory_bytes(
-            self._model, self.data.input_shape, batch, self.rule.vectors, self._input_dtype
-        )
+        with self._refusing_inputs():
+            counted = memory_bytes(
+                self._model, self.data.input_shape, batch, self.rule.vectors, self._input_dtype
+            )
         self._let_go()
         return counted
+
+    @contextmanager
+    def _refusing_inputs(self) -> Iterator[None]:
+        """Says in what is raised inside that the model does not take the data's inputs."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise ConfigError(
+                f"the model does not take inputs of shape {self.data.input_shape} and type "
+                f"{self._input_dtype} ({str(error).splitlines()[0]}); one in float16 throughout "
+                "needs .float()"
+            ) from error
 
     @cached_property
     def _reply_bytes(self) -> int | None:
@@ -469,8 +488,8 @@ class TrainingApp(PlannedApp):
         loss = accuracy = 0.0
         if count:
             entries = carried_tensors(carried(self.layout, _arrays(message.content)))
-            state = moved(self.layout.unflatten(row, entries), self.device)
-            self._evaluated.load_state_dict(state, assign=True)
+            entries = moved(entries, self.device)
+            self.layout.load(self._evaluated, row.to(self.device), entries)
             client = self.data.client_test if self.evaluate_on == "test" else self.data.client
             x, y = client(partition)
             loss, accuracy = evaluate(self._evaluated, (x.to(self.device), y.to(self.device)))
@@ -579,7 +598,7 @@ class TrainingApp(PlannedApp):
             return f"{type(self.rule).__name__} trains one client at a time"
         moving = [entry.name for entry in self.layout.entries if entry.kind != "trainable"]
         if moving:
-            return f"the model has buffers or frozen parameters: {moving}"
+            return f"the model has buffers, or frozen or tied parameters: {moving}"
         gains, reason = gains_from_batching(self._model, self.device)
         if mode == "auto" and not gains:
             return reason

@@ -238,7 +238,7 @@ class VmapBatch:
 
     def loss(self, w: Tensor) -> Tensor:
         """Returns the loss at `w`."""
-        # Parameters of a layout share no memory: no need to look for ties.
+        # A layout without other entries than parameters: there is nothing tied to look for.
         parameters = self._layout.split(w)
         logits = functional_call(self._model, parameters, (self._x,), tie_weights=False)
         losses = per_example_loss(logits, self._y)

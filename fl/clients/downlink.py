@@ -14,7 +14,7 @@ from fl.clients.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import Channel, PayloadError, Shapes, receive_parts
 from fl.compression.compressor import State
 from fl.errors import ConfigError
-from fl.params import Layout, Row, RowArray, carried, to_record
+from fl.params import Layout, Row, RowArray, carried, read_array, to_record
 
 VERSION_KEY = "version"
 STATE_KEY = "fl.downlink"
@@ -108,7 +108,7 @@ class Downlink:
                 f"Context.state['{STATE_KEY}'] is a {type(record).__name__}, not an ArrayRecord: "
                 "the key belongs to the downlink, use another"
             )
-        return {name: array.numpy() for name, array in record.items()}
+        return {name: read_array(array) for name, array in record.items()}
 
 
 def _array(value: NDArray[Any]) -> Array:
@@ -124,7 +124,7 @@ def _equal(a: State, b: State) -> bool:
 
 def _payload(record: ArrayRecord, name: str, length: int | None = None) -> bytes:
     array = record.get(name)
-    if array is None or array.stype != PAYLOAD_STYPE:
+    if array is None or array.stype != PAYLOAD_STYPE or not isinstance(array.data, bytes):
         raise PayloadError(f"'{name}' is missing, or not of stype '{PAYLOAD_STYPE}'")
     if length is not None and len(array.data) != length:
         raise PayloadError(f"'{name}' has {len(array.data)} bytes, not {length}")

@@ -16,7 +16,16 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from fl.clients.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import Compressor, Shapes
 from fl.errors import ConfigError
-from fl.params import Layout, Row, RowArray, from_record, record_vector, to_record
+from fl.params import (
+    Layout,
+    Row,
+    RowArray,
+    from_record,
+    read_array,
+    record_vector,
+    to_record,
+    trusted_record,
+)
 from fl.randomness import SEED_KEY, generator
 
 STATE_KEY = "fl.island"
@@ -30,7 +39,6 @@ SEND = "outer-send"  # numbers of the fragments whose outer gradient the reply s
 Pattern = Literal["strided", "sequential"]
 
 _BLOCKS_PER_FRAGMENT = 3  # of Streaming DiLoCo
-_STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True)
@@ -62,13 +70,13 @@ class Fragments:
         Raises:
             ConfigError: there are more fragments than blocks, or an entry is no parameter.
         """
-        others = [e.name for e in layout.entries if e.kind != "trainable"]
-        others += [e.name for e in layout.floats if e.name.endswith(_STATISTICS)]
+        others = [e.name for e in layout.entries if e.kind not in ("trainable", "tied")]
+        others += [e.name for e in layout.statistics]
         if others:
             raise ConfigError(
                 f"outer steps are made of differences of parameters, and {others[0]!r} (of "
-                f"{len(others)} such entries) is none: use a model without buffers, such as "
-                "BatchNorm's"
+                f"{len(others)} such entries) is none, or never moves: use a model without "
+                "buffers, such as BatchNorm's, and without frozen parameters"
             )
         numbers = [re.search(r"(?:^|\.)(\d+)\.", entry.name) for entry in layout.floats]
         blocks = sorted({int(found[1]) for found in numbers if found})
@@ -272,8 +280,8 @@ class Island:
                 "this worker has no parameters of its own, because it is new or has crashed, and "
                 "the message brings none: the server must send the whole model first"
             )
-        live = record["live"].numpy()
-        return live, record["theta"].numpy() if "theta" in record else live
+        live = read_array(record["live"])
+        return live, read_array(record["theta"]) if "theta" in record else live
 
     def _record(self, live: Row, theta: Row) -> ArrayRecord:
         rows = {"live": live} if self.quantiser is None else {"live": live, "theta": theta}
@@ -289,12 +297,9 @@ def fragment_of(record: ArrayRecord, p: int, size: int) -> Row:
     name = f"{PAYLOAD_KEY}.{p}"
     array = record.get(name)
     if array is None:
-        raise ConfigError(f"fragment {p} is missing; there are {sorted(record)}")
-    layout = Layout.of_record(ArrayRecord({name: array}))
-    row = from_record(layout, ArrayRecord({name: array}))
-    if row.shape != (size,):
-        raise ConfigError(f"fragment {p} has {row.size} entries, expected {size}")
-    return row
+        raise ConfigError(f"fragment {p} is missing among {len(record)} arrays")
+    # The receiver knows the length; what the array says of its own is only compared with it.
+    return from_record(Layout.of_vector(name, size), trusted_record(ArrayRecord, {name: array}))
 
 
 def fragment_record(fragments: Mapping[int, Row]) -> ArrayRecord:

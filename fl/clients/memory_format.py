@@ -32,10 +32,8 @@ def takes_channels_last(
     convolutions = any(isinstance(module, nn.Conv2d) for module in model.modules())
     if device.type != "cpu" or len(input_shape) != 3 or not convolutions:
         return False
-    buffers = {
-        **{entry.name: torch.zeros(entry.shape) for entry in layout.buffers},
-        **{e.name: torch.zeros(e.shape, dtype=getattr(torch, e.dtype)) for e in layout.carried},
-    }
+    zeros = {e.name: torch.zeros(e.shape, dtype=getattr(torch, e.dtype)) for e in layout.carried}
+    buffers = layout.fixed(torch.zeros(layout.size), zeros)
     x, y = with_channels_last(torch.zeros(2, *input_shape)), torch.zeros(2, dtype=torch.int64)
     try:
         with global_generators(0, "structure"):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
-from fl.clients.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
+from fl.clients.uplink import NOT_FINITE, PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import PayloadError, Replicated, Shapes
 from fl.compression.compressor import State
-from fl.errors import ConfigError
-from fl.params import Layout, Row, from_record, record_vector, to_record
+from fl.errors import ConfigError, NotFinite
+from fl.params import Layout, Row, from_record, read_array, record_vector, to_record
 from fl.randomness import SEED_KEY, generator
 
 STATE_KEY = "fl.replica"
@@ -76,15 +77,16 @@ class Replica:
             message: the message.
             context: of the client; its state is replaced.
 
+        A gradient that is not finite is a message of no bytes.
+
         Raises:
-            ConfigError: there is no gradient, or it is not finite.
+            ConfigError: there is no gradient.
         """
         record = content.get(GRADIENT_KEY)
         if not isinstance(record, ArrayRecord):
             raise ConfigError(
                 f"the reply has no record '{GRADIENT_KEY}': this method needs client=gradient"
             )
-        g = record_vector(record, layout.num_trainable, "the gradient").numpy()
         x, state = self._kept(context)
         rng = generator(
             int(context.run_config[SEED_KEY]),
@@ -92,7 +94,10 @@ class Replica:
             int(context.node_config["partition-id"]),
             message.metadata.message_id,
         )
-        payload, state = self.rule.send(g, trained_shapes(layout), state, rng)
+        payload = NOT_FINITE
+        with suppress(NotFinite):
+            g = record_vector(record, layout.num_trainable, "the gradient").numpy()
+            payload, state = self.rule.send(g, trained_shapes(layout), state, rng)
         context.state[STATE_KEY] = _record(x, state)
         array = Array("uint8", (len(payload),), PAYLOAD_STYPE, payload)
         records: dict[str, Any] = {**content, self.arrays_key: ArrayRecord({PAYLOAD_KEY: array})}
@@ -106,7 +111,7 @@ class Replica:
                 f"this worker of {type(self.rule).__name__} has no memory: it has crashed, or "
                 "joined after the first round; every worker must be there from beginning to end"
             )
-        state = {name: array.numpy() for name, array in record.items()}
+        state = {name: read_array(array) for name, array in record.items()}
         return state.pop("x"), state
 
 
@@ -120,7 +125,8 @@ def trained_shapes(layout: Layout) -> Shapes:
     if others:
         raise ConfigError(
             f"models are moved by gradients alone, and {others[0]!r} (of {len(others)} entries) "
-            "has none: use a model without buffers, such as BatchNorm's"
+            "has none of its own: use a model without buffers, such as BatchNorm's, and without "
+            "frozen or tied parameters"
         )
     return Shapes.of(layout)
 

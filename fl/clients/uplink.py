@@ -11,11 +11,12 @@ from flwr.clientapp.typing import ClientAppCallable
 from fl.compression import Channel, Shapes
 from fl.compression.compressor import State
 from fl.errors import ConfigError
-from fl.params import Layout, Row, carried, from_record
+from fl.params import Layout, Row, as_tensor, carried, from_record, is_finite, read_array
 from fl.randomness import SEED_KEY, generator
 
 PAYLOAD_KEY = "update"
 PAYLOAD_STYPE = "fl.payload"
+NOT_FINITE = b""  # the payload of an update that has diverged, which no channel carries
 NEXT_KEY = "next-message"
 STATE_KEY = "fl.uplink"
 
@@ -23,23 +24,32 @@ STATE_KEY = "fl.uplink"
 class Uplink:
     """Replaces the model in a reply by the payload of x = w_i - w, w the model that came.
 
-    `fl.strategies.Compressed` undoes it on the server, so that the strategy sees ordinary replies.
-    The sender's state (residuals, control vectors) is in `Context.state["fl.uplink"]`. Random
-    numbers come from the stream (seed, "compression", partition-id, message_id).
+    x has the parameters that the client trains. Buffers, which are few numbers of another size than
+    any update, travel beside the payload as they are; frozen parameters, and the second name of
+    tied ones, not at all. `fl.strategies.Compressed` undoes it on the server, so that the strategy
+    sees ordinary replies. An update that is not finite is a payload of no bytes. The sender's state
+    (residuals, control vectors) is in `Context.state["fl.uplink"]`. Random numbers come from the
+    stream (seed, "compression", partition-id, message_id).
 
     Our own ClientApp packs its replies by itself, many clients at once. Anybody's ClientApp takes
     an Uplink as a Flower mod: `ClientApp(mods=[Uplink(channel)])`.
 
     Args:
         channel: carries the changes.
+        layout: of the model, only needed as a mod, and if not all its entries are trained.
         arrays_key: name of the model's record in messages and replies.
         config_key: name of the message's configuration.
     """
 
     def __init__(
-        self, channel: Channel, arrays_key: str = "arrays", config_key: str = "config"
+        self,
+        channel: Channel,
+        layout: Layout | None = None,
+        arrays_key: str = "arrays",
+        config_key: str = "config",
     ) -> None:
         self.channel = channel
+        self.layout = layout
         self.arrays_key = arrays_key
         self.config_key = config_key
 
@@ -51,7 +61,7 @@ class Uplink:
             return reply
         if not isinstance(received, ArrayRecord):
             raise ConfigError(f"the message has no ArrayRecord '{self.arrays_key}'")
-        layout = Layout.of_record(received)
+        layout = Layout.of_record(received) if self.layout is None else self.layout
         reply.content = self.pack(
             layout, from_record(layout, received), reply.content, message, context
         )
@@ -70,13 +80,15 @@ class Uplink:
             context: of the client; its state is replaced.
 
         Raises:
-            ConfigError: the change of the model is not finite, or the channel refuses it.
+            ConfigError: there is no model of this layout, or the channel refuses its change.
         """
         model = content.get(self.arrays_key)
         if not isinstance(model, ArrayRecord):
             raise ConfigError(f"the reply has no ArrayRecord '{self.arrays_key}'")
-        x = np.ascontiguousarray(from_record(layout, model, finite=False) - w, dtype=np.float32)
-        shapes = Shapes.of(layout)
+        trained = layout.select(as_tensor(from_record(layout, model, finite=False)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            x = (trained - layout.select(as_tensor(w))).numpy()
+        shapes = Shapes.trained(layout)
         state = _load(context) if STATE_KEY in context.state else self.channel.init(shapes)
         config: Any = message.content.get(self.config_key, {})
         if NEXT_KEY in config:
@@ -87,12 +99,15 @@ class Uplink:
             int(context.node_config["partition-id"]),
             message.metadata.message_id,
         )
-        payload, state = self.channel.encode(x, shapes, state, rng)
+        payload = NOT_FINITE
+        if is_finite(x):
+            payload, state = self.channel.encode(x, shapes, state, rng)
         if state:
             context.state[STATE_KEY] = ArrayRecord(
                 {name: Array(np.asarray(value)) for name, value in state.items()}
             )
         arrays = {PAYLOAD_KEY: Array("uint8", (len(payload),), PAYLOAD_STYPE, payload)}
+        arrays.update({entry.name: model[entry.name] for entry in layout.moving_buffers})
         arrays.update(carried(layout, model))
         return RecordDict({**content, self.arrays_key: ArrayRecord(arrays)})
 
@@ -104,4 +119,4 @@ def _load(context: Context) -> State:
             f"Context.state['{STATE_KEY}'] is a {type(record).__name__}, not an ArrayRecord: the "
             "key belongs to the compressor, use another"
         )
-    return {name: array.numpy() for name, array in record.items()}
+    return {name: read_array(array) for name, array in record.items()}

@@ -78,6 +78,11 @@ class Shapes:
         return cls(tuple(entry.shape for entry in layout.floats))
 
     @classmethod
+    def trained(cls, layout: Layout) -> Shapes:
+        """Returns the shapes of what clients train: the entries that an update moves."""
+        return cls(tuple(entry.shape for entry in layout.trainable))
+
+    @classmethod
     def vector(cls, size: int) -> Shapes:
         """Returns the shapes of one bare vector of `size` entries."""
         return cls(((size,),))

@@ -13,6 +13,7 @@ import io
 import os
 import tempfile
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from fl.data.federated import Examples, IntArray, Source, per_channel
 from fl.errors import ConfigError
+from fl.npy import read_header
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -179,11 +181,14 @@ def _cached(path: Path, shape: tuple[int, ...]) -> Pixels | None:
     if not path.is_file():
         return None
     try:
-        found = np.load(path)
+        with open(path, "rb") as file:
+            claim = read_header(file.read(10_012))
+        if claim[:3] != ("uint8", shape, False) or path.stat().st_size != claim[3] + prod(shape):
+            return None
+        found: Pixels = np.load(path)
     except (OSError, ValueError, EOFError):
         return None
-    whole = isinstance(found, np.ndarray) and found.shape == shape and found.dtype == np.uint8
-    return found if whole else None
+    return found
 
 
 def _encoded(images: ImageSet, split: SplitName) -> pa.Table:

@@ -24,7 +24,7 @@ from fl.grid_around import GridAround
 from fl.payload import payload_bytes
 from fl.simulation.client_errors import ClientErrors
 from fl.simulation.clock import WallClock
-from fl.simulation.control import OnApplied, RecordedControl
+from fl.simulation.control import OnApplied, OnStep, RecordedControl
 from fl.simulation.identity import client_of, message_id, node_id
 from fl.simulation.trace import Event, Trace
 
@@ -79,6 +79,8 @@ class DeployedGrid(GridAround):
         on_replies: called at the end of each that sent something, with the replies and `exchange`,
             the type of its (first) message.
         on_applied: called for each update that a strategy reports to have used.
+        on_step: called for each round of a strategy that has ended, with why it leaves the model as
+            it is, or None.
         check: called with content, type and client of each message; raises if the client would.
 
     Attributes:
@@ -100,13 +102,14 @@ class DeployedGrid(GridAround):
         on_sent: Callable[..., None] | None = None,
         on_replies: Callable[..., None] | None = None,
         on_applied: OnApplied | None = None,
+        on_step: OnStep | None = None,
         check: Check | None = None,
     ) -> None:
         super().__init__(grid)
         self.num_clients = num_clients
         self.clock = WallClock()
         self.trace = Trace()
-        self.control = DeployedControl(self.trace, lambda: self.now, on_applied)
+        self.control = DeployedControl(self.trace, lambda: self.now, on_applied, on_step)
         self.bytes_down = 0
         self.bytes_up = 0
         self.train_messages = 0

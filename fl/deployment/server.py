@@ -15,7 +15,7 @@ from rich.console import Console
 
 from fl.deployment.grid import DeployedGrid
 from fl.deployment.settings import check_deployable, compose_experiment, read_settings
-from fl.errors import ConfigError, DeploymentError
+from fl.errors import ConfigError, DeploymentError, Diverged
 from fl.experiment import app_of, build, facts, serve, target_of
 from fl.metrics import Progress, RunWriter, Totals, units
 from fl.metrics.atomic import replacing
@@ -105,6 +105,7 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
         on_sent=lambda *args, **kwargs: recorder.on_sent(*args, **kwargs),
         on_replies=lambda *args, **kwargs: recorder.on_replies(*args, **kwargs),
         on_applied=lambda *update: recorder.on_applied(*update),
+        on_step=lambda why_not, model: recorder.on_step(why_not, model),
         check=lambda content, kind, client: client_app.plan(content, kind, client, _SOME_SPEED),
     )
     deployed.await_clients(settings.nodes or config.num_clients, settings.wait_s)
@@ -123,25 +124,29 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
     recorder = DeployedRecorder(writer, deployed, tell=config.progress)
     status: Status = "completed"
     error: BaseException | None = None
+    diverged: str | None = None
     deployed.begin()
     try:
         with global_generators(config.seed, "server"):
             serve(experiment, config, deployed, recorder)
-        if (in_vain := recorder.nothing_learnt()) is not None:
+        diverged = recorder.diverged()
+        if diverged is None and (in_vain := recorder.nothing_learnt()) is not None:
             raise DeploymentError(in_vain)
+    except Diverged as ended:  # a result, not a failure: what there is before it is kept
+        diverged = str(ended)
     except BaseException as stopped:  # raised again below, after the files are written
         status = "failed" if isinstance(stopped, Exception) else "interrupted"
         error = stopped
     recorder.flush()
     summary = writer.finish(
         recorder.totals(),
-        status=status,
+        status=status if diverged is None else "diverged",
         trace=deployed.trace,
         participation=participation(
             deployed.trace, deployed.control.answers, deployed.were_available()
         ),
         model_sha256=recorder.model_sha256(),
-        error=error,
+        error=diverged if error is None else error,
         extra={**recorder.report(), **extra},
     )
     if recorder.final_arrays is not None:

@@ -24,6 +24,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from fl.clients.app import MEMORY_KEY, WORK_KEY, TrainingApp, read_memory
 from fl.clients.batched import even_runs
 from fl.clients.planned import PlannedApp
+from fl.compression import PayloadError
 from fl.errors import ConfigError
 from fl.execution.speech import Line, hearing_clients
 from fl.params import content_of
@@ -249,7 +250,12 @@ class Worker:
     def _packed(self, app: PlannedApp, batch: Sequence[Assignment]) -> list[Outcome]:
         messages = [assignment.message(own_content=False) for assignment in batch]
         contexts = [assignment.context(self.run) for assignment in batch]
-        contents = app.train_contents(messages, contexts)
+        try:
+            contents = app.train_contents(messages, contexts)
+        except (ConfigError, PayloadError):
+            # One has nothing that can be packed, as an update that is not finite. Each by itself
+            # gets its own outcome.
+            return [self._alone(assignment) for assignment in batch]
         return [
             Outcome(content=content, state=context.state or None)
             for content, context in zip(contents, contexts, strict=True)

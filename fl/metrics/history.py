@@ -31,7 +31,7 @@ devices together, J. Everything after these is a metric.
 """
 
 
-OWN = (*COLUMNS, "staleness", "poll_gap")
+OWN = (*COLUMNS, "staleness", "poll_gap", "unchanged_rounds")
 """Columns that the simulator fills itself; no metric is called so."""
 
 

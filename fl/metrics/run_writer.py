@@ -28,7 +28,7 @@ from enum import Enum
 from importlib import metadata
 from numbers import Integral, Real
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fl.errors import ConfigError
 from fl.metrics.atomic import remove_leftovers, replacing
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fl")
 
-Status = Literal["completed", "failed", "interrupted"]
+Status = Literal["completed", "diverged", "failed", "interrupted"]
 
 _VIEWS = ("plots/metrics.png", "plots/clients.png")
 
@@ -183,7 +183,8 @@ class RunWriter:
         """Writes the results and returns the summary.
 
         Call it once, also when the run failed: with status "failed" or "interrupted", and the
-        error. A second call (the first one failed while drawing) replaces the files.
+        error; or "diverged", if it came to its end without a finite model. A second call (the first
+        one failed while drawing) replaces the files.
 
         Args:
             totals: the run's cost.
@@ -199,9 +200,9 @@ class RunWriter:
         Raises:
             ConfigError: unknown status, or `extra` holds something JSON cannot.
         """
-        if status not in ("completed", "failed", "interrupted"):
+        if status not in get_args(Status):
             raise ConfigError(
-                f"status is {status!r}; it must be 'completed', 'failed' or 'interrupted'"
+                f"status is {status!r}; it must be one of {', '.join(get_args(Status))}"
             )
         summary = self._summary(
             totals, status, trace, participation, model_sha256, error, extra or {}

@@ -171,7 +171,9 @@ def _array(described: list[Any], views: _Views) -> Array:
         return Array(dtype, tuple(shape), stype, views.bytes(number))
     number, offset, shape = described
     row = views.row(number)
-    if offset < 0 or min(shape, default=0) < 0 or offset + prod(shape) > row.size:
+    if not all(type(extent) is int and extent >= 0 for extent in (offset, *shape)):
+        raise ValueError("not a record of a journal: an array has no shape")
+    if offset + prod(shape) > row.size:
         raise ValueError("not a record of a journal: an array lies outside its row")
     return RowArray(row, offset, tuple(shape))
 

@@ -6,17 +6,24 @@ there a client that was told to stop goes on, and its reply is thrown away.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from flwr.serverapp import Grid
 
+from fl.errors import NoStep, NotFinite
 from fl.simulation.identity import client_of
 from fl.simulation.trace import Event, Trace
 
+log = logging.getLogger("fl")
+
 OnApplied = Callable[[int, Mapping[str, Any], bool], None]
 """Called with age in versions and metrics of an update, and whether the client was polled."""
+
+OnStep = Callable[[NoStep | None, str], None]
+"""Called with why a round leaves the model as it is, or None, and the model's name."""
 
 
 class Control(Protocol):
@@ -54,6 +61,15 @@ class Control(Protocol):
     def absent(self, node: int, server_round: int) -> None:
         """Reports that a client, by its Flower id, takes no part in a round: a fault."""
 
+    def stepped(self, server_round: int, why_not: NoStep | None = None, *, model: str = "") -> None:
+        """Reports that a round has changed the model, or that it has left it as it is: a fault.
+
+        Args:
+            server_round: the round, or the version of the model that the step would have made.
+            why_not: why the model stays as it is; None if it has changed.
+            model: its name, where there are several.
+        """
+
 
 class NoControl:
     """A deployment: nobody listens."""
@@ -79,6 +95,11 @@ class NoControl:
     def absent(self, node: int, server_round: int) -> None:
         """Does nothing."""
 
+    def stepped(self, server_round: int, why_not: NoStep | None = None, *, model: str = "") -> None:
+        """Logs why a round leaves the model as it is."""
+        if why_not is not None:
+            log.warning("round %d leaves the model as it is: %s", server_round, why_not)
+
 
 class RecordedControl(Control):
     """Records a strategy's reports in a trace; who carries out its orders adds `cancel`.
@@ -87,6 +108,7 @@ class RecordedControl(Control):
         trace: where events are recorded.
         now: returns their time in s.
         on_applied: called for each update that was used.
+        on_step: called for each round that has ended.
 
     Attributes:
         answers: how many replies of each client were read and not rejected; whoever gives out the
@@ -97,12 +119,15 @@ class RecordedControl(Control):
         self,
         trace: Trace,
         now: Callable[[], float],
-        on_applied: OnApplied | None,
+        on_applied: OnApplied | None = None,
+        on_step: OnStep | None = None,
     ) -> None:
         self.answers: Counter[int] = Counter()
         self._trace = trace
         self._now = now
         self._on_applied = on_applied
+        self._on_step = on_step
+        self._told = 0
 
     def applied(
         self, message_id: str, age: int, metrics: Mapping[str, Any], *, polled: bool = False
@@ -129,6 +154,21 @@ class RecordedControl(Control):
         """Records that a client takes no part in a round."""
         client = client_of(node)
         self._trace.record(self._now(), Event.ABSENT, client, value=float(server_round))
+
+    def stepped(self, server_round: int, why_not: NoStep | None = None, *, model: str = "") -> None:
+        """Records that a round leaves the model as it is, and tells the user the first time."""
+        if why_not is not None:
+            kind = Event.NOT_FINITE if isinstance(why_not, NotFinite) else Event.NO_STEP
+            self._trace.record(self._now(), kind, value=float(server_round))
+            self._told += 1
+            if self._told == 1:
+                log.warning(
+                    "round %d leaves the model as it is (further ones are only counted): %s",
+                    server_round,
+                    why_not,
+                )
+        if self._on_step is not None:
+            self._on_step(why_not, model)
 
     def record(self, kind: Event, message: str, age: int = 0) -> None:
         """Records an event of a message, now."""

@@ -27,7 +27,7 @@ from fl.params import LARGE_BYTES
 from fl.payload import payload_bytes, snapshot
 from fl.simulation.client_errors import ClientErrors
 from fl.simulation.clock import VirtualClock
-from fl.simulation.control import OnApplied, RecordedControl
+from fl.simulation.control import OnApplied, OnStep, RecordedControl
 from fl.simulation.engine import Engine, Stage, Task
 from fl.simulation.events import Priority
 from fl.simulation.fleet import Fleet
@@ -155,6 +155,8 @@ class SimGrid(Grid):
             that sent something, with `exchange`, the type of its (first) message.
         on_progress: called after each instant of virtual time.
         on_applied: called for each update that a strategy reports to have used.
+        on_step: called for each round of a strategy that has ended, with why it leaves the model as
+            it is, or None.
         on_said: called with each line that clients have said in other processes.
         errors: counts exceptions in ClientApps; a new one if None.
         epoch: the date at virtual time 0, in s since 1970.
@@ -181,6 +183,7 @@ class SimGrid(Grid):
         on_replies: Callable[..., None] | None = None,
         on_progress: Callable[[], None] | None = None,
         on_applied: OnApplied | None = None,
+        on_step: OnStep | None = None,
         on_said: Callable[[Line], None] | None = None,
         errors: ClientErrors | None = None,
         epoch: int = EPOCH,
@@ -189,7 +192,7 @@ class SimGrid(Grid):
         self.trace = Trace() if trace is None else trace
         self.engine = Engine(fleet, self, self.trace)
         self.clock = VirtualClock(lambda: self.engine.queue.now, self.sleep, self.wait)
-        self.control = SimControl(self, on_applied)
+        self.control = SimControl(self, on_applied, on_step)
         self.peers = SimPeers(self)
         self.train_messages = 0
         self.client_updates = 0
@@ -855,8 +858,8 @@ class SimGrid(Grid):
 class SimControl(RecordedControl):
     """Carries out a strategy's orders on the fleet, and records its reports in the trace."""
 
-    def __init__(self, grid: SimGrid, on_applied: OnApplied | None) -> None:
-        super().__init__(grid.trace, grid.clock.now, on_applied)
+    def __init__(self, grid: SimGrid, on_applied: OnApplied | None, on_step: OnStep | None) -> None:
+        super().__init__(grid.trace, grid.clock.now, on_applied, on_step)
         self._grid = grid
 
     def cancel(self, message_id: str) -> bool:

@@ -22,8 +22,10 @@ import io
 import json
 import math
 import pickle
+import zipfile
 from dataclasses import dataclass
 from datetime import datetime
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl.errors import ConfigError
+from fl.npy import read_header
 
 
 @dataclass(frozen=True)
@@ -317,6 +320,8 @@ def read_worker_seconds(path: str | Path, load: float) -> NDArray[np.floating]:
     name = f"load_{load:.3f}"
     try:
         with np.load(content, allow_pickle=False) as arrays:
+            if name in arrays.files:
+                _check_member(arrays.zip, f"{name}.npy")
             if name not in arrays.files:
                 raise ConfigError(
                     f"{path} has no array {name}; it has {', '.join(sorted(arrays.files))}. "
@@ -330,6 +335,15 @@ def read_worker_seconds(path: str | Path, load: float) -> NDArray[np.floating]:
     if seconds.dtype.kind not in "fiu":
         raise ConfigError(f"{path}: {name} holds {seconds.dtype}; it must hold seconds, as floats.")
     return seconds.astype(np.float64) if seconds.dtype.kind in "iu" else seconds
+
+
+def _check_member(archive: zipfile.ZipFile, name: str) -> None:
+    """Raises a ValueError unless an array is as long as it says: NumPy asks for memory first."""
+    with archive.open(name) as file:
+        dtype, shape, _, start = read_header(file.read(10_012))
+    size, claim = archive.getinfo(name).file_size, start + prod(shape) * np.dtype(dtype).itemsize
+    if size != claim:
+        raise ValueError(f"{name} has {size} bytes, but says that it has {claim}")
 
 
 def _read(path: str | Path) -> bytes:

@@ -49,9 +49,9 @@ class Event(IntEnum):
     TRANSFER_LOST = 23  # a peer's payload did not arrive; bytes were spent, value = the peer
     ALL_REDUCE = 24  # the client took part in one that ends now; bytes it sent, value = seconds
     ABSENT = 25  # a node of a network without a server takes no part in a round; value = the round
-    MERGED = (
-        26  # a polled client's model entered the server's; value = versions since its last poll
-    )
+    MERGED = 26  # a polled client's model was merged; value = versions since its last poll
+    NO_STEP = 27  # nothing that came in a round could change the model; value = the round
+    NOT_FINITE = 28  # a step to a model that is not finite, which was not taken; value = the round
 
 
 FAULTS = frozenset(
@@ -69,6 +69,8 @@ FAULTS = frozenset(
         Event.FORGED,
         Event.TRANSFER_LOST,
         Event.ABSENT,
+        Event.NO_STEP,
+        Event.NOT_FINITE,
     }
 )
 """Events counted as faults in the summary."""

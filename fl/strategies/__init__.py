@@ -23,6 +23,7 @@ from fl.strategies.fedfix import FedFix
 from fl.strategies.fedprox import FedProx
 from fl.strategies.gossip import Gossip
 from fl.strategies.gradient_tracking import GradientTracking
+from fl.strategies.guarded import Guarded, guarded
 from fl.strategies.local_sgd import LocalSGD
 from fl.strategies.monna import MoNNA
 from fl.strategies.oort import Oort
@@ -67,6 +68,7 @@ __all__ = [
     "FedProx",
     "Gossip",
     "GradientTracking",
+    "Guarded",
     "LocalSGD",
     "MoNNA",
     "NodeModels",
@@ -82,4 +84,5 @@ __all__ = [
     "SyncST",
     "TiFL",
     "TrustedUpdate",
+    "guarded",
 ]

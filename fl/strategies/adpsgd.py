@@ -200,7 +200,7 @@ class ADPSGD(Decentralized):
         return self.swarm.send(source, target, self.swarm.model_bytes, index=index)
 
     def _average(self, i: int, j: int) -> None:
-        mean = np.float32(0.5) * (self.x[i] + self.x[j])
+        mean = np.float32(0.5) * self.x[i] + np.float32(0.5) * self.x[j]  # the sum could overflow
         self.x[i] = self.x[j] = mean
         self.workers[j].changes += 1
 

@@ -7,21 +7,30 @@ relatives. The replies' rows are read where they are, not collected as n diction
 from __future__ import annotations
 
 import logging
-import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid, strategy
 
-from fl.aggregation import Admitted, Aggregator, Dropped, Fold, Guard, fault_of
+from fl.aggregation import (
+    Admitted,
+    Aggregator,
+    Dropped,
+    Fold,
+    Guard,
+    check_result,
+    fault_of,
+    is_diverged,
+)
 from fl.arguments import read_if
-from fl.errors import ConfigError
-from fl.params import Layout, Row, carried, from_record, stack, to_record
+from fl.errors import ConfigError, NoStep
+from fl.params import Layout, Row, carried, from_record, median_carried, stack, to_record
 from fl.randomness import generator
 from fl.simulation.control import Control, control_of
+from fl.strategies.replies import averageable, model_in, weight_in
 
 log = logging.getLogger("fl")
 
@@ -50,7 +59,10 @@ class Aggregate(strategy.FedAvg):
 
     where w_i is what client i made of w. A reply that is no model of the right form, or not finite,
     never reaches F: it counts as one of the f the rule tolerates, and is an event of the trace.
-    More than f raise. A round with too few replies for the rule leaves the model as it is.
+
+    A round leaves the model as it is, and says so, if more than f replies are unusable, none weighs
+    anything, they are too few for the rule, or its result is not finite. Entries that are no floats
+    become the median of those of the replies that reached F.
 
     A rule that continues from its last result is given that. One that wants a trusted update, or
     the vector of the node that aggregates, is given the server's own update (`TrustedUpdate`).
@@ -129,31 +141,37 @@ class Aggregate(strategy.FedAvg):
         """Returns the new model and the clients' mean metrics; None and None without replies.
 
         Raises:
-            ConfigError: more than f replies are unusable.
+            ConfigError: the rule cannot work with as many replies as were asked for.
         """
-        if self._sent is None:
+        if self._sent is None or not self._asked:
             return None, None
         layout, replies = Layout.of_record(self._sent), list(replies)
         fold = self.rule.fold(layout.size) if layout.is_large else None
         if fold is not None:
             return self._folded(server_round, layout, replies, fold)
         valid, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
-        if not valid:
-            return None, None
-        rows, weights = self._rows(layout, valid)
-        admitted = Guard(f=self.rule.tolerates(len(valid)))(rows, layout.size, weights)
-        self._leave_out(server_round, valid, admitted.dropped)
         try:
-            new = self._step(server_round, from_record(layout, self._sent), admitted)
+            if not valid:
+                raise NoStep(f"none of {self._asked} clients has answered")
+            rows, weights = self._rows(layout, valid)
+            admitted = Guard(f=self.rule.tolerates(len(valid)))(
+                rows, layout.size, weights, left_out=partial(self._leave_out, server_round, valid)
+            )
+            new = self._step(server_round, layout, from_record(layout, self._sent), admitted)
         except ConfigError as error:
             self._keep_model(server_round, len(valid), error)
             return None, None
         kept = [valid[i] for i in admitted.kept]
-        buffers = carried(layout, _model(kept[0], self.arrayrecord_key))
+        entries = self._carried(layout, kept) if layout.carried else {}
         metrics = self._metrics([reply.content for reply in kept])
         for reply in valid:  # `Strategy.start` holds them until it has the next round's
             reply.content.pop(self.arrayrecord_key, None)
-        return to_record(layout, new, buffers), metrics
+        self._report(server_round)
+        return to_record(layout, new, entries), metrics
+
+    def _carried(self, layout: Layout, replies: Sequence[Message]) -> dict[str, Array]:
+        models = (model_in(reply, self.arrayrecord_key) for reply in replies)
+        return median_carried(layout, [carried(layout, model) for model in models])
 
     def _folded(
         self, server_round: int, layout: Layout, replies: Sequence[Message], fold: Fold
@@ -161,37 +179,38 @@ class Aggregate(strategy.FedAvg):
         """Takes the models one after the other: a large one is in memory once, not n times."""
         dropped: list[Dropped] = []
         kept: list[RecordDict] = []
-        buffers: dict[str, Array] = {}
+        entries: list[dict[str, Array]] = []
         for i, reply in enumerate(replies):  # the simulator's clients may train at the first look
             if reply.has_error():
                 continue
-            row, weight = (
-                _row(layout, reply, self.arrayrecord_key),
-                _weight(reply, self.weighted_by_key),
-            )
+            row = _row(layout, reply, self.arrayrecord_key)
+            weight = weight_in(reply.content, self.weighted_by_key)
             reason = fault_of(row, weight, layout.size)
             if row is not None and reason is None:
                 fold.add(row, cast(float, weight))
-                buffers = buffers or carried(layout, _model(reply, self.arrayrecord_key))
+                entries.append(carried(layout, model_in(reply, self.arrayrecord_key)))
                 kept.append(reply.content)
             else:
-                dropped.append(Dropped(i, str(reason)))
+                dropped.append(Dropped(i, str(reason), is_diverged(row, layout.size)))
             del row
             reply.content.pop(self.arrayrecord_key, None)
         valid, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
-        if not valid:
-            return None, None
-        Guard(f=self.rule.tolerates(len(valid))).check(dropped, len(valid))
         self._leave_out(server_round, replies, dropped)
         try:
+            if not valid:
+                raise NoStep(f"none of {self._asked} clients has answered")
+            Guard(f=self.rule.tolerates(len(valid))).check(dropped, len(valid))
             new = fold.result()
+            if self.eta != 1.0:
+                w = from_record(layout, cast(ArrayRecord, self._sent))
+                new = layout.step(w, self.eta, new - w)
+            new = layout.rounded(new)
+            check_result("the server", new)
         except ConfigError as error:
             self._keep_model(server_round, len(valid), error)
             return None, None
-        if self.eta != 1.0:
-            w = from_record(layout, cast(ArrayRecord, self._sent))
-            new = np.asarray(w + np.float32(self.eta) * (new - w), dtype=np.float32)
-        return to_record(layout, new, buffers), self._metrics(kept)
+        self._report(server_round)
+        return to_record(layout, new, median_carried(layout, entries)), self._metrics(kept)
 
     def _leave_out(
         self, server_round: int, replies: Sequence[Message], dropped: Sequence[Dropped]
@@ -206,42 +225,47 @@ class Aggregate(strategy.FedAvg):
 
     def _keep_model(self, server_round: int, replies: int, error: ConfigError) -> None:
         """Says why the round changes nothing; raises if no other round could do better."""
-        if replies == self._asked:
-            raise error  # the rule cannot work with the clients it is given
-        log.warning(
-            "round %d leaves the model as it is, with %d of %d replies: %s",
-            server_round,
-            replies,
-            self._asked,
-            error,
-        )
+        if not isinstance(error, NoStep):
+            if replies == self._asked:
+                raise error  # the rule cannot work with the clients it is given
+            error = NoStep(f"{replies} of {self._asked} replies: {error}")
+        self._report(server_round, error)
+
+    def _report(self, server_round: int, why_not: NoStep | None = None) -> None:
+        if self._control is not None:
+            self._control.stepped(server_round, why_not)
 
     def _rows(
         self, layout: Layout, replies: Sequence[Message]
     ) -> tuple[Row | list[object], list[object]]:
         """Returns the replies' models, as one matrix if all have the right form, and weights."""
-        weights = [_weight(reply, self.weighted_by_key) for reply in replies]
+        weights = [weight_in(reply.content, self.weighted_by_key) for reply in replies]
         shape, held = (len(replies), layout.size), self._scratch
         if held is None or len(held) < shape[0] or held.shape[1] != shape[1]:
             self._scratch = None if layout.is_large else np.empty(shape, np.float32)
         try:
-            records = [_model(reply, self.arrayrecord_key) for reply in replies]
+            records = [model_in(reply, self.arrayrecord_key) for reply in replies]
             return stack(layout, records, finite=False, scratch=self._scratch), weights
         except ConfigError:
             return [_row(layout, reply, self.arrayrecord_key) for reply in replies], weights
 
-    def _metrics(self, contents: Sequence[RecordDict]) -> MetricRecord | None:
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
         """Returns the mean of the metrics that have the most common form; None if there are none.
 
-        What a client says of itself is no more to be trusted than its model: other names, lists of
-        another length, or a number that is no float would stop the function that averages.
+        Args:
+            server_round: the round.
+            replies: to `evaluate` messages.
         """
-        forms = [_form(content, self.weighted_by_key) for content in contents]
-        found = Counter(form for form in forms if form is not None).most_common(1)
-        if not found:
-            return None
-        alike = [c for c, form in zip(contents, forms, strict=True) if form == found[0][0]]
-        return self.train_metrics_aggr_fn(alike, self.weighted_by_key)
+        valid, _ = self._check_and_log_replies(replies, is_train=False, validate=False)
+        alike = averageable([reply.content for reply in valid], self.weighted_by_key)
+        return self.evaluate_metrics_aggr_fn(alike, self.weighted_by_key) if alike else None
+
+    def _metrics(self, contents: Sequence[RecordDict]) -> MetricRecord | None:
+        """Returns the mean of the metrics that have the most common form; None without any."""
+        alike = averageable(contents, self.weighted_by_key)
+        return self.train_metrics_aggr_fn(alike, self.weighted_by_key) if alike else None
 
     def known(self, server_round: int, size: int) -> Known:
         """Returns what the round's aggregate depends on beside the updates.
@@ -257,51 +281,28 @@ class Aggregate(strategy.FedAvg):
             reference = self._own
         return Known(self.rule, generator(self.seed, "aggregation", server_round), reference)
 
-    def _step(self, server_round: int, w: Row, admitted: Admitted) -> Row:
+    def _step(self, server_round: int, layout: Layout, w: Row, admitted: Admitted) -> Row:
         """Returns the next model, shape (d,)."""
         rule, rng, reference = self.known(server_round, len(w))
         rule = rule.tolerating(admitted.f)
         if self.eta == 1.0 and reference is None and "translation" in rule.invariances:
-            return rule(admitted.x, admitted.weights, rng)  # F(w_i - w) = F(w_i) - w
-        self._last = rule(admitted.x - w, admitted.weights, rng, reference)
-        return np.asarray(w + np.float32(self.eta) * self._last, dtype=np.float32)
-
-
-def _model(reply: Message, key: str) -> ArrayRecord:
-    record = reply.content.get(key)
-    if not isinstance(record, ArrayRecord):
-        raise ConfigError(f"the reply has no ArrayRecord '{key}'")
-    return record
+            new = rule(admitted.x, admitted.weights, rng)  # F(w_i - w) = F(w_i) - w
+            if layout.is_plain:
+                return new
+            new = layout.rounded(new)
+            check_result("the server", new)
+            return new
+        with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
+            last = rule(admitted.x - w, admitted.weights, rng, reference)
+        new = layout.step(w, self.eta, last)
+        check_result("the server", new)
+        self._last = last
+        return new
 
 
 def _row(layout: Layout, reply: Message, key: str) -> Row | None:
     try:
-        return from_record(layout, _model(reply, key), finite=False)
+        return from_record(layout, model_in(reply, key), finite=False)
     except ConfigError as error:
         log.warning("node %d: %s", reply.metadata.src_node_id, error)
         return None
-
-
-def _form(content: RecordDict, weight_key: str) -> tuple[tuple[str, str, int], ...] | None:
-    """Returns names and lengths (-1 for a number) of a client's metrics; None if they are unusable.
-
-    Usable are finite numbers of a client with examples.
-    """
-    form: list[tuple[str, str, int]] = []
-    for record_name, record in sorted(content.metric_records.items()):
-        for name, value in sorted(record.items()):
-            numbers = value if isinstance(value, list) else [value]
-            largest = sys.float_info.max
-            if not all(-largest <= number <= largest for number in numbers):  # NaN is not, either
-                return None
-            if name == weight_key and not (isinstance(value, int | float) and value > 0):
-                return None
-            form.append((record_name, name, len(value) if isinstance(value, list) else -1))
-    return tuple(form)
-
-
-def _weight(reply: Message, key: str) -> object:
-    for record in reply.content.values():
-        if isinstance(record, MetricRecord) and key in record:
-            return record[key]
-    return None

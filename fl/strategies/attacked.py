@@ -17,6 +17,7 @@ from fl.simulation.clock import VirtualClock, clock_of
 from fl.simulation.control import Control, control_of
 from fl.simulation.identity import client_of
 from fl.strategies.aggregate import Aggregate
+from fl.strategies.guarded import Guarded
 
 log = logging.getLogger("fl")
 
@@ -57,16 +58,17 @@ class Attacked(strategy.Strategy):
         seed: int = 0,
         arrays_key: str = "arrays",
     ) -> None:
+        name = type(inner.inner if isinstance(inner, Guarded) else inner).__name__
         if type(inner).start is not strategy.Strategy.start:
             raise ConfigError(
-                f"{type(inner).__name__} does not work in rounds, and forged updates are made of "
+                f"{name} does not work in rounds, and forged updates are made of "
                 "those of a round: use a strategy with rounds, or an attack on data (label_flip, "
                 "backdoor)"
             )
         if attack.knowledge == "aggregation" and not isinstance(inner, Aggregate):
             raise ConfigError(
                 f"{type(attack).__name__} searches against the server's rule, which "
-                f"{type(inner).__name__} does not show: use strategy=aggregate, or an attack that "
+                f"{name} does not show: use strategy=aggregate, or an attack that "
                 "does not know the rule"
             )
         self.inner = inner

@@ -8,18 +8,28 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, strategy
 from flwr.serverapp.strategy import Result
 
 from fl.clients.downlink import VERSION_KEY
-from fl.clients.uplink import NEXT_KEY, PAYLOAD_KEY, PAYLOAD_STYPE
+from fl.clients.uplink import NEXT_KEY, NOT_FINITE, PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import Broadcast, Channel, PayloadError, Receivers, Shapes
 from fl.compression.wire import u32
 from fl.errors import ConfigError
 from fl.grid_around import GridAround
-from fl.params import Layout, Row, carried, from_record, to_record
+from fl.params import (
+    Layout,
+    Row,
+    as_tensor,
+    carried,
+    carried_tensors,
+    from_record,
+    to_record,
+    with_entries,
+)
 from fl.simulation.clock import Clock, clock_of
 from fl.simulation.control import Control, control_of
 
@@ -50,6 +60,9 @@ class CompressedGrid(GridAround):
     model is shown as w_t + x, with w_t the model that was to be sent: the client's step, taken from
     the server's own model, so that errors of the downlink do not accumulate in it.
 
+    What is not trained is not compressed with the rest: buffers come up as they are, frozen
+    parameters not at all.
+
     A payload that no encoder can have made becomes an error reply, as if the client had failed, and
     a fault in the trace; what the server keeps for that client stays as it was.
 
@@ -64,6 +77,7 @@ class CompressedGrid(GridAround):
         seed: of the downlink's random numbers.
         max_bytes: most bytes kept for all clients together, for uplinks whose server has a state
             for each.
+        layout: of the clients' model, `Layout.of(model)`; None if all its entries are trained.
         arrays_key, config_key: names of the records in messages.
     """
 
@@ -76,6 +90,7 @@ class CompressedGrid(GridAround):
         num_clients: int,
         seed: int = 0,
         max_bytes: int = 2**30,
+        layout: Layout | None = None,
         arrays_key: str = "arrays",
         config_key: str = "config",
     ) -> None:
@@ -87,6 +102,7 @@ class CompressedGrid(GridAround):
         self.max_bytes = max_bytes
         self.arrays_key = arrays_key
         self.config_key = config_key
+        self._known_layout = layout
         self._layout: Layout | None = None
         self._receivers: Receivers | None = None
         self._broadcast: Broadcast | None = None
@@ -172,12 +188,17 @@ class CompressedGrid(GridAround):
 
     def _row(self, record: ArrayRecord) -> Row:
         if self._layout is None:
-            self._layout = Layout.of_record(record)
-            shapes = Shapes.of(self._layout)
+            self._layout = self._known_layout or Layout.of_record(record)
+            if self._known_layout is None and (self._layout.carried or self._layout.statistics):
+                raise ConfigError(
+                    "the model has buffers, which are not compressed with what clients train: pass "
+                    "layout=Layout.of(model) to fl.strategies.Compressed"
+                )
             if self.uplink is not None:
-                self._receivers = Receivers(self.uplink, shapes, self.num_clients, self.max_bytes)
+                trained = Shapes.trained(self._layout)
+                self._receivers = Receivers(self.uplink, trained, self.num_clients, self.max_bytes)
             if self.downlink is not None:
-                self._broadcast = Broadcast(self.downlink, shapes, self.seed)
+                self._broadcast = Broadcast(self.downlink, Shapes.of(self._layout), self.seed)
         return from_record(self._layout, record)
 
     def _pack(
@@ -294,11 +315,18 @@ class CompressedGrid(GridAround):
                 f"'{self.arrays_key}' of the reply has no payload '{PAYLOAD_KEY}' of stype "
                 f"'{PAYLOAD_STYPE}'"
             )
-        entries = carried(self._layout, record)
+        layout, entries = self._layout, carried(self._layout, record)
+        base = with_entries(layout, sent.w, record, layout.moving_buffers)
         sender = self._sender(reply.metadata.src_node_id)
-        change = self._receivers.receive(sender, payload.data)
-        self._unsure.discard(sender)
-        return to_record(self._layout, sent.w + change, entries)
+        if payload.data == NOT_FINITE:  # for the strategy to see
+            change = np.full(layout.num_trainable, np.nan, np.float32)
+        else:
+            change = self._receivers.receive(sender, payload.data)
+            self._unsure.discard(sender)
+        with np.errstate(over="ignore"):  # for the strategy to see
+            trained = layout.select(as_tensor(base)) + as_tensor(change)
+        fixed = layout.fixed(as_tensor(base), carried_tensors(entries))
+        return to_record(layout, layout.join(trained, fixed), entries)
 
 
 class Compressed(strategy.Strategy):
@@ -313,6 +341,7 @@ class Compressed(strategy.Strategy):
         num_clients: clients there are.
         seed: of the downlink's random numbers.
         max_bytes: bound on what the server keeps for all clients together.
+        layout: of the clients' model; None if all its entries are trained.
         arrays_key, config_key: names of the records in messages.
     """
 
@@ -325,6 +354,7 @@ class Compressed(strategy.Strategy):
         num_clients: int,
         seed: int = 0,
         max_bytes: int = 2**30,
+        layout: Layout | None = None,
         arrays_key: str = "arrays",
         config_key: str = "config",
     ) -> None:
@@ -335,6 +365,7 @@ class Compressed(strategy.Strategy):
             "num_clients": num_clients,
             "seed": seed,
             "max_bytes": max_bytes,
+            "layout": layout,
             "arrays_key": arrays_key,
             "config_key": config_key,
         }

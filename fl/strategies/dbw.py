@@ -6,6 +6,7 @@ arXiv:2004.14696 (IFIP Networking 2020, Computer Networks 2021).
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -69,6 +70,15 @@ class DBW(BackupWorkers):
         self.window = window
         self.beta = beta
         self.loss_key = loss_key
+
+    def unusable(self, update: Update) -> str | None:
+        """Refuses a worker that does not report its loss."""
+        if _loss(update.metrics.get(self.loss_key)) is None:
+            return (
+                f"it reports no '{self.loss_key}' that is a finite number: DBW needs it, set "
+                "strategy.loss_key"
+            )
+        return None
 
     def begin(self, server: Server) -> None:
         """Forgets all estimates."""
@@ -141,16 +151,12 @@ class DBW(BackupWorkers):
         return np.asarray((self.eta - half) * g - half * v / np.arange(1, len(self.workers) + 1))
 
     def mean_loss(self, updates: Sequence[Update]) -> float:
-        """Returns F_t.
+        """Returns F_t."""
+        losses = [_loss(update.metrics.get(self.loss_key)) for update in updates]
+        return float(np.mean([loss for loss in losses if loss is not None]))
 
-        Raises:
-            ConfigError: a worker does not report its loss.
-        """
-        losses = [update.metrics.get(self.loss_key) for update in updates]
-        for update, loss in zip(updates, losses, strict=True):
-            if isinstance(loss, bool) or not isinstance(loss, int | float):
-                raise ConfigError(
-                    f"node {update.node} reports no '{self.loss_key}' (it has "
-                    f"{sorted(update.metrics)}): DBW needs it, set strategy.loss_key"
-                )
-        return float(np.mean([float(loss) for loss in losses if loss is not None]))
+
+def _loss(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) <= sys.float_info.max else None

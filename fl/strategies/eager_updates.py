@@ -6,12 +6,14 @@ Kale, Douillard, Donchev, "Eager Updates For Overlapped Communication and Comput
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from fl.errors import ConfigError
+from fl.aggregation import check_weights
+from fl.errors import ConfigError, NoStep
 from fl.params import Row
 from fl.strategies.outer import EarlyStep, Outer, OuterSteps, Reduction, Run, Worker, mean_of
 from fl.strategies.outer_optimizers import OuterOptimizer, OuterSgd, State
@@ -101,16 +103,23 @@ class EagerUpdates(DelayedUpdates):
         """Takes worker m's step on its own outer parameters."""
         node, outer = worker.node, run.copies[worker.node]
         own = run.reductions[p, worker.step]
+        weights = {node: own.weights[node]}
         if reduction is None:
             others, newest = np.zeros_like(own.gradients[node]), 1 / len(run.workers)
         else:
             nothing = np.zeros_like(own.gradients[node])
-            weights = {**reduction.weights, node: own.weights[node]}
+            weights = {**reduction.weights, **weights}
             others = mean_of({**reduction.gradients, node: nothing}, weights)
-            newest = own.weights[node] / sum(weights.values())
-        if worker.step + self.inner_steps > run.last_step:
-            run.last[node, p] = EarlyStep(worker.step, outer.theta[p], outer.state[p], others)
-        outer.step(self.optimizer, p, others + newest * own.gradients[node])
+            newest = own.weights[node] / max(sum(weights.values()), math.ulp(0.0))
+        early = EarlyStep(worker.step, outer.theta[p], outer.state[p], others)
+        try:
+            check_weights(list(weights.values()))
+            outer.step(self.optimizer, p, others + newest * own.gradients[node])
+        except NoStep as error:
+            run.tasks.control.stepped(run.version + 1, error)
+        else:
+            if worker.step + self.inner_steps > run.last_step:
+                run.last[node, p] = early
         return outer.theta[p]
 
     def conclude(self, run: Run) -> None:
@@ -120,8 +129,11 @@ class EagerUpdates(DelayedUpdates):
                 outer = run.copies[node]
                 outer.theta[p], outer.state[p] = early.theta, early.state
                 outer.steps[p] -= 1
-                newest = run.reductions[p, early.step].mean()
-                outer.step(self.optimizer, p, early.others + newest)
+                try:
+                    newest = run.reductions[p, early.step].mean()
+                    outer.step(self.optimizer, p, early.others + newest)
+                except NoStep as error:
+                    run.tasks.control.stepped(run.version, error)
 
     def rounds_done(self, run: Run) -> int:
         """Returns how many phases all workers have gone on from."""

@@ -14,17 +14,19 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from fl.errors import ConfigError, SimulationError
-from fl.params import Layout, Row, carried, from_record, to_record
+from fl.aggregation import check_result, weight_of
+from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
+from fl.params import Layout, Row, carried, from_record, median_carried, to_record
 from fl.randomness import generator
 from fl.strategies.no_rounds import NoRounds
 from fl.strategies.tasks import TTL_S, Failures, Task, Tasks
@@ -33,7 +35,7 @@ log = logging.getLogger("fl")
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
-_STATISTICS = ("running_mean", "running_var")  # PyTorch's names in normalisation layers
+_WEIGHT_KEY = "num-examples"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,7 +84,8 @@ class Update:
     @property
     def delta(self) -> Row:
         """The client's change: x minus the model that was sent, shape (d,)."""
-        return self.x - self.task.memo.w
+        with np.errstate(over="ignore"):  # seen in what is made of it
+            return np.asarray(self.x - self.task.memo.w)
 
     @property
     def seconds(self) -> float:
@@ -105,7 +108,6 @@ class GlobalModel:
         self._w: Row = from_record(self.layout, arrays)
         self._version = 0
         self._carried = carried(self.layout, arrays)
-        self._statistics = [e for e in self.layout.floats if e.name.endswith(_STATISTICS)]
 
     @property
     def w(self) -> Row:
@@ -142,21 +144,39 @@ class GlobalModel:
         """Returns the versions since the one that a task began with."""
         return self.version - task.memo.version
 
-    def become(self, w: Row, contributors: Sequence[Update]) -> None:
+    def become(
+        self, w: Row, contributors: Sequence[Update], *, of_one_version: bool = False
+    ) -> None:
         """Makes `w` the next version.
 
-        Statistics of normalisation layers are no directions: they become the plain mean of the
-        contributors', however stale. Entries outside the row are the last contributor's.
+        Statistics of normalisation layers are no directions: where contributors began with
+        different versions, they become the plain mean of theirs, however stale. Entries outside the
+        row become the median of theirs.
+
+        Args:
+            w: shape (d,).
+            contributors: of what it was made.
+            of_one_version: they all began with the present version, so that the statistics in `w`
+                are what the method made of theirs.
+
+        Raises:
+            NotFinite: the model would not be finite; then nothing has changed.
         """
         w = np.ascontiguousarray(w, dtype=np.float32)
-        if contributors and self._statistics:
+        if contributors and self.layout.statistics and not of_one_version:
             w = w.copy()
-            for entry in self._statistics:
+            for entry in self.layout.statistics:
                 place = slice(entry.offset, entry.offset + entry.size)
                 w[place] = np.mean([u.x[place] for u in contributors], axis=0)
-        if contributors:
-            self._carried = dict(contributors[-1].statistics)
+        w = self.layout.rounded(w)
+        check_result("the server", w)
+        if contributors and self.layout.carried:
+            self._carried = median_carried(self.layout, [u.statistics for u in contributors])
         self._w = w
+        self._version += 1
+
+    def stay(self) -> None:
+        """Makes the model as it is the next version."""
         self._version += 1
 
 
@@ -169,6 +189,7 @@ class Server:
         config: sent with every message.
         seed: root of the draws.
         keys: names of the records with the model and the configuration.
+        name: of the model, where there are several.
 
     Attributes:
         num_rounds: versions of the model after which the run ends.
@@ -181,7 +202,9 @@ class Server:
         config: Mapping[str, Any],
         seed: int,
         keys: tuple[str, str],
+        name: str = "",
     ) -> None:
+        self.name = name
         self.model = model
         self.tasks = tasks
         self.seed = seed
@@ -208,9 +231,9 @@ class Server:
         """Time in s."""
         return self.tasks.now()
 
-    def of(self, model: GlobalModel) -> Server:
+    def of(self, model: GlobalModel, name: str) -> Server:
         """Returns a server of another model, with the same clients, tasks and configuration."""
-        return Server(model, self.tasks, self._config, self.seed, self._keys)
+        return Server(model, self.tasks, self._config, self.seed, self._keys, name)
 
     def staleness(self, update: Update) -> int:
         """Returns the server versions since the one the update began with."""
@@ -253,20 +276,45 @@ class Server:
         sent = Sent(version, w, dict(config or {}))
         return self.tasks.send(self._content(sent), list(nodes), sent, kind)
 
-    def step(self, w: Row, contributors: Sequence[Update], *, polled: bool = False) -> None:
-        """Makes `w` the next version of the model.
+    def step(
+        self,
+        w: Row,
+        contributors: Sequence[Update],
+        *,
+        of_one_version: bool = False,
+        polled: bool = False,
+    ) -> bool:
+        """Makes `w` the next version of the model, or what there is if `w` is not finite.
 
         Args:
             w: shape (d,).
             contributors: the updates it was made of; their staleness is counted and reported now.
-            polled: whether the server asked for them; then it is no staleness, see
+            of_one_version: see `GlobalModel.become`.
+            polled: whether the server asked for the updates; then it is no staleness, see
                 `fl.simulation.control.Control.applied`.
+
+        Returns:
+            Whether the step was taken. If not, what a method has made of it for later, as a
+            momentum, is to be forgotten.
         """
-        for update in contributors:
-            self.tasks.control.applied(
-                update.task.message_id, self.staleness(update), update.metrics, polled=polled
-            )
-        self.model.become(w, contributors)
+        stale = [self.staleness(update) for update in contributors]
+        try:
+            self.model.become(w, contributors, of_one_version=of_one_version)
+        except NoStep as error:
+            for update in contributors:
+                self.discard(update)
+            self.stay(error)
+            return False
+        for update, age in zip(contributors, stale, strict=True):
+            self.tasks.control.applied(update.task.message_id, age, update.metrics, polled=polled)
+        self.tasks.control.stepped(self.version, model=self.name)
+        self.evaluate()
+        return True
+
+    def stay(self, why: NoStep) -> None:
+        """Makes the model as it is the next version, and reports why."""
+        self.model.stay()
+        self.tasks.control.stepped(self.version, why, model=self.name)
         self.evaluate()
 
     def reject(self, update: Update) -> None:
@@ -299,13 +347,23 @@ class EventDriven(NoRounds):
     and `dispatch`.
 
     A run ends after `num_rounds` versions of the model. A client that fails frees its slot. A reply
-    that holds no finite model of the right form is discarded, reported and frees its slot as well.
+    that holds no finite model of the right form, or that the method cannot use (`unusable`), is
+    reported and frees its slot as well.
+
+    So does an update of a client that reports 0 examples: it has learnt nothing, and what it
+    returns is an old version of the model. If as many in a row as may be in flight are such, or not
+    finite, the model as it is becomes the next version: a fleet without data, or whose training has
+    diverged, comes to an end.
 
     A client that takes unusually long, see `fl.strategies.patience`, frees its slot when it is
     late, and is sent nothing else until its reply is there, which is received like any other. Only
     when it is so late that its task must be lost may it be sent another one; and even then the
     reply is received if it comes. Methods that read `timeout` do not have patience: there, a client
     that has not answered so many seconds after it was sent a message has failed.
+
+    Attributes:
+        takes_empty: whether the method is given such updates, because it weighs them itself.
+        diverged: for each model, updates that were not finite since the last that was.
 
     Args:
         concurrency: C, most tasks in flight; None takes all available clients.
@@ -347,6 +405,12 @@ class EventDriven(NoRounds):
         self.configrecord_key = configrecord_key
 
     # ---- the method ------------------------------------------------------------------------------
+
+    takes_empty: ClassVar[bool] = False
+
+    def unusable(self, update: Update) -> str | None:
+        """Returns why the method cannot use an update, in words; None if it can."""
+        return None
 
     def begin(self, server: Server) -> None:
         """Prepares the method's state for a new run; called before anything is sent."""
@@ -418,7 +482,8 @@ class EventDriven(NoRounds):
             evaluate_fn: called with version and model, for the first and every later version.
 
         Raises:
-            ConfigError: an argument is out of its range.
+            ConfigError: an argument is out of its range, or clients report nothing that the method
+                can use.
             SimulationError: clients do nothing but fail.
         """
         at_least("num_rounds", num_rounds, 1)
@@ -444,21 +509,43 @@ class EventDriven(NoRounds):
         self.begin(server)
         self.dispatch(server)
         failures = Failures("update", timeout if self.reads_timeout else None)
+        vain: Counter[str] = Counter()
+        self.diverged: Counter[str] = Counter()
+        unusable: int | None = 0  # updates of a form that the method cannot use; None once it can
         while not ended():
             due = self.timer(server)
             until = due
             if self._looks_for_clients(server):
                 until = min(due, server.now + tasks.pause_s(self.retry_s))
             for task, reply in tasks.receive(until):
-                update = self._read(server, task, reply)
+                at_once = self.at_once(server)
+                name = self.model_of(task)
+                before = self.diverged[name]
+                update, why = self._read(server, task, reply)
+                if update is not None and (refusal := self.unusable(update)) is not None:
+                    update, why = None, refusal
+                    self._leave_out(server, task, refusal)
+                    unusable = None if unusable is None else unusable + 1
+                    if unusable == at_once:  # as many clients as that do not all lie
+                        raise ConfigError(f"none of the first {unusable} updates is usable: {why}")
                 if update is None:
-                    failures.add(task, reply, server.now, len(tasks))
+                    failures.add(task, reply, server.now, len(tasks), why=why)
+                    vain[name] += self.diverged[name] - before
                     self.failed(server, task)
-                elif not ended():
-                    failures.clear()
-                    self.receive(server, update)
-                else:
+                elif ended():
                     server.discard(update)
+                elif self._is_empty(update):
+                    vain[name] += 1
+                    server.discard(update)
+                    self.failed(server, task)
+                else:
+                    failures.clear()
+                    unusable, vain[name], self.diverged[name] = None, 0, 0
+                    self.receive(server, update)
+                if vain[name] >= at_once and not ended():
+                    vain[name] = 0
+                    failures.clear()  # the run goes on to its last version
+                    self.stay(server, task, self.why_in_vain(name))
             if server.now >= due and not ended():
                 self.tick(server)
             if not ended():
@@ -479,16 +566,45 @@ class EventDriven(NoRounds):
             )
         return True
 
-    def _read(self, server: Server, task: Task[Sent], reply: Message) -> Update | None:
+    def at_once(self, server: Server) -> int:
+        """Returns how many clients are asked at a time, of which not all lie."""
+        return self.concurrency or max(1, len(server.tasks.nodes()))
+
+    def model_of(self, task: Task[Sent]) -> str:
+        """Returns the name of the model that a task began with, where there are several."""
+        return ""
+
+    def why_in_vain(self, name: str = "") -> NoStep:
+        """Returns why the latest updates of a model are of no use."""
+        if self.diverged[name]:
+            return NotFinite(
+                f"the last {self.diverged[name]} updates are not finite; training may have "
+                "diverged: lower the learning rate"
+            )
+        return NoStep("no client has examples to learn from")
+
+    def stay(self, server: Server, task: Task[Sent], why: NoStep) -> None:
+        """Makes the model that a task began with, as it is now, the next version."""
+        server.stay(why)
+
+    def _is_empty(self, update: Update) -> bool:
+        return not self.takes_empty and weight_of(update.metrics.get(_WEIGHT_KEY)) == 0
+
+    def _read(self, server: Server, task: Task[Sent], reply: Message) -> tuple[Update | None, str]:
+        """Returns the update in a reply, or why there is none."""
         if reply.has_error():
             log.debug("node %d: %s", task.node, reply.error.reason)
-            return None
+            return None, reply.error.reason or "an error without a reason"
         try:
-            return server.model.read(task, reply, self.arrayrecord_key, server.now)
+            return server.model.read(task, reply, self.arrayrecord_key, server.now), ""
         except ConfigError as error:
-            log.warning("node %d left out: %s", task.node, error)
-            server.tasks.control.rejected(task.message_id)
-            return None
+            self.diverged[self.model_of(task)] += isinstance(error, NotFinite)
+            self._leave_out(server, task, str(error))
+            return None, str(error)
+
+    def _leave_out(self, server: Server, task: Task[Sent], why: str) -> None:
+        log.warning("node %d left out: %s", task.node, why)
+        server.tasks.control.rejected(task.message_id)
 
 
 def wait_for_nodes(tasks: Tasks[Any], least: int, retry_s: float) -> None:

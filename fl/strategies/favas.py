@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fl.aggregation import MOST_WEIGHT, shown
 from fl.errors import ConfigError
 from fl.params import Row
 from fl.strategies.contacts import Contacts
@@ -53,6 +54,16 @@ class Favas(Contacts):
             raise ConfigError(f"alpha is {alpha!r}; it must be 'expected', 'stochastic' or 'none'")
         self.alpha = alpha
 
+    def unusable(self, update: Update) -> str | None:
+        """Refuses a client that does not say how many steps it has done."""
+        steps = update.metrics.get("steps")
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 0 <= steps <= MOST_WEIGHT:
+            return (
+                f"it reports steps {shown(steps)}; this strategy needs the metric 'steps' of "
+                "fl.clients.TrainingApp, a whole number"
+            )
+        return None
+
     def begin(self, server: Server) -> None:
         """Forgets the clients' steps."""
         super().begin(server)
@@ -62,7 +73,7 @@ class Favas(Contacts):
         """Averages the server's model and the unbiased ones."""
         total = server.w
         for update in answers:
-            q = steps_of(update)
+            q = int(update.metrics["steps"])
             alpha = self._count(update.node, q)
             total = total + (update.task.memo.w + update.delta / alpha if q else update.task.memo.w)
         w = total / np.float32(len(answers) + 1)
@@ -79,18 +90,3 @@ class Favas(Contacts):
         if self.alpha == "stochastic":
             return working / contacts * q
         return steps / contacts
-
-
-def steps_of(update: Update) -> int:
-    """Returns how many steps a client reports to have done.
-
-    Raises:
-        ConfigError: it reports none, or no whole number.
-    """
-    steps = update.metrics.get("steps")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise ConfigError(
-            f"client {update.node} reports steps {steps!r}; this strategy needs the metric 'steps' "
-            "of fl.clients.TrainingApp, a whole number"
-        )
-    return steps

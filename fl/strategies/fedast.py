@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fl.aggregation import weight_of
 from fl.arguments import read_if
 from fl.clients.task_app import TASK_KEY
 from fl.errors import ConfigError
@@ -203,8 +204,7 @@ class Estimate:
     def add(self, update: Update) -> None:
         """Takes an update into the window."""
         self._deltas.append(update.delta[self._kept])
-        steps = update.metrics.get("steps", 1)
-        self.steps = float(steps) if isinstance(steps, int | float) and steps > 0 else 1.0
+        self.steps = weight_of(update.metrics.get("steps")) or 1.0
         if len(self._deltas) < (self._deltas.maxlen or 0):
             return
         deltas = np.stack(self._deltas).astype(np.float64)

@@ -65,7 +65,8 @@ class FedBuff(EventDriven):
         if len(self.buffered) < self.buffer_size:
             return
         mean = self.sum / np.float32(len(self.buffered))
-        self.velocity = np.float32(self.momentum) * self.velocity + mean
+        velocity = np.asarray(np.float32(self.momentum) * self.velocity + mean, dtype=np.float32)
         contributors = self.buffered
         self.sum, self.buffered = np.zeros_like(server.w), []
-        server.step(server.w + np.float32(self.eta) * self.velocity, contributors)
+        if server.step(server.w + np.float32(self.eta) * velocity, contributors):
+            self.velocity = velocity

@@ -33,7 +33,7 @@ from scipy.sparse import csr_array
 
 from fl.attacks import Attack, Scene
 from fl.errors import ConfigError, SimulationError
-from fl.params import Row
+from fl.params import Row, is_finite
 from fl.randomness import generator
 from fl.strategies.swarm import Answer, Decentralized, Swarm
 from fl.topologies import Stochasticity
@@ -435,7 +435,9 @@ class Driver:
             exchange.own[i] = row
             self._forge(exchange)
         else:
-            exchange.rows[i] = exchange.seen[i] = row
+            exchange.rows[i] = row
+            if is_finite(row):
+                exchange.seen[i] = row
             self._deliver(exchange, i)
             self._forge(exchange)
         if not method.sends_first:
@@ -443,6 +445,10 @@ class Driver:
 
     def _deliver(self, exchange: Exchange, j: int) -> None:
         heard, hearers = exchange.edges.heard, exchange.edges.hearers[j]
+        if not is_finite(exchange.rows[j]):  # who receives it throws it away
+            for k in hearers:
+                self._misses(exchange, k, j)
+            return
         targets = [k for k in hearers if k not in exchange.absent]
         for k in hearers:
             if k in exchange.absent:
@@ -519,11 +525,7 @@ class Driver:
         for (i, _), row in zip(own, rows, strict=True):
             self.swarm.tasks.control.forged(self.task_of[i])
             exchange.rows[i] = row
-            if np.isfinite(row).all():
-                self._deliver(exchange, i)
-                continue
-            for k in exchange.edges.hearers[i]:  # who receives it throws it away
-                self._misses(exchange, k, i)
+            self._deliver(exchange, i)
 
     # ---- time ------------------------------------------------------------------------------------
 
@@ -555,7 +557,8 @@ class Driver:
         for group in [together, *([i] for i in mixing if i in exchange.own)]:
             if group:
                 for i, row in zip(group, method.combine(exchange, group), strict=True):
-                    method.mixed(i, row)
+                    if is_finite(row):  # else it goes on from what it has
+                        method.mixed(i, row)
         exchange.finish(nodes)
         if len(exchange.done) == len(self.swarm):
             del self.exchanges[e]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl.aggregation import MOST_WEIGHT, weight_of
 from fl.errors import ConfigError
 from fl.randomness import generator
 from fl.strategies.events import Server, Update, at_least
@@ -146,6 +147,17 @@ class Oort(EarlyRounds):
 
     # ---- what clients tell -----------------------------------------------------------------------
 
+    def unusable(self, update: Update) -> str | None:
+        """Refuses a client that reports no loss, or no number of examples."""
+        loss = update.metrics.get(self.loss_key)
+        known = isinstance(loss, int | float) and -MOST_WEIGHT <= loss <= MOST_WEIGHT
+        if not known or weight_of(update.metrics.get(self.weighted_by_key)) is None:
+            return (
+                f"it reports no '{self.loss_key}' and '{self.weighted_by_key}' that are finite "
+                "numbers: Oort needs both, set strategy.loss_key"
+            )
+        return None
+
     def ended(self, server: Server, replies: Sequence[Update], missed: Sequence[int]) -> None:
         """Notes utilities and times, and lets the pacer look."""
         for update in replies:
@@ -163,18 +175,8 @@ class Oort(EarlyRounds):
         self.known.setdefault(update.node, Record()).seconds = update.seconds
 
     def note(self, server: Server, update: Update) -> None:
-        """Notes what a reply says.
-
-        Raises:
-            ConfigError: it has no loss or number of examples.
-        """
-        loss = update.metrics.get(self.loss_key)
-        examples = update.metrics.get(self.weighted_by_key)
-        if not isinstance(loss, int | float) or not isinstance(examples, int | float):
-            raise ConfigError(
-                f"node {update.node} reports no '{self.loss_key}' and '{self.weighted_by_key}' "
-                f"(it has {sorted(update.metrics)}): Oort needs both, set strategy.loss_key"
-            )
+        """Notes what a reply says."""
+        loss, examples = update.metrics[self.loss_key], update.metrics[self.weighted_by_key]
         record = self.known.setdefault(update.node, Record())
         utility = examples * abs(loss)
         record.utility = utility if math.isfinite(utility) else 0.0

@@ -28,6 +28,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
+from fl.aggregation import check_result, check_weights, shown, weight_of
 from fl.arguments import read_if
 from fl.clients.island import (
     MERGE,
@@ -43,7 +44,7 @@ from fl.clients.island import (
 from fl.clients.scheduled import FIRST_STEP_KEY
 from fl.clients.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import Compressor, PayloadError
-from fl.errors import ConfigError, SimulationError
+from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
 from fl.params import Layout, Row, from_record, to_record
 from fl.randomness import generator
 from fl.strategies.events import EvaluateFn, at_least, positive, share, wait_for_nodes
@@ -52,6 +53,10 @@ from fl.strategies.outer_optimizers import OuterOptimizer, State, Vector
 from fl.strategies.tasks import TTL_S, Failures, Task, Tasks
 
 log = logging.getLogger("fl")
+
+
+class _NotSent(PayloadError):
+    """A worker sends no payload of a fragment that is not finite."""
 
 
 @dataclass(slots=True, eq=False)
@@ -69,10 +74,15 @@ class Outer:
     steps: list[int]
 
     def step(self, optimizer: OuterOptimizer, p: int, delta: Vector) -> None:
-        """Moves fragment p by an outer gradient."""
-        self.theta[p], self.state[p] = optimizer.step(
-            self.theta[p], delta, self.state[p], self.steps[p]
-        )
+        """Moves fragment p by an outer gradient.
+
+        Raises:
+            NotFinite: the parameters would not be finite; then nothing has changed.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
+            theta, state = optimizer.step(self.theta[p], delta, self.state[p], self.steps[p])
+        check_result(f"the outer step of fragment {p}", theta)
+        self.theta[p], self.state[p] = theta, state
         self.steps[p] += 1
 
     def copy(self) -> Outer:
@@ -132,7 +142,7 @@ class Reduction:
         fragment: p.
         step: inner steps after which the workers take part.
         gradients: Delta_m by Flower id, as they were sent, float64.
-        weights: of the workers in the mean, positive.
+        weights: of the workers in the mean, not negative.
         lost: workers whose outer gradient was lost.
         size: bytes of each worker's payload.
         finish_s: when it is finished, s; infinity until it begins.
@@ -151,7 +161,12 @@ class Reduction:
     outcome: Row | None = None
 
     def mean(self) -> Vector:
-        """Returns the weighted mean of the outer gradients that are there, shape (n,)."""
+        """Returns the weighted mean of the outer gradients that are there, shape (n,).
+
+        Raises:
+            NoStep: none of them weighs anything.
+        """
+        check_weights(list(self.weights.values()))
         return mean_of(self.gradients, self.weights)
 
 
@@ -437,6 +452,7 @@ class OuterSteps(NoRounds):
         Raises:
             ConfigError: an argument is out of its range.
             SimulationError: workers do nothing but fail.
+            Diverged: they do nothing but diverge.
         """
         at_least("num_rounds", num_rounds, 1)
         positive("timeout", timeout)
@@ -531,8 +547,14 @@ class OuterSteps(NoRounds):
     def _finish(self, run: Run, reduction: Reduction) -> None:
         reduction.done = True
         run.entry = max(run.entry, reduction.step)
+        why_not: NoStep | None = NoStep("no outer gradient has come")
         if reduction.gradients:
-            self.reduced(run, reduction)
+            try:
+                self.reduced(run, reduction)
+                why_not = None
+            except NoStep as error:
+                why_not = error
+        run.tasks.control.stepped(run.version + 1, why_not)
         reduction.outcome = run.outer.theta[reduction.fragment]
         run.finished_rounds += reduction.fragment == 0
 
@@ -630,7 +652,15 @@ class OuterSteps(NoRounds):
         except (ConfigError, PayloadError) as error:
             log.warning("node %d left out: %s", task.node, error)
             run.tasks.control.rejected(task.message_id)
-            run.failures.add(task, reply, run.tasks.now(), len(run.workers))
+            diverged = isinstance(error, NotFinite | _NotSent)
+            run.failures.add(
+                task,
+                reply,
+                run.tasks.now(),
+                len(run.workers),
+                why=str(error),
+                diverged=diverged,
+            )
             self._leave_out(run, worker, str(error))
             return
         run.failures.clear()
@@ -675,20 +705,21 @@ class OuterSteps(NoRounds):
             return delta, 4 * shapes.size
         array = record.get(f"{PAYLOAD_KEY}.{p}")
         if array is None or array.stype != PAYLOAD_STYPE:
-            raise PayloadError(f"there is no payload of fragment {p}: the worker may have diverged")
+            raise _NotSent(f"there is no payload of fragment {p}: the worker may have diverged")
         decoded = self.quantiser.decode(array.data, shapes)
         return decoded.astype(np.float64), len(array.data)
 
     def _weight(self, metrics: Mapping[str, Any]) -> float:
         if self.weighted_by_key is None:
             return 1.0
-        weight = metrics.get(self.weighted_by_key)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
+        weight = weight_of(metrics.get(self.weighted_by_key))
+        if weight is None:
             raise ConfigError(
-                f"the reply's metric {self.weighted_by_key!r} is {weight!r}; to weight by it, it "
-                "must be a positive number"
+                f"the reply's metric {self.weighted_by_key!r} is "
+                f"{shown(metrics.get(self.weighted_by_key))}; to weight by it, it must be a finite "
+                "number, not negative"
             )
-        return float(weight)
+        return weight
 
     # ---- membership ------------------------------------------------------------------------------
 
@@ -736,13 +767,22 @@ class OuterSteps(NoRounds):
 
 
 def mean_of(vectors: Mapping[int, Vector], weights: Mapping[int, float]) -> Vector:
-    """Returns the weighted mean of vectors; weights are those of the vectors' keys, positive."""
-    first, *others = sorted(vectors)
-    total, whole = vectors[first], 1.0
+    """Returns the weighted mean of vectors, shape (n,); zeros if no weight is positive.
+
+    Args:
+        vectors: of shape (n,) each, by any key.
+        weights: of the vectors' keys, not negative.
+    """
+    nodes = sorted(vectors)
+    largest = max(weights[node] for node in nodes)
+    if not largest > 0:
+        return np.zeros_like(vectors[nodes[0]], dtype=np.float64)
+    relative = {node: weights[node] / largest for node in nodes}  # equal weights are 1
+    first, *others = [node for node in nodes if relative[node] > 0]
+    total, whole = relative[first] * vectors[first], relative[first]
     for node in others:
-        relative = weights[node] / weights[first]  # so that equal weights, whatever they are, are 1
-        total = total + relative * vectors[node]
-        whole += relative
+        total = total + relative[node] * vectors[node]
+        whole += relative[node]
     return np.asarray(total / whole, dtype=np.float64)
 
 

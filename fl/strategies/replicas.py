@@ -23,11 +23,12 @@ from fl.clients.replica import Replica, trained_shapes
 from fl.clients.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import PayloadError, Replicated, Shapes
 from fl.compression.compressor import State
-from fl.errors import ConfigError, SimulationError
+from fl.errors import ConfigError, Diverged, SimulationError
 from fl.params import Layout, Row, from_record, to_record
 from fl.randomness import generator
 from fl.simulation.clock import clock_of
 from fl.simulation.control import control_of
+from fl.strategies.replies import averageable
 
 _RETRY_S = 10.0  # until it looks for workers again
 
@@ -107,6 +108,7 @@ class Replicas(strategy.Strategy):
         Raises:
             ConfigError: a worker's message is malformed: the step cannot be taken.
             SimulationError: a worker's message is missing.
+            Diverged: the step would make the model NaN or infinite, at every worker.
         """
         if self._layout is None or self._x is None:
             raise ConfigError("replies came before the first round was configured")
@@ -118,12 +120,19 @@ class Replicas(strategy.Strategy):
         if len(arrived) < self.rule.workers:
             raise self._missing(server_round, replies, len(arrived))
         shapes = Shapes.of(self._layout)
-        payloads = [self._payload(reply, shapes) for reply in arrived]
+        payloads = self._payloads(arrived, shapes)
         rng = generator(self.seed, "compression", "server", server_round)
-        self._message, self._server = self.rule.combine(payloads, shapes, self._server, rng)
-        self._x, self._replica = self.rule.apply(self._x, self._message, shapes, self._replica)
+        try:
+            self._message, self._server = self.rule.combine(payloads, shapes, self._server, rng)
+            self._x, self._replica = self.rule.apply(self._x, self._message, shapes, self._replica)
+        except PayloadError as error:  # each payload by itself was right
+            raise Diverged(
+                f"{type(self.rule).__name__} cannot take step {server_round}: {error}; training "
+                "may have diverged: lower the learning rate"
+            ) from error
         self._x.flags.writeable = False
-        metrics = aggregate_metricrecords([reply.content for reply in arrived], "num-examples")
+        alike = averageable([reply.content for reply in arrived], "num-examples")
+        metrics = aggregate_metricrecords(alike, "num-examples") if alike else None
         return to_record(self._layout, self._x, {}), metrics
 
     def configure_evaluate(
@@ -148,19 +157,35 @@ class Replicas(strategy.Strategy):
             "compressor=ef21, diana or ef_topk"
         )
 
+    def _payloads(self, replies: Sequence[Message], shapes: Shapes) -> list[bytes]:
+        payloads: list[bytes] = []
+        refused: list[tuple[Message, PayloadError]] = []
+        for reply in replies:
+            try:
+                payloads.append(self._payload(reply, shapes))
+            except PayloadError as error:
+                refused.append((reply, error))
+        for reply, _ in refused:
+            if self._grid is not None:
+                control_of(self._grid).rejected(reply.metadata.reply_to_message_id)
+        if not refused:
+            return payloads
+        first, why = refused[0]
+        if not payloads:  # all of them do not lie
+            raise Diverged(
+                f"the messages of all {len(refused)} workers are refused ({why}); training may "
+                "have diverged: lower the learning rate"
+            ) from why
+        raise ConfigError(
+            f"the message of node {first.metadata.src_node_id} is refused ({why}), and "
+            f"{type(self.rule).__name__} cannot take a step without it: where clients cannot "
+            "be trusted, use strategy=fedavg with a compressor"
+        ) from why
+
     def _payload(self, reply: Message, shapes: Shapes) -> bytes:
         record = reply.content.get(self.arrays_key)
         payload = record.get(PAYLOAD_KEY) if isinstance(record, ArrayRecord) else None
-        try:
-            if payload is None or payload.stype != PAYLOAD_STYPE:
-                raise PayloadError(f"there is no payload '{PAYLOAD_KEY}' in '{self.arrays_key}'")
-            self.rule.check(payload.data, shapes, self._server)
-        except PayloadError as error:
-            if self._grid is not None:
-                control_of(self._grid).rejected(reply.metadata.reply_to_message_id)
-            raise ConfigError(
-                f"the message of node {reply.metadata.src_node_id} is refused ({error}), and "
-                f"{type(self.rule).__name__} cannot take a step without it: where clients cannot "
-                "be trusted, use strategy=fedavg with a compressor"
-            ) from error
+        if payload is None or payload.stype != PAYLOAD_STYPE:
+            raise PayloadError(f"there is no payload '{PAYLOAD_KEY}' in '{self.arrays_key}'")
+        self.rule.check(payload.data, shapes, self._server)
         return payload.data

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fl.aggregation import Admitted, Aggregator, Guard, Mean
-from fl.errors import ConfigError
+from fl.aggregation import Admitted, Aggregator, Dropped, Guard, Mean, check_result
+from fl.errors import ConfigError, NoStep
 from fl.params import Row
 from fl.randomness import generator
 from fl.strategies.events import EventDriven, Sent, Server, Update, at_least, positive
@@ -116,6 +116,8 @@ class EarlyRounds(EventDriven):
 
     # ---- the driver ------------------------------------------------------------------------------
 
+    takes_empty = True  # their weight is 0, and the rule's business
+
     def begin(self, server: Server) -> None:
         """Prepares for the first round."""
         self.awaited: dict[str, Task[Sent]] = {}
@@ -196,30 +198,53 @@ class EarlyRounds(EventDriven):
             return
         rows = np.stack([update.x for update in replies])
         weights = [update.metrics.get(self.weighted_by_key) for update in replies]
+        usable = list(replies)
+
+        def leave_out(dropped: Sequence[Dropped]) -> None:
+            for one in dropped:
+                server.reject(replies[one.index])
+                usable.remove(replies[one.index])
+
         try:
-            admitted = Guard(f=self.rule.tolerates(len(replies)))(rows, rows.shape[1], weights)
+            admitted = Guard(f=self.rule.tolerates(len(replies)))(
+                rows, rows.shape[1], weights, left_out=leave_out
+            )
             w = self.combine(server, admitted)
         except ConfigError as error:
-            if len(replies) >= self.clients:
+            if len(replies) >= self.clients and not isinstance(error, NoStep):
                 raise  # the rule cannot work with what it is given
-            self._abandon(server, replies, str(error))
+            self._abandon(server, usable, str(error), type(error))
             return
-        kept = set(admitted.kept.tolist())
-        for i, update in enumerate(replies):
-            if i not in kept:
-                server.reject(update)
-        server.step(w, [update for i, update in enumerate(replies) if i in kept])
+        server.step(w, usable, of_one_version=True)
 
     def combine(self, server: Server, admitted: Admitted) -> Row:
         """Returns w + eta F(w_1 - w, ..., w_n - w), shape (d,)."""
         rng = generator(self.seed, "aggregation", server.version + 1)
-        changes = admitted.x - server.w
         rule = self.rule.tolerating(admitted.f)
-        self.aggregate = rule(changes, admitted.weights, rng, self.aggregate)
-        return np.asarray(server.w + np.float32(self.eta) * self.aggregate, dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
+            aggregate = rule(admitted.x - server.w, admitted.weights, rng, self.aggregate)
+        w = server.model.layout.step(server.w, self.eta, aggregate)
+        check_result("the server", w)
+        self.aggregate = aggregate
+        return w
 
-    def _abandon(self, server: Server, replies: Sequence[Update], reason: str) -> None:
-        log.info("round %d leaves the model as it is: %s", server.version + 1, reason)
+    def _abandon(
+        self,
+        server: Server,
+        replies: Sequence[Update],
+        reason: str,
+        kind: type[ConfigError] = NoStep,
+    ) -> None:
         for update in replies:
             server.discard(update)
-        server.step(server.w, [])
+        if not replies and self.diverged[""]:
+            server.stay(self.why_in_vain())
+        else:
+            server.stay(kind(reason) if issubclass(kind, NoStep) else NoStep(reason))
+
+    def at_once(self, server: Server) -> int:
+        """Returns N, or how many clients there are."""
+        return min(self.clients, super().at_once(server))
+
+    def stay(self, server: Server, task: Task[Sent], why: NoStep) -> None:
+        """Does nothing: a round ends in any case, and then the model stays as it is."""

@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord
 
 from fl.arguments import read_if
 from fl.clients.task_app import TASK_KEY
-from fl.errors import ConfigError
+from fl.errors import ConfigError, NoStep
 from fl.params import Row, trusted_record
 from fl.strategies.events import EventDriven, GlobalModel, Sent, Server, Update, at_least, positive
 from fl.strategies.tasks import Task
@@ -77,7 +77,13 @@ class Models(GlobalModel):
         """Returns the versions of the task's own model since the one that it began with."""
         return self.by_task[task.memo.config[TASK_KEY]].staleness(task)
 
-    def become(self, w: Row, contributors: Sequence[Update]) -> None:
+    def stay(self) -> None:
+        """Raises: models change one by one, through the servers of their tasks."""
+        raise TypeError("several models have no common next version: step a task's own server")
+
+    def become(
+        self, w: Row, contributors: Sequence[Update], *, of_one_version: bool = False
+    ) -> None:
         """Raises: models change one by one, through the servers of their tasks."""
         raise TypeError("several models have no common next version: step a task's own server")
 
@@ -168,7 +174,8 @@ class Simultaneous(EventDriven):
         if not isinstance(server.model, Models):
             raise TypeError(f"expected Models, got {type(server.model).__name__}")
         self.tasks = {
-            name: Learning(name, server.of(model)) for name, model in server.model.by_task.items()
+            name: Learning(name, server.of(model, name))
+            for name, model in server.model.by_task.items()
         }
         for key, names in (("targets", self.targets), ("shares", self.shares)):
             unknown = sorted(set(names) - set(self.tasks))
@@ -233,10 +240,23 @@ class Simultaneous(EventDriven):
         step = np.float32(self.eta / len(updates)) * total
         self._metrics = None
         learning.server.step(learning.server.w + step, updates)
+        self._end_those_done()
+
+    def model_of(self, task: Task[Sent]) -> str:
+        """Returns the name of the learning task that a request belongs to."""
+        return str(task.memo.config[TASK_KEY])
+
+    def stay(self, server: Server, task: Task[Sent], why: NoStep) -> None:
+        """Makes the model of the task's learning task, as it is, its next version."""
+        self._metrics = None
+        self.learning(task).server.stay(why)
+        self._end_those_done()
+
+    def _end_those_done(self) -> None:
         for other in self.live():
             reached = self._reached(other)
             if reached or other.server.version == self.rounds_per_task:
-                self.end(server, other)
+                self.end(other.server, other)
 
     def end(self, server: Server, learning: Learning) -> None:
         """Ends a task, and gives its R to the others in proportion to theirs."""

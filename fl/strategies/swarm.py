@@ -19,13 +19,15 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from fl.errors import ConfigError
+from fl.errors import ConfigError, NotFinite
 from fl.params import (
     Layout,
     Row,
     RowRecord,
     carried,
     from_record,
+    is_finite,
+    median_carried,
     record_vector,
     to_record,
     trusted_record,
@@ -39,7 +41,6 @@ from fl.strategies.tasks import TTL_S, Failures, Task, Tasks
 from fl.topologies import Topology
 
 log = logging.getLogger("fl")
-
 
 NODE_METRICS = (
     "node_accuracy",
@@ -65,7 +66,7 @@ class NodeModels(RowRecord):
         cls,
         layout: Layout,
         rows: Sequence[Row],
-        entries: Mapping[str, Array],
+        entries: Sequence[Mapping[str, Array]],
         evaluated: Sequence[int],
         facts: Mapping[str, float],
     ) -> NodeModels:
@@ -74,13 +75,13 @@ class NodeModels(RowRecord):
         Args:
             layout: of the model.
             rows: the nodes' models, n of shape (d,).
-            entries: what a record of the model has outside the row.
+            entries: what each node's model has outside the row; the mean model has their median.
             evaluated: indices of the nodes that are to be evaluated on their own.
             facts: metrics of the round beside those of the models.
         """
-        items = dict(to_record(layout, mean_of(rows), entries).items())
+        items = dict(to_record(layout, mean_of(rows), median_carried(layout, entries)).items())
         made = trusted_record(cls, items)
-        made.__dict__["_nodes"] = (layout, tuple(rows), dict(entries), tuple(evaluated))
+        made.__dict__["_nodes"] = (layout, tuple(rows), tuple(entries), tuple(evaluated))
         made.__dict__["_facts"] = dict(facts)
         return made
 
@@ -99,7 +100,7 @@ class NodeModels(RowRecord):
     def evaluated(self) -> list[ArrayRecord]:
         """Returns the models of the nodes that are to be evaluated on their own."""
         layout, rows, entries, chosen = self.__dict__["_nodes"]
-        return [to_record(layout, rows[i], entries) for i in chosen]
+        return [to_record(layout, rows[i], entries[i]) for i in chosen]
 
 
 def mean_of(rows: Sequence[Row]) -> Row:
@@ -154,7 +155,8 @@ class Answer:
     @property
     def delta(self) -> Row:
         """How training has changed the model, shape (d,)."""
-        return self.x - self.task.memo.x
+        with np.errstate(over="ignore"):  # seen in what is made of it
+            return np.asarray(self.x - self.task.memo.x)
 
 
 class Swarm:
@@ -172,6 +174,8 @@ class Swarm:
     Attributes:
         layout: of the model.
         w: the initial model, shape (d,).
+        diverged: nodes whose last answer was not finite.
+        entries: what each node's model has outside the row; every node keeps its own.
         model_bytes: payload of a model, as a message with it weighs.
     """
 
@@ -189,12 +193,12 @@ class Swarm:
         self.ids = list(ids)
         self.layout = Layout.of_record(arrays)
         self.w = from_record(self.layout, arrays)
-        self.entries = carried(self.layout, arrays)
         self.model_bytes = payload_bytes(RecordDict({"arrays": arrays}))
         self._arrays_key, self._config_key = keys
         self._config = dict(config)
         self._needs = needs
-        self._carried = [self.entries] * len(ids)
+        self.entries = [carried(self.layout, arrays)] * len(ids)
+        self.diverged: set[int] = set()
         self._failures = failures
 
     def __len__(self) -> int:
@@ -222,7 +226,7 @@ class Swarm:
         for i, x, t in zip(nodes, rows, rounds, strict=True):
             if t not in configs:
                 configs[t] = ConfigRecord({**self._config, "server-round": t + 1})
-            model = to_record(self.layout, x, self._carried[i])
+            model = to_record(self.layout, x, self.entries[i])
             contents.append(RecordDict({self._arrays_key: model, self._config_key: configs[t]}))
         memos = [Start(i, t, x) for i, x, t in zip(nodes, rows, rounds, strict=True)]
         return self.tasks.send_from_peers(contents, [self.ids[i] for i in nodes], memos)
@@ -239,12 +243,14 @@ class Swarm:
 
         Raises:
             SimulationError: nodes do nothing but fail.
+            Diverged: they do nothing but diverge.
         """
         answers = []
         for task, reply in self.tasks.receive(until):
             answer = self._read(task, reply)
             if answer is None:
-                self._failures.add(task, reply, self.now, len(self))
+                diverged = not reply.has_error() and task.memo.node in self.diverged
+                self._failures.add(task, reply, self.now, len(self), diverged=diverged)
             else:
                 self._failures.clear()
             answers.append((task.memo.node, answer))
@@ -275,11 +281,14 @@ class Swarm:
                 )
             x = from_record(self.layout, record)
             vectors = {name: self._vector(reply, name) for name in self._needs}
-            self._carried[task.memo.node] = carried(self.layout, record)
+            self.entries[task.memo.node] = carried(self.layout, record)
         except ConfigError as error:
+            if isinstance(error, NotFinite):
+                self.diverged.add(task.memo.node)
             log.warning("node %d left out: %s", task.memo.node, error)
             self.tasks.control.rejected(task.message_id)
             return None
+        self.diverged.discard(task.memo.node)
         metrics: Mapping[str, Any] = next(iter(reply.content.metric_records.values()), {})
         return Answer(task, x, metrics, vectors)
 
@@ -375,6 +384,7 @@ class Decentralized(NoRounds):
         Raises:
             ConfigError: an argument is out of its range, or there are fewer clients than nodes.
             SimulationError: nodes do nothing but fail.
+            Diverged: they do nothing but diverge.
         """
         at_least("num_rounds", num_rounds, 1)
         positive("timeout", timeout)
@@ -387,16 +397,30 @@ class Decentralized(NoRounds):
         honest = [i for i in range(self.n) if i not in self.byzantine]
         chosen = self._chosen(len(honest))
 
+        last = [swarm.w] * self.n  # finite
+
         def evaluate(t: int, rows: Sequence[Row], facts: Mapping[str, float]) -> None:
-            rows = [rows[i] for i in honest]
-            result.arrays = NodeModels.of(swarm.layout, rows, swarm.entries, chosen, facts)
+            lost = 0
+            for i in honest:
+                row = swarm.layout.rounded(rows[i])
+                finite = is_finite(row)
+                last[i], lost = (row, lost) if finite else (last[i], lost + 1)
+            lost = max(lost, len(honest) * swarm.diverged.issuperset(honest))
+            why_not = NotFinite(
+                f"{lost} of {len(honest)} nodes' models are not finite; training may have "
+                "diverged: lower the learning rate"
+            )
+            tasks.control.stepped(t, why_not if lost else None)
+            rows, entries = [last[i] for i in honest], [swarm.entries[i] for i in honest]
+            result.arrays = NodeModels.of(swarm.layout, rows, entries, chosen, facts)
             metrics = evaluate_fn(t, result.arrays) if evaluate_fn else None
             if metrics is not None:
                 result.evaluate_metrics_serverapp[t] = metrics
 
         self._evaluate = evaluate
         self.evaluate(0, [swarm.w] * self.n)
-        self.run(swarm, num_rounds)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is left out
+            self.run(swarm, num_rounds)
         return result
 
     def evaluate(

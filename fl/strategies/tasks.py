@@ -13,7 +13,7 @@ from flwr.app.metadata import Metadata
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 
-from fl.errors import SimulationError
+from fl.errors import Diverged, SimulationError
 from fl.simulation.clock import clock_of
 from fl.simulation.control import control_of
 from fl.simulation.peers import peers_of
@@ -28,6 +28,7 @@ _RARELY = 30.0  # times the shortest pause between two looks for clients
 
 _MOST_FAILURES = 1000  # in a row: then none will ever succeed,
 _FAILURES_EACH = 10  # if every task in flight has failed so often;
+_TRIES = 3  # of each, before training has diverged
 _MOST_TTLS = 2.0  # nor if nothing else has happened for so many times the TTL
 _REMEDIES = {
     ErrorCode.NODE_UNAVAILABLE: "lower fleet.faults.dropout, or choose clients that stay longer",
@@ -48,6 +49,7 @@ class Failures:
         self._brought = brought
         self._most_s = _MOST_TTLS * TTL_S if timeout_s is None else math.inf
         self._since_s: float | None = None  # of the first
+        self._diverged = 0
         self._remedies = dict(_REMEDIES)
         self._remedies[ErrorCode.MESSAGE_UNAVAILABLE] = (
             "lower fleet.faults.message_loss, or set fleet.faults.detection_s"
@@ -58,9 +60,18 @@ class Failures:
 
     def clear(self) -> None:
         """Notes a task that did not fail."""
-        self._reasons, self._since_s = {}, None
+        self._reasons, self._since_s, self._diverged = {}, None, 0
 
-    def add(self, task: Task[Any], reply: Message, now: float, in_flight: int) -> None:
+    def add(
+        self,
+        task: Task[Any],
+        reply: Message,
+        now: float,
+        in_flight: int,
+        *,
+        why: str = "the reply is of no use",
+        diverged: bool = False,
+    ) -> None:
         """Notes a task that failed.
 
         Args:
@@ -68,11 +79,14 @@ class Failures:
             reply: what came of it: an error, or content of no use.
             now: time in s.
             in_flight: how many tasks are in flight.
+            why: content is of no use.
+            diverged: whether it is not finite, which ends the run where it makes no version.
 
         Raises:
             SimulationError: there were too many in a row.
+            Diverged: as many as three for each task in flight were not finite.
         """
-        code, reason = 0, "the reply is of no use"
+        code, reason = 0, why
         if reply.has_error():
             code, reason = reply.error.code, reply.error.reason or f"error {reply.error.code}"
         times, _ = self._reasons.get(code, (0, ""))
@@ -80,6 +94,13 @@ class Failures:
         failures = sum(times for times, _ in self._reasons.values())
         if self._since_s is None:
             self._since_s = task.sent_s
+        self._diverged += diverged
+        if self._diverged >= _TRIES * max(1, in_flight):
+            raise Diverged(
+                f"of the last {failures} tasks, none of which brought a usable {self._brought}, "
+                f"{self._diverged} ended with numbers that are not finite: training has diverged; "
+                "lower the learning rate"
+            )
         few = failures < max(_MOST_FAILURES, _FAILURES_EACH * in_flight)
         if few and now - self._since_s <= self._most_s:
             return

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fl.errors import ConfigError, SimulationError
+from fl.aggregation import weight_of
+from fl.errors import SimulationError
 from fl.randomness import generator
 from fl.strategies.events import Sent, Server, Update, at_least, positive
 from fl.strategies.rounds import EarlyRounds
@@ -256,15 +257,18 @@ class TiFL(EarlyRounds):
                 continue
             metrics: Any = next(iter(reply.content.metric_records.values()), {})
             examples, accuracy = metrics.get("num-examples"), metrics.get("accuracy")
-            if not isinstance(examples, int | float) or not isinstance(accuracy, int | float):
-                raise ConfigError(
-                    f"node {reply.metadata.src_node_id} evaluates without 'num-examples' and "
-                    f"'accuracy' (it has {sorted(metrics)}): TiFL needs both"
+            weight = weight_of(examples)
+            if weight is None or not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
+                log.warning(
+                    "node %d left out of its tier's accuracy: it reports no 'num-examples' and "
+                    "'accuracy' that are finite numbers",
+                    reply.metadata.src_node_id,
                 )
+                server.tasks.control.rejected(reply.metadata.reply_to_message_id)
+                continue
             j = tier_of[reply.metadata.src_node_id]
-            if 0 < examples < math.inf and 0 <= accuracy <= 1:
-                hits[j] += examples * accuracy
-                counts[j] += examples
+            hits[j] += weight * accuracy
+            counts[j] += weight
         means = np.divide(hits, counts, out=np.zeros_like(hits), where=counts > 0)
         return [float(mean) for mean in means]
 

@@ -161,7 +161,7 @@ def test_a_reference_of_another_length_is_refused(aggregator):
     [
         ([1.0, 2.0], "shape"),
         ([1.0, -1.0, 1.0], "not negative"),
-        ([0.0, 0.0, 0.0], "at least one positive"),
+        ([0.0, 0.0, 0.0], "no weight is positive"),
         ([1.0, np.nan, 1.0], "finite"),
     ],
 )

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl.aggregation import Dropped, Guard, Krum, MultiKrum, Rows
-from fl.errors import ConfigError
+from fl.errors import ConfigError, NoStep, NotFinite
 
 X = F5.astype(np.float32)
 
@@ -164,3 +164,33 @@ def test_a_thousand_malformed_replies_neither_crash_nor_reach_the_result(bad, se
 def test_a_guard_needs_a_count():
     with pytest.raises(ConfigError, match="at least 0"):
         Guard(-1)
+
+
+def test_without_a_tolerance_there_is_none_to_exceed():
+    x = X.copy()
+    x[0] = x[2] = x[4] = np.nan
+    admitted = Guard(0)(x, size=2)
+    assert admitted.kept.tolist() == [1, 3]
+    assert admitted.f == 0
+
+
+def test_what_is_left_out_is_told_also_if_it_is_too_much():
+    x, told = X.copy(), []
+    x[0] = x[2] = np.nan
+    with pytest.raises(NoStep):
+        Guard(1)(x, size=2, left_out=told.extend)
+    assert [dropped.index for dropped in told] == [0, 2]
+
+
+def test_replies_that_are_all_not_finite_are_a_divergence_and_others_are_none():
+    with pytest.raises(NotFinite, match="lower the learning rate"):
+        Guard(1)(X * np.nan, size=2)
+    with pytest.raises(NoStep) as info:
+        Guard(1)([*(X[:4] * np.nan), None], size=2)
+    assert not isinstance(info.value, NotFinite)
+
+
+def test_weights_that_are_all_zero_bring_no_step():
+    with pytest.raises(NoStep, match="no weight is positive"):
+        Guard(1)(X, size=2, weights=[0] * 5)
+    assert Guard(1)(X, size=2, weights=[0, 0, 1, 0, 0]).weights.tolist() == [0, 0, 1, 0, 0]

@@ -324,12 +324,12 @@ def test_a_tracked_client_whose_message_was_refused_starts_over(kind):
         broken = 1 if kind == "first" else 3
         if message.content["config"]["server-round"] == broken:
             reply.content["arrays"] = ArrayRecord(
-                {PAYLOAD_KEY: Array("uint8", (0,), "fl.payload", b"")}
+                {PAYLOAD_KEY: Array("uint8", (1,), "fl.payload", b"?")}
             )
         return reply
 
     result = run(channel, app=app, rounds=5)
-    assert result.summary["faults"] == {"rejected": CLIENTS}
+    assert result.summary["faults"] == {"rejected": CLIENTS, "no_step": 1}
     assert result.summary["totals"]["client_updates"] == 5 * CLIENTS
 
 

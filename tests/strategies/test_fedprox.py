@@ -314,10 +314,11 @@ def test_the_experiment_is_the_papers_setting(source):
     built = build(config)
     assert built.data.num_partitions == 30
     assert (built.app.batch_size, built.app.local_epochs, built.app.rule.lr) == (10, 20, 0.01)
-    assert built.strategy.local_epochs == 20
-    assert built.strategy.min_train_nodes == 10
-    assert built.strategy.fraction_train * 30 <= 10
-    assert built.strategy.seed == 3
+    strategy = built.strategy.inner  # behind the guard
+    assert strategy.local_epochs == 20
+    assert strategy.min_train_nodes == 10
+    assert strategy.fraction_train * 30 <= 10
+    assert strategy.seed == 3
     model = built.model()
     assert sum(p.numel() for p in model.parameters()) == 610
     assert model.linear.weight.abs().max() <= (6 / 70) ** 0.5  # Glorot's bound

@@ -1,0 +1,94 @@
+"""Small runs of every strategy in the configuration, for tests of what holds for all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+
+import fl
+from fl import simulate
+from fl.data import Partitions
+from fl.data.partition import Split
+from fl.experiment import app_of, build, serve
+
+CLIENTS, ROUNDS = 4, 3
+CONF = Path(fl.__file__).parent / "conf"
+
+FLOWERS = [  # in Flower's code
+    "fedavg",
+    "fedavgm",
+    "fedadam",
+    "fedadagrad",
+    "fedyogi",
+    "fedprox",
+    "fedmedian",
+    "fedtrimmedavg",
+    "krum",
+    "multikrum",
+    "bulyan",
+    "qfedavg",
+]
+ROUNDED = ["aggregate", "over_selection", "oort", "tifl", "backup_workers", "dbw"]
+EVENTS = ["fedbuff", "fedasync", "async_fedavg", "async_sgd", "fedfix", "fedcompass"]
+TASKS = ["fedast", "sync_st"]
+POLLING = ["quafl", "favas"]
+SERVERLESS = ["dpsgd", "dfedavg", "dfedavgm", "dfedsam", "sgp", "choco", "monna", "adpsgd"]
+REPLICAS = ["onebit_adam", "demo", "just_one_byte"]
+OUTER = ["diloco", "local_sgd", "streaming_diloco", "delayed_updates", "eager_updates"]
+GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking"]
+EVERY = [*FLOWERS, *ROUNDED, *EVENTS, *TASKS, *POLLING, *SERVERLESS, *OUTER, *GRADIENTS]
+
+# What every fleet here has: four clients, all of them asked, where a strategy can say so.
+SIZES = {
+    "min_train_nodes": CLIENTS,
+    "min_available_nodes": CLIENTS,
+    "fraction_train": 1.0,
+    "clients": CLIENTS,
+    "concurrency": 2,
+    "buffer_size": 2,
+    "contacted": 2,
+}
+
+
+def configured(strategy, *overrides):
+    """Returns the configuration of a small run."""
+    with initialize_config_dir(str(CONF), version_base=None):
+        keys = compose("config", overrides=[f"strategy={strategy}"]).strategy
+        sizes = [f"strategy.{key}={value}" for key, value in SIZES.items() if key in keys]
+        common = [f"num_clients={CLIENTS}", "fleet=uniform", "partition=iid", "executor=serial"]
+        common += [f"strategy={strategy}", f"num_rounds={ROUNDS}", "client.batch_size=50"]
+        if strategy in TASKS:
+            common.append("tasks=digits_and_synthetic")
+        return compose("config", overrides=[*common, *sizes, *overrides])
+
+
+def ran(strategy, *overrides, app=None, num_partitions=CLIENTS):
+    """Returns the experiment and its run.
+
+    Args:
+        strategy: its name in the configuration.
+        overrides: of the configuration.
+        app: makes what clients run of the experiment; None is the experiment's own app.
+        num_partitions: of the data.
+    """
+    config = configured(strategy, *overrides)
+    experiment = build(config)
+
+    def server(grid, context, recorder):
+        serve(experiment, config, grid, recorder)
+
+    run = simulate(
+        server,
+        app_of(experiment) if app is None else app(experiment),
+        experiment.fleet,
+        num_partitions=num_partitions,
+        executor="serial",
+        progress=False,
+    )
+    return experiment, run
+
+
+def nobody(source, num_partitions):
+    """Deals no example to anybody."""
+    return Split(Partitions.from_arrays([[] for _ in range(num_partitions)]), None)
