@@ -145,7 +145,8 @@ def told_by(strategy: Strategy) -> dict[str, tuple[str, Any]]:
     or to a constant; those driven by events also in `EventDriven.config`.
 
     Returns:
-        Key of the message to (argument, value); the argument of a constant is "".
+        Key of the message to (argument, value); the argument of a constant is "". An argument that
+        is None tells nothing.
     """
     tells: dict[str, Any] = dict(getattr(strategy, "tells", {}))
     for kind, more in _TOLD_BY_FLOWER.items():
@@ -155,6 +156,7 @@ def told_by(strategy: Strategy) -> dict[str, tuple[str, Any]]:
         key: (source, getattr(strategy, source)) if isinstance(source, str) else ("", source)
         for key, source in tells.items()
     }
+    told = {key: (argument, value) for key, (argument, value) in told.items() if value is not None}
     if isinstance(strategy, EventDriven):
         told |= {key: ("", value) for key, value in strategy.config().items() if key not in told}
     return told

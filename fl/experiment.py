@@ -374,7 +374,8 @@ def prepare(config: DictConfig, given: Given | None = None) -> Experiment | Fore
         ConfigError: the configuration cannot mean anything sensible, or sets what nothing reads. It
             tells of all that can be seen at the same time.
     """
-    prepared = build(config) if config.app is None else _foreign(config)
+    with shown_once():
+        prepared = build(config) if config.app is None else _foreign(config)
     if isinstance(prepared, Experiment):
         prepared.fleet.check_memory(app_of(prepared).memory_bytes())
     if given is not None:

@@ -54,7 +54,8 @@ class AppliedUpdates:
         }
 
 
-_SHOWN = 5  # different errors of clients
+_SHOWN = 5  # different errors of clients,
+_LONGEST = 100  # characters of each
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 PureEvaluateFn = Callable[[int, ArrayRecord], MetricRecord]
@@ -462,7 +463,7 @@ def _watched(evaluate: Callable[..., Any], shown: list[Parameters]) -> Callable[
 def _reasons(source: Any) -> list[str]:
     """Returns what is known to have gone wrong with the clients' tasks."""
     counts = source.client_errors.counts()
-    errors = [f"{n} failed with {said}" for said, n in counts.most_common(_SHOWN)]
+    errors = [f"{n} failed with {_shortened(said)}" for said, n in counts.most_common(_SHOWN)]
     hidden = len(counts) - _SHOWN
     if hidden > 0:
         errors.append(f"{hidden} other errors")
@@ -474,6 +475,10 @@ def _reasons(source: Any) -> list[str]:
     if faults.keys() & {"timeout", "expired"} and not counts:
         errors.append("with a larger round_timeout_s, clients have more time")
     return errors
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def _differ(one: ArrayRecord, other: ArrayRecord | None) -> bool:

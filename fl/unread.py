@@ -27,6 +27,7 @@ from fl.arguments import unread_arguments
 ALWAYS = (
     "app",
     "checkpoint",
+    "date",
     "executor",
     "fail_fast",
     "fleet",

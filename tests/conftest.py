@@ -47,11 +47,15 @@ settings.load_profile("fl")
 @pytest.fixture(autouse=True)
 def no_handlers_left() -> Iterator[None]:
     """Closes what the command line has set up for its process, which is that of all tests."""
+    loggers = [logging.getLogger(name) for name in (None, "fl", "flwr", "hydra")]
+    before = [logger.handlers.copy() for logger in loggers]
     yield
-    logger = logging.getLogger("fl")
-    for handler in logger.handlers.copy():
-        logger.removeHandler(handler)
-        handler.close()
+    for logger, handlers in zip(loggers, before, strict=True):
+        for handler in logger.handlers.copy():
+            if handler not in handlers:
+                logger.removeHandler(handler)
+                handler.close()
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")

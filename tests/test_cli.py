@@ -85,9 +85,6 @@ def test_run_prints_a_table_leaves_its_files_and_nothing_else_is_said(
     summary = summary_of(tmp_path)
     assert summary["status"] == "completed"
     assert summary["config"]["num_clients"] == 10
-    # A metric that never comes is no reason to stop: what came is listed.
-    reason = "no evaluation reported a number for 'acuracy'; there are: "
-    assert summary["target"]["reason"] == f"{reason}accuracy, loss, train_loss, train_steps"
     assert f"{tmp_path}: summary.json" in captured.out  # to be copied, whatever the width
     left = {path.name for path in tmp_path.iterdir()}
     assert left >= {"summary.json", "metrics.csv", "trace.parquet", "timeline.json", "tb", "plots"}
@@ -411,7 +408,7 @@ def test_module_beside_the_working_directory_is_found_and_found_again_on_resume(
     run = [*QUICK, "num_rounds=4", "model._target_=mine.Net", "~model.init", "views=false"]
     died = elsewhere(home, *run, f"hydra.run.dir={tmp_path / 'run'}", DIE="1")
     assert died.returncode == 9, died.stderr
-    again = elsewhere(other, "resume", str(tmp_path / "run"))
+    again = elsewhere(other, "resume", str(tmp_path / "run"), "--allow", "mine")
     assert again.returncode == 0, again.stderr
     assert summary_of(tmp_path / "run")["status"] == "completed"
 
@@ -573,7 +570,7 @@ def test_fail_fast_shows_a_clients_traceback_line_by_line(
     assert "Traceback (most recent call last):" in lines
     assert lines[-2] == "TypeError: 'NoneType' object is not callable"
     assert lines[-1].startswith("fl: ClientApp failed on client ")
-    assert lines[-1].endswith(": TypeError: 'NoneType' object is not callable")
+    assert ": TypeError: 'NoneType' object is not callable (what it recorded is in " in lines[-1]
 
 
 @pytest.mark.parametrize(

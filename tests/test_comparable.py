@@ -6,6 +6,8 @@ tests/test_comparable.py` prints it anew.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from fl.execution.executor import Assignment, Executor, Outcome
 from fl.experiment import app_of, build, serve
 from fl.strategies import FedCompass, TiFL
 from fl.strategies.contacts import Contacts
+from fl.strategies.events import Server
 
 CONF = Path(fl.__file__).parent / "conf"
 PAGE = CONF.parents[1] / "docs" / "methods.md"
@@ -79,12 +82,20 @@ def config_of(name: str) -> DictConfig:
     return config
 
 
+def begin_timed(strategy: TiFL, begin: Callable[[Server], None], server: Server) -> None:
+    """Begins when all clients have been timed."""
+    begin(server)
+    strategy.profiled = strategy.profiling_rounds
+    for node in server.tasks.nodes():
+        strategy.note(node, 1.0)
+
+
 def first_tasks(config: DictConfig) -> tuple[Any, Any, list[tuple[Any, int]]]:
     """Returns strategy, app, and content and partition of the tasks that are sent first."""
     experiment = build(config)
     strategy, app = experiment.strategy, app_of(experiment)
     if isinstance(strategy, TiFL):
-        strategy.profiling_rounds = 0
+        strategy.begin = partial(begin_timed, strategy, strategy.begin)  # type: ignore[method-assign]
     sent: list[tuple[Any, int]] = []
     plan = app.plan
 

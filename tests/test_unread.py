@@ -16,6 +16,7 @@ from fl.cli import main
 from fl.clients import TrainingApp
 from fl.composition import told_by
 from fl.experiment import build, run_experiment
+from fl.strategies.guarded import Guarded
 from fl.unread import Unread, readers_of, unread_groups
 
 CONF = Path(fl.__file__).parent / "conf"
@@ -114,7 +115,11 @@ def test_strategy_says_what_it_tells_clients_in_place_of_their_own_arguments(str
 
     monkeypatch.setattr(TrainingApp, "plan", noted)
     run_experiment(config, prepared=experiment)
-    app, told = experiment.app, told_by(experiment.strategy)
+    strategy = experiment.strategy
+    app, told = (
+        experiment.app,
+        told_by(strategy.inner if isinstance(strategy, Guarded) else strategy),
+    )
     assert said
     for config in said:
         honoured = {key for key in config if app.replaced_by(key)}
@@ -150,7 +155,10 @@ IGNORED = {
     "fleet.regions=[iowa]": (["fleet=datacenters", "fleet.network=high"], "only fleet.network=geo"),
     "client.rule.clip_first=true": (["client=proximal"], "only client.rule.clip_norm clips"),
     "client.rule.mu=0.3": (["strategy=fedprox"], "with FedProx, strategy.proximal_mu counts ins"),
-    "client.local_epochs=3": (["strategy=favas"], "with Favas, strategy.local_steps counts inst"),
+    "client.local_epochs=3": (
+        ["strategy=favas", "strategy.local_steps=2"],
+        "with Favas, strategy.local_steps counts inst",
+    ),
     "client.rule.lr=0.7": (["strategy=backup_workers"], "with BackupWorkers, strategy.eta counts"),
     "client.evaluate_on=train": ([], "FedAvg, as it is configured, does not have clients evaluate"),
     "+train_config.rate=0.7": ([], "clients of this kind do not read it"),
@@ -193,7 +201,7 @@ def test_sweep_may_say_that_not_all_its_jobs_read_a_key(monkeypatch, capsys, tmp
             main()
         return capsys.readouterr().err
 
-    both = ["strategy=fedavg,favas", "client.local_epochs=null", "client.local_steps=2"]
+    both = ["strategy=fedavg,fedcompass", "client.local_epochs=null", "client.local_steps=2"]
     refused = sweep(*both)
     assert "job 1" in refused
     assert "job 0" not in refused
