@@ -208,6 +208,8 @@ def _command(arguments: list[str]) -> bool:
 
         report.main(arguments[1:])
         return True
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # for a `_target_` of the user's own, as with python -m
     if arguments[:1] == ["resume"]:
         again = resumed(arguments[1:])
         if again is None:
@@ -216,8 +218,6 @@ def _command(arguments: list[str]) -> bool:
     elif told := usage.answer(arguments):
         print(told)
         return True
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())  # for a `_target_` of the user's own, as with python -m
     try:
         _run()
     finally:

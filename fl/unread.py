@@ -10,7 +10,7 @@ reads only beside others.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
@@ -21,6 +21,7 @@ from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fl.arguments import unread_arguments
+from fl.errors import ConfigError
 
 # Keys of the root that `fl.experiment` asks for: in every run, in one of a Flower app directory,
 # and in one of our own parts.
@@ -198,12 +199,21 @@ def what_is_set(
         for path, value in _leaves(node, key):
             if _raw(defaults, path) != value:
                 found[path] = override if path == key else f"{path}={value}"
-    allowed = config.get("may_be_unread") or ()
+    allowed = config.get("may_be_unread")
+    allowed = () if allowed is None else allowed
+    if isinstance(allowed, str) or not all(isinstance(key, str) for key in _entries(allowed)):
+        raise ConfigError(
+            f"may_be_unread is {allowed!r}; it must be a list of keys, such as [client.local_steps]"
+        )
     return {
         path: override
         for path, override in found.items()
         if not any(path == key or path.startswith(f"{key}.") for key in allowed)
     }
+
+
+def _entries(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, Sequence) else [value]
 
 
 def unread_groups(config: DictConfig) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pytest
 from hydra import compose, initialize_config_dir
 
 import fl
-from fl import simulate
+from fl import SimulationError, simulate
 from fl.data import Partitions
 from fl.data.partition import Split
 from fl.experiment import app_of, build, serve
@@ -63,7 +65,7 @@ def configured(strategy, *overrides):
         return compose("config", overrides=[*common, *sizes, *overrides])
 
 
-def ran(strategy, *overrides, app=None, num_partitions=CLIENTS):
+def ran(strategy, *overrides, app=None, num_partitions=CLIENTS, directory=None):
     """Returns the experiment and its run.
 
     Args:
@@ -71,6 +73,7 @@ def ran(strategy, *overrides, app=None, num_partitions=CLIENTS):
         overrides: of the configuration.
         app: makes what clients run of the experiment; None is the experiment's own app.
         num_partitions: of the data.
+        directory: of the run.
     """
     config = configured(strategy, *overrides)
     experiment = build(config)
@@ -85,8 +88,18 @@ def ran(strategy, *overrides, app=None, num_partitions=CLIENTS):
         num_partitions=num_partitions,
         executor="serial",
         progress=False,
+        directory=directory,
     )
     return experiment, run
+
+
+def ran_in_vain(directory, *args, **kwargs):
+    """Returns the summary of a run whose model never changes."""
+    with pytest.raises(SimulationError, match=r"nothing was learnt: .*the model never changed"):
+        ran(*args, directory=directory, **kwargs)
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    return summary
 
 
 def nobody(source, num_partitions):

@@ -408,7 +408,9 @@ def test_module_beside_the_working_directory_is_found_and_found_again_on_resume(
     run = [*QUICK, "num_rounds=4", "model._target_=mine.Net", "~model.init", "views=false"]
     died = elsewhere(home, *run, f"hydra.run.dir={tmp_path / 'run'}", DIE="1")
     assert died.returncode == 9, died.stderr
-    again = elsewhere(other, "resume", str(tmp_path / "run"), "--allow", "mine")
+    resume = ["resume", str(tmp_path / "run"), "--allow", "mine"]
+    assert elsewhere(other, *resume).returncode == 1  # it is looked for where `fl resume` is called
+    again = elsewhere(home, *resume)
     assert again.returncode == 0, again.stderr
     assert summary_of(tmp_path / "run")["status"] == "completed"
 

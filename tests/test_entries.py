@@ -291,7 +291,7 @@ def test_a_model_without_anything_to_train_is_refused():
 
 
 def test_a_model_in_half_precision_throughout_is_refused_with_the_remedy():
-    with pytest.raises(ConfigError, match=r"does not take inputs .* needs \.float\(\)"):
+    with pytest.raises(ConfigError, match=r"does not fit the data: .* needs \.float\(\)"):
         ran("fedavg", "model._target_=all_kinds.AllHalf", KINDS[1])
 
 

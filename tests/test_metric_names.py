@@ -201,7 +201,7 @@ def test_all_that_is_made_of_a_run_can_be_made_and_read(names, tmp_path) -> None
     assert again.summary == result.summary
     shown = io.StringIO()
     console = Console(file=shown, width=300)
-    console.print(results(again.summary, tmp_path / "run"))
+    console.print(results(again.summary))
     console.print(comparison({"[/x]": [again]}, metrics=list(again.summary["final"])))
     assert "\x1b" not in shown.getvalue()
     assert "<b>loss" not in page([again])

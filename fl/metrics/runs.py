@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,11 +66,16 @@ def _summary(path: Path) -> dict[str, Any]:
 # ---- what readers of a summary rely on -----------------------------------------------------------
 
 
-def _is_number(value: Any) -> bool:
+def _is_metric(value: Any) -> bool:
     """Whether this is a number as `run_writer.plain` writes it, and one that fits into a float."""
     if isinstance(value, str):
         return value in ("inf", "-inf", "nan")
-    return type(value) in (int, float) and abs(value) < 1e300
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def _is_number(value: Any) -> bool:
+    """Whether this is a number that can be added up and shown in another unit."""
+    return _is_metric(value) and (isinstance(value, str) or abs(value) < 1e300)
 
 
 def _is_finite(value: Any) -> bool:
@@ -83,7 +89,7 @@ def _are_numbers(value: Any, fits: Callable[[Any], bool] = _is_number) -> bool:
 def _are_records(value: Any) -> bool:
     return isinstance(value, Mapping) and all(
         isinstance(each, Mapping)
-        and _is_number(each.get("value"))
+        and _is_metric(each.get("value"))
         and _is_number(each.get("round"))
         for each in value.values()
     )
@@ -127,7 +133,7 @@ def _or_none(kind: Any) -> Callable[[Any], bool]:
 _SUMMARY: Mapping[str, Callable[[Any], bool]] = {
     "status": lambda value: isinstance(value, str),
     "config": lambda value: isinstance(value, Mapping) and _is_nested(value),
-    "final": _are_numbers,
+    "final": lambda value: _are_numbers(value, _is_metric),
     "best": _are_records,
     "target": _is_target,
     "totals": _are_totals,

@@ -247,7 +247,8 @@ def _cells(
 
 def _has_trained(run: Run, metric: str) -> bool:
     """Returns whether a run reports a metric of another model than the one it began with."""
-    return any(row["round"] > 0 and metric in row for row in run.history)
+    trained = any(row["round"] > 0 and metric in row for row in run.history)
+    return trained and metric in run.summary["final"]
 
 
 def _spread(values: Sequence[float], show: _Show, unit: _UnitOf | None = None) -> str:

@@ -31,9 +31,10 @@ def smallest_batch(
     try:
         shape = _logits_of(model, 2, input_shape, tokens)
     except Exception as error:  # whatever somebody's forward raises
+        remedy = "; one in float16 throughout needs .float()" if "Half" in str(error) else ""
         raise ConfigError(
             f"{what}: with 2 inputs of shape {input_shape} its forward raises "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}{remedy}"
         ) from error
     expected = (2, *(input_shape if tokens else ()))
     if shape is None or shape[:-1] != expected or shape[-1] < num_classes:
