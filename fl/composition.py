@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from flwr.serverapp import strategy as flower
@@ -22,14 +23,14 @@ from fl.compression import Channel, Compressor, Shapes, check_broadcast
 from fl.errors import ConfigError
 from fl.params import Layout
 from fl.strategies import (
-    Aggregate,
-    Attacked,
     Compressed,
     Decentralized,
+    Forging,
     Gossip,
     GradientTracking,
     OuterSteps,
     Replicas,
+    Rounds,
 )
 from fl.strategies.events import EventDriven
 
@@ -153,7 +154,7 @@ def told_by(strategy: Strategy) -> dict[str, tuple[str, Any]]:
         if isinstance(strategy, kind):
             tells |= more
     told = {
-        key: (source, getattr(strategy, source)) if isinstance(source, str) else ("", source)
+        key: (source, attrgetter(source)(strategy)) if isinstance(source, str) else ("", source)
         for key, source in tells.items()
     }
     told = {key: (argument, value) for key, (argument, value) in told.items() if value is not None}
@@ -213,8 +214,8 @@ def unread_of_clients(
 
 def unread_of_server(strategy: Strategy) -> dict[str, str]:
     """Returns the keys of a strategy that its other parts make ineffective, and why."""
-    if isinstance(strategy, Aggregate) and not strategy.wants_own_update:
-        return {"strategy.root_examples": f"{strategy.rule.name} does without an own update"}
+    if isinstance(strategy, Rounds) and not strategy.wants_own_update:
+        return {"strategy.root_examples": f"{strategy.aggregator.name} does without an own update"}
     return {}
 
 
@@ -238,17 +239,26 @@ def _check_memory(rule: Rule) -> None:
         )
 
 
-def with_attack(
-    strategy: Strategy, attack: Attack | None, byzantine: Sequence[int], links: Links, seed: int
-) -> Strategy:
-    """Returns a strategy some of whose clients forge what they send.
+def join_attack(
+    strategy: Strategy,
+    attack: Attack | None,
+    byzantine: Sequence[int],
+    links: Links,
+    *,
+    num_clients: int,
+    seed: int,
+    layout: Layout,
+) -> None:
+    """Tells a strategy which of its clients forge what they send.
 
     Args:
         strategy: is told who is Byzantine where it measures honest clients only.
         attack: None forges nothing.
         byzantine: indices of the Byzantine clients.
         links: of the strategy.
+        num_clients: clients there are.
         seed: of the attack.
+        layout: of the clients' model.
 
     Raises:
         ConfigError: there is nothing in this strategy that the attack could forge.
@@ -256,10 +266,22 @@ def with_attack(
     if isinstance(strategy, Decentralized):
         strategy.byzantine = frozenset(byzantine)
     if attack is None:
-        return strategy
+        return
     if isinstance(strategy, Gossip):
         strategy.attacked_by(attack, byzantine)
-        return strategy
+        return
+    if isinstance(strategy, EventDriven):
+        if attack.knowledge == "aggregation" and not isinstance(strategy, Rounds):
+            raise ConfigError(
+                f"{type(attack).__name__} searches against the server's aggregator, and "
+                f"{type(strategy).__name__} has none: use a strategy with rounds, or an attack "
+                "that does not know the aggregator"
+            )
+        uplink = links.uplink if links.ends[0] is not None else None
+        strategy.forging = Forging(
+            attack, byzantine, seed=seed, uplink=uplink, num_clients=num_clients, layout=layout
+        )
+        return
     if isinstance(strategy, Decentralized):
         raise ConfigError(
             f"attack is set, but {type(strategy).__name__} has no rounds whose models could be "
@@ -271,10 +293,7 @@ def with_attack(
             "attack is set, and this strategy has no server that collects updates for it to "
             "forge: leave it out, or use an attack on data (label_flip, backdoor)"
         )
-    if links.ends[0] is not None:
-        raise ConfigError(
-            "attack is set, and clients send compressed updates: a forged one would reach the "
-            "server without having been compressed. Leave one out, or use an attack on data "
-            "(label_flip, backdoor), whose updates are compressed like any other"
-        )
-    return Attacked(strategy, attack, byzantine, seed=seed)
+    raise ConfigError(
+        f"attack is set, and {type(strategy).__name__} gives nobody a way to its updates: use a "
+        "strategy of fl, or an attack on data (label_flip, backdoor)"
+    )

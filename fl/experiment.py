@@ -29,10 +29,10 @@ from fl.composition import (
     Links,
     check_clients,
     check_told,
+    join_attack,
     links_of,
     unread_of_clients,
     unread_of_server,
-    with_attack,
 )
 from fl.compression import Channel
 from fl.configuration import Given, Problems, blaming, make
@@ -59,10 +59,10 @@ from fl.simulation.work import Charge
 from fl.simulator import SimulatedRun, epoch_of, simulate
 from fl.strategies import (
     NODE_METRICS,
-    Aggregate,
     Decentralized,
     NodeModels,
     OuterSteps,
+    Rounds,
     TrustedUpdate,
     guarded,
 )
@@ -203,12 +203,23 @@ def _joined(
     if isinstance(poisoning, Backdoor):
         test = first.data.test
         backdoored = Examples(*poisoning.test_set(test.x, test.y))
-    if isinstance(strategy, Aggregate) and strategy.wants_own_update:
+    if isinstance(strategy, Rounds) and strategy.wants_own_update:
         strategy.trusted = TrustedUpdate(
             first.app, first.model, first.data, examples=strategy.root_examples, seed=config.seed
         )
     layout = first.app.layout
-    around = with_attack(guarded(strategy, layout), forging, byzantine, links, config.seed)
+    join_attack(
+        strategy,
+        forging,
+        byzantine,
+        links,
+        num_clients=config.num_clients,
+        seed=config.seed,
+        layout=layout,
+    )
+    if isinstance(strategy, Rounds):
+        strategy.layout = layout
+    around = guarded(strategy, layout)
     with blaming(config, "compressor" if parts["compressor"] else "downlink"):
         around = links.around(around, config.num_clients, config.seed, layout)
     experiment = Experiment(

@@ -742,6 +742,24 @@ class Layout:
                 joined[e.name] = fixed[e.name].reshape(-1).float()
         return torch.cat(list(joined.values()))
 
+    def with_trained(self, row: Row, trained: Row) -> Row:
+        """Returns a row with other trainable parameters, and what is tied to them.
+
+        Args:
+            row: shape (d,); not changed.
+            trained: as `select` takes them from a row, shape (p,).
+        """
+        row, done = row.copy(), 0
+        places: dict[str, slice] = {}
+        for e in self.floats:
+            place = places[e.name] = slice(e.offset, e.offset + e.size)
+            if e.kind == "trainable":
+                row[place] = trained[done : done + e.size]
+                done += e.size
+            elif e.kind == "tied":
+                row[place] = row[places[e.tied_to]]
+        return row
+
     def step(self, w: Row, eta: float, change: Row) -> Row:
         """Returns w + eta change, shape (d,), rounded to what a record can hold.
 

@@ -17,6 +17,7 @@ from fl.clients.proximal import Proximal
 from fl.clients.replica import Replica
 from fl.clients.rule import Batch, Finished, Received, Rule
 from fl.clients.sam import Sam
+from fl.clients.scaffold import ControlVariates
 from fl.clients.schedule import CosineDecay, ExponentialDecay, Schedule, StepDecay, Warmup
 from fl.clients.sgd import Sgd
 from fl.clients.task_app import TaskApp
@@ -25,6 +26,7 @@ from fl.clients.uplink import Uplink
 __all__ = [
     "AdamW",
     "Batch",
+    "ControlVariates",
     "CosineDecay",
     "Downlink",
     "ExponentialDecay",

@@ -89,15 +89,18 @@ class Rule(ABC):
         uploads: records of the reply that hold a vector beside the model, `Finished.extras`.
         honours: keys of the message's configuration that `scalars` obeys, to the hyperparameters
             that each stands in for.
-        gradients_per_step: gradient evaluations a step is charged for.
         batchable: whether `vmap` takes the rule's methods.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
     uploads: ClassVar[tuple[str, ...]] = ()
     honours: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    gradients_per_step: ClassVar[float] = 1.0
     batchable: ClassVar[bool] = True
+
+    @property
+    def gradients_per_step(self) -> float:
+        """Gradient evaluations that a step is charged for."""
+        return 1.0
 
     @property
     def vectors(self) -> int:

@@ -9,7 +9,7 @@ Algorithm 1, whose nodes train with it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,13 +56,16 @@ class Sam(Sgd):
         ConfigError: a hyperparameter is out of range.
     """
 
-    gradients_per_step: ClassVar[float] = 2.0
-
     rho: float = 0.05
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_not_negative("rho", self.rho)
+
+    @property
+    def gradients_per_step(self) -> float:
+        """Two: at w, and where it is sharpest."""
+        return 2.0
 
     @property
     def vectors(self) -> int:

@@ -17,7 +17,7 @@ from fl.choices import announce
 from fl.configuration import check_values, explain
 from fl.errors import ConfigError
 from fl.experiment import Experiment
-from fl.strategies import Attacked, Gossip
+from fl.strategies import Gossip
 from fl.trust import check_targets
 
 # Keys that say what the simulator does. On a deployment they can have no effect.
@@ -154,7 +154,8 @@ def check_deployable(experiment: Experiment) -> None:
         ConfigError: it has an attack on what clients send.
     """
     strategy = experiment.strategy
-    attack = strategy.attack if isinstance(strategy, Attacked | Gossip) else None
+    forging = getattr(strategy, "forging", None)
+    attack = strategy.attack if isinstance(strategy, Gossip) else forging and forging.attack
     if attack is not None:
         raise ConfigError(
             f"attack is {type(attack).__name__}, and is of the simulator only: the server "

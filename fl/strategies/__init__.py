@@ -1,10 +1,8 @@
 """Server algorithms, one paper per file; Flower's own are used through `fl/conf/strategy`."""
 
 from fl.strategies.adpsgd import ADPSGD
-from fl.strategies.aggregate import Aggregate
 from fl.strategies.async_fedavg import AsyncFedAvg
 from fl.strategies.async_sgd import AsyncSgd
-from fl.strategies.attacked import Attacked
 from fl.strategies.backup_workers import BackupWorkers
 from fl.strategies.choco import CHOCO
 from fl.strategies.compressed import Compressed, CompressedGrid
@@ -17,10 +15,15 @@ from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
 from fl.strategies.favas import Favas
 from fl.strategies.fedast import FedAST
 from fl.strategies.fedasync import FedAsync
+from fl.strategies.fedavg import FedAvg
+from fl.strategies.fedavgm import FedAvgM
 from fl.strategies.fedbuff import FedBuff
 from fl.strategies.fedcompass import FedCompass
 from fl.strategies.fedfix import FedFix
+from fl.strategies.fednova import FedNova
+from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
 from fl.strategies.fedprox import FedProx
+from fl.strategies.forging import Forging
 from fl.strategies.gossip import Gossip
 from fl.strategies.gradient_tracking import GradientTracking
 from fl.strategies.guarded import Guarded, guarded
@@ -29,9 +32,12 @@ from fl.strategies.monna import MoNNA
 from fl.strategies.oort import Oort
 from fl.strategies.outer import OuterSteps
 from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
-from fl.strategies.over_selection import OverSelection
+from fl.strategies.qfedavg import QFedAvg
 from fl.strategies.quafl import QuAFL
 from fl.strategies.replicas import Replicas
+from fl.strategies.round_rule import RoundRule, Updates
+from fl.strategies.rounds import Rounds
+from fl.strategies.scaffold import SCAFFOLD
 from fl.strategies.sgp import SGP
 from fl.strategies.streaming_diloco import StreamingDiLoCo
 from fl.strategies.swarm import NODE_METRICS, Decentralized, NodeModels
@@ -45,11 +51,10 @@ __all__ = [
     "DBW",
     "DPSGD",
     "NODE_METRICS",
+    "SCAFFOLD",
     "SGP",
-    "Aggregate",
     "AsyncFedAvg",
     "AsyncSgd",
-    "Attacked",
     "BackupWorkers",
     "Compressed",
     "CompressedGrid",
@@ -61,11 +66,18 @@ __all__ = [
     "EagerUpdates",
     "Favas",
     "FedAST",
+    "FedAdagrad",
+    "FedAdam",
     "FedAsync",
+    "FedAvg",
+    "FedAvgM",
     "FedBuff",
     "FedCompass",
     "FedFix",
+    "FedNova",
     "FedProx",
+    "FedYogi",
+    "Forging",
     "Gossip",
     "GradientTracking",
     "Guarded",
@@ -77,12 +89,15 @@ __all__ = [
     "OuterOptimizer",
     "OuterSgd",
     "OuterSteps",
-    "OverSelection",
+    "QFedAvg",
     "QuAFL",
     "Replicas",
+    "RoundRule",
+    "Rounds",
     "StreamingDiLoCo",
     "SyncST",
     "TiFL",
     "TrustedUpdate",
+    "Updates",
     "guarded",
 ]

@@ -16,8 +16,8 @@ import math
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -26,10 +26,23 @@ from flwr.serverapp.strategy import Result
 
 from fl.aggregation import check_result, weight_of
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
-from fl.params import Layout, Row, carried, from_record, median_carried, to_record
+from fl.params import (
+    Layout,
+    Row,
+    as_tensor,
+    carried,
+    from_record,
+    median_carried,
+    record_vector,
+    to_record,
+    vector_record,
+)
 from fl.randomness import generator
 from fl.strategies.no_rounds import NoRounds
 from fl.strategies.tasks import TTL_S, Failures, Task, Tasks
+
+if TYPE_CHECKING:
+    from fl.strategies.forging import Forging
 
 log = logging.getLogger("fl")
 
@@ -63,6 +76,7 @@ class Update:
         metrics: what it reported.
         received_s: when the answer arrived, s.
         statistics: entries of the model that are not in the row.
+        extras: vectors that came beside the model, shape (p,) each, by name.
     """
 
     task: Task[Sent]
@@ -70,6 +84,7 @@ class Update:
     metrics: Mapping[str, Any]
     received_s: float
     statistics: Mapping[str, Array]
+    extras: Mapping[str, Row] = field(default_factory=dict)
 
     @property
     def node(self) -> int:
@@ -127,18 +142,35 @@ class GlobalModel:
         """Returns a model of the same form for a message, shape (d,)."""
         return to_record(self.layout, w, self._carried)
 
-    def read(self, task: Task[Sent], reply: Message, key: str, now: float) -> Update:
+    def read(
+        self,
+        task: Task[Sent],
+        reply: Message,
+        key: str,
+        now: float,
+        needs: Sequence[str] = (),
+        p: int = 0,
+    ) -> Update:
         """Returns the update in a reply.
 
+        Args:
+            task: what was asked.
+            reply: with content.
+            key: name of the model's record.
+            now: time in s.
+            needs: names of records with a vector beside the model.
+            p: length of those vectors.
+
         Raises:
-            ConfigError: the reply holds no finite model of the right form.
+            ConfigError: the reply holds no finite model of the right form, or lacks a vector.
         """
         record = reply.content.get(key)
         if not isinstance(record, ArrayRecord):
             raise ConfigError(f"the reply has no ArrayRecord '{key}', only {sorted(reply.content)}")
         metrics: Mapping[str, Any] = next(iter(reply.content.metric_records.values()), {})
         row = from_record(self.layout, record)
-        return Update(task, row, metrics, now, carried(self.layout, record))
+        extras = {name: _vector(reply, name, p) for name in needs}
+        return Update(task, row, metrics, now, carried(self.layout, record), extras)
 
     def staleness(self, task: Task[Sent]) -> int:
         """Returns the versions since the one that a task began with."""
@@ -231,6 +263,11 @@ class Server:
         """Time in s."""
         return self.tasks.now()
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What every message says beside the model."""
+        return self._config
+
     def of(self, model: GlobalModel, name: str) -> Server:
         """Returns a server of another model, with the same clients, tasks and configuration."""
         return Server(model, self.tasks, self._config, self.seed, self._keys, name)
@@ -261,6 +298,7 @@ class Server:
         *,
         old: tuple[int, Row] | None = None,
         kind: str = "",
+        extras: Mapping[str, Row] | None = None,
     ) -> list[Task[Sent]]:
         """Sends a model to clients, and returns their tasks.
 
@@ -269,12 +307,13 @@ class Server:
             config: what the messages say beside the model, added to the run's configuration.
             old: version and values of another model to send than the current one.
             kind: what sort of work it is, if there are several that take different times.
+            extras: vectors that the messages carry beside the model, shape (p,) each, by name.
         """
         if not nodes:
             return []
         version, w = (self.version, self.w) if old is None else old
         sent = Sent(version, w, dict(config or {}))
-        return self.tasks.send(self._content(sent), list(nodes), sent, kind)
+        return self.tasks.send(self._content(sent, extras or {}), list(nodes), sent, kind)
 
     def step(
         self,
@@ -325,17 +364,20 @@ class Server:
         """Reports that an update will not be used."""
         self.tasks.control.discarded(update.task.message_id, self.staleness(update))
 
-    def _content(self, sent: Sent) -> RecordDict:
+    def _content(self, sent: Sent, extras: Mapping[str, Row]) -> RecordDict:
         """Returns the message's content; the same object for equal ones, so it is shared."""
         if self._contents_of != self.version:
             self._contents, self._contents_of = {}, self.version
-        key = (id(sent.w), sent.version, tuple(sorted(sent.config.items())))
+        told = tuple(sorted(sent.config.items()))
+        key = (id(sent.w), sent.version, told, *((name, id(x)) for name, x in extras.items()))
         content = self._contents.get(key)
         if content is None:
             arrays_key, config_key = self._keys
             arrays = self.model.record_of(sent.w)
             config = {**self._config, **sent.config, "server-round": sent.version + 1}
-            content = RecordDict({arrays_key: arrays, config_key: ConfigRecord(config)})
+            beside = {name: vector_record(as_tensor(x)) for name, x in extras.items()}
+            records: dict[str, Any] = {arrays_key: arrays, config_key: ConfigRecord(config)}
+            content = RecordDict({**records, **beside})
             self._contents[key] = content
         return content
 
@@ -407,10 +449,21 @@ class EventDriven(NoRounds):
     # ---- the method ------------------------------------------------------------------------------
 
     takes_empty: ClassVar[bool] = False
+    trained = 0  # p, length of the vectors that a method `needs`
+    forging: Forging | None = None  # what Byzantine clients do, to be set on the simulator
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Records of the replies that hold a vector beside the model, shape (p,)."""
+        return ()
 
     def unusable(self, update: Update) -> str | None:
         """Returns why the method cannot use an update, in words; None if it can."""
         return None
+
+    def as_sent(self, server: Server, update: Update) -> Update | None:
+        """Returns an update as its client has sent it, which may have forged it; None if not."""
+        return update if self.forging is None else self.forging.forged_one(server, update)
 
     def begin(self, server: Server) -> None:
         """Prepares the method's state for a new run; called before anything is sent."""
@@ -505,6 +558,8 @@ class EventDriven(NoRounds):
 
         evaluate()
         server.evaluate, server.num_rounds = evaluate, num_rounds
+        if self.forging is not None:
+            self.forging.check(server)
         wait_for_nodes(server.tasks, self.min_available_nodes, self.retry_s)
         self.begin(server)
         self.dispatch(server)
@@ -528,6 +583,8 @@ class EventDriven(NoRounds):
                     unusable = None if unusable is None else unusable + 1
                     if unusable == at_once:  # as many clients as that do not all lie
                         raise ConfigError(f"none of the first {unusable} updates is usable: {why}")
+                if update is not None:
+                    update, why = self.as_sent(server, update), "no payload holds what it forges"
                 if update is None:
                     failures.add(task, reply, server.now, len(tasks), why=why)
                     vain[name] += self.diverged[name] - before
@@ -596,7 +653,9 @@ class EventDriven(NoRounds):
             log.debug("node %d: %s", task.node, reply.error.reason)
             return None, reply.error.reason or "an error without a reason"
         try:
-            return server.model.read(task, reply, self.arrayrecord_key, server.now), ""
+            return server.model.read(
+                task, reply, self.arrayrecord_key, server.now, self.needs, self.trained
+            ), ""
         except ConfigError as error:
             self.diverged[self.model_of(task)] += isinstance(error, NotFinite)
             self._leave_out(server, task, str(error))
@@ -605,6 +664,17 @@ class EventDriven(NoRounds):
     def _leave_out(self, server: Server, task: Task[Sent], why: str) -> None:
         log.warning("node %d left out: %s", task.node, why)
         server.tasks.control.rejected(task.message_id)
+
+
+def _vector(reply: Message, name: str, p: int) -> Row:
+    record = reply.content.get(name)
+    if not isinstance(record, ArrayRecord):
+        raise ConfigError(
+            f"the reply has no record {name!r}, only {sorted(reply.content)}: use the client rule "
+            "that sends it"
+        )
+    row: Row = record_vector(record, p, f"record {name!r}").numpy()
+    return row
 
 
 def wait_for_nodes(tasks: Tasks[Any], least: int, retry_s: float) -> None:

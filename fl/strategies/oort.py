@@ -20,7 +20,7 @@ from fl.aggregation import MOST_WEIGHT, weight_of
 from fl.errors import ConfigError
 from fl.randomness import generator
 from fl.strategies.events import Server, Update, at_least
-from fl.strategies.rounds import EarlyRounds
+from fl.strategies.rounds import Rounds
 
 log = logging.getLogger("fl")
 
@@ -44,7 +44,7 @@ class Record:
     times: int = 0
 
 
-class Oort(EarlyRounds):
+class Oort(Rounds):
     """Guided selection of clients.
 
     A reply's utility is U = n sqrt(mean of loss^2); `loss_key` names the metric taken for the
@@ -83,7 +83,7 @@ class Oort(EarlyRounds):
         cut_off: share of the last score that is good enough, in [0, 1].
         window: at least 1.
         max_times: clients with more replies are not selected any more; None sets no limit.
-        **rounds: arguments of `EarlyRounds`; the authors select 1.3 times as many as they keep.
+        **rounds: arguments of `Rounds`; the authors select 1.3 times as many as they keep.
 
     Raises:
         ConfigError: an argument is out of its range.

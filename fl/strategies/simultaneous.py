@@ -69,9 +69,17 @@ class Models(GlobalModel):
             arrays.update({f"{task}/{name}": array for name, array in record.items()})
         return trusted_record(ArrayRecord, arrays)  # Flower's constructor would copy them
 
-    def read(self, task: Task[Sent], reply: Message, key: str, now: float) -> Update:
+    def read(
+        self,
+        task: Task[Sent],
+        reply: Message,
+        key: str,
+        now: float,
+        needs: Sequence[str] = (),
+        p: int = 0,
+    ) -> Update:
         """Returns the update in a reply, read by the layout of its task's model."""
-        return self.by_task[task.memo.config[TASK_KEY]].read(task, reply, key, now)
+        return self.by_task[task.memo.config[TASK_KEY]].read(task, reply, key, now, needs, p)
 
     def staleness(self, task: Task[Sent]) -> int:
         """Returns the versions of the task's own model since the one that it began with."""

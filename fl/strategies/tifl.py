@@ -18,13 +18,13 @@ from fl.aggregation import weight_of
 from fl.errors import SimulationError
 from fl.randomness import generator
 from fl.strategies.events import Sent, Server, Update, at_least, positive
-from fl.strategies.rounds import EarlyRounds
+from fl.strategies.rounds import Rounds
 from fl.strategies.tasks import Task
 
 log = logging.getLogger("fl")
 
 
-class TiFL(EarlyRounds):
+class TiFL(Rounds):
     """Adaptive tier selection, after profiling.
 
     Profiling: in each of `profiling_rounds` all available clients train the initial model. A client
@@ -51,7 +51,7 @@ class TiFL(EarlyRounds):
         credits: of each tier; None lets every tier train in ceil(num_rounds / T) rounds at most.
         profiling_rounds: how often every client is timed.
         profiling_s: Tmax, s.
-        **rounds: arguments of `EarlyRounds`.
+        **rounds: arguments of `Rounds`.
 
     Raises:
         ConfigError: an argument is out of its range.
@@ -108,7 +108,8 @@ class TiFL(EarlyRounds):
             return
         if self.profiling:
             if server.tasks.idle():
-                self.open(server, server.tasks.idle())
+                idle = server.tasks.idle()
+                self.open(server, idle, len(idle))
             return
         if self.outdated:
             self.form_tiers(server)
@@ -130,7 +131,7 @@ class TiFL(EarlyRounds):
 
     def goal(self) -> int:
         """Returns how many replies end the round: when profiling, all."""
-        return len(self.awaited) + len(self.replies) if self.profiling else self.clients
+        return self.selected if self.profiling else super().goal()
 
     def timer(self, server: Server) -> float:
         """Returns the deadline of the round, which is Tmax when profiling."""

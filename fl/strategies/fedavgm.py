@@ -1,0 +1,55 @@
+"""Server momentum.
+
+Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual
+Classification", arXiv:1909.06335, section 4.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from fl.params import Row
+from fl.strategies.events import positive, share
+from fl.strategies.round_rule import RoundRule, Updates
+
+
+class Momentum(NamedTuple):
+    """Model and momentum, shape (d,) each."""
+
+    w: Row
+    v: Row
+
+
+@dataclass(frozen=True)
+class FedAvgM(RoundRule):
+    """FedAvg with momentum on the server, with Delta the mean of the clients' changes.
+
+        v <- beta v + Delta;    w <- w + eta v
+
+    Attributes:
+        eta: server learning rate, above 0. With momentum the steps are up to 1 / (1 - beta) times
+            as long.
+        beta: momentum, in [0, 1).
+
+    Raises:
+        ConfigError: a hyperparameter is out of range.
+    """
+
+    eta: float = 1.0
+    beta: float = 0.9
+
+    def __post_init__(self) -> None:
+        positive("eta", self.eta)
+        share("beta", self.beta)
+
+    def init(self, w: Row, p: int) -> Momentum:
+        """Returns the model at rest."""
+        return Momentum(w, np.zeros_like(w))
+
+    def step(self, state: Momentum, updates: Updates) -> Momentum:
+        """Returns model and momentum after a step."""
+        v = np.float32(self.beta) * state.v + updates.mean()
+        return Momentum(state.w + np.float32(self.eta) * v, v)

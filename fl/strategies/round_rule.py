@@ -1,0 +1,159 @@
+"""What a synchronous server rule is: `init` and `step`, with explicit state.
+
+A rule is a frozen dataclass of hyperparameters whose methods map a state and what came in to the
+next state. The state is a named tuple of arrays and numbers whose field `w` is the model, so a rule
+can be read like its algorithm box and tested without a grid:
+
+    state = rule.init(w, p)
+    state = rule.step(state, Updates(deltas, weights))
+
+`fl.strategies.Rounds` does everything else: who is asked and what they are sent, how long a round
+waits, which replies are usable, and how they are combined.
+
+How methods with more machinery fit, without a change here:
+
+- A second vector from the server, as SCAFFOLD's c (arXiv:1910.06378): `broadcast` returns it, it
+  travels beside the model and is charged; from the clients: `needs` names it, and
+  `updates.extra(name)` holds what came.
+- Numbers that clients report: `reads` names the metrics, and `updates.metric(name)` has them.
+- Clients that are told different things, as FedProx's stragglers (arXiv:1812.06127): `configs`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl.aggregation import Mean
+from fl.params import Row
+
+Weights = NDArray[np.float64]
+
+Combine = Callable[[Row, Weights, str], Row]
+"""F of vectors (n, d) with weights (n,), shape (d,); the name is "" for the model's change."""
+
+
+class HasModel(Protocol):
+    """A server state: a named tuple with the model, and whatever else the rule keeps."""
+
+    @property
+    def w(self) -> Row:
+        """The model, shape (d,), float32."""
+
+    def _replace(self, **changes: Any) -> Any:
+        """Returns a copy with other values."""
+
+
+def weighted_mean(x: Row, weights: Weights, name: str) -> Row:
+    """Returns the mean of vectors: what a rule's `mean` is where no aggregator is chosen."""
+    return Mean(weighted=True)(x, weights)
+
+
+@dataclass(frozen=True, eq=False)
+class Updates:
+    """What the clients of a round brought.
+
+    Attributes:
+        deltas: how client i changed the model it was sent, x_i - w, shape (n, d), float32.
+        weights: what each weighs, such as its number of examples, shape (n,), at least 0.
+        metrics: what each reported.
+        extras: vectors that came beside the models, shape (n, p) each, by name.
+        combine: F, by which vectors of clients become one.
+        name: of the vectors, if they are not the models' changes.
+    """
+
+    deltas: Row
+    weights: Weights
+    metrics: Sequence[Mapping[str, Any]] = ()
+    extras: Mapping[str, Row] = field(default_factory=dict)
+    combine: Combine = weighted_mean
+    name: str = ""
+
+    def __len__(self) -> int:
+        """Returns n."""
+        return len(self.weights)
+
+    @cached_property
+    def _mean(self) -> Row:
+        return self.combine(self.deltas, self.weights, self.name)
+
+    def mean(self) -> Row:
+        """Returns F(delta_1, ..., delta_n), shape (d,): the weighted mean, or the aggregator's."""
+        return self._mean
+
+    def unweighted(self) -> Updates:
+        """Returns the same updates, all with weight 1."""
+        return replace(self, weights=np.ones(len(self)))
+
+    def scaled(self, factors: NDArray[np.float64]) -> Updates:
+        """Returns updates whose i-th delta is multiplied by the i-th factor, shape (n,)."""
+        return replace(self, deltas=self.deltas * factors.astype(np.float32)[:, None])
+
+    def extra(self, name: str) -> Updates:
+        """Returns the clients' vectors of this name, to be combined like their deltas."""
+        return replace(self, deltas=self.extras[name], extras={}, name=name)
+
+    def metric(self, name: str) -> NDArray[np.float64]:
+        """Returns what the clients reported under a name that the rule `reads`, shape (n,)."""
+        return np.array([metrics[name] for metrics in self.metrics], dtype=np.float64)
+
+
+class RoundRule(ABC):
+    """A server's step from one round to the next.
+
+    Attributes:
+        needs: records of the replies that hold a vector beside the model, shape (p,).
+        reads: metrics of the replies that must be finite numbers; a reply without is left out.
+        tells: keys that `configs` writes into every message, to the attribute with the value.
+        folds: whether `step` uses the mean of the deltas and nothing else, so that large models
+            need not be held all at once.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[tuple[str, ...]] = ()
+    tells: ClassVar[Mapping[str, str]] = {}
+    folds: ClassVar[bool] = True
+
+    @abstractmethod
+    def init(self, w: Row, p: int) -> Any:
+        """Returns the state before the first round.
+
+        Args:
+            w: the initial model, shape (d,).
+            p: numbers that clients train, at most d; vectors beside the model have so many.
+        """
+
+    @abstractmethod
+    def step(self, state: Any, updates: Updates) -> Any:
+        """Returns the state after a round.
+
+        Args:
+            state: of the last round; not changed.
+            updates: of at least one client.
+        """
+
+    def broadcast(self, state: Any) -> Mapping[str, Row]:
+        """Returns vectors that every message carries beside the model, by name."""
+        return {}
+
+    def configs(
+        self, state: Any, server_round: int, n: int, rng: np.random.Generator
+    ) -> Sequence[Mapping[str, Any] | None]:
+        """Returns what each of a round's messages says beside the vectors.
+
+        Args:
+            state: of the last round.
+            server_round: from 1.
+            n: messages.
+            rng: of this round.
+
+        Returns:
+            One mapping for each; None for a client that is not to train after all.
+        """
+        return [{}] * n
