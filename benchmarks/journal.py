@@ -2,7 +2,7 @@
 
     python benchmarks/journal.py [--quick] [--turns N] [--out FILE]
 
-The same run of `strategy=aggregate` on one process, in turns: without a journal, with one, and
+The same run of `strategy=fedavg` on one process, in turns: without a journal, with one, and
 replayed from a journal that holds all of it. The bytes are those of the journal, for each answer.
 """
 
@@ -48,7 +48,7 @@ def seconds(overrides: list[str], rounds: int, directory: Path, recovery: Recove
                 "data=digits",
                 "partition=iid",
                 "fleet=uniform",
-                "strategy=aggregate",
+                "strategy=fedavg",
                 "strategy.fraction_train=1",
                 "executor=serial",
                 f"num_clients={CLIENTS}",

@@ -41,10 +41,12 @@ def implied(choices: Mapping[str, str | None], asked: Collection[str]) -> list[s
     for group, member in choices.items():
         if member is None or "@" in group:
             continue
+        usual = dict(_overridden(group, defaults.get(group) or ""))  # what the default sets as well
         found = [
             f"{other}={chosen}"
             for other, chosen in dict(_overridden(group, member)).items()
-            if choices.get(other) == chosen != defaults.get(other) and other not in asked
+            if choices.get(other) == chosen != usual.get(other, defaults.get(other))
+            and other not in asked
         ]
         if found and group != "experiment":  # which is there to choose
             lines.append(f"{group}={member} sets {', '.join(found)}")

@@ -218,7 +218,7 @@ BAD = {
     "client.rule.lr=0": "client.rule.lr is 0; it must be finite and above 0",
     "strategy=diloco strategy.optimizer.lr=0": "strategy.optimizer.lr is 0; it must be finite and",
     "strategy=fedbuff strategy.staleness.a=-1": "strategy.staleness.a is -1; it must be at least 0",
-    "strategy=aggregate aggregator=krum aggregator.power=3": "aggregator.power=3",
+    "strategy=fedavg aggregator=krum aggregator.power=3": "aggregator.power=3",
     "strategy=fedast tasks.digits.client.rule.lr=0": "tasks.digits.client.rule.lr is 0; it must",
     "attack=gauss num_byzantine=2 attack.sigma=-1": "attack.sigma=-1: must not be negative",
     "client.batch_size=0": "client.batch_size is 0; it must be a whole number, at least 1, or null",

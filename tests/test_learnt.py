@@ -141,7 +141,7 @@ def test_run_whose_replies_are_all_left_out_has_failed():
     # Krum with f = 5 needs 13 vectors. With fewer replies than were asked for, it waits for more.
     with pytest.raises(SimulationError, match="and the model never changed"):
         experiment(
-            "strategy=aggregate",
+            "strategy=fedavg",
             "aggregator=krum",
             "aggregator.f=5",
             "strategy.fraction_train=1.0",

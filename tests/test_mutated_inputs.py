@@ -46,8 +46,8 @@ TINY = [
     "fleet.faults.dropout=0.1",
 ]
 COMPANIONS = {  # what a member of a group needs beside it
-    "aggregator": ["strategy=aggregate"],
-    "attack": ["num_byzantine=2", "strategy=aggregate"],
+    "aggregator": ["strategy=fedavg"],
+    "attack": ["num_byzantine=2", "strategy=fedavg"],
     "strategy=demo": ["client=gradient"],
     "strategy=just_one_byte": ["client=gradient"],
     "strategy=onebit_adam": ["client=gradient"],

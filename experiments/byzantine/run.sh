@@ -26,11 +26,11 @@ RFA=("${MEDIAN[@]}" aggregator.start=mean aggregator.weighted=true) # as the aut
 
 MONNA_ATTACKS=alie_optimized,ipm_optimized,sign_flip,label_flip
 MONNA=(num_clients=26 num_byzantine=5 strategy.f=5 num_rounds=60 evaluate_every=60
-  client.rule.beta=0.99 client.rule.weight_decay=1e-4 strategy.eta=0.75 strategy.root_examples=230
+  client.rule.beta=0.99 client.rule.weight_decay=1e-4 strategy.rule.eta=0.75 strategy.root_examples=230
   partition=dirichlet partition.alpha=1 "may_be_unread=[strategy.root_examples]")
 FLAG_RULES=flag,flag_repo,bulyan,multi_krum,median,meamed,trimmed_mean,mean
 FLAG=(data=cifar10 data.num_train=10000 partition=iid model=mlp "model.hidden=[32]" num_rounds=60
-  evaluate_every=60 client.batch_size=32 client.rule.weight_decay=5e-4 strategy.eta=0.2)
+  evaluate_every=60 client.batch_size=32 client.rule.weight_decay=5e-4 strategy.rule.eta=0.2)
 
 sweep() {
   local name=$1

@@ -36,7 +36,7 @@ mnist() { # every member; signs without a scale need a server that scales them
   sweep mnist $(everyone 10) $MNIST "compressor=$(names signsgd)"
   # shellcheck disable=SC2046,SC2086
   sweep mnist_signsgd $(everyone 10) $MNIST compressor=signsgd strategy=fedavgm \
-    strategy.server_learning_rate=0.001 strategy.server_momentum=0
+    strategy.rule.eta=0.001 strategy.rule.beta=0
 }
 
 downlink() { # both directions; every client in every round, then 3 of 10

@@ -15,9 +15,9 @@ export OMP_NUM_THREADS=1 # one core for each process
 sweep() {
   local name=$1 seed=$2 method=$3 arguments
   case $method in
-    fedprox) arguments=(strategy.proximal_mu=0,1 strategy.straggler_fraction=0,0.5,0.9) ;;
-    fedavg) arguments=(strategy.proximal_mu=0 strategy.straggler_fraction=0.5,0.9
-      strategy.drop_stragglers=true) ;;
+    fedprox) arguments=(strategy.rule.mu=0,1 strategy.rule.straggler_fraction=0,0.5,0.9) ;;
+    fedavg) arguments=(strategy.rule.mu=0 strategy.rule.straggler_fraction=0.5,0.9
+      strategy.rule.drop_stragglers=true) ;;
   esac
   case $name in
     iid) arguments+=(data=synthetic_iid) ;;

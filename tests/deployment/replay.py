@@ -28,7 +28,7 @@ ROUNDS = {  # of all clients: a grid shows their replies in the order of the mes
         f"strategy=fedavg {ALL} compressor=ef_topk_int8 compressor@downlink=ef21"
     ),
     "robust, clients with momentum": (
-        f"strategy=aggregate {ALL} aggregator=geometric_median client=momentum"
+        f"strategy=fedavg {ALL} aggregator=geometric_median client=momentum"
     ),
     "replicas": "strategy=onebit_adam strategy.rule.warmup=1",
 }

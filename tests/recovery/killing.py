@@ -40,7 +40,7 @@ EARLY += ["strategy.min_available_nodes=2"]
 
 RUNS = {
     "stock": [*SMALL, *HARSH, *EARLY, "strategy=fedavgm", "num_clients=16", "num_rounds=8"],
-    "aggregate": [*SMALL, *HARSH, *EARLY, "strategy=aggregate", "num_clients=16", "num_rounds=8"],
+    "aggregate": [*SMALL, *HARSH, *EARLY, "strategy=fedavg", "num_clients=16", "num_rounds=8"],
     "fedbuff": [*SMALL, *HARSH, "strategy=fedbuff", "num_clients=16", "num_rounds=10"],
     "gossip": [
         *(*SMALL, *HARSH, "strategy=dpsgd", "client.local_epochs=null", "client.local_steps=4"),
@@ -51,7 +51,7 @@ RUNS = {
         *("compressor=int8", "fleet=uniform", "num_clients=4", "num_rounds=12"),
     ],
     "compressed": [
-        *(*SMALL, "strategy=aggregate", "compressor=ef_topk", "compressor@downlink=ef21"),
+        *(*SMALL, "strategy=fedavg", "compressor=ef_topk", "compressor@downlink=ef21"),
         *("num_clients=10", "num_rounds=6", "fleet/availability=always"),
         "fleet.faults.crash=0.1",
     ],

@@ -140,7 +140,7 @@ def test_module_of_the_user_is_part_of_the_code(
     name, run = f"rules_{tmp_path.name}", tmp_path / "run"
     rule = "from fl.clients import Sgd\nclass Rule(Sgd):\n    pass\n"
     stopping = f"{rule}    def init(self, received):\n        raise KeyboardInterrupt\n"
-    own = [*SMALL, "strategy=aggregate", "num_clients=10", "num_rounds=2", "fleet=uniform"]
+    own = [*SMALL, "strategy=fedavg", "num_clients=10", "num_rounds=2", "fleet=uniform"]
     own += [f"client.rule._target_={name}.Rule", f"hydra.run.dir={run}"]
     (tmp_path / f"{name}.py").write_text(stopping)
     code, told = fl(*own)

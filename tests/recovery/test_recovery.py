@@ -180,7 +180,7 @@ def test_measured_choice_of_batching_is_not_measured_again(
     run = Run(
         [
             *SMALL,
-            "strategy=aggregate",
+            "strategy=fedavg",
             "client.batching=measured",
             "num_clients=12",
             "fleet=uniform",

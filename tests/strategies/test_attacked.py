@@ -337,6 +337,6 @@ def test_a_strategy_that_drives_itself_is_refused():
 
 
 def test_an_attack_on_a_rule_that_does_not_show_is_refused():
-    with pytest.raises(ConfigError, match="FedAvg does not show: use strategy=aggregate"):
+    with pytest.raises(ConfigError, match="FedAvg does not show: use strategy=fedavg"):
         Attacked(stock(), Optimized(IPM()), BYZANTINE)
     Attacked(robust(Mean()), Optimized(IPM()), BYZANTINE)
