@@ -125,6 +125,19 @@ def check_clients(strategy: Strategy, app: TrainingApp, links: Links) -> None:
             "client=gradient sends gradients, and strategy=onebit_adam, demo, just_one_byte, "
             "gradient_tracking or data_parallel steps by them: use one with the other"
         )
+    if lacking := set(app.rule.needs).difference(getattr(strategy, "gives", ())):
+        raise ConfigError(
+            f"client: {type(app.rule).__name__} needs {', '.join(sorted(lacking))} beside the model, "
+            f"which {name_of(strategy)} does not send: use the strategy of its paper"
+        )
+    if isinstance(strategy, Rounds) and (
+        lacking := set(strategy.needs).difference(app.rule.uploads)
+    ):
+        raise ConfigError(
+            f"{name_of(strategy)} needs {', '.join(sorted(lacking))} beside the clients' models, "
+            f"which client={type(app.rule).__name__} does not send: leave client out, and the "
+            "strategy chooses it"
+        )
     if stepping or (isinstance(strategy, Decentralized) and strategy.needs):
         trained_shapes(app.layout)
     if isinstance(strategy, OuterSteps):
@@ -137,6 +150,11 @@ def check_clients(strategy: Strategy, app: TrainingApp, links: Links) -> None:
 _TOLD_BY_FLOWER: Mapping[type, Mapping[str, str]] = {
     flower.FedProx: {"proximal-mu": "proximal_mu"},
 }
+
+
+def name_of(strategy: Strategy) -> str:
+    """Returns what a strategy is called in messages: by its rule, if it drives one."""
+    return str(getattr(strategy, "name", type(strategy).__name__))
 
 
 def told_by(strategy: Strategy) -> dict[str, tuple[str, Any]]:
@@ -178,7 +196,7 @@ def check_told(
     """
     told = {key: value for key, (_, value) in told_by(strategy).items()}
     told = {**train_config, **told}
-    for teller, config in (("train_config", train_config), (type(strategy).__name__, told)):
+    for teller, config in (("train_config", train_config), (name_of(strategy), told)):
         try:
             app.check_config(config)
         except ConfigError as error:
@@ -200,7 +218,7 @@ def unread_of_clients(
     for key in train_config:
         for name in app.replaced_by(key):
             unread[name] = f"train_config.{key} counts instead"
-    kind = type(strategy).__name__
+    kind = name_of(strategy)
     for key, (argument, value) in told_by(strategy).items():
         for name in app.replaced_by(key):
             if argument:
@@ -274,7 +292,7 @@ def join_attack(
         if attack.knowledge == "aggregation" and not isinstance(strategy, Rounds):
             raise ConfigError(
                 f"{type(attack).__name__} searches against the server's aggregator, and "
-                f"{type(strategy).__name__} has none: use a strategy with rounds, or an attack "
+                f"{name_of(strategy)} has none: use a strategy with rounds, or an attack "
                 "that does not know the aggregator"
             )
         uplink = links.uplink if links.ends[0] is not None else None

@@ -97,7 +97,9 @@ class Unread:
             )
         if top == "evaluate_every":
             return "has no effect, as evaluate_every_s says when models are evaluated"
-        kind = str(config.strategy.get("_target_", "?")).rpartition(".")[2]
+        target = config.strategy.get("_target_", "?")
+        rule = OmegaConf.select(config, "strategy.rule._target_")
+        kind = str(rule or target).rpartition(".")[2]
         readers = "; ".join(f"{group}: {', '.join(names)}" for group, names in readers_of(top))
         return (
             f"has no effect, as the strategy {kind} does not read {top}: leave it out, or choose "

@@ -17,21 +17,18 @@ from fl.experiment import app_of, build, serve
 CLIENTS, ROUNDS = 4, 3
 CONF = Path(fl.__file__).parent / "conf"
 
-FLOWERS = [  # in Flower's code
+AVERAGING = [  # rounds of all clients
     "fedavg",
     "fedavgm",
     "fedadam",
     "fedadagrad",
     "fedyogi",
     "fedprox",
-    "fedmedian",
-    "fedtrimmedavg",
-    "krum",
-    "multikrum",
-    "bulyan",
     "qfedavg",
+    "scaffold",
+    "fednova",
 ]
-ROUNDED = ["aggregate", "over_selection", "oort", "tifl", "backup_workers", "dbw"]
+ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
 EVENTS = ["fedbuff", "fedasync", "async_fedavg", "async_sgd", "fedfix", "fedcompass"]
 TASKS = ["fedast", "sync_st"]
 POLLING = ["quafl", "favas"]
@@ -39,7 +36,7 @@ SERVERLESS = ["dpsgd", "dfedavg", "dfedavgm", "dfedsam", "sgp", "choco", "monna"
 REPLICAS = ["onebit_adam", "demo", "just_one_byte"]
 OUTER = ["diloco", "local_sgd", "streaming_diloco", "delayed_updates", "eager_updates"]
 GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking"]
-EVERY = [*FLOWERS, *ROUNDED, *EVENTS, *TASKS, *POLLING, *SERVERLESS, *OUTER, *GRADIENTS]
+EVERY = [*AVERAGING, *ROUNDED, *EVENTS, *TASKS, *POLLING, *SERVERLESS, *OUTER, *GRADIENTS]
 
 # What every fleet here has: four clients, all of them asked, where a strategy can say so.
 SIZES = {

@@ -127,7 +127,9 @@ def test_help_does_not_wait_for_heavy_imports() -> None:
 def test_sweep_runs_every_combination(call: Call, tmp_path: Path) -> None:
     call(*SWEEP, "strategy=fedavg,fedprox", "seed=0,1", f"hydra.sweep.dir={tmp_path}")
     summaries = [summary_of(path.parent) for path in sorted(tmp_path.glob("*/summary.json"))]
-    ran = [(s["seed"], s["config"]["strategy"]["_target_"].split(".")[-1]) for s in summaries]
+    ran = [
+        (s["seed"], s["config"]["strategy"]["rule"]["_target_"].split(".")[-1]) for s in summaries
+    ]
     assert ran == [(0, "FedAvg"), (0, "FedProx"), (1, "FedAvg"), (1, "FedProx")]
 
 
@@ -192,11 +194,11 @@ BAD = {
     "strategy.buffer_size=3": "that has it (fedast, fedbuff); a sweep over strategy=A,B takes only",
     "+num_clints=3": "there is no key 'num_clints'; did you mean num_clients",
     "+client.foo=1": "there is no key 'client.foo'; client (fl.clients.TrainingApp) has: ",
-    "+strategy.foo=1": "strategy: FedAvg refuses its arguments: ",
+    "+strategy.foo=1": "strategy: Rounds refuses its arguments: ",
     "+target.metrics=loss": "there is no key 'target.metrics'; did you mean target.metric",
     "run_config.lr=1": "there is no key 'run_config.lr': to add it, write +run_config.lr=VALUE",
     "strategy=fedavgg": "there is no strategy=fedavgg; did you mean fedavg or",
-    "strategy=xyz": "there is no strategy=xyz; there are: adpsgd, aggregate",
+    "strategy=xyz": "there is no strategy=xyz; there are: adpsgd, async_fedavg",
     "fleet/availability=nightly": "there are: always, behaviour, diurnal, exponential",
     "model._target_=fl.models.MPL": "model._target_ is fl.models.MPL, which cannot be imported",
     "seed": "'seed' is neither KEY=VALUE nor a command; the commands are report and resume",

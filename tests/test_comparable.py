@@ -32,8 +32,7 @@ HEADER = (
 )
 
 # Names of what a server's step is multiplied with, as the members of the group have them.
-RATES = ("eta", "alpha", "gamma", "lr", "beta", "momentum", "scale", "server_learning_rate")
-RATES += ("server_momentum",)
+RATES = ("eta", "alpha", "gamma", "lr", "beta", "momentum", "scale")
 
 # 100 clients have 14 or 15 examples each: four steps of 4 are an epoch.
 SETTING = [
@@ -152,8 +151,8 @@ def row(name: str) -> str:
     if isinstance(strategy, Contacts):
         at_once = f"all, {at_once} polled"
     settings: Any = OmegaConf.to_container(config.strategy, resolve=True)
-    for key in ("optimizer", "rule"):  # of outer steps, of replicas
-        if isinstance(settings.get(key), dict) and "lr" in settings[key]:
+    for key in ("optimizer", "rule"):  # of outer steps; of rounds and replicas
+        if isinstance(settings.get(key), dict):
             settings.update(settings[key])
     rates = ", ".join(
         f"{key} {'1 / C' if settings[key] is None else f'{settings[key]:g}'}"

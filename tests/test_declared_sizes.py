@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from every_strategy import EVENTS, FLOWERS, OUTER, POLLING, ROUNDED, SERVERLESS, TASKS
+from every_strategy import AVERAGING, EVENTS, OUTER, POLLING, ROUNDED, SERVERLESS, TASKS
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from hostile_arrays import ARRAYS, FIELDS, RECORDS, npy
 from torch import nn
@@ -253,7 +253,7 @@ def test_scalars_are_no_more_than_bytes_whatever_is_said():
 
 # DBW waits for all its workers, and one that never answers rightly keeps it waiting.
 ALL = [
-    *FLOWERS,
+    *AVERAGING,
     *(name for name in ROUNDED if name != "dbw"),
     *EVENTS,
     *TASKS,
@@ -263,7 +263,7 @@ ALL = [
 ]
 GRADIENTS = ["gradient_tracking client=gradient", "data_parallel client=gradient"]
 LINKS = [f"fedavg compressor={c}" for c in ("ef_topk", "int8", "powersgd", "ef21", "topk_int8")]
-QUICK = ["fedavg", "aggregate", "fedbuff", "over_selection", "quafl", "dpsgd", "diloco", LINKS[0]]
+QUICK = ["fedavg", "fedbuff", "over_selection", "quafl", "dpsgd", "diloco", LINKS[0]]
 SLOW = [*ALL, *GRADIENTS, *LINKS, "fedavg compressor@downlink=ef21", "diloco compressor=int8"]
 
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from all_kinds import AllKinds
 from every_strategy import (
+    AVERAGING,
     CLIENTS,
     EVENTS,
-    FLOWERS,
     GRADIENTS,
     OUTER,
     POLLING,
@@ -88,8 +88,8 @@ ONE = [f"strategy.{key}=1" for key in ("min_train_nodes", "min_available_nodes")
 ONE.append("client.rule.lr=0.1")
 
 slow = pytest.mark.slow
-QUICK = {"fedavg", "qfedavg", "fedadam", "aggregate", "fedbuff", "quafl", "dpsgd"}
-ALL = [*FLOWERS, *ROUNDED, *EVENTS, *POLLING, *SERVERLESS]
+QUICK = {"fedavg", "qfedavg", "fedadam", "fedbuff", "quafl", "dpsgd"}
+ALL = [*AVERAGING, *ROUNDED, *EVENTS, *POLLING, *SERVERLESS]
 
 
 def cases(names, quick):
@@ -100,7 +100,7 @@ def cases(names, quick):
 def test_a_model_of_all_kinds_learns_with_every_strategy(strategy):
     overrides = ["client.rule.lr=0.05"] if strategy == "fedasync" else []
     experiment, run = trained(strategy, *overrides)
-    exact = strategy in FLOWERS
+    exact = strategy in AVERAGING
     # Payloads of CHOCO are of whole rows. Sums of equal numbers may differ in their last bits.
     check(experiment, run, tied=0 if exact else None if strategy == "choco" else 1e-6)
 
@@ -109,7 +109,7 @@ TOPK = "ef_topk compressor.compressor.density=0.3"
 
 
 @pytest.mark.parametrize("compressor", [TOPK, "int8", "sign_l1"])
-@pytest.mark.parametrize("strategy", cases([*FLOWERS, *ROUNDED, *EVENTS, *POLLING], {"fedavg"}))
+@pytest.mark.parametrize("strategy", cases([*AVERAGING, *ROUNDED, *EVENTS, *POLLING], {"fedavg"}))
 def test_a_model_of_all_kinds_learns_over_compressed_links(strategy, compressor):
     experiment, run = trained(strategy, *f"compressor={compressor}".split())
     check(experiment, run)
@@ -161,7 +161,7 @@ def plain_run(strategy, *overrides):
     return trained(strategy, *overrides)
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "aggregate"])
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
 def test_integers_become_the_median_of_what_clients_counted(strategy):
     experiment, run = plain_run(strategy)
     sizes = sorted(len(experiment.data.partitions[i]) for i in range(CLIENTS))
@@ -172,7 +172,7 @@ def test_integers_become_the_median_of_what_clients_counted(strategy):
     assert run.arrays["norm.num_batches_tracked"].numpy() == ROUNDS * steps[1]
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "aggregate"])
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
 def test_float64_buffers_become_the_weighted_mean_of_what_clients_counted(strategy):
     experiment, run = plain_run(strategy)
     sizes = np.array([len(experiment.data.partitions[i]) for i in range(CLIENTS)])
@@ -234,7 +234,7 @@ def test_a_robust_rule_lets_no_client_decide_about_integers():
 @pytest.mark.parametrize("attack", ["alie", pytest.param("gauss", marks=slow)])
 def test_an_attack_forges_floats_and_leaves_the_other_entries_true(attack):
     overrides = ["aggregator=median", f"attack={attack}", "num_byzantine=1"]
-    experiment, run = trained("aggregate", *overrides)
+    experiment, run = trained("fedavg", *overrides)
     assert run.summary["faults"] == {"forged": ROUNDS}
     last = values(run.arrays)
     assert (last["seen"].dtype, last["mask"].dtype) == (np.int32, bool)
@@ -279,7 +279,7 @@ def test_clients_evaluate_and_keep_memories_of_such_models():
 
 
 def test_a_journal_gives_every_kind_back_as_it_was():
-    experiment, _ = plain_run("aggregate")
+    experiment, _ = plain_run("fedavg")
     content = RecordDict({"arrays": experiment.initial()})
     _, back = decode(b"".join(encode({}, {"content": content})))
     assert back["content"]["arrays"] == content["arrays"]
@@ -301,7 +301,7 @@ def test_an_initial_model_with_infinities_is_refused_with_the_remedy():
 
 
 def test_one_step_is_pytorchs_own():
-    experiment, run = trained("aggregate", "client.batch_size=null", "num_clients=1", *ONE)
+    experiment, run = trained("fedavg", "client.batch_size=null", "num_clients=1", *ONE)
     model = experiment.model().train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for _ in range(ROUNDS):  # an epoch of one batch a round

@@ -132,7 +132,7 @@ def test_run_whose_time_is_up_before_its_first_new_model_has_failed(strategy):
 
 def test_run_whose_rounds_all_end_without_replies_has_failed_and_names_the_remedy():
     with pytest.raises(
-        SimulationError, match=r"2 timeout; .*with a larger round_timeout_s, clients"
+        SimulationError, match=r"20 expired; .*with a larger round_timeout_s, clients"
     ):
         experiment("round_timeout_s=0.001")
 

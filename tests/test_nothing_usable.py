@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from every_strategy import (
+    AVERAGING,
     CLIENTS,
     EVENTS,
     EVERY,
-    FLOWERS,
     GRADIENTS,
     OUTER,
     POLLING,
@@ -35,7 +35,7 @@ from fl.simulation.trace import Event
 from fl.strategies import Aggregate, FedBuff, OverSelection
 
 slow = pytest.mark.slow
-QUICK = {"fedavg", "krum", "aggregate", "over_selection", "fedbuff", "fedasync", "quafl", "dpsgd"}
+QUICK = {"fedavg", "over_selection", "fedbuff", "fedasync", "quafl", "dpsgd"}
 
 
 def cases(names, quick=frozenset(QUICK)):
@@ -83,7 +83,7 @@ def model_of(run):
     return {name: array.numpy() for name, array in run.arrays.items()}
 
 
-WEIGHING = [*FLOWERS, *ROUNDED, *EVENTS, *TASKS]
+WEIGHING = [*AVERAGING, *ROUNDED, *EVENTS, *TASKS]
 
 
 @pytest.mark.parametrize("strategy", cases(WEIGHING))
@@ -120,7 +120,7 @@ def client_of(strategy):
 BAD_WEIGHTS = [10**400, float("nan"), float("inf"), -1, -(2**70), 1e300, True, [1, 2], [], None]
 
 
-READING = [*FLOWERS, "aggregate", "over_selection", "oort", "tifl", *OUTER]
+READING = [*AVERAGING, "over_selection", "oort", "tifl", *OUTER]
 OTHERS = ["backup_workers", "dbw", *EVENTS, *TASKS, *POLLING, *SERVERLESS, *GRADIENTS]
 
 
@@ -128,7 +128,7 @@ OTHERS = ["backup_workers", "dbw", *EVENTS, *TASKS, *POLLING, *SERVERLESS, *GRAD
 def test_a_weight_that_is_none_costs_its_client_a_reply_and_nobody_else(strategy):
     values = iter(BAD_WEIGHTS * 10)
     weighted = ["strategy.weighted_by_key=num-examples"] if strategy in OUTER else []
-    if strategy == "aggregate":
+    if strategy == "fedavg":
         weighted.append("aggregator=mean")
 
     def change(client, content):
@@ -174,7 +174,7 @@ def scaled(size, clients=range(CLIENTS)):
 @pytest.mark.parametrize("size", [3.4e38, pytest.param(1e20, marks=slow)])
 @pytest.mark.parametrize("strategy", cases([s for s in EVERY if s not in REPLICAS]))
 def test_finite_updates_whose_sum_is_not_leave_the_last_finite_model(strategy, size):
-    weighted = ["aggregator=trimmed_mean", "aggregator.f=1"] if strategy == "aggregate" else []
+    weighted = ["aggregator=trimmed_mean", "aggregator.f=1"] if strategy == "fedavg" else []
     _, run = ran(strategy, *weighted, *client_of(strategy), app=lying(scaled(size)))
     assert run.summary["status"] in ("completed", "diverged")
     assert all(np.isfinite(array).all() for array in model_of(run).values())

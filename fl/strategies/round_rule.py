@@ -108,6 +108,7 @@ class RoundRule(ABC):
     """A server's step from one round to the next.
 
     Attributes:
+        gives: names of the vectors that `broadcast` returns.
         needs: records of the replies that hold a vector beside the model, shape (p,).
         reads: metrics of the replies that must be finite numbers; a reply without is left out.
         tells: keys that `configs` writes into every message, to the attribute with the value.
@@ -115,6 +116,7 @@ class RoundRule(ABC):
             need not be held all at once.
     """
 
+    gives: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[tuple[str, ...]] = ()
     tells: ClassVar[Mapping[str, str]] = {}

@@ -175,6 +175,16 @@ class Rounds(EventDriven):
         self.layout: Layout | None = None
 
     @property
+    def name(self) -> str:
+        """Of the rule, for messages."""
+        return type(self.rule).__name__
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """Vectors that every message carries beside the model."""
+        return self.rule.gives
+
+    @property
     def tells(self) -> Mapping[str, str]:
         """What every message says beside the model, by the argument that it comes from."""
         return {key: f"rule.{name}" for key, name in self.rule.tells.items()}
@@ -191,7 +201,7 @@ class Rounds(EventDriven):
 
     # ---- who is selected, for those who know better ----------------------------------------------
 
-    def arrived(self, server: Server, update: Update) -> Update:
+    def as_sent(self, server: Server, update: Update) -> Update:
         """Returns the update: those of Byzantine clients are forged when the round has ended."""
         return update
 
@@ -239,6 +249,7 @@ class Rounds(EventDriven):
         self.replies: list[Update] = []
         self.waits_for = 0  # replies that end the round
         self.selected = 0  # clients that were asked, in the last round
+        self.unreadable = 0  # replies of the round that hold no usable model
         self.round_began = math.nan  # of the open round; NaN between rounds
         self.results: dict[str, Row] = {}  # F's last, by name, for an F that continues from it
         self.own: tuple[int, Row] | None = None  # the server's own update, and of which version
@@ -283,7 +294,7 @@ class Rounds(EventDriven):
             for config, group in by_config.items()
             for task in server.send(group, dict(config), extras=extras)
         }
-        self.replies, self.selected = [], len(self.awaited)
+        self.replies, self.selected, self.unreadable = [], len(self.awaited), 0
         self.waits_for = min(waits_for, self.selected)
         self.round_began = server.now
         self.folded = self._new_fold(server)
@@ -375,7 +386,10 @@ class Rounds(EventDriven):
             rows = np.empty((len(replies), 0), np.float32)
         else:
             rows = np.stack([update.x for update in replies])
-        admitted = Guard(f=self.aggregator.tolerates(len(replies)))(
+        f = self.aggregator.tolerates(len(replies) + self.unreadable)
+        if self.unreadable > f > 0:
+            raise NoStep(f"{self.unreadable} replies are unusable, and at most f={f} are tolerated")
+        admitted = Guard(f=max(0, f - self.unreadable))(
             rows, rows.shape[1], weights, left_out=leave_out
         )
         if self.folded is not None:
@@ -477,6 +491,10 @@ class Rounds(EventDriven):
             weight = update.metrics.get(self.weighted_by_key)
             return f"its {self.weighted_by_key!r} is {shown(weight)}, no weight"
         return None
+
+    def _leave_out(self, server: Server, task: Task[Sent], why: str) -> None:
+        super()._leave_out(server, task, why)
+        self.unreadable += task.message_id in self.awaited
 
     def _scene(self, server: Server, n: int, d: int) -> tuple[Any, ...] | None:
         """Returns F, its rng and its reference; None if n vectors are too few for it."""
