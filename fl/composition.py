@@ -127,8 +127,8 @@ def check_clients(strategy: Strategy, app: TrainingApp, links: Links) -> None:
         )
     if lacking := set(app.rule.needs).difference(getattr(strategy, "gives", ())):
         raise ConfigError(
-            f"client: {type(app.rule).__name__} needs {', '.join(sorted(lacking))} beside the model, "
-            f"which {name_of(strategy)} does not send: use the strategy of its paper"
+            f"client: {type(app.rule).__name__} needs {', '.join(sorted(lacking))} beside the "
+            f"model, which {name_of(strategy)} does not send: use the strategy of its paper"
         )
     if isinstance(strategy, Rounds) and (
         lacking := set(strategy.needs).difference(app.rule.uploads)

@@ -28,11 +28,12 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedMedian
 
 from fl import simulate
-from fl.aggregation import CenteredClipping, Mean, TrimmedMean, weight_of
+from fl import strategies as rules
+from fl.aggregation import CenteredClipping, TrimmedMean, weight_of
 from fl.experiment import app_of
 from fl.simulation.fleets import uniform
 from fl.simulation.trace import Event
-from fl.strategies import Aggregate, FedBuff, OverSelection
+from fl.strategies import FedBuff, Rounds
 
 slow = pytest.mark.slow
 QUICK = {"fedavg", "over_selection", "fedbuff", "fedasync", "quafl", "dpsgd"}
@@ -294,12 +295,21 @@ def huge_in_round_two(client, turn, w):
 STEPPING = [
     lambda: everybody(FedAvgM, server_learning_rate=10.0, server_momentum=0.9, fraction_evaluate=0),
     lambda: everybody(FedAdam, eta=1e39, beta_1=0.0, tau=1.0, fraction_evaluate=0.0),
-    lambda: everybody(Aggregate, rule=Mean(), eta=10.0, fraction_evaluate=0.0),
-    lambda: everybody(Aggregate, rule=CenteredClipping(tau=1e38), eta=10.0, fraction_evaluate=0.0),
-    lambda: OverSelection(clients=CLIENTS, eta=10.0),
+    lambda: Rounds(rules.FedAvg(eta=10.0), clients=CLIENTS),
+    lambda: Rounds(rules.FedAvg(eta=10.0), clients=CLIENTS, aggregator=CenteredClipping(tau=1e38)),
+    lambda: Rounds(rules.FedAvgM(eta=10.0), clients=CLIENTS),
+    lambda: Rounds(rules.FedAdam(eta=1e38, beta_1=0.0, tau=1.0), clients=CLIENTS),
     lambda: FedBuff(buffer_size=CLIENTS, momentum=0.9, eta=10.0),
 ]
-NAMES = ["fedavgm", "fedadam", "mean", "clipping", "over selection", "fedbuff"]
+NAMES = [
+    "Flower's fedavgm",
+    "Flower's fedadam",
+    "mean",
+    "clipping",
+    "fedavgm",
+    "fedadam",
+    "fedbuff",
+]
 
 
 @pytest.mark.parametrize("strategy", STEPPING[:1] + STEPPING[2:], ids=NAMES[:1] + NAMES[2:])
@@ -345,7 +355,7 @@ def test_a_robust_rule_whose_tolerance_is_exceeded_changes_nothing():
     def reply(client, turn, w):
         return (w * np.nan, 10) if client < turn else (w + 1, 10)  # one bad, two, three
 
-    strategy = everybody(Aggregate, rule=TrimmedMean(f=1), fraction_evaluate=0.0)
+    strategy = Rounds(rules.FedAvg(), clients=CLIENTS, aggregator=TrimmedMean(f=1))
     run, models = scripted(strategy, reply)
     np.testing.assert_allclose(models, [START, START + 1, START + 1, START + 1])
     assert run.summary["faults"] == {"rejected": 6, "no_step": 2}

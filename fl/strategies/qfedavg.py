@@ -56,7 +56,6 @@ class QFedAvg(RoundRule):
         """Returns the model after a step."""
         loss = np.maximum(updates.metric("train-loss"), 1e-10)
         powers = loss**self.q
-        norms = np.einsum("nd,nd->n", updates.deltas, updates.deltas, dtype=np.float64)
-        h = self.q * loss ** (self.q - 1) * norms / self.lr**2 + powers / self.lr
+        h = self.q * loss ** (self.q - 1) * updates.squared_norms() / self.lr**2 + powers / self.lr
         direction = updates.unweighted().scaled(powers / self.lr / h.mean()).mean()
         return Model(state.w + direction)

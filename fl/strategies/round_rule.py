@@ -66,6 +66,9 @@ class Updates:
         extras: vectors that came beside the models, shape (n, p) each, by name.
         combine: F, by which vectors of clients become one.
         name: of the vectors, if they are not the models' changes.
+        buffers: places in the deltas of what clients change but do not train, as statistics of
+            normalisation layers. They are no directions: whatever a rule makes of them is replaced
+            by their mean.
     """
 
     deltas: Row
@@ -74,6 +77,7 @@ class Updates:
     extras: Mapping[str, Row] = field(default_factory=dict)
     combine: Combine = weighted_mean
     name: str = ""
+    buffers: Sequence[slice] = ()
 
     def __len__(self) -> int:
         """Returns n."""
@@ -86,6 +90,14 @@ class Updates:
     def mean(self) -> Row:
         """Returns F(delta_1, ..., delta_n), shape (d,): the weighted mean, or the aggregator's."""
         return self._mean
+
+    def squared_norms(self) -> NDArray[np.float64]:
+        """Returns |delta_i|^2 over what clients train, shape (n,)."""
+        squares = np.einsum("nd,nd->n", self.deltas, self.deltas, dtype=np.float64)
+        for place in self.buffers:
+            part = self.deltas[:, place]
+            squares -= np.einsum("nd,nd->n", part, part, dtype=np.float64)
+        return np.asarray(np.maximum(squares, 0.0), dtype=np.float64)
 
     def unweighted(self) -> Updates:
         """Returns the same updates, all with weight 1."""

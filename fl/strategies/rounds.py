@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from fl.aggregation import (
     Admitted,
@@ -80,8 +80,9 @@ class Rounds(EventDriven):
     last result is given that; one that wants a trusted update, or the vector of the node that
     aggregates, is given the server's own update (`TrustedUpdate`).
 
-    Statistics of normalisation layers are no directions: they move by F's change, whatever the rule
-    does. Entries that are no floats become the median of the usable replies'.
+    What clients change but do not train, as statistics of normalisation layers, is no direction: it
+    moves by F's change, whatever the rule does. Entries that are no floats become the median of the
+    usable replies'.
 
     Args:
         rule: makes the next model.
@@ -242,8 +243,12 @@ class Rounds(EventDriven):
                 "attribute trusted, for example to a fl.strategies.TrustedUpdate"
             )
         layout = server.model.layout
-        trained = layout.size - sum(entry.size for entry in layout.statistics)
+        moving = layout.statistics if self.layout is None else self.layout.moving_buffers
+        self.buffers = [slice(entry.offset, entry.offset + entry.size) for entry in moving]
+        trained = layout.size - sum(entry.size for entry in moving)
         self.trained = trained if self.layout is None else self.layout.num_trainable
+        if self.fraction_evaluate:
+            self._evaluate_on_clients_first(server)
         self.state: HasModel = self.rule.init(server.w, self.trained)
         self.awaited: dict[str, Task[Sent]] = {}
         self.replies: list[Update] = []
@@ -358,7 +363,6 @@ class Rounds(EventDriven):
             return
         if server.step(state.w, usable, of_one_version=True):
             self.state = state._replace(w=server.w)
-            self._evaluate_on_clients(server)
 
     def _next(
         self, server: Server, replies: Sequence[Update], usable: list[Update]
@@ -399,7 +403,7 @@ class Rounds(EventDriven):
             updates = self._updates(server, admitted, usable)
         with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
             state: HasModel = self.rule.step(self.state, updates)
-            new = self._with_statistics(server, state.w, updates)
+            new = self._with_buffers(server, state.w, updates)
         new = server.model.layout.rounded(np.ascontiguousarray(new, dtype=np.float32))
         check_result("the server", new)
         for value in state:  # type: ignore[attr-defined]
@@ -425,6 +429,7 @@ class Rounds(EventDriven):
             [update.metrics for update in usable],
             {name: np.stack([u.extras[name] for u in usable]) for name in self.rule.needs},
             combine,
+            buffers=self.buffers,
         )
 
     def _reference(self, server: Server, size: int, name: str) -> Row | None:
@@ -444,13 +449,11 @@ class Rounds(EventDriven):
             self.own = (server.version, own)
         return self.own[1]
 
-    def _with_statistics(self, server: Server, w: Row, updates: Updates) -> Row:
-        layout = server.model.layout
-        if not layout.statistics:
+    def _with_buffers(self, server: Server, w: Row, updates: Updates) -> Row:
+        if not self.buffers:
             return w
         w = w.copy()
-        for entry in layout.statistics:
-            place = slice(entry.offset, entry.offset + entry.size)
+        for place in self.buffers:
             w[place] = server.w[place] + updates.mean()[place]
         return w
 
@@ -507,10 +510,18 @@ class Rounds(EventDriven):
 
     # ---- evaluation on clients -------------------------------------------------------------------
 
+    def _evaluate_on_clients_first(self, server: Server) -> None:
+        """Has clients evaluate every version before the server does, as Flower's strategies do."""
+        evaluate = server.evaluate
+
+        def evaluated() -> MetricRecord | None:
+            self._evaluate_on_clients(server)
+            return evaluate()
+
+        server.evaluate = evaluated
+
     def _evaluate_on_clients(self, server: Server) -> None:
         """Has clients evaluate the new model; the recorder sees what they report."""
-        if not self.fraction_evaluate:
-            return
         nodes = server.tasks.nodes()
         count = max(int(self.fraction_evaluate * len(nodes)), self.min_evaluate_nodes)
         chosen = server.sample(nodes, min(count, len(nodes)))
