@@ -608,6 +608,7 @@ class EventDriven(NoRounds):
                     vain[name] = 0
                     failures.clear()  # the run goes on to its last version
                     self.stay(server, task, self.why_in_vain(name))
+                del update  # or its model waits for the next client to train
             if server.now >= due and not ended():
                 self.tick(server)
             if not ended():
@@ -658,9 +659,11 @@ class EventDriven(NoRounds):
             log.debug("node %d: %s", task.node, reply.error.reason)
             return None, reply.error.reason or "an error without a reason"
         try:
-            return server.model.read(
+            update = server.model.read(
                 task, reply, self.arrayrecord_key, server.now, self.needs, self.trained
-            ), ""
+            )
+            reply.content.pop(self.arrayrecord_key)  # or it waits with the others of its instant
+            return update, ""
         except ConfigError as error:
             self.diverged[self.model_of(task)] += isinstance(error, NotFinite)
             self.leave_out(server, task, str(error))

@@ -64,7 +64,7 @@ class FedOpt(RoundRule):
     def step(self, state: Moments, updates: Updates) -> Moments:
         """Returns the state after a step."""
         delta = updates.mean()
-        m = np.float32(self.beta_1) * state.m + np.float32(1 - self.beta_1) * delta
+        m: Row = np.float32(self.beta_1) * state.m + np.float32(1 - self.beta_1) * delta
         v = self.second_moment(state.v, delta * delta)
         scale: Row = np.sqrt(v) + np.float32(self.tau)
         return Moments(state.w + np.float32(self.eta) * (m / scale), m, v)
