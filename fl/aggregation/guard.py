@@ -80,6 +80,7 @@ class Guard:
         weights: Sequence[object] | Array | None = None,
         dtype: type[np.float32] | type[np.float64] = np.float32,
         left_out: Callable[[Sequence[Dropped]], None] | None = None,
+        before: Sequence[Dropped] = (),
     ) -> Admitted:
         """Returns the replies that are vectors, as one matrix.
 
@@ -90,6 +91,7 @@ class Guard:
             dtype: the type the numbers must have. Nothing is converted: another type is another
                 message.
             left_out: called with what is left out, also if that is too much.
+            before: other replies that were left out before, and count as well.
 
         Raises:
             NoStep: more than f replies are left out, or all of them, or no weight is positive; the
@@ -111,7 +113,8 @@ class Guard:
         )
         if left_out is not None:
             left_out(dropped)
-        self.check(dropped, n)
+        every = (*dropped, *before)
+        self.check(every, n + len(before))
         admitted = None
         if weights is not None:
             admitted = np.array([weights[i] for i in kept], np.float64)
@@ -123,7 +126,7 @@ class Guard:
         return Admitted(
             x=x,
             kept=kept,
-            f=max(0, self.f - len(dropped)),
+            f=max(0, self.f - len(every)),
             weights=admitted,
             dropped=dropped,
         )

@@ -821,7 +821,7 @@ class SimGrid(Grid):
 
     def _take(self, names: Set[str]) -> list[Message]:
         """Returns and forgets the replies to `names` that are there, in order of arrival."""
-        return [self._read(task) for task in self._pop(names)]
+        return [self._promised(task) for task in self._pop(names)]
 
     def _pop(self, names: Set[str]) -> list[Task]:
         ready = [name for name in self._arrived if name in names]

@@ -472,6 +472,11 @@ class EventDriven(NoRounds):
     def receive(self, server: Server, update: Update) -> None:
         """Acts on an update that has arrived."""
 
+    def leave_out(self, server: Server, task: Task[Sent], why: str) -> None:
+        """Reports that a reply is none, or none that the method can use; then its task failed."""
+        log.warning("node %d left out: %s", task.node, why)
+        server.tasks.control.rejected(task.message_id)
+
     def failed(self, server: Server, task: Task[Sent]) -> None:
         """Acts on a task that ended without an update, or is taken to be lost.
 
@@ -579,7 +584,7 @@ class EventDriven(NoRounds):
                 update, why = self._read(server, task, reply)
                 if update is not None and (refusal := self.unusable(update)) is not None:
                     update, why = None, refusal
-                    self._leave_out(server, task, refusal)
+                    self.leave_out(server, task, refusal)
                     unusable = None if unusable is None else unusable + 1
                     if unusable == at_once:  # as many clients as that do not all lie
                         raise ConfigError(f"none of the first {unusable} updates is usable: {why}")
@@ -603,6 +608,7 @@ class EventDriven(NoRounds):
                     vain[name] = 0
                     failures.clear()  # the run goes on to its last version
                     self.stay(server, task, self.why_in_vain(name))
+                del update  # or its model waits for the next client to train
             if server.now >= due and not ended():
                 self.tick(server)
             if not ended():
@@ -653,17 +659,15 @@ class EventDriven(NoRounds):
             log.debug("node %d: %s", task.node, reply.error.reason)
             return None, reply.error.reason or "an error without a reason"
         try:
-            return server.model.read(
+            update = server.model.read(
                 task, reply, self.arrayrecord_key, server.now, self.needs, self.trained
-            ), ""
+            )
+            reply.content.pop(self.arrayrecord_key)  # or it waits with the others of its instant
+            return update, ""
         except ConfigError as error:
             self.diverged[self.model_of(task)] += isinstance(error, NotFinite)
-            self._leave_out(server, task, str(error))
+            self.leave_out(server, task, str(error))
             return None, str(error)
-
-    def _leave_out(self, server: Server, task: Task[Sent], why: str) -> None:
-        log.warning("node %d left out: %s", task.node, why)
-        server.tasks.control.rejected(task.message_id)
 
 
 def _vector(reply: Message, name: str, p: int) -> Row:

@@ -7,12 +7,13 @@ the authors' code, JYWa/FedNova.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fl.aggregation import check_weights
 from fl.errors import ConfigError
 from fl.params import Row
 from fl.strategies.events import positive, share
@@ -71,12 +72,15 @@ class FedNova(RoundRule):
 
     def step(self, state: Model, updates: Updates) -> Model:
         """Returns the model after a step."""
-        tau = updates.metric("steps")
+        tau = np.maximum(updates.metric("steps"), 0)
         norms = self.norms(tau)
-        p = updates.weights / updates.weights.sum()
+        worked = norms > 0
+        weights = updates.weights * worked
+        check_weights(weights)
+        p = weights / weights.sum()
         tau_eff = float(p @ (tau if self.mu else norms))
-        worked = np.where(norms > 0, norms, np.inf)
-        mean = updates.scaled(1 / worked).mean()
+        scaled = updates.scaled(1 / np.where(worked, norms, np.inf))
+        mean = replace(scaled, weights=weights).mean()
         return Model(state.w + np.float32(self.eta * tau_eff) * mean)
 
     def norms(self, tau: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -64,9 +64,9 @@ class FedOpt(RoundRule):
     def step(self, state: Moments, updates: Updates) -> Moments:
         """Returns the state after a step."""
         delta = updates.mean()
-        m: Row = np.float32(self.beta_1) * state.m + np.float32(1 - self.beta_1) * delta
+        m = np.float32(self.beta_1) * state.m + np.float32(1 - self.beta_1) * delta
         v = self.second_moment(state.v, delta * delta)
-        step: Row = m / (np.sqrt(v) + np.float32(self.tau))
+        step = np.asarray(m / (np.sqrt(v) + np.float32(self.tau)), dtype=np.float32)
         return Moments(state.w + np.float32(self.eta) * step, m, v)
 
     @abstractmethod

@@ -54,8 +54,10 @@ class QFedAvg(RoundRule):
 
     def step(self, state: Model, updates: Updates) -> Model:
         """Returns the model after a step."""
+        updates = updates.unweighted()
         loss = np.maximum(updates.metric("train-loss"), 1e-10)
         powers = loss**self.q
         h = self.q * loss ** (self.q - 1) * updates.squared_norms() / self.lr**2 + powers / self.lr
-        direction = updates.unweighted().scaled(powers / self.lr / h.mean()).mean()
+        mean = np.average(h, weights=updates.weights)
+        direction = updates.scaled(powers / self.lr / mean).mean()
         return Model(state.w + direction)

@@ -100,8 +100,8 @@ class Updates:
         return np.asarray(np.maximum(squares, 0.0), dtype=np.float64)
 
     def unweighted(self) -> Updates:
-        """Returns the same updates, all with weight 1."""
-        return replace(self, weights=np.ones(len(self)))
+        """Returns the same updates, all with weight 1 that weigh anything."""
+        return replace(self, weights=(self.weights > 0).astype(np.float64))
 
     def scaled(self, factors: NDArray[np.float64]) -> Updates:
         """Returns updates whose i-th delta is multiplied by the i-th factor, shape (n,)."""

@@ -252,9 +252,9 @@ class Rounds(EventDriven):
         self.state: HasModel = self.rule.init(server.w, self.trained)
         self.awaited: dict[str, Task[Sent]] = {}
         self.replies: list[Update] = []
+        self.refused: list[str] = []  # why further replies of the round are none
         self.waits_for = 0  # replies that end the round
         self.selected = 0  # clients that were asked, in the last round
-        self.unreadable = 0  # replies of the round that hold no usable model
         self.round_began = math.nan  # of the open round; NaN between rounds
         self.results: dict[str, Row] = {}  # F's last, by name, for an F that continues from it
         self.own: tuple[int, Row] | None = None  # the server's own update, and of which version
@@ -299,7 +299,7 @@ class Rounds(EventDriven):
             for config, group in by_config.items()
             for task in server.send(group, dict(config), extras=extras)
         }
-        self.replies, self.selected, self.unreadable = [], len(self.awaited), 0
+        self.replies, self.refused, self.selected = [], [], len(self.awaited)
         self.waits_for = min(waits_for, self.selected)
         self.round_began = server.now
         self.folded = self._new_fold(server)
@@ -318,6 +318,12 @@ class Rounds(EventDriven):
         """Ends the round if nobody else is awaited."""
         if self.awaited.pop(task.message_id, None) is not None and not self.awaited:
             self.close(server)
+
+    def leave_out(self, server: Server, task: Task[Sent], why: str) -> None:
+        """Counts a reply of the round that is none among those that F tolerates."""
+        super().leave_out(server, task, why)
+        if task.message_id in self.awaited:
+            self.refused.append(why)
 
     def timer(self, server: Server) -> float:
         """Returns the deadline of the round that is going on."""
@@ -348,7 +354,9 @@ class Rounds(EventDriven):
     def finish(self, server: Server, replies: Sequence[Update]) -> None:
         """Makes the next version of the replies, or of nothing if they are too few."""
         if self.forging is not None:
-            replies = self.forging.forged(server, replies, self._scene)
+            sent = self.forging.forged(server, replies, self._scene)
+            self.refused += ["no payload holds it"] * (len(replies) - len(sent))
+            replies = sent
         usable = list(replies)
         try:
             state, usable = self._next(server, replies, usable)
@@ -390,12 +398,9 @@ class Rounds(EventDriven):
             rows = np.empty((len(replies), 0), np.float32)
         else:
             rows = np.stack([update.x for update in replies])
-        f = self.aggregator.tolerates(len(replies) + self.unreadable)
-        if self.unreadable > f > 0:
-            raise NoStep(f"{self.unreadable} replies are unusable, and at most f={f} are tolerated")
-        admitted = Guard(f=max(0, f - self.unreadable))(
-            rows, rows.shape[1], weights, left_out=leave_out
-        )
+        refused = [Dropped(len(replies) + i, why) for i, why in enumerate(self.refused)]
+        f = self.aggregator.tolerates(len(replies) + len(refused))
+        admitted = Guard(f)(rows, rows.shape[1], weights, left_out=leave_out, before=refused)
         if self.folded is not None:
             mean = self.folded.result() - w
             updates: Updates = _Folded(rows, np.asarray(admitted.weights), change=mean)
@@ -494,10 +499,6 @@ class Rounds(EventDriven):
             weight = update.metrics.get(self.weighted_by_key)
             return f"its {self.weighted_by_key!r} is {shown(weight)}, no weight"
         return None
-
-    def _leave_out(self, server: Server, task: Task[Sent], why: str) -> None:
-        super()._leave_out(server, task, why)
-        self.unreadable += task.message_id in self.awaited
 
     def _scene(self, server: Server, n: int, d: int) -> tuple[Any, ...] | None:
         """Returns F, its rng and its reference; None if n vectors are too few for it."""

@@ -26,14 +26,15 @@ class Controlled(NamedTuple):
 
 @dataclass(frozen=True)
 class SCAFFOLD(RoundRule):
-    """The server of Algorithm 1, with S the clients of a round; see `fl.clients.SCAFFOLD`.
+    """The server of Algorithm 1, with S the clients of a round; see `fl.clients.ControlVariates`.
 
         w <- w + eta / |S| sum_(i in S) (w_i - w)
         c <- c + 1 / N sum_(i in S) (c_i+ - c_i)
 
     c travels beside the model, and the change of c_i beside the reply: twice the bytes of FedAvg.
-    After every round c is the mean of all clients' c_i, those that were never asked with 0. Clients
-    weigh the same, whatever their number of examples.
+    After every round c is the mean of all clients' c_i, those that were never asked with 0, unless
+    a reply has been lost, left out or too late: its client keeps what the server does not know.
+    Clients weigh the same, whatever their number of examples; those that did no step, nothing.
 
     Attributes:
         num_clients: N.
@@ -66,5 +67,5 @@ class SCAFFOLD(RoundRule):
         """Returns model and control variate after a step."""
         updates = updates.unweighted()
         w = state.w + np.float32(self.eta) * updates.mean()
-        share = np.float32(len(updates) / self.num_clients)
+        share = np.float32(updates.weights.sum() / self.num_clients)
         return Controlled(w, state.c + share * updates.extra("delta_c").mean())

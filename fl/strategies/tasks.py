@@ -318,11 +318,12 @@ class Tasks(Generic[Memo]):
                 continue
             known = name in self._lost
             self._heard_s = self.now()
-            if not reply.has_error():
+            # Without patience nobody looks at a reply here: it may be large.
+            if self._factor is not None and not reply.has_error():
                 since = task.sent_s if known else self._silent_since[task.node]
                 self._patience_with(task).measured(task.node, self.now() - since)
             self._forget(task)
-            if not (reply.has_error() and known):
+            if not (known and reply.has_error()):
                 received.append((task, reply))
         return received
 

@@ -1,4 +1,4 @@
-"""Rounds with an aggregation rule: what the rule is given, and what becomes of the rest."""
+"""Rounds with an aggregator: what it is given, and what becomes of the rest."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch import nn
 
 from fl import simulate
 from fl.aggregation import (
@@ -29,14 +30,14 @@ from fl.params import Layout, from_record
 from fl.simulation.fleets import uniform
 from fl.simulation.identity import assume_identity
 from fl.simulation.trace import Event
-from fl.strategies import Aggregate, TrustedUpdate
+from fl.strategies import FedAdam, FedAvg, FedAvgM, Rounds, TrustedUpdate
 
 CLIENTS = 5
 START = np.array([0.5, -1.0, 2.0], dtype=np.float32)
 CHANGES = np.array([[1, 0, 2], [2, 1, 0], [0, 2, 1], [1, 1, 1], [30, -40, 50]], dtype=np.float32)
 
 
-def app_with(change=lambda client, dispatch: CHANGES[client], metrics=lambda client: {}):
+def app_with(change=lambda client, dispatch: CHANGES[client], metrics=lambda client, dispatch: {}):
     app = ClientApp()
 
     @app.train()
@@ -44,17 +45,17 @@ def app_with(change=lambda client, dispatch: CHANGES[client], metrics=lambda cli
         client = context.node_config["partition-id"]
         dispatch = int(message.metadata.message_id.split(".")[1])
         w = message.content["arrays"]["w"].numpy() + np.float32(change(client, dispatch))
-        reported = {"num-examples": 10, "train-loss": float(client)} | metrics(client)
+        reported = {"num-examples": 10, "train-loss": float(client)} | metrics(client, dispatch)
         content = {"arrays": ArrayRecord({"w": Array(w)}), "metrics": MetricRecord(reported)}
         return Message(RecordDict(content), reply_to=message)
 
     return app
 
 
-def strategy_with(rule, **more):
-    return Aggregate(
-        rule=rule,
-        fraction_evaluate=0.0,
+def strategy_with(aggregator, eta=1.0, **more):
+    return Rounds(
+        FedAvg(eta),
+        aggregator=aggregator,
         min_train_nodes=CLIENTS,
         min_available_nodes=CLIENTS,
         **more,
@@ -62,21 +63,21 @@ def strategy_with(rule, **more):
 
 
 def run(strategy, rounds=1, app=None):
-    """Returns what the simulation gave, the models from the first, and the strategy's result."""
-    models, results = [], []
+    """Returns what the simulation gave, and the models from the first."""
+    models = []
+
+    def evaluate(version, arrays):
+        models.append(arrays["w"].numpy())
+        return MetricRecord({"version": version})
 
     def server(grid, context, recorder):
-        result = strategy.start(
-            grid,
-            ArrayRecord({"w": Array(START)}),
-            num_rounds=rounds,
-            evaluate_fn=lambda r, arrays: models.append(arrays["w"].numpy()),
+        strategy.start(
+            grid, ArrayRecord({"w": Array(START)}), num_rounds=rounds, evaluate_fn=evaluate
         )
-        results.append(result)
 
     fleet = uniform(num_clients=CLIENTS, seed=0)
     simulated = simulate(server, app or app_with(), fleet, executor="serial", progress=False)
-    return simulated, np.array(models), results[0]
+    return simulated, np.array(models)
 
 
 # ---- references ----------------------------------------------------------------------------------
@@ -84,12 +85,12 @@ def run(strategy, rounds=1, app=None):
 
 def test_a_rule_that_continues_gets_its_last_result():
     rule = CenteredClipping(tau=3.0)
-    _, models, _ = run(strategy_with(rule), rounds=3)
+    _, models = run(strategy_with(rule), rounds=3)
     last, w = np.zeros(3), START
     for model in models[1:]:
         last = rule(CHANGES, reference=last)
         w = w + last
-        np.testing.assert_allclose(model, w, rtol=1e-5)
+        np.testing.assert_allclose(model, w, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("rule", [FLTrust(), NearestNeighbourAveraging(f=2)])
@@ -97,7 +98,7 @@ def test_a_rule_that_wants_the_servers_own_update_gets_that_of_its_round(rule):
     strategy = strategy_with(rule)
     own = {1: np.array([1.0, 1.0, 0.0]), 2: np.array([0.0, 1.0, 1.0])}
     strategy.trusted = lambda r, arrays, config: own[r].astype(np.float32)
-    _, models, _ = run(strategy, rounds=2)
+    _, models = run(strategy, rounds=2)
     for r in (1, 2):
         step = rule(CHANGES.astype(np.float64), reference=own[r])
         np.testing.assert_allclose(models[r] - models[r - 1], step, rtol=1e-5, atol=1e-6)
@@ -155,25 +156,126 @@ def test_more_root_examples_than_there_are_is_refused():
 # ---- f, and what is left out ---------------------------------------------------------------------
 
 
-def test_the_strategys_f_is_given_to_any_rule_that_has_one():
-    assert strategy_with(TrimmedMean(f=1), f=2).rule == TrimmedMean(f=2)
-    assert strategy_with(Chain([NNM()], TrimmedMean(), f=1), f=2).rule.f == 2
-    assert strategy_with(Mean(), f=2).rule == Mean()
-    assert strategy_with(TrimmedMean(f=1)).rule == TrimmedMean(f=1)
+def test_the_strategys_f_is_given_to_any_aggregator_that_has_one():
+    assert strategy_with(TrimmedMean(f=1), f=2).aggregator == TrimmedMean(f=2)
+    assert strategy_with(Chain([NNM()], TrimmedMean(), f=1), f=2).aggregator.f == 2
+    assert strategy_with(Mean(), f=2).aggregator == Mean()
+    assert strategy_with(TrimmedMean(f=1)).aggregator == TrimmedMean(f=1)
 
 
-def test_what_is_left_out_is_an_event_and_counted():
-    def change(client, dispatch):
-        return np.full(3, np.nan) if client == 3 and dispatch == 1 else CHANGES[client]
+def not_a_number(client, dispatch):
+    return np.full(3, np.nan) if client == 3 and dispatch == 1 else CHANGES[client]
 
-    simulated, models, _ = run(strategy_with(TrimmedMean(f=2)), rounds=3, app=app_with(change))
+
+def no_weight(client, dispatch):
+    return {"num-examples": -1} if client == 3 and dispatch == 1 else {}
+
+
+@pytest.mark.parametrize(
+    "app",
+    [
+        app_with(not_a_number),
+        app_with(metrics=no_weight),
+        app_with(lambda c, t: np.zeros((2, 3)) if c == 3 and t == 1 else CHANGES[c]),
+    ],
+    ids=["not finite", "no weight", "another form"],
+)
+def test_what_is_left_out_is_an_event_and_counts_as_one_of_f(app):
+    simulated, models = run(strategy_with(TrimmedMean(f=2)), rounds=3, app=app)
     assert simulated.summary["faults"] == {"rejected": 1}
     trace = simulated.trace
     (row,) = np.flatnonzero(np.array(trace.kind) == Event.REJECTED)
     assert (trace.client[row], trace.dispatch[row]) == (3, 1)
-    # The rule then works with one vector, and one Byzantine vector, less.
+    # The aggregator then works with one vector, and one Byzantine vector, less.
     expected = TrimmedMean(f=1)(CHANGES[[0, 1, 2, 4]])
     np.testing.assert_allclose(models[2] - models[1], expected, rtol=1e-5)
+    # In the next round it is back to what it was.
+    expected = TrimmedMean(f=2)(CHANGES)
+    np.testing.assert_allclose(models[3] - models[2], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("f", "moves"), [(1, False), (2, True)])
+def test_more_than_f_that_are_left_out_leave_the_model_as_it_is(f, moves):
+    app = app_with(lambda c, t: np.full(3, np.nan) if c in (1, 3) else CHANGES[c])
+    simulated, models = run(strategy_with(TrimmedMean(f=f)), app=app)
+    expected = CHANGES[[0, 2, 4]].mean(axis=0) if moves else np.zeros(3)
+    np.testing.assert_allclose(models[1], START + expected, rtol=1e-5)
+    assert simulated.summary["faults"] == {"rejected": 2} | ({} if moves else {"no_step": 1})
+
+
+def test_an_aggregator_that_tolerates_nobody_goes_on_with_who_is_left():
+    app = app_with(lambda c, t: np.full(3, np.nan) if c in (1, 3) else CHANGES[c])
+    _, models = run(strategy_with(Mean()), app=app)
+    np.testing.assert_allclose(models[1], START + CHANGES[[0, 2, 4]].mean(axis=0), rtol=1e-5)
+
+
+def test_an_aggregator_that_cannot_work_with_all_replies_ends_the_run():
+    with pytest.raises(ConfigError, match="TrimmedMean"):
+        run(strategy_with(TrimmedMean(f=3)))
+
+
+def test_an_aggregator_with_too_few_replies_leaves_the_model_as_it_is():
+    def change(client, dispatch):
+        if client == 3:
+            raise RuntimeError("out of disk")
+        return CHANGES[client]
+
+    simulated, models = run(strategy_with(TrimmedMean(f=2)), app=app_with(change))
+    np.testing.assert_array_equal(models[1], START)
+    assert simulated.summary["faults"] == {"client_error": 1, "no_step": 1}
+
+
+# ---- statistics, and entries that are no floats --------------------------------------------------
+
+
+def normalised():
+    """A model with running statistics and a counter."""
+    return nn.BatchNorm1d(2)
+
+
+def batch_norm_app():
+    """Client i adds i to weights and variances, and counts i batches."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        client = context.node_config["partition-id"]
+        arrays = {}
+        for name, array in message.content["arrays"].items():
+            values = array.numpy()
+            arrays[name] = Array(np.asarray(values + np.asarray(client, values.dtype)))
+        metrics = MetricRecord({"num-examples": 10 + client})
+        content = {"arrays": ArrayRecord(arrays), "metrics": metrics}
+        return Message(RecordDict(content), reply_to=message)
+
+    return app
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [FedAvg(eta=0.5), FedAvgM(eta=2.0, beta=0.9), FedAdam(eta=3.0)],
+    ids=lambda rule: type(rule).__name__,
+)
+def test_statistics_move_by_the_aggregate_and_counters_by_the_median_whatever_the_rule(rule):
+    strategy = Rounds(rule, min_train_nodes=CLIENTS, min_available_nodes=CLIENTS)
+    initial = ArrayRecord(normalised().state_dict())
+    strategy.layout = Layout.of(normalised())
+    models = []
+
+    def server(grid, context, recorder):
+        strategy.start(grid, initial, num_rounds=3, evaluate_fn=lambda r, a: models.append(a))
+
+    fleet = uniform(num_clients=CLIENTS, seed=0)
+    simulate(server, batch_norm_app(), fleet, executor="serial", progress=False)
+    weights = 10 + np.arange(CLIENTS)
+    mean = weights @ np.arange(CLIENTS) / weights.sum()
+    for r, model in enumerate(models):
+        np.testing.assert_allclose(model["running_mean"].numpy(), r * mean, rtol=1e-5)
+        np.testing.assert_allclose(model["running_var"].numpy(), 1 + r * mean, rtol=1e-5)
+        assert model["num_batches_tracked"].numpy() == 2 * r  # the median of 0, ..., 4
+        assert model["num_batches_tracked"].dtype == "int64"
+    moved = models[1]["weight"].numpy() - models[0]["weight"].numpy()
+    assert (abs(moved - mean) > 0.1).all()  # what is trained moves as the rule says
 
 
 # ---- large models --------------------------------------------------------------------------------
@@ -188,19 +290,19 @@ def all_are_large(monkeypatch):
 @pytest.mark.parametrize("eta", [1.0, 0.5])
 def test_large_models_are_averaged_as_small_ones_are(eta):
     examples = np.array([10, 20, 5, 1, 4])
-    app = app_with(metrics=lambda client: {"num-examples": int(examples[client])})
-    _, models, result = run(strategy_with(Mean(), eta=eta), rounds=2, app=app)
+    app = app_with(metrics=lambda client, dispatch: {"num-examples": int(examples[client])})
+    simulated, models = run(strategy_with(Mean(), eta=eta), rounds=2, app=app)
     step = eta * (examples @ CHANGES) / examples.sum()
     np.testing.assert_allclose(np.diff(models, axis=0), [step, step], rtol=1e-5)
     loss = (examples @ np.arange(5.0)) / examples.sum()
-    assert dict(result.train_metrics_clientapp[2]) == {"train-loss": pytest.approx(loss)}
+    assert simulated.history[-1]["train_loss"] == pytest.approx(loss)
 
 
 @pytest.mark.usefixtures("all_are_large")
 def test_a_large_model_that_is_none_is_left_out_with_its_reason(caplog):
     app = app_with(lambda client, dispatch: np.full(3, np.nan) if client == 3 else CHANGES[client])
-    simulated, models, _ = run(strategy_with(Mean()), app=app)
-    assert "3 of 3 numbers are not finite" in caplog.text
+    simulated, models = run(strategy_with(Mean()), app=app)
+    assert "3 of 3 values that are not finite" in caplog.text
     assert simulated.trace.faults() == {"rejected": 1}
     expected = np.delete(CHANGES, 3, 0).mean(axis=0)  # all have ten examples
     np.testing.assert_allclose(models[1], START + expected, rtol=1e-5)
@@ -208,8 +310,8 @@ def test_a_large_model_that_is_none_is_left_out_with_its_reason(caplog):
 
 @pytest.mark.usefixtures("all_are_large")
 def test_large_models_without_weight_change_nothing(caplog):
-    app = app_with(metrics=lambda client: {"num-examples": 0})
-    simulated, models, _ = run(strategy_with(Mean()), app=app)
+    app = app_with(metrics=lambda client, dispatch: {"num-examples": 0})
+    simulated, models = run(strategy_with(Mean()), app=app)
     np.testing.assert_array_equal(models[1], START)
     assert "no weight is positive" in caplog.text
     assert simulated.trace.faults() == {"no_step": 1}
@@ -236,7 +338,7 @@ def alive(large, monkeypatch):
         monkeypatch.setattr("fl.params.LARGE_BYTES", 0)
         monkeypatch.setattr("fl.simulation.grid.LARGE_BYTES", 0)
     app = TrainingApp(MODEL, DATA, Sgd(0.1), batching="off")
-    strategy = Aggregate(rule=Mean(), fraction_evaluate=0.0)
+    strategy = Rounds(FedAvg())
     executor = Watching()
 
     def server(grid, context, recorder):
@@ -261,21 +363,32 @@ def test_of_small_models_all_replies_of_a_round_are_in_memory(monkeypatch):
     "odd",
     [
         {"train-loss": [1.0, 2.0]},
-        {"train-loss": float("nan")},
         {"train-loss": 10**400},
         {"num-examples": 0},
-        {"more": 1.0},
     ],
-    ids=str,
+    ids=["list", "too large", "no weight"],
 )
 def test_metrics_of_another_form_than_most_are_not_averaged(odd):
-    app = app_with(metrics=lambda client: odd if client == 1 else {})
-    _, _, result = run(strategy_with(TrimmedMean(f=1)), app=app)
-    assert dict(result.train_metrics_clientapp[1]) == {"train-loss": pytest.approx(9 / 4)}
+    app = app_with(metrics=lambda client, dispatch: odd if client == 1 else {})
+    simulated, _ = run(strategy_with(TrimmedMean(f=1)), app=app)
+    assert simulated.history[-1]["train_loss"] == pytest.approx((0 + 2 + 3 + 4) / 4)
 
 
-def test_without_usable_metrics_the_model_moves_all_the_same():
-    app = app_with(metrics=lambda client: {"train-loss": float("inf")})
-    _, models, result = run(strategy_with(TrimmedMean(f=1)), app=app)
-    assert 1 not in result.train_metrics_clientapp
+def test_a_metric_is_averaged_over_those_that_report_it():
+    app = app_with(metrics=lambda client, dispatch: {"more": 7.0} if client == 1 else {})
+    simulated, _ = run(strategy_with(TrimmedMean(f=1)), app=app)
+    assert simulated.history[-1]["train_loss"] == pytest.approx(2.0)
+    assert simulated.history[-1]["train_more"] == 7.0
+
+
+def test_with_losses_that_are_not_finite_the_model_moves_all_the_same():
+    app = app_with(metrics=lambda client, dispatch: {"train-loss": float("inf")})
+    simulated, models = run(strategy_with(TrimmedMean(f=1)), app=app)
+    assert simulated.history[-1]["train_loss"] == float("inf")
     assert (models[1] != models[0]).any()
+
+
+def test_metrics_of_replies_that_are_left_out_are_not_averaged():
+    app = app_with(lambda c, t: np.full(3, np.nan) if c == 4 else CHANGES[c])
+    simulated, _ = run(strategy_with(TrimmedMean(f=1)), app=app)
+    assert simulated.history[-1]["train_loss"] == pytest.approx((0 + 1 + 2 + 3) / 4)
