@@ -240,7 +240,7 @@ def test_runs_compared_here_have_faults_of_every_kind(
     serial_ours: SimulatedRun, serial_foreign: SimulatedRun
 ) -> None:
     # Otherwise the tests below would prove little.
-    lost = {"dropout", "crash", "departure", "download_lost", "upload_lost", "timeout"}
+    lost = {"dropout", "crash", "departure", "download_lost", "upload_lost", "expired"}
     assert set(serial_ours.summary["faults"]) >= lost
     assert set(serial_foreign.summary["faults"]) >= {"dropout", "crash", "client_error", "timeout"}
     for run in (serial_ours, serial_foreign):

@@ -27,7 +27,7 @@ from fl.aggregation import (
     weight_of,
 )
 from fl.arguments import read_if
-from fl.errors import ConfigError, NoStep
+from fl.errors import ConfigError, NoStep, NotFinite
 from fl.params import Layout, Row, is_finite
 from fl.randomness import generator
 from fl.strategies.events import EventDriven, Sent, Server, Update, at_least, positive
@@ -413,7 +413,7 @@ class Rounds(EventDriven):
         check_result("the server", new)
         for value in state:  # type: ignore[attr-defined]
             if isinstance(value, np.ndarray) and not is_finite(value):
-                raise NoStep(f"{type(self.rule).__name__}: the server's state is not finite")
+                raise NotFinite(f"{type(self.rule).__name__}: the server's state is not finite")
         return state._replace(w=new), usable
 
     def _updates(self, server: Server, admitted: Admitted, usable: Sequence[Update]) -> Updates:
