@@ -132,7 +132,10 @@ IGNORED = {
     "strategy.batch=3": (["strategy=async_sgd"], "only strategy.rule=rennala reads it"),
     "strategy.window=3": (["strategy=fedast"], "only strategy.allocation=dynamic reads it"),
     "strategy.metric=loss": (["strategy=fedast"], "strategy.targets are values of it, and there"),
-    "strategy.rule.drop_stragglers=true": (["strategy=fedprox"], "only with strategy.straggler_fract"),
+    "strategy.rule.drop_stragglers=true": (
+        ["strategy=fedprox"],
+        "only with strategy.straggler_fract",
+    ),
     "strategy.pattern=sequential": (["strategy=eager_updates"], "and strategy.fragments is 1"),
     "strategy.root_examples=7": (["strategy=fedavg"], "Mean does without an own update"),
     "strategy.min_evaluate_nodes=5": ([], "only with strategy.fraction_evaluate above 0"),
