@@ -155,7 +155,7 @@ class Rounds(EventDriven):
             positive("deadline_s", deadline_s)
         if not isinstance(rule, RoundRule):
             raise ConfigError(
-                f"rule is a {type(rule).__name__}; it must be a fl.strategies.RoundRule"
+                f"rule is {rule!r:.80}; it must be a fl.strategies.RoundRule, such as FedAvg()"
             )
         self.rule = rule
         aggregator = Mean() if aggregator is None else aggregator
