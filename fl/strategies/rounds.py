@@ -356,7 +356,6 @@ class Rounds(EventDriven):
             return
         if server.step(state.w, usable, of_one_version=True):
             self.state = state._replace(w=server.w)
-            self._evaluate_on_clients(server)
 
     def _next(
         self, server: Server, replies: Sequence[Update], usable: list[Update]
@@ -498,8 +497,8 @@ class Rounds(EventDriven):
 
     # ---- evaluation on clients -------------------------------------------------------------------
 
-    def _evaluate_on_clients(self, server: Server) -> None:
-        """Has clients evaluate the new model; the recorder sees what they report."""
+    def evaluate_on_clients(self, server: Server) -> None:
+        """Has clients evaluate the model after a round; the recorder sees what they report."""
         if not self.fraction_evaluate:
             return
         nodes = server.tasks.nodes()

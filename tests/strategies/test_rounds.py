@@ -135,10 +135,10 @@ def test_different_clients_are_asked_in_different_rounds_and_all_equally_often()
     assert clients(other, Event.DISPATCH) != clients(trace, Event.DISPATCH)[:40]
 
 
-def test_clients_evaluate_the_new_model_after_every_round():
-    reports = []
+def test_clients_evaluate_each_new_model_before_the_server_does():
+    asked = []
 
-    class Seen(Rounds):
+    class Noting(Rounds):
         def start(self, grid, *args, **kwargs):
             exchange = grid.send_and_receive
 
@@ -146,18 +146,20 @@ def test_clients_evaluate_the_new_model_after_every_round():
                 messages = list(messages)
                 kinds = {message.metadata.message_type for message in messages}
                 w = messages[0].content["arrays"]["w"].numpy()
-                reports.append((kinds, len(messages), float(w[0]), grid.clock.now()))
+                asked.append((kinds, len(messages), w[0], grid.clock.now()))
                 return exchange(messages, **more)
 
             grid.send_and_receive = noting
             return super().start(grid, *args, **kwargs)
 
-    strategy = Seen(FedAvg(), clients=2, fraction_evaluate=0.5, min_evaluate_nodes=1)
+    strategy = Noting(FedAvg(), clients=2, fraction_evaluate=0.5, min_evaluate_nodes=1)
     _, _, times, models = run(strategy, [1.0] * 4, rounds=3)
-    for r, (kinds, number, w, when) in enumerate(reports, start=1):
-        assert (kinds, number, when) == ({"evaluate"}, 2, times[r])
-        assert w == models[r][0]
-    assert len(reports) == 3
+    assert [(kinds, n, w) for kinds, n, w, _ in asked] == [
+        ({"evaluate"}, 2, model[0]) for model in models[1:]
+    ]
+    # A round is 1 s of training and 1 s of evaluation; then the server evaluates.
+    assert [when for *_, when in asked] == [1.0, 3.0, 5.0]
+    assert times == [0.0, 2.0, 4.0, 6.0]
 
 
 # ---- over-selection and deadlines ----------------------------------------------------------------
