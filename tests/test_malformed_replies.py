@@ -13,7 +13,7 @@ from fl.randomness import generator
 from fl.simulation.fleets import uniform
 from fl.simulation.trace import Event
 from fl.simulation.work import Charge
-from fl.strategies import Aggregate
+from fl.strategies import FedAvg, Rounds
 
 CLIENTS, BAD, ROUNDS = 100, 40, 25  # 1,000 malformed replies
 START = {"w": np.zeros((3, 2), np.float32), "b": np.zeros(4, np.float32)}
@@ -149,7 +149,7 @@ def app():
 
 @pytest.mark.parametrize("rule", [TrimmedMean(f=BAD), Krum(f=BAD)], ids=["trimmed mean", "Krum"])
 def test_a_thousand_malformed_replies_neither_stop_the_server_nor_reach_the_model(rule, tmp_path):
-    strategy = Aggregate(rule=rule, fraction_evaluate=0.0, min_train_nodes=CLIENTS)
+    strategy = Rounds(FedAvg(), aggregator=rule, min_train_nodes=CLIENTS)
     models = []
 
     def server(grid, context, recorder):

@@ -14,12 +14,12 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp import strategy as flower
 
 from fl import simulate
-from fl.aggregation import Mean
+from fl.aggregation import TrimmedMean
 from fl.simulation.fleets import uniform
-from fl.strategies import Aggregate
+from fl.strategies import FedAvg, Rounds
 
 CLIENTS = 5
 START = np.zeros(4, dtype=np.float32)
@@ -159,14 +159,12 @@ def files(directory):
 
 
 def stock():
-    return FedAvg(fraction_evaluate=0.0, min_train_nodes=CLIENTS)
+    return flower.FedAvg(fraction_evaluate=0.0, min_train_nodes=CLIENTS)
 
 
 def robust():
     # Tolerates one reply that is no model, whatever it is.
-    from fl.aggregation import TrimmedMean
-
-    return Aggregate(rule=TrimmedMean(f=1), fraction_evaluate=0.0, min_train_nodes=CLIENTS)
+    return Rounds(FedAvg(), aggregator=TrimmedMean(f=1), min_train_nodes=CLIENTS)
 
 
 @pytest.mark.parametrize("misbehaviour", ERROR_REPLIES, ids=lambda f: f.__name__)
@@ -180,7 +178,9 @@ def test_a_client_that_fails_is_an_error_reply_and_a_counted_fault(
 
 
 @pytest.mark.parametrize("misbehaviour", BAD_CONTENT, ids=lambda f: f.__name__)
-def test_content_that_is_no_model_never_reaches_the_model_of_aggregate(misbehaviour, tmp_path):
+def test_content_that_is_no_model_never_reaches_the_model_of_a_robust_aggregator(
+    misbehaviour, tmp_path
+):
     result = run(misbehaviour, robust(), tmp_path)
     assert files(tmp_path)["status"] == "completed"
     np.testing.assert_allclose(result.arrays["w"].numpy(), START + 3)
@@ -215,8 +215,8 @@ def test_numbers_that_are_none_are_a_fault_of_the_client_under_a_stock_strategy_
 
 
 @pytest.mark.parametrize("misbehaviour", BAD_CONTENT, ids=lambda f: f.__name__)
-def test_a_rule_that_tolerates_nobody_goes_on_with_who_is_left(misbehaviour, tmp_path):
-    strategy = Aggregate(rule=Mean(), fraction_evaluate=0.0, min_train_nodes=CLIENTS)
+def test_the_mean_which_tolerates_nobody_goes_on_with_who_is_left(misbehaviour, tmp_path):
+    strategy = Rounds(FedAvg(), min_train_nodes=CLIENTS)
     result = run(misbehaviour, strategy, tmp_path)
     summary = files(tmp_path)
     assert (summary["status"], summary["faults"]) == ("completed", {"rejected": 3})

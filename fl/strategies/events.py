@@ -500,6 +500,9 @@ class EventDriven(NoRounds):
         """Returns what `dispatch` tells clients beside the model."""
         return {}
 
+    def evaluate_on_clients(self, server: Server) -> None:
+        """Has clients evaluate a new version, if the method does that, before the server does."""
+
     def finished(self, server: Server) -> bool:
         """Returns whether there is nothing left to do, however few versions there were."""
         return False
@@ -553,6 +556,8 @@ class EventDriven(NoRounds):
         result = Result()
 
         def evaluate() -> MetricRecord | None:
+            if server.version:
+                self.evaluate_on_clients(server)
             metrics = evaluate_fn(server.version, server.model.record()) if evaluate_fn else None
             if metrics is not None:
                 result.evaluate_metrics_serverapp[server.version] = metrics

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from fl.aggregation import (
     Admitted,
@@ -156,7 +156,7 @@ class Rounds(EventDriven):
             positive("deadline_s", deadline_s)
         if not isinstance(rule, RoundRule):
             raise ConfigError(
-                f"rule is a {type(rule).__name__}; it must be a fl.strategies.RoundRule"
+                f"rule is {rule!r:.80}; it must be a fl.strategies.RoundRule, such as FedAvg()"
             )
         self.rule = rule
         aggregator = Mean() if aggregator is None else aggregator
@@ -247,8 +247,6 @@ class Rounds(EventDriven):
         self.buffers = [slice(entry.offset, entry.offset + entry.size) for entry in moving]
         trained = layout.size - sum(entry.size for entry in moving)
         self.trained = trained if self.layout is None else self.layout.num_trainable
-        if self.fraction_evaluate:
-            self._evaluate_on_clients_first(server)
         self.state: HasModel = self.rule.init(server.w, self.trained)
         self.awaited: dict[str, Task[Sent]] = {}
         self.replies: list[Update] = []
@@ -511,18 +509,10 @@ class Rounds(EventDriven):
 
     # ---- evaluation on clients -------------------------------------------------------------------
 
-    def _evaluate_on_clients_first(self, server: Server) -> None:
-        """Has clients evaluate every version before the server does, as Flower's strategies do."""
-        evaluate = server.evaluate
-
-        def evaluated() -> MetricRecord | None:
-            self._evaluate_on_clients(server)
-            return evaluate()
-
-        server.evaluate = evaluated
-
-    def _evaluate_on_clients(self, server: Server) -> None:
-        """Has clients evaluate the new model; the recorder sees what they report."""
+    def evaluate_on_clients(self, server: Server) -> None:
+        """Has clients evaluate the model after a round; the recorder sees what they report."""
+        if not self.fraction_evaluate:
+            return
         nodes = server.tasks.nodes()
         count = max(int(self.fraction_evaluate * len(nodes)), self.min_evaluate_nodes)
         chosen = server.sample(nodes, min(count, len(nodes)))

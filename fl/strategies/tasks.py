@@ -318,7 +318,7 @@ class Tasks(Generic[Memo]):
                 continue
             known = name in self._lost
             self._heard_s = self.now()
-            # Without patience nobody looks at a reply here: it may be large.
+            # Without patience no reply is looked at here: a large one would be fetched for it.
             if self._factor is not None and not reply.has_error():
                 since = task.sent_s if known else self._silent_since[task.node]
                 self._patience_with(task).measured(task.node, self.now() - since)

@@ -32,7 +32,7 @@ from fl.recovery import Journal, Journaled, Recovery, Start
 from fl.recovery.journal import read_head
 from fl.simulation.fleets import uniform
 from fl.simulator import SimulatedRun
-from fl.strategies import Aggregate
+from fl.strategies import Rounds
 
 
 @pytest.fixture(scope="module")
@@ -383,7 +383,7 @@ def test_numbers_out_of_range_are_refused(options: dict[str, Any]) -> None:
 def test_run_without_a_journal_says_so_when_asked(tmp_path: Path) -> None:
     run = Run([*RUNS["aggregate"], "checkpoint=off"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Aggregate, "aggregate_train", lambda *_: 1 / 0)
+        patch.setattr(Rounds, "finish", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"

@@ -23,7 +23,7 @@ from fl.execution.executor import Outcome
 from fl.metrics.participation import participation, told
 from fl.metrics.table import results
 from fl.simulation.faults import TaskFaults
-from fl.strategies import FedBuff, OverSelection
+from fl.strategies import FedAvg, FedBuff, Rounds
 
 GOOD, RAISES, DROPS, LOST, SLOW, UNASKED, AWAY, LAST = range(8)
 REJECTED = 8
@@ -95,7 +95,7 @@ def test_nothing_is_said_where_everybody_contributed():
 
 
 @pytest.mark.parametrize(
-    "strategy", [FedBuff(buffer_size=1, concurrency=2), OverSelection(clients=2)]
+    "strategy", [FedBuff(buffer_size=1, concurrency=2), Rounds(FedAvg(), clients=2)]
 )
 def test_the_summary_and_the_table_of_a_run_say_who_never_contributed(strategy):
     app = ClientApp()

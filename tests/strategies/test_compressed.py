@@ -15,8 +15,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import fl
-from fl import simulate, simulator
-from fl.aggregation import Mean
+from fl import simulate, simulator, strategies
+from fl.aggregation import Mean, Median
 from fl.clients import Downlink, Sgd, TrainingApp, Uplink
 from fl.clients.uplink import PAYLOAD_KEY
 from fl.compression import (
@@ -39,7 +39,7 @@ from fl.simulation.faults import Faults
 from fl.simulation.fleets import uniform
 from fl.simulation.grid import SimGrid
 from fl.simulation.trace import Event
-from fl.strategies import Aggregate, Compressed
+from fl.strategies import Compressed
 
 MEMBERS = sorted((Path(fl.__file__).parent / "conf" / "compressor").glob("[!_]*.yaml"))
 DATA = federate(load_digits, partial(partition.iid, num_partitions=4, seed=0))
@@ -51,6 +51,11 @@ CLIENTS = 4
 
 def flower(**more):
     return FedAvg(fraction_train=1.0, fraction_evaluate=0.0, min_train_nodes=CLIENTS, **more)
+
+
+def ours(**more):
+    arguments = {"fraction_train": 1.0, "min_train_nodes": CLIENTS} | more
+    return strategies.Rounds(strategies.FedAvg(), **arguments)
 
 
 def run(channel=None, strategy=None, rounds=3, app=None, downlink=None, fleet=None, executor=None):
@@ -125,11 +130,17 @@ def test_a_foreign_app_with_the_uplink_as_a_mod_sends_what_ours_sends():
     assert run(channel, app=foreign).summary["model_sha256"] == run(channel).summary["model_sha256"]
 
 
-def test_rows_decoded_from_payloads_reach_an_aggregation_rule():
-    plain = run(Identity(), Aggregate(rule=Mean(), fraction_evaluate=0.0, min_train_nodes=CLIENTS))
-    np.testing.assert_allclose(
-        vector(plain.arrays), vector(run(Identity()).arrays), rtol=1e-4, atol=1e-6
-    )
+@pytest.mark.parametrize("aggregator", [Mean(), Median()], ids=repr)
+def test_rows_decoded_from_payloads_reach_an_aggregator(aggregator):
+    plain = run(None, ours(aggregator=aggregator))
+    packed = run(Identity(), ours(aggregator=aggregator))
+    np.testing.assert_allclose(vector(packed.arrays), vector(plain.arrays), rtol=1e-4, atol=1e-6)
+
+
+def test_over_compressed_links_our_rounds_make_the_model_that_flowers_make():
+    channels = {"channel": ErrorFeedback(TopK(density=0.1)), "downlink": EF21(TopK(density=0.2))}
+    flowers, rounds = run(**channels), run(strategy=ours(), **channels)
+    np.testing.assert_allclose(vector(rounds.arrays), vector(flowers.arrays), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -296,8 +307,9 @@ def faulty_fleet():
 
 
 @pytest.mark.parametrize("up", [None, EF21(TopK(density=0.2)), ErrorFeedback(TopK(density=0.2))])
-def test_clients_that_miss_messages_or_lose_their_memory_come_back_into_step(up):
-    strategy = flower(min_available_nodes=CLIENTS)
+@pytest.mark.parametrize("rounds", [flower, ours])
+def test_clients_that_miss_messages_or_lose_their_memory_come_back_into_step(rounds, up):
+    strategy = rounds(min_available_nodes=CLIENTS)
     strategy.min_train_nodes = 1
     strategy.fraction_train = 0.5
     result = run(up, strategy, downlink=EF21(TopK(density=0.2)), rounds=40, fleet=faulty_fleet())
@@ -387,17 +399,19 @@ def contents_of(run_rounds, **channels):
     """The distinct contents and model records that each broadcast of a run consisted of."""
     seen = []
 
+    def note(messages):
+        if messages:
+            contents = {id(message.content) for message in messages}
+            models = {id(message.content["arrays"]) for message in messages}
+            seen.append((len(contents), len(models)))
+        return messages
+
     class Spy(SimGrid):
         def send_and_receive(self, messages, *, timeout=None):
-            messages = list(messages)
-            if messages:
-                seen.append(
-                    (
-                        len({id(message.content) for message in messages}),
-                        len({id(message.content["arrays"]) for message in messages}),
-                    )
-                )
-            return super().send_and_receive(messages, timeout=timeout)
+            return super().send_and_receive(note(list(messages)), timeout=timeout)
+
+        def push_messages(self, messages):
+            return super().push_messages(note(list(messages)))
 
     original = simulator.SimGrid
     simulator.SimGrid = Spy
@@ -418,13 +432,15 @@ def contents_of(run_rounds, **channels):
         {"channel": EF21(TopK(density=0.2)), "downlink": EF21(TopK(density=0.2))},
     ],
 )
-def test_a_round_sends_one_content_to_all_clients(channels):
-    assert contents_of(4, **channels) == [(1, 1)] * 4
+@pytest.mark.parametrize("rounds", [flower, ours])
+def test_a_round_sends_one_content_to_all_clients(rounds, channels):
+    assert contents_of(4, strategy=rounds(), **channels) == [(1, 1)] * 4
 
 
-def test_clients_that_are_at_different_messages_still_share_one_content():
+@pytest.mark.parametrize("rounds", [flower, ours])
+def test_clients_that_are_at_different_messages_still_share_one_content(rounds):
     # Two of four a round: the numbers of the tracked messages differ from client to client.
-    strategy = flower()
+    strategy = rounds()
     strategy.fraction_train, strategy.min_train_nodes = 0.5, 2
     channel = EF21(TopK(density=0.2))
     assert contents_of(6, channel=channel, strategy=strategy) == [(1, 1)] * 6

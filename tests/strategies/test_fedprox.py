@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord
-from flwr.serverapp.strategy import FedAvg
+from flwr.app import ArrayRecord
+from flwr.clientapp import ClientApp
 from hydra import compose, initialize_config_dir
 from torch import nn
 
@@ -17,48 +17,24 @@ from fl.clients import Proximal, Sgd, TrainingApp
 from fl.data import Examples, FederatedData
 from fl.data.federated import Partitions
 from fl.errors import ConfigError
-from fl.execution import SerialExecutor
 from fl.experiment import build, central_evaluation
 from fl.models import LogisticRegression, evaluate
-from fl.randomness import global_generators
+from fl.randomness import generator
 from fl.simulation.fleets import uniform
-from fl.simulation.identity import assume_identity, client_of, node_id
-from fl.strategies import FedProx
+from fl.strategies import FedAvg, FedProx, Rounds
 
-DEVICES, SELECTED, EPOCHS = 30, 10, 20
+SELECTED, EPOCHS = 10, 20
 SIZES = (3, 8, 5, 13, 4, 7)  # of the tiny problem's devices
 CLASSES, INPUTS = 3, 4
 ETA = 0.1
 
 
-class Fleet30:
-    """All of a grid that choosing devices needs."""
-
-    def get_node_ids(self):
-        return [node_id(client) for client in range(DEVICES)]
-
-
-def strategy(**changes):
-    arguments = {
-        "proximal_mu": 0.0,
-        "local_epochs": EPOCHS,
-        "fraction_train": 0.01,
-        "min_train_nodes": SELECTED,
-        "fraction_evaluate": 0.0,
-    }
-    return FedProx(**(arguments | changes))
-
-
-def plan(server_round=1, **changes):
-    """Returns what a round asks for: a list of (client, epochs)."""
-    assume_identity()
-    with global_generators(0, "server"):  # Flower selects devices with the global generator
-        messages = strategy(**changes).configure_train(
-            server_round, ArrayRecord({"w": torch.zeros(1)}), ConfigRecord(), Fleet30()
-        )
-    return [
-        (client_of(m.metadata.dst_node_id), m.content["config"]["local-epochs"]) for m in messages
-    ]
+def plan(server_round=1, *, seed=0, n=SELECTED, **changes):
+    """Returns how many epochs a round's devices are told to do; None of those that are dropped."""
+    rule = FedProx(**({"mu": 0.0, "local_epochs": EPOCHS} | changes))
+    told = rule.configs(None, server_round, n, generator(seed, "configs", server_round))
+    assert all(t is None or t["proximal-mu"] == rule.mu for t in told)
+    return [None if t is None else t["local-epochs"] for t in told]
 
 
 # ---- who straggles, and how much they do ---------------------------------------------------------
@@ -67,7 +43,7 @@ def plan(server_round=1, **changes):
 @pytest.mark.parametrize(("s", "active"), [(0.0, 10), (0.5, 5), (0.9, 1), (0.97, 0)])
 def test_of_ten_devices_round_ten_times_one_minus_s_do_all_epochs(s, active):
     for server_round in range(1, 20):
-        epochs = [e for _, e in plan(server_round, straggler_fraction=s)]
+        epochs = plan(server_round, straggler_fraction=s)
         assert len(epochs) == SELECTED
         assert epochs.count(EPOCHS) == active
 
@@ -76,7 +52,7 @@ def test_stragglers_epochs_are_uniform_on_one_to_E_minus_one():
     counts = Counter(
         e
         for server_round in range(1, 301)
-        for _, e in plan(server_round, straggler_fraction=0.9, local_epochs=5)
+        for e in plan(server_round, straggler_fraction=0.9, local_epochs=5)
         if e < 5
     )
     assert set(counts) == {1, 2, 3, 4}
@@ -90,7 +66,7 @@ def test_stragglers_epochs_are_uniform_on_one_to_E_minus_one():
 def test_every_position_straggles_equally_often():
     counts = np.zeros(SELECTED)
     for server_round in range(1, 401):
-        epochs = [e for _, e in plan(server_round, straggler_fraction=0.5)]
+        epochs = plan(server_round, straggler_fraction=0.5)
         counts += np.array(epochs) < EPOCHS
     # Five of ten in each of 400 rounds: 200 each, with a deviation of 10.
     assert counts.sum() == 2000
@@ -99,7 +75,7 @@ def test_every_position_straggles_equally_often():
 
 def test_stragglers_depend_on_the_seed_and_on_the_round():
     def epochs(server_round, seed):
-        return [e for _, e in plan(server_round, straggler_fraction=0.9, seed=seed)]
+        return plan(server_round, straggler_fraction=0.9, seed=seed)
 
     assert epochs(1, 0) == epochs(1, 0)
     assert epochs(1, 0) != epochs(2, 0)
@@ -107,7 +83,13 @@ def test_stragglers_depend_on_the_seed_and_on_the_round():
 
 
 def test_two_epochs_leave_stragglers_one():
-    assert {e for _, e in plan(straggler_fraction=0.9, local_epochs=2)} == {1, 2}
+    assert set(plan(straggler_fraction=0.9, local_epochs=2)) == {1, 2}
+
+
+def test_dropping_drops_those_who_would_straggle_and_nobody_else():
+    kept = plan(straggler_fraction=0.5)
+    dropped = plan(straggler_fraction=0.5, drop_stragglers=True)
+    assert dropped == [e if e == EPOCHS else None for e in kept]
 
 
 # ---- a tiny problem ------------------------------------------------------------------------------
@@ -136,67 +118,61 @@ def initial_model():
     return LogisticRegression((INPUTS,), CLASSES, init="glorot")
 
 
-def run(data, rule, algorithm, *, rounds=4, seed=0, batch_size=3, asked=None):
+def run(data, client_rule, rule, *, rounds=4, seed=0, batch_size=3, clients=4, asked=None):
     """Returns the simulated run; `asked` collects what each round asks of whom."""
-    app = TrainingApp(
-        initial_model(), data, rule, batch_size=batch_size, local_epochs=EPOCHS, shuffle=True
+    ours = TrainingApp(
+        initial_model(), data, client_rule, batch_size=batch_size, local_epochs=EPOCHS, shuffle=True
     )
-    if asked is not None:
-        configure = algorithm.configure_train
+    app = ClientApp()
 
-        def noting(*args):
-            messages = list(configure(*args))
-            asked.append(
-                {
-                    client_of(m.metadata.dst_node_id): m.content["config"]["local-epochs"]
-                    for m in messages
-                }
-            )
-            return messages
-
-        algorithm.configure_train = noting
+    @app.train()
+    def train(message, context):
+        config = message.content["config"]
+        if asked is not None:
+            of_round = asked.setdefault(config["server-round"], {})
+            of_round[context.node_config["partition-id"]] = config["local-epochs"]
+        return ours(message, context)
 
     def server(grid, context, recorder):
-        result = algorithm.start(
+        Rounds(rule, clients=clients, seed=seed).start(
             grid=grid,
             initial_arrays=ArrayRecord(initial_model().state_dict()),
             num_rounds=rounds,
         )
-        recorder.final(result.arrays)
 
     return simulate(
         server,
         app,
         uniform(len(SIZES), seed=seed),
         seed=seed,
-        executor=SerialExecutor(max_batch=1),
+        executor="serial",
         progress=False,
     )
 
 
-def tiny(**changes):
-    return strategy(min_train_nodes=4, **changes)
+def fedprox(**changes):
+    return FedProx(**({"mu": 0.0, "local_epochs": EPOCHS} | changes))
 
 
 def test_mu_zero_without_stragglers_is_fedavg_bit_for_bit(data):
-    fedavg = FedAvg(fraction_train=0.01, min_train_nodes=4, fraction_evaluate=0.0)
-    theirs = run(data, Sgd(lr=ETA), fedavg)
-    ours = run(data, Proximal(lr=ETA, mu=0.5), tiny())
-    assert ours.summary["model_sha256"] == theirs.summary["model_sha256"]
-    dropping = run(data, Proximal(lr=ETA), tiny(drop_stragglers=True))
-    assert dropping.summary["model_sha256"] == theirs.summary["model_sha256"]
+    fedavg = run(data, Sgd(lr=ETA), FedAvg())
+    ours = run(data, Proximal(lr=ETA, mu=0.5), fedprox())
+    assert ours.summary["model_sha256"] == fedavg.summary["model_sha256"]
+    dropping = run(data, Proximal(lr=ETA), fedprox(drop_stragglers=True))
+    assert dropping.summary["model_sha256"] == fedavg.summary["model_sha256"]
 
 
 def test_mu_and_stragglers_and_dropping_them_each_change_the_result(data):
     variants = [
         {},
-        {"proximal_mu": 1.0},
+        {"mu": 1.0},
         {"straggler_fraction": 0.5},
         {"straggler_fraction": 0.5, "drop_stragglers": True},
-        {"straggler_fraction": 0.5, "proximal_mu": 1.0},
+        {"straggler_fraction": 0.5, "mu": 1.0},
     ]
     models = {
-        run(data, Proximal(lr=ETA), tiny(**v), rounds=2).summary["model_sha256"] for v in variants
+        run(data, Proximal(lr=ETA), fedprox(**v), rounds=2).summary["model_sha256"]
+        for v in variants
     }
     assert len(models) == len(variants)
 
@@ -206,40 +182,42 @@ def test_methods_share_devices_and_stragglers_for_a_seed(data, s):
     asked = {}
     for name, changes in {
         "keep": {},
-        "prox": {"proximal_mu": 1.0},
+        "prox": {"mu": 1.0},
         "drop": {"drop_stragglers": True},
     }.items():
-        asked[name] = []
+        asked[name] = {}
         run(
             data,
             Proximal(lr=ETA),
-            tiny(straggler_fraction=s, **changes),
+            fedprox(straggler_fraction=s, **changes),
             rounds=6,
             asked=asked[name],
         )
     assert asked["prox"] == asked["keep"]
-    active = [{c: e for c, e in r.items() if e == EPOCHS} for r in asked["keep"]]
-    assert asked["drop"] == active
-    assert [len(r) for r in asked["keep"]] == [4] * 6
+    keep = asked["keep"].values()
+    active = [{c: e for c, e in r.items() if e == EPOCHS} for r in keep]
+    assert list(asked["drop"].values()) == active
+    assert [len(r) for r in keep] == [4] * 6
     assert [len(r) for r in active] == [round(4 * (1 - s))] * 6
-    assert len({frozenset(r) for r in asked["keep"]}) > 1  # not the same devices every round
+    assert len({frozenset(r) for r in keep}) > 1  # not the same devices every round
 
 
 def test_another_seed_selects_other_devices(data):
-    asked = {0: [], 1: []}
+    asked = {0: {}, 1: {}}
     for seed, rounds in asked.items():
-        run(data, Sgd(lr=ETA), tiny(), rounds=6, seed=seed, asked=rounds)
+        run(data, Proximal(lr=ETA), fedprox(), rounds=6, seed=seed, asked=rounds)
     assert asked[0] != asked[1]
 
 
 def test_a_round_averages_partial_work_by_numbers_of_examples(data):
     mu = 0.7
-    asked = []
+    asked = {}
     ours = run(
         data,
         Proximal(lr=ETA),
-        strategy(min_train_nodes=len(SIZES), straggler_fraction=0.5, proximal_mu=mu),
+        fedprox(straggler_fraction=0.5, mu=mu),
         rounds=1,
+        clients=len(SIZES),
         batch_size=None,  # full batches: the order of examples does not matter
         asked=asked,
     )
@@ -250,7 +228,7 @@ def test_a_round_averages_partial_work_by_numbers_of_examples(data):
     for k, n in enumerate(SIZES):
         x, y = (t.numpy() for t in data.client(k))
         W, b = W0.copy(), b0.copy()
-        for _ in range(asked[0][k]):
+        for _ in range(asked[1][k]):
             z = np.exp(x @ W.T + b)
             residual = z / z.sum(axis=1, keepdims=True) - np.eye(CLASSES)[y]
             # y <- y - eta (g(y) + mu (y - x))
@@ -260,7 +238,7 @@ def test_a_round_averages_partial_work_by_numbers_of_examples(data):
             )
         W_sum += n * W
         b_sum += n * b
-    assert len(set(asked[0].values())) > 2  # some did all epochs, others did not
+    assert len(set(asked[1].values())) > 2  # some did all epochs, others did not
     final = ours.arrays.to_torch_state_dict()
     np.testing.assert_allclose(final["linear.weight"], W_sum / sum(SIZES), atol=2e-6)
     np.testing.assert_allclose(final["linear.bias"], b_sum / sum(SIZES), atol=2e-6)
@@ -272,8 +250,8 @@ def test_a_round_averages_partial_work_by_numbers_of_examples(data):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"proximal_mu": -0.1}, "proximal_mu is -0.1; it must be at least 0"),
-        ({"proximal_mu": float("nan")}, "proximal_mu is nan"),
+        ({"mu": -0.1}, "mu is -0.1; it must be at least 0"),
+        ({"mu": float("nan")}, "mu is nan"),
         ({"straggler_fraction": 1.0}, r"straggler_fraction is 1.0; it must lie in \[0, 1\)"),
         ({"straggler_fraction": -0.5}, "straggler_fraction is -0.5"),
         (
@@ -286,11 +264,11 @@ def test_a_round_averages_partial_work_by_numbers_of_examples(data):
 )
 def test_arguments_out_of_range_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        strategy(**changes)
+        fedprox(**changes)
 
 
 def test_one_epoch_is_enough_without_stragglers():
-    assert {epochs for _, epochs in plan(local_epochs=1)} == {1}
+    assert set(plan(local_epochs=1)) == {1}
 
 
 def test_dropping_every_device_of_a_round_is_refused():
@@ -314,8 +292,9 @@ def test_the_experiment_is_the_papers_setting(source):
     built = build(config)
     assert built.data.num_partitions == 30
     assert (built.app.batch_size, built.app.local_epochs, built.app.rule.lr) == (10, 20, 0.01)
-    strategy = built.strategy.inner  # behind the guard
-    assert strategy.local_epochs == 20
+    strategy = built.strategy
+    assert strategy.rule.local_epochs == 20
+    assert strategy.rule.mu == 1.0
     assert strategy.min_train_nodes == 10
     assert strategy.fraction_train * 30 <= 10
     assert strategy.seed == 3

@@ -1,4 +1,4 @@
-"""Rounds that end early: over-selection, deadlines, TiFL's tiers, Oort's scores."""
+"""Whom a round asks and when it ends: over-selection, deadlines, TiFL's tiers, Oort's scores."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from fl.simulation.fleets import durations
 from fl.simulation.grid import SimGrid
 from fl.simulation.identity import client_of, node_id
 from fl.simulation.trace import Event, Trace
-from fl.strategies import Oort, OverSelection, TiFL
+from fl.strategies import FedAdam, FedAvg, FedAvgM, FedYogi, Oort, QFedAvg, Rounds, TiFL
+from fl.strategies.events import GlobalModel
 from fl.strategies.oort import Record
+from fl.strategies.round_rule import Updates
 from fl.strategies.tifl import change_probabilities
 
 START = np.zeros(2, dtype=np.float32)
@@ -71,11 +73,100 @@ def clients(trace, *kinds):
     return [c for kind, c in zip(trace.kind, trace.client, strict=True) if Event(kind) in kinds]
 
 
+# ---- any rule, anybody ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [FedAvg(eta=0.5), FedAvgM(beta=0.7), FedAdam(tau=0.1), FedYogi(tau=0.1), QFedAvg(q=0.5)],
+    ids=lambda rule: type(rule).__name__,
+)
+def test_the_driver_makes_the_steps_that_the_rule_makes_by_itself(rule):
+    n = 3
+    _, _, _, models = run(Rounds(rule, clients=n), [1.0, 2.0, 3.0], rounds=4)
+    deltas = np.repeat(np.arange(n, dtype=np.float32)[:, None], 2, axis=1)
+    metrics = [{"train-loss": float(i)} for i in range(n)]
+    state = rule.init(START, 2)
+    for model in models:
+        np.testing.assert_allclose(model, state.w, rtol=1e-5)
+        state = rule.step(state, Updates(deltas, np.arange(1.0, n + 1), metrics))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        ({"fraction_train": 0.5, "min_train_nodes": 2}, 4),
+        ({"fraction_train": 0.1, "min_train_nodes": 3}, 3),
+        ({"fraction_train": 0.0, "min_train_nodes": 0}, 1),
+        ({"fraction_train": 0.1}, 8),  # the whole fleet is less than the ten that are the default
+        ({"clients": 5, "fraction_train": 1.0}, 5),
+        ({"fraction_train": 0.5, "min_train_nodes": 2, "over_selection": 1.5}, 6),
+    ],
+    ids=str,
+)
+def test_a_round_asks_a_share_of_those_that_are_there_but_at_least_a_number(arguments, asked):
+    _, trace, _, _ = run(Rounds(FedAvg(), **arguments), [1.0] * 8)
+    assert len(set(clients(trace, Event.DISPATCH))) == asked
+
+
+def test_the_share_is_of_those_that_are_there():
+    away = Scripted(8, {i: [50.0] for i in range(4)}, offline=range(4))
+    strategy = Rounds(FedAvg(), fraction_train=0.5, min_train_nodes=1)
+    _, trace, _, _ = run(strategy, [20.0] * 8, rounds=5, availability=away)
+    begun = [t for t, kind in zip(trace.time, trace.kind, strict=True) if kind == Event.DISPATCH]
+    assert [begun.count(t) for t in sorted(set(begun))] == [2, 2, 2, 4, 4]
+
+
+def test_the_first_round_waits_until_enough_clients_are_there():
+    away = Scripted(3, {2: [35.0]}, offline=[2])
+    strategy = Rounds(FedAvg(), min_train_nodes=1, min_available_nodes=3, retry_s=10.0)
+    _, trace, times, _ = run(strategy, [1.0] * 3, availability=away)
+    assert trace.time[0] == 40.0
+    assert times[-1] == 41.0
+
+
+def test_different_clients_are_asked_in_different_rounds_and_all_equally_often():
+    strategy = Rounds(FedAvg(), clients=2)
+    _, trace, _, _ = run(strategy, [1.0] * 6, rounds=300)
+    counts = np.bincount(clients(trace, Event.DISPATCH))
+    # 2 of 6 in each of 300 rounds: 100 each, with a deviation of 8.2.
+    np.testing.assert_allclose(counts, 100, atol=33)
+    _, other, _, _ = run(Rounds(FedAvg(), clients=2, seed=1), [1.0] * 6, rounds=20)
+    assert clients(other, Event.DISPATCH) != clients(trace, Event.DISPATCH)[:40]
+
+
+def test_clients_evaluate_each_new_model_before_the_server_does():
+    asked = []
+
+    class Noting(Rounds):
+        def start(self, grid, *args, **kwargs):
+            exchange = grid.send_and_receive
+
+            def noting(messages, **more):
+                messages = list(messages)
+                kinds = {message.metadata.message_type for message in messages}
+                w = messages[0].content["arrays"]["w"].numpy()
+                asked.append((kinds, len(messages), w[0], grid.clock.now()))
+                return exchange(messages, **more)
+
+            grid.send_and_receive = noting
+            return super().start(grid, *args, **kwargs)
+
+    strategy = Noting(FedAvg(), clients=2, fraction_evaluate=0.5, min_evaluate_nodes=1)
+    _, _, times, models = run(strategy, [1.0] * 4, rounds=3)
+    assert [(kinds, n, w) for kinds, n, w, _ in asked] == [
+        ({"evaluate"}, 2, model[0]) for model in models[1:]
+    ]
+    # A round is 1 s of training and 1 s of evaluation; then the server evaluates.
+    assert [when for *_, when in asked] == [1.0, 3.0, 5.0]
+    assert times == [0.0, 2.0, 4.0, 6.0]
+
+
 # ---- over-selection and deadlines ----------------------------------------------------------------
 
 
 def test_the_first_to_answer_are_averaged_by_examples_and_the_rest_told_to_stop():
-    strategy = OverSelection(clients=2, over_selection=2.0)
+    strategy = Rounds(FedAvg(), clients=2, over_selection=2.0)
     grid, trace, times, models = run(strategy, [4.0, 3.0, 2.0, 1.0])
     assert times == [0.0, 2.0]
     assert models[1] == pytest.approx((4 * 3 + 3 * 2) / 7)  # clients 3 and 2
@@ -87,7 +178,7 @@ def test_the_first_to_answer_are_averaged_by_examples_and_the_rest_told_to_stop(
 
 
 def test_without_abort_late_clients_stay_busy_and_are_discarded():
-    strategy = OverSelection(clients=2, over_selection=2.0, abort=False)
+    strategy = Rounds(FedAvg(), clients=2, over_selection=2.0, abort=False)
     _, trace, times, _ = run(strategy, [4.0, 3.0, 2.0, 1.0], rounds=3)
     # Rounds two and three have only clients 3 and 2 idle, then whoever has come back meanwhile.
     assert times[:3] == [0.0, 2.0, 4.0]
@@ -96,14 +187,14 @@ def test_without_abort_late_clients_stay_busy_and_are_discarded():
 
 
 def test_a_factor_of_one_waits_for_all():
-    _, _, times, models = run(OverSelection(clients=3), [1.0, 2.0, 3.0], rounds=2)
+    _, _, times, models = run(Rounds(FedAvg(), clients=3), [1.0, 2.0, 3.0], rounds=2)
     assert times == [0.0, 3.0, 6.0]
     assert models[1] == pytest.approx((0 * 1 + 1 * 2 + 2 * 3) / 6)
 
 
 @pytest.mark.parametrize(("fraction", "applied"), [(0.5, [0, 1]), (0.75, [])])
 def test_at_the_deadline_a_minimum_decides_whether_the_round_counts(fraction, applied):
-    strategy = OverSelection(clients=4, deadline_s=2.0, min_fraction=fraction)
+    strategy = Rounds(FedAvg(), clients=4, deadline_s=2.0, min_fraction=fraction)
     _, trace, times, models = run(strategy, [1.0, 2.0, 2.5, 9.0], rounds=2)
     # A reply at the very deadline counts. An abandoned round is a round, without a change.
     assert times == [0.0, 2.0, 4.0]
@@ -113,7 +204,7 @@ def test_at_the_deadline_a_minimum_decides_whether_the_round_counts(fraction, ap
 
 @pytest.mark.parametrize(("answering", "applied"), [(5, 5), (4, 0), (1, 0)])
 def test_by_default_a_round_needs_half_of_its_replies(answering, applied):
-    strategy = OverSelection(deadline_s=2.0)
+    strategy = Rounds(FedAvg(), clients=10, deadline_s=2.0)
     seconds = [1.0] * answering + [9.0] * (10 - answering)
     _, trace, _, _ = run(strategy, seconds)
     assert len(clients(trace, Event.APPLIED)) == applied
@@ -123,7 +214,7 @@ def test_by_default_a_round_needs_half_of_its_replies(answering, applied):
 def test_a_fleet_smaller_than_a_round_needs_half_of_what_it_has(fleet, answering):
     for few, applied in ((answering, answering), (answering - 1, 0)):
         seconds = [1.0] * few + [9.0] * (fleet - few)
-        _, trace, _, _ = run(OverSelection(deadline_s=2.0), seconds)
+        _, trace, _, _ = run(Rounds(FedAvg(), clients=10, deadline_s=2.0), seconds)
         assert len(clients(trace, Event.APPLIED)) == applied
 
 
@@ -134,7 +225,7 @@ def test_a_round_ends_when_everybody_left_has_failed():
 
             return TaskFaults(crash_at=0.5 if client >= 2 else None)
 
-    strategy = OverSelection(clients=4)
+    strategy = Rounds(FedAvg(), clients=4)
     _, trace, times, _ = run(strategy, [1.0, 2.0, 3.0, 8.0], rounds=1, faults=Two())
     assert times == [0.0, 4.0]  # client 3 crashes half-way
     assert sorted(clients(trace, Event.APPLIED)) == [0, 1]
@@ -142,7 +233,7 @@ def test_a_round_ends_when_everybody_left_has_failed():
 
 def test_exponential_rounds_take_the_difference_of_harmonic_numbers():
     rounds, kept, chosen = 150, 4, 6
-    strategy = OverSelection(clients=kept, over_selection=1.5)
+    strategy = Rounds(FedAvg(), clients=kept, over_selection=1.5)
     _, _, times, _ = run(strategy, chosen, rounds=rounds, task=ShiftedExponential())
     terms = [1 / (chosen - j) for j in range(kept)]
     error = math.sqrt(sum(t * t for t in terms) / rounds)
@@ -150,7 +241,7 @@ def test_exponential_rounds_take_the_difference_of_harmonic_numbers():
 
 
 def test_any_rule_combines_the_models():
-    _, _, _, models = run(OverSelection(clients=3, rule=Median(), eta=0.5), [1.0, 2.0, 3.0])
+    _, _, _, models = run(Rounds(FedAvg(eta=0.5), aggregator=Median(), clients=3), [1.0, 2.0, 3.0])
     assert models[1] == pytest.approx(0.5 * 1.0)
 
 
@@ -158,7 +249,7 @@ def test_any_rule_combines_the_models():
 
 
 def test_tiers_are_of_equal_speed_and_profiling_makes_no_version():
-    strategy = TiFL(clients=2, num_tiers=3, interval=100, profiling_s=50.0)
+    strategy = TiFL(rule=FedAvg(), clients=2, num_tiers=3, interval=100, profiling_s=50.0)
     _, trace, times, _ = run(strategy, [6.0, 1.0, 5.0, 2.0, 4.0, 3.0], rounds=9)
     tiers = [[client_of(node) for node in tier] for tier in strategy.tiers]
     assert tiers == [[1, 3], [5, 4], [2, 0]]
@@ -172,14 +263,14 @@ def test_tiers_are_of_equal_speed_and_profiling_makes_no_version():
 
 
 def test_clients_that_never_answer_are_in_no_tier():
-    strategy = TiFL(clients=1, num_tiers=2, profiling_rounds=2, profiling_s=3.0)
+    strategy = TiFL(rule=FedAvg(), clients=1, num_tiers=2, profiling_rounds=2, profiling_s=3.0)
     run(strategy, [1.0, 2.0, 99.0], rounds=4)
     assert [[client_of(node) for node in tier] for tier in strategy.tiers] == [[0], [1]]
 
 
 def test_a_client_that_comes_after_profiling_is_timed_and_trained_with_its_tier():
     away = Scripted(4, {3: [20.0]}, offline=[3])
-    strategy = TiFL(clients=1, num_tiers=2, interval=100, credits=99)
+    strategy = TiFL(rule=FedAvg(), clients=1, num_tiers=2, interval=100, credits=99)
     _, trace, times, _ = run(strategy, [1.0, 2.0, 9.0, 1.5], rounds=60, availability=away)
     tiers = [[client_of(node) for node in tier] for tier in strategy.tiers]
     assert tiers == [[0, 3], [1, 2]]
@@ -194,7 +285,7 @@ def test_a_client_that_comes_after_profiling_is_timed_and_trained_with_its_tier(
 
 def test_a_client_that_failed_while_it_was_timed_is_timed_again():
     faults = ScriptedFaults(script={(1, 0): TaskFaults(crash_at=0.5)})
-    strategy = TiFL(clients=1, num_tiers=2, interval=100)
+    strategy = TiFL(rule=FedAvg(), clients=1, num_tiers=2, interval=100)
     _, trace, _, _ = run(strategy, [1.0, 2.0], rounds=20, faults=faults)
     assert [[client_of(node) for node in tier] for tier in strategy.tiers] == [[0], [1]]
     assert set(clients(trace, Event.APPLIED)) == {0, 1}
@@ -202,7 +293,7 @@ def test_a_client_that_failed_while_it_was_timed_is_timed_again():
 
 def test_clients_without_a_tier_are_not_trained_while_the_others_are_away():
     away = Scripted(2, {0: [10.0, 500.0]})
-    strategy = TiFL(clients=1, num_tiers=1, profiling_s=5.0)
+    strategy = TiFL(rule=FedAvg(), clients=1, num_tiers=1, profiling_s=5.0)
     _, trace, times, _ = run(strategy, [1.0, 9.0], rounds=20, availability=away)
     assert set(clients(trace, Event.APPLIED)) == {0}
     assert times[-1] > 500.0
@@ -211,15 +302,15 @@ def test_clients_without_a_tier_are_not_trained_while_the_others_are_away():
 @pytest.mark.parametrize("profiling_s", [100.0, 2e4], ids=["deadline", "timeout"])
 def test_without_any_tier_the_run_ends_and_says_so(profiling_s):
     # The timeout of the run is 1e4 s.
-    strategy = TiFL(clients=1, num_tiers=2, profiling_s=profiling_s)
+    strategy = TiFL(rule=FedAvg(), clients=1, num_tiers=2, profiling_s=profiling_s)
     with pytest.raises(SimulationError, match=r"none of the 2 clients .*profiling_s, .*: raise"):
         run(strategy, [3e4, 4e4], rounds=20)
 
 
 def test_one_tier_is_plain_averaging():
-    strategy = TiFL(clients=3, num_tiers=1, interval=100)
+    strategy = TiFL(rule=FedAvg(), clients=3, num_tiers=1, interval=100)
     _, _, _, models = run(strategy, [1.0, 2.0, 3.0], rounds=2)
-    _, _, _, plain = run(OverSelection(clients=3), [1.0, 2.0, 3.0], rounds=2)
+    _, _, _, plain = run(Rounds(FedAvg(), clients=3), [1.0, 2.0, 3.0], rounds=2)
     np.testing.assert_allclose(models, plain)
 
 
@@ -227,7 +318,7 @@ def test_the_least_accurate_tier_becomes_the_most_likely():
     # n = 3 tiers with credits: 3/6, 2/6, 1/6 from the worst to the best.
     assert change_probabilities([0.9, 0.1, 0.5, 0.7], [1, 2, 0, 5]) == [1 / 6, 3 / 6, 0, 2 / 6]
     assert sum(change_probabilities([0.3] * 5, [1] * 5)) == pytest.approx(1.0)
-    strategy = TiFL(clients=1, num_tiers=2, interval=2, credits=50)
+    strategy = TiFL(rule=FedAvg(), clients=1, num_tiers=2, interval=2, credits=50)
     run(strategy, [1.0, 1.1, 5.0, 5.1], rounds=3)
     # Accuracies are i / 100, weighted by i + 1 examples; the fast clients are less accurate.
     assert strategy.accuracy == pytest.approx([0.02 / 3, 0.18 / 7])
@@ -242,12 +333,13 @@ class _Server:
 
     def __init__(self, version=9):
         self.version = version
-        self.w = START
+        self.model = GlobalModel(ArrayRecord({"w": Array(START)}))
+        self.w = self.model.w
         self.now = 0.0
 
 
 def oort(records, **arguments):
-    strategy = Oort(**{"percentile": 100.0, **arguments})
+    strategy = Oort(rule=FedAvg(), **{"percentile": 100.0, **arguments})
     strategy.begin(_Server())
     strategy.known = records
     return strategy
@@ -316,7 +408,7 @@ def test_the_pacer_relaxes_when_utility_is_flat_and_tightens_after_a_jump():
 
 
 def test_oort_learns_utilities_and_times_from_replies():
-    strategy = Oort(clients=2, over_selection=2.0)
+    strategy = Oort(rule=FedAvg(), clients=2, over_selection=2.0)
     run(strategy, [1.0, 2.0, 3.0, 4.0])
     first, late = strategy.known[node_id(1)], strategy.known[node_id(3)]
     assert (first.utility, first.seconds, first.last_round, first.times) == (2.0, 2.0, 1, 1)
@@ -326,16 +418,19 @@ def test_oort_learns_utilities_and_times_from_replies():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: OverSelection(clients=0), "clients is 0"),
-        (lambda: OverSelection(over_selection=0.9), "over_selection is 0.9"),
-        (lambda: OverSelection(deadline_s=0.0), "deadline_s is 0"),
-        (lambda: OverSelection(min_fraction=1.5), "min_fraction is 1.5"),
-        (lambda: OverSelection(eta=0.0), "eta is 0"),
-        (lambda: TiFL(num_tiers=0), "num_tiers is 0"),
-        (lambda: TiFL(profiling_s=-1.0), "profiling_s is -1"),
-        (lambda: Oort(epsilon=2.0), "epsilon is 2.0; it must lie between 0 and 1"),
-        (lambda: Oort(window=0.5), "window is 0.5"),
-        (lambda: run(Oort(loss_key="loss"), 12), "reports no 'loss'"),
+        (lambda: Rounds(FedAvg(), clients=0), "clients is 0"),
+        (lambda: Rounds(FedAvg(), over_selection=0.9), "over_selection is 0.9"),
+        (lambda: Rounds(FedAvg(), deadline_s=0.0), "deadline_s is 0"),
+        (lambda: Rounds(FedAvg(), min_fraction=1.5), "min_fraction is 1.5"),
+        (lambda: Rounds(FedAvg(eta=0.0)), "eta is 0"),
+        (lambda: Rounds(FedAvg), "rule is <class .*FedAvg'>; it must be a fl.strategies.RoundRule"),
+        (lambda: Rounds(FedAvg(), fraction_train=1.5), "fraction_train is 1.5"),
+        (lambda: Rounds(FedAvg(), min_train_nodes=-1), "min_train_nodes is -1"),
+        (lambda: TiFL(rule=FedAvg(), num_tiers=0), "num_tiers is 0"),
+        (lambda: TiFL(rule=FedAvg(), profiling_s=-1.0), "profiling_s is -1"),
+        (lambda: Oort(rule=FedAvg(), epsilon=2.0), "epsilon is 2.0; it must lie between 0 and 1"),
+        (lambda: Oort(rule=FedAvg(), window=0.5), "window is 0.5"),
+        (lambda: run(Oort(rule=FedAvg(), loss_key="loss"), 12), "reports no 'loss'"),
     ],
 )
 def test_what_cannot_be_is_refused(make, words):

@@ -392,3 +392,19 @@ def test_metrics_of_replies_that_are_left_out_are_not_averaged():
     app = app_with(lambda c, t: np.full(3, np.nan) if c == 4 else CHANGES[c])
     simulated, _ = run(strategy_with(TrimmedMean(f=1)), app=app)
     assert simulated.history[-1]["train_loss"] == pytest.approx((0 + 1 + 2 + 3) / 4)
+
+
+def test_what_clients_find_of_a_model_is_in_the_row_of_that_model():
+    app = app_with()
+
+    @app.evaluate()
+    def evaluate(message, context):
+        w = message.content["arrays"]["w"].numpy()
+        metrics = MetricRecord({"num-examples": 1, "loss": float(w[0])})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    strategy = strategy_with(Mean(), fraction_evaluate=1.0)
+    simulated, models = run(strategy, rounds=3, app=app)
+    rows = simulated.history
+    assert [row.get("round") for row in rows] == [0, 1, 2, 3]
+    assert [row.get("client_loss") for row in rows] == [None, *models[1:, 0].tolist()]
