@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fl.errors import ConfigError, SimulationError
     from fl.metrics import Target
     from fl.simulation.work import Charge
-    from fl.simulator import SimulatedRun, simulate
+    from fl.simulator import SimulatedRun, simulate, simulate_app
 
 # PyTorch reads this when it first allocates: large pages for tensors of megabytes. A client's
 # training makes some at every step; with pages of 4 kB, models of 100 million parameters spend most
@@ -30,7 +30,16 @@ __getattr__ = lazily(
         "SimulationError": "fl.errors",
         "Target": "fl.metrics",
         "simulate": "fl.simulator",
+        "simulate_app": "fl.simulator",
     },
 )
 
-__all__ = ["Charge", "ConfigError", "SimulatedRun", "SimulationError", "Target", "simulate"]
+__all__ = [
+    "Charge",
+    "ConfigError",
+    "SimulatedRun",
+    "SimulationError",
+    "Target",
+    "simulate",
+    "simulate_app",
+]

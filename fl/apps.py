@@ -178,6 +178,12 @@ def _load(directory: Path, reference: str, kind: type) -> Any:
         if cause is None:
             raise
         raise ConfigError(f"{reference} in {directory}: {cause}") from error
+    own = _modules(directory, module_name)
+    if own and Path(module.__file__ or "").resolve() not in [path.resolve() for path in own]:
+        raise ConfigError(
+            f"{reference} in {directory}: this process has already imported another module "
+            f"{module_name!r}, {module.__file__}: run this app in a process of its own"
+        )
     app: Any = module
     for attribute in path.split("."):
         if not hasattr(app, attribute):

@@ -15,16 +15,19 @@ log = logging.getLogger("fl")
 _OVERRIDE = "override /"
 
 
-def announce() -> None:
+def announce(apart_from: Collection[str] = ()) -> None:
     """Prints and logs, one line for each member, what chosen members have set in other groups.
 
     Without a Hydra job there is nothing to tell.
+
+    Args:
+        apart_from: groups that the run does not read.
     """
     if not HydraConfig.initialized():
         return
     job = HydraConfig.get()
     asked = {override.lstrip("+~").split("=")[0] for override in job.overrides.task}
-    for line in implied(job.runtime.choices, asked):
+    for line in implied(job.runtime.choices, {*asked, *apart_from}):
         log.info(line)
         print(f"fl: {line}", flush=True)
 

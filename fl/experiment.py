@@ -49,14 +49,14 @@ from fl.models import drop_weights, evaluate, global_objective, smallest_batch
 from fl.params import Layout, as_tensor, carried, carried_tensors, from_record, not_finite
 from fl.randomness import SEED_KEY
 from fl.recorder import Recorder
-from fl.recovery import Recovery, Start, source_sha256, unrepeatable, unseeded
+from fl.recovery import Recovery, Start, source_sha256
 from fl.recovery.command import command_of_job, foreign_parts
 from fl.simulation.clock import Clock, clock_of
 from fl.simulation.fleet import Fleet
 from fl.simulation.identity import RUN_ID, assume_identity
 from fl.simulation.virtual_time import TaskClock, answering, virtual_time
 from fl.simulation.work import Charge
-from fl.simulator import SimulatedRun, epoch_of, simulate
+from fl.simulator import SimulatedRun, epoch_of, simulate, simulate_app
 from fl.strategies import (
     NODE_METRICS,
     Decentralized,
@@ -351,7 +351,7 @@ class ForeignApp:
 
     Attributes:
         app: the directory; nothing of it is imported yet.
-        run_config: its configuration.
+        run_config: keys of its configuration to replace.
         fleet: the clients' devices, links, availability and faults.
         executor: where clients run.
         charge: what the work of its ClientApp costs.
@@ -413,8 +413,8 @@ def _foreign(config: DictConfig) -> ForeignApp:
         epoch = epoch_of(config.date)
     with problems.noted():
         app = read_app(config.app)
-        overrides: Any = OmegaConf.to_container(config.run_config, resolve=True)
-        run_config = app.run_config(overrides)
+        run_config: Any = OmegaConf.to_container(config.run_config, resolve=True)
+        app.run_config(run_config)
     problems.stop()
     return ForeignApp(app, run_config, epoch=epoch, **parts)
 
@@ -539,21 +539,8 @@ def _run_own(config: DictConfig, experiment: Experiment, start: Start) -> Simula
 
 
 def _run_app(config: DictConfig, foreign: ForeignApp, start: Start) -> SimulatedRun:
-    app = foreign.app
-    server_files, client_files = app.files(app.serverapp), app.files(app.clientapp)
-    if (unlike := unseeded(client_files)) is not None:
-        log.warning("%s", unlike)
-    sources = {*server_files, *client_files, app.directory / "pyproject.toml"}
-    start = replace(
-        start,
-        code={**start.code, "app": source_sha256(sources)},
-        obstacle=unrepeatable(server_files),
-    )
-    with virtual_time(), answering(TaskClock(), foreign.epoch):
-        server = app.server()  # its modules may look at a clock when they are imported
-    run = simulate(
-        server,
-        app.client(),
+    run = simulate_app(
+        foreign.app,
         foreign.fleet,
         run_config=foreign.run_config,
         num_partitions=config.num_partitions,

@@ -1,4 +1,4 @@
-"""One call that runs any Flower ServerApp and ClientApp on a simulated fleet."""
+"""Runs any Flower ServerApp and ClientApp, or app directory, on a simulated fleet in one call."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid, ServerApp
 
+from fl.apps import FlowerApp, read_app
 from fl.clients import TrainingApp
 from fl.clients.batching import Choice
 from fl.clients.planned import PlannedApp
@@ -29,14 +30,14 @@ from fl.metrics.participation import participation
 from fl.metrics.run_writer import Status, config_digest, installed, plain
 from fl.randomness import SEED_KEY, global_generators
 from fl.recorder import Recorder
-from fl.recovery import Recovery
+from fl.recovery import Recovery, source_sha256, unrepeatable, unseeded
 from fl.simulation.client_errors import ClientErrors
 from fl.simulation.fleet import Fleet
 from fl.simulation.grid import SimGrid
 from fl.simulation.identity import RUN_ID
 from fl.simulation.legacy import concurrent_rounds
 from fl.simulation.trace import Trace
-from fl.simulation.virtual_time import EPOCH, host_date, virtual_time
+from fl.simulation.virtual_time import EPOCH, TaskClock, answering, host_date, virtual_time
 from fl.simulation.work import Charge, Plan, Planner
 from fl.strategies.guarded import guarding
 from fl.transcript import Transcript
@@ -84,7 +85,7 @@ def simulate(
 
     >>> from fl import simulate
     >>> from fl.simulation.fleets import uniform
-    >>> run = simulate(server_app, client_app, uniform(num_clients=10), seed=1)  # doctest: +SKIP
+    >>> run = simulate(server_app, client_app, uniform(10, seed=0), seed=1)  # doctest: +SKIP
 
     Args:
         server_app: Flower's ServerApp, ours or anybody's; or a function of (grid, context,
@@ -232,6 +233,53 @@ def simulate(
     if in_vain is not None:  # it came to its end, so that there is nothing to resume
         raise SimulationError(in_vain)
     return SimulatedRun(writer.directory, summary, writer.history, trace, recorder.final_arrays)
+
+
+def simulate_app(
+    app: FlowerApp | Path | str,
+    fleet: Fleet,
+    *,
+    run_config: Mapping[str, Any] | None = None,
+    recovery: Recovery | None = None,
+    date: str | None = None,
+    **settings: Any,
+) -> SimulatedRun:
+    """Runs a Flower app directory to its end, as `fl app=DIR` does.
+
+    >>> from fl import simulate_app
+    >>> from fl.simulation.fleets import uniform
+    >>> app, fleet = "examples/fedbuff_app", uniform(10, seed=0)
+    >>> run = simulate_app(app, fleet, run_config={"versions": 5})  # doctest: +SKIP
+
+    Args:
+        app: the directory, with the pyproject.toml that `flwr run` reads.
+        fleet: the clients' devices, links, availability and faults.
+        run_config: keys of `[tool.flwr.app.config]` to replace, nested or flattened with dots.
+        recovery: as of `simulate`; the app's code is noted in it.
+        date: as of `simulate`.
+        settings: the other keyword arguments of `simulate`.
+
+    Raises:
+        ConfigError: the directory is no Flower app; run_config has keys that the app does not
+            have, or values of another kind than its own; or something else cannot be.
+        SimulationError: clients were asked to train, and nothing was learnt.
+        Exception: whatever the app raises.
+    """
+    if not isinstance(app, FlowerApp):
+        app = read_app(app)
+    config = app.run_config(run_config or {})
+    server_files, client_files = app.files(app.serverapp), app.files(app.clientapp)
+    if (unlike := unseeded(client_files)) is not None:
+        log.warning("%s", unlike)
+    sources = {*server_files, *client_files, app.directory / "pyproject.toml"}
+    recovery = (Recovery.none() if recovery is None else recovery).of_app(
+        source_sha256(sources), unrepeatable(server_files)
+    )
+    with virtual_time(), answering(TaskClock(), epoch_of(date)):
+        server = app.server()  # its modules may look at a clock when they are imported
+    return simulate(
+        server, app.client(), fleet, run_config=config, recovery=recovery, date=date, **settings
+    )
 
 
 def _check_apps(server_app: object, client_app: object) -> None:

@@ -29,15 +29,21 @@ def said(*overrides: str) -> list[str]:
     [
         ([], []),
         (["strategy=fedbuff", "client=adamw"], []),
-        (["strategy=fedasync"], ["strategy=fedasync sets client=proximal"]),
-        (["strategy=fedasync", "client=sgd"], []),
-        (["strategy=fedasync", "client=proximal"], []),
-        (["strategy=sgp", "client=sgd"], ["strategy=sgp sets topology=one_peer_exponential"]),
-        (["+experiment=diloco"], ["strategy=diloco sets client=inner_adamw"]),
+        (["strategy=fedprox"], ["strategy=fedprox sets client=proximal"]),
+        (["strategy=fedprox", "client=sgd"], []),
+        (["strategy=fedprox", "client=proximal"], []),
+        (["strategy=fedasync"], ["strategy=fedasync sets client=proximal, length=updates"]),
+        (["strategy=fedasync", "length=steps"], ["strategy=fedasync sets client=proximal"]),
+        (
+            ["strategy=sgp", "client=sgd"],
+            ["strategy=sgp sets topology=one_peer_exponential, fleet=cross_silo"],
+        ),
+        (["strategy=sgp", "client=sgd", "topology=ring", "fleet=mobile"], []),
+        (["+experiment=diloco"], ["strategy=diloco sets fleet=datacenters, client=inner_adamw"]),
         (
             ["data=shakespeare", "strategy=dpsgd"],
             [
-                "strategy=dpsgd sets topology=ring, client=sgd_step",
+                "strategy=dpsgd sets topology=ring, fleet=cross_silo, client=sgd_step",
                 "data=shakespeare sets partition=natural, model=char_lstm",
             ],
         ),
@@ -67,9 +73,9 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 def test_a_run_says_it_in_its_first_line(run, capsys: pytest.CaptureFixture[str]) -> None:
-    run("strategy=fedasync", "num_rounds=1", "views=false")
+    run("strategy=fedprox", "num_rounds=1", "views=false")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "fl: strategy=fedasync sets client=proximal"
+    assert lines[0] == "fl: strategy=fedprox sets client=proximal"
 
 
 def test_a_run_of_polled_clients_has_a_column_of_its_own_for_versions_between_polls(run) -> None:

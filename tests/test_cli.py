@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 import fl
 from fl.cli import main
 from fl.execution import cluster
+from fl.simulation.fleets import uniform
 
 QUICK = [
     "executor=serial",
@@ -535,6 +537,44 @@ def test_override_that_the_app_cannot_have_is_refused(
     refused: Callable[..., str], app_arguments: list[str], override: str, says: str
 ) -> None:
     assert says in refused(*app_arguments[:-1], f"+run_config.{override}")
+
+
+def test_an_app_directory_gives_the_same_run_from_python(
+    call: Call, app: Path, app_arguments: list[str], tmp_path: Path
+) -> None:
+    call(*app_arguments, "+run_config.num-server-rounds=2", "+run_config.client.step=3")
+    summary = summary_of(tmp_path / "out")
+    again = fl.simulate_app(
+        app,
+        uniform(10, seed=0),
+        run_config={"num-server-rounds": 2, "client": {"step": 3}},
+        executor="serial",
+        progress=False,
+    )
+    for digest in ("trace_sha256", "model_sha256"):
+        assert again.summary[digest] == summary[digest]
+
+
+def test_what_is_wrong_with_an_app_directory_is_told_from_python_as_well(
+    app: Path, tmp_path: Path
+) -> None:
+    fleet = uniform(10, seed=0)
+    with pytest.raises(fl.ConfigError, match=r"run_config.lrr is no key .* did you mean 'lr'"):
+        fl.simulate_app(app, fleet, run_config={"lrr": 1})
+    with pytest.raises(fl.ConfigError, match=r"app=.*nowhere.pyproject.toml does not exist"):
+        fl.simulate_app(tmp_path / "nowhere", fleet)
+    (module,) = app.glob("*/client_app.py")
+    module.write_text("import no_such_package")
+    with pytest.raises(fl.ConfigError, match="'no_such_package', which is not installed"):
+        fl.simulate_app(app, fleet, executor="serial", progress=False)
+
+
+def test_an_app_with_the_modules_of_another_is_not_taken_for_it(app: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(app, tmp_path / "other")
+    fleet = uniform(10, seed=0)
+    fl.simulate_app(app, fleet, executor="serial", progress=False)
+    with pytest.raises(fl.ConfigError, match="already imported another module .*tiny_"):
+        fl.simulate_app(other, fleet, executor="serial", progress=False)
 
 
 def test_an_app_that_sets_up_logging_is_heard_once_and_so_are_we(

@@ -20,6 +20,7 @@ GROUPS = (
     "partition",
     "model",
     "tasks",
+    "length",
     "topology",
     "topology/weights",
     "fleet",

@@ -92,10 +92,12 @@ def compose_experiment(overrides: Sequence[str]) -> DictConfig:
             )
     try:
         with _composed(list(overrides)) as config:
-            _check_simulator_only(config, compose("config"))
+            # A strategy may choose a fleet for the simulator; nobody has asked for it.
+            strategy = HydraConfig.get().runtime.choices["strategy"]
+            _check_simulator_only(config, compose("config", [f"strategy={strategy}"]))
             check_values(config)
             check_targets(config)
-            announce()
+            announce(apart_from=_OF_THE_SIMULATOR)
             for client in _clients(config):
                 client.batching = "off"  # a SuperNode is one client, and trains it alone
             return config

@@ -7,7 +7,8 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,18 @@ class Recovery:
         """Returns the recovery of a run that keeps no journal."""
         recovery = cls(start=start, trust=True)
         recovery._keeps = False
+        return recovery
+
+    def of_app(self, code: str, obstacle: str | None) -> Recovery:
+        """Returns the same recovery for a run of a Flower app.
+
+        Args:
+            code: hash of its files.
+            obstacle: why its ServerApp could not be resumed; None if it can.
+        """
+        recovery = copy(self)
+        start = self._start
+        recovery._start = replace(start, code={**start.code, "app": code}, obstacle=obstacle)
         return recovery
 
     @contextmanager

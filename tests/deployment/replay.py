@@ -60,7 +60,7 @@ FAMILIES = {**ROUNDS, **PEERS, **EVENTS, **PAIRS}
 def overrides_of(family: str, num_clients: int, num_rounds: int = 3) -> str:
     """The experiment that stands for a family."""
     keys = f"{COMMON} {FAMILIES[family]}".format(n=num_clients)
-    keys = f"{keys} num_clients={num_clients} num_rounds={num_rounds}"
+    keys = f"{keys} num_clients={num_clients} num_rounds={num_rounds} evaluate_every=1"
     if family == "several models":  # each brings its own data, partition and model
         keys = " ".join(
             k for k in keys.split() if not k.startswith(("data=", "partition=", "model."))

@@ -230,6 +230,13 @@ def test_the_runs_own_settings_are_checked(key, value, reason):
         read_settings({key: value})
 
 
+def test_a_fleet_that_a_strategy_has_chosen_for_the_simulator_is_no_obstacle(capsys):
+    compose_experiment(["strategy=dpsgd", "num_clients=3"])
+    assert "sets topology=ring, client=sgd_step" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="fleet is set, and is of the simulator only"):
+        compose_experiment(["strategy=dpsgd", "num_clients=3", "fleet=uniform"])
+
+
 @pytest.mark.parametrize("family", ["replicas", "several models"])
 def test_a_deployment_composes_the_configuration_of_the_command_line(family):
     overrides = overrides_of(family, num_clients=3).split()
