@@ -20,7 +20,7 @@ Federated learning with real training in simulated time.
 
   fl                        100 phones learn handwritten digits: the defaults
   fl KEY=VALUE ...          one run; GROUP=MEMBER chooses from the groups below
-  fl +experiment=demo       a shorter run
+  fl +experiment=demo       the run of `make demo`
   fl -m strategy=fedavg,fedadam seed=0,1,2
                             a sweep: every combination, and one table of them
   fl app=DIR                any Flower app directory

@@ -139,13 +139,15 @@ def test_every_member_says_how_it_is_used():
 
 
 def jobs(overrides: list[str]) -> Iterator[list[str]]:
-    """The overrides of every job of a sweep; an interval of a sweeper stands for its middle."""
+    """The overrides of every job of a sweep, with one seed, and the middle of an interval."""
     choices = []
     for override in overrides:
         key, _, value = override.partition("=")
         if value.startswith("interval("):
             low, high = map(float, value[9:-1].split(","))
             choices.append([f"{key}={(low + high) / 2}"])
+        elif key == "seed":
+            choices.append([f"seed={value.partition(',')[0]}"])
         elif "," in value and not value.startswith(("[", "{", "'")):
             choices.append([f"{key}={each}" for each in value.split(",")])
         else:
