@@ -569,7 +569,7 @@ def test_an_app_with_the_modules_of_another_is_not_taken_for_it(app: Path, tmp_p
     other = shutil.copytree(app, tmp_path / "other")
     fleet = uniform(10, seed=0)
     fl.simulate_app(app, fleet, executor="serial", progress=False)
-    with pytest.raises(fl.ConfigError, match="already imported another module .*tiny_"):
+    with pytest.raises(fl.ConfigError, match=r"already imported another module .*tiny_"):
         fl.simulate_app(other, fleet, executor="serial", progress=False)
 
 
