@@ -549,6 +549,8 @@ def test_an_app_directory_gives_the_same_run_from_python(
     )
     for digest in ("trace_sha256", "model_sha256"):
         assert again.summary[digest] == summary[digest]
+    assert again.arrays is not None
+    assert again.arrays["w"].numpy()[0] == 2 * 0.5 * 3  # of which both apps must know
 
 
 def test_what_is_wrong_with_an_app_directory_is_told_from_python_as_well(
