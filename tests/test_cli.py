@@ -553,6 +553,8 @@ def test_an_app_directory_gives_the_same_run_from_python(
     )
     for digest in ("trace_sha256", "model_sha256"):
         assert again.summary[digest] == summary[digest]
+    assert again.arrays is not None
+    assert again.arrays["w"].numpy()[0] == 2 * 0.5 * 3  # of which both apps must know
 
 
 def test_what_is_wrong_with_an_app_directory_is_told_from_python_as_well(
@@ -573,7 +575,7 @@ def test_an_app_with_the_modules_of_another_is_not_taken_for_it(app: Path, tmp_p
     other = shutil.copytree(app, tmp_path / "other")
     fleet = uniform(10, seed=0)
     fl.simulate_app(app, fleet, executor="serial", progress=False)
-    with pytest.raises(fl.ConfigError, match="already imported another module .*tiny_"):
+    with pytest.raises(fl.ConfigError, match=r"already imported another module .*tiny_"):
         fl.simulate_app(other, fleet, executor="serial", progress=False)
 
 

@@ -35,6 +35,7 @@ from omegaconf import open_dict
 import fl
 from fl import usage
 from fl.configuration import check_values
+from fl.deployment import LocalDeployment
 from fl.experiment import prepare
 from fl.simulation.fleets import uniform
 
@@ -331,6 +332,33 @@ def test_no_page_lets_flwr_choose_where_an_app_runs():
     runs = [match for text in texts for match in re.findall(r"`?flwr run [^\s`]+[ `][^\s`]*", text)]
     assert len(runs) >= 4
     assert not [run for run in runs if not run.endswith(" field")]
+
+
+@pytest.mark.slow
+def test_the_line_of_flwr_runs_on_the_connection_that_it_names_or_nowhere(tmp_path):
+    (line,) = [line for line in LINES if line.command[:2] == ["flwr", "run"]]
+    program = str(Path(sys.executable).parent / "flwr")
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {**os.environ, "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0"}
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [program, *line.command[1:], *more]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    lost = run()
+    assert lost.returncode != 0
+    assert "'field' not found" in lost.stderr + lost.stdout
+    assert not (home / "local-superlink").exists()
+    nodes = [{"partition-id": i, "num-partitions": 3, "threads": 1} for i in range(3)]
+    with LocalDeployment(nodes, path=[ROOT]) as local:
+        known = f'[superlink.field]\naddress = "{local.address}"\ninsecure = true\n'
+        (home / "config.toml").write_text(known)
+        found = run("--run-config", f'directory="{tmp_path / "run"}"')
+    assert found.returncode == 0, found.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    assert summary["totals"]["rounds"] == 5
 
 
 # ---- Python --------------------------------------------------------------------------------------
