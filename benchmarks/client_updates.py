@@ -8,8 +8,8 @@ examples. The contenders are:
 
     fl, ray             stock Flower FedAvg on a `mobile` fleet (nobody away, no faults), Ray actors
     fl, serial          the same in one process
-    fl rows, ray        our `Aggregate` with the mean, which reads the (n, d) rows directly
-    fl rows, serial
+    fl rounds, ray      our `Rounds` of FedAvg, which reads the (n, d) rows directly
+    fl rounds, serial
     Flower              the same ClientApp and FedAvg on Flower's engine, one CPU a client
     loop                a bare PyTorch loop: one process of one thread
     loop x cores        a process of one thread per core, a share of the clients each
@@ -55,9 +55,9 @@ class Workload:
 WORKLOADS = {
     w.name: w
     for w in (
-        Workload("logistic", (60,), 100, {"stock": 30.0, "rows": 0.5}),
-        Workload("mlp", (1, 28, 28), 100, {"stock": 22.0, "rows": 0.8}),
-        Workload("cnn", (1, 28, 28), 20, {"stock": 2.2, "rows": 0.8}),
+        Workload("logistic", (60,), 100, {"stock": 30.0, "rounds": 0.5}),
+        Workload("mlp", (1, 28, 28), 100, {"stock": 22.0, "rounds": 0.8}),
+        Workload("cnn", (1, 28, 28), 20, {"stock": 2.2, "rounds": 0.8}),
     )
 }
 
@@ -112,18 +112,17 @@ class Stopped(Exception):
     """Raised by a gate to end a contender that cannot be asked to stop."""
 
 
-def _strategy(rows: bool) -> Any:
-    if rows:
-        from fl.aggregation import Mean
-        from fl.strategies import Aggregate
+def _strategy(ours: bool) -> Any:
+    if ours:
+        from fl.strategies import FedAvg, Rounds
 
-        return Aggregate(rule=Mean(), fraction_train=1.0, fraction_evaluate=0.0)
-    from flwr.serverapp.strategy import FedAvg
+        return Rounds(FedAvg(), fraction_train=1.0)
+    from flwr.serverapp import strategy
 
-    return FedAvg(fraction_train=1.0, fraction_evaluate=0.0)
+    return strategy.FedAvg(fraction_train=1.0, fraction_evaluate=0.0)
 
 
-def run_fl(workload: Workload, gate: Gate, *, executor: str, rows: bool) -> None:
+def run_fl(workload: Workload, gate: Gate, *, executor: str, ours: bool) -> None:
     """Runs `fl` with a stock strategy, or with ours."""
     import logging
 
@@ -139,11 +138,11 @@ def run_fl(workload: Workload, gate: Gate, *, executor: str, rows: bool) -> None
     fleet = mobile(workload.clients, seed=0, availability=Always(workload.clients), faults=Faults())
 
     def server(grid: Any, context: Any, recorder: Any) -> None:
-        _strategy(rows).start(
+        _strategy(ours).start(
             grid=grid,
             initial_arrays=ArrayRecord(make_model(workload.name).state_dict()),
             num_rounds=10**9,
-            timeout=math.inf,
+            timeout=1e9,
             evaluate_fn=lambda server_round, arrays: gate(server_round),
         )
 
@@ -309,10 +308,10 @@ def run_vmap(workload: Workload, gate: Gate) -> None:
 
 
 CONTENDERS: dict[str, Callable[[Workload, Gate], None]] = {
-    "fl, ray": partial(run_fl, executor="ray", rows=False),
-    "fl, serial": partial(run_fl, executor="serial", rows=False),
-    "fl rows, ray": partial(run_fl, executor="ray", rows=True),
-    "fl rows, serial": partial(run_fl, executor="serial", rows=True),
+    "fl, ray": partial(run_fl, executor="ray", ours=False),
+    "fl, serial": partial(run_fl, executor="serial", ours=False),
+    "fl rounds, ray": partial(run_fl, executor="ray", ours=True),
+    "fl rounds, serial": partial(run_fl, executor="serial", ours=True),
     "Flower": run_flower,
     "loop": run_loop,
     "loop x cores": run_loops,
@@ -427,8 +426,8 @@ def show(workload: Workload, rows: list[dict[str, Any]]) -> None:
         row["of_best_bare"] = row["updates_per_s"] / bare
     report.table(
         f"{workload.name}: {workload.clients} clients a round. Targets: fl at "
-        f"{workload.targets['stock']:g} x Flower, fl rows at {workload.targets['rows']:g} of the "
-        "best bare loop",
+        f"{workload.targets['stock']:g} x Flower, fl rounds at {workload.targets['rounds']:g} of "
+        "the best bare loop",
         ("", "updates/s", "slowest", "fastest", "x Flower", "of best bare", "start s"),
         (
             (

@@ -3,7 +3,7 @@
     python benchmarks/large_model.py [--quick] [--out FILE]
 
 Every client trains two steps, in one process (`executor=serial`), for three rounds with all 8
-clients in flight, by stock FedAvg and by our `Aggregate` with the mean; and asynchronously with 2
+clients in flight, by stock FedAvg and by our `Rounds` of FedAvg; and asynchronously with 2
 in flight, by a loop that mixes each reply into the model. The peak is what the process had resident
 at most, less what it had before the first model was made. --quick takes a quarter of the
 parameters.
@@ -15,7 +15,6 @@ in flight.
 from __future__ import annotations
 
 import logging
-import math
 import multiprocessing
 import time
 from functools import partial
@@ -67,18 +66,15 @@ def initial_arrays(size: str) -> Any:
     return ArrayRecord(make_model(size).state_dict())
 
 
-def run_strategy(size: str, grid: Any, *, rows: bool) -> None:
+def run_strategy(size: str, grid: Any, *, ours: bool) -> None:
     """Runs three rounds of a strategy over all clients."""
-    from flwr.serverapp.strategy import FedAvg
+    from flwr.serverapp.strategy import FedAvg as FlowersFedAvg
 
-    from fl.aggregation import Mean
-    from fl.strategies import Aggregate
+    from fl.strategies import FedAvg, Rounds
 
     common: dict[str, Any] = {"fraction_train": 1.0, "fraction_evaluate": 0.0}
-    strategy = Aggregate(rule=Mean(), **common) if rows else FedAvg(**common)
-    strategy.start(
-        grid=grid, initial_arrays=initial_arrays(size), num_rounds=ROUNDS, timeout=math.inf
-    )
+    strategy = Rounds(FedAvg(), **common) if ours else FlowersFedAvg(**common)
+    strategy.start(grid=grid, initial_arrays=initial_arrays(size), num_rounds=ROUNDS, timeout=1e9)
 
 
 def run_mixing(size: str, grid: Any, *, in_flight: int = 2) -> None:
@@ -107,8 +103,8 @@ def run_mixing(size: str, grid: Any, *, in_flight: int = 2) -> None:
 
 
 CASES = {
-    "stock FedAvg": (partial(run_strategy, rows=False), CLIENTS),
-    "Aggregate": (partial(run_strategy, rows=True), CLIENTS),
+    "stock FedAvg": (partial(run_strategy, ours=False), CLIENTS),
+    "Rounds": (partial(run_strategy, ours=True), CLIENTS),
     "mixing": (run_mixing, 2),
 }
 

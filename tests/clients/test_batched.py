@@ -8,6 +8,7 @@ from torch import nn
 
 from fl.clients import (
     AdamW,
+    ControlVariates,
     Finished,
     Gradient,
     MicroAdam,
@@ -42,6 +43,8 @@ RULES = {
     "microadam kept": MicroAdam(0.01, density=0.1, block=20, window=3, keep_state=True),
     "momentum": Momentum(0.3, 0.8, 0.01, 1.0),
     "sam": Sam(0.3, 0.5, rho=0.1),
+    "scaffold": ControlVariates(0.3, step_schedule=StepDecay(3, 0.5)),
+    "scaffold option I": ControlVariates(0.3, "I", 1.0),
 }
 
 
@@ -91,8 +94,13 @@ def test_clients_of_unequal_size_train_together_as_alone(
     federated, mlp, content_of, both, rule, batch_size
 ):
     app = TrainingApp(mlp, federated(UNEQUAL), rule, batch_size=batch_size, local_epochs=2)
-    (singles, many), _ = both(app, [content_of(mlp)] * 10)
-    assert_same(app, singles, many)
+    content = content_of(mlp)
+    for name in rule.needs:
+        content[name] = vector_record(torch.linspace(-0.1, 0.1, app.layout.size))
+    contexts = None
+    for dispatch in range(2 if rule.needs else 1):  # the second time with what the first has left
+        (singles, many), contexts = both(app, [content] * 10, dispatch=dispatch, contexts=contexts)
+        assert_same(app, singles, many)
 
 
 def test_clients_that_leave_out_small_last_batches_train_together_as_alone(

@@ -23,7 +23,16 @@ def keys_of(node) -> set[str]:
 
 
 def test_there_is_a_configuration_for_every_rule():
-    assert NAMES == ["adamw", "gradient", "microadam", "momentum", "proximal", "sam", "sgd"]
+    assert NAMES == [
+        "adamw",
+        "gradient",
+        "microadam",
+        "momentum",
+        "proximal",
+        "sam",
+        "scaffold",
+        "sgd",
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,6 +11,7 @@ from torch.func import vmap
 
 from fl.clients import (
     AdamW,
+    ControlVariates,
     CosineDecay,
     ExponentialDecay,
     Gradient,
@@ -44,6 +45,8 @@ RULES = {
     "microadam kept": MicroAdam(0.01, density=0.2, block=6, window=3, keep_state=True),
     "momentum": Momentum(0.1, 0.8, 0.05, 0.7, None, StepDecay(2, 0.5)),
     "sam": Sam(0.1, rho=0.1),
+    "scaffold": ControlVariates(0.1),
+    "scaffold option I": ControlVariates(0.1, "I", 0.7, None, StepDecay(2, 0.5)),
     "sam everything": Sam(0.1, 0.9, True, 0.05, 0.7, None, StepDecay(2, 0.5), rho=0.3),
 }
 
@@ -75,9 +78,17 @@ class Linear:
         return self.g, self.g @ w
 
 
-def run(rule: Rule, w, batch, steps: int, config=None, memory=None):
+def received_by(rule: Rule, w, scalars=None, memory=None):
+    """What a client begins with; vectors of the server are some small ones."""
+    server = {name: 0.01 * torch.ones_like(w).cumsum(0) for name in rule.needs}
     memory = rule.first_memory(w) if memory is None else memory
-    received = Received(w, {}, memory, rule.scalars(config or {"server-round": 1}))
+    return Received(
+        w, server, memory, rule.scalars({"server-round": 1}) if scalars is None else scalars
+    )
+
+
+def run(rule: Rule, w, batch, steps: int, config=None, memory=None):
+    received = received_by(rule, w, rule.scalars(config) if config else None, memory)
     state = rule.init(received)
     for t in range(steps):
         w, state, _ = rule.step(w, state, received, batch, t)
@@ -147,7 +158,7 @@ def test_a_schedule_over_local_steps_is_torchs(quadratic, schedule, scheduler, k
     torch.testing.assert_close(got, expected, **TIGHT)
 
 
-@pytest.mark.parametrize("kind", [Sgd, Proximal, AdamW, Momentum, Sam])
+@pytest.mark.parametrize("kind", [Sgd, Proximal, AdamW, Momentum, Sam, ControlVariates])
 def test_a_schedule_over_rounds_counts_from_the_first_round(kind):
     rule = kind(lr=0.1, round_schedule=StepDecay(2, 0.5))
     rates = [rule.scalars({"server-round": i})["lr"] for i in (1, 2, 3, 4, 5)]
@@ -388,7 +399,7 @@ def test_under_vmap_every_client_gets_what_it_gets_alone(rule):
     scalars = rule.scalars({"server-round": 1})
 
     def train(w, a, c):
-        received = Received(w, {}, rule.first_memory(w), scalars)
+        received = received_by(rule, w, scalars)
         state = rule.init(received)
         for t in range(steps):
             w, state, _ = rule.step(w, state, received, Quadratic(a, c), t)
@@ -400,6 +411,9 @@ def test_under_vmap_every_client_gets_what_it_gets_alone(rule):
         torch.testing.assert_close(together.w[i], alone.w, rtol=1e-5, atol=1e-6)
         for name, tensor in alone.memory.items():
             torch.testing.assert_close(together.memory[name][i], tensor, rtol=1e-5, atol=1e-6)
+        assert set(alone.extras) == set(rule.uploads)
+        for name, tensor in alone.extras.items():
+            torch.testing.assert_close(together.extras[name][i], tensor, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
@@ -408,7 +422,7 @@ def test_scalars_may_be_tensors(rule, quadratic):
     scalars = rule.scalars({"server-round": 1})
 
     def train(scalars):
-        received = Received(w, {}, rule.first_memory(w), scalars)
+        received = received_by(rule, w, scalars)
         state, v = rule.init(received), w
         for t in range(5):
             v, state, _ = rule.step(v, state, received, batch, t)
@@ -429,7 +443,7 @@ def test_a_rule_does_not_change_what_it_is_given(rule, quadratic):
     assert all(torch.equal(memory[name], tensor) for name, tensor in kept.items())
 
 
-@pytest.mark.parametrize("kind", [Sgd, Proximal, AdamW, Momentum, Sam])
+@pytest.mark.parametrize("kind", [Sgd, Proximal, AdamW, Momentum, Sam, ControlVariates])
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -465,6 +479,9 @@ def test_a_message_with_a_bad_mu_is_refused(mu):
         (Proximal, {"lr": -1}, "lr is -1"),
         (Sam, {"lr": 1, "rho": -0.1}, "rho is -0.1; it must be finite and at least 0"),
         (Sam, {"lr": 1, "rho": float("inf")}, "rho is inf"),
+        (ControlVariates, {"lr": 0}, "lr is 0; it must be finite and above 0"),
+        (ControlVariates, {"lr": 1, "option": "III"}, "option is 'III'; it must be 'I' or 'II'"),
+        (ControlVariates, {"lr": 1, "clip_norm": 0.0}, "clip_norm is 0.0"),
         (Momentum, {"lr": 0}, "lr is 0; it must be finite and above 0"),
         (Momentum, {"lr": 1, "beta": 1.0}, r"beta is 1.0; it must be in \[0, 1\)"),
         (Momentum, {"lr": 1, "weight_decay": -1}, "weight_decay is -1"),
@@ -491,6 +508,8 @@ def test_a_hyperparameter_out_of_range_is_refused(kind, arguments, message):
         (Sam(1), 1),
         (Sam(1, 0.9), 2),
         (Momentum(1), 1),
+        (ControlVariates(1), 2),
+        (ControlVariates(1, "I"), 3),
     ],
 )
 def test_memory_counts_the_vectors_a_step_keeps(rule, vectors):
