@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from flwr.serverapp import Grid
 
 from fl.errors import NoStep, NotFinite
-from fl.simulation.identity import client_of
+from fl.flower.identity import client_of
 from fl.simulation.trace import Event, Trace
 
 log = logging.getLogger("fl")

@@ -27,10 +27,13 @@ from fl.aggregation import (
 )
 from fl.arguments import read_if
 from fl.errors import ConfigError, NoStep
-from fl.params import Layout, Row, carried, from_record, median_carried, stack, to_record
+from fl.flower.carried import carried, median_carried
+from fl.flower.records import from_record, layout_of, stack, to_record
 from fl.randomness import generator
 from fl.simulation.control import Control, control_of
-from fl.strategies.replies import averageable, model_in, weight_in
+from fl.strategies.replies import averageable, model_in, weight_in, with_answers
+from fl.vectors.layout import Layout
+from fl.vectors.rows import Row
 
 log = logging.getLogger("fl")
 
@@ -145,11 +148,11 @@ class Aggregate(strategy.FedAvg):
         """
         if self._sent is None or not self._asked:
             return None, None
-        layout, replies = Layout.of_record(self._sent), list(replies)
+        layout, replies = layout_of(self._sent), list(replies)
         fold = self.rule.fold(layout.size) if layout.is_large else None
         if fold is not None:
             return self._folded(server_round, layout, replies, fold)
-        valid, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
+        valid = with_answers(replies, "aggregate_train")
         try:
             if not valid:
                 raise NoStep(f"none of {self._asked} clients has answered")
@@ -194,7 +197,7 @@ class Aggregate(strategy.FedAvg):
                 dropped.append(Dropped(i, str(reason), is_diverged(row, layout.size)))
             del row
             reply.content.pop(self.arrayrecord_key, None)
-        valid, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
+        valid = with_answers(replies, "aggregate_train")
         self._leave_out(server_round, replies, dropped)
         try:
             if not valid:
@@ -258,7 +261,7 @@ class Aggregate(strategy.FedAvg):
             server_round: the round.
             replies: to `evaluate` messages.
         """
-        valid, _ = self._check_and_log_replies(replies, is_train=False, validate=False)
+        valid = with_answers(replies, "aggregate_evaluate")
         alike = averageable([reply.content for reply in valid], self.weighted_by_key)
         return self.evaluate_metrics_aggr_fn(alike, self.weighted_by_key) if alike else None
 

@@ -11,13 +11,17 @@ from flwr.serverapp import Grid, strategy
 
 from fl.attacks import Attack, Scene
 from fl.errors import ConfigError
-from fl.params import Layout, Row, carried, from_record, to_record
+from fl.flower.carried import carried
+from fl.flower.identity import client_of
+from fl.flower.messages import with_content
+from fl.flower.records import from_record, layout_of, to_record
 from fl.randomness import generator
 from fl.simulation.clock import VirtualClock, clock_of
 from fl.simulation.control import Control, control_of
-from fl.simulation.identity import client_of
 from fl.strategies.aggregate import Aggregate
 from fl.strategies.guarded import Guarded
+from fl.vectors.layout import Layout
+from fl.vectors.rows import Row
 
 log = logging.getLogger("fl")
 
@@ -100,7 +104,7 @@ class Attacked(strategy.Strategy):
                 "grid: leave the attack out"
             )
         self._control = control_of(grid)
-        self._layout = Layout.of_record(arrays)
+        self._layout = layout_of(arrays)
         messages = list(self.inner.configure_train(server_round, arrays, config, grid))
         rows: dict[int, Row] = {}  # a cohort's messages share one content
         self._bases = {}
@@ -209,4 +213,4 @@ class Attacked(strategy.Strategy):
             self._layout, row, carried(self._layout, self._model(reply))
         )
         self._control.forged(reply.metadata.reply_to_message_id)
-        return Message(metadata=reply.metadata, content=content)  # type: ignore[call-overload, no-any-return]
+        return with_content(reply, content)

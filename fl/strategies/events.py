@@ -26,10 +26,12 @@ from flwr.serverapp.strategy import Result
 
 from fl.aggregation import check_result, weight_of
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
-from fl.params import Layout, Row, carried, from_record, median_carried, to_record
+from fl.flower.carried import carried, median_carried
+from fl.flower.records import from_record, layout_of, to_record
 from fl.randomness import generator
 from fl.strategies.no_rounds import NoRounds
 from fl.strategies.tasks import TTL_S, Failures, Task, Tasks
+from fl.vectors.rows import Row
 
 log = logging.getLogger("fl")
 
@@ -104,7 +106,7 @@ class GlobalModel:
     """
 
     def __init__(self, arrays: ArrayRecord) -> None:
-        self.layout = Layout.of_record(arrays)
+        self.layout = layout_of(arrays)
         self._w: Row = from_record(self.layout, arrays)
         self._version = 0
         self._carried = carried(self.layout, arrays)

@@ -16,10 +16,10 @@ import numpy as np
 
 from fl.aggregation import Admitted, Aggregator, Dropped, Guard, Mean, check_result
 from fl.errors import ConfigError, NoStep
-from fl.params import Row
 from fl.randomness import generator
 from fl.strategies.events import EventDriven, Sent, Server, Update, at_least, positive
 from fl.strategies.tasks import Task
+from fl.vectors.rows import Row
 
 log = logging.getLogger("fl")
 

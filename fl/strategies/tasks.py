@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from flwr.app import Error, Message, RecordDict
-from flwr.app.metadata import Metadata
+from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 
 from fl.errors import Diverged, SimulationError
+from fl.flower.private import message_of
 from fl.simulation.clock import clock_of
 from fl.simulation.control import control_of
 from fl.simulation.peers import peers_of
@@ -356,8 +356,7 @@ class Tasks(Generic[Memo]):
             message_type="train",
         )
         error = Error(ErrorCode.MESSAGE_UNAVAILABLE, reason)
-        reply: Message = Message(metadata=metadata, error=error)  # type: ignore[call-overload]
-        return reply
+        return message_of(metadata, error=error)
 
     def _forget(self, task: Task[Memo]) -> None:
         name, node = task.message_id, task.node

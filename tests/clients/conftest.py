@@ -11,9 +11,10 @@ from torch import nn
 
 from fl.data import Examples, FederatedData
 from fl.data.federated import Partitions
+from fl.flower.records import from_record
 from fl.models import MLP, LogisticRegression, per_example_loss
-from fl.params import Layout, from_record
 from fl.randomness import SEED_KEY, generator
+from fl.vectors.layout import Layout
 
 SEED = 3
 CLASSES = 4

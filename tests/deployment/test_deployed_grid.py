@@ -25,8 +25,8 @@ from fl.deployment import server as deployed_server
 from fl.deployment.client import app
 from fl.deployment.nodes import WHO
 from fl.deployment.settings import compose_experiment, read_settings
+from fl.flower.identity import assume_identity, node_id
 from fl.randomness import generator
-from fl.simulation.identity import assume_identity, node_id
 
 ROOT = Path(__file__).parents[2]
 

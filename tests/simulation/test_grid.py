@@ -32,12 +32,12 @@ from stand_ins import (
 
 from fl.errors import SimulationError
 from fl.execution.executor import Outcome
+from fl.flower.identity import FIRST_NODE_ID, RUN_ID, assume_identity, node_id
 from fl.simulation import grid as grid_module
 from fl.simulation.client_errors import ClientErrors
 from fl.simulation.clock import clock_of
 from fl.simulation.control import control_of
 from fl.simulation.faults import TaskFaults
-from fl.simulation.identity import FIRST_NODE_ID, RUN_ID, assume_identity, node_id
 from fl.simulation.trace import Event
 from fl.simulation.virtual_time import virtual_time
 

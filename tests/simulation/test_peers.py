@@ -8,9 +8,9 @@ import pytest
 from flwr.app import Message, RecordDict
 from stand_ins import Client, Scripted, events, fleet_of, grid_of, message_to, times
 
+from fl.flower.identity import node_id
 from fl.simulation.clock import clock_of
 from fl.simulation.faults import Faults, TaskFaults
-from fl.simulation.identity import node_id
 from fl.simulation.peers import peers_of
 from fl.simulation.trace import Event
 

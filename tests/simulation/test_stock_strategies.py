@@ -50,8 +50,8 @@ from stand_ins import Client, fleet_of, times
 
 from fl.execution import SerialExecutor
 from fl.execution.executor import RunInfo
+from fl.flower.identity import assume_identity, node_id
 from fl.simulation.grid import SimGrid
-from fl.simulation.identity import assume_identity, node_id
 from fl.simulation.trace import Event
 from fl.simulation.work import Charge
 

@@ -24,10 +24,10 @@ from fl.clients import Momentum, Sgd, TrainingApp
 from fl.data import federate, load_digits, partition
 from fl.errors import ConfigError
 from fl.execution import SerialExecutor
+from fl.flower.identity import assume_identity
+from fl.flower.records import from_record, layout_of
 from fl.models import LogisticRegression, build
-from fl.params import Layout, from_record
 from fl.simulation.fleets import uniform
-from fl.simulation.identity import assume_identity
 from fl.simulation.trace import Event
 from fl.strategies import Aggregate, TrustedUpdate
 
@@ -181,7 +181,7 @@ def test_what_is_left_out_is_an_event_and_counted():
 
 @pytest.fixture
 def all_are_large(monkeypatch):
-    monkeypatch.setattr("fl.params.LARGE_BYTES", 0)
+    monkeypatch.setattr("fl.vectors.layout.LARGE_BYTES", 0)
 
 
 @pytest.mark.usefixtures("all_are_large")
@@ -226,14 +226,14 @@ class Watching(SerialExecutor):
     def result(self, assignment):
         self.alive.append(sum(model() is not None for model in self.models))
         outcome = super().result(assignment)
-        row = from_record(Layout.of_record(outcome.content["arrays"]), outcome.content["arrays"])
+        row = from_record(layout_of(outcome.content["arrays"]), outcome.content["arrays"])
         self.models.append(weakref.ref(row))
         return outcome
 
 
 def alive(large, monkeypatch):
     if large:
-        monkeypatch.setattr("fl.params.LARGE_BYTES", 0)
+        monkeypatch.setattr("fl.vectors.layout.LARGE_BYTES", 0)
         monkeypatch.setattr("fl.simulation.grid.LARGE_BYTES", 0)
     app = TrainingApp(MODEL, DATA, Sgd(0.1), batching="off")
     strategy = Aggregate(rule=Mean(), fraction_evaluate=0.0)

@@ -30,7 +30,7 @@ from fl.clients import AdamW, CosineDecay, Gradient, Sgd, TrainingApp, Warmup
 from fl.clients.island import fragment_record
 from fl.compression import Cast
 from fl.errors import SimulationError
-from fl.params import from_record
+from fl.flower.records import from_record
 from fl.randomness import SEED_KEY
 from fl.simulation.fleets import uniform
 from fl.simulation.trace import Event

@@ -14,9 +14,9 @@ from quadratics import LR, record, run
 from stand_ins import Scripted
 
 from fl.errors import ConfigError, SimulationError
+from fl.flower.identity import assume_identity, client_of, node_id
 from fl.randomness import generator
 from fl.simulation.faults import Faults
-from fl.simulation.identity import assume_identity, client_of, node_id
 from fl.simulation.trace import Event
 from fl.strategies import AsyncFedAvg, AsyncSgd, Favas, FedAsync, FedBuff, FedFix, QuAFL
 from fl.strategies.staleness import Constant, Hinge, Polynomial

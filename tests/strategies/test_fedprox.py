@@ -19,10 +19,10 @@ from fl.data.federated import Partitions
 from fl.errors import ConfigError
 from fl.execution import SerialExecutor
 from fl.experiment import build, central_evaluation
+from fl.flower.identity import assume_identity, client_of, node_id
 from fl.models import LogisticRegression, evaluate
 from fl.randomness import global_generators
 from fl.simulation.fleets import uniform
-from fl.simulation.identity import assume_identity, client_of, node_id
 from fl.strategies import FedProx
 
 DEVICES, SELECTED, EPOCHS = 30, 10, 20

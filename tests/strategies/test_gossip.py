@@ -12,8 +12,8 @@ from stand_ins import Client, Scripted, ScriptedFaults
 
 from fl.attacks import SignFlip
 from fl.errors import ConfigError
+from fl.flower.identity import assume_identity
 from fl.simulation.faults import Faults, TaskFaults
-from fl.simulation.identity import assume_identity
 from fl.simulation.trace import Event
 from fl.strategies import DPSGD, DFedAvg
 from fl.topologies import Complete, DirectedRing, Exponential, Path, Ring
