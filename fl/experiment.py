@@ -42,6 +42,7 @@ from fl.execution import Executor, RayExecutor
 from fl.execution.executor import load_app
 from fl.execution.threads import limit_threads
 from fl.flower.carried import carried, carried_tensors
+from fl.flower.grid_view import Clock, GridView
 from fl.flower.identity import RUN_ID, assume_identity
 from fl.flower.private import give_id
 from fl.flower.records import from_record, not_finite
@@ -54,7 +55,6 @@ from fl.randomness import SEED_KEY
 from fl.recorder import Recorder
 from fl.recovery import Recovery, Start, source_sha256, unrepeatable, unseeded
 from fl.recovery.command import command_of_job, foreign_parts
-from fl.simulation.clock import Clock, clock_of
 from fl.simulation.fleet import Fleet
 from fl.simulation.virtual_time import TaskClock, answering, virtual_time
 from fl.simulation.work import Charge
@@ -452,7 +452,7 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
     schedule = Schedule(
         recorder.evaluating(evaluation(experiment, train=config.evaluate_train)),
         recorder,
-        clock_of(grid),
+        GridView(grid).clock,
         num_rounds=config.num_rounds,
         every=config.evaluate_every,
         every_s=config.evaluate_every_s,

@@ -32,15 +32,9 @@ MAY_IMPORT = {
     "trust": BASE,
 }
 
-# All that a strategy sees of the runtimes: `clock_of(grid)`, which knows the wall clock as well,
-# `control_of(grid)`, which does nothing on a deployment, `peers_of(grid)`, which relays there,
-# and threads for torch.
-SEEN = (
-    "fl.simulation.clock.",
-    "fl.simulation.control.",
-    "fl.simulation.peers.",
-    "fl.execution.threads.",
-)
+# All that a strategy sees of the runtimes: threads for torch. What it asks of a grid is
+# `fl.flower.grid_view`, which has an answer for every grid.
+SEEN = ("fl.execution.threads.",)
 
 # Each of these runs code found in a file or a string; state is stored as arrays and JSON instead.
 UNSAFE_CALLS = {

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from fl.deployment.nodes import WHO
 from fl.errors import ConfigError
 from fl.flower.grid_around import GridAround
+from fl.flower.grid_view import WallClock
 from fl.flower.identity import client_of, message_id, node_id
 from fl.flower.payload import payload_bytes
 from fl.flower.private import copied, give_id, message_of
 from fl.simulation.client_errors import ClientErrors
-from fl.simulation.clock import WallClock
 from fl.simulation.control import OnApplied, OnStep, RecordedControl
 from fl.simulation.trace import Event, Trace
 

@@ -11,6 +11,7 @@ from flwr.common.constant import SType
 from numpy.typing import NDArray
 
 from fl.errors import ConfigError, NotFinite
+from fl.flower.private import set_fields
 from fl.vectors import npy
 from fl.vectors.layout import FLOAT, FLOAT_BYTES, FLOATS, Entry, Layout
 from fl.vectors.rows import Row
@@ -35,16 +36,24 @@ class RowArray(Array):
         offset: index of the part's first number.
     """
 
+    row: Row | None
+    offset: int
+    _extent: tuple[int, ...]
     _bytes: bytes | None = None  # `data`, once it was made
 
     def __init__(self, row: Row, offset: int, shape: tuple[int, ...]) -> None:
         # Not Array's constructor: it inspects its arguments for 3 us, and wants bytes.
-        self.dtype = FLOAT
-        self.shape = shape
-        self.stype = SType.NUMPY
-        self.row: Row | None = row
-        self.offset = offset
-        self._extent = shape
+        set_fields(
+            self,
+            {
+                "dtype": FLOAT,
+                "shape": shape,
+                "stype": SType.NUMPY,
+                "row": row,
+                "offset": offset,
+                "_extent": shape,
+            },
+        )
 
     @property
     def data(self) -> bytes:

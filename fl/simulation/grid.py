@@ -138,9 +138,9 @@ class SimGrid(Grid):
         epoch: the date at virtual time 0, in s since 1970.
 
     Attributes:
-        clock: the grid's clock, which `fl.simulation.clock.clock_of` finds.
-        control: takes orders and reports, which `fl.simulation.control.control_of` finds.
-        peers: direct links among the clients, which `fl.simulation.peers.peers_of` finds.
+        clock: the grid's clock, which `fl.flower.grid_view.GridView` finds.
+        control: takes orders and reports, which `GridView` finds.
+        peers: direct links among the clients, which `GridView` finds.
         train_messages: `train` messages that were sent.
         client_updates: replies with content that reached the server, for `train` messages; of a
             client and a group id that is a number, only one.
@@ -289,7 +289,7 @@ class SimGrid(Grid):
             return self._push(list(messages), exchange=False)
 
     def push_from_peers(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
-        """Sends messages that come from the clients' peers; see `fl.simulation.peers.Peers.push`.
+        """Sends messages that come from the clients' peers; see `fl.flower.grid_view.Peers.push`.
 
         Raises:
             ValueError: as for `push_messages`, or a time is not finite.

@@ -28,9 +28,9 @@ from fl.aggregation import (
 from fl.arguments import read_if
 from fl.errors import ConfigError, NoStep
 from fl.flower.carried import carried, median_carried
+from fl.flower.grid_view import Control, GridView
 from fl.flower.records import from_record, layout_of, stack, to_record
 from fl.randomness import generator
-from fl.simulation.control import Control, control_of
 from fl.strategies.replies import averageable, model_in, weight_in, with_answers
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
@@ -127,7 +127,7 @@ class Aggregate(strategy.FedAvg):
         """
         messages = list(super().configure_train(server_round, arrays, config, grid))
         self._sent, self._asked = arrays, len(messages)
-        self._control = control_of(grid)
+        self._control = GridView(grid).control
         if self.wants_own_update:
             if self.trusted is None:
                 raise ConfigError(

@@ -12,12 +12,11 @@ from flwr.serverapp import Grid, strategy
 from fl.attacks import Attack, Scene
 from fl.errors import ConfigError
 from fl.flower.carried import carried
+from fl.flower.grid_view import Control, GridView
 from fl.flower.identity import client_of
 from fl.flower.messages import with_content
 from fl.flower.records import from_record, layout_of, to_record
 from fl.randomness import generator
-from fl.simulation.clock import VirtualClock, clock_of
-from fl.simulation.control import Control, control_of
 from fl.strategies.aggregate import Aggregate
 from fl.strategies.guarded import Guarded
 from fl.vectors.layout import Layout
@@ -97,13 +96,13 @@ class Attacked(strategy.Strategy):
         Raises:
             ConfigError: the grid is not simulated.
         """
-        if not isinstance(clock_of(grid), VirtualClock):
+        if not GridView(grid).clock.virtual:
             raise ConfigError(
                 f"{type(self.attack).__name__} is simulated: it replaces clients' updates on the "
                 f"server, so it runs on the simulator only, and {type(grid).__name__} is a real "
                 "grid: leave the attack out"
             )
-        self._control = control_of(grid)
+        self._control = GridView(grid).control
         self._layout = layout_of(arrays)
         messages = list(self.inner.configure_train(server_round, arrays, config, grid))
         rows: dict[int, Row] = {}  # a cohort's messages share one content

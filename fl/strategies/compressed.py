@@ -21,11 +21,10 @@ from fl.compression.wire import u32
 from fl.errors import ConfigError
 from fl.flower.carried import carried, carried_tensors
 from fl.flower.grid_around import GridAround
+from fl.flower.grid_view import Clock, Control, GridView
 from fl.flower.messages import with_content
 from fl.flower.private import message_of
 from fl.flower.records import from_record, layout_of, to_record, with_entries
-from fl.simulation.clock import Clock, clock_of
-from fl.simulation.control import Control, control_of
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row, as_tensor
 
@@ -112,12 +111,12 @@ class CompressedGrid(GridAround):
     @property
     def clock(self) -> Clock:
         """The clock of the grid underneath."""
-        return clock_of(self.grid)
+        return GridView(self.grid).clock
 
     @property
     def control(self) -> Control:
         """The control of the grid underneath."""
-        return control_of(self.grid)
+        return GridView(self.grid).control
 
     def get_node_ids(self) -> Iterable[int]:
         """Returns the ids of the connected nodes."""

@@ -293,7 +293,7 @@ class Server:
             contributors: the updates it was made of; their staleness is counted and reported now.
             of_one_version: see `GlobalModel.become`.
             polled: whether the server asked for the updates; then it is no staleness, see
-                `fl.simulation.control.Control.applied`.
+                `fl.flower.grid_view.Control.applied`.
 
         Returns:
             Whether the step was taken. If not, what a method has made of it for later, as a

@@ -22,10 +22,10 @@ from fl.aggregation import check_weights, fault_of, is_diverged, shown, weight_o
 from fl.errors import ConfigError, NoStep, NotFinite
 from fl.flower.arrays import read_array
 from fl.flower.carried import carried, median_carried
+from fl.flower.grid_view import Control, GridView, NoControl
 from fl.flower.messages import with_content
 from fl.flower.private import message_of, restore, state_of, trusted_record, wrapping
 from fl.flower.records import RowRecord, from_record, not_finite
-from fl.simulation.control import Control, NoControl, control_of
 from fl.strategies.replies import alike, averageable, model_in, weight_in
 from fl.vectors.layout import Layout
 
@@ -122,7 +122,7 @@ class Guarded(strategy.Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Returns the inner strategy's messages, with the whole model."""
-        self._control = control_of(grid)
+        self._control = GridView(grid).control
         self._sent = arrays
         if self._first is None:
             self._first = arrays

@@ -23,10 +23,9 @@ from fl.clients.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import PayloadError, Replicated, Shapes
 from fl.compression.compressor import State
 from fl.errors import ConfigError, Diverged, SimulationError
+from fl.flower.grid_view import GridView
 from fl.flower.records import from_record, layout_of, to_record
 from fl.randomness import generator
-from fl.simulation.clock import clock_of
-from fl.simulation.control import control_of
 from fl.strategies.replies import averageable
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
@@ -80,7 +79,7 @@ class Replicas(strategy.Strategy):
         Raises:
             ConfigError: there are more clients than workers.
         """
-        clock = clock_of(grid)
+        clock = GridView(grid).clock
         while len(nodes := sorted(grid.get_node_ids())) < self.rule.workers:
             clock.sleep(_RETRY_S)
         if len(nodes) > self.rule.workers:
@@ -169,7 +168,7 @@ class Replicas(strategy.Strategy):
                 refused.append((reply, error))
         for reply, _ in refused:
             if self._grid is not None:
-                control_of(self._grid).rejected(reply.metadata.reply_to_message_id)
+                GridView(self._grid).control.rejected(reply.metadata.reply_to_message_id)
         if not refused:
             return payloads
         first, why = refused[0]

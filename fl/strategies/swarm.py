@@ -25,7 +25,6 @@ from fl.flower.payload import payload_bytes
 from fl.flower.private import trusted_record
 from fl.flower.records import RowRecord, from_record, layout_of, record_vector, to_record
 from fl.randomness import generator
-from fl.simulation.clock import VirtualClock
 from fl.strategies.events import EvaluateFn, at_least, positive
 from fl.strategies.no_rounds import NoRounds
 from fl.strategies.tasks import TTL_S, Failures, Task, Tasks
@@ -427,7 +426,7 @@ class Decentralized(NoRounds):
 
     def check_byzantine(self, tasks: Tasks[Any], attack: object) -> None:
         """Raises a ConfigError unless attacks can be simulated on this grid."""
-        if not isinstance(tasks.clock, VirtualClock):
+        if not tasks.clock.virtual:
             raise ConfigError(
                 f"{type(attack).__name__} is simulated: it replaces what nodes send, so it runs on "
                 "the simulator only: leave the attack out"
@@ -435,7 +434,7 @@ class Decentralized(NoRounds):
 
     def _ids(self, tasks: Tasks[Start]) -> list[int]:
         ids = tasks.peers.nodes()
-        while len(ids) < self.n and not isinstance(tasks.clock, VirtualClock):
+        while len(ids) < self.n and not tasks.clock.virtual:
             tasks.clock.sleep(self.retry_s)
             ids = tasks.peers.nodes()
         if len(ids) < self.n:

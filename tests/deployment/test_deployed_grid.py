@@ -121,7 +121,7 @@ class Clock:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr("fl.simulation.clock.time", Clock())
+    monkeypatch.setattr("fl.flower.grid_view.time", Clock())
 
 
 def deploy(tmp_path, overrides, count, *, configs=None, **run_config):

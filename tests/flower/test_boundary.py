@@ -176,7 +176,6 @@ class Touches(ast.NodeVisitor):
         if (
             node.attr in hidden()
             or node.attr in ("__dict__", "__new__")
-            or (owner == "object" and node.attr.startswith("__"))
             or (stored and node.attr == "__class__")
             or (stored and root.partition(".")[0] == "flwr")
             or (root == "flwr" and node.attr != "__file__")
@@ -196,6 +195,7 @@ class Touches(ast.NodeVisitor):
         keywords = {keyword.arg for keyword in node.keywords}
         if (
             called == "vars"
+            or called.startswith("object.__")
             or keywords & hidden()
             or (
                 (called in ("getattr", "setattr", "hasattr", "delattr", "vars"))

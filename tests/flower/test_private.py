@@ -34,6 +34,7 @@ from fl.flower.private import (
     promised,
     reply_metadata,
     restore,
+    set_fields,
     set_identity,
     state_of,
     trusted_record,
@@ -170,7 +171,19 @@ def test_setting_a_promised_messages_content_fetches_it_first():
     assert message.content == content()
 
 
-# ---- records -------------------------------------------------------------------------------------
+# ---- arrays and records --------------------------------------------------------------------------
+
+
+def test_an_array_of_given_fields_is_what_flowers_constructor_makes():
+    theirs = Array(np.arange(3.0))
+    ours = Array.__new__(Array)
+    set_fields(ours, {name: getattr(theirs, name) for name in ("dtype", "shape", "stype", "data")})
+    assert ours == theirs
+    assert ours.is_dirty
+    assert ours.object_id == theirs.object_id
+    assert not ours.is_dirty
+    ours.data = Array(np.ones(3)).data  # noted again
+    assert ours.object_id == Array(np.ones(3)).object_id != theirs.object_id
 
 
 @pytest.mark.parametrize(
