@@ -15,7 +15,6 @@ import pytest
 from flwr.app import DEFAULT_TTL, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from stand_ins import (
     Client,
@@ -34,6 +33,7 @@ from fl.errors import SimulationError
 from fl.execution.executor import Outcome
 from fl.flower.grid_view import GridView
 from fl.flower.identity import FIRST_NODE_ID, RUN_ID, assume_identity, node_id
+from fl.flower.private import Run
 from fl.simulation import grid as grid_module
 from fl.simulation.client_errors import ClientErrors
 from fl.simulation.faults import TaskFaults
