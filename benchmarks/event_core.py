@@ -183,10 +183,11 @@ def model_record() -> Any:
     """Returns the record of the MLP 784-64-10."""
     import numpy as np
 
-    from fl.params import Layout, to_record
+    from fl.flower.records import to_record
+    from fl.vectors.layout import Layout
 
     shapes = {"1.weight": (64, 784), "1.bias": (64,), "2.weight": (10, 64), "2.bias": (10,)}
-    layout = Layout._build((name, shape, "float32", True) for name, shape in shapes.items())
+    layout = Layout.of_entries((name, shape, "float32") for name, shape in shapes.items())
     return to_record(layout, np.zeros(layout.size, dtype=np.float32))
 
 

@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 import report
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
-from flwr.app.metadata import Metadata
+from flwr.app import ArrayRecord, ConfigRecord, Context, Metadata, RecordDict
 from torch import nn
 
 from fl.clients import Sgd, TrainingApp
 from fl.data import Examples, FederatedData
 from fl.data.federated import Partitions
+from fl.flower.private import message_of
 from fl.models import MLP
 from fl.randomness import SEED_KEY
 from fl.topologies import (
@@ -79,9 +79,9 @@ def training_ms(model: nn.Module, nodes: int) -> float:
     config = ConfigRecord({"server-round": 1})
     content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "config": config})
     messages = [
-        Message(
+        message_of(
+            Metadata(1, f"{i}.0", 1, 2 + i, "", "1", time.time(), 3600.0, "train"),
             content=content,
-            metadata=Metadata(1, f"{i}.0", 1, 2 + i, "", "1", time.time(), 3600.0, "train"),
         )
         for i in range(nodes)
     ]

@@ -81,10 +81,10 @@ def run_mixing(size: str, grid: Any, *, in_flight: int = 2) -> None:
     """Mixes each reply into the model as it comes; as many in flight as are told."""
     from flwr.app import ConfigRecord, Message, RecordDict
 
-    from fl.params import Layout, from_record, to_record
+    from fl.flower.records import from_record, layout_of, to_record
 
     arrays = initial_arrays(size)
-    layout = Layout.of_record(arrays)
+    layout = layout_of(arrays)
     flight: set[str] = set()
     sent = 0
     while sent < ROUNDS * CLIENTS or flight:

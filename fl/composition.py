@@ -21,7 +21,6 @@ from fl.clients import AdamW, Downlink, Gradient, Rule, Sgd, TrainingApp, Uplink
 from fl.clients.replica import trained_shapes
 from fl.compression import Channel, Compressor, Shapes, check_broadcast
 from fl.errors import ConfigError
-from fl.params import Layout
 from fl.strategies import (
     Compressed,
     Decentralized,
@@ -33,6 +32,7 @@ from fl.strategies import (
     Rounds,
 )
 from fl.strategies.events import EventDriven
+from fl.vectors.layout import Layout
 
 read_if(
     lambda a: a["fraction_evaluate"] > 0,

@@ -41,19 +41,21 @@ from fl.errors import ConfigError, Diverged
 from fl.execution import Executor, RayExecutor
 from fl.execution.executor import load_app
 from fl.execution.threads import limit_threads
+from fl.flower.carried import carried, carried_tensors
+from fl.flower.grid_view import Clock, GridView
+from fl.flower.identity import RUN_ID, assume_identity
+from fl.flower.private import give_id
+from fl.flower.records import from_record, not_finite
 from fl.metrics import Target
 from fl.metrics.table import print_results
 from fl.metrics.target import final_value
 from fl.models import build as build_model
 from fl.models import drop_weights, evaluate, global_objective, smallest_batch
-from fl.params import Layout, as_tensor, carried, carried_tensors, from_record, not_finite
 from fl.randomness import SEED_KEY
 from fl.recorder import Recorder
 from fl.recovery import Recovery, Start, source_sha256
 from fl.recovery.command import command_of_job, foreign_parts
-from fl.simulation.clock import Clock, clock_of
 from fl.simulation.fleet import Fleet
-from fl.simulation.identity import RUN_ID, assume_identity
 from fl.simulation.virtual_time import TaskClock, answering, virtual_time
 from fl.simulation.work import Charge
 from fl.simulator import SimulatedRun, epoch_of, simulate, simulate_app
@@ -71,6 +73,8 @@ from fl.sweep import side_by_side
 from fl.transcript import shown_once
 from fl.trust import source_files
 from fl.unread import Unread, referred_to, unread_below, unread_groups
+from fl.vectors.layout import Layout
+from fl.vectors.rows import as_tensor
 
 log = logging.getLogger("fl")
 
@@ -459,7 +463,7 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
     schedule = Schedule(
         recorder.evaluating(evaluation(experiment, train=config.evaluate_train)),
         recorder,
-        clock_of(grid),
+        GridView(grid).clock,
         num_rounds=config.num_rounds,
         every=config.evaluate_every,
         every_s=config.evaluate_every_s,
@@ -922,7 +926,7 @@ def train_centrally(experiment: Learning, epochs: int, seed: int) -> Mapping[str
         SUPERLINK_NODE_ID + 1,
         "train",
     )
-    message.metadata.__dict__["_message_id"] = "central"
+    give_id(message, "central")
     node_config: Any = {"partition-id": 0, "num-partitions": 1}
     context = Context(RUN_ID, 0, node_config, RecordDict(), {SEED_KEY: seed})
     with limit_threads(1):

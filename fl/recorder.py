@@ -8,21 +8,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.common import Parameters
-from flwr.compat.common import recorddict_compat
-from flwr.server.history import History
+from flwr.server import History
 from flwr.server.strategy import Strategy as OlderStrategy
 from flwr.serverapp.strategy import Result, Strategy
 
 from fl.errors import NoStep, NotFinite
+from fl.flower.private import older_conversions, wrapping
+from fl.flower.records import not_finite
 from fl.metrics import Progress, RunWriter, Status, Totals
 from fl.metrics.columns import Columns, Means, Number, Source
-from fl.params import not_finite
 from fl.recovery import Recovery
 from fl.simulation.grid import SimGrid
 from fl.simulation.rounds import Rounds, round_of
@@ -248,33 +248,27 @@ class Recorder:
         own. Flower's older servers note what they evaluate in a `History`, and show every model to
         their strategy's `evaluate`.
         """
-        starts = {kind: kind.__dict__["start"] for kind in _with_own("start", Strategy)}
-        for kind, start in starts.items():
-            kind.start = self._observed(start)
         shown: list[Parameters] = []
-        older = _with_own("evaluate", OlderStrategy)
-        evaluates = {kind: kind.__dict__["evaluate"] for kind in older}
-        for kind, evaluate in evaluates.items():
-            kind.evaluate = _watched(evaluate, shown)
-        add_metrics = History.add_metrics_centralized
+        try:
+            with (
+                wrapping(Strategy, "start", self._observed, subclasses=True),
+                wrapping(OlderStrategy, "evaluate", partial(_watched, shown), subclasses=True),
+                wrapping(History, "add_metrics_centralized", self._noted),
+            ):
+                yield
+        finally:
+            if self.final_arrays is None and shown:
+                to_record = older_conversions().parameters_to_arrayrecord
+                self.final(to_record(shown[0], keep_input=True))
 
+    def _noted(self, add: Callable[..., None]) -> Callable[..., None]:
+        @wraps(add)
         def added(history: History, server_round: int, metrics: dict[str, Any]) -> None:
-            add_metrics(history, server_round, metrics)
+            add(history, server_round, metrics)
             _, loss = history.losses_centralized[-1]  # noted just before
             self.evaluation(server_round, {"loss": loss, **metrics})
 
-        History.add_metrics_centralized = added  # type: ignore[method-assign,assignment]
-        try:
-            yield
-        finally:
-            History.add_metrics_centralized = add_metrics  # type: ignore[method-assign]
-            for kind, evaluate in evaluates.items():
-                kind.evaluate = evaluate
-            for kind, start in starts.items():
-                kind.start = start
-            if self.final_arrays is None and shown:
-                arrays = recorddict_compat.parameters_to_arrayrecord(shown[0], keep_input=True)
-                self.final(arrays)
+        return added
 
     def _observed(self, start: Callable[..., Result]) -> Callable[..., Result]:
         takes = inspect.signature(start)
@@ -440,13 +434,7 @@ def reported(content: RecordDict) -> dict[str, Any] | None:
     return found
 
 
-def _with_own(method: str, kind: type[Any]) -> list[type[Any]]:
-    """Returns a class and its subclasses, those that define a method themselves."""
-    own = [kind] if method in kind.__dict__ else []
-    return own + [found for child in kind.__subclasses__() for found in _with_own(method, child)]
-
-
-def _watched(evaluate: Callable[..., Any], shown: list[Parameters]) -> Callable[..., Any]:
+def _watched(shown: list[Parameters], evaluate: Callable[..., Any]) -> Callable[..., Any]:
     """Returns an older strategy's `evaluate` that leaves the latest model in `shown`."""
     takes = inspect.signature(evaluate)
 

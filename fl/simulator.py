@@ -25,6 +25,7 @@ from fl.execution import AppSource, Executor, RayExecutor, SerialExecutor
 from fl.execution.executor import Assignment, RunInfo, load_app
 from fl.execution.garbage import quick_garbage_collection
 from fl.execution.threads import limit_blas, limit_threads
+from fl.flower.identity import RUN_ID
 from fl.metrics import Progress, Run, RunWriter, Target
 from fl.metrics.participation import participation
 from fl.metrics.run_writer import Status, config_digest, installed, plain
@@ -34,7 +35,6 @@ from fl.recovery import Recovery, source_sha256, unrepeatable, unseeded
 from fl.simulation.client_errors import ClientErrors
 from fl.simulation.fleet import Fleet
 from fl.simulation.grid import SimGrid
-from fl.simulation.identity import RUN_ID
 from fl.simulation.legacy import concurrent_rounds
 from fl.simulation.trace import Trace
 from fl.simulation.virtual_time import EPOCH, TaskClock, answering, host_date, virtual_time

@@ -24,10 +24,13 @@ from fl.clients.replica import Replica
 from fl.compression import Cast, OneBitAdam, PayloadError
 from fl.data import Examples, FederatedData, Partitions
 from fl.errors import ConfigError
-from fl.params import Layout, RecordReader, carried, from_record, read_array, record_vector, stack
-from fl.payload import num_scalars
+from fl.flower.arrays import read_array
+from fl.flower.carried import carried
+from fl.flower.payload import num_scalars
+from fl.flower.records import RecordReader, from_record, layout_of, record_vector, stack
 from fl.recovery.encoding import decode, encode
 from fl.simulation.measurements import read_worker_seconds
+from fl.vectors.layout import Layout
 
 FEW = 4 * 2**20  # bytes: a message may have ten thousand names
 
@@ -61,7 +64,7 @@ READERS = {
     "stack": (lambda record: stack(LAYOUT, [HONEST, record]), HONEST),
     "reader": (lambda record: RecordReader(LAYOUT).row(record), HONEST),
     "carried": (lambda record: carried(LAYOUT, record), HONEST),
-    "layout": (Layout.of_record, HONEST),
+    "layout": (layout_of, HONEST),
     "arrays": (lambda record: [read_array(array) for array in record.values()], HONEST),
     "vector": (lambda record: record_vector(record, 43, "the gradient"), vector(43)),
     "fragment": (lambda record: fragment_of(record, 0, 43), fragment(43)),

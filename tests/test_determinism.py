@@ -22,7 +22,7 @@ from fl import simulate
 from fl.execution import Executor, RayExecutor, SerialExecutor, cluster
 from fl.execution.executor import Assignment, Outcome
 from fl.experiment import build
-from fl.params import from_record, to_record
+from fl.flower.records import from_record, to_record
 from fl.recorder import Recorder
 from fl.simulation.availability import ExponentialOnOff
 from fl.simulation.faults import Faults

@@ -33,9 +33,10 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, 
 from fl import simulate
 from fl.errors import ConfigError
 from fl.experiment import build, serve
-from fl.params import Layout, carried, median_carried
+from fl.flower.carried import carried, median_carried
 from fl.recovery.encoding import decode, encode
 from fl.strategies import guarded
+from fl.vectors.layout import Layout
 
 KINDS = ["model._target_=all_kinds.AllKinds", "~model.hidden"]
 

@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -14,29 +16,25 @@ ROOT = Path(__file__).resolve().parents[1]
 # Which parts of fl a part may import, itself included. A part is a package or a top-level module.
 # What is not listed belongs to the entry point: it may import everything, and nothing listed may
 # import it. "" is fl/__init__.py.
-BASE = {"", "arguments", "errors", "grid_around", "lazy", "npy", "params", "payload", "randomness"}
-RULES = {"aggregation", "attacks", "clients", "compression", "data", "models", "topologies"}
+BASE = {"", "arguments", "errors", "lazy", "randomness", "vectors"}
+RULES = {"aggregation", "attacks", "compression", "data", "models", "topologies"}
 RUNTIME = {"execution", "simulation"}
+WITH_FLOWER = BASE | RULES | {"flower"}
 MAY_IMPORT = {
     **dict.fromkeys(BASE, BASE),
     **dict.fromkeys(RULES, BASE | RULES),
-    "strategies": BASE | RULES | {"strategies"},
-    **dict.fromkeys(RUNTIME, BASE | RULES | RUNTIME),
+    "flower": BASE | {"flower"},
+    "clients": WITH_FLOWER | {"clients"},
+    "strategies": WITH_FLOWER | {"clients", "strategies"},
+    **dict.fromkeys(RUNTIME, WITH_FLOWER | RUNTIME | {"clients"}),
     "metrics": BASE | {"metrics", "simulation"},
-    "recovery": BASE | RULES | RUNTIME | {"metrics", "recovery", "trust"},
+    "recovery": WITH_FLOWER | RUNTIME | {"clients", "metrics", "recovery", "trust"},
     "trust": BASE,
 }
 
-# All that a strategy sees of the runtimes: `clock_of(grid)`, which knows the wall clock as well,
-# `control_of(grid)`, which does nothing on a deployment, `peers_of(grid)`, which relays there,
-# clients' names, and threads for torch.
-SEEN = (
-    "fl.simulation.clock.",
-    "fl.simulation.control.",
-    "fl.simulation.peers.",
-    "fl.simulation.identity.",
-    "fl.execution.threads.",
-)
+# All that a strategy sees of the runtimes: threads for torch. What it asks of a grid is
+# `fl.flower.grid_view`, which has an answer for every grid.
+SEEN = ("fl.execution.threads.",)
 
 # Each of these runs code found in a file or a string; state is stored as arrays and JSON instead.
 UNSAFE_CALLS = {
@@ -83,7 +81,7 @@ def absolute(node: ast.ImportFrom, name: str) -> str:
 
 
 def imported(node: ast.AST, name: str) -> list[str]:
-    """Dotted names that one statement imports; `from fl import params` gives fl.params."""
+    """Dotted names that one statement imports; `from fl import errors` gives fl.errors."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
@@ -131,7 +129,7 @@ def loaded_by(name: str, seen: set[str]) -> set[str]:
 
 
 def part_of(dotted: str) -> str:
-    """The part of fl a dotted name belongs to: fl.params.Layout -> params."""
+    """The part of fl a dotted name belongs to: fl.vectors.layout.Layout -> vectors."""
     part = dotted.split(".")[1] if "." in dotted else ""
     return part if part in PARTS else ""
 
@@ -159,6 +157,22 @@ def test_imports_point_one_way(name):
         if not (part_of(name) == "strategies" and f"{target}.".startswith(SEEN))
     ]
     assert not wrong, f"{name} may import only {sorted(allowed)} of fl"
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if part_of(n) in BASE | RULES])
+def test_rules_know_no_flower(name):
+    targets = [t for node in ast.walk(parse(name)) for t in imported(node, name)]
+    assert not [t for t in targets if t.split(".")[0] == "flwr"]
+
+
+def test_importing_all_rules_does_not_import_flower():
+    names = [n for n in MODULES if part_of(n) in RULES | {"vectors"}]
+    code = "import importlib, sys\n" + "\n".join(f"importlib.import_module({n!r})" for n in names)
+    code += "\nprint(*(name for name in sys.modules if name.split('.')[0] == 'flwr'))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not ran.stdout.split()
 
 
 @each_module

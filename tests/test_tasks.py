@@ -22,7 +22,7 @@ from fl.experiment import (
     run_experiment,
     task_evaluation,
 )
-from fl.params import trusted_record
+from fl.flower.private import trusted_record
 
 MEMBERS = sorted(
     path.stem for path in (Path(fl.__file__).parent / "conf" / "tasks").glob("[!_]*.yaml")

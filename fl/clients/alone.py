@@ -13,9 +13,11 @@ from fl.clients.batches import batch_bounds, steps_per_epoch, visiting_order
 from fl.clients.examples import ExamplePool, with_channels_last
 from fl.clients.rule import Received, Rule
 from fl.clients.task import HOST, Task, Trained, moved
+from fl.flower.carried import carried_arrays, carried_tensors
 from fl.models.objective import per_example_loss
-from fl.params import Layout, as_tensor, carried_arrays, carried_tensors
 from fl.randomness import global_generators
+from fl.vectors.layout import Layout
+from fl.vectors.rows import as_tensor
 
 
 class AutogradBatch:

@@ -39,25 +39,24 @@ from fl.clients.uplink import Uplink
 from fl.compression import PayloadError
 from fl.data import FederatedData
 from fl.errors import ConfigError
-from fl.models import Flops, drop_weights, evaluate, flops_per_example, memory_bytes
-from fl.params import (
-    Layout,
+from fl.flower.carried import carried, carried_tensors
+from fl.flower.content import content_of
+from fl.flower.messages import with_content
+from fl.flower.payload import payload_bytes
+from fl.flower.private import trusted_record
+from fl.flower.records import (
     RecordReader,
-    Row,
-    as_tensor,
-    carried,
-    carried_tensors,
-    content_of,
     record_tensors,
     record_vector,
     tensors_record,
     to_record,
     to_records,
-    trusted_record,
     vector_record,
 )
-from fl.payload import payload_bytes
+from fl.models import Flops, drop_weights, evaluate, flops_per_example, memory_bytes
 from fl.randomness import SEED_KEY, global_generators
+from fl.vectors.layout import Layout
+from fl.vectors.rows import Row, as_tensor
 
 ARRAYS_KEY = "arrays"
 CONFIG_KEY = "config"
@@ -190,6 +189,7 @@ class TrainingApp(PlannedApp):
         mods: list[Mod] | None = None,
     ) -> None:
         super().__init__(mods=mods)
+        self._has_mods = bool(mods)
         if isinstance(batching, bool):  # what YAML makes of on and off
             batching = "on" if batching else "off"
         check_mode(batching)
@@ -286,7 +286,7 @@ class TrainingApp(PlannedApp):
         """Size of the reply to every `train` message, if clients send a model and keep nothing."""
         kind = type(self.rule)
         plain = kind.finish is Rule.finish and kind.first_memory is Rule.first_memory
-        if not plain or self._mods or self.layout.carried or self.uplink or self.downlink:
+        if not plain or self._has_mods or self.layout.carried or self.uplink or self.downlink:
             return None
         model = to_record(self.layout, np.zeros(self.layout.size, np.float32))
         return payload_bytes(content_of({"": model, METRICS_KEY: _train_metrics(0, 0.0, 0)}))
@@ -303,7 +303,7 @@ class TrainingApp(PlannedApp):
     @property
     def has_mods(self) -> bool:
         """Whether Flower mods are around the handlers."""
-        return bool(self._mods)
+        return self._has_mods
 
     def memory_bytes(self) -> int:
         """Returns the memory that training takes on a device, in bytes, for the largest batch."""
@@ -592,7 +592,7 @@ class TrainingApp(PlannedApp):
     def _why_not_batchable(self, mode: Mode) -> str:
         if mode == "off":
             return "batching is off"
-        if self._mods:
+        if self._has_mods:
             return "mods see one message at a time"
         if not self.rule.batchable:
             return f"{type(self.rule).__name__} trains one client at a time"
@@ -674,8 +674,7 @@ class TrainingApp(PlannedApp):
         if self.downlink is None:
             return message, _NOTHING
         content, kept = self.downlink.open(self.layout, message.content, context)
-        opened: Message = Message(metadata=message.metadata, content=content)  # type: ignore[call-overload]
-        return opened, kept
+        return with_content(message, content), kept
 
     def _received(self, message: Message, context: Context) -> Message:
         """Returns a message with the model in it; the client keeps what it has to."""

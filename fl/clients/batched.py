@@ -36,7 +36,8 @@ from fl.clients.examples import ExamplePool
 from fl.clients.rule import Finished, Received, Rule, Scalar, State
 from fl.clients.task import HOST, Task, Trained, moved
 from fl.models.objective import per_example_loss
-from fl.params import Layout, as_tensor
+from fl.vectors.layout import Layout
+from fl.vectors.rows import as_tensor
 
 Member = TypeVar("Member")
 

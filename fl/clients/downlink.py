@@ -14,7 +14,11 @@ from fl.clients.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import Channel, PayloadError, Shapes, receive_parts
 from fl.compression.compressor import State
 from fl.errors import ConfigError
-from fl.params import Layout, Row, RowArray, carried, read_array, to_record
+from fl.flower.arrays import RowArray, read_array
+from fl.flower.carried import carried
+from fl.flower.records import to_record
+from fl.vectors.layout import Layout
+from fl.vectors.rows import Row
 
 VERSION_KEY = "version"
 STATE_KEY = "fl.downlink"

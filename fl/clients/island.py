@@ -16,17 +16,12 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from fl.clients.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import Compressor, Shapes
 from fl.errors import ConfigError
-from fl.params import (
-    Layout,
-    Row,
-    RowArray,
-    from_record,
-    read_array,
-    record_vector,
-    to_record,
-    trusted_record,
-)
+from fl.flower.arrays import RowArray, read_array
+from fl.flower.private import trusted_record
+from fl.flower.records import from_record, record_vector, to_record
 from fl.randomness import SEED_KEY, generator
+from fl.vectors.layout import Layout
+from fl.vectors.rows import Row
 
 STATE_KEY = "fl.island"
 GRADIENT_KEY = "gradient"

@@ -11,8 +11,8 @@ from torch import nn
 
 from fl.clients.alone import AutogradBatch
 from fl.clients.examples import with_channels_last
-from fl.params import Layout
 from fl.randomness import global_generators
+from fl.vectors.layout import Layout
 
 
 def takes_channels_last(

@@ -12,8 +12,11 @@ from fl.clients.uplink import NOT_FINITE, PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import PayloadError, Replicated, Shapes
 from fl.compression.compressor import State
 from fl.errors import ConfigError, NotFinite
-from fl.params import Layout, Row, from_record, read_array, record_vector, to_record
+from fl.flower.arrays import read_array
+from fl.flower.records import from_record, record_vector, to_record
 from fl.randomness import SEED_KEY, generator
+from fl.vectors.layout import Layout
+from fl.vectors.rows import Row
 
 STATE_KEY = "fl.replica"
 GRADIENT_KEY = "gradient"

@@ -11,7 +11,7 @@ from flwr.app import Array
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fl.params import Row
+from fl.vectors.rows import Row
 
 
 @dataclass(slots=True)

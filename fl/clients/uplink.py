@@ -11,8 +11,12 @@ from flwr.clientapp.typing import ClientAppCallable
 from fl.compression import Channel, Shapes
 from fl.compression.compressor import State
 from fl.errors import ConfigError
-from fl.params import Layout, Row, as_tensor, carried, from_record, is_finite, read_array
+from fl.flower.arrays import read_array
+from fl.flower.carried import carried
+from fl.flower.records import from_record, layout_of
 from fl.randomness import SEED_KEY, generator
+from fl.vectors.layout import Layout
+from fl.vectors.rows import Row, as_tensor, is_finite
 
 PAYLOAD_KEY = "update"
 PAYLOAD_STYPE = "fl.payload"
@@ -61,7 +65,7 @@ class Uplink:
             return reply
         if not isinstance(received, ArrayRecord):
             raise ConfigError(f"the message has no ArrayRecord '{self.arrays_key}'")
-        layout = Layout.of_record(received) if self.layout is None else self.layout
+        layout = layout_of(received) if self.layout is None else self.layout
         reply.content = self.pack(
             layout, from_record(layout, received), reply.content, message, context
         )

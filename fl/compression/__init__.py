@@ -34,7 +34,7 @@ How a Flower app uses a channel
 ===============================
 
 What travels is x = w_local - w_received up, and x = w_{t+1} - w_t down, on the model's row
-(`Shapes.of(layout)` with the layout of `fl.params`); entries that are carried travel as they are.
+(`Shapes.of(layout)` with the layout of `fl.vectors`); entries that are carried travel as they are.
 
 Uplink, client side, a ClientApp mod around the app's own function:
 

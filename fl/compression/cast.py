@@ -30,7 +30,7 @@ from fl.compression.compressor import (
 from fl.compression.rounding import Words
 from fl.compression.wire import HEADER, Reader, buffer, floats, joined
 from fl.errors import ConfigError
-from fl.params import as_tensor
+from fl.vectors.rows import as_tensor
 
 _BLOCK = 1 << 15
 _TINY = 2.0**-100  # a tensor of smaller maximum is sent as zeros: its inverse would overflow

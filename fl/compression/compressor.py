@@ -23,7 +23,7 @@ from fl.compression.wire import HEADER, PayloadError, Reader, floats, header, jo
 from fl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fl.params import Layout
+    from fl.vectors.layout import Layout
 
 Vector = NDArray[np.float32]
 State = dict[str, NDArray[Any]]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fl.data.federated import Examples, IntArray, Source, per_channel
 from fl.errors import ConfigError
-from fl.npy import read_header
+from fl.vectors.npy import read_header
 
 if TYPE_CHECKING:
     import pyarrow as pa

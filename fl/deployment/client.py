@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import lru_cache
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
@@ -13,6 +12,7 @@ from fl.deployment.nodes import WHO, client_of_node, threads_of_node
 from fl.deployment.settings import compose_experiment, read_settings
 from fl.execution.threads import limit_threads
 from fl.experiment import app_of, build
+from fl.flower.private import copied, give_id, message_of
 from fl.randomness import SEED_KEY
 
 
@@ -37,9 +37,8 @@ class DeployedApp(ClientApp):
         if message.metadata.message_type == WHO:
             who = MetricRecord({"partition-id": client})
             return Message(RecordDict({"metrics": who}), reply_to=message)
-        metadata = copy.copy(message.metadata)
-        metadata.__dict__["_message_id"] = message.metadata.group_id
-        named: Message = Message(metadata=metadata, content=message.content)  # type: ignore[call-overload]
+        named = message_of(copied(message.metadata), content=message.content)
+        give_id(named, message.metadata.group_id)
         # The state is the same object: what the app keeps, the SuperNode keeps.
         own = Context(
             context.run_id,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import random
@@ -12,20 +11,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Error, Message, MetricRecord, RecordDict
-from flwr.app.metadata import Metadata
+from flwr.app import Error, Message, Metadata, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fl.deployment.nodes import WHO
 from fl.errors import ConfigError
-from fl.grid_around import GridAround
-from fl.payload import payload_bytes
+from fl.flower.grid_around import GridAround
+from fl.flower.grid_view import WallClock
+from fl.flower.identity import client_of, message_id, node_id
+from fl.flower.payload import payload_bytes
+from fl.flower.private import copied, give_id, message_of
 from fl.simulation.client_errors import ClientErrors
-from fl.simulation.clock import WallClock
 from fl.simulation.control import OnApplied, OnStep, RecordedControl
-from fl.simulation.identity import client_of, message_id, node_id
 from fl.simulation.trace import Event, Trace
 
 log = logging.getLogger("fl")
@@ -252,14 +251,14 @@ class DeployedGrid(GridAround):
             self._check(message.content, message.metadata.message_type, client)
         name = message_id(client, self._dispatches[client])
         self._dispatches[client] += 1
-        message.metadata.__dict__["_message_id"] = name  # as Flower's own grids do
-        metadata = copy.copy(message.metadata)
+        give_id(message, name)
+        metadata = copied(message.metadata)
         metadata.dst_node_id = self._nodes[client]
         metadata.group_id = name
-        return Message(metadata=metadata, content=message.content)  # type: ignore[call-overload, no-any-return]
+        return message_of(metadata, content=message.content)
 
     def _note(self, message: Message, real_id: str | None) -> str:
-        metadata = copy.copy(message.metadata)
+        metadata = copied(message.metadata)
         name, client = metadata.message_id, client_of(metadata.dst_node_id)
         dispatch = int(name.rpartition(".")[2])
         self._flights[name] = _Flight(metadata, real_id, dispatch, self._sent)
@@ -291,14 +290,19 @@ class DeployedGrid(GridAround):
         """Returns a reply as the strategy sees it; without one, the SuperLink took no message."""
         flight = self._flights.pop(name)
         sent = flight.metadata
-        metadata = copy.copy(sent if reply is None else reply.metadata)
-        metadata.__dict__.update(
-            _message_id=f"{name}.reply",
-            _src_node_id=sent.dst_node_id,
-            _dst_node_id=sent.src_node_id,
-            _reply_to_message_id=name,
-            _group_id=sent.group_id,
-            _message_type=sent.message_type,
+        came = sent if reply is None else reply.metadata
+        metadata = Metadata(
+            run_id=came.run_id,
+            message_id=f"{name}.reply",
+            src_node_id=sent.dst_node_id,
+            dst_node_id=sent.src_node_id,
+            reply_to_message_id=name,
+            group_id=sent.group_id,
+            created_at=came.created_at,
+            ttl=came.ttl,
+            message_type=sent.message_type,
+            src_task_id=came.src_task_id,
+            dst_task_id=came.dst_task_id,
         )
         where = (flight.client, flight.dispatch)
         if reply is None or reply.has_error():
@@ -311,7 +315,7 @@ class DeployedGrid(GridAround):
                 self.client_errors.add(error.reason or "", "", *where, now)
             else:
                 log.warning("client %d, message %s: %s", flight.client, name, error.reason)
-            return Message(metadata=metadata, error=error)  # type: ignore[call-overload, no-any-return]
+            return message_of(metadata, error=error)
         size = payload_bytes(reply.content)
         self.bytes_up += size
         if sent.message_type.startswith("train"):
@@ -319,7 +323,7 @@ class DeployedGrid(GridAround):
         if not sent.message_type.startswith("evaluate"):
             self.control.answers[flight.client] += 1
         self.trace.record(now, Event.UPLOAD_END, *where, size)
-        return Message(metadata=metadata, content=reply.content)  # type: ignore[call-overload, no-any-return]
+        return message_of(metadata, content=reply.content)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -85,7 +85,7 @@ class Parcel:
         self.outcomes = outcomes
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from fl.params import Sharing
+        from fl.flower.records import Sharing
 
         return _opened, (Sharing(True), self.outcomes, Sharing(False))
 

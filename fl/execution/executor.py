@@ -16,8 +16,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
-from flwr.app.metadata import Metadata
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 
@@ -27,10 +35,11 @@ from fl.clients.planned import PlannedApp
 from fl.compression import PayloadError
 from fl.errors import ConfigError
 from fl.execution.speech import Line, hearing_clients
-from fl.params import content_of
-from fl.payload import snapshot
+from fl.flower.content import content_of
+from fl.flower.identity import RUN_ID, assume_identity, message_id, node_id
+from fl.flower.payload import snapshot
+from fl.flower.private import message_of
 from fl.randomness import SEED_KEY, global_generators
-from fl.simulation.identity import RUN_ID, assume_identity, message_id, node_id
 from fl.simulation.virtual_time import EPOCH, TaskClock, answering
 
 log = logging.getLogger("fl")
@@ -111,9 +120,7 @@ class Assignment:
             ttl=self.ttl,
             message_type=self.message_type,
         )
-        metadata.delivered_at = ""
-        message: Message = Message(metadata=metadata, content=content)  # type: ignore[call-overload]
-        return message
+        return message_of(metadata, content=content)
 
     def context(self, run: RunInfo, *, own_content: bool = False) -> Context:
         """Returns the client's Flower context for this task.

@@ -17,7 +17,11 @@ from typing import Any, cast
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fl.params import Content, Row, RowArray, RowRecord, content_of, trusted_record
+from fl.flower.arrays import RowArray
+from fl.flower.content import Content, content_of
+from fl.flower.private import trusted_record
+from fl.flower.records import RowRecord
+from fl.vectors.rows import Row
 
 Buffer = bytes | memoryview
 
@@ -93,9 +97,9 @@ class _Blobs:
         raise TypeError(f"{type(record).__name__} is no record of Flower")
 
     def _array(self, array: Array) -> list[Any]:
-        if isinstance(array, RowArray) and array._untouched() and array.row is not None:
+        if isinstance(array, RowArray) and array.is_untouched() and array.row is not None:
             row = array.row
-            return [self._number(row, row), array.__dict__["_offset"], list(array.shape)]
+            return [self._number(row, row), array.offset, list(array.shape)]
         data = array.data
         return [self._number(data, data), array.dtype, list(array.shape), array.stype]
 

@@ -1,20 +1,15 @@
-"""What a strategy may tell its surroundings beside messages: stop, and what became of an update.
-
-On the simulator these reach the fleet and the record of the run. A deployment has no such channel:
-there a client that was told to stop goes on, and its reply is thrown away.
-"""
+"""A strategy's reports, as events in a trace."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
-
-from flwr.serverapp import Grid
+from typing import Any
 
 from fl.errors import NoStep, NotFinite
-from fl.simulation.identity import client_of
+from fl.flower.grid_view import Control
+from fl.flower.identity import client_of
 from fl.simulation.trace import Event, Trace
 
 log = logging.getLogger("fl")
@@ -24,81 +19,6 @@ OnApplied = Callable[[int, Mapping[str, Any], bool], None]
 
 OnStep = Callable[[NoStep | None, str], None]
 """Called with why a round leaves the model as it is, or None, and the model's name."""
-
-
-class Control(Protocol):
-    """Orders and reports of a strategy."""
-
-    def cancel(self, message_id: str) -> bool:
-        """Tells the client that has this message to stop.
-
-        Returns:
-            Whether no reply can come any more; if not, it must still be pulled.
-        """
-
-    def applied(
-        self, message_id: str, age: int, metrics: Mapping[str, Any], *, polled: bool = False
-    ) -> None:
-        """Reports that the reply to a message entered the server's model.
-
-        Args:
-            message_id: of the message.
-            age: server versions since the one that the client began with.
-            metrics: what the client reported.
-            polled: whether the server asked for what the client had, whenever it began: then the
-                age is the gap since the last poll, else the staleness of an update that arrived.
-        """
-
-    def discarded(self, message_id: str, staleness: int) -> None:
-        """Reports that the reply to a message was not used."""
-
-    def rejected(self, message_id: str) -> None:
-        """Reports that the reply to a message was no valid one: a fault."""
-
-    def forged(self, message_id: str) -> None:
-        """Reports that the reply to a message was replaced by an attack: a fault."""
-
-    def absent(self, node: int, server_round: int) -> None:
-        """Reports that a client, by its Flower id, takes no part in a round: a fault."""
-
-    def stepped(self, server_round: int, why_not: NoStep | None = None, *, model: str = "") -> None:
-        """Reports that a round has changed the model, or that it has left it as it is: a fault.
-
-        Args:
-            server_round: the round, or the version of the model that the step would have made.
-            why_not: why the model stays as it is; None if it has changed.
-            model: its name, where there are several.
-        """
-
-
-class NoControl:
-    """A deployment: nobody listens."""
-
-    def cancel(self, message_id: str) -> bool:
-        """Returns False: the client goes on."""
-        return False
-
-    def applied(
-        self, message_id: str, age: int, metrics: Mapping[str, Any], *, polled: bool = False
-    ) -> None:
-        """Does nothing."""
-
-    def discarded(self, message_id: str, staleness: int) -> None:
-        """Does nothing."""
-
-    def rejected(self, message_id: str) -> None:
-        """Does nothing."""
-
-    def forged(self, message_id: str) -> None:
-        """Does nothing."""
-
-    def absent(self, node: int, server_round: int) -> None:
-        """Does nothing."""
-
-    def stepped(self, server_round: int, why_not: NoStep | None = None, *, model: str = "") -> None:
-        """Logs why a round leaves the model as it is."""
-        if why_not is not None:
-            log.warning("round %d leaves the model as it is: %s", server_round, why_not)
 
 
 class RecordedControl(Control):
@@ -175,9 +95,3 @@ class RecordedControl(Control):
         client, dispatch = message.split(".")
         value = float(age)
         self._trace.record(self._now(), kind, int(client), int(dispatch), value=value)
-
-
-def control_of(grid: Grid) -> Control:
-    """Returns the control that belongs to a grid; one without effect on a deployment."""
-    control: Control | None = getattr(grid, "control", None)
-    return NoControl() if control is None else control

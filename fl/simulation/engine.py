@@ -439,7 +439,7 @@ class Engine:
         fanin: int,
         index: int,
     ) -> tuple[float, bool]:
-        """Sends a payload from client to client; see `fl.simulation.peers.Peers.transfer`.
+        """Sends a payload from client to client; see `fl.flower.grid_view.Peers.transfer`.
 
         The sender's radio is on for 1/fanout of the transfer, the receiver's for 1/fanin: what
         several transfers at once share is paid once.
@@ -459,7 +459,7 @@ class Engine:
         return arrival, not lost
 
     def all_reduce(self, clients: Sequence[int], size: int) -> float:
-        """Averages payloads around a ring; see `fl.simulation.peers.Peers.all_reduce`."""
+        """Averages payloads around a ring; see `fl.flower.grid_view.Peers.all_reduce`."""
         m, now = len(clients), self.queue.now
         began = max(now, *(self._reducing.get(client, now) for client in clients))
         ring = zip(clients, [*clients[1:], clients[0]], strict=True)

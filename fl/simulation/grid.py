@@ -10,28 +10,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
-from flwr.app import Error, Message, RecordDict
-from flwr.app.metadata import Metadata
+from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 from numpy.typing import NDArray
 
 from fl.errors import SimulationError
 from fl.execution.executor import Assignment, Executor, Outcome, Payload
 from fl.execution.speech import Line
-from fl.params import LARGE_BYTES
-from fl.payload import payload_bytes, snapshot
-from fl.simulation.client_errors import ClientErrors
-from fl.simulation.clock import VirtualClock
-from fl.simulation.control import OnApplied, OnStep, RecordedControl
-from fl.simulation.engine import Engine, Stage, Task
-from fl.simulation.events import Priority
-from fl.simulation.fleet import Fleet
-from fl.simulation.identity import (
+from fl.flower.identity import (
     FIRST_NODE_ID,
     RUN_ID,
     assume_identity,
@@ -39,10 +28,19 @@ from fl.simulation.identity import (
     message_id,
     node_id,
 )
+from fl.flower.payload import payload_bytes, snapshot
+from fl.flower.private import Run, copied, empty_run, give_id, message_of, promised, reply_metadata
+from fl.simulation.client_errors import ClientErrors
+from fl.simulation.clock import VirtualClock
+from fl.simulation.control import OnApplied, OnStep, RecordedControl
+from fl.simulation.engine import Engine, Stage, Task
+from fl.simulation.events import Priority
+from fl.simulation.fleet import Fleet
 from fl.simulation.rounds import group_number
 from fl.simulation.trace import Event, Trace
 from fl.simulation.virtual_time import EPOCH, answering
 from fl.simulation.work import Charge, Planner
+from fl.vectors.layout import LARGE_BYTES
 
 _SAME_POLLS = 3  # so many equal polls in a row mean that the app is waiting for time to pass
 _MANY_POLLS = 1000  # after so many, somebody asks whether what the app waits for can happen
@@ -95,28 +93,6 @@ class _Flight:
         self.past_flops = 0.0
 
 
-class _Unread(Message):
-    """A large reply that is fetched when somebody looks at more than its metadata.
-
-    From then on it is a `Message` like any other.
-    """
-
-    def __getattribute__(self, name: str) -> Any:
-        if name == "metadata":
-            return object.__getattribute__(self, "__dict__")["_metadata"]
-        return getattr(_fetched(self), name)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        setattr(_fetched(self), name, value)
-
-
-def _fetched(reply: _Unread) -> Message:
-    fetch: Callable[[Message], None] = object.__getattribute__(reply, "__dict__").pop("fetch")
-    object.__setattr__(reply, "__class__", Message)
-    fetch(reply)
-    return reply
-
-
 @dataclass
 class _Polls:
     """How often the app has asked who is available since it last sent or pulled anything."""
@@ -162,9 +138,9 @@ class SimGrid(Grid):
         epoch: the date at virtual time 0, in s since 1970.
 
     Attributes:
-        clock: the grid's clock, which `fl.simulation.clock.clock_of` finds.
-        control: takes orders and reports, which `fl.simulation.control.control_of` finds.
-        peers: direct links among the clients, which `fl.simulation.peers.peers_of` finds.
+        clock: the grid's clock, which `fl.flower.grid_view.GridView` finds.
+        control: takes orders and reports, which `GridView` finds.
+        peers: direct links among the clients, which `GridView` finds.
         train_messages: `train` messages that were sent.
         client_updates: replies with content that reached the server, for `train` messages; of a
             client and a group id that is a number, only one.
@@ -205,7 +181,7 @@ class SimGrid(Grid):
         self._on_said = on_said
         self.client_errors = ClientErrors() if errors is None else errors
         self._epoch = epoch
-        self._run = Run.create_empty(RUN_ID)
+        self._run = empty_run(RUN_ID)
         self._dispatches: dict[int, int] = {}  # client -> messages sent to it so far
         self._groups: dict[int, int] = {}  # client -> group of its last update, if it has one
         self._states: dict[int, RecordDict] = {}  # only of clients that keep a state
@@ -236,7 +212,7 @@ class SimGrid(Grid):
     @property
     def run(self) -> Run:
         """Information on the run."""
-        return Run(**vars(self._run))
+        return replace(self._run)
 
     def create_message(
         self,
@@ -313,7 +289,7 @@ class SimGrid(Grid):
             return self._push(list(messages), exchange=False)
 
     def push_from_peers(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
-        """Sends messages that come from the clients' peers; see `fl.simulation.peers.Peers.push`.
+        """Sends messages that come from the clients' peers; see `fl.flower.grid_view.Peers.push`.
 
         Raises:
             ValueError: as for `push_messages`, or a time is not finite.
@@ -564,7 +540,7 @@ class SimGrid(Grid):
         dispatch = self._dispatches.get(client, 0)
         self._dispatches[client] = dispatch + 1
         name = message_id(client, dispatch)
-        metadata.__dict__["_message_id"] = name  # as Flower's own grids do
+        give_id(message, name)
         ttl = float(metadata.ttl)
         now = self.engine.queue.now
         kind, group = metadata.message_type, metadata.group_id
@@ -572,7 +548,7 @@ class SimGrid(Grid):
         assignment = Assignment(client, dispatch, payload, kind, group, ttl, self._epoch + now)
         expiry = now + ttl
         # A copy of the metadata: Flower lets an app push the same object again, as a new message.
-        flight = _Flight(_copied(metadata), assignment, expiry)
+        flight = _Flight(copied(metadata), assignment, expiry)
         faults = self.fleet.faults.draw(self.fleet.seed, client, dispatch)
         size = payload.size
         if ready_s is not None:  # nothing goes to the server or comes from it
@@ -700,9 +676,7 @@ class SimGrid(Grid):
             return self._read(task)
         # The reply knows how to fill itself; the flight forgets it: no cycle of references.
         reply, flight.reply = flight.reply, None
-        reply.__dict__["fetch"] = partial(self._fetch, task)
-        reply.__class__ = _Unread
-        return reply
+        return promised(reply, partial(self._fetch, task))
 
     def _fetch(self, task: Task, reply: Message) -> None:
         with self._inside():
@@ -716,14 +690,15 @@ class SimGrid(Grid):
         if outcome.error is not None:
             if flight.reply_bytes is not None:  # only known now
                 self._failed_there(task, outcome.error[1], outcome.details)
-            reply.__dict__["_error"] = Error(*outcome.error)
+            reply.error = Error(*outcome.error)
             return
         if flight.reply_bytes is not None:
             self._check_plan(flight, outcome)
         self._count_update(task.client, flight.metadata)
         if not flight.metadata.message_type.startswith("evaluate"):
             self.control.answers[task.client] += 1
-        reply.__dict__["_content"] = outcome.content
+        if outcome.content is not None:
+            reply.content = outcome.content
 
     def _count_update(self, client: int, metadata: Metadata) -> None:
         """Counts a reply of a client that trained; of one round's several exchanges, the first."""
@@ -809,9 +784,8 @@ class SimGrid(Grid):
     ) -> None:
         flight: _Flight = task.content
         name = flight.metadata.message_id
-        metadata = _reply_metadata(flight.metadata, node_id(task.client), self.engine.queue.now)
-        flight.reply = Message.__new__(Message)
-        flight.reply.__dict__.update(_metadata=metadata, _content=content, _error=error)
+        metadata = reply_metadata(flight.metadata, node_id(task.client), self.engine.queue.now)
+        flight.reply = message_of(metadata, content=content, error=error)
         self._arrived[name] = task
 
     def _reply_with_error(self, task: Task, kind: Event) -> None:
@@ -845,8 +819,7 @@ class SimGrid(Grid):
             ErrorCode.MESSAGE_UNAVAILABLE,
             f"message '{name}' does not exist, or its reply was pulled before",
         )
-        unavailable: Message = Message(metadata=metadata, error=error)  # type: ignore[call-overload]
-        return unavailable
+        return message_of(metadata, error=error)
 
     def _failed_there(self, task: Task, reason: str, details: str) -> None:
         """Records, and tells the user, that the client's code failed."""
@@ -900,28 +873,3 @@ class SimPeers:
     def push(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
         """Pushes messages at no cost; a client begins when it has what it needs."""
         return self._grid.push_from_peers(messages, ready_s)
-
-
-def _copied(metadata: Metadata) -> Metadata:
-    """Returns a copy; Flower's objects keep everything in their `__dict__`, and a test pins that.
-
-    Their constructors check what is right by construction here, for 20 us a reply.
-    """
-    copied: Metadata = Metadata.__new__(Metadata)
-    copied.__dict__.update(metadata.__dict__)
-    return copied
-
-
-def _reply_metadata(message: Metadata, source: int, now: float) -> Metadata:
-    reply, fields = _copied(message), message.__dict__
-    reply.__dict__.update(
-        _message_id=f"{fields['_message_id']}.reply",
-        _src_node_id=source,
-        _dst_node_id=fields["_src_node_id"],
-        _reply_to_message_id=fields["_message_id"],
-        _created_at=now,
-        _src_task_id=fields["_dst_task_id"],
-        _dst_task_id=fields["_src_task_id"],
-        _delivered_at="",
-    )
-    return reply

@@ -15,18 +15,16 @@ from typing import Any
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.common import Code
-from flwr.compat.common import recorddict_compat
-from flwr.server import server
-from flwr.server.client_manager import ClientManager, SimpleClientManager
+from flwr.server import ClientManager
 
+from fl.flower.private import older_conversions, older_server
 from fl.simulation.grid import SimGrid
 
 
 @contextmanager
 def concurrent_rounds(grid: SimGrid) -> Iterator[None]:
     """Replaces the functions of Flower's legacy server that start threads, or wait for one."""
-    fit, evaluate = server.fit_clients, server.evaluate_clients
-    wait = SimpleClientManager.wait_for
+    conversions = older_conversions()
 
     def fit_clients(
         client_instructions: Any, max_workers: Any, timeout: float | None, group_id: int
@@ -34,8 +32,8 @@ def concurrent_rounds(grid: SimGrid) -> Iterator[None]:
         return _exchange(
             grid,
             client_instructions,
-            lambda ins: recorddict_compat.fitins_to_recorddict(ins, keep_input=True),
-            lambda content: recorddict_compat.recorddict_to_fitres(content, keep_input=False),
+            lambda ins: conversions.fitins_to_recorddict(ins, keep_input=True),
+            lambda content: conversions.recorddict_to_fitres(content, keep_input=False),
             MessageType.TRAIN,
             timeout,
             group_id,
@@ -47,8 +45,8 @@ def concurrent_rounds(grid: SimGrid) -> Iterator[None]:
         return _exchange(
             grid,
             client_instructions,
-            lambda ins: recorddict_compat.evaluateins_to_recorddict(ins, keep_input=True),
-            recorddict_compat.recorddict_to_evaluateres,
+            lambda ins: conversions.evaluateins_to_recorddict(ins, keep_input=True),
+            conversions.recorddict_to_evaluateres,
             MessageType.EVALUATE,
             timeout,
             group_id,
@@ -62,14 +60,10 @@ def concurrent_rounds(grid: SimGrid) -> Iterator[None]:
             grid.sleep(1.0)
         return True
 
-    server.fit_clients = fit_clients
-    server.evaluate_clients = evaluate_clients
-    SimpleClientManager.wait_for = wait_for  # type: ignore[method-assign,assignment]
-    try:
+    with older_server(
+        fit_clients=fit_clients, evaluate_clients=evaluate_clients, wait_for=wait_for
+    ):
         yield
-    finally:
-        server.fit_clients, server.evaluate_clients = fit, evaluate
-        SimpleClientManager.wait_for = wait  # type: ignore[method-assign]
 
 
 def _exchange(

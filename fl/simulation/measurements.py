@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl.errors import ConfigError
-from fl.npy import read_header
+from fl.vectors.npy import read_header
 
 
 @dataclass(frozen=True)

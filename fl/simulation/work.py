@@ -11,7 +11,7 @@ from typing import Protocol
 from fl.arguments import read_if
 from fl.errors import ConfigError
 from fl.execution.executor import Assignment, Outcome
-from fl.payload import num_scalars
+from fl.flower.payload import num_scalars
 from fl.simulation.fleet import Fleet
 
 FORWARD_FLOPS = 2  # a multiply and an add per weight and example, for dense layers

@@ -16,11 +16,11 @@ import numpy as np
 
 from fl.arguments import read_if
 from fl.errors import ConfigError, SimulationError
-from fl.params import Row
 from fl.randomness import generator
 from fl.strategies.events import positive
 from fl.strategies.gossip import Edges
 from fl.strategies.swarm import Answer, Decentralized, Swarm
+from fl.vectors.rows import Row
 
 
 @dataclass

@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from fl.errors import ConfigError
-from fl.params import Row
 from fl.strategies.events import EventDriven, Sent, Server, Update, at_least, positive
 from fl.strategies.tasks import Task
+from fl.vectors.rows import Row
 
 Policy = Literal["psw", "psi", "pull"]
 

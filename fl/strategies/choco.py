@@ -14,12 +14,12 @@ import numpy as np
 from fl.compression import Shapes
 from fl.compression.compressor import Compressor, State
 from fl.errors import ConfigError
-from fl.params import Row
 from fl.randomness import generator
 from fl.strategies.events import positive
 from fl.strategies.gossip import Gossip
 from fl.strategies.swarm import Answer, Swarm
 from fl.topologies import Stochasticity
+from fl.vectors.rows import Row
 
 
 class CHOCO(Gossip):

@@ -19,19 +19,14 @@ from fl.clients.uplink import NEXT_KEY, NOT_FINITE, PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import Broadcast, Channel, PayloadError, Receivers, Shapes
 from fl.compression.wire import u32
 from fl.errors import ConfigError
-from fl.grid_around import GridAround
-from fl.params import (
-    Layout,
-    Row,
-    as_tensor,
-    carried,
-    carried_tensors,
-    from_record,
-    to_record,
-    with_entries,
-)
-from fl.simulation.clock import Clock, clock_of
-from fl.simulation.control import Control, control_of
+from fl.flower.carried import carried, carried_tensors
+from fl.flower.grid_around import GridAround
+from fl.flower.grid_view import Clock, Control, GridView
+from fl.flower.messages import with_content
+from fl.flower.private import message_of
+from fl.flower.records import from_record, layout_of, to_record, with_entries
+from fl.vectors.layout import Layout
+from fl.vectors.rows import Row, as_tensor
 
 log = logging.getLogger("fl")
 
@@ -116,12 +111,12 @@ class CompressedGrid(GridAround):
     @property
     def clock(self) -> Clock:
         """The clock of the grid underneath."""
-        return clock_of(self.grid)
+        return GridView(self.grid).clock
 
     @property
     def control(self) -> Control:
         """The control of the grid underneath."""
-        return control_of(self.grid)
+        return GridView(self.grid).control
 
     def get_node_ids(self) -> Iterable[int]:
         """Returns the ids of the connected nodes."""
@@ -188,7 +183,7 @@ class CompressedGrid(GridAround):
 
     def _row(self, record: ArrayRecord) -> Row:
         if self._layout is None:
-            self._layout = self._known_layout or Layout.of_record(record)
+            self._layout = self._known_layout or layout_of(record)
             if self._known_layout is None and (self._layout.carried or self._layout.statistics):
                 raise ConfigError(
                     "the model has buffers, which are not compressed with what clients train: pass "
@@ -221,7 +216,7 @@ class CompressedGrid(GridAround):
         if content is message.content:
             return message, sent
         # Not the app's own object: it may push that again.
-        return Message(metadata=message.metadata, content=content), sent  # type: ignore[call-overload]
+        return with_content(message, content), sent
 
     def _content(
         self,
@@ -297,8 +292,8 @@ class CompressedGrid(GridAround):
             log.warning("node %d: %s", node, error)
             self.control.rejected(name)
             fault = Error(ErrorCode.UNKNOWN, str(error))
-            return Message(metadata=reply.metadata, error=fault)  # type: ignore[call-overload, no-any-return]
-        return Message(metadata=reply.metadata, content=content)  # type: ignore[call-overload, no-any-return]
+            return message_of(reply.metadata, error=fault)
+        return with_content(reply, content)
 
     def _model(self, reply: Message, sent: _Sent) -> ArrayRecord:
         if self._layout is None:

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fl.errors import SimulationError
-from fl.params import Row, is_finite
 from fl.strategies.events import EventDriven, Server, Update, at_least, positive
+from fl.vectors.rows import Row, is_finite
 
 _MOST_IN_VAIN = 1000  # contacts without an answer, in a row: then none will ever come
 

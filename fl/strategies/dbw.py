@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl.errors import ConfigError
-from fl.params import Row
 from fl.strategies.arrival_times import ArrivalTimes
 from fl.strategies.backup_workers import BackupWorkers
 from fl.strategies.events import Server, Update, at_least
+from fl.vectors.rows import Row
 
 
 class DBW(BackupWorkers):

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fl.params import Row
 from fl.strategies.events import at_least
 from fl.strategies.gossip import Gossip
 from fl.strategies.swarm import Answer
+from fl.vectors.rows import Row
 
 
 class DFedAvg(Gossip):

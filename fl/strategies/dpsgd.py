@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fl.params import Row
 from fl.strategies.gossip import Gossip
 from fl.strategies.swarm import Answer, Swarm
+from fl.vectors.rows import Row
 
 
 class DPSGD(Gossip):

@@ -14,9 +14,9 @@ import numpy as np
 
 from fl.aggregation import check_weights
 from fl.errors import ConfigError, NoStep
-from fl.params import Row
 from fl.strategies.outer import EarlyStep, Outer, OuterSteps, Reduction, Run, Worker, mean_of
 from fl.strategies.outer_optimizers import OuterOptimizer, OuterSgd, State
+from fl.vectors.rows import Row
 
 
 class DelayedUpdates(OuterSteps):

@@ -26,20 +26,12 @@ from flwr.serverapp.strategy import Result
 
 from fl.aggregation import check_result, weight_of
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
-from fl.params import (
-    Layout,
-    Row,
-    as_tensor,
-    carried,
-    from_record,
-    median_carried,
-    record_vector,
-    to_record,
-    vector_record,
-)
+from fl.flower.carried import carried, median_carried
+from fl.flower.records import from_record, layout_of, record_vector, to_record, vector_record
 from fl.randomness import generator
 from fl.strategies.no_rounds import NoRounds
 from fl.strategies.tasks import TTL_S, Failures, Task, Tasks
+from fl.vectors.rows import Row, as_tensor
 
 if TYPE_CHECKING:
     from fl.strategies.forging import Forging
@@ -119,7 +111,7 @@ class GlobalModel:
     """
 
     def __init__(self, arrays: ArrayRecord) -> None:
-        self.layout = Layout.of_record(arrays)
+        self.layout = layout_of(arrays)
         self._w: Row = from_record(self.layout, arrays)
         self._version = 0
         self._carried = carried(self.layout, arrays)
@@ -330,7 +322,7 @@ class Server:
             contributors: the updates it was made of; their staleness is counted and reported now.
             of_one_version: see `GlobalModel.become`.
             polled: whether the server asked for the updates; then it is no staleness, see
-                `fl.simulation.control.Control.applied`.
+                `fl.flower.grid_view.Control.applied`.
 
         Returns:
             Whether the step was taken. If not, what a method has made of it for later, as a

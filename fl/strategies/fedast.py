@@ -18,9 +18,9 @@ from fl.aggregation import weight_of
 from fl.arguments import read_if
 from fl.clients.task_app import TASK_KEY
 from fl.errors import ConfigError
-from fl.params import Row
 from fl.strategies.events import Server, Update, at_least, positive
 from fl.strategies.simultaneous import Learning, Simultaneous
+from fl.vectors.rows import Row
 
 
 @read_if(

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fl.params import Row
 from fl.strategies.events import positive
 from fl.strategies.round_rule import RoundRule, Updates
+from fl.vectors.rows import Row
 
 
 class Model(NamedTuple):

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from fl.errors import ConfigError
-from fl.params import Row
 from fl.strategies.events import positive, share
 from fl.strategies.round_rule import RoundRule, Updates
+from fl.vectors.rows import Row
 
 
 class Moments(NamedTuple):

@@ -16,11 +16,12 @@ import numpy as np
 from fl.attacks import Attack, Scene
 from fl.compression import Channel, PayloadError, Receivers, Shapes
 from fl.errors import ConfigError
-from fl.params import Layout, Row, as_tensor, is_finite
+from fl.flower.grid_view import GridView
+from fl.flower.identity import client_of
 from fl.randomness import generator
-from fl.simulation.clock import VirtualClock, clock_of
-from fl.simulation.identity import client_of
 from fl.strategies.events import Server, Update
+from fl.vectors.layout import Layout
+from fl.vectors.rows import Row, as_tensor, is_finite
 
 _MOST_LATEST = 50  # clients whose last change attackers without rounds know
 _MAX_BYTES = 2**30  # of the Byzantine clients' receivers
@@ -79,7 +80,7 @@ class Forging:
     def check(self, server: Server) -> None:
         """Raises ConfigError unless the server's clients are simulated."""
         grid = server.tasks.grid
-        if not isinstance(clock_of(grid), VirtualClock):
+        if not GridView(grid).clock.virtual:
             raise ConfigError(
                 f"{type(self.attack).__name__} is simulated: it replaces clients' updates on the "
                 f"server, so it runs on the simulator only, and {type(grid).__name__} is a real "

@@ -33,11 +33,11 @@ from scipy.sparse import csr_array
 
 from fl.attacks import Attack, Scene
 from fl.errors import ConfigError, SimulationError
-from fl.params import Row, is_finite
 from fl.randomness import generator
 from fl.strategies.swarm import Answer, Decentralized, Swarm
 from fl.topologies import Stochasticity
 from fl.topologies.mixing import mix_rows
+from fl.vectors.rows import Row, is_finite
 
 Keeps = Literal["rows", "columns"]
 

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fl.params import Row
 from fl.strategies.events import positive
 from fl.strategies.gossip import Gossip
 from fl.strategies.swarm import Answer, Swarm
 from fl.topologies import Stochasticity
+from fl.vectors.rows import Row
 
 
 class GradientTracking(Gossip):

@@ -7,7 +7,7 @@ all 0 divide by 0, and an array may claim any size. On a deployment that is how 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -17,24 +17,21 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, strategy
 from flwr.serverapp.strategy import Result
-from flwr.serverapp.strategy.fedopt import FedOpt
 
 from fl.aggregation import check_weights, fault_of, is_diverged, shown, weight_of
 from fl.errors import ConfigError, NoStep, NotFinite
-from fl.params import (
-    Layout,
-    RowRecord,
-    carried,
-    from_record,
-    median_carried,
-    not_finite,
-    read_array,
-    trusted_record,
-)
-from fl.simulation.control import Control, NoControl, control_of
+from fl.flower.arrays import read_array
+from fl.flower.carried import carried, median_carried
+from fl.flower.grid_view import Control, GridView, NoControl
+from fl.flower.messages import with_content
+from fl.flower.private import message_of, restore, state_of, trusted_record, wrapping
+from fl.flower.records import RowRecord, from_record, not_finite
 from fl.strategies.replies import alike, averageable, model_in, weight_in
+from fl.vectors.layout import Layout
 
 log = logging.getLogger("fl")
+
+_WITH_MOMENTUM = (strategy.FedAvgM, strategy.FedAdagrad, strategy.FedAdam, strategy.FedYogi)
 
 
 def guarded(inner: strategy.Strategy, layout: Layout | None = None) -> strategy.Strategy:
@@ -50,17 +47,16 @@ def guarded(inner: strategy.Strategy, layout: Layout | None = None) -> strategy.
 @contextmanager
 def guarding() -> Iterator[None]:
     """Puts strategies that are started in the block behind a guard, where `guarded` does."""
-    start = strategy.Strategy.start
 
-    @wraps(start)
-    def guarded_start(self: strategy.Strategy, *args: Any, **kwargs: Any) -> Result:
-        return start(guarded(self), *args, **kwargs)
+    def behind_a_guard(start: Callable[..., Result]) -> Callable[..., Result]:
+        @wraps(start)
+        def guarded_start(self: strategy.Strategy, *args: Any, **kwargs: Any) -> Result:
+            return start(guarded(self), *args, **kwargs)
 
-    strategy.Strategy.start = guarded_start  # type: ignore[method-assign]
-    try:
+        return guarded_start
+
+    with wrapping(strategy.Strategy, "start", behind_a_guard):
         yield
-    finally:
-        strategy.Strategy.start = start  # type: ignore[method-assign]
 
 
 def _averages(inner: strategy.Strategy) -> bool:
@@ -110,7 +106,7 @@ class Guarded(strategy.Strategy):
         self.weight_key: str = getattr(weighing, "weighted_by_key", "num-examples")
         self.arrays_key: str = getattr(weighing, "arrayrecord_key", "arrays")
         self._is_private = weighing is not inner
-        self._has_momentum = isinstance(inner, strategy.FedAvgM | FedOpt)
+        self._has_momentum = isinstance(inner, _WITH_MOMENTUM)
         self._parts = [inner] if weighing is inner else [inner, weighing]
         self._control: Control = NoControl()
         self._sent: ArrayRecord | None = None
@@ -126,7 +122,7 @@ class Guarded(strategy.Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Returns the inner strategy's messages, with the whole model."""
-        self._control = control_of(grid)
+        self._control = GridView(grid).control
         self._sent = arrays
         if self._first is None:
             self._first = arrays
@@ -146,7 +142,7 @@ class Guarded(strategy.Strategy):
         self._diverged = 0
         usable = self._usable(replies)
         entries = self._carried(usable)
-        before = [dict(vars(part)) for part in self._parts]
+        before = [state_of(part) for part in self._parts]
         try:
             self._check_round(usable)
             shown = [self._shown(reply) for reply in usable]
@@ -163,7 +159,7 @@ class Guarded(strategy.Strategy):
         except NoStep as error:
             arrays, why_not = None, error
             for part, state in zip(self._parts, before, strict=True):
-                vars(part).update(state)  # what it made of the step, as momentum, is undone with it
+                restore(part, state)  # what it made of the step, as momentum, is undone with it
         if self._asked:
             self._control.stepped(server_round, why_not)
         return arrays, metrics
@@ -221,7 +217,7 @@ class Guarded(strategy.Strategy):
         log.warning("node %d left out: %s", reply.metadata.src_node_id, fault)
         self._control.rejected(reply.metadata.reply_to_message_id)
         error = Error(ErrorCode.UNKNOWN, fault)
-        return Message(metadata=reply.metadata, error=error)  # type: ignore[call-overload, no-any-return]
+        return message_of(reply.metadata, error=error)
 
     def _fault(self, reply: Message) -> str | None:
         weight = weight_in(reply.content, self.weight_key)
@@ -277,8 +273,7 @@ class Guarded(strategy.Strategy):
             content = message.content
             if id(content) not in contents:
                 contents[id(content)] = RecordDict({**content, self.arrays_key: arrays})
-            made = Message(metadata=message.metadata, content=contents[id(content)])  # type: ignore[call-overload]
-            whole.append(made)
+            whole.append(with_content(message, contents[id(content)]))
         return whole
 
     def _shown(self, reply: Message) -> Message:
@@ -286,7 +281,7 @@ class Guarded(strategy.Strategy):
             return reply
         floats = self._floats(model_in(reply, self.arrays_key))
         content = RecordDict({**reply.content, self.arrays_key: floats})
-        return Message(metadata=reply.metadata, content=content)  # type: ignore[call-overload, no-any-return]
+        return with_content(reply, content)
 
     def _carried(self, replies: Sequence[Message]) -> dict[str, Array]:
         if self.layout is None or not self.layout.carried:

@@ -15,12 +15,12 @@ from fl.aggregation import NearestNeighbourAveraging
 from fl.arguments import read_if
 from fl.attacks import Scene
 from fl.errors import ConfigError
-from fl.params import Row
 from fl.randomness import uniform
 from fl.strategies.events import at_least
 from fl.strategies.gossip import Exchange, Gossip
 from fl.strategies.swarm import Answer
 from fl.topologies import Stochasticity
+from fl.vectors.rows import Row
 
 
 @read_if(lambda a: False, "topology.weights", only="MoNNA takes the graph of a topology alone")

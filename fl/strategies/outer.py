@@ -45,12 +45,14 @@ from fl.clients.scheduled import FIRST_STEP_KEY
 from fl.clients.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import Compressor, PayloadError
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
-from fl.params import Layout, Row, from_record, to_record
+from fl.flower.records import from_record, layout_of, to_record
 from fl.randomness import generator
 from fl.strategies.events import EvaluateFn, at_least, positive, share, wait_for_nodes
 from fl.strategies.no_rounds import NoRounds
 from fl.strategies.outer_optimizers import OuterOptimizer, State, Vector
 from fl.strategies.tasks import TTL_S, Failures, Task, Tasks
+from fl.vectors.layout import Layout
+from fl.vectors.rows import Row
 
 log = logging.getLogger("fl")
 
@@ -456,7 +458,7 @@ class OuterSteps(NoRounds):
         """
         at_least("num_rounds", num_rounds, 1)
         positive("timeout", timeout)
-        layout = Layout.of_record(initial_arrays)
+        layout = layout_of(initial_arrays)
         cut = self.cut(layout)
         w = from_record(layout, initial_arrays)
         last_step = num_rounds * self.inner_steps

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fl.clients.schedule import Schedule
 from fl.clients.sgd import check_not_negative, check_positive
 from fl.errors import ConfigError
-from fl.params import Row
+from fl.vectors.rows import Row
 
 Vector = NDArray[np.float64]
 State = dict[str, Vector]

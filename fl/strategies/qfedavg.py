@@ -12,10 +12,10 @@ from typing import ClassVar
 import numpy as np
 
 from fl.errors import ConfigError
-from fl.params import Row
 from fl.strategies.events import positive
 from fl.strategies.fedavg import Model
 from fl.strategies.round_rule import RoundRule, Updates
+from fl.vectors.rows import Row
 
 
 @dataclass(frozen=True)

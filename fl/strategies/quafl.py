@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fl.params import Row
 from fl.strategies.contacts import Contacts
 from fl.strategies.events import Server, Update
+from fl.vectors.rows import Row
 
 
 class QuAFL(Contacts):

@@ -17,19 +17,20 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.serverapp import Grid, strategy
-from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fl.clients.replica import Replica, trained_shapes
 from fl.clients.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import PayloadError, Replicated, Shapes
 from fl.compression.compressor import State
 from fl.errors import ConfigError, Diverged, SimulationError
-from fl.params import Layout, Row, from_record, to_record
+from fl.flower.grid_view import GridView
+from fl.flower.records import from_record, layout_of, to_record
 from fl.randomness import generator
-from fl.simulation.clock import clock_of
-from fl.simulation.control import control_of
 from fl.strategies.replies import averageable
+from fl.vectors.layout import Layout
+from fl.vectors.rows import Row
 
+_average = strategy.FedAvg().train_metrics_aggr_fn  # what Flower averages metrics by
 _RETRY_S = 10.0  # until it looks for workers again
 
 
@@ -78,7 +79,7 @@ class Replicas(strategy.Strategy):
         Raises:
             ConfigError: there are more clients than workers.
         """
-        clock = clock_of(grid)
+        clock = GridView(grid).clock
         while len(nodes := sorted(grid.get_node_ids())) < self.rule.workers:
             clock.sleep(_RETRY_S)
         if len(nodes) > self.rule.workers:
@@ -88,7 +89,7 @@ class Replicas(strategy.Strategy):
             )
         self._grid = grid
         if self._layout is None:
-            self._layout = Layout.of_record(arrays)
+            self._layout = layout_of(arrays)
             shapes = trained_shapes(self._layout)
             self._x = from_record(self._layout, arrays)
             self._replica = self.rule.init_worker(shapes)
@@ -132,7 +133,7 @@ class Replicas(strategy.Strategy):
             ) from error
         self._x.flags.writeable = False
         alike = averageable([reply.content for reply in arrived], "num-examples")
-        metrics = aggregate_metricrecords(alike, "num-examples") if alike else None
+        metrics = _average(alike, "num-examples") if alike else None
         return to_record(self._layout, self._x, {}), metrics
 
     def configure_evaluate(
@@ -167,7 +168,7 @@ class Replicas(strategy.Strategy):
                 refused.append((reply, error))
         for reply, _ in refused:
             if self._grid is not None:
-                control_of(self._grid).rejected(reply.metadata.reply_to_message_id)
+                GridView(self._grid).control.rejected(reply.metadata.reply_to_message_id)
         if not refused:
             return payloads
         first, why = refused[0]

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl.aggregation import Mean
-from fl.params import Row
+from fl.vectors.rows import Row
 
 Weights = NDArray[np.float64]
 

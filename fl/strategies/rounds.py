@@ -28,11 +28,12 @@ from fl.aggregation import (
 )
 from fl.arguments import read_if
 from fl.errors import ConfigError, NoStep, NotFinite
-from fl.params import Layout, Row, is_finite
 from fl.randomness import generator
 from fl.strategies.events import EventDriven, Sent, Server, Update, at_least, positive
 from fl.strategies.round_rule import HasModel, RoundRule, Updates
 from fl.strategies.tasks import Task
+from fl.vectors.layout import Layout
+from fl.vectors.rows import Row, is_finite
 
 log = logging.getLogger("fl")
 

@@ -12,9 +12,9 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from fl.params import Row
 from fl.strategies.events import at_least, positive
 from fl.strategies.round_rule import RoundRule, Updates
+from fl.vectors.rows import Row
 
 
 class Controlled(NamedTuple):

@@ -11,10 +11,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl.params import Row
 from fl.strategies.gossip import Gossip, Keeps
 from fl.strategies.swarm import Answer, Swarm
 from fl.topologies import Stochasticity
+from fl.vectors.rows import Row
 
 _WEIGHT_BYTES = 4
 

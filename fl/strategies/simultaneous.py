@@ -17,9 +17,10 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from fl.arguments import read_if
 from fl.clients.task_app import TASK_KEY
 from fl.errors import ConfigError, NoStep
-from fl.params import Row, trusted_record
+from fl.flower.private import trusted_record
 from fl.strategies.events import EventDriven, GlobalModel, Sent, Server, Update, at_least, positive
 from fl.strategies.tasks import Task
+from fl.vectors.rows import Row
 
 
 class Models(GlobalModel):

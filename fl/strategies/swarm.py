@@ -20,25 +20,17 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fl.errors import ConfigError, NotFinite
-from fl.params import (
-    Layout,
-    Row,
-    RowRecord,
-    carried,
-    from_record,
-    is_finite,
-    median_carried,
-    record_vector,
-    to_record,
-    trusted_record,
-)
-from fl.payload import payload_bytes
+from fl.flower.carried import carried, median_carried
+from fl.flower.payload import payload_bytes
+from fl.flower.private import trusted_record
+from fl.flower.records import RowRecord, from_record, layout_of, record_vector, to_record
 from fl.randomness import generator
-from fl.simulation.clock import VirtualClock
 from fl.strategies.events import EvaluateFn, at_least, positive
 from fl.strategies.no_rounds import NoRounds
 from fl.strategies.tasks import TTL_S, Failures, Task, Tasks
 from fl.topologies import Topology
+from fl.vectors.layout import Layout
+from fl.vectors.rows import Row, is_finite
 
 log = logging.getLogger("fl")
 
@@ -61,6 +53,9 @@ class NodeModels(RowRecord):
     Who evaluates it and knows nothing of nodes evaluates the mean model.
     """
 
+    _nodes: tuple[Layout, tuple[Row, ...], tuple[Mapping[str, Array], ...], tuple[int, ...]]
+    _facts: dict[str, float]
+
     @classmethod
     def of(
         cls,
@@ -81,8 +76,8 @@ class NodeModels(RowRecord):
         """
         items = dict(to_record(layout, mean_of(rows), median_carried(layout, entries)).items())
         made = trusted_record(cls, items)
-        made.__dict__["_nodes"] = (layout, tuple(rows), tuple(entries), tuple(evaluated))
-        made.__dict__["_facts"] = dict(facts)
+        made._nodes = (layout, tuple(rows), tuple(entries), tuple(evaluated))
+        made._facts = dict(facts)
         return made
 
     @property
@@ -91,15 +86,15 @@ class NodeModels(RowRecord):
 
         "consensus_distance" is (1/n) sum_i |x_i - xbar|^2, "consensus_rms" its root.
         """
-        _, rows, _, _ = self.__dict__["_nodes"]
+        _, rows, _, _ = self._nodes
         mean = mean_of(rows)
         distance = sum(_squared_distance(row, mean) for row in rows) / len(rows)
         spread = {"consensus_distance": distance, "consensus_rms": math.sqrt(distance)}
-        return {**spread, **self.__dict__["_facts"]}
+        return {**spread, **self._facts}
 
     def evaluated(self) -> list[ArrayRecord]:
         """Returns the models of the nodes that are to be evaluated on their own."""
-        layout, rows, entries, chosen = self.__dict__["_nodes"]
+        layout, rows, entries, chosen = self._nodes
         return [to_record(layout, rows[i], entries[i]) for i in chosen]
 
 
@@ -191,7 +186,7 @@ class Swarm:
     ) -> None:
         self.tasks = tasks
         self.ids = list(ids)
-        self.layout = Layout.of_record(arrays)
+        self.layout = layout_of(arrays)
         self.w = from_record(self.layout, arrays)
         self.model_bytes = payload_bytes(RecordDict({"arrays": arrays}))
         self._arrays_key, self._config_key = keys
@@ -431,7 +426,7 @@ class Decentralized(NoRounds):
 
     def check_byzantine(self, tasks: Tasks[Any], attack: object) -> None:
         """Raises a ConfigError unless attacks can be simulated on this grid."""
-        if not isinstance(tasks.clock, VirtualClock):
+        if not tasks.clock.virtual:
             raise ConfigError(
                 f"{type(attack).__name__} is simulated: it replaces what nodes send, so it runs on "
                 "the simulator only: leave the attack out"
@@ -439,7 +434,7 @@ class Decentralized(NoRounds):
 
     def _ids(self, tasks: Tasks[Start]) -> list[int]:
         ids = tasks.peers.nodes()
-        while len(ids) < self.n and not isinstance(tasks.clock, VirtualClock):
+        while len(ids) < self.n and not tasks.clock.virtual:
             tasks.clock.sleep(self.retry_s)
             ids = tasks.peers.nodes()
         if len(ids) < self.n:

@@ -8,15 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from flwr.app import Error, Message, RecordDict
-from flwr.app.metadata import Metadata
+from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 
 from fl.errors import Diverged, SimulationError
-from fl.simulation.clock import clock_of
-from fl.simulation.control import control_of
-from fl.simulation.peers import peers_of
+from fl.flower.grid_view import GridView
+from fl.flower.private import message_of
 from fl.strategies.patience import Patience
 
 Memo = TypeVar("Memo")
@@ -155,9 +153,10 @@ class Tasks(Generic[Memo]):
 
     def __init__(self, grid: Grid, ttl_s: float, patience: float | None = None) -> None:
         self.grid = grid
-        self.clock = clock_of(grid)
-        self.control = control_of(grid)
-        self.peers = peers_of(grid)
+        view = GridView(grid)
+        self.clock = view.clock
+        self.control = view.control
+        self.peers = view.peers
         self.ttl_s = ttl_s
         self.became_late: list[Task[Memo]] = []
         self._open: dict[str, Task[Memo]] = {}  # a reply may come
@@ -251,7 +250,7 @@ class Tasks(Generic[Memo]):
     ) -> list[Task[Memo]]:
         """Has each client work on a content of its own, which it has from its peers.
 
-        Neither the message nor its reply costs anything: see `fl.simulation.peers.Peers.push`.
+        Neither the message nor its reply costs anything: see `fl.flower.grid_view.Peers.push`.
 
         Args:
             contents: of the messages; may be one object for several.
@@ -357,8 +356,7 @@ class Tasks(Generic[Memo]):
             message_type="train",
         )
         error = Error(ErrorCode.MESSAGE_UNAVAILABLE, reason)
-        reply: Message = Message(metadata=metadata, error=error)  # type: ignore[call-overload]
-        return reply
+        return message_of(metadata, error=error)
 
     def _forget(self, task: Task[Memo]) -> None:
         name, node = task.message_id, task.node

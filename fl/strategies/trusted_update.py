@@ -19,8 +19,10 @@ from fl.clients import TrainingApp
 from fl.data import FederatedData, Partitions
 from fl.errors import ConfigError
 from fl.execution.threads import limit_threads
-from fl.params import Layout, Row, from_record
+from fl.flower.private import give_id
+from fl.flower.records import from_record, layout_of
 from fl.randomness import SEED_KEY, generator
+from fl.vectors.rows import Row
 
 
 class TrustedUpdate:
@@ -89,10 +91,10 @@ class TrustedUpdate:
         told = ConfigRecord({k: v for k, v in config.items() if k != "deadline-s"})
         content = RecordDict({"arrays": arrays, "config": told})
         message = Message(content, SUPERLINK_NODE_ID, "train")
-        message.metadata.__dict__["_message_id"] = f"root.{server_round}"
+        give_id(message, f"root.{server_round}")
         with limit_threads(1):
             reply = self._app(message, self._context)
-        layout = Layout.of_record(arrays)
+        layout = layout_of(arrays)
         trained = reply.content.array_records["arrays"]
         # What is not finite is for the rule that is given it: the round then changes nothing.
         with np.errstate(over="ignore", invalid="ignore"):

@@ -5,15 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
-from flwr.app.metadata import Metadata
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, Metadata, RecordDict
 from torch import nn
 
 from fl.data import Examples, FederatedData
 from fl.data.federated import Partitions
+from fl.flower.private import message_of
+from fl.flower.records import from_record
 from fl.models import MLP, LogisticRegression, per_example_loss
-from fl.params import Layout, from_record
 from fl.randomness import SEED_KEY, generator
+from fl.vectors.layout import Layout
 
 SEED = 3
 CLASSES = 4
@@ -78,8 +79,7 @@ def message_to() -> Callable[..., Message]:
         metadata = Metadata(
             1, f"{client}.{dispatch}", 1, 2 + client, "", "1", time.time(), 3600.0, kind
         )
-        metadata.delivered_at = ""
-        return Message(metadata=metadata, content=content)
+        return message_of(metadata, content=content)
 
     return make
 

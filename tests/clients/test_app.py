@@ -14,9 +14,10 @@ from torch import nn
 from fl.clients import AdamW, Finished, Proximal, Rule, Sam, Sgd, TrainingApp
 from fl.clients.app import MEMORY_KEY, WORK_KEY
 from fl.errors import ConfigError
+from fl.flower.payload import payload_bytes
+from fl.flower.records import from_record, to_record
 from fl.models import evaluate, flops_per_example, memory_bytes, per_example_loss
-from fl.params import Layout, from_record, to_record
-from fl.payload import payload_bytes
+from fl.vectors.layout import Layout
 
 SIZES = (12, 7, 25)
 
@@ -702,7 +703,7 @@ class Scaffold(Rule):
 
 @pytest.fixture
 def scaffold_content(mlp, content_of):
-    from fl.params import vector_record
+    from fl.flower.records import vector_record
 
     d = Layout.of(mlp).num_trainable
     content = content_of(mlp)

@@ -25,8 +25,8 @@ from fl.clients.app import MEMORY_KEY, WORK_KEY
 from fl.clients.batched import MAX_ROWS, form_programs, gains_from_batching, rows_per_program
 from fl.clients.task import Task
 from fl.errors import ConfigError
+from fl.flower.records import from_record, stack, to_record, vector_record
 from fl.models import MLP, CharLSTM, LeafCNN, LogisticRegression, ResNet8
-from fl.params import from_record, stack, to_record, vector_record
 
 # The same sums in another order: float32 rounding, grown over some tens of steps.
 CLOSE = {"rtol": 1e-4, "atol": 2e-6}

@@ -9,7 +9,7 @@ from fl.clients import Sgd, TrainingApp, batching
 from fl.clients.batching import compare
 from fl.errors import ConfigError
 from fl.execution import SerialExecutor
-from fl.params import from_record
+from fl.flower.records import from_record
 from fl.simulation.fleets import uniform
 
 

@@ -12,8 +12,9 @@ from fl.clients.examples import with_channels_last
 from fl.clients.memory_format import takes_channels_last
 from fl.data import Examples, FederatedData
 from fl.data.federated import Partitions
+from fl.flower.records import from_record
 from fl.models import MLP, LeafCNN, ResNet8
-from fl.params import Layout, from_record
+from fl.vectors.layout import Layout
 
 HOST = torch.device("cpu")
 SIZES = (12, 7)

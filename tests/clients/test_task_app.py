@@ -6,7 +6,7 @@ import pytest
 from fl.clients import AdamW, Sgd, TaskApp, TrainingApp
 from fl.clients.app import MEMORY_KEY
 from fl.errors import ConfigError
-from fl.params import from_record
+from fl.flower.records import from_record
 
 SIZES = (12, 7, 25)
 

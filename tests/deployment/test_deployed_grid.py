@@ -14,7 +14,6 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.cli.build import build_fab_from_disk
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from replay import FAMILIES, assert_same_model, overrides_of
@@ -25,8 +24,9 @@ from fl.deployment import server as deployed_server
 from fl.deployment.client import app
 from fl.deployment.nodes import WHO
 from fl.deployment.settings import compose_experiment, read_settings
+from fl.flower.identity import assume_identity, node_id
+from fl.flower.private import Run, give_id
 from fl.randomness import generator
-from fl.simulation.identity import assume_identity, node_id
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +71,7 @@ class LoopbackGrid(Grid):
         names = []
         for message in messages:
             name = hashlib.sha256(str(next(self._numbers)).encode()).hexdigest()
-            message.metadata.__dict__["_message_id"] = name
+            give_id(message, name)
             self.waiting[name] = message
             self.seen.append((message.metadata.dst_node_id, message.metadata.message_type))
             names.append(name)
@@ -121,7 +121,7 @@ class Clock:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr("fl.simulation.clock.time", Clock())
+    monkeypatch.setattr("fl.flower.grid_view.time", Clock())
 
 
 def deploy(tmp_path, overrides, count, *, configs=None, **run_config):

@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 
 from fl.execution.executor import Assignment, Payload, RunInfo
-from fl.payload import payload_bytes
+from fl.flower.payload import payload_bytes
 from fl.randomness import SEED_KEY
 
 RUN = RunInfo(seed=0, num_partitions=10, run_config={SEED_KEY: 0})

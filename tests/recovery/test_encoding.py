@@ -12,8 +12,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.params import Layout, RowArray, content_of, from_record, tensors_record, to_records
+from fl.flower.arrays import RowArray
+from fl.flower.content import content_of
+from fl.flower.records import from_record, tensors_record, to_records
 from fl.recovery.encoding import checksum, decode, encode
+from fl.vectors.layout import Layout
 
 numbers = st.integers() | st.floats()
 metrics = numbers | st.lists(st.integers(), max_size=3) | st.lists(st.floats(), max_size=3)

@@ -11,12 +11,12 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from fl.execution.executor import Assignment, Executor, Outcome
+from fl.flower.identity import node_id
 from fl.simulation.availability import Always, Availability
 from fl.simulation.devices import Devices
 from fl.simulation.faults import Faults, TaskFaults
 from fl.simulation.fleet import Fleet
 from fl.simulation.grid import SimGrid
-from fl.simulation.identity import node_id
 from fl.simulation.links import Links, ServerLink
 from fl.simulation.trace import Event, Trace
 

@@ -6,17 +6,18 @@ import time
 
 from stand_ins import Client, fleet_of, grid_of, message_to
 
-from fl.simulation.clock import VirtualClock, WallClock, clock_of
+from fl.flower.grid_view import GridView, WallClock
+from fl.simulation.clock import VirtualClock
 
 
 def test_a_grid_with_a_clock_of_its_own_is_asked_for_it() -> None:
     grid = grid_of(fleet_of([Client()]))
-    assert clock_of(grid) is grid.clock
+    assert GridView(grid).clock is grid.clock
     assert isinstance(grid.clock, VirtualClock)
 
 
 def test_any_other_grid_runs_by_the_wall_clock() -> None:
-    clock = clock_of(object())
+    clock = GridView(object()).clock
     assert isinstance(clock, WallClock)
     before = time.monotonic()
     now = clock.now()

@@ -7,7 +7,7 @@ import math
 import pytest
 from stand_ins import Client, FixedWork, events, fleet_of, grid_of, message_to
 
-from fl.simulation.control import NoControl, control_of
+from fl.flower.grid_view import GridView, NoControl
 from fl.simulation.trace import Event
 
 CLIENT = Client(flops=1.0, latency_s=0.5, up_bps=8.0, compute_w=2.0, radio_w=1.0)
@@ -17,7 +17,7 @@ def test_a_client_stops_when_the_word_reaches_it_and_brings_no_reply():
     grid = grid_of(fleet_of([CLIENT]), flops=10.0)
     (name,) = grid.push_messages([message_to(0)])
     grid.sleep(3.5)  # it computes since 0.5 s
-    assert control_of(grid).cancel(name)
+    assert GridView(grid).control.cancel(name)
     grid.sleep(100.0)
     assert [e[0] for e in events(grid.trace) if e[1] is Event.CANCELLED] == [4.0]
     assert grid.engine.in_flight == 0
@@ -115,6 +115,6 @@ def test_work_done_before_the_message_came_costs_energy_and_no_time():
 
 
 def test_on_a_deployment_nobody_stops():
-    control = control_of(object())
+    control = GridView(object()).control
     assert isinstance(control, NoControl)
     assert not control.cancel("m")

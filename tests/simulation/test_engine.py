@@ -25,11 +25,11 @@ from stand_ins import (
 )
 
 from fl.execution.executor import Outcome
+from fl.flower.identity import node_id
 from fl.simulation.availability import ExponentialOnOff
 from fl.simulation.events import EventQueue, Priority
 from fl.simulation.faults import Faults, GilbertElliott, TaskFaults
 from fl.simulation.fleets import uniform
-from fl.simulation.identity import node_id
 from fl.simulation.links import ServerLink
 from fl.simulation.trace import Event
 from fl.simulation.work import Charge

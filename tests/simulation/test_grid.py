@@ -15,7 +15,6 @@ import pytest
 from flwr.app import DEFAULT_TTL, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from stand_ins import (
     Client,
@@ -32,12 +31,12 @@ from stand_ins import (
 
 from fl.errors import SimulationError
 from fl.execution.executor import Outcome
+from fl.flower.grid_view import GridView
+from fl.flower.identity import FIRST_NODE_ID, RUN_ID, assume_identity, node_id
+from fl.flower.private import Run
 from fl.simulation import grid as grid_module
 from fl.simulation.client_errors import ClientErrors
-from fl.simulation.clock import clock_of
-from fl.simulation.control import control_of
 from fl.simulation.faults import TaskFaults
-from fl.simulation.identity import FIRST_NODE_ID, RUN_ID, assume_identity, node_id
 from fl.simulation.trace import Event
 from fl.simulation.virtual_time import virtual_time
 
@@ -395,7 +394,7 @@ def test_when_the_work_is_done_changes_nothing_that_is_simulated(seed: int) -> N
         names = grid.push_messages([message_to(i, 20, ttl=30.0) for i in range(n)])
         for name in names[:2]:
             replies += poll(grid, [name])
-        control_of(grid).cancel(names[2])
+        GridView(grid).control.cancel(names[2])
         grid.sleep(100.0)
         replies += grid.pull_messages(names[3:])
         described = [(*ids([r]), r.has_error() or len(r.content["content"]["b"])) for r in replies]
@@ -679,7 +678,7 @@ def test_what_an_executor_draws_leaves_no_trace_in_the_server_apps_random_number
 
 def test_the_clock_of_the_grid_is_virtual() -> None:
     grid = speeds(1.0)
-    clock = clock_of(grid)
+    clock = GridView(grid).clock
     clock.sleep(2.5)
     assert clock.now() == grid.engine.queue.now == 2.5
 

@@ -8,10 +8,9 @@ import pytest
 from flwr.app import Message, RecordDict
 from stand_ins import Client, Scripted, events, fleet_of, grid_of, message_to, times
 
-from fl.simulation.clock import clock_of
+from fl.flower.grid_view import GridView
+from fl.flower.identity import node_id
 from fl.simulation.faults import Faults, TaskFaults
-from fl.simulation.identity import node_id
-from fl.simulation.peers import peers_of
 from fl.simulation.trace import Event
 
 # Up 800, 1600, 400 bit/s, that is 100, 200, 50 bytes/s; down 8000 bit/s; 1, 2, 3 s away.
@@ -25,7 +24,7 @@ A, B, C = (node_id(i) for i in range(3))
 
 def test_a_transfer_takes_both_latencies_and_the_slower_side() -> None:
     grid = grid_of(fleet_of(CLIENTS))
-    peers = peers_of(grid)
+    peers = GridView(grid).peers
     # 1 + 2 s away; 500 bytes at 100 bytes/s, at 50 when two payloads leave at once; back at 200.
     assert peers.transfer(A, B, 500, since=0.0) == (3.0 + 5.0, True)
     assert peers.transfer(A, B, 500, since=0.0, fanout=2) == (3.0 + 10.0, True)
@@ -50,10 +49,10 @@ def test_a_transfer_takes_both_latencies_and_the_slower_side() -> None:
 def test_a_task_from_peers_costs_nothing_but_its_work_and_begins_when_it_is_ready() -> None:
     grid = grid_of(fleet_of(CLIENTS), flops=40.0, reply=1000)
 
-    names = peers_of(grid).push([message_to(0, 9999), message_to(1, 9999)], [7.0, 2.0])
+    names = GridView(grid).peers.push([message_to(0, 9999), message_to(1, 9999)], [7.0, 2.0])
     replies, awaited = [], set(names)
     while awaited:
-        clock_of(grid).wait(math.inf)
+        GridView(grid).clock.wait(math.inf)
         replies += grid.pull_messages(awaited)
         awaited -= {reply.metadata.reply_to_message_id for reply in replies}
 
@@ -69,7 +68,7 @@ def test_a_task_from_peers_costs_nothing_but_its_work_and_begins_when_it_is_read
 def test_a_task_that_was_ready_in_the_past_begins_now() -> None:
     grid = grid_of(fleet_of(CLIENTS), flops=10.0)
     grid.sleep(5.0)
-    peers_of(grid).push([message_to(0)], [3.0])
+    GridView(grid).peers.push([message_to(0)], [3.0])
     grid.sleep(100.0)
     assert times(grid.trace, Event.COMPUTE_START) == {(0, 0): 5.0}
 
@@ -77,8 +76,8 @@ def test_a_task_that_was_ready_in_the_past_begins_now() -> None:
 def test_faults_of_the_server_link_do_not_touch_a_task_from_peers_and_others_do() -> None:
     lossy = fleet_of(CLIENTS, faults=Faults(message_loss=1.0))
     grid = grid_of(lossy, flops=10.0)
-    names = peers_of(grid).push([message_to(0)], [0.0])
-    clock_of(grid).wait(math.inf)
+    names = GridView(grid).peers.push([message_to(0)], [0.0])
+    GridView(grid).clock.wait(math.inf)
     assert [reply.has_content() for reply in grid.pull_messages(names)] == [True]
 
     class Crash(Faults):
@@ -86,16 +85,16 @@ def test_faults_of_the_server_link_do_not_touch_a_task_from_peers_and_others_do(
             return TaskFaults(crash_at=0.5)
 
     grid = grid_of(fleet_of(CLIENTS, faults=Crash()), flops=10.0)
-    names = peers_of(grid).push([message_to(0)], [0.0])
-    clock_of(grid).wait(math.inf)
+    names = GridView(grid).peers.push([message_to(0)], [0.0])
+    GridView(grid).clock.wait(math.inf)
     assert [reply.has_error() for reply in grid.pull_messages(names)] == [True]
 
 
 def test_a_client_that_leaves_before_it_is_ready_ends_its_task() -> None:
     away = Scripted(3, {0: [4.0]})
     grid = grid_of(fleet_of(CLIENTS, availability=away, faults=Faults(detection_s=0.0)))
-    names = peers_of(grid).push([message_to(0)], [10.0])
-    clock_of(grid).wait(math.inf)
+    names = GridView(grid).peers.push([message_to(0)], [10.0])
+    GridView(grid).clock.wait(math.inf)
     assert [reply.has_error() for reply in grid.pull_messages(names)] == [True]
     assert times(grid.trace, Event.DEPARTURE) == {(0, 0): 4.0}
     assert grid.engine.queue.now == 4.0
@@ -103,7 +102,7 @@ def test_a_client_that_leaves_before_it_is_ready_ends_its_task() -> None:
 
 def test_lost_transfers_are_recorded_faults_in_the_given_share() -> None:
     grid = grid_of(fleet_of(CLIENTS, faults=Faults(message_loss=0.3)))
-    peers = peers_of(grid)
+    peers = GridView(grid).peers
     arrived = sum(peers.transfer(A, B, 10, since=0.0, index=k)[1] for k in range(2000))
     assert arrived == pytest.approx(1400, abs=4 * math.sqrt(2000 * 0.3 * 0.7))
     grid.sleep(1000.0)
@@ -117,9 +116,9 @@ def test_lost_transfers_are_recorded_faults_in_the_given_share() -> None:
 def test_a_ring_takes_twice_m_minus_one_steps_of_its_slowest_edge() -> None:
     grid = grid_of(fleet_of(CLIENTS))
     # Chunks of 100 bytes. A to B 3 + 1 s, B to C 5 + 0.5 s, C to A 4 + 2 s: 4 steps of 6 s.
-    assert peers_of(grid).all_reduce([A, B, C], 300) == 4 * 6.0
+    assert GridView(grid).peers.all_reduce([A, B, C], 300) == 4 * 6.0
     # A second one of the same clients waits for the first; a pair has 2 steps of 3 + 1.5 s.
-    assert peers_of(grid).all_reduce([A, B], 300) == 24.0 + 2 * 4.5
+    assert GridView(grid).peers.all_reduce([A, B], 300) == 24.0 + 2 * 4.5
     grid.sleep(100.0)
     assert grid.engine.bytes_up == 3 * 400 + 2 * 300
     assert grid.engine.energy_j["radio"] == 2.0 * (3 * 24.0 + 2 * 9.0)
@@ -128,7 +127,7 @@ def test_a_ring_takes_twice_m_minus_one_steps_of_its_slowest_edge() -> None:
 
 def test_one_client_has_nobody_to_reduce_with() -> None:
     grid = grid_of(fleet_of(CLIENTS))
-    assert peers_of(grid).all_reduce([A], 300) == 0.0
+    assert GridView(grid).peers.all_reduce([A], 300) == 0.0
     grid.sleep(1.0)
     assert grid.engine.bytes_up == 0
 
@@ -136,7 +135,7 @@ def test_one_client_has_nobody_to_reduce_with() -> None:
 def test_a_time_that_is_no_number_is_refused_and_nothing_is_sent() -> None:
     grid = grid_of(fleet_of(CLIENTS))
     with pytest.raises(ValueError, match="finite"):
-        peers_of(grid).push([message_to(0), message_to(1)], [0.0, math.nan])
+        GridView(grid).peers.push([message_to(0), message_to(1)], [0.0, math.nan])
     assert grid.engine.in_flight == 0
 
 
@@ -150,9 +149,10 @@ def test_a_deployment_relays() -> None:
 
     grid_of(fleet_of(CLIENTS))  # so that messages can be made
     message = Message(RecordDict(), A, "train")
-    peers = peers_of(Plain())
+    peers = GridView(Plain()).peers
     assert peers.push([message], [5.0]) == ["0"]
     assert sent == [message]
     assert peers.transfer(A, B, 10, since=2.0) == (2.0, True)
-    before = clock_of(Plain()).now()
-    assert before <= peers.all_reduce([A, B], 10) <= clock_of(Plain()).now()
+    clock = GridView(Plain()).clock
+    before = clock.now()
+    assert before <= peers.all_reduce([A, B], 10) <= clock.now()

@@ -50,8 +50,10 @@ from stand_ins import Client, fleet_of, times
 
 from fl.execution import SerialExecutor
 from fl.execution.executor import RunInfo
+from fl.flower.identity import assume_identity, node_id
+from fl.flower.messages import with_content
+from fl.flower.private import give_id
 from fl.simulation.grid import SimGrid
-from fl.simulation.identity import assume_identity, node_id
 from fl.simulation.trace import Event
 from fl.simulation.work import Charge
 
@@ -146,10 +148,10 @@ def by_hand(strategy: Strategy, app: ClientApp) -> list[ArrayRecord]:
         replies = []
         for message in sorted(messages, key=lambda m: -m.metadata.dst_node_id):
             client = message.metadata.dst_node_id - node_id(0)
-            message.metadata.__dict__["_message_id"] = f"{client}"
+            give_id(message, f"{client}")
             node_config = {"partition-id": client, "num-partitions": N}
             context = Context(1, message.metadata.dst_node_id, node_config, RecordDict(), {})
-            copied = Message(metadata=message.metadata, content=copy_of(message.content))
+            copied = with_content(message, copy_of(message.content))
             replies.append(app(copied, context))
         aggregated, _ = strategy.aggregate_train(server_round, replies)
         arrays = arrays if aggregated is None else aggregated

@@ -9,8 +9,8 @@ from stand_ins import Client, fleet_of, grid_of, times
 
 from fl.errors import ConfigError
 from fl.execution.executor import Assignment, Outcome, Payload
+from fl.flower.identity import node_id
 from fl.simulation.faults import Faults, GilbertElliott
-from fl.simulation.identity import node_id
 from fl.simulation.trace import Event
 from fl.simulation.work import Charge
 

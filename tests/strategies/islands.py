@@ -18,12 +18,13 @@ from fl import simulate
 from fl.clients import AdamW, Sgd, TrainingApp
 from fl.clients.island import Fragments
 from fl.data import federate, load_digits, partition
+from fl.flower.records import from_record
 from fl.models import MLP, build, per_example_loss
-from fl.params import Layout, from_record
 from fl.simulation.faults import Faults, TaskFaults
 from fl.simulation.fleets import uniform
 from fl.simulator import SimulatedRun
 from fl.strategies import OuterSgd
+from fl.vectors.layout import Layout
 
 AVERAGE = OuterSgd(lr=1.0, momentum=0.0, nesterov=False)
 PLAIN = OuterSgd(lr=0.5, momentum=0.0, nesterov=False)

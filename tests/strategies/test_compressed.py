@@ -33,13 +33,14 @@ from fl.compression import (
 from fl.data import federate, load_digits, partition
 from fl.errors import ConfigError
 from fl.execution import RayExecutor
+from fl.flower.records import from_record, to_record
 from fl.models import LogisticRegression, build, evaluate
-from fl.params import Layout, from_record, to_record
 from fl.simulation.faults import Faults
 from fl.simulation.fleets import uniform
 from fl.simulation.grid import SimGrid
 from fl.simulation.trace import Event
 from fl.strategies import Compressed
+from fl.vectors.layout import Layout
 
 MEMBERS = sorted((Path(fl.__file__).parent / "conf" / "compressor").glob("[!_]*.yaml"))
 DATA = federate(load_digits, partial(partition.iid, num_partitions=4, seed=0))

@@ -30,7 +30,8 @@ from fl.clients import AdamW, CosineDecay, Gradient, Sgd, TrainingApp, Warmup
 from fl.clients.island import fragment_record
 from fl.compression import Cast
 from fl.errors import SimulationError
-from fl.params import from_record
+from fl.flower.private import give_id
+from fl.flower.records import from_record
 from fl.randomness import SEED_KEY
 from fl.simulation.fleets import uniform
 from fl.simulation.trace import Event
@@ -117,7 +118,7 @@ def trained_plainly(rule, steps):
     )
     content = RecordDict({"arrays": ArrayRecord(MODEL().state_dict()), "config": ConfigRecord({})})
     message = Message(content, 1, "train")
-    message.metadata.__dict__["_message_id"] = "0.0"
+    give_id(message, "0.0")
     node = {"partition-id": 0, "num-partitions": 1}
     reply = app(message, Context(0, 0, node, RecordDict(), {SEED_KEY: 0}))
     return from_record(LAYOUT, reply.content["arrays"])

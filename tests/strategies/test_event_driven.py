@@ -14,9 +14,10 @@ from quadratics import LR, record, run
 from stand_ins import Scripted
 
 from fl.errors import ConfigError, SimulationError
+from fl.flower.identity import assume_identity, client_of, node_id
+from fl.flower.private import give_id
 from fl.randomness import generator
 from fl.simulation.faults import Faults
-from fl.simulation.identity import assume_identity, client_of, node_id
 from fl.simulation.trace import Event
 from fl.strategies import AsyncFedAvg, AsyncSgd, Favas, FedAsync, FedBuff, FedFix, QuAFL
 from fl.strategies.staleness import Constant, Hinge, Polynomial
@@ -499,7 +500,7 @@ class WallGrid:
         self.sent = list(messages)
         names = [f"m{i}" for i in range(len(self.sent))]
         for name, message in zip(names, self.sent, strict=True):
-            message.metadata.__dict__["_message_id"] = name
+            give_id(message, name)
         return names
 
     def pull_messages(self, message_ids):

@@ -11,9 +11,9 @@ from stand_ins import Client, FakeExecutor, FixedWork, Scripted, ScriptedFaults,
 
 from fl.errors import ConfigError
 from fl.execution.executor import Outcome
+from fl.flower.identity import client_of
 from fl.simulation.faults import TaskFaults
 from fl.simulation.grid import SimGrid
-from fl.simulation.identity import client_of
 from fl.simulation.trace import Event
 from fl.strategies import FedCompass
 from fl.strategies.staleness import Constant, Polynomial

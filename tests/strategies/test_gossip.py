@@ -12,8 +12,9 @@ from stand_ins import Client, Scripted, ScriptedFaults
 
 from fl.attacks import SignFlip
 from fl.errors import ConfigError
+from fl.flower.identity import assume_identity
+from fl.flower.private import give_id
 from fl.simulation.faults import Faults, TaskFaults
-from fl.simulation.identity import assume_identity
 from fl.simulation.trace import Event
 from fl.strategies import DPSGD, DFedAvg
 from fl.topologies import Complete, DirectedRing, Exponential, Path, Ring
@@ -430,7 +431,7 @@ class WallGrid:
             x = message.content["arrays"].to_numpy_ndarrays()[0]
             name = str(self.sent)
             self.sent += 1
-            message.metadata.__dict__["_message_id"] = name
+            give_id(message, name)
             content = RecordDict(
                 {
                     "arrays": record(x - LR * A3[i] * (x - B3[i])),

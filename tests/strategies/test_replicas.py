@@ -28,12 +28,13 @@ from fl.compression import (
 )
 from fl.data import federate, load_digits, partition
 from fl.errors import ConfigError, SimulationError
+from fl.flower.records import from_record
 from fl.models import LogisticRegression, build, evaluate, per_example_loss
-from fl.params import Layout, from_record
 from fl.simulation.faults import Faults
 from fl.simulation.fleets import uniform
 from fl.simulation.trace import Event
 from fl.strategies import Replicas
+from fl.vectors.layout import Layout
 
 WORKERS = 4
 DATA = federate(load_digits, partial(partition.iid, num_partitions=WORKERS, seed=0))

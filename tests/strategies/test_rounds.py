@@ -12,11 +12,11 @@ from stand_ins import FakeExecutor, FixedWork, Scripted, ScriptedFaults
 from fl.aggregation import Median
 from fl.errors import ConfigError, SimulationError
 from fl.execution.executor import Outcome
+from fl.flower.identity import client_of, node_id
 from fl.simulation.durations import ShiftedExponential
 from fl.simulation.faults import Faults, TaskFaults
 from fl.simulation.fleets import durations
 from fl.simulation.grid import SimGrid
-from fl.simulation.identity import client_of, node_id
 from fl.simulation.trace import Event, Trace
 from fl.strategies import FedAdam, FedAvg, FedAvgM, FedYogi, Oort, QFedAvg, Rounds, TiFL
 from fl.strategies.events import GlobalModel

@@ -25,12 +25,13 @@ from fl.clients import Momentum, Sgd, TrainingApp
 from fl.data import federate, load_digits, partition
 from fl.errors import ConfigError
 from fl.execution import SerialExecutor
+from fl.flower.identity import assume_identity
+from fl.flower.records import from_record, layout_of
 from fl.models import LogisticRegression, build
-from fl.params import Layout, from_record
 from fl.simulation.fleets import uniform
-from fl.simulation.identity import assume_identity
 from fl.simulation.trace import Event
 from fl.strategies import FedAdam, FedAvg, FedAvgM, Rounds, TrustedUpdate
+from fl.vectors.layout import Layout
 
 CLIENTS = 5
 START = np.array([0.5, -1.0, 2.0], dtype=np.float32)
@@ -283,7 +284,7 @@ def test_statistics_move_by_the_aggregate_and_counters_by_the_median_whatever_th
 
 @pytest.fixture
 def all_are_large(monkeypatch):
-    monkeypatch.setattr("fl.params.LARGE_BYTES", 0)
+    monkeypatch.setattr("fl.vectors.layout.LARGE_BYTES", 0)
 
 
 @pytest.mark.usefixtures("all_are_large")
@@ -328,14 +329,14 @@ class Watching(SerialExecutor):
     def result(self, assignment):
         self.alive.append(sum(model() is not None for model in self.models))
         outcome = super().result(assignment)
-        row = from_record(Layout.of_record(outcome.content["arrays"]), outcome.content["arrays"])
+        row = from_record(layout_of(outcome.content["arrays"]), outcome.content["arrays"])
         self.models.append(weakref.ref(row))
         return outcome
 
 
 def alive(large, monkeypatch):
     if large:
-        monkeypatch.setattr("fl.params.LARGE_BYTES", 0)
+        monkeypatch.setattr("fl.vectors.layout.LARGE_BYTES", 0)
         monkeypatch.setattr("fl.simulation.grid.LARGE_BYTES", 0)
     app = TrainingApp(MODEL, DATA, Sgd(0.1), batching="off")
     strategy = Rounds(FedAvg())

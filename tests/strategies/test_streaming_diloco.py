@@ -27,10 +27,11 @@ from stand_ins import Client, fleet_of
 from fl.clients.island import Fragments
 from fl.compression import Cast, PowerSgd, TopK
 from fl.errors import ConfigError
+from fl.flower.records import layout_of
 from fl.models import CharGPT, LogisticRegression, build
-from fl.params import Layout
 from fl.simulation.trace import Event
 from fl.strategies import DiLoCo, OuterSgd, StreamingDiLoCo
+from fl.vectors.layout import Layout
 
 GPT = Layout.of(build(partial(CharGPT, width=8, layers=7, heads=2), (16,), 65, 0))
 
@@ -300,7 +301,7 @@ def test_quantisers_that_remember_and_models_with_statistics_are_refused():
     strategy = DiLoCo(inner_steps=2, quantiser=PowerSgd(rank=1))
     refused("PowerSgd, which remembers", lambda: strategy.cut(GPT))
     normed = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
-    for layout in (Layout.of(normed), Layout.of_record(ArrayRecord(normed.state_dict()))):
+    for layout in (Layout.of(normed), layout_of(ArrayRecord(normed.state_dict()))):
         refused("made of differences of parameters.*BatchNorm", lambda x=layout: Fragments.of(x, 1))
 
 

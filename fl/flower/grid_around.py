@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+
+from fl.flower.private import Run
 
 
 class GridAround(Grid):

@@ -10,8 +10,9 @@ from flwr.common import ndarrays_to_parameters
 from flwr.compat.common.recorddict_compat import parameters_to_arrayrecord
 from torch import nn
 
-from fl.params import Layout, from_record, to_record
-from fl.payload import num_scalars, payload_bytes, snapshot
+from fl.flower.payload import num_scalars, payload_bytes, snapshot
+from fl.flower.records import from_record, to_record
+from fl.vectors.layout import Layout
 
 ARRAYS = ArrayRecord({"w": Array(np.ones((3, 4), np.float32)), "bias": Array(np.zeros(4))})
 CONFIG = ConfigRecord(

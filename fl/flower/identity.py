@@ -1,13 +1,13 @@
 """Who is who: node ids, message ids, and the identity Flower expects of a process.
 
-`flwr.app.Message` reads ids from process-wide state that Flower's own runtimes set. This module is
-the only place that sets it.
+`flwr.app.Message` reads ids from process-wide state that Flower's own runtimes set.
 """
 
 from __future__ import annotations
 
 from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.supercore.task_identity import TaskIdentity
+
+from fl.flower.private import set_identity
 
 RUN_ID = 1
 FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
@@ -35,6 +35,4 @@ def dispatch_of(name: str) -> int:
 
 def assume_identity(node: int = SUPERLINK_NODE_ID) -> None:
     """Makes this process the given Flower node, so that `Message(...)` can be constructed."""
-    TaskIdentity.run_id = RUN_ID
-    TaskIdentity.node_id = node
-    TaskIdentity.task_id = node
+    set_identity(run_id=RUN_ID, node_id=node)

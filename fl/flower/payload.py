@@ -7,8 +7,8 @@ from math import prod
 from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.common.constant import SType
 
-from fl.npy import read_header
-from fl.params import RowArray
+from fl.flower.arrays import RowArray
+from fl.vectors.npy import read_header
 
 NUMBER_BYTES = 8  # Flower sends every int and float of a record as 64 bits
 

@@ -1,17 +1,15 @@
 """Records, rows and state dicts are three forms of one model."""
 
 import copy
-import gc
 import io
 import pickle
 import warnings
-import weakref
 
 import cloudpickle
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
@@ -20,26 +18,24 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fl.errors import ConfigError
-from fl.params import (
-    Layout,
+from fl.flower.arrays import RowArray
+from fl.flower.carried import carried, carried_tensors
+from fl.flower.records import (
     RecordReader,
-    RowArray,
     RowRecord,
     Sharing,
-    as_tensor,
-    carried,
-    carried_tensors,
-    content_of,
     from_record,
+    layout_of,
     record_tensors,
     record_vector,
     stack,
     tensors_record,
     to_record,
     to_records,
-    trusted_record,
     vector_record,
 )
+from fl.vectors.layout import Layout
+from fl.vectors.rows import as_tensor
 
 SHAPES = [
     (),
@@ -224,21 +220,6 @@ def test_flowers_aggregation_takes_row_records(layout):
     assert all("_bytes" not in a.__dict__ for r in replies for a in r["arrays"].values())
 
 
-def test_trusted_records_are_what_flower_would_have_made():
-    for kind, items in (
-        (MetricRecord, {"a": 1, "b": 2.0}),
-        (ConfigRecord, {"a": "x"}),
-        (ArrayRecord, {"a": Array(np.ones(2))}),
-        (RecordDict, {"a": MetricRecord({"b": 1})}),
-    ):
-        ours, theirs = trusted_record(kind, dict(items)), kind(dict(items))
-        assert ours == theirs
-        assert ours.__dict__.keys() <= theirs.__dict__.keys()
-        assert ours.deflate() == theirs.deflate()
-        with pytest.raises(TypeError):
-            ours["bad"] = object()  # later changes are checked again
-
-
 def test_what_a_client_may_change_is_its_own(layout):
     row = row_of(layout.size)
     record = to_record(layout, row.copy())
@@ -394,7 +375,7 @@ def test_layouts_of_module_state_dict_and_record_agree_on_rows():
     model = normed()
     state = model.state_dict()
     ours, dicts = Layout.of(model), Layout.of_state_dict(state)
-    records = Layout.of_record(ArrayRecord(state))
+    records = layout_of(ArrayRecord(state))
     assert [e.offset for e in ours.entries] == [e.offset for e in dicts.entries]
     assert dicts == records
     assert records.num_trainable == records.size  # a record does not say what is trained
@@ -767,27 +748,6 @@ def test_records_made_together_pickle_as_one_matrix_when_asked(layout):
     del records[1][next(iter(records[1]))]  # a changed record travels as it is
     data, buffers = pickled_together(records)
     assert pickle.loads(data, buffers=buffers)[1][1] == records[1]
-
-
-def test_views_of_our_content_are_flowers_and_let_go_of_it():
-    items = {"a": ArrayRecord({}), "m": MetricRecord({"x": 1}), "c": ConfigRecord({"y": 2})}
-    ours, theirs = content_of(dict(items)), RecordDict(dict(items))
-    for view in ("array_records", "metric_records", "config_records"):
-        assert dict(getattr(ours, view)) == dict(getattr(theirs, view))
-    ours.metric_records["n"] = MetricRecord({"z": 3})
-    assert ours["n"]["z"] == 3
-    del ours.metric_records["n"]
-    assert ours == theirs
-    assert ours.deflate() == theirs.deflate()
-    with pytest.raises(TypeError):
-        ours.metric_records["n"] = ConfigRecord()
-    gone = weakref.ref(ours)
-    gc.disable()
-    try:
-        del ours
-        assert gone() is None  # without the garbage collector: nothing refers to itself
-    finally:
-        gc.enable()
 
 
 def test_stacking_large_rows_leaves_each_in_one_place():

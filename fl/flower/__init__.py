@@ -1,0 +1,1 @@
+"""All that knows Flower's objects: records, ids, what a message weighs, and what Flower hides."""

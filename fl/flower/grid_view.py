@@ -1,0 +1,287 @@
+"""What a strategy asks of a grid beyond Flower's API: time, orders and reports, links of peers.
+
+A grid that has an answer of its own has it as the attribute `clock`, `control` or `peers`. To
+`GridView` every grid has all three; Flower's own get those of a deployment:
+
+- the wall clock;
+- a control without effect: a client that was told to stop goes on, and its reply is thrown away;
+- the server as the relay between clients, since Flower has no client-to-client link.
+
+On the simulator the clock is virtual, orders reach the fleet, reports the record of the run, and
+what peers send each other is charged to the direct path between them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fl.errors import NoStep
+
+log = logging.getLogger("fl")
+
+
+class GridView:
+    """A grid, with an answer to all that strategies ask.
+
+    Args:
+        grid: any.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    @property
+    def clock(self) -> Clock:
+        """The grid's own clock, or the wall's."""
+        clock: Clock | None = getattr(self._grid, "clock", None)
+        return WallClock() if clock is None else clock
+
+    @property
+    def control(self) -> Control:
+        """The grid's own control, or one without effect."""
+        control: Control | None = getattr(self._grid, "control", None)
+        return NoControl() if control is None else control
+
+    @property
+    def peers(self) -> Peers:
+        """The grid's direct links among its clients, or a relay."""
+        peers: Peers | None = getattr(self._grid, "peers", None)
+        return Relayed(self._grid) if peers is None else peers
+
+
+# ---- time ----------------------------------------------------------------------------------------
+
+
+class Clock(Protocol):
+    """What a strategy that waits may ask of time.
+
+    Attributes:
+        virtual: whether it is the simulator's, so that nothing happens but what is simulated.
+    """
+
+    virtual: bool
+
+    def now(self) -> float:
+        """Returns the time in s since an arbitrary but fixed origin."""
+
+    def sleep(self, seconds: float) -> None:
+        """Lets `seconds` pass."""
+
+    def wait(self, until: float) -> None:
+        """Lets time pass until a reply may have arrived, at most until `until`."""
+
+
+class WallClock:
+    """The host's own time.
+
+    Args:
+        poll_s: how long `wait` sleeps before somebody looks whether a reply is there.
+    """
+
+    virtual = False
+
+    def __init__(self, poll_s: float = 0.2) -> None:
+        self.poll_s = poll_s
+
+    def now(self) -> float:
+        """Returns the host's monotonic time in s."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Blocks for `seconds`."""
+        time.sleep(seconds)
+
+    def wait(self, until: float) -> None:
+        """Blocks for `poll_s`, or until `until` if that is sooner."""
+        time.sleep(max(0.0, min(self.poll_s, until - self.now())))
+
+
+# ---- orders and reports --------------------------------------------------------------------------
+
+
+class Control(Protocol):
+    """Orders and reports of a strategy."""
+
+    def cancel(self, message_id: str) -> bool:
+        """Tells the client that has this message to stop.
+
+        Returns:
+            Whether no reply can come any more; if not, it must still be pulled.
+        """
+
+    def applied(
+        self, message_id: str, age: int, metrics: Mapping[str, Any], *, polled: bool = False
+    ) -> None:
+        """Reports that the reply to a message entered the server's model.
+
+        Args:
+            message_id: of the message.
+            age: server versions since the one that the client began with.
+            metrics: what the client reported.
+            polled: whether the server asked for what the client had, whenever it began: then the
+                age is the gap since the last poll, else the staleness of an update that arrived.
+        """
+
+    def discarded(self, message_id: str, staleness: int) -> None:
+        """Reports that the reply to a message was not used."""
+
+    def rejected(self, message_id: str) -> None:
+        """Reports that the reply to a message was no valid one: a fault."""
+
+    def forged(self, message_id: str) -> None:
+        """Reports that the reply to a message was replaced by an attack: a fault."""
+
+    def absent(self, node: int, server_round: int) -> None:
+        """Reports that a client, by its Flower id, takes no part in a round: a fault."""
+
+    def stepped(self, server_round: int, why_not: NoStep | None = None, *, model: str = "") -> None:
+        """Reports that a round has changed the model, or that it has left it as it is: a fault.
+
+        Args:
+            server_round: the round, or the version of the model that the step would have made.
+            why_not: why the model stays as it is; None if it has changed.
+            model: its name, where there are several.
+        """
+
+
+class NoControl:
+    """A deployment: nobody listens."""
+
+    def cancel(self, message_id: str) -> bool:
+        """Returns False: the client goes on."""
+        return False
+
+    def applied(
+        self, message_id: str, age: int, metrics: Mapping[str, Any], *, polled: bool = False
+    ) -> None:
+        """Does nothing."""
+
+    def discarded(self, message_id: str, staleness: int) -> None:
+        """Does nothing."""
+
+    def rejected(self, message_id: str) -> None:
+        """Does nothing."""
+
+    def forged(self, message_id: str) -> None:
+        """Does nothing."""
+
+    def absent(self, node: int, server_round: int) -> None:
+        """Does nothing."""
+
+    def stepped(self, server_round: int, why_not: NoStep | None = None, *, model: str = "") -> None:
+        """Logs why a round leaves the model as it is."""
+        if why_not is not None:
+            log.warning("round %d leaves the model as it is: %s", server_round, why_not)
+
+
+# ---- peers ---------------------------------------------------------------------------------------
+
+
+class Peers(Protocol):
+    """Transfers among clients, and tasks whose messages come by them. Clients are Flower ids."""
+
+    def nodes(self) -> list[int]:
+        """Returns all clients there are, in ascending order, whether available or not.
+
+        A deployment returns those that are connected.
+        """
+
+    def transfer(
+        self,
+        source: int,
+        target: int,
+        size: int,
+        since: float,
+        *,
+        fanout: int = 1,
+        fanin: int = 1,
+        index: int = 0,
+    ) -> tuple[float, bool]:
+        """Sends a payload from one client to another.
+
+            arrival = since + latency + 8 size / min(up / fanout, down / fanin, path)
+
+        Args:
+            source: the client that sends.
+            target: the client that receives.
+            size: bytes of the payload.
+            since: when it is sent, s, at most now.
+            fanout: payloads that the source sends at the same time, which share its uplink.
+            fanin: payloads that the target receives at the same time, which share its downlink.
+            index: running number of the pair's transfers; decides whether it is lost.
+
+        Returns:
+            When it arrives, in s, and whether it does. For a lost one it is the time at which it is
+            missed. A deployment returns `since` and True: what is relayed is not lost.
+        """
+
+    def all_reduce(self, nodes: Sequence[int], size: int) -> float:
+        """Averages payloads of the clients around a ring, beginning now.
+
+            seconds = 2 (M - 1) max over ring neighbours of (latency + 8 (size / M) / bandwidth)
+
+        The M clients are ordered as given. Each sends 2 (M - 1) / M of its payload. A client takes
+        part in one all-reduce at a time, in the order of the calls.
+
+        Args:
+            nodes: the clients.
+            size: bytes of each client's payload.
+
+        Returns:
+            When it is finished, in s. A deployment returns the present.
+        """
+
+    def push(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
+        """Pushes messages whose content has come, or will come, from peers; returns their ids.
+
+        Their payload and that of their replies cost neither bytes nor time: a client begins at
+        `ready_s`, and its reply is there when it has computed. On a deployment these are
+        ordinary messages.
+
+        Args:
+            messages: to clients.
+            ready_s: for each message, the time in s at which the client has what it needs.
+        """
+
+
+class Relayed:
+    """A deployment: everything goes through the server.
+
+    Args:
+        grid: Flower's.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def nodes(self) -> list[int]:
+        """Returns the connected clients."""
+        return sorted(self._grid.get_node_ids())
+
+    def transfer(
+        self,
+        source: int,
+        target: int,
+        size: int,
+        since: float,
+        *,
+        fanout: int = 1,
+        fanin: int = 1,
+        index: int = 0,
+    ) -> tuple[float, bool]:
+        """Returns (since, True)."""
+        return since, True
+
+    def all_reduce(self, nodes: Sequence[int], size: int) -> float:
+        """Returns the present."""
+        return GridView(self._grid).clock.now()
+
+    def push(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
+        """Pushes the messages."""
+        return list(self._grid.push_messages(messages))

@@ -1,0 +1,1 @@
+"""Models as flat vectors, without Flower: where each entry lies, and how vectors are stored."""
