@@ -39,7 +39,10 @@ def said(*overrides: str) -> list[str]:
             ["strategy=sgp sets topology=one_peer_exponential, fleet=cross_silo"],
         ),
         (["strategy=sgp", "client=sgd", "topology=ring", "fleet=mobile"], []),
-        (["+experiment=diloco"], ["strategy=diloco sets fleet=datacenters, client=inner_adamw"]),
+        (
+            ["+experiment=diloco"],
+            ["strategy=diloco sets fleet=datacenters, length=phases, client=inner_adamw"],
+        ),
         (
             ["data=shakespeare", "strategy=dpsgd"],
             [
