@@ -125,6 +125,7 @@ def check_clients(strategy: Strategy, app: TrainingApp, links: Links) -> None:
             "client=gradient sends gradients, and strategy=onebit_adam, demo, just_one_byte, "
             "gradient_tracking or data_parallel steps by them: use one with the other"
         )
+    _check_vectors(strategy, app.rule)
     if stepping or (isinstance(strategy, Decentralized) and strategy.needs):
         trained_shapes(app.layout)
     if isinstance(strategy, OuterSteps):
@@ -223,6 +224,29 @@ def asks_clients_to_evaluate(strategy: Strategy) -> bool:
     """Returns whether a strategy sends `evaluate` messages."""
     known = getattr(strategy, "evaluates_on_clients", None)
     return bool(getattr(strategy, "fraction_evaluate", 0.0)) if known is None else bool(known)
+
+
+def _check_vectors(strategy: Strategy, rule: Rule) -> None:
+    """Refuses server and clients that do not send each other the vectors that they need."""
+    if not isinstance(strategy, EventDriven | Decentralized | OuterSteps | Replicas):
+        return  # anybody's strategy may send what it likes
+    kind, client = type(strategy).__name__, type(rule).__name__
+    sends: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    if isinstance(strategy, EventDriven):
+        sends, needs = strategy.carries, strategy.needs
+    if isinstance(strategy, Rounds):
+        kind = type(strategy.rule).__name__
+    if lacking := set(rule.needs) - set(sends):
+        raise ConfigError(
+            f"client.rule is {client}, which needs the vector {min(lacking)!r} from the server, "
+            f"and {kind} does not send it: use strategy=scaffold, or another client"
+        )
+    if lacking := set(needs) - set(rule.uploads):
+        raise ConfigError(
+            f"{kind} needs the vector {min(lacking)!r} from clients, and client.rule is {client}, "
+            "which does not send it: use client=scaffold, or another strategy"
+        )
 
 
 def _check_memory(rule: Rule) -> None:

@@ -180,6 +180,11 @@ class Rounds(EventDriven):
         return {key: f"rule.{name}" for key, name in self.rule.tells.items()}
 
     @property
+    def carries(self) -> tuple[str, ...]:
+        """Records of the messages that hold a vector beside the model."""
+        return self.rule.carries
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """Records of the replies that hold a vector beside the model."""
         return self.rule.needs

@@ -44,6 +44,7 @@ class SCAFFOLD(RoundRule):
         ConfigError: a hyperparameter is out of range.
     """
 
+    carries: ClassVar[tuple[str, ...]] = ("c",)
     needs: ClassVar[tuple[str, ...]] = ("delta_c",)
     folds: ClassVar[bool] = False
 
