@@ -12,9 +12,9 @@ waits, which replies are usable, and how they are combined.
 
 How methods with more machinery fit, without a change here:
 
-- A second vector from the server, as SCAFFOLD's c (arXiv:1910.06378): `carries` names it, `broadcast`
-  returns it, it travels beside the model and is charged; from the clients: `needs` names it, and
-  `updates.extra(name)` holds what came.
+- A second vector from the server, as SCAFFOLD's c (arXiv:1910.06378): `carries` names it,
+  `broadcast` returns it, it travels beside the model and is charged; from the clients: `needs`
+  names it, and `updates.extra(name)` holds what came.
 - Numbers that clients report: `reads` names the metrics, and `updates.metric(name)` has them.
 - Clients that are told different things, as FedProx's stragglers (arXiv:1812.06127): `configs`.
 """
