@@ -125,19 +125,7 @@ def check_clients(strategy: Strategy, app: TrainingApp, links: Links) -> None:
             "client=gradient sends gradients, and strategy=onebit_adam, demo, just_one_byte, "
             "gradient_tracking or data_parallel steps by them: use one with the other"
         )
-    if lacking := set(app.rule.needs).difference(getattr(strategy, "gives", ())):
-        raise ConfigError(
-            f"client: {type(app.rule).__name__} needs {', '.join(sorted(lacking))} beside the "
-            f"model, which {name_of(strategy)} does not send: use the strategy of its paper"
-        )
-    if isinstance(strategy, Rounds) and (
-        lacking := set(strategy.needs).difference(app.rule.uploads)
-    ):
-        raise ConfigError(
-            f"{name_of(strategy)} needs {', '.join(sorted(lacking))} beside the clients' models, "
-            f"which client={type(app.rule).__name__} does not send: leave client out, and the "
-            "strategy chooses it"
-        )
+    _check_vectors(strategy, app.rule)
     if stepping or (isinstance(strategy, Decentralized) and strategy.needs):
         trained_shapes(app.layout)
     if isinstance(strategy, OuterSteps):
@@ -241,6 +229,27 @@ def asks_clients_to_evaluate(strategy: Strategy) -> bool:
     """Returns whether a strategy sends `evaluate` messages."""
     known = getattr(strategy, "evaluates_on_clients", None)
     return bool(getattr(strategy, "fraction_evaluate", 0.0)) if known is None else bool(known)
+
+
+def _check_vectors(strategy: Strategy, rule: Rule) -> None:
+    """Refuses server and clients that do not send each other the vectors that they need."""
+    if not isinstance(strategy, EventDriven | Decentralized | OuterSteps | Replicas):
+        return  # anybody's strategy may send what it likes
+    kind, client = name_of(strategy), type(rule).__name__
+    sends: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    if isinstance(strategy, EventDriven):
+        sends, needs = strategy.carries, strategy.needs
+    if lacking := set(rule.needs) - set(sends):
+        raise ConfigError(
+            f"client.rule is {client}, which needs the vector {min(lacking)!r} from the server, "
+            f"and {kind} does not send it: use strategy=scaffold, or another client"
+        )
+    if lacking := set(needs) - set(rule.uploads):
+        raise ConfigError(
+            f"{kind} needs the vector {min(lacking)!r} from clients, and client.rule is {client}, "
+            "which does not send it: use client=scaffold, or another strategy"
+        )
 
 
 def _check_memory(rule: Rule) -> None:

@@ -445,6 +445,11 @@ class EventDriven(NoRounds):
     forging: Forging | None = None  # what Byzantine clients do, to be set on the simulator
 
     @property
+    def carries(self) -> tuple[str, ...]:
+        """Records of the messages that hold a vector beside the model, shape (p,)."""
+        return ()
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """Records of the replies that hold a vector beside the model, shape (p,)."""
         return ()

@@ -12,9 +12,9 @@ waits, which replies are usable, and how they are combined.
 
 How methods with more machinery fit, without a change here:
 
-- A second vector from the server, as SCAFFOLD's c (arXiv:1910.06378): `broadcast` returns it, it
-  travels beside the model and is charged; from the clients: `needs` names it, and
-  `updates.extra(name)` holds what came.
+- A second vector from the server, as SCAFFOLD's c (arXiv:1910.06378): `carries` names it,
+  `broadcast` returns it, it travels beside the model and is charged; from the clients: `needs`
+  names it, and `updates.extra(name)` holds what came.
 - Numbers that clients report: `reads` names the metrics, and `updates.metric(name)` has them.
 - Clients that are told different things, as FedProx's stragglers (arXiv:1812.06127): `configs`.
 """
@@ -120,15 +120,15 @@ class RoundRule(ABC):
     """A server's step from one round to the next.
 
     Attributes:
-        gives: names of the vectors that `broadcast` returns.
-        needs: records of the replies that hold a vector beside the model, shape (p,).
+        carries: records of the messages that hold a vector beside the model, shape (p,).
+        needs: records of the replies that hold one.
         reads: metrics of the replies that must be finite numbers; a reply without is left out.
         tells: keys that `configs` writes into every message, to the attribute with the value.
         folds: whether `step` uses the mean of the deltas and nothing else, so that large models
             need not be held all at once.
     """
 
-    gives: ClassVar[tuple[str, ...]] = ()
+    carries: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[tuple[str, ...]] = ()
     tells: ClassVar[Mapping[str, str]] = {}
@@ -153,7 +153,7 @@ class RoundRule(ABC):
         """
 
     def broadcast(self, state: Any) -> Mapping[str, Row]:
-        """Returns vectors that every message carries beside the model, by name."""
+        """Returns the vectors that every message carries beside the model, by name."""
         return {}
 
     def configs(

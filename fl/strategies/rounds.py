@@ -182,14 +182,14 @@ class Rounds(EventDriven):
         return type(self.rule).__name__
 
     @property
-    def gives(self) -> tuple[str, ...]:
-        """Vectors that every message carries beside the model."""
-        return self.rule.gives
-
-    @property
     def tells(self) -> Mapping[str, str]:
         """What every message says beside the model, by the argument that it comes from."""
         return {key: f"rule.{name}" for key, name in self.rule.tells.items()}
+
+    @property
+    def carries(self) -> tuple[str, ...]:
+        """Records of the messages that hold a vector beside the model."""
+        return self.rule.carries
 
     @property
     def needs(self) -> tuple[str, ...]:

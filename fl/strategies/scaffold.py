@@ -44,7 +44,7 @@ class SCAFFOLD(RoundRule):
         ConfigError: a hyperparameter is out of range.
     """
 
-    gives: ClassVar[tuple[str, ...]] = ("c",)
+    carries: ClassVar[tuple[str, ...]] = ("c",)
     needs: ClassVar[tuple[str, ...]] = ("delta_c",)
     folds: ClassVar[bool] = False
 
