@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fl.params import Layout, record_vector, vector_record
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from hydra import compose, initialize_config_dir
@@ -22,8 +21,10 @@ from fl.clients.app import MEMORY_KEY
 from fl.data import federate, load_digits, partition
 from fl.errors import ConfigError
 from fl.experiment import app_of, build, serve
+from fl.flower.records import record_vector, vector_record
 from fl.simulation.fleets import uniform
 from fl.strategies import SCAFFOLD, FedAvg, Rounds
+from fl.vectors.layout import Layout
 
 # ---- fixture Q: clients with quadratic losses of their own ---------------------------------------
 
