@@ -256,6 +256,7 @@ class Rounds(EventDriven):
         self.selected = 0  # clients that were asked, in the last round
         self.round_began = math.nan  # of the open round; NaN between rounds
         self.results: dict[str, Row] = {}  # F's last, by name, for an F that continues from it
+        self.latest: dict[str, Row] = {}  # F's of this round
         self.own: tuple[int, Row] | None = None  # the server's own update, and of which version
         self.folded: Fold | None = None
 
@@ -370,6 +371,7 @@ class Rounds(EventDriven):
             return
         if server.step(state.w, usable, of_one_version=True):
             self.state = state._replace(w=server.w)
+            self.results.update(self.latest)
 
     def _next(
         self, server: Server, replies: Sequence[Update], usable: list[Update]
@@ -385,7 +387,7 @@ class Rounds(EventDriven):
             if not replies and self.diverged[""]:
                 raise self.why_in_vain()
             raise NoStep(f"{len(replies)} replies of {self.selected} are too few")
-        weights = [update.metrics.get(self.weighted_by_key) for update in replies]
+        said = [update.metrics.get(self.weighted_by_key) for update in replies]
 
         def leave_out(dropped: Sequence[Dropped]) -> None:
             for one in dropped:
@@ -399,10 +401,11 @@ class Rounds(EventDriven):
             rows = np.stack([update.x for update in replies])
         refused = [Dropped(len(replies) + i, why) for i, why in enumerate(self.refused)]
         f = self.aggregator.tolerates(len(replies) + len(refused))
-        admitted = Guard(f)(rows, rows.shape[1], weights, left_out=leave_out, before=refused)
+        admitted = Guard(f)(rows, rows.shape[1], said, left_out=leave_out, before=refused)
         if self.folded is not None:
             mean = self.folded.result() - w
-            updates: Updates = _Folded(rows, np.asarray(admitted.weights), change=mean)
+            weights = np.asarray(admitted.weights)
+            updates = Updates(rows, weights, combine=lambda *_: mean, buffers=self.buffers)
         else:
             updates = self._updates(server, admitted, usable)
         with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
@@ -422,7 +425,7 @@ class Rounds(EventDriven):
         def combine(x: Row, weights: Any, name: str) -> Row:
             rng = generator(self.seed, "aggregation", *([name] if name else []), server_round)
             result = rule(x, weights, rng, self._reference(server, x.shape[1], name))
-            self.results[name] = result
+            self.latest[name] = result
             return result
 
         with np.errstate(over="ignore"):  # seen in what is made of it
@@ -531,16 +534,3 @@ class Rounds(EventDriven):
 
     def stay(self, server: Server, task: Task[Sent], why: NoStep) -> None:
         """Does nothing: a round ends in any case, and then the model stays as it is."""
-
-
-class _Folded(Updates):
-    """Updates of which only the mean is there."""
-
-    def __init__(self, deltas: Row, weights: Any, *, change: Row) -> None:
-        super().__init__(deltas, weights)
-        object.__setattr__(self, "change", change)
-
-    def mean(self) -> Row:
-        """Returns the mean of the deltas, shape (d,)."""
-        change: Row = self.change  # type: ignore[attr-defined]
-        return change
