@@ -622,9 +622,13 @@ def _wrong_numbers(config: DictConfig) -> Iterator[str]:
             yield f"{key} is {value}; it must be a positive number of virtual seconds, or null"
 
 
+_AT_MOST_ALL = ("min_train_nodes", "min_evaluate_nodes")
+
+
 def _wrong_counts(config: DictConfig) -> Iterator[str]:
     """Yields what is wrong with the numbers of Flower's strategies, which do not check them."""
     given = config.strategy
+    ours = "clients" in given  # a round of ours takes those that are there
     for name in ("fraction_train", "fraction_evaluate"):
         share = given.get(name)
         if share is not None and not 0 <= share <= 1:
@@ -643,7 +647,7 @@ def _wrong_counts(config: DictConfig) -> Iterator[str]:
             if "fraction_train" not in given:
                 continue  # ours check their own
             yield f"strategy.{name} is {least}; it must be a whole number, at least 0"
-        elif least > config.num_clients and not unused:
+        elif least > config.num_clients and not (unused or (ours and name in _AT_MOST_ALL)):
             yield (
                 f"strategy.{name} is {least}, but there are {config.num_clients} clients: the "
                 f"strategy would wait for ever. Set strategy.{name}={config.num_clients} or less"

@@ -132,7 +132,7 @@ def test_the_defaults_compose_and_build():
         (["num_rounds=-1"], "num_rounds is -1"),
         (["evaluate_every=0"], "evaluate_every is 0"),
         (["round_timeout_s=0"], "round_timeout_s is 0"),
-        (["strategy.min_train_nodes=13"], "min_train_nodes is 13, but there are 12 clients"),
+        (["strategy.min_available_nodes=13"], "min_available_nodes is 13, but there are 12"),
         (["strategy.min_available_nodes=99"], "min_available_nodes is 99"),
         (["strategy=fedbuff", "aggregator=krum"], "choose one that does (strategy: fedadagrad, "),
         (["client.rule.lr=-1"], "lr is -1; it must be finite and above 0"),

@@ -251,6 +251,7 @@ class Rounds(EventDriven):
         self.state: HasModel = self.rule.init(server.w, self.trained)
         self.awaited: dict[str, Task[Sent]] = {}
         self.replies: list[Update] = []
+        self.places: dict[str, int] = {}  # of the round's messages, in the order of sending
         self.refused: list[str] = []  # why further replies of the round are none
         self.waits_for = 0  # replies that end the round
         self.selected = 0  # clients that were asked, in the last round
@@ -299,6 +300,7 @@ class Rounds(EventDriven):
             for config, group in by_config.items()
             for task in server.send(group, dict(config), extras=extras)
         }
+        self.places = {name: i for i, name in enumerate(self.awaited)}
         self.replies, self.refused, self.selected = [], [], len(self.awaited)
         self.waits_for = min(waits_for, self.selected)
         self.round_began = server.now
@@ -349,7 +351,9 @@ class Rounds(EventDriven):
         replies, self.replies, self.awaited = self.replies, [], {}
         self.ended(server, replies, missed)
         self.round_began = math.nan
-        self.finish(server, replies)
+        # In the order in which they were asked: no sum depends on who was the first to answer.
+        ordered = sorted(replies, key=lambda update: self.places[update.task.message_id])
+        self.finish(server, ordered)
 
     def finish(self, server: Server, replies: Sequence[Update]) -> None:
         """Makes the next version of the replies, or of nothing if they are too few."""

@@ -78,7 +78,7 @@ def check(attack, aggregator):
             server, experiment.app, experiment.fleet, executor=experiment.executor, progress=False
         )
 
-    rule = getattr(experiment.strategy, "inner", experiment.strategy).rule
+    rule = getattr(experiment.strategy, "inner", experiment.strategy).aggregator
     if attack in NO_VECTORS and rule.tolerates(CLIENTS) < BYZANTINE:
         with pytest.raises(ConfigError, match="2 of 13 replies are unusable"):
             run()
