@@ -38,7 +38,8 @@ class FedProx(FedAvg):
     Attributes:
         mu: at least 0; with 0 and without stragglers this is FedAvg.
         straggler_fraction: s in [0, 1).
-        local_epochs: E >= 2 if there are stragglers.
+        local_epochs: E, at least 2 if there are stragglers; None, without stragglers, leaves it to
+            the clients how much they do.
         drop_stragglers: do not train stragglers at all (the paper's FedAvg).
 
     Raises:
@@ -49,7 +50,7 @@ class FedProx(FedAvg):
 
     mu: float = 0.1
     straggler_fraction: float = 0.0
-    local_epochs: int = 20
+    local_epochs: int | None = 20
     drop_stragglers: bool = False
 
     def __post_init__(self) -> None:
@@ -59,6 +60,8 @@ class FedProx(FedAvg):
         s, epochs = self.straggler_fraction, self.local_epochs
         if not 0 <= s < 1:
             raise ConfigError(f"straggler_fraction is {s}; it must lie in [0, 1)")
+        if epochs is None and not s:
+            return
         least = 2 if s else 1
         if isinstance(epochs, bool) or not isinstance(epochs, int):
             raise ConfigError(
@@ -75,6 +78,8 @@ class FedProx(FedAvg):
         self, state: Any, server_round: int, n: int, rng: np.random.Generator
     ) -> Sequence[Mapping[str, Any] | None]:
         """Returns for each device how many epochs it has time for; None for one that is dropped."""
+        if self.local_epochs is None:
+            return [{"proximal-mu": self.mu}] * n
         active = round(n * (1 - self.straggler_fraction))
         stragglers = set(rng.permutation(n)[active:].tolist())
         epochs = rng.integers(1, max(self.local_epochs, 2), size=n)
