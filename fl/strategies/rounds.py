@@ -357,6 +357,7 @@ class Rounds(EventDriven):
 
     def finish(self, server: Server, replies: Sequence[Update]) -> None:
         """Makes the next version of the replies, or of nothing if they are too few."""
+        replies = sorted(replies, key=lambda update: update.node)  # who came first does not matter
         if self.forging is not None:
             sent = self.forging.forged(server, replies, self._scene)
             self.refused += ["no payload holds it"] * (len(replies) - len(sent))

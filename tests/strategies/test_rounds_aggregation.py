@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from stand_ins import Client, fleet_of
 from torch import nn
 
 from fl import simulate
 from fl.aggregation import (
     NNM,
+    Bucketing,
     CenteredClipping,
     Chain,
     FLTrust,
@@ -63,7 +65,7 @@ def strategy_with(aggregator, eta=1.0, **more):
     )
 
 
-def run(strategy, rounds=1, app=None):
+def run(strategy, rounds=1, app=None, fleet=None):
     """Returns what the simulation gave, and the models from the first."""
     models = []
 
@@ -76,7 +78,7 @@ def run(strategy, rounds=1, app=None):
             grid, ArrayRecord({"w": Array(START)}), num_rounds=rounds, evaluate_fn=evaluate
         )
 
-    fleet = uniform(num_clients=CLIENTS, seed=0)
+    fleet = fleet or uniform(num_clients=CLIENTS, seed=0)
     simulated = simulate(server, app or app_with(), fleet, executor="serial", progress=False)
     return simulated, np.array(models)
 
@@ -224,6 +226,22 @@ def test_an_aggregator_with_too_few_replies_leaves_the_model_as_it_is():
     simulated, models = run(strategy_with(TrimmedMean(f=2)), app=app_with(change))
     np.testing.assert_array_equal(models[1], START)
     assert simulated.summary["faults"] == {"client_error": 1, "no_step": 1}
+
+
+def test_who_answers_first_does_not_matter():
+    # Not even in the last bits, nor to an aggregator that draws by the place of a vector.
+    changes = np.random.default_rng(0).standard_normal((CLIENTS, 3)).astype(np.float32)
+    clients = [Client(up_bps=1e3 * (i + 1)) for i in range(CLIENTS)]
+    models, arrivals = [], []
+    for fleet in (fleet_of(clients), fleet_of(clients[::-1])):
+        strategy = strategy_with(Chain([Bucketing(s=2)], TrimmedMean(f=0)))
+        app = app_with(lambda client, dispatch: changes[client])
+        simulated, of_run = run(strategy, rounds=3, app=app, fleet=fleet)
+        models.append(of_run)
+        ends = np.array(simulated.trace.kind) == Event.UPLOAD_END
+        arrivals.append(np.array(simulated.trace.client)[ends][:CLIENTS].tolist())
+    assert arrivals == [[4, 3, 2, 1, 0], [0, 1, 2, 3, 4]]
+    np.testing.assert_array_equal(*models)
 
 
 # ---- statistics, and entries that are no floats --------------------------------------------------
