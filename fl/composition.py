@@ -220,9 +220,14 @@ def unread_of_clients(
 
 def unread_of_server(strategy: Strategy) -> dict[str, str]:
     """Returns the keys of a strategy that its other parts make ineffective, and why."""
-    if isinstance(strategy, Rounds) and not strategy.wants_own_update:
-        return {"strategy.root_examples": f"{strategy.aggregator.name} does without an own update"}
-    return {}
+    unread: dict[str, str] = {}
+    if isinstance(strategy, Rounds):
+        name = strategy.aggregator.name
+        if not strategy.wants_own_update:
+            unread["strategy.root_examples"] = f"{name} does without an own update"
+        if not strategy.aggregator.has_f:
+            unread["strategy.f"] = f"{name} has no number of Byzantine clients"
+    return unread
 
 
 def asks_clients_to_evaluate(strategy: Strategy) -> bool:

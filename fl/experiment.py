@@ -643,7 +643,6 @@ def _wrong_counts(config: DictConfig) -> Iterator[str]:
     ):
         least = given.get(name, 0)
         unused = name == "min_evaluate_nodes" and not given.get("fraction_evaluate")
-        unused |= name == "min_train_nodes" and given.get("clients") is not None
         if isinstance(least, bool) or not isinstance(least, int) or least < 0:
             if "fraction_train" not in given:
                 continue  # ours check their own

@@ -161,7 +161,7 @@ def simulate(
                 app = load_app(client_app, epoch)
                 planner = _planner(app, fleet, partitions)
                 batching = _choose_batching(app, recovery, shared=app is client_app)
-                executor = recovery.executor(executor)
+                executor = recovery.executor(executor, keeps_errors=not fail_fast)
                 try:
                     executor.start(client_app, run)
                     grid = SimGrid(

@@ -115,6 +115,11 @@ class _Tolerant:
         """The class, for messages."""
         return type(self).__name__
 
+    @property
+    def has_f(self) -> bool:
+        """Whether it has a field f."""
+        return "f" in _names(self)
+
     def tolerating(self, f: int) -> Self:
         """Returns the rule with another f, or the same if it has none."""
         return cast(Self, replace(cast(Any, self), f=f)) if "f" in _names(self) else self

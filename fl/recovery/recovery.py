@@ -209,9 +209,11 @@ class Recovery:
         """Host seconds that the run took, in all its processes; None if nobody counts them."""
         return None if self._journal is None else self._journal.wall_s
 
-    def executor(self, executor: Executor) -> Executor:
-        """Returns an executor whose outcomes are kept."""
-        return executor if self._journal is None else Journaled(executor, self._journal)
+    def executor(self, executor: Executor, *, keeps_errors: bool = True) -> Executor:
+        """Returns an executor whose outcomes are kept; see `Journaled` for `keeps_errors`."""
+        if self._journal is None:
+            return executor
+        return Journaled(executor, self._journal, keeps_errors=keeps_errors)
 
     def remember(self, kind: str, request: list[Any], compute: Callable[[], Any]) -> Any:
         """Returns what `compute` returns, a plain value that a resumed run finds again.

@@ -58,11 +58,14 @@ class Journaled(Executor):
     Args:
         executor: runs what the journal does not hold.
         journal: of the run.
+        keeps_errors: whether an exception of a client is an answer. It is none where it ends the
+            run, which then asks again when it goes on.
     """
 
-    def __init__(self, executor: Executor, journal: Journal) -> None:
+    def __init__(self, executor: Executor, journal: Journal, *, keeps_errors: bool = True) -> None:
         self._executor = executor
         self._journal = journal
+        self._keeps_errors = keeps_errors
         self._waves: dict[Assignment, _Wave] = {}  # of open members; in order of submission
         self._payloads: weakref.WeakKeyDictionary[Payload, int] = weakref.WeakKeyDictionary()
 
@@ -87,6 +90,8 @@ class Journaled(Executor):
             return _outcome(*answer)
         self._hand_over()
         outcome = self._executor.result(assignment)
+        if outcome.error is not None and not self._keeps_errors:
+            return outcome
         self._journal.note(
             "outcome",
             request,

@@ -7,8 +7,9 @@ the authors' code, JYWa/FedNova.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from fl.strategies.events import positive, share
 from fl.strategies.fedavg import Model
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.vectors.rows import Row
+
+_MOST_STEPS = 10**9
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class FedNova(RoundRule):
 
     With the proximal solver, tau_eff is sum_i p_i tau_i, as in the authors' code. Where all clients
     do the same number of steps of SGD it is FedAvg. tau_i is the metric "steps"; a client that did
-    none is left out.
+    none is left out. It is believed, so with an aggregator other than the mean tau_eff is a median.
 
     Attributes:
         momentum: rho of the clients, in [0, 1).
@@ -72,16 +75,22 @@ class FedNova(RoundRule):
 
     def step(self, state: Model, updates: Updates) -> Model:
         """Returns the model after a step."""
-        tau = np.maximum(updates.metric("steps"), 0)
+        tau = updates.metric("steps")
         norms = self.norms(tau)
         worked = norms > 0
         weights = updates.weights * worked
         check_weights(weights)
-        p = weights / weights.sum()
-        tau_eff = float(p @ (tau if self.mu else norms))
-        scaled = updates.scaled(1 / np.where(worked, norms, np.inf))
-        mean = replace(scaled, weights=weights).mean()
+        updates = replace(updates, weights=weights)
+        tau_eff = updates.typical(tau if self.mu else norms)
+        mean = updates.scaled(1 / np.where(worked, norms, np.inf)).mean()
         return Model(state.w + np.float32(self.eta * tau_eff) * mean)
+
+    def refuses(self, metrics: Mapping[str, Any]) -> str | None:
+        """Refuses numbers of steps that nobody can have done."""
+        steps = metrics["steps"]
+        if steps != int(steps) or not 0 <= steps <= _MOST_STEPS:
+            return f"its 'steps' are {steps!r:.40}, no number of steps"
+        return None
 
     def norms(self, tau: NDArray[np.float64]) -> NDArray[np.float64]:
         """Returns |a_i|_1 of clients that did `tau` steps, shape (n,)."""

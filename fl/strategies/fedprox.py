@@ -43,7 +43,7 @@ class FedProx(FedAvg):
         drop_stragglers: do not train stragglers at all (the paper's FedAvg).
 
     Raises:
-        ConfigError: an argument is out of its range; or, in a round, all devices would be dropped.
+        ConfigError: an argument is out of its range.
     """
 
     tells: ClassVar[Mapping[str, str]] = {"local-epochs": "local_epochs", "proximal-mu": "mu"}
@@ -83,12 +83,6 @@ class FedProx(FedAvg):
         active = round(n * (1 - self.straggler_fraction))
         stragglers = set(rng.permutation(n)[active:].tolist())
         epochs = rng.integers(1, max(self.local_epochs, 2), size=n)
-        if self.drop_stragglers and stragglers and not active:
-            raise ConfigError(
-                f"straggler_fraction is {self.straggler_fraction}, so none of the {n} devices of a "
-                "round is active, and drop_stragglers drops them all: lower it, select more "
-                "devices, or keep stragglers"
-            )
         told: list[Mapping[str, Any] | None] = []
         for i in range(n):
             e = int(epochs[i]) if i in stragglers else self.local_epochs

@@ -7,6 +7,7 @@ deployment can, so this runs on a simulated grid only.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,8 @@ from fl.randomness import generator
 from fl.strategies.events import Server, Update
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row, as_tensor, is_finite
+
+log = logging.getLogger("fl")
 
 _MOST_LATEST = 50  # clients whose last change attackers without rounds know
 _MAX_BYTES = 2**30  # of the Byzantine clients' receivers
@@ -68,6 +71,7 @@ class Forging:
         self._memory: Mapping[str, np.ndarray] = {}
         self._latest: dict[int, tuple[bool, Row]] = {}  # node -> whether it lies, its last change
         self._drawn = 0
+        self._told = False  # that an attack could not be carried out
         self._uplink = uplink
         self._layout = layout
         self._senders: dict[int, Any] = {}
@@ -121,16 +125,15 @@ class Forging:
             aggregator, aggregator_rng, reference = found
             scene = Scene(len(own), rng, aggregator, aggregator_rng, reference, self._memory)
         changes = [updates[i].delta for i in honest]
-        with np.errstate(over="ignore", invalid="ignore"):  # what is sent may be anything
-            rows, self._memory = self.attack(
-                np.stack(changes) if changes else np.empty((0, d), np.float32),
-                np.stack([updates[i].delta for i in own]),
-                scene,
-            )
-            sent = {
-                i: self._sent(server, updates[i], np.asarray(row, np.float32))
-                for i, row in zip(own, rows, strict=True)
-            }
+        empty = np.empty((0, d), np.float32)
+        rows = self._attacked(
+            np.stack(changes) if changes else empty,
+            np.stack([updates[i].delta for i in own]),
+            scene,
+        )
+        if rows is None:
+            return result
+        sent = {i: self._sent(server, updates[i], row) for i, row in zip(own, rows, strict=True)}
         return [one for i, x in enumerate(updates) if (one := sent.get(i, x)) is not None]
 
     def forged_one(self, server: Server, update: Update) -> Update | None:
@@ -161,11 +164,23 @@ class Forging:
         rng = generator(self.seed, "attack", self._drawn)
         scene = Scene(len(own), rng, memory=self._memory)
         empty = np.empty((0, len(update.x)), np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):  # what is sent may be anything
-            rows, self._memory = self.attack(
-                np.stack(honest) if honest else empty, np.stack(own), scene
-            )
-            return self._sent(server, update, np.asarray(rows[-1], np.float32))
+        rows = self._attacked(np.stack(honest) if honest else empty, np.stack(own), scene)
+        return update if rows is None else self._sent(server, update, rows[-1])
+
+    def _attacked(self, honest: Row, own: Row, scene: Scene) -> Row | None:
+        """Returns what Byzantine clients send, shape (f, d); None if the attack is not defined.
+
+        So it may be if few have answered: then they stay honest, and the user is told.
+        """
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):  # what is sent may be anything
+                rows, self._memory = self.attack(honest, own, scene)
+        except ConfigError as error:
+            if not self._told:
+                log.warning("%s; such clients send what honest ones do", error)
+            self._told = True
+            return None
+        return np.asarray(rows, np.float32)
 
     def _sent(self, server: Server, update: Update, change: Row) -> Update | None:
         """Returns an update as the server gets it when the client sends this change; None if not.
@@ -179,7 +194,8 @@ class Forging:
             except (PayloadError, ConfigError):
                 server.reject(update)
                 return None
-        return replace(update, x=update.task.memo.w + change)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is sent may be anything
+            return replace(update, x=update.task.memo.w + change)
 
     def _through_uplink(self, receivers: Receivers, update: Update, change: Row) -> Row:
         """Returns a change as it is decoded, shape (d,), after the client has encoded it.

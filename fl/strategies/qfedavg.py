@@ -23,13 +23,12 @@ class QFedAvg(RoundRule):
     """Algorithm 2, with F_i client i's loss and L = 1 / lr the inverse of the clients' rate.
 
         dw_i = L (w - w_i);    Delta_i = F_i^q dw_i;    h_i = q F_i^(q-1) |dw_i|^2 + L F_i^q
-        w <- w - sum_i n_i Delta_i / sum_i n_i h_i
+        w <- w - sum_i Delta_i / sum_i h_i
 
-    The paper selects client i with probability n_i / sum_j n_j; here clients are selected
-    uniformly, so their numbers of examples n_i weight the sums. With q = 0 it is FedAvg. F_i is the
-    metric "train-loss", which our clients take as the mean over their steps; the paper has the loss
-    before them. Losses below 1e-10 count as 1e-10. With an aggregator F, F(Delta_1, ..., Delta_n)
-    is in the place of their mean.
+    over clients that have examples. With q = 0 it is FedAvg with equal weights. F_i is the metric
+    "train-loss", which our clients take as the mean over their steps; the paper has the loss before
+    them. Losses below 1e-10 count as 1e-10. With an aggregator F, F(Delta_1, ..., Delta_n) is in
+    the place of the mean of the Delta_i, and the median of the h_i in that of theirs.
 
     Attributes:
         q: at least 0; larger is fairer.
@@ -60,6 +59,5 @@ class QFedAvg(RoundRule):
         loss = np.maximum(updates.metric("train-loss"), 1e-10)
         powers = loss**self.q
         h = self.q * loss ** (self.q - 1) * updates.squared_norms() / self.lr**2 + powers / self.lr
-        mean = np.average(h, weights=updates.weights)
-        direction = updates.scaled(powers / self.lr / mean).mean()
+        direction = updates.scaled(powers / self.lr / updates.typical(h)).mean()
         return Model(state.w + direction)

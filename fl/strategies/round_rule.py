@@ -69,6 +69,7 @@ class Updates:
         buffers: places in the deltas of what clients change but do not train, as statistics of
             normalisation layers. They are no directions: whatever a rule makes of them is replaced
             by their mean.
+        robust: whether `combine` is more than a mean, because some clients may lie.
     """
 
     deltas: Row
@@ -78,6 +79,7 @@ class Updates:
     combine: Combine = weighted_mean
     name: str = ""
     buffers: Sequence[slice] = ()
+    robust: bool = False
 
     def __len__(self) -> int:
         """Returns n."""
@@ -98,6 +100,16 @@ class Updates:
             part = self.deltas[:, place]
             squares -= np.einsum("nd,nd->n", part, part, dtype=np.float64)
         return np.asarray(np.maximum(squares, 0.0), dtype=np.float64)
+
+    def typical(self, values: NDArray[np.float64]) -> float:
+        """Returns the weighted mean of one number of each client, shape (n,); the median if robust.
+
+        What a client reports decides here, and an aggregator does not see it: the mean of such
+        numbers would be anything that one of them likes.
+        """
+        if self.robust:
+            return float(np.median(values))
+        return float(np.average(values, weights=self.weights))
 
     def unweighted(self) -> Updates:
         """Returns the same updates, all with weight 1 that weigh anything."""
@@ -155,6 +167,14 @@ class RoundRule(ABC):
     def broadcast(self, state: Any) -> Mapping[str, Row]:
         """Returns the vectors that every message carries beside the model, by name."""
         return {}
+
+    def refuses(self, metrics: Mapping[str, Any]) -> str | None:
+        """Returns why a reply with these metrics is of no use, in words; None if it is.
+
+        Args:
+            metrics: of a reply, with finite numbers for all that the rule `reads`.
+        """
+        return None
 
     def configs(
         self, state: Any, server_round: int, n: int, rng: np.random.Generator

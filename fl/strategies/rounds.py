@@ -147,12 +147,14 @@ class Rounds(EventDriven):
             ("fraction_evaluate", fraction_evaluate),
             ("min_fraction", min_fraction),
         ):
-            if not 0 <= share <= 1:
-                raise ConfigError(f"{name} is {share}; it must lie in [0, 1]")
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+                raise ConfigError(f"{name} is {share!r}; it must be a number in [0, 1]")
         at_least("min_train_nodes", min_train_nodes, 0)
         at_least("min_evaluate_nodes", min_evaluate_nodes, 0)
-        if not 1 <= over_selection < math.inf:
+        positive("over_selection", over_selection)
+        if over_selection < 1:
             raise ConfigError(f"over_selection is {over_selection}; it must be at least 1")
+        at_least("root_examples", root_examples, 0)
         if deadline_s is not None:
             positive("deadline_s", deadline_s)
         if not isinstance(rule, RoundRule):
@@ -162,6 +164,12 @@ class Rounds(EventDriven):
         self.rule = rule
         aggregator = Mean() if aggregator is None else aggregator
         self.aggregator = aggregator if f is None else aggregator.tolerating(f)
+        if self.wants_own_update and not rule.folds:
+            raise ConfigError(
+                f"aggregator is {self.aggregator.name}, which compares what it combines with the "
+                f"server's own update, and {self.name} combines other vectors than updates: use "
+                "another aggregator, or another strategy"
+            )
         self.clients = clients
         self.fraction_train = fraction_train
         self.min_train_nodes = min_train_nodes
@@ -251,7 +259,6 @@ class Rounds(EventDriven):
         self.state: HasModel = self.rule.init(server.w, self.trained)
         self.awaited: dict[str, Task[Sent]] = {}
         self.replies: list[Update] = []
-        self.places: dict[str, int] = {}  # of the round's messages, in the order of sending
         self.refused: list[str] = []  # why further replies of the round are none
         self.waits_for = 0  # replies that end the round
         self.selected = 0  # clients that were asked, in the last round
@@ -300,9 +307,11 @@ class Rounds(EventDriven):
             for config, group in by_config.items()
             for task in server.send(group, dict(config), extras=extras)
         }
-        self.places = {name: i for i, name in enumerate(self.awaited)}
         self.replies, self.refused, self.selected = [], [], len(self.awaited)
         self.waits_for = min(waits_for, self.selected)
+        if not self.awaited:
+            server.stay(NoStep(f"{self.name} has none of the {len(nodes)} clients train"))
+            return
         self.round_began = server.now
         self.folded = self._new_fold(server)
 
@@ -351,9 +360,7 @@ class Rounds(EventDriven):
         replies, self.replies, self.awaited = self.replies, [], {}
         self.ended(server, replies, missed)
         self.round_began = math.nan
-        # In the order in which they were asked: no sum depends on who was the first to answer.
-        ordered = sorted(replies, key=lambda update: self.places[update.task.message_id])
-        self.finish(server, ordered)
+        self.finish(server, replies)
 
     def finish(self, server: Server, replies: Sequence[Update]) -> None:
         """Makes the next version of the replies, or of nothing if they are too few."""
@@ -442,6 +449,7 @@ class Rounds(EventDriven):
             {name: np.stack([u.extras[name] for u in usable]) for name in self.rule.needs},
             combine,
             buffers=self.buffers,
+            robust=not isinstance(self.aggregator, Mean),
         )
 
     def _reference(self, server: Server, size: int, name: str) -> Row | None:
@@ -502,6 +510,8 @@ class Rounds(EventDriven):
                 or not abs(value) < _MOST
             ):
                 return f"it reports no finite {name!r}, which {type(self.rule).__name__} reads"
+        if (why := self.rule.refuses(update.metrics)) is not None:
+            return why
         if weight_of(update.metrics.get(self.weighted_by_key)) is None:
             weight = update.metrics.get(self.weighted_by_key)
             return f"its {self.weighted_by_key!r} is {shown(weight)}, no weight"

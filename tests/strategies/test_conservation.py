@@ -18,7 +18,6 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from hydra import compose, initialize_config_module
 from hydra.utils import get_class
-from omegaconf import OmegaConf
 from stand_ins import FakeExecutor, FixedWork
 
 import fl
@@ -39,8 +38,9 @@ NUM_CLIENTS = 20
 def event_driven():
     names = []
     for path in sorted(FOLDER.glob("[!_]*.yaml")):
-        kind = get_class(OmegaConf.load(path)["_target_"])
-        if issubclass(kind, EventDriven):
+        with initialize_config_module("fl.conf", version_base=None):
+            target = compose("config", [f"strategy={path.stem}"]).strategy["_target_"]
+        if issubclass(get_class(target), EventDriven):
             names.append(path.stem)
     return names
 

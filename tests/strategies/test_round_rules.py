@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as flower
 
 from fl import simulate
-from fl.aggregation import Median
+from fl.aggregation import FLTrust, Median
 from fl.errors import ConfigError, NoStep
 from fl.simulation.fleets import uniform
 from fl.strategies import (
@@ -28,6 +28,7 @@ from fl.strategies import (
     FedProx,
     FedYogi,
     QFedAvg,
+    Rounds,
 )
 from fl.strategies.round_rule import Updates
 
@@ -499,3 +500,29 @@ def test_fednova_leaves_out_who_did_no_step(steps):
 def test_hyperparameters_out_of_range_are_refused(make, words):
     with pytest.raises(ConfigError, match=words):
         make()
+
+
+def test_one_client_that_lies_about_its_steps_moves_no_robust_fednova():
+    deltas = np.tile(np.float32([1.0, -2.0]), (5, 1))
+    steps = [4.0, 4.0, 4.0, 4.0, 10.0**9]
+    updates = Updates(
+        deltas,
+        np.ones(5),
+        [{"steps": each} for each in steps],
+        combine=lambda x, weights, name: np.median(x, axis=0),
+        robust=True,
+    )
+    rule = FedNova()
+    moved = rule.step(rule.init(np.zeros(2, np.float32), 2), updates).w
+    np.testing.assert_allclose(moved, [1.0, -2.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [-1, 0.5, 1e-300, 10**10])
+def test_steps_that_nobody_can_have_done_are_refused(steps):
+    assert "no number of steps" in FedNova().refuses({"steps": steps})
+
+
+@pytest.mark.parametrize("rule", [FedNova(), QFedAvg(), SCAFFOLD(num_clients=3)])
+def test_rules_that_combine_more_than_updates_go_with_no_aggregator_that_trusts_one(rule):
+    with pytest.raises(ConfigError, match="use another aggregator"):
+        Rounds(rule, aggregator=FLTrust())
