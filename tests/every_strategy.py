@@ -56,7 +56,8 @@ def configured(strategy, *overrides):
         keys = compose("config", overrides=[f"strategy={strategy}"]).strategy
         sizes = [f"strategy.{key}={value}" for key, value in SIZES.items() if key in keys]
         common = [f"num_clients={CLIENTS}", "fleet=uniform", "partition=iid", "executor=serial"]
-        common += [f"strategy={strategy}", f"num_rounds={ROUNDS}", "client.batch_size=50"]
+        common += [f"strategy={strategy}", f"num_rounds={ROUNDS}", "evaluate_every=1"]
+        common.append("client.batch_size=50")
         if strategy in TASKS:
             common.append("tasks=digits_and_synthetic")
         return compose("config", overrides=[*common, *sizes, *overrides])

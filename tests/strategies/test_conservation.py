@@ -148,6 +148,8 @@ def answer(assignment):
     content = RecordDict(
         {"arrays": ArrayRecord({k: Array(v) for k, v in arrays.items()}), "metrics": metrics}
     )
+    if "c" in assignment.payload.content:  # of SCAFFOLD
+        content["delta_c"] = assignment.payload.content["c"]
     return Outcome(content=RecordDict({"metrics": metrics}) if fate < 0.06 else content)
 
 

@@ -259,7 +259,6 @@ def test_a_round_averages_partial_work_by_numbers_of_examples(data):
             "local_epochs is 1; it must be at least 2",
         ),
         ({"local_epochs": 0}, "local_epochs is 0; it must be at least 1"),
-        ({"local_epochs": None}, "local_epochs is None; it must be a whole number"),
     ],
 )
 def test_arguments_out_of_range_are_refused(changes, message):

@@ -460,10 +460,9 @@ def test_losses_of_nothing_do_not_divide_by_zero():
     assert np.isfinite(QFedAvg(q=0.1).step(state, replace(there, metrics=metrics)).w).all()
 
 
-@pytest.mark.parametrize("steps", [0, -3])
-def test_fednova_leaves_out_who_did_no_step(steps):
+def test_fednova_leaves_out_who_did_no_step():
     there = updates(0)
-    metrics = [*there.metrics[:3], {"steps": steps}]
+    metrics = [*there.metrics[:3], {"steps": 0}]
     state = FedNova().init(START, SIZE)
     without = Updates(DELTAS[0][:3], there.weights[:3], metrics[:3])
     np.testing.assert_allclose(
@@ -472,7 +471,7 @@ def test_fednova_leaves_out_who_did_no_step(steps):
         rtol=1e-6,
     )
     with pytest.raises(NoStep):
-        FedNova().step(state, replace(there, metrics=[{"steps": steps}] * CLIENTS))
+        FedNova().step(state, replace(there, metrics=[{"steps": 0}] * CLIENTS))
 
 
 @pytest.mark.parametrize(
