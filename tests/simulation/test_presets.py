@@ -219,7 +219,7 @@ def test_faults_are_set_from_the_command_line(name, tmp_path, traces, monkeypatc
 def test_every_configuration_opens_with_a_command_and_explains_its_keys(name):
     lines = (CONF / "fleet" / f"{name}.yaml").read_text().splitlines()
     key = "/".join(["fleet", *name.split("/")[:-1]])
-    assert lines[0].startswith("# fl ")
+    assert lines[0].startswith(("# fl ", "# FL_DATA_DIR=... fl "))
     assert f" {key}={name.split('/')[-1]}" in lines[0]
     assert lines[1].startswith("# ")
 
