@@ -28,7 +28,6 @@ HEADER = struct.Struct("<BBI")
 _U8 = struct.Struct("<B")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
-_F32 = struct.Struct("<f")
 
 
 class PayloadError(ValueError):

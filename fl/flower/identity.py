@@ -28,11 +28,6 @@ def message_id(client: int, dispatch: int) -> str:
     return f"{client}.{dispatch}"
 
 
-def dispatch_of(name: str) -> int:
-    """Returns the client's running number of the message with this id."""
-    return int(name.rpartition(".")[2])
-
-
 def assume_identity(node: int = SUPERLINK_NODE_ID) -> None:
     """Makes this process the given Flower node, so that `Message(...)` can be constructed."""
     set_identity(run_id=RUN_ID, node_id=node)

@@ -137,11 +137,6 @@ class RunWriter:
         """The evaluations so far, one dict each; `pandas.DataFrame(writer.history)` is a table."""
         return self._history.rows
 
-    @property
-    def target_reached(self) -> bool:
-        """Whether an evaluation has met the target; False if there is no target."""
-        return self.target is not None and any(self.target.met_by(row) for row in self.history)
-
     def evaluation(
         self, row: Mapping[str, float], histograms: Mapping[str, Mapping[int, int]] | None = None
     ) -> None:

@@ -76,9 +76,6 @@ FAULTS = frozenset(
 """Events counted as faults in the summary."""
 
 
-_MOST_ERRORS = 100  # different ones that are told apart
-
-
 _ROW = Struct("=dbqqqd")
 _pack = _ROW.pack
 _DTYPE = np.dtype(

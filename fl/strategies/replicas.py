@@ -61,7 +61,6 @@ class Replicas(strategy.Strategy):
         self.config_key = config_key
         self.worker = Replica(rule, arrays_key)
         self._layout: Layout | None = None
-        self._nodes: list[int] = []
         self._x: Row | None = None
         self._replica: State = {}
         self._server: State = {}

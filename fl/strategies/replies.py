@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from logging import INFO
+from collections.abc import Mapping, Sequence
 
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.common import log
 
 from fl.aggregation import weight_of
 from fl.errors import ConfigError
@@ -26,24 +24,6 @@ def model_in(reply: Message, key: str) -> ArrayRecord:
     if not isinstance(record, ArrayRecord):
         raise ConfigError(f"the reply has no ArrayRecord '{key}'")
     return record
-
-
-def with_answers(replies: Iterable[Message], where: str) -> list[Message]:
-    """Returns the replies with content, and logs how many have none and why, as Flower does.
-
-    Args:
-        replies: to the messages of one round.
-        where: the strategy's method that asks, for the log.
-    """
-    replies = list(replies)
-    answered = [reply for reply in replies if not reply.has_error()]
-    if replies:
-        failed = [reply for reply in replies if reply.has_error()]
-        log(INFO, "%s: Received %s results and %s failures", where, len(answered), len(failed))
-        for reply in failed:
-            node, reason = reply.metadata.src_node_id, reply.error.reason
-            log(INFO, "\t> Received error in reply from node %d: %s", node, reason)
-    return answered
 
 
 def weight_in(content: RecordDict, key: str) -> object:

@@ -371,7 +371,7 @@ class Rounds(EventDriven):
             replies = sent
         usable = list(replies)
         try:
-            state, usable = self._next(server, replies, usable)
+            state = self._next(server, replies, usable)
         except NoStep as error:
             self._abandon(server, usable, error)
             return
@@ -385,10 +385,8 @@ class Rounds(EventDriven):
             self.state = state._replace(w=server.w)
             self.results.update(self.latest)
 
-    def _next(
-        self, server: Server, replies: Sequence[Update], usable: list[Update]
-    ) -> tuple[HasModel, list[Update]]:
-        """Returns the rule's next state, and what it was made of; takes from `usable` what is not.
+    def _next(self, server: Server, replies: Sequence[Update], usable: list[Update]) -> HasModel:
+        """Returns the rule's next state; takes from `usable` what it is not made of.
 
         Raises:
             NoStep: what has come brings no step.
@@ -428,7 +426,7 @@ class Rounds(EventDriven):
         for value in state:  # type: ignore[attr-defined]
             if isinstance(value, np.ndarray) and not is_finite(value):
                 raise NotFinite(f"{type(self.rule).__name__}: the server's state is not finite")
-        return state._replace(w=new), usable
+        return state._replace(w=new)
 
     def _updates(self, server: Server, admitted: Admitted, usable: Sequence[Update]) -> Updates:
         rule = self.aggregator.tolerating(admitted.f)
