@@ -129,10 +129,10 @@ def run_fl(workload: Workload, gate: Gate, *, executor: str, ours: bool) -> None
     from flwr.app import ArrayRecord
 
     from fl.execution import RayExecutor, SerialExecutor
-    from fl.simulation.availability import Always
-    from fl.simulation.faults import Faults
-    from fl.simulation.fleets import mobile
-    from fl.simulator import simulate
+    from fl.runs.simulator import simulate
+    from fl.simulation.world.availability import Always
+    from fl.simulation.world.faults import Faults
+    from fl.simulation.world.fleets import mobile
 
     logging.getLogger("flwr").setLevel(logging.WARNING)
     fleet = mobile(workload.clients, seed=0, availability=Always(workload.clients), faults=Faults())

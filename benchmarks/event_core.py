@@ -37,10 +37,10 @@ import report
 from fl.execution.executor import Assignment, Executor, Outcome, RunInfo
 from fl.execution.garbage import quick_garbage_collection
 from fl.randomness import SEED_KEY, generator
-from fl.simulation.engine import Engine, Task
-from fl.simulation.events import EventQueue, Priority
-from fl.simulation.fleet import Fleet
-from fl.simulation.trace import Event, Trace
+from fl.simulation.kernel.engine import Engine, Task
+from fl.simulation.kernel.events import EventQueue, Priority
+from fl.simulation.kernel.trace import Event, Trace
+from fl.simulation.world.fleet import Fleet
 
 IN_FLIGHT = 1_000
 PAYLOAD_BYTES = 4_000
@@ -49,9 +49,9 @@ FLOPS = 1e9
 
 def quiet_fleet(clients: int) -> Fleet:
     """Returns phones that are always there and never fail, so that every task ends."""
-    from fl.simulation.availability import Always
-    from fl.simulation.faults import Faults
-    from fl.simulation.fleets import mobile
+    from fl.simulation.world.availability import Always
+    from fl.simulation.world.faults import Faults
+    from fl.simulation.world.fleets import mobile
 
     return mobile(clients, seed=0, availability=Always(clients), faults=Faults())
 

@@ -21,9 +21,9 @@ from flwr.serverapp import Grid
 from hydra import compose, initialize_config_module
 
 from fl import simulate
-from fl.experiment import build
-from fl.recorder import Recorder
-from fl.recovery import Recovery, Start
+from fl.runs.experiment import build
+from fl.runs.journal import Recovery, Start
+from fl.runs.recorder import Recorder
 
 MODELS = {
     "logistic regression": ["model=logistic"],

@@ -114,8 +114,8 @@ def _measure(case: str, size: str, pipe: Any) -> None:
     import torch._functorch.apis  # what training imports is not the model's memory
 
     from fl.execution import SerialExecutor
-    from fl.simulation.fleets import uniform
-    from fl.simulator import simulate
+    from fl.runs.simulator import simulate
+    from fl.simulation.world.fleets import uniform
 
     logging.getLogger(flwr.__name__).setLevel(logging.ERROR)
     assert torch._functorch.apis

@@ -40,7 +40,7 @@ def resident_bytes() -> int:
 
 def make_fleet(clients: int) -> Any:
     """Returns phones that come, go and fail."""
-    from fl.simulation.fleets import mobile
+    from fl.simulation.world.fleets import mobile
 
     return mobile(clients, seed=0)
 
@@ -86,7 +86,7 @@ def rounds(clients: int, size: int) -> dict[str, float]:
 
     from fl.execution import SerialExecutor
     from fl.models import LogisticRegression
-    from fl.simulator import simulate
+    from fl.runs.simulator import simulate
 
     fleet, app = make_fleet(clients), make_app(clients)
     seen = {"began": 0.0, "early": 0.0, "updates": 0.0}

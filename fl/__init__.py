@@ -12,9 +12,9 @@ from fl.lazy import lazily
 
 if TYPE_CHECKING:
     from fl.errors import ConfigError, SimulationError
-    from fl.metrics import Target
+    from fl.reports import Target
+    from fl.runs.simulator import SimulatedRun, simulate, simulate_app
     from fl.simulation.work import Charge
-    from fl.simulator import SimulatedRun, simulate, simulate_app
 
 # PyTorch reads this when it first allocates: large pages for tensors of megabytes. A client's
 # training makes some at every step; with pages of 4 kB, models of 100 million parameters spend most
@@ -26,11 +26,11 @@ __getattr__ = lazily(
     {
         "Charge": "fl.simulation.work",
         "ConfigError": "fl.errors",
-        "SimulatedRun": "fl.simulator",
+        "SimulatedRun": "fl.runs.simulator",
         "SimulationError": "fl.errors",
-        "Target": "fl.metrics",
-        "simulate": "fl.simulator",
-        "simulate_app": "fl.simulator",
+        "Target": "fl.reports",
+        "simulate": "fl.runs.simulator",
+        "simulate_app": "fl.runs.simulator",
     },
 )
 

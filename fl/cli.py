@@ -27,15 +27,15 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from fl import sweep, usage
-from fl.configuration import check_values, composition_problems, explain
 from fl.errors import ConfigError
 from fl.execution.garbage import START_THRESHOLDS
-from fl.recovery.command import Resuming, forget, how_to_start, resumed
-from fl.signals import Stopped, stoppable
+from fl.runs import sweep, usage
+from fl.runs.configuration import check_values, composition_problems, explain
+from fl.runs.journal.command import Resuming, forget, how_to_start, resumed
+from fl.runs.signals import Stopped, stoppable
 
 if TYPE_CHECKING:
-    from fl.experiment import Experiment, ForeignApp
+    from fl.runs.experiment import Experiment, ForeignApp
 
 
 class _Checked:
@@ -59,7 +59,7 @@ class Check(Callback):
         with _as_job(config) as own:
             try:
                 given = check_values(own)
-                from fl.experiment import prepare  # heavy: once the configuration is complete
+                from fl.runs.experiment import prepare  # heavy: once the configuration is complete
 
                 _Checked.prepared = prepare(own, given)
             except Exception as error:
@@ -104,12 +104,12 @@ def _run(config: DictConfig) -> float | None:
         given = check_values(config) if prepared is None else None
         done = sweep.finished(config) if in_sweep else None
         if done is not None:
-            from fl.metrics.target import final_value
+            from fl.reports.target import final_value
 
             sweep.note(job := sweep.this_job("skipped", directory=str(done.directory)))
             print(f"{job}: completed before, in {done.directory}")
             return final_value(done.summary)
-        from fl.experiment import ForeignApp, prepare, run_experiment
+        from fl.runs.experiment import ForeignApp, prepare, run_experiment
 
         prepared = prepare(config, given) if prepared is None else prepared
         if isinstance(prepared, ForeignApp):

@@ -125,7 +125,7 @@ def hostile(client=1):
     """Returns a function that makes an app one of whose clients sends all of these in turn."""
 
     def app(experiment):
-        from fl.experiment import app_of
+        from fl.runs.experiment import app_of
 
         honest, made, turns = app_of(experiment), ClientApp(), count()
 

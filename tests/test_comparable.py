@@ -19,10 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 import fl
 from fl import simulate
 from fl.execution.executor import Assignment, Executor, Outcome
-from fl.experiment import app_of, build, serve
+from fl.runs.experiment import app_of, build, serve
 from fl.strategies import FedCompass, TiFL
-from fl.strategies.contacts import Contacts
-from fl.strategies.events import Server
+from fl.strategies.drivers.contacts import Contacts
+from fl.strategies.drivers.events import Server
 
 CONF = Path(fl.__file__).parent / "conf"
 PAGE = CONF.parents[1] / "docs" / "methods.md"

@@ -9,9 +9,9 @@ import pytest
 from hydra import compose, initialize_config_module
 
 import fl
-from fl.configuration import explain
 from fl.errors import ConfigError
-from fl.experiment import build, run_experiment
+from fl.runs.configuration import explain
+from fl.runs.experiment import build, run_experiment
 
 CONF = Path(fl.__file__).parent / "conf"
 TINY = [

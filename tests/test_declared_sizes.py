@@ -28,8 +28,8 @@ from fl.flower.arrays import read_array
 from fl.flower.carried import carried
 from fl.flower.payload import num_scalars
 from fl.flower.records import RecordReader, from_record, layout_of, record_vector, stack
-from fl.recovery.encoding import decode, encode
-from fl.simulation.measurements import read_worker_seconds
+from fl.runs.journal.encoding import decode, encode
+from fl.simulation.world.measurements import read_worker_seconds
 from fl.vectors.layout import Layout
 
 FEW = 4 * 2**20  # bytes: a message may have ten thousand names

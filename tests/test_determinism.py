@@ -21,13 +21,13 @@ from hydra import compose, initialize_config_module
 from fl import simulate
 from fl.execution import Executor, RayExecutor, SerialExecutor, cluster
 from fl.execution.executor import Assignment, Outcome
-from fl.experiment import build
 from fl.flower.records import from_record, to_record
-from fl.recorder import Recorder
-from fl.simulation.availability import ExponentialOnOff
-from fl.simulation.faults import Faults
-from fl.simulation.fleets import mobile
-from fl.simulator import SimulatedRun
+from fl.runs.experiment import build
+from fl.runs.recorder import Recorder
+from fl.runs.simulator import SimulatedRun
+from fl.simulation.world.availability import ExponentialOnOff
+from fl.simulation.world.faults import Faults
+from fl.simulation.world.fleets import mobile
 
 Hashes = tuple[str, str]
 

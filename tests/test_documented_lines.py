@@ -33,11 +33,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
 import fl
-from fl import usage
-from fl.configuration import check_values
 from fl.deployment import LocalDeployment
-from fl.experiment import prepare
-from fl.simulation.fleets import uniform
+from fl.runs import usage
+from fl.runs.configuration import check_values
+from fl.runs.experiment import prepare
+from fl.simulation.world.fleets import uniform
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "fl" / "conf"
@@ -406,7 +406,7 @@ def test_python_of_a_page_runs_from_its_first_line_to_its_last(page, monkeypatch
     names: dict[str, Any] = {}
     interrupted: list[bool] = []
     if page.name == "recovery.md":
-        monkeypatch.setattr(fl.simulator, "RayExecutor", fl.execution.SerialExecutor)
+        monkeypatch.setattr(fl.runs.simulator, "RayExecutor", fl.execution.SerialExecutor)
         names = {
             "server_app": server(interrupted),
             "client_app": clients(),

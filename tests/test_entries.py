@@ -32,9 +32,9 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, 
 
 from fl import simulate
 from fl.errors import ConfigError
-from fl.experiment import build, serve
 from fl.flower.carried import carried, median_carried
-from fl.recovery.encoding import decode, encode
+from fl.runs.experiment import build, serve
+from fl.runs.journal.encoding import decode, encode
 from fl.strategies import guarded
 from fl.vectors.layout import Layout
 

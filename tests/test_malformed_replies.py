@@ -10,9 +10,9 @@ from flwr.clientapp import ClientApp
 from fl import simulate
 from fl.aggregation import Krum, TrimmedMean
 from fl.randomness import generator
-from fl.simulation.fleets import uniform
-from fl.simulation.trace import Event
+from fl.simulation.kernel.trace import Event
 from fl.simulation.work import Charge
+from fl.simulation.world.fleets import uniform
 from fl.strategies import FedAvg, Rounds
 
 CLIENTS, BAD, ROUNDS = 100, 40, 25  # 1,000 malformed replies

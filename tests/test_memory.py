@@ -15,11 +15,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fl import simulate
-from fl.recorder import Recorder
-from fl.simulation.fleets import uniform
+from fl.runs.recorder import Recorder
+from fl.runs.simulator import SimulatedRun
 from fl.simulation.grid import SimGrid
-from fl.simulation.trace import Event, Trace
-from fl.simulator import SimulatedRun
+from fl.simulation.kernel.trace import Event, Trace
+from fl.simulation.world.fleets import uniform
 from fl.strategies import FedBuff
 
 ROUNDS = 2000

@@ -16,9 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Which parts of fl a part may import, itself included. A part is a package or a top-level module.
 # What is not listed belongs to the entry point: it may import everything, and nothing listed may
 # import it. "" is fl/__init__.py.
-BASE = {"", "arguments", "errors", "lazy", "randomness", "vectors"}
+BASE = {"", "checks", "errors", "lazy", "randomness", "vectors"}
 RULES = {"aggregation", "attacks", "compression", "data", "models", "topologies"}
-RUNTIME = {"execution", "simulation"}
 WITH_FLOWER = BASE | RULES | {"flower"}
 MAY_IMPORT = {
     **dict.fromkeys(BASE, BASE),
@@ -26,10 +25,9 @@ MAY_IMPORT = {
     "flower": BASE | {"flower"},
     "clients": WITH_FLOWER | {"clients"},
     "strategies": WITH_FLOWER | {"clients", "strategies"},
-    **dict.fromkeys(RUNTIME, WITH_FLOWER | RUNTIME | {"clients"}),
-    "metrics": BASE | {"metrics", "simulation"},
-    "recovery": WITH_FLOWER | RUNTIME | {"clients", "metrics", "recovery", "trust"},
-    "trust": BASE,
+    "execution": WITH_FLOWER | {"clients", "execution"},
+    "simulation": WITH_FLOWER | {"execution", "simulation"},
+    "reports": BASE | {"reports", "simulation"},
 }
 
 # All that a strategy sees of the runtimes: threads for torch. What it asks of a grid is

@@ -18,10 +18,10 @@ from statistics import fmean
 from rich import box
 from rich.console import Console
 
-from fl.metrics import plots
-from fl.metrics.runs import Run, find_runs
-from fl.metrics.table import comparison
-from fl.sweep import overrides
+from fl.reports import plots
+from fl.reports.runs import Run, find_runs
+from fl.reports.table import comparison
+from fl.runs.sweep import overrides
 
 RATE = "client.rule.lr"
 FLEETS = {"fleet.speed_spread": "spread_", "fleet/paces": ""}  # key, and how its panel is called

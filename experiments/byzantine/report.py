@@ -15,8 +15,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fl.errors import ConfigError
-from fl.metrics import Run, find_runs
-from fl.metrics.page import replace_tables
+from fl.reports import Run, find_runs
+from fl.reports.page import replace_tables
 
 HERE = Path(__file__).parent
 NO_ATTACK = "none"

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from fl.errors import ConfigError
-from fl.metrics import Run, find_runs
-from fl.metrics.page import replace_tables
-from fl.metrics.plots import PALETTE
+from fl.reports import Run, find_runs
+from fl.reports.page import replace_tables
+from fl.reports.plots import PALETTE
 
 HERE = Path(__file__).parent
 # Too close to others in the figure.

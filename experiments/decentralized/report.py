@@ -13,9 +13,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from fl.errors import ConfigError
-from fl.metrics import Run, find_runs, plots
-from fl.metrics.page import replace_tables
-from fl.sweep import overrides
+from fl.reports import Run, find_runs, plots
+from fl.reports.page import replace_tables
+from fl.runs.sweep import overrides
 
 HERE = Path(__file__).parent
 METHODS = {

@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from times import GBPS, METHODS, at, timed
 
-from fl.metrics.runs import Run, find_runs
+from fl.reports.runs import Run, find_runs
 
 CURVE = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # Gbit/s, of which GBPS are some
 

@@ -24,9 +24,9 @@ from torch import Tensor
 from fl import simulate
 from fl.clients import AdamW, Finished, Gradient, TrainingApp
 from fl.clients.rule import Batch, Received, Scalar, State
-from fl.experiment import build
-from fl.recorder import Recorder
-from fl.simulator import SimulatedRun
+from fl.runs.experiment import build
+from fl.runs.recorder import Recorder
+from fl.runs.simulator import SimulatedRun
 
 PARAMETERS = 117_216
 GBPS = (0.1, 1.0, 10.0)

@@ -15,9 +15,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fl.errors import ConfigError
-from fl.metrics import Run, find_runs
-from fl.metrics.page import replace_tables
-from fl.metrics.plots import PALETTE
+from fl.reports import Run, find_runs
+from fl.reports.page import replace_tables
+from fl.reports.plots import PALETTE
 
 HERE = Path(__file__).parent
 METHODS = {

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike
 from fl.aggregation.gram import Array
 from fl.aggregation.rows import Rows
 from fl.aggregation.tolerance import check_f
-from fl.arguments import read_if
+from fl.checks import read_if
 from fl.errors import ConfigError, NotFinite
 
 # Permute, translate, scale (by a positive number), rotate the inputs, and the result is permuted

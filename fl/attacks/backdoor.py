@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl.aggregation.gram import Array
-from fl.arguments import read_if
 from fl.attacks.attack import Attack, Forged, Knowledge, Scene, require
 from fl.attacks.poisoning import Poisoning
+from fl.checks import read_if
 from fl.data import FederatedData
 
 

@@ -12,8 +12,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from fl.aggregation.gram import Array, Float64
-from fl.arguments import read_if
 from fl.attacks.attack import Attack, Forged, Knowledge, Scene, require
+from fl.checks import read_if
 
 
 @read_if(lambda a: a["warmup"] == 0, "target", only="only {at}warmup=0 reads it")

@@ -15,8 +15,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from fl.aggregation.gram import Array
-from fl.arguments import read_if
 from fl.attacks.attack import Knowledge, Line, SameVector, Scene, point, require
+from fl.checks import read_if
 from fl.errors import ConfigError
 
 Contraction = Literal["both-ways", "upward"]

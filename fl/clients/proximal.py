@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fl.arguments import read_if
+from fl.checks import read_if
 from fl.clients.message_config import read_float
 from fl.clients.rule import Received
 from fl.clients.sgd import Sgd, check_not_negative, clip

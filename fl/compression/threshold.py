@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fl.arguments import read_if
+from fl.checks import read_if
 from fl.compression.compressor import Length, Shapes, State, Transform, Vector, checked, extent
 from fl.compression.largest import largest
 from fl.compression.topk import read_support, scattered, support_length, write_support

@@ -11,8 +11,8 @@ import fl
 from fl.deployment.local import LocalDeployment
 from fl.deployment.settings import check_deployable, compose_experiment
 from fl.errors import ConfigError, DeploymentError
-from fl.experiment import build
-from fl.signals import Stopped, stoppable
+from fl.runs.experiment import build
+from fl.runs.signals import Stopped, stoppable
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ from fl.clients.planned import PlannedApp
 from fl.deployment.nodes import WHO, client_of_node, threads_of_node
 from fl.deployment.settings import compose_experiment, read_settings
 from fl.execution.threads import limit_threads
-from fl.experiment import app_of, build
 from fl.flower.private import copied, give_id, message_of
 from fl.randomness import SEED_KEY
+from fl.runs.experiment import app_of, build
 
 
 class DeployedApp(ClientApp):

@@ -25,7 +25,7 @@ from fl.flower.payload import payload_bytes
 from fl.flower.private import copied, give_id, message_of
 from fl.simulation.client_errors import ClientErrors
 from fl.simulation.control import OnApplied, OnStep, RecordedControl
-from fl.simulation.trace import Event, Trace
+from fl.simulation.kernel.trace import Event, Trace
 
 log = logging.getLogger("fl")
 

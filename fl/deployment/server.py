@@ -16,14 +16,14 @@ from rich.console import Console
 from fl.deployment.grid import DeployedGrid
 from fl.deployment.settings import check_deployable, compose_experiment, read_settings
 from fl.errors import ConfigError, DeploymentError, Diverged
-from fl.experiment import app_of, build, facts, serve, target_of
-from fl.metrics import Progress, RunWriter, Totals, units
-from fl.metrics.atomic import replacing
-from fl.metrics.participation import participation
-from fl.metrics.run_writer import Status
-from fl.metrics.table import print_results
 from fl.randomness import global_generators
-from fl.recorder import Recorder
+from fl.reports import Progress, RunWriter, Totals, units
+from fl.reports.atomic import replacing
+from fl.reports.participation import participation
+from fl.reports.run_writer import Status
+from fl.reports.table import print_results
+from fl.runs.experiment import app_of, build, facts, serve, target_of
+from fl.runs.recorder import Recorder
 
 _WIDTH = 100  # of the table in the run's log, which is no terminal
 _SOME_SPEED = 1e-9  # s per FLOP, to plan what clients are asked: the plan is refused or not used
@@ -152,7 +152,7 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
     if recorder.final_arrays is not None:
         write_model(directory / "model.npz", recorder.final_arrays)
     if config.views and writer.history:
-        from fl.metrics import plots
+        from fl.reports import plots
 
         plots.metrics(
             writer.history, directory / "plots" / "metrics.png", target=writer.target, time="time"

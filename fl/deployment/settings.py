@@ -13,12 +13,12 @@ from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from fl.choices import announce
-from fl.configuration import check_values, explain
 from fl.errors import ConfigError
-from fl.experiment import Experiment
+from fl.runs.choices import announce
+from fl.runs.configuration import check_values, explain
+from fl.runs.experiment import Experiment
+from fl.runs.trust import check_targets
 from fl.strategies import Gossip
-from fl.trust import check_targets
 
 # Keys that say what the simulator does. On a deployment they can have no effect.
 _OF_THE_SIMULATOR = {

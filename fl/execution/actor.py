@@ -34,7 +34,7 @@ class Actor:
 
         from fl.execution.executor import Worker, load_app
         from fl.execution.speech import hearing
-        from fl.simulation.virtual_time import virtual_time
+        from fl.execution.virtual_time import virtual_time
 
         self._threads = threads
         self._time = virtual_time()  # for the life of the process, so it is never left

@@ -35,12 +35,12 @@ from fl.clients.planned import PlannedApp
 from fl.compression import PayloadError
 from fl.errors import ConfigError
 from fl.execution.speech import Line, hearing_clients
+from fl.execution.virtual_time import EPOCH, TaskClock, answering
 from fl.flower.content import content_of
 from fl.flower.identity import RUN_ID, assume_identity, message_id, node_id
 from fl.flower.payload import snapshot
 from fl.flower.private import message_of
 from fl.randomness import SEED_KEY, global_generators
-from fl.simulation.virtual_time import EPOCH, TaskClock, answering
 
 log = logging.getLogger("fl")
 

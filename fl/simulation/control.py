@@ -10,7 +10,7 @@ from typing import Any
 from fl.errors import NoStep, NotFinite
 from fl.flower.grid_view import Control
 from fl.flower.identity import client_of
-from fl.simulation.trace import Event, Trace
+from fl.simulation.kernel.trace import Event, Trace
 
 log = logging.getLogger("fl")
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from fl.errors import SimulationError
 from fl.execution.executor import Assignment, Executor, Outcome, Payload
 from fl.execution.speech import Line
+from fl.execution.virtual_time import EPOCH, answering
 from fl.flower.identity import (
     FIRST_NODE_ID,
     RUN_ID,
@@ -31,15 +32,14 @@ from fl.flower.identity import (
 from fl.flower.payload import payload_bytes, snapshot
 from fl.flower.private import Run, copied, empty_run, give_id, message_of, promised, reply_metadata
 from fl.simulation.client_errors import ClientErrors
-from fl.simulation.clock import VirtualClock
 from fl.simulation.control import OnApplied, OnStep, RecordedControl
-from fl.simulation.engine import Engine, Stage, Task
-from fl.simulation.events import Priority
-from fl.simulation.fleet import Fleet
+from fl.simulation.kernel.clock import VirtualClock
+from fl.simulation.kernel.engine import Engine, Stage, Task
+from fl.simulation.kernel.events import Priority
+from fl.simulation.kernel.trace import Event, Trace
 from fl.simulation.rounds import group_number
-from fl.simulation.trace import Event, Trace
-from fl.simulation.virtual_time import EPOCH, answering
 from fl.simulation.work import Charge, Planner
+from fl.simulation.world.fleet import Fleet
 from fl.vectors.layout import LARGE_BYTES
 
 _SAME_POLLS = 3  # so many equal polls in a row mean that the app is waiting for time to pass
@@ -109,7 +109,7 @@ class SimGrid(Grid):
     Waiting costs no host time. `send_and_receive` runs the events until every reply is there or
     virtual time reaches the timeout; a `pull_messages` that again finds nothing moves virtual time
     to the next event; so does polling `get_node_ids` again and again, which also stops where a
-    client comes; `time.sleep` in the ServerApp passes virtual time (`fl.simulation.virtual_time`).
+    client comes; `time.sleep` in the ServerApp passes virtual time (`fl.execution.virtual_time`).
 
     What Flower would show in wall time, this shows in virtual time:
 

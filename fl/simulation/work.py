@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from fl.arguments import read_if
+from fl.checks import read_if
 from fl.errors import ConfigError
 from fl.execution.executor import Assignment, Outcome
 from fl.flower.payload import num_scalars
-from fl.simulation.fleet import Fleet
+from fl.simulation.world.fleet import Fleet
 
 FORWARD_FLOPS = 2  # a multiply and an add per weight and example, for dense layers
 BACKWARD_FLOPS = 4  # twice the forward pass: gradients of inputs and of weights

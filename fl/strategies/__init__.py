@@ -5,12 +5,20 @@ from fl.strategies.async_fedavg import AsyncFedAvg
 from fl.strategies.async_sgd import AsyncSgd
 from fl.strategies.backup_workers import BackupWorkers
 from fl.strategies.choco import CHOCO
-from fl.strategies.compressed import Compressed, CompressedGrid
 from fl.strategies.data_parallel import DataParallel
 from fl.strategies.dbw import DBW
 from fl.strategies.dfedavg import DFedAvg
 from fl.strategies.diloco import DiLoCo
 from fl.strategies.dpsgd import DPSGD
+from fl.strategies.drivers.compressed import Compressed, CompressedGrid
+from fl.strategies.drivers.forging import Forging
+from fl.strategies.drivers.gossip import Gossip
+from fl.strategies.drivers.guarded import Guarded, guarded
+from fl.strategies.drivers.outer import OuterSteps
+from fl.strategies.drivers.replicas import Replicas
+from fl.strategies.drivers.rounds import Rounds
+from fl.strategies.drivers.swarm import NODE_METRICS, Decentralized, NodeModels
+from fl.strategies.drivers.trusted_update import TrustedUpdate
 from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
 from fl.strategies.favas import Favas
 from fl.strategies.fedast import FedAST
@@ -23,27 +31,19 @@ from fl.strategies.fedfix import FedFix
 from fl.strategies.fednova import FedNova
 from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
 from fl.strategies.fedprox import FedProx
-from fl.strategies.forging import Forging
-from fl.strategies.gossip import Gossip
 from fl.strategies.gradient_tracking import GradientTracking
-from fl.strategies.guarded import Guarded, guarded
 from fl.strategies.local_sgd import LocalSGD
 from fl.strategies.monna import MoNNA
 from fl.strategies.oort import Oort
-from fl.strategies.outer import OuterSteps
 from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
 from fl.strategies.qfedavg import QFedAvg
 from fl.strategies.quafl import QuAFL
-from fl.strategies.replicas import Replicas
 from fl.strategies.round_rule import RoundRule, Updates
-from fl.strategies.rounds import Rounds
 from fl.strategies.scaffold import SCAFFOLD
 from fl.strategies.sgp import SGP
 from fl.strategies.streaming_diloco import StreamingDiLoCo
-from fl.strategies.swarm import NODE_METRICS, Decentralized, NodeModels
 from fl.strategies.sync_st import SyncST
 from fl.strategies.tifl import TiFL
-from fl.strategies.trusted_update import TrustedUpdate
 
 __all__ = [
     "ADPSGD",

@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fl.arguments import read_if
+from fl.checks import read_if
 from fl.errors import ConfigError, SimulationError
 from fl.randomness import generator
-from fl.strategies.events import positive
-from fl.strategies.gossip import Edges
-from fl.strategies.swarm import Answer, Decentralized, Swarm
+from fl.strategies.drivers.events import positive
+from fl.strategies.drivers.gossip import Edges
+from fl.strategies.drivers.swarm import Answer, Decentralized, Swarm
 from fl.vectors.rows import Row
 
 
@@ -85,7 +85,7 @@ class ADPSGD(Decentralized):
     Args:
         overlap: exchange while computing.
         patience: a task is lost after three times so many times the longest that its node has
-            taken, see `fl.strategies.patience`; None waits for ever.
+            taken, see `fl.strategies.drivers.patience`; None waits for ever.
         **decentralized: arguments of `Decentralized`; the topology is an undirected graph that
             stays, whose weights are not used.
 

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fl.arguments import read_if
+from fl.checks import read_if
 from fl.errors import ConfigError
-from fl.strategies.events import EventDriven, Server, Update, at_least, positive
+from fl.strategies.drivers.events import EventDriven, Server, Update, at_least, positive
 
 Rule = Literal["constant", "adaptive", "ringmaster", "rennala"]
 _RULES = ("constant", "adaptive", "ringmaster", "rennala")

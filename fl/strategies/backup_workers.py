@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from fl.errors import ConfigError
-from fl.strategies.events import EventDriven, Sent, Server, Update, at_least, positive
-from fl.strategies.tasks import Task
+from fl.strategies.drivers.events import EventDriven, Sent, Server, Update, at_least, positive
+from fl.strategies.drivers.tasks import Task
 from fl.vectors.rows import Row
 
 Policy = Literal["psw", "psi", "pull"]

@@ -15,9 +15,9 @@ from fl.compression import Shapes
 from fl.compression.compressor import Compressor, State
 from fl.errors import ConfigError
 from fl.randomness import generator
-from fl.strategies.events import positive
-from fl.strategies.gossip import Gossip
-from fl.strategies.swarm import Answer, Swarm
+from fl.strategies.drivers.events import positive
+from fl.strategies.drivers.gossip import Gossip
+from fl.strategies.drivers.swarm import Answer, Swarm
 from fl.topologies import Stochasticity
 from fl.vectors.rows import Row
 

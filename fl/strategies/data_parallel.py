@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from fl.strategies.outer import OuterSteps
+from fl.strategies.drivers.outer import OuterSteps
 from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer
 
 

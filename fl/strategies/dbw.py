@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fl.errors import ConfigError
 from fl.strategies.arrival_times import ArrivalTimes
 from fl.strategies.backup_workers import BackupWorkers
-from fl.strategies.events import Server, Update, at_least
+from fl.strategies.drivers.events import Server, Update, at_least
 from fl.vectors.rows import Row
 
 

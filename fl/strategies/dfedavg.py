@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fl.strategies.events import at_least
-from fl.strategies.gossip import Gossip
-from fl.strategies.swarm import Answer
+from fl.strategies.drivers.events import at_least
+from fl.strategies.drivers.gossip import Gossip
+from fl.strategies.drivers.swarm import Answer
 from fl.vectors.rows import Row
 
 

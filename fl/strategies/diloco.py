@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fl.strategies.outer import OuterSteps
+from fl.strategies.drivers.outer import OuterSteps
 from fl.strategies.outer_optimizers import OuterOptimizer, OuterSgd
 
 

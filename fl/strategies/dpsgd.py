@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fl.strategies.gossip import Gossip
-from fl.strategies.swarm import Answer, Swarm
+from fl.strategies.drivers.gossip import Gossip
+from fl.strategies.drivers.swarm import Answer, Swarm
 from fl.vectors.rows import Row
 
 

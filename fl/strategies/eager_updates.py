@@ -14,7 +14,15 @@ import numpy as np
 
 from fl.aggregation import check_weights
 from fl.errors import ConfigError, NoStep
-from fl.strategies.outer import EarlyStep, Outer, OuterSteps, Reduction, Run, Worker, mean_of
+from fl.strategies.drivers.outer import (
+    EarlyStep,
+    Outer,
+    OuterSteps,
+    Reduction,
+    Run,
+    Worker,
+    mean_of,
+)
 from fl.strategies.outer_optimizers import OuterOptimizer, OuterSgd, State
 from fl.vectors.rows import Row
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from fl.aggregation import MOST_WEIGHT, shown
 from fl.errors import ConfigError
-from fl.strategies.contacts import Contacts
-from fl.strategies.events import Server, Update
+from fl.strategies.drivers.contacts import Contacts
+from fl.strategies.drivers.events import Server, Update
 from fl.vectors.rows import Row
 
 Alpha = Literal["expected", "stochastic", "none"]

@@ -15,11 +15,11 @@ from typing import Any, Literal
 import numpy as np
 
 from fl.aggregation import weight_of
-from fl.arguments import read_if
+from fl.checks import read_if
 from fl.clients.task_app import TASK_KEY
 from fl.errors import ConfigError
-from fl.strategies.events import Server, Update, at_least, positive
-from fl.strategies.simultaneous import Learning, Simultaneous
+from fl.strategies.drivers.events import Server, Update, at_least, positive
+from fl.strategies.drivers.simultaneous import Learning, Simultaneous
 from fl.vectors.rows import Row
 
 

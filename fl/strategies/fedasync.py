@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from fl.errors import ConfigError
-from fl.strategies.events import EventDriven, Server, Update, at_least
+from fl.strategies.drivers.events import EventDriven, Server, Update, at_least
 from fl.strategies.staleness import Polynomial, StalenessWeight
 
 

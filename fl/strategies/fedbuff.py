@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fl.strategies.events import EventDriven, Server, Update, at_least, positive, share
+from fl.strategies.drivers.events import EventDriven, Server, Update, at_least, positive, share
 from fl.strategies.staleness import Polynomial, StalenessWeight
 
 

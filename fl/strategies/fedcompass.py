@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fl.errors import ConfigError
-from fl.strategies.events import EventDriven, Sent, Server, Update, at_least, positive
+from fl.strategies.drivers.events import EventDriven, Sent, Server, Update, at_least, positive
+from fl.strategies.drivers.tasks import Task
 from fl.strategies.staleness import Polynomial, StalenessWeight
-from fl.strategies.tasks import Task
 
 _NEVER_AGAIN = -math.inf
 _LEAST_S = 1e-9  # a task that took no time must not make a speed infinite

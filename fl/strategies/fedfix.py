@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fl.strategies.contributions import Contributions
-from fl.strategies.events import EventDriven, Server, Update, at_least, positive
+from fl.strategies.drivers.contributions import Contributions
+from fl.strategies.drivers.events import EventDriven, Server, Update, at_least, positive
 
 
 class FedFix(EventDriven):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fl.aggregation import check_weights
 from fl.errors import ConfigError
-from fl.strategies.events import positive, share
+from fl.strategies.drivers.events import positive, share
 from fl.strategies.fedavg import Model
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.vectors.rows import Row

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fl.errors import ConfigError
-from fl.strategies.events import positive, share
+from fl.strategies.drivers.events import positive, share
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.vectors.rows import Row
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fl.arguments import read_if
+from fl.checks import read_if
 from fl.errors import ConfigError
 from fl.strategies.fedavg import FedAvg
 

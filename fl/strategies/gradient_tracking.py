@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fl.strategies.events import positive
-from fl.strategies.gossip import Gossip
-from fl.strategies.swarm import Answer, Swarm
+from fl.strategies.drivers.events import positive
+from fl.strategies.drivers.gossip import Gossip
+from fl.strategies.drivers.swarm import Answer, Swarm
 from fl.topologies import Stochasticity
 from fl.vectors.rows import Row
 

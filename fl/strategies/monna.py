@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fl.aggregation import NearestNeighbourAveraging
-from fl.arguments import read_if
 from fl.attacks import Scene
+from fl.checks import read_if
 from fl.errors import ConfigError
 from fl.randomness import uniform
-from fl.strategies.events import at_least
-from fl.strategies.gossip import Exchange, Gossip
-from fl.strategies.swarm import Answer
+from fl.strategies.drivers.events import at_least
+from fl.strategies.drivers.gossip import Exchange, Gossip
+from fl.strategies.drivers.swarm import Answer
 from fl.topologies import Stochasticity
 from fl.vectors.rows import Row
 

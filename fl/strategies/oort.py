@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from fl.aggregation import MOST_WEIGHT, weight_of
 from fl.errors import ConfigError
 from fl.randomness import generator
-from fl.strategies.events import Server, Update, at_least
-from fl.strategies.rounds import Rounds
+from fl.strategies.drivers.events import Server, Update, at_least
+from fl.strategies.drivers.rounds import Rounds
 
 log = logging.getLogger("fl")
 

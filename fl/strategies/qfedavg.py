@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from fl.errors import ConfigError
-from fl.strategies.events import positive
+from fl.strategies.drivers.events import positive
 from fl.strategies.fedavg import Model
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.vectors.rows import Row

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fl.strategies.contacts import Contacts
-from fl.strategies.events import Server, Update
+from fl.strategies.drivers.contacts import Contacts
+from fl.strategies.drivers.events import Server, Update
 from fl.vectors.rows import Row
 
 

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl.strategies.gossip import Gossip, Keeps
-from fl.strategies.swarm import Answer, Swarm
+from fl.strategies.drivers.gossip import Gossip, Keeps
+from fl.strategies.drivers.swarm import Answer, Swarm
 from fl.topologies import Stochasticity
 from fl.vectors.rows import Row
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from fl.errors import ConfigError
-from fl.strategies.events import at_least
-from fl.strategies.outer import OuterSteps
+from fl.strategies.drivers.events import at_least
+from fl.strategies.drivers.outer import OuterSteps
 from fl.strategies.outer_optimizers import OuterOptimizer, OuterSgd
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from fl.clients.task_app import TASK_KEY
-from fl.strategies.events import Sent, Server, Update, at_least
-from fl.strategies.simultaneous import Learning, Simultaneous, apportion
-from fl.strategies.tasks import Task
+from fl.strategies.drivers.events import Sent, Server, Update, at_least
+from fl.strategies.drivers.simultaneous import Learning, Simultaneous, apportion
+from fl.strategies.drivers.tasks import Task
 
 
 class SyncST(Simultaneous):

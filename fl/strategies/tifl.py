@@ -17,9 +17,9 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from fl.aggregation import weight_of
 from fl.errors import SimulationError
 from fl.randomness import generator
-from fl.strategies.events import Sent, Server, Update, at_least, positive
-from fl.strategies.rounds import Rounds
-from fl.strategies.tasks import Task
+from fl.strategies.drivers.events import Sent, Server, Update, at_least, positive
+from fl.strategies.drivers.rounds import Rounds
+from fl.strategies.drivers.tasks import Task
 
 log = logging.getLogger("fl")
 

@@ -10,12 +10,12 @@ from attack_members import ATTACKS, CONF
 from flwr.app import ArrayRecord
 from hydra import compose, initialize_config_module
 
-import fl.experiment
+import fl.runs.experiment
 from fl import simulate
 from fl.attacks import Combined, Poisoning
 from fl.errors import ConfigError
-from fl.experiment import build, central_evaluation
-from fl.simulation.trace import Event
+from fl.runs.experiment import build, central_evaluation
+from fl.simulation.kernel.trace import Event
 
 AGGREGATORS = sorted(path.stem for path in (CONF / "aggregator").glob("*.yaml"))
 CLIENTS, BYZANTINE = 13, 2
@@ -47,7 +47,7 @@ def config_of(attack, aggregator):
 @pytest.fixture
 def deal_once(monkeypatch):
     """Reads and deals the data only once: it is the same for all."""
-    monkeypatch.setattr(fl.experiment, "federate", _federated)
+    monkeypatch.setattr(fl.runs.experiment, "federate", _federated)
 
 
 _dealt = {}
@@ -85,7 +85,7 @@ def check(attack, aggregator):
         return
     result = run()
     assert all(np.isfinite(a.numpy()).all() for a in result.arrays.values())
-    made = fl.configuration.make(config_of(attack, aggregator), "attack")
+    made = fl.runs.configuration.make(config_of(attack, aggregator), "attack")
     forged = 0 if isinstance(made, Poisoning) else 2 * BYZANTINE
     assert result.trace.counts[Event.FORGED] == forged
     assert result.trace.counts[Event.REJECTED] == (forged if attack in NO_VECTORS else 0)

@@ -10,7 +10,7 @@ from fl.clients.batching import compare
 from fl.errors import ConfigError
 from fl.execution import SerialExecutor
 from fl.flower.records import from_record
-from fl.simulation.fleets import uniform
+from fl.simulation.world.fleets import uniform
 
 
 def convolutional() -> nn.Module:

@@ -13,11 +13,11 @@ from omegaconf import DictConfig
 
 from fl import SimulatedRun, simulate
 from fl.deployment.settings import compose_experiment
-from fl.experiment import app_of, build, serve
-from fl.metrics import read_run
-from fl.simulation.fleet import Fleet
-from fl.simulation.fleets import durations
-from fl.simulation.trace import Event
+from fl.reports import read_run
+from fl.runs.experiment import app_of, build, serve
+from fl.simulation.kernel.trace import Event
+from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.fleets import durations
 
 NEVER_S = 1e6  # of tasks whose reply the server did not wait for
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from fl import simulate
-from fl.apps import read_app
 from fl.deployment import LocalDeployment
-from fl.simulation.fleets import uniform
+from fl.runs.apps import read_app
+from fl.simulation.world.fleets import uniform
 
 ROOT = Path(__file__).parents[2]
 APP = ROOT / "examples" / "fedbuff_app"

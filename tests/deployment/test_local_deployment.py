@@ -16,8 +16,8 @@ from fl.deployment import LocalDeployment
 from fl.deployment.settings import compose_experiment
 from fl.errors import DeploymentError
 from fl.execution.processes import marked
-from fl.metrics import read_run
-from fl.simulation.fleets import uniform
+from fl.reports import read_run
+from fl.simulation.world.fleets import uniform
 
 pytestmark = pytest.mark.slow
 

@@ -19,8 +19,8 @@ from fl.data.federated import Partitions
 from fl.errors import ConfigError
 from fl.execution import SerialExecutor
 from fl.execution.executor import Assignment, Outcome, Payload, Worker, form_batches, load_app
+from fl.execution.virtual_time import virtual_time
 from fl.models import LogisticRegression
-from fl.simulation.virtual_time import virtual_time
 
 CLIENTS = 10
 

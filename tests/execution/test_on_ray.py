@@ -13,7 +13,7 @@ from flwr.common.constant import ErrorCode
 from fl.errors import ConfigError, SimulationError
 from fl.execution import RayExecutor, SerialExecutor, cluster, on_ray
 from fl.execution.speech import hearing
-from fl.simulation.virtual_time import virtual_time
+from fl.execution.virtual_time import virtual_time
 
 
 @pytest.fixture(scope="module")

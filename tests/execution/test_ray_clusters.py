@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import FedAvg
 from fl import simulate
 from fl.errors import ConfigError
 from fl.execution import Executor, RayExecutor, SerialExecutor
-from fl.simulation.fleets import uniform
+from fl.simulation.world.fleets import uniform
 
 pytestmark = pytest.mark.slow
 

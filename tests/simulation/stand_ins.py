@@ -12,13 +12,13 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from fl.execution.executor import Assignment, Executor, Outcome
 from fl.flower.identity import node_id
-from fl.simulation.availability import Always, Availability
-from fl.simulation.devices import Devices
-from fl.simulation.faults import Faults, TaskFaults
-from fl.simulation.fleet import Fleet
 from fl.simulation.grid import SimGrid
-from fl.simulation.links import Links, ServerLink
-from fl.simulation.trace import Event, Trace
+from fl.simulation.kernel.links import Links, ServerLink
+from fl.simulation.kernel.trace import Event, Trace
+from fl.simulation.world.availability import Always, Availability
+from fl.simulation.world.devices import Devices
+from fl.simulation.world.faults import Faults, TaskFaults
+from fl.simulation.world.fleet import Fleet
 
 NEVER = float("inf")
 KEY = "b"  # every message and reply has one entry of this name, whose length counts as well

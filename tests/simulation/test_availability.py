@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from fl.errors import ConfigError
-from fl.simulation.availability import Always, Diurnal, ExponentialOnOff, TraceAvailability
-from fl.simulation.measurements import Behaviour, load_plain, read_behaviour
+from fl.simulation.world.availability import Always, Diurnal, ExponentialOnOff, TraceAvailability
+from fl.simulation.world.measurements import Behaviour, load_plain, read_behaviour
 
 DAY = 86400.0
 RECORDS = [

@@ -7,7 +7,7 @@ import time
 from stand_ins import Client, fleet_of, grid_of, message_to
 
 from fl.flower.grid_view import GridView, WallClock
-from fl.simulation.clock import VirtualClock
+from fl.simulation.kernel.clock import VirtualClock
 
 
 def test_a_grid_with_a_clock_of_its_own_is_asked_for_it() -> None:

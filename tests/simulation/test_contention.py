@@ -8,8 +8,8 @@ import random
 import pytest
 from stand_ins import Client, Scripted, fleet_of, grid_of, message_to, times
 
-from fl.simulation.links import ServerLink
-from fl.simulation.trace import Event
+from fl.simulation.kernel.links import ServerLink
+from fl.simulation.kernel.trace import Event
 
 
 def upload_ends(n: int, size: int, **client: float) -> list[float]:

@@ -8,7 +8,7 @@ import pytest
 from stand_ins import Client, FixedWork, events, fleet_of, grid_of, message_to
 
 from fl.flower.grid_view import GridView, NoControl
-from fl.simulation.trace import Event
+from fl.simulation.kernel.trace import Event
 
 CLIENT = Client(flops=1.0, latency_s=0.5, up_bps=8.0, compute_w=2.0, radio_w=1.0)
 

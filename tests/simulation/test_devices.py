@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fl.errors import ConfigError
-from fl.simulation.devices import MeasuredSeconds
-from fl.simulation.fleets import mobile
+from fl.simulation.world.devices import MeasuredSeconds
+from fl.simulation.world.fleets import mobile
 
 
 def test_a_client_knows_its_kind_by_name():

@@ -13,7 +13,7 @@ from scipy import stats
 
 import fl
 from fl.errors import ConfigError
-from fl.simulation.durations import (
+from fl.simulation.world.durations import (
     Constant,
     Drawn,
     DrawnSeconds,
@@ -26,7 +26,7 @@ from fl.simulation.durations import (
     ShiftedExponential,
     Uniform,
 )
-from fl.simulation.fleets import durations
+from fl.simulation.world.fleets import durations
 
 FOLDER = Path(fl.__file__).parent / "conf" / "fleet"
 U = np.linspace(0.001, 0.999, 999)

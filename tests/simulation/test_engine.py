@@ -26,13 +26,13 @@ from stand_ins import (
 
 from fl.execution.executor import Outcome
 from fl.flower.identity import node_id
-from fl.simulation.availability import ExponentialOnOff
-from fl.simulation.events import EventQueue, Priority
-from fl.simulation.faults import Faults, GilbertElliott, TaskFaults
-from fl.simulation.fleets import uniform
-from fl.simulation.links import ServerLink
-from fl.simulation.trace import Event
+from fl.simulation.kernel.events import EventQueue, Priority
+from fl.simulation.kernel.links import ServerLink
+from fl.simulation.kernel.trace import Event
 from fl.simulation.work import Charge
+from fl.simulation.world.availability import ExponentialOnOff
+from fl.simulation.world.faults import Faults, GilbertElliott, TaskFaults
+from fl.simulation.world.fleets import uniform
 
 E = Event
 

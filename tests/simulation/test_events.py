@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl.errors import SimulationError
-from fl.simulation import events
-from fl.simulation.events import EventQueue, Priority
+from fl.simulation.kernel import events
+from fl.simulation.kernel.events import EventQueue, Priority
 
 
 def drain(queue: EventQueue) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from fl.errors import ConfigError
 from fl.randomness import uniform
-from fl.simulation.faults import Faults, GilbertElliott, TaskFaults
+from fl.simulation.world.faults import Faults, GilbertElliott, TaskFaults
 
 
 def within(frequency, probability, n, sigmas=4.0):
@@ -104,7 +104,7 @@ def test_a_far_task_is_found_without_running_the_chain_from_its_start(monkeypatc
         asked.append(index)
         return uniform(seed, purpose, client, index)
 
-    monkeypatch.setattr("fl.simulation.faults.uniform", counted)
+    monkeypatch.setattr("fl.simulation.world.faults.uniform", counted)
     chain = GilbertElliott(0.1, 0.3, 2.0)
     for client in range(100):
         chain.is_slow(0, client, 1_000_000)
@@ -118,7 +118,7 @@ def test_one_more_task_costs_one_number_even_if_no_number_settles_the_state(monk
         asked.append(index)
         return uniform(seed, purpose, client, index)
 
-    monkeypatch.setattr("fl.simulation.faults.uniform", counted)
+    monkeypatch.setattr("fl.simulation.world.faults.uniform", counted)
     chain = GilbertElliott(1.0, 1.0, 2.0)  # alternates for ever
     states = [chain.is_slow(0, 0, k) for k in range(3000)]
     assert len(asked) == 3000

@@ -8,11 +8,11 @@ import pytest
 
 from fl.errors import ConfigError
 from fl.randomness import normals
-from fl.simulation.availability import Always
-from fl.simulation.devices import Devices, MeasuredSeconds
-from fl.simulation.faults import Faults, GilbertElliott
-from fl.simulation.fleet import Fleet
-from fl.simulation.links import Edges, Links, ServerLink, mathis_bps
+from fl.simulation.kernel.links import Edges, Links, ServerLink, mathis_bps
+from fl.simulation.world.availability import Always
+from fl.simulation.world.devices import Devices, MeasuredSeconds
+from fl.simulation.world.faults import Faults, GilbertElliott
+from fl.simulation.world.fleet import Fleet
 
 N = 5
 

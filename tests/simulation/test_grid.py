@@ -31,14 +31,14 @@ from stand_ins import (
 
 from fl.errors import SimulationError
 from fl.execution.executor import Outcome
+from fl.execution.virtual_time import virtual_time
 from fl.flower.grid_view import GridView
 from fl.flower.identity import FIRST_NODE_ID, RUN_ID, assume_identity, node_id
 from fl.flower.private import Run
 from fl.simulation import grid as grid_module
 from fl.simulation.client_errors import ClientErrors
-from fl.simulation.faults import TaskFaults
-from fl.simulation.trace import Event
-from fl.simulation.virtual_time import virtual_time
+from fl.simulation.kernel.trace import Event
+from fl.simulation.world.faults import TaskFaults
 
 E = Event
 

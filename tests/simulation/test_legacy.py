@@ -23,11 +23,11 @@ from stand_ins import Client, Scripted, fleet_of, grid_of, times
 
 from fl.errors import SimulationError
 from fl.execution.executor import Assignment, Outcome, RunInfo
-from fl.simulation.faults import Faults
+from fl.runs.simulator import SimulatedRun, simulate
+from fl.simulation.kernel.trace import Event
 from fl.simulation.legacy import concurrent_rounds
-from fl.simulation.trace import Event
 from fl.simulation.work import Charge
-from fl.simulator import SimulatedRun, simulate
+from fl.simulation.world.faults import Faults
 
 N = 4
 START = [np.zeros((2, 3)), np.zeros(3)]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fl.errors import ConfigError, SimulationError
-from fl.simulation.links import (
+from fl.simulation.kernel.links import (
     FLOOR_FRACTION,
     Edges,
     Links,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fl.errors import ConfigError
-from fl.simulation.fleets import uniform
-from fl.simulation.paces import Classes, Equal, Exponential, Linear, Normal
+from fl.simulation.world.fleets import uniform
+from fl.simulation.world.paces import Classes, Equal, Exponential, Linear, Normal
 
 N = 20_000
 

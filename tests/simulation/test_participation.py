@@ -20,9 +20,9 @@ from stand_ins import (
 
 from fl import simulate
 from fl.execution.executor import Outcome
-from fl.metrics.participation import participation, told
-from fl.metrics.table import results
-from fl.simulation.faults import TaskFaults
+from fl.reports.participation import participation, told
+from fl.reports.table import results
+from fl.simulation.world.faults import TaskFaults
 from fl.strategies import FedAvg, FedBuff, Rounds
 
 GOOD, RAISES, DROPS, LOST, SLOW, UNASKED, AWAY, LAST = range(8)

@@ -10,8 +10,8 @@ from stand_ins import Client, Scripted, events, fleet_of, grid_of, message_to, t
 
 from fl.flower.grid_view import GridView
 from fl.flower.identity import node_id
-from fl.simulation.faults import Faults, TaskFaults
-from fl.simulation.trace import Event
+from fl.simulation.kernel.trace import Event
+from fl.simulation.world.faults import Faults, TaskFaults
 
 # Up 800, 1600, 400 bit/s, that is 100, 200, 50 bytes/s; down 8000 bit/s; 1, 2, 3 s away.
 UP = (800, 1600, 400)

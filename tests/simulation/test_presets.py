@@ -14,10 +14,11 @@ from omegaconf import OmegaConf
 
 import fl
 from fl.errors import ConfigError
-from fl.simulation.availability import Diurnal, ExponentialOnOff, TraceAvailability
-from fl.simulation.faults import Faults, GilbertElliott
-from fl.simulation.fleet import Fleet
-from fl.simulation.fleets import (
+from fl.simulation.kernel.links import SharedLink
+from fl.simulation.world.availability import Diurnal, ExponentialOnOff, TraceAvailability
+from fl.simulation.world.faults import Faults, GilbertElliott
+from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.fleets import (
     NetworkClass,
     PhoneClass,
     cross_silo,
@@ -28,11 +29,10 @@ from fl.simulation.fleets import (
     trace,
     uniform,
 )
-from fl.simulation.fleets.datacenters import ARCHETYPES, REGIONS, wide_area
-from fl.simulation.fleets.mobile import NETWORKS, PHONES
-from fl.simulation.fleets.trace import FEMNIST_FORWARD_FLOPS, MEDIAN_PHONE_FLOPS
-from fl.simulation.links import SharedLink
-from fl.simulation.measurements import (
+from fl.simulation.world.fleets.datacenters import ARCHETYPES, REGIONS, wide_area
+from fl.simulation.world.fleets.mobile import NETWORKS, PHONES
+from fl.simulation.world.fleets.trace import FEMNIST_FORWARD_FLOPS, MEDIAN_PHONE_FLOPS
+from fl.simulation.world.measurements import (
     read_capacity,
     read_city_latency,
     read_link_speeds,
@@ -199,7 +199,7 @@ def test_every_availability_goes_with_a_preset(name, availability, tmp_path):
 @pytest.mark.parametrize("name", PRESETS)
 def test_faults_are_set_from_the_command_line(name, tmp_path, traces, monkeypatch):
     monkeypatch.setenv("FL_DATA_DIR", str(traces.parent))
-    chain = "{_target_: fl.simulation.faults.GilbertElliott, p: 0.1, r: 0.5, factor: 3}"
+    chain = "{_target_: fl.simulation.world.faults.GilbertElliott, p: 0.1, r: 0.5, factor: 3}"
     config = compose_fleet(
         tmp_path, f"fleet={name}", "fleet.faults.dropout=0.25", f"fleet.faults.slowdown={chain}"
     )

@@ -54,7 +54,7 @@ from fl.flower.identity import assume_identity, node_id
 from fl.flower.messages import with_content
 from fl.flower.private import give_id
 from fl.simulation.grid import SimGrid
-from fl.simulation.trace import Event
+from fl.simulation.kernel.trace import Event
 from fl.simulation.work import Charge
 
 N = 8

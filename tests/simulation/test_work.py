@@ -10,9 +10,9 @@ from stand_ins import Client, fleet_of, grid_of, times
 from fl.errors import ConfigError
 from fl.execution.executor import Assignment, Outcome, Payload
 from fl.flower.identity import node_id
-from fl.simulation.faults import Faults, GilbertElliott
-from fl.simulation.trace import Event
+from fl.simulation.kernel.trace import Event
 from fl.simulation.work import Charge
+from fl.simulation.world.faults import Faults, GilbertElliott
 
 FLEET = fleet_of([Client(flops=100.0), Client(flops=50.0)])
 MODEL = RecordDict({"arrays": ArrayRecord({"w": Array(np.zeros((2, 5))), "b": Array(np.zeros(5))})})

@@ -20,9 +20,9 @@ from fl.clients.island import Fragments
 from fl.data import federate, load_digits, partition
 from fl.flower.records import from_record
 from fl.models import MLP, build, per_example_loss
-from fl.simulation.faults import Faults, TaskFaults
-from fl.simulation.fleets import uniform
-from fl.simulator import SimulatedRun
+from fl.runs.simulator import SimulatedRun
+from fl.simulation.world.faults import Faults, TaskFaults
+from fl.simulation.world.fleets import uniform
 from fl.strategies import OuterSgd
 from fl.vectors.layout import Layout
 

@@ -17,7 +17,7 @@ from stand_ins import Client, FakeExecutor, FixedWork, events, fleet_of
 
 from fl.execution.executor import Outcome
 from fl.simulation.grid import SimGrid
-from fl.simulation.trace import Event
+from fl.simulation.kernel.trace import Event
 from fl.strategies import Decentralized, NodeModels
 from fl.topologies import Topology
 from fl.topologies.weights import Stochasticity

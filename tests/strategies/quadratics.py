@@ -17,7 +17,7 @@ from stand_ins import Client, FakeExecutor, events, fleet_of
 
 from fl.execution.executor import Outcome
 from fl.simulation.grid import SimGrid
-from fl.simulation.trace import Event
+from fl.simulation.kernel.trace import Event
 
 LR = 0.1
 

@@ -8,9 +8,9 @@ from networks import Q3, Given, run
 from stand_ins import Client, Scripted
 
 from fl.errors import ConfigError
-from fl.simulation.availability import ExponentialOnOff
-from fl.simulation.faults import Faults
-from fl.simulation.trace import Event
+from fl.simulation.kernel.trace import Event
+from fl.simulation.world.availability import ExponentialOnOff
+from fl.simulation.world.faults import Faults
 from fl.strategies import ADPSGD
 from fl.topologies import Complete, DirectedRing, RandomMatching, Ring
 

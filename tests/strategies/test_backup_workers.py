@@ -10,11 +10,11 @@ from stand_ins import FakeExecutor, FixedWork, Scripted, ScriptedFaults
 
 from fl.errors import ConfigError
 from fl.execution.executor import Outcome
-from fl.simulation.durations import Constant, ShiftedExponential
-from fl.simulation.faults import TaskFaults
-from fl.simulation.fleets import durations
 from fl.simulation.grid import SimGrid
-from fl.simulation.trace import Event, Trace
+from fl.simulation.kernel.trace import Event, Trace
+from fl.simulation.world.durations import Constant, ShiftedExponential
+from fl.simulation.world.faults import TaskFaults
+from fl.simulation.world.fleets import durations
 from fl.strategies import DBW, BackupWorkers
 from fl.strategies.arrival_times import ArrivalTimes, monotone_fit
 

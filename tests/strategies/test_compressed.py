@@ -35,10 +35,10 @@ from fl.errors import ConfigError
 from fl.execution import RayExecutor
 from fl.flower.records import from_record, to_record
 from fl.models import LogisticRegression, build, evaluate
-from fl.simulation.faults import Faults
-from fl.simulation.fleets import uniform
 from fl.simulation.grid import SimGrid
-from fl.simulation.trace import Event
+from fl.simulation.kernel.trace import Event
+from fl.simulation.world.faults import Faults
+from fl.simulation.world.fleets import uniform
 from fl.strategies import Compressed
 from fl.vectors.layout import Layout
 

@@ -21,15 +21,15 @@ from hydra.utils import get_class
 from stand_ins import FakeExecutor, FixedWork
 
 import fl
-from fl.configuration import make
 from fl.execution.executor import Outcome
 from fl.randomness import generator
-from fl.simulation.availability import ExponentialOnOff
-from fl.simulation.faults import Faults, GilbertElliott
-from fl.simulation.fleets import uniform
+from fl.runs.configuration import make
 from fl.simulation.grid import SimGrid
-from fl.simulation.trace import Event
-from fl.strategies.events import EventDriven, Update
+from fl.simulation.kernel.trace import Event
+from fl.simulation.world.availability import ExponentialOnOff
+from fl.simulation.world.faults import Faults, GilbertElliott
+from fl.simulation.world.fleets import uniform
+from fl.strategies.drivers.events import EventDriven, Update
 
 FOLDER = Path(fl.__file__).parent / "conf" / "strategy"
 NUM_CLIENTS = 20

@@ -33,8 +33,8 @@ from fl.errors import SimulationError
 from fl.flower.private import give_id
 from fl.flower.records import from_record
 from fl.randomness import SEED_KEY
-from fl.simulation.fleets import uniform
-from fl.simulation.trace import Event
+from fl.simulation.kernel.trace import Event
+from fl.simulation.world.fleets import uniform
 from fl.strategies import (
     DataParallel,
     DelayedUpdates,
@@ -45,7 +45,7 @@ from fl.strategies import (
     OuterSgd,
     StreamingDiLoCo,
 )
-from fl.strategies.outer import mean_of
+from fl.strategies.drivers.outer import mean_of
 
 # ---- outer optimizers ----------------------------------------------------------------------------
 

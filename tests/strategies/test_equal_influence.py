@@ -13,7 +13,7 @@ import pytest
 from quadratics import run
 from stand_ins import Scripted
 
-from fl.simulation.faults import Faults, TaskFaults
+from fl.simulation.world.faults import Faults, TaskFaults
 from fl.strategies import AsyncFedAvg, Favas, FedFix
 
 TEN = list(range(10))

@@ -17,11 +17,11 @@ from fl.errors import ConfigError, SimulationError
 from fl.flower.identity import assume_identity, client_of, node_id
 from fl.flower.private import give_id
 from fl.randomness import generator
-from fl.simulation.faults import Faults
-from fl.simulation.trace import Event
+from fl.simulation.kernel.trace import Event
+from fl.simulation.world.faults import Faults
 from fl.strategies import AsyncFedAvg, AsyncSgd, Favas, FedAsync, FedBuff, FedFix, QuAFL
+from fl.strategies.drivers.tasks import Tasks
 from fl.strategies.staleness import Constant, Hinge, Polynomial
-from fl.strategies.tasks import Tasks
 
 CENTRES = (1.0, -2.0, 4.0, 0.5)
 

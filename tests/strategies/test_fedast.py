@@ -12,11 +12,11 @@ from stand_ins import Client, FakeExecutor, FixedWork, ScriptedFaults, fleet_of
 
 from fl.errors import ConfigError
 from fl.execution.executor import Outcome
-from fl.simulation.faults import TaskFaults
 from fl.simulation.grid import SimGrid
-from fl.simulation.trace import Event
+from fl.simulation.kernel.trace import Event
+from fl.simulation.world.faults import TaskFaults
 from fl.strategies import FedAST, FedBuff, SyncST
-from fl.strategies.simultaneous import Models, apportion
+from fl.strategies.drivers.simultaneous import Models, apportion
 from fl.strategies.staleness import Constant
 
 

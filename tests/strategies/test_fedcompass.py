@@ -12,9 +12,9 @@ from stand_ins import Client, FakeExecutor, FixedWork, Scripted, ScriptedFaults,
 from fl.errors import ConfigError
 from fl.execution.executor import Outcome
 from fl.flower.identity import client_of
-from fl.simulation.faults import TaskFaults
 from fl.simulation.grid import SimGrid
-from fl.simulation.trace import Event
+from fl.simulation.kernel.trace import Event
+from fl.simulation.world.faults import TaskFaults
 from fl.strategies import FedCompass
 from fl.strategies.staleness import Constant, Polynomial
 

@@ -17,10 +17,10 @@ from fl.clients import Proximal, Sgd, TrainingApp
 from fl.data import Examples, FederatedData
 from fl.data.federated import Partitions
 from fl.errors import ConfigError
-from fl.experiment import build, central_evaluation
 from fl.models import LogisticRegression, evaluate
 from fl.randomness import generator
-from fl.simulation.fleets import uniform
+from fl.runs.experiment import build, central_evaluation
+from fl.simulation.world.fleets import uniform
 from fl.strategies import FedAvg, FedProx, Rounds
 
 SELECTED, EPOCHS = 10, 20

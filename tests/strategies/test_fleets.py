@@ -22,13 +22,13 @@ from stand_ins import Scripted, ScriptedFaults
 import fl
 from fl import simulate
 from fl.errors import SimulationError
-from fl.experiment import app_of, build, initial_of
-from fl.metrics.page import BEGIN, END, replace_tables
-from fl.metrics.participation import participation
-from fl.simulation.faults import Faults, TaskFaults
-from fl.simulation.fleets import uniform
-from fl.simulation.trace import Event
-from fl.strategies.no_rounds import NoRounds
+from fl.reports.page import BEGIN, END, replace_tables
+from fl.reports.participation import participation
+from fl.runs.experiment import app_of, build, initial_of
+from fl.simulation.kernel.trace import Event
+from fl.simulation.world.faults import Faults, TaskFaults
+from fl.simulation.world.fleets import uniform
+from fl.strategies.drivers.no_rounds import NoRounds
 
 PAGE = Path(fl.__file__).parents[1] / "docs" / "fleets.md"
 STRATEGIES = sorted(p.stem for p in (Path(fl.__file__).parent / "conf/strategy").glob("[!_]*.yaml"))

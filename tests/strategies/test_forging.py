@@ -25,14 +25,14 @@ from fl.clients.uplink import PAYLOAD_KEY
 from fl.compression import EF21, Cast, ErrorFeedback, Identity, TopK
 from fl.data import federate, load_digits, partition
 from fl.errors import ConfigError
-from fl.experiment import build
 from fl.flower.records import from_record
 from fl.models import LogisticRegression
 from fl.models import build as build_model
-from fl.simulation.availability import Always
-from fl.simulation.faults import Faults
-from fl.simulation.fleets import mobile, uniform
-from fl.simulation.trace import Event
+from fl.runs.experiment import build
+from fl.simulation.kernel.trace import Event
+from fl.simulation.world.availability import Always
+from fl.simulation.world.faults import Faults
+from fl.simulation.world.fleets import mobile, uniform
 from fl.strategies import Compressed, FedAvg, FedBuff, Forging, Rounds
 from fl.strategies.staleness import Polynomial
 from fl.vectors.layout import Layout

@@ -14,8 +14,8 @@ from fl.attacks import SignFlip
 from fl.errors import ConfigError
 from fl.flower.identity import assume_identity
 from fl.flower.private import give_id
-from fl.simulation.faults import Faults, TaskFaults
-from fl.simulation.trace import Event
+from fl.simulation.kernel.trace import Event
+from fl.simulation.world.faults import Faults, TaskFaults
 from fl.strategies import DPSGD, DFedAvg
 from fl.topologies import Complete, DirectedRing, Exponential, Path, Ring
 
@@ -353,7 +353,7 @@ def test_while_everybody_is_away_time_passes_until_somebody_comes():
 
 @pytest.mark.parametrize("method", [DPSGD, DFedAvg])
 def test_storms_of_faults_end_no_run_early_and_lose_no_reply(method):
-    from fl.simulation.availability import ExponentialOnOff
+    from fl.simulation.world.availability import ExponentialOnOff
 
     n = 12
     ran = run(

@@ -10,8 +10,8 @@ from stand_ins import Client, Scripted, ScriptedFaults
 from fl.attacks import ALIE, IPM, Constant, Gauss, Optimized, SignFlip
 from fl.compression import ErrorFeedback, Identity, Qsgd, TopK
 from fl.errors import ConfigError
-from fl.simulation.faults import Faults, TaskFaults
-from fl.simulation.trace import Event
+from fl.simulation.kernel.trace import Event
+from fl.simulation.world.faults import Faults, TaskFaults
 from fl.strategies import CHOCO, DPSGD, SGP, DFedAvg, GradientTracking, MoNNA
 from fl.topologies import Complete, ErdosRenyi, OnePeerExponential, PushSum, Ring
 
@@ -59,7 +59,7 @@ def test_push_sum_keeps_the_sums_of_models_and_weights_through_every_fault():
     n = 10
     topology = ErdosRenyi(n, p=0.3, directed=True, weights=PushSum(), seed=3)
     method = SGP(topology=topology)
-    from fl.simulation.availability import ExponentialOnOff
+    from fl.simulation.world.availability import ExponentialOnOff
 
     run(
         method,

@@ -13,8 +13,8 @@ from stand_ins import Client, ScriptedFaults, fleet_of
 from fl.clients import Gradient
 from fl.compression import Cast
 from fl.models import flops_per_example
-from fl.simulation.faults import TaskFaults
-from fl.simulation.trace import Event
+from fl.simulation.kernel.trace import Event
+from fl.simulation.world.faults import TaskFaults
 from fl.strategies import DataParallel, DelayedUpdates, DiLoCo, EagerUpdates, StreamingDiLoCo
 
 STEP_FLOPS = 32 * flops_per_example(MODEL(), (1, 8, 8)).training

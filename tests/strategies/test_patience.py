@@ -14,10 +14,10 @@ from stand_ins import FakeExecutor, FixedWork, ScriptedFaults
 
 from fl.execution.executor import Outcome
 from fl.randomness import generator
-from fl.simulation.faults import Faults, TaskFaults
-from fl.simulation.fleets import mobile
 from fl.simulation.grid import SimGrid
-from fl.simulation.trace import Event
+from fl.simulation.kernel.trace import Event
+from fl.simulation.world.faults import Faults, TaskFaults
+from fl.simulation.world.fleets import mobile
 from fl.strategies import (
     ADPSGD,
     AsyncFedAvg,
@@ -27,7 +27,7 @@ from fl.strategies import (
     FedCompass,
     FedFix,
 )
-from fl.strategies.patience import Patience
+from fl.strategies.drivers.patience import Patience
 from fl.topologies import Complete
 
 TIMEOUT_S = 120.0

@@ -30,9 +30,9 @@ from fl.data import federate, load_digits, partition
 from fl.errors import ConfigError, SimulationError
 from fl.flower.records import from_record
 from fl.models import LogisticRegression, build, evaluate, per_example_loss
-from fl.simulation.faults import Faults
-from fl.simulation.fleets import uniform
-from fl.simulation.trace import Event
+from fl.simulation.kernel.trace import Event
+from fl.simulation.world.faults import Faults
+from fl.simulation.world.fleets import uniform
 from fl.strategies import Replicas
 from fl.vectors.layout import Layout
 

@@ -17,7 +17,7 @@ from flwr.serverapp import strategy as flower
 from fl import simulate
 from fl.aggregation import FLTrust, Median
 from fl.errors import ConfigError, NoStep
-from fl.simulation.fleets import uniform
+from fl.simulation.world.fleets import uniform
 from fl.strategies import (
     SCAFFOLD,
     FedAdagrad,

@@ -13,13 +13,13 @@ from fl.aggregation import Median
 from fl.errors import ConfigError, SimulationError
 from fl.execution.executor import Outcome
 from fl.flower.identity import client_of, node_id
-from fl.simulation.durations import ShiftedExponential
-from fl.simulation.faults import Faults, TaskFaults
-from fl.simulation.fleets import durations
 from fl.simulation.grid import SimGrid
-from fl.simulation.trace import Event, Trace
+from fl.simulation.kernel.trace import Event, Trace
+from fl.simulation.world.durations import ShiftedExponential
+from fl.simulation.world.faults import Faults, TaskFaults
+from fl.simulation.world.fleets import durations
 from fl.strategies import FedAdam, FedAvg, FedAvgM, FedYogi, Oort, QFedAvg, Rounds, TiFL
-from fl.strategies.events import GlobalModel
+from fl.strategies.drivers.events import GlobalModel
 from fl.strategies.oort import Record
 from fl.strategies.round_rule import Updates
 from fl.strategies.tifl import change_probabilities
@@ -221,7 +221,7 @@ def test_a_fleet_smaller_than_a_round_needs_half_of_what_it_has(fleet, answering
 def test_a_round_ends_when_everybody_left_has_failed():
     class Two(Faults):
         def draw(self, seed, client, dispatch):
-            from fl.simulation.faults import TaskFaults
+            from fl.simulation.world.faults import TaskFaults
 
             return TaskFaults(crash_at=0.5 if client >= 2 else None)
 

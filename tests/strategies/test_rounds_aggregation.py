@@ -30,8 +30,8 @@ from fl.execution import SerialExecutor
 from fl.flower.identity import assume_identity
 from fl.flower.records import from_record, layout_of
 from fl.models import LogisticRegression, build
-from fl.simulation.fleets import uniform
-from fl.simulation.trace import Event
+from fl.simulation.kernel.trace import Event
+from fl.simulation.world.fleets import uniform
 from fl.strategies import FedAdam, FedAvg, FedAvgM, Rounds, TrustedUpdate
 from fl.vectors.layout import Layout
 

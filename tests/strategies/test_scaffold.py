@@ -20,9 +20,9 @@ from fl.clients import ControlVariates, Received, Sgd, StepDecay, TrainingApp
 from fl.clients.app import MEMORY_KEY
 from fl.data import federate, load_digits, partition
 from fl.errors import ConfigError
-from fl.experiment import app_of, build, serve
 from fl.flower.records import record_vector, vector_record
-from fl.simulation.fleets import uniform
+from fl.runs.experiment import app_of, build, serve
+from fl.simulation.world.fleets import uniform
 from fl.strategies import SCAFFOLD, FedAvg, Rounds
 from fl.vectors.layout import Layout
 

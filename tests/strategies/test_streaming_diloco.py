@@ -29,7 +29,7 @@ from fl.compression import Cast, PowerSgd, TopK
 from fl.errors import ConfigError
 from fl.flower.records import layout_of
 from fl.models import CharGPT, LogisticRegression, build
-from fl.simulation.trace import Event
+from fl.simulation.kernel.trace import Event
 from fl.strategies import DiLoCo, OuterSgd, StreamingDiLoCo
 from fl.vectors.layout import Layout
 

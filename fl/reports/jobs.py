@@ -1,0 +1,108 @@
+"""What a sweep's jobs left: the list of them, and how they are told apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import yaml
+
+from fl.errors import ConfigError
+from fl.reports.files import read_file
+
+if TYPE_CHECKING:
+    from fl.reports.runs import Run
+
+JOBS = "jobs.jsonl"
+"""What became of the jobs of the last command that swept into a directory, one JSON a line."""
+
+_JOBS_BYTES = 64 * 10**6  # most that this list may have
+_OVERRIDES_BYTES = 10**5  # and that of a run's overrides
+
+
+@dataclass(frozen=True)
+class Job:
+    """What became of a job.
+
+    Attributes:
+        number: of the job, as Hydra counts.
+        overrides: those in which the jobs differ, "key=value,key=value".
+        status: "skipped" is a job that had been completed before.
+        directory: where its run is.
+        reason: why it failed.
+    """
+
+    number: int
+    overrides: str
+    status: Literal["completed", "skipped", "failed"]
+    directory: str
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        """Names the job in a message."""
+        return f"job {self.number} ({self.overrides})" if self.overrides else f"job {self.number}"
+
+
+def read_jobs(directory: Path) -> list[Job]:
+    """Returns the jobs of the last command that swept into a directory, those that came to an end.
+
+    A line that cannot be read, of a disk that ran full, is left out.
+    """
+    path = directory / JOBS
+    jobs: list[Job] = []
+    for line in read_file(path, _JOBS_BYTES).splitlines() if path.exists() else ():
+        try:
+            job = Job(**json.loads(line))
+            Path(job.directory).resolve()  # refuses what is no name of a folder
+        except (ValueError, TypeError, RecursionError):
+            continue
+        texts = (job.overrides, job.status, job.directory, job.reason or "")
+        if type(job.number) is int and all(isinstance(text, str) for text in texts):
+            jobs.append(job)
+    return sorted(jobs, key=lambda job: job.number)
+
+
+def by_overrides(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Returns a sweep's runs under labels made of what was overridden differently, but the seed.
+
+    Runs with equal overrides whose configurations differ all the same (they were made by two
+    versions of the defaults) are told apart by what differs.
+    """
+    from fl.reports.runs import group_runs
+
+    changed = [overrides(run) for run in runs]
+    keys = dict.fromkeys(key for found in changed for key in found)
+    varying = [
+        key for key in keys if key != "seed" and len({found.get(key) for found in changed}) > 1
+    ]
+    groups: dict[str, list[Run]] = {}
+    for run, found in zip(runs, changed, strict=True):
+        parts = [f"{key}={found[key]}" for key in varying if key in found]
+        groups.setdefault(", ".join(parts), []).append(run)
+    labelled: dict[str, list[Run]] = {}
+    for label, group in groups.items():
+        alike = group_runs(group)
+        for difference, members in alike.items():
+            parts = [part for part in (label, difference if len(alike) > 1 else "") if part]
+            labelled[", ".join(parts) or "all runs"] = members
+    return labelled
+
+
+def overrides(run: Run) -> dict[str, str]:
+    """Returns what the command line of a run changed.
+
+    That is nothing for runs that Hydra did not start, or if its list is none.
+    """
+    if run.directory is None:
+        return {}
+    path = run.directory / ".hydra" / "overrides.yaml"
+    try:
+        lines = yaml.safe_load(read_file(path, _OVERRIDES_BYTES)) if path.exists() else []
+    except (ConfigError, RecursionError, ValueError, yaml.YAMLError):
+        lines = []
+    if not isinstance(lines, list):
+        lines = []
+    return dict(line.partition("=")[::2] for line in lines if isinstance(line, str))

@@ -1,0 +1,444 @@
+"""Pictures of one run, and of several beside each other.
+
+Figures are made with matplotlib's object interface: no global state, no display, no choice of
+backend. Each function returns its figure, so a notebook can show it, and writes a PNG if given a
+path. Colours are those of Okabe and Ito, which colour-blind people can tell apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl.errors import ConfigError
+from fl.reports import units
+from fl.reports.atomic import replacing
+from fl.reports.files import printable
+from fl.reports.history import COLUMNS, Row
+from fl.reports.runs import Run
+from fl.reports.spans import STAGES, Spans, spans
+from fl.reports.target import Target, better
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from fl.simulation.kernel.trace import Trace
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("-", "--", ":", "-.")
+_STAGE_COLOURS = {"download": "#56B4E9", "compute": "#E69F00", "upload": "#009E73"}
+_IDLE_COLOUR = "#E8E8E8"
+_STYLE: dict[str, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.labelsize": 10,
+    "legend.fontsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#D9D9D9",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+}
+_MAX_ROWS = 4
+_MAX_LABEL = 120  # characters
+_LARGEST = 1e100  # what is beyond is a gap in a curve
+_MAX_BARS = 40
+_MAX_POINTS = 1000
+_BINS = 200
+
+AXES = {"time_s": "virtual time", "bytes": "data moved", "round": "round", "energy_j": "energy"}
+"""Horizontal axes: virtual time, bytes in both directions, rounds, joules."""
+
+
+def metrics(
+    history: Sequence[Row],
+    path: Path | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    target: Target | None = None,
+    time: str | None = None,
+) -> Figure:
+    """Draws metrics against virtual time, bytes and rounds: a row of three panels for each.
+
+    Args:
+        history: evaluations of one run, at least one.
+        path: PNG to write, replaced as a whole.
+        names: metrics to draw, a row each; by default the target's metric, accuracies and losses,
+            or whatever there is if none is called so, in four rows at most. `train_x` and
+            `client_x` share the row of `x`.
+        target: drawn as a line, with a mark where the run got there.
+        time: what to call the time, where it is not virtual.
+
+    Raises:
+        ConfigError: no evaluation has one of `names`, or there is no metric at all.
+    """
+    rows = _panel_rows(history, names, target)
+    with _figure(10.5, 0.5 + 2.5 * len(rows), path) as figure:
+        grid = figure.subplots(len(rows), 3, squeeze=False, sharex="col", sharey="row")
+        for r, shown in enumerate(rows):
+            for c, axis in enumerate(("time_s", "bytes", "round")):
+                axes: Axes = grid[r][c]
+                unit = _unit(axis, max(_position(row, axis) for row in history))
+                for k, name in enumerate(shown):
+                    _line(axes, history, name, axis, unit, (PALETTE[k], _DASHES[k % len(_DASHES)]))
+                if target is not None and target.metric in shown:
+                    _target_mark(axes, history, target, axis, unit)
+                if c == 0:
+                    axes.set_ylabel(_readable(shown[0]))
+                if r == len(rows) - 1:
+                    _label_axis(axes, axis, unit)
+                    if axis == "time_s" and time is not None:
+                        axes.set_xlabel(f"{time} ({unit.symbol})")
+            handles, labels = grid[r][2].get_legend_handles_labels()
+            if len(labels) > 1:
+                grid[r][2].legend(handles, labels, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    return figure
+
+
+def clients(trace: Trace, path: Path | None = None) -> Figure:
+    """Draws what the clients did: how many were in each stage over time, and each one's shares.
+
+    The upper panel is the mean number of tasks in each stage, over each 1/200 of the run. The lower
+    one has a bar for every client that had a task, busiest first; above 40 clients the bars become
+    filled curves over the ranking. Where tasks of one client overlap, computing counts before
+    transfers, and uploading before downloading, so shares add up to one.
+
+    Args:
+        trace: events of the run, at least one.
+        path: PNG to write, replaced as a whole.
+    """
+    stages = spans(trace)
+    end = trace.time[-1]
+    with _figure(8.5, 6.2, path) as figure:
+        over_time, per_client = figure.subplots(2, 1)
+        unit = units.time_unit(end)
+        edges, counts = _mean_active(stages, end)
+        over_time.stackplot(
+            edges / unit.divisor,
+            np.concatenate([counts, counts[:, -1:]], axis=1),
+            colors=[_STAGE_COLOURS[name] for name in STAGES],
+            step="post",
+            linewidth=0,
+        )
+        over_time.set(xlabel=f"virtual time ({unit.symbol})", ylabel="tasks (mean)")
+        over_time.set_title("Tasks in each stage over time", loc="left")
+        over_time.set_xlim(0, end / unit.divisor if end > 0 else 1)
+        over_time.set_ylim(bottom=0)
+        ids, share = _shares(stages, end)
+        _share_panel(per_client, ids, share)
+        handles, labels = per_client.get_legend_handles_labels()
+        figure.legend(handles[::-1], labels[::-1], loc="outside right upper")
+    return figure
+
+
+def compare(
+    runs: Mapping[str, Sequence[Run]],
+    metric: str,
+    path: Path | None = None,
+    *,
+    axes: Sequence[str] = ("time_s", "bytes", "round"),
+    confidence: float = 0.95,
+    target: float | None = None,
+) -> Figure:
+    """Draws one metric of several methods, each the mean over its seeds with a confidence band.
+
+    The band is mean ± t s / sqrt(n), with Student's t for n - 1 degrees of freedom and s the
+    standard deviation over the n seeds at that position; there is none for one seed. Seeds that
+    were evaluated at different positions are interpolated linearly, over the stretch that all of
+    them cover.
+
+    Args:
+        runs: label to the runs (seeds) under it; see `fl.reports.runs.group_runs`.
+        metric: name of the metric.
+        path: PNG to write, replaced as a whole.
+        axes: panels, keys of `AXES`.
+        confidence: level of the band, in (0, 1).
+        target: a value to draw as a line.
+
+    Raises:
+        ConfigError: unknown axis, level out of range, no runs, or a run without the metric.
+    """
+    unknown = [axis for axis in axes if axis not in AXES]
+    if unknown or not axes:
+        raise ConfigError(f"axes are {list(axes)}; choose from {list(AXES)}")
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence is {confidence}; it must lie between 0 and 1")
+    if not runs or not all(runs.values()):
+        raise ConfigError("compare() needs at least one run under each label, and one label")
+    every = [row for group in runs.values() for run in group for row in run.history]
+    with _figure(0.6 + 3.5 * len(axes), 3.9, path) as figure:
+        panels = figure.subplots(1, len(axes), squeeze=False, sharey="row")[0]
+        for panel, axis in zip(panels, axes, strict=True):
+            unit = _unit(axis, max((_position(row, axis) for row in every), default=1.0))
+            for k, (label, group) in enumerate(runs.items()):
+                x, mean, half = _band([_curve(run, metric, axis) for run in group], confidence)
+                colour, dash = PALETTE[k % len(PALETTE)], _DASHES[k // len(PALETTE) % len(_DASHES)]
+                seeds = f"{len(group)} seed{'' if len(group) == 1 else 's'}"
+                panel.plot(
+                    x / unit.divisor, mean, dash, color=colour, label=_shown(f"{label} ({seeds})")
+                )
+                panel.fill_between(
+                    x / unit.divisor, mean - half, mean + half, color=colour, alpha=0.18, lw=0
+                )
+            if target is not None:
+                panel.axhline(target, color="#555555", linewidth=1, linestyle=(0, (2, 2)))
+            _label_axis(panel, axis, unit)
+        values = np.array([row[metric] for row in every if metric in row], dtype=float)
+        _limits(panels[0], values[_can_be_drawn(values)], metric, target)
+        panels[0].set_ylabel(_readable(metric))
+        handles, labels = panels[0].get_legend_handles_labels()
+        longest = max(len(label) for label in labels)
+        columns = max(1, min(len(labels), int(46 * len(axes) / (longest + 6))))
+        several = any(len(group) > 1 for group in runs.values())
+        title = f"mean and {100 * confidence:g} % confidence band" if several else None
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title)
+    return figure
+
+
+# ---- one run's metrics ---------------------------------------------------------------------------
+
+
+def _panel_rows(
+    history: Sequence[Row], names: Sequence[str] | None, target: Target | None
+) -> list[list[str]]:
+    present = dict.fromkeys(n for row in history for n in row if n not in COLUMNS)
+    unknown = [name for name in names or () if name not in present]
+    if unknown or not present:
+        raise ConfigError(f"no evaluation has {unknown or 'any metric'}; there are {list(present)}")
+    if names is not None:
+        return [[name] for name in names]
+    wanted = [target.metric] if target is not None and target.metric in present else []
+    wanted += [name for name in present if "acc" in name] + [n for n in present if "loss" in n]
+    rows: dict[str, list[str]] = {}
+    for name in dict.fromkeys(wanted or present):
+        base = name.removeprefix("train_").removeprefix("client_")
+        rows.setdefault(base if base in present else name, []).append(name)
+    # The server's own metric before its counterparts, whichever was reported first.
+    return [sorted(shown, key=len) for shown in list(rows.values())[:_MAX_ROWS]]
+
+
+def _line(
+    axes: Axes,
+    history: Sequence[Row],
+    name: str,
+    axis: str,
+    unit: units.Unit,
+    look: tuple[str, str],
+) -> None:
+    rows = [row for row in history if name in row]
+    x = np.array([_position(row, axis) for row in rows]) / unit.divisor
+    y = np.array([row[name] for row in rows], dtype=float)
+    y[~_can_be_drawn(y)] = np.nan  # a gap, instead of an axis that reaches to infinity
+    marker = "o" if len(rows) <= 30 else None
+    colour, dash = look
+    axes.plot(x, y, dash, color=colour, marker=marker, markersize=3.5, label=_readable(name))
+
+
+def _target_mark(
+    axes: Axes, history: Sequence[Row], target: Target, axis: str, unit: units.Unit
+) -> None:
+    axes.axhline(target.value, color="#555555", linewidth=1, linestyle=(0, (2, 2)))
+    first = next((row for row in history if target.met_by(row)), None)
+    if first is None:
+        return
+    x = _position(first, axis)
+    y = first[target.metric]
+    axes.plot(x / unit.divisor, y, "*", color="#000000", markersize=11, zorder=5)
+    # The corners beside a rising curve are lower right and upper left; the other two if it falls.
+    leftward = x > 0.7 * max(_position(row, axis) for row in history)
+    below = leftward != (target.mode == "max")
+    axes.annotate(
+        {"time_s": units.duration, "bytes": units.size}.get(axis, units.count)(x),
+        (x / unit.divisor, y),
+        xytext=(-8 if leftward else 8, -15 if below else 9),
+        textcoords="offset points",
+        ha="right" if leftward else "left",
+    )
+
+
+# ---- clients -------------------------------------------------------------------------------------
+
+
+def _mean_active(stages: Spans, end: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns bin edges (b + 1,) in s and the mean number of tasks in each stage (3, b)."""
+    edges = np.linspace(0.0, end if end > 0 else 1.0, _BINS + 1)
+    counts = np.empty((len(STAGES), _BINS))
+    for stage in range(len(STAGES)):
+        mine = stages.stage == stage
+        # Integral of the number of tasks up to t: sum of (t - start)+ - (t - end)+.
+        integral = _ramps(stages.start[mine], edges) - _ramps(stages.end[mine], edges)
+        counts[stage] = np.diff(integral) / np.diff(edges)
+    # Differences of large sums leave a little rounding error where nothing runs.
+    return edges, np.where(counts < 1e-9, 0.0, counts)
+
+
+def _ramps(times: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the sum over `times` of max(t - time, 0), for each t in `at`."""
+    times = np.sort(times)
+    passed = np.searchsorted(times, at)
+    return np.asarray(passed * at - np.append(0.0, np.cumsum(times))[passed])
+
+
+def _shares(stages: Spans, end: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Returns clients (m,), busiest first, and their shares of time in each stage (3, m)."""
+    ids, row = np.unique(stages.client, return_inverse=True)
+    n = len(stages)
+    client = np.concatenate([row, row])
+    time = np.concatenate([stages.start, stages.end])
+    change = np.zeros((2 * n, len(STAGES)), dtype=np.int64)
+    change[np.arange(n), stages.stage] = 1
+    change[np.arange(n, 2 * n), stages.stage] = -1
+    order = np.lexsort((time, client))
+    client, time = client[order], time[order]
+    # A client's changes add up to zero, so one running sum serves all clients.
+    active = np.cumsum(change[order], axis=0) > 0
+    lasts = np.diff(time, append=time[-1:]) * (np.diff(client, append=-1) == 0)
+    share = np.zeros((len(STAGES), len(ids)))
+    free = np.ones(2 * n, dtype=bool)
+    for name in ("compute", "upload", "download"):
+        stage = STAGES.index(name)
+        mine = active[:, stage] & free
+        free &= ~mine
+        share[stage] = np.bincount(client[mine], lasts[mine], minlength=len(ids))
+    share /= end if end > 0 else 1.0
+    ranking = np.argsort(-share.sum(axis=0), kind="stable")
+    return ids[ranking], share[:, ranking]
+
+
+def _share_panel(axes: Axes, ids: NDArray[np.int64], share: NDArray[np.float64]) -> None:
+    layers = 100.0 * np.concatenate([share, 1.0 - share.sum(axis=0, keepdims=True)])
+    names = [*STAGES, "idle"]
+    colours = [*_STAGE_COLOURS.values(), _IDLE_COLOUR]
+    x = np.arange(len(ids))
+    if len(ids) <= _MAX_BARS:
+        bottom = np.zeros(len(ids))
+        for layer, name, colour in zip(layers, names, colours, strict=True):
+            axes.bar(x, layer, 0.85, bottom=bottom, color=colour, label=name)
+            bottom += layer
+        axes.set_xticks(x, [str(i) for i in ids], rotation=90 if len(ids) > 20 else 0)
+        axes.tick_params(axis="x", length=0)
+        axes.set_xlabel("client, busiest first")
+        axes.grid(axis="x", visible=False)
+        axes.set_xlim(-0.6, max(len(ids), 1) - 0.4)
+    else:
+        # More points than pixels would only cost time: neighbours in rank are averaged.
+        first = np.unique(np.linspace(0, len(ids), _MAX_POINTS, endpoint=False).astype(int))
+        layers = np.add.reduceat(layers, first, axis=1) / np.diff(first, append=len(ids))
+        axes.stackplot(first, layers, labels=names, colors=colours, linewidth=0)
+        axes.set_xlabel(f"rank among the {len(ids):,} clients that had a task")
+        axes.set_xlim(0, first[-1])
+    # Clients that are rarely sampled would be a thin line at the bottom of a full scale.
+    busiest = float(100.0 * share.sum(axis=0).max(initial=0.0))
+    axes.set_ylim(0, 100 if busiest > 50 or busiest == 0 else 1.25 * busiest)
+    axes.set_ylabel("share of time (%)")
+    axes.set_title("What each client did", loc="left")
+
+
+# ---- several runs --------------------------------------------------------------------------------
+
+
+def _curve(run: Run, metric: str, axis: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    rows = [row for row in run.history if _can_be_drawn(row.get(metric, math.nan))]
+    if not rows:
+        raise ConfigError(f"the run in {run.directory} has no finite value of {metric!r}")
+    x = np.array([_position(row, axis) for row in rows], dtype=float)
+    return x, np.array([row[metric] for row in rows], dtype=float)
+
+
+def _band(
+    curves: list[tuple[NDArray[np.float64], NDArray[np.float64]]], confidence: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Returns positions, mean, and half the width of the confidence band (zero for one curve)."""
+    from scipy.stats import t as student
+
+    x = curves[0][0]
+    if not all(np.array_equal(x, other) for other, _ in curves):
+        low, high = max(c[0][0] for c in curves), min(c[0][-1] for c in curves)
+        if low > high:
+            raise ConfigError(
+                f"the seeds of a method share no stretch of this axis: one starts at {low}, "
+                f"another ends at {high}; compare runs of similar length"
+            )
+        x = np.linspace(low, high, _BINS)
+    values = np.stack([np.interp(x, position, value) for position, value in curves])
+    n = len(curves)
+    if n == 1:
+        return x, values[0], np.zeros_like(x)
+    half = student.ppf(0.5 + confidence / 2, n - 1) * values.std(axis=0, ddof=1) / math.sqrt(n)
+    return x, values.mean(axis=0), half
+
+
+def _limits(axes: Axes, values: NDArray[np.float64], metric: str, target: float | None) -> None:
+    # By the data, not the bands: Student's t makes the band of two seeds 13 deviations wide.
+    low, high = float(values.min()), float(values.max())
+    if target is not None:
+        low, high = min(low, target), max(high, target)
+    if better(metric) != "max" and 0 < low < high / 100:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 1.3, high * 1.3)
+        return
+    margin = 0.06 * (high - low) or 0.05 * max(abs(high), 1e-3)
+    axes.set_ylim(low - margin, high + margin)
+
+
+# ---- for all -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _figure(width: float, height: float, path: Path | None) -> Iterator[Figure]:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]  # keys are a Literal there
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        if path is not None:
+            with replacing(path) as temporary:
+                # Without the software's version, equal figures are equal files.
+                figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+
+
+def _can_be_drawn(values: Any) -> Any:
+    """Whether numbers, or each in an array, are finite, and so are their squares."""
+    return np.abs(values) < _LARGEST
+
+
+def _position(row: Row, axis: str) -> float:
+    return row["bytes_down"] + row["bytes_up"] if axis == "bytes" else row[axis]
+
+
+def _unit(axis: str, largest: float) -> units.Unit:
+    if axis == "time_s":
+        return units.time_unit(largest)
+    if axis == "bytes":
+        return units.byte_unit(largest)
+    return units.energy_unit(largest) if axis == "energy_j" else units.Unit(1.0, "")
+
+
+def _label_axis(axes: Axes, axis: str, unit: units.Unit) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel(f"{AXES[axis]} ({unit.symbol})" if unit.symbol else AXES[axis])
+    if axis == "round":
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))  # there is no round 2.5
+
+
+def _readable(metric: str) -> str:
+    return _shown(units.name(metric).replace("_", " "))
+
+
+def _shown(text: str) -> str:
+    """Returns anybody's text as Matplotlib draws it: no formula, and no longer than its picture."""
+    short = text if len(text) <= _MAX_LABEL else f"{text[:_MAX_LABEL]}..."
+    # A label that starts with an underscore is left out of the legend.
+    return printable(short).replace("$", r"\$").removeprefix("_")

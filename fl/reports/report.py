@@ -1,0 +1,431 @@
+"""`fl report DIR...`: one HTML page about any set of runs.
+
+The page is one file: pictures are inside it, it needs no network and runs no script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import io
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from rich.table import Table
+
+from fl.errors import ConfigError
+from fl.reports import plots, units
+from fl.reports.atomic import replacing
+from fl.reports.files import printable, read_file
+from fl.reports.history import COLUMNS
+from fl.reports.jobs import JOBS, Job, by_overrides, read_jobs
+from fl.reports.runs import Run, load_runs
+from fl.reports.table import comparison
+from fl.reports.tensorboard_log import flattened
+
+FILE = "report.html"
+
+_AXES = ("round", "time_s", "bytes", "energy_j")
+_MOST_METRICS = 4
+_MOST_PICTURES = 12
+_PICTURE_BYTES = 5 * 10**6  # most that a run's picture may have
+_LONGEST = 1000  # characters of a value
+_HASH = 12  # characters of a SHA-256 that are shown
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c1c1c; --back: #fff; --soft: #666; --line: #ddd;
+        --head: #f4f4f4; --bad: #b00020; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e4e4; --back: #17181a; --soft: #a0a0a0; --line: #3a3b3e; --head: #242528;
+          --bad: #ff7a85; } }
+body { color: var(--ink); background: var(--back); font: 15px/1.5 system-ui, sans-serif;
+       max-width: 1200px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+p.note, figcaption { color: var(--soft); } .bad { color: var(--bad); }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
+th, td { border-bottom: 1px solid var(--line); padding: .3rem .7rem; text-align: left;
+         vertical-align: top; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th { background: var(--head); } code { font-size: 12px; } a { color: inherit; }
+figure { margin: 1rem 0; } img { width: 100%; background: #fff; border-radius: 6px; }
+details img { max-width: 800px; }
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs `fl report`.
+
+    Raises:
+        ConfigError: there is no run to report, or the page cannot be written.
+    """
+    parser = argparse.ArgumentParser(
+        prog="fl report",
+        description="Writes one HTML page about all runs at or below directories: curves, costs to "
+        "the target, utilisation, faults, and in which keys their configurations differ.",
+    )
+    parser.add_argument(
+        "directories", nargs="+", metavar="DIR", type=Path, help="of runs or sweeps"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help=f"default: {FILE} in the first DIR"
+    )
+    given = parser.parse_args(arguments)
+    path: Path = given.output or given.directories[0] / FILE
+    runs, problems = load_runs(given.directories)
+    failed, unread = _failed_jobs(given.directories, runs)
+    problems += unread
+    for problem in problems:
+        print(printable(f"fl: left out: {problem}"), file=sys.stderr)
+    if not runs:
+        where = ", ".join(map(str, given.directories))
+        raise ConfigError(
+            f"there is no run to report at or below {where}; give directories of runs or sweeps "
+            "that have ended"
+        )
+    text = page(runs, problems, failed, path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; give -o FILE") from error
+    count = f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
+    print(f"{path}: {count}, {len(text.encode()) / 1e6:.1f} MB")
+
+
+def _failed_jobs(roots: Sequence[Path], runs: Sequence[Run]) -> tuple[list[Job], list[str]]:
+    """Returns the failed jobs of sweeps at or below directories that left no run.
+
+    Also returns what is wrong with lists of jobs that cannot be read.
+    """
+    known = {run.directory.resolve() for run in runs if run.directory is not None}
+    jobs: list[Job] = []
+    unread: list[str] = []
+    for path in (path for root in roots for path in sorted(root.rglob(JOBS))):
+        try:
+            jobs += read_jobs(path.parent)
+        except ConfigError as error:
+            unread.append(str(error))
+    failed = [job for job in jobs if job.status == "failed"]
+    return [job for job in failed if Path(job.directory).resolve() not in known], unread
+
+
+def page(
+    runs: Sequence[Run],
+    problems: Sequence[str] = (),
+    failed: Sequence[Job] = (),
+    base: Path | None = None,
+) -> str:
+    """Returns the page as HTML.
+
+    Args:
+        runs: at least one.
+        problems: what is wrong with runs that could not be read.
+        failed: jobs that left no run.
+        base: directory of the page, from which links start; None makes them absolute.
+    """
+    groups = by_overrides(runs)
+    parts = [
+        _heading(runs, groups),
+        _problems(runs, problems, failed),
+        *(_costs(target, chosen) for target, chosen in _by_target(groups)),
+        "<h2>Curves</h2>",
+        *_curves(groups),
+        _utilisation(groups),
+        *_pictures(groups),
+        _faults(groups),
+        _differences(groups),
+        _list(groups, base),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{len(runs)} runs of fl</title>\n<style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</body></html>\n"
+    )
+
+
+# ---- sections ------------------------------------------------------------------------------------
+
+
+def _heading(runs: Sequence[Run], groups: Mapping[str, Sequence[Run]]) -> str:
+    versions = {json.dumps(run.summary.get("versions"), sort_keys=True) for run in runs}
+    facts = []
+    for text in sorted(versions):
+        found = json.loads(text) or {}
+        facts.append(", ".join(f"{name} {value}" for name, value in found.items() if value))
+    ended = sum(run.summary["status"] == "completed" for run in runs)
+    configurations = f"{len(groups)} configuration{'' if len(groups) == 1 else 's'} but for seeds"
+    text = f"<h1>{_text(f'{len(runs)} runs')}</h1>\n"
+    text += f"<p>{_text(f'{ended} of them completed; {configurations}.')}</p>"
+    return text + "".join(f'\n<p class="note">Made with {_text(fact)}.</p>' for fact in facts)
+
+
+def _problems(runs: Sequence[Run], problems: Sequence[str], failed: Sequence[Job]) -> str:
+    lines = [f"left out: {problem}" for problem in problems]
+    lines += [f"{job}: {job.reason}" for job in failed]
+    for run in runs:
+        if run.summary["status"] != "completed":
+            error = str(run.summary.get("error") or "").strip().splitlines()
+            reason = f": {error[-1]}" if error else ""
+            lines.append(f"{run.directory} was {run.summary['status']}{reason}")
+    if not lines:
+        return ""
+    items = "".join(f'<li class="bad">{_text(line)}</li>' for line in lines)
+    return f"<h2>What did not work</h2>\n<ul>{items}</ul>"
+
+
+def _by_target(
+    groups: Mapping[str, Sequence[Run]],
+) -> Iterable[tuple[Mapping[str, Any] | None, dict[str, list[Run]]]]:
+    """Yields each target that runs have, with these runs; costs to two targets do not compare."""
+    found: dict[str, tuple[Mapping[str, Any] | None, dict[str, list[Run]]]] = {}
+    for label, group in groups.items():
+        for run in group:
+            target = run.summary["target"]
+            own = None if target is None else {k: target[k] for k in ("metric", "mode", "value")}
+            key = json.dumps(own)
+            found.setdefault(key, (own, {}))[1].setdefault(label, []).append(run)
+    return found.values()
+
+
+def _costs(target: Mapping[str, Any] | None, groups: Mapping[str, Sequence[Run]]) -> str:
+    if target is None:
+        heading = "Results and costs"
+    else:
+        sign = ">=" if target["mode"] == "max" else "<="
+        heading = f"Results, and costs to {target['metric']} {sign} {target['value']:g}"
+    table = comparison(groups)
+    note = f'<p class="note">{_text(str(table.title or ""))}; in parentheses, how many seeds.</p>'
+    return f"<h2>{_text(heading)}</h2>\n{note}\n{_rich(table)}"
+
+
+def _curves(groups: Mapping[str, Sequence[Run]]) -> Iterable[str]:
+    every = [run for group in groups.values() for run in group]
+    targets = [run.summary["target"] for run in every if run.summary["target"] is not None]
+    names = [str(target["metric"]) for target in targets]
+    present = [n for run in every for row in run.history for n in row if n not in COLUMNS]
+    names += [name for name in present if "acc" in name] + [n for n in present if "loss" in n]
+    shown = [name for name in dict.fromkeys(names + present) if name in set(present)]
+    for name in shown[:_MOST_METRICS]:
+        chosen = {
+            label: found
+            for label, group in groups.items()
+            if (found := [run for run in group if _has(run, name)])
+        }
+        values = {float(target["value"]) for target in targets if target["metric"] == name}
+        if not chosen:
+            continue
+        target = values.pop() if len(values) == 1 else None
+        axes: list[str] = []
+        for axis in _AXES:
+            try:
+                plots.compare(chosen, name, axes=[axis])
+                axes.append(axis)
+            except ConfigError as error:  # seeds that have no simulated time in common, say
+                yield f'<p class="note">{_text(f"{name}, {plots.AXES[axis]}: {error}")}</p>'
+        if axes:
+            figure = plots.compare(chosen, name, axes=axes, target=target)
+            against = ", ".join(plots.AXES[axis] for axis in axes)
+            yield _picture(_svg(figure), f"{name} against {against}")
+    if not shown:
+        yield "<p>No run has evaluated a metric.</p>"
+
+
+def _has(run: Run, metric: str) -> bool:
+    return any(math.isfinite(row.get(metric, math.nan)) for row in run.history)
+
+
+def _utilisation(groups: Mapping[str, Sequence[Run]]) -> str:
+    rows = []
+    for label, group in groups.items():
+        totals = [run.summary["totals"] for run in group]
+        joules = [t["energy_j"] for t in totals]
+        energy = sum(j["total"] for j in joules)
+        rows.append(
+            [
+                label,
+                _mean(100 * t.get("utilisation", math.nan) for t in totals) + " %",
+                *(
+                    f"{100 * sum(j.get(part, 0.0) for j in joules) / energy:.3g} %"
+                    if energy > 0
+                    else units.MISSING
+                    for part in ("compute", "radio", "idle")
+                ),
+                _mean(t.get("client_updates", math.nan) for t in totals),
+                _mean(t.get("wall_s", math.nan) for t in totals) + " s",
+            ]
+        )
+    note = (
+        "Computing is the share of simulated time, over the clients that were sent anything. The "
+        "others are means over seeds."
+    )
+    heads = ["runs", "computing", "energy: computing", "radio", "idle", "client updates"]
+    table = _table([*heads, "time on this host"], rows)
+    return f'<h2>Utilisation</h2>\n<p class="note">{_text(note)}</p>\n{table}'
+
+
+def _pictures(groups: Mapping[str, Sequence[Run]]) -> Iterable[str]:
+    """Yields what clients did in the first run of each configuration, where it was drawn."""
+    number = 0
+    for label, group in groups.items():
+        for run in group:
+            picture = _png(run.directory)
+            if picture is not None:
+                if number == _MOST_PICTURES:
+                    yield f'<p class="note">Of {_MOST_PICTURES} configurations; the others are in '
+                    yield "the runs' folders.</p>"
+                    return
+                number += 1
+                image = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+                title = f"What the clients did: {label}, seed {run.summary.get('seed')}"
+                yield (
+                    f"<details><summary>{_text(title)}</summary>{_picture(image, title)}</details>"
+                )
+                break
+
+
+def _png(directory: Path | None) -> bytes | None:
+    """Returns the picture of what a run's clients did; None if there is none, or something else."""
+    if directory is None or (directory / "plots").is_symlink():
+        return None
+    try:
+        found = read_file(directory / "plots" / "clients.png", _PICTURE_BYTES)
+    except ConfigError:
+        return None
+    return found if found.startswith(b"\x89PNG\r\n\x1a\n") else None
+
+
+def _faults(groups: Mapping[str, Sequence[Run]]) -> str:
+    counts = {
+        label: [run.summary.get("faults") or {} for run in group] for label, group in groups.items()
+    }
+    kinds = list(dict.fromkeys(k for found in counts.values() for one in found for k in one))
+    if not kinds:
+        return "<h2>Faults</h2>\n<p>None was recorded.</p>"
+    rows = [
+        [label, *(_mean(one.get(kind, 0) for one in found) for kind in kinds)]
+        for label, found in counts.items()
+    ]
+    table = _table(["runs", *(kind.replace("_", " ") for kind in kinds)], rows)
+    return f'<h2>Faults</h2>\n<p class="note">Number in a run, mean over seeds.</p>\n{table}'
+
+
+def _differences(groups: Mapping[str, Sequence[Run]]) -> str:
+    configs = {
+        label: [flattened(run.summary["config"]) for run in group]
+        for label, group in groups.items()
+    }
+    every = [config for found in configs.values() for config in found]
+    keys = dict.fromkeys(key for config in every for key in config)
+    rows: dict[bool, list[list[str]]] = {True: [], False: []}
+    for key in keys:
+        if key.rpartition(".")[2] == "seed" or len({repr(c.get(key)) for c in every}) == 1:
+            continue
+        cells = []
+        for found in configs.values():
+            values = dict.fromkeys(_value(config.get(key)) for config in found)
+            cells.append(", ".join(values))
+        rows[all(key in config for config in every)].append([key, *cells])
+    if not rows[True] and not rows[False]:
+        return "<h2>Configurations</h2>\n<p>They are all the same, but for seeds.</p>"
+    parts = ["<h2>Configurations</h2>", '<p class="note">The keys that differ, but seeds.</p>']
+    if rows[True]:
+        parts.append(_table(["key", *configs], rows[True]))
+    if rows[False]:
+        title = f"{len(rows[False])} keys that only some configurations have"
+        table = _table(["key", *configs], rows[False])
+        parts.append(f"<details><summary>{title}</summary>{table}</details>")
+    return "\n".join(parts)
+
+
+def _value(value: bool | float | str | None) -> str:
+    if value is None:
+        return units.MISSING
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _list(groups: Mapping[str, Sequence[Run]], base: Path | None) -> str:
+    rows = []
+    for label, group in groups.items():
+        for run in group:
+            summary = run.summary
+            hashes = [
+                _code(str(summary.get(name) or "")[:_HASH] or units.MISSING)
+                for name in ("config_digest", "trace_sha256", "model_sha256")
+            ]
+            data = (summary.get("extra") or {}).get("data_sha256") or units.MISSING
+            short = data[:_HASH] if isinstance(data, str) else _value(json.dumps(data))
+            link = _link(run.directory, base)
+            seed, status = _value(str(summary.get("seed"))), _value(str(summary["status"]))
+            bad = ' class="bad"' if status != "completed" else ""
+            cells = [_text(label), _text(seed), f"<span{bad}>{_text(status)}</span>", *hashes]
+            rows.append([*cells, _code(short), link])
+    heads = ["runs", "seed", "status", "configuration", "trace", "model", "data", "folder"]
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    head = "".join(f"<th>{_text(name)}</th>" for name in heads)
+    note = f"The first {_HASH} characters of SHA-256; whole ones are in each run's summary.json."
+    return (
+        f'<h2>Runs</h2>\n<p class="note">{_text(note)}</p>\n'
+        f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+    )
+
+
+# ---- HTML ----------------------------------------------------------------------------------------
+
+
+def _text(text: str) -> str:
+    return html.escape(printable(text))
+
+
+def _code(text: str) -> str:
+    return f"<code>{_text(text)}</code>"
+
+
+def _link(directory: Path | None, base: Path | None) -> str:
+    if directory is None:
+        return units.MISSING
+    target = directory.resolve()
+    relative = str(target) if base is None else os.path.relpath(target, base.resolve())
+    return f'<a href="{_text(quote(os.fsencode(relative)))}/">{_code(relative)}</a>'
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{_text(name)}</th>" for name in heads)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>\n" for row in rows
+    )
+    return f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>'
+
+
+def _rich(table: Table) -> str:
+    heads = [str(column.header) for column in table.columns]
+    rows = zip(*(map(str, column.cells) for column in table.columns), strict=True)
+    return _table(heads, list(rows))
+
+
+def _mean(values: Iterable[float]) -> str:
+    known = [float(value) for value in values if math.isfinite(value)]
+    return units.metric(sum(known) / len(known)) if known else units.MISSING
+
+
+def _svg(figure: Any) -> str:
+    import matplotlib
+
+    # Neither a date nor random names, so that equal runs make equal pages.
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "fl"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _picture(image: str, title: str) -> str:
+    caption = f"<figcaption>{_text(title)}</figcaption>"
+    return f'<figure><img alt="{_text(title)}" src="{image}">{caption}</figure>'

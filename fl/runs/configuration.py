@@ -1,0 +1,514 @@
+"""What can be wrong with a configuration as a whole, and how to say it, each thing in one line.
+
+Every part checks its own arguments, by the names that they have in Python; `make` puts the key of
+the part before them. This module finds what no part can see: values of another kind than the
+default, keys that nobody knows, and keys that are set and not read (`fl.runs.unread`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from fl.errors import ConfigError, ConfigErrors, SimulationError
+from fl.runs.unread import (
+    Unread,
+    canonical,
+    is_reference,
+    members_of,
+    parts_of,
+    unread_keys,
+    what_is_set,
+)
+
+
+def check_values(config: DictConfig) -> Given:
+    """Checks a Hydra job's configuration against the defaults it overrides; returns what was given.
+
+    A value must be of its default's kind: a number, true or false, text, a list, or keys below;
+    null is always allowed, and a default of null allows everything. Below a `_target_`, keys that
+    were added are arguments, for the target to judge. What overrides set must be read.
+
+    Raises:
+        ConfigError: values are of another kind, or nobody reads a key. It tells of all of them.
+    """
+    given = Given.of_job(config)
+    problems = Problems()
+    problems += _unknown(config, given.defaults)
+    problems += _of_another_kind(config, given.defaults, "")
+    problems += unread_keys(given.set, Unread(config), in_sweep=given.in_sweep)
+    problems.stop()
+    return given
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the overrides of a Hydra job are about.
+
+    Attributes:
+        defaults: the configuration without them, but for the choice of members.
+        set: the keys that they set to another value than they would have, to their text.
+        in_sweep: whether the job is one of a sweep.
+    """
+
+    defaults: DictConfig
+    set: Mapping[str, str]
+    in_sweep: bool
+
+    @classmethod
+    def of_job(cls, config: DictConfig) -> Given:
+        """Returns what is given for the job that Hydra runs."""
+        job = HydraConfig.get()
+        overrides: Any = OmegaConf.to_container(job.overrides.task, resolve=False)
+        groups = {o for o in overrides if set(_names(o)) & set(job.runtime.choices)}
+        defaults = compose(job.job.config_name, [o for o in overrides if o in groups])
+        keys = {o: _key(o) for o in overrides if not o.startswith("~")}
+        known = {override: key for override, key in keys.items() if _top(key) in defaults}
+        set_keys = what_is_set(config, defaults, known, groups)
+        return cls(defaults, set_keys, job.mode == RunMode.MULTIRUN)
+
+
+def _names(override: str) -> tuple[str, str]:
+    """Returns the name of the group that an override may be for, with and without its package."""
+    name = override.lstrip("+~").split("=")[0]
+    return name, name.split("@")[0]
+
+
+def _key(override: str) -> str:
+    """Returns the key that an override is for: the package of a group, if it names one."""
+    name, group = _names(override)
+    package = name.partition("@")[2].rpartition(":")[2]
+    return package or group.replace("/", ".")
+
+
+def _top(key: str) -> str:
+    return key.partition(".")[0]
+
+
+def _unknown(config: DictConfig, defaults: DictConfig) -> Iterator[str]:
+    for name in map(str, config):
+        if name not in defaults:
+            yield _no_key(name)
+    for group, default in defaults.items():
+        if isinstance(default, DictConfig) and default and "_target_" not in default:
+            for key in config[group] or {}:
+                if key not in default:
+                    yield _no_key(f"{group!s}.{key!s}")
+
+
+def _of_another_kind(config: DictConfig, defaults: DictConfig, prefix: str) -> Iterator[str]:
+    for key in map(str, config):
+        try:
+            value = config[key]
+        except OmegaConfBaseException as error:
+            yield _without_value(error, f"{prefix}{key}")
+            continue
+        default = _value(defaults, key)
+        if is_reference(config, key):
+            continue  # what it refers to is looked at where it is
+        special = _special(f"{prefix}{key}", value, default)
+        if special is not None:
+            yield special
+        elif isinstance(default, DictConfig) and isinstance(value, DictConfig):
+            yield from _of_another_kind(value, default, f"{prefix}{key}.")
+        elif default is not None and value is not None:
+            kind = kind_of(default)
+            if kind_of(value) != kind:
+                shown = OmegaConf.to_container(default) if OmegaConf.is_list(default) else default
+                yield f"{prefix}{key} is {value!r}; it must be {kind}, like the default {shown}"
+
+
+_CONVERT = ("none", "partial", "object", "all")  # what Hydra understands; it takes others as none
+
+
+def _special(key: str, value: Any, default: Any) -> str | None:
+    """Returns what is wrong by the rules for all keys of a name, and for every number."""
+    last = key.rpartition(".")[2]
+    if last in ("seed", "num_clients"):  # mostly references to the root's keys of these names
+        least = int(last == "num_clients")
+        whole = isinstance(value, int) and value >= least
+        if (value is None or isinstance(value, int | float)) and not whole:
+            return f"{key} is {value}; it must be a whole number, at least {least}"
+    if last == "_convert_" and value not in _CONVERT:
+        return f"{key} is {value!r}; it must be one of {', '.join(_CONVERT)}"
+    if last == "_target_" and not value:
+        return f"{key} is {value!r}; it must be the import path of what is called"
+    if isinstance(value, float) and (math.isnan(value) or value == -math.inf):
+        finite = not isinstance(default, float) or math.isfinite(default)
+        if finite:  # attacks are free to send what is not a number
+            return f"{key} is {value}; it must be a number above -inf"
+    return None
+
+
+def _value(node: DictConfig, key: str) -> Any:
+    """Returns a value; None if there is none, or if it refers to something that is missing."""
+    try:
+        return node.get(key)
+    except OmegaConfBaseException:
+        return None
+
+
+def kind_of(value: Any) -> str:
+    """Returns in words what kind of configuration value this is."""
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, str):
+        return "text"
+    return "a list" if OmegaConf.is_list(value) else "a group of keys"
+
+
+class Problems:
+    """Collects what is wrong, to tell all of it at once."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self._first: Exception | None = None
+
+    def __iadd__(self, messages: Iterable[str]) -> Problems:
+        """Adds messages, but those that it has."""
+        self.messages += [text for text in dict.fromkeys(messages) if text not in self.messages]
+        return self
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Takes an exception of the block, if it says what is wrong with the configuration."""
+        try:
+            yield
+        except Exception as error:
+            message = explain(error)
+            if message is None:
+                raise
+            self._first = self._first or error
+            self += message.splitlines()
+
+    def stop(self) -> None:
+        """Raises a ConfigError if something is wrong."""
+        if self.messages:
+            one = len(self.messages) == 1
+            error = ConfigError(self.messages[0]) if one else ConfigErrors(*self.messages)
+            raise error from self._first
+
+
+def make(config: DictConfig, name: str) -> Any:
+    """Returns what a group's `_target_` gives; for a partial one, after checking its arguments.
+
+    Hydra finds an argument that does not exist only when the target is called, which for a partial
+    one is later, out of its sight.
+
+    Raises:
+        ConfigError: the target has no such argument, or refuses one; the message has its full key.
+    """
+    with blaming(config, name):
+        made = instantiate(config.get(name))
+    if isinstance(made, DictConfig | ListConfig | str | int | float):
+        target = config[name].get("_target_") if OmegaConf.is_dict(config[name]) else None
+        got = f"{name} is {made}, without _target_"
+        if target is not None:
+            got = f"{name}._target_ is {target}, which makes {made!r}"
+        raise ConfigError(
+            f"{got}; it must be null or make a part of a run: choose a member, {name}=NAME"
+        )
+    if isinstance(made, partial):
+        with blaming(config, f"{name}._target_"):
+            known = inspect.signature(made.func).parameters
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        for key in made.keywords:
+            if key not in known and not takes_all:
+                target = config[name].get("_target_")
+                there = ", ".join(known) or "no arguments"
+                raise ConfigError(f"there is no key '{name}.{key}'; {name} ({target}) has: {there}")
+    return made
+
+
+@contextmanager
+def blaming(config: DictConfig, name: str) -> Iterator[None]:
+    """Turns an exception while a part is built into a message that has the part's full keys.
+
+    A part says `lr is -1`, the name that its argument has in Python. From here that is
+    `client.rule.lr`, or `aggregator.f` of a rule that a strategy refers to.
+
+    Args:
+        config: the configuration, or a part of it.
+        name: the key there of the part that is built.
+
+    Raises:
+        ConfigError: anything but an error of Hydra that says what is wrong.
+    """
+    try:
+        yield
+    except Exception as error:
+        full = f"{config._get_full_key(None)}.{name}".lstrip(".")
+        root: Any = config._get_root()
+        chain = list(_causes(error))
+        refused = next((link for link in chain if isinstance(link, ConfigError)), None)
+        if refused is not None:
+            place = canonical(root, next(filter(None, map(_where, chain)), full))
+            lines = (_located(line, root, place) for line in str(refused).splitlines())
+            raise ConfigErrors(*lines) from error
+        said, where = explain(error), next(filter(None, map(_where, chain)), None)
+        if said is not None and where is not None:
+            raise ConfigError(said.replace(where, canonical(root, where), 1)) from error
+        if said is not None:
+            raise
+        raise ConfigError(
+            f"{full} cannot be built from its keys: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _where(error: BaseException) -> str | None:
+    """Returns the key of the part that Hydra was making."""
+    found = re.search(r"full_key: (\S+)", str(error))
+    return found[1] if found else None
+
+
+def _located(message: str, root: DictConfig, place: str) -> str:
+    """Returns a part's message with the part's key before the argument that it is about.
+
+    It begins with that argument, or with the name of the part's class; or it is about something
+    else than one of its arguments, or has a full key already.
+    """
+    keys = OmegaConf.select(root, place)
+    target = keys.get("_target_") if OmegaConf.is_dict(keys) else None
+    if isinstance(target, str):
+        message = message.removeprefix(f"{target.rpartition('.')[2]}: ")
+    begins = re.match(r"(\w+)([.=]?)", message)
+    if begins and begins[2] == "." and begins[1] in root:
+        return message
+    if begins and OmegaConf.is_dict(keys) and begins[1] in keys:
+        return f"{place}.{message}"
+    return message if begins and begins[2] and begins[1] in root else f"{place}: {message}"
+
+
+def explain(error: BaseException) -> str | None:
+    """Returns what an exception says about the configuration; None if it does not.
+
+    The exception, or one that caused it, must be ours, Hydra's or OmegaConf's. There is one line
+    for each thing that is wrong.
+    """
+    from hydra.errors import HydraException
+
+    chain = list(_causes(error))
+    for kind in (ConfigError, HydraException, OmegaConfBaseException, SimulationError):
+        for link in chain:
+            # A simulation that stopped because of another exception needs its traceback.
+            if isinstance(link, kind) and not (kind is SimulationError and link.__cause__):
+                lines = link.problems if isinstance(link, ConfigErrors) else [_reworded(link)]
+                return "\n".join(" ".join(line.split()) for line in lines)
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        yield error
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+
+
+def _reworded(error: BaseException) -> str:
+    """Returns an exception's message, or a better one where Hydra leaves the user to search."""
+    message = str(error)
+    if isinstance(error, ConfigError):
+        return message
+    if isinstance(error, OverrideParseException) and error.override not in message:
+        said = message.split("\nSee https://")[0]
+        return f"{error.override} cannot be read: {said}"
+    if found := re.search(r"Could not override '([^']+)'", message):
+        return _no_key(found[1])
+    if found := re.search(r"Could not find '([^']+)/([^']+)'", message):
+        members = _members(found[1])
+        if near := get_close_matches(found[2], members, n=3):
+            there = f"; did you mean {' or '.join(near)}? (fl --help lists all)"
+        else:
+            there = f"; there are: {', '.join(members)}" if members else ""
+        return f"there is no {found[1]}={found[2]}{there}"
+    where = re.search(r"full_key: (\S+)", message)
+    key = where[1] if where else "the configuration"
+    if isinstance(error, OmegaConfBaseException):
+        return _without_value(error, key)
+    if "Expected a callable target" in message:
+        return f"{key}._target_ must be the import path of something that can be called"
+    if found := re.search(r"Error locating target '([^']+)'", message):
+        return _not_importable(f"{key}._target_", found[1], error.__cause__)
+    if found := re.search(r"Error in call to target '([^']+)'", message):
+        return f"{key}: {found[1].rpartition('.')[2]} refuses its arguments: {error.__cause__}"
+    return message.split("\nSee https://")[0]
+
+
+def _not_importable(key: str, target: str, cause: BaseException | None) -> str:
+    top = target.partition(".")[0]
+    if find_spec(top) is None:
+        return (
+            f"{key} is {target}, and there is no module {top}: neither {top}.py nor {top}/ in "
+            f"{Path.cwd()}, where fl was called, nor an installed package of that name"
+        )
+    return f"{key} is {target}, which cannot be imported: {cause}"
+
+
+def _without_value(error: OmegaConfBaseException, key: str) -> str:
+    message = str(error).split("\n")[0]
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key} has no default: give {key}=VALUE"
+    if found := re.search(r"Environment variable '([^']+)' not found", message):
+        return f"{key} needs the environment variable {found[1]}: set it, or give {key}=VALUE"
+    return f"{key}: {message}"
+
+
+def _no_key(key: str) -> str:
+    top, _, rest = key.partition(".")
+    if top in ("run_config", "train_config") and rest:
+        return f"there is no key '{key}': to add it, write +{key}=VALUE"
+    if key in _known_keys():  # of some member of a group, but not of the one that was chosen
+        return (
+            f"there is no key '{key}' here, only in other members of {top}: choose one that has "
+            f"it ({_few(_with_key(key))}); a sweep over {top}=A,B takes only keys that all "
+            "members have: run one for each, with the same hydra.sweep.dir to compare them"
+        )
+    return f"there is no key '{key}'{_nearest_key(key)} (fl --cfg job shows every key)"
+
+
+def _few(names: Sequence[str]) -> str:
+    """Returns names for a message; of very many, the first."""
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} others" if more > 0 else "")
+
+
+_MOST_NAMES = 12
+
+
+def _nearest_key(key: str) -> str:
+    known = sorted(set(_known_keys()))
+    parent, _, last = key.rpartition(".")
+    beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
+    near = [beside[name] for name in get_close_matches(last, beside, n=3)]
+    if not near:  # right, but in the wrong place
+        near = [name for name in known if name.rpartition(".")[2] == last][:3]
+    if not near and beside and parent:
+        return f"; {parent} may have: {', '.join(beside)}"
+    near = near or get_close_matches(key, known, n=1)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def composition_problems(
+    overrides: Sequence[str], config_name: str, more: Sequence[str] = ()
+) -> list[str]:
+    """Returns what is wrong with overrides that cannot be composed, each by itself.
+
+    Of a group whose choice is wrong nothing below is looked at: it may be right for the member that
+    was meant. Of a sweep each choice of a member is looked at.
+
+    Args:
+        overrides: as on the command line.
+        config_name: of the root configuration.
+        more: overrides that are right.
+    """
+    parser = OverridesParser.create()
+    problems: dict[str, list[str]] = {override: [] for override in overrides}
+    right, wrong, swept = list(more), list[str](), dict[str, list[str]]()
+    with _another_hydra():
+        # Choices first: they decide which keys there are.
+        for override in sorted(overrides, key=lambda o: not _is_choice(o)):
+            key = _key(override)
+            if any(key.startswith(f"{group}.") for group in wrong):
+                continue
+            try:
+                (parsed,) = parser.parse_overrides([override])
+                texts = [override]
+                if parsed.is_discrete_sweep():
+                    name = override.partition("=")[0]
+                    texts = [f"{name}={value}" for value in parsed.sweep_string_iterator()]
+                elif parsed.is_sweep_override():
+                    continue  # its values are a sampler's
+                if _is_choice(override):
+                    for text in texts:
+                        compose(config_name, [*right, text])
+                else:  # must be a key of every member that is swept over
+                    for choice in swept.get(_top(key), [""]):
+                        compose(config_name, [*right, *filter(None, [choice]), texts[0]])
+            except Exception as error:
+                problems[override] += (explain(error) or str(error)).splitlines()
+                wrong += [key] if _is_choice(override) else []
+            else:
+                right.append(texts[0])
+                if _is_choice(override) and len(texts) > 1:
+                    swept[key] = texts
+    return [message for found in problems.values() for message in found]
+
+
+@contextmanager
+def _another_hydra() -> Iterator[None]:
+    """Makes `compose` work in the block, whether or not Hydra is running a command."""
+    running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        with initialize_config_module("fl.conf", version_base=None):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = running
+
+
+def _is_choice(override: str) -> bool:
+    """Returns whether an override is for a group of ours."""
+    group = _names(override)[1]
+    return files("fl").joinpath("conf", *group.split("/")).is_dir()
+
+
+def _members(group: str) -> list[str]:
+    folder = files("fl").joinpath("conf", *group.split("/"))
+    if not folder.is_dir():
+        return []  # a group of the user's own
+    names = [entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.is_file()]
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def _known_keys() -> Iterator[str]:
+    """Yields the dotted names of the keys of the root configuration and of all group members."""
+    for entry in files("fl").joinpath("conf").iterdir():
+        if entry.is_dir():
+            yield entry.name
+            prefix = "" if entry.name == "experiment" else f"{entry.name}."
+            for _, member in members_of(entry.name):
+                yield from _keys(member, prefix)
+        elif entry.name.endswith(".yaml"):
+            yield from _keys(OmegaConf.create(entry.read_text("utf-8")), "")
+
+
+def _keys(node: Any, prefix: str) -> Iterator[str]:
+    if isinstance(node, DictConfig):
+        for key in map(str, node):
+            if key not in ("defaults", "hydra", "_target_"):
+                yield f"{prefix}{key}"
+                yield from _keys(node._get_node(key), f"{prefix}{key}.")
+
+
+def _with_key(key: str) -> list[str]:
+    """Returns the members of a key's group that have it, by what they are made of as well."""
+    group = _top(key)
+    members = dict(members_of(group))
+    return [
+        name
+        for name in sorted(members)
+        if not name.startswith("_")
+        and any(key in _keys(part, f"{group}.") for part in parts_of(name, members))
+    ]

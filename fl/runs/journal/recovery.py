@@ -1,0 +1,285 @@
+"""What a run does to survive its process, and what it checks before it goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
+
+from fl.errors import ConfigError
+from fl.execution.executor import Executor
+from fl.reports.files import printable
+from fl.runs.journal.claim import FOLDER, Claim
+from fl.runs.journal.command import COMMAND, resume_command
+from fl.runs.journal.encoding import checksum, encode
+from fl.runs.journal.journal import FILE, Journal, NotRepeated, check_replaceable
+from fl.runs.journal.replay import Journaled
+
+log = logging.getLogger("fl")
+
+again = logging.getLogger("fl.runs.journal")
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord]
+
+_SOURCES = (".py", ".yaml")
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run was started.
+
+    Attributes:
+        command: what it takes to start it again; `fl resume` reads it.
+        code: hashes of the user's own code, by kind, which must not have changed either when it is
+            resumed, unless the user says so.
+        foreign: what `fl resume` has to be allowed to use.
+        obstacle: why it could not be resumed; None if it can.
+        resume: go on with the journal that is in the directory.
+        changed_code: go on with other code than the run began with.
+    """
+
+    command: Mapping[str, Any] = field(default_factory=dict)
+    code: Mapping[str, str] = field(default_factory=dict)
+    foreign: Sequence[str] = ()
+    obstacle: str | None = None
+    resume: bool = False
+    changed_code: bool = False
+
+
+class Recovery:
+    """Keeps a journal of a run, from which `fl resume DIR` continues it; see `journal`.
+
+    A run that completes removes its journal.
+
+    Args:
+        limit_gb: most bytes of the journal, in 10^9: each client's reply is kept, and what it
+            remembers. What comes after is not kept; None sets no limit.
+        sync_s: host seconds between two orders to write everything to the disk, against power cuts.
+        trust: keep a journal also where a ServerApp that is not ours uses what does not repeat.
+        start: how the run was started.
+
+    Raises:
+        ConfigError: a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        limit_gb: float | None = 20.0,
+        sync_s: float = 10.0,
+        trust: bool = False,
+        start: Start | None = None,
+    ) -> None:
+        for name, value in (("limit_gb", limit_gb), ("sync_s", sync_s)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} is {value}; it must be positive and finite")
+        self.limit_gb = limit_gb
+        self.sync_s = sync_s
+        self.trust = trust
+        self._start = Start() if start is None else start
+        self._keeps = True
+        self._journal: Journal | None = None
+
+    @classmethod
+    def none(cls, start: Start | None = None) -> Recovery:
+        """Returns the recovery of a run that keeps no journal."""
+        recovery = cls(start=start, trust=True)
+        recovery._keeps = False
+        return recovery
+
+    def of_app(self, code: str, obstacle: str | None) -> Recovery:
+        """Returns the same recovery for a run of a Flower app.
+
+        Args:
+            code: hash of its files.
+            obstacle: why its ServerApp could not be resumed; None if it can.
+        """
+        recovery = copy(self)
+        start = self._start
+        recovery._start = replace(start, code={**start.code, "app": code}, obstacle=obstacle)
+        return recovery
+
+    @contextmanager
+    def keeping(self, directory: Path | None, facts: Mapping[str, Any]) -> Iterator[None]:
+        """Claims the directory and keeps the journal there, for the run in the block.
+
+        A block that ends without an exception is a run that has completed: nothing is left to be
+        resumed, and the journal is removed.
+
+        Args:
+            directory: of the run; None keeps nothing.
+            facts: what must not have changed when the run is resumed.
+
+        Raises:
+            ConfigError: another run has the directory, or it cannot be written; or a run that is to
+                be resumed cannot be.
+        """
+        if directory is None:
+            yield
+            return
+        claim = Claim(directory)
+        completed = False
+        try:
+            self._journal = self._opened(claim.folder / FILE, facts)
+            yield
+            completed = True
+        except (ConfigError, NotRepeated):
+            raise  # and would again
+        except BaseException as error:
+            self._tell_how_to_go_on(directory, error)
+            raise
+        finally:
+            if self._journal is not None:
+                self._journal.close()
+            if completed:
+                for name in (FILE, COMMAND):
+                    (claim.folder / name).unlink(missing_ok=True)
+            claim.release(remove=completed)
+
+    def _tell_how_to_go_on(self, directory: Path, error: BaseException) -> None:
+        if self._journal is None or not self._start.command:
+            return
+        command = resume_command(directory, self._start.foreign)
+        if isinstance(error, KeyboardInterrupt):
+            again.info("this run can go on: %s", command)
+            return
+        refused = "; other versions, data or source of fl will be refused"
+        if self._start.code:
+            refused += ", and changed code of your own unless --changed-code is given"
+        again.info("this run can go on when the cause is gone: %s%s", command, refused)
+
+    def _opened(self, path: Path, facts: Mapping[str, Any]) -> Journal | None:
+        start = self._start
+        head: dict[str, Any] = {"command": dict(start.command)}
+        obstacle = None if self.trust else start.obstacle
+        if obstacle is not None and not start.resume:
+            log.warning("this run cannot be resumed if it is stopped: %s", obstacle)
+        if not self._keeps:
+            obstacle = "it was started with checkpoint=off"
+        if not start.resume:
+            check_replaceable(path)
+        if obstacle is not None and not start.resume:
+            # A head alone: whoever wants to resume the run is told why it cannot be.
+            Journal(path, {**head, "obstacle": obstacle}).close()
+            return None
+        facts = {**facts, "source": source_sha256()}
+        if start.resume:
+            return self._reopened(path, facts)
+        head |= {"facts": facts, "code": dict(start.code)}
+        return Journal(path, head, limit_gb=self.limit_gb, sync_s=self.sync_s)
+
+    def _reopened(self, path: Path, facts: Mapping[str, Any]) -> Journal:
+        code = dict(self._start.code)
+        journal = Journal(path, None, limit_gb=self.limit_gb, sync_s=self.sync_s, code=code)
+        try:
+            check_head(path, journal.head)
+            directory = path.parents[1]
+            _check_unchanged(directory, journal.head["facts"], facts)
+            if not self._start.changed_code:
+                remedy = "; with --changed-code, the code as it is now answers what is left"
+                _check_unchanged(directory, journal.head["code"], code, remedy)
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+    def report(self) -> dict[str, Any]:
+        """Returns what the summary says.
+
+        That is why the journal ends before the run, if it does, and after how many answers the
+        user's code became another, with the hashes of what it became.
+        """
+        told: dict[str, Any] = {}
+        if self._journal is not None and self._journal.stopped is not None:
+            told["journal_stopped"] = self._journal.stopped
+        if self._journal is not None and self._journal.changes:
+            told["changed_code"] = self._journal.changes
+        return told
+
+    @property
+    def wall_s(self) -> float | None:
+        """Host seconds that the run took, in all its processes; None if nobody counts them."""
+        return None if self._journal is None else self._journal.wall_s
+
+    def executor(self, executor: Executor, *, keeps_errors: bool = True) -> Executor:
+        """Returns an executor whose outcomes are kept; see `Journaled` for `keeps_errors`."""
+        if self._journal is None:
+            return executor
+        return Journaled(executor, self._journal, keeps_errors=keeps_errors)
+
+    def remember(self, kind: str, request: list[Any], compute: Callable[[], Any]) -> Any:
+        """Returns what `compute` returns, a plain value that a resumed run finds again.
+
+        Args:
+            kind: of the question.
+            request: what tells it from any other of its kind, plain values.
+            compute: answers it.
+        """
+        if self._journal is None:
+            return compute()
+        return self._journal.remember(kind, request, compute)
+
+    def evaluating(self, evaluate: EvaluateFn) -> EvaluateFn:
+        """Returns `evaluate` with its results kept: a resumed run does not evaluate again.
+
+        Args:
+            evaluate: a function of round and model without any other effect.
+        """
+        if self._journal is None:
+            return evaluate
+
+        def kept(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+            model = checksum(encode({}, {"": RecordDict({"": arrays})}))
+            metrics: dict[str, Any] = self.remember(
+                "evaluation",
+                [server_round, model],
+                lambda: dict(evaluate(server_round, arrays).items()),
+            )
+            return MetricRecord(metrics)
+
+        return kept
+
+
+def check_head(path: Path, head: Mapping[str, Any]) -> None:
+    """Checks that a journal with this head can be resumed.
+
+    Raises:
+        ConfigError: it cannot; the message says why.
+    """
+    obstacle = head.get("obstacle")
+    if obstacle is not None:
+        raise ConfigError(f"{path.parents[1]} cannot be resumed: {obstacle}")
+    if not isinstance(head.get("facts"), dict) or not isinstance(head.get("code"), dict):
+        raise ConfigError(f"{path} cannot be used: it says nothing about its run")
+
+
+def _check_unchanged(
+    directory: Path, before: Mapping[str, Any], now: Mapping[str, Any], remedy: str = ""
+) -> None:
+    for name, value in before.items():
+        if now.get(name) != value:
+            raise ConfigError(
+                f"{directory} cannot be resumed: its {name} was {printable(str(value))} when it "
+                f"began, and is {now.get(name)} now. Put it back, or delete {directory / FOLDER} "
+                f"and start the run again{remedy}"
+            )
+
+
+def source_sha256(paths: Iterable[Path] | None = None) -> str:
+    """Returns the hash of source files, by default of fl's own code and configuration."""
+    digest = hashlib.sha256()
+    if paths is None:
+        root = Path(str(files("fl")))
+        paths = (path for path in root.rglob("*") if path.suffix in _SOURCES)
+    for path in sorted(paths):
+        digest.update(f"{path.name}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

@@ -1,0 +1,483 @@
+"""Connects a run to its record: evaluations, with the virtual time, bytes and joules so far."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial, wraps
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.common import Parameters
+from flwr.server import History
+from flwr.server.strategy import Strategy as OlderStrategy
+from flwr.serverapp.strategy import Result, Strategy
+
+from fl.errors import NoStep, NotFinite
+from fl.flower.private import older_conversions, wrapping
+from fl.flower.records import not_finite
+from fl.reports import Progress, RunWriter, Status, Totals
+from fl.reports.columns import Columns, Means, Number, Source
+from fl.runs.journal import Recovery
+from fl.simulation.grid import SimGrid
+from fl.simulation.rounds import Rounds, round_of
+
+
+class AppliedUpdates:
+    """What asynchronous clients reported since the last row.
+
+    Attributes:
+        ages: how many updates had each age in versions, by the name of what that is: "staleness" of
+            updates that arrived, "poll_gap" of those the server asked for.
+        means: of their metrics.
+    """
+
+    def __init__(self) -> None:
+        self.ages: dict[str, Counter[int]] = {}
+        self.means = Means()
+
+    def add(self, age: int, metrics: Mapping[str, Any], polled: bool) -> None:
+        """Counts one update."""
+        self.ages.setdefault("poll_gap" if polled else "staleness", Counter())[age] += 1
+        self.means.add(metrics)
+
+    def mean_ages(self) -> dict[str, float]:
+        """Returns the updates' mean age, by its name."""
+        return {
+            name: sum(age * n for age, n in counts.items()) / counts.total()
+            for name, counts in self.ages.items()
+        }
+
+
+_SHOWN = 5  # different errors of clients,
+_LONGEST = 100  # characters of each
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+PureEvaluateFn = Callable[[int, ArrayRecord], MetricRecord]
+
+
+class Recorder:
+    """Collects what a run measures and passes it to the writer and the progress display.
+
+    A row of `metrics.csv` is an evaluation by the server, or, in apps whose server does not
+    evaluate, a round (`fl.simulation.rounds`). It carries what clients have reported since the last
+    row as well: in training under `train_...`, in federated evaluation under `client_...`, in
+    answer to queries under `query_...`, as means weighted by examples.
+
+    Args:
+        writer: where rows go.
+        progress: display.
+        recovery: keeps what a resumed run finds again; None keeps nothing.
+    """
+
+    def __init__(
+        self, writer: RunWriter, progress: Progress, recovery: Recovery | None = None
+    ) -> None:
+        self.writer = writer
+        self.final_arrays: ArrayRecord | None = None
+        self._progress = progress
+        self._grid: SimGrid | None = None
+        self._began = time.perf_counter()
+        self._recovery = recovery
+        self._columns = Columns()
+        self._reports: list[tuple[Source, list[Message]]] = []  # of exchanges, not looked at yet
+        self._means: dict[Source, Means] = {}
+        self._pending: dict[str, Number] = {}
+        self._pending_costs: dict[str, float] = {}
+        self._rounds = Rounds()
+        self._reports_itself = False  # the strategy that runs says which replies it uses
+        self._status = Status()
+        self._applied = AppliedUpdates()
+        self._initial: ArrayRecord | None = None
+        self._limit_s: float | None = None
+        self._unchanged = 0  # rounds that left the model as it was
+        self._not_taken: dict[str, NotFinite] = {}  # models whose last step was not finite
+        self._never_finite: frozenset[str] = frozenset()  # entries of the initial model, as masks
+
+    def expect(self, initial: ArrayRecord, limit_s: float | None = None) -> None:
+        """Notes that this run is to learn something.
+
+        Args:
+            initial: the model that it begins with.
+            limit_s: time after which it ends, s; None is no limit.
+        """
+        self._initial, self._limit_s = initial, limit_s
+
+    def attach(self, grid: SimGrid) -> None:
+        """Takes time, bytes and joules from this grid from now on."""
+        self._grid = grid
+
+    # ---- what happens ------------------------------------------------------------------------
+
+    def on_applied(self, age: int, metrics: Mapping[str, Any], polled: bool) -> None:
+        """Notes an update that an asynchronous strategy used, until the next row is written."""
+        self._applied.add(age, metrics, polled)
+
+    def on_step(self, why_not: NoStep | None, model: str) -> None:
+        """Notes that a round has changed a model, or why not."""
+        if why_not is None:
+            self._not_taken.pop(model, None)
+            return
+        self._unchanged += 1
+        if isinstance(why_not, NotFinite):
+            self._not_taken[model] = why_not
+
+    def on_sent(self, messages: Sequence[Message], *, exchange: bool) -> None:
+        """Notes messages that the server sends.
+
+        Args:
+            messages: at least one.
+            exchange: the server waits for the replies, in a `send_and_receive`.
+        """
+        kind = _kind(messages[0])
+        if kind not in _SOURCES or (self._reports_itself and not (exchange and kind == "train")):
+            return
+        if self._rounds.sent(kind, round_of(messages[0]), len(messages)):
+            self._flush()  # the round before ended without an evaluation by the server
+
+    def on_replies(self, replies: Sequence[Message], *, exchange: str | None = None) -> None:
+        """Notes replies that the server gets.
+
+        Args:
+            replies: any number.
+            exchange: type of the messages of the `send_and_receive` that ends, perhaps without a
+                reply; None if replies were pulled.
+        """
+        if exchange is not None:
+            source = _SOURCES.get(exchange.partition(".")[0])
+            if source is not None:
+                # Looking at a reply may mean to wait for its client: the strategy comes first.
+                self._rounds.ended()
+                self._reports.append((source, list(replies)))
+                self._pending_costs = self.costs(self._rounds.number)
+            return
+        if self._reports_itself:
+            return
+        for reply in replies:
+            kind = _kind(reply)
+            if kind not in _SOURCES:
+                continue
+            if self._rounds.answered(kind):
+                self._flush()
+            self._read(_SOURCES[kind], reply)
+            self._pending_costs = self.costs(self._rounds.number)
+
+    def on_progress(self) -> None:
+        """Refreshes the display; called after every instant of virtual time."""
+        grid, status = self._grid, self._status
+        if grid is not None:
+            status.time_s = grid.engine.queue.now
+            status.in_flight = grid.engine.in_flight
+            status.faults = grid.trace.num_faults
+            status.client_updates = grid.client_updates
+        self._progress.update(status)
+
+    def recording(self, evaluate: EvaluateFn) -> EvaluateFn:
+        """Returns `evaluate` with its results recorded; one that already is, unchanged."""
+        if getattr(evaluate, "recorded", False):
+            return evaluate
+
+        @wraps(evaluate)
+        def recorded(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            metrics = evaluate(server_round, arrays)
+            if metrics is not None:
+                self.evaluation(server_round, metrics)
+            return metrics
+
+        recorded.recorded = True  # type: ignore[attr-defined]
+        return recorded
+
+    def evaluating(self, evaluate: PureEvaluateFn) -> PureEvaluateFn:
+        """Returns `evaluate` with its results kept for a resumed run; see `Recovery.evaluating`."""
+        return evaluate if self._recovery is None else self._recovery.evaluating(evaluate)
+
+    def evaluation(self, server_round: int, metrics: Mapping[str, Any]) -> None:
+        """Writes one row: the server's metrics and the clients' latest, at the current cost."""
+        row = self._columns.row("server", metrics)
+        self._read_reports()
+        self._pending_costs = self.costs(server_round)
+        if self._applied.ages:
+            self._pending.update(self._applied.mean_ages())
+            self._pending.update(self._columns.means("train", self._applied.means))
+        if self._unchanged:
+            self._pending["unchanged_rounds"] = self._unchanged
+        self._pending.update(row)
+        self._flush()
+
+    def late_evaluation(self, metrics: Mapping[str, Any], costs: Mapping[str, float]) -> None:
+        """Writes one row for a model of an earlier time; what clients reported since is left out.
+
+        Args:
+            metrics: the server's.
+            costs: what `costs` returned at that time.
+        """
+        self._read_reports()  # so that they are counted
+        self._pending, self._applied = {}, AppliedUpdates()
+        self._pending_costs = dict(costs)
+        self._pending.update(self._columns.row("server", metrics))
+        self._flush()
+
+    def costs(self, server_round: int) -> dict[str, float]:
+        """Returns the columns of a row that say what it took to get here."""
+        totals = self.totals()
+        return {
+            "round": server_round,
+            "time_s": totals.virtual_s,
+            "wall_s": totals.wall_s,
+            "bytes_down": totals.bytes_down,
+            "bytes_up": totals.bytes_up,
+            "energy_j": totals.compute_j + totals.radio_j + totals.idle_j,
+        }
+
+    def final(self, arrays: ArrayRecord | None) -> None:
+        """Keeps the final model."""
+        if arrays is not None and len(arrays):
+            self.final_arrays = arrays
+
+    @contextmanager
+    def observing_strategies(self) -> Iterator[None]:
+        """Records evaluations and the final model of any strategy that is used in the block.
+
+        Apps written by others hand their evaluation function to `Strategy.start` and keep its
+        result to themselves; this listens at that call, also where a strategy has a `start` of its
+        own. Flower's older servers note what they evaluate in a `History`, and show every model to
+        their strategy's `evaluate`.
+        """
+        shown: list[Parameters] = []
+        try:
+            with (
+                wrapping(Strategy, "start", self._observed, subclasses=True),
+                wrapping(OlderStrategy, "evaluate", partial(_watched, shown), subclasses=True),
+                wrapping(History, "add_metrics_centralized", self._noted),
+            ):
+                yield
+        finally:
+            if self.final_arrays is None and shown:
+                to_record = older_conversions().parameters_to_arrayrecord
+                self.final(to_record(shown[0], keep_input=True))
+
+    def _noted(self, add: Callable[..., None]) -> Callable[..., None]:
+        @wraps(add)
+        def added(history: History, server_round: int, metrics: dict[str, Any]) -> None:
+            add(history, server_round, metrics)
+            _, loss = history.losses_centralized[-1]  # noted just before
+            self.evaluation(server_round, {"loss": loss, **metrics})
+
+        return added
+
+    def _observed(self, start: Callable[..., Result]) -> Callable[..., Result]:
+        takes = inspect.signature(start)
+        ours = start.__module__.partition(".")[0] == "fl"
+
+        @wraps(start)
+        def observed(*args: Any, **kwargs: Any) -> Result:
+            call = takes.bind(*args, **kwargs)
+            if call.arguments.get("grid") is not self._grid:
+                return start(*args, **kwargs)
+            self._never_finite = not_finite(call.arguments.get("initial_arrays"))
+            evaluate = call.arguments.get("evaluate_fn")
+            if evaluate is not None:
+                call.arguments["evaluate_fn"] = self.recording(evaluate)
+            before, self._reports_itself = self._reports_itself, self._reports_itself or ours
+            try:
+                result = start(*call.args, **call.kwargs)
+            finally:
+                self._reports_itself = before
+            if isinstance(result, Result):
+                self.final(result.arrays)
+            return result
+
+        return observed
+
+    # ---- how it ends -------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Writes what clients reported after the last row."""
+        self._flush()
+
+    def totals(self) -> Totals:
+        """Returns the run's cost so far."""
+        wall_s = None if self._recovery is None else self._recovery.wall_s
+        if wall_s is None:
+            wall_s = time.perf_counter() - self._began
+        if self._grid is None:
+            return Totals(wall_s=wall_s)
+        engine = self._grid.engine
+        return Totals(
+            virtual_s=engine.queue.now,
+            wall_s=wall_s,
+            bytes_down=engine.bytes_down,
+            bytes_up=engine.bytes_up,
+            compute_j=engine.energy_j["compute"],
+            radio_j=engine.energy_j["radio"],
+            idle_j=engine.energy_j["idle"],
+            client_updates=self._grid.client_updates,
+            utilisation=self._grid.utilisation,
+            rounds=self._rounds.number,
+        )
+
+    @property
+    def _source(self) -> Any:
+        """The grid that the run is on; it counts messages, replies and errors."""
+        return self._grid
+
+    def nothing_learnt(self) -> str | None:
+        """Returns why a run that was to learn something has not; None if it has.
+
+        A run was to learn if clients were asked to train, or if `expect` was called. Then clients
+        must have answered, and a model that is known must have changed.
+        """
+        source = self._source
+        if source is None:
+            return None
+        asked, updates = source.train_messages, source.client_updates
+        now = self.totals().virtual_s
+        if asked and not updates:
+            said = f"of {asked} requests to train, none brought an update in {now:.6g} s"
+        elif self._initial is None or _differ(self._initial, self.final_arrays):
+            return None
+        elif self._limit_s is not None and now >= self._limit_s:
+            said = (
+                f"time_limit_s={self._limit_s:g} ended the run before the first new model, with "
+                f"{updates} updates of clients: raise it"
+            )
+        elif asked:
+            said = f"{updates} updates of clients came in {now:.6g} s, and the model never changed"
+        else:
+            said = f"no client was asked to train in {now:.6g} s"
+        return "; ".join([f"nothing was learnt: {said}", *_reasons(source)])
+
+    def diverged(self) -> str | None:
+        """Returns why the run has no good final model, in words; None if it has one."""
+        for model, why_not in self._not_taken.items():
+            of = f"of {model} " if model else ""
+            return f"the last step {of}was not taken, and the final model is older: {why_not}"
+        bad = sorted(not_finite(self.final_arrays) - self._never_finite)
+        return f"the final model is not finite, first in {bad[0]!r:.80}" if bad else None
+
+    def model_sha256(self) -> str | None:
+        """Returns the hash of the final model: names, dtypes, shapes and values."""
+        if self.final_arrays is None:
+            return None
+        digest = hashlib.sha256()
+        for name, array in self.final_arrays.items():
+            digest.update(f"{name}|{array.dtype}|{tuple(array.shape)}|{array.stype}|".encode())
+            digest.update(array.data)
+        return digest.hexdigest()
+
+    def report(self) -> dict[str, Any]:
+        """Returns facts for the run's summary."""
+        return self._columns.report()
+
+    # ---- inside ------------------------------------------------------------------------------
+
+    def _read(self, source: Source, reply: Message) -> None:
+        metrics = reported(reply.content) if reply.has_content() else None
+        if metrics is not None:
+            self._means.setdefault(source, Means()).add(metrics)
+
+    def _read_reports(self) -> None:
+        reports, self._reports = self._reports, []
+        for source, replies in reports:
+            for reply in replies:
+                self._read(source, reply)
+        means, self._means = self._means, {}
+        for source, of_source in means.items():
+            self._pending.update(self._columns.means(source, of_source))
+
+    def _flush(self) -> None:
+        self._read_reports()
+        if self._pending:
+            self.writer.evaluation({**self._pending_costs, **self._pending}, self._applied.ages)
+            self._pending = {}
+            self._applied = AppliedUpdates()
+            self._status.round = int(self._pending_costs["round"])
+            self._status.metrics = _shown(self.writer.history[-1])
+            self.on_progress()
+
+
+_SOURCES: dict[str, Source] = {"train": "train", "evaluate": "client", "query": "query"}
+
+
+def _kind(message: Message) -> str:
+    return message.metadata.message_type.partition(".")[0]
+
+
+def reported(content: RecordDict) -> dict[str, Any] | None:
+    """Returns what a client reports; None if that is nothing.
+
+    That is its MetricRecord, or what a NumPyClient returned. Of several, the first counts as that;
+    names of the others have the record's in front, as in "data/num-classes".
+    """
+    records = dict(content.items())
+    for older in ("fitres", "evaluateres"):
+        counted = records.get(f"{older}.num_examples")
+        if isinstance(counted, MetricRecord):
+            return {
+                **content.metric_records.get(f"{older}.loss", {}),
+                **content.config_records.get(f"{older}.metrics", {}),
+                "num-examples": counted["num_examples"],
+            }
+    found: dict[str, Any] | None = None
+    for key, record in records.items():
+        if not isinstance(record, MetricRecord):
+            continue
+        if found is None:
+            found = dict(record.items())
+        else:
+            found |= {f"{key}/{name}": value for name, value in record.items()}
+    return found
+
+
+def _watched(shown: list[Parameters], evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns an older strategy's `evaluate` that leaves the latest model in `shown`."""
+    takes = inspect.signature(evaluate)
+
+    @wraps(evaluate)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        parameters = takes.bind(*args, **kwargs).arguments.get("parameters")
+        if isinstance(parameters, Parameters) and parameters.tensors:
+            shown[:] = [parameters]
+        return evaluate(*args, **kwargs)
+
+    return watched
+
+
+def _reasons(source: Any) -> list[str]:
+    """Returns what is known to have gone wrong with the clients' tasks."""
+    counts = source.client_errors.counts()
+    errors = [f"{n} failed with {_shortened(said)}" for said, n in counts.most_common(_SHOWN)]
+    hidden = len(counts) - _SHOWN
+    if hidden > 0:
+        errors.append(f"{hidden} other errors")
+    faults = source.trace.faults()
+    faults["client_error"] = faults.get("client_error", 0) - counts.total()
+    errors += [
+        f"{number} {name.replace('_', ' ')}" for name, number in faults.items() if number > 0
+    ]
+    if faults.keys() & {"timeout", "expired"} and not counts:
+        errors.append("with a larger round_timeout_s, clients have more time")
+    return errors
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _differ(one: ArrayRecord, other: ArrayRecord | None) -> bool:
+    """Returns whether two models of one form have different values."""
+    if other is None or one is other:
+        return False
+    return any(
+        not np.array_equal(array.numpy(), other[name].numpy()) for name, array in one.items()
+    )
+
+
+def _shown(row: Mapping[str, float]) -> dict[str, float]:
+    """Returns the metrics of a row worth a place on one line: accuracies and losses."""
+    return {name: value for name, value in row.items() if "acc" in name or "loss" in name}

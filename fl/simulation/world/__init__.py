@@ -1,0 +1,1 @@
+"""What is simulated: devices, links, availability, faults, and fleets of them."""

@@ -1,0 +1,247 @@
+"""A fleet: the clients' devices, links, availability and faults, and what follows from them.
+
+A fleet answers how long, how fast and how much energy; the grid turns the answers into events.
+Everything is a pure function of (seed, client, dispatch), so a client's properties and luck do not
+depend on how many clients there are or on the order of the questions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from fl.errors import ConfigError
+from fl.randomness import uniform
+from fl.simulation.kernel.links import Edges, Links, ServerLink
+from fl.simulation.world.availability import Availability
+from fl.simulation.world.devices import Devices, TaskSeconds
+from fl.simulation.world.faults import Faults
+
+_POSITIVE = "positive and finite"
+_UNLIMITED = "positive"
+_NOT_NEGATIVE = "finite and at least 0"
+_LOSS = "at least 0 and less than 1"
+
+
+def _within(column: NDArray[np.float64], bound: str) -> NDArray[np.bool_]:
+    # Each test states what is right: a NaN makes every comparison false.
+    if bound == _POSITIVE:
+        return (column > 0) & (column < np.inf)
+    if bound == _UNLIMITED:
+        return column > 0
+    if bound == _NOT_NEGATIVE:
+        return (column >= 0) & (column < np.inf)
+    return (column >= 0) & (column < 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Fleet:
+    """All clients of a run, as columns, with the server's link.
+
+    Args:
+        name: what to call the fleet in summaries and messages.
+        seed: root seed of the run.
+        devices: compute speed, memory, power.
+        links: access links.
+        server: the server's own link.
+        availability: who is online when.
+        faults: what goes wrong with tasks.
+        edges: direct links between clients; None means through both access links, see `peers`.
+        task_seconds: measured or drawn task times that replace FLOPs over speed, or None.
+        prefetch: clients download messages while they compute. False is a SuperNode of Flower: the
+            next message stays at the server until the reply to the last one is there.
+
+    Raises:
+        ConfigError: see `check`.
+    """
+
+    name: str
+    seed: int
+    devices: Devices
+    links: Links
+    server: ServerLink
+    availability: Availability
+    faults: Faults = field(default_factory=Faults)
+    edges: Edges | None = None
+    task_seconds: TaskSeconds | None = None
+    prefetch: bool = False
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def __len__(self) -> int:
+        """Returns the number of clients."""
+        return len(self.devices)
+
+    @property
+    def peers(self) -> Edges:
+        """The direct links between clients."""
+        return Edges(self.links) if self.edges is None else self.edges
+
+    def compute_seconds(self, client: int, dispatch: int, flops: float) -> float:
+        """Returns the seconds that the client computes on its task number `dispatch`.
+
+            flops / devices.flops[client] * jitter * slowdown
+
+        The jitter is exp(sigma z - sigma**2 / 2), of mean 1, with z standard normal and
+        sigma = devices.jitter, from the stream (seed, "jitter", client, dispatch). The slowdown is
+        that of `slowdown`. With `task_seconds`, these replace flops / speed * jitter, whatever the
+        FLOPs are unless they say for how many they hold; a task of none takes no time.
+
+        Args:
+            client: index of the client.
+            dispatch: the client's running task number.
+            flops: work of the task in FLOPs, finite, at least 0.
+
+        Raises:
+            ConfigError: flops out of range, or more tasks than were measured.
+        """
+        if not (flops >= 0 and math.isfinite(flops)):
+            raise ConfigError(
+                f"a task of client {client} has {flops} FLOPs; it must be finite and at least 0. "
+                "Check the work plan or the FLOP count of the model."
+            )
+        if self.task_seconds is not None:
+            seconds = self.task_seconds.of(client, dispatch) if flops > 0 else 0.0
+            if self.task_seconds.flops is not None:
+                seconds *= flops / self.task_seconds.flops
+        else:
+            seconds = flops / self.devices.flops.item(client)
+            sigma = self.devices.jitter
+            if sigma > 0:
+                # The scalar form of fl.randomness.normals.
+                z = float(ndtri(uniform(self.seed, "jitter", client, dispatch) + 2.0**-54))
+                seconds *= math.exp(sigma * z - sigma * sigma / 2)
+        return seconds * self.slowdown(client, dispatch)
+
+    def seconds_per_flop(self, client: int, dispatch: int) -> float:
+        """Returns what one FLOP of the client's task number `dispatch` takes, in s.
+
+        NaN with task times that are for a whole task, whatever its FLOPs.
+        """
+        if self.task_seconds is not None and self.task_seconds.flops is None:
+            return math.nan
+        return self.compute_seconds(client, dispatch, 1.0)
+
+    def slowdown(self, client: int, dispatch: int) -> float:
+        """Returns the factor, at least 1, that `compute_seconds` has in it for a slow spell."""
+        slow = self.faults.slowdown
+        return 1.0 if slow is None else slow.slowdown(self.seed, client, dispatch)
+
+    def latency_s(self, client: int) -> float:
+        """Returns the one-way delay in s between client and server, both links together."""
+        return self.links.latency_s.item(client) + self.server.latency_s
+
+    def down_cap(self, client: int, transfer: int) -> float:
+        """Returns the client's own bandwidth for one download, bit/s; see `Links.down_cap`."""
+        return self.links.down_cap(self.seed, client, transfer, self.server.latency_s)
+
+    def up_cap(self, client: int, transfer: int) -> float:
+        """Returns the client's own bandwidth for one upload, bit/s; see `Links.up_cap`."""
+        return self.links.up_cap(self.seed, client, transfer, self.server.latency_s)
+
+    def energy_j(self, client: int, compute_s: float, radio_s: float, idle_s: float) -> float:
+        """Returns the joules a client spends on so many seconds of computing, radio and idling."""
+        devices = self.devices
+        return (
+            devices.compute_w.item(client) * compute_s
+            + devices.radio_w.item(client) * radio_s
+            + devices.idle_w.item(client) * idle_s
+        )
+
+    def check(self) -> None:
+        """Checks every column; called on construction.
+
+        Raises:
+            ConfigError: a column has the wrong shape or dtype, or an entry that cannot be; the
+                message names column, client, value and remedy.
+        """
+        n = len(self.devices)
+        if n == 0:
+            raise ConfigError(f"fleet {self.name!r} has no clients; num_clients must be positive.")
+        devices, links = self.devices, self.links
+        self._check_kinds(n)
+        for name, column, bound in (
+            ("devices.flops", devices.flops, _POSITIVE),
+            ("devices.memory_bytes", devices.memory_bytes, _POSITIVE),
+            ("devices.idle_w", devices.idle_w, _NOT_NEGATIVE),
+            ("devices.compute_w", devices.compute_w, _NOT_NEGATIVE),
+            ("devices.radio_w", devices.radio_w, _NOT_NEGATIVE),
+            ("links.down_bps", links.down_bps, _UNLIMITED),
+            ("links.up_bps", links.up_bps, _UNLIMITED),
+            ("links.latency_s", links.latency_s, _NOT_NEGATIVE),
+            ("links.loss", links.loss, _LOSS),
+            ("links.down_sigma_bps", links.down_sigma_bps, _NOT_NEGATIVE),
+            ("links.up_sigma_bps", links.up_sigma_bps, _NOT_NEGATIVE),
+        ):
+            if column is not None:
+                self._check_column(name, column, n, bound)
+        if not (math.isfinite(devices.jitter) and devices.jitter >= 0):
+            raise ConfigError(
+                f"devices.jitter is {devices.jitter}; the sigma of the log-normal factor must be "
+                "finite and at least 0 (0 for none)."
+            )
+        if not isinstance(self.prefetch, bool):
+            raise ConfigError(f"fleet.prefetch is {self.prefetch!r}; it must be true or false.")
+        online = self.availability.online(0.0)
+        if online.shape != (n,):
+            raise ConfigError(
+                f"the availability is for {online.shape} clients, the fleet has {n}. Give both the "
+                "same num_clients."
+            )
+        if self.task_seconds is not None:
+            self.task_seconds.check_clients(n)
+
+    def _check_column(self, name: str, column: NDArray[np.float64], n: int, bound: str) -> None:
+        if column.shape != (n,) or column.dtype != np.float64:
+            raise ConfigError(
+                f"{name} has shape {column.shape} and dtype {column.dtype}; it must be ({n},) and "
+                "float64, one row per client."
+            )
+        right = _within(column, bound)
+        if not right.all():
+            client = int(np.argmin(right))
+            raise ConfigError(
+                f"{name} of client {client} ({self.devices.kind_name(client)}) is "
+                f"{column[client]}; it must be {bound} ({n - int(right.sum())} of {n} clients are "
+                f"out of bounds). Correct the parameter of fleet {self.name!r} that sets it, or "
+                "the entry of the trace file."
+            )
+
+    def _check_kinds(self, n: int) -> None:
+        kind, kinds = self.devices.kind, self.devices.kinds
+        if kind.shape != (n,) or not np.issubdtype(kind.dtype, np.integer):
+            raise ConfigError(
+                f"devices.kind has shape {kind.shape} and dtype {kind.dtype}; it must be ({n},) "
+                "and integer, one row per client."
+            )
+        if kind.min() < 0 or kind.max() >= len(kinds):
+            raise ConfigError(
+                f"devices.kind goes from {kind.min()} to {kind.max()}, but there are {len(kinds)} "
+                f"kinds: {', '.join(kinds)}. Use indices into kinds."
+            )
+
+    def check_memory(self, memory_bytes: float) -> None:
+        """Checks that training fits into every client's memory.
+
+        Args:
+            memory_bytes: what training needs: parameters, gradients, optimizer and activations.
+
+        Raises:
+            ConfigError: it does not; the message names the smallest kind of device, what it has,
+                what is needed and how many clients are affected.
+        """
+        memory = self.devices.memory_bytes
+        short = memory < memory_bytes
+        if short.any():
+            client = int(np.argmin(memory))
+            raise ConfigError(
+                f"training needs {memory_bytes:.4g} bytes, but the smallest device, "
+                f"{self.devices.kind_name(client)!r} of fleet {self.name!r}, has "
+                f"{memory[client]:.4g} bytes; {int(short.sum())} of {len(self)} clients have too "
+                "little. Use a smaller model or batch, or raise the fleet's memory for this kind."
+            )

@@ -1,0 +1,1 @@
+"""What runs server rules on any Flower grid: one driver for each pattern of communication."""

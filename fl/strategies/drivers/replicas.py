@@ -1,0 +1,191 @@
+"""The server of workers that are replicas: 1-bit Adam, DeMo, Just One Byte.
+
+The rule is `fl.compression.Replicated`, the workers' part `fl.clients.Replica`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.serverapp import Grid, strategy
+
+from fl.clients.replica import Replica, trained_shapes
+from fl.clients.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
+from fl.compression import PayloadError, Replicated, Shapes
+from fl.compression.compressor import State
+from fl.errors import ConfigError, Diverged, SimulationError
+from fl.flower.grid_view import GridView
+from fl.flower.records import from_record, layout_of, to_record
+from fl.randomness import generator
+from fl.strategies.drivers.replies import averageable
+from fl.vectors.layout import Layout
+from fl.vectors.rows import Row
+
+_average = strategy.FedAvg().train_metrics_aggr_fn  # what Flower averages metrics by
+_RETRY_S = 10.0  # until it looks for workers again
+
+
+class Replicas(strategy.Strategy):
+    """Sends every worker the same message, made of all the workers' messages.
+
+    In the first round the model goes out as it is. Afterwards only messages travel, which the
+    server applies to its own replica too, for evaluation. A round is one step. It begins when all
+    workers are there, and cannot do without the message of any.
+
+    Args:
+        rule: the method; `rule.workers` is the number of clients.
+        seed: of compressors that draw.
+        arrays_key, config_key: names of the records in messages.
+    """
+
+    def __init__(
+        self,
+        rule: Replicated,
+        *,
+        seed: int = 0,
+        arrays_key: str = "arrays",
+        config_key: str = "config",
+    ) -> None:
+        self.rule = rule
+        self.seed = seed
+        self.arrays_key = arrays_key
+        self.config_key = config_key
+        self.worker = Replica(rule, arrays_key)
+        self._layout: Layout | None = None
+        self._x: Row | None = None
+        self._replica: State = {}
+        self._server: State = {}
+        self._message = b""
+        self._grid: Grid | None = None
+
+    def summary(self) -> None:
+        """Logs nothing: the configuration is the rule's."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Returns one message with the same content for every worker, once all are there.
+
+        Raises:
+            ConfigError: there are more clients than workers.
+        """
+        clock = GridView(grid).clock
+        while len(nodes := sorted(grid.get_node_ids())) < self.rule.workers:
+            clock.sleep(_RETRY_S)
+        if len(nodes) > self.rule.workers:
+            raise ConfigError(
+                f"there are {len(nodes)} clients and {self.rule.workers} workers: set "
+                f"strategy.rule.workers={len(nodes)}"
+            )
+        self._grid = grid
+        if self._layout is None:
+            self._layout = layout_of(arrays)
+            shapes = trained_shapes(self._layout)
+            self._x = from_record(self._layout, arrays)
+            self._replica = self.rule.init_worker(shapes)
+            self._server = self.rule.init_server(shapes)
+        if self._message:
+            array = Array("uint8", (len(self._message),), PAYLOAD_STYPE, self._message)
+            arrays = ArrayRecord({PAYLOAD_KEY: array})
+        config["server-round"] = server_round
+        content = RecordDict({self.arrays_key: arrays, self.config_key: config})
+        return [Message(content, node, MessageType.TRAIN) for node in nodes]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Returns the model after the step, and the mean of the workers' metrics.
+
+        Raises:
+            ConfigError: a worker's message is malformed: the step cannot be taken.
+            SimulationError: a worker's message is missing.
+            Diverged: the step would make the model NaN or infinite, at every worker.
+        """
+        if self._layout is None or self._x is None:
+            raise ConfigError("replies came before the first round was configured")
+        replies = list(replies)
+        arrived = sorted(
+            (reply for reply in replies if reply.has_content()),
+            key=lambda reply: reply.metadata.src_node_id,
+        )
+        if len(arrived) < self.rule.workers:
+            raise self._missing(server_round, replies, len(arrived))
+        shapes = Shapes.of(self._layout)
+        payloads = self._payloads(arrived, shapes)
+        rng = generator(self.seed, "compression", "server", server_round)
+        try:
+            self._message, self._server = self.rule.combine(payloads, shapes, self._server, rng)
+            self._x, self._replica = self.rule.apply(self._x, self._message, shapes, self._replica)
+        except PayloadError as error:  # each payload by itself was right
+            raise Diverged(
+                f"{type(self.rule).__name__} cannot take step {server_round}: {error}; training "
+                "may have diverged: lower the learning rate"
+            ) from error
+        self._x.flags.writeable = False
+        alike = averageable([reply.content for reply in arrived], "num-examples")
+        metrics = _average(alike, "num-examples") if alike else None
+        return to_record(self._layout, self._x, {}), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Returns no messages: the server evaluates its own replica."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Returns None."""
+        return None
+
+    def _missing(self, server_round: int, replies: Sequence[Message], came: int) -> SimulationError:
+        reasons = sorted({reply.error.reason or "" for reply in replies if reply.has_error()})
+        why = "; ".join(reasons) or "they did not answer within round_timeout_s: raise it"
+        return SimulationError(
+            f"{type(self.rule).__name__} needs the message of every worker in every round, and in "
+            f"round {server_round}, {self.rule.workers - came} of {self.rule.workers} are missing "
+            f"({why}). Use a fleet without faults, or, where clients fail, strategy=fedavg with "
+            "compressor=ef21, diana or ef_topk"
+        )
+
+    def _payloads(self, replies: Sequence[Message], shapes: Shapes) -> list[bytes]:
+        payloads: list[bytes] = []
+        refused: list[tuple[Message, PayloadError]] = []
+        for reply in replies:
+            try:
+                payloads.append(self._payload(reply, shapes))
+            except PayloadError as error:
+                refused.append((reply, error))
+        for reply, _ in refused:
+            if self._grid is not None:
+                GridView(self._grid).control.rejected(reply.metadata.reply_to_message_id)
+        if not refused:
+            return payloads
+        first, why = refused[0]
+        if not payloads:  # all of them do not lie
+            raise Diverged(
+                f"the messages of all {len(refused)} workers are refused ({why}); training may "
+                "have diverged: lower the learning rate"
+            ) from why
+        raise ConfigError(
+            f"the message of node {first.metadata.src_node_id} is refused ({why}), and "
+            f"{type(self.rule).__name__} cannot take a step without it: where clients cannot "
+            "be trusted, use strategy=fedavg with a compressor"
+        ) from why
+
+    def _payload(self, reply: Message, shapes: Shapes) -> bytes:
+        record = reply.content.get(self.arrays_key)
+        payload = record.get(PAYLOAD_KEY) if isinstance(record, ArrayRecord) else None
+        if payload is None or payload.stype != PAYLOAD_STYPE:
+            raise PayloadError(f"there is no payload '{PAYLOAD_KEY}' in '{self.arrays_key}'")
+        self.rule.check(payload.data, shapes, self._server)
+        return payload.data

@@ -1,0 +1,551 @@
+"""The driver of rounds: clients train the same model, and a rule makes the next of what they did.
+
+The rule is `fl.strategies.round_rule`; this says who is asked, sends, waits, looks at what comes,
+combines it, and makes the versions.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from fl.aggregation import (
+    Admitted,
+    Aggregator,
+    Dropped,
+    Fold,
+    Guard,
+    Mean,
+    check_result,
+    shown,
+    weight_of,
+)
+from fl.checks import read_if
+from fl.errors import ConfigError, NoStep, NotFinite
+from fl.randomness import generator
+from fl.strategies.drivers.events import EventDriven, Sent, Server, Update, at_least, positive
+from fl.strategies.drivers.tasks import Task
+from fl.strategies.round_rule import HasModel, RoundRule, Updates
+from fl.vectors.layout import Layout
+from fl.vectors.rows import Row, is_finite
+
+log = logging.getLogger("fl")
+
+_MOST = 1e300  # that a metric may be, so that sums and squares are finite
+_FOLDED = np.empty(0, np.float32)  # in place of a model that has been added up
+
+
+@read_if(
+    lambda a: a["f"] is None,
+    "aggregator.f",
+    "aggregator.rule.f",
+    "aggregator.pre.*.f",
+    only="{at}f counts instead",
+)
+@read_if(
+    lambda a: a["clients"] is None,
+    "fraction_train",
+    "min_train_nodes",
+    only="{at}clients counts instead",
+)
+@read_if(
+    lambda a: a["fraction_evaluate"] > 0,
+    "min_evaluate_nodes",
+    only="clients evaluate only with {at}fraction_evaluate above 0",
+)
+class Rounds(EventDriven):
+    """Synchronous rounds of a server rule.
+
+    A round selects clients, uniformly among those that are available and idle: floor(factor N) of
+    them, with N the replies it waits for. It ends with the first of
+
+    - N replies;
+    - its deadline, or the moment when no further reply can come.
+
+    Then the replies that are there make a step, if they are at least the share `min_fraction` of N,
+    or of those selected if these were fewer, and at least one; otherwise the round is abandoned and
+    leaves the model as it is. Whoever has not answered by then is told to stop, or goes on and is
+    discarded. What was sent to them, and what they send, counts. `num_rounds` counts rounds,
+    abandoned ones included.
+
+    The clients' changes of the model become one by the aggregator F: the mean weighted by examples,
+    or a robust rule. A reply that is no model of the right form, or not finite, never reaches F: it
+    counts as one of the f that F tolerates, and is an event of the trace. More than f leave the
+    model as it is, and so does a step to a model that is not finite. An F that continues from its
+    last result is given that; one that wants a trusted update, or the vector of the node that
+    aggregates, is given the server's own update (`TrustedUpdate`).
+
+    What clients change but do not train, as statistics of normalisation layers, is no direction: it
+    moves by F's change, whatever the rule does. Entries that are no floats become the median of the
+    usable replies'.
+
+    Args:
+        rule: makes the next model.
+        aggregator: F; None is the mean.
+        f: how many Byzantine clients F is to tolerate, instead of what it says itself; None leaves
+            it as it is.
+        clients: N; None is `fraction_train` of the clients that are available, at least
+            `min_train_nodes`.
+        fraction_train: see `clients`.
+        min_train_nodes: see `clients`.
+        over_selection: factor, at least 1.
+        deadline_s: s after its beginning when a round ends at the latest; None waits for the
+            messages' time to live.
+        min_fraction: that share, in [0, 1]; by default a round needs half of the replies it waited
+            for, so that no single client makes a model.
+        abort: tell clients that are too late to stop; otherwise they go on, busy until they have
+            finished.
+        fraction_evaluate: share of the available clients that evaluate the model on their own
+            examples after a round.
+        min_evaluate_nodes: but at least so many, if the share is above 0.
+        weighted_by_key: metric that weights the average.
+        root_examples: how many examples the server holds itself, for an F that wants its update.
+        **events: arguments of `EventDriven` but `concurrency` and `patience`.
+
+    Attributes:
+        trusted: returns the server's own update, from the round, the model and the configuration
+            that are sent; to be set for an F that wants it.
+        layout: of the clients' model, to be set if not all of its floats are trained.
+
+    Raises:
+        ConfigError: an argument is out of its range.
+    """
+
+    reads_timeout = True
+    takes_empty = True  # their weight is 0, and the rule's business
+
+    def __init__(
+        self,
+        rule: RoundRule,
+        *,
+        aggregator: Aggregator | None = None,
+        f: int | None = None,
+        clients: int | None = None,
+        fraction_train: float = 0.1,
+        min_train_nodes: int = 10,
+        over_selection: float = 1.0,
+        deadline_s: float | None = None,
+        min_fraction: float = 0.5,
+        abort: bool = True,
+        fraction_evaluate: float = 0.0,
+        min_evaluate_nodes: int = 2,
+        weighted_by_key: str = "num-examples",
+        root_examples: int = 100,
+        **events: Any,
+    ) -> None:
+        super().__init__(patience=None, **events)
+        if clients is not None:
+            at_least("clients", clients, 1)
+        for name, share in (
+            ("fraction_train", fraction_train),
+            ("fraction_evaluate", fraction_evaluate),
+            ("min_fraction", min_fraction),
+        ):
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+                raise ConfigError(f"{name} is {share!r}; it must be a number in [0, 1]")
+        at_least("min_train_nodes", min_train_nodes, 0)
+        at_least("min_evaluate_nodes", min_evaluate_nodes, 0)
+        positive("over_selection", over_selection)
+        if over_selection < 1:
+            raise ConfigError(f"over_selection is {over_selection}; it must be at least 1")
+        at_least("root_examples", root_examples, 0)
+        if deadline_s is not None:
+            positive("deadline_s", deadline_s)
+        if not isinstance(rule, RoundRule):
+            raise ConfigError(
+                f"rule is {rule!r:.80}; it must be a fl.strategies.RoundRule, such as FedAvg()"
+            )
+        self.rule = rule
+        aggregator = Mean() if aggregator is None else aggregator
+        self.aggregator = aggregator if f is None else aggregator.tolerating(f)
+        if self.wants_own_update and not rule.folds:
+            raise ConfigError(
+                f"aggregator is {self.aggregator.name}, which compares what it combines with the "
+                f"server's own update, and {self.name} combines other vectors than updates: use "
+                "another aggregator, or another strategy"
+            )
+        self.clients = clients
+        self.fraction_train = fraction_train
+        self.min_train_nodes = min_train_nodes
+        self.over_selection = over_selection
+        self.deadline_s = deadline_s
+        self.min_fraction = min_fraction
+        self.abort = abort
+        self.fraction_evaluate = fraction_evaluate
+        self.min_evaluate_nodes = min_evaluate_nodes
+        self.weighted_by_key = weighted_by_key
+        self.root_examples = root_examples
+        self.trusted: Callable[[int, Any, ConfigRecord], Row] | None = None
+        self.layout: Layout | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the rule, for messages."""
+        return type(self.rule).__name__
+
+    @property
+    def tells(self) -> Mapping[str, str]:
+        """What every message says beside the model, by the argument that it comes from."""
+        return {key: f"rule.{name}" for key, name in self.rule.tells.items()}
+
+    @property
+    def carries(self) -> tuple[str, ...]:
+        """Records of the messages that hold a vector beside the model."""
+        return self.rule.carries
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Records of the replies that hold a vector beside the model."""
+        return self.rule.needs
+
+    @property
+    def wants_own_update(self) -> bool:
+        """Whether F is given the server's own update."""
+        return self.aggregator.reference in ("trusted-update", "own-vector")
+
+    # ---- who is selected, for those who know better ----------------------------------------------
+
+    def as_sent(self, server: Server, update: Update) -> Update:
+        """Returns the update: those of Byzantine clients are forged when the round has ended."""
+        return update
+
+    def select(self, server: Server, idle: Sequence[int], count: int) -> list[int]:
+        """Returns the clients of a new round, drawn uniformly.
+
+        Args:
+            server: what the method sees.
+            idle: available clients without a task, at least one.
+            count: how many to select; fewer if there are not so many, but at least one.
+        """
+        return server.sample(idle, count)
+
+    def ended(self, server: Server, replies: Sequence[Update], missed: Sequence[int]) -> None:
+        """Looks at a round that has ended, before its step.
+
+        Args:
+            server: what the method sees.
+            replies: in the order of their arrival.
+            missed: the clients that were too late.
+        """
+
+    def late(self, server: Server, update: Update) -> None:
+        """Looks at an update that came after its round, before it is discarded."""
+
+    # ---- rounds ----------------------------------------------------------------------------------
+
+    def begin(self, server: Server) -> None:
+        """Prepares for the first round.
+
+        Raises:
+            ConfigError: the aggregator wants the server's own update, and there is none.
+        """
+        if self.wants_own_update and self.trusted is None:
+            raise ConfigError(
+                f"{self.aggregator.name} wants an update of the server's own data "
+                f"({self.aggregator.reference}), and the server has none: set the strategy's "
+                "attribute trusted, for example to a fl.strategies.TrustedUpdate"
+            )
+        layout = server.model.layout
+        moving = layout.statistics if self.layout is None else self.layout.moving_buffers
+        self.buffers = [slice(entry.offset, entry.offset + entry.size) for entry in moving]
+        trained = layout.size - sum(entry.size for entry in moving)
+        self.trained = trained if self.layout is None else self.layout.num_trainable
+        self.state: HasModel = self.rule.init(server.w, self.trained)
+        self.awaited: dict[str, Task[Sent]] = {}
+        self.replies: list[Update] = []
+        self.refused: list[str] = []  # why further replies of the round are none
+        self.wanted = 0  # replies that a round is to have
+        self.waits_for = 0  # replies that end the round, as fewer may be there
+        self.selected = 0  # clients that were asked, in the last round
+        self.round_began = math.nan  # of the open round; NaN between rounds
+        self.results: dict[str, Row] = {}  # F's last, by name, for an F that continues from it
+        self.latest: dict[str, Row] = {}  # F's of this round
+        self.own: tuple[int, Row] | None = None  # the server's own update, and of which version
+        self.folded: Fold | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a round is going on."""
+        return not math.isnan(self.round_began)
+
+    def num_replies(self, server: Server) -> int:
+        """Returns N for a round that begins now."""
+        if self.clients is not None:
+            return self.clients
+        share = int(self.fraction_train * len(server.tasks.nodes()))
+        return max(share, self.min_train_nodes, 1)
+
+    def free_slots(self, server: Server) -> int:
+        """Returns how many clients could be selected now: none during a round."""
+        return 0 if self.is_open else len(server.tasks.idle())
+
+    def dispatch(self, server: Server) -> None:
+        """Begins a round if none is going on and enough clients are idle."""
+        idle = server.tasks.idle()
+        if self.is_open or not idle or len(server.tasks.nodes()) < self.min_available_nodes:
+            return
+        n = self.num_replies(server)
+        count = min(int(self.over_selection * n + 1e-9), len(idle))
+        self.open(server, self.select(server, idle, count), n)
+
+    def open(self, server: Server, nodes: Sequence[int], waits_for: int) -> None:
+        """Begins a round with these clients, which ends with so many replies."""
+        rng = generator(self.seed, "configs", server.version)
+        configs = self.rule.configs(self.state, server.version + 1, len(nodes), rng)
+        by_config: dict[tuple[Any, ...], list[int]] = {}
+        for node, config in zip(nodes, configs, strict=True):
+            if config is not None:
+                by_config.setdefault(tuple(sorted(config.items())), []).append(node)
+        extras = self.rule.broadcast(self.state)
+        self.awaited = {
+            task.message_id: task
+            for config, group in by_config.items()
+            for task in server.send(group, dict(config), extras=extras)
+        }
+        self.replies, self.refused, self.selected = [], [], len(self.awaited)
+        self.wanted, self.waits_for = waits_for, min(waits_for, self.selected)
+        if not self.awaited:
+            server.stay(NoStep(f"{self.name} has none of the {len(nodes)} clients train"))
+            return
+        self.round_began = server.now
+        self.folded = self._new_fold(server)
+
+    def receive(self, server: Server, update: Update) -> None:
+        """Takes a reply, and ends the round if it was the last one needed."""
+        if self.awaited.pop(update.task.message_id, None) is None:
+            self.late(server, update)
+            server.discard(update)
+            return
+        self.replies.append(self._folded(server, update))
+        if len(self.replies) >= self.goal() or not self.awaited:
+            self.close(server)
+
+    def failed(self, server: Server, task: Task[Sent]) -> None:
+        """Ends the round if nobody else is awaited."""
+        if self.awaited.pop(task.message_id, None) is not None and not self.awaited:
+            self.close(server)
+
+    def leave_out(self, server: Server, task: Task[Sent], why: str) -> None:
+        """Counts a reply of the round that is none among those that F tolerates."""
+        super().leave_out(server, task, why)
+        if task.message_id in self.awaited:
+            self.refused.append(why)
+
+    def timer(self, server: Server) -> float:
+        """Returns the deadline of the round that is going on."""
+        if self.deadline_s is None or not self.is_open:
+            return math.inf
+        return self.round_began + self.deadline_s
+
+    def tick(self, server: Server) -> None:
+        """Ends the round at its deadline."""
+        self.close(server)
+
+    def goal(self) -> int:
+        """Returns how many replies end the round."""
+        return self.waits_for
+
+    def close(self, server: Server) -> None:
+        """Ends the round: clients that are late are told so, and what has come makes a step."""
+        missed = [task.node for task in self.awaited.values()]
+        if self.abort:
+            for task in server.tasks:  # not those that have arrived at this very instant
+                if task.message_id in self.awaited:
+                    server.tasks.cancel(task)
+        replies, self.replies, self.awaited = self.replies, [], {}
+        self.ended(server, replies, missed)
+        self.round_began = math.nan
+        self.finish(server, replies)
+
+    def finish(self, server: Server, replies: Sequence[Update]) -> None:
+        """Makes the next version of the replies, or of nothing if they are too few."""
+        replies = sorted(replies, key=lambda update: update.node)  # who came first does not matter
+        if self.forging is not None:
+            sent = self.forging.forged(server, replies, self._scene)
+            self.refused += ["no payload holds it"] * (len(replies) - len(sent))
+            replies = sent
+        usable = list(replies)
+        try:
+            state = self._next(server, replies, usable)
+        except NoStep as error:
+            self._abandon(server, usable, error)
+            return
+        except ConfigError as error:
+            if len(replies) >= self.wanted:
+                raise  # the rule cannot work with what it is given
+            few = f"{len(replies)} of {self.wanted} replies"
+            remedy = "min_available_nodes waits until more clients are there"
+            self._abandon(server, usable, NoStep(f"{few}: {error}; {remedy}"))
+            return
+        if server.step(state.w, usable, of_one_version=True):
+            self.state = state._replace(w=server.w)
+            self.results.update(self.latest)
+
+    def _next(self, server: Server, replies: Sequence[Update], usable: list[Update]) -> HasModel:
+        """Returns the rule's next state; takes from `usable` what it is not made of.
+
+        Raises:
+            NoStep: what has come brings no step.
+            ConfigError: the aggregator or the rule cannot work with it.
+        """
+        least = max(1, math.ceil(self.min_fraction * self.waits_for - 1e-9))
+        if len(replies) < least:
+            if not replies and self.diverged[""]:
+                raise self.why_in_vain()
+            raise NoStep(f"{len(replies)} replies of {self.selected} are too few")
+        said = [update.metrics.get(self.weighted_by_key) for update in replies]
+
+        def leave_out(dropped: Sequence[Dropped]) -> None:
+            for one in dropped:
+                server.reject(replies[one.index])
+                usable.remove(replies[one.index])
+
+        w = server.w
+        if self.folded is not None:
+            rows = np.empty((len(replies), 0), np.float32)
+        else:
+            rows = np.stack([update.x for update in replies])
+        refused = [Dropped(len(replies) + i, why) for i, why in enumerate(self.refused)]
+        f = self.aggregator.tolerates(len(replies) + len(refused))
+        admitted = Guard(f)(rows, rows.shape[1], said, left_out=leave_out, before=refused)
+        if self.folded is not None:
+            mean = self.folded.result() - w
+            weights = np.asarray(admitted.weights)
+            updates = Updates(rows, weights, combine=lambda *_: mean, buffers=self.buffers)
+        else:
+            updates = self._updates(server, admitted, usable)
+        with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
+            state: HasModel = self.rule.step(self.state, updates)
+            new = self._with_buffers(server, state.w, updates)
+        new = server.model.layout.rounded(np.ascontiguousarray(new, dtype=np.float32))
+        check_result("the server", new)
+        for value in state:  # type: ignore[attr-defined]
+            if isinstance(value, np.ndarray) and not is_finite(value):
+                raise NotFinite(f"{type(self.rule).__name__}: the server's state is not finite")
+        return state._replace(w=new)
+
+    def _updates(self, server: Server, admitted: Admitted, usable: Sequence[Update]) -> Updates:
+        rule = self.aggregator.tolerating(admitted.f)
+        server_round = server.version + 1
+
+        def combine(x: Row, weights: Any, name: str) -> Row:
+            rng = generator(self.seed, "aggregation", *([name] if name else []), server_round)
+            result = rule(x, weights, rng, self._reference(server, x.shape[1], name))
+            self.latest[name] = result
+            return result
+
+        with np.errstate(over="ignore"):  # seen in what is made of it
+            deltas = admitted.x - server.w
+        return Updates(
+            deltas,
+            np.asarray(admitted.weights),
+            [update.metrics for update in usable],
+            {name: np.stack([u.extras[name] for u in usable]) for name in self.rule.needs},
+            combine,
+            buffers=self.buffers,
+            robust=not isinstance(self.aggregator, Mean),
+        )
+
+    def _reference(self, server: Server, size: int, name: str) -> Row | None:
+        """Returns the vector that F is given beside those of the clients, shape (size,)."""
+        if self.aggregator.reference == "last-result":
+            return self.results.get(name, np.zeros(size, np.float32))
+        if not self.wants_own_update or self.trusted is None:
+            return None
+        if name:
+            raise ConfigError(
+                f"{self.aggregator.name} wants the server's own update, and there is none for the "
+                f"vectors {name!r} of {type(self.rule).__name__}: use another aggregator"
+            )
+        if self.own is None or self.own[0] != server.version:
+            config = ConfigRecord({**server.config, "server-round": server.version + 1})
+            own = self.trusted(server.version + 1, server.model.record(), config)
+            self.own = (server.version, own)
+        return self.own[1]
+
+    def _with_buffers(self, server: Server, w: Row, updates: Updates) -> Row:
+        if not self.buffers:
+            return w
+        w = w.copy()
+        for place in self.buffers:
+            w[place] = server.w[place] + updates.mean()[place]
+        return w
+
+    def _abandon(self, server: Server, replies: Sequence[Update], why: NoStep) -> None:
+        for update in replies:
+            server.discard(update)
+        server.stay(why)
+
+    # ---- large models ----------------------------------------------------------------------------
+
+    def _new_fold(self, server: Server) -> Fold | None:
+        """Returns what adds models up as they come, if they need not be held all at once."""
+        layout = server.model.layout
+        if not layout.is_large or not self.rule.folds or self.forging is not None:
+            return None
+        return self.aggregator.fold(layout.size)
+
+    def _folded(self, server: Server, update: Update) -> Update:
+        weight = weight_of(update.metrics.get(self.weighted_by_key))
+        if self.folded is None or weight is None:
+            return update
+        self.folded.add(update.x, weight)
+        return replace(update, x=_FOLDED)
+
+    # ---- what is usable, and what is known -------------------------------------------------------
+
+    def unusable(self, update: Update) -> str | None:
+        """Refuses a client that does not report what the rule reads, or has no weight."""
+        for name in self.rule.reads:
+            value = update.metrics.get(name)
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not abs(value) < _MOST
+            ):
+                return f"it reports no finite {name!r}, which {type(self.rule).__name__} reads"
+        if (why := self.rule.refuses(update.metrics)) is not None:
+            return why
+        if weight_of(update.metrics.get(self.weighted_by_key)) is None:
+            weight = update.metrics.get(self.weighted_by_key)
+            return f"its {self.weighted_by_key!r} is {shown(weight)}, no weight"
+        return None
+
+    def _scene(self, server: Server, n: int, d: int) -> tuple[Any, ...] | None:
+        """Returns F, its rng and its reference; None if n vectors are too few for it."""
+        try:
+            self.aggregator.check(n)
+        except ConfigError:
+            return None
+        rng = generator(self.seed, "aggregation", server.version + 1)
+        return self.aggregator, rng, self._reference(server, d, "")
+
+    # ---- evaluation on clients -------------------------------------------------------------------
+
+    def evaluate_on_clients(self, server: Server) -> None:
+        """Has clients evaluate the model after a round; the recorder sees what they report."""
+        if not self.fraction_evaluate:
+            return
+        nodes = server.tasks.nodes()
+        count = max(int(self.fraction_evaluate * len(nodes)), self.min_evaluate_nodes)
+        chosen = server.sample(nodes, min(count, len(nodes)))
+        config = ConfigRecord({"server-round": server.version})
+        content = RecordDict(
+            {self.arrayrecord_key: server.model.record(), self.configrecord_key: config}
+        )
+        messages = [Message(content, node, "evaluate") for node in chosen]
+        if messages:
+            server.tasks.grid.send_and_receive(messages, timeout=server.tasks.ttl_s)
+
+    def at_once(self, server: Server) -> int:
+        """Returns N, or how many clients there are."""
+        return min(self.num_replies(server), super().at_once(server))
+
+    def stay(self, server: Server, task: Task[Sent], why: NoStep) -> None:
+        """Does nothing: a round ends in any case, and then the model stays as it is."""

@@ -1,0 +1,323 @@
+"""Several models trained at once over one pool of clients: what FedAST and Sync-ST share.
+
+A *learning task* is a model with its data and its goal. Its arrays are named "task/array" in the
+initial arrays and in the result; its messages carry the plain names, and "task" in their
+configuration, by which `fl.clients.TaskApp` finds the part of the ClientApp that learns it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
+
+from fl.checks import read_if
+from fl.clients.task_app import TASK_KEY
+from fl.errors import ConfigError, NoStep
+from fl.flower.private import trusted_record
+from fl.strategies.drivers.events import (
+    EventDriven,
+    GlobalModel,
+    Sent,
+    Server,
+    Update,
+    at_least,
+    positive,
+)
+from fl.strategies.drivers.tasks import Task
+from fl.vectors.rows import Row
+
+
+class Models(GlobalModel):
+    """The models of several learning tasks behind the interface of one.
+
+    Args:
+        arrays: named "task/array".
+
+    Attributes:
+        by_task: the model of each task, in the order of the arrays.
+
+    Raises:
+        ConfigError: an array's name has no task.
+    """
+
+    def __init__(self, arrays: ArrayRecord) -> None:
+        # Not the base's: this holds models, and has no layout of its own.
+        parts: dict[str, dict[str, Array]] = {}
+        for name, array in arrays.items():
+            task, slash, entry = name.partition("/")
+            if not (task and slash and entry):
+                raise ConfigError(
+                    f"the array {name!r} belongs to no task: this strategy trains several models, "
+                    "and needs names such as 'mnist/fc.weight'. With fl, choose tasks=..."
+                )
+            parts.setdefault(task, {})[entry] = array
+        self.by_task = {task: GlobalModel(ArrayRecord(part)) for task, part in parts.items()}
+        self._records: dict[str, tuple[int, ArrayRecord]] = {}
+
+    @property
+    def w(self) -> Row:
+        """All models one after another, float32."""
+        return np.concatenate([model.w for model in self.by_task.values()])
+
+    @property
+    def version(self) -> int:
+        """How often any of the models has changed."""
+        return sum(model.version for model in self.by_task.values())
+
+    def record(self) -> ArrayRecord:
+        """Returns all models; arrays of one that has not changed are the same objects as before."""
+        for task, model in self.by_task.items():
+            if task not in self._records or self._records[task][0] != model.version:
+                self._records[task] = (model.version, model.record())
+        arrays = {}
+        for task, (_, record) in self._records.items():
+            arrays.update({f"{task}/{name}": array for name, array in record.items()})
+        return trusted_record(ArrayRecord, arrays)  # Flower's constructor would copy them
+
+    def read(
+        self,
+        task: Task[Sent],
+        reply: Message,
+        key: str,
+        now: float,
+        needs: Sequence[str] = (),
+        p: int = 0,
+    ) -> Update:
+        """Returns the update in a reply, read by the layout of its task's model."""
+        return self.by_task[task.memo.config[TASK_KEY]].read(task, reply, key, now, needs, p)
+
+    def staleness(self, task: Task[Sent]) -> int:
+        """Returns the versions of the task's own model since the one that it began with."""
+        return self.by_task[task.memo.config[TASK_KEY]].staleness(task)
+
+    def stay(self) -> None:
+        """Raises: models change one by one, through the servers of their tasks."""
+        raise TypeError("several models have no common next version: step a task's own server")
+
+    def become(
+        self, w: Row, contributors: Sequence[Update], *, of_one_version: bool = False
+    ) -> None:
+        """Raises: models change one by one, through the servers of their tasks."""
+        raise TypeError("several models have no common next version: step a task's own server")
+
+
+@dataclass(eq=False)
+class Learning:
+    """A learning task during a run.
+
+    Attributes:
+        name: of the task.
+        server: of its model.
+        requests: R, how many of the requests in flight may be its own.
+        done: whether it has reached its goal.
+        buffer: updates that have arrived and are not applied.
+    """
+
+    name: str
+    server: Server
+    requests: int = 0
+    done: bool = False
+    buffer: list[Update] = field(default_factory=list)
+
+
+@read_if(lambda a: a["targets"], "metric", only="{at}targets are values of it, and there are none")
+@read_if(
+    lambda a: not a["one_after_another"],
+    "shares",
+    only="with {at}one_after_another, one task has all requests",
+)
+class Simultaneous(EventDriven):
+    """Base of the strategies that train several models at once.
+
+    A task is done when an evaluation shows its target, or after `rounds_per_task` versions. Then
+    its requests are cancelled, its buffer is discarded, and its R goes to the others in proportion
+    to theirs. The run ends when all tasks are done, or after `num_rounds` versions of all models
+    together.
+
+    Args:
+        concurrency: sum of all R.
+        shares: relative R of each task at the start; None for equal shares.
+        targets: value of "<metric>/<task>" at which a task is done; tasks left out have none.
+        metric: whose larger values are better.
+        rounds_per_task: versions of a model after which its task is done; None for no bound.
+        one_after_another: give all of R to the first task that is not done, in the order of the
+            arrays. This is no simultaneous training, but what to compare it with.
+        eta: server learning rate.
+        **events: other arguments of `EventDriven`.
+
+    Raises:
+        ConfigError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        concurrency: int,
+        shares: Mapping[str, float] | None = None,
+        targets: Mapping[str, float] | None = None,
+        metric: str = "accuracy",
+        rounds_per_task: int | None = None,
+        one_after_another: bool = False,
+        eta: float = 1.0,
+        **events: Any,
+    ) -> None:
+        at_least("concurrency", concurrency, 1)
+        super().__init__(concurrency=concurrency, **events)
+        if rounds_per_task is not None:
+            at_least("rounds_per_task", rounds_per_task, 1)
+        for name, share in (shares or {}).items():
+            positive(f"shares.{name}", share)
+        positive("eta", eta)
+        self.total_requests = concurrency
+        self.shares = dict(shares or {})
+        self.targets = dict(targets or {})
+        self.metric = metric
+        self.rounds_per_task = rounds_per_task
+        self.one_after_another = one_after_another
+        self.eta = eta
+
+    # ---- the driver's hooks ----------------------------------------------------------------------
+
+    def model(self, arrays: ArrayRecord) -> GlobalModel:
+        """Returns all tasks' models."""
+        return Models(arrays)
+
+    def begin(self, server: Server) -> None:
+        """Makes a server for each task, and deals out R."""
+        if not isinstance(server.model, Models):
+            raise TypeError(f"expected Models, got {type(server.model).__name__}")
+        self.tasks = {
+            name: Learning(name, server.of(model, name))
+            for name, model in server.model.by_task.items()
+        }
+        for key, names in (("targets", self.targets), ("shares", self.shares)):
+            unknown = sorted(set(names) - set(self.tasks))
+            if unknown:
+                raise ConfigError(
+                    f"strategy.{key} names {', '.join(unknown)}; the tasks are "
+                    f"{', '.join(self.tasks)}"
+                )
+        if self.shares and set(self.shares) != set(self.tasks):
+            missing = sorted(set(self.tasks) - set(self.shares))
+            raise ConfigError(f"strategy.shares leaves out {', '.join(missing)}")
+        if self.total_requests < len(self.tasks):
+            raise ConfigError(
+                f"strategy.concurrency is {self.total_requests}; it must be at least the number of "
+                f"tasks, {len(self.tasks)}"
+            )
+        self._metrics: MetricRecord | None = None
+
+        def evaluate() -> MetricRecord | None:
+            self._metrics = server.evaluate()
+            return self._metrics
+
+        for learning in self.tasks.values():
+            learning.server.evaluate = evaluate
+        # Nobody starts with nothing: a task that is never asked for would never end.
+        weights = self.shares or dict.fromkeys(self.tasks, 1.0)
+        dealt = apportion(self.total_requests - len(self.tasks), weights)
+        self.allot({name: 1 + dealt[name] for name in self.tasks})
+
+    def finished(self, server: Server) -> bool:
+        """Returns whether all tasks are done."""
+        return not self.live()
+
+    # ---- what the methods use --------------------------------------------------------------------
+
+    def live(self) -> list[Learning]:
+        """Returns the tasks that are not done."""
+        return [learning for learning in self.tasks.values() if not learning.done]
+
+    def learning(self, task: Task[Sent]) -> Learning:
+        """Returns the learning task that a request belongs to."""
+        return self.tasks[task.memo.config[TASK_KEY]]
+
+    def allot(self, requests: Mapping[str, int]) -> None:
+        """Sets R of every task."""
+        if self.one_after_another:
+            first = self.live()[0].name
+            requests = {name: self.total_requests * (name == first) for name in self.tasks}
+        for name, learning in self.tasks.items():
+            learning.requests = requests.get(name, 0)
+
+    def request(self, server: Server, learning: Learning, nodes: Sequence[int]) -> None:
+        """Sends a task's model to clients."""
+        learning.server.send(nodes, {TASK_KEY: learning.name}, kind=learning.name)
+
+    def flush(self, server: Server, learning: Learning) -> None:
+        """Applies a task's buffer, w <- w + eta mean(x_i - x_0,i), and sees whether it is done."""
+        updates, learning.buffer = learning.buffer, []
+        total = np.zeros_like(learning.server.w)
+        for update in updates:
+            total += update.delta
+        step = np.float32(self.eta / len(updates)) * total
+        self._metrics = None
+        learning.server.step(learning.server.w + step, updates)
+        self._end_those_done()
+
+    def model_of(self, task: Task[Sent]) -> str:
+        """Returns the name of the learning task that a request belongs to."""
+        return str(task.memo.config[TASK_KEY])
+
+    def stay(self, server: Server, task: Task[Sent], why: NoStep) -> None:
+        """Makes the model of the task's learning task, as it is, its next version."""
+        self._metrics = None
+        self.learning(task).server.stay(why)
+        self._end_those_done()
+
+    def _end_those_done(self) -> None:
+        for other in self.live():
+            reached = self._reached(other)
+            if reached or other.server.version == self.rounds_per_task:
+                self.end(other.server, other)
+
+    def end(self, server: Server, learning: Learning) -> None:
+        """Ends a task, and gives its R to the others in proportion to theirs."""
+        learning.done = True
+        for task in server.tasks.open():
+            if self.learning(task) is learning:
+                server.tasks.cancel(task)
+        for update in learning.buffer:
+            learning.server.discard(update)
+        learning.buffer = []
+        live = self.live()
+        if live:
+            freed = apportion(learning.requests, {other.name: other.requests for other in live})
+            self.allot({other.name: other.requests + freed[other.name] for other in live})
+
+    def _reached(self, learning: Learning) -> bool:
+        if self._metrics is None or learning.name not in self.targets:
+            return False
+        name = f"{self.metric}/{learning.name}"
+        value = self._metrics.get(name)
+        if not isinstance(value, int | float):
+            raise ConfigError(
+                f"strategy.targets has {learning.name}, but the evaluation has no {name!r}, only "
+                f"{sorted(self._metrics)}"
+            )
+        return value >= self.targets[learning.name]
+
+
+def apportion(total: int, weights: Mapping[str, float]) -> dict[str, int]:
+    """Deals out a whole number in proportion to weights, by largest remainders.
+
+    Args:
+        total: at least 0.
+        weights: at least 0; if all are 0, they count as equal.
+
+    Returns:
+        Whole numbers that add up to `total`; of equal remainders the earlier gets more.
+    """
+    if not any(weights.values()):
+        weights = dict.fromkeys(weights, 1.0)
+    whole = sum(weights.values())
+    exact = {name: total * weight / whole for name, weight in weights.items()}
+    dealt = {name: int(value) for name, value in exact.items()}
+    order = sorted(exact, key=lambda name: dealt[name] - exact[name])
+    for name in order[: total - sum(dealt.values())]:
+        dealt[name] += 1
+    return dealt

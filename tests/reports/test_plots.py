@@ -1,0 +1,166 @@
+import math
+
+import numpy as np
+import pytest
+
+from fl.errors import ConfigError
+from fl.reports import plots
+from fl.reports.runs import Run
+from fl.reports.spans import spans
+from fl.reports.target import Target
+from fl.simulation.kernel.trace import Event, Trace
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def lines(axes):
+    return {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+
+
+def test_metrics_are_drawn_against_time_bytes_and_rounds(tmp_path, row):
+    history = [row(0, 0.0, accuracy=0.1), row(1, 600.0, accuracy=0.5), row(2, 1200.0, accuracy=0.7)]
+    figure = plots.metrics(history, tmp_path / "m.png")
+    assert (tmp_path / "m.png").read_bytes().startswith(PNG)
+    time, moved, rounds = figure.axes
+    assert [axes.get_xlabel() for axes in figure.axes] == [
+        "virtual time (min)",
+        "data moved (kB)",
+        "round",
+    ]
+    assert time.get_ylabel() == "accuracy"
+    assert lines(time)["accuracy"] == [[0, 0.1], [10, 0.5], [20, 0.7]]
+    assert lines(moved)["accuracy"] == [[0, 0.1], [1.5, 0.5], [3.0, 0.7]]
+    assert lines(rounds)["accuracy"] == [[0, 0.1], [1, 0.5], [2, 0.7]]
+    assert all(tick == round(tick) for tick in rounds.get_xticks())
+
+
+def test_the_target_is_marked_where_it_was_reached(row):
+    history = [row(0, 0.0, accuracy=0.1), row(1, 600.0, accuracy=0.5), row(2, 1200.0, accuracy=0.7)]
+    figure = plots.metrics(history, target=Target("accuracy", 0.5))
+    texts = [axes.texts[0].get_text() for axes in figure.axes]
+    assert texts == ["10 min", "1.5 kB", "1"]
+    assert [axes.texts[0].xy for axes in figure.axes] == [(10, 0.5), (1.5, 0.5), (1, 0.5)]
+    missed = plots.metrics(history, target=Target("accuracy", 0.9))
+    assert all(not axes.texts for axes in missed.axes)
+
+
+def test_rows_are_the_target_then_accuracies_then_losses_with_counterparts_together(row):
+    values = {"train_loss": 1.0, "train_num_examples": 9.0, "loss": 1.0, "accuracy": 0.5, "f1": 0.2}
+    figure = plots.metrics([row(1, 1.0, **values)], target=Target("f1", 0.9))
+    assert [axes.get_ylabel() for axes in figure.axes[::3]] == ["f1", "accuracy", "loss"]
+    assert list(lines(figure.axes[6])) == ["loss", "train loss"]
+
+
+def test_only_named_metrics_are_drawn_and_unknown_ones_refused(row):
+    history = [row(1, 1.0, accuracy=0.5, loss=1.0)]
+    assert len(plots.metrics(history, names=["loss"]).axes) == 3
+    with pytest.raises(ConfigError, match=r"no evaluation has \['f1'\]"):
+        plots.metrics(history, names=["loss", "f1"])
+    with pytest.raises(ConfigError, match="no evaluation has any metric"):
+        plots.metrics([row(1, 1.0)])
+
+
+def test_a_diverged_metric_leaves_a_gap(tmp_path, row):
+    values = [1.0, math.inf, math.nan, 2.0]
+    history = [row(r, float(r), loss=value) for r, value in enumerate(values)]
+    figure = plots.metrics(history, tmp_path / "m.png")
+    drawn = np.array(lines(figure.axes[0])["loss"])[:, 1]
+    assert np.isnan(drawn).tolist() == [False, True, True, False]
+
+
+def test_shares_of_time_count_overlapping_stages_once(trace):
+    ids, share = plots._shares(spans(trace), 12.0)
+    # client 1 downloads 0-2 and 6-7, computes 2-5 and 7-10, uploads 10-12 where not computing.
+    # client 0 downloads 0-1 and 4-5, computes 1-3, uploads 3-4.
+    assert ids.tolist() == [1, 0]
+    np.testing.assert_allclose(12 * share, [[3, 2], [6, 2], [2, 1]])
+
+
+def test_mean_numbers_of_active_tasks_integrate_to_the_time_spent(trace):
+    edges, counts = plots._mean_active(spans(trace), 12.0)
+    total = (counts * np.diff(edges)).sum(axis=1)
+    # download 1 + 1 + 2 + 1 + 1.5; compute 2 + 3 + 2 + 1; upload 1 + 3 + 2
+    np.testing.assert_allclose(total, [6.5, 8.0, 6.0])
+    middle = (edges[:-1] + edges[1:]) / 2
+    np.testing.assert_allclose(counts[2, (middle > 10.1) & (middle < 11.9)], 2.0)
+    assert counts[:, (middle > 5.1) & (middle < 5.9)].max() == 0.0
+
+
+def test_clients_are_drawn_as_bars_or_as_a_ranking(tmp_path, trace):
+    figure = plots.clients(trace, tmp_path / "few.png")
+    assert (tmp_path / "few.png").read_bytes().startswith(PNG)
+    assert [t.get_text() for t in figure.axes[1].get_xticklabels()] == ["1", "0"]
+    many = Trace()
+    for client in range(3000):
+        many.record(0.0, Event.COMPUTE_START, client, 0)
+    for client in range(3000):
+        many.record(1.0 + client, Event.COMPUTE_END, client, 0)
+    figure = plots.clients(many, tmp_path / "many.png")
+    assert (tmp_path / "many.png").read_bytes().startswith(PNG)
+    assert figure.axes[1].get_xlabel() == "rank among the 3,000 clients that had a task"
+
+
+def test_a_trace_without_any_work_can_be_drawn(tmp_path):
+    trace = Trace()
+    trace.record(0.0, Event.DISPATCH, 0, 0)
+    plots.clients(trace, tmp_path / "none.png")
+    assert (tmp_path / "none.png").read_bytes().startswith(PNG)
+
+
+def run_of(tmp_path, rows):
+    return Run(tmp_path, {}, rows)
+
+
+def test_the_band_is_that_of_student_t(tmp_path, row):
+    values = (0.4, 0.5, 0.9)
+    seeds = [run_of(tmp_path, [row(r, 10.0 * r, accuracy=v) for r in (1, 2)]) for v in values]
+    figure = plots.compare({"a": seeds}, "accuracy", tmp_path / "c.png", axes=["round"])
+    assert (tmp_path / "c.png").read_bytes().startswith(PNG)
+    (axes,) = figure.axes
+    # mean 0.6; s = sqrt((0.04 + 0.01 + 0.09) / 2); the 97.5 % point of t with 2 degrees of freedom
+    # is 4.302653 (tables).
+    half = 4.302653 * math.sqrt(0.07) / math.sqrt(3)
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[1, 0.6], [2, 0.6]])
+    edges = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert edges.min() == pytest.approx(0.6 - half, rel=1e-6)
+    assert edges.max() == pytest.approx(0.6 + half, rel=1e-6)
+
+
+def test_seeds_evaluated_at_different_times_are_interpolated_where_all_have_values(tmp_path, row):
+    # Straight lines accuracy = t / 100 and t / 50: at every t the mean is 1.5 t / 100.
+    first = run_of(tmp_path, [row(r, t, accuracy=t / 100) for r, t in enumerate((0.0, 20.0, 40.0))])
+    second = run_of(tmp_path, [row(r, t, accuracy=t / 50) for r, t in enumerate((5.0, 25.0, 30.0))])
+    figure = plots.compare({"a": [first, second]}, "accuracy", axes=["time_s"])
+    points = figure.axes[0].lines[0].get_xydata()
+    assert (points[0, 0], points[-1, 0]) == (5.0, 30.0)
+    np.testing.assert_allclose(points[:, 1], 1.5 * points[:, 0] / 100)
+
+
+def test_methods_are_named_with_their_number_of_seeds(tmp_path, row):
+    run = run_of(tmp_path, [row(1, 1.0, accuracy=0.5), row(2, 2.0, accuracy=0.7)])
+    figure = plots.compare({"one": [run], "two": [run, run]}, "accuracy")
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["one (1 seed)", "two (2 seeds)"]
+
+
+def test_bad_comparisons_are_refused(tmp_path, row):
+    run = run_of(tmp_path, [row(1, 1.0, accuracy=0.5)])
+    late = run_of(tmp_path, [row(1, 99.0, accuracy=0.5)])
+    with pytest.raises(ConfigError, match="axes are"):
+        plots.compare({"a": [run]}, "accuracy", axes=["seconds"])
+    with pytest.raises(ConfigError, match="confidence is 95"):
+        plots.compare({"a": [run]}, "accuracy", confidence=95)
+    with pytest.raises(ConfigError, match="at least one run"):
+        plots.compare({}, "accuracy")
+    with pytest.raises(ConfigError, match="no finite value of 'loss'"):
+        plots.compare({"a": [run]}, "loss")
+    with pytest.raises(ConfigError, match="share no stretch"):
+        plots.compare({"a": [run, late]}, "accuracy", axes=["time_s"])
+
+
+def test_drawing_leaves_matplotlib_as_it_was(tmp_path, row):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    plots.metrics([row(1, 1.0, accuracy=0.5)], tmp_path / "m.png")
+    assert dict(matplotlib.rcParams) == before

@@ -1,0 +1,159 @@
+"""Runs that are killed at a chosen byte of their journal, and what a run must leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from hydra import compose, initialize_config_module
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from fl.reports.history import read_history
+from fl.runs.experiment import run_experiment
+from fl.runs.journal import journal as journal_module
+from fl.runs.journal.claim import FOLDER
+from fl.runs.journal.journal import FILE
+
+ROOT = Path(__file__).parents[3]
+
+SMALL = ["data=digits", "model=mlp", "model.hidden=[8]", "executor=serial", "partition=iid"]
+SMALL += ["progress=false", "target=null", "views=false"]
+
+# Clients go offline, drop out, crash and lose messages, and keep Adam's moments: a state that is
+# not what it was shows in the model.
+HARSH = [
+    *("client=adamw", "client.rule.keep_moments=true", "client.batch_size=8"),
+    *("fleet/availability=exponential", "fleet.availability.mean_on_s=0.3"),
+    *("fleet.availability.mean_off_s=0.1", "fleet.faults.dropout=0.1", "fleet.faults.crash=0.1"),
+    *("fleet.faults.message_loss=0.05", "fleet.faults.detection_s=0.05", "round_timeout_s=2"),
+]
+EARLY = ["strategy.fraction_train=0.5", "strategy.min_train_nodes=2"]
+EARLY += ["strategy.min_available_nodes=2"]
+
+RUNS = {
+    "stock": [*SMALL, *HARSH, *EARLY, "strategy=fedavgm", "num_clients=16", "num_rounds=8"],
+    "aggregate": [*SMALL, *HARSH, *EARLY, "strategy=fedavg", "num_clients=16", "num_rounds=8"],
+    "fedbuff": [*SMALL, *HARSH, "strategy=fedbuff", "num_clients=16", "num_rounds=10"],
+    "gossip": [
+        *(*SMALL, *HARSH, "strategy=dpsgd", "client.local_epochs=null", "client.local_steps=4"),
+        *("num_clients=9", "num_rounds=10", "topology=torus"),
+    ],
+    "diloco": [
+        *(*SMALL, "strategy=diloco", "strategy.inner_steps=5", "strategy.drop=0.2"),
+        *("compressor=int8", "fleet=uniform", "num_clients=4", "num_rounds=12"),
+    ],
+    "compressed": [
+        *(*SMALL, "strategy=fedavg", "compressor=ef_topk", "compressor@downlink=ef21"),
+        *("num_clients=10", "num_rounds=6", "fleet/availability=always"),
+        "fleet.faults.crash=0.1",
+    ],
+    "foreign": [
+        *(f"app={ROOT / 'examples' / 'fedbuff_app'}", "executor=serial", "views=false"),
+        *("progress=false", "target=null", "num_clients=8", "+run_config.versions=8"),
+    ],
+}
+"""One run for each kind of driver: a member added here is killed by every test."""
+
+
+@dataclass
+class Run:
+    """A configuration, composed once.
+
+    Args:
+        overrides: of the command line.
+    """
+
+    overrides: list[str]
+    config: DictConfig = field(init=False)
+
+    def __post_init__(self) -> None:
+        with initialize_config_module("fl.conf", version_base=None):
+            self.config = compose("config", self.overrides, return_hydra_config=True)
+
+    def __call__(self, directory: Path, *, resume: bool = False) -> None:
+        """Runs to the end in this process."""
+        config = self.config.copy()
+        OmegaConf.set_readonly(config.hydra, False)
+        with open_dict(config):
+            config.hydra.runtime.output_dir = str(directory)
+            config.hydra.runtime.cwd = str(ROOT)
+            config.hydra.job.config_name = "config"
+            config.hydra.runtime.config_sources = []
+        before = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(config)
+        try:
+            run_experiment(
+                OmegaConf.masked_copy(config, [k for k in config if k != "hydra"]), resume=resume
+            )
+        finally:
+            HydraConfig.instance().cfg = before
+
+    def killed(self, directory: Path, at: int, *, resume: bool) -> bool:
+        """Runs in another process, which dies when its journal has `at` bytes.
+
+        Returns:
+            Whether it died; if not, it completed.
+        """
+        child = os.fork()
+        if child == 0:
+            try:
+                sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+                die_at(at)
+                self(directory, resume=resume)
+            except BaseException:
+                (directory / "child.txt").write_text(traceback.format_exc())
+                os._exit(1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            assert os.WTERMSIG(status) == signal.SIGKILL
+            return True
+        note = directory / "child.txt"
+        assert os.WEXITSTATUS(status) == 0, note.read_text() if note.exists() else status
+        return False
+
+
+def die_at(limit: int) -> None:
+    """Kills this process when a journal gets its byte number `limit`, which is still written."""
+    write = journal_module._write
+
+    def dying(descriptor: int, size: int, parts: list[Any]) -> None:
+        data = b"".join(parts)
+        if size + len(data) >= limit:
+            os.write(descriptor, data[: max(0, limit - size)])
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(descriptor, size, parts)
+
+    journal_module._write = dying
+
+
+def journal_of(directory: Path) -> Path:
+    return directory / FOLDER / FILE
+
+
+def outcome(directory: Path) -> dict[str, Any]:
+    """Returns all that a run leaves behind, but for host time and what this process counted."""
+    summary = json.loads((directory / "summary.json").read_text("utf-8"))
+    assert summary["status"] == "completed"
+    del summary["totals"]["wall_s"], summary["versions"]["commit"]
+    summary["extra"].pop("batches")
+    for record in summary["best"].values():
+        record.pop("wall_s", None)
+    rows = [
+        {k: v for k, v in row.items() if k != "wall_s"}
+        for row in read_history(directory / "metrics.csv")
+    ]
+    return {
+        "summary": summary,
+        "rows": rows,
+        "trace": pq.read_table(directory / "trace.parquet").to_pydict(),
+        "files": sorted(path.name for path in directory.iterdir()),
+    }

@@ -1,0 +1,92 @@
+"""What a member of one group chooses in another, and that the user is told."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from fl.cli import main
+from fl.runs.choices import implied
+
+QUICK = ["executor=serial", "progress=false", "fleet=uniform", "model=logistic", "num_clients=10"]
+
+
+def said(*overrides: str) -> list[str]:
+    with initialize_config_module("fl.conf", version_base=None):
+        job = compose("config", [*overrides], return_hydra_config=True).hydra
+    asked = {override.lstrip("+").partition("=")[0] for override in overrides}
+    return implied(job.runtime.choices, asked)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lines"),
+    [
+        ([], []),
+        (["strategy=fedbuff", "client=adamw"], []),
+        (["strategy=fedprox"], ["strategy=fedprox sets client=proximal"]),
+        (["strategy=fedprox", "client=sgd"], []),
+        (["strategy=fedprox", "client=proximal"], []),
+        (["strategy=fedasync"], ["strategy=fedasync sets client=proximal, length=updates"]),
+        (["strategy=fedasync", "length=steps"], ["strategy=fedasync sets client=proximal"]),
+        (
+            ["strategy=sgp", "client=sgd"],
+            ["strategy=sgp sets topology=one_peer_exponential, fleet=cross_silo"],
+        ),
+        (["strategy=sgp", "client=sgd", "topology=ring", "fleet=mobile"], []),
+        (
+            ["+experiment=diloco"],
+            ["strategy=diloco sets fleet=datacenters, length=phases, client=inner_adamw"],
+        ),
+        (
+            ["data=shakespeare", "strategy=dpsgd"],
+            [
+                "strategy=dpsgd sets topology=ring, fleet=cross_silo, client=sgd_step",
+                "data=shakespeare sets partition=natural, model=char_lstm",
+            ],
+        ),
+    ],
+)
+def test_groups_that_a_member_has_chosen_are_told_and_no_others(
+    overrides: list[str], lines: list[str]
+) -> None:
+    assert said(*overrides) == lines
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Runs `fl` in this process, into a folder that it returns."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    root, flower = logging.getLogger(), logging.getLogger("flwr")
+    before = (root.handlers[:], root.level, flower.level, flower.propagate)
+
+    def call(*arguments: str) -> Path:
+        here = f"hydra.run.dir={tmp_path}"
+        monkeypatch.setattr(sys, "argv", ["fl", *QUICK, *arguments, here])
+        main()
+        return tmp_path
+
+    yield call
+    root.handlers[:], root.level, flower.level, flower.propagate = before
+
+
+def test_a_run_says_it_in_its_first_line(run, capsys: pytest.CaptureFixture[str]) -> None:
+    run("strategy=fedprox", "num_rounds=1", "views=false")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "fl: strategy=fedprox sets client=proximal"
+
+
+def test_a_run_of_polled_clients_has_a_column_of_its_own_for_versions_between_polls(run) -> None:
+    polled = run("strategy=quafl", "strategy.contacted=2", "num_rounds=4", "views=false")
+    with open(polled / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert "poll_gap" in rows[0]
+    assert "staleness" not in rows[0]
+    summary = json.loads((polled / "summary.json").read_text("utf-8"))
+    assert summary["staleness"] is None
+    assert summary["poll_gap"]["updates"] == 8

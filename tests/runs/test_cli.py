@@ -1,0 +1,701 @@
+"""The command line as a user meets it: results, messages, exit status."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fl
+from fl.cli import main
+from fl.execution import cluster
+from fl.simulation.world.fleets import uniform
+
+QUICK = [
+    "executor=serial",
+    "progress=false",
+    "fleet=uniform",
+    "model=logistic",
+    "num_clients=10",
+    "num_rounds=1",
+]
+
+SWEEP = ["-m", *QUICK, "views=false"]  # a job draws as long as it trains
+
+Call = Callable[..., None]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Iterator[Call]:
+    """Runs `fl` in this process; what it does to logging is undone."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # main sets it, and it would stay
+    root, flower = logging.getLogger(), logging.getLogger("flwr")
+    before = (root.handlers[:], root.level, flower.level, flower.propagate)
+
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["fl", *arguments])
+        main()
+
+    yield run
+    root.handlers[:], root.level, flower.level, flower.propagate = before
+
+
+@pytest.fixture
+def refused(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
+    """Runs `fl`, which must stop before anything slow starts, and returns what it says."""
+
+    def run(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            call(*arguments, f"hydra.run.dir={tmp_path / 'out'}")
+        assert stopped.value.code == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        lines = captured.err.splitlines()
+        assert all(line.startswith("fl: ") for line in lines), captured.err
+        assert not (tmp_path / "out").exists()
+        return "\n".join(lines)
+
+    return run
+
+
+def summary_of(directory: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / "summary.json").read_text("utf-8"))
+    return found
+
+
+# ---- runs ----------------------------------------------------------------------------------------
+
+
+def test_run_prints_a_table_leaves_its_files_and_nothing_else_is_said(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    call(*QUICK, f"hydra.run.dir={tmp_path}")
+    captured = capsys.readouterr()
+    assert "Run completed" in captured.out
+    assert captured.err == ""  # neither Flower's remarks nor Hydra's
+    assert "fraction_evaluate" not in captured.out
+    summary = summary_of(tmp_path)
+    assert summary["status"] == "completed"
+    assert summary["config"]["num_clients"] == 10
+    assert f"{tmp_path}: summary.json" in captured.out  # to be copied, whatever the width
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left >= {"summary.json", "metrics.csv", "trace.parquet", "timeline.json", "tb", "plots"}
+
+
+def test_module_is_the_command(call: Call, tmp_path: Path) -> None:
+    call(*QUICK, f"hydra.run.dir={tmp_path / 'fl'}")
+    done = subprocess.run(
+        [sys.executable, "-m", "fl", *QUICK, f"hydra.run.dir={tmp_path / 'module'}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    one, other = summary_of(tmp_path / "fl"), summary_of(tmp_path / "module")
+    for name in ("trace_sha256", "model_sha256", "config_digest"):
+        assert one[name] == other[name]
+
+
+def test_status_of_a_refused_run_is_1_and_its_message_goes_to_standard_error() -> None:
+    command = [sys.executable, "-m", "fl", *QUICK, "client.rule.learning_rate=1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("fl: there is no key 'client.rule.learning_rate'")
+
+
+def test_help_does_not_wait_for_heavy_imports() -> None:
+    code = (
+        "import sys; sys.argv = ['fl', '--help']\n"
+        "from fl.cli import main\n"
+        "try: main()\n"
+        "finally: print('HEAVY', sorted({'torch', 'flwr', 'ray', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("Federated learning with real training in simulated time.")
+    assert "strategy: " in done.stdout
+    assert "HEAVY []" in done.stdout
+
+
+def test_sweep_runs_every_combination(call: Call, tmp_path: Path) -> None:
+    call(*SWEEP, "strategy=fedavg,fedprox", "seed=0,1", f"hydra.sweep.dir={tmp_path}")
+    summaries = [summary_of(path.parent) for path in sorted(tmp_path.glob("*/summary.json"))]
+    ran = [
+        (s["seed"], s["config"]["strategy"]["rule"]["_target_"].split(".")[-1]) for s in summaries
+    ]
+    assert ran == [(0, "FedAvg"), (0, "FedProx"), (1, "FedAvg"), (1, "FedProx")]
+
+
+def test_failed_job_of_a_sweep_is_named_and_does_not_stop_the_others(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        call(*SWEEP, "client.rule.lr=0.1,-1,0.2", f"hydra.sweep.dir={tmp_path}")
+    assert stopped.value.code == 1
+    said = "client.rule.lr is -1; it must be finite and above 0"
+    reason = f"job 1 (client.rule.lr=-1): {said}\n"
+    assert capsys.readouterr().err == (  # told when it happens, and again at the end
+        f"fl: {reason}fl: 1 of 3 jobs failed; the same command with hydra.sweep.dir={tmp_path} "
+        f"runs only what is missing:\n  {reason}"
+    )
+    names = {path.name.rpartition("-")[0] for path in tmp_path.iterdir() if path.is_dir()}
+    assert names == {"client.rule.lr=0.1", "client.rule.lr=0.2"}  # what was refused left nothing
+
+
+def test_same_sweep_again_runs_only_what_is_missing_or_changed(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    sweep = [*SWEEP, f"hydra.sweep.dir={tmp_path}"]
+    call(*sweep, "seed=0,1", "client.rule.lr=0.1,0.2")
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/summary.json")}
+    assert len(written) == 4
+    killed, damaged, failed, _ = sorted(written)
+    killed.unlink()
+    damaged.write_text("{")
+    failed.write_text(failed.read_text().replace('"status": "completed"', '"status": "failed"'))
+    capsys.readouterr()
+    call(*sweep, "client.rule.lr=0.1,0.2,0.3", "seed=0,1")  # two more, and numbered otherwise
+    assert capsys.readouterr().out.count("completed before, in") == 1
+    again = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/summary.json")}
+    assert len(again) == 6
+    assert [path for path in written if again[path] == written[path]] == [sorted(written)[3]]
+    call(*sweep, "client.rule.lr=0.1,0.2,0.3", "seed=0,1", "num_rounds=2")
+    assert len(list(tmp_path.glob("*/summary.json"))) == 12  # none of the old ones was taken
+
+
+def test_folder_of_a_completed_job_is_not_given_to_another(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    sweep = [*SWEEP, f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=mine"]
+    call(*sweep, "seed=0")
+    before = (tmp_path / "mine" / "summary.json").read_bytes()
+    with pytest.raises(SystemExit):
+        call(*sweep, "seed=1")
+    assert "mine holds a completed run of another configuration" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "summary.json").read_bytes() == before
+
+
+# ---- wrong configurations ------------------------------------------------------------------------
+
+BAD = {
+    # Keys and members that do not exist.
+    "num_clints=3": "there is no key 'num_clints'; did you mean num_clients",
+    "clint.rule.lr=1": "there is no key 'clint.rule.lr'; did you mean client.rule.lr",
+    "client.lr=1": "there is no key 'client.lr'; did you mean client.rule.lr",
+    "fleet.faults.droput=0.1": "did you mean fleet.faults.dropout",
+    "strategy.foo=1": "there is no key 'strategy.foo'; strategy may have: ",
+    "strategy.buffer_size=3": "that has it (fedast, fedbuff); a sweep over strategy=A,B takes only",
+    "+num_clints=3": "there is no key 'num_clints'; did you mean num_clients",
+    "+client.foo=1": "there is no key 'client.foo'; client (fl.clients.TrainingApp) has: ",
+    "+strategy.foo=1": "strategy: Rounds refuses its arguments: ",
+    "+target.metrics=loss": "there is no key 'target.metrics'; did you mean target.metric",
+    "run_config.lr=1": "there is no key 'run_config.lr': to add it, write +run_config.lr=VALUE",
+    "strategy=fedavgg": "there is no strategy=fedavgg; did you mean fedavg or",
+    "strategy=xyz": "there is no strategy=xyz; there are: adpsgd, async_fedavg",
+    "fleet/availability=nightly": "there are: always, behaviour, diurnal, exponential",
+    "model._target_=fl.models.MPL": "model._target_ is fl.models.MPL, which cannot be imported",
+    "seed": "'seed' is neither KEY=VALUE nor a command; the commands are report and resume",
+    "resumee": "'resumee' is neither KEY=VALUE nor a command; did you mean fl resume?",
+    "--multrun": "there is no option --multrun; did you mean --multirun?",
+    "model._target_=mine.Net": "there is no module mine: neither mine.py nor mine/ in ",
+    # Values of another kind.
+    "num_clients=many": "num_clients is 'many'; it must be a number, like the default 100",
+    "client.rule.lr=high": "client.rule.lr is 'high'; it must be a number, like the default 0.1",
+    "model=mlp model.hidden=64": "model.hidden is 64; it must be a list, like the default [64]",
+    "fail_fast=sometimes": "fail_fast is 'sometimes'; it must be true or false",
+    "strategy=1": "Config group override must be a string or a list. Got int",
+    "num_clients=2.5": "num_clients is 2.5; it must be a whole number, at least 1",
+    "seed=-1": "seed is -1; it must be a whole number, at least 0",
+    "client.batch_size=2.5": "batch_size is 2.5; it must be a whole number, at least 1, or null",
+    "+train_config.lr={a:1}": "train_config is {'lr': {'a': 1}}; every value must be a number, te",
+    # Numbers out of range, and parts that do not fit together.
+    "partition.alpha=-1": "partition.alpha=-1: a Dirichlet concentration must be positive",
+    "client.rule.lr=0": "client.rule.lr is 0; it must be finite and above 0",
+    "strategy=diloco strategy.optimizer.lr=0": "strategy.optimizer.lr is 0; it must be finite and",
+    "strategy=fedbuff strategy.staleness.a=-1": "strategy.staleness.a is -1; it must be at least 0",
+    "strategy=fedavg aggregator=krum aggregator.power=3": "aggregator.power=3",
+    "strategy=fedast tasks.digits.client.rule.lr=0": "tasks.digits.client.rule.lr is 0; it must",
+    "attack=gauss num_byzantine=2 attack.sigma=-1": "attack.sigma=-1: must not be negative",
+    "client.batch_size=0": "client.batch_size is 0; it must be a whole number, at least 1, or null",
+    "checkpoint.limit_gb=0": "checkpoint.limit_gb is 0; it must be positive and finite",
+    "strategy.fraction_train=0": "strategy.fraction_train is 0, so no client would train",
+    "target.metric=acuracy": "which no evaluation of this run reports; did you mean accuracy?",
+    "+train_config.lr=-1": "train_config tells clients what they refuse: ",
+    "strategy=fedprox client=sgd": "FedProx tells clients what they refuse: the message asks for",
+    "num_clients=5000": "is more than the 1438 training examples of 'digits' allow",
+    "fleet.down_bps=0": "links.down_bps of client 0 (client) is 0.0; it must be positive",
+    "fleet.memory_bytes=1000": "'client' of fleet 'uniform', has 1000 bytes",
+    "strategy.fraction_train=2": "strategy.fraction_train is 2; it is a share, between 0 and 1",
+    "strategy.min_available_nodes=11": "strategy.min_available_nodes is 11, but there are 10 ",
+    "client.local_steps=3": "local_epochs is 1 and local_steps is 3; set one of them",
+    "executor=ray executor.num_actors=0": "executor.num_actors is 0; it must be a whole number",
+    "target.mode=up": "target.mode is 'up'; it must be 'max' or 'min'",
+    "+run_config.lr=1": "+run_config.lr=1 has no effect without app=DIR",
+    "fleet/availability=behaviour": "fleet.availability.path has no default: give fleet.availa",
+    "fleet=serverless fleet.path=gone.npz": "cannot read gone.npz: No such file or directory",
+    "fleet=serverless": "fleet.path needs the environment variable FL_DATA_DIR: set it, or give",
+    "strategy=fedast": "model=logistic has no effect, as several tasks are learnt: change tasks.",
+    # What is set and nothing reads.
+    "strategy=async_sgd aggregator=krum": "aggregator=krum has no effect, as the strategy AsyncSgd",
+    "topology=ring": "topology=ring has no effect, as the strategy FedAvg does not read topology",
+    "strategy=async_sgd strategy.max_delay=5": "only strategy.rule=ringmaster reads it",
+    "strategy=diloco client.local_steps=5": "with DiLoCo, strategy.inner_steps counts instead",
+    "strategy=dbw client.rule.lr=0.5": "with DBW, strategy.eta counts instead",
+    "client.evaluate_on=train": "client.evaluate_on=train has no effect: FedAvg, as it is configur",
+    "strategy.min_evaluate_nodes=3": "clients evaluate only with strategy.fraction_evaluate above",
+    "evaluate_every=2 evaluate_every_s=5": "evaluate_every=2 has no effect, as evaluate_every_s",
+    "checkpoint.trust=true": "checkpoint.trust=true has no effect: it is for the ServerApps of",
+    "strategy=monna topology/weights=lazy": "topology/weights=lazy has no effect: MoNNA takes the",
+    "app=gone time_limit_s=5": "time_limit_s=5 has no effect with app=gone, which brings its own",
+    "app=gone": "app=gone: ",
+    "app=gone strategy=fedadam": "strategy=fedadam has no effect with app=gone, which brings its",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD)
+def test_wrong_configuration_stops_before_training_with_one_line(
+    arguments: str, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FL_DATA_DIR", raising=False)
+    quick = [
+        argument
+        for argument in QUICK
+        if not arguments.startswith("app=") or argument.split("=")[0] not in ("model", "num_rounds")
+    ]
+    if arguments.startswith("strategy=fedast "):
+        quick.remove("model=logistic")
+    assert BAD[arguments] in refused(*quick, *arguments.split())
+
+
+def test_what_is_wrong_is_told_at_once(refused: Callable[..., str]) -> None:
+    keys = refused(*QUICK, "num_clints=3", "strategy=fedavgg", "strategy.foo=1", "clent.rule.lr=1")
+    # Nothing is said of the keys of a member that was not found.
+    assert [line[:40] for line in keys.splitlines()] == [
+        "fl: there is no key 'num_clints'; did yo",
+        "fl: there is no strategy=fedavgg; did yo",
+        "fl: there is no key 'clent.rule.lr'; did",
+    ]
+    kinds = refused(*QUICK, "views=9", "client.rule.lr=high", "topology=ring", "seed=-1")
+    assert sorted(line.split()[1] for line in kinds.splitlines()) == [
+        "client.rule.lr",
+        "seed",
+        "topology=ring",
+        "views",
+    ]
+    parts = refused(*QUICK, "client.rule.lr=0", "fleet.down_bps=0", "partition.alpha=0")
+    assert sorted(line.split()[1].partition("=")[0] for line in parts.splitlines()) == [
+        "client.rule.lr",
+        "fleet:",
+        "partition.alpha",
+    ]
+
+
+def test_refused_run_does_not_touch_a_directory_that_is_there(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    call(*QUICK, f"hydra.run.dir={tmp_path / 'run'}")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for name in ("empty", "run"):
+        with pytest.raises(SystemExit):
+            call(*QUICK, "client.rule.lr=0", f"hydra.run.dir={tmp_path / name}")
+    after = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert after == before
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_refused_run_has_not_started_ray(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: Any, **__: Any) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(cluster, "started", start)
+    assert "client.rule.lr" in refused(*QUICK[1:], "client.rule.lr=0")
+
+
+def test_sweep_whose_jobs_cannot_be_composed_has_not_started_ray(
+    call: Call,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def start(*_: Any, **__: Any) -> None:
+        raise SystemExit("Ray was started")
+
+    monkeypatch.setattr(cluster, "start_shared", start)
+    sweep = ["-m", *QUICK[1:], f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    for wrong in (
+        ["strategy=fedavg,fedbuf", "seed=0,1"],
+        ["strategy=fedbuff,fedavg", "strategy.concurrency=3"],  # the second has no such key
+        ["seed=0,1", "client.rule.lrr=0.1,0.2"],
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            call(*sweep, *wrong)
+        assert stopped.value.code == 1
+        assert capsys.readouterr().err.startswith("fl: there is no ")
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_version_is_that_of_the_package_and_of_what_results_depend_on(
+    call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call("--version")
+    said = capsys.readouterr().out
+    assert said.startswith(f"fl {version('fl-simulator')} (Python ")
+    assert f"flwr {version('flwr')}, torch {version('torch')}, ray {version('ray')}" in said
+
+
+def test_help_lists_what_can_be_chosen_and_the_commands(
+    call: Call, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    call("--help")
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80
+    for word in ("fl report DIR", "fl resume DIR", "fl -m ", "topology/weights:", "fedbuff"):
+        assert word in said
+    assert "_flower" not in said  # what members are made of
+
+
+OWN_MODULE = """
+import os
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, input_shape, num_classes):
+        super().__init__(nn.Flatten(), nn.Linear(64, num_classes))
+        self.seen = 0
+
+    def forward(self, x):
+        if self.training and os.environ.get("DIE"):
+            self.seen += 1
+            if self.seen > 12:
+                os._exit(9)
+        return super().forward(x)
+"""
+
+
+def elsewhere(
+    folder: Path, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs `fl` in a folder, as its script does: Python puts no folder on the path for it."""
+
+    path = str(Path(fl.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "fl", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_module_beside_the_working_directory_is_found_and_found_again_on_resume(
+    tmp_path: Path,
+) -> None:
+    home, other = tmp_path / "home", tmp_path / "other"
+    for folder in (home, other):
+        folder.mkdir()
+    (home / "mine.py").write_text(OWN_MODULE)
+    run = [*QUICK, "num_rounds=4", "model._target_=mine.Net", "~model.init", "views=false"]
+    died = elsewhere(home, *run, f"hydra.run.dir={tmp_path / 'run'}", DIE="1")
+    assert died.returncode == 9, died.stderr
+    resume = ["resume", str(tmp_path / "run"), "--allow", "mine"]
+    assert elsewhere(other, *resume).returncode == 1  # it is looked for where `fl resume` is called
+    again = elsewhere(home, *resume)
+    assert again.returncode == 0, again.stderr
+    assert summary_of(tmp_path / "run")["status"] == "completed"
+
+
+@pytest.mark.slow  # Ray takes seconds to start
+def test_module_beside_the_working_directory_is_found_by_processes_of_ray(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN_MODULE)
+    run = [*QUICK[1:], "model._target_=mine.Net", "~model.init", "executor.num_actors=1"]
+    done = elsewhere(tmp_path, *run, "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+
+
+def test_trace_with_too_few_rows_is_refused_by_number(
+    refused: Callable[..., str], data_dir: Path
+) -> None:
+    message = refused(*QUICK, "fleet=serverless", "num_clients=300", "partition=iid")
+    assert "fleet.num_clients is 300" in message
+    assert "256" in message
+
+
+@pytest.mark.slow  # the library that would download takes seconds to import
+def test_data_that_must_be_downloaded_and_cannot_be_names_both_remedies(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FL_DATA_DIR", raising=False)
+    message = refused(*QUICK, "data=mnist")
+    assert "ylecun/mnist cannot be read from the Hugging Face hub" in message
+    assert "go online, or set FL_DATA_DIR to a folder with mnist/train.parquet" in message
+
+
+# ---- Flower app directories ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    """A Flower app directory. Its server fails as `fail` says."""
+    folder = tmp_path / "app"
+    package = folder / f"tiny_{tmp_path.name}"  # its own name, for modules stay imported
+    package.mkdir(parents=True)
+    (folder / "pyproject.toml").write_text(
+        "[tool.flwr.app.components]\n"
+        f'serverapp = "{package.name}.server_app:app"\n'
+        f'clientapp = "{package.name}.client_app:app"\n'
+        "[tool.flwr.app.config]\n"
+        'num-server-rounds = 1\nlr = 0.5\nfail = ""\nname = ""\n'
+        "[tool.flwr.app.config.client]\nstep = 1\n"
+    )
+    (package / "__init__.py").write_text("")
+    (package / "server_app.py").write_text(
+        "import os, signal, sys\n"
+        "import numpy as np\n"
+        "from flwr.app import Array, ArrayRecord, ConfigRecord\n"
+        "from flwr.serverapp import ServerApp\n"
+        "from flwr.serverapp.strategy import FedAvg\n"
+        "app = ServerApp()\n"
+        "@app.main()\n"
+        "def main(grid, context):\n"
+        "    config = context.run_config\n"
+        "    result = FedAvg(fraction_evaluate=0.0).start(\n"
+        "        grid, ArrayRecord({'w': Array(np.zeros(3))}),\n"
+        "        num_rounds=config['num-server-rounds'],\n"
+        "        train_config=ConfigRecord({'lr': config['lr']}))\n"
+        "    print('final', result.arrays['w'].numpy()[0])\n"
+        "    match config['fail']:\n"
+        "        case 'raise': raise LookupError('no such model')\n"
+        "        case 'exit': sys.exit(0)\n"
+        "        case 'interrupt': raise KeyboardInterrupt\n"
+        "        case 'signal': os.kill(os.getpid(), getattr(signal, config['name']))\n"
+        "        case 'two signals':\n"
+        "            try: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "            finally: os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    (package / "client_app.py").write_text(
+        "from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict\n"
+        "from flwr.clientapp import ClientApp\n"
+        "app = ClientApp()\n"
+        "@app.train()\n"
+        "def train(message, context):\n"
+        "    step = message.content['config']['lr'] * context.run_config['client.step']\n"
+        "    w = message.content['arrays']['w'].numpy() + step\n"
+        "    return Message(RecordDict({'arrays': ArrayRecord({'w': Array(w)}),\n"
+        "        'metrics': MetricRecord({'num-examples': 1, 'loss': 0.1})}), reply_to=message)\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def app_arguments(app: Path, tmp_path: Path) -> list[str]:
+    # Parts of our own experiments would have no effect, and are refused.
+    quick = ["executor=serial", "progress=false", "fleet=uniform", "num_clients=10"]
+    return [*quick, f"app={app}", "target=null", f"hydra.run.dir={tmp_path / 'out'}"]
+
+
+def test_flower_app_directory_runs_with_overrides(
+    call: Call, capsys: pytest.CaptureFixture[str], app_arguments: list[str], tmp_path: Path
+) -> None:
+    call(*app_arguments, "+run_config.num-server-rounds=4", "+run_config.client.step=3")
+    # Four rounds of 0.5 * 3, of which both apps must know.
+    assert capsys.readouterr().out.count("final 6.0") == 1
+    assert (tmp_path / "out" / "fl.log").read_text().count(" | final 6.0\n") == 1
+    summary = summary_of(tmp_path / "out")
+    assert summary["status"] == "completed"
+    assert summary["totals"]["client_updates"] == 4 * 10
+    assert summary["final"]["train_loss"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("lrr=1", "run_config.lrr is no key of this app; did you mean 'lr'? (it has: "),
+        (
+            "client.stepp=1",
+            "run_config.client.stepp is no key of this app; did you mean 'client.st",
+        ),
+        ("lr=high", "run_config.lr is 'high'; it must be a number, like the app's own 0.5"),
+        ("fail=1", "run_config.fail is 1; it must be text, like the app's own ''"),
+    ],
+)
+def test_override_that_the_app_cannot_have_is_refused(
+    refused: Callable[..., str], app_arguments: list[str], override: str, says: str
+) -> None:
+    assert says in refused(*app_arguments[:-1], f"+run_config.{override}")
+
+
+def test_an_app_directory_gives_the_same_run_from_python(
+    call: Call, app: Path, app_arguments: list[str], tmp_path: Path
+) -> None:
+    call(*app_arguments, "+run_config.num-server-rounds=2", "+run_config.client.step=3")
+    summary = summary_of(tmp_path / "out")
+    again = fl.simulate_app(
+        app,
+        uniform(10, seed=0),
+        run_config={"num-server-rounds": 2, "client": {"step": 3}},
+        executor="serial",
+        progress=False,
+    )
+    for digest in ("trace_sha256", "model_sha256"):
+        assert again.summary[digest] == summary[digest]
+    assert again.arrays is not None
+    assert again.arrays["w"].numpy()[0] == 2 * 0.5 * 3  # of which both apps must know
+
+
+def test_what_is_wrong_with_an_app_directory_is_told_from_python_as_well(
+    app: Path, tmp_path: Path
+) -> None:
+    fleet = uniform(10, seed=0)
+    with pytest.raises(fl.ConfigError, match=r"run_config.lrr is no key .* did you mean 'lr'"):
+        fl.simulate_app(app, fleet, run_config={"lrr": 1})
+    with pytest.raises(fl.ConfigError, match=r"app=.*nowhere.pyproject.toml does not exist"):
+        fl.simulate_app(tmp_path / "nowhere", fleet)
+    (module,) = app.glob("*/client_app.py")
+    module.write_text("import no_such_package")
+    with pytest.raises(fl.ConfigError, match="'no_such_package', which is not installed"):
+        fl.simulate_app(app, fleet, executor="serial", progress=False)
+
+
+def test_an_app_with_the_modules_of_another_is_not_taken_for_it(app: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(app, tmp_path / "other")
+    fleet = uniform(10, seed=0)
+    fl.simulate_app(app, fleet, executor="serial", progress=False)
+    with pytest.raises(fl.ConfigError, match=r"already imported another module .*tiny_"):
+        fl.simulate_app(other, fleet, executor="serial", progress=False)
+
+
+def test_an_app_that_sets_up_logging_is_heard_once_and_so_are_we(
+    call: Call,
+    capsys: pytest.CaptureFixture[str],
+    app: Path,
+    app_arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    (server,) = app.glob("*/server_app.py")
+    server.write_text(
+        "import logging, time\nlogging.basicConfig(level=logging.INFO)\n"
+        + server.read_text().replace(
+            "    config = context.run_config\n",
+            "    config = context.run_config\n"
+            "    logging.getLogger('mine').info(time.strftime('it is %Y'))\n",
+        )
+    )
+    call(*app_arguments)
+    error = capsys.readouterr().err
+    log = (tmp_path / "out" / "fl.log").read_text()
+    for said in ("INFO:mine:it is 2025", "fl: WARNING: the ServerApp asks for the date"):
+        assert error.count(said) == log.count(said) == 1
+    assert error.count("asks for the date") == log.count("asks for the date") == 1
+
+
+def test_fail_fast_shows_a_clients_traceback_line_by_line(
+    call: Call, capsys: pytest.CaptureFixture[str], app: Path, app_arguments: list[str]
+) -> None:
+    (client,) = app.glob("*/client_app.py")
+    client.write_text(client.read_text() + "\napp._registered_funcs['train.default'] = None\n")
+    with pytest.raises(SystemExit):
+        call(*app_arguments, "fail_fast=true")
+    lines = capsys.readouterr().err.splitlines()
+    assert "Traceback (most recent call last):" in lines
+    assert lines[-2] == "TypeError: 'NoneType' object is not callable"
+    assert lines[-1].startswith("fl: ClientApp failed on client ")
+    assert ": TypeError: 'NoneType' object is not callable (what it recorded is in " in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("fail", "status", "code", "says"),
+    [
+        ("raise", "failed", 1, "fl: the run failed: LookupError: no such model (what it recorded"),
+        ("exit", "failed", 1, "fl: the run failed: SystemExit: 0"),
+        ("interrupt", "interrupted", 130, "fl: interrupted"),
+        ("signal +run_config.name=SIGINT", "interrupted", 130, "fl: interrupted by SIGINT"),
+        ("signal +run_config.name=SIGTERM", "interrupted", 143, "fl: interrupted by SIGTERM"),
+        ("signal +run_config.name=SIGHUP", "interrupted", 129, "fl: interrupted by SIGHUP"),
+    ],
+)
+def test_run_that_did_not_end_well_has_a_status_and_its_files(
+    call: Call,
+    capsys: pytest.CaptureFixture[str],
+    app_arguments: list[str],
+    tmp_path: Path,
+    fail: str,
+    status: str,
+    code: int,
+    says: str,
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        call(*app_arguments, *f"+run_config.fail={fail}".split())
+    assert stopped.value.code == code
+    error = capsys.readouterr().err
+    assert says in error
+    # Of an exception in the app, the author sees where; of Hydra, nothing.
+    assert ("server_app.py" in error) == (status == "failed")
+    assert "hydra" not in error.lower()
+    summary = summary_of(tmp_path / "out")
+    assert summary["status"] == status
+    assert summary["totals"]["client_updates"] == 10
+
+
+def test_second_signal_ends_the_process_at_once(
+    call: Call, app_arguments: list[str], tmp_path: Path
+) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+            call(*app_arguments, "+run_config.fail=two signals")
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_ignored_signal_stays_ignored(call: Call, app_arguments: list[str], tmp_path: Path) -> None:
+    """As `nohup` has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        call(*app_arguments, "+run_config.fail=signal", "+run_config.name=SIGHUP")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert summary_of(tmp_path / "out")["status"] == "completed"
+
+
+def test_sweep_whose_ray_does_not_start_has_failed_jobs_and_runs_the_others(
+    call: Call,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+    tmp_path: Path,
+) -> None:
+    def failing(address: str, cpus: int | None) -> None:
+        raise RuntimeError("on purpose")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("fl.execution.cluster._init", failing)
+    with pytest.raises(SystemExit) as stopped:
+        call(*SWEEP, "executor=ray,serial", f"hydra.sweep.dir={tmp_path}")
+    assert stopped.value.code == 1
+    told = capsys.readouterr().err
+    assert "1 of 2 jobs failed" in told
+    assert told.splitlines()[-1].startswith("  job 0: Ray does not start on this machine, in 2 ")
+    assert told.splitlines()[-1].endswith("executor=serial")
+    assert "Traceback" not in told
+    assert not [warning for warning in recwarn if "Callback" in str(warning.message)]
+    statuses = [summary_of(path.parent)["status"] for path in tmp_path.glob("*/summary.json")]
+    assert sorted(statuses) == ["completed", "failed"]

@@ -1,0 +1,221 @@
+"""What is set is read: of every strategy and every member of every group, of keys, of sweeps."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+import fl
+from fl import unread
+from fl.cli import main
+from fl.clients import TrainingApp
+from fl.runs.compatibility import told_by
+from fl.runs.experiment import build, run_experiment
+from fl.runs.unread import Unread, readers_of, unread_groups
+from fl.strategies.drivers.guarded import Guarded
+
+CONF = Path(fl.__file__).parent / "conf"
+STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("[!_]*.yaml"))
+GROUPS = {  # key of the root to the folder of its members
+    name: name
+    for name in (
+        *("aggregator", "attack", "checkpoint", "client", "compressor", "data", "executor"),
+        *("fleet", "model", "partition", "tasks", "topology"),
+    )
+} | {"downlink": "compressor"}
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_module("fl.conf", version_base=None):
+        return compose("config", list(overrides))
+
+
+@lru_cache
+def members(key: str) -> dict[str, DictConfig]:
+    """Returns what each member itself puts under a key of the root."""
+    paths = sorted((CONF / GROUPS[key]).glob("[!_]*.yaml"))
+    found = {path.stem: OmegaConf.load(path) for path in paths}
+    for member in found.values():
+        member.pop("defaults", None)
+    return found
+
+
+MADE = ("strategy", "attack", "compressor", "downlink", "fleet", "executor", "checkpoint")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_member_is_refused_if_and_only_if_nothing_that_is_made_depends_on_it(strategy, monkeypatch):
+    monkeypatch.setenv("FL_DATA_DIR", "nowhere")
+    config = composed(f"strategy={strategy}")
+    several = bool(config.get("tasks"))
+    made = {*MADE, "tasks"} if several else {*MADE, "tasks", "client", "data", "model", "partition"}
+    with open_dict(config):
+        for key in GROUPS:
+            kept = config.get(key)
+            config[key] = None
+            # What the strategy is made of; the other parts refer to keys of the root alone.
+            without = None if key in made else OmegaConf.to_container(config.strategy, resolve=True)
+            for name, member in members(key).items():
+                if key == "tasks" and not several:
+                    break  # would take the place of other groups
+                config[key] = member
+                is_read = (
+                    key in made or OmegaConf.to_container(config.strategy, resolve=True) != without
+                )
+                assert (Unread(config).why(key) is None) == is_read, f"{key}={name}"
+            if key in ("aggregator", "topology"):  # of which a chosen member is set, by whomever
+                assert any(m.startswith(f"{key} ") for m in unread_groups(config)) != is_read
+            config[key] = kept
+
+
+def test_every_key_of_the_root_is_asked_for_by_a_kind_of_run_or_referred_to():
+    asked_for = {*unread.ALWAYS, *unread.OF_APPS, *unread.OF_OURS, *unread.OF_A_TASK}
+    root = OmegaConf.load(CONF / "config.yaml")
+    keys = {str(key) for key in root if key not in ("defaults", "hydra")} | set(GROUPS)
+    assert {key for key in keys - asked_for if not readers_of(key)} == set()
+    assert asked_for <= keys | {"strategy"}
+
+
+TINY = [
+    "executor=serial",
+    "progress=false",
+    "num_clients=12",
+    "num_rounds=2",
+    "model=logistic",
+    "partition=iid",
+    "fleet=uniform",
+    "views=false",
+    "target=null",
+]
+
+
+def tiny(*overrides: str) -> list[str]:
+    several = any(o in ("strategy=fedast", "strategy=sync_st") for o in overrides)
+    return [o for o in TINY if not (several and o.startswith(("model", "partition")))] + list(
+        overrides
+    )
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_strategy_says_what_it_tells_clients_in_place_of_their_own_arguments(strategy, monkeypatch):
+    config = composed(*tiny(f"strategy={strategy}", "+train_config.lr=0.05"))
+    experiment = build(config)
+    said: list[dict[str, object]] = []
+    plan = TrainingApp.plan
+
+    def noted(app, content, kind, *rest):
+        if kind.startswith("train"):
+            said.append(dict(content["config"]))
+        return plan(app, content, kind, *rest)
+
+    monkeypatch.setattr(TrainingApp, "plan", noted)
+    run_experiment(config, prepared=experiment)
+    strategy = experiment.strategy
+    app, told = (
+        experiment.app,
+        told_by(strategy.inner if isinstance(strategy, Guarded) else strategy),
+    )
+    assert said
+    for config in said:
+        honoured = {key for key in config if app.replaced_by(key)}
+        assert honoured == {key for key in (*told, "lr") if app.replaced_by(key)}
+
+
+# What is set, with what makes it of no effect; and what counts instead, in the message.
+IGNORED = {
+    "strategy.max_delay=3": (["strategy=async_sgd"], "only strategy.rule=ringmaster reads it"),
+    "strategy.batch=3": (["strategy=async_sgd"], "only strategy.rule=rennala reads it"),
+    "strategy.window=3": (["strategy=fedast"], "only strategy.allocation=dynamic reads it"),
+    "strategy.metric=loss": (["strategy=fedast"], "strategy.targets are values of it, and there"),
+    "strategy.rule.drop_stragglers=true": (
+        ["strategy=fedprox"],
+        "only with strategy.rule.straggler_f",
+    ),
+    "strategy.pattern=sequential": (["strategy=eager_updates"], "and strategy.fragments is 1"),
+    "strategy.root_examples=7": (["strategy=fedavg"], "Mean does without an own update"),
+    "strategy.min_evaluate_nodes=5": ([], "only with strategy.fraction_evaluate above 0"),
+    "aggregator.f=2": (["strategy=fedavg", "aggregator=krum", "strategy.f=1"], "strategy.f co"),
+    "aggregator.rule.f=2": (["strategy=fedavg", "aggregator=nnm_krum"], "aggregator.f says w"),
+    "topology/weights=lazy": (["strategy=monna", "strategy.f=1"], "takes the graph of a topology"),
+    "attack.target=2": (["attack=mimic", "num_byzantine=2"], "only attack.warmup=0 reads it"),
+    "attack.attack.z=2": (
+        ["attack=alie_optimized", "num_byzantine=2", "strategy=fedavg"],
+        "the factor is searched for",
+    ),
+    "attack.server_lr=2": (
+        ["attack=model_replacement", "num_byzantine=2", "attack.boost=3"],
+        "attack.boost counts instead",
+    ),
+    "compressor.gain=0.2": (
+        ["compressor=threshold", "compressor.density=null"],
+        "without compressor.density the bound is fixed",
+    ),
+    "fleet.regions=[iowa]": (["fleet=datacenters", "fleet.network=high"], "only fleet.network=geo"),
+    "client.rule.clip_first=true": (["client=proximal"], "only client.rule.clip_norm clips"),
+    "client.rule.mu=0.3": (["strategy=fedprox"], "with FedProx, strategy.rule.mu counts ins"),
+    "client.local_epochs=3": (
+        ["strategy=favas", "strategy.local_steps=2"],
+        "with Favas, strategy.local_steps counts inst",
+    ),
+    "client.rule.lr=0.7": (["strategy=backup_workers"], "with BackupWorkers, strategy.eta counts"),
+    "client.evaluate_on=train": ([], "FedAvg, as it is configured, does not have clients evaluate"),
+    "+train_config.rate=0.7": ([], "clients of this kind do not read it"),
+    "checkpoint.trust=true": ([], "it is for the ServerApps of others"),
+}
+
+
+@pytest.mark.parametrize("key", IGNORED)
+def test_argument_that_its_part_does_not_read_is_refused_and_would_change_nothing(
+    key, monkeypatch, capsys, tmp_path
+):
+    beside, says = IGNORED[key]
+    if beside[:1] == ["attack=mimic"]:
+        beside = [*beside, "strategy.fraction_train=1.0"]
+    arguments = [o for o in tiny(*beside) if o.partition("=")[0] != key.partition("=")[0]]
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.argv", ["fl", *arguments, key, f"hydra.run.dir={tmp_path / 'run'}"])
+        patched.setenv("HYDRA_FULL_ERROR", "1")
+        with pytest.raises(SystemExit):
+            main()
+    start = f"fl: {key} has no effect: "
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith(start)]
+    assert says in message
+    hashes = []
+    monkeypatch.setattr(
+        "fl.runs.experiment.print_results", lambda summary, *_: hashes.append(summary)
+    )
+    for more in ([], [key]):
+        run_experiment(composed(*arguments, *more))
+    one, other = hashes
+    assert one["model_sha256"] == other["model_sha256"]
+    if not key.startswith("+train_config"):  # which is sent, and takes bytes
+        assert one["trace_sha256"] == other["trace_sha256"]
+
+
+def test_sweep_may_say_that_not_all_its_jobs_read_a_key(monkeypatch, capsys, tmp_path):
+    def sweep(*arguments: str) -> str:
+        quick = [o for o in tiny(*arguments) if o != "target=null"]
+        monkeypatch.setattr("sys.argv", ["fl", "-m", *quick, f"hydra.sweep.dir={tmp_path}"])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        with suppress(SystemExit):
+            main()
+        return capsys.readouterr().err
+
+    both = ["strategy=fedavg,fedcompass", "client.local_epochs=null", "client.local_steps=2"]
+    refused = sweep(*both)
+    assert "job 1" in refused
+    assert "job 0" not in refused
+    assert "say so: may_be_unread=[client.local_steps]" in refused
+    assert sweep(*both, "may_be_unread=[client.local_steps,client.local_epochs]") == ""
+
+
+def test_preset_may_hold_keys_that_only_some_members_read():
+    # Only what the command line sets must be read; experiment files are made for sweeps.
+    config = composed("+experiment=favas", "strategy=favas", "data=digits", "num_clients=20")
+    assert config.client.local_steps == 20  # which favas has as an argument of its own
+    build(config)
