@@ -2,7 +2,7 @@
 
 from fl.strategies.adpsgd import ADPSGD
 from fl.strategies.async_fedavg import AsyncFedAvg
-from fl.strategies.async_sgd import AsyncSgd
+from fl.strategies.async_sgd import AsyncSGD
 from fl.strategies.backup_workers import BackupWorkers
 from fl.strategies.choco import CHOCO
 from fl.strategies.data_parallel import DataParallel
@@ -10,17 +10,20 @@ from fl.strategies.dbw import DBW
 from fl.strategies.dfedavg import DFedAvg
 from fl.strategies.diloco import DiLoCo
 from fl.strategies.dpsgd import DPSGD
+from fl.strategies.drivers.asynchronous import Events
 from fl.strategies.drivers.compressed import Compressed, CompressedGrid
 from fl.strategies.drivers.forging import Forging
 from fl.strategies.drivers.gossip import Gossip
 from fl.strategies.drivers.guarded import Guarded, guarded
 from fl.strategies.drivers.outer import OuterSteps
+from fl.strategies.drivers.polling import Polling
 from fl.strategies.drivers.replicas import Replicas
 from fl.strategies.drivers.rounds import Rounds
 from fl.strategies.drivers.swarm import NODE_METRICS, Decentralized, NodeModels
 from fl.strategies.drivers.trusted_update import TrustedUpdate
 from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
-from fl.strategies.favas import Favas
+from fl.strategies.event_rule import EventRule, PollingRule
+from fl.strategies.favas import FAVAS
 from fl.strategies.fedast import FedAST
 from fl.strategies.fedasync import FedAsync
 from fl.strategies.fedavg import FedAvg
@@ -38,6 +41,8 @@ from fl.strategies.oort import Oort
 from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
 from fl.strategies.qfedavg import QFedAvg
 from fl.strategies.quafl import QuAFL
+from fl.strategies.rennala import RennalaSGD
+from fl.strategies.ringmaster import RingmasterASGD
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.strategies.scaffold import SCAFFOLD
 from fl.strategies.sgp import SGP
@@ -50,11 +55,12 @@ __all__ = [
     "CHOCO",
     "DBW",
     "DPSGD",
+    "FAVAS",
     "NODE_METRICS",
     "SCAFFOLD",
     "SGP",
     "AsyncFedAvg",
-    "AsyncSgd",
+    "AsyncSGD",
     "BackupWorkers",
     "Compressed",
     "CompressedGrid",
@@ -64,7 +70,8 @@ __all__ = [
     "DelayedUpdates",
     "DiLoCo",
     "EagerUpdates",
-    "Favas",
+    "EventRule",
+    "Events",
     "FedAST",
     "FedAdagrad",
     "FedAdam",
@@ -89,9 +96,13 @@ __all__ = [
     "OuterOptimizer",
     "OuterSgd",
     "OuterSteps",
+    "Polling",
+    "PollingRule",
     "QFedAvg",
     "QuAFL",
+    "RennalaSGD",
     "Replicas",
+    "RingmasterASGD",
     "RoundRule",
     "Rounds",
     "StreamingDiLoCo",

@@ -138,7 +138,10 @@ def added(start: Row, rows: Iterable[Row], updates: Arrivals, centre: Row | None
         for row in rows:
             start = start + row
         return start
-    y = np.stack(list(rows))
+    listed = list(rows)
+    if not listed:
+        return start
+    y = np.stack(listed)
     if centre is None:
         return start + np.float32(len(y)) * updates.combine(y)
     return start + np.float32(len(y)) * (centre + updates.combine(y - centre))
@@ -177,8 +180,8 @@ class EventRule(ABC):
     returns: ClassVar[bool] = False
 
     @property
-    def combines(self) -> int | None:
-        """How many updates a step combines: 1, another fixed number, or None if it depends."""
+    def combines(self) -> int:
+        """The most updates that a step combines."""
         return 1
 
     @property

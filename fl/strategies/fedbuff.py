@@ -58,7 +58,7 @@ class FedBuff(EventRule):
 
     @property
     def combines(self) -> int:
-        """Returns how many updates a step combines."""
+        """Returns K."""
         return self.buffer_size
 
     def init(self, w: Row, p: int) -> Buffered:
@@ -76,5 +76,5 @@ class FedBuff(EventRule):
     def step(self, state: Buffered, updates: Arrivals) -> Buffered:
         """Returns the state with the next model."""
         mean = updates.sum(updates.weights) / np.float32(len(updates))
-        u = np.float32(self.momentum) * state.u + mean
+        u: Row = np.asarray(np.float32(self.momentum) * state.u + mean, dtype=np.float32)
         return state._replace(w=state.w + np.float32(self.eta) * u, u=u)

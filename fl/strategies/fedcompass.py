@@ -139,9 +139,9 @@ class FedCompass(EventRule):
                 raise ConfigError(f"{name} is {value}; it must be above 0 and at most 1")
 
     @property
-    def combines(self) -> None:
-        """Returns None: as many as a group and the general buffer have."""
-        return None
+    def combines(self) -> int:
+        """Returns n: all clients may be in one group."""
+        return self.num_clients
 
     def init(self, w: Row, p: int) -> Compass:
         """Returns the state without speeds, groups and buffer."""
@@ -177,7 +177,9 @@ class FedCompass(EventRule):
 
     def due(self, state: Compass) -> float:
         """Returns the first T_max."""
-        return min((g.latest_s for g in state.groups if g.latest_s > _NEVER_AGAIN), default=math.inf)
+        return min(
+            (g.latest_s for g in state.groups if g.latest_s > _NEVER_AGAIN), default=math.inf
+        )
 
     def tick(self, state: Compass, now: float) -> Decision:
         """Ends the first group whose T_max has come."""

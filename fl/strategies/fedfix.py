@@ -61,9 +61,9 @@ class FedFix(EventRule):
         positive("eta", self.eta)
 
     @property
-    def combines(self) -> None:
-        """Returns how many updates a step combines."""
-        return None
+    def combines(self) -> int:
+        """Returns M."""
+        return self.num_clients
 
     @property
     def period(self) -> float:

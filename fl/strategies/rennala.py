@@ -47,7 +47,7 @@ class RennalaSGD(GradientRule):
 
     @property
     def combines(self) -> int:
-        """Returns how many updates a step combines."""
+        """Returns B."""
         return self.batch
 
     def init(self, w: Row, p: int) -> Batch:
