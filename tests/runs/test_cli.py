@@ -221,7 +221,7 @@ BAD = {
     "partition.alpha=-1": "partition.alpha=-1: a Dirichlet concentration must be positive",
     "client.rule.lr=0": "client.rule.lr is 0; it must be finite and above 0",
     "strategy=diloco strategy.optimizer.lr=0": "strategy.optimizer.lr is 0; it must be finite and",
-    "strategy=fedbuff strategy.staleness.a=-1": "strategy.staleness.a is -1; it must be at least 0",
+    "strategy=fedbuff strategy.rule.staleness.a=-1": "staleness.a is -1; it must be at least 0",
     "strategy=fedavg aggregator=krum aggregator.power=3": "aggregator.power=3",
     "strategy=fedast tasks.digits.client.rule.lr=0": "tasks.digits.client.rule.lr is 0; it must",
     "attack=gauss num_byzantine=2 attack.sigma=-1": "attack.sigma=-1: must not be negative",
@@ -245,7 +245,7 @@ BAD = {
     "fleet=serverless": "fleet.path needs the environment variable FL_DATA_DIR: set it, or give",
     "strategy=fedast": "model=logistic has no effect, as several tasks are learnt: change tasks.",
     # What is set and nothing reads.
-    "strategy=async_sgd aggregator=krum": "aggregator=krum has no effect, as the strategy AsyncSgd",
+    "strategy=async_sgd aggregator=krum": "aggregator=krum has no effect, as the strategy AsyncSGD",
     "topology=ring": "topology=ring has no effect, as the strategy FedAvg does not read topology",
     "strategy=async_sgd strategy.max_delay=5": "only strategy.rule=ringmaster reads it",
     "strategy=diloco client.local_steps=5": "with DiLoCo, strategy.inner_steps counts instead",

@@ -160,7 +160,7 @@ IGNORED = {
     "client.rule.mu=0.3": (["strategy=fedprox"], "with FedProx, strategy.rule.mu counts ins"),
     "client.local_epochs=3": (
         ["strategy=favas", "strategy.local_steps=2"],
-        "with Favas, strategy.local_steps counts inst",
+        "with FAVAS, strategy.local_steps counts inst",
     ),
     "client.rule.lr=0.7": (["strategy=backup_workers"], "with BackupWorkers, strategy.eta counts"),
     "client.evaluate_on=train": ([], "FedAvg, as it is configured, does not have clients evaluate"),

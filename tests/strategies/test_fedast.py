@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
-from stand_ins import Client, FakeExecutor, FixedWork, ScriptedFaults, fleet_of
+from stand_ins import Client, FakeExecutor, FixedWork, ScriptedFaults, driven, fleet_of
 
 from fl.errors import ConfigError
 from fl.execution.executor import Outcome
@@ -96,7 +96,7 @@ def test_one_task_is_fedbuff_without_staleness_weights_but_for_the_choice_of_cli
         return 0.7 * x + dispatch
 
     ours = FedAST(concurrency=1, buffer_size=buffer_size, eta=0.5)
-    buff = FedBuff(concurrency=1, buffer_size=buffer_size, eta=0.5, staleness=Constant())
+    buff = driven(FedBuff, concurrency=1, buffer_size=buffer_size, eta=0.5, staleness=Constant())
     arguments = {"tasks": ("a",), "clients": (1.0,), "change": drift}
     one, two = run(ours, **arguments), run(buff, **arguments)
     assert one.w["a"] == pytest.approx(two.w["a"])
