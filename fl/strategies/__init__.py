@@ -11,10 +11,10 @@ from fl.strategies.dfedavg import DFedAvg
 from fl.strategies.diloco import DiLoCo
 from fl.strategies.dpsgd import DPSGD
 from fl.strategies.drivers.asynchronous import Events
-from fl.strategies.drivers.compressed import Compressed, CompressedGrid
-from fl.strategies.drivers.forging import Forging
+from fl.strategies.drivers.driver import Driver, Traits
+from fl.strategies.drivers.exchange import Exchange
+from fl.strategies.drivers.foreign import Foreign, driver_of
 from fl.strategies.drivers.gossip import Gossip
-from fl.strategies.drivers.guarded import Guarded, guarded
 from fl.strategies.drivers.outer import OuterSteps
 from fl.strategies.drivers.polling import Polling
 from fl.strategies.drivers.replicas import Replicas
@@ -62,16 +62,16 @@ __all__ = [
     "AsyncFedAvg",
     "AsyncSGD",
     "BackupWorkers",
-    "Compressed",
-    "CompressedGrid",
     "DFedAvg",
     "DataParallel",
     "Decentralized",
     "DelayedUpdates",
     "DiLoCo",
+    "Driver",
     "EagerUpdates",
     "EventRule",
     "Events",
+    "Exchange",
     "FedAST",
     "FedAdagrad",
     "FedAdam",
@@ -84,10 +84,9 @@ __all__ = [
     "FedNova",
     "FedProx",
     "FedYogi",
-    "Forging",
+    "Foreign",
     "Gossip",
     "GradientTracking",
-    "Guarded",
     "LocalSGD",
     "MoNNA",
     "NodeModels",
@@ -108,7 +107,8 @@ __all__ = [
     "StreamingDiLoCo",
     "SyncST",
     "TiFL",
+    "Traits",
     "TrustedUpdate",
     "Updates",
-    "guarded",
+    "driver_of",
 ]

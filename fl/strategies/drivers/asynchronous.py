@@ -40,12 +40,17 @@ class Events(Combining):
             )
         super().__init__(**events)
         self.rule = rule
-        self.check_most(self.name, rule.combines)
+        self.check_aggregator()
 
     @property
     def name(self) -> str:
         """Of the rule, for messages."""
         return type(self.rule).__name__
+
+    @property
+    def most(self) -> int:
+        """The most updates that a step combines."""
+        return self.rule.combines
 
     @property
     def tells(self) -> Mapping[str, str]:

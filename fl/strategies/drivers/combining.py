@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from fl.aggregation import Aggregator, Dropped, Guard, Mean
 from fl.checks import read_if
 from fl.errors import ConfigError, NoStep
 from fl.randomness import generator
+from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.events import EventDriven, Server, Update
 from fl.strategies.event_rule import Combine
 from fl.vectors.rows import Row, is_finite
@@ -64,21 +67,37 @@ class Combining(EventDriven):
             )
 
     @property
+    @abstractmethod
+    def name(self) -> str:
+        """Of the method, for messages."""
+
+    @property
+    @abstractmethod
+    def most(self) -> int:
+        """The most updates that a step combines."""
+
+    @property
+    def traits(self) -> Traits:
+        """What the strategy is."""
+        several = self.most > 1
+        return replace(super().traits, aggregates=several, chooses_aggregator=several)
+
+    @property
     def robust(self) -> bool:
         """Whether F is more than a mean."""
         return not isinstance(self.aggregator, Mean)
 
-    def check_most(self, name: str, most: int) -> None:
+    def check_aggregator(self) -> None:
         """Raises ConfigError if F cannot work with as many updates as a step has at the most."""
         if not self.robust:
             return
-        if most == 1:
+        if self.most == 1:
             raise ConfigError(
-                f"aggregator is {self.aggregator.name}, and {name} steps by single updates, of "
-                "which there is nothing to combine: leave it out, or use a strategy whose steps "
+                f"aggregator is {self.aggregator.name}, and {self.name} steps by single updates, "
+                "of which there is nothing to combine: leave it out, or use a strategy whose steps "
                 "have several, such as fedbuff with a buffer_size above 1"
             )
-        self.aggregator.check(most)
+        self.aggregator.check(self.most)
 
     def begin(self, server: Server) -> None:
         """Forgets what F has made."""
@@ -133,7 +152,7 @@ class Combining(EventDriven):
         Raises:
             NoStep: more are left out than F tolerates, or all.
         """
-        n, forging = len(usable), self.forging
+        n, forging = len(usable), server.forging
         if forging is None or not n:
             return self.aggregator.tolerates(n)
         if self._forges_steps(server):
@@ -179,5 +198,5 @@ class Combining(EventDriven):
         return self.results.get(server.name, np.zeros(d, np.float32))
 
     def _forges_steps(self, server: Server) -> bool:
-        forging = self.forging
+        forging = server.forging
         return forging is not None and forging.attack.knowledge == "aggregation"

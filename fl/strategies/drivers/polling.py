@@ -90,12 +90,17 @@ class Polling(Combining):
         self.local_steps = local_steps
         self.waiting_s = waiting_s
         self.interaction_s = interaction_s
-        self.check_most(self.name, contacted)
+        self.check_aggregator()
 
     @property
     def name(self) -> str:
         """Of the rule, for messages."""
         return type(self.rule).__name__
+
+    @property
+    def most(self) -> int:
+        """The most updates that a step combines."""
+        return self.contacted
 
     takes_empty = True  # no whole step since the last contact is an answer like another
 
