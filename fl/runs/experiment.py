@@ -202,13 +202,12 @@ def _joined(
             says = check_told(strategy, app, told)
             with blaming(place, "client"):
                 app.check_batches(says, least)
-            learning[task] = Learning(learnt[task].data, model, app)
+            clean, backdoored = learnt[task].data, None
+            if isinstance(poisoning, Backdoor):
+                backdoored = Examples(*poisoning.test_set(clean.test.x, clean.test.y))
+            learning[task] = Learning(clean, model, app, backdoored=backdoored)
     problems.stop()
     first = next(iter(learning.values()))
-    backdoored = None
-    if isinstance(poisoning, Backdoor):
-        test = first.data.test
-        backdoored = Examples(*poisoning.test_set(test.x, test.y))
     trusted = None
     if isinstance(strategy, Rounds) and strategy.wants_own_update:
         trusted = TrustedUpdate(
@@ -230,7 +229,7 @@ def _joined(
         parts["fleet"],
         parts["executor"],
         learning if config.get("tasks") else {},
-        backdoored=backdoored,
+        backdoored=first.backdoored,
         ignored=_ignored(strategy, learning, told),
     )
     _check_target(config, experiment, parts["strategy"])
@@ -334,8 +333,6 @@ def _attack(
                 "example attack=alie, or leave num_byzantine out"
             )
         return None, None, ()
-    if config.get("tasks"):
-        raise ConfigError("attack and tasks are both set: attacks know one model only")
     byzantine = byzantine_clients(config.num_clients, config.num_byzantine, config.seed)
     if isinstance(attack, Combined):
         return attack.poisoning, attack.forging, byzantine
@@ -673,12 +670,6 @@ def _misfits(config: DictConfig, strategy: Driver) -> Iterator[str]:
         )
     if several and not config.get("tasks"):
         yield "tasks is null, but this strategy trains several models: choose one, tasks=NAME"
-    ends = [config.get(name) for name in ("compressor", "downlink")]
-    if config.get("tasks") and ends != [None, None]:
-        yield (
-            "compressor or downlink is set, but what is sent is not compressed where several tasks "
-            "are learnt: leave compressor or tasks out"
-        )
 
 
 def central_evaluation(

@@ -19,6 +19,7 @@ from fl.strategies.drivers.outer import OuterSteps
 from fl.strategies.drivers.polling import Polling
 from fl.strategies.drivers.replicas import Replicas
 from fl.strategies.drivers.rounds import Rounds
+from fl.strategies.drivers.simultaneous import SimultaneousEvents, SimultaneousRounds
 from fl.strategies.drivers.swarm import NODE_METRICS, Decentralized, NodeModels
 from fl.strategies.drivers.trusted_update import TrustedUpdate
 from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
@@ -46,6 +47,7 @@ from fl.strategies.ringmaster import RingmasterASGD
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.strategies.scaffold import SCAFFOLD
 from fl.strategies.sgp import SGP
+from fl.strategies.simultaneous_rule import SimultaneousRule
 from fl.strategies.streaming_diloco import StreamingDiLoCo
 from fl.strategies.sync_st import SyncST
 from fl.strategies.tifl import TiFL
@@ -104,6 +106,9 @@ __all__ = [
     "RingmasterASGD",
     "RoundRule",
     "Rounds",
+    "SimultaneousEvents",
+    "SimultaneousRounds",
+    "SimultaneousRule",
     "StreamingDiLoCo",
     "SyncST",
     "TiFL",
