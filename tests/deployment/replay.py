@@ -50,7 +50,9 @@ EVENTS = {  # what comes first decides
         "strategy=fedasync strategy.rule.rho=0 strategy.concurrency={n} client=microadam "
         f"{PATIENT}"
     ),
-    "several models": f"strategy=fedast strategy.concurrency=4 strategy.buffer_size=1 {PATIENT}",
+    "several models": (
+        f"strategy=fedast strategy.concurrency=4 strategy.rule.buffer_size=1 {PATIENT}"
+    ),
 }
 PAIRS = {  # what happens between two replies decides as well, and no trace says it
     "gossip in pairs": "strategy=adpsgd topology=complete strategy.retry_s=0.5",

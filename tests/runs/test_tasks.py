@@ -77,7 +77,7 @@ def simulated(experiment, tmp_path, executor="serial", rounds=12):
 
 
 def test_metrics_of_a_task_are_those_of_its_model_and_the_plain_name_is_the_mean(tmp_path):
-    experiment = build(config_of("strategy.eta=0.5"))
+    experiment = build(config_of("strategy.rule.eta=0.5"))
     run = simulated(experiment, tmp_path)
     last = rows_of(tmp_path)[-1]
     for task, learning in experiment.tasks.items():
@@ -144,7 +144,6 @@ def test_central_training_is_done_for_every_task():
     ("overrides", "words"),
     [
         (["strategy=fedavg", "tasks=digits_and_synthetic"], "this strategy trains one model"),
-        (["compressor=topk"], "leave compressor or tasks out"),
         (["~tasks"], "trains several models: choose one, tasks=NAME"),
     ],
 )

@@ -19,7 +19,15 @@ from fl.simulation.world.availability import Always, Availability
 from fl.simulation.world.devices import Devices
 from fl.simulation.world.faults import Faults, TaskFaults
 from fl.simulation.world.fleet import Fleet
-from fl.strategies import Events, Polling, PollingRule
+from fl.strategies import (
+    Events,
+    FedAST,
+    Polling,
+    PollingRule,
+    SimultaneousEvents,
+    SimultaneousRounds,
+    SyncST,
+)
 
 NEVER = float("inf")
 KEY = "b"  # every message and reply has one entry of this name, whose length counts as well
@@ -211,5 +219,6 @@ def times(trace: Trace, kind: Event) -> dict[tuple[int, int], float]:
 def driven(kind, *rule, **given):
     """Returns a rule without rounds in its driver; each gets the arguments that are its own."""
     own = {name: given.pop(name) for name in [f.name for f in fields(kind)] if name in given}
-    driver = Polling if issubclass(kind, PollingRule) else Events
+    drivers = {PollingRule: Polling, FedAST: SimultaneousEvents, SyncST: SimultaneousRounds}
+    driver = next((made for base, made in drivers.items() if issubclass(kind, base)), Events)
     return driver(kind(*rule, **own), **given)
