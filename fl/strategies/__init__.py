@@ -23,7 +23,7 @@ from fl.strategies.drivers.simultaneous import SimultaneousEvents, SimultaneousR
 from fl.strategies.drivers.swarm import NODE_METRICS, Decentralized, NodeModels
 from fl.strategies.drivers.trusted_update import TrustedUpdate
 from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
-from fl.strategies.event_rule import EventRule, PollingRule
+from fl.strategies.event_rule import Answers, Arrivals, Decision, EventRule, PollingRule
 from fl.strategies.favas import FAVAS
 from fl.strategies.fedast import FedAST
 from fl.strategies.fedasync import FedAsync
@@ -61,12 +61,15 @@ __all__ = [
     "NODE_METRICS",
     "SCAFFOLD",
     "SGP",
+    "Answers",
+    "Arrivals",
     "AsyncFedAvg",
     "AsyncSGD",
     "BackupWorkers",
     "DFedAvg",
     "DataParallel",
     "Decentralized",
+    "Decision",
     "DelayedUpdates",
     "DiLoCo",
     "Driver",
