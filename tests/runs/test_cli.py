@@ -193,7 +193,7 @@ BAD = {
     "client.lr=1": "there is no key 'client.lr'; did you mean client.rule.lr",
     "fleet.faults.droput=0.1": "did you mean fleet.faults.dropout",
     "strategy.foo=1": "there is no key 'strategy.foo'; strategy may have: ",
-    "strategy.buffer_size=3": "that has it (fedast, fedbuff); a sweep over strategy=A,B takes only",
+    "strategy.rule.buffer_size=3": "that has it (fedast, fedbuff); a sweep over strategy=",
     "+num_clints=3": "there is no key 'num_clints'; did you mean num_clients",
     "+client.foo=1": "there is no key 'client.foo'; client (fl.clients.TrainingApp) has: ",
     "+strategy.foo=1": "strategy: Rounds refuses its arguments: ",
@@ -247,7 +247,7 @@ BAD = {
     # What is set and nothing reads.
     "strategy=async_sgd aggregator=krum": "aggregator=krum has no effect, as the strategy AsyncSGD",
     "topology=ring": "topology=ring has no effect, as the strategy FedAvg does not read topology",
-    "strategy=async_sgd strategy.max_delay=5": "only strategy.rule=ringmaster reads it",
+    "strategy=fedast strategy.rule.window=5": "only strategy.rule.allocation=dynamic reads it",
     "strategy=diloco client.local_steps=5": "with DiLoCo, strategy.inner_steps counts instead",
     "strategy=dbw client.rule.lr=0.5": "with DBW, strategy.eta counts instead",
     "client.evaluate_on=train": "client.evaluate_on=train has no effect: FedAvg, as it is configur",

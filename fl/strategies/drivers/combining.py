@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -81,6 +81,13 @@ class Combining(EventDriven):
         """What the strategy is."""
         several = self.most > 1
         return replace(super().traits, aggregates=several, chooses_aggregator=several)
+
+    @property
+    def unread(self) -> Mapping[str, str]:
+        """Arguments that F does not read."""
+        if self.aggregator.has_f:
+            return {}
+        return {"f": f"{self.aggregator.name} has no number of Byzantine clients"}
 
     @property
     def robust(self) -> bool:
