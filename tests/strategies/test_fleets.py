@@ -24,7 +24,8 @@ from fl import simulate
 from fl.errors import SimulationError
 from fl.reports.page import BEGIN, END, replace_tables
 from fl.reports.participation import participation
-from fl.runs.experiment import app_of, build, initial_of
+from fl.runs.build import build
+from fl.runs.experiment import app_of, initial_of
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import Faults, TaskFaults
 from fl.simulation.world.fleets import uniform

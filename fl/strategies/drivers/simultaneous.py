@@ -186,7 +186,10 @@ class Simultaneous(EventDriven):
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        return replace(super().traits, several_models=True)
+        traits = super().traits
+        return replace(
+            traits, several_models=True, compressors="none", downlink=False, forges=False
+        )
 
     def model(self, arrays: ArrayRecord) -> GlobalModel:
         """Returns all tasks' models."""
