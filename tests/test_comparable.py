@@ -19,7 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 import fl
 from fl import simulate
 from fl.execution.executor import Assignment, Executor, Outcome
-from fl.runs.experiment import app_of, build, serve
+from fl.runs.build import build
+from fl.runs.experiment import app_of
+from fl.runs.run import serve
 from fl.strategies import Polling, TiFL
 from fl.strategies.drivers.events import Server
 

@@ -10,8 +10,9 @@ from hydra import compose, initialize_config_module
 
 import fl
 from fl.errors import ConfigError
+from fl.runs.build import build
 from fl.runs.configuration import explain
-from fl.runs.experiment import build, run_experiment
+from fl.runs.run import run_experiment
 
 CONF = Path(fl.__file__).parent / "conf"
 TINY = [

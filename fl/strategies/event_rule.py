@@ -170,14 +170,17 @@ class EventRule(ABC):
     """What a server does when an update arrives, and what a step is.
 
     Attributes:
-        tells: keys of the messages' configuration that come from an attribute, to that attribute.
         measures: whether `step` reads how often clients contribute.
         returns: whether who has answered is sent the next model before others are.
     """
 
-    tells: ClassVar[Mapping[str, str]] = {}
     measures: ClassVar[bool] = False
     returns: ClassVar[bool] = False
+
+    @property
+    def tells(self) -> Mapping[str, str]:
+        """Keys of the messages' configuration, to the attributes that their values come from."""
+        return {}
 
     @property
     def combines(self) -> int:

@@ -55,7 +55,7 @@ class FedAsync(EventRule):
             raise ConfigError(f"anchor is {self.anchor!r}; it must be 'server' or 'client'")
 
     @property
-    def tells(self) -> Mapping[str, str]:  # type: ignore[override]
+    def tells(self) -> Mapping[str, str]:
         """What messages say beside the model, by the attribute that it comes from."""
         return {"proximal-mu": "rho"} if self.rho else {}
 

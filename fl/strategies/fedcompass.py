@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from fl.errors import ConfigError
 from fl.strategies.drivers.events import at_least, positive
@@ -114,8 +114,6 @@ class FedCompass(EventRule):
         ConfigError: a hyperparameter is out of range.
     """
 
-    tells: ClassVar[Mapping[str, str]] = {"local-steps": "max_steps"}
-
     num_clients: int
     min_steps: int = 20
     max_steps: int = 100
@@ -137,6 +135,11 @@ class FedCompass(EventRule):
         for name, value in (("alpha", self.alpha), ("speed_momentum", self.speed_momentum)):
             if not 0 < value <= 1:
                 raise ConfigError(f"{name} is {value}; it must be above 0 and at most 1")
+
+    @property
+    def tells(self) -> Mapping[str, str]:
+        """The first number of steps is Qmax."""
+        return {"local-steps": "max_steps"}
 
     @property
     def combines(self) -> int:

@@ -14,7 +14,9 @@ from omegaconf import DictConfig
 from fl import SimulatedRun, simulate
 from fl.deployment.settings import compose_experiment
 from fl.reports import read_run
-from fl.runs.experiment import app_of, build, serve
+from fl.runs.build import build
+from fl.runs.experiment import app_of
+from fl.runs.run import serve
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.fleets import durations

@@ -14,8 +14,8 @@ import fl
 from fl.cli import main
 from fl.clients import TrainingApp
 from fl.runs import unread
-from fl.runs.compatibility import told_by
-from fl.runs.experiment import build, run_experiment
+from fl.runs.build import build
+from fl.runs.run import run_experiment
 from fl.runs.unread import Unread, readers_of, unread_groups
 
 CONF = Path(fl.__file__).parent / "conf"
@@ -115,7 +115,7 @@ def test_strategy_says_what_it_tells_clients_in_place_of_their_own_arguments(str
     monkeypatch.setattr(TrainingApp, "plan", noted)
     run_experiment(config, prepared=experiment)
     strategy = experiment.strategy
-    app, told = experiment.app, told_by(strategy)
+    app, told = experiment.app, strategy.told()
     assert said
     for config in said:
         honoured = {key for key in config if app.replaced_by(key)}
@@ -185,9 +185,7 @@ def test_argument_that_its_part_does_not_read_is_refused_and_would_change_nothin
     (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith(start)]
     assert says in message
     hashes = []
-    monkeypatch.setattr(
-        "fl.runs.experiment.print_results", lambda summary, *_: hashes.append(summary)
-    )
+    monkeypatch.setattr("fl.runs.run.print_results", lambda summary, *_: hashes.append(summary))
     for more in ([], [key]):
         run_experiment(composed(*arguments, *more))
     one, other = hashes

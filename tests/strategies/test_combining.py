@@ -16,7 +16,8 @@ from fl.aggregation import CenteredClipping, FLTrust, Krum, Median, TrimmedMean
 from fl.attacks import IPM, Attack, Constant, Forged, Optimized, OwnSignFlip
 from fl.errors import ConfigError
 from fl.execution.executor import Outcome
-from fl.runs.experiment import app_of, build, initial_of
+from fl.runs.build import build
+from fl.runs.experiment import app_of, initial_of
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
 from fl.strategies import (

@@ -29,7 +29,7 @@ from fl.errors import ConfigError
 from fl.flower.records import from_record
 from fl.models import LogisticRegression
 from fl.models import build as build_model
-from fl.runs.experiment import build
+from fl.runs.build import build
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.availability import Always
 from fl.simulation.world.faults import Faults
@@ -515,33 +515,6 @@ def built(*overrides):
     with initialize_config_dir(str(folder), version_base=None):
         config = compose("config", overrides=["num_byzantine=2", *overrides])
     return build(config).strategy
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (
-            ["strategy=fedbuff", "attack=ipm_optimized"],
-            "searches against the server's aggregator, and FedBuff has none",
-        ),
-        (
-            ["strategy=adpsgd", "attack=ipm"],
-            "ADPSGD has no rounds whose models could be forged",
-        ),
-        (
-            ["strategy=diloco", "client=inner_adamw", "attack=ipm"],
-            "no server that collects updates for it to forge",
-        ),
-        (
-            ["~strategy", "+strategy={_target_: flwr.serverapp.strategy.FedAvg}", "attack=ipm"],
-            "FedAvg gives nobody a way to its updates: use a strategy of fl",
-        ),
-    ],
-    ids=["no aggregator", "no rounds", "no server", "Flower's"],
-)
-def test_a_strategy_without_updates_to_forge_is_refused(overrides, words):
-    with pytest.raises(ConfigError, match=words):
-        built(*overrides)
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "oort", "tifl", "fedbuff", "favas"])

@@ -68,11 +68,6 @@ class Combining(EventDriven):
 
     @property
     @abstractmethod
-    def name(self) -> str:
-        """Of the method, for messages."""
-
-    @property
-    @abstractmethod
     def most(self) -> int:
         """The most updates that a step combines."""
 
@@ -80,7 +75,7 @@ class Combining(EventDriven):
     def traits(self) -> Traits:
         """What the strategy is."""
         several = self.most > 1
-        return replace(super().traits, aggregates=several, chooses_aggregator=several)
+        return replace(super().traits, aggregates=several)
 
     @property
     def unread(self) -> Mapping[str, str]:

@@ -473,6 +473,14 @@ class EventDriven(Driver):
         """Records of the replies that hold a vector beside the model, shape (p,)."""
         return ()
 
+    def told(self) -> dict[str, tuple[str, Any]]:
+        """Returns what every message says, see `Driver.told`: `config` as well."""
+        return {**{key: ("", value) for key, value in self.config().items()}, **super().told()}
+
+    def cohort(self, num_clients: int) -> int:
+        """Returns 1: every client is asked when it is its turn."""
+        return 1
+
     def unusable(self, update: Update) -> str | None:
         """Returns why the method cannot use an update, in words; None if it can."""
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from fl.errors import ConfigError, SimulationError
 from fl.strategies.drivers.combining import Combining
@@ -63,8 +63,6 @@ class Polling(Combining):
         ConfigError: an argument is out of its range.
     """
 
-    tells: ClassVar[Mapping[str, str]] = {"local-steps": "local_steps"}
-
     def __init__(
         self,
         rule: PollingRule,
@@ -98,11 +96,21 @@ class Polling(Combining):
         return type(self.rule).__name__
 
     @property
+    def tells(self) -> Mapping[str, str]:
+        """What messages say beside the model, by the argument that it comes from."""
+        return {"local-steps": "local_steps"}
+
+    @property
     def most(self) -> int:
         """The most updates that a step combines."""
         return self.contacted
 
     takes_empty = True  # no whole step since the last contact is an answer like another
+
+    def check_clients(self, num_clients: int) -> None:
+        """Raises ConfigError if a contact never has enough answers for F."""
+        if self.robust:
+            self.aggregator.check(min(self.contacted, num_clients))
 
     def unusable(self, update: Update) -> str | None:
         """Returns why the rule cannot use an answer."""
