@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fl.attacks import Attack
 from fl.checks import read_if
-from fl.clients import AdamW, Downlink, Gradient, Rule, Sgd, TrainingApp, Uplink
+from fl.clients import AdamW, Downlink, Gradient, MicroAdam, Rule, Sgd, TrainingApp, Uplink
 from fl.clients.replica import trained_shapes
 from fl.compression import Channel, Compressor, Shapes, check_broadcast
 from fl.errors import ConfigError
@@ -125,12 +125,12 @@ def check_clients(strategy: Strategy, app: TrainingApp, links: Links) -> None:
             "client=gradient sends gradients, and strategy=onebit_adam, demo, just_one_byte, "
             "gradient_tracking or data_parallel steps by them: use one with the other"
         )
-    _check_vectors(strategy, app.rule)
+    _check_vectors(strategy, app)
     if stepping or (isinstance(strategy, Decentralized) and strategy.needs):
         trained_shapes(app.layout)
     if isinstance(strategy, OuterSteps):
         strategy.cut(app.layout)
-        _check_memory(app.rule)
+        _check_memory(app.optimizer)
     if links.downlink is not None:
         check_broadcast(links.downlink, Shapes.of(app.layout))
 
@@ -236,32 +236,36 @@ def asks_clients_to_evaluate(strategy: Strategy) -> bool:
     return bool(getattr(strategy, "fraction_evaluate", 0.0)) if known is None else bool(known)
 
 
-def _check_vectors(strategy: Strategy, rule: Rule) -> None:
+def _check_vectors(strategy: Strategy, app: TrainingApp) -> None:
     """Refuses server and clients that do not send each other the vectors that they need."""
     if not isinstance(strategy, EventDriven | Decentralized | OuterSteps | Replicas):
         return  # anybody's strategy may send what it likes
-    kind, client = name_of(strategy), type(rule).__name__
+    kind, rule = name_of(strategy), app.rule
+    part = "correction" if app.correction else "rule"
+    client = type(app.correction or rule).__name__
     sends: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     if isinstance(strategy, EventDriven):
         sends, needs = strategy.carries, strategy.needs
     if lacking := set(rule.needs) - set(sends):
         raise ConfigError(
-            f"client.rule is {client}, which needs the vector {min(lacking)!r} from the server, "
-            f"and {kind} does not send it: use strategy=scaffold, or another client"
+            f"client.{part} is {client}, which needs the vector {min(lacking)!r} from the server, "
+            f"and {kind} does not send it: leave it out, or use strategy=scaffold"
         )
     if lacking := set(needs) - set(rule.uploads):
         raise ConfigError(
-            f"{kind} needs the vector {min(lacking)!r} from clients, and client.rule is {client}, "
-            "which does not send it: use client=scaffold, or another strategy"
+            f"{kind} needs the vector {min(lacking)!r} from clients, and client.{part} is "
+            f"{client}, which does not send it: set client/correction=control_variates"
         )
 
 
 def _check_memory(rule: Rule) -> None:
     """Refuses rules that forget between the tasks that a phase of inner steps is made of."""
     remedy = None
-    if isinstance(rule, AdamW) and not rule.keep_moments:
-        remedy = "set client.rule.keep_moments=true, or use client=inner_adamw"
+    if isinstance(rule, AdamW) and rule.keep_moments is False:
+        remedy = "leave client.rule.keep_moments at null"
+    if isinstance(rule, MicroAdam) and rule.keep_state is False:
+        remedy = "leave client.rule.keep_state at null"
     if isinstance(rule, Sgd) and rule.momentum:
         remedy = "use client=momentum, whose momentum is kept, or set client.rule.momentum=0"
     if remedy is not None:

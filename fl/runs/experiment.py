@@ -293,7 +293,7 @@ def _app(
     with blaming(place, "client"):
         app = make_app(model=model, data=data, uplink=uplink, downlink=downlink)
         for name in ("round_schedule", "step_schedule"):
-            schedule = getattr(app.rule, name, None)
+            schedule = getattr(app.optimizer, name, None)
             if schedule is not None and not callable(schedule):
                 raise ConfigError(
                     f"rule.{name} is {schedule}; it must be null, or have a _target_ such as "
@@ -905,6 +905,8 @@ class Schedule:
 def train_centrally(experiment: Learning, epochs: int, seed: int) -> Mapping[str, float]:
     """Returns the metrics of the same model and client rule trained on all data in one place.
 
+    Without a correction of gradients: it is for what clients do apart from each other.
+
     Args:
         experiment: its model, client rule and data are used.
         epochs: passes over the pooled training examples.
@@ -918,7 +920,7 @@ def train_centrally(experiment: Learning, epochs: int, seed: int) -> Mapping[str
     app = TrainingApp(
         experiment.model,
         pooled,
-        experiment.app.rule,
+        experiment.app.optimizer,
         batch_size=experiment.app.batch_size,
         drop_last=experiment.app.drop_last,
         local_epochs=epochs,

@@ -9,6 +9,7 @@ from torch import nn
 from fl.clients import (
     AdamW,
     ControlVariates,
+    Corrected,
     Finished,
     Gradient,
     MicroAdam,
@@ -35,7 +36,7 @@ UNEQUAL = (12, 7, 25, 1, 5, 10, 33, 6, 2, 16)
 RULES = {
     "sgd": Sgd(0.3),
     "nesterov": Sgd(0.1, 0.9, True, 0.01, 1.0, step_schedule=StepDecay(3, 0.5)),
-    "proximal": Proximal(0.3, mu=0.5),
+    "proximal": Corrected(Sgd(0.3), Proximal(0.5)),
     "adamw": AdamW(0.02),
     "adamw kept": AdamW(0.02, keep_moments=True),
     "gradient": Gradient(clip_norm=1.0),
@@ -43,8 +44,8 @@ RULES = {
     "microadam kept": MicroAdam(0.01, density=0.1, block=20, window=3, keep_state=True),
     "momentum": Momentum(0.3, 0.8, 0.01, 1.0),
     "sam": Sam(0.3, 0.5, rho=0.1),
-    "scaffold": ControlVariates(0.3, step_schedule=StepDecay(3, 0.5)),
-    "scaffold option I": ControlVariates(0.3, "I", 1.0),
+    "scaffold": Corrected(Sgd(0.3, step_schedule=StepDecay(3, 0.5)), ControlVariates()),
+    "scaffold option I": Corrected(Sgd(0.3, clip_norm=1.0), ControlVariates("I")),
 }
 
 
@@ -140,7 +141,7 @@ def test_logistic_regression_of_equal_clients_matches_a_plain_torch_loop(
 
 
 def test_each_message_keeps_its_own_model_configuration_and_work(federated, mlp, content_of, both):
-    app = TrainingApp(mlp, federated(UNEQUAL), Proximal(0.3, mu=0.1), batch_size=4)
+    app = TrainingApp(mlp, federated(UNEQUAL), Sgd(0.3), correction=Proximal(0.1), batch_size=4)
     contents = []
     for i in range(10):
         torch.manual_seed(i // 2)
@@ -236,7 +237,7 @@ class Scaffold(Rule):
     def scalars(self, config):
         return {"lr": float(config.get("lr", 0.2))}
 
-    def first_memory(self, w):
+    def first_memory(self, w, scalars):
         return {"c_i": torch.zeros_like(w)}
 
     def init(self, received):

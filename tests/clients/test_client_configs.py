@@ -15,7 +15,7 @@ FOLDER = Path(fl.__file__).parent / "conf" / "client"
 NAMES = sorted(
     path.stem for path in FOLDER.glob("*.yaml") if "defaults" not in OmegaConf.load(path)
 )
-SUPPLIED = {"model", "data", "mods", "uplink", "downlink"}
+SUPPLIED = {"model", "data", "mods", "uplink", "downlink", "correction"}
 
 
 def keys_of(node) -> set[str]:
@@ -28,9 +28,7 @@ def test_there_is_a_configuration_for_every_rule():
         "gradient",
         "microadam",
         "momentum",
-        "proximal",
         "sam",
-        "scaffold",
         "sgd",
     ]
 
