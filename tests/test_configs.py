@@ -9,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_module
 
 import fl
+from fl.clients import Corrected
 from fl.errors import ConfigError
 from fl.runs.configuration import explain
 from fl.runs.experiment import build, run_experiment
@@ -71,6 +72,13 @@ def test_byzantine_nodes_attack_a_network_without_a_server():
 def test_every_client_rule_runs(name):
     strategy = ["strategy=onebit_adam"] if name == "gradient" else []
     assert 0 <= run_experiment(config_of(*strategy, f"client={name}")) <= 1
+
+
+@pytest.mark.parametrize("name", sorted({*members("client")} - {"gradient"}))
+@pytest.mark.parametrize("strategy", ["fedprox", "fedasync", "scaffold"])
+def test_every_local_optimizer_takes_the_correction_that_a_strategy_chooses(strategy, name):
+    experiment = build(config_of(f"strategy={strategy}", f"client={name}"))
+    assert isinstance(experiment.app.rule, Corrected)
 
 
 @pytest.mark.parametrize("name", members("fleet"))

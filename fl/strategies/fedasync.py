@@ -19,7 +19,7 @@ class FedAsync(EventDriven):
         w <- (1 - a) w + a x_i,    a = alpha s(tau)
 
     An update older than `max_staleness` is discarded. Clients solve a proximal problem
-    (`client=proximal`); its weight rho goes out as "proximal-mu".
+    (`client/correction=proximal`); its weight rho goes out as "proximal-mu".
 
     Args:
         alpha: mixing weight in (0, 1].

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -282,6 +283,40 @@ def test_a_large_mu_keeps_the_model_within_the_gradient_over_mu():
     assert (got.norm() <= math.sqrt(300) / 1000.0).item()
 
 
+def penalised(batch, w, mu):
+    """The batch with mu/2 |v - w|^2 in its loss."""
+    return Quadratic(batch.a + mu, (batch.a * batch.c + mu * w) / (batch.a + mu))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd everything", "adamw kept", "momentum", "microadam"])
+@pytest.mark.parametrize("clip_first", [False, True])
+def test_an_optimizer_with_the_proximal_term_is_the_optimizer_on_the_penalised_loss(
+    quadratic, optimizer, clip_first
+):
+    w, batch = quadratic
+    rule = replace(OPTIMIZERS[optimizer], clip_norm=None if clip_first else 0.7)
+    got, _ = run(Corrected(rule, Proximal(0.6, clip_first)), w, batch, 12)
+    expected, _ = run(rule, w, penalised(batch, w, 0.6), 12)
+    torch.testing.assert_close(got, expected, **TIGHT)
+
+
+def test_adamw_with_the_proximal_term_is_torchs_on_the_penalised_loss(quadratic):
+    w, batch = quadratic
+    got, _ = run(Corrected(AdamW(0.03), Proximal(0.6)), w, batch, 25)
+    make = lambda p: torch.optim.AdamW(p, 0.03)  # noqa: E731
+    torch.testing.assert_close(got, optimise(make, w, penalised(batch, w, 0.6), 25), **TIGHT)
+
+
+def test_sam_climbs_the_loss_alone_and_is_corrected_where_the_model_is():
+    # f = a x^2 / 2: w <- w - lr (a (w + rho) + mu (w - w_t)), for w > 0.
+    batch = Quadratic(torch.tensor([2.0]).double(), torch.zeros(1).double())
+    w, a, lr, rho, mu = 1.0, 2.0, 0.01, 0.2, 3.0
+    for _ in range(8):
+        w -= lr * (a * (w + rho) + mu * (w - 1.0))
+    got, _ = run(Corrected(Sam(lr, rho=rho), Proximal(mu)), torch.ones(1).double(), batch, 8)
+    assert got.item() == pytest.approx(w, rel=1e-12)
+
+
 @pytest.mark.parametrize("clip_norm", [None, 0.3])
 @pytest.mark.parametrize("clip_first", [False, True])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -401,6 +436,28 @@ def test_sam_is_a_torch_loop_that_climbs_before_it_steps(quadratic, nesterov, cl
     torch.testing.assert_close(
         run(rule, w, batch, 12)[0], torch.cat(parts).detach(), rtol=1e-9, atol=1e-9
     )
+
+
+# ---- moments from task to task -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kept", "choice"),
+    [(AdamW(0.03), "keep_moments"), (MicroAdam(0.03, density=0.5), "keep_state")],
+    ids=["adamw", "microadam"],
+)
+def test_moments_are_kept_where_clients_go_on_from_where_they_were(quadratic, kept, choice):
+    w, batch = quadratic
+    always, never = replace(kept, **{choice: True}), replace(kept, **{choice: False})
+    outer, rounds = {"first-step": 6}, {"server-round": 2}
+    for config, same, other in ((outer, always, never), (rounds, never, always)):
+        first, finished = run(kept, w, batch, 6, config)
+        memory = finished.memory or None  # as of a client that kept nothing
+        got, _ = run(kept, first, batch, 6, config, memory)
+        for rule, equal in ((same, True), (other, False)):
+            half, before = run(rule, w, batch, 6, config)
+            whole, _ = run(rule, half, batch, 6, config, before.memory or None)
+            assert torch.equal(got, whole) == equal
 
 
 # ---- contract of all rules -----------------------------------------------------------------------
@@ -529,6 +586,17 @@ def test_a_hyperparameter_out_of_range_is_refused(kind, arguments, message):
 )
 def test_memory_counts_the_vectors_a_step_keeps(rule, vectors):
     assert rule.vectors == vectors
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("correction", CORRECTIONS.values(), ids=CORRECTIONS)
+def test_an_optimizer_and_its_correction_do_not_share_what_they_keep(optimizer, correction):
+    w = torch.zeros(7)
+    scalars = {**optimizer.scalars({"server-round": 1}), "first-step": 0}
+    both = Corrected(optimizer, correction).first_memory(w, scalars)
+    apart = (optimizer.first_memory(w, scalars), correction.first_memory(w))
+    assert len(both) == sum(map(len, apart))
+    assert not set(optimizer.scalars({"server-round": 1})) & set(correction.scalars({}))
 
 
 def test_every_rule_is_tested_here():

@@ -16,7 +16,16 @@ from torch import nn
 
 import fl
 from fl import simulate
-from fl.clients import ControlVariates, Corrected, Received, Sgd, StepDecay, TrainingApp
+from fl.clients import (
+    AdamW,
+    ControlVariates,
+    Corrected,
+    Momentum,
+    Received,
+    Sgd,
+    StepDecay,
+    TrainingApp,
+)
 from fl.clients.app import MEMORY_KEY
 from fl.data import federate, load_digits, partition
 from fl.errors import ConfigError
@@ -112,7 +121,7 @@ class Run:
         if done.memory:
             kept = {k: v.clone() for k, v in done.memory.items()}
             context.state[MEMORY_KEY] = ArrayRecord(kept)
-            self.c_i[i] = done.memory["c_i"].numpy()
+            self.c_i[i] = done.memory.get("c_i", torch.zeros(DIM)).numpy()
         metrics = MetricRecord({"num-examples": 1 + i, "train-loss": 0.0, "steps": STEPS})
         extras = {name: vector_record(v) for name, v in done.extras.items()}
         reply = RecordDict({"arrays": ArrayRecord({"w": w}), "metrics": metrics, **extras})
@@ -215,7 +224,8 @@ def task(rule, sizes=(4, 4, 4, 2), seed=3):
     """Returns what a client received and what it ended with, and its batches."""
     rng = np.random.default_rng(seed)
     w, c, c_i = (torch.from_numpy(rng.standard_normal(DIM)) for _ in range(3))
-    received = Received(w, {"c": c}, {"c_i": c_i}, rule.scalars({}))
+    scalars = rule.scalars({})
+    received = Received(w, {"c": c}, {**rule.first_memory(w, scalars), "c_i": c_i}, scalars)
     batches, state = Recorded(), rule.init(received)
     for t, examples in enumerate(sizes):
         w, state, _ = rule.step(w, state, received, batches(examples), t)
@@ -229,6 +239,32 @@ def test_option_ii_is_the_mean_of_the_tasks_gradients():
     torch.testing.assert_close(
         done.extras["delta_c"], mean - received.memory["c_i"], rtol=1e-9, atol=1e-9
     )
+
+
+MORE = {
+    "momentum": Sgd(LR, momentum=0.9),
+    "decay": Sgd(LR, weight_decay=0.3),
+    "worker momentum": Momentum(LR),
+    "adamw": AdamW(LR),
+}
+
+
+@pytest.mark.parametrize("optimizer", MORE.values(), ids=MORE)
+def test_option_ii_is_the_mean_of_the_tasks_gradients_whatever_the_optimizer_makes_of_them(
+    optimizer,
+):
+    received, done, batches = task(Corrected(optimizer, ControlVariates()))
+    mean = sum(g for _, g in batches.gradients) / 4
+    torch.testing.assert_close(done.memory["c_i"], mean, rtol=1e-9, atol=1e-9)
+    told = received.memory["c_i"] - received.server["c"] + (received.w - done.w) / (4 * LR)
+    assert (told - mean).abs().max() > 0.05  # the paper's formula, which is SGD's
+
+
+@pytest.mark.parametrize("optimizer", [Sgd(LR / 4, momentum=0.75), Momentum(LR)])
+def test_with_momentum_it_finds_the_optimum_of_clients_that_differ(optimizer):
+    rule = Corrected(optimizer, ControlVariates())
+    run = Run(SCAFFOLD(num_clients=N), rule, clients=2, rounds=200)
+    assert run.losses.error(run.models[-1]) < 1e-5
 
 
 def test_option_ii_weighs_gradients_by_the_rates_of_their_steps():
