@@ -46,6 +46,13 @@ RULES = {
     "sam": Sam(0.3, 0.5, rho=0.1),
     "scaffold": Corrected(Sgd(0.3, step_schedule=StepDecay(3, 0.5)), ControlVariates()),
     "scaffold option I": Corrected(Sgd(0.3, clip_norm=1.0), ControlVariates("I")),
+    "scaffold, sgd momentum": Corrected(Sgd(0.1, 0.9, clip_norm=1.0), ControlVariates()),
+    "scaffold, sam": Corrected(Sam(0.3, rho=0.1), ControlVariates()),
+    "scaffold, adamw kept": Corrected(AdamW(0.02, keep_moments=True), ControlVariates()),
+    "scaffold, microadam": Corrected(MicroAdam(0.01, density=0.1, bucket=8), ControlVariates()),
+    "proximal, adamw": Corrected(AdamW(0.02, clip_norm=1.0), Proximal(0.5)),
+    "proximal, momentum": Corrected(Momentum(0.3), Proximal(0.5, clip_first=True)),
+    "proximal, sam": Corrected(Sam(0.3, 0.5, rho=0.1), Proximal(0.5)),
 }
 
 
@@ -206,13 +213,21 @@ def test_small_programs_give_what_large_ones_give(federated, mlp, content_of, bo
 
 
 @pytest.mark.parametrize(
-    ("rule", "kept"),
-    [(AdamW(0.02, keep_moments=True), ["m", "v", "steps"]), (Momentum(0.3), ["m"])],
-    ids=["adamw", "momentum"],
+    ("rule", "config", "kept"),
+    [
+        (AdamW(0.02, keep_moments=True), {}, ["m", "v", "steps"]),
+        (AdamW(0.02), {"first_step": 4}, ["m", "v", "steps"]),
+        (Momentum(0.3), {}, ["m"]),
+        (Corrected(Momentum(0.3), ControlVariates()), {}, ["m", "c_i"]),
+    ],
+    ids=["adamw", "adamw that goes on", "momentum", "momentum and control variates"],
 )
-def test_memory_goes_through_a_batch(federated, mlp, content_of, both, rule, kept):
+def test_memory_goes_through_a_batch(federated, mlp, content_of, both, rule, config, kept):
     app = TrainingApp(mlp, federated(UNEQUAL), rule, batch_size=4)
-    contents = [content_of(mlp)] * 10
+    content = content_of(mlp, **config)
+    for name in rule.needs:
+        content[name] = vector_record(torch.linspace(-0.1, 0.1, app.layout.size))
+    contents = [content] * 10
     _, (alone, together) = both(app, contents)
     # In the second task some clients are new, and have no memory yet.
     for contexts in (alone, together):
