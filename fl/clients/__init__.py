@@ -10,6 +10,7 @@ from fl.clients.app import TrainingApp
 from fl.clients.batched import gains_from_batching
 from fl.clients.correction import Corrected, Correction
 from fl.clients.downlink import Downlink
+from fl.clients.feddyn import DynamicRegularization
 from fl.clients.gradient import Gradient
 from fl.clients.island import Fragments, Island
 from fl.clients.local_optimizer import LocalOptimizer
@@ -34,6 +35,7 @@ __all__ = [
     "Correction",
     "CosineDecay",
     "Downlink",
+    "DynamicRegularization",
     "ExponentialDecay",
     "Finished",
     "Fragments",

@@ -591,7 +591,9 @@ class TrainingApp(PlannedApp):
             row=np.zeros(self.layout.size, np.float32),
             carried={},
             server={name: torch.zeros(self.layout.num_trainable) for name in self.rule.needs},
-            scalars=self.rule.scalars({}),
+            scalars=self.rule.scalars(
+                {"server-round": 1, **dict.fromkeys(self.rule.requires, 1.0)}
+            ),
             config={},
             deadline_s=None,
             elapsed_s=None,
@@ -792,13 +794,14 @@ class TrainingApp(PlannedApp):
         )
 
     def _scalars(self, config: Mapping[str, Any]) -> dict[str, float]:
-        # Flower's FedProx leaves the proximal term to the client. Without it, it would be FedAvg
-        # under another name, and nobody would notice.
-        if config.get("proximal-mu") and "proximal-mu" not in self.rule.honours:
-            raise ConfigError(
-                f"the message asks for proximal-mu {config['proximal-mu']!r}, but clients do not "
-                "correct their gradients so: set client/correction=proximal (correction=Proximal())"
-            )
+        # FedProx, Flower's as well, leaves the proximal term to the client. Without it, it would be
+        # FedAvg under another name, and nobody would notice.
+        for key, correction in _ASKED_FOR.items():
+            if config.get(key) and key not in self.rule.honours:
+                raise ConfigError(
+                    f"the message asks for {key} {config[key]!r}, but clients do not correct their "
+                    f"gradients so: set client/correction={correction}"
+                )
         return self.rule.scalars(config)
 
     def _server_vectors(self, content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -868,6 +871,7 @@ def _found_device(name: str) -> torch.device:
 
 
 _NOTHING: Mapping[str, Any] = {}
+_ASKED_FOR = {"proximal-mu": "proximal", "feddyn-alpha": "dynamic_regularization"}
 _OBEYED = ("local-epochs", "local-steps", "deadline-s", "elapsed-s")  # whatever the rule
 
 

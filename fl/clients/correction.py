@@ -48,6 +48,11 @@ class Correction(ABC):
         return {}
 
     @property
+    def requires(self) -> tuple[str, ...]:
+        """Keys of the message's configuration without which it is refused; see `Rule.requires`."""
+        return ()
+
+    @property
     def gradients_per_step(self) -> float:
         """Gradient evaluations that it adds to those of the optimizer."""
         return 0.0
@@ -129,6 +134,11 @@ class Corrected(Rule):
     def honours(self) -> Mapping[str, tuple[str, ...]]:
         """Those of both."""
         return {**self.optimizer.honours, **self.correction.honours}
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Those of the correction."""
+        return self.correction.requires
 
     @property
     def batchable(self) -> bool:

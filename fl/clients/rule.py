@@ -101,6 +101,11 @@ class Rule(ABC):
         return {}
 
     @property
+    def requires(self) -> tuple[str, ...]:
+        """Keys, of numbers above 0, without which `scalars` refuses a message's configuration."""
+        return ()
+
+    @property
     def batchable(self) -> bool:
         """Whether `vmap` takes the rule's methods."""
         return True

@@ -184,7 +184,8 @@ def check_told(
     """
     told = {key: value for key, (_, value) in told_by(strategy).items()}
     told = {**train_config, **told}
-    for teller, config in (("train_config", train_config), (name_of(strategy), told)):
+    alone = {**dict.fromkeys(app.rule.requires, 1.0), **train_config}
+    for teller, config in (("train_config", alone), (name_of(strategy), told)):
         try:
             app.check_config(config)
         except ConfigError as error:

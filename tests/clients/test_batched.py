@@ -10,6 +10,7 @@ from fl.clients import (
     AdamW,
     ControlVariates,
     Corrected,
+    DynamicRegularization,
     Finished,
     Gradient,
     MicroAdam,
@@ -50,6 +51,8 @@ RULES = {
     "scaffold, sam": Corrected(Sam(0.3, rho=0.1), ControlVariates()),
     "scaffold, adamw kept": Corrected(AdamW(0.02, keep_moments=True), ControlVariates()),
     "scaffold, microadam": Corrected(MicroAdam(0.01, density=0.1, bucket=8), ControlVariates()),
+    "dynamic": Corrected(Sgd(0.3), DynamicRegularization()),
+    "dynamic, sam": Corrected(Sam(0.3, 0.5, rho=0.1), DynamicRegularization()),
     "proximal, adamw": Corrected(AdamW(0.02, clip_norm=1.0), Proximal(0.5)),
     "proximal, momentum": Corrected(Momentum(0.3), Proximal(0.5, clip_first=True)),
     "proximal, sam": Corrected(Sam(0.3, 0.5, rho=0.1), Proximal(0.5)),
@@ -102,11 +105,13 @@ def test_clients_of_unequal_size_train_together_as_alone(
     federated, mlp, content_of, both, rule, batch_size
 ):
     app = TrainingApp(mlp, federated(UNEQUAL), rule, batch_size=batch_size, local_epochs=2)
-    content = content_of(mlp)
+    content = content_of(mlp, **dict.fromkeys(rule.requires, 0.3))
     for name in rule.needs:
         content[name] = vector_record(torch.linspace(-0.1, 0.1, app.layout.size))
     contexts = None
-    for dispatch in range(2 if rule.needs else 1):  # the second time with what the first has left
+    for dispatch in range(
+        1 if rule.returns_only_the_model else 2
+    ):  # the second time with what the first has left
         (singles, many), contexts = both(app, [content] * 10, dispatch=dispatch, contexts=contexts)
         assert_same(app, singles, many)
 

@@ -16,6 +16,7 @@ from fl.clients import (
     Corrected,
     Correction,
     CosineDecay,
+    DynamicRegularization,
     ExponentialDecay,
     Gradient,
     LocalOptimizer,
@@ -54,6 +55,7 @@ CORRECTIONS = {
     "control variates": ControlVariates(),
     "control variates option I": ControlVariates("I"),
     "control variates clip last": ControlVariates(clip_first=False),
+    "dynamic regularization": DynamicRegularization(),
 }
 OPTIMIZERS = {name: rule for name, rule in RULES.items() if isinstance(rule, LocalOptimizer)}
 RULES |= {
@@ -95,10 +97,15 @@ class Linear:
         return self.g, self.g @ w
 
 
+def told(rule: Rule):
+    """A message's configuration that the rule does not refuse."""
+    return {"server-round": 1, **dict.fromkeys(rule.requires, 0.3)}
+
+
 def received_by(rule: Rule, w, scalars=None, memory=None):
     """What a client begins with; vectors of the server are some small ones."""
     server = {name: 0.01 * torch.ones_like(w).cumsum(0) for name in rule.needs}
-    scalars = rule.scalars({"server-round": 1}) if scalars is None else scalars
+    scalars = rule.scalars(told(rule)) if scalars is None else scalars
     memory = rule.first_memory(w, scalars) if memory is None else memory
     return Received(w, server, memory, scalars)
 
@@ -468,7 +475,7 @@ def test_under_vmap_every_client_gets_what_it_gets_alone(rule):
     torch.manual_seed(2)
     n, p, steps = 4, 7, 6
     w, a, c = torch.randn(n, p), torch.rand(n, p) + 0.5, torch.randn(n, p)
-    scalars = rule.scalars({"server-round": 1})
+    scalars = rule.scalars(told(rule))
 
     def train(w, a, c):
         received = received_by(rule, w, scalars)
@@ -491,7 +498,7 @@ def test_under_vmap_every_client_gets_what_it_gets_alone(rule):
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_scalars_may_be_tensors(rule, quadratic):
     w, batch = quadratic
-    scalars = rule.scalars({"server-round": 1})
+    scalars = rule.scalars(told(rule))
 
     def train(scalars):
         received = received_by(rule, w, scalars)
@@ -508,7 +515,7 @@ def test_scalars_may_be_tensors(rule, quadratic):
 def test_a_rule_does_not_change_what_it_is_given(rule, quadratic):
     w, batch = quadratic
     before = w.clone()
-    memory = rule.first_memory(w, rule.scalars({"server-round": 1}))
+    memory = rule.first_memory(w, rule.scalars(told(rule)))
     kept = {name: tensor.clone() for name, tensor in memory.items()}
     run(rule, w, batch, 3, memory=memory)
     assert torch.equal(w, before)
@@ -593,10 +600,11 @@ def test_memory_counts_the_vectors_a_step_keeps(rule, vectors):
 def test_an_optimizer_and_its_correction_do_not_share_what_they_keep(optimizer, correction):
     w = torch.zeros(7)
     scalars = {**optimizer.scalars({"server-round": 1}), "first-step": 0}
+    of_correction = correction.scalars(told(correction))
     both = Corrected(optimizer, correction).first_memory(w, scalars)
     apart = (optimizer.first_memory(w, scalars), correction.first_memory(w))
     assert len(both) == sum(map(len, apart))
-    assert not set(optimizer.scalars({"server-round": 1})) & set(correction.scalars({}))
+    assert not scalars.keys() & of_correction.keys()
 
 
 def test_every_rule_is_tested_here():
