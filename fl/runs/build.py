@@ -141,8 +141,8 @@ def build(config: DictConfig) -> Experiment:
             strategy.check_clients(config.num_clients)
         for made in learnt.values():  # the client's rule, where it is known before the client
             given = getattr(made.make_app, "keywords", {})
-            client = {name: given.get(name) for name in ("rule", "correction")}
-            problems += refusals(replace(choice, **client))
+            rule, correction = given.get("rule"), given.get("correction")
+            problems += refusals(replace(choice, rule=rule, correction=correction))
     problems.stop()
     return _joined(config, choice, attack, parts, learnt)
 
