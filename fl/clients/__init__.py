@@ -16,6 +16,7 @@ from fl.clients.island import Fragments, Island
 from fl.clients.local_optimizer import LocalOptimizer
 from fl.clients.microadam import MicroAdam
 from fl.clients.momentum import Momentum
+from fl.clients.moon import ModelContrast
 from fl.clients.planned import PlannedApp, Work
 from fl.clients.proximal import Proximal
 from fl.clients.replica import Replica
@@ -43,6 +44,7 @@ __all__ = [
     "Island",
     "LocalOptimizer",
     "MicroAdam",
+    "ModelContrast",
     "Momentum",
     "PlannedApp",
     "Proximal",

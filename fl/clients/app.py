@@ -248,6 +248,8 @@ class TrainingApp(PlannedApp):
                 "the model has nothing to train: it has no parameters, or all are frozen or empty"
             )
         drop_weights(self._model)
+        if correction is not None:
+            correction.check_model(self._model)
         self._channels_last = takes_channels_last(
             self._model, self.layout, data.input_shape, self.device
         )
