@@ -11,6 +11,7 @@ from fl.clients.batched import gains_from_batching
 from fl.clients.correction import Corrected, Correction
 from fl.clients.downlink import Downlink
 from fl.clients.feddyn import DynamicRegularization
+from fl.clients.global_momentum import ControlledMomentum, GlobalMomentum
 from fl.clients.gradient import Gradient
 from fl.clients.island import Fragments, Island
 from fl.clients.local_optimizer import LocalOptimizer
@@ -32,6 +33,7 @@ __all__ = [
     "AdamW",
     "Batch",
     "ControlVariates",
+    "ControlledMomentum",
     "Corrected",
     "Correction",
     "CosineDecay",
@@ -40,6 +42,7 @@ __all__ = [
     "ExponentialDecay",
     "Finished",
     "Fragments",
+    "GlobalMomentum",
     "Gradient",
     "Island",
     "LocalOptimizer",

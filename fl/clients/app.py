@@ -873,7 +873,11 @@ def _found_device(name: str) -> torch.device:
 
 
 _NOTHING: Mapping[str, Any] = {}
-_ASKED_FOR = {"proximal-mu": "proximal", "feddyn-alpha": "dynamic_regularization"}
+_ASKED_FOR = {
+    "proximal-mu": "proximal",
+    "feddyn-alpha": "dynamic_regularization",
+    "momentum-beta": "global_momentum or controlled_momentum",
+}
 _OBEYED = ("local-epochs", "local-steps", "deadline-s", "elapsed-s")  # whatever the rule
 
 

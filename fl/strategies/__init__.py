@@ -37,6 +37,7 @@ from fl.strategies.fednova import FedNova
 from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
 from fl.strategies.fedprox import FedProx
 from fl.strategies.fedspeed import FedSpeed
+from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
 from fl.strategies.gradient_tracking import GradientTracking
 from fl.strategies.local_sgd import LocalSGD
 from fl.strategies.monna import MoNNA
@@ -85,6 +86,7 @@ __all__ = [
     "FedAsync",
     "FedAvg",
     "FedAvgM",
+    "FedAvgMomentum",
     "FedBuff",
     "FedCompass",
     "FedDyn",
@@ -113,6 +115,7 @@ __all__ = [
     "RingmasterASGD",
     "RoundRule",
     "Rounds",
+    "SCAFFOLDMomentum",
     "SimultaneousEvents",
     "SimultaneousRounds",
     "SimultaneousRule",

@@ -8,10 +8,12 @@ from torch import nn
 
 from fl.clients import (
     AdamW,
+    ControlledMomentum,
     ControlVariates,
     Corrected,
     DynamicRegularization,
     Finished,
+    GlobalMomentum,
     Gradient,
     MicroAdam,
     ModelContrast,
@@ -55,7 +57,9 @@ RULES = {
     "dynamic": Corrected(Sgd(0.3), DynamicRegularization()),
     "dynamic, sam": Corrected(Sam(0.3, 0.5, rho=0.1), DynamicRegularization()),
     "contrast": Corrected(Sgd(0.3), ModelContrast(2.0)),
-    "contrast, adamw": Corrected(AdamW(0.02), ModelContrast(2.0)),
+    "contrast, sam": Corrected(Sam(0.3, 0.5, rho=0.1), ModelContrast(2.0)),
+    "global momentum": Corrected(Sgd(0.3), GlobalMomentum(variance_reduction=True)),
+    "controlled momentum": Corrected(Sgd(0.3, 0.5), ControlledMomentum()),
     "proximal, adamw": Corrected(AdamW(0.02, clip_norm=1.0), Proximal(0.5)),
     "proximal, momentum": Corrected(Momentum(0.3), Proximal(0.5, clip_first=True)),
     "proximal, sam": Corrected(Sam(0.3, 0.5, rho=0.1), Proximal(0.5)),

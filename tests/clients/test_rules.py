@@ -12,12 +12,14 @@ from torch.func import grad, vmap
 
 from fl.clients import (
     AdamW,
+    ControlledMomentum,
     ControlVariates,
     Corrected,
     Correction,
     CosineDecay,
     DynamicRegularization,
     ExponentialDecay,
+    GlobalMomentum,
     Gradient,
     LocalOptimizer,
     MicroAdam,
@@ -58,6 +60,10 @@ CORRECTIONS = {
     "control variates clip last": ControlVariates(clip_first=False),
     "dynamic regularization": DynamicRegularization(),
     "model contrast": ModelContrast(2.0),
+    "global momentum": GlobalMomentum(),
+    "global momentum vr": GlobalMomentum(variance_reduction=True),
+    "controlled momentum": ControlledMomentum(clip_first=True),
+    "controlled momentum vr": ControlledMomentum(variance_reduction=True),
 }
 OPTIMIZERS = {name: rule for name, rule in RULES.items() if isinstance(rule, LocalOptimizer)}
 RULES |= {
