@@ -19,7 +19,7 @@ from fl.clients import AdamW, Gradient, Rule, Sgd, TrainingApp
 from fl.clients.replica import trained_shapes
 from fl.compression import Shapes, check_broadcast
 from fl.errors import ConfigError
-from fl.strategies import Driver, Exchange, Foreign, Rounds
+from fl.strategies import Driver, Exchange, Foreign, OuterSteps, Rounds
 from fl.strategies.drivers.events import EventDriven
 
 read_if(
@@ -72,10 +72,6 @@ _NOT_FORGED = {
     "peers": (
         "attack is set, but {name} has no rounds whose models could be forged: use strategy=monna, "
         "dfedavg or dpsgd, or an attack on data (label_flip, backdoor)"
-    ),
-    "ring": (
-        "attack is set, and this strategy has no server that collects updates for it to forge: "
-        "leave it out, or use an attack on data (label_flip, backdoor)"
     ),
     "server": (
         "attack is set, and {name} gives nobody a way to its updates: use another strategy, or an "
@@ -198,12 +194,11 @@ def unread_of_clients(
 def unread_of_server(strategy: Driver) -> dict[str, str]:
     """Returns the keys of a strategy that its other parts make ineffective, and why."""
     unread: dict[str, str] = {}
-    if isinstance(strategy, Rounds):
+    if isinstance(strategy, Rounds) and not strategy.wants_own_update:
         name = strategy.aggregator.name
-        if not strategy.wants_own_update:
-            unread["strategy.root_examples"] = f"{name} does without an own update"
-        if not strategy.aggregator.has_f:
-            unread["strategy.f"] = f"{name} has no number of Byzantine clients"
+        unread["strategy.root_examples"] = f"{name} does without an own update"
+    if isinstance(strategy, Rounds | OuterSteps) and not strategy.aggregator.has_f:
+        unread["strategy.f"] = f"{strategy.aggregator.name} has no number of Byzantine clients"
     return unread
 
 

@@ -124,8 +124,9 @@ def config_of(name: str):
         found = compose("config", overrides)
         given = {**SMALL, **({"concurrency": None} if name == "async_sgd" else {})}
         for key, value in given.items():
-            if found.strategy.get(key) is not None:
-                overrides.append(f"strategy.{key}={'null' if value is None else value}")
+            for place, part in (("", found.strategy), ("rule.", found.strategy.get("rule") or {})):
+                if part.get(key) is not None:
+                    overrides.append(f"strategy.{place}{key}={'null' if value is None else value}")
         if "local_epochs" in found.strategy:
             overrides += ["client.local_epochs=1", "client.batch_size=128"]
         elif found.get("tasks"):
