@@ -4,8 +4,8 @@ A part with choices has arguments of each of them. One that is set beside a choi
 read it makes another run than its user believes, and nobody notices. So a part says which those
 are, and whoever reads a user's configuration refuses them:
 
-    @read_if(lambda a: a["rule"] == "ringmaster", "max_delay", only="{at}rule=ringmaster reads it")
-    class AsyncSgd: ...
+    @read_if(lambda a: a["kind"] == "capped", "most", only="{at}kind=capped reads it")
+    class Method: ...
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ from hydra import compose, initialize_config_module
 
 import fl
 from fl.errors import ConfigError
+from fl.runs.build import build
 from fl.runs.configuration import explain
-from fl.runs.experiment import build, run_experiment
+from fl.runs.run import run_experiment
 
 CONF = Path(fl.__file__).parent / "conf"
 TINY = [
@@ -142,10 +143,7 @@ def test_the_defaults_compose_and_build():
         (["round_timeout_s=0"], "round_timeout_s is 0"),
         (["strategy.min_available_nodes=13"], "min_available_nodes is 13, but there are 12"),
         (["strategy.min_available_nodes=99"], "min_available_nodes is 99"),
-        (
-            ["strategy=fedbuff", "aggregator=krum"],
-            "choose one that does (strategy: data_p",
-        ),
+        (["strategy=fedasync", "aggregator=krum"], "choose one that does (strategy: data_par"),
         (["client.rule.lr=-1"], "lr is -1; it must be finite and above 0"),
         (["client.local_steps=5"], "local_epochs is 1 and local_steps is 5; set one of them"),
         (["client.batch_size=0"], "batch_size is 0; it must be a whole number, at least 1"),
@@ -162,7 +160,7 @@ def test_the_defaults_compose_and_build():
         (["strategy=onebit_adam", "compressor=topk"], "compresses both ways itself"),
         (["attack=ipm"], "num_byzantine is 0 of 12 clients; with an attack it must be"),
         (["num_byzantine=2"], "num_byzantine is 2, but there is no attack"),
-        (["strategy=fedbuff", "attack=ipm_optimized", "num_byzantine=2"], "FedBuff has none"),
+        (["strategy=fedasync", "attack=ipm_optimized", "num_byzantine=2"], "FedAsync has none"),
         (["attack=label_flip", "num_byzantine=2", "partition.num_partitions=6"], "share 6"),
         (["attack=label_flip", "num_byzantine=2", "attack.num_classes=9"], "has 10 classes"),
         (["attack=gauss", "num_byzantine=2", "attack.sigma=-1"], "sigma=-1"),

@@ -33,7 +33,7 @@ from fl.aggregation import CenteredClipping, TrimmedMean, weight_of
 from fl.runs.experiment import app_of
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.fleets import uniform
-from fl.strategies import FedBuff, Rounds
+from fl.strategies import Events, FedBuff, Rounds
 
 slow = pytest.mark.slow
 QUICK = {"fedavg", "over_selection", "fedbuff", "fedasync", "quafl", "dpsgd"}
@@ -298,7 +298,7 @@ STEPPING = [
     lambda: Rounds(rules.FedAvg(eta=10.0), clients=CLIENTS, aggregator=CenteredClipping(tau=1e38)),
     lambda: Rounds(rules.FedAvgM(eta=10.0), clients=CLIENTS),
     lambda: Rounds(rules.FedAdam(eta=1e38, beta_1=0.0, tau=1.0), clients=CLIENTS),
-    lambda: FedBuff(buffer_size=CLIENTS, momentum=0.9, eta=10.0),
+    lambda: Events(FedBuff(buffer_size=CLIENTS, momentum=0.9, eta=10.0)),
 ]
 NAMES = [
     "Flower's fedavgm",

@@ -19,7 +19,8 @@ from fl.data.federated import Partitions
 from fl.errors import ConfigError
 from fl.models import LogisticRegression, evaluate
 from fl.randomness import generator
-from fl.runs.experiment import build, central_evaluation
+from fl.runs.build import build
+from fl.runs.evaluation import central_evaluation
 from fl.simulation.world.fleets import uniform
 from fl.strategies import FedAvg, FedProx, Rounds
 

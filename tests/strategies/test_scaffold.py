@@ -21,7 +21,9 @@ from fl.clients.app import MEMORY_KEY
 from fl.data import federate, load_digits, partition
 from fl.errors import ConfigError
 from fl.flower.records import record_vector, vector_record
-from fl.runs.experiment import app_of, build, serve
+from fl.runs.build import build
+from fl.runs.experiment import app_of
+from fl.runs.run import serve
 from fl.simulation.world.fleets import uniform
 from fl.strategies import SCAFFOLD, Exchange, FedAvg, Rounds
 from fl.vectors.layout import Layout

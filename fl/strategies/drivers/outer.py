@@ -172,7 +172,6 @@ class OuterSteps(Driver):
             sends="gradient" if self.rule.sends_gradients else "model",
             downlink=False,
             aggregates=True,
-            chooses_aggregator=True,
             continues=True,
         )
 
@@ -181,6 +180,17 @@ class OuterSteps(Driver):
         """What every message says beside the model, by the argument that it comes from."""
         steps = 1 if self.rule.sends_gradients else "rule.inner_steps"
         return {"local-steps": steps, FIRST_STEP_KEY: 0}
+
+    @property
+    def unread(self) -> Mapping[str, str]:
+        """Arguments that the aggregator does not read."""
+        if self.aggregator.has_f:
+            return {}
+        return {"f": f"{self.aggregator.name} has no number of Byzantine clients"}
+
+    def check_clients(self, num_clients: int) -> None:
+        """Raises ConfigError if the workers are too few for the aggregator."""
+        self.aggregator.check(num_clients)
 
     def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Any, Any]:
         """Returns the worker, which is both ends."""

@@ -86,14 +86,20 @@ class Replicas(Driver):
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        combines = self.rule.aggregator is not None
         return Traits(
             sends="payload",
             compressors="none",
             downlink=False,
-            aggregates=combines,
-            chooses_aggregator=combines,
+            aggregates=self.rule.aggregator is not None,
         )
+
+    def check_clients(self, num_clients: int) -> None:
+        """Raises ConfigError unless every client is a worker."""
+        if num_clients != self.rule.workers:
+            raise ConfigError(
+                f"there are {num_clients} clients and {self.rule.workers} workers: set "
+                f"strategy.rule.workers={num_clients}"
+            )
 
     def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Replica, Replica]:
         """Returns the clients' ends of the links, see `Driver.ends`."""
@@ -110,11 +116,7 @@ class Replicas(Driver):
         clock = GridView(grid).clock
         while len(nodes := sorted(grid.get_node_ids())) < self.rule.workers:
             clock.sleep(_RETRY_S)
-        if len(nodes) > self.rule.workers:
-            raise ConfigError(
-                f"there are {len(nodes)} clients and {self.rule.workers} workers: set "
-                f"strategy.rule.workers={len(nodes)}"
-            )
+        self.check_clients(len(nodes))
         self._grid = grid
         if self._layout is None:
             self._layout = layout_of(arrays)

@@ -438,16 +438,20 @@ class Decentralized(Driver):
         """Evaluates the nodes' models after a round, now."""
         self._evaluate(t, rows, facts or {})
 
+    def check_clients(self, num_clients: int) -> None:
+        """Raises ConfigError if there are fewer clients than nodes."""
+        if num_clients < self.n:
+            raise ConfigError(
+                f"the topology has {self.n} nodes and the fleet {num_clients} clients: set "
+                f"topology.num_nodes={num_clients} or less"
+            )
+
     def _ids(self, tasks: Tasks[Start]) -> list[int]:
         ids = tasks.peers.nodes()
         while len(ids) < self.n and not tasks.clock.virtual:
             tasks.clock.sleep(self.retry_s)
             ids = tasks.peers.nodes()
-        if len(ids) < self.n:
-            raise ConfigError(
-                f"the topology has {self.n} nodes and the fleet {len(ids)} clients: set "
-                f"topology.num_nodes={len(ids)} or less"
-            )
+        self.check_clients(len(ids))
         return ids[: self.n]
 
     def _chosen(self, honest: int) -> list[int]:
