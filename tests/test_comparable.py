@@ -150,7 +150,9 @@ def row(name: str) -> str:
     if strategy.name == "FedCompass":  # the first task of all clients is the longest
         assert work == f"{strategy.rule.max_steps} steps"
         work = f"{strategy.rule.min_steps} to {work}"
-    client = config.hydra.runtime.choices.client
+    client = f"`{config.hydra.runtime.choices.client}`"
+    if correction := config.hydra.runtime.choices["client/correction"]:
+        client += f" with `{correction}`"
     rule = (next(iter(config.tasks.values())) if config.get("tasks") else config).client.rule
     if "rho" in rule:
         work += ", 2 gradients a step"
@@ -166,7 +168,7 @@ def row(name: str) -> str:
         for key in RATES
         if key in settings and not isinstance(settings[key], str)
     )
-    rate = f"`{client}`, {rule.lr:g}" if "lr" in rule else f"`{client}`"
+    rate = f"{client}, {rule.lr:g}" if "lr" in rule else client
     return f"| `{name}` | {rate} | {work} | {at_once} | {rates} |"
 
 

@@ -15,7 +15,7 @@ from flwr.serverapp import strategy as flower
 
 from fl.attacks import Attack
 from fl.checks import read_if
-from fl.clients import AdamW, Gradient, Rule, Sgd, TrainingApp
+from fl.clients import AdamW, Correction, Gradient, MicroAdam, Rule, Sgd, TrainingApp
 from fl.clients.replica import trained_shapes
 from fl.compression import Channel, Compressor, Participation, Receivers, Shapes, check_broadcast
 from fl.errors import ConfigError
@@ -38,7 +38,8 @@ class Choice:
         uplink: compresses what clients send.
         downlink: compresses what they receive.
         attack: forges what Byzantine clients send.
-        rule: of the clients.
+        rule: of the clients, without a correction of gradients.
+        correction: of the gradients that the rule follows.
         tasks: whether there are several models.
         num_clients: clients there are.
         layout: of the clients' model, if it is known.
@@ -49,6 +50,7 @@ class Choice:
     downlink: Channel | None = None
     attack: Attack | None = None
     rule: Rule | None = None
+    correction: Correction | None = None
     tasks: bool = False
     num_clients: int = 0
     layout: Layout | None = None
@@ -85,15 +87,18 @@ class Choice:
         """A vector that the client needs and the strategy does not send, or the other way round."""
         if self.rule is None or not self.traits.known:
             return ""
+        part = self.correction or self.rule
         sent, needed = self.traits.carries, self.traits.needs
-        lacking = {*self.rule.needs} - {*sent} or {*needed} - {*self.rule.uploads}
+        lacking = {*part.needs} - {*sent} or {*needed} - {*part.uploads}
         return min(lacking, default="")
 
     @property
     def forgotten(self) -> str:
         """What the client forgets between tasks that are one training; "" if nothing."""
-        if isinstance(self.rule, AdamW) and not self.rule.keep_moments:
+        if isinstance(self.rule, AdamW) and self.rule.keep_moments is False:
             return "moments"
+        if isinstance(self.rule, MicroAdam) and self.rule.keep_state is False:
+            return "state"
         return "momentum" if isinstance(self.rule, Sgd) and self.rule.momentum else ""
 
 
@@ -259,7 +264,7 @@ REFUSALS = (
         lambda c: bool(c.lacking) and c.steps_by_gradients == isinstance(c.rule, Gradient),
         "client.rule is {rule}",
         "and of it and {strategy} only one knows the vector {lacking!r}",
-        "use strategy=scaffold with client=scaffold, or neither",
+        "use client/correction=control_variates with strategy=scaffold, and with no other",
     ),
     Refusal(
         "Clients that forget between tasks that are one training",
@@ -267,7 +272,8 @@ REFUSALS = (
         "client.rule is {rule}",
         "which forgets its {forgotten} after every task, and workers of {strategy} go on from "
         "where they were",
-        "set client.rule.keep_moments=true, or use client=inner_adamw or client=momentum",
+        "leave client.rule.keep_moments or keep_state at null, and use client=momentum, whose "
+        "momentum is kept",
     ),
 )
 
@@ -310,7 +316,8 @@ def check_told(
     """
     told = {key: value for key, (_, value) in strategy.told().items()}
     told = {**train_config, **told}
-    for teller, config in (("train_config", train_config), (strategy.name, told)):
+    alone = {**dict.fromkeys(app.rule.requires, 1.0), **train_config}
+    for teller, config in (("train_config", alone), (strategy.name, told)):
         try:
             app.check_config(config)
         except ConfigError as error:

@@ -31,10 +31,12 @@ from fl.strategies.fedavg import FedAvg
 from fl.strategies.fedavgm import FedAvgM
 from fl.strategies.fedbuff import FedBuff
 from fl.strategies.fedcompass import FedCompass
+from fl.strategies.feddyn import FedDyn
 from fl.strategies.fedfix import FedFix
 from fl.strategies.fednova import FedNova
 from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
 from fl.strategies.fedprox import FedProx
+from fl.strategies.fedspeed import FedSpeed
 from fl.strategies.gradient_tracking import GradientTracking
 from fl.strategies.local_sgd import LocalSGD
 from fl.strategies.monna import MoNNA
@@ -86,9 +88,11 @@ __all__ = [
     "FedAvgM",
     "FedBuff",
     "FedCompass",
+    "FedDyn",
     "FedFix",
     "FedNova",
     "FedProx",
+    "FedSpeed",
     "FedYogi",
     "Foreign",
     "Gossip",

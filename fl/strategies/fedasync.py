@@ -24,7 +24,7 @@ class FedAsync(EventRule):
         w <- (1 - a) w + a x_i,    a = alpha s(tau)
 
     An update older than `max_staleness` is discarded. Clients solve a proximal problem
-    (`client=proximal`); its weight rho goes out as "proximal-mu".
+    (`client/correction=proximal`); its weight rho goes out as "proximal-mu".
 
     Attributes:
         alpha: mixing weight in (0, 1].

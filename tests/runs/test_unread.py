@@ -158,8 +158,11 @@ IGNORED = {
         "without compressor.density the bound is fixed",
     ),
     "fleet.regions=[iowa]": (["fleet=datacenters", "fleet.network=high"], "only fleet.network=geo"),
-    "client.rule.clip_first=true": (["client=proximal"], "only client.rule.clip_norm clips"),
-    "client.rule.mu=0.3": (["strategy=fedprox"], "with FedProx, strategy.rule.mu counts ins"),
+    "client.correction.clip_first=true": (
+        ["client/correction=proximal"],
+        "only client.rule.clip_norm clips",
+    ),
+    "client.correction.mu=0.3": (["strategy=fedprox"], "with FedProx, strategy.rule.mu counts ins"),
     "client.local_epochs=3": (
         ["strategy=favas", "strategy.local_steps=2"],
         "with FAVAS, strategy.local_steps counts inst",
