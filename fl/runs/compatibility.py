@@ -41,14 +41,6 @@ def check_exchange(strategy: Driver, exchange: Exchange, attack: Attack | None) 
         raise ConfigError(
             "this strategy compresses both ways itself: leave compressor and downlink out"
         )
-    if traits.meets == "peers" and (
-        downlink is not None or (uplink is not None and traits.compressors == "none")
-    ):
-        raise ConfigError(
-            f"compressor or downlink is set, but with {type(strategy).__name__} nodes send to each "
-            "other, not to a server: use strategy=choco compressor@strategy.compressor=..., or "
-            "leave them out"
-        )
     if traits.meets == "ring" and downlink is not None:
         raise ConfigError(
             "this strategy's workers meet in an all-reduce, with the same bytes both ways: "
@@ -69,10 +61,6 @@ def check_exchange(strategy: Driver, exchange: Exchange, attack: Attack | None) 
 
 
 _NOT_FORGED = {
-    "peers": (
-        "attack is set, but {name} has no rounds whose models could be forged: use strategy=monna, "
-        "dfedavg or dpsgd, or an attack on data (label_flip, backdoor)"
-    ),
     "ring": (
         "attack is set, and this strategy has no server that collects updates for it to forge: "
         "leave it out, or use an attack on data (label_flip, backdoor)"

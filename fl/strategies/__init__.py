@@ -15,6 +15,7 @@ from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.foreign import Foreign, driver_of
 from fl.strategies.drivers.gossip import Gossip
 from fl.strategies.drivers.outer import OuterSteps
+from fl.strategies.drivers.pairs import Pairs
 from fl.strategies.drivers.replicas import Replicas
 from fl.strategies.drivers.rounds import Rounds
 from fl.strategies.drivers.swarm import NODE_METRICS, Decentralized, NodeModels
@@ -31,6 +32,7 @@ from fl.strategies.fedfix import FedFix
 from fl.strategies.fednova import FedNova
 from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
 from fl.strategies.fedprox import FedProx
+from fl.strategies.gossip_rule import GossipRule, PairRule, Progress
 from fl.strategies.gradient_tracking import GradientTracking
 from fl.strategies.local_sgd import LocalSGD
 from fl.strategies.monna import MoNNA
@@ -79,6 +81,7 @@ __all__ = [
     "FedYogi",
     "Foreign",
     "Gossip",
+    "GossipRule",
     "GradientTracking",
     "LocalSGD",
     "MoNNA",
@@ -88,6 +91,9 @@ __all__ = [
     "OuterOptimizer",
     "OuterSgd",
     "OuterSteps",
+    "PairRule",
+    "Pairs",
+    "Progress",
     "QFedAvg",
     "QuAFL",
     "Replicas",

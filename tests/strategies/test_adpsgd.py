@@ -11,7 +11,7 @@ from fl.errors import ConfigError
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.availability import ExponentialOnOff
 from fl.simulation.world.faults import Faults
-from fl.strategies import ADPSGD
+from fl.strategies import ADPSGD, Pairs
 from fl.topologies import Complete, DirectedRing, RandomMatching, Ring
 
 PAIR = Given.of([[0.5, 0.5], [0.5, 0.5]])
@@ -34,7 +34,7 @@ def start_at(models):
 
 def test_averaging_keeps_the_mean_and_reaches_it():
     n = 8
-    method = ADPSGD(topology=Ring(n), seed=1)
+    method = Pairs(ADPSGD(), topology=Ring(n), seed=1)
     models = np.random.default_rng(0).normal(size=n)
     ran = run(
         method,
@@ -52,7 +52,7 @@ def test_averaging_keeps_the_mean_and_reaches_it():
 
 def test_two_equal_nodes_agree_after_every_exchange_and_step_from_there():
     # Gradients of x^2/2 and (x - 4)^2 / 2 at a snapshot, applied to the average, at the same time.
-    ran = run(ADPSGD(topology=PAIR), a=(1, 1), b=(0, 4), num_rounds=3, lr=0.5)
+    ran = run(Pairs(ADPSGD(), topology=PAIR), a=(1, 1), b=(0, 4), num_rounds=3, lr=0.5)
     x = np.zeros(2)
     for t in range(3):
         gradient = x - np.array([0.0, 4.0])
@@ -73,7 +73,7 @@ def test_two_equal_nodes_agree_after_every_exchange_and_step_from_there():
 def test_an_exchange_takes_one_crossing_and_a_node_is_in_one_at_a_time(overlap, work_s, times):
     clients = [Client(flops=1.0, up_bps=UP, latency_s=0.25)] * 2
     ran = run(
-        ADPSGD(topology=PAIR, overlap=overlap),
+        Pairs(ADPSGD(), topology=PAIR, overlap=overlap),
         a=(1, 1),
         b=(0, 4),
         num_rounds=2,
@@ -89,7 +89,12 @@ def test_an_exchange_takes_one_crossing_and_a_node_is_in_one_at_a_time(overlap, 
 def test_a_step_waits_for_the_exchange_its_node_is_in():
     clients = [Client(flops=1.0, up_bps=UP, latency_s=0.25)] * 2
     ran = run(
-        ADPSGD(topology=PAIR), a=(1, 1), b=(0, 4), num_rounds=2, clients=clients, step_s=[1.0, 4.0]
+        Pairs(ADPSGD(), topology=PAIR),
+        a=(1, 1),
+        b=(0, 4),
+        num_rounds=2,
+        clients=clients,
+        step_s=[1.0, 4.0],
     )
     # Node 0 asks at 0 and 1.5 s, node 1 at 0 s: exchanges end at 1.5, 3 and 4.5 s. Node 1's
     # gradient is there at 4 s, in the middle of the third.
@@ -99,7 +104,7 @@ def test_a_step_waits_for_the_exchange_its_node_is_in():
 
 def test_staleness_counts_what_others_have_done_to_the_model_meanwhile():
     # Node 0 takes 10 s, node 1 takes 1 s and asks node 0 ten times in that time.
-    ran = run(ADPSGD(topology=PAIR), a=(1, 1), b=(0, 4), num_rounds=11, step_s=[10.0, 1.0])
+    ran = run(Pairs(ADPSGD(), topology=PAIR), a=(1, 1), b=(0, 4), num_rounds=11, step_s=[10.0, 1.0])
     applied = [(e[0], e[2], e[5]) for e in ran.of(Event.APPLIED)]
     first_of_0 = next(row for row in applied if row[1] == 0)
     assert first_of_0 == (10.0, 0, 10.0)
@@ -109,7 +114,7 @@ def test_staleness_counts_what_others_have_done_to_the_model_meanwhile():
 def test_a_slow_node_holds_nobody_back():
     n = 6
     ran = run(
-        ADPSGD(topology=Complete(n)),
+        Pairs(ADPSGD(), topology=Complete(n)),
         a=np.ones(n),
         b=np.arange(n),
         num_rounds=20,
@@ -123,7 +128,9 @@ def test_a_slow_node_holds_nobody_back():
 def test_the_same_seed_gives_the_same_pairs():
     def last(seed):
         n = 8
-        ran = run(ADPSGD(topology=Ring(n), seed=seed), a=np.ones(n), b=np.arange(n), num_rounds=5)
+        ran = run(
+            Pairs(ADPSGD(), topology=Ring(n), seed=seed), a=np.ones(n), b=np.arange(n), num_rounds=5
+        )
         return ran.grid.trace.sha256(), ran.models[-1].tobytes()
 
     assert last(0) == last(0)
@@ -133,7 +140,7 @@ def test_the_same_seed_gives_the_same_pairs():
 def test_storms_of_faults_end_no_run_early_and_lose_no_reply():
     n = 12
     ran = run(
-        ADPSGD(topology=Ring(n), retry_s=1.0),
+        Pairs(ADPSGD(), topology=Ring(n), retry_s=1.0),
         a=np.ones(n),
         b=np.arange(n),
         num_rounds=60,
@@ -150,7 +157,7 @@ def test_storms_of_faults_end_no_run_early_and_lose_no_reply():
 
 def test_who_is_away_is_asked_by_nobody():
     ran = run(
-        ADPSGD(topology=Complete(4), retry_s=5.0),
+        Pairs(ADPSGD(), topology=Complete(4), retry_s=5.0),
         a=np.ones(4),
         b=np.zeros(4),
         num_rounds=10,
@@ -164,5 +171,5 @@ def test_who_is_away_is_asked_by_nobody():
 @pytest.mark.parametrize("topology", [DirectedRing(4), RandomMatching(4, seed=0)])
 def test_directed_and_changing_graphs_are_refused(topology):
     with pytest.raises(ConfigError, match="an undirected graph that stays"):
-        ADPSGD(topology=topology)
-    assert ADPSGD(topology=Q3).overlap
+        Pairs(ADPSGD(), topology=topology)
+    assert Pairs(ADPSGD(), topology=Q3).overlap
