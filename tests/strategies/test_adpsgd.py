@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from networks import Q3, Given, run
+from networks import Q3, Given, attacked, run
 from stand_ins import Client, Scripted
 
+from fl.attacks import IPM, Optimized, SignFlip
+from fl.compression import EF21, ErrorFeedback, Qsgd, Shapes, TopK
 from fl.errors import ConfigError
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.availability import ExponentialOnOff
 from fl.simulation.world.faults import Faults
-from fl.strategies import ADPSGD, Pairs
+from fl.strategies import ADPSGD, Exchange, Pairs
 from fl.topologies import Complete, DirectedRing, RandomMatching, Ring
 
 PAIR = Given.of([[0.5, 0.5], [0.5, 0.5]])
@@ -166,6 +168,104 @@ def test_who_is_away_is_asked_by_nobody():
     )
     assert not ran.models[-1][3].any()
     assert all(3 not in (e[2], int(e[5])) for e in ran.of(Event.TRANSFER))
+
+
+# ---- compressed, attacked ------------------------------------------------------------------------
+
+TOP1 = len(TopK(k=1).encode(np.float32([1, 2]), Shapes.vector(2), {}, None)[0])
+
+
+@pytest.mark.parametrize(
+    "channel", [TopK(k=1), ErrorFeedback(TopK(k=1)), EF21(TopK(k=1)), Qsgd(levels=1)]
+)
+def test_compressed_pairs_keep_the_mean_and_reach_it(channel):
+    n = 6
+    method = Pairs(ADPSGD(), topology=Complete(n), seed=1, gamma=0.3)
+    method = method.within(Exchange(uplink=channel))
+    models = np.random.default_rng(0).normal(size=n)
+    ran = run(
+        method,
+        a=np.ones(n),
+        b=np.zeros(n),
+        num_rounds=300,
+        change=start_at(models),
+        step_s=[1.0, 1.3, 1.7, 0.9, 2.3, 1.1],
+    )
+    later = [model for model, time in zip(ran.models, ran.times, strict=True) if time > 5.0]
+    for model in later:
+        np.testing.assert_allclose(model.mean(axis=0), models.mean(), rtol=1e-3, atol=1e-4)
+    assert np.ptp(later[-1], axis=0).max() < 1e-2 * np.ptp(models)
+
+
+def test_a_pairs_exchange_is_one_of_choco_with_a_half_for_each():
+    steps = np.array([(1.0, 0.0), (0.0, 3.0)])
+    method = Pairs(ADPSGD(), topology=PAIR, gamma=0.5).within(Exchange(uplink=TopK(k=1)))
+    ran = run(
+        method, a=(1, 1), b=(0, 0), num_rounds=3, change=lambda i, x: x + np.float32(steps[i])
+    )
+    x, hat = np.zeros((2, 2)), np.zeros((2, 2))
+    for model in ran.models[1:]:
+        for _ in range(2):  # both ask for an exchange in every round
+            q = x - hat
+            q[np.abs(q) < np.abs(q).max(axis=1, keepdims=True)] = 0.0
+            hat = hat + q
+            x = x + 0.5 * (hat.mean(axis=0) - hat)
+        x = x + steps
+        np.testing.assert_allclose(model, x, rtol=1e-5, atol=1e-6)
+
+
+def test_a_payload_of_a_pair_brings_what_the_other_has_missed():
+    n = 4
+    method = Pairs(ADPSGD(), topology=Ring(n), gamma=0.5).within(Exchange(uplink=TopK(k=1)))
+    ran = run(method, a=np.ones(n), b=np.arange(n), num_rounds=10)
+    sent = [e[4] for e in ran.of(Event.TRANSFER)]
+    assert {size % TOP1 for size in sent if size < SIZE} == {0}
+    assert min(sent) == TOP1
+    assert 2 * TOP1 in sent
+    assert max(sent) <= SIZE
+
+
+def test_a_byzantine_node_gives_away_a_forged_model_and_keeps_its_own():
+    seen = []
+
+    class Spy(SignFlip):
+        def forge(self, honest, own, scene):
+            seen.append((honest[:, 0].tolist(), own[:, 0].tolist()))
+            return super().forge(honest, own, scene)
+
+    method = attacked(Pairs(ADPSGD(), topology=PAIR), Spy(), [1])
+    ran = run(method, a=(1, 1), b=(0, 0), num_rounds=2, change=lambda i, x: x + np.float32(1 + i))
+    # The first two exchanges are between two zeros; then the models are 1 and 2.
+    assert seen[0] == ([0.0], [0.0])
+    assert seen[2] == ([1.0], [2.0])
+    # Node 1 gives -1, the negated mean of the honest, twice: first 1 -> 0, then 0 -> 0 / 2.
+    honest = 1.0
+    for _ in range(2):
+        honest = (honest - honest) / 2
+    np.testing.assert_allclose(ran.models[2], [[honest + 1] * 2])
+    assert ran.grid.trace.faults()["forged"] == len(seen)
+
+
+def test_an_attack_that_searches_against_an_aggregator_finds_none_in_pairs():
+    with pytest.raises(ConfigError, match="Optimized"):
+        attacked(Pairs(ADPSGD(), topology=PAIR), Optimized(IPM()), [0])
+
+
+def test_storms_and_attacks_over_compressed_pairs_end_no_run():
+    n = 8
+    made = Pairs(ADPSGD(), topology=Ring(n), retry_s=1.0, gamma=0.3)
+    ran = run(
+        attacked(made, SignFlip(), [1, 4], uplink=TopK(k=1)),
+        a=np.ones(n),
+        b=np.arange(n),
+        num_rounds=30,
+        availability=ExponentialOnOff(n, 0, mean_on_s=20.0, mean_off_s=5.0),
+        faults=Faults(dropout=0.1, crash=0.1, message_loss=0.1, detection_s=1.0),
+        timeout=50.0,
+    )
+    assert len(ran.models) == 31
+    assert all(np.isfinite(model).all() for model in ran.models)
+    assert {"forged", "transfer_lost", "absent"} <= set(ran.grid.trace.faults())
 
 
 @pytest.mark.parametrize("topology", [DirectedRing(4), RandomMatching(4, seed=0)])

@@ -524,8 +524,8 @@ def built(*overrides):
             "searches against the server's aggregator, and FedBuff has none",
         ),
         (
-            ["strategy=adpsgd", "attack=ipm"],
-            "ADPSGD has no rounds whose models could be forged",
+            ["strategy=adpsgd", "attack=ipm_optimized"],
+            "ADPSGD averages two models at a time",
         ),
         (
             ["strategy=diloco", "client=inner_adamw", "attack=ipm"],
@@ -536,7 +536,7 @@ def built(*overrides):
             "FedAvg gives nobody a way to its updates: use a strategy of fl",
         ),
     ],
-    ids=["no aggregator", "no rounds", "no server", "Flower's"],
+    ids=["no aggregator", "pairs", "no server", "Flower's"],
 )
 def test_a_strategy_without_updates_to_forge_is_refused(overrides, words):
     with pytest.raises(ConfigError, match=words):
