@@ -59,7 +59,7 @@ class Check(Callback):
         with _as_job(config) as own:
             try:
                 given = check_values(own)
-                from fl.runs.experiment import prepare  # heavy: once the configuration is complete
+                from fl.runs.build import prepare  # heavy: once the configuration is complete
 
                 _Checked.prepared = prepare(own, given)
             except Exception as error:
@@ -109,7 +109,9 @@ def _run(config: DictConfig) -> float | None:
             sweep.note(job := sweep.this_job("skipped", directory=str(done.directory)))
             print(f"{job}: completed before, in {done.directory}")
             return final_value(done.summary)
-        from fl.runs.experiment import ForeignApp, prepare, run_experiment
+        from fl.runs.build import prepare
+        from fl.runs.experiment import ForeignApp
+        from fl.runs.run import run_experiment
 
         prepared = prepare(config, given) if prepared is None else prepared
         if isinstance(prepared, ForeignApp):

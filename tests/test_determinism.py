@@ -22,7 +22,7 @@ from fl import simulate
 from fl.execution import Executor, RayExecutor, SerialExecutor, cluster
 from fl.execution.executor import Assignment, Outcome
 from fl.flower.records import from_record, to_record
-from fl.runs.experiment import build
+from fl.runs.build import build
 from fl.runs.recorder import Recorder
 from fl.runs.simulator import SimulatedRun
 from fl.simulation.world.availability import ExponentialOnOff

@@ -33,8 +33,9 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, 
 from fl import simulate
 from fl.errors import ConfigError
 from fl.flower.carried import carried, median_carried
-from fl.runs.experiment import build, serve
+from fl.runs.build import build
 from fl.runs.journal.encoding import decode, encode
+from fl.runs.run import serve
 from fl.strategies import Exchange, driver_of
 from fl.vectors.layout import Layout
 

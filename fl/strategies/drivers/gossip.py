@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,6 @@ from fl.errors import ConfigError, NoStep, SimulationError
 from fl.randomness import generator, uniform
 from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.edges import Edges, moved
-from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.swarm import Answer, Decentralized, Swarm
 from fl.strategies.gossip_rule import GossipRule, Keeps
 from fl.topologies.mixing import mix_rows
@@ -308,24 +307,7 @@ class Gossip(Decentralized):
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        averages = not self.rule.linear
-        chooses = averages and self.rule.aggregator is None
-        return replace(super().traits, aggregates=averages, chooses_aggregator=chooses)
-
-    def within(self, exchange: Exchange) -> Self:
-        """Returns a copy that sends and receives through an exchange.
-
-        Raises:
-            ConfigError: the method cannot work with a part of it.
-        """
-        attack = exchange.attack
-        if attack is not None and attack.knowledge == "aggregation" and self.rule.linear:
-            raise ConfigError(
-                f"{type(attack).__name__} searches against an aggregator of models, and "
-                f"{self.name} sums what is more, since {self.rule.linear}: use an attack that "
-                "knows no aggregator, or strategy=monna, dfedavg or dpsgd"
-            )
-        return super().within(exchange)
+        return replace(super().traits, aggregates=not self.rule.linear)
 
     def run(self, swarm: Swarm, num_rounds: int) -> None:
         """Runs all rounds of all nodes."""

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,6 @@ from fl.errors import ConfigError, SimulationError
 from fl.randomness import generator
 from fl.strategies.drivers.edges import Edges, moved
 from fl.strategies.drivers.events import positive
-from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.swarm import Answer, Decentralized, Swarm
 from fl.strategies.gossip_rule import PairRule
 from fl.vectors.rows import Row, is_finite
@@ -142,20 +141,6 @@ class Pairs(Decentralized):
                 "random_regular"
             )
         self.overlap = overlap
-
-    def within(self, exchange: Exchange) -> Self:
-        """Returns a copy that sends and receives through an exchange.
-
-        Raises:
-            ConfigError: the method cannot work with a part of it.
-        """
-        if exchange.attack is not None and exchange.attack.knowledge == "aggregation":
-            raise ConfigError(
-                f"{type(exchange.attack).__name__} searches against an aggregator, and "
-                f"{self.name} averages two models at a time: use an attack that knows none, or "
-                "strategy=monna"
-            )
-        return super().within(exchange)
 
     def run(self, swarm: Swarm, num_rounds: int) -> None:
         """Runs until n num_rounds steps have been taken."""

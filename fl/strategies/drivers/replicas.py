@@ -74,6 +74,14 @@ class Replicas(Driver):
         """What the strategy is."""
         return Traits(sends="payload", compressors="none", downlink=False, forges=False)
 
+    def check_clients(self, num_clients: int) -> None:
+        """Raises ConfigError unless every client is a worker."""
+        if num_clients != self.rule.workers:
+            raise ConfigError(
+                f"there are {num_clients} clients and {self.rule.workers} workers: set "
+                f"strategy.rule.workers={num_clients}"
+            )
+
     def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Replica, Replica]:
         """Returns the clients' ends of the links, see `Driver.ends`."""
         return self.worker, self.worker
@@ -89,11 +97,7 @@ class Replicas(Driver):
         clock = GridView(grid).clock
         while len(nodes := sorted(grid.get_node_ids())) < self.rule.workers:
             clock.sleep(_RETRY_S)
-        if len(nodes) > self.rule.workers:
-            raise ConfigError(
-                f"there are {len(nodes)} clients and {self.rule.workers} workers: set "
-                f"strategy.rule.workers={len(nodes)}"
-            )
+        self.check_clients(len(nodes))
         self._grid = grid
         if self._layout is None:
             self._layout = layout_of(arrays)

@@ -379,6 +379,13 @@ class Decentralized(Driver):
                 f"downlink is set, and with {self.name} nobody broadcasts, since nodes send to "
                 "each other: leave it out, and choose compressor=... for what they send"
             )
+        attack = exchange.attack
+        if attack is not None and attack.knowledge == "aggregation" and not self.traits.aggregates:
+            raise ConfigError(
+                f"attack is {type(attack).__name__}, which searches against an aggregator, and "
+                f"{self.name} has none: use strategy=dpsgd, dfedavg or monna, or an attack that "
+                "knows none"
+            )
         if exchange.uplink is not None and exchange.layout is not None:
             CHOCO(exchange.uplink, exchange.layout, self.rule.vectors)  # or else it says why not
         return super().within(exchange)
@@ -508,16 +515,20 @@ class Decentralized(Driver):
             self._told = True
             return Forged(own, scene.memory)
 
+    def check_clients(self, num_clients: int) -> None:
+        """Raises ConfigError if there are fewer clients than nodes."""
+        if num_clients < self.n:
+            raise ConfigError(
+                f"the topology has {self.n} nodes and the fleet {num_clients} clients: set "
+                f"topology.num_nodes={num_clients} or less"
+            )
+
     def _ids(self, tasks: Tasks[Start]) -> list[int]:
         ids = tasks.peers.nodes()
         while len(ids) < self.n and not tasks.clock.virtual:
             tasks.clock.sleep(self.retry_s)
             ids = tasks.peers.nodes()
-        if len(ids) < self.n:
-            raise ConfigError(
-                f"the topology has {self.n} nodes and the fleet {len(ids)} clients: set "
-                f"topology.num_nodes={len(ids)} or less"
-            )
+        self.check_clients(len(ids))
         return ids[: self.n]
 
     def _chosen(self, honest: int) -> list[int]:

@@ -17,10 +17,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fl.reports.history import read_history
-from fl.runs.experiment import run_experiment
 from fl.runs.journal import journal as journal_module
 from fl.runs.journal.claim import FOLDER
 from fl.runs.journal.journal import FILE
+from fl.runs.run import run_experiment
 
 ROOT = Path(__file__).parents[3]
 
