@@ -299,7 +299,7 @@ def members_of(group: str) -> tuple[tuple[str, Any], ...]:
 
 
 def parts_of(group: str, name: str) -> Iterator[Any]:
-    """Yields the contents of a member, and of all that it is made of: others, and bases."""
+    """Yields the contents of a member, and of all that it is made of, each at its place in it."""
     content = dict(members_of(group))[name]
     yield content
     for entry in content.get("defaults") or ():
@@ -307,9 +307,15 @@ def parts_of(group: str, name: str) -> Iterator[Any]:
             if entry != "_self_":
                 yield from parts_of(group, entry)
             continue
-        for key, base in entry.items():
-            if key.endswith("@_here_"):
-                yield from parts_of(key.removesuffix("@_here_").strip("/"), base)
+        for key, chosen in entry.items():
+            if key.startswith("override "):
+                continue
+            path, _, place = key.partition("@")
+            for part in parts_of(path[1:] if path[0] == "/" else f"{group}/{path}", chosen):
+                if place != "_here_":
+                    OmegaConf.update(around := OmegaConf.create(), place or path, part)
+                    part = around
+                yield part
 
 
 @cache
