@@ -8,6 +8,7 @@ import pytest
 from aggregation_members import (
     AGGREGATORS,
     FOLDING,
+    MEMBERS,
     PRE_AGGREGATIONS,
     call,
     configuration,
@@ -32,14 +33,15 @@ def test_every_rule_asked_for_has_a_configuration():
 
 @pytest.mark.parametrize(
     ("group", "name"),
-    [("aggregator", name) for name in AGGREGATORS]
+    [("aggregator", name) for name in MEMBERS]
     + [("preaggregation", name) for name in PRE_AGGREGATIONS],
 )
 def test_a_configuration_names_every_argument_with_its_default(group, name):
     written = configuration(group, name)
     made = member(group, name)
     keys = {key for key in written if not key.startswith("_")}
-    assert keys == {field.name for field in fields(made)}
+    given = {"f"} if group == "preaggregation" else set()  # by the chain
+    assert keys == {field.name for field in fields(made)} - given
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
