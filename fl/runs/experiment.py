@@ -23,7 +23,7 @@ from torch import nn
 from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients, poisoned
 from fl.clients import TaskApp, TrainingApp
 from fl.clients.planned import PlannedApp
-from fl.compression import Channel
+from fl.compression import Channel, Compressor, Shapes, chained
 from fl.data import Examples, FederatedData, Partitions, federate
 from fl.errors import ConfigError, Diverged
 from fl.execution import Executor, RayExecutor
@@ -127,12 +127,17 @@ _KINDS: Mapping[str, Any] = {  # what the member of a group makes
     "fleet": Fleet,
     "executor": Executor,
     "compressor": Channel,
+    "then": Compressor,
+    "feedback": partial,
     "downlink": Channel,
     "attack": Attack | Poisoning | Combined,
     "checkpoint": partial,
     "charge": Charge,
 }
-_OURS = ("strategy", "fleet", "executor", "compressor", "downlink", "attack", "checkpoint")
+_OURS = (
+    *("strategy", "fleet", "executor", "compressor", "then", "feedback", "downlink", "attack"),
+    "checkpoint",
+)
 
 
 class _Learnt(NamedTuple):
@@ -162,12 +167,26 @@ def build(config: DictConfig) -> Experiment:
     for name in _OURS:
         with problems.noted():
             parts[name] = _made(config, name)
+    if {"compressor", "then", "feedback"} <= parts.keys():
+        with problems.noted():
+            feedback = parts["feedback"] and _blamed(config, "feedback", parts["feedback"])
+            parts["compressor"] = chained(parts["compressor"], parts["then"], feedback)
     learnt = {}
     for task, place in _places(config).items():
         with problems.noted():
             learnt[task] = _learnt(place, config.seed)
     problems.stop()
     return _joined(config, parts, learnt)
+
+
+def _blamed(config: DictConfig, name: str, make: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function whose errors have the full keys of the part that it makes."""
+
+    def made(*args: Any) -> Any:
+        with blaming(config, name):
+            return make(*args)
+
+    return made
 
 
 def _places(config: DictConfig) -> dict[str, DictConfig]:
@@ -225,6 +244,8 @@ def _joined(
         strategy.layout = layout
     around = guarded(strategy, layout)
     with blaming(config, "compressor" if parts["compressor"] else "downlink"):
+        if links.uplink is not None:
+            links.uplink.init(Shapes.of(layout))  # refuses what it cannot bound, now
         around = links.around(around, config.num_clients, config.seed, layout)
     experiment = Experiment(
         first.data,

@@ -48,11 +48,13 @@ OF_OURS = (
     "evaluate_every",
     "evaluate_every_s",
     "evaluate_train",
+    "feedback",
     "num_byzantine",
     "num_rounds",
     "round_timeout_s",
     "strategy",
     "tasks",
+    "then",
     "time_limit_s",
     "train_config",
 )
