@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import fl
 from fl.errors import ConfigError
 from fl.runs.configuration import explain
 from fl.runs.experiment import build, run_experiment
+from fl.runs.groups import groups, header, members_of, text
 
 CONF = Path(fl.__file__).parent / "conf"
 TINY = [
@@ -39,6 +41,46 @@ def config_of(*overrides):
 def skip_without_files(name):
     if name in NEEDS_FILES and not os.environ.get("FL_DATA_DIR"):
         pytest.skip(f"{name} reads files from FL_DATA_DIR, which is not set")
+
+
+EVERY = [(group, name) for group, names in groups() for name in names]
+
+
+@pytest.mark.parametrize(("group", "name"), EVERY, ids=lambda part: part)
+def test_every_member_says_how_it_is_used_what_it_is_and_what_its_keys_mean(group, name):
+    said = header(group, name)
+    assert re.search(rf"[ +]{group}(@\S+)?=(\S+,|\[)?{name}\b", said.command), said.command
+    assert len(said.what) > 10, "a paper, or a sentence"
+    if group != "experiment":  # whose keys are explained where they are from
+        assert not unexplained(text(group, name), explained_before(group, name))
+
+
+def explained_before(group, name):
+    """Keys that are explained in what a member is made of, whose values it may replace."""
+    keys = set()
+    for entry in dict(members_of(group))[name].get("defaults") or ():
+        for key, chosen in [(group, entry)] if isinstance(entry, str) else entry.items():
+            if chosen != "_self_" and (key == group or key.endswith("@_here_")):
+                of = key.removesuffix("@_here_").lstrip("/")
+                keys |= keys_of(text(of, chosen)).keys() | explained_before(of, chosen)
+    return keys
+
+
+def keys_of(yaml):
+    """The lines of keys by name, without what Hydra reads itself and what is another key's."""
+    found = re.findall(r"(?m)^(?!  - ) *(?:- )?([^\W_][\w-]*): (\S.*)$", yaml)
+    return {key: line for key, line in found if not re.fullmatch(r"\$\{\w+\}", line)}
+
+
+def unexplained(yaml, before):
+    return [k for k, line in keys_of(yaml).items() if "# " not in line and k not in before]
+
+
+@pytest.mark.parametrize("path", [*CONF.glob("_base/**/*.yaml")], ids=lambda path: path.stem)
+def test_what_members_are_made_of_explains_its_keys(path):
+    yaml = path.read_text(encoding="utf-8")
+    assert yaml.startswith("# ")
+    assert not unexplained(yaml, set())
 
 
 @pytest.mark.parametrize("name", members("strategy"))
