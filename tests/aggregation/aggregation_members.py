@@ -24,6 +24,7 @@ WRITTEN = {  # on the command line, from members
     "bucketing_median": "aggregator=median preaggregation=bucketing",
     "clipping_trimmed_mean": "aggregator=trimmed_mean preaggregation=clipping",
     "flag_repo": "aggregator=flag aggregator.form=repo aggregator.iterations=1",
+    "nnm_krum_of_parts": "aggregator=krum preaggregation=nnm",
     "nnm_geometric_median": "aggregator=geometric_median preaggregation=nnm",
     "nnm_median": "aggregator=median preaggregation=nnm",
     "resampling_trimmed_mean": "aggregator=trimmed_mean preaggregation=resampling",

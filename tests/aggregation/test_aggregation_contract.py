@@ -44,6 +44,10 @@ def test_a_configuration_names_every_argument_with_its_default(group, name):
     assert keys == {field.name for field in fields(made)} - given
 
 
+def test_a_preset_is_what_its_parts_are_on_the_command_line():
+    assert member("aggregator", "nnm_krum") == member("aggregator", "nnm_krum_of_parts")
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_result_has_the_length_and_type_of_the_inputs(aggregator, dtype):
     x = gaussian(0).astype(dtype)

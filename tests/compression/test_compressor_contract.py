@@ -248,6 +248,11 @@ DATA_DEPENDENT = {
 }
 
 
+def test_a_preset_is_what_its_parts_are_on_the_command_line():
+    assert MEMBERS["ef_topk_int8"] == MEMBERS["ef_topk_and_int8"]
+    assert MEMBERS["ef21"] == MEMBERS["ef21_of_topk"]
+
+
 def test_every_channel_has_a_length_to_check():
     assert set(CHANNELS) == set(FORMULAS) | DATA_DEPENDENT
 
