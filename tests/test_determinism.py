@@ -22,7 +22,7 @@ from fl import simulate
 from fl.execution import Executor, RayExecutor, SerialExecutor, cluster
 from fl.execution.executor import Assignment, Outcome
 from fl.flower.records import from_record, to_record
-from fl.runs.experiment import build
+from fl.runs.build import build
 from fl.runs.recorder import Recorder
 from fl.runs.simulator import SimulatedRun
 from fl.simulation.world.availability import ExponentialOnOff
@@ -87,8 +87,8 @@ def outer(executor: Executor) -> SimulatedRun:
         "model.hidden=[8,8]",
         "strategy=streaming_diloco",
         "compressor=e3m0",
-        "strategy.inner_steps=6",
-        "strategy.fragments=2",
+        "strategy.rule.inner_steps=6",
+        "strategy.rule.fragments=2",
         "client.batch_size=8",
         "fleet=datacenters",
         "fleet.jitter=0.3",

@@ -92,11 +92,13 @@ def parts_of(group: str, name: str) -> Iterator[Any]:
             if key.startswith("override "):
                 continue
             path, _, place = key.partition("@")
-            for part in parts_of(path[1:] if path[0] == "/" else f"{group}/{path}", chosen):
-                if place != "_here_":
-                    OmegaConf.update(around := OmegaConf.create(), place or path, part)
-                    part = around
-                yield part
+            other = path[1:] if path[0] == "/" else f"{group}/{path}"
+            for one in [chosen] if isinstance(chosen, str) else chosen:
+                for part in parts_of(other, one):
+                    if place != "_here_":
+                        OmegaConf.update(around := OmegaConf.create(), place or path, part)
+                        part = around
+                    yield part
 
 
 def _folder(group: str) -> Traversable:

@@ -10,11 +10,12 @@ from attack_members import ATTACKS, CONF
 from flwr.app import ArrayRecord
 from hydra import compose, initialize_config_module
 
-import fl.runs.experiment
+import fl.runs.build
 from fl import simulate
 from fl.attacks import Combined, Poisoning
 from fl.errors import ConfigError
-from fl.runs.experiment import build, central_evaluation
+from fl.runs.build import build
+from fl.runs.evaluation import central_evaluation
 from fl.simulation.kernel.trace import Event
 
 AGGREGATORS = sorted(path.stem for path in (CONF / "aggregator").glob("*.yaml"))
@@ -47,7 +48,7 @@ def config_of(attack, aggregator):
 @pytest.fixture
 def deal_once(monkeypatch):
     """Reads and deals the data only once: it is the same for all."""
-    monkeypatch.setattr(fl.runs.experiment, "federate", _federated)
+    monkeypatch.setattr(fl.runs.build, "federate", _federated)
 
 
 _dealt = {}
@@ -89,9 +90,9 @@ def check(attack, aggregator):
     forged = 0 if isinstance(made, Poisoning) else 2 * BYZANTINE
     assert result.trace.counts[Event.FORGED] == forged
     assert result.trace.counts[Event.REJECTED] == (forged if attack in NO_VECTORS else 0)
-    assert len(experiment.byzantine) == BYZANTINE
+    assert len(experiment.strategy.exchange.byzantine) == BYZANTINE
     changed = np.flatnonzero(experiment.app.data.train.y != experiment.data.train.y)
-    theirs = [experiment.data.partitions[c] for c in experiment.byzantine]
+    theirs = [experiment.data.partitions[c] for c in experiment.strategy.exchange.byzantine]
     assert bool(len(changed)) == isinstance(made, Poisoning | Combined)
     assert np.isin(changed, np.concatenate(theirs)).all()
     backdoor = "backdoor" in attack

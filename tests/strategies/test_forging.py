@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from hydra import compose, initialize_config_dir
+from stand_ins import driven
 
 import fl
 from fl import simulate
@@ -28,12 +29,12 @@ from fl.errors import ConfigError
 from fl.flower.records import from_record
 from fl.models import LogisticRegression
 from fl.models import build as build_model
-from fl.runs.experiment import build
+from fl.runs.build import build
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.availability import Always
 from fl.simulation.world.faults import Faults
 from fl.simulation.world.fleets import mobile, uniform
-from fl.strategies import Compressed, FedAvg, FedBuff, Forging, Rounds
+from fl.strategies import Exchange, FedAvg, FedBuff, Rounds
 from fl.strategies.staleness import Polynomial
 from fl.vectors.layout import Layout
 
@@ -78,8 +79,7 @@ def rounds(aggregator=None, **more):
 
 
 def attacked(strategy, attack, byzantine=BYZANTINE, **more):
-    strategy.forging = Forging(attack, byzantine, **more)
-    return strategy
+    return strategy.within(Exchange(attack=attack, byzantine=frozenset(byzantine), **more))
 
 
 def run(strategy, *, num_rounds=1, fleet=None, app=None, models=None):
@@ -329,7 +329,7 @@ LIAR = 2
 def test_a_full_buffer_of_clients_at_one_speed_follows_the_closed_form():
     # w <- w + lr / n (sum_h (c_i - w) - s sum_b (c_j - w)): a fixed point that the liar shifts.
     n, s, steps = len(CENTRES), 0.5, 12
-    strategy = attacked(FedBuff(buffer_size=n, concurrency=n), OwnSignFlip(s), (LIAR,))
+    strategy = attacked(driven(FedBuff, buffer_size=n, concurrency=n), OwnSignFlip(s), (LIAR,))
     ran = quadratics.run(strategy, CENTRES, [2.0] * n, num_rounds=steps)
     signs = np.array([-s if i == LIAR else 1.0 for i in range(n)])
     fixed = signs @ CENTRES / signs.sum()
@@ -342,7 +342,7 @@ def test_a_full_buffer_of_clients_at_one_speed_follows_the_closed_form():
 def test_stale_forged_updates_weigh_what_honest_ones_of_their_age_would():
     s, age = 2.0, Polynomial(0.5)
     strategy = attacked(
-        FedBuff(buffer_size=1, concurrency=3, staleness=age), OwnSignFlip(s), (LIAR,)
+        driven(FedBuff, buffer_size=1, concurrency=3, staleness=age), OwnSignFlip(s), (LIAR,)
     )
     ran = quadratics.run(strategy, CENTRES, [1.0, 1.7, 2.9, 0.6], num_rounds=40)
     w = [0.0]
@@ -357,7 +357,7 @@ def test_stale_forged_updates_weigh_what_honest_ones_of_their_age_would():
 def test_without_rounds_the_attack_knows_the_latest_change_of_each_honest_client():
     eps, age = 0.7, Polynomial(0)
     strategy = attacked(
-        FedBuff(buffer_size=1, concurrency=4, eta=0.5, staleness=age), IPM(eps), (LIAR,)
+        driven(FedBuff, buffer_size=1, concurrency=4, eta=0.5, staleness=age), IPM(eps), (LIAR,)
     )
     ran = quadratics.run(strategy, CENTRES, [1.0, 1.7, 0.4, 0.6], num_rounds=40)
     w, latest = [0.0], {}
@@ -399,13 +399,9 @@ class Watching(Aggregator):
 def learn(channel=None, attack=None, aggregator=None, *, clients=4, byzantine=SOME, num_rounds=3):
     """Returns the model, the faults and all payloads that clients sent, by client and round."""
     strategy = Rounds(FedAvg(), aggregator=aggregator, min_train_nodes=clients)
-    if attack is not None:
-        strategy.forging = Forging(
-            attack, byzantine, uplink=channel, num_clients=clients, layout=LAYOUT
-        )
-    around = strategy
-    if channel is not None:
-        around = Compressed(strategy, channel, num_clients=clients, layout=LAYOUT)
+    between = Exchange(
+        channel, attack=attack, byzantine=frozenset(byzantine), num_clients=clients, layout=LAYOUT
+    )
     ours = TrainingApp(MODEL, DATA, Sgd(lr=0.1), uplink=channel and Uplink(channel))
     app, sent = ClientApp(), {}
 
@@ -418,7 +414,9 @@ def learn(channel=None, attack=None, aggregator=None, *, clients=4, byzantine=SO
         return reply
 
     def server(grid, context, recorder):
-        around.start(grid, ArrayRecord(MODEL().state_dict()), num_rounds=num_rounds)
+        strategy.within(between).start(
+            grid, ArrayRecord(MODEL().state_dict()), num_rounds=num_rounds
+        )
 
     result = simulate(
         server, app, uniform(num_clients=clients, seed=0), executor="serial", progress=False
@@ -487,7 +485,7 @@ def test_a_forged_change_that_no_payload_holds_is_a_fault_and_counts_as_one_of_f
 
 def test_an_attack_over_an_uplink_needs_the_layout_of_the_model():
     with pytest.raises(ConfigError, match="need the layout of the model"):
-        Forging(IPM(), BYZANTINE, uplink=TopK(density=0.1), num_clients=CLIENTS)
+        Exchange(TopK(density=0.1), attack=IPM(), num_clients=CLIENTS)
 
 
 # ---- what is refused -----------------------------------------------------------------------------
@@ -519,37 +517,9 @@ def built(*overrides):
     return build(config).strategy
 
 
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (
-            ["strategy=fedbuff", "attack=ipm_optimized"],
-            "searches against the server's aggregator, and FedBuff has none",
-        ),
-        (
-            ["strategy=adpsgd", "attack=ipm"],
-            "ADPSGD has no rounds whose models could be forged",
-        ),
-        (
-            ["strategy=diloco", "client=inner_adamw", "attack=ipm"],
-            "no server that collects updates for it to forge",
-        ),
-        (
-            ["~strategy", "+strategy={_target_: flwr.serverapp.strategy.FedAvg}", "attack=ipm"],
-            "FedAvg gives nobody a way to its updates: use a strategy of fl",
-        ),
-    ],
-    ids=["no aggregator", "no rounds", "no server", "Flower's"],
-)
-def test_a_strategy_without_updates_to_forge_is_refused(overrides, words):
-    with pytest.raises(ConfigError, match=words):
-        built(*overrides)
-
-
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "oort", "tifl", "fedbuff", "favas"])
 @pytest.mark.parametrize("more", [[], ["compressor=ef_topk"]], ids=["", "ef_topk"])
 def test_a_configuration_sets_the_attack_on_any_strategy_with_a_server(strategy, more):
     strategy = built(f"strategy={strategy}", "attack=ipm", *more)
-    inner = strategy.inner if more else strategy
-    assert isinstance(inner.forging.attack, IPM)
-    assert len(inner.forging.byzantine) == 2
+    assert isinstance(strategy.exchange.attack, IPM)
+    assert len(strategy.exchange.byzantine) == 2
