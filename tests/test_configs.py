@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from fl.clients import Corrected
 from fl.errors import ConfigError
 from fl.runs.build import build
 from fl.runs.configuration import explain
+from fl.runs.groups import groups, header, members_of, text
 from fl.runs.run import run_experiment
 
 CONF = Path(fl.__file__).parent / "conf"
@@ -41,6 +43,47 @@ def config_of(*overrides):
 def skip_without_files(name):
     if name in NEEDS_FILES and not os.environ.get("FL_DATA_DIR"):
         pytest.skip(f"{name} reads files from FL_DATA_DIR, which is not set")
+
+
+EVERY = [(group, name) for group, names in groups() for name in names]
+
+
+@pytest.mark.parametrize(("group", "name"), EVERY, ids=lambda part: part)
+def test_every_member_says_how_it_is_used_what_it_is_and_what_its_keys_mean(group, name):
+    said = header(group, name)
+    assert re.search(rf"[ +]{group}(@\S+)?=(\S+,|\[)?{name}\b", said.command), said.command
+    assert len(said.what) > 10, "a paper, or a sentence"
+    if group != "experiment":  # whose keys are explained where they are from
+        assert not unexplained(text(group, name), explained_before(group, name))
+
+
+def explained_before(group, name):
+    """Keys that are explained in what a member is made of, whose values it may replace."""
+    keys = set()
+    for entry in dict(members_of(group))[name].get("defaults") or ():
+        for key, chosen in [(group, entry)] if isinstance(entry, str) else entry.items():
+            if chosen != "_self_" and (key == group or key.endswith("@_here_")):
+                of = key.removesuffix("@_here_").lstrip("/")
+                for one in [chosen] if isinstance(chosen, str) else chosen:
+                    keys |= keys_of(text(of, one)).keys() | explained_before(of, one)
+    return keys
+
+
+def keys_of(yaml):
+    """The lines of keys by name, without what Hydra reads itself and what is another key's."""
+    found = re.findall(r"(?m)^(?!  - ) *(?:- )?([^\W_][\w-]*): (\S.*)$", yaml)
+    return {key: line for key, line in found if not re.fullmatch(r"\$\{\w+\}", line)}
+
+
+def unexplained(yaml, before):
+    return [k for k, line in keys_of(yaml).items() if "# " not in line and k not in before]
+
+
+@pytest.mark.parametrize("path", [*CONF.glob("_base/**/*.yaml")], ids=lambda path: path.stem)
+def test_what_members_are_made_of_explains_its_keys(path):
+    yaml = path.read_text(encoding="utf-8")
+    assert yaml.startswith("# ")
+    assert not unexplained(yaml, set())
 
 
 @pytest.mark.parametrize("name", members("strategy"))
@@ -169,6 +212,12 @@ def test_the_defaults_compose_and_build():
         (["data=synthetic", "data.alpha=-1", "partition=natural"], "alpha"),
         (["compressor=topk", "compressor.density=2"], "density"),
         (["compressor@downlink=topk"], "compressor@downlink=ef21"),
+        (["feedback=ef"], "compressor is null"),
+        (["compressor=ef_topk", "feedback=ef"], "compressor is ErrorFeedback"),
+        (["compressor=int8", "compressor@then=topk"], "compressor is Uniform"),
+        (["compressor=topk", "feedback=ef", "feedback.decay=3"], "feedback.decay is 3"),
+        (["compressor=sign", "feedback=diana"], "DIANA needs an unbiased"),
+        (["strategy=fedbuff", "preaggregation=nnm"], "does not read preaggregation"),
         (["strategy=onebit_adam", "compressor=topk"], "compresses both ways itself"),
         (["attack=ipm"], "num_byzantine is 0 of 12 clients; with an attack it must be"),
         (["num_byzantine=2"], "num_byzantine is 2, but there is no attack"),

@@ -6,6 +6,7 @@ from fl.aggregation.aggregator import (
     Context,
     Fold,
     PreAggregation,
+    chained,
     check_result,
 )
 from fl.aggregation.arc import ARC
@@ -78,6 +79,7 @@ __all__ = [
     "Rows",
     "SignMajority",
     "TrimmedMean",
+    "chained",
     "check_result",
     "check_weights",
     "fault_of",

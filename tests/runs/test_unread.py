@@ -24,9 +24,9 @@ GROUPS = {  # key of the root to the folder of its members
     name: name
     for name in (
         *("aggregator", "attack", "checkpoint", "client", "compressor", "data", "executor"),
-        *("fleet", "model", "partition", "tasks", "topology"),
+        *("feedback", "fleet", "model", "partition", "preaggregation", "tasks", "topology"),
     )
-} | {"downlink": "compressor"}
+} | {"downlink": "compressor", "then": "compressor"}
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -44,7 +44,10 @@ def members(key: str) -> dict[str, DictConfig]:
     return found
 
 
-MADE = ("strategy", "attack", "compressor", "downlink", "fleet", "executor", "checkpoint")
+MADE = (
+    *("strategy", "attack", "compressor", "then", "feedback", "downlink", "fleet", "executor"),
+    "checkpoint",
+)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
