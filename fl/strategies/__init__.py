@@ -16,6 +16,7 @@ from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.foreign import Foreign, driver_of
 from fl.strategies.drivers.gossip import Gossip
 from fl.strategies.drivers.outer import OuterSteps
+from fl.strategies.drivers.pairs import Pairs
 from fl.strategies.drivers.polling import Polling
 from fl.strategies.drivers.replicas import Replicas
 from fl.strategies.drivers.rounds import Rounds
@@ -38,11 +39,13 @@ from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
 from fl.strategies.fedprox import FedProx
 from fl.strategies.fedspeed import FedSpeed
 from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
+from fl.strategies.gossip_rule import GossipRule, PairRule, Progress
 from fl.strategies.gradient_tracking import GradientTracking
 from fl.strategies.local_sgd import LocalSGD
 from fl.strategies.monna import MoNNA
 from fl.strategies.oort import Oort
 from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
+from fl.strategies.outer_rule import OuterGradients, OuterRule
 from fl.strategies.qfedavg import QFedAvg
 from fl.strategies.quafl import QuAFL
 from fl.strategies.rennala import RennalaSGD
@@ -97,17 +100,23 @@ __all__ = [
     "FedYogi",
     "Foreign",
     "Gossip",
+    "GossipRule",
     "GradientTracking",
     "LocalSGD",
     "MoNNA",
     "NodeModels",
     "Oort",
     "OuterAdam",
+    "OuterGradients",
     "OuterOptimizer",
+    "OuterRule",
     "OuterSgd",
     "OuterSteps",
+    "PairRule",
+    "Pairs",
     "Polling",
     "PollingRule",
+    "Progress",
     "QFedAvg",
     "QuAFL",
     "RennalaSGD",
