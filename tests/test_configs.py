@@ -212,7 +212,7 @@ def test_the_defaults_compose_and_build():
         (["compressor=int8", "compressor@then=topk"], "compressor is Uniform"),
         (["compressor=topk", "feedback=ef", "feedback.decay=3"], "feedback.decay is 3"),
         (["compressor=sign", "feedback=diana"], "DIANA needs an unbiased"),
-        (["strategy=fedbuff", "preaggregation=nnm"], "does not read preaggregation"),
+        (["strategy=dpsgd", "preaggregation=nnm"], "does not read preaggregation"),
         (["strategy=onebit_adam", "compressor=topk"], "compresses both ways itself"),
         (["attack=ipm"], "num_byzantine is 0 of 12 clients; with an attack it must be"),
         (["num_byzantine=2"], "num_byzantine is 2, but there is no attack"),
