@@ -83,6 +83,13 @@ class Choice:
         return self.traits.sends != "model"
 
     @property
+    def client(self) -> str:
+        """The part of the client that knows vectors beside the model: key below `client`, value."""
+        if self.correction is not None:
+            return f"correction is {type(self.correction).__name__}"
+        return f"rule is {type(self.rule).__name__}"
+
+    @property
     def lacking(self) -> str:
         """A vector that the client needs and the strategy does not send, or the other way round."""
         if self.rule is None or not self.traits.known:
@@ -106,7 +113,7 @@ class Choice:
 class Refusal:
     """Choices that do not go together.
 
-    {strategy}, {uplink}, {downlink}, {attack}, {rule}, {lacking} and {forgotten} in the texts stand
+    {strategy}, {uplink}, {downlink}, {attack}, {rule}, {client}, {lacking} and {forgotten} in the texts stand
     for what is chosen.
 
     Attributes:
@@ -131,6 +138,7 @@ class Refusal:
         }
         return f"{self.given}, {self.why}: {self.instead}".format(
             strategy=choice.strategy.name,
+            client=choice.client,
             lacking=choice.lacking,
             forgotten=choice.forgotten,
             **kinds,
@@ -253,8 +261,8 @@ REFUSALS = (
     Refusal(
         "Vectors beside the model that only one end knows",
         lambda c: bool(c.lacking) and c.steps_by_gradients == isinstance(c.rule, Gradient),
-        "client.rule is {rule}",
-        "and of it and {strategy} only one knows the vector {lacking!r}",
+        "client.{client}",
+        "but of it and {strategy} only one knows the vector {lacking!r}",
         "use client/correction=control_variates with strategy=scaffold, and with no other",
     ),
     Refusal(
