@@ -28,6 +28,8 @@ AVERAGING = [  # rounds of all clients
     "fedprox",
     "qfedavg",
     "scaffold",
+    "feddyn",
+    "fedspeed",
     "fednova",
 ]
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]

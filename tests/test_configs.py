@@ -9,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_module
 
 import fl
+from fl.clients import Corrected
 from fl.errors import ConfigError
 from fl.runs.build import build
 from fl.runs.configuration import explain
@@ -70,9 +71,15 @@ def test_byzantine_nodes_attack_a_network_without_a_server():
 
 @pytest.mark.parametrize("name", members("client"))
 def test_every_client_rule_runs(name):
-    own = {"gradient": ["strategy=onebit_adam"], "scaffold": ["strategy=scaffold"]}
-    strategy = own.get(name, [])
+    strategy = ["strategy=onebit_adam"] if name == "gradient" else []
     assert 0 <= run_experiment(config_of(*strategy, f"client={name}")) <= 1
+
+
+@pytest.mark.parametrize("name", sorted({*members("client")} - {"gradient"}))
+@pytest.mark.parametrize("strategy", ["fedprox", "fedasync", "scaffold", "feddyn"])
+def test_every_local_optimizer_takes_the_correction_that_a_strategy_chooses(strategy, name):
+    experiment = build(config_of(f"strategy={strategy}", f"client={name}"))
+    assert isinstance(experiment.app.rule, Corrected)
 
 
 @pytest.mark.parametrize("name", members("fleet"))
@@ -135,7 +142,7 @@ def test_the_defaults_compose_and_build():
         (["round_timeout_s=0"], "round_timeout_s is 0"),
         (["strategy.min_available_nodes=13"], "min_available_nodes is 13, but there are 12"),
         (["strategy.min_available_nodes=99"], "min_available_nodes is 99"),
-        (["strategy=fedbuff", "aggregator=krum"], "choose one that does (strategy: fedadagrad, "),
+        (["strategy=fedasync", "aggregator=krum"], "choose one that does (strategy: favas, fedada"),
         (["client.rule.lr=-1"], "lr is -1; it must be finite and above 0"),
         (["client.local_steps=5"], "local_epochs is 1 and local_steps is 5; set one of them"),
         (["client.batch_size=0"], "batch_size is 0; it must be a whole number, at least 1"),
@@ -152,14 +159,15 @@ def test_the_defaults_compose_and_build():
         (["strategy=onebit_adam", "compressor=topk"], "compresses both ways itself"),
         (["attack=ipm"], "num_byzantine is 0 of 12 clients; with an attack it must be"),
         (["num_byzantine=2"], "num_byzantine is 2, but there is no attack"),
-        (["strategy=fedbuff", "attack=ipm_optimized", "num_byzantine=2"], "FedBuff has none"),
+        (["strategy=fedasync", "attack=ipm_optimized", "num_byzantine=2"], "FedAsync has none"),
         (["attack=label_flip", "num_byzantine=2", "partition.num_partitions=6"], "share 6"),
         (["attack=label_flip", "num_byzantine=2", "attack.num_classes=9"], "has 10 classes"),
         (["attack=gauss", "num_byzantine=2", "attack.sigma=-1"], "sigma=-1"),
         (["strategy=fedavg", "aggregator=fltrust", "strategy.root_examples=0"], "is 0, of"),
         (["strategy=fedavg", "aggregator=krum", "strategy.f=-1"], "f=-1"),
-        (["client=scaffold"], "and FedAvg does not send it"),
-        (["strategy=scaffold", "client=sgd"], "client.rule is Sgd"),
+        (["client/correction=control_variates"], "and FedAvg does not send it"),
+        (["strategy=scaffold", "~client/correction"], "client.rule is Sgd"),
+        (["strategy=scaffold", "client=gradient"], "does not step by gradients"),
         (["client=gradient"], "use one with the other"),
         (["strategy=gradient_tracking", "client=sgd"], "use one with the other"),
         (["strategy=dpsgd", "compressor=topk"], "use strategy=choco compressor@strategy.comp"),
@@ -175,7 +183,14 @@ def test_the_defaults_compose_and_build():
         (["strategy=onebit_adam", "client=sgd"], "use one with the other"),
         (["strategy=diloco", "client=gradient"], "use one with the other"),
         (["strategy=data_parallel", "client=sgd"], "use one with the other"),
-        (["strategy=diloco", "client=adamw"], "client.rule.keep_moments=true"),
+        (
+            ["strategy=diloco", "client=adamw", "client.rule.keep_moments=false"],
+            "leave client.rule.keep_moments at null",
+        ),
+        (
+            ["strategy=diloco", "client=microadam", "client.rule.keep_state=false"],
+            "leave client.rule.keep_state at null",
+        ),
         (["strategy=diloco", "client=sgd", "client.rule.momentum=0.9"], "use client=momentum"),
         (["strategy=diloco", "compressor=ef_topk"], "bf16, fp8_e4m3, e3m0, int8"),
         (["strategy=diloco", "compressor@downlink=bf16"], "leave downlink out"),

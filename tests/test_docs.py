@@ -12,6 +12,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 GROUPS = (
     "strategy",
     "client",
+    "client/correction",
     "aggregator",
     "preaggregation",
     "attack",

@@ -140,8 +140,9 @@ def build(config: DictConfig) -> Experiment:
         with problems.noted(), blaming(config, "strategy"):
             strategy.check_clients(config.num_clients)
         for made in learnt.values():  # the client's rule, where it is known before the client
-            rule = getattr(made.make_app, "keywords", {}).get("rule")
-            problems += refusals(replace(choice, rule=rule))
+            given = getattr(made.make_app, "keywords", {})
+            rule, correction = given.get("rule"), given.get("correction")
+            problems += refusals(replace(choice, rule=rule, correction=correction))
     problems.stop()
     return _joined(config, choice, attack, parts, learnt)
 
@@ -171,7 +172,7 @@ def _joined(
             data, backdoored = _poisoned(clean, attack, config)
             with blaming(place, "client"):
                 app = _app(make_app, model, data, ends)
-            here = replace(choice, rule=app.rule, layout=app.layout)
+            here = replace(choice, rule=app.optimizer, correction=app.correction, layout=app.layout)
             problems += refusals(here)
             with blaming(config, "compressor" if choice.uplink else "downlink"):
                 check_model(here, exchange)
@@ -284,7 +285,7 @@ def _app(
     uplink, downlink = ends
     app = make_app(model=model, data=data, uplink=uplink, downlink=downlink)
     for name in ("round_schedule", "step_schedule"):
-        schedule = getattr(app.rule, name, None)
+        schedule = getattr(app.optimizer, name, None)
         if schedule is not None and not callable(schedule):
             raise ConfigError(
                 f"rule.{name} is {schedule}; it must be null, or have a _target_ such as "

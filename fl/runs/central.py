@@ -22,6 +22,8 @@ from fl.runs.experiment import Learning
 def train_centrally(experiment: Learning, epochs: int, seed: int) -> Mapping[str, float]:
     """Returns the metrics of the same model and client rule trained on all data in one place.
 
+    Without a correction of gradients: it is for what clients do apart from each other.
+
     Args:
         experiment: its model, client rule and data are used.
         epochs: passes over the pooled training examples.
@@ -35,7 +37,7 @@ def train_centrally(experiment: Learning, epochs: int, seed: int) -> Mapping[str
     app = TrainingApp(
         experiment.model,
         pooled,
-        experiment.app.rule,
+        experiment.app.optimizer,
         batch_size=experiment.app.batch_size,
         drop_last=experiment.app.drop_last,
         local_epochs=epochs,

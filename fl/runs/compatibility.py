@@ -15,7 +15,7 @@ from flwr.serverapp import strategy as flower
 
 from fl.attacks import Attack
 from fl.checks import read_if
-from fl.clients import AdamW, Gradient, Rule, Sgd, TrainingApp
+from fl.clients import AdamW, Correction, Gradient, MicroAdam, Rule, Sgd, TrainingApp
 from fl.clients.replica import trained_shapes
 from fl.compression import Channel, Compressor, Participation, Receivers, Shapes, check_broadcast
 from fl.errors import ConfigError
@@ -38,7 +38,8 @@ class Choice:
         uplink: compresses what clients send.
         downlink: compresses what they receive.
         attack: forges what Byzantine clients send.
-        rule: of the clients.
+        rule: of the clients, without a correction of gradients.
+        correction: of the gradients that the rule follows.
         tasks: whether there are several models.
         num_clients: clients there are.
         layout: of the clients' model, if it is known.
@@ -49,6 +50,7 @@ class Choice:
     downlink: Channel | None = None
     attack: Attack | None = None
     rule: Rule | None = None
+    correction: Correction | None = None
     tasks: bool = False
     num_clients: int = 0
     layout: Layout | None = None
@@ -85,15 +87,18 @@ class Choice:
         """A vector that the client needs and the strategy does not send, or the other way round."""
         if self.rule is None or not self.traits.known:
             return ""
+        part = self.correction or self.rule
         sent, needed = self.traits.carries, self.traits.needs
-        lacking = {*self.rule.needs} - {*sent} or {*needed} - {*self.rule.uploads}
+        lacking = {*part.needs} - {*sent} or {*needed} - {*part.uploads}
         return min(lacking, default="")
 
     @property
     def forgotten(self) -> str:
         """What the client forgets between tasks that are one training; "" if nothing."""
-        if isinstance(self.rule, AdamW) and not self.rule.keep_moments:
+        if isinstance(self.rule, AdamW) and self.rule.keep_moments is False:
             return "moments"
+        if isinstance(self.rule, MicroAdam) and self.rule.keep_state is False:
+            return "state"
         return "momentum" if isinstance(self.rule, Sgd) and self.rule.momentum else ""
 
 
@@ -155,13 +160,6 @@ REFUSALS = (
         "tasks is null",
         "but {strategy} trains several models",
         "choose one, tasks=NAME",
-    ),
-    Refusal(
-        "Compressors and several models",
-        lambda c: c.compressed and c.traits.several_models and c.traits.compressors == "none",
-        _COMPRESSED,
-        "but {strategy} sends several models as they are",
-        "leave compressor and downlink out",
     ),
     Refusal(
         "Compressors and a method that is one",
@@ -243,7 +241,8 @@ REFUSALS = (
         ),
         "attack is {attack}",
         "which searches against the rule that combines updates, and {strategy} has none",
-        "use a strategy with rounds, strategy=monna, or an attack that does not know the rule",
+        "use a strategy whose steps have several updates, such as fedavg, fedbuff or monna, or an "
+        "attack that does not know the rule",
     ),
     Refusal(
         "Strategies that step by gradients and clients that train",
@@ -265,7 +264,7 @@ REFUSALS = (
         lambda c: bool(c.lacking) and c.steps_by_gradients == isinstance(c.rule, Gradient),
         "client.rule is {rule}",
         "and of it and {strategy} only one knows the vector {lacking!r}",
-        "use strategy=scaffold with client=scaffold, or neither",
+        "use client/correction=control_variates with strategy=scaffold, and with no other",
     ),
     Refusal(
         "Clients that forget between tasks that are one training",
@@ -273,7 +272,8 @@ REFUSALS = (
         "client.rule is {rule}",
         "which forgets its {forgotten} after every task, and workers of {strategy} go on from "
         "where they were",
-        "set client.rule.keep_moments=true, or use client=inner_adamw or client=momentum",
+        "leave client.rule.keep_moments or keep_state at null, and use client=momentum, whose "
+        "momentum is kept",
     ),
 )
 
@@ -316,7 +316,8 @@ def check_told(
     """
     told = {key: value for key, (_, value) in strategy.told().items()}
     told = {**train_config, **told}
-    for teller, config in (("train_config", train_config), (strategy.name, told)):
+    alone = {**dict.fromkeys(app.rule.requires, 1.0), **train_config}
+    for teller, config in (("train_config", alone), (strategy.name, told)):
         try:
             app.check_config(config)
         except ConfigError as error:

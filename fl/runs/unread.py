@@ -309,7 +309,8 @@ def parts_of(group: str, name: str) -> Iterator[Any]:
             continue
         for key, base in entry.items():
             if key.endswith("@_here_"):
-                yield from parts_of(key.removesuffix("@_here_").strip("/"), base)
+                for one in [base] if isinstance(base, str) else base:
+                    yield from parts_of(key.removesuffix("@_here_").strip("/"), one)
 
 
 @cache

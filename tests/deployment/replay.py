@@ -45,13 +45,16 @@ EVENTS = {  # what comes first decides
         "strategy.deadline_s=500"
     ),
     "buffered, clients with error feedback": (
-        "strategy=fedbuff strategy.concurrency={n} strategy.buffer_size=2 compressor=ef_topk_int8 "
-        f"{PATIENT}"
+        "strategy=fedbuff strategy.concurrency={n} strategy.rule.buffer_size=2 "
+        f"compressor=ef_topk_int8 {PATIENT}"
     ),
     "asynchronous, clients with MicroAdam": (
-        f"strategy=fedasync strategy.rho=0 strategy.concurrency={{n}} client=microadam {PATIENT}"
+        "strategy=fedasync strategy.rule.rho=0 strategy.concurrency={n} client=microadam "
+        f"{PATIENT}"
     ),
-    "several models": f"strategy=fedast strategy.concurrency=4 strategy.buffer_size=1 {PATIENT}",
+    "several models": (
+        f"strategy=fedast strategy.concurrency=4 strategy.rule.buffer_size=1 {PATIENT}"
+    ),
 }
 PAIRS = {  # what happens between two replies decides as well, and no trace says it
     "gossip in pairs": "strategy=adpsgd topology=complete strategy.retry_s=0.5",

@@ -73,7 +73,7 @@ def simulated(experiment, tmp_path, executor="serial", rounds=12):
 
 
 def test_metrics_of_a_task_are_those_of_its_model_and_the_plain_name_is_the_mean(tmp_path):
-    experiment = build(config_of("strategy.eta=0.5"))
+    experiment = build(config_of("strategy.rule.eta=0.5"))
     run = simulated(experiment, tmp_path)
     last = rows_of(tmp_path)[-1]
     for task, learning in experiment.tasks.items():

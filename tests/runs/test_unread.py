@@ -124,9 +124,12 @@ def test_strategy_says_what_it_tells_clients_in_place_of_their_own_arguments(str
 
 # What is set, with what makes it of no effect; and what counts instead, in the message.
 IGNORED = {
-    "strategy.max_delay=3": (["strategy=async_sgd"], "only strategy.rule=ringmaster reads it"),
-    "strategy.batch=3": (["strategy=async_sgd"], "only strategy.rule=rennala reads it"),
-    "strategy.window=3": (["strategy=fedast"], "only strategy.allocation=dynamic reads it"),
+    "strategy.rule.window=3": (
+        ["strategy=fedast"],
+        "only strategy.rule.allocation=dynamic reads it",
+    ),
+    "strategy.f=1": (["strategy=fedbuff"], "Mean has no number of Byzantine clients"),
+    "aggregator.weighted=false": (["strategy=fedbuff"], "updates do not weigh by numbers of ex"),
     "strategy.metric=loss": (["strategy=fedast"], "strategy.targets are values of it, and there"),
     "strategy.rule.drop_stragglers=true": (
         ["strategy=fedprox"],
@@ -152,11 +155,14 @@ IGNORED = {
         "without compressor.density the bound is fixed",
     ),
     "fleet.regions=[iowa]": (["fleet=datacenters", "fleet.network=high"], "only fleet.network=geo"),
-    "client.rule.clip_first=true": (["client=proximal"], "only client.rule.clip_norm clips"),
-    "client.rule.mu=0.3": (["strategy=fedprox"], "with FedProx, strategy.rule.mu counts ins"),
+    "client.correction.clip_first=true": (
+        ["client/correction=proximal"],
+        "only client.rule.clip_norm clips",
+    ),
+    "client.correction.mu=0.3": (["strategy=fedprox"], "with FedProx, strategy.rule.mu counts ins"),
     "client.local_epochs=3": (
         ["strategy=favas", "strategy.local_steps=2"],
-        "with Favas, strategy.local_steps counts inst",
+        "with FAVAS, strategy.local_steps counts inst",
     ),
     "client.rule.lr=0.7": (["strategy=backup_workers"], "with BackupWorkers, strategy.eta counts"),
     "client.evaluate_on=train": ([], "FedAvg, as it is configured, does not have clients evaluate"),

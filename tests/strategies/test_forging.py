@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from hydra import compose, initialize_config_dir
+from stand_ins import driven
 
 import fl
 from fl import simulate
@@ -328,7 +329,7 @@ LIAR = 2
 def test_a_full_buffer_of_clients_at_one_speed_follows_the_closed_form():
     # w <- w + lr / n (sum_h (c_i - w) - s sum_b (c_j - w)): a fixed point that the liar shifts.
     n, s, steps = len(CENTRES), 0.5, 12
-    strategy = attacked(FedBuff(buffer_size=n, concurrency=n), OwnSignFlip(s), (LIAR,))
+    strategy = attacked(driven(FedBuff, buffer_size=n, concurrency=n), OwnSignFlip(s), (LIAR,))
     ran = quadratics.run(strategy, CENTRES, [2.0] * n, num_rounds=steps)
     signs = np.array([-s if i == LIAR else 1.0 for i in range(n)])
     fixed = signs @ CENTRES / signs.sum()
@@ -341,7 +342,7 @@ def test_a_full_buffer_of_clients_at_one_speed_follows_the_closed_form():
 def test_stale_forged_updates_weigh_what_honest_ones_of_their_age_would():
     s, age = 2.0, Polynomial(0.5)
     strategy = attacked(
-        FedBuff(buffer_size=1, concurrency=3, staleness=age), OwnSignFlip(s), (LIAR,)
+        driven(FedBuff, buffer_size=1, concurrency=3, staleness=age), OwnSignFlip(s), (LIAR,)
     )
     ran = quadratics.run(strategy, CENTRES, [1.0, 1.7, 2.9, 0.6], num_rounds=40)
     w = [0.0]
@@ -356,7 +357,7 @@ def test_stale_forged_updates_weigh_what_honest_ones_of_their_age_would():
 def test_without_rounds_the_attack_knows_the_latest_change_of_each_honest_client():
     eps, age = 0.7, Polynomial(0)
     strategy = attacked(
-        FedBuff(buffer_size=1, concurrency=4, eta=0.5, staleness=age), IPM(eps), (LIAR,)
+        driven(FedBuff, buffer_size=1, concurrency=4, eta=0.5, staleness=age), IPM(eps), (LIAR,)
     )
     ran = quadratics.run(strategy, CENTRES, [1.0, 1.7, 0.4, 0.6], num_rounds=40)
     w, latest = [0.0], {}

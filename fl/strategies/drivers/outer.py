@@ -41,7 +41,7 @@ from fl.clients.island import (
     fragment_of,
     fragment_record,
 )
-from fl.clients.scheduled import FIRST_STEP_KEY
+from fl.clients.local_optimizer import FIRST_STEP_KEY
 from fl.clients.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import Channel, Compressor, PayloadError
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError

@@ -1,17 +1,20 @@
-"""The driver of methods whose server interrupts clients instead of waiting for them."""
+"""The driver of rules whose server interrupts clients instead of waiting for them.
+
+The rule is `fl.strategies.event_rule.PollingRule`; this says who is contacted and when, and where
+every client is.
+"""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
-
-from fl.errors import SimulationError
-from fl.strategies.drivers.events import EventDriven, Server, Update, at_least, positive
+from fl.errors import ConfigError, SimulationError
+from fl.strategies.drivers.combining import Combining
+from fl.strategies.drivers.events import Server, Update, at_least, positive
+from fl.strategies.event_rule import Answers, Combine, PollingRule
 from fl.vectors.rows import Row, is_finite
 
 _MOST_IN_VAIN = 1000  # contacts without an answer, in a row: then none will ever come
@@ -32,7 +35,7 @@ class Start:
     since_s: float
 
 
-class Contacts(EventDriven):
+class Polling(Combining):
     """Again and again the server contacts s clients, whatever they are doing.
 
     All clients work all the time, up to K local steps from where their last contact left them, then
@@ -47,22 +50,22 @@ class Contacts(EventDriven):
     A client that fails, or is too late, keeps its place: it is as if it had not been contacted.
 
     Args:
+        rule: makes the next models.
         contacted: s, clients contacted at a time.
         local_steps: K; None sends none, and K is as many steps as the client does in any other
             method: `client.local_steps`, or those of `client.local_epochs`.
         waiting_s: server waiting time, s.
         interaction_s: longest interaction time, s.
-        **events: arguments of `EventDriven`, but `concurrency`, which s takes the place of, and
+        **events: arguments of `Combining`, but `concurrency`, which s takes the place of, and
             `patience`, which `interaction_s` does.
 
     Raises:
         ConfigError: an argument is out of its range.
     """
 
-    tells: ClassVar[Mapping[str, str]] = {"local-steps": "local_steps"}
-
     def __init__(
         self,
+        rule: PollingRule,
         *,
         contacted: int,
         local_steps: int | None = None,
@@ -70,31 +73,53 @@ class Contacts(EventDriven):
         interaction_s: float,
         **events: Any,
     ) -> None:
+        if not isinstance(rule, PollingRule):
+            raise ConfigError(
+                f"rule is {rule!r:.80}; it must be a fl.strategies.PollingRule, such as QuAFL()"
+            )
         super().__init__(patience=None, **events)
         at_least("contacted", contacted, 1)
         if local_steps is not None:
             at_least("local_steps", local_steps, 1)
         positive("waiting_s", waiting_s)
         positive("interaction_s", interaction_s)
+        self.rule = rule
         self.contacted = contacted
         self.local_steps = local_steps
         self.waiting_s = waiting_s
         self.interaction_s = interaction_s
+        self.check_aggregator()
+
+    @property
+    def name(self) -> str:
+        """Of the rule, for messages."""
+        return type(self.rule).__name__
+
+    @property
+    def tells(self) -> Mapping[str, str]:
+        """What messages say beside the model, by the argument that it comes from."""
+        return {"local-steps": "local_steps"}
+
+    @property
+    def most(self) -> int:
+        """The most updates that a step combines."""
+        return self.contacted
 
     takes_empty = True  # no whole step since the last contact is an answer like another
 
-    @abstractmethod
-    def merge(self, server: Server, answers: Sequence[Update]) -> tuple[Row, dict[int, Row]]:
-        """Returns the server's next model, and where each client that answered goes on from.
+    def check_clients(self, num_clients: int) -> None:
+        """Raises ConfigError if a contact never has enough answers for F."""
+        if self.robust:
+            self.aggregator.check(min(self.contacted, num_clients))
 
-        Args:
-            server: with the model w_{t-1}.
-            answers: of the clients contacted, in order of arrival; the task's model is where the
-                client began.
-        """
+    def unusable(self, update: Update) -> str | None:
+        """Returns why the rule cannot use an answer."""
+        return self.rule.refuses(update.metrics)
 
     def begin(self, server: Server) -> None:
         """Puts every client at the initial model."""
+        super().begin(server)
+        self.state = self.rule.init(server.w, len(server.w))
         self.first = Start(server.version, server.w, server.now)
         self.starts: dict[int, Start] = {}
         self.answers: list[Update] = []
@@ -158,10 +183,25 @@ class Contacts(EventDriven):
             return
         self.in_vain = 0
         answers, self.answers = self.answers, []
-        with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
-            w, places = self.merge(server, answers)
-        taken = server.step(w, answers, polled=True)
+        places: dict[int, Row] = {}
+
+        def make(usable: Sequence[Update], combine: Combine | None) -> Any:
+            given = Answers(
+                usable,
+                starts=[update.task.memo.w for update in usable],
+                contacts=[self.contacts[update.node] for update in usable],
+                combine=combine,
+            )
+            state, goes_on_from = self.rule.step(self.state, given)
+            nodes = [update.node for update in usable]
+            places.update(zip(nodes, goes_on_from, strict=True))
+            return state
+
+        state = self.advance(server, answers, make, polled=True)
+        if state is None:
+            return  # they go on from where they were
+        self.state = state._replace(w=server.w)
         for node, place in places.items():
             held = server.model.layout.rounded(place)
-            if taken and is_finite(held):  # else it goes on from where it was
+            if is_finite(held):
                 self.starts[node] = Start(server.version, held, server.now)
