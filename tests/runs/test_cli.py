@@ -266,7 +266,7 @@ BAD = {
     # Numbers out of range, and parts that do not fit together.
     "partition.alpha=-1": "partition.alpha=-1: a Dirichlet concentration must be positive",
     "client.rule.lr=0": "client.rule.lr is 0; it must be finite and above 0",
-    "strategy=diloco strategy.optimizer.lr=0": "strategy.optimizer.lr is 0; it must be finite and",
+    "strategy=diloco strategy.rule.optimizer.lr=0": "optimizer.lr is 0; it must be finite",
     "strategy=fedbuff strategy.rule.staleness.a=-1": "staleness.a is -1; it must be at least 0",
     "strategy=fedavg aggregator=krum aggregator.power=3": "aggregator.power=3",
     "strategy=fedast tasks.digits.client.rule.lr=0": "tasks.digits.client.rule.lr is 0; it must",
@@ -294,7 +294,7 @@ BAD = {
     "strategy=async_sgd aggregator=krum": "aggregator=krum has no effect, as the strategy AsyncSGD",
     "topology=ring": "topology=ring has no effect, as the strategy FedAvg does not read topology",
     "strategy=fedast strategy.rule.window=5": "only strategy.rule.allocation=dynamic reads it",
-    "strategy=diloco client.local_steps=5": "with DiLoCo, strategy.inner_steps counts instead",
+    "strategy=diloco client.local_steps=5": "strategy.rule.inner_steps counts instead",
     "strategy=dbw client.rule.lr=0.5": "with DBW, strategy.eta counts instead",
     "client.evaluate_on=train": "client.evaluate_on=train has no effect: FedAvg, as it is configur",
     "strategy.min_evaluate_nodes=3": "clients evaluate only with strategy.fraction_evaluate above",
