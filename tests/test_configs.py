@@ -109,9 +109,17 @@ def test_every_partition_builds(name):
     assert build(config_of(f"partition={name}")).data.num_partitions == 12
 
 
-@pytest.mark.parametrize("more", [["compressor=e3m0"], ["attack=label_flip", "num_byzantine=2"]])
-def test_outer_steps_take_a_compressor_and_poisoned_data(more):
-    config = config_of("strategy=diloco", "strategy.inner_steps=3", *more)
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["compressor=e3m0"],
+        ["compressor=ef_topk_int8"],
+        ["attack=label_flip", "num_byzantine=2"],
+        ["attack=ipm_optimized", "num_byzantine=2", "aggregator=nnm_krum", "strategy.f=2"],
+    ],
+)
+def test_outer_steps_take_compressors_attacks_and_aggregators(more):
+    config = config_of("strategy=diloco", "strategy.rule.inner_steps=3", *more)
     assert 0 <= run_experiment(config) <= 1
 
 
@@ -201,13 +209,15 @@ def test_the_defaults_compose_and_build():
             "leave client.rule.keep_state at null",
         ),
         (["strategy=diloco", "client=sgd", "client.rule.momentum=0.9"], "use client=momentum"),
-        (["strategy=diloco", "compressor=ef_topk"], "bf16, fp8_e4m3, e3m0, int8"),
         (["strategy=diloco", "compressor@downlink=bf16"], "leave downlink out"),
-        (["strategy=diloco", "attack=ipm", "num_byzantine=2"], "use an attack on data"),
-        (["strategy=streaming_diloco", "strategy.overlap=30"], "must be below inner_steps, 30"),
-        (["strategy=streaming_diloco", "strategy.fragments=5"], "the model has 0 blocks"),
-        (["strategy=streaming_diloco", "strategy.fragments=7"], "7 fragments do not divide"),
-        (["strategy=diloco", "strategy.optimizer.momentum=1"], "optimizer.momentum is 1"),
+        (["strategy=diloco", "aggregator=fltrust"], "aggregator is FLTrust"),
+        (
+            ["strategy=streaming_diloco", "strategy.rule.overlap=30"],
+            "must be below inner_steps, 30",
+        ),
+        (["strategy=streaming_diloco", "strategy.rule.fragments=5"], "the model has 0 blocks"),
+        (["strategy=streaming_diloco", "strategy.rule.fragments=7"], "7 fragments do not divide"),
+        (["strategy=diloco", "strategy.rule.optimizer.momentum=1"], "optimizer.momentum is 1"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

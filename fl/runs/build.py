@@ -231,7 +231,7 @@ def _poisoned(
 def _trusted(strategy: Driver, learning: Learning, seed: int) -> TrustedUpdate | None:
     """Returns what makes the server's own update, for a strategy that wants it."""
     examples = strategy.traits.root_examples
-    if not examples:
+    if examples is None:
         return None
     return TrustedUpdate(learning.app, learning.model, learning.data, examples=examples, seed=seed)
 
@@ -308,7 +308,7 @@ def _made(config: DictConfig, name: str) -> Any:
 def _attack(config: DictConfig, attack: Attack | Poisoning | Combined | None) -> _Attack:
     """Returns who attacks, and how."""
     if attack is None:
-        if config.num_byzantine and config.attack is None:
+        if config.num_byzantine and config.get("attack") is None:
             raise ConfigError(
                 f"num_byzantine is {config.num_byzantine}, but there is no attack: choose one, for "
                 "example attack=alie, or leave num_byzantine out"

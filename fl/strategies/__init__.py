@@ -44,6 +44,7 @@ from fl.strategies.local_sgd import LocalSGD
 from fl.strategies.monna import MoNNA
 from fl.strategies.oort import Oort
 from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
+from fl.strategies.outer_rule import OuterGradients, OuterRule
 from fl.strategies.qfedavg import QFedAvg
 from fl.strategies.quafl import QuAFL
 from fl.strategies.rennala import RennalaSGD
@@ -104,7 +105,9 @@ __all__ = [
     "NodeModels",
     "Oort",
     "OuterAdam",
+    "OuterGradients",
     "OuterOptimizer",
+    "OuterRule",
     "OuterSgd",
     "OuterSteps",
     "PairRule",

@@ -36,7 +36,7 @@ ROUNDS = {  # of all clients: a grid shows their replies in the order of the mes
 }
 PEERS = {  # rounds whose payloads are relayed by the server, which on the simulator pays nothing
     "gossip": "strategy=dpsgd topology=complete strategy.retry_s=0.5",
-    "outer steps": "strategy=diloco strategy.inner_steps=4 strategy.retry_s=0.5",
+    "outer steps": "strategy=diloco strategy.rule.inner_steps=4 strategy.retry_s=0.5",
 }
 PATIENT = "strategy.patience=null"  # what the wall's clock says is no matter of the schedule
 EVENTS = {  # what comes first decides

@@ -106,6 +106,52 @@ def test_module_is_the_command(call: Call, tmp_path: Path) -> None:
         assert one[name] == other[name]
 
 
+def test_parts_that_do_not_go_together_are_told_with_what_is_wrong_by_itself(
+    refused: Callable[..., str],
+) -> None:
+    told = refused(
+        *QUICK,
+        "strategy=diloco",
+        "client=inner_adamw",
+        "compressor@downlink=ef21",
+        "attack=alie",
+        "attack.z=abc",
+        "num_byzantine=2",
+        "round_timeout_s=inf",
+    )
+    for key_and_value in ("round_timeout_s is inf", "attack.z='abc'", "downlink is EF21"):
+        assert key_and_value in told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key_and_value"),
+    [
+        (
+            ["aggregator=krum", "aggregator.f=5", "strategy.clients=10"],
+            "n=10 vectors, of which f=5",
+        ),
+        (["compressor=marina", "strategy.clients=9"], "compressor is Marina"),
+        (["strategy=dpsgd", "topology.num_nodes=11"], "11 nodes and the fleet 10 clients"),
+        (["strategy=onebit_adam", "strategy.rule.workers=9"], "10 clients and 9 workers"),
+    ],
+)
+def test_what_so_many_clients_cannot_do_is_told_before_anything_starts(
+    refused: Callable[..., str], overrides: list[str], key_and_value: str
+) -> None:
+    assert key_and_value in refused(*QUICK, *overrides)
+
+
+def test_directory_of_a_completed_run_is_not_taken_by_another(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    call(*QUICK, f"hydra.run.dir={tmp_path}")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit):
+        call(*QUICK, "seed=7", f"hydra.run.dir={tmp_path}")
+    assert f"{tmp_path} holds a completed run" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_status_of_a_refused_run_is_1_and_its_message_goes_to_standard_error() -> None:
     command = [sys.executable, "-m", "fl", *QUICK, "client.rule.learning_rate=1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -220,7 +266,7 @@ BAD = {
     # Numbers out of range, and parts that do not fit together.
     "partition.alpha=-1": "partition.alpha=-1: a Dirichlet concentration must be positive",
     "client.rule.lr=0": "client.rule.lr is 0; it must be finite and above 0",
-    "strategy=diloco strategy.optimizer.lr=0": "strategy.optimizer.lr is 0; it must be finite and",
+    "strategy=diloco strategy.rule.optimizer.lr=0": "optimizer.lr is 0; it must be finite",
     "strategy=fedbuff strategy.rule.staleness.a=-1": "staleness.a is -1; it must be at least 0",
     "strategy=fedavg aggregator=krum aggregator.power=3": "aggregator.power=3",
     "strategy=fedast tasks.digits.client.rule.lr=0": "tasks.digits.client.rule.lr is 0; it must",
@@ -248,7 +294,7 @@ BAD = {
     "strategy=async_sgd aggregator=krum": "aggregator=krum has no effect, as the strategy AsyncSGD",
     "topology=ring": "topology=ring has no effect, as the strategy FedAvg does not read topology",
     "strategy=fedast strategy.rule.window=5": "only strategy.rule.allocation=dynamic reads it",
-    "strategy=diloco client.local_steps=5": "with DiLoCo, strategy.inner_steps counts instead",
+    "strategy=diloco client.local_steps=5": "strategy.rule.inner_steps counts instead",
     "strategy=dbw client.rule.lr=0.5": "with DBW, strategy.eta counts instead",
     "client.evaluate_on=train": "client.evaluate_on=train has no effect: FedAvg, as it is configur",
     "strategy.min_evaluate_nodes=3": "clients evaluate only with strategy.fraction_evaluate above",

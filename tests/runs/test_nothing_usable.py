@@ -191,7 +191,7 @@ RATES = {
     "onebit_adam": "strategy.rule.lr",
     "demo": "strategy.rule.lr",
     "just_one_byte": "strategy.rule.lr",
-    "data_parallel": "strategy.optimizer.lr",
+    "data_parallel": "strategy.rule.optimizer.lr",
     "gradient_tracking": "strategy.rule.eta",
 }
 # These take one step before the server looks, and are at something huge and finite.

@@ -135,7 +135,10 @@ IGNORED = {
         ["strategy=fedprox"],
         "only with strategy.rule.straggler_f",
     ),
-    "strategy.pattern=sequential": (["strategy=eager_updates"], "and strategy.fragments is 1"),
+    "strategy.rule.pattern=sequential": (
+        ["strategy=eager_updates"],
+        "and strategy.rule.fragments is 1",
+    ),
     "strategy.root_examples=7": (["strategy=fedavg"], "Mean does without an own update"),
     "strategy.min_evaluate_nodes=5": ([], "only with strategy.fraction_evaluate above 0"),
     "aggregator.f=2": (["strategy=fedavg", "aggregator=krum", "strategy.f=1"], "strategy.f co"),
