@@ -31,7 +31,7 @@ from fl.errors import ConfigError
 from fl.execution.garbage import START_THRESHOLDS
 from fl.runs import sweep, usage
 from fl.runs.configuration import check_values, composition_problems, explain
-from fl.runs.journal.command import Resuming, forget, how_to_start, resumed
+from fl.runs.journal.command import Resuming, check_lost_by, forget, how_to_start, resumed
 from fl.runs.signals import Stopped, stoppable
 
 if TYPE_CHECKING:
@@ -62,10 +62,12 @@ class Check(Callback):
                 from fl.runs.build import prepare  # heavy: once the configuration is complete
 
                 _Checked.prepared = prepare(own, given)
+                place = Path(config.hydra.run.dir).absolute()
+                if Resuming.run is None:
+                    check_lost_by(place)
             except Exception as error:
                 _tell(error)
                 sys.exit(1)
-        place = Path(config.hydra.run.dir).absolute()
         _Checked.made = tuple(path for path in (place, *place.parents) if not path.exists())
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients, poisoned
 from fl.clients import TrainingApp
-from fl.compression import Channel
+from fl.compression import Channel, Compressor, chained
 from fl.data import Examples, FederatedData, federate
 from fl.errors import ConfigError
 from fl.execution import Executor
@@ -51,11 +51,13 @@ _KINDS: Mapping[str, Any] = {  # what the member of a group makes
     "fleet": Fleet,
     "executor": Executor,
     "compressor": Channel,
+    "then": Compressor,
+    "feedback": partial,
     "downlink": Channel,
     "attack": Attack | Poisoning | Combined,
     "charge": Charge,
 }
-_OURS = ("strategy", "fleet", "executor", "compressor", "downlink", "attack")
+_OURS = ("strategy", "fleet", "executor", "compressor", "then", "feedback", "downlink", "attack")
 _OF_CLIENTS = ("train_", "client_", "staleness")  # how names of metrics begin that updates bring
 _WEIGHTS = ("num-examples", "train-loss", "steps")  # metrics of our clients' replies
 
@@ -118,6 +120,10 @@ def build(config: DictConfig) -> Experiment:
     for name in _OURS:
         with problems.noted():
             parts[name] = _made(config, name)
+    if {"compressor", "then", "feedback"} <= parts.keys():
+        with problems.noted():
+            feedback = parts["feedback"] and _blamed(config, "feedback", parts["feedback"])
+            parts["compressor"] = chained(parts["compressor"], parts["then"], feedback)
     learnt = {}
     for task, place in _places(config).items():
         with problems.noted():
@@ -208,6 +214,16 @@ def _joined(
     return experiment
 
 
+def _blamed(config: DictConfig, name: str, make: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function whose errors have the full keys of the part that it makes."""
+
+    def made(*args: Any) -> Any:
+        with blaming(config, name):
+            return make(*args)
+
+    return made
+
+
 def _places(config: DictConfig) -> dict[str, DictConfig]:
     """Returns where the groups data, partition, model and client are, by task; "" without tasks."""
     tasks = config.get("tasks")
@@ -231,7 +247,7 @@ def _poisoned(
 def _trusted(strategy: Driver, learning: Learning, seed: int) -> TrustedUpdate | None:
     """Returns what makes the server's own update, for a strategy that wants it."""
     examples = strategy.traits.root_examples
-    if not examples:
+    if examples is None:
         return None
     return TrustedUpdate(learning.app, learning.model, learning.data, examples=examples, seed=seed)
 
@@ -308,7 +324,7 @@ def _made(config: DictConfig, name: str) -> Any:
 def _attack(config: DictConfig, attack: Attack | Poisoning | Combined | None) -> _Attack:
     """Returns who attacks, and how."""
     if attack is None:
-        if config.num_byzantine and config.attack is None:
+        if config.num_byzantine and config.get("attack") is None:
             raise ConfigError(
                 f"num_byzantine is {config.num_byzantine}, but there is no attack: choose one, for "
                 "example attack=alie, or leave num_byzantine out"

@@ -169,20 +169,11 @@ REFUSALS = (
         "leave compressor and downlink out",
     ),
     Refusal(
-        "Compressors of edges",
-        lambda c: (
-            c.uplink is not None and c.traits.meets == "peers" and c.traits.compressors == "none"
-        ),
-        "compressor is {uplink}",
-        "but with {strategy} nodes send models to each other as they are",
-        "use strategy=choco compressor@strategy.compressor=..., or leave compressor out",
-    ),
-    Refusal(
         "A downlink without a server",
         lambda c: c.downlink is not None and c.traits.meets == "peers",
         "downlink is {downlink}",
         "but with {strategy} nodes send to each other, and nobody to all",
-        "leave downlink out",
+        "leave downlink out, and choose compressor=... for what nodes send",
     ),
     Refusal(
         "A downlink in a ring",

@@ -43,10 +43,6 @@ PAIRS = {
         Choice(such(several_models=True), tasks=True),
     ),
     "One model and a strategy of several": (Choice(such(several_models=True)), Choice(SERVER)),
-    "Compressors and several models": (
-        Choice(such(several_models=True, compressors="none"), Cast("bf16"), tasks=True),
-        Choice(such(several_models=True), Cast("bf16"), tasks=True),
-    ),
     "Compressors and a method that is one": (
         Choice(such(sends="payload"), None, Cast("bf16"), rule=Gradient()),
         Choice(such(sends="gradient"), None, Cast("bf16"), rule=Gradient()),
@@ -94,7 +90,11 @@ PAIRS = {
     ),
     "Vectors beside the model that only one end knows": (
         Choice(such(carries=("c",), needs=("delta_c",)), rule=Sgd(lr=0.1)),
-        Choice(such(carries=("c",), needs=("delta_c",)), rule=ControlVariates(0.1)),
+        Choice(
+            such(carries=("c",), needs=("delta_c",)),
+            rule=Sgd(lr=0.1),
+            correction=ControlVariates(),
+        ),
     ),
     "Clients that forget between tasks that are one training": (
         Choice(RING, rule=AdamW(lr=0.1, keep_moments=False)),

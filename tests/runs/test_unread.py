@@ -24,9 +24,9 @@ GROUPS = {  # key of the root to the folder of its members
     name: name
     for name in (
         *("aggregator", "attack", "checkpoint", "client", "compressor", "data", "executor"),
-        *("fleet", "model", "partition", "tasks", "topology"),
+        *("feedback", "fleet", "model", "partition", "preaggregation", "tasks", "topology"),
     )
-} | {"downlink": "compressor"}
+} | {"downlink": "compressor", "then": "compressor"}
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -44,7 +44,10 @@ def members(key: str) -> dict[str, DictConfig]:
     return found
 
 
-MADE = ("strategy", "attack", "compressor", "downlink", "fleet", "executor", "checkpoint")
+MADE = (
+    *("strategy", "attack", "compressor", "then", "feedback", "downlink", "fleet", "executor"),
+    "checkpoint",
+)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -143,7 +146,11 @@ IGNORED = {
     "strategy.min_evaluate_nodes=5": ([], "only with strategy.fraction_evaluate above 0"),
     "aggregator.f=2": (["strategy=fedavg", "aggregator=krum", "strategy.f=1"], "strategy.f co"),
     "aggregator.rule.f=2": (["strategy=fedavg", "aggregator=nnm_krum"], "aggregator.f says w"),
-    "topology/weights=lazy": (["strategy=monna", "strategy.f=1"], "takes the graph of a topology"),
+    "topology/weights=lazy": (["strategy=monna", "strategy.rule.f=1"], "the graph of a topology"),
+    "topology/weights=lazy_metropolis": (
+        ["strategy=dfedavg", "aggregator=median"],
+        "takes the graph of a topology",
+    ),
     "attack.target=2": (["attack=mimic", "num_byzantine=2"], "only attack.warmup=0 reads it"),
     "attack.attack.z=2": (
         ["attack=alie_optimized", "num_byzantine=2", "strategy=fedavg"],

@@ -104,7 +104,7 @@ SMALL = {  # arguments of strategies, where they have them: so that four clients
     "num_tiers": 2,
     "concurrency": 3,
     "buffer_size": 2,
-    "batch": 2,
+    "batch": 4,
     "backup": 0,
     "contacted": 2,
     "local_steps": 1,

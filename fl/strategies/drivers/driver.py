@@ -39,7 +39,7 @@ class Traits:
         several_models: whether it trains several at once.
         continues: whether a client's tasks are one training, each going on where the last ended.
         root_examples: how many examples the server holds itself, for an aggregator that wants its
-            update; 0 if it does not.
+            update; None if it does not.
         carries: vectors beside the model in messages, by name.
         needs: vectors beside the model in replies.
         known: whether all this is known; anybody's strategy may send what it likes.
@@ -54,7 +54,7 @@ class Traits:
     topology: bool = False
     several_models: bool = False
     continues: bool = False
-    root_examples: int = 0
+    root_examples: int | None = None
     carries: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     known: bool = True

@@ -238,7 +238,7 @@ class Replicas(Driver):
             f"{type(self.rule).__name__} needs the message of every worker in every round, and in "
             f"round {server_round}, {self.rule.workers - came} of {self.rule.workers} are missing "
             f"({why}). Use a fleet without faults, or, where clients fail, strategy=fedavg with "
-            "compressor=ef21, diana or ef_topk"
+            "compressor=topk feedback=ef or ef21"
         )
 
     def _payloads(self, replies: Sequence[Message], shapes: Shapes) -> list[bytes]:

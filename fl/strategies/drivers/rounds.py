@@ -200,7 +200,7 @@ class Rounds(EventDriven):
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        wanted = self.root_examples if self.wants_own_update else 0
+        wanted = self.root_examples if self.wants_own_update else None
         return replace(super().traits, aggregates=True, root_examples=wanted)
 
     @property
