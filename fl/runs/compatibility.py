@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from flwr.serverapp import strategy as flower
 
@@ -17,7 +17,7 @@ from fl.attacks import Attack
 from fl.checks import read_if
 from fl.clients import AdamW, Correction, Gradient, MicroAdam, Rule, Sgd, TrainingApp
 from fl.clients.replica import trained_shapes
-from fl.compression import Channel, Compressor, Participation, Receivers, Shapes, check_broadcast
+from fl.compression import Channel, Participation, Receivers, Shapes, check_broadcast
 from fl.errors import ConfigError
 from fl.strategies import Driver, Exchange, Traits
 from fl.vectors.layout import Layout
@@ -64,18 +64,6 @@ class Choice:
     def compressed(self) -> bool:
         """Whether anything is compressed."""
         return self.uplink is not None or self.downlink is not None
-
-    @property
-    def memory(self) -> Literal["none", "sender", "receiver"]:
-        """Where the compressor of what clients send remembers what was sent."""
-        if self.uplink is None:
-            return "none"
-        if self.uplink.participation is not Participation.ANY:
-            return "receiver"
-        if not isinstance(self.uplink, Compressor):
-            return "sender"
-        kept = self.layout is not None and self.uplink.init(Shapes.trained(self.layout))
-        return "sender" if kept else "none"
 
     @property
     def steps_by_gradients(self) -> bool:
@@ -188,20 +176,6 @@ REFUSALS = (
         "downlink is {downlink}",
         "workers of {strategy} meet in an all-reduce, with the same bytes both ways",
         "choose compressor=..., which compresses outer gradients, and leave downlink out",
-    ),
-    Refusal(
-        "Compressors with memory at the receiver, where nobody is the receiver",
-        lambda c: c.memory == "receiver" and c.traits.compressors in ("memoryless", "sender"),
-        "compressor is {uplink}",
-        "it keeps a state of each sender at the receiver, and under {strategy} there is none",
-        "use one without memory: bf16, fp8_e4m3, e3m0, int8",
-    ),
-    Refusal(
-        "Compressors with memory at the sender, where senders keep none",
-        lambda c: c.memory == "sender" and c.traits.compressors == "memoryless",
-        "compressor is {uplink}",
-        "it remembers what it sent before, and workers of {strategy} keep nothing for it",
-        "use one without memory: bf16, fp8_e4m3, e3m0, int8",
     ),
     Refusal(
         "Compressors that need every client in every round",
