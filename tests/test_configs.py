@@ -124,7 +124,7 @@ def test_every_client_rule_runs(name):
 
 
 @pytest.mark.parametrize("name", sorted({*members("client")} - {"gradient"}))
-@pytest.mark.parametrize("strategy", ["fedprox", "fedasync", "scaffold", "feddyn"])
+@pytest.mark.parametrize("strategy", ["fedprox", "fedasync", "scaffold", "scaffold_m", "feddyn"])
 def test_every_local_optimizer_takes_the_correction_that_a_strategy_chooses(strategy, name):
     experiment = build(config_of(f"strategy={strategy}", f"client={name}"))
     assert isinstance(experiment.app.rule, Corrected)
