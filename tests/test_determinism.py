@@ -385,7 +385,7 @@ def test_asynchronous_tasks_train_in_batches_with_the_same_bits_everywhere() -> 
 
 @pytest.mark.parametrize("strategy", ["dfedavg", "adpsgd"])
 def test_number_of_actors_does_not_change_a_network_without_a_server(strategy: str) -> None:
-    twice = ["strategy.gossip_steps=2"] if strategy == "dfedavg" else []
+    twice = ["strategy.rule.gossip_steps=2"] if strategy == "dfedavg" else []
     chosen = [f"strategy={strategy}", "topology=torus", *twice]
     oracle = network(SerialExecutor(MAX_BATCH), *chosen)
     assert {"dropout", "crash", "transfer_lost", "absent"} <= set(oracle.summary["faults"])

@@ -103,8 +103,8 @@ def test_a_model_of_all_kinds_learns_with_every_strategy(strategy):
     overrides = ["client.rule.lr=0.05"] if strategy == "fedasync" else []
     experiment, run = trained(strategy, *overrides)
     exact = strategy in AVERAGING
-    # Payloads of CHOCO are of whole rows. Sums of equal numbers may differ in their last bits.
-    check(experiment, run, tied=0 if exact else None if strategy == "choco" else 1e-6)
+    # Sums of equal numbers may differ in their last bits.
+    check(experiment, run, tied=0 if exact else 1e-6)
 
 
 TOPK = "ef_topk compressor.compressor.density=0.3"

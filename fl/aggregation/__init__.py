@@ -37,6 +37,7 @@ from fl.aggregation.median import Median
 from fl.aggregation.monna import NearestNeighbourAveraging
 from fl.aggregation.nnm import NNM
 from fl.aggregation.norm_clipping import Clipping, NormClipping, NormElimination
+from fl.aggregation.recentred import Recentred
 from fl.aggregation.rows import Rows
 from fl.aggregation.sign_majority import SignMajority
 from fl.aggregation.smea import SMEA
@@ -73,6 +74,7 @@ __all__ = [
     "NormClipping",
     "NormElimination",
     "PreAggregation",
+    "Recentred",
     "Resampling",
     "Rows",
     "SignMajority",

@@ -16,6 +16,7 @@ from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.foreign import Foreign, driver_of
 from fl.strategies.drivers.gossip import Gossip
 from fl.strategies.drivers.outer import OuterSteps
+from fl.strategies.drivers.pairs import Pairs
 from fl.strategies.drivers.polling import Polling
 from fl.strategies.drivers.replicas import Replicas
 from fl.strategies.drivers.rounds import Rounds
@@ -37,6 +38,8 @@ from fl.strategies.fednova import FedNova
 from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
 from fl.strategies.fedprox import FedProx
 from fl.strategies.fedspeed import FedSpeed
+from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
+from fl.strategies.gossip_rule import GossipRule, PairRule, Progress
 from fl.strategies.gradient_tracking import GradientTracking
 from fl.strategies.local_sgd import LocalSGD
 from fl.strategies.monna import MoNNA
@@ -86,6 +89,7 @@ __all__ = [
     "FedAsync",
     "FedAvg",
     "FedAvgM",
+    "FedAvgMomentum",
     "FedBuff",
     "FedCompass",
     "FedDyn",
@@ -96,6 +100,7 @@ __all__ = [
     "FedYogi",
     "Foreign",
     "Gossip",
+    "GossipRule",
     "GradientTracking",
     "LocalSGD",
     "MoNNA",
@@ -107,8 +112,11 @@ __all__ = [
     "OuterRule",
     "OuterSgd",
     "OuterSteps",
+    "PairRule",
+    "Pairs",
     "Polling",
     "PollingRule",
+    "Progress",
     "QFedAvg",
     "QuAFL",
     "RennalaSGD",
@@ -116,6 +124,7 @@ __all__ = [
     "RingmasterASGD",
     "RoundRule",
     "Rounds",
+    "SCAFFOLDMomentum",
     "SimultaneousEvents",
     "SimultaneousRounds",
     "SimultaneousRule",

@@ -302,7 +302,7 @@ BAD = {
     "strategy.min_evaluate_nodes=3": "clients evaluate only with strategy.fraction_evaluate above",
     "evaluate_every=2 evaluate_every_s=5": "evaluate_every=2 has no effect, as evaluate_every_s",
     "checkpoint.trust=true": "checkpoint.trust=true has no effect: it is for the ServerApps of",
-    "strategy=monna topology/weights=lazy": "topology/weights=lazy has no effect: MoNNA takes the",
+    "strategy=monna topology/weights=lazy": "topology/weights=lazy has no effect: what a node ag",
     "app=gone time_limit_s=5": "time_limit_s=5 has no effect with app=gone, which brings its own",
     "app=gone": "app=gone: ",
     "app=gone strategy=fedadam": "strategy=fedadam has no effect with app=gone, which brings its",

@@ -192,7 +192,7 @@ RATES = {
     "demo": "strategy.rule.lr",
     "just_one_byte": "strategy.rule.lr",
     "data_parallel": "strategy.rule.optimizer.lr",
-    "gradient_tracking": "strategy.eta",
+    "gradient_tracking": "strategy.rule.eta",
 }
 # These take one step before the server looks, and are at something huge and finite.
 ONE_STEP = ["backup_workers", "dbw", *GRADIENTS]

@@ -146,7 +146,11 @@ IGNORED = {
     "strategy.min_evaluate_nodes=5": ([], "only with strategy.fraction_evaluate above 0"),
     "aggregator.f=2": (["strategy=fedavg", "aggregator=krum", "strategy.f=1"], "strategy.f co"),
     "aggregator.rule.f=2": (["strategy=fedavg", "aggregator=nnm_krum"], "aggregator.f says w"),
-    "topology/weights=lazy": (["strategy=monna", "strategy.f=1"], "takes the graph of a topology"),
+    "topology/weights=lazy": (["strategy=monna", "strategy.rule.f=1"], "the graph of a topology"),
+    "topology/weights=lazy_metropolis": (
+        ["strategy=dfedavg", "aggregator=median"],
+        "takes the graph of a topology",
+    ),
     "attack.target=2": (["attack=mimic", "num_byzantine=2"], "only attack.warmup=0 reads it"),
     "attack.attack.z=2": (
         ["attack=alie_optimized", "num_byzantine=2", "strategy=fedavg"],
