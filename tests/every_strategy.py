@@ -28,6 +28,8 @@ AVERAGING = [  # rounds of all clients
     "fedprox",
     "qfedavg",
     "scaffold",
+    "scaffold_m",
+    "fedavg_m",
     "feddyn",
     "fedspeed",
     "fednova",

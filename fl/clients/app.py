@@ -248,6 +248,8 @@ class TrainingApp(PlannedApp):
                 "the model has nothing to train: it has no parameters, or all are frozen or empty"
             )
         drop_weights(self._model)
+        if correction is not None:
+            correction.check_model(self._model)
         self._channels_last = takes_channels_last(
             self._model, self.layout, data.input_shape, self.device
         )
@@ -871,7 +873,11 @@ def _found_device(name: str) -> torch.device:
 
 
 _NOTHING: Mapping[str, Any] = {}
-_ASKED_FOR = {"proximal-mu": "proximal", "feddyn-alpha": "dynamic_regularization"}
+_ASKED_FOR = {
+    "proximal-mu": "proximal",
+    "feddyn-alpha": "dynamic_regularization",
+    "momentum-beta": "global_momentum or controlled_momentum",
+}
 _OBEYED = ("local-epochs", "local-steps", "deadline-s", "elapsed-s")  # whatever the rule
 
 

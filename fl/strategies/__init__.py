@@ -38,6 +38,7 @@ from fl.strategies.fednova import FedNova
 from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
 from fl.strategies.fedprox import FedProx
 from fl.strategies.fedspeed import FedSpeed
+from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
 from fl.strategies.gossip_rule import GossipRule, PairRule, Progress
 from fl.strategies.gradient_tracking import GradientTracking
 from fl.strategies.local_sgd import LocalSGD
@@ -88,6 +89,7 @@ __all__ = [
     "FedAsync",
     "FedAvg",
     "FedAvgM",
+    "FedAvgMomentum",
     "FedBuff",
     "FedCompass",
     "FedDyn",
@@ -122,6 +124,7 @@ __all__ = [
     "RingmasterASGD",
     "RoundRule",
     "Rounds",
+    "SCAFFOLDMomentum",
     "SimultaneousEvents",
     "SimultaneousRounds",
     "SimultaneousRule",

@@ -282,8 +282,11 @@ class Rounds(EventDriven):
         layout, known = server.model.layout, self.exchange.layout
         moving = layout.statistics if known is None else known.moving_buffers
         self.buffers = [slice(entry.offset, entry.offset + entry.size) for entry in moving]
-        trained = layout.size - sum(entry.size for entry in moving)
-        self.trained = trained if known is None else known.num_trainable
+        still = {entry.name for entry in moving}
+        trained = [entry for entry in layout.floats if entry.name not in still]
+        trained = trained if known is None else list(known.trainable)
+        self.places = [slice(entry.offset, entry.offset + entry.size) for entry in trained]
+        self.trained = sum(entry.size for entry in trained)
         self.state: HasModel = self.rule.init(server.w, self.trained)
         self.awaited: dict[str, Task[Sent]] = {}
         self.replies: list[Update] = []
@@ -474,6 +477,7 @@ class Rounds(EventDriven):
             {name: np.stack([u.extras[name] for u in usable]) for name in self.rule.needs},
             combine,
             buffers=self.buffers,
+            trained=self.places if self.trained < admitted.x.shape[1] else (),
             robust=not isinstance(self.aggregator, Mean),
         )
 
