@@ -1,4 +1,4 @@
-"""Arguments of a part that only some values of its others make it read.
+"""What arguments of a part must be, and which of them only some values of others make it read.
 
 A part with choices has arguments of each of them. One that is set beside a choice that does not
 read it makes another run than its user believes, and nobody notices. So a part says which those
@@ -11,9 +11,12 @@ are, and whoever reads a user's configuration refuses them:
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from fl.errors import ConfigError
 
 Part = TypeVar("Part", bound=Callable[..., Any])
 Values = Mapping[str, Any]
@@ -64,3 +67,21 @@ def unread_arguments(part: Any, given: Values) -> dict[str, str]:
             if not condition.holds({**defaults, **given}):
                 unread.update(dict.fromkeys(condition.names, condition.only))
     return unread
+
+
+def at_least(name: str, value: int, bound: int) -> None:
+    """Raises a ConfigError unless a whole number reaches its bound."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < bound:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number, at least {bound}")
+
+
+def positive(name: str, value: float) -> None:
+    """Raises a ConfigError unless a number is positive and finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigError(f"{name} is {value!r}; it must be a positive, finite number")
+
+
+def share(name: str, value: float) -> None:
+    """Raises a ConfigError unless a number lies in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ConfigError(f"{name} is {value!r}; it must be at least 0 and below 1")

@@ -34,7 +34,6 @@ from fl.strategies.fedprox import FedProx
 from fl.strategies.gradient_tracking import GradientTracking
 from fl.strategies.local_sgd import LocalSGD
 from fl.strategies.monna import MoNNA
-from fl.strategies.oort import Oort
 from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
 from fl.strategies.qfedavg import QFedAvg
 from fl.strategies.quafl import QuAFL
@@ -43,7 +42,6 @@ from fl.strategies.scaffold import SCAFFOLD
 from fl.strategies.sgp import SGP
 from fl.strategies.streaming_diloco import StreamingDiLoCo
 from fl.strategies.sync_st import SyncST
-from fl.strategies.tifl import TiFL
 
 __all__ = [
     "ADPSGD",
@@ -84,7 +82,6 @@ __all__ = [
     "LocalSGD",
     "MoNNA",
     "NodeModels",
-    "Oort",
     "OuterAdam",
     "OuterOptimizer",
     "OuterSgd",
@@ -96,7 +93,6 @@ __all__ = [
     "Rounds",
     "StreamingDiLoCo",
     "SyncST",
-    "TiFL",
     "TrustedUpdate",
     "Updates",
     "guarded",
