@@ -283,12 +283,17 @@ class TrainingApp(PlannedApp):
                 "needs .float()"
             ) from error
 
+    @property
+    def remembers(self) -> bool:
+        """Whether clients may keep something: of their rule, of compressed links, of mods."""
+        kind = type(self.rule)
+        plain = kind.finish is Rule.finish and kind.first_memory is Rule.first_memory
+        return not plain or self._has_mods or bool(self.uplink or self.downlink)
+
     @cached_property
     def _reply_bytes(self) -> int | None:
         """Size of the reply to every `train` message, if clients send a model and keep nothing."""
-        kind = type(self.rule)
-        plain = kind.finish is Rule.finish and kind.first_memory is Rule.first_memory
-        if not plain or self._has_mods or self.layout.carried or self.uplink or self.downlink:
+        if self.remembers or self.layout.carried:
             return None
         model = to_record(self.layout, np.zeros(self.layout.size, np.float32))
         return payload_bytes(content_of({"": model, METRICS_KEY: _train_metrics(0, 0.0, 0)}))

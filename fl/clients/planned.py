@@ -44,6 +44,11 @@ class PlannedApp(ClientApp, ABC):
     def has_mods(self) -> bool:
         """Whether Flower mods, which are anybody's code, see its messages."""
 
+    @property
+    @abstractmethod
+    def remembers(self) -> bool:
+        """Whether its clients may keep something from one task to the next."""
+
     @abstractmethod
     def memory_bytes(self) -> int:
         """Returns the memory that training takes on a device, in bytes, for the largest batch."""

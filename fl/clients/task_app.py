@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
@@ -45,6 +46,11 @@ class TaskApp(PlannedApp):
         """Whether a part has mods."""
         return any(part.has_mods for part in self.parts.values())
 
+    @property
+    def remembers(self) -> bool:
+        """Whether a part may: what it keeps comes back with the replies of all parts."""
+        return any(part.remembers for part in self.parts.values())
+
     def memory_bytes(self) -> int:
         """Returns the memory of the task that needs most: a device trains one at a time."""
         return max(part.memory_bytes() for part in self.parts.values())
@@ -54,7 +60,8 @@ class TaskApp(PlannedApp):
     ) -> Work:
         """Returns what a message's work costs, by the plan of its task's part."""
         part = self.parts[self.task(content)]
-        return part.plan(content, message_type, partition, seconds_per_flop)
+        work = part.plan(content, message_type, partition, seconds_per_flop)
+        return replace(work, reply_bytes=None) if self.remembers else work
 
     def batch_key(self, message: Message, context: Context) -> Hashable | None:
         """Returns the task and its part's key; None if the message is to be answered alone."""
