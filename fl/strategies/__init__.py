@@ -15,6 +15,7 @@ from fl.strategies.drivers.forging import Forging
 from fl.strategies.drivers.gossip import Gossip
 from fl.strategies.drivers.guarded import Guarded, guarded
 from fl.strategies.drivers.outer import OuterSteps
+from fl.strategies.drivers.parameter_server import ParameterServer
 from fl.strategies.drivers.replicas import Replicas
 from fl.strategies.drivers.rounds import Rounds
 from fl.strategies.drivers.swarm import NODE_METRICS, Decentralized, NodeModels
@@ -31,6 +32,7 @@ from fl.strategies.fedfix import FedFix
 from fl.strategies.fednova import FedNova
 from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
 from fl.strategies.fedprox import FedProx
+from fl.strategies.gradient_rule import GradientRule
 from fl.strategies.gradient_tracking import GradientTracking
 from fl.strategies.local_sgd import LocalSGD
 from fl.strategies.monna import MoNNA
@@ -77,6 +79,7 @@ __all__ = [
     "FedYogi",
     "Forging",
     "Gossip",
+    "GradientRule",
     "GradientTracking",
     "Guarded",
     "LocalSGD",
@@ -86,6 +89,7 @@ __all__ = [
     "OuterOptimizer",
     "OuterSgd",
     "OuterSteps",
+    "ParameterServer",
     "QFedAvg",
     "QuAFL",
     "Replicas",

@@ -101,7 +101,6 @@ SMALL = {  # arguments of strategies, where they have them: so that four clients
     "clients": 3,
     "concurrency": 3,
     "buffer_size": 2,
-    "backup": 0,
     "contacted": 2,
     "local_steps": 1,
     "waiting_s": 100.0,
@@ -125,8 +124,8 @@ def config_of(name: str):
         for key, value in given.items():
             if found.strategy.get(key) is not None:
                 overrides.append(f"strategy.{key}={'null' if value is None else value}")
-        if name == "tifl":
-            overrides.append("selection.num_tiers=2")
+        more = {"tifl": "selection.num_tiers=2", "backup_workers": "strategy.rule.backup=0"}
+        overrides += [more[name]] if name in more else []
         if "local_epochs" in found.strategy:
             overrides += ["client.local_epochs=1", "client.batch_size=128"]
         elif found.get("tasks"):

@@ -31,6 +31,7 @@ from fl.errors import ConfigError, NoStep, NotFinite
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, Uniform
 from fl.strategies.drivers.events import EventDriven, Sent, Server, Update, at_least, positive
+from fl.strategies.drivers.replies import not_reported
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.round_rule import HasModel, RoundRule, Updates
 from fl.vectors.layout import Layout
@@ -38,7 +39,6 @@ from fl.vectors.rows import Row, is_finite
 
 log = logging.getLogger("fl")
 
-_MOST = 1e300  # that a metric may be, so that sums and squares are finite
 _FOLDED = np.empty(0, np.float32)  # in place of a model that has been added up
 
 
@@ -608,14 +608,8 @@ class Rounds(EventDriven):
     def unusable(self, update: Update) -> str | None:
         """Refuses a client that does not report what is read, or has no weight."""
         for reader in (self.rule, self.selection):
-            for name in reader.reads:
-                value = update.metrics.get(name)
-                if (
-                    isinstance(value, bool)
-                    or not isinstance(value, int | float)
-                    or not abs(value) < _MOST
-                ):
-                    return f"it reports no finite {name!r}, which {type(reader).__name__} reads"
+            if (name := not_reported(update.metrics, reader.reads)) is not None:
+                return f"it reports no finite {name!r}, which {type(reader).__name__} reads"
         if (why := self.rule.refuses(update.metrics)) is not None:
             return why
         if weight_of(update.metrics.get(self.weighted_by_key)) is None:
