@@ -10,10 +10,10 @@ from fl.strategies.dbw import DBW
 from fl.strategies.dfedavg import DFedAvg
 from fl.strategies.diloco import DiLoCo
 from fl.strategies.dpsgd import DPSGD
-from fl.strategies.drivers.compressed import Compressed, CompressedGrid
-from fl.strategies.drivers.forging import Forging
+from fl.strategies.drivers.driver import Driver, Traits
+from fl.strategies.drivers.exchange import Exchange
+from fl.strategies.drivers.foreign import Foreign, driver_of
 from fl.strategies.drivers.gossip import Gossip
-from fl.strategies.drivers.guarded import Guarded, guarded
 from fl.strategies.drivers.outer import OuterSteps
 from fl.strategies.drivers.parameter_server import ParameterServer
 from fl.strategies.drivers.replicas import Replicas
@@ -56,14 +56,14 @@ __all__ = [
     "AsyncFedAvg",
     "AsyncSgd",
     "BackupWorkers",
-    "Compressed",
-    "CompressedGrid",
     "DFedAvg",
     "DataParallel",
     "Decentralized",
     "DelayedUpdates",
     "DiLoCo",
+    "Driver",
     "EagerUpdates",
+    "Exchange",
     "Favas",
     "FedAST",
     "FedAdagrad",
@@ -77,11 +77,10 @@ __all__ = [
     "FedNova",
     "FedProx",
     "FedYogi",
-    "Forging",
+    "Foreign",
     "Gossip",
     "GradientRule",
     "GradientTracking",
-    "Guarded",
     "LocalSGD",
     "MoNNA",
     "NodeModels",
@@ -97,7 +96,8 @@ __all__ = [
     "Rounds",
     "StreamingDiLoCo",
     "SyncST",
+    "Traits",
     "TrustedUpdate",
     "Updates",
-    "guarded",
+    "driver_of",
 ]
