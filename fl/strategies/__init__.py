@@ -24,6 +24,7 @@ from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
 from fl.strategies.favas import Favas
 from fl.strategies.fedast import FedAST
 from fl.strategies.fedasync import FedAsync
+from fl.strategies.fedau import FedAU
 from fl.strategies.fedavg import FedAvg
 from fl.strategies.fedavgm import FedAvgM
 from fl.strategies.fedbuff import FedBuff
@@ -35,6 +36,7 @@ from fl.strategies.fedprox import FedProx
 from fl.strategies.gradient_rule import GradientRule
 from fl.strategies.gradient_tracking import GradientTracking
 from fl.strategies.local_sgd import LocalSGD
+from fl.strategies.mifa import MIFA
 from fl.strategies.monna import MoNNA
 from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
 from fl.strategies.qfedavg import QFedAvg
@@ -50,6 +52,7 @@ __all__ = [
     "CHOCO",
     "DBW",
     "DPSGD",
+    "MIFA",
     "NODE_METRICS",
     "SCAFFOLD",
     "SGP",
@@ -66,6 +69,7 @@ __all__ = [
     "Exchange",
     "Favas",
     "FedAST",
+    "FedAU",
     "FedAdagrad",
     "FedAdam",
     "FedAsync",

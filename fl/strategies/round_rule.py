@@ -69,6 +69,7 @@ class Updates:
         buffers: places in the deltas of what clients change but do not train, as statistics of
             normalisation layers. They are no directions: whatever a rule makes of them is replaced
             by their mean.
+        clients: who they are, as the grid numbers them.
         robust: whether `combine` is more than a mean, because some clients may lie.
     """
 
@@ -80,6 +81,7 @@ class Updates:
     name: str = ""
     buffers: Sequence[slice] = ()
     robust: bool = False
+    clients: Sequence[int] = ()
 
     def __len__(self) -> int:
         """Returns n."""
@@ -118,6 +120,10 @@ class Updates:
     def scaled(self, factors: NDArray[np.float64]) -> Updates:
         """Returns updates whose i-th delta is multiplied by the i-th factor, shape (n,)."""
         return replace(self, deltas=self.deltas * factors.astype(np.float32)[:, None])
+
+    def less(self, vectors: Row) -> Updates:
+        """Returns updates whose i-th delta is less the i-th vector, shape (n, d)."""
+        return replace(self, deltas=self.deltas - vectors)
 
     def extra(self, name: str) -> Updates:
         """Returns the clients' vectors of this name, to be combined like their deltas."""

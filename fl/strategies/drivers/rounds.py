@@ -547,6 +547,7 @@ class Rounds(EventDriven):
             combine,
             buffers=self.buffers,
             robust=not isinstance(self.aggregator, Mean),
+            clients=[update.node for update in usable],
         )
 
     def _reference(self, server: Server, size: int, name: str) -> Row | None:
