@@ -1,15 +1,19 @@
 """Client rules, and the ClientApp that runs any of them.
 
-A rule is `init`, `step` and `finish` on flat vectors (`fl.clients.rule`). `TrainingApp` runs it for
-one client at a time, on the simulator as on a real SuperNode, or for many at once.
+A rule is `init`, `step` and `finish` on flat vectors (`fl.clients.rule`), most often a local
+optimizer, whose gradients may be corrected (`fl.clients.correction`). `TrainingApp` runs it for one
+client at a time, on the simulator as on a real SuperNode, or for many at once.
 """
 
 from fl.clients.adamw import AdamW
 from fl.clients.app import TrainingApp
 from fl.clients.batched import gains_from_batching
+from fl.clients.correction import Corrected, Correction
 from fl.clients.downlink import Downlink
+from fl.clients.feddyn import DynamicRegularization
 from fl.clients.gradient import Gradient
 from fl.clients.island import Fragments, Island
+from fl.clients.local_optimizer import LocalOptimizer
 from fl.clients.microadam import MicroAdam
 from fl.clients.momentum import Momentum
 from fl.clients.planned import PlannedApp, Work
@@ -27,13 +31,17 @@ __all__ = [
     "AdamW",
     "Batch",
     "ControlVariates",
+    "Corrected",
+    "Correction",
     "CosineDecay",
     "Downlink",
+    "DynamicRegularization",
     "ExponentialDecay",
     "Finished",
     "Fragments",
     "Gradient",
     "Island",
+    "LocalOptimizer",
     "MicroAdam",
     "Momentum",
     "PlannedApp",

@@ -99,7 +99,9 @@ def train_alone(
     row = as_tensor(task.row).to(device)
     w = layout.select(row)
     buffers = layout.fixed(row, moved(carried_tensors(task.carried), device))
-    memory = rule.first_memory(w) if task.memory is None else task.memory
+    memory = task.memory
+    if memory is None:
+        memory = rule.first_memory(w, task.scalars)
     received = Received(w, moved(task.server, device), moved(memory, device), dict(task.scalars))
     epochs = -(-task.steps // steps_per_epoch(task.examples, batch_size, drop_last))
     order = task.rows[

@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 
+from fl.checks import read_if
 from fl.clients.alone import train_alone
 from fl.clients.batched import (
     gains_from_batching,
@@ -25,15 +26,16 @@ from fl.clients.batched import (
 )
 from fl.clients.batches import covered_examples, steps_per_epoch
 from fl.clients.batching import Choice, Mode, check_mode, compare
+from fl.clients.correction import Corrected, Correction
 from fl.clients.downlink import Downlink
 from fl.clients.examples import ExamplePool
 from fl.clients.island import Island
+from fl.clients.local_optimizer import FIRST_STEP_KEY, LocalOptimizer
 from fl.clients.memory_format import takes_channels_last
 from fl.clients.message_config import read_float, read_int
 from fl.clients.planned import PlannedApp, Work
 from fl.clients.replica import Replica
 from fl.clients.rule import Rule
-from fl.clients.scheduled import FIRST_STEP_KEY
 from fl.clients.task import Task, Trained, moved
 from fl.clients.uplink import Uplink
 from fl.compression import PayloadError
@@ -101,6 +103,11 @@ class Done(NamedTuple):
     memory: ArrayRecord | None
 
 
+@read_if(
+    lambda a: a["rule"].get("clip_norm") is not None,
+    "correction.clip_first",
+    only="only {at}rule.clip_norm clips",
+)
 class TrainingApp(PlannedApp):
     """A Flower ClientApp that trains a model on a client's data by a client rule.
 
@@ -147,6 +154,7 @@ class TrainingApp(PlannedApp):
         data: the examples, dealt to partitions; partition-id p uses partition p modulo their
             number.
         rule: what a local step does.
+        correction: of the gradients that the rule follows; None leaves them as they are.
         batch_size: examples of a step; None takes all of the client's.
         local_epochs: passes over the client's examples in a task; None if `local_steps` is set.
         local_steps: steps of a task, however many epochs these are; None if `local_epochs` is set.
@@ -178,6 +186,7 @@ class TrainingApp(PlannedApp):
         data: FederatedData,
         rule: Rule,
         *,
+        correction: Correction | None = None,
         batch_size: int | None = 32,
         local_epochs: int | None = 1,
         local_steps: int | None = None,
@@ -218,7 +227,9 @@ class TrainingApp(PlannedApp):
             )
         self.device = _found_device(device)
         self.data = data
-        self.rule = rule
+        self.optimizer = rule
+        self.correction = correction
+        self.rule = rule if correction is None else _corrected(rule, correction)
         self.batch_size = batch_size
         self.local_epochs = local_epochs
         self.local_steps = local_steps
@@ -286,9 +297,8 @@ class TrainingApp(PlannedApp):
     @property
     def remembers(self) -> bool:
         """Whether clients may keep something: of their rule, of compressed links, of mods."""
-        kind = type(self.rule)
-        plain = kind.finish is Rule.finish and kind.first_memory is Rule.first_memory
-        return not plain or self._has_mods or bool(self.uplink or self.downlink)
+        links = bool(self.uplink or self.downlink)
+        return not self.rule.returns_only_the_model or self._has_mods or links
 
     @cached_property
     def _reply_bytes(self) -> int | None:
@@ -458,11 +468,17 @@ class TrainingApp(PlannedApp):
     def replaced_by(self, key: str) -> tuple[str, ...]:
         """Returns the arguments that a key of a message's configuration stands in for.
 
-        Those of the rule are called "rule.NAME".
+        Those of the rule are called "rule.NAME", those of the correction "correction.NAME".
         """
         if key in ("local-epochs", "local-steps"):
             return "local_epochs", "local_steps"
-        return tuple(f"rule.{name}" for name in self.rule.honours.get(key, ()))
+        parts = {"rule": self.optimizer, "correction": self.correction}
+        return tuple(
+            f"{place}.{name}"
+            for place, part in parts.items()
+            if part is not None
+            for name in part.honours.get(key, ())
+        )
 
     # ---- handlers --------------------------------------------------------------------------------
 
@@ -590,7 +606,9 @@ class TrainingApp(PlannedApp):
             row=np.zeros(self.layout.size, np.float32),
             carried={},
             server={name: torch.zeros(self.layout.num_trainable) for name in self.rule.needs},
-            scalars=self.rule.scalars({}),
+            scalars=self.rule.scalars(
+                {"server-round": 1, **dict.fromkeys(self.rule.requires, 1.0)}
+            ),
             config={},
             deadline_s=None,
             elapsed_s=None,
@@ -791,13 +809,14 @@ class TrainingApp(PlannedApp):
         )
 
     def _scalars(self, config: Mapping[str, Any]) -> dict[str, float]:
-        # Flower's FedProx leaves the proximal term to the client. Without it, it would be FedAvg
-        # under another name, and nobody would notice.
-        if config.get("proximal-mu") and "proximal-mu" not in self.rule.honours:
-            raise ConfigError(
-                f"the message asks for proximal-mu {config['proximal-mu']!r}, but "
-                f"{type(self.rule).__name__} has no proximal term: use the client rule Proximal"
-            )
+        # FedProx, Flower's as well, leaves the proximal term to the client. Without it, it would be
+        # FedAvg under another name, and nobody would notice.
+        for key, correction in _ASKED_FOR.items():
+            if config.get(key) and key not in self.rule.honours:
+                raise ConfigError(
+                    f"the message asks for {key} {config[key]!r}, but clients do not correct their "
+                    f"gradients so: set client/correction={correction}"
+                )
         return self.rule.scalars(config)
 
     def _server_vectors(self, content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -806,8 +825,9 @@ class TrainingApp(PlannedApp):
             record = content.get(name)
             if not isinstance(record, ArrayRecord):
                 raise ConfigError(
-                    f"{type(self.rule).__name__} needs the record {name!r} beside the model, the "
-                    f"message has {sorted(content)}: use the strategy that sends it"
+                    f"{type(self.correction or self.rule).__name__} needs the record {name!r} "
+                    f"beside the model, the message has {sorted(content)}: use the strategy that "
+                    "sends it"
                 )
             vectors[name] = record_vector(record, self.layout.num_trainable, f"record {name!r}")
         return vectors
@@ -844,6 +864,15 @@ class TrainingApp(PlannedApp):
         return self.uplink.pack(self.layout, task.row, done.content, message, context)
 
 
+def _corrected(rule: Rule, correction: Correction) -> Corrected:
+    if not isinstance(rule, LocalOptimizer):
+        raise ConfigError(
+            f"correction is {type(correction).__name__}, and rule is {type(rule).__name__}, which "
+            "does not step by gradients: use an optimizer such as Sgd, or leave it out"
+        )
+    return Corrected(rule, correction)
+
+
 def _found_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
@@ -857,6 +886,7 @@ def _found_device(name: str) -> torch.device:
 
 
 _NOTHING: Mapping[str, Any] = {}
+_ASKED_FOR = {"proximal-mu": "proximal", "feddyn-alpha": "dynamic_regularization"}
 _OBEYED = ("local-epochs", "local-steps", "deadline-s", "elapsed-s")  # whatever the rule
 
 

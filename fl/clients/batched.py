@@ -376,7 +376,7 @@ class _Program:
                 memories.append(task.memory)
                 continue
             if id(task.row) not in fresh:
-                fresh[id(task.row)] = self.rule.first_memory(as_tensor(task.row))
+                fresh[id(task.row)] = self.rule.first_memory(as_tensor(task.row), task.scalars)
             memories.append(fresh[id(task.row)])
         return {name: [memory[name] for memory in memories] for name in memories[0]}
 
@@ -418,7 +418,7 @@ class _Program:
         return result
 
     def _finish(self, w: Tensor, state: State, everyone: dict[tuple[str, str], Tensor]) -> Finished:
-        if type(self.rule).finish is Rule.finish:
+        if self.rule.returns_only_the_model:
             return Finished(w, {}, {})
 
         def finish(

@@ -13,7 +13,8 @@ from fl.deployment.settings import compose_experiment, read_settings
 from fl.execution.threads import limit_threads
 from fl.flower.private import copied, give_id, message_of
 from fl.randomness import SEED_KEY
-from fl.runs.experiment import app_of, build
+from fl.runs.build import build
+from fl.runs.experiment import app_of
 
 
 class DeployedApp(ClientApp):

@@ -14,7 +14,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from flwr.app import (
     ArrayRecord,
@@ -192,6 +192,10 @@ class Executor(ABC):
     @abstractmethod
     def close(self) -> None:
         """Releases what `start` took; also if it failed, or was never called."""
+
+    def shared_by(self, runs: int) -> Self:
+        """Returns the executor as one of so many runs that work here at the same time."""
+        return self
 
     def report(self) -> dict[str, Any]:
         """Returns facts for the run's summary."""

@@ -870,6 +870,10 @@ class SimPeers:
         """Charges an all-reduce; returns when it is finished, in s."""
         return self._grid.engine.all_reduce([client_of(node) for node in nodes], size)
 
+    def all_gather(self, nodes: Sequence[int], sizes: Sequence[int]) -> float:
+        """Charges an all-gather; returns when it is finished, in s."""
+        return self._grid.engine.all_gather([client_of(node) for node in nodes], sizes)
+
     def push(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
         """Pushes messages at no cost; a client begins when it has what it needs."""
         return self._grid.push_from_peers(messages, ready_s)

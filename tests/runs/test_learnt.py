@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import FedAvg
 from hydra import compose, initialize_config_module
 
 from fl import SimulationError, simulate
-from fl.runs.experiment import run_experiment
+from fl.runs.run import run_experiment
 from fl.simulation.world.faults import Faults
 from fl.simulation.world.fleets import uniform
 

@@ -1,6 +1,7 @@
 """What goes with what: every strategy beside every other choice runs, or says at once why not.
 
-The table of docs/compatibility.md is made of what happens: `python tests/test_pairs.py` prints it.
+The table of docs/compatibility.md is made of what happens; `python tests/runs/test_pairs.py` prints
+it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import pytest
 from every_strategy import CLIENTS, CONF, TASKS, configured, ran
 
 from fl.errors import ConfigError
-from fl.runs.experiment import prepare
+from fl.runs.build import prepare
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("[!_]*.yaml"))

@@ -165,7 +165,9 @@ def test_a_lying_answer_is_left_out_and_is_an_event():
         (lambda: PowerOfChoice(variant="pow"), "variant is 'pow'"),
         (lambda: PowerOfChoice(batch=0), "batch is 0"),
         (
-            lambda: Rounds(FedAvg(), selection=PowerOfChoice(candidates=9), clients=10),
+            lambda: Rounds(
+                FedAvg(), selection=PowerOfChoice(candidates=9), clients=10
+            ).check_clients(100),
             "selection.candidates is 9; it must be at least 10",
         ),
         (

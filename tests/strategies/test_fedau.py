@@ -10,7 +10,8 @@ from scripted_rounds import clients, run
 from fl.aggregation import Median
 from fl.errors import ConfigError
 from fl.flower.identity import client_of
-from fl.runs.experiment import build, run_experiment
+from fl.runs.build import build
+from fl.runs.experiment import run_experiment
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.slots import Bernoulli
 from fl.strategies import MIFA, FedAU, FedAvg, Rounds

@@ -164,8 +164,6 @@ class Rounds(EventDriven):
             )
         self.rule = rule
         self.selection = Uniform() if selection is None else selection
-        if clients is not None:
-            self._check_count(int(over_selection * clients + 1e-9))
         aggregator = Mean() if aggregator is None else aggregator
         self.aggregator = aggregator if f is None else aggregator.tolerating(f)
         if self.wants_own_update and not rule.folds:
@@ -209,17 +207,43 @@ class Rounds(EventDriven):
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        return replace(super().traits, aggregates=True, chooses_aggregator=True)
-
-    @property
-    def wants_own_update(self) -> bool:
-        """Whether F is given the server's own update."""
-        return self.aggregator.reference in ("trusted-update", "own-vector")
+        wanted = self.root_examples if self.wants_own_update else None
+        return replace(super().traits, aggregates=True, root_examples=wanted)
 
     @property
     def evaluates_on_clients(self) -> bool:
         """Whether clients are sent `evaluate` messages."""
         return self.fraction_evaluate > 0 or self.selection.evaluates
+
+    @property
+    def unread(self) -> Mapping[str, str]:
+        """Arguments that the aggregator does not read."""
+        unread, name = {}, self.aggregator.name
+        if not self.wants_own_update:
+            unread["root_examples"] = f"{name} does without an own update"
+        if not self.aggregator.has_f:
+            unread["f"] = f"{name} has no number of Byzantine clients"
+        return unread
+
+    def check_clients(self, num_clients: int) -> None:
+        """Raises ConfigError if a round never has enough replies, or too many clients."""
+        self.aggregator.check(min(self.replies_of(num_clients), num_clients))
+        self._check_count(self.cohort(num_clients))
+
+    def replies_of(self, num_clients: int) -> int:
+        """Returns N of a round that begins when so many clients are available."""
+        if self.clients is not None:
+            return self.clients
+        return max(int(self.fraction_train * num_clients), self.min_train_nodes, 1)
+
+    def cohort(self, num_clients: int) -> int:
+        """Returns how many clients are asked in a round."""
+        return min(num_clients, int(self.over_selection * self.replies_of(num_clients) + 1e-9))
+
+    @property
+    def wants_own_update(self) -> bool:
+        """Whether F is given the server's own update."""
+        return self.aggregator.reference in ("trusted-update", "own-vector")
 
     def as_sent(self, server: Server, update: Update) -> Update:
         """Returns the update: those of Byzantine clients are forged when the round has ended."""
@@ -269,10 +293,7 @@ class Rounds(EventDriven):
 
     def num_replies(self, server: Server) -> int:
         """Returns N for a round that begins now."""
-        if self.clients is not None:
-            return self.clients
-        share = int(self.fraction_train * len(server.tasks.nodes()))
-        return max(share, self.min_train_nodes, 1)
+        return self.replies_of(len(server.tasks.nodes()))
 
     def free_slots(self, server: Server) -> int:
         """Returns how many clients could be asked to train now: none during a round."""
