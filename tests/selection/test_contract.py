@@ -15,7 +15,7 @@ from scripted_rounds import run
 import fl
 from fl.randomness import generator
 from fl.runs.build import build
-from fl.runs.experiment import run_experiment
+from fl.runs.run import run_experiment
 from fl.selection import Opening, Reply, RoundEnd, Selection
 from fl.simulation.world.durations import ShiftedExponential
 from fl.strategies import FedAvg, Rounds

@@ -116,7 +116,7 @@ def test_a_worker_that_is_pushed_a_model_finishes_before_it_takes_the_newest():
     computed = {}
     for policy in ("psw", "psi", "pull"):
         strategy = ParameterServer(BackupWorkers(backup=1), policy=policy)
-        _, trace, _ = run(strategy, rounds=6, n=2, client=Slow())
+        _, trace, _ = run(strategy, rounds=6, n=2, client_factor=Slow())
         rows = zip(trace.time, trace.kind, trace.client, strict=True)
         computed[policy] = [t for t, kind, c in rows if Event(kind) is Event.COMPUTE_END and c == 1]
     assert computed["psw"] == computed["pull"] == [2.5, 5.0]
@@ -134,7 +134,7 @@ def test_pushing_ahead_moves_more_bytes_than_pulling_if_workers_take_them(prefet
             ParameterServer(BackupWorkers(backup=1), policy=policy),
             rounds=6,
             n=2,
-            client=Slow(),
+            client_factor=Slow(),
             prefetch=prefetch,
         )[0]
         for policy in ("psw", "pull")
@@ -346,7 +346,7 @@ def test_every_arrival_is_a_sample_of_its_own_iteration():
             seen.append((version, order, seconds))
             return state
 
-    run(ParameterServer(Watched(backup=1)), rounds=4, n=2, client=Slow())
+    run(ParameterServer(Watched(backup=1)), rounds=4, n=2, client_factor=Slow())
     assert seen == [(0, 1, 1.0), (1, 1, 1.0), (0, 2, 2.5), (2, 1, 1.0), (3, 1, 1.0)]
 
 

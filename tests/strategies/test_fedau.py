@@ -11,7 +11,7 @@ from fl.aggregation import Median
 from fl.errors import ConfigError
 from fl.flower.identity import client_of
 from fl.runs.build import build
-from fl.runs.experiment import run_experiment
+from fl.runs.run import run_experiment
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.slots import Bernoulli
 from fl.strategies import MIFA, FedAU, FedAvg, Rounds
