@@ -1,6 +1,6 @@
 """What goes with what: every strategy beside every other choice runs, or says at once why not.
 
-The table of docs/compatibility.md is made of what happens; `python tests/runs/test_pairs.py` writes
+The table of docs/compatibility.md is made of what happens; `python tests/test_pairs.py` writes
 it.
 """
 
@@ -15,7 +15,7 @@ from fl.errors import ConfigError
 from fl.runs.build import prepare
 from fl.runs.compatibility import REFUSALS
 
-PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
+PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
 STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("[!_]*.yaml"))
 LIARS = f"num_byzantine={CLIENTS // 4}"
 CHOICES = {  # a column of the table, to what is set
