@@ -28,9 +28,13 @@ AVERAGING = [  # rounds of all clients
     "fedprox",
     "qfedavg",
     "scaffold",
+    "scaffold_m",
+    "fedavg_m",
     "feddyn",
     "fedspeed",
     "fednova",
+    "fedau",
+    "mifa",
 ]
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
 EVENTS = ["fedbuff", "fedasync", "async_fedavg", "async_sgd", "fedfix", "fedcompass"]

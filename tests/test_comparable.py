@@ -22,7 +22,8 @@ from fl.execution.executor import Assignment, Executor, Outcome
 from fl.runs.build import build
 from fl.runs.experiment import app_of
 from fl.runs.run import serve
-from fl.strategies import Polling, TiFL
+from fl.selection import Reply, RoundEnd, TiFL
+from fl.strategies import Polling, Rounds
 from fl.strategies.drivers.events import Server
 
 CONF = Path(fl.__file__).parent / "conf"
@@ -88,19 +89,18 @@ def config_of(name: str) -> DictConfig:
     return config
 
 
-def begin_timed(strategy: TiFL, begin: Callable[[Server], None], server: Server) -> None:
+def begin_timed(strategy: Rounds, begin: Callable[[Server], None], server: Server) -> None:
     """Begins when all clients have been timed."""
     begin(server)
-    strategy.profiled = strategy.profiling_rounds
-    for node in server.tasks.nodes():
-        strategy.note(node, 1.0)
+    timed = RoundEnd(1, [Reply(node, 1.0, 1.0, {}) for node in server.tasks.nodes()], trial=True)
+    strategy.known = strategy.selection.learn(strategy.known, timed)
 
 
 def first_tasks(config: DictConfig) -> tuple[Any, Any, list[tuple[Any, int]]]:
     """Returns strategy, app, and content and partition of the tasks that are sent first."""
     experiment = build(config)
     strategy, app = experiment.strategy, app_of(experiment)
-    if isinstance(strategy, TiFL):
+    if isinstance(strategy, Rounds) and isinstance(strategy.selection, TiFL):
         strategy.begin = partial(begin_timed, strategy, strategy.begin)  # type: ignore[method-assign]
     sent: list[tuple[Any, int]] = []
     plan = app.plan

@@ -11,11 +11,13 @@ from fl.clients.batched import gains_from_batching
 from fl.clients.correction import Corrected, Correction
 from fl.clients.downlink import Downlink
 from fl.clients.feddyn import DynamicRegularization
+from fl.clients.global_momentum import ControlledMomentum, GlobalMomentum
 from fl.clients.gradient import Gradient
 from fl.clients.island import Fragments, Island
 from fl.clients.local_optimizer import LocalOptimizer
 from fl.clients.microadam import MicroAdam
 from fl.clients.momentum import Momentum
+from fl.clients.moon import ModelContrast
 from fl.clients.planned import PlannedApp, Work
 from fl.clients.proximal import Proximal
 from fl.clients.replica import Replica
@@ -31,6 +33,7 @@ __all__ = [
     "AdamW",
     "Batch",
     "ControlVariates",
+    "ControlledMomentum",
     "Corrected",
     "Correction",
     "CosineDecay",
@@ -39,10 +42,12 @@ __all__ = [
     "ExponentialDecay",
     "Finished",
     "Fragments",
+    "GlobalMomentum",
     "Gradient",
     "Island",
     "LocalOptimizer",
     "MicroAdam",
+    "ModelContrast",
     "Momentum",
     "PlannedApp",
     "Proximal",

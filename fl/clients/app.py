@@ -56,7 +56,7 @@ from fl.flower.records import (
     vector_record,
 )
 from fl.models import Flops, drop_weights, evaluate, flops_per_example, memory_bytes
-from fl.randomness import SEED_KEY, global_generators
+from fl.randomness import SEED_KEY, generator, global_generators
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row, as_tensor
 
@@ -118,7 +118,9 @@ class TrainingApp(PlannedApp):
       "num-examples" (size of the partition), "train-loss" (mean over the steps) and "steps", and a
       record for each vector the rule uploads beside the model.
     - `evaluate`: replies with "num-examples", "loss" and "accuracy" of the received model on the
-      client's own held-out examples, or on its training examples.
+      client's own held-out examples, or on its training examples. The message's configuration may
+      say on which, "evaluate-on" being "test" or "train", and on how many of them, drawn uniformly:
+      "evaluate-examples".
     - `query`: replies with "num-examples" and "num-partitions".
 
     A message's configuration (content["config"]) may set, for its task, "lr", "proximal-mu" (if the
@@ -248,6 +250,8 @@ class TrainingApp(PlannedApp):
                 "the model has nothing to train: it has no parameters, or all are frozen or empty"
             )
         drop_weights(self._model)
+        if correction is not None:
+            correction.check_model(self._model)
         self._channels_last = takes_channels_last(
             self._model, self.layout, data.input_shape, self.device
         )
@@ -348,7 +352,8 @@ class TrainingApp(PlannedApp):
         partition %= self.data.num_partitions
         kind = message_type.split(".")[0]
         if kind == "evaluate":
-            flops = float(self._flops.forward * len(self._evaluation_rows(partition)))
+            _, count = self._evaluated_on(content.get(CONFIG_KEY, _NOTHING), partition)
+            flops = float(self._flops.forward * count)
             return Work(flops, None, self._memory_bytes)
         if kind != "train":
             return Work(0.0, None, self._memory_bytes)
@@ -505,14 +510,18 @@ class TrainingApp(PlannedApp):
         message = self._received(message, context)
         partition = self._partition(context)
         row = as_tensor(self._reader.row(_arrays(message.content)))
-        count = len(self._evaluation_rows(partition))
+        held_out, count = self._evaluated_on(message.content.get(CONFIG_KEY, _NOTHING), partition)
         loss = accuracy = 0.0
         if count:
             entries = carried_tensors(carried(self.layout, _arrays(message.content)))
             entries = moved(entries, self.device)
             self.layout.load(self._evaluated, row.to(self.device), entries)
-            client = self.data.client_test if self.evaluate_on == "test" else self.data.client
-            x, y = client(partition)
+            x, y = (self.data.client_test if held_out else self.data.client)(partition)
+            if count < len(y):
+                key = ("evaluated examples", partition, message.metadata.message_id)
+                rng = generator(int(context.run_config[SEED_KEY]), *key)
+                some = torch.as_tensor(rng.choice(len(y), count, replace=False))
+                x, y = x[some], y[some]
             loss, accuracy = evaluate(self._evaluated, (x.to(self.device), y.to(self.device)))
             drop_weights(self._evaluated)
         metrics: dict[str, int | float] = {
@@ -532,10 +541,18 @@ class TrainingApp(PlannedApp):
     def _evaluated(self) -> nn.Module:
         return copy.deepcopy(self._model)
 
-    def _evaluation_rows(self, partition: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        if self.evaluate_on == "test" and self.data.test_partitions is not None:
-            return self.data.test_partitions[partition]
-        return self.data.partitions[partition]
+    def _evaluated_on(self, config: Mapping[str, Any], partition: int) -> tuple[bool, int]:
+        """Returns whether a message's model is evaluated on held-out examples, and on how many."""
+        on = config.get("evaluate-on", self.evaluate_on)
+        held_out = self.data.test_partitions if on == "test" else None
+        if on not in ("test", "train") or (on == "test" and held_out is None):
+            raise ConfigError(
+                f"the message's 'evaluate-on' is {on!r}; it must be 'train', or 'test' where "
+                "clients have held-out examples"
+            )
+        most = read_int(config, "evaluate-examples", least=1)
+        there = len((self.data.partitions if held_out is None else held_out)[partition])
+        return held_out is not None, there if most is None else min(most, there)
 
     # ---- many tasks at once ----------------------------------------------------------------------
 
@@ -871,7 +888,11 @@ def _found_device(name: str) -> torch.device:
 
 
 _NOTHING: Mapping[str, Any] = {}
-_ASKED_FOR = {"proximal-mu": "proximal", "feddyn-alpha": "dynamic_regularization"}
+_ASKED_FOR = {
+    "proximal-mu": "proximal",
+    "feddyn-alpha": "dynamic_regularization",
+    "momentum-beta": "global_momentum or controlled_momentum",
+}
 _OBEYED = ("local-epochs", "local-steps", "deadline-s", "elapsed-s")  # whatever the rule
 
 

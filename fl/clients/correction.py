@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fl.clients.local_optimizer import LocalOptimizer, clip
 from fl.clients.rule import Batch, Finished, Received, Rule, Scalar, State
@@ -60,6 +60,10 @@ class Correction(ABC):
     def vectors(self, is_plain: bool) -> int:
         """Returns how many vectors of length p it adds to a client's memory."""
         return 0
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raises ConfigError if the correction can do nothing with the model."""
+        return
 
     def scalars(self, config: Mapping[str, Any]) -> dict[str, float]:
         """Returns the numbers of this task that the message may change; see `Rule.scalars`."""

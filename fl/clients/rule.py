@@ -26,7 +26,7 @@ How methods with more machinery fit, without a change here:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -77,6 +77,17 @@ class Batch(Protocol):
 
     def loss(self, w: Tensor) -> Tensor:
         """Returns the loss at `w`, shape (), by a forward pass only."""
+
+    def features(self, w: Tensor) -> Tensor:
+        """Returns the examples' features at `w` (`fl.models.features`), by a forward pass only."""
+
+    def features_grad(self, loss: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        """Returns the gradient at `w`, shape (p,), of a loss of the features.
+
+        Args:
+            loss: of each example, shape (b,), from the features, shape (b, ...); mean is taken.
+            w: weights, shape (p,).
+        """
 
 
 class Rule(ABC):

@@ -131,7 +131,7 @@ def build(config: DictConfig) -> Experiment:
     attack = _Attack()
     with problems.noted():
         attack = _attack(config, parts.get("attack"))
-    if isinstance(parts.get("strategy"), Strategy):
+    if "strategy" in parts:
         strategy = driver_of(parts["strategy"])
         choice = Choice(
             strategy,

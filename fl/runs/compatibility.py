@@ -71,6 +71,13 @@ class Choice:
         return self.traits.sends != "model"
 
     @property
+    def client(self) -> str:
+        """The part of the client that knows vectors beside the model: key below `client`, value."""
+        if self.correction is not None:
+            return f"correction is {type(self.correction).__name__}"
+        return f"rule is {type(self.rule).__name__}"
+
+    @property
     def lacking(self) -> str:
         """A vector that the client needs and the strategy does not send, or the other way round."""
         if self.rule is None or not self.traits.known:
@@ -94,8 +101,8 @@ class Choice:
 class Refusal:
     """Choices that do not go together.
 
-    {strategy}, {uplink}, {downlink}, {attack}, {rule}, {lacking} and {forgotten} in the texts stand
-    for what is chosen.
+    {strategy}, {uplink}, {downlink}, {attack}, {rule}, {client}, {lacking} and {forgotten} in the
+    texts stand for what is chosen.
 
     Attributes:
         what: the choices, for the page.
@@ -117,8 +124,9 @@ class Refusal:
             name: type(getattr(choice, name)).__name__
             for name in ("uplink", "downlink", "attack", "rule")
         }
-        return f"{self.given}, {self.why}: {self.instead}".format(
+        return f"{self.given}, but {self.why}: {self.instead}".format(
             strategy=choice.strategy.name,
+            client=choice.client,
             lacking=choice.lacking,
             forgotten=choice.forgotten,
             **kinds,
@@ -127,7 +135,6 @@ class Refusal:
     def __str__(self) -> str:
         """Returns what the page says."""
         why = self.why.format(strategy="the strategy", forgotten="moments", lacking="...")
-        why = why.removeprefix("but ").removeprefix("and ")
         return f"**{self.what}.** {why[0].upper()}{why[1:]}: {self.instead}."
 
 
@@ -139,35 +146,35 @@ REFUSALS = (
         "Several models and a strategy of one",
         lambda c: c.tasks and not c.traits.several_models,
         "tasks is set",
-        "but {strategy} trains one model",
+        "{strategy} trains one model",
         "use strategy=fedast or strategy=sync_st, or leave tasks out",
     ),
     Refusal(
         "One model and a strategy of several",
         lambda c: c.traits.several_models and not c.tasks,
         "tasks is null",
-        "but {strategy} trains several models",
+        "{strategy} trains several models",
         "choose one, tasks=NAME",
     ),
     Refusal(
         "Compressors and a method that is one",
         lambda c: c.compressed and c.traits.sends == "payload",
         _COMPRESSED,
-        "but {strategy} compresses both ways itself",
+        "{strategy} compresses both ways itself",
         "leave compressor and downlink out",
     ),
     Refusal(
         "A downlink without a server",
         lambda c: c.downlink is not None and c.traits.meets == "peers",
         "downlink is {downlink}",
-        "but with {strategy} nodes send to each other, and nobody to all",
+        "with {strategy} nodes send to each other, and nobody to all",
         "leave downlink out, and choose compressor=... for what nodes send",
     ),
     Refusal(
         "A downlink in a ring",
         lambda c: c.downlink is not None and c.traits.meets == "ring",
         "downlink is {downlink}",
-        "but workers of {strategy} meet in an all-reduce, with the same bytes both ways",
+        "workers of {strategy} meet in an all-reduce, with the same bytes both ways",
         "choose compressor=..., which compresses outer gradients, and leave downlink out",
     ),
     Refusal(
@@ -178,7 +185,7 @@ REFUSALS = (
             and c.strategy.cohort(c.num_clients) < c.num_clients
         ),
         "compressor is {uplink}",
-        "which needs every client in every round, and {strategy} does not ask all at once",
+        "it needs every client in every round, and {strategy} does not ask all at once",
         "set strategy.fraction_train=1 in a strategy with rounds, or use compressor=ef21, diana or "
         "ef_topk",
     ),
@@ -186,14 +193,14 @@ REFUSALS = (
         "Attacks on updates of strategies that are not of fl",
         lambda c: c.attack is not None and not c.traits.known,
         "attack is {attack}",
-        "but {strategy} gives nobody a way to its updates",
+        "{strategy} gives nobody a way to its updates",
         f"use a strategy of fl, or {_ON_DATA}",
     ),
     Refusal(
         "Attacks on updates where nobody collects any",
         lambda c: c.attack is not None and c.traits.known and not c.traits.forges,
         "attack is {attack}",
-        "but {strategy} collects no models for it to forge",
+        "{strategy} collects no models for it to forge",
         f"use strategy=fedavg, fedbuff, dfedavg, dpsgd or monna, or {_ON_DATA}",
     ),
     Refusal(
@@ -205,7 +212,7 @@ REFUSALS = (
             and not c.traits.aggregates
         ),
         "attack is {attack}",
-        "which searches against the rule that combines updates, and {strategy} has none",
+        "it searches against the rule that combines updates, and {strategy} has none",
         "use a strategy whose steps have several updates, such as fedavg, fedbuff or monna, or an "
         "attack that does not know the rule",
     ),
@@ -213,29 +220,29 @@ REFUSALS = (
         "Strategies that step by gradients and clients that train",
         lambda c: c.rule is not None and c.steps_by_gradients and not isinstance(c.rule, Gradient),
         "client.rule is {rule}",
-        "which trains a model, and {strategy} steps by gradients",
+        "it trains a model, and {strategy} steps by gradients",
         "use client=gradient, or another strategy",
     ),
     Refusal(
         "Clients that send gradients and strategies that combine models",
         lambda c: isinstance(c.rule, Gradient) and not c.steps_by_gradients,
         "client.rule is {rule}",
-        "which trains nothing, and {strategy} combines trained models",
+        "it trains nothing, and {strategy} combines trained models",
         "use it with strategy=data_parallel, gradient_tracking, onebit_adam, demo or "
         "just_one_byte, or another client",
     ),
     Refusal(
         "Vectors beside the model that only one end knows",
         lambda c: bool(c.lacking) and c.steps_by_gradients == isinstance(c.rule, Gradient),
-        "client.rule is {rule}",
-        "and of it and {strategy} only one knows the vector {lacking!r}",
+        "client.{client}",
+        "of it and {strategy} only one knows the vector {lacking!r}",
         "use client/correction=control_variates with strategy=scaffold, and with no other",
     ),
     Refusal(
         "Clients that forget between tasks that are one training",
         lambda c: c.traits.continues and bool(c.forgotten),
         "client.rule is {rule}",
-        "which forgets its {forgotten} after every task, and workers of {strategy} go on from "
+        "it forgets its {forgotten} after every task, and workers of {strategy} go on from "
         "where they were",
         "leave client.rule.keep_moments or keep_state at null, and use client=momentum, whose "
         "momentum is kept",

@@ -69,6 +69,8 @@ class Updates:
         buffers: places in the deltas of what clients change but do not train, as statistics of
             normalisation layers. They are no directions: whatever a rule makes of them is replaced
             by their mean.
+        trained: places of what clients train, p numbers together; none are all of them.
+        clients: who they are, as the grid numbers them.
         robust: whether `combine` is more than a mean, because some clients may lie.
     """
 
@@ -79,7 +81,9 @@ class Updates:
     combine: Combine = weighted_mean
     name: str = ""
     buffers: Sequence[slice] = ()
+    trained: Sequence[slice] = ()
     robust: bool = False
+    clients: Sequence[int] = ()
 
     def __len__(self) -> int:
         """Returns n."""
@@ -92,6 +96,10 @@ class Updates:
     def mean(self) -> Row:
         """Returns F(delta_1, ..., delta_n), shape (d,): the weighted mean, or the aggregator's."""
         return self._mean
+
+    def of_trained(self, vector: Row) -> Row:
+        """Returns what clients train of a vector of shape (d,), such as `mean()`; shape (p,)."""
+        return np.concatenate([vector[p] for p in self.trained]) if self.trained else vector
 
     def squared_norms(self) -> NDArray[np.float64]:
         """Returns |delta_i|^2 over what clients train, shape (n,)."""
@@ -118,6 +126,10 @@ class Updates:
     def scaled(self, factors: NDArray[np.float64]) -> Updates:
         """Returns updates whose i-th delta is multiplied by the i-th factor, shape (n,)."""
         return replace(self, deltas=self.deltas * factors.astype(np.float32)[:, None])
+
+    def less(self, vectors: Row) -> Updates:
+        """Returns updates whose i-th delta is less the i-th vector, shape (n, d)."""
+        return replace(self, deltas=self.deltas - vectors)
 
     def extra(self, name: str) -> Updates:
         """Returns the clients' vectors of this name, to be combined like their deltas."""

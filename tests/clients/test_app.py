@@ -550,6 +550,34 @@ def test_evaluation_is_on_the_clients_own_examples(
     assert set(reply.content) == {"metrics"}
 
 
+@pytest.mark.parametrize(("on", "examples", "count"), [("train", 4, 4), ("test", 9, 5)])
+def test_a_message_says_on_which_and_on_how_many_examples_it_is_evaluated(
+    federated, mlp, content_of, message_to, context_of, on, examples, count
+):
+    data = federated((12, 7), (3, 5))
+    app = TrainingApp(mlp, data, Sgd(0.3))
+    content = content_of(mlp, evaluate_on=on, evaluate_examples=examples)
+    assert (
+        app.plan(content, "evaluate", 1, 1.0).flops == count * flops_per_example(mlp, (6,)).forward
+    )
+    losses = []
+    for dispatch in range(300):
+        reply = app(message_to(content, 1, dispatch, kind="evaluate"), context_of(1))
+        assert reply.content["metrics"]["num-examples"] == count
+        losses.append(reply.content["metrics"]["loss"])
+    whole = evaluate(mlp, data.client(1) if on == "train" else data.client_test(1))
+    # Each batch is drawn anew and uniformly: the mean of their losses is that of all examples.
+    error = np.std(losses) / np.sqrt(len(losses))
+    assert np.mean(losses) == pytest.approx(whole.loss, abs=4 * error + 1e-6)
+    assert (len(set(losses)) > 1) == (examples == 4)
+
+
+@pytest.mark.parametrize("config", [{"evaluate_on": "all"}, {"evaluate_examples": 0}])
+def test_an_evaluation_that_cannot_be_is_refused(data, mlp, content_of, config):
+    with pytest.raises(ConfigError, match=next(iter(config)).replace("_", "-")):
+        TrainingApp(mlp, data, Sgd(0.3)).plan(content_of(mlp, **config), "evaluate", 0, 1.0)
+
+
 def test_evaluation_uses_running_statistics_and_leaves_training_mode(
     data, content_of, message_to, context_of
 ):

@@ -8,19 +8,22 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.func import vmap
+from torch.func import grad, vmap
 
 from fl.clients import (
     AdamW,
+    ControlledMomentum,
     ControlVariates,
     Corrected,
     Correction,
     CosineDecay,
     DynamicRegularization,
     ExponentialDecay,
+    GlobalMomentum,
     Gradient,
     LocalOptimizer,
     MicroAdam,
+    ModelContrast,
     Momentum,
     Proximal,
     Received,
@@ -56,6 +59,11 @@ CORRECTIONS = {
     "control variates option I": ControlVariates("I"),
     "control variates clip last": ControlVariates(clip_first=False),
     "dynamic regularization": DynamicRegularization(),
+    "model contrast": ModelContrast(2.0),
+    "global momentum": GlobalMomentum(),
+    "global momentum vr": GlobalMomentum(variance_reduction=True),
+    "controlled momentum": ControlledMomentum(clip_first=True),
+    "controlled momentum vr": ControlledMomentum(variance_reduction=True),
 }
 OPTIMIZERS = {name: rule for name, rule in RULES.items() if isinstance(rule, LocalOptimizer)}
 RULES |= {
@@ -83,6 +91,12 @@ class Quadratic:
 
     def grad(self, w):
         return self.a * (w - self.c), self.loss(w)
+
+    def features(self, w):
+        return (self.a * w)[None]
+
+    def features_grad(self, loss, w):
+        return grad(lambda w: loss(self.features(w)).mean())(w)
 
 
 class Linear:
@@ -558,6 +572,8 @@ def test_a_message_with_a_bad_mu_is_refused(mu):
         (Proximal, {"mu": math.nan}, "mu is nan"),
         (Sam, {"lr": 1, "rho": -0.1}, "rho is -0.1; it must be finite and at least 0"),
         (Sam, {"lr": 1, "rho": float("inf")}, "rho is inf"),
+        (ModelContrast, {"mu": -1}, "mu is -1"),
+        (ModelContrast, {"temperature": 0}, "temperature is 0"),
         (ControlVariates, {"option": "III"}, "option is 'III'; it must be 'I' or 'II'"),
         (Momentum, {"lr": 0}, "lr is 0; it must be finite and above 0"),
         (Momentum, {"lr": 1, "beta": 1.0}, r"beta is 1.0; it must be in \[0, 1\)"),
