@@ -34,7 +34,8 @@ from typing import Any
 
 import report
 
-from fl.execution.executor import Assignment, Executor, Outcome, RunInfo
+from fl.execution.contract import Request, Result, RunInfo
+from fl.execution.executor import Executor
 from fl.execution.garbage import quick_garbage_collection
 from fl.randomness import SEED_KEY, generator
 from fl.simulation.kernel.engine import Engine, Task
@@ -157,7 +158,7 @@ def engine(fleet: Fleet, seconds: float) -> tuple[float, float]:
 
 
 class Ready(Executor):
-    """Has the answer to every assignment."""
+    """Has the answer to every request."""
 
     def __init__(self, content: Any) -> None:
         self._content = content
@@ -165,14 +166,14 @@ class Ready(Executor):
     def start(self, app: Any, run: RunInfo) -> None:
         """Does nothing."""
 
-    def submit(self, wave: Sequence[Assignment]) -> None:
+    def submit(self, wave: Sequence[Request]) -> None:
         """Does nothing."""
 
-    def result(self, assignment: Assignment) -> Outcome:
+    def result(self, request: Request) -> Result:
         """Returns the answer."""
-        return Outcome(content=self._content)
+        return Result(content=self._content)
 
-    def discard(self, assignment: Assignment) -> None:
+    def discard(self, request: Request) -> None:
         """Does nothing."""
 
     def close(self) -> None:

@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 import fl
 from fl import simulate
-from fl.execution.executor import Assignment, Executor, Outcome
+from fl.execution.contract import Request, Result
+from fl.execution.executor import Executor
 from fl.runs.experiment import app_of, build, serve
 from fl.strategies import FedCompass, TiFL
 from fl.strategies.drivers.contacts import Contacts
@@ -65,10 +66,10 @@ class NobodyAnswers(Executor):
     def submit(self, wave: Any) -> None:
         pass
 
-    def result(self, assignment: Assignment) -> Outcome:
+    def result(self, request: Request) -> Result:
         raise Asked
 
-    def discard(self, assignment: Assignment) -> None:
+    def discard(self, request: Request) -> None:
         pass
 
     def close(self) -> None:

@@ -32,7 +32,7 @@ MAY_IMPORT = {
 
 # All that a strategy sees of the runtimes: threads for torch. What it asks of a grid is
 # `fl.flower.grid_view`, which has an answer for every grid.
-SEEN = ("fl.execution.threads.",)
+SEEN = ("fl.vectors.threads.",)
 
 # Each of these runs code found in a file or a string; state is stored as arrays and JSON instead.
 UNSAFE_CALLS = {

@@ -5,14 +5,15 @@ one client at a time, on the simulator as on a real SuperNode, or for many at on
 """
 
 from fl.clients.adamw import AdamW
-from fl.clients.app import TrainingApp
-from fl.clients.batched import gains_from_batching
-from fl.clients.downlink import Downlink
+from fl.clients.app.batched import gains_from_batching
+from fl.clients.app.downlink import Downlink
+from fl.clients.app.task_app import TaskApp
+from fl.clients.app.training_app import TrainingApp
+from fl.clients.app.uplink import Uplink
 from fl.clients.gradient import Gradient
 from fl.clients.island import Fragments, Island
 from fl.clients.microadam import MicroAdam
 from fl.clients.momentum import Momentum
-from fl.clients.planned import PlannedApp, Work
 from fl.clients.proximal import Proximal
 from fl.clients.replica import Replica
 from fl.clients.rule import Batch, Finished, Received, Rule
@@ -20,8 +21,6 @@ from fl.clients.sam import Sam
 from fl.clients.scaffold import ControlVariates
 from fl.clients.schedule import CosineDecay, ExponentialDecay, Schedule, StepDecay, Warmup
 from fl.clients.sgd import Sgd
-from fl.clients.task_app import TaskApp
-from fl.clients.uplink import Uplink
 
 __all__ = [
     "AdamW",
@@ -36,7 +35,6 @@ __all__ = [
     "Island",
     "MicroAdam",
     "Momentum",
-    "PlannedApp",
     "Proximal",
     "Received",
     "Replica",
@@ -49,6 +47,5 @@ __all__ = [
     "TrainingApp",
     "Uplink",
     "Warmup",
-    "Work",
     "gains_from_batching",
 ]

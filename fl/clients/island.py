@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
-from fl.clients.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
+from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import Compressor, Shapes
 from fl.errors import ConfigError
 from fl.flower.arrays import RowArray, read_array

@@ -22,13 +22,11 @@ from torch import nn
 
 from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients, poisoned
 from fl.clients import TaskApp, TrainingApp
-from fl.clients.planned import PlannedApp
 from fl.compression import Channel
 from fl.data import Examples, FederatedData, Partitions, federate
 from fl.errors import ConfigError, Diverged
 from fl.execution import Executor, RayExecutor
 from fl.execution.executor import load_app
-from fl.execution.threads import limit_threads
 from fl.execution.virtual_time import TaskClock, answering, virtual_time
 from fl.flower.carried import carried, carried_tensors
 from fl.flower.grid_view import Clock, GridView
@@ -75,6 +73,7 @@ from fl.strategies import (
 from fl.strategies.drivers.simultaneous import Simultaneous
 from fl.vectors.layout import Layout
 from fl.vectors.rows import as_tensor
+from fl.vectors.threads import limit_threads
 
 log = logging.getLogger("fl")
 
@@ -448,7 +447,7 @@ def run_experiment(
     return final_value(run.summary)
 
 
-def app_of(experiment: Experiment) -> PlannedApp:
+def app_of(experiment: Experiment) -> TrainingApp | TaskApp:
     """Returns what the clients of an experiment run."""
     tasks = experiment.tasks
     return TaskApp({name: t.app for name, t in tasks.items()}) if tasks else experiment.app

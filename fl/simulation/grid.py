@@ -18,7 +18,8 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fl.errors import SimulationError
-from fl.execution.executor import Assignment, Executor, Outcome, Payload
+from fl.execution.contract import Payload, Request, Result
+from fl.execution.executor import Executor
 from fl.execution.speech import Line
 from fl.execution.virtual_time import EPOCH, answering
 from fl.flower.identity import (
@@ -79,11 +80,11 @@ class _Flight:
         "unread",
     )
 
-    def __init__(self, metadata: Metadata, assignment: Assignment, expiry: float) -> None:
+    def __init__(self, metadata: Metadata, assignment: Request, expiry: float) -> None:
         self.metadata = metadata
         self.assignment = assignment
         self.expiry = expiry
-        self.outcome: Outcome | None = None
+        self.outcome: Result | None = None
         self.reply: Message | None = None
         self.submitted = False
         self.planned = False
@@ -545,7 +546,7 @@ class SimGrid(Grid):
         now = self.engine.queue.now
         kind, group = metadata.message_type, metadata.group_id
         self.train_messages += kind.startswith("train")
-        assignment = Assignment(client, dispatch, payload, kind, group, ttl, self._epoch + now)
+        assignment = Request(client, dispatch, payload, kind, group, ttl, self._epoch + now)
         expiry = now + ttl
         # A copy of the metadata: Flower lets an app push the same object again, as a new message.
         flight = _Flight(copied(metadata), assignment, expiry)
@@ -711,7 +712,7 @@ class SimGrid(Grid):
             self._groups[client] = group
 
     @staticmethod
-    def _check_plan(flight: _Flight, outcome: Outcome) -> None:
+    def _check_plan(flight: _Flight, outcome: Result) -> None:
         size = 0 if outcome.content is None else payload_bytes(outcome.content)
         if size != flight.reply_bytes or outcome.state:
             raise SimulationError(
@@ -752,7 +753,7 @@ class SimGrid(Grid):
         flight: _Flight = task.content
         return self.engine.queue.now < flight.expiry
 
-    def _outcome(self, task: Task) -> Outcome:
+    def _outcome(self, task: Task) -> Result:
         flight: _Flight = task.content
         if flight.outcome is None:
             if not flight.submitted:

@@ -16,7 +16,7 @@ import numpy as np
 
 from fl.aggregation import weight_of
 from fl.checks import read_if
-from fl.clients.task_app import TASK_KEY
+from fl.clients.app.task_app import TASK_KEY
 from fl.errors import ConfigError
 from fl.strategies.drivers.events import Server, Update, at_least, positive
 from fl.strategies.drivers.simultaneous import Learning, Simultaneous

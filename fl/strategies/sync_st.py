@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from fl.clients.task_app import TASK_KEY
+from fl.clients.app.task_app import TASK_KEY
 from fl.strategies.drivers.events import Sent, Server, Update, at_least
 from fl.strategies.drivers.simultaneous import Learning, Simultaneous, apportion
 from fl.strategies.drivers.tasks import Task

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from client_apps import RUN, app_of, assignments, payload, reply
+from client_apps import RUN, app_of, payload, reply, requests
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
@@ -18,8 +18,11 @@ from fl.data import Examples, FederatedData
 from fl.data.federated import Partitions
 from fl.errors import ConfigError
 from fl.execution import SerialExecutor
-from fl.execution.executor import Assignment, Outcome, Payload, Worker, form_batches, load_app
+from fl.execution.batches import form_batches
+from fl.execution.contract import Payload, Request, Result
+from fl.execution.executor import load_app
 from fl.execution.virtual_time import virtual_time
+from fl.execution.worker import Worker
 from fl.models import LogisticRegression
 
 CLIENTS = 10
@@ -47,12 +50,12 @@ def model() -> Payload:
     return Payload(RecordDict({"arrays": weights, "config": ConfigRecord({"server-round": 1})}), 0)
 
 
-def run_alone(train: Callable[[Message, Context], Any], state: RecordDict | None = None) -> Outcome:
-    (assignment,) = assignments(payload(), range(3, 4))
-    return Worker(app_of(train), RUN).execute([replace(assignment, state=state)])[0]
+def run_alone(train: Callable[[Message, Context], Any], state: RecordDict | None = None) -> Result:
+    (request,) = requests(payload(), range(3, 4))
+    return Worker(app_of(train), RUN).execute([replace(request, state=state)])[0]
 
 
-def same(one: Outcome, other: Outcome) -> bool:
+def same(one: Result, other: Result) -> bool:
     return one.content == other.content and one.error == other.error and one.state == other.state
 
 
@@ -67,7 +70,7 @@ def test_what_a_client_does_to_its_message_reaches_no_other_client() -> None:
         return reply(message, seen=seen)
 
     sent = payload()
-    outcomes = Worker(app_of(spoil), RUN).execute(assignments(sent, range(3)))
+    outcomes = Worker(app_of(spoil), RUN).execute(requests(sent, range(3)))
     assert [outcome.content["metrics"]["seen"] for outcome in outcomes] == [3, 3, 3]
     assert sorted(sent.content["config"]) == ["what"]
 
@@ -82,8 +85,8 @@ def test_what_a_mod_does_to_its_message_reaches_no_other_client() -> None:
     sent = model()
     worker = Worker(ours(mods=[grow]), RUN)
     seen = [
-        worker.execute([assignment])[0].content["metrics"]["seen"]
-        for assignment in assignments(sent, range(3))
+        worker.execute([request])[0].content["metrics"]["seen"]
+        for request in requests(sent, range(3))
     ]
     assert seen == [1, 1, 1]
 
@@ -98,7 +101,7 @@ def test_what_a_client_does_after_replying_does_not_change_the_reply() -> None:
         kept.append(answer.content)
         return answer
 
-    outcomes = Worker(app_of(remember), RUN).execute(assignments(payload(), range(3)))
+    outcomes = Worker(app_of(remember), RUN).execute(requests(payload(), range(3)))
     assert [outcome.content["metrics"]["num-examples"] for outcome in outcomes] == [10, 10, 10]
 
 
@@ -118,12 +121,12 @@ def test_foreign_task_changes_its_state_only_through_its_outcome() -> None:
 @pytest.mark.parametrize("clients", [1, 4])
 def test_our_task_changes_its_state_only_through_its_outcome(clients: int) -> None:
     worker = Worker(ours(), RUN)
-    first = worker.execute(assignments(model(), range(clients)))
+    first = worker.execute(requests(model(), range(clients)))
     state = first[0].state
     before = state.copy()
     tasks = [
         replace(a, state=done.state)
-        for a, done in zip(assignments(model(), range(clients), 1), first, strict=True)
+        for a, done in zip(requests(model(), range(clients), 1), first, strict=True)
     ]
     once = worker.execute(tasks)
     assert state == before
@@ -189,7 +192,7 @@ def elsewhere(message: Message, context: Context) -> Message:
 
 def not_content(message: Message, context: Context) -> Message:
     answer = reply(message)
-    answer.content = {"arrays": [1.0]}  # type: ignore[assignment]
+    answer.content = {"arrays": [1.0]}  # type: ignore[request]
     return answer
 
 
@@ -206,7 +209,7 @@ def not_a_value(message: Message, context: Context) -> Message:
 
 
 def not_a_state(message: Message, context: Context) -> Message:
-    context.state = {"count": 1}  # type: ignore[assignment]
+    context.state = {"count": 1}  # type: ignore[request]
     return reply(message)
 
 
@@ -252,12 +255,12 @@ def test_source_that_makes_no_client_app_is_refused() -> None:
 # ---- batches -------------------------------------------------------------------------------------
 
 
-def members(batches: list[list[Assignment]]) -> list[list[int]]:
-    return [[assignment.client for assignment in batch] for batch in batches]
+def members(batches: list[list[Request]]) -> list[list[int]]:
+    return [[request.client for request in batch] for batch in batches]
 
 
 def test_wave_is_cut_into_an_even_number_of_equal_runs_in_order() -> None:
-    wave = assignments(model(), range(7))
+    wave = requests(model(), range(7))
     assert members(form_batches(ours(), RUN, wave, 3)) == [[0], [1, 2], [3, 4], [5, 6]]
     assert members(form_batches(ours(), RUN, wave, 4)) == [[0, 1, 2], [3, 4, 5, 6]]
     assert members(form_batches(ours(), RUN, wave, 7)) == [[0, 1, 2, 3, 4, 5, 6]]
@@ -265,7 +268,7 @@ def test_wave_is_cut_into_an_even_number_of_equal_runs_in_order() -> None:
 
 
 def test_what_cannot_train_together_runs_alone() -> None:
-    wave = assignments(model(), range(4))
+    wave = requests(model(), range(4))
     wave[1].message_type = "evaluate"
     assert sorted(members(form_batches(ours(), RUN, wave, 64))) == [[0, 2, 3], [1]]
     foreign = app_of(lambda message, context: reply(message))
@@ -273,8 +276,8 @@ def test_what_cannot_train_together_runs_alone() -> None:
 
 
 def executed(
-    executor: SerialExecutor, wave: list[Assignment], app: ClientApp, order: list[int]
-) -> dict[int, Outcome]:
+    executor: SerialExecutor, wave: list[Request], app: ClientApp, order: list[int]
+) -> dict[int, Result]:
     executor.start(app, RUN)
     executor.submit(wave)
     for i in range(len(wave)):
@@ -284,7 +287,7 @@ def executed(
 
 
 def test_outcomes_depend_neither_on_the_order_of_asking_nor_on_what_is_discarded() -> None:
-    wave = assignments(model(), range(6))
+    wave = requests(model(), range(6))
     everything = executed(SerialExecutor(max_batch=4), wave, ours(), [0, 1, 2, 3, 4, 5])
     some = executed(SerialExecutor(max_batch=4), wave, ours(), [5, 1, 2])
     assert all(same(some[i], everything[i]) for i in some)
@@ -292,7 +295,7 @@ def test_outcomes_depend_neither_on_the_order_of_asking_nor_on_what_is_discarded
 
 def test_serial_executor_runs_only_the_batches_somebody_asks_for() -> None:
     executor = SerialExecutor(max_batch=2)
-    executed(executor, assignments(model(), range(6)), ours(), [4])
+    executed(executor, requests(model(), range(6)), ours(), [4])
     assert executor.report() == {"executor": "serial", "batches": 1, "max_batch": 2}
 
 
@@ -303,7 +306,7 @@ def test_threads_are_limited_only_while_clients_train() -> None:
         return reply(message, threads=used)
 
     before = torch.get_num_threads()
-    wave = assignments(payload(), range(2))
+    wave = requests(payload(), range(2))
     outcomes = executed(SerialExecutor(threads=2), wave, app_of(threads), [0, 1])
     assert [o.content["metrics"]["threads"] for o in outcomes.values()] == [2, 2]
     assert torch.get_num_threads() == before

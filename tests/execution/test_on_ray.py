@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from client_apps import RUN, assignments, make_behaving, make_in_process_only, payload
+from client_apps import RUN, make_behaving, make_in_process_only, payload, requests
 from flwr.common.constant import ErrorCode
 
 from fl.errors import ConfigError, SimulationError
@@ -32,24 +32,24 @@ def test_misbehaving_processes_cost_their_own_clients_only(
 ) -> None:
     monkeypatch.setattr(on_ray, "_ATTEMPTS", 2)  # each costs the start of an actor
     executor = RayExecutor(num_actors=1)
-    wave = assignments(payload("1:kill 4:connection 5:sleep 6:many 7:nothing"), range(9))
+    wave = requests(payload("1:kill 4:connection 5:sleep 6:many 7:nothing"), range(9))
     try:
         with caplog.at_level(logging.WARNING, logger="fl"):
             executor.start(make_behaving, RUN)
             executor.submit(wave)
             executor.discard(wave[8])
-            outcomes = [executor.result(assignment) for assignment in wave[:8]]
+            outcomes = [executor.result(request) for request in wave[:8]]
             # Only one that hangs is worked on while there is a limit: a busy machine may make
             # anybody late.
             executor.task_timeout_s = 1.0
-            (hanging,) = assignments(payload("3:hang"), range(3, 4), dispatch=1)
+            (hanging,) = requests(payload("3:hang"), range(3, 4), dispatch=1)
             executor.submit([hanging])
             hung = executor.result(hanging).error
             executor.task_timeout_s = None
             # The same clients on the next wave: the actors are as good as new.
-            again = assignments(payload(), range(1, 4, 2), dispatch=2)
+            again = requests(payload(), range(1, 4, 2), dispatch=2)
             executor.submit(again)
-            assert [executor.result(assignment).error for assignment in again] == [None, None]
+            assert [executor.result(request).error for request in again] == [None, None]
     finally:
         executor.close()
     failed = {i: outcome.error for i, outcome in enumerate(outcomes) if outcome.error is not None}
@@ -69,14 +69,14 @@ def test_a_client_sees_the_same_clocks_and_says_the_same_as_in_this_process(
     shared_ray: None,
 ) -> None:
     ray, serial = RayExecutor(num_actors=2), SerialExecutor()
-    wave = assignments(payload("0:say 1:clock 2:clock 3:say"), range(4))
+    wave = requests(payload("0:say 1:clock 2:clock 3:say"), range(4))
     outcomes = []
     for executor in (ray, serial):
         with virtual_time(), hearing():
             try:
                 executor.start(make_behaving, RUN)
                 executor.submit(wave)
-                outcomes.append([executor.result(assignment) for assignment in wave])
+                outcomes.append([executor.result(request) for request in wave])
             finally:
                 executor.close()
     for here, there in zip(*outcomes, strict=True):

@@ -24,7 +24,7 @@ from stand_ins import (
     times,
 )
 
-from fl.execution.executor import Outcome
+from fl.execution.contract import Result
 from fl.flower.identity import node_id
 from fl.simulation.kernel.events import EventQueue, Priority
 from fl.simulation.kernel.links import ServerLink
@@ -446,8 +446,8 @@ def test_a_task_that_was_executed_ahead_and_overtaken_is_executed_again() -> Non
 
 def test_an_upload_under_way_does_not_keep_the_next_task_from_the_state() -> None:
     # Each reply takes 100 s to send; task 1 is computed meanwhile and starts from task 0's state.
-    def heavy(assignment):
-        outcome = counting(assignment)
+    def heavy(request):
+        outcome = counting(request)
         outcome.content["ballast"] = content_of(1000)["content"]
         return outcome
 
@@ -482,8 +482,8 @@ def test_a_task_lost_behind_another_does_not_let_the_next_one_start_from_an_old_
 
 
 def test_state_is_kept_only_for_clients_that_have_some() -> None:
-    def answer(assignment):
-        return counting(assignment) if assignment.client == 2 else Outcome(content=RecordDict())
+    def answer(request):
+        return counting(request) if request.client == 2 else Result(content=RecordDict())
 
     grid = grid_of(fleet_of([Client()] * 5), answer=answer)
     grid.send_and_receive([message_to(client) for client in range(5)])
@@ -520,7 +520,7 @@ def random_run(seed: int, tasks: int, observe=lambda grid: None, prefetch=False)
         prefetch=prefetch,
     )
     contents = [content_of(size) for size in (1, 40, 400, 4000)]
-    replies = [Outcome(content=content) for content in contents]
+    replies = [Result(content=content) for content in contents]
     rng = random.Random(seed)
     grid = grid_of(
         fleet,

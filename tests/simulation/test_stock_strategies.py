@@ -49,7 +49,7 @@ from flwr.serverapp.strategy import (
 from stand_ins import Client, fleet_of, times
 
 from fl.execution import SerialExecutor
-from fl.execution.executor import RunInfo
+from fl.execution.contract import RunInfo
 from fl.flower.identity import assume_identity, node_id
 from fl.flower.messages import with_content
 from fl.flower.private import give_id

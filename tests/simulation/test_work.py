@@ -8,7 +8,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from stand_ins import Client, fleet_of, grid_of, times
 
 from fl.errors import ConfigError
-from fl.execution.executor import Assignment, Outcome, Payload
+from fl.execution.contract import Payload, Request, Result
 from fl.flower.identity import node_id
 from fl.simulation.kernel.trace import Event
 from fl.simulation.work import Charge
@@ -18,19 +18,17 @@ FLEET = fleet_of([Client(flops=100.0), Client(flops=50.0)])
 MODEL = RecordDict({"arrays": ArrayRecord({"w": Array(np.zeros((2, 5))), "b": Array(np.zeros(5))})})
 
 
-def assignment(message_type: str = "train") -> Assignment:
-    return Assignment(0, 0, Payload(MODEL, 0), message_type, "", 1.0)
+def request(message_type: str = "train") -> Request:
+    return Request(0, 0, Payload(MODEL, 0), message_type, "", 1.0)
 
 
-def reporting(**metrics) -> Outcome:
+def reporting(**metrics) -> Result:
     record = MetricRecord({name.replace("_", "-"): value for name, value in metrics.items()})
-    return Outcome(content=RecordDict({"metrics": record}), slept_s=0.5, host_s=7.0)
+    return Result(content=RecordDict({"metrics": record}), slept_s=0.5, host_s=7.0)
 
 
-def seconds(
-    charge: Charge, outcome: Outcome, message_type: str = "train", client: int = 0
-) -> float:
-    return charge.seconds_for(FLEET, client, 0, assignment(message_type), outcome)
+def seconds(charge: Charge, outcome: Result, message_type: str = "train", client: int = 0) -> float:
+    return charge.seconds_for(FLEET, client, 0, request(message_type), outcome)
 
 
 @pytest.mark.parametrize(
@@ -56,14 +54,14 @@ def test_jitter_and_slow_spells_apply_to_reported_examples() -> None:
     fleet = fleet_of([Client(flops=100.0)], faults=Faults(slowdown=slow))
     charge = Charge(flops_per_example=10.0)
     outcome = reporting(num_examples=20)
-    assert charge.seconds_for(fleet, 0, 0, assignment(), outcome) == 3 * 2.0 + 0.5
+    assert charge.seconds_for(fleet, 0, 0, request(), outcome) == 3 * 2.0 + 0.5
 
 
 @pytest.mark.parametrize(
     "outcome",
     [
-        Outcome(content=RecordDict(), slept_s=0.5),
-        Outcome(error=(2, "raised"), slept_s=0.5),
+        Result(content=RecordDict(), slept_s=0.5),
+        Result(error=(2, "raised"), slept_s=0.5),
         reporting(loss=1.0),
         reporting(num_examples=-1),
         reporting(num_examples=float("nan")),
@@ -100,7 +98,7 @@ def test_the_metric_can_have_another_name() -> None:
 
 def test_what_a_numpy_client_returns_counts_too() -> None:
     record = MetricRecord({"num_examples": 20})
-    outcome = Outcome(content=RecordDict({"fitres.num_examples": record}))
+    outcome = Result(content=RecordDict({"fitres.num_examples": record}))
     assert seconds(Charge(flops_per_example=10.0), outcome) == 2.0
 
 

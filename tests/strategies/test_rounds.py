@@ -11,7 +11,7 @@ from stand_ins import FakeExecutor, FixedWork, Scripted, ScriptedFaults
 
 from fl.aggregation import Median
 from fl.errors import ConfigError, SimulationError
-from fl.execution.executor import Outcome
+from fl.execution.contract import Result
 from fl.flower.identity import client_of, node_id
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event, Trace
@@ -37,15 +37,15 @@ class Seconds:
         return np.array(self.seconds, dtype=np.float64)
 
 
-def answer(assignment):
+def answer(request):
     """Client i returns w + i, of i + 1 examples; its loss is i, its accuracy i / 100."""
-    i = assignment.client
+    i = request.client
     metrics = {"num-examples": i + 1, "train-loss": float(i), "accuracy": i / 100}
     content = {"metrics": MetricRecord(metrics)}
-    if assignment.message_type == "train":
-        w = assignment.payload.content["arrays"]["w"].numpy()
+    if request.message_type == "train":
+        w = request.payload.content["arrays"]["w"].numpy()
         content["arrays"] = ArrayRecord({"w": Array((w + i).astype(np.float32))})
-    return Outcome(content=RecordDict(content))
+    return Result(content=RecordDict(content))
 
 
 def run(strategy, seconds, *, rounds=1, task=None, faults=None, seed=0, availability=None):

@@ -17,7 +17,7 @@ from torch import nn
 import fl
 from fl import simulate
 from fl.clients import ControlVariates, Received, Sgd, StepDecay, TrainingApp
-from fl.clients.app import MEMORY_KEY
+from fl.clients.app.inbox import MEMORY_KEY
 from fl.data import federate, load_digits, partition
 from fl.errors import ConfigError
 from fl.flower.records import record_vector, vector_record

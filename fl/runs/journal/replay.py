@@ -10,12 +10,13 @@ from typing import Any
 from flwr.app import RecordDict
 
 from fl.errors import ConfigError
-from fl.execution.executor import AppSource, Assignment, Executor, Outcome, Payload, RunInfo
+from fl.execution.contract import Payload, Request, Result, RunInfo
+from fl.execution.executor import AppSource, Executor
 from fl.runs.journal.encoding import checksum, encode
 from fl.runs.journal.journal import Journal
 
 
-def _outcome(facts: dict[str, Any], records: dict[str, RecordDict | None]) -> Outcome:
+def _outcome(facts: dict[str, Any], records: dict[str, RecordDict | None]) -> Result:
     """Returns an outcome as `Journaled.result` has noted it.
 
     Raises:
@@ -23,7 +24,7 @@ def _outcome(facts: dict[str, Any], records: dict[str, RecordDict | None]) -> Ou
     """
     try:
         error = facts["error"]
-        return Outcome(
+        return Result(
             content=records["content"],
             error=None if error is None else (int(error[0]), str(error[1])),
             state=records["state"],
@@ -44,8 +45,8 @@ class _Wave:
         open: those whose outcome may still be asked for.
     """
 
-    members: list[Assignment]
-    open: set[Assignment] = field(default_factory=set)
+    members: list[Request]
+    open: set[Request] = field(default_factory=set)
 
 
 class Journaled(Executor):
@@ -66,14 +67,14 @@ class Journaled(Executor):
         self._executor = executor
         self._journal = journal
         self._keeps_errors = keeps_errors
-        self._waves: dict[Assignment, _Wave] = {}  # of open members; in order of submission
+        self._waves: dict[Request, _Wave] = {}  # of open members; in order of submission
         self._payloads: weakref.WeakKeyDictionary[Payload, int] = weakref.WeakKeyDictionary()
 
     def start(self, app: AppSource, run: RunInfo) -> None:
         """Starts the executor."""
         self._executor.start(app, run)
 
-    def submit(self, wave: Sequence[Assignment]) -> None:
+    def submit(self, wave: Sequence[Request]) -> None:
         """Passes a wave on, or keeps it for when the journal ends."""
         if not self._journal.replaying:
             self._executor.submit(wave)
@@ -81,7 +82,7 @@ class Journaled(Executor):
         held = _Wave([replace(member) for member in wave], set(wave))
         self._waves.update(dict.fromkeys(wave, held))
 
-    def result(self, assignment: Assignment) -> Outcome:
+    def result(self, assignment: Request) -> Result:
         """Returns the outcome in the journal, or else the executor's, which the journal gets."""
         request = self._request(assignment)
         answer = self._journal.recall("outcome", request)
@@ -105,7 +106,7 @@ class Journaled(Executor):
         )
         return outcome
 
-    def discard(self, assignment: Assignment) -> None:
+    def discard(self, assignment: Request) -> None:
         """Forgets a submitted assignment whose outcome nobody will need."""
         if assignment in self._waves:
             self._close(assignment)
@@ -121,7 +122,7 @@ class Journaled(Executor):
         """Returns the executor's facts."""
         return self._executor.report()
 
-    def _request(self, assignment: Assignment) -> list[Any]:
+    def _request(self, assignment: Request) -> list[Any]:
         """Returns what tells an assignment from all others: who does what, and with what."""
         payload = assignment.payload
         if payload not in self._payloads:
@@ -137,7 +138,7 @@ class Journaled(Executor):
             self._payloads[payload],
         ]
 
-    def _close(self, assignment: Assignment) -> None:
+    def _close(self, assignment: Request) -> None:
         self._waves.pop(assignment).open.discard(assignment)
 
     def _hand_over(self) -> None:

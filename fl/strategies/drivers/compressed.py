@@ -14,8 +14,8 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, strategy
 from flwr.serverapp.strategy import Result
 
-from fl.clients.downlink import VERSION_KEY
-from fl.clients.uplink import NEXT_KEY, NOT_FINITE, PAYLOAD_KEY, PAYLOAD_STYPE
+from fl.clients.app.downlink import VERSION_KEY
+from fl.clients.app.uplink import NEXT_KEY, NOT_FINITE, PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import Broadcast, Channel, PayloadError, Receivers, Shapes
 from fl.compression.wire import u32
 from fl.errors import ConfigError

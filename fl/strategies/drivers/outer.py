@@ -30,6 +30,7 @@ from flwr.serverapp.strategy import Result
 
 from fl.aggregation import check_result, check_weights, shown, weight_of
 from fl.checks import read_if
+from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.clients.island import (
     MERGE,
     MIXING,
@@ -42,7 +43,6 @@ from fl.clients.island import (
     fragment_record,
 )
 from fl.clients.scheduled import FIRST_STEP_KEY
-from fl.clients.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import Compressor, PayloadError
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
 from fl.flower.records import from_record, layout_of, to_record

@@ -15,7 +15,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 
 from fl.checks import read_if
-from fl.clients.task_app import TASK_KEY
+from fl.clients.app.task_app import TASK_KEY
 from fl.errors import ConfigError, NoStep
 from fl.flower.private import trusted_record
 from fl.strategies.drivers.events import (
