@@ -59,7 +59,7 @@ from fl.runs.sweep import side_by_side
 from fl.runs.transcript import shown_once
 from fl.runs.trust import source_files
 from fl.runs.unread import Unread, referred_to, unread_below, unread_groups
-from fl.simulation.work import Charge
+from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
 from fl.strategies import (
     NODE_METRICS,
@@ -129,7 +129,7 @@ _KINDS: Mapping[str, Any] = {  # what the member of a group makes
     "downlink": Channel,
     "attack": Attack | Poisoning | Combined,
     "checkpoint": partial,
-    "charge": Charge,
+    "charge": CostModel,
 }
 _OURS = ("strategy", "fleet", "executor", "compressor", "downlink", "attack", "checkpoint")
 
@@ -366,7 +366,7 @@ class ForeignApp:
     run_config: Mapping[str, Any]
     fleet: Fleet
     executor: Executor
-    charge: Charge | None
+    charge: CostModel | None
     checkpoint: partial[Recovery] | None
     epoch: int
 

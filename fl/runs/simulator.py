@@ -34,10 +34,10 @@ from fl.runs.journal import Recovery, source_sha256, unrepeatable, unseeded
 from fl.runs.recorder import Recorder
 from fl.runs.transcript import Transcript
 from fl.simulation.client_errors import ClientErrors
+from fl.simulation.cost import CostModel, Planner
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Trace
 from fl.simulation.legacy import concurrent_rounds
-from fl.simulation.work import Charge, Planner
 from fl.simulation.world.fleet import Fleet
 from fl.strategies.drivers.guarded import guarding
 from fl.vectors.threads import limit_blas, limit_threads
@@ -69,7 +69,7 @@ def simulate(
     run_config: Mapping[str, Any] | None = None,
     num_partitions: int | None = None,
     executor: Executor | Literal["ray", "serial"] = "ray",
-    charge: Charge | None = None,
+    charge: CostModel | None = None,
     directory: Path | str | None = None,
     target: Target | None = None,
     views: bool = True,
@@ -125,7 +125,7 @@ def simulate(
     if not partitions >= 1:
         raise ConfigError(f"num_partitions is {partitions}; it must be at least 1")
     epoch = epoch_of(date)
-    charge = Charge() if charge is None else charge
+    charge = CostModel() if charge is None else charge
     settings = {**(run_config or {}), SEED_KEY: seed}
     stored = config if config is not None else {"run_config": settings, "fleet": fleet.name}
     recovery = Recovery.none() if recovery is None else recovery

@@ -70,8 +70,8 @@ def test_what_a_client_does_to_its_message_reaches_no_other_client() -> None:
         return reply(message, seen=seen)
 
     sent = payload()
-    outcomes = Worker(app_of(spoil), RUN).execute(requests(sent, range(3)))
-    assert [outcome.content["metrics"]["seen"] for outcome in outcomes] == [3, 3, 3]
+    results = Worker(app_of(spoil), RUN).execute(requests(sent, range(3)))
+    assert [result.content["metrics"]["seen"] for result in results] == [3, 3, 3]
     assert sorted(sent.content["config"]) == ["what"]
 
 
@@ -101,11 +101,11 @@ def test_what_a_client_does_after_replying_does_not_change_the_reply() -> None:
         kept.append(answer.content)
         return answer
 
-    outcomes = Worker(app_of(remember), RUN).execute(requests(payload(), range(3)))
-    assert [outcome.content["metrics"]["num-examples"] for outcome in outcomes] == [10, 10, 10]
+    results = Worker(app_of(remember), RUN).execute(requests(payload(), range(3)))
+    assert [result.content["metrics"]["num-examples"] for result in results] == [10, 10, 10]
 
 
-def test_foreign_task_changes_its_state_only_through_its_outcome() -> None:
+def test_foreign_task_changes_its_state_only_through_its_result() -> None:
     # A task may be executed and then lost with its device: the state must be what it was.
     def count(message: Message, context: Context) -> Message:
         context.state["tasks"]["count"] += 1
@@ -113,13 +113,13 @@ def test_foreign_task_changes_its_state_only_through_its_outcome() -> None:
         return reply(message)
 
     state = RecordDict({"tasks": MetricRecord({"count": 1})})
-    outcome = run_alone(count, state)
+    result = run_alone(count, state)
     assert state == RecordDict({"tasks": MetricRecord({"count": 1})})
-    assert outcome.state["tasks"]["count"] == 2
+    assert result.state["tasks"]["count"] == 2
 
 
 @pytest.mark.parametrize("clients", [1, 4])
-def test_our_task_changes_its_state_only_through_its_outcome(clients: int) -> None:
+def test_our_task_changes_its_state_only_through_its_result(clients: int) -> None:
     worker = Worker(ours(), RUN)
     first = worker.execute(requests(model(), range(clients)))
     state = first[0].state
@@ -168,14 +168,14 @@ def test_whatever_a_client_raises_is_its_error_reply(error: BaseException, says:
 
     state = RecordDict({"whole": ConfigRecord({"x": 1})})
     with virtual_time():
-        outcome = run_alone(fail, state)
-    assert outcome.content is None
-    assert outcome.error is not None
-    assert outcome.error[0] == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-    assert says in outcome.error[1]
-    assert outcome.state == state  # as on a SuperNode: a task that failed leaves no trace
-    assert outcome.slept_s == 7.0
-    assert type(error).__name__ in outcome.details
+        result = run_alone(fail, state)
+    assert result.content is None
+    assert result.error is not None
+    assert result.error[0] == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    assert says in result.error[1]
+    assert result.state == state  # as on a SuperNode: a task that failed leaves no trace
+    assert result.slept_s == 7.0
+    assert type(error).__name__ in result.details
 
 
 def test_interrupt_from_the_keyboard_is_the_users() -> None:
@@ -231,11 +231,11 @@ def not_a_state(message: Message, context: Context) -> Message:
 def test_reply_that_no_runtime_could_send_is_an_error_that_says_why(
     train: Callable[[Message, Context], Any], says: str
 ) -> None:
-    outcome = run_alone(train)
-    assert outcome.content is None
-    assert outcome.error is not None
-    assert says in outcome.error[1]
-    assert outcome.details == ""  # our own traceback would not help the author of the app
+    result = run_alone(train)
+    assert result.content is None
+    assert result.error is not None
+    assert says in result.error[1]
+    assert result.details == ""  # our own traceback would not help the author of the app
 
 
 def test_error_reply_made_by_the_app_itself_is_passed_on() -> None:
@@ -286,7 +286,7 @@ def executed(
     return {i: executor.result(wave[i]) for i in order}
 
 
-def test_outcomes_depend_neither_on_the_order_of_asking_nor_on_what_is_discarded() -> None:
+def test_results_depend_neither_on_the_order_of_asking_nor_on_what_is_discarded() -> None:
     wave = requests(model(), range(6))
     everything = executed(SerialExecutor(max_batch=4), wave, ours(), [0, 1, 2, 3, 4, 5])
     some = executed(SerialExecutor(max_batch=4), wave, ours(), [5, 1, 2])
@@ -307,8 +307,8 @@ def test_threads_are_limited_only_while_clients_train() -> None:
 
     before = torch.get_num_threads()
     wave = requests(payload(), range(2))
-    outcomes = executed(SerialExecutor(threads=2), wave, app_of(threads), [0, 1])
-    assert [o.content["metrics"]["threads"] for o in outcomes.values()] == [2, 2]
+    results = executed(SerialExecutor(threads=2), wave, app_of(threads), [0, 1])
+    assert [o.content["metrics"]["threads"] for o in results.values()] == [2, 2]
     assert torch.get_num_threads() == before
 
 

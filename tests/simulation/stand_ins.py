@@ -123,7 +123,7 @@ class FakeExecutor(Executor):
     """Answers from a function instead of running anything; remembers what it was asked.
 
     Args:
-        answer: from an request to its outcome; default: an empty reply.
+        answer: from a request to its result; default: an empty reply.
     """
 
     def __init__(self, answer: Callable[[Request], Result] | None = None) -> None:
@@ -169,7 +169,7 @@ def grid_of(
         fleet: the clients.
         flops: of each task; None gives no plan, as a foreign app.
         reply: bytes of each task's reply.
-        answer: outcome of each request, instead of a reply of that size.
+        answer: result of each request, instead of a reply of that size.
         size_known: the plan says how large the reply will be.
         **kwargs: for `SimGrid`.
     """

@@ -26,10 +26,10 @@ from stand_ins import (
 
 from fl.execution.contract import Result
 from fl.flower.identity import node_id
+from fl.simulation.cost import CostModel
 from fl.simulation.kernel.events import EventQueue, Priority
 from fl.simulation.kernel.links import ServerLink
 from fl.simulation.kernel.trace import Event
-from fl.simulation.work import Charge
 from fl.simulation.world.availability import ExponentialOnOff
 from fl.simulation.world.faults import Faults, GilbertElliott, TaskFaults
 from fl.simulation.world.fleets import uniform
@@ -224,7 +224,7 @@ def test_a_message_lost_on_the_way_down_costs_its_bytes_and_no_work() -> None:
     assert replies == []
     assert (grid.engine.bytes_down, grid.engine.bytes_up) == (1000, 0)
     assert grid.engine.energy_j == {"compute": 0.0, "radio": 2.0, "idle": 0.0}
-    assert grid._executor.waves == []  # the client never saw it
+    assert grid._ahead._executor.waves == []  # the client never saw it
 
 
 @pytest.mark.parametrize("flops", [1.0, None], ids=["planned", "charged"])
@@ -232,7 +232,7 @@ def test_a_client_whose_message_is_lost_does_not_work_even_if_others_do(flops) -
     lost = ScriptedFaults(script={(0, 0): TaskFaults(lose_download=True)})
     grid = grid_of(fleet_of([Client(), Client()], faults=lost), flops=flops)
     grid.send_and_receive([message_to(0), message_to(1)], timeout=60.0)
-    assert [[a.client for a in wave] for wave in grid._executor.waves] == [[1]]
+    assert [[a.client for a in wave] for wave in grid._ahead._executor.waves] == [[1]]
 
 
 def test_a_reply_lost_on_the_way_up_costs_everything_and_brings_nothing() -> None:
@@ -437,9 +437,9 @@ def test_a_task_that_was_executed_ahead_and_overtaken_is_executed_again() -> Non
     grid = grid_of(fleet, flops=0.0, answer=counting)
     grid.push_messages([message_to(0, 2000), message_to(1, 1000)])
     grid.clock.sleep(1.5)
-    assert [[a.client for a in wave] for wave in grid._executor.waves] == [[0, 1]]
+    assert [[a.client for a in wave] for wave in grid._ahead._executor.waves] == [[0, 1]]
     assert tasks_counted(grid, [message_to(0, 100)]) == {"0.1": 1}
-    assert [a.dispatch for a in grid._executor.discarded] == [0]
+    assert [a.dispatch for a in grid._ahead._executor.discarded] == [0]
     grid.clock.sleep(10.0)
     assert [r.content["metrics"]["tasks"] for r in grid.pull_messages(["0.0"])] == [2]
 
@@ -447,9 +447,9 @@ def test_a_task_that_was_executed_ahead_and_overtaken_is_executed_again() -> Non
 def test_an_upload_under_way_does_not_keep_the_next_task_from_the_state() -> None:
     # Each reply takes 100 s to send; task 1 is computed meanwhile and starts from task 0's state.
     def heavy(request):
-        outcome = counting(request)
-        outcome.content["ballast"] = content_of(1000)["content"]
-        return outcome
+        result = counting(request)
+        result.content["ballast"] = content_of(1000)["content"]
+        return result
 
     fleet = fleet_of([Client(up_bps=80)], prefetch=True)
     grid = grid_of(fleet, flops=None, answer=heavy)
@@ -487,7 +487,7 @@ def test_state_is_kept_only_for_clients_that_have_some() -> None:
 
     grid = grid_of(fleet_of([Client()] * 5), answer=answer)
     grid.send_and_receive([message_to(client) for client in range(5)])
-    assert list(grid._states) == [2]
+    assert list(grid._ahead._states) == [2]
 
 
 # ---- many faults at random -----------------------------------------------------------------------
@@ -526,7 +526,7 @@ def random_run(seed: int, tasks: int, observe=lambda grid: None, prefetch=False)
         fleet,
         flops=None,
         answer=lambda _: replace(rng.choice(replies)),
-        charge=Charge(seconds=2.0),
+        charge=CostModel(seconds=2.0),
         on_progress=lambda: observe(grid),
     )
     pushed, pending = 0, []

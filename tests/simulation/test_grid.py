@@ -35,7 +35,6 @@ from fl.execution.virtual_time import virtual_time
 from fl.flower.grid_view import GridView
 from fl.flower.identity import FIRST_NODE_ID, RUN_ID, assume_identity, node_id
 from fl.flower.private import Run
-from fl.simulation import grid as grid_module
 from fl.simulation.client_errors import ClientErrors
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import TaskFaults
@@ -327,13 +326,13 @@ def test_messages_that_share_their_content_are_copied_and_weighed_once(monkeypat
         weighed.append(content)
         return 10
 
-    monkeypatch.setattr(grid_module, "payload_bytes", weigh)
+    monkeypatch.setattr("fl.execution.contract.payload_bytes", weigh)
     grid = grid_of(fleet_of([Client()] * 5), answer=lambda _: Result())
     shared = content_of(100)
     names = grid.push_messages([Message(shared, node_id(i), "train") for i in range(4)])
     grid.push_messages([message_to(4, 100)])
     assert len(weighed) == 2
-    payloads = {id(grid._flights[name].content.request.payload) for name in names}
+    payloads = {id(grid._mailbox.in_flight[name].request.payload) for name in names}
     assert len(payloads) == 1  # one broadcast for the executor
 
 
@@ -403,8 +402,8 @@ def test_when_the_work_is_done_changes_nothing_that_is_simulated(seed: int) -> N
     *expected, _ = run(False)
     *seen, grid = run(True)
     assert seen == expected
-    assert not grid._executor.submitted, "each was asked for, or discarded"
-    assert not grid._waiting
+    assert not grid._ahead._executor.submitted, "each was asked for, or discarded"
+    assert not grid._ahead._waiting
 
 
 def test_work_is_asked_for_when_its_reply_is_read_and_not_before() -> None:
@@ -433,7 +432,7 @@ LOOKS = {
 
 @pytest.fixture
 def large_replies(monkeypatch) -> None:
-    monkeypatch.setattr(grid_module, "LARGE_BYTES", 5)
+    monkeypatch.setattr("fl.simulation.host.LARGE_BYTES", 5)
 
 
 @pytest.mark.usefixtures("large_replies")
@@ -470,14 +469,14 @@ def test_two_tasks_of_one_client_are_never_in_one_wave() -> None:
     names = [*grid.push_messages([message_to(0)]), *grid.push_messages([message_to(0)])]
     grid.sleep(100.0)
     assert len(grid.pull_messages(names)) == 2  # the executor checks its waves
-    assert [len(wave) for wave in grid._executor.waves] == [1, 1]
+    assert [len(wave) for wave in grid._ahead._executor.waves] == [1, 1]
 
 
 def test_work_whose_reply_will_be_lost_is_not_done() -> None:
     lost = ScriptedFaults(script={(0, 0): TaskFaults(lose_upload=True)})
     grid = speeds(1.0, 1.0, faults=lost, reply=5, size_known=True)
     grid.send_and_receive([message_to(0), message_to(1)], timeout=50.0)
-    assert [[a.client for a in wave] for wave in grid._executor.waves] == [[1]]
+    assert [[a.client for a in wave] for wave in grid._ahead._executor.waves] == [[1]]
     assert grid.engine.bytes_up == 10, "what was lost was sent"
 
 
@@ -615,7 +614,7 @@ def test_the_date_is_the_grids_and_a_client_begins_when_it_is_sent_something() -
         names = grid.push_messages([message_to(0)])
     grid.clock.sleep(100.0)
     grid.pull_messages(names)
-    ((request,),) = grid._executor.waves
+    ((request,),) = grid._ahead._executor.waves
     assert request.message(own_content=True).metadata.created_at == 1_000_000_077.5
 
 
@@ -644,14 +643,14 @@ def test_other_threads_do_not_move_time_and_see_what_the_server_app_saw_last() -
 def test_a_thread_that_asks_does_not_disturb_the_server_apps_random_numbers() -> None:
     grid = speeds(1.0)
     inside, drawn = threading.Event(), threading.Event()
-    node_ids = grid._node_ids
+    node_ids = grid._attendance.nodes
 
     def slow():
         inside.set()
         assert drawn.wait(5.0)
         return node_ids()
 
-    grid._node_ids = slow
+    grid._attendance.nodes = slow
     random.seed(1)
     expected = [random.random(), random.random()]
     random.seed(1)

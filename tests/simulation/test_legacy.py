@@ -24,9 +24,9 @@ from stand_ins import Client, Scripted, fleet_of, grid_of, times
 from fl.errors import SimulationError
 from fl.execution.contract import Request, Result, RunInfo
 from fl.runs.simulator import SimulatedRun, simulate
+from fl.simulation.cost import CostModel
 from fl.simulation.kernel.trace import Event
 from fl.simulation.legacy import concurrent_rounds
-from fl.simulation.work import Charge
 from fl.simulation.world.faults import Faults
 
 N = 4
@@ -96,7 +96,7 @@ def run(app: ServerApp, **kwargs: Any) -> SimulatedRun:
     fleet = kwargs.pop("fleet", fleet_of([Client()] * N))
     settings: dict[str, Any] = {
         "executor": "serial",
-        "charge": Charge(flops_per_example=1.0),
+        "charge": CostModel(flops_per_example=1.0),
         "progress": False,
     }
     client = ClientApp(client_fn=client_fn, mods=kwargs.pop("mods", None))

@@ -20,7 +20,6 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from killing import RUNS, SMALL, Run, journal_of, outcome
 
-import fl.clients.app as client_module
 import fl.runs.journal.recovery as recovery_module
 from fl import simulate
 from fl.clients.app.batching import Choice
@@ -192,7 +191,7 @@ def test_measured_choice_of_batching_is_not_measured_again(
             choice = Choice(
                 "measured", together_s < 5, "" if together_s < 5 else "slow", 5.0, together_s
             )
-            monkeypatch.setattr(client_module, "compare", lambda *_, found=choice: found)
+            monkeypatch.setattr("fl.clients.app.trainer.compare", lambda *_, found=choice: found)
             directory = tmp_path / name
             if together_s == faster:
                 assert run.killed(directory, 60_000, resume=False)
@@ -253,7 +252,7 @@ def test_run_that_was_killed_while_it_wrote_its_results_writes_them(
 
 
 class _Batches(SerialExecutor):
-    """Answers with the wave in which it got an request."""
+    """Answers with the wave in which it got a request."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -323,7 +322,7 @@ def test_answer_of_another_form_is_refused(tmp_path: Path, name: str, value: Any
     executor = Journaled(_Batches(), journal)
     facts = {"error": None, "slept_s": 0.0, "host_s": 0.0, "details": "", name: value}
     facts = {key: fact for key, fact in facts.items() if fact is not ...}
-    journal.note("outcome", executor._request(member), facts, {"content": None, "state": None})
+    journal.note("result", executor._key(member), facts, {"content": None, "state": None})
     journal.close()
     executor = Journaled(_Batches(), Journal(path, None))
     executor.submit([member])

@@ -1,4 +1,4 @@
-"""What local work costs: planned by our own ClientApp, charged by a rule for anybody else's."""
+"""What local work costs: planned by our own ClientApp, by a rule for anybody else's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Planner = Callable[[Request, float], Workload]
     only="{at}measured counts instead",
 )
 @dataclass(frozen=True)
-class Charge:
+class CostModel:
     """The cost of a ClientApp that gives no plan.
 
     A reply that reports how many examples it used (`examples_key` in a MetricRecord, or what a
@@ -62,9 +62,7 @@ class Charge:
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name} is {value}; it must be finite and at least 0")
 
-    def seconds_for(
-        self, fleet: Fleet, client: int, dispatch: int, request: Request, result: Result
-    ) -> float:
+    def seconds_of(self, fleet: Fleet, request: Request, result: Result) -> float:
         """Returns the virtual seconds the client's device was busy with the request."""
         if self.measured > 0:
             return result.host_s * self.measured + result.slept_s
@@ -80,7 +78,7 @@ class Charge:
         flops = per_example * examples
         if not math.isfinite(flops):  # a client may say anything
             return self.seconds + result.slept_s
-        return fleet.compute_seconds(client, dispatch, flops) + result.slept_s
+        return fleet.compute_seconds(request.client, request.dispatch, flops) + result.slept_s
 
 
 def _examples(result: Result, key: str) -> float | None:
