@@ -204,7 +204,7 @@ def main() -> None:
 def _command(arguments: list[str]) -> bool:
     """Does what the arguments say; returns whether no job of a sweep failed."""
     if arguments[:1] == ["report"]:
-        from fl import report  # heavy
+        from fl.reports import report  # heavy
 
         report.main(arguments[1:])
         return True

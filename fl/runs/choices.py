@@ -71,6 +71,9 @@ def _overridden(group: str, member: str) -> Iterator[tuple[str, str | None]]:
                 yield from _overridden(group, entry)
             continue
         for key, chosen in entry.items():
+            if key.endswith("@_here_"):  # what the member is made of
+                yield from _overridden(key.removesuffix("@_here_").strip("/"), chosen)
+                continue
             other, _, _ = key.removeprefix(_OVERRIDE).partition("@")
             if not group or key.startswith(_OVERRIDE):
                 yield other, chosen

@@ -37,6 +37,7 @@ from fl.runs.unread import (
     is_reference,
     members_of,
     parts_of,
+    top_groups,
     unread_keys,
     what_is_set,
 )
@@ -479,19 +480,22 @@ def _members(group: str) -> list[str]:
     if not folder.is_dir():
         return []  # a group of the user's own
     names = [entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.is_file()]
-    return sorted(name for name in names if not name.startswith("_"))
+    return sorted(names)
 
 
 def _known_keys() -> Iterator[str]:
     """Yields the dotted names of the keys of the root configuration and of all group members."""
-    for entry in files("fl").joinpath("conf").iterdir():
-        if entry.is_dir():
-            yield entry.name
-            prefix = "" if entry.name == "experiment" else f"{entry.name}."
-            for _, member in members_of(entry.name):
-                yield from _keys(member, prefix)
-        elif entry.name.endswith(".yaml"):
-            yield from _keys(OmegaConf.create(entry.read_text("utf-8")), "")
+    root = files("fl").joinpath("conf", "config.yaml")
+    yield from _keys(OmegaConf.create(root.read_text("utf-8")), "")
+    for group in top_groups():
+        yield group
+        prefix = "" if group in _OF_THE_ROOT else f"{group}."
+        for name, _ in members_of(group):
+            for part in parts_of(group, name):
+                yield from _keys(part, prefix)
+
+
+_OF_THE_ROOT = ("experiment", "length")  # groups whose members set keys of the root
 
 
 def _keys(node: Any, prefix: str) -> Iterator[str]:
@@ -505,10 +509,8 @@ def _keys(node: Any, prefix: str) -> Iterator[str]:
 def _with_key(key: str) -> list[str]:
     """Returns the members of a key's group that have it, by what they are made of as well."""
     group = _top(key)
-    members = dict(members_of(group))
     return [
         name
-        for name in sorted(members)
-        if not name.startswith("_")
-        and any(key in _keys(part, f"{group}.") for part in parts_of(name, members))
+        for name, _ in members_of(group)
+        if any(key in _keys(part, f"{group}.") for part in parts_of(group, name))
     ]

@@ -221,9 +221,7 @@ def _entries(value: Any) -> Sequence[Any]:
 def unread_groups(config: DictConfig) -> list[str]:
     """Returns a message for each group of the root that is chosen, and that nothing reads."""
     asked_for = {*ALWAYS, *OF_APPS, *OF_OURS, *OF_A_TASK}
-    folder = files("fl").joinpath("conf")
-    groups = [entry.name for entry in folder.iterdir() if entry.is_dir()]
-    chosen = [key for key in sorted(groups) if key not in asked_for and config.get(key) is not None]
+    chosen = [key for key in top_groups() if key not in asked_for and config.get(key) is not None]
     unread = Unread(config)
     return [f"{key} {why}" for key in chosen if (why := unread.why(key)) is not None]
 
@@ -283,8 +281,15 @@ def referred_to(config: DictConfig) -> frozenset[str]:
 
 
 @cache
+def top_groups() -> tuple[str, ...]:
+    """Returns the groups of the root, without what their members are made of."""
+    folders = [entry for entry in files("fl").joinpath("conf").iterdir() if entry.is_dir()]
+    return tuple(sorted(f.name for f in folders if not f.name.startswith("_")))
+
+
+@cache
 def members_of(group: str) -> tuple[tuple[str, Any], ...]:
-    """Returns the members of a group, names and contents, with those that others are made of."""
+    """Returns the members of a group, names and contents."""
     folder = files("fl").joinpath("conf", group)
     found = [entry for entry in folder.iterdir() if entry.name.endswith(".yaml")]
     return tuple(
@@ -293,31 +298,33 @@ def members_of(group: str) -> tuple[tuple[str, Any], ...]:
     )
 
 
-def parts_of(name: str, members: Mapping[str, Any]) -> Iterator[Any]:
-    """Yields the contents of a member, and of the members of its group that it is made of."""
-    yield members[name]
-    for base in members[name].get("defaults") or ():
-        if isinstance(base, str) and base in members:
-            yield from parts_of(base, members)
+def parts_of(group: str, name: str) -> Iterator[Any]:
+    """Yields the contents of a member, and of all that it is made of: others, and bases."""
+    content = dict(members_of(group))[name]
+    yield content
+    for entry in content.get("defaults") or ():
+        if isinstance(entry, str):
+            if entry != "_self_":
+                yield from parts_of(group, entry)
+            continue
+        for key, base in entry.items():
+            if key.endswith("@_here_"):
+                yield from parts_of(key.removesuffix("@_here_").strip("/"), base)
 
 
 @cache
 def readers_of(key: str) -> tuple[tuple[str, list[str]], ...]:
     """Returns groups, and their members that refer to a key of the root."""
-    groups = sorted(
-        entry.name for entry in files("fl").joinpath("conf").iterdir() if entry.is_dir()
-    )
     found: dict[str, list[str]] = {}
-    for group in groups:
-        members = dict(members_of(group))
-        for name in members:
+    for group in top_groups():
+        for name, _ in members_of(group):
             referred = {
                 reference.partition(".")[0]
-                for part in parts_of(name, members)
+                for part in parts_of(group, name)
                 for _, value in _leaves(part, "")
                 for reference in references(value)
             }
-            if not name.startswith("_") and key in referred:
+            if key in referred:
                 found.setdefault(group, []).append(name)
     return tuple(found.items())
 

@@ -105,7 +105,6 @@ def groups(folder: Traversable, name: str = "") -> Iterator[tuple[str, list[str]
     """Yields the groups of configurations in a folder, and their members that can be chosen."""
     entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
     members = [e.name.removesuffix(".yaml") for e in entries if e.name.endswith(".yaml")]
-    members = [member for member in members if not member.startswith("_")]
     if name and members:
         yield name, members
     for entry in entries:

@@ -120,6 +120,12 @@ def test_tasks_cost_what_their_models_cost(tmp_path):
     assert len(seconds) > 2
 
 
+def test_a_client_that_keeps_its_momentum_may_learn_another_task_beside_one_that_does_not(tmp_path):
+    config = config_of("tasks=digits_and_synthetic", "client@tasks.digits.client=momentum")
+    run = simulated(build(config), tmp_path, rounds=4)
+    assert run.summary["status"] == "completed"
+
+
 @pytest.mark.slow
 def test_ray_gives_the_model_and_the_trace_of_one_process(tmp_path):
     def hashes(executor, folder):

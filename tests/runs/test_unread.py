@@ -11,9 +11,9 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import fl
-from fl import unread
 from fl.cli import main
 from fl.clients import TrainingApp
+from fl.runs import unread
 from fl.runs.compatibility import told_by
 from fl.runs.experiment import build, run_experiment
 from fl.runs.unread import Unread, readers_of, unread_groups

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import fl
-from fl import simulate, simulator, strategies
+from fl import simulate, strategies
 from fl.aggregation import Mean, Median
 from fl.clients import Downlink, Sgd, TrainingApp, Uplink
 from fl.clients.app.uplink import PAYLOAD_KEY
@@ -35,6 +35,7 @@ from fl.errors import ConfigError
 from fl.execution import RayExecutor
 from fl.flower.records import from_record, to_record
 from fl.models import LogisticRegression, build, evaluate
+from fl.runs import simulator
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import Faults

@@ -64,12 +64,8 @@ class Outbox:
         items[METRICS_KEY] = _metrics(0, 0.0, 0)
         return content_of(items), None
 
-    def known_bytes(self) -> int | None:
-        """Returns the size of every reply, if clients send a model and keep nothing."""
-        kind = type(self._rule)
-        plain = kind.finish is Rule.finish and kind.first_memory is Rule.first_memory
-        if not plain or self._layout.carried:
-            return None
+    def model_bytes(self) -> int:
+        """Returns the size of a reply that has a model of nothing but floats, and the metrics."""
         model = to_record(self._layout, np.zeros(self._layout.size, np.float32))
         return payload_bytes(content_of({"": model, METRICS_KEY: _metrics(0, 0.0, 0)}))
 

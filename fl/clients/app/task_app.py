@@ -47,6 +47,11 @@ class TaskApp(ClientApp, PlannedApp):
         """Whether a part has mods."""
         return any(part.has_mods for part in self.parts.values())
 
+    @property
+    def remembers(self) -> bool:
+        """Whether a part may: what it keeps comes back with the replies of all parts."""
+        return any(part.remembers for part in self.parts.values())
+
     def memory_bytes(self) -> int:
         """Returns the memory of the task that needs most: a device trains one at a time."""
         return max(part.memory_bytes() for part in self.parts.values())
@@ -60,7 +65,8 @@ class TaskApp(ClientApp, PlannedApp):
     ) -> Workload:
         """Returns what a message's work costs, by the plan of its task's part."""
         part = self.parts[payload.read_by(self)]
-        return part.plan(payload, message_type, partition, seconds_per_flop)
+        workload = part.plan(payload, message_type, partition, seconds_per_flop)
+        return replace(workload, reply_bytes=None) if self.remembers else workload
 
     def batch_key(self, request: Request, run: RunInfo) -> Hashable | None:
         """Returns the task and its part's key; None if the request is to be answered alone."""

@@ -223,6 +223,13 @@ class TrainingApp(ClientApp, PlannedApp):
         """Whether Flower mods are around the handlers."""
         return self._has_mods
 
+    @property
+    def remembers(self) -> bool:
+        """Whether clients may keep something: of their rule, of compressed links, of mods."""
+        kind = type(self.rule)
+        plain = kind.finish is Rule.finish and kind.first_memory is Rule.first_memory
+        return not plain or self._has_mods or bool(self.uplink or self.downlink)
+
     def memory_bytes(self) -> int:
         """Returns the memory that training takes on a device, in bytes, for the largest batch."""
         return self._planner.memory_bytes
@@ -242,9 +249,9 @@ class TrainingApp(ClientApp, PlannedApp):
     @cached_property
     def _reply_bytes(self) -> int | None:
         """Size of the reply to every `train` message, if clients send a model and keep nothing."""
-        if self._has_mods or self.uplink or self.downlink:
+        if self.remembers or self.layout.carried:
             return None
-        return self._outbox.known_bytes()
+        return self._outbox.model_bytes()
 
     def check_config(self, config: Mapping[str, Any]) -> None:
         """Checks a configuration that every `train` message would bring.
