@@ -62,18 +62,11 @@ class Payload:
         """Pickles without what was read."""
         return Payload, (self.content, self.size)
 
-    def read_by(self, app: Reader) -> Any:
+    def read_by(self, app: PlannedApp) -> Any:
         """Returns what an app makes of the content, which it reads once."""
         if app not in self._read:
             self._read[app] = app.read(self.content)
         return self._read[app]
-
-
-class Reader(Protocol):
-    """Whoever makes something of a message's content."""
-
-    def read(self, content: RecordDict) -> Any:
-        """Returns what the content says; never changed afterwards."""
 
 
 @dataclass(eq=False)
@@ -207,7 +200,7 @@ class Workload:
 
 
 @runtime_checkable
-class PlannedApp(Reader, Protocol):
+class PlannedApp(Protocol):
     """A ClientApp whose work can be planned, and done for many clients together.
 
     What it does not train so (`evaluate`, `query`, training under Flower mods) it answers as any
@@ -217,6 +210,9 @@ class PlannedApp(Reader, Protocol):
     @property
     def has_mods(self) -> bool:
         """Whether Flower mods, which are anybody's code, see its messages."""
+
+    def read(self, content: RecordDict) -> Any:
+        """Returns what a message's content says; never changed afterwards."""
 
     def memory_bytes(self) -> int:
         """Returns the memory that training takes on a device, in bytes, for the largest batch."""
