@@ -290,14 +290,16 @@ class SimGrid(Grid):
         if self._planner is not None:
             plan = self._planner(request, self.fleet.seconds_per_flop(client, number))
             request.work = plan.work
+        # A copy: Flower lets an app push the same object again, as a new message.
+        metadata = copied(message.metadata)
         dispatch = Dispatch(
+            metadata.message_id,
             client,
             number,
             size,
             faults,
             now + request.ttl,
-            # A copy: Flower lets an app push the same object again, as a new message.
-            copied(message.metadata),
+            metadata,
             request,
             plan,
             ready_s,

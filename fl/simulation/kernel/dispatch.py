@@ -30,6 +30,7 @@ class Dispatch:
     The engine moves it from stage to stage and looks at nothing of what it carries.
 
     Attributes:
+        name: the message's id.
         client: index in the fleet.
         number: running number of the client's dispatches; (client, number) names this one.
         size_down: bytes of the message.
@@ -45,6 +46,7 @@ class Dispatch:
         metadata: of the message.
         request: what the client is asked.
         plan: what that costs, if its app plans.
+        reply_bytes: of the reply's content, if the plan knows them; then the client keeps nothing.
         submitted: whether an executor has the request.
         result: what came of it, once somebody has asked.
         reply: to the message, once it has arrived and until it is pulled.
@@ -60,12 +62,14 @@ class Dispatch:
         "flow",
         "idle_s",
         "metadata",
+        "name",
         "number",
         "past_s",
         "plan",
         "radio_s",
         "ready_s",
         "reply",
+        "reply_bytes",
         "request",
         "result",
         "size_down",
@@ -78,6 +82,7 @@ class Dispatch:
 
     def __init__(
         self,
+        name: str,
         client: int,
         number: int,
         size_down: int,
@@ -88,6 +93,7 @@ class Dispatch:
         plan: Workload | None = None,
         ready_s: float | None = None,
     ) -> None:
+        self.name = name
         self.client = client
         self.number = number
         self.size_down = size_down
@@ -105,17 +111,8 @@ class Dispatch:
         self.metadata = metadata
         self.request = request
         self.plan = plan
+        self.reply_bytes = None if plan is None else plan.reply_bytes
         self.submitted = False
         self.result: Result | None = None
         self.reply: Message | None = None
         self.unread = False
-
-    @property
-    def name(self) -> str:
-        """The message's id."""
-        return self.metadata.message_id
-
-    @property
-    def reply_bytes(self) -> int | None:
-        """Bytes of the reply's content, if the plan knows them; then the client keeps nothing."""
-        return None if self.plan is None else self.plan.reply_bytes
