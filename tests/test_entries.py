@@ -35,7 +35,7 @@ from fl.errors import ConfigError
 from fl.flower.carried import carried, median_carried
 from fl.runs.experiment import build, serve
 from fl.runs.journal.encoding import decode, encode
-from fl.strategies import guarded
+from fl.strategies import Exchange, driver_of
 from fl.vectors.layout import Layout
 
 KINDS = ["model._target_=all_kinds.AllKinds", "~model.hidden"]
@@ -238,7 +238,9 @@ def test_differential_privacy_clips_and_noises_floats_alone(noise):
         clipping_norm=1e3,
         num_sampled_clients=CLIENTS,
     )
-    experiment = replace(built, strategy=guarded(private, built.app.layout))
+    experiment = replace(
+        built, strategy=driver_of(private).within(Exchange(layout=built.app.layout))
+    )
 
     def server(grid, context, recorder):
         serve(experiment, config, grid, recorder)

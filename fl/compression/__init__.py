@@ -63,7 +63,7 @@ Uplink, server side, a wrapper around any strategy:
 Downlink: `Broadcast` on the server, `receive_parts` on the clients. The vector is the model itself;
 a rounding compressor sends it as it is, EF21 what changed since the model that the clients hold.
 
-`fl.clients.Uplink`, `fl.clients.Downlink` and `fl.strategies.CompressedGrid` are all of this.
+`fl.clients.Uplink`, `fl.clients.Downlink` and `fl.strategies.Exchange` are all of this.
 
 | participation | methods |
 |---|---|

@@ -18,7 +18,6 @@ from fl.runs.choices import announce
 from fl.runs.configuration import check_values, explain
 from fl.runs.experiment import Experiment
 from fl.runs.trust import check_targets
-from fl.strategies import Gossip
 
 # Keys that say what the simulator does. On a deployment they can have no effect.
 _OF_THE_SIMULATOR = {
@@ -155,9 +154,7 @@ def check_deployable(experiment: Experiment) -> None:
     Raises:
         ConfigError: it has an attack on what clients send.
     """
-    strategy = experiment.strategy
-    forging = getattr(strategy, "forging", None)
-    attack = strategy.attack if isinstance(strategy, Gossip) else forging and forging.attack
+    attack = experiment.strategy.exchange.attack
     if attack is not None:
         raise ConfigError(
             f"attack is {type(attack).__name__}, and is of the simulator only: the server "

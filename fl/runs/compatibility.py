@@ -7,32 +7,20 @@ count beside another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
 from flwr.serverapp import strategy as flower
-from flwr.serverapp.strategy import Strategy
 
 from fl.attacks import Attack
 from fl.checks import read_if
-from fl.clients import AdamW, Downlink, Gradient, Rule, Sgd, TrainingApp, Uplink
+from fl.clients import AdamW, Gradient, Rule, Sgd, TrainingApp
 from fl.clients.replica import trained_shapes
-from fl.compression import Channel, Compressor, Shapes, check_broadcast
+from fl.compression import Shapes, check_broadcast
 from fl.errors import ConfigError
-from fl.strategies import (
-    Compressed,
-    Decentralized,
-    Forging,
-    Gossip,
-    GradientTracking,
-    OuterSteps,
-    Replicas,
-    Rounds,
-)
+from fl.strategies import Driver, Exchange, Foreign, Rounds
 from fl.strategies.drivers.events import EventDriven
-from fl.vectors.layout import Layout
 
 read_if(
     lambda a: a["fraction_evaluate"] > 0,
@@ -41,98 +29,85 @@ read_if(
 )(flower.FedAvg)
 
 
-@dataclass(frozen=True)
-class Links:
-    """How models are compressed on their way.
-
-    Attributes:
-        ends: uplink and downlink of the clients' app; None sends models as they are.
-        uplink: channel that the server's end of the uplink decodes; None if the strategy does it.
-        downlink: channel that the server's end of the downlink encodes; likewise.
-    """
-
-    ends: tuple[Any, Any]
-    uplink: Channel | None = None
-    downlink: Channel | None = None
-
-    def around(self, strategy: Strategy, num_clients: int, seed: int, layout: Layout) -> Strategy:
-        """Returns the strategy with the server's ends of the links.
-
-        Args:
-            strategy: sends and gets ordinary messages.
-            num_clients: clients there are.
-            seed: of the downlink.
-            layout: of the clients' model.
-        """
-        if self.uplink is None and self.downlink is None:
-            return strategy
-        return Compressed(
-            strategy,
-            self.uplink,
-            self.downlink,
-            num_clients=num_clients,
-            seed=seed,
-            layout=layout,
-        )
-
-
-def links_of(strategy: Strategy, uplink: Channel | None, downlink: Channel | None) -> Links:
-    """Returns the links of a strategy; one that compresses by itself is given the channel.
+def check_exchange(strategy: Driver, exchange: Exchange, attack: Attack | None) -> None:
+    """Checks that a strategy can work with what comes between it and its clients.
 
     Raises:
-        ConfigError: the strategy cannot work with the channels.
+        ConfigError: it cannot.
     """
-    if isinstance(strategy, Replicas):
-        if uplink is not None or downlink is not None:
-            raise ConfigError(
-                "this strategy compresses both ways itself: leave compressor and downlink out"
-            )
-        return Links((strategy.worker, strategy.worker))
-    if isinstance(strategy, Decentralized) and (uplink is not None or downlink is not None):
+    traits = strategy.traits
+    uplink, downlink = exchange.uplink, exchange.downlink
+    if traits.sends == "payload" and (uplink is not None or downlink is not None):
+        raise ConfigError(
+            "this strategy compresses both ways itself: leave compressor and downlink out"
+        )
+    if traits.meets == "peers" and (
+        downlink is not None or (uplink is not None and traits.compressors == "none")
+    ):
         raise ConfigError(
             f"compressor or downlink is set, but with {type(strategy).__name__} nodes send to each "
             "other, not to a server: use strategy=choco compressor@strategy.compressor=..., or "
             "leave them out"
         )
-    if isinstance(strategy, OuterSteps):
-        if downlink is not None:
-            raise ConfigError(
-                "this strategy's workers meet in an all-reduce, with the same bytes both ways: "
-                "choose compressor=..., which quantises outer gradients, and leave downlink out"
-            )
-        if uplink is not None and not isinstance(uplink, Compressor):
-            raise ConfigError(
-                f"compressor is {type(uplink).__name__}, which keeps a state at the receiver; "
-                "outer gradients take one without memory: bf16, fp8_e4m3, e3m0, int8"
-            )
-        strategy.quantiser = uplink
-        return Links((strategy.worker, strategy.worker))
-    ends = uplink and Uplink(uplink), downlink and Downlink(downlink)
-    return Links(ends, uplink, downlink)
+    if traits.meets == "ring" and downlink is not None:
+        raise ConfigError(
+            "this strategy's workers meet in an all-reduce, with the same bytes both ways: "
+            "choose compressor=..., which quantises outer gradients, and leave downlink out"
+        )
+    if attack is None:
+        return
+    if not traits.forges:
+        raise ConfigError(
+            _NOT_FORGED[traits.meets if traits.known else "unknown"].format(name=name_of(strategy))
+        )
+    if attack.knowledge == "aggregation" and not traits.aggregates and traits.meets == "server":
+        raise ConfigError(
+            f"{type(attack).__name__} searches against the server's aggregator, and "
+            f"{name_of(strategy)} has none: use a strategy with rounds, or an attack "
+            "that does not know the aggregator"
+        )
 
 
-def check_clients(strategy: Strategy, app: TrainingApp, links: Links) -> None:
+_NOT_FORGED = {
+    "peers": (
+        "attack is set, but {name} has no rounds whose models could be forged: use strategy=monna, "
+        "dfedavg or dpsgd, or an attack on data (label_flip, backdoor)"
+    ),
+    "ring": (
+        "attack is set, and this strategy has no server that collects updates for it to forge: "
+        "leave it out, or use an attack on data (label_flip, backdoor)"
+    ),
+    "server": (
+        "attack is set, and {name} gives nobody a way to its updates: use another strategy, or an "
+        "attack on data (label_flip, backdoor)"
+    ),
+    "unknown": (
+        "attack is set, and {name} gives nobody a way to its updates: use a strategy of fl, or an "
+        "attack on data (label_flip, backdoor)"
+    ),
+}
+
+
+def check_clients(strategy: Driver, app: TrainingApp, exchange: Exchange) -> None:
     """Checks that a strategy can work with what its clients do.
 
     Raises:
         ConfigError: it cannot.
     """
-    stepping = isinstance(strategy, Replicas | GradientTracking) or (
-        isinstance(strategy, OuterSteps) and strategy.sends_gradients
-    )
+    traits = strategy.traits
+    stepping = traits.sends == "gradient" or traits.sends == "payload"
     if isinstance(app.rule, Gradient) != stepping:
         raise ConfigError(
             "client=gradient sends gradients, and strategy=onebit_adam, demo, just_one_byte, "
             "gradient_tracking or data_parallel steps by them: use one with the other"
         )
     _check_vectors(strategy, app.rule)
-    if stepping or (isinstance(strategy, Decentralized) and strategy.needs):
+    if stepping:
         trained_shapes(app.layout)
-    if isinstance(strategy, OuterSteps):
-        strategy.cut(app.layout)
+    if traits.continues:
         _check_memory(app.rule)
-    if links.downlink is not None:
-        check_broadcast(links.downlink, Shapes.of(app.layout))
+    if exchange.downlink is not None:
+        check_broadcast(exchange.downlink, Shapes.of(app.layout))
 
 
 _TOLD_BY_FLOWER: Mapping[type, Mapping[str, str]] = {
@@ -140,12 +115,13 @@ _TOLD_BY_FLOWER: Mapping[type, Mapping[str, str]] = {
 }
 
 
-def name_of(strategy: Strategy) -> str:
+def name_of(strategy: Driver) -> str:
     """Returns what a strategy is called in messages: by its rule, if it drives one."""
-    return str(getattr(strategy, "name", type(strategy).__name__))
+    inner = strategy.inner if isinstance(strategy, Foreign) else strategy
+    return str(getattr(inner, "name", type(inner).__name__))
 
 
-def told_by(strategy: Strategy) -> dict[str, tuple[str, Any]]:
+def told_by(strategy: Driver) -> dict[str, tuple[str, Any]]:
     """Returns what a strategy writes into the configuration of every `train` message.
 
     Ours say so in their attribute `tells`, from the key of the message to the strategy's argument
@@ -155,12 +131,13 @@ def told_by(strategy: Strategy) -> dict[str, tuple[str, Any]]:
         Key of the message to (argument, value); the argument of a constant is "". An argument that
         is None tells nothing.
     """
-    tells: dict[str, Any] = dict(getattr(strategy, "tells", {}))
+    inner = strategy.inner if isinstance(strategy, Foreign) else strategy
+    tells: dict[str, Any] = dict(getattr(inner, "tells", {}))
     for kind, more in _TOLD_BY_FLOWER.items():
-        if isinstance(strategy, kind):
+        if isinstance(inner, kind):
             tells |= more
     told = {
-        key: (source, attrgetter(source)(strategy)) if isinstance(source, str) else ("", source)
+        key: (source, attrgetter(source)(inner)) if isinstance(source, str) else ("", source)
         for key, source in tells.items()
     }
     told = {key: (argument, value) for key, (argument, value) in told.items() if value is not None}
@@ -170,7 +147,7 @@ def told_by(strategy: Strategy) -> dict[str, tuple[str, Any]]:
 
 
 def check_told(
-    strategy: Strategy, app: TrainingApp, train_config: Mapping[str, Any]
+    strategy: Driver, app: TrainingApp, train_config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Checks that clients can do what the messages are going to tell them, and returns that.
 
@@ -193,7 +170,7 @@ def check_told(
 
 
 def unread_of_clients(
-    strategy: Strategy, app: TrainingApp, train_config: Mapping[str, Any]
+    strategy: Driver, app: TrainingApp, train_config: Mapping[str, Any]
 ) -> dict[str, str]:
     """Returns a client's arguments that do not count, as messages say otherwise, and what does.
 
@@ -218,7 +195,7 @@ def unread_of_clients(
     return unread
 
 
-def unread_of_server(strategy: Strategy) -> dict[str, str]:
+def unread_of_server(strategy: Driver) -> dict[str, str]:
     """Returns the keys of a strategy that its other parts make ineffective, and why."""
     unread: dict[str, str] = {}
     if isinstance(strategy, Rounds):
@@ -230,21 +207,20 @@ def unread_of_server(strategy: Strategy) -> dict[str, str]:
     return unread
 
 
-def asks_clients_to_evaluate(strategy: Strategy) -> bool:
+def asks_clients_to_evaluate(strategy: Driver) -> bool:
     """Returns whether a strategy sends `evaluate` messages."""
-    known = getattr(strategy, "evaluates_on_clients", None)
-    return bool(getattr(strategy, "fraction_evaluate", 0.0)) if known is None else bool(known)
+    inner = strategy.inner if isinstance(strategy, Foreign) else strategy
+    known = getattr(inner, "evaluates_on_clients", None)
+    return bool(getattr(inner, "fraction_evaluate", 0.0)) if known is None else bool(known)
 
 
-def _check_vectors(strategy: Strategy, rule: Rule) -> None:
+def _check_vectors(strategy: Driver, rule: Rule) -> None:
     """Refuses server and clients that do not send each other the vectors that they need."""
-    if not isinstance(strategy, EventDriven | Decentralized | OuterSteps | Replicas):
-        return  # anybody's strategy may send what it likes
+    traits = strategy.traits
+    if not traits.known:
+        return
     kind, client = name_of(strategy), type(rule).__name__
-    sends: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()
-    if isinstance(strategy, EventDriven):
-        sends, needs = strategy.carries, strategy.needs
+    sends, needs = traits.carries, traits.needs
     if lacking := set(rule.needs) - set(sends):
         raise ConfigError(
             f"client.rule is {client}, which needs the vector {min(lacking)!r} from the server, "
@@ -269,63 +245,3 @@ def _check_memory(rule: Rule) -> None:
             f"client is {type(rule).__name__}, which forgets its moments after every task, and "
             f"workers of this strategy go on from where they were: {remedy}"
         )
-
-
-def join_attack(
-    strategy: Strategy,
-    attack: Attack | None,
-    byzantine: Sequence[int],
-    links: Links,
-    *,
-    num_clients: int,
-    seed: int,
-    layout: Layout,
-) -> None:
-    """Tells a strategy which of its clients forge what they send.
-
-    Args:
-        strategy: is told who is Byzantine where it measures honest clients only.
-        attack: None forges nothing.
-        byzantine: indices of the Byzantine clients.
-        links: of the strategy.
-        num_clients: clients there are.
-        seed: of the attack.
-        layout: of the clients' model.
-
-    Raises:
-        ConfigError: there is nothing in this strategy that the attack could forge.
-    """
-    if isinstance(strategy, Decentralized):
-        strategy.byzantine = frozenset(byzantine)
-    if attack is None:
-        return
-    if isinstance(strategy, Gossip):
-        strategy.attacked_by(attack, byzantine)
-        return
-    if isinstance(strategy, EventDriven):
-        if attack.knowledge == "aggregation" and not isinstance(strategy, Rounds):
-            raise ConfigError(
-                f"{type(attack).__name__} searches against the server's aggregator, and "
-                f"{name_of(strategy)} has none: use a strategy with rounds, or an attack "
-                "that does not know the aggregator"
-            )
-        uplink = links.uplink if links.ends[0] is not None else None
-        strategy.forging = Forging(
-            attack, byzantine, seed=seed, uplink=uplink, num_clients=num_clients, layout=layout
-        )
-        return
-    if isinstance(strategy, Decentralized):
-        raise ConfigError(
-            f"attack is set, but {type(strategy).__name__} has no rounds whose models could be "
-            "forged: use strategy=monna, dfedavg or dpsgd, or an attack on data (label_flip, "
-            "backdoor)"
-        )
-    if isinstance(strategy, OuterSteps):
-        raise ConfigError(
-            "attack is set, and this strategy has no server that collects updates for it to "
-            "forge: leave it out, or use an attack on data (label_flip, backdoor)"
-        )
-    raise ConfigError(
-        f"attack is set, and {type(strategy).__name__} gives nobody a way to its updates: use a "
-        "strategy of fl, or an attack on data (label_flip, backdoor)"
-    )

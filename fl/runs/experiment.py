@@ -42,11 +42,9 @@ from fl.reports.target import final_value
 from fl.runs.apps import FlowerApp, read_app
 from fl.runs.choices import announce
 from fl.runs.compatibility import (
-    Links,
     check_clients,
+    check_exchange,
     check_told,
-    join_attack,
-    links_of,
     unread_of_clients,
     unread_of_server,
 )
@@ -63,14 +61,13 @@ from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
 from fl.strategies import (
     NODE_METRICS,
-    Decentralized,
+    Driver,
+    Exchange,
     NodeModels,
-    OuterSteps,
     Rounds,
     TrustedUpdate,
-    guarded,
+    driver_of,
 )
-from fl.strategies.drivers.simultaneous import Simultaneous
 from fl.vectors.layout import Layout
 from fl.vectors.rows import as_tensor
 from fl.vectors.threads import limit_threads
@@ -109,15 +106,13 @@ class Experiment(Learning):
         executor: where clients run.
         tasks: what is learnt, by name, if it is several models at once; the data, model and app
             above are then those of the first.
-        byzantine: the clients that carry out an attack.
         ignored: keys of parts that have no effect beside the other parts, to what counts instead.
     """
 
-    strategy: Strategy
+    strategy: Driver
     fleet: Fleet
     executor: Executor
     tasks: Mapping[str, Learning] = field(default_factory=dict)
-    byzantine: tuple[int, ...] = ()
     ignored: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -179,14 +174,21 @@ def _joined(
     config: DictConfig, parts: Mapping[str, Any], learnt: Mapping[str, _Learnt]
 ) -> Experiment:
     """Returns the experiment of parts that are right by themselves."""
-    strategy: Strategy = parts["strategy"]
+    strategy = driver_of(parts["strategy"])
     problems = Problems()
     problems += _misfits(config, strategy)
-    with problems.noted():
-        links = links_of(strategy, parts["compressor"], parts["downlink"])
+    exchange = Exchange(
+        parts["compressor"],
+        parts["downlink"],
+        num_clients=config.num_clients,
+        seed=config.seed,
+    )
     with problems.noted():
         poisoning, forging, byzantine = _attack(config, parts["attack"])
+        exchange = replace(exchange, byzantine=frozenset(byzantine))
     problems.stop()
+    check_exchange(strategy, exchange, forging)
+    ends = strategy.ends(exchange.uplink, exchange.downlink)
     told = _train_config(config)
     learning = {}
     for task, place in _places(config).items():
@@ -194,8 +196,8 @@ def _joined(
             data, model, least, make_app = learnt[task]
             if poisoning is not None:
                 data = poisoned(data, poisoning, byzantine, config.num_clients, config.seed)
-            app = _app(place, make_app, model, data, links)
-            check_clients(strategy, app, links)
+            app = _app(place, make_app, model, data, ends)
+            check_clients(strategy, app, exchange)
             says = check_told(strategy, app, told)
             with blaming(place, "client"):
                 app.check_batches(says, least)
@@ -206,38 +208,31 @@ def _joined(
     if isinstance(poisoning, Backdoor):
         test = first.data.test
         backdoored = Examples(*poisoning.test_set(test.x, test.y))
+    trusted = None
     if isinstance(strategy, Rounds) and strategy.wants_own_update:
-        strategy.trusted = TrustedUpdate(
+        trusted = TrustedUpdate(
             first.app, first.model, first.data, examples=strategy.root_examples, seed=config.seed
         )
-    layout = first.app.layout
-    join_attack(
-        strategy,
-        forging,
-        byzantine,
-        links,
-        num_clients=config.num_clients,
-        seed=config.seed,
-        layout=layout,
+    layouts = {task: one.app.layout for task, one in learning.items()}
+    exchange = replace(
+        exchange,
+        attack=forging,
+        layout=layouts.get(""),
+        layouts=layouts if config.get("tasks") else {},
+        trusted=trusted,
     )
-    if isinstance(strategy, Rounds):
-        strategy.layout = layout
-    around = guarded(strategy, layout)
-    with blaming(config, "compressor" if parts["compressor"] else "downlink"):
-        around = links.around(around, config.num_clients, config.seed, layout)
     experiment = Experiment(
         first.data,
         first.model,
         first.app,
-        around,
+        strategy.within(exchange),
         parts["fleet"],
         parts["executor"],
         learning if config.get("tasks") else {},
-        byzantine,
         backdoored=backdoored,
         ignored=_ignored(strategy, learning, told),
     )
-    _check_target(config, experiment, strategy)
+    _check_target(config, experiment, parts["strategy"])
     return experiment
 
 
@@ -285,10 +280,10 @@ def _app(
     make_app: Callable[..., TrainingApp],
     model: partial[nn.Module],
     data: FederatedData,
-    links: Links,
+    ends: tuple[Any, Any],
 ) -> TrainingApp:
     """Returns what clients run."""
-    uplink, downlink = links.ends
+    uplink, downlink = ends
     with blaming(place, "client"):
         app = make_app(model=model, data=data, uplink=uplink, downlink=downlink)
         for name in ("round_schedule", "step_schedule"):
@@ -313,7 +308,7 @@ def _made(config: DictConfig, name: str) -> Any:
 
 
 def _ignored(
-    strategy: Strategy, learning: Mapping[str, Learning], told: ConfigRecord
+    strategy: Driver, learning: Mapping[str, Learning], told: ConfigRecord
 ) -> dict[str, str]:
     """Returns keys that have no effect beside the other parts, to what counts instead."""
     ignored = unread_of_server(strategy)
@@ -497,8 +492,8 @@ def facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
     told: dict[str, Any] = {"data_sha256": experiment.data.fingerprint()}
     if tasks:
         told = {"data_sha256": {name: task.data.fingerprint() for name, task in tasks.items()}}
-    if experiment.byzantine:
-        told["byzantine"] = list(experiment.byzantine)
+    if byzantine := experiment.strategy.exchange.byzantine:
+        told["byzantine"] = sorted(byzantine)
     if config.central_epochs:
         told["central"] = {
             f"{metric}/{name}" if name else metric: value
@@ -663,13 +658,13 @@ def _not_whole(config: DictConfig, **least: int) -> Iterator[str]:
 _WEIGHTS = ("num-examples", "train-loss", "steps")  # metrics of our clients' replies
 
 
-def _misfits(config: DictConfig, strategy: Strategy) -> Iterator[str]:
+def _misfits(config: DictConfig, strategy: Driver) -> Iterator[str]:
     """Yields what a strategy is given that it can make nothing of."""
     given = config.strategy
     weight = given.get("weighted_by_key", _WEIGHTS[0])
-    if weight not in _WEIGHTS and not (weight is None and isinstance(strategy, OuterSteps)):
+    if weight not in _WEIGHTS and not (weight is None and strategy.traits.meets == "ring"):
         yield f"strategy.weighted_by_key is {weight!r}; clients report {', '.join(_WEIGHTS)}"
-    several = isinstance(strategy, Simultaneous)
+    several = strategy.traits.several_models
     if config.get("tasks") and not several:
         yield (
             "tasks is set, but this strategy trains one model: use strategy=fedast or "
@@ -762,7 +757,7 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
         names.append("attack_success_rate")
     if config.evaluate_train:
         names += ["train_objective", "dissimilarity"]
-    if isinstance(strategy, Decentralized):
+    if experiment.strategy.traits.meets == "peers":
         names += NODE_METRICS
     names += [f"{name}/{task}" for task in experiment.tasks for name in names]
     if target.metric not in names and not target.metric.startswith(_OF_CLIENTS):

@@ -10,10 +10,10 @@ from fl.strategies.dbw import DBW
 from fl.strategies.dfedavg import DFedAvg
 from fl.strategies.diloco import DiLoCo
 from fl.strategies.dpsgd import DPSGD
-from fl.strategies.drivers.compressed import Compressed, CompressedGrid
-from fl.strategies.drivers.forging import Forging
+from fl.strategies.drivers.driver import Driver, Traits
+from fl.strategies.drivers.exchange import Exchange
+from fl.strategies.drivers.foreign import Foreign, driver_of
 from fl.strategies.drivers.gossip import Gossip
-from fl.strategies.drivers.guarded import Guarded, guarded
 from fl.strategies.drivers.outer import OuterSteps
 from fl.strategies.drivers.replicas import Replicas
 from fl.strategies.drivers.rounds import Rounds
@@ -56,14 +56,14 @@ __all__ = [
     "AsyncFedAvg",
     "AsyncSgd",
     "BackupWorkers",
-    "Compressed",
-    "CompressedGrid",
     "DFedAvg",
     "DataParallel",
     "Decentralized",
     "DelayedUpdates",
     "DiLoCo",
+    "Driver",
     "EagerUpdates",
+    "Exchange",
     "Favas",
     "FedAST",
     "FedAdagrad",
@@ -77,10 +77,9 @@ __all__ = [
     "FedNova",
     "FedProx",
     "FedYogi",
-    "Forging",
+    "Foreign",
     "Gossip",
     "GradientTracking",
-    "Guarded",
     "LocalSGD",
     "MoNNA",
     "NodeModels",
@@ -97,7 +96,8 @@ __all__ = [
     "StreamingDiLoCo",
     "SyncST",
     "TiFL",
+    "Traits",
     "TrustedUpdate",
     "Updates",
-    "guarded",
+    "driver_of",
 ]

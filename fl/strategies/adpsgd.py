@@ -116,7 +116,7 @@ class ADPSGD(Decentralized):
         self.neighbours = Edges.of(self.topology.matrix(0)).heard
         self.workers = [Worker() for _ in range(self.n)]
         self.wanted: list[tuple[int, int]] = []  # exchanges that wait for a busy node
-        self.ends: list[tuple[float, int, int, bool]] = []  # (time, i, j, whether it took place)
+        self.endings: list[tuple[float, int, int, bool]] = []  # (time, i, j, whether it took place)
         self.again: list[tuple[float, int]] = []  # (time, node): looked for again then
         self.transfers: Counter[tuple[int, int]] = Counter()
         self.facts: Counter[str] = Counter()
@@ -125,7 +125,7 @@ class ADPSGD(Decentralized):
         self._begin(list(range(self.n)))
         self._advance()
         while self.steps < self.num_steps:
-            until = min(queue[0][0] if queue else math.inf for queue in (self.ends, self.again))
+            until = min(queue[0][0] if queue else math.inf for queue in (self.endings, self.again))
             if math.isinf(until) and not swarm.tasks.any_open:
                 raise SimulationError(f"AD-PSGD waits for nothing at {swarm.now:g} s")
             for i, answer in swarm.receive(until):
@@ -192,7 +192,7 @@ class ADPSGD(Decentralized):
             there, back = self._transfer(i, j), self._transfer(j, i)
             both = there[1] and back[1]
             self.facts["lost_payloads"] += (not there[1]) + (not back[1])
-            heapq.heappush(self.ends, (max(there[0], back[0]), i, j, both))
+            heapq.heappush(self.endings, (max(there[0], back[0]), i, j, both))
 
     def _transfer(self, source: int, target: int) -> tuple[float, bool]:
         index = self.transfers[source, target]
@@ -211,8 +211,8 @@ class ADPSGD(Decentralized):
         now = self.swarm.now
         while True:
             self._pair()
-            while self.ends and self.ends[0][0] <= now:
-                _, i, j, both = heapq.heappop(self.ends)
+            while self.endings and self.endings[0][0] <= now:
+                _, i, j, both = heapq.heappop(self.endings)
                 self.workers[i].busy = self.workers[j].busy = False
                 self.workers[i].exchanged = True
                 if both:
@@ -232,7 +232,7 @@ class ADPSGD(Decentralized):
                 ready.append(heapq.heappop(self.again)[1])
             if ready:
                 self._begin(ready)
-            elif not (self.ends and self.ends[0][0] <= now) and not self._can_pair():
+            elif not (self.endings and self.endings[0][0] <= now) and not self._can_pair():
                 return
 
     def _can_pair(self) -> bool:

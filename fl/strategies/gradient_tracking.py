@@ -7,10 +7,12 @@ stochastic gradients and in this order Xin, Khan, Kar, arXiv:1909.12583.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 
+from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.events import positive
 from fl.strategies.drivers.gossip import Gossip
 from fl.strategies.drivers.swarm import Answer, Swarm
@@ -47,6 +49,11 @@ class GradientTracking(Gossip):
         super().__init__(**gossip)
         positive("eta", eta)
         self.eta = eta
+
+    @property
+    def traits(self) -> Traits:
+        """What the strategy is."""
+        return replace(super().traits, sends="gradient")
 
     def begin(self, swarm: Swarm) -> None:
         """All begin at the initial model; the gradient before the first counts as 0."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from fl.aggregation import weight_of
 from fl.errors import SimulationError
@@ -250,10 +250,8 @@ class TiFL(Rounds):
         content = RecordDict(
             {self.arrayrecord_key: server.model.record(), self.configrecord_key: config}
         )
-        messages = [Message(content, node, "evaluate") for node in tier_of]
         hits, counts = np.zeros(len(self.tiers)), np.zeros(len(self.tiers))
-        grid = server.tasks.grid
-        for reply in grid.send_and_receive(messages, timeout=self.profiling_s):
+        for reply in server.tasks.evaluate(content, list(tier_of), self.profiling_s):
             if reply.has_error():
                 continue
             metrics: Any = next(iter(reply.content.metric_records.values()), {})

@@ -89,9 +89,9 @@ def check(attack, aggregator):
     forged = 0 if isinstance(made, Poisoning) else 2 * BYZANTINE
     assert result.trace.counts[Event.FORGED] == forged
     assert result.trace.counts[Event.REJECTED] == (forged if attack in NO_VECTORS else 0)
-    assert len(experiment.byzantine) == BYZANTINE
+    assert len(experiment.strategy.exchange.byzantine) == BYZANTINE
     changed = np.flatnonzero(experiment.app.data.train.y != experiment.data.train.y)
-    theirs = [experiment.data.partitions[c] for c in experiment.byzantine]
+    theirs = [experiment.data.partitions[c] for c in experiment.strategy.exchange.byzantine]
     assert bool(len(changed)) == isinstance(made, Poisoning | Combined)
     assert np.isin(changed, np.concatenate(theirs)).all()
     backdoor = "backdoor" in attack

@@ -192,7 +192,7 @@ def elsewhere(message: Message, context: Context) -> Message:
 
 def not_content(message: Message, context: Context) -> Message:
     answer = reply(message)
-    answer.content = {"arrays": [1.0]}  # type: ignore[request]
+    answer.content = {"arrays": [1.0]}  # type: ignore[assignment]
     return answer
 
 
@@ -209,7 +209,7 @@ def not_a_value(message: Message, context: Context) -> Message:
 
 
 def not_a_state(message: Message, context: Context) -> Message:
-    context.state = {"count": 1}  # type: ignore[request]
+    context.state = {"count": 1}  # type: ignore[assignment]
     return reply(message)
 
 

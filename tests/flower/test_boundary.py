@@ -34,7 +34,7 @@ PUBLIC = {
 # Whole dictionaries that are read in modules that know Flower, and hold nothing of Flower's.
 OWN_DICTIONARIES = {
     ("fl/runs/apps.py", "vars(module)"),  # a user's module
-    ("fl/strategies/drivers/no_rounds.py", "vars(self)"),  # of a strategy of ours, for the log
+    ("fl/strategies/drivers/driver.py", "vars(self)"),  # of a strategy of ours, for the log
 }
 
 PACKAGES = ("app", "clientapp", "common", "server", "serverapp", "supercore/inflatable")

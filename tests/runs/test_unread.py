@@ -17,7 +17,6 @@ from fl.runs import unread
 from fl.runs.compatibility import told_by
 from fl.runs.experiment import build, run_experiment
 from fl.runs.unread import Unread, readers_of, unread_groups
-from fl.strategies.drivers.guarded import Guarded
 
 CONF = Path(fl.__file__).parent / "conf"
 STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("[!_]*.yaml"))
@@ -116,10 +115,7 @@ def test_strategy_says_what_it_tells_clients_in_place_of_their_own_arguments(str
     monkeypatch.setattr(TrainingApp, "plan", noted)
     run_experiment(config, prepared=experiment)
     strategy = experiment.strategy
-    app, told = (
-        experiment.app,
-        told_by(strategy.inner if isinstance(strategy, Guarded) else strategy),
-    )
+    app, told = experiment.app, told_by(strategy)
     assert said
     for config in said:
         honoured = {key for key in config if app.replaced_by(key)}

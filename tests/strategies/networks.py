@@ -18,7 +18,7 @@ from stand_ins import Client, FakeExecutor, FixedWork, events, fleet_of
 from fl.execution.contract import Result
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
-from fl.strategies import Decentralized, NodeModels
+from fl.strategies import Decentralized, Exchange, NodeModels
 from fl.topologies import Topology
 from fl.topologies.weights import Stochasticity
 
@@ -53,6 +53,11 @@ class Given(Topology):
 
     def mixing(self, t: int) -> csr_array:
         return csr_array(np.array(self.matrices[t], dtype=np.float64))
+
+
+def attacked(method, attack, byzantine):
+    """Returns the method with nodes that carry out an attack."""
+    return method.within(Exchange(attack=attack, byzantine=frozenset(byzantine)))
 
 
 Q3 = Given.of(W3)

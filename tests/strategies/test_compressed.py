@@ -40,7 +40,7 @@ from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import Faults
 from fl.simulation.world.fleets import uniform
-from fl.strategies import Compressed
+from fl.strategies import Exchange, driver_of
 from fl.vectors.layout import Layout
 
 MEMBERS = sorted((Path(fl.__file__).parent / "conf" / "compressor").glob("[!_]*.yaml"))
@@ -63,7 +63,7 @@ def ours(**more):
 def run(channel=None, strategy=None, rounds=3, app=None, downlink=None, fleet=None, executor=None):
     strategy = strategy or flower()
     if channel is not None or downlink is not None:
-        strategy = Compressed(strategy, channel, downlink, num_clients=CLIENTS)
+        strategy = driver_of(strategy).within(Exchange(channel, downlink, num_clients=CLIENTS))
     app = app or TrainingApp(
         MODEL,
         DATA,
@@ -156,7 +156,7 @@ def test_over_compressed_links_our_rounds_make_the_model_that_flowers_make():
 )
 def test_a_hostile_payload_is_an_error_reply_and_leaves_the_others(damage):
     channel = TopK(density=0.05)
-    strategy = Compressed(flower(), channel, num_clients=CLIENTS)
+    strategy = driver_of(flower()).within(Exchange(channel, num_clients=CLIENTS))
     initial = ArrayRecord(MODEL().state_dict())
     honest = TrainingApp(MODEL, DATA, Sgd(lr=0.1), uplink=Uplink(channel))
     hostile = ClientApp()

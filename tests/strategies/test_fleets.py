@@ -28,7 +28,7 @@ from fl.runs.experiment import app_of, build, initial_of
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import Faults, TaskFaults
 from fl.simulation.world.fleets import uniform
-from fl.strategies.drivers.no_rounds import NoRounds
+from fl.strategies.drivers.driver import Driver
 
 PAGE = Path(fl.__file__).parents[1] / "docs" / "fleets.md"
 STRATEGIES = sorted(p.stem for p in (Path(fl.__file__).parent / "conf/strategy").glob("[!_]*.yaml"))
@@ -207,7 +207,7 @@ def right(name: str, setting: str) -> str:
     if setting in ("silent", "fails"):
         return "ends: a message is missing" if waits_for_all else "3 of 4"
     if setting == "slow":
-        if isinstance(strategy, NoRounds) and not strategy.reads_timeout:
+        if isinstance(strategy, Driver) and not strategy.reads_timeout:
             return "4 of 4"
         return "none|ends: (no tier|tasks only fail|a message is missing)"
     if setting == "nobody":

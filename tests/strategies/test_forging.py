@@ -33,7 +33,7 @@ from fl.simulation.kernel.trace import Event
 from fl.simulation.world.availability import Always
 from fl.simulation.world.faults import Faults
 from fl.simulation.world.fleets import mobile, uniform
-from fl.strategies import Compressed, FedAvg, FedBuff, Forging, Rounds
+from fl.strategies import Exchange, FedAvg, FedBuff, Rounds
 from fl.strategies.staleness import Polynomial
 from fl.vectors.layout import Layout
 
@@ -78,8 +78,7 @@ def rounds(aggregator=None, **more):
 
 
 def attacked(strategy, attack, byzantine=BYZANTINE, **more):
-    strategy.forging = Forging(attack, byzantine, **more)
-    return strategy
+    return strategy.within(Exchange(attack=attack, byzantine=frozenset(byzantine), **more))
 
 
 def run(strategy, *, num_rounds=1, fleet=None, app=None, models=None):
@@ -399,13 +398,9 @@ class Watching(Aggregator):
 def learn(channel=None, attack=None, aggregator=None, *, clients=4, byzantine=SOME, num_rounds=3):
     """Returns the model, the faults and all payloads that clients sent, by client and round."""
     strategy = Rounds(FedAvg(), aggregator=aggregator, min_train_nodes=clients)
-    if attack is not None:
-        strategy.forging = Forging(
-            attack, byzantine, uplink=channel, num_clients=clients, layout=LAYOUT
-        )
-    around = strategy
-    if channel is not None:
-        around = Compressed(strategy, channel, num_clients=clients, layout=LAYOUT)
+    between = Exchange(
+        channel, attack=attack, byzantine=frozenset(byzantine), num_clients=clients, layout=LAYOUT
+    )
     ours = TrainingApp(MODEL, DATA, Sgd(lr=0.1), uplink=channel and Uplink(channel))
     app, sent = ClientApp(), {}
 
@@ -418,7 +413,9 @@ def learn(channel=None, attack=None, aggregator=None, *, clients=4, byzantine=SO
         return reply
 
     def server(grid, context, recorder):
-        around.start(grid, ArrayRecord(MODEL().state_dict()), num_rounds=num_rounds)
+        strategy.within(between).start(
+            grid, ArrayRecord(MODEL().state_dict()), num_rounds=num_rounds
+        )
 
     result = simulate(
         server, app, uniform(num_clients=clients, seed=0), executor="serial", progress=False
@@ -487,7 +484,7 @@ def test_a_forged_change_that_no_payload_holds_is_a_fault_and_counts_as_one_of_f
 
 def test_an_attack_over_an_uplink_needs_the_layout_of_the_model():
     with pytest.raises(ConfigError, match="need the layout of the model"):
-        Forging(IPM(), BYZANTINE, uplink=TopK(density=0.1), num_clients=CLIENTS)
+        Exchange(TopK(density=0.1), attack=IPM(), num_clients=CLIENTS)
 
 
 # ---- what is refused -----------------------------------------------------------------------------
@@ -550,6 +547,5 @@ def test_a_strategy_without_updates_to_forge_is_refused(overrides, words):
 @pytest.mark.parametrize("more", [[], ["compressor=ef_topk"]], ids=["", "ef_topk"])
 def test_a_configuration_sets_the_attack_on_any_strategy_with_a_server(strategy, more):
     strategy = built(f"strategy={strategy}", "attack=ipm", *more)
-    inner = strategy.inner if more else strategy
-    assert isinstance(inner.forging.attack, IPM)
-    assert len(inner.forging.byzantine) == 2
+    assert isinstance(strategy.exchange.attack, IPM)
+    assert len(strategy.exchange.byzantine) == 2

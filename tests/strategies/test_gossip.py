@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from flwr.app import Message, MetricRecord, RecordDict
-from networks import A3, B3, BEST3, LR, Q3, W3, Given, record, run
+from networks import A3, B3, BEST3, LR, Q3, W3, Given, attacked, record, run
 from stand_ins import Client, Scripted, ScriptedFaults
 
 from fl.attacks import SignFlip
@@ -460,6 +460,6 @@ def test_on_a_deployment_the_server_relays_and_the_result_is_the_same():
 
 def test_attacks_are_for_the_simulator():
     method = DFedAvg(topology=Q3, retry_s=0.01)
-    method.attacked_by(SignFlip(), [0])
+    method = attacked(method, SignFlip(), [0])
     with pytest.raises(ConfigError, match="on the simulator only"):
         method.start(WallGrid(), record([0.0, 0.0]), num_rounds=1)

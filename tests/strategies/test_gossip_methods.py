@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from networks import A3, B3, BEST3, Q3, W3, Given, run
+from networks import A3, B3, BEST3, Q3, W3, Given, attacked, run
 from stand_ins import Client, Scripted, ScriptedFaults
 
 from fl.attacks import ALIE, IPM, Constant, Gauss, Optimized, SignFlip
@@ -309,7 +309,7 @@ def test_monna_stays_near_the_honest_where_the_mean_is_led_away(attack):
     centres = 10 + np.linspace(-0.5, 0.5, n)
 
     def last(method):
-        method.attacked_by(attack, range(7, 10))
+        method = attacked(method, attack, range(7, 10))
         return run(method, a=np.ones(n), b=centres, num_rounds=80).models[-1]
 
     robust = last(MoNNA(topology=Complete(n), f=f))
@@ -329,7 +329,7 @@ def test_an_attack_knows_all_honest_models_of_the_exchange_and_all_get_the_same(
             return super().forge(honest, own, scene)
 
     method = DFedAvg(topology=Complete(4))
-    method.attacked_by(Spy(), [1])
+    method = attacked(method, Spy(), [1])
     ran = run(
         method,
         a=np.ones(4),
@@ -349,7 +349,7 @@ def test_an_attack_knows_all_honest_models_of_the_exchange_and_all_get_the_same(
 
 def test_what_is_not_finite_is_thrown_away():
     method = DFedAvg(topology=Complete(4))
-    method.attacked_by(Constant(float("inf")), [3])
+    method = attacked(method, Constant(float("inf")), [3])
     ran = run(
         method, a=np.ones(4), b=np.zeros(4), num_rounds=2, change=Begins([1.0, 2.0, 6.0, 8.0])
     )
@@ -363,7 +363,7 @@ def test_what_is_not_finite_is_thrown_away():
 def test_attacks_and_absences_together_end_no_run(method):
     n = 8
     made = method(topology=Complete(n))
-    made.attacked_by(SignFlip(), [0, 1])
+    made = attacked(made, SignFlip(), [0, 1])
     ran = run(
         made,
         a=np.ones(n),
@@ -380,9 +380,9 @@ def test_attacks_and_absences_together_end_no_run(method):
 @pytest.mark.parametrize("kind", [SGP, GradientTracking])
 def test_methods_that_exchange_more_than_models_take_no_forged_ones(kind):
     with pytest.raises(ConfigError, match="use strategy=monna"):
-        kind(topology=Q3).attacked_by(SignFlip(), [0])
+        attacked(kind(topology=Q3), SignFlip(), [0])
 
 
 def test_an_attack_on_a_rule_needs_one():
     with pytest.raises(ConfigError, match="DFedAvg averages: use strategy=monna"):
-        DFedAvg(topology=Q3).attacked_by(Optimized(IPM()), [0])
+        attacked(DFedAvg(topology=Q3), Optimized(IPM()), [0])

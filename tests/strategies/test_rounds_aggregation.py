@@ -32,7 +32,7 @@ from fl.flower.records import from_record, layout_of
 from fl.models import LogisticRegression, build
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.fleets import uniform
-from fl.strategies import FedAdam, FedAvg, FedAvgM, Rounds, TrustedUpdate
+from fl.strategies import Exchange, FedAdam, FedAvg, FedAvgM, Rounds, TrustedUpdate
 from fl.vectors.layout import Layout
 
 CLIENTS = 5
@@ -98,9 +98,9 @@ def test_a_rule_that_continues_gets_its_last_result():
 
 @pytest.mark.parametrize("rule", [FLTrust(), NearestNeighbourAveraging(f=2)])
 def test_a_rule_that_wants_the_servers_own_update_gets_that_of_its_round(rule):
-    strategy = strategy_with(rule)
     own = {1: np.array([1.0, 1.0, 0.0]), 2: np.array([0.0, 1.0, 1.0])}
-    strategy.trusted = lambda r, arrays, config: own[r].astype(np.float32)
+    exchange = Exchange(trusted=lambda r, arrays, config: own[r].astype(np.float32))
+    strategy = strategy_with(rule).within(exchange)
     _, models = run(strategy, rounds=2)
     for r in (1, 2):
         step = rule(CHANGES.astype(np.float64), reference=own[r])
@@ -278,7 +278,7 @@ def batch_norm_app():
 def test_statistics_move_by_the_aggregate_and_counters_by_the_median_whatever_the_rule(rule):
     strategy = Rounds(rule, min_train_nodes=CLIENTS, min_available_nodes=CLIENTS)
     initial = ArrayRecord(normalised().state_dict())
-    strategy.layout = Layout.of(normalised())
+    strategy = strategy.within(Exchange(layout=Layout.of(normalised())))
     models = []
 
     def server(grid, context, recorder):

@@ -23,7 +23,7 @@ from fl.errors import ConfigError
 from fl.flower.records import record_vector, vector_record
 from fl.runs.experiment import app_of, build, serve
 from fl.simulation.world.fleets import uniform
-from fl.strategies import SCAFFOLD, FedAvg, Rounds
+from fl.strategies import SCAFFOLD, Exchange, FedAvg, Rounds
 from fl.vectors.layout import Layout
 
 # ---- fixture Q: clients with quadratic losses of their own ---------------------------------------
@@ -358,8 +358,7 @@ def test_entries_that_are_not_trained_have_no_control_variate():
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
 
     layout = Layout.of(model())
-    strategy = Rounds(SCAFFOLD(num_clients=4), min_train_nodes=4)
-    strategy.layout = layout
+    strategy = Rounds(SCAFFOLD(num_clients=4), min_train_nodes=4).within(Exchange(layout=layout))
     app = TrainingApp(model, data, ControlVariates(0.1), batch_size=64)
     models = []
 

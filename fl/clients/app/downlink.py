@@ -26,7 +26,7 @@ _KEEP = 4
 
 
 class Downlink:
-    """Puts the model into the place of the payloads that `fl.strategies.Compressed` sent for it.
+    """Puts the model into the place of the payloads that `fl.strategies.Exchange` sent for it.
 
     What comes is decoded to the model all clients of the round hold (`fl.compression.Broadcast`),
     and the client's copy of it is kept in `Context.state["fl.downlink"]` where the method has one.
@@ -80,7 +80,7 @@ class Downlink:
         if not isinstance(record, ArrayRecord) or VERSION_KEY not in record:
             raise ConfigError(
                 f"the message has no compressed model in '{self.arrays_key}': the server must use "
-                "fl.strategies.Compressed with the same downlink"
+                "an fl.strategies.Exchange with the same downlink"
             )
         version = int.from_bytes(_payload(record, VERSION_KEY, 4), "little")
         count = sum(name.startswith(f"{PAYLOAD_KEY}.") for name in record)

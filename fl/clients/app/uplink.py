@@ -30,7 +30,7 @@ class Uplink:
 
     x has the parameters that the client trains. Buffers, which are few numbers of another size than
     any update, travel beside the payload as they are; frozen parameters, and the second name of
-    tied ones, not at all. `fl.strategies.Compressed` undoes it on the server, so that the strategy
+    tied ones, not at all. `fl.strategies.Exchange` undoes it on the server, so that the strategy
     sees ordinary replies. An update that is not finite is a payload of no bytes. The sender's state
     (residuals, control vectors) is in `Context.state["fl.uplink"]`. Random numbers come from the
     stream (seed, "compression", partition-id, message_id).

@@ -17,7 +17,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -27,14 +27,14 @@ from flwr.serverapp.strategy import Result
 from fl.aggregation import check_result, weight_of
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
 from fl.flower.carried import carried, median_carried
+from fl.flower.grid_view import GridView
 from fl.flower.records import from_record, layout_of, record_vector, to_record, vector_record
 from fl.randomness import generator
-from fl.strategies.drivers.no_rounds import NoRounds
+from fl.strategies.drivers.driver import Driver, Traits
+from fl.strategies.drivers.exchange import Exchange
+from fl.strategies.drivers.forging import Forging
 from fl.strategies.drivers.tasks import TTL_S, Failures, Task, Tasks
 from fl.vectors.rows import Row, as_tensor
-
-if TYPE_CHECKING:
-    from fl.strategies.drivers.forging import Forging
 
 log = logging.getLogger("fl")
 
@@ -213,10 +213,12 @@ class Server:
         config: sent with every message.
         seed: root of the draws.
         keys: names of the records with the model and the configuration.
+        exchange: what comes between.
         name: of the model, where there are several.
 
     Attributes:
         num_rounds: versions of the model after which the run ends.
+        forging: forges updates of this model; None if nobody does.
     """
 
     def __init__(
@@ -226,9 +228,12 @@ class Server:
         config: Mapping[str, Any],
         seed: int,
         keys: tuple[str, str],
+        exchange: Exchange,
         name: str = "",
     ) -> None:
         self.name = name
+        self.exchange = exchange
+        self.forging: Forging | None = exchange.forging(name)
         self.model = model
         self.tasks = tasks
         self.seed = seed
@@ -262,7 +267,7 @@ class Server:
 
     def of(self, model: GlobalModel, name: str) -> Server:
         """Returns a server of another model, with the same clients, tasks and configuration."""
-        return Server(model, self.tasks, self._config, self.seed, self._keys, name)
+        return Server(model, self.tasks, self._config, self.seed, self._keys, self.exchange, name)
 
     def staleness(self, update: Update) -> int:
         """Returns the server versions since the one the update began with."""
@@ -374,7 +379,7 @@ class Server:
         return content
 
 
-class EventDriven(NoRounds):
+class EventDriven(Driver):
     """Base of the strategies driven by events.
 
     A method implements `receive`, and where it needs them `begin`, `timer` with `tick`, `failed`
@@ -442,7 +447,11 @@ class EventDriven(NoRounds):
 
     takes_empty: ClassVar[bool] = False
     trained = 0  # p, length of the vectors that a method `needs`
-    forging: Forging | None = None  # what Byzantine clients do, to be set on the simulator
+
+    @property
+    def traits(self) -> Traits:
+        """What the strategy is."""
+        return Traits(carries=self.carries, needs=self.needs)
 
     @property
     def carries(self) -> tuple[str, ...]:
@@ -460,7 +469,7 @@ class EventDriven(NoRounds):
 
     def as_sent(self, server: Server, update: Update) -> Update | None:
         """Returns an update as its client has sent it, which may have forged it; None if not."""
-        return update if self.forging is None else self.forging.forged_one(server, update)
+        return update if server.forging is None else server.forging.forged_one(server, update)
 
     def begin(self, server: Server) -> None:
         """Prepares the method's state for a new run; called before anything is sent."""
@@ -548,8 +557,11 @@ class EventDriven(NoRounds):
         positive("timeout", timeout)
         keys = (self.arrayrecord_key, self.configrecord_key)
         model = self.model(initial_arrays)
-        tasks: Tasks[Sent] = Tasks(grid, timeout if self.reads_timeout else TTL_S, self.patience)
-        server = Server(model, tasks, train_config or {}, self.seed, keys)
+        self.exchange.check(grid)
+        codec = self.exchange.codec(GridView(grid).control, *keys)
+        ttl_s = timeout if self.reads_timeout else TTL_S
+        tasks: Tasks[Sent] = Tasks(grid, ttl_s, self.patience, codec)
+        server = Server(model, tasks, train_config or {}, self.seed, keys, self.exchange)
         result = Result()
 
         def evaluate() -> MetricRecord | None:
@@ -565,8 +577,6 @@ class EventDriven(NoRounds):
 
         evaluate()
         server.evaluate, server.num_rounds = evaluate, num_rounds
-        if self.forging is not None:
-            self.forging.check(server)
         wait_for_nodes(server.tasks, self.min_available_nodes, self.retry_s)
         self.begin(server)
         self.dispatch(server)

@@ -8,28 +8,28 @@ deployment can, so this runs on a simulated grid only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fl.attacks import Attack, Scene
-from fl.compression import Channel, PayloadError, Receivers, Shapes
+from fl.compression import PayloadError, Receivers, Shapes
 from fl.errors import ConfigError
-from fl.flower.grid_view import GridView
 from fl.flower.identity import client_of
 from fl.randomness import generator
-from fl.strategies.drivers.events import Server, Update
-from fl.vectors.layout import Layout
 from fl.vectors.rows import Row, as_tensor, is_finite
+
+if TYPE_CHECKING:
+    from fl.strategies.drivers.events import Server, Update
+    from fl.strategies.drivers.exchange import Exchange
 
 log = logging.getLogger("fl")
 
 _MOST_LATEST = 50  # clients whose last change attackers without rounds know
-_MAX_BYTES = 2**30  # of the Byzantine clients' receivers
 
-Known = Callable[[Server, int, int], tuple[Any, ...] | None]
+Known = Callable[["Server", int, int], tuple[Any, ...] | None]
 """Returns F, its rng and its reference for n vectors (n, d); None if F cannot take so many."""
 
 
@@ -48,48 +48,26 @@ class Forging:
 
     Args:
         attack: what is sent.
-        byzantine: the clients that carry it out, as indices in the fleet.
-        seed: of attacks that draw, and of compressors.
-        uplink: the channel that clients send through; None sends models as they are.
-        num_clients: clients there are; read with an uplink.
-        layout: of the clients' model; read with an uplink.
+        exchange: says who carries it out, and through which uplink.
+        task: learning task of the model, where there are several.
     """
 
-    def __init__(
-        self,
-        attack: Attack,
-        byzantine: Collection[int],
-        *,
-        seed: int = 0,
-        uplink: Channel | None = None,
-        num_clients: int = 0,
-        layout: Layout | None = None,
-    ) -> None:
+    def __init__(self, attack: Attack, exchange: Exchange, task: str = "") -> None:
         self.attack = attack
-        self.byzantine = frozenset(byzantine)
-        self.seed = seed
+        self.byzantine = exchange.byzantine
+        self.seed = exchange.seed
+        self._stream = ("attack", task) if task else ("attack",)
         self._memory: Mapping[str, np.ndarray] = {}
         self._latest: dict[int, tuple[bool, Row]] = {}  # node -> whether it lies, its last change
         self._drawn = 0
         self._told = False  # that an attack could not be carried out
-        self._uplink = uplink
-        self._layout = layout
+        self._uplink = exchange.uplink
+        self._layout = exchange.layout_of(task)
         self._senders: dict[int, Any] = {}
         self._receivers: Receivers | None = None
-        if uplink is not None:
-            if layout is None:
-                raise ConfigError("forged updates over an uplink need the layout of the model")
-            self._receivers = Receivers(uplink, Shapes.trained(layout), num_clients, _MAX_BYTES)
-
-    def check(self, server: Server) -> None:
-        """Raises ConfigError unless the server's clients are simulated."""
-        grid = server.tasks.grid
-        if not GridView(grid).clock.virtual:
-            raise ConfigError(
-                f"{type(self.attack).__name__} is simulated: it replaces clients' updates on the "
-                f"server, so it runs on the simulator only, and {type(grid).__name__} is a real "
-                "grid: leave the attack out"
-            )
+        if self._uplink is not None and self._layout is not None:
+            shapes, most = Shapes.trained(self._layout), exchange.max_bytes
+            self._receivers = Receivers(self._uplink, shapes, exchange.num_clients, most)
 
     def is_byzantine(self, update: Update) -> bool:
         """Returns whether an update is from one of the clients that lie."""
@@ -116,7 +94,7 @@ class Forging:
         if not own or (not honest and self.attack.knowledge != "own"):
             return result
         d = len(updates[own[0]].x)
-        rng = generator(self.seed, "attack", server.version + 1)
+        rng = generator(self.seed, *self._stream, server.version + 1)
         scene = Scene(len(own), rng, memory=self._memory)
         if self.attack.knowledge == "aggregation":
             found = known(server, len(own) + len(honest), d)
@@ -161,7 +139,7 @@ class Forging:
         if not honest and self.attack.knowledge != "own":
             return update
         self._drawn += 1
-        rng = generator(self.seed, "attack", self._drawn)
+        rng = generator(self.seed, *self._stream, self._drawn)
         scene = Scene(len(own), rng, memory=self._memory)
         empty = np.empty((0, len(update.x)), np.float32)
         rows = self._attacked(np.stack(honest) if honest else empty, np.stack(own), scene)

@@ -24,8 +24,9 @@ from abc import abstractmethod
 from bisect import insort
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,8 @@ from scipy.sparse import csr_array
 from fl.attacks import Attack, Scene
 from fl.errors import ConfigError, SimulationError
 from fl.randomness import generator
+from fl.strategies.drivers.driver import Traits
+from fl.strategies.drivers.exchange import Exchange as Between
 from fl.strategies.drivers.swarm import Answer, Decentralized, Swarm
 from fl.topologies import Stochasticity
 from fl.topologies.mixing import mix_rows
@@ -191,7 +194,6 @@ class Gossip(Decentralized):
 
     Attributes:
         exchanges: Q, steps of gossip in a round.
-        attack: forges what Byzantine nodes send, if there are any.
 
     Raises:
         ConfigError: an argument is out of its range, or the topology's weights are not of a kind
@@ -207,7 +209,6 @@ class Gossip(Decentralized):
     def __init__(self, **decentralized: Any) -> None:
         super().__init__(**decentralized)
         self.exchanges = 1
-        self.attack: Attack | None = None
         kind = self.topology.stochasticity
         if kind not in self.weights:
             remedy = (
@@ -268,17 +269,26 @@ class Gossip(Decentralized):
 
     # ---- running ---------------------------------------------------------------------------------
 
-    def attacked_by(self, attack: Attack, byzantine: Iterable[int]) -> None:
-        """Lets nodes carry out an attack on what they send.
+    @property
+    def attack(self) -> Attack | None:
+        """What Byzantine nodes send, if there are any.
 
-        Byzantine nodes train and mix like others, and are charged for it; when all that honest
-        nodes send in an exchange is there, the attack makes of it what the Byzantine ones send,
-        the same to all neighbours. What is not finite is thrown away by who receives it.
-
-        Raises:
-            ConfigError: the method does not exchange models, or the attack knows a rule that the
-                method has not.
+        They train and mix like others, and are charged for it; when all that honest nodes send in
+        an exchange is there, the attack makes of it what the Byzantine ones send, the same to all
+        neighbours. What is not finite is thrown away by who receives it.
         """
+        return self.exchange.attack
+
+    @property
+    def traits(self) -> Traits:
+        """What the strategy is."""
+        return replace(super().traits, forges=self.exchanges_models, aggregates=self.shows_rule)
+
+    def within(self, exchange: Between) -> Self:
+        """Returns a copy within an exchange, see `Driver.within`."""
+        attack = exchange.attack
+        if attack is None:
+            return super().within(exchange)
         if not self.exchanges_models:
             raise ConfigError(
                 f"{type(attack).__name__} forges models, and {type(self).__name__} exchanges "
@@ -291,13 +301,10 @@ class Gossip(Decentralized):
                 f"{type(self).__name__} averages: use strategy=monna, or an attack that does not "
                 "know the rule"
             )
-        self.attack = attack
-        self.byzantine = frozenset(byzantine)
+        return super().within(exchange)
 
     def run(self, swarm: Swarm, num_rounds: int) -> None:
         """Runs all rounds of all nodes."""
-        if self.attack is not None:
-            self.check_byzantine(swarm.tasks, self.attack)
         self.begin(swarm)
         Driver(self, swarm, num_rounds).run()
 

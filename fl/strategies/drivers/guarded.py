@@ -63,6 +63,8 @@ def _averages(inner: strategy.Strategy) -> bool:
     kind = type(inner)
     if kind.aggregate_train.__module__.rpartition(".")[0] != strategy.__name__:
         return False  # somebody's own
+    if kind.start.__module__.rpartition(".")[0] != strategy.__name__:
+        return False  # likewise: it may have no rounds
     if kind.__name__.startswith("DifferentialPrivacy"):
         return isinstance(_weighing(inner), strategy.FedAvg)
     trees = (strategy.FedXgbBagging, strategy.FedXgbCyclic)

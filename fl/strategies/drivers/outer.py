@@ -21,7 +21,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -43,12 +43,13 @@ from fl.clients.island import (
     fragment_record,
 )
 from fl.clients.scheduled import FIRST_STEP_KEY
-from fl.compression import Compressor, PayloadError
+from fl.compression import Channel, Compressor, PayloadError
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
 from fl.flower.records import from_record, layout_of, to_record
 from fl.randomness import generator
+from fl.strategies.drivers.driver import Driver, Traits
 from fl.strategies.drivers.events import EvaluateFn, at_least, positive, share, wait_for_nodes
-from fl.strategies.drivers.no_rounds import NoRounds
+from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.tasks import TTL_S, Failures, Task, Tasks
 from fl.strategies.outer_optimizers import OuterOptimizer, State, Vector
 from fl.vectors.layout import Layout
@@ -243,7 +244,7 @@ class Run:
     "pattern",
     only="it deals blocks to several fragments, and {at}fragments is 1",
 )
-class OuterSteps(NoRounds):
+class OuterSteps(Driver):
     """Base of the strategies with outer steps.
 
     Fragment p of P is reduced after the inner steps t for which (t - t_p) mod H = 0, t_p = p H / P:
@@ -342,15 +343,41 @@ class OuterSteps(NoRounds):
         self.configrecord_key = configrecord_key
 
     @property
+    def traits(self) -> Traits:
+        """What the strategy is."""
+        return Traits(
+            meets="ring",
+            sends="gradient" if self.sends_gradients else "model",
+            compressors="memoryless",
+            downlink=False,
+            forges=False,
+            continues=True,
+        )
+
+    @property
     def worker(self) -> Island:
         """Uplink and downlink of the workers' app."""
-        return Island(
-            self.fragments,
-            self.pattern,
-            self.quantiser,
-            self.arrayrecord_key,
-            self.configrecord_key,
-        )
+        return self.ends(self.quantiser, None)[0]
+
+    def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Island, Island]:
+        """Returns the clients' ends of the links, see `Driver.ends`."""
+        if uplink is not None and not isinstance(uplink, Compressor):
+            raise ConfigError(
+                f"compressor is {type(uplink).__name__}, which keeps a state at the receiver; "
+                "outer gradients take one without memory: bf16, fp8_e4m3, e3m0, int8"
+            )
+        keys = self.arrayrecord_key, self.configrecord_key
+        worker = Island(self.fragments, self.pattern, uplink, *keys)
+        return worker, worker
+
+    def within(self, exchange: Exchange) -> Self:
+        """Returns a copy within an exchange, see `Driver.within`."""
+        made = super().within(exchange)
+        if isinstance(exchange.uplink, Compressor):
+            made.quantiser = exchange.uplink
+        if exchange.layout is not None:
+            made.cut(exchange.layout)
+        return made
 
     def cut(self, layout: Layout) -> Fragments:
         """Returns the fragments of a model.

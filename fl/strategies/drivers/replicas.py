@@ -16,25 +16,27 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
-from flwr.serverapp import Grid, strategy
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
 
 from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.clients.replica import Replica, trained_shapes
-from fl.compression import PayloadError, Replicated, Shapes
+from fl.compression import Channel, PayloadError, Replicated, Shapes
 from fl.compression.compressor import State
 from fl.errors import ConfigError, Diverged, SimulationError
 from fl.flower.grid_view import GridView
 from fl.flower.records import from_record, layout_of, to_record
 from fl.randomness import generator
+from fl.strategies.drivers.driver import Driver, Traits
 from fl.strategies.drivers.replies import averageable
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
 
-_average = strategy.FedAvg().train_metrics_aggr_fn  # what Flower averages metrics by
+_average = FedAvg().train_metrics_aggr_fn  # what Flower averages metrics by
 _RETRY_S = 10.0  # until it looks for workers again
 
 
-class Replicas(strategy.Strategy):
+class Replicas(Driver):
     """Sends every worker the same message, made of all the workers' messages.
 
     In the first round the model goes out as it is. Afterwards only messages travel, which the
@@ -67,8 +69,14 @@ class Replicas(strategy.Strategy):
         self._message = b""
         self._grid: Grid | None = None
 
-    def summary(self) -> None:
-        """Logs nothing: the configuration is the rule's."""
+    @property
+    def traits(self) -> Traits:
+        """What the strategy is."""
+        return Traits(sends="payload", compressors="none", downlink=False, forges=False)
+
+    def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Replica, Replica]:
+        """Returns the clients' ends of the links, see `Driver.ends`."""
+        return self.worker, self.worker
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from fl.aggregation import (
     Admitted,
@@ -29,10 +29,10 @@ from fl.aggregation import (
 from fl.checks import read_if
 from fl.errors import ConfigError, NoStep, NotFinite
 from fl.randomness import generator
+from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.events import EventDriven, Sent, Server, Update, at_least, positive
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.round_rule import HasModel, RoundRule, Updates
-from fl.vectors.layout import Layout
 from fl.vectors.rows import Row, is_finite
 
 log = logging.getLogger("fl")
@@ -79,7 +79,7 @@ class Rounds(EventDriven):
     counts as one of the f that F tolerates, and is an event of the trace. More than f leave the
     model as it is, and so does a step to a model that is not finite. An F that continues from its
     last result is given that; one that wants a trusted update, or the vector of the node that
-    aggregates, is given the server's own update (`TrustedUpdate`).
+    aggregates, is given the server's own update (`Exchange.trusted`).
 
     What clients change but do not train, as statistics of normalisation layers, is no direction: it
     moves by F's change, whatever the rule does. Entries that are no floats become the median of the
@@ -107,11 +107,6 @@ class Rounds(EventDriven):
         weighted_by_key: metric that weights the average.
         root_examples: how many examples the server holds itself, for an F that wants its update.
         **events: arguments of `EventDriven` but `concurrency` and `patience`.
-
-    Attributes:
-        trusted: returns the server's own update, from the round, the model and the configuration
-            that are sent; to be set for an F that wants it.
-        layout: of the clients' model, to be set if not all of its floats are trained.
 
     Raises:
         ConfigError: an argument is out of its range.
@@ -181,8 +176,6 @@ class Rounds(EventDriven):
         self.min_evaluate_nodes = min_evaluate_nodes
         self.weighted_by_key = weighted_by_key
         self.root_examples = root_examples
-        self.trusted: Callable[[int, Any, ConfigRecord], Row] | None = None
-        self.layout: Layout | None = None
 
     @property
     def name(self) -> str:
@@ -203,6 +196,11 @@ class Rounds(EventDriven):
     def needs(self) -> tuple[str, ...]:
         """Records of the replies that hold a vector beside the model."""
         return self.rule.needs
+
+    @property
+    def traits(self) -> Traits:
+        """What the strategy is."""
+        return replace(super().traits, aggregates=True, chooses_aggregator=True)
 
     @property
     def wants_own_update(self) -> bool:
@@ -245,17 +243,17 @@ class Rounds(EventDriven):
         Raises:
             ConfigError: the aggregator wants the server's own update, and there is none.
         """
-        if self.wants_own_update and self.trusted is None:
+        if self.wants_own_update and self.exchange.trusted is None:
             raise ConfigError(
                 f"{self.aggregator.name} wants an update of the server's own data "
-                f"({self.aggregator.reference}), and the server has none: set the strategy's "
-                "attribute trusted, for example to a fl.strategies.TrustedUpdate"
+                f"({self.aggregator.reference}), and the server has none: run the strategy within "
+                "an Exchange that has it, for example a fl.strategies.TrustedUpdate"
             )
-        layout = server.model.layout
-        moving = layout.statistics if self.layout is None else self.layout.moving_buffers
+        layout, known = server.model.layout, self.exchange.layout
+        moving = layout.statistics if known is None else known.moving_buffers
         self.buffers = [slice(entry.offset, entry.offset + entry.size) for entry in moving]
         trained = layout.size - sum(entry.size for entry in moving)
-        self.trained = trained if self.layout is None else self.layout.num_trainable
+        self.trained = trained if known is None else known.num_trainable
         self.state: HasModel = self.rule.init(server.w, self.trained)
         self.awaited: dict[str, Task[Sent]] = {}
         self.replies: list[Update] = []
@@ -366,8 +364,8 @@ class Rounds(EventDriven):
     def finish(self, server: Server, replies: Sequence[Update]) -> None:
         """Makes the next version of the replies, or of nothing if they are too few."""
         replies = sorted(replies, key=lambda update: update.node)  # who came first does not matter
-        if self.forging is not None:
-            sent = self.forging.forged(server, replies, self._scene)
+        if server.forging is not None:
+            sent = server.forging.forged(server, replies, self._scene)
             self.refused += ["no payload holds it"] * (len(replies) - len(sent))
             replies = sent
         usable = list(replies)
@@ -456,7 +454,8 @@ class Rounds(EventDriven):
         """Returns the vector that F is given beside those of the clients, shape (size,)."""
         if self.aggregator.reference == "last-result":
             return self.results.get(name, np.zeros(size, np.float32))
-        if not self.wants_own_update or self.trusted is None:
+        trusted = self.exchange.trusted
+        if not self.wants_own_update or trusted is None:
             return None
         if name:
             raise ConfigError(
@@ -465,7 +464,7 @@ class Rounds(EventDriven):
             )
         if self.own is None or self.own[0] != server.version:
             config = ConfigRecord({**server.config, "server-round": server.version + 1})
-            own = self.trusted(server.version + 1, server.model.record(), config)
+            own = trusted(server.version + 1, server.model.record(), config)
             self.own = (server.version, own)
         return self.own[1]
 
@@ -487,7 +486,7 @@ class Rounds(EventDriven):
     def _new_fold(self, server: Server) -> Fold | None:
         """Returns what adds models up as they come, if they need not be held all at once."""
         layout = server.model.layout
-        if not layout.is_large or not self.rule.folds or self.forging is not None:
+        if not layout.is_large or not self.rule.folds or server.forging is not None:
             return None
         return self.aggregator.fold(layout.size)
 
@@ -539,9 +538,8 @@ class Rounds(EventDriven):
         content = RecordDict(
             {self.arrayrecord_key: server.model.record(), self.configrecord_key: config}
         )
-        messages = [Message(content, node, "evaluate") for node in chosen]
-        if messages:
-            server.tasks.grid.send_and_receive(messages, timeout=server.tasks.ttl_s)
+        if chosen:
+            server.tasks.evaluate(content, chosen, server.tasks.ttl_s)
 
     def at_once(self, server: Server) -> int:
         """Returns N, or how many clients there are."""

@@ -8,7 +8,7 @@ configuration, by which `fl.clients.TaskApp` finds the part of the ClientApp tha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from fl.checks import read_if
 from fl.clients.app.task_app import TASK_KEY
 from fl.errors import ConfigError, NoStep
 from fl.flower.private import trusted_record
+from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.events import (
     EventDriven,
     GlobalModel,
@@ -181,6 +182,11 @@ class Simultaneous(EventDriven):
         self.eta = eta
 
     # ---- the driver's hooks ----------------------------------------------------------------------
+
+    @property
+    def traits(self) -> Traits:
+        """What the strategy is."""
+        return replace(super().traits, several_models=True)
 
     def model(self, arrays: ArrayRecord) -> GlobalModel:
         """Returns all tasks' models."""

@@ -25,8 +25,8 @@ from fl.flower.payload import payload_bytes
 from fl.flower.private import trusted_record
 from fl.flower.records import RowRecord, from_record, layout_of, record_vector, to_record
 from fl.randomness import generator
+from fl.strategies.drivers.driver import Driver, Traits
 from fl.strategies.drivers.events import EvaluateFn, at_least, positive
-from fl.strategies.drivers.no_rounds import NoRounds
 from fl.strategies.drivers.tasks import TTL_S, Failures, Task, Tasks
 from fl.topologies import Topology
 from fl.vectors.layout import Layout
@@ -297,7 +297,7 @@ class Swarm:
         return row
 
 
-class Decentralized(NoRounds):
+class Decentralized(Driver):
     """Base of the strategies without a server.
 
     Nodes 0..n-1 of the topology are the grid's clients in ascending order of their ids. All start
@@ -311,9 +311,6 @@ class Decentralized(NoRounds):
         retry_s: how long to wait before looking for nodes again while none is there, s.
         seed: of what is drawn.
         arrayrecord_key, configrecord_key: names of the records in messages.
-
-    Attributes:
-        byzantine: nodes that carry out an attack; their models are not evaluated.
 
     Raises:
         ConfigError: an argument is out of its range.
@@ -342,7 +339,23 @@ class Decentralized(NoRounds):
         self.seed = seed
         self.arrayrecord_key = arrayrecord_key
         self.configrecord_key = configrecord_key
-        self.byzantine: frozenset[int] = frozenset()
+
+    @property
+    def traits(self) -> Traits:
+        """What the strategy is."""
+        return Traits(
+            meets="peers",
+            compressors="none",
+            downlink=False,
+            forges=False,
+            topology=True,
+            needs=self.needs,
+        )
+
+    @property
+    def byzantine(self) -> frozenset[int]:
+        """Nodes that carry out an attack; their models are not evaluated."""
+        return self.exchange.byzantine
 
     @property
     def n(self) -> int:
@@ -383,6 +396,7 @@ class Decentralized(NoRounds):
         """
         at_least("num_rounds", num_rounds, 1)
         positive("timeout", timeout)
+        self.exchange.check(grid)
         tasks: Tasks[Start] = Tasks(grid, timeout if self.reads_timeout else TTL_S, self.patience)
         keys = (self.arrayrecord_key, self.configrecord_key)
         failures = Failures("model", timeout if self.reads_timeout else None)
@@ -423,14 +437,6 @@ class Decentralized(NoRounds):
     ) -> None:
         """Evaluates the nodes' models after a round, now."""
         self._evaluate(t, rows, facts or {})
-
-    def check_byzantine(self, tasks: Tasks[Any], attack: object) -> None:
-        """Raises a ConfigError unless attacks can be simulated on this grid."""
-        if not tasks.clock.virtual:
-            raise ConfigError(
-                f"{type(attack).__name__} is simulated: it replaces what nodes send, so it runs on "
-                "the simulator only: leave the attack out"
-            )
 
     def _ids(self, tasks: Tasks[Start]) -> list[int]:
         ids = tasks.peers.nodes()

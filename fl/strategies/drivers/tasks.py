@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from fl.errors import Diverged, SimulationError
 from fl.flower.grid_view import GridView
 from fl.flower.private import message_of
+from fl.strategies.drivers.codec import Codec
 from fl.strategies.drivers.patience import Patience
 
 Memo = TypeVar("Memo")
@@ -146,13 +147,22 @@ class Tasks(Generic[Memo]):
         grid: Flower's, simulated or real.
         ttl_s: time to live of every message, s; a reply after that does not come.
         patience: factor of `Patience`; None waits for the TTL.
+        codec: what messages pass on their way, and replies; None leaves them as they are. What
+            peers have from each other does not pass it.
 
     Attributes:
         became_late: tasks that left the flight in the last `receive`, because their client is late.
     """
 
-    def __init__(self, grid: Grid, ttl_s: float, patience: float | None = None) -> None:
-        self.grid = grid
+    def __init__(
+        self,
+        grid: Grid,
+        ttl_s: float,
+        patience: float | None = None,
+        codec: Codec | None = None,
+    ) -> None:
+        self._grid = grid
+        self._codec = codec
         view = GridView(grid)
         self.clock = view.clock
         self.control = view.control
@@ -198,7 +208,7 @@ class Tasks(Generic[Memo]):
         """Returns the clients that are available, asking the grid once an instant."""
         asked_at, nodes = self._nodes
         if asked_at != self.now():
-            nodes = list(self.grid.get_node_ids())
+            nodes = list(self._grid.get_node_ids())
             self._nodes = (self.now(), nodes)
         return nodes
 
@@ -239,7 +249,22 @@ class Tasks(Generic[Memo]):
     ) -> list[Task[Memo]]:
         """Sends one content to clients, as `train` messages, and returns their tasks."""
         messages = [Message(content, node, "train", ttl=self.ttl_s) for node in nodes]
-        return self._sent(self.grid.push_messages(messages), nodes, [memo] * len(nodes), kind)
+        memos = [memo] * len(nodes)
+        if self._codec is None:
+            return self._sent(self._grid.push_messages(messages), nodes, memos, kind)
+        packed = self._codec.pack(messages)
+        names = list(self._grid.push_messages([message for message, _ in packed]))
+        self._codec.sent(names, packed)
+        return self._sent(names, nodes, memos, kind)
+
+    def evaluate(
+        self, content: RecordDict, nodes: Sequence[int], timeout_s: float
+    ) -> list[Message]:
+        """Has clients evaluate a model, and returns what they reply within so many seconds."""
+        messages = [Message(content, node, "evaluate") for node in nodes]
+        if self._codec is not None:
+            return self._codec.send_and_receive(self._grid, messages, timeout_s)
+        return list(self._grid.send_and_receive(messages, timeout=timeout_s))
 
     def send_from_peers(
         self,
@@ -309,7 +334,9 @@ class Tasks(Generic[Memo]):
         if not ids:
             return []
         received = []
-        for reply in self.grid.pull_messages(ids):
+        for reply in self._grid.pull_messages(ids):
+            if self._codec is not None:
+                reply = self._codec.open(reply)
             name = reply.metadata.reply_to_message_id
             task = self._open.get(name)
             if task is None:

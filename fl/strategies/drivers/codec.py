@@ -1,0 +1,331 @@
+"""The server's end of compressed links: payloads of real bytes in one direction or both."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+
+from fl.clients.app.downlink import VERSION_KEY
+from fl.clients.app.task_app import TASK_KEY
+from fl.clients.app.uplink import NEXT_KEY, NOT_FINITE, PAYLOAD_KEY, PAYLOAD_STYPE
+from fl.compression import Broadcast, PayloadError, Receivers, Shapes
+from fl.compression.wire import u32
+from fl.errors import ConfigError
+from fl.flower.carried import carried, carried_tensors
+from fl.flower.grid_view import Control
+from fl.flower.messages import with_content
+from fl.flower.private import message_of
+from fl.flower.records import from_record, layout_of, to_record, with_entries
+from fl.vectors.layout import Layout
+from fl.vectors.rows import Row, as_tensor
+
+if TYPE_CHECKING:
+    from fl.strategies.drivers.exchange import Exchange
+
+log = logging.getLogger("fl")
+
+_OPEN = 64  # messages to one client whose reply may still come; of older ones it is refused
+_GONE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)  # the client keeps its memory
+
+
+class _Model:
+    """A model's links.
+
+    Attributes:
+        layout: of the model.
+        receivers: decode what clients send; None if that is not compressed.
+        broadcast: encodes what they receive; None likewise.
+        unsure: senders whose last message has not arrived.
+        known: version of the model that each node holds, by its id.
+    """
+
+    def __init__(self, exchange: Exchange, task: str, record: ArrayRecord) -> None:
+        known = exchange.layout_of(task)
+        self.layout: Layout = known or layout_of(record)
+        if known is None and (self.layout.carried or self.layout.statistics):
+            raise ConfigError(
+                "the model has buffers, which are not compressed with what clients train: pass "
+                "layout=Layout.of(model) to fl.strategies.Exchange"
+            )
+        self.receivers: Receivers | None = None
+        self.broadcast: Broadcast | None = None
+        if exchange.uplink is not None:
+            trained = Shapes.trained(self.layout)
+            clients, most = exchange.num_clients, exchange.max_bytes
+            self.receivers = Receivers(exchange.uplink, trained, clients, most)
+        if exchange.downlink is not None:
+            self.broadcast = Broadcast(exchange.downlink, Shapes.of(self.layout), exchange.seed)
+        self.unsure: set[int] = set()
+        self.known: dict[int, int] = {}
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """What the server must know of a message to read its reply: w_t, and what the client got."""
+
+    model: _Model
+    train: bool
+    w: Row
+    held: Row
+    version: int
+
+
+class Packed(NamedTuple):
+    """A message as it is sent, and what is remembered of it; None if it carries no model."""
+
+    message: Message
+    sent: _Sent | None
+
+
+class Codec:
+    """Compresses the models that a server sends, and decompresses the changes that it receives.
+
+    Whoever sends through it sees ordinary messages. Every message with a model goes down as the
+    payloads of a `Broadcast`; every reply to a `train` message comes up as the payload of
+    x = w_i - w_hat, with w_hat what the client has decoded (`fl.clients.Downlink`,
+    `fl.clients.Uplink`). The reply's model is shown as w_t + x, with w_t the model that was to be
+    sent: the client's step, taken from the server's own model, so that errors of the downlink do
+    not accumulate in it.
+
+    What is not trained is not compressed with the rest: buffers come up as they are, frozen
+    parameters not at all.
+
+    A payload that no encoder can have made becomes an error reply, as if the client had failed, and
+    a fault in the trace; what the server keeps for that client stays as it was.
+
+    Messages that carry the same model share what they carry. Told apart are only clients that lack
+    different versions, and those whose last message to the server did not arrive. Models of several
+    learning tasks, which messages name (`fl.clients.TaskApp`), have links of their own.
+
+    Args:
+        exchange: has the channels.
+        control: is told of payloads that are refused.
+        arrays_key, config_key: names of the records in messages.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        control: Control,
+        arrays_key: str = "arrays",
+        config_key: str = "config",
+    ) -> None:
+        self._exchange = exchange
+        self._control = control
+        self._arrays_key = arrays_key
+        self._config_key = config_key
+        self._models: dict[str, _Model] = {}
+        self._senders: dict[int, int] = {}  # node id -> number, in order of first appearance
+        self._open: dict[int, OrderedDict[str, _Sent]] = {}  # by node, then message id
+
+    # ---- what is sent --------------------------------------------------------------------------
+
+    def pack(self, messages: Sequence[Message]) -> list[Packed]:
+        """Returns messages as they are sent; `sent` is to be told their ids.
+
+        Raises:
+            ConfigError: the uplink needs all clients and some are not asked; the server would keep
+                more than `max_bytes`; the downlink cannot carry a model, or several at once.
+        """
+        models: dict[int, _Model] = {}  # by identity of the record: a cohort's messages share it
+        rows: dict[int, Row] = {}
+        asked: dict[str, list[int]] = {}
+        for message in messages:
+            record = message.content.get(self._arrays_key)
+            if not isinstance(record, ArrayRecord):
+                continue
+            told: Mapping[str, Any] = message.content.config_records.get(self._config_key, {})
+            task = str(told.get(TASK_KEY, ""))
+            if task not in self._models:
+                self._models[task] = _Model(self._exchange, task, record)
+            if id(record) not in rows:
+                models[id(record)] = self._models[task]
+                rows[id(record)] = from_record(self._models[task].layout, record)
+            if _trains(message):
+                asked.setdefault(task, []).append(self._sender(message.metadata.dst_node_id))
+        for task, senders in asked.items():
+            receivers = self._models[task].receivers
+            if receivers is not None:
+                receivers.check_participants(senders)
+        for model in self._models.values():
+            self._broadcast(model, [row for key, row in rows.items() if models[key] is model])
+        shared: dict[Any, Any] = {}  # contents and records made here, by what went into them
+        return [self._pack(message, models, rows, shared) for message in messages]
+
+    def sent(self, names: Iterable[str], packed: Sequence[Packed]) -> None:
+        """Notes the ids under which messages were sent."""
+        for name, (message, sent) in zip(names, packed, strict=True):
+            if sent is None:
+                continue
+            of_node = self._open.setdefault(message.metadata.dst_node_id, OrderedDict())
+            of_node[name] = sent
+            while len(of_node) > _OPEN:  # the server does not keep a model for every lost message
+                of_node.popitem(last=False)
+
+    def send_and_receive(
+        self, grid: Grid, messages: Sequence[Message], timeout: float | None
+    ) -> list[Message]:
+        """Sends messages over a grid, and returns the replies that come within a time in s.
+
+        Raises:
+            ConfigError: see `pack`.
+        """
+        packed = self.pack(messages)
+        sent = [message for message, _ in packed]
+        replies = list(grid.send_and_receive(sent, timeout=timeout))
+        names = [message.metadata.message_id for message in sent]
+        self.sent(names, packed)
+        opened = [self.open(reply) for reply in replies]
+        for name, message in zip(names, sent, strict=True):  # a later reply is thrown away
+            self._open.get(message.metadata.dst_node_id, OrderedDict()).pop(name, None)
+        return opened
+
+    def _broadcast(self, model: _Model, rows: Sequence[Row]) -> None:
+        if model.broadcast is None or not rows:
+            return
+        if any((row != rows[0]).any() for row in rows[1:]):
+            raise ConfigError(
+                "the strategy sends different models at once, and a compressed downlink is one "
+                "broadcast to all: leave the downlink uncompressed"
+            )
+        model.broadcast.send(rows[0])
+
+    def _pack(
+        self,
+        message: Message,
+        models: dict[int, _Model],
+        rows: dict[int, Row],
+        shared: dict[Any, Any],
+    ) -> Packed:
+        record = message.content.get(self._arrays_key)
+        if not isinstance(record, ArrayRecord):
+            return Packed(message, None)
+        node, model, w = message.metadata.dst_node_id, models[id(record)], rows[id(record)]
+        held, version, parts = w, -1, None
+        if model.broadcast is not None:
+            held, version = model.broadcast.held, model.broadcast.version
+            parts = model.broadcast.parts(model.known.get(node))
+        number = self._number_to_tell(model, node) if _trains(message) else None
+        key = (id(message.content), parts, number)
+        content = shared.get(key)
+        if content is None:
+            content = self._content(message.content, record, version, parts, number, shared, model)
+            shared[key] = content
+        sent = _Sent(model, _trains(message), w, held, version)
+        if content is message.content:
+            return Packed(message, sent)
+        # Not the app's own object: it may push that again.
+        return Packed(with_content(message, content), sent)
+
+    def _content(
+        self,
+        content: RecordDict,
+        record: ArrayRecord,
+        version: int,
+        parts: tuple[bytes, ...] | None,
+        number: int | None,
+        shared: dict[Any, Any],
+        model: _Model,
+    ) -> RecordDict:
+        if parts is None and number is None:
+            return content
+        records = dict(content)
+        if parts is not None:
+            key = (id(record), parts)
+            if key not in shared:
+                arrays = {VERSION_KEY: _array(u32(version))}
+                arrays.update({f"{PAYLOAD_KEY}.{i}": _array(part) for i, part in enumerate(parts)})
+                arrays.update(carried(model.layout, record))
+                shared[key] = ArrayRecord(arrays)
+            records[self._arrays_key] = shared[key]
+        if number is not None:
+            told = ConfigRecord(dict(content.config_records.get(self._config_key, {})))
+            told[NEXT_KEY] = number
+            records[self._config_key] = told
+        return RecordDict(records)
+
+    def _number_to_tell(self, model: _Model, node: int) -> int | None:
+        """Returns the number that a client's reply must have, if the client cannot know it."""
+        if model.receivers is None:
+            return None
+        sender = self._sender(node)
+        unsure = sender in model.unsure
+        model.unsure.add(sender)
+        return model.receivers.next_message(sender) if unsure and model.receivers.keeps else None
+
+    def _sender(self, node: int) -> int:
+        return self._senders.setdefault(node, len(self._senders))
+
+    # ---- what arrives --------------------------------------------------------------------------
+
+    def open(self, reply: Message) -> Message:
+        """Returns the reply with its model in the place of the payload, or an error reply."""
+        name, node = reply.metadata.reply_to_message_id, reply.metadata.src_node_id
+        sent = self._open.get(node, OrderedDict()).pop(name, None)
+        if reply.has_error():
+            if (
+                reply.error.code not in _GONE
+            ):  # whatever it was, the client may have lost its memory
+                for model in self._models.values():
+                    model.known.pop(node, None)
+            return reply
+        if sent is None and not reply.metadata.message_type.startswith("train"):
+            return reply
+        try:
+            if sent is None:
+                raise PayloadError(f"it answers {name!r}, which was not sent, or too long ago")
+            if sent.version >= 0:
+                known = sent.model.known
+                known[node] = max(sent.version, known.get(node, -1))
+            if not sent.train:
+                return reply
+            content = RecordDict({**reply.content, self._arrays_key: self._read(reply, sent)})
+        except (PayloadError, ConfigError) as error:
+            log.warning("node %d: %s", node, error)
+            self._control.rejected(name)
+            fault = Error(ErrorCode.UNKNOWN, str(error))
+            return message_of(reply.metadata, error=fault)
+        return with_content(reply, content)
+
+    def _read(self, reply: Message, sent: _Sent) -> ArrayRecord:
+        layout, receivers = sent.model.layout, sent.model.receivers
+        record = reply.content.get(self._arrays_key)
+        if not isinstance(record, ArrayRecord):
+            raise PayloadError(f"the reply has no ArrayRecord '{self._arrays_key}'")
+        if receivers is None:
+            change = from_record(layout, record, finite=False) - sent.held
+            return to_record(layout, sent.w + change, carried(layout, record))
+        payload = record.get(PAYLOAD_KEY)
+        if payload is None or payload.stype != PAYLOAD_STYPE:
+            raise PayloadError(
+                f"'{self._arrays_key}' of the reply has no payload '{PAYLOAD_KEY}' of stype "
+                f"'{PAYLOAD_STYPE}'"
+            )
+        entries = carried(layout, record)
+        base = with_entries(layout, sent.w, record, layout.moving_buffers)
+        sender = self._sender(reply.metadata.src_node_id)
+        if payload.data == NOT_FINITE:  # for the strategy to see
+            change = np.full(layout.num_trainable, np.nan, np.float32)
+        else:
+            change = receivers.receive(sender, payload.data)
+            sent.model.unsure.discard(sender)
+        with np.errstate(over="ignore"):  # for the strategy to see
+            trained = layout.select(as_tensor(base)) + as_tensor(change)
+        fixed = layout.fixed(as_tensor(base), carried_tensors(entries))
+        return to_record(layout, layout.join(trained, fixed), entries)
+
+
+def _trains(message: Message) -> bool:
+    return bool(message.metadata.message_type.startswith("train"))
+
+
+def _array(payload: bytes) -> Array:
+    return Array("uint8", (len(payload),), PAYLOAD_STYPE, payload)

@@ -1,0 +1,133 @@
+"""What the strategies of this project have in common: what they are, and what they run within."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fl.clients import Downlink, Uplink
+from fl.compression import Channel
+from fl.errors import ConfigError
+from fl.strategies.drivers.exchange import Exchange
+
+log = logging.getLogger("fl")
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a strategy is, for whoever decides what goes with it.
+
+    Attributes:
+        meets: whom a client exchanges with: a server, its neighbours, or all others in a ring.
+        sends: what a client sends: a model it has trained, a gradient of the loss, or the payload
+            of a method that compresses by itself.
+        compressors: which of them carry what clients send: none; those that remember nothing; those
+            whose memory is the sender's; any.
+        downlink: whether a compressor carries what they receive.
+        forges: whether an attack can replace what they send.
+        aggregates: whether several of their updates at once become one by an aggregator, which an
+            attack can search against.
+        chooses_aggregator: whether that aggregator is the user's choice.
+        topology: whether there is one.
+        several_models: whether it trains several at once.
+        continues: whether a client's tasks are one training, each going on where the last ended.
+        carries: vectors beside the model in messages, by name.
+        needs: vectors beside the model in replies.
+        known: whether all this is known; anybody's strategy may send what it likes.
+    """
+
+    meets: Literal["server", "peers", "ring"] = "server"
+    sends: Literal["model", "gradient", "payload"] = "model"
+    compressors: Literal["none", "memoryless", "sender", "any"] = "any"
+    downlink: bool = True
+    forges: bool = True
+    aggregates: bool = False
+    chooses_aggregator: bool = False
+    topology: bool = False
+    several_models: bool = False
+    continues: bool = False
+    carries: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    known: bool = True
+
+
+class Driver(Strategy):
+    """A strategy of this project.
+
+    Most have a `start` of their own; who drives one in rounds by Flower's methods instead is told.
+
+    Attributes:
+        reads_timeout: whether the `timeout` of `start` says how long a client may take. Methods in
+            which clients answer at any time do not read it: see `fl.strategies.drivers.patience`.
+        exchange: what comes between it and its clients.
+    """
+
+    reads_timeout: ClassVar[bool] = False
+    exchange: Exchange = Exchange()
+
+    @property
+    def traits(self) -> Traits:
+        """What the strategy is."""
+        return Traits()
+
+    def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Any, Any]:
+        """Returns the clients' ends of the links, arguments `uplink` and `downlink` of their app.
+
+        Args:
+            uplink: the channel of what clients send; None leaves it as it is.
+            downlink: the channel of what they receive; likewise.
+        """
+        return uplink and Uplink(uplink), downlink and Downlink(downlink)
+
+    def within(self, exchange: Exchange) -> Self:
+        """Returns a copy of the strategy that sends and receives through an exchange.
+
+        Raises:
+            ConfigError: the method cannot work with a part of it.
+        """
+        made = copy(self)
+        made.exchange = exchange
+        return made
+
+    # ---- Flower's Strategy -----------------------------------------------------------------------
+
+    def summary(self) -> None:
+        """Logs the strategy's arguments."""
+        log.info("%s: %s", type(self).__name__, vars(self))
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Raises: there are no rounds."""
+        raise self._no_rounds()
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Raises: there are no rounds."""
+        raise self._no_rounds()
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Raises: there are no rounds."""
+        raise self._no_rounds()
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Raises: there are no rounds."""
+        raise self._no_rounds()
+
+    def _no_rounds(self) -> ConfigError:
+        return ConfigError(
+            f"{type(self).__name__} has no rounds: call its start(grid=..., initial_arrays=...), "
+            "and do not wrap it in a strategy that works in rounds"
+        )

@@ -1,0 +1,103 @@
+"""What comes between a strategy and its clients, whatever the strategy.
+
+Every vector passes the same stages, in this order:
+
+1. the model is encoded by the downlink (`Codec.pack`), and clients decode it;
+2. a client's update is encoded by the uplink, and decoded (`Codec.open`): a payload that no encoder
+   can have made is an error reply;
+3. those of Byzantine clients are forged (`Forging`): on what was decoded, then through an encoder
+   and a decoder of the attacker's own, so that a forged update looks and costs like another;
+4. what has come is validated: its form, its numbers, its weight (`fl.aggregation.Guard`).
+
+The strategy is given what is left, and knows of none of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp import Grid
+
+from fl.attacks import Attack
+from fl.compression import Channel
+from fl.errors import ConfigError
+from fl.flower.grid_view import Control, GridView
+from fl.strategies.drivers.codec import Codec
+from fl.strategies.drivers.forging import Forging
+from fl.vectors.layout import Layout
+from fl.vectors.rows import Row
+
+Trusted = Callable[[int, ArrayRecord, ConfigRecord], Row]
+"""Returns the server's own update, from the round, the model and the configuration that are sent:
+see `fl.strategies.TrustedUpdate`."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What comes between; a strategy is given it by `Driver.within`.
+
+    It has no state: a run makes its stages from it.
+
+    Attributes:
+        uplink: the channel of what clients send; None leaves it as it is.
+        downlink: the channel of what they receive; likewise.
+        attack: what Byzantine clients send; None forges nothing.
+        byzantine: the clients that carry out an attack, on what they send or on their data, as
+            indices in the fleet.
+        num_clients: clients there are; read with an uplink.
+        seed: of attacks that draw, and of compressors.
+        layout: of the clients' model; None if all its entries are trained.
+        layouts: of the models of several learning tasks, by name, instead.
+        trusted: makes the server's own update, for an aggregator that wants it.
+        max_bytes: most bytes that the server keeps of all clients together for an uplink.
+
+    Raises:
+        ConfigError: updates are to be forged over an uplink, and no layout is known.
+    """
+
+    uplink: Channel | None = None
+    downlink: Channel | None = None
+    attack: Attack | None = None
+    byzantine: frozenset[int] = frozenset()
+    num_clients: int = 0
+    seed: int = 0
+    layout: Layout | None = None
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    trusted: Trusted | None = None
+    max_bytes: int = 2**30
+
+    def __post_init__(self) -> None:
+        known = self.layout is not None or bool(self.layouts)
+        if self.attack is not None and self.uplink is not None and not known:
+            raise ConfigError("forged updates over an uplink need the layout of the model")
+
+    def layout_of(self, task: str = "") -> Layout | None:
+        """Returns the layout of the model of a learning task; "" is the only one."""
+        return self.layouts.get(task, self.layout)
+
+    def check(self, grid: Grid) -> None:
+        """Raises ConfigError if updates are to be forged on a grid that is not simulated."""
+        if self.attack is not None and not GridView(grid).clock.virtual:
+            raise ConfigError(
+                f"{type(self.attack).__name__} is simulated: it replaces what clients send, so it "
+                f"runs on the simulator only, and {type(grid).__name__} is a real grid: leave the "
+                "attack out"
+            )
+
+    def codec(self, control: Control, arrays_key: str, config_key: str) -> Codec | None:
+        """Returns the server's ends of the links for a new run; None if nothing is compressed.
+
+        Args:
+            control: of the run's grid.
+            arrays_key: name of the model's record in messages.
+            config_key: name of their configuration's.
+        """
+        if self.uplink is None and self.downlink is None:
+            return None
+        return Codec(self, control, arrays_key, config_key)
+
+    def forging(self, task: str = "") -> Forging | None:
+        """Returns what forges updates of a model in a new run; None if nothing does."""
+        return None if self.attack is None else Forging(self.attack, self, task)
