@@ -401,7 +401,7 @@ def test_work_for_peers_begins_when_the_device_is_free_though_a_message_waits() 
     # At 0 a message whose work takes 5 s, and another; at 1 what peers sent, valid until 3 and 20.
     grid = grid_of(fleet_of([Client()]), flops=5.0)
     grid.push_messages([message_to(0), message_to(0)])
-    dead, alive = [grid.push_from_peers([message_to(0, ttl=ttl)], [1.0])[0] for ttl in (3.0, 20.0)]
+    dead, alive = [grid.peers.push([message_to(0, ttl=ttl)], [1.0])[0] for ttl in (3.0, 20.0)]
     grid.clock.sleep(15.0)
     assert times(grid.trace, E.COMPUTE_START) == {(0, 0): 0.0, (0, 3): 5.0, (0, 1): 10.0}
     assert times(grid.trace, E.EXPIRED) == {(0, 2): 3.0}
