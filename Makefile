@@ -8,7 +8,7 @@ SHELL := bash
 DEMO = $(BIN)/fl +experiment=demo
 
 # The experiment that `make deploy-demo` shows.
-DEPLOY_DEMO = strategy=fedbuff strategy.buffer_size=2 strategy.concurrency=3 strategy.retry_s=1 \
+DEPLOY_DEMO = strategy=fedbuff strategy.rule.buffer_size=2 strategy.concurrency=3 strategy.retry_s=1 \
 	compressor=ef_topk_int8 data=digits client.local_epochs=5 num_clients=3 num_rounds=12
 
 VENV := .venv

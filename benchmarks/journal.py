@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 from hydra import compose, initialize_config_module
 
 from fl import simulate
-from fl.runs.experiment import build
+from fl.runs.build import build
 from fl.runs.journal import Recovery, Start
 from fl.runs.recorder import Recorder
 

@@ -54,7 +54,7 @@ RUNS: dict[str, list[str]] = {
     "fedbuff": ["strategy=fedbuff", *UNSTEADY],
     "fedbuff_ray": ["strategy=fedbuff", *UNSTEADY, "executor=ray", "executor.num_actors=2"],
     "fedbuff_compressed": ["strategy=fedbuff", "compressor=qsgd", *LYING],
-    "fedasync": ["strategy=fedasync", "client=proximal", *UNSTEADY],
+    "fedasync": ["strategy=fedasync", *UNSTEADY],
     "async_fedavg": ["strategy=async_fedavg", *UNSTEADY],
     "async_sgd": ["strategy=async_sgd", *UNSTEADY],
     "fedfix": ["strategy=fedfix", *UNSTEADY],

@@ -1,19 +1,22 @@
-"""Arguments of a part that only some values of its others make it read.
+"""Arguments of a part: their bounds, and those that only some values of its others make it read.
 
 A part with choices has arguments of each of them. One that is set beside a choice that does not
 read it makes another run than its user believes, and nobody notices. So a part says which those
 are, and whoever reads a user's configuration refuses them:
 
-    @read_if(lambda a: a["rule"] == "ringmaster", "max_delay", only="{at}rule=ringmaster reads it")
-    class AsyncSgd: ...
+    @read_if(lambda a: a["kind"] == "capped", "most", only="{at}kind=capped reads it")
+    class Method: ...
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from fl.errors import ConfigError
 
 Part = TypeVar("Part", bound=Callable[..., Any])
 Values = Mapping[str, Any]
@@ -27,6 +30,18 @@ class _Condition:
 
 
 _CONDITIONS: dict[Any, list[_Condition]] = {}
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises ConfigError unless `value` is finite and above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{name} is {value}; it must be finite and above 0")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Raises ConfigError unless `value` is finite and at least 0."""
+    if not (math.isfinite(value) and value >= 0):
+        raise ConfigError(f"{name} is {value}; it must be finite and at least 0")
 
 
 def read_if(holds: Callable[[Values], bool], *names: str, only: str) -> Callable[[Part], Part]:

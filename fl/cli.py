@@ -31,7 +31,7 @@ from fl.errors import ConfigError
 from fl.execution.garbage import START_THRESHOLDS
 from fl.runs import sweep, usage
 from fl.runs.configuration import check_values, composition_problems, explain
-from fl.runs.journal.command import Resuming, forget, how_to_start, resumed
+from fl.runs.journal.command import Resuming, check_lost_by, forget, how_to_start, resumed
 from fl.runs.signals import Stopped, stoppable
 
 if TYPE_CHECKING:
@@ -59,13 +59,15 @@ class Check(Callback):
         with _as_job(config) as own:
             try:
                 given = check_values(own)
-                from fl.runs.experiment import prepare  # heavy: once the configuration is complete
+                from fl.runs.build import prepare  # heavy: once the configuration is complete
 
                 _Checked.prepared = prepare(own, given)
+                place = Path(config.hydra.run.dir).absolute()
+                if Resuming.run is None:
+                    check_lost_by(place)
             except Exception as error:
                 _tell(error)
                 sys.exit(1)
-        place = Path(config.hydra.run.dir).absolute()
         _Checked.made = tuple(path for path in (place, *place.parents) if not path.exists())
 
 
@@ -109,7 +111,9 @@ def _run(config: DictConfig) -> float | None:
             sweep.note(job := sweep.this_job("skipped", directory=str(done.directory)))
             print(f"{job}: completed before, in {done.directory}")
             return final_value(done.summary)
-        from fl.runs.experiment import ForeignApp, prepare, run_experiment
+        from fl.runs.build import prepare
+        from fl.runs.experiment import ForeignApp
+        from fl.runs.run import run_experiment
 
         prepared = prepare(config, given) if prepared is None else prepared
         if isinstance(prepared, ForeignApp):

@@ -12,7 +12,9 @@ import fl
 from fl import SimulationError, simulate
 from fl.data import Partitions
 from fl.data.partition import Split
-from fl.runs.experiment import app_of, build, serve
+from fl.runs.build import build
+from fl.runs.experiment import app_of
+from fl.runs.run import serve
 
 CLIENTS, ROUNDS = 4, 3
 CONF = Path(fl.__file__).parent / "conf"
@@ -26,6 +28,10 @@ AVERAGING = [  # rounds of all clients
     "fedprox",
     "qfedavg",
     "scaffold",
+    "scaffold_m",
+    "fedavg_m",
+    "feddyn",
+    "fedspeed",
     "fednova",
 ]
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]

@@ -21,9 +21,10 @@ import fl
 from fl import simulate
 from fl.execution.contract import Payload, Request, Result
 from fl.execution.executor import Executor
-from fl.runs.experiment import app_of, build, serve
-from fl.strategies import FedCompass, TiFL
-from fl.strategies.drivers.contacts import Contacts
+from fl.runs.build import build
+from fl.runs.experiment import app_of
+from fl.runs.run import serve
+from fl.strategies import Polling, TiFL
 from fl.strategies.drivers.events import Server
 
 CONF = Path(fl.__file__).parent / "conf"
@@ -149,18 +150,20 @@ def row(name: str) -> str:
     config = config_of(name)
     strategy, app, sent = first_tasks(config)
     (work,) = {local_work(app, content, partition) for content, partition in sent}
-    if isinstance(strategy, FedCompass):  # the first task of all clients is the longest
-        assert work == f"{strategy.max_steps} steps"
-        work = f"{strategy.min_steps} to {work}"
-    client = config.hydra.runtime.choices.client
+    if strategy.name == "FedCompass":  # the first task of all clients is the longest
+        assert work == f"{strategy.rule.max_steps} steps"
+        work = f"{strategy.rule.min_steps} to {work}"
+    client = f"`{config.hydra.runtime.choices.client}`"
+    if correction := config.hydra.runtime.choices["client/correction"]:
+        client += f" with `{correction}`"
     rule = (next(iter(config.tasks.values())) if config.get("tasks") else config).client.rule
     if "rho" in rule:
         work += ", 2 gradients a step"
     at_once = "all" if len(sent) == 100 else str(len(sent))
-    if isinstance(strategy, Contacts):
+    if isinstance(strategy, Polling):
         at_once = f"all, {at_once} polled"
     settings: Any = OmegaConf.to_container(config.strategy, resolve=True)
-    for key in ("optimizer", "rule"):  # of outer steps; of rounds and replicas
+    for key in ("rule", "optimizer"):  # the second of outer steps
         if isinstance(settings.get(key), dict):
             settings.update(settings[key])
     rates = ", ".join(
@@ -168,7 +171,7 @@ def row(name: str) -> str:
         for key in RATES
         if key in settings and not isinstance(settings[key], str)
     )
-    rate = f"`{client}`, {rule.lr:g}" if "lr" in rule else f"`{client}`"
+    rate = f"{client}, {rule.lr:g}" if "lr" in rule else client
     return f"| `{name}` | {rate} | {work} | {at_once} | {rates} |"
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
 
 import fl
+from fl.clients import Corrected
 from fl.errors import ConfigError
+from fl.runs.build import build
 from fl.runs.configuration import explain
-from fl.runs.experiment import build, run_experiment
+from fl.runs.groups import groups, header, members_of, text
+from fl.runs.run import run_experiment
 
 CONF = Path(fl.__file__).parent / "conf"
 TINY = [
@@ -41,6 +45,47 @@ def skip_without_files(name):
         pytest.skip(f"{name} reads files from FL_DATA_DIR, which is not set")
 
 
+EVERY = [(group, name) for group, names in groups() for name in names]
+
+
+@pytest.mark.parametrize(("group", "name"), EVERY, ids=lambda part: part)
+def test_every_member_says_how_it_is_used_what_it_is_and_what_its_keys_mean(group, name):
+    said = header(group, name)
+    assert re.search(rf"[ +]{group}(@\S+)?=(\S+,|\[)?{name}\b", said.command), said.command
+    assert len(said.what) > 10, "a paper, or a sentence"
+    if group != "experiment":  # whose keys are explained where they are from
+        assert not unexplained(text(group, name), explained_before(group, name))
+
+
+def explained_before(group, name):
+    """Keys that are explained in what a member is made of, whose values it may replace."""
+    keys = set()
+    for entry in dict(members_of(group))[name].get("defaults") or ():
+        for key, chosen in [(group, entry)] if isinstance(entry, str) else entry.items():
+            if chosen != "_self_" and (key == group or key.endswith("@_here_")):
+                of = key.removesuffix("@_here_").lstrip("/")
+                for one in [chosen] if isinstance(chosen, str) else chosen:
+                    keys |= keys_of(text(of, one)).keys() | explained_before(of, one)
+    return keys
+
+
+def keys_of(yaml):
+    """The lines of keys by name, without what Hydra reads itself and what is another key's."""
+    found = re.findall(r"(?m)^(?!  - ) *(?:- )?([^\W_][\w-]*): (\S.*)$", yaml)
+    return {key: line for key, line in found if not re.fullmatch(r"\$\{\w+\}", line)}
+
+
+def unexplained(yaml, before):
+    return [k for k, line in keys_of(yaml).items() if "# " not in line and k not in before]
+
+
+@pytest.mark.parametrize("path", [*CONF.glob("_base/**/*.yaml")], ids=lambda path: path.stem)
+def test_what_members_are_made_of_explains_its_keys(path):
+    yaml = path.read_text(encoding="utf-8")
+    assert yaml.startswith("# ")
+    assert not unexplained(yaml, set())
+
+
 @pytest.mark.parametrize("name", members("strategy"))
 def test_every_strategy_runs(name):
     # The server's own models come back to the clients, which must be able to read them.
@@ -61,17 +106,28 @@ def test_every_topology_runs_without_a_server(name):
 
 
 def test_byzantine_nodes_attack_a_network_without_a_server():
-    few = ["num_byzantine=2", "strategy.f=2"]
+    few = ["num_byzantine=2"]
     assert 0 <= run_experiment(config_of("strategy=monna", "attack=ipm_optimized", *few)) <= 1
+    robust = ["topology=complete", "aggregator=nnm_krum", "strategy.f=2", "compressor=ef_topk"]
+    chosen = ["strategy=dfedavg", "attack=ipm_optimized", *robust]
+    assert 0 <= run_experiment(config_of(*chosen, *few)) <= 1
+    pairs = ["strategy=adpsgd", "attack=ipm", "compressor=int8"]
+    assert 0 <= run_experiment(config_of(*pairs, *few)) <= 1
     poisoned = ["strategy=dpsgd", "attack=label_flip", "num_byzantine=2"]
     assert 0 <= run_experiment(config_of(*poisoned)) <= 1
 
 
 @pytest.mark.parametrize("name", members("client"))
 def test_every_client_rule_runs(name):
-    own = {"gradient": ["strategy=onebit_adam"], "scaffold": ["strategy=scaffold"]}
-    strategy = own.get(name, [])
+    strategy = ["strategy=onebit_adam"] if name == "gradient" else []
     assert 0 <= run_experiment(config_of(*strategy, f"client={name}")) <= 1
+
+
+@pytest.mark.parametrize("name", sorted({*members("client")} - {"gradient"}))
+@pytest.mark.parametrize("strategy", ["fedprox", "fedasync", "scaffold", "scaffold_m", "feddyn"])
+def test_every_local_optimizer_takes_the_correction_that_a_strategy_chooses(strategy, name):
+    experiment = build(config_of(f"strategy={strategy}", f"client={name}"))
+    assert isinstance(experiment.app.rule, Corrected)
 
 
 @pytest.mark.parametrize("name", members("fleet"))
@@ -96,9 +152,17 @@ def test_every_partition_builds(name):
     assert build(config_of(f"partition={name}")).data.num_partitions == 12
 
 
-@pytest.mark.parametrize("more", [["compressor=e3m0"], ["attack=label_flip", "num_byzantine=2"]])
-def test_outer_steps_take_a_compressor_and_poisoned_data(more):
-    config = config_of("strategy=diloco", "strategy.inner_steps=3", *more)
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["compressor=e3m0"],
+        ["compressor=ef_topk_int8"],
+        ["attack=label_flip", "num_byzantine=2"],
+        ["attack=ipm_optimized", "num_byzantine=2", "aggregator=nnm_krum", "strategy.f=2"],
+    ],
+)
+def test_outer_steps_take_compressors_attacks_and_aggregators(more):
+    config = config_of("strategy=diloco", "strategy.rule.inner_steps=3", *more)
     assert 0 <= run_experiment(config) <= 1
 
 
@@ -134,7 +198,7 @@ def test_the_defaults_compose_and_build():
         (["round_timeout_s=0"], "round_timeout_s is 0"),
         (["strategy.min_available_nodes=13"], "min_available_nodes is 13, but there are 12"),
         (["strategy.min_available_nodes=99"], "min_available_nodes is 99"),
-        (["strategy=fedbuff", "aggregator=krum"], "choose one that does (strategy: fedadagrad, "),
+        (["strategy=fedasync", "aggregator=krum"], "choose one that does (strategy: "),
         (["client.rule.lr=-1"], "lr is -1; it must be finite and above 0"),
         (["client.local_steps=5"], "local_epochs is 1 and local_steps is 5; set one of them"),
         (["client.batch_size=0"], "batch_size is 0; it must be a whole number, at least 1"),
@@ -148,41 +212,61 @@ def test_the_defaults_compose_and_build():
         (["data=synthetic", "data.alpha=-1", "partition=natural"], "alpha"),
         (["compressor=topk", "compressor.density=2"], "density"),
         (["compressor@downlink=topk"], "compressor@downlink=ef21"),
+        (["feedback=ef"], "compressor is null"),
+        (["compressor=ef_topk", "feedback=ef"], "compressor is ErrorFeedback"),
+        (["compressor=int8", "compressor@then=topk"], "compressor is Uniform"),
+        (["compressor=topk", "feedback=ef", "feedback.decay=3"], "feedback.decay is 3"),
+        (["compressor=sign", "feedback=diana"], "DIANA needs an unbiased"),
+        (["strategy=fedasync", "preaggregation=nnm"], "does not read preaggregation"),
         (["strategy=onebit_adam", "compressor=topk"], "compresses both ways itself"),
         (["attack=ipm"], "num_byzantine is 0 of 12 clients; with an attack it must be"),
         (["num_byzantine=2"], "num_byzantine is 2, but there is no attack"),
-        (["strategy=fedbuff", "attack=ipm_optimized", "num_byzantine=2"], "FedBuff has none"),
+        (["strategy=fedasync", "attack=ipm_optimized", "num_byzantine=2"], "FedAsync has none"),
         (["attack=label_flip", "num_byzantine=2", "partition.num_partitions=6"], "share 6"),
         (["attack=label_flip", "num_byzantine=2", "attack.num_classes=9"], "has 10 classes"),
         (["attack=gauss", "num_byzantine=2", "attack.sigma=-1"], "sigma=-1"),
         (["strategy=fedavg", "aggregator=fltrust", "strategy.root_examples=0"], "is 0, of"),
         (["strategy=fedavg", "aggregator=krum", "strategy.f=-1"], "f=-1"),
-        (["client=scaffold"], "and FedAvg does not send it"),
-        (["strategy=scaffold", "client=sgd"], "client.rule is Sgd"),
-        (["client=gradient"], "use one with the other"),
-        (["strategy=gradient_tracking", "client=sgd"], "use one with the other"),
-        (["strategy=dpsgd", "compressor=topk"], "use strategy=choco compressor@strategy.comp"),
-        (["strategy=choco", "compressor@strategy.compressor=ef_topk"], "as CHOCO does itself"),
-        (["strategy=choco", "topology=random_matching"], "a graph that stays"),
+        (["client/correction=control_variates"], "client.correction is ControlVariates"),
+        (["strategy=scaffold", "~client/correction"], "client.rule is Sgd"),
+        (["strategy=scaffold", "client=gradient"], "client.rule is Gradient"),
+        (["client=gradient"], "client.rule is Gradient"),
+        (["strategy=gradient_tracking", "client=sgd"], "client.rule is Sgd"),
+        (["strategy=dpsgd", "compressor=sign", "compressor.scale=none"], "compressor is Sign"),
+        (["strategy=choco", "compressor=demo"], "decay is 0.999"),
+        (["strategy=dpsgd", "compressor@downlink=ef21"], "downlink is EF21"),
+        (["strategy=sgp", "aggregator=median"], "aggregator is Median"),
+        (["strategy=dpsgd", "aggregator=fltrust"], "aggregator is FLTrust"),
+        (["strategy=dpsgd", "aggregator=krum", "strategy.f=1"], "f=1"),
+        (["strategy=dpsgd", "strategy.gamma=1.5"], "gamma is 1.5"),
+        (["strategy=monna", "aggregator=median"], "MoNNA does not read aggregator"),
         (["strategy=dfedavg", "topology=directed_erdos_renyi"], "use strategy=sgp"),
         (["strategy=adpsgd", "topology=exponential"], "an undirected graph that stays"),
-        (["strategy=monna", "topology=ring", "strategy.f=1"], "3 f + 1"),
-        (["strategy=adpsgd", "attack=ipm", "num_byzantine=2"], "use strategy=monna"),
-        (["strategy=sgp", "attack=ipm", "num_byzantine=2"], "use strategy=monna"),
-        (["strategy=dfedavg", "attack=ipm_optimized", "num_byzantine=2"], "averages"),
+        (["strategy=monna", "topology=ring", "strategy.rule.f=1"], "f=1"),
+        (["strategy=adpsgd", "attack=ipm_optimized", "num_byzantine=2"], "ADPSGD has none"),
+        (["strategy=sgp", "attack=ipm_optimized", "num_byzantine=2"], "SGP has none"),
         (["topology=ring"], "as the strategy FedAvg does not read topology"),
-        (["strategy=onebit_adam", "client=sgd"], "use one with the other"),
-        (["strategy=diloco", "client=gradient"], "use one with the other"),
-        (["strategy=data_parallel", "client=sgd"], "use one with the other"),
-        (["strategy=diloco", "client=adamw"], "client.rule.keep_moments=true"),
+        (["strategy=onebit_adam", "client=sgd"], "client.rule is Sgd"),
+        (["strategy=diloco", "client=gradient"], "client.rule is Gradient"),
+        (["strategy=data_parallel", "client=sgd"], "client.rule is Sgd"),
+        (
+            ["strategy=diloco", "client=adamw", "client.rule.keep_moments=false"],
+            "client.rule is AdamW",
+        ),
+        (
+            ["strategy=diloco", "client=microadam", "client.rule.keep_state=false"],
+            "client.rule is MicroAdam",
+        ),
         (["strategy=diloco", "client=sgd", "client.rule.momentum=0.9"], "use client=momentum"),
-        (["strategy=diloco", "compressor=ef_topk"], "bf16, fp8_e4m3, e3m0, int8"),
         (["strategy=diloco", "compressor@downlink=bf16"], "leave downlink out"),
-        (["strategy=diloco", "attack=ipm", "num_byzantine=2"], "use an attack on data"),
-        (["strategy=streaming_diloco", "strategy.overlap=30"], "must be below inner_steps, 30"),
-        (["strategy=streaming_diloco", "strategy.fragments=5"], "the model has 0 blocks"),
-        (["strategy=streaming_diloco", "strategy.fragments=7"], "7 fragments do not divide"),
-        (["strategy=diloco", "strategy.optimizer.momentum=1"], "optimizer.momentum is 1"),
+        (["strategy=diloco", "aggregator=fltrust"], "aggregator is FLTrust"),
+        (
+            ["strategy=streaming_diloco", "strategy.rule.overlap=30"],
+            "must be below inner_steps, 30",
+        ),
+        (["strategy=streaming_diloco", "strategy.rule.fragments=5"], "the model has 0 blocks"),
+        (["strategy=streaming_diloco", "strategy.rule.fragments=7"], "7 fragments do not divide"),
+        (["strategy=diloco", "strategy.rule.optimizer.momentum=1"], "optimizer.momentum is 1"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

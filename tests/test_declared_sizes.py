@@ -266,7 +266,8 @@ ALL = [
     *OUTER,
 ]
 GRADIENTS = ["gradient_tracking client=gradient", "data_parallel client=gradient"]
-LINKS = [f"fedavg compressor={c}" for c in ("ef_topk", "int8", "powersgd", "ef21", "topk_int8")]
+LINKS = [f"fedavg compressor={c}" for c in ("ef_topk", "int8", "powersgd", "ef21")]
+LINKS += ["fedavg compressor=topk compressor@then=int8"]
 QUICK = ["fedavg", "fedbuff", "over_selection", "quafl", "dpsgd", "diloco", LINKS[0]]
 SLOW = [*ALL, *GRADIENTS, *LINKS, "fedavg compressor@downlink=ef21", "diloco compressor=int8"]
 

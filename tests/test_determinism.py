@@ -22,7 +22,7 @@ from fl import simulate
 from fl.execution import Executor, RayExecutor, SerialExecutor, cluster
 from fl.execution.contract import Request, Result
 from fl.flower.records import from_record, to_record
-from fl.runs.experiment import build
+from fl.runs.build import build
 from fl.runs.recorder import Recorder
 from fl.runs.simulator import SimulatedRun
 from fl.simulation.world.availability import ExponentialOnOff
@@ -87,8 +87,8 @@ def outer(executor: Executor) -> SimulatedRun:
         "model.hidden=[8,8]",
         "strategy=streaming_diloco",
         "compressor=e3m0",
-        "strategy.inner_steps=6",
-        "strategy.fragments=2",
+        "strategy.rule.inner_steps=6",
+        "strategy.rule.fragments=2",
         "client.batch_size=8",
         "fleet=datacenters",
         "fleet.jitter=0.3",
@@ -385,7 +385,7 @@ def test_asynchronous_tasks_train_in_batches_with_the_same_bits_everywhere() -> 
 
 @pytest.mark.parametrize("strategy", ["dfedavg", "adpsgd"])
 def test_number_of_actors_does_not_change_a_network_without_a_server(strategy: str) -> None:
-    twice = ["strategy.gossip_steps=2"] if strategy == "dfedavg" else []
+    twice = ["strategy.rule.gossip_steps=2"] if strategy == "dfedavg" else []
     chosen = [f"strategy={strategy}", "topology=torus", *twice]
     oracle = network(SerialExecutor(MAX_BATCH), *chosen)
     assert {"dropout", "crash", "transfer_lost", "absent"} <= set(oracle.summary["faults"])

@@ -35,8 +35,8 @@ from omegaconf import open_dict
 import fl
 from fl.deployment import LocalDeployment
 from fl.runs import usage
+from fl.runs.build import prepare
 from fl.runs.configuration import check_values
-from fl.runs.experiment import prepare
 from fl.simulation.world.fleets import uniform
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,7 +20,7 @@ from fl.runs.simulator import SimulatedRun
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event, Trace
 from fl.simulation.world.fleets import uniform
-from fl.strategies import FedBuff
+from fl.strategies import Events, FedBuff
 
 ROUNDS = 2000
 FIRST = 800
@@ -115,7 +115,7 @@ def test_messages_leave_nothing_behind_while_the_first_is_never_answered() -> No
 @pytest.mark.parametrize(
     ("strategy", "most"),
     [
-        (FedBuff(buffer_size=2), 0.2),
+        (Events(FedBuff(buffer_size=2)), 0.2),
         # Flower's Result keeps what clients reported in every round.
         (FedAvg(min_train_nodes=2, min_available_nodes=2, fraction_evaluate=0.0), 40),
     ],

@@ -29,7 +29,8 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
 import fl
-import fl.runs.experiment
+import fl.runs.build
+import fl.runs.run
 from fl.cli import main
 from fl.runs.configuration import explain
 
@@ -249,7 +250,7 @@ def attempt(monkeypatch, capsys, tmp_path):
     root, flower = logging.getLogger(), logging.getLogger("flwr")
     before = (root.handlers[:], root.level, flower.level, flower.propagate)
     reached = []
-    simulate = fl.runs.experiment.simulate
+    simulate = fl.runs.run.simulate
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -262,7 +263,7 @@ def attempt(monkeypatch, capsys, tmp_path):
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
 
-    monkeypatch.setattr(fl.runs.experiment, "simulate", watched)
+    monkeypatch.setattr(fl.runs.run, "simulate", watched)
     monkeypatch.setattr(signal, "SIGALRM", signal.SIGALRM)
     old = signal.signal(signal.SIGALRM, interrupt)
 
@@ -651,7 +652,7 @@ def composed(overrides: tuple[str, ...]) -> DictConfig:
 def built(overrides: tuple[str, ...]) -> Outcome:
     """Returns what the command line would say, without the seconds that Hydra takes."""
     try:
-        fl.runs.experiment.build(composed(overrides))
+        fl.runs.build.build(composed(overrides))
     except Exception as error:
         return Outcome(1, f"fl: {explain(error) or traceback.format_exc()}\n", False)
     return Outcome(0, "", True)

@@ -5,7 +5,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
 from fl.models import evaluate
-from fl.strategies import FedBuff
+from fl.strategies import Events, FedBuff
 
 app = ServerApp()
 
@@ -22,8 +22,8 @@ def main(grid: Grid, context: Context) -> None:
         loss, accuracy = evaluate(net, digits.test_set())
         return MetricRecord({"loss": loss, "accuracy": accuracy})
 
-    strategy = FedBuff(
-        buffer_size=int(config["buffer-size"]),
+    strategy = Events(
+        FedBuff(buffer_size=int(config["buffer-size"])),
         concurrency=int(config["concurrency"]),
         min_available_nodes=int(config["concurrency"]),
         retry_s=1.0,

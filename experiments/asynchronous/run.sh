@@ -22,5 +22,6 @@ for fleet in "5 120" "50 400"; do
   sweep "$spread" "$seconds" slots strategy=fedasync,fedbuff,async_fedavg strategy.patience=null
   sweep "$spread" "$seconds" others strategy=fedavg,favas,quafl,fedfix
   # Its steps for a client range over the factor 5 that the paper has, around the others' 5 steps.
-  sweep "$spread" "$seconds" fedcompass strategy=fedcompass strategy.min_steps=2 strategy.max_steps=10
+  sweep "$spread" "$seconds" fedcompass strategy=fedcompass strategy.rule.min_steps=2 \
+    strategy.rule.max_steps=10
 done

@@ -102,8 +102,14 @@ def cell(run: Run) -> Cell:
         chosen(run, "partition"),
         config["strategy"]["f"],
         chosen(run, "attack"),
-        chosen(run, "aggregator"),
+        defence(run),
     )
+
+
+def defence(run: Run) -> str:
+    """Returns a run's aggregation rule, after the pre-aggregations before it, if there are any."""
+    before = chosen(run, "preaggregation").strip("[]").split(",")
+    return "_".join([*(name for name in before if name != NO_ATTACK), chosen(run, "aggregator")])
 
 
 def runs_of(folder: Path, *parts: str) -> list[Run]:
@@ -256,8 +262,8 @@ def monna_table(runs: Sequence[Run]) -> str:
 
 
 FLAG_RULES = {
-    "flag": "Flag, form=paper",
-    "flag_repo": "Flag, form=repo",
+    "paper": "Flag, form=paper",
+    "repo": "Flag, form=repo",
     "bulyan": "Bulyan",
     "multi_krum": "Multi-Krum",
     "median": "median",
@@ -270,8 +276,10 @@ FLAG_RULES = {
 def flag_table(runs: Sequence[Run]) -> str:
     """Returns accuracies by rule and f."""
     found = {
-        (chosen(run, "aggregator"), run.summary["config"]["num_byzantine"]): 100
-        * run.summary["final"]["accuracy"]
+        (
+            run.summary["config"]["aggregator"].get("form") or chosen(run, "aggregator"),
+            run.summary["config"]["num_byzantine"],
+        ): 100 * run.summary["final"]["accuracy"]
         for run in runs
     }
     rows = [
@@ -299,7 +307,7 @@ def report(folder: Path, found: Accuracies, grid: Sequence[Run]) -> Iterator[str
     yield "**MoNNA's comparison, n = 26, f = 5**"
     yield monna_table(monna)
     yield "**The Flag Aggregator's comparison, n = 15, CIFAR-10**"
-    yield flag_table(runs_of(folder, "flag", "flag_none"))
+    yield flag_table(runs_of(folder, "flag", "flag_repo", "flag_none", "flag_repo_none"))
 
 
 def main() -> None:

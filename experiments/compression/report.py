@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 
 from fl.errors import ConfigError
 from fl.reports import Run, find_runs
@@ -22,21 +21,24 @@ from fl.reports.page import replace_tables
 from fl.reports.plots import PALETTE
 
 HERE = Path(__file__).parent
-# Too close to others in the figure.
-UNLABELLED = {"bf16_stochastic", "block_topk", "codebook_int8", "codebook_quantile", "diana"}
-UNLABELLED |= {"econtrol", "ef21_sgdm", "ef21_sign", "fp16", "fp8_e4m3", "fp8_e5m2", "induced"}
-UNLABELLED |= {"int8", "int8_nearest", "lowrank", "natural", "randk_block", "shrunk_randk"}
-UNLABELLED |= {"sign_l1", "sign_l2", "terngrad_unclipped", "threshold", "topk_by_tensor"}
+# The others are too close to each other in the figure.
+LABELLED = ("count_sketch", "dct_topk", "demo", "ef21", "ef_topk", "ef_topk_int8", "none")
+LABELLED += ("powersgd", "qsgd", "randk", "spsa_byte", "terngrad", "topk")
+LABELLED += ("sign feedback=ef", "sign compressor.scale=none", "topk compressor@then=int8")
 BELOW = ("demo", "ef21", "qsgd")
 
 
-def choice(run: Run, group: str) -> str:
-    """Returns the member of a group that a run was started with, or "none"."""
+def written(run: Run, group: str = "compressor") -> str:
+    """Returns what a run's command line says of a compressor: `topk feedback=ef`, or "none"."""
     if run.directory is None:
         raise ConfigError("the run was not written to a directory")
-    hydra = OmegaConf.load(run.directory / ".hydra" / "hydra.yaml")
-    name = hydra.hydra.runtime.choices.get(group)
-    return "none" if name is None else str(name)
+    text = (run.directory / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")
+    given = [line.removeprefix("- ").strip("'\"") for line in text.splitlines()]
+    beside = (f"{group.rpartition('@')[2]}.", f"{group}.")
+    if group == "compressor":
+        beside += ("compressor@compressor.", "compressor@then", "then.", "feedback")
+    said = [o.removeprefix(f"{group}=") for o in given if o.startswith((f"{group}=", *beside))]
+    return " ".join(said) or "none"
 
 
 def in_sweep(root: Path, *names: str) -> list[Run]:
@@ -73,10 +75,10 @@ def ratio(value: float) -> str:
 
 def by_bytes(runs: Sequence[Run], group: str = "compressor") -> str:
     """Returns a table of single runs, the most bytes first."""
-    base = next(up(run) for run in runs if choice(run, group) == "none")
+    base = next(up(run) for run in runs if written(run, group) == "none")
     body = [
         [
-            f"`{choice(run, group)}`",
+            f"`{written(run, group)}`",
             f"{up(run) / 1e6:.3g}",
             ratio(base / up(run)),
             f"{100 * final(run, 'accuracy'):.1f}",
@@ -91,7 +93,7 @@ def named(run: Run) -> str:
     """Returns a compressor's name with its rank or density."""
     config: Mapping[str, Any] = run.summary["config"]["compressor"]
     inner = config.get("compressor") or {}
-    name = f"`{choice(run, 'compressor')}`"
+    name = f"`{written(run).split()[0]}`" if inner else f"`{written(run)}`"
     if "rank" in inner:
         name += f", rank {inner['rank']}"
     if "density" in inner:
@@ -101,7 +103,7 @@ def named(run: Run) -> str:
 
 def steps(runs: Sequence[Run]) -> str:
     """Returns a table of data-parallel runs."""
-    base = next(up(run) for run in runs if choice(run, "compressor") == "none")
+    base = next(up(run) for run in runs if written(run) == "none")
     body = [
         [
             named(run),
@@ -119,7 +121,7 @@ def directions(runs: Sequence[Run]) -> str:
     """Returns a table of runs that differ in both directions."""
     body = [
         [
-            f"`{choice(run, 'compressor')}` up, `{choice(run, 'compressor@downlink')}` down",
+            f"`{written(run)}` up, `{written(run, 'compressor@downlink')}` down",
             f"{up(run) / 1e6:.2f}",
             f"{down(run) / 1e6:.2f}",
             f"{100 * final(run, 'accuracy'):.1f}",
@@ -170,11 +172,9 @@ def rounds(run: Run) -> int:
 def logistic(runs: Sequence[Run]) -> str:
     """Returns the table of heterogeneous logistic regression: the global training objective."""
     rates = sorted({run.summary["config"]["client"]["rule"]["lr"] for run in runs})
-    found = {
-        (choice(r, "compressor"), r.summary["config"]["client"]["rule"]["lr"]): r for r in runs
-    }
+    found = {(written(r), r.summary["config"]["client"]["rule"]["lr"]): r for r in runs}
     body = []
-    for name in dict.fromkeys(choice(run, "compressor") for run in runs):
+    for name in dict.fromkeys(written(run) for run in runs):
         cells = []
         for lr in rates:
             values = [
@@ -203,11 +203,15 @@ def tables(root: Path) -> Iterator[str]:
 
 PARTS: Mapping[str, tuple[str, Sequence[str], Callable[[Sequence[Run]], str]]] = {
     "mnist": (
-        "MNIST, every member of the group, 30 rounds, seed 0",
-        ["mnist", "mnist_signsgd"],
+        "MNIST, every member of the group and its variants, 30 rounds, seed 0",
+        ["mnist", "mnist_signs"],
         by_bytes,
     ),
-    "downlink": ("MNIST, both directions: all 10 clients, 30 rounds", ["downlink_all"], directions),
+    "downlink": (
+        "MNIST, both directions: all 10 clients, 30 rounds",
+        ["downlink_all", "downlink_int8", "downlink_signs"],
+        directions,
+    ),
     "downlink, 3 of 10": (
         "MNIST, both directions: 3 of 10 clients a round, 60 rounds",
         ["downlink_some"],
@@ -215,12 +219,12 @@ PARTS: Mapping[str, tuple[str, Sequence[str], Callable[[Sequence[Run]], str]]] =
     ),
     "sgd": (
         "MNIST, data-parallel SGD, 200 steps, seed 0",
-        ["sgd", "sgd_powersgd", "sgd_topk"],
+        ["sgd", "sgd_terngrad", "sgd_signs", "sgd_powersgd", "sgd_topk"],
         steps,
     ),
     "cifar": (
         "CIFAR-10, CNN, 10 rounds of 5 steps, seed 0",
-        ["cifar"],
+        ["cifar", "cifar_signs"],
         by_bytes,
     ),
     "cifar, both directions": ("CIFAR-10, both directions", ["cifar_downlink"], directions),
@@ -232,7 +236,7 @@ PARTS: Mapping[str, tuple[str, Sequence[str], Callable[[Sequence[Run]], str]]] =
     "adam_small, byte_32": ("The same, more settings", ["adam_small", "byte_32"], language),
     "logistic": (
         "Synthetic(1, 1), logistic regression, full gradients, 1,000 rounds: f, and its rises",
-        ["logistic"],
+        ["logistic", "logistic_econtrol"],
         logistic,
     ),
 }
@@ -256,11 +260,11 @@ def draw(root: Path, path: Path) -> None:
 def scatter(panel: Axes, runs: Sequence[Run], title: str, least: float | None) -> None:
     """Draws a point for each run; accuracies below `least` are drawn at it, with their number."""
     for run in runs:
-        name, accuracy = choice(run, "compressor"), 100 * final(run, "accuracy")
+        name, accuracy = written(run), 100 * final(run, "accuracy")
         shown = accuracy if least is None else max(accuracy, least)
         below = shown != accuracy
         panel.plot(up(run) / 1e6, shown, "v" if below else "o", color=PALETTE[0], alpha=0.8)
-        if name not in UNLABELLED:
+        if name in LABELLED:
             label = f"{name} {accuracy:.0f} %" if below else name
             panel.annotate(
                 label,

@@ -28,7 +28,7 @@ topologies() { # data, arguments: algorithm x topology x number of nodes, for 12
   sweep "$out/tracking" strategy=gradient_tracking "$all" "${each[@]}"
   sweep "$out/sgp" strategy=sgp topology=one_peer_exponential,directed_erdos_renyi "${each[@]}"
   sweep "$out/adpsgd" strategy=adpsgd "$undirected" "${each[@]}"
-  sweep "$out/choco" strategy=choco compressor@strategy.compressor=int8 "$undirected" "${each[@]}"
+  sweep "$out/choco" strategy=choco compressor=int8 "$undirected" "${each[@]}"
 }
 
 sam() { # data, arguments: 100 rounds of 64 nodes with 10 neighbours, three seeds
@@ -48,7 +48,7 @@ monna() { # 26 nodes of which 5 attack, all hear all: MoNNA's setting with an ML
     "model.hidden=[32]" topology=complete)
   local simple=alie,sign_flip,label_flip five=num_byzantine=5
   local attacks=attack=alie_optimized,ipm_optimized,$simple
-  sweep monna/none strategy=monna strategy.f=5 client.rule.beta=0.99 "${setting[@]}"
+  sweep monna/none strategy=monna strategy.rule.f=5 client.rule.beta=0.99 "${setting[@]}"
   sweep monna/monna strategy=monna "$attacks" client.rule.beta=0.99 $five "${setting[@]}"
   sweep monna/plain strategy=monna "$attacks" client.rule.beta=0 $five "${setting[@]}"
   sweep monna/mean strategy=dfedavg "attack=$simple" client.rule.beta=0.99 $five "${setting[@]}"

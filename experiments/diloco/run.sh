@@ -29,14 +29,14 @@ inner() { # name, strategy, arguments
 }
 
 sweep data_parallel strategy=data_parallel num_rounds=300 evaluate_every=60 \
-  "strategy.optimizer.lr=$RATES" "strategy.optimizer.schedule=$schedule" client.rule.clip_norm=1.0
+  "strategy.rule.optimizer.lr=$RATES" "strategy.rule.optimizer.schedule=$schedule" client.rule.clip_norm=1.0
 inner local_sgd local_sgd
 inner diloco diloco
 inner streaming streaming_diloco
 inner streaming_e3m0 streaming_diloco compressor=e3m0
 inner delayed delayed_updates
-inner delayed_slow delayed_updates strategy.optimizer.lr=0.2
+inner delayed_slow delayed_updates strategy.rule.optimizer.lr=0.2
 inner eager eager_updates
 inner eager_e3m0 eager_updates compressor=e3m0
 # DiLoCo with the outer rate of the two papers above, to compare with.
-inner diloco_04 diloco strategy.optimizer.lr=0.4
+inner diloco_04 diloco strategy.rule.optimizer.lr=0.4

@@ -24,7 +24,7 @@ from torch import Tensor
 from fl import simulate
 from fl.clients import AdamW, Finished, Gradient, TrainingApp
 from fl.clients.rule import Batch, Received, Scalar, State
-from fl.runs.experiment import build
+from fl.runs.build import build
 from fl.runs.recorder import Recorder
 from fl.runs.simulator import SimulatedRun
 

@@ -36,10 +36,10 @@ Found = Mapping[str, Mapping[int, Run]]
 
 def method_of(strategy: Mapping[str, Any]) -> str:
     """Returns the name of what a run's strategy does."""
-    if strategy["_target_"].endswith("FedAST"):
+    if strategy["rule"]["_target_"].endswith("FedAST"):
         if strategy["one_after_another"]:
             return METHODS[2]
-        return METHODS[1] if strategy["allocation"] == "dynamic" else METHODS[0]
+        return METHODS[1] if strategy["rule"]["allocation"] == "dynamic" else METHODS[0]
     if strategy["one_after_another"]:
         return METHODS[5]
     return METHODS[3] if strategy["first"] else METHODS[4]

@@ -17,11 +17,13 @@ sweep() {
   local method=$1 arguments
   # An update weighs eta / b = 0.2 / 3 in FedAST and eta / first = 1 / 15 in Sync-ST.
   case $method in
-    fedast*) arguments=(strategy=fedast strategy.ratio=16 strategy.eta=0.2 strategy.patience=null) ;;
+    fedast*) arguments=(strategy=fedast strategy.rule.ratio=16 strategy.rule.eta=0.2
+      strategy.patience=null) ;;
     sync*) arguments=(strategy=sync_st strategy.concurrency=75 evaluate_every=1) ;;
   esac
   case $method in
-    fedast_dynamic) arguments+=(strategy.allocation=dynamic "strategy.client_lr={mnist: 0.1, cifar10: 0.05}") ;;
+    fedast_dynamic) arguments+=(strategy.rule.allocation=dynamic
+      "strategy.rule.client_lr={mnist: 0.1, cifar10: 0.05}") ;;
     *_first | *_first_in_turn) arguments+=(strategy.first=15) ;;
   esac
   case $method in

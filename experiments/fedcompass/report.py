@@ -53,7 +53,7 @@ def collect(runs: Iterable[Run]) -> dict[Cell, dict[int, Run]]:
             raise ConfigError(f"the run in {run.directory} is {run.summary['status']}: repeat it")
         config = run.summary["config"]
         law = config["fleet"]["paces"]["_target_"].rpartition(".")[2]
-        method = config["strategy"]["_target_"].rpartition(".")[2]
+        method = config["strategy"]["rule"]["_target_"].rpartition(".")[2]
         seeds = found.setdefault(Cell(config["num_clients"], LAWS[law], METHODS[method]), {})
         if run.summary["seed"] in seeds:
             raise ConfigError(f"{run.directory} repeats a run: remove one")

@@ -25,15 +25,15 @@ sweep() {
     fedavg) arguments+=(strategy=fedavg strategy.fraction_train=1
       "strategy.min_train_nodes=$clients" "strategy.min_available_nodes=$clients"
       "num_rounds=$((updates / clients))") ;;
-    fedasync) arguments+=(strategy=fedasync client=sgd strategy.rho=0
-      "strategy.alpha=$(awk "BEGIN {print 0.9 / $clients}")" "strategy.concurrency=$clients"
+    fedasync) arguments+=(strategy=fedasync client=sgd strategy.rule.rho=0
+      "strategy.rule.alpha=$(awk "BEGIN {print 0.9 / $clients}")" "strategy.concurrency=$clients"
       "num_rounds=$updates" "evaluate_every=2") ;;
-    fedbuff) arguments+=(strategy=fedbuff strategy.buffer_size=3
-      "strategy.eta=$(awk "BEGIN {print 2.7 / $clients}")" "strategy.concurrency=$clients"
+    fedbuff) arguments+=(strategy=fedbuff strategy.rule.buffer_size=3
+      "strategy.rule.eta=$(awk "BEGIN {print 2.7 / $clients}")" "strategy.concurrency=$clients"
       "num_rounds=$((updates / 3))") ;;
     fedcompass) rounds=$((updates / 3))
       if [ "$paces" = equal ]; then rounds=$((clients + updates / clients)); fi
-      arguments+=(strategy=fedcompass strategy.min_steps=10 strategy.max_steps=50
+      arguments+=(strategy=fedcompass strategy.rule.min_steps=10 strategy.rule.max_steps=50
         "num_rounds=$rounds") ;;
   esac
   # FL is a command with arguments, if need be.

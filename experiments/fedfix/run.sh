@@ -18,7 +18,7 @@ sweep() { # name, arguments: both fleets, every rate, every seed
 
 # All 20 clients take part in a round.
 sweep fedavg strategy=fedavg strategy.fraction_train=1.0 strategy.min_train_nodes=20
-sweep async strategy=async_fedavg strategy.weights=unbiased,identical strategy.concurrency=null
-sweep fedfix strategy=fedfix strategy.interval_s=0.2,0.5,0.8
-sweep fedbuff strategy=fedbuff strategy.concurrency=null strategy.buffer_size=5 \
+sweep async strategy=async_fedavg strategy.rule.weights=unbiased,identical strategy.concurrency=null
+sweep fedfix strategy=fedfix strategy.rule.interval_s=0.2,0.5,0.8
+sweep fedbuff strategy=fedbuff strategy.concurrency=null strategy.rule.buffer_size=5 \
   strategy/staleness=constant

@@ -6,6 +6,7 @@ from fl.aggregation.aggregator import (
     Context,
     Fold,
     PreAggregation,
+    chained,
     check_result,
 )
 from fl.aggregation.arc import ARC
@@ -36,6 +37,7 @@ from fl.aggregation.median import Median
 from fl.aggregation.monna import NearestNeighbourAveraging
 from fl.aggregation.nnm import NNM
 from fl.aggregation.norm_clipping import Clipping, NormClipping, NormElimination
+from fl.aggregation.recentred import Recentred
 from fl.aggregation.rows import Rows
 from fl.aggregation.sign_majority import SignMajority
 from fl.aggregation.smea import SMEA
@@ -72,10 +74,12 @@ __all__ = [
     "NormClipping",
     "NormElimination",
     "PreAggregation",
+    "Recentred",
     "Resampling",
     "Rows",
     "SignMajority",
     "TrimmedMean",
+    "chained",
     "check_result",
     "check_weights",
     "fault_of",

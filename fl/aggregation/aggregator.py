@@ -326,6 +326,22 @@ class Chain(Aggregator):
             raise type(error)(f"{self.name} with f={self.f}: {error}") from None
 
 
+def chained(
+    rule: Aggregator, pre: Mapping[str, PreAggregation] | None = None, f: int = 1
+) -> Aggregator:
+    """Returns a rule with pre-aggregations before it; of none, the rule itself.
+
+    Args:
+        rule: the last.
+        pre: in the order they are applied; the names do not matter.
+        f: Byzantine vectors among those that come in; read with pre-aggregations only.
+
+    Raises:
+        ConfigError: as `Chain`.
+    """
+    return Chain(pre, rule, f) if pre else rule
+
+
 def check_result(name: str, result: Array) -> None:
     """Raises NotFinite unless the result of the rule `name` is finite."""
     if not np.isfinite(result).all():

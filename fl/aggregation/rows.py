@@ -68,6 +68,13 @@ class Rows:
         return self if self._made_of is None else self._made_of
 
     @property
+    def x(self) -> Array:
+        """The vectors, shape (n, d); made if they are combinations."""
+        if self._mix is None and self._picked is None:
+            return self._x
+        return np.stack([self.combine(one) for one in np.eye(len(self))])
+
+    @property
     def d(self) -> int:
         """Length of the vectors."""
         return int(self._x.shape[1])

@@ -62,6 +62,8 @@ class ALIE(Line):
     def __post_init__(self) -> None:
         require(self.ddof in (0, 1), f"ALIE: ddof={self.ddof}: must be 0 or 1")
         require(self.sign in (-1, 1), f"ALIE: sign={self.sign}: must be -1 or 1")
+        number = isinstance(self.z, int | float) and not isinstance(self.z, bool)
+        require(self.z is None or number, f"ALIE: z={self.z!r}: must be a number, or null")
 
     def line(self, honest: Array) -> tuple[Array, Array]:
         """Returns the mean and the signed deviation."""

@@ -1,7 +1,8 @@
 """Client rules, and the ClientApp that runs any of them.
 
-A rule is `init`, `step` and `finish` on flat vectors (`fl.clients.rule`). `TrainingApp` runs it for
-one client at a time, on the simulator as on a real SuperNode, or for many at once.
+A rule is `init`, `step` and `finish` on flat vectors (`fl.clients.rule`), most often a local
+optimizer, whose gradients may be corrected (`fl.clients.correction`). `TrainingApp` runs it for one
+client at a time, on the simulator as on a real SuperNode, or for many at once.
 """
 
 from fl.clients.adamw import AdamW
@@ -10,10 +11,15 @@ from fl.clients.app.downlink import Downlink
 from fl.clients.app.task_app import TaskApp
 from fl.clients.app.training_app import TrainingApp
 from fl.clients.app.uplink import Uplink
+from fl.clients.correction import Corrected, Correction
+from fl.clients.feddyn import DynamicRegularization
+from fl.clients.global_momentum import ControlledMomentum, GlobalMomentum
 from fl.clients.gradient import Gradient
 from fl.clients.island import Fragments, Island
+from fl.clients.local_optimizer import LocalOptimizer
 from fl.clients.microadam import MicroAdam
 from fl.clients.momentum import Momentum
+from fl.clients.moon import ModelContrast
 from fl.clients.proximal import Proximal
 from fl.clients.replica import Replica
 from fl.clients.rule import Batch, Finished, Received, Rule
@@ -26,14 +32,21 @@ __all__ = [
     "AdamW",
     "Batch",
     "ControlVariates",
+    "ControlledMomentum",
+    "Corrected",
+    "Correction",
     "CosineDecay",
     "Downlink",
+    "DynamicRegularization",
     "ExponentialDecay",
     "Finished",
     "Fragments",
+    "GlobalMomentum",
     "Gradient",
     "Island",
+    "LocalOptimizer",
     "MicroAdam",
+    "ModelContrast",
     "Momentum",
     "Proximal",
     "Received",

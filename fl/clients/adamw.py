@@ -7,16 +7,17 @@ reset in every task it is the inner optimizer of DiLoCo-style training when kept
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fl.clients.rule import Batch, Finished, Received, Scalar, State
+from fl.checks import check_not_negative
+from fl.clients.local_optimizer import LocalOptimizer, goes_on
+from fl.clients.rule import Finished, Received, Scalar, State
 from fl.clients.schedule import Schedule
-from fl.clients.scheduled import Scheduled
-from fl.clients.sgd import check_not_negative, check_positive, clip
 from fl.errors import ConfigError
 
 
@@ -28,7 +29,7 @@ class Moments(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AdamW(Scheduled):
+class AdamW(LocalOptimizer):
     """AdamW, as `torch.optim.AdamW` computes it.
 
         g <- clip(gradient of the batch at w)
@@ -45,8 +46,9 @@ class AdamW(Scheduled):
         eps: added to the denominator, at least 0.
         weight_decay: decoupled, at least 0.
         clip_norm: bound on the gradient's 2-norm; None does not clip.
-        keep_moments: a client keeps m, v and t from task to task. By default every task starts
-            from zero.
+        keep_moments: a client keeps m, v and t from task to task; False starts every task from
+            zero. None is as the strategy needs it: workers of outer steps, who go on from where
+            they were, keep theirs, clients of rounds do not.
         round_schedule: factor on `lr` by the message's "server-round" minus 1; None is 1.
         step_schedule: factor on `lr` by the step within the task; None is 1.
 
@@ -60,28 +62,26 @@ class AdamW(Scheduled):
     eps: float = 1e-8
     weight_decay: float = 0.01
     clip_norm: float | None = None
-    keep_moments: bool = False
+    keep_moments: bool | None = None
     round_schedule: Schedule | None = None
     step_schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
-        check_positive("lr", self.lr)
+        super().__post_init__()
         check_not_negative("eps", self.eps)
         check_not_negative("weight_decay", self.weight_decay)
         for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= beta < 1:
                 raise ConfigError(f"{name} is {beta}; it must be in [0, 1)")
-        if self.clip_norm is not None:
-            check_positive("clip_norm", self.clip_norm)
 
     @property
     def vectors(self) -> int:
         """The two moments."""
         return 2
 
-    def first_memory(self, w: Tensor) -> dict[str, Tensor]:
+    def first_memory(self, w: Tensor, scalars: Mapping[str, Scalar]) -> dict[str, Tensor]:
         """Returns zero moments after zero steps, if they are kept at all."""
-        if not self.keep_moments:
+        if not goes_on(self.keep_moments, scalars):
             return {}
         zero = torch.zeros_like(w)
         # float64: 1 - beta2^t loses five digits in float32.
@@ -89,30 +89,28 @@ class AdamW(Scheduled):
 
     def init(self, received: Received) -> State:
         """Returns the moments to start from."""
-        if self.keep_moments:
+        if goes_on(self.keep_moments, received.scalars):
             return Moments(received.memory["m"], received.memory["v"])
         zero = torch.zeros_like(received.w)
         return Moments(zero, zero)
 
-    def step(
-        self, w: Tensor, state: State, received: Received, batch: Batch, t: int
-    ) -> tuple[Tensor, State, Tensor]:
-        """Returns (w, moments, loss) after one step."""
+    def update(
+        self, w: Tensor, g: Tensor, state: State, received: Received, t: int
+    ) -> tuple[Tensor, State]:
+        """Returns (w, moments) after one step."""
         lr = self.step_lr(received, t)
-        g, loss = batch.grad(w)
-        g = clip(g, self.clip_norm)
         m = state.m + (1 - self.beta1) * (g - state.m)
         v = self.beta2 * state.v + (1 - self.beta2) * (g * g)
         steps: Scalar = t + 1.0
-        if self.keep_moments:
+        if goes_on(self.keep_moments, received.scalars):
             steps = received.memory["steps"] + steps
         bias1, bias2 = 1 - self.beta1**steps, 1 - self.beta2**steps
         update = m / (torch.sqrt(v) / bias2**0.5 + self.eps)
-        return w * (1 - lr * self.weight_decay) - update * (lr / bias1), Moments(m, v), loss
+        return w * (1 - lr * self.weight_decay) - update * (lr / bias1), Moments(m, v)
 
     def finish(self, w: Tensor, state: State, received: Received, steps: Scalar) -> Finished:
         """Returns the model, and the moments if they are kept."""
-        if not self.keep_moments:
+        if not goes_on(self.keep_moments, received.scalars):
             return Finished(w, {}, {})
         total = received.memory["steps"] + steps
         return Finished(w, {}, {"m": state.m, "v": state.v, "steps": total})

@@ -7,13 +7,14 @@ data-parallel training send (1-bit Adam, arXiv:2102.02888).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fl.checks import check_positive
+from fl.clients.local_optimizer import clip
 from fl.clients.rule import Batch, Finished, Received, Rule, Scalar, State
-from fl.clients.sgd import check_positive, clip
 
 
 class Sum(NamedTuple):
@@ -36,13 +37,16 @@ class Gradient(Rule):
         ConfigError: clip_norm is not above 0.
     """
 
-    uploads: ClassVar[tuple[str, ...]] = ("gradient",)
-
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         if self.clip_norm is not None:
             check_positive("clip_norm", self.clip_norm)
+
+    @property
+    def uploads(self) -> tuple[str, ...]:
+        """The gradient."""
+        return ("gradient",)
 
     @property
     def vectors(self) -> int:

@@ -14,7 +14,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
 from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
-from fl.compression import Compressor, Shapes
+from fl.compression import Channel, Shapes
+from fl.compression.compressor import State, prefixed, unprefixed
 from fl.errors import ConfigError
 from fl.flower.arrays import RowArray, read_array
 from fl.flower.private import trusted_record
@@ -30,6 +31,7 @@ RESET = "outer-reset"  # the message has the whole model, and the worker begins 
 MERGE = "outer-merge"  # numbers of the fragments that the message has
 MIXING = "outer-mixing"  # alpha
 SEND = "outer-send"  # numbers of the fragments whose outer gradient the reply shall have
+AFRESH = "outer-afresh"  # numbers of the fragments whose compressor starts over
 
 Pattern = Literal["strided", "sequential"]
 
@@ -79,8 +81,8 @@ class Fragments:
             count = max(1, -(-len(blocks) // _BLOCKS_PER_FRAGMENT))
         if count > max(1, len(blocks)):
             raise ConfigError(
-                f"strategy.fragments is {count}, but the model has {len(blocks)} blocks (entries "
-                "with one number in their names): there can be no more fragments than blocks"
+                f"fragments is {count}, but the model has {len(blocks)} blocks (entries with one "
+                "number in their names): there can be no more fragments than blocks"
             )
         members: list[list[int]] = [[] for _ in range(count)]
         for i, found in enumerate(numbers):
@@ -141,7 +143,7 @@ class Island:
         theta_m <- alpha theta_m + (1 - alpha) theta
 
     for these, and from its own parameters for the rest. After its steps it replies with the
-    fragments of "outer-send". Without a quantiser it sends its parameters, which are as many bytes
+    fragments of "outer-send". Without a channel it sends its parameters, which are as many bytes
     as their difference and leave the subtraction to whoever knows theta. With one it sends
 
         Q(Delta),    Delta = theta - theta_m
@@ -149,12 +151,14 @@ class Island:
     where theta is what it was last given, whatever alpha. With client=gradient, Delta is the
     gradient.
 
-    Kept in `Context.state["fl.island"]`: theta_m and, for a quantiser, theta; shape (d,) each.
+    Kept in `Context.state["fl.island"]`: theta_m and, for a channel, theta, shape (d,) each, and
+    the sender's state for every fragment, which starts over with the worker, or when a message says
+    so ("outer-afresh").
 
     Args:
         fragments: P; None as in `Fragments.of`.
         pattern: how blocks are dealt to fragments.
-        quantiser: of outer gradients; None sends float32.
+        channel: of outer gradients; None sends float32.
         arrays_key: name of the record in messages and replies.
         config_key: name of the message's configuration.
     """
@@ -163,13 +167,13 @@ class Island:
         self,
         fragments: int | None = 1,
         pattern: Pattern = "strided",
-        quantiser: Compressor | None = None,
+        channel: Channel | None = None,
         arrays_key: str = "arrays",
         config_key: str = "config",
     ) -> None:
         self.fragments = fragments
         self.pattern: Pattern = pattern
-        self.quantiser = quantiser
+        self.channel = channel
         self.arrays_key = arrays_key
         self.config_key = config_key
 
@@ -188,10 +192,15 @@ class Island:
         """
         cut = Fragments.of(layout, self.fragments, self.pattern)
         record, config = self._parts(content)
+        states: State = {}
         if config.get(RESET):
             live = theta = from_record(layout, record)
         else:
-            live, theta = (np.array(row) for row in self._kept(context))
+            kept_live, kept_theta, states = self._kept(context)
+            for p in _numbers(config, AFRESH, len(cut)):
+                for name in unprefixed(str(p), states):
+                    del states[f"{p}.{name}"]
+            live, theta = np.array(kept_live), np.array(kept_theta)
             alpha = np.float32(config.get(MIXING, 0.0))
             for p in _numbers(config, MERGE, len(cut)):
                 outer = fragment_of(record, p, cut.shapes[p].size)
@@ -202,7 +211,7 @@ class Island:
                 cut.put(theta, p, outer)
             live.flags.writeable = theta.flags.writeable = False
         opened = RecordDict({**content, self.arrays_key: to_record(layout, live, {})})
-        return opened, {STATE_KEY: self._record(live, theta)}
+        return opened, {STATE_KEY: self._record(live, theta, states)}
 
     def pack(
         self, layout: Layout, w: Row, content: RecordDict, message: Message, context: Context
@@ -223,8 +232,7 @@ class Island:
         record, _ = self._parts(content)
         _, config = self._parts(message.content)
         live = from_record(layout, record, finite=False)
-        _, theta = self._kept(context)
-        context.state[STATE_KEY] = self._record(live, theta)
+        _, theta, states = self._kept(context)
         records: dict[str, Any] = dict(content)
         gradient = records.pop(GRADIENT_KEY, None)
         g: Row | None = None
@@ -233,22 +241,30 @@ class Island:
         arrays: dict[str, Array] = {}
         for p in _numbers(config, SEND, len(cut)):
             sent = cut.take(live if g is None else g, p)
-            if self.quantiser is None:
+            if self.channel is None:
                 arrays[f"{PAYLOAD_KEY}.{p}"] = RowArray(sent, 0, sent.shape)
                 continue
             delta = np.ascontiguousarray(cut.take(theta, p) - sent if g is None else sent)
             # One that diverged sends nothing, and the server does without it.
             if np.isfinite(delta).all():
-                arrays[f"{PAYLOAD_KEY}.{p}"] = self._payload(
-                    delta, cut.shapes[p], p, message, context
-                )
+                payload, state = self._encoded(delta, cut.shapes[p], p, states, message, context)
+                arrays[f"{PAYLOAD_KEY}.{p}"] = payload
+                states.update(prefixed(str(p), state))
+        context.state[STATE_KEY] = self._record(live, theta, states)
         records[self.arrays_key] = ArrayRecord(arrays)
         return RecordDict(records)
 
-    def _payload(
-        self, delta: Row, shapes: Shapes, p: int, message: Message, context: Context
-    ) -> Array:
-        assert self.quantiser is not None
+    def _encoded(
+        self,
+        delta: Row,
+        shapes: Shapes,
+        p: int,
+        states: State,
+        message: Message,
+        context: Context,
+    ) -> tuple[Array, State]:
+        """Returns the payload of fragment p, and the sender's state after it."""
+        assert self.channel is not None
         rng = generator(
             int(context.run_config[SEED_KEY]),
             "compression",
@@ -256,8 +272,9 @@ class Island:
             message.metadata.message_id,
             p,
         )
-        payload, _ = self.quantiser.encode(delta, shapes, self.quantiser.init(shapes), rng)
-        return Array("uint8", (len(payload),), PAYLOAD_STYPE, payload)
+        state = unprefixed(str(p), states) or self.channel.init(shapes)
+        payload, state = self.channel.encode(delta, shapes, state, rng)
+        return Array("uint8", (len(payload),), PAYLOAD_STYPE, payload), state
 
     def _parts(self, content: RecordDict) -> tuple[ArrayRecord, Mapping[str, Any]]:
         record = content.get(self.arrays_key)
@@ -268,19 +285,22 @@ class Island:
         config: Any = content.get(self.config_key, {})
         return record, config
 
-    def _kept(self, context: Context) -> tuple[Row, Row]:
+    def _kept(self, context: Context) -> tuple[Row, Row, State]:
         record = context.state.get(STATE_KEY)
         if not isinstance(record, ArrayRecord):
             raise ConfigError(
                 "this worker has no parameters of its own, because it is new or has crashed, and "
                 "the message brings none: the server must send the whole model first"
             )
-        live = read_array(record["live"])
-        return live, read_array(record["theta"]) if "theta" in record else live
+        kept: State = {name: read_array(array) for name, array in record.items()}
+        live = kept.pop("live")
+        return live, kept.pop("theta", live), kept
 
-    def _record(self, live: Row, theta: Row) -> ArrayRecord:
-        rows = {"live": live} if self.quantiser is None else {"live": live, "theta": theta}
-        return ArrayRecord({name: RowArray(row, 0, row.shape) for name, row in rows.items()})
+    def _record(self, live: Row, theta: Row, states: State) -> ArrayRecord:
+        rows = {"live": live} if self.channel is None else {"live": live, "theta": theta}
+        arrays: dict[str, Array] = {name: RowArray(row, 0, row.shape) for name, row in rows.items()}
+        arrays.update({name: Array(np.asarray(value)) for name, value in states.items()})
+        return ArrayRecord(arrays)
 
 
 def fragment_of(record: ArrayRecord, p: int, size: int) -> Row:

@@ -8,16 +8,17 @@ IST-DASLab/MicroAdam.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fl.clients.rule import Batch, Finished, Received, Scalar, State
+from fl.checks import check_not_negative
+from fl.clients.local_optimizer import LocalOptimizer, goes_on
+from fl.clients.rule import Finished, Received, Scalar, State
 from fl.clients.schedule import Schedule
-from fl.clients.scheduled import Scheduled
-from fl.clients.sgd import check_not_negative, check_positive, clip
 from fl.errors import ConfigError
 
 _CODES = 15  # 4 bits
@@ -42,7 +43,7 @@ class Memory(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MicroAdam(Scheduled):
+class MicroAdam(LocalOptimizer):
     """Adam on the window's sparse gradients, with error feedback in 4 bits.
 
     At step t = 1, 2, ..., with g the gradient at w, D the decoder and m the window's length:
@@ -76,8 +77,9 @@ class MicroAdam(Scheduled):
         block: most entries of a block, 1 to 32767.
         bucket: q, even, at least 2. A large one loses its resolution to one outlier.
         clip_norm: bound on the gradient's 2-norm; None does not clip.
-        keep_state: a client keeps window, residual and t from task to task. By default every task
-            starts from zero.
+        keep_state: a client keeps window, residual and t from task to task; False starts every task
+            from zero. None is as the strategy needs it: workers of outer steps, who go on from
+            where they were, keep theirs, clients of rounds do not.
         round_schedule: factor on `lr` by the message's "server-round" minus 1; None is 1.
         step_schedule: factor on `lr` by the step within the task; None is 1.
 
@@ -95,12 +97,12 @@ class MicroAdam(Scheduled):
     block: int = 4096
     bucket: int = 64
     clip_norm: float | None = None
-    keep_state: bool = False
+    keep_state: bool | None = None
     round_schedule: Schedule | None = None
     step_schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
-        check_positive("lr", self.lr)
+        super().__post_init__()
         check_not_negative("eps", self.eps)
         check_not_negative("weight_decay", self.weight_decay)
         for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
@@ -114,17 +116,15 @@ class MicroAdam(Scheduled):
             raise ConfigError(f"block is {self.block}; it must be between 1 and {_LONGEST}")
         if self.bucket < 2 or self.bucket % 2:
             raise ConfigError(f"bucket is {self.bucket}; it must be even, at least 2")
-        if self.clip_norm is not None:
-            check_positive("clip_norm", self.clip_norm)
 
     @property
     def vectors(self) -> int:
         """Window and residual, rounded up from a quarter of a vector."""
         return math.ceil(self.window * self.density + 1 / 8 + 1 / self.bucket)
 
-    def first_memory(self, w: Tensor) -> dict[str, Tensor]:
+    def first_memory(self, w: Tensor, scalars: Mapping[str, Scalar]) -> dict[str, Tensor]:
         """Returns an empty memory after zero steps, if it is kept at all."""
-        if not self.keep_state:
+        if not goes_on(self.keep_state, scalars):
             return {}
         # NumPy, which carries what clients keep, has no bfloat16: its bits go as int16.
         empty = {name: _bits(tensor) for name, tensor in self._empty(w)._asdict().items()}
@@ -132,31 +132,29 @@ class MicroAdam(Scheduled):
 
     def init(self, received: Received) -> State:
         """Returns the memory to start from."""
-        if not self.keep_state:
+        if not goes_on(self.keep_state, received.scalars):
             return self._empty(received.w)
         kept = {name: received.memory[name] for name in Memory._fields}
         for name in ("values", "low", "high"):
             kept[name] = kept[name].view(torch.bfloat16)
         return Memory(**kept)
 
-    def step(
-        self, w: Tensor, state: State, received: Received, batch: Batch, t: int
-    ) -> tuple[Tensor, State, Tensor]:
-        """Returns (w, memory, loss) after one step."""
+    def update(
+        self, w: Tensor, g: Tensor, state: State, received: Received, t: int
+    ) -> tuple[Tensor, State]:
+        """Returns (w, memory) after one step."""
         lr = self.step_lr(received, t)
-        g, loss = batch.grad(w)
-        g = clip(g, self.clip_norm)
         steps: Scalar = t + 1.0
-        if self.keep_state:
+        if goes_on(self.keep_state, received.scalars):
             steps = received.memory["steps"] + steps
         memory = self._remember(g, state, steps)
         mhat, vhat = self._moments(memory, steps, w)
         update = mhat / (torch.sqrt(vhat) + self.eps)
-        return w * (1 - lr * self.weight_decay) - lr * update, memory, loss
+        return w * (1 - lr * self.weight_decay) - lr * update, memory
 
     def finish(self, w: Tensor, state: State, received: Received, steps: Scalar) -> Finished:
         """Returns the model, and the memory if it is kept."""
-        if not self.keep_state:
+        if not goes_on(self.keep_state, received.scalars):
             return Finished(w, {}, {})
         kept = {name: _bits(tensor) for name, tensor in state._asdict().items()}
         return Finished(w, {}, {**kept, "steps": received.memory["steps"] + steps})

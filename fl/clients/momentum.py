@@ -9,20 +9,21 @@ robust rules are for clients of this kind.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fl.clients.rule import Batch, Finished, Received, Scalar, State
+from fl.checks import check_not_negative
+from fl.clients.local_optimizer import LocalOptimizer, descend
+from fl.clients.rule import Finished, Received, Scalar, State
 from fl.clients.schedule import Schedule
-from fl.clients.scheduled import Scheduled
-from fl.clients.sgd import check_not_negative, check_positive, clip, descend
 from fl.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Momentum(Scheduled):
+class Momentum(LocalOptimizer):
     """Polyak averaging of the client's gradients, kept from task to task.
 
         g <- clip(gradient of the batch at w) + weight_decay w
@@ -58,19 +59,17 @@ class Momentum(Scheduled):
     step_schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
-        check_positive("lr", self.lr)
+        super().__post_init__()
         check_not_negative("weight_decay", self.weight_decay)
         if not 0 <= self.beta < 1:
             raise ConfigError(f"beta is {self.beta}; it must be in [0, 1)")
-        if self.clip_norm is not None:
-            check_positive("clip_norm", self.clip_norm)
 
     @property
     def vectors(self) -> int:
         """The average m."""
         return 1
 
-    def first_memory(self, w: Tensor) -> dict[str, Tensor]:
+    def first_memory(self, w: Tensor, scalars: Mapping[str, Scalar]) -> dict[str, Tensor]:
         """Returns an average of nothing."""
         return {"m": torch.zeros_like(w)}
 
@@ -78,17 +77,14 @@ class Momentum(Scheduled):
         """Returns m as the last task left it."""
         return received.memory["m"]
 
-    def step(
-        self, w: Tensor, state: State, received: Received, batch: Batch, t: int
-    ) -> tuple[Tensor, State, Tensor]:
-        """Returns (w, m, loss) after one step."""
-        g, loss = batch.grad(w)
-        g = clip(g, self.clip_norm)
+    def update(
+        self, w: Tensor, g: Tensor, state: State, received: Received, t: int
+    ) -> tuple[Tensor, State]:
+        """Returns (w, m) after one step."""
         if self.weight_decay:
             g = torch.add(g, w, alpha=self.weight_decay)
         m = self.beta * state + (1 - self.beta) * g
-        lr = self.step_lr(received, t)
-        return descend(w, lr, m), m, loss
+        return descend(w, self.step_lr(received, t), m), m
 
     def finish(self, w: Tensor, state: State, received: Received, steps: Scalar) -> Finished:
         """Returns the model, and m for the next task."""

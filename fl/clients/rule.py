@@ -12,12 +12,10 @@ a rule may do:
 
 How methods with more machinery fit, without a change here:
 
-- SCAFFOLD (arXiv:1910.06378): `needs = ("c",)` reads the server's control variate from the message,
-  `first_memory` returns `{"c_i": zeros}`, `step` uses `g - memory["c_i"] + server["c"]`, and
-  `finish` returns the new `c_i` as memory and its change as an extra upload.
-- FedDyn (arXiv:2111.04263): the dual is memory; the correction is like that of `Proximal`.
-- SAM (arXiv:2010.01412): `step` calls `batch.grad` twice and sets `gradients_per_step = 2`. SPSA
-  calls `batch.loss` twice and never asks for a gradient.
+- What is added to the gradient before an optimizer steps by it, as in FedProx and SCAFFOLD, is a
+  correction (`fl.clients.correction`) and goes with every `LocalOptimizer`.
+- SAM (arXiv:2010.01412): an optimizer that takes its gradient elsewhere overrides `gradient`, and
+  sets `gradients_per_step = 2`. SPSA calls `batch.loss` twice and never asks for a gradient.
 - Client momentum that outlives the round: `finish` returns the buffer as memory, `init` takes it.
 - MicroAdam (arXiv:2405.15593): state and memory may be any tree of tensors of any type and shape.
 - Variance reduction: `batch.grad` may be called at two points of the same batch.
@@ -28,8 +26,8 @@ How methods with more machinery fit, without a change here:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -80,22 +78,53 @@ class Batch(Protocol):
     def loss(self, w: Tensor) -> Tensor:
         """Returns the loss at `w`, shape (), by a forward pass only."""
 
+    def features(self, w: Tensor) -> Tensor:
+        """Returns the examples' features at `w` (`fl.models.features`), by a forward pass only."""
+
+    def features_grad(self, loss: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        """Returns the gradient at `w`, shape (p,), of a loss of the features.
+
+        Args:
+            loss: of each example, shape (b,), from the features, shape (b, ...); mean is taken.
+            w: weights, shape (p,).
+        """
+
 
 class Rule(ABC):
-    """How a client turns the received model into the one it sends back.
+    """How a client turns the received model into the one it sends back."""
 
-    Attributes:
-        needs: records of the message that hold a vector beside the model.
-        uploads: records of the reply that hold a vector beside the model, `Finished.extras`.
-        honours: keys of the message's configuration that `scalars` obeys, to the hyperparameters
-            that each stands in for.
-        batchable: whether `vmap` takes the rule's methods.
-    """
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Records of the message that hold a vector beside the model."""
+        return ()
 
-    needs: ClassVar[tuple[str, ...]] = ()
-    uploads: ClassVar[tuple[str, ...]] = ()
-    honours: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    batchable: ClassVar[bool] = True
+    @property
+    def uploads(self) -> tuple[str, ...]:
+        """Records of the reply that hold a vector beside the model, `Finished.extras`."""
+        return ()
+
+    @property
+    def honours(self) -> Mapping[str, tuple[str, ...]]:
+        """Keys of the message's configuration that `scalars` obeys.
+
+        To the hyperparameters that each stands in for.
+        """
+        return {}
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Keys, of numbers above 0, without which `scalars` refuses a message's configuration."""
+        return ()
+
+    @property
+    def batchable(self) -> bool:
+        """Whether `vmap` takes the rule's methods."""
+        return True
+
+    @property
+    def returns_only_the_model(self) -> bool:
+        """Whether nothing goes beside the model, and nothing is kept, after any task."""
+        return type(self).finish is Rule.finish
 
     @property
     def gradients_per_step(self) -> float:
@@ -118,11 +147,12 @@ class Rule(ABC):
         """
         return {}
 
-    def first_memory(self, w: Tensor) -> dict[str, Tensor]:
+    def first_memory(self, w: Tensor, scalars: Mapping[str, Scalar]) -> dict[str, Tensor]:
         """Returns the memory of a client that has never been asked before.
 
         Args:
             w: the received model, shape (p,).
+            scalars: of the task.
         """
         return {}
 

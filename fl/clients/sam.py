@@ -9,34 +9,13 @@ Algorithm 1, whose nodes train with it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fl.clients.rule import Batch, Received, Scalar, State
-from fl.clients.sgd import Sgd, check_not_negative
-
-
-class _Sharpened(NamedTuple):
-    """A batch whose gradient is taken at the worst point near w, to first order."""
-
-    batch: Batch
-    rho: float
-
-    @property
-    def examples(self) -> Scalar:
-        return self.batch.examples
-
-    def loss(self, w: Tensor) -> Tensor:
-        return self.batch.loss(w)
-
-    def grad(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the gradient at w + rho g / |g|, and the loss at w."""
-        g, loss = self.batch.grad(w)
-        # A gradient of zero is a point to stay at: 0 / 1e-12, and no division by zero.
-        ascent = g * (self.rho / (torch.linalg.vector_norm(g) + 1e-12))
-        return self.batch.grad(w + ascent)[0], loss
+from fl.checks import check_not_negative
+from fl.clients.rule import Batch
+from fl.clients.sgd import Sgd
 
 
 @dataclass(frozen=True)
@@ -72,8 +51,9 @@ class Sam(Sgd):
         """Those of SGD, and the point where the second gradient is taken."""
         return super().vectors + 1
 
-    def step(
-        self, w: Tensor, state: State, received: Received, batch: Batch, t: int
-    ) -> tuple[Tensor, State, Tensor]:
-        """Returns (w, v, loss) after one step; the loss is that at w."""
-        return super().step(w, state, received, _Sharpened(batch, self.rho), t)
+    def gradient(self, w: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the gradient at w + rho g / |g|, and the loss at w."""
+        g, loss = batch.grad(w)
+        # A gradient of zero is a point to stay at: 0 / 1e-12, and no division by zero.
+        ascent = g * (self.rho / (torch.linalg.vector_norm(g) + 1e-12))
+        return batch.grad(w + ascent)[0], loss

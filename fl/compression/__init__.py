@@ -75,7 +75,7 @@ a rounding compressor sends it as it is, EF21 what changed since the model that 
 from fl.compression.block_topk import BlockTopK
 from fl.compression.broadcast import Broadcast, check_broadcast, receive_parts
 from fl.compression.cast import Cast
-from fl.compression.chain import Chain
+from fl.compression.chain import Chain, chained
 from fl.compression.codebook import Codebook
 from fl.compression.compressor import (
     Channel,
@@ -157,6 +157,7 @@ __all__ = [
     "Transform",
     "Uniform",
     "Vector",
+    "chained",
     "check_broadcast",
     "majority",
     "receive_parts",

@@ -81,6 +81,11 @@ class Cast(Compressor):
         if self.stochastic and self.dtype != "bf16":
             raise ConfigError(f"stochastic rounding is for bf16, not {self.dtype}")
 
+    @property
+    def adds(self) -> bool:
+        """True."""
+        return True
+
     def encode(
         self, x: Vector, shapes: Shapes, state: State, rng: np.random.Generator
     ) -> tuple[bytes, State]:

@@ -6,13 +6,14 @@ coefficients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from fl.compression.compressor import (
+    Channel,
     Compressor,
     Length,
     Shapes,
@@ -173,3 +174,41 @@ class Chain(Compressor):
                 low, high = stage.kept(Shapes.vector(least)), stage.kept(Shapes.vector(most))
                 sizes.append((low[0], high[1]))
         return sizes
+
+
+def chained(
+    compressor: Channel | None,
+    then: Compressor | None = None,
+    feedback: Callable[[Compressor], Channel] | None = None,
+) -> Channel | None:
+    """Returns a compressor, with another one for the floats that it keeps, under error feedback.
+
+    Args:
+        compressor: a transform, if something follows it; None if nothing is compressed.
+        then: for the floats; None sends them as they are.
+        feedback: what keeps the error of both; None forgets it.
+
+    Raises:
+        ConfigError: there is no compressor, or it has a memory of its own; or as `Chain`.
+    """
+    added = "feedback" if then is None else "then"
+    if then is None and feedback is None:
+        return compressor
+    if compressor is None:
+        raise ConfigError(
+            f"{added} is set, but compressor is null, so nothing is compressed: choose one, for "
+            f"example compressor=topk, or leave {added} out"
+        )
+    if not isinstance(compressor, Compressor):
+        raise ConfigError(
+            f"{added} is set, but compressor is {type(compressor).__name__}, which has a memory "
+            f"of its own: choose one without, for example compressor=topk, or leave {added} out"
+        )
+    if then is not None and not isinstance(compressor, Transform):
+        raise ConfigError(
+            f"then is set, but compressor is {type(compressor).__name__}, which leaves no floats "
+            "to compress further: choose one that does, for example compressor=topk, or leave "
+            "then out"
+        )
+    both = compressor if then is None else Chain([compressor, then])
+    return both if feedback is None else feedback(both)

@@ -71,6 +71,11 @@ class Codebook(Compressor):
         if self.bins == "quantile" and self.center:
             raise ConfigError("center is true; quantile bins have no centre: set it to false")
 
+    @property
+    def adds(self) -> bool:
+        """True."""
+        return True
+
     def encode(
         self, x: Vector, shapes: Shapes, state: State, rng: np.random.Generator
     ) -> tuple[bytes, State]:

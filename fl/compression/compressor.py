@@ -128,6 +128,15 @@ class Channel(ABC):
 
     participation: ClassVar[Participation] = Participation.ANY
 
+    @property
+    def adds(self) -> bool:
+        """Whether two payloads can be added on their way, and the sum sent in the same form.
+
+        So it is where every entry has its own code of a fixed length: a hop of a ring decodes,
+        adds, and encodes again, with another rounding.
+        """
+        return False
+
     def init(self, shapes: Shapes) -> State:
         """Returns the sender's state before the first message.
 

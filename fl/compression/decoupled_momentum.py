@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl.compression.compressor import Channel, Shapes, Vector
+from fl.compression.compressor import Channel, Shapes, State, Vector
 from fl.compression.demo import Demo
 from fl.compression.error_feedback import ErrorFeedback
 from fl.compression.replicated import Gathered
@@ -68,7 +68,7 @@ class DecoupledMomentum(Gathered):
         """Error feedback with decay around C."""
         return ErrorFeedback(self.compressor, decay=self.beta)
 
-    def message_of(self, g: Vector) -> Vector:
+    def message_of(self, g: Vector, state: State) -> Vector:
         """Returns lr g."""
         return np.float32(self.lr) * g
 

@@ -55,6 +55,11 @@ class ErrorFeedback(Channel):
         if not 0 < self.decay <= 1:
             raise ConfigError(f"decay is {self.decay}; it must be in (0, 1]")
 
+    @property
+    def adds(self) -> bool:
+        """As C's."""
+        return self.compressor.adds
+
     def init(self, shapes: Shapes) -> State:
         """Returns e = 0 and the state of C."""
         omega = self.compressor.variance(shapes)

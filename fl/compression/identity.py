@@ -24,6 +24,11 @@ class Identity(Compressor):
 
     FORMAT: ClassVar[int] = 1
 
+    @property
+    def adds(self) -> bool:
+        """True."""
+        return True
+
     def encode(
         self, x: Vector, shapes: Shapes, state: State, rng: np.random.Generator
     ) -> tuple[bytes, State]:

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl.compression.compressor import Channel, Shapes, Vector
+from fl.compression.compressor import Channel, Shapes, State, Vector
 from fl.compression.replicated import Gathered
 from fl.compression.spsa import OneByteSpsa
 from fl.errors import ConfigError
@@ -61,7 +61,7 @@ class JustOneByte(Gathered):
         """The code."""
         return self.compressor
 
-    def message_of(self, g: Vector) -> Vector:
+    def message_of(self, g: Vector, state: State) -> Vector:
         """Returns g."""
         return g
 

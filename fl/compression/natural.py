@@ -38,6 +38,11 @@ class Natural(Compressor):
 
     FORMAT: ClassVar[int] = 7
 
+    @property
+    def adds(self) -> bool:
+        """True."""
+        return True
+
     def encode(
         self, x: Vector, shapes: Shapes, state: State, rng: np.random.Generator
     ) -> tuple[bytes, State]:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fl.aggregation import Aggregator, Mean
 from fl.compression.compressor import (
     Compressor,
     Length,
@@ -89,6 +90,8 @@ class OneBitAdam(Replicated):
         weight_decay: at least 0.
         compressor: C; the original's is the sign with the scale |x|_2 / sqrt d, which is not a
             contraction for all vectors. It must not keep a state.
+        aggregator: takes the place of the mean over workers, in both phases. One that continues
+            from its last result keeps that in the server's state.
 
     Raises:
         ConfigError: a parameter is out of range.
@@ -104,6 +107,7 @@ class OneBitAdam(Replicated):
     eps: float = 1e-8
     weight_decay: float = 0.0
     compressor: Compressor = field(default_factory=lambda: Sign("l2"))
+    aggregator: Aggregator = field(default_factory=Mean)
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.warmup < 0:
@@ -118,6 +122,12 @@ class OneBitAdam(Replicated):
             )
         if not (0 <= self.beta_1 < 1 and 0 <= self.beta_2 < 1):
             raise ConfigError(f"betas are {self.beta_1}, {self.beta_2}; each must be in [0, 1)")
+        self.aggregator.check(self.workers)
+        if self.aggregator.reference in ("trusted-update", "own-vector"):
+            raise ConfigError(
+                f"aggregator is {self.aggregator.name}, which compares vectors with the server's "
+                "own, and here the server has no data: use another aggregator"
+            )
 
     def init_worker(self, shapes: Shapes) -> State:
         """Returns m = v = e = 0 and step 0, and the state of C."""
@@ -130,7 +140,10 @@ class OneBitAdam(Replicated):
         """Returns E = 0 and step 0, and the state of C."""
         inner = prefixed("inner", self.compressor.init(self.chunks(shapes)))
         error = np.zeros(shapes.size, dtype=np.float32)
-        return {"error": error, "step": np.zeros(1, dtype=np.int64), **inner}
+        state: State = {"error": error, "step": np.zeros(1, dtype=np.int64), **inner}
+        if self.aggregator.reference == "last-result":
+            state["result"] = np.zeros(shapes.size)
+        return state
 
     def chunks(self, shapes: Shapes) -> Shapes:
         """Returns the vector as the server's chunks, at most n, of nearly equal size."""
@@ -138,24 +151,24 @@ class OneBitAdam(Replicated):
         small, rest = divmod(shapes.size, n)
         return Shapes(tuple((small + (i < rest),) for i in range(n)))
 
-    def send(
-        self, g: Vector, shapes: Shapes, state: State, rng: np.random.Generator
-    ) -> tuple[bytes, State]:
-        """Returns a worker's message, and its state after it.
+    def message_of(self, g: Vector, state: State) -> Vector:
+        """Returns g in the warm-up, then b1 m + (1 - b1) g."""
+        if int(state["step"][0]) < self.warmup:
+            return g
+        with np.errstate(over="ignore"):  # refused when it is encoded
+            return np.float32(self.beta_1) * state["m"] + np.float32(1 - self.beta_1) * g
 
-        Args:
-            g: gradient at the worker's x, shape (d,), float32; not changed.
-            shapes: of the tensors.
-            state: the worker's.
-            rng: for compressors that draw.
-        """
-        largest = extent(checked(g, shapes))
+    def encode(
+        self, u: Vector, shapes: Shapes, state: State, rng: np.random.Generator
+    ) -> tuple[bytes, State]:
+        """Returns a worker's message, and its state; see `Replicated.encode`."""
+        largest = extent(checked(u, shapes))
         if largest > _MOST:
             raise ConfigError(f"an entry of magnitude {largest:.3g}; at most {_MOST:.0e}: clip")
         step = int(state["step"][0])
         if step < self.warmup:
-            return self._message(WARMUP, step, floats(g), shapes), state
-        a = np.float32(self.beta_1) * state["m"] + np.float32(1 - self.beta_1) * g + state["e"]
+            return self._message(WARMUP, step, floats(u), shapes), state
+        a = u + state["e"]
         body, inner = self.compressor.encode(a, shapes, unprefixed("inner", state), rng)
         a -= self.compressor.decode(body, shapes)
         return (
@@ -180,11 +193,15 @@ class OneBitAdam(Replicated):
         """
         require_all(self.participation, "OneBitAdam", range(len(payloads)), self.workers)
         step = int(state["step"][0])
-        total = np.zeros(shapes.size, dtype=np.float64)
-        for payload in payloads:
-            total += self._read(payload, step, shapes, shapes)
-        mean = (total / self.workers).astype(np.float32)
+        rows = np.stack([self._read(p, step, shapes, shapes) for p in payloads], dtype=np.float64)
+        if isinstance(self.aggregator, Mean):
+            result = rows.mean(axis=0)  # 0 where gradients cancel: a step divides by their size
+        else:
+            result = self.aggregator(rows, None, rng, state.get("result"))
+        mean = result.astype(np.float32)
         after = {**state, "step": state["step"] + 1}
+        if "result" in state:
+            after["result"] = result
         if step < self.warmup:
             return self._message(WARMUP, step, floats(mean), shapes), after
         c = mean + state["error"]
@@ -194,18 +211,9 @@ class OneBitAdam(Replicated):
         after.update({"error": c, **prefixed("inner", inner)})
         return self._message(COMPRESSED, step, body, shapes), after
 
-    def check(self, payload: bytes, shapes: Shapes, state: State) -> None:
-        """Checks one worker's message, as `combine` does.
-
-        Args:
-            payload: the message.
-            shapes: of the tensors.
-            state: the server's.
-
-        Raises:
-            PayloadError: it is malformed, or of another step.
-        """
-        self._read(payload, int(state["step"][0]), shapes, shapes)
+    def decode(self, payload: bytes, shapes: Shapes, state: State) -> Vector:
+        """Returns a worker's gradient or momentum; see `Replicated.decode`."""
+        return self._read(payload, int(state["step"][0]), shapes, shapes)
 
     def apply(
         self, x: Vector, payload: bytes, shapes: Shapes, state: State

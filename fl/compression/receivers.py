@@ -30,6 +30,7 @@ class Receivers:
 
     Attributes:
         keeps: whether there is a state at all; messages have numbers if so.
+        nbytes: of the states of all senders together.
 
     Raises:
         ConfigError: they would take more.
@@ -42,10 +43,11 @@ class Receivers:
         self._states: dict[int, State] = {}
         each = sum(value.nbytes for value in channel.init_receiver(shapes).values())
         self.keeps = each > 0
-        if each * senders > max_bytes:
+        self.nbytes = each * senders
+        if self.nbytes > max_bytes:
             raise ConfigError(
                 f"{type(channel).__name__} keeps {each} bytes for each of {senders} clients, "
-                f"{each * senders} in all; the bound is {max_bytes}: raise it, take fewer clients, "
+                f"{self.nbytes} in all; the bound is {max_bytes}: raise it, take fewer clients, "
                 "or a method whose server keeps nothing (ErrorFeedback, or no error control)"
             )
 

@@ -3,6 +3,8 @@
 A round is `send` at every worker, `combine` at the server, `apply` at every worker and, for
 evaluation, at the server. Only what these return travels, so both links carry true bytes; the price
 is that a worker that misses a round has lost its place, and all must take part in every round.
+
+`send` is `encode` of the vector that a worker makes of its gradient. One that lies encodes another.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from fl.aggregation import Aggregator
 from fl.compression.compressor import (
     Channel,
     Length,
@@ -37,11 +40,13 @@ class Replicated(ABC):
 
     Attributes:
         workers: n, at least 1.
+        aggregator: combines the workers' vectors; None if the method does it in a way of its own.
     """
 
     participation: ClassVar[Participation] = Participation.FULL
 
     workers: int
+    aggregator: Aggregator | None = None
 
     @abstractmethod
     def init_worker(self, shapes: Shapes) -> State:
@@ -51,7 +56,6 @@ class Replicated(ABC):
     def init_server(self, shapes: Shapes) -> State:
         """Returns the server's state before the first round."""
 
-    @abstractmethod
     def send(
         self, g: Vector, shapes: Shapes, state: State, rng: np.random.Generator
     ) -> tuple[bytes, State]:
@@ -62,6 +66,33 @@ class Replicated(ABC):
             shapes: of the tensors.
             state: the worker's.
             rng: for compressors that draw.
+
+        Raises:
+            ConfigError: no message can hold it.
+        """
+        return self.encode(self.message_of(g, state), shapes, state, rng)
+
+    @abstractmethod
+    def message_of(self, g: Vector, state: State) -> Vector:
+        """Returns the vector that a worker sends, shape (d,), float32, given its gradient."""
+
+    @abstractmethod
+    def encode(
+        self, u: Vector, shapes: Shapes, state: State, rng: np.random.Generator
+    ) -> tuple[bytes, State]:
+        """Returns the message of a vector, shape (d,), and the worker's state; see `send`."""
+
+    @abstractmethod
+    def decode(self, payload: bytes, shapes: Shapes, state: State) -> Vector:
+        """Returns what others take from one worker's message, shape (d,).
+
+        Args:
+            payload: the message.
+            shapes: of the tensors.
+            state: the server's.
+
+        Raises:
+            PayloadError: it is malformed, or of another step.
         """
 
     @abstractmethod
@@ -79,19 +110,6 @@ class Replicated(ABC):
         Raises:
             ConfigError: not n payloads.
             PayloadError: one is malformed, or of another step.
-        """
-
-    @abstractmethod
-    def check(self, payload: bytes, shapes: Shapes, state: State) -> None:
-        """Checks one worker's message, as `combine` does.
-
-        Args:
-            payload: the message.
-            shapes: of the tensors.
-            state: the server's.
-
-        Raises:
-            PayloadError: it is malformed, or of another step.
         """
 
     @abstractmethod
@@ -133,10 +151,6 @@ class Gathered(Replicated):
         """What a worker's message is made with; its receiver has no state."""
 
     @abstractmethod
-    def message_of(self, g: Vector) -> Vector:
-        """Returns what a worker feeds the channel, shape (d,), float32."""
-
-    @abstractmethod
     def stepped(self, x: Vector, payloads: Sequence[bytes], shapes: Shapes) -> Vector:
         """Returns x after the step along all the workers' messages."""
 
@@ -153,12 +167,12 @@ class Gathered(Replicated):
         self._each(shapes)
         return {"step": np.zeros(1, dtype=np.int64)}
 
-    def send(
-        self, g: Vector, shapes: Shapes, state: State, rng: np.random.Generator
+    def encode(
+        self, u: Vector, shapes: Shapes, state: State, rng: np.random.Generator
     ) -> tuple[bytes, State]:
-        """Returns the channel's message; see `Replicated.send`."""
+        """Returns the channel's message; see `Replicated.encode`."""
         inner = unprefixed("channel", state)
-        payload, inner = self.channel.encode(self.message_of(g), shapes, inner, rng)
+        payload, inner = self.channel.encode(u, shapes, inner, rng)
         return payload, {**state, **prefixed("channel", inner)}
 
     def combine(
@@ -167,12 +181,12 @@ class Gathered(Replicated):
         """Returns all messages in one; see `Replicated.combine`."""
         require_all(self.participation, type(self).__name__, range(len(payloads)), self.workers)
         for payload in payloads:
-            self.check(payload, shapes, state)
+            self.decode(payload, shapes, state)
         head = joined(header(self.FORMAT, shapes.size), u32(int(state["step"][0])))
         return joined(head, *payloads), {**state, "step": state["step"] + 1}
 
-    def check(self, payload: bytes, shapes: Shapes, state: State) -> None:
-        """Decodes one worker's message; see `Replicated.check`."""
+    def decode(self, payload: bytes, shapes: Shapes, state: State) -> Vector:
+        """Returns what the channel decodes; see `Replicated.decode`."""
         x, _ = self.channel.receive(payload, shapes, {})
         largest = extent(x)
         if largest > _MOST:
@@ -180,6 +194,7 @@ class Gathered(Replicated):
                 f"{type(self).__name__}: an entry of magnitude {largest:.3g}; at most {_MOST:.0e} "
                 "is possible, so that the workers' sum is finite"
             )
+        return x
 
     def apply(
         self, x: Vector, payload: bytes, shapes: Shapes, state: State

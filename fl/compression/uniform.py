@@ -90,6 +90,11 @@ class Uniform(Compressor):
         """S, the largest integer sent."""
         return (1 << self.bits - 1) - 1
 
+    @property
+    def adds(self) -> bool:
+        """True."""
+        return True
+
     def encode(
         self, x: Vector, shapes: Shapes, state: State, rng: np.random.Generator
     ) -> tuple[bytes, State]:

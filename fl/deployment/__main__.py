@@ -11,7 +11,7 @@ import fl
 from fl.deployment.local import LocalDeployment
 from fl.deployment.settings import check_deployable, compose_experiment
 from fl.errors import ConfigError, DeploymentError
-from fl.runs.experiment import build
+from fl.runs.build import build
 from fl.runs.signals import Stopped, stoppable
 
 

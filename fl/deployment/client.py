@@ -12,7 +12,8 @@ from fl.deployment.nodes import WHO, client_of_node, threads_of_node
 from fl.deployment.settings import compose_experiment, read_settings
 from fl.flower.private import copied, give_id, message_of
 from fl.randomness import SEED_KEY
-from fl.runs.experiment import app_of, build
+from fl.runs.build import build
+from fl.runs.experiment import app_of
 from fl.vectors.threads import limit_threads
 
 

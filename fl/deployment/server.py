@@ -23,8 +23,11 @@ from fl.reports.atomic import replacing
 from fl.reports.participation import participation
 from fl.reports.run_writer import Status
 from fl.reports.table import print_results
-from fl.runs.experiment import app_of, build, facts, serve, target_of
+from fl.runs.build import build
+from fl.runs.experiment import app_of
 from fl.runs.recorder import Recorder
+from fl.runs.run import facts, serve
+from fl.runs.settings import target_of
 
 _WIDTH = 100  # of the table in the run's log, which is no terminal
 _SOME_SPEED = 1e-9  # s per FLOP, to plan what clients are asked: the plan is refused or not used

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 from flwr.clientapp import ClientApp
 
@@ -39,6 +39,10 @@ class Executor(ABC):
     @abstractmethod
     def close(self) -> None:
         """Releases what `start` took; also if it failed, or was never called."""
+
+    def shared_by(self, runs: int) -> Self:
+        """Returns the executor as one of so many runs that work here at the same time."""
+        return self
 
     def report(self) -> dict[str, Any]:
         """Returns facts for the run's summary."""

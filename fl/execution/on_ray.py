@@ -14,8 +14,9 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 from flwr.common.constant import ErrorCode
 
@@ -73,10 +74,6 @@ class RayExecutor(Executor):
             an error reply; None waits for ever. A guard against code that hangs, not a simulated
             fault.
 
-    Attributes:
-        sharers: runs that use Ray at the same time, this one included. Each has as many actors, so
-            that none waits for another to end.
-
     Raises:
         ConfigError: an argument is out of range.
     """
@@ -109,7 +106,7 @@ class RayExecutor(Executor):
         self.threads = threads
         self.address = address
         self.task_timeout_s = task_timeout_s
-        self.sharers = 1
+        self._sharers = 1
         self._owns_ray = False
         self._size = 0
         self._slots: list[_Slot] = []
@@ -120,6 +117,12 @@ class RayExecutor(Executor):
         self._uses: Counter[Payload] = Counter()
         self._batches = 0
         self._deaths = 0
+
+    def shared_by(self, runs: int) -> Self:
+        """Returns one with its share of the actors, so that no run waits for another to end."""
+        made = copy(self)
+        made._sharers = runs
+        return made
 
     # ---- actors ------------------------------------------------------------------------------
 
@@ -147,15 +150,15 @@ class RayExecutor(Executor):
 
         total = ray.cluster_resources()  # type: ignore[no-untyped-call]
         cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-        count = self.num_actors or max(1, int(cpus // self.cpus_per_actor) // self.sharers)
+        count = self.num_actors or max(1, int(cpus // self.cpus_per_actor) // self._sharers)
         for name, each, there in (
             ("CPU", self.cpus_per_actor, cpus),
             ("GPU", self.gpus_per_actor, gpus),
         ):
-            if self.sharers * count * each > there:
+            if self._sharers * count * each > there:
                 # Runs that wait for each other's actors would wait for ever.
-                runs = f" in each of {self.sharers} runs side by side" * (self.sharers > 1)
-                fewer = ", run fewer side by side" * (self.sharers > 1)
+                runs = f" in each of {self._sharers} runs side by side" * (self._sharers > 1)
+                fewer = ", run fewer side by side" * (self._sharers > 1)
                 raise ConfigError(
                     f"executor.num_actors is {count} with {each:g} {name}s each{runs}, but Ray has "
                     f"{there:g}: lower num_actors or {name.lower()}s_per_actor{fewer}, or add nodes"

@@ -237,6 +237,22 @@ class Peers(Protocol):
             When it is finished, in s. A deployment returns the present.
         """
 
+    def all_gather(self, nodes: Sequence[int], sizes: Sequence[int]) -> float:
+        """Brings every client the payloads of all, around a ring, beginning now.
+
+            seconds = sum over k < M - 1 of max over i of (latency + 8 size_{i-k} / bandwidth)
+
+        In hop k, client i hands client i + 1 the payload of client i - k. So each sends all but
+        the one of its successor. As in `all_reduce` otherwise.
+
+        Args:
+            nodes: the clients.
+            sizes: bytes of each client's payload.
+
+        Returns:
+            When it is finished, in s. A deployment returns the present.
+        """
+
     def push(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
         """Pushes messages whose content has come, or will come, from peers; returns their ids.
 
@@ -279,6 +295,10 @@ class Relayed:
         return since, True
 
     def all_reduce(self, nodes: Sequence[int], size: int) -> float:
+        """Returns the present."""
+        return GridView(self._grid).clock.now()
+
+    def all_gather(self, nodes: Sequence[int], sizes: Sequence[int]) -> float:
         """Returns the present."""
         return GridView(self._grid).clock.now()
 

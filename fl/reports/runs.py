@@ -40,7 +40,7 @@ def read_run(directory: Path | str) -> Run:
     if not path.exists():
         raise ConfigError(
             f"{path} does not exist; give the directory of a run that has ended (one that was "
-            "killed has a metrics.csv only)"
+            f"killed has a metrics.csv only; fl resume {folder} goes on with it)"
         )
     return Run(folder, _summary(path), read_history(folder / "metrics.csv"))
 

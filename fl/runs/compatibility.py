@@ -1,26 +1,26 @@
-"""What goes with what: links, clients and attacks that a strategy can work with.
+"""What goes with what: the table of what is refused, and what does not count beside what.
 
-A part by itself refuses arguments that make no sense; here two parts that make none together are
-refused, parts that belong together are joined, and it is said which arguments of one part do not
-count beside another.
+A part by itself refuses arguments that make no sense. Here are the choices that make none together,
+by what the parts say they are (`fl.strategies.Traits`), each with a reason and a remedy.
+docs/compatibility.md prints them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from operator import attrgetter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from flwr.serverapp import strategy as flower
 
 from fl.attacks import Attack
 from fl.checks import read_if
-from fl.clients import AdamW, Gradient, Rule, Sgd, TrainingApp
+from fl.clients import AdamW, Correction, Gradient, MicroAdam, Rule, Sgd, TrainingApp
 from fl.clients.replica import trained_shapes
-from fl.compression import Shapes, check_broadcast
+from fl.compression import Channel, Participation, Receivers, Shapes, check_broadcast
 from fl.errors import ConfigError
-from fl.strategies import Driver, Exchange, Foreign, Rounds
-from fl.strategies.drivers.events import EventDriven
+from fl.strategies import Driver, Exchange, Traits
+from fl.vectors.layout import Layout
 
 read_if(
     lambda a: a["fraction_evaluate"] > 0,
@@ -29,121 +29,248 @@ read_if(
 )(flower.FedAvg)
 
 
-def check_exchange(strategy: Driver, exchange: Exchange, attack: Attack | None) -> None:
-    """Checks that a strategy can work with what comes between it and its clients.
+@dataclass(frozen=True)
+class Choice:
+    """What is chosen side by side; None is no choice, or one that is wrong by itself.
+
+    Attributes:
+        strategy: the server's.
+        uplink: compresses what clients send.
+        downlink: compresses what they receive.
+        attack: forges what Byzantine clients send.
+        rule: of the clients, without a correction of gradients.
+        correction: of the gradients that the rule follows.
+        tasks: whether there are several models.
+        num_clients: clients there are.
+        layout: of the clients' model, if it is known.
+    """
+
+    strategy: Driver
+    uplink: Channel | None = None
+    downlink: Channel | None = None
+    attack: Attack | None = None
+    rule: Rule | None = None
+    correction: Correction | None = None
+    tasks: bool = False
+    num_clients: int = 0
+    layout: Layout | None = None
+
+    @property
+    def traits(self) -> Traits:
+        """What the strategy is."""
+        return self.strategy.traits
+
+    @property
+    def compressed(self) -> bool:
+        """Whether anything is compressed."""
+        return self.uplink is not None or self.downlink is not None
+
+    @property
+    def steps_by_gradients(self) -> bool:
+        """Whether the strategy steps by gradients that clients compute."""
+        return self.traits.sends != "model"
+
+    @property
+    def client(self) -> str:
+        """The part of the client that knows vectors beside the model: key below `client`, value."""
+        if self.correction is not None:
+            return f"correction is {type(self.correction).__name__}"
+        return f"rule is {type(self.rule).__name__}"
+
+    @property
+    def lacking(self) -> str:
+        """A vector that the client needs and the strategy does not send, or the other way round."""
+        if self.rule is None or not self.traits.known:
+            return ""
+        part = self.correction or self.rule
+        sent, needed = self.traits.carries, self.traits.needs
+        lacking = {*part.needs} - {*sent} or {*needed} - {*part.uploads}
+        return min(lacking, default="")
+
+    @property
+    def forgotten(self) -> str:
+        """What the client forgets between tasks that are one training; "" if nothing."""
+        if isinstance(self.rule, AdamW) and self.rule.keep_moments is False:
+            return "moments"
+        if isinstance(self.rule, MicroAdam) and self.rule.keep_state is False:
+            return "state"
+        return "momentum" if isinstance(self.rule, Sgd) and self.rule.momentum else ""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Choices that do not go together.
+
+    {strategy}, {uplink}, {downlink}, {attack}, {rule}, {client}, {lacking} and {forgotten} in the
+    texts stand for what is chosen.
+
+    Attributes:
+        what: the choices, for the page.
+        when: whether they are made.
+        given: key and value.
+        why: the reason.
+        instead: the remedy.
+    """
+
+    what: str
+    when: Callable[[Choice], bool]
+    given: str
+    why: str
+    instead: str
+
+    def message(self, choice: Choice) -> str:
+        """Returns what a user is told."""
+        kinds = {
+            name: type(getattr(choice, name)).__name__
+            for name in ("uplink", "downlink", "attack", "rule")
+        }
+        return f"{self.given}, but {self.why}: {self.instead}".format(
+            strategy=choice.strategy.name,
+            client=choice.client,
+            lacking=choice.lacking,
+            forgotten=choice.forgotten,
+            **kinds,
+        )
+
+    def __str__(self) -> str:
+        """Returns what the page says."""
+        why = self.why.format(strategy="the strategy", forgotten="moments", lacking="...")
+        return f"**{self.what}.** {why[0].upper()}{why[1:]}: {self.instead}."
+
+
+_ON_DATA = "an attack on data (label_flip, backdoor)"
+_COMPRESSED = "compressor or downlink is set"
+
+REFUSALS = (
+    Refusal(
+        "Several models and a strategy of one",
+        lambda c: c.tasks and not c.traits.several_models,
+        "tasks is set",
+        "{strategy} trains one model",
+        "use strategy=fedast or strategy=sync_st, or leave tasks out",
+    ),
+    Refusal(
+        "One model and a strategy of several",
+        lambda c: c.traits.several_models and not c.tasks,
+        "tasks is null",
+        "{strategy} trains several models",
+        "choose one, tasks=NAME",
+    ),
+    Refusal(
+        "Compressors and a method that is one",
+        lambda c: c.compressed and c.traits.sends == "payload",
+        _COMPRESSED,
+        "{strategy} compresses both ways itself",
+        "leave compressor and downlink out",
+    ),
+    Refusal(
+        "A downlink without a server",
+        lambda c: c.downlink is not None and c.traits.meets == "peers",
+        "downlink is {downlink}",
+        "with {strategy} nodes send to each other, and nobody to all",
+        "leave downlink out, and choose compressor=... for what nodes send",
+    ),
+    Refusal(
+        "A downlink in a ring",
+        lambda c: c.downlink is not None and c.traits.meets == "ring",
+        "downlink is {downlink}",
+        "workers of {strategy} meet in an all-reduce, with the same bytes both ways",
+        "choose compressor=..., which compresses outer gradients, and leave downlink out",
+    ),
+    Refusal(
+        "Compressors that need every client in every round",
+        lambda c: (
+            c.uplink is not None
+            and c.uplink.participation is Participation.FULL
+            and c.strategy.cohort(c.num_clients) < c.num_clients
+        ),
+        "compressor is {uplink}",
+        "it needs every client in every round, and {strategy} does not ask all at once",
+        "set strategy.fraction_train=1 in a strategy with rounds, or use compressor=ef21, diana or "
+        "ef_topk",
+    ),
+    Refusal(
+        "Attacks on updates of strategies that are not of fl",
+        lambda c: c.attack is not None and not c.traits.known,
+        "attack is {attack}",
+        "{strategy} gives nobody a way to its updates",
+        f"use a strategy of fl, or {_ON_DATA}",
+    ),
+    Refusal(
+        "Attacks on updates where nobody collects any",
+        lambda c: c.attack is not None and c.traits.known and not c.traits.forges,
+        "attack is {attack}",
+        "{strategy} collects no models for it to forge",
+        f"use strategy=fedavg, fedbuff, dfedavg, dpsgd or monna, or {_ON_DATA}",
+    ),
+    Refusal(
+        "Optimized attacks where no aggregator combines updates",
+        lambda c: (
+            c.attack is not None
+            and c.traits.forges
+            and c.attack.knowledge == "aggregation"
+            and not c.traits.aggregates
+        ),
+        "attack is {attack}",
+        "it searches against the rule that combines updates, and {strategy} has none",
+        "use a strategy whose steps have several updates, such as fedavg, fedbuff or monna, or an "
+        "attack that does not know the rule",
+    ),
+    Refusal(
+        "Strategies that step by gradients and clients that train",
+        lambda c: c.rule is not None and c.steps_by_gradients and not isinstance(c.rule, Gradient),
+        "client.rule is {rule}",
+        "it trains a model, and {strategy} steps by gradients",
+        "use client=gradient, or another strategy",
+    ),
+    Refusal(
+        "Clients that send gradients and strategies that combine models",
+        lambda c: isinstance(c.rule, Gradient) and not c.steps_by_gradients,
+        "client.rule is {rule}",
+        "it trains nothing, and {strategy} combines trained models",
+        "use it with strategy=data_parallel, gradient_tracking, onebit_adam, demo or "
+        "just_one_byte, or another client",
+    ),
+    Refusal(
+        "Vectors beside the model that only one end knows",
+        lambda c: bool(c.lacking) and c.steps_by_gradients == isinstance(c.rule, Gradient),
+        "client.{client}",
+        "of it and {strategy} only one knows the vector {lacking!r}",
+        "use client/correction=control_variates with strategy=scaffold, and with no other",
+    ),
+    Refusal(
+        "Clients that forget between tasks that are one training",
+        lambda c: c.traits.continues and bool(c.forgotten),
+        "client.rule is {rule}",
+        "it forgets its {forgotten} after every task, and workers of {strategy} go on from "
+        "where they were",
+        "leave client.rule.keep_moments or keep_state at null, and use client=momentum, whose "
+        "momentum is kept",
+    ),
+)
+
+
+def refusals(choice: Choice) -> Iterator[str]:
+    """Yields why choices do not go together."""
+    return (refusal.message(choice) for refusal in REFUSALS if refusal.when(choice))
+
+
+def check_model(choice: Choice, exchange: Exchange) -> None:
+    """Checks that what is chosen can work with the clients' model.
 
     Raises:
         ConfigError: it cannot.
     """
-    traits = strategy.traits
-    uplink, downlink = exchange.uplink, exchange.downlink
-    if traits.sends == "payload" and (uplink is not None or downlink is not None):
-        raise ConfigError(
-            "this strategy compresses both ways itself: leave compressor and downlink out"
-        )
-    if traits.meets == "peers" and (
-        downlink is not None or (uplink is not None and traits.compressors == "none")
-    ):
-        raise ConfigError(
-            f"compressor or downlink is set, but with {type(strategy).__name__} nodes send to each "
-            "other, not to a server: use strategy=choco compressor@strategy.compressor=..., or "
-            "leave them out"
-        )
-    if traits.meets == "ring" and downlink is not None:
-        raise ConfigError(
-            "this strategy's workers meet in an all-reduce, with the same bytes both ways: "
-            "choose compressor=..., which quantises outer gradients, and leave downlink out"
-        )
-    if attack is None:
+    if choice.layout is None:
         return
-    if not traits.forges:
-        raise ConfigError(
-            _NOT_FORGED[traits.meets if traits.known else "unknown"].format(name=name_of(strategy))
-        )
-    if attack.knowledge == "aggregation" and not traits.aggregates and traits.meets == "server":
-        raise ConfigError(
-            f"{type(attack).__name__} searches against the server's aggregator, and "
-            f"{name_of(strategy)} has none: use a strategy with rounds, or an attack "
-            "that does not know the aggregator"
-        )
-
-
-_NOT_FORGED = {
-    "peers": (
-        "attack is set, but {name} has no rounds whose models could be forged: use strategy=monna, "
-        "dfedavg or dpsgd, or an attack on data (label_flip, backdoor)"
-    ),
-    "ring": (
-        "attack is set, and this strategy has no server that collects updates for it to forge: "
-        "leave it out, or use an attack on data (label_flip, backdoor)"
-    ),
-    "server": (
-        "attack is set, and {name} gives nobody a way to its updates: use another strategy, or an "
-        "attack on data (label_flip, backdoor)"
-    ),
-    "unknown": (
-        "attack is set, and {name} gives nobody a way to its updates: use a strategy of fl, or an "
-        "attack on data (label_flip, backdoor)"
-    ),
-}
-
-
-def check_clients(strategy: Driver, app: TrainingApp, exchange: Exchange) -> None:
-    """Checks that a strategy can work with what its clients do.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    traits = strategy.traits
-    stepping = traits.sends == "gradient" or traits.sends == "payload"
-    if isinstance(app.rule, Gradient) != stepping:
-        raise ConfigError(
-            "client=gradient sends gradients, and strategy=onebit_adam, demo, just_one_byte, "
-            "gradient_tracking or data_parallel steps by them: use one with the other"
-        )
-    _check_vectors(strategy, app.rule)
-    if stepping:
-        trained_shapes(app.layout)
-    if traits.continues:
-        _check_memory(app.rule)
-    if exchange.downlink is not None:
-        check_broadcast(exchange.downlink, Shapes.of(app.layout))
-
-
-_TOLD_BY_FLOWER: Mapping[type, Mapping[str, str]] = {
-    flower.FedProx: {"proximal-mu": "proximal_mu"},
-}
-
-
-def name_of(strategy: Driver) -> str:
-    """Returns what a strategy is called in messages: by its rule, if it drives one."""
-    inner = strategy.inner if isinstance(strategy, Foreign) else strategy
-    return str(getattr(inner, "name", type(inner).__name__))
-
-
-def told_by(strategy: Driver) -> dict[str, tuple[str, Any]]:
-    """Returns what a strategy writes into the configuration of every `train` message.
-
-    Ours say so in their attribute `tells`, from the key of the message to the strategy's argument
-    or to a constant; those driven by events also in `EventDriven.config`.
-
-    Returns:
-        Key of the message to (argument, value); the argument of a constant is "". An argument that
-        is None tells nothing.
-    """
-    inner = strategy.inner if isinstance(strategy, Foreign) else strategy
-    tells: dict[str, Any] = dict(getattr(inner, "tells", {}))
-    for kind, more in _TOLD_BY_FLOWER.items():
-        if isinstance(inner, kind):
-            tells |= more
-    told = {
-        key: (source, attrgetter(source)(inner)) if isinstance(source, str) else ("", source)
-        for key, source in tells.items()
-    }
-    told = {key: (argument, value) for key, (argument, value) in told.items() if value is not None}
-    if isinstance(strategy, EventDriven):
-        told |= {key: ("", value) for key, value in strategy.config().items() if key not in told}
-    return told
+    if choice.steps_by_gradients:
+        trained_shapes(choice.layout)
+    if choice.downlink is not None:
+        check_broadcast(choice.downlink, Shapes.of(choice.layout))
+    if choice.uplink is not None and choice.traits.compressors != "none":
+        shapes = Shapes.trained(choice.layout)
+        choice.uplink.init(shapes)
+        Receivers(choice.uplink, shapes, exchange.num_clients, exchange.max_bytes)
 
 
 def check_told(
@@ -152,16 +279,17 @@ def check_told(
     """Checks that clients can do what the messages are going to tell them, and returns that.
 
     Args:
-        strategy: what it adds to the messages is known from `told_by`.
+        strategy: what it adds to the messages is known from `Driver.told`.
         app: the clients' app.
         train_config: what the user has every message say.
 
     Raises:
         ConfigError: they cannot.
     """
-    told = {key: value for key, (_, value) in told_by(strategy).items()}
+    told = {key: value for key, (_, value) in strategy.told().items()}
     told = {**train_config, **told}
-    for teller, config in (("train_config", train_config), (name_of(strategy), told)):
+    alone = {**dict.fromkeys(app.rule.requires, 1.0), **train_config}
+    for teller, config in (("train_config", alone), (strategy.name, told)):
         try:
             app.check_config(config)
         except ConfigError as error:
@@ -183,65 +311,14 @@ def unread_of_clients(
     for key in train_config:
         for name in app.replaced_by(key):
             unread[name] = f"train_config.{key} counts instead"
-    kind = name_of(strategy)
-    for key, (argument, value) in told_by(strategy).items():
+    for key, (argument, value) in strategy.told().items():
         for name in app.replaced_by(key):
             if argument:
-                unread[name] = f"with {kind}, strategy.{argument} counts instead"
+                unread[name] = f"with {strategy.name}, strategy.{argument} counts instead"
             else:
-                unread[name] = f"{kind} tells clients {key} {value}"
-    if not asks_clients_to_evaluate(strategy):
-        unread["evaluate_on"] = f"{kind}, as it is configured, does not have clients evaluate"
+                unread[name] = f"{strategy.name} tells clients {key} {value}"
+    if not strategy.evaluates_on_clients:
+        unread["evaluate_on"] = (
+            f"{strategy.name}, as it is configured, does not have clients evaluate"
+        )
     return unread
-
-
-def unread_of_server(strategy: Driver) -> dict[str, str]:
-    """Returns the keys of a strategy that its other parts make ineffective, and why."""
-    unread: dict[str, str] = {}
-    if isinstance(strategy, Rounds):
-        name = strategy.aggregator.name
-        if not strategy.wants_own_update:
-            unread["strategy.root_examples"] = f"{name} does without an own update"
-        if not strategy.aggregator.has_f:
-            unread["strategy.f"] = f"{name} has no number of Byzantine clients"
-    return unread
-
-
-def asks_clients_to_evaluate(strategy: Driver) -> bool:
-    """Returns whether a strategy sends `evaluate` messages."""
-    inner = strategy.inner if isinstance(strategy, Foreign) else strategy
-    known = getattr(inner, "evaluates_on_clients", None)
-    return bool(getattr(inner, "fraction_evaluate", 0.0)) if known is None else bool(known)
-
-
-def _check_vectors(strategy: Driver, rule: Rule) -> None:
-    """Refuses server and clients that do not send each other the vectors that they need."""
-    traits = strategy.traits
-    if not traits.known:
-        return
-    kind, client = name_of(strategy), type(rule).__name__
-    sends, needs = traits.carries, traits.needs
-    if lacking := set(rule.needs) - set(sends):
-        raise ConfigError(
-            f"client.rule is {client}, which needs the vector {min(lacking)!r} from the server, "
-            f"and {kind} does not send it: use strategy=scaffold, or another client"
-        )
-    if lacking := set(needs) - set(rule.uploads):
-        raise ConfigError(
-            f"{kind} needs the vector {min(lacking)!r} from clients, and client.rule is {client}, "
-            "which does not send it: use client=scaffold, or another strategy"
-        )
-
-
-def _check_memory(rule: Rule) -> None:
-    """Refuses rules that forget between the tasks that a phase of inner steps is made of."""
-    remedy = None
-    if isinstance(rule, AdamW) and not rule.keep_moments:
-        remedy = "set client.rule.keep_moments=true, or use client=inner_adamw"
-    if isinstance(rule, Sgd) and rule.momentum:
-        remedy = "use client=momentum, whose momentum is kept, or set client.rule.momentum=0"
-    if remedy is not None:
-        raise ConfigError(
-            f"client is {type(rule).__name__}, which forgets its moments after every task, and "
-            f"workers of this strategy go on from where they were: {remedy}"
-        )

@@ -31,13 +31,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fl.errors import ConfigError, ConfigErrors, SimulationError
+from fl.runs.groups import members_of, parts_of, top_groups
 from fl.runs.unread import (
     Unread,
     canonical,
     is_reference,
-    members_of,
-    parts_of,
-    top_groups,
     unread_keys,
     what_is_set,
 )

@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from hydra.utils import get_object
@@ -22,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fl.checks import unread_arguments
 from fl.errors import ConfigError
+from fl.runs.groups import members_of, parts_of, top_groups
 
 # Keys of the root that a run asks for: in every run, in one of a Flower app directory, and in one
 # of our own parts.
@@ -48,11 +48,13 @@ OF_OURS = (
     "evaluate_every",
     "evaluate_every_s",
     "evaluate_train",
+    "feedback",
     "num_byzantine",
     "num_rounds",
     "round_timeout_s",
     "strategy",
     "tasks",
+    "then",
     "time_limit_s",
     "train_config",
 )
@@ -278,38 +280,6 @@ def referred_to(config: DictConfig) -> frozenset[str]:
     return frozenset(
         key for _, value in _leaves(config, "") for key in references(value) if "." in key
     )
-
-
-@cache
-def top_groups() -> tuple[str, ...]:
-    """Returns the groups of the root, without what their members are made of."""
-    folders = [entry for entry in files("fl").joinpath("conf").iterdir() if entry.is_dir()]
-    return tuple(sorted(f.name for f in folders if not f.name.startswith("_")))
-
-
-@cache
-def members_of(group: str) -> tuple[tuple[str, Any], ...]:
-    """Returns the members of a group, names and contents."""
-    folder = files("fl").joinpath("conf", group)
-    found = [entry for entry in folder.iterdir() if entry.name.endswith(".yaml")]
-    return tuple(
-        (entry.name.removesuffix(".yaml"), OmegaConf.create(entry.read_text("utf-8")))
-        for entry in sorted(found, key=lambda entry: entry.name)
-    )
-
-
-def parts_of(group: str, name: str) -> Iterator[Any]:
-    """Yields the contents of a member, and of all that it is made of: others, and bases."""
-    content = dict(members_of(group))[name]
-    yield content
-    for entry in content.get("defaults") or ():
-        if isinstance(entry, str):
-            if entry != "_self_":
-                yield from parts_of(group, entry)
-            continue
-        for key, base in entry.items():
-            if key.endswith("@_here_"):
-                yield from parts_of(key.removesuffix("@_here_").strip("/"), base)
 
 
 @cache

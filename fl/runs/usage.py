@@ -5,21 +5,42 @@ from __future__ import annotations
 import platform
 import shutil
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import metadata
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 
-from fl.errors import ConfigErrors
+from fl.errors import ConfigError, ConfigErrors
+from fl.runs.groups import groups, header, text
 
-COMMANDS = ("report", "resume")
+COMMANDS = ("help", "report", "resume")
+
+# In the order in which one asks for them.
+GROUPS = {
+    "strategy": "the algorithm",
+    "client": "how clients train",
+    "data": "what is learnt from",
+    "partition": "who has which examples",
+    "model": "what is trained",
+    "tasks": "several of the four above at once",
+    "fleet": "devices, links, when clients are there",
+    "topology": "who hears whom, without a server",
+    "aggregator": "how updates become one",
+    "preaggregation": "what happens to them before",
+    "attack": "what Byzantine clients do",
+    "compressor": "how what is sent is made small",
+    "feedback": "what becomes of what was not sent",
+    "length": "how many rounds, of what size",
+    "executor": "where clients run",
+    "checkpoint": "what a killed run goes on from",
+    "experiment": "papers' settings, +experiment=...",
+}
 
 _USAGE = """\
 Federated learning with real training in simulated time.
 
   fl                        100 phones learn handwritten digits: the defaults
   fl KEY=VALUE ...          one run; GROUP=MEMBER chooses from the groups below
+  fl help GROUP[=MEMBER]    what the members of a group are; the keys of one
   fl +experiment=demo       the run of `make demo`
   fl -m strategy=fedavg,fedadam seed=0,1,2
                             a sweep: every combination, and one table of them
@@ -51,7 +72,9 @@ def answer(words: Sequence[str]) -> str | None:
     Raises:
         ConfigError: words are neither overrides nor flags.
     """
-    if "--help" in words or "-h" in words:
+    if words[:1] == ["help"] and len(words) > 1:
+        return "\n".join(_about(word) for word in words[1:])
+    if words == ["help"] or "--help" in words or "-h" in words:
         return help_text()
     if "--version" in words:
         return version()
@@ -92,24 +115,46 @@ def version() -> str:
 
 
 def help_text() -> str:
-    """Returns how to use the command, with the groups and their members."""
-    width = min(shutil.get_terminal_size().columns, _WIDEST)
-    lines = [_USAGE, "Groups and their members:", ""]
-    for name, members in groups(files("fl").joinpath("conf")):
-        listed = f"{name}: {', '.join(members)}"
-        lines.append(textwrap.fill(listed, width, subsequent_indent="    "))
+    """Returns how to use the command, with the groups and some of their members."""
+    lines = [_USAGE, "Groups (fl help GROUP lists the members and what they are):", ""]
+    first = max(map(len, GROUPS)) + 2
+    for group, what in GROUPS.items():
+        said = f"{what}: {', '.join(dict(groups(group))[group])}"
+        lines.append(
+            f"{group:<{first}}{textwrap.shorten(said, _width() - first, placeholder=' ...')}"
+        )
     return "\n".join(lines)
 
 
-def groups(folder: Traversable, name: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Yields the groups of configurations in a folder, and their members that can be chosen."""
-    entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-    members = [e.name.removesuffix(".yaml") for e in entries if e.name.endswith(".yaml")]
-    if name and members:
-        yield name, members
-    for entry in entries:
-        if entry.is_dir() and not entry.name.startswith("_"):
-            yield from groups(entry, f"{name}/{entry.name}" if name else entry.name)
+def _about(word: str) -> str:
+    """Returns the members of a group and of those below it, or the text of one member.
+
+    Raises:
+        ConfigError: there is no such group or member.
+    """
+    group, _, member = word.partition("=")
+    found = dict(groups(group)) if group in dict(groups()) else {}
+    if not found:
+        raise ConfigError(f"there is no group {group!r}; there are: {', '.join(GROUPS)}")
+    if member:
+        if member not in found[group]:
+            raise ConfigError(f"there is no {word}; there are: {', '.join(found[group])}")
+        return text(group, member)
+    lines = []
+    for name, members in found.items():
+        lines += [f"{name}=..."]
+        for each in members:
+            said = header(name, each).what
+            lines.append(
+                textwrap.fill(
+                    f"{each}: {said}", _width(), initial_indent="  ", subsequent_indent="    "
+                )
+            )
+    return "\n".join(lines)
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size().columns, _WIDEST)
 
 
 def _installed(name: str) -> str:
@@ -121,5 +166,5 @@ def _installed(name: str) -> str:
 
 def _strange(word: str) -> str:
     near = get_close_matches(word, COMMANDS, n=1)
-    hint = f"did you mean fl {near[0]}?" if near else "the commands are report and resume"
+    hint = f"did you mean fl {near[0]}?" if near else "the commands are help, report and resume"
     return f"{word!r} is neither KEY=VALUE nor a command; {hint}"

@@ -69,23 +69,36 @@ class SimPeers:
 
     def all_reduce(self, nodes: Sequence[int], size: int) -> float:
         """Averages payloads around a ring; returns when that is finished, in s."""
-        peers, queue = self._engine.fleet.peers, self._engine.queue
         clients = [client_of(node) for node in nodes]
-        m, now = len(clients), queue.now
-        began = max(now, *(self._reducing.get(client, now) for client in clients))
-        ring = zip(clients, [*clients[1:], clients[0]], strict=True)
-        hop_s = max(
-            (peers.latency_s(i, j) + 8.0 * (size / m) / peers.bandwidth_bps(i, j) for i, j in ring),
-            default=0.0,
+        m = len(clients)
+        seconds = 2 * (m - 1) * self._hop_s(clients, [size / m] * m) if m > 1 else 0.0
+        return self._around_ring(clients, seconds, [math.ceil(2 * (m - 1) * size / m)] * m)
+
+    def all_gather(self, nodes: Sequence[int], sizes: Sequence[int]) -> float:
+        """Brings all payloads to all clients around a ring; returns when that is finished, in s."""
+        clients = [client_of(node) for node in nodes]
+        m, total = len(clients), sum(sizes)
+        seconds = sum(self._hop_s(clients, [sizes[i - k] for i in range(m)]) for k in range(m - 1))
+        return self._around_ring(clients, seconds, [total - sizes[(i + 1) % m] for i in range(m)])
+
+    def _hop_s(self, clients: Sequence[int], sizes: Sequence[float]) -> float:
+        """Returns how long all take to hand a payload each to the next one in the ring, s."""
+        peers = self._engine.fleet.peers
+        return max(
+            peers.latency_s(i, j) + 8.0 * size / peers.bandwidth_bps(i, j)
+            for i, j, size in zip(clients, [*clients[1:], clients[0]], sizes, strict=True)
         )
-        seconds = 2 * (m - 1) * hop_s if m > 1 else 0.0
+
+    def _around_ring(self, clients: Sequence[int], seconds: float, sizes: Sequence[int]) -> float:
+        """Has clients send so many bytes each in so many seconds; returns when that ends, s."""
+        queue = self._engine.queue
+        began = max(queue.now, *(self._reducing.get(client, queue.now) for client in clients))
         finished = began + seconds
-        sent = math.ceil(2 * (m - 1) * size / m)
-        for client in clients:
+        for client, size in zip(clients, sizes, strict=True):
             self._reducing[client] = finished
             self._engine.spend_radio(client, seconds)
             queue.schedule(
-                finished, Priority.PROGRESS, self._sent, (Event.ALL_REDUCE, client, sent, seconds)
+                finished, Priority.PROGRESS, self._sent, (Event.ALL_REDUCE, client, size, seconds)
             )
         return finished
 

@@ -2,7 +2,7 @@
 
 from fl.strategies.adpsgd import ADPSGD
 from fl.strategies.async_fedavg import AsyncFedAvg
-from fl.strategies.async_sgd import AsyncSgd
+from fl.strategies.async_sgd import AsyncSGD
 from fl.strategies.backup_workers import BackupWorkers
 from fl.strategies.choco import CHOCO
 from fl.strategies.data_parallel import DataParallel
@@ -10,37 +10,50 @@ from fl.strategies.dbw import DBW
 from fl.strategies.dfedavg import DFedAvg
 from fl.strategies.diloco import DiLoCo
 from fl.strategies.dpsgd import DPSGD
+from fl.strategies.drivers.asynchronous import Events
 from fl.strategies.drivers.driver import Driver, Traits
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.foreign import Foreign, driver_of
 from fl.strategies.drivers.gossip import Gossip
 from fl.strategies.drivers.outer import OuterSteps
+from fl.strategies.drivers.pairs import Pairs
+from fl.strategies.drivers.polling import Polling
 from fl.strategies.drivers.replicas import Replicas
 from fl.strategies.drivers.rounds import Rounds
+from fl.strategies.drivers.simultaneous import SimultaneousEvents, SimultaneousRounds
 from fl.strategies.drivers.swarm import NODE_METRICS, Decentralized, NodeModels
 from fl.strategies.drivers.trusted_update import TrustedUpdate
 from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
-from fl.strategies.favas import Favas
+from fl.strategies.event_rule import Answers, Arrivals, Decision, EventRule, PollingRule
+from fl.strategies.favas import FAVAS
 from fl.strategies.fedast import FedAST
 from fl.strategies.fedasync import FedAsync
 from fl.strategies.fedavg import FedAvg
 from fl.strategies.fedavgm import FedAvgM
 from fl.strategies.fedbuff import FedBuff
 from fl.strategies.fedcompass import FedCompass
+from fl.strategies.feddyn import FedDyn
 from fl.strategies.fedfix import FedFix
 from fl.strategies.fednova import FedNova
 from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
 from fl.strategies.fedprox import FedProx
+from fl.strategies.fedspeed import FedSpeed
+from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
+from fl.strategies.gossip_rule import GossipRule, PairRule, Progress
 from fl.strategies.gradient_tracking import GradientTracking
 from fl.strategies.local_sgd import LocalSGD
 from fl.strategies.monna import MoNNA
 from fl.strategies.oort import Oort
 from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
+from fl.strategies.outer_rule import OuterGradients, OuterRule
 from fl.strategies.qfedavg import QFedAvg
 from fl.strategies.quafl import QuAFL
+from fl.strategies.rennala import RennalaSGD
+from fl.strategies.ringmaster import RingmasterASGD
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.strategies.scaffold import SCAFFOLD
 from fl.strategies.sgp import SGP
+from fl.strategies.simultaneous_rule import SimultaneousRule
 from fl.strategies.streaming_diloco import StreamingDiLoCo
 from fl.strategies.sync_st import SyncST
 from fl.strategies.tifl import TiFL
@@ -50,49 +63,71 @@ __all__ = [
     "CHOCO",
     "DBW",
     "DPSGD",
+    "FAVAS",
     "NODE_METRICS",
     "SCAFFOLD",
     "SGP",
+    "Answers",
+    "Arrivals",
     "AsyncFedAvg",
-    "AsyncSgd",
+    "AsyncSGD",
     "BackupWorkers",
     "DFedAvg",
     "DataParallel",
     "Decentralized",
+    "Decision",
     "DelayedUpdates",
     "DiLoCo",
     "Driver",
     "EagerUpdates",
+    "EventRule",
+    "Events",
     "Exchange",
-    "Favas",
     "FedAST",
     "FedAdagrad",
     "FedAdam",
     "FedAsync",
     "FedAvg",
     "FedAvgM",
+    "FedAvgMomentum",
     "FedBuff",
     "FedCompass",
+    "FedDyn",
     "FedFix",
     "FedNova",
     "FedProx",
+    "FedSpeed",
     "FedYogi",
     "Foreign",
     "Gossip",
+    "GossipRule",
     "GradientTracking",
     "LocalSGD",
     "MoNNA",
     "NodeModels",
     "Oort",
     "OuterAdam",
+    "OuterGradients",
     "OuterOptimizer",
+    "OuterRule",
     "OuterSgd",
     "OuterSteps",
+    "PairRule",
+    "Pairs",
+    "Polling",
+    "PollingRule",
+    "Progress",
     "QFedAvg",
     "QuAFL",
+    "RennalaSGD",
     "Replicas",
+    "RingmasterASGD",
     "RoundRule",
     "Rounds",
+    "SCAFFOLDMomentum",
+    "SimultaneousEvents",
+    "SimultaneousRounds",
+    "SimultaneousRule",
     "StreamingDiLoCo",
     "SyncST",
     "TiFL",

@@ -6,59 +6,14 @@ arXiv:1710.06952, Algorithm 1.
 
 from __future__ import annotations
 
-import heapq
-import math
-from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
-import numpy as np
-
-from fl.checks import read_if
-from fl.errors import ConfigError, SimulationError
-from fl.randomness import generator
-from fl.strategies.drivers.events import positive
-from fl.strategies.drivers.gossip import Edges
-from fl.strategies.drivers.swarm import Answer, Decentralized, Swarm
+from fl.strategies.gossip_rule import Model, PairRule, Progress
 from fl.vectors.rows import Row
 
 
-@dataclass
-class Worker:
-    """Where a node is in its loop.
-
-    Attributes:
-        iteration: k, how many it has begun.
-        iterating: whether it is in one.
-        changes: how often others have changed its model.
-        snapshots: `changes` when a gradient was asked for, by iteration, until there is an answer.
-        busy: whether it is in an exchange.
-        asked: whether its own exchange of this iteration has been asked for.
-        exchanged: whether that is over.
-        answered: whether its task is.
-        answer: what came of the task; None if it failed.
-        late: answers of tasks that were taken to be lost.
-    """
-
-    iteration: int = -1
-    iterating: bool = False
-    changes: int = 0
-    snapshots: dict[int, int] = field(default_factory=dict)
-    busy: bool = False
-    asked: bool = False
-    exchanged: bool = False
-    answered: bool = False
-    answer: Answer | None = None
-    late: list[Answer] = field(default_factory=list)
-
-    @property
-    def done(self) -> bool:
-        """Whether the step may be taken; not while the model is being exchanged."""
-        return self.answered and self.asked and self.exchanged and not self.busy
-
-
-@read_if(lambda a: False, "topology.weights", only="AD-PSGD takes the graph of a topology alone")
-class ADPSGD(Decentralized):
+@dataclass(frozen=True)
+class ADPSGD(PairRule):
     """Every node, at its own pace: a gradient, an average with one neighbour, a step.
 
         g    <- g_i(x_i)                          at a snapshot of the model
@@ -66,185 +21,17 @@ class ADPSGD(Decentralized):
         x_i, x_j <- (x_i + x_j) / 2               at once for both
         x_i  <- x_i - lr g                        on the model there is then
 
-    The exchange with j runs while the gradient is computed, as in the authors' system, and j goes
-    on computing; `overlap=False` begins it afterwards, as the lines above stand. Both models cross
-    the edge at the same time, one each way. A node is in one exchange at a time: who wants one with
-    a node that is busy waits, in order of asking, and a step waits for the exchange the node is in:
-    so no model changes while it travels, and nobody waits for somebody who waits for him.
-
-    The staleness of a gradient, which is recorded, is how often exchanges that others asked for
-    have changed the model since the snapshot. Others are held back by nobody: a slow node steps
-    less often, and counts less.
-
-    A node that is away or fails is not asked, begins no iteration, and is looked for again
-    `retry_s` later. One whose task must be lost begins another; if the gradient comes after all, it
-    is a step like any other. An exchange of which a payload is lost does not happen; the step does.
-    A round is n steps of all nodes together. Exchanges that are under way when the last step is
-    taken are left out: they would move no mean.
-
-    Args:
-        overlap: exchange while computing.
-        patience: a task is lost after three times so many times the longest that its node has
-            taken, see `fl.strategies.drivers.patience`; None waits for ever.
-        **decentralized: arguments of `Decentralized`; the topology is an undirected graph that
-            stays, whose weights are not used.
-
-    Raises:
-        ConfigError: an argument is out of its range, or the graph is directed or changes.
+    `fl.strategies.Pairs` says when.
     """
 
-    reads_timeout: ClassVar[bool] = False  # nobody waits for a node's work
+    def init(self, w: Row) -> Model:
+        """Returns the initial model."""
+        return Model(w)
 
-    def __init__(
-        self, *, overlap: bool = True, patience: float | None = 3.0, **decentralized: Any
-    ) -> None:
-        super().__init__(**decentralized)
-        if patience is not None:
-            positive("patience", patience)
-        self.patience = patience
-        if self.topology.directed or self.topology.period != 1:
-            raise ConfigError(
-                f"AD-PSGD needs an undirected graph that stays, not {type(self.topology).__name__}:"
-                " use topology=ring, torus, hypercube, complete or random_regular"
-            )
-        self.overlap = overlap
+    def adapt(self, state: Model, progress: Progress) -> Model:
+        """Returns the model there is, after the step."""
+        return Model(state.x + progress.delta)
 
-    def run(self, swarm: Swarm, num_rounds: int) -> None:
-        """Runs until n num_rounds steps have been taken."""
-        self.swarm = swarm
-        self.x: list[Row] = [swarm.w] * self.n
-        self.neighbours = Edges.of(self.topology.matrix(0)).heard
-        self.workers = [Worker() for _ in range(self.n)]
-        self.wanted: list[tuple[int, int]] = []  # exchanges that wait for a busy node
-        self.endings: list[tuple[float, int, int, bool]] = []  # (time, i, j, whether it took place)
-        self.again: list[tuple[float, int]] = []  # (time, node): looked for again then
-        self.transfers: Counter[tuple[int, int]] = Counter()
-        self.facts: Counter[str] = Counter()
-        self.steps = 0
-        self.num_steps = num_rounds * self.n
-        self._begin(list(range(self.n)))
-        self._advance()
-        while self.steps < self.num_steps:
-            until = min(queue[0][0] if queue else math.inf for queue in (self.endings, self.again))
-            if math.isinf(until) and not swarm.tasks.any_open:
-                raise SimulationError(f"AD-PSGD waits for nothing at {swarm.now:g} s")
-            for i, answer in swarm.receive(until):
-                self._answered(i, answer)
-            self._advance()
-
-    # ---- a node's loop ---------------------------------------------------------------------------
-
-    def _begin(self, nodes: list[int]) -> None:
-        """Begins the next iteration of nodes that are there."""
-        available = set(self.swarm.available(range(self.n)))
-        there = [i for i in nodes if i in available]
-        for i in there:
-            worker = self.workers[i]
-            worker.iteration += 1
-            worker.iterating = True
-            worker.snapshots[worker.iteration] = worker.changes
-            worker.asked = worker.exchanged = worker.answered = False
-            worker.answer = None
-        rounds = [self.workers[i].iteration for i in there]
-        self.swarm.train(there, [self.x[i] for i in there], rounds)
-        for i in nodes:
-            if i not in available:
-                self._looks_again(i)
-            elif self.overlap:
-                self._ask(i)
-
-    def _looks_again(self, i: int) -> None:
-        self.swarm.tasks.control.absent(self.swarm.ids[i], self.workers[i].iteration + 2)
-        self.facts["absent_nodes"] += 1
-        heapq.heappush(self.again, (self.swarm.now + self.retry_s, i))
-
-    def _answered(self, i: int, answer: Answer | None) -> None:
-        worker = self.workers[i]
-        if answer is not None and not (
-            worker.iterating and answer.task.memo.round == worker.iteration
-        ):
-            worker.late.append(answer)
-            return
-        worker.answer, worker.answered = answer, True
-        if not self.overlap:
-            self._ask(i)
-
-    def _ask(self, i: int) -> None:
-        """Draws the neighbour to average with."""
-        self.workers[i].asked = True
-        there = self.swarm.available(self.neighbours[i])
-        if there:
-            rng = generator(self.seed, "neighbour", i, self.workers[i].iteration)
-            self.wanted.append((i, there[int(rng.integers(len(there)))]))
-        else:
-            self.workers[i].exchanged = True
-
-    # ---- exchanges -------------------------------------------------------------------------------
-
-    def _pair(self) -> None:
-        """Begins the exchanges that are wanted and whose nodes are both free, in order."""
-        waiting, self.wanted = self.wanted, []
-        for i, j in waiting:
-            if self.workers[i].busy or self.workers[j].busy:
-                self.wanted.append((i, j))
-                continue
-            self.workers[i].busy = self.workers[j].busy = True
-            there, back = self._transfer(i, j), self._transfer(j, i)
-            both = there[1] and back[1]
-            self.facts["lost_payloads"] += (not there[1]) + (not back[1])
-            heapq.heappush(self.endings, (max(there[0], back[0]), i, j, both))
-
-    def _transfer(self, source: int, target: int) -> tuple[float, bool]:
-        index = self.transfers[source, target]
-        self.transfers[source, target] += 1
-        return self.swarm.send(source, target, self.swarm.model_bytes, index=index)
-
-    def _average(self, i: int, j: int) -> None:
-        mean = np.float32(0.5) * self.x[i] + np.float32(0.5) * self.x[j]  # the sum could overflow
-        self.x[i] = self.x[j] = mean
-        self.workers[j].changes += 1
-
-    # ---- time ------------------------------------------------------------------------------------
-
-    def _advance(self) -> None:
-        """Does all that is due now; exchanges end before steps are taken, and then others begin."""
-        now = self.swarm.now
-        while True:
-            self._pair()
-            while self.endings and self.endings[0][0] <= now:
-                _, i, j, both = heapq.heappop(self.endings)
-                self.workers[i].busy = self.workers[j].busy = False
-                self.workers[i].exchanged = True
-                if both:
-                    self._average(i, j)
-            for i, worker in enumerate(self.workers):
-                while worker.late and not worker.busy and self.steps < self.num_steps:
-                    self._step(i, worker.late.pop(0))
-            ready = [i for i, worker in enumerate(self.workers) if worker.done]
-            for i in ready:
-                answer = self.workers[i].answer
-                self.workers[i].answered = self.workers[i].iterating = False
-                if answer is not None and self.steps < self.num_steps:
-                    self._step(i, answer)
-            if self.steps == self.num_steps:
-                return
-            while self.again and self.again[0][0] <= now:
-                ready.append(heapq.heappop(self.again)[1])
-            if ready:
-                self._begin(ready)
-            elif not (self.endings and self.endings[0][0] <= now) and not self._can_pair():
-                return
-
-    def _can_pair(self) -> bool:
-        return any(not (self.workers[i].busy or self.workers[j].busy) for i, j in self.wanted)
-
-    def _step(self, i: int, answer: Answer) -> None:
-        """Moves a node's model along a gradient."""
-        worker = self.workers[i]
-        self.swarm.applied(answer, worker.changes - worker.snapshots.pop(answer.task.memo.round))
-        self.x[i] = self.x[i] + answer.delta
-        self.steps += 1
-        if self.steps % self.n == 0:
-            named = {name: float(self.facts[name]) for name in ("absent_nodes", "lost_payloads")}
-            self.facts.clear()
-            self.evaluate(self.steps // self.n, self.x, named)
+    def combine(self, state: Model, row: Row) -> Model:
+        """Returns the average of the pair."""
+        return Model(row)

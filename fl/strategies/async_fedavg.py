@@ -6,14 +6,18 @@ Heterogeneous Clients Updates", arXiv:2206.10189 (JMLR 24(110), 2023), section 4
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from fl.errors import ConfigError
-from fl.strategies.drivers.contributions import Contributions
-from fl.strategies.drivers.events import EventDriven, Server, Update, at_least, positive
+from fl.strategies.drivers.events import at_least, positive
+from fl.strategies.event_rule import Arrivals, EventRule
+from fl.strategies.fedavg import Model
+from fl.vectors.rows import Row
 
 
-class AsyncFedAvg(EventDriven):
+@dataclass(frozen=True)
+class AsyncFedAvg(EventRule):
     """FedAvg without rounds.
 
         w <- w + eta d_i (x_i - x_0),    x_0 the model that client i was sent
@@ -31,53 +35,42 @@ class AsyncFedAvg(EventDriven):
     p_i = 1 / M. With fewer slots than clients, or losses, weights by t_i are biased towards clients
     that are slow or do not fail; these are not.
 
-    Args:
+    Attributes:
         num_clients: M.
         weights: "unbiased", as above, or "identical", d_i = 1.
         eta: server learning rate, above 0; None is 1 / C, with C the concurrency or else M: in the
             time in which every slot brings one change, the model moves by their mean, as FedAvg
             does in a round.
-        **events: arguments of `EventDriven`.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: a hyperparameter is out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        num_clients: int,
-        weights: Literal["unbiased", "identical"] = "unbiased",
-        eta: float | None = None,
-        **events: Any,
-    ) -> None:
-        super().__init__(**events)
-        at_least("num_clients", num_clients, 1)
-        if weights not in ("unbiased", "identical"):
-            raise ConfigError(f"weights is {weights!r}; it must be 'unbiased' or 'identical'")
-        if eta is None:
-            eta = 1 / min(self.concurrency or num_clients, num_clients)
-        positive("eta", eta)
-        self.num_clients = num_clients
-        self.weights = weights
-        self.eta = eta
+    measures: ClassVar[bool] = True
 
-    def begin(self, server: Server) -> None:
-        """Forgets who has contributed."""
-        self.contributions = Contributions()
+    num_clients: int
+    weights: Literal["unbiased", "identical"] = "unbiased"
+    eta: float | None = None
 
-    def dispatch(self, server: Server) -> None:
-        """Fills the free slots, and notes who could be asked."""
-        self.contributions.available(server.tasks.nodes(), server.now)
-        super().dispatch(server)
+    def __post_init__(self) -> None:
+        at_least("num_clients", self.num_clients, 1)
+        if self.weights not in ("unbiased", "identical"):
+            raise ConfigError(f"weights is {self.weights!r}; it must be 'unbiased' or 'identical'")
+        if self.eta is not None:
+            positive("eta", self.eta)
 
-    def receive(self, server: Server, update: Update) -> None:
-        """Moves the model along the client's change."""
-        self.contributions.add(update.node, server.now)
-        server.step(server.w + self.eta * self._weight(update.node) * update.delta, [update])
+    def init(self, w: Row, p: int) -> Model:
+        """Returns the initial state."""
+        return Model(w)
 
-    def _weight(self, node: int) -> float:
-        mean = self.contributions.mean_interval()
-        if self.weights == "identical" or not mean:  # tasks that take no time are all equal
+    def step(self, state: Model, updates: Arrivals) -> Model:
+        """Returns the state with the next model."""
+        c = min(updates.concurrency or self.num_clients, self.num_clients)
+        eta = 1 / c if self.eta is None else self.eta
+        return Model(state.w + eta * self._d(updates) * updates.only.delta)
+
+    def _d(self, updates: Arrivals) -> float:
+        if self.weights == "identical" or not updates.mean_interval:  # or tasks take no time
             return 1.0
-        return self.contributions.interval(node) / mean
+        (interval,) = updates.intervals
+        return interval / updates.mean_interval

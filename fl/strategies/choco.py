@@ -1,121 +1,193 @@
-"""CHOCO-SGD: gossip of compressed differences.
+"""CHOCO: gossip of compressed differences, for whatever method.
 
 Koloskova, Stich, Jaggi, "Decentralized Stochastic Optimization and Gossip Algorithms with
-Compressed Communication", arXiv:1902.00340, Algorithm 2; with more than one local step Koloskova,
-Lin, Stich, Jaggi, arXiv:1907.09356.
+Compressed Communication", arXiv:1902.00340, Algorithms 1 and 2; with more than one local step
+Koloskova, Lin, Stich, Jaggi, arXiv:1907.09356.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
-from fl.compression import Shapes
-from fl.compression.compressor import Compressor, State
+from fl.compression import (
+    Channel,
+    Compressor,
+    ErrorFeedback,
+    Participation,
+    Shapes,
+    Shrunk,
+    Sign,
+    State,
+)
+from fl.compression.tracking import Tracked
 from fl.errors import ConfigError
-from fl.randomness import generator
-from fl.strategies.drivers.events import positive
-from fl.strategies.drivers.gossip import Gossip
-from fl.strategies.drivers.swarm import Answer, Swarm
-from fl.topologies import Stochasticity
-from fl.vectors.rows import Row
+from fl.vectors.layout import FLOAT_BYTES, Layout
+from fl.vectors.rows import Row, as_tensor
+
+_UNKNOWN = 0.5  # gamma, if nothing is known of what the compressor leaves out
 
 
-class CHOCO(Gossip):
-    """Nodes keep copies of their neighbours' models, which compressed messages keep up to date.
+class Copy(NamedTuple):
+    """What all who hear a node have of its messages, and the two ends of its channel.
 
-        x_i    <- local step from x_i
-        q_i    <- Q(x_i - xhat_i)                                   sent to all neighbours
-        xhat_j <- xhat_j + q_j                                      for j = i and all neighbours
-        x_i    <- x_i + gamma sum_j W_ij (xhat_j - xhat_i)
-
-    Whatever Q leaves out is sent later, so any compressor that shrinks errors will do; gamma has to
-    be the smaller, the more it leaves out. With Q the identity and gamma = 1 it is "adapt, then
-    combine" D-PSGD. sum_i x_i is kept exactly.
-
-    The copies begin at the initial model, which all nodes know; in the paper at 0. All that hold
-    a copy of xhat_j apply the same q_j. Who has missed one (it was lost, or the node was away) gets
-    xhat_j itself with the next, at the size of a model.
-
-    Args:
-        compressor: Q.
-        gamma: consensus step size, in (0, 1].
-        **gossip: arguments of `Gossip`.
-
-    Raises:
-        ConfigError: an argument is out of its range; the compressor has a memory of its own at the
-            receiver; the graph changes, so that nodes would hold no copies. At the start: the
-            compressor is unbiased with a variance of 1 or more, so that copies would run away.
+    Attributes:
+        row: xhat_j, shape (m,).
+        first: the message that all know from the beginning, shape (m,).
+        senders: states of the sender, one for each vector of a message.
+        receivers: states that all receivers share, likewise.
+        sent: messages so far.
+        last_bytes: size of the last one.
+        total_bytes: of all.
     """
 
-    weights: ClassVar[tuple[Stochasticity, ...]] = ("symmetric",)
-    exchanges_models: ClassVar[bool] = False
+    row: Row
+    first: Row
+    senders: tuple[State, ...]
+    receivers: tuple[State, ...]
+    sent: int = 0
+    last_bytes: int = 0
+    total_bytes: int = 0
 
-    def __init__(self, *, compressor: Compressor, gamma: float = 0.5, **gossip: Any) -> None:
-        super().__init__(**gossip)
-        positive("gamma", gamma)
-        if gamma > 1:
-            raise ConfigError(f"gamma is {gamma}; it must be at most 1")
-        if not isinstance(compressor, Compressor):
+
+@dataclass(frozen=True)
+class CHOCO:
+    """Nodes have copies of what others send, which compressed differences keep up to date.
+
+        q_i    <- Q(x_i - xhat_i)                                   sent to all neighbours
+        xhat_j <- xhat_j + q_j                                      for j = i and all neighbours
+        x_i    <- x_i + gamma (sum_j W_ij xhat_j - xhat_i)
+
+    Here x_i is the message of any method: its model, or all that it mixes. Whatever Q leaves out is
+    sent later, so any compressor that shrinks errors will do; gamma has to be the smaller, the more
+    it leaves out. If W's columns sum to 1, sum_i x_i is kept exactly, whatever the copies are. With
+    Q the identity and gamma = 1 it is X <- W X. CHOCO-SGD is this under `DFedAvg` with one local
+    step. DCD-PSGD (arXiv:1803.06068) puts the copy in the place of the model, and so needs
+    compressors that leave out little; DeepSqueeze (arXiv:1907.07346) has error feedback on models,
+    without copies.
+
+    The copies begin at what all nodes know, the message of the initial model; in the paper at 0.
+    An aggregator F in the place of the sum gives x_i + gamma (F(xhat_1, ...) - xhat_i).
+
+    What channels do here:
+
+    - A compressor is Q. One that is unbiased with omega of 1 or more is divided by 1 + omega, as in
+      the paper, since copies would run away.
+    - Error feedback of how messages change has e = x_i - xhat_i: it is the same as its compressor.
+    - Channels whose two ends keep a vector h (EF21, DIANA, EControl, EF21-SGDM) are given
+      x_i - x_0, and what they decode is xhat_i - x_0. For EF21 that is the same once more.
+
+    What nodes do not train is sent as it is: buffers of the model, and what a message has besides
+    vectors of a model's length.
+
+    Attributes:
+        channel: carries the differences.
+        layout: of the model.
+        vectors: how many vectors of the layout a message begins with.
+
+    Raises:
+        ConfigError: copies cannot follow by this channel.
+    """
+
+    channel: Channel
+    layout: Layout
+    vectors: int = 1
+
+    def __post_init__(self) -> None:
+        name, channel = type(self.channel).__name__, self.channel
+        why = ""
+        if isinstance(channel, ErrorFeedback) and channel.decay != 1:
+            why = f"its memory fades (decay is {channel.decay}), and what fades never gets there"
+        elif isinstance(channel, Sign) and channel.scale == "none":
+            why = "it sends signs without a scale, by which copies never come to rest"
+        elif channel.participation is Participation.FULL:
+            why = "its errors add up, and who has missed a message cannot be helped"
+        elif not isinstance(channel, Compressor | ErrorFeedback | Tracked):
+            why = "it is for a server"
+        if why:
             raise ConfigError(
-                f"compressor is {type(compressor).__name__}, which keeps what it leaves "
-                "out, as CHOCO does itself: use one without a memory, such as "
-                "compressor@strategy.compressor=topk"
+                f"compressor is {name}, by which neighbours' copies of a node's model cannot "
+                f"follow: {why}; use topk, int8, qsgd, or ef21 for example"
             )
-        if self.topology.period != 1:
-            raise ConfigError(
-                "CHOCO needs a graph that stays, since nodes hold copies of their neighbours' "
-                f"models, and {type(self.topology).__name__} changes: use topology=ring, torus, "
-                "exponential (topology.directed=false) or random_regular"
-            )
-        self.compressor = compressor
-        self.gamma = gamma
+        self.edge.init(self.shapes)
 
-    def begin(self, swarm: Swarm) -> None:
-        """All begin at the initial model, and so do their copies."""
-        super().begin(swarm)
-        self.shapes = Shapes.of(swarm.layout)
-        omega = self.compressor.variance(self.shapes)
-        if omega is not None and omega >= 1:
-            raise ConfigError(
-                f"strategy.compressor {type(self.compressor).__name__} has variance {omega:.3g} on "
-                "this model; CHOCO's copies follow only if it is below 1: keep more (levels, "
-                "density, a bucket), or use compressor@strategy.compressor=topk or shrunk_randk"
-            )
-        self.hat: list[Row] = [swarm.w] * self.n
-        self.states: list[State] = [self.compressor.init(self.shapes)] * self.n
-        self.sent = [0] * self.n  # messages so far
-        self.size = [0] * self.n  # of the last one, bytes
-        self.behind: set[tuple[int, int]] = set()  # (i, j): i's copy of xhat_j is out of date
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Of what nodes train."""
+        return Shapes.trained(self.layout)
 
-    def learn(self, i: int, answer: Answer) -> None:
-        """Steps."""
-        self.x[i] = answer.x
+    @cached_property
+    def edge(self) -> Channel:
+        """Q, or the channel that has it."""
+        channel = self.channel
+        Q = channel.compressor if isinstance(channel, ErrorFeedback) else channel
+        if isinstance(Q, Compressor):
+            omega = Q.variance(self.shapes)
+            return Q if omega is None or omega < 1 else Shrunk(Q)
+        return Q
 
-    def message(self, i: int) -> Row:
-        """Sends q_i; returns xhat_i after it, which all that get q_i have then."""
-        rng = generator(self.seed, "compression", i, self.sent[i])
-        difference = self.x[i] - self.hat[i]
-        payload, self.states[i] = self.compressor.encode(
-            difference, self.shapes, self.states[i], rng
+    @property
+    def gamma(self) -> float:
+        """The consensus step size unless another is chosen: sqrt(delta), delta that of Q.
+
+        |Q(x) - x|^2 <= (1 - delta) |x|^2. The bound of the theory is proportional to delta and far
+        smaller than what works; the paper's gammas were found by trying.
+        """
+        Q = self.edge.compressor if isinstance(self.edge, Tracked) else self.edge
+        delta = Q.contraction(self.shapes) if isinstance(Q, Compressor) else None
+        return _UNKNOWN if delta is None else math.sqrt(delta)
+
+    def init(self, message: Row) -> Copy:
+        """Returns the copies of a node, all of which begin at the message of the initial model."""
+        states = [self.edge.init(self.shapes) for _ in range(self.vectors)]
+        received = [self.edge.init_receiver(self.shapes) for _ in range(self.vectors)]
+        return Copy(message, message, tuple(states), tuple(received))
+
+    def send(self, copy: Copy, message: Row, rng: np.random.Generator) -> Copy:
+        """Returns the copies after a message.
+
+        Args:
+            copy: before it; not changed.
+            message: shape (m,), float32, finite.
+            rng: of this message.
+
+        Raises:
+            ConfigError: no payload can hold it.
+            PayloadError: likewise.
+        """
+        d, size = self.layout.size, 0
+        rows, senders, receivers = [], [], []
+        for v in range(self.vectors):
+            part = slice(v * d, (v + 1) * d)
+            x, hat, first = (self._trained(row[part]) for row in (message, copy.row, copy.first))
+            follows = isinstance(self.edge, Tracked)
+            difference = x - (first if follows else hat)
+            payload, sender = self.edge.encode(difference, self.shapes, copy.senders[v], rng)
+            q, receiver = self.edge.receive(payload, self.shapes, copy.receivers[v])
+            hat = (first if follows else hat) + q
+            rows.append(self.layout.with_trained(message[part], hat))
+            senders.append(sender)
+            receivers.append(receiver)
+            size += len(payload)
+        size += FLOAT_BYTES * self._sent_as_it_is(len(message))
+        return Copy(
+            np.concatenate([*rows, message[self.vectors * d :]]),
+            copy.first,
+            tuple(senders),
+            tuple(receivers),
+            copy.sent + 1,
+            size,
+            copy.total_bytes + size,
         )
-        self.sent[i] += 1
-        self.size[i] = len(payload)
-        self.hat[i] = self.hat[i] + self.compressor.decode(payload, self.shapes)
-        return self.hat[i]
 
-    def bytes_to(self, j: int, i: int) -> int:
-        """Returns the size of q_j, or of xhat_j for a node whose copy is out of date."""
-        if (i, j) not in self.behind:
-            return self.size[j]
-        self.behind.discard((i, j))
-        return self.model_bytes
+    def _trained(self, row: Row) -> Row:
+        trained: Row = self.layout.select(as_tensor(row)).numpy()
+        return trained
 
-    def lost(self, j: int, i: int) -> None:
-        """Notes that a copy is out of date from now on."""
-        self.behind.add((i, j))
-
-    def mixed(self, i: int, row: Row) -> None:
-        """Moves towards the neighbours' copies; `row` is sum_j W_ij xhat_j."""
-        self.x[i] = self.x[i] + np.float32(self.gamma) * (row - self.hat[i])
+    def _sent_as_it_is(self, m: int) -> int:
+        buffers = sum(entry.size for entry in self.layout.moving_buffers)
+        return self.vectors * buffers + m - self.vectors * self.layout.size

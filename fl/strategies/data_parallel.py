@@ -5,14 +5,16 @@ The baseline of DiLoCo, arXiv:2311.08105, and of all methods that communicate le
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar
 
-from fl.strategies.drivers.outer import OuterSteps
 from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer
+from fl.strategies.outer_rule import OuterRule
 
 
-class DataParallel(OuterSteps):
+@dataclass(frozen=True)
+class DataParallel(OuterRule):
     """Steps by the workers' mean gradient; every worker has the same parameters.
 
         theta <- Optimizer(theta, mean_m g_m(theta))
@@ -23,17 +25,14 @@ class DataParallel(OuterSteps):
     workers. Nothing overlaps: the all-reduce begins when the gradient is complete, where frameworks
     begin it layer by layer. `clip_norm` of the client clips the workers' gradients, not their mean.
 
-    Args:
-        optimizer: of the parameters; None is AdamW as DiLoCo has it inside, arXiv:2311.08105.
-        **outer: arguments of `OuterSteps` about messages, membership and bytes.
-
-    Raises:
-        ConfigError: an argument is out of its range.
+    Attributes:
+        optimizer: of the parameters; AdamW as DiLoCo has it inside, arXiv:2311.08105.
+        inner_steps: 1.
     """
 
-    sends_gradients = True
-    tells: ClassVar[Mapping[str, Any]] = {**OuterSteps.tells, "local-steps": 1}
+    sends_gradients: ClassVar[bool] = True
 
-    def __init__(self, *, optimizer: OuterOptimizer | None = None, **outer: Any) -> None:
-        adamw = OuterAdam(lr=4e-4, beta1=0.9, beta2=0.95, weight_decay=0.1)
-        super().__init__(inner_steps=1, optimizer=optimizer or adamw, **outer)
+    optimizer: OuterOptimizer = field(
+        default_factory=partial(OuterAdam, lr=4e-4, beta1=0.9, beta2=0.95, weight_decay=0.1)
+    )
+    inner_steps: int = field(default=1, init=False)

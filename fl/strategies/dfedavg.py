@@ -7,15 +7,15 @@ arXiv:2302.04083, Algorithm 1.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from fl.strategies.drivers.events import at_least
-from fl.strategies.drivers.gossip import Gossip
-from fl.strategies.drivers.swarm import Answer
+from fl.strategies.gossip_rule import GossipRule, Model, Progress
 from fl.vectors.rows import Row
 
 
-class DFedAvg(Gossip):
+@dataclass(frozen=True)
+class DFedAvg(GossipRule):
     """Trains locally, then mixes with the neighbours, Q times.
 
         z_i <- K local steps of the client's rule from x_i
@@ -24,25 +24,28 @@ class DFedAvg(Gossip):
     With `client=sgd`, DFedAvg; with momentum, which starts anew in every round, DFedAvgM; with
     `client=sam`, DFedSAM; and with Q > 1, DFedSAM-MGS. Each of the Q steps sends the model to all
     neighbours again, and waits for theirs. With one local step and Q = 1 it is D-PSGD in the order
-    "adapt, then combine".
+    "adapt, then combine"; and with a compressor CHOCO-SGD, see `fl.strategies.choco`.
 
-    Args:
+    Attributes:
         gossip_steps: Q, at least 1.
-        **gossip: arguments of `Gossip`.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: a hyperparameter is out of range.
     """
 
-    def __init__(self, *, gossip_steps: int = 1, **gossip: Any) -> None:
-        super().__init__(**gossip)
-        at_least("gossip_steps", gossip_steps, 1)
-        self.exchanges = gossip_steps
+    gossip_steps: int = 1
 
-    def learn(self, i: int, answer: Answer) -> None:
-        """Goes on with z_i."""
-        self.x[i] = answer.x
+    def __post_init__(self) -> None:
+        at_least("gossip_steps", self.gossip_steps, 1)
 
-    def mixed(self, i: int, row: Row) -> None:
-        """Goes on with the mixed model."""
-        self.x[i] = row
+    def init(self, w: Row) -> Model:
+        """Returns the initial model."""
+        return Model(w)
+
+    def adapt(self, state: Model, progress: Progress) -> Model:
+        """Returns z_i."""
+        return Model(progress.x)
+
+    def combine(self, state: Model, row: Row) -> Model:
+        """Returns the mixed model."""
+        return Model(row)

@@ -6,13 +6,14 @@ Low-Communication Training of Language Models", 2023, arXiv:2311.08105, Algorith
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
 
-from fl.strategies.drivers.outer import OuterSteps
 from fl.strategies.outer_optimizers import OuterOptimizer, OuterSgd
+from fl.strategies.outer_rule import OuterRule
 
 
-class DiLoCo(OuterSteps):
+@dataclass(frozen=True)
+class DiLoCo(OuterRule):
     """Takes an outer step with the workers' mean change after every H inner steps.
 
         theta_m <- theta;    H inner steps on theta_m
@@ -22,16 +23,13 @@ class DiLoCo(OuterSteps):
     Workers wait for the all-reduce. The states of their inner optimizers stay with them, neither
     reset nor averaged. With outer SGD of rate 1 it is `LocalSGD`.
 
-    Args:
+    Attributes:
         inner_steps: H.
-        optimizer: OuterOpt; None is the paper's, Nesterov with rate 0.7 and momentum 0.9.
-        **outer: arguments of `OuterSteps`.
+        optimizer: OuterOpt; the paper's is Nesterov with rate 0.7 and momentum 0.9.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: inner_steps is out of range.
     """
 
-    def __init__(
-        self, *, inner_steps: int, optimizer: OuterOptimizer | None = None, **outer: Any
-    ) -> None:
-        super().__init__(inner_steps=inner_steps, optimizer=optimizer or OuterSgd(), **outer)
+    inner_steps: int = 30
+    optimizer: OuterOptimizer = field(default_factory=OuterSgd)

@@ -7,14 +7,24 @@ Algorithm 1.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
-from fl.strategies.drivers.gossip import Gossip
-from fl.strategies.drivers.swarm import Answer, Swarm
+import numpy as np
+
+from fl.strategies.gossip_rule import GossipRule, Progress
 from fl.vectors.rows import Row
 
 
-class DPSGD(Gossip):
+class Stepping(NamedTuple):
+    """Model x_i and the step -lr g_i(x_i) that is yet to be taken, shape (d,) each."""
+
+    x: Row
+    step: Row
+
+
+@dataclass(frozen=True)
+class DPSGD(GossipRule):
     """Mixes the neighbours' models and steps along the own gradient.
 
         x_i <- sum_j W_ij x_j - lr g_i(x_i)
@@ -26,22 +36,18 @@ class DPSGD(Gossip):
     two have different fixed points.
 
     A node that fails after it has sent keeps its model, while its neighbours have mixed it in.
-
-    Args:
-        **gossip: arguments of `Gossip`.
     """
 
     sends_first: ClassVar[bool] = True
 
-    def begin(self, swarm: Swarm) -> None:
-        """All begin at the initial model."""
-        super().begin(swarm)
-        self.step: list[Row] = [swarm.w] * self.n
+    def init(self, w: Row) -> Stepping:
+        """Returns the initial model, and no step."""
+        return Stepping(w, np.zeros_like(w))
 
-    def learn(self, i: int, answer: Answer) -> None:
-        """Keeps -lr g_i(x_i)."""
-        self.step[i] = answer.delta
+    def adapt(self, state: Stepping, progress: Progress) -> Stepping:
+        """Returns the state with -lr g_i(x_i)."""
+        return state._replace(step=progress.delta)
 
-    def mixed(self, i: int, row: Row) -> None:
-        """Steps."""
-        self.x[i] = row + self.step[i]
+    def combine(self, state: Stepping, row: Row) -> Stepping:
+        """Returns the mixed model after the step."""
+        return state._replace(x=row + state.step)

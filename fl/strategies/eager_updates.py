@@ -6,28 +6,27 @@ Kale, Douillard, Donchev, "Eager Updates For Overlapped Communication and Comput
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from fl.aggregation import check_weights
-from fl.errors import ConfigError, NoStep
-from fl.strategies.drivers.outer import (
-    EarlyStep,
-    Outer,
-    OuterSteps,
-    Reduction,
-    Run,
-    Worker,
-    mean_of,
-)
-from fl.strategies.outer_optimizers import OuterOptimizer, OuterSgd, State
+from fl.checks import read_if
+from fl.clients.island import Pattern
+from fl.strategies.outer_optimizers import OuterOptimizer, OuterSgd, Vector
+from fl.strategies.outer_rule import Arrival, Outer, OuterGradients, OuterRule
 from fl.vectors.rows import Row
 
 
-class DelayedUpdates(OuterSteps):
+@read_if(
+    lambda a: a["fragments"] != 1,
+    "pattern",
+    only="it deals blocks to several fragments, and {at}fragments is 1",
+)
+@dataclass(frozen=True)
+class DelayedUpdates(OuterRule):
     """DiLoCo whose all-reduce has a whole phase of H inner steps to end.
 
     After phase r worker m begins the all-reduce of Delta_m^r, and takes its outer step with the one
@@ -38,26 +37,43 @@ class DelayedUpdates(OuterSteps):
     This is the paper's naive delayed update; it wants a lower outer learning rate. After phase 1
     nothing has come: the workers go back to theta.
 
-    Args:
+    Attributes:
         inner_steps: H.
-        optimizer: OuterOpt; None is Nesterov with rate 0.4 and momentum 0.9.
-        **outer: arguments of `OuterSteps` but `overlap` and `mixing`.
+        optimizer: OuterOpt; Nesterov with rate 0.4 and momentum 0.9.
+        fragments: P, which divides H.
+        pattern: how blocks are dealt to fragments.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: a hyperparameter is out of range.
     """
 
-    def __init__(
-        self, *, inner_steps: int, optimizer: OuterOptimizer | None = None, **outer: Any
-    ) -> None:
-        super().__init__(
-            inner_steps=inner_steps,
-            optimizer=optimizer or OuterSgd(lr=0.4),
-            overlap=inner_steps,
-            **outer,
-        )
+    inner_steps: int = 30
+    optimizer: OuterOptimizer = field(default_factory=partial(OuterSgd, lr=0.4))
+    fragments: int | None = 1
+    pattern: Pattern = "strided"
+
+    @property
+    def overlap(self) -> int:  # type: ignore[override]  # no choice here
+        """H."""
+        return self.inner_steps
 
 
+class Eager(NamedTuple):
+    """State of a fragment.
+
+    Attributes:
+        initial: outer parameters before anybody took part.
+        own: outer parameters of every worker.
+        early: of a worker's last phase, its outer parameters before the step, and the part of the
+            step that was the others'.
+    """
+
+    initial: Outer
+    own: Mapping[int, Outer]
+    early: Mapping[int, tuple[Outer, Vector]]
+
+
+@dataclass(frozen=True)
 class EagerUpdates(DelayedUpdates):
     """Delayed updates in which every worker replaces its own part of the mean by the newest.
 
@@ -68,7 +84,8 @@ class EagerUpdates(DelayedUpdates):
 
     on outer parameters of its own, with an optimizer state of its own: workers differ by what they
     know of the last phase. With M = 1 it is DiLoCo. The Deltas are as they were sent, after the
-    quantiser. The model that is evaluated is the mean of the workers' outer parameters.
+    compressor. The model that is evaluated is the mean of the workers' outer parameters. With an
+    aggregator F it is F(Delta_1^{r-1}, ..., Delta_m^r, ..., Delta_M^{r-1}).
 
     After phase 1 the others' Deltas count as 0 (the paper's formula needs a phase before; the
     choice is ours). The mean is over the workers of phase r-1 and worker m, so that M is theirs. A
@@ -82,100 +99,70 @@ class EagerUpdates(DelayedUpdates):
     so that every Delta is in the final model once, by every worker's account (the choice is ours;
     fragments whose last outer step was before that take it again). With R = 1 it is DiLoCo.
 
-    Args:
-        **delayed: arguments of `DelayedUpdates` but `drop`: a worker knows its own Delta.
-
-    Raises:
-        ConfigError: an argument is out of its range.
+    Attributes: see `DelayedUpdates`.
     """
 
-    def __init__(self, **delayed: Any) -> None:
-        super().__init__(**delayed)
-        if self.drop:
-            raise ConfigError(
-                f"drop is {self.drop}, but eager updates use a worker's own outer "
-                "gradient at once, lost or not: leave it out"
-            )
+    own_outer: ClassVar[bool] = True
 
-    def reduced(self, run: Run, reduction: Reduction) -> None:
+    def init(self, theta: Row) -> Eager:
+        """Returns the initial parameters, of nobody yet."""
+        return Eager(super().init(theta), {}, {})
+
+    def reduced(self, s: Eager, gradients: OuterGradients) -> Eager:
         """Waits for the workers: each takes the step for itself."""
+        return s
 
-    def joined(self, run: Run, worker: Worker) -> Sequence[Row]:
-        """Returns the mean of the others' outer parameters, with the mean of their states."""
-        run.copies[worker.node] = self._mean(run)
-        for p in range(len(run.cut)):
-            run.last.pop((worker.node, p), None)
-        return run.copies[worker.node].theta
+    def entered(self, s: Eager, m: int, present: Sequence[int]) -> Eager:
+        """Returns the state with the mean of the others' outer parameters for worker m."""
+        early = {k: step for k, step in s.early.items() if k != m}
+        return s._replace(own={**s.own, m: self._mean(s, present)}, early=early)
 
-    def continued(self, run: Run, worker: Worker, p: int, reduction: Reduction | None) -> Row:
+    def theta(self, s: Eager, m: int) -> Row:
+        """Returns worker m's own."""
+        return s.own[m].theta
+
+    def resumed(self, s: Eager, arrival: Arrival) -> Eager:
         """Takes worker m's step on its own outer parameters."""
-        node, outer = worker.node, run.copies[worker.node]
-        own = run.reductions[p, worker.step]
-        weights = {node: own.weights[node]}
-        if reduction is None:
-            others, newest = np.zeros_like(own.gradients[node]), 1 / len(run.workers)
-        else:
-            nothing = np.zeros_like(own.gradients[node])
-            weights = {**reduction.weights, **weights}
-            others = mean_of({**reduction.gradients, node: nothing}, weights)
-            newest = own.weights[node] / max(sum(weights.values()), math.ulp(0.0))
-        early = EarlyStep(worker.step, outer.theta[p], outer.state[p], others)
-        try:
-            check_weights(list(weights.values()))
-            outer.step(self.optimizer, p, others + newest * own.gradients[node])
-        except NoStep as error:
-            run.tasks.control.stepped(run.version + 1, error)
-        else:
-            if worker.step + self.inner_steps > run.last_step:
-                run.last[node, p] = early
-        return outer.theta[p]
+        assert arrival.own is not None  # with an overlap of H it has just sent one
+        m, (newest, weight) = arrival.m, arrival.own
+        nothing, outer, before = np.zeros_like(newest), s.own[m], arrival.before
+        if before is None:
+            others = dict.fromkeys(arrival.present, nothing)
+            before = OuterGradients(others, dict.fromkeys(others, weight), arrival.combine)
+        stepped = self.stepped(outer, before.replacing(m, newest, weight).mean())
+        early = s.early
+        if arrival.is_last:
+            early = {**early, m: (outer, before.replacing(m, nothing, weight).mean())}
+        return s._replace(own={**s.own, m: stepped}, early=early)
 
-    def conclude(self, run: Run) -> None:
-        """Takes every worker's last steps again, with the all-reduces that have finished since."""
-        for (node, p), early in run.last.items():
-            if node in run.workers:
-                outer = run.copies[node]
-                outer.theta[p], outer.state[p] = early.theta, early.state
-                outer.steps[p] -= 1
-                try:
-                    newest = run.reductions[p, early.step].mean()
-                    outer.step(self.optimizer, p, early.others + newest)
-                except NoStep as error:
-                    run.tasks.control.stepped(run.version, error)
+    def concluded(self, s: Eager, m: int, gradients: OuterGradients) -> Eager:
+        """Takes worker m's last step again, with the all-reduce that has finished since."""
+        if m not in s.early:
+            return s
+        outer, others = s.early[m]
+        return s._replace(own={**s.own, m: self.stepped(outer, others + gradients.mean())})
 
-    def rounds_done(self, run: Run) -> int:
-        """Returns how many phases all workers have gone on from."""
-        passed = [worker.passed for worker in run.workers.values()]
-        return min(passed, default=run.version * self.inner_steps) // self.inner_steps
-
-    def evaluated(self, run: Run) -> Row:
+    def model(self, s: Eager, present: Sequence[int]) -> Row:
         """Returns the mean of the workers' outer parameters."""
-        return run.row(self._mean(run).theta)
+        return self._mean(s, present).theta
 
-    def _mean(self, run: Run) -> Outer:
+    def _mean(self, s: Eager, present: Sequence[int]) -> Outer:
         """Returns the mean over those who take part; if nobody does, over who came furthest."""
-        present = [run.copies[node] for node in sorted(run.workers)]
-        if not present and run.copies:
-            furthest = max(sum(copy.steps) for copy in run.copies.values())
-            present = [copy for copy in run.copies.values() if sum(copy.steps) == furthest]
-        return mean_outer(present) if present else run.outer.copy()
+        outers = [s.own[m] for m in sorted(present)]
+        if not outers and s.own:
+            furthest = max(outer.t for outer in s.own.values())
+            outers = [outer for outer in s.own.values() if outer.t == furthest]
+        return mean_outer(outers) if outers else s.initial
 
 
-def mean_outer(copies: Sequence[Outer]) -> Outer:
+def mean_outer(outers: Sequence[Outer]) -> Outer:
     """Returns the mean of outer parameters and of optimizer states; steps are the first's."""
-    first = copies[0]
-    theta: list[Row] = []
-    state: list[State] = []
-    for p, row in enumerate(first.theta):
-        theta.append(row)
-        if len(copies) > 1:
-            stacked = np.stack([copy.theta[p] for copy in copies])
-            theta[p] = np.asarray(stacked.mean(axis=0, dtype=np.float64), dtype=np.float32)
-            theta[p].flags.writeable = False
-        state.append(
-            {
-                name: np.mean([copy.state[p][name] for copy in copies], axis=0)
-                for name in first.state[p]
-            }
-        )
-    return Outer(theta, state, list(first.steps))
+    first = outers[0]
+    theta = first.theta
+    if len(outers) > 1:
+        stacked = np.stack([outer.theta for outer in outers])
+        theta = np.asarray(stacked.mean(axis=0, dtype=np.float64), dtype=np.float32)
+        theta.flags.writeable = False
+    names = first.optimizer
+    state = {name: np.mean([outer.optimizer[name] for outer in outers], axis=0) for name in names}
+    return Outer(theta, state, first.t)

@@ -6,21 +6,36 @@ Leconte, Nguyen, Moulines, "FAVANO: Federated Averaging with Asynchronous Nodes"
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from fl.aggregation import MOST_WEIGHT, shown
 from fl.errors import ConfigError
-from fl.strategies.drivers.contacts import Contacts
-from fl.strategies.drivers.events import Server, Update
+from fl.strategies.event_rule import Answers, PollingRule
 from fl.vectors.rows import Row
 
 Alpha = Literal["expected", "stochastic", "none"]
 
 
-class Favas(Contacts):
+class Seen(NamedTuple):
+    """What is known of a client: answers with steps, and steps in all."""
+
+    working: int = 0
+    steps: int = 0
+
+
+class Counted(NamedTuple):
+    """The model, shape (d,), and what is known of clients."""
+
+    w: Row
+    seen: Mapping[int, Seen]
+
+
+@dataclass(frozen=True)
+class FAVAS(PollingRule):
     """Averages the server's model with those of interrupted clients, re-weighted.
 
     At every contact with a set S of s clients,
@@ -40,23 +55,26 @@ class Favas(Contacts):
     with q_i = 0, so that who loses answers counts no less in the long run. The paper computes the
     means from a law of step times that it assumes, and loses nothing; no law is assumed here.
 
-    Args:
+    With an aggregator F, the sum over S is s (w + F(y_1 - w, ..., y_s - w)), y_i its terms.
+
+    Attributes:
         alpha: one of the three.
-        **contacts: arguments of `Contacts`.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: alpha is none of the three.
     """
 
-    def __init__(self, *, alpha: Alpha = "expected", **contacts: Any) -> None:
-        super().__init__(**contacts)
-        if alpha not in ("expected", "stochastic", "none"):
-            raise ConfigError(f"alpha is {alpha!r}; it must be 'expected', 'stochastic' or 'none'")
-        self.alpha = alpha
+    alpha: Alpha = "expected"
 
-    def unusable(self, update: Update) -> str | None:
+    def __post_init__(self) -> None:
+        if self.alpha not in ("expected", "stochastic", "none"):
+            raise ConfigError(
+                f"alpha is {self.alpha!r}; it must be 'expected', 'stochastic' or 'none'"
+            )
+
+    def refuses(self, metrics: Mapping[str, Any]) -> str | None:
         """Refuses a client that does not say how many steps it has done."""
-        steps = update.metrics.get("steps")
+        steps = metrics.get("steps")
         if isinstance(steps, bool) or not isinstance(steps, int) or not 0 <= steps <= MOST_WEIGHT:
             return (
                 f"it reports steps {shown(steps)}; this strategy needs the metric 'steps' of "
@@ -64,29 +82,26 @@ class Favas(Contacts):
             )
         return None
 
-    def begin(self, server: Server) -> None:
-        """Forgets the clients' steps."""
-        super().begin(server)
-        self.steps: dict[int, list[int]] = {}  # client -> contacts with steps, steps in all
+    def init(self, w: Row, p: int) -> Counted:
+        """Returns the initial state."""
+        return Counted(w, {})
 
-    def merge(self, server: Server, answers: Sequence[Update]) -> tuple[Row, dict[int, Row]]:
-        """Averages the server's model and the unbiased ones."""
-        total = server.w
-        for update in answers:
+    def step(self, state: Counted, answers: Answers) -> tuple[Counted, Sequence[Row]]:
+        """Averages as above."""
+        seen = dict(state.seen)
+        y = []
+        for update, w_0, contacts in zip(answers, answers.starts, answers.contacts, strict=True):
             q = int(update.metrics["steps"])
-            alpha = self._count(update.node, q)
-            total = total + (update.task.memo.w + update.delta / alpha if q else update.task.memo.w)
-        w = total / np.float32(len(answers) + 1)
-        return w, {update.node: w for update in answers}
+            working, steps = seen.get(update.node, Seen())
+            seen[update.node] = now = Seen(working + (q > 0), steps + q)
+            y.append(w_0 + update.delta / self.alpha_of(now, contacts, q) if q else w_0)
+        w = answers.total(y, state.w) / np.float32(len(answers) + 1)
+        return Counted(w, seen), [w] * len(answers)
 
-    def _count(self, node: int, q: int) -> float:
-        """Counts an answer and returns alpha_i; not used if q is 0."""
-        seen = self.steps.setdefault(node, [0, 0])
-        seen[0] += q > 0
-        seen[1] += q
-        (working, steps), contacts = seen, self.contacts[node]
+    def alpha_of(self, seen: Seen, contacts: int, q: int) -> float:
+        """Returns alpha_i of a client that has answered with q > 0 steps."""
         if self.alpha == "none":
             return 1.0
         if self.alpha == "stochastic":
-            return working / contacts * q
-        return steps / contacts
+            return seen.working / contacts * q
+        return seen.steps / contacts

@@ -8,19 +8,38 @@ those of the authors' code (askinb/FedAST).
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from fl.aggregation import weight_of
 from fl.checks import read_if
-from fl.clients.app.task_app import TASK_KEY
 from fl.errors import ConfigError
-from fl.strategies.drivers.events import Server, Update, at_least, positive
-from fl.strategies.drivers.simultaneous import Learning, Simultaneous
+from fl.strategies.drivers.events import at_least, positive
+from fl.strategies.simultaneous_rule import Averaged
 from fl.vectors.rows import Row
+
+
+class Estimate(NamedTuple):
+    """The spread of a task's updates around their mean.
+
+    Attributes:
+        deltas: the last W updates, shape (d',) each.
+        ratios: mean_k ||Delta_k - mean||**2 / ||mean||**2, one for every update since Realloc.
+        steps: K of the latest update, 1 if its client did not say.
+    """
+
+    deltas: tuple[Row, ...] = ()
+    ratios: tuple[float, ...] = ()
+    steps: float = 1.0
+
+
+class Estimates(NamedTuple):
+    """Of every task, and the updates of all since Realloc."""
+
+    of: Mapping[str, Estimate]
+    since_realloc: int = 0
 
 
 @read_if(
@@ -34,12 +53,11 @@ from fl.vectors.rows import Row
     "client_lr",
     only="only {at}allocation=dynamic reads it",
 )
-class FedAST(Simultaneous):
+@dataclass(frozen=True)
+class FedAST(Averaged):
     """Algorithm 1 of the paper.
 
-    Of task m, R_m requests are in flight; each goes to a client drawn uniformly from all available
-    ones, busy or not, but for those with a request that is late: requests wait for their clients.
-    When b_m updates of the task are there,
+    Of task m, R_m requests are in flight. When b_m updates of the task are there,
 
         w_m <- w_m + eta / b_m sum_i (x_i - x_0,i)
 
@@ -53,163 +71,111 @@ class FedAST(Simultaneous):
     over the last W updates of the task, without biases; eta_m is the client learning rate and K_m
     the number of local steps. R moves in blocks of `ratio` requests; every task keeps one.
 
-    Args:
+    Attributes:
         buffer_size: b of every task; None keeps b_m = ceil(R_m / ratio), with the requests in
             flight for R_m.
         ratio: R_m / b_m, and the block in which requests move.
         allocation: "static" or "dynamic".
         window: W, at least 2.
         client_lr: eta_m of each task; None takes 1 for all. Of no effect if they are equal.
-        **simultaneous: arguments of `Simultaneous`.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: a hyperparameter is out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        buffer_size: int | None = None,
-        ratio: int = 32,
-        allocation: Literal["static", "dynamic"] = "static",
-        window: int = 7,
-        client_lr: Mapping[str, float] | None = None,
-        **simultaneous: Any,
-    ) -> None:
-        super().__init__(**simultaneous)
-        if buffer_size is not None:
-            at_least("buffer_size", buffer_size, 1)
-        at_least("ratio", ratio, 1)
-        at_least("window", window, 2)
-        for name, rate in (client_lr or {}).items():
+    buffer_size: int | None = None
+    ratio: int = 32
+    allocation: Literal["static", "dynamic"] = "static"
+    window: int = 7
+    client_lr: Mapping[str, float] | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.buffer_size is not None:
+            at_least("buffer_size", self.buffer_size, 1)
+        at_least("ratio", self.ratio, 1)
+        at_least("window", self.window, 2)
+        for name, rate in (self.client_lr or {}).items():
             positive(f"client_lr.{name}", rate)
-        if allocation not in ("static", "dynamic"):
-            raise ConfigError(f"allocation is {allocation!r}; it must be 'static' or 'dynamic'")
-        if allocation == "dynamic" and self.one_after_another:
+        if self.allocation not in ("static", "dynamic"):
             raise ConfigError(
-                "allocation is 'dynamic' and one_after_another true: one task at "
-                "a time leaves nothing to allocate"
+                f"allocation is {self.allocation!r}; it must be 'static' or 'dynamic'"
             )
-        self.buffer_size = buffer_size
-        self.ratio = ratio
-        self.allocation = allocation
-        self.window = window
-        self.client_lr = dict(client_lr or {})
 
-    def begin(self, server: Server) -> None:
-        """Deals out R, and forgets what was estimated."""
-        super().begin(server)
-        if self.allocation == "dynamic" and self.total_requests < self.ratio * len(self.tasks):
+    @property
+    def reallocates(self) -> bool:
+        """Whether R is dealt anew."""
+        return self.allocation == "dynamic"
+
+    def buffer(self, requests: int) -> int:
+        """Returns b_m of a task with so many requests in flight."""
+        return self.buffer_size or max(1, math.ceil(requests / self.ratio))
+
+    def init(self, tasks: Sequence[str], total: int) -> Estimates:
+        """Returns the state before anything is estimated.
+
+        Raises:
+            ConfigError: there are not enough requests for a block of each task.
+        """
+        if self.reallocates and total < self.ratio * len(tasks):
             raise ConfigError(
-                f"strategy.concurrency is {self.total_requests}; with allocation=dynamic it must "
-                f"be at least ratio times tasks, {self.ratio} x {len(self.tasks)}, as every task "
-                "keeps a block"
+                f"strategy.concurrency is {total}; with allocation=dynamic it must be at least "
+                f"ratio times tasks, {self.ratio} x {len(tasks)}, as every task keeps a block"
             )
-        self.b = dict.fromkeys(self.tasks, self.buffer_size or 1)
-        self.estimates = {
-            name: Estimate(learning, self.window) for name, learning in self.tasks.items()
-        }
-        self.since_realloc = 0
+        return Estimates(dict.fromkeys(tasks, Estimate()))
 
-    def dispatch(self, server: Server) -> None:
-        """Issues every task's missing requests."""
-        nodes = server.tasks.prompt()
-        if not nodes:
-            return
-        active = Counter(task.memo.config[TASK_KEY] for task in server.tasks)
-        for learning in self.live():
-            # One that has lost requests to another waits until enough of its own have ended.
-            free = self.total_requests - len(server.tasks)
-            missing = min(learning.requests - active[learning.name], free)
-            if missing > 0:
-                self.request(server, learning, server.sample(nodes, missing, replace=True))
-                active[learning.name] += missing
-            if self.buffer_size is None:
-                self.b[learning.name] = max(1, math.ceil(active[learning.name] / self.ratio))
+    def observe(self, state: Estimates, task: str, delta: Row, steps: float) -> Estimates:
+        """Takes an update into its task's window."""
+        deltas, ratios, _ = state.of[task]
+        deltas = (*deltas, delta)[-self.window :]
+        if len(deltas) == self.window:
+            x = np.stack(deltas).astype(np.float64)
+            mean = x.mean(axis=0)
+            size = float(mean @ mean)
+            if size > 0:
+                ratios = (*ratios, float(((x - mean) ** 2).sum(axis=1).mean()) / size)
+        of = {**state.of, task: Estimate(deltas, ratios, steps)}
+        return Estimates(of, state.since_realloc + 1)
 
-    def receive(self, server: Server, update: Update) -> None:
-        """Buffers the update, and steps its model when the buffer is full."""
-        learning = self.learning(update.task)
-        if learning.done:  # by an update of the same instant
-            learning.server.discard(update)
-            return
-        if self.allocation == "dynamic":
-            self.estimates[learning.name].add(update)
-            self.since_realloc += 1
-            self.realloc()
-        learning.buffer.append(update)
-        if len(learning.buffer) >= self.b[learning.name]:
-            self.flush(server, learning)
+    def realloc(
+        self, state: Estimates, total: int, versions: Mapping[str, int]
+    ) -> tuple[Estimates, Mapping[str, int] | None]:
+        """Algorithm 2: deals R anew by the variance of updates, once enough are known.
 
-    def realloc(self) -> None:
-        """Algorithm 2: deals R anew by the variance of updates, once enough are known."""
-        live = self.live()
-        due = 0.75 * self.total_requests * len(live)
-        if self.since_realloc < due or any(x.server.version <= self.window + 1 for x in live):
-            return
-        values = {x.name: self.variance(self.estimates[x.name]) for x in live}
+        Args:
+            state: before.
+            total: sum of all R.
+            versions: of the models of the tasks that are not done.
+
+        Returns:
+            The state, and R of each task; None leaves it as it is.
+        """
+        due = 0.75 * total * len(versions)
+        if state.since_realloc < due or min(versions.values()) <= self.window + 1:
+            return state, None
+        values = {task: self.variance(task, state.of[task]) for task in versions}
         known = [v for v in values.values() if v is not None]
-        if len(known) < len(live) or not sum(known) > 0:
-            return
-        self.since_realloc = 0
-        for x in live:
-            self.estimates[x.name].ratios.clear()
+        if len(known) < len(versions) or not sum(known) > 0:
+            return state, None
         requests = dict.fromkeys(values, self.ratio)
         quota = {
-            name: math.floor(self.total_requests * (v or 0.0) / sum(known)) - self.ratio
-            for name, v in values.items()
+            task: math.floor(total * (v or 0.0) / sum(known)) - self.ratio
+            for task, v in values.items()
         }
-        rest = self.total_requests - sum(requests.values())
+        rest = total - sum(requests.values())
         while rest > 0:
-            name = max(quota, key=quota.__getitem__)
+            task = max(quota, key=quota.__getitem__)
             block = min(self.ratio, rest)
-            requests[name] += block
-            quota[name] -= block
+            requests[task] += block
+            quota[task] -= block
             rest -= block
-        self.allot(requests)
+        of = {**state.of, **{task: state.of[task]._replace(ratios=()) for task in versions}}
+        return Estimates(of), requests
 
-    def variance(self, estimate: Estimate) -> float | None:
+    def variance(self, task: str, estimate: Estimate) -> float | None:
         """Returns V_m; None if nothing is known yet."""
         if not estimate.ratios:
             return None
-        eta_m = self.client_lr.get(estimate.name, 1.0)
+        eta_m = (self.client_lr or {}).get(task, 1.0)
         scale = eta_m * self.eta / (eta_m * estimate.steps) ** 2
         return scale * sum(estimate.ratios) / len(estimate.ratios)
-
-
-class Estimate:
-    """The spread of a task's updates around their mean.
-
-    Args:
-        learning: the task.
-        window: W.
-
-    Attributes:
-        ratios: mean_k ||Delta_k - mean||**2 / ||mean||**2, one for every update since Realloc.
-        steps: K of the latest update, 1 if its client did not say.
-    """
-
-    def __init__(self, learning: Learning, window: int) -> None:
-        layout = learning.server.model.layout
-        kept = np.ones(len(learning.server.w), dtype=np.bool_)
-        for entry in layout.floats:
-            if entry.name.rpartition(".")[2] == "bias":
-                kept[entry.offset : entry.offset + entry.size] = False
-        self.name = learning.name
-        self.steps = 1.0
-        self.ratios: list[float] = []
-        self._kept = kept
-        self._deltas: deque[Row] = deque(maxlen=window)
-
-    def add(self, update: Update) -> None:
-        """Takes an update into the window."""
-        self._deltas.append(update.delta[self._kept])
-        self.steps = weight_of(update.metrics.get("steps")) or 1.0
-        if len(self._deltas) < (self._deltas.maxlen or 0):
-            return
-        deltas = np.stack(self._deltas).astype(np.float64)
-        mean = deltas.mean(axis=0)
-        size = float(mean @ mean)
-        if size > 0:
-            spread = float(((deltas - mean) ** 2).sum(axis=1).mean())
-            self.ratios.append(spread / size)

@@ -6,76 +6,77 @@ Xie, Koyejo, Gupta, "Asynchronous Federated Optimization", arXiv:1903.03934, Alg
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fl.errors import ConfigError
-from fl.strategies.drivers.events import EventDriven, Server, Update, at_least
+from fl.strategies.drivers.events import at_least
+from fl.strategies.event_rule import Arrival, Arrivals, Decision, EventRule
+from fl.strategies.fedavg import Model
 from fl.strategies.staleness import Polynomial, StalenessWeight
+from fl.vectors.rows import Row
 
 
-class FedAsync(EventDriven):
+@dataclass(frozen=True)
+class FedAsync(EventRule):
     """Algorithm 1 of the paper, with staleness from the clock.
 
         w <- (1 - a) w + a x_i,    a = alpha s(tau)
 
     An update older than `max_staleness` is discarded. Clients solve a proximal problem
-    (`client=proximal`); its weight rho goes out as "proximal-mu".
+    (`client/correction=proximal`); its weight rho goes out as "proximal-mu".
 
-    Args:
+    Attributes:
         alpha: mixing weight in (0, 1].
         staleness: s.
         rho: weight of the clients' proximal term, at least 0.
         max_staleness: oldest update that is used; None uses all.
         anchor: "server" mixes models as above, as in the paper; "client" moves along the client's
             change, w <- w + a (x_i - x_0), x_0 the model it was sent.
-        **events: arguments of `EventDriven`.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: a hyperparameter is out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        alpha: float = 0.6,
-        staleness: StalenessWeight | None = None,
-        rho: float = 0.005,
-        max_staleness: int | None = None,
-        anchor: Literal["server", "client"] = "server",
-        **events: Any,
-    ) -> None:
-        super().__init__(**events)
-        if not 0 < alpha <= 1:
-            raise ConfigError(f"alpha is {alpha}; it must be above 0 and at most 1")
-        if not rho >= 0:
-            raise ConfigError(f"rho is {rho}; it must be at least 0")
-        if max_staleness is not None:
-            at_least("max_staleness", max_staleness, 0)
-        if anchor not in ("server", "client"):
-            raise ConfigError(f"anchor is {anchor!r}; it must be 'server' or 'client'")
-        self.alpha = alpha
-        self.staleness = staleness or Polynomial(0.5)
-        self.rho = rho
-        self.max_staleness = max_staleness
-        self.anchor = anchor
+    alpha: float = 0.6
+    staleness: StalenessWeight = field(default_factory=Polynomial)
+    rho: float = 0.005
+    max_staleness: int | None = None
+    anchor: Literal["server", "client"] = "server"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha <= 1:
+            raise ConfigError(f"alpha is {self.alpha}; it must be above 0 and at most 1")
+        if not self.rho >= 0:
+            raise ConfigError(f"rho is {self.rho}; it must be at least 0")
+        if self.max_staleness is not None:
+            at_least("max_staleness", self.max_staleness, 0)
+        if self.anchor not in ("server", "client"):
+            raise ConfigError(f"anchor is {self.anchor!r}; it must be 'server' or 'client'")
 
     @property
     def tells(self) -> Mapping[str, str]:
-        """What every message says beside the model, by the argument that it comes from."""
+        """What messages say beside the model, by the attribute that it comes from."""
         return {"proximal-mu": "rho"} if self.rho else {}
 
     def config(self) -> Mapping[str, Any]:
-        """Returns rho, for the clients' proximal term."""
+        """Returns what every message says beside the model."""
         return {"proximal-mu": self.rho} if self.rho else {}
 
-    def receive(self, server: Server, update: Update) -> None:
-        """Mixes the client's model into the server's."""
-        tau = server.staleness(update)
+    def init(self, w: Row, p: int) -> Model:
+        """Returns the initial state."""
+        return Model(w)
+
+    def receive(self, state: Model, update: Arrival, tau: int) -> Decision:
+        """Discards what is too old."""
         if self.max_staleness is not None and tau > self.max_staleness:
-            server.discard(update)
-            return
+            return Decision(state, discard=(update,))
+        return Decision(state, apply=(update,))
+
+    def step(self, state: Model, updates: Arrivals) -> Model:
+        """Returns the state with the next model."""
+        (tau,) = updates.staleness
         a = self.alpha * self.staleness(tau)
         if self.anchor == "server":
-            server.step((1 - a) * server.w + a * update.x, [update])
-        else:
-            server.step(server.w + a * update.delta, [update])
+            return Model((1 - a) * state.w + a * updates.only.x)
+        return Model(state.w + a * updates.only.delta)

@@ -6,67 +6,75 @@ Asynchronous Aggregation", arXiv:2106.06639 (AISTATS 2022), Algorithm 1.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from fl.strategies.drivers.events import EventDriven, Server, Update, at_least, positive, share
+from fl.strategies.drivers.events import at_least, positive, share
+from fl.strategies.event_rule import Arrival, Arrivals, Decision, EventRule
 from fl.strategies.staleness import Polynomial, StalenessWeight
+from fl.vectors.rows import Row
 
 
-class FedBuff(EventDriven):
+class Buffered(NamedTuple):
+    """Model and velocity, shape (d,) each, and the buffer: updates and their weights."""
+
+    w: Row
+    u: Row
+    buffer: tuple[Arrival, ...] = ()
+    weights: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class FedBuff(EventRule):
     """Algorithm 1 of the paper.
 
         on an update:      S <- S + s(tau) (x_i - x_0),    k <- k + 1
         when k = K:        w <- w + eta S / K,    S <- 0,    k <- 0
 
     with x_0 the model that client i was sent, and tau counted when the update arrives. The paper's
-    Delta is x_0 - x_i, whence its minus.
+    Delta is x_0 - x_i, whence its minus. With an aggregator F, S is K F(s_1 Delta_1, ...).
 
-    Args:
+    Attributes:
         buffer_size: K.
         eta: server learning rate, above 0.
         momentum: beta in [0, 1) of the server's heavy ball, u <- beta u + S / K, w <- w + eta u.
         staleness: s.
-        **events: arguments of `EventDriven`; `concurrency` is the paper's C.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: a hyperparameter is out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        buffer_size: int = 10,
-        eta: float = 1.0,
-        momentum: float = 0.0,
-        staleness: StalenessWeight | None = None,
-        **events: Any,
-    ) -> None:
-        super().__init__(**events)
-        at_least("buffer_size", buffer_size, 1)
-        positive("eta", eta)
-        share("momentum", momentum)
-        self.buffer_size = buffer_size
-        self.eta = eta
-        self.momentum = momentum
-        self.staleness = staleness or Polynomial(0.5)
+    buffer_size: int = 10
+    eta: float = 1.0
+    momentum: float = 0.0
+    staleness: StalenessWeight = field(default_factory=Polynomial)
 
-    def begin(self, server: Server) -> None:
-        """Empties the buffer."""
-        self.sum = np.zeros_like(server.w)
-        self.velocity = np.zeros_like(server.w)
-        self.buffered: list[Update] = []
+    def __post_init__(self) -> None:
+        at_least("buffer_size", self.buffer_size, 1)
+        positive("eta", self.eta)
+        share("momentum", self.momentum)
 
-    def receive(self, server: Server, update: Update) -> None:
+    @property
+    def combines(self) -> int:
+        """Returns K."""
+        return self.buffer_size
+
+    def init(self, w: Row, p: int) -> Buffered:
+        """Returns the initial state."""
+        return Buffered(w, np.zeros_like(w))
+
+    def receive(self, state: Buffered, update: Arrival, tau: int) -> Decision:
         """Adds the update to the buffer, and steps when it is full."""
-        self.sum += np.float32(self.staleness(server.staleness(update))) * update.delta
-        self.buffered.append(update)
-        if len(self.buffered) < self.buffer_size:
-            return
-        mean = self.sum / np.float32(len(self.buffered))
-        velocity = np.asarray(np.float32(self.momentum) * self.velocity + mean, dtype=np.float32)
-        contributors = self.buffered
-        self.sum, self.buffered = np.zeros_like(server.w), []
-        if server.step(server.w + np.float32(self.eta) * velocity, contributors):
-            self.velocity = velocity
+        buffer = (*state.buffer, update)
+        weights = (*state.weights, self.staleness(tau))
+        if len(buffer) < self.buffer_size:
+            return Decision(state._replace(buffer=buffer, weights=weights))
+        return Decision(Buffered(state.w, state.u), apply=buffer, weights=weights)
+
+    def step(self, state: Buffered, updates: Arrivals) -> Buffered:
+        """Returns the state with the next model."""
+        mean = updates.sum(updates.weights) / np.float32(len(updates))
+        u: Row = np.asarray(np.float32(self.momentum) * state.u + mean, dtype=np.float32)
+        return state._replace(w=state.w + np.float32(self.eta) * u, u=u)

@@ -7,18 +7,27 @@ the authors' code.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
-from fl.strategies.drivers.contributions import Contributions
-from fl.strategies.drivers.events import EventDriven, Server, Update, at_least, positive
+from fl.strategies.drivers.events import at_least, positive
+from fl.strategies.event_rule import Arrival, Arrivals, Decision, EventRule
+from fl.vectors.rows import Row
 
 
-class FedFix(EventDriven):
+class Interval(NamedTuple):
+    """The model, shape (d,), and what has arrived since the last tick."""
+
+    w: Row
+    answered: tuple[Arrival, ...] = ()
+
+
+@dataclass(frozen=True)
+class FedFix(EventRule):
     """Every dt seconds, the server takes in what has arrived since.
 
         w <- w + eta sum_{i in A} n_i p (x_i - x_0),    p = 1 / M
 
-    A holds the clients that have answered since the last tick, x_0 is the model they were sent, and
     A holds the clients that have answered since the last tick, x_0 is the model they were sent, and
     n_i is how many ticks pass from one contribution of client i to the next: it takes part in one
     of n_i steps, so this weight makes its mean influence p. The new model goes to A only, and to
@@ -29,65 +38,51 @@ class FedFix(EventDriven):
     fails, and the task times t_i are known; then n_i is its weight, ceil(t_i / dt), and with random
     times E[ceil(t_i / dt)]. That would count a client the less, the more of its tasks are lost.
 
-    Args:
+    With an aggregator F, the sum is |A| F(n_1 p Delta_1, ...).
+
+    Attributes:
         num_clients: M.
         interval_s: dt, s.
         eta: server learning rate, above 0.
-        **events: arguments of `EventDriven`; in the paper `concurrency` is null, all clients work.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: a hyperparameter is out of range.
     """
 
-    def __init__(
-        self, *, num_clients: int, interval_s: float, eta: float = 1.0, **events: Any
-    ) -> None:
-        super().__init__(**events)
-        at_least("num_clients", num_clients, 1)
-        positive("interval_s", interval_s)
-        positive("eta", eta)
-        self.num_clients = num_clients
-        self.interval_s = interval_s
-        self.eta = eta
+    measures: ClassVar[bool] = True
 
-    def begin(self, server: Server) -> None:
-        """Starts the timer."""
-        self.began_s = server.now
-        self.ticks = 0
-        self.answered: list[Update] = []
-        self.contributions = Contributions()
-        self.sends = True
+    num_clients: int
+    interval_s: float
+    eta: float = 1.0
 
-    def receive(self, server: Server, update: Update) -> None:
+    def __post_init__(self) -> None:
+        at_least("num_clients", self.num_clients, 1)
+        positive("interval_s", self.interval_s)
+        positive("eta", self.eta)
+
+    @property
+    def combines(self) -> int:
+        """Returns M."""
+        return self.num_clients
+
+    @property
+    def period(self) -> float:
+        """Returns dt."""
+        return self.interval_s
+
+    def init(self, w: Row, p: int) -> Interval:
+        """Returns the initial state."""
+        return Interval(w)
+
+    def receive(self, state: Interval, update: Arrival, tau: int) -> Decision:
         """Keeps the update until the tick."""
-        self.answered.append(update)
+        return Decision(Interval(state.w, (*state.answered, update)))
 
-    def timer(self, server: Server) -> float:
-        """Returns the time of the next tick."""
-        return self.began_s + (self.ticks + 1) * self.interval_s
-
-    def tick(self, server: Server) -> None:
+    def tick(self, state: Interval, now: float) -> Decision:
         """Steps with what has arrived since the last tick."""
-        self.ticks += 1
-        for update in self.answered:
-            self.contributions.add(update.node, self.ticks)
-        self.sends = True
-        if not self.answered and not server.tasks.any_open:
-            return  # nobody is there: time passes, and the server does not count it
-        w = server.w
-        for update in self.answered:
-            n = self.contributions.interval(update.node)
-            w = w + self.eta * n / self.num_clients * update.delta
-        contributors, self.answered = self.answered, []
-        server.step(w, contributors)
+        return Decision(Interval(state.w), apply=state.answered)
 
-    def free_slots(self, server: Server) -> int:
-        """Returns how many clients may be sent the model: none between ticks."""
-        return super().free_slots(server) if self.sends else 0
-
-    def dispatch(self, server: Server) -> None:
-        """Sends the model after a tick, to the clients that are not at work."""
-        if self.sends:
-            self.contributions.available(server.tasks.nodes(), self.ticks)
-        super().dispatch(server)
-        self.sends = False
+    def step(self, state: Interval, updates: Arrivals) -> Interval:
+        """Returns the state with the next model."""
+        a = [self.eta * n / self.num_clients for n in updates.intervals]
+        return Interval(updates.sum(a, start=state.w))

@@ -87,10 +87,7 @@ class FedNova(RoundRule):
 
     def refuses(self, metrics: Mapping[str, Any]) -> str | None:
         """Refuses numbers of steps that nobody can have done."""
-        steps = metrics["steps"]
-        if steps != int(steps) or not 0 <= steps <= _MOST_STEPS:
-            return f"its 'steps' are {steps!r:.40}, no number of steps"
-        return None
+        return refused_steps(metrics)
 
     def norms(self, tau: NDArray[np.float64]) -> NDArray[np.float64]:
         """Returns |a_i|_1 of clients that did `tau` steps, shape (n,)."""
@@ -98,3 +95,11 @@ class FedNova(RoundRule):
             return np.asarray((1 - (1 - self.lr * self.mu) ** tau) / (self.lr * self.mu))
         rho = self.momentum
         return np.asarray((tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho))
+
+
+def refused_steps(metrics: Mapping[str, Any]) -> str | None:
+    """Returns why the metric "steps", a finite number, is none that a client can have done."""
+    steps = metrics["steps"]
+    if steps != int(steps) or not 0 <= steps <= _MOST_STEPS:
+        return f"its 'steps' are {steps!r:.40}, no number of steps"
+    return None

@@ -32,8 +32,8 @@ class FedProx(FedAvg):
     devices' numbers of examples; FedAvg, to which the paper compares, drops them. Which devices are
     selected and which are stragglers depends on the seed and the round, not on the method.
 
-    The proximal term mu/2 |w - w_t|^2 is the clients' (`client=proximal`); mu goes out with the
-    model.
+    The proximal term mu/2 |w - w_t|^2 is the clients' (`client/correction=proximal`); mu goes out
+    with the model.
 
     Attributes:
         mu: at least 0; with 0 and without stragglers this is FedAvg.

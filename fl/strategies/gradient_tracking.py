@@ -2,25 +2,34 @@
 
 Di Lorenzo, Scutari, "NEXT", arXiv:1602.00591; Nedic, Olshevsky, Shi, "Achieving Geometric
 Convergence for Distributed Optimization over Time-Varying Graphs" (DIGing), arXiv:1607.03218; with
-stochastic gradients and in this order Xin, Khan, Kar, arXiv:1909.12583.
+stochastic gradients and in this order Xin, Khan, Kar, arXiv:1909.12583; with both vectors
+compressed Liao, Li, Huang, Pu, "A Compressed Gradient Tracking Method for Decentralized
+Optimization with Linear Convergence", arXiv:2103.13748.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.events import positive
-from fl.strategies.drivers.gossip import Gossip
-from fl.strategies.drivers.swarm import Answer, Swarm
+from fl.strategies.gossip_rule import GossipRule, Progress
 from fl.topologies import Stochasticity
 from fl.vectors.rows import Row
 
 
-class GradientTracking(Gossip):
+class Tracking(NamedTuple):
+    """Model x_i, estimate y_i of the mean gradient, and the last own gradient g_i, (d,) each."""
+
+    x: Row
+    y: Row
+    g: Row
+
+
+@dataclass(frozen=True)
+class GradientTracking(GossipRule):
     """Steps along a mixed estimate of the mean gradient.
 
         y_i <- sum_j W_ij y_j + g_i(x_i) - g_i(x_i before)          (y_i = g_i(x_i) first)
@@ -31,52 +40,49 @@ class GradientTracking(Gossip):
     model.
 
     A node that is away keeps x, y and its last gradient, and the sums stay equal. A payload that is
-    lost breaks that equality for good: who receives it takes its own part twice.
+    lost breaks that equality for good: who receives it takes its own part twice. A Byzantine node
+    forges x_i - eta y_i; its y_i stays true.
 
-    Args:
-        eta: learning rate.
-        **gossip: arguments of `Gossip`.
+    Attributes:
+        eta: learning rate, above 0.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: a hyperparameter is out of range.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("gradient",)
+    vectors: ClassVar[int] = 2
     weights: ClassVar[tuple[Stochasticity, ...]] = ("symmetric", "doubly")
-    exchanges_models: ClassVar[bool] = False
+    linear: ClassVar[str] = "sum_i y_i is the sum of all gradients only while W's columns sum to 1"
 
-    def __init__(self, *, eta: float = 0.1, **gossip: Any) -> None:
-        super().__init__(**gossip)
-        positive("eta", eta)
-        self.eta = eta
+    eta: float = 0.1
 
-    @property
-    def traits(self) -> Traits:
-        """What the strategy is."""
-        return replace(super().traits, sends="gradient")
+    def __post_init__(self) -> None:
+        positive("eta", self.eta)
 
-    def begin(self, swarm: Swarm) -> None:
-        """All begin at the initial model; the gradient before the first counts as 0."""
-        super().begin(swarm)
-        zero = np.zeros_like(swarm.w)
-        self.y: list[Row] = [zero] * self.n
-        self.g: list[Row] = [zero] * self.n
+    def init(self, w: Row) -> Tracking:
+        """Returns the initial model; the gradient before the first counts as 0."""
+        zero = np.zeros_like(w)
+        return Tracking(w, zero, zero)
 
-    def learn(self, i: int, answer: Answer) -> None:
-        """Adds how the gradient has changed."""
-        g = answer.vectors["gradient"]
-        self.y[i] = self.y[i] + g - self.g[i]
-        self.g[i] = g
+    def adapt(self, state: Tracking, progress: Progress) -> Tracking:
+        """Returns y_i with how the gradient has changed."""
+        g = progress.vectors["gradient"]
+        return Tracking(state.x, state.y + g - state.g, g)
 
-    def message(self, i: int) -> Row:
+    def message(self, state: Tracking) -> Row:
         """Returns x_i - eta y_i and y_i, one after the other."""
-        y = self.y[i]
-        return np.concatenate([self.x[i] - np.float32(self.eta) * y, y])
+        return np.concatenate([state.x - np.float32(self.eta) * state.y, state.y])
 
-    def bytes_to(self, j: int, i: int) -> int:
-        """Returns the size of two models."""
-        return 2 * self.model_bytes
+    def combine(self, state: Tracking, row: Row) -> Tracking:
+        """Returns both, taken apart."""
+        x, y = np.split(row, 2)
+        return state._replace(x=x, y=y)
 
-    def mixed(self, i: int, row: Row) -> None:
-        """Takes both apart again."""
-        self.x[i], self.y[i] = np.split(row, 2)
+    def model_in(self, message: Row) -> Row:
+        """Returns x_i - eta y_i."""
+        return np.split(message, 2)[0]
+
+    def with_model(self, message: Row, x: Row) -> Row:
+        """Returns a forged x_i - eta y_i, and y_i."""
+        return np.concatenate([x, np.split(message, 2)[1]])

@@ -6,13 +6,14 @@ with any inner optimizer, whose own state is not averaged.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
 
-from fl.strategies.drivers.outer import OuterSteps
-from fl.strategies.outer_optimizers import OuterSgd
+from fl.strategies.outer_optimizers import OuterOptimizer, OuterSgd
+from fl.strategies.outer_rule import OuterRule
 
 
-class LocalSGD(OuterSteps):
+@dataclass(frozen=True)
+class LocalSGD(OuterRule):
     """Averages the workers' parameters after every H inner steps.
 
         theta <- mean_m theta_m,    theta_m <- theta
@@ -20,14 +21,15 @@ class LocalSGD(OuterSteps):
     Among workers, without a server, and from where their inner optimizers are, it is FedAvg with
     all clients.
 
-    Args:
+    Attributes:
         inner_steps: H.
-        **outer: arguments of `OuterSteps` but `optimizer`.
+        optimizer: theta <- theta - Delta.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: inner_steps is out of range.
     """
 
-    def __init__(self, *, inner_steps: int, **outer: Any) -> None:
-        average = OuterSgd(lr=1.0, momentum=0.0, nesterov=False)
-        super().__init__(inner_steps=inner_steps, optimizer=average, **outer)
+    inner_steps: int = 30
+    optimizer: OuterOptimizer = field(
+        default=OuterSgd(lr=1.0, momentum=0.0, nesterov=False), init=False
+    )

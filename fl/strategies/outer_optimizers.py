@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fl.checks import check_not_negative, check_positive
 from fl.clients.schedule import Schedule
-from fl.clients.sgd import check_not_negative, check_positive
 from fl.errors import ConfigError
 from fl.vectors.rows import Row
 

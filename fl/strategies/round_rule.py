@@ -69,6 +69,7 @@ class Updates:
         buffers: places in the deltas of what clients change but do not train, as statistics of
             normalisation layers. They are no directions: whatever a rule makes of them is replaced
             by their mean.
+        trained: places of what clients train, p numbers together; none are all of them.
         robust: whether `combine` is more than a mean, because some clients may lie.
     """
 
@@ -79,6 +80,7 @@ class Updates:
     combine: Combine = weighted_mean
     name: str = ""
     buffers: Sequence[slice] = ()
+    trained: Sequence[slice] = ()
     robust: bool = False
 
     def __len__(self) -> int:
@@ -92,6 +94,10 @@ class Updates:
     def mean(self) -> Row:
         """Returns F(delta_1, ..., delta_n), shape (d,): the weighted mean, or the aggregator's."""
         return self._mean
+
+    def of_trained(self, vector: Row) -> Row:
+        """Returns what clients train of a vector of shape (d,), such as `mean()`; shape (p,)."""
+        return np.concatenate([vector[p] for p in self.trained]) if self.trained else vector
 
     def squared_norms(self) -> NDArray[np.float64]:
         """Returns |delta_i|^2 over what clients train, shape (n,)."""

@@ -2,24 +2,31 @@
 
 Assran, Loizou, Ballas, Rabbat, "Stochastic Gradient Push for Distributed Deep Learning",
 arXiv:1811.10792, Algorithm 1; push-sum by Kempe, Dobra, Gehrke (FOCS 2003), for optimisation by
-Nedic, Olshevsky, arXiv:1406.2075.
+Nedic, Olshevsky, arXiv:1406.2075; with compressed messages, and weights that are sent as they are,
+Taheri, Mokhtari, Hassani, Pedarsani, arXiv:2002.09964.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from fl.strategies.drivers.gossip import Gossip, Keeps
-from fl.strategies.drivers.swarm import Answer, Swarm
+from fl.strategies.gossip_rule import GossipRule, Keeps, Progress
 from fl.topologies import Stochasticity
 from fl.vectors.rows import Row
 
-_WEIGHT_BYTES = 4
+
+class Pushed(NamedTuple):
+    """Biased model x_i, shape (d,), and its weight w_i, above 0."""
+
+    x: Row
+    w: float
 
 
-class SGP(Gossip):
+@dataclass(frozen=True)
+class SGP(GossipRule):
     """Mixes models and weights with columns that sum to 1, and divides one by the other.
 
         x_i <- x_i - lr g_i(z_i)
@@ -34,35 +41,37 @@ class SGP(Gossip):
     whose receiver is away, as a network with acknowledgements would; a node that is away or has
     failed keeps its own, and finds what reached it all the same when it comes back.
 
-    Args:
-        **gossip: arguments of `Gossip`.
+    A Byzantine node forges z_i, and pushes w_i z_i with its true weight.
     """
 
     keeps: ClassVar[Keeps] = "columns"
     weights: ClassVar[tuple[Stochasticity, ...]] = ("columns", "doubly", "symmetric")
-    exchanges_models: ClassVar[bool] = False
+    linear: ClassVar[str] = "x_i / w_i is the average only if all sum x and w with the same weights"
 
-    def begin(self, swarm: Swarm) -> None:
-        """All begin at the initial model, with weight 1."""
-        super().begin(swarm)
-        self.w = [1.0] * self.n
+    def init(self, w: Row) -> Pushed:
+        """Returns the initial model with weight 1."""
+        return Pushed(w, 1.0)
 
-    def point(self, i: int) -> Row:
+    def model(self, state: Pushed) -> Row:
         """Returns z_i."""
-        return self.x[i] / np.float32(self.w[i])
+        return state.x / np.float32(state.w)
 
-    def learn(self, i: int, answer: Answer) -> None:
-        """Steps."""
-        self.x[i] = self.x[i] + answer.delta
+    def adapt(self, state: Pushed, progress: Progress) -> Pushed:
+        """Returns x_i after the step."""
+        return state._replace(x=state.x + progress.delta)
 
-    def message(self, i: int) -> Row:
+    def message(self, state: Pushed) -> Row:
         """Returns x_i and w_i, one after the other."""
-        return np.append(self.x[i], np.float32(self.w[i]))
+        return np.append(state.x, np.float32(state.w))
 
-    def bytes_to(self, j: int, i: int) -> int:
-        """Returns the size of a model and a weight."""
-        return self.model_bytes + _WEIGHT_BYTES
+    def combine(self, state: Pushed, row: Row) -> Pushed:
+        """Returns both, taken apart."""
+        return Pushed(row[:-1], float(row[-1]))
 
-    def mixed(self, i: int, row: Row) -> None:
-        """Takes both apart again."""
-        self.x[i], self.w[i] = row[:-1], float(row[-1])
+    def model_in(self, message: Row) -> Row:
+        """Returns z_i."""
+        return np.asarray(message[:-1] / message[-1])
+
+    def with_model(self, message: Row, x: Row) -> Row:
+        """Returns w_i z_i and w_i."""
+        return np.append(message[-1] * x, message[-1])

@@ -7,15 +7,23 @@ Lunch", 2025, arXiv:2501.18512, Algorithm 2.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
 
+from fl.checks import read_if
+from fl.clients.island import Pattern
 from fl.errors import ConfigError
-from fl.strategies.drivers.events import at_least
-from fl.strategies.drivers.outer import OuterSteps
 from fl.strategies.outer_optimizers import OuterOptimizer, OuterSgd
+from fl.strategies.outer_rule import OuterRule
 
 
-class StreamingDiLoCo(OuterSteps):
+@read_if(
+    lambda a: a["fragments"] != 1,
+    "pattern",
+    only="it deals blocks to several fragments, and {at}fragments is 1",
+)
+@dataclass(frozen=True)
+class StreamingDiLoCo(OuterRule):
     """DiLoCo fragment by fragment, whose all-reduces are hidden behind inner steps.
 
     After inner step t, for fragment p with (t - t_p) mod H = 0, t_p = p H / P:
@@ -27,46 +35,35 @@ class StreamingDiLoCo(OuterSteps):
         theta_p <- OuterOpt(theta_p, mean_m Q(Delta_{m,p}))
         theta_{m,p} <- alpha theta_{m,p} + (1 - alpha) theta_p
 
-    With one fragment, tau = 0, alpha = 0 and no quantiser it is `DiLoCo`. Q is the experiment's
+    With one fragment, tau = 0, alpha = 0 and no compressor it is `DiLoCo`. Q is the experiment's
     `compressor`; the paper's is E3M0, `compressor=e3m0`. The mean is over what Q decodes to. The
     paper adds in float32; the cost here is a ring's with Q's bytes at every hop.
 
-    Args:
+    Attributes:
         inner_steps: H.
-        optimizer: OuterOpt; None is the paper's, Nesterov with rate 0.4 and momentum 0.9.
+        optimizer: OuterOpt; the paper's is Nesterov with rate 0.4 and momentum 0.9.
         fragments: P, at most the model's blocks; None is one for every three blocks, as in the
             paper.
+        pattern: how blocks are dealt to fragments.
         overlap: tau, below H: a fragment's next all-reduce begins from its new values.
         mixing: alpha, in [0, 1).
-        **outer: arguments of `OuterSteps`.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: a hyperparameter is out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        inner_steps: int,
-        optimizer: OuterOptimizer | None = None,
-        fragments: int | None = None,
-        overlap: int = 1,
-        mixing: float = 0.5,
-        **outer: Any,
-    ) -> None:
-        at_least("inner_steps", inner_steps, 1)
-        at_least("overlap", overlap, 0)
-        if overlap >= inner_steps:
+    inner_steps: int = 30
+    optimizer: OuterOptimizer = field(default_factory=partial(OuterSgd, lr=0.4))
+    fragments: int | None = None
+    pattern: Pattern = "strided"
+    overlap: int = 1
+    mixing: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.overlap >= self.inner_steps:
             raise ConfigError(
-                f"overlap is {overlap}; it must be below inner_steps, {inner_steps}, as "
+                f"overlap is {self.overlap}; it must be below inner_steps, {self.inner_steps}, as "
                 "a fragment's outer gradient is measured against its last outer step. For a whole "
                 "phase of delay use strategy=eager_updates"
             )
-        super().__init__(
-            inner_steps=inner_steps,
-            optimizer=optimizer or OuterSgd(lr=0.4),
-            fragments=fragments,
-            overlap=overlap,
-            mixing=mixing,
-            **outer,
-        )

@@ -13,7 +13,23 @@ from fl.aggregation import Aggregator
 from fl.errors import ConfigError
 
 CONF = Path(fl.__file__).parent / "conf"
-AGGREGATORS = sorted(path.stem for path in (CONF / "aggregator").glob("*.yaml"))
+MEMBERS = sorted(path.stem for path in (CONF / "aggregator").glob("*.yaml"))
+WRITTEN = {  # on the command line, from members
+    "arc_nnm_geometric_median": "aggregator=geometric_median preaggregation=[arc,nnm]",
+    "arc_nnm_trimmed_mean": "aggregator=trimmed_mean preaggregation=[arc,nnm]",
+    "bucketing_centered_clipping": "aggregator=centered_clipping aggregator.tau=10 "
+    "aggregator.iterations=3 preaggregation=bucketing",
+    "bucketing_geometric_median": "aggregator=geometric_median preaggregation=bucketing",
+    "bucketing_krum": "aggregator=krum preaggregation=bucketing",
+    "bucketing_median": "aggregator=median preaggregation=bucketing",
+    "clipping_trimmed_mean": "aggregator=trimmed_mean preaggregation=clipping",
+    "flag_repo": "aggregator=flag aggregator.form=repo aggregator.iterations=1",
+    "nnm_krum_of_parts": "aggregator=krum preaggregation=nnm",
+    "nnm_geometric_median": "aggregator=geometric_median preaggregation=nnm",
+    "nnm_median": "aggregator=median preaggregation=nnm",
+    "resampling_trimmed_mean": "aggregator=trimmed_mean preaggregation=resampling",
+}
+AGGREGATORS = sorted([*MEMBERS, *WRITTEN])
 PRE_AGGREGATIONS = sorted(path.stem for path in (CONF / "preaggregation").glob("*.yaml"))
 
 # The fixture F5 of the method reference: x5 is an outlier.
@@ -24,7 +40,11 @@ MU = F5[:4].mean(axis=0)
 @cache
 def configuration(group, name):
     with initialize_config_dir(str(CONF), version_base=None):
-        return OmegaConf.to_container(compose(f"{group}/{name}")[group])
+        if name in WRITTEN:
+            made = compose("config", WRITTEN[name].split()).strategy.aggregator
+            return OmegaConf.to_container(made, resolve=True)
+        made = OmegaConf.to_container(compose(f"{group}/{name}")[group])
+        return made[name] if group == "preaggregation" else made
 
 
 @cache

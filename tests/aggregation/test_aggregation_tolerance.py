@@ -49,6 +49,7 @@ BOUNDS = {
     "nnm_geometric_median": (2, 1),
     "nnm_trimmed_mean": (2, 1),
     "nnm_krum": (2, 3),
+    "nnm_krum_of_parts": (2, 3),
     "arc_nnm_trimmed_mean": (2, 1),
     "arc_nnm_geometric_median": (2, 1),
     "clipping_trimmed_mean": (2, 1),

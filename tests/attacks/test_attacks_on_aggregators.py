@@ -10,11 +10,12 @@ from attack_members import ATTACKS, CONF
 from flwr.app import ArrayRecord
 from hydra import compose, initialize_config_module
 
-import fl.runs.experiment
+import fl.runs.build
 from fl import simulate
 from fl.attacks import Combined, Poisoning
 from fl.errors import ConfigError
-from fl.runs.experiment import build, central_evaluation
+from fl.runs.build import build
+from fl.runs.evaluation import central_evaluation
 from fl.simulation.kernel.trace import Event
 
 AGGREGATORS = sorted(path.stem for path in (CONF / "aggregator").glob("*.yaml"))
@@ -47,7 +48,7 @@ def config_of(attack, aggregator):
 @pytest.fixture
 def deal_once(monkeypatch):
     """Reads and deals the data only once: it is the same for all."""
-    monkeypatch.setattr(fl.runs.experiment, "federate", _federated)
+    monkeypatch.setattr(fl.runs.build, "federate", _federated)
 
 
 _dealt = {}

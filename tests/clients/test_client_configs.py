@@ -15,7 +15,8 @@ FOLDER = Path(fl.__file__).parent / "conf" / "client"
 NAMES = sorted(
     path.stem for path in FOLDER.glob("*.yaml") if "defaults" not in OmegaConf.load(path)
 )
-SUPPLIED = {"model", "data", "mods", "uplink", "downlink"}
+CORRECTIONS = sorted(path.stem for path in (FOLDER / "correction").glob("*.yaml"))
+SUPPLIED = {"model", "data", "mods", "uplink", "downlink", "correction"}
 
 
 def keys_of(node) -> set[str]:
@@ -28,9 +29,7 @@ def test_there_is_a_configuration_for_every_rule():
         "gradient",
         "microadam",
         "momentum",
-        "proximal",
         "sam",
-        "scaffold",
         "sgd",
     ]
 
@@ -42,6 +41,12 @@ def test_keys_are_the_constructors_arguments_and_defaults_agree(name):
     assert keys_of(config) == set(app) - SUPPLIED
     rule = inspect.signature(get_class(config.rule._target_)).parameters
     assert keys_of(config.rule) == set(rule)
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_keys_of_a_correction_are_its_arguments(name):
+    config = OmegaConf.load(FOLDER / "correction" / f"{name}.yaml")
+    assert keys_of(config) == set(inspect.signature(get_class(config._target_)).parameters)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -58,7 +63,7 @@ def test_it_makes_an_app(name, federated, mlp):
     assert app.rule.round_schedule == ExponentialDecay(0.99)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *(f"correction/{name}" for name in CORRECTIONS)])
 def test_every_key_has_a_comment(name):
     for line in (FOLDER / f"{name}.yaml").read_text().splitlines():
         bare = line.startswith(("#", "_target_", "rule:", "  _target_"))

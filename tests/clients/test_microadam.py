@@ -28,7 +28,7 @@ def gradients(steps, p, seed=0):
 
 
 def run(rule, w, gs, tasks=1):
-    memory, states = rule.first_memory(w), []
+    memory, states = rule.first_memory(w, rule.scalars({})), []
     for task in np.array_split(np.arange(len(gs)), tasks):
         received = Received(w, {}, memory, rule.scalars({}))
         state = rule.init(received)

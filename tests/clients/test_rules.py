@@ -2,20 +2,28 @@
 
 import inspect
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.func import vmap
+from torch.func import grad, vmap
 
 from fl.clients import (
     AdamW,
+    ControlledMomentum,
     ControlVariates,
+    Corrected,
+    Correction,
     CosineDecay,
+    DynamicRegularization,
     ExponentialDecay,
+    GlobalMomentum,
     Gradient,
+    LocalOptimizer,
     MicroAdam,
+    ModelContrast,
     Momentum,
     Proximal,
     Received,
@@ -35,9 +43,6 @@ RULES = {
     "sgd decay": Sgd(0.1, weight_decay=0.1),
     "sgd clip": Sgd(0.1, clip_norm=0.5),
     "sgd everything": Sgd(0.1, 0.9, True, 0.05, 0.7, None, StepDecay(2, 0.5)),
-    "proximal": Proximal(0.1, mu=0.5),
-    "proximal clip": Proximal(0.1, mu=0.5, clip_norm=0.3, momentum=0.5),
-    "proximal clip first": Proximal(0.1, mu=0.5, clip_norm=0.3, clip_first=True),
     "adamw": AdamW(0.01),
     "adamw kept": AdamW(0.01, keep_moments=True, clip_norm=1.0),
     "gradient": Gradient(clip_norm=1.0),
@@ -45,10 +50,32 @@ RULES = {
     "microadam kept": MicroAdam(0.01, density=0.2, block=6, window=3, keep_state=True),
     "momentum": Momentum(0.1, 0.8, 0.05, 0.7, None, StepDecay(2, 0.5)),
     "sam": Sam(0.1, rho=0.1),
-    "scaffold": ControlVariates(0.1),
-    "scaffold option I": ControlVariates(0.1, "I", 0.7, None, StepDecay(2, 0.5)),
     "sam everything": Sam(0.1, 0.9, True, 0.05, 0.7, None, StepDecay(2, 0.5), rho=0.3),
 }
+CORRECTIONS = {
+    "proximal": Proximal(0.5),
+    "proximal clip first": Proximal(0.5, clip_first=True),
+    "control variates": ControlVariates(),
+    "control variates option I": ControlVariates("I"),
+    "control variates clip last": ControlVariates(clip_first=False),
+    "dynamic regularization": DynamicRegularization(),
+    "model contrast": ModelContrast(2.0),
+    "global momentum": GlobalMomentum(),
+    "global momentum vr": GlobalMomentum(variance_reduction=True),
+    "controlled momentum": ControlledMomentum(clip_first=True),
+    "controlled momentum vr": ControlledMomentum(variance_reduction=True),
+}
+OPTIMIZERS = {name: rule for name, rule in RULES.items() if isinstance(rule, LocalOptimizer)}
+RULES |= {
+    f"{correction}, {optimizer}": Corrected(OPTIMIZERS[optimizer], CORRECTIONS[correction])
+    for optimizer in OPTIMIZERS
+    for correction in CORRECTIONS
+}
+
+
+def proximal(lr: float, momentum: float = 0.0, *, clip_norm=None, **term) -> Corrected:
+    """SGD with a proximal term."""
+    return Corrected(Sgd(lr, momentum, clip_norm=clip_norm), Proximal(**term))
 
 
 class Quadratic:
@@ -65,6 +92,12 @@ class Quadratic:
     def grad(self, w):
         return self.a * (w - self.c), self.loss(w)
 
+    def features(self, w):
+        return (self.a * w)[None]
+
+    def features_grad(self, loss, w):
+        return grad(lambda w: loss(self.features(w)).mean())(w)
+
 
 class Linear:
     """f(w) = <g, w> as a batch."""
@@ -78,13 +111,17 @@ class Linear:
         return self.g, self.g @ w
 
 
+def told(rule: Rule):
+    """A message's configuration that the rule does not refuse."""
+    return {"server-round": 1, **dict.fromkeys(rule.requires, 0.3)}
+
+
 def received_by(rule: Rule, w, scalars=None, memory=None):
     """What a client begins with; vectors of the server are some small ones."""
     server = {name: 0.01 * torch.ones_like(w).cumsum(0) for name in rule.needs}
-    memory = rule.first_memory(w) if memory is None else memory
-    return Received(
-        w, server, memory, rule.scalars({"server-round": 1}) if scalars is None else scalars
-    )
+    scalars = rule.scalars(told(rule)) if scalars is None else scalars
+    memory = rule.first_memory(w, scalars) if memory is None else memory
+    return Received(w, server, memory, scalars)
 
 
 def run(rule: Rule, w, batch, steps: int, config=None, memory=None):
@@ -158,7 +195,7 @@ def test_a_schedule_over_local_steps_is_torchs(quadratic, schedule, scheduler, k
     torch.testing.assert_close(got, expected, **TIGHT)
 
 
-@pytest.mark.parametrize("kind", [Sgd, Proximal, AdamW, Momentum, Sam, ControlVariates])
+@pytest.mark.parametrize("kind", [Sgd, AdamW, MicroAdam, Momentum, Sam])
 def test_a_schedule_over_rounds_counts_from_the_first_round(kind):
     rule = kind(lr=0.1, round_schedule=StepDecay(2, 0.5))
     rates = [rule.scalars({"server-round": i})["lr"] for i in (1, 2, 3, 4, 5)]
@@ -241,7 +278,7 @@ def test_proximal_steps_follow_the_closed_form_on_a_quadratic():
     fixed = (a * c + mu * x) / (a + mu)
     expected = fixed + (1 - eta * (a + mu)) ** k * (x - fixed)
     batch = Quadratic(torch.tensor([a]), torch.tensor([c]))
-    got, _ = run(Proximal(eta, mu=mu), torch.tensor([x]), batch, k)
+    got, _ = run(proximal(eta, mu=mu), torch.tensor([x]), batch, k)
     assert got.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -257,14 +294,48 @@ def test_proximal_is_sgd_with_weight_decay_and_a_linear_term(quadratic):
     expected = optimise(
         lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=mu), w, shifted, 12
     )
-    got, _ = run(Proximal(0.1, 0.9, mu=mu), w, batch, 12)
+    got, _ = run(proximal(0.1, 0.9, mu=mu), w, batch, 12)
     torch.testing.assert_close(got, expected, **TIGHT)
 
 
 def test_a_large_mu_keeps_the_model_within_the_gradient_over_mu():
     batch = Quadratic(torch.ones(3), torch.full((3,), 10.0))
-    got, _ = run(Proximal(1e-4, mu=1000.0), torch.zeros(3), batch, 200)
+    got, _ = run(proximal(1e-4, mu=1000.0), torch.zeros(3), batch, 200)
     assert (got.norm() <= math.sqrt(300) / 1000.0).item()
+
+
+def penalised(batch, w, mu):
+    """The batch with mu/2 |v - w|^2 in its loss."""
+    return Quadratic(batch.a + mu, (batch.a * batch.c + mu * w) / (batch.a + mu))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd everything", "adamw kept", "momentum", "microadam"])
+@pytest.mark.parametrize("clip_first", [False, True])
+def test_an_optimizer_with_the_proximal_term_is_the_optimizer_on_the_penalised_loss(
+    quadratic, optimizer, clip_first
+):
+    w, batch = quadratic
+    rule = replace(OPTIMIZERS[optimizer], clip_norm=None if clip_first else 0.7)
+    got, _ = run(Corrected(rule, Proximal(0.6, clip_first)), w, batch, 12)
+    expected, _ = run(rule, w, penalised(batch, w, 0.6), 12)
+    torch.testing.assert_close(got, expected, **TIGHT)
+
+
+def test_adamw_with_the_proximal_term_is_torchs_on_the_penalised_loss(quadratic):
+    w, batch = quadratic
+    got, _ = run(Corrected(AdamW(0.03), Proximal(0.6)), w, batch, 25)
+    make = lambda p: torch.optim.AdamW(p, 0.03)  # noqa: E731
+    torch.testing.assert_close(got, optimise(make, w, penalised(batch, w, 0.6), 25), **TIGHT)
+
+
+def test_sam_climbs_the_loss_alone_and_is_corrected_where_the_model_is():
+    # f = a x^2 / 2: w <- w - lr (a (w + rho) + mu (w - w_t)), for w > 0.
+    batch = Quadratic(torch.tensor([2.0]).double(), torch.zeros(1).double())
+    w, a, lr, rho, mu = 1.0, 2.0, 0.01, 0.2, 3.0
+    for _ in range(8):
+        w -= lr * (a * (w + rho) + mu * (w - 1.0))
+    got, _ = run(Corrected(Sam(lr, rho=rho), Proximal(mu)), torch.ones(1).double(), batch, 8)
+    assert got.item() == pytest.approx(w, rel=1e-12)
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.3])
@@ -280,15 +351,15 @@ def test_proximal_without_mu_is_sgd_bit_for_bit(quadratic, clip_norm, clip_first
 
     w[0], batch = -0.0, Dead(batch.a, batch.c)  # here adding 0 would change the sign of a zero
     sgd, _ = run(Sgd(0.1, momentum, clip_norm=clip_norm), w, batch, 9)
-    got, _ = run(Proximal(0.1, momentum, clip_norm=clip_norm, clip_first=clip_first), w, batch, 9)
+    got, _ = run(proximal(0.1, momentum, clip_norm=clip_norm, clip_first=clip_first), w, batch, 9)
     assert got.numpy().tobytes() == sgd.numpy().tobytes()
 
 
 def test_the_message_sets_mu_and_the_learning_rate(quadratic):
     w, batch = quadratic
     config = {"server-round": 1, "lr": 0.02, "proximal-mu": 0.7, "unknown": "x"}
-    got, _ = run(Proximal(0.1, mu=0.1), w, batch, 5, config)
-    expected, _ = run(Proximal(0.02, mu=0.7), w, batch, 5)
+    got, _ = run(proximal(0.1, mu=0.1), w, batch, 5, config)
+    expected, _ = run(proximal(0.02, mu=0.7), w, batch, 5)
     assert torch.equal(got, expected)
 
 
@@ -300,7 +371,7 @@ def test_the_order_of_clipping_and_the_proximal_term_is_a_choice():
         (True, np.array([0.6, 10.8])),
         (False, np.array([3.0, 14.0]) / np.hypot(3, 14)),
     ):
-        rule = Proximal(1.0, mu=10.0, clip_norm=1.0, clip_first=clip_first)
+        rule = proximal(1.0, mu=10.0, clip_norm=1.0, clip_first=clip_first)
         received = Received(anchor, {}, {}, rule.scalars({}))
         got, _, _ = rule.step(w, rule.init(received), received, batch, 0)
         np.testing.assert_allclose((w - got).numpy(), expected, rtol=1e-5)
@@ -388,6 +459,28 @@ def test_sam_is_a_torch_loop_that_climbs_before_it_steps(quadratic, nesterov, cl
     )
 
 
+# ---- moments from task to task -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kept", "choice"),
+    [(AdamW(0.03), "keep_moments"), (MicroAdam(0.03, density=0.5), "keep_state")],
+    ids=["adamw", "microadam"],
+)
+def test_moments_are_kept_where_clients_go_on_from_where_they_were(quadratic, kept, choice):
+    w, batch = quadratic
+    always, never = replace(kept, **{choice: True}), replace(kept, **{choice: False})
+    outer, rounds = {"first-step": 6}, {"server-round": 2}
+    for config, same, other in ((outer, always, never), (rounds, never, always)):
+        first, finished = run(kept, w, batch, 6, config)
+        memory = finished.memory or None  # as of a client that kept nothing
+        got, _ = run(kept, first, batch, 6, config, memory)
+        for rule, equal in ((same, True), (other, False)):
+            half, before = run(rule, w, batch, 6, config)
+            whole, _ = run(rule, half, batch, 6, config, before.memory or None)
+            assert torch.equal(got, whole) == equal
+
+
 # ---- contract of all rules -----------------------------------------------------------------------
 
 
@@ -396,7 +489,7 @@ def test_under_vmap_every_client_gets_what_it_gets_alone(rule):
     torch.manual_seed(2)
     n, p, steps = 4, 7, 6
     w, a, c = torch.randn(n, p), torch.rand(n, p) + 0.5, torch.randn(n, p)
-    scalars = rule.scalars({"server-round": 1})
+    scalars = rule.scalars(told(rule))
 
     def train(w, a, c):
         received = received_by(rule, w, scalars)
@@ -419,7 +512,7 @@ def test_under_vmap_every_client_gets_what_it_gets_alone(rule):
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_scalars_may_be_tensors(rule, quadratic):
     w, batch = quadratic
-    scalars = rule.scalars({"server-round": 1})
+    scalars = rule.scalars(told(rule))
 
     def train(scalars):
         received = received_by(rule, w, scalars)
@@ -436,14 +529,14 @@ def test_scalars_may_be_tensors(rule, quadratic):
 def test_a_rule_does_not_change_what_it_is_given(rule, quadratic):
     w, batch = quadratic
     before = w.clone()
-    memory = rule.first_memory(w)
+    memory = rule.first_memory(w, rule.scalars(told(rule)))
     kept = {name: tensor.clone() for name, tensor in memory.items()}
     run(rule, w, batch, 3, memory=memory)
     assert torch.equal(w, before)
     assert all(torch.equal(memory[name], tensor) for name, tensor in kept.items())
 
 
-@pytest.mark.parametrize("kind", [Sgd, Proximal, AdamW, Momentum, Sam, ControlVariates])
+@pytest.mark.parametrize("kind", [Sgd, AdamW, MicroAdam, Momentum, Sam])
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -463,7 +556,7 @@ def test_a_message_with_a_bad_learning_rate_is_refused(kind, config, message):
 @pytest.mark.parametrize("mu", [-0.1, float("inf"), "much"])
 def test_a_message_with_a_bad_mu_is_refused(mu):
     with pytest.raises(ConfigError, match="proximal-mu"):
-        Proximal(0.1).scalars({"proximal-mu": mu})
+        Proximal().scalars({"proximal-mu": mu})
 
 
 @pytest.mark.parametrize(
@@ -475,13 +568,13 @@ def test_a_message_with_a_bad_mu_is_refused(mu):
         (Sgd, {"lr": 1, "nesterov": True}, "nesterov needs momentum"),
         (Sgd, {"lr": 1, "weight_decay": -1}, "weight_decay is -1"),
         (Sgd, {"lr": 1, "clip_norm": 0.0}, "clip_norm is 0.0"),
-        (Proximal, {"lr": 1, "mu": -1}, "mu is -1; it must be finite and at least 0"),
-        (Proximal, {"lr": -1}, "lr is -1"),
+        (Proximal, {"mu": -1}, "mu is -1; it must be finite and at least 0"),
+        (Proximal, {"mu": math.nan}, "mu is nan"),
         (Sam, {"lr": 1, "rho": -0.1}, "rho is -0.1; it must be finite and at least 0"),
         (Sam, {"lr": 1, "rho": float("inf")}, "rho is inf"),
-        (ControlVariates, {"lr": 0}, "lr is 0; it must be finite and above 0"),
-        (ControlVariates, {"lr": 1, "option": "III"}, "option is 'III'; it must be 'I' or 'II'"),
-        (ControlVariates, {"lr": 1, "clip_norm": 0.0}, "clip_norm is 0.0"),
+        (ModelContrast, {"mu": -1}, "mu is -1"),
+        (ModelContrast, {"temperature": 0}, "temperature is 0"),
+        (ControlVariates, {"option": "III"}, "option is 'III'; it must be 'I' or 'II'"),
         (Momentum, {"lr": 0}, "lr is 0; it must be finite and above 0"),
         (Momentum, {"lr": 1, "beta": 1.0}, r"beta is 1.0; it must be in \[0, 1\)"),
         (Momentum, {"lr": 1, "weight_decay": -1}, "weight_decay is -1"),
@@ -502,23 +595,40 @@ def test_a_hyperparameter_out_of_range_is_refused(kind, arguments, message):
     [
         (Sgd(1), 0),
         (Sgd(1, 0.9), 1),
-        (Proximal(1), 1),
-        (Proximal(1, 0.9), 2),
+        (proximal(1), 1),
+        (proximal(1, 0.9), 2),
         (AdamW(), 2),
         (Sam(1), 1),
         (Sam(1, 0.9), 2),
         (Momentum(1), 1),
-        (ControlVariates(1), 2),
-        (ControlVariates(1, "I"), 3),
+        (Corrected(Sgd(1), ControlVariates()), 2),
+        (Corrected(Sgd(1), ControlVariates("I")), 3),
+        (Corrected(Sgd(1, 0.9), ControlVariates()), 1 + 3),
+        (Corrected(AdamW(), ControlVariates()), 2 + 3),
     ],
 )
 def test_memory_counts_the_vectors_a_step_keeps(rule, vectors):
     assert rule.vectors == vectors
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("correction", CORRECTIONS.values(), ids=CORRECTIONS)
+def test_an_optimizer_and_its_correction_do_not_share_what_they_keep(optimizer, correction):
+    w = torch.zeros(7)
+    scalars = {**optimizer.scalars({"server-round": 1}), "first-step": 0}
+    of_correction = correction.scalars(told(correction))
+    both = Corrected(optimizer, correction).first_memory(w, scalars)
+    apart = (optimizer.first_memory(w, scalars), correction.first_memory(w))
+    assert len(both) == sum(map(len, apart))
+    assert not scalars.keys() & of_correction.keys()
+
+
 def test_every_rule_is_tested_here():
     import fl.clients
 
     members = [getattr(fl.clients, name) for name in fl.clients.__all__]
-    rules = {m for m in members if inspect.isclass(m) and issubclass(m, Rule)} - {Rule}
+    kinds = {m for m in members if inspect.isclass(m)}
+    rules = {m for m in kinds if issubclass(m, Rule)} - {Rule, LocalOptimizer}
     assert rules == {type(rule) for rule in RULES.values()}
+    corrections = {m for m in kinds if issubclass(m, Correction)} - {Correction}
+    assert corrections == {type(correction) for correction in CORRECTIONS.values()}

@@ -3,27 +3,51 @@
 from pathlib import Path
 
 import numpy as np
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 import fl
-from fl.compression import Channel, Compressor, Shapes
+from fl.compression import Channel, Compressor, Shapes, chained
 
 CONF = Path(fl.__file__).parent / "conf" / "compressor"
-NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
-SURROUNDINGS = {"seed": 0, "num_clients": 4}
+OF_THE_FOLDER = sorted(path.stem for path in CONF.glob("*.yaml"))
+WRITTEN = {  # on the command line, from members
+    "bf16_stochastic": "compressor=bf16 compressor.stochastic=true",
+    "codebook_quantile": "compressor=codebook_int8 compressor.bins=quantile",
+    "diana": "compressor=qsgd feedback=diana",
+    "econtrol": "compressor=topk feedback=econtrol",
+    "ef21_of_topk": "compressor=topk feedback=ef21",
+    "ef21_sgdm": "compressor=topk feedback=ef21_sgdm",
+    "ef21_sign": "compressor=ef21 compressor@compressor.compressor=sign",
+    "ef_sign": "compressor=sign feedback=ef",
+    "ef_topk_and_int8": "compressor=topk compressor@then=int8 then.stochastic=false feedback=ef",
+    "int8_nearest": "compressor=int8 compressor.stochastic=false compressor.bucket=4096",
+    "marina": "compressor=randk compressor.density=0.1 compressor.scaled=true feedback=marina",
+    "qsgd_sparse": "compressor=qsgd compressor.levels=1 compressor.bucket=null",
+    "randk_block": "compressor=randk compressor.contiguous=true",
+    "randk_unbiased": "compressor=randk compressor.density=0.1 compressor.scaled=true",
+    "sign_l2": "compressor=sign compressor.scale=l2",
+    "signsgd": "compressor=sign compressor.scale=none",
+    "terngrad_unclipped": "compressor=terngrad compressor.clip=null",
+    "topk_by_tensor": "compressor=topk compressor.scope=tensor",
+    "topk_int8": "compressor=topk compressor@then=int8 then.stochastic=false",
+}
+NAMES = sorted([*OF_THE_FOLDER, *WRITTEN])
 
 # A matrix, two biases, a convolution and a scalar: 588 entries.
 SHAPES = Shapes(((24, 16), (16,), (3, 3, 4, 5), (7,), ()))
 
 
 def load(name):
-    """The object a config describes, in the surroundings it interpolates from."""
-    config = OmegaConf.create({**SURROUNDINGS, "compressor": OmegaConf.load(CONF / f"{name}.yaml")})
-    return instantiate(config.compressor)
+    """The channel of a member, or of what is written."""
+    written = WRITTEN.get(name, f"compressor={name}").split()
+    config = compose("config", ["seed=0", "num_clients=4", *written])
+    parts = (config.get(key) for key in ("compressor", "then", "feedback"))
+    return chained(*(None if part is None else instantiate(part) for part in parts))
 
 
-MEMBERS = {name: load(name) for name in NAMES}
+with initialize_config_dir(str(CONF.parent), version_base=None):
+    MEMBERS = {name: load(name) for name in NAMES}
 CHANNELS = [name for name in NAMES if isinstance(MEMBERS[name], Channel)]
 COMPRESSORS = [name for name in NAMES if isinstance(MEMBERS[name], Compressor)]
 

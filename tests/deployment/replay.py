@@ -14,7 +14,9 @@ from omegaconf import DictConfig
 from fl import SimulatedRun, simulate
 from fl.deployment.settings import compose_experiment
 from fl.reports import read_run
-from fl.runs.experiment import app_of, build, serve
+from fl.runs.build import build
+from fl.runs.experiment import app_of
+from fl.runs.run import serve
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.fleets import durations
@@ -34,7 +36,7 @@ ROUNDS = {  # of all clients: a grid shows their replies in the order of the mes
 }
 PEERS = {  # rounds whose payloads are relayed by the server, which on the simulator pays nothing
     "gossip": "strategy=dpsgd topology=complete strategy.retry_s=0.5",
-    "outer steps": "strategy=diloco strategy.inner_steps=4 strategy.retry_s=0.5",
+    "outer steps": "strategy=diloco strategy.rule.inner_steps=4 strategy.retry_s=0.5",
 }
 PATIENT = "strategy.patience=null"  # what the wall's clock says is no matter of the schedule
 EVENTS = {  # what comes first decides
@@ -43,13 +45,16 @@ EVENTS = {  # what comes first decides
         "strategy.deadline_s=500"
     ),
     "buffered, clients with error feedback": (
-        "strategy=fedbuff strategy.concurrency={n} strategy.buffer_size=2 compressor=ef_topk_int8 "
-        f"{PATIENT}"
+        "strategy=fedbuff strategy.concurrency={n} strategy.rule.buffer_size=2 "
+        f"compressor=ef_topk_int8 {PATIENT}"
     ),
     "asynchronous, clients with MicroAdam": (
-        f"strategy=fedasync strategy.rho=0 strategy.concurrency={{n}} client=microadam {PATIENT}"
+        "strategy=fedasync strategy.rule.rho=0 strategy.concurrency={n} client=microadam "
+        f"{PATIENT}"
     ),
-    "several models": f"strategy=fedast strategy.concurrency=4 strategy.buffer_size=1 {PATIENT}",
+    "several models": (
+        f"strategy=fedast strategy.concurrency=4 strategy.rule.buffer_size=1 {PATIENT}"
+    ),
 }
 PAIRS = {  # what happens between two replies decides as well, and no trace says it
     "gossip in pairs": "strategy=adpsgd topology=complete strategy.retry_s=0.5",

@@ -268,9 +268,7 @@ def test_the_bundle_that_flwr_sends_is_the_package_and_small():
         names = archive.namelist()
     outside = {name for name in names if not name.startswith("fl/")}
     assert outside == {"pyproject.toml", ".info/CONTENT"}
-    assert {"fl/conf/config.yaml", "fl/conf/strategy/fedbuff.yaml", "fl/runs/experiment.py"} <= {
-        *names
-    }
+    assert {"fl/conf/config.yaml", "fl/conf/strategy/fedbuff.yaml", "fl/runs/build.py"} <= {*names}
 
 
 # ---- the grid ------------------------------------------------------------------------------------

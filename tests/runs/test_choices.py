@@ -29,11 +29,17 @@ def said(*overrides: str) -> list[str]:
     [
         ([], []),
         (["strategy=fedbuff", "client=adamw"], []),
-        (["strategy=fedprox"], ["strategy=fedprox sets client=proximal"]),
-        (["strategy=fedprox", "client=sgd"], []),
-        (["strategy=fedprox", "client=proximal"], []),
-        (["strategy=fedasync"], ["strategy=fedasync sets client=proximal, length=updates"]),
-        (["strategy=fedasync", "length=steps"], ["strategy=fedasync sets client=proximal"]),
+        (["strategy=fedprox"], ["strategy=fedprox sets client/correction=proximal"]),
+        (["strategy=fedprox", "client=sgd"], ["strategy=fedprox sets client/correction=proximal"]),
+        (["strategy=fedprox", "client/correction=proximal"], []),
+        (
+            ["strategy=fedasync"],
+            ["strategy=fedasync sets client/correction=proximal, length=updates"],
+        ),
+        (
+            ["strategy=fedasync", "length=steps"],
+            ["strategy=fedasync sets client/correction=proximal"],
+        ),
         (
             ["strategy=sgp", "client=sgd"],
             ["strategy=sgp sets topology=one_peer_exponential, fleet=cross_silo"],
@@ -78,7 +84,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 def test_a_run_says_it_in_its_first_line(run, capsys: pytest.CaptureFixture[str]) -> None:
     run("strategy=fedprox", "num_rounds=1", "views=false")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "fl: strategy=fedprox sets client=proximal"
+    assert lines[0] == "fl: strategy=fedprox sets client/correction=proximal"
 
 
 def test_a_run_of_polled_clients_has_a_column_of_its_own_for_versions_between_polls(run) -> None:

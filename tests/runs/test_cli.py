@@ -19,6 +19,8 @@ import pytest
 import fl
 from fl.cli import main
 from fl.execution import cluster
+from fl.runs.groups import top_groups
+from fl.runs.usage import GROUPS
 from fl.simulation.world.fleets import uniform
 
 QUICK = [
@@ -106,6 +108,52 @@ def test_module_is_the_command(call: Call, tmp_path: Path) -> None:
         assert one[name] == other[name]
 
 
+def test_parts_that_do_not_go_together_are_told_with_what_is_wrong_by_itself(
+    refused: Callable[..., str],
+) -> None:
+    told = refused(
+        *QUICK,
+        "strategy=diloco",
+        "client=inner_adamw",
+        "compressor@downlink=ef21",
+        "attack=alie",
+        "attack.z=abc",
+        "num_byzantine=2",
+        "round_timeout_s=inf",
+    )
+    for key_and_value in ("round_timeout_s is inf", "attack.z='abc'", "downlink is EF21"):
+        assert key_and_value in told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key_and_value"),
+    [
+        (
+            ["aggregator=krum", "aggregator.f=5", "strategy.clients=10"],
+            "n=10 vectors, of which f=5",
+        ),
+        (["compressor=marina", "strategy.clients=9"], "compressor is Marina"),
+        (["strategy=dpsgd", "topology.num_nodes=11"], "11 nodes and the fleet 10 clients"),
+        (["strategy=onebit_adam", "strategy.rule.workers=9"], "10 clients and 9 workers"),
+    ],
+)
+def test_what_so_many_clients_cannot_do_is_told_before_anything_starts(
+    refused: Callable[..., str], overrides: list[str], key_and_value: str
+) -> None:
+    assert key_and_value in refused(*QUICK, *overrides)
+
+
+def test_directory_of_a_completed_run_is_not_taken_by_another(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    call(*QUICK, f"hydra.run.dir={tmp_path}")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit):
+        call(*QUICK, "seed=7", f"hydra.run.dir={tmp_path}")
+    assert f"{tmp_path} holds a completed run" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_status_of_a_refused_run_is_1_and_its_message_goes_to_standard_error() -> None:
     command = [sys.executable, "-m", "fl", *QUICK, "client.rule.learning_rate=1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -122,7 +170,7 @@ def test_help_does_not_wait_for_heavy_imports() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.startswith("Federated learning with real training in simulated time.")
-    assert "strategy: " in done.stdout
+    assert "\nstrategy  " in done.stdout
     assert "HEAVY []" in done.stdout
 
 
@@ -193,7 +241,7 @@ BAD = {
     "client.lr=1": "there is no key 'client.lr'; did you mean client.rule.lr",
     "fleet.faults.droput=0.1": "did you mean fleet.faults.dropout",
     "strategy.foo=1": "there is no key 'strategy.foo'; strategy may have: ",
-    "strategy.buffer_size=3": "that has it (fedast, fedbuff); a sweep over strategy=A,B takes only",
+    "strategy.rule.buffer_size=3": "that has it (fedast, fedbuff); a sweep over strategy=",
     "+num_clints=3": "there is no key 'num_clints'; did you mean num_clients",
     "+client.foo=1": "there is no key 'client.foo'; client (fl.clients.TrainingApp) has: ",
     "+strategy.foo=1": "strategy: Rounds refuses its arguments: ",
@@ -203,7 +251,7 @@ BAD = {
     "strategy=xyz": "there is no strategy=xyz; there are: adpsgd, async_fedavg",
     "fleet/availability=nightly": "there are: always, behaviour, diurnal, exponential",
     "model._target_=fl.models.MPL": "model._target_ is fl.models.MPL, which cannot be imported",
-    "seed": "'seed' is neither KEY=VALUE nor a command; the commands are report and resume",
+    "seed": "'seed' is neither KEY=VALUE nor a command; the commands are help, report and resume",
     "resumee": "'resumee' is neither KEY=VALUE nor a command; did you mean fl resume?",
     "--multrun": "there is no option --multrun; did you mean --multirun?",
     "model._target_=mine.Net": "there is no module mine: neither mine.py nor mine/ in ",
@@ -220,8 +268,8 @@ BAD = {
     # Numbers out of range, and parts that do not fit together.
     "partition.alpha=-1": "partition.alpha=-1: a Dirichlet concentration must be positive",
     "client.rule.lr=0": "client.rule.lr is 0; it must be finite and above 0",
-    "strategy=diloco strategy.optimizer.lr=0": "strategy.optimizer.lr is 0; it must be finite and",
-    "strategy=fedbuff strategy.staleness.a=-1": "strategy.staleness.a is -1; it must be at least 0",
+    "strategy=diloco strategy.rule.optimizer.lr=0": "optimizer.lr is 0; it must be finite",
+    "strategy=fedbuff strategy.rule.staleness.a=-1": "staleness.a is -1; it must be at least 0",
     "strategy=fedavg aggregator=krum aggregator.power=3": "aggregator.power=3",
     "strategy=fedast tasks.digits.client.rule.lr=0": "tasks.digits.client.rule.lr is 0; it must",
     "attack=gauss num_byzantine=2 attack.sigma=-1": "attack.sigma=-1: must not be negative",
@@ -245,16 +293,16 @@ BAD = {
     "fleet=serverless": "fleet.path needs the environment variable FL_DATA_DIR: set it, or give",
     "strategy=fedast": "model=logistic has no effect, as several tasks are learnt: change tasks.",
     # What is set and nothing reads.
-    "strategy=async_sgd aggregator=krum": "aggregator=krum has no effect, as the strategy AsyncSgd",
+    "strategy=async_sgd aggregator=krum": "aggregator=krum has no effect, as the strategy AsyncSGD",
     "topology=ring": "topology=ring has no effect, as the strategy FedAvg does not read topology",
-    "strategy=async_sgd strategy.max_delay=5": "only strategy.rule=ringmaster reads it",
-    "strategy=diloco client.local_steps=5": "with DiLoCo, strategy.inner_steps counts instead",
+    "strategy=fedast strategy.rule.window=5": "only strategy.rule.allocation=dynamic reads it",
+    "strategy=diloco client.local_steps=5": "strategy.rule.inner_steps counts instead",
     "strategy=dbw client.rule.lr=0.5": "with DBW, strategy.eta counts instead",
     "client.evaluate_on=train": "client.evaluate_on=train has no effect: FedAvg, as it is configur",
     "strategy.min_evaluate_nodes=3": "clients evaluate only with strategy.fraction_evaluate above",
     "evaluate_every=2 evaluate_every_s=5": "evaluate_every=2 has no effect, as evaluate_every_s",
     "checkpoint.trust=true": "checkpoint.trust=true has no effect: it is for the ServerApps of",
-    "strategy=monna topology/weights=lazy": "topology/weights=lazy has no effect: MoNNA takes the",
+    "strategy=monna topology/weights=lazy": "topology/weights=lazy has no effect: what a node ag",
     "app=gone time_limit_s=5": "time_limit_s=5 has no effect with app=gone, which brings its own",
     "app=gone": "app=gone: ",
     "app=gone strategy=fedadam": "strategy=fedadam has no effect with app=gone, which brings its",
@@ -362,9 +410,29 @@ def test_help_lists_what_can_be_chosen_and_the_commands(
     call("--help")
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 80
-    for word in ("fl report DIR", "fl resume DIR", "fl -m ", "topology/weights:", "fedbuff"):
+    for word in ("fl report DIR", "fl resume DIR", "fl -m ", "fl help GROUP", "adpsgd"):
         assert word in said
-    assert "_flower" not in said  # what members are made of
+    assert "_base" not in said  # what members are made of
+    groups = [line.split()[0] for line in said.splitlines()[-len(GROUPS) :]]
+    assert groups == list(GROUPS)
+    assert set(groups) == set(top_groups())
+
+
+def test_help_for_a_group_says_what_members_are_and_for_a_member_its_keys(
+    call: Call, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    call("help", "topology")
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80
+    assert "  ring: Neighbours i - 1 and i + 1, weights 1/3." in said
+    assert "topology/weights=..." in said
+    call("help", "strategy=fedbuff")
+    assert "buffer_size: 10 # K" in capsys.readouterr().out
+    for wrong, known in (("strategie", "strategy"), ("strategy=fedbuf", "fedbuff")):
+        with pytest.raises(SystemExit, match="1"):
+            call("help", wrong)
+        assert known in capsys.readouterr().err
 
 
 OWN_MODULE = """

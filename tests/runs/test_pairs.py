@@ -1,6 +1,7 @@
 """What goes with what: every strategy beside every other choice runs, or says at once why not.
 
-The table of docs/compatibility.md is made of what happens: `python tests/test_pairs.py` prints it.
+The table of docs/compatibility.md is made of what happens; `python tests/runs/test_pairs.py` writes
+it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import pytest
 from every_strategy import CLIENTS, CONF, TASKS, configured, ran
 
 from fl.errors import ConfigError
-from fl.runs.experiment import prepare
+from fl.runs.build import prepare
+from fl.runs.compatibility import REFUSALS
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("[!_]*.yaml"))
@@ -83,7 +85,21 @@ def test_every_pair_trains_or_is_refused_before_anything_starts_as_the_page_says
         assert run.summary["status"] in ("completed", "diverged"), choice
 
 
+def rewrite() -> None:
+    """Makes the page's table and reasons anew; says how many pairs are refused."""
+    rows = [row(name) for name in STRATEGIES]
+    head = f"| strategy | {' | '.join(CHOICES)} |\n|{'---|' * (len(CHOICES) + 1)}"
+    reasons = [f"- {refusal}" for refusal in REFUSALS]
+    page = PAGE.read_text("utf-8")
+    for name, lines in (("pairs", [head, *rows]), ("reasons", reasons)):
+        before, _, rest = page.partition(f"<!-- {name} -->\n")
+        _, _, after = rest.partition(f"<!-- end of {name} -->")
+        text = "\n".join(lines)
+        page = f"{before}<!-- {name} -->\n{text}\n<!-- end of {name} -->{after}"
+    PAGE.write_text(page, "utf-8")
+    refused = sum(one.count("| no ") for one in rows)
+    print(f"{refused} of {len(rows) * len(CHOICES)} pairs are refused")
+
+
 if __name__ == "__main__":
-    print(f"| strategy | {' | '.join(CHOICES)} |\n|{'---|' * (len(CHOICES) + 1)}")
-    for name in STRATEGIES:
-        print(row(name), flush=True)
+    rewrite()

@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import FedAvg
 from fl import CostModel, SimulatedRun, simulate
 from fl.simulation.world.faults import Faults
 from fl.simulation.world.fleets import uniform
-from fl.strategies import FedBuff
+from fl.strategies import Events, FedBuff
 
 N = 4
 FIRST = 2  # node id of the first client
@@ -239,7 +239,7 @@ def test_rounds_without_any_metrics_are_counted_all_the_same() -> None:
 
 def test_a_strategy_that_says_which_updates_it_uses_is_counted_by_its_versions() -> None:
     def main(grid: Grid, context: Context) -> None:
-        FedBuff(buffer_size=2, concurrency=3).start(
+        Events(FedBuff(buffer_size=2), concurrency=3).start(
             grid=grid,
             initial_arrays=model(),
             num_rounds=4,

@@ -13,17 +13,13 @@ from hydra import compose, initialize_config_module
 import fl
 from fl import simulate
 from fl.clients import TaskApp
-from fl.errors import ConfigError
 from fl.execution import RayExecutor
 from fl.execution.contract import Payload
 from fl.flower.private import trusted_record
-from fl.runs.experiment import (
-    build,
-    central_evaluation,
-    initial_of,
-    run_experiment,
-    task_evaluation,
-)
+from fl.runs.build import build
+from fl.runs.evaluation import central_evaluation, task_evaluation
+from fl.runs.experiment import initial_of
+from fl.runs.run import run_experiment
 
 MEMBERS = sorted(
     path.stem for path in (Path(fl.__file__).parent / "conf" / "tasks").glob("[!_]*.yaml")
@@ -78,7 +74,7 @@ def simulated(experiment, tmp_path, executor="serial", rounds=12):
 
 
 def test_metrics_of_a_task_are_those_of_its_model_and_the_plain_name_is_the_mean(tmp_path):
-    experiment = build(config_of("strategy.eta=0.5"))
+    experiment = build(config_of("strategy.rule.eta=0.5"))
     run = simulated(experiment, tmp_path)
     last = rows_of(tmp_path)[-1]
     for task, learning in experiment.tasks.items():
@@ -96,7 +92,7 @@ def test_a_model_that_has_not_changed_is_not_evaluated_again(monkeypatch):
     calls = []
     experiment = build(config_of())
     monkeypatch.setattr(
-        "fl.runs.experiment.evaluate", lambda model, examples: (calls.append(1), (0.0, 0.0))[1]
+        "fl.runs.evaluation.evaluate", lambda model, examples: (calls.append(1), (0.0, 0.0))[1]
     )
     evaluate = task_evaluation(experiment)
     initial = initial_of(experiment.tasks)
@@ -139,16 +135,3 @@ def test_ray_gives_the_model_and_the_trace_of_one_process(tmp_path):
 def test_central_training_is_done_for_every_task():
     config = config_of("central_epochs=1", "num_rounds=1")
     assert run_experiment(config) is None
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["strategy=fedavg", "tasks=digits_and_synthetic"], "this strategy trains one model"),
-        (["compressor=topk"], "leave compressor or tasks out"),
-        (["~tasks"], "trains several models: choose one, tasks=NAME"),
-    ],
-)
-def test_what_does_not_fit_together_is_refused(overrides, words):
-    with pytest.raises(ConfigError, match=words):
-        run_experiment(config_of(*overrides))

@@ -14,8 +14,8 @@ import fl
 from fl.cli import main
 from fl.clients import TrainingApp
 from fl.runs import unread
-from fl.runs.compatibility import told_by
-from fl.runs.experiment import build, run_experiment
+from fl.runs.build import build
+from fl.runs.run import run_experiment
 from fl.runs.unread import Unread, readers_of, unread_groups
 
 CONF = Path(fl.__file__).parent / "conf"
@@ -24,9 +24,9 @@ GROUPS = {  # key of the root to the folder of its members
     name: name
     for name in (
         *("aggregator", "attack", "checkpoint", "client", "compressor", "data", "executor"),
-        *("fleet", "model", "partition", "tasks", "topology"),
+        *("feedback", "fleet", "model", "partition", "preaggregation", "tasks", "topology"),
     )
-} | {"downlink": "compressor"}
+} | {"downlink": "compressor", "then": "compressor"}
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -44,7 +44,10 @@ def members(key: str) -> dict[str, DictConfig]:
     return found
 
 
-MADE = ("strategy", "attack", "compressor", "downlink", "fleet", "executor", "checkpoint")
+MADE = (
+    *("strategy", "attack", "compressor", "then", "feedback", "downlink", "fleet", "executor"),
+    "checkpoint",
+)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -115,7 +118,7 @@ def test_strategy_says_what_it_tells_clients_in_place_of_their_own_arguments(str
     monkeypatch.setattr(TrainingApp, "plan", noted)
     run_experiment(config, prepared=experiment)
     strategy = experiment.strategy
-    app, told = experiment.app, told_by(strategy)
+    app, told = experiment.app, strategy.told()
     assert said
     for config in said:
         honoured = {key for key in config if app.replaced_by(key)}
@@ -124,20 +127,30 @@ def test_strategy_says_what_it_tells_clients_in_place_of_their_own_arguments(str
 
 # What is set, with what makes it of no effect; and what counts instead, in the message.
 IGNORED = {
-    "strategy.max_delay=3": (["strategy=async_sgd"], "only strategy.rule=ringmaster reads it"),
-    "strategy.batch=3": (["strategy=async_sgd"], "only strategy.rule=rennala reads it"),
-    "strategy.window=3": (["strategy=fedast"], "only strategy.allocation=dynamic reads it"),
+    "strategy.rule.window=3": (
+        ["strategy=fedast"],
+        "only strategy.rule.allocation=dynamic reads it",
+    ),
+    "strategy.f=1": (["strategy=fedbuff"], "Mean has no number of Byzantine clients"),
+    "aggregator.weighted=false": (["strategy=fedbuff"], "updates do not weigh by numbers of ex"),
     "strategy.metric=loss": (["strategy=fedast"], "strategy.targets are values of it, and there"),
     "strategy.rule.drop_stragglers=true": (
         ["strategy=fedprox"],
         "only with strategy.rule.straggler_f",
     ),
-    "strategy.pattern=sequential": (["strategy=eager_updates"], "and strategy.fragments is 1"),
+    "strategy.rule.pattern=sequential": (
+        ["strategy=eager_updates"],
+        "and strategy.rule.fragments is 1",
+    ),
     "strategy.root_examples=7": (["strategy=fedavg"], "Mean does without an own update"),
     "strategy.min_evaluate_nodes=5": ([], "only with strategy.fraction_evaluate above 0"),
     "aggregator.f=2": (["strategy=fedavg", "aggregator=krum", "strategy.f=1"], "strategy.f co"),
     "aggregator.rule.f=2": (["strategy=fedavg", "aggregator=nnm_krum"], "aggregator.f says w"),
-    "topology/weights=lazy": (["strategy=monna", "strategy.f=1"], "takes the graph of a topology"),
+    "topology/weights=lazy": (["strategy=monna", "strategy.rule.f=1"], "the graph of a topology"),
+    "topology/weights=lazy_metropolis": (
+        ["strategy=dfedavg", "aggregator=median"],
+        "takes the graph of a topology",
+    ),
     "attack.target=2": (["attack=mimic", "num_byzantine=2"], "only attack.warmup=0 reads it"),
     "attack.attack.z=2": (
         ["attack=alie_optimized", "num_byzantine=2", "strategy=fedavg"],
@@ -152,11 +165,14 @@ IGNORED = {
         "without compressor.density the bound is fixed",
     ),
     "fleet.regions=[iowa]": (["fleet=datacenters", "fleet.network=high"], "only fleet.network=geo"),
-    "client.rule.clip_first=true": (["client=proximal"], "only client.rule.clip_norm clips"),
-    "client.rule.mu=0.3": (["strategy=fedprox"], "with FedProx, strategy.rule.mu counts ins"),
+    "client.correction.clip_first=true": (
+        ["client/correction=proximal"],
+        "only client.rule.clip_norm clips",
+    ),
+    "client.correction.mu=0.3": (["strategy=fedprox"], "with FedProx, strategy.rule.mu counts ins"),
     "client.local_epochs=3": (
         ["strategy=favas", "strategy.local_steps=2"],
-        "with Favas, strategy.local_steps counts inst",
+        "with FAVAS, strategy.local_steps counts inst",
     ),
     "client.rule.lr=0.7": (["strategy=backup_workers"], "with BackupWorkers, strategy.eta counts"),
     "client.evaluate_on=train": ([], "FedAvg, as it is configured, does not have clients evaluate"),
@@ -182,9 +198,7 @@ def test_argument_that_its_part_does_not_read_is_refused_and_would_change_nothin
     (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith(start)]
     assert says in message
     hashes = []
-    monkeypatch.setattr(
-        "fl.runs.experiment.print_results", lambda summary, *_: hashes.append(summary)
-    )
+    monkeypatch.setattr("fl.runs.run.print_results", lambda summary, *_: hashes.append(summary))
     for more in ([], [key]):
         run_experiment(composed(*arguments, *more))
     one, other = hashes

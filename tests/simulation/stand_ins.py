@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,15 @@ from fl.simulation.world.availability import Always, Availability
 from fl.simulation.world.devices import Devices
 from fl.simulation.world.faults import Faults, TaskFaults
 from fl.simulation.world.fleet import Fleet
+from fl.strategies import (
+    Events,
+    FedAST,
+    Polling,
+    PollingRule,
+    SimultaneousEvents,
+    SimultaneousRounds,
+    SyncST,
+)
 
 NEVER = float("inf")
 KEY = "b"  # every message and reply has one entry of this name, whose length counts as well
@@ -206,3 +215,11 @@ def events(trace: Trace) -> list[tuple[float, Event, int, int, int, float]]:
 def times(trace: Trace, kind: Event) -> dict[tuple[int, int], float]:
     """Returns when events of one kind happened, by (client, dispatch)."""
     return {(row[2], row[3]): row[0] for row in events(trace) if row[1] is kind}
+
+
+def driven(kind, *rule, **given):
+    """Returns a rule without rounds in its driver; each gets the arguments that are its own."""
+    own = {name: given.pop(name) for name in [f.name for f in fields(kind)] if name in given}
+    drivers = {PollingRule: Polling, FedAST: SimultaneousEvents, SyncST: SimultaneousRounds}
+    driver = next((made for base, made in drivers.items() if issubclass(kind, base)), Events)
+    return driver(kind(*rule, **own), **given)

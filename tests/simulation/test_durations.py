@@ -53,13 +53,13 @@ def test_a_normal_law_is_cut_off_below():
 
 
 def test_times_of_tasks_follow_the_law_and_are_independent():
-    fleet = durations(200, 3, seconds=2.0, task=ShiftedExponential(0.2, 0.8))
+    fleet = durations(200, 3, seconds=2.0, task_factor=ShiftedExponential(0.2, 0.8))
     times = np.array([[fleet.compute_seconds(c, k, 1.0) for k in range(20)] for c in range(200)])
     assert stats.kstest(times.ravel(), stats.expon(0.4, 1.6).cdf).pvalue > 0.01
     assert abs(np.corrcoef(times[:, 0], times[:, 1])[0, 1]) < 0.2  # 1 / sqrt(200) is 0.07
     assert abs(np.corrcoef(times[0], times[1])[0, 1]) < 0.8
-    again = durations(200, 3, seconds=2.0, task=ShiftedExponential(0.2, 0.8))
-    other = durations(200, 4, seconds=2.0, task=ShiftedExponential(0.2, 0.8))
+    again = durations(200, 3, seconds=2.0, task_factor=ShiftedExponential(0.2, 0.8))
+    other = durations(200, 4, seconds=2.0, task_factor=ShiftedExponential(0.2, 0.8))
     assert again.compute_seconds(7, 5, 1.0) == times[7, 5] != other.compute_seconds(7, 5, 1.0)
 
 
@@ -82,7 +82,7 @@ def test_a_client_draws_its_factor_once_and_alone():
     assert spread.factors(1, 5).tolist() == spread.factors(1, 50)[:5].tolist()
     assert spread.factors(1, 5).tolist() != spread.factors(2, 5).tolist()
     assert stats.kstest(spread.factors(1, 2000), LOG_NORMAL.cdf).pvalue > 0.01
-    fleet = durations(5, 1, seconds=3.0, client=spread)
+    fleet = durations(5, 1, seconds=3.0, client_factor=spread)
     for client, factor in enumerate(spread.factors(1, 5)):
         assert {fleet.compute_seconds(client, k, 9.0) for k in range(3)} == {3.0 * factor}
 
@@ -97,7 +97,7 @@ def test_a_task_takes_its_time_whatever_its_work_and_none_without_work():
 
 
 def test_with_task_flops_other_work_takes_time_in_proportion():
-    fleet = durations(2, 0, seconds=4.0, task=Uniform(), task_flops=1e9)
+    fleet = durations(2, 0, seconds=4.0, task_factor=Uniform(), task_flops=1e9)
     whole = fleet.compute_seconds(1, 3, 1e9)
     assert 2.0 <= whole <= 6.0
     assert fleet.compute_seconds(1, 3, 2.5e8) == pytest.approx(whole / 4)
@@ -128,7 +128,7 @@ def test_what_cannot_be_is_refused(make, words):
 
 
 def test_equal_clients_and_constant_tasks_are_the_default():
-    fleet = durations(3, 0, task=Constant(), client=Equal())
+    fleet = durations(3, 0, task_factor=Constant(), client_factor=Equal())
     assert {fleet.compute_seconds(c, k, 1.0) for c in range(3) for k in range(3)} == {1.0}
 
 

@@ -13,6 +13,7 @@ from stand_ins import (
     Scripted,
     ScriptedFaults,
     content_of,
+    driven,
     fleet_of,
     grid_of,
     message_to,
@@ -95,7 +96,7 @@ def test_nothing_is_said_where_everybody_contributed():
 
 
 @pytest.mark.parametrize(
-    "strategy", [FedBuff(buffer_size=1, concurrency=2), Rounds(FedAvg(), clients=2)]
+    "strategy", [driven(FedBuff, buffer_size=1, concurrency=2), Rounds(FedAvg(), clients=2)]
 )
 def test_the_summary_and_the_table_of_a_run_say_who_never_contributed(strategy):
     app = ClientApp()

@@ -125,6 +125,18 @@ def test_a_ring_takes_twice_m_minus_one_steps_of_its_slowest_edge() -> None:
     assert grid.trace.counts[Event.ALL_REDUCE] == 5
 
 
+def test_in_a_gathering_ring_every_payload_travels_to_everybody() -> None:
+    grid = grid_of(fleet_of(CLIENTS))
+    # A to B 3 s and 1 s for 100 bytes, B to C 5 + 0.5 s, C to A 4 + 2 s: two hops of 6 s.
+    assert GridView(grid).peers.all_gather([A, B, C], [100, 100, 100]) == 2 * 6.0
+    # First 3 + 1, 5 + 1 and 4 + 6 s, then what came: 3 + 3, 5 + 0.5 and 4 + 4 s.
+    assert GridView(grid).peers.all_gather([A, B, C], [100, 200, 300]) == 12.0 + 10.0 + 8.0
+    grid.sleep(100.0)
+    assert grid.engine.bytes_up == 3 * 200 + 2 * 600
+    assert grid.engine.energy_j["radio"] == 2.0 * 3 * (12.0 + 18.0)
+    assert GridView(grid).peers.all_gather([A], [300]) == grid.clock.now()
+
+
 def test_one_client_has_nobody_to_reduce_with() -> None:
     grid = grid_of(fleet_of(CLIENTS))
     assert GridView(grid).peers.all_reduce([A], 300) == 0.0
@@ -156,3 +168,4 @@ def test_a_deployment_relays() -> None:
     clock = GridView(Plain()).clock
     before = clock.now()
     assert before <= peers.all_reduce([A, B], 10) <= clock.now()
+    assert before <= peers.all_gather([A, B], [10, 20]) <= clock.now()

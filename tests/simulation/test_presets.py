@@ -164,7 +164,7 @@ def test_a_configuration_builds_the_fleet_of_the_function_s_defaults(
     for key, value in plain.items():
         default = parameters[key].default
         if (
-            key in ("availability", "client", "faults", "paces", "task")
+            key in ("availability", "client_factor", "faults", "paces", "task_factor")
             or default is inspect.Parameter.empty
         ):
             continue

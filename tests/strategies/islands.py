@@ -23,7 +23,8 @@ from fl.models import MLP, build, per_example_loss
 from fl.runs.simulator import SimulatedRun
 from fl.simulation.world.faults import Faults, TaskFaults
 from fl.simulation.world.fleets import uniform
-from fl.strategies import OuterSgd
+from fl.strategies import OuterRule, OuterSgd, OuterSteps
+from fl.strategies.drivers.exchange import Exchange
 from fl.vectors.layout import Layout
 
 AVERAGE = OuterSgd(lr=1.0, momentum=0.0, nesterov=False)
@@ -43,7 +44,9 @@ CUT = Fragments.of(LAYOUT, 3)
 
 
 def app_of(strategy, data, rule=SGD, batch_size=None, **more):
-    island = strategy.worker if hasattr(strategy, "worker") else None
+    island = None
+    if isinstance(strategy, OuterSteps):
+        island, _ = strategy.ends(strategy.exchange.uplink, None)
     return TrainingApp(
         MODEL,
         data,
@@ -72,11 +75,37 @@ class Done:
         return self.run.summary
 
 
-def run(
-    strategy, rounds, *, workers=2, data=None, fleet=None, executor="serial", timeout=1e6, **app
+def driven(
+    rule, *, workers=2, compressor=None, attack=None, byzantine=(), strategy=OuterSteps, **of
 ):
-    """Runs a strategy among workers."""
+    """Returns the strategy of a rule, within an exchange."""
+    exchange = Exchange(
+        uplink=compressor,
+        attack=attack,
+        byzantine=frozenset(byzantine),
+        num_clients=workers,
+        seed=0,
+        layout=LAYOUT,
+    )
+    return strategy(rule, **of).within(exchange)
+
+
+def run(
+    strategy,
+    rounds,
+    *,
+    workers=2,
+    data=None,
+    fleet=None,
+    executor="serial",
+    timeout=1e6,
+    compressor=None,
+    **app,
+):
+    """Runs a strategy, or a rule of outer steps, among workers."""
     data = data or DATA[workers]
+    if isinstance(strategy, OuterRule):
+        strategy = driven(strategy, workers=workers, compressor=compressor)
     rows, times, results = [], [], []
 
     def server(grid, context, recorder):

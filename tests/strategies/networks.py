@@ -21,6 +21,7 @@ from fl.simulation.kernel.trace import Event
 from fl.strategies import Decentralized, Exchange, NodeModels
 from fl.topologies import Topology
 from fl.topologies.weights import Stochasticity
+from fl.vectors.layout import Layout
 
 LR = 0.1
 A3, B3 = (1.0, 2.0, 3.0), (0.0, 1.0, 4.0)
@@ -55,9 +56,11 @@ class Given(Topology):
         return csr_array(np.array(self.matrices[t], dtype=np.float64))
 
 
-def attacked(method, attack, byzantine):
-    """Returns the method with nodes that carry out an attack."""
-    return method.within(Exchange(attack=attack, byzantine=frozenset(byzantine)))
+def attacked(method, attack, byzantine, uplink=None):
+    """Returns the method with nodes that carry out an attack, over compressed edges or not."""
+    layout = Layout.of_vector("w", 2)
+    liars = frozenset(byzantine)
+    return method.within(Exchange(uplink, attack=attack, byzantine=liars, layout=layout))
 
 
 Q3 = Given.of(W3)

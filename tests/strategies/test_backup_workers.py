@@ -43,7 +43,7 @@ def quadratic(noise=0.0, loss_noise=0.0):
 def run(strategy, task=None, *, rounds=20, n=N, seed=0, answer=None, **fleet):
     trace = Trace()
     grid = SimGrid(
-        durations(n, seed, task=task, **fleet),
+        durations(n, seed, task_factor=task, **fleet),
         FakeExecutor(answer or quadratic()),
         planner=lambda *_: FixedWork(1.0),
         trace=trace,

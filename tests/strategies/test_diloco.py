@@ -20,6 +20,7 @@ from islands import (
     Nesterov,
     app_of,
     crashing,
+    driven,
     of,
     references,
     run,
@@ -42,10 +43,11 @@ from fl.strategies import (
     EagerUpdates,
     LocalSGD,
     OuterAdam,
+    OuterGradients,
     OuterSgd,
+    OuterSteps,
     StreamingDiLoCo,
 )
-from fl.strategies.drivers.outer import mean_of
 
 # ---- outer optimizers ----------------------------------------------------------------------------
 
@@ -97,9 +99,10 @@ def test_a_schedule_scales_the_outer_steps():
 
 def test_equal_weights_are_the_plain_mean_and_survivors_share_it():
     vectors = {7: np.array([1.0, 2.0]), 3: np.array([3.0, 6.0])}
-    np.testing.assert_array_equal(mean_of(vectors, {3: 5.0, 7: 5.0, 9: 5.0}), [2.0, 4.0])
-    np.testing.assert_array_equal(mean_of(vectors, {3: 1.0, 7: 3.0}), [1.5, 3.0])
-    np.testing.assert_array_equal(mean_of({3: vectors[3]}, {3: 0.1, 7: 1.0}), [3.0, 6.0])
+    np.testing.assert_array_equal(OuterGradients(vectors).mean(), [2.0, 4.0])
+    np.testing.assert_array_equal(OuterGradients(vectors, {3: 5.0, 7: 5.0}).mean(), [2.0, 4.0])
+    np.testing.assert_array_equal(OuterGradients(vectors, {3: 1.0, 7: 3.0}).mean(), [1.5, 3.0])
+    np.testing.assert_array_equal(OuterGradients({3: vectors[3]}, {3: 0.1}).mean(), [3.0, 6.0])
 
 
 # ---- equalities ----------------------------------------------------------------------------------
@@ -169,21 +172,14 @@ def test_with_an_outer_step_of_1_it_is_flowers_fedavg():
 @pytest.mark.parametrize(
     ("strategy", "rule", "outer"),
     [
-        (LocalSGD(inner_steps=1, weighted_by_key="num-examples"), SGD, (0.2, 0.0)),
-        (
-            DiLoCo(inner_steps=1, optimizer=OuterSgd(0.7, 0.9), weighted_by_key="num-examples"),
-            SGD,
-            (0.14, 0.9),
-        ),
-        (
-            DataParallel(optimizer=OuterSgd(0.2, 0.9), weighted_by_key="num-examples"),
-            Gradient(),
-            (0.2, 0.9),
-        ),
+        (LocalSGD(inner_steps=1), SGD, (0.2, 0.0)),
+        (DiLoCo(inner_steps=1, optimizer=OuterSgd(0.7, 0.9)), SGD, (0.14, 0.9)),
+        (DataParallel(optimizer=OuterSgd(0.2, 0.9)), Gradient(), (0.2, 0.9)),
     ],
     ids=["local_sgd", "diloco", "data_parallel"],
 )
 def test_steps_of_1_are_data_parallel_sgd_on_all_examples(strategy, rule, outer):
+    strategy = driven(strategy, workers=3, weighted_by_key="num-examples")
     got = run(strategy, 6, workers=3, rule=rule)
     (everyone,) = references(1, Sgd(lr=1.0))
     everyone.optimizer = torch.optim.SGD(
@@ -194,9 +190,8 @@ def test_steps_of_1_are_data_parallel_sgd_on_all_examples(strategy, rule, outer)
 
 
 def test_data_parallel_adamw_is_adamw_on_all_examples():
-    strategy = DataParallel(
-        optimizer=OuterAdam(0.01, 0.9, 0.999, 1e-8, 0.01), weighted_by_key="num-examples"
-    )
+    adamw = DataParallel(optimizer=OuterAdam(0.01, 0.9, 0.999, 1e-8, 0.01))
+    strategy = driven(adamw, workers=3, weighted_by_key="num-examples")
     got = run(strategy, 6, workers=3, rule=Gradient())
     (everyone,) = references(1, AdamW(lr=0.01))
     everyone.train(6)
@@ -220,6 +215,15 @@ def test_of_identical_workers_any_number_is_one(make):
     np.testing.assert_array_equal(alone.rows, four.rows)
 
 
+def test_moments_stay_with_workers_unless_the_client_is_told_otherwise():
+    def trained(keep):
+        rule = AdamW(lr=0.01, keep_moments=keep)
+        return run(DiLoCo(inner_steps=3), 3, rule=rule).rows[-1]
+
+    np.testing.assert_array_equal(trained(None), trained(True))
+    assert np.abs(trained(None) - trained(False)).max() > 1e-3
+
+
 # ---- DiLoCo --------------------------------------------------------------------------------------
 
 
@@ -238,12 +242,12 @@ def test_diloco_is_its_algorithm_with_torchs_optimizers():
 
 
 def test_the_worker_whose_outer_gradient_is_dropped_goes_on_from_its_own_parameters():
-    class First(DiLoCo):
+    class First(OuterSteps):
         def _drops(self, worker, key):
             return worker.node == min(nodes) and key[1] == 2
 
     nodes = [2, 3]
-    strategy = First(inner_steps=2, optimizer=PLAIN, drop=0.5)
+    strategy = driven(DiLoCo(inner_steps=2, optimizer=PLAIN), strategy=First, drop=0.5)
     got = run(strategy, 3)
     a, b = references(2, SGD)
     theta = a.w
@@ -264,7 +268,7 @@ def test_the_worker_whose_outer_gradient_is_dropped_goes_on_from_its_own_paramet
 
 
 def test_outer_gradients_are_dropped_with_the_given_probability():
-    strategy = DiLoCo(inner_steps=1, drop=0.3, seed=3)
+    strategy = driven(DiLoCo(inner_steps=1), workers=4, drop=0.3, seed=3)
     got = run(strategy, 100, workers=4)
     assert got.run.trace.counts[Event.DISCARDED] == pytest.approx(120, abs=4 * 84**0.5)
     assert got.run.trace.counts[Event.APPLIED] + got.run.trace.counts[Event.DISCARDED] == 400
@@ -313,22 +317,22 @@ class Relay:
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("rule", "compressor"),
     [
-        partial(DiLoCo, inner_steps=4),
-        partial(StreamingDiLoCo, inner_steps=6, fragments=3, overlap=4, quantiser=Cast("e3m0")),
-        partial(DelayedUpdates, inner_steps=4),
-        partial(EagerUpdates, inner_steps=4),
+        (DiLoCo(inner_steps=4), None),
+        (StreamingDiLoCo(inner_steps=6, fragments=3, overlap=4), Cast("e3m0")),
+        (DelayedUpdates(inner_steps=4), None),
+        (EagerUpdates(inner_steps=4), None),
     ],
     ids=["diloco", "streaming", "delayed", "eager"],
 )
-def test_without_direct_links_fragments_go_through_the_server_to_the_same_result(make):
-    class Relayed(make.func):
+def test_without_direct_links_fragments_go_through_the_server_to_the_same_result(rule, compressor):
+    class Relayed(OuterSteps):
         def start(self, grid, *args, **kwargs):
             return super().start(Relay(grid), *args, **kwargs)
 
-    relayed = run(Relayed(**make.keywords), 3, rule=ADAMW)
-    direct = run(make(), 3, rule=ADAMW)
+    relayed = run(driven(rule, compressor=compressor, strategy=Relayed), 3, rule=ADAMW)
+    direct = run(rule, 3, compressor=compressor, rule=ADAMW)
     np.testing.assert_array_equal(relayed.rows, direct.rows)
     totals = relayed.summary["totals"]
     whole = 4 * LAYOUT.size
@@ -363,11 +367,11 @@ def test_an_outer_gradient_of_the_wrong_form_is_a_fault_and_its_worker_begins_ag
                     self.corrupted = True
             return replies
 
-    class Watched(DiLoCo):
+    class Watched(OuterSteps):
         def start(self, grid, *args, **kwargs):
             return super().start(Corrupting(grid), *args, **kwargs)
 
-    got = run(Watched(inner_steps=2, optimizer=AVERAGE), 2)
+    got = run(driven(DiLoCo(inner_steps=2, optimizer=AVERAGE), strategy=Watched), 2)
     assert got.run.trace.counts[Event.REJECTED] == 1
     a, b = references(2, SGD)
     b.train(2)

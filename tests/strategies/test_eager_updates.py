@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from islands import ADAMW, AVERAGE, CUT, DATA, PLAIN, SGD, Nesterov, crashing, references, run
+from islands import (
+    ADAMW,
+    AVERAGE,
+    CUT,
+    DATA,
+    PLAIN,
+    SGD,
+    Nesterov,
+    crashing,
+    driven,
+    references,
+    run,
+)
 
 from fl.compression import Cast
 from fl.errors import ConfigError
-from fl.strategies import DelayedUpdates, DiLoCo, EagerUpdates, OuterSgd, StreamingDiLoCo
+from fl.strategies import (
+    DelayedUpdates,
+    DiLoCo,
+    EagerUpdates,
+    OuterSgd,
+    OuterSteps,
+    StreamingDiLoCo,
+)
 
 NESTEROV = OuterSgd(0.4, 0.9)
 
@@ -85,27 +104,30 @@ def test_two_forms_of_the_formula_are_one():
     np.testing.assert_allclose(tilde.mean(axis=0), expected, atol=1e-12)
 
 
-class Watched(EagerUpdates):
-    """Keeps the workers' outer parameters and Deltas of every round."""
+class Watched(OuterSteps):
+    """Keeps the workers' outer parameters, by worker, and Deltas of every round."""
 
-    def evaluated(self, run):
-        if run.copies:
-            self.copies.append([run.copies[node].theta[0] for node in sorted(run.copies)])
-            reduction = run.reductions[0, run.version * self.inner_steps]
-            self.deltas.append([reduction.gradients[node] for node in sorted(run.copies)])
-        return super().evaluated(run)
+    copies, deltas = (), ()
+
+    def _model(self, run):
+        own = run.states[0].own
+        self.copies = [*self.copies, {node: own[node].theta for node in run.present}]
+        if reduction := run.reductions.get((0, run.version * self.rule.inner_steps)):
+            self.deltas = [*self.deltas, [sent.delta for sent in reduction.sent.values()]]
+        return super()._model(run)
 
 
-def watched(optimizer, rounds, **more):
-    strategy = Watched(inner_steps=2, optimizer=optimizer, **more)
-    strategy.copies, strategy.deltas = [], []
-    got = run(strategy, rounds, workers=3, batch_size=16)
-    return got.rows[0], np.array(strategy.copies), np.array(strategy.deltas)
+def watched(optimizer, rounds, *, workers=3, compressor=None, **more):
+    rule = EagerUpdates(inner_steps=2, optimizer=optimizer)
+    strategy = driven(rule, workers=workers, compressor=compressor, strategy=Watched)
+    got = run(strategy, rounds, workers=workers, **more)
+    copies = [list(of_round.values()) for of_round in strategy.copies[1:]]
+    return got.rows[0], np.array(copies), np.array(strategy.deltas)
 
 
 @pytest.mark.parametrize("quantiser", [None, Cast("e3m0")], ids=["fp32", "e3m0"])
 def test_with_outer_sgd_workers_differ_by_their_last_delta_alone_and_in_the_end_not(quantiser):
-    first, copies, deltas = watched(PLAIN, 5, quantiser=quantiser)
+    first, copies, deltas = watched(PLAIN, 5, compressor=quantiser, batch_size=16)
     means = deltas.mean(axis=1)
     for r in range(4):
         shared = first - 0.5 * means[:r].sum(axis=0)
@@ -116,21 +138,25 @@ def test_with_outer_sgd_workers_differ_by_their_last_delta_alone_and_in_the_end_
 
 
 def test_the_last_delta_of_every_fragment_is_in_the_final_model():
-    class Noting(EagerUpdates):
-        def reduced(self, run, reduction):
-            self.total[reduction.fragment] += reduction.mean()
+    total = [0.0, 0.0, 0.0]
 
-        def evaluated(self, run):
-            self.final = [outer.theta for outer in run.copies.values()] or self.final
-            return super().evaluated(run)
+    class Noting(OuterSteps):
+        def _reduced(self, run, reduction):
+            total[reduction.fragment] += run.all_reduce.gradients(reduction).mean()
+            return super()._reduced(run, reduction)
 
-    strategy = Noting(inner_steps=6, optimizer=PLAIN, fragments=3)
-    strategy.total, strategy.final = [0.0, 0.0, 0.0], []
+        def _model(self, run):
+            self.final = run.states
+            return super()._model(run)
+
+    rule = EagerUpdates(inner_steps=6, optimizer=PLAIN, fragments=3)
+    strategy = driven(rule, workers=3, strategy=Noting)
     got = run(strategy, 3, workers=3, batch_size=16)
-    first = CUT.take(got.rows[0], 0), CUT.take(got.rows[0], 1), CUT.take(got.rows[0], 2)
-    for copy in strategy.final:
-        for theta, before, total in zip(copy, first, strategy.total, strict=True):
-            np.testing.assert_allclose(theta, before - 0.5 * total, atol=5e-6)
+    for p, state in enumerate(strategy.final):
+        expected = CUT.take(got.rows[0], p) - 0.5 * total[p]
+        assert len(state.own) == 3
+        for outer in state.own.values():
+            np.testing.assert_allclose(outer.theta, expected, atol=5e-6)
 
 
 def test_in_one_round_there_is_nothing_to_be_eager_about_and_it_is_diloco():
@@ -140,7 +166,7 @@ def test_in_one_round_there_is_nothing_to_be_eager_about_and_it_is_diloco():
 
 
 def test_the_mean_of_the_workers_steps_has_a_share_of_1_m_of_the_newest():
-    _, copies, deltas = watched(AVERAGE, 4)
+    _, copies, deltas = watched(AVERAGE, 4, batch_size=16)
     means = deltas.mean(axis=1)
     for r in range(1, 3):
         moved = (copies[r - 1] - copies[r]).mean(axis=0)
@@ -157,22 +183,14 @@ def test_of_one_worker_eager_updates_are_diloco():
 
 def test_of_identical_workers_eager_updates_lag_by_the_share_of_the_others():
     # Delta~ = Delta^r / M + (1 - 1/M) Delta^(r-1) for all, so the workers stay identical.
-    strategy = Watched(inner_steps=2, optimizer=AVERAGE)
-    strategy.copies, strategy.deltas = [], []
-    run(strategy, 4, workers=2, data=DATA[1], batching="off")
-    copies, deltas = np.array(strategy.copies), np.array(strategy.deltas)
+    _, copies, deltas = watched(AVERAGE, 4, workers=2, data=DATA[1], batching="off")
     np.testing.assert_array_equal(copies[:, 0], copies[:, 1])
     moved = copies[1, 0] - copies[2, 0]
     np.testing.assert_allclose(moved, (deltas[2, 0] + deltas[1, 0]) / 2, atol=1e-6)
 
 
 def test_a_worker_that_crashes_enters_with_the_mean_of_the_others():
-    strategy = Watched(inner_steps=2, optimizer=PLAIN)
-    strategy.copies, strategy.deltas = [], []
-    strategy.evaluated = lambda run: (
-        strategy.copies.append({n: run.copies[n].theta[0] for n in sorted(run.workers)})
-        or EagerUpdates.evaluated(strategy, run)
-    )
+    strategy = driven(EagerUpdates(inner_steps=2, optimizer=PLAIN), workers=3, strategy=Watched)
     run(strategy, 4, workers=3, rule=SGD, fleet=crashing((0, 1), workers=3))
     # In round 2 worker 0 was away; at its end it came back with the mean of the other two.
     a, b, c = strategy.copies[2].values()
@@ -184,4 +202,4 @@ def test_streaming_with_an_overlap_of_a_phase_is_refused_and_this_is_what_it_mea
     with pytest.raises(ConfigError, match="strategy=eager_updates"):
         StreamingDiLoCo(inner_steps=4, overlap=4)
     with pytest.raises(ConfigError, match=r"drop is 0.5.*leave it out"):
-        EagerUpdates(inner_steps=4, drop=0.5)
+        OuterSteps(EagerUpdates(inner_steps=4), drop=0.5)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 from quadratics import run
-from stand_ins import Scripted
+from stand_ins import Scripted, driven
 
 from fl.simulation.world.faults import Faults, TaskFaults
-from fl.strategies import AsyncFedAvg, Favas, FedFix
+from fl.strategies import FAVAS, AsyncFedAvg, FedFix
 
 TEN = list(range(10))
 ONE_TO_FIVE = [1 + 4 * i / 9 for i in range(10)]  # s a task; client 0 is the fastest
@@ -49,15 +49,15 @@ def late_mean(ran):
     return models[len(models) // 3 :].mean()
 
 
-def of_two(name):
+def of_two(name, num_clients=2):
     if name == "fedfix":
-        return FedFix(num_clients=2, interval_s=0.4, eta=0.1)
-    return AsyncFedAvg(num_clients=2, eta=0.1)
+        return driven(FedFix, num_clients=num_clients, interval_s=0.4, eta=0.1)
+    return driven(AsyncFedAvg, num_clients=num_clients, eta=0.1)
 
 
 @pytest.mark.parametrize("concurrency", range(1, 11))
 def test_asynchronous_fedavg_has_fedavgs_fixed_point_at_every_concurrency(concurrency):
-    strategy = AsyncFedAvg(num_clients=10, eta=0.1, concurrency=concurrency)
+    strategy = driven(AsyncFedAvg, num_clients=10, eta=0.1, concurrency=concurrency)
     ran = run(strategy, TEN, ONE_TO_FIVE, num_rounds=4000, w0=4.5)
     assert late_mean(ran) == pytest.approx(4.5, abs=TOLERANCE)
 
@@ -72,7 +72,7 @@ class SlowClientsFail(Faults):
 
 @pytest.mark.parametrize("concurrency", [1, 4, 10])
 def test_losses_of_the_slow_do_not_move_the_fixed_point(concurrency):
-    strategy = AsyncFedAvg(num_clients=10, eta=0.1, concurrency=concurrency)
+    strategy = driven(AsyncFedAvg, num_clients=10, eta=0.1, concurrency=concurrency)
     faults = SlowClientsFail(detection_s=0.0)
     ran = run(strategy, TEN, ONE_TO_FIVE, num_rounds=4000, w0=4.5, faults=faults)
     assert late_mean(ran) == pytest.approx(4.5, abs=0.1)  # weights by task times: 4.92, 4.66, 4.00
@@ -80,7 +80,7 @@ def test_losses_of_the_slow_do_not_move_the_fixed_point(concurrency):
 
 @pytest.mark.parametrize("concurrency", [1, 2, 4, 7, 10])
 def test_fedfix_has_fedavgs_fixed_point_at_every_concurrency(concurrency):
-    strategy = FedFix(num_clients=10, interval_s=3.0, eta=0.1, concurrency=concurrency)
+    strategy = driven(FedFix, num_clients=10, interval_s=3.0, eta=0.1, concurrency=concurrency)
     ran = run(strategy, TEN, ONE_TO_FIVE, num_rounds=2000, w0=4.5)
     assert late_mean(ran) == pytest.approx(4.5, abs=0.1)  # weights by ticks spanned: 4.78 to 5.17
 
@@ -98,8 +98,7 @@ def test_of_two_equal_clients_the_one_that_loses_tasks_counts_as_much_as_the_oth
 def test_a_client_that_joins_late_counts_like_the_others_from_the_first(name):
     # Constant slopes of -1, and one task takes 1 s: a change of weight d moves by eta d LR.
     joins = Scripted(3, {2: [300.25]}, offline=[2])
-    strategy = of_two(name)
-    strategy.num_clients = 3
+    strategy = of_two(name, num_clients=3)
     ran = run(
         strategy,
         [0.0] * 3,
@@ -117,7 +116,9 @@ def test_a_client_that_joins_late_counts_like_the_others_from_the_first(name):
 @pytest.mark.parametrize("alpha", ["expected", "stochastic"])
 @pytest.mark.parametrize("loss", ["crash", "lost reply"])
 def test_favas_lets_a_client_that_loses_answers_count_as_much_as_the_other(loss, alpha):
-    strategy = Favas(contacted=1, local_steps=4, waiting_s=1.0, interaction_s=1.0, alpha=alpha)
+    strategy = driven(
+        FAVAS, contacted=1, local_steps=4, waiting_s=1.0, interaction_s=1.0, alpha=alpha
+    )
     # Steps small enough that the fourth moves a client nearly as far as the first.
     ran = run(strategy, [0.0, 1.0], [1.0, 1.0], num_rounds=6000, w0=0.5, lr=0.02, **LOSSES[loss])
     applied = [client for _, client, _ in ran.applied()]

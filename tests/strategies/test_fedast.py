@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
-from stand_ins import Client, FakeExecutor, FixedWork, ScriptedFaults, fleet_of
+from stand_ins import Client, FakeExecutor, FixedWork, ScriptedFaults, driven, fleet_of
 
 from fl.errors import ConfigError
 from fl.execution.contract import Result
@@ -95,8 +95,8 @@ def test_one_task_is_fedbuff_without_staleness_weights_but_for_the_choice_of_cli
     def drift(task, client, dispatch, x):
         return 0.7 * x + dispatch
 
-    ours = FedAST(concurrency=1, buffer_size=buffer_size, eta=0.5)
-    buff = FedBuff(concurrency=1, buffer_size=buffer_size, eta=0.5, staleness=Constant())
+    ours = driven(FedAST, concurrency=1, buffer_size=buffer_size, eta=0.5)
+    buff = driven(FedBuff, concurrency=1, buffer_size=buffer_size, eta=0.5, staleness=Constant())
     arguments = {"tasks": ("a",), "clients": (1.0,), "change": drift}
     one, two = run(ours, **arguments), run(buff, **arguments)
     assert one.w["a"] == pytest.approx(two.w["a"])
@@ -111,7 +111,12 @@ def test_one_task_with_a_buffer_of_all_requests_at_distinct_equal_clients_is_fed
     n = 2
     for seed in range(100):
         done = run(
-            FedAST(concurrency=n, buffer_size=n, seed=seed), ("a",), 3, (1.0,) * 4, None, local
+            driven(FedAST, concurrency=n, buffer_size=n, seed=seed),
+            ("a",),
+            3,
+            (1.0,) * 4,
+            None,
+            local,
         )
         cohorts = [sorted(i for t, _, i in done.sent if t == time) for time in (0.0, 1.0, 2.0)]
         if all(len(set(cohort)) == n for cohort in cohorts):
@@ -124,19 +129,19 @@ def test_one_task_with_a_buffer_of_all_requests_at_distinct_equal_clients_is_fed
 
 
 def test_requests_queue_at_busy_clients_and_waiting_counts_as_staleness():
-    done = run(FedAST(concurrency=6, buffer_size=1), ("a",), 30, (1.0,))
+    done = run(driven(FedAST, concurrency=6, buffer_size=1), ("a",), 30, (1.0,))
     # One client serves six requests in turn: each has seen the five versions before it.
     assert [row[0] for row in done.log] == list(range(31))
     assert staleness(done.trace)[5:].tolist() == [5.0] * 25
 
 
 def test_mean_staleness_is_requests_over_buffer_whatever_the_speeds():
-    done = run(FedAST(concurrency=20, buffer_size=4), ("a",), 400, (0.3, 1, 1, 2, 5.1, 0.9))
+    done = run(driven(FedAST, concurrency=20, buffer_size=4), ("a",), 400, (0.3, 1, 1, 2, 5.1, 0.9))
     assert staleness(done.trace)[100:].mean() == pytest.approx((20 - 1) / 4, rel=0.1)
 
 
 def test_clients_are_drawn_with_replacement_from_all():
-    done = run(FedAST(concurrency=200, buffer_size=1), ("a",), 1, (1.0,) * 50)
+    done = run(driven(FedAST, concurrency=200, buffer_size=1), ("a",), 1, (1.0,) * 50)
     first = Counter(i for time, _, i in done.sent if time == 0)
     assert sum(first.values()) == 200
     assert max(first.values()) > 4, "200 balls in 50 bins"
@@ -147,7 +152,7 @@ def test_clients_are_drawn_with_replacement_from_all():
 
 
 def test_tasks_share_the_requests_and_every_one_keeps_its_own():
-    strategy = FedAST(concurrency=12, buffer_size=2, shares={"a": 3, "b": 1})
+    strategy = driven(FedAST, concurrency=12, buffer_size=2, shares={"a": 3, "b": 1})
     done = run(strategy, rounds=60, cost={"a": 1.0, "b": 4.0})
     assert {x.name: x.requests for x in strategy.tasks.values()} == {"a": 9, "b": 3}
     flying = Counter()
@@ -164,7 +169,7 @@ def test_tasks_share_the_requests_and_every_one_keeps_its_own():
 
 
 def test_the_buffer_follows_the_requests_by_their_ratio():
-    strategy = FedAST(concurrency=70, ratio=8, shares={"a": 4, "b": 1})
+    strategy = driven(FedAST, concurrency=70, ratio=8, shares={"a": 4, "b": 1})
     run(strategy, rounds=5, clients=(1.0,) * 10)
     requests = {x.name: x.requests for x in strategy.tasks.values()}
     assert strategy.b == {name: -(-r // 8) for name, r in requests.items()}
@@ -175,7 +180,7 @@ def reach(task, w):
 
 
 def test_a_task_that_reaches_its_target_ends_and_its_requests_go_to_the_others():
-    strategy = FedAST(concurrency=8, buffer_size=1, targets={"a": 0.5, "b": 2.0}, eta=1.0)
+    strategy = driven(FedAST, concurrency=8, buffer_size=1, targets={"a": 0.5, "b": 2.0}, eta=1.0)
     done = run(strategy, rounds=10_000, accuracy=reach, cost={"a": 1.0, "b": 3.0})
     a, b = strategy.tasks["a"], strategy.tasks["b"]
     assert (a.done, b.done) == (True, True)
@@ -190,8 +195,13 @@ def test_a_task_that_reaches_its_target_ends_and_its_requests_go_to_the_others()
 
 
 def test_one_after_another_trains_the_first_task_alone_and_then_the_next():
-    strategy = FedAST(
-        concurrency=4, buffer_size=2, targets={"a": 0.5, "b": 0.5}, eta=1.0, one_after_another=True
+    strategy = driven(
+        FedAST,
+        concurrency=4,
+        buffer_size=2,
+        targets={"a": 0.5, "b": 0.5},
+        eta=1.0,
+        one_after_another=True,
     )
     done = run(strategy, rounds=10_000, accuracy=reach)
     order = [task for _, task, _ in done.sent]
@@ -200,7 +210,7 @@ def test_one_after_another_trains_the_first_task_alone_and_then_the_next():
 
 
 def test_a_run_ends_when_every_task_has_its_versions():
-    strategy = FedAST(concurrency=4, buffer_size=1, rounds_per_task=7)
+    strategy = driven(FedAST, concurrency=4, buffer_size=1, rounds_per_task=7)
     done = run(strategy, rounds=10_000, tasks=("a", "b", "c"))
     assert [x.server.version for x in strategy.tasks.values()] == [7, 7, 7]
     assert done.log[-1][1] == 21
@@ -208,30 +218,30 @@ def test_a_run_ends_when_every_task_has_its_versions():
 
 def test_an_unknown_task_in_targets_or_shares_is_refused():
     with pytest.raises(ConfigError, match=r"strategy\.targets names c; the tasks are a, b"):
-        run(FedAST(concurrency=4, targets={"c": 0.5}))
+        run(driven(FedAST, concurrency=4, targets={"c": 0.5}))
     with pytest.raises(ConfigError, match=r"strategy\.shares leaves out b"):
-        run(FedAST(concurrency=4, shares={"a": 1}))
+        run(driven(FedAST, concurrency=4, shares={"a": 1}))
     with pytest.raises(ConfigError, match="the evaluation has no 'f1/a'"):
-        run(FedAST(concurrency=4, targets={"a": 0.5}, metric="f1"), accuracy=reach)
+        run(driven(FedAST, concurrency=4, targets={"a": 0.5}, metric="f1"), accuracy=reach)
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: FedAST(concurrency=0), "concurrency is 0"),
-        (lambda: FedAST(concurrency=2, ratio=0), "ratio is 0"),
-        (lambda: FedAST(concurrency=2, window=1), "window is 1"),
-        (lambda: FedAST(concurrency=2, allocation="greedy"), "allocation is 'greedy'"),
-        (lambda: FedAST(concurrency=2, shares={"a": 0}), "shares.a is 0"),
-        (lambda: FedAST(concurrency=2, client_lr={"a": -1}), "client_lr.a is -1"),
-        (lambda: SyncST(concurrency=2, first=0), "first is 0"),
+        (lambda: driven(FedAST, concurrency=0), "concurrency is 0"),
+        (lambda: driven(FedAST, concurrency=2, ratio=0), "ratio is 0"),
+        (lambda: driven(FedAST, concurrency=2, window=1), "window is 1"),
+        (lambda: driven(FedAST, concurrency=2, allocation="greedy"), "allocation is 'greedy'"),
+        (lambda: driven(FedAST, concurrency=2, shares={"a": 0}), "shares.a is 0"),
+        (lambda: driven(FedAST, concurrency=2, client_lr={"a": -1}), "client_lr.a is -1"),
+        (lambda: driven(SyncST, concurrency=2, first=0), "first is 0"),
         (
-            lambda: FedAST(concurrency=2, allocation="dynamic", one_after_another=True),
+            lambda: driven(FedAST, concurrency=2, allocation="dynamic", one_after_another=True),
             "leaves nothing to allocate",
         ),
-        (lambda: run(FedAST(concurrency=1)), "at least the number of tasks, 2"),
+        (lambda: run(driven(FedAST, concurrency=1)), "at least the number of tasks, 2"),
         (
-            lambda: run(FedAST(concurrency=63, allocation="dynamic")),
+            lambda: run(driven(FedAST, concurrency=63, allocation="dynamic")),
             "at least ratio times tasks, 32 x 2",
         ),
         (lambda: Models(ArrayRecord({"w": Array(np.zeros(1))})), "'w' belongs to no task"),
@@ -258,19 +268,19 @@ def noisy(scale):
 def test_dynamic_allocation_gives_requests_in_proportion_to_the_variance_of_updates():
     # V is the variance over the squared mean: 0.09 and 0.81 per entry, so 1 : 9 of 80 requests, in
     # blocks of 8.
-    strategy = FedAST(concurrency=80, ratio=8, allocation="dynamic", window=20, eta=1.0)
+    strategy = driven(FedAST, concurrency=80, ratio=8, allocation="dynamic", window=20, eta=1.0)
     run(strategy, rounds=130, clients=(1.0,) * 20, change=noisy({"a": 0.3, "b": 0.9}), size=200)
     assert {x.name: x.requests for x in strategy.tasks.values()} == {"a": 8, "b": 72}
 
 
 def test_equal_tasks_keep_about_equal_requests():
-    strategy = FedAST(concurrency=80, ratio=8, allocation="dynamic", window=20, eta=1.0)
+    strategy = driven(FedAST, concurrency=80, ratio=8, allocation="dynamic", window=20, eta=1.0)
     run(strategy, rounds=130, clients=(1.0,) * 20, change=noisy({"a": 0.5, "b": 0.5}), size=200)
     assert {x.requests for x in strategy.tasks.values()} == {40}
 
 
 def test_requests_move_in_blocks_and_their_sum_stays():
-    strategy = FedAST(concurrency=70, ratio=8, allocation="dynamic", window=5, eta=1.0)
+    strategy = driven(FedAST, concurrency=70, ratio=8, allocation="dynamic", window=5, eta=1.0)
     seen = []
     allot = strategy.allot
     strategy.allot = lambda requests: (allot(requests), seen.append(dict(requests)))
@@ -286,8 +296,14 @@ def test_requests_move_in_blocks_and_their_sum_stays():
 
 def test_a_larger_client_learning_rate_weighs_a_task_less():
     def requests(client_lr):
-        strategy = FedAST(
-            concurrency=80, ratio=8, allocation="dynamic", window=20, client_lr=client_lr, eta=1.0
+        strategy = driven(
+            FedAST,
+            concurrency=80,
+            ratio=8,
+            allocation="dynamic",
+            window=20,
+            client_lr=client_lr,
+            eta=1.0,
         )
         run(strategy, rounds=130, clients=(1.0,) * 20, change=noisy({"a": 0.5, "b": 0.5}), size=200)
         return {x.name: x.requests for x in strategy.tasks.values()}
@@ -300,7 +316,9 @@ def test_a_larger_client_learning_rate_weighs_a_task_less():
 
 def test_a_round_of_sync_st_takes_as_long_as_its_slowest_client_and_averages():
     clients = (1.0, 2.0, 3.0, 5.0)
-    done = run(SyncST(concurrency=4), rounds=4, clients=clients, change=lambda t, i, k, x: x + i)
+    done = run(
+        driven(SyncST, concurrency=4), rounds=4, clients=clients, change=lambda t, i, k, x: x + i
+    )
     assert [row[0] for row in done.log[1:]] == [5.0, 5.0, 10.0, 10.0]
     cohorts = [
         {t: [i for time, task, i in done.sent if (time, task) == (start, t)] for t in "ab"}
@@ -314,7 +332,7 @@ def test_a_round_of_sync_st_takes_as_long_as_its_slowest_client_and_averages():
 
 
 def test_sync_st_takes_the_first_updates_and_calls_off_the_rest():
-    done = run(SyncST(concurrency=4, first=1), rounds=4, clients=(1.0, 2.0, 3.0, 5.0))
+    done = run(driven(SyncST, concurrency=4, first=1), rounds=4, clients=(1.0, 2.0, 3.0, 5.0))
     assert done.trace.counts[Event.CANCELLED] > 0
     assert done.trace.counts[Event.APPLIED] == 4
     assert done.log[-1][0] < 10.0
@@ -322,13 +340,13 @@ def test_sync_st_takes_the_first_updates_and_calls_off_the_rest():
 
 def test_sync_st_goes_on_without_clients_that_fail():
     script = {(i, 0): TaskFaults(crash_at=0.5) for i in range(3)}
-    done = run(SyncST(concurrency=4), rounds=4, faults=ScriptedFaults(script=script))
+    done = run(driven(SyncST, concurrency=4), rounds=4, faults=ScriptedFaults(script=script))
     assert done.trace.counts[Event.CRASH] == 3
     assert done.trace.counts[Event.APPLIED] >= 4
 
 
 def test_sync_st_one_after_another_is_fedavg_on_each_task_in_turn():
-    strategy = SyncST(concurrency=4, targets={"a": 0.3, "b": 0.3}, one_after_another=True)
+    strategy = driven(SyncST, concurrency=4, targets={"a": 0.3, "b": 0.3}, one_after_another=True)
     done = run(strategy, rounds=1000, accuracy=reach)
     assert [task for _, task, _ in done.sent] == ["a"] * 12 + ["b"] * 12
     assert done.log[-1][0] == 6.0

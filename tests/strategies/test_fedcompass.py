@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
-from stand_ins import Client, FakeExecutor, FixedWork, Scripted, ScriptedFaults, fleet_of
+from stand_ins import Client, FakeExecutor, FixedWork, Scripted, ScriptedFaults, driven, fleet_of
 
 from fl.errors import ConfigError
 from fl.execution.contract import Result
@@ -64,7 +64,7 @@ def run(seconds_per_step, rounds, change=None, timeout=1e6, factor=None, **argum
         applied(name, staleness, metrics)
 
     grid.control.applied = on_applied
-    strategy = FedCompass(num_clients=n, min_available_nodes=n, **arguments)
+    strategy = driven(FedCompass, num_clients=n, min_available_nodes=n, **arguments)
 
     def evaluate(version, arrays):
         if version:
@@ -197,7 +197,7 @@ def test_a_late_client_does_not_hold_up_its_group_and_is_used_with_the_next():
     applied = [row for row in done.log if any(i == 1 and row[0] > 200 for i, _ in row[2])]
     assert applied[0][0] > late, "the late update waits for a group to end"
     assert next(tau for i, tau in applied[0][2] if i == 1) >= 1
-    assert not done.strategy.buffer
+    assert not done.strategy.state.buffer
 
 
 def dropping(detection_s):
@@ -227,7 +227,7 @@ def test_a_client_that_vanishes_holds_up_its_group_until_t_max_and_is_asked_agai
 def test_a_group_whose_only_missing_client_fails_ends_at_once():
     faults = ScriptedFaults(detection_s=1.0, script={(1, 2): TaskFaults(dropout_at=0.999)})
     done = run((1, 1.2), 8, faults=faults)
-    assert all(not group.arrived or group.working for group in done.strategy.groups)
+    assert all(not group.arrived or group.working for group in done.strategy.state.groups)
     failed = [t for t, k in zip(done.trace.time, done.trace.kind, strict=True) if k == 15]
     assert failed
     assert any(t == failed[0] and len(who) == 1 for t, _, who in done.log), "then, not at T_max"
@@ -272,7 +272,7 @@ def test_nobody_has_two_tasks_and_whoever_waits_has_none():
 )
 def test_impossible_arguments_are_refused(arguments, words):
     with pytest.raises(ConfigError, match=words):
-        FedCompass(num_clients=3, **arguments)
+        driven(FedCompass, num_clients=3, **arguments)
 
 
 def test_a_slot_is_kept_while_a_client_waits_for_its_group():
@@ -281,4 +281,4 @@ def test_a_slot_is_kept_while_a_client_waits_for_its_group():
     two = run((1, 2, 4), 30, concurrency=2)
     used = {i for _, _, who in two.log for i, _ in who}
     assert len(used) == 2
-    assert {client_of(node) for node in two.strategy.seconds_per_step} == used
+    assert {client_of(node) for node in two.strategy.state.seconds_per_step} == used

@@ -13,13 +13,14 @@ from torch import nn
 
 import fl
 from fl import simulate
-from fl.clients import Proximal, Sgd, TrainingApp
+from fl.clients import Corrected, Proximal, Sgd, TrainingApp
 from fl.data import Examples, FederatedData
 from fl.data.federated import Partitions
 from fl.errors import ConfigError
 from fl.models import LogisticRegression, evaluate
 from fl.randomness import generator
-from fl.runs.experiment import build, central_evaluation
+from fl.runs.build import build
+from fl.runs.evaluation import central_evaluation
 from fl.simulation.world.fleets import uniform
 from fl.strategies import FedAvg, FedProx, Rounds
 
@@ -150,15 +151,19 @@ def run(data, client_rule, rule, *, rounds=4, seed=0, batch_size=3, clients=4, a
     )
 
 
+def proximal(mu=0.0):
+    return Corrected(Sgd(lr=ETA), Proximal(mu))
+
+
 def fedprox(**changes):
     return FedProx(**({"mu": 0.0, "local_epochs": EPOCHS} | changes))
 
 
 def test_mu_zero_without_stragglers_is_fedavg_bit_for_bit(data):
     fedavg = run(data, Sgd(lr=ETA), FedAvg())
-    ours = run(data, Proximal(lr=ETA, mu=0.5), fedprox())
+    ours = run(data, proximal(0.5), fedprox())
     assert ours.summary["model_sha256"] == fedavg.summary["model_sha256"]
-    dropping = run(data, Proximal(lr=ETA), fedprox(drop_stragglers=True))
+    dropping = run(data, proximal(), fedprox(drop_stragglers=True))
     assert dropping.summary["model_sha256"] == fedavg.summary["model_sha256"]
 
 
@@ -171,8 +176,7 @@ def test_mu_and_stragglers_and_dropping_them_each_change_the_result(data):
         {"straggler_fraction": 0.5, "mu": 1.0},
     ]
     models = {
-        run(data, Proximal(lr=ETA), fedprox(**v), rounds=2).summary["model_sha256"]
-        for v in variants
+        run(data, proximal(), fedprox(**v), rounds=2).summary["model_sha256"] for v in variants
     }
     assert len(models) == len(variants)
 
@@ -188,7 +192,7 @@ def test_methods_share_devices_and_stragglers_for_a_seed(data, s):
         asked[name] = {}
         run(
             data,
-            Proximal(lr=ETA),
+            proximal(),
             fedprox(straggler_fraction=s, **changes),
             rounds=6,
             asked=asked[name],
@@ -205,7 +209,7 @@ def test_methods_share_devices_and_stragglers_for_a_seed(data, s):
 def test_another_seed_selects_other_devices(data):
     asked = {0: {}, 1: {}}
     for seed, rounds in asked.items():
-        run(data, Proximal(lr=ETA), fedprox(), rounds=6, seed=seed, asked=rounds)
+        run(data, proximal(), fedprox(), rounds=6, seed=seed, asked=rounds)
     assert asked[0] != asked[1]
 
 
@@ -214,7 +218,7 @@ def test_a_round_averages_partial_work_by_numbers_of_examples(data):
     asked = {}
     ours = run(
         data,
-        Proximal(lr=ETA),
+        proximal(),
         fedprox(straggler_fraction=0.5, mu=mu),
         rounds=1,
         clients=len(SIZES),
@@ -293,7 +297,7 @@ def test_the_experiment_is_the_papers_setting(source):
     assert (config.num_clients, config.num_rounds) == (30, 200)
     built = build(config)
     assert built.data.num_partitions == 30
-    assert (built.app.batch_size, built.app.local_epochs, built.app.rule.lr) == (10, 20, 0.01)
+    assert (built.app.batch_size, built.app.local_epochs, built.app.optimizer.lr) == (10, 20, 0.01)
     strategy = built.strategy
     assert strategy.rule.local_epochs == 20
     assert strategy.rule.mu == 1.0

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 from stand_ins import Scripted, ScriptedFaults
 
 import fl
@@ -24,7 +25,8 @@ from fl import simulate
 from fl.errors import SimulationError
 from fl.reports.page import BEGIN, END, replace_tables
 from fl.reports.participation import participation
-from fl.runs.experiment import app_of, build, initial_of
+from fl.runs.build import build
+from fl.runs.experiment import app_of, initial_of
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import Faults, TaskFaults
 from fl.simulation.world.fleets import uniform
@@ -102,6 +104,7 @@ SMALL = {  # arguments of strategies, where they have them: so that four clients
     "num_tiers": 2,
     "concurrency": 3,
     "buffer_size": 2,
+    "batch": 4,
     "backup": 0,
     "contacted": 2,
     "local_steps": 1,
@@ -113,6 +116,7 @@ SMALL = {  # arguments of strategies, where they have them: so that four clients
     "min_steps": 1,
     "max_steps": 2,
 }
+WORKERS = ("async_sgd", "ringmaster", "rennala")  # work with the clients that they began with
 TASK = ["client.batch_size=128", "client.local_epochs=null", "client.local_steps=1"]
 
 
@@ -122,10 +126,11 @@ def config_of(name: str):
     overrides += ["executor=serial", f"num_clients={N}", "target=null"]
     with initialize_config_module("fl.conf", version_base=None):
         found = compose("config", overrides)
-        given = {**SMALL, **({"concurrency": None} if name == "async_sgd" else {})}
+        given = {**SMALL, **({"concurrency": None} if name in WORKERS else {})}
         for key, value in given.items():
-            if found.strategy.get(key) is not None:
-                overrides.append(f"strategy.{key}={'null' if value is None else value}")
+            for place in ("strategy", "strategy.rule"):
+                if OmegaConf.select(found, f"{place}.{key}") is not None:
+                    overrides.append(f"{place}.{key}={'null' if value is None else value}")
         if "local_epochs" in found.strategy:
             overrides += ["client.local_epochs=1", "client.batch_size=128"]
         elif found.get("tasks"):

@@ -16,7 +16,8 @@ from fl.flower.identity import assume_identity
 from fl.flower.private import give_id
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import Faults, TaskFaults
-from fl.strategies import DPSGD, DFedAvg
+from fl.strategies import DPSGD, DFedAvg, Gossip
+from fl.strategies.drivers.gossip import Running
 from fl.topologies import Complete, DirectedRing, Exponential, Path, Ring
 
 A, B, W = np.array(A3), np.array(B3), np.array(W3)
@@ -32,7 +33,7 @@ def still(i, x):
 
 
 def test_dpsgd_has_the_fixed_point_of_combine_then_adapt():
-    ran = run(DPSGD(topology=Q3), num_rounds=300)
+    ran = run(Gossip(DPSGD(), topology=Q3), num_rounds=300)
     fixed = np.linalg.solve(np.eye(3) - W + LR * np.diag(A), LR * A * B)
     np.testing.assert_allclose(fixed, [1.480144, 1.776173, 2.989170], rtol=1e-6)  # the document's
     np.testing.assert_allclose(ran.models[-1][:, 0], fixed, **TIGHT)
@@ -40,14 +41,14 @@ def test_dpsgd_has_the_fixed_point_of_combine_then_adapt():
 
 
 def test_dfedavg_with_one_step_has_the_fixed_point_of_adapt_then_combine():
-    ran = run(DFedAvg(topology=Q3), num_rounds=300)
+    ran = run(Gossip(DFedAvg(), topology=Q3), num_rounds=300)
     np.testing.assert_allclose(
         ran.models[-1][:, 0], [1.606715, 1.959233, 2.824940], rtol=1e-5, atol=1e-5
     )
 
 
 def test_dpsgd_is_x_to_wx_minus_lr_g_in_every_round():
-    ran = run(DPSGD(topology=Q3), num_rounds=5)
+    ran = run(Gossip(DPSGD(), topology=Q3), num_rounds=5)
     x = np.zeros(3)
     for model in ran.models:
         np.testing.assert_allclose(model[:, 0], x, **TIGHT)
@@ -64,7 +65,7 @@ def test_two_local_steps_of_dfedavgm_are_the_documents():
         velocity[i] = x
         return x.astype(np.float32)
 
-    ran = run(DFedAvg(topology=Q3), num_rounds=1, x0=(0.5,), change=heavy_ball)
+    ran = run(Gossip(DFedAvg(), topology=Q3), num_rounds=1, x0=(0.5,), change=heavy_ball)
     np.testing.assert_allclose([velocity[i][0] for i in range(3)], [0.36, 0.77, 3.23], **TIGHT)
     np.testing.assert_allclose(ran.models[1][:, 0], [0.565, 1.18, 2.615], **TIGHT)
 
@@ -84,7 +85,9 @@ def sam(rho):
     [(1, [0.551, 0.956, 1.931]), (4, [0.961625, 1.078344, 1.398031])],
 )
 def test_dfedsam_and_its_four_gossip_steps_are_the_documents(steps, expected):
-    ran = run(DFedAvg(topology=Q3, gossip_steps=steps), num_rounds=1, x0=(0.5,), change=sam(0.1))
+    ran = run(
+        Gossip(DFedAvg(gossip_steps=steps), topology=Q3), num_rounds=1, x0=(0.5,), change=sam(0.1)
+    )
     np.testing.assert_allclose(ran.models[1][:, 0], expected, **TIGHT)
     assert ran.models[1][:, 0].mean() == pytest.approx(1.146, rel=1e-6)
 
@@ -92,7 +95,7 @@ def test_dfedsam_and_its_four_gossip_steps_are_the_documents(steps, expected):
 @pytest.mark.parametrize("method", [DPSGD, DFedAvg])
 def test_on_the_complete_graph_gossip_is_synchronous_sgd_and_so_fedavg(method):
     n, centres = 8, np.linspace(-3, 4, 8)
-    ran = run(method(topology=Complete(n)), a=np.ones(n), b=centres, num_rounds=6)
+    ran = run(Gossip(method(), topology=Complete(n)), a=np.ones(n), b=centres, num_rounds=6)
     x = 0.0
     for t, model in enumerate(ran.models):
         np.testing.assert_allclose(model.mean(axis=0), [x, x], **TIGHT)
@@ -104,7 +107,7 @@ def test_on_the_complete_graph_gossip_is_synchronous_sgd_and_so_fedavg(method):
 def test_without_neighbours_every_node_learns_alone():
     alone = Given.of(np.eye(3))
     for method in (DPSGD, DFedAvg):
-        ran = run(method(topology=alone), num_rounds=10, step_s=[1.0, 2.0, 5.0])
+        ran = run(Gossip(method(), topology=alone), num_rounds=10, step_s=[1.0, 2.0, 5.0])
         shrunk = (1 - LR * A) ** 10
         np.testing.assert_allclose(ran.models[-1][:, 0], B * (1 - shrunk), **TIGHT)
         assert ran.times[-1] == 50.0
@@ -118,7 +121,13 @@ def test_gossip_preserves_the_mean_and_reaches_it():
     def change(i, x):
         return first.setdefault(i, next(start)) if i not in first else x
 
-    ran = run(DFedAvg(topology=Ring(8)), a=np.ones(8), b=np.zeros(8), num_rounds=90, change=change)
+    ran = run(
+        Gossip(DFedAvg(), topology=Ring(8)),
+        a=np.ones(8),
+        b=np.zeros(8),
+        num_rounds=90,
+        change=change,
+    )
     mean = np.stack([first[i] for i in range(8)]).mean(axis=0)
     for model in ran.models[1:]:
         np.testing.assert_allclose(model.mean(axis=0), mean, **TIGHT)
@@ -130,7 +139,7 @@ def test_gossip_preserves_the_mean_and_reaches_it():
 
 
 def test_many_gossip_steps_reach_consensus_in_one_round():
-    ran = run(DFedAvg(topology=Q3, gossip_steps=60), num_rounds=2)
+    ran = run(Gossip(DFedAvg(gossip_steps=60), topology=Q3), num_rounds=2)
     assert ran.facts[1]["consensus_rms"] < 1e-6
     x = 0.0
     for model in ran.models:
@@ -146,18 +155,18 @@ def test_a_topology_that_changes_uses_the_next_matrix_in_every_exchange():
     def change(i, x):
         return x if once.setdefault(i, 0) else (once.update({i: 1}), np.full_like(x, i))[1]
 
-    ran = run(DFedAvg(topology=Given.of(first, second)), num_rounds=3, change=change)
+    ran = run(Gossip(DFedAvg(), topology=Given.of(first, second)), num_rounds=3, change=change)
     assert ran.models[1][:, 0].tolist() == [0.5, 0.5, 2.0]
     assert ran.models[2][:, 0].tolist() == [0.5, 1.25, 1.25]
     assert ran.models[3][:, 0].tolist() == [0.875, 0.875, 1.25]
-    both = DFedAvg(topology=Given.of(first, second), gossip_steps=2)
+    both = Gossip(DFedAvg(gossip_steps=2), topology=Given.of(first, second))
     once.clear()
     ran = run(both, num_rounds=1, change=change)
     assert ran.models[1][:, 0].tolist() == [0.5, 1.25, 1.25]
 
 
 def test_consensus_distance_is_the_mean_squared_distance_to_the_mean():
-    ran = run(DPSGD(topology=Q3), num_rounds=3)
+    ran = run(Gossip(DPSGD(), topology=Q3), num_rounds=3)
     for model, facts in zip(ran.models, ran.facts, strict=True):
         expected = ((model - model.mean(axis=0)) ** 2).sum(axis=1).mean()
         assert facts["consensus_distance"] == pytest.approx(expected, rel=1e-5, abs=1e-12)
@@ -175,7 +184,7 @@ def test_a_round_on_a_ring_takes_work_and_transfers_worked_out_by_hand():
     # Two payloads leave at once and share the uplink: 2 s each; both ends are 0.25 s away.
     clients = [Client(flops=1.0, up_bps=UP, latency_s=0.25) for _ in range(4)]
     ran = run(
-        DFedAvg(topology=Ring(4)),
+        Gossip(DFedAvg(), topology=Ring(4)),
         a=np.ones(4),
         b=np.arange(4),
         num_rounds=3,
@@ -192,7 +201,7 @@ def test_a_round_on_a_ring_takes_work_and_transfers_worked_out_by_hand():
 def test_dpsgd_sends_while_it_trains(work_s, round_s):
     clients = [Client(flops=1.0, up_bps=UP, latency_s=0.25) for _ in range(4)]
     ran = run(
-        DPSGD(topology=Ring(4)),
+        Gossip(DPSGD(), topology=Ring(4)),
         a=np.ones(4),
         b=np.arange(4),
         num_rounds=3,
@@ -205,7 +214,7 @@ def test_dpsgd_sends_while_it_trains(work_s, round_s):
 def test_gossip_steps_follow_one_another():
     clients = [Client(flops=1.0, up_bps=UP, latency_s=0.25) for _ in range(4)]
     ran = run(
-        DFedAvg(topology=Ring(4), gossip_steps=3),
+        Gossip(DFedAvg(gossip_steps=3), topology=Ring(4)),
         a=np.ones(4),
         b=np.arange(4),
         num_rounds=2,
@@ -219,7 +228,7 @@ def test_gossip_steps_follow_one_another():
 def test_a_receivers_downlink_is_shared_by_what_it_hears():
     # On a path of 3 the middle node hears two at a time: 2 s each; the ends hear it after 1 s.
     clients = [Client(flops=1.0, down_bps=UP) for _ in range(3)]
-    ran = run(DFedAvg(topology=Path(3)), num_rounds=2, clients=clients)
+    ran = run(Gossip(DFedAvg(), topology=Path(3)), num_rounds=2, clients=clients)
     begun = ran.begun()
     assert [begun[i, 1] for i in range(3)] == [2.0, 3.0, 2.0]
     # Ends are done at 3, and heard by the middle at 5; the middle, done at 4, is heard at 5.
@@ -230,7 +239,7 @@ def test_a_straggler_holds_back_its_k_hop_neighbours_k_rounds_later():
     slow = {(0, 0): 11.0}  # node 0's first task, 10 s longer than all others
     n = 9
     ran = run(
-        DFedAvg(topology=Ring(n)),
+        Gossip(DFedAvg(), topology=Ring(n)),
         a=np.ones(n),
         b=np.arange(n),
         num_rounds=7,
@@ -248,8 +257,8 @@ def test_a_straggler_holds_back_its_k_hop_neighbours_k_rounds_later():
 def test_a_neighbour_that_has_gone_on_is_mixed_as_it_was_in_the_same_round():
     # Node 0 is four times as slow; what node 1 and 2 do meanwhile must not change the result.
     speeds = [(1.0, 1.0, 1.0), (4.0, 1.0, 1.0), (1.0, 7.0, 2.0)]
-    runs = [run(DFedAvg(topology=Q3), num_rounds=8, step_s=s) for s in speeds]
-    runs += [run(DPSGD(topology=Q3), num_rounds=8, step_s=s) for s in speeds]
+    runs = [run(Gossip(DFedAvg(), topology=Q3), num_rounds=8, step_s=s) for s in speeds]
+    runs += [run(Gossip(DPSGD(), topology=Q3), num_rounds=8, step_s=s) for s in speeds]
     for same in (runs[:3], runs[3:]):
         for other in same[1:]:
             assert all(
@@ -257,26 +266,29 @@ def test_a_neighbour_that_has_gone_on_is_mixed_as_it_was_in_the_same_round():
             )
 
 
-def test_rows_are_let_go_of_when_nobody_needs_them():
-    method = DFedAvg(topology=Ring(6))
+def watch_mixing(monkeypatch, look):
+    """Has `look` see the step of gossip and the nodes of every mix."""
+    mix = Running._mix
+
+    def watched(running, step, nodes):
+        look(step, nodes)
+        mix(running, step, nodes)
+
+    monkeypatch.setattr(Running, "_mix", watched)
+
+
+def test_rows_are_let_go_of_when_nobody_needs_them(monkeypatch):
     seen = []
-    combine = method.combine
-
-    def watched(exchange, nodes):
-        seen.append(len(exchange.rows))
-        return combine(exchange, nodes)
-
-    method.combine = watched
+    watch_mixing(monkeypatch, lambda step, nodes: seen.append(len(step.rows)))
+    method = Gossip(DFedAvg(), topology=Ring(6))
     run(method, a=np.ones(6), b=np.arange(6), num_rounds=30, step_s=[1, 2, 3, 4, 5, 6.0])
     assert max(seen) <= 6
 
 
-def test_all_rows_that_are_complete_at_one_instant_are_mixed_at_once():
+def test_all_rows_that_are_complete_at_one_instant_are_mixed_at_once(monkeypatch):
     calls = []
-    method = DFedAvg(topology=Ring(6))
-    combine = method.combine
-    method.combine = lambda exchange, nodes: calls.append(len(nodes)) or combine(exchange, nodes)
-    run(method, a=np.ones(6), b=np.arange(6), num_rounds=5)
+    watch_mixing(monkeypatch, lambda step, nodes: calls.append(len(nodes)))
+    run(Gossip(DFedAvg(), topology=Ring(6)), a=np.ones(6), b=np.arange(6), num_rounds=5)
     assert calls == [6] * 5
 
 
@@ -289,7 +301,7 @@ def constants(i, x):
 
 def test_a_node_that_is_away_keeps_its_model_and_the_others_mix_without_it():
     away = Scripted(3, {2: [1.5]}, offline={2})  # comes at 1.5 s
-    ran = run(DFedAvg(topology=Q3), num_rounds=3, change=constants, availability=away)
+    ran = run(Gossip(DFedAvg(), topology=Q3), num_rounds=3, change=constants, availability=away)
     # Round 1 at 1 s, without node 2: the middle one takes its quarter itself.
     np.testing.assert_allclose(ran.models[1][:, 0], [5.5, 0.5 + 0.5 * 10, 0.0], **TIGHT)
     # Round 2 began at 1 s, still without it; in round 3 it is back.
@@ -307,7 +319,7 @@ def test_who_is_away_does_not_change_the_mean_of_who_is_there():
     away = Scripted(8, {}, offline={2, 5})
     models = np.random.default_rng(1).normal(size=(8, 2)).astype(np.float32)
     ran = run(
-        DFedAvg(topology=Ring(8)),
+        Gossip(DFedAvg(), topology=Ring(8)),
         a=np.ones(8),
         b=np.zeros(8),
         num_rounds=1,
@@ -323,7 +335,7 @@ def test_who_is_away_does_not_change_the_mean_of_who_is_there():
 
 def test_a_node_that_fails_is_missed_from_when_it_is_known():
     faults = ScriptedFaults(script={(2, 0): TaskFaults(dropout_at=0.5)}, detection_s=3.0)
-    ran = run(DFedAvg(topology=Q3), num_rounds=2, change=constants, faults=faults)
+    ran = run(Gossip(DFedAvg(), topology=Q3), num_rounds=2, change=constants, faults=faults)
     np.testing.assert_allclose(ran.models[1][:, 0], [5.5, 5.5, 0.0], **TIGHT)
     np.testing.assert_allclose(ran.models[2][:, 0], W @ [1, 10, 100], **TIGHT)
     # It dropped out at 0.5 s, which shows at 3.5 s. Node 0 does not wait for it in round 1.
@@ -336,7 +348,7 @@ def test_a_lost_payload_leaves_its_weight_with_the_receiver():
         def loses_transfer(self, seed, source, target, index):
             return (source, target, index) == (2, 1, 0)
 
-    ran = run(DFedAvg(topology=Q3), num_rounds=2, change=constants, faults=Loses())
+    ran = run(Gossip(DFedAvg(), topology=Q3), num_rounds=2, change=constants, faults=Loses())
     np.testing.assert_allclose(ran.models[1][:, 0], [5.5, 5.5, 0.25 * 10 + 75], **TIGHT)
     np.testing.assert_allclose(ran.models[2][:, 0], W @ [1, 10, 100], **TIGHT)
     assert [f.get("lost_payloads") for f in ran.facts] == [None, 1.0, 0.0]
@@ -346,7 +358,7 @@ def test_a_lost_payload_leaves_its_weight_with_the_receiver():
 
 def test_while_everybody_is_away_time_passes_until_somebody_comes():
     away = Scripted(3, {i: [25.0] for i in range(3)}, offline={0, 1, 2})
-    ran = run(DFedAvg(topology=Q3), num_rounds=4, availability=away)
+    ran = run(Gossip(DFedAvg(), topology=Q3), num_rounds=4, availability=away)
     # Looked for at 0, 10, 20 and 30 s.
     assert ran.times == [0.0, 31.0, 32.0, 33.0, 34.0]
 
@@ -357,7 +369,7 @@ def test_storms_of_faults_end_no_run_early_and_lose_no_reply(method):
 
     n = 12
     ran = run(
-        method(topology=Ring(n)),
+        Gossip(method(), topology=Ring(n)),
         a=np.ones(n),
         b=np.arange(n),
         num_rounds=60,
@@ -381,11 +393,11 @@ def test_storms_of_faults_end_no_run_early_and_lose_no_reply(method):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: DPSGD(topology=Exponential(6, directed=True)), None),
-        (lambda: DFedAvg(topology=Ring(5), gossip_steps=0), "gossip_steps is 0"),
-        (lambda: DFedAvg(topology=Ring(5), evaluated_nodes=0), "evaluated_nodes is 0"),
-        (lambda: DFedAvg(topology=Ring(5), retry_s=-1.0), "retry_s is -1"),
-        (lambda: DPSGD(topology=Given.of(W3, kind="columns")), "use strategy=sgp"),
+        (lambda: Gossip(DPSGD(), topology=Exponential(6, directed=True)), None),
+        (lambda: Gossip(DFedAvg(gossip_steps=0), topology=Ring(5)), "gossip_steps is 0"),
+        (lambda: Gossip(DFedAvg(), topology=Ring(5), evaluated_nodes=0), "evaluated_nodes is 0"),
+        (lambda: Gossip(DFedAvg(), topology=Ring(5), retry_s=-1.0), "retry_s is -1"),
+        (lambda: Gossip(DPSGD(), topology=Given.of(W3, kind="columns")), "use strategy=sgp"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, words):
@@ -398,12 +410,14 @@ def test_what_makes_no_sense_is_refused(make, words):
 
 def test_more_nodes_than_clients_are_refused_with_the_number_there_is():
     with pytest.raises(ConfigError, match=r"topology\.num_nodes=3"):
-        run(DFedAvg(topology=Ring(4)), num_rounds=1, clients=[Client()] * 3)
+        run(Gossip(DFedAvg(), topology=Ring(4)), num_rounds=1, clients=[Client()] * 3)
 
 
 def test_directed_edges_carry_one_payload_each():
     n = 5
-    ran = run(DFedAvg(topology=DirectedRing(n)), a=np.ones(n), b=np.arange(n), num_rounds=2)
+    ran = run(
+        Gossip(DFedAvg(), topology=DirectedRing(n)), a=np.ones(n), b=np.arange(n), num_rounds=2
+    )
     assert ran.grid.engine.bytes_up == 2 * n * SIZE
 
 
@@ -448,18 +462,20 @@ class WallGrid:
 
 def test_on_a_deployment_the_server_relays_and_the_result_is_the_same():
     grid = WallGrid()
-    method = DFedAvg(topology=Q3, retry_s=0.01)
+    method = Gossip(DFedAvg(), topology=Q3, retry_s=0.01)
     assume_identity()
     result = method.start(grid, record([0.0, 0.0]), num_rounds=5)
-    simulated = run(DFedAvg(topology=Q3), num_rounds=5)
-    np.testing.assert_allclose(np.stack(method.x), simulated.models[-1], rtol=1e-6, atol=1e-7)
+    simulated = run(Gossip(DFedAvg(), topology=Q3), num_rounds=5)
+    np.testing.assert_allclose(
+        np.stack([state.x for state in method.states]), simulated.models[-1], rtol=1e-6, atol=1e-7
+    )
     mean = result.arrays.to_numpy_ndarrays()[0]
     np.testing.assert_allclose(mean, simulated.models[-1].mean(axis=0), rtol=1e-6)
     assert grid.sent == 15
 
 
 def test_attacks_are_for_the_simulator():
-    method = DFedAvg(topology=Q3, retry_s=0.01)
+    method = Gossip(DFedAvg(), topology=Q3, retry_s=0.01)
     method = attacked(method, SignFlip(), [0])
     with pytest.raises(ConfigError, match="on the simulator only"):
         method.start(WallGrid(), record([0.0, 0.0]), num_rounds=1)

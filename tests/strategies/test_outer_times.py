@@ -147,7 +147,7 @@ def test_nobody_waits_while_an_all_reduce_fits_into_a_phase(kind, ring):
 
 def test_a_quantised_all_reduce_takes_as_long_as_its_bytes():
     bps = 32 * D
-    times, _ = timed(DiLoCo(inner_steps=4, quantiser=Cast("e3m0")), 2, islands(bps))
+    times, _ = timed(DiLoCo(inner_steps=4), 2, islands(bps), compressor=Cast("e3m0"))
     payload = 6 + 4 * 6 + -(-D // 2)
     assert times[1] == pytest.approx(4 + 2 * (0.25 + 8 * (payload / 2) / bps))
 

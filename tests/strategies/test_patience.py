@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from networks import run as run_network
 from quadratics import record, run
-from stand_ins import FakeExecutor, FixedWork, ScriptedFaults
+from stand_ins import FakeExecutor, FixedWork, ScriptedFaults, driven
 
 from fl.execution.contract import Result
 from fl.randomness import generator
@@ -21,7 +21,7 @@ from fl.simulation.world.fleets import mobile
 from fl.strategies import (
     ADPSGD,
     AsyncFedAvg,
-    AsyncSgd,
+    AsyncSGD,
     FedAsync,
     FedBuff,
     FedCompass,
@@ -32,12 +32,14 @@ from fl.topologies import Complete
 
 TIMEOUT_S = 120.0
 METHODS = {
-    "fedbuff": lambda **given: FedBuff(buffer_size=2, **{"concurrency": 3, **given}),
-    "fedasync": lambda **given: FedAsync(rho=0, **{"concurrency": 3, **given}),
-    "async_fedavg": lambda **given: AsyncFedAvg(num_clients=4, **given),
-    "async_sgd": lambda **given: AsyncSgd(**{"concurrency": 3, **given}),
-    "fedcompass": lambda **given: FedCompass(num_clients=4, min_steps=1, max_steps=2, **given),
-    "fedfix": lambda **given: FedFix(num_clients=4, interval_s=5.0, **given),
+    "fedbuff": lambda **given: driven(FedBuff, buffer_size=2, **{"concurrency": 3, **given}),
+    "fedasync": lambda **given: driven(FedAsync, rho=0, **{"concurrency": 3, **given}),
+    "async_fedavg": lambda **given: driven(AsyncFedAvg, num_clients=4, **given),
+    "async_sgd": lambda **given: driven(AsyncSGD, **{"concurrency": 3, **given}),
+    "fedcompass": lambda **given: driven(
+        FedCompass, num_clients=4, min_steps=1, max_steps=2, **given
+    ),
+    "fedfix": lambda **given: driven(FedFix, num_clients=4, interval_s=5.0, **given),
 }
 
 
@@ -68,7 +70,7 @@ def test_clients_slower_than_the_timeout_contribute_and_have_one_task_at_a_time(
 
 def test_a_late_client_frees_its_slot_and_its_answer_counts_when_it_comes():
     # One slot; client 1 takes 50 s, client 0 takes 1 s and is drawn first, with this seed.
-    strategy = FedBuff(buffer_size=1, concurrency=1, seed=3)
+    strategy = driven(FedBuff, buffer_size=1, concurrency=1, seed=3)
     ran = run(strategy, [0.0, 0.0], [1.0, 50.0], num_rounds=60)
     begun = [(t, i) for t, _, i, *_ in ran.of(Event.DISPATCH)]
     late = next(t for t, i in begun if i == 1)
@@ -80,7 +82,7 @@ def test_a_late_client_frees_its_slot_and_its_answer_counts_when_it_comes():
 
 
 def test_without_patience_a_slot_is_held_until_the_answer_comes():
-    strategy = FedBuff(buffer_size=1, concurrency=1, patience=None)
+    strategy = driven(FedBuff, buffer_size=1, concurrency=1, patience=None)
     ran = run(strategy, [0.0, 0.0], [1.0, 1e4], num_rounds=9, timeout=TIMEOUT_S)
     waits = [b - a for a, b in itertools.pairwise(t for t, *_ in ran.of(Event.DISPATCH))]
     assert set(waits) <= {1.0, 1e4}
@@ -99,7 +101,7 @@ def test_without_patience_a_slot_is_held_until_the_answer_comes():
 def test_a_silent_client_is_asked_again_after_longer_and_longer(silent_from, asked_again):
     lost = {(1, k): TaskFaults(lose_upload=True) for k in range(silent_from, 99)}
     ran = run(
-        FedBuff(buffer_size=1, concurrency=2),
+        driven(FedBuff, buffer_size=1, concurrency=2),
         [0.0, 0.0],
         [1.0, 1.0],
         num_rounds=2500,
@@ -113,7 +115,7 @@ def test_a_client_that_answers_after_all_is_waited_for_as_long_as_it_took_then()
     # Client 1's third task takes 100 s where it took 1 s: it is asked again meanwhile, and both
     # answers count. From then on 100 s are nothing unusual.
     seconds = lambda client, k: 100.0 if (client, k) in {(1, 2), (1, 9)} else 1.0  # noqa: E731
-    ran = run(AsyncFedAvg(num_clients=2), [0.0, 0.0], seconds, num_rounds=500)
+    ran = run(driven(AsyncFedAvg, num_clients=2), [0.0, 0.0], seconds, num_rounds=500)
     asked = [t for t, _, i, *_ in ran.of(Event.DISPATCH) if i == 1]
     assert asked[:6] == [0.0, 1.0, 2.0, 2 + 9.0, 11 + 18.0, 29 + 36.0]
     tasks = len([t for t, client, _ in ran.applied() if client == 1])
@@ -149,7 +151,7 @@ def test_phones_that_drop_out_do_not_stop_asynchronous_fedavg(seed):
         if times[-1] > 40.0:
             raise StopIteration
 
-    strategy = AsyncFedAvg(num_clients=100, weights="identical", seed=seed)
+    strategy = driven(AsyncFedAvg, num_clients=100, weights="identical", seed=seed)
     with pytest.raises(StopIteration):
         strategy.start(
             grid, record(np.zeros(4000)), num_rounds=10**6, timeout=120.0, evaluate_fn=evaluate
@@ -242,7 +244,7 @@ def test_clients_that_never_answer_do_not_hold_all_slots_though_nobody_knows_how
     silent = {(i, k): TaskFaults(lose_upload=True) for i in range(3) for k in range(9)}
     seed = next(s for s in range(99) if set(first_drawn(4, 3, s)) == {0, 1, 2})
     ran = run(
-        FedBuff(buffer_size=1, concurrency=3, seed=seed),
+        driven(FedBuff, buffer_size=1, concurrency=3, seed=seed),
         [0.0] * 4,
         [60.0] * 4,
         num_rounds=3,

@@ -16,6 +16,8 @@ from flwr.clientapp import ClientApp
 from stand_ins import Scripted
 
 from fl import simulate
+from fl.aggregation import Krum, Median
+from fl.attacks import IPM, OwnSignFlip
 from fl.clients import Gradient, TrainingApp
 from fl.compression import (
     DecoupledMomentum,
@@ -24,6 +26,7 @@ from fl.compression import (
     JustOneByte,
     OneBitAdam,
     OneByteSpsa,
+    Shapes,
     Sign,
 )
 from fl.data import federate, load_digits, partition
@@ -33,7 +36,7 @@ from fl.models import LogisticRegression, build, evaluate, per_example_loss
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import Faults
 from fl.simulation.world.fleets import uniform
-from fl.strategies import Replicas
+from fl.strategies import Exchange, Replicas
 from fl.vectors.layout import Layout
 
 WORKERS = 4
@@ -43,8 +46,9 @@ LAYOUT = Layout.of(MODEL())
 D = LAYOUT.size
 
 
-def run(rule, rounds, wrap=None, fleet=None, batch_size=None):
-    strategy = Replicas(rule)
+def run(rule, rounds, wrap=None, fleet=None, batch_size=None, attack=None):
+    liars = Exchange(attack=attack, byzantine=frozenset({1}), seed=0)
+    strategy = Replicas(rule).within(liars)
     app = TrainingApp(
         MODEL,
         DATA,
@@ -73,15 +77,22 @@ def row(result):
     return from_record(LAYOUT, result.arrays)
 
 
-def gradient(w):
-    """Mean over the workers of the gradient of each one's mean loss, float64."""
+def gradients(w):
+    """The gradient of each worker's mean loss, shape (workers, d), float64."""
     model = MODEL().double()
     torch.nn.utils.vector_to_parameters(torch.from_numpy(w), model.parameters())
-    total = 0.0
+    rows = []
     for worker in range(WORKERS):
         x, y = (torch.as_tensor(part) for part in DATA.client(worker))
-        total = total + per_example_loss(model(x.double()), y).mean() / WORKERS
-    return torch.cat([g.reshape(-1) for g in torch.autograd.grad(total, list(model.parameters()))])
+        loss = per_example_loss(model(x.double()), y).mean()
+        parts = torch.autograd.grad(loss, list(model.parameters()))
+        rows.append(torch.cat([g.reshape(-1) for g in parts]))
+    return torch.stack(rows)
+
+
+def gradient(w):
+    """Their mean, float64."""
+    return gradients(w).mean(dim=0)
 
 
 def test_before_its_warm_up_ends_it_is_torchs_adam():
@@ -205,6 +216,69 @@ def test_demo_without_the_sign_is_descent_by_the_mean_momentum():
     for _ in range(3):
         w = w - 0.1 * gradient(w).numpy()
     np.testing.assert_allclose(row(run(rule, 3)), w, atol=1e-5)
+
+
+def test_a_liar_sends_a_message_of_another_vector():
+    rule = DecoupledMomentum(
+        WORKERS, lr=0.1, sign=False, compressor=Demo(k=64, chunk=8, vectors=True)
+    )
+    got = run(rule, 3, attack=OwnSignFlip())
+    w = from_record(LAYOUT, ArrayRecord(MODEL().state_dict())).astype(np.float64)
+    for _ in range(3):
+        g = gradients(w).numpy()
+        g[1] = -g[1]
+        w = w - 0.1 * g.mean(axis=0)
+    np.testing.assert_allclose(row(got), w, atol=1e-5)
+    assert got.trace.counts[Event.FORGED] == 3
+
+
+@pytest.mark.parametrize("compressor", [Identity(), Sign("l1")], ids=["identity", "sign"])
+def test_a_liar_of_1_bit_adam_has_an_error_of_its_own(compressor):
+    # With C the identity it is Adam on the forged momenta; with signs it is the rule by hand, with
+    # the state of four workers, of which one is fed another vector.
+    rule = OneBitAdam(WORKERS, warmup=2, lr=0.01, compressor=compressor)
+    got = row(run(rule, 6, attack=OwnSignFlip()))
+    x = from_record(LAYOUT, ArrayRecord(MODEL().state_dict()))
+    shapes = Shapes.of(LAYOUT)
+    honest = [rule.init_worker(shapes) for _ in range(WORKERS)]
+    liar, server, r = rule.init_worker(shapes), rule.init_server(shapes), np.random.default_rng(0)
+    for _ in range(6):
+        payloads = []
+        for i, g in enumerate(gradients(x.astype(np.float64)).numpy().astype(np.float32)):
+            payload, honest[i] = rule.send(g, shapes, honest[i], r)
+            if i == 1:
+                flipped = -rule.decode(payload, shapes, server)
+                payload, liar = rule.encode(flipped, shapes, liar, r)
+            payloads.append(payload)
+        message, server = rule.combine(payloads, shapes, server, r)
+        _, liar = rule.apply(x, message, shapes, liar)
+        steps = [rule.apply(x, message, shapes, state) for state in honest]
+        x, honest = steps[0][0], [state for _, state in steps]
+    # Where a sign depends on the last bit of a gradient, it may be another.
+    assert np.mean(np.abs(got - x) < 1e-4) > 0.97
+
+
+def test_1_bit_adam_may_combine_by_an_aggregator():
+    rule = OneBitAdam(WORKERS, warmup=2, lr=0.01, compressor=Identity(), aggregator=Median())
+    got = row(run(rule, 5, attack=IPM(epsilon=100.0)))
+    w = from_record(LAYOUT, ArrayRecord(MODEL().state_dict())).astype(np.float64)
+    m = v = np.zeros(D)
+    for t in range(5):
+        rows = gradients(w).numpy() if t < 2 else 0.9 * m + 0.1 * gradients(w).numpy()
+        rows[1] = -100.0 * rows[[0, 2, 3]].mean(axis=0)
+        c = np.median(rows, axis=0)
+        m = 0.9 * m + 0.1 * c if t < 2 else c
+        v = 0.999 * v + 0.001 * c * c if t < 2 else v
+        w = w - 0.01 * np.divide(m, np.sqrt(v) + 1e-8)
+    # Where the median is 0 but for rounding, so is what the step divides by.
+    assert np.mean(np.abs(got - w) < 1e-3) > 0.9
+    with pytest.raises(ConfigError, match="n=4"):
+        OneBitAdam(WORKERS, warmup=2, lr=0.01, aggregator=Krum(f=1))
+
+
+def test_a_vector_that_no_message_holds_stops_the_run():
+    with pytest.raises(ConfigError, match=r"IPM makes a vector that no message of OneBitAdam"):
+        run(OneBitAdam(WORKERS, warmup=3, lr=0.01), 2, attack=IPM(epsilon=1e30))
 
 
 def test_one_byte_steps_are_gradient_descent_in_expectation():

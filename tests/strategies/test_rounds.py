@@ -53,7 +53,14 @@ def run(strategy, seconds, *, rounds=1, task=None, faults=None, seed=0, availabi
     n = seconds if isinstance(seconds, int) else len(seconds)
     client = None if isinstance(seconds, int) else Seconds(seconds)
     grid = SimGrid(
-        durations(n, seed, task=task, client=client, faults=faults, availability=availability),
+        durations(
+            n,
+            seed,
+            task_factor=task,
+            client_factor=client,
+            faults=faults,
+            availability=availability,
+        ),
         FakeExecutor(answer),
         planner=lambda *_: FixedWork(1.0),
         trace=trace,

@@ -16,12 +16,23 @@ from torch import nn
 
 import fl
 from fl import simulate
-from fl.clients import ControlVariates, Received, Sgd, StepDecay, TrainingApp
+from fl.clients import (
+    AdamW,
+    ControlVariates,
+    Corrected,
+    Momentum,
+    Received,
+    Sgd,
+    StepDecay,
+    TrainingApp,
+)
 from fl.clients.app.inbox import MEMORY_KEY
 from fl.data import federate, load_digits, partition
 from fl.errors import ConfigError
 from fl.flower.records import record_vector, vector_record
-from fl.runs.experiment import app_of, build, serve
+from fl.runs.build import build
+from fl.runs.experiment import app_of
+from fl.runs.run import serve
 from fl.simulation.world.fleets import uniform
 from fl.strategies import SCAFFOLD, Exchange, FedAvg, Rounds
 from fl.vectors.layout import Layout
@@ -29,6 +40,11 @@ from fl.vectors.layout import Layout
 # ---- fixture Q: clients with quadratic losses of their own ---------------------------------------
 
 N, DIM, STEPS, LR = 8, 5, 10, 0.05
+
+
+def controlled(option="II", **of_sgd):
+    """SGD with control variates."""
+    return Corrected(Sgd(LR, **of_sgd), ControlVariates(option))
 
 
 class Losses:
@@ -96,7 +112,7 @@ class Run:
         server = {name: record_vector(content[name], DIM, name) for name in rule.needs}
         if server:
             self.c = [*self.c[:round_], server["c"].numpy().astype(float)]
-        memory = rule.first_memory(w)
+        memory = rule.first_memory(w, rule.scalars({}))
         if MEMORY_KEY in context.state:
             memory = {k: torch.from_numpy(a.numpy()) for k, a in context.state[MEMORY_KEY].items()}
         received = Received(w, server, memory, rule.scalars({}))
@@ -107,7 +123,7 @@ class Run:
         if done.memory:
             kept = {k: v.clone() for k, v in done.memory.items()}
             context.state[MEMORY_KEY] = ArrayRecord(kept)
-            self.c_i[i] = done.memory["c_i"].numpy()
+            self.c_i[i] = done.memory.get("c_i", torch.zeros(DIM)).numpy()
         metrics = MetricRecord({"num-examples": 1 + i, "train-loss": 0.0, "steps": STEPS})
         extras = {name: vector_record(v) for name, v in done.extras.items()}
         reply = RecordDict({"arrays": ArrayRecord({"w": w}), "metrics": metrics, **extras})
@@ -120,7 +136,7 @@ class Run:
 @pytest.mark.parametrize(("clients", "rounds"), [(2, 120), (N, 30)], ids=["2 of 8", "all"])
 def test_it_finds_the_optimum_of_clients_that_differ(option, clients, rounds):
     rule = SCAFFOLD(num_clients=N)
-    run = Run(rule, ControlVariates(LR, option), clients=clients, rounds=rounds)
+    run = Run(rule, controlled(option), clients=clients, rounds=rounds)
     assert run.losses.error(run.models[-1]) < 1e-5
 
 
@@ -141,7 +157,7 @@ def test_fedavg_finds_another_point_with_all_clients_and_none_with_few():
 @pytest.mark.parametrize("option", ["I", "II"])
 @pytest.mark.parametrize("clients", [2, 3, N])
 def test_after_every_round_c_is_the_mean_of_all_clients_c_i(option, clients):
-    run = Run(SCAFFOLD(num_clients=N), ControlVariates(LR, option), clients=clients, rounds=25)
+    run = Run(SCAFFOLD(num_clients=N), controlled(option), clients=clients, rounds=25)
     assert len(run.c) == 25
     for r in range(25):  # what round r is sent is what round r - 1 has left
         assert len(run.asked[r]) == clients
@@ -158,7 +174,7 @@ def test_a_client_that_brings_no_model_leaves_c_and_the_model_to_the_others():
         if i == 3:
             reply["delta_c"] = vector_record(torch.full((DIM,), torch.nan))
 
-    run = Run(SCAFFOLD(num_clients=N), ControlVariates(LR), rounds=2, lie=lie)
+    run = Run(SCAFFOLD(num_clients=N), controlled(), rounds=2, lie=lie)
     assert run.result.trace.faults() == {"rejected": 2}
     others = np.delete(run.after[1], 3, axis=0)
     np.testing.assert_allclose(run.c[1], others.sum(axis=0) / N, atol=1e-6)
@@ -176,7 +192,7 @@ def test_a_client_that_brings_no_model_leaves_c_and_the_model_to_the_others():
 )
 def test_a_reply_without_a_control_variate_of_the_right_form_is_left_out(wrong):
     lie = lambda i, r, reply: wrong(reply) if i == 0 else None  # noqa: E731
-    run = Run(SCAFFOLD(num_clients=N), ControlVariates(LR), rounds=2, lie=lie)
+    run = Run(SCAFFOLD(num_clients=N), controlled(), rounds=2, lie=lie)
     assert run.result.trace.faults() == {"rejected": 2}
 
 
@@ -210,7 +226,8 @@ def task(rule, sizes=(4, 4, 4, 2), seed=3):
     """Returns what a client received and what it ended with, and its batches."""
     rng = np.random.default_rng(seed)
     w, c, c_i = (torch.from_numpy(rng.standard_normal(DIM)) for _ in range(3))
-    received = Received(w, {"c": c}, {"c_i": c_i}, rule.scalars({}))
+    scalars = rule.scalars({})
+    received = Received(w, {"c": c}, {**rule.first_memory(w, scalars), "c_i": c_i}, scalars)
     batches, state = Recorded(), rule.init(received)
     for t, examples in enumerate(sizes):
         w, state, _ = rule.step(w, state, received, batches(examples), t)
@@ -218,7 +235,7 @@ def task(rule, sizes=(4, 4, 4, 2), seed=3):
 
 
 def test_option_ii_is_the_mean_of_the_tasks_gradients():
-    received, done, batches = task(ControlVariates(LR))
+    received, done, batches = task(controlled())
     mean = sum(g for _, g in batches.gradients) / 4
     torch.testing.assert_close(done.memory["c_i"], mean, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(
@@ -226,8 +243,34 @@ def test_option_ii_is_the_mean_of_the_tasks_gradients():
     )
 
 
+MORE = {
+    "momentum": Sgd(LR, momentum=0.9),
+    "decay": Sgd(LR, weight_decay=0.3),
+    "worker momentum": Momentum(LR),
+    "adamw": AdamW(LR),
+}
+
+
+@pytest.mark.parametrize("optimizer", MORE.values(), ids=MORE)
+def test_option_ii_is_the_mean_of_the_tasks_gradients_whatever_the_optimizer_makes_of_them(
+    optimizer,
+):
+    received, done, batches = task(Corrected(optimizer, ControlVariates()))
+    mean = sum(g for _, g in batches.gradients) / 4
+    torch.testing.assert_close(done.memory["c_i"], mean, rtol=1e-9, atol=1e-9)
+    told = received.memory["c_i"] - received.server["c"] + (received.w - done.w) / (4 * LR)
+    assert (told - mean).abs().max() > 0.05  # the paper's formula, which is SGD's
+
+
+@pytest.mark.parametrize("optimizer", [Sgd(LR / 4, momentum=0.75), Momentum(LR)])
+def test_with_momentum_it_finds_the_optimum_of_clients_that_differ(optimizer):
+    rule = Corrected(optimizer, ControlVariates())
+    run = Run(SCAFFOLD(num_clients=N), rule, clients=2, rounds=200)
+    assert run.losses.error(run.models[-1]) < 1e-5
+
+
 def test_option_ii_weighs_gradients_by_the_rates_of_their_steps():
-    rule = ControlVariates(LR, step_schedule=StepDecay(2, 0.5))
+    rule = controlled(step_schedule=StepDecay(2, 0.5))
     _, done, batches = task(rule)
     rates = [1.0, 1.0, 0.5, 0.5]
     mean = sum(r * g for r, (_, g) in zip(rates, batches.gradients, strict=True)) / sum(rates)
@@ -235,7 +278,7 @@ def test_option_ii_weighs_gradients_by_the_rates_of_their_steps():
 
 
 def test_option_i_is_the_mean_gradient_of_the_tasks_examples_at_the_received_model():
-    received, done, batches = task(ControlVariates(LR, "I"))
+    received, done, batches = task(controlled("I"))
     there = [
         (n, g)
         for (n, g), w in zip(batches.gradients, batches.points, strict=True)
@@ -248,7 +291,7 @@ def test_option_i_is_the_mean_gradient_of_the_tasks_examples_at_the_received_mod
 
 @pytest.mark.parametrize("option", ["I", "II"])
 def test_steps_go_against_the_corrected_gradient(option):
-    received, done, batches = task(ControlVariates(LR, option))
+    received, done, batches = task(controlled(option))
     steps = batches.gradients if option == "II" else batches.gradients[::2]
     correction = received.server["c"] - received.memory["c_i"]
     w = received.w - LR * sum(g + correction for _, g in steps)
@@ -258,20 +301,20 @@ def test_steps_go_against_the_corrected_gradient(option):
 class Uncontrolled(ControlVariates):
     """Keeps its control variate at 0."""
 
-    def finish(self, w, state, received, steps):
-        done = super().finish(w, state, received, steps)
+    def finish(self, w, state, received):
+        done = super().finish(w, state, received)
         zero = torch.zeros_like(w)
         return done._replace(extras={"delta_c": zero}, memory={"c_i": zero})
 
 
 def test_with_all_control_variates_at_0_it_is_fedavg_with_equal_weights():
-    controlled = Run(SCAFFOLD(num_clients=N), Uncontrolled(LR), clients=3, rounds=6)
+    run = Run(SCAFFOLD(num_clients=N), Corrected(Sgd(LR), Uncontrolled()), clients=3, rounds=6)
 
     def same(i, r, reply):
         reply["metrics"]["num-examples"] = 1
 
     fedavg = Run(FedAvg(), Sgd(LR), clients=3, rounds=6, lie=same)
-    np.testing.assert_allclose(controlled.models, fedavg.models, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(run.models, fedavg.models, rtol=1e-6, atol=1e-6)
 
 
 # ---- with the clients of the package -------------------------------------------------------------
@@ -321,7 +364,7 @@ def test_an_experiments_c_is_the_mean_of_what_its_clients_keep(option):
 
         return app
 
-    ran("strategy=scaffold", f"client.rule.option={option}", "num_rounds=6", around=around)
+    ran("strategy=scaffold", f"client.correction.option={option}", "num_rounds=6", around=around)
     assert len(sent) == 6
     assert 3 < len(kept) <= 8
     for r, (c, mean) in sent.items():
@@ -342,7 +385,7 @@ def test_clients_train_together_as_they_train_alone():
 
 def test_it_sends_a_second_vector_both_ways_and_is_charged_for_it():
     experiment, scaffold = ran("strategy=scaffold")
-    _, fedavg = ran("strategy=fedavg", "client=sgd")
+    _, fedavg = ran("strategy=fedavg")
     d = experiment.app.layout.size
     for way in ("bytes_down", "bytes_up"):
         more = scaffold.summary["totals"][way] - fedavg.summary["totals"][way]
@@ -359,7 +402,7 @@ def test_entries_that_are_not_trained_have_no_control_variate():
 
     layout = Layout.of(model())
     strategy = Rounds(SCAFFOLD(num_clients=4), min_train_nodes=4).within(Exchange(layout=layout))
-    app = TrainingApp(model, data, ControlVariates(0.1), batch_size=64)
+    app = TrainingApp(model, data, Sgd(0.1), correction=ControlVariates(), batch_size=64)
     models = []
 
     def server(grid, context, recorder):
@@ -376,10 +419,16 @@ def test_entries_that_are_not_trained_have_no_control_variate():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["strategy=scaffold", "client=sgd"], "SCAFFOLD needs the vector 'delta_c' from clients"),
-        (["strategy=fedavg", "client=scaffold"], "FedAvg does not send it: use strategy=scaffold"),
-        (["strategy=fedbuff", "client=scaffold"], "FedBuff does not send it"),
-        (["strategy=dpsgd", "client=scaffold"], "DPSGD does not send it"),
+        (
+            ["strategy=scaffold", "~client/correction"],
+            "SCAFFOLD needs the vector 'delta_c' from clients",
+        ),
+        (
+            ["strategy=fedavg", "client/correction=control_variates"],
+            "FedAvg does not send it: leave it out",
+        ),
+        (["strategy=fedbuff", "client/correction=control_variates"], "FedBuff does not send it"),
+        (["strategy=dpsgd", "client/correction=control_variates"], "DPSGD does not send it"),
     ],
     ids=["server alone", "clients alone", "without rounds", "without a server"],
 )
@@ -393,5 +442,5 @@ def test_one_half_of_it_is_refused_before_anything_starts(overrides, words):
 def test_what_it_says_it_sends_is_what_it_sends():
     rule = SCAFFOLD(num_clients=3)
     assert set(rule.broadcast(rule.init(np.zeros(4, np.float32), 4))) == set(rule.carries)
-    assert set(rule.needs) == set(ControlVariates.uploads)
-    assert set(rule.carries) == set(ControlVariates.needs)
+    assert set(rule.needs) == set(ControlVariates().uploads)
+    assert set(rule.carries) == set(ControlVariates().needs)

@@ -25,12 +25,13 @@ from islands import (
 from stand_ins import Client, fleet_of
 
 from fl.clients.island import Fragments
-from fl.compression import Cast, PowerSgd, TopK
+from fl.compression import Cast, TopK
 from fl.errors import ConfigError
 from fl.flower.records import layout_of
 from fl.models import CharGPT, LogisticRegression, build
 from fl.simulation.kernel.trace import Event
-from fl.strategies import DiLoCo, OuterSgd, StreamingDiLoCo
+from fl.strategies import DiLoCo, OuterSgd, OuterSteps, StreamingDiLoCo
+from fl.strategies.drivers.outer_schedule import Schedule
 from fl.vectors.layout import Layout
 
 GPT = Layout.of(build(partial(CharGPT, width=8, layers=7, heads=2), (16,), 65, 0))
@@ -82,33 +83,32 @@ def test_every_parameter_is_in_one_fragment(count, pattern):
 
 
 def test_of_two_fragments_one_is_due_at_100_200_and_the_other_at_50_150_250():
-    strategy = StreamingDiLoCo(inner_steps=100, fragments=2, overlap=1)
-    due = [[t for t in range(401) if strategy.sends(p, t, 2)] for p in range(2)]
+    schedule = Schedule(inner_steps=100, count=2, overlap=1)
+    due = [[t for t in range(401) if schedule.sends(p, t)] for p in range(2)]
     assert due == [[100, 200, 300, 400], [50, 150, 250, 350]]
-    merged = [[t for t in range(401) if strategy.merges(p, t, 2)] for p in range(2)]
+    merged = [[t for t in range(401) if schedule.merges(p, t)] for p in range(2)]
     assert merged == [[101, 201, 301], [51, 151, 251, 351]]
-    assert [strategy.next_stop(t, 2, 400) for t in (0, 50, 51, 100, 101, 150, 399)] == [
+    assert [schedule.next_stop(t, 400) for t in (0, 50, 51, 100, 101, 150, 399)] == [
         50, 51, 100, 101, 150, 151, 400,
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("inner_steps", "count"), [(6, 3), (12, 4), (5, 1), (8, 8)])
 def test_every_fragment_is_due_once_in_every_h_steps(inner_steps, count):
-    strategy = StreamingDiLoCo(inner_steps=inner_steps, fragments=count, overlap=0)
+    schedule = Schedule(inner_steps, count, overlap=0)
     for p in range(count):
-        due = [strategy.sends(p, t, count) for t in range(1, 9 * inner_steps)]
+        due = [schedule.sends(p, t) for t in range(1, 9 * inner_steps)]
         windows = np.lib.stride_tricks.sliding_window_view(due, inner_steps)
         assert set(windows.sum(axis=1)) == {1}
-    steps = [sum(strategy.sends(p, t, count) for p in range(count)) for t in range(99)]
-    assert max(steps) == 1  # never two at once
+    assert max(len(schedule.sent(t)) for t in range(99)) == 1  # never two at once
 
 
 def test_fragments_are_due_when_torchfts_are():
     # torchft counts local steps from the last sync; at every H / P it syncs the next fragment.
     h, count = 12, 4
-    strategy = StreamingDiLoCo(inner_steps=h, fragments=count, overlap=0)
+    schedule = Schedule(h, count, overlap=0)
     expected = {(k + 1) * h // count: k % count for k in range(5 * count)}
-    found = {t: p for t in range(5 * h + 1) for p in range(count) if strategy.sends(p, t, count)}
+    found = {t: p for t in range(5 * h + 1) for p in schedule.sent(t)}
     assert {t: (p - 1) % count for t, p in found.items()} == expected  # ours begins with 1
 
 
@@ -204,8 +204,7 @@ def sent(run_of, workers):
     ids=["fp32", "bf16", "fp8", "e3m0"],
 )
 def test_an_all_reduce_carries_what_was_encoded_of_a_fragment(quantiser, entry_bits, per_tensor):
-    strategy = StreamingDiLoCo(inner_steps=3, fragments=3, overlap=1, quantiser=quantiser)
-    got = run(strategy, 3, workers=2)
+    got = run(StreamingDiLoCo(inner_steps=3, fragments=3), 3, compressor=quantiser)
     # Fragment 0 after 3, 6 and 9 steps, the others a step or two before; a ring of two sends all of
     # a payload: half to the other, then the other half.
     order = [1, 2, 0, 1, 2, 0, 1, 2, 0]
@@ -224,7 +223,7 @@ def test_an_all_reduce_carries_what_was_encoded_of_a_fragment(quantiser, entry_b
 def test_the_mean_is_of_what_the_workers_sent():
     outer = OuterSgd(0.5, 0.0, nesterov=False)
     quantiser = Cast("e3m0")
-    got = run(DiLoCo(inner_steps=2, optimizer=outer, quantiser=quantiser), 2)
+    got = run(DiLoCo(inner_steps=2, optimizer=outer), 2, compressor=quantiser)
     workers = references(2, SGD)
     theta = workers[0].w
     (shapes,) = Fragments.of(LAYOUT, 1).shapes
@@ -247,11 +246,10 @@ def test_finer_outer_gradients_are_nearer_to_float32():
     outer = OuterSgd(0.7, 0.9)
     runs = {
         name: run(
-            DiLoCo(
-                inner_steps=4, optimizer=outer, quantiser=None if name == "fp32" else Cast(name)
-            ),
+            DiLoCo(inner_steps=4, optimizer=outer),
             3,
             batch_size=16,
+            compressor=None if name == "fp32" else Cast(name),
         ).rows[-1]
         for name in ("fp32", "bf16", "fp8_e4m3", "e3m0")
     }
@@ -282,11 +280,11 @@ def test_bad_arguments_are_refused_with_the_remedy():
     refused("pattern is 'random'", lambda: StreamingDiLoCo(inner_steps=4, pattern="random"))
     refused(
         "fragments is 8, but the model has 7 blocks",
-        lambda: StreamingDiLoCo(inner_steps=8, fragments=8).cut(GPT),
+        lambda: OuterSteps(StreamingDiLoCo(inner_steps=8, fragments=8)).cut(GPT),
     )
     refused(
         "inner_steps is 10, which 3 fragments",
-        lambda: StreamingDiLoCo(inner_steps=10).cut(GPT),
+        lambda: OuterSteps(StreamingDiLoCo(inner_steps=10)).cut(GPT),
     )
 
 
@@ -297,14 +295,12 @@ def test_a_model_that_cannot_be_cut_is_refused_before_the_run():
     assert len(Layout.of(MODEL()).floats) == 6
 
 
-def test_quantisers_that_remember_and_models_with_statistics_are_refused():
-    strategy = DiLoCo(inner_steps=2, quantiser=PowerSgd(rank=1))
-    refused("PowerSgd, which remembers", lambda: strategy.cut(GPT))
+def test_models_with_statistics_are_refused():
     normed = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     for layout in (Layout.of(normed), layout_of(ArrayRecord(normed.state_dict()))):
         refused("made of differences of parameters.*BatchNorm", lambda x=layout: Fragments.of(x, 1))
 
 
 def test_sparse_outer_gradients_may_be_sent_too():
-    got = run(DiLoCo(inner_steps=2, quantiser=TopK(density=0.1)), 2)
+    got = run(DiLoCo(inner_steps=2), 2, compressor=TopK(density=0.1))
     assert np.isfinite(got.rows[-1]).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from fl.clients.app.examples import ExamplePool, with_channels_last
 from fl.clients.app.training import HOST, Trained, Training, moved
 from fl.clients.rule import Received, Rule
 from fl.flower.carried import carried_arrays, carried_tensors
+from fl.models.features import features
 from fl.models.objective import per_example_loss
 from fl.randomness import global_generators
 from fl.vectors.layout import Layout
@@ -69,6 +71,23 @@ class AutogradBatch:
         with torch.no_grad():
             return self._mean_loss(w)
 
+    def _features(self, w: Tensor) -> Tensor:
+        # The statistics of the model in training are those of the passes that take its gradient.
+        buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        return features(self._model, {**self._layout.split(w), **buffers}, self._x)
+
+    def features(self, w: Tensor) -> Tensor:
+        """Returns the features at `w`; buffers stay as they are."""
+        with torch.no_grad():
+            return self._features(w)
+
+    def features_grad(self, loss: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        """Returns the gradient at `w` of a loss of the features; buffers stay as they are."""
+        w = w.detach().requires_grad_()
+        # Of the last layer there is no gradient: it is 0.
+        (g,) = torch.autograd.grad(loss(self._features(w)).mean(), w)
+        return g
+
 
 def train_alone(
     model: nn.Module,
@@ -99,7 +118,9 @@ def train_alone(
     row = as_tensor(task.row).to(device)
     w = layout.select(row)
     buffers = layout.fixed(row, moved(carried_tensors(task.carried), device))
-    memory = rule.first_memory(w) if task.memory is None else task.memory
+    memory = task.memory
+    if memory is None:
+        memory = rule.first_memory(w, task.scalars)
     received = Received(w, moved(task.server, device), moved(memory, device), dict(task.scalars))
     epochs = -(-task.steps // steps_per_epoch(task.examples, batch_size, drop_last))
     order = task.rows[

@@ -20,7 +20,7 @@ computed in an epoch are padding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, grad, grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
 from fl.clients.app.batches import batch_bounds, steps_per_epoch, visiting_order
@@ -36,6 +36,7 @@ from fl.clients.app.examples import ExamplePool
 from fl.clients.app.training import HOST, Trained, Training, moved
 from fl.clients.rule import Finished, Received, Rule, Scalar, State
 from fl.execution.batches import even_runs
+from fl.models.features import features
 from fl.models.objective import per_example_loss
 from fl.vectors.layout import Layout
 from fl.vectors.rows import as_tensor
@@ -234,13 +235,24 @@ class VmapBatch:
         # A layout without other entries than parameters: there is nothing tied to look for.
         parameters = self._layout.split(w)
         logits = functional_call(self._model, parameters, (self._x,), tie_weights=False)
-        losses = per_example_loss(logits, self._y)
+        return self._mean(per_example_loss(logits, self._y))
+
+    def _mean(self, losses: Tensor) -> Tensor:
         return losses.mean() if self._share is None else (losses * self._share).sum()
 
     def grad(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the gradient at `w` and the loss there."""
         g, loss = grad_and_value(self.loss)(w)
         return g, loss
+
+    def features(self, w: Tensor) -> Tensor:
+        """Returns the features at `w`."""
+        return features(self._model, self._layout.split(w), self._x)
+
+    def features_grad(self, loss: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        """Returns the gradient at `w` of a loss of the features."""
+        g: Tensor = grad(lambda w: self._mean(loss(self.features(w))))(w)
+        return g
 
 
 class _Program:
@@ -368,7 +380,7 @@ class _Program:
                 memories.append(task.memory)
                 continue
             if id(task.row) not in fresh:
-                fresh[id(task.row)] = self.rule.first_memory(as_tensor(task.row))
+                fresh[id(task.row)] = self.rule.first_memory(as_tensor(task.row), task.scalars)
             memories.append(fresh[id(task.row)])
         return {name: [memory[name] for memory in memories] for name in memories[0]}
 
@@ -410,7 +422,7 @@ class _Program:
         return result
 
     def _finish(self, w: Tensor, state: State, everyone: dict[tuple[str, str], Tensor]) -> Finished:
-        if type(self.rule).finish is Rule.finish:
+        if self.rule.returns_only_the_model:
             return Finished(w, {}, {})
 
         def finish(

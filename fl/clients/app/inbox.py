@@ -9,9 +9,9 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 from torch import Tensor
 
+from fl.clients.local_optimizer import FIRST_STEP_KEY
 from fl.clients.message_config import read_float, read_int
 from fl.clients.rule import Rule
-from fl.clients.scheduled import FIRST_STEP_KEY
 from fl.errors import ConfigError
 from fl.execution.contract import WORK_KEY
 from fl.flower.carried import carried
@@ -23,6 +23,12 @@ ARRAYS_KEY = "arrays"
 CONFIG_KEY = "config"
 MEMORY_KEY = "fl.memory"  # record of the client's Context.state that holds the rule's memory
 
+_ASKED_FOR = {
+    "proximal-mu": "proximal",
+    "feddyn-alpha": "dynamic_regularization",
+    "momentum-beta": "global_momentum or controlled_momentum",
+}
+
 NOTHING: Mapping[str, Any] = {}
 
 
@@ -32,11 +38,13 @@ class Inbox:
     Args:
         layout: of the model.
         rule: of the clients.
+        needing: name of what needs the vectors beside the model.
     """
 
-    def __init__(self, layout: Layout, rule: Rule) -> None:
+    def __init__(self, layout: Layout, rule: Rule, needing: str) -> None:
         self.layout = layout
         self.rule = rule
+        self.needing = needing
         self.reader = RecordReader(layout)
 
     def read(self, content: RecordDict) -> Instructions:
@@ -49,13 +57,14 @@ class Inbox:
         Raises:
             ConfigError: it makes no sense, or not with this rule.
         """
-        # Flower's FedProx leaves the proximal term to the client. Without it, it would be FedAvg
-        # under another name, and nobody would notice.
-        if config.get("proximal-mu") and "proximal-mu" not in self.rule.honours:
-            raise ConfigError(
-                f"the message asks for proximal-mu {config['proximal-mu']!r}, but "
-                f"{type(self.rule).__name__} has no proximal term: use the client rule Proximal"
-            )
+        # FedProx, Flower's as well, leaves the proximal term to the client. Without it, it would be
+        # FedAvg under another name, and nobody would notice.
+        for key, correction in _ASKED_FOR.items():
+            if config.get(key) and key not in self.rule.honours:
+                raise ConfigError(
+                    f"the message asks for {key} {config[key]!r}, but clients do not correct their "
+                    f"gradients so: set client/correction={correction}"
+                )
         return self.rule.scalars(config)
 
 
@@ -101,8 +110,8 @@ class Instructions:
             record = self._records.get(name)
             if not isinstance(record, ArrayRecord):
                 raise ConfigError(
-                    f"{type(self._inbox.rule).__name__} needs the record {name!r} beside the "
-                    f"model, the message has {sorted(self._records)}: use the strategy that sends "
+                    f"{self._inbox.needing} needs the record {name!r} beside the model, the "
+                    f"message has {sorted(self._records)}: use the strategy that sends "
                     "it"
                 )
             vectors[name] = record_vector(

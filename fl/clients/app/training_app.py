@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from torch import nn
 
+from fl.checks import read_if
 from fl.clients.app.batching import Choice, Mode, check_mode
 from fl.clients.app.downlink import Downlink
 from fl.clients.app.inbox import (
@@ -32,7 +33,9 @@ from fl.clients.app.planner import Planner
 from fl.clients.app.trainer import Trainer
 from fl.clients.app.training import Training, moved
 from fl.clients.app.uplink import Uplink
+from fl.clients.correction import Corrected, Correction
 from fl.clients.island import Island
+from fl.clients.local_optimizer import LocalOptimizer
 from fl.clients.replica import Replica
 from fl.clients.rule import Rule
 from fl.data import FederatedData
@@ -50,6 +53,11 @@ _KINDS = ("train", "train.default")
 _OBEYED = ("local-epochs", "local-steps", "deadline-s", "elapsed-s")  # whatever the rule
 
 
+@read_if(
+    lambda a: a["rule"].get("clip_norm") is not None,
+    "correction.clip_first",
+    only="only {at}rule.clip_norm clips",
+)
 class TrainingApp(ClientApp, PlannedApp):
     """A Flower ClientApp that trains a model on a client's data by a client rule.
 
@@ -94,6 +102,7 @@ class TrainingApp(ClientApp, PlannedApp):
         data: the examples, dealt to partitions; partition-id p uses partition p modulo their
             number.
         rule: what a local step does.
+        correction: of the gradients that the rule follows; None leaves them as they are.
         batch_size: examples of a step; None takes all of the client's.
         local_epochs: passes over the client's examples in a task; None if `local_steps` is set.
         local_steps: steps of a task, however many epochs these are; None if `local_epochs` is set.
@@ -125,6 +134,7 @@ class TrainingApp(ClientApp, PlannedApp):
         data: FederatedData,
         rule: Rule,
         *,
+        correction: Correction | None = None,
         batch_size: int | None = 32,
         local_epochs: int | None = 1,
         local_steps: int | None = None,
@@ -165,7 +175,9 @@ class TrainingApp(ClientApp, PlannedApp):
             )
         self.device = _found_device(device)
         self.data = data
-        self.rule = rule
+        self.optimizer = rule
+        self.correction = correction
+        self.rule = rule if correction is None else _corrected(rule, correction)
         self.batch_size = batch_size
         self.local_epochs = local_epochs
         self.local_steps = local_steps
@@ -186,13 +198,15 @@ class TrainingApp(ClientApp, PlannedApp):
                 "the model has nothing to train: it has no parameters, or all are frozen or empty"
             )
         drop_weights(self._model)
+        if correction is not None:
+            correction.check_model(self._model)
         self.batching: Mode = batching
-        self._inbox = Inbox(self.layout, rule)
+        self._inbox = Inbox(self.layout, self.rule, type(correction or rule).__name__)
         self._planner = Planner(
             self._model,
             self.layout,
             data,
-            rule,
+            self.rule,
             batch_size=batch_size,
             local_epochs=local_epochs,
             local_steps=local_steps,
@@ -203,7 +217,7 @@ class TrainingApp(ClientApp, PlannedApp):
             self._model,
             self.layout,
             data,
-            rule,
+            self.rule,
             batch_size=batch_size,
             shuffle=shuffle,
             drop_last=drop_last,
@@ -211,7 +225,7 @@ class TrainingApp(ClientApp, PlannedApp):
             device=self.device,
             has_mods=self._has_mods,
         )
-        self._outbox = Outbox(self.layout, rule)
+        self._outbox = Outbox(self.layout, self.rule)
         self.train()(self._train)
         self.evaluate()(self._evaluate)
         self.query()(self._query)
@@ -226,9 +240,8 @@ class TrainingApp(ClientApp, PlannedApp):
     @property
     def remembers(self) -> bool:
         """Whether clients may keep something: of their rule, of compressed links, of mods."""
-        kind = type(self.rule)
-        plain = kind.finish is Rule.finish and kind.first_memory is Rule.first_memory
-        return not plain or self._has_mods or bool(self.uplink or self.downlink)
+        links = bool(self.uplink or self.downlink)
+        return not self.rule.returns_only_the_model or self._has_mods or links
 
     def memory_bytes(self) -> int:
         """Returns the memory that training takes on a device, in bytes, for the largest batch."""
@@ -283,11 +296,17 @@ class TrainingApp(ClientApp, PlannedApp):
     def replaced_by(self, key: str) -> tuple[str, ...]:
         """Returns the arguments that a key of a message's configuration stands in for.
 
-        Those of the rule are called "rule.NAME".
+        Those of the rule are called "rule.NAME", those of the correction "correction.NAME".
         """
         if key in ("local-epochs", "local-steps"):
             return "local_epochs", "local_steps"
-        return tuple(f"rule.{name}" for name in self.rule.honours.get(key, ()))
+        parts = {"rule": self.optimizer, "correction": self.correction}
+        return tuple(
+            f"{place}.{name}"
+            for place, part in parts.items()
+            if part is not None
+            for name in part.honours.get(key, ())
+        )
 
     # ---- whether clients train together ----------------------------------------------------------
 
@@ -342,7 +361,9 @@ class TrainingApp(ClientApp, PlannedApp):
                 carried={},
                 server={name: torch.zeros(self.layout.num_trainable) for name in self.rule.needs},
                 memory=None,
-                scalars=self.rule.scalars({}),
+                scalars=self.rule.scalars(
+                    {"server-round": 1, **dict.fromkeys(self.rule.requires, 1.0)}
+                ),
                 steps=min(2, self._planner.steps((None, None), self.data.size(partition))),
                 deadline_s=None,
             )
@@ -533,6 +554,15 @@ def _with_memory(state: RecordDict | None, memory: ArrayRecord | None) -> Record
     if memory is None:
         return state
     return content_of({**(state or NOTHING), MEMORY_KEY: memory})
+
+
+def _corrected(rule: Rule, correction: Correction) -> Corrected:
+    if not isinstance(rule, LocalOptimizer):
+        raise ConfigError(
+            f"correction is {type(correction).__name__}, and rule is {type(rule).__name__}, which "
+            "does not step by gradients: use an optimizer such as Sgd, or leave it out"
+        )
+    return Corrected(rule, correction)
 
 
 def _found_device(name: str) -> torch.device:

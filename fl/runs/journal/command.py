@@ -385,6 +385,19 @@ def _keep_imports() -> None:
         )
 
 
+def check_lost_by(directory: Path) -> None:
+    """Checks that a new run in a directory would replace no results.
+
+    Raises:
+        ConfigError: a run has completed there.
+    """
+    if _status(directory) in ("completed", "diverged"):
+        raise ConfigError(
+            f"{directory} holds a completed run, which would be lost: give another directory, "
+            "hydra.run.dir=DIR, or delete it"
+        )
+
+
 def _status(directory: Path) -> str | None:
     path = directory / "summary.json"
     if not path.exists():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, ClassVar, Literal, Self
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -28,16 +29,16 @@ class Traits:
         meets: whom a client exchanges with: a server, its neighbours, or all others in a ring.
         sends: what a client sends: a model it has trained, a gradient of the loss, or the payload
             of a method that compresses by itself.
-        compressors: which of them carry what clients send: none; those that remember nothing; those
-            whose memory is the sender's; any.
+        compressors: whether any of them carries what clients send, or none.
         downlink: whether a compressor carries what they receive.
         forges: whether an attack can replace what they send.
         aggregates: whether several of their updates at once become one by an aggregator, which an
             attack can search against.
-        chooses_aggregator: whether that aggregator is the user's choice.
         topology: whether there is one.
         several_models: whether it trains several at once.
         continues: whether a client's tasks are one training, each going on where the last ended.
+        root_examples: how many examples the server holds itself, for an aggregator that wants its
+            update; None if it does not.
         carries: vectors beside the model in messages, by name.
         needs: vectors beside the model in replies.
         known: whether all this is known; anybody's strategy may send what it likes.
@@ -45,14 +46,14 @@ class Traits:
 
     meets: Literal["server", "peers", "ring"] = "server"
     sends: Literal["model", "gradient", "payload"] = "model"
-    compressors: Literal["none", "memoryless", "sender", "any"] = "any"
+    compressors: Literal["none", "any"] = "any"
     downlink: bool = True
     forges: bool = True
     aggregates: bool = False
-    chooses_aggregator: bool = False
     topology: bool = False
     several_models: bool = False
     continues: bool = False
+    root_examples: int | None = None
     carries: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     known: bool = True
@@ -73,9 +74,45 @@ class Driver(Strategy):
     exchange: Exchange = Exchange()
 
     @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return type(self).__name__
+
+    @property
     def traits(self) -> Traits:
         """What the strategy is."""
         return Traits()
+
+    @property
+    def tells(self) -> Mapping[str, Any]:
+        """Keys of every `train` message, to the argument that has the value, or to a constant."""
+        return {}
+
+    @property
+    def evaluates_on_clients(self) -> bool:
+        """Whether it sends `evaluate` messages."""
+        return False
+
+    @property
+    def unread(self) -> Mapping[str, str]:
+        """Its arguments that its other parts make ineffective, to the reason."""
+        return {}
+
+    def told(self) -> dict[str, tuple[str, Any]]:
+        """Returns what it writes into the configuration of every `train` message.
+
+        Returns:
+            Key of the message to (argument, value); the argument of a constant is "". An argument
+            that is None tells nothing.
+        """
+        return told_by(self, self.tells)
+
+    def cohort(self, num_clients: int) -> int:
+        """Returns how many clients it asks at the same time, at most; all, if it does not know."""
+        return num_clients
+
+    def check_clients(self, num_clients: int) -> None:
+        """Raises ConfigError if it can make nothing of so many clients."""
 
     def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Any, Any]:
         """Returns the clients' ends of the links, arguments `uplink` and `downlink` of their app.
@@ -131,3 +168,12 @@ class Driver(Strategy):
             f"{type(self).__name__} has no rounds: call its start(grid=..., initial_arrays=...), "
             "and do not wrap it in a strategy that works in rounds"
         )
+
+
+def told_by(strategy: Strategy, tells: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Returns what a strategy tells, by what it says of that; see `Driver.told`."""
+    told = {
+        key: (source, attrgetter(source)(strategy)) if isinstance(source, str) else ("", source)
+        for key, source in tells.items()
+    }
+    return {key: (argument, value) for key, (argument, value) in told.items() if value is not None}

@@ -89,15 +89,25 @@ class Update:
         return self.task.memo.version
 
     @property
-    def delta(self) -> Row:
-        """The client's change: x minus the model that was sent, shape (d,)."""
-        with np.errstate(over="ignore"):  # seen in what is made of it
-            return np.asarray(self.x - self.task.memo.w)
+    def config(self) -> Mapping[str, Any]:
+        """What the message said beside the model."""
+        return self.task.memo.config
 
     @property
     def seconds(self) -> float:
         """From sending the message to receiving the answer, s."""
         return self.received_s - self.task.sent_s
+
+    @property
+    def sent_s(self) -> float:
+        """When the client was sent the model, s."""
+        return self.task.sent_s
+
+    @property
+    def delta(self) -> Row:
+        """The client's change: x minus the model that was sent, shape (d,)."""
+        with np.errstate(over="ignore"):  # seen in what is made of it
+            return np.asarray(self.x - self.task.memo.w)
 
 
 class GlobalModel:
@@ -462,6 +472,14 @@ class EventDriven(Driver):
     def needs(self) -> tuple[str, ...]:
         """Records of the replies that hold a vector beside the model, shape (p,)."""
         return ()
+
+    def told(self) -> dict[str, tuple[str, Any]]:
+        """Returns what every message says, see `Driver.told`: `config` as well."""
+        return {**{key: ("", value) for key, value in self.config().items()}, **super().told()}
+
+    def cohort(self, num_clients: int) -> int:
+        """Returns 1: every client is asked when it is its turn."""
+        return 1
 
     def unusable(self, update: Update) -> str | None:
         """Returns why the method cannot use an update, in words; None if it can."""

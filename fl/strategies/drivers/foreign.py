@@ -11,12 +11,12 @@ from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import FedAvg, FedProx, Result, Strategy
 
 from fl.flower.grid_around import GridAround
 from fl.flower.grid_view import Clock, Control, GridView
 from fl.strategies.drivers.codec import Codec
-from fl.strategies.drivers.driver import Driver, Traits
+from fl.strategies.drivers.driver import Driver, Traits, told_by
 from fl.strategies.drivers.guarded import guarded
 
 
@@ -42,6 +42,28 @@ class Foreign(Driver):
         self.inner = inner
         self.arrays_key = arrays_key
         self.config_key = config_key
+
+    @property
+    def name(self) -> str:
+        """What the inner strategy is called."""
+        return str(getattr(self.inner, "name", type(self.inner).__name__))
+
+    @property
+    def evaluates_on_clients(self) -> bool:
+        """Whether the inner strategy, as it is configured, sends `evaluate` messages."""
+        return bool(getattr(self.inner, "fraction_evaluate", 0.0))
+
+    def told(self) -> dict[str, tuple[str, Any]]:
+        """Returns what the inner strategy writes into every message, if that is known."""
+        tells = {"proximal-mu": "proximal_mu"} if isinstance(self.inner, FedProx) else {}
+        return told_by(self.inner, tells)
+
+    def cohort(self, num_clients: int) -> int:
+        """Returns how many clients Flower's strategies select."""
+        if not isinstance(self.inner, FedAvg):
+            return num_clients
+        share = int(self.inner.fraction_train * num_clients)
+        return min(num_clients, max(share, self.inner.min_train_nodes))
 
     @property
     def traits(self) -> Traits:

@@ -7,25 +7,23 @@ deployment can, so this runs on a simulated grid only.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fl.attacks import Attack, Scene
-from fl.compression import PayloadError, Receivers, Shapes
+from fl.attacks import Attack
+from fl.compression import PayloadError, Shapes
 from fl.errors import ConfigError
 from fl.flower.identity import client_of
 from fl.randomness import generator
+from fl.strategies.drivers.liars import Liars
 from fl.vectors.rows import Row, as_tensor, is_finite
 
 if TYPE_CHECKING:
     from fl.strategies.drivers.events import Server, Update
     from fl.strategies.drivers.exchange import Exchange
-
-log = logging.getLogger("fl")
 
 _MOST_LATEST = 50  # clients whose last change attackers without rounds know
 
@@ -42,9 +40,8 @@ class Forging:
     come, or is none, forges nothing, and only those whose replies came count as the attack's f.
     Every forged reply is an event of the trace, counted with the faults.
 
-    Over a compressed uplink a forged change goes through an encoder and a decoder of its own, as if
-    the client had compressed it: what its honest twin has in memory at both ends stays as it was.
-    Its bytes are charged as those of the honest payload.
+    Over a compressed uplink a forged change goes through an encoder and a decoder of its own, see
+    `Liars`.
 
     Args:
         attack: what is sent.
@@ -57,17 +54,14 @@ class Forging:
         self.byzantine = exchange.byzantine
         self.seed = exchange.seed
         self._stream = ("attack", task) if task else ("attack",)
-        self._memory: Mapping[str, np.ndarray] = {}
         self._latest: dict[int, tuple[bool, Row]] = {}  # node -> whether it lies, its last change
         self._drawn = 0
-        self._told = False  # that an attack could not be carried out
-        self._uplink = exchange.uplink
         self._layout = exchange.layout_of(task)
-        self._senders: dict[int, Any] = {}
-        self._receivers: Receivers | None = None
-        if self._uplink is not None and self._layout is not None:
-            shapes, most = Shapes.trained(self._layout), exchange.max_bytes
-            self._receivers = Receivers(self._uplink, shapes, exchange.num_clients, most)
+        uplink = None if self._layout is None else exchange.uplink
+        shapes = None if self._layout is None else Shapes.trained(self._layout)
+        clients, most = exchange.num_clients, exchange.max_bytes
+        self._compressed = uplink is not None
+        self._liars = Liars(attack, self.seed, uplink, shapes, clients, most)
 
     def is_byzantine(self, update: Update) -> bool:
         """Returns whether an update is from one of the clients that lie."""
@@ -91,23 +85,13 @@ class Forging:
         own = [i for i in order if self.is_byzantine(updates[i])]
         honest = [i for i in order if i not in own and is_finite(updates[i].x)]
         result = list(updates)
-        if not own or (not honest and self.attack.knowledge != "own"):
+        if not own:
             return result
-        d = len(updates[own[0]].x)
-        rng = generator(self.seed, *self._stream, server.version + 1)
-        scene = Scene(len(own), rng, memory=self._memory)
-        if self.attack.knowledge == "aggregation":
-            found = known(server, len(own) + len(honest), d)
-            if found is None:
-                return result
-            aggregator, aggregator_rng, reference = found
-            scene = Scene(len(own), rng, aggregator, aggregator_rng, reference, self._memory)
-        changes = [updates[i].delta for i in honest]
-        empty = np.empty((0, d), np.float32)
-        rows = self._attacked(
-            np.stack(changes) if changes else empty,
-            np.stack([updates[i].delta for i in own]),
-            scene,
+        rows = self._liars.forged(
+            [updates[i].delta for i in honest],
+            [updates[i].delta for i in own],
+            generator(self.seed, *self._stream, server.version + 1),
+            lambda n, d: known(server, n, d),
         )
         if rows is None:
             return result
@@ -136,29 +120,10 @@ class Forging:
             return update
         honest = [change for lies, change in self._latest.values() if not lies]
         own = [change for lies, change in self._latest.values() if lies]  # this one is the last
-        if not honest and self.attack.knowledge != "own":
-            return update
-        self._drawn += 1
+        self._drawn += bool(honest) or self.attack.knowledge == "own"
         rng = generator(self.seed, *self._stream, self._drawn)
-        scene = Scene(len(own), rng, memory=self._memory)
-        empty = np.empty((0, len(update.x)), np.float32)
-        rows = self._attacked(np.stack(honest) if honest else empty, np.stack(own), scene)
+        rows = self._liars.forged(honest, own, rng)
         return update if rows is None else self._sent(server, update, rows[-1])
-
-    def _attacked(self, honest: Row, own: Row, scene: Scene) -> Row | None:
-        """Returns what Byzantine clients send, shape (f, d); None if the attack is not defined.
-
-        So it may be if few have answered: then they stay honest, and the user is told.
-        """
-        try:
-            with np.errstate(over="ignore", invalid="ignore"):  # what is sent may be anything
-                rows, self._memory = self.attack(honest, own, scene)
-        except ConfigError as error:
-            if not self._told:
-                log.warning("%s; such clients send what honest ones do", error)
-            self._told = True
-            return None
-        return np.asarray(rows, np.float32)
 
     def _sent(self, server: Server, update: Update, change: Row) -> Update | None:
         """Returns an update as the server gets it when the client sends this change; None if not.
@@ -166,31 +131,14 @@ class Forging:
         A change that no payload can hold does not reach the server.
         """
         server.tasks.control.forged(update.task.message_id)
-        if self._receivers is not None and is_finite(change):
+        if self._compressed and self._layout is not None and is_finite(change):
+            client, name = client_of(update.node), update.task.message_id
+            trained = self._layout.select(as_tensor(change)).numpy()
             try:
-                change = self._through_uplink(self._receivers, update, change)
+                decoded = self._liars.received(client, trained, name)
             except (PayloadError, ConfigError):
                 server.reject(update)
                 return None
+            change = self._layout.with_trained(change, decoded)
         with np.errstate(over="ignore", invalid="ignore"):  # what is sent may be anything
             return replace(update, x=update.task.memo.w + change)
-
-    def _through_uplink(self, receivers: Receivers, update: Update, change: Row) -> Row:
-        """Returns a change as it is decoded, shape (d,), after the client has encoded it.
-
-        Raises:
-            PayloadError, ConfigError: no payload can hold it.
-        """
-        layout, uplink, client = self._layout, self._uplink, client_of(update.node)
-        if layout is None or uplink is None:
-            raise ConfigError("there is no uplink")
-        shapes = Shapes.trained(layout)
-        state = self._senders.get(client)
-        rng = generator(self.seed, "forged compression", client, update.task.message_id)
-        trained = layout.select(as_tensor(change)).numpy()
-        payload, after = uplink.encode(
-            trained, shapes, uplink.init(shapes) if state is None else state, rng
-        )
-        decoded = receivers.receive(client, payload)
-        self._senders[client] = after
-        return layout.with_trained(change, decoded)

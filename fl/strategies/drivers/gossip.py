@@ -1,5 +1,7 @@
 """The driver of synchronous gossip: every node trains, sends to its neighbours, and mixes.
 
+The rule is `fl.strategies.gossip_rule.GossipRule`; this says when, and what becomes of messages.
+
 A node goes on to its next round when its own work is done and what its neighbours sent in this
 round has arrived. There is no other barrier: in virtual time a slow node holds back its neighbours
 in the next round, theirs one round later, and so on. A neighbour's model of the same round is used,
@@ -10,39 +12,41 @@ are equally fast that is one product a round.
 
 Who is away when its round begins, or fails in it, takes no part in the round: it keeps its model
 and goes on when its neighbours do, without mixing; while nobody at all is there, all wait. What a
-neighbour would have had from it, or from a payload that is lost, is given up: `Gossip.keeps` says
-who takes the weight. On a symmetric W, whose absent nodes are missing on both sides, the matrix of
-those present is doubly stochastic again; a payload lost on one side of an edge makes it
+neighbour would have had from it, or from a payload that is lost, is given up: `GossipRule.keeps`
+says who takes the weight. On a symmetric W, whose absent nodes are missing on both sides, the
+matrix of those present is doubly stochastic again; a payload lost on one side of an edge makes it
 row-stochastic for that round.
 """
 
 from __future__ import annotations
 
 import heapq
+import logging
 import math
-from abc import abstractmethod
 from bisect import insort
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from fl.attacks import Attack, Scene
-from fl.errors import ConfigError, SimulationError
-from fl.randomness import generator
+from fl.aggregation import Aggregator, Mean, Recentred
+from fl.attacks import Scene
+from fl.checks import read_if
+from fl.errors import ConfigError, NoStep, SimulationError
+from fl.randomness import generator, uniform
 from fl.strategies.drivers.driver import Traits
-from fl.strategies.drivers.exchange import Exchange as Between
+from fl.strategies.drivers.edges import Edges, moved
 from fl.strategies.drivers.swarm import Answer, Decentralized, Swarm
-from fl.topologies import Stochasticity
+from fl.strategies.gossip_rule import GossipRule, Keeps
 from fl.topologies.mixing import mix_rows
 from fl.vectors.rows import Row, is_finite
 
-Keeps = Literal["rows", "columns"]
+log = logging.getLogger("fl")
 
 
 class Arrival(NamedTuple):
@@ -59,34 +63,7 @@ class Arrival(NamedTuple):
     source: int
 
 
-class Edges(NamedTuple):
-    """The edges of a matrix, without the diagonal.
-
-    Attributes:
-        W: the matrix.
-        heard: for each node, whom it hears.
-        hearers: for each node, who hears it.
-    """
-
-    W: csr_array
-    heard: list[list[int]]
-    hearers: list[list[int]]
-
-    @classmethod
-    def of(cls, W: csr_array) -> Edges:
-        """Returns the edges of a matrix: W[i, j] is what i gives to j."""
-        n = W.shape[0]
-        heard: list[list[int]] = [[] for _ in range(n)]
-        hearers: list[list[int]] = [[] for _ in range(n)]
-        entries = W.tocoo()
-        for i, j in zip(entries.row.tolist(), entries.col.tolist(), strict=True):
-            if i != j:
-                heard[i].append(j)
-                hearers[j].append(i)
-        return cls(W, heard, hearers)
-
-
-class Exchange:
+class Step:
     """One step of gossip, in which every node sends to its neighbours once.
 
     Args:
@@ -94,9 +71,9 @@ class Exchange:
         edges: of that matrix.
 
     Attributes:
-        rows: what each node has sent, for as long as somebody needs it.
+        rows: what others have of each node's message, for as long as somebody needs it.
         own: what a Byzantine node would have sent, for its own use.
-        seen: what honest nodes have sent, for an attack.
+        seen: the models that honest nodes have sent, for an attack.
         forged: whether Byzantine nodes have sent.
         posted: nodes that have something to send, or would have.
         arrived: what each node has received so far, in order.
@@ -125,8 +102,12 @@ class Exchange:
         self.done: set[int] = set()
         self._users = {j: len(hearers) + 1 for j, hearers in enumerate(edges.hearers)}
 
+    def copy(self, i: int) -> Row:
+        """Returns what node i mixes in of itself: a Byzantine one what it would have sent."""
+        return self.own[i] if i in self.own else self.rows[i]
+
     def finish(self, nodes: Iterable[int]) -> None:
-        """Notes nodes that need nothing of this exchange any more, and lets go of what nobody does.
+        """Notes nodes that need nothing of this step any more, and lets go of what nobody does.
 
         The rows of one round in use are as many as there are nodes, for as many rounds as the
         fastest and the slowest node are apart.
@@ -175,145 +156,170 @@ class Exchange:
         compact = csr_array(
             (W.data.astype(np.float32), place, W.indptr), shape=(len(nodes), len(used))
         )
-        own = self.own if nodes[0] in self.own else {}  # a Byzantine node, which is alone here
-        X = [own[j] if j in own and j == nodes[0] else self.rows[j] for j in used.tolist()]
+        # A Byzantine node is alone here.
+        X = [self.copy(j) if j == nodes[0] else self.rows[j] for j in used.tolist()]
         mixed = mix_rows(compact, X, np.empty((len(nodes), X[0].size), np.float32))
         mixed.flags.writeable = False
         return mixed
 
+    def heard(self, i: int, first: int) -> tuple[Row, NDArray[np.float64]]:
+        """Returns what node i has, itself first, and W's weights of it: (k, m) and (k,).
 
+        Args:
+            i: the node.
+            first: of how many messages of others; of those that came first.
+        """
+        sources = [arrival.source for arrival in self.arrived.get(i, [])[:first]]
+        weights = [self.edges.W[i, j] for j in (i, *sources)]
+        return np.stack([self.copy(i), *(self.rows[j] for j in sources)]), np.array(weights)
+
+
+def _reads_weights(a: Mapping[str, Any]) -> bool:
+    if a["aggregator"] is None:
+        return bool(a["rule"].get("_target_") != "fl.strategies.MoNNA")
+    return bool(a["aggregator"].get("weighted", False))
+
+
+@read_if(
+    _reads_weights,
+    "topology.weights",
+    only="what a node aggregates by takes the graph of a topology alone",
+)
+@read_if(
+    lambda a: a["aggregator"] is not None and "f" in a["aggregator"],
+    "f",
+    only="this aggregator has no number of Byzantine models",
+)
+@read_if(
+    lambda a: a["f"] is None,
+    "aggregator.f",
+    "aggregator.rule.f",
+    "aggregator.pre.*.f",
+    only="{at}f counts instead",
+)
 class Gossip(Decentralized):
-    """Base of the methods of synchronous gossip.
+    """Rounds of synchronous gossip of a node's rule.
 
-    A method says what a node trains from, what it sends, and what it makes of what it gets; the
-    driver does the rest. Round t has `exchanges` steps of gossip, which use the matrices
-    W_{tQ}, ..., W_{tQ+Q-1} of the topology.
+    Round t has Q steps of gossip (`GossipRule.gossip_steps`), which use the matrices W_{tQ}, ...,
+    W_{tQ+Q-1} of the topology.
+
+    With an aggregator F other than the mean, a node makes F of its own model and those it has
+    heard, with W's weights if F takes weights, instead of their sum by W: robust gossip, for
+    methods that average models. An F that continues from its last result, such as centered
+    clipping, continues from the node's own model (ClippedGossip, arXiv:2202.01545); one that is for
+    updates is given the differences to it. Who has too few models for F, because others are away or
+    their payloads lost, keeps its own.
+
+    Of payloads that a node with an F receives at one instant, those of Byzantine nodes come first,
+    which is the worst case and what the authors of MoNNA simulate, and the others in an order drawn
+    from the seed.
+
+    With a compressor (`Exchange.uplink`) messages are compressed by CHOCO, whatever the method: see
+    `fl.strategies.choco`.
+
+    Byzantine nodes train and mix like others, and are charged for it; when all that honest nodes
+    send in a step is there, the attack makes of it what the Byzantine ones send, the same to all
+    neighbours, through an encoder like everybody's. What is not finite is thrown away by who
+    receives it.
 
     Args:
+        rule: what a node does.
+        aggregator: F; the mean weighted by W is the method's own sum, and so is None, or the
+            rule's own F.
+        f: how many Byzantine models F is to tolerate, instead of what it says itself; None leaves
+            it as it is.
+        gamma: consensus step size, in (0, 1]: x_i + gamma (mixed_i - x_i); None is 1, or what the
+            compressor allows.
         **decentralized: arguments of `Decentralized`.
 
     Attributes:
-        exchanges: Q, steps of gossip in a round.
+        states: of the nodes, as the rule has them; of the last run.
 
     Raises:
-        ConfigError: an argument is out of its range, or the topology's weights are not of a kind
-            that the method is for.
+        ConfigError: an argument is out of its range; the topology's weights are not of a kind that
+            the method is for; the method has no room for an aggregator, or a node has too few
+            neighbours for it.
     """
 
-    sends_first: ClassVar[bool] = False  # before it trains, so that both take place at once
-    keeps: ClassVar[Keeps] = "rows"  # who takes the weight of what does not come
-    weights: ClassVar[tuple[Stochasticity, ...]] = ("symmetric", "doubly", "rows")
-    exchanges_models: ClassVar[bool] = True  # so that an attack on models can replace what is sent
-    shows_rule: ClassVar[bool] = False  # in `scene`, for attacks that search against it
-
-    def __init__(self, **decentralized: Any) -> None:
-        super().__init__(**decentralized)
-        self.exchanges = 1
+    def __init__(
+        self,
+        rule: GossipRule,
+        *,
+        aggregator: Aggregator | None = None,
+        f: int | None = None,
+        gamma: float | None = None,
+        **decentralized: Any,
+    ) -> None:
+        super().__init__(rule, gamma=gamma, **decentralized)
+        if not isinstance(rule, GossipRule):
+            raise ConfigError(f"rule is {type(rule).__name__}; it must be a GossipRule")
+        self.rule: GossipRule = rule
+        self.aggregator = self._mixing(aggregator, f)
         kind = self.topology.stochasticity
-        if kind not in self.weights:
+        if self.aggregator is None and kind not in rule.weights:
             remedy = (
                 "use strategy=sgp, which undoes the bias"
                 if kind == "columns"
                 else "use topology/weights=metropolis_hastings, or a regular graph"
             )
             raise ConfigError(
-                f"{type(self).__name__}: the weights of {type(self.topology).__name__} are "
-                f"{kind!r}, it needs one of {', '.join(self.weights)}: {remedy}"
+                f"{self.name}: the weights of {type(self.topology).__name__} are {kind!r}, it "
+                f"needs one of {', '.join(rule.weights)}: {remedy}"
             )
 
-    # ---- the method ------------------------------------------------------------------------------
-
-    def begin(self, swarm: Swarm) -> None:
-        """Prepares the nodes' state; all begin at the initial model."""
-        self.x: list[Row] = [swarm.w] * self.n
-        self.model_bytes = swarm.model_bytes
-
-    def point(self, i: int) -> Row:
-        """Returns the model that node i trains from, shape (d,); also what it is evaluated by."""
-        return self.x[i]
-
-    @abstractmethod
-    def learn(self, i: int, answer: Answer) -> None:
-        """Takes in what node i has learnt from its own data."""
-
-    def message(self, i: int) -> Row:
-        """Returns what node i sends to all its neighbours, a vector of float32."""
-        return self.x[i]
-
-    def bytes_to(self, j: int, i: int) -> int:
-        """Returns the size of what node j sends to node i, in bytes; called before each send."""
-        return self.model_bytes
-
-    @abstractmethod
-    def mixed(self, i: int, row: Row) -> None:
-        """Takes in the weighted sum of what node i and its neighbours have sent."""
-
-    def lost(self, j: int, i: int) -> None:
-        """Notes that what node j has for node i does not reach it."""
-
-    def quorum(self, i: int, heard: int) -> int:
-        """Returns of how many of its neighbours node i needs a payload to go on."""
-        return heard
-
-    def order(self, exchange: int, j: int, i: int) -> float:
-        """Returns where the payload of j comes among those that reach i at the same time."""
-        return 0.0
-
-    def combine(self, exchange: Exchange, nodes: Sequence[int]) -> Sequence[Row]:
-        """Returns what nodes make of what they have received, in one sparse product."""
-        return list(exchange.mix(nodes, self.keeps))
-
-    def scene(self, f: int, honest: Row, rng: np.random.Generator, memory: Any) -> Scene:
-        """Returns what an attack may know of an exchange."""
-        return Scene(f, rng, memory=memory)
-
-    # ---- running ---------------------------------------------------------------------------------
-
-    @property
-    def attack(self) -> Attack | None:
-        """What Byzantine nodes send, if there are any.
-
-        They train and mix like others, and are charged for it; when all that honest nodes send in
-        an exchange is there, the attack makes of it what the Byzantine ones send, the same to all
-        neighbours. What is not finite is thrown away by who receives it.
-        """
-        return self.exchange.attack
+    def _mixing(self, chosen: Aggregator | None, f: int | None) -> Aggregator | None:
+        """Returns F, as it is applied to models; None for the sum by W."""
+        own = self.rule.aggregator
+        if chosen is None or (isinstance(chosen, Mean) and chosen.weighted and own is None):
+            F = own
+        elif own is not None:
+            raise ConfigError(
+                f"aggregator is {chosen.name}, and {self.name} is defined by its own, {own.name}: "
+                "leave it out, or use strategy=dfedavg"
+            )
+        elif self.rule.linear:
+            raise ConfigError(
+                f"aggregator is {chosen.name}, and the messages of {self.name} have to be summed, "
+                f"since {self.rule.linear}: leave it out, or use strategy=dfedavg or dpsgd"
+            )
+        elif chosen.reference == "trusted-update":
+            raise ConfigError(
+                f"aggregator is {chosen.name}, which wants a server's own update, and there is no "
+                "server: use aggregator=monna, which trusts a node's own model"
+            )
+        else:
+            F = chosen if f is None else chosen.tolerating(f)
+        if F is None:
+            return None
+        for e in range(self.topology.period or 1):
+            fewest = min(len(heard) for heard in self.edges(e).heard)
+            n = self.rule.waits_for(fewest) + 1
+            try:
+                F.check(n)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"a node of {type(self.topology).__name__} with {fewest} neighbours has {n} "
+                    f"models to aggregate, with its own: {error}; lower f, or use a topology with "
+                    "more neighbours, such as topology=complete"
+                ) from None
+        return F if "translation" in F.invariances else Recentred(F)
 
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        return replace(super().traits, forges=self.exchanges_models, aggregates=self.shows_rule)
-
-    def within(self, exchange: Between) -> Self:
-        """Returns a copy within an exchange, see `Driver.within`."""
-        attack = exchange.attack
-        if attack is None:
-            return super().within(exchange)
-        if not self.exchanges_models:
-            raise ConfigError(
-                f"{type(attack).__name__} forges models, and {type(self).__name__} exchanges "
-                "something else: use strategy=monna, dfedavg or dpsgd, or an attack on data "
-                "(label_flip, backdoor)"
-            )
-        if attack.knowledge == "aggregation" and not self.shows_rule:
-            raise ConfigError(
-                f"{type(attack).__name__} searches against the nodes' rule, and "
-                f"{type(self).__name__} averages: use strategy=monna, or an attack that does not "
-                "know the rule"
-            )
-        return super().within(exchange)
+        return replace(super().traits, aggregates=not self.rule.linear)
 
     def run(self, swarm: Swarm, num_rounds: int) -> None:
         """Runs all rounds of all nodes."""
-        self.begin(swarm)
-        Driver(self, swarm, num_rounds).run()
+        self.states = [self.rule.init(swarm.w) for _ in range(self.n)]
+        Running(self, swarm, num_rounds).run()
 
-    def edges(self, exchange: int) -> Edges:
-        """Returns the edges of an exchange; kept if the topology repeats itself."""
+    def edges(self, step: int) -> Edges:
+        """Returns the edges of a step; kept if the topology repeats itself."""
         period = self.topology.period
         if period is None:
-            return Edges.of(self.topology.matrix(exchange))
-        phase = exchange % period
+            return Edges.of(self.topology.matrix(step))
+        phase = step % period
         if phase not in self._edges:
             self._edges[phase] = Edges.of(self.topology.matrix(phase))
         return self._edges[phase]
@@ -323,25 +329,29 @@ class Gossip(Decentralized):
         return {}
 
 
-class Driver:
-    """Runs the rounds of a method's nodes, each at its own time.
+class Running:
+    """Runs the rounds of a strategy's nodes, each at its own time.
 
     Args:
-        method: the method, after `begin`.
+        strategy: with the nodes' states.
         swarm: its nodes.
         num_rounds: T.
     """
 
-    def __init__(self, method: Gossip, swarm: Swarm, num_rounds: int) -> None:
-        self.method = method
+    def __init__(self, strategy: Gossip, swarm: Swarm, num_rounds: int) -> None:
+        self.strategy = strategy
+        self.rule = strategy.rule
+        self.states = strategy.states
         self.swarm = swarm
         self.num_rounds = num_rounds
+        self.messages, self.gamma = strategy.messages_of(swarm, self.states)
+        self.attack = strategy.exchange.attack
         n = len(swarm)
         self.round = [0] * n  # t of each node
-        self.exchange = [0] * n  # e of each node
+        self.step = [0] * n  # e of each node
         self.takes_part = [True] * n
         self.task_of = [""] * n  # message id of its last task
-        self.exchanges: dict[int, Exchange] = {}
+        self.steps: dict[int, Step] = {}
         self.due: list[tuple[float, int, int]] = []  # (time, e, node): may mix then
         self.again: list[tuple[float, int]] = []  # (time, node): looked for again then
         self.found_away: list[tuple[float, int]] = [(-math.inf, 0)] * n  # when, and how often then
@@ -356,7 +366,7 @@ class Driver:
             until = min(queue[0][0] if queue else math.inf for queue in (self.due, self.again))
             if math.isinf(until) and not len(self.swarm.tasks):
                 raise SimulationError(
-                    f"{type(self.method).__name__} waits for nothing at {self.swarm.now:g} s; "
+                    f"{self.strategy.name} waits for nothing at {self.swarm.now:g} s; "
                     f"nodes are in rounds {min(self.round)} to {max(self.round)}"
                 )
             for i, answer in self.swarm.receive(until):
@@ -371,13 +381,13 @@ class Driver:
         nodes = list(nodes)
         there = [i for i in nodes if i in available]
         for i in nodes:
-            self.exchange[i] = self.round[i] * self.method.exchanges
+            self.step[i] = self.round[i] * self.rule.gossip_steps
             self.takes_part[i] = True
-        points = [self.method.point(i) for i in there]
-        tasks = self.swarm.train(there, points, [self.round[i] for i in there])
+        models = [self.rule.model(self.states[i]) for i in there]
+        tasks = self.swarm.train(there, models, [self.round[i] for i in there])
         for i, task in zip(there, tasks, strict=True):
             self.task_of[i] = task.message_id
-        if self.method.sends_first:
+        if self.rule.sends_first:
             for i in there:
                 self._post(i)
         for i in nodes:
@@ -392,147 +402,150 @@ class Driver:
         self.found_away[i] = (now, times)
         # Its neighbours may all have done the last round before it was left out, so that a round
         # can be over at once; but a second one only if they are away as well. Then time must pass.
-        if others and times <= 2 and self.method.edges(self.exchange[i]).heard[i]:
+        if others and times <= 2 and self.strategy.edges(self.step[i]).heard[i]:
             self._leave_out(i)
         else:
-            heapq.heappush(self.again, (now + self.method.retry_s, i))
+            heapq.heappush(self.again, (now + self.strategy.retry_s, i))
 
     def _leave_out(self, i: int) -> None:
         """Has a node take no part in the rest of its round."""
         self.swarm.tasks.control.absent(self.swarm.ids[i], self.round[i] + 1)
         self._fact(self.round[i], "absent_nodes")
         self.takes_part[i] = False
-        first, Q = self.exchange[i], self.method.exchanges
-        for e in range(first, (self.round[i] + 1) * Q):
-            exchange = self._exchange(e)
-            exchange.absent.add(i)
-            if i not in exchange.posted:  # else it has sent before it failed
-                for k in exchange.edges.hearers[i]:
-                    self._misses(exchange, k, i)
-            self._forge(exchange)
-        self._wait(self._exchange(first), i)
+        for e in range(self.step[i], (self.round[i] + 1) * self.rule.gossip_steps):
+            step = self._step(e)
+            step.absent.add(i)
+            if i not in step.posted:  # else it has sent before it failed
+                for k in step.edges.hearers[i]:
+                    self._misses(step, k, i)
+            self._forge(step)
+        self._wait(self._step(self.step[i]), i)
 
     def _answered(self, i: int, answer: Answer | None) -> None:
         if answer is None:
             self._leave_out(i)
             return
         self.swarm.applied(answer)
-        self.method.learn(i, answer)
-        if self.method.sends_first:
-            self._wait(self._exchange(self.exchange[i]), i)
+        self.states[i] = self.rule.adapt(self.states[i], answer.progress)
+        if self.rule.sends_first:
+            self._wait(self._step(self.step[i]), i)
         else:
             self._post(i)
 
-    # ---- an exchange -----------------------------------------------------------------------------
+    # ---- a step of gossip ------------------------------------------------------------------------
 
-    def _exchange(self, number: int) -> Exchange:
-        if number not in self.exchanges:
-            self.exchanges[number] = Exchange(number, self.method.edges(number))
-        return self.exchanges[number]
+    def _step(self, number: int) -> Step:
+        if number not in self.steps:
+            self.steps[number] = Step(number, self.strategy.edges(number))
+        return self.steps[number]
 
     def _post(self, i: int) -> None:
-        """Sends what a node has for its present exchange, now."""
-        exchange, method = self._exchange(self.exchange[i]), self.method
-        row = method.message(i)
-        exchange.posted.add(i)
-        if method.attack is None:
-            exchange.rows[i] = row
-            self._deliver(exchange, i)
-        elif i in method.byzantine:
-            exchange.own[i] = row
-            self._forge(exchange)
+        """Sends what a node has for its present step, now."""
+        step = self._step(self.step[i])
+        message = self.rule.message(self.states[i])
+        step.posted.add(i)
+        if self.attack is not None and i in self.strategy.byzantine:
+            step.own[i] = message
         else:
-            exchange.rows[i] = row
-            if is_finite(row):
-                exchange.seen[i] = row
-            self._deliver(exchange, i)
-            self._forge(exchange)
-        if not method.sends_first:
-            self._wait(exchange, i)
+            self._send(step, i, message)
+        self._forge(step)
+        if not self.rule.sends_first:
+            self._wait(step, i)
 
-    def _deliver(self, exchange: Exchange, j: int) -> None:
-        heard, hearers = exchange.edges.heard, exchange.edges.hearers[j]
-        if not is_finite(exchange.rows[j]):  # who receives it throws it away
-            for k in hearers:
-                self._misses(exchange, k, j)
+    def _send(self, step: Step, j: int, message: Row) -> None:
+        """Sends a message of a node to all that hear it."""
+        row = self.messages.send(j, message)
+        step.rows[j] = self.messages.copy(j, message) if row is None else row
+        if row is None:
+            for k in step.edges.hearers[j]:
+                self._misses(step, k, j)
             return
-        targets = [k for k in hearers if k not in exchange.absent]
+        if self.attack is not None and j not in step.own:
+            step.seen[j] = self.rule.model_in(row)
+        heard, hearers = step.edges.heard, step.edges.hearers[j]
+        targets = [k for k in hearers if k not in step.absent]
         for k in hearers:
-            if k in exchange.absent:
-                self.method.lost(j, k)
-                self._misses(exchange, k, j)
+            if k in step.absent:
+                self._misses(step, k, j)
                 continue
             arrival, arrived = self.swarm.send(
                 j,
                 k,
-                self.method.bytes_to(j, k),
+                self.messages.bytes_to(j, k),
                 fanout=len(targets),
                 fanin=len(heard[k]),
-                index=exchange.number,
+                index=step.number,
             )
             if arrived:
-                order = self.method.order(exchange.number, j, k)
-                insort(exchange.arrived.setdefault(k, []), Arrival(arrival, order, j))
-                self._resolve(exchange, k, arrival)
+                self.messages.arrived(j, k)
+                place = Arrival(arrival, self._order(step.number, j, k), j)
+                insort(step.arrived.setdefault(k, []), place)
+                self._resolve(step, k, arrival)
             else:
-                self._fact(exchange.number // self.method.exchanges, "lost_payloads")
-                self.method.lost(j, k)
-                self._misses(exchange, k, j, arrival)
+                self._fact(step.number // self.rule.gossip_steps, "lost_payloads")
+                self._misses(step, k, j, arrival)
 
-    def _misses(self, exchange: Exchange, k: int, j: int, at_s: float | None = None) -> None:
+    def _order(self, e: int, j: int, i: int) -> float:
+        """Returns where the payload of j comes among those that reach i at the same time."""
+        if self.strategy.aggregator is None:
+            return 0.0
+        if j in self.strategy.byzantine:
+            return -1.0
+        return uniform(self.strategy.seed, "arrival", i * len(self.swarm) + j, e)
+
+    def _misses(self, step: Step, k: int, j: int, at_s: float | None = None) -> None:
         """Notes that nothing comes to k from j, which k knows at a time, or now."""
-        exchange.missing.add((k, j))
-        self._resolve(exchange, k, self.swarm.now if at_s is None else at_s)
+        step.missing.add((k, j))
+        self._resolve(step, k, self.swarm.now if at_s is None else at_s)
 
-    def _resolve(self, exchange: Exchange, k: int, at_s: float) -> None:
-        exchange.resolved[k] += 1
-        exchange.latest_s[k] = max(at_s, exchange.latest_s.get(k, -math.inf))
-        self._check(exchange, k)
+    def _resolve(self, step: Step, k: int, at_s: float) -> None:
+        step.resolved[k] += 1
+        step.latest_s[k] = max(at_s, step.latest_s.get(k, -math.inf))
+        self._check(step, k)
 
-    def _wait(self, exchange: Exchange, i: int) -> None:
+    def _wait(self, step: Step, i: int) -> None:
         """Has a node wait for what its neighbours send."""
-        exchange.waiting.add(i)
-        self._check(exchange, i)
+        step.waiting.add(i)
+        self._check(step, i)
 
-    def _check(self, exchange: Exchange, i: int) -> None:
+    def _check(self, step: Step, i: int) -> None:
         """Finds out when a node that waits has enough to go on, if that is known."""
-        if i not in exchange.waiting or i in exchange.done:
+        if i not in step.waiting or i in step.done:
             return
-        heard = len(exchange.edges.heard[i])
-        arrived = exchange.arrived.get(i, [])
-        needed = self.method.quorum(i, heard)
+        heard = len(step.edges.heard[i])
+        arrived = step.arrived.get(i, [])
+        needed = self.rule.waits_for(heard)
         if len(arrived) >= needed:
             at_s = arrived[needed - 1].time_s if needed else -math.inf
-        elif exchange.resolved[i] == heard:
-            at_s = exchange.latest_s[i]
+        elif step.resolved[i] == heard:
+            at_s = step.latest_s[i]
         else:
             return
-        heapq.heappush(self.due, (max(at_s, self.swarm.now), exchange.number, i))
+        heapq.heappush(self.due, (max(at_s, self.swarm.now), step.number, i))
 
-    def _forge(self, exchange: Exchange) -> None:
+    def _forge(self, step: Step) -> None:
         """Lets Byzantine nodes send, once they know what all others send."""
-        attack, method = self.method.attack, self.method
-        everybody = len(exchange.posted | exchange.absent) == len(self.swarm)
-        if attack is None or exchange.forged or not everybody:
+        attack, rule = self.attack, self.rule
+        everybody = len(step.posted | step.absent) == len(self.swarm)
+        if attack is None or step.forged or not everybody:
             return
-        exchange.forged = True
-        own, honest = sorted(exchange.own.items()), sorted(exchange.seen.items())
-        exchange.seen = {}
+        step.forged = True
+        own, honest = sorted(step.own.items()), sorted(step.seen.items())
+        step.seen = {}
         if not own:
             return
-        truth = np.stack([row for _, row in own])
-        rows = truth
+        truth = np.stack([rule.model_in(message) for _, message in own])
+        models = truth
         if honest or attack.knowledge == "own":
-            seen = np.stack([row for _, row in honest]) if honest else truth[:0]
-            rng = generator(method.seed, "attack", exchange.number)
-            scene = method.scene(len(own), seen, rng, self.memory)
-            with np.errstate(over="ignore", invalid="ignore"):  # what is sent may be anything
-                rows, self.memory = attack(seen, truth, scene)
-                rows = rows.astype(np.float32)
-        for (i, _), row in zip(own, rows, strict=True):
+            seen = np.stack([x for _, x in honest]) if honest else truth[:0]
+            rng = generator(self.strategy.seed, "attack", step.number)
+            centre = seen.mean(axis=0) if honest else None  # from where the rule is seen
+            F = self.strategy.aggregator or Mean()
+            scene = Scene(len(own), rng, F, rng, centre, self.memory)
+            models, self.memory = self.strategy.forged(attack, seen, truth, scene)
+        for (i, message), x in zip(own, models, strict=True):
             self.swarm.tasks.control.forged(self.task_of[i])
-            exchange.rows[i] = row
-            self._deliver(exchange, i)
+            self._send(step, i, rule.with_model(message, x))
 
     # ---- time ------------------------------------------------------------------------------------
 
@@ -543,54 +556,76 @@ class Driver:
             ready: dict[int, set[int]] = {}
             while self.due and self.due[0][0] <= now:
                 _, e, i = heapq.heappop(self.due)
-                if e in self.exchanges and i not in self.exchanges[e].done:
+                if e in self.steps and i not in self.steps[e].done:
                     ready.setdefault(e, set()).add(i)
             entering = []
             while self.again and self.again[0][0] <= now:
                 entering.append(heapq.heappop(self.again)[1])
             for e in sorted(ready):
-                entering += self._complete(self.exchanges[e], sorted(ready[e]))
+                entering += self._complete(self.steps[e], sorted(ready[e]))
             self._enter(entering)
 
-    def _complete(self, exchange: Exchange, nodes: Sequence[int]) -> list[int]:
+    def _complete(self, step: Step, nodes: Sequence[int]) -> list[int]:
         """Has nodes mix what they have; returns those whose next round begins."""
-        method, e = self.method, exchange.number
+        e, Q = step.number, self.rule.gossip_steps
         mixing = [i for i in nodes if self.takes_part[i]]
-        if method.keeps == "columns":  # what reached an absent node is its own from now on
+        if self.rule.keeps == "columns":  # what reached an absent node is its own from now on
             for i in set(nodes).difference(mixing):
-                exchange.rows[i] = method.message(i)
+                step.rows[i] = self.messages.copy(i, self.rule.message(self.states[i]))
             mixing = list(nodes)
-        together = [i for i in mixing if i not in exchange.own]
-        for group in [together, *([i] for i in mixing if i in exchange.own)]:
+        together = [i for i in mixing if i not in step.own]
+        for group in [together, *([i] for i in mixing if i in step.own)]:
             if group:
-                for i, row in zip(group, method.combine(exchange, group), strict=True):
-                    if is_finite(row):  # else it goes on from what it has
-                        method.mixed(i, row)
-        exchange.finish(nodes)
-        if len(exchange.done) == len(self.swarm):
-            del self.exchanges[e]
-        if (e + 1) % method.exchanges == 0:
+                self._mix(step, group)
+        step.finish(nodes)
+        if len(step.done) == len(self.swarm):
+            del self.steps[e]
+        if (e + 1) % Q == 0:
             return [i for i in nodes if self._ends_round(i)]
         for i in nodes:
-            self.exchange[i] = e + 1
+            self.step[i] = e + 1
             if self.takes_part[i]:
                 self._post(i)
             else:
-                self._wait(self._exchange(e + 1), i)
+                self._wait(self._step(e + 1), i)
         return []
+
+    def _mix(self, step: Step, nodes: Sequence[int]) -> None:
+        if self.strategy.aggregator is None:
+            rows: Sequence[Row] = list(step.mix(nodes, self.rule.keeps))
+        else:
+            rows = [self._aggregate(self.strategy.aggregator, step, i) for i in nodes]
+        for i, mixed in zip(nodes, rows, strict=True):
+            row, copy = mixed, step.copy(i)
+            if self.gamma != 1.0 or not self.messages.exact:
+                message = step.own.get(i, self.rule.message(self.states[i]))
+                row = moved(message, mixed, copy, self.gamma)
+            if is_finite(row):  # else it goes on from what it has
+                self.states[i] = self.rule.combine(self.states[i], row)
+
+    def _aggregate(self, F: Aggregator, step: Step, i: int) -> Row:
+        """Returns F of what node i has heard, or its own row if F can make nothing of it."""
+        own = step.copy(i)
+        rows, weights = step.heard(i, self.rule.waits_for(len(step.edges.heard[i])))
+        rng = generator(self.strategy.seed, "aggregation", step.number, i)
+        try:
+            F.check(len(rows))
+            return np.asarray(F(rows, weights, rng, own))
+        except (ConfigError, NoStep):
+            return own
 
     def _ends_round(self, i: int) -> bool:
         """Notes that a node has done its round; returns whether it has another to do."""
         t = self.round[i]
         models = self.models.setdefault(t, {})
-        models[i] = self.method.point(i)
+        models[i] = self.rule.model(self.states[i])
         self.round[i] = t + 1
         n = len(self.swarm)
         if len(models) == n:
             del self.models[t]
             facts = self.facts.pop(t, Counter())
             named = {name: float(facts[name]) for name in ("absent_nodes", "lost_payloads")}
-            self.method.evaluate(t + 1, [models[k] for k in range(n)], named)
+            self.strategy.evaluate(t + 1, [models[k] for k in range(n)], named)
         return t + 1 < self.num_rounds
 
     def _fact(self, t: int, name: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -25,9 +26,11 @@ from fl.compression import Channel, PayloadError, Replicated, Shapes
 from fl.compression.compressor import State
 from fl.errors import ConfigError, Diverged, SimulationError
 from fl.flower.grid_view import GridView
+from fl.flower.identity import client_of
 from fl.flower.records import from_record, layout_of, to_record
 from fl.randomness import generator
 from fl.strategies.drivers.driver import Driver, Traits
+from fl.strategies.drivers.liars import Liars
 from fl.strategies.drivers.replies import averageable
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
@@ -42,6 +45,10 @@ class Replicas(Driver):
     In the first round the model goes out as it is. Afterwards only messages travel, which the
     server applies to its own replica too, for evaluation. A round is one step. It begins when all
     workers are there, and cannot do without the message of any.
+
+    Byzantine workers step as others do. What they send is a message of the vector that the attack
+    makes of those that all the others' messages stand for (gradients, momenta, or what is left of
+    them), through an encoder of their own: it looks and costs like an honest one.
 
     Args:
         rule: the method; `rule.workers` is the number of clients.
@@ -68,11 +75,31 @@ class Replicas(Driver):
         self._server: State = {}
         self._message = b""
         self._grid: Grid | None = None
+        self._liars: Liars | None = None
+        self._lying: dict[int, State] = {}  # of each liar, by Flower id
+
+    @property
+    def name(self) -> str:
+        """Of the rule, for messages."""
+        return type(self.rule).__name__
 
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        return Traits(sends="payload", compressors="none", downlink=False, forges=False)
+        return Traits(
+            sends="payload",
+            compressors="none",
+            downlink=False,
+            aggregates=self.rule.aggregator is not None,
+        )
+
+    def check_clients(self, num_clients: int) -> None:
+        """Raises ConfigError unless every client is a worker."""
+        if num_clients != self.rule.workers:
+            raise ConfigError(
+                f"there are {num_clients} clients and {self.rule.workers} workers: set "
+                f"strategy.rule.workers={num_clients}"
+            )
 
     def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Replica, Replica]:
         """Returns the clients' ends of the links, see `Driver.ends`."""
@@ -89,11 +116,7 @@ class Replicas(Driver):
         clock = GridView(grid).clock
         while len(nodes := sorted(grid.get_node_ids())) < self.rule.workers:
             clock.sleep(_RETRY_S)
-        if len(nodes) > self.rule.workers:
-            raise ConfigError(
-                f"there are {len(nodes)} clients and {self.rule.workers} workers: set "
-                f"strategy.rule.workers={len(nodes)}"
-            )
+        self.check_clients(len(nodes))
         self._grid = grid
         if self._layout is None:
             self._layout = layout_of(arrays)
@@ -101,6 +124,11 @@ class Replicas(Driver):
             self._x = from_record(self._layout, arrays)
             self._replica = self.rule.init_worker(shapes)
             self._server = self.rule.init_server(shapes)
+            self.exchange.check(grid)
+            if (attack := self.exchange.attack) is not None:
+                self._liars = Liars(attack, self.exchange.seed, None)
+                liars = [node for node in nodes if client_of(node) in self.exchange.byzantine]
+                self._lying = {node: self._replica for node in liars}
         if self._message:
             array = Array("uint8", (len(self._message),), PAYLOAD_STYPE, self._message)
             arrays = ArrayRecord({PAYLOAD_KEY: array})
@@ -129,10 +157,14 @@ class Replicas(Driver):
             raise self._missing(server_round, replies, len(arrived))
         shapes = Shapes.of(self._layout)
         payloads = self._payloads(arrived, shapes)
-        rng = generator(self.seed, "compression", "server", server_round)
+        if self._liars is not None and self._lying:
+            payloads = self._forged(self._liars, server_round, arrived, payloads, shapes)
+        rng, x = self._rng(server_round), self._x
         try:
             self._message, self._server = self.rule.combine(payloads, shapes, self._server, rng)
-            self._x, self._replica = self.rule.apply(self._x, self._message, shapes, self._replica)
+            self._x, self._replica = self.rule.apply(x, self._message, shapes, self._replica)
+            for node, state in self._lying.items():
+                _, self._lying[node] = self.rule.apply(x, self._message, shapes, state)
         except PayloadError as error:  # each payload by itself was right
             raise Diverged(
                 f"{type(self.rule).__name__} cannot take step {server_round}: {error}; training "
@@ -155,6 +187,50 @@ class Replicas(Driver):
         """Returns None."""
         return None
 
+    def _rng(self, server_round: int) -> np.random.Generator:
+        """Returns what the server draws from in a round."""
+        return generator(self.seed, "compression", "server", server_round)
+
+    def _forged(
+        self,
+        liars: Liars,
+        server_round: int,
+        replies: Sequence[Message],
+        payloads: Sequence[bytes],
+        shapes: Shapes,
+    ) -> list[bytes]:
+        """Returns the payloads of all workers with those of liars forged.
+
+        Raises:
+            ConfigError: no message can hold what a liar is to send.
+        """
+        rule, forged = self.rule, list(payloads)
+        nodes = [reply.metadata.src_node_id for reply in replies]
+        rows = [rule.decode(payload, shapes, self._server) for payload in payloads]
+        lying = [i for i, node in enumerate(nodes) if node in self._lying]
+        vectors = liars.forged(
+            [row for i, row in enumerate(rows) if i not in lying],
+            [rows[i] for i in lying],
+            generator(self.exchange.seed, "attack", server_round),
+            lambda n, d: (rule.aggregator, self._rng(server_round), self._server.get("result")),
+        )
+        if vectors is None:
+            return forged
+        for i, u in zip(lying, vectors, strict=True):
+            node, name = nodes[i], replies[i].metadata.reply_to_message_id
+            rng = generator(self.exchange.seed, "forged compression", client_of(node), name)
+            u = np.ascontiguousarray(u, np.float32)
+            try:
+                forged[i], self._lying[node] = rule.encode(u, shapes, self._lying[node], rng)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"{type(liars.attack).__name__} makes a vector that no message of "
+                    f"{type(rule).__name__} can hold, and no step can be taken without one: {error}"
+                ) from error
+            if self._grid is not None:
+                GridView(self._grid).control.forged(name)
+        return forged
+
     def _missing(self, server_round: int, replies: Sequence[Message], came: int) -> SimulationError:
         reasons = sorted({reply.error.reason or "" for reply in replies if reply.has_error()})
         why = "; ".join(reasons) or "they did not answer within round_timeout_s: raise it"
@@ -162,7 +238,7 @@ class Replicas(Driver):
             f"{type(self.rule).__name__} needs the message of every worker in every round, and in "
             f"round {server_round}, {self.rule.workers - came} of {self.rule.workers} are missing "
             f"({why}). Use a fleet without faults, or, where clients fail, strategy=fedavg with "
-            "compressor=ef21, diana or ef_topk"
+            "compressor=topk feedback=ef or ef21"
         )
 
     def _payloads(self, replies: Sequence[Message], shapes: Shapes) -> list[bytes]:
@@ -195,5 +271,5 @@ class Replicas(Driver):
         payload = record.get(PAYLOAD_KEY) if isinstance(record, ArrayRecord) else None
         if payload is None or payload.stype != PAYLOAD_STYPE:
             raise PayloadError(f"there is no payload '{PAYLOAD_KEY}' in '{self.arrays_key}'")
-        self.rule.check(payload.data, shapes, self._server)
+        self.rule.decode(payload.data, shapes, self._server)
         return payload.data

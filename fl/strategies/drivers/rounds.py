@@ -200,7 +200,37 @@ class Rounds(EventDriven):
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        return replace(super().traits, aggregates=True, chooses_aggregator=True)
+        wanted = self.root_examples if self.wants_own_update else None
+        return replace(super().traits, aggregates=True, root_examples=wanted)
+
+    @property
+    def evaluates_on_clients(self) -> bool:
+        """Whether clients evaluate the model after a round."""
+        return self.fraction_evaluate > 0
+
+    @property
+    def unread(self) -> Mapping[str, str]:
+        """Arguments that the aggregator does not read."""
+        unread, name = {}, self.aggregator.name
+        if not self.wants_own_update:
+            unread["root_examples"] = f"{name} does without an own update"
+        if not self.aggregator.has_f:
+            unread["f"] = f"{name} has no number of Byzantine clients"
+        return unread
+
+    def check_clients(self, num_clients: int) -> None:
+        """Raises ConfigError if a round never has enough replies for the aggregator."""
+        self.aggregator.check(min(self.replies_of(num_clients), num_clients))
+
+    def replies_of(self, num_clients: int) -> int:
+        """Returns N of a round that begins when so many clients are available."""
+        if self.clients is not None:
+            return self.clients
+        return max(int(self.fraction_train * num_clients), self.min_train_nodes, 1)
+
+    def cohort(self, num_clients: int) -> int:
+        """Returns how many clients are asked in a round."""
+        return min(num_clients, int(self.over_selection * self.replies_of(num_clients) + 1e-9))
 
     @property
     def wants_own_update(self) -> bool:
@@ -252,8 +282,11 @@ class Rounds(EventDriven):
         layout, known = server.model.layout, self.exchange.layout
         moving = layout.statistics if known is None else known.moving_buffers
         self.buffers = [slice(entry.offset, entry.offset + entry.size) for entry in moving]
-        trained = layout.size - sum(entry.size for entry in moving)
-        self.trained = trained if known is None else known.num_trainable
+        still = {entry.name for entry in moving}
+        trained = [entry for entry in layout.floats if entry.name not in still]
+        trained = trained if known is None else list(known.trainable)
+        self.places = [slice(entry.offset, entry.offset + entry.size) for entry in trained]
+        self.trained = sum(entry.size for entry in trained)
         self.state: HasModel = self.rule.init(server.w, self.trained)
         self.awaited: dict[str, Task[Sent]] = {}
         self.replies: list[Update] = []
@@ -274,10 +307,7 @@ class Rounds(EventDriven):
 
     def num_replies(self, server: Server) -> int:
         """Returns N for a round that begins now."""
-        if self.clients is not None:
-            return self.clients
-        share = int(self.fraction_train * len(server.tasks.nodes()))
-        return max(share, self.min_train_nodes, 1)
+        return self.replies_of(len(server.tasks.nodes()))
 
     def free_slots(self, server: Server) -> int:
         """Returns how many clients could be selected now: none during a round."""
@@ -447,6 +477,7 @@ class Rounds(EventDriven):
             {name: np.stack([u.extras[name] for u in usable]) for name in self.rule.needs},
             combine,
             buffers=self.buffers,
+            trained=self.places if self.trained < admitted.x.shape[1] else (),
             robust=not isinstance(self.aggregator, Mean),
         )
 

@@ -1,4 +1,7 @@
-"""Several models trained at once over one pool of clients: what FedAST and Sync-ST share.
+"""The drivers of several models that are trained at once over one pool of clients.
+
+The rules are `fl.strategies.simultaneous_rule`; this says who is asked for which model, and when a
+model has learnt enough.
 
 A *learning task* is a model with its data and its goal. Its arrays are named "task/array" in the
 initial arrays and in the result; its messages carry the plain names, and "task" in their
@@ -7,20 +10,24 @@ configuration, by which `fl.clients.TaskApp` finds the part of the ClientApp tha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from numpy.typing import NDArray
 
+from fl.aggregation import weight_of
 from fl.checks import read_if
 from fl.clients.app.task_app import TASK_KEY
 from fl.errors import ConfigError, NoStep
 from fl.flower.private import trusted_record
+from fl.strategies.drivers.combining import Combining
 from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.events import (
-    EventDriven,
     GlobalModel,
     Sent,
     Server,
@@ -29,6 +36,9 @@ from fl.strategies.drivers.events import (
     positive,
 )
 from fl.strategies.drivers.tasks import Task
+from fl.strategies.event_rule import Arrivals, Combine
+from fl.strategies.fedavg import Model
+from fl.strategies.simultaneous_rule import SimultaneousRule
 from fl.vectors.rows import Row
 
 
@@ -124,6 +134,15 @@ class Learning:
     done: bool = False
     buffer: list[Update] = field(default_factory=list)
 
+    @cached_property
+    def weights(self) -> NDArray[np.bool_]:
+        """Places of the model that are no biases, shape (d,)."""
+        kept = np.ones(len(self.server.w), dtype=np.bool_)
+        for entry in self.server.model.layout.floats:
+            if entry.name.rpartition(".")[2] == "bias":
+                kept[entry.offset : entry.offset + entry.size] = False
+        return kept
+
 
 @read_if(lambda a: a["targets"], "metric", only="{at}targets are values of it, and there are none")
 @read_if(
@@ -131,15 +150,19 @@ class Learning:
     "shares",
     only="with {at}one_after_another, one task has all requests",
 )
-class Simultaneous(EventDriven):
-    """Base of the strategies that train several models at once.
+class Simultaneous(Combining):
+    """Base of the drivers that train several models at once.
 
     A task is done when an evaluation shows its target, or after `rounds_per_task` versions. Then
     its requests are cancelled, its buffer is discarded, and its R goes to the others in proportion
     to theirs. The run ends when all tasks are done, or after `num_rounds` versions of all models
     together.
 
+    Every model has links and forged updates of its own: what compressors and attacks remember of
+    one task, they do not know in another.
+
     Args:
+        rule: makes the next models.
         concurrency: sum of all R.
         shares: relative R of each task at the start; None for equal shares.
         targets: value of "<metric>/<task>" at which a task is done; tasks left out have none.
@@ -147,8 +170,7 @@ class Simultaneous(EventDriven):
         rounds_per_task: versions of a model after which its task is done; None for no bound.
         one_after_another: give all of R to the first task that is not done, in the order of the
             arrays. This is no simultaneous training, but what to compare it with.
-        eta: server learning rate.
-        **events: other arguments of `EventDriven`.
+        **events: other arguments of `Combining`.
 
     Raises:
         ConfigError: an argument is out of its range.
@@ -156,6 +178,7 @@ class Simultaneous(EventDriven):
 
     def __init__(
         self,
+        rule: SimultaneousRule,
         *,
         concurrency: int,
         shares: Mapping[str, float] | None = None,
@@ -163,23 +186,37 @@ class Simultaneous(EventDriven):
         metric: str = "accuracy",
         rounds_per_task: int | None = None,
         one_after_another: bool = False,
-        eta: float = 1.0,
         **events: Any,
     ) -> None:
         at_least("concurrency", concurrency, 1)
         super().__init__(concurrency=concurrency, **events)
+        if not isinstance(rule, SimultaneousRule):
+            raise ConfigError(
+                f"rule is {rule!r:.80}; it must be a fl.strategies.SimultaneousRule, such as "
+                "FedAST()"
+            )
         if rounds_per_task is not None:
             at_least("rounds_per_task", rounds_per_task, 1)
         for name, share in (shares or {}).items():
             positive(f"shares.{name}", share)
-        positive("eta", eta)
+        if rule.reallocates and one_after_another:
+            raise ConfigError(
+                "rule.allocation is 'dynamic' and one_after_another true: one task at a time "
+                "leaves nothing to allocate"
+            )
+        self.rule = rule
         self.total_requests = concurrency
         self.shares = dict(shares or {})
         self.targets = dict(targets or {})
         self.metric = metric
         self.rounds_per_task = rounds_per_task
         self.one_after_another = one_after_another
-        self.eta = eta
+        self.check_aggregator()
+
+    @property
+    def name(self) -> str:
+        """Of the rule, for messages."""
+        return type(self.rule).__name__
 
     # ---- the driver's hooks ----------------------------------------------------------------------
 
@@ -192,8 +229,13 @@ class Simultaneous(EventDriven):
         """Returns all tasks' models."""
         return Models(arrays)
 
+    def as_sent(self, server: Server, update: Update) -> Update | None:
+        """Returns an update as it reaches its task's server."""
+        return super().as_sent(self.learning(update.task).server, update)
+
     def begin(self, server: Server) -> None:
         """Makes a server for each task, and deals out R."""
+        super().begin(server)
         if not isinstance(server.model, Models):
             raise TypeError(f"expected Models, got {type(server.model).__name__}")
         self.tasks = {
@@ -255,14 +297,18 @@ class Simultaneous(EventDriven):
         learning.server.send(nodes, {TASK_KEY: learning.name}, kind=learning.name)
 
     def flush(self, server: Server, learning: Learning) -> None:
-        """Applies a task's buffer, w <- w + eta mean(x_i - x_0,i), and sees whether it is done."""
+        """Applies a task's buffer, and sees whether it is done."""
         updates, learning.buffer = learning.buffer, []
-        total = np.zeros_like(learning.server.w)
-        for update in updates:
-            total += update.delta
-        step = np.float32(self.eta / len(updates)) * total
+        own = learning.server
+
+        def make(usable: Sequence[Update], combine: Combine | None) -> Model:
+            staleness = [own.staleness(update) for update in usable]
+            return self.rule.step(
+                Model(own.w), Arrivals(usable, staleness=staleness, combine=combine)
+            )
+
         self._metrics = None
-        learning.server.step(learning.server.w + step, updates)
+        self.advance(own, updates, make)
         self._end_those_done()
 
     def model_of(self, task: Task[Sent]) -> str:
@@ -306,6 +352,158 @@ class Simultaneous(EventDriven):
                 f"{sorted(self._metrics)}"
             )
         return value >= self.targets[learning.name]
+
+
+class SimultaneousEvents(Simultaneous):
+    """Several models at once, asynchronously, as FedAST trains them.
+
+    Of task m, R_m requests are in flight; each goes to a client drawn uniformly from all available
+    ones, busy or not, but for those with a request that is late: requests wait for their clients.
+    When as many updates of the task are there as the rule wants, they make its next version.
+
+    Args:
+        rule: makes the next models.
+        **simultaneous: arguments of `Simultaneous`.
+
+    Raises:
+        ConfigError: an argument is out of its range.
+    """
+
+    @property
+    def most(self) -> int:
+        """The most updates that a step combines."""
+        return self.rule.buffer(self.total_requests)
+
+    def begin(self, server: Server) -> None:
+        """Deals out R, and starts the rule."""
+        super().begin(server)
+        self.state = self.rule.init(list(self.tasks), self.total_requests)
+        self.b = {name: self.rule.buffer(0) for name in self.tasks}
+
+    def dispatch(self, server: Server) -> None:
+        """Issues every task's missing requests."""
+        nodes = server.tasks.prompt()
+        if not nodes:
+            return
+        active = Counter(self.model_of(task) for task in server.tasks)
+        for learning in self.live():
+            # One that has lost requests to another waits until enough of its own have ended.
+            free = self.total_requests - len(server.tasks)
+            missing = min(learning.requests - active[learning.name], free)
+            if missing > 0:
+                self.request(server, learning, server.sample(nodes, missing, replace=True))
+                active[learning.name] += missing
+            self.b[learning.name] = self.rule.buffer(active[learning.name])
+
+    def receive(self, server: Server, update: Update) -> None:
+        """Buffers the update, and steps its model when the buffer is full."""
+        learning = self.learning(update.task)
+        if learning.done:  # by an update of the same instant
+            learning.server.discard(update)
+            return
+        if self.rule.reallocates:
+            self._observe(learning, update)
+        learning.buffer.append(update)
+        if len(learning.buffer) >= self.b[learning.name]:
+            self.flush(server, learning)
+
+    def _observe(self, learning: Learning, update: Update) -> None:
+        delta = update.delta[learning.weights]
+        steps = weight_of(update.metrics.get("steps")) or 1.0
+        self.state = self.rule.observe(self.state, learning.name, delta, steps)
+        versions = {other.name: other.server.version for other in self.live()}
+        self.state, requests = self.rule.realloc(self.state, self.total_requests, versions)
+        if requests is not None:
+            self.allot(requests)
+
+
+class SimultaneousRounds(Simultaneous):
+    """Several models at once, in rounds in which disjoint groups of clients train them.
+
+    A round's clients are drawn without replacement, as many as there are requests (`concurrency`)
+    or available clients, and dealt to the tasks in proportion to their R. When every task has its
+    updates, they make the next versions of all of them. A task takes all updates of its clients
+    that do not fail, or the first few, whose number is `first`; then its other clients are told to
+    stop.
+
+    Args:
+        rule: makes the next models.
+        first: most updates of a task in a round; None takes all.
+        **simultaneous: arguments of `Simultaneous` but `patience`.
+
+    Raises:
+        ConfigError: an argument is out of its range.
+    """
+
+    reads_timeout: ClassVar[bool] = True
+
+    def __init__(
+        self, rule: SimultaneousRule, *, first: int | None = None, **simultaneous: Any
+    ) -> None:
+        if first is not None:
+            at_least("first", first, 1)
+        self.first = first
+        super().__init__(rule, patience=None, **simultaneous)
+
+    @property
+    def most(self) -> int:
+        """The most updates that a step combines."""
+        return self.first or self.total_requests
+
+    def begin(self, server: Server) -> None:
+        """Deals out R; no round has begun."""
+        super().begin(server)
+        self.awaited = dict.fromkeys(self.tasks, 0)
+
+    def free_slots(self, server: Server) -> int:
+        """Returns how many clients the next round may have; none during a round."""
+        return 0 if any(self.awaited.values()) else self.total_requests
+
+    def dispatch(self, server: Server) -> None:
+        """Begins a round when the last one has ended."""
+        idle = server.tasks.idle()
+        if not idle or not self.free_slots(server):
+            return
+        nodes = server.sample(idle, self.total_requests)
+        dealt = apportion(len(nodes), {x.name: x.requests for x in self.live()})
+        for learning in self.live():
+            own, nodes = nodes[: dealt[learning.name]], nodes[dealt[learning.name] :]
+            self.awaited[learning.name] = len(own)
+            self.request(server, learning, own)
+
+    def receive(self, server: Server, update: Update) -> None:
+        """Keeps the update for the end of the round."""
+        learning = self.learning(update.task)
+        if not self.awaited[learning.name]:  # it came in the instant in which it was called off
+            learning.server.discard(update)
+            return
+        learning.buffer.append(update)
+        self.awaited[learning.name] -= 1
+        if len(learning.buffer) == self.first:
+            self.call_off(server, learning)
+        self.end_round(server)
+
+    def failed(self, server: Server, task: Task[Sent]) -> None:
+        """Does without the client."""
+        learning = self.learning(task)
+        if self.awaited[learning.name]:
+            self.awaited[learning.name] -= 1
+            self.end_round(server)
+
+    def call_off(self, server: Server, learning: Learning) -> None:
+        """Tells the clients of a task to stop."""
+        self.awaited[learning.name] = 0
+        for task in server.tasks:
+            if self.model_of(task) == learning.name:
+                server.tasks.cancel(task)
+
+    def end_round(self, server: Server) -> None:
+        """Steps all models once nobody is awaited."""
+        if any(self.awaited.values()):
+            return
+        for learning in self.live():
+            if learning.buffer and not learning.done:
+                self.flush(server, learning)
 
 
 def apportion(total: int, weights: Mapping[str, float]) -> dict[str, int]:

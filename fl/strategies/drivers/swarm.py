@@ -12,24 +12,30 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
+from fl.attacks import Attack, Forged, Scene
+from fl.compression import Channel
 from fl.errors import ConfigError, NotFinite
 from fl.flower.carried import carried, median_carried
 from fl.flower.payload import payload_bytes
 from fl.flower.private import trusted_record
 from fl.flower.records import RowRecord, from_record, layout_of, record_vector, to_record
 from fl.randomness import generator
+from fl.strategies.choco import CHOCO
 from fl.strategies.drivers.driver import Driver, Traits
+from fl.strategies.drivers.edges import Messages
 from fl.strategies.drivers.events import EvaluateFn, at_least, positive
+from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.tasks import TTL_S, Failures, Task, Tasks
+from fl.strategies.gossip_rule import NodeRule, Progress
 from fl.topologies import Topology
-from fl.vectors.layout import Layout
+from fl.vectors.layout import FLOAT_BYTES, Layout
 from fl.vectors.rows import Row, is_finite
 
 log = logging.getLogger("fl")
@@ -128,30 +134,17 @@ class Start:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What a node has learnt from its own data.
+    """What came of a node's task.
 
     Attributes:
         task: what was asked.
-        x: the model it made, shape (d,), float32, read-only.
+        progress: what the node has learnt.
         metrics: what it reported.
-        vectors: what it sent beside the model, shape (d,) each, by the name of the record.
     """
 
     task: Task[Start]
-    x: Row
+    progress: Progress
     metrics: Mapping[str, Any]
-    vectors: Mapping[str, Row]
-
-    @property
-    def node(self) -> int:
-        """Index of the node."""
-        return self.task.memo.node
-
-    @property
-    def delta(self) -> Row:
-        """How training has changed the model, shape (d,)."""
-        with np.errstate(over="ignore"):  # seen in what is made of it
-            return np.asarray(self.x - self.task.memo.x)
 
 
 class Swarm:
@@ -285,7 +278,7 @@ class Swarm:
             return None
         self.diverged.discard(task.memo.node)
         metrics: Mapping[str, Any] = next(iter(reply.content.metric_records.values()), {})
-        return Answer(task, x, metrics, vectors)
+        return Answer(task, Progress(task.memo.x, x, vectors), metrics)
 
     def _vector(self, reply: Message, name: str) -> Row:
         record = reply.content.get(name)
@@ -305,7 +298,9 @@ class Decentralized(Driver):
     honest ones.
 
     Args:
+        rule: what a node does.
         topology: who hears whom.
+        gamma: consensus step size, in (0, 1]; None is 1, or what the compressor allows.
         evaluated_nodes: how many nodes are evaluated on their own, drawn once from the seed; None
             takes all.
         retry_s: how long to wait before looking for nodes again while none is there, s.
@@ -316,24 +311,32 @@ class Decentralized(Driver):
         ConfigError: an argument is out of its range.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ()  # vectors that nodes have to send beside the model
     reads_timeout: ClassVar[bool] = True
     patience: float | None = None  # see `fl.strategies.drivers.patience`
+    _told: bool = False  # that an attack could not be carried out
 
     def __init__(
         self,
+        rule: NodeRule,
         *,
         topology: Topology,
+        gamma: float | None = None,
         evaluated_nodes: int | None = None,
         retry_s: float = 10.0,
         seed: int = 0,
         arrayrecord_key: str = "arrays",
         configrecord_key: str = "config",
     ) -> None:
+        if gamma is not None:
+            positive("gamma", gamma)
+            if gamma > 1:
+                raise ConfigError(f"gamma is {gamma}; it must be at most 1")
         if evaluated_nodes is not None:
             at_least("evaluated_nodes", evaluated_nodes, 1)
         positive("retry_s", retry_s)
+        self.rule = rule
         self.topology = topology
+        self.gamma = gamma
         self.evaluated_nodes = evaluated_nodes
         self.retry_s = retry_s
         self.seed = seed
@@ -341,21 +344,51 @@ class Decentralized(Driver):
         self.configrecord_key = configrecord_key
 
     @property
+    def name(self) -> str:
+        """The rule's class, for messages."""
+        return type(self.rule).__name__
+
+    @property
     def traits(self) -> Traits:
         """What the strategy is."""
         return Traits(
             meets="peers",
-            compressors="none",
+            sends="gradient" if "gradient" in self.rule.needs else "model",
             downlink=False,
-            forges=False,
             topology=True,
-            needs=self.needs,
+            needs=self.rule.needs,
         )
+
+    def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Any, Any]:
+        """Returns none: what is compressed crosses edges, of which a node's task knows nothing."""
+        return None, None
 
     @property
     def byzantine(self) -> frozenset[int]:
         """Nodes that carry out an attack; their models are not evaluated."""
         return self.exchange.byzantine
+
+    def within(self, exchange: Exchange) -> Self:
+        """Returns a copy that sends and receives through an exchange.
+
+        Raises:
+            ConfigError: the method cannot work with a part of it.
+        """
+        if exchange.downlink is not None:
+            raise ConfigError(
+                f"downlink is set, and with {self.name} nobody broadcasts, since nodes send to "
+                "each other: leave it out, and choose compressor=... for what they send"
+            )
+        attack = exchange.attack
+        if attack is not None and attack.knowledge == "aggregation" and not self.traits.aggregates:
+            raise ConfigError(
+                f"attack is {type(attack).__name__}, which searches against an aggregator, and "
+                f"{self.name} has none: use strategy=dpsgd, dfedavg or monna, or an attack that "
+                "knows none"
+            )
+        if exchange.uplink is not None and exchange.layout is not None:
+            CHOCO(exchange.uplink, exchange.layout, self.rule.vectors)  # or else it says why not
+        return super().within(exchange)
 
     @property
     def n(self) -> int:
@@ -401,7 +434,7 @@ class Decentralized(Driver):
         keys = (self.arrayrecord_key, self.configrecord_key)
         failures = Failures("model", timeout if self.reads_timeout else None)
         ids, config = self._ids(tasks), dict(train_config or {})
-        swarm = Swarm(tasks, initial_arrays, ids, config, keys, failures, self.needs)
+        swarm = Swarm(tasks, initial_arrays, ids, config, keys, failures, self.rule.needs)
         result = Result()
         honest = [i for i in range(self.n) if i not in self.byzantine]
         chosen = self._chosen(len(honest))
@@ -438,16 +471,64 @@ class Decentralized(Driver):
         """Evaluates the nodes' models after a round, now."""
         self._evaluate(t, rows, facts or {})
 
+    def messages_of(self, swarm: Swarm, states: Sequence[Any]) -> tuple[Messages, float]:
+        """Returns what nodes send to whom in a run, and gamma.
+
+        Args:
+            swarm: the nodes.
+            states: those that the nodes begin with.
+
+        Raises:
+            ConfigError: copies of messages cannot follow by the compressor.
+        """
+        first = [self.rule.message(state) for state in states]
+        vectors, channel = self.rule.vectors, self.exchange.uplink
+        rest = len(first[0]) - vectors * swarm.layout.size
+        whole_bytes = vectors * swarm.model_bytes + FLOAT_BYTES * rest
+        choco = None
+        if channel is not None:
+            choco = CHOCO(channel, self.exchange.layout or swarm.layout, vectors)
+        gamma = self.gamma
+        if gamma is None:
+            gamma = 1.0 if choco is None else choco.gamma
+        return Messages(first, whole_bytes, choco, self.seed), gamma
+
+    def forged(self, attack: Attack, honest: Row, own: Row, scene: Scene) -> Forged:
+        """Returns the models that Byzantine nodes send, float32, and what the attack remembers.
+
+        Those that they have themselves, if the attack is not defined for so few: then the user is
+        told.
+
+        Args:
+            attack: what they carry out.
+            honest: models of honest nodes, shape (h, d).
+            own: those of the Byzantine ones, shape (f, d).
+            scene: what else the attack may know.
+        """
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):  # what is sent may be anything
+                rows, memory = attack(honest, own, scene)
+                return Forged(rows.astype(np.float32), memory)
+        except ConfigError as error:
+            if not self._told:
+                log.warning("%s; such nodes send what honest ones do", error)
+            self._told = True
+            return Forged(own, scene.memory)
+
+    def check_clients(self, num_clients: int) -> None:
+        """Raises ConfigError if there are fewer clients than nodes."""
+        if num_clients < self.n:
+            raise ConfigError(
+                f"the topology has {self.n} nodes and the fleet {num_clients} clients: set "
+                f"topology.num_nodes={num_clients} or less"
+            )
+
     def _ids(self, tasks: Tasks[Start]) -> list[int]:
         ids = tasks.peers.nodes()
         while len(ids) < self.n and not tasks.clock.virtual:
             tasks.clock.sleep(self.retry_s)
             ids = tasks.peers.nodes()
-        if len(ids) < self.n:
-            raise ConfigError(
-                f"the topology has {self.n} nodes and the fleet {len(ids)} clients: set "
-                f"topology.num_nodes={len(ids)} or less"
-            )
+        self.check_clients(len(ids))
         return ids[: self.n]
 
     def _chosen(self, honest: int) -> list[int]:

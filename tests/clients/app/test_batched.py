@@ -9,10 +9,15 @@ from torch import nn
 
 from fl.clients import (
     AdamW,
+    ControlledMomentum,
     ControlVariates,
+    Corrected,
+    DynamicRegularization,
     Finished,
+    GlobalMomentum,
     Gradient,
     MicroAdam,
+    ModelContrast,
     Momentum,
     Proximal,
     Rule,
@@ -42,7 +47,7 @@ UNEQUAL = (12, 7, 25, 1, 5, 10, 33, 6, 2, 16)
 RULES = {
     "sgd": Sgd(0.3),
     "nesterov": Sgd(0.1, 0.9, True, 0.01, 1.0, step_schedule=StepDecay(3, 0.5)),
-    "proximal": Proximal(0.3, mu=0.5),
+    "proximal": Corrected(Sgd(0.3), Proximal(0.5)),
     "adamw": AdamW(0.02),
     "adamw kept": AdamW(0.02, keep_moments=True),
     "gradient": Gradient(clip_norm=1.0),
@@ -50,8 +55,21 @@ RULES = {
     "microadam kept": MicroAdam(0.01, density=0.1, block=20, window=3, keep_state=True),
     "momentum": Momentum(0.3, 0.8, 0.01, 1.0),
     "sam": Sam(0.3, 0.5, rho=0.1),
-    "scaffold": ControlVariates(0.3, step_schedule=StepDecay(3, 0.5)),
-    "scaffold option I": ControlVariates(0.3, "I", 1.0),
+    "scaffold": Corrected(Sgd(0.3, step_schedule=StepDecay(3, 0.5)), ControlVariates()),
+    "scaffold option I": Corrected(Sgd(0.3, clip_norm=1.0), ControlVariates("I")),
+    "scaffold, sgd momentum": Corrected(Sgd(0.1, 0.9, clip_norm=1.0), ControlVariates()),
+    "scaffold, sam": Corrected(Sam(0.3, rho=0.1), ControlVariates()),
+    "scaffold, adamw kept": Corrected(AdamW(0.02, keep_moments=True), ControlVariates()),
+    "scaffold, microadam": Corrected(MicroAdam(0.01, density=0.1, bucket=8), ControlVariates()),
+    "dynamic": Corrected(Sgd(0.3), DynamicRegularization()),
+    "dynamic, sam": Corrected(Sam(0.3, 0.5, rho=0.1), DynamicRegularization()),
+    "contrast": Corrected(Sgd(0.3), ModelContrast(2.0)),
+    "contrast, sam": Corrected(Sam(0.3, 0.5, rho=0.1), ModelContrast(2.0)),
+    "global momentum": Corrected(Sgd(0.3), GlobalMomentum(variance_reduction=True)),
+    "controlled momentum": Corrected(Sgd(0.3, 0.5), ControlledMomentum()),
+    "proximal, adamw": Corrected(AdamW(0.02, clip_norm=1.0), Proximal(0.5)),
+    "proximal, momentum": Corrected(Momentum(0.3), Proximal(0.5, clip_first=True)),
+    "proximal, sam": Corrected(Sam(0.3, 0.5, rho=0.1), Proximal(0.5)),
 }
 
 
@@ -101,11 +119,13 @@ def test_clients_of_unequal_size_train_together_as_alone(
     federated, mlp, content_of, both, rule, batch_size
 ):
     app = TrainingApp(mlp, federated(UNEQUAL), rule, batch_size=batch_size, local_epochs=2)
-    content = content_of(mlp)
+    content = content_of(mlp, **dict.fromkeys(rule.requires, 0.3))
     for name in rule.needs:
         content[name] = vector_record(torch.linspace(-0.1, 0.1, app.layout.size))
     contexts = None
-    for dispatch in range(2 if rule.needs else 1):  # the second time with what the first has left
+    for dispatch in range(
+        1 if rule.returns_only_the_model else 2
+    ):  # the second time with what the first has left
         (singles, many), contexts = both(app, [content] * 10, dispatch=dispatch, contexts=contexts)
         assert_same(app, singles, many)
 
@@ -147,7 +167,7 @@ def test_logistic_regression_of_equal_clients_matches_a_plain_torch_loop(
 
 
 def test_each_message_keeps_its_own_model_configuration_and_work(federated, mlp, content_of, both):
-    app = TrainingApp(mlp, federated(UNEQUAL), Proximal(0.3, mu=0.1), batch_size=4)
+    app = TrainingApp(mlp, federated(UNEQUAL), Sgd(0.3), correction=Proximal(0.1), batch_size=4)
     contents = []
     for i in range(10):
         torch.manual_seed(i // 2)
@@ -213,13 +233,21 @@ def test_small_programs_give_what_large_ones_give(federated, mlp, content_of, bo
 
 
 @pytest.mark.parametrize(
-    ("rule", "kept"),
-    [(AdamW(0.02, keep_moments=True), ["m", "v", "steps"]), (Momentum(0.3), ["m"])],
-    ids=["adamw", "momentum"],
+    ("rule", "config", "kept"),
+    [
+        (AdamW(0.02, keep_moments=True), {}, ["m", "v", "steps"]),
+        (AdamW(0.02), {"first_step": 4}, ["m", "v", "steps"]),
+        (Momentum(0.3), {}, ["m"]),
+        (Corrected(Momentum(0.3), ControlVariates()), {}, ["m", "c_i"]),
+    ],
+    ids=["adamw", "adamw that goes on", "momentum", "momentum and control variates"],
 )
-def test_memory_goes_through_a_batch(federated, mlp, content_of, both, rule, kept):
+def test_memory_goes_through_a_batch(federated, mlp, content_of, both, rule, config, kept):
     app = TrainingApp(mlp, federated(UNEQUAL), rule, batch_size=4)
-    contents = [content_of(mlp)] * 10
+    content = content_of(mlp, **config)
+    for name in rule.needs:
+        content[name] = vector_record(torch.linspace(-0.1, 0.1, app.layout.size))
+    contents = [content] * 10
     _, (alone, together) = both(app, contents)
     # In the second task some clients are new, and have no memory yet.
     for contexts in (alone, together):
@@ -244,7 +272,7 @@ class Scaffold(Rule):
     def scalars(self, config):
         return {"lr": float(config.get("lr", 0.2))}
 
-    def first_memory(self, w):
+    def first_memory(self, w, scalars):
         return {"c_i": torch.zeros_like(w)}
 
     def init(self, received):

@@ -10,14 +10,24 @@ import torch
 from together import train_many
 from torch import nn
 
-from fl.clients import AdamW, Gradient, MicroAdam, Momentum, Proximal, Sam, Sgd, TrainingApp
+from fl.clients import (
+    AdamW,
+    Corrected,
+    Gradient,
+    MicroAdam,
+    Momentum,
+    Proximal,
+    Sam,
+    Sgd,
+    TrainingApp,
+)
 from fl.clients.app.batched import gains_from_batching, rows_per_program
 from fl.errors import ConfigError
 from fl.models import LeafCNN, ResNet8
 
 RULES = {
     "sgd": Sgd(0.3, 0.9),
-    "proximal": Proximal(0.3, mu=0.5),
+    "proximal": Corrected(Sgd(0.3), Proximal(0.5)),
     "adamw": AdamW(0.02, keep_moments=True),
     "gradient": Gradient(),
     "microadam": MicroAdam(0.01, density=0.1, bucket=8, window=3, keep_state=True),

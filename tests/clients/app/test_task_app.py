@@ -1,5 +1,7 @@
 """The ClientApp of several learning tasks does for each what its part does alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from together import batch_key, train_many
@@ -67,9 +69,9 @@ def test_work_is_planned_by_the_part(parts, models, content_of):
     app = TaskApp(parts)
     for task, part in parts.items():
         content = content_of(models[task], task=task, local_steps=3)
-        assert app.plan(Payload(content), "train", 2, 1e-9) == part.plan(
-            Payload(content), "train", 2, 1e-9
-        )
+        asked = Payload(content), "train", 2, 1e-9
+        # One of the parts keeps something, which comes back with every reply.
+        assert app.plan(*asked) == replace(part.plan(*asked), reply_bytes=None)
     assert app.memory_bytes() == max(part.memory_bytes() for part in parts.values())
 
 

@@ -12,7 +12,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from together import batch_key, train_many, why_alone
 from torch import nn
 
-from fl.clients import AdamW, Finished, Proximal, Rule, Sam, Sgd, TrainingApp
+from fl.clients import AdamW, Corrected, Finished, Proximal, Rule, Sam, Sgd, TrainingApp
 from fl.clients.app.inbox import MEMORY_KEY
 from fl.errors import ConfigError
 from fl.execution.contract import WORK_KEY, Payload
@@ -136,16 +136,16 @@ def test_the_message_overrides_the_constructor(
 
 def test_proximal_without_mu_is_sgd_bit_for_bit(data, mlp, content_of, message_to, context_of):
     replies = [
-        TrainingApp(mlp, data, rule, batch_size=5, local_epochs=3)(
+        TrainingApp(mlp, data, Sgd(0.3, 0.9), correction=correction, batch_size=5, local_epochs=3)(
             message_to(content_of(mlp, proximal_mu=0.0)), context_of()
         )
-        for rule in (Sgd(0.3, 0.9), Proximal(0.3, 0.9, mu=0.4))
+        for correction in (None, Proximal(0.4))
     ]
     assert replies[0].content["arrays"] == replies[1].content["arrays"]
 
 
-def test_flowers_fedprox_reaches_the_proximal_rule(data, mlp, content_of, message_to, context_of):
-    app = TrainingApp(mlp, data, Proximal(0.3), batch_size=5, local_epochs=3)
+def test_flowers_fedprox_reaches_the_proximal_term(data, mlp, content_of, message_to, context_of):
+    app = TrainingApp(mlp, data, Sgd(0.3), correction=Proximal(), batch_size=5, local_epochs=3)
     start = app.layout.flatten(mlp.state_dict()).numpy()
 
     def distance(mu):
@@ -155,14 +155,14 @@ def test_flowers_fedprox_reaches_the_proximal_rule(data, mlp, content_of, messag
     assert distance(0.0) > 1.5 * distance(2.0)
 
 
-def test_a_rule_without_a_proximal_term_refuses_to_ignore_mu(
+def test_clients_without_a_proximal_term_refuse_to_ignore_mu(
     data, mlp, content_of, message_to, context_of
 ):
     app = TrainingApp(mlp, data, Sgd(0.3))
     content = content_of(mlp, proximal_mu=0.1)
-    with pytest.raises(ConfigError, match=r"proximal-mu 0\.1, but Sgd has no proximal term"):
+    with pytest.raises(ConfigError, match=r"proximal-mu 0\.1"):
         app(message_to(content), context_of())
-    with pytest.raises(ConfigError, match="use the client rule Proximal"):
+    with pytest.raises(ConfigError, match="client/correction=proximal"):
         app.plan(Payload(content), "train", 0, 1e-9)
 
 
@@ -448,7 +448,9 @@ def test_a_deadline_fits_whole_steps_and_at_least_one(
     assert work.flops == per_example * examples
 
 
-@pytest.mark.parametrize("rule", [Sgd(0.3, momentum=0.9), Sam(0.3), Proximal(0.3, mu=0.1)])
+@pytest.mark.parametrize(
+    "rule", [Sgd(0.3, momentum=0.9), Sam(0.3), Corrected(Sgd(0.3), Proximal(0.1))]
+)
 def test_the_plan_knows_the_size_of_a_reply_that_is_a_model_and_metrics(
     data, mlp, content_of, message_to, context_of, rule
 ):
@@ -693,7 +695,7 @@ class Scaffold(Rule):
     uploads = ("c-change",)
     lr = 0.2
 
-    def first_memory(self, w):
+    def first_memory(self, w, scalars):
         return {"c_i": torch.zeros_like(w)}
 
     def init(self, received):

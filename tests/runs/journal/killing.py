@@ -17,10 +17,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fl.reports.history import read_history
-from fl.runs.experiment import run_experiment
 from fl.runs.journal import journal as journal_module
 from fl.runs.journal.claim import FOLDER
 from fl.runs.journal.journal import FILE
+from fl.runs.run import run_experiment
 
 ROOT = Path(__file__).parents[3]
 
@@ -47,8 +47,8 @@ RUNS = {
         *("num_clients=9", "num_rounds=10", "topology=torus"),
     ],
     "diloco": [
-        *(*SMALL, "strategy=diloco", "strategy.inner_steps=5", "strategy.drop=0.2"),
-        *("compressor=int8", "fleet=uniform", "num_clients=4", "num_rounds=12"),
+        *(*SMALL, "strategy=diloco", "strategy.rule.inner_steps=5", "strategy.drop=0.2"),
+        *("compressor=ef21", "fleet=uniform", "num_clients=4", "num_rounds=12"),
     ],
     "compressed": [
         *(*SMALL, "strategy=fedavg", "compressor=ef_topk", "compressor@downlink=ef21"),

@@ -20,8 +20,8 @@ def durations(
     seed: int,
     *,
     seconds: float = 1.0,
-    task: Law | None = None,
-    client: Spread | None = None,
+    task_factor: Law | None = None,
+    client_factor: Spread | None = None,
     task_flops: float | None = None,
     memory_bytes: float = 4 * 2.0**30,
     idle_w: float = 0.5,
@@ -49,8 +49,8 @@ def durations(
         num_clients: n.
         seed: root seed of the run.
         seconds: of a task whose factors are 1.
-        task: law of X; None is 1.
-        client: sets f; None is 1.
+        task_factor: law of X; None is 1.
+        client_factor: sets f; None is 1.
         task_flops: work that takes these seconds; None: every task does.
         memory_bytes: memory for training.
         idle_w: power in W while waiting.
@@ -69,8 +69,8 @@ def durations(
         ConfigError: an argument is out of range.
     """
     client_ids(num_clients)
-    factors = (Equal() if client is None else client).factors(seed, num_clients)
-    law = Constant() if task is None else task
+    factors = (Equal() if client_factor is None else client_factor).factors(seed, num_clients)
+    law = Constant() if task_factor is None else task_factor
     return Fleet(
         name="durations",
         seed=seed,

@@ -1,0 +1,201 @@
+"""Corrections of the local gradient, and any local optimizer with one.
+
+Many methods differ from FedAvg in what their clients add to each gradient before they step by it: a
+pull towards the received model (FedProx), control variates (SCAFFOLD). The step itself may be that
+of any optimizer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from fl.clients.local_optimizer import LocalOptimizer, clip
+from fl.clients.rule import Batch, Finished, Received, Rule, Scalar, State
+
+
+class Correction(ABC):
+    """What a client makes of a gradient before its optimizer sees it.
+
+    A frozen dataclass of hyperparameters whose methods are pure functions of tensors, within the
+    limits of `fl.clients.rule`. What it keeps from task to task is its own: names in its memory are
+    other than the optimizers'.
+
+    Attributes:
+        clip_first: clip the gradient alone and correct the result; otherwise the corrected gradient
+            is clipped.
+    """
+
+    clip_first: bool
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Records of the message that hold a vector beside the model."""
+        return ()
+
+    @property
+    def uploads(self) -> tuple[str, ...]:
+        """Records of the reply that hold a vector beside the model, `Finished.extras`."""
+        return ()
+
+    @property
+    def honours(self) -> Mapping[str, tuple[str, ...]]:
+        """Keys of the message's configuration, to the hyperparameters each stands in for."""
+        return {}
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Keys of the message's configuration without which it is refused; see `Rule.requires`."""
+        return ()
+
+    @property
+    def gradients_per_step(self) -> float:
+        """Gradient evaluations that it adds to those of the optimizer."""
+        return 0.0
+
+    def vectors(self, is_plain: bool) -> int:
+        """Returns how many vectors of length p it adds to a client's memory."""
+        return 0
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raises ConfigError if the correction can do nothing with the model."""
+        return
+
+    def scalars(self, config: Mapping[str, Any]) -> dict[str, float]:
+        """Returns the numbers of this task that the message may change; see `Rule.scalars`."""
+        return {}
+
+    def first_memory(self, w: Tensor) -> dict[str, Tensor]:
+        """Returns the memory of a client that has never been asked before."""
+        return {}
+
+    def init(self, received: Received, is_plain: bool) -> State:
+        """Returns the state before the first step.
+
+        Args:
+            received: constants of the task.
+            is_plain: whether w - lr g is all of the optimizer's step.
+        """
+        return ()
+
+    @abstractmethod
+    def correct(
+        self, g: Tensor, w: Tensor, state: State, received: Received, batch: Batch, lr: Scalar
+    ) -> tuple[Tensor, State]:
+        """Returns the corrected gradient, shape (p,), and the state.
+
+        Args:
+            g: what the optimizer would follow at `w`, shape (p,).
+            w: weights, shape (p,).
+            state: as returned by `init` or the last step.
+            received: constants of the task.
+            batch: the mini-batch, for gradients elsewhere.
+            lr: learning rate of the step.
+        """
+
+    def finish(self, w: Tensor, state: State, received: Received) -> Finished:
+        """Returns what to upload and what to keep; called after at least one step.
+
+        Args:
+            w: weights after the last step, shape (p,).
+            state: after the last step.
+            received: constants of the task.
+        """
+        return Finished(w, {}, {})
+
+
+@dataclass(frozen=True)
+class Corrected(Rule):
+    """A local optimizer that follows corrected gradients.
+
+        g <- gradient of the batch at w;    g <- clip(correct(g));    w <- update(w, g)
+
+    Where the optimizer takes its gradient elsewhere, as SAM does, the correction is still at w.
+
+    Attributes:
+        optimizer: makes a step of a gradient.
+        correction: what becomes of the gradient before.
+    """
+
+    optimizer: LocalOptimizer
+    correction: Correction
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Those of the correction."""
+        return self.correction.needs
+
+    @property
+    def uploads(self) -> tuple[str, ...]:
+        """Those of the correction."""
+        return self.correction.uploads
+
+    @property
+    def honours(self) -> Mapping[str, tuple[str, ...]]:
+        """Those of both."""
+        return {**self.optimizer.honours, **self.correction.honours}
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Those of the correction."""
+        return self.correction.requires
+
+    @property
+    def batchable(self) -> bool:
+        """Whether `vmap` takes the optimizer."""
+        return self.optimizer.batchable
+
+    @property
+    def gradients_per_step(self) -> float:
+        """Those of both."""
+        return self.optimizer.gradients_per_step + self.correction.gradients_per_step
+
+    @property
+    def vectors(self) -> int:
+        """Those of both."""
+        return self.optimizer.vectors + self.correction.vectors(self.optimizer.is_plain)
+
+    @property
+    def returns_only_the_model(self) -> bool:
+        """Whether nothing comes of either but the model."""
+        return self.optimizer.returns_only_the_model and (
+            type(self.correction).finish is Correction.finish
+        )
+
+    def scalars(self, config: Mapping[str, Any]) -> dict[str, float]:
+        """Returns those of both."""
+        return {**self.optimizer.scalars(config), **self.correction.scalars(config)}
+
+    def first_memory(self, w: Tensor, scalars: Mapping[str, Scalar]) -> dict[str, Tensor]:
+        """Returns the memories of both."""
+        return {**self.optimizer.first_memory(w, scalars), **self.correction.first_memory(w)}
+
+    def init(self, received: Received) -> State:
+        """Returns the states of both."""
+        of_correction = self.correction.init(received, self.optimizer.is_plain)
+        return self.optimizer.init(received), of_correction
+
+    def step(
+        self, w: Tensor, state: State, received: Received, batch: Batch, t: int
+    ) -> tuple[Tensor, State, Tensor]:
+        """Returns (w, states, loss) after one step."""
+        of_optimizer, of_correction = state
+        bound, first = self.optimizer.clip_norm, self.correction.clip_first
+        lr = self.optimizer.step_lr(received, t)
+        g, loss = self.optimizer.gradient(w, batch)
+        g = clip(g, bound) if first else g
+        g, of_correction = self.correction.correct(g, w, of_correction, received, batch, lr)
+        g = g if first else clip(g, bound)
+        w, of_optimizer = self.optimizer.update(w, g, of_optimizer, received, t)
+        return w, (of_optimizer, of_correction), loss
+
+    def finish(self, w: Tensor, state: State, received: Received, steps: Scalar) -> Finished:
+        """Returns the model as the correction sends it, and what both keep."""
+        of_optimizer, of_correction = state
+        kept = self.optimizer.finish(w, of_optimizer, received, steps).memory
+        finished = self.correction.finish(w, of_correction, received)
+        return finished._replace(memory={**kept, **finished.memory})

@@ -1,0 +1,406 @@
+"""From a configuration to a run's parts: built, checked by themselves and together.
+
+Nothing is trained and no process is started. What is wrong is told together, as far as it can be
+seen at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, NamedTuple
+
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp.strategy import Strategy
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients, poisoned
+from fl.clients import TrainingApp
+from fl.compression import Channel, Compressor, chained
+from fl.data import Examples, FederatedData, federate
+from fl.errors import ConfigError
+from fl.execution import Executor
+from fl.flower.records import not_finite
+from fl.models import build as build_model
+from fl.models import smallest_batch
+from fl.runs.apps import read_app
+from fl.runs.compatibility import Choice, check_model, check_told, refusals, unread_of_clients
+from fl.runs.configuration import Given, Problems, blaming, make
+from fl.runs.experiment import Experiment, ForeignApp, Learning, app_of
+from fl.runs.journal import Start
+from fl.runs.settings import (
+    not_whole,
+    recovery_of,
+    target_of,
+    train_config_of,
+    wrong_counts,
+    wrong_numbers,
+)
+from fl.runs.simulator import epoch_of
+from fl.runs.transcript import shown_once
+from fl.runs.unread import Unread, referred_to, unread_below, unread_groups
+from fl.simulation.cost import CostModel
+from fl.simulation.world.fleet import Fleet
+from fl.strategies import NODE_METRICS, Driver, Exchange, TrustedUpdate, driver_of
+
+_KINDS: Mapping[str, Any] = {  # what the member of a group makes
+    "strategy": Strategy,
+    "fleet": Fleet,
+    "executor": Executor,
+    "compressor": Channel,
+    "then": Compressor,
+    "feedback": partial,
+    "downlink": Channel,
+    "attack": Attack | Poisoning | Combined,
+    "charge": CostModel,
+}
+_OURS = ("strategy", "fleet", "executor", "compressor", "then", "feedback", "downlink", "attack")
+_OF_CLIENTS = ("train_", "client_", "staleness")  # how names of metrics begin that updates bring
+_WEIGHTS = ("num-examples", "train-loss", "steps")  # metrics of our clients' replies
+
+
+class _Learnt(NamedTuple):
+    """What is learnt, by itself: `make_app` waits for what comes between clients and server."""
+
+    data: FederatedData
+    model: partial[nn.Module]
+    smallest_batch: int
+    make_app: Callable[..., TrainingApp]
+
+
+class _Attack(NamedTuple):
+    """Who attacks, and how: on data, on what is sent."""
+
+    byzantine: tuple[int, ...] = ()
+    poisoning: Poisoning | None = None
+    forging: Attack | None = None
+
+
+def prepare(config: DictConfig, given: Given | None = None) -> Experiment | ForeignApp:
+    """Builds what a configuration asks for.
+
+    Args:
+        config: what `fl --cfg job` shows.
+        given: what the command line sets, all of which must be read; None if there is none.
+
+    Raises:
+        ConfigError: the configuration cannot mean anything sensible, or sets what nothing reads.
+    """
+    with shown_once():
+        prepared = build(config) if config.app is None else _foreign(config)
+    if isinstance(prepared, Experiment):
+        prepared.fleet.check_memory(app_of(prepared).memory_bytes())
+    if given is not None:
+        unread = dict(Unread(config).arguments())
+        if isinstance(prepared, Experiment):
+            unread |= prepared.ignored
+        problems = Problems()
+        problems += unread_below(given.set, unread, referred_to(config), in_sweep=given.in_sweep)
+        problems.stop()
+    return prepared
+
+
+def build(config: DictConfig) -> Experiment:
+    """Builds every part of an experiment with our own ClientApp.
+
+    Raises:
+        ConfigError: parts refuse their arguments, or do not fit together.
+    """
+    problems = Problems()
+    problems += unread_groups(config)
+    problems += wrong_numbers(config)
+    problems += wrong_counts(config)
+    for check in (train_config_of, target_of, lambda c: recovery_of(c, Start())):
+        with problems.noted():
+            check(config)
+    parts: dict[str, Any] = {}
+    for name in _OURS:
+        with problems.noted():
+            parts[name] = _made(config, name)
+    if {"compressor", "then", "feedback"} <= parts.keys():
+        with problems.noted():
+            feedback = parts["feedback"] and _blamed(config, "feedback", parts["feedback"])
+            parts["compressor"] = chained(parts["compressor"], parts["then"], feedback)
+    learnt = {}
+    for task, place in _places(config).items():
+        with problems.noted():
+            learnt[task] = _learnt(place, config.seed)
+    attack = _Attack()
+    with problems.noted():
+        attack = _attack(config, parts.get("attack"))
+    if "strategy" in parts:
+        strategy = driver_of(parts["strategy"])
+        choice = Choice(
+            strategy,
+            parts.get("compressor"),
+            parts.get("downlink"),
+            attack.forging,
+            tasks=bool(config.get("tasks")),
+            num_clients=config.num_clients,
+        )
+        problems += refusals(choice)
+        problems += _unusable_weight(config, strategy)
+        with problems.noted(), blaming(config, "strategy"):
+            strategy.check_clients(config.num_clients)
+        for made in learnt.values():  # the client's rule, where it is known before the client
+            given = getattr(made.make_app, "keywords", {})
+            rule, correction = given.get("rule"), given.get("correction")
+            problems += refusals(replace(choice, rule=rule, correction=correction))
+    problems.stop()
+    return _joined(config, choice, attack, parts, learnt)
+
+
+def _joined(
+    config: DictConfig,
+    choice: Choice,
+    attack: _Attack,
+    parts: Mapping[str, Any],
+    learnt: Mapping[str, _Learnt],
+) -> Experiment:
+    """Returns the experiment of parts that are right by themselves."""
+    strategy, told = choice.strategy, train_config_of(config)
+    exchange = Exchange(
+        choice.uplink,
+        choice.downlink,
+        byzantine=frozenset(attack.byzantine),
+        num_clients=config.num_clients,
+        seed=config.seed,
+    )
+    problems = Problems()
+    ends = strategy.ends(choice.uplink, choice.downlink)
+    learning = {}
+    for task, place in _places(config).items():
+        with problems.noted():
+            clean, model, least, make_app = learnt[task]
+            data, backdoored = _poisoned(clean, attack, config)
+            with blaming(place, "client"):
+                app = _app(make_app, model, data, ends)
+            here = replace(choice, rule=app.optimizer, correction=app.correction, layout=app.layout)
+            problems += refusals(here)
+            with blaming(config, "compressor" if choice.uplink else "downlink"):
+                check_model(here, exchange)
+            says = check_told(strategy, app, told)
+            with blaming(place, "client"):
+                app.check_batches(says, least)
+            learning[task] = Learning(clean, model, app, backdoored)
+    problems.stop()
+    layouts = {task: one.app.layout for task, one in learning.items()}
+    tasks = learning if config.get("tasks") else {}
+    first = next(iter(learning.values()))
+    exchange = replace(
+        exchange,
+        attack=attack.forging,
+        layout=layouts.get(""),
+        layouts={task: layouts[task] for task in tasks},
+        trusted=_trusted(strategy, first, config.seed),
+    )
+    with blaming(config, "strategy"):
+        within = strategy.within(exchange)
+    experiment = Experiment(
+        first.data,
+        first.model,
+        first.app,
+        first.backdoored,
+        strategy=within,
+        fleet=parts["fleet"],
+        executor=parts["executor"],
+        tasks=tasks,
+        ignored=_ignored(strategy, learning, told),
+    )
+    _check_target(config, experiment, parts["strategy"])
+    return experiment
+
+
+def _blamed(config: DictConfig, name: str, make: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function whose errors have the full keys of the part that it makes."""
+
+    def made(*args: Any) -> Any:
+        with blaming(config, name):
+            return make(*args)
+
+    return made
+
+
+def _places(config: DictConfig) -> dict[str, DictConfig]:
+    """Returns where the groups data, partition, model and client are, by task; "" without tasks."""
+    tasks = config.get("tasks")
+    return {str(name): place for name, place in tasks.items()} if tasks else {"": config}
+
+
+def _poisoned(
+    data: FederatedData, attack: _Attack, config: DictConfig
+) -> tuple[FederatedData, Examples | None]:
+    """Returns what clients train on, and held-out examples as a backdoor wants them classified."""
+    poisoning = attack.poisoning
+    if poisoning is None:
+        return data, None
+    backdoored = None
+    if isinstance(poisoning, Backdoor):
+        backdoored = Examples(*poisoning.test_set(data.test.x, data.test.y))
+    clients, seed = config.num_clients, config.seed
+    return poisoned(data, poisoning, attack.byzantine, clients, seed), backdoored
+
+
+def _trusted(strategy: Driver, learning: Learning, seed: int) -> TrustedUpdate | None:
+    """Returns what makes the server's own update, for a strategy that wants it."""
+    examples = strategy.traits.root_examples
+    if examples is None:
+        return None
+    return TrustedUpdate(learning.app, learning.model, learning.data, examples=examples, seed=seed)
+
+
+def _learnt(place: DictConfig, seed: int) -> _Learnt:
+    """Returns what is learnt, from the groups data, partition, model and client.
+
+    Raises:
+        ConfigError: some of them refuse their arguments; or the examples, with this partition and
+            model.
+    """
+    problems, made = Problems(), {}
+    for name in ("data", "partition", "model", "client"):
+        with problems.noted():
+            made[name] = make(place, name)
+    if "data" in made and "partition" in made:
+        with problems.noted():
+            with blaming(place, "data"):
+                loaded = made["data"]()
+            with blaming(place, "partition"):
+                data = federate(lambda: loaded, made["partition"])
+            if "model" in made:
+                shape, classes = data.input_shape, data.num_classes
+                model = partial(build_model, made["model"], shape, classes, seed)
+                with blaming(place, "model"):
+                    first = model()
+                    _check_finite(first)
+                    tokens = data.task == "next-token"
+                    least = smallest_batch(first, shape, classes, tokens=tokens)
+    problems.stop()
+    return _Learnt(data, model, least, made["client"])
+
+
+def _check_finite(model: nn.Module) -> None:
+    endless = sorted(not_finite(ArrayRecord(model.state_dict())))
+    if endless:
+        raise ConfigError(
+            f"the initial model is not finite in {endless[0]!r}: models are averaged, and an "
+            "infinity less another is no number; leave constants such as masks out of the "
+            "state dict with register_buffer(..., persistent=False)"
+        )
+
+
+def _app(
+    make_app: Callable[..., TrainingApp],
+    model: partial[nn.Module],
+    data: FederatedData,
+    ends: tuple[Any, Any],
+) -> TrainingApp:
+    """Returns what clients run."""
+    uplink, downlink = ends
+    app = make_app(model=model, data=data, uplink=uplink, downlink=downlink)
+    for name in ("round_schedule", "step_schedule"):
+        schedule = getattr(app.optimizer, name, None)
+        if schedule is not None and not callable(schedule):
+            raise ConfigError(
+                f"rule.{name} is {schedule}; it must be null, or have a _target_ such as "
+                "fl.clients.StepDecay"
+            )
+    return app
+
+
+def _made(config: DictConfig, name: str) -> Any:
+    made, kind = make(config, name), _KINDS[name]
+    if made is not None and not isinstance(made, kind):
+        kinds = " or ".join(k.__name__ for k in getattr(kind, "__args__", [kind]))
+        raise ConfigError(
+            f"{name}._target_ is {config[name]._target_}, which makes a {type(made).__name__}; "
+            f"it must make a {kinds}"
+        )
+    return made
+
+
+def _attack(config: DictConfig, attack: Attack | Poisoning | Combined | None) -> _Attack:
+    """Returns who attacks, and how."""
+    if attack is None:
+        if config.num_byzantine and config.get("attack") is None:
+            raise ConfigError(
+                f"num_byzantine is {config.num_byzantine}, but there is no attack: choose one, for "
+                "example attack=alie, or leave num_byzantine out"
+            )
+        return _Attack()
+    byzantine = byzantine_clients(config.num_clients, config.num_byzantine, config.seed)
+    if isinstance(attack, Combined):
+        return _Attack(byzantine, attack.poisoning, attack.forging)
+    if isinstance(attack, Poisoning):
+        return _Attack(byzantine, poisoning=attack)
+    return _Attack(byzantine, forging=attack)
+
+
+def _unusable_weight(config: DictConfig, strategy: Driver) -> Iterator[str]:
+    """Yields that a strategy weights by what no client of ours reports."""
+    weight = config.strategy.get("weighted_by_key", _WEIGHTS[0])
+    if weight not in _WEIGHTS and not (weight is None and strategy.traits.meets == "ring"):
+        yield f"strategy.weighted_by_key is {weight!r}; clients report {', '.join(_WEIGHTS)}"
+
+
+def _ignored(
+    strategy: Driver, learning: Mapping[str, Learning], told: ConfigRecord
+) -> dict[str, str]:
+    """Returns keys that have no effect beside the other parts, to what counts instead."""
+    ignored = {f"strategy.{name}": why for name, why in strategy.unread.items()}
+    for key in told:
+        if not any(learnt.app.reads(key) for learnt in learning.values()):
+            ignored[f"train_config.{key}"] = "clients of this kind do not read it"
+    for task, learnt in learning.items():
+        place = f"tasks.{task}.client" if task else "client"
+        for name, why in unread_of_clients(strategy, learnt.app, told).items():
+            ignored[f"{place}.{name}"] = why
+    return ignored
+
+
+def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy) -> None:
+    """Refuses a target that no evaluation will report.
+
+    Strategies and clients of others may report what they like.
+    """
+    target = target_of(config)
+    parts = (strategy, experiment.app.rule)
+    if target is None or not all(type(p).__module__.startswith(("fl.", "flwr.")) for p in parts):
+        return
+    names = ["accuracy", "loss"]
+    if experiment.backdoored is not None:
+        names.append("attack_success_rate")
+    if config.evaluate_train:
+        names += ["train_objective", "dissimilarity"]
+    if experiment.strategy.traits.meets == "peers":
+        names += NODE_METRICS
+    names += [f"{name}/{task}" for task in experiment.tasks for name in names]
+    if target.metric not in names and not target.metric.startswith(_OF_CLIENTS):
+        near = get_close_matches(target.metric, names, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(
+            f"target.metric is {target.metric!r}, which no evaluation of this run reports; {meant}"
+            f"There are: {', '.join(names)}, and what clients report as train_... and client_..."
+        )
+
+
+def _foreign(config: DictConfig) -> ForeignApp:
+    problems = Problems()
+    problems += not_whole(config, seed=0, num_clients=1, num_partitions=1)
+    parts: dict[str, Any] = {"charge": None}
+    for name in ("fleet", "executor", "charge"):
+        with problems.noted():
+            parts[name] = _made(config, name)
+    for check in (target_of, lambda c: recovery_of(c, Start())):
+        with problems.noted():
+            check(config)
+    with problems.noted():
+        epoch = epoch_of(config.date)
+    with problems.noted():
+        app = read_app(config.app)
+        run_config: Any = OmegaConf.to_container(config.run_config, resolve=True)
+        app.run_config(run_config)
+    problems.stop()
+    return ForeignApp(app, run_config, epoch=epoch, **parts)

@@ -1,0 +1,199 @@
+"""How good the server's model is: on the pooled held-out examples, after which rounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from statistics import mean
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, MetricRecord
+
+from fl.flower.carried import carried, carried_tensors
+from fl.flower.grid_view import Clock
+from fl.flower.records import from_record
+from fl.models import drop_weights, evaluate, global_objective
+from fl.runs.experiment import Experiment, Learning
+from fl.runs.recorder import Recorder
+from fl.strategies import NodeModels
+from fl.vectors.layout import Layout
+from fl.vectors.rows import as_tensor
+
+
+def central_evaluation(
+    experiment: Learning, *, train: bool = False
+) -> Callable[[int, ArrayRecord], MetricRecord]:
+    """Returns the function that evaluates the server's model on the pooled held-out examples.
+
+    With a backdoor, "attack_success_rate" is the share of triggered examples of other classes that
+    the model takes for the attacker's class.
+
+    Where nodes learn without a server, the model is the mean of theirs; "node_accuracy" and
+    "node_loss" are means over nodes of what each one's own model has on the same examples,
+    "node_accuracy_min" and "node_accuracy_max" the extremes, and the other metrics those of
+    `NodeModels.facts`.
+
+    Args:
+        experiment: its model and data are used.
+        train: add "train_objective" and "dissimilarity" of all clients' training examples; see
+            `fl.models.GlobalObjective`.
+    """
+    model = experiment.model()
+    layout = Layout.of(model)
+    drop_weights(model)
+    data = experiment.data
+    examples = data.test_set()
+    triggered = None
+    if experiment.backdoored is not None:
+        triggered = data.tensors(experiment.backdoored, slice(None))
+    clients = [data.client(p) for p in range(data.num_partitions)] if train else []
+
+    def load(arrays: ArrayRecord) -> None:
+        row = as_tensor(from_record(layout, arrays, finite=False))
+        layout.load(model, row, carried_tensors(carried(layout, arrays)))
+
+    def spread(arrays: NodeModels) -> dict[str, float]:
+        losses, accuracies = [], []
+        for own in arrays.evaluated():
+            load(own)
+            loss, accuracy = evaluate(model, examples)
+            losses.append(loss)
+            accuracies.append(accuracy)
+        means = {"node_accuracy": mean(accuracies), "node_loss": mean(losses)}
+        extremes = {"node_accuracy_min": min(accuracies), "node_accuracy_max": max(accuracies)}
+        return {**means, **extremes, **arrays.facts}
+
+    def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        load(arrays)
+        loss, accuracy = evaluate(model, examples)
+        metrics: dict[str, Any] = {"accuracy": accuracy, "loss": loss}
+        if triggered is not None:
+            metrics["attack_success_rate"] = evaluate(model, triggered)[1]
+        if train:
+            objective = global_objective(model, clients)
+            metrics |= {
+                "train_objective": objective.loss,
+                "dissimilarity": objective.dissimilarity,
+            }
+        if isinstance(arrays, NodeModels):
+            metrics |= spread(arrays)
+        drop_weights(model)
+        return MetricRecord(metrics)
+
+    return evaluate_fn
+
+
+def task_evaluation(
+    experiment: Experiment, *, train: bool = False
+) -> Callable[[int, ArrayRecord], MetricRecord]:
+    """Returns the function that evaluates several models, each as `central_evaluation` does.
+
+    Its metrics are called "accuracy/task" and so on; "accuracy" is the mean over tasks. A model
+    whose arrays are the objects of the last time is not evaluated again.
+
+    Args:
+        experiment: its tasks are used.
+        train: add metrics of the training examples.
+    """
+    functions = {
+        name: central_evaluation(task, train=train) for name, task in experiment.tasks.items()
+    }
+    latest: dict[str, tuple[dict[str, Array], MetricRecord]] = {}
+
+    def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        metrics: dict[str, float] = {}
+        for task, evaluate_task in functions.items():
+            start = f"{task}/"
+            own = {k.removeprefix(start): x for k, x in arrays.items() if k.startswith(start)}
+            known = latest.get(task)
+            if known is None or any(known[0][name] is not array for name, array in own.items()):
+                latest[task] = (own, evaluate_task(1, ArrayRecord(own)))
+            values: Mapping[str, Any] = latest[task][1]
+            for name, value in values.items():
+                metrics[f"{name}/{task}"] = value
+                metrics[name] = metrics.get(name, 0.0) + value / len(functions)
+        return MetricRecord(dict(metrics))
+
+    return evaluate_fn
+
+
+class TimeIsUp(Exception):
+    """Raised to a strategy when virtual time has passed the limit."""
+
+
+class Schedule:
+    """Decides which models of a run are evaluated, and when a run has lasted long enough.
+
+    Args:
+        evaluate: called for the first model, the last, and those that are due.
+        recorder: gets the results.
+        clock: of the grid.
+        num_rounds: number of the last model.
+        every: rounds, or versions, between evaluations.
+        every_s: s between evaluations instead: the first model after that time is evaluated.
+        limit_s: time after which no model counts; None sets no limit.
+    """
+
+    recorded = True  # the recorder need not listen: it is told
+
+    def __init__(
+        self,
+        evaluate: Callable[[int, ArrayRecord], MetricRecord],
+        recorder: Recorder,
+        clock: Clock,
+        *,
+        num_rounds: int,
+        every: int = 1,
+        every_s: float | None = None,
+        limit_s: float | None = None,
+    ) -> None:
+        self._evaluate = evaluate
+        self._recorder = recorder
+        self._clock = clock
+        self._num_rounds = num_rounds
+        self._every = every
+        self._every_s = every_s
+        self._limit_s = math.inf if limit_s is None else limit_s
+        self._began_s = clock.now()
+        self._due_s = 0.0
+        self._last: tuple[int, ArrayRecord, dict[str, float]] | None = None
+        self._evaluated = -1  # number of the last model evaluated
+
+    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """Returns the metrics of a model that is due; None for others.
+
+        Raises:
+            TimeIsUp: the limit has passed.
+        """
+        elapsed = self._clock.now() - self._began_s
+        if elapsed > self._limit_s and self._last is not None:
+            raise TimeIsUp
+        self._last = (server_round, arrays, self._recorder.costs(server_round))
+        if server_round not in (0, self._num_rounds) and not self._is_due(server_round, elapsed):
+            return None
+        self._evaluated = server_round
+        metrics = self._evaluate(server_round, arrays)
+        self._recorder.evaluation(server_round, metrics)
+        return metrics
+
+    @property
+    def latest(self) -> ArrayRecord | None:
+        """The last model there was."""
+        return None if self._last is None else self._last[1]
+
+    def close(self) -> ArrayRecord | None:
+        """Returns the last model within the limit, after evaluating it if it has not been."""
+        if self._last is None:
+            return None
+        server_round, arrays, costs = self._last
+        if server_round != self._evaluated:
+            self._recorder.late_evaluation(self._evaluate(server_round, arrays), costs)
+        return arrays
+
+    def _is_due(self, server_round: int, elapsed: float) -> bool:
+        if self._every_s is None:
+            return server_round % self._every == 0
+        if elapsed < self._due_s:
+            return False
+        self._due_s = (elapsed // self._every_s + 1) * self._every_s
+        return True

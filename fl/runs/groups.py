@@ -1,0 +1,105 @@
+"""What the folder of configurations holds: groups, members, what these are made of and say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+_COMMAND = re.compile(r"(?:FL_DATA_DIR=\.\.\. )?fl .*")
+_REPRODUCED = "Reproduced: "
+
+
+class Header(NamedTuple):
+    """The comments above a member's keys.
+
+    Attributes:
+        command: a line that uses it.
+        what: what it is, with its paper.
+        reproduced: where its paper's result is beside ours; empty if nowhere.
+    """
+
+    command: str
+    what: str
+    reproduced: str
+
+
+def groups(name: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Yields the groups that members are chosen from, at and below a group; and their members."""
+    entries = sorted(_folder(name).iterdir(), key=lambda entry: entry.name)
+    members = [e.name.removesuffix(".yaml") for e in entries if e.name.endswith(".yaml")]
+    if name and members:
+        yield name, members
+    for entry in entries:
+        if entry.is_dir() and not entry.name.startswith("_"):
+            yield from groups(f"{name}/{entry.name}" if name else entry.name)
+
+
+@cache
+def header(group: str, name: str) -> Header:
+    """Returns what the comments above a member's keys say."""
+    found: dict[str, list[str]] = {"command": [], "what": [], "reproduced": []}
+    for line in text(group, name).splitlines():
+        if not line.startswith("#"):
+            break
+        said = line.removeprefix("#").strip()
+        if said.startswith(_REPRODUCED):
+            found["reproduced"].append(said.removeprefix(_REPRODUCED))
+        elif _COMMAND.fullmatch(said) and not found["command"]:
+            found["command"].append(said)
+        elif not said.startswith("@"):
+            found["what"].append(said)
+    return Header(**{key: " ".join(lines) for key, lines in found.items()})
+
+
+def text(group: str, name: str) -> str:
+    """Returns a member's file."""
+    return _folder(group).joinpath(f"{name}.yaml").read_text("utf-8")
+
+
+@cache
+def top_groups() -> tuple[str, ...]:
+    """Returns the groups of the root, without what their members are made of."""
+    folders = [entry for entry in _folder("").iterdir() if entry.is_dir()]
+    return tuple(sorted(f.name for f in folders if not f.name.startswith("_")))
+
+
+@cache
+def members_of(group: str) -> tuple[tuple[str, Any], ...]:
+    """Returns the members of a group, names and contents."""
+    found = [entry for entry in _folder(group).iterdir() if entry.name.endswith(".yaml")]
+    return tuple(
+        (entry.name.removesuffix(".yaml"), OmegaConf.create(entry.read_text("utf-8")))
+        for entry in sorted(found, key=lambda entry: entry.name)
+    )
+
+
+def parts_of(group: str, name: str) -> Iterator[Any]:
+    """Yields the contents of a member, and of all that it is made of, each at its place in it."""
+    content = dict(members_of(group))[name]
+    yield content
+    for entry in content.get("defaults") or ():
+        if isinstance(entry, str):
+            if entry != "_self_":
+                yield from parts_of(group, entry)
+            continue
+        for key, chosen in entry.items():
+            if key.startswith("override "):
+                continue
+            path, _, place = key.partition("@")
+            other = path[1:] if path[0] == "/" else f"{group}/{path}"
+            for one in [chosen] if isinstance(chosen, str) else chosen:
+                for part in parts_of(other, one):
+                    if place != "_here_":
+                        OmegaConf.update(around := OmegaConf.create(), place or path, part)
+                        part = around
+                    yield part
+
+
+def _folder(group: str) -> Traversable:
+    return files("fl").joinpath("conf", *group.split("/"))

@@ -1,0 +1,174 @@
+"""A run from its beginning to its end: simulated, of our own app or of a foreign one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from fl.errors import Diverged
+from fl.flower.grid_view import GridView
+from fl.reports.table import print_results
+from fl.reports.target import final_value
+from fl.runs.build import prepare
+from fl.runs.central import train_centrally
+from fl.runs.choices import announce
+from fl.runs.evaluation import Schedule, TimeIsUp, central_evaluation, task_evaluation
+from fl.runs.experiment import Experiment, ForeignApp, app_of, initial_of
+from fl.runs.journal import Start, source_sha256
+from fl.runs.journal.command import command_of_job, foreign_parts
+from fl.runs.recorder import Recorder
+from fl.runs.settings import recovery_of, target_of, train_config_of
+from fl.runs.simulator import SimulatedRun, simulate, simulate_app
+from fl.runs.sweep import side_by_side
+from fl.runs.transcript import shown_once
+from fl.runs.trust import source_files
+
+
+def run_experiment(
+    config: DictConfig,
+    *,
+    resume: bool = False,
+    changed_code: bool = False,
+    prepared: Experiment | ForeignApp | None = None,
+) -> float | None:
+    """Runs a configuration to its end, prints results, and returns the target metric's value.
+
+    Args:
+        config: what `fl --cfg job` shows.
+        resume: go on with the run that was started in Hydra's output directory.
+        changed_code: when resuming, go on although the app or the user's modules have changed.
+        prepared: what `prepare` returned for it; None prepares it now.
+    """
+    prepared = prepare(config) if prepared is None else prepared
+    start = replace(_start(config), resume=resume, changed_code=changed_code)
+    with shown_once():
+        if isinstance(prepared, Experiment):
+            run = _run_own(config, prepared, start)
+        else:
+            run = _run_app(config, prepared, start)
+    return final_value(run.summary)
+
+
+def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Recorder) -> None:
+    """Runs an experiment's strategy on any grid, with its evaluations and its limit of time."""
+    tasks = experiment.tasks
+    initial = initial_of(tasks) if tasks else experiment.initial()
+    recorder.expect(initial, config.time_limit_s)
+    evaluation = task_evaluation if tasks else central_evaluation
+    schedule = Schedule(
+        recorder.evaluating(evaluation(experiment, train=config.evaluate_train)),
+        recorder,
+        GridView(grid).clock,
+        num_rounds=config.num_rounds,
+        every=config.evaluate_every,
+        every_s=config.evaluate_every_s,
+        limit_s=config.time_limit_s,
+    )
+    try:
+        result = experiment.strategy.start(
+            grid=grid,
+            initial_arrays=initial,
+            num_rounds=config.num_rounds,
+            timeout=config.round_timeout_s,
+            train_config=train_config_of(config),
+            evaluate_fn=schedule,
+        )
+    except TimeIsUp:
+        recorder.final(schedule.close())
+    except Diverged:
+        recorder.final(schedule.close())
+        raise
+    else:
+        # Flower's result has no model if no round has made one: then it is the first.
+        recorder.final(result.arrays if len(result.arrays) else schedule.latest)
+
+
+def facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
+    """Returns what the summary says of an experiment beside its results.
+
+    That is the data's fingerprint, the Byzantine clients, and the metrics of training on all data
+    in one place if `central_epochs` asks for it, which is done here.
+    """
+    tasks = experiment.tasks
+    told: dict[str, Any] = {"data_sha256": experiment.data.fingerprint()}
+    if tasks:
+        told = {"data_sha256": {name: task.data.fingerprint() for name, task in tasks.items()}}
+    if byzantine := experiment.strategy.exchange.byzantine:
+        told["byzantine"] = sorted(byzantine)
+    if config.central_epochs:
+        told["central"] = {
+            f"{metric}/{name}" if name else metric: value
+            for name, task in (tasks or {"": experiment}).items()
+            for metric, value in train_centrally(task, config.central_epochs, config.seed).items()
+        }
+    return told
+
+
+def _start(config: DictConfig) -> Start:
+    uses = foreign_parts(config)
+    files = source_files(value for key, value in uses.items() if key.endswith("_target_"))
+    code = {"modules": source_sha256(files)} if files else {}
+    command = command_of_job()
+    places = [*command.get("config_dirs", ()), *command.get("searchpath", ())]
+    return Start(command, code=code, foreign=[*uses.values(), *places])
+
+
+def _run_own(config: DictConfig, experiment: Experiment, start: Start) -> SimulatedRun:
+    announce()
+    extra = facts(experiment, config)
+    tasks = experiment.tasks
+
+    def server(grid: Grid, context: Context, recorder: Recorder) -> None:
+        serve(experiment, config, grid, recorder)
+
+    run = simulate(
+        server,
+        app_of(experiment),
+        experiment.fleet,
+        run_config={},
+        num_partitions=max(t.data.num_partitions for t in (tasks or {"": experiment}).values()),
+        executor=experiment.executor.shared_by(side_by_side()),
+        num_rounds=config.num_rounds,
+        extra=extra,
+        recovery=recovery_of(config, start),
+        **_common(config),
+    )
+    print_results(run.summary, run.directory, extra.get("central"))
+    return run
+
+
+def _run_app(config: DictConfig, foreign: ForeignApp, start: Start) -> SimulatedRun:
+    run = simulate_app(
+        foreign.app,
+        foreign.fleet,
+        run_config=foreign.run_config,
+        num_partitions=config.num_partitions,
+        executor=foreign.executor.shared_by(side_by_side()),
+        charge=foreign.charge,
+        recovery=recovery_of(config, start),
+        **_common(config),
+    )
+    print_results(run.summary, run.directory)
+    return run
+
+
+def _common(config: DictConfig) -> dict[str, Any]:
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    return {
+        "seed": config.seed,
+        "directory": Path(HydraConfig.get().runtime.output_dir)
+        if HydraConfig.initialized()
+        else None,
+        "target": target_of(config),
+        "views": config.views,
+        "progress": config.progress and side_by_side() == 1,  # displays would mix
+        "fail_fast": config.fail_fast,
+        "date": config.date,
+        "config": resolved,
+    }

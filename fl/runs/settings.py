@@ -1,0 +1,105 @@
+"""The plain values of a run's configuration: numbers, counts, the target, what clients are told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from flwr.app import ConfigRecord
+from omegaconf import DictConfig, OmegaConf
+
+from fl.errors import ConfigError
+from fl.reports import Target
+from fl.runs.configuration import blaming, make
+from fl.runs.journal import Recovery, Start
+
+
+def target_of(config: DictConfig) -> Target | None:
+    """Returns the metric value whose cost is reported, if there is one."""
+    if config.target is None:
+        return None
+    with blaming(config, "target"):
+        return Target(**config.target)
+
+
+def train_config_of(config: DictConfig) -> ConfigRecord:
+    """Returns what the user has every `train` message say."""
+    values: Any = OmegaConf.to_container(config.train_config, resolve=True)
+    try:
+        return ConfigRecord(values)
+    except TypeError as error:
+        raise ConfigError(
+            f"train_config is {values}; every value must be a number, text, or a list of one of "
+            "these, as Flower sends no other"
+        ) from error
+
+
+def recovery_of(config: DictConfig, start: Start) -> Recovery:
+    """Returns what keeps the run's journal, if it has one."""
+    with blaming(config, "checkpoint"):
+        made = make(config, "checkpoint")
+        if made is None:
+            return Recovery.none(start)
+        recovery = made(start=start) if isinstance(made, partial) else made
+        if not isinstance(recovery, Recovery):
+            raise ConfigError(
+                f"_target_ is {config.checkpoint._target_}, which makes a "
+                f"{type(recovery).__name__}; it must make a Recovery"
+            )
+        return recovery
+
+
+def wrong_numbers(config: DictConfig) -> Iterator[str]:
+    """Yields what is wrong with the numbers of the root."""
+    yield from not_whole(
+        config, seed=0, num_clients=1, num_rounds=1, evaluate_every=1, central_epochs=0
+    )
+    timeout = config.round_timeout_s
+    if not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+        yield f"round_timeout_s is {timeout}; it must be a positive, finite number of seconds"
+    for key in ("evaluate_every_s", "time_limit_s"):
+        value = config[key]
+        if value is not None and (not isinstance(value, int | float) or not value > 0):
+            yield f"{key} is {value}; it must be a positive number of virtual seconds, or null"
+
+
+_AT_MOST_ALL = ("min_train_nodes", "min_evaluate_nodes")
+
+
+def wrong_counts(config: DictConfig) -> Iterator[str]:
+    """Yields what is wrong with the numbers of Flower's strategies, which do not check them."""
+    given = config.strategy
+    ours = "clients" in given  # a round of ours takes those that are there
+    for name in ("fraction_train", "fraction_evaluate"):
+        share = given.get(name)
+        if share is not None and not 0 <= share <= 1:
+            yield f"strategy.{name} is {share}; it is a share, between 0 and 1"
+    if given.get("fraction_train") == 0:  # Flower takes it to mean that nobody is to train
+        yield "strategy.fraction_train is 0, so no client would train; it must be above 0"
+    for name in (
+        "min_train_nodes",
+        "min_available_nodes",
+        "min_evaluate_nodes",
+        "num_malicious_nodes",
+    ):
+        least = given.get(name, 0)
+        unused = name == "min_evaluate_nodes" and not given.get("fraction_evaluate")
+        if isinstance(least, bool) or not isinstance(least, int) or least < 0:
+            if "fraction_train" not in given:
+                continue  # ours check their own
+            yield f"strategy.{name} is {least}; it must be a whole number, at least 0"
+        elif least > config.num_clients and not (unused or (ours and name in _AT_MOST_ALL)):
+            yield (
+                f"strategy.{name} is {least}, but there are {config.num_clients} clients: the "
+                f"strategy would wait for ever. Set strategy.{name}={config.num_clients} or less"
+            )
+
+
+def not_whole(config: DictConfig, **least: int) -> Iterator[str]:
+    """Yields which keys are no whole numbers of at least so much."""
+    for key, bound in least.items():
+        value = config[key]
+        if isinstance(value, bool) or not isinstance(value, int) or value < bound:
+            yield f"{key} is {value}; it must be a whole number, at least {bound}"

@@ -1,0 +1,211 @@
+"""What outer gradients pass between the workers: decoding, forging, an aggregator, and its price.
+
+There is no server in these methods. The process that runs the strategy does the arithmetic that
+every worker would do for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl.aggregation import Aggregator, Dropped, Guard, Mean
+from fl.clients.island import Fragments
+from fl.compression import PayloadError, Receivers
+from fl.errors import ConfigError, NoStep
+from fl.flower.grid_view import Control, Peers
+from fl.flower.identity import client_of
+from fl.randomness import generator
+from fl.strategies.drivers.exchange import Exchange
+from fl.strategies.drivers.liars import Liars, Rule
+from fl.strategies.drivers.reduction import Reduction
+from fl.strategies.outer_optimizers import Vector
+from fl.strategies.outer_rule import Combine, OuterGradients
+
+
+class AllReduce:
+    """The all-reduces of a run.
+
+    Payloads of which every hop of a ring can add up two, and send the sum in the same form, go
+    around a ring, as float32 does: 2 (M - 1) / M of a payload from every worker. All others, and
+    all if an aggregator has to see every vector by itself, are gathered: every worker gets all
+    payloads, M - 1 from every worker, and does the same with them. So what a compressor keeps at
+    the receiver is the same at all of them, and is kept here once for each sender.
+
+    Args:
+        exchange: the workers' uplink, and who forges what.
+        cut: the fragments.
+        aggregator: F.
+        seed: of aggregators that draw.
+    """
+
+    def __init__(
+        self, exchange: Exchange, cut: Fragments, aggregator: Aggregator, seed: int
+    ) -> None:
+        self._exchange = exchange
+        self._aggregator = aggregator
+        self._seed = seed
+        uplink, attack = exchange.uplink, exchange.attack
+        clients, most = exchange.num_clients, exchange.max_bytes
+        self._receivers: list[Receivers] = []
+        if uplink is not None:
+            each = most // len(cut)
+            self._receivers = [Receivers(uplink, shapes, clients, each) for shapes in cut.shapes]
+        self._liars: list[Liars] = []
+        if attack is not None:
+            self._liars = [
+                Liars(attack, exchange.seed, uplink, shapes, clients, most // len(cut))
+                for shapes in cut.shapes
+            ]
+        self._numbers: dict[int, int] = {}  # of senders, by Flower id
+        self._results: dict[tuple[int, int | None], Vector] = {}  # F's last, by fragment and worker
+        self._latest: dict[tuple[int, int | None], Vector] = {}  # those of steps not taken yet
+
+    @property
+    def adds(self) -> bool:
+        """Whether payloads are added on their way around a ring."""
+        uplink = self._exchange.uplink
+        return isinstance(self._aggregator, Mean) and (uplink is None or uplink.adds)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What a worker that enters needs beside the model, to read what the others send."""
+        return sum(receivers.nbytes for receivers in self._receivers)
+
+    def is_liar(self, node: int) -> bool:
+        """Returns whether a worker forges what it sends."""
+        return bool(self._liars) and client_of(node) in self._exchange.byzantine
+
+    def read(self, p: int, node: int, payload: bytes) -> Vector:
+        """Returns a worker's outer gradient of fragment p as the others decode it, float64.
+
+        Raises:
+            PayloadError: no encoder can have made it.
+        """
+        return self._receivers[p].receive(self._number(node), payload).astype(np.float64)
+
+    def forget(self, node: int, p: int) -> None:
+        """Drops what is known of a worker's compressor, which starts over."""
+        number = self._number(node)
+        if self._receivers:
+            self._receivers[p].forget(number)
+        if self._liars:
+            self._liars[p].forget(number)
+
+    def begin(self, reduction: Reduction, peers: Peers, control: Control) -> float:
+        """Begins an all-reduce: liars forge their part; returns when it is finished, s.
+
+        Args:
+            reduction: in which everybody's outer gradient is; is told what the others get of it.
+            peers: the workers' links.
+            control: is told what is forged, and what of that nobody can use.
+
+        Raises:
+            ConfigError: the compressor needs every client, and some are missing.
+        """
+        own = reduction.own
+        reduction.sent = {node: own[node] for node in sorted(own)}
+        if self._receivers:
+            numbers = [self._number(node) for node in own]
+            self._receivers[reduction.fragment].check_participants(numbers)
+        if self._liars:
+            self._forge(reduction, control)
+        nodes, sizes = list(reduction.sent), [sent.size for sent in reduction.sent.values()]
+        if self.adds:
+            return peers.all_reduce(nodes, max(sizes, default=0))
+        return peers.all_gather(nodes, sizes)
+
+    def gradients(self, reduction: Reduction, worker: int | None = None) -> OuterGradients:
+        """Returns what an all-reduce brings.
+
+        Args:
+            reduction: has begun.
+            worker: who combines it for itself; None if all do the same.
+        """
+        sent = reduction.sent
+        return OuterGradients(
+            {node: one.delta for node, one in sent.items()},
+            {node: one.weight for node, one in sent.items()},
+            self.combining(reduction, worker),
+        )
+
+    def combining(self, reduction: Reduction, worker: int | None = None) -> Combine:
+        """Returns F, with what it is given in an all-reduce beside the outer gradients."""
+        p, refused = reduction.fragment, reduction.refused
+
+        def combine(x: NDArray[np.float64], weights: NDArray[np.float64]) -> Vector:
+            before = [Dropped(len(x) + i, why) for i, why in enumerate(refused)]
+            f = self._aggregator.tolerates(len(x) + len(before))
+            said: Sequence[object] = weights.tolist()
+            admitted = Guard(f)(x, x.shape[1], said, np.float64, before=before)
+            rule = self._aggregator.tolerating(admitted.f)
+            rng, reference = self._rng(reduction), self._reference(p, worker, x.shape[1])
+            try:
+                result = rule(admitted.x, admitted.weights, rng, reference)
+            except NoStep:
+                raise
+            except ConfigError as error:  # enough workers were there at the beginning
+                raise NoStep(f"of {len(x)} outer gradients: {error}") from error
+            self._latest[p, worker] = result
+            return result
+
+        return combine
+
+    def ended(self, *, stepped: bool) -> None:
+        """Notes whether a step was taken: aggregators go on from their result of the last one."""
+        if stepped and self._aggregator.reference == "last-result":
+            self._results.update(self._latest)
+        self._latest.clear()
+
+    def _forge(self, reduction: Reduction, control: Control) -> None:
+        """Replaces what liars send; what nobody could read is refused."""
+        sent, p = reduction.sent, reduction.fragment
+        own = [node for node in sent if self.is_liar(node)]
+        honest = [node for node in sent if node not in own]
+        if not own:
+            return
+        rows = self._liars[p].forged(
+            [sent[node].delta for node in honest],
+            [sent[node].delta for node in own],
+            generator(self._exchange.seed, "attack", p, reduction.step),
+            lambda m, n: self._known(reduction, m, n),
+        )
+        if rows is None:
+            return
+        for node, row in zip(own, rows, strict=True):
+            message_id = sent[node].message_id
+            control.forged(message_id)
+            why = "is not finite"
+            if np.isfinite(row).all():
+                try:
+                    delta = self._liars[p].received(self._number(node), row, message_id, p)
+                except (PayloadError, ConfigError) as error:
+                    why = str(error)
+                else:
+                    sent[node] = sent[node]._replace(delta=delta.astype(np.float64))
+                    continue
+            del sent[node]
+            control.rejected(message_id)
+            reduction.refused.append(why)
+
+    def _known(self, reduction: Reduction, m: int, n: int) -> Rule | None:
+        """Returns F, its rng and its reference; None if M vectors are too few for it."""
+        try:
+            self._aggregator.check(m)
+        except ConfigError:
+            return None
+        reference = self._reference(reduction.fragment, None, n)
+        return self._aggregator, self._rng(reduction), reference
+
+    def _rng(self, reduction: Reduction) -> np.random.Generator:
+        return generator(self._seed, "aggregation", reduction.fragment, reduction.step)
+
+    def _reference(self, p: int, worker: int | None, n: int) -> Vector | None:
+        if self._aggregator.reference != "last-result":
+            return None
+        return self._results.get((p, worker), np.zeros(n))
+
+    def _number(self, node: int) -> int:
+        return self._numbers.setdefault(node, len(self._numbers))

@@ -1,0 +1,180 @@
+"""The driver of asynchronous rules: clients train at their own pace, and a rule takes what comes.
+
+The rule is `fl.strategies.event_rule`; this says who is asked, sends, counts slots and intervals,
+combines, and makes the versions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any, cast
+
+from fl.errors import ConfigError
+from fl.strategies.contributions import Contributions
+from fl.strategies.drivers.combining import Combining
+from fl.strategies.drivers.events import Sent, Server, Update
+from fl.strategies.drivers.tasks import Task
+from fl.strategies.event_rule import Arrival, Arrivals, Combine, Decision, EventRule
+
+
+class Events(Combining):
+    """An asynchronous server rule.
+
+    Free slots are filled with idle clients, drawn uniformly, at the end of every instant; of a rule
+    with a period, after each of its ticks only.
+
+    Args:
+        rule: makes the next model.
+        aggregator, f: see `Combining`; refused if the rule steps by single updates.
+        **events: arguments of `EventDriven`; `concurrency` is the papers' C.
+
+    Raises:
+        ConfigError: an argument is out of its range.
+    """
+
+    def __init__(self, rule: EventRule, **events: Any) -> None:
+        if not isinstance(rule, EventRule):
+            raise ConfigError(
+                f"rule is {rule!r:.80}; it must be a fl.strategies.EventRule, such as FedBuff()"
+            )
+        super().__init__(**events)
+        self.rule = rule
+        self.check_aggregator()
+
+    @property
+    def name(self) -> str:
+        """Of the rule, for messages."""
+        return type(self.rule).__name__
+
+    @property
+    def most(self) -> int:
+        """The most updates that a step combines."""
+        return self.rule.combines
+
+    @property
+    def tells(self) -> Mapping[str, str]:
+        """What every message says beside the model, by the argument that it comes from."""
+        return {key: f"rule.{name}" for key, name in self.rule.tells.items()}
+
+    def config(self) -> Mapping[str, Any]:
+        """Returns what every message says beside the model."""
+        return self.rule.config()
+
+    def begin(self, server: Server) -> None:
+        """Starts the rule, its timer and the count of contributions."""
+        super().begin(server)
+        self.state = self.rule.init(server.w, len(server.w))
+        self.contributions = Contributions()
+        self.answered: list[int] = []  # clients that have, in this instant
+        self.began_s = server.now
+        self.ticks = 0
+        self.asks = True
+
+    # ---- who is asked ----------------------------------------------------------------------------
+
+    def free_slots(self, server: Server) -> int:
+        """Returns how many more tasks may be in flight; none between ticks."""
+        if not self.asks:
+            return 0
+        if self.concurrency is None:
+            return len(self._free(server))
+        return self.concurrency - len(server.tasks) - len(self.rule.holds(self.state))
+
+    def dispatch(self, server: Server) -> None:
+        """Sends the model to who has answered, if the rule wants it, and fills the free slots."""
+        if self.asks and self.rule.measures:
+            self.contributions.available(server.tasks.nodes(), self._time(server))
+        answered, self.answered = self.answered, []
+        if self.rule.returns:
+            idle = set(server.tasks.idle())
+            back = [node for node in answered if node in idle]
+            self.ask(server, back[: max(0, self.free_slots(server))])
+        free = self.free_slots(server)
+        if free > 0:
+            self.ask(server, server.sample(self._free(server), free))
+        self.asks = self.rule.period is None
+
+    def ask(self, server: Server, nodes: Iterable[int]) -> None:
+        """Sends the model to clients, each with what the rule tells it."""
+        told = []
+        for node in nodes:
+            self.state, config = self.rule.assign(self.state, node, server.now)
+            told.append((node, config))
+        for config, alike in groupby(told, key=lambda pair: pair[1]):
+            server.send([node for node, _ in alike], config)
+
+    def _free(self, server: Server) -> list[int]:
+        holds = self.rule.holds(self.state)
+        idle = server.tasks.idle()
+        return [node for node in idle if node not in holds] if holds else idle
+
+    # ---- what happens ----------------------------------------------------------------------------
+
+    def receive(self, server: Server, update: Update) -> None:
+        """Lets the rule decide on an update."""
+        self.answered.append(update.node)
+        self._act(server, self.rule.receive(self.state, update, server.staleness(update)))
+
+    def failed(self, server: Server, task: Task[Sent]) -> None:
+        """Lets the rule decide on a client that has failed."""
+        self._act(server, self.rule.failed(self.state, task.node))
+
+    def timer(self, server: Server) -> float:
+        """Returns the time of the next tick."""
+        if self.rule.period is None:
+            return self.rule.due(self.state)
+        return self.began_s + (self.ticks + 1) * self.rule.period
+
+    def tick(self, server: Server) -> None:
+        """Lets the rule decide on what is due."""
+        self.ticks += 1
+        self.asks = True
+        self._act(server, self.rule.tick(self.state, server.now))
+        again = self.rule.period is None and self.rule.due(self.state) <= server.now
+        if again and server.version < server.num_rounds:
+            self.tick(server)
+
+    def _act(self, server: Server, decision: Decision) -> None:
+        self.state = decision.state
+        for update in _updates(decision.discard):
+            server.discard(update)
+        if decision.apply is not None:
+            self._step(server, _updates(decision.apply), decision.weights)
+        self.ask(server, decision.ask)
+
+    def _step(self, server: Server, updates: Sequence[Update], weights: Sequence[float]) -> None:
+        if not updates and not server.tasks.any_open:
+            return  # nobody is there: time passes, and the server does not count it
+        if self.rule.measures:
+            for update in updates:
+                self.contributions.add(update.node, self._time(server))
+        names = [update.task.message_id for update in updates]
+        weight_of = dict(zip(names, weights or [1.0] * len(names), strict=True))
+
+        def make(usable: Sequence[Update], combine: Combine | None) -> Any:
+            measured = self.contributions if self.rule.measures and usable else None
+            arrivals = Arrivals(
+                usable,
+                [weight_of[update.task.message_id] for update in usable],
+                [server.staleness(update) for update in usable],
+                [measured.interval(update.node) for update in usable] if measured else (),
+                measured.mean_interval() if measured else 0.0,
+                self.concurrency,
+                len(server.tasks.nodes()),
+                combine,
+            )
+            return self.rule.step(self.state, arrivals)
+
+        state = self.advance(server, updates, make)
+        if state is not None:
+            self.state = state._replace(w=server.w)
+
+    def _time(self, server: Server) -> float:
+        """Returns the time in which intervals are measured: s, or ticks of a rule that has them."""
+        return server.now if self.rule.period is None else self.ticks
+
+
+def _updates(arrivals: tuple[Arrival, ...]) -> tuple[Update, ...]:
+    """Returns the updates that a rule was given, and gives back."""
+    return cast("tuple[Update, ...]", arrivals)

@@ -1,0 +1,131 @@
+"""What a run of outer steps consists of: workers, the state of every fragment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fl.clients.island import Fragments
+from fl.strategies.drivers.all_reduce import AllReduce
+from fl.strategies.drivers.outer_schedule import Schedule
+from fl.strategies.drivers.reduction import Reduction
+from fl.strategies.drivers.tasks import Failures, Task, Tasks
+from fl.strategies.outer_rule import OuterRule
+from fl.vectors.layout import Layout
+from fl.vectors.rows import Row
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """Inner steps that a worker does at a stretch: from `start` to `stop`."""
+
+    start: int
+    stop: int
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """A worker as the driver sees it.
+
+    Attributes:
+        node: Flower id.
+        step: inner steps it has done; those of the segment it is at are not counted.
+        held: fragments of outer parameters that its next outer gradients are measured against.
+        ready_s: when it has what its next message says, s.
+        reset: whether that message brings the whole model.
+        merge: otherwise, the fragments it brings.
+        missed: all-reduces, by (fragment, step), that lost its outer gradient; it does not see
+            their outcome either.
+        afresh: fragments whose compressor starts over, as its last payload was lost.
+        passed: the last step at which it went on.
+        task: the segment that it is at, or was at last.
+    """
+
+    node: int
+    step: int
+    held: list[Row]
+    ready_s: float
+    reset: bool = True
+    merge: dict[int, Row] = field(default_factory=dict)
+    missed: set[tuple[int, int]] = field(default_factory=set)
+    afresh: set[int] = field(default_factory=set)
+    passed: int = -1
+    task: Task[Segment] | None = None
+
+
+class Run:
+    """What a run consists of.
+
+    Args:
+        rule: of the outer steps.
+        cut: the fragments.
+        layout: of the model.
+        w: the initial model, shape (d,).
+        tasks: what is in flight.
+        all_reduce: what outer gradients pass between the workers.
+        num_rounds: rounds of H inner steps.
+        config: what every message says.
+
+    Attributes:
+        states: of every fragment, as the rule has it.
+        workers: those that take part, by Flower id.
+        reductions: by (fragment, step); finished ones until nobody needs them any more.
+        refused: why outer gradients of all-reduces that have not begun were none, likewise.
+        version: rounds that have ended.
+        last_step: inner steps after which the run ends.
+        finished_rounds: all-reduces of fragment 0 that are finished.
+        entry: inner steps after which a worker enters when nobody else is there.
+        transfers: models that entering workers have fetched.
+    """
+
+    def __init__(
+        self,
+        rule: OuterRule,
+        cut: Fragments,
+        layout: Layout,
+        w: Row,
+        tasks: Tasks[Segment],
+        all_reduce: AllReduce,
+        num_rounds: int,
+        config: Mapping[str, Any],
+    ) -> None:
+        self.cut = cut
+        self.layout = layout
+        self.schedule = Schedule(rule.inner_steps, len(cut), rule.overlap)
+        self.states: list[Any] = [rule.init(cut.take(w, p)) for p in range(len(cut))]
+        self.tasks = tasks
+        self.all_reduce = all_reduce
+        self.workers: dict[int, Worker] = {}
+        self.reductions: dict[tuple[int, int], Reduction] = {}
+        self.refused: dict[tuple[int, int], list[str]] = {}
+        self.version = 0
+        self.last_step = num_rounds * rule.inner_steps
+        self.finished_rounds = 0
+        self.entry = 0
+        self.failures = Failures("outer gradient", None)
+        self.transfers = 0
+        self.config = config
+
+    @property
+    def present(self) -> list[int]:
+        """The workers that take part, by their ids."""
+        return sorted(self.workers)
+
+    def row(self, fragments: Sequence[Row]) -> Row:
+        """Returns the row that the fragments make up, shape (d,), read-only."""
+        row = np.empty(self.layout.size, dtype=np.float32)
+        for p, fragment in enumerate(fragments):
+            self.cut.put(row, p, fragment)
+        row.flags.writeable = False
+        return row
+
+    def waiting(self) -> list[Worker]:
+        """Returns the workers that are not at work, in the order of their ids."""
+        return [self.workers[node] for node in self.present if not self.tasks.busy(node)]
+
+    def reduction(self, p: int, step: int) -> Reduction:
+        """Returns the all-reduce of a fragment after so many inner steps."""
+        return self.reductions.setdefault((p, step), Reduction(p, step))

@@ -1,0 +1,57 @@
+"""One all-reduce: what the workers of a fragment sent, and what came of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from fl.strategies.outer_optimizers import Vector
+
+
+class Sent(NamedTuple):
+    """An outer gradient that has come.
+
+    Attributes:
+        delta: Delta_m as the others read it, shape (n,), float64.
+        weight: in the mean, not negative.
+        size: bytes that it was sent as.
+        message_id: of the task that it came of.
+    """
+
+    delta: Vector
+    weight: float
+    size: int
+    message_id: str
+
+
+@dataclass(slots=True, eq=False)
+class Reduction:
+    """An all-reduce of one fragment.
+
+    Attributes:
+        fragment: p.
+        step: inner steps after which the workers take part.
+        own: what every worker sent, by Flower id, before any attack.
+        sent: what the others got of it, when the all-reduce has begun.
+        lost: workers whose outer gradient was lost.
+        refused: why further outer gradients were none.
+        finish_s: when it is finished, s; infinity until it begins.
+        done: whether it is finished.
+        outcome: the fragment's state when it was.
+    """
+
+    fragment: int
+    step: int
+    own: dict[int, Sent] = field(default_factory=dict)
+    sent: dict[int, Sent] = field(default_factory=dict)
+    lost: set[int] = field(default_factory=set)
+    refused: list[str] = field(default_factory=list)
+    finish_s: float = math.inf
+    done: bool = False
+    outcome: Any = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the workers have begun it."""
+        return math.isfinite(self.finish_s)

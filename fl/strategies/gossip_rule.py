@@ -1,0 +1,142 @@
+"""What a node does where nobody is a server: adapt to its own data, combine with its neighbours.
+
+A rule is a frozen dataclass of hyperparameters whose methods map a node's state to the next. The
+state is a named tuple of arrays and numbers, so a rule can be read like its algorithm box and
+tested without a grid. With X the messages, one a row, and W the matrix of the topology:
+
+    states = [rule.init(w)] * n
+    states[i] = rule.adapt(states[i], Progress(rule.model(states[i]), x_after_training))
+    X = np.stack([rule.message(state) for state in states])
+    states[i] = rule.combine(states[i], (W @ X)[i])
+
+`fl.strategies.Gossip` does everything else: who trains when, what is sent, compressed, forged and
+lost, and when a node has enough to go on. "Adapt" and "combine" are the two halves of a step in the
+literature on diffusion over networks (Sayed, arXiv:1205.4220).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+from fl.aggregation import Aggregator
+from fl.topologies import Stochasticity
+from fl.vectors.rows import Row
+
+Keeps = Literal["rows", "columns"]
+
+
+class Model(NamedTuple):
+    """State of a node that keeps nothing but its model x_i, shape (d,), float32."""
+
+    x: Row
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """What a node has learnt from its own data.
+
+    Attributes:
+        start: the model it began from, shape (d,), float32.
+        x: the model it has made of it, shape (d,), float32, read-only.
+        vectors: what it has computed beside, shape (d,) each, by name.
+    """
+
+    start: Row
+    x: Row
+    vectors: Mapping[str, Row] = field(default_factory=dict)
+
+    @property
+    def delta(self) -> Row:
+        """How training has changed the model, shape (d,): -lr g_i after one step of SGD."""
+        with np.errstate(over="ignore"):  # seen in what is made of it
+            return np.asarray(self.x - self.start)
+
+
+class NodeRule(ABC):
+    """A node's part of a method without a server.
+
+    Attributes:
+        needs: vectors that nodes have to compute beside the model, by name.
+        vectors: how many vectors of a model's length a message begins with. A compressor is for
+            these; what follows them is sent as it is.
+        linear: why what a node hears has to enter as a weighted sum, in words; empty if nothing but
+            models are averaged, which an aggregator can do as well.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    vectors: ClassVar[int] = 1
+    linear: ClassVar[str] = ""
+
+    @abstractmethod
+    def init(self, w: Row) -> Any:
+        """Returns a node's state before the first round, of the model that all begin with."""
+
+    def model(self, state: Any) -> Row:
+        """Returns the model that the node trains from and is evaluated by, shape (d,)."""
+        x: Row = state.x
+        return x
+
+    @abstractmethod
+    def adapt(self, state: Any, progress: Progress) -> Any:
+        """Returns the state of a node that has learnt from its own data."""
+
+    def message(self, state: Any) -> Row:
+        """Returns what a node sends, shape (m,), float32."""
+        x: Row = state.x
+        return x
+
+    @abstractmethod
+    def combine(self, state: Any, row: Row) -> Any:
+        """Returns the state of a node that has heard its neighbours.
+
+        Args:
+            state: of the node; not changed.
+            row: its row of W X, shape (m,), with X what all have sent.
+        """
+
+    def model_in(self, message: Row) -> Row:
+        """Returns the model in a message, shape (d,): what an attack reads."""
+        return message
+
+    def with_model(self, message: Row, x: Row) -> Row:
+        """Returns a message with another model in it: what an attack sends; the rest stays true."""
+        return x
+
+
+class GossipRule(NodeRule):
+    """A node's part of synchronous gossip.
+
+    Attributes:
+        sends_first: whether nodes send before they adapt, so that both take place at once.
+        keeps: who takes the weight of what does not arrive: "rows", the receiver, for its own;
+            "columns", the sender, for its own.
+        weights: the kinds of W that the method is for.
+        gossip_steps: Q, how often a node sends and combines in a round.
+    """
+
+    sends_first: ClassVar[bool] = False
+    keeps: ClassVar[Keeps] = "rows"
+    weights: ClassVar[tuple[Stochasticity, ...]] = ("symmetric", "doubly", "rows")
+    gossip_steps: int = 1
+
+    @property
+    def aggregator(self) -> Aggregator | None:
+        """F, which takes the place of the weighted sum; None if the method has none of its own."""
+        return None
+
+    def waits_for(self, heard: int) -> int:
+        """Returns of how many of the neighbours that it hears a node needs a message to go on."""
+        return heard
+
+
+class PairRule(NodeRule):
+    """A node's part of asynchronous gossip in pairs.
+
+    Between the model that a node has trained from and the one that `adapt` finds, others may have
+    changed it.
+    """

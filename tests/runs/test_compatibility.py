@@ -1,0 +1,118 @@
+"""The table of what is refused: every row by itself, and the page that prints it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fl.attacks import IPM, Optimized
+from fl.clients import AdamW, ControlVariates, Gradient, Sgd
+from fl.compression import EF21, Cast, ErrorFeedback, Marina, Qsgd, TopK
+from fl.runs.compatibility import REFUSALS, Choice, refusals
+from fl.strategies import Driver, Traits
+
+PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
+
+
+class Such(Driver):
+    """A strategy that is what it is said to be."""
+
+    traits = None
+
+    def __init__(self, asked, **traits):
+        self.traits = Traits(**traits)
+        self.asked = asked
+
+    def cohort(self, num_clients):
+        return self.asked
+
+
+def such(asked=10, **traits):
+    return Such(asked, **traits)
+
+
+SERVER = such()
+PEERS = such(meets="peers", compressors="none")
+RING = such(meets="ring", compressors="memoryless", continues=True)
+
+# What is refused, with a choice that differs from it by one part, and goes.
+PAIRS = {
+    "Several models and a strategy of one": (
+        Choice(SERVER, tasks=True),
+        Choice(such(several_models=True), tasks=True),
+    ),
+    "One model and a strategy of several": (Choice(such(several_models=True)), Choice(SERVER)),
+    "Compressors and a method that is one": (
+        Choice(such(sends="payload"), None, Cast("bf16"), rule=Gradient()),
+        Choice(such(sends="gradient"), None, Cast("bf16"), rule=Gradient()),
+    ),
+    "Compressors of edges": (
+        Choice(PEERS, Cast("bf16")),
+        Choice(such(meets="peers"), Cast("bf16")),
+    ),
+    "A downlink without a server": (Choice(PEERS, None, Cast("bf16")), Choice(PEERS)),
+    "A downlink in a ring": (
+        Choice(RING, Cast("bf16"), Cast("bf16")),
+        Choice(RING, Cast("bf16")),
+    ),
+    "Compressors with memory at the receiver, where nobody is the receiver": (
+        Choice(RING, EF21(TopK(density=0.1))),
+        Choice(RING, TopK(density=0.1)),
+    ),
+    "Compressors with memory at the sender, where senders keep none": (
+        Choice(RING, ErrorFeedback(TopK(density=0.1))),
+        Choice(such(meets="ring", compressors="sender"), ErrorFeedback(TopK(density=0.1))),
+    ),
+    "Compressors that need every client in every round": (
+        Choice(such(asked=9), Marina(Qsgd(levels=4), p=0.1), num_clients=10),
+        Choice(such(asked=10), Marina(Qsgd(levels=4), p=0.1), num_clients=10),
+    ),
+    "Attacks on updates of strategies that are not of fl": (
+        Choice(such(known=False, forges=False), attack=IPM()),
+        Choice(SERVER, attack=IPM()),
+    ),
+    "Attacks on updates where nobody collects any": (
+        Choice(such(forges=False), attack=IPM()),
+        Choice(such(forges=True), attack=IPM()),
+    ),
+    "Optimized attacks where no aggregator combines updates": (
+        Choice(SERVER, attack=Optimized(IPM())),
+        Choice(such(aggregates=True), attack=Optimized(IPM())),
+    ),
+    "Strategies that step by gradients and clients that train": (
+        Choice(such(sends="gradient"), rule=Sgd(lr=0.1)),
+        Choice(such(sends="gradient"), rule=Gradient()),
+    ),
+    "Clients that send gradients and strategies that combine models": (
+        Choice(SERVER, rule=Gradient()),
+        Choice(SERVER, rule=Sgd(lr=0.1)),
+    ),
+    "Vectors beside the model that only one end knows": (
+        Choice(such(carries=("c",), needs=("delta_c",)), rule=Sgd(lr=0.1)),
+        Choice(
+            such(carries=("c",), needs=("delta_c",)),
+            rule=Sgd(lr=0.1),
+            correction=ControlVariates(),
+        ),
+    ),
+    "Clients that forget between tasks that are one training": (
+        Choice(RING, rule=AdamW(lr=0.1, keep_moments=False)),
+        Choice(RING, rule=AdamW(lr=0.1, keep_moments=True)),
+    ),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.what)
+def test_each_row_refuses_its_pair_and_no_other_row_does(refusal):
+    refused, goes = PAIRS[refusal.what]
+    assert [r.what for r in REFUSALS if r.when(refused)] == [refusal.what]
+    assert list(refusals(goes)) == []
+    (message,) = refusals(refused)
+    assert message.startswith(refusal.given.partition(" ")[0] + " ")
+    assert "{" not in message
+
+
+def test_the_page_gives_the_reasons_of_the_table():
+    told = [line.removeprefix("- ") for line in PAGE.read_text("utf-8").splitlines()]
+    assert not {str(refusal) for refusal in REFUSALS} - set(told)

@@ -1,0 +1,310 @@
+"""Aggregators, and attacks that know them, without rounds; and with several models at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from hydra import compose, initialize_config_module
+from quadratics import LR, run
+from stand_ins import Client, FakeExecutor, FixedWork, driven, fleet_of
+
+from fl import simulate
+from fl.aggregation import CenteredClipping, FLTrust, Krum, Median, TrimmedMean
+from fl.attacks import IPM, Attack, Constant, Forged, Optimized, OwnSignFlip
+from fl.errors import ConfigError
+from fl.execution.contract import Result
+from fl.runs.build import build
+from fl.runs.experiment import app_of, initial_of
+from fl.simulation.grid import SimGrid
+from fl.simulation.kernel.trace import Event
+from fl.strategies import (
+    FAVAS,
+    AsyncFedAvg,
+    AsyncSGD,
+    Exchange,
+    FedAST,
+    FedAsync,
+    FedBuff,
+    FedCompass,
+    FedFix,
+    QuAFL,
+    RennalaSGD,
+    RingmasterASGD,
+    SyncST,
+)
+
+CENTRES = (1.0, -2.0, 4.0, 0.5, 9.0)
+LIAR = 2
+
+
+def attacked(strategy, attack, *byzantine, **more):
+    liars = frozenset(byzantine or (LIAR,))
+    return strategy.within(Exchange(attack=attack, byzantine=liars, **more))
+
+
+@dataclass
+class Spy(Attack):
+    """Sends zeros, and keeps what it was shown."""
+
+    knowledge = "aggregation"
+    seen: list = field(default_factory=list)
+
+    def forge(self, honest, own, scene):
+        self.seen.append((honest.copy(), own.copy(), scene))
+        return Forged(np.zeros_like(own), {})
+
+
+# ---- one model -----------------------------------------------------------------------------------
+
+
+def test_a_full_buffer_moves_along_the_median_of_its_changes():
+    n = len(CENTRES)
+    strategy = driven(FedBuff, buffer_size=n, concurrency=n, eta=0.5, aggregator=Median())
+    ran = run(strategy, CENTRES, [2.0] * n, num_rounds=12)
+    w = [0.0]
+    for _ in range(12):
+        w.append(w[-1] + 0.5 * LR * (np.median(CENTRES) - w[-1]))
+    np.testing.assert_allclose(np.array(ran.models)[:, 0], w, atol=1e-5)
+
+
+def test_contacted_clients_and_the_server_meet_at_the_median_of_models():
+    strategy = driven(
+        QuAFL,
+        contacted=5,
+        local_steps=1,
+        waiting_s=1.0,
+        interaction_s=1.0,
+        aggregator=Median(),
+    )
+    ran = run(strategy, CENTRES, [0.5] * 5, num_rounds=1, w0=2.0)
+    models = [2.0 - LR * (2.0 - c) for c in CENTRES]
+    assert ran.models[1] == pytest.approx((2.0 + 5 * np.median(models)) / 6)
+
+
+def test_a_mean_that_is_chosen_is_the_mean_there_is():
+    times = [1.0, 1.7, 2.9, 0.6, 1.1]
+    for kind, more in ((FedBuff, {"buffer_size": 3}), (FedFix, {"num_clients": 5})):
+        more |= {"interval_s": 0.8} if kind is FedFix else {}
+        plain = run(driven(kind, concurrency=4, **more), CENTRES, times, num_rounds=20)
+        robust = TrimmedMean(f=0)  # cuts nothing off
+        same = driven(kind, concurrency=4, aggregator=robust, **more)
+        ran = run(same, CENTRES, times, num_rounds=20)
+        np.testing.assert_allclose(ran.models, plain.models, rtol=1e-5, atol=1e-5)
+        assert ran.applied() == plain.applied()
+
+
+def test_an_attack_that_knows_the_rule_forges_a_buffer_as_a_whole():
+    n, spy = len(CENTRES), Spy()
+    strategy = driven(FedBuff, buffer_size=n, concurrency=n, aggregator=Median())
+    ran = run(attacked(strategy, spy), CENTRES, [1.0] * n, num_rounds=2)
+    honest = [c for i, c in enumerate(CENTRES) if i != LIAR]
+    (first, own, scene), *_ = spy.seen
+    np.testing.assert_allclose(np.sort(first[:, 0]), LR * np.sort(honest), rtol=1e-5)
+    assert own[:, 0] == pytest.approx(LR * CENTRES[LIAR])
+    assert isinstance(scene.aggregator, Median)
+    assert ran.models[1] == pytest.approx(np.median([*(LR * c for c in honest), 0.0]))
+    assert ran.grid.trace.faults() == {"forged": 2}
+
+
+def test_an_optimized_attack_moves_the_buffers_rule_further_than_its_line_does():
+    n = len(CENTRES)
+
+    def moved(attack):
+        strategy = driven(FedBuff, buffer_size=n, concurrency=n, aggregator=TrimmedMean(f=1))
+        strategy = strategy if attack is None else attacked(strategy, attack)
+        return run(strategy, CENTRES, [1.0] * n, num_rounds=1).models[1][0]
+
+    honest = LR * np.mean([c for i, c in enumerate(CENTRES) if i != LIAR])
+    small = abs(moved(IPM(0.1)) - honest)
+    assert abs(moved(Optimized(IPM(0.1))) - honest) >= small
+
+
+def test_forged_updates_that_are_no_numbers_count_as_some_of_f():
+    n = len(CENTRES)
+    strategy = driven(FedBuff, buffer_size=n, concurrency=n, aggregator=TrimmedMean(f=1))
+    ran = run(attacked(strategy, Constant(np.nan)), CENTRES, [1.0] * n, num_rounds=1)
+    honest = [c for i, c in enumerate(CENTRES) if i != LIAR]
+    assert ran.models[1] == pytest.approx(LR * np.mean(honest))  # nothing is left to trim
+    assert ran.grid.trace.faults() == {"forged": 1, "rejected": 1}
+
+
+def test_more_of_them_than_f_leave_the_model_as_it_is():
+    n = len(CENTRES)
+    strategy = driven(FedBuff, buffer_size=n, concurrency=n, aggregator=TrimmedMean(f=1))
+    ran = run(attacked(strategy, Constant(np.nan), 1, 2), CENTRES, [1.0] * n, num_rounds=1)
+    np.testing.assert_array_equal(ran.models[1], ran.models[0])
+    assert ran.grid.trace.faults() == {"forged": 2, "rejected": 2, "no_step": 1}
+
+
+def test_a_step_of_fewer_updates_than_the_rule_needs_leaves_the_model_as_it_is():
+    # One client answers in the first interval, all five in the second.
+    strategy = driven(FedFix, num_clients=5, interval_s=1.0, aggregator=Krum(f=1))
+    ran = run(strategy, CENTRES, [0.9, 1.5, 1.5, 1.5, 1.5], num_rounds=2)
+    np.testing.assert_array_equal(ran.models[1], ran.models[0])
+    assert not np.array_equal(ran.models[2], ran.models[1])
+    assert ran.grid.trace.faults() == {"no_step": 1}
+
+
+def test_a_rule_that_goes_on_from_its_last_result_is_given_that():
+    n, spy = len(CENTRES), Spy()
+    strategy = driven(FedBuff, buffer_size=n, concurrency=n, aggregator=CenteredClipping(tau=9.0))
+    ran = run(attacked(strategy, spy), CENTRES, [1.0] * n, num_rounds=3)
+    steps = np.diff(np.array(ran.models), axis=0)
+    references = [scene.reference for _, _, scene in spy.seen]
+    np.testing.assert_array_equal(references[0], np.zeros(2))
+    np.testing.assert_allclose(references[1:], steps[:2], rtol=1e-4)
+
+
+POLLED = {"contacted": 3, "waiting_s": 1.0, "interaction_s": 1.0}
+SINGLE = {
+    FedAsync: {},
+    AsyncFedAvg: {"num_clients": 4},
+    AsyncSGD: {},
+    RingmasterASGD: {},
+    FedBuff: {"buffer_size": 1},
+    QuAFL: POLLED | {"contacted": 1},
+}
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_rules_that_step_by_single_updates_have_nothing_to_combine(kind):
+    assert not driven(kind, **SINGLE[kind]).traits.aggregates
+    with pytest.raises(ConfigError, match=r"aggregator is Median, and \w+ steps by single updates"):
+        driven(kind, aggregator=Median(), **SINGLE[kind])
+
+
+SEVERAL = {
+    FedBuff: {},
+    RennalaSGD: {"batch": 3},
+    FedFix: {"num_clients": 4, "interval_s": 1.0},
+    FedCompass: {"num_clients": 4},
+    FAVAS: POLLED,
+    QuAFL: POLLED,
+    FedAST: {"concurrency": 8, "buffer_size": 4},
+    SyncST: {"concurrency": 8},
+}
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_rules_that_combine_several_updates_say_so_and_take_an_aggregator(kind):
+    strategy = driven(kind, aggregator=Median(), **SEVERAL[kind])
+    assert strategy.robust
+    assert strategy.traits.aggregates
+    with pytest.raises(ConfigError, match="FLTrust, which compares updates with the server's own"):
+        driven(kind, aggregator=FLTrust(), **SEVERAL[kind])
+
+
+def test_a_buffer_that_the_rule_cannot_work_with_is_refused_before_anything_starts():
+    with pytest.raises(ConfigError, match="needs n >= 2 f"):
+        driven(FedBuff, buffer_size=4, aggregator=Krum(f=1))
+    assert driven(FedBuff, buffer_size=4, aggregator=Krum(f=1), f=0).aggregator.f == 0
+
+
+# ---- several models ------------------------------------------------------------------------------
+
+SIZES = {"a": 3, "b": 5}
+
+
+def of_two_tasks(strategy, clients=4, rounds=6):
+    """Runs on clients that add to the model of a: 1, 2, ...; to that of b ten times as much."""
+    fleet = fleet_of([Client() for _ in range(clients)])
+
+    def answer(request):
+        content = request.payload.content
+        scale = {"a": 1.0, "b": 10.0}[content["config"]["task"]]
+        x = content["arrays"]["w"].numpy() + np.float32(scale * (request.client + 1))
+        metrics = MetricRecord({"num-examples": 1, "steps": 1})
+        return Result(RecordDict({"arrays": ArrayRecord({"w": Array(x)}), "metrics": metrics}))
+
+    grid = SimGrid(fleet, FakeExecutor(answer), planner=lambda *_: FixedWork(1.0))
+    names = {f"{task}/w": Array(np.zeros(size, np.float32)) for task, size in SIZES.items()}
+    result = strategy.start(grid, ArrayRecord(names), num_rounds=rounds, timeout=1e6)
+    return {name[0]: array.numpy() for name, array in result.arrays.items()}, grid.trace
+
+
+def test_an_attack_knows_of_a_task_what_its_clients_send_for_that_task():
+    spy = Spy()
+    strategy = driven(FedAST, concurrency=12, buffer_size=3, aggregator=Median())
+    of_two_tasks(attacked(strategy, spy, 0), rounds=20)
+    assert {rows.shape[1] for rows, _, _ in spy.seen} == set(SIZES.values())
+    for honest, own, _ in spy.seen:
+        scale = {3: 1.0, 5: 10.0}[honest.shape[1]]
+        assert set(honest.flat) <= {np.float32(scale * (client + 1)) for client in (1, 2, 3)}
+        np.testing.assert_array_equal(own, np.full_like(own, scale))
+
+
+@pytest.mark.parametrize("kind", [FedAST, SyncST])
+def test_who_lies_lies_in_every_task_by_its_own_change(kind):
+    more = {"buffer_size": 1} if kind is FedAST else {}
+    strategy = driven(kind, concurrency=4, eta=1.0, **more)
+    w, trace = of_two_tasks(attacked(strategy, OwnSignFlip(2.0), 3), clients=4, rounds=8)
+    honest, _ = of_two_tasks(strategy, clients=4, rounds=8)
+    assert trace.faults()["forged"] > 0
+    applied = np.array(trace.client)[np.array(trace.kind) == Event.APPLIED]
+    if kind is FedAST:  # every update is a step, of either model
+        said = {i: -2.0 * (i + 1) if i == 3 else i + 1.0 for i in range(4)}
+        assert w["a"][0] + w["b"][0] / 10 == pytest.approx(sum(said[i] for i in applied))
+    assert w["a"][0] < honest["a"][0] or w["b"][0] < honest["b"][0]
+
+
+def test_a_median_of_a_task_is_not_moved_by_one_liar():
+    strategy = driven(SyncST, concurrency=10, aggregator=Median())
+    w, _ = of_two_tasks(attacked(strategy, Constant(1e6), 3), clients=10, rounds=2)
+    assert max(w["a"]) <= 10
+    assert max(w["b"]) <= 100
+
+
+QUICK = [
+    "strategy=fedast",
+    "strategy.rule.buffer_size=2",
+    "fleet=uniform",
+    "executor=serial",
+    "progress=false",
+    "num_clients=6",
+    "num_rounds=4",
+]
+
+
+def learnt(*overrides):
+    with initialize_config_module("fl.conf", version_base=None):
+        experiment = build(compose("config", [*QUICK, *overrides]))
+
+    def server(grid, context, recorder):
+        initial = initial_of(experiment.tasks)
+        result = experiment.strategy.start(grid, initial, num_rounds=4, timeout=1e4)
+        recorder.final(result.arrays)
+
+    ran = simulate(server, app_of(experiment), experiment.fleet, executor="serial", progress=False)
+    return {name: array.numpy() for name, array in ran.arrays.items()}, ran
+
+
+def test_models_of_several_tasks_arrive_over_compressed_links_each_by_its_own_layout():
+    plain, alone = learnt()
+    exact, packed = learnt("compressor=none")
+    for name, array in plain.items():
+        np.testing.assert_allclose(exact[name], array, rtol=1e-4, atol=1e-5)
+    _, coarse = learnt("compressor=ef_topk_int8", "compressor@downlink=ef21")
+    up = [ran.summary["totals"]["bytes_up"] for ran in (alone, packed, coarse)]
+    assert up[2] < 0.2 * up[0]
+    assert coarse.trace.faults() == {}
+
+
+@pytest.mark.parametrize("compressor", ["ef_topk_int8", "ef21"])
+def test_forged_updates_of_a_task_go_through_its_own_encoder(compressor):
+    _, ran = learnt("attack=ipm", "num_byzantine=2", f"compressor={compressor}")
+    forged = np.array(ran.trace.kind) == Event.FORGED
+    liars = set(np.array(ran.trace.client)[forged])
+    assert 1 <= len(liars) <= 2
+    assert "rejected" not in ran.trace.faults()
+
+
+def test_data_of_every_task_is_poisoned():
+    with initialize_config_module("fl.conf", version_base=None):
+        config = compose("config", [*QUICK, "attack=label_flip", "num_byzantine=2"])
+    experiment = build(config)
+    for task in experiment.tasks.values():
+        dirty, clean = task.app.data.train.y, task.data.train.y
+        assert 0 < np.mean(np.asarray(dirty) != np.asarray(clean)) < 1
