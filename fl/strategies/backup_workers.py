@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fl.checks import at_least, positive
 from fl.errors import ConfigError
-from fl.strategies.drivers.events import at_least, positive
 from fl.strategies.gradient_rule import GradientRule
 from fl.vectors.rows import Row
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fl.checks import at_least
 from fl.errors import ConfigError
 from fl.strategies.arrival_times import ArrivalTimes
 from fl.strategies.backup_workers import BackupWorkers
-from fl.strategies.drivers.events import at_least
 from fl.vectors.rows import Row
 
 

@@ -25,9 +25,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fl.aggregation import check_result, weight_of
-from fl.checks import at_least as at_least
-from fl.checks import positive as positive
-from fl.checks import share as share
+from fl.checks import at_least, positive
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
 from fl.flower.carried import carried, median_carried
 from fl.flower.grid_view import GridView

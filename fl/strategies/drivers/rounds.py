@@ -26,12 +26,17 @@ from fl.aggregation import (
     shown,
     weight_of,
 )
-from fl.checks import read_if
+from fl.checks import at_least, positive, read_if
 from fl.errors import ConfigError, NoStep, NotFinite
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, Uniform
 from fl.strategies.drivers.driver import Traits
-from fl.strategies.drivers.events import EventDriven, Sent, Server, Update, at_least, positive
+from fl.strategies.drivers.events import (
+    EventDriven,
+    Sent,
+    Server,
+    Update,
+)
 from fl.strategies.drivers.replies import not_reported
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.round_rule import HasModel, RoundRule, Updates
