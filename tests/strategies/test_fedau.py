@@ -200,7 +200,7 @@ def test_the_patterns_of_the_paper_are_on_the_command_line(pattern):
     small += ["model=logistic", "fleet=durations", f"fleet/availability={pattern}"]
     with initialize_config_module("fl.conf", version_base=None):
         config = compose("config", [*small, "strategy=fedau"])
-        one = compose("config", [*small, "strategy=mifa", "fleet.availability.rates=0.5"])
+        one = compose("config", [*small, "strategy=mifa", "fleet.availability.rates.mean=0.5"])
     assert run_experiment(config) is None
     build(one)
 
