@@ -6,7 +6,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from stand_ins import FakeExecutor, FixedWork
 
-from fl.execution.executor import Outcome
+from fl.execution.contract import Result
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event, Trace
 from fl.simulation.world.fleets import durations
@@ -24,16 +24,16 @@ class Seconds:
         return np.array(self.seconds, dtype=np.float64)
 
 
-def answer(assignment):
+def answer(request):
     """Client i returns w + i, of i + 1 examples; its loss is i, its accuracy i / 100."""
-    i = assignment.client
+    i = request.client
     loss = float(i)
     metrics = {"num-examples": i + 1, "train-loss": loss, "loss": loss, "accuracy": i / 100}
     content = {"metrics": MetricRecord(metrics)}
-    if assignment.message_type == "train":
-        w = assignment.payload.content["arrays"]["w"].numpy()
+    if request.message_type == "train":
+        w = request.payload.content["arrays"]["w"].numpy()
         content["arrays"] = ArrayRecord({"w": Array((w + i).astype(np.float32))})
-    return Outcome(content=RecordDict(content))
+    return Result(content=RecordDict(content))
 
 
 def run(

@@ -10,7 +10,7 @@ from flwr.app import MetricRecord, RecordDict
 from scripted_rounds import answer, clients, run
 
 from fl.errors import ConfigError
-from fl.execution.executor import Outcome
+from fl.execution.contract import Result
 from fl.randomness import generator
 from fl.selection import Opening, PowerOfChoice, Reply, RoundEnd
 from fl.selection.power_of_choice import Losses
@@ -145,11 +145,11 @@ def test_a_candidate_that_is_too_slow_is_not_waited_for():
 
 
 def test_a_lying_answer_is_left_out_and_is_an_event():
-    def lying(assignment):
-        outcome = answer(assignment)
-        if assignment.client == 3 and assignment.message_type == "evaluate":
+    def lying(request):
+        outcome = answer(request)
+        if request.client == 3 and request.message_type == "evaluate":
             metrics = MetricRecord({"num-examples": 4, "loss": float("nan")})
-            return Outcome(content=RecordDict({"metrics": metrics}))
+            return Result(content=RecordDict({"metrics": metrics}))
         return outcome
 
     strategy = Rounds(FedAvg(), selection=PowerOfChoice(candidates=4), clients=2)

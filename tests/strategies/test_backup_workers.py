@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from stand_ins import FakeExecutor, FixedWork, Scripted, ScriptedFaults
 
 from fl.errors import ConfigError
-from fl.execution.executor import Outcome
+from fl.execution.contract import Result
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event, Trace
 from fl.simulation.world.durations import Constant, ShiftedExponential
@@ -25,17 +25,17 @@ START = np.array([4.0, -2.0], dtype=np.float32)
 def quadratic(noise=0.0, loss_noise=0.0):
     """Workers with f(w) = |w|^2 / 2 and a gradient w + noise z; they do one step of rate lr."""
 
-    def answer(assignment):
-        config = assignment.payload.content["config"]
+    def answer(request):
+        config = request.payload.content["config"]
         assert (config["local-steps"], config["lr"]) == (1, 1.0)
-        w = assignment.payload.content["arrays"]["w"].numpy()
-        rng = np.random.default_rng([assignment.client, assignment.dispatch])
+        w = request.payload.content["arrays"]["w"].numpy()
+        rng = np.random.default_rng([request.client, request.dispatch])
         g = w + noise * rng.standard_normal(2)
         loss = float(w @ w) / 2 + loss_noise * rng.standard_normal()
         x = (w - g).astype(np.float32)
         metrics = MetricRecord({"num-examples": 1, "train-loss": loss})
         content = {"arrays": ArrayRecord({"w": Array(x)}), "metrics": metrics}
-        return Outcome(content=RecordDict(content))
+        return Result(content=RecordDict(content))
 
     return answer
 

@@ -25,6 +25,7 @@ from flwr.serverapp.strategy import Result
 
 from fl.aggregation import Aggregator, Mean, shown, weight_of
 from fl.checks import read_if
+from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.clients.island import (
     AFRESH,
     MERGE,
@@ -37,7 +38,6 @@ from fl.clients.island import (
     fragment_record,
 )
 from fl.clients.local_optimizer import FIRST_STEP_KEY
-from fl.clients.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import Channel, PayloadError
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
 from fl.flower.records import from_record, layout_of, to_record

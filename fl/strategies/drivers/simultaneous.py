@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fl.aggregation import weight_of
 from fl.checks import read_if
-from fl.clients.task_app import TASK_KEY
+from fl.clients.app.task_app import TASK_KEY
 from fl.errors import ConfigError, NoStep
 from fl.flower.private import trusted_record
 from fl.strategies.drivers.combining import Combining

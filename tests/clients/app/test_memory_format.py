@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fl.clients import Sgd, TrainingApp
-from fl.clients.examples import with_channels_last
-from fl.clients.memory_format import takes_channels_last
+from fl.clients.app.examples import with_channels_last
+from fl.clients.app.memory_format import takes_channels_last
 from fl.data import Examples, FederatedData
 from fl.data.federated import Partitions
 from fl.flower.records import from_record

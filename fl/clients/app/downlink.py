@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
-from fl.clients.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
+from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import Channel, PayloadError, Shapes, receive_parts
 from fl.compression.compressor import State
 from fl.errors import ConfigError

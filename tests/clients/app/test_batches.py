@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.clients.batches import (
+from fl.clients.app.batches import (
     batch_bounds,
     covered_examples,
     steps_per_epoch,

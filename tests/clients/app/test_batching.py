@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from together import batch_key, train_many
 from torch import nn
 
 from fl import simulate
-from fl.clients import Sgd, TrainingApp, batching
-from fl.clients.batching import compare
+from fl.clients import Sgd, TrainingApp
+from fl.clients.app import batching
+from fl.clients.app.batching import compare
 from fl.errors import ConfigError
 from fl.execution import SerialExecutor
 from fl.flower.records import from_record
@@ -59,7 +61,7 @@ def test_convolutions_that_train_together_get_what_they_get_alone(
     app = TrainingApp(convolutional, data, Sgd(0.3), batch_size=4, batching="on")
     contents = [content_of(convolutional()) for _ in range(2)]
     messages = [message_to(content, i) for i, content in enumerate(contents)]
-    together = app.train_many(messages, [context_of(i) for i in range(2)])
+    together = train_many(app, messages, [context_of(i) for i in range(2)])
     for i, reply in enumerate(together):
         alone = app(messages[i], context_of(i))
         np.testing.assert_allclose(
@@ -100,7 +102,7 @@ def test_trial_runs_once_and_binds_what_follows(federated, mlp, message_to, cont
     choice = app.choose_batching()
     assert choice.alone_s > 0 < choice.together_s
     assert app.choose_batching() is choice
-    key = app.batch_key(message_to(content_of(mlp)), context_of())
+    key = batch_key(app, message_to(content_of(mlp)), context_of())
     assert (key is not None) == choice.together
 
 

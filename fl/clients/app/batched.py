@@ -2,8 +2,8 @@
 
 A small model leaves a CPU idle: a step costs a few large operations' worth of Python and
 dispatch. Here a program trains up to some hundred clients, a row of an (n, d) matrix each, with
-the same rule and the same code that trains one (`fl.clients.alone`); results agree within floating
-point tolerance, and are bit-identical if the same tasks come in the same order.
+the same rule and the same code that trains one (`fl.clients.app.alone`); results agree within
+floating point tolerance, and are bit-identical if the same tasks come in the same order.
 
 Clients differ in size, so programs are formed by a rule that depends on nothing but the tasks:
 
@@ -21,8 +21,8 @@ computed in an epoch are padding.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby, pairwise
-from typing import Any, TypeVar
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,16 +31,15 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
-from fl.clients.batches import batch_bounds, steps_per_epoch, visiting_order
-from fl.clients.examples import ExamplePool
+from fl.clients.app.batches import batch_bounds, steps_per_epoch, visiting_order
+from fl.clients.app.examples import ExamplePool
+from fl.clients.app.training import HOST, Trained, Training, moved
 from fl.clients.rule import Finished, Received, Rule, Scalar, State
-from fl.clients.task import HOST, Task, Trained, moved
+from fl.execution.batches import even_runs
 from fl.models.features import features
 from fl.models.objective import per_example_loss
 from fl.vectors.layout import Layout
 from fl.vectors.rows import as_tensor
-
-Member = TypeVar("Member")
 
 # Rows of a program together take at most this much: its vectors (weights, gradient, momentum) then
 # stay in cache from step to step. One program of 80 MLPs of 50,000 weights is a quarter slower than
@@ -142,7 +141,7 @@ def train_together(
     layout: Layout,
     rule: Rule,
     pool: ExamplePool,
-    tasks: Sequence[Task],
+    tasks: Sequence[Training],
     *,
     batch_size: int | None,
     shuffle: bool,
@@ -174,7 +173,7 @@ def train_together(
     return outcomes
 
 
-def form_programs(tasks: Sequence[Task], limit: int, batch_size: int | None) -> list[list[int]]:
+def form_programs(tasks: Sequence[Training], limit: int, batch_size: int | None) -> list[list[int]]:
     """Returns the positions of the tasks that train as one program, for each program.
 
     Args:
@@ -189,13 +188,6 @@ def form_programs(tasks: Sequence[Task], limit: int, batch_size: int | None) -> 
         members = list(group)
         programs += even_runs(members, -(-len(members) // limit))
     return programs
-
-
-def even_runs(members: list[Member], count: int) -> list[list[Member]]:
-    """Returns `count` consecutive runs (fewer if there are fewer members) of about equal length."""
-    count = min(count, len(members))
-    ends = [len(members) * i // count for i in range(count + 1)]
-    return [members[start:end] for start, end in pairwise(ends)]
 
 
 def _rounded_width(examples: int, batch_size: int | None) -> int:
@@ -272,7 +264,7 @@ class _Program:
         layout: Layout,
         rule: Rule,
         pool: ExamplePool,
-        tasks: list[Task],
+        tasks: list[Training],
         batch_size: int | None,
         shuffle: bool,
         drop_last: bool,

@@ -9,11 +9,13 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from together import batch_key, train_many, why_alone
 from torch import nn
 
 from fl.clients import AdamW, Corrected, Finished, Proximal, Rule, Sam, Sgd, TrainingApp
-from fl.clients.app import MEMORY_KEY, WORK_KEY
+from fl.clients.app.inbox import MEMORY_KEY
 from fl.errors import ConfigError
+from fl.execution.contract import WORK_KEY, Payload
 from fl.flower.payload import payload_bytes
 from fl.flower.records import from_record, to_record
 from fl.models import evaluate, flops_per_example, memory_bytes, per_example_loss
@@ -161,7 +163,7 @@ def test_clients_without_a_proximal_term_refuse_to_ignore_mu(
     with pytest.raises(ConfigError, match=r"proximal-mu 0\.1"):
         app(message_to(content), context_of())
     with pytest.raises(ConfigError, match="client/correction=proximal"):
-        app.plan(content, "train", 0, 1e-9)
+        app.plan(Payload(content), "train", 0, 1e-9)
 
 
 def test_training_repeats_bit_for_bit_and_depends_on_seed_message_and_client(
@@ -193,7 +195,7 @@ def test_inputs_are_not_changed(data, mlp, content_of, message_to, context_of):
     for arrays in (mlp, to_record(app.layout, start)):
         content = content_of(arrays)
         app(message_to(content), context_of())
-        app.train_many([message_to(content)], [context_of()])
+        train_many(app, [message_to(content, i) for i in (0, 1)], [context_of(i) for i in (0, 1)])
     assert torch.equal(start, kept[0])
     np.testing.assert_array_equal(data.train.x, kept[1])
     np.testing.assert_array_equal(data.train.y, kept[2])
@@ -224,8 +226,8 @@ def test_dropout_is_a_function_of_the_task(data, content_of, message_to, context
     other = row(app, app(message_to(content_of(model), dispatch=1), context_of()))
     assert first.tobytes() == again.tobytes()
     assert not np.allclose(first, other)
-    assert app.batch_key(message_to(content_of(model)), context_of()) is None
-    assert "dropout" in app.why_alone(message_to(content_of(model)), context_of())
+    assert batch_key(app, message_to(content_of(model)), context_of()) is None
+    assert "dropout" in why_alone(app, message_to(content_of(model)), context_of())
 
 
 def test_batchnorm_statistics_are_updated_as_in_torch(
@@ -235,10 +237,10 @@ def test_batchnorm_statistics_are_updated_as_in_torch(
     model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 4))
     app = TrainingApp(model, data, Sgd(0.1, weight_decay=0.1), batch_size=4, local_epochs=2)
     content = content_of(model)
-    assert app.batch_key(message_to(content), context_of()) is None
-    assert "1.running_mean" in app.why_alone(message_to(content), context_of())
+    assert batch_key(app, message_to(content), context_of()) is None
+    assert "1.running_mean" in why_alone(app, message_to(content), context_of())
     with pytest.raises(ConfigError, match=r"1\.running_mean"):
-        app.train_many([message_to(content)], [context_of()])
+        train_many(app, [message_to(content, i) for i in (0, 1)], [context_of(i) for i in (0, 1)])
 
     reply = app(message_to(content), context_of())
     expected = torch_loop(
@@ -305,7 +307,7 @@ def test_a_client_that_does_nothing_returns_the_model_at_weight_zero(
     if cause == "no steps":
         client, content[WORK_KEY] = 0, ConfigRecord({"steps": 0})
     message, context = message_to(content, client), context_of(client)
-    reply = app.train_many([message], [context])[0] if together else app(message, context)
+    reply = train_many(app, [message], [context])[0] if together else app(message, context)
     np.testing.assert_array_equal(row(app, reply), app.layout.flatten(mlp.state_dict()).numpy())
     assert reply.content["metrics"] == {"num-examples": 0, "train-loss": 0.0, "steps": 0}
 
@@ -325,7 +327,7 @@ def test_without_a_simulator_the_clock_stops_the_work(
     app = TrainingApp(Slow(), data, Sgd(0.3), batch_size=1, local_epochs=100)
     content = content_of(Slow(), deadline_s=0.2)
     message = message_to(content)
-    assert "wall time" in app.why_alone(message, context_of()) or app._not_batchable
+    assert "wall time" in why_alone(app, message, context_of()) or app._trainer.not_batchable
     reply = app(message, context_of())
     assert 1 <= reply.content["metrics"]["steps"] <= 10  # of hundreds, each of at least 0.02 s
 
@@ -336,11 +338,12 @@ def test_without_a_simulator_the_clock_stops_the_work(
 def test_a_deadline_in_wall_time_is_not_batched(data, mlp, content_of, message_to, context_of):
     app = TrainingApp(mlp, data, Sgd(0.3))
     message = message_to(content_of(mlp, deadline_s=1.0))
-    assert app.batch_key(message, context_of()) is None
+    assert batch_key(app, message, context_of()) is None
+    other = message_to(message.content, 1)
     with pytest.raises(ConfigError, match="clock"):
-        app.train_many([message], [context_of()])
+        train_many(app, [message, other], [context_of(), context_of(1)])
     message.content[WORK_KEY] = ConfigRecord({"steps": 1})
-    assert app.batch_key(message, context_of()) is not None
+    assert batch_key(app, message, context_of()) is not None
 
 
 # ---- plans ---------------------------------------------------------------------------------------
@@ -351,13 +354,16 @@ def test_planned_flops_are_those_of_every_example_of_every_step(data, mlp, conte
     assert per_example == 2 * 3 * (6 * 5 + 5 * 4) - 2 * 6 * 5  # no gradient of the input
     app = TrainingApp(mlp, data, Sgd(0.3), batch_size=5, local_epochs=2)
     for partition, size in enumerate(SIZES):
-        work = app.plan(content_of(mlp), "train", partition, 1e-9)
+        work = app.plan(Payload(content_of(mlp)), "train", partition, 1e-9)
         assert work.flops == per_example * size * 2
         assert work.steps is None
         assert work.work is None
     # 3 batches of 5, 5 and 2, then one more of 5
-    assert app.plan(content_of(mlp, local_steps=4), "train", 0, 1e-9).flops == per_example * 17
-    assert app.plan(content_of(mlp, local_epochs=1), "train.default", 3, 1).flops == (
+    assert (
+        app.plan(Payload(content_of(mlp, local_steps=4)), "train", 0, 1e-9).flops
+        == per_example * 17
+    )
+    assert app.plan(Payload(content_of(mlp, local_epochs=1)), "train.default", 3, 1).flops == (
         per_example * 12
     )
 
@@ -366,7 +372,7 @@ def test_a_last_batch_that_is_left_out_is_not_charged(data, mlp, content_of):
     app = TrainingApp(mlp, data, Sgd(0.1), batch_size=5, local_epochs=2, drop_last=True)
     per_example = flops_per_example(mlp, data.input_shape).training
     # Of 12, 7 and 25 examples two, one and five batches of 5.
-    flops = [app.plan(content_of(mlp), "train", p, 1e-9).flops for p in range(3)]
+    flops = [app.plan(Payload(content_of(mlp)), "train", p, 1e-9).flops for p in range(3)]
     assert flops == [2 * 10 * per_example, 2 * 5 * per_example, 2 * 25 * per_example]
 
 
@@ -411,7 +417,7 @@ def test_batches_too_small_for_the_model_are_foreseen(
 
 def test_a_step_of_two_gradients_costs_twice(data, mlp, content_of):
     work = [
-        TrainingApp(mlp, data, rule, batch_size=5).plan(content_of(mlp), "train", 0, 1e-9)
+        TrainingApp(mlp, data, rule, batch_size=5).plan(Payload(content_of(mlp)), "train", 0, 1e-9)
         for rule in (Sgd(0.3), Sam(0.3))
     ]
     assert work[1].flops == 2 * work[0].flops > 0
@@ -437,7 +443,7 @@ def test_a_deadline_fits_whole_steps_and_at_least_one(
     seconds_per_flop = 3e-7
     per_example = flops_per_example(mlp, (6,)).training
     deadline = affordable_examples * per_example * seconds_per_flop
-    work = app.plan(content_of(mlp, deadline_s=deadline), "train", 0, seconds_per_flop)
+    work = app.plan(Payload(content_of(mlp, deadline_s=deadline)), "train", 0, seconds_per_flop)
     assert work.work == {"steps": steps}
     assert work.flops == per_example * examples
 
@@ -451,7 +457,7 @@ def test_the_plan_knows_the_size_of_a_reply_that_is_a_model_and_metrics(
     app = TrainingApp(mlp, data, rule, batch_size=5)
     content = content_of(mlp, local_steps=3)
     reply = app(message_to(content), context_of())
-    assert app.plan(content, "train", 0, 1e-9).reply_bytes == payload_bytes(reply.content)
+    assert app.plan(Payload(content), "train", 0, 1e-9).reply_bytes == payload_bytes(reply.content)
 
 
 def test_the_plan_knows_no_size_where_clients_keep_something_or_mods_are_around(data, mlp):
@@ -475,7 +481,7 @@ def test_an_interrupted_device_has_done_the_whole_steps_that_fit_before_the_mess
     app = TrainingApp(mlp, data, Sgd(0.3), batch_size=5, local_epochs=2)
     per_example = flops_per_example(mlp, (6,)).training
     content = content_of(mlp, elapsed_s=elapsed_examples * per_example * 3e-7)
-    work = app.plan(content, "train", 0, 3e-7)
+    work = app.plan(Payload(content), "train", 0, 3e-7)
     assert work.work == {"steps": steps}
     assert work.flops == 0
     assert work.past_flops == per_example * examples
@@ -494,7 +500,7 @@ def test_on_a_real_device_that_has_not_begun_no_time_elapsed_means_no_step(
 
 def test_on_an_infinitely_fast_device_everything_fits(data, mlp, content_of):
     app = TrainingApp(mlp, data, Sgd(0.3), batch_size=5, local_epochs=2)
-    assert app.plan(content_of(mlp, deadline_s=1e-9), "train", 0, 0.0).steps == 6
+    assert app.plan(Payload(content_of(mlp, deadline_s=1e-9)), "train", 0, 0.0).steps == 6
 
 
 def test_a_step_with_two_gradients_costs_twice(data, mlp, content_of):
@@ -502,7 +508,9 @@ def test_a_step_with_two_gradients_costs_twice(data, mlp, content_of):
         gradients_per_step = 2.0
 
     once, twice = (
-        TrainingApp(mlp, data, rule, batch_size=5).plan(content_of(mlp), "train", 0, 1.0).flops
+        TrainingApp(mlp, data, rule, batch_size=5)
+        .plan(Payload(content_of(mlp)), "train", 0, 1.0)
+        .flops
         for rule in (Sgd(0.1), Sam(0.1))
     )
     assert twice == 2 * once
@@ -511,8 +519,8 @@ def test_a_step_with_two_gradients_costs_twice(data, mlp, content_of):
 def test_evaluation_costs_forward_passes_and_queries_nothing(federated, mlp, content_of):
     app = TrainingApp(mlp, federated((12, 7), (3, 5)), Sgd(0.3))
     forward = flops_per_example(mlp, (6,)).forward
-    assert app.plan(content_of(mlp), "evaluate", 1, 1.0).flops == 5 * forward
-    assert app.plan(RecordDict(), "query", 1, 1.0).flops == 0
+    assert app.plan(Payload(content_of(mlp)), "evaluate", 1, 1.0).flops == 5 * forward
+    assert app.plan(Payload(RecordDict()), "query", 1, 1.0).flops == 0
 
 
 def test_memory_is_that_of_the_largest_batch(data, mlp):
@@ -526,7 +534,7 @@ def test_memory_is_that_of_the_largest_batch(data, mlp):
 
 def test_a_client_without_examples_plans_no_work(federated, mlp, content_of):
     app = TrainingApp(mlp, federated((12, 0)), Sgd(0.3))
-    work = app.plan(content_of(mlp, deadline_s=1.0), "train", 1, 1e-9)
+    work = app.plan(Payload(content_of(mlp, deadline_s=1.0)), "train", 1, 1e-9)
     assert (work.flops, work.steps) == (0.0, 0)
 
 
@@ -631,10 +639,10 @@ def test_a_bad_value_in_the_message_is_refused(
     with pytest.raises(ConfigError, match=message):
         app(message_to(content), context_of())
     with pytest.raises(ConfigError, match=message):
-        app.plan(content, "train", 0, 1e-9)
-    assert app.batch_key(message_to(content), context_of()) is None
+        app.plan(Payload(content), "train", 0, 1e-9)
+    assert batch_key(app, message_to(content), context_of()) is None
     with pytest.raises(ConfigError, match=message):
-        app.train_many([message_to(content)], [context_of()])
+        train_many(app, [message_to(content)], [context_of()])
 
 
 def test_a_message_without_a_model_is_refused(data, mlp, message_to, context_of):
@@ -660,7 +668,7 @@ def test_a_model_that_does_not_fit_or_is_not_finite_is_refused(
         for kind in ("train", "evaluate"):
             with pytest.raises(ConfigError, match=message):
                 app(message_to(content, kind=kind), context_of())
-        assert app.batch_key(message_to(content), context_of()) is None
+        assert batch_key(app, message_to(content), context_of()) is None
 
 
 def test_a_model_that_diverges_is_returned_as_it_is(
@@ -825,7 +833,7 @@ def test_examples_too_large_to_keep_converted_give_the_same_result(
 ):
     results = []
     for limit in (2**30, 0):
-        monkeypatch.setattr("fl.clients.examples.MAX_POOL_BYTES", limit)
+        monkeypatch.setattr("fl.clients.app.examples.MAX_POOL_BYTES", limit)
         app = TrainingApp(mlp, data, Sgd(0.3), batch_size=5)
         results.append(row(app, app(message_to(content_of(mlp)), context_of())).tobytes())
     assert results[0] == results[1]
@@ -843,13 +851,13 @@ def test_mods_wrap_the_handlers_and_switch_batching_off(
     app = TrainingApp(mlp, data, Sgd(0.3), mods=[mod])
     app(message_to(content_of(mlp)), context_of())
     assert seen == ["train"]
-    assert app.why_alone(message_to(content_of(mlp)), context_of()) == (
+    assert why_alone(app, message_to(content_of(mlp)), context_of()) == (
         "mods see one message at a time"
     )
 
 
 def test_only_training_is_batched(data, mlp, content_of, message_to, context_of):
     app = TrainingApp(mlp, data, Sgd(0.3))
-    assert app.batch_key(message_to(content_of(mlp), kind="evaluate"), context_of()) is None
-    assert app.batch_key(message_to(content_of(mlp), kind="train.other"), context_of()) is None
-    assert app.batch_key(message_to(content_of(mlp)), context_of()) is not None
+    assert batch_key(app, message_to(content_of(mlp), kind="evaluate"), context_of()) is None
+    assert batch_key(app, message_to(content_of(mlp), kind="train.other"), context_of()) is None
+    assert batch_key(app, message_to(content_of(mlp)), context_of()) is not None

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fl.clients.batches import batch_bounds, steps_per_epoch, visiting_order
-from fl.clients.examples import ExamplePool, with_channels_last
+from fl.clients.app.batches import batch_bounds, steps_per_epoch, visiting_order
+from fl.clients.app.examples import ExamplePool, with_channels_last
+from fl.clients.app.training import HOST, Trained, Training, moved
 from fl.clients.rule import Received, Rule
-from fl.clients.task import HOST, Task, Trained, moved
 from fl.flower.carried import carried_arrays, carried_tensors
 from fl.models.features import features
 from fl.models.objective import per_example_loss
@@ -94,7 +94,7 @@ def train_alone(
     layout: Layout,
     rule: Rule,
     pool: ExamplePool,
-    task: Task,
+    task: Training,
     *,
     batch_size: int | None,
     shuffle: bool,

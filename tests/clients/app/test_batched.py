@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord
+from together import batch_key, train_many, why_alone
 from torch import nn
 
 from fl.clients import (
@@ -24,12 +25,18 @@ from fl.clients import (
     Sgd,
     StepDecay,
     TrainingApp,
-    batched,
 )
-from fl.clients.app import MEMORY_KEY, WORK_KEY
-from fl.clients.batched import MAX_ROWS, form_programs, gains_from_batching, rows_per_program
-from fl.clients.task import Task
+from fl.clients.app.batched import (
+    MAX_ROWS,
+    PROGRAM_BYTES,
+    form_programs,
+    gains_from_batching,
+    rows_per_program,
+)
+from fl.clients.app.inbox import MEMORY_KEY
+from fl.clients.app.training import Training
 from fl.errors import ConfigError
+from fl.execution.contract import WORK_KEY
 from fl.flower.records import from_record, stack, to_record, vector_record
 from fl.models import MLP, CharLSTM, LeafCNN, LogisticRegression, ResNet8
 
@@ -77,11 +84,11 @@ def both(message_to, context_of):
             [context_of(i) for i in clients],
             [context_of(i) for i in clients],
         )
-        keys = {app.batch_key(m, c) for m, c in zip(messages, together, strict=True)}
+        keys = {batch_key(app, m, c) for m, c in zip(messages, together, strict=True)}
         assert len(keys) == 1
         assert None not in keys
         singles = [app(m, c) for m, c in zip(messages, alone, strict=True)]
-        return (singles, app.train_many(messages, together)), (alone, together)
+        return (singles, train_many(app, messages, together)), (alone, together)
 
     return run
 
@@ -142,8 +149,8 @@ def test_logistic_regression_of_equal_clients_matches_a_plain_torch_loop(
     data = federated((20,) * 6)
     app = TrainingApp(logistic, data, Sgd(0.3, 0.9), batch_size=8, local_epochs=3)
     content = content_of(logistic)
-    replies = app.train_many(
-        [message_to(content, i) for i in range(6)], [context_of(i) for i in range(6)]
+    replies = train_many(
+        app, [message_to(content, i) for i in range(6)], [context_of(i) for i in range(6)]
     )
     for i, reply in enumerate(replies):
         expected = torch_loop(
@@ -190,8 +197,8 @@ def test_results_do_not_depend_on_the_company(federated, mlp, content_of, messag
     content = content_of(mlp)
 
     def train(clients):
-        replies = app.train_many(
-            [message_to(content, i) for i in clients], [context_of(i) for i in clients]
+        replies = train_many(
+            app, [message_to(content, i) for i in clients], [context_of(i) for i in clients]
         )
         return dict(zip(clients, rows(app, replies), strict=True))
 
@@ -206,7 +213,8 @@ def test_the_same_company_gives_the_same_bits(federated, mlp, content_of, messag
 
     def train():
         app = TrainingApp(mlp, data, Sgd(0.3, 0.9), batch_size=4, local_epochs=2)
-        replies = app.train_many(
+        replies = train_many(
+            app,
             [message_to(content_of(mlp), i) for i in range(10)],
             [context_of(i) for i in range(10)],
         )
@@ -216,7 +224,7 @@ def test_the_same_company_gives_the_same_bits(federated, mlp, content_of, messag
 
 
 def test_small_programs_give_what_large_ones_give(federated, mlp, content_of, both, monkeypatch):
-    monkeypatch.setattr(batched, "MAX_ROWS", 3)
+    monkeypatch.setattr("fl.clients.app.batched.MAX_ROWS", 3)
     app = TrainingApp(mlp, federated(UNEQUAL), AdamW(0.02, keep_moments=True), batch_size=4)
     (singles, many), (alone, together) = both(app, [content_of(mlp)] * 10)
     assert_same(app, singles, many)
@@ -344,10 +352,10 @@ def test_clients_without_work_are_answered_in_their_place(
 ):
     app = TrainingApp(mlp, federated((5, 0, 7, 0)), Sgd(0.3), batch_size=4)
     messages = [message_to(content_of(mlp), i) for i in range(4)]
-    replies = app.train_many(messages, [context_of(i) for i in range(4)])
+    replies = train_many(app, messages, [context_of(i) for i in range(4)])
     assert [r.content["metrics"]["num-examples"] for r in replies] == [5, 0, 7, 0]
     assert [r.metadata.reply_to_message_id for r in replies] == ["0.0", "1.0", "2.0", "3.0"]
-    assert app.train_many([], []) == []
+    assert train_many(app, [], []) == []
 
 
 def test_replies_of_one_program_are_rows_of_one_matrix(
@@ -355,8 +363,10 @@ def test_replies_of_one_program_are_rows_of_one_matrix(
 ):
     app = TrainingApp(mlp, federated((8,) * 5), Sgd(0.3), batch_size=4)
     arrays = to_record(app.layout, app.layout.flatten(mlp.state_dict()))
-    replies = app.train_many(
-        [message_to(content_of(arrays), i) for i in range(5)], [context_of(i) for i in range(5)]
+    replies = train_many(
+        app,
+        [message_to(content_of(arrays), i) for i in range(5)],
+        [context_of(i) for i in range(5)],
     )
     matrix = rows(app, replies)
     for i, reply in enumerate(replies):
@@ -369,17 +379,17 @@ def test_a_rule_that_vmap_cannot_take_says_so(federated, mlp, content_of, messag
 
     app = TrainingApp(mlp, federated((8, 8)), Branching(0.1))
     message = message_to(content_of(mlp))
-    assert app.why_alone(message, context_of()) == "Branching trains one client at a time"
+    assert why_alone(app, message, context_of()) == "Branching trains one client at a time"
     with pytest.raises(ConfigError, match="Branching trains one client at a time"):
-        app.train_many([message], [context_of()])
+        train_many(app, [message, message_to(content_of(mlp), 1)], [context_of(), context_of(1)])
 
 
 # ---- forming programs ----------------------------------------------------------------------------
 
 
-def task(examples: int, steps: int) -> Task:
+def task(examples: int, steps: int) -> Training:
     row = np.zeros(1, np.float32)
-    return Task(0, 0, "0.0", np.arange(examples), row, {}, {}, None, {}, steps, None)
+    return Training(0, 0, "0.0", np.arange(examples), row, {}, {}, None, {}, steps, None)
 
 
 def test_programs_hold_one_width_and_most_steps_first():
@@ -416,7 +426,7 @@ def test_less_than_half_of_the_examples_computed_are_padding(batch_size):
 
 def test_a_program_is_bounded_in_memory_and_number():
     assert rows_per_program(1) == MAX_ROWS
-    assert rows_per_program(50_890) * 50_890 * 4 <= batched.PROGRAM_BYTES
+    assert rows_per_program(50_890) * 50_890 * 4 <= PROGRAM_BYTES
     assert rows_per_program(10**9) == 1
     tasks = [task(5, 1)] * (2 * MAX_ROWS + 1)
     assert [len(p) for p in form_programs(tasks, rows_per_program(1), 10)] == [341, 342, 342]
@@ -480,6 +490,17 @@ def test_code_that_vmap_cannot_take_is_found_out_and_trains_alone(
     assert gains_from_batching(kind()) == (True, "")
     app = TrainingApp(kind, federated((8, 8)), Sgd(0.1))
     message = message_to(content_of(kind()))
-    assert app.batch_key(message, context_of()) is None
-    assert app.why_alone(message, context_of()).startswith("vmap cannot take the model: ")
+    assert batch_key(app, message, context_of()) is None
+    assert why_alone(app, message, context_of()).startswith("vmap cannot take the model: ")
     assert app(message, context_of()).content["metrics"]["steps"] == 1
+
+
+def test_one_request_gives_the_bits_of_one_message(
+    federated, mlp, content_of, message_to, context_of
+):
+    app = TrainingApp(mlp, federated((8, 8)), AdamW(0.02, keep_moments=True), batch_size=3)
+    message, (ours, theirs) = message_to(content_of(mlp), 1), (context_of(1), context_of(1))
+    for _ in range(2):  # the second goes on from what the first has left
+        (reply,), expected = train_many(app, [message], [ours]), app(message, theirs)
+        assert reply.content == expected.content
+        assert ours.state == theirs.state

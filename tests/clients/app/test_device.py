@@ -7,6 +7,7 @@ be done with it is to bring the result home, which is the last thing that a task
 
 import pytest
 import torch
+from together import train_many
 from torch import nn
 
 from fl.clients import (
@@ -20,7 +21,7 @@ from fl.clients import (
     Sgd,
     TrainingApp,
 )
-from fl.clients.batched import gains_from_batching, rows_per_program
+from fl.clients.app.batched import gains_from_batching, rows_per_program
 from fl.errors import ConfigError
 from fl.models import LeafCNN, ResNet8
 
@@ -53,7 +54,7 @@ def test_tasks_of_a_program_are_done_on_the_device_and_their_outcomes_taken_home
     app = TrainingApp(mlp, federated((12, 7, 3)), rule, batch_size=4, device="meta", batching="on")
     messages = [message_to(content_of(mlp), i) for i in range(3)]
     with pytest.raises(NotImplementedError, match=TAKEN_HOME):
-        app.train_many(messages, [context_of(i) for i in range(3)])
+        train_many(app, messages, [context_of(i) for i in range(3)])
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -63,11 +64,11 @@ def test_what_a_rule_kept_is_taken_to_the_device(
     data, rule = federated((12, 7)), AdamW(0.02, keep_moments=True)
     contexts = [context_of(i) for i in range(2)]
     host = TrainingApp(mlp, data, rule, batch_size=4)
-    host.train_many([message_to(content_of(mlp), i) for i in range(2)], contexts)
+    train_many(host, [message_to(content_of(mlp), i) for i in range(2)], contexts)
     app = TrainingApp(mlp, data, rule, batch_size=4, device="meta", batching="on")
     messages = [message_to(content_of(mlp), i, 1) for i in range(2)]
     with pytest.raises(NotImplementedError, match=TAKEN_HOME):
-        app.train_many(messages, contexts) if together else app(messages[0], contexts[0])
+        train_many(app, messages, contexts) if together else app(messages[0], contexts[0])
 
 
 def test_clients_evaluate_on_the_device(federated, mlp, content_of, message_to, context_of):

@@ -1,4 +1,4 @@
-"""What local work costs: planned by our own ClientApp, charged by a rule for anybody else's."""
+"""What local work costs: planned by our own ClientApp, by a rule for anybody else's."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from fl.checks import read_if
 from fl.errors import ConfigError
-from fl.execution.executor import Assignment, Outcome
+from fl.execution.contract import Request, Result, Workload
 from fl.flower.payload import num_scalars
 from fl.simulation.world.fleet import Fleet
 
@@ -19,28 +18,8 @@ BACKWARD_FLOPS = 4  # twice the forward pass: gradients of inputs and of weights
 OLDER_EXAMPLES_KEY = "num_examples"  # where Flower puts the number that a NumPyClient returns
 
 
-class Plan(Protocol):
-    """Work known before it is done."""
-
-    @property
-    def flops(self) -> float:
-        """FLOPs of the work."""
-
-    @property
-    def past_flops(self) -> float:
-        """FLOPs of work done before the message came: they cost energy, but no more time."""
-
-    @property
-    def work(self) -> dict[str, int] | None:
-        """What the device has time for, told to the client in the record `fl.work`."""
-
-    @property
-    def reply_bytes(self) -> int | None:
-        """Bytes of the reply's content, if they are known and the client keeps nothing."""
-
-
-Planner = Callable[[Assignment, float], Plan]
-"""From an assignment and the device's seconds per FLOP to the plan of its work."""
+Planner = Callable[[Request, float], Workload]
+"""From a request and the device's seconds per FLOP to its workload."""
 
 
 @read_if(
@@ -51,7 +30,7 @@ Planner = Callable[[Assignment, float], Plan]
     only="{at}measured counts instead",
 )
 @dataclass(frozen=True)
-class Charge:
+class CostModel:
     """The cost of a ClientApp that gives no plan.
 
     A reply that reports how many examples it used (`examples_key` in a MetricRecord, or what a
@@ -83,31 +62,29 @@ class Charge:
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name} is {value}; it must be finite and at least 0")
 
-    def seconds_for(
-        self, fleet: Fleet, client: int, dispatch: int, assignment: Assignment, outcome: Outcome
-    ) -> float:
-        """Returns the virtual seconds the client's device was busy with the assignment."""
+    def seconds_of(self, fleet: Fleet, request: Request, result: Result) -> float:
+        """Returns the virtual seconds the client's device was busy with the request."""
         if self.measured > 0:
-            return outcome.host_s * self.measured + outcome.slept_s
-        examples = _examples(outcome, self.examples_key)
+            return result.host_s * self.measured + result.slept_s
+        examples = _examples(result, self.examples_key)
         if examples is None:
-            return self.seconds + outcome.slept_s
+            return self.seconds + result.slept_s
         per_example = self.flops_per_example
         if per_example is None:
-            training = assignment.message_type.startswith("train")
-            per_example = num_scalars(assignment.payload.content) * (
+            training = request.message_type.startswith("train")
+            per_example = num_scalars(request.payload.content) * (
                 FORWARD_FLOPS + BACKWARD_FLOPS * training
             )
         flops = per_example * examples
         if not math.isfinite(flops):  # a client may say anything
-            return self.seconds + outcome.slept_s
-        return fleet.compute_seconds(client, dispatch, flops) + outcome.slept_s
+            return self.seconds + result.slept_s
+        return fleet.compute_seconds(request.client, request.dispatch, flops) + result.slept_s
 
 
-def _examples(outcome: Outcome, key: str) -> float | None:
-    if outcome.content is None:
+def _examples(result: Result, key: str) -> float | None:
+    if result.content is None:
         return None
-    for record in outcome.content.metric_records.values():
+    for record in result.content.metric_records.values():
         value = record.get(key, record.get(OLDER_EXAMPLES_KEY))
         if isinstance(value, int | float) and 0 <= value <= sys.float_info.max:
             return float(value)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fl.clients.alone import AutogradBatch
-from fl.clients.examples import with_channels_last
+from fl.clients.app.alone import AutogradBatch
+from fl.clients.app.examples import with_channels_last
 from fl.randomness import global_generators
 from fl.vectors.layout import Layout
 

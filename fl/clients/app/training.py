@@ -1,4 +1,4 @@
-"""One task: what a message and the client's own state say, read and checked; and its outcome."""
+"""Local training of one client, as a message and its own state ask for it; what came of it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from fl.vectors.rows import Row
 
 
 @dataclass(slots=True)
-class Task:
+class Training:
     """Local training that a message asks for.
 
     Attributes:
-        seed, client, message_id: name the task's random streams.
+        seed, client, message_id: name the random streams.
         rows: the client's examples, as rows of the data set's training examples, int64, (n,).
-        row: the received model, shape (d,), read-only; tasks of one broadcast share it.
+        row: the received model, shape (d,), read-only; those of one broadcast share it.
         carried: entries of the model outside the row.
         server: vectors that came beside the model, (p,) each.
-        memory: what the rule kept at this client's last task; None if this is its first.
+        memory: what the rule kept when this client last trained; None if this is the first time.
         scalars: what the rule made of the message's configuration.
         steps: how many steps to do.
         deadline_s: wall seconds after which no further step starts; None for a simulated device,
@@ -55,20 +55,20 @@ def moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tens
 
 
 HOST = torch.device("cpu")
-"""Where tasks come from and what came of them goes to."""
+"""Where models come from and what came of them goes to."""
 
 
 @dataclass(slots=True)
 class Trained:
-    """Outcomes of n tasks, as matrices with a row for each, in the memory of the host.
+    """What came of the training of n clients, as matrices with a row for each, in host memory.
 
     Attributes:
         rows: the models to upload, shape (n, d), float32.
         carried: entries of the models outside the rows, the same for all n.
         extras: vectors to upload beside them, (n, p) each.
         memory: what the clients keep, (n, ...) each.
-        losses: mean loss over each task's steps.
-        steps: how many steps each task did.
+        losses: mean loss over each client's steps.
+        steps: how many steps each client did.
     """
 
     rows: Tensor
