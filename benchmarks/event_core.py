@@ -34,10 +34,12 @@ from typing import Any
 
 import report
 
-from fl.execution.executor import Assignment, Executor, Outcome, RunInfo
+from fl.execution.contract import Request, Result, RunInfo
+from fl.execution.executor import Executor
 from fl.execution.garbage import quick_garbage_collection
 from fl.randomness import SEED_KEY, generator
-from fl.simulation.kernel.engine import Engine, Task
+from fl.simulation.kernel.dispatch import Dispatch
+from fl.simulation.kernel.engine import Engine
 from fl.simulation.kernel.events import EventQueue, Priority
 from fl.simulation.kernel.trace import Event, Trace
 from fl.simulation.world.fleet import Fleet
@@ -103,7 +105,8 @@ class Clients:
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
-        self.engine = Engine(fleet, self, Trace())
+        self.engine = Engine(fleet, Trace())
+        self.engine.host = self
         self.replies = 0
         self._numbers: dict[int, int] = {}
         # Drawn beforehand: what is measured is the engine.
@@ -115,31 +118,27 @@ class Clients:
         number = self._numbers.get(client, 0)
         self._numbers[client] = number + 1
         faults = self.fleet.faults.draw(self.fleet.seed, client, number)
-        self.engine.dispatch(Task(client, number, PAYLOAD_BYTES, faults, None))
+        self.engine.send(Dispatch("", client, number, PAYLOAD_BYTES, faults, math.inf, None, None))
 
-    def compute_seconds(self, task: Task) -> float:
+    def compute_seconds(self, dispatch: Dispatch) -> float:
         """Returns the time of a fixed number of FLOPs."""
-        return self.fleet.compute_seconds(task.client, task.dispatch, FLOPS)
+        return self.fleet.compute_seconds(dispatch.client, dispatch.number, FLOPS)
 
-    def computed(self, task: Task) -> int:
+    def computed(self, dispatch: Dispatch) -> int:
         """Returns the size of a reply."""
         return PAYLOAD_BYTES
 
-    def replied(self, task: Task) -> None:
+    def replied(self, dispatch: Dispatch) -> None:
         """Sends the next task."""
         self.replies += 1
         self.dispatch()
 
-    def failed(self, task: Task, kind: Event) -> None:
+    def failed(self, dispatch: Dispatch, kind: Event) -> None:
         """Sends the next task."""
         self.dispatch()
 
-    def server_learns(self, task: Task, kind: Event) -> None:
+    def server_learns(self, dispatch: Dispatch, kind: Event) -> None:
         """Does nothing."""
-
-    def valid(self, task: Task) -> bool:
-        """Returns True."""
-        return True
 
 
 def engine(fleet: Fleet, seconds: float) -> tuple[float, float]:
@@ -157,7 +156,7 @@ def engine(fleet: Fleet, seconds: float) -> tuple[float, float]:
 
 
 class Ready(Executor):
-    """Has the answer to every assignment."""
+    """Has the answer to every request."""
 
     def __init__(self, content: Any) -> None:
         self._content = content
@@ -165,14 +164,14 @@ class Ready(Executor):
     def start(self, app: Any, run: RunInfo) -> None:
         """Does nothing."""
 
-    def submit(self, wave: Sequence[Assignment]) -> None:
+    def submit(self, wave: Sequence[Request]) -> None:
         """Does nothing."""
 
-    def result(self, assignment: Assignment) -> Outcome:
+    def result(self, request: Request) -> Result:
         """Returns the answer."""
-        return Outcome(content=self._content)
+        return Result(content=self._content)
 
-    def discard(self, assignment: Assignment) -> None:
+    def discard(self, request: Request) -> None:
         """Does nothing."""
 
     def close(self) -> None:

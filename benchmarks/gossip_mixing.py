@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 import report
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Metadata, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import nn
 
 from fl.clients import Sgd, TrainingApp
 from fl.data import Examples, FederatedData
 from fl.data.federated import Partitions
-from fl.flower.private import message_of
+from fl.execution.contract import Payload, Request, RunInfo
 from fl.models import MLP
 from fl.randomness import SEED_KEY
 from fl.topologies import (
@@ -78,19 +78,11 @@ def training_ms(model: nn.Module, nodes: int) -> float:
     app = TrainingApp(model, data, Sgd(0.1), batch_size=BATCH, local_steps=1, local_epochs=None)
     config = ConfigRecord({"server-round": 1})
     content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "config": config})
-    messages = [
-        message_of(
-            Metadata(1, f"{i}.0", 1, 2 + i, "", "1", time.time(), 3600.0, "train"),
-            content=content,
-        )
-        for i in range(nodes)
-    ]
-    contexts = [
-        Context(1, 2 + i, {"partition-id": i, "num-partitions": nodes}, RecordDict(), {SEED_KEY: 0})
-        for i in range(nodes)
-    ]
-    app.train_many(messages[:10], contexts[:10])  # compiles what is compiled once
-    return least_ms(lambda: app.train_many(messages, contexts))[0]
+    payload = Payload(content)
+    requests = [Request(i, 0, payload, "train", "1", 3600.0) for i in range(nodes)]
+    run = RunInfo(0, nodes, {SEED_KEY: 0})
+    app.train_many(requests[:10], run)  # compiles what is compiled once
+    return least_ms(lambda: app.train_many(requests, run))[0]
 
 
 def topologies(n: int) -> list[tuple[str, Topology]]:

@@ -41,7 +41,7 @@ def measure(name: str, model: Any, shape: tuple[int, ...], turns: int) -> dict[s
     """Returns the milliseconds of a step, both ways."""
     import torch
 
-    from fl.clients.examples import with_channels_last
+    from fl.clients.app.examples import with_channels_last
     from fl.models import per_example_loss
 
     optimizer = torch.optim.SGD(model.train().parameters(), lr=0.01)

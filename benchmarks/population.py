@@ -108,7 +108,7 @@ def rounds(clients: int, size: int) -> dict[str, float]:
             evaluate_fn=evaluate,
         )
         seen["updates"] = grid.client_updates
-        seen["touched"] = len(grid._dispatches)
+        seen["touched"] = len(grid._mailbox.dispatches)
 
     simulate(
         server,

@@ -40,7 +40,7 @@ RUNS: dict[str, list[str]] = {
     "fedavg_ray": ["strategy=fedavg", "executor=ray", "executor.num_actors=2"],
     "fedavg_unsteady": ["strategy=fedavg", *UNSTEADY],
     "fedavg_compressed": ["strategy=fedavg", "compressor=ef_topk_int8", "compressor@downlink=ef21"],
-    "fedavg_krum": ["strategy=fedavg", "strategy.clients=12", "aggregator=nnm_krum", *LYING],
+    "fedavg_krum": ["strategy=fedavg", "fleet=cross_silo", "aggregator=nnm_krum", *LYING],
     "fedadam": ["strategy=fedadam", *UNSTEADY],
     "fedprox": ["strategy=fedprox"],
     "scaffold": ["strategy=scaffold", *UNSTEADY],

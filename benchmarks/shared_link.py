@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import report
 
-from fl.simulation.kernel.links import SharedLink
+from fl.simulation.kernel.shared_link import SharedLink
 
 CAPACITY_BPS = 1e9
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fl.errors import ConfigError, SimulationError
     from fl.reports import Target
     from fl.runs.simulator import SimulatedRun, simulate, simulate_app
-    from fl.simulation.work import Charge
+    from fl.simulation.cost import CostModel
 
 # PyTorch reads this when it first allocates: large pages for tensors of megabytes. A client's
 # training makes some at every step; with pages of 4 kB, models of 100 million parameters spend most
@@ -24,7 +24,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 __getattr__ = lazily(
     __name__,
     {
-        "Charge": "fl.simulation.work",
+        "CostModel": "fl.simulation.cost",
         "ConfigError": "fl.errors",
         "SimulatedRun": "fl.runs.simulator",
         "SimulationError": "fl.errors",
@@ -35,8 +35,8 @@ __getattr__ = lazily(
 )
 
 __all__ = [
-    "Charge",
     "ConfigError",
+    "CostModel",
     "SimulatedRun",
     "SimulationError",
     "Target",

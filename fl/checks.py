@@ -79,3 +79,21 @@ def unread_arguments(part: Any, given: Values) -> dict[str, str]:
             if not condition.holds({**defaults, **given}):
                 unread.update(dict.fromkeys(condition.names, condition.only))
     return unread
+
+
+def at_least(name: str, value: int, bound: int) -> None:
+    """Raises a ConfigError unless a whole number reaches its bound."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < bound:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number, at least {bound}")
+
+
+def positive(name: str, value: float) -> None:
+    """Raises a ConfigError unless a number is positive and finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigError(f"{name} is {value!r}; it must be a positive, finite number")
+
+
+def share(name: str, value: float) -> None:
+    """Raises a ConfigError unless a number lies in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ConfigError(f"{name} is {value!r}; it must be at least 0 and below 1")

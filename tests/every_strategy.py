@@ -33,6 +33,8 @@ AVERAGING = [  # rounds of all clients
     "feddyn",
     "fedspeed",
     "fednova",
+    "fedau",
+    "mifa",
 ]
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
 EVENTS = ["fedbuff", "fedasync", "async_fedavg", "async_sgd", "fedfix", "fedcompass"]

@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import ConfigRecord, RecordDict
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 import fl
 from fl import simulate
-from fl.execution.executor import Assignment, Executor, Outcome
+from fl.execution.contract import Payload, Request, Result
+from fl.execution.executor import Executor
 from fl.runs.build import build
 from fl.runs.experiment import app_of
 from fl.runs.run import serve
-from fl.strategies import Polling, TiFL
+from fl.selection import Reply, RoundEnd, TiFL
+from fl.strategies import Polling, Rounds
 from fl.strategies.drivers.events import Server
 
 CONF = Path(fl.__file__).parent / "conf"
@@ -66,10 +69,10 @@ class NobodyAnswers(Executor):
     def submit(self, wave: Any) -> None:
         pass
 
-    def result(self, assignment: Assignment) -> Outcome:
+    def result(self, request: Request) -> Result:
         raise Asked
 
-    def discard(self, assignment: Assignment) -> None:
+    def discard(self, request: Request) -> None:
         pass
 
     def close(self) -> None:
@@ -88,27 +91,26 @@ def config_of(name: str) -> DictConfig:
     return config
 
 
-def begin_timed(strategy: TiFL, begin: Callable[[Server], None], server: Server) -> None:
+def begin_timed(strategy: Rounds, begin: Callable[[Server], None], server: Server) -> None:
     """Begins when all clients have been timed."""
     begin(server)
-    strategy.profiled = strategy.profiling_rounds
-    for node in server.tasks.nodes():
-        strategy.note(node, 1.0)
+    timed = RoundEnd(1, [Reply(node, 1.0, 1.0, {}) for node in server.tasks.nodes()], trial=True)
+    strategy.known = strategy.selection.learn(strategy.known, timed)
 
 
 def first_tasks(config: DictConfig) -> tuple[Any, Any, list[tuple[Any, int]]]:
     """Returns strategy, app, and content and partition of the tasks that are sent first."""
     experiment = build(config)
     strategy, app = experiment.strategy, app_of(experiment)
-    if isinstance(strategy, TiFL):
+    if isinstance(strategy, Rounds) and isinstance(strategy.selection, TiFL):
         strategy.begin = partial(begin_timed, strategy, strategy.begin)  # type: ignore[method-assign]
     sent: list[tuple[Any, int]] = []
     plan = app.plan
 
-    def noting(content: Any, message_type: str, partition: int, seconds_per_flop: float) -> Any:
+    def noting(payload: Any, message_type: str, partition: int, seconds_per_flop: float) -> Any:
         if message_type == "train":
-            sent.append((content, partition))
-        return plan(content, message_type, partition, seconds_per_flop)
+            sent.append((payload.content, partition))
+        return plan(payload, message_type, partition, seconds_per_flop)
 
     app.plan = noting  # type: ignore[method-assign]
     with pytest.raises(Asked):
@@ -133,7 +135,8 @@ def local_work(app: Any, content: Any, partition: int) -> str:
             config.pop("local-epochs", None)
         config.pop("elapsed-s", None)
         config.update({name.replace("_", "-"): limit for name, limit in limits.items()})
-        return float(app.plan({**content, "config": config}, "train", partition, 1e-12).flops)
+        asked = Payload(RecordDict({**content, "config": ConfigRecord(config)}))
+        return float(app.plan(asked, "train", partition, 1e-12).flops)
 
     asked = flops()
     if asked == flops(local_epochs=1):

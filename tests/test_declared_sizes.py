@@ -18,7 +18,8 @@ from hostile_arrays import ARRAYS, FIELDS, RECORDS, npy
 from torch import nn
 
 import fl
-from fl.clients import Downlink, Sgd, TrainingApp, uplink
+from fl.clients import Downlink, Sgd, TrainingApp
+from fl.clients.app import uplink
 from fl.clients.island import Island, fragment_of
 from fl.clients.replica import Replica
 from fl.compression import Cast, OneBitAdam, PayloadError
@@ -151,7 +152,7 @@ def state(**arrays):
 ROW = np.zeros(PLAIN.size, np.float32)
 APP = TrainingApp(model, data(), Sgd(lr=0.1))
 CLIENTS = {
-    "training": (lambda record: APP.order(RecordDict({"arrays": record})), HONEST),
+    "training": (lambda record: APP.read(RecordDict({"arrays": record})).row, HONEST),
     "replica": (
         opened(Replica(OneBitAdam(workers=2, warmup=1, lr=0.1)), PLAIN, state()),
         FLOATS,

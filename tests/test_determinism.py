@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_module
 
 from fl import simulate
 from fl.execution import Executor, RayExecutor, SerialExecutor, cluster
-from fl.execution.executor import Assignment, Outcome
+from fl.execution.contract import Request, Result
 from fl.flower.records import from_record, to_record
 from fl.runs.build import build
 from fl.runs.recorder import Recorder
@@ -318,7 +318,7 @@ class Killing(RayExecutor):
 
     waves = 0
 
-    def submit(self, wave: Sequence[Assignment]) -> None:
+    def submit(self, wave: Sequence[Request]) -> None:
         super().submit(wave)
         self.waves += 1
         if self.waves == 3:
@@ -354,13 +354,13 @@ class KillingAtRandom(RayExecutor):
                 self.killed += 1
         self.moment += 1
 
-    def submit(self, wave: Sequence[Assignment]) -> None:
+    def submit(self, wave: Sequence[Request]) -> None:
         super().submit(wave)
         self._maybe()
 
-    def result(self, assignment: Assignment) -> Outcome:
+    def result(self, request: Request) -> Result:
         self._maybe()
-        return super().result(assignment)
+        return super().result(request)
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ from flwr.clientapp import ClientApp
 from fl import simulate
 from fl.aggregation import Krum, TrimmedMean
 from fl.randomness import generator
+from fl.simulation.cost import CostModel
 from fl.simulation.kernel.trace import Event
-from fl.simulation.work import Charge
 from fl.simulation.world.fleets import uniform
 from fl.strategies import FedAvg, Rounds
 
@@ -167,7 +167,9 @@ def test_a_thousand_malformed_replies_neither_stop_the_server_nor_reach_the_mode
         app(),
         uniform(num_clients=CLIENTS, seed=0),
         executor="serial",
-        charge=Charge(flops_per_example=1e-300),  # who claims a lot of work would be busy with it
+        charge=CostModel(
+            flops_per_example=1e-300
+        ),  # who claims a lot of work would be busy with it
         directory=tmp_path,
         progress=False,
     )

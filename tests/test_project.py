@@ -17,22 +17,22 @@ ROOT = Path(__file__).resolve().parents[1]
 # What is not listed belongs to the entry point: it may import everything, and nothing listed may
 # import it. "" is fl/__init__.py.
 BASE = {"", "checks", "errors", "lazy", "randomness", "vectors"}
-RULES = {"aggregation", "attacks", "compression", "data", "models", "topologies"}
+RULES = {"aggregation", "attacks", "compression", "data", "models", "selection", "topologies"}
 WITH_FLOWER = BASE | RULES | {"flower"}
 MAY_IMPORT = {
     **dict.fromkeys(BASE, BASE),
     **dict.fromkeys(RULES, BASE | RULES),
     "flower": BASE | {"flower"},
-    "clients": WITH_FLOWER | {"clients"},
+    "clients": WITH_FLOWER | {"clients", "execution"},
     "strategies": WITH_FLOWER | {"clients", "strategies"},
-    "execution": WITH_FLOWER | {"clients", "execution"},
+    "execution": WITH_FLOWER | {"execution"},
     "simulation": WITH_FLOWER | {"execution", "simulation"},
     "reports": BASE | {"reports", "simulation"},
 }
 
-# All that a strategy sees of the runtimes: threads for torch. What it asks of a grid is
-# `fl.flower.grid_view`, which has an answer for every grid.
-SEEN = ("fl.execution.threads.",)
+# All that a ClientApp sees of the runtimes: the contract that it fulfils, and how requests are cut
+# into runs.
+CONTRACT = ("fl.execution.contract.", "fl.execution.batches.even_runs.")
 
 # Each of these runs code found in a file or a string; state is stored as arrays and JSON instead.
 UNSAFE_CALLS = {
@@ -152,9 +152,15 @@ def test_imports_point_one_way(name):
         for node in ast.walk(parse(name))
         for target in imported(node, name)
         if target.split(".")[0] == "fl" and part_of(target) not in allowed
-        if not (part_of(name) == "strategies" and f"{target}.".startswith(SEEN))
     ]
     assert not wrong, f"{name} may import only {sorted(allowed)} of fl"
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if part_of(n) == "clients"])
+def test_a_client_app_knows_no_runtime(name):
+    targets = [f"{t}." for node in ast.walk(parse(name)) for t in imported(node, name)]
+    seen = [t for t in targets if part_of(t) == "execution"]
+    assert not [t for t in seen if not t.startswith(CONTRACT)]
 
 
 @pytest.mark.parametrize("name", [n for n in MODULES if part_of(n) in BASE | RULES])

@@ -57,7 +57,7 @@ def static(root: Path, law: str, rate: Callable[[int], float]) -> dict[int, Time
     """Returns the times of every static b at its learning rate."""
     found: dict[int, list[Run]] = {}
     for run in find_runs(root / law):
-        strategy = run.summary["config"]["strategy"]
+        strategy = run.summary["config"]["strategy"]["rule"]
         if strategy["_target_"].endswith("DBW"):
             continue
         b = strategy["backup"]

@@ -26,9 +26,9 @@ for law in $LAWS; do
   }
   sweep dbw strategy=dbw
   # The same learning rate as DBW, and one in proportion to k = n - b.
-  sweep equal strategy=backup_workers "strategy.backup=${BACKUP// /,}"
+  sweep equal strategy=backup_workers "strategy.rule.backup=${BACKUP// /,}"
   for b in $BACKUP; do
-    sweep "proportional_$b" strategy=backup_workers "strategy.backup=$b" \
-      "strategy.eta=$(awk "BEGIN {print $ETA * ($N - $b) / $N}")"
+    sweep "proportional_$b" strategy=backup_workers "strategy.rule.backup=$b" \
+      "strategy.rule.eta=$(awk "BEGIN {print $ETA * ($N - $b) / $N}")"
   done
 done

@@ -6,10 +6,12 @@ client at a time, on the simulator as on a real SuperNode, or for many at once.
 """
 
 from fl.clients.adamw import AdamW
-from fl.clients.app import TrainingApp
-from fl.clients.batched import gains_from_batching
+from fl.clients.app.batched import gains_from_batching
+from fl.clients.app.downlink import Downlink
+from fl.clients.app.task_app import TaskApp
+from fl.clients.app.training_app import TrainingApp
+from fl.clients.app.uplink import Uplink
 from fl.clients.correction import Corrected, Correction
-from fl.clients.downlink import Downlink
 from fl.clients.feddyn import DynamicRegularization
 from fl.clients.global_momentum import ControlledMomentum, GlobalMomentum
 from fl.clients.gradient import Gradient
@@ -18,7 +20,6 @@ from fl.clients.local_optimizer import LocalOptimizer
 from fl.clients.microadam import MicroAdam
 from fl.clients.momentum import Momentum
 from fl.clients.moon import ModelContrast
-from fl.clients.planned import PlannedApp, Work
 from fl.clients.proximal import Proximal
 from fl.clients.replica import Replica
 from fl.clients.rule import Batch, Finished, Received, Rule
@@ -26,8 +27,6 @@ from fl.clients.sam import Sam
 from fl.clients.scaffold import ControlVariates
 from fl.clients.schedule import CosineDecay, ExponentialDecay, Schedule, StepDecay, Warmup
 from fl.clients.sgd import Sgd
-from fl.clients.task_app import TaskApp
-from fl.clients.uplink import Uplink
 
 __all__ = [
     "AdamW",
@@ -49,7 +48,6 @@ __all__ = [
     "MicroAdam",
     "ModelContrast",
     "Momentum",
-    "PlannedApp",
     "Proximal",
     "Received",
     "Replica",
@@ -62,6 +60,5 @@ __all__ = [
     "TrainingApp",
     "Uplink",
     "Warmup",
-    "Work",
     "gains_from_batching",
 ]

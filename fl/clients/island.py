@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
-from fl.clients.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
+from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import Channel, Shapes
 from fl.compression.compressor import State, prefixed, unprefixed
 from fl.errors import ConfigError

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
-from fl.clients.uplink import NOT_FINITE, PAYLOAD_KEY, PAYLOAD_STYPE
+from fl.clients.app.uplink import NOT_FINITE, PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import PayloadError, Replicated, Shapes
 from fl.compression.compressor import State
 from fl.errors import ConfigError, NotFinite

@@ -17,6 +17,7 @@ from fl.data.federated import (
 )
 from fl.data.fedprox_mnist import load_fedprox_mnist
 from fl.data.images import load_cifar10, load_mnist
+from fl.data.participation import participation_rates
 from fl.data.synthetic import load_synthetic, load_synthetic_iid
 from fl.data.text import load_shakespeare, load_stdlib
 
@@ -36,5 +37,6 @@ __all__ = [
     "load_stdlib",
     "load_synthetic",
     "load_synthetic_iid",
+    "participation_rates",
     "per_channel",
 ]

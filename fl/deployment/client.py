@@ -7,14 +7,14 @@ from functools import lru_cache
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl.clients.planned import PlannedApp
+from fl.clients import TaskApp, TrainingApp
 from fl.deployment.nodes import WHO, client_of_node, threads_of_node
 from fl.deployment.settings import compose_experiment, read_settings
-from fl.execution.threads import limit_threads
 from fl.flower.private import copied, give_id, message_of
 from fl.randomness import SEED_KEY
 from fl.runs.build import build
 from fl.runs.experiment import app_of
+from fl.vectors.threads import limit_threads
 
 
 class DeployedApp(ClientApp):
@@ -58,7 +58,7 @@ class DeployedApp(ClientApp):
 
 
 @lru_cache(maxsize=1)
-def _client(overrides: tuple[str, ...]) -> tuple[int, int, PlannedApp]:
+def _client(overrides: tuple[str, ...]) -> tuple[int, int, TrainingApp | TaskApp]:
     """Returns seed, number of clients, and the simulator's ClientApp."""
     config = compose_experiment(overrides)
     return config.seed, config.num_clients, app_of(build(config))

@@ -16,6 +16,7 @@ from rich.console import Console
 from fl.deployment.grid import DeployedGrid
 from fl.deployment.settings import check_deployable, compose_experiment, read_settings
 from fl.errors import ConfigError, DeploymentError, Diverged
+from fl.execution.contract import Payload
 from fl.randomness import global_generators
 from fl.reports import Progress, RunWriter, Totals, units
 from fl.reports.atomic import replacing
@@ -109,7 +110,9 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
         on_replies=lambda *args, **kwargs: recorder.on_replies(*args, **kwargs),
         on_applied=lambda *update: recorder.on_applied(*update),
         on_step=lambda why_not, model: recorder.on_step(why_not, model),
-        check=lambda content, kind, client: client_app.plan(content, kind, client, _SOME_SPEED),
+        check=lambda content, kind, client: client_app.plan(
+            Payload(content), kind, client, _SOME_SPEED
+        ),
     )
     deployed.await_clients(settings.nodes or config.num_clients, settings.wait_s)
     plain: Any = OmegaConf.to_container(config, resolve=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fl.execution.garbage import START_THRESHOLDS, quick_garbage_collection
 
 if TYPE_CHECKING:
-    from fl.execution.executor import Assignment, Outcome, Payload
+    from fl.execution.contract import Payload, Request, Result
 
 
 class Actor:
@@ -32,9 +32,10 @@ class Actor:
         sys.path.extend(entry for entry in path if entry not in sys.path)
         import ray
 
-        from fl.execution.executor import Worker, load_app
+        from fl.execution.executor import load_app
         from fl.execution.speech import hearing
         from fl.execution.virtual_time import virtual_time
+        from fl.execution.worker import Worker
 
         self._threads = threads
         self._time = virtual_time()  # for the life of the process, so it is never left
@@ -51,7 +52,7 @@ class Actor:
         """Returns the process's id."""
         return os.getpid()
 
-    def execute(self, batch: list[Assignment], references: list[Any]) -> Parcel:
+    def execute(self, batch: list[Request], references: list[Any]) -> Parcel:
         """Runs a batch.
 
         Args:
@@ -60,8 +61,8 @@ class Actor:
         """
         import ray
 
-        from fl.execution.executor import Payload
-        from fl.execution.threads import limit_threads
+        from fl.execution.contract import Payload
+        from fl.vectors.threads import limit_threads
 
         payloads = {}
         for reference in references:
@@ -71,24 +72,24 @@ class Actor:
             payloads[name] = self._contents[name]
         self._contents = payloads
         whole = [
-            replace(assignment, payload=payloads[reference.hex()])
-            for assignment, reference in zip(batch, references, strict=True)
+            replace(request, payload=payloads[reference.hex()])
+            for request, reference in zip(batch, references, strict=True)
         ]
         with limit_threads(self._threads):
             return Parcel(self._worker.execute(whole))
 
 
 class Parcel:
-    """Outcomes on their way: the models of one program travel as one matrix."""
+    """Results on their way: the models of one program travel as one matrix."""
 
-    def __init__(self, outcomes: list[Outcome]) -> None:
-        self.outcomes = outcomes
+    def __init__(self, results: list[Result]) -> None:
+        self.results = results
 
     def __reduce__(self) -> tuple[Any, ...]:
         from fl.flower.records import Sharing
 
-        return _opened, (Sharing(True), self.outcomes, Sharing(False))
+        return _opened, (Sharing(True), self.results, Sharing(False))
 
 
-def _opened(_begin: bool, outcomes: list[Outcome], _end: bool) -> Parcel:
-    return Parcel(outcomes)
+def _opened(_begin: bool, results: list[Result], _end: bool) -> Parcel:
+    return Parcel(results)

@@ -24,7 +24,7 @@ from typing import Any
 
 from fl.errors import ConfigError
 from fl.execution.processes import end, marked, new_mark
-from fl.execution.threads import cores
+from fl.vectors.threads import cores
 
 log = logging.getLogger("fl")
 

@@ -22,19 +22,11 @@ from flwr.common.constant import ErrorCode
 
 from fl.errors import ConfigError, SimulationError
 from fl.execution.actor import Actor, Parcel
+from fl.execution.batches import form_batches
 from fl.execution.cluster import connect, disconnect
-from fl.execution.executor import (
-    AppSource,
-    Assignment,
-    Executor,
-    Outcome,
-    Payload,
-    RunInfo,
-    check_counts,
-    form_batches,
-    load_app,
-    names_of,
-)
+from fl.execution.contract import Payload, Request, Result, RunInfo
+from fl.execution.executor import AppSource, Executor, check_counts, load_app
+from fl.execution.worker import names_of
 
 log = logging.getLogger("fl")
 
@@ -48,7 +40,7 @@ _NO_CONTENT = Payload(None, 0)  # type: ignore[arg-type]  # stands for content s
 class _Batch:
     __slots__ = ("attempts", "members", "payloads")
 
-    def __init__(self, members: list[Assignment], attempts: int = 0) -> None:
+    def __init__(self, members: list[Request], attempts: int = 0) -> None:
         self.members = members
         self.payloads = [member.payload for member in members]
         self.attempts = attempts
@@ -119,8 +111,8 @@ class RayExecutor(Executor):
         self._size = 0
         self._slots: list[_Slot] = []
         self._queue: deque[_Batch] = deque()
-        self._batch_of: dict[Assignment, _Batch] = {}  # of those somebody may still ask for
-        self._outcomes: dict[Assignment, Outcome] = {}
+        self._batch_of: dict[Request, _Batch] = {}  # of those somebody may still ask for
+        self._results: dict[Request, Result] = {}
         self._references: dict[Payload, Any] = {}
         self._uses: Counter[Payload] = Counter()
         self._batches = 0
@@ -217,7 +209,7 @@ class RayExecutor(Executor):
         self._slots = []
         self._queue.clear()
         self._batch_of.clear()
-        self._outcomes.clear()
+        self._results.clear()
         self._references.clear()
         if self._owns_ray:
             disconnect()
@@ -230,7 +222,7 @@ class RayExecutor(Executor):
 
     # ---- work --------------------------------------------------------------------------------
 
-    def submit(self, wave: Sequence[Assignment]) -> None:
+    def submit(self, wave: Sequence[Request]) -> None:
         """Forms the wave's batches and hands out as many as the actors can hold.
 
         Raises:
@@ -244,21 +236,21 @@ class RayExecutor(Executor):
             self._queue.append(batch)
         self._pump()
 
-    def result(self, assignment: Assignment) -> Outcome:
-        """Waits until the assignment's batch has run, and returns its outcome."""
-        while assignment not in self._outcomes:
-            batch = self._batch_of[assignment]
+    def result(self, request: Request) -> Result:
+        """Waits until the request's batch has run, and returns its result."""
+        while request not in self._results:
+            batch = self._batch_of[request]
             if batch in self._queue:
                 self._queue.remove(batch)
                 self._queue.appendleft(batch)
             self._pump()
             self._wait()
-        return self._outcomes.pop(assignment)
+        return self._results.pop(request)
 
-    def discard(self, assignment: Assignment) -> None:
-        """Forgets the outcome; the batch keeps its composition, so the others do not change."""
-        self._batch_of.pop(assignment, None)
-        self._outcomes.pop(assignment, None)
+    def discard(self, request: Request) -> None:
+        """Forgets the result; the batch keeps its composition, so the others do not change."""
+        self._batch_of.pop(request, None)
+        self._results.pop(request, None)
 
     def _pump(self) -> None:
         """Hands out batches until every actor has enough."""
@@ -323,13 +315,13 @@ class RayExecutor(Executor):
             return
         slot.held.popleft()
         slot.since = time.monotonic()
-        self._finish(batch, parcel.outcomes)
+        self._finish(batch, parcel.results)
 
-    def _finish(self, batch: _Batch, outcomes: list[Outcome]) -> None:
+    def _finish(self, batch: _Batch, results: list[Result]) -> None:
         self._batches += 1
-        for member, outcome in zip(batch.members, outcomes, strict=True):
+        for member, result in zip(batch.members, results, strict=True):
             if self._batch_of.pop(member, None) is not None:
-                self._outcomes[member] = outcome
+                self._results[member] = result
         self._release(batch)
 
     # ---- actors that die ---------------------------------------------------------------------
@@ -375,7 +367,7 @@ class RayExecutor(Executor):
             return [batch]
         if len(batch.members) == 1:
             error = (ErrorCode.CLIENT_APP_CRASHED, "the client's process died or was killed")
-            self._finish(batch, [Outcome(error=error, state=batch.members[0].state)])
+            self._finish(batch, [Result(error=error, state=batch.members[0].state)])
             return []
         # One member takes the process down; alone, the others get through.
         singles = []

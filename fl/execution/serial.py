@@ -5,22 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fl.execution.executor import (
-    AppSource,
-    Assignment,
-    Executor,
-    Outcome,
-    RunInfo,
-    Worker,
-    check_counts,
-    form_batches,
-    load_app,
-)
-from fl.execution.threads import limit_threads
+from fl.execution.batches import form_batches
+from fl.execution.contract import Request, Result, RunInfo
+from fl.execution.executor import AppSource, Executor, check_counts, load_app
+from fl.execution.worker import Worker
+from fl.vectors.threads import limit_threads
 
 
 class SerialExecutor(Executor):
-    """Runs a wave when the first of its outcomes is needed, batch by batch.
+    """Runs a wave when the first of its results is needed, batch by batch.
 
     Args:
         max_batch: most clients that train together as one program; 1 switches batching off.
@@ -34,42 +27,42 @@ class SerialExecutor(Executor):
         check_counts(max_batch=max_batch, threads=threads)
         self.max_batch = max_batch
         self.threads = threads
-        self._pending: dict[Assignment, list[Assignment]] = {}
-        self._outcomes: dict[Assignment, Outcome] = {}
+        self._pending: dict[Request, list[Request]] = {}
+        self._results: dict[Request, Result] = {}
         self._batches = 0
 
     def start(self, app: AppSource, run: RunInfo) -> None:
         """Makes the app in this process."""
-        self._run = run
-        self._worker = Worker(load_app(app, run.epoch), run)
+        self._app, self._run = load_app(app, run.epoch), run
+        self._worker = Worker(self._app, run)
 
-    def submit(self, wave: Sequence[Assignment]) -> None:
+    def submit(self, wave: Sequence[Request]) -> None:
         """Forms the wave's batches; nothing runs yet."""
-        for batch in form_batches(self._worker.app, self._run, wave, self.max_batch):
-            for assignment in batch:
-                self._pending[assignment] = batch
+        for batch in form_batches(self._app, self._run, wave, self.max_batch):
+            for request in batch:
+                self._pending[request] = batch
 
-    def result(self, assignment: Assignment) -> Outcome:
-        """Runs the assignment's batch if that has not happened, and returns its outcome."""
-        if assignment in self._pending:
-            batch = self._pending[assignment]
+    def result(self, request: Request) -> Result:
+        """Runs the request's batch if that has not happened, and returns its result."""
+        if request in self._pending:
+            batch = self._pending[request]
             self._batches += 1
             with limit_threads(self.threads):
-                outcomes = self._worker.execute(batch)
-            for member, outcome in zip(batch, outcomes, strict=True):
+                results = self._worker.execute(batch)
+            for member, result in zip(batch, results, strict=True):
                 if self._pending.pop(member, None) is not None:
-                    self._outcomes[member] = outcome
-        return self._outcomes.pop(assignment)
+                    self._results[member] = result
+        return self._results.pop(request)
 
-    def discard(self, assignment: Assignment) -> None:
-        """Forgets the outcome. The batch keeps its composition, so the others do not change."""
-        self._pending.pop(assignment, None)
-        self._outcomes.pop(assignment, None)
+    def discard(self, request: Request) -> None:
+        """Forgets the result. The batch keeps its composition, so the others do not change."""
+        self._pending.pop(request, None)
+        self._results.pop(request, None)
 
     def close(self) -> None:
         """Forgets what nobody has asked for."""
         self._pending.clear()
-        self._outcomes.clear()
+        self._results.clear()
 
     def report(self) -> dict[str, Any]:
         """Returns the executor's name and the number of batches run."""

@@ -51,7 +51,7 @@ class Spans:
 
 
 @dataclass(frozen=True)
-class Tasks:
+class Dispatches:
     """Intervals from a message's dispatch to its reply, or to the fault that ended it.
 
     Rows are in order of dispatch.
@@ -93,7 +93,7 @@ def spans(trace: Trace) -> Spans:
     )
 
 
-def tasks(trace: Trace) -> Tasks:
+def dispatches(trace: Trace) -> Dispatches:
     """Returns the intervals during which each message was in flight."""
     kinds = (Event.DISPATCH, *_STARTS, *_ENDS, *_STOPS, Event.EXPIRED)
     time, client, dispatch, kind, rows = _in_task_order(trace, kinds)
@@ -106,7 +106,7 @@ def tasks(trace: Trace) -> Tasks:
     last = np.append(first, len(time))[1:] - 1
     answered = np.isin(kind[last], (Event.COMPUTE_END, Event.EXPIRED, *_LAST))
     order = np.argsort(rows[first], kind="stable")
-    return Tasks(
+    return Dispatches(
         client=client[first][order],
         dispatch=dispatch[first][order],
         start=time[first][order],

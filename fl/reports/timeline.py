@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from fl.reports.atomic import replacing
 from fl.reports.history import COLUMNS, Row
-from fl.reports.spans import STAGES, Spans, spans, tasks
+from fl.reports.spans import STAGES, Spans, dispatches, spans
 from fl.simulation.kernel.trace import FAULTS, Event, Trace
 
 _SERVER_PID, _CLIENTS_PID = 1, 2
@@ -216,7 +216,7 @@ def _instants(trace: Trace, stages: Spans, tids: _Tids) -> _Source:
 
 
 def _in_flight(trace: Trace) -> _Source:
-    sent = tasks(trace)
+    sent = dispatches(trace)
     back = sent.end[np.isfinite(sent.end)]
     ts, count = _running_count(_ns(sent.start), _ns(back))
 

@@ -42,7 +42,7 @@ from fl.runs.settings import (
 from fl.runs.simulator import epoch_of
 from fl.runs.transcript import shown_once
 from fl.runs.unread import Unread, referred_to, unread_below, unread_groups
-from fl.simulation.work import Charge
+from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
 from fl.strategies import NODE_METRICS, Driver, Exchange, TrustedUpdate, driver_of
 
@@ -55,7 +55,7 @@ _KINDS: Mapping[str, Any] = {  # what the member of a group makes
     "feedback": partial,
     "downlink": Channel,
     "attack": Attack | Poisoning | Combined,
-    "charge": Charge,
+    "charge": CostModel,
 }
 _OURS = ("strategy", "fleet", "executor", "compressor", "then", "feedback", "downlink", "attack")
 _OF_CLIENTS = ("train_", "client_", "staleness")  # how names of metrics begin that updates bring
@@ -131,7 +131,7 @@ def build(config: DictConfig) -> Experiment:
     attack = _Attack()
     with problems.noted():
         attack = _attack(config, parts.get("attack"))
-    if isinstance(parts.get("strategy"), Strategy):
+    if "strategy" in parts:
         strategy = driver_of(parts["strategy"])
         choice = Choice(
             strategy,

@@ -11,12 +11,12 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 
 from fl.clients import TrainingApp
 from fl.data import Partitions
-from fl.execution.threads import limit_threads
 from fl.flower.identity import RUN_ID, assume_identity
 from fl.flower.private import give_id
 from fl.randomness import SEED_KEY
 from fl.runs.evaluation import central_evaluation
 from fl.runs.experiment import Learning
+from fl.vectors.threads import limit_threads
 
 
 def train_centrally(experiment: Learning, epochs: int, seed: int) -> Mapping[str, float]:

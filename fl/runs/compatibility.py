@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from flwr.serverapp import strategy as flower
 
@@ -17,7 +17,7 @@ from fl.attacks import Attack
 from fl.checks import read_if
 from fl.clients import AdamW, Correction, Gradient, MicroAdam, Rule, Sgd, TrainingApp
 from fl.clients.replica import trained_shapes
-from fl.compression import Channel, Compressor, Participation, Receivers, Shapes, check_broadcast
+from fl.compression import Channel, Participation, Receivers, Shapes, check_broadcast
 from fl.errors import ConfigError
 from fl.strategies import Driver, Exchange, Traits
 from fl.vectors.layout import Layout
@@ -66,21 +66,16 @@ class Choice:
         return self.uplink is not None or self.downlink is not None
 
     @property
-    def memory(self) -> Literal["none", "sender", "receiver"]:
-        """Where the compressor of what clients send remembers what was sent."""
-        if self.uplink is None:
-            return "none"
-        if self.uplink.participation is not Participation.ANY:
-            return "receiver"
-        if not isinstance(self.uplink, Compressor):
-            return "sender"
-        kept = self.layout is not None and self.uplink.init(Shapes.trained(self.layout))
-        return "sender" if kept else "none"
-
-    @property
     def steps_by_gradients(self) -> bool:
         """Whether the strategy steps by gradients that clients compute."""
         return self.traits.sends != "model"
+
+    @property
+    def client(self) -> str:
+        """The part of the client that knows vectors beside the model: key below `client`, value."""
+        if self.correction is not None:
+            return f"correction is {type(self.correction).__name__}"
+        return f"rule is {type(self.rule).__name__}"
 
     @property
     def lacking(self) -> str:
@@ -106,8 +101,8 @@ class Choice:
 class Refusal:
     """Choices that do not go together.
 
-    {strategy}, {uplink}, {downlink}, {attack}, {rule}, {lacking} and {forgotten} in the texts stand
-    for what is chosen.
+    {strategy}, {uplink}, {downlink}, {attack}, {rule}, {client}, {lacking} and {forgotten} in the
+    texts stand for what is chosen.
 
     Attributes:
         what: the choices, for the page.
@@ -129,8 +124,9 @@ class Refusal:
             name: type(getattr(choice, name)).__name__
             for name in ("uplink", "downlink", "attack", "rule")
         }
-        return f"{self.given}, {self.why}: {self.instead}".format(
+        return f"{self.given}, but {self.why}: {self.instead}".format(
             strategy=choice.strategy.name,
+            client=choice.client,
             lacking=choice.lacking,
             forgotten=choice.forgotten,
             **kinds,
@@ -139,7 +135,6 @@ class Refusal:
     def __str__(self) -> str:
         """Returns what the page says."""
         why = self.why.format(strategy="the strategy", forgotten="moments", lacking="...")
-        why = why.removeprefix("but ").removeprefix("and ")
         return f"**{self.what}.** {why[0].upper()}{why[1:]}: {self.instead}."
 
 
@@ -151,50 +146,36 @@ REFUSALS = (
         "Several models and a strategy of one",
         lambda c: c.tasks and not c.traits.several_models,
         "tasks is set",
-        "but {strategy} trains one model",
+        "{strategy} trains one model",
         "use strategy=fedast or strategy=sync_st, or leave tasks out",
     ),
     Refusal(
         "One model and a strategy of several",
         lambda c: c.traits.several_models and not c.tasks,
         "tasks is null",
-        "but {strategy} trains several models",
+        "{strategy} trains several models",
         "choose one, tasks=NAME",
     ),
     Refusal(
         "Compressors and a method that is one",
         lambda c: c.compressed and c.traits.sends == "payload",
         _COMPRESSED,
-        "but {strategy} compresses both ways itself",
+        "{strategy} compresses both ways itself",
         "leave compressor and downlink out",
     ),
     Refusal(
         "A downlink without a server",
         lambda c: c.downlink is not None and c.traits.meets == "peers",
         "downlink is {downlink}",
-        "but with {strategy} nodes send to each other, and nobody to all",
+        "with {strategy} nodes send to each other, and nobody to all",
         "leave downlink out, and choose compressor=... for what nodes send",
     ),
     Refusal(
         "A downlink in a ring",
         lambda c: c.downlink is not None and c.traits.meets == "ring",
         "downlink is {downlink}",
-        "but workers of {strategy} meet in an all-reduce, with the same bytes both ways",
+        "workers of {strategy} meet in an all-reduce, with the same bytes both ways",
         "choose compressor=..., which compresses outer gradients, and leave downlink out",
-    ),
-    Refusal(
-        "Compressors with memory at the receiver, where nobody is the receiver",
-        lambda c: c.memory == "receiver" and c.traits.compressors in ("memoryless", "sender"),
-        "compressor is {uplink}",
-        "which keeps a state of each sender at the receiver, and under {strategy} there is none",
-        "use one without memory: bf16, fp8_e4m3, e3m0, int8",
-    ),
-    Refusal(
-        "Compressors with memory at the sender, where senders keep none",
-        lambda c: c.memory == "sender" and c.traits.compressors == "memoryless",
-        "compressor is {uplink}",
-        "which remembers what it sent before, and workers of {strategy} keep nothing for it",
-        "use one without memory: bf16, fp8_e4m3, e3m0, int8",
     ),
     Refusal(
         "Compressors that need every client in every round",
@@ -204,7 +185,7 @@ REFUSALS = (
             and c.strategy.cohort(c.num_clients) < c.num_clients
         ),
         "compressor is {uplink}",
-        "which needs every client in every round, and {strategy} does not ask all at once",
+        "it needs every client in every round, and {strategy} does not ask all at once",
         "set strategy.fraction_train=1 in a strategy with rounds, or use compressor=ef21, diana or "
         "ef_topk",
     ),
@@ -212,14 +193,14 @@ REFUSALS = (
         "Attacks on updates of strategies that are not of fl",
         lambda c: c.attack is not None and not c.traits.known,
         "attack is {attack}",
-        "but {strategy} gives nobody a way to its updates",
+        "{strategy} gives nobody a way to its updates",
         f"use a strategy of fl, or {_ON_DATA}",
     ),
     Refusal(
         "Attacks on updates where nobody collects any",
         lambda c: c.attack is not None and c.traits.known and not c.traits.forges,
         "attack is {attack}",
-        "but {strategy} collects no models for it to forge",
+        "{strategy} collects no models for it to forge",
         f"use strategy=fedavg, fedbuff, dfedavg, dpsgd or monna, or {_ON_DATA}",
     ),
     Refusal(
@@ -231,7 +212,7 @@ REFUSALS = (
             and not c.traits.aggregates
         ),
         "attack is {attack}",
-        "which searches against the rule that combines updates, and {strategy} has none",
+        "it searches against the rule that combines updates, and {strategy} has none",
         "use a strategy whose steps have several updates, such as fedavg, fedbuff or monna, or an "
         "attack that does not know the rule",
     ),
@@ -239,29 +220,29 @@ REFUSALS = (
         "Strategies that step by gradients and clients that train",
         lambda c: c.rule is not None and c.steps_by_gradients and not isinstance(c.rule, Gradient),
         "client.rule is {rule}",
-        "which trains a model, and {strategy} steps by gradients",
+        "it trains a model, and {strategy} steps by gradients",
         "use client=gradient, or another strategy",
     ),
     Refusal(
         "Clients that send gradients and strategies that combine models",
         lambda c: isinstance(c.rule, Gradient) and not c.steps_by_gradients,
         "client.rule is {rule}",
-        "which trains nothing, and {strategy} combines trained models",
+        "it trains nothing, and {strategy} combines trained models",
         "use it with strategy=data_parallel, gradient_tracking, onebit_adam, demo or "
         "just_one_byte, or another client",
     ),
     Refusal(
         "Vectors beside the model that only one end knows",
         lambda c: bool(c.lacking) and c.steps_by_gradients == isinstance(c.rule, Gradient),
-        "client.rule is {rule}",
-        "and of it and {strategy} only one knows the vector {lacking!r}",
+        "client.{client}",
+        "of it and {strategy} only one knows the vector {lacking!r}",
         "leave client/correction as the strategy chooses it, or choose the strategy that it is for",
     ),
     Refusal(
         "Clients that forget between tasks that are one training",
         lambda c: c.traits.continues and bool(c.forgotten),
         "client.rule is {rule}",
-        "which forgets its {forgotten} after every task, and workers of {strategy} go on from "
+        "it forgets its {forgotten} after every task, and workers of {strategy} go on from "
         "where they were",
         "leave client.rule.keep_moments or keep_state at null, and use client=momentum, whose "
         "momentum is kept",

@@ -11,14 +11,13 @@ from flwr.app import ArrayRecord
 from torch import nn
 
 from fl.clients import TaskApp, TrainingApp
-from fl.clients.planned import PlannedApp
 from fl.data import Examples, FederatedData
 from fl.execution import Executor
 from fl.execution.executor import load_app
 from fl.execution.virtual_time import TaskClock, answering, virtual_time
 from fl.runs.apps import FlowerApp
 from fl.runs.transcript import shown_once
-from fl.simulation.work import Charge
+from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
 from fl.strategies import Driver
 
@@ -64,7 +63,7 @@ class Experiment(Learning):
     ignored: Mapping[str, str] = field(default_factory=dict)
 
 
-def app_of(experiment: Experiment) -> PlannedApp:
+def app_of(experiment: Experiment) -> TrainingApp | TaskApp:
     """Returns what the clients of an experiment run."""
     tasks = experiment.tasks
     return TaskApp({name: t.app for name, t in tasks.items()}) if tasks else experiment.app
@@ -95,7 +94,7 @@ class ForeignApp:
     run_config: Mapping[str, Any]
     fleet: Fleet
     executor: Executor
-    charge: Charge | None
+    charge: CostModel | None
     epoch: int
 
     def load(self) -> None:

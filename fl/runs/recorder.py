@@ -25,7 +25,7 @@ from fl.reports import Progress, RunWriter, Status, Totals
 from fl.reports.columns import Columns, Means, Number, Source
 from fl.runs.journal import Recovery
 from fl.simulation.grid import SimGrid
-from fl.simulation.rounds import Rounds, round_of
+from fl.simulation.rounds import RoundCounter, round_of
 
 
 class AppliedUpdates:
@@ -89,7 +89,7 @@ class Recorder:
         self._means: dict[Source, Means] = {}
         self._pending: dict[str, Number] = {}
         self._pending_costs: dict[str, float] = {}
-        self._rounds = Rounds()
+        self._rounds = RoundCounter()
         self._reports_itself = False  # the strategy that runs says which replies it uses
         self._status = Status()
         self._applied = AppliedUpdates()

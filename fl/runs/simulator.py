@@ -17,13 +17,12 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid, ServerApp
 
 from fl.clients import TrainingApp
-from fl.clients.batching import Choice
-from fl.clients.planned import PlannedApp
+from fl.clients.app.batching import Choice
 from fl.errors import ConfigError, Diverged, SimulationError
 from fl.execution import AppSource, Executor, RayExecutor, SerialExecutor
-from fl.execution.executor import Assignment, RunInfo, load_app
+from fl.execution.contract import PlannedApp, Request, RunInfo, Workload
+from fl.execution.executor import load_app
 from fl.execution.garbage import quick_garbage_collection
-from fl.execution.threads import limit_blas, limit_threads
 from fl.execution.virtual_time import EPOCH, TaskClock, answering, host_date, virtual_time
 from fl.flower.identity import RUN_ID
 from fl.randomness import SEED_KEY, global_generators
@@ -35,12 +34,13 @@ from fl.runs.journal import Recovery, source_sha256, unrepeatable, unseeded
 from fl.runs.recorder import Recorder
 from fl.runs.transcript import Transcript
 from fl.simulation.client_errors import ClientErrors
+from fl.simulation.cost import CostModel, Planner
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Trace
 from fl.simulation.legacy import concurrent_rounds
-from fl.simulation.work import Charge, Plan, Planner
 from fl.simulation.world.fleet import Fleet
 from fl.strategies.drivers.guarded import guarding
+from fl.vectors.threads import limit_blas, limit_threads
 
 log = logging.getLogger("fl")
 
@@ -69,7 +69,7 @@ def simulate(
     run_config: Mapping[str, Any] | None = None,
     num_partitions: int | None = None,
     executor: Executor | Literal["ray", "serial"] = "ray",
-    charge: Charge | None = None,
+    charge: CostModel | None = None,
     directory: Path | str | None = None,
     target: Target | None = None,
     views: bool = True,
@@ -125,7 +125,7 @@ def simulate(
     if not partitions >= 1:
         raise ConfigError(f"num_partitions is {partitions}; it must be at least 1")
     epoch = epoch_of(date)
-    charge = Charge() if charge is None else charge
+    charge = CostModel() if charge is None else charge
     settings = {**(run_config or {}), SEED_KEY: seed}
     stored = config if config is not None else {"run_config": settings, "fleet": fleet.name}
     recovery = Recovery.none() if recovery is None else recovery
@@ -349,17 +349,8 @@ def _planner(app: ClientApp, fleet: Fleet, num_partitions: int) -> Planner | Non
         return None
     fleet.check_memory(app.memory_bytes())
 
-    latest: list[Any] = [None, None]  # a payload, and its content as dictionaries
-
-    def plan(assignment: Assignment, seconds_per_flop: float) -> Plan:
-        if latest[0] is not assignment.payload:  # Flower's records are slow to search
-            content = assignment.payload.content
-            latest[:] = assignment.payload, {k: dict(r.items()) for k, r in content.items()}
-        return app.plan(
-            latest[1],
-            assignment.message_type,
-            assignment.client % num_partitions,
-            seconds_per_flop,
-        )
+    def plan(request: Request, seconds_per_flop: float) -> Workload:
+        partition = request.client % num_partitions
+        return app.plan(request.payload, request.message_type, partition, seconds_per_flop)
 
     return plan

@@ -139,7 +139,7 @@ def side_by_side() -> int:
         return 1
     if number > 0:
         return number
-    from fl.execution.threads import cores
+    from fl.vectors.threads import cores
 
     return max(1, cores() + 1 + number)  # as joblib reads it: -1 is all, -2 all but one
 

@@ -17,6 +17,7 @@ COMMANDS = ("help", "report", "resume")
 # In the order in which one asks for them.
 GROUPS = {
     "strategy": "the algorithm",
+    "selection": "who trains in a round",
     "client": "how clients train",
     "data": "what is learnt from",
     "partition": "who has which examples",

@@ -95,3 +95,28 @@ class RecordedControl(Control):
         client, dispatch = message.split(".")
         value = float(age)
         self._trace.record(self._now(), kind, int(client), int(dispatch), value=value)
+
+
+class SimControl(RecordedControl):
+    """Carries out a strategy's orders on the fleet, and records its reports in the trace.
+
+    Args:
+        trace, now, on_applied, on_step: as of `RecordedControl`.
+        cancel: tells the client that has a message to stop.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        now: Callable[[], float],
+        cancel: Callable[[str], None],
+        on_applied: OnApplied | None,
+        on_step: OnStep | None,
+    ) -> None:
+        super().__init__(trace, now, on_applied, on_step)
+        self._cancel = cancel
+
+    def cancel(self, message_id: str) -> bool:
+        """Stops the client; True, since its reply will not come."""
+        self._cancel(message_id)
+        return True

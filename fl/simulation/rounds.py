@@ -31,7 +31,7 @@ def group_number(group_id: str) -> int | None:
     return number if number < _LARGEST_GROUP else None
 
 
-class Rounds:
+class RoundCounter:
     """Counts the rounds of an app by the messages that it sends.
 
     Messages that say which round they belong to are of that round, however many exchanges it takes.

@@ -17,6 +17,7 @@ from fl.strategies.drivers.foreign import Foreign, driver_of
 from fl.strategies.drivers.gossip import Gossip
 from fl.strategies.drivers.outer import OuterSteps
 from fl.strategies.drivers.pairs import Pairs
+from fl.strategies.drivers.parameter_server import ParameterServer
 from fl.strategies.drivers.polling import Polling
 from fl.strategies.drivers.replicas import Replicas
 from fl.strategies.drivers.rounds import Rounds
@@ -28,6 +29,7 @@ from fl.strategies.event_rule import Answers, Arrivals, Decision, EventRule, Pol
 from fl.strategies.favas import FAVAS
 from fl.strategies.fedast import FedAST
 from fl.strategies.fedasync import FedAsync
+from fl.strategies.fedau import FedAU
 from fl.strategies.fedavg import FedAvg
 from fl.strategies.fedavgm import FedAvgM
 from fl.strategies.fedbuff import FedBuff
@@ -40,10 +42,11 @@ from fl.strategies.fedprox import FedProx
 from fl.strategies.fedspeed import FedSpeed
 from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
 from fl.strategies.gossip_rule import GossipRule, PairRule, Progress
+from fl.strategies.gradient_rule import GradientRule
 from fl.strategies.gradient_tracking import GradientTracking
 from fl.strategies.local_sgd import LocalSGD
+from fl.strategies.mifa import MIFA
 from fl.strategies.monna import MoNNA
-from fl.strategies.oort import Oort
 from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
 from fl.strategies.outer_rule import OuterGradients, OuterRule
 from fl.strategies.qfedavg import QFedAvg
@@ -56,7 +59,6 @@ from fl.strategies.sgp import SGP
 from fl.strategies.simultaneous_rule import SimultaneousRule
 from fl.strategies.streaming_diloco import StreamingDiLoCo
 from fl.strategies.sync_st import SyncST
-from fl.strategies.tifl import TiFL
 
 __all__ = [
     "ADPSGD",
@@ -64,6 +66,7 @@ __all__ = [
     "DBW",
     "DPSGD",
     "FAVAS",
+    "MIFA",
     "NODE_METRICS",
     "SCAFFOLD",
     "SGP",
@@ -84,6 +87,7 @@ __all__ = [
     "Events",
     "Exchange",
     "FedAST",
+    "FedAU",
     "FedAdagrad",
     "FedAdam",
     "FedAsync",
@@ -101,11 +105,11 @@ __all__ = [
     "Foreign",
     "Gossip",
     "GossipRule",
+    "GradientRule",
     "GradientTracking",
     "LocalSGD",
     "MoNNA",
     "NodeModels",
-    "Oort",
     "OuterAdam",
     "OuterGradients",
     "OuterOptimizer",
@@ -114,6 +118,7 @@ __all__ = [
     "OuterSteps",
     "PairRule",
     "Pairs",
+    "ParameterServer",
     "Polling",
     "PollingRule",
     "Progress",
@@ -130,7 +135,6 @@ __all__ = [
     "SimultaneousRule",
     "StreamingDiLoCo",
     "SyncST",
-    "TiFL",
     "Traits",
     "TrustedUpdate",
     "Updates",

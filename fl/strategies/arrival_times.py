@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +15,7 @@ _TOLERANCE = 1e-6  # of the largest entry
 _FAINT = 1e-6  # weight of a cell without samples, next to 1 for a sample
 
 
+@dataclass(frozen=True, eq=False)
 class ArrivalTimes:
     """Estimates T(h, k), the mean time to the k-th gradient after an iteration that waited for h.
 
@@ -23,42 +27,45 @@ class ArrivalTimes:
     are free when this one begins. Cells without samples take the least value that their neighbours
     allow (arXiv:2004.14696, section 3.2).
 
-    Args:
-        n: number of workers.
+    Attributes:
+        total: sum of the samples of T(h, k), shape (n, n) for n workers, row h - 1, column k - 1.
+        count: their number, shape (n, n).
     """
 
-    def __init__(self, n: int) -> None:
-        self.n = n
-        self._sum = np.zeros((n, n))
-        self._count = np.zeros((n, n))
-        self._fit: Table | None = None
+    total: Table
+    count: Table
 
-    def add(self, h: int, k: int, seconds: float) -> None:
-        """Takes a sample: after an iteration that waited for h, the k-th gradient took so long."""
-        self._sum[h - 1, k - 1] += seconds
-        self._count[h - 1, k - 1] += 1
-        self._fit = None
+    @classmethod
+    def unknown(cls, n: int) -> ArrivalTimes:
+        """Returns it without a sample, for n workers."""
+        return cls(np.zeros((n, n)), np.zeros((n, n)))
 
-    def enlarge(self, n: int) -> None:
-        """Goes on with n workers, more than before; samples are kept."""
-        more = n - self.n
-        self._sum = np.pad(self._sum, (0, more))
-        self._count = np.pad(self._count, (0, more))
-        self.n, self._fit = n, None
+    @property
+    def n(self) -> int:
+        """The number of workers."""
+        return len(self.total)
 
+    def with_sample(self, h: int, k: int, seconds: float) -> ArrivalTimes:
+        """Returns it with a sample: after an iteration that waited for h, T(h, k) was so long."""
+        total, count = self.total.copy(), self.count.copy()
+        total[h - 1, k - 1] += seconds
+        count[h - 1, k - 1] += 1
+        return ArrivalTimes(total, count)
+
+    def enlarged(self, n: int) -> ArrivalTimes:
+        """Returns it for n workers, more than before; samples are kept."""
+        more = (0, n - self.n)
+        return ArrivalTimes(np.pad(self.total, more), np.pad(self.count, more))
+
+    @cached_property
     def table(self) -> Table:
-        """Returns T in s, shape (n, n), row h - 1, column k - 1; needs at least one sample."""
-        if self._fit is None:
-            self._fit = self._estimate()
-        return self._fit
-
-    def _estimate(self) -> Table:
-        seen = self._count > 0
-        means = np.where(seen, self._sum / np.maximum(self._count, 1), np.nan)
+        """T in s, shape (n, n), row h - 1, column k - 1; needs at least one sample."""
+        seen = self.count > 0
+        means = np.where(seen, self.total / np.maximum(self.count, 1), np.nan)
         # Rows without samples add nothing to a fit: they are filled in afterwards.
         rows = np.flatnonzero(seen.any(axis=1))
         start = np.where(seen[rows], means[rows], least_allowed(means)[rows])
-        weight = np.where(seen[rows], self._count[rows], _FAINT)
+        weight = np.where(seen[rows], self.count[rows], _FAINT)
         whole = np.full((self.n, self.n), np.nan)
         whole[rows] = monotone_fit(start, weight)
         return least_allowed(whole)

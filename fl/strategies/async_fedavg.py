@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from fl.checks import at_least, positive
 from fl.errors import ConfigError
-from fl.strategies.drivers.events import at_least, positive
 from fl.strategies.event_rule import Arrivals, EventRule
 from fl.strategies.fedavg import Model
 from fl.vectors.rows import Row

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fl.strategies.drivers.events import positive
+from fl.checks import positive
 from fl.strategies.event_rule import Arrivals, EventRule
 from fl.strategies.fedavg import Model
 from fl.vectors.rows import Row

@@ -1,192 +1,91 @@
 """Synchronous SGD that waits for the first k of n gradients.
 
 Chen, Pan, Monga, Bengio, Jozefowicz, "Revisiting Distributed Synchronous SGD", arXiv:1604.00981,
-Algorithms 3 and 4; how workers and server meet is that of arXiv:2004.14696, section 2.
+Algorithms 3 and 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from fl.checks import at_least, positive
 from fl.errors import ConfigError
-from fl.strategies.drivers.events import EventDriven, Sent, Server, Update, at_least, positive
-from fl.strategies.drivers.tasks import Task
+from fl.strategies.gradient_rule import GradientRule
 from fl.vectors.rows import Row
 
-Policy = Literal["psw", "psi", "pull"]
+
+class Waited(NamedTuple):
+    """The model, shape (d,), k, and the number of workers."""
+
+    w: Row
+    k: int
+    n: int
 
 
-class BackupWorkers(EventDriven):
-    """Parameter server with b backup workers.
+@dataclass(frozen=True)
+class BackupWorkers(GradientRule):
+    """b backup workers.
 
         w_(t+1) = w_t - eta / k sum of the first k gradients at w_t,    k = n - b
 
-    A worker contributes at most one gradient to an iteration; one of an older w is discarded. With
-    b = 0 this is synchronous SGD.
+    With b = 0 this is synchronous SGD.
 
-    A worker's gradient is what one local step of learning rate 1 does, so clients run plain SGD
-    (`client=sgd` without momentum), and their batch size is that of a gradient.
-
-    Workers get w in one of three ways. They differ in what a worker does that still computes when
-    the server has a new w:
-
-    - "psw": w is pushed to all; the worker finishes, then takes the newest w.
-    - "psi": w is pushed to all, and the worker drops what it is doing for it.
-    - "pull": the worker finishes, then asks for w. That is as "psw", unless workers download while
-      they compute (`prefetch` of the fleet): then what "psw" pushes is there when they have
-      finished, and what is overtaken has been moved for nothing.
-
-    A worker that fails, or does not answer within `timeout`, is out of the iteration. One for which
-    no worker is left ends with the gradients it has; if it has none, all are asked again. Clients
-    that come later are workers from then on.
-
-    Args:
+    Attributes:
         backup: b, at least 0 and below n.
         eta: learning rate, above 0.
-        policy: see above.
-        **events: arguments of `EventDriven` but `patience`; n is the number of clients that have
-            been available so far, so `min_available_nodes` should be all of them.
 
     Raises:
         ConfigError: an argument is out of its range.
     """
 
-    reads_timeout: ClassVar[bool] = True
-    tells: ClassVar[Mapping[str, Any]] = {"local-steps": 1, "lr": "eta"}
+    backup: int = 0
+    eta: float = 0.1
 
-    def __init__(
-        self, *, backup: int = 0, eta: float = 0.1, policy: Policy = "psw", **events: Any
-    ) -> None:
-        super().__init__(patience=None, **events)
-        at_least("backup", backup, 0)
-        positive("eta", eta)
-        if policy not in ("psw", "psi", "pull"):
-            raise ConfigError(f"policy is {policy!r}; it must be 'psw', 'psi' or 'pull'")
-        self.backup = backup
-        self.eta = eta
-        self.policy = policy
+    def __post_init__(self) -> None:
+        at_least("backup", self.backup, 0)
+        positive("eta", self.eta)
 
-    # ---- the method ------------------------------------------------------------------------------
-
-    def first_k(self, server: Server) -> int:
-        """Returns for how many gradients the first iteration waits.
+    def init(self, w: Row, n: int) -> Waited:
+        """Returns the state before the first iteration.
 
         Raises:
             ConfigError: there are no more workers than backup workers.
         """
-        if self.backup >= len(self.workers):
-            raise ConfigError(
-                f"strategy.backup is {self.backup}; it must be less than the number of workers, "
-                f"{len(self.workers)}"
-            )
-        return len(self.workers) - self.backup
+        return Waited(w, self.first_k(n), n)
 
-    def next_k(self, server: Server, gradients: Sequence[Row], updates: Sequence[Update]) -> int:
-        """Returns for how many gradients the next iteration waits.
+    def first_k(self, n: int) -> int:
+        """Returns n - b.
 
-        Args:
-            server: what the method sees; its model is still w_t.
-            gradients: of the iteration, shape (d,) each.
-            updates: what they came in.
+        Raises:
+            ConfigError: that is less than 1.
         """
-        return max(1, len(self.workers) - self.backup)
+        if self.backup >= n:
+            raise ConfigError(
+                f"strategy.rule.backup is {self.backup}; it must be less than the number of "
+                f"workers, {n}"
+            )
+        return n - self.backup
 
-    def enlarged(self) -> None:
-        """Notes that there are more workers than before."""
+    def enlarged(self, state: Waited, n: int) -> Waited:
+        """Notes the workers; k changes with the next iteration."""
+        return state._replace(n=n)
 
-    def arrived(self, server: Server, version: int, order: int, seconds: float) -> None:
-        """Looks at a gradient, however late: the `order`-th of w_version, so long after that."""
+    def step(
+        self,
+        state: Waited,
+        version: int,
+        gradients: Row,
+        metrics: Sequence[Mapping[str, Any]],
+        in_use: Set[int],
+    ) -> Waited:
+        """Returns the state after a step along the mean of the gradients."""
+        return Waited(self.moved(state.w, gradients), max(1, state.n - self.backup), state.n)
 
-    # ---- server and workers ----------------------------------------------------------------------
-
-    def begin(self, server: Server) -> None:
-        """Counts the workers."""
-        self.workers = sorted(server.tasks.nodes())
-        self.out: set[int] = set()  # of the iteration
-        self.k = self.first_k(server)
-        self.updates: list[Update] = []
-        self.contributors: set[int] = set()
-        self.published_s: dict[int, float] = {}  # by version, while a worker computes on it
-        self.orders: dict[int, int] = {}
-
-    def free_slots(self, server: Server) -> int:
-        """Returns how many workers could be given the model."""
-        done = self.contributors | self.out
-        return sum(node not in done for node in server.tasks.idle())
-
-    def dispatch(self, server: Server) -> None:
-        """Publishes a new model, or gives the latest one to workers that are free."""
-        self._enlarge(server)
-        if not len(server.tasks) and not self.updates:
-            self.out = set()
-        if server.version not in self.published_s:
-            self._publish(server)
-        self._send(server, self._free(server))
-        while not len(server.tasks) and self.updates:
-            self._step(server)
-            if server.version >= server.num_rounds:
-                return
-            self._publish(server)
-            self._send(server, self._free(server))
-
-    def receive(self, server: Server, update: Update) -> None:
-        """Takes a gradient; the k-th makes a new model."""
-        version = update.version
-        self.orders[version] += 1
-        since = server.now - self.published_s[version]
-        self.arrived(server, version, self.orders[version], since)
-        if version != server.version:
-            server.discard(update)
-            return
-        self.updates.append(update)
-        self.contributors.add(update.node)
-        if len(self.updates) >= self.k:
-            self._step(server)
-
-    def failed(self, server: Server, task: Task[Sent]) -> None:
-        """Leaves the worker out of the iteration."""
-        if task.memo.version == server.version:
-            self.out.add(task.node)
-
-    def _enlarge(self, server: Server) -> None:
-        if new := set(server.tasks.nodes()).difference(self.workers):
-            self.workers = sorted(new.union(self.workers))
-            self.enlarged()
-
-    def _step(self, server: Server) -> None:
-        self._enlarge(server)
-        updates, self.updates = self.updates, []
-        gradients = [-update.delta for update in updates]
-        self.k = self.next_k(server, gradients, updates)
-        self.contributors, self.out = set(), set()
-        server.step(server.w - np.float32(self.eta) * np.mean(gradients, axis=0), updates)
-
-    def _publish(self, server: Server) -> None:
-        in_flight = list(server.tasks)
-        if self.policy == "psi":
-            for task in in_flight:
-                server.tasks.cancel(task)
-        elif self.policy == "psw":
-            computing: set[int] = set()
-            for task in in_flight:
-                if task.node in computing:
-                    server.tasks.cancel(task)  # it waits behind another, and is overtaken
-                computing.add(task.node)
-        self.published_s[server.version], self.orders[server.version] = server.now, 0
-        in_use = {task.memo.version for task in server.tasks} | {server.version}
-        for version in self.published_s.keys() - in_use:
-            del self.published_s[version], self.orders[version]
-        if self.policy == "psw":
-            here = set(server.tasks.nodes())
-            busy = [node for node in self.workers if server.tasks.busy(node) and node in here]
-            self._send(server, busy)
-
-    def _free(self, server: Server) -> list[int]:
-        free = set(server.tasks.idle()) - self.contributors - self.out
-        return [node for node in self.workers if node in free]
-
-    def _send(self, server: Server, nodes: Sequence[int]) -> None:
-        server.send(nodes, {"local-steps": 1, "lr": 1.0})
+    def moved(self, w: Row, gradients: Row) -> Row:
+        """Returns w - eta times the mean of the gradients."""
+        moved: Row = w - np.float32(self.eta) * np.mean(gradients, axis=0)
+        return moved

@@ -6,21 +6,45 @@ arXiv:2004.14696 (IFIP Networking 2020, Computer Networks 2021).
 
 from __future__ import annotations
 
-import sys
-from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fl.checks import at_least
 from fl.errors import ConfigError
 from fl.strategies.arrival_times import ArrivalTimes
 from fl.strategies.backup_workers import BackupWorkers
-from fl.strategies.drivers.events import Server, Update, at_least
 from fl.vectors.rows import Row
 
 
+class Estimates(NamedTuple):
+    """What DBW knows.
+
+    Attributes:
+        w: the model, shape (d,).
+        k: gradients that the iteration waits for.
+        times: samples of T; knows the number of workers, n.
+        waited: by version, how many gradients the iteration before waited for.
+        variance: the last V_t, at most D of them.
+        norm: the last G_t.
+        smoothness: the last L_t.
+        last: F, G and E|g|^2 one iteration ago; None in the first.
+    """
+
+    w: Row
+    k: int
+    times: ArrivalTimes
+    waited: Mapping[int, int] = {}
+    variance: tuple[float, ...] = ()
+    norm: tuple[float, ...] = ()
+    smoothness: tuple[float, ...] = ()
+    last: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
 class DBW(BackupWorkers):
     """Dynamic backup workers: the k with the largest expected decrease of the loss per second.
 
@@ -45,118 +69,106 @@ class DBW(BackupWorkers):
     Clients report their loss as `loss_key`; all their batches must be of one size, or the variance
     makes no sense.
 
-    Args:
+    Attributes:
         window: D.
         beta: at least 1.
         loss_key: metric of the replies.
-        **workers: arguments of `BackupWorkers`; `backup` only sets the first k.
+        backup: only sets the first k.
 
     Raises:
         ConfigError: an argument is out of its range.
     """
 
-    def __init__(
-        self,
-        *,
-        window: int = 5,
-        beta: float = 1.01,
-        loss_key: str = "train-loss",
-        **workers: Any,
-    ) -> None:
-        super().__init__(**workers)
-        at_least("window", window, 1)
-        if not beta >= 1:
-            raise ConfigError(f"beta is {beta}; it must be at least 1")
-        self.window = window
-        self.beta = beta
-        self.loss_key = loss_key
+    window: int = 5
+    beta: float = 1.01
+    loss_key: str = "train-loss"
 
-    def unusable(self, update: Update) -> str | None:
-        """Refuses a worker that does not report its loss."""
-        if _loss(update.metrics.get(self.loss_key)) is None:
-            return (
-                f"it reports no '{self.loss_key}' that is a finite number: DBW needs it, set "
-                "strategy.loss_key"
-            )
-        return None
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("window", self.window, 1)
+        if not self.beta >= 1:
+            raise ConfigError(f"beta is {self.beta}; it must be at least 1")
 
-    def begin(self, server: Server) -> None:
-        """Forgets all estimates."""
-        super().begin(server)
-        n = len(self.workers)
-        self.times = ArrivalTimes(n)
-        self.waited = {0: n}  # h of each version: as if all workers were free at the beginning
-        self.variance: deque[float] = deque(maxlen=self.window)
-        self.norm: deque[float] = deque(maxlen=self.window)
-        self.smoothness: deque[float] = deque(maxlen=self.window)
-        self.last: tuple[float, float, float] | None = None  # F, G, E|g|^2 one iteration ago
+    @property
+    def reads(self) -> Sequence[str]:
+        """The loss."""
+        return (self.loss_key,)
 
-    def enlarged(self) -> None:
+    def init(self, w: Row, n: int) -> Estimates:  # type: ignore[override]  # another state
+        """Returns the state in which nothing is known."""
+        # As if all workers were free at the beginning.
+        return Estimates(w, self.first_k(n), ArrivalTimes.unknown(n), waited={0: n})
+
+    def enlarged(self, state: Estimates, n: int) -> Estimates:  # type: ignore[override]
         """Makes room for the times of more gradients."""
-        self.times.enlarge(len(self.workers))
+        return state._replace(times=state.times.enlarged(n))
 
-    def arrived(self, server: Server, version: int, order: int, seconds: float) -> None:
+    def arrived(self, state: Estimates, version: int, order: int, seconds: float) -> Estimates:
         """Takes the arrival as a sample of T."""
-        self.times.add(self.waited[version], order, seconds)
+        h = state.waited.get(version, state.times.n)
+        return state._replace(times=state.times.with_sample(h, order, seconds))
 
-    def next_k(self, server: Server, gradients: Sequence[Row], updates: Sequence[Update]) -> int:
-        """Returns the k that is expected to be best."""
-        k = len(gradients)
-        self.waited[server.version + 1] = k
-        for version in self.waited.keys() - self.published_s.keys() - {server.version + 1}:
-            del self.waited[version]
-        loss = self.mean_loss(updates)
-        grown = self.last is not None and loss > self.beta * self.last[0]
-        self.observe(np.stack(gradients), loss)
-        gains = self.gains()
-        n = len(self.workers)
+    def step(  # type: ignore[override]
+        self,
+        state: Estimates,
+        version: int,
+        gradients: Row,
+        metrics: Sequence[Mapping[str, Any]],
+        in_use: Set[int],
+    ) -> Estimates:
+        """Returns the state after a step along the mean, with the k that is expected to be best."""
+        m = len(gradients)
+        waited = {v: h for v, h in state.waited.items() if v in in_use} | {version + 1: m}
+        loss = float(np.mean([float(reported[self.loss_key]) for reported in metrics]))
+        grown = state.last is not None and loss > self.beta * state.last[0]
+        state = self.observed(state, gradients, loss)
+        k, n = self.best_k(state, m), state.times.n
+        k = max(k, min(m + 1, n)) if grown else k
+        return state._replace(w=self.moved(state.w, gradients), k=k, waited=waited)
+
+    def best_k(self, state: Estimates, h: int) -> int:
+        """Returns the k of the largest gain per second, after an iteration of h gradients."""
+        gains, n = self.gains(state), state.times.n
         if gains is None or gains.max() <= 0:
-            best = n
-        else:
-            speed = gains / self.times.table()[k - 1]
-            # All together flat says nothing against more gradients: then n, not the first of all.
-            flat = speed[-1] >= speed.max() * (1 - 1e-9)
-            best = n if flat else 1 + int(np.argmax(speed))
-        return max(best, min(k + 1, n)) if grown else best
+            return n
+        speed = gains / state.times.table[h - 1]
+        # All together flat says nothing against more gradients: then n, not the first of all.
+        flat = speed[-1] >= speed.max() * (1 - 1e-9)
+        return n if flat else 1 + int(np.argmax(speed))
 
-    def observe(self, gradients: NDArray[np.float32], loss: float) -> None:
-        """Estimates V_t and G_t, and L_(t-1).
+    def observed(self, state: Estimates, gradients: Row, loss: float) -> Estimates:
+        """Returns the state with V_t and G_t, and L_(t-1).
 
         Args:
-            gradients: shape (k, d).
+            state: before.
+            gradients: shape (m, d).
             loss: F_t.
         """
-        k, eta = len(gradients), self.eta
-        if self.last is not None:
-            last_loss, last_norm, moment = self.last
+        m, eta, smoothness = len(gradients), self.eta, state.smoothness
+        if state.last is not None:
+            last_loss, last_norm, moment = state.last
             if moment > 0:
                 decrease = last_loss - loss
-                self.smoothness.append(2 * (eta * last_norm - decrease) / (eta**2 * moment))
+                smoothness += (2 * (eta * last_norm - decrease) / (eta**2 * moment),)
         mean = gradients.mean(axis=0, dtype=np.float64)
-        if k > 1:
-            self.variance.append(float(np.square(gradients - mean).sum() / (k - 1)))
-        variance = self.variance[-1] if self.variance else 0.0
-        norm = max(0.0, float(mean @ mean) - variance / k)
-        self.norm.append(norm)
-        self.last = (loss, norm, norm + variance / k)
+        variances = state.variance
+        if m > 1:
+            variances += (float(np.square(gradients - mean).sum() / (m - 1)),)
+        variance = variances[-1] if variances else 0.0
+        norm = max(0.0, float(mean @ mean) - variance / m)
+        return state._replace(
+            variance=variances[-self.window :],
+            norm=(*state.norm, norm)[-self.window :],
+            smoothness=smoothness[-self.window :],
+            last=(loss, norm, norm + variance / m),
+        )
 
-    def gains(self) -> NDArray[np.float64] | None:
+    def gains(self, state: Estimates) -> NDArray[np.float64] | None:
         """Returns the gain for k = 1, ..., n, shape (n,); None as long as there is no L."""
-        if not self.smoothness:
+        if not state.smoothness:
             return None
-        v = sum(self.variance) / max(len(self.variance), 1)
-        g = sum(self.norm) / len(self.norm)
-        smoothness = max(0.0, sum(self.smoothness) / len(self.smoothness))
+        v = sum(state.variance) / max(len(state.variance), 1)
+        g = sum(state.norm) / len(state.norm)
+        smoothness = max(0.0, sum(state.smoothness) / len(state.smoothness))
         half = smoothness * self.eta**2 / 2
-        return np.asarray((self.eta - half) * g - half * v / np.arange(1, len(self.workers) + 1))
-
-    def mean_loss(self, updates: Sequence[Update]) -> float:
-        """Returns F_t."""
-        losses = [_loss(update.metrics.get(self.loss_key)) for update in updates]
-        return float(np.mean([loss for loss in losses if loss is not None]))
-
-
-def _loss(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if abs(value) <= sys.float_info.max else None
+        return np.asarray((self.eta - half) * g - half * v / np.arange(1, state.times.n + 1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fl.strategies.drivers.events import at_least
+from fl.checks import at_least
 from fl.strategies.gossip_rule import GossipRule, Model, Progress
 from fl.vectors.rows import Row
 

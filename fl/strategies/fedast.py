@@ -14,9 +14,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from fl.checks import read_if
+from fl.checks import at_least, positive, read_if
 from fl.errors import ConfigError
-from fl.strategies.drivers.events import at_least, positive
 from fl.strategies.simultaneous_rule import Averaged
 from fl.vectors.rows import Row
 

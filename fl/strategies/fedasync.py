@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fl.checks import at_least
 from fl.errors import ConfigError
-from fl.strategies.drivers.events import at_least
 from fl.strategies.event_rule import Arrival, Arrivals, Decision, EventRule
 from fl.strategies.fedavg import Model
 from fl.strategies.staleness import Polynomial, StalenessWeight

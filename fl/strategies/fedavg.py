@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fl.strategies.drivers.events import positive
+from fl.checks import positive
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.vectors.rows import Row
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fl.strategies.drivers.events import at_least, positive, share
+from fl.checks import at_least, positive, share
 from fl.strategies.event_rule import Arrival, Arrivals, Decision, EventRule
 from fl.strategies.staleness import Polynomial, StalenessWeight
 from fl.vectors.rows import Row

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from fl.checks import at_least, positive
 from fl.errors import ConfigError
-from fl.strategies.drivers.events import at_least, positive
 from fl.strategies.event_rule import Arrival, Arrivals, Decision, EventRule
 from fl.strategies.staleness import Polynomial, StalenessWeight
 from fl.vectors.rows import Row

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from fl.strategies.drivers.events import at_least, positive
+from fl.checks import at_least, positive
 from fl.strategies.event_rule import Arrival, Arrivals, Decision, EventRule
 from fl.vectors.rows import Row
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl.aggregation import check_weights
+from fl.checks import positive, share
 from fl.errors import ConfigError
-from fl.strategies.drivers.events import positive, share
 from fl.strategies.fedavg import Model
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.vectors.rows import Row

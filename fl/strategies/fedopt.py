@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fl.checks import positive, share
 from fl.errors import ConfigError
-from fl.strategies.drivers.events import positive, share
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.vectors.rows import Row
 

@@ -13,8 +13,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from fl.checks import at_least, positive
 from fl.errors import ConfigError
-from fl.strategies.drivers.events import at_least, positive
 from fl.strategies.fednova import refused_steps
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.vectors.rows import Row

@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from fl.strategies.drivers.events import positive
+from fl.checks import positive
 from fl.strategies.gossip_rule import GossipRule, Progress
 from fl.topologies import Stochasticity
 from fl.vectors.rows import Row

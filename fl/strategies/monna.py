@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fl.aggregation import Aggregator, NearestNeighbourAveraging
-from fl.strategies.drivers.events import at_least
+from fl.checks import at_least
 from fl.strategies.gossip_rule import GossipRule, Model, Progress
 from fl.topologies import Stochasticity
 from fl.vectors.rows import Row

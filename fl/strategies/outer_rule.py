@@ -29,9 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl.aggregation import Mean, check_result
+from fl.checks import at_least, share
 from fl.clients.island import Pattern
 from fl.errors import ConfigError
-from fl.strategies.drivers.events import at_least, share
 from fl.strategies.outer_optimizers import OuterOptimizer, State, Vector
 from fl.vectors.rows import Row
 

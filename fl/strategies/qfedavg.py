@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from fl.checks import positive
 from fl.errors import ConfigError
-from fl.strategies.drivers.events import positive
 from fl.strategies.fedavg import Model
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.vectors.rows import Row

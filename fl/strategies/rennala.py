@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fl.checks import at_least, positive
 from fl.strategies.async_sgd import GradientRule
-from fl.strategies.drivers.events import at_least, positive
 from fl.strategies.event_rule import Arrival, Arrivals, Decision
 from fl.vectors.rows import Row
 

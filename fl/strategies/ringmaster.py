@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fl.checks import at_least, positive
 from fl.strategies.async_sgd import GradientRule
-from fl.strategies.drivers.events import at_least, positive
 from fl.strategies.event_rule import Arrival, Arrivals, Decision
 from fl.strategies.fedavg import Model
 

@@ -70,6 +70,7 @@ class Updates:
             normalisation layers. They are no directions: whatever a rule makes of them is replaced
             by their mean.
         trained: places of what clients train, p numbers together; none are all of them.
+        clients: who they are, as the grid numbers them.
         robust: whether `combine` is more than a mean, because some clients may lie.
     """
 
@@ -82,6 +83,7 @@ class Updates:
     buffers: Sequence[slice] = ()
     trained: Sequence[slice] = ()
     robust: bool = False
+    clients: Sequence[int] = ()
 
     def __len__(self) -> int:
         """Returns n."""
@@ -124,6 +126,10 @@ class Updates:
     def scaled(self, factors: NDArray[np.float64]) -> Updates:
         """Returns updates whose i-th delta is multiplied by the i-th factor, shape (n,)."""
         return replace(self, deltas=self.deltas * factors.astype(np.float32)[:, None])
+
+    def less(self, vectors: Row) -> Updates:
+        """Returns updates whose i-th delta is less the i-th vector, shape (n, d)."""
+        return replace(self, deltas=self.deltas - vectors)
 
     def extra(self, name: str) -> Updates:
         """Returns the clients' vectors of this name, to be combined like their deltas."""

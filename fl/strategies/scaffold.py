@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from fl.strategies.drivers.events import at_least, positive
+from fl.checks import at_least, positive
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.vectors.rows import Row
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fl.strategies.drivers.events import positive
+from fl.checks import positive
 from fl.strategies.event_rule import Arrivals
 from fl.strategies.fedavg import Model
 from fl.vectors.rows import Row

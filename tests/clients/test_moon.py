@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fl.clients import Corrected, ModelContrast, Received, Sgd, TrainingApp
-from fl.clients.alone import AutogradBatch
+from fl.clients.app.alone import AutogradBatch
 from fl.errors import ConfigError
 from fl.models import MLP, LogisticRegression
 from fl.vectors.layout import Layout

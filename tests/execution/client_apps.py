@@ -1,4 +1,4 @@
-"""ClientApps and assignments for the tests of executors.
+"""ClientApps and requests for the tests of executors.
 
 A module of its own, so that a Ray actor imports it by name as it would import anybody's app.
 """
@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from flwr.common.logger import log
 
-from fl.execution.executor import Assignment, Payload, RunInfo
+from fl.execution.contract import Payload, Request, RunInfo
 from fl.flower.payload import payload_bytes
 from fl.randomness import SEED_KEY
 
@@ -35,8 +35,8 @@ def payload(what: str = "", values: int = 3) -> Payload:
     return Payload(content, payload_bytes(content))
 
 
-def assignments(sent: Payload, clients: range, dispatch: int = 0) -> list[Assignment]:
-    return [Assignment(client, dispatch, sent, "train", "", 60.0) for client in clients]
+def requests(sent: Payload, clients: range, dispatch: int = 0) -> list[Request]:
+    return [Request(client, dispatch, sent, "train", "", 60.0) for client in clients]
 
 
 def reply(message: Message, **metrics: Any) -> Message:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from client_apps import RUN, app_of, assignments, payload, reply
+from client_apps import RUN, app_of, payload, reply, requests
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
@@ -18,8 +18,11 @@ from fl.data import Examples, FederatedData
 from fl.data.federated import Partitions
 from fl.errors import ConfigError
 from fl.execution import SerialExecutor
-from fl.execution.executor import Assignment, Outcome, Payload, Worker, form_batches, load_app
+from fl.execution.batches import form_batches
+from fl.execution.contract import Payload, Request, Result
+from fl.execution.executor import load_app
 from fl.execution.virtual_time import virtual_time
+from fl.execution.worker import Worker
 from fl.models import LogisticRegression
 
 CLIENTS = 10
@@ -47,12 +50,12 @@ def model() -> Payload:
     return Payload(RecordDict({"arrays": weights, "config": ConfigRecord({"server-round": 1})}), 0)
 
 
-def run_alone(train: Callable[[Message, Context], Any], state: RecordDict | None = None) -> Outcome:
-    (assignment,) = assignments(payload(), range(3, 4))
-    return Worker(app_of(train), RUN).execute([replace(assignment, state=state)])[0]
+def run_alone(train: Callable[[Message, Context], Any], state: RecordDict | None = None) -> Result:
+    (request,) = requests(payload(), range(3, 4))
+    return Worker(app_of(train), RUN).execute([replace(request, state=state)])[0]
 
 
-def same(one: Outcome, other: Outcome) -> bool:
+def same(one: Result, other: Result) -> bool:
     return one.content == other.content and one.error == other.error and one.state == other.state
 
 
@@ -67,8 +70,8 @@ def test_what_a_client_does_to_its_message_reaches_no_other_client() -> None:
         return reply(message, seen=seen)
 
     sent = payload()
-    outcomes = Worker(app_of(spoil), RUN).execute(assignments(sent, range(3)))
-    assert [outcome.content["metrics"]["seen"] for outcome in outcomes] == [3, 3, 3]
+    results = Worker(app_of(spoil), RUN).execute(requests(sent, range(3)))
+    assert [result.content["metrics"]["seen"] for result in results] == [3, 3, 3]
     assert sorted(sent.content["config"]) == ["what"]
 
 
@@ -82,8 +85,8 @@ def test_what_a_mod_does_to_its_message_reaches_no_other_client() -> None:
     sent = model()
     worker = Worker(ours(mods=[grow]), RUN)
     seen = [
-        worker.execute([assignment])[0].content["metrics"]["seen"]
-        for assignment in assignments(sent, range(3))
+        worker.execute([request])[0].content["metrics"]["seen"]
+        for request in requests(sent, range(3))
     ]
     assert seen == [1, 1, 1]
 
@@ -98,11 +101,11 @@ def test_what_a_client_does_after_replying_does_not_change_the_reply() -> None:
         kept.append(answer.content)
         return answer
 
-    outcomes = Worker(app_of(remember), RUN).execute(assignments(payload(), range(3)))
-    assert [outcome.content["metrics"]["num-examples"] for outcome in outcomes] == [10, 10, 10]
+    results = Worker(app_of(remember), RUN).execute(requests(payload(), range(3)))
+    assert [result.content["metrics"]["num-examples"] for result in results] == [10, 10, 10]
 
 
-def test_foreign_task_changes_its_state_only_through_its_outcome() -> None:
+def test_foreign_task_changes_its_state_only_through_its_result() -> None:
     # A task may be executed and then lost with its device: the state must be what it was.
     def count(message: Message, context: Context) -> Message:
         context.state["tasks"]["count"] += 1
@@ -110,20 +113,20 @@ def test_foreign_task_changes_its_state_only_through_its_outcome() -> None:
         return reply(message)
 
     state = RecordDict({"tasks": MetricRecord({"count": 1})})
-    outcome = run_alone(count, state)
+    result = run_alone(count, state)
     assert state == RecordDict({"tasks": MetricRecord({"count": 1})})
-    assert outcome.state["tasks"]["count"] == 2
+    assert result.state["tasks"]["count"] == 2
 
 
 @pytest.mark.parametrize("clients", [1, 4])
-def test_our_task_changes_its_state_only_through_its_outcome(clients: int) -> None:
+def test_our_task_changes_its_state_only_through_its_result(clients: int) -> None:
     worker = Worker(ours(), RUN)
-    first = worker.execute(assignments(model(), range(clients)))
+    first = worker.execute(requests(model(), range(clients)))
     state = first[0].state
     before = state.copy()
     tasks = [
         replace(a, state=done.state)
-        for a, done in zip(assignments(model(), range(clients), 1), first, strict=True)
+        for a, done in zip(requests(model(), range(clients), 1), first, strict=True)
     ]
     once = worker.execute(tasks)
     assert state == before
@@ -165,14 +168,14 @@ def test_whatever_a_client_raises_is_its_error_reply(error: BaseException, says:
 
     state = RecordDict({"whole": ConfigRecord({"x": 1})})
     with virtual_time():
-        outcome = run_alone(fail, state)
-    assert outcome.content is None
-    assert outcome.error is not None
-    assert outcome.error[0] == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-    assert says in outcome.error[1]
-    assert outcome.state == state  # as on a SuperNode: a task that failed leaves no trace
-    assert outcome.slept_s == 7.0
-    assert type(error).__name__ in outcome.details
+        result = run_alone(fail, state)
+    assert result.content is None
+    assert result.error is not None
+    assert result.error[0] == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    assert says in result.error[1]
+    assert result.state == state  # as on a SuperNode: a task that failed leaves no trace
+    assert result.slept_s == 7.0
+    assert type(error).__name__ in result.details
 
 
 def test_interrupt_from_the_keyboard_is_the_users() -> None:
@@ -228,11 +231,11 @@ def not_a_state(message: Message, context: Context) -> Message:
 def test_reply_that_no_runtime_could_send_is_an_error_that_says_why(
     train: Callable[[Message, Context], Any], says: str
 ) -> None:
-    outcome = run_alone(train)
-    assert outcome.content is None
-    assert outcome.error is not None
-    assert says in outcome.error[1]
-    assert outcome.details == ""  # our own traceback would not help the author of the app
+    result = run_alone(train)
+    assert result.content is None
+    assert result.error is not None
+    assert says in result.error[1]
+    assert result.details == ""  # our own traceback would not help the author of the app
 
 
 def test_error_reply_made_by_the_app_itself_is_passed_on() -> None:
@@ -252,12 +255,12 @@ def test_source_that_makes_no_client_app_is_refused() -> None:
 # ---- batches -------------------------------------------------------------------------------------
 
 
-def members(batches: list[list[Assignment]]) -> list[list[int]]:
-    return [[assignment.client for assignment in batch] for batch in batches]
+def members(batches: list[list[Request]]) -> list[list[int]]:
+    return [[request.client for request in batch] for batch in batches]
 
 
 def test_wave_is_cut_into_an_even_number_of_equal_runs_in_order() -> None:
-    wave = assignments(model(), range(7))
+    wave = requests(model(), range(7))
     assert members(form_batches(ours(), RUN, wave, 3)) == [[0], [1, 2], [3, 4], [5, 6]]
     assert members(form_batches(ours(), RUN, wave, 4)) == [[0, 1, 2], [3, 4, 5, 6]]
     assert members(form_batches(ours(), RUN, wave, 7)) == [[0, 1, 2, 3, 4, 5, 6]]
@@ -265,7 +268,7 @@ def test_wave_is_cut_into_an_even_number_of_equal_runs_in_order() -> None:
 
 
 def test_what_cannot_train_together_runs_alone() -> None:
-    wave = assignments(model(), range(4))
+    wave = requests(model(), range(4))
     wave[1].message_type = "evaluate"
     assert sorted(members(form_batches(ours(), RUN, wave, 64))) == [[0, 2, 3], [1]]
     foreign = app_of(lambda message, context: reply(message))
@@ -273,8 +276,8 @@ def test_what_cannot_train_together_runs_alone() -> None:
 
 
 def executed(
-    executor: SerialExecutor, wave: list[Assignment], app: ClientApp, order: list[int]
-) -> dict[int, Outcome]:
+    executor: SerialExecutor, wave: list[Request], app: ClientApp, order: list[int]
+) -> dict[int, Result]:
     executor.start(app, RUN)
     executor.submit(wave)
     for i in range(len(wave)):
@@ -283,8 +286,8 @@ def executed(
     return {i: executor.result(wave[i]) for i in order}
 
 
-def test_outcomes_depend_neither_on_the_order_of_asking_nor_on_what_is_discarded() -> None:
-    wave = assignments(model(), range(6))
+def test_results_depend_neither_on_the_order_of_asking_nor_on_what_is_discarded() -> None:
+    wave = requests(model(), range(6))
     everything = executed(SerialExecutor(max_batch=4), wave, ours(), [0, 1, 2, 3, 4, 5])
     some = executed(SerialExecutor(max_batch=4), wave, ours(), [5, 1, 2])
     assert all(same(some[i], everything[i]) for i in some)
@@ -292,7 +295,7 @@ def test_outcomes_depend_neither_on_the_order_of_asking_nor_on_what_is_discarded
 
 def test_serial_executor_runs_only_the_batches_somebody_asks_for() -> None:
     executor = SerialExecutor(max_batch=2)
-    executed(executor, assignments(model(), range(6)), ours(), [4])
+    executed(executor, requests(model(), range(6)), ours(), [4])
     assert executor.report() == {"executor": "serial", "batches": 1, "max_batch": 2}
 
 
@@ -303,9 +306,9 @@ def test_threads_are_limited_only_while_clients_train() -> None:
         return reply(message, threads=used)
 
     before = torch.get_num_threads()
-    wave = assignments(payload(), range(2))
-    outcomes = executed(SerialExecutor(threads=2), wave, app_of(threads), [0, 1])
-    assert [o.content["metrics"]["threads"] for o in outcomes.values()] == [2, 2]
+    wave = requests(payload(), range(2))
+    results = executed(SerialExecutor(threads=2), wave, app_of(threads), [0, 1])
+    assert [o.content["metrics"]["threads"] for o in results.values()] == [2, 2]
     assert torch.get_num_threads() == before
 
 

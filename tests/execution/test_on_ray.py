@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from client_apps import RUN, assignments, make_behaving, make_in_process_only, payload
+from client_apps import RUN, make_behaving, make_in_process_only, payload, requests
 from flwr.common.constant import ErrorCode
 
 from fl.errors import ConfigError, SimulationError
@@ -32,34 +32,34 @@ def test_misbehaving_processes_cost_their_own_clients_only(
 ) -> None:
     monkeypatch.setattr(on_ray, "_ATTEMPTS", 2)  # each costs the start of an actor
     executor = RayExecutor(num_actors=1)
-    wave = assignments(payload("1:kill 4:connection 5:sleep 6:many 7:nothing"), range(9))
+    wave = requests(payload("1:kill 4:connection 5:sleep 6:many 7:nothing"), range(9))
     try:
         with caplog.at_level(logging.WARNING, logger="fl"):
             executor.start(make_behaving, RUN)
             executor.submit(wave)
             executor.discard(wave[8])
-            outcomes = [executor.result(assignment) for assignment in wave[:8]]
+            results = [executor.result(request) for request in wave[:8]]
             # Only one that hangs is worked on while there is a limit: a busy machine may make
             # anybody late.
             executor.task_timeout_s = 1.0
-            (hanging,) = assignments(payload("3:hang"), range(3, 4), dispatch=1)
+            (hanging,) = requests(payload("3:hang"), range(3, 4), dispatch=1)
             executor.submit([hanging])
             hung = executor.result(hanging).error
             executor.task_timeout_s = None
             # The same clients on the next wave: the actors are as good as new.
-            again = assignments(payload(), range(1, 4, 2), dispatch=2)
+            again = requests(payload(), range(1, 4, 2), dispatch=2)
             executor.submit(again)
-            assert [executor.result(assignment).error for assignment in again] == [None, None]
+            assert [executor.result(request).error for request in again] == [None, None]
     finally:
         executor.close()
-    failed = {i: outcome.error for i, outcome in enumerate(outcomes) if outcome.error is not None}
+    failed = {i: result.error for i, result in enumerate(results) if result.error is not None}
     assert set(failed) == {1, 4, 7}
     assert hung is not None
     assert failed[1][0] == hung[0] == ErrorCode.CLIENT_APP_CRASHED
     assert "holds Connection under 'socket'" in failed[4][1]
     assert "NoneType" in failed[7][1]
-    assert outcomes[5].slept_s == 50.0  # virtual ones
-    assert len(outcomes[6].content["metrics"]["history"]) == 100_000
+    assert results[5].slept_s == 50.0  # virtual ones
+    assert len(results[6].content["metrics"]["history"]) == 100_000
     assert caplog.text.count("running client 1, died") == 2  # then the client is blamed
     assert caplog.text.count("running client 3, has been running for more than 1 s") == 1
     assert executor.report()["actor_deaths"] >= 3
@@ -69,21 +69,21 @@ def test_a_client_sees_the_same_clocks_and_says_the_same_as_in_this_process(
     shared_ray: None,
 ) -> None:
     ray, serial = RayExecutor(num_actors=2), SerialExecutor()
-    wave = assignments(payload("0:say 1:clock 2:clock 3:say"), range(4))
-    outcomes = []
+    wave = requests(payload("0:say 1:clock 2:clock 3:say"), range(4))
+    results = []
     for executor in (ray, serial):
         with virtual_time(), hearing():
             try:
                 executor.start(make_behaving, RUN)
                 executor.submit(wave)
-                outcomes.append([executor.result(assignment) for assignment in wave])
+                results.append([executor.result(request) for request in wave])
             finally:
                 executor.close()
-    for here, there in zip(*outcomes, strict=True):
+    for here, there in zip(*results, strict=True):
         assert (here.error, here.slept_s, here.content) == (None, there.slept_s, there.content)
         assert list(here.said) == list(there.said)
-    assert outcomes[0][1].slept_s > 0.0
-    assert [(line.who, line.error, line.text) for line in outcomes[0][0].said] == [
+    assert results[0][1].slept_s > 0.0
+    assert [(line.who, line.error, line.text) for line in results[0][0].said] == [
         ("client 0", False, "loading"),
         ("client 0", True, "INFO :      by Flower's logger"),
         ("client 0", True, "late"),

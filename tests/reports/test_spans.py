@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from fl.reports.spans import STAGES, spans, tasks
+from fl.reports.spans import STAGES, dispatches, spans
 from fl.simulation.kernel.trace import Event, Trace
 
 
@@ -34,7 +34,7 @@ def test_stages_end_with_their_end_event_or_with_the_fault(trace):
 
 
 def test_a_task_is_in_flight_from_dispatch_to_reply_or_fault(trace):
-    found = tasks(trace)
+    found = dispatches(trace)
     rows = zip(
         found.client.tolist(),
         found.dispatch.tolist(),
@@ -59,7 +59,7 @@ def test_a_task_for_peers_is_over_when_it_is_computed():
     trace.record(3.0, Event.COMPUTE_END, 0, 0)
     trace.record(3.0, Event.TRANSFER, 1, -1, 100, 0.0)
     trace.record(4.0, Event.COMPUTE_START, 1, 0)
-    found = tasks(trace)
+    found = dispatches(trace)
     assert list(zip(found.start.tolist(), found.end.tolist(), strict=True)) == [
         (0.0, 3.0),
         (2.0, math.inf),
@@ -84,7 +84,7 @@ def test_each_fault_that_ends_a_task_ends_its_stage(fault):
     trace.record(9.0, Event.TIMEOUT)
     assert spans(trace).end.tolist() == [2.0]
     assert spans(trace).finished.tolist() == [False]
-    assert tasks(trace).end.tolist() == [2.0]
+    assert dispatches(trace).end.tolist() == [2.0]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_departure_between_stages_ends_none():
     ]:
         trace.record(float(time), Event[kind], 3, 0)
     assert spans(trace).end.tolist() == [1.0]
-    assert tasks(trace).end.tolist() == [5.0]
+    assert dispatches(trace).end.tolist() == [5.0]
 
 
 def test_a_message_that_dies_where_it_waits_is_in_flight_until_then():
@@ -122,9 +122,9 @@ def test_a_message_that_dies_where_it_waits_is_in_flight_until_then():
         if waits_at == "nowhere":
             trace.record(3.0, Event.COMPUTE_START, 0, dispatch)
         trace.record(4.0, Event.EXPIRED, 0, dispatch)
-    assert tasks(trace).end.tolist() == [4.0, 4.0, math.inf]
+    assert dispatches(trace).end.tolist() == [4.0, 4.0, math.inf]
 
 
 def test_an_empty_trace_has_neither():
     assert len(spans(Trace())) == 0
-    assert len(tasks(Trace())) == 0
+    assert len(dispatches(Trace())) == 0

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fl import Charge, ConfigError, SimulatedRun, simulate
+from fl import ConfigError, CostModel, SimulatedRun, simulate
 from fl.reports import Progress, RunWriter, Status, Target, read_run
 from fl.reports.columns import Means
 from fl.reports.history import COLUMNS, OWN, History, read_history
@@ -98,7 +98,7 @@ def run(
         uniform(2, 0),
         executor="serial",
         progress=False,
-        charge=Charge(flops_per_example=1e9),
+        charge=CostModel(flops_per_example=1e9),
         target=Target("score", 2.0),
         **kwargs,
     )

@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from fl import Charge, SimulatedRun, simulate
+from fl import CostModel, SimulatedRun, simulate
 from fl.simulation.world.faults import Faults
 from fl.simulation.world.fleets import uniform
 from fl.strategies import Events, FedBuff
@@ -52,7 +52,7 @@ def run(main: Any, **kwargs: Any) -> SimulatedRun:
     app = ServerApp()
     app.main()(main)
     fleet = kwargs.pop("fleet", uniform(N, 0, down_bps=float("inf"), up_bps=float("inf")))
-    settings = {"executor": "serial", "progress": False, "charge": Charge(flops_per_example=0.0)}
+    settings = {"executor": "serial", "progress": False, "charge": CostModel(flops_per_example=0.0)}
     return simulate(app, client_app(), fleet, **{**settings, **kwargs})
 
 

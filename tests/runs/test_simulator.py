@@ -21,7 +21,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, Strategy
 
-from fl import Charge, ConfigError, SimulatedRun, SimulationError, simulate
+from fl import ConfigError, CostModel, SimulatedRun, SimulationError, simulate
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import Faults
 from fl.simulation.world.fleet import Fleet
@@ -84,7 +84,7 @@ def run(server: Any, client: Any = None, **kwargs: Any) -> SimulatedRun:
     settings: dict[str, Any] = {
         "executor": "serial",
         "progress": False,
-        "charge": Charge(flops_per_example=1.0),
+        "charge": CostModel(flops_per_example=1.0),
     }
     client = client_app() if client is None else client
     return simulate(server, client, fleet() if on is None else on, **{**settings, **kwargs})
@@ -241,9 +241,9 @@ def send_once(grid: Grid, context: Context, recorder: Any) -> None:
     [
         (answering("num-examples"), None, 6 * D * 8),
         (answering("num-examples", seconds=999.5), None, 6 * D * 8 + 999.5),
-        (answering("num-examples"), Charge(flops_per_example=2.0), 16.0),
+        (answering("num-examples"), CostModel(flops_per_example=2.0), 16.0),
         (answering("loss"), None, 1.0),
-        (answering("loss", seconds=999.5), Charge(seconds=20.0), 1019.5),
+        (answering("loss", seconds=999.5), CostModel(seconds=20.0), 1019.5),
     ],
     ids=["6 d", "6 d and asleep", "per example", "constant", "constant and asleep"],
 )
@@ -268,7 +268,7 @@ def test_measured_time_is_charged_only_if_asked_for() -> None:
         return app
 
     began = time.perf_counter()
-    (took,) = happened(run(send_once, working, charge=Charge(measured=100.0)), Event.COMPUTE_END)
+    (took,) = happened(run(send_once, working, charge=CostModel(measured=100.0)), Event.COMPUTE_END)
     assert 100.0 * 0.05 <= took < 100.0 * (time.perf_counter() - began)
 
 

@@ -140,7 +140,7 @@ def job_config(tmp_path, **launcher):
     ("launcher", "jobs"), [({}, 1), ({"n_jobs": 3}, 3), ({"n_jobs": -1}, 4), ({"n_jobs": -9}, 1)]
 )
 def test_side_by_side_is_what_the_launcher_runs_at_a_time(tmp_path, monkeypatch, launcher, jobs):
-    monkeypatch.setattr("fl.execution.threads.cores", lambda: 4)
+    monkeypatch.setattr("fl.vectors.threads.cores", lambda: 4)
     monkeypatch.setattr(HydraConfig.instance(), "cfg", job_config(tmp_path, **launcher))
     assert side_by_side() == jobs
 

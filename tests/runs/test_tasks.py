@@ -14,6 +14,7 @@ import fl
 from fl import simulate
 from fl.clients import TaskApp
 from fl.execution import RayExecutor
+from fl.execution.contract import Payload
 from fl.flower.private import trusted_record
 from fl.runs.build import build
 from fl.runs.evaluation import central_evaluation, task_evaluation
@@ -109,9 +110,9 @@ def test_tasks_cost_what_their_models_cost(tmp_path):
     seconds = {round(v, 12) for k, v in zip(trace.kind, trace.value, strict=True) if k == 3}
     expected = set()
     for learning in experiment.tasks.values():
-        message = RecordDict({"arrays": learning.initial(), "config": ConfigRecord({})})
+        sent = Payload(RecordDict({"arrays": learning.initial(), "config": ConfigRecord({})}))
         for client in range(4):
-            expected.add(round(learning.app.plan(message, "train", client, 1e-9).flops * 1e-9, 12))
+            expected.add(round(learning.app.plan(sent, "train", client, 1e-9).flops * 1e-9, 12))
     assert seconds <= expected
     assert len(seconds) > 2
 

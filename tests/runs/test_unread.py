@@ -174,7 +174,10 @@ IGNORED = {
         ["strategy=favas", "strategy.local_steps=2"],
         "with FAVAS, strategy.local_steps counts inst",
     ),
-    "client.rule.lr=0.7": (["strategy=backup_workers"], "with BackupWorkers, strategy.eta counts"),
+    "client.rule.lr=0.7": (
+        ["strategy=backup_workers"],
+        "with BackupWorkers, strategy.rule.eta counts",
+    ),
     "client.evaluate_on=train": ([], "FedAvg, as it is configured, does not have clients evaluate"),
     "+train_config.rate=0.7": ([], "clients of this kind do not read it"),
     "checkpoint.trust=true": ([], "it is for the ServerApps of others"),

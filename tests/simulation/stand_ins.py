@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
-from fl.execution.executor import Assignment, Executor, Outcome
+from fl.execution.contract import Request, Result
+from fl.execution.executor import Executor
 from fl.flower.identity import node_id
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.links import Links, ServerLink
@@ -131,32 +132,32 @@ class FakeExecutor(Executor):
     """Answers from a function instead of running anything; remembers what it was asked.
 
     Args:
-        answer: from an assignment to its outcome; default: an empty reply.
+        answer: from a request to its result; default: an empty reply.
     """
 
-    def __init__(self, answer: Callable[[Assignment], Outcome] | None = None) -> None:
-        self.answer = answer or (lambda _: Outcome(content=RecordDict()))
-        self.waves: list[list[Assignment]] = []
-        self.submitted: dict[Assignment, None] = {}
-        self.discarded: list[Assignment] = []
+    def __init__(self, answer: Callable[[Request], Result] | None = None) -> None:
+        self.answer = answer or (lambda _: Result(content=RecordDict()))
+        self.waves: list[list[Request]] = []
+        self.submitted: dict[Request, None] = {}
+        self.discarded: list[Request] = []
 
     def start(self, app: Any, run: Any) -> None:
         pass
 
-    def submit(self, wave: Sequence[Assignment]) -> None:
-        clients = [assignment.client for assignment in wave]
+    def submit(self, wave: Sequence[Request]) -> None:
+        clients = [request.client for request in wave]
         assert len(set(clients)) == len(clients), "no two of one client in a wave"
-        assert not any(assignment in self.submitted for assignment in wave)
+        assert not any(request in self.submitted for request in wave)
         self.waves.append(list(wave))
         self.submitted.update(dict.fromkeys(wave))
 
-    def result(self, assignment: Assignment) -> Outcome:
-        del self.submitted[assignment]  # a KeyError if it was not submitted, or asked for twice
-        return self.answer(assignment)
+    def result(self, request: Request) -> Result:
+        del self.submitted[request]  # a KeyError if it was not submitted, or asked for twice
+        return self.answer(request)
 
-    def discard(self, assignment: Assignment) -> None:
-        del self.submitted[assignment]
-        self.discarded.append(assignment)
+    def discard(self, request: Request) -> None:
+        del self.submitted[request]
+        self.discarded.append(request)
 
     def close(self) -> None:
         pass
@@ -167,7 +168,7 @@ def grid_of(
     *,
     flops: float | Mapping[tuple[int, int], float] | None = 0.0,
     reply: int | Mapping[tuple[int, int], int] = 0,
-    answer: Callable[[Assignment], Outcome] | None = None,
+    answer: Callable[[Request], Result] | None = None,
     size_known: bool = False,
     **kwargs: Any,
 ) -> SimGrid:
@@ -177,31 +178,31 @@ def grid_of(
         fleet: the clients.
         flops: of each task; None gives no plan, as a foreign app.
         reply: bytes of each task's reply.
-        answer: outcome of each assignment, instead of a reply of that size.
+        answer: result of each request, instead of a reply of that size.
         size_known: the plan says how large the reply will be.
         **kwargs: for `SimGrid`.
     """
 
-    def work(assignment: Assignment, _: float) -> FixedWork:
-        of = flops if isinstance(flops, float) else flops[assignment.client, assignment.dispatch]
-        return FixedWork(of, reply_bytes=size_of(assignment) if size_known else None)
+    def work(request: Request, _: float) -> FixedWork:
+        of = flops if isinstance(flops, float) else flops[request.client, request.dispatch]
+        return FixedWork(of, reply_bytes=size_of(request) if size_known else None)
 
-    def size_of(assignment: Assignment) -> int:
-        return reply if isinstance(reply, int) else reply[assignment.client, assignment.dispatch]
+    def size_of(request: Request) -> int:
+        return reply if isinstance(reply, int) else reply[request.client, request.dispatch]
 
-    def sized(assignment: Assignment) -> Outcome:
-        return Outcome(content=content_of(size_of(assignment)))
+    def sized(request: Request) -> Result:
+        return Result(content=content_of(size_of(request)))
 
     planner = None if flops is None else work
     return SimGrid(fleet, FakeExecutor(answer or sized), planner=planner, **kwargs)
 
 
-def counting(assignment: Assignment) -> Outcome:
+def counting(request: Request) -> Result:
     """A client that counts its tasks in its state and reports the count."""
-    state = assignment.state
+    state = request.state
     seen = 0 if state is None else int(state["memory"]["tasks"])
     reply = RecordDict({"metrics": MetricRecord({"tasks": seen + 1})})
-    return Outcome(content=reply, state=RecordDict({"memory": MetricRecord({"tasks": seen + 1})}))
+    return Result(content=reply, state=RecordDict({"memory": MetricRecord({"tasks": seen + 1})}))
 
 
 def events(trace: Trace) -> list[tuple[float, Event, int, int, int, float]]:

@@ -12,6 +12,7 @@ from scipy import stats
 from fl.errors import ConfigError
 from fl.simulation.world.availability import Always, Diurnal, ExponentialOnOff, TraceAvailability
 from fl.simulation.world.measurements import Behaviour, load_plain, read_behaviour
+from fl.simulation.world.slots import Bernoulli, Cyclic, Markov
 
 DAY = 86400.0
 RECORDS = [
@@ -41,7 +42,27 @@ def always(n=200):
     return Always(n)
 
 
-MODELS = [always, exponential, diurnal, recorded]
+SLOT_S = 2.7  # no sum of powers of two
+
+
+def rates(n=200):
+    return (7 * np.arange(n) % 50 + 1) / 50  # from FedAU's least rate to clients that never leave
+
+
+def bernoulli(n=200, seed=1):
+    return Bernoulli(n, seed, rates(n), slot_s=SLOT_S)
+
+
+def markov(n=200, seed=1):
+    return Markov(n, seed, rates(n), activation=0.3, slot_s=SLOT_S)
+
+
+def cyclic(n=200, seed=1):
+    return Cyclic(n, seed, rates(n), period=40, slot_s=SLOT_S)
+
+
+MODELS = [always, exponential, diurnal, recorded, bernoulli, markov, cyclic]
+SLOTS = [bernoulli, markov, cyclic]
 
 
 # ---- what holds for every model ------------------------------------------------------------------
@@ -93,8 +114,8 @@ def test_next_change_is_the_first_change_on_a_fine_grid(make):
 @pytest.mark.parametrize("make", MODELS)
 def test_walking_from_change_to_change_never_stalls_at_large_times(make):
     model = make()
-    # Exponential periods have to be drawn one after another, so that far is not as far.
-    start = 2e4 if make is exponential else 1e7
+    # Periods of random lengths have to be drawn one after another, so that far is not as far.
+    start = 2e4 if make in (exponential, markov) else 1e7
     for client in range(7):
         t = start + client / 7
         state = model.is_online(client, t)
@@ -399,3 +420,69 @@ def test_a_record_whose_intervals_leave_its_period_is_refused(intervals, period)
 def test_a_trace_without_records_is_refused():
     with pytest.raises(ConfigError, match="no record"):
         TraceAvailability(3, [])
+
+
+# ---- slots, as in FedAU (arXiv:2306.03401) -------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", SLOTS)
+def test_clients_are_online_in_the_share_of_slots_that_is_their_rate(make):
+    n, slots = 60, 4000
+    model, p = make(n), rates(n)
+    seen = np.mean([model.online(k * SLOT_S) for k in range(slots)], axis=0)
+    if make is cyclic:
+        np.testing.assert_allclose(seen, np.maximum(1, np.round(40 * p)) / 40, atol=1e-9)
+        return
+    # Slots of the chain are correlated: (1 + lambda) / (1 - lambda) times the variance of
+    # independent ones, lambda = 1 - activation - deactivation, both divided by the latter above 1.
+    going = 0.3 * (1 / p - 1)
+    scale = np.maximum(going, 1.0)
+    chain = 1 - (0.3 + going) / scale if make is markov else np.zeros(n)
+    error = np.sqrt(p * (1 - p) / slots * (1 + chain) / (1 - chain))
+    assert (np.abs(seen - p) <= 4.5 * error + 1e-9).all()
+
+
+@pytest.mark.parametrize("make", SLOTS)
+def test_states_change_at_the_beginning_of_slots_only(make):
+    model = make(50)
+    for client in range(50):
+        t = model.next_change(client, 0.0)
+        for _ in range(5):
+            if math.isinf(t):
+                break
+            assert t / SLOT_S == pytest.approx(round(t / SLOT_S))
+            t = model.next_change(client, t)
+
+
+def test_a_chain_stays_and_leaves_with_its_probabilities():
+    p, a, slots = 0.2, 0.1, 20_000
+    model = Markov(1, 3, p, activation=a)
+    states = np.array([model.is_online(0, float(k)) for k in range(slots)])
+    before, after = states[:-1], states[1:]
+    for was, leaves in ((False, a), (True, a * (1 / p - 1))):
+        chosen = after[before == was] != was
+        error = math.sqrt(leaves * (1 - leaves) / len(chosen))
+        assert chosen.mean() == pytest.approx(leaves, abs=4 * error)
+
+
+def test_independent_slots_are_independent():
+    model = Bernoulli(1, 3, 0.3)
+    states = np.array([model.is_online(0, float(k)) for k in range(20_000)])
+    both = (states[:-1] & states[1:]).mean()
+    assert both == pytest.approx(0.09, abs=4 * math.sqrt(0.09 * 0.91 / 20_000) * 1.5)
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (lambda: Bernoulli(3, 0, [0.1, 0.2]), "rates"),
+        (lambda: Bernoulli(3, 0, 0.0), "rates"),
+        (lambda: Bernoulli(3, 0, 1.1), "rates"),
+        (lambda: Cyclic(3, 0, 0.1, period=0), "period is 0"),
+        (lambda: Markov(3, 0, 0.1, activation=0.0), "activation is 0"),
+        (lambda: Markov(3, 0, 0.1, slot_s=0.0), "slot_s is 0"),
+    ],
+)
+def test_slots_that_cannot_be_are_refused(make, key):
+    with pytest.raises(ConfigError, match=key):
+        make()

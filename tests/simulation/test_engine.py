@@ -24,12 +24,12 @@ from stand_ins import (
     times,
 )
 
-from fl.execution.executor import Outcome
+from fl.execution.contract import Result
 from fl.flower.identity import node_id
+from fl.simulation.cost import CostModel
 from fl.simulation.kernel.events import EventQueue, Priority
 from fl.simulation.kernel.links import ServerLink
 from fl.simulation.kernel.trace import Event
-from fl.simulation.work import Charge
 from fl.simulation.world.availability import ExponentialOnOff
 from fl.simulation.world.faults import Faults, GilbertElliott, TaskFaults
 from fl.simulation.world.fleets import uniform
@@ -224,7 +224,7 @@ def test_a_message_lost_on_the_way_down_costs_its_bytes_and_no_work() -> None:
     assert replies == []
     assert (grid.engine.bytes_down, grid.engine.bytes_up) == (1000, 0)
     assert grid.engine.energy_j == {"compute": 0.0, "radio": 2.0, "idle": 0.0}
-    assert grid._executor.waves == []  # the client never saw it
+    assert grid._ahead._executor.waves == []  # the client never saw it
 
 
 @pytest.mark.parametrize("flops", [1.0, None], ids=["planned", "charged"])
@@ -232,7 +232,7 @@ def test_a_client_whose_message_is_lost_does_not_work_even_if_others_do(flops) -
     lost = ScriptedFaults(script={(0, 0): TaskFaults(lose_download=True)})
     grid = grid_of(fleet_of([Client(), Client()], faults=lost), flops=flops)
     grid.send_and_receive([message_to(0), message_to(1)], timeout=60.0)
-    assert [[a.client for a in wave] for wave in grid._executor.waves] == [[1]]
+    assert [[a.client for a in wave] for wave in grid._ahead._executor.waves] == [[1]]
 
 
 def test_a_reply_lost_on_the_way_up_costs_everything_and_brings_nothing() -> None:
@@ -401,7 +401,7 @@ def test_work_for_peers_begins_when_the_device_is_free_though_a_message_waits() 
     # At 0 a message whose work takes 5 s, and another; at 1 what peers sent, valid until 3 and 20.
     grid = grid_of(fleet_of([Client()]), flops=5.0)
     grid.push_messages([message_to(0), message_to(0)])
-    dead, alive = [grid.push_from_peers([message_to(0, ttl=ttl)], [1.0])[0] for ttl in (3.0, 20.0)]
+    dead, alive = [grid.peers.push([message_to(0, ttl=ttl)], [1.0])[0] for ttl in (3.0, 20.0)]
     grid.clock.sleep(15.0)
     assert times(grid.trace, E.COMPUTE_START) == {(0, 0): 0.0, (0, 3): 5.0, (0, 1): 10.0}
     assert times(grid.trace, E.EXPIRED) == {(0, 2): 3.0}
@@ -437,19 +437,19 @@ def test_a_task_that_was_executed_ahead_and_overtaken_is_executed_again() -> Non
     grid = grid_of(fleet, flops=0.0, answer=counting)
     grid.push_messages([message_to(0, 2000), message_to(1, 1000)])
     grid.clock.sleep(1.5)
-    assert [[a.client for a in wave] for wave in grid._executor.waves] == [[0, 1]]
+    assert [[a.client for a in wave] for wave in grid._ahead._executor.waves] == [[0, 1]]
     assert tasks_counted(grid, [message_to(0, 100)]) == {"0.1": 1}
-    assert [a.dispatch for a in grid._executor.discarded] == [0]
+    assert [a.dispatch for a in grid._ahead._executor.discarded] == [0]
     grid.clock.sleep(10.0)
     assert [r.content["metrics"]["tasks"] for r in grid.pull_messages(["0.0"])] == [2]
 
 
 def test_an_upload_under_way_does_not_keep_the_next_task_from_the_state() -> None:
     # Each reply takes 100 s to send; task 1 is computed meanwhile and starts from task 0's state.
-    def heavy(assignment):
-        outcome = counting(assignment)
-        outcome.content["ballast"] = content_of(1000)["content"]
-        return outcome
+    def heavy(request):
+        result = counting(request)
+        result.content["ballast"] = content_of(1000)["content"]
+        return result
 
     fleet = fleet_of([Client(up_bps=80)], prefetch=True)
     grid = grid_of(fleet, flops=None, answer=heavy)
@@ -482,12 +482,12 @@ def test_a_task_lost_behind_another_does_not_let_the_next_one_start_from_an_old_
 
 
 def test_state_is_kept_only_for_clients_that_have_some() -> None:
-    def answer(assignment):
-        return counting(assignment) if assignment.client == 2 else Outcome(content=RecordDict())
+    def answer(request):
+        return counting(request) if request.client == 2 else Result(content=RecordDict())
 
     grid = grid_of(fleet_of([Client()] * 5), answer=answer)
     grid.send_and_receive([message_to(client) for client in range(5)])
-    assert list(grid._states) == [2]
+    assert list(grid._ahead._states) == [2]
 
 
 # ---- many faults at random -----------------------------------------------------------------------
@@ -520,13 +520,13 @@ def random_run(seed: int, tasks: int, observe=lambda grid: None, prefetch=False)
         prefetch=prefetch,
     )
     contents = [content_of(size) for size in (1, 40, 400, 4000)]
-    replies = [Outcome(content=content) for content in contents]
+    replies = [Result(content=content) for content in contents]
     rng = random.Random(seed)
     grid = grid_of(
         fleet,
         flops=None,
         answer=lambda _: replace(rng.choice(replies)),
-        charge=Charge(seconds=2.0),
+        charge=CostModel(seconds=2.0),
         on_progress=lambda: observe(grid),
     )
     pushed, pending = 0, []

@@ -30,12 +30,11 @@ from stand_ins import (
 )
 
 from fl.errors import SimulationError
-from fl.execution.executor import Outcome
+from fl.execution.contract import Result
 from fl.execution.virtual_time import virtual_time
 from fl.flower.grid_view import GridView
 from fl.flower.identity import FIRST_NODE_ID, RUN_ID, assume_identity, node_id
 from fl.flower.private import Run
-from fl.simulation import grid as grid_module
 from fl.simulation.client_errors import ClientErrors
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import TaskFaults
@@ -305,8 +304,8 @@ def test_the_same_object_can_be_pushed_again_as_a_new_message() -> None:
 
 
 def test_what_a_strategy_changes_after_the_push_does_not_reach_the_client() -> None:
-    def echo(assignment):
-        return Outcome(content=assignment.payload.content)
+    def echo(request):
+        return Result(content=request.payload.content)
 
     grid = grid_of(fleet_of([Client()]), flops=1.0, answer=echo)
     config = ConfigRecord({"round": 1, "rates": [0.1, 0.2]})
@@ -327,18 +326,18 @@ def test_messages_that_share_their_content_are_copied_and_weighed_once(monkeypat
         weighed.append(content)
         return 10
 
-    monkeypatch.setattr(grid_module, "payload_bytes", weigh)
-    grid = grid_of(fleet_of([Client()] * 5), answer=lambda _: Outcome())
+    monkeypatch.setattr("fl.execution.contract.payload_bytes", weigh)
+    grid = grid_of(fleet_of([Client()] * 5), answer=lambda _: Result())
     shared = content_of(100)
     names = grid.push_messages([Message(shared, node_id(i), "train") for i in range(4)])
     grid.push_messages([message_to(4, 100)])
     assert len(weighed) == 2
-    payloads = {id(grid._flights[name].content.assignment.payload) for name in names}
+    payloads = {id(grid._mailbox.in_flight[name].request.payload) for name in names}
     assert len(payloads) == 1  # one broadcast for the executor
 
 
 def test_a_client_error_is_an_error_reply_of_its_length(caplog) -> None:
-    grid = speeds(1.0, 1.0, answer=lambda _: Outcome(error=(2, "bad luck"), details="the trace"))
+    grid = speeds(1.0, 1.0, answer=lambda _: Result(error=(2, "bad luck"), details="the trace"))
     with caplog.at_level(logging.WARNING, logger="fl"):
         replies = grid.send_and_receive([message_to(0), message_to(1)])
     assert [(r.error.code, r.error.reason) for r in replies] == [(2, "bad luck")] * 2
@@ -349,13 +348,13 @@ def test_a_client_error_is_an_error_reply_of_its_length(caplog) -> None:
 
 def test_fail_fast_stops_at_the_first_client_error() -> None:
     errors = ClientErrors(fail_fast=True)
-    grid = speeds(1.0, answer=lambda _: Outcome(error=(2, "bad luck")), errors=errors)
+    grid = speeds(1.0, answer=lambda _: Result(error=(2, "bad luck")), errors=errors)
     with pytest.raises(SimulationError, match=r"client 0, dispatch 0, at 12 s: bad luck"):
         grid.send_and_receive([message_to(0)])
 
 
 def test_a_reply_that_is_no_recorddict_is_rejected() -> None:
-    grid = speeds(1.0, answer=lambda _: Outcome(content={"not": "a RecordDict"}))
+    grid = speeds(1.0, answer=lambda _: Result(content={"not": "a RecordDict"}))
     (reply,) = grid.send_and_receive([message_to(0)])
     assert "dict, not a RecordDict" in reply.error.reason
     assert grid.trace.counts[E.REJECTED] == 1
@@ -403,16 +402,16 @@ def test_when_the_work_is_done_changes_nothing_that_is_simulated(seed: int) -> N
     *expected, _ = run(False)
     *seen, grid = run(True)
     assert seen == expected
-    assert not grid._executor.submitted, "each was asked for, or discarded"
-    assert not grid._waiting
+    assert not grid._ahead._executor.submitted, "each was asked for, or discarded"
+    assert not grid._ahead._waiting
 
 
 def test_work_is_asked_for_when_its_reply_is_read_and_not_before() -> None:
     asked = []
 
-    def answer(assignment):
-        asked.append((grid.clock.now(), assignment.client))
-        return Outcome(content=content_of(5))
+    def answer(request):
+        asked.append((grid.clock.now(), request.client))
+        return Result(content=content_of(5))
 
     grid = speeds(4.0, 12.0, reply=5, answer=answer, size_known=True)  # done at 3 and 1 s
     grid.send_and_receive([message_to(0), message_to(1)])
@@ -433,7 +432,7 @@ LOOKS = {
 
 @pytest.fixture
 def large_replies(monkeypatch) -> None:
-    monkeypatch.setattr(grid_module, "LARGE_BYTES", 5)
+    monkeypatch.setattr("fl.simulation.host.LARGE_BYTES", 5)
 
 
 @pytest.mark.usefixtures("large_replies")
@@ -441,9 +440,9 @@ def large_replies(monkeypatch) -> None:
 def test_the_work_for_a_large_reply_is_asked_for_when_somebody_looks_at_it(look) -> None:
     asked = []
 
-    def answer(assignment):
-        asked.append(assignment.client)
-        return Outcome(content=content_of(5))
+    def answer(request):
+        asked.append(request.client)
+        return Result(content=content_of(5))
 
     grid = speeds(4.0, 12.0, reply=5, answer=answer, size_known=True)
     replies = grid.send_and_receive([message_to(0), message_to(1)])
@@ -470,19 +469,19 @@ def test_two_tasks_of_one_client_are_never_in_one_wave() -> None:
     names = [*grid.push_messages([message_to(0)]), *grid.push_messages([message_to(0)])]
     grid.sleep(100.0)
     assert len(grid.pull_messages(names)) == 2  # the executor checks its waves
-    assert [len(wave) for wave in grid._executor.waves] == [1, 1]
+    assert [len(wave) for wave in grid._ahead._executor.waves] == [1, 1]
 
 
 def test_work_whose_reply_will_be_lost_is_not_done() -> None:
     lost = ScriptedFaults(script={(0, 0): TaskFaults(lose_upload=True)})
     grid = speeds(1.0, 1.0, faults=lost, reply=5, size_known=True)
     grid.send_and_receive([message_to(0), message_to(1)], timeout=50.0)
-    assert [[a.client for a in wave] for wave in grid._executor.waves] == [[1]]
+    assert [[a.client for a in wave] for wave in grid._ahead._executor.waves] == [[1]]
     assert grid.engine.bytes_up == 10, "what was lost was sent"
 
 
 def test_an_error_that_is_found_late_is_recorded_when_it_is(caplog) -> None:
-    grid = speeds(1.0, reply=5, answer=lambda _: Outcome(error=(2, "bad luck")), size_known=True)
+    grid = speeds(1.0, reply=5, answer=lambda _: Result(error=(2, "bad luck")), size_known=True)
     (reply,) = grid.send_and_receive([message_to(0)])
     assert (reply.error.code, reply.error.reason) == (2, "bad luck")
     assert times(grid.trace, E.CLIENT_ERROR) == {(0, 0): 12.0}
@@ -490,7 +489,7 @@ def test_an_error_that_is_found_late_is_recorded_when_it_is(caplog) -> None:
 
 
 def test_a_plan_that_was_wrong_about_the_reply_is_a_bug() -> None:
-    grid = speeds(1.0, reply=5, answer=lambda _: Outcome(content=content_of(6)), size_known=True)
+    grid = speeds(1.0, reply=5, answer=lambda _: Result(content=content_of(6)), size_known=True)
     with pytest.raises(SimulationError, match=r"message 0\.0 says that its reply has 5 bytes"):
         grid.send_and_receive([message_to(0)])
 
@@ -615,8 +614,8 @@ def test_the_date_is_the_grids_and_a_client_begins_when_it_is_sent_something() -
         names = grid.push_messages([message_to(0)])
     grid.clock.sleep(100.0)
     grid.pull_messages(names)
-    ((assignment,),) = grid._executor.waves
-    assert assignment.message(own_content=True).metadata.created_at == 1_000_000_077.5
+    ((request,),) = grid._ahead._executor.waves
+    assert request.message(own_content=True).metadata.created_at == 1_000_000_077.5
 
 
 def test_other_threads_do_not_move_time_and_see_what_the_server_app_saw_last() -> None:
@@ -644,14 +643,14 @@ def test_other_threads_do_not_move_time_and_see_what_the_server_app_saw_last() -
 def test_a_thread_that_asks_does_not_disturb_the_server_apps_random_numbers() -> None:
     grid = speeds(1.0)
     inside, drawn = threading.Event(), threading.Event()
-    node_ids = grid._node_ids
+    node_ids = grid._attendance.nodes
 
     def slow():
         inside.set()
         assert drawn.wait(5.0)
         return node_ids()
 
-    grid._node_ids = slow
+    grid._attendance.nodes = slow
     random.seed(1)
     expected = [random.random(), random.random()]
     random.seed(1)
@@ -665,9 +664,9 @@ def test_a_thread_that_asks_does_not_disturb_the_server_apps_random_numbers() ->
 
 
 def test_what_an_executor_draws_leaves_no_trace_in_the_server_apps_random_numbers() -> None:
-    def drawing(assignment):
+    def drawing(request):
         random.random()
-        return counting(assignment)
+        return counting(request)
 
     random.seed(1)
     expected = random.random()

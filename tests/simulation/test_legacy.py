@@ -22,11 +22,11 @@ from flwr.serverapp import Grid, ServerApp
 from stand_ins import Client, Scripted, fleet_of, grid_of, times
 
 from fl.errors import SimulationError
-from fl.execution.executor import Assignment, Outcome, RunInfo
+from fl.execution.contract import Request, Result, RunInfo
 from fl.runs.simulator import SimulatedRun, simulate
+from fl.simulation.cost import CostModel
 from fl.simulation.kernel.trace import Event
 from fl.simulation.legacy import concurrent_rounds
-from fl.simulation.work import Charge
 from fl.simulation.world.faults import Faults
 
 N = 4
@@ -96,7 +96,7 @@ def run(app: ServerApp, **kwargs: Any) -> SimulatedRun:
     fleet = kwargs.pop("fleet", fleet_of([Client()] * N))
     settings: dict[str, Any] = {
         "executor": "serial",
-        "charge": Charge(flops_per_example=1.0),
+        "charge": CostModel(flops_per_example=1.0),
         "progress": False,
     }
     client = ClientApp(client_fn=client_fn, mods=kwargs.pop("mods", None))
@@ -264,17 +264,17 @@ class Proxy:
         self.node_id = node_id
 
 
-def fit_res(assignment: Assignment) -> Outcome:
-    message = assignment.message(own_content=True)
-    context = assignment.context(RunInfo(0, N, {}))
-    return Outcome(content=ClientApp(client_fn=client_fn)(message, context).content)
+def fit_res(request: Request) -> Result:
+    message = request.message(own_content=True)
+    context = request.context(RunInfo(0, N, {}))
+    return Result(content=ClientApp(client_fn=client_fn)(message, context).content)
 
 
 def test_one_instruction_object_is_one_broadcast() -> None:
     payloads = []
     grid = grid_of(
         fleet_of([Client()] * 3),
-        answer=lambda assignment: payloads.append(assignment.payload) or fit_res(assignment),
+        answer=lambda request: payloads.append(request.payload) or fit_res(request),
     )
     instruction = FitIns(ndarrays_to_parameters(START), {})
     with concurrent_rounds(grid):

@@ -14,9 +14,9 @@ from fl.simulation.kernel.links import (
     Edges,
     Links,
     ServerLink,
-    SharedLink,
     mathis_bps,
 )
+from fl.simulation.kernel.shared_link import SharedLink
 
 # ---- a brute-force reference ---------------------------------------------------------------------
 

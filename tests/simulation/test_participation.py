@@ -20,7 +20,7 @@ from stand_ins import (
 )
 
 from fl import simulate
-from fl.execution.executor import Outcome
+from fl.execution.contract import Result
 from fl.reports.participation import participation, told
 from fl.reports.table import results
 from fl.simulation.world.faults import TaskFaults
@@ -30,10 +30,10 @@ GOOD, RAISES, DROPS, LOST, SLOW, UNASKED, AWAY, LAST = range(8)
 REJECTED = 8
 
 
-def answer(assignment):
-    if assignment.client == RAISES:
-        return Outcome(error=(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "it raised"))
-    return Outcome(content=content_of(8))
+def answer(request):
+    if request.client == RAISES:
+        return Result(error=(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "it raised"))
+    return Result(content=content_of(8))
 
 
 def fleet(n=9):

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 import fl
 from fl.errors import ConfigError
-from fl.simulation.kernel.links import SharedLink
+from fl.simulation.kernel.shared_link import SharedLink
 from fl.simulation.world.availability import Diurnal, ExponentialOnOff, TraceAvailability
 from fl.simulation.world.faults import Faults, GilbertElliott
 from fl.simulation.world.fleet import Fleet

@@ -49,13 +49,13 @@ from flwr.serverapp.strategy import (
 from stand_ins import Client, fleet_of, times
 
 from fl.execution import SerialExecutor
-from fl.execution.executor import RunInfo
+from fl.execution.contract import RunInfo
 from fl.flower.identity import assume_identity, node_id
 from fl.flower.messages import with_content
 from fl.flower.private import give_id
+from fl.simulation.cost import CostModel
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
-from fl.simulation.work import Charge
 
 N = 8
 ROUNDS = 3
@@ -118,7 +118,7 @@ def on_the_grid(strategy: Strategy, app: ClientApp) -> tuple[list[ArrayRecord], 
     fleet = fleet_of([Client(flops=(5 + i) / (N - i)) for i in range(N)])
     executor = SerialExecutor()
     executor.start(app, RunInfo(0, N, {}))
-    grid = SimGrid(fleet, executor, charge=Charge(flops_per_example=1.0))
+    grid = SimGrid(fleet, executor, charge=CostModel(flops_per_example=1.0))
     models = []
     seed_everything()
     strategy.start(

@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from scipy.sparse import csr_array
 from stand_ins import Client, FakeExecutor, FixedWork, events, fleet_of
 
-from fl.execution.executor import Outcome
+from fl.execution.contract import Result
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
 from fl.strategies import Decentralized, Exchange, NodeModels
@@ -114,9 +114,9 @@ def run(
     seconds = step_s if callable(step_s) else lambda i, k: 1.0 if step_s is None else step_s[i]
     curvature, centre = np.asarray(a, np.float32), np.asarray(b, np.float32)
 
-    def answer(assignment) -> Outcome:
-        i = assignment.client
-        x = assignment.payload.content["arrays"].to_numpy_ndarrays()[0]
+    def answer(request) -> Result:
+        i = request.client
+        x = request.payload.content["arrays"].to_numpy_ndarrays()[0]
         g = curvature[i] * (x - centre[i]) if change is None else x
         if change is not None:
             x = change(i, x)
@@ -125,14 +125,14 @@ def run(
                 x = x - np.float32(lr) * curvature[i] * (x - centre[i])
         metrics = MetricRecord({"num-examples": 1, "train-loss": 0.0, "steps": steps})
         gradient = ArrayRecord({"vector": torch.as_tensor(np.asarray(g, dtype=np.float32).ravel())})
-        return Outcome(
+        return Result(
             content=RecordDict({"arrays": record(x), "metrics": metrics, "gradient": gradient})
         )
 
     grid = SimGrid(
         fleet_of(clients or [Client(flops=1.0)] * n, **fleet),
         FakeExecutor(answer),
-        planner=lambda assignment, _: FixedWork(seconds(assignment.client, assignment.dispatch)),
+        planner=lambda request, _: FixedWork(seconds(request.client, request.dispatch)),
     )
     ran = Ran([], [], [], grid)
 

@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 from stand_ins import Client, FakeExecutor, events, fleet_of
 
-from fl.execution.executor import Outcome
+from fl.execution.contract import Result
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
 
@@ -73,24 +73,24 @@ def run(
     of_client = step_s if callable(step_s) else lambda client, _: step_s[client]
     slope = gradient or (lambda client, w: w - np.float32(centres[client]))
 
-    def plan(assignment, _):
-        config = assignment.payload.content["config"]
+    def plan(request, _):
+        config = request.payload.content["config"]
         asked = int(config.get("local-steps", steps))
-        seconds = of_client(assignment.client, assignment.dispatch)
+        seconds = of_client(request.client, request.dispatch)
         if "elapsed-s" in config:
             done = min(asked, floor(config["elapsed-s"] / seconds + 1e-9))
             return Planned(0.0, {"steps": done}, done * seconds)
         return Planned(asked * seconds)
 
-    def answer(assignment) -> Outcome:
-        content = assignment.payload.content
+    def answer(request) -> Result:
+        content = request.payload.content
         asked = int(content["config"].get("local-steps", steps))
-        done = asked if assignment.work is None else assignment.work["steps"]
+        done = asked if request.work is None else request.work["steps"]
         w = content["arrays"].to_numpy_ndarrays()[0]
         for _ in range(done):
-            w = w - np.float32(lr) * slope(assignment.client, w)
+            w = w - np.float32(lr) * slope(request.client, w)
         metrics = MetricRecord({"num-examples": 1, "train-loss": 0.0, "steps": done})
-        return Outcome(content=RecordDict({"arrays": record(w), "metrics": metrics}))
+        return Result(content=RecordDict({"arrays": record(w), "metrics": metrics}))
 
     clients = [Client(flops=1.0) for _ in centres]
     grid = SimGrid(fleet_of(clients, **fleet), FakeExecutor(answer), planner=plan)

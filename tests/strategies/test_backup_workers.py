@@ -9,13 +9,13 @@ from scipy.optimize import minimize
 from stand_ins import FakeExecutor, FixedWork, Scripted, ScriptedFaults
 
 from fl.errors import ConfigError
-from fl.execution.executor import Outcome
+from fl.execution.contract import Result
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event, Trace
 from fl.simulation.world.durations import Constant, ShiftedExponential
 from fl.simulation.world.faults import TaskFaults
 from fl.simulation.world.fleets import durations
-from fl.strategies import DBW, BackupWorkers
+from fl.strategies import DBW, BackupWorkers, ParameterServer
 from fl.strategies.arrival_times import ArrivalTimes, monotone_fit
 
 N = 8
@@ -25,17 +25,17 @@ START = np.array([4.0, -2.0], dtype=np.float32)
 def quadratic(noise=0.0, loss_noise=0.0):
     """Workers with f(w) = |w|^2 / 2 and a gradient w + noise z; they do one step of rate lr."""
 
-    def answer(assignment):
-        config = assignment.payload.content["config"]
+    def answer(request):
+        config = request.payload.content["config"]
         assert (config["local-steps"], config["lr"]) == (1, 1.0)
-        w = assignment.payload.content["arrays"]["w"].numpy()
-        rng = np.random.default_rng([assignment.client, assignment.dispatch])
+        w = request.payload.content["arrays"]["w"].numpy()
+        rng = np.random.default_rng([request.client, request.dispatch])
         g = w + noise * rng.standard_normal(2)
         loss = float(w @ w) / 2 + loss_noise * rng.standard_normal()
         x = (w - g).astype(np.float32)
         metrics = MetricRecord({"num-examples": 1, "train-loss": loss})
         content = {"arrays": ArrayRecord({"w": Array(x)}), "metrics": metrics}
-        return Outcome(content=RecordDict(content))
+        return Result(content=RecordDict(content))
 
     return answer
 
@@ -76,7 +76,9 @@ def per_version(trace):
 
 @pytest.mark.parametrize("policy", ["psw", "psi", "pull"])
 def test_without_backup_workers_it_is_gradient_descent(policy):
-    grid, _, versions = run(BackupWorkers(eta=0.25, policy=policy), Constant(), rounds=6)
+    grid, _, versions = run(
+        ParameterServer(BackupWorkers(eta=0.25), policy=policy), Constant(), rounds=6
+    )
     for t, (time, w) in enumerate(versions):
         assert time == pytest.approx(t)
         np.testing.assert_allclose(w, 0.75**t * START, rtol=1e-5)
@@ -86,7 +88,7 @@ def test_without_backup_workers_it_is_gradient_descent(policy):
 @pytest.mark.parametrize("policy", ["psw", "psi", "pull"])
 @pytest.mark.parametrize("backup", [0, 3, 7])
 def test_every_version_is_made_of_n_minus_b_gradients_of_the_last(policy, backup):
-    strategy = BackupWorkers(backup=backup, eta=0.25, policy=policy)
+    strategy = ParameterServer(BackupWorkers(backup=backup, eta=0.25), policy=policy)
     _, trace, versions = run(strategy, ShiftedExponential(), rounds=12)
     # the model's course says that no gradient of an older version was used
     np.testing.assert_allclose(versions[-1][1], 0.75**12 * START, rtol=1e-5)
@@ -97,7 +99,7 @@ def test_memoryless_interrupted_workers_take_the_sum_of_one_over_n_minus_j():
     # The k-th of n independent Exp(1) times; nobody has a head start, as all begin anew.
     n, rounds = 4, 150
     for k in (1, 3):
-        strategy = BackupWorkers(backup=n - k, policy="psi", eta=1e-3)
+        strategy = ParameterServer(BackupWorkers(backup=n - k, eta=1e-3), policy="psi")
         _, _, versions = run(strategy, ShiftedExponential(), rounds=rounds, n=n)
         expected = sum(1 / (n - j) for j in range(k))
         # the variance of that time is the sum of 1 / (n - j)^2
@@ -113,8 +115,8 @@ def test_a_worker_that_is_pushed_a_model_finishes_before_it_takes_the_newest():
 
     computed = {}
     for policy in ("psw", "psi", "pull"):
-        strategy = BackupWorkers(backup=1, policy=policy)
-        _, trace, _ = run(strategy, rounds=6, n=2, client=Slow())
+        strategy = ParameterServer(BackupWorkers(backup=1), policy=policy)
+        _, trace, _ = run(strategy, rounds=6, n=2, client_factor=Slow())
         rows = zip(trace.time, trace.kind, trace.client, strict=True)
         computed[policy] = [t for t, kind, c in rows if Event(kind) is Event.COMPUTE_END and c == 1]
     assert computed["psw"] == computed["pull"] == [2.5, 5.0]
@@ -129,7 +131,11 @@ def test_pushing_ahead_moves_more_bytes_than_pulling_if_workers_take_them(prefet
 
     moved = {
         policy: run(
-            BackupWorkers(backup=1, policy=policy), rounds=6, n=2, client=Slow(), prefetch=prefetch
+            ParameterServer(BackupWorkers(backup=1), policy=policy),
+            rounds=6,
+            n=2,
+            client_factor=Slow(),
+            prefetch=prefetch,
         )[0]
         for policy in ("psw", "pull")
     }
@@ -142,7 +148,7 @@ def test_pushing_ahead_moves_more_bytes_than_pulling_if_workers_take_them(prefet
 @pytest.mark.parametrize("policy", ["psw", "psi", "pull"])
 def test_a_worker_that_always_fails_does_not_stop_the_others(make, policy):
     crashes = ScriptedFaults(script={(1, k): TaskFaults(crash_at=0.5) for k in range(999)})
-    strategy = make(backup=0, eta=0.25, policy=policy)
+    strategy = ParameterServer(make(backup=0, eta=0.25), policy=policy)
     _, trace, versions = run(strategy, Constant(), rounds=6, n=3, faults=crashes)
     np.testing.assert_allclose(versions[-1][1], 0.75**6 * START, rtol=1e-5)
     assert per_version(trace) == [2] * 6
@@ -152,7 +158,7 @@ def test_a_worker_that_always_fails_does_not_stop_the_others(make, policy):
 @pytest.mark.parametrize("make", [BackupWorkers, DBW])
 def test_a_client_that_comes_later_is_a_worker_from_then_on(make):
     away = Scripted(3, {2: [3.5]}, offline=[2])
-    strategy = make(backup=0, eta=0.25)
+    strategy = ParameterServer(make(backup=0, eta=0.25))
     _, trace, versions = run(strategy, Constant(), rounds=8, n=3, availability=away)
     np.testing.assert_allclose(versions[-1][1], 0.75**8 * START, rtol=1e-5)
     # It is given the model at 4.0, when the fifth iteration begins.
@@ -170,7 +176,7 @@ def test_an_iteration_ends_with_what_it_has_when_no_worker_is_left():
         def next_change(self, client, t):
             return 0.5 if client == 2 and t < 0.5 else np.inf
 
-    strategy = BackupWorkers(eta=0.25)
+    strategy = ParameterServer(BackupWorkers(eta=0.25))
     _, trace, versions = run(
         strategy, Constant(), rounds=3, n=3, availability=FirstTwoOnly(), answer=quadratic()
     )
@@ -182,37 +188,40 @@ def test_an_iteration_ends_with_what_it_has_when_no_worker_is_left():
 
 
 def test_equal_times_make_dbw_wait_for_everybody():
-    _, trace, _ = run(DBW(eta=0.25), Constant(), answer=quadratic(noise=0.5))
+    _, trace, _ = run(ParameterServer(DBW(eta=0.25)), Constant(), answer=quadratic(noise=0.5))
     assert per_version(trace) == [N] * 20
 
 
 def test_without_variance_dbw_waits_for_one():
     # The gain does not depend on k then. L is known after two iterations; until then k = n.
-    _, trace, _ = run(DBW(eta=0.25), ShiftedExponential())
+    _, trace, _ = run(ParameterServer(DBW(eta=0.25)), ShiftedExponential())
     assert per_version(trace) == [N, N] + [1] * 18
+
+
+def times(h, seconds):
+    """Returns samples of T(h, k), one for each k."""
+    known = ArrivalTimes.unknown(len(seconds))
+    for k, s in enumerate(seconds, start=1):
+        known = known.with_sample(h, k, s)
+    return known
 
 
 @pytest.mark.parametrize(("variance", "best"), [(0.01, 1), (10.0, 3), (1000.0, N)])
 def test_more_variance_makes_dbw_wait_for_more(variance, best):
     # eta = 1/4, L = G = 1: gain(k) = 7/32 - V / (32 k). With E[k-th of 8 Exp(1)] as times and
     # V = 10, gain(k) / T is -0.75, 0.23, 0.26, 0.22 for k = 1, ..., 4; no gain is positive at 1000.
-    strategy = DBW(eta=0.25)
-    strategy.begin(_Server(N))
-    for k in range(1, N + 1):
-        strategy.times.add(3, k, sum(1 / (N - j) for j in range(k)))
-    strategy.variance.append(variance)
-    strategy.norm.append(1.0)
-    strategy.smoothness.append(1.0)
-    strategy.observe = lambda gradients, loss: None
-    strategy.mean_loss = lambda updates: 1.0
-    strategy.published_s = {0: 0.0}
-    assert strategy.next_k(_Server(N), [np.ones(2, dtype=np.float32)] * 3, [None] * 3) == best
+    rule = DBW(eta=0.25)
+    known = times(3, [sum(1 / (N - j) for j in range(k)) for k in range(1, N + 1)])
+    state = rule.init(START, N)._replace(
+        times=known, variance=(variance,), norm=(1.0,), smoothness=(1.0,)
+    )
+    assert rule.best_k(state, 3) == best
 
 
 def test_gains_rise_with_k_and_flatten():
-    strategy = DBW(eta=0.1)
+    strategy = ParameterServer(DBW(eta=0.1))
     run(strategy, ShiftedExponential(), answer=quadratic(noise=1.0))
-    gains = strategy.gains()
+    gains = strategy.rule.gains(strategy.state)
     if not np.allclose(gains, gains[0]):
         steps = np.diff(gains)
         assert (steps > 0).all()
@@ -221,64 +230,59 @@ def test_gains_rise_with_k_and_flatten():
 
 def test_estimates_are_those_of_the_quadratic():
     # L of |w|^2 / 2 is 1; E|z|^2 of a gradient's noise is 2 noise^2.
-    strategy = DBW(eta=0.5, window=400)
-    strategy.workers = list(range(1000))
-    strategy.begin(_Server(1000))
+    rule = DBW(eta=0.5, window=400)
+    state = rule.init(START, 1000)
     rng = np.random.default_rng(0)
     w = START.astype(np.float64)
     for _ in range(5):
         gradients = (w + 0.3 * rng.standard_normal((1000, 2))).astype(np.float32)
-        strategy.observe(gradients, float(w @ w) / 2)
+        state = rule.observed(state, gradients, float(w @ w) / 2)
         # the mean of 1000 gradients is off by 0.3 / sqrt(1000) = 0.01 in each direction
-        assert strategy.norm[-1] ** 0.5 == pytest.approx((w @ w) ** 0.5, abs=0.04)
-        assert strategy.variance[-1] == pytest.approx(2 * 0.3**2, rel=0.1)
+        assert state.norm[-1] ** 0.5 == pytest.approx((w @ w) ** 0.5, abs=0.04)
+        assert state.variance[-1] == pytest.approx(2 * 0.3**2, rel=0.1)
         w = w - 0.5 * gradients.mean(axis=0)
-    assert np.mean(strategy.smoothness) == pytest.approx(1.0, rel=0.05)
-    g, v = np.mean(strategy.norm), np.mean(strategy.variance)
-    smooth = np.mean(strategy.smoothness)
+    assert np.mean(state.smoothness) == pytest.approx(1.0, rel=0.05)
+    g, v = np.mean(state.norm), np.mean(state.variance)
+    smooth = np.mean(state.smoothness)
     k = np.arange(1, 1001)
     np.testing.assert_allclose(
-        strategy.gains(), (0.5 - smooth * 0.125) * g - smooth * 0.125 * v / k, rtol=1e-9
+        rule.gains(state), (0.5 - smooth * 0.125) * g - smooth * 0.125 * v / k, rtol=1e-9
     )
 
 
-class _Server:
-    """As much of a server as `begin` looks at."""
-
-    version = 0
-
-    def __init__(self, n):
-        self.tasks = self
-        self._n = n
-
-    def nodes(self):
-        return list(range(self._n))
-
-
 def test_a_norm_below_its_noise_is_zero_and_one_gradient_keeps_the_last_variance():
-    strategy = DBW()
-    strategy.begin(_Server(4))
-    strategy.observe(np.array([[1.0, 0.0], [-1.0, 0.0]], dtype=np.float32), 1.0)
-    assert (strategy.norm[-1], strategy.variance[-1]) == (0.0, 2.0)
-    strategy.observe(np.array([[3.0, 0.0]], dtype=np.float32), 1.0)
-    assert list(strategy.variance) == [2.0]
-    assert strategy.norm[-1] == 9.0 - 2.0
+    rule = DBW()
+    state = rule.init(START, 4)
+    state = rule.observed(state, np.array([[1.0, 0.0], [-1.0, 0.0]], dtype=np.float32), 1.0)
+    assert (state.norm[-1], state.variance[-1]) == (0.0, 2.0)
+    state = rule.observed(state, np.array([[3.0, 0.0]], dtype=np.float32), 1.0)
+    assert state.variance == (2.0,)
+    assert state.norm[-1] == 9.0 - 2.0
 
 
 @pytest.mark.parametrize(("loss", "least"), [(1.0, 1), (1.009, 1), (1.02, 4)])
 def test_a_growing_loss_makes_dbw_wait_for_one_more(loss, least):
     # Without noise, k = 1 is best; but three gradients were waited for when the loss grew.
-    strategy = DBW(eta=0.25)
-    strategy.workers = list(range(N))
-    strategy.begin(_Server(N))
-    for k in range(1, N + 1):
-        strategy.times.add(3, k, float(k))
-    strategy.last = (1.0, 1.0, 1.0)
-    strategy.smoothness.append(0.0)
-    strategy.published_s = {0: 0.0}
-    strategy.mean_loss = lambda updates: loss
-    k = strategy.next_k(_Server(N), [np.ones(2, dtype=np.float32)] * 3, [None] * 3)
-    assert k == least
+    rule = DBW(eta=0.25)
+    state = rule.init(START, N)._replace(
+        times=times(3, [float(k) for k in range(1, N + 1)]), last=(1.0, 1.0, 1.0), smoothness=(0.0,)
+    )
+    gradients = np.ones((3, 2), dtype=np.float32)
+    after = rule.step(state, 0, gradients, [{"train-loss": loss}] * 3, set())
+    assert after.k == least
+    np.testing.assert_array_equal(after.w, START - 0.25)
+    assert (state.waited, after.waited) == ({0: N}, {1: 3})
+
+
+def test_versions_of_which_gradients_may_come_are_remembered():
+    rule = DBW(eta=0.25)
+    state, gradients = rule.init(START, N), np.ones((2, 2), dtype=np.float32)
+    for version in range(4):
+        state = rule.step(state, version, gradients, [{"train-loss": 1.0}] * 2, {0, version})
+    assert sorted(state.waited) == [0, 3, 4]
+    after = rule.arrived(state, 7, 1, 2.5)  # of a version that no gradient has made
+    assert after.times.total[N - 1, 0] == 2.5
+    assert state.times.total.sum() == 0.0
 
 
 # ---- T(h, k) -------------------------------------------------------------------------------------
@@ -303,32 +307,30 @@ def test_the_fit_is_the_least_squares_one_among_monotone_tables():
 
 
 def test_tables_are_monotone_and_filled_in_with_what_neighbours_allow():
-    times = ArrivalTimes(5)
+    times = ArrivalTimes.unknown(5)
     rng = np.random.default_rng(2)
     for _ in range(40):
         h, k = rng.integers(1, 6, size=2)
-        times.add(int(h), int(k), float(rng.exponential()))
-    table = times.table()
+        times = times.with_sample(int(h), int(k), float(rng.exponential()))
+    table = times.table
     assert (np.diff(table, axis=1) >= -1e-12).all()
     assert (np.diff(table, axis=0) <= 1e-4).all()
-    few = ArrivalTimes(3)
-    few.add(3, 1, 1.0)
-    few.add(3, 3, 4.0)
+    few = ArrivalTimes.unknown(3).with_sample(3, 1, 1.0).with_sample(3, 3, 4.0)
     # (3, 2) may be as little as (3, 1); smaller h take as long at least, and that is taken.
-    np.testing.assert_allclose(few.table(), [[1, 1, 4]] * 3, atol=1e-4)
+    np.testing.assert_allclose(few.table, [[1, 1, 4]] * 3, atol=1e-4)
 
 
 def test_the_table_recovers_the_means_of_order_statistics():
     # E[k-th of n Exp(1)] is the sum of 1 / (n - j), j < k, for every h: the fit pools the rows.
     n = 5
     rng = np.random.default_rng(3)
-    times = ArrivalTimes(n)
+    times = ArrivalTimes.unknown(n)
     for h in range(1, n + 1):
         for _ in range(200):
             for k, seconds in enumerate(np.sort(rng.exponential(size=n)), start=1):
-                times.add(h, k, float(seconds))
+                times = times.with_sample(h, k, float(seconds))
     expected = np.cumsum([1 / (n - j) for j in range(n)])
-    np.testing.assert_allclose(times.table(), [expected] * n, rtol=0.2)
+    np.testing.assert_allclose(times.table, [expected] * n, rtol=0.2)
 
 
 def test_every_arrival_is_a_sample_of_its_own_iteration():
@@ -340,10 +342,11 @@ def test_every_arrival_is_a_sample_of_its_own_iteration():
     seen = []
 
     class Watched(BackupWorkers):
-        def arrived(self, server, version, order, seconds):
+        def arrived(self, state, version, order, seconds):
             seen.append((version, order, seconds))
+            return state
 
-    run(Watched(backup=1), rounds=4, n=2, client=Slow())
+    run(ParameterServer(Watched(backup=1)), rounds=4, n=2, client_factor=Slow())
     assert seen == [(0, 1, 1.0), (1, 1, 1.0), (0, 2, 2.5), (2, 1, 1.0), (3, 1, 1.0)]
 
 
@@ -352,11 +355,14 @@ def test_every_arrival_is_a_sample_of_its_own_iteration():
     [
         (lambda: BackupWorkers(backup=-1), "backup is -1"),
         (lambda: BackupWorkers(eta=0.0), "eta is 0"),
-        (lambda: BackupWorkers(policy="push"), "policy is 'push'"),
+        (lambda: ParameterServer(BackupWorkers(), policy="push"), "policy is 'push'"),
         (lambda: DBW(beta=0.9), "beta is 0.9"),
         (lambda: DBW(window=0), "window is 0"),
-        (lambda: run(BackupWorkers(backup=N)), "backup is 8; it must be less than"),
-        (lambda: run(DBW(loss_key="loss")), "reports no 'loss'"),
+        (
+            lambda: run(ParameterServer(BackupWorkers(backup=N))),
+            "backup is 8; it must be less than",
+        ),
+        (lambda: run(ParameterServer(DBW(loss_key="loss"))), "reports no finite 'loss'"),
     ],
 )
 def test_what_cannot_be_is_refused(make, words):

@@ -15,7 +15,7 @@ from fl import simulate
 from fl.aggregation import CenteredClipping, FLTrust, Krum, Median, TrimmedMean
 from fl.attacks import IPM, Attack, Constant, Forged, Optimized, OwnSignFlip
 from fl.errors import ConfigError
-from fl.execution.executor import Outcome
+from fl.execution.contract import Result
 from fl.runs.build import build
 from fl.runs.experiment import app_of, initial_of
 from fl.simulation.grid import SimGrid
@@ -212,12 +212,12 @@ def of_two_tasks(strategy, clients=4, rounds=6):
     """Runs on clients that add to the model of a: 1, 2, ...; to that of b ten times as much."""
     fleet = fleet_of([Client() for _ in range(clients)])
 
-    def answer(assignment):
-        content = assignment.payload.content
+    def answer(request):
+        content = request.payload.content
         scale = {"a": 1.0, "b": 10.0}[content["config"]["task"]]
-        x = content["arrays"]["w"].numpy() + np.float32(scale * (assignment.client + 1))
+        x = content["arrays"]["w"].numpy() + np.float32(scale * (request.client + 1))
         metrics = MetricRecord({"num-examples": 1, "steps": 1})
-        return Outcome(RecordDict({"arrays": ArrayRecord({"w": Array(x)}), "metrics": metrics}))
+        return Result(RecordDict({"arrays": ArrayRecord({"w": Array(x)}), "metrics": metrics}))
 
     grid = SimGrid(fleet, FakeExecutor(answer), planner=lambda *_: FixedWork(1.0))
     names = {f"{task}/w": Array(np.zeros(size, np.float32)) for task, size in SIZES.items()}

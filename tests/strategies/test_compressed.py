@@ -18,7 +18,7 @@ import fl
 from fl import simulate, strategies
 from fl.aggregation import Mean, Median
 from fl.clients import Downlink, Sgd, TrainingApp, Uplink
-from fl.clients.uplink import PAYLOAD_KEY
+from fl.clients.app.uplink import PAYLOAD_KEY
 from fl.compression import (
     EF21,
     Broadcast,

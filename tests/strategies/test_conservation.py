@@ -21,7 +21,7 @@ from hydra.utils import get_class
 from stand_ins import FakeExecutor, FixedWork
 
 import fl
-from fl.execution.executor import Outcome
+from fl.execution.contract import Result
 from fl.randomness import generator
 from fl.runs.configuration import make
 from fl.simulation.grid import SimGrid
@@ -129,14 +129,14 @@ class WatchedGrid(SimGrid):
         return replies
 
 
-def answer(assignment):
+def answer(request):
     """A client that moves the model at random; sometimes it sends rubbish, or raises."""
-    rng = generator(0, "answer", assignment.client, assignment.dispatch)
+    rng = generator(0, "answer", request.client, request.dispatch)
     fate = rng.random()
     if fate < 0.02:
-        return Outcome(error=(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "the client's code raised"))
+        return Result(error=(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "the client's code raised"))
     arrays = {}
-    for name, array in assignment.payload.content["arrays"].items():
+    for name, array in request.payload.content["arrays"].items():
         value = array.numpy()
         arrays[name] = value + 0.01 * rng.normal(size=value.shape).astype(value.dtype)
     last = list(arrays)[-1]
@@ -148,13 +148,13 @@ def answer(assignment):
     content = RecordDict(
         {"arrays": ArrayRecord({k: Array(v) for k, v in arrays.items()}), "metrics": metrics}
     )
-    if "c" in assignment.payload.content:  # of SCAFFOLD
-        content["delta_c"] = assignment.payload.content["c"]
-    return Outcome(content=RecordDict({"metrics": metrics}) if fate < 0.06 else content)
+    if "c" in request.payload.content:  # of SCAFFOLD
+        content["delta_c"] = request.payload.content["c"]
+    return Result(content=RecordDict({"metrics": metrics}) if fate < 0.06 else content)
 
 
-def plan(assignment, _):
-    config = assignment.payload.content["config"]
+def plan(request, _):
+    config = request.payload.content["config"]
     flops = 0.05e9 * config.get("local-steps", 10)
     return FixedWork(0.0, past_flops=flops) if "elapsed-s" in config else FixedWork(flops)
 

@@ -215,6 +215,15 @@ def test_of_identical_workers_any_number_is_one(make):
     np.testing.assert_array_equal(alone.rows, four.rows)
 
 
+def test_moments_stay_with_workers_unless_the_client_is_told_otherwise():
+    def trained(keep):
+        rule = AdamW(lr=0.01, keep_moments=keep)
+        return run(DiLoCo(inner_steps=3), 3, rule=rule).rows[-1]
+
+    np.testing.assert_array_equal(trained(None), trained(True))
+    assert np.abs(trained(None) - trained(False)).max() > 1e-3
+
+
 # ---- DiLoCo --------------------------------------------------------------------------------------
 
 

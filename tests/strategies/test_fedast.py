@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from stand_ins import Client, FakeExecutor, FixedWork, ScriptedFaults, driven, fleet_of
 
 from fl.errors import ConfigError
-from fl.execution.executor import Outcome
+from fl.execution.contract import Result
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import TaskFaults
@@ -42,23 +42,23 @@ def run(strategy, tasks=("a", "b"), rounds=10, clients=(1.0,) * 4, cost=None, ch
     fleet = fleet_of([Client(flops=1.0 / s) for s in clients], faults=more.get("faults"))
     sent, log = [], []
 
-    def config(assignment):
-        return assignment.payload.content["config"]
+    def config(request):
+        return request.payload.content["config"]
 
-    def plan(assignment, _):
-        task = config(assignment).get("task", "")
-        sent.append((grid.clock.now(), task, assignment.client))
+    def plan(request, _):
+        task = config(request).get("task", "")
+        sent.append((grid.clock.now(), task, request.client))
         return FixedWork((cost or {}).get(task, 1.0))
 
-    def answer(assignment):
-        task = config(assignment).get("task", "")
-        arrays = assignment.payload.content["arrays"]
+    def answer(request):
+        task = config(request).get("task", "")
+        arrays = request.payload.content["arrays"]
         assert list(arrays) == (["w"] if task else list(arrays)), "plain names"
         x = next(iter(arrays.values())).numpy()
-        y = x + 1 if change is None else change(task, assignment.client, assignment.dispatch, x)
+        y = x + 1 if change is None else change(task, request.client, request.dispatch, x)
         record = ArrayRecord({next(iter(arrays)): Array(np.asarray(y, np.float32))})
         metrics = MetricRecord({"num-examples": 1, "steps": 5})
-        return Outcome(content=RecordDict({"arrays": record, "metrics": metrics}))
+        return Result(content=RecordDict({"arrays": record, "metrics": metrics}))
 
     grid = SimGrid(fleet, FakeExecutor(answer), planner=plan)
     accuracy = more.get("accuracy")

@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from stand_ins import Client, FakeExecutor, FixedWork, Scripted, ScriptedFaults, driven, fleet_of
 
 from fl.errors import ConfigError
-from fl.execution.executor import Outcome
+from fl.execution.contract import Result
 from fl.flower.identity import client_of
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
@@ -32,7 +32,7 @@ def run(seconds_per_step, rounds, change=None, timeout=1e6, factor=None, **argum
 
     Returns:
         `log`: (time, version, [(client, staleness), ...]) of every version; `steps`: (time, client,
-        steps) of every assignment; `w`: the final model; `strategy`; `trace`.
+        steps) of every request; `w`: the final model; `strategy`; `trace`.
     """
     n = len(seconds_per_step)
     fleet = fleet_of(
@@ -42,16 +42,16 @@ def run(seconds_per_step, rounds, change=None, timeout=1e6, factor=None, **argum
     )
     steps, log = [], []
 
-    def plan(assignment, _):
-        q = assignment.payload.content["config"]["local-steps"]
-        steps.append((grid.clock.now(), assignment.client, q))
-        return FixedWork(q * (factor or {}).get((assignment.client, assignment.dispatch), 1.0))
+    def plan(request, _):
+        q = request.payload.content["config"]["local-steps"]
+        steps.append((grid.clock.now(), request.client, q))
+        return FixedWork(q * (factor or {}).get((request.client, request.dispatch), 1.0))
 
-    def answer(assignment):
-        x = assignment.payload.content["arrays"]["w"].numpy()
-        y = x if change is None else change(assignment.client, assignment.dispatch, x)
+    def answer(request):
+        x = request.payload.content["arrays"]["w"].numpy()
+        y = x if change is None else change(request.client, request.dispatch, x)
         record = ArrayRecord({"w": Array(np.asarray(y, np.float32))})
-        return Outcome(
+        return Result(
             content=RecordDict({"arrays": record, "metrics": MetricRecord({"num-examples": 1})})
         )
 

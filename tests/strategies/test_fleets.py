@@ -90,7 +90,7 @@ ENDS = {
     r"asked \d+ times in a row which clients .*no other will ever come": "nobody comes",
     r"tasks in a row brought no .*To go on, ": "tasks only fail",
     r"contacts in a row brought no answer within strategy\.interaction_s": "tasks only fail",
-    r"none of the \d+ clients that were timed answered within strategy\.profiling_s": "no tier",
+    r"none of the \d+ clients that were timed answered within selection\.profiling_s": "no tier",
     r"needs the message of every worker in every round": "a message is missing",
 }
 """How runs end that cannot go on: what the error says, and what the table does."""
@@ -101,7 +101,6 @@ SMALL = {  # arguments of strategies, where they have them: so that four clients
     "min_available_nodes": 1,
     "num_nodes_to_select": 2,
     "clients": 3,
-    "num_tiers": 2,
     "concurrency": 3,
     "buffer_size": 2,
     "batch": 4,
@@ -131,6 +130,8 @@ def config_of(name: str):
             for place in ("strategy", "strategy.rule"):
                 if OmegaConf.select(found, f"{place}.{key}") is not None:
                     overrides.append(f"{place}.{key}={'null' if value is None else value}")
+        if name == "tifl":
+            overrides.append("selection.num_tiers=2")
         if "local_epochs" in found.strategy:
             overrides += ["client.local_epochs=1", "client.batch_size=128"]
         elif found.get("tasks"):

@@ -22,7 +22,7 @@ from fl.attacks import ALIE, IPM, Attack, Constant, Forged, Gauss, Mimic, Optimi
 from fl.attacks.attack import Scene
 from fl.attacks.optimized import Damage
 from fl.clients import Sgd, TrainingApp, Uplink
-from fl.clients.uplink import PAYLOAD_KEY
+from fl.clients.app.uplink import PAYLOAD_KEY
 from fl.compression import EF21, Cast, ErrorFeedback, Identity, TopK
 from fl.data import federate, load_digits, partition
 from fl.errors import ConfigError

@@ -115,6 +115,7 @@ def test_a_rule_changes_no_state_and_an_attack_reads_the_model_it_writes(rule):
     x.flags.writeable = False
     learnt = Progress(w, x, {"gradient": x})
     after = rule.adapt(state, learnt)
+    after = rule.combine(after, np.float32(0.5) * rule.message(after))  # a weight other than 1
     message = rule.message(after)
     message.flags.writeable = False
     rule.combine(after, message)

@@ -12,7 +12,7 @@ from networks import run as run_network
 from quadratics import record, run
 from stand_ins import FakeExecutor, FixedWork, ScriptedFaults, driven
 
-from fl.execution.executor import Outcome
+from fl.execution.contract import Result
 from fl.randomness import generator
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
@@ -139,9 +139,9 @@ def test_phones_that_drop_out_do_not_stop_asynchronous_fedavg(seed):
     # As `fl strategy=async_fedavg`: nobody hears of a phone that dropped out for a minute.
     fleet = mobile(100, seed)
 
-    def answer(assignment):
-        w = assignment.payload.content["arrays"].to_numpy_ndarrays()[0]
-        return Outcome(content=_reply(w))
+    def answer(request):
+        w = request.payload.content["arrays"].to_numpy_ndarrays()[0]
+        return Result(content=_reply(w))
 
     grid = SimGrid(fleet, FakeExecutor(answer), planner=lambda *_: FixedWork(3e7))
     times = []

@@ -237,7 +237,7 @@ def test_a_liar_of_1_bit_adam_has_an_error_of_its_own(compressor):
     # With C the identity it is Adam on the forged momenta; with signs it is the rule by hand, with
     # the state of four workers, of which one is fed another vector.
     rule = OneBitAdam(WORKERS, warmup=2, lr=0.01, compressor=compressor)
-    got = row(run(rule, 6, attack=OwnSignFlip()))
+    got = row(run(rule, 6, attack=IPM(epsilon=0.5)))
     x = from_record(LAYOUT, ArrayRecord(MODEL().state_dict()))
     shapes = Shapes.of(LAYOUT)
     honest = [rule.init_worker(shapes) for _ in range(WORKERS)]
@@ -246,10 +246,9 @@ def test_a_liar_of_1_bit_adam_has_an_error_of_its_own(compressor):
         payloads = []
         for i, g in enumerate(gradients(x.astype(np.float64)).numpy().astype(np.float32)):
             payload, honest[i] = rule.send(g, shapes, honest[i], r)
-            if i == 1:
-                flipped = -rule.decode(payload, shapes, server)
-                payload, liar = rule.encode(flipped, shapes, liar, r)
             payloads.append(payload)
+        others = [rule.decode(payloads[i], shapes, server) for i in (0, 2, 3)]
+        payloads[1], liar = rule.encode(-0.5 * np.mean(others, axis=0), shapes, liar, r)
         message, server = rule.combine(payloads, shapes, server, r)
         _, liar = rule.apply(x, message, shapes, liar)
         steps = [rule.apply(x, message, shapes, state) for state in honest]

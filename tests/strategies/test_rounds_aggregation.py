@@ -344,9 +344,9 @@ class Watching(SerialExecutor):
         self.models = []
         self.alive = []
 
-    def result(self, assignment):
+    def result(self, request):
         self.alive.append(sum(model() is not None for model in self.models))
-        outcome = super().result(assignment)
+        outcome = super().result(request)
         row = from_record(layout_of(outcome.content["arrays"]), outcome.content["arrays"])
         self.models.append(weakref.ref(row))
         return outcome

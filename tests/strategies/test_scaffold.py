@@ -26,7 +26,7 @@ from fl.clients import (
     StepDecay,
     TrainingApp,
 )
-from fl.clients.app import MEMORY_KEY
+from fl.clients.app.inbox import MEMORY_KEY
 from fl.data import federate, load_digits, partition
 from fl.errors import ConfigError
 from fl.flower.records import record_vector, vector_record

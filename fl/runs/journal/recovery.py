@@ -210,7 +210,7 @@ class Recovery:
         return None if self._journal is None else self._journal.wall_s
 
     def executor(self, executor: Executor, *, keeps_errors: bool = True) -> Executor:
-        """Returns an executor whose outcomes are kept; see `Journaled` for `keeps_errors`."""
+        """Returns an executor whose results are kept; see `Journaled` for `keeps_errors`."""
         if self._journal is None:
             return executor
         return Journaled(executor, self._journal, keeps_errors=keeps_errors)

@@ -10,20 +10,21 @@ from typing import Any
 from flwr.app import RecordDict
 
 from fl.errors import ConfigError
-from fl.execution.executor import AppSource, Assignment, Executor, Outcome, Payload, RunInfo
+from fl.execution.contract import Payload, Request, Result, RunInfo
+from fl.execution.executor import AppSource, Executor
 from fl.runs.journal.encoding import checksum, encode
 from fl.runs.journal.journal import Journal
 
 
-def _outcome(facts: dict[str, Any], records: dict[str, RecordDict | None]) -> Outcome:
-    """Returns an outcome as `Journaled.result` has noted it.
+def _result(facts: dict[str, Any], records: dict[str, RecordDict | None]) -> Result:
+    """Returns a result as `Journaled.result` has noted it.
 
     Raises:
         ConfigError: somebody else has noted something else.
     """
     try:
         error = facts["error"]
-        return Outcome(
+        return Result(
             content=records["content"],
             error=None if error is None else (int(error[0]), str(error[1])),
             state=records["state"],
@@ -40,16 +41,16 @@ class _Wave:
     """A wave that the executor has not been given yet.
 
     Attributes:
-        members: the assignments, as they were submitted: an answered one loses its payload.
-        open: those whose outcome may still be asked for.
+        members: the requests, as they were submitted: an answered one loses its payload.
+        open: those whose result may still be asked for.
     """
 
-    members: list[Assignment]
-    open: set[Assignment] = field(default_factory=set)
+    members: list[Request]
+    open: set[Request] = field(default_factory=set)
 
 
 class Journaled(Executor):
-    """Keeps the outcomes of another executor in a journal, and returns those that are there.
+    """Keeps the results of another executor in a journal, and returns those that are there.
 
     What trains together decides the last bits of its results. So a wave of which the journal holds
     a part is given to the executor whole, as it was the first time; waves that the journal answers
@@ -66,14 +67,14 @@ class Journaled(Executor):
         self._executor = executor
         self._journal = journal
         self._keeps_errors = keeps_errors
-        self._waves: dict[Assignment, _Wave] = {}  # of open members; in order of submission
+        self._waves: dict[Request, _Wave] = {}  # of open members; in order of submission
         self._payloads: weakref.WeakKeyDictionary[Payload, int] = weakref.WeakKeyDictionary()
 
     def start(self, app: AppSource, run: RunInfo) -> None:
         """Starts the executor."""
         self._executor.start(app, run)
 
-    def submit(self, wave: Sequence[Assignment]) -> None:
+    def submit(self, wave: Sequence[Request]) -> None:
         """Passes a wave on, or keeps it for when the journal ends."""
         if not self._journal.replaying:
             self._executor.submit(wave)
@@ -81,36 +82,36 @@ class Journaled(Executor):
         held = _Wave([replace(member) for member in wave], set(wave))
         self._waves.update(dict.fromkeys(wave, held))
 
-    def result(self, assignment: Assignment) -> Outcome:
-        """Returns the outcome in the journal, or else the executor's, which the journal gets."""
-        request = self._request(assignment)
-        answer = self._journal.recall("outcome", request)
+    def result(self, request: Request) -> Result:
+        """Returns the result in the journal, or else the executor's, which the journal gets."""
+        key = self._key(request)
+        answer = self._journal.recall("result", key)
         if answer is not None:
-            self._close(assignment)
-            return _outcome(*answer)
+            self._close(request)
+            return _result(*answer)
         self._hand_over()
-        outcome = self._executor.result(assignment)
-        if outcome.error is not None and not self._keeps_errors:
-            return outcome
+        result = self._executor.result(request)
+        if result.error is not None and not self._keeps_errors:
+            return result
         self._journal.note(
-            "outcome",
-            request,
+            "result",
+            key,
             {
-                "error": outcome.error,
-                "slept_s": outcome.slept_s,
-                "host_s": outcome.host_s,
-                "details": outcome.details,
+                "error": result.error,
+                "slept_s": result.slept_s,
+                "host_s": result.host_s,
+                "details": result.details,
             },
-            {"content": outcome.content, "state": outcome.state},
+            {"content": result.content, "state": result.state},
         )
-        return outcome
+        return result
 
-    def discard(self, assignment: Assignment) -> None:
-        """Forgets a submitted assignment whose outcome nobody will need."""
-        if assignment in self._waves:
-            self._close(assignment)
+    def discard(self, request: Request) -> None:
+        """Forgets a submitted request whose result nobody will need."""
+        if request in self._waves:
+            self._close(request)
         else:
-            self._executor.discard(assignment)
+            self._executor.discard(request)
 
     def close(self) -> None:
         """Closes the executor."""
@@ -121,24 +122,24 @@ class Journaled(Executor):
         """Returns the executor's facts."""
         return self._executor.report()
 
-    def _request(self, assignment: Assignment) -> list[Any]:
-        """Returns what tells an assignment from all others: who does what, and with what."""
-        payload = assignment.payload
+    def _key(self, request: Request) -> list[Any]:
+        """Returns what tells a request from all others: who does what, and with what."""
+        payload = request.payload
         if payload not in self._payloads:
             try:
                 self._payloads[payload] = checksum(encode({}, {"content": payload.content}))
             except (TypeError, ValueError):  # somebody's own kind of array: not compared
                 self._payloads[payload] = 0
         return [
-            assignment.client,
-            assignment.dispatch,
-            assignment.message_type,
-            assignment.work,
+            request.client,
+            request.dispatch,
+            request.message_type,
+            request.work,
             self._payloads[payload],
         ]
 
-    def _close(self, assignment: Assignment) -> None:
-        self._waves.pop(assignment).open.discard(assignment)
+    def _close(self, request: Request) -> None:
+        self._waves.pop(request).open.discard(request)
 
     def _hand_over(self) -> None:
         """Gives the executor what the journal has left open."""

@@ -13,6 +13,7 @@ State between calls is a cache only: asking in another order gives the same answ
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Protocol
@@ -65,40 +66,39 @@ class Always:
         return math.inf
 
 
-class ExponentialOnOff:
-    """Each client alternates between online and offline periods of exponential length.
+class Alternating(ABC):
+    """Each client alternates between online and offline periods of random lengths.
 
-    The process is stationary: at time 0 a client is online with probability
-    mean_on_s / (mean_on_s + mean_off_s), and because the law has no memory, what is left of that
-    period is exponential as well. Period k of client i is drawn from (seed, i, k) alone.
+    What is left at time 0 of a client's first period must have the law of a whole one. Period k of
+    client i is drawn from (seed, i, k) alone.
 
     Args:
         num_clients: n.
         seed: root seed of the run.
-        mean_on_s: mean length of an online period in s.
-        mean_off_s: mean length of an offline period in s.
-
-    Raises:
-        ConfigError: a mean is not positive and finite.
+        share: probability that a client is online at time 0, a number or shape (n,).
     """
 
-    def __init__(self, num_clients: int, seed: int, mean_on_s: float, mean_off_s: float) -> None:
-        _check_clients(num_clients)
-        for name, mean in (("mean_on_s", mean_on_s), ("mean_off_s", mean_off_s)):
-            if not (math.isfinite(mean) and mean > 0):
-                raise ConfigError(
-                    f"{name} is {mean}; the mean length of a period must be positive and finite. "
-                    "For clients that never leave use fl.simulation.world.availability.Always."
-                )
+    def __init__(self, num_clients: int, seed: int, share: float | NDArray[np.float64]) -> None:
         self._seed = seed
-        self._mean_on, self._mean_off = mean_on_s, mean_off_s
         clients = np.arange(num_clients)
-        share = mean_on_s / (mean_on_s + mean_off_s)
         self._first = uniforms(seed, "availability-first", clients) < share
         # The period each client is in at the last time asked for: a cache, 20 bytes a client.
         self._period = np.zeros(num_clients, dtype=np.int32)
         self._begin = np.zeros(num_clients)
         self._end = self._lengths(clients, self._period)
+
+    @abstractmethod
+    def _lengths(
+        self, clients: NDArray[np.integer], period: NDArray[np.int32]
+    ) -> NDArray[np.float64]:
+        """Returns the lengths of periods in s, shape (len(clients),)."""
+
+    def _draws(
+        self, clients: NDArray[np.integer], period: NDArray[np.int32]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Returns whether clients are online in periods, and a number in [0, 1) for each."""
+        on = self._first[clients] ^ (period & 1).astype(np.bool_)
+        return on, uniforms(self._seed, "availability", clients, period)
 
     def online(self, t: float) -> NDArray[np.bool_]:
         """Returns who is online at time t (s), shape (n,)."""
@@ -143,11 +143,39 @@ class ExponentialOnOff:
             self._begin[clients] = 0.0
             self._end[clients] = self._lengths(clients, self._period[clients])
 
+
+class ExponentialOnOff(Alternating):
+    """Each client alternates between online and offline periods of exponential length.
+
+    The process is stationary: at time 0 a client is online with probability
+    mean_on_s / (mean_on_s + mean_off_s), and because the law has no memory, what is left of that
+    period is exponential as well. Period k of client i is drawn from (seed, i, k) alone.
+
+    Args:
+        num_clients: n.
+        seed: root seed of the run.
+        mean_on_s: mean length of an online period in s.
+        mean_off_s: mean length of an offline period in s.
+
+    Raises:
+        ConfigError: a mean is not positive and finite.
+    """
+
+    def __init__(self, num_clients: int, seed: int, mean_on_s: float, mean_off_s: float) -> None:
+        _check_clients(num_clients)
+        for name, mean in (("mean_on_s", mean_on_s), ("mean_off_s", mean_off_s)):
+            if not (math.isfinite(mean) and mean > 0):
+                raise ConfigError(
+                    f"{name} is {mean}; the mean length of a period must be positive and finite. "
+                    "For clients that never leave use fl.simulation.world.availability.Always."
+                )
+        self._mean_on, self._mean_off = mean_on_s, mean_off_s
+        super().__init__(num_clients, seed, mean_on_s / (mean_on_s + mean_off_s))
+
     def _lengths(
         self, clients: NDArray[np.integer], period: NDArray[np.int32]
     ) -> NDArray[np.float64]:
-        on = self._first[clients] ^ (period & 1).astype(np.bool_)
-        u = uniforms(self._seed, "availability", clients, period)
+        on, u = self._draws(clients, period)
         lengths = -np.log1p(-u) * np.where(on, self._mean_on, self._mean_off)
         return np.asarray(lengths, dtype=np.float64)
 

@@ -13,9 +13,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from fl.clients.downlink import VERSION_KEY
-from fl.clients.task_app import TASK_KEY
-from fl.clients.uplink import NEXT_KEY, NOT_FINITE, PAYLOAD_KEY, PAYLOAD_STYPE
+from fl.clients.app.downlink import VERSION_KEY
+from fl.clients.app.task_app import TASK_KEY
+from fl.clients.app.uplink import NEXT_KEY, NOT_FINITE, PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import Broadcast, PayloadError, Receivers, Shapes
 from fl.compression.wire import u32
 from fl.errors import ConfigError

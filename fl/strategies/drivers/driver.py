@@ -29,8 +29,7 @@ class Traits:
         meets: whom a client exchanges with: a server, its neighbours, or all others in a ring.
         sends: what a client sends: a model it has trained, a gradient of the loss, or the payload
             of a method that compresses by itself.
-        compressors: which of them carry what clients send: none; those that remember nothing; those
-            whose memory is the sender's; any.
+        compressors: whether any of them carries what clients send, or none.
         downlink: whether a compressor carries what they receive.
         forges: whether an attack can replace what they send.
         aggregates: whether several of their updates at once become one by an aggregator, which an
@@ -47,7 +46,7 @@ class Traits:
 
     meets: Literal["server", "peers", "ring"] = "server"
     sends: Literal["model", "gradient", "payload"] = "model"
-    compressors: Literal["none", "memoryless", "sender", "any"] = "any"
+    compressors: Literal["none", "any"] = "any"
     downlink: bool = True
     forges: bool = True
     aggregates: bool = False

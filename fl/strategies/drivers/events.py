@@ -25,11 +25,13 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fl.aggregation import check_result, weight_of
+from fl.checks import at_least, positive
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
 from fl.flower.carried import carried, median_carried
 from fl.flower.grid_view import GridView
 from fl.flower.records import from_record, layout_of, record_vector, to_record, vector_record
 from fl.randomness import generator
+from fl.selection import sample
 from fl.strategies.drivers.driver import Driver, Traits
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.forging import Forging
@@ -283,20 +285,19 @@ class Server:
         """Returns the server versions since the one the update began with."""
         return self.model.staleness(update.task)
 
+    def rng(self) -> np.random.Generator:
+        """Returns a generator of (seed, "clients", how many times it was asked for before)."""
+        self._draws += 1
+        return generator(self.seed, "clients", self._draws - 1)
+
     def sample(self, nodes: Sequence[int], k: int, *, replace: bool = False) -> list[int]:
         """Returns k of the nodes, uniformly; without replacement all of them if there are fewer.
 
-        The stream is (seed, "clients", how many times it was asked before).
+        The generator is that of `rng`.
         """
-        rng = generator(self.seed, "clients", self._draws)
-        self._draws += 1
         if replace:
-            chosen = rng.choice(len(nodes), size=k)
-        elif k >= len(nodes):
-            chosen = rng.permutation(len(nodes))
-        else:
-            chosen = rng.choice(len(nodes), size=k, replace=False)
-        return [nodes[i] for i in chosen.tolist()]
+            return [nodes[i] for i in self.rng().choice(len(nodes), size=k).tolist()]
+        return sample(self.rng(), nodes, k)
 
     def send(
         self,
@@ -715,21 +716,3 @@ def wait_for_nodes(tasks: Tasks[Any], least: int, retry_s: float) -> None:
     """Waits until at least so many clients are available."""
     while len(tasks.nodes()) < least:
         tasks.clock.sleep(retry_s)
-
-
-def at_least(name: str, value: int, bound: int) -> None:
-    """Raises a ConfigError unless a whole number reaches its bound."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < bound:
-        raise ConfigError(f"{name} is {value!r}; it must be a whole number, at least {bound}")
-
-
-def positive(name: str, value: float) -> None:
-    """Raises a ConfigError unless a number is positive and finite."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ConfigError(f"{name} is {value!r}; it must be a positive, finite number")
-
-
-def share(name: str, value: float) -> None:
-    """Raises a ConfigError unless a number lies in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ConfigError(f"{name} is {value!r}; it must be at least 0 and below 1")

@@ -128,10 +128,10 @@ class Guarded(strategy.Strategy):
         self._sent = arrays
         if self._first is None:
             self._first = arrays
-        shown = self._floats(arrays)
-        messages = list(self.inner.configure_train(server_round, shown, config, grid))
+        floats = self._floats(arrays)
+        messages = list(self.inner.configure_train(server_round, floats, config, grid))
         self._asked = len(messages)
-        return self._whole(messages, arrays, shown)
+        return self._whole(messages, arrays, floats)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -147,11 +147,11 @@ class Guarded(strategy.Strategy):
         before = [state_of(part) for part in self._parts]
         try:
             self._check_round(usable)
-            shown = [self._shown(reply) for reply in usable]
+            floats = [self._reply_of_floats(reply) for reply in usable]
             with np.errstate(all="ignore"):  # seen in the result
-                arrays, metrics = self.inner.aggregate_train(server_round, shown)
+                arrays, metrics = self.inner.aggregate_train(server_round, floats)
             if arrays is None:
-                raise NoStep(f"{type(self.inner).__name__} makes no model of {len(shown)} replies")
+                raise NoStep(f"{type(self.inner).__name__} makes no model of {len(floats)} replies")
             if bad := not_finite(arrays, self._first) - not_finite(self._sent):
                 raise NotFinite(
                     f"{type(self.inner).__name__}: the new model would not be finite, first in "
@@ -170,9 +170,9 @@ class Guarded(strategy.Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Returns the inner strategy's messages, with the whole model."""
-        shown = self._floats(arrays)
-        messages = list(self.inner.configure_evaluate(server_round, shown, config, grid))
-        return self._whole(messages, arrays, shown)
+        floats = self._floats(arrays)
+        messages = list(self.inner.configure_evaluate(server_round, floats, config, grid))
+        return self._whole(messages, arrays, floats)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -264,10 +264,10 @@ class Guarded(strategy.Strategy):
         return trusted_record(RowRecord, {k: a for k, a in arrays.items() if k not in names})
 
     def _whole(
-        self, messages: list[Message], arrays: ArrayRecord, shown: ArrayRecord
+        self, messages: list[Message], arrays: ArrayRecord, floats: ArrayRecord
     ) -> list[Message]:
-        """Returns the messages with `arrays` in the place of `shown`; equal contents stay one."""
-        if shown is arrays:
+        """Returns the messages with `arrays` in the place of `floats`; equal contents stay one."""
+        if floats is arrays:
             return messages
         contents: dict[int, RecordDict] = {}
         whole = []
@@ -278,7 +278,7 @@ class Guarded(strategy.Strategy):
             whole.append(with_content(message, contents[id(content)]))
         return whole
 
-    def _shown(self, reply: Message) -> Message:
+    def _reply_of_floats(self, reply: Message) -> Message:
         if self.layout is None or not self.layout.carried or not reply.has_content():
             return reply
         floats = self._floats(model_in(reply, self.arrays_key))

@@ -24,7 +24,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fl.aggregation import Aggregator, Mean, shown, weight_of
-from fl.checks import read_if
+from fl.checks import at_least, positive, read_if, share
+from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.clients.island import (
     AFRESH,
     MERGE,
@@ -37,14 +38,13 @@ from fl.clients.island import (
     fragment_record,
 )
 from fl.clients.local_optimizer import FIRST_STEP_KEY
-from fl.clients.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import Channel, PayloadError
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
 from fl.flower.records import from_record, layout_of, to_record
 from fl.randomness import generator
 from fl.strategies.drivers.all_reduce import AllReduce
 from fl.strategies.drivers.driver import Driver, Traits
-from fl.strategies.drivers.events import EvaluateFn, at_least, positive, share, wait_for_nodes
+from fl.strategies.drivers.events import EvaluateFn, wait_for_nodes
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.outer_run import Run, Segment, Worker
 from fl.strategies.drivers.reduction import Reduction, Sent

@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl.attacks import Scene
-from fl.checks import read_if
+from fl.checks import positive, read_if
 from fl.errors import ConfigError, SimulationError
 from fl.randomness import generator
 from fl.strategies.drivers.edges import Edges, moved
-from fl.strategies.drivers.events import positive
 from fl.strategies.drivers.swarm import Answer, Decentralized, Swarm
 from fl.strategies.gossip_rule import PairRule
 from fl.vectors.rows import Row, is_finite

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fl.checks import at_least, positive
 from fl.errors import ConfigError, SimulationError
 from fl.strategies.drivers.combining import Combining
-from fl.strategies.drivers.events import Server, Update, at_least, positive
+from fl.strategies.drivers.events import Server, Update
 from fl.strategies.event_rule import Answers, Combine, PollingRule
 from fl.vectors.rows import Row, is_finite
 

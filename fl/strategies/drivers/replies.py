@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from fl.aggregation import weight_of
 from fl.errors import ConfigError
+
+_MOST = 1e300  # that a metric may be, so that sums and squares are finite
 
 Form = tuple[tuple[str, str, int], ...]
 
@@ -31,6 +33,15 @@ def weight_in(content: RecordDict, key: str) -> object:
     for record in content.values():
         if isinstance(record, MetricRecord) and key in record:
             return record[key]
+    return None
+
+
+def not_reported(metrics: Mapping[str, object], names: Iterable[str]) -> str | None:
+    """Returns the first of the names under which metrics have no finite number; None if all do."""
+    for name in names:
+        value = metrics.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _MOST:
+            return name
     return None
 
 

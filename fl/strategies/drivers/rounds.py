@@ -1,7 +1,7 @@
 """The driver of rounds: clients train the same model, and a rule makes the next of what they did.
 
-The rule is `fl.strategies.round_rule`; this says who is asked, sends, waits, looks at what comes,
-combines it, and makes the versions.
+The rule is `fl.strategies.round_rule`, and who is asked is up to a `fl.selection.Selection`; this
+sends, waits, looks at what comes, combines it, and makes the versions.
 """
 
 from __future__ import annotations
@@ -26,18 +26,24 @@ from fl.aggregation import (
     shown,
     weight_of,
 )
-from fl.checks import read_if
+from fl.checks import at_least, positive, read_if
 from fl.errors import ConfigError, NoStep, NotFinite
 from fl.randomness import generator
+from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, Uniform
 from fl.strategies.drivers.driver import Traits
-from fl.strategies.drivers.events import EventDriven, Sent, Server, Update, at_least, positive
+from fl.strategies.drivers.events import (
+    EventDriven,
+    Sent,
+    Server,
+    Update,
+)
+from fl.strategies.drivers.replies import not_reported
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.round_rule import HasModel, RoundRule, Updates
 from fl.vectors.rows import Row, is_finite
 
 log = logging.getLogger("fl")
 
-_MOST = 1e300  # that a metric may be, so that sums and squares are finite
 _FOLDED = np.empty(0, np.float32)  # in place of a model that has been added up
 
 
@@ -62,8 +68,8 @@ _FOLDED = np.empty(0, np.float32)  # in place of a model that has been added up
 class Rounds(EventDriven):
     """Synchronous rounds of a server rule.
 
-    A round selects clients, uniformly among those that are available and idle: floor(factor N) of
-    them, with N the replies it waits for. It ends with the first of
+    A round selects clients among those that are available and idle: floor(factor N) of them, with N
+    the replies it waits for. It ends with the first of
 
     - N replies;
     - its deadline, or the moment when no further reply can come.
@@ -85,8 +91,12 @@ class Rounds(EventDriven):
     moves by F's change, whatever the rule does. Entries that are no floats become the median of the
     usable replies'.
 
+    What the selection asks for before a round, and the training by which it times clients, take
+    time and bytes as everything else.
+
     Args:
         rule: makes the next model.
+        selection: says who trains; None draws clients uniformly.
         aggregator: F; None is the mean.
         f: how many Byzantine clients F is to tolerate, instead of what it says itself; None leaves
             it as it is.
@@ -119,6 +129,7 @@ class Rounds(EventDriven):
         self,
         rule: RoundRule,
         *,
+        selection: Selection | None = None,
         aggregator: Aggregator | None = None,
         f: int | None = None,
         clients: int | None = None,
@@ -157,6 +168,7 @@ class Rounds(EventDriven):
                 f"rule is {rule!r:.80}; it must be a fl.strategies.RoundRule, such as FedAvg()"
             )
         self.rule = rule
+        self.selection = Uniform() if selection is None else selection
         aggregator = Mean() if aggregator is None else aggregator
         self.aggregator = aggregator if f is None else aggregator.tolerating(f)
         if self.wants_own_update and not rule.folds:
@@ -205,8 +217,8 @@ class Rounds(EventDriven):
 
     @property
     def evaluates_on_clients(self) -> bool:
-        """Whether clients evaluate the model after a round."""
-        return self.fraction_evaluate > 0
+        """Whether clients are sent `evaluate` messages."""
+        return self.fraction_evaluate > 0 or self.selection.evaluates
 
     @property
     def unread(self) -> Mapping[str, str]:
@@ -219,8 +231,9 @@ class Rounds(EventDriven):
         return unread
 
     def check_clients(self, num_clients: int) -> None:
-        """Raises ConfigError if a round never has enough replies for the aggregator."""
+        """Raises ConfigError if a round never has enough replies, or too many clients."""
         self.aggregator.check(min(self.replies_of(num_clients), num_clients))
+        self._check_count(self.cohort(num_clients))
 
     def replies_of(self, num_clients: int) -> int:
         """Returns N of a round that begins when so many clients are available."""
@@ -237,33 +250,9 @@ class Rounds(EventDriven):
         """Whether F is given the server's own update."""
         return self.aggregator.reference in ("trusted-update", "own-vector")
 
-    # ---- who is selected, for those who know better ----------------------------------------------
-
     def as_sent(self, server: Server, update: Update) -> Update:
         """Returns the update: those of Byzantine clients are forged when the round has ended."""
         return update
-
-    def select(self, server: Server, idle: Sequence[int], count: int) -> list[int]:
-        """Returns the clients of a new round, drawn uniformly.
-
-        Args:
-            server: what the method sees.
-            idle: available clients without a task, at least one.
-            count: how many to select; fewer if there are not so many, but at least one.
-        """
-        return server.sample(idle, count)
-
-    def ended(self, server: Server, replies: Sequence[Update], missed: Sequence[int]) -> None:
-        """Looks at a round that has ended, before its step.
-
-        Args:
-            server: what the method sees.
-            replies: in the order of their arrival.
-            missed: the clients that were too late.
-        """
-
-    def late(self, server: Server, update: Update) -> None:
-        """Looks at an update that came after its round, before it is discarded."""
 
     # ---- rounds ----------------------------------------------------------------------------------
 
@@ -288,6 +277,11 @@ class Rounds(EventDriven):
         self.places = [slice(entry.offset, entry.offset + entry.size) for entry in trained]
         self.trained = sum(entry.size for entry in trained)
         self.state: HasModel = self.rule.init(server.w, self.trained)
+        self.known = self.selection.init(server.num_rounds)  # what the selection keeps
+        self.trial: Trial | None = None  # that the open round is
+        self.timed: set[str] = set()  # messages to clients that are timed beside the rounds
+        self.weights: dict[int, float] | None = None  # of the round's clients, instead of examples
+        self.failures: dict[int, float] = {}  # of the round, and after how many seconds
         self.awaited: dict[str, Task[Sent]] = {}
         self.replies: list[Update] = []
         self.refused: list[str] = []  # why further replies of the round are none
@@ -310,20 +304,73 @@ class Rounds(EventDriven):
         return self.replies_of(len(server.tasks.nodes()))
 
     def free_slots(self, server: Server) -> int:
-        """Returns how many clients could be selected now: none during a round."""
-        return 0 if self.is_open else len(server.tasks.idle())
+        """Returns how many clients could be asked to train now: none during a round."""
+        if self.is_open or len(server.tasks.nodes()) < self.min_available_nodes:
+            return 0
+        idle = server.tasks.idle()
+        trial, known = self.selection.trial(self.known, idle)
+        timed = 0 if trial is None else len(trial.clients)
+        return timed + len(self.selection.eligible(known, idle))
 
     def dispatch(self, server: Server) -> None:
         """Begins a round if none is going on and enough clients are idle."""
-        idle = server.tasks.idle()
-        if self.is_open or not idle or len(server.tasks.nodes()) < self.min_available_nodes:
+        tasks = server.tasks
+        if self.is_open or not tasks.idle() or len(tasks.nodes()) < self.min_available_nodes:
+            return
+        trial, self.known = self.selection.trial(self.known, tasks.idle())
+        if trial is not None and trial.alone:
+            self._open(server, Choice(trial.clients), len(trial.clients), trial)
+            return
+        if trial is not None:
+            self.timed.update(task.message_id for task in self._train(server, trial.clients))
+        idle = self.selection.eligible(self.known, tasks.idle())
+        if not idle:
             return
         n = self.num_replies(server)
         count = min(int(self.over_selection * n + 1e-9), len(idle))
-        self.open(server, self.select(server, idle, count), n)
+        self._check_count(count)
+        opening = Opening(
+            server.version + 1, idle, tasks.nodes(), count, lambda key: self._rng(server, key)
+        )
+        ask, self.known = self.selection.ask(self.known, opening)
+        while ask is not None:
+            self.known = self.selection.told(self.known, ask, self._answers(server, ask))
+            ask, self.known = self.selection.ask(self.known, opening)
+        choice, self.known = self.selection.select(self.known, opening)
+        self._open(server, choice, n)
 
-    def open(self, server: Server, nodes: Sequence[int], waits_for: int) -> None:
-        """Begins a round with these clients, which ends with so many replies."""
+    def _check_count(self, count: int) -> None:
+        if (why := self.selection.refuses_count(count)) is not None:
+            raise ConfigError(why)
+
+    def _rng(self, server: Server, purpose: str) -> np.random.Generator:
+        if purpose == "clients":
+            return server.rng()  # of the clients that are evaluated on as well
+        return generator(self.seed, purpose, server.version)
+
+    def _answers(self, server: Server, ask: Ask) -> dict[int, Mapping[str, Any]]:
+        """Returns what clients answer before a round, by node."""
+        records: dict[str, Any] = {
+            self.configrecord_key: ConfigRecord({**ask.config, "server-round": server.version})
+        }
+        if ask.kind == "evaluate":
+            records[self.arrayrecord_key] = server.model.record()
+        content = RecordDict(records)
+        answers: dict[int, Mapping[str, Any]] = {}
+        for reply in server.tasks.ask(content, ask.clients, ask.within_s, ask.kind):
+            if reply.has_error():
+                continue
+            metrics: Any = next(iter(reply.content.metric_records.values()), {})
+            node = reply.metadata.src_node_id
+            if (why := self.selection.refuses(ask, metrics)) is None:
+                answers[node] = metrics
+            else:
+                log.warning("what node %d answers is left out: %s", node, why)
+                server.tasks.control.rejected(reply.metadata.reply_to_message_id)
+        return answers
+
+    def _train(self, server: Server, nodes: Sequence[int]) -> list[Task[Sent]]:
+        """Sends the model to clients that the rule has train."""
         rng = generator(self.seed, "configs", server.version)
         configs = self.rule.configs(self.state, server.version + 1, len(nodes), rng)
         by_config: dict[tuple[Any, ...], list[int]] = {}
@@ -331,33 +378,61 @@ class Rounds(EventDriven):
             if config is not None:
                 by_config.setdefault(tuple(sorted(config.items())), []).append(node)
         extras = self.rule.broadcast(self.state)
-        self.awaited = {
-            task.message_id: task
+        return [
+            task
             for config, group in by_config.items()
             for task in server.send(group, dict(config), extras=extras)
-        }
-        self.replies, self.refused, self.selected = [], [], len(self.awaited)
+        ]
+
+    def _open(
+        self, server: Server, choice: Choice, waits_for: int, trial: Trial | None = None
+    ) -> None:
+        """Begins a round with these clients, which ends with so many replies."""
+        self.awaited = {task.message_id: task for task in self._train(server, choice.clients)}
+        self.weights = None
+        if choice.weights is not None:
+            self.weights = dict(zip(choice.clients, choice.weights, strict=True))
+        self.replies, self.refused, self.failures = [], [], {}
+        self.selected, self.trial = len(self.awaited), trial
         self.wanted, self.waits_for = waits_for, min(waits_for, self.selected)
-        if not self.awaited:
-            server.stay(NoStep(f"{self.name} has none of the {len(nodes)} clients train"))
-            return
         self.round_began = server.now
-        self.folded = self._new_fold(server)
+        if self.awaited:
+            self.folded = self._new_fold(server)
+        elif trial is not None:
+            self.close(server)
+        else:
+            self.round_began = math.nan
+            server.stay(NoStep(f"{self.name} has none of the {len(choice.clients)} clients train"))
 
     def receive(self, server: Server, update: Update) -> None:
         """Takes a reply, and ends the round if it was the last one needed."""
-        if self.awaited.pop(update.task.message_id, None) is None:
-            self.late(server, update)
+        name = update.task.message_id
+        if name in self.timed:
+            self.timed.discard(name)
+            end = RoundEnd(server.version + 1, [self._reply(update)], trial=True)
+            self.known = self.selection.learn(self.known, end)
+            server.discard(update)
+            return
+        if self.awaited.pop(name, None) is None:
+            self.known = self.selection.late(self.known, update.node, update.seconds)
             server.discard(update)
             return
         self.replies.append(self._folded(server, update))
-        if len(self.replies) >= self.goal() or not self.awaited:
+        if len(self.replies) >= self.waits_for or not self.awaited:
             self.close(server)
 
     def failed(self, server: Server, task: Task[Sent]) -> None:
         """Ends the round if nobody else is awaited."""
-        if self.awaited.pop(task.message_id, None) is not None and not self.awaited:
-            self.close(server)
+        seconds = server.now - task.sent_s
+        seconds = math.inf if seconds >= server.tasks.ttl_s else seconds
+        if task.message_id in self.timed:
+            self.timed.discard(task.message_id)
+            end = RoundEnd(server.version + 1, failed={task.node: seconds}, trial=True)
+            self.known = self.selection.learn(self.known, end)
+        if self.awaited.pop(task.message_id, None) is not None:
+            self.failures[task.node] = seconds
+            if not self.awaited:
+                self.close(server)
 
     def leave_out(self, server: Server, task: Task[Sent], why: str) -> None:
         """Counts a reply of the round that is none among those that F tolerates."""
@@ -367,37 +442,60 @@ class Rounds(EventDriven):
 
     def timer(self, server: Server) -> float:
         """Returns the deadline of the round that is going on."""
-        if self.deadline_s is None or not self.is_open:
+        limit_s = self.deadline_s if self.trial is None else self.trial.within_s
+        if limit_s is None or not self.is_open:
             return math.inf
-        return self.round_began + self.deadline_s
+        return self.round_began + limit_s
 
     def tick(self, server: Server) -> None:
-        """Ends the round at its deadline."""
-        self.close(server)
-
-    def goal(self) -> int:
-        """Returns how many replies end the round."""
-        return self.waits_for
+        """Ends the round at its deadline, unless what came at that instant has ended it."""
+        if self.is_open:
+            self.close(server)
 
     def close(self, server: Server) -> None:
         """Ends the round: clients that are late are told so, and what has come makes a step."""
-        missed = [task.node for task in self.awaited.values()]
+        missed = {task.node: server.now - self.round_began for task in self.awaited.values()}
         if self.abort:
             for task in server.tasks:  # not those that have arrived at this very instant
                 if task.message_id in self.awaited:
                     server.tasks.cancel(task)
         replies, self.replies, self.awaited = self.replies, [], {}
-        self.ended(server, replies, missed)
         self.round_began = math.nan
-        self.finish(server, replies)
+        if self.trial is not None:
+            self._learn(server, replies, missed)
+            for update in replies:
+                server.discard(update)
+        else:
+            self.finish(server, replies, missed)
 
-    def finish(self, server: Server, replies: Sequence[Update]) -> None:
+    def _learn(
+        self, server: Server, replies: Sequence[Update], missed: Mapping[int, float]
+    ) -> None:
+        """Lets the selection look at a round that has ended, before its step."""
+        end = RoundEnd(
+            server.version + 1,
+            [self._reply(update) for update in replies],
+            missed,
+            self.failures,
+            self.trial is not None,
+        )
+        self.known = self.selection.learn(self.known, end)
+
+    def _reply(self, update: Update) -> Reply:
+        examples = weight_of(update.metrics.get(self.weighted_by_key)) or 0.0
+        delta = update.delta if self.selection.keeps_changes else None
+        return Reply(update.node, update.seconds, examples, update.metrics, delta)
+
+    def finish(
+        self, server: Server, replies: Sequence[Update], missed: Mapping[int, float]
+    ) -> None:
         """Makes the next version of the replies, or of nothing if they are too few."""
         replies = sorted(replies, key=lambda update: update.node)  # who came first does not matter
         if server.forging is not None:
             sent = server.forging.forged(server, replies, self._scene)
             self.refused += ["no payload holds it"] * (len(replies) - len(sent))
             replies = sent
+        self._learn(server, replies, missed)
         usable = list(replies)
         try:
             state = self._next(server, replies, usable)
@@ -427,7 +525,7 @@ class Rounds(EventDriven):
             if not replies and self.diverged[""]:
                 raise self.why_in_vain()
             raise NoStep(f"{len(replies)} replies of {self.selected} are too few")
-        said = [update.metrics.get(self.weighted_by_key) for update in replies]
+        said = [self._weight(update) for update in replies]
 
         def leave_out(dropped: Sequence[Dropped]) -> None:
             for one in dropped:
@@ -479,6 +577,7 @@ class Rounds(EventDriven):
             buffers=self.buffers,
             trained=self.places if self.trained < admitted.x.shape[1] else (),
             robust=not isinstance(self.aggregator, Mean),
+            clients=[update.node for update in usable],
         )
 
     def _reference(self, server: Server, size: int, name: str) -> Row | None:
@@ -517,29 +616,29 @@ class Rounds(EventDriven):
     def _new_fold(self, server: Server) -> Fold | None:
         """Returns what adds models up as they come, if they need not be held all at once."""
         layout = server.model.layout
-        if not layout.is_large or not self.rule.folds or server.forging is not None:
+        held = server.forging is not None or self.selection.keeps_changes
+        if not layout.is_large or not self.rule.folds or held:
             return None
         return self.aggregator.fold(layout.size)
 
     def _folded(self, server: Server, update: Update) -> Update:
-        weight = weight_of(update.metrics.get(self.weighted_by_key))
-        if self.folded is None or weight is None:
+        if self.folded is None:
             return update
-        self.folded.add(update.x, weight)
+        self.folded.add(update.x, self._weight(update))
         return replace(update, x=_FOLDED)
+
+    def _weight(self, update: Update) -> float:
+        """Returns what a usable update weighs; nothing, if its client has learnt from nothing."""
+        said = weight_of(update.metrics.get(self.weighted_by_key)) or 0.0
+        return said if self.weights is None or not said else self.weights[update.node]
 
     # ---- what is usable, and what is known -------------------------------------------------------
 
     def unusable(self, update: Update) -> str | None:
-        """Refuses a client that does not report what the rule reads, or has no weight."""
-        for name in self.rule.reads:
-            value = update.metrics.get(name)
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int | float)
-                or not abs(value) < _MOST
-            ):
-                return f"it reports no finite {name!r}, which {type(self.rule).__name__} reads"
+        """Refuses a client that does not report what is read, or has no weight."""
+        for reader in (self.rule, self.selection):
+            if (name := not_reported(update.metrics, reader.reads)) is not None:
+                return f"it reports no finite {name!r}, which {type(reader).__name__} reads"
         if (why := self.rule.refuses(update.metrics)) is not None:
             return why
         if weight_of(update.metrics.get(self.weighted_by_key)) is None:
@@ -570,7 +669,7 @@ class Rounds(EventDriven):
             {self.arrayrecord_key: server.model.record(), self.configrecord_key: config}
         )
         if chosen:
-            server.tasks.evaluate(content, chosen, server.tasks.ttl_s)
+            server.tasks.ask(content, chosen, server.tasks.ttl_s)
 
     def at_once(self, server: Server) -> int:
         """Returns N, or how many clients there are."""

@@ -21,8 +21,8 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from numpy.typing import NDArray
 
 from fl.aggregation import weight_of
-from fl.checks import read_if
-from fl.clients.task_app import TASK_KEY
+from fl.checks import at_least, positive, read_if
+from fl.clients.app.task_app import TASK_KEY
 from fl.errors import ConfigError, NoStep
 from fl.flower.private import trusted_record
 from fl.strategies.drivers.combining import Combining
@@ -32,8 +32,6 @@ from fl.strategies.drivers.events import (
     Sent,
     Server,
     Update,
-    at_least,
-    positive,
 )
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.event_rule import Arrivals, Combine

@@ -20,6 +20,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fl.attacks import Attack, Forged, Scene
+from fl.checks import at_least, positive
 from fl.compression import Channel
 from fl.errors import ConfigError, NotFinite
 from fl.flower.carried import carried, median_carried
@@ -30,7 +31,7 @@ from fl.randomness import generator
 from fl.strategies.choco import CHOCO
 from fl.strategies.drivers.driver import Driver, Traits
 from fl.strategies.drivers.edges import Messages
-from fl.strategies.drivers.events import EvaluateFn, at_least, positive
+from fl.strategies.drivers.events import EvaluateFn
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.tasks import TTL_S, Failures, Task, Tasks
 from fl.strategies.gossip_rule import NodeRule, Progress

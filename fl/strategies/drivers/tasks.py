@@ -257,11 +257,11 @@ class Tasks(Generic[Memo]):
         self._codec.sent(names, packed)
         return self._sent(names, nodes, memos, kind)
 
-    def evaluate(
-        self, content: RecordDict, nodes: Sequence[int], timeout_s: float
+    def ask(
+        self, content: RecordDict, nodes: Sequence[int], timeout_s: float, kind: str = "evaluate"
     ) -> list[Message]:
-        """Has clients evaluate a model, and returns what they reply within so many seconds."""
-        messages = [Message(content, node, "evaluate") for node in nodes]
+        """Sends clients messages of a kind, and returns what they reply within so many seconds."""
+        messages = [Message(content, node, kind) for node in nodes]
         if self._codec is not None:
             return self._codec.send_and_receive(self._grid, messages, timeout_s)
         return list(self._grid.send_and_receive(messages, timeout=timeout_s))

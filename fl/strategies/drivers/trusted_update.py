@@ -18,11 +18,11 @@ from torch import nn
 from fl.clients import TrainingApp
 from fl.data import FederatedData, Partitions
 from fl.errors import ConfigError
-from fl.execution.threads import limit_threads
 from fl.flower.private import give_id
 from fl.flower.records import from_record, layout_of
 from fl.randomness import SEED_KEY, generator
 from fl.vectors.rows import Row
+from fl.vectors.threads import limit_threads
 
 
 class TrustedUpdate:

@@ -20,13 +20,12 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from killing import RUNS, SMALL, Run, journal_of, outcome
 
-import fl.clients.app as client_module
 import fl.runs.journal.recovery as recovery_module
 from fl import simulate
-from fl.clients.batching import Choice
+from fl.clients.app.batching import Choice
 from fl.errors import ConfigError, SimulationError
 from fl.execution import SerialExecutor
-from fl.execution.executor import Assignment, Outcome, Payload, RunInfo
+from fl.execution.contract import Payload, Request, Result, RunInfo
 from fl.runs.journal import Journal, Journaled, Recovery, Start
 from fl.runs.journal.journal import read_head
 from fl.runs.recorder import Recorder
@@ -192,7 +191,7 @@ def test_measured_choice_of_batching_is_not_measured_again(
             choice = Choice(
                 "measured", together_s < 5, "" if together_s < 5 else "slow", 5.0, together_s
             )
-            monkeypatch.setattr(client_module, "compare", lambda *_, found=choice: found)
+            monkeypatch.setattr("fl.clients.app.trainer.compare", lambda *_, found=choice: found)
             directory = tmp_path / name
             if together_s == faster:
                 assert run.killed(directory, 60_000, resume=False)
@@ -253,7 +252,7 @@ def test_run_that_was_killed_while_it_wrote_its_results_writes_them(
 
 
 class _Batches(SerialExecutor):
-    """Answers with the wave in which it got an assignment."""
+    """Answers with the wave in which it got a request."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -266,17 +265,17 @@ class _Batches(SerialExecutor):
     def submit(self, wave: Any) -> None:
         self.waves.append([(member.client, member.payload.content["c"]["i"]) for member in wave])
 
-    def result(self, assignment: Assignment) -> Outcome:
-        found = next(i for i, w in enumerate(self.waves) if assignment.client in dict(w))
-        return Outcome(slept_s=float(found))
+    def result(self, request: Request) -> Result:
+        found = next(i for i, w in enumerate(self.waves) if request.client in dict(w))
+        return Result(slept_s=float(found))
 
-    def discard(self, assignment: Assignment) -> None:
-        self.forgotten.append(assignment.client)
+    def discard(self, request: Request) -> None:
+        self.forgotten.append(request.client)
 
 
-def wave_of(*clients: int) -> list[Assignment]:
+def wave_of(*clients: int) -> list[Request]:
     return [
-        Assignment(c, 0, Payload(RecordDict({"c": ConfigRecord({"i": c})}), 8), "train", "", 1.0)
+        Request(c, 0, Payload(RecordDict({"c": ConfigRecord({"i": c})}), 8), "train", "", 1.0)
         for c in clients
     ]
 
@@ -323,7 +322,7 @@ def test_answer_of_another_form_is_refused(tmp_path: Path, name: str, value: Any
     executor = Journaled(_Batches(), journal)
     facts = {"error": None, "slept_s": 0.0, "host_s": 0.0, "details": "", name: value}
     facts = {key: fact for key, fact in facts.items() if fact is not ...}
-    journal.note("outcome", executor._request(member), facts, {"content": None, "state": None})
+    journal.note("result", executor._key(member), facts, {"content": None, "state": None})
     journal.close()
     executor = Journaled(_Batches(), Journal(path, None))
     executor.submit([member])

@@ -1,0 +1,157 @@
+"""One task, trained by itself, with PyTorch's ordinary autograd."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fl.clients.app.batches import batch_bounds, steps_per_epoch, visiting_order
+from fl.clients.app.examples import ExamplePool, with_channels_last
+from fl.clients.app.training import HOST, Trained, Training, moved
+from fl.clients.rule import Received, Rule
+from fl.flower.carried import carried_arrays, carried_tensors
+from fl.models.features import features
+from fl.models.objective import per_example_loss
+from fl.randomness import global_generators
+from fl.vectors.layout import Layout
+from fl.vectors.rows import as_tensor
+
+
+class AutogradBatch:
+    """A mini-batch whose gradient comes from `torch.autograd`.
+
+    A forward pass updates the model's buffers (BatchNorm's running statistics), as it does in any
+    PyTorch loop; a rule that evaluates a batch twice updates them twice.
+
+    Args:
+        model: in training mode; its own parameters and buffers are not touched.
+        layout: of the model.
+        buffers: current values of the entries that no rule moves, as `Layout.fixed` gives them;
+            kept up to date.
+        x: inputs, shape (b, ...).
+        y: targets, shape (b,) or (b, T).
+    """
+
+    def __init__(
+        self, model: nn.Module, layout: Layout, buffers: dict[str, Tensor], x: Tensor, y: Tensor
+    ) -> None:
+        self._model = model
+        self._layout = layout
+        self._buffers = buffers
+        self._x = x
+        self._y = y
+
+    @property
+    def examples(self) -> int:
+        """Number of examples b."""
+        return len(self._x)
+
+    def _mean_loss(self, w: Tensor) -> Tensor:
+        entries = {**self._layout.split(w), **self._buffers}
+        # The layout knows all ties: no need to look for them.
+        logits = functional_call(self._model, entries, (self._x,), tie_weights=False)
+        for name in self._buffers:  # a model may assign to a buffer what it does not write into it
+            self._buffers[name] = entries[name].detach()
+        return per_example_loss(logits, self._y).mean()
+
+    def grad(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the gradient at `w` and the loss there."""
+        w = w.detach().requires_grad_()
+        loss = self._mean_loss(w)
+        (g,) = torch.autograd.grad(loss, w)
+        return g, loss.detach()
+
+    def loss(self, w: Tensor) -> Tensor:
+        """Returns the loss at `w`."""
+        with torch.no_grad():
+            return self._mean_loss(w)
+
+    def _features(self, w: Tensor) -> Tensor:
+        # The statistics of the model in training are those of the passes that take its gradient.
+        buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        return features(self._model, {**self._layout.split(w), **buffers}, self._x)
+
+    def features(self, w: Tensor) -> Tensor:
+        """Returns the features at `w`; buffers stay as they are."""
+        with torch.no_grad():
+            return self._features(w)
+
+    def features_grad(self, loss: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        """Returns the gradient at `w` of a loss of the features; buffers stay as they are."""
+        w = w.detach().requires_grad_()
+        # Of the last layer there is no gradient: it is 0.
+        (g,) = torch.autograd.grad(loss(self._features(w)).mean(), w)
+        return g
+
+
+def train_alone(
+    model: nn.Module,
+    layout: Layout,
+    rule: Rule,
+    pool: ExamplePool,
+    task: Training,
+    *,
+    batch_size: int | None,
+    shuffle: bool,
+    drop_last: bool,
+    channels_last: bool,
+) -> Trained:
+    """Returns the outcome of one task of at least one step.
+
+    Args:
+        model: in training mode; only its structure is used.
+        layout: of the model.
+        rule: what a step does.
+        pool: the training examples; the task is done on its device.
+        task: what to do.
+        batch_size: largest batch; None is all of the client's examples.
+        shuffle: permute every epoch.
+        drop_last: leave out an epoch's last batch if it is smaller than the others.
+        channels_last: give the model images that lie with channels last in memory.
+    """
+    device = pool.device
+    row = as_tensor(task.row).to(device)
+    w = layout.select(row)
+    buffers = layout.fixed(row, moved(carried_tensors(task.carried), device))
+    memory = task.memory
+    if memory is None:
+        memory = rule.first_memory(w, task.scalars)
+    received = Received(w, moved(task.server, device), moved(memory, device), dict(task.scalars))
+    epochs = -(-task.steps // steps_per_epoch(task.examples, batch_size, drop_last))
+    order = task.rows[
+        visiting_order(
+            task.examples, epochs, task.seed, task.client, task.message_id, shuffle=shuffle
+        )
+    ]
+    state = rule.init(received)
+    losses = []
+    size = np.array([task.examples])
+    began = time.perf_counter()
+    # Whatever the model draws, above all for dropout, belongs to this task and leaves no trace.
+    with global_generators(task.seed, "dropout", task.client, task.message_id):
+        for t in range(task.steps):
+            (start,), (length,) = batch_bounds(t, size, batch_size, drop_last)
+            x, y = pool.take(order[start : start + length])
+            batch = AutogradBatch(
+                model, layout, buffers, with_channels_last(x) if channels_last else x, y
+            )
+            w, state, loss = rule.step(w, state, received, batch, t)
+            losses.append(loss)
+            elapsed = time.perf_counter() - began
+            if task.deadline_s is not None and elapsed * (t + 2) / (t + 1) > task.deadline_s:
+                break  # another step of average length would end too late
+    steps = len(losses)
+    uploaded, extras, memory = rule.finish(w, state, received, steps)
+    return Trained(
+        rows=layout.join(uploaded, buffers)[None].to(HOST),
+        carried=carried_arrays(moved(layout.carried_of(buffers), HOST)),
+        extras=moved({name: vector[None] for name, vector in extras.items()}, HOST),
+        memory=moved({name: tensor[None] for name, tensor in memory.items()}, HOST),
+        losses=[float(torch.stack(losses).mean())],
+        steps=[steps],
+    )

@@ -1,0 +1,238 @@
+"""What a client receives, read and checked: the content of a message, and what it keeps itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, Context, RecordDict
+from torch import Tensor
+
+from fl.clients.local_optimizer import FIRST_STEP_KEY
+from fl.clients.message_config import read_float, read_int
+from fl.clients.rule import Rule
+from fl.errors import ConfigError
+from fl.execution.contract import WORK_KEY
+from fl.flower.carried import carried
+from fl.flower.records import RecordReader, record_tensors, record_vector
+from fl.vectors.layout import Layout
+from fl.vectors.rows import Row
+
+ARRAYS_KEY = "arrays"
+CONFIG_KEY = "config"
+MEMORY_KEY = "fl.memory"  # record of the client's Context.state that holds the rule's memory
+
+_ASKED_FOR = {
+    "proximal-mu": "proximal",
+    "feddyn-alpha": "dynamic_regularization",
+    "momentum-beta": "global_momentum or controlled_momentum",
+}
+
+NOTHING: Mapping[str, Any] = {}
+
+
+class Inbox:
+    """Reads messages for one model and rule.
+
+    Args:
+        layout: of the model.
+        rule: of the clients.
+        needing: name of what needs the vectors beside the model.
+    """
+
+    def __init__(self, layout: Layout, rule: Rule, needing: str) -> None:
+        self.layout = layout
+        self.rule = rule
+        self.needing = needing
+        self.reader = RecordReader(layout)
+
+    def read(self, content: RecordDict) -> Instructions:
+        """Returns what a message's content says."""
+        return Instructions(self, content)
+
+    def scalars(self, config: Mapping[str, Any]) -> dict[str, float]:
+        """Returns what the rule makes of a message's configuration.
+
+        Raises:
+            ConfigError: it makes no sense, or not with this rule.
+        """
+        # FedProx, Flower's as well, leaves the proximal term to the client. Without it, it would be
+        # FedAvg under another name, and nobody would notice.
+        for key, correction in _ASKED_FOR.items():
+            if config.get(key) and key not in self.rule.honours:
+                raise ConfigError(
+                    f"the message asks for {key} {config[key]!r}, but clients do not correct their "
+                    f"gradients so: set client/correction={correction}"
+                )
+        return self.rule.scalars(config)
+
+
+class Instructions:
+    """What the content of a message says; the same for all clients of a broadcast.
+
+    Each part is read when it is first asked for, and then kept.
+
+    Raises:
+        ConfigError: by the part that makes no sense, or not with this model and rule.
+    """
+
+    def __init__(self, inbox: Inbox, content: RecordDict) -> None:
+        self._inbox = inbox
+        # Flower's records are slow to search, above all for keys they do not have.
+        self._records: dict[str, Any] = dict(content.items())
+
+    @cached_property
+    def _model(self) -> ArrayRecord:
+        record = self._records.get(ARRAYS_KEY)
+        if not isinstance(record, ArrayRecord):
+            raise ConfigError(
+                f"the message has no ArrayRecord {ARRAYS_KEY!r}, only {sorted(self._records)}: the "
+                "strategy must send the model under that key"
+            )
+        return record
+
+    @cached_property
+    def row(self) -> Row:
+        """The model, shape (d,), read-only."""
+        return self._inbox.reader.row(self._model)
+
+    @cached_property
+    def carried(self) -> dict[str, Array]:
+        """Entries of the model outside the row."""
+        return carried(self._inbox.layout, self._model) if self._inbox.layout.carried else {}
+
+    @cached_property
+    def server(self) -> dict[str, Tensor]:
+        """The vectors beside the model that the rule needs, shape (p,) each."""
+        vectors = {}
+        for name in self._inbox.rule.needs:
+            record = self._records.get(name)
+            if not isinstance(record, ArrayRecord):
+                raise ConfigError(
+                    f"{self._inbox.needing} needs the record {name!r} beside the model, the "
+                    f"message has {sorted(self._records)}: use the strategy that sends "
+                    "it"
+                )
+            vectors[name] = record_vector(
+                record, self._inbox.layout.num_trainable, f"record {name!r}"
+            )
+        return vectors
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The configuration."""
+        return dict(self._records.get(CONFIG_KEY, NOTHING).items())
+
+    @cached_property
+    def scalars(self) -> dict[str, float]:
+        """What the rule makes of the configuration."""
+        return self._inbox.scalars(self.config)
+
+    @cached_property
+    def amount(self) -> tuple[int | None, int | None]:
+        """How many epochs, or steps, the configuration asks for; one of them is None, or both."""
+        return read_amount(self.config)
+
+    @cached_property
+    def limits(self) -> tuple[float | None, float | None]:
+        """Its "deadline-s" and "elapsed-s", of which one is None, or both."""
+        return read_limits(self.config)
+
+    @cached_property
+    def fitting_steps(self) -> int | None:
+        """What the record `fl.work` says the device has time for; None without the record."""
+        work = self._records.get(WORK_KEY)
+        return None if work is None else read_fitting_steps(work)
+
+    @property
+    def first_step(self) -> Any:
+        """How many steps of a schedule there were before, as the configuration says it."""
+        return self.config.get(FIRST_STEP_KEY)
+
+    def check(self, *, model: bool) -> None:
+        """Reads everything that training takes.
+
+        Args:
+            model: the model, too; otherwise it is taken to be compressed.
+
+        Raises:
+            ConfigError: a part makes no sense, or not with this model and rule.
+        """
+        if model:
+            self.row, self.carried  # noqa: B018 (read and kept)
+        self.limits, self.server, self.scalars, self.amount, self.fitting_steps  # noqa: B018
+
+
+def read_amount(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Returns "local-epochs" and "local-steps" of a message's configuration.
+
+    Raises:
+        ConfigError: it has both, or one that is no number of at least 1.
+    """
+    epochs = read_int(config, "local-epochs", least=1)
+    steps = read_int(config, "local-steps", least=1)
+    if epochs is not None and steps is not None:
+        raise ConfigError(
+            f"the message asks for local-epochs {epochs} and local-steps {steps}; send one"
+        )
+    return epochs, steps
+
+
+def read_limits(config: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Returns "deadline-s" and "elapsed-s" of a message's configuration.
+
+    Raises:
+        ConfigError: it has both, or one that is out of range.
+    """
+    deadline = read_float(config, "deadline-s", above=0.0)
+    elapsed = read_float(config, "elapsed-s", least=0.0)
+    if deadline is not None and elapsed is not None:
+        raise ConfigError(
+            f"the message has deadline-s {deadline} and elapsed-s {elapsed}; send one of them"
+        )
+    return deadline, elapsed
+
+
+def read_fitting_steps(work: Mapping[str, Any]) -> int:
+    """Returns the steps of a record `fl.work`.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    steps = read_int(work, "steps", least=0)
+    if steps is None:
+        raise ConfigError(f"the record {WORK_KEY!r} has no 'steps', only {sorted(work)}")
+    return steps
+
+
+def read_partition(context: Context) -> int:
+    """Returns the partition-id of a client's node.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    value = context.node_config.get("partition-id")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(
+            f"node_config['partition-id'] is {value!r}; it must be a whole number, at least 0: "
+            'start the SuperNode with --node-config "partition-id=0 num-partitions=2"'
+        )
+    return value
+
+
+def read_memory(state: RecordDict | None) -> dict[str, Tensor] | None:
+    """Returns what a rule kept in a client's `Context.state`; None if it kept nothing.
+
+    Raises:
+        ConfigError: something else has taken its key.
+    """
+    if state is None or MEMORY_KEY not in state:
+        return None
+    record = state[MEMORY_KEY]
+    if not isinstance(record, ArrayRecord):
+        raise ConfigError(
+            f"Context.state[{MEMORY_KEY!r}] is a {type(record).__name__}, not an ArrayRecord: the "
+            "key belongs to the client rule, use another"
+        )
+    return record_tensors(record)

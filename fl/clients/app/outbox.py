@@ -1,0 +1,82 @@
+"""What a client sends: the contents of its replies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+
+from fl.clients.app.inbox import ARRAYS_KEY
+from fl.clients.app.training import Trained, Training
+from fl.clients.rule import Rule
+from fl.flower.content import content_of
+from fl.flower.payload import payload_bytes
+from fl.flower.private import trusted_record
+from fl.flower.records import tensors_record, to_record, to_records, vector_record
+from fl.vectors.layout import Layout
+
+METRICS_KEY = "metrics"
+
+
+class Outbox:
+    """Writes replies for one model and rule.
+
+    Args:
+        layout: of the model.
+        rule: of the clients.
+    """
+
+    def __init__(self, layout: Layout, rule: Rule) -> None:
+        self._layout = layout
+        self._rule = rule
+
+    def trained(
+        self, trainings: Sequence[Training], trained: Trained
+    ) -> list[tuple[RecordDict, ArrayRecord | None]]:
+        """Returns the contents of replies, and what each client's rule keeps.
+
+        None is kept where that does not change.
+        """
+        replies: list[tuple[RecordDict, ArrayRecord | None]] = []
+        records = to_records(self._layout, trained.rows, trained.carried)
+        for i, training in enumerate(trainings):
+            items: dict[str, Any] = {ARRAYS_KEY: records[i]}
+            for name, vectors in trained.extras.items():
+                items[name] = vector_record(vectors[i])
+            items[METRICS_KEY] = _metrics(training.examples, trained.losses[i], trained.steps[i])
+            memory = None
+            if trained.memory:
+                kept = {name: tensors[i] for name, tensors in trained.memory.items()}
+                memory = tensors_record(kept)
+            replies.append((content_of(items), memory))
+        return replies
+
+    def unchanged(self, training: Training) -> tuple[RecordDict, None]:
+        """Returns the content of the reply where there was no step to do."""
+        items: dict[str, Any] = {
+            ARRAYS_KEY: to_record(self._layout, training.row, training.carried)
+        }
+        for name in self._rule.uploads:
+            items[name] = vector_record(torch.zeros(self._layout.num_trainable))
+        items[METRICS_KEY] = _metrics(0, 0.0, 0)
+        return content_of(items), None
+
+    def model_bytes(self) -> int:
+        """Returns the size of a reply that has a model of nothing but floats, and the metrics."""
+        model = to_record(self._layout, np.zeros(self._layout.size, np.float32))
+        return payload_bytes(content_of({"": model, METRICS_KEY: _metrics(0, 0.0, 0)}))
+
+
+def _metrics(examples: int, loss: float, steps: int) -> MetricRecord:
+    return trusted_record(
+        MetricRecord, {"num-examples": examples, "train-loss": loss, "steps": steps}
+    )
+
+
+def metrics_reply(message: Message, metrics: dict[str, int | float]) -> Message:
+    """Returns a reply with metrics and nothing else."""
+    record = trusted_record(MetricRecord, metrics)
+    return Message(content_of({METRICS_KEY: record}), reply_to=message)

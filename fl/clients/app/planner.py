@@ -1,0 +1,238 @@
+"""What a client is to do, and what that costs a device: steps, FLOPs, bytes, memory."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from fl.clients.app.batches import covered_examples, steps_per_epoch
+from fl.clients.app.inbox import Instructions, read_amount
+from fl.clients.message_config import read_int
+from fl.clients.rule import Rule
+from fl.data import FederatedData
+from fl.errors import ConfigError
+from fl.execution.contract import Workload
+from fl.models import Flops, flops_per_example, memory_bytes
+from fl.vectors.layout import Layout
+
+
+class Planner:
+    """Plans the work of clients with one model and rule.
+
+    Args:
+        model: in training mode; only its structure is used.
+        layout: of the model.
+        data: the clients' examples.
+        rule: what a local step does.
+        batch_size, local_epochs, local_steps, drop_last, evaluate_on: as of `TrainingApp`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        data: FederatedData,
+        rule: Rule,
+        *,
+        batch_size: int | None,
+        local_epochs: int | None,
+        local_steps: int | None,
+        drop_last: bool,
+        evaluate_on: str,
+    ) -> None:
+        self._model = model
+        self._layout = layout
+        self._data = data
+        self._rule = rule
+        self._batch_size = batch_size
+        self._local_epochs = local_epochs
+        self._local_steps = local_steps
+        self._drop_last = drop_last
+        self._evaluate_on = evaluate_on
+
+    def plan(
+        self,
+        instructions: Instructions,
+        message_type: str,
+        partition: int,
+        seconds_per_flop: float,
+        reply_bytes: int | None,
+    ) -> Workload:
+        """Returns what a message's work costs, before it is done.
+
+        Training is charged forward and backward FLOPs for every example of every step (times the
+        rule's gradients per step), evaluation forward FLOPs, a query nothing.
+
+        Args:
+            instructions: of the message.
+            message_type: of the message; what follows a dot is ignored.
+            partition: the client's partition-id.
+            seconds_per_flop: of the client's device, for this work.
+            reply_bytes: of the reply to a `train` message, if known.
+
+        Raises:
+            ConfigError: the message's configuration makes no sense, or not with this rule.
+        """
+        partition %= self._data.num_partitions
+        kind = message_type.split(".")[0]
+        if kind == "evaluate":
+            _, count = self.evaluated_on(instructions.config, partition)
+            flops = float(self._flops.forward * count)
+            return Workload(flops, None, self.memory_bytes)
+        if kind != "train":
+            return Workload(0.0, None, self.memory_bytes)
+        examples = self._data.size(partition)
+        instructions.scalars  # noqa: B018 (refuses now what the client would refuse later)
+        steps = self.steps(instructions.amount, examples)
+        per_example = self._flops.training * self._rule.gradients_per_step
+        deadline, elapsed = instructions.limits
+        limit = deadline if elapsed is None else elapsed
+        fitting = None
+        if limit is not None:
+            if not math.isfinite(seconds_per_flop):
+                raise ConfigError(
+                    "the message has a deadline-s or elapsed-s, but this fleet knows the seconds "
+                    "of whole tasks only, not of steps: leave it out, or take a fleet with devices"
+                )
+            seconds_per_example = per_example * seconds_per_flop
+            least = min(steps, 1) if elapsed is None else 0
+            fitting = steps = self._fitting_steps(
+                least, steps, examples, seconds_per_example, limit
+            )
+        flops = per_example * self._covered(steps, examples)
+        if elapsed is not None:
+            return Workload(0.0, fitting, self.memory_bytes, flops, reply_bytes)
+        return Workload(flops, fitting, self.memory_bytes, 0.0, reply_bytes)
+
+    def steps(self, amount: tuple[int | None, int | None], examples: int) -> int:
+        """Returns how many steps a client does, whatever they take.
+
+        Args:
+            amount: epochs and steps that the message asks for; where both are None, the app's own
+                count.
+            examples: the client's.
+        """
+        epochs, steps = amount
+        if epochs is None and steps is None:
+            epochs, steps = self._local_epochs, self._local_steps
+        per_epoch = steps_per_epoch(examples, self._batch_size, self._drop_last)
+        if epochs is not None:
+            return epochs * per_epoch
+        return steps or 0 if per_epoch else 0
+
+    def _fitting_steps(
+        self,
+        fewest: int,
+        most: int,
+        examples: int,
+        seconds_per_example: float,
+        deadline: float,
+    ) -> int:
+        """Returns the most steps that end by the deadline, between `fewest` and `most`."""
+        while fewest < most:
+            middle = (fewest + most + 1) // 2
+            seconds = self._covered(middle, examples) * seconds_per_example
+            # The last bit of a product must not cost a step that fits exactly.
+            if seconds <= deadline * (1 + 1e-9):
+                fewest = middle
+            else:
+                most = middle - 1
+        return fewest
+
+    def _covered(self, steps: int, examples: int) -> int:
+        """Returns how many examples (with repeats) so many steps of a client take."""
+        return covered_examples(steps, examples, self._batch_size, self._drop_last)
+
+    def check_batches(self, config: Mapping[str, Any], least: int) -> None:
+        """Checks that no client comes upon a batch that is too small for the model.
+
+        Args:
+            config: that every `train` message would bring.
+            least: examples that a batch must have.
+
+        Raises:
+            ConfigError: one would.
+        """
+        if least == 1:
+            return
+        amount = read_amount(config)
+        for partition, size in enumerate(self._data.partitions.sizes.tolist()):
+            steps = self.steps(amount, size)
+            epoch = steps_per_epoch(size, self._batch_size, self._drop_last)
+            last = self._covered(epoch, size) - self._covered(epoch - 1, size)
+            if self._covered(min(steps, 1), size) < least * min(steps, 1):
+                remedy = (
+                    "raise batch_size"
+                    if size >= least
+                    else f"give every client {least} examples (partition.min_partition_size), or "
+                    "use a model without batch normalisation"
+                )
+            elif steps >= epoch and last < least * min(steps, 1):
+                remedy = "set drop_last to true, or another batch_size"
+            else:
+                continue
+            raise ConfigError(
+                f"the model can only be trained on batches of at least {least} examples, and "
+                f"client {partition} would come upon a smaller one (it has {size} examples, and "
+                f"batch_size is {self._batch_size}): {remedy}"
+            )
+
+    def evaluated_on(self, config: Mapping[str, Any], partition: int) -> tuple[bool, int]:
+        """Returns whether a message's model is evaluated on held-out examples, and on how many."""
+        on = config.get("evaluate-on", self._evaluate_on)
+        held_out = self._data.test_partitions if on == "test" else None
+        if on not in ("test", "train") or (on == "test" and held_out is None):
+            raise ConfigError(
+                f"the message's 'evaluate-on' is {on!r}; it must be 'train', or 'test' where "
+                "clients have held-out examples"
+            )
+        most = read_int(config, "evaluate-examples", least=1)
+        there = len((self._data.partitions if held_out is None else held_out)[partition])
+        return held_out is not None, there if most is None else min(most, there)
+
+    @cached_property
+    def memory_bytes(self) -> int:
+        """The memory that training takes on a device, in bytes, for the largest batch."""
+        largest = int(self._data.partitions.sizes.max(initial=1))
+        batch = largest if self._batch_size is None else min(self._batch_size, largest)
+        with self._refusing_inputs():
+            counted = memory_bytes(
+                self._model, self._data.input_shape, batch, self._rule.vectors, self._input_dtype
+            )
+        self._let_go()
+        return counted
+
+    @cached_property
+    def _flops(self) -> Flops:
+        with self._refusing_inputs():
+            counted = flops_per_example(self._model, self._data.input_shape, self._input_dtype)
+        self._let_go()
+        return counted
+
+    @contextmanager
+    def _refusing_inputs(self) -> Iterator[None]:
+        """Says in what is raised inside that the model does not take the data's inputs."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise ConfigError(
+                f"the model does not take inputs of shape {self._data.input_shape} and type "
+                f"{self._input_dtype} ({str(error).splitlines()[0]}); one in float16 throughout "
+                "needs .float()"
+            ) from error
+
+    def _let_go(self) -> None:
+        """Frees the gradients that torch's counters leave in cycles, if they are large."""
+        if self._layout.is_large:
+            gc.collect()
+
+    @property
+    def _input_dtype(self) -> torch.dtype:
+        return torch.int64 if self._data.task == "next-token" else torch.float32

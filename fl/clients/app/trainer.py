@@ -1,0 +1,170 @@
+"""Trains clients of one model and rule: one by itself, or several as one program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+from fl.clients.app.alone import train_alone
+from fl.clients.app.batched import (
+    gains_from_batching,
+    rows_per_program,
+    train_together,
+    vmap_refuses,
+)
+from fl.clients.app.batching import Choice, Mode, compare
+from fl.clients.app.examples import ExamplePool
+from fl.clients.app.memory_format import takes_channels_last
+from fl.clients.app.training import Trained, Training
+from fl.clients.rule import Rule
+from fl.data import FederatedData
+from fl.errors import ConfigError
+from fl.vectors.layout import Layout
+
+_MOST_TRIED = 16  # clients in the trial of "measured"
+_MOST_TRIED_ALONE = 4
+
+
+class Trainer:
+    """Trains clients, together where that is possible and chosen.
+
+    Args:
+        model: in training mode; only its structure is used.
+        layout: of the model.
+        data: the clients' examples.
+        rule: what a local step does.
+        batch_size, shuffle, drop_last, batching: as of `TrainingApp`.
+        device: where PyTorch trains.
+        has_mods: whether Flower mods see the messages.
+
+    Attributes:
+        not_batchable: why no two clients train together; empty if they may.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        data: FederatedData,
+        rule: Rule,
+        *,
+        batch_size: int | None,
+        shuffle: bool,
+        drop_last: bool,
+        batching: Mode,
+        device: torch.device,
+        has_mods: bool,
+    ) -> None:
+        self._model = model
+        self._layout = layout
+        self._data = data
+        self._rule = rule
+        self._batch_size = batch_size
+        self._shuffle = shuffle
+        self._drop_last = drop_last
+        self._batching = batching
+        self._device = device
+        self._pool = ExamplePool(data, device)
+        self._channels_last = takes_channels_last(model, layout, data.input_shape, device)
+        self._choice: Choice | None = None
+        self.not_batchable = self._why_not_batchable(has_mods)
+
+    def alone(self, training: Training) -> Trained:
+        """Returns what came of one training, of at least one step, done by itself."""
+        return train_alone(
+            self._model,
+            self._layout,
+            self._rule,
+            self._pool,
+            training,
+            batch_size=self._batch_size,
+            shuffle=self._shuffle,
+            drop_last=self._drop_last,
+            channels_last=self._channels_last,
+        )
+
+    def together(self, trainings: Sequence[Training]) -> list[tuple[list[int], Trained]]:
+        """Returns what came of trainings, of at least one step each, done as one or more programs.
+
+        Each agrees with what it would be by itself but for rounding, since sums are taken in
+        another order: the tests allow 1e-4 relative and 2e-6 absolute after some tens of steps. The
+        same trainings in the same order give the same bits.
+
+        Returns:
+            For every program, the positions of its trainings and what came of them.
+
+        Raises:
+            ConfigError: they cannot be done together.
+        """
+        if self.not_batchable:
+            raise ConfigError(f"cannot train together: {self.not_batchable}")
+        if any(training.deadline_s is not None for training in trainings):
+            raise ConfigError("cannot train together: a deadline in wall time needs a clock")
+        return train_together(
+            self._model,
+            self._layout,
+            self._rule,
+            self._pool,
+            trainings,
+            batch_size=self._batch_size,
+            shuffle=self._shuffle,
+            drop_last=self._drop_last,
+        )
+
+    # ---- whether clients train together ----------------------------------------------------------
+
+    def _why_not_batchable(self, has_mods: bool) -> str:
+        if self._batching == "off":
+            return "batching is off"
+        if has_mods:
+            return "mods see one message at a time"
+        if not self._rule.batchable:
+            return f"{type(self._rule).__name__} trains one client at a time"
+        moving = [entry.name for entry in self._layout.entries if entry.kind != "trainable"]
+        if moving:
+            return f"the model has buffers, or frozen or tied parameters: {moving}"
+        gains, reason = gains_from_batching(self._model, self._device)
+        if self._batching == "auto" and not gains:
+            return reason
+        tokens = self._data.task == "next-token"
+        return vmap_refuses(self._model, self._layout, self._data.input_shape, tokens=tokens)
+
+    def choose(self, trial: Callable[[int], Sequence[Training]]) -> Choice:
+        """Returns whether clients train together, after a trial if that is to be measured.
+
+        The first call decides; to be made before the app goes to other processes.
+
+        Args:
+            trial: makes at most so many trainings to try, of clients that have examples.
+        """
+        if self._choice is None:
+            why = self.not_batchable
+            self._choice = Choice(self._batching, not why, why)
+            trainings: Sequence[Training] = []
+            if self._batching == "measured" and not why:
+                most = rows_per_program(self._layout.size, self._device)
+                trainings = trial(min(_MOST_TRIED, most))
+            if trainings:
+                self._choice = compare(
+                    partial(self._try_alone, trainings[:_MOST_TRIED_ALONE]),
+                    partial(self._try_together, trainings),
+                )
+                self.not_batchable = self._choice.why
+        return self._choice
+
+    def take(self, choice: Choice) -> None:
+        """Takes the choice that an earlier process of the same run made."""
+        self._choice = choice
+        self.not_batchable = choice.why
+
+    def _try_alone(self, trainings: Sequence[Training]) -> int:
+        for training in trainings:
+            self.alone(training)
+        return len(trainings)
+
+    def _try_together(self, trainings: Sequence[Training]) -> int:
+        self.together(trainings)
+        return len(trainings)

@@ -1,0 +1,79 @@
+"""Local training of one client, as a message and its own state ask for it; what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import Array
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fl.vectors.rows import Row
+
+
+@dataclass(slots=True)
+class Training:
+    """Local training that a message asks for.
+
+    Attributes:
+        seed, client, message_id: name the random streams.
+        rows: the client's examples, as rows of the data set's training examples, int64, (n,).
+        row: the received model, shape (d,), read-only; those of one broadcast share it.
+        carried: entries of the model outside the row.
+        server: vectors that came beside the model, (p,) each.
+        memory: what the rule kept when this client last trained; None if this is the first time.
+        scalars: what the rule made of the message's configuration.
+        steps: how many steps to do.
+        deadline_s: wall seconds after which no further step starts; None for a simulated device,
+            whose time is in `steps`.
+    """
+
+    seed: int
+    client: int
+    message_id: str
+    rows: NDArray[np.int64]
+    row: Row
+    carried: dict[str, Array]
+    server: dict[str, Tensor]
+    memory: dict[str, Tensor] | None
+    scalars: dict[str, float]
+    steps: int
+    deadline_s: float | None
+
+    @property
+    def examples(self) -> int:
+        """Number of training examples the client has."""
+        return len(self.rows)
+
+
+def moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Returns the same tensors on a device; those that are there are not copied."""
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+HOST = torch.device("cpu")
+"""Where models come from and what came of them goes to."""
+
+
+@dataclass(slots=True)
+class Trained:
+    """What came of the training of n clients, as matrices with a row for each, in host memory.
+
+    Attributes:
+        rows: the models to upload, shape (n, d), float32.
+        carried: entries of the models outside the rows, the same for all n.
+        extras: vectors to upload beside them, (n, p) each.
+        memory: what the clients keep, (n, ...) each.
+        losses: mean loss over each client's steps.
+        steps: how many steps each client did.
+    """
+
+    rows: Tensor
+    carried: dict[str, Array]
+    extras: dict[str, Tensor]
+    memory: dict[str, Tensor]
+    losses: list[float]
+    steps: list[int]

@@ -1,0 +1,583 @@
+"""The ClientApp that runs any client rule, on a simulated device or on a real SuperNode."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
+from torch import nn
+
+from fl.checks import read_if
+from fl.clients.app.batching import Choice, Mode, check_mode
+from fl.clients.app.downlink import Downlink
+from fl.clients.app.inbox import (
+    MEMORY_KEY,
+    NOTHING,
+    Inbox,
+    Instructions,
+    read_amount,
+    read_fitting_steps,
+    read_limits,
+    read_memory,
+    read_partition,
+)
+from fl.clients.app.outbox import Outbox, metrics_reply
+from fl.clients.app.planner import Planner
+from fl.clients.app.trainer import Trainer
+from fl.clients.app.training import Training, moved
+from fl.clients.app.uplink import Uplink
+from fl.clients.correction import Corrected, Correction
+from fl.clients.island import Island
+from fl.clients.local_optimizer import LocalOptimizer
+from fl.clients.replica import Replica
+from fl.clients.rule import Rule
+from fl.data import FederatedData
+from fl.errors import ConfigError
+from fl.execution.contract import Payload, PlannedApp, Request, Result, RunInfo, Workload
+from fl.flower.carried import carried_tensors
+from fl.flower.content import content_of
+from fl.flower.messages import with_content
+from fl.models import drop_weights, evaluate
+from fl.randomness import SEED_KEY, generator, global_generators
+from fl.vectors.layout import Layout
+from fl.vectors.rows import as_tensor
+
+_KINDS = ("train", "train.default")
+_OBEYED = ("local-epochs", "local-steps", "deadline-s", "elapsed-s")  # whatever the rule
+
+
+@read_if(
+    lambda a: a["rule"].get("clip_norm") is not None,
+    "correction.clip_first",
+    only="only {at}rule.clip_norm clips",
+)
+class TrainingApp(ClientApp, PlannedApp):
+    """A Flower ClientApp that trains a model on a client's data by a client rule.
+
+    It answers three kinds of messages:
+
+    - `train`: the model in content["arrays"] is trained on the partition of
+      `node_config["partition-id"]`. The reply has the model in "arrays", in "metrics"
+      "num-examples" (size of the partition), "train-loss" (mean over the steps) and "steps", and a
+      record for each vector the rule uploads beside the model.
+    - `evaluate`: replies with "num-examples", "loss" and "accuracy" of the received model on the
+      client's own held-out examples, or on its training examples. The message's configuration may
+      say on which, "evaluate-on" being "test" or "train", and on how many of them, drawn uniformly:
+      "evaluate-examples".
+    - `query`: replies with "num-examples" and "num-partitions".
+
+    A message's configuration (content["config"]) may set, for its task, "lr", "proximal-mu" (if the
+    rule has one), one of "local-epochs" and "local-steps", and one of "deadline-s" and "elapsed-s".
+    Other keys are somebody else's and are ignored.
+
+    A deadline bounds the time of training: the client does as many whole steps as fit, and at least
+    one, since a device learns what a step takes by doing it; its partial work counts like full
+    work. On the simulator the planned time decides (`plan`, handed over in content["fl.work"]), on
+    a real device the clock: no step starts that would end too late if it took as long as the mean
+    of those before.
+
+    "elapsed-s" interrupts a client that is thought to have begun so many seconds before the message
+    reached it, with the model in the message: it returns what its whole steps until then have made,
+    the model itself if there are none. On the simulator that work takes no more time, as it lies
+    in the past, but its energy counts; on a real device it is done now, with a deadline.
+
+    A client without examples, or told to do 0 steps, returns the received model with
+    "num-examples" 0, so that it weighs nothing. A model that has become NaN or infinite is returned
+    as it is: what to do with it is the strategy's decision, and "train-loss" shows it. A received
+    model that is not finite is refused.
+
+    Training is a function of the message and the client's state: batches come from the stream
+    (seed, "batches", partition-id, message_id), with `run_config["fl.seed"]`, and what the model
+    draws (dropout) from (seed, "dropout", partition-id, message_id). What the rule keeps from task
+    to task is in `Context.state["fl.memory"]`.
+
+    Args:
+        model: a module, or a function that makes one. Only its structure is used: weights come
+            with every message.
+        data: the examples, dealt to partitions; partition-id p uses partition p modulo their
+            number.
+        rule: what a local step does.
+        correction: of the gradients that the rule follows; None leaves them as they are.
+        batch_size: examples of a step; None takes all of the client's.
+        local_epochs: passes over the client's examples in a task; None if `local_steps` is set.
+        local_steps: steps of a task, however many epochs these are; None if `local_epochs` is set.
+        shuffle: a fresh permutation every epoch; otherwise the order of the data.
+        drop_last: leave out an epoch's last batch if it is smaller than the others, as models with
+            batch normalisation want, which refuse a batch of one. A client with fewer examples than
+            `batch_size` has one batch of all of them.
+        evaluate_on: "test" or "train" examples of the client; None is "test" where the data has
+            held-out examples for each client, else "train".
+        uplink: compresses the replies to `train`; None sends models as they are.
+        downlink: decompresses the model of every message; None takes models as they are.
+        batching: whether tasks that wait at the same time train as one program: "auto" where the
+            model's structure says that this is faster on a CPU, "on" wherever it is possible,
+            "off" never, "measured" if a trial before the run finds it faster. A choice changes
+            results by rounding, so a measured one makes them depend on the machine; the summary
+            has the choice.
+        device: where PyTorch trains and evaluates, such as "cpu", "cuda" or "cuda:1". On a GPU,
+            clients share it through batches; results differ from a CPU's by rounding.
+        mods: Flower mods around every handler. With any, tasks are trained one by one.
+
+    Raises:
+        ConfigError: an argument is out of range, the model cannot be a flat vector, or PyTorch does
+            not see the device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[], nn.Module],
+        data: FederatedData,
+        rule: Rule,
+        *,
+        correction: Correction | None = None,
+        batch_size: int | None = 32,
+        local_epochs: int | None = 1,
+        local_steps: int | None = None,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        evaluate_on: Literal["test", "train"] | None = None,
+        uplink: Uplink | Replica | Island | None = None,
+        downlink: Downlink | Replica | Island | None = None,
+        batching: Mode | bool = "auto",
+        device: str = "cpu",
+        mods: list[Mod] | None = None,
+    ) -> None:
+        super().__init__(mods=mods)
+        self._has_mods = bool(mods)
+        if isinstance(batching, bool):  # what YAML makes of on and off
+            batching = "on" if batching else "off"
+        check_mode(batching)
+        for name, value in (
+            ("batch_size", batch_size),
+            ("local_epochs", local_epochs),
+            ("local_steps", local_steps),
+        ):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(
+                    f"{name} is {value}; it must be a whole number, at least 1, or null"
+                )
+        if (local_epochs is None) == (local_steps is None):
+            raise ConfigError(
+                f"local_epochs is {local_epochs} and local_steps is {local_steps}; set one of them "
+                "and make the other null"
+            )
+        if evaluate_on not in ("test", "train", None):
+            raise ConfigError(f"evaluate_on is {evaluate_on!r}; it must be 'test', 'train' or null")
+        if evaluate_on == "test" and data.test_partitions is None:
+            raise ConfigError(
+                f"evaluate_on is 'test', but data {data.name!r} has no held-out examples for each "
+                "client: set it to 'train'"
+            )
+        self.device = _found_device(device)
+        self.data = data
+        self.optimizer = rule
+        self.correction = correction
+        self.rule = rule if correction is None else _corrected(rule, correction)
+        self.batch_size = batch_size
+        self.local_epochs = local_epochs
+        self.local_steps = local_steps
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.uplink = uplink
+        self.downlink = downlink
+        self.evaluate_on = evaluate_on or ("train" if data.test_partitions is None else "test")
+        if isinstance(model, nn.Module):
+            self._model = copy.deepcopy(model)
+        else:
+            with global_generators(0, "structure"):  # its values are never used
+                self._model = model()
+        self._model.train()
+        self.layout = Layout.of(self._model)
+        if not self.layout.num_trainable:
+            raise ConfigError(
+                "the model has nothing to train: it has no parameters, or all are frozen or empty"
+            )
+        drop_weights(self._model)
+        if correction is not None:
+            correction.check_model(self._model)
+        self.batching: Mode = batching
+        self._inbox = Inbox(self.layout, self.rule, type(correction or rule).__name__)
+        self._planner = Planner(
+            self._model,
+            self.layout,
+            data,
+            self.rule,
+            batch_size=batch_size,
+            local_epochs=local_epochs,
+            local_steps=local_steps,
+            drop_last=drop_last,
+            evaluate_on=self.evaluate_on,
+        )
+        self._trainer = Trainer(
+            self._model,
+            self.layout,
+            data,
+            self.rule,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            batching=batching,
+            device=self.device,
+            has_mods=self._has_mods,
+        )
+        self._outbox = Outbox(self.layout, self.rule)
+        self.train()(self._train)
+        self.evaluate()(self._evaluate)
+        self.query()(self._query)
+
+    # ---- before the work is done -----------------------------------------------------------------
+
+    @property
+    def has_mods(self) -> bool:
+        """Whether Flower mods are around the handlers."""
+        return self._has_mods
+
+    @property
+    def remembers(self) -> bool:
+        """Whether clients may keep something: of their rule, of compressed links, of mods."""
+        links = bool(self.uplink or self.downlink)
+        return not self.rule.returns_only_the_model or self._has_mods or links
+
+    def memory_bytes(self) -> int:
+        """Returns the memory that training takes on a device, in bytes, for the largest batch."""
+        return self._planner.memory_bytes
+
+    def read(self, content: RecordDict) -> Instructions:
+        """Returns what a message's content says."""
+        return self._inbox.read(content)
+
+    def plan(
+        self, payload: Payload, message_type: str, partition: int, seconds_per_flop: float
+    ) -> Workload:
+        """Returns what a message's work costs; see `Planner.plan`."""
+        return self._planner.plan(
+            payload.read_by(self), message_type, partition, seconds_per_flop, self._reply_bytes
+        )
+
+    @cached_property
+    def _reply_bytes(self) -> int | None:
+        """Size of the reply to every `train` message, if clients send a model and keep nothing."""
+        if self.remembers or self.layout.carried:
+            return None
+        return self._outbox.model_bytes()
+
+    def check_config(self, config: Mapping[str, Any]) -> None:
+        """Checks a configuration that every `train` message would bring.
+
+        Raises:
+            ConfigError: it makes no sense, or not with this rule.
+        """
+        # Rounds count from 1, and schedules of rounds ask which one it is.
+        self._inbox.scalars({"server-round": 1, **config})
+        read_amount(config)
+        read_limits(config)
+
+    def check_batches(self, config: Mapping[str, Any], least: int) -> None:
+        """Checks that no client comes upon a batch that is too small for the model.
+
+        Args:
+            config: that every `train` message would bring.
+            least: examples that a batch must have.
+
+        Raises:
+            ConfigError: one would.
+        """
+        self._planner.check_batches(config, least)
+
+    def reads(self, key: str) -> bool:
+        """Returns whether a client obeys a key of a message's configuration."""
+        return key in _OBEYED or key in self.rule.honours
+
+    def replaced_by(self, key: str) -> tuple[str, ...]:
+        """Returns the arguments that a key of a message's configuration stands in for.
+
+        Those of the rule are called "rule.NAME", those of the correction "correction.NAME".
+        """
+        if key in ("local-epochs", "local-steps"):
+            return "local_epochs", "local_steps"
+        parts = {"rule": self.optimizer, "correction": self.correction}
+        return tuple(
+            f"{place}.{name}"
+            for place, part in parts.items()
+            if part is not None
+            for name in part.honours.get(key, ())
+        )
+
+    # ---- whether clients train together ----------------------------------------------------------
+
+    def batch_key(self, request: Request, run: RunInfo) -> Hashable | None:
+        """Returns what requests share that `train_many` takes together, or None.
+
+        None also for a request that `train_many` would refuse: alone, it gets its own error.
+        `why_alone` gives the reason. Clients whose schedules begin at different steps do not go
+        together.
+        """
+        if self.why_alone(request) is not None:
+            return None
+        return "train", request.payload.read_by(self).first_step
+
+    def why_alone(self, request: Request) -> str | None:
+        """Returns why a request cannot be answered together with others, or None if it can."""
+        if request.message_type not in _KINDS:
+            return f"{request.message_type!r} messages are answered one by one"
+        if self._trainer.not_batchable:
+            return self._trainer.not_batchable
+        instructions: Instructions = request.payload.read_by(self)
+        try:
+            # What a downlink brings is only known with the client's own state.
+            instructions.check(model=self.downlink is None)
+            read_memory(request.state)
+        except ConfigError as error:
+            return str(error)
+        told = request.work is not None or instructions.fitting_steps is not None
+        if not told and instructions.limits != (None, None):
+            return "its deadline is in wall time: only a clock tells when to stop"
+        return None
+
+    def choose_batching(self) -> Choice:
+        """Returns whether clients train together, after a trial if that is to be measured.
+
+        The first call decides; to be made before the app goes to other processes.
+        """
+        return self._trainer.choose(self._trial)
+
+    def take_batching(self, choice: Choice) -> None:
+        """Takes the choice that an earlier process of the same run made."""
+        self._trainer.take(choice)
+
+    def _trial(self, most: int) -> list[Training]:
+        return [
+            Training(
+                seed=0,
+                client=partition,
+                message_id=f"trial.{partition}",
+                rows=self.data.partitions[partition],
+                row=np.zeros(self.layout.size, np.float32),
+                carried={},
+                server={name: torch.zeros(self.layout.num_trainable) for name in self.rule.needs},
+                memory=None,
+                scalars=self.rule.scalars(
+                    {"server-round": 1, **dict.fromkeys(self.rule.requires, 1.0)}
+                ),
+                steps=min(2, self._planner.steps((None, None), self.data.size(partition))),
+                deadline_s=None,
+            )
+            for partition in np.flatnonzero(self.data.partitions.sizes)[:most].tolist()
+        ]
+
+    # ---- training --------------------------------------------------------------------------------
+
+    def trains(self, request: Request) -> bool:
+        """Returns whether `train_many` takes the request."""
+        return request.message_type in _KINDS and not self._has_mods
+
+    def train_many(self, requests: Sequence[Request], run: RunInfo) -> list[Result]:
+        """Returns the results of one request, or of several that share a batch key.
+
+        Raises:
+            ConfigError, PayloadError: a request makes no sense.
+        """
+        if self.uplink is None and self.downlink is None:
+            trainings = [
+                self._training(
+                    request.payload.read_by(self),
+                    request.message_id,
+                    request.client % run.num_partitions,
+                    run.run_config.get(SEED_KEY),
+                    request.state,
+                    request.work,
+                )
+                for request in requests
+            ]
+            return [
+                Result(content=content, state=_with_memory(request.state, memory))
+                for request, (content, memory) in zip(requests, self._done(trainings), strict=True)
+            ]
+        messages = [request.message(own_content=False) for request in requests]
+        contexts = [request.context(run) for request in requests]
+        contents = self._answers(messages, contexts)
+        return [
+            Result(content=content, state=context.state or None)
+            for content, context in zip(contents, contexts, strict=True)
+        ]
+
+    def _train(self, message: Message, context: Context) -> Message:
+        (content,) = self._answers([message], [context])
+        return Message(content, reply_to=message)
+
+    def _answers(
+        self, messages: Sequence[Message], contexts: Sequence[Context]
+    ) -> list[RecordDict]:
+        """Returns the contents of replies; what clients keep is written into the contexts."""
+        opened = [self._opened(*each) for each in zip(messages, contexts, strict=True)]
+        trainings = [
+            self._training(
+                self.read(message.content),
+                message.metadata.message_id,
+                read_partition(context),
+                context.run_config.get(SEED_KEY),
+                context.state,
+            )
+            for message, context in zip(opened, contexts, strict=True)
+        ]
+        contents = []
+        for training, message, context, (content, memory) in zip(
+            trainings, opened, contexts, self._done(trainings), strict=True
+        ):
+            if memory is not None:
+                context.state[MEMORY_KEY] = memory
+            if self.uplink is not None:
+                content = self.uplink.pack(self.layout, training.row, content, message, context)
+            contents.append(content)
+        return contents
+
+    def _opened(self, message: Message, context: Context) -> Message:
+        """Returns a message with the model in it; the client keeps what it has to."""
+        if self.downlink is None:
+            return message
+        content, kept = self.downlink.open(self.layout, message.content, context)
+        context.state.update(kept)
+        return with_content(message, content)
+
+    def _training(
+        self,
+        instructions: Instructions,
+        message_id: str,
+        partition: int,
+        seed: object,
+        state: RecordDict | None,
+        work: Mapping[str, Any] | None = None,
+    ) -> Training:
+        """Returns what one client is to do.
+
+        Args:
+            instructions: of the message.
+            message_id: of the message.
+            partition: the client's partition-id.
+            seed: `run_config["fl.seed"]`.
+            state: the client's.
+            work: what the device has time for, if the message's content does not say it.
+
+        Raises:
+            ConfigError: a value makes no sense.
+        """
+        row = instructions.row
+        deadline, elapsed = instructions.limits
+        rows = self.data.partitions[partition % self.data.num_partitions]
+        steps = self._planner.steps(instructions.amount, len(rows))
+        if elapsed is not None:
+            deadline = elapsed
+            steps = steps if elapsed > 0 else 0
+        fitting = instructions.fitting_steps if work is None else read_fitting_steps(work)
+        if fitting is not None:
+            deadline = None
+            steps = min(steps, fitting)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ConfigError(
+                f"run_config[{SEED_KEY!r}] is {seed!r}; it must be a whole number: on a "
+                f"deployment, set {SEED_KEY} under [tool.flwr.app.config] in pyproject.toml"
+            )
+        return Training(
+            seed=seed,
+            client=partition,
+            message_id=message_id,
+            rows=rows,
+            row=row,
+            carried=instructions.carried,
+            server=instructions.server,
+            memory=read_memory(state),
+            scalars=instructions.scalars,
+            steps=steps,
+            deadline_s=deadline,
+        )
+
+    def _done(self, trainings: Sequence[Training]) -> list[tuple[RecordDict, ArrayRecord | None]]:
+        """Returns the contents of replies before compression, and what each rule keeps."""
+        done: dict[int, tuple[RecordDict, ArrayRecord | None]] = {}
+        working = []
+        for i, training in enumerate(trainings):
+            if training.steps:
+                working.append(i)
+            else:
+                done[i] = self._outbox.unchanged(training)
+        # One that trains among several is a program all the same: who else has nothing to do must
+        # not change its bits.
+        if len(trainings) == 1:
+            parts = [([0], self._trainer.alone(trainings[0]))] if working else []
+        else:
+            parts = self._trainer.together([trainings[i] for i in working])
+        for members, trained in parts:
+            chosen = [working[i] for i in members]
+            replies = self._outbox.trained([trainings[i] for i in chosen], trained)
+            done.update(zip(chosen, replies, strict=True))
+        return [done[i] for i in range(len(trainings))]
+
+    # ---- other messages --------------------------------------------------------------------------
+
+    def _evaluate(self, message: Message, context: Context) -> Message:
+        instructions = self.read(self._opened(message, context).content)
+        partition = read_partition(context) % self.data.num_partitions
+        row = as_tensor(instructions.row)
+        held_out, count = self._planner.evaluated_on(instructions.config, partition)
+        loss = accuracy = 0.0
+        if count:
+            entries = moved(carried_tensors(instructions.carried), self.device)
+            self.layout.load(self._evaluated, row.to(self.device), entries)
+            x, y = (self.data.client_test if held_out else self.data.client)(partition)
+            if count < len(y):
+                key = ("evaluated examples", partition, message.metadata.message_id)
+                rng = generator(int(context.run_config[SEED_KEY]), *key)
+                some = torch.as_tensor(rng.choice(len(y), count, replace=False))
+                x, y = x[some], y[some]
+            loss, accuracy = evaluate(self._evaluated, (x.to(self.device), y.to(self.device)))
+            drop_weights(self._evaluated)
+        metrics: dict[str, int | float] = {
+            "num-examples": count,
+            "loss": loss,
+            "accuracy": accuracy,
+        }
+        return metrics_reply(message, metrics)
+
+    def _query(self, message: Message, context: Context) -> Message:
+        count = self.data.size(read_partition(context) % self.data.num_partitions)
+        return metrics_reply(
+            message, {"num-examples": count, "num-partitions": self.data.num_partitions}
+        )
+
+    @cached_property
+    def _evaluated(self) -> nn.Module:
+        return copy.deepcopy(self._model)
+
+
+def _with_memory(state: RecordDict | None, memory: ArrayRecord | None) -> RecordDict | None:
+    if memory is None:
+        return state
+    return content_of({**(state or NOTHING), MEMORY_KEY: memory})
+
+
+def _corrected(rule: Rule, correction: Correction) -> Corrected:
+    if not isinstance(rule, LocalOptimizer):
+        raise ConfigError(
+            f"correction is {type(correction).__name__}, and rule is {type(rule).__name__}, which "
+            "does not step by gradients: use an optimizer such as Sgd, or leave it out"
+        )
+    return Corrected(rule, correction)
+
+
+def _found_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"client.device is {name!r}, which PyTorch cannot use here "
+            f"({str(error).splitlines()[0]}): use 'cpu', or a PyTorch built for the device"
+        ) from error
+    return device

@@ -1,0 +1,36 @@
+"""Who trains in a round: selections of clients, one paper a file."""
+
+from fl.selection.clustered import ClusteredBySimilarity, ClusteredBySize
+from fl.selection.oort import Oort
+from fl.selection.power_of_choice import PowerOfChoice
+from fl.selection.selection import (
+    Ask,
+    Choice,
+    Opening,
+    Reply,
+    RoundEnd,
+    Selection,
+    Trial,
+    sample,
+    weighted_sample,
+)
+from fl.selection.tifl import TiFL
+from fl.selection.uniform import Uniform
+
+__all__ = [
+    "Ask",
+    "Choice",
+    "ClusteredBySimilarity",
+    "ClusteredBySize",
+    "Oort",
+    "Opening",
+    "PowerOfChoice",
+    "Reply",
+    "RoundEnd",
+    "Selection",
+    "TiFL",
+    "Trial",
+    "Uniform",
+    "sample",
+    "weighted_sample",
+]

@@ -1,0 +1,118 @@
+"""A dispatch: one request on its way through virtual time, from the push of its message on."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from fl.simulation.world.faults import TaskFaults
+
+if TYPE_CHECKING:
+    from flwr.app import Message, Metadata
+
+    from fl.execution.contract import Request, Result, Workload
+
+
+class Stage(IntEnum):
+    """Where a dispatch is."""
+
+    WAITING = 0  # its message is at the server
+    DOWNLOADING = 1  # or waits for what the client's peers send
+    QUEUED = 2  # its message is at the client, whose device works on another one
+    COMPUTING = 3
+    UPLOADING = 4
+    DONE = 5
+
+
+class Dispatch:
+    """What one message causes on one client.
+
+    The engine moves it from stage to stage and looks at nothing of what it carries.
+
+    Attributes:
+        name: the message's id.
+        client: index in the fleet.
+        number: running number of the client's dispatches; (client, number) names this one.
+        size_down: bytes of the message.
+        faults: what will go wrong, drawn from (seed, client, number).
+        expiry: when the message's time to live runs out, s.
+        ready_s: when the client has what it needs, if that comes from its peers and not from the
+            server; then nothing is downloaded or uploaded. None for an ordinary message.
+        stage, stage_began: where it is, and since when, s.
+        flow: of the transfer that goes on; -1 without.
+        size_up: bytes of the reply.
+        idle_s, compute_s, radio_s: what it has taken of the device so far, s.
+        past_s: what the device computed for it before the message came, s, for its energy.
+        metadata: of the message.
+        request: what the client is asked.
+        plan: what that costs, if its app plans.
+        reply_bytes: of the reply's content, if the plan knows them; then the client keeps nothing.
+        submitted: whether an executor has the request.
+        result: what came of it, once somebody has asked.
+        reply: to the message, once it has arrived and until it is pulled.
+        unread: whether the reply has arrived and is not filled yet: if the plan knows its size and
+            the client keeps nothing, the work may be done when somebody reads it.
+    """
+
+    __slots__ = (
+        "client",
+        "compute_s",
+        "expiry",
+        "faults",
+        "flow",
+        "idle_s",
+        "metadata",
+        "name",
+        "number",
+        "past_s",
+        "plan",
+        "radio_s",
+        "ready_s",
+        "reply",
+        "reply_bytes",
+        "request",
+        "result",
+        "size_down",
+        "size_up",
+        "stage",
+        "stage_began",
+        "submitted",
+        "unread",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        client: int,
+        number: int,
+        size_down: int,
+        faults: TaskFaults,
+        expiry: float,
+        metadata: Metadata,
+        request: Request,
+        plan: Workload | None = None,
+        ready_s: float | None = None,
+    ) -> None:
+        self.name = name
+        self.client = client
+        self.number = number
+        self.size_down = size_down
+        self.faults = faults
+        self.expiry = expiry
+        self.ready_s = ready_s
+        self.stage = Stage.WAITING
+        self.stage_began = 0.0
+        self.flow = -1
+        self.size_up = 0
+        self.idle_s = 0.0
+        self.compute_s = 0.0
+        self.past_s = 0.0
+        self.radio_s = 0.0
+        self.metadata = metadata
+        self.request = request
+        self.plan = plan
+        self.reply_bytes = None if plan is None else plan.reply_bytes
+        self.submitted = False
+        self.result: Result | None = None
+        self.reply: Message | None = None
+        self.unread = False

@@ -1,0 +1,72 @@
+"""MIFA: the last update of every client stands in for those that are away.
+
+Gu, Huang, Zhang, Huang, "Fast Federated Learning in the Presence of Arbitrary Device
+Unavailability", arXiv:2106.04159 (NeurIPS 2021), Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from fl.checks import at_least, positive
+from fl.strategies.round_rule import RoundRule, Updates
+from fl.vectors.rows import Row
+
+
+class Memorised(NamedTuple):
+    """The model and the sum of what is memorised, shape (d,) each, and that by client."""
+
+    w: Row
+    total: Row
+    latest: Mapping[int, Row]
+
+
+@dataclass(frozen=True)
+class MIFA(RoundRule):
+    """Memory-augmented impatient federated averaging.
+
+        G_n <- w_n - w_t                      for the clients that take part
+        w_(t+1) = w_t + eta / N sum_n G_n     over all clients
+
+    A client that has not taken part yet counts with G_n = 0, as in the code of FedAU's authors; in
+    the paper all take part in the first round. The paper memorises G_n divided by the clients'
+    learning rate, which is the same where that stays. The server keeps a model for each client.
+    All clients that are there take part; they weigh the same, whatever their number of examples.
+
+    Attributes:
+        num_clients: N.
+        eta: server learning rate, above 0.
+
+    Raises:
+        ConfigError: a hyperparameter is out of range.
+    """
+
+    folds: ClassVar[bool] = False
+
+    num_clients: int
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least("num_clients", self.num_clients, 1)
+        positive("eta", self.eta)
+
+    def init(self, w: Row, p: int) -> Memorised:
+        """Returns the model, and nothing memorised."""
+        return Memorised(w, np.zeros_like(w), {})
+
+    def step(self, state: Memorised, updates: Updates) -> Memorised:
+        """Returns model and memory after a round."""
+        latest, old = dict(state.latest), np.zeros(updates.deltas.shape, np.float32)
+        for i, client in enumerate(updates.clients):
+            old[i] = latest.get(client, 0.0)
+            if updates.weights[i] > 0:  # it has done a step
+                latest[client] = updates.deltas[i]
+        updates = updates.unweighted()
+        taking_part = np.float32(updates.weights.sum())
+        total: Row = state.total + taking_part * updates.less(old).mean()
+        share = np.float32(self.eta / self.num_clients)
+        return Memorised(state.w + share * total, total, latest)
