@@ -236,7 +236,7 @@ REFUSALS = (
         lambda c: bool(c.lacking) and c.steps_by_gradients == isinstance(c.rule, Gradient),
         "client.{client}",
         "of it and {strategy} only one knows the vector {lacking!r}",
-        "use client/correction=control_variates with strategy=scaffold, and with no other",
+        "leave client/correction as the strategy chooses it, or choose the strategy that it is for",
     ),
     Refusal(
         "Clients that forget between tasks that are one training",

@@ -421,14 +421,14 @@ def test_entries_that_are_not_trained_have_no_control_variate():
     [
         (
             ["strategy=scaffold", "~client/correction"],
-            "SCAFFOLD needs the vector 'delta_c' from clients",
+            "SCAFFOLD .* 'delta_c'",
         ),
         (
             ["strategy=fedavg", "client/correction=control_variates"],
-            "FedAvg does not send it: leave it out",
+            "FedAvg .* 'c'",
         ),
-        (["strategy=fedbuff", "client/correction=control_variates"], "FedBuff does not send it"),
-        (["strategy=dpsgd", "client/correction=control_variates"], "DPSGD does not send it"),
+        (["strategy=fedbuff", "client/correction=control_variates"], "FedBuff .* 'c'"),
+        (["strategy=dpsgd", "client/correction=control_variates"], "DPSGD .* 'c'"),
     ],
     ids=["server alone", "clients alone", "without rounds", "without a server"],
 )
