@@ -20,8 +20,8 @@ from torch import nn
 import fl
 from fl.clients import Downlink, Sgd, TrainingApp
 from fl.clients.app import uplink
-from fl.clients.island import Island, fragment_of
-from fl.clients.replica import Replica
+from fl.clients.app.island import Island, fragment_of
+from fl.clients.app.replica import Replica
 from fl.compression import Cast, OneBitAdam, PayloadError
 from fl.data import Examples, FederatedData, Partitions
 from fl.errors import ConfigError

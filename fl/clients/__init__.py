@@ -3,30 +3,77 @@
 A rule is `init`, `step` and `finish` on flat vectors (`fl.clients.rule`), most often a local
 optimizer, whose gradients may be corrected (`fl.clients.correction`). `TrainingApp` runs it for one
 client at a time, on the simulator as on a real SuperNode, or for many at once.
+
+The names below are loaded when first used: a rule by itself is read and tested without Flower.
 """
 
-from fl.clients.adamw import AdamW
-from fl.clients.app.batched import gains_from_batching
-from fl.clients.app.downlink import Downlink
-from fl.clients.app.task_app import TaskApp
-from fl.clients.app.training_app import TrainingApp
-from fl.clients.app.uplink import Uplink
-from fl.clients.correction import Corrected, Correction
-from fl.clients.feddyn import DynamicRegularization
-from fl.clients.global_momentum import ControlledMomentum, GlobalMomentum
-from fl.clients.gradient import Gradient
-from fl.clients.island import Fragments, Island
-from fl.clients.local_optimizer import LocalOptimizer
-from fl.clients.microadam import MicroAdam
-from fl.clients.momentum import Momentum
-from fl.clients.moon import ModelContrast
-from fl.clients.proximal import Proximal
-from fl.clients.replica import Replica
-from fl.clients.rule import Batch, Finished, Received, Rule
-from fl.clients.sam import Sam
-from fl.clients.scaffold import ControlVariates
-from fl.clients.schedule import CosineDecay, ExponentialDecay, Schedule, StepDecay, Warmup
-from fl.clients.sgd import Sgd
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fl.lazy import lazily
+
+if TYPE_CHECKING:
+    from fl.clients.adamw import AdamW
+    from fl.clients.app.batched import gains_from_batching
+    from fl.clients.app.downlink import Downlink
+    from fl.clients.app.island import Fragments, Island
+    from fl.clients.app.replica import Replica
+    from fl.clients.app.task_app import TaskApp
+    from fl.clients.app.training_app import TrainingApp
+    from fl.clients.app.uplink import Uplink
+    from fl.clients.correction import Corrected, Correction
+    from fl.clients.feddyn import DynamicRegularization
+    from fl.clients.global_momentum import ControlledMomentum, GlobalMomentum
+    from fl.clients.gradient import Gradient
+    from fl.clients.local_optimizer import LocalOptimizer
+    from fl.clients.microadam import MicroAdam
+    from fl.clients.momentum import Momentum
+    from fl.clients.moon import ModelContrast
+    from fl.clients.proximal import Proximal
+    from fl.clients.rule import Batch, Finished, Received, Rule
+    from fl.clients.sam import Sam
+    from fl.clients.scaffold import ControlVariates
+    from fl.clients.schedule import CosineDecay, ExponentialDecay, Schedule, StepDecay, Warmup
+    from fl.clients.sgd import Sgd
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "AdamW": "fl.clients.adamw",
+        "Batch": "fl.clients.rule",
+        "ControlVariates": "fl.clients.scaffold",
+        "ControlledMomentum": "fl.clients.global_momentum",
+        "Corrected": "fl.clients.correction",
+        "Correction": "fl.clients.correction",
+        "CosineDecay": "fl.clients.schedule",
+        "Downlink": "fl.clients.app.downlink",
+        "DynamicRegularization": "fl.clients.feddyn",
+        "ExponentialDecay": "fl.clients.schedule",
+        "Finished": "fl.clients.rule",
+        "Fragments": "fl.clients.app.island",
+        "GlobalMomentum": "fl.clients.global_momentum",
+        "Gradient": "fl.clients.gradient",
+        "Island": "fl.clients.app.island",
+        "LocalOptimizer": "fl.clients.local_optimizer",
+        "MicroAdam": "fl.clients.microadam",
+        "ModelContrast": "fl.clients.moon",
+        "Momentum": "fl.clients.momentum",
+        "Proximal": "fl.clients.proximal",
+        "Received": "fl.clients.rule",
+        "Replica": "fl.clients.app.replica",
+        "Rule": "fl.clients.rule",
+        "Sam": "fl.clients.sam",
+        "Schedule": "fl.clients.schedule",
+        "Sgd": "fl.clients.sgd",
+        "StepDecay": "fl.clients.schedule",
+        "TaskApp": "fl.clients.app.task_app",
+        "TrainingApp": "fl.clients.app.training_app",
+        "Uplink": "fl.clients.app.uplink",
+        "Warmup": "fl.clients.schedule",
+        "gains_from_batching": "fl.clients.app.batched",
+    },
+)
 
 __all__ = [
     "AdamW",

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fl.clients.app.message_config import read_float
 from fl.clients.correction import Correction
-from fl.clients.message_config import read_float
 from fl.clients.rule import Batch, Finished, Received, Scalar, State
 from fl.errors import ConfigError
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fl.checks import check_positive
-from fl.clients.message_config import read_float, read_int
+from fl.clients.app.message_config import read_float, read_int
 from fl.clients.rule import Batch, Received, Rule, Scalar, State
 from fl.clients.schedule import Schedule
 from fl.errors import ConfigError

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fl.checks import check_not_negative
+from fl.clients.app.message_config import read_float
 from fl.clients.correction import Correction
-from fl.clients.message_config import read_float
 from fl.clients.rule import Batch, Received, Scalar, State
 
 

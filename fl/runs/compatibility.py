@@ -16,7 +16,7 @@ from flwr.serverapp import strategy as flower
 from fl.attacks import Attack
 from fl.checks import read_if
 from fl.clients import AdamW, Correction, Gradient, MicroAdam, Rule, Sgd, TrainingApp
-from fl.clients.replica import trained_shapes
+from fl.clients.app.replica import trained_shapes
 from fl.compression import Channel, Participation, Receivers, Shapes, check_broadcast
 from fl.errors import ConfigError
 from fl.strategies import Driver, Exchange, Traits

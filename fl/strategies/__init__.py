@@ -1,64 +1,158 @@
-"""Server algorithms, one paper per file; Flower's own are used through `fl/conf/strategy`."""
+"""Server algorithms, one paper a file; `fl.strategies.drivers` runs them.
 
-from fl.strategies.adpsgd import ADPSGD
-from fl.strategies.async_fedavg import AsyncFedAvg
-from fl.strategies.async_sgd import AsyncSGD
-from fl.strategies.backup_workers import BackupWorkers
-from fl.strategies.choco import CHOCO
-from fl.strategies.data_parallel import DataParallel
-from fl.strategies.dbw import DBW
-from fl.strategies.dfedavg import DFedAvg
-from fl.strategies.diloco import DiLoCo
-from fl.strategies.dpsgd import DPSGD
-from fl.strategies.drivers.asynchronous import Events
-from fl.strategies.drivers.driver import Driver, Traits
-from fl.strategies.drivers.exchange import Exchange
-from fl.strategies.drivers.foreign import Foreign, driver_of
-from fl.strategies.drivers.gossip import Gossip
-from fl.strategies.drivers.outer import OuterSteps
-from fl.strategies.drivers.pairs import Pairs
-from fl.strategies.drivers.parameter_server import ParameterServer
-from fl.strategies.drivers.polling import Polling
-from fl.strategies.drivers.replicas import Replicas
-from fl.strategies.drivers.rounds import Rounds
-from fl.strategies.drivers.simultaneous import SimultaneousEvents, SimultaneousRounds
-from fl.strategies.drivers.swarm import NODE_METRICS, Decentralized, NodeModels
-from fl.strategies.drivers.trusted_update import TrustedUpdate
-from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
-from fl.strategies.event_rule import Answers, Arrivals, Decision, EventRule, PollingRule
-from fl.strategies.favas import FAVAS
-from fl.strategies.fedast import FedAST
-from fl.strategies.fedasync import FedAsync
-from fl.strategies.fedau import FedAU
-from fl.strategies.fedavg import FedAvg
-from fl.strategies.fedavgm import FedAvgM
-from fl.strategies.fedbuff import FedBuff
-from fl.strategies.fedcompass import FedCompass
-from fl.strategies.feddyn import FedDyn
-from fl.strategies.fedfix import FedFix
-from fl.strategies.fednova import FedNova
-from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
-from fl.strategies.fedprox import FedProx
-from fl.strategies.fedspeed import FedSpeed
-from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
-from fl.strategies.gossip_rule import GossipRule, PairRule, Progress
-from fl.strategies.gradient_rule import GradientRule
-from fl.strategies.gradient_tracking import GradientTracking
-from fl.strategies.local_sgd import LocalSGD
-from fl.strategies.mifa import MIFA
-from fl.strategies.monna import MoNNA
-from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
-from fl.strategies.outer_rule import OuterGradients, OuterRule
-from fl.strategies.qfedavg import QFedAvg
-from fl.strategies.quafl import QuAFL
-from fl.strategies.rennala import RennalaSGD
-from fl.strategies.ringmaster import RingmasterASGD
-from fl.strategies.round_rule import RoundRule, Updates
-from fl.strategies.scaffold import SCAFFOLD
-from fl.strategies.sgp import SGP
-from fl.strategies.simultaneous_rule import SimultaneousRule
-from fl.strategies.streaming_diloco import StreamingDiLoCo
-from fl.strategies.sync_st import SyncST
+The names below are loaded when first used: a rule by itself is read and tested without Flower.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fl.lazy import lazily
+
+if TYPE_CHECKING:
+    from fl.strategies.adpsgd import ADPSGD
+    from fl.strategies.async_fedavg import AsyncFedAvg
+    from fl.strategies.async_sgd import AsyncSGD
+    from fl.strategies.backup_workers import BackupWorkers
+    from fl.strategies.choco import CHOCO
+    from fl.strategies.data_parallel import DataParallel
+    from fl.strategies.dbw import DBW
+    from fl.strategies.dfedavg import DFedAvg
+    from fl.strategies.diloco import DiLoCo
+    from fl.strategies.dpsgd import DPSGD
+    from fl.strategies.drivers.asynchronous import Events
+    from fl.strategies.drivers.driver import Driver, Traits
+    from fl.strategies.drivers.exchange import Exchange
+    from fl.strategies.drivers.foreign import Foreign, driver_of
+    from fl.strategies.drivers.gossip import Gossip
+    from fl.strategies.drivers.outer import OuterSteps
+    from fl.strategies.drivers.pairs import Pairs
+    from fl.strategies.drivers.parameter_server import ParameterServer
+    from fl.strategies.drivers.polling import Polling
+    from fl.strategies.drivers.replicas import Replicas
+    from fl.strategies.drivers.rounds import Rounds
+    from fl.strategies.drivers.simultaneous import SimultaneousEvents, SimultaneousRounds
+    from fl.strategies.drivers.swarm import NODE_METRICS, Decentralized, NodeModels
+    from fl.strategies.drivers.trusted_update import TrustedUpdate
+    from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
+    from fl.strategies.event_rule import Answers, Arrivals, Decision, EventRule, PollingRule
+    from fl.strategies.favas import FAVAS
+    from fl.strategies.fedast import FedAST
+    from fl.strategies.fedasync import FedAsync
+    from fl.strategies.fedau import FedAU
+    from fl.strategies.fedavg import FedAvg
+    from fl.strategies.fedavgm import FedAvgM
+    from fl.strategies.fedbuff import FedBuff
+    from fl.strategies.fedcompass import FedCompass
+    from fl.strategies.feddyn import FedDyn
+    from fl.strategies.fedfix import FedFix
+    from fl.strategies.fednova import FedNova
+    from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
+    from fl.strategies.fedprox import FedProx
+    from fl.strategies.fedspeed import FedSpeed
+    from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
+    from fl.strategies.gossip_rule import GossipRule, PairRule, Progress
+    from fl.strategies.gradient_rule import GradientRule
+    from fl.strategies.gradient_tracking import GradientTracking
+    from fl.strategies.local_sgd import LocalSGD
+    from fl.strategies.mifa import MIFA
+    from fl.strategies.monna import MoNNA
+    from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
+    from fl.strategies.outer_rule import OuterGradients, OuterRule
+    from fl.strategies.qfedavg import QFedAvg
+    from fl.strategies.quafl import QuAFL
+    from fl.strategies.rennala import RennalaSGD
+    from fl.strategies.ringmaster import RingmasterASGD
+    from fl.strategies.round_rule import RoundRule, Updates
+    from fl.strategies.scaffold import SCAFFOLD
+    from fl.strategies.sgp import SGP
+    from fl.strategies.simultaneous_rule import SimultaneousRule
+    from fl.strategies.streaming_diloco import StreamingDiLoCo
+    from fl.strategies.sync_st import SyncST
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "ADPSGD": "fl.strategies.adpsgd",
+        "CHOCO": "fl.strategies.choco",
+        "DBW": "fl.strategies.dbw",
+        "DPSGD": "fl.strategies.dpsgd",
+        "FAVAS": "fl.strategies.favas",
+        "MIFA": "fl.strategies.mifa",
+        "NODE_METRICS": "fl.strategies.drivers.swarm",
+        "SCAFFOLD": "fl.strategies.scaffold",
+        "SGP": "fl.strategies.sgp",
+        "Answers": "fl.strategies.event_rule",
+        "Arrivals": "fl.strategies.event_rule",
+        "AsyncFedAvg": "fl.strategies.async_fedavg",
+        "AsyncSGD": "fl.strategies.async_sgd",
+        "BackupWorkers": "fl.strategies.backup_workers",
+        "DFedAvg": "fl.strategies.dfedavg",
+        "DataParallel": "fl.strategies.data_parallel",
+        "Decentralized": "fl.strategies.drivers.swarm",
+        "Decision": "fl.strategies.event_rule",
+        "DelayedUpdates": "fl.strategies.eager_updates",
+        "DiLoCo": "fl.strategies.diloco",
+        "Driver": "fl.strategies.drivers.driver",
+        "EagerUpdates": "fl.strategies.eager_updates",
+        "EventRule": "fl.strategies.event_rule",
+        "Events": "fl.strategies.drivers.asynchronous",
+        "Exchange": "fl.strategies.drivers.exchange",
+        "FedAST": "fl.strategies.fedast",
+        "FedAU": "fl.strategies.fedau",
+        "FedAdagrad": "fl.strategies.fedopt",
+        "FedAdam": "fl.strategies.fedopt",
+        "FedAsync": "fl.strategies.fedasync",
+        "FedAvg": "fl.strategies.fedavg",
+        "FedAvgM": "fl.strategies.fedavgm",
+        "FedAvgMomentum": "fl.strategies.global_momentum",
+        "FedBuff": "fl.strategies.fedbuff",
+        "FedCompass": "fl.strategies.fedcompass",
+        "FedDyn": "fl.strategies.feddyn",
+        "FedFix": "fl.strategies.fedfix",
+        "FedNova": "fl.strategies.fednova",
+        "FedProx": "fl.strategies.fedprox",
+        "FedSpeed": "fl.strategies.fedspeed",
+        "FedYogi": "fl.strategies.fedopt",
+        "Foreign": "fl.strategies.drivers.foreign",
+        "Gossip": "fl.strategies.drivers.gossip",
+        "GossipRule": "fl.strategies.gossip_rule",
+        "GradientRule": "fl.strategies.gradient_rule",
+        "GradientTracking": "fl.strategies.gradient_tracking",
+        "LocalSGD": "fl.strategies.local_sgd",
+        "MoNNA": "fl.strategies.monna",
+        "NodeModels": "fl.strategies.drivers.swarm",
+        "OuterAdam": "fl.strategies.outer_optimizers",
+        "OuterGradients": "fl.strategies.outer_rule",
+        "OuterOptimizer": "fl.strategies.outer_optimizers",
+        "OuterRule": "fl.strategies.outer_rule",
+        "OuterSgd": "fl.strategies.outer_optimizers",
+        "OuterSteps": "fl.strategies.drivers.outer",
+        "PairRule": "fl.strategies.gossip_rule",
+        "Pairs": "fl.strategies.drivers.pairs",
+        "ParameterServer": "fl.strategies.drivers.parameter_server",
+        "Polling": "fl.strategies.drivers.polling",
+        "PollingRule": "fl.strategies.event_rule",
+        "Progress": "fl.strategies.gossip_rule",
+        "QFedAvg": "fl.strategies.qfedavg",
+        "QuAFL": "fl.strategies.quafl",
+        "RennalaSGD": "fl.strategies.rennala",
+        "Replicas": "fl.strategies.drivers.replicas",
+        "RingmasterASGD": "fl.strategies.ringmaster",
+        "RoundRule": "fl.strategies.round_rule",
+        "Rounds": "fl.strategies.drivers.rounds",
+        "SCAFFOLDMomentum": "fl.strategies.global_momentum",
+        "SimultaneousEvents": "fl.strategies.drivers.simultaneous",
+        "SimultaneousRounds": "fl.strategies.drivers.simultaneous",
+        "SimultaneousRule": "fl.strategies.simultaneous_rule",
+        "StreamingDiLoCo": "fl.strategies.streaming_diloco",
+        "SyncST": "fl.strategies.sync_st",
+        "Traits": "fl.strategies.drivers.driver",
+        "TrustedUpdate": "fl.strategies.drivers.trusted_update",
+        "Updates": "fl.strategies.round_rule",
+        "driver_of": "fl.strategies.drivers.foreign",
+    },
+)
 
 __all__ = [
     "ADPSGD",

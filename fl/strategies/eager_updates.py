@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
 from fl.checks import read_if
-from fl.clients.island import Pattern
 from fl.strategies.outer_optimizers import OuterOptimizer, OuterSgd, Vector
 from fl.strategies.outer_rule import Arrival, Outer, OuterGradients, OuterRule
 from fl.vectors.rows import Row
+
+if TYPE_CHECKING:
+    from fl.clients.app.island import Pattern
 
 
 @read_if(

@@ -23,17 +23,19 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl.aggregation import Mean, check_result
 from fl.checks import at_least, share
-from fl.clients.island import Pattern
 from fl.errors import ConfigError
 from fl.strategies.outer_optimizers import OuterOptimizer, State, Vector
 from fl.vectors.rows import Row
+
+if TYPE_CHECKING:
+    from fl.clients.app.island import Pattern
 
 Combine = Callable[[NDArray[np.float64], NDArray[np.float64]], Vector]
 """F of vectors (M, n) with weights (M,), shape (n,), float64."""

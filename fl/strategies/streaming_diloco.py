@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 from fl.checks import read_if
-from fl.clients.island import Pattern
 from fl.errors import ConfigError
 from fl.strategies.outer_optimizers import OuterOptimizer, OuterSgd
 from fl.strategies.outer_rule import OuterRule
+
+if TYPE_CHECKING:
+    from fl.clients.app.island import Pattern
 
 
 @read_if(

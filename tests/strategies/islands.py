@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord
 
 from fl import simulate
 from fl.clients import AdamW, Sgd, TrainingApp
-from fl.clients.island import Fragments
+from fl.clients.app.island import Fragments
 from fl.data import federate, load_digits, partition
 from fl.flower.records import from_record
 from fl.models import MLP, build, per_example_loss

@@ -28,7 +28,7 @@ from islands import (
 
 from fl import simulate
 from fl.clients import AdamW, CosineDecay, Gradient, Sgd, TrainingApp, Warmup
-from fl.clients.island import fragment_record
+from fl.clients.app.island import fragment_record
 from fl.compression import Cast
 from fl.errors import SimulationError
 from fl.flower.private import give_id

@@ -24,7 +24,7 @@ from islands import (
 )
 from stand_ins import Client, fleet_of
 
-from fl.clients.island import Fragments
+from fl.clients.app.island import Fragments
 from fl.compression import Cast, TopK
 from fl.errors import ConfigError
 from fl.flower.records import layout_of

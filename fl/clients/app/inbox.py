@@ -9,8 +9,8 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 from torch import Tensor
 
+from fl.clients.app.message_config import read_float, read_int
 from fl.clients.local_optimizer import FIRST_STEP_KEY
-from fl.clients.message_config import read_float, read_int
 from fl.clients.rule import Rule
 from fl.errors import ConfigError
 from fl.execution.contract import WORK_KEY

@@ -14,7 +14,7 @@ from torch import nn
 
 from fl.clients.app.batches import covered_examples, steps_per_epoch
 from fl.clients.app.inbox import Instructions, read_amount
-from fl.clients.message_config import read_int
+from fl.clients.app.message_config import read_int
 from fl.clients.rule import Rule
 from fl.data import FederatedData
 from fl.errors import ConfigError

@@ -28,15 +28,15 @@ from fl.clients.app.inbox import (
     read_memory,
     read_partition,
 )
+from fl.clients.app.island import Island
 from fl.clients.app.outbox import Outbox, metrics_reply
 from fl.clients.app.planner import Planner
+from fl.clients.app.replica import Replica
 from fl.clients.app.trainer import Trainer
 from fl.clients.app.training import Training, moved
 from fl.clients.app.uplink import Uplink
 from fl.clients.correction import Corrected, Correction
-from fl.clients.island import Island
 from fl.clients.local_optimizer import LocalOptimizer
-from fl.clients.replica import Replica
 from fl.clients.rule import Rule
 from fl.data import FederatedData
 from fl.errors import ConfigError

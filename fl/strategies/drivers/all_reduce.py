@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl.aggregation import Aggregator, Dropped, Guard, Mean
-from fl.clients.island import Fragments
+from fl.clients.app.island import Fragments
 from fl.compression import PayloadError, Receivers
 from fl.errors import ConfigError, NoStep
 from fl.flower.grid_view import Control, Peers

@@ -25,8 +25,7 @@ from flwr.serverapp.strategy import Result
 
 from fl.aggregation import Aggregator, Mean, shown, weight_of
 from fl.checks import at_least, positive, read_if, share
-from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
-from fl.clients.island import (
+from fl.clients.app.island import (
     AFRESH,
     MERGE,
     MIXING,
@@ -37,6 +36,7 @@ from fl.clients.island import (
     fragment_of,
     fragment_record,
 )
+from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.clients.local_optimizer import FIRST_STEP_KEY
 from fl.compression import Channel, PayloadError
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError

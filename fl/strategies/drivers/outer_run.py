@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fl.clients.island import Fragments
+from fl.clients.app.island import Fragments
 from fl.strategies.drivers.all_reduce import AllReduce
 from fl.strategies.drivers.outer_schedule import Schedule
 from fl.strategies.drivers.reduction import Reduction

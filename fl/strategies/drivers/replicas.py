@@ -20,8 +20,8 @@ from flwr.app import (
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
+from fl.clients.app.replica import Replica, trained_shapes
 from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
-from fl.clients.replica import Replica, trained_shapes
 from fl.compression import Channel, PayloadError, Replicated, Shapes
 from fl.compression.compressor import State
 from fl.errors import ConfigError, Diverged, SimulationError
