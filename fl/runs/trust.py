@@ -25,6 +25,7 @@ ROOTS = (
     "fl.compression",
     "fl.data",
     "fl.models",
+    "fl.selection",
     "fl.simulation",
     "fl.strategies",
     "fl.topologies",

@@ -249,7 +249,7 @@ BAD = {
     "run_config.lr=1": "there is no key 'run_config.lr': to add it, write +run_config.lr=VALUE",
     "strategy=fedavgg": "there is no strategy=fedavgg; did you mean fedavg or",
     "strategy=xyz": "there is no strategy=xyz; there are: adpsgd, async_fedavg",
-    "fleet/availability=nightly": "there are: always, behaviour, diurnal, exponential",
+    "fleet/availability=nightly": "there are: always, behaviour, bernoulli, cyclic, diurnal",
     "model._target_=fl.models.MPL": "model._target_ is fl.models.MPL, which cannot be imported",
     "seed": "'seed' is neither KEY=VALUE nor a command; the commands are help, report and resume",
     "resumee": "'resumee' is neither KEY=VALUE nor a command; did you mean fl resume?",

@@ -190,6 +190,8 @@ def test_every_availability_goes_with_a_preset(name, availability, tmp_path):
     path = tmp_path / "behave.json"
     path.write_text(json.dumps({"a": {"active": [1], "inactive": [5], "finish_time": 9}}))
     overrides = [f"fleet={name}", f"fleet/availability={availability}"]
+    if availability in ("bernoulli", "markov", "cyclic"):  # by the labels of the root's data
+        overrides += ["~fleet.availability.rates", f"+fleet.availability.rates={[0.5] * 6}"]
     if availability == "behaviour":
         overrides.append(f"fleet.availability.path={path}")
     built = instantiate(compose_fleet(tmp_path, *overrides))

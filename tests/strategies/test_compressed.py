@@ -11,8 +11,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, Result
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_dir
 
 import fl
 from fl import simulate, strategies
@@ -36,6 +35,7 @@ from fl.execution import RayExecutor
 from fl.flower.records import from_record, to_record
 from fl.models import LogisticRegression, build, evaluate
 from fl.runs import simulator
+from fl.runs.configuration import make
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import Faults
@@ -202,8 +202,9 @@ def test_a_reply_without_a_payload_is_an_error_reply():
 
 @pytest.mark.parametrize("path", MEMBERS, ids=lambda path: path.stem)
 def test_every_compressor_runs_under_a_stock_strategy(path):
-    root = {"seed": 0, "num_clients": CLIENTS, "compressor": OmegaConf.load(path)}
-    channel = instantiate(OmegaConf.create(root).compressor)
+    with initialize_config_dir(str(MEMBERS[0].parents[1]), version_base=None):
+        config = compose("config", [f"compressor={path.stem}", f"num_clients={CLIENTS}"])
+    channel = make(config, "compressor")
     result = run(channel, rounds=2)
     assert np.isfinite(vector(result.arrays)).all()
     replies = result.summary["totals"]["client_updates"]

@@ -26,6 +26,7 @@ from fl.strategies import (
     FedBuff,
     FedCompass,
     FedFix,
+    Pairs,
 )
 from fl.strategies.drivers.patience import Patience
 from fl.topologies import Complete
@@ -173,7 +174,7 @@ def _reply(w):
 
 def test_a_node_slower_than_the_timeout_takes_part_in_ad_psgd():
     ran = run_network(
-        ADPSGD(topology=Complete(3)),
+        Pairs(ADPSGD(), topology=Complete(3)),
         a=(1, 1, 1),
         b=(0, 0, 9),
         num_rounds=40,
@@ -188,7 +189,7 @@ def test_a_node_slower_than_the_timeout_takes_part_in_ad_psgd():
 def test_a_node_of_ad_psgd_that_is_never_heard_of_again_begins_anew_and_its_late_gradient_counts():
     # Node 1's second task is 50 times as long as the first: lost after 9 s, done after 50 s.
     ran = run_network(
-        ADPSGD(topology=Complete(2)),
+        Pairs(ADPSGD(), topology=Complete(2)),
         a=(1, 1),
         b=(0, 4),
         num_rounds=60,
@@ -203,7 +204,11 @@ def test_a_node_of_ad_psgd_that_is_never_heard_of_again_begins_anew_and_its_late
 def test_all_nodes_of_ad_psgd_that_vanish_without_a_word_come_back():
     faults = Faults(dropout=0.2)  # and nobody ever learns of it
     ran = run_network(
-        ADPSGD(topology=Complete(4), seed=3), a=[1.0] * 4, b=range(4), num_rounds=50, faults=faults
+        Pairs(ADPSGD(), topology=Complete(4), seed=3),
+        a=[1.0] * 4,
+        b=range(4),
+        num_rounds=50,
+        faults=faults,
     )
     assert {row[2] for row in ran.of(Event.APPLIED)} == {0, 1, 2, 3}
     assert ran.times[-1] < 1e4

@@ -355,7 +355,7 @@ class Watching(SerialExecutor):
 def alive(large, monkeypatch):
     if large:
         monkeypatch.setattr("fl.vectors.layout.LARGE_BYTES", 0)
-        monkeypatch.setattr("fl.simulation.grid.LARGE_BYTES", 0)
+        monkeypatch.setattr("fl.simulation.host.LARGE_BYTES", 0)
     app = TrainingApp(MODEL, DATA, Sgd(0.1), batching="off")
     strategy = Rounds(FedAvg())
     executor = Watching()

@@ -421,7 +421,7 @@ def test_entries_that_are_not_trained_have_no_control_variate():
     [
         (
             ["strategy=scaffold", "~client/correction"],
-            "SCAFFOLD .* 'delta_c'",
+            "SCAFFOLD.*'delta_c'",
         ),
         (
             ["strategy=fedavg", "client/correction=control_variates"],

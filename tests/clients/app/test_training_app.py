@@ -566,7 +566,8 @@ def test_a_message_says_on_which_and_on_how_many_examples_it_is_evaluated(
     app = TrainingApp(mlp, data, Sgd(0.3))
     content = content_of(mlp, evaluate_on=on, evaluate_examples=examples)
     assert (
-        app.plan(content, "evaluate", 1, 1.0).flops == count * flops_per_example(mlp, (6,)).forward
+        app.plan(Payload(content), "evaluate", 1, 1.0).flops
+        == count * flops_per_example(mlp, (6,)).forward
     )
     losses = []
     for dispatch in range(300):
@@ -582,8 +583,9 @@ def test_a_message_says_on_which_and_on_how_many_examples_it_is_evaluated(
 
 @pytest.mark.parametrize("config", [{"evaluate_on": "all"}, {"evaluate_examples": 0}])
 def test_an_evaluation_that_cannot_be_is_refused(data, mlp, content_of, config):
+    app, payload = TrainingApp(mlp, data, Sgd(0.3)), Payload(content_of(mlp, **config))
     with pytest.raises(ConfigError, match=next(iter(config)).replace("_", "-")):
-        TrainingApp(mlp, data, Sgd(0.3)).plan(content_of(mlp, **config), "evaluate", 0, 1.0)
+        app.plan(payload, "evaluate", 0, 1.0)
 
 
 def test_evaluation_uses_running_statistics_and_leaves_training_mode(
