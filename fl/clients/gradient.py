@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fl.checks import check_positive
+from fl.checks import positive
 from fl.clients.local_optimizer import clip
 from fl.clients.rule import Batch, Finished, Received, Rule, Scalar, State
 
@@ -41,7 +41,7 @@ class Gradient(Rule):
 
     def __post_init__(self) -> None:
         if self.clip_norm is not None:
-            check_positive("clip_norm", self.clip_norm)
+            positive("clip_norm", self.clip_norm)
 
     @property
     def uploads(self) -> tuple[str, ...]:
