@@ -55,7 +55,7 @@ _KINDS: Mapping[str, Any] = {  # what the member of a group makes
     "feedback": partial,
     "downlink": Channel,
     "attack": Attack | Poisoning | Combined,
-    "charge": CostModel,
+    "cost_model": CostModel,
 }
 _OURS = ("strategy", "fleet", "executor", "compressor", "then", "feedback", "downlink", "attack")
 _OF_CLIENTS = ("train_", "client_", "staleness")  # how names of metrics begin that updates bring
@@ -389,8 +389,8 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
 def _foreign(config: DictConfig) -> ForeignApp:
     problems = Problems()
     problems += not_whole(config, seed=0, num_clients=1, num_partitions=1)
-    parts: dict[str, Any] = {"charge": None}
-    for name in ("fleet", "executor", "charge"):
+    parts: dict[str, Any] = {"cost_model": None}
+    for name in ("fleet", "executor", "cost_model"):
         with problems.noted():
             parts[name] = _made(config, name)
     for check in (target_of, lambda c: recovery_of(c, Start())):

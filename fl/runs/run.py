@@ -150,7 +150,7 @@ def _run_app(config: DictConfig, foreign: ForeignApp, start: Start) -> Simulated
         run_config=foreign.run_config,
         num_partitions=config.num_partitions,
         executor=foreign.executor.shared_by(side_by_side()),
-        charge=foreign.charge,
+        cost_model=foreign.cost_model,
         recovery=recovery_of(config, start),
         **_common(config),
     )
