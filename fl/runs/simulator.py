@@ -17,7 +17,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid, ServerApp
 
 from fl.clients import TrainingApp
-from fl.clients.app.batching import Choice
+from fl.clients.app.batching import Batching
 from fl.errors import ConfigError, Diverged, SimulationError
 from fl.execution import AppSource, Executor, RayExecutor, SerialExecutor
 from fl.execution.contract import PlannedApp, Request, RunInfo, Workload
@@ -339,8 +339,8 @@ def _choose_batching(app: ClientApp, recovery: Recovery, *, shared: bool) -> dic
         )
     with limit_threads(1):  # as clients train
         choice = recovery.remember("batching", [], lambda: asdict(app.choose_batching()))
-    app.take_batching(Choice(**choice))
-    return {"batching": Choice(**choice).summary()}
+    app.take_batching(Batching(**choice))
+    return {"batching": Batching(**choice).summary()}
 
 
 def _planner(app: ClientApp, fleet: Fleet, num_partitions: int) -> Planner | None:
