@@ -260,6 +260,15 @@ BAD = {
     "+topology._target_=fl.topologies.Ring": "+topology._target_=fl.topologies.Ring has no effect",
     "model._target_=fl.models.MLP": "~model.init",
     "aggregator=median aggregator._target_=fl.aggregation.Mean": "~aggregator.even",
+    # Parts of another kind than their key's.
+    "strategy.rule._target_=fl.strategies.QuAFL ~strategy.rule.eta": "strategy.rule is QuAFL()",
+    "client.rule._target_=fl.models.MLP": "client.rule._target_ is fl.models.MLP, which makes MLP",
+    "selection._target_=fl.topologies.Ring": "selection._target_ is fl.topologies.Ring",
+    "strategy=dpsgd topology.weights._target_=fl.topologies.Ring": "topology.weights._target_ is",
+    "aggregator=median +preaggregation.a._target_=fl.aggregation.Mean": "preaggregation.a._target_",
+    "strategy=fedast tasks.digits.client.rule._target_=fl.models.MLP": "tasks.digits.client.rule",
+    "data._target_=collections.Counter": "data._target_ is collections.Counter",
+    "model._target_=collections.Counter": "model._target_ is collections.Counter",
     # Values of another kind.
     "num_clients=many": "num_clients is 'many'; it must be a number, like the default 100",
     "client.rule.lr=high": "client.rule.lr is 'high'; it must be a number, like the default 0.1",
