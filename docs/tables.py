@@ -22,6 +22,15 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "methods.md")
 _MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 _WITH_RULES = ("strategy", "client")
 _NOT_METHODS = ("experiment",)
+_FAMILIES = {  # in the order of the table, to what drives their members
+    "rounds": ("Rounds",),
+    "first replies": ("ParameterServer",),
+    "asynchronous": ("Events", "Polling"),
+    "several models": ("SimultaneousEvents", "SimultaneousRounds"),
+    "no server": ("Gossip", "Pairs"),
+    "outer steps": ("OuterSteps",),
+    "replicas": ("Replicas",),
+}
 
 
 def target(group: str, name: str) -> str:
@@ -30,6 +39,13 @@ def target(group: str, name: str) -> str:
     parts = parts_of(group, name)
     found = (OmegaConf.select(part, path) for part in parts for path in paths)
     return next((str(value) for value in found if value), "")
+
+
+def family(name: str) -> str:
+    """Returns the family of a strategy, by what drives it."""
+    found = (OmegaConf.select(part, "_target_") for part in parts_of("strategy", name))
+    driver = next(str(path).rpartition(".")[2] for path in found if path)
+    return next(kind for kind, drivers in _FAMILIES.items() if driver in drivers)
 
 
 def linked(text: str, to_root: str) -> str:
@@ -63,8 +79,13 @@ def of_methods(to_root: str) -> str:
     members: dict[str, list[str]] = {}
     for name in dict(groups("strategy"))["strategy"]:
         members.setdefault(target("strategy", name), []).append(name)
-    table = [["method", "paper", "config", "headline result"]]
-    for made in sorted(members, key=lambda path: path.rpartition(".")[2].lower()):
+    table = [["method", "kind", "paper", "config", "headline result"]]
+    order, kinds = list(_FAMILIES), {made: family(names[0]) for made, names in members.items()}
+
+    def place(made: str) -> tuple[int, str]:
+        return order.index(kinds[made]), made.rpartition(".")[2].lower()
+
+    for made in sorted(members, key=place):
         said = [header("strategy", name) for name in members[made]]
         papers = dict.fromkeys(re.findall(r"arXiv:\d{4}\.\d{4,5}", " ".join(s.what for s in said)))
         file = Path(inspect.getfile(get_object(made))).relative_to(ROOT)
@@ -72,6 +93,7 @@ def of_methods(to_root: str) -> str:
         table.append(
             [
                 f"[{made.rpartition('.')[2]}]({to_root}{file})",
+                kinds[made],
                 linked(", ".join(papers), to_root),
                 ", ".join(f"`strategy={name}`" for name in members[made]),
                 "; ".join(results) or "not run",

@@ -57,11 +57,11 @@ class FedAsync(EventRule):
     @property
     def tells(self) -> Mapping[str, str]:
         """What messages say beside the model, by the attribute that it comes from."""
-        return {"proximal-mu": "rho"} if self.rho else {}
+        return {"proximal-mu": "rho"}
 
     def config(self) -> Mapping[str, Any]:
         """Returns what every message says beside the model."""
-        return {"proximal-mu": self.rho} if self.rho else {}
+        return {"proximal-mu": self.rho}
 
     def init(self, w: Row, p: int) -> Model:
         """Returns the initial state."""

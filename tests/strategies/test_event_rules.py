@@ -335,3 +335,7 @@ def test_a_driver_takes_rules_of_its_own_kind_only(driver):
     other = QuAFL() if driver is Events else FedBuff()
     with pytest.raises(ConfigError, match="rule is"):
         driver(other, contacted=1, waiting_s=1.0, interaction_s=1.0)
+
+
+def test_without_a_proximal_term_fedasync_tells_clients_so():
+    assert FedAsync(rho=0.0).config() == {"proximal-mu": 0.0}
