@@ -24,7 +24,7 @@ import report
 from numpy.typing import NDArray
 
 from fl import aggregation
-from fl.aggregation import Aggregator, Chain
+from fl.aggregation import Aggregator, PreAggregated
 from fl.aggregation.gram import gram
 
 Matrix = NDArray[np.float32]
@@ -89,12 +89,12 @@ def rules(n: int, f: int) -> list[tuple[str, Measure, Aggregator]]:
         ("FABA", "gram", a.FABA(f)),
         ("Flag", "gram", a.FlagAggregator()),
         ("Bulyan", "gram+sort", a.Bulyan(min(f, (n - 3) // 4))),
-        ("NNM > Krum", "gram", Chain([a.NNM()], a.Krum(), f)),
-        ("ARC > NNM > Krum", "gram", Chain([a.ARC(), a.NNM()], a.Krum(), f)),
-        ("bucketing > Krum", "gram", Chain([a.Bucketing(2)], a.Krum(bound="2f+1"), f)),
-        ("NNM > trimmed mean", "gram+sort", Chain([a.NNM()], a.TrimmedMean(), f)),
-        ("ARC > trimmed mean", "sort", Chain([a.ARC()], a.TrimmedMean(), f)),
-        ("bucketing > median", "sort", Chain([a.Bucketing(2)], a.Median(), f)),
+        ("NNM > Krum", "gram", PreAggregated([a.NNM()], a.Krum(), f)),
+        ("ARC > NNM > Krum", "gram", PreAggregated([a.ARC(), a.NNM()], a.Krum(), f)),
+        ("bucketing > Krum", "gram", PreAggregated([a.Bucketing(2)], a.Krum(bound="2f+1"), f)),
+        ("NNM > trimmed mean", "gram+sort", PreAggregated([a.NNM()], a.TrimmedMean(), f)),
+        ("ARC > trimmed mean", "sort", PreAggregated([a.ARC()], a.TrimmedMean(), f)),
+        ("bucketing > median", "sort", PreAggregated([a.Bucketing(2)], a.Median(), f)),
     ]
 
 

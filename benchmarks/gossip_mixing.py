@@ -38,7 +38,7 @@ from fl.topologies import (
     BaseGraph,
     Complete,
     ErdosRenyi,
-    Exponential,
+    ExponentialGraph,
     OnePeerExponential,
     RandomRegular,
     Ring,
@@ -93,7 +93,7 @@ def topologies(n: int) -> list[tuple[str, Topology]]:
         ("ring", Ring(n)),
         ("random 4-regular", RandomRegular(n, k=4)),
         ("random 10-regular", RandomRegular(n, k=10)),
-        ("exponential", Exponential(n)),
+        ("exponential", ExponentialGraph(n)),
         ("Erdos-Renyi, 50 each", ErdosRenyi(n, p=min(0.5, 50 / n))),
         ("complete", Complete(n)),
     ]

@@ -22,7 +22,7 @@ from hydra import compose, initialize_config_module
 
 from fl import simulate
 from fl.runs.build import build
-from fl.runs.journal import Recovery, Start
+from fl.runs.journal import Recovery, RunStart
 from fl.runs.recorder import Recorder
 
 MODELS = {
@@ -89,7 +89,7 @@ def measure(overrides: list[str], rounds: int, turns: int) -> dict[str, float]:
             times["without"].append(seconds(overrides, rounds, none, None))
             times["with"].append(seconds(overrides, rounds, kept, Recovery()))
             size = (kept / "checkpoint" / "journal").stat().st_size
-            again = Recovery(start=Start(resume=True))
+            again = Recovery(start=RunStart(resume=True))
             times["replayed"].append(seconds(overrides, rounds, kept, again))
     rates = {way: updates / statistics.median(found[1:]) for way, found in times.items()}
     return {**rates, "bytes": size / updates}

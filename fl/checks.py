@@ -32,16 +32,28 @@ class _Condition:
 _CONDITIONS: dict[Any, list[_Condition]] = {}
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raises ConfigError unless `value` is finite and above 0."""
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"{name} is {value}; it must be finite and above 0")
+def at_least(name: str, value: int, bound: int) -> None:
+    """Raises a ConfigError unless a whole number reaches its bound."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < bound:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number, at least {bound}")
 
 
-def check_not_negative(name: str, value: float) -> None:
-    """Raises ConfigError unless `value` is finite and at least 0."""
-    if not (math.isfinite(value) and value >= 0):
-        raise ConfigError(f"{name} is {value}; it must be finite and at least 0")
+def positive(name: str, value: float) -> None:
+    """Raises a ConfigError unless a number is positive and finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigError(f"{name} is {value!r}; it must be finite and above 0")
+
+
+def not_negative(name: str, value: float) -> None:
+    """Raises a ConfigError unless a number is at least 0 and finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ConfigError(f"{name} is {value!r}; it must be finite and at least 0")
+
+
+def share(name: str, value: float) -> None:
+    """Raises a ConfigError unless a number lies in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ConfigError(f"{name} is {value!r}; it must be at least 0 and below 1")
 
 
 def read_if(holds: Callable[[Values], bool], *names: str, only: str) -> Callable[[Part], Part]:
@@ -79,21 +91,3 @@ def unread_arguments(part: Any, given: Values) -> dict[str, str]:
             if not condition.holds({**defaults, **given}):
                 unread.update(dict.fromkeys(condition.names, condition.only))
     return unread
-
-
-def at_least(name: str, value: int, bound: int) -> None:
-    """Raises a ConfigError unless a whole number reaches its bound."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < bound:
-        raise ConfigError(f"{name} is {value!r}; it must be a whole number, at least {bound}")
-
-
-def positive(name: str, value: float) -> None:
-    """Raises a ConfigError unless a number is positive and finite."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ConfigError(f"{name} is {value!r}; it must be a positive, finite number")
-
-
-def share(name: str, value: float) -> None:
-    """Raises a ConfigError unless a number lies in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ConfigError(f"{name} is {value!r}; it must be at least 0 and below 1")

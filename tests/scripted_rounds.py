@@ -20,7 +20,7 @@ class Seconds:
     def __init__(self, seconds):
         self.seconds = seconds
 
-    def factors(self, seed, num_clients):
+    def of_clients(self, seed, purpose, num_clients):
         return np.array(self.seconds, dtype=np.float64)
 
 
@@ -54,8 +54,8 @@ def run(
         durations(
             n,
             seed,
-            task_factor=task,
-            client_factor=client,
+            task_slowdown=task,
+            client_slowdown=client,
             faults=faults,
             availability=availability,
         ),

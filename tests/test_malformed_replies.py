@@ -167,7 +167,7 @@ def test_a_thousand_malformed_replies_neither_stop_the_server_nor_reach_the_mode
         app(),
         uniform(num_clients=CLIENTS, seed=0),
         executor="serial",
-        charge=CostModel(
+        cost_model=CostModel(
             flops_per_example=1e-300
         ),  # who claims a lot of work would be busy with it
         directory=tmp_path,

@@ -224,7 +224,7 @@ def mutation(number: int) -> Mutation:
         names = (wrong, key, wrong.rpartition(".")[2])
         return Mutation("target", (*overrides, f"{key}={wrong}"), names, False)
     kind, text, must = values(value)[int(rng.integers(len(values(value))))]
-    if last == "_convert_" or key in ("app", "run_config", "charge", "attack.value"):
+    if last == "_convert_" or key in ("app", "run_config", "cost_model", "attack.value"):
         must = False
     # Of an argument whose default says nothing about its kind, the target that refuses it is named.
     names = (last, text) if must else (last, text, f"{key.rpartition('.')[0]}: ")

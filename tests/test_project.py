@@ -52,6 +52,9 @@ UNSAFE_CALLS = {
     "yaml.unsafe_load",
 }
 
+# Names of one kind of thing in several files: a method's own state, a block of a network.
+SAME_KIND = {"Moments", "_Block"}
+
 VAGUE_NAMES = {"common", "helper", "helpers", "misc", "util", "utils"}
 
 
@@ -216,6 +219,15 @@ def test_no_module_executes_stored_code(name):
 @each_module
 def test_module_name_says_what_it_holds(name):
     assert not set(name.split(".")) & VAGUE_NAMES
+
+
+def test_no_class_name_has_two_meanings():
+    found: dict[str, list[str]] = {}
+    for name in MODULES:
+        for node in ast.walk(parse(name)):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(name)
+    assert {k: v for k, v in found.items() if len(v) > 1 and k not in SAME_KIND} == {}
 
 
 def test_every_direct_dependency_is_pinned():

@@ -24,7 +24,8 @@ from fl.reports.table import comparison
 from fl.runs.sweep import overrides
 
 RATE = "client.rule.lr"
-FLEETS = {"fleet.speed_spread": "spread_", "fleet/paces": ""}  # key, and how its panel is called
+# Keys, and how their panels are called.
+FLEETS = {"fleet.speed_spread": "spread_", "fleet/slowdown@fleet.client_slowdown": ""}
 # What is the same for all runs of a method, and so does not tell methods apart.
 ASIDE = {"seed", RATE, "progress", "views", "time_limit_s", "+experiment", *FLEETS}
 FIXED = {"fraction_train", "min_train_nodes", "concurrency", "contacted", "waiting_s", "patience"}

@@ -14,9 +14,9 @@ export OMP_NUM_THREADS=1 # one core
 
 for law in $LAWS; do
   case $law in
-    exponential) fleet=(fleet/task_factor=shifted_exponential fleet.task_factor.shift=0.0 fleet.task_factor.mean=1.0) ;; # a = 1
-    exponential_500) fleet=(fleet/task_factor=shifted_exponential client.batch_size=500) ;;
-    shifted) fleet=(fleet/task_factor=shifted_exponential fleet.task_factor.shift=0.8 fleet.task_factor.mean=0.2) ;;     # a = 0.2
+    exponential) fleet=(fleet/slowdown@fleet.task_slowdown=shifted_exponential fleet.task_slowdown.shift=0.0 fleet.task_slowdown.mean=1.0) ;; # a = 1
+    exponential_500) fleet=(fleet/slowdown@fleet.task_slowdown=shifted_exponential client.batch_size=500) ;;
+    shifted) fleet=(fleet/slowdown@fleet.task_slowdown=shifted_exponential fleet.task_slowdown.shift=0.8 fleet.task_slowdown.mean=0.2) ;;     # a = 0.2
     measured) fleet=(fleet=serverless fleet.wrap=true) ;;
   esac
   sweep() {

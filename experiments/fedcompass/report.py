@@ -26,7 +26,7 @@ METHODS = {
     "FedAsync": "FedAsync",
     "FedBuff": "FedBuff, K = 3",
 }
-LAWS = {"Equal": "homogeneous", "Normal": "normal", "Exponential": "exponential"}
+LAWS = {"Constant": "homogeneous", "Normal": "normal", "Exponential": "exponential"}
 TARGETS = (0.85, 0.9)
 
 
@@ -52,7 +52,7 @@ def collect(runs: Iterable[Run]) -> dict[Cell, dict[int, Run]]:
         if run.summary["status"] != "completed":
             raise ConfigError(f"the run in {run.directory} is {run.summary['status']}: repeat it")
         config = run.summary["config"]
-        law = config["fleet"]["paces"]["_target_"].rpartition(".")[2]
+        law = config["fleet"]["client_slowdown"]["_target_"].rpartition(".")[2]
         method = config["strategy"]["rule"]["_target_"].rpartition(".")[2]
         seeds = found.setdefault(Cell(config["num_clients"], LAWS[law], METHODS[method]), {})
         if run.summary["seed"] in seeds:

@@ -13,7 +13,7 @@ export SEEDS=${SEEDS:-0,1,2} OUT=${OUT:-outputs/fedcompass} FL=${FL:-fl}
 export OMP_NUM_THREADS=1 # one core for each process
 
 sweep() {
-  local clients=$1 method=$2 paces=$3 updates rounds arguments
+  local clients=$1 method=$2 slowdown=$3 updates rounds arguments
   # All methods get about as many client updates; FedCompass has several in a version.
   case $clients in
     5) updates=80 arguments=(partition.num_shards_per_partition=5) ;;
@@ -32,20 +32,20 @@ sweep() {
       "strategy.rule.eta=$(awk "BEGIN {print 2.7 / $clients}")" "strategy.concurrency=$clients"
       "num_rounds=$((updates / 3))") ;;
     fedcompass) rounds=$((updates / 3))
-      if [ "$paces" = equal ]; then rounds=$((clients + updates / clients)); fi
+      if [ "$slowdown" = constant ]; then rounds=$((clients + updates / clients)); fi
       arguments+=(strategy=fedcompass strategy.rule.min_steps=10 strategy.rule.max_steps=50
         "num_rounds=$rounds") ;;
   esac
   # FL is a command with arguments, if need be.
   # shellcheck disable=SC2086
-  $FL -m +experiment=fedcompass "seed=$SEEDS" "num_clients=$clients" "fleet/paces=$paces" \
-    progress=false "hydra.sweep.dir=$OUT/${clients}_${method}_$paces" "${arguments[@]}"
+  $FL -m +experiment=fedcompass "seed=$SEEDS" "num_clients=$clients" progress=false \
+    "fleet/slowdown@fleet.client_slowdown=$slowdown" "hydra.sweep.dir=$OUT/${clients}_${method}_$slowdown" "${arguments[@]}"
 }
 export -f sweep
 
-for setting in "5 exponential" "5 normal" "5 equal" "10 exponential" "10 normal"; do
-  read -r clients paces <<< "$setting"
+for setting in "5 exponential" "5 normal" "5 constant" "10 exponential" "10 normal"; do
+  read -r clients slowdown <<< "$setting"
   for method in fedcompass fedavg fedasync fedbuff; do
-    echo "$clients $method $paces"
+    echo "$clients $method $slowdown"
   done
 done | xargs --max-procs="${JOBS:-1}" --max-lines=1 bash -c 'sweep "$@"' sweep

@@ -12,7 +12,8 @@ export OMP_NUM_THREADS=1
 sweep() { # name, arguments: both fleets, every rate, every seed
   # FL is a command with arguments, if need be.
   # shellcheck disable=SC2086
-  $FL -m +experiment=fedfix fleet/paces=equal,linear client.rule.lr=0.003,0.01,0.03 \
+  $FL -m +experiment=fedfix fleet/slowdown@fleet.client_slowdown=constant,linear \
+    client.rule.lr=0.003,0.01,0.03 \
     "seed=$SEEDS" progress=false "hydra.sweep.dir=$OUT/$1" "${@:2}"
 }
 

@@ -2,9 +2,9 @@
 
 from fl.aggregation.aggregator import (
     Aggregator,
-    Chain,
     Context,
     Fold,
+    PreAggregated,
     PreAggregation,
     chained,
     check_result,
@@ -56,7 +56,6 @@ __all__ = [
     "Bucketing",
     "Bulyan",
     "CenteredClipping",
-    "Chain",
     "Clipping",
     "Context",
     "Dropped",
@@ -73,6 +72,7 @@ __all__ = [
     "NearestNeighbourAveraging",
     "NormClipping",
     "NormElimination",
+    "PreAggregated",
     "PreAggregation",
     "Recentred",
     "Resampling",

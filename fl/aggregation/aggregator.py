@@ -231,7 +231,7 @@ class PreAggregation(_Tolerant, ABC):
 
 @read_if(lambda a: False, "rule.f", "pre.*.f", only="{at}f says what each part of a chain is given")
 @dataclass(frozen=True)
-class Chain(Aggregator):
+class PreAggregated(Aggregator):
     """Pre-aggregations one after another, then a rule.
 
     Attributes:
@@ -337,9 +337,9 @@ def chained(
         f: Byzantine vectors among those that come in; read with pre-aggregations only.
 
     Raises:
-        ConfigError: as `Chain`.
+        ConfigError: as `PreAggregated`.
     """
-    return Chain(pre, rule, f) if pre else rule
+    return PreAggregated(pre, rule, f) if pre else rule
 
 
 def check_result(name: str, result: Array) -> None:

@@ -27,7 +27,7 @@ MAX_NETWORK_ROWS = 48
 Need = Literal["value", "summed", "nothing"]
 
 
-class Step(NamedTuple):
+class Comparator(NamedTuple):
     """One compare-and-exchange: afterwards row `low` has the minimum, row `high` the maximum."""
 
     low: int
@@ -51,7 +51,7 @@ def batcher(n: int) -> Iterator[tuple[int, int]]:
 
 
 @lru_cache(maxsize=256)
-def network(needs: tuple[Need, ...]) -> tuple[Step, ...]:
+def network(needs: tuple[Need, ...]) -> tuple[Comparator, ...]:
     """Returns the steps that put the needed order statistics into their places.
 
     Args:
@@ -63,7 +63,7 @@ def network(needs: tuple[Need, ...]) -> tuple[Step, ...]:
         pair = wanted[low], wanted[high]
         if pair in (("summed", "summed"), ("nothing", "nothing")):
             continue  # exchanging two places of which the same is asked changes nothing
-        steps.append(Step(low, high, pair[0] != "nothing", pair[1] != "nothing"))
+        steps.append(Comparator(low, high, pair[0] != "nothing", pair[1] != "nothing"))
         wanted[low] = wanted[high] = "value"
     return tuple(reversed(steps))
 

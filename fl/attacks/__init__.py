@@ -1,13 +1,13 @@
 """Attacks: what Byzantine clients send, and what they train on."""
 
 from fl.attacks.alie import ALIE
-from fl.attacks.attack import Attack, Forged, Line, SameVector, Scene
+from fl.attacks.attack import Attack, Forged, LineAttack, SameVector, Scene
 from fl.attacks.backdoor import Backdoor, ModelReplacement
 from fl.attacks.ipm import IPM
 from fl.attacks.label_flip import LabelFlip
 from fl.attacks.mimic import Mimic
 from fl.attacks.min_max import MinMax, MinSum
-from fl.attacks.noise import Constant, Gauss, Uniform
+from fl.attacks.noise import ConstantUpdate, Gauss, UniformNoise
 from fl.attacks.optimized import Optimized, line_maximize
 from fl.attacks.poisoning import Combined, Poisoning, byzantine_clients, poisoned
 from fl.attacks.sign_flip import OwnSignFlip, SignFlip
@@ -18,11 +18,11 @@ __all__ = [
     "Attack",
     "Backdoor",
     "Combined",
-    "Constant",
+    "ConstantUpdate",
     "Forged",
     "Gauss",
     "LabelFlip",
-    "Line",
+    "LineAttack",
     "Mimic",
     "MinMax",
     "MinSum",
@@ -33,7 +33,7 @@ __all__ = [
     "SameVector",
     "Scene",
     "SignFlip",
-    "Uniform",
+    "UniformNoise",
     "byzantine_clients",
     "line_maximize",
     "poisoned",

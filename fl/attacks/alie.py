@@ -11,7 +11,7 @@ from statistics import NormalDist
 from typing import ClassVar, Literal
 
 from fl.aggregation.gram import Array
-from fl.attacks.attack import Knowledge, Line, Scene, require
+from fl.attacks.attack import Knowledge, LineAttack, Scene, require
 
 
 def largest_hidden_z(n: int, f: int) -> float:
@@ -38,7 +38,7 @@ def largest_hidden_z(n: int, f: int) -> float:
 
 
 @dataclass(frozen=True)
-class ALIE(Line):
+class ALIE(LineAttack):
     """Sends mean - z std of the honest vectors, coordinate by coordinate.
 
     Departure: mean and deviation are those of the honest vectors; in the paper the Byzantine

@@ -122,7 +122,7 @@ class SameVector(Attack):
         """Returns what every Byzantine client sends, shape (d,)."""
 
 
-class Line(SameVector):
+class LineAttack(SameVector):
     """An attack that sends origin + factor direction, where `Optimized` can choose the factor."""
 
     def vector(self, honest: Array, scene: Scene) -> Array:

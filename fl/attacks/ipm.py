@@ -12,11 +12,11 @@ from typing import ClassVar
 import numpy as np
 
 from fl.aggregation.gram import Array
-from fl.attacks.attack import Knowledge, Line, Scene, require
+from fl.attacks.attack import Knowledge, LineAttack, Scene, require
 
 
 @dataclass(frozen=True)
-class IPM(Line):
+class IPM(LineAttack):
     """Sends -epsilon times the mean of the honest vectors.
 
     A small epsilon stays near the honest vectors and fools rules that select; with epsilon > h / f

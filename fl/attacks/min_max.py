@@ -13,7 +13,7 @@ import numpy as np
 
 from fl.aggregation import Rows
 from fl.aggregation.gram import Array, Float64
-from fl.attacks.attack import Knowledge, Line, Scene, require
+from fl.attacks.attack import Knowledge, LineAttack, Scene, require
 
 Perturbation = Literal["unit", "sign", "std"]
 
@@ -31,7 +31,7 @@ def perturbation(honest: Array, kind: Perturbation) -> Array:
 
 
 @dataclass(frozen=True)
-class _Agnostic(Line):
+class _Agnostic(LineAttack):
     """mean - gamma p with the largest gamma that a constraint on distances allows.
 
     The distance to x_i is a parabola in gamma, |mean - gamma p - x_i|^2 = a_i - 2 gamma b_i +

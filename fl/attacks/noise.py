@@ -50,7 +50,7 @@ class Gauss(Attack):
 
 
 @dataclass(frozen=True)
-class Uniform(Attack):
+class UniformNoise(Attack):
     """Sends numbers drawn evenly from [low, high), each client its own.
 
     [0, 1) is the random attack of the Flag Aggregator's authors.
@@ -73,12 +73,12 @@ class Uniform(Attack):
 
     def forge(self, honest: Array, own: Array, scene: Scene) -> Forged:
         """Returns the draws, shape (f, d)."""
-        draws = scene.generator("Uniform").uniform(self.low, self.high, own.shape)
+        draws = scene.generator("UniformNoise").uniform(self.low, self.high, own.shape)
         return Forged(draws.astype(own.dtype), {})
 
 
 @dataclass(frozen=True)
-class Constant(SameVector):
+class ConstantUpdate(SameVector):
     """Sends one value in every coordinate: zero, infinity, NaN, or the largest number there is.
 
     Attributes:

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from fl.aggregation.gram import Array
-from fl.attacks.attack import Knowledge, Line, SameVector, Scene, point, require
+from fl.attacks.attack import Knowledge, LineAttack, SameVector, Scene, point, require
 from fl.checks import read_if
 from fl.errors import ConfigError
 
@@ -84,7 +84,7 @@ class Optimized(SameVector):
 
     knowledge: ClassVar[Knowledge] = "aggregation"
 
-    attack: Line
+    attack: LineAttack
     evaluations: int = 16
     start: float = 0.0
     delta: float = 1.0

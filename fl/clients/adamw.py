@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fl.checks import check_not_negative
+from fl.checks import not_negative
 from fl.clients.local_optimizer import LocalOptimizer, goes_on
 from fl.clients.rule import Finished, Received, Scalar, State
 from fl.clients.schedule import Schedule
@@ -68,8 +68,8 @@ class AdamW(LocalOptimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_negative("eps", self.eps)
-        check_not_negative("weight_decay", self.weight_decay)
+        not_negative("eps", self.eps)
+        not_negative("weight_decay", self.weight_decay)
         for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= beta < 1:
                 raise ConfigError(f"{name} is {beta}; it must be in [0, 1)")

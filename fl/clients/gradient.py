@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fl.checks import check_positive
+from fl.checks import positive
 from fl.clients.local_optimizer import clip
 from fl.clients.rule import Batch, Finished, Received, Rule, Scalar, State
 
 
-class Sum(NamedTuple):
+class GradientSum(NamedTuple):
     """Sum of the examples' gradients, shape (p,), and their number, shape ()."""
 
     g: Tensor
@@ -41,7 +41,7 @@ class Gradient(Rule):
 
     def __post_init__(self) -> None:
         if self.clip_norm is not None:
-            check_positive("clip_norm", self.clip_norm)
+            positive("clip_norm", self.clip_norm)
 
     @property
     def uploads(self) -> tuple[str, ...]:
@@ -55,14 +55,14 @@ class Gradient(Rule):
 
     def init(self, received: Received) -> State:
         """Returns an empty sum."""
-        return Sum(torch.zeros_like(received.w), torch.zeros_like(received.w[:1].sum()))
+        return GradientSum(torch.zeros_like(received.w), torch.zeros_like(received.w[:1].sum()))
 
     def step(
         self, w: Tensor, state: State, received: Received, batch: Batch, t: int
     ) -> tuple[Tensor, State, Tensor]:
         """Returns (w, sum, loss) with the batch added."""
         g, loss = batch.grad(w)
-        return w, Sum(state.g + g * batch.examples, state.examples + batch.examples), loss
+        return w, GradientSum(state.g + g * batch.examples, state.examples + batch.examples), loss
 
     def finish(self, w: Tensor, state: State, received: Received, steps: Scalar) -> Finished:
         """Returns the model as it came, and the mean gradient."""

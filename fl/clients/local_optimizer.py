@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fl.checks import check_positive
+from fl.checks import positive
 from fl.clients.app.message_config import read_float, read_int
 from fl.clients.rule import Batch, Received, Rule, Scalar, State
 from fl.clients.schedule import Schedule
@@ -47,9 +47,9 @@ class LocalOptimizer(Rule):
     step_schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
-        check_positive("lr", self.lr)
+        positive("lr", self.lr)
         if self.clip_norm is not None:
-            check_positive("clip_norm", self.clip_norm)
+            positive("clip_norm", self.clip_norm)
 
     @property
     def honours(self) -> Mapping[str, tuple[str, ...]]:

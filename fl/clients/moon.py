@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, softplus
 
-from fl.checks import check_not_negative, check_positive
+from fl.checks import not_negative, positive
 from fl.clients.correction import Correction
 from fl.clients.rule import Batch, Finished, Received, Scalar, State
 from fl.models.features import head_of
@@ -46,8 +46,8 @@ class ModelContrast(Correction):
     clip_first: bool = False
 
     def __post_init__(self) -> None:
-        check_not_negative("mu", self.mu)
-        check_positive("temperature", self.temperature)
+        not_negative("mu", self.mu)
+        positive("temperature", self.temperature)
 
     @property
     def gradients_per_step(self) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fl.checks import check_not_negative
+from fl.checks import not_negative
 from fl.clients.app.message_config import read_float
 from fl.clients.correction import Correction
 from fl.clients.rule import Batch, Received, Scalar, State
@@ -44,7 +44,7 @@ class Proximal(Correction):
     clip_first: bool = False
 
     def __post_init__(self) -> None:
-        check_not_negative("mu", self.mu)
+        not_negative("mu", self.mu)
 
     @property
     def honours(self) -> Mapping[str, tuple[str, ...]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fl.checks import check_not_negative
+from fl.checks import not_negative
 from fl.clients.rule import Batch
 from fl.clients.sgd import Sgd
 
@@ -39,7 +39,7 @@ class Sam(Sgd):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_negative("rho", self.rho)
+        not_negative("rho", self.rho)
 
     @property
     def gradients_per_step(self) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fl.checks import check_not_negative
+from fl.checks import not_negative
 from fl.clients.local_optimizer import LocalOptimizer, descend
 from fl.clients.rule import Received, State
 from fl.clients.schedule import Schedule
@@ -53,7 +53,7 @@ class Sgd(LocalOptimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_negative("weight_decay", self.weight_decay)
+        not_negative("weight_decay", self.weight_decay)
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum is {self.momentum}; it must be in [0, 1)")
         if self.nesterov and self.momentum == 0:

@@ -10,7 +10,7 @@ and the payload's length is what a link is charged. `Channel` is the interface; 
 | above a threshold | `Threshold` | |
 | rand-k, unscaled or unbiased | `RandK` | arXiv:1809.07599 |
 | QSGD | `Qsgd` | arXiv:1610.02132 |
-| uniform integers | `Uniform` | |
+| uniform integers | `UniformQuantizer` | |
 | natural compression | `Natural` | arXiv:1905.10988 |
 | TernGrad | `TernGrad` | arXiv:1705.07878 |
 | signSGD, scaled sign | `Sign`, `majority` | arXiv:1802.04434, arXiv:1901.09847 |
@@ -112,7 +112,7 @@ from fl.compression.spsa import OneByteSpsa
 from fl.compression.terngrad import TernGrad
 from fl.compression.threshold import Threshold
 from fl.compression.topk import TopK
-from fl.compression.uniform import Uniform
+from fl.compression.uniform import UniformQuantizer
 from fl.compression.wire import PayloadError
 
 __all__ = [
@@ -155,7 +155,7 @@ __all__ = [
     "Threshold",
     "TopK",
     "Transform",
-    "Uniform",
+    "UniformQuantizer",
     "Vector",
     "chained",
     "check_broadcast",

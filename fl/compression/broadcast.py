@@ -28,12 +28,12 @@ from fl.compression.ef21 import EF21
 from fl.compression.error_feedback import ErrorFeedback
 from fl.compression.identity import Identity
 from fl.compression.natural import Natural
-from fl.compression.uniform import Uniform
+from fl.compression.uniform import UniformQuantizer
 from fl.compression.wire import PayloadError
 from fl.errors import ConfigError
 from fl.randomness import generator
 
-_ROUNDING = (Identity, Cast, Uniform, Codebook, Natural)
+_ROUNDING = (Identity, Cast, UniformQuantizer, Codebook, Natural)
 
 
 class Broadcast:

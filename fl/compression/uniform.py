@@ -30,7 +30,7 @@ _TINY = 2.0**-100  # a bucket of smaller maximum is sent as zeros: its factor wo
 
 
 @dataclass(frozen=True)
-class Uniform(Compressor):
+class UniformQuantizer(Compressor):
     """Rounds S x_i / a to an integer, a = max |x_j| of the bucket, S = 2^(b-1) - 1.
 
         q_i = floor(S x_i / a + u_i), u_i uniform on [0, 1), or the nearest integer;
@@ -164,7 +164,7 @@ class Uniform(Compressor):
 
 
 def level_variance(size: int, levels: int) -> float:
-    """Returns omega of stochastic rounding to multiples of max|x| / S; see `Uniform`.
+    """Returns omega of stochastic rounding to multiples of max|x| / S; see `UniformQuantizer`.
 
     Args:
         size: entries that share the scale.

@@ -49,7 +49,7 @@ class RowRecord(ArrayRecord):
         place: the block that the record was made with, and its number there; None if alone.
     """
 
-    place: tuple[_Block, int] | None = None
+    place: tuple[_RowBlock, int] | None = None
 
     def deflate(self) -> bytes:
         """Returns Flower's wire form, under the name of `ArrayRecord`."""
@@ -78,7 +78,7 @@ def _own_arrays(items: dict[str, Array]) -> RowRecord:
     return trusted_record(RowRecord, items)
 
 
-class _Block:
+class _RowBlock:
     """Records made together: the rows of one matrix."""
 
     __slots__ = ("layout", "matrix")
@@ -89,10 +89,10 @@ class _Block:
         self.matrix = matrix
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Block, (self.layout, self.matrix)
+        return _RowBlock, (self.layout, self.matrix)
 
 
-def _record_at(block: _Block, i: int) -> RowRecord:
+def _record_at(block: _RowBlock, i: int) -> RowRecord:
     row = block.matrix[i]
     items: dict[str, Array] = {
         name: RowArray(row, offset, shape) for name, offset, shape in block.layout.places
@@ -175,7 +175,7 @@ def to_records(
         )
     carried = carried or {}
     layout.check_carried(carried.keys())
-    block = _Block(layout, matrix.view())
+    block = _RowBlock(layout, matrix.view())
     if layout.is_plain:
         return [_record_at(block, i) for i in range(len(matrix))]
     return [

@@ -29,10 +29,10 @@ from fl.flower.records import not_finite
 from fl.models import build as build_model
 from fl.models import smallest_batch
 from fl.runs.apps import read_app
-from fl.runs.compatibility import Choice, check_model, check_told, refusals, unread_of_clients
+from fl.runs.compatibility import Combination, check_model, check_told, refusals, unread_of_clients
 from fl.runs.configuration import Given, Problems, blaming, make
 from fl.runs.experiment import Experiment, ForeignApp, Learning, app_of
-from fl.runs.journal import Start
+from fl.runs.journal import RunStart
 from fl.runs.settings import (
     not_whole,
     recovery_of,
@@ -47,6 +47,7 @@ from fl.runs.unread import Unread, referred_to, unread_below, unread_groups
 from fl.selection import Selection
 from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.slowdowns import Distribution
 from fl.strategies import NODE_METRICS, Driver, Exchange, TrustedUpdate, driver_of
 from fl.strategies.staleness import StalenessWeight
 from fl.topologies import Topology, Weights
@@ -60,12 +61,14 @@ _KINDS: Mapping[str, Any] = {  # what the member of a group makes
     "feedback": partial,
     "downlink": Channel,
     "attack": Attack | Poisoning | Combined,
-    "charge": CostModel,
+    "cost_model": CostModel,
 }
 _INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key names a class
     "aggregator": Aggregator,
     "client.correction": Correction,
     "client.rule": Rule,
+    "fleet.client_slowdown": Distribution,
+    "fleet.task_slowdown": Distribution,
     "selection": Selection,
     "strategy.rule.staleness": StalenessWeight,
     "topology": Topology,
@@ -131,7 +134,7 @@ def build(config: DictConfig) -> Experiment:
     if wrong := [message for place in places for message in _of_another_kind(place)]:
         problems += wrong
         problems.stop()  # what is made of them would complain of the same
-    for check in (train_config_of, target_of, lambda c: recovery_of(c, Start())):
+    for check in (train_config_of, target_of, lambda c: recovery_of(c, RunStart())):
         with problems.noted():
             check(config)
     parts: dict[str, Any] = {}
@@ -152,7 +155,7 @@ def build(config: DictConfig) -> Experiment:
         attack = _attack(config, parts.get("attack"))
     if "strategy" in parts:
         strategy = driver_of(parts["strategy"])
-        choice = Choice(
+        choice = Combination(
             strategy,
             parts.get("compressor"),
             parts.get("downlink"),
@@ -174,7 +177,7 @@ def build(config: DictConfig) -> Experiment:
 
 def _joined(
     config: DictConfig,
-    choice: Choice,
+    choice: Combination,
     attack: _Attack,
     parts: Mapping[str, Any],
     learnt: Mapping[str, _Learnt],
@@ -434,11 +437,11 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
 def _foreign(config: DictConfig) -> ForeignApp:
     problems = Problems()
     problems += not_whole(config, seed=0, num_clients=1, num_partitions=1)
-    parts: dict[str, Any] = {"charge": None}
-    for name in ("fleet", "executor", "charge"):
+    parts: dict[str, Any] = {"cost_model": None}
+    for name in ("fleet", "executor", "cost_model"):
         with problems.noted():
             parts[name] = _made(config, name)
-    for check in (target_of, lambda c: recovery_of(c, Start())):
+    for check in (target_of, lambda c: recovery_of(c, RunStart())):
         with problems.noted():
             check(config)
     with problems.noted():

@@ -30,7 +30,7 @@ read_if(
 
 
 @dataclass(frozen=True)
-class Choice:
+class Combination:
     """What is chosen side by side; None is no choice, or one that is wrong by itself.
 
     Attributes:
@@ -113,12 +113,12 @@ class Refusal:
     """
 
     what: str
-    when: Callable[[Choice], bool]
+    when: Callable[[Combination], bool]
     given: str
     why: str
     instead: str
 
-    def message(self, choice: Choice) -> str:
+    def message(self, choice: Combination) -> str:
         """Returns what a user is told."""
         kinds = {
             name: type(getattr(choice, name)).__name__
@@ -250,12 +250,12 @@ REFUSALS = (
 )
 
 
-def refusals(choice: Choice) -> Iterator[str]:
+def refusals(choice: Combination) -> Iterator[str]:
     """Yields why choices do not go together."""
     return (refusal.message(choice) for refusal in REFUSALS if refusal.when(choice))
 
 
-def check_model(choice: Choice, exchange: Exchange) -> None:
+def check_model(choice: Combination, exchange: Exchange) -> None:
     """Checks that what is chosen can work with the clients' model.
 
     Raises:

@@ -121,7 +121,7 @@ class TimeIsUp(Exception):
     """Raised to a strategy when virtual time has passed the limit."""
 
 
-class Schedule:
+class EvaluationSchedule:
     """Decides which models of a run are evaluated, and when a run has lasted long enough.
 
     Args:

@@ -86,7 +86,7 @@ class ForeignApp:
         run_config: keys of its configuration to replace.
         fleet: the clients' devices, links, availability and faults.
         executor: where clients run.
-        charge: what the work of its ClientApp costs.
+        cost_model: what the work of its ClientApp costs.
         epoch: the date at virtual time 0, s since 1970.
     """
 
@@ -94,7 +94,7 @@ class ForeignApp:
     run_config: Mapping[str, Any]
     fleet: Fleet
     executor: Executor
-    charge: CostModel | None
+    cost_model: CostModel | None
     epoch: int
 
     def load(self) -> None:

@@ -18,9 +18,9 @@ from fl.reports.target import final_value
 from fl.runs.build import prepare
 from fl.runs.central import train_centrally
 from fl.runs.choices import announce
-from fl.runs.evaluation import Schedule, TimeIsUp, central_evaluation, task_evaluation
+from fl.runs.evaluation import EvaluationSchedule, TimeIsUp, central_evaluation, task_evaluation
 from fl.runs.experiment import Experiment, ForeignApp, app_of, initial_of
-from fl.runs.journal import Start, source_sha256
+from fl.runs.journal import RunStart, source_sha256
 from fl.runs.journal.command import command_of_job, foreign_parts
 from fl.runs.recorder import Recorder
 from fl.runs.settings import recovery_of, target_of, train_config_of
@@ -61,7 +61,7 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
     initial = initial_of(tasks) if tasks else experiment.initial()
     recorder.expect(initial, config.time_limit_s)
     evaluation = task_evaluation if tasks else central_evaluation
-    schedule = Schedule(
+    schedule = EvaluationSchedule(
         recorder.evaluating(evaluation(experiment, train=config.evaluate_train)),
         recorder,
         GridView(grid).clock,
@@ -110,16 +110,16 @@ def facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
     return told
 
 
-def _start(config: DictConfig) -> Start:
+def _start(config: DictConfig) -> RunStart:
     uses = foreign_parts(config)
     files = source_files(value for key, value in uses.items() if key.endswith("_target_"))
     code = {"modules": source_sha256(files)} if files else {}
     command = command_of_job()
     places = [*command.get("config_dirs", ()), *command.get("searchpath", ())]
-    return Start(command, code=code, foreign=[*uses.values(), *places])
+    return RunStart(command, code=code, foreign=[*uses.values(), *places])
 
 
-def _run_own(config: DictConfig, experiment: Experiment, start: Start) -> SimulatedRun:
+def _run_own(config: DictConfig, experiment: Experiment, start: RunStart) -> SimulatedRun:
     announce()
     extra = facts(experiment, config)
     tasks = experiment.tasks
@@ -143,14 +143,14 @@ def _run_own(config: DictConfig, experiment: Experiment, start: Start) -> Simula
     return run
 
 
-def _run_app(config: DictConfig, foreign: ForeignApp, start: Start) -> SimulatedRun:
+def _run_app(config: DictConfig, foreign: ForeignApp, start: RunStart) -> SimulatedRun:
     run = simulate_app(
         foreign.app,
         foreign.fleet,
         run_config=foreign.run_config,
         num_partitions=config.num_partitions,
         executor=foreign.executor.shared_by(side_by_side()),
-        charge=foreign.charge,
+        cost_model=foreign.cost_model,
         recovery=recovery_of(config, start),
         **_common(config),
     )

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from fl.errors import ConfigError
 from fl.reports import Target
 from fl.runs.configuration import blaming, make
-from fl.runs.journal import Recovery, Start
+from fl.runs.journal import Recovery, RunStart
 
 
 def target_of(config: DictConfig) -> Target | None:
@@ -36,7 +36,7 @@ def train_config_of(config: DictConfig) -> ConfigRecord:
         ) from error
 
 
-def recovery_of(config: DictConfig, start: Start) -> Recovery:
+def recovery_of(config: DictConfig, start: RunStart) -> Recovery:
     """Returns what keeps the run's journal, if it has one."""
     with blaming(config, "checkpoint"):
         made = make(config, "checkpoint")

@@ -17,7 +17,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid, ServerApp
 
 from fl.clients import TrainingApp
-from fl.clients.app.batching import Choice
+from fl.clients.app.batching import Batching
 from fl.errors import ConfigError, Diverged, SimulationError
 from fl.execution import AppSource, Executor, RayExecutor, SerialExecutor
 from fl.execution.contract import PlannedApp, Request, RunInfo, Workload
@@ -69,7 +69,7 @@ def simulate(
     run_config: Mapping[str, Any] | None = None,
     num_partitions: int | None = None,
     executor: Executor | Literal["ray", "serial"] = "ray",
-    charge: CostModel | None = None,
+    cost_model: CostModel | None = None,
     directory: Path | str | None = None,
     target: Target | None = None,
     views: bool = True,
@@ -97,7 +97,7 @@ def simulate(
         num_partitions: number of data partitions; client i holds partition i modulo this. Default:
             one per client.
         executor: where clients run.
-        charge: what the work of a foreign ClientApp costs; ours plans its own.
+        cost_model: what the work of a foreign ClientApp costs; ours plans its own.
         directory: where the run's files go; None writes none.
         target: metric value whose cost is reported.
         views: also write what can be drawn from the data: tb/, timeline.json and plots/.
@@ -125,7 +125,7 @@ def simulate(
     if not partitions >= 1:
         raise ConfigError(f"num_partitions is {partitions}; it must be at least 1")
     epoch = epoch_of(date)
-    charge = CostModel() if charge is None else charge
+    cost_model = CostModel() if cost_model is None else cost_model
     settings = {**(run_config or {}), SEED_KEY: seed}
     stored = config if config is not None else {"run_config": settings, "fleet": fleet.name}
     recovery = Recovery.none() if recovery is None else recovery
@@ -157,7 +157,7 @@ def simulate(
             ):
                 if date == "now":
                     epoch = recovery.remember("clock", [], host_date)
-                run = RunInfo(seed, partitions, settings, epoch, host_time=charge.measured > 0)
+                run = RunInfo(seed, partitions, settings, epoch, host_time=cost_model.measured > 0)
                 app = load_app(client_app, epoch)
                 planner = _planner(app, fleet, partitions)
                 batching = _choose_batching(app, recovery, shared=app is client_app)
@@ -168,7 +168,7 @@ def simulate(
                         fleet,
                         executor,
                         planner=planner,
-                        charge=charge,
+                        cost_model=cost_model,
                         trace=trace,
                         on_sent=recorder.on_sent,
                         on_replies=recorder.on_replies,
@@ -339,8 +339,8 @@ def _choose_batching(app: ClientApp, recovery: Recovery, *, shared: bool) -> dic
         )
     with limit_threads(1):  # as clients train
         choice = recovery.remember("batching", [], lambda: asdict(app.choose_batching()))
-    app.take_batching(Choice(**choice))
-    return {"batching": Choice(**choice).summary()}
+    app.take_batching(Batching(**choice))
+    return {"batching": Batching(**choice).summary()}
 
 
 def _planner(app: ClientApp, fleet: Fleet, num_partitions: int) -> Planner | None:

@@ -39,7 +39,7 @@ ALWAYS = (
     "target",
     "views",
 )
-OF_APPS = ("charge", "num_partitions", "run_config")
+OF_APPS = ("cost_model", "num_partitions", "run_config")
 OF_OURS = (
     "attack",
     "central_epochs",

@@ -15,7 +15,7 @@ from fl.selection.selection import (
     weighted_sample,
 )
 from fl.selection.tifl import TiFL
-from fl.selection.uniform import Uniform
+from fl.selection.uniform import UniformSampling
 
 __all__ = [
     "Ask",
@@ -30,7 +30,7 @@ __all__ = [
     "Selection",
     "TiFL",
     "Trial",
-    "Uniform",
+    "UniformSampling",
     "sample",
     "weighted_sample",
 ]

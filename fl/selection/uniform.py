@@ -13,7 +13,7 @@ from fl.selection.selection import Choice, Opening, Selection, sample
 
 
 @dataclass(frozen=True)
-class Uniform(Selection):
+class UniformSampling(Selection):
     """S_t is a random set of m clients, without replacement."""
 
     def select(self, state: Any, opening: Opening) -> tuple[Choice, Any]:

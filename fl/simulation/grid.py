@@ -57,7 +57,7 @@ class SimGrid(Grid):
         fleet: the clients.
         executor: started, runs the clients' work.
         planner: plans the work of our own ClientApp; None for a foreign app.
-        charge: what a foreign app's work costs.
+        cost_model: what a foreign app's work costs.
         trace: where events are recorded; a new one if None.
         on_sent: called with messages that are sent, and `exchange`: whether by `send_and_receive`.
         on_replies: called with replies that are pulled; and at the end of each `send_and_receive`
@@ -84,7 +84,7 @@ class SimGrid(Grid):
         executor: Executor,
         *,
         planner: Planner | None = None,
-        charge: CostModel | None = None,
+        cost_model: CostModel | None = None,
         trace: Trace | None = None,
         on_sent: Callable[..., None] | None = None,
         on_replies: Callable[..., None] | None = None,
@@ -116,7 +116,7 @@ class SimGrid(Grid):
             self.engine,
             self._ahead,
             self._mailbox,
-            CostModel() if charge is None else charge,
+            CostModel() if cost_model is None else cost_model,
             self.control,
             self.client_errors,
             self._inside,

@@ -38,7 +38,7 @@ class SimHost:
         engine: asks.
         ahead: has the clients' requests answered.
         mailbox: gets the replies.
-        cost: what the work of an app costs that does not plan.
+        cost_model: what the work of an app costs that does not plan.
         control: counts the replies of each client that were read.
         errors: counts exceptions in ClientApps.
         inside: entered when the app looks at a reply that is not fetched yet.
@@ -53,7 +53,7 @@ class SimHost:
         engine: Engine,
         ahead: Ahead,
         mailbox: Mailbox,
-        cost: CostModel,
+        cost_model: CostModel,
         control: RecordedControl,
         errors: ClientErrors,
         inside: Inside,
@@ -62,7 +62,7 @@ class SimHost:
         self._engine = engine
         self._ahead = ahead
         self._mailbox = mailbox
-        self._cost = cost
+        self._cost_model = cost_model
         self._control = control
         self._errors = errors
         self._inside = inside
@@ -75,7 +75,9 @@ class SimHost:
         self._ahead.begin(dispatch)
         fleet, plan = self._engine.fleet, dispatch.plan
         if plan is None:
-            return self._cost.seconds_of(fleet, dispatch.request, self._ahead.result(dispatch))
+            return self._cost_model.seconds_of(
+                fleet, dispatch.request, self._ahead.result(dispatch)
+            )
         client, number = dispatch.client, dispatch.number
         dispatch.past_s = fleet.compute_seconds(client, number, plan.past_flops)
         return fleet.compute_seconds(client, number, plan.flops)

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from fl.strategies.fedprox import FedProx
     from fl.strategies.fedspeed import FedSpeed
     from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
-    from fl.strategies.gossip_rule import GossipRule, PairRule, Progress
+    from fl.strategies.gossip_rule import GossipRule, LocalTraining, PairRule
     from fl.strategies.gradient_rule import GradientRule
     from fl.strategies.gradient_tracking import GradientTracking
     from fl.strategies.local_sgd import LocalSGD
@@ -133,7 +133,7 @@ __getattr__ = lazily(
         "ParameterServer": "fl.strategies.drivers.parameter_server",
         "Polling": "fl.strategies.drivers.polling",
         "PollingRule": "fl.strategies.event_rule",
-        "Progress": "fl.strategies.gossip_rule",
+        "LocalTraining": "fl.strategies.gossip_rule",
         "QFedAvg": "fl.strategies.qfedavg",
         "QuAFL": "fl.strategies.quafl",
         "RennalaSGD": "fl.strategies.rennala",
@@ -202,6 +202,7 @@ __all__ = [
     "GradientRule",
     "GradientTracking",
     "LocalSGD",
+    "LocalTraining",
     "MoNNA",
     "NodeModels",
     "OuterAdam",
@@ -215,7 +216,6 @@ __all__ = [
     "ParameterServer",
     "Polling",
     "PollingRule",
-    "Progress",
     "QFedAvg",
     "QuAFL",
     "RennalaSGD",

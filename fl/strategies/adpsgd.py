@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fl.strategies.gossip_rule import Model, PairRule, Progress
+from fl.strategies.gossip_rule import LocalTraining, NodeModel, PairRule
 from fl.vectors.rows import Row
 
 
@@ -24,14 +24,14 @@ class ADPSGD(PairRule):
     `fl.strategies.Pairs` says when.
     """
 
-    def init(self, w: Row) -> Model:
+    def init(self, w: Row) -> NodeModel:
         """Returns the initial model."""
-        return Model(w)
+        return NodeModel(w)
 
-    def adapt(self, state: Model, progress: Progress) -> Model:
+    def adapt(self, state: NodeModel, progress: LocalTraining) -> NodeModel:
         """Returns the model there is, after the step."""
-        return Model(state.x + progress.delta)
+        return NodeModel(state.x + progress.delta)
 
-    def combine(self, state: Model, row: Row) -> Model:
+    def combine(self, state: NodeModel, row: Row) -> NodeModel:
         """Returns the average of the pair."""
-        return Model(row)
+        return NodeModel(row)

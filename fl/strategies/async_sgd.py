@@ -17,7 +17,7 @@ from fl.strategies.fedavg import Model
 from fl.vectors.rows import Row
 
 
-class GradientRule(EventRule):
+class AsyncGradientRule(EventRule):
     """Base of the rules of parameter servers: every worker sends a gradient, and gets the model.
 
     Clients run plain SGD of rate eta (`client=sgd_step`), and every message asks for one step, so
@@ -37,7 +37,7 @@ class GradientRule(EventRule):
 
 
 @dataclass(frozen=True)
-class AsyncSGD(GradientRule):
+class AsyncSGD(AsyncGradientRule):
     """Every gradient is a step.
 
         w <- w - eta_t g    as    w <- w + (eta_t / eta) (x_i - x_0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fl.checks import at_least
-from fl.strategies.gossip_rule import GossipRule, Model, Progress
+from fl.strategies.gossip_rule import GossipRule, LocalTraining, NodeModel
 from fl.vectors.rows import Row
 
 
@@ -38,14 +38,14 @@ class DFedAvg(GossipRule):
     def __post_init__(self) -> None:
         at_least("gossip_steps", self.gossip_steps, 1)
 
-    def init(self, w: Row) -> Model:
+    def init(self, w: Row) -> NodeModel:
         """Returns the initial model."""
-        return Model(w)
+        return NodeModel(w)
 
-    def adapt(self, state: Model, progress: Progress) -> Model:
+    def adapt(self, state: NodeModel, progress: LocalTraining) -> NodeModel:
         """Returns z_i."""
-        return Model(progress.x)
+        return NodeModel(progress.x)
 
-    def combine(self, state: Model, row: Row) -> Model:
+    def combine(self, state: NodeModel, row: Row) -> NodeModel:
         """Returns the mixed model."""
-        return Model(row)
+        return NodeModel(row)

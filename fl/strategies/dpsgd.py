@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from fl.strategies.gossip_rule import GossipRule, Progress
+from fl.strategies.gossip_rule import GossipRule, LocalTraining
 from fl.vectors.rows import Row
 
 
@@ -44,7 +44,7 @@ class DPSGD(GossipRule):
         """Returns the initial model, and no step."""
         return Stepping(w, np.zeros_like(w))
 
-    def adapt(self, state: Stepping, progress: Progress) -> Stepping:
+    def adapt(self, state: Stepping, progress: LocalTraining) -> Stepping:
         """Returns the state with -lr g_i(x_i)."""
         return state._replace(step=progress.delta)
 

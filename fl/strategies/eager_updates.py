@@ -15,7 +15,7 @@ import numpy as np
 
 from fl.checks import read_if
 from fl.strategies.outer_optimizers import OuterOptimizer, OuterSgd, Vector
-from fl.strategies.outer_rule import Arrival, Outer, OuterGradients, OuterRule
+from fl.strategies.outer_rule import Outer, OuterGradients, OuterRule, WorkerView
 from fl.vectors.rows import Row
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class EagerUpdates(DelayedUpdates):
         """Returns worker m's own."""
         return s.own[m].theta
 
-    def resumed(self, s: Eager, arrival: Arrival) -> Eager:
+    def resumed(self, s: Eager, arrival: WorkerView) -> Eager:
         """Takes worker m's step on its own outer parameters."""
         assert arrival.own is not None  # with an overlap of H it has just sent one
         m, (newest, weight) = arrival.m, arrival.own

@@ -34,7 +34,7 @@ class Estimate(NamedTuple):
     steps: float = 1.0
 
 
-class Estimates(NamedTuple):
+class TaskEstimates(NamedTuple):
     """Of every task, and the updates of all since Realloc."""
 
     of: Mapping[str, Estimate]
@@ -110,7 +110,7 @@ class FedAST(Averaged):
         """Returns b_m of a task with so many requests in flight."""
         return self.buffer_size or max(1, math.ceil(requests / self.ratio))
 
-    def init(self, tasks: Sequence[str], total: int) -> Estimates:
+    def init(self, tasks: Sequence[str], total: int) -> TaskEstimates:
         """Returns the state before anything is estimated.
 
         Raises:
@@ -121,9 +121,9 @@ class FedAST(Averaged):
                 f"strategy.concurrency is {total}; with allocation=dynamic it must be at least "
                 f"ratio times tasks, {self.ratio} x {len(tasks)}, as every task keeps a block"
             )
-        return Estimates(dict.fromkeys(tasks, Estimate()))
+        return TaskEstimates(dict.fromkeys(tasks, Estimate()))
 
-    def observe(self, state: Estimates, task: str, delta: Row, steps: float) -> Estimates:
+    def observe(self, state: TaskEstimates, task: str, delta: Row, steps: float) -> TaskEstimates:
         """Takes an update into its task's window."""
         deltas, ratios, _ = state.of[task]
         deltas = (*deltas, delta)[-self.window :]
@@ -134,11 +134,11 @@ class FedAST(Averaged):
             if size > 0:
                 ratios = (*ratios, float(((x - mean) ** 2).sum(axis=1).mean()) / size)
         of = {**state.of, task: Estimate(deltas, ratios, steps)}
-        return Estimates(of, state.since_realloc + 1)
+        return TaskEstimates(of, state.since_realloc + 1)
 
     def realloc(
-        self, state: Estimates, total: int, versions: Mapping[str, int]
-    ) -> tuple[Estimates, Mapping[str, int] | None]:
+        self, state: TaskEstimates, total: int, versions: Mapping[str, int]
+    ) -> tuple[TaskEstimates, Mapping[str, int] | None]:
         """Algorithm 2: deals R anew by the variance of updates, once enough are known.
 
         Args:
@@ -169,7 +169,7 @@ class FedAST(Averaged):
             quota[task] -= block
             rest -= block
         of = {**state.of, **{task: state.of[task]._replace(ratios=()) for task in versions}}
-        return Estimates(of), requests
+        return TaskEstimates(of), requests
 
     def variance(self, task: str, estimate: Estimate) -> float | None:
         """Returns V_m; None if nothing is known yet."""

@@ -47,7 +47,7 @@ class Intervals(NamedTuple):
         return weight, Intervals(t, total + own, n + 1)
 
 
-class Participation(NamedTuple):
+class ModelAndIntervals(NamedTuple):
     """The model, shape (d,), the round, and the intervals of every client that has taken part."""
 
     w: Row
@@ -93,11 +93,11 @@ class FedAU(RoundRule):
             at_least("cutoff", self.cutoff, 1)
         positive("eta", self.eta)
 
-    def init(self, w: Row, p: int) -> Participation:
+    def init(self, w: Row, p: int) -> ModelAndIntervals:
         """Returns the model, and nothing known of any client."""
-        return Participation(w)
+        return ModelAndIntervals(w)
 
-    def step(self, state: Participation, updates: Updates) -> Participation:
+    def step(self, state: ModelAndIntervals, updates: Updates) -> ModelAndIntervals:
         """Returns model and intervals after a round."""
         t, intervals = state.t + 1, dict(state.intervals)
         omega = np.ones(len(updates))
@@ -107,4 +107,4 @@ class FedAU(RoundRule):
                 omega[i], intervals[client] = known.at(t, self.cutoff)
         updates = updates.unweighted()
         share = np.float32(self.eta * updates.weights.sum() / self.num_clients)
-        return Participation(state.w + share * updates.scaled(omega).mean(), t, intervals)
+        return ModelAndIntervals(state.w + share * updates.scaled(omega).mean(), t, intervals)

@@ -16,7 +16,7 @@ from fl.strategies.round_rule import RoundRule, Updates
 from fl.vectors.rows import Row
 
 
-class Momentum(NamedTuple):
+class ServerMomentum(NamedTuple):
     """Model and momentum, shape (d,) each."""
 
     w: Row
@@ -45,11 +45,11 @@ class FedAvgM(RoundRule):
         positive("eta", self.eta)
         share("beta", self.beta)
 
-    def init(self, w: Row, p: int) -> Momentum:
+    def init(self, w: Row, p: int) -> ServerMomentum:
         """Returns the model at rest."""
-        return Momentum(w, np.zeros_like(w))
+        return ServerMomentum(w, np.zeros_like(w))
 
-    def step(self, state: Momentum, updates: Updates) -> Momentum:
+    def step(self, state: ServerMomentum, updates: Updates) -> ServerMomentum:
         """Returns model and momentum after a step."""
         v = np.float32(self.beta) * state.v + updates.mean()
-        return Momentum(state.w + np.float32(self.eta) * v, v)
+        return ServerMomentum(state.w + np.float32(self.eta) * v, v)

@@ -30,14 +30,14 @@ from fl.vectors.rows import Row
 Keeps = Literal["rows", "columns"]
 
 
-class Model(NamedTuple):
+class NodeModel(NamedTuple):
     """State of a node that keeps nothing but its model x_i, shape (d,), float32."""
 
     x: Row
 
 
 @dataclass(frozen=True, eq=False)
-class Progress:
+class LocalTraining:
     """What a node has learnt from its own data.
 
     Attributes:
@@ -82,7 +82,7 @@ class NodeRule(ABC):
         return x
 
     @abstractmethod
-    def adapt(self, state: Any, progress: Progress) -> Any:
+    def adapt(self, state: Any, progress: LocalTraining) -> Any:
         """Returns the state of a node that has learnt from its own data."""
 
     def message(self, state: Any) -> Row:

@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from fl.checks import positive
-from fl.strategies.gossip_rule import GossipRule, Progress
+from fl.strategies.gossip_rule import GossipRule, LocalTraining
 from fl.topologies import Stochasticity
 from fl.vectors.rows import Row
 
@@ -65,7 +65,7 @@ class GradientTracking(GossipRule):
         zero = np.zeros_like(w)
         return Tracking(w, zero, zero)
 
-    def adapt(self, state: Tracking, progress: Progress) -> Tracking:
+    def adapt(self, state: Tracking, progress: LocalTraining) -> Tracking:
         """Returns y_i with how the gradient has changed."""
         g = progress.vectors["gradient"]
         return Tracking(state.x, state.y + g - state.g, g)

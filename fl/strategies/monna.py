@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from fl.aggregation import Aggregator, NearestNeighbourAveraging
 from fl.checks import at_least
-from fl.strategies.gossip_rule import GossipRule, Model, Progress
+from fl.strategies.gossip_rule import GossipRule, LocalTraining, NodeModel
 from fl.topologies import Stochasticity
 from fl.vectors.rows import Row
 
@@ -55,14 +55,14 @@ class MoNNA(GossipRule):
         """Returns m - f - 1: with its own, m - f vectors."""
         return max(0, heard - self.f)
 
-    def init(self, w: Row) -> Model:
+    def init(self, w: Row) -> NodeModel:
         """Returns the initial model."""
-        return Model(w)
+        return NodeModel(w)
 
-    def adapt(self, state: Model, progress: Progress) -> Model:
+    def adapt(self, state: NodeModel, progress: LocalTraining) -> NodeModel:
         """Returns the model after the steps along the momentum."""
-        return Model(progress.x)
+        return NodeModel(progress.x)
 
-    def combine(self, state: Model, row: Row) -> Model:
+    def combine(self, state: NodeModel, row: Row) -> NodeModel:
         """Returns the mean of the nearest."""
-        return Model(row)
+        return NodeModel(row)

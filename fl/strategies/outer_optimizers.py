@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.checks import check_not_negative, check_positive
+from fl.checks import not_negative, positive
 from fl.clients.schedule import Schedule
 from fl.errors import ConfigError
 from fl.vectors.rows import Row
@@ -74,7 +74,7 @@ class OuterSgd(OuterOptimizer):
     schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
-        check_positive("lr", self.lr)
+        positive("lr", self.lr)
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum is {self.momentum}; it must be in [0, 1)")
         if self.nesterov and self.momentum == 0:
@@ -125,9 +125,9 @@ class OuterAdam(OuterOptimizer):
     schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
-        check_positive("lr", self.lr)
-        check_not_negative("eps", self.eps)
-        check_not_negative("weight_decay", self.weight_decay)
+        positive("lr", self.lr)
+        not_negative("eps", self.eps)
+        not_negative("weight_decay", self.weight_decay)
         for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= beta < 1:
                 raise ConfigError(f"{name} is {beta}; it must be in [0, 1)")

@@ -90,7 +90,7 @@ class Outer(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Arrival:
+class WorkerView:
     """What worker m knows of a fragment when it goes on.
 
     Attributes:
@@ -181,7 +181,7 @@ class OuterRule(ABC):
         row: Row = s.theta
         return row
 
-    def resumed(self, s: Any, arrival: Arrival) -> Any:
+    def resumed(self, s: Any, arrival: WorkerView) -> Any:
         """Returns the state when a worker goes on, with the step that it takes for itself.
 
         Raises:

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from fl.checks import at_least, positive
-from fl.strategies.async_sgd import GradientRule
+from fl.strategies.async_sgd import AsyncGradientRule
 from fl.strategies.event_rule import Arrival, Arrivals, Decision
 from fl.vectors.rows import Row
 
 
-class Batch(NamedTuple):
+class GradientBatch(NamedTuple):
     """The model, shape (d,), and what has come of the present version."""
 
     w: Row
@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RennalaSGD(GradientRule):
+class RennalaSGD(AsyncGradientRule):
     """One version for B gradients of the current model; those of others are ignored.
 
         w <- w - eta / B sum_i g_i    as    w <- w + 1 / B sum_i (x_i - w)
@@ -50,20 +50,20 @@ class RennalaSGD(GradientRule):
         """Returns B."""
         return self.batch
 
-    def init(self, w: Row, p: int) -> Batch:
+    def init(self, w: Row, p: int) -> GradientBatch:
         """Returns the initial state."""
-        return Batch(w)
+        return GradientBatch(w)
 
-    def receive(self, state: Batch, update: Arrival, tau: int) -> Decision:
+    def receive(self, state: GradientBatch, update: Arrival, tau: int) -> Decision:
         """Ignores gradients of other models; steps with the B-th of this one."""
         if tau > 0:
             return Decision(state, discard=(update,))
         gathered = (*state.gathered, update)
         if len(gathered) < self.batch:
-            return Decision(Batch(state.w, gathered))
-        return Decision(Batch(state.w), apply=gathered)
+            return Decision(GradientBatch(state.w, gathered))
+        return Decision(GradientBatch(state.w), apply=gathered)
 
-    def step(self, state: Batch, updates: Arrivals) -> Batch:
+    def step(self, state: GradientBatch, updates: Arrivals) -> GradientBatch:
         """Returns the state with the next model."""
         total = updates.sum(np.ones(len(updates)))
-        return Batch(state.w + total * np.float32(self.scale / self.batch))
+        return GradientBatch(state.w + total * np.float32(self.scale / self.batch))

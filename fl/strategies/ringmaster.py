@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fl.checks import at_least, positive
-from fl.strategies.async_sgd import GradientRule
+from fl.strategies.async_sgd import AsyncGradientRule
 from fl.strategies.event_rule import Arrival, Arrivals, Decision
 from fl.strategies.fedavg import Model
 
 
 @dataclass(frozen=True)
-class RingmasterASGD(GradientRule):
+class RingmasterASGD(AsyncGradientRule):
     """Asynchronous SGD of delays below R.
 
         w <- w - eta g    if tau < R,    as    w <- w + (x_i - x_0)

@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from fl.strategies.gossip_rule import GossipRule, Keeps, Progress
+from fl.strategies.gossip_rule import GossipRule, Keeps, LocalTraining
 from fl.topologies import Stochasticity
 from fl.vectors.rows import Row
 
@@ -56,7 +56,7 @@ class SGP(GossipRule):
         """Returns z_i."""
         return state.x / np.float32(state.w)
 
-    def adapt(self, state: Pushed, progress: Progress) -> Pushed:
+    def adapt(self, state: Pushed, progress: LocalTraining) -> Pushed:
         """Returns x_i after the step."""
         return state._replace(x=state.x + progress.delta)
 

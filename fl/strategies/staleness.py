@@ -21,7 +21,7 @@ class StalenessWeight(ABC):
 
 
 @dataclass(frozen=True)
-class Constant(StalenessWeight):
+class ConstantWeight(StalenessWeight):
     """s(tau) = 1."""
 
     def __call__(self, tau: int) -> float:

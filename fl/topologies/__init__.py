@@ -8,7 +8,7 @@ from fl.topologies.consensus import (
     spectral_gap,
 )
 from fl.topologies.dense import Complete, Star
-from fl.topologies.exponential import Exponential, OnePeerExponential
+from fl.topologies.exponential import ExponentialGraph, OnePeerExponential
 from fl.topologies.mixing import mix, renormalised
 from fl.topologies.product import Hypercube, Torus
 from fl.topologies.random_graphs import ErdosRenyi, RandomRegular, WattsStrogatz
@@ -31,7 +31,7 @@ __all__ = [
     "Complete",
     "DirectedRing",
     "ErdosRenyi",
-    "Exponential",
+    "ExponentialGraph",
     "Hypercube",
     "Lazy",
     "LazyMetropolis",

@@ -15,7 +15,7 @@ from fl.topologies.weights import PushSum, Weights
 
 
 @dataclass(frozen=True)
-class Exponential(Weighted):
+class ExponentialGraph(Weighted):
     """Node i sends to i + 2^j modulo n, j = 0..m-1, m = ceil(log2 n); all weights 1/(m+1).
 
     Doubly stochastic. Gap, by the norm, 2 / (m + 1) for even n.

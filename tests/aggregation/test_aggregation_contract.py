@@ -18,7 +18,7 @@ from aggregation_members import (
     tolerant,
 )
 
-from fl.aggregation import Chain, Mean
+from fl.aggregation import Mean, PreAggregated
 from fl.errors import ConfigError
 
 
@@ -112,7 +112,7 @@ def test_less_memory_is_taken_than_one_copy_of_the_matrix(aggregator):
 
 def test_weights_count_only_where_the_rule_says_so(aggregator, aggregator_name):
     x, rule = gaussian(6), tolerant(aggregator, 11)
-    last = rule.rule if isinstance(rule, Chain) else rule
+    last = rule.rule if isinstance(rule, PreAggregated) else rule
     weights = np.arange(1, 12)
     same = np.allclose(call(rule, x), call(rule, x, weights=weights), rtol=1e-12, atol=0)
     assert same != getattr(last, "weighted", False), aggregator_name

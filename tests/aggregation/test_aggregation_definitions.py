@@ -21,7 +21,6 @@ from fl.aggregation import (
     SMEA,
     Bulyan,
     CenteredClipping,
-    Chain,
     FlagAggregator,
     GeometricMedian,
     Krum,
@@ -29,6 +28,7 @@ from fl.aggregation import (
     Median,
     MultiKrum,
     NearestNeighbourAveraging,
+    PreAggregated,
     Rows,
     TrimmedMean,
 )
@@ -344,7 +344,7 @@ def test_a_chain_is_its_parts_one_after_another_on_the_data(rule, order, seed):
     for name in order.split():
         mixed = {"nnm": nnm, "arc": arc}[name](mixed, 2)
     pre = [{"nnm": NNM, "arc": ARC}[name]() for name in order.split()]
-    result = Chain(pre, rule, f=2)(x)
+    result = PreAggregated(pre, rule, f=2)(x)
     np.testing.assert_allclose(result, rule(mixed), rtol=1e-6, atol=1e-6)
 
 
@@ -354,5 +354,5 @@ def test_a_chain_multiplies_the_data_once(monkeypatch):
     calls = []
     exact = rows.gram
     monkeypatch.setattr(rows, "gram", lambda x: calls.append(x.shape) or exact(x))
-    Chain([NNM(), ARC(), NNM()], Krum(), f=2)(gaussian(0))
+    PreAggregated([NNM(), ARC(), NNM()], Krum(), f=2)(gaussian(0))
     assert calls == [(11, 7)]

@@ -18,7 +18,6 @@ from fl.aggregation import (
     Bucketing,
     Bulyan,
     CenteredClipping,
-    Chain,
     Clipping,
     Context,
     FlagAggregator,
@@ -32,6 +31,7 @@ from fl.aggregation import (
     NearestNeighbourAveraging,
     NormClipping,
     NormElimination,
+    PreAggregated,
     Resampling,
     Rows,
     SignMajority,
@@ -460,7 +460,7 @@ def test_nnm():
     close(mixed[:4], np.tile(MU, (4, 1)), digits=12)
     close(mixed[4], (4, -0.375), digits=12)
     for rule in (Median(), TrimmedMean(), Krum()):
-        close(Chain([NNM()], rule, f=1)(F5), MU, digits=12)
+        close(PreAggregated([NNM()], rule, f=1)(F5), MU, digits=12)
 
 
 def test_bucketing():
@@ -515,11 +515,11 @@ def test_resampling_uses_each_input_s_times(draw, s, rng):
 def test_pre_aggregations_that_draw_need_a_generator():
     for pre in (Bucketing(), Resampling()):
         with pytest.raises(ConfigError, match="draws at random"):
-            Chain([pre], Median())(F5)
+            PreAggregated([pre], Median())(F5)
 
 
 def test_groups_change_with_the_generator_alone():
-    chain = Chain([Bucketing()], Median())
+    chain = PreAggregated([Bucketing()], Median())
     results = {tuple(chain(F5, rng=np.random.default_rng(seed))) for seed in range(20)}
     assert len(results) > 1
 

@@ -14,7 +14,6 @@ from fl.aggregation import (
     Bucketing,
     Bulyan,
     CenteredClipping,
-    Chain,
     Clipping,
     FlagAggregator,
     FLTrust,
@@ -26,6 +25,7 @@ from fl.aggregation import (
     MultiKrum,
     NearestNeighbourAveraging,
     NormClipping,
+    PreAggregated,
     Resampling,
     SignMajority,
     TrimmedMean,
@@ -114,7 +114,7 @@ def test_krum_can_be_told_to_accept_less_than_its_guarantee_asks():
 
 def test_buckets_count_as_vectors():
     """f < n / (2 s): a Byzantine vector spoils one bucket."""
-    chain = Chain([Bucketing(2)], TrimmedMean(), f=2)
+    chain = PreAggregated([Bucketing(2)], TrimmedMean(), f=2)
     assert np.isfinite(call(chain, gaussian(0, n=9))).all()  # 5 buckets
     with pytest.raises(ConfigError, match=r"Bucketing > TrimmedMean with f=2: .* n=4 vectors"):
         call(chain, gaussian(0, n=8))
@@ -125,7 +125,7 @@ def test_buckets_count_as_vectors():
 
 
 def test_a_chain_gives_each_part_the_f_that_reaches_it():
-    chain = Chain([NNM(), Resampling(3), Bucketing(2), ARC()], TrimmedMean(17), f=2)
+    chain = PreAggregated([NNM(), Resampling(3), Bucketing(2), ARC()], TrimmedMean(17), f=2)
     pre, rule = chain.parts()
     assert pre[0].f == 2
     assert pre[3].f == 6
@@ -144,7 +144,7 @@ def test_a_rule_says_how_many_byzantine_vectors_it_tolerates():
         assert [rule.tolerates(n) for n in (1, 2, 10, 11)] == [0, 0, 4, 5]
     assert [Mean().tolerates(11), FlagAggregator().tolerates(11)] == [0, 0]
     assert [FLTrust().tolerates(11), NormClipping().tolerates(11)] == [10, 10]
-    assert Krum(2).tolerates(11) == Chain([NNM()], Median(), f=2).tolerates(11) == 2
+    assert Krum(2).tolerates(11) == PreAggregated([NNM()], Median(), f=2).tolerates(11) == 2
 
 
 def test_smea_refuses_more_subsets_than_it_can_look_at():
@@ -185,8 +185,8 @@ def test_the_own_vector_must_be_one_of_them():
         (lambda: Resampling(0), "s=0"),
         (lambda: Resampling(2, draw="x"), "draw"),
         (lambda: NearestNeighbourAveraging(1, pivot=-1), "pivot=-1"),
-        (lambda: Chain([Median()], Median()), "no pre-aggregation"),
-        (lambda: Chain([NNM()], NNM()), "no aggregation rule"),
+        (lambda: PreAggregated([Median()], Median()), "no pre-aggregation"),
+        (lambda: PreAggregated([NNM()], NNM()), "no aggregation rule"),
     ],
 )
 def test_a_parameter_out_of_range_is_refused_with_its_value(make, match):
@@ -234,6 +234,6 @@ def test_a_rule_is_checked_without_vectors_as_with_them(aggregator):
 )
 def test_a_chain_is_refused_if_more_reaches_a_rule_than_it_tolerates(rule, n, f, match):
     with pytest.raises(ConfigError, match=match):
-        Chain([Bucketing(2)], rule, f).check(n)
-    Chain([Bucketing(2)], rule, f - 1).check(n)
-    Chain([Bucketing(2)], Mean(), f).check(n)  # promises nothing
+        PreAggregated([Bucketing(2)], rule, f).check(n)
+    PreAggregated([Bucketing(2)], rule, f - 1).check(n)
+    PreAggregated([Bucketing(2)], Mean(), f).check(n)  # promises nothing

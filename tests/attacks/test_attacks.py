@@ -5,11 +5,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl.aggregation import Bucketing, Chain, GeometricMedian, Krum, Mean, Median, TrimmedMean
+from fl.aggregation import (
+    Bucketing,
+    GeometricMedian,
+    Krum,
+    Mean,
+    Median,
+    PreAggregated,
+    TrimmedMean,
+)
 from fl.attacks import (
     ALIE,
     IPM,
-    Constant,
+    ConstantUpdate,
     Gauss,
     Mimic,
     MinMax,
@@ -19,7 +27,7 @@ from fl.attacks import (
     OwnSignFlip,
     Scene,
     SignFlip,
-    Uniform,
+    UniformNoise,
     line_maximize,
 )
 from fl.attacks.alie import largest_hidden_z
@@ -173,7 +181,7 @@ def test_an_optimized_factor_does_at_least_as_much_harm_as_the_start(rule, attac
 
 def test_an_optimized_attack_foresees_the_draws_of_the_rule():
     honest = some(4)
-    rule = Chain([Bucketing(2)], Median())
+    rule = PreAggregated([Bucketing(2)], Median())
     drawn = np.random.default_rng(11)
     state = drawn.bit_generator.state
     scene = Scene(2, aggregator=rule, aggregator_rng=drawn)
@@ -278,7 +286,7 @@ def test_gauss_can_send_one_draw_from_all(honest):
 
 
 def test_uniform_stays_in_its_range():
-    rows = sent(Uniform(), np.zeros((1, 10_000)), 2, rng=np.random.default_rng(0))
+    rows = sent(UniformNoise(), np.zeros((1, 10_000)), 2, rng=np.random.default_rng(0))
     assert rows.min() >= 0
     assert rows.max() < 1
     assert abs(rows.mean() - 0.5) < 0.01
@@ -287,7 +295,7 @@ def test_uniform_stays_in_its_range():
 @pytest.mark.parametrize("value", [0.0, np.inf, -np.inf, np.nan, 3e38])
 def test_constant(honest, value):
     expected = np.full((2, 2), value)
-    np.testing.assert_array_equal(sent(Constant(value), honest, 2), expected)
+    np.testing.assert_array_equal(sent(ConstantUpdate(value), honest, 2), expected)
 
 
 @pytest.mark.parametrize(
@@ -373,7 +381,7 @@ def test_a_boost_can_be_chosen():
         (lambda: MinSum(bound="mean"), "bound"),
         (lambda: Gauss(sigma=-1.0), "sigma=-1.0"),
         (lambda: Gauss(centre="x"), "centre"),
-        (lambda: Uniform(1.0, 1.0), "empty"),
+        (lambda: UniformNoise(1.0, 1.0), "empty"),
         (lambda: ModelReplacement(0.0), "server_lr=0.0"),
         (lambda: ModelReplacement(boost=-1.0), "boost=-1.0"),
     ],

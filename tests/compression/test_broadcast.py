@@ -17,7 +17,7 @@ from fl.compression import (
     Shrunk,
     Sign,
     TopK,
-    Uniform,
+    UniformQuantizer,
     receive_parts,
 )
 from fl.errors import ConfigError
@@ -121,7 +121,7 @@ def test_the_same_model_is_sent_once():
     assert broadcast.parts(0) == ()
 
 
-@pytest.mark.parametrize("channel", [Identity(), Cast("bf16"), Uniform(bits=8)])
+@pytest.mark.parametrize("channel", [Identity(), Cast("bf16"), UniformQuantizer(bits=8)])
 def test_rounded_messages_can_be_decoded_alone(channel):
     broadcast = Broadcast(channel, SHAPES, seed=3)
     for w in walk(3):
@@ -135,7 +135,7 @@ def test_rounded_messages_can_be_decoded_alone(channel):
 def test_random_numbers_are_the_seeds():
     payloads = []
     for seed in (0, 0, 1):
-        broadcast = Broadcast(Uniform(bits=4), SHAPES, seed=seed)
+        broadcast = Broadcast(UniformQuantizer(bits=4), SHAPES, seed=seed)
         broadcast.send(next(walk(1)))
         payloads.append(broadcast.parts(None))
     assert payloads[0] == payloads[1] != payloads[2]

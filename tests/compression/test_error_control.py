@@ -26,7 +26,7 @@ from fl.compression import (
     Shrunk,
     Sign,
     TopK,
-    Uniform,
+    UniformQuantizer,
 )
 from fl.errors import ConfigError
 
@@ -64,7 +64,7 @@ TRACKED = {
     "econtrol-compressed": EControl(TopK(k=6), eta=0.1, first="compressed"),
     "diana": Diana(RandK(k=20, scaled=True)),
     "diana-dense": Diana(Natural(), first="dense"),
-    "ef21-int8": EF21(Chain([TopK(k=20), Uniform(4)])),
+    "ef21-int8": EF21(Chain([TopK(k=20), UniformQuantizer(4)])),
     "marina": Marina(RandK(k=20, scaled=True), p=0.02, seed=3),
 }
 each_tracked = pytest.mark.parametrize("name", TRACKED)
@@ -80,7 +80,8 @@ def test_error_feedback_with_an_identity_is_the_vector_bit_for_bit():
 
 
 @pytest.mark.parametrize(
-    "compressor", [TopK(k=5), Sign("l1"), Sign("l2"), Chain([TopK(k=20), Uniform(4)]), Natural()]
+    "compressor",
+    [TopK(k=5), Sign("l1"), Sign("l2"), Chain([TopK(k=20), UniformQuantizer(4)]), Natural()],
 )
 def test_what_was_not_sent_is_kept(compressor):
     """The residual closes: x + e = what arrives + the next e, also with rounded values."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from members import CHANNELS, MEMBERS
 
-from fl.compression import PowerSgd, Qsgd, RandK, Shapes, Shrunk, Uniform
+from fl.compression import PowerSgd, Qsgd, RandK, Shapes, Shrunk, UniformQuantizer
 from fl.errors import ConfigError
 
 SHAPES = Shapes(((4, 6), (3,), (2, 5), ()))
@@ -86,7 +86,9 @@ def test_entries_that_scaling_would_make_infinite_are_refused_by_the_encoder(com
     assert np.isfinite(compressor.decode(payload, shapes)).all()
 
 
-@pytest.mark.parametrize("make", [lambda b: Uniform(bits=b), lambda b: Qsgd(levels=2**b - 3)])
+@pytest.mark.parametrize(
+    "make", [lambda b: UniformQuantizer(bits=b), lambda b: Qsgd(levels=2**b - 3)]
+)
 @pytest.mark.parametrize("bits", range(2, 16))
 def test_the_top_level_of_the_largest_scale_is_finite(make, bits):
     # In float32, levels times (scale / levels) can exceed the scale.

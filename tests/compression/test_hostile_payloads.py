@@ -26,7 +26,7 @@ from fl.compression import (
     Shapes,
     TernGrad,
     TopK,
-    Uniform,
+    UniformQuantizer,
     integers,
 )
 from fl.compression.wire import Reader
@@ -92,8 +92,8 @@ def demo_target():
 # Formats and branches that no member of the config group takes.
 EXTRA = {
     "qsgd-wide": lambda: channel_target(Qsgd(levels=1000, bucket=64)),
-    "int12": lambda: channel_target(Uniform(bits=12, bucket=100)),
-    "int3": lambda: channel_target(Uniform(bits=3)),
+    "int12": lambda: channel_target(UniformQuantizer(bits=12, bucket=100)),
+    "int3": lambda: channel_target(UniformQuantizer(bits=3)),
     "topk-dense": lambda: channel_target(TopK(density=0.4)),
     "powersgd-steps": lambda: channel_target(PowerSgd(min_compression=0, dense_steps=2)),
     "terngrad-mixed": lambda: channel_target(TernGrad(clip=None, min_size=10, last_float=True)),
@@ -358,8 +358,8 @@ def test_levels_that_do_not_exist_are_refused():
     shapes = Shapes.vector(4)
     for compressor, codes in (
         (Qsgd(7), b"\0\0"),
-        (Uniform(8), b"\0" * 4),
-        (Uniform(12), b"\0" * 6),
+        (UniformQuantizer(8), b"\0" * 4),
+        (UniformQuantizer(12), b"\0" * 6),
     ):
         head = b"\0" if isinstance(compressor, Qsgd) else b""
         payload = struct.pack("<BBI", compressor.FORMAT, 1, 4) + head

@@ -13,7 +13,7 @@ from fl.compression import (
     Shapes,
     Sign,
     TernGrad,
-    Uniform,
+    UniformQuantizer,
     majority,
 )
 from fl.errors import ConfigError
@@ -97,7 +97,7 @@ def test_a_norm_beyond_float32_is_refused():
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_uniform_is_within_a_step_and_exact_at_the_maximum(bits, stochastic):
     x = gaussian(5000)
-    y = carried(Uniform(bits, stochastic), x)
+    y = carried(UniformQuantizer(bits, stochastic), x)
     largest = np.abs(x).max()
     step = largest / (2 ** (bits - 1) - 1)
     assert np.abs(y - x).max() <= step * (1 if stochastic else 0.5) * (1 + 1e-4) + 1e-6
@@ -107,14 +107,14 @@ def test_uniform_is_within_a_step_and_exact_at_the_maximum(bits, stochastic):
 
 def test_nearest_rounding_has_a_twelfth_of_a_squared_step_of_error():
     x = rng().uniform(-1, 1, 200_000).astype(np.float32)
-    y = carried(Uniform(8, stochastic=False), x)
+    y = carried(UniformQuantizer(8, stochastic=False), x)
     assert np.mean((y - x) ** 2) == pytest.approx((1 / 127) ** 2 / 12, rel=0.02)
 
 
 def test_uniform_worst_cases_stay_below_their_constants_and_come_close():
     """The vectors that the docstring's maximisation names: one large entry, the others equal."""
     d = 65
-    nearest, drawn = Uniform(4, stochastic=False), Uniform(2)
+    nearest, drawn = UniformQuantizer(4, stochastic=False), UniformQuantizer(2)
     x = np.full(d, 0.4999 / 7, dtype=np.float32)
     x[0] = 1
     delta = nearest.contraction(Shapes.vector(d))
@@ -129,17 +129,17 @@ def test_uniform_worst_cases_stay_below_their_constants_and_come_close():
 
 def test_each_bucket_has_its_own_scale():
     x = np.concatenate([gaussian(100), 1000 * gaussian(100, 1), 1e-3 * gaussian(37, 2)])
-    y = carried(Uniform(8, stochastic=False, bucket=100), x.astype(np.float32))
+    y = carried(UniformQuantizer(8, stochastic=False, bucket=100), x.astype(np.float32))
     for part in (slice(0, 100), slice(100, 200), slice(200, 237)):
         assert relative_error(y[part], x[part]) < 1e-4
 
 
 def test_clipping_cuts_at_so_many_root_mean_squares():
     x = vectors(10_000)["heavy"]
-    y = carried(Uniform(8, clip=3.0), x)
+    y = carried(UniformQuantizer(8, clip=3.0), x)
     bound = 3 * np.sqrt(np.mean(x.astype(np.float64) ** 2))
     assert np.abs(y).max() == pytest.approx(bound, rel=1e-6)
-    assert Uniform(8, clip=3.0).variance(Shapes.vector(10)) is None
+    assert UniformQuantizer(8, clip=3.0).variance(Shapes.vector(10)) is None
 
 
 # ---- natural compression -----------------------------------------------------------------------
@@ -444,8 +444,8 @@ def test_options_that_do_not_exist_are_refused():
         lambda: Codebook("quantile", center=True),
         lambda: Qsgd(0),
         lambda: Qsgd(3, 0),
-        lambda: Uniform(1),
-        lambda: Uniform(8, clip=0.0),
+        lambda: UniformQuantizer(1),
+        lambda: UniformQuantizer(8, clip=0.0),
         lambda: TernGrad(clip=-1.0),
         lambda: TernGrad(min_size=-1),
     ):

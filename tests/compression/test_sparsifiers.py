@@ -18,7 +18,7 @@ from fl.compression import (
     Shrunk,
     Threshold,
     TopK,
-    Uniform,
+    UniformQuantizer,
 )
 from fl.errors import ConfigError
 
@@ -197,13 +197,13 @@ def test_a_chain_of_topk_and_identity_is_topk():
 
 def test_a_chain_costs_its_parts_and_four_bytes_a_transform():
     one, _ = TopK(k=30).encode(X, SHAPES, {}, rng())
-    chain, _ = Chain([TopK(k=30), Uniform()]).encode(X, SHAPES, {}, rng())
+    chain, _ = Chain([TopK(k=30), UniformQuantizer()]).encode(X, SHAPES, {}, rng())
     side = len(one) - 6 - 4 * 30
     assert len(chain) == 6 + 4 + side + (6 + 4 + 30)
 
 
 def test_errors_of_a_chain_on_an_isometry_add_up_as_squares():
-    c = Chain([TopK(k=60), Uniform(bits=3, stochastic=False)])
+    c = Chain([TopK(k=60), UniformQuantizer(bits=3, stochastic=False)])
     y = carried(c, X)
     kept = carried(TopK(k=60), X)
     dropped, rounded = relative_error(kept, X), float(np.sum((y - kept) ** 2) / np.sum(X**2))
@@ -222,11 +222,14 @@ def test_unbiased_stages_multiply_their_variances():
 
 def test_a_biased_transform_makes_a_biased_chain():
     assert Chain([TopK(k=5), Qsgd()]).variance(SHAPES) is None
-    assert Chain([RandK(k=5, scaled=True), Uniform(stochastic=False)]).variance(SHAPES) is None
+    assert (
+        Chain([RandK(k=5, scaled=True), UniformQuantizer(stochastic=False)]).variance(SHAPES)
+        is None
+    )
 
 
 def test_three_stages_keep_their_states_apart():
-    c = Chain([TopK(k=100), Threshold(0.5, density=0.1, cap=0.5), Uniform()])
+    c = Chain([TopK(k=100), Threshold(0.5, density=0.1, cap=0.5), UniformQuantizer()])
     state = c.init(SHAPES)
     assert list(state) == ["1.lambda"]
     payload, after = c.encode(X, SHAPES, state, rng())
@@ -247,9 +250,9 @@ def test_chains_that_make_no_sense_are_refused():
 
 
 def test_a_chain_passes_on_what_its_last_stage_refuses():
-    c = Chain([TopK(k=30), Uniform()])
+    c = Chain([TopK(k=30), UniformQuantizer()])
     payload, _ = c.encode(X, SHAPES, {}, rng())
-    with pytest.raises(PayloadError, match="Uniform"):
+    with pytest.raises(PayloadError, match="UniformQuantizer"):
         c.decode(payload[:-1], SHAPES)
 
 

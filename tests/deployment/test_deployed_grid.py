@@ -196,7 +196,7 @@ REFUSED = {
     "fail_fast=true": "is an error reply",
     "date=now": "clocks of a deployment show the time of their hosts",
     "app=examples/fedbuff_app": "flwr run DIR runs another app",
-    "charge.seconds=2": "charge.seconds=2 has no effect without app=DIR",
+    "cost_model.seconds=2": "cost_model.seconds=2 has no effect without app=DIR",
     "client.batching=measured": "a SuperNode trains one client",
     "hydra.run.dir=x": "the run's directory says where it is written",
     "strategy=fedavg,fedadam": "--multirun",

@@ -9,7 +9,7 @@ import pytest
 from fl.attacks import IPM, Optimized
 from fl.clients import AdamW, ControlVariates, Gradient, Sgd
 from fl.compression import EF21, Cast, ErrorFeedback, Marina, Qsgd, TopK
-from fl.runs.compatibility import REFUSALS, Choice, refusals
+from fl.runs.compatibility import REFUSALS, Combination, refusals
 from fl.strategies import Driver, Traits
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
@@ -39,66 +39,69 @@ RING = such(meets="ring", compressors="memoryless", continues=True)
 # What is refused, with a choice that differs from it by one part, and goes.
 PAIRS = {
     "Several models and a strategy of one": (
-        Choice(SERVER, tasks=True),
-        Choice(such(several_models=True), tasks=True),
+        Combination(SERVER, tasks=True),
+        Combination(such(several_models=True), tasks=True),
     ),
-    "One model and a strategy of several": (Choice(such(several_models=True)), Choice(SERVER)),
+    "One model and a strategy of several": (
+        Combination(such(several_models=True)),
+        Combination(SERVER),
+    ),
     "Compressors and a method that is one": (
-        Choice(such(sends="payload"), None, Cast("bf16"), rule=Gradient()),
-        Choice(such(sends="gradient"), None, Cast("bf16"), rule=Gradient()),
+        Combination(such(sends="payload"), None, Cast("bf16"), rule=Gradient()),
+        Combination(such(sends="gradient"), None, Cast("bf16"), rule=Gradient()),
     ),
     "Compressors of edges": (
-        Choice(PEERS, Cast("bf16")),
-        Choice(such(meets="peers"), Cast("bf16")),
+        Combination(PEERS, Cast("bf16")),
+        Combination(such(meets="peers"), Cast("bf16")),
     ),
-    "A downlink without a server": (Choice(PEERS, None, Cast("bf16")), Choice(PEERS)),
+    "A downlink without a server": (Combination(PEERS, None, Cast("bf16")), Combination(PEERS)),
     "A downlink in a ring": (
-        Choice(RING, Cast("bf16"), Cast("bf16")),
-        Choice(RING, Cast("bf16")),
+        Combination(RING, Cast("bf16"), Cast("bf16")),
+        Combination(RING, Cast("bf16")),
     ),
     "Compressors with memory at the receiver, where nobody is the receiver": (
-        Choice(RING, EF21(TopK(density=0.1))),
-        Choice(RING, TopK(density=0.1)),
+        Combination(RING, EF21(TopK(density=0.1))),
+        Combination(RING, TopK(density=0.1)),
     ),
     "Compressors with memory at the sender, where senders keep none": (
-        Choice(RING, ErrorFeedback(TopK(density=0.1))),
-        Choice(such(meets="ring", compressors="sender"), ErrorFeedback(TopK(density=0.1))),
+        Combination(RING, ErrorFeedback(TopK(density=0.1))),
+        Combination(such(meets="ring", compressors="sender"), ErrorFeedback(TopK(density=0.1))),
     ),
     "Compressors that need every client in every round": (
-        Choice(such(asked=9), Marina(Qsgd(levels=4), p=0.1), num_clients=10),
-        Choice(such(asked=10), Marina(Qsgd(levels=4), p=0.1), num_clients=10),
+        Combination(such(asked=9), Marina(Qsgd(levels=4), p=0.1), num_clients=10),
+        Combination(such(asked=10), Marina(Qsgd(levels=4), p=0.1), num_clients=10),
     ),
     "Attacks on updates of strategies that are not of fl": (
-        Choice(such(known=False, forges=False), attack=IPM()),
-        Choice(SERVER, attack=IPM()),
+        Combination(such(known=False, forges=False), attack=IPM()),
+        Combination(SERVER, attack=IPM()),
     ),
     "Attacks on updates where nobody collects any": (
-        Choice(such(forges=False), attack=IPM()),
-        Choice(such(forges=True), attack=IPM()),
+        Combination(such(forges=False), attack=IPM()),
+        Combination(such(forges=True), attack=IPM()),
     ),
     "Optimized attacks where no aggregator combines updates": (
-        Choice(SERVER, attack=Optimized(IPM())),
-        Choice(such(aggregates=True), attack=Optimized(IPM())),
+        Combination(SERVER, attack=Optimized(IPM())),
+        Combination(such(aggregates=True), attack=Optimized(IPM())),
     ),
     "Strategies that step by gradients and clients that train": (
-        Choice(such(sends="gradient"), rule=Sgd(lr=0.1)),
-        Choice(such(sends="gradient"), rule=Gradient()),
+        Combination(such(sends="gradient"), rule=Sgd(lr=0.1)),
+        Combination(such(sends="gradient"), rule=Gradient()),
     ),
     "Clients that send gradients and strategies that combine models": (
-        Choice(SERVER, rule=Gradient()),
-        Choice(SERVER, rule=Sgd(lr=0.1)),
+        Combination(SERVER, rule=Gradient()),
+        Combination(SERVER, rule=Sgd(lr=0.1)),
     ),
     "Vectors beside the model that only one end knows": (
-        Choice(such(carries=("c",), needs=("delta_c",)), rule=Sgd(lr=0.1)),
-        Choice(
+        Combination(such(carries=("c",), needs=("delta_c",)), rule=Sgd(lr=0.1)),
+        Combination(
             such(carries=("c",), needs=("delta_c",)),
             rule=Sgd(lr=0.1),
             correction=ControlVariates(),
         ),
     ),
     "Clients that forget between tasks that are one training": (
-        Choice(RING, rule=AdamW(lr=0.1, keep_moments=False)),
-        Choice(RING, rule=AdamW(lr=0.1, keep_moments=True)),
+        Combination(RING, rule=AdamW(lr=0.1, keep_moments=False)),
+        Combination(RING, rule=AdamW(lr=0.1, keep_moments=True)),
     ),
 }
 

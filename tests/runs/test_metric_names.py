@@ -98,7 +98,7 @@ def run(
         uniform(2, 0),
         executor="serial",
         progress=False,
-        charge=CostModel(flops_per_example=1e9),
+        cost_model=CostModel(flops_per_example=1e9),
         target=Target("score", 2.0),
         **kwargs,
     )

@@ -52,7 +52,11 @@ def run(main: Any, **kwargs: Any) -> SimulatedRun:
     app = ServerApp()
     app.main()(main)
     fleet = kwargs.pop("fleet", uniform(N, 0, down_bps=float("inf"), up_bps=float("inf")))
-    settings = {"executor": "serial", "progress": False, "charge": CostModel(flops_per_example=0.0)}
+    settings = {
+        "executor": "serial",
+        "progress": False,
+        "cost_model": CostModel(flops_per_example=0.0),
+    }
     return simulate(app, client_app(), fleet, **{**settings, **kwargs})
 
 

@@ -84,7 +84,7 @@ def run(server: Any, client: Any = None, **kwargs: Any) -> SimulatedRun:
     settings: dict[str, Any] = {
         "executor": "serial",
         "progress": False,
-        "charge": CostModel(flops_per_example=1.0),
+        "cost_model": CostModel(flops_per_example=1.0),
     }
     client = client_app() if client is None else client
     return simulate(server, client, fleet() if on is None else on, **{**settings, **kwargs})
@@ -237,7 +237,7 @@ def send_once(grid: Grid, context: Context, recorder: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("app", "charge", "expected"),
+    ("app", "cost_model", "expected"),
     [
         (answering("num-examples"), None, 6 * D * 8),
         (answering("num-examples", seconds=999.5), None, 6 * D * 8 + 999.5),
@@ -247,9 +247,11 @@ def send_once(grid: Grid, context: Context, recorder: Any) -> None:
     ],
     ids=["6 d", "6 d and asleep", "per example", "constant", "constant and asleep"],
 )
-def test_a_foreign_client_is_charged_by_rule_and_for_what_it_sleeps(app, charge, expected) -> None:
+def test_a_foreign_client_is_charged_by_rule_and_for_what_it_sleeps(
+    app, cost_model, expected
+) -> None:
     began = time.perf_counter()
-    result = run(send_once, app, charge=charge)
+    result = run(send_once, app, cost_model=cost_model)
     assert happened(result, Event.COMPUTE_END) == [pytest.approx(expected, rel=1e-12)]
     assert time.perf_counter() - began < 999.5  # what was slept
 
@@ -268,7 +270,9 @@ def test_measured_time_is_charged_only_if_asked_for() -> None:
         return app
 
     began = time.perf_counter()
-    (took,) = happened(run(send_once, working, charge=CostModel(measured=100.0)), Event.COMPUTE_END)
+    (took,) = happened(
+        run(send_once, working, cost_model=CostModel(measured=100.0)), Event.COMPUTE_END
+    )
     assert 100.0 * 0.05 <= took < 100.0 * (time.perf_counter() - began)
 
 

@@ -17,7 +17,7 @@ from fl.randomness import generator
 from fl.runs.build import build
 from fl.runs.run import run_experiment
 from fl.selection import Opening, Reply, RoundEnd, Selection
-from fl.simulation.world.durations import ShiftedExponential
+from fl.simulation.world.slowdowns import ShiftedExponential
 from fl.strategies import FedAvg, Rounds
 
 MEMBERS = sorted(path.stem for path in (Path(fl.__file__).parent / "conf/selection").glob("*.yaml"))

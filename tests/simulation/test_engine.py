@@ -526,7 +526,7 @@ def random_run(seed: int, tasks: int, observe=lambda grid: None, prefetch=False)
         fleet,
         flops=None,
         answer=lambda _: replace(rng.choice(replies)),
-        charge=CostModel(seconds=2.0),
+        cost_model=CostModel(seconds=2.0),
         on_progress=lambda: observe(grid),
     )
     pushed, pending = 0, []

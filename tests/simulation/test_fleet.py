@@ -8,7 +8,7 @@ import pytest
 
 from fl.errors import ConfigError
 from fl.randomness import normals
-from fl.simulation.kernel.links import Edges, Links, ServerLink, mathis_bps
+from fl.simulation.kernel.links import Links, PeerLinks, ServerLink, mathis_bps
 from fl.simulation.world.availability import Always
 from fl.simulation.world.devices import Devices, MeasuredSeconds
 from fl.simulation.world.faults import Faults, GilbertElliott
@@ -110,7 +110,7 @@ def test_latency_and_round_trip_count_both_links():
 def test_peers_reach_each_other_through_their_access_links_unless_edges_are_given():
     assert fleet().peers.bandwidth_bps(0, 1) == 4e6
     assert fleet().peers.latency_s(0, 1) == pytest.approx(0.04)
-    edges = Edges(fleet().links, np.zeros(N, int), np.array([[1e6]]), np.array([[0.5]]))
+    edges = PeerLinks(fleet().links, np.zeros(N, int), np.array([[1e6]]), np.array([[0.5]]))
     assert fleet(edges=edges).peers is edges
 
 

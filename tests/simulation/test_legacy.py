@@ -96,7 +96,7 @@ def run(app: ServerApp, **kwargs: Any) -> SimulatedRun:
     fleet = kwargs.pop("fleet", fleet_of([Client()] * N))
     settings: dict[str, Any] = {
         "executor": "serial",
-        "charge": CostModel(flops_per_example=1.0),
+        "cost_model": CostModel(flops_per_example=1.0),
         "progress": False,
     }
     client = ClientApp(client_fn=client_fn, mods=kwargs.pop("mods", None))

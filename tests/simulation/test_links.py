@@ -11,8 +11,8 @@ from scipy import stats
 from fl.errors import ConfigError, SimulationError
 from fl.simulation.kernel.links import (
     FLOOR_FRACTION,
-    Edges,
     Links,
+    PeerLinks,
     ServerLink,
     mathis_bps,
 )
@@ -492,7 +492,7 @@ def test_a_transfer_has_the_same_bandwidth_whatever_the_order_of_questions():
 
 def test_an_edge_without_sites_crosses_both_access_links():
     access = Links(np.array([1.0, 2.0]), np.array([30.0, 0.5]), np.array([0.1, 0.2]), np.zeros(2))
-    edges = Edges(access)
+    edges = PeerLinks(access)
     assert edges.bandwidth_bps(0, 1) == 2.0  # 30 up at 0, 2 down at 1
     assert edges.bandwidth_bps(1, 0) == 0.5
     assert edges.latency_s(0, 1) == pytest.approx(0.3)
@@ -501,7 +501,7 @@ def test_an_edge_without_sites_crosses_both_access_links():
 def test_an_edge_between_sites_has_the_path_between_them():
     bps = np.array([[9.0, 3.0], [4.0, 9.0]])
     delay = np.array([[0.001, 0.05], [0.07, 0.001]])
-    edges = Edges(links(n=3, down=16.0), np.array([0, 1, 0]), bps, delay)
+    edges = PeerLinks(links(n=3, down=16.0), np.array([0, 1, 0]), bps, delay)
     assert edges.bandwidth_bps(0, 1) == 3.0
     assert edges.bandwidth_bps(1, 2) == 4.0
     assert edges.bandwidth_bps(0, 2) == 8.0  # the access link up

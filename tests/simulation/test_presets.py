@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +43,7 @@ from fl.simulation.world.measurements import (
 
 CONF = Path(fl.__file__).parent / "conf"
 PRESETS = sorted(path.stem for path in (CONF / "fleet").glob("*.yaml"))
-PACES = sorted(path.stem for path in (CONF / "fleet" / "paces").glob("*.yaml"))
+SLOWDOWNS = sorted(path.stem for path in (CONF / "fleet" / "slowdown").glob("*.yaml"))
 AVAILABILITIES = sorted(path.stem for path in (CONF / "fleet" / "availability").glob("*.yaml"))
 SCORES = {"slow": 100, "middle": 400, "fast": 1600}
 SPEEDS = {
@@ -164,7 +165,7 @@ def test_a_configuration_builds_the_fleet_of_the_function_s_defaults(
     for key, value in plain.items():
         default = parameters[key].default
         if (
-            key in ("availability", "client_factor", "faults", "paces", "task_factor")
+            key in ("availability", "client_slowdown", "faults", "task_slowdown")
             or default is inspect.Parameter.empty
         ):
             continue
@@ -213,23 +214,25 @@ def test_faults_are_set_from_the_command_line(name, tmp_path, traces, monkeypatc
     [
         *PRESETS,
         *(f"availability/{name}" for name in AVAILABILITIES),
-        *(f"paces/{name}" for name in PACES),
+        *(f"slowdown/{name}" for name in SLOWDOWNS),
     ],
 )
 def test_every_configuration_opens_with_a_command_and_explains_its_keys(name):
     lines = (CONF / "fleet" / f"{name}.yaml").read_text().splitlines()
     key = "/".join(["fleet", *name.split("/")[:-1]])
     assert lines[0].startswith(("# fl ", "# FL_DATA_DIR=... fl "))
-    assert f" {key}={name.split('/')[-1]}" in lines[0]
+    place = r"@fleet\.(client|task)_slowdown" if key == "fleet/slowdown" else ""
+    assert re.search(f" {key}{place}={name.split('/')[-1]}", lines[0])
     assert lines[1].startswith("# ")
 
 
-@pytest.mark.parametrize("paces", PACES)
-def test_a_pace_divides_the_speed(paces, tmp_path):
-    built = instantiate(compose_fleet(tmp_path, f"fleet/paces={paces}", "fleet.flops=8"))
-    law = instantiate(compose_fleet(tmp_path, f"fleet/paces={paces}")).devices.flops
-    assert built.devices.flops == pytest.approx(law * 8 / 1e9)
-    assert (law == 1e9).all() == (paces == "equal")
+@pytest.mark.parametrize("name", SLOWDOWNS)
+def test_a_slowdown_divides_the_speed(name, tmp_path):
+    chosen = f"fleet/slowdown@fleet.client_slowdown={name}"
+    built = instantiate(compose_fleet(tmp_path, chosen, "fleet.flops=8"))
+    at_1e9 = instantiate(compose_fleet(tmp_path, chosen)).devices.flops
+    assert built.devices.flops == pytest.approx(at_1e9 * 8 / 1e9)
+    assert (at_1e9 == 1e9).all() == (name == "constant")
 
 
 # ---- size ----------------------------------------------------------------------------------------

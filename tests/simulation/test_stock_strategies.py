@@ -118,7 +118,7 @@ def on_the_grid(strategy: Strategy, app: ClientApp) -> tuple[list[ArrayRecord], 
     fleet = fleet_of([Client(flops=(5 + i) / (N - i)) for i in range(N)])
     executor = SerialExecutor()
     executor.start(app, RunInfo(0, N, {}))
-    grid = SimGrid(fleet, executor, charge=CostModel(flops_per_example=1.0))
+    grid = SimGrid(fleet, executor, cost_model=CostModel(flops_per_example=1.0))
     models = []
     seed_everything()
     strategy.start(

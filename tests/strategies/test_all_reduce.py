@@ -24,7 +24,7 @@ from islands import (
 from fl.aggregation import FLTrust, Krum, Median
 from fl.attacks import ALIE, IPM, Optimized, OwnSignFlip
 from fl.clients import Gradient
-from fl.compression import EF21, Cast, ErrorFeedback, PowerSgd, TopK, Uniform
+from fl.compression import EF21, Cast, ErrorFeedback, PowerSgd, TopK, UniformQuantizer
 from fl.errors import ConfigError
 from fl.simulation.kernel.trace import Event
 from fl.strategies import (
@@ -143,7 +143,7 @@ def test_the_compressor_starts_over_after_a_payload_that_was_lost(kind):
     [
         (None, lambda size: -(-2 * 2 * size // 3)),
         (Cast("e3m0"), lambda size: -(-2 * 2 * size // 3)),
-        (Uniform(bits=8), lambda size: -(-2 * 2 * size // 3)),
+        (UniformQuantizer(bits=8), lambda size: -(-2 * 2 * size // 3)),
         (PowerSgd(rank=1), lambda size: 2 * size),
         (ErrorFeedback(PowerSgd(rank=1)), lambda size: 2 * size),
         (ErrorFeedback(Cast("e3m0")), lambda size: -(-2 * 2 * size // 3)),

@@ -12,9 +12,9 @@ from fl.errors import ConfigError
 from fl.execution.contract import Result
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event, Trace
-from fl.simulation.world.durations import Constant, ShiftedExponential
 from fl.simulation.world.faults import TaskFaults
 from fl.simulation.world.fleets import durations
+from fl.simulation.world.slowdowns import Constant, ShiftedExponential
 from fl.strategies import DBW, BackupWorkers, ParameterServer
 from fl.strategies.arrival_times import ArrivalTimes, monotone_fit
 
@@ -43,7 +43,7 @@ def quadratic(noise=0.0, loss_noise=0.0):
 def run(strategy, task=None, *, rounds=20, n=N, seed=0, answer=None, **fleet):
     trace = Trace()
     grid = SimGrid(
-        durations(n, seed, task_factor=task, **fleet),
+        durations(n, seed, task_slowdown=task, **fleet),
         FakeExecutor(answer or quadratic()),
         planner=lambda *_: FixedWork(1.0),
         trace=trace,
@@ -110,13 +110,13 @@ def test_memoryless_interrupted_workers_take_the_sum_of_one_over_n_minus_j():
 def test_a_worker_that_is_pushed_a_model_finishes_before_it_takes_the_newest():
     # Client 1 takes 2.5 s, client 0 takes 1 s; k = 1, so there is a version every second.
     class Slow:
-        def factors(self, seed, n):
+        def of_clients(self, seed, purpose, n):
             return np.array([1.0, 2.5])
 
     computed = {}
     for policy in ("psw", "psi", "pull"):
         strategy = ParameterServer(BackupWorkers(backup=1), policy=policy)
-        _, trace, _ = run(strategy, rounds=6, n=2, client_factor=Slow())
+        _, trace, _ = run(strategy, rounds=6, n=2, client_slowdown=Slow())
         rows = zip(trace.time, trace.kind, trace.client, strict=True)
         computed[policy] = [t for t, kind, c in rows if Event(kind) is Event.COMPUTE_END and c == 1]
     assert computed["psw"] == computed["pull"] == [2.5, 5.0]
@@ -126,7 +126,7 @@ def test_a_worker_that_is_pushed_a_model_finishes_before_it_takes_the_newest():
 @pytest.mark.parametrize("prefetch", [False, True])
 def test_pushing_ahead_moves_more_bytes_than_pulling_if_workers_take_them(prefetch):
     class Slow:
-        def factors(self, seed, n):
+        def of_clients(self, seed, purpose, n):
             return np.array([1.0, 2.5])
 
     moved = {
@@ -134,7 +134,7 @@ def test_pushing_ahead_moves_more_bytes_than_pulling_if_workers_take_them(prefet
             ParameterServer(BackupWorkers(backup=1), policy=policy),
             rounds=6,
             n=2,
-            client_factor=Slow(),
+            client_slowdown=Slow(),
             prefetch=prefetch,
         )[0]
         for policy in ("psw", "pull")
@@ -336,7 +336,7 @@ def test_the_table_recovers_the_means_of_order_statistics():
 def test_every_arrival_is_a_sample_of_its_own_iteration():
     # Times 1 and 2.5 s, k = 1: client 1's first gradient is the second of w_0, after 2.5 s.
     class Slow:
-        def factors(self, seed, n):
+        def of_clients(self, seed, purpose, n):
             return np.array([1.0, 2.5])
 
     seen = []
@@ -346,7 +346,7 @@ def test_every_arrival_is_a_sample_of_its_own_iteration():
             seen.append((version, order, seconds))
             return state
 
-    run(ParameterServer(Watched(backup=1)), rounds=4, n=2, client_factor=Slow())
+    run(ParameterServer(Watched(backup=1)), rounds=4, n=2, client_slowdown=Slow())
     assert seen == [(0, 1, 1.0), (1, 1, 1.0), (0, 2, 2.5), (2, 1, 1.0), (3, 1, 1.0)]
 
 

@@ -13,7 +13,7 @@ from stand_ins import Client, FakeExecutor, FixedWork, driven, fleet_of
 
 from fl import simulate
 from fl.aggregation import CenteredClipping, FLTrust, Krum, Median, TrimmedMean
-from fl.attacks import IPM, Attack, Constant, Forged, Optimized, OwnSignFlip
+from fl.attacks import IPM, Attack, ConstantUpdate, Forged, Optimized, OwnSignFlip
 from fl.errors import ConfigError
 from fl.execution.contract import Result
 from fl.runs.build import build
@@ -125,7 +125,7 @@ def test_an_optimized_attack_moves_the_buffers_rule_further_than_its_line_does()
 def test_forged_updates_that_are_no_numbers_count_as_some_of_f():
     n = len(CENTRES)
     strategy = driven(FedBuff, buffer_size=n, concurrency=n, aggregator=TrimmedMean(f=1))
-    ran = run(attacked(strategy, Constant(np.nan)), CENTRES, [1.0] * n, num_rounds=1)
+    ran = run(attacked(strategy, ConstantUpdate(np.nan)), CENTRES, [1.0] * n, num_rounds=1)
     honest = [c for i, c in enumerate(CENTRES) if i != LIAR]
     assert ran.models[1] == pytest.approx(LR * np.mean(honest))  # nothing is left to trim
     assert ran.grid.trace.faults() == {"forged": 1, "rejected": 1}
@@ -134,7 +134,7 @@ def test_forged_updates_that_are_no_numbers_count_as_some_of_f():
 def test_more_of_them_than_f_leave_the_model_as_it_is():
     n = len(CENTRES)
     strategy = driven(FedBuff, buffer_size=n, concurrency=n, aggregator=TrimmedMean(f=1))
-    ran = run(attacked(strategy, Constant(np.nan), 1, 2), CENTRES, [1.0] * n, num_rounds=1)
+    ran = run(attacked(strategy, ConstantUpdate(np.nan), 1, 2), CENTRES, [1.0] * n, num_rounds=1)
     np.testing.assert_array_equal(ran.models[1], ran.models[0])
     assert ran.grid.trace.faults() == {"forged": 2, "rejected": 2, "no_step": 1}
 
@@ -252,7 +252,7 @@ def test_who_lies_lies_in_every_task_by_its_own_change(kind):
 
 def test_a_median_of_a_task_is_not_moved_by_one_liar():
     strategy = driven(SyncST, concurrency=10, aggregator=Median())
-    w, _ = of_two_tasks(attacked(strategy, Constant(1e6), 3), clients=10, rounds=2)
+    w, _ = of_two_tasks(attacked(strategy, ConstantUpdate(1e6), 3), clients=10, rounds=2)
     assert max(w["a"]) <= 10
     assert max(w["b"]) <= 100
 

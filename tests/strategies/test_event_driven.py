@@ -32,7 +32,7 @@ from fl.strategies import (
     RingmasterASGD,
 )
 from fl.strategies.drivers.tasks import Tasks
-from fl.strategies.staleness import Constant, Hinge, Polynomial
+from fl.strategies.staleness import ConstantWeight, Hinge, Polynomial
 
 CENTRES = (1.0, -2.0, 4.0, 0.5)
 
@@ -60,7 +60,7 @@ def f_80(m=10):
 
 
 @pytest.mark.parametrize(
-    "s", [Constant(), Polynomial(0.5), Polynomial(2), Hinge(10, 4), Hinge(0.5)]
+    "s", [ConstantWeight(), Polynomial(0.5), Polynomial(2), Hinge(10, 4), Hinge(0.5)]
 )
 def test_a_staleness_weight_is_1_for_fresh_updates_and_does_not_increase(s):
     weights = [s(tau) for tau in range(30)]
@@ -70,7 +70,7 @@ def test_a_staleness_weight_is_1_for_fresh_updates_and_does_not_increase(s):
 
 def test_staleness_weights_have_the_papers_values():
     assert Polynomial(0.5)(3) == pytest.approx(1 / 2)
-    assert [Polynomial(0)(tau) for tau in range(5)] == [Constant()(tau) for tau in range(5)]
+    assert [Polynomial(0)(tau) for tau in range(5)] == [ConstantWeight()(tau) for tau in range(5)]
     assert Hinge(10, 4)(4) == 1
     assert Hinge(10, 4)(6) == pytest.approx(1 / 21)
 
@@ -108,7 +108,7 @@ def test_an_update_beyond_the_most_staleness_is_discarded_and_its_slot_used_agai
     assert [event[0] for event in discarded][:2] == [10.0, 20.0]
 
 
-@pytest.mark.parametrize("s", [Constant(), Polynomial(0.5)])
+@pytest.mark.parametrize("s", [ConstantWeight(), Polynomial(0.5)])
 def test_fedasync_anchored_at_the_client_is_fedbuff_with_a_buffer_of_one(s):
     times = [1.0, 1.7, 2.9, 0.6]
     a = run(
@@ -143,7 +143,7 @@ def test_fedbuff_with_a_full_buffer_and_equal_speeds_is_fedavg():
 def test_fedbuff_of_one_without_discount_is_asynchronous_fedavg_with_identical_weights():
     times = [1.0, 1.7, 2.9, 0.6]
     a = run(
-        driven(FedBuff, buffer_size=1, eta=0.3, staleness=Constant(), concurrency=4),
+        driven(FedBuff, buffer_size=1, eta=0.3, staleness=ConstantWeight(), concurrency=4),
         CENTRES,
         times,
         num_rounds=40,

@@ -27,7 +27,7 @@ from fl.strategies import (
     RingmasterASGD,
 )
 from fl.strategies.event_rule import Answers, Arrivals
-from fl.strategies.staleness import Constant, Polynomial
+from fl.strategies.staleness import ConstantWeight, Polynomial
 
 D = 5
 RNG = np.random.default_rng(7)
@@ -272,7 +272,7 @@ def test_three_clients_follow_the_schedule_worked_out_by_hand_without_a_grid():
 
 
 def test_what_a_lost_task_brings_late_waits_in_the_general_buffer():
-    rule = FedCompass(num_clients=2, staleness=Constant())
+    rule = FedCompass(num_clients=2, staleness=ConstantWeight())
     state, _ = rule.assign(rule.init(W0, D), 0, 0.0)
     state = rule.failed(state, 0).state
     state, _ = rule.assign(state, 0, 50.0)  # the first task is taken to be lost

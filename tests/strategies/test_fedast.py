@@ -17,7 +17,7 @@ from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import TaskFaults
 from fl.strategies import FedAST, FedBuff, SyncST
 from fl.strategies.drivers.simultaneous import Models, apportion
-from fl.strategies.staleness import Constant
+from fl.strategies.staleness import ConstantWeight
 
 
 def models(*tasks, size=1):
@@ -96,7 +96,9 @@ def test_one_task_is_fedbuff_without_staleness_weights_but_for_the_choice_of_cli
         return 0.7 * x + dispatch
 
     ours = driven(FedAST, concurrency=1, buffer_size=buffer_size, eta=0.5)
-    buff = driven(FedBuff, concurrency=1, buffer_size=buffer_size, eta=0.5, staleness=Constant())
+    buff = driven(
+        FedBuff, concurrency=1, buffer_size=buffer_size, eta=0.5, staleness=ConstantWeight()
+    )
     arguments = {"tasks": ("a",), "clients": (1.0,), "change": drift}
     one, two = run(ours, **arguments), run(buff, **arguments)
     assert one.w["a"] == pytest.approx(two.w["a"])

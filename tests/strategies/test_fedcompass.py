@@ -16,7 +16,7 @@ from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import TaskFaults
 from fl.strategies import FedCompass
-from fl.strategies.staleness import Constant, Polynomial
+from fl.strategies.staleness import ConstantWeight, Polynomial
 
 
 def run(seconds_per_step, rounds, change=None, timeout=1e6, factor=None, **arguments):
@@ -135,7 +135,7 @@ def test_equal_clients_form_one_group_and_average_like_fedavg_with_eta_alpha():
         return 0.5 * x + client  # towards 2 * client
 
     n, alpha = 4, 0.8
-    done = run((1.0,) * n, 4 + 3, halfway, alpha=alpha, staleness=Constant())
+    done = run((1.0,) * n, 4 + 3, halfway, alpha=alpha, staleness=ConstantWeight())
     assert [tau for _, _, who in done.log[:4] for _, tau in who] == [0, 1, 2, 3]
     order = [i for _, _, who in done.log[:4] for i, _ in who]  # of equals, as they were sent
     assert done.log[4][2] == sorted((i, n - 1 - k) for k, i in enumerate(order))

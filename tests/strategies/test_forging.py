@@ -18,7 +18,17 @@ from stand_ins import driven
 import fl
 from fl import simulate
 from fl.aggregation import Aggregator, CenteredClipping, Median, TrimmedMean
-from fl.attacks import ALIE, IPM, Attack, Constant, Forged, Gauss, Mimic, Optimized, OwnSignFlip
+from fl.attacks import (
+    ALIE,
+    IPM,
+    Attack,
+    ConstantUpdate,
+    Forged,
+    Gauss,
+    Mimic,
+    Optimized,
+    OwnSignFlip,
+)
 from fl.attacks.attack import Scene
 from fl.attacks.optimized import Damage
 from fl.clients import Sgd, TrainingApp, Uplink
@@ -133,7 +143,7 @@ def test_the_mean_under_ipm_is_what_its_formula_says():
 
 
 def test_an_aggregator_gets_forged_updates_like_any_other():
-    got = model(run(attacked(rounds(Median()), Constant(100.0))))
+    got = model(run(attacked(rounds(Median()), ConstantUpdate(100.0))))
     updates = CHANGES.copy()
     updates[list(BYZANTINE)] = 100.0
     np.testing.assert_allclose(got, START + np.median(updates, axis=0), rtol=1e-6)
@@ -147,14 +157,14 @@ def test_clients_that_know_their_own_update_only_flip_that():
 
 
 def test_a_forged_model_that_is_no_number_reaches_the_guard():
-    strategy = attacked(rounds(TrimmedMean(f=2)), Constant(np.nan))
+    strategy = attacked(rounds(TrimmedMean(f=2)), ConstantUpdate(np.nan))
     result = run(strategy)
     np.testing.assert_allclose(model(result), START + CHANGES[HONEST].mean(axis=0), rtol=1e-6)
     assert result.trace.faults() == {"forged": 2, "rejected": 2}
 
 
 def test_more_unusable_replies_than_f_leave_the_model_as_it_is():
-    strategy = attacked(rounds(TrimmedMean(f=1)), Constant(np.nan))
+    strategy = attacked(rounds(TrimmedMean(f=1)), ConstantUpdate(np.nan))
     result = run(strategy)
     np.testing.assert_array_equal(model(result) if result.arrays else START, START)
     assert result.trace.faults() == {"forged": 2, "rejected": 2, "no_step": 1}
@@ -301,7 +311,7 @@ def test_with_too_few_replies_for_the_rule_the_round_is_the_strategys_matter():
 # ---- what it costs -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attack", [IPM(), Constant(np.inf)])
+@pytest.mark.parametrize("attack", [IPM(), ConstantUpdate(np.inf)])
 def test_time_bytes_and_energy_are_those_of_an_honest_run(attack):
     plain = run(rounds(Median()), num_rounds=2).summary
     under = run(attacked(rounds(TrimmedMean(f=2)), attack), num_rounds=2).summary
@@ -448,7 +458,7 @@ def test_what_top_k_has_left_of_a_forged_update_comes_with_the_next():
     # Half of equal entries are sent; the other half are then twice as large, and are sent next.
     value, watching = 0.01, Watching()
     one = {"clients": 1, "byzantine": (0,), "num_rounds": 2}
-    learn(ErrorFeedback(TopK(density=0.5)), Constant(value), watching, **one)
+    learn(ErrorFeedback(TopK(density=0.5)), ConstantUpdate(value), watching, **one)
     first, second = (rows[0] for rows in watching.seen)
     sent = first != 0
     assert sent.sum() == LAYOUT.size // 2
@@ -475,7 +485,7 @@ def test_a_client_that_lies_compresses_and_remembers_as_if_it_did_not(channel):
 )
 def test_a_forged_change_that_no_payload_holds_is_a_fault_and_counts_as_one_of_f(channel, value):
     # Of four, two are left: the mean of both is what the trimmed mean with f = 0 gives.
-    model, faults, _ = learn(channel, Constant(value), TrimmedMean(f=2), num_rounds=1)
+    model, faults, _ = learn(channel, ConstantUpdate(value), TrimmedMean(f=2), num_rounds=1)
     assert faults == {"forged": 2, "rejected": 2}
     spy = Spy()
     learn(channel, spy, num_rounds=1)

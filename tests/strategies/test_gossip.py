@@ -18,7 +18,7 @@ from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import Faults, TaskFaults
 from fl.strategies import DPSGD, DFedAvg, Gossip
 from fl.strategies.drivers.gossip import Running
-from fl.topologies import Complete, DirectedRing, Exponential, Path, Ring
+from fl.topologies import Complete, DirectedRing, ExponentialGraph, Path, Ring
 
 A, B, W = np.array(A3), np.array(B3), np.array(W3)
 TIGHT = {"rtol": 1e-6, "atol": 1e-6}
@@ -393,7 +393,7 @@ def test_storms_of_faults_end_no_run_early_and_lose_no_reply(method):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Gossip(DPSGD(), topology=Exponential(6, directed=True)), None),
+        (lambda: Gossip(DPSGD(), topology=ExponentialGraph(6, directed=True)), None),
         (lambda: Gossip(DFedAvg(gossip_steps=0), topology=Ring(5)), "gossip_steps is 0"),
         (lambda: Gossip(DFedAvg(), topology=Ring(5), evaluated_nodes=0), "evaluated_nodes is 0"),
         (lambda: Gossip(DFedAvg(), topology=Ring(5), retry_s=-1.0), "retry_s is -1"),

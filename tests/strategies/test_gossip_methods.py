@@ -20,7 +20,7 @@ from fl.aggregation import (
     NormClipping,
     TrimmedMean,
 )
-from fl.attacks import ALIE, IPM, Constant, Gauss, Optimized, SignFlip
+from fl.attacks import ALIE, IPM, ConstantUpdate, Gauss, Optimized, SignFlip
 from fl.compression import (
     EF21,
     Diana,
@@ -484,7 +484,7 @@ def test_monna_goes_on_without_the_last_f_and_averages_the_nearest():
         IPM(epsilon=3.0),
         SignFlip(),
         Gauss(sigma=200.0),
-        Constant(0.0),
+        ConstantUpdate(0.0),
         Optimized(IPM(epsilon=1.0)),
     ],
     ids=lambda attack: type(attack).__name__,
@@ -500,7 +500,7 @@ def test_monna_stays_near_the_honest_where_the_mean_is_led_away(attack):
     robust = last(Gossip(MoNNA(f=f), topology=Complete(n)))
     assert robust.shape == (7, 2)  # those of honest nodes
     assert np.abs(robust - centres[:7].mean()).max() < 1.0
-    if isinstance(attack, SignFlip | Gauss | IPM | Constant):
+    if isinstance(attack, SignFlip | Gauss | IPM | ConstantUpdate):
         led = last(Gossip(DFedAvg(), topology=Complete(n)))
         assert np.abs(led - centres[:7].mean()).max() > 2.0
 
@@ -534,7 +534,7 @@ def test_an_attack_knows_all_honest_models_of_the_exchange_and_all_get_the_same(
 
 def test_what_is_not_finite_is_thrown_away():
     method = Gossip(DFedAvg(), topology=Complete(4))
-    method = attacked(method, Constant(float("inf")), [3])
+    method = attacked(method, ConstantUpdate(float("inf")), [3])
     ran = run(
         method, a=np.ones(4), b=np.zeros(4), num_rounds=2, change=Begins([1.0, 2.0, 6.0, 8.0])
     )
@@ -577,7 +577,7 @@ def test_a_byzantine_node_of_push_sum_forges_its_model_and_keeps_its_weight_true
 def test_a_byzantine_node_of_gradient_tracking_forges_its_model_and_not_its_gradient():
     seen = []
 
-    class Spy(Constant):
+    class Spy(ConstantUpdate):
         def forge(self, honest, own, scene):
             seen.append((honest.shape, own.shape))
             return super().forge(honest, own, scene)
@@ -595,7 +595,10 @@ def test_a_byzantine_node_of_gradient_tracking_forges_its_model_and_not_its_grad
 
 def test_a_forged_model_goes_through_the_encoder_and_is_charged_like_others():
     method = attacked(
-        Gossip(DFedAvg(), topology=Complete(4), gamma=0.3), Constant(50.0), [3], uplink=TopK(k=1)
+        Gossip(DFedAvg(), topology=Complete(4), gamma=0.3),
+        ConstantUpdate(50.0),
+        [3],
+        uplink=TopK(k=1),
     )
     ran = run(method, a=np.ones(4), b=np.ones(4), num_rounds=1, change=Begins([1, 2, 3, 4]))
     assert ran.grid.engine.bytes_up == 12 * TOP1
@@ -612,7 +615,7 @@ def test_a_forged_model_goes_through_the_encoder_and_is_charged_like_others():
 def test_what_no_payload_can_hold_is_not_received_and_leaves_the_copies_as_they_were():
     method = Gossip(DFedAvg(), topology=Complete(4))
     for bad in (float("nan"), float("inf")):
-        made = attacked(method, Constant(bad), [3], uplink=Identity())
+        made = attacked(method, ConstantUpdate(bad), [3], uplink=Identity())
         ran = run(made, a=np.ones(4), b=np.ones(4), num_rounds=3, change=Begins([1, 2, 3, 4]))
         np.testing.assert_allclose(ran.models[-1], 2.0, rtol=0.1)
         assert ran.grid.engine.bytes_up == 3 * 3 * 3 * len(
@@ -686,7 +689,7 @@ def test_robust_gossip_stays_near_the_honest_where_the_mean_is_led_away(rule, up
 
     def last(F):
         made = Gossip(rule(), topology=Complete(n), aggregator=F, gamma=0.5 if uplink else None)
-        made = attacked(made, Constant(0.0), range(7, 10), uplink=uplink)
+        made = attacked(made, ConstantUpdate(0.0), range(7, 10), uplink=uplink)
         return run(made, a=np.ones(n), b=centres, num_rounds=80).models[-1]
 
     assert np.abs(last(aggregator) - centres[:7].mean()).max() < 1.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from networks import A3, B3, BEST3, LR, W3
 
-from fl.strategies import ADPSGD, DPSGD, SGP, DFedAvg, GradientTracking, MoNNA, Progress
+from fl.strategies import ADPSGD, DPSGD, SGP, DFedAvg, GradientTracking, LocalTraining, MoNNA
 
 A, B, W = np.array(A3)[:, None], np.array(B3)[:, None], np.array(W3)
 X0 = np.array([[2.0, -1.0], [0.0, 3.0], [5.0, 1.0]])
@@ -27,7 +27,7 @@ def progress(rule, states):
     models = np.stack([rule.model(state) for state in states])
     g = gradient(models).astype(np.float32)
     return [
-        Progress(x, (x - np.float32(LR) * gi).astype(np.float32), {"gradient": gi})
+        LocalTraining(x, (x - np.float32(LR) * gi).astype(np.float32), {"gradient": gi})
         for x, gi in zip(models, g, strict=True)
     ]
 
@@ -98,7 +98,7 @@ def test_monna_aggregates_the_nearest_of_the_first():
 def test_adpsgd_steps_from_the_model_there_is_and_not_from_the_snapshot():
     rule = ADPSGD()
     state = rule.init(np.float32([4.0]))
-    asked = Progress(state.x, np.float32([3.0]))  # -lr g = -1
+    asked = LocalTraining(state.x, np.float32([3.0]))  # -lr g = -1
     state = rule.combine(state, np.float32([10.0]))  # averaged meanwhile
     assert rule.model(rule.adapt(state, asked)).tolist() == [9.0]
 
@@ -113,7 +113,7 @@ def test_a_rule_changes_no_state_and_an_attack_reads_the_model_it_writes(rule):
     before = [np.array(value) for value in state]
     x = np.float32([3.0, 5.0])
     x.flags.writeable = False
-    learnt = Progress(w, x, {"gradient": x})
+    learnt = LocalTraining(w, x, {"gradient": x})
     after = rule.adapt(state, learnt)
     after = rule.combine(after, np.float32(0.5) * rule.message(after))  # a weight other than 1
     message = rule.message(after)

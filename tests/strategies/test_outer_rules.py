@@ -14,7 +14,7 @@ from fl.strategies import (
     OuterGradients,
     OuterSgd,
 )
-from fl.strategies.outer_rule import Arrival
+from fl.strategies.outer_rule import WorkerView
 
 PLAIN = OuterSgd(0.5, 0.0, nesterov=False)
 THETA = np.array([1.0, -2.0, 3.0, 0.0, 0.5], np.float32)
@@ -59,7 +59,7 @@ def test_eager_workers_step_by_f_of_the_others_last_deltas_and_their_own_newest(
     for r, deltas in enumerate(drawn(4, 3)):
         known = OuterGradients(dict(enumerate(before)), **more) if r else None
         for m in range(3):
-            arrival = Arrival(m, range(3), (deltas[m], 1.0), known, is_last=r == 3, **more)
+            arrival = WorkerView(m, range(3), (deltas[m], 1.0), known, is_last=r == 3, **more)
             state = rule.resumed(state, arrival)
             rows = np.array([*before[:m], deltas[m], *before[m + 1 :]])
             last, expected[m] = expected[m], expected[m] - 0.5 * combined(rows)
@@ -82,7 +82,7 @@ def test_an_eager_worker_enters_with_the_mean_of_the_others_and_of_their_optimiz
     for m in range(2):
         state = rule.entered(state, m, range(m))
     for m in range(2):
-        state = rule.resumed(state, Arrival(m, range(2), (deltas[m], 1.0)))
+        state = rule.resumed(state, WorkerView(m, range(2), (deltas[m], 1.0)))
     entered = rule.entered(state, 7, [0, 1]).own[7]
     np.testing.assert_allclose(
         entered.theta, (state.own[0].theta + state.own[1].theta) / 2, atol=1e-6

@@ -12,8 +12,8 @@ from stand_ins import Scripted
 from fl.aggregation import Median
 from fl.errors import ConfigError
 from fl.simulation.kernel.trace import Event
-from fl.simulation.world.durations import ShiftedExponential
 from fl.simulation.world.faults import Faults
+from fl.simulation.world.slowdowns import ShiftedExponential
 from fl.strategies import FedAdam, FedAvg, FedAvgM, FedYogi, QFedAvg, Rounds
 from fl.strategies.round_rule import Updates
 

@@ -17,10 +17,10 @@ from fl.aggregation import (
     NNM,
     Bucketing,
     CenteredClipping,
-    Chain,
     FLTrust,
     Mean,
     NearestNeighbourAveraging,
+    PreAggregated,
     TrimmedMean,
 )
 from fl.clients import Momentum, Sgd, TrainingApp
@@ -161,7 +161,7 @@ def test_more_root_examples_than_there_are_is_refused():
 
 def test_the_strategys_f_is_given_to_any_aggregator_that_has_one():
     assert strategy_with(TrimmedMean(f=1), f=2).aggregator == TrimmedMean(f=2)
-    assert strategy_with(Chain([NNM()], TrimmedMean(), f=1), f=2).aggregator.f == 2
+    assert strategy_with(PreAggregated([NNM()], TrimmedMean(), f=1), f=2).aggregator.f == 2
     assert strategy_with(Mean(), f=2).aggregator == Mean()
     assert strategy_with(TrimmedMean(f=1)).aggregator == TrimmedMean(f=1)
 
@@ -234,7 +234,7 @@ def test_who_answers_first_does_not_matter():
     clients = [Client(up_bps=1e3 * (i + 1)) for i in range(CLIENTS)]
     models, arrivals = [], []
     for fleet in (fleet_of(clients), fleet_of(clients[::-1])):
-        strategy = strategy_with(Chain([Bucketing(s=2)], TrimmedMean(f=0)))
+        strategy = strategy_with(PreAggregated([Bucketing(s=2)], TrimmedMean(f=0)))
         app = app_with(lambda client, dispatch: changes[client])
         simulated, of_run = run(strategy, rounds=3, app=app, fleet=fleet)
         models.append(of_run)

@@ -31,7 +31,7 @@ from fl.flower.records import layout_of
 from fl.models import CharGPT, LogisticRegression, build
 from fl.simulation.kernel.trace import Event
 from fl.strategies import DiLoCo, OuterSgd, OuterSteps, StreamingDiLoCo
-from fl.strategies.drivers.outer_schedule import Schedule
+from fl.strategies.drivers.outer_schedule import FragmentSchedule
 from fl.vectors.layout import Layout
 
 GPT = Layout.of(build(partial(CharGPT, width=8, layers=7, heads=2), (16,), 65, 0))
@@ -83,7 +83,7 @@ def test_every_parameter_is_in_one_fragment(count, pattern):
 
 
 def test_of_two_fragments_one_is_due_at_100_200_and_the_other_at_50_150_250():
-    schedule = Schedule(inner_steps=100, count=2, overlap=1)
+    schedule = FragmentSchedule(inner_steps=100, count=2, overlap=1)
     due = [[t for t in range(401) if schedule.sends(p, t)] for p in range(2)]
     assert due == [[100, 200, 300, 400], [50, 150, 250, 350]]
     merged = [[t for t in range(401) if schedule.merges(p, t)] for p in range(2)]
@@ -95,7 +95,7 @@ def test_of_two_fragments_one_is_due_at_100_200_and_the_other_at_50_150_250():
 
 @pytest.mark.parametrize(("inner_steps", "count"), [(6, 3), (12, 4), (5, 1), (8, 8)])
 def test_every_fragment_is_due_once_in_every_h_steps(inner_steps, count):
-    schedule = Schedule(inner_steps, count, overlap=0)
+    schedule = FragmentSchedule(inner_steps, count, overlap=0)
     for p in range(count):
         due = [schedule.sends(p, t) for t in range(1, 9 * inner_steps)]
         windows = np.lib.stride_tricks.sliding_window_view(due, inner_steps)
@@ -106,7 +106,7 @@ def test_every_fragment_is_due_once_in_every_h_steps(inner_steps, count):
 def test_fragments_are_due_when_torchfts_are():
     # torchft counts local steps from the last sync; at every H / P it syncs the next fragment.
     h, count = 12, 4
-    schedule = Schedule(h, count, overlap=0)
+    schedule = FragmentSchedule(h, count, overlap=0)
     expected = {(k + 1) * h // count: k % count for k in range(5 * count)}
     found = {t: p for t in range(5 * h + 1) for p in schedule.sent(t)}
     assert {t: (p - 1) % count for t, p in found.items()} == expected  # ours begins with 1

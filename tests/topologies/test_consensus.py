@@ -8,7 +8,7 @@ from fl.errors import ConfigError
 from fl.topologies import (
     Complete,
     ErdosRenyi,
-    Exponential,
+    ExponentialGraph,
     Hypercube,
     NeighbourAverage,
     OnePeerExponential,
@@ -52,7 +52,7 @@ def test_a_graph_in_parts_and_no_graph_at_all_have_no_gap():
 
 
 @pytest.mark.parametrize(
-    "topology", [Torus(600), Exponential(600), ErdosRenyi(600, p=0.02), RandomMatching(600)]
+    "topology", [Torus(600), ExponentialGraph(600), ErdosRenyi(600, p=0.02), RandomMatching(600)]
 )
 def test_lanczos_and_dense_algebra_find_the_same_gap(topology, monkeypatch):
     W = topology.matrix(0)
@@ -63,7 +63,7 @@ def test_lanczos_and_dense_algebra_find_the_same_gap(topology, monkeypatch):
 
 def test_a_gap_is_a_bound_on_how_fast_nodes_meet():
     rng = np.random.default_rng(0)
-    for topology in (Ring(9), Exponential(13), Star(5)):
+    for topology in (Ring(9), ExponentialGraph(13), Star(5)):
         W = topology.matrix(0)
         for _ in range(20):
             x = rng.standard_normal((topology.num_nodes, 2))

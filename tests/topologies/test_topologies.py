@@ -12,7 +12,7 @@ from fl.topologies import (
     Complete,
     DirectedRing,
     ErdosRenyi,
-    Exponential,
+    ExponentialGraph,
     Hypercube,
     LazyMetropolis,
     NeighbourAverage,
@@ -62,8 +62,11 @@ def numbered(graph, number):
             Hypercube(16),
             numbered(nx.hypercube_graph(4), lambda bits: int("".join(map(str, bits)), 2)),
         ),
-        (Exponential(12, directed=False), nx.circulant_graph(12, [1, 2, 4, 8])),
-        (Exponential(12), nx.DiGraph((i, (i + s) % 12) for i in range(12) for s in (1, 2, 4, 8))),
+        (ExponentialGraph(12, directed=False), nx.circulant_graph(12, [1, 2, 4, 8])),
+        (
+            ExponentialGraph(12),
+            nx.DiGraph((i, (i + s) % 12) for i in range(12) for s in (1, 2, 4, 8)),
+        ),
         (WattsStrogatz(12, k=4, p=0.0), nx.watts_strogatz_graph(12, 4, 0.0)),
         (ErdosRenyi(5, p=1.0), nx.complete_graph(5)),
         (RandomRegular(6, k=5), nx.complete_graph(6)),
@@ -110,7 +113,7 @@ def torus_gap(a, b):
         *[(Hypercube(2**k), 2 / (k + 1)) for k in (2, 3, 4, 5)],
         *[(Star(n), 1 / n) for n in (4, 5, 10)],
         *[(Complete(n), 1.0) for n in (2, 5, 10)],
-        *[(Exponential(n), 2 / (1 + math.ceil(math.log2(n)))) for n in (4, 6, 8, 12, 16, 32)],
+        *[(ExponentialGraph(n), 2 / (1 + math.ceil(math.log2(n)))) for n in (4, 6, 8, 12, 16, 32)],
         *[(OnePeerExponential(n), 1 - math.cos(math.pi / n)) for n in (4, 6, 16)],
     ],
     ids=lambda value: repr(value)[:30],
@@ -127,7 +130,7 @@ def test_the_gap_is_that_of_the_closed_form(topology, gap):
         (Torus(15), 0.276393),
         (Torus(64), 0.117157),
         (Path(5), 0.127322),
-        (Exponential(32), 0.333333),
+        (ExponentialGraph(32), 0.333333),
     ],
     ids=lambda value: repr(value)[:30],
 )
@@ -183,7 +186,7 @@ def test_one_peer_exponential_is_not_exact_for_other_n(n, farthest):
 
 
 def test_static_exponential_sends_powers_of_two_ahead():
-    W = Exponential(6).matrix(0)
+    W = ExponentialGraph(6).matrix(0)
     assert set(W[[0]].indices.tolist()) == {0, 5, 4, 2}  # 5 + 1, 4 + 2 and 2 + 4 are 0 modulo 6
     np.testing.assert_allclose(W.data, 1 / 4)
 
@@ -284,7 +287,7 @@ def test_ten_thousand_nodes_need_memory_for_their_edges_alone():
     for topology in (
         Ring(n),
         Torus(n),
-        Exponential(n),
+        ExponentialGraph(n),
         OnePeerExponential(n),
         BaseGraph(n, k=2),
         RandomRegular(n),

@@ -15,7 +15,7 @@ _TURNS = 3
 
 
 @dataclass(frozen=True)
-class Choice:
+class Batching:
     """Whether tasks that may train together do.
 
     Attributes:
@@ -56,7 +56,7 @@ def check_mode(mode: object) -> None:
         raise ConfigError(f"batching is {mode!r}; it must be one of {', '.join(get_args(Mode))}")
 
 
-def compare(alone: Callable[[], int], together: Callable[[], int]) -> Choice:
+def compare(alone: Callable[[], int], together: Callable[[], int]) -> Batching:
     """Times both ways on this machine.
 
     Args:
@@ -65,7 +65,7 @@ def compare(alone: Callable[[], int], together: Callable[[], int]) -> Choice:
     """
     alone_s, together_s = (_seconds(way) for way in (alone, together))
     why = "" if together_s < alone_s else "measured: one by one is faster here"
-    return Choice("measured", together_s < alone_s, why, alone_s, together_s)
+    return Batching("measured", together_s < alone_s, why, alone_s, together_s)
 
 
 def _seconds(way: Callable[[], int]) -> float:

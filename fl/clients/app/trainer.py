@@ -15,7 +15,7 @@ from fl.clients.app.batched import (
     train_together,
     vmap_refuses,
 )
-from fl.clients.app.batching import Choice, Mode, compare
+from fl.clients.app.batching import Batching, Mode, compare
 from fl.clients.app.examples import ExamplePool
 from fl.clients.app.memory_format import takes_channels_last
 from fl.clients.app.training import Trained, Training
@@ -69,7 +69,7 @@ class Trainer:
         self._device = device
         self._pool = ExamplePool(data, device)
         self._channels_last = takes_channels_last(model, layout, data.input_shape, device)
-        self._choice: Choice | None = None
+        self._choice: Batching | None = None
         self.not_batchable = self._why_not_batchable(has_mods)
 
     def alone(self, training: Training) -> Trained:
@@ -132,7 +132,7 @@ class Trainer:
         tokens = self._data.task == "next-token"
         return vmap_refuses(self._model, self._layout, self._data.input_shape, tokens=tokens)
 
-    def choose(self, trial: Callable[[int], Sequence[Training]]) -> Choice:
+    def choose(self, trial: Callable[[int], Sequence[Training]]) -> Batching:
         """Returns whether clients train together, after a trial if that is to be measured.
 
         The first call decides; to be made before the app goes to other processes.
@@ -142,7 +142,7 @@ class Trainer:
         """
         if self._choice is None:
             why = self.not_batchable
-            self._choice = Choice(self._batching, not why, why)
+            self._choice = Batching(self._batching, not why, why)
             trainings: Sequence[Training] = []
             if self._batching == "measured" and not why:
                 most = rows_per_program(self._layout.size, self._device)
@@ -155,7 +155,7 @@ class Trainer:
                 self.not_batchable = self._choice.why
         return self._choice
 
-    def take(self, choice: Choice) -> None:
+    def take(self, choice: Batching) -> None:
         """Takes the choice that an earlier process of the same run made."""
         self._choice = choice
         self.not_batchable = choice.why

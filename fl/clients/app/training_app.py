@@ -15,7 +15,7 @@ from flwr.clientapp.typing import Mod
 from torch import nn
 
 from fl.checks import read_if
-from fl.clients.app.batching import Choice, Mode, check_mode
+from fl.clients.app.batching import Batching, Mode, check_mode
 from fl.clients.app.downlink import Downlink
 from fl.clients.app.inbox import (
     MEMORY_KEY,
@@ -341,14 +341,14 @@ class TrainingApp(ClientApp, PlannedApp):
             return "its deadline is in wall time: only a clock tells when to stop"
         return None
 
-    def choose_batching(self) -> Choice:
+    def choose_batching(self) -> Batching:
         """Returns whether clients train together, after a trial if that is to be measured.
 
         The first call decides; to be made before the app goes to other processes.
         """
         return self._trainer.choose(self._trial)
 
-    def take_batching(self, choice: Choice) -> None:
+    def take_batching(self, choice: Batching) -> None:
         """Takes the choice that an earlier process of the same run made."""
         self._trainer.take(choice)
 

@@ -12,7 +12,7 @@ from fl.lazy import lazily
 
 if TYPE_CHECKING:
     from fl.runs.journal.journal import Journal
-    from fl.runs.journal.recovery import Recovery, Start, source_sha256
+    from fl.runs.journal.recovery import Recovery, RunStart, source_sha256
     from fl.runs.journal.repeatable import unrepeatable, unseeded
     from fl.runs.journal.replay import Journaled
 
@@ -22,7 +22,7 @@ __getattr__ = lazily(
         "Journal": "fl.runs.journal.journal",
         "Journaled": "fl.runs.journal.replay",
         "Recovery": "fl.runs.journal.recovery",
-        "Start": "fl.runs.journal.recovery",
+        "RunStart": "fl.runs.journal.recovery",
         "source_sha256": "fl.runs.journal.recovery",
         "unrepeatable": "fl.runs.journal.repeatable",
         "unseeded": "fl.runs.journal.repeatable",
@@ -33,7 +33,7 @@ __all__ = [
     "Journal",
     "Journaled",
     "Recovery",
-    "Start",
+    "RunStart",
     "source_sha256",
     "unrepeatable",
     "unseeded",

@@ -34,7 +34,7 @@ _SOURCES = (".py", ".yaml")
 
 
 @dataclass(frozen=True)
-class Start:
+class RunStart:
     """How a run was started.
 
     Attributes:
@@ -76,7 +76,7 @@ class Recovery:
         limit_gb: float | None = 20.0,
         sync_s: float = 10.0,
         trust: bool = False,
-        start: Start | None = None,
+        start: RunStart | None = None,
     ) -> None:
         for name, value in (("limit_gb", limit_gb), ("sync_s", sync_s)):
             if value is not None and not (math.isfinite(value) and value > 0):
@@ -84,12 +84,12 @@ class Recovery:
         self.limit_gb = limit_gb
         self.sync_s = sync_s
         self.trust = trust
-        self._start = Start() if start is None else start
+        self._start = RunStart() if start is None else start
         self._keeps = True
         self._journal: Journal | None = None
 
     @classmethod
-    def none(cls, start: Start | None = None) -> Recovery:
+    def none(cls, start: RunStart | None = None) -> Recovery:
         """Returns the recovery of a run that keeps no journal."""
         recovery = cls(start=start, trust=True)
         recovery._keeps = False

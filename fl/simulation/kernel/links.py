@@ -161,7 +161,7 @@ class ServerLink:
 
 
 @dataclass(frozen=True, eq=False)
-class Edges:
+class PeerLinks:
     """Direct links between clients, for gossip and for islands of machines.
 
     A path from i to j crosses i's access link upwards, j's downwards and, where sites are given,

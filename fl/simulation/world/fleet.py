@@ -16,7 +16,7 @@ from scipy.special import ndtri
 
 from fl.errors import ConfigError
 from fl.randomness import uniform
-from fl.simulation.kernel.links import Edges, Links, ServerLink
+from fl.simulation.kernel.links import Links, PeerLinks, ServerLink
 from fl.simulation.world.availability import Availability
 from fl.simulation.world.devices import Devices, TaskSeconds
 from fl.simulation.world.faults import Faults
@@ -66,7 +66,7 @@ class Fleet:
     server: ServerLink
     availability: Availability
     faults: Faults = field(default_factory=Faults)
-    edges: Edges | None = None
+    edges: PeerLinks | None = None
     task_seconds: TaskSeconds | None = None
     prefetch: bool = False
 
@@ -78,9 +78,9 @@ class Fleet:
         return len(self.devices)
 
     @property
-    def peers(self) -> Edges:
+    def peers(self) -> PeerLinks:
         """The direct links between clients."""
-        return Edges(self.links) if self.edges is None else self.edges
+        return PeerLinks(self.links) if self.edges is None else self.edges
 
     def compute_seconds(self, client: int, dispatch: int, flops: float) -> float:
         """Returns the seconds that the client computes on its task number `dispatch`.

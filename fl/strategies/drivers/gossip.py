@@ -49,7 +49,7 @@ from fl.vectors.rows import Row, is_finite
 log = logging.getLogger("fl")
 
 
-class Arrival(NamedTuple):
+class ReceivedPayload(NamedTuple):
     """A payload that a node has received.
 
     Attributes:
@@ -93,7 +93,7 @@ class Step:
         self.seen: dict[int, Row] = {}
         self.forged = False
         self.posted: set[int] = set()
-        self.arrived: dict[int, list[Arrival]] = {}
+        self.arrived: dict[int, list[ReceivedPayload]] = {}
         self.resolved: Counter[int] = Counter()
         self.latest_s: dict[int, float] = {}
         self.absent: set[int] = set()
@@ -478,7 +478,7 @@ class Running:
             )
             if arrived:
                 self.messages.arrived(j, k)
-                place = Arrival(arrival, self._order(step.number, j, k), j)
+                place = ReceivedPayload(arrival, self._order(step.number, j, k), j)
                 insort(step.arrived.setdefault(k, []), place)
                 self._resolve(step, k, arrival)
             else:

@@ -46,10 +46,10 @@ from fl.strategies.drivers.all_reduce import AllReduce
 from fl.strategies.drivers.driver import Driver, Traits
 from fl.strategies.drivers.events import EvaluateFn, wait_for_nodes
 from fl.strategies.drivers.exchange import Exchange
-from fl.strategies.drivers.outer_run import Run, Segment, Worker
-from fl.strategies.drivers.reduction import Reduction, Sent
+from fl.strategies.drivers.outer_run import OuterRun, Participant, Segment
+from fl.strategies.drivers.reduction import ReceivedOuterGradient, Reduction
 from fl.strategies.drivers.tasks import TTL_S, Task, Tasks
-from fl.strategies.outer_rule import Arrival, OuterRule, check_divides
+from fl.strategies.outer_rule import OuterRule, WorkerView, check_divides
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
 
@@ -260,7 +260,7 @@ class OuterSteps(Driver):
         tasks: Tasks[Segment] = Tasks(grid, TTL_S, self.patience)
         all_reduce = AllReduce(self.exchange, cut, self.aggregator, self.seed)
         config = dict(train_config or {})
-        run = Run(self.rule, cut, layout, w, tasks, all_reduce, num_rounds, config)
+        run = OuterRun(self.rule, cut, layout, w, tasks, all_reduce, num_rounds, config)
         result = Result()
 
         def evaluate() -> None:
@@ -294,7 +294,7 @@ class OuterSteps(Driver):
 
     # ---- the rule --------------------------------------------------------------------------------
 
-    def _step(self, run: Run, p: int, step: Callable[[], Any]) -> NoStep | None:
+    def _step(self, run: OuterRun, p: int, step: Callable[[], Any]) -> NoStep | None:
         """Makes what `step` returns the state of fragment p; returns why not, if it cannot."""
         why_not = None
         try:
@@ -304,7 +304,7 @@ class OuterSteps(Driver):
         run.all_reduce.ended(stepped=why_not is None)
         return why_not
 
-    def _reduced(self, run: Run, reduction: Reduction) -> NoStep | None:
+    def _reduced(self, run: OuterRun, reduction: Reduction) -> NoStep | None:
         """Takes the step of an all-reduce that is finished; returns why not, if there is none."""
         p = reduction.fragment
         if not reduction.sent:
@@ -312,12 +312,12 @@ class OuterSteps(Driver):
         gradients = run.all_reduce.gradients(reduction)
         return self._step(run, p, partial(self.rule.reduced, run.states[p], gradients))
 
-    def _resumed(self, run: Run, worker: Worker, p: int, before: Reduction | None) -> Row:
+    def _resumed(self, run: OuterRun, worker: Participant, p: int, before: Reduction | None) -> Row:
         """Returns the outer parameters that a worker goes on from."""
         m, step = worker.node, worker.step
         now = run.reductions.get((p, step))
         own = None if now is None else now.own.get(m)
-        arrival = Arrival(
+        arrival = WorkerView(
             m,
             run.present,
             None if own is None else (own.delta, own.weight),
@@ -333,7 +333,7 @@ class OuterSteps(Driver):
         # Not the newest: by the time of this one, others may have finished.
         return worker.held[p] if before is None else self.rule.theta(before.outcome, m)
 
-    def _conclude(self, run: Run) -> None:
+    def _conclude(self, run: OuterRun) -> None:
         """Takes in what is left when all steps are done and no all-reduce is in flight any more."""
         for (p, step), reduction in sorted(run.reductions.items()):
             if step + self.rule.inner_steps <= run.last_step or not reduction.sent:
@@ -344,7 +344,7 @@ class OuterSteps(Driver):
                 if (why_not := self._step(run, p, concluded)) is not None:
                     run.tasks.control.stepped(run.version, why_not)
 
-    def _rounds_done(self, run: Run) -> int:
+    def _rounds_done(self, run: OuterRun) -> int:
         """Returns how many rounds have ended; the last does when nothing is in flight any more."""
         if not self.rule.own_outer:
             return run.finished_rounds
@@ -352,7 +352,7 @@ class OuterSteps(Driver):
         passed = [worker.passed for worker in run.workers.values()]
         return min(passed, default=run.version * h) // h
 
-    def _model(self, run: Run) -> Row:
+    def _model(self, run: OuterRun) -> Row:
         """Returns the model to evaluate, shape (d,)."""
         present = run.present
         honest = [m for m in present if not run.all_reduce.is_liar(m)] or present
@@ -360,7 +360,7 @@ class OuterSteps(Driver):
 
     # ---- one instant -----------------------------------------------------------------------------
 
-    def _receive(self, run: Run) -> None:
+    def _receive(self, run: OuterRun) -> None:
         """Waits for replies, or for the end of an all-reduce."""
         begun = [r.finish_s for r in run.reductions.values() if not r.done]
         until = min(begun, default=math.inf)
@@ -377,7 +377,7 @@ class OuterSteps(Driver):
             if self._is_at(run, task):
                 self._leave_out(run, run.workers[task.node], "it is late")
 
-    def _settle(self, run: Run) -> None:
+    def _settle(self, run: OuterRun) -> None:
         """Begins and ends all-reduces, and lets workers go on, until nothing changes any more."""
         changed = True
         while changed:
@@ -401,21 +401,21 @@ class OuterSteps(Driver):
                 if min(entries) < run.last_step:
                     self._admit(run, min(entries))
 
-    def _begin(self, run: Run, reduction: Reduction) -> None:
+    def _begin(self, run: OuterRun, reduction: Reduction) -> None:
         reduction.finish_s = run.tasks.now()
         if reduction.own:
             tasks, key = run.tasks, (reduction.fragment, reduction.step)
             reduction.refused = run.refused.pop(key, [])
             reduction.finish_s = run.all_reduce.begin(reduction, tasks.peers, tasks.control)
 
-    def _finish(self, run: Run, reduction: Reduction) -> None:
+    def _finish(self, run: OuterRun, reduction: Reduction) -> None:
         reduction.done = True
         run.entry = max(run.entry, reduction.step)
         run.tasks.control.stepped(run.version + 1, self._reduced(run, reduction))
         reduction.outcome = run.states[reduction.fragment]
         run.finished_rounds += reduction.fragment == 0
 
-    def _go_on(self, run: Run, worker: Worker) -> bool:
+    def _go_on(self, run: OuterRun, worker: Participant) -> bool:
         """Lets a worker pass the step at which it is; returns whether it did so just now."""
         step = worker.step
         if worker.passed == step:
@@ -436,7 +436,7 @@ class OuterSteps(Driver):
         worker.ready_s = run.tasks.now()
         return True
 
-    def _forget(self, run: Run) -> None:
+    def _forget(self, run: OuterRun) -> None:
         """Drops all-reduces that all workers have seen the outcome of."""
         seen = min(worker.passed for worker in run.workers.values())
         for key in [
@@ -446,9 +446,9 @@ class OuterSteps(Driver):
 
     # ---- messages --------------------------------------------------------------------------------
 
-    def _send(self, run: Run) -> None:
+    def _send(self, run: OuterRun) -> None:
         """Sends the workers that have gone on into their next segments."""
-        groups: dict[Any, list[Worker]] = {}
+        groups: dict[Any, list[Participant]] = {}
         for worker in run.waiting():
             if worker.passed == worker.step < run.last_step:
                 fragments = tuple((p, id(row)) for p, row in sorted(worker.merge.items()))
@@ -467,7 +467,7 @@ class OuterSteps(Driver):
                 worker.reset, worker.merge, worker.task = False, {}, task
                 worker.afresh.clear()
 
-    def _content(self, run: Run, worker: Worker, stop: int) -> RecordDict:
+    def _content(self, run: OuterRun, worker: Participant, stop: int) -> RecordDict:
         config = {
             **run.config,
             "server-round": run.version + 1,
@@ -489,7 +489,7 @@ class OuterSteps(Driver):
             {self.arrayrecord_key: arrays, self.configrecord_key: ConfigRecord(config)}
         )
 
-    def _take(self, run: Run, task: Task[Segment], reply: Message) -> None:
+    def _take(self, run: OuterRun, task: Task[Segment], reply: Message) -> None:
         """Takes in a worker's reply."""
         if reply.has_error():
             run.failures.add(task, reply, run.tasks.now(), len(run.workers))
@@ -537,12 +537,14 @@ class OuterSteps(Driver):
         else:
             run.tasks.control.applied(task.message_id, 0, metrics)
 
-    def _drops(self, worker: Worker, key: tuple[int, int]) -> bool:
+    def _drops(self, worker: Participant, key: tuple[int, int]) -> bool:
         if not self.drop:
             return False
         return generator(self.seed, "outer gradient", worker.node, *key).random() < self.drop
 
-    def _sent(self, run: Run, worker: Worker, p: int, weight: float, content: RecordDict) -> Sent:
+    def _sent(
+        self, run: OuterRun, worker: Participant, p: int, weight: float, content: RecordDict
+    ) -> ReceivedOuterGradient:
         """Returns a worker's outer gradient of fragment p.
 
         Raises:
@@ -556,12 +558,12 @@ class OuterSteps(Driver):
             size = run.cut.shapes[p].size
             sent = fragment_of(record, p, size).astype(np.float64)
             delta = sent if self.rule.sends_gradients else worker.held[p] - sent
-            return Sent(delta, weight, 4 * size, message_id)
+            return ReceivedOuterGradient(delta, weight, 4 * size, message_id)
         array = record.get(f"{PAYLOAD_KEY}.{p}")
         if array is None or array.stype != PAYLOAD_STYPE:
             raise _NotSent(f"there is no payload of fragment {p}: the worker may have diverged")
         delta = run.all_reduce.read(p, worker.node, array.data)
-        return Sent(delta, weight, len(array.data), message_id)
+        return ReceivedOuterGradient(delta, weight, len(array.data), message_id)
 
     def _weight(self, metrics: Mapping[str, Any]) -> float:
         if self.weighted_by_key is None:
@@ -577,7 +579,7 @@ class OuterSteps(Driver):
 
     # ---- membership ------------------------------------------------------------------------------
 
-    def _admit(self, run: Run, step: int | None = None) -> None:
+    def _admit(self, run: OuterRun, step: int | None = None) -> None:
         """Takes in clients that are available and do not take part.
 
         Args:
@@ -601,19 +603,19 @@ class OuterSteps(Driver):
             for p, state in enumerate(run.states):
                 run.states[p] = self.rule.entered(state, node, present)
                 run.all_reduce.forget(node, p)
-            worker = Worker(node, run.entry if step is None else step, [], ready_s)
+            worker = Participant(node, run.entry if step is None else step, [], ready_s)
             worker.passed = worker.step
             worker.held = [self.rule.theta(state, node) for state in run.states]
             run.workers[node] = worker
             log.info("node %d takes part from step %d, at %g s", node, worker.step, ready_s)
 
     @staticmethod
-    def _is_at(run: Run, task: Task[Segment]) -> bool:
+    def _is_at(run: OuterRun, task: Task[Segment]) -> bool:
         """Returns whether a worker that takes part is at this task."""
         worker = run.workers.get(task.node)
         return worker is not None and worker.task is task
 
-    def _leave_out(self, run: Run, worker: Worker, reason: str) -> None:
+    def _leave_out(self, run: OuterRun, worker: Participant, reason: str) -> None:
         """Does without a worker that failed, or is late."""
         log.info("node %d is left out after step %d: %s", worker.node, worker.step, reason)
         del run.workers[worker.node]

@@ -10,7 +10,7 @@ import numpy as np
 
 from fl.clients.app.island import Fragments
 from fl.strategies.drivers.all_reduce import AllReduce
-from fl.strategies.drivers.outer_schedule import Schedule
+from fl.strategies.drivers.outer_schedule import FragmentSchedule
 from fl.strategies.drivers.reduction import Reduction
 from fl.strategies.drivers.tasks import Failures, Task, Tasks
 from fl.strategies.outer_rule import OuterRule
@@ -27,7 +27,7 @@ class Segment:
 
 
 @dataclass(slots=True, eq=False)
-class Worker:
+class Participant:
     """A worker as the driver sees it.
 
     Attributes:
@@ -56,7 +56,7 @@ class Worker:
     task: Task[Segment] | None = None
 
 
-class Run:
+class OuterRun:
     """What a run consists of.
 
     Args:
@@ -94,11 +94,11 @@ class Run:
     ) -> None:
         self.cut = cut
         self.layout = layout
-        self.schedule = Schedule(rule.inner_steps, len(cut), rule.overlap)
+        self.schedule = FragmentSchedule(rule.inner_steps, len(cut), rule.overlap)
         self.states: list[Any] = [rule.init(cut.take(w, p)) for p in range(len(cut))]
         self.tasks = tasks
         self.all_reduce = all_reduce
-        self.workers: dict[int, Worker] = {}
+        self.workers: dict[int, Participant] = {}
         self.reductions: dict[tuple[int, int], Reduction] = {}
         self.refused: dict[tuple[int, int], list[str]] = {}
         self.version = 0
@@ -122,7 +122,7 @@ class Run:
         row.flags.writeable = False
         return row
 
-    def waiting(self) -> list[Worker]:
+    def waiting(self) -> list[Participant]:
         """Returns the workers that are not at work, in the order of their ids."""
         return [self.workers[node] for node in self.present if not self.tasks.busy(node)]
 

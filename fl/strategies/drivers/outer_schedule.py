@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Schedule:
+class FragmentSchedule:
     """Fragment p of P is reduced after the inner steps t for which (t - t_p) mod H = 0.
 
     t_p = p H / P: a fragment every H / P steps, fragment 1 being the first and fragment 0 the last

@@ -26,7 +26,7 @@ from fl.vectors.rows import Row, is_finite
 
 
 @dataclass
-class Worker:
+class NodeLoop:
     """Where a node is in its loop.
 
     Attributes:
@@ -149,7 +149,7 @@ class Pairs(Decentralized):
         self.memory: Mapping[str, NDArray[Any]] = {}  # the attack's
         self.num_forged = 0
         self.neighbours = Edges.of(self.topology.matrix(0)).heard
-        self.workers = [Worker() for _ in range(self.n)]
+        self.workers = [NodeLoop() for _ in range(self.n)]
         self.wanted: list[tuple[int, int]] = []  # exchanges that wait for a busy node
         self.crossings: list[tuple[float, int, Crossing]] = []  # (time, i, exchange)
         self.again: list[tuple[float, int]] = []  # (time, node): looked for again then

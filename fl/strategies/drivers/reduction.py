@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from fl.strategies.outer_optimizers import Vector
 
 
-class Sent(NamedTuple):
+class ReceivedOuterGradient(NamedTuple):
     """An outer gradient that has come.
 
     Attributes:
@@ -43,8 +43,8 @@ class Reduction:
 
     fragment: int
     step: int
-    own: dict[int, Sent] = field(default_factory=dict)
-    sent: dict[int, Sent] = field(default_factory=dict)
+    own: dict[int, ReceivedOuterGradient] = field(default_factory=dict)
+    sent: dict[int, ReceivedOuterGradient] = field(default_factory=dict)
     lost: set[int] = field(default_factory=set)
     refused: list[str] = field(default_factory=list)
     finish_s: float = math.inf

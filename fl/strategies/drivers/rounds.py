@@ -29,7 +29,7 @@ from fl.aggregation import (
 from fl.checks import at_least, positive, read_if
 from fl.errors import ConfigError, NoStep, NotFinite
 from fl.randomness import generator
-from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, Uniform
+from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
 from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.events import (
     EventDriven,
@@ -168,7 +168,7 @@ class Rounds(EventDriven):
                 f"rule is {rule!r:.80}; it must be a fl.strategies.RoundRule, such as FedAvg()"
             )
         self.rule = rule
-        self.selection = Uniform() if selection is None else selection
+        self.selection = UniformSampling() if selection is None else selection
         aggregator = Mean() if aggregator is None else aggregator
         self.aggregator = aggregator if f is None else aggregator.tolerating(f)
         if self.wants_own_update and not rule.folds:

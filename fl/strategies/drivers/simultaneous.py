@@ -115,7 +115,7 @@ class Models(GlobalModel):
 
 
 @dataclass(eq=False)
-class Learning:
+class TaskRun:
     """A learning task during a run.
 
     Attributes:
@@ -237,7 +237,7 @@ class Simultaneous(Combining):
         if not isinstance(server.model, Models):
             raise TypeError(f"expected Models, got {type(server.model).__name__}")
         self.tasks = {
-            name: Learning(name, server.of(model, name))
+            name: TaskRun(name, server.of(model, name))
             for name, model in server.model.by_task.items()
         }
         for key, names in (("targets", self.targets), ("shares", self.shares)):
@@ -274,11 +274,11 @@ class Simultaneous(Combining):
 
     # ---- what the methods use --------------------------------------------------------------------
 
-    def live(self) -> list[Learning]:
+    def live(self) -> list[TaskRun]:
         """Returns the tasks that are not done."""
         return [learning for learning in self.tasks.values() if not learning.done]
 
-    def learning(self, task: Task[Sent]) -> Learning:
+    def learning(self, task: Task[Sent]) -> TaskRun:
         """Returns the learning task that a request belongs to."""
         return self.tasks[task.memo.config[TASK_KEY]]
 
@@ -290,11 +290,11 @@ class Simultaneous(Combining):
         for name, learning in self.tasks.items():
             learning.requests = requests.get(name, 0)
 
-    def request(self, server: Server, learning: Learning, nodes: Sequence[int]) -> None:
+    def request(self, server: Server, learning: TaskRun, nodes: Sequence[int]) -> None:
         """Sends a task's model to clients."""
         learning.server.send(nodes, {TASK_KEY: learning.name}, kind=learning.name)
 
-    def flush(self, server: Server, learning: Learning) -> None:
+    def flush(self, server: Server, learning: TaskRun) -> None:
         """Applies a task's buffer, and sees whether it is done."""
         updates, learning.buffer = learning.buffer, []
         own = learning.server
@@ -325,7 +325,7 @@ class Simultaneous(Combining):
             if reached or other.server.version == self.rounds_per_task:
                 self.end(other.server, other)
 
-    def end(self, server: Server, learning: Learning) -> None:
+    def end(self, server: Server, learning: TaskRun) -> None:
         """Ends a task, and gives its R to the others in proportion to theirs."""
         learning.done = True
         for task in server.tasks.open():
@@ -339,7 +339,7 @@ class Simultaneous(Combining):
             freed = apportion(learning.requests, {other.name: other.requests for other in live})
             self.allot({other.name: other.requests + freed[other.name] for other in live})
 
-    def _reached(self, learning: Learning) -> bool:
+    def _reached(self, learning: TaskRun) -> bool:
         if self._metrics is None or learning.name not in self.targets:
             return False
         name = f"{self.metric}/{learning.name}"
@@ -405,7 +405,7 @@ class SimultaneousEvents(Simultaneous):
         if len(learning.buffer) >= self.b[learning.name]:
             self.flush(server, learning)
 
-    def _observe(self, learning: Learning, update: Update) -> None:
+    def _observe(self, learning: TaskRun, update: Update) -> None:
         delta = update.delta[learning.weights]
         steps = weight_of(update.metrics.get("steps")) or 1.0
         self.state = self.rule.observe(self.state, learning.name, delta, steps)
@@ -488,7 +488,7 @@ class SimultaneousRounds(Simultaneous):
             self.awaited[learning.name] -= 1
             self.end_round(server)
 
-    def call_off(self, server: Server, learning: Learning) -> None:
+    def call_off(self, server: Server, learning: TaskRun) -> None:
         """Tells the clients of a task to stop."""
         self.awaited[learning.name] = 0
         for task in server.tasks:

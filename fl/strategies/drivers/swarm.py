@@ -34,7 +34,7 @@ from fl.strategies.drivers.edges import Messages
 from fl.strategies.drivers.events import EvaluateFn
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.tasks import TTL_S, Failures, Task, Tasks
-from fl.strategies.gossip_rule import NodeRule, Progress
+from fl.strategies.gossip_rule import LocalTraining, NodeRule
 from fl.topologies import Topology
 from fl.vectors.layout import FLOAT_BYTES, Layout
 from fl.vectors.rows import Row, is_finite
@@ -119,7 +119,7 @@ def _squared_distance(x: Row, y: Row) -> float:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Start:
+class TaskStart:
     """What a node's task began with.
 
     Attributes:
@@ -143,8 +143,8 @@ class Answer:
         metrics: what it reported.
     """
 
-    task: Task[Start]
-    progress: Progress
+    task: Task[TaskStart]
+    progress: LocalTraining
     metrics: Mapping[str, Any]
 
 
@@ -170,7 +170,7 @@ class Swarm:
 
     def __init__(
         self,
-        tasks: Tasks[Start],
+        tasks: Tasks[TaskStart],
         arrays: ArrayRecord,
         ids: Sequence[int],
         config: Mapping[str, Any],
@@ -206,7 +206,7 @@ class Swarm:
 
     def train(
         self, nodes: Sequence[int], rows: Sequence[Row], rounds: Sequence[int]
-    ) -> list[Task[Start]]:
+    ) -> list[Task[TaskStart]]:
         """Has nodes train, each from a model of its own, beginning now; returns their tasks."""
         if not nodes:
             return []
@@ -217,7 +217,7 @@ class Swarm:
                 configs[t] = ConfigRecord({**self._config, "server-round": t + 1})
             model = to_record(self.layout, x, self.entries[i])
             contents.append(RecordDict({self._arrays_key: model, self._config_key: configs[t]}))
-        memos = [Start(i, t, x) for i, x, t in zip(nodes, rows, rounds, strict=True)]
+        memos = [TaskStart(i, t, x) for i, x, t in zip(nodes, rows, rounds, strict=True)]
         return self.tasks.send_from_peers(contents, [self.ids[i] for i in nodes], memos)
 
     def receive(self, until: float) -> list[tuple[int, Answer | None]]:
@@ -257,7 +257,7 @@ class Swarm:
             self.ids[j], self.ids[i], size, self.now, fanout=fanout, fanin=fanin, index=index
         )
 
-    def _read(self, task: Task[Start], reply: Message) -> Answer | None:
+    def _read(self, task: Task[TaskStart], reply: Message) -> Answer | None:
         if reply.has_error():
             log.debug("node %d: %s", task.memo.node, reply.error.reason)
             return None
@@ -279,7 +279,7 @@ class Swarm:
             return None
         self.diverged.discard(task.memo.node)
         metrics: Mapping[str, Any] = next(iter(reply.content.metric_records.values()), {})
-        return Answer(task, Progress(task.memo.x, x, vectors), metrics)
+        return Answer(task, LocalTraining(task.memo.x, x, vectors), metrics)
 
     def _vector(self, reply: Message, name: str) -> Row:
         record = reply.content.get(name)
@@ -431,7 +431,9 @@ class Decentralized(Driver):
         at_least("num_rounds", num_rounds, 1)
         positive("timeout", timeout)
         self.exchange.check(grid)
-        tasks: Tasks[Start] = Tasks(grid, timeout if self.reads_timeout else TTL_S, self.patience)
+        tasks: Tasks[TaskStart] = Tasks(
+            grid, timeout if self.reads_timeout else TTL_S, self.patience
+        )
         keys = (self.arrayrecord_key, self.configrecord_key)
         failures = Failures("model", timeout if self.reads_timeout else None)
         ids, config = self._ids(tasks), dict(train_config or {})
@@ -524,7 +526,7 @@ class Decentralized(Driver):
                 f"topology.num_nodes={num_clients} or less"
             )
 
-    def _ids(self, tasks: Tasks[Start]) -> list[int]:
+    def _ids(self, tasks: Tasks[TaskStart]) -> list[int]:
         ids = tasks.peers.nodes()
         while len(ids) < self.n and not tasks.clock.virtual:
             tasks.clock.sleep(self.retry_s)

@@ -242,7 +242,7 @@ def test_every_part_that_the_configuration_names_is_allowed() -> None:
     folder = Path(__file__).parents[3] / "fl" / "conf"
     found = 0
     for path in folder.rglob("*.yaml"):
-        if path.parent != folder:  # whose targets are Hydra's callbacks, and the charge
+        if path.parent != folder:  # whose targets are Hydra's callbacks, and the cost model
             config = OmegaConf.load(path)
             plain = OmegaConf.to_container(config, resolve=False)
             text = json.dumps(plain)

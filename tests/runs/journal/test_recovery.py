@@ -22,11 +22,11 @@ from killing import RUNS, SMALL, Run, journal_of, outcome
 
 import fl.runs.journal.recovery as recovery_module
 from fl import simulate
-from fl.clients.app.batching import Choice
+from fl.clients.app.batching import Batching
 from fl.errors import ConfigError, SimulationError
 from fl.execution import SerialExecutor
 from fl.execution.contract import Payload, Request, Result, RunInfo
-from fl.runs.journal import Journal, Journaled, Recovery, Start
+from fl.runs.journal import Journal, Journaled, Recovery, RunStart
 from fl.runs.journal.journal import read_head
 from fl.runs.recorder import Recorder
 from fl.runs.simulator import SimulatedRun
@@ -99,7 +99,7 @@ def run_of(
             arrays = ArrayRecord({"w": Array(w)})
         recorder.final(arrays)
 
-    recovery = Recovery(start=Start(resume=resume))
+    recovery = Recovery(start=RunStart(resume=resume))
     fleet = uniform(num_clients=2, seed=0)
     return simulate(
         server,
@@ -188,7 +188,7 @@ def test_measured_choice_of_batching_is_not_measured_again(
     )
     for name, faster, later in (("on", 1.0, 9.0), ("off", 9.0, 1.0)):
         for together_s in (faster, later):
-            choice = Choice(
+            choice = Batching(
                 "measured", together_s < 5, "" if together_s < 5 else "slow", 5.0, together_s
             )
             monkeypatch.setattr("fl.clients.app.trainer.compare", lambda *_, found=choice: found)
@@ -358,7 +358,7 @@ def test_run_that_cannot_be_resumed_says_so_at_its_start_and_when_asked(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def start(directory: Path, **options: Any) -> None:
-        recovery = Recovery(start=Start(obstacle="it uses threads"), **options)
+        recovery = Recovery(start=RunStart(obstacle="it uses threads"), **options)
         with recovery.keeping(directory, {}):
             raise _Stopped
 

@@ -7,7 +7,7 @@
 | `cross_silo` | servers and workstations of institutions |
 | `datacenters` | islands of GPUs joined by a wide-area network |
 | `serverless` | cloud functions with measured times |
-| `durations` | task times drawn from a law |
+| `durations` | task times drawn from a distribution |
 | `trace` | devices, links and behaviour from published files |
 """
 

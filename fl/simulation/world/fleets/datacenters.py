@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fl.checks import read_if
 from fl.errors import ConfigError
-from fl.simulation.kernel.links import Edges, Links, ServerLink
+from fl.simulation.kernel.links import Links, PeerLinks, ServerLink
 from fl.simulation.world.availability import Always, Availability
 from fl.simulation.world.devices import Devices
 from fl.simulation.world.faults import Faults
@@ -233,5 +233,5 @@ def datacenters(
         availability=Always(num_clients) if availability is None else availability,
         faults=Faults() if faults is None else faults,
         prefetch=prefetch,
-        edges=Edges(Links(access, access, links.latency_s, no_loss), site, bps, delay),
+        edges=PeerLinks(Links(access, access, links.latency_s, no_loss), site, bps, delay),
     )

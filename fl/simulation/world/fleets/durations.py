@@ -1,4 +1,4 @@
-"""Clients whose tasks take times drawn from a law, as papers on stragglers state their systems."""
+"""Clients whose tasks take times drawn from a distribution, as papers on stragglers say it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 from fl.simulation.kernel.links import Links, ServerLink
 from fl.simulation.world.availability import Always, Availability
 from fl.simulation.world.devices import Devices
-from fl.simulation.world.durations import Constant, DrawnSeconds, Equal, Law, Spread
+from fl.simulation.world.durations import DrawnSeconds
 from fl.simulation.world.faults import Faults
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.fleets.columns import client_ids, constant
+from fl.simulation.world.slowdowns import Constant, Distribution
 
 
 def durations(
@@ -20,8 +21,8 @@ def durations(
     seed: int,
     *,
     seconds: float = 1.0,
-    task_factor: Law | None = None,
-    client_factor: Spread | None = None,
+    task_slowdown: Distribution | None = None,
+    client_slowdown: Distribution | None = None,
     task_flops: float | None = None,
     memory_bytes: float = 4 * 2.0**30,
     idle_w: float = 0.5,
@@ -48,9 +49,9 @@ def durations(
     Args:
         num_clients: n.
         seed: root seed of the run.
-        seconds: of a task whose factors are 1.
-        task_factor: law of X; None is 1.
-        client_factor: sets f; None is 1.
+        seconds: of a task whose slowdowns are 1.
+        task_slowdown: distribution of X; None is 1.
+        client_slowdown: distribution of f; None is 1.
         task_flops: work that takes these seconds; None: every task does.
         memory_bytes: memory for training.
         idle_w: power in W while waiting.
@@ -69,8 +70,7 @@ def durations(
         ConfigError: an argument is out of range.
     """
     client_ids(num_clients)
-    factors = (Equal() if client_factor is None else client_factor).factors(seed, num_clients)
-    law = Constant() if task_factor is None else task_factor
+    f = (client_slowdown or Constant()).of_clients(seed, "client-duration", num_clients)
     return Fleet(
         name="durations",
         seed=seed,
@@ -93,5 +93,5 @@ def durations(
         availability=Always(num_clients) if availability is None else availability,
         faults=Faults() if faults is None else faults,
         prefetch=prefetch,
-        task_seconds=DrawnSeconds(seed, seconds, factors, law, task_flops),
+        task_seconds=DrawnSeconds(seed, seconds, f, task_slowdown or Constant(), task_flops),
     )

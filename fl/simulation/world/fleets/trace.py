@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from fl.checks import read_if
 from fl.errors import ConfigError
 from fl.randomness import uniforms
-from fl.simulation.kernel.links import Edges, Links, ServerLink
+from fl.simulation.kernel.links import Links, PeerLinks, ServerLink
 from fl.simulation.world.availability import Availability, Diurnal
 from fl.simulation.world.devices import Devices
 from fl.simulation.world.faults import Faults
@@ -173,5 +173,5 @@ def trace(
         availability=Diurnal(num_clients, seed) if availability is None else availability,
         faults=Faults() if faults is None else faults,
         prefetch=prefetch,
-        edges=None if between is None else Edges(links, city, None, between),
+        edges=None if between is None else PeerLinks(links, city, None, between),
     )

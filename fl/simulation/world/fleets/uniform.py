@@ -14,7 +14,7 @@ from fl.simulation.world.devices import Devices
 from fl.simulation.world.faults import Faults
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.fleets.columns import client_ids, constant
-from fl.simulation.world.paces import Equal, PaceLaw
+from fl.simulation.world.slowdowns import Constant, Distribution
 
 
 def uniform(
@@ -35,12 +35,12 @@ def uniform(
     server_down_bps: float = math.inf,
     server_up_bps: float = math.inf,
     server_latency_s: float = 0.0,
-    paces: PaceLaw | None = None,
+    client_slowdown: Distribution | None = None,
     availability: Availability | None = None,
     faults: Faults | None = None,
     prefetch: bool = False,
 ) -> Fleet:
-    """Returns a fleet of equal clients, apart from `speed_spread` and `paces`.
+    """Returns a fleet of equal clients, apart from `speed_spread` and `client_slowdown`.
 
     A task takes
 
@@ -68,7 +68,7 @@ def uniform(
         server_down_bps: capacity for what the server receives, bit/s.
         server_up_bps: capacity for what the server sends, bit/s.
         server_latency_s: one-way delay of the server's link, in s.
-        paces: client i takes paces[i] times as long for its work; None means 1 for all.
+        client_slowdown: of how many times as long client i takes for its work; None is 1.
         availability: who is online when; None means always.
         faults: what goes wrong with tasks; None means nothing.
         prefetch: clients download messages while they compute; see `Fleet`.
@@ -85,9 +85,9 @@ def uniform(
     speeds = constant(num_clients, flops)
     if speed_spread > 1:
         speeds = flops * speed_spread ** -uniforms(seed, "device-speed", clients)
-    pace = (paces or Equal())(seed, num_clients)
-    if (pace != 1).any():  # equal speeds stay a column that takes no memory
-        speeds = speeds / pace
+    slowdowns = (client_slowdown or Constant()).of_clients(seed, "pace", num_clients)
+    if (slowdowns != 1).any():  # equal speeds stay a column that takes no memory
+        speeds = speeds / slowdowns
     return Fleet(
         name="uniform",
         seed=seed,
