@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fl.checks import not_negative
+from fl.checks import at_least, not_negative
 from fl.clients.local_optimizer import LocalOptimizer, goes_on
 from fl.clients.rule import Finished, Received, Scalar, State
 from fl.clients.schedule import Schedule
@@ -110,8 +110,7 @@ class MicroAdam(LocalOptimizer):
                 raise ConfigError(f"{name} is {beta}; it must be in [0, 1)")
         if not 0 < self.density <= 1:
             raise ConfigError(f"density is {self.density}; it must be in (0, 1]")
-        if self.window < 1:
-            raise ConfigError(f"window is {self.window}; it must be at least 1")
+        at_least("window", self.window, 1)
         if not 1 <= self.block <= _LONGEST:
             raise ConfigError(f"block is {self.block}; it must be between 1 and {_LONGEST}")
         if self.bucket < 2 or self.bucket % 2:

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fl.checks import not_negative
+from fl.checks import not_negative, share
 from fl.clients.local_optimizer import LocalOptimizer, descend
 from fl.clients.rule import Finished, Received, Scalar, State
 from fl.clients.schedule import Schedule
-from fl.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,7 @@ class Momentum(LocalOptimizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         not_negative("weight_decay", self.weight_decay)
-        if not 0 <= self.beta < 1:
-            raise ConfigError(f"beta is {self.beta}; it must be in [0, 1)")
+        share("beta", self.beta)
 
     @property
     def vectors(self) -> int:

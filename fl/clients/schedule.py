@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fl.checks import at_least, positive
 from fl.errors import ConfigError
 
 Schedule = Callable[[int], float]
@@ -29,8 +30,8 @@ class StepDecay:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_every("every", self.every)
-        _check_gamma(self.gamma)
+        at_least("every", self.every, 1)
+        positive("gamma", self.gamma)
 
     def __call__(self, index: int) -> float:
         """Returns the factor at an index."""
@@ -48,7 +49,7 @@ class ExponentialDecay:
     gamma: float
 
     def __post_init__(self) -> None:
-        _check_gamma(self.gamma)
+        positive("gamma", self.gamma)
 
     def __call__(self, index: int) -> float:
         """Returns the factor at an index."""
@@ -68,7 +69,7 @@ class CosineDecay:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_every("period", self.period)
+        at_least("period", self.period, 1)
         if not 0 <= self.floor <= 1:
             raise ConfigError(f"floor is {self.floor}; it must be in [0, 1]")
 
@@ -91,20 +92,10 @@ class Warmup:
     then: Schedule | None = None
 
     def __post_init__(self) -> None:
-        _check_every("steps", self.steps)
+        at_least("steps", self.steps, 1)
 
     def __call__(self, index: int) -> float:
         """Returns the factor at an index."""
         if index < self.steps:
             return (index + 1) / self.steps
         return 1.0 if self.then is None else self.then(index - self.steps)
-
-
-def _check_every(name: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(f"{name} is {value}; it must be at least 1")
-
-
-def _check_gamma(gamma: float) -> None:
-    if not (math.isfinite(gamma) and gamma > 0):
-        raise ConfigError(f"gamma is {gamma}; it must be finite and above 0")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fl.checks import not_negative
+from fl.checks import not_negative, share
 from fl.clients.local_optimizer import LocalOptimizer, descend
 from fl.clients.rule import Received, State
 from fl.clients.schedule import Schedule
@@ -54,8 +54,7 @@ class Sgd(LocalOptimizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         not_negative("weight_decay", self.weight_decay)
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum is {self.momentum}; it must be in [0, 1)")
+        share("momentum", self.momentum)
         if self.nesterov and self.momentum == 0:
             raise ConfigError("nesterov needs momentum above 0, got momentum 0: set it, or drop it")
 

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fl.checks import at_least
 from fl.compression.bits import pack, packed_length, read_packed
 from fl.compression.budget import Budget
 from fl.compression.compressor import Length, Shapes, State, Transform, Vector, checked
 from fl.compression.largest import largest_in_rows
 from fl.compression.wire import Reader, joined
-from fl.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class BlockTopK(Budget, Transform):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.block < 1:
-            raise ConfigError(f"block is {self.block}; it must be at least 1")
+        at_least("block", self.block, 1)
 
     @property
     def isometric(self) -> bool:

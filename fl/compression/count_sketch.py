@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fl.checks import share
 from fl.compression.budget import Budget
 from fl.compression.compressor import Length, Shapes, State, Transform, Vector, checked, extent
 from fl.compression.largest import largest
@@ -183,8 +184,7 @@ class FetchSgd:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ConfigError(f"lr is {self.lr}; it must be above 0")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum is {self.momentum}; it must be in [0, 1)")
+        share("momentum", self.momentum)
         if self.removal not in ("subtract", "zero"):
             raise ConfigError(f"removal is {self.removal!r}; it must be 'subtract' or 'zero'")
 

@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fl.checks import at_least
 from fl.compression.compressor import (
     Length,
     Participation,
@@ -94,12 +95,10 @@ class PowerSgd(Transform):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigError(f"rank is {self.rank}; it must be at least 1")
+        at_least("rank", self.rank, 1)
         if self.min_compression < 0:
             raise ConfigError(f"min_compression is {self.min_compression}; it must be at least 0")
-        if self.dense_steps < 0:
-            raise ConfigError(f"dense_steps is {self.dense_steps}; it must be at least 0")
+        at_least("dense_steps", self.dense_steps, 0)
 
     # ---- as a compressor -------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fl.checks import at_least, positive
 from fl.compression.compressor import (
     Compressor,
     Length,
@@ -83,10 +84,8 @@ class OneByteSpsa(Compressor):
     stochastic: bool = True
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ConfigError(f"samples is {self.samples}; it must be at least 1")
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise ConfigError(f"scale is {self.scale}; it must be finite and above 0")
+        at_least("samples", self.samples, 1)
+        positive("scale", self.scale)
 
     def encode(
         self, x: Vector, shapes: Shapes, state: State, rng: np.random.Generator

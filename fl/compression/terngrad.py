@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fl.checks import at_least
 from fl.compression.bits import pack, packed_length, read_packed
 from fl.compression.compressor import Compressor, Length, Shapes, State, Vector, checked, extent
 from fl.compression.moments import mean_and_variance
@@ -80,8 +81,7 @@ class TernGrad(Compressor):
     def __post_init__(self) -> None:
         if self.clip is not None and not (math.isfinite(self.clip) and self.clip > 0):
             raise ConfigError(f"clip is {self.clip}; it must be finite and above 0, or null")
-        if self.min_size < 0:
-            raise ConfigError(f"min_size is {self.min_size}; it must be at least 0")
+        at_least("min_size", self.min_size, 0)
 
     def init(self, shapes: Shapes) -> State:
         """Returns no shared scalers."""

@@ -7,13 +7,12 @@ sent, because a bound above all entries would send nothing for ever.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from fl.checks import read_if
+from fl.checks import positive, read_if
 from fl.compression.compressor import Length, Shapes, State, Transform, Vector, checked, extent
 from fl.compression.largest import largest
 from fl.compression.topk import read_support, scattered, support_length, write_support
@@ -53,8 +52,7 @@ class Threshold(Transform):
     cap: float = 0.1
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.threshold) and self.threshold > 0):
-            raise ConfigError(f"threshold is {self.threshold}; it must be finite and above 0")
+        positive("threshold", self.threshold)
         for name, value in (("gain", self.gain), ("cap", self.cap)):
             if not 0 < value <= 1:
                 raise ConfigError(f"{name} is {value}; it must be in (0, 1]")

@@ -250,14 +250,6 @@ class FederatedData:
         """Returns the pooled held-out examples, in the form of `client`."""
         return self.tensors(self.test, slice(None))
 
-    def class_counts(self) -> IntArray:
-        """Returns how often partition p has class c as a target, int64, shape (P, C)."""
-        owner = np.repeat(np.arange(self.num_partitions), self.partitions.sizes)
-        y = self.train.y[self.partitions.indices]
-        cells = owner.reshape(-1, *[1] * (y.ndim - 1)) * self.num_classes + y
-        counts = np.bincount(cells.ravel(), minlength=self.num_partitions * self.num_classes)
-        return counts.reshape(self.num_partitions, self.num_classes).astype(np.int64)
-
     def fingerprint(self) -> str:
         """Returns the SHA-256 of everything a run is trained and tested on, as 64 hex digits."""
         arrays: list[NDArray[Any]] = [self.train.x, self.train.y, self.test.x, self.test.y]

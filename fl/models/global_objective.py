@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from fl.checks import at_least
 from fl.errors import ConfigError
 from fl.models.objective import per_example_loss
 
@@ -46,8 +47,7 @@ def global_objective(
     Raises:
         ConfigError: no client has examples, or a batch size below 1.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+    at_least("batch_size", batch_size, 1)
     parameters = [p for p in model.parameters() if p.requires_grad]
     d = sum(p.numel() for p in parameters)
     examples = members = 0

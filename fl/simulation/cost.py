@@ -7,8 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fl.checks import read_if
-from fl.errors import ConfigError
+from fl.checks import not_negative, read_if
 from fl.execution.contract import Request, Result, Workload
 from fl.flower.payload import num_scalars
 from fl.simulation.world.fleet import Fleet
@@ -59,8 +58,8 @@ class CostModel:
     def __post_init__(self) -> None:
         for name in ("flops_per_example", "seconds", "measured"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"{name} is {value}; it must be finite and at least 0")
+            if value is not None:
+                not_negative(name, value)
 
     def seconds_of(self, fleet: Fleet, request: Request, result: Result) -> float:
         """Returns the virtual seconds the client's device was busy with the request."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.checks import not_negative, positive
+from fl.checks import not_negative, positive, share
 from fl.clients.schedule import Schedule
 from fl.errors import ConfigError
 from fl.vectors.rows import Row
@@ -75,8 +75,7 @@ class OuterSgd(OuterOptimizer):
 
     def __post_init__(self) -> None:
         positive("lr", self.lr)
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum is {self.momentum}; it must be in [0, 1)")
+        share("momentum", self.momentum)
         if self.nesterov and self.momentum == 0:
             raise ConfigError(
                 "nesterov needs momentum above 0, got 0: set it, or set nesterov to false"

@@ -121,13 +121,6 @@ class Layout:
         return cls._build(described)
 
     @classmethod
-    def of_state_dict(cls, state_dict: Mapping[str, torch.Tensor]) -> Layout:
-        """Returns the layout of a state dict; every float entry counts as trainable."""
-        return cls.of_entries(
-            (name, tuple(value.shape), _numpy_name(value)) for name, value in state_dict.items()
-        )
-
-    @classmethod
     def of_entries(cls, described: Iterable[tuple[str, tuple[int, ...], str]]) -> Layout:
         """Returns the layout of named entries; every float entry counts as trainable.
 

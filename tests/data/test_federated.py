@@ -111,15 +111,6 @@ def test_unscaled_float_inputs_are_copied_too():
     assert (x == 1.0).all()
 
 
-@pytest.mark.parametrize("data", [images(), tokens()], ids=["classes", "tokens"])
-def test_class_counts_count_every_target_of_every_partition(data: FederatedData):
-    counts = data.class_counts()
-    assert counts.shape == (data.num_partitions, data.num_classes)
-    for p in range(data.num_partitions):
-        targets = data.client(p)[1].flatten().tolist()
-        assert counts[p].tolist() == [targets.count(c) for c in range(data.num_classes)]
-
-
 def test_the_fingerprint_changes_with_everything_that_is_trained_on():
     data = images()
     flipped = data.train.x.copy()

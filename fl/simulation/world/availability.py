@@ -21,6 +21,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fl.checks import at_least, positive
 from fl.errors import ConfigError
 from fl.randomness import uniforms
 from fl.simulation.world.measurements import Behaviour, read_behaviour
@@ -50,7 +51,7 @@ class Always:
     """
 
     def __init__(self, num_clients: int) -> None:
-        _check_clients(num_clients)
+        at_least("num_clients", num_clients, 1)
         self._online = np.broadcast_to(np.True_, (num_clients,))
 
     def online(self, t: float) -> NDArray[np.bool_]:
@@ -162,7 +163,7 @@ class ExponentialOnOff(Alternating):
     """
 
     def __init__(self, num_clients: int, seed: int, mean_on_s: float, mean_off_s: float) -> None:
-        _check_clients(num_clients)
+        at_least("num_clients", num_clients, 1)
         for name, mean in (("mean_on_s", mean_on_s), ("mean_off_s", mean_off_s)):
             if not (math.isfinite(mean) and mean > 0):
                 raise ConfigError(
@@ -223,9 +224,8 @@ class Diurnal:
         period_s: float = 86400.0,
         peak_s: float = 10800.0,
     ) -> None:
-        _check_clients(num_clients)
-        if not (math.isfinite(period_s) and period_s > 0):
-            raise ConfigError(f"period_s is {period_s}; it must be positive and finite.")
+        at_least("num_clients", num_clients, 1)
+        positive("period_s", period_s)
         if not math.isfinite(peak_s):
             raise ConfigError(f"peak_s is {peak_s}; it must be finite.")
         if not 0 < low <= high < 1:
@@ -299,7 +299,7 @@ class TraceAvailability:
     """
 
     def __init__(self, num_clients: int, records: Sequence[Behaviour]) -> None:
-        _check_clients(num_clients)
+        at_least("num_clients", num_clients, 1)
         if not records:
             raise ConfigError("the behaviour trace has no record; it needs at least one device.")
         edges, initial = zip(*(_toggles(record) for record in records), strict=True)
@@ -401,8 +401,3 @@ def _toggles(record: Behaviour) -> tuple[list[float], bool]:
             # On until the period ends, off when it begins again: an edge at 0.
             edges.insert(0, 0.0)
     return edges, across
-
-
-def _check_clients(num_clients: int) -> None:
-    if num_clients < 1:
-        raise ConfigError(f"num_clients is {num_clients}; an availability needs at least 1.")

@@ -216,11 +216,6 @@ class Tasks(Generic[Memo]):
         """Returns how many tasks a client has that are not lost."""
         return len(self._of_node.get(node, ()))
 
-    @property
-    def num_busy(self) -> int:
-        """The number of clients with a task that is not lost."""
-        return len(self._of_node)
-
     def idle(self) -> list[int]:
         """Returns the available clients that are not busy."""
         return [node for node in self.nodes() if node not in self._of_node]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.checks import read_if
+from fl.checks import at_least, read_if
 from fl.errors import ConfigError
 from fl.simulation.kernel.links import Links, PeerLinks, ServerLink
 from fl.simulation.world.availability import Always, Availability
@@ -108,8 +108,7 @@ def wide_area(
         raise ConfigError(
             f"regions is {list(regions)}; it takes at least one of {', '.join(REGIONS)}."
         )
-    if parallel_flows < 1:
-        raise ConfigError(f"parallel_flows is {parallel_flows}; it must be at least 1.")
+    at_least("parallel_flows", parallel_flows, 1)
     chosen = np.array([REGIONS.index(name) for name in regions])
     between = np.ix_(chosen, chosen)
     mbps = np.minimum(_symmetric(_MBPS, 0.0) * parallel_flows, _SITE_MBPS)
