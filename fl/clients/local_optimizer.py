@@ -42,9 +42,9 @@ class LocalOptimizer(Rule):
     """
 
     lr: float
-    clip_norm: float | None
-    round_schedule: Schedule | None
-    step_schedule: Schedule | None
+    clip_norm: float | None = None
+    round_schedule: Schedule | None = None
+    step_schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
         positive("lr", self.lr)

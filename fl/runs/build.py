@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import Strategy
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from fl.aggregation import Aggregator, PreAggregation
 from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients, poisoned
-from fl.clients import TrainingApp
+from fl.clients import Correction, Rule, TrainingApp
 from fl.compression import Channel, Compressor, chained
-from fl.data import Examples, FederatedData, federate
+from fl.data import Examples, FederatedData, Source, Split, federate
 from fl.errors import ConfigError
 from fl.execution import Executor
 from fl.flower.records import not_finite
@@ -42,9 +44,13 @@ from fl.runs.settings import (
 from fl.runs.simulator import epoch_of
 from fl.runs.transcript import shown_once
 from fl.runs.unread import Unread, referred_to, unread_below, unread_groups
+from fl.selection import Selection
 from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.slowdowns import Distribution
 from fl.strategies import NODE_METRICS, Driver, Exchange, TrustedUpdate, driver_of
+from fl.strategies.staleness import StalenessWeight
+from fl.topologies import Topology, Weights
 
 _KINDS: Mapping[str, Any] = {  # what the member of a group makes
     "strategy": Strategy,
@@ -56,6 +62,17 @@ _KINDS: Mapping[str, Any] = {  # what the member of a group makes
     "downlink": Channel,
     "attack": Attack | Poisoning | Combined,
     "cost_model": CostModel,
+}
+_INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key names a class
+    "aggregator": Aggregator,
+    "client.correction": Correction,
+    "client.rule": Rule,
+    "fleet.client_slowdown": Distribution,
+    "fleet.task_slowdown": Distribution,
+    "selection": Selection,
+    "strategy.rule.staleness": StalenessWeight,
+    "topology": Topology,
+    "topology.weights": Weights,
 }
 _OURS = ("strategy", "fleet", "executor", "compressor", "then", "feedback", "downlink", "attack")
 _OF_CLIENTS = ("train_", "client_", "staleness")  # how names of metrics begin that updates bring
@@ -113,6 +130,10 @@ def build(config: DictConfig) -> Experiment:
     problems += unread_groups(config)
     problems += wrong_numbers(config)
     problems += wrong_counts(config)
+    places = {"": config, **_places(config)}.values()
+    if wrong := [message for place in places for message in _of_another_kind(place)]:
+        problems += wrong
+        problems.stop()  # what is made of them would complain of the same
     for check in (train_config_of, target_of, lambda c: recovery_of(c, RunStart())):
         with problems.noted():
             check(config)
@@ -123,7 +144,8 @@ def build(config: DictConfig) -> Experiment:
     if {"compressor", "then", "feedback"} <= parts.keys():
         with problems.noted():
             feedback = parts["feedback"] and _blamed(config, "feedback", parts["feedback"])
-            parts["compressor"] = chained(parts["compressor"], parts["then"], feedback)
+            uplink = chained(parts["compressor"], parts["then"], feedback)
+            parts["compressor"] = uplink and _expected(config, "feedback", uplink, Channel)
     learnt = {}
     for task, place in _places(config).items():
         with problems.noted():
@@ -266,14 +288,15 @@ def _learnt(place: DictConfig, seed: int) -> _Learnt:
     if "data" in made and "partition" in made:
         with problems.noted():
             with blaming(place, "data"):
-                loaded = made["data"]()
+                loaded = _expected(place, "data", made["data"](), Source)
             with blaming(place, "partition"):
-                data = federate(lambda: loaded, made["partition"])
+                split = _expected(place, "partition", made["partition"](loaded), Split)
+                data = federate(lambda: loaded, lambda _: split)
             if "model" in made:
                 shape, classes = data.input_shape, data.num_classes
                 model = partial(build_model, made["model"], shape, classes, seed)
                 with blaming(place, "model"):
-                    first = model()
+                    first = _expected(place, "model", model(), nn.Module)
                     _check_finite(first)
                     tokens = data.task == "next-token"
                     least = smallest_batch(first, shape, classes, tokens=tokens)
@@ -311,14 +334,39 @@ def _app(
 
 
 def _made(config: DictConfig, name: str) -> Any:
-    made, kind = make(config, name), _KINDS[name]
-    if made is not None and not isinstance(made, kind):
-        kinds = " or ".join(k.__name__ for k in getattr(kind, "__args__", [kind]))
-        raise ConfigError(
-            f"{name}._target_ is {config[name]._target_}, which makes a {type(made).__name__}; "
-            f"it must make a {kinds}"
-        )
+    made = make(config, name)
+    return None if made is None else _expected(config, name, made, _KINDS[name])
+
+
+def _expected(config: DictConfig, name: str, made: Any, kind: Any) -> Any:
+    """Returns what a part's `_target_` has made.
+
+    Raises:
+        ConfigError: it is of another kind.
+    """
+    if not isinstance(made, kind):
+        raise ConfigError(_wrong(f"{name}._target_", config[name]._target_, type(made), kind))
     return made
+
+
+def _of_another_kind(config: DictConfig) -> Iterator[str]:
+    """Yields what is wrong with classes that the keys of parts inside of others name."""
+    before = {f"preaggregation.{key}": PreAggregation for key in config.get("preaggregation") or ()}
+    for key, kind in {**_INSIDE, **before}.items():
+        node = OmegaConf.select(config, key)
+        if not OmegaConf.is_dict(node) or not isinstance(target := node.get("_target_"), str):
+            continue
+        try:
+            found = get_object(target)
+        except Exception:  # told where the part is made
+            continue
+        if isinstance(found, type) and not issubclass(found, kind):
+            yield _wrong(f"{node._get_full_key(None)}._target_", target, found, kind)
+
+
+def _wrong(key: str, target: str, made: type, kind: Any) -> str:
+    kinds = " or ".join(k.__name__ for k in getattr(kind, "__args__", [kind]))
+    return f"{key} is {target}, which makes {made.__name__}; it must make {kinds}"
 
 
 def _attack(config: DictConfig, attack: Attack | Poisoning | Combined | None) -> _Attack:

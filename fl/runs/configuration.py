@@ -27,7 +27,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fl.errors import ConfigError, ConfigErrors, SimulationError
@@ -81,6 +81,10 @@ class Given:
         overrides: Any = OmegaConf.to_container(job.overrides.task, resolve=False)
         groups = {o for o in overrides if set(_names(o)) & set(job.runtime.choices)}
         defaults = compose(job.job.config_name, [o for o in overrides if o in groups])
+        with open_dict(defaults):  # of a group without a member, whose keys may be given one by one
+            for key in (_key(group) for group, member in job.runtime.choices.items() if not member):
+                if key == _top(key):
+                    defaults.setdefault(key, None)
         keys = {o: _key(o) for o in overrides if not o.startswith("~")}
         known = {override: key for override, key in keys.items() if _top(key) in defaults}
         set_keys = what_is_set(config, defaults, known, groups)
@@ -237,7 +241,10 @@ def make(config: DictConfig, name: str) -> Any:
             if key not in known and not takes_all:
                 target = config[name].get("_target_")
                 there = ", ".join(known) or "no arguments"
-                raise ConfigError(f"there is no key '{name}.{key}'; {name} ({target}) has: {there}")
+                raise ConfigError(
+                    f"there is no key '{name}.{key}'; {name} ({target}) has: {there}"
+                    f"{_without(name, key)}"
+                )
     return made
 
 
@@ -268,7 +275,7 @@ def blaming(config: DictConfig, name: str) -> Iterator[None]:
             raise ConfigErrors(*lines) from error
         said, where = explain(error), next(filter(None, map(_where, chain)), None)
         if said is not None and where is not None:
-            raise ConfigError(said.replace(where, canonical(root, where), 1)) from error
+            raise ConfigError(said.replace(where, canonical(root, where))) from error
         if said is not None:
             raise
         raise ConfigError(
@@ -352,8 +359,15 @@ def _reworded(error: BaseException) -> str:
     if found := re.search(r"Error locating target '([^']+)'", message):
         return _not_importable(f"{key}._target_", found[1], error.__cause__)
     if found := re.search(r"Error in call to target '([^']+)'", message):
-        return f"{key}: {found[1].rpartition('.')[2]} refuses its arguments: {error.__cause__}"
+        stranger = re.search(r"unexpected keyword argument '(\w+)'", str(error.__cause__))
+        remedy = _without(key, stranger[1]) if stranger else ""
+        name = found[1].rpartition(".")[2]
+        return f"{key}: {name} refuses its arguments: {error.__cause__}{remedy}"
     return message.split("\nSee https://")[0]
+
+
+def _without(part: str, key: str) -> str:
+    return f"; leave it out (~{part}.{key}, if it is the member's)"
 
 
 def _not_importable(key: str, target: str, cause: BaseException | None) -> str:
@@ -379,6 +393,8 @@ def _no_key(key: str) -> str:
     top, _, rest = key.partition(".")
     if top in ("run_config", "train_config") and rest:
         return f"there is no key '{key}': to add it, write +{key}=VALUE"
+    if rest == "_target_" and top in top_groups():
+        return f"no {top} is chosen whose class this could replace: to give one, write +{key}=VALUE"
     if key in _known_keys():  # of some member of a group, but not of the one that was chosen
         return (
             f"there is no key '{key}' here, only in other members of {top}: choose one that has "

@@ -14,7 +14,7 @@ from fl.topologies.product import Hypercube, Torus
 from fl.topologies.random_graphs import ErdosRenyi, RandomRegular, WattsStrogatz
 from fl.topologies.random_peers import RandomMatching, RandomPush
 from fl.topologies.ring import DirectedRing, Path, Ring
-from fl.topologies.topology import Topology, adjacency_of
+from fl.topologies.topology import Topology, Weighted, adjacency_of
 from fl.topologies.weights import (
     Lazy,
     LazyMetropolis,
@@ -50,6 +50,7 @@ __all__ = [
     "Topology",
     "Torus",
     "WattsStrogatz",
+    "Weighted",
     "Weights",
     "adjacency_of",
     "consensus_rate",
