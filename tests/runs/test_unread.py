@@ -110,10 +110,10 @@ def test_strategy_says_what_it_tells_clients_in_place_of_their_own_arguments(str
     said: list[dict[str, object]] = []
     plan = TrainingApp.plan
 
-    def noted(app, content, kind, *rest):
+    def noted(app, payload, kind, *rest):
         if kind.startswith("train"):
-            said.append(dict(content["config"]))
-        return plan(app, content, kind, *rest)
+            said.append(dict(payload.content["config"]))
+        return plan(app, payload, kind, *rest)
 
     monkeypatch.setattr(TrainingApp, "plan", noted)
     run_experiment(config, prepared=experiment)

@@ -29,6 +29,7 @@ from fl.vectors.rows import Row, is_finite
 @read_if(
     lambda a: False,
     "aggregator.weighted",
+    "aggregator.rule.weighted",
     only="here updates do not weigh by numbers of examples",
 )
 class Combining(EventDriven):
