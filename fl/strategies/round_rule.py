@@ -71,6 +71,8 @@ class Updates:
             by their mean.
         trained: places of what clients train, p numbers together; none are all of them.
         clients: who they are, as the grid numbers them.
+        as_selected: whether the weights are those by which the selection is unbiased, which count
+            for every rule.
         robust: whether `combine` is more than a mean, because some clients may lie.
     """
 
@@ -84,6 +86,7 @@ class Updates:
     trained: Sequence[slice] = ()
     robust: bool = False
     clients: Sequence[int] = ()
+    as_selected: bool = False
 
     def __len__(self) -> int:
         """Returns n."""
@@ -120,7 +123,9 @@ class Updates:
         return float(np.average(values, weights=self.weights))
 
     def unweighted(self) -> Updates:
-        """Returns the same updates, all with weight 1 that weigh anything."""
+        """Returns the same updates, all with weight 1 that weigh anything, or as selected."""
+        if self.as_selected:
+            return self
         return replace(self, weights=(self.weights > 0).astype(np.float64))
 
     def scaled(self, factors: NDArray[np.float64]) -> Updates:

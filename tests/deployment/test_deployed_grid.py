@@ -201,7 +201,7 @@ REFUSED = {
     "hydra.run.dir=x": "the run's directory says where it is written",
     "strategy=fedavg,fedadam": "--multirun",
     "num_round=3": "did you mean num_rounds",
-    "+train_config.proximal-mu=0.1": "has no proximal term",
+    "+train_config.proximal-mu=0.1": "proximal-mu",
 }
 
 

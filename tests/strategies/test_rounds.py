@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from scripted_rounds import START, clients, run
+from scripted_rounds import START, answer, clients, run
 from stand_ins import Scripted
 
 from fl.aggregation import Median
 from fl.errors import ConfigError
+from fl.selection import Choice, Selection
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import Faults
 from fl.simulation.world.slowdowns import ShiftedExponential
@@ -205,3 +207,32 @@ def test_any_rule_combines_the_models():
 def test_what_cannot_be_is_refused(make, words):
     with pytest.raises(ConfigError, match=words):
         make()
+
+
+@dataclass(frozen=True)
+class Heavy(Selection):
+    """Everybody trains; the last counts like all others together."""
+
+    def select(self, state, opening):
+        chosen = sorted(opening.idle)
+        return Choice(chosen, [1.0] * (len(chosen) - 1) + [len(chosen) - 1.0]), state
+
+
+def test_weights_of_a_selection_count_for_rules_that_weigh_clients_alike():
+    # Client i moves the model by i: the mean of 0, 1, 2 is 1, and with weights 1, 1, 2 it is 5 / 4.
+    for selection, mean in ((None, 1.0), (Heavy(), 1.25)):
+        strategy = Rounds(QFedAvg(q=0.0), clients=3, selection=selection)
+        _, _, _, models = run(strategy, [1.0] * 3)
+        assert models[-1] == pytest.approx([mean, mean])
+
+
+def test_who_has_no_examples_has_no_vote_in_an_aggregator():
+    def empty_but_the_last_three(request):
+        result = answer(request)
+        metrics = result.content["metrics"]
+        metrics["num-examples"] = int(request.client >= 4)
+        return result
+
+    strategy = Rounds(FedAvg(), clients=7, aggregator=Median())
+    _, _, _, models = run(strategy, [1.0] * 7, answer=empty_but_the_last_three)
+    assert models[-1] == pytest.approx([5.0, 5.0])  # of 4, 5, 6

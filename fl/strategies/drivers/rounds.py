@@ -503,9 +503,11 @@ class Rounds(EventDriven):
             self._abandon(server, usable, error)
             return
         except ConfigError as error:
-            if len(replies) >= self.wanted:
+            there = self.exchange.num_clients
+            wanted = max(self.wanted, min(self.replies_of(there), there))
+            if len(replies) >= wanted:
                 raise  # the rule cannot work with what it is given
-            few = f"{len(replies)} of {self.wanted} replies"
+            few = f"{len(replies)} of {wanted} replies"
             remedy = "min_available_nodes waits until more clients are there"
             self._abandon(server, usable, NoStep(f"{few}: {error}; {remedy}"))
             return
@@ -560,7 +562,15 @@ class Rounds(EventDriven):
         rule = self.aggregator.tolerating(admitted.f)
         server_round = server.version + 1
 
+        robust = not isinstance(self.aggregator, Mean)
+
         def combine(x: Row, weights: Any, name: str) -> Row:
+            if robust and not weights.all() and weights.any():  # no examples, no vote
+                x, weights = x[weights > 0], weights[weights > 0]
+                try:
+                    rule.check(len(x))
+                except ConfigError as error:
+                    raise NoStep(f"{len(x)} of {len(usable)} have examples: {error}") from error
             rng = generator(self.seed, "aggregation", *([name] if name else []), server_round)
             result = rule(x, weights, rng, self._reference(server, x.shape[1], name))
             self.latest[name] = result
@@ -576,8 +586,9 @@ class Rounds(EventDriven):
             combine,
             buffers=self.buffers,
             trained=self.places if self.trained < admitted.x.shape[1] else (),
-            robust=not isinstance(self.aggregator, Mean),
+            robust=robust,
             clients=[update.node for update in usable],
+            as_selected=self.weights is not None,
         )
 
     def _reference(self, server: Server, size: int, name: str) -> Row | None:
