@@ -169,7 +169,10 @@ def row(name: str) -> str:
     rates = ", ".join(
         f"{key} {'1 / C' if settings[key] is None else f'{settings[key]:g}'}"
         for key in RATES
-        if key in settings and not isinstance(settings[key], str)
+        if key in settings
+        and not isinstance(settings[key], str)
+        # of compressed gossip: there is none without a compressor
+        and not (key == "gamma" and settings[key] is None)
     )
     rate = f"{client}, {rule.lr:g}" if "lr" in rule else client
     return f"| `{name}` | {rate} | {work} | {at_once} | {rates} |"
