@@ -56,6 +56,8 @@ class Replicas(Driver):
         arrays_key, config_key: names of the records in messages.
     """
 
+    reads_timeout = True
+
     def __init__(
         self,
         rule: Replicated,
