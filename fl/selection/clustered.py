@@ -7,6 +7,7 @@ as in the authors' code (Accenture/Labs-Federated-Learning, branch clustered_sam
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,11 +69,11 @@ class _Clustered(BySize):
         draws = Counter(int(rng.choice(len(clients), p=row / row.sum())) for row in r)
         return Choice([clients[i] for i in draws], [float(k) for k in draws.values()]), state
 
+    @abstractmethod
     def distributions(
         self, state: Gradients, clients: list[int], p: Matrix, opening: Opening
     ) -> Matrix:
         """Returns r for clients with shares p, shape (m, len(clients))."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
