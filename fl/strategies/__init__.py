@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fl.strategies.async_fedavg import AsyncFedAvg
     from fl.strategies.async_sgd import AsyncSGD
     from fl.strategies.backup_workers import BackupWorkers
+    from fl.strategies.ca2fl import CA2FL
     from fl.strategies.choco import CHOCO
     from fl.strategies.data_parallel import DataParallel
     from fl.strategies.dbw import DBW
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.trusted_update import TrustedUpdate
     from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
     from fl.strategies.event_rule import Answers, Arrivals, Decision, EventRule, PollingRule
+    from fl.strategies.fadas import FADAS
     from fl.strategies.favas import FAVAS
+    from fl.strategies.fedamsgrad import FedAMSGrad
     from fl.strategies.fedast import FedAST
     from fl.strategies.fedasync import FedAsync
     from fl.strategies.fedau import FedAU
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
     from fl.strategies.fedprox import FedProx
     from fl.strategies.fedspeed import FedSpeed
+    from fl.strategies.fedvarp import FedVARP
     from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
     from fl.strategies.gossip_rule import GossipRule, LocalTraining, PairRule
     from fl.strategies.gradient_rule import GradientRule
@@ -57,6 +61,7 @@ if TYPE_CHECKING:
     from fl.strategies.local_sgd import LocalSGD
     from fl.strategies.mifa import MIFA
     from fl.strategies.monna import MoNNA
+    from fl.strategies.multi_momentum import MultiMomentum
     from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
     from fl.strategies.outer_rule import OuterGradients, OuterRule
     from fl.strategies.qfedavg import QFedAvg
@@ -74,6 +79,11 @@ __getattr__ = lazily(
     __name__,
     {
         "ADPSGD": "fl.strategies.adpsgd",
+        "CA2FL": "fl.strategies.ca2fl",
+        "FADAS": "fl.strategies.fadas",
+        "FedAMSGrad": "fl.strategies.fedamsgrad",
+        "FedVARP": "fl.strategies.fedvarp",
+        "MultiMomentum": "fl.strategies.multi_momentum",
         "CHOCO": "fl.strategies.choco",
         "DBW": "fl.strategies.dbw",
         "DPSGD": "fl.strategies.dpsgd",
@@ -156,9 +166,11 @@ __getattr__ = lazily(
 
 __all__ = [
     "ADPSGD",
+    "CA2FL",
     "CHOCO",
     "DBW",
     "DPSGD",
+    "FADAS",
     "FAVAS",
     "MIFA",
     "NODE_METRICS",
@@ -180,6 +192,7 @@ __all__ = [
     "EventRule",
     "Events",
     "Exchange",
+    "FedAMSGrad",
     "FedAST",
     "FedAU",
     "FedAdagrad",
@@ -195,6 +208,7 @@ __all__ = [
     "FedNova",
     "FedProx",
     "FedSpeed",
+    "FedVARP",
     "FedYogi",
     "Foreign",
     "Gossip",
@@ -204,6 +218,7 @@ __all__ = [
     "LocalSGD",
     "LocalTraining",
     "MoNNA",
+    "MultiMomentum",
     "NodeModels",
     "OuterAdam",
     "OuterGradients",

@@ -27,7 +27,7 @@ from fl.aggregation import (
     weight_of,
 )
 from fl.checks import at_least, positive, read_if
-from fl.errors import ConfigError, NoStep, NotFinite
+from fl.errors import ConfigError, NoStep
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
 from fl.strategies.drivers.driver import Traits
@@ -39,8 +39,8 @@ from fl.strategies.drivers.events import (
 )
 from fl.strategies.drivers.replies import not_reported
 from fl.strategies.drivers.tasks import Task
-from fl.strategies.round_rule import HasModel, RoundRule, Updates
-from fl.vectors.rows import Row, is_finite
+from fl.strategies.round_rule import HasModel, RoundRule, Updates, check_state
+from fl.vectors.rows import Row
 
 log = logging.getLogger("fl")
 
@@ -553,9 +553,7 @@ class Rounds(EventDriven):
             new = self._with_buffers(server, state.w, updates)
         new = server.model.layout.rounded(np.ascontiguousarray(new, dtype=np.float32))
         check_result("the server", new)
-        for value in state:  # type: ignore[attr-defined]
-            if isinstance(value, np.ndarray) and not is_finite(value):
-                raise NotFinite(f"{type(self.rule).__name__}: the server's state is not finite")
+        check_state(self.rule, state)
         return state._replace(w=new)
 
     def _updates(self, server: Server, admitted: Admitted, usable: Sequence[Update]) -> Updates:
