@@ -53,19 +53,19 @@ class CA2FL(BufferedRule):
     The server keeps a model for each client. It is FedVARP with a buffer in the place of a round.
 
     Attributes:
-        num_clients: N; None are those that come: then h_i of a client that comes for the first time
+        population: N; None are those that come: then h_i of a client that comes for the first time
             is h, as in FedVARP.
 
     Raises:
         ConfigError: a hyperparameter is out of range.
     """
 
-    num_clients: int | None = None
+    population: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_clients is not None:
-            at_least("num_clients", self.num_clients, 1)
+        if self.population is not None:
+            at_least("population", self.population, 1)
 
     def init(self, w: Row, p: int) -> Calibrated:
         """Returns the model, and nothing cached."""
@@ -73,8 +73,8 @@ class CA2FL(BufferedRule):
 
     def step(self, state: Calibrated, updates: Arrivals) -> Any:
         """Returns the state with the next model."""
-        h = mean_memory(state, self.num_clients)
-        absent = h if self.num_clients is None else np.zeros_like(h)
+        h = mean_memory(state, self.population)
+        absent = h if self.population is None else np.zeros_like(h)
         latest, differences = dict(state.latest), []
         for update in updates:
             change = update.delta

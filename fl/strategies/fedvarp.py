@@ -35,7 +35,7 @@ class FedVARP(RoundRule):
     is then right on average over those that do come. Once all have, the two are the same.
 
     Attributes:
-        num_clients: N; None are those that come.
+        population: N; None are those that come.
         eta: server learning rate, above 0.
 
     Raises:
@@ -44,12 +44,12 @@ class FedVARP(RoundRule):
 
     folds: ClassVar[bool] = False
 
-    num_clients: int | None = None
+    population: int | None = None
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.num_clients is not None:
-            at_least("num_clients", self.num_clients, 1)
+        if self.population is not None:
+            at_least("population", self.population, 1)
         positive("eta", self.eta)
 
     def init(self, w: Row, p: int) -> Memorised:
@@ -58,7 +58,7 @@ class FedVARP(RoundRule):
 
     def step(self, state: Memorised, updates: Updates) -> Memorised:
         """Returns model and memory after a round."""
-        y = mean_memory(state, self.num_clients)
-        absent = y if self.num_clients is None else 0.0
+        y = mean_memory(state, self.population)
+        absent = y if self.population is None else 0.0
         after, change = memorised(state, updates, absent=absent)
         return after._replace(w=state.w + np.float32(self.eta) * (y + change))

@@ -77,9 +77,9 @@ class MIFA(RoundRule):
         return state._replace(w=state.w + share * state.total)
 
 
-def mean_memory(state: HasMemory, num_clients: int | None) -> Row:
+def mean_memory(state: HasMemory, population: int | None) -> Row:
     """Returns 1 / N sum_n G_n, shape (d,); None for N takes the clients that are in memory."""
-    return state.total / np.float32(num_clients or max(1, len(state.latest)))
+    return state.total / np.float32(population or max(1, len(state.latest)))
 
 
 def memorised(

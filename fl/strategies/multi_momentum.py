@@ -45,7 +45,7 @@ class MultiMomentum(RoundRule):
     of examples.
 
     Attributes:
-        num_clients: N; None are those that come, as in FedVARP.
+        population: N; None are those that come, as in FedVARP.
         beta: decay of the momenta, in [0, 1).
         server_optimizer: what makes a step of v: FedAvg, FedAvgM, FedAdam, ...
 
@@ -55,13 +55,13 @@ class MultiMomentum(RoundRule):
 
     folds: ClassVar[bool] = False
 
-    num_clients: int | None = None
+    population: int | None = None
     beta: float = 0.9
     server_optimizer: RoundRule = field(default_factory=FedAvg)
 
     def __post_init__(self) -> None:
-        if self.num_clients is not None:
-            at_least("num_clients", self.num_clients, 1)
+        if self.population is not None:
+            at_least("population", self.population, 1)
         share("beta", self.beta)
         check_optimizer(self.server_optimizer)
 
@@ -72,8 +72,8 @@ class MultiMomentum(RoundRule):
     def step(self, state: Momenta, updates: Updates) -> Momenta:
         """Returns model, momenta and the optimizer's state after a round."""
         memory = Memorised(state.w, state.total, state.latest)
-        m = mean_memory(state, self.num_clients)
-        absent = m if self.num_clients is None else 0.0
+        m = mean_memory(state, self.population)
+        absent = m if self.population is None else 0.0
         (_, total, latest), change = memorised(memory, updates, self.beta, absent)
         optimizer = stepped(self.server_optimizer, state.optimizer._replace(w=state.w), m + change)
         return Momenta(optimizer.w, total, latest, optimizer)

@@ -302,7 +302,7 @@ STEPPING = [
     lambda: Rounds(rules.FedAdam(eta=1e38, beta_1=0.0, tau=1.0), clients=CLIENTS),
     lambda: Events(FedBuff(CLIENTS, rules.FedAvgM(eta=10.0))),
     lambda: Events(FedBuff(CLIENTS, rules.FedAdam(eta=1e38, beta_1=0.0, tau=1.0))),
-    lambda: Events(rules.CA2FL(CLIENTS, rules.FedAvg(eta=10.0), num_clients=CLIENTS)),
+    lambda: Events(rules.CA2FL(CLIENTS, rules.FedAvg(eta=10.0), population=CLIENTS)),
 ]
 NAMES = [
     "Flower's fedavgm",

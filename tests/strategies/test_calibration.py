@@ -72,7 +72,7 @@ def test_ca2fl_calibrates_every_update_by_the_last_of_its_client():
         len({u.node for u, _ in arrivals[i : i + k]}) < k for i in range(0, len(arrivals) - k, k)
     )
     assert twice  # a client that is twice in a buffer
-    rule = CA2FL(k, FedAvg(eta), num_clients=N)
+    rule = CA2FL(k, FedAvg(eta), population=N)
     np.testing.assert_allclose(played(rule, arrivals), expected, **CLOSE)
 
 
@@ -115,7 +115,7 @@ def test_the_sum_of_the_momenta_is_kept_as_it_changes():
 
 def test_ca2fl_of_one_buffer_a_round_is_fedvarp():
     rounds = drawn_rounds(15)
-    rule = CA2FL(2, FedAvg(0.5), num_clients=N)
+    rule = CA2FL(2, FedAvg(0.5), population=N)
     state = rule.init(W0, D)
     for (deltas, clients), expected in zip(rounds, rounds_of(FedVARP(N, 0.5), rounds), strict=True):
         came = [Came(i, np.float32(x), W0) for i, x in zip(clients, deltas, strict=True)]
@@ -141,7 +141,7 @@ def test_until_a_client_comes_again_ca2fl_is_fedbuff_without_a_discount_and_mifa
     rng = np.random.default_rng(0)
     first = [(Came(i, rng.normal(size=D).astype(np.float32), W0), 0) for i in range(2)]
     buff = played(FedBuff(2, staleness=ConstantWeight()), first)
-    np.testing.assert_allclose(played(CA2FL(2, num_clients=N), first), buff, **CLOSE)
+    np.testing.assert_allclose(played(CA2FL(2, population=N), first), buff, **CLOSE)
     deltas = [update.delta for update, _ in first]
     short = rounds_of(MIFA(N), [(deltas, [0, 1])])[0] - W0
     np.testing.assert_allclose(short, 2 / N * (buff[-1] - W0), **CLOSE)
@@ -159,7 +159,7 @@ def test_with_constant_updates_in_the_cache_it_does_not_matter_who_comes():
     own = rng.normal(size=(N, D)).astype(np.float32)
     everybody, nobody_new = list(range(N)), [0, 0, 1, 0]
     arrivals = [(Came(i, own[i], W0), 0) for i in [*everybody, *nobody_new]]
-    models = played(CA2FL(2, num_clients=N), arrivals)
+    models = played(CA2FL(2, population=N), arrivals)
     for before, after in ((3, 5), (5, 7)):  # the steps after the cache is full
         np.testing.assert_allclose(models[after] - models[before], own.mean(axis=0), **CLOSE)
     steps = [(own, everybody), (own[[0, 2]], [0, 2]), (own[[3]], [3])]
@@ -213,7 +213,7 @@ def test_fast_clients_do_not_pull_ca2fl_to_their_data():
     ends = {}
     for name, rule in (
         ("fedbuff", driven(FedBuff, buffer_size=4, staleness=ConstantWeight(), concurrency=4)),
-        ("ca2fl", driven(CA2FL, buffer_size=4, num_clients=4, concurrency=4)),
+        ("ca2fl", driven(CA2FL, buffer_size=4, population=4, concurrency=4)),
     ):
         apart = [c + 10 * (i == 0) for i, c in enumerate(CENTRES)]
         ran = run(rule, apart, times, num_rounds=400)
@@ -224,7 +224,7 @@ def test_fast_clients_do_not_pull_ca2fl_to_their_data():
 
 
 def test_a_buffer_of_all_at_equal_speeds_is_plain_averaging():
-    strategy = driven(CA2FL, buffer_size=4, num_clients=4, concurrency=4)
+    strategy = driven(CA2FL, buffer_size=4, population=4, concurrency=4)
     ran = run(strategy, CENTRES, [2.0] * 4, num_rounds=8)
     w = [0.0]
     for _ in range(8):
@@ -233,7 +233,7 @@ def test_a_buffer_of_all_at_equal_speeds_is_plain_averaging():
 
 
 def test_a_robust_rule_bounds_what_a_liar_leaves_in_the_cache():
-    rule = CA2FL(3, num_clients=3)
+    rule = CA2FL(3, population=3)
     honest = [Came(i, np.ones(D, np.float32), W0) for i in range(2)]
     given = Arrivals(
         [*honest, Came(2, np.full(D, 1e6, np.float32), W0)],
@@ -243,12 +243,12 @@ def test_a_robust_rule_bounds_what_a_liar_leaves_in_the_cache():
     state = rule.step(rule.init(W0, D), given)
     np.testing.assert_allclose(state.w, W0 + 1, **CLOSE)
     np.testing.assert_allclose(state.total, 3, **CLOSE)
-    driven(CA2FL, buffer_size=3, num_clients=4, aggregator=Median())
+    driven(CA2FL, buffer_size=3, population=4, aggregator=Median())
     Rounds(FedVARP(4), aggregator=Median())
 
 
 def test_statistics_of_layers_are_not_calibrated():
-    rule, place = CA2FL(2, FedAvg(0.5), num_clients=2), slice(3, 5)
+    rule, place = CA2FL(2, FedAvg(0.5), population=2), slice(3, 5)
     state = rule.init(W0, D)
     for _ in range(3):
         before = state.w
@@ -261,10 +261,10 @@ def test_statistics_of_layers_are_not_calibrated():
 @pytest.mark.parametrize(
     ("make", "key"),
     [
-        (lambda: CA2FL(num_clients=0), "num_clients is 0"),
-        (lambda: CA2FL(0, num_clients=3), "buffer_size is 0"),
-        (lambda: CA2FL(2, FedNova(), num_clients=3), "server_optimizer is FedNova"),
-        (lambda: FedVARP(num_clients=0), "num_clients is 0"),
+        (lambda: CA2FL(population=0), "population is 0"),
+        (lambda: CA2FL(0, population=3), "buffer_size is 0"),
+        (lambda: CA2FL(2, FedNova(), population=3), "server_optimizer is FedNova"),
+        (lambda: FedVARP(population=0), "population is 0"),
         (lambda: MultiMomentum(3, 1.0), r"beta is 1\.0"),
         (lambda: MultiMomentum(3, 0.5, FedVARP(3)), "server_optimizer is FedVARP"),
     ],

@@ -475,7 +475,7 @@ def test_contacts_that_nobody_can_answer_in_time_stop_the_run_with_the_remedy():
 ALL = {
     "fedasync": lambda: driven(FedAsync, concurrency=3, rho=0),
     "fedbuff": lambda: driven(FedBuff, buffer_size=2, concurrency=3),
-    "ca2fl": lambda: driven(CA2FL, buffer_size=2, concurrency=3, num_clients=4),
+    "ca2fl": lambda: driven(CA2FL, buffer_size=2, concurrency=3, population=4),
     "fadas": lambda: driven(FADAS, buffer_size=2, concurrency=3),
     "async_fedavg": lambda: driven(AsyncFedAvg, num_clients=4),
     "fedfix": lambda: driven(FedFix, num_clients=4, interval_s=0.8),

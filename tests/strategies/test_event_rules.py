@@ -309,7 +309,7 @@ def test_a_robust_rule_takes_the_place_of_the_mean_of_what_is_added_up():
 
 RULES = {
     "fedbuff": FedBuff(),
-    "ca2fl": CA2FL(num_clients=4),
+    "ca2fl": CA2FL(population=4),
     "fadas": FADAS(),
     "fedasync": FedAsync(),
     "async_fedavg": AsyncFedAvg(num_clients=4),
