@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from fl.strategies.mifa import MIFA
     from fl.strategies.monna import MoNNA
     from fl.strategies.multi_momentum import MultiMomentum
+    from fl.strategies.optex import OptEx
     from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
     from fl.strategies.outer_rule import OuterGradients, OuterRule
     from fl.strategies.qfedavg import QFedAvg
@@ -84,6 +85,7 @@ __getattr__ = lazily(
         "FedAMSGrad": "fl.strategies.fedamsgrad",
         "FedVARP": "fl.strategies.fedvarp",
         "MultiMomentum": "fl.strategies.multi_momentum",
+        "OptEx": "fl.strategies.optex",
         "CHOCO": "fl.strategies.choco",
         "DBW": "fl.strategies.dbw",
         "DPSGD": "fl.strategies.dpsgd",
@@ -220,6 +222,7 @@ __all__ = [
     "MoNNA",
     "MultiMomentum",
     "NodeModels",
+    "OptEx",
     "OuterAdam",
     "OuterGradients",
     "OuterOptimizer",

@@ -85,7 +85,7 @@ class Updates:
         as_selected: whether the weights are those by which the selection is unbiased, which count
             for every rule.
         robust: whether `combine` is more than a mean, because some clients may lie.
-        models: which of the rule's models each was sent, n whole numbers; of a rule with several.
+        models: which of the rule's models each was sent, n whole numbers.
     """
 
     deltas: Row

@@ -232,7 +232,12 @@ class Rounds(EventDriven):
 
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if a round never has enough replies, or too many clients."""
-        self.aggregator.check(min(self.replies_of(num_clients), num_clients))
+        n, models = min(self.replies_of(num_clients), num_clients), self.rule.num_models
+        if n < models:
+            raise ConfigError(
+                f"rule.num_models is {models}, and a round has {n} clients: each model needs one"
+            )
+        self.aggregator.check(n // models)
         self._check_count(self.cohort(num_clients))
 
     def replies_of(self, num_clients: int) -> int:
@@ -293,6 +298,8 @@ class Rounds(EventDriven):
         self.latest: dict[str, Row] = {}  # F's of this round
         self.own: tuple[int, Row] | None = None  # the server's own update, and of which version
         self.folded: Fold | None = None
+        self.sending: tuple[int, list[Row]] | None = None  # models of the cohorts, of which version
+        self.model_of_task: dict[str, int] = {}  # by message, since the last round was opened
 
     @property
     def is_open(self) -> bool:
@@ -373,21 +380,42 @@ class Rounds(EventDriven):
         """Sends the model to clients that the rule has train."""
         rng = generator(self.seed, "configs", server.version)
         configs = self.rule.configs(self.state, server.version + 1, len(nodes), rng)
-        by_config: dict[tuple[Any, ...], list[int]] = {}
-        for node, config in zip(nodes, configs, strict=True):
-            if config is not None:
-                by_config.setdefault(tuple(sorted(config.items())), []).append(node)
+        told = [(n, c) for n, c in zip(nodes, configs, strict=True) if c is not None]
+        models = self._models(server)
+        cohorts = np.arange(len(told)) % len(models)
+        if len(models) > 1:
+            generator(self.seed, "cohorts", server.version).shuffle(cohorts)
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for (node, config), j in zip(told, cohorts.tolist(), strict=True):
+            alike.setdefault((j, *sorted(config.items())), []).append(node)
         extras = self.rule.broadcast(self.state)
-        return [
-            task
-            for config, group in by_config.items()
-            for task in server.send(group, dict(config), extras=extras)
-        ]
+        tasks = []
+        for (j, *pairs), group in alike.items():
+            old = (server.version, models[j])
+            sent = server.send(group, dict(pairs), old=old, extras=extras)
+            self.model_of_task.update((task.message_id, j) for task in sent)
+            tasks += sent
+        return tasks
+
+    def _models(self, server: Server) -> Sequence[Row]:
+        """Returns what the cohorts are sent; what clients do not train is the server's in all."""
+        if self.rule.num_models == 1:
+            return [server.w]
+        if self.sending is None or self.sending[0] != server.version:
+            rows = []
+            for model in self.rule.models(self.state):
+                row = np.array(model, dtype=np.float32)
+                for place in self.buffers:
+                    row[place] = server.w[place]
+                rows.append(server.model.layout.rounded(row))
+            self.sending = (server.version, rows)
+        return self.sending[1]
 
     def _open(
         self, server: Server, choice: Choice, waits_for: int, trial: Trial | None = None
     ) -> None:
         """Begins a round with these clients, which ends with so many replies."""
+        self.model_of_task = {}
         self.awaited = {task.message_id: task for task in self._train(server, choice.clients)}
         self.weights = None
         if choice.weights is not None:
@@ -565,6 +593,7 @@ class Rounds(EventDriven):
         def combine(x: Row, weights: Any, name: str) -> Row:
             if robust and not weights.all() and weights.any():  # no examples, no vote
                 x, weights = x[weights > 0], weights[weights > 0]
+            if robust and len(x) < len(usable):
                 try:
                     rule.check(len(x))
                 except ConfigError as error:
@@ -575,7 +604,10 @@ class Rounds(EventDriven):
             return result
 
         with np.errstate(over="ignore"):  # seen in what is made of it
-            deltas = admitted.x - server.w
+            if self.rule.num_models == 1:
+                deltas = admitted.x - server.w
+            else:
+                deltas = np.stack([update.delta for update in usable])
         return Updates(
             deltas,
             np.asarray(admitted.weights),
@@ -587,6 +619,7 @@ class Rounds(EventDriven):
             robust=robust,
             clients=[update.node for update in usable],
             as_selected=self.weights is not None,
+            models=[self.model_of_task[u.task.message_id] for u in usable],
         )
 
     def _reference(self, server: Server, size: int, name: str) -> Row | None:
