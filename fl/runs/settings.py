@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 from flwr.app import ConfigRecord
@@ -42,7 +41,7 @@ def recovery_of(config: DictConfig, start: RunStart) -> Recovery:
         made = make(config, "checkpoint")
         if made is None:
             return Recovery.none(start)
-        recovery = made(start=start) if isinstance(made, partial) else made
+        recovery = made(start=start)
         if not isinstance(recovery, Recovery):
             raise ConfigError(
                 f"_target_ is {config.checkpoint._target_}, which makes a "
