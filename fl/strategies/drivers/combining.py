@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -159,7 +160,7 @@ class Combining(EventDriven):
         if forging is None or not n:
             return self.aggregator.tolerates(n)
         if self._forges_steps(server):
-            usable[:] = forging.forged(server, usable, self._known)
+            usable[:] = forging.forged(server, usable, partial(self._known, server))
         if not self.robust and usable:
             return 0
         refused = [Dropped(i, "no payload holds it") for i in range(n - len(usable))]

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -492,7 +493,7 @@ class Rounds(EventDriven):
         """Makes the next version of the replies, or of nothing if they are too few."""
         replies = sorted(replies, key=lambda update: update.node)  # who came first does not matter
         if server.forging is not None:
-            sent = server.forging.forged(server, replies, self._scene)
+            sent = server.forging.forged(server, replies, partial(self._scene, server))
             self.refused += ["no payload holds it"] * (len(replies) - len(sent))
             replies = sent
         self._learn(server, replies, missed)
