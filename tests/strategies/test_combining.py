@@ -16,6 +16,7 @@ from fl.aggregation import CenteredClipping, FLTrust, Krum, Median, TrimmedMean
 from fl.attacks import IPM, Attack, ConstantUpdate, Forged, Optimized, OwnSignFlip
 from fl.errors import ConfigError
 from fl.execution.contract import Result
+from fl.flower.records import layout_of
 from fl.runs.build import build
 from fl.runs.experiment import app_of, initial_of
 from fl.simulation.grid import SimGrid
@@ -24,12 +25,14 @@ from fl.strategies import (
     FAVAS,
     AsyncFedAvg,
     AsyncSGD,
+    BackupWorkers,
     Exchange,
     FedAST,
     FedAsync,
     FedBuff,
     FedCompass,
     FedFix,
+    ParameterServer,
     QuAFL,
     RennalaSGD,
     RingmasterASGD,
@@ -255,6 +258,107 @@ def test_a_median_of_a_task_is_not_moved_by_one_liar():
     w, _ = of_two_tasks(attacked(strategy, ConstantUpdate(1e6), 3), clients=10, rounds=2)
     assert max(w["a"]) <= 10
     assert max(w["b"]) <= 100
+
+
+@pytest.mark.parametrize("kind", [FedAST, SyncST])
+def test_a_forged_update_of_a_task_is_thrown_out_of_its_versions(kind):
+    more = {"buffer_size": 5} if kind is FedAST else {}
+    moved = {}
+    for F in (None, Krum(f=1)):
+        strategy = driven(kind, concurrency=12, eta=1.0, aggregator=F, **more)
+        strategy = attacked(strategy, ConstantUpdate(1e6), 3)
+        moved[F], trace = of_two_tasks(strategy, clients=12, rounds=6)
+        assert trace.faults()["forged"] > 0
+    assert max(x.max() for x in moved.pop(None).values()) > 1e4
+    (robust,) = moved.values()
+    # Every version adds what one of the honest clients does to that task's model.
+    for task, scale in (("a", 1.0), ("b", 10.0)):
+        steps = robust[task] / scale
+        assert (steps == steps.round()).all()
+        assert steps.max() <= 6 * 12
+
+
+def test_a_version_of_a_task_is_what_the_aggregator_makes_of_its_buffer():
+    F = Median()
+    strategy = driven(FedAST, concurrency=2, buffer_size=3, eta=0.5, aggregator=F)
+    made = []
+    step = strategy.rule.step
+
+    class Spied(FedAST):
+        def step(self, state, updates):
+            made.append((state.w, np.stack([u.delta for u in updates]), step(state, updates).w))
+            return step(state, updates)
+
+    strategy.rule = Spied(buffer_size=3, eta=0.5)
+    of_two_tasks(strategy, rounds=4)
+    assert len(made) == 4
+    for w, deltas, after in made:
+        np.testing.assert_allclose(after, w + np.float32(0.5) * F(deltas), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "refused"),
+    [
+        (FedAST, {"concurrency": 12, "buffer_size": 4}, True),
+        (FedAST, {"concurrency": 12, "buffer_size": 5}, False),
+        (FedAST, {"concurrency": 12, "ratio": 1}, False),  # each of the two has 6 requests
+        (FedAST, {"concurrency": 8, "ratio": 1}, True),  # and 4 here, although there are 8
+        (FedAST, {"concurrency": 8, "ratio": 1, "one_after_another": True}, False),
+        (FedAST, {"concurrency": 12}, True),  # a buffer of 1
+        (SyncST, {"concurrency": 9}, True),
+        (SyncST, {"concurrency": 10}, False),
+        (SyncST, {"concurrency": 10, "first": 4}, True),
+        (SyncST, {"concurrency": 12, "shares": {"a": 1, "b": 8}}, True),
+    ],
+)
+def test_too_few_updates_of_any_task_are_refused_before_anything_starts(kind, more, refused):
+    strategy = driven(kind, aggregator=Krum(f=1), **more)
+    layouts = {
+        task: layout_of(ArrayRecord({"w": Array(np.zeros(n, np.float32))}))
+        for task, n in SIZES.items()
+    }
+    if not refused:
+        strategy.within(Exchange(layouts=layouts))
+        return
+    with pytest.raises(ConfigError, match="Krum"):
+        strategy.within(Exchange(layouts=layouts))
+    with pytest.raises(ConfigError, match="Krum"):
+        of_two_tasks(strategy)
+
+
+def test_a_buffer_that_shrinks_keeps_as_many_as_the_aggregator_needs():
+    # With ratio 2 a task of 10 requests has a buffer of 5, and one that loses some a smaller one.
+    strategy = driven(FedAST, concurrency=20, ratio=2, aggregator=Krum(f=1))
+    of_two_tasks(strategy, clients=20, rounds=2)
+    strategy.allot({"a": 18, "b": 2})
+    server = strategy.tasks["a"].server
+    strategy.dispatch(server)
+    assert strategy.b["b"] >= 5
+
+
+@pytest.mark.parametrize("aggregator", [None, Median()])
+def test_statistics_move_by_what_clients_change_of_them_whatever_the_learning_rate(aggregator):
+    fleet = fleet_of([Client() for _ in range(5)])
+
+    def answer(request):
+        arrays = request.payload.content["arrays"]
+        change = np.float32(request.client + 1)
+        made = {name: Array(x.numpy() + change) for name, x in arrays.items()}
+        metrics = MetricRecord({"num-examples": 1, "steps": 1})
+        return Result(RecordDict({"arrays": ArrayRecord(made), "metrics": metrics}))
+
+    zeros = np.zeros(2, np.float32)
+    start = ArrayRecord({"w": Array(zeros), "bn.running_mean": Array(zeros)})
+    several = {f"a/{name}": array for name, array in start.items()}
+    for made, initial in (
+        (ParameterServer(BackupWorkers(eta=0.1), aggregator=aggregator), start),
+        (driven(SyncST, concurrency=5, eta=0.1, aggregator=aggregator), ArrayRecord(several)),
+    ):
+        grid = SimGrid(fleet, FakeExecutor(answer), planner=lambda *_: FixedWork(1.0))
+        result = made.start(grid, initial, num_rounds=1, timeout=1e6)
+        w, mean = (array.numpy() for array in result.arrays.values())
+        np.testing.assert_allclose(w, 0.1 * 3.0, rtol=1e-6)  # mean and median of 1, ..., 5
+        np.testing.assert_allclose(mean, 3.0, rtol=1e-6)
 
 
 QUICK = [
