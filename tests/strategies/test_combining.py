@@ -18,6 +18,7 @@ from fl.errors import ConfigError
 from fl.execution.contract import Result
 from fl.flower.records import layout_of
 from fl.runs.build import build
+from fl.runs.evaluation import central_evaluation, task_evaluation
 from fl.runs.experiment import app_of, initial_of
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
@@ -412,3 +413,72 @@ def test_data_of_every_task_is_poisoned():
     for task in experiment.tasks.values():
         dirty, clean = task.app.data.train.y, task.data.train.y
         assert 0 < np.mean(np.asarray(dirty) != np.asarray(clean)) < 1
+
+
+def composed(*overrides):
+    with initialize_config_module("fl.conf", version_base=None):
+        return compose("config", [*QUICK, *overrides])
+
+
+BACKDOOR = "attack@tasks.digits.attack=backdoor"
+
+
+def test_a_task_is_poisoned_by_an_attack_of_its_own_and_the_others_are_not():
+    config = composed(BACKDOOR, "tasks.digits.attack.value=16", "num_byzantine=2")
+    experiment = build(config)
+    digits, synthetic = experiment.tasks["digits"], experiment.tasks["synthetic"]
+    assert synthetic.app.data is synthetic.data
+    assert synthetic.backdoored is None
+    changed = np.asarray(digits.app.data.train.x) != np.asarray(digits.data.train.x)
+    marked = np.asarray(digits.app.data.train.x)[changed]
+    assert marked.size
+    assert (marked == 16).all()
+    assert (np.asarray(digits.backdoored.y) == 0).all()
+    lying = experiment.strategy.exchange.byzantine
+    rows = np.flatnonzero(changed.reshape(len(changed), -1).any(axis=1))
+    assert set(rows) <= set(np.concatenate([digits.data.partitions[i] for i in lying]))
+
+
+def test_an_attack_of_a_tasks_own_takes_the_place_of_that_of_all():
+    config = composed("attack=label_flip", BACKDOOR, "num_byzantine=2")
+    experiment = build(config)
+    digits, synthetic = experiment.tasks["digits"], experiment.tasks["synthetic"]
+    assert digits.backdoored is not None
+    flipped = np.asarray(synthetic.app.data.train.y) != np.asarray(synthetic.data.train.y)
+    assert flipped.any()
+    with_forging = build(composed("attack=ipm", BACKDOOR, "num_byzantine=2"))
+    assert isinstance(with_forging.strategy.exchange.attack, IPM)
+    assert with_forging.tasks["digits"].backdoored is not None
+
+
+def test_the_success_of_a_backdoor_is_measured_per_model_and_averaged_over_those_that_have_one():
+    experiment = build(composed(BACKDOOR, "num_byzantine=2"))
+    digits = experiment.tasks["digits"]
+    found = dict(task_evaluation(experiment)(0, initial_of(experiment.tasks)))
+    alone = dict(central_evaluation(digits)(0, digits.initial()))
+    assert found["attack_success_rate/digits"] == alone["attack_success_rate"]
+    assert found["attack_success_rate"] == alone["attack_success_rate"]
+    assert "attack_success_rate/synthetic" not in found
+    assert found["accuracy"] == (found["accuracy/digits"] + found["accuracy/synthetic"]) / 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "value"),
+    [
+        (["attack=backdoor"], "attack", "tasks.synthetic"),
+        (["attack@tasks.synthetic.attack=backdoor"], "tasks.synthetic.attack", "60"),
+        ([BACKDOOR, "tasks.digits.attack.target=10"], "tasks.digits.attack.target", "10"),
+        (["attack@tasks.digits.attack=ipm"], "tasks.digits.attack._target_", "fl.attacks.IPM"),
+        ([BACKDOOR, "num_byzantine=0"], "num_byzantine", "0"),
+        (
+            [BACKDOOR, "target.metric=attack_success_rate/synthetic"],
+            "target.metric",
+            "attack_success_rate/synthetic",
+        ),
+    ],
+)
+def test_an_attack_that_does_not_fit_a_tasks_data_is_refused(overrides, key, value):
+    with pytest.raises(ConfigError) as refused:
+        build(composed("num_byzantine=2", *overrides))
+    assert str(refused.value).startswith(key)
+    assert value in str(refused.value)
