@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from statistics import mean
 from typing import Any
@@ -88,8 +89,9 @@ def task_evaluation(
 ) -> Callable[[int, ArrayRecord], MetricRecord]:
     """Returns the function that evaluates several models, each as `central_evaluation` does.
 
-    Its metrics are called "accuracy/task" and so on; "accuracy" is the mean over tasks. A model
-    whose arrays are the objects of the last time is not evaluated again.
+    Its metrics are called "accuracy/task" and so on; "accuracy" is the mean over tasks, and
+    "attack_success_rate" over those with a backdoor. A model whose arrays are the objects of the
+    last time is not evaluated again.
 
     Args:
         experiment: its tasks are used.
@@ -101,17 +103,19 @@ def task_evaluation(
     latest: dict[str, tuple[dict[str, Array], MetricRecord]] = {}
 
     def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        metrics: dict[str, float] = {}
         for task, evaluate_task in functions.items():
             start = f"{task}/"
             own = {k.removeprefix(start): x for k, x in arrays.items() if k.startswith(start)}
             known = latest.get(task)
             if known is None or any(known[0][name] is not array for name, array in own.items()):
                 latest[task] = (own, evaluate_task(1, ArrayRecord(own)))
-            values: Mapping[str, Any] = latest[task][1]
+        have: Counter[str] = Counter(name for _, values in latest.values() for name in values)
+        metrics: dict[str, float] = {}
+        for task, (_, found) in latest.items():
+            values: Mapping[str, Any] = found
             for name, value in values.items():
                 metrics[f"{name}/{task}"] = value
-                metrics[name] = metrics.get(name, 0.0) + value / len(functions)
+                metrics[name] = metrics.get(name, 0.0) + value / have[name]
         return MetricRecord(dict(metrics))
 
     return evaluate_fn

@@ -18,11 +18,9 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fl.aggregation import (
     Admitted,
-    Aggregator,
     Dropped,
     Fold,
     Guard,
-    Mean,
     check_result,
     shown,
     weight_of,
@@ -31,13 +29,9 @@ from fl.checks import at_least, positive, read_if
 from fl.errors import ConfigError, NoStep, NotFinite
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
+from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
-from fl.strategies.drivers.events import (
-    EventDriven,
-    Sent,
-    Server,
-    Update,
-)
+from fl.strategies.drivers.events import Sent, Server, Update
 from fl.strategies.drivers.replies import not_reported
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.round_rule import HasModel, RoundRule, Updates
@@ -49,13 +43,6 @@ _FOLDED = np.empty(0, np.float32)  # in place of a model that has been added up
 
 
 @read_if(
-    lambda a: a["f"] is None,
-    "aggregator.f",
-    "aggregator.rule.f",
-    "aggregator.pre.*.f",
-    only="{at}f counts instead",
-)
-@read_if(
     lambda a: a["clients"] is None,
     "fraction_train",
     "min_train_nodes",
@@ -66,7 +53,7 @@ _FOLDED = np.empty(0, np.float32)  # in place of a model that has been added up
     "min_evaluate_nodes",
     only="clients evaluate only with {at}fraction_evaluate above 0",
 )
-class Rounds(EventDriven):
+class Rounds(Aggregating):
     """Synchronous rounds of a server rule.
 
     A round selects clients among those that are available and idle: floor(factor N) of them, with N
@@ -84,9 +71,7 @@ class Rounds(EventDriven):
     The clients' changes of the model become one by the aggregator F: the mean weighted by examples,
     or a robust rule. A reply that is no model of the right form, or not finite, never reaches F: it
     counts as one of the f that F tolerates, and is an event of the trace. More than f leave the
-    model as it is, and so does a step to a model that is not finite. An F that continues from its
-    last result is given that; one that wants a trusted update, or the vector of the node that
-    aggregates, is given the server's own update (`Exchange.trusted`).
+    model as it is, and so does a step to a model that is not finite.
 
     What clients change but do not train, as statistics of normalisation layers, is no direction: it
     moves by F's change, whatever the rule does. Entries that are no floats become the median of the
@@ -98,9 +83,6 @@ class Rounds(EventDriven):
     Args:
         rule: makes the next model.
         selection: says who trains; None draws clients uniformly.
-        aggregator: F; None is the mean.
-        f: how many Byzantine clients F is to tolerate, instead of what it says itself; None leaves
-            it as it is.
         clients: N; None is `fraction_train` of the clients that are available, at least
             `min_train_nodes`.
         fraction_train: see `clients`.
@@ -117,7 +99,7 @@ class Rounds(EventDriven):
         min_evaluate_nodes: but at least so many, if the share is above 0.
         weighted_by_key: metric that weights the average.
         root_examples: how many examples the server holds itself, for an F that wants its update.
-        **events: arguments of `EventDriven` but `concurrency` and `patience`.
+        **aggregating: arguments of `Aggregating` but `concurrency` and `patience`.
 
     Raises:
         ConfigError: an argument is out of its range.
@@ -131,8 +113,6 @@ class Rounds(EventDriven):
         rule: RoundRule,
         *,
         selection: Selection | None = None,
-        aggregator: Aggregator | None = None,
-        f: int | None = None,
         clients: int | None = None,
         fraction_train: float = 0.1,
         min_train_nodes: int = 10,
@@ -144,9 +124,9 @@ class Rounds(EventDriven):
         min_evaluate_nodes: int = 2,
         weighted_by_key: str = "num-examples",
         root_examples: int = 100,
-        **events: Any,
+        **aggregating: Any,
     ) -> None:
-        super().__init__(patience=None, **events)
+        super().__init__(patience=None, root_examples=root_examples, **aggregating)
         if clients is not None:
             at_least("clients", clients, 1)
         for name, share in (
@@ -161,7 +141,6 @@ class Rounds(EventDriven):
         positive("over_selection", over_selection)
         if over_selection < 1:
             raise ConfigError(f"over_selection is {over_selection}; it must be at least 1")
-        at_least("root_examples", root_examples, 0)
         if deadline_s is not None:
             positive("deadline_s", deadline_s)
         if not isinstance(rule, RoundRule):
@@ -170,8 +149,6 @@ class Rounds(EventDriven):
             )
         self.rule = rule
         self.selection = UniformSampling() if selection is None else selection
-        aggregator = Mean() if aggregator is None else aggregator
-        self.aggregator = aggregator if f is None else aggregator.tolerating(f)
         if self.wants_own_update and not rule.folds:
             raise ConfigError(
                 f"aggregator is {self.aggregator.name}, which compares what it combines with the "
@@ -188,7 +165,6 @@ class Rounds(EventDriven):
         self.fraction_evaluate = fraction_evaluate
         self.min_evaluate_nodes = min_evaluate_nodes
         self.weighted_by_key = weighted_by_key
-        self.root_examples = root_examples
 
     @property
     def name(self) -> str:
@@ -213,23 +189,12 @@ class Rounds(EventDriven):
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        wanted = self.root_examples if self.wants_own_update else None
-        return replace(super().traits, aggregates=True, root_examples=wanted)
+        return replace(super().traits, aggregates=True)
 
     @property
     def evaluates_on_clients(self) -> bool:
         """Whether clients are sent `evaluate` messages."""
         return self.fraction_evaluate > 0 or self.selection.evaluates
-
-    @property
-    def unread(self) -> Mapping[str, str]:
-        """Arguments that the aggregator does not read."""
-        unread, name = {}, self.aggregator.name
-        if not self.wants_own_update:
-            unread["root_examples"] = f"{name} does without an own update"
-        if not self.aggregator.has_f:
-            unread["f"] = f"{name} has no number of Byzantine clients"
-        return unread
 
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if a round never has enough replies, or too many clients."""
@@ -246,11 +211,6 @@ class Rounds(EventDriven):
         """Returns how many clients are asked in a round."""
         return min(num_clients, int(self.over_selection * self.replies_of(num_clients) + 1e-9))
 
-    @property
-    def wants_own_update(self) -> bool:
-        """Whether F is given the server's own update."""
-        return self.aggregator.reference in ("trusted-update", "own-vector")
-
     def as_sent(self, server: Server, update: Update) -> Update:
         """Returns the update: those of Byzantine clients are forged when the round has ended."""
         return update
@@ -258,17 +218,8 @@ class Rounds(EventDriven):
     # ---- rounds ----------------------------------------------------------------------------------
 
     def begin(self, server: Server) -> None:
-        """Prepares for the first round.
-
-        Raises:
-            ConfigError: the aggregator wants the server's own update, and there is none.
-        """
-        if self.wants_own_update and self.exchange.trusted is None:
-            raise ConfigError(
-                f"{self.aggregator.name} wants an update of the server's own data "
-                f"({self.aggregator.reference}), and the server has none: run the strategy within "
-                "an Exchange that has it, for example a fl.strategies.TrustedUpdate"
-            )
+        """Prepares for the first round."""
+        super().begin(server)
         layout, known = server.model.layout, self.exchange.layout
         moving = layout.statistics if known is None else known.moving_buffers
         self.buffers = [slice(entry.offset, entry.offset + entry.size) for entry in moving]
@@ -290,9 +241,6 @@ class Rounds(EventDriven):
         self.waits_for = 0  # replies that end the round, as fewer may be there
         self.selected = 0  # clients that were asked, in the last round
         self.round_began = math.nan  # of the open round; NaN between rounds
-        self.results: dict[str, Row] = {}  # F's last, by name, for an F that continues from it
-        self.latest: dict[str, Row] = {}  # F's of this round
-        self.own: tuple[int, Row] | None = None  # the server's own update, and of which version
         self.folded: Fold | None = None
 
     @property
@@ -493,7 +441,7 @@ class Rounds(EventDriven):
         """Makes the next version of the replies, or of nothing if they are too few."""
         replies = sorted(replies, key=lambda update: update.node)  # who came first does not matter
         if server.forging is not None:
-            sent = server.forging.forged(server, replies, partial(self._scene, server))
+            sent = server.forging.forged(server, replies, partial(self.combined_by, server))
             self.refused += ["no payload holds it"] * (len(replies) - len(sent))
             replies = sent
         self._learn(server, replies, missed)
@@ -535,6 +483,7 @@ class Rounds(EventDriven):
                 server.reject(replies[one.index])
                 usable.remove(replies[one.index])
 
+        self.latest = {}
         w = server.w
         if self.folded is not None:
             rows = np.empty((len(replies), 0), np.float32)
@@ -560,22 +509,16 @@ class Rounds(EventDriven):
         return state._replace(w=new)
 
     def _updates(self, server: Server, admitted: Admitted, usable: Sequence[Update]) -> Updates:
-        rule = self.aggregator.tolerating(admitted.f)
-        server_round = server.version + 1
-
-        robust = not isinstance(self.aggregator, Mean)
+        F = self.aggregator.tolerating(admitted.f)
 
         def combine(x: Row, weights: Any, name: str) -> Row:
-            if robust and not weights.all() and weights.any():  # no examples, no vote
+            if self.robust and not weights.all() and weights.any():  # no examples, no vote
                 x, weights = x[weights > 0], weights[weights > 0]
                 try:
-                    rule.check(len(x))
+                    F.check(len(x))
                 except ConfigError as error:
                     raise NoStep(f"{len(x)} of {len(usable)} have examples: {error}") from error
-            rng = generator(self.seed, "aggregation", *([name] if name else []), server_round)
-            result = rule(x, weights, rng, self._reference(server, x.shape[1], name))
-            self.latest[name] = result
-            return result
+            return self.aggregate(server, F, x, weights, name)
 
         with np.errstate(over="ignore"):  # seen in what is made of it
             deltas = admitted.x - server.w
@@ -587,28 +530,10 @@ class Rounds(EventDriven):
             combine,
             buffers=self.buffers,
             trained=self.places if self.trained < admitted.x.shape[1] else (),
-            robust=robust,
+            robust=self.robust,
             clients=[update.node for update in usable],
             as_selected=self.weights is not None,
         )
-
-    def _reference(self, server: Server, size: int, name: str) -> Row | None:
-        """Returns the vector that F is given beside those of the clients, shape (size,)."""
-        if self.aggregator.reference == "last-result":
-            return self.results.get(name, np.zeros(size, np.float32))
-        trusted = self.exchange.trusted
-        if not self.wants_own_update or trusted is None:
-            return None
-        if name:
-            raise ConfigError(
-                f"{self.aggregator.name} wants the server's own update, and there is none for the "
-                f"vectors {name!r} of {type(self.rule).__name__}: use another aggregator"
-            )
-        if self.own is None or self.own[0] != server.version:
-            config = ConfigRecord({**server.config, "server-round": server.version + 1})
-            own = trusted(server.version + 1, server.model.record(), config)
-            self.own = (server.version, own)
-        return self.own[1]
 
     def _with_buffers(self, server: Server, w: Row, updates: Updates) -> Row:
         if not self.buffers:
@@ -657,15 +582,6 @@ class Rounds(EventDriven):
             weight = update.metrics.get(self.weighted_by_key)
             return f"its {self.weighted_by_key!r} is {shown(weight)}, no weight"
         return None
-
-    def _scene(self, server: Server, n: int, d: int) -> tuple[Any, ...] | None:
-        """Returns F, its rng and its reference; None if n vectors are too few for it."""
-        try:
-            self.aggregator.check(n)
-        except ConfigError:
-            return None
-        rng = generator(self.seed, "aggregation", server.version + 1)
-        return self.aggregator, rng, self._reference(server, d, "")
 
     # ---- evaluation on clients -------------------------------------------------------------------
 
