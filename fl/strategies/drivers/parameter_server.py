@@ -71,6 +71,11 @@ class ParameterServer(EventDriven):
         """Of the rule, for messages."""
         return type(self.rule).__name__
 
+    @property
+    def readers(self) -> Mapping[str, Any]:
+        """The rule."""
+        return {"rule": self.rule}
+
     def unusable(self, update: Update) -> str | None:
         """Refuses a worker that does not report what the rule reads."""
         lacking = not_reported(update.metrics, self.rule.reads)
