@@ -21,6 +21,7 @@ from torch import nn
 from fl.aggregation import Aggregator, PreAggregation
 from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients, poisoned
 from fl.clients import Correction, Rule, TrainingApp
+from fl.clients.app.outbox import METRICS
 from fl.compression import Channel, Compressor, chained
 from fl.data import Examples, FederatedData, Source, Split, federate
 from fl.errors import ConfigError
@@ -29,7 +30,14 @@ from fl.flower.records import not_finite
 from fl.models import build as build_model
 from fl.models import smallest_batch
 from fl.runs.apps import read_app
-from fl.runs.compatibility import Combination, check_model, check_told, refusals, unread_of_clients
+from fl.runs.compatibility import (
+    Combination,
+    check_model,
+    check_told,
+    misjudged,
+    refusals,
+    unread_of_clients,
+)
 from fl.runs.configuration import Given, Problems, blaming, make
 from fl.runs.experiment import Experiment, ForeignApp, Learning, app_of
 from fl.runs.journal import RunStart
@@ -38,12 +46,13 @@ from fl.runs.settings import (
     recovery_of,
     target_of,
     train_config_of,
+    wrong_cohorts,
     wrong_counts,
     wrong_numbers,
 )
 from fl.runs.simulator import epoch_of
 from fl.runs.transcript import shown_once
-from fl.runs.unread import Unread, referred_to, unread_below, unread_groups
+from fl.runs.unread import Unread, canonical, referred_to, unread_below, unread_groups
 from fl.selection import Selection
 from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
@@ -76,7 +85,6 @@ _INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key 
 }
 _OURS = ("strategy", "fleet", "executor", "compressor", "then", "feedback", "downlink", "attack")
 _OF_CLIENTS = ("train_", "client_", "staleness")  # how names of metrics begin that updates bring
-_WEIGHTS = ("num-examples", "train-loss", "steps")  # metrics of our clients' replies
 
 
 class _Learnt(NamedTuple):
@@ -136,6 +144,7 @@ def build(config: DictConfig) -> Experiment:
     problems += unread_groups(config)
     problems += wrong_numbers(config)
     problems += wrong_counts(config)
+    problems += wrong_cohorts(config)
     places = {"": config, **_places(config)}.values()
     if wrong := [message for place in places for message in _of_another_kind(place)]:
         problems += wrong
@@ -170,7 +179,7 @@ def build(config: DictConfig) -> Experiment:
             num_clients=config.num_clients,
         )
         problems += refusals(choice)
-        problems += _unusable_weight(config, strategy)
+        problems += _unreported(config, strategy)
         with problems.noted(), blaming(config, "strategy"):
             strategy.check_clients(config.num_clients)
         for made in learnt.values():  # the client's rule, where it is known before the client
@@ -211,6 +220,7 @@ def _joined(
             with blaming(config, "compressor" if choice.uplink else "downlink"):
                 check_model(here, exchange)
             says = check_told(strategy, app, told)
+            problems += misjudged(strategy, app, told)
             with blaming(place, "client"):
                 app.check_batches(says, least)
             learning[task] = Learning(clean, model, app, backdoored)
@@ -414,11 +424,20 @@ def _attack(config: DictConfig, attack: Attack | Poisoning | Combined | None) ->
     return _Attack(byzantine, poisoning, forging)
 
 
-def _unusable_weight(config: DictConfig, strategy: Driver) -> Iterator[str]:
-    """Yields that a strategy weights by what no client of ours reports."""
-    weight = config.strategy.get("weighted_by_key", _WEIGHTS[0])
-    if weight not in _WEIGHTS and not (weight is None and strategy.traits.meets == "ring"):
-        yield f"strategy.weighted_by_key is {weight!r}; clients report {', '.join(_WEIGHTS)}"
+def _unreported(config: DictConfig, strategy: Driver) -> Iterator[str]:
+    """Yields which metrics a strategy reads that no client of ours reports."""
+    there = f"clients report {', '.join(METRICS)}"
+    weight = config.strategy.get("weighted_by_key", METRICS[0])
+    if weight not in METRICS and not (weight is None and strategy.traits.meets == "ring"):
+        yield f"strategy.weighted_by_key is {weight!r}; {there}"
+    for name, reader in strategy.readers.items():
+        place = canonical(config, f"strategy.{name}")
+        keys = OmegaConf.select(config, place) or {}
+        for metric in reader.reads:
+            if metric not in METRICS:
+                said = next((key for key, value in keys.items() if value == metric), None)
+                what = f".{said} is" if said else f": {type(reader).__name__} reads the metric"
+                yield f"{place}{what} {metric!r}; {there}"
 
 
 def _ignored(

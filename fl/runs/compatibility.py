@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from flwr.serverapp import strategy as flower
@@ -277,6 +278,32 @@ def check_told(
         except ConfigError as error:
             raise ConfigError(f"{teller} tells clients what they refuse: {error}") from error
     return told
+
+
+def misjudged(strategy: Driver, app: TrainingApp, train_config: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what a strategy takes to be the clients' and is not.
+
+    Clients of others may have it under another name.
+    """
+    parts = {"rule": app.optimizer, "correction": app.correction}
+    ours = all(p is None or type(p).__module__.startswith("fl.") for p in parts.values())
+    for key, argument in strategy.assumes.items():
+        believed = attrgetter(argument)(strategy)
+        if key in train_config:
+            actual, where = train_config[key], f"train_config.{key}"
+        elif names := app.replaced_by(key):
+            part, _, name = names[0].partition(".")
+            actual, where = getattr(parts[part], name), f"client.{names[0]}"
+        elif ours:
+            actual, where = 0.0, ""
+        else:
+            continue
+        if believed != actual:
+            there = f"{where} is {actual}" if where else "the clients have no such term"
+            yield (
+                f"strategy.{argument} is {believed}, but {there}, and {strategy.name} steps by "
+                f"what clients do: set strategy.{argument}={actual}"
+            )
 
 
 def unread_of_clients(

@@ -96,6 +96,17 @@ def wrong_counts(config: DictConfig) -> Iterator[str]:
             )
 
 
+def wrong_cohorts(config: DictConfig) -> Iterator[str]:
+    """Yields which rules take the clients to be fewer than there are."""
+    there = config.num_clients
+    n = OmegaConf.select(config, "strategy.rule.num_clients")
+    if isinstance(n, int) and isinstance(there, int) and 0 < n < there:
+        yield (
+            f"strategy.rule.num_clients is {n}, but there are {there} clients, num_clients: leave "
+            "it out, or set it to as many or more"
+        )
+
+
 def not_whole(config: DictConfig, **least: int) -> Iterator[str]:
     """Yields which keys are no whole numbers of at least so much."""
     for key, bound in least.items():

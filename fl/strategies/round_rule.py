@@ -181,6 +181,14 @@ class RoundRule(ABC):
             updates: of at least one client.
         """
 
+    @property
+    def assumes(self) -> Mapping[str, str]:
+        """Hyperparameters of the clients that the server's step is made with.
+
+        The key of a message that would replace each, to the rule's attribute with its value.
+        """
+        return {}
+
     def broadcast(self, state: Any) -> Mapping[str, Row]:
         """Returns the vectors that every message carries beside the model, by name."""
         return {}

@@ -87,6 +87,16 @@ class Driver(Strategy):
         return {}
 
     @property
+    def readers(self) -> Mapping[str, Any]:
+        """Its parts that read metrics of replies, which each names in `reads`, by argument."""
+        return {}
+
+    @property
+    def assumes(self) -> Mapping[str, str]:
+        """Keys of messages that would replace what it takes to be the clients', to its argument."""
+        return {}
+
+    @property
     def evaluates_on_clients(self) -> bool:
         """Whether it sends `evaluate` messages."""
         return False

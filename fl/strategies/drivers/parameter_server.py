@@ -98,6 +98,10 @@ class ParameterServer(Combining):
         if self.robust:
             self.check_aggregator(self.rule.combines(num_clients))
 
+    def readers(self) -> Mapping[str, Any]:
+        """The rule."""
+        return {"rule": self.rule}
+
     def unusable(self, update: Update) -> str | None:
         """Refuses a worker that does not report what the rule reads."""
         lacking = not_reported(update.metrics, self.rule.reads)

@@ -29,6 +29,7 @@ from fl.checks import at_least, positive, read_if
 from fl.errors import ConfigError, NoStep, NotFinite
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
+from fl.selection.checked import ask_of, choice_of, trial_of
 from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.events import Sent, Server, Update
@@ -177,6 +178,16 @@ class Rounds(Aggregating):
         return {key: f"rule.{name}" for key, name in self.rule.tells.items()}
 
     @property
+    def readers(self) -> Mapping[str, Any]:
+        """Rule and selection."""
+        return {"rule": self.rule, "selection": self.selection}
+
+    @property
+    def assumes(self) -> Mapping[str, str]:
+        """What the rule takes to be the clients'."""
+        return {key: f"rule.{name}" for key, name in self.rule.assumes.items()}
+
+    @property
     def carries(self) -> tuple[str, ...]:
         """Records of the messages that hold a vector beside the model."""
         return self.rule.carries
@@ -257,7 +268,7 @@ class Rounds(Aggregating):
         if self.is_open or len(server.tasks.nodes()) < self.min_available_nodes:
             return 0
         idle = server.tasks.idle()
-        trial, known = self.selection.trial(self.known, idle)
+        trial, known = trial_of(self.selection, self.known, idle)
         timed = 0 if trial is None else len(trial.clients)
         return timed + len(self.selection.eligible(known, idle))
 
@@ -266,7 +277,7 @@ class Rounds(Aggregating):
         tasks = server.tasks
         if self.is_open or not tasks.idle() or len(tasks.nodes()) < self.min_available_nodes:
             return
-        trial, self.known = self.selection.trial(self.known, tasks.idle())
+        trial, self.known = trial_of(self.selection, self.known, tasks.idle())
         if trial is not None and trial.alone:
             self._open(server, Choice(trial.clients), len(trial.clients), trial)
             return
@@ -281,11 +292,11 @@ class Rounds(Aggregating):
         opening = Opening(
             server.version + 1, idle, tasks.nodes(), count, lambda key: self._rng(server, key)
         )
-        ask, self.known = self.selection.ask(self.known, opening)
+        ask, self.known = ask_of(self.selection, self.known, opening)
         while ask is not None:
             self.known = self.selection.told(self.known, ask, self._answers(server, ask))
-            ask, self.known = self.selection.ask(self.known, opening)
-        choice, self.known = self.selection.select(self.known, opening)
+            ask, self.known = ask_of(self.selection, self.known, opening)
+        choice, self.known = choice_of(self.selection, self.known, opening)
         self._open(server, choice, n)
 
     def _check_count(self, count: int) -> None:
@@ -573,7 +584,7 @@ class Rounds(Aggregating):
 
     def unusable(self, update: Update) -> str | None:
         """Refuses a client that does not report what is read, or has no weight."""
-        for reader in (self.rule, self.selection):
+        for reader in self.readers.values():
             if (name := not_reported(update.metrics, reader.reads)) is not None:
                 return f"it reports no finite {name!r}, which {type(reader).__name__} reads"
         if (why := self.rule.refuses(update.metrics)) is not None:
