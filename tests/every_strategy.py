@@ -33,6 +33,9 @@ AVERAGING = [  # rounds of all clients
     "feddyn",
     "fedspeed",
     "fednova",
+    "fedhyper_g",
+    "fedhyper_sl",
+    "fedhyper_cl",
     "fedau",
     "mifa",
 ]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fl.clients.feddyn import DynamicRegularization
     from fl.clients.global_momentum import ControlledMomentum, GlobalMomentum
     from fl.clients.gradient import Gradient
+    from fl.clients.hypergradient import Hypergradient
     from fl.clients.local_optimizer import LocalOptimizer
     from fl.clients.microadam import MicroAdam
     from fl.clients.momentum import Momentum
@@ -54,6 +55,7 @@ __getattr__ = lazily(
         "Fragments": "fl.clients.app.island",
         "GlobalMomentum": "fl.clients.global_momentum",
         "Gradient": "fl.clients.gradient",
+        "Hypergradient": "fl.clients.hypergradient",
         "Island": "fl.clients.app.island",
         "LocalOptimizer": "fl.clients.local_optimizer",
         "MicroAdam": "fl.clients.microadam",
@@ -90,6 +92,7 @@ __all__ = [
     "Fragments",
     "GlobalMomentum",
     "Gradient",
+    "Hypergradient",
     "Island",
     "LocalOptimizer",
     "MicroAdam",

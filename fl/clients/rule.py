@@ -6,8 +6,8 @@ same code runs for one client, on vectors of shape (p,), and for many at once, w
 a rule may do:
 
 - no branch on the value of a tensor, no `.item()`, no in-place change of what it was given;
-- a scalar in `Received.scalars` is a float, or a 0-d tensor where clients of one batch differ, so
-  compute with it but do not branch on it;
+- a scalar in `Received.scalars`, and `Received.steps`, is a number, or a 0-d tensor where clients of
+  one batch differ, so compute with it but do not branch on it;
 - no random numbers: a rule that needs some takes them from its memory, seeded by the server.
 
 How methods with more machinery fit, without a change here:
@@ -43,12 +43,15 @@ class Received(NamedTuple):
         server: vectors the message carries beside the model, one per name in `Rule.needs`, (p,).
         memory: what `finish` kept at this client's last task, or `Rule.first_memory`.
         scalars: what `Rule.scalars` made of the message's configuration.
+        steps: how many steps the task is to have, at least 1; a real device with a deadline may do
+            fewer.
     """
 
     w: Tensor
     server: dict[str, Tensor]
     memory: dict[str, Tensor]
     scalars: dict[str, Scalar]
+    steps: Scalar = 0
 
 
 class Finished(NamedTuple):

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from fl.strategies.fedcompass import FedCompass
     from fl.strategies.feddyn import FedDyn
     from fl.strategies.fedfix import FedFix
+    from fl.strategies.fedhyper import FedHyperCL, FedHyperG, FedHyperSL
     from fl.strategies.fednova import FedNova
     from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
     from fl.strategies.fedprox import FedProx
@@ -110,6 +111,9 @@ __getattr__ = lazily(
         "FedCompass": "fl.strategies.fedcompass",
         "FedDyn": "fl.strategies.feddyn",
         "FedFix": "fl.strategies.fedfix",
+        "FedHyperCL": "fl.strategies.fedhyper",
+        "FedHyperG": "fl.strategies.fedhyper",
+        "FedHyperSL": "fl.strategies.fedhyper",
         "FedNova": "fl.strategies.fednova",
         "FedProx": "fl.strategies.fedprox",
         "FedSpeed": "fl.strategies.fedspeed",
@@ -192,6 +196,9 @@ __all__ = [
     "FedCompass",
     "FedDyn",
     "FedFix",
+    "FedHyperCL",
+    "FedHyperG",
+    "FedHyperSL",
     "FedNova",
     "FedProx",
     "FedSpeed",

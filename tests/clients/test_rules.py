@@ -21,6 +21,7 @@ from fl.clients import (
     ExponentialDecay,
     GlobalMomentum,
     Gradient,
+    Hypergradient,
     LocalOptimizer,
     MicroAdam,
     ModelContrast,
@@ -35,6 +36,7 @@ from fl.clients import (
 from fl.errors import ConfigError
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}
+STEPS = 6  # that tasks are said to have
 
 RULES = {
     "sgd": Sgd(0.1),
@@ -64,6 +66,7 @@ CORRECTIONS = {
     "global momentum vr": GlobalMomentum(variance_reduction=True),
     "controlled momentum": ControlledMomentum(clip_first=True),
     "controlled momentum vr": ControlledMomentum(variance_reduction=True),
+    "hypergradient": Hypergradient(),
 }
 OPTIMIZERS = {name: rule for name, rule in RULES.items() if isinstance(rule, LocalOptimizer)}
 RULES |= {
@@ -121,7 +124,7 @@ def received_by(rule: Rule, w, scalars=None, memory=None):
     server = {name: 0.01 * torch.ones_like(w).cumsum(0) for name in rule.needs}
     scalars = rule.scalars(told(rule)) if scalars is None else scalars
     memory = rule.first_memory(w, scalars) if memory is None else memory
-    return Received(w, server, memory, scalars)
+    return Received(w, server, memory, scalars, STEPS)
 
 
 def run(rule: Rule, w, batch, steps: int, config=None, memory=None):

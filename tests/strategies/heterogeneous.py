@@ -101,7 +101,8 @@ class Learnt:
         start = torch.from_numpy(w.copy())
         scalars = rule.scalars({"server-round": 1, **config})
         memory = self.memories.get(i) or rule.first_memory(start, scalars)
-        received = Received(start, {name: sent[name] for name in rule.needs}, memory, scalars)
+        server = {name: sent[name] for name in rule.needs}
+        received = Received(start, server, memory, scalars, steps)
         state, batch, v = rule.init(received), Batch(self.losses, i), start
         for t in range(steps):
             v, state, _ = rule.step(v, state, received, batch, t)

@@ -121,7 +121,8 @@ def train_alone(
     memory = task.memory
     if memory is None:
         memory = rule.first_memory(w, task.scalars)
-    received = Received(w, moved(task.server, device), moved(memory, device), dict(task.scalars))
+    server, memory = moved(task.server, device), moved(memory, device)
+    received = Received(w, server, memory, dict(task.scalars), task.steps)
     epochs = -(-task.steps // steps_per_epoch(task.examples, batch_size, drop_last))
     order = task.rows[
         visiting_order(

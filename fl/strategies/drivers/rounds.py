@@ -545,7 +545,13 @@ class Rounds(EventDriven):
         if self.folded is not None:
             mean = self.folded.result() - w
             weights = np.asarray(admitted.weights)
-            updates = Updates(rows, weights, combine=lambda *_: mean, buffers=self.buffers)
+            updates = Updates(
+                rows,
+                weights,
+                combine=lambda *_: mean,
+                buffers=self.buffers,
+                trained=self.places if self.trained < mean.size else (),
+            )
         else:
             updates = self._updates(server, admitted, usable)
         with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
