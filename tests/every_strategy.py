@@ -36,6 +36,7 @@ AVERAGING = [  # rounds of all clients
     "fedhyper_g",
     "fedhyper_sl",
     "fedhyper_cl",
+    "fedamd",
     "fedau",
     "mifa",
 ]

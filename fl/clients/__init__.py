@@ -15,6 +15,7 @@ from fl.lazy import lazily
 
 if TYPE_CHECKING:
     from fl.clients.adamw import AdamW
+    from fl.clients.anchor_sampling import AnchorSampling
     from fl.clients.app.batched import gains_from_batching
     from fl.clients.app.downlink import Downlink
     from fl.clients.app.island import Fragments, Island
@@ -42,6 +43,7 @@ __getattr__ = lazily(
     __name__,
     {
         "AdamW": "fl.clients.adamw",
+        "AnchorSampling": "fl.clients.anchor_sampling",
         "Batch": "fl.clients.rule",
         "ControlVariates": "fl.clients.scaffold",
         "ControlledMomentum": "fl.clients.global_momentum",
@@ -79,6 +81,7 @@ __getattr__ = lazily(
 
 __all__ = [
     "AdamW",
+    "AnchorSampling",
     "Batch",
     "ControlVariates",
     "ControlledMomentum",

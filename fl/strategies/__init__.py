@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
     from fl.strategies.event_rule import Answers, Arrivals, Decision, EventRule, PollingRule
     from fl.strategies.favas import FAVAS
+    from fl.strategies.fedamd import FedAMD
     from fl.strategies.fedast import FedAST
     from fl.strategies.fedasync import FedAsync
     from fl.strategies.fedau import FedAU
@@ -99,6 +100,7 @@ __getattr__ = lazily(
         "EventRule": "fl.strategies.event_rule",
         "Events": "fl.strategies.drivers.asynchronous",
         "Exchange": "fl.strategies.drivers.exchange",
+        "FedAMD": "fl.strategies.fedamd",
         "FedAST": "fl.strategies.fedast",
         "FedAU": "fl.strategies.fedau",
         "FedAdagrad": "fl.strategies.fedopt",
@@ -184,6 +186,7 @@ __all__ = [
     "EventRule",
     "Events",
     "Exchange",
+    "FedAMD",
     "FedAST",
     "FedAU",
     "FedAdagrad",

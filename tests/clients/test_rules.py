@@ -12,6 +12,7 @@ from torch.func import grad, vmap
 
 from fl.clients import (
     AdamW,
+    AnchorSampling,
     ControlledMomentum,
     ControlVariates,
     Corrected,
@@ -67,6 +68,7 @@ CORRECTIONS = {
     "controlled momentum": ControlledMomentum(clip_first=True),
     "controlled momentum vr": ControlledMomentum(variance_reduction=True),
     "hypergradient": Hypergradient(),
+    "anchor": AnchorSampling(),
 }
 OPTIMIZERS = {name: rule for name, rule in RULES.items() if isinstance(rule, LocalOptimizer)}
 RULES |= {

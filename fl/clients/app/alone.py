@@ -148,8 +148,9 @@ def train_alone(
                 break  # another step of average length would end too late
     steps = len(losses)
     uploaded, extras, memory = rule.finish(w, state, received, steps)
+    row = layout.join(uploaded, buffers) if uploaded.numel() else uploaded
     return Trained(
-        rows=layout.join(uploaded, buffers)[None].to(HOST),
+        rows=row[None].to(HOST),
         carried=carried_arrays(moved(layout.carried_of(buffers), HOST)),
         extras=moved({name: vector[None] for name, vector in extras.items()}, HOST),
         memory=moved({name: tensor[None] for name, tensor in memory.items()}, HOST),

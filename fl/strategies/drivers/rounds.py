@@ -301,6 +301,8 @@ class Rounds(EventDriven):
 
     def num_replies(self, server: Server) -> int:
         """Returns N for a round that begins now."""
+        if self.rule.asks_everybody(self.state):
+            return len(server.tasks.nodes())
         return self.replies_of(len(server.tasks.nodes()))
 
     def free_slots(self, server: Server) -> int:
@@ -377,12 +379,12 @@ class Rounds(EventDriven):
         for node, config in zip(nodes, configs, strict=True):
             if config is not None:
                 by_config.setdefault(tuple(sorted(config.items())), []).append(node)
-        extras = self.rule.broadcast(self.state)
-        return [
-            task
-            for config, group in by_config.items()
-            for task in server.send(group, dict(config), extras=extras)
-        ]
+        extras, sent = self.rule.broadcast(self.state), []
+        for told, group in by_config.items():
+            config = dict(told)
+            beside = {name: extras[name] for name in self.rule.carried_by(config)}
+            sent += server.send(group, config, extras=beside)
+        return sent
 
     def _open(
         self, server: Server, choice: Choice, waits_for: int, trial: Trial | None = None
@@ -594,6 +596,7 @@ class Rounds(EventDriven):
             trained=self.places if self.trained < admitted.x.shape[1] else (),
             robust=robust,
             clients=[update.node for update in usable],
+            told=[update.config for update in usable],
             as_selected=self.weights is not None,
         )
 
