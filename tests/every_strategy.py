@@ -33,6 +33,10 @@ AVERAGING = [  # rounds of all clients
     "feddyn",
     "fedspeed",
     "fednova",
+    "fedhyper_g",
+    "fedhyper_sl",
+    "fedhyper_cl",
+    "fedamd",
     "fedau",
     "mifa",
 ]

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
     from fl.strategies.event_rule import Answers, Arrivals, Decision, EventRule, PollingRule
     from fl.strategies.favas import FAVAS
+    from fl.strategies.fedamd import FedAMD
     from fl.strategies.fedast import FedAST
     from fl.strategies.fedasync import FedAsync
     from fl.strategies.fedau import FedAU
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from fl.strategies.fedcompass import FedCompass
     from fl.strategies.feddyn import FedDyn
     from fl.strategies.fedfix import FedFix
+    from fl.strategies.fedhyper import FedHyperCL, FedHyperG, FedHyperSL
     from fl.strategies.fednova import FedNova
     from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
     from fl.strategies.fedprox import FedProx
@@ -98,6 +100,7 @@ __getattr__ = lazily(
         "EventRule": "fl.strategies.event_rule",
         "Events": "fl.strategies.drivers.asynchronous",
         "Exchange": "fl.strategies.drivers.exchange",
+        "FedAMD": "fl.strategies.fedamd",
         "FedAST": "fl.strategies.fedast",
         "FedAU": "fl.strategies.fedau",
         "FedAdagrad": "fl.strategies.fedopt",
@@ -110,6 +113,9 @@ __getattr__ = lazily(
         "FedCompass": "fl.strategies.fedcompass",
         "FedDyn": "fl.strategies.feddyn",
         "FedFix": "fl.strategies.fedfix",
+        "FedHyperCL": "fl.strategies.fedhyper",
+        "FedHyperG": "fl.strategies.fedhyper",
+        "FedHyperSL": "fl.strategies.fedhyper",
         "FedNova": "fl.strategies.fednova",
         "FedProx": "fl.strategies.fedprox",
         "FedSpeed": "fl.strategies.fedspeed",
@@ -180,6 +186,7 @@ __all__ = [
     "EventRule",
     "Events",
     "Exchange",
+    "FedAMD",
     "FedAST",
     "FedAU",
     "FedAdagrad",
@@ -192,6 +199,9 @@ __all__ = [
     "FedCompass",
     "FedDyn",
     "FedFix",
+    "FedHyperCL",
+    "FedHyperG",
+    "FedHyperSL",
     "FedNova",
     "FedProx",
     "FedSpeed",

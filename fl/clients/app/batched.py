@@ -334,7 +334,7 @@ class _Program:
         """Sorts what the clients received into what they share and what each has of its own."""
         tasks, first = self.tasks, self.tasks[0]
         self.own: dict[tuple[str, str], Tensor] = {}
-        self.shared = Received(as_tensor(first.row), {}, {}, {})
+        self.shared = Received(as_tensor(first.row), {}, {}, {}, first.steps)
         if not _one([task.row for task in tasks]):
             self.own["w", ""] = torch.from_numpy(np.stack([task.row for task in tasks]))
         for name in first.server:
@@ -351,15 +351,21 @@ class _Program:
                 self.shared.scalars[name] = scalar
             else:
                 self.own["scalars", name] = torch.tensor(scalars)
+        if any(task.steps != first.steps for task in tasks):
+            self.own["steps", ""] = torch.from_numpy(self.steps)
         self.own = {key: tensor.to(self.device) for key, tensor in self.own.items()}
         shared = self.shared
         self.shared = Received(
-            shared.w.to(self.device), moved(shared.server, self.device), {}, shared.scalars
+            shared.w.to(self.device),
+            moved(shared.server, self.device),
+            {},
+            shared.scalars,
+            shared.steps,
         )
 
     def _received(self, own: dict[tuple[str, str], Tensor]) -> Received:
         """Returns what one client received, given what is its own."""
-        w = self.shared.w
+        w, steps = self.shared.w, self.shared.steps
         fields: dict[str, dict[str, Any]] = {
             "server": dict(self.shared.server),
             "memory": {},
@@ -368,9 +374,11 @@ class _Program:
         for (field, name), value in own.items():
             if field == "w":
                 w = value
+            elif field == "steps":
+                steps = value
             else:
                 fields[field][name] = value
-        return Received(w, **fields)
+        return Received(w, **fields, steps=steps)
 
     def _memories(self) -> dict[str, list[Tensor]]:
         fresh: dict[int, dict[str, Tensor]] = {}

@@ -91,7 +91,7 @@ class Planner:
         examples = self._data.size(partition)
         instructions.scalars  # noqa: B018 (refuses now what the client would refuse later)
         steps = self.steps(instructions.amount, examples)
-        per_example = self._flops.training * self._rule.gradients_per_step
+        per_example = self._flops.training * instructions.role.gradients_per_step
         deadline, elapsed = instructions.limits
         limit = deadline if elapsed is None else elapsed
         fitting = None

@@ -317,6 +317,9 @@ class Codec:
         record = reply.content.get(self._arrays_key)
         if not isinstance(record, ArrayRecord):
             raise PayloadError(f"the reply has no ArrayRecord '{self._arrays_key}'")
+        if not len(record):  # the client's model is the one that was sent
+            sent.model.unsure.discard(self._sender(reply.metadata.src_node_id))
+            return record
         if receivers is None:
             change = from_record(layout, record, finite=False) - sent.held
             return to_record(layout, sent.w + change, carried(layout, record))

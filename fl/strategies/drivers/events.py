@@ -157,6 +157,9 @@ class GlobalModel:
     ) -> Update:
         """Returns the update in a reply.
 
+        A model's record without arrays says that the model is the one that was sent, a vector's
+        that it is 0: neither travels.
+
         Args:
             task: what was asked.
             reply: with content.
@@ -172,8 +175,10 @@ class GlobalModel:
         if not isinstance(record, ArrayRecord):
             raise ConfigError(f"the reply has no ArrayRecord '{key}', only {sorted(reply.content)}")
         metrics: Mapping[str, Any] = next(iter(reply.content.metric_records.values()), {})
-        row = from_record(self.layout, record)
         extras = {name: _vector(reply, name, p) for name in needs}
+        if not len(record):
+            return Update(task, task.memo.w, metrics, now, self._carried, extras)
+        row = from_record(self.layout, record)
         return Update(task, row, metrics, now, carried(self.layout, record), extras)
 
     def staleness(self, task: Task[Sent]) -> int:
@@ -713,6 +718,8 @@ def _vector(reply: Message, name: str, p: int) -> Row:
             f"the reply has no record {name!r}, only {sorted(reply.content)}: use the client rule "
             "that sends it"
         )
+    if not len(record):
+        return np.zeros(p, np.float32)
     row: Row = record_vector(record, p, f"record {name!r}").numpy()
     return row
 

@@ -261,6 +261,8 @@ class Rounds(Aggregating):
 
     def num_replies(self, server: Server) -> int:
         """Returns N for a round that begins now."""
+        if self.rule.asks_everybody(self.state):
+            return len(server.tasks.nodes())
         return self.replies_of(len(server.tasks.nodes()))
 
     def free_slots(self, server: Server) -> int:
@@ -337,12 +339,12 @@ class Rounds(Aggregating):
         for node, config in zip(nodes, configs, strict=True):
             if config is not None:
                 by_config.setdefault(tuple(sorted(config.items())), []).append(node)
-        extras = self.rule.broadcast(self.state)
-        return [
-            task
-            for config, group in by_config.items()
-            for task in server.send(group, dict(config), extras=extras)
-        ]
+        extras, sent = self.rule.broadcast(self.state), []
+        for told, group in by_config.items():
+            config = dict(told)
+            beside = {name: extras[name] for name in self.rule.carried_by(config)}
+            sent += server.send(group, config, extras=beside)
+        return sent
 
     def _open(
         self, server: Server, choice: Choice, waits_for: int, trial: Trial | None = None
@@ -506,7 +508,13 @@ class Rounds(Aggregating):
         if self.folded is not None:
             mean = self.folded.result() - w
             weights = np.asarray(admitted.weights)
-            updates = Updates(rows, weights, combine=lambda *_: mean, buffers=self.buffers)
+            updates = Updates(
+                rows,
+                weights,
+                combine=lambda *_: mean,
+                buffers=self.buffers,
+                trained=self.places if self.trained < mean.size else (),
+            )
         else:
             updates = self._updates(server, admitted, usable)
         with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
@@ -543,6 +551,7 @@ class Rounds(Aggregating):
             trained=self.places if self.trained < admitted.x.shape[1] else (),
             robust=self.robust,
             clients=[update.node for update in usable],
+            told=[update.config for update in usable],
             as_selected=self.weights is not None,
         )
 
