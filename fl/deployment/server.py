@@ -110,6 +110,7 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
         on_replies=lambda *args, **kwargs: recorder.on_replies(*args, **kwargs),
         on_applied=lambda *update: recorder.on_applied(*update),
         on_step=lambda why_not, model: recorder.on_step(why_not, model),
+        on_measured=lambda metrics: recorder.on_measured(metrics),
         check=lambda content, kind, client: client_app.plan(
             Payload(content), kind, client, _SOME_SPEED
         ),

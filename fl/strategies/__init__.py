@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from fl.strategies.local_sgd import LocalSGD
     from fl.strategies.mifa import MIFA
     from fl.strategies.monna import MoNNA
+    from fl.strategies.noise_scale import NoiseScale
     from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
     from fl.strategies.outer_rule import OuterGradients, OuterRule
     from fl.strategies.qfedavg import QFedAvg
@@ -122,6 +123,7 @@ __getattr__ = lazily(
         "LocalSGD": "fl.strategies.local_sgd",
         "MoNNA": "fl.strategies.monna",
         "NodeModels": "fl.strategies.drivers.swarm",
+        "NoiseScale": "fl.strategies.noise_scale",
         "OuterAdam": "fl.strategies.outer_optimizers",
         "OuterGradients": "fl.strategies.outer_rule",
         "OuterOptimizer": "fl.strategies.outer_optimizers",
@@ -205,6 +207,7 @@ __all__ = [
     "LocalTraining",
     "MoNNA",
     "NodeModels",
+    "NoiseScale",
     "OuterAdam",
     "OuterGradients",
     "OuterOptimizer",

@@ -39,7 +39,8 @@ from fl.strategies.drivers.events import (
 )
 from fl.strategies.drivers.replies import not_reported
 from fl.strategies.drivers.tasks import Task
-from fl.strategies.round_rule import HasModel, RoundRule, Updates
+from fl.strategies.noise_scale import Noise, NoiseScale, squared_norm, whole
+from fl.strategies.round_rule import HasModel, RoundRule, Updates, weighted_mean
 from fl.vectors.rows import Row, is_finite
 
 log = logging.getLogger("fl")
@@ -64,6 +65,11 @@ _FOLDED = np.empty(0, np.float32)  # in place of a model that has been added up
     lambda a: a["fraction_evaluate"] > 0,
     "min_evaluate_nodes",
     only="clients evaluate only with {at}fraction_evaluate above 0",
+)
+@read_if(
+    lambda a: a["noise_scale"] is not None,
+    "batch_size",
+    only="only {at}noise_scale reads it",
 )
 class Rounds(EventDriven):
     """Synchronous rounds of a server rule.
@@ -116,6 +122,9 @@ class Rounds(EventDriven):
         min_evaluate_nodes: but at least so many, if the share is above 0.
         weighted_by_key: metric that weights the average.
         root_examples: how many examples the server holds itself, for an F that wants its update.
+        noise_scale: decay of the averages by which the gradient noise scale is measured, see
+            `fl.strategies.NoiseScale`; None does not measure it.
+        batch_size: of the clients, for that; None is all of their examples.
         **events: arguments of `EventDriven` but `concurrency` and `patience`.
 
     Raises:
@@ -143,6 +152,8 @@ class Rounds(EventDriven):
         min_evaluate_nodes: int = 2,
         weighted_by_key: str = "num-examples",
         root_examples: int = 100,
+        noise_scale: float | None = None,
+        batch_size: int | None = None,
         **events: Any,
     ) -> None:
         super().__init__(patience=None, **events)
@@ -188,6 +199,7 @@ class Rounds(EventDriven):
         self.min_evaluate_nodes = min_evaluate_nodes
         self.weighted_by_key = weighted_by_key
         self.root_examples = root_examples
+        self.noise_scale = None if noise_scale is None else NoiseScale(noise_scale, batch_size)
 
     @property
     def name(self) -> str:
@@ -293,6 +305,8 @@ class Rounds(EventDriven):
         self.latest: dict[str, Row] = {}  # F's of this round
         self.own: tuple[int, Row] | None = None  # the server's own update, and of which version
         self.folded: Fold | None = None
+        self.noise = Noise()
+        self.squares: dict[str, float] = {}  # of the changes that are folded, by message
 
     @property
     def is_open(self) -> bool:
@@ -392,7 +406,7 @@ class Rounds(EventDriven):
         self.weights = None
         if choice.weights is not None:
             self.weights = dict(zip(choice.clients, choice.weights, strict=True))
-        self.replies, self.refused, self.failures = [], [], {}
+        self.replies, self.refused, self.failures, self.squares = [], [], {}, {}
         self.selected, self.trial = len(self.awaited), trial
         self.wanted, self.waits_for = waits_for, min(waits_for, self.selected)
         self.round_began = server.now
@@ -548,6 +562,7 @@ class Rounds(EventDriven):
             updates = Updates(rows, weights, combine=lambda *_: mean, buffers=self.buffers)
         else:
             updates = self._updates(server, admitted, usable)
+        self._measure(server, updates, usable)
         with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
             state: HasModel = self.rule.step(self.state, updates)
             new = self._with_buffers(server, state.w, updates)
@@ -609,6 +624,34 @@ class Rounds(EventDriven):
             self.own = (server.version, own)
         return self.own[1]
 
+    def _measure(self, server: Server, updates: Updates, usable: Sequence[Update]) -> None:
+        """Measures the noise scale of a round, if that is wanted and the clients say what it takes.
+
+        Not by F but by the mean: a robust rule has another variance.
+        """
+        if self.noise_scale is None:
+            return
+        steps, examples = (
+            [n for u in usable if (n := whole(u.metrics.get(key))) is not None]
+            for key in ("steps", "num-examples")
+        )
+        if not len(steps) == len(examples) == len(usable):
+            return
+        plain = self.aggregator if isinstance(self.aggregator, Mean) else Mean()
+        shares = updates.weights if plain.weighted else np.ones(len(usable))
+        if self.folded is not None:
+            squares = np.array([self.squares[update.task.message_id] for update in usable])
+            mean = updates.mean()
+        else:
+            squares = updates.squared_norms()
+            mean = weighted_mean(updates.deltas, shares, "")
+        square = squared_norm(mean, self.places)
+        if np.isfinite(square) and np.isfinite(squares).all():
+            self.noise = self.noise_scale.observe(
+                self.noise, shares, steps, examples, squares, square
+            )
+            server.tasks.control.measured(self.noise_scale.report(self.noise))
+
     def _with_buffers(self, server: Server, w: Row, updates: Updates) -> Row:
         if not self.buffers:
             return w
@@ -635,6 +678,8 @@ class Rounds(EventDriven):
     def _folded(self, server: Server, update: Update) -> Update:
         if self.folded is None:
             return update
+        if self.noise_scale is not None:
+            self.squares[update.task.message_id] = squared_norm(update.x, self.places, server.w)
         self.folded.add(update.x, self._weight(update))
         return replace(update, x=_FOLDED)
 
