@@ -127,7 +127,8 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
         timeline=False,  # the server does not see when clients receive, compute and send
         plots=False,
     )
-    (directory / "model.npz").unlink(missing_ok=True)
+    for name in ("model.npz", "model_averaged.npz"):
+        (directory / name).unlink(missing_ok=True)
     recorder = DeployedRecorder(writer, deployed, tell=config.progress)
     status: Status = "completed"
     error: BaseException | None = None
@@ -158,6 +159,8 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
     )
     if recorder.final_arrays is not None:
         write_model(directory / "model.npz", recorder.final_arrays)
+    if recorder.averaged_arrays is not None:
+        write_model(directory / "model_averaged.npz", recorder.averaged_arrays)
     if config.views and writer.history:
         from fl.reports import plots
 

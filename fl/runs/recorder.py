@@ -80,6 +80,7 @@ class Recorder:
     ) -> None:
         self.writer = writer
         self.final_arrays: ArrayRecord | None = None
+        self.averaged_arrays: ArrayRecord | None = None  # what the last evaluation is of, if it is
         self._progress = progress
         self._grid: SimGrid | None = None
         self._began = time.perf_counter()
