@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from fl.strategies.outer_rule import OuterGradients, OuterRule
     from fl.strategies.qfedavg import QFedAvg
     from fl.strategies.quafl import QuAFL
+    from fl.strategies.rates import LinearScaling
     from fl.strategies.rennala import RennalaSGD
     from fl.strategies.ringmaster import RingmasterASGD
     from fl.strategies.round_rule import RoundRule, Updates
@@ -120,6 +121,7 @@ __getattr__ = lazily(
         "GossipRule": "fl.strategies.gossip_rule",
         "GradientRule": "fl.strategies.gradient_rule",
         "GradientTracking": "fl.strategies.gradient_tracking",
+        "LinearScaling": "fl.strategies.rates",
         "LocalSGD": "fl.strategies.local_sgd",
         "MoNNA": "fl.strategies.monna",
         "NodeModels": "fl.strategies.drivers.swarm",
@@ -203,6 +205,7 @@ __all__ = [
     "GossipRule",
     "GradientRule",
     "GradientTracking",
+    "LinearScaling",
     "LocalSGD",
     "LocalTraining",
     "MoNNA",

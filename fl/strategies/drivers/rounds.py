@@ -27,6 +27,7 @@ from fl.aggregation import (
     weight_of,
 )
 from fl.checks import at_least, positive, read_if
+from fl.clients.local_optimizer import LR_FACTOR_KEY
 from fl.errors import ConfigError, NoStep, NotFinite
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
@@ -40,6 +41,7 @@ from fl.strategies.drivers.events import (
 from fl.strategies.drivers.replies import not_reported
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.noise_scale import Noise, NoiseScale, squared_norm, whole
+from fl.strategies.rates import Rate, check_factors, check_rate, factor_of
 from fl.strategies.round_rule import HasModel, RoundRule, Updates, weighted_mean
 from fl.vectors.rows import Row, is_finite
 
@@ -122,6 +124,9 @@ class Rounds(EventDriven):
         min_evaluate_nodes: but at least so many, if the share is above 0.
         weighted_by_key: metric that weights the average.
         root_examples: how many examples the server holds itself, for an F that wants its update.
+        eta_schedule: factor on the rule's `eta` by the round, from 0, such as `fl.clients.Warmup`,
+            or by that and the number of clients, `fl.strategies.LinearScaling`; None is 1.
+        lr_schedule: likewise a factor on the clients' learning rate, told to them.
         noise_scale: decay of the averages by which the gradient noise scale is measured, see
             `fl.strategies.NoiseScale`; None does not measure it.
         batch_size: of the clients, for that; None is all of their examples.
@@ -152,6 +157,8 @@ class Rounds(EventDriven):
         min_evaluate_nodes: int = 2,
         weighted_by_key: str = "num-examples",
         root_examples: int = 100,
+        eta_schedule: Rate | None = None,
+        lr_schedule: Rate | None = None,
         noise_scale: float | None = None,
         batch_size: int | None = None,
         **events: Any,
@@ -178,6 +185,15 @@ class Rounds(EventDriven):
             raise ConfigError(
                 f"rule is {rule!r:.80}; it must be a fl.strategies.RoundRule, such as FedAvg()"
             )
+        check_rate("eta_schedule", eta_schedule)
+        check_rate("lr_schedule", lr_schedule)
+        if eta_schedule is not None and not hasattr(rule, "eta"):
+            raise ConfigError(
+                f"eta_schedule is {eta_schedule!r:.80}, and {type(rule).__name__} has no rate eta: "
+                "leave it out, or use lr_schedule"
+            )
+        self.eta_schedule = eta_schedule
+        self.lr_schedule = lr_schedule
         self.rule = rule
         self.selection = UniformSampling() if selection is None else selection
         aggregator = Mean() if aggregator is None else aggregator
@@ -207,9 +223,10 @@ class Rounds(EventDriven):
         return type(self.rule).__name__
 
     @property
-    def tells(self) -> Mapping[str, str]:
+    def tells(self) -> Mapping[str, Any]:
         """What every message says beside the model, by the argument that it comes from."""
-        return {key: f"rule.{name}" for key, name in self.rule.tells.items()}
+        factor = {} if self.lr_schedule is None else {LR_FACTOR_KEY: 1.0}
+        return {**{key: f"rule.{name}" for key, name in self.rule.tells.items()}, **factor}
 
     @property
     def carries(self) -> tuple[str, ...]:
@@ -280,6 +297,8 @@ class Rounds(EventDriven):
                 f"({self.aggregator.reference}), and the server has none: run the strategy within "
                 "an Exchange that has it, for example a fl.strategies.TrustedUpdate"
             )
+        for name, rate in (("eta_schedule", self.eta_schedule), ("lr_schedule", self.lr_schedule)):
+            check_factors(name, rate, server.num_rounds, 1)
         layout, known = server.model.layout, self.exchange.layout
         moving = layout.statistics if known is None else known.moving_buffers
         self.buffers = [slice(entry.offset, entry.offset + entry.size) for entry in moving]
@@ -305,6 +324,7 @@ class Rounds(EventDriven):
         self.latest: dict[str, Row] = {}  # F's of this round
         self.own: tuple[int, Row] | None = None  # the server's own update, and of which version
         self.folded: Fold | None = None
+        self.lr_factor: float | None = None  # of the clients' rate, in the last round with a step
         self.noise = Noise()
         self.squares: dict[str, float] = {}  # of the changes that are folded, by message
 
@@ -336,7 +356,8 @@ class Rounds(EventDriven):
             self._open(server, Choice(trial.clients), len(trial.clients), trial)
             return
         if trial is not None:
-            self.timed.update(task.message_id for task in self._train(server, trial.clients))
+            timed = self._train(server, trial.clients, len(trial.clients))
+            self.timed.update(task.message_id for task in timed)
         idle = self.selection.eligible(self.known, tasks.idle())
         if not idle:
             return
@@ -383,26 +404,31 @@ class Rounds(EventDriven):
                 server.tasks.control.rejected(reply.metadata.reply_to_message_id)
         return answers
 
-    def _train(self, server: Server, nodes: Sequence[int]) -> list[Task[Sent]]:
-        """Sends the model to clients that the rule has train."""
+    def _train(self, server: Server, nodes: Sequence[int], waits_for: int) -> list[Task[Sent]]:
+        """Sends the model to clients that the rule has train, of which so many make a step."""
         rng = generator(self.seed, "configs", server.version)
         configs = self.rule.configs(self.state, server.version + 1, len(nodes), rng)
         by_config: dict[tuple[Any, ...], list[int]] = {}
         for node, config in zip(nodes, configs, strict=True):
             if config is not None:
                 by_config.setdefault(tuple(sorted(config.items())), []).append(node)
+        told = {}
+        if self.lr_schedule is not None:
+            n = min(waits_for, sum(map(len, by_config.values())))
+            told[LR_FACTOR_KEY] = factor_of(self.lr_schedule, server.version, n)
         extras = self.rule.broadcast(self.state)
         return [
             task
             for config, group in by_config.items()
-            for task in server.send(group, dict(config), extras=extras)
+            for task in server.send(group, {**dict(config), **told}, extras=extras)
         ]
 
     def _open(
         self, server: Server, choice: Choice, waits_for: int, trial: Trial | None = None
     ) -> None:
         """Begins a round with these clients, which ends with so many replies."""
-        self.awaited = {task.message_id: task for task in self._train(server, choice.clients)}
+        sent = self._train(server, choice.clients, waits_for)
+        self.awaited = {task.message_id: task for task in sent}
         self.weights = None
         if choice.weights is not None:
             self.weights = dict(zip(choice.clients, choice.weights, strict=True))
@@ -525,7 +551,9 @@ class Rounds(EventDriven):
             remedy = "min_available_nodes waits until more clients are there"
             self._abandon(server, usable, NoStep(f"{few}: {error}; {remedy}"))
             return
+        t = server.version
         if server.step(state.w, usable, of_one_version=True):
+            self.lr_factor = factor_of(self.lr_schedule, t, self.waits_for)
             self.state = state._replace(w=server.w)
             self.results.update(self.latest)
 
@@ -564,7 +592,7 @@ class Rounds(EventDriven):
             updates = self._updates(server, admitted, usable)
         self._measure(server, updates, usable)
         with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
-            state: HasModel = self.rule.step(self.state, updates)
+            state = self._stepped(server, updates)
             new = self._with_buffers(server, state.w, updates)
         new = server.model.layout.rounded(np.ascontiguousarray(new, dtype=np.float32))
         check_result("the server", new)
@@ -623,6 +651,19 @@ class Rounds(EventDriven):
             own = trusted(server.version + 1, server.model.record(), config)
             self.own = (server.version, own)
         return self.own[1]
+
+    def _stepped(self, server: Server, updates: Updates) -> HasModel:
+        """Returns the rule's next state, at the rates of the round."""
+        rule, state, t = self.rule, self.state, server.version
+        if self.eta_schedule is not None:
+            factor = factor_of(self.eta_schedule, t, self.waits_for)
+            rule = replace(rule, eta=rule.eta * factor)  # type: ignore[attr-defined,type-var]
+        if self.lr_schedule is not None:
+            factor = factor_of(self.lr_schedule, t, self.waits_for)
+            if self.lr_factor is not None:
+                state = rule.at_rate(state, factor / self.lr_factor)
+        made: HasModel = rule.step(state, updates)
+        return made
 
     def _measure(self, server: Server, updates: Updates, usable: Sequence[Update]) -> None:
         """Measures the noise scale of a round, if that is wanted and the clients say what it takes.
