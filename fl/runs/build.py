@@ -180,6 +180,7 @@ def build(config: DictConfig) -> Experiment:
         )
         problems += refusals(choice)
         problems += _unreported(config, strategy)
+        problems += _no_average(config, strategy)
         with problems.noted(), blaming(config, "strategy"):
             strategy.check_clients(config.num_clients)
         for made in learnt.values():  # the client's rule, where it is known before the client
@@ -246,7 +247,7 @@ def _joined(
         fleet=parts["fleet"],
         executor=parts["executor"],
         tasks=tasks,
-        ignored=_ignored(strategy, learning, told),
+        ignored={**_ignored(strategy, learning, told), **_ignored_average(config)},
     )
     _check_target(config, experiment, parts["strategy"])
     return experiment
@@ -440,6 +441,19 @@ def _unreported(config: DictConfig, strategy: Driver) -> Iterator[str]:
                 yield f"{place}{what} {metric!r}; {there}"
 
 
+def _no_average(config: DictConfig, strategy: Driver) -> Iterator[str]:
+    """Yields that a strategy has not one model, of which `lawa` could evaluate a mean."""
+    if config.lawa.k is None:
+        return
+    if config.get("tasks"):
+        yield f"lawa.k is {config.lawa.k}, and several tasks are learnt: leave it out, or tasks"
+    elif strategy.traits.meets == "peers":
+        yield (
+            f"lawa.k is {config.lawa.k}, and with {strategy.name} every node has a model of its "
+            "own: leave it out, or use a strategy with a server or with outer steps"
+        )
+
+
 def _ignored(
     strategy: Driver, learning: Mapping[str, Learning], told: ConfigRecord
 ) -> dict[str, str]:
@@ -453,6 +467,10 @@ def _ignored(
         for name, why in unread_of_clients(strategy, learnt.app, told).items():
             ignored[f"{place}.{name}"] = why
     return ignored
+
+
+def _ignored_average(config: DictConfig) -> dict[str, str]:
+    return {} if config.lawa.k is not None else {"lawa.every": "only lawa.k reads it"}
 
 
 def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy) -> None:
@@ -474,6 +492,8 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
         names += own + [f"{name}/{task}" for name in own if task]
     if experiment.strategy.traits.meets == "peers":
         names += NODE_METRICS
+    if config.lawa.k is not None:
+        names += [f"latest_{name}" for name in names]
     names = list(dict.fromkeys(names))
     if target.metric not in names and not target.metric.startswith(_OF_CLIENTS):
         near = get_close_matches(target.metric, names, n=1)

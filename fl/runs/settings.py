@@ -55,6 +55,9 @@ def wrong_numbers(config: DictConfig) -> Iterator[str]:
     yield from not_whole(
         config, seed=0, num_clients=1, num_rounds=1, evaluate_every=1, central_epochs=0
     )
+    given = ("every",) if config.lawa.k is None else ("k", "every")
+    for problem in not_whole(config.lawa, **dict.fromkeys(given, 1)):
+        yield f"lawa.{problem}"
     timeout = config.round_timeout_s
     if not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
         yield f"round_timeout_s is {timeout}; it must be a positive, finite number of seconds"

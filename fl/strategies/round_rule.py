@@ -205,6 +205,15 @@ class RoundRule(ABC):
         """Returns whether the next round asks all available clients, however many others ask."""
         return False
 
+    def at_rate(self, state: Any, ratio: float) -> Any:
+        """Returns the state as it would be had the clients' rate been `ratio` times what it was.
+
+        Called before `step` in rounds whose clients have another rate than those before. A sum of
+        their changes over rounds is to be multiplied by it (arXiv:1706.02677, Remark 2); by default
+        the state stays as it is.
+        """
+        return state
+
     def refuses(self, metrics: Mapping[str, Any]) -> str | None:
         """Returns why a reply with these metrics is of no use, in words; None if it is.
 

@@ -98,6 +98,7 @@ class ParameterServer(Combining):
         if self.robust:
             self.check_aggregator(self.rule.combines(num_clients))
 
+    @property
     def readers(self) -> Mapping[str, Any]:
         """The rule."""
         return {"rule": self.rule}

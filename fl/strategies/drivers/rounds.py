@@ -21,11 +21,13 @@ from fl.aggregation import (
     Dropped,
     Fold,
     Guard,
+    Mean,
     check_result,
     shown,
     weight_of,
 )
 from fl.checks import at_least, positive, read_if
+from fl.clients.local_optimizer import LR_FACTOR_KEY
 from fl.errors import ConfigError, NoStep, NotFinite
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
@@ -35,7 +37,9 @@ from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.events import Sent, Server, Update
 from fl.strategies.drivers.replies import not_reported
 from fl.strategies.drivers.tasks import Task
-from fl.strategies.round_rule import HasModel, RoundRule, Updates
+from fl.strategies.noise_scale import Noise, NoiseScale, squared_norm, whole
+from fl.strategies.rates import Rate, check_factors, check_rate, factor_of
+from fl.strategies.round_rule import HasModel, RoundRule, Updates, weighted_mean
 from fl.vectors.rows import Row, is_finite
 
 log = logging.getLogger("fl")
@@ -53,6 +57,11 @@ _FOLDED = np.empty(0, np.float32)  # in place of a model that has been added up
     lambda a: a["fraction_evaluate"] > 0,
     "min_evaluate_nodes",
     only="clients evaluate only with {at}fraction_evaluate above 0",
+)
+@read_if(
+    lambda a: a["noise_scale"] is not None,
+    "batch_size",
+    only="only {at}noise_scale reads it",
 )
 class Rounds(Aggregating):
     """Synchronous rounds of a server rule.
@@ -100,6 +109,12 @@ class Rounds(Aggregating):
         min_evaluate_nodes: but at least so many, if the share is above 0.
         weighted_by_key: metric that weights the average.
         root_examples: how many examples the server holds itself, for an F that wants its update.
+        eta_schedule: factor on the rule's `eta` by the round, from 0, such as `fl.clients.Warmup`,
+            or by that and the number of clients, `fl.strategies.LinearScaling`; None is 1.
+        lr_schedule: likewise a factor on the clients' learning rate, told to them.
+        noise_scale: decay of the averages by which the gradient noise scale is measured, see
+            `fl.strategies.NoiseScale`; None does not measure it.
+        batch_size: of the clients, for that; None is all of their examples.
         **aggregating: arguments of `Aggregating` but `concurrency` and `patience`.
 
     Raises:
@@ -125,6 +140,10 @@ class Rounds(Aggregating):
         min_evaluate_nodes: int = 2,
         weighted_by_key: str = "num-examples",
         root_examples: int = 100,
+        eta_schedule: Rate | None = None,
+        lr_schedule: Rate | None = None,
+        noise_scale: float | None = None,
+        batch_size: int | None = None,
         **aggregating: Any,
     ) -> None:
         super().__init__(patience=None, root_examples=root_examples, **aggregating)
@@ -148,6 +167,15 @@ class Rounds(Aggregating):
             raise ConfigError(
                 f"rule is {rule!r:.80}; it must be a fl.strategies.RoundRule, such as FedAvg()"
             )
+        check_rate("eta_schedule", eta_schedule)
+        check_rate("lr_schedule", lr_schedule)
+        if eta_schedule is not None and not hasattr(rule, "eta"):
+            raise ConfigError(
+                f"eta_schedule is {eta_schedule!r:.80}, and {type(rule).__name__} has no rate eta: "
+                "leave it out, or use lr_schedule"
+            )
+        self.eta_schedule = eta_schedule
+        self.lr_schedule = lr_schedule
         self.rule = rule
         self.selection = UniformSampling() if selection is None else selection
         if self.wants_own_update and not rule.folds:
@@ -166,6 +194,7 @@ class Rounds(Aggregating):
         self.fraction_evaluate = fraction_evaluate
         self.min_evaluate_nodes = min_evaluate_nodes
         self.weighted_by_key = weighted_by_key
+        self.noise_scale = None if noise_scale is None else NoiseScale(noise_scale, batch_size)
 
     @property
     def name(self) -> str:
@@ -173,9 +202,10 @@ class Rounds(Aggregating):
         return type(self.rule).__name__
 
     @property
-    def tells(self) -> Mapping[str, str]:
+    def tells(self) -> Mapping[str, Any]:
         """What every message says beside the model, by the argument that it comes from."""
-        return {key: f"rule.{name}" for key, name in self.rule.tells.items()}
+        factor = {} if self.lr_schedule is None else {LR_FACTOR_KEY: 1.0}
+        return {**{key: f"rule.{name}" for key, name in self.rule.tells.items()}, **factor}
 
     @property
     def readers(self) -> Mapping[str, Any]:
@@ -231,6 +261,8 @@ class Rounds(Aggregating):
     def begin(self, server: Server) -> None:
         """Prepares for the first round."""
         super().begin(server)
+        for name, rate in (("eta_schedule", self.eta_schedule), ("lr_schedule", self.lr_schedule)):
+            check_factors(name, rate, server.num_rounds, 1)
         layout, known = server.model.layout, self.exchange.layout
         moving = layout.statistics if known is None else known.moving_buffers
         self.buffers = [slice(entry.offset, entry.offset + entry.size) for entry in moving]
@@ -253,6 +285,9 @@ class Rounds(Aggregating):
         self.selected = 0  # clients that were asked, in the last round
         self.round_began = math.nan  # of the open round; NaN between rounds
         self.folded: Fold | None = None
+        self.lr_factor: float | None = None  # of the clients' rate, in the last round with a step
+        self.noise = Noise()
+        self.squares: dict[str, float] = {}  # of the changes that are folded, by message
 
     @property
     def is_open(self) -> bool:
@@ -284,7 +319,8 @@ class Rounds(Aggregating):
             self._open(server, Choice(trial.clients), len(trial.clients), trial)
             return
         if trial is not None:
-            self.timed.update(task.message_id for task in self._train(server, trial.clients))
+            timed = self._train(server, trial.clients, len(trial.clients))
+            self.timed.update(task.message_id for task in timed)
         idle = self.selection.eligible(self.known, tasks.idle())
         if not idle:
             return
@@ -331,30 +367,35 @@ class Rounds(Aggregating):
                 server.tasks.control.rejected(reply.metadata.reply_to_message_id)
         return answers
 
-    def _train(self, server: Server, nodes: Sequence[int]) -> list[Task[Sent]]:
-        """Sends the model to clients that the rule has train."""
+    def _train(self, server: Server, nodes: Sequence[int], waits_for: int) -> list[Task[Sent]]:
+        """Sends the model to clients that the rule has train, of which so many make a step."""
         rng = generator(self.seed, "configs", server.version)
         configs = self.rule.configs(self.state, server.version + 1, len(nodes), rng)
         by_config: dict[tuple[Any, ...], list[int]] = {}
         for node, config in zip(nodes, configs, strict=True):
             if config is not None:
                 by_config.setdefault(tuple(sorted(config.items())), []).append(node)
+        factor = {}
+        if self.lr_schedule is not None:
+            n = min(waits_for, sum(map(len, by_config.values())))
+            factor[LR_FACTOR_KEY] = factor_of(self.lr_schedule, server.version, n)
         extras, sent = self.rule.broadcast(self.state), []
         for told, group in by_config.items():
             config = dict(told)
             beside = {name: extras[name] for name in self.rule.carried_by(config)}
-            sent += server.send(group, config, extras=beside)
+            sent += server.send(group, {**config, **factor}, extras=beside)
         return sent
 
     def _open(
         self, server: Server, choice: Choice, waits_for: int, trial: Trial | None = None
     ) -> None:
         """Begins a round with these clients, which ends with so many replies."""
-        self.awaited = {task.message_id: task for task in self._train(server, choice.clients)}
+        sent = self._train(server, choice.clients, waits_for)
+        self.awaited = {task.message_id: task for task in sent}
         self.weights = None
         if choice.weights is not None:
             self.weights = dict(zip(choice.clients, choice.weights, strict=True))
-        self.replies, self.refused, self.failures = [], [], {}
+        self.replies, self.refused, self.failures, self.squares = [], [], {}, {}
         self.selected, self.trial = len(self.awaited), trial
         self.wanted, self.waits_for = waits_for, min(waits_for, self.selected)
         self.round_began = server.now
@@ -473,7 +514,9 @@ class Rounds(Aggregating):
             remedy = "min_available_nodes waits until more clients are there"
             self._abandon(server, usable, NoStep(f"{few}: {error}; {remedy}"))
             return
+        t = server.version
         if server.step(state.w, usable, of_one_version=True):
+            self.lr_factor = factor_of(self.lr_schedule, t, self.waits_for)
             self.state = state._replace(w=server.w)
             self.results.update(self.latest)
 
@@ -517,8 +560,9 @@ class Rounds(Aggregating):
             )
         else:
             updates = self._updates(server, admitted, usable)
+        self._measure(server, updates, usable)
         with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
-            state: HasModel = self.rule.step(self.state, updates)
+            state = self._stepped(server, updates)
             new = self._with_buffers(server, state.w, updates)
         new = server.model.layout.rounded(np.ascontiguousarray(new, dtype=np.float32))
         check_result("the server", new)
@@ -555,6 +599,47 @@ class Rounds(Aggregating):
             as_selected=self.weights is not None,
         )
 
+    def _stepped(self, server: Server, updates: Updates) -> HasModel:
+        """Returns the rule's next state, at the rates of the round."""
+        rule, state, t = self.rule, self.state, server.version
+        if self.eta_schedule is not None:
+            factor = factor_of(self.eta_schedule, t, self.waits_for)
+            rule = replace(rule, eta=rule.eta * factor)  # type: ignore[attr-defined,type-var]
+        if self.lr_schedule is not None:
+            factor = factor_of(self.lr_schedule, t, self.waits_for)
+            if self.lr_factor is not None:
+                state = rule.at_rate(state, factor / self.lr_factor)
+        made: HasModel = rule.step(state, updates)
+        return made
+
+    def _measure(self, server: Server, updates: Updates, usable: Sequence[Update]) -> None:
+        """Measures the noise scale of a round, if that is wanted and the clients say what it takes.
+
+        Not by F but by the mean: a robust rule has another variance.
+        """
+        if self.noise_scale is None:
+            return
+        steps, examples = (
+            [n for u in usable if (n := whole(u.metrics.get(key))) is not None]
+            for key in ("steps", "num-examples")
+        )
+        if not len(steps) == len(examples) == len(usable):
+            return
+        plain = self.aggregator if isinstance(self.aggregator, Mean) else Mean()
+        shares = updates.weights if plain.weighted else np.ones(len(usable))
+        if self.folded is not None:
+            squares = np.array([self.squares[update.task.message_id] for update in usable])
+            mean = updates.mean()
+        else:
+            squares = updates.squared_norms()
+            mean = weighted_mean(updates.deltas, shares, "")
+        square = squared_norm(mean, self.places)
+        if np.isfinite(square) and np.isfinite(squares).all():
+            self.noise = self.noise_scale.observe(
+                self.noise, shares, steps, examples, squares, square
+            )
+            server.tasks.control.measured(self.noise_scale.report(self.noise))
+
     def _with_buffers(self, server: Server, w: Row, updates: Updates) -> Row:
         if not self.buffers:
             return w
@@ -581,6 +666,8 @@ class Rounds(Aggregating):
     def _folded(self, server: Server, update: Update) -> Update:
         if self.folded is None:
             return update
+        if self.noise_scale is not None:
+            self.squares[update.task.message_id] = squared_norm(update.x, self.places, server.w)
         self.folded.add(update.x, self._weight(update))
         return replace(update, x=_FOLDED)
 
