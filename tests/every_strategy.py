@@ -35,6 +35,7 @@ AVERAGING = [  # rounds of all clients
     "fednova",
     "fedau",
     "mifa",
+    "proxskip",
 ]
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
 EVENTS = ["fedbuff", "fedasync", "async_fedavg", "async_sgd", "fedfix", "fedcompass"]

@@ -417,7 +417,7 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
     parts = (strategy, experiment.app.rule)
     if target is None or not all(type(p).__module__.startswith(("fl.", "flwr.")) for p in parts):
         return
-    names = ["accuracy", "loss"]
+    names = [*(["relative_error"] if experiment.data.task == "game" else ["accuracy"]), "loss"]
     if experiment.backdoored is not None:
         names.append("attack_success_rate")
     if config.evaluate_train:

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from fl.strategies.monna import MoNNA
     from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
     from fl.strategies.outer_rule import OuterGradients, OuterRule
+    from fl.strategies.proxskip import ProxSkip
     from fl.strategies.qfedavg import QFedAvg
     from fl.strategies.quafl import QuAFL
     from fl.strategies.rennala import RennalaSGD
@@ -135,6 +136,7 @@ __getattr__ = lazily(
         "PollingRule": "fl.strategies.event_rule",
         "LocalTraining": "fl.strategies.gossip_rule",
         "QFedAvg": "fl.strategies.qfedavg",
+        "ProxSkip": "fl.strategies.proxskip",
         "QuAFL": "fl.strategies.quafl",
         "RennalaSGD": "fl.strategies.rennala",
         "Replicas": "fl.strategies.drivers.replicas",
@@ -216,6 +218,7 @@ __all__ = [
     "ParameterServer",
     "Polling",
     "PollingRule",
+    "ProxSkip",
     "QFedAvg",
     "QuAFL",
     "RennalaSGD",

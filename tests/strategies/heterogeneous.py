@@ -83,6 +83,7 @@ class Learnt:
             done, metrics = [], []
             for i, config in zip(cohort, configs, strict=True):
                 k = steps(i) if callable(steps) else steps
+                k = dict(config or {}).get("local-steps", k)
                 done.append(self._trained(client, i, state.w, sent, dict(config or {}), k))
                 metrics.append({"steps": k, "train-loss": 0.0})
             deltas = np.stack([finished.w.numpy() - state.w for finished in done])

@@ -27,6 +27,7 @@ _ASKED_FOR = {
     "proximal-mu": "proximal",
     "feddyn-alpha": "dynamic_regularization",
     "momentum-beta": "global_momentum or controlled_momentum",
+    "proxskip-p": "proxskip_shift",
 }
 
 NOTHING: Mapping[str, Any] = {}
