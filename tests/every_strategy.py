@@ -39,6 +39,7 @@ AVERAGING = [  # rounds of all clients
     "fedamd",
     "fedau",
     "mifa",
+    "proxskip",
 ]
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
 EVENTS = ["fedbuff", "fedasync", "async_fedavg", "async_sgd", "fedfix", "fedcompass"]

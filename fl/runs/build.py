@@ -484,7 +484,8 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
         return
     names: list[str] = []
     for task, learning in (experiment.tasks or {"": experiment}).items():
-        own = ["accuracy", "loss"]
+        measured = "relative_error" if learning.data.task == "game" else "accuracy"
+        own = [measured, "loss"]
         if learning.backdoored is not None:
             own.append("attack_success_rate")
         if config.evaluate_train:

@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, MetricRecord
 from fl.flower.carried import carried, carried_tensors
 from fl.flower.grid_view import Clock
 from fl.flower.records import from_record
-from fl.models import drop_weights, evaluate, global_objective
+from fl.models import Game, drop_weights, evaluate, global_objective
 from fl.runs.averaging import LatestWeightAverage
 from fl.runs.experiment import Experiment, Learning
 from fl.runs.recorder import Recorder
@@ -28,7 +28,8 @@ def central_evaluation(
     """Returns the function that evaluates the server's model on the pooled held-out examples.
 
     With a backdoor, "attack_success_rate" is the share of triggered examples of other classes that
-    the model takes for the attacker's class.
+    the model takes for the attacker's class. Of a game there is no accuracy but "relative_error",
+    |z - z*|^2 / |z*|^2 with z* the solution of the mean of all clients' examples.
 
     Where nodes learn without a server, the model is the mean of theirs; "node_accuracy" and
     "node_loss" are means over nodes of what each one's own model has on the same examples,
@@ -48,6 +49,9 @@ def central_evaluation(
     triggered = None
     if experiment.backdoored is not None:
         triggered = data.tensors(experiment.backdoored, slice(None))
+    game = model if isinstance(model, Game) else None
+    if game is not None:
+        solution = game.solution(data.tensors(data.train, data.partitions.indices)[0])
     clients = [data.client(p) for p in range(data.num_partitions)] if train else []
 
     def load(arrays: ArrayRecord) -> None:
@@ -69,6 +73,8 @@ def central_evaluation(
         load(arrays)
         loss, accuracy = evaluate(model, examples)
         metrics: dict[str, Any] = {"accuracy": accuracy, "loss": loss}
+        if game is not None:
+            metrics = {"relative_error": game.distance(solution), "loss": loss}
         if triggered is not None:
             metrics["attack_success_rate"] = evaluate(model, triggered)[1]
         if train:

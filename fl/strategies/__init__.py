@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from fl.strategies.noise_scale import NoiseScale
     from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
     from fl.strategies.outer_rule import OuterGradients, OuterRule
+    from fl.strategies.proxskip import ProxSkip
     from fl.strategies.qfedavg import QFedAvg
     from fl.strategies.quafl import QuAFL
     from fl.strategies.rates import LinearScaling
@@ -145,6 +146,7 @@ __getattr__ = lazily(
         "PollingRule": "fl.strategies.event_rule",
         "LocalTraining": "fl.strategies.gossip_rule",
         "QFedAvg": "fl.strategies.qfedavg",
+        "ProxSkip": "fl.strategies.proxskip",
         "QuAFL": "fl.strategies.quafl",
         "RennalaSGD": "fl.strategies.rennala",
         "Replicas": "fl.strategies.drivers.replicas",
@@ -232,6 +234,7 @@ __all__ = [
     "ParameterServer",
     "Polling",
     "PollingRule",
+    "ProxSkip",
     "QFedAvg",
     "QuAFL",
     "RennalaSGD",

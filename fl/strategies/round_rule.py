@@ -159,6 +159,7 @@ class RoundRule(ABC):
         tells: keys that `configs` writes into every message, to the attribute with the value.
         folds: whether `step` uses the mean of the deltas and nothing else, so that large models
             need not be held all at once.
+        everybody: whether a step takes all clients, by what the method is.
     """
 
     carries: ClassVar[tuple[str, ...]] = ()
@@ -166,6 +167,7 @@ class RoundRule(ABC):
     reads: ClassVar[tuple[str, ...]] = ()
     tells: ClassVar[Mapping[str, str]] = {}
     folds: ClassVar[bool] = True
+    everybody: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, w: Row, p: int) -> Any:

@@ -262,7 +262,8 @@ def test_every_model_of_the_configuration_can_be_built(path):
     factory = make(OmegaConf.create({"model": config}), "model")
     parameters = set(inspect.signature(factory.func).parameters)
     assert set(factory.keywords) == parameters - {"input_shape", "num_classes"}
-    shape = (80,) if path.stem in ("char_gpt", "char_lstm") else (1, 28, 28)
+    shapes = {"char_gpt": (80,), "char_lstm": (80,), "quadratic_game": (7, 6)}
+    shape = {**shapes, "robust_least_squares": (40,)}.get(path.stem, (1, 28, 28))
     assert isinstance(build(factory, shape, 10, seed=0), nn.Module)
     assert not any(OmegaConf.is_config(value) for value in factory.keywords.values())
     first, *lines = path.read_text().splitlines()

@@ -28,6 +28,7 @@ _ASKED_FOR = {
     "feddyn-alpha": "dynamic_regularization",
     "momentum-beta": "global_momentum or controlled_momentum",
     "fedamd-anchor": "anchor_sampling",
+    "proxskip-p": "proxskip_shift",
 }
 
 NOTHING: Mapping[str, Any] = {}

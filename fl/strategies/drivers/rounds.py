@@ -239,7 +239,14 @@ class Rounds(Aggregating):
 
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if a round never has enough replies, or too many clients."""
-        self.aggregator.check(min(self.replies_of(num_clients), num_clients))
+        replies = self.replies_of(num_clients)
+        if self.rule.everybody and replies < num_clients:
+            source = "fraction_train" if self.clients is None else "clients"
+            raise ConfigError(
+                f"{source} is {getattr(self, source)}, which makes {replies} of {num_clients} "
+                f"clients, and a step of {self.name} takes all: use fraction_train=1.0"
+            )
+        self.aggregator.check(min(replies, num_clients))
         self._check_count(self.cohort(num_clients))
 
     def replies_of(self, num_clients: int) -> int:
@@ -527,7 +534,9 @@ class Rounds(Aggregating):
             NoStep: what has come brings no step.
             ConfigError: the aggregator or the rule cannot work with it.
         """
-        least = max(1, math.ceil(self.min_fraction * self.waits_for - 1e-9))
+        # Who is busy with what has been given up cannot be asked, and is missing all the same.
+        wanted = self.wanted if self.rule.everybody else self.waits_for
+        least = max(1, math.ceil(self.min_fraction * wanted - 1e-9))
         if len(replies) < least:
             if not replies and self.diverged[""]:
                 raise self.why_in_vain()
