@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fl.clients.momentum import Momentum
     from fl.clients.moon import ModelContrast
     from fl.clients.proximal import Proximal
+    from fl.clients.proxskip import ProxSkipShift
     from fl.clients.rule import Batch, Finished, Received, Rule
     from fl.clients.sam import Sam
     from fl.clients.scaffold import ControlVariates
@@ -63,6 +64,7 @@ __getattr__ = lazily(
         "MicroAdam": "fl.clients.microadam",
         "ModelContrast": "fl.clients.moon",
         "Momentum": "fl.clients.momentum",
+        "ProxSkipShift": "fl.clients.proxskip",
         "Proximal": "fl.clients.proximal",
         "Received": "fl.clients.rule",
         "Replica": "fl.clients.app.replica",
@@ -101,6 +103,7 @@ __all__ = [
     "MicroAdam",
     "ModelContrast",
     "Momentum",
+    "ProxSkipShift",
     "Proximal",
     "Received",
     "Replica",

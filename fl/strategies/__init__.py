@@ -59,10 +59,13 @@ if TYPE_CHECKING:
     from fl.strategies.local_sgd import LocalSGD
     from fl.strategies.mifa import MIFA
     from fl.strategies.monna import MoNNA
+    from fl.strategies.noise_scale import NoiseScale
     from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
     from fl.strategies.outer_rule import OuterGradients, OuterRule
+    from fl.strategies.proxskip import ProxSkip
     from fl.strategies.qfedavg import QFedAvg
     from fl.strategies.quafl import QuAFL
+    from fl.strategies.rates import LinearScaling
     from fl.strategies.rennala import RennalaSGD
     from fl.strategies.ringmaster import RingmasterASGD
     from fl.strategies.round_rule import RoundRule, Updates
@@ -125,9 +128,11 @@ __getattr__ = lazily(
         "GossipRule": "fl.strategies.gossip_rule",
         "GradientRule": "fl.strategies.gradient_rule",
         "GradientTracking": "fl.strategies.gradient_tracking",
+        "LinearScaling": "fl.strategies.rates",
         "LocalSGD": "fl.strategies.local_sgd",
         "MoNNA": "fl.strategies.monna",
         "NodeModels": "fl.strategies.drivers.swarm",
+        "NoiseScale": "fl.strategies.noise_scale",
         "OuterAdam": "fl.strategies.outer_optimizers",
         "OuterGradients": "fl.strategies.outer_rule",
         "OuterOptimizer": "fl.strategies.outer_optimizers",
@@ -141,6 +146,7 @@ __getattr__ = lazily(
         "PollingRule": "fl.strategies.event_rule",
         "LocalTraining": "fl.strategies.gossip_rule",
         "QFedAvg": "fl.strategies.qfedavg",
+        "ProxSkip": "fl.strategies.proxskip",
         "QuAFL": "fl.strategies.quafl",
         "RennalaSGD": "fl.strategies.rennala",
         "Replicas": "fl.strategies.drivers.replicas",
@@ -211,10 +217,12 @@ __all__ = [
     "GossipRule",
     "GradientRule",
     "GradientTracking",
+    "LinearScaling",
     "LocalSGD",
     "LocalTraining",
     "MoNNA",
     "NodeModels",
+    "NoiseScale",
     "OuterAdam",
     "OuterGradients",
     "OuterOptimizer",
@@ -226,6 +234,7 @@ __all__ = [
     "ParameterServer",
     "Polling",
     "PollingRule",
+    "ProxSkip",
     "QFedAvg",
     "QuAFL",
     "RennalaSGD",

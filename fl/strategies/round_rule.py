@@ -159,6 +159,7 @@ class RoundRule(ABC):
         tells: keys that `configs` writes into every message, to the attribute with the value.
         folds: whether `step` uses the mean of the deltas and nothing else, so that large models
             need not be held all at once.
+        everybody: whether a step takes all clients, by what the method is.
     """
 
     carries: ClassVar[tuple[str, ...]] = ()
@@ -166,6 +167,7 @@ class RoundRule(ABC):
     reads: ClassVar[tuple[str, ...]] = ()
     tells: ClassVar[Mapping[str, str]] = {}
     folds: ClassVar[bool] = True
+    everybody: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, w: Row, p: int) -> Any:
@@ -185,6 +187,14 @@ class RoundRule(ABC):
             updates: of at least one client.
         """
 
+    @property
+    def assumes(self) -> Mapping[str, str]:
+        """Hyperparameters of the clients that the server's step is made with.
+
+        The key of a message that would replace each, to the rule's attribute with its value.
+        """
+        return {}
+
     def broadcast(self, state: Any) -> Mapping[str, Row]:
         """Returns the vectors that every message carries beside the model, by name."""
         return {}
@@ -196,6 +206,15 @@ class RoundRule(ABC):
     def asks_everybody(self, state: Any) -> bool:
         """Returns whether the next round asks all available clients, however many others ask."""
         return False
+
+    def at_rate(self, state: Any, ratio: float) -> Any:
+        """Returns the state as it would be had the clients' rate been `ratio` times what it was.
+
+        Called before `step` in rounds whose clients have another rate than those before. A sum of
+        their changes over rounds is to be multiplied by it (arXiv:1706.02677, Remark 2); by default
+        the state stays as it is.
+        """
+        return state
 
     def refuses(self, metrics: Mapping[str, Any]) -> str | None:
         """Returns why a reply with these metrics is of no use, in words; None if it is.

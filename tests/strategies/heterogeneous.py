@@ -90,7 +90,8 @@ class Learnt:
             done, metrics = [], []
             for i, config in zip(cohort, configs, strict=True):
                 k = steps(i) if callable(steps) else steps
-                k = dict(config or {}).get("local-epochs", k)  # an epoch is one batch
+                told = dict(config or {})
+                k = told.get("local-steps", told.get("local-epochs", k))  # an epoch is one batch
                 done.append(self._trained(client, i, state.w, sent, dict(config or {}), k))
                 metrics.append({"steps": k, "train-loss": 0.0})
             deltas = np.stack([sent_or(finished.w, state.w) - state.w for finished in done])

@@ -37,6 +37,7 @@ from fl.clients.app.training import HOST, Trained, Training, moved
 from fl.clients.rule import Finished, Received, Rule, Scalar, State
 from fl.execution.batches import even_runs
 from fl.models.features import features
+from fl.models.game import Game
 from fl.models.objective import per_example_loss
 from fl.vectors.layout import Layout
 from fl.vectors.rows import as_tensor
@@ -69,6 +70,7 @@ _GAINING = (
     nn.Flatten,
     nn.Unflatten,
     nn.Identity,
+    Game,
 )
 
 

@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, Context, RecordDict
 from torch import Tensor
 
 from fl.clients.app.message_config import read_float, read_int
-from fl.clients.local_optimizer import FIRST_STEP_KEY
+from fl.clients.local_optimizer import FIRST_STEP_KEY, LR_FACTOR_KEY
 from fl.clients.rule import Role, Rule
 from fl.errors import ConfigError
 from fl.execution.contract import WORK_KEY
@@ -28,6 +28,7 @@ _ASKED_FOR = {
     "feddyn-alpha": "dynamic_regularization",
     "momentum-beta": "global_momentum or controlled_momentum",
     "fedamd-anchor": "anchor_sampling",
+    "proxskip-p": "proxskip_shift",
 }
 
 NOTHING: Mapping[str, Any] = {}
@@ -66,6 +67,12 @@ class Inbox:
                     f"the message asks for {key} {config[key]!r}, but clients do not correct their "
                     f"gradients so: set client/correction={correction}"
                 )
+        if LR_FACTOR_KEY in config and LR_FACTOR_KEY not in self.rule.honours:
+            raise ConfigError(
+                f"the message asks for a learning rate times {config[LR_FACTOR_KEY]!r}, but "
+                f"{type(self.rule).__name__} has none that a message can change: use client=sgd, "
+                "for example"
+            )
         return self.rule.scalars(config)
 
 

@@ -19,6 +19,8 @@ from fl.flower.records import tensors_record, to_record, to_records, vector_reco
 from fl.vectors.layout import Layout
 
 METRICS_KEY = "metrics"
+METRICS = ("num-examples", "train-loss", "steps")
+"""What a client reports of its training."""
 
 
 class Outbox:
@@ -74,9 +76,8 @@ class Outbox:
 
 
 def _metrics(examples: int, loss: float, steps: int) -> MetricRecord:
-    return trusted_record(
-        MetricRecord, {"num-examples": examples, "train-loss": loss, "steps": steps}
-    )
+    values = dict(zip(METRICS, (examples, loss, steps), strict=True))
+    return trusted_record(MetricRecord, values)
 
 
 def metrics_reply(message: Message, metrics: dict[str, int | float]) -> Message:
