@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fl.lazy import lazily
 
 if TYPE_CHECKING:
+    from fl.strategies.adaptive_batch import NormTest
     from fl.strategies.adpsgd import ADPSGD
     from fl.strategies.async_fedavg import AsyncFedAvg
     from fl.strategies.async_sgd import AsyncSGD
@@ -126,6 +127,7 @@ __getattr__ = lazily(
         "MoNNA": "fl.strategies.monna",
         "NodeModels": "fl.strategies.drivers.swarm",
         "NoiseScale": "fl.strategies.noise_scale",
+        "NormTest": "fl.strategies.adaptive_batch",
         "OuterAdam": "fl.strategies.outer_optimizers",
         "OuterGradients": "fl.strategies.outer_rule",
         "OuterOptimizer": "fl.strategies.outer_optimizers",
@@ -211,6 +213,7 @@ __all__ = [
     "MoNNA",
     "NodeModels",
     "NoiseScale",
+    "NormTest",
     "OuterAdam",
     "OuterGradients",
     "OuterOptimizer",

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.checks import at_least, share
-from fl.clients.app.batches import covered_examples
+from fl.checks import share
 from fl.vectors.rows import Row
 
 _BLOCK = 2**18  # numbers that are squared at a time
@@ -67,19 +66,15 @@ class NoiseScale:
 
     Attributes:
         decay: of the averages, in [0, 1).
-        batch_size: b, examples of a step of a client that has so many; None is all that it has.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: it is out of its range.
     """
 
     decay: float = 0.9
-    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         share("noise_scale", self.decay)
-        if self.batch_size is not None:
-            at_least("batch_size", self.batch_size, 1)
 
     def observe(
         self,
@@ -96,19 +91,12 @@ class NoiseScale:
             noise: before it.
             shares: what the clients weigh, shape (n,), with a positive sum.
             steps: K_i of each.
-            examples: how many each has.
+            examples: n_i of each, with repeats.
             squares: |Delta_i|^2, shape (n,).
             square: |sum_i w_i Delta_i|^2.
         """
         w = shares / shares.sum()
-        k = np.asarray(steps, np.float64)
-        n = np.array(
-            [
-                covered_examples(k_i, n_i, self.batch_size)
-                for k_i, n_i in zip(steps, examples, strict=True)
-            ],
-            np.float64,
-        )
+        k, n = np.asarray(steps, np.float64), np.asarray(examples, np.float64)
         of_noise = np.divide(k * k, n, out=np.zeros_like(k), where=n > 0)  # K_i^2 / n_i
         a = np.array([[w @ (k * k), w @ of_noise], [(w @ k) ** 2, (w * w) @ of_noise]])
         determinant = a[1, 0] * a[0, 1] - a[0, 0] * a[1, 1]
