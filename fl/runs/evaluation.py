@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from statistics import mean
 from typing import Any
@@ -12,7 +13,7 @@ from flwr.app import Array, ArrayRecord, MetricRecord
 from fl.flower.carried import carried, carried_tensors
 from fl.flower.grid_view import Clock
 from fl.flower.records import from_record
-from fl.models import drop_weights, evaluate, global_objective
+from fl.models import Game, drop_weights, evaluate, global_objective
 from fl.runs.averaging import LatestWeightAverage
 from fl.runs.experiment import Experiment, Learning
 from fl.runs.recorder import Recorder
@@ -27,7 +28,8 @@ def central_evaluation(
     """Returns the function that evaluates the server's model on the pooled held-out examples.
 
     With a backdoor, "attack_success_rate" is the share of triggered examples of other classes that
-    the model takes for the attacker's class.
+    the model takes for the attacker's class. Of a game there is no accuracy but "relative_error",
+    |z - z*|^2 / |z*|^2 with z* the solution of the mean of all clients' examples.
 
     Where nodes learn without a server, the model is the mean of theirs; "node_accuracy" and
     "node_loss" are means over nodes of what each one's own model has on the same examples,
@@ -47,6 +49,9 @@ def central_evaluation(
     triggered = None
     if experiment.backdoored is not None:
         triggered = data.tensors(experiment.backdoored, slice(None))
+    game = model if isinstance(model, Game) else None
+    if game is not None:
+        solution = game.solution(data.tensors(data.train, data.partitions.indices)[0])
     clients = [data.client(p) for p in range(data.num_partitions)] if train else []
 
     def load(arrays: ArrayRecord) -> None:
@@ -68,6 +73,8 @@ def central_evaluation(
         load(arrays)
         loss, accuracy = evaluate(model, examples)
         metrics: dict[str, Any] = {"accuracy": accuracy, "loss": loss}
+        if game is not None:
+            metrics = {"relative_error": game.distance(solution), "loss": loss}
         if triggered is not None:
             metrics["attack_success_rate"] = evaluate(model, triggered)[1]
         if train:
@@ -89,8 +96,9 @@ def task_evaluation(
 ) -> Callable[[int, ArrayRecord], MetricRecord]:
     """Returns the function that evaluates several models, each as `central_evaluation` does.
 
-    Its metrics are called "accuracy/task" and so on; "accuracy" is the mean over tasks. A model
-    whose arrays are the objects of the last time is not evaluated again.
+    Its metrics are called "accuracy/task" and so on; "accuracy" is the mean over tasks, and
+    "attack_success_rate" over those with a backdoor. A model whose arrays are the objects of the
+    last time is not evaluated again.
 
     Args:
         experiment: its tasks are used.
@@ -102,17 +110,19 @@ def task_evaluation(
     latest: dict[str, tuple[dict[str, Array], MetricRecord]] = {}
 
     def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        metrics: dict[str, float] = {}
         for task, evaluate_task in functions.items():
             start = f"{task}/"
             own = {k.removeprefix(start): x for k, x in arrays.items() if k.startswith(start)}
             known = latest.get(task)
             if known is None or any(known[0][name] is not array for name, array in own.items()):
                 latest[task] = (own, evaluate_task(1, ArrayRecord(own)))
-            values: Mapping[str, Any] = latest[task][1]
+        have: Counter[str] = Counter(name for _, values in latest.values() for name in values)
+        metrics: dict[str, float] = {}
+        for task, (_, found) in latest.items():
+            values: Mapping[str, Any] = found
             for name, value in values.items():
                 metrics[f"{name}/{task}"] = value
-                metrics[name] = metrics.get(name, 0.0) + value / len(functions)
+                metrics[name] = metrics.get(name, 0.0) + value / have[name]
         return MetricRecord(dict(metrics))
 
     return evaluate_fn

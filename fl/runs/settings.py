@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 from flwr.app import ConfigRecord
@@ -42,7 +41,7 @@ def recovery_of(config: DictConfig, start: RunStart) -> Recovery:
         made = make(config, "checkpoint")
         if made is None:
             return Recovery.none(start)
-        recovery = made(start=start) if isinstance(made, partial) else made
+        recovery = made(start=start)
         if not isinstance(recovery, Recovery):
             raise ConfigError(
                 f"_target_ is {config.checkpoint._target_}, which makes a "
@@ -98,6 +97,17 @@ def wrong_counts(config: DictConfig) -> Iterator[str]:
                 f"strategy.{name} is {least}, but there are {config.num_clients} clients: the "
                 f"strategy would wait for ever. Set strategy.{name}={config.num_clients} or less"
             )
+
+
+def wrong_cohorts(config: DictConfig) -> Iterator[str]:
+    """Yields which rules take the clients to be fewer than there are."""
+    there = config.num_clients
+    n = OmegaConf.select(config, "strategy.rule.num_clients")
+    if isinstance(n, int) and isinstance(there, int) and 0 < n < there:
+        yield (
+            f"strategy.rule.num_clients is {n}, but there are {there} clients, num_clients: leave "
+            "it out, or set it to as many or more"
+        )
 
 
 def not_whole(config: DictConfig, **least: int) -> Iterator[str]:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
     from fl.strategies.event_rule import Answers, Arrivals, Decision, EventRule, PollingRule
     from fl.strategies.favas import FAVAS
+    from fl.strategies.fedamd import FedAMD
     from fl.strategies.fedast import FedAST
     from fl.strategies.fedasync import FedAsync
     from fl.strategies.fedau import FedAU
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from fl.strategies.fedcompass import FedCompass
     from fl.strategies.feddyn import FedDyn
     from fl.strategies.fedfix import FedFix
+    from fl.strategies.fedhyper import FedHyperCL, FedHyperG, FedHyperSL
     from fl.strategies.fednova import FedNova
     from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
     from fl.strategies.fedprox import FedProx
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from fl.strategies.noise_scale import NoiseScale
     from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
     from fl.strategies.outer_rule import OuterGradients, OuterRule
+    from fl.strategies.proxskip import ProxSkip
     from fl.strategies.qfedavg import QFedAvg
     from fl.strategies.quafl import QuAFL
     from fl.strategies.rates import LinearScaling
@@ -101,6 +104,7 @@ __getattr__ = lazily(
         "EventRule": "fl.strategies.event_rule",
         "Events": "fl.strategies.drivers.asynchronous",
         "Exchange": "fl.strategies.drivers.exchange",
+        "FedAMD": "fl.strategies.fedamd",
         "FedAST": "fl.strategies.fedast",
         "FedAU": "fl.strategies.fedau",
         "FedAdagrad": "fl.strategies.fedopt",
@@ -113,6 +117,9 @@ __getattr__ = lazily(
         "FedCompass": "fl.strategies.fedcompass",
         "FedDyn": "fl.strategies.feddyn",
         "FedFix": "fl.strategies.fedfix",
+        "FedHyperCL": "fl.strategies.fedhyper",
+        "FedHyperG": "fl.strategies.fedhyper",
+        "FedHyperSL": "fl.strategies.fedhyper",
         "FedNova": "fl.strategies.fednova",
         "FedProx": "fl.strategies.fedprox",
         "FedSpeed": "fl.strategies.fedspeed",
@@ -141,6 +148,7 @@ __getattr__ = lazily(
         "PollingRule": "fl.strategies.event_rule",
         "LocalTraining": "fl.strategies.gossip_rule",
         "QFedAvg": "fl.strategies.qfedavg",
+        "ProxSkip": "fl.strategies.proxskip",
         "QuAFL": "fl.strategies.quafl",
         "RennalaSGD": "fl.strategies.rennala",
         "Replicas": "fl.strategies.drivers.replicas",
@@ -186,6 +194,7 @@ __all__ = [
     "EventRule",
     "Events",
     "Exchange",
+    "FedAMD",
     "FedAST",
     "FedAU",
     "FedAdagrad",
@@ -198,6 +207,9 @@ __all__ = [
     "FedCompass",
     "FedDyn",
     "FedFix",
+    "FedHyperCL",
+    "FedHyperG",
+    "FedHyperSL",
     "FedNova",
     "FedProx",
     "FedSpeed",
@@ -225,6 +237,7 @@ __all__ = [
     "ParameterServer",
     "Polling",
     "PollingRule",
+    "ProxSkip",
     "QFedAvg",
     "QuAFL",
     "RennalaSGD",

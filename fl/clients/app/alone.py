@@ -119,7 +119,8 @@ def train_alone(
     memory = task.memory
     if memory is None:
         memory = rule.first_memory(w, task.scalars)
-    received = Received(w, moved(task.server, device), moved(memory, device), dict(task.scalars))
+    server, memory = moved(task.server, device), moved(memory, device)
+    received = Received(w, server, memory, dict(task.scalars), task.steps)
     epochs = -(-task.steps // steps_per_epoch(task.examples, batch_size, drop_last))
     order = task.rows[
         visiting_order(
@@ -145,8 +146,9 @@ def train_alone(
                 break  # another step of average length would end too late
     steps = len(losses)
     uploaded, extras, memory = rule.finish(w, state, received, steps)
+    row = layout.join(uploaded, buffers) if uploaded.numel() else uploaded
     return Trained(
-        rows=layout.join(uploaded, buffers)[None].to(HOST),
+        rows=row[None].to(HOST),
         carried=carried_arrays(moved(layout.carried_of(buffers), HOST)),
         extras=moved({name: vector[None] for name, vector in extras.items()}, HOST),
         memory=moved({name: tensor[None] for name, tensor in memory.items()}, HOST),

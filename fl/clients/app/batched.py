@@ -37,6 +37,7 @@ from fl.clients.app.training import HOST, Trained, Training, moved
 from fl.clients.rule import Finished, Received, Rule, Scalar, State
 from fl.execution.batches import even_runs
 from fl.models.features import features
+from fl.models.game import Game
 from fl.models.objective import per_example_loss
 from fl.vectors.layout import Layout
 from fl.vectors.rows import as_tensor
@@ -69,6 +70,7 @@ _GAINING = (
     nn.Flatten,
     nn.Unflatten,
     nn.Identity,
+    Game,
 )
 
 
@@ -330,7 +332,7 @@ class _Program:
         """Sorts what the clients received into what they share and what each has of its own."""
         tasks, first = self.tasks, self.tasks[0]
         self.own: dict[tuple[str, str], Tensor] = {}
-        self.shared = Received(as_tensor(first.row), {}, {}, {})
+        self.shared = Received(as_tensor(first.row), {}, {}, {}, first.steps)
         if not _one([task.row for task in tasks]):
             self.own["w", ""] = torch.from_numpy(np.stack([task.row for task in tasks]))
         for name in first.server:
@@ -347,15 +349,21 @@ class _Program:
                 self.shared.scalars[name] = scalar
             else:
                 self.own["scalars", name] = torch.tensor(scalars)
+        if any(task.steps != first.steps for task in tasks):
+            self.own["steps", ""] = torch.from_numpy(self.steps)
         self.own = {key: tensor.to(self.device) for key, tensor in self.own.items()}
         shared = self.shared
         self.shared = Received(
-            shared.w.to(self.device), moved(shared.server, self.device), {}, shared.scalars
+            shared.w.to(self.device),
+            moved(shared.server, self.device),
+            {},
+            shared.scalars,
+            shared.steps,
         )
 
     def _received(self, own: dict[tuple[str, str], Tensor]) -> Received:
         """Returns what one client received, given what is its own."""
-        w = self.shared.w
+        w, steps = self.shared.w, self.shared.steps
         fields: dict[str, dict[str, Any]] = {
             "server": dict(self.shared.server),
             "memory": {},
@@ -364,9 +372,11 @@ class _Program:
         for (field, name), value in own.items():
             if field == "w":
                 w = value
+            elif field == "steps":
+                steps = value
             else:
                 fields[field][name] = value
-        return Received(w, **fields)
+        return Received(w, **fields, steps=steps)
 
     def _memories(self) -> dict[str, list[Tensor]]:
         fresh: dict[int, dict[str, Tensor]] = {}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fl.clients.app.message_config import read_float, read_int
 from fl.clients.local_optimizer import FIRST_STEP_KEY, LR_FACTOR_KEY
-from fl.clients.rule import Rule
+from fl.clients.rule import Role, Rule
 from fl.errors import ConfigError
 from fl.execution.contract import WORK_KEY
 from fl.flower.carried import carried
@@ -27,6 +27,8 @@ _ASKED_FOR = {
     "proximal-mu": "proximal",
     "feddyn-alpha": "dynamic_regularization",
     "momentum-beta": "global_momentum or controlled_momentum",
+    "fedamd-anchor": "anchor_sampling",
+    "proxskip-p": "proxskip_shift",
 }
 
 NOTHING: Mapping[str, Any] = {}
@@ -110,9 +112,9 @@ class Instructions:
 
     @cached_property
     def server(self) -> dict[str, Tensor]:
-        """The vectors beside the model that the rule needs, shape (p,) each."""
+        """The vectors beside the model that the task needs, shape (p,) each."""
         vectors = {}
-        for name in self._inbox.rule.needs:
+        for name in self.role.needs:
             record = self._records.get(name)
             if not isinstance(record, ArrayRecord):
                 raise ConfigError(
@@ -134,6 +136,11 @@ class Instructions:
     def scalars(self) -> dict[str, float]:
         """What the rule makes of the configuration."""
         return self._inbox.scalars(self.config)
+
+    @cached_property
+    def role(self) -> Role:
+        """What the rule makes of the task."""
+        return self._inbox.rule.role(self.scalars)
 
     @cached_property
     def amount(self) -> tuple[int | None, int | None]:

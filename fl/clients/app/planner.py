@@ -92,7 +92,7 @@ class Planner:
         instructions.scalars  # noqa: B018 (refuses now what the client would refuse later)
         batch_size = self.batch_size(instructions.batch_size)
         steps = self.steps(instructions.amount, examples, batch_size)
-        per_example = self._flops.training * self._rule.gradients_per_step
+        per_example = self._flops.training * instructions.role.gradients_per_step
         deadline, elapsed = instructions.limits
         limit = deadline if elapsed is None else elapsed
         fitting = None

@@ -65,9 +65,9 @@ class Trained:
     """What came of the training of n clients, as matrices with a row for each, in host memory.
 
     Attributes:
-        rows: the models to upload, shape (n, d), float32.
+        rows: the models to upload, shape (n, d), float32; or (n, 0), if they are those that came.
         carried: entries of the models outside the rows, the same for all n.
-        extras: vectors to upload beside them, (n, p) each.
+        extras: vectors to upload beside them, (n, p) each, or (n, 0) for zeros.
         memory: what the clients keep, (n, ...) each.
         losses: mean loss over each client's steps.
         steps: how many steps each client did.

@@ -326,12 +326,12 @@ class TrainingApp(ClientApp, PlannedApp):
 
         None also for a request that `train_many` would refuse: alone, it gets its own error.
         `why_alone` gives the reason. Clients whose schedules begin at different steps, or whose
-        batches differ, do not go together.
+        batches or roles differ, do not go together.
         """
         if self.why_alone(request) is not None:
             return None
         instructions: Instructions = request.payload.read_by(self)
-        return "train", instructions.first_step, instructions.batch_size
+        return "train", instructions.first_step, instructions.batch_size, instructions.role.name
 
     def why_alone(self, request: Request) -> str | None:
         """Returns why a request cannot be answered together with others, or None if it can."""

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fl.aggregation import (
     Admitted,
-    Aggregator,
     Dropped,
     Fold,
     Guard,
@@ -32,14 +32,11 @@ from fl.clients.local_optimizer import LR_FACTOR_KEY
 from fl.errors import ConfigError, NoStep, NotFinite
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
+from fl.selection.checked import ask_of, choice_of, trial_of
 from fl.strategies.adaptive_batch import Batch, NormTest
+from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
-from fl.strategies.drivers.events import (
-    EventDriven,
-    Sent,
-    Server,
-    Update,
-)
+from fl.strategies.drivers.events import Sent, Server, Update
 from fl.strategies.drivers.replies import not_reported
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.noise_scale import Noise, NoiseScale, squared_norm, whole
@@ -52,13 +49,6 @@ log = logging.getLogger("fl")
 _FOLDED = np.empty(0, np.float32)  # in place of a model that has been added up
 
 
-@read_if(
-    lambda a: a["f"] is None,
-    "aggregator.f",
-    "aggregator.rule.f",
-    "aggregator.pre.*.f",
-    only="{at}f counts instead",
-)
 @read_if(
     lambda a: a["clients"] is None,
     "fraction_train",
@@ -75,7 +65,7 @@ _FOLDED = np.empty(0, np.float32)  # in place of a model that has been added up
     "batch_size",
     only="only {at}noise_scale reads it",
 )
-class Rounds(EventDriven):
+class Rounds(Aggregating):
     """Synchronous rounds of a server rule.
 
     A round selects clients among those that are available and idle: floor(factor N) of them, with N
@@ -93,9 +83,7 @@ class Rounds(EventDriven):
     The clients' changes of the model become one by the aggregator F: the mean weighted by examples,
     or a robust rule. A reply that is no model of the right form, or not finite, never reaches F: it
     counts as one of the f that F tolerates, and is an event of the trace. More than f leave the
-    model as it is, and so does a step to a model that is not finite. An F that continues from its
-    last result is given that; one that wants a trusted update, or the vector of the node that
-    aggregates, is given the server's own update (`Exchange.trusted`).
+    model as it is, and so does a step to a model that is not finite.
 
     What clients change but do not train, as statistics of normalisation layers, is no direction: it
     moves by F's change, whatever the rule does. Entries that are no floats become the median of the
@@ -107,9 +95,6 @@ class Rounds(EventDriven):
     Args:
         rule: makes the next model.
         selection: says who trains; None draws clients uniformly.
-        aggregator: F; None is the mean.
-        f: how many Byzantine clients F is to tolerate, instead of what it says itself; None leaves
-            it as it is.
         clients: N; None is `fraction_train` of the clients that are available, at least
             `min_train_nodes`.
         fraction_train: see `clients`.
@@ -134,7 +119,7 @@ class Rounds(EventDriven):
         batch_size: of the clients, for that; None is all of their examples.
         batch_test: grows their batches, or the number of clients, by what is measured; None leaves
             both as they are.
-        **events: arguments of `EventDriven` but `concurrency` and `patience`.
+        **aggregating: arguments of `Aggregating` but `concurrency` and `patience`.
 
     Raises:
         ConfigError: an argument is out of its range.
@@ -148,8 +133,6 @@ class Rounds(EventDriven):
         rule: RoundRule,
         *,
         selection: Selection | None = None,
-        aggregator: Aggregator | None = None,
-        f: int | None = None,
         clients: int | None = None,
         fraction_train: float = 0.1,
         min_train_nodes: int = 10,
@@ -166,9 +149,9 @@ class Rounds(EventDriven):
         noise_scale: float | None = None,
         batch_size: int | None = None,
         batch_test: NormTest | None = None,
-        **events: Any,
+        **aggregating: Any,
     ) -> None:
-        super().__init__(patience=None, **events)
+        super().__init__(patience=None, root_examples=root_examples, **aggregating)
         if clients is not None:
             at_least("clients", clients, 1)
         for name, share in (
@@ -183,7 +166,6 @@ class Rounds(EventDriven):
         positive("over_selection", over_selection)
         if over_selection < 1:
             raise ConfigError(f"over_selection is {over_selection}; it must be at least 1")
-        at_least("root_examples", root_examples, 0)
         if deadline_s is not None:
             positive("deadline_s", deadline_s)
         if not isinstance(rule, RoundRule):
@@ -201,8 +183,6 @@ class Rounds(EventDriven):
         self.lr_schedule = lr_schedule
         self.rule = rule
         self.selection = UniformSampling() if selection is None else selection
-        aggregator = Mean() if aggregator is None else aggregator
-        self.aggregator = aggregator if f is None else aggregator.tolerating(f)
         if self.wants_own_update and not rule.folds:
             raise ConfigError(
                 f"aggregator is {self.aggregator.name}, which compares what it combines with the "
@@ -219,7 +199,6 @@ class Rounds(EventDriven):
         self.fraction_evaluate = fraction_evaluate
         self.min_evaluate_nodes = min_evaluate_nodes
         self.weighted_by_key = weighted_by_key
-        self.root_examples = root_examples
         self.noise_scale = None if noise_scale is None else NoiseScale(noise_scale)
         if batch_size is not None:
             at_least("batch_size", batch_size, 1)
@@ -244,6 +223,16 @@ class Rounds(EventDriven):
         return told
 
     @property
+    def readers(self) -> Mapping[str, Any]:
+        """Rule and selection."""
+        return {"rule": self.rule, "selection": self.selection}
+
+    @property
+    def assumes(self) -> Mapping[str, str]:
+        """What the rule takes to be the clients'."""
+        return {key: f"rule.{name}" for key, name in self.rule.assumes.items()}
+
+    @property
     def carries(self) -> tuple[str, ...]:
         """Records of the messages that hold a vector beside the model."""
         return self.rule.carries
@@ -256,27 +245,23 @@ class Rounds(EventDriven):
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        wanted = self.root_examples if self.wants_own_update else None
-        return replace(super().traits, aggregates=True, root_examples=wanted)
+        return replace(super().traits, aggregates=True)
 
     @property
     def evaluates_on_clients(self) -> bool:
         """Whether clients are sent `evaluate` messages."""
         return self.fraction_evaluate > 0 or self.selection.evaluates
 
-    @property
-    def unread(self) -> Mapping[str, str]:
-        """Arguments that the aggregator does not read."""
-        unread, name = {}, self.aggregator.name
-        if not self.wants_own_update:
-            unread["root_examples"] = f"{name} does without an own update"
-        if not self.aggregator.has_f:
-            unread["f"] = f"{name} has no number of Byzantine clients"
-        return unread
-
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if a round never has enough replies, or too many clients."""
-        self.aggregator.check(min(self.replies_of(num_clients), num_clients))
+        replies = self.replies_of(num_clients)
+        if self.rule.everybody and replies < num_clients:
+            source = "fraction_train" if self.clients is None else "clients"
+            raise ConfigError(
+                f"{source} is {getattr(self, source)}, which makes {replies} of {num_clients} "
+                f"clients, and a step of {self.name} takes all: use fraction_train=1.0"
+            )
+        self.aggregator.check(min(replies, num_clients))
         self._check_count(self.cohort(num_clients))
 
     def replies_of(self, num_clients: int) -> int:
@@ -289,11 +274,6 @@ class Rounds(EventDriven):
         """Returns how many clients are asked in a round."""
         return min(num_clients, int(self.over_selection * self.replies_of(num_clients) + 1e-9))
 
-    @property
-    def wants_own_update(self) -> bool:
-        """Whether F is given the server's own update."""
-        return self.aggregator.reference in ("trusted-update", "own-vector")
-
     def as_sent(self, server: Server, update: Update) -> Update:
         """Returns the update: those of Byzantine clients are forged when the round has ended."""
         return update
@@ -301,17 +281,8 @@ class Rounds(EventDriven):
     # ---- rounds ----------------------------------------------------------------------------------
 
     def begin(self, server: Server) -> None:
-        """Prepares for the first round.
-
-        Raises:
-            ConfigError: the aggregator wants the server's own update, and there is none.
-        """
-        if self.wants_own_update and self.exchange.trusted is None:
-            raise ConfigError(
-                f"{self.aggregator.name} wants an update of the server's own data "
-                f"({self.aggregator.reference}), and the server has none: run the strategy within "
-                "an Exchange that has it, for example a fl.strategies.TrustedUpdate"
-            )
+        """Prepares for the first round."""
+        super().begin(server)
         for name, rate in (("eta_schedule", self.eta_schedule), ("lr_schedule", self.lr_schedule)):
             check_factors(name, rate, server.num_rounds, 1)
         layout, known = server.model.layout, self.exchange.layout
@@ -335,9 +306,6 @@ class Rounds(EventDriven):
         self.waits_for = 0  # replies that end the round, as fewer may be there
         self.selected = 0  # clients that were asked, in the last round
         self.round_began = math.nan  # of the open round; NaN between rounds
-        self.results: dict[str, Row] = {}  # F's last, by name, for an F that continues from it
-        self.latest: dict[str, Row] = {}  # F's of this round
-        self.own: tuple[int, Row] | None = None  # the server's own update, and of which version
         self.folded: Fold | None = None
         self.lr_factor: float | None = None  # of the clients' rate, in the last round with a step
         self.noise = Noise()
@@ -351,6 +319,8 @@ class Rounds(EventDriven):
 
     def num_replies(self, server: Server) -> int:
         """Returns N for a round that begins now."""
+        if self.rule.asks_everybody(self.state):
+            return len(server.tasks.nodes())
         n = self.replies_of(len(server.tasks.nodes()))
         test, batch = self.batch_test, self.batch
         if test is None or batch is None or test.grows != "clients":
@@ -362,7 +332,7 @@ class Rounds(EventDriven):
         if self.is_open or len(server.tasks.nodes()) < self.min_available_nodes:
             return 0
         idle = server.tasks.idle()
-        trial, known = self.selection.trial(self.known, idle)
+        trial, known = trial_of(self.selection, self.known, idle)
         timed = 0 if trial is None else len(trial.clients)
         return timed + len(self.selection.eligible(known, idle))
 
@@ -371,7 +341,7 @@ class Rounds(EventDriven):
         tasks = server.tasks
         if self.is_open or not tasks.idle() or len(tasks.nodes()) < self.min_available_nodes:
             return
-        trial, self.known = self.selection.trial(self.known, tasks.idle())
+        trial, self.known = trial_of(self.selection, self.known, tasks.idle())
         if trial is not None and trial.alone:
             self._open(server, Choice(trial.clients), len(trial.clients), trial)
             return
@@ -387,11 +357,11 @@ class Rounds(EventDriven):
         opening = Opening(
             server.version + 1, idle, tasks.nodes(), count, lambda key: self._rng(server, key)
         )
-        ask, self.known = self.selection.ask(self.known, opening)
+        ask, self.known = ask_of(self.selection, self.known, opening)
         while ask is not None:
             self.known = self.selection.told(self.known, ask, self._answers(server, ask))
-            ask, self.known = self.selection.ask(self.known, opening)
-        choice, self.known = self.selection.select(self.known, opening)
+            ask, self.known = ask_of(self.selection, self.known, opening)
+        choice, self.known = choice_of(self.selection, self.known, opening)
         self._open(server, choice, n)
 
     def _check_count(self, count: int) -> None:
@@ -432,18 +402,18 @@ class Rounds(EventDriven):
         for node, config in zip(nodes, configs, strict=True):
             if config is not None:
                 by_config.setdefault(tuple(sorted(config.items())), []).append(node)
-        told: dict[str, Any] = {}
+        beside_rule: dict[str, Any] = {}
         if self.batch_test is not None and (size := self.told_batch_size) is not None:
-            told["batch-size"] = size
+            beside_rule["batch-size"] = size
         if self.lr_schedule is not None:
             n = min(waits_for, sum(map(len, by_config.values())))
-            told[LR_FACTOR_KEY] = factor_of(self.lr_schedule, server.version, n)
-        extras = self.rule.broadcast(self.state)
-        return [
-            task
-            for config, group in by_config.items()
-            for task in server.send(group, {**dict(config), **told}, extras=extras)
-        ]
+            beside_rule[LR_FACTOR_KEY] = factor_of(self.lr_schedule, server.version, n)
+        extras, sent = self.rule.broadcast(self.state), []
+        for told, group in by_config.items():
+            config = dict(told)
+            beside = {name: extras[name] for name in self.rule.carried_by(config)}
+            sent += server.send(group, {**config, **beside_rule}, extras=beside)
+        return sent
 
     def _open(
         self, server: Server, choice: Choice, waits_for: int, trial: Trial | None = None
@@ -554,7 +524,7 @@ class Rounds(EventDriven):
         """Makes the next version of the replies, or of nothing if they are too few."""
         replies = sorted(replies, key=lambda update: update.node)  # who came first does not matter
         if server.forging is not None:
-            sent = server.forging.forged(server, replies, self._scene)
+            sent = server.forging.forged(server, replies, partial(self.combined_by, server))
             self.refused += ["no payload holds it"] * (len(replies) - len(sent))
             replies = sent
         self._learn(server, replies, missed)
@@ -586,7 +556,9 @@ class Rounds(EventDriven):
             NoStep: what has come brings no step.
             ConfigError: the aggregator or the rule cannot work with it.
         """
-        least = max(1, math.ceil(self.min_fraction * self.waits_for - 1e-9))
+        # Who is busy with what has been given up cannot be asked, and is missing all the same.
+        wanted = self.wanted if self.rule.everybody else self.waits_for
+        least = max(1, math.ceil(self.min_fraction * wanted - 1e-9))
         if len(replies) < least:
             if not replies and self.diverged[""]:
                 raise self.why_in_vain()
@@ -598,6 +570,7 @@ class Rounds(EventDriven):
                 server.reject(replies[one.index])
                 usable.remove(replies[one.index])
 
+        self.latest = {}
         w = server.w
         if self.folded is not None:
             rows = np.empty((len(replies), 0), np.float32)
@@ -609,7 +582,13 @@ class Rounds(EventDriven):
         if self.folded is not None:
             mean = self.folded.result() - w
             weights = np.asarray(admitted.weights)
-            updates = Updates(rows, weights, combine=lambda *_: mean, buffers=self.buffers)
+            updates = Updates(
+                rows,
+                weights,
+                combine=lambda *_: mean,
+                buffers=self.buffers,
+                trained=self.places if self.trained < mean.size else (),
+            )
         else:
             updates = self._updates(server, admitted, usable)
         self._measure(server, updates, usable)
@@ -624,22 +603,16 @@ class Rounds(EventDriven):
         return state._replace(w=new)
 
     def _updates(self, server: Server, admitted: Admitted, usable: Sequence[Update]) -> Updates:
-        rule = self.aggregator.tolerating(admitted.f)
-        server_round = server.version + 1
-
-        robust = not isinstance(self.aggregator, Mean)
+        F = self.aggregator.tolerating(admitted.f)
 
         def combine(x: Row, weights: Any, name: str) -> Row:
-            if robust and not weights.all() and weights.any():  # no examples, no vote
+            if self.robust and not weights.all() and weights.any():  # no examples, no vote
                 x, weights = x[weights > 0], weights[weights > 0]
                 try:
-                    rule.check(len(x))
+                    F.check(len(x))
                 except ConfigError as error:
                     raise NoStep(f"{len(x)} of {len(usable)} have examples: {error}") from error
-            rng = generator(self.seed, "aggregation", *([name] if name else []), server_round)
-            result = rule(x, weights, rng, self._reference(server, x.shape[1], name))
-            self.latest[name] = result
-            return result
+            return self.aggregate(server, F, x, weights, name)
 
         with np.errstate(over="ignore"):  # seen in what is made of it
             deltas = admitted.x - server.w
@@ -651,28 +624,11 @@ class Rounds(EventDriven):
             combine,
             buffers=self.buffers,
             trained=self.places if self.trained < admitted.x.shape[1] else (),
-            robust=robust,
+            robust=self.robust,
             clients=[update.node for update in usable],
+            told=[update.config for update in usable],
             as_selected=self.weights is not None,
         )
-
-    def _reference(self, server: Server, size: int, name: str) -> Row | None:
-        """Returns the vector that F is given beside those of the clients, shape (size,)."""
-        if self.aggregator.reference == "last-result":
-            return self.results.get(name, np.zeros(size, np.float32))
-        trusted = self.exchange.trusted
-        if not self.wants_own_update or trusted is None:
-            return None
-        if name:
-            raise ConfigError(
-                f"{self.aggregator.name} wants the server's own update, and there is none for the "
-                f"vectors {name!r} of {type(self.rule).__name__}: use another aggregator"
-            )
-        if self.own is None or self.own[0] != server.version:
-            config = ConfigRecord({**server.config, "server-round": server.version + 1})
-            own = trusted(server.version + 1, server.model.record(), config)
-            self.own = (server.version, own)
-        return self.own[1]
 
     def _stepped(self, server: Server, updates: Updates) -> HasModel:
         """Returns the rule's next state, at the rates of the round."""
@@ -765,7 +721,7 @@ class Rounds(EventDriven):
 
     def unusable(self, update: Update) -> str | None:
         """Refuses a client that does not report what is read, or has no weight."""
-        for reader in (self.rule, self.selection):
+        for reader in self.readers.values():
             if (name := not_reported(update.metrics, reader.reads)) is not None:
                 return f"it reports no finite {name!r}, which {type(reader).__name__} reads"
         if (why := self.rule.refuses(update.metrics)) is not None:
@@ -774,15 +730,6 @@ class Rounds(EventDriven):
             weight = update.metrics.get(self.weighted_by_key)
             return f"its {self.weighted_by_key!r} is {shown(weight)}, no weight"
         return None
-
-    def _scene(self, server: Server, n: int, d: int) -> tuple[Any, ...] | None:
-        """Returns F, its rng and its reference; None if n vectors are too few for it."""
-        try:
-            self.aggregator.check(n)
-        except ConfigError:
-            return None
-        rng = generator(self.seed, "aggregation", server.version + 1)
-        return self.aggregator, rng, self._reference(server, d, "")
 
     # ---- evaluation on clients -------------------------------------------------------------------
 
