@@ -16,7 +16,7 @@ from fl.errors import ConfigError
 from fl.strategies.noise_scale import Noise
 
 
-class Batch(NamedTuple):
+class RoundSize(NamedTuple):
     """What a round's step is made of.
 
     Attributes:
@@ -75,7 +75,7 @@ class NormTest:
             return 0.0
         return noise.trace / (self.eta**2 * noise.square) if noise.square > 0 else math.inf
 
-    def after(self, batch: Batch, noise: Noise) -> Batch:
+    def after(self, batch: RoundSize, noise: Noise) -> RoundSize:
         """Returns the batch of the next round.
 
         Args:

@@ -22,7 +22,7 @@ from fl.runs.simulator import simulate
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import Faults
 from fl.strategies import FedAvg, NormTest, Rounds
-from fl.strategies.adaptive_batch import Batch
+from fl.strategies.adaptive_batch import RoundSize
 from fl.strategies.noise_scale import Noise
 
 
@@ -38,12 +38,14 @@ def test_it_asks_for_the_noise_scale_over_the_square_of_the_allowed_error(eta):
     test = NormTest(most=10**9, eta=eta, growth=1e6)
     assert test.wanted(noise_of(2.0, 30.0)) == pytest.approx(15 / eta**2)
     # For 5 clients, each with a fifth of the examples.
-    assert test.after(Batch(1, 5), noise_of(2.0, 30.0)).size == math.ceil(15 / eta**2 / 5 - 1e-9)
+    assert test.after(RoundSize(1, 5), noise_of(2.0, 30.0)).size == math.ceil(
+        15 / eta**2 / 5 - 1e-9
+    )
 
 
 def test_the_gradient_of_a_batch_that_passes_has_at_most_the_allowed_error():
     test, g2, s = NormTest(most=10**9, eta=0.3, growth=1e9), 0.7, 90.0
-    batch = test.after(Batch(1, 4), noise_of(g2, s))
+    batch = test.after(RoundSize(1, 4), noise_of(g2, s))
     assert s / (batch.size * 4) <= 0.3**2 * g2  # E|g - G|^2 of S b examples
     assert s / ((batch.size - 1) * 4) > 0.3**2 * g2
 
@@ -51,11 +53,11 @@ def test_the_gradient_of_a_batch_that_passes_has_at_most_the_allowed_error():
 def test_equal_examples_need_no_more_than_there_are_and_it_never_shrinks():
     test = NormTest(most=64)
     for noise in (noise_of(1.0, 0.0), noise_of(1.0, -3.0), noise_of(1.0, 1.0), Noise()):
-        assert test.after(Batch(32, 10), noise) == Batch(32, 10)
+        assert test.after(RoundSize(32, 10), noise) == RoundSize(32, 10)
 
 
 def test_growth_and_size_are_capped_also_where_the_gradient_is_lost_in_noise():
-    test, batch, sizes = NormTest(most=70, growth=2.0), Batch(8, 10), []
+    test, batch, sizes = NormTest(most=70, growth=2.0), RoundSize(8, 10), []
     for _ in range(5):
         batch = test.after(batch, noise_of(-1.0, 5.0))
         sizes.append(batch.size)
@@ -64,8 +66,8 @@ def test_growth_and_size_are_capped_also_where_the_gradient_is_lost_in_noise():
 
 def test_clients_can_grow_in_place_of_their_batches():
     test = NormTest(most=50, eta=1.0, growth=3.0, grows="clients")
-    assert test.after(Batch(8, 4), noise_of(1.0, 64.0)) == Batch(8, 8)
-    assert test.after(Batch(8, 4), noise_of(1.0, 1e6)) == Batch(8, 12)
+    assert test.after(RoundSize(8, 4), noise_of(1.0, 64.0)) == RoundSize(8, 8)
+    assert test.after(RoundSize(8, 4), noise_of(1.0, 1e6)) == RoundSize(8, 12)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from fl.errors import ConfigError, NoStep, NotFinite
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
 from fl.selection.checked import ask_of, choice_of, trial_of
-from fl.strategies.adaptive_batch import Batch, NormTest
+from fl.strategies.adaptive_batch import NormTest, RoundSize
 from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.events import Sent, Server, Update
@@ -309,7 +309,7 @@ class Rounds(Aggregating):
         self.folded: Fold | None = None
         self.lr_factor: float | None = None  # of the clients' rate, in the last round with a step
         self.noise = Noise()
-        self.batch: Batch | None = None  # that the test has made; None before it has
+        self.batch: RoundSize | None = None  # that the test has made; None before it has
         self.squares: dict[str, float] = {}  # of the changes that are folded, by message
 
     @property
@@ -678,7 +678,7 @@ class Rounds(Aggregating):
             if self.batch_test is not None:
                 s = self.wanted if self.batch_test.grows == "clients" else self.waits_for
                 found |= {"batch_size": size or 0, "batch_clients": s}
-                self.batch = self.batch_test.after(Batch(size, s), self.noise)
+                self.batch = self.batch_test.after(RoundSize(size, s), self.noise)
             server.tasks.control.measured(found)
 
     def _with_buffers(self, server: Server, w: Row, updates: Updates) -> Row:
