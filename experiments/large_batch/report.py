@@ -135,8 +135,8 @@ def results(runs: dict[int, list[Run]]) -> str:
         "",
         f"Knee B*, where steps are {KNEE} times those of perfect scaling from S b = {batches[0]}: "
         f"{found}. Fit of T = T_min (1 + B_c / B): T_min = {least:.0f}, B_c = {critical:.0f}, by "
-        f"which B* would be 0.2 B_c + 1.2 B_0 = {0.2 * critical + 1.2 * batches[0]:.0f}. B_simple at "
-        f"the target: {min(scales):.0f} to {max(scales):.0f}, median {median(scales):.0f}.",
+        f"which B* would be 0.2 B_c + 1.2 B_0 = {0.2 * critical + 1.2 * batches[0]:.0f}. B_simple "
+        f"at the target: {min(scales):.0f} to {max(scales):.0f}, median {median(scales):.0f}.",
     ]
     return "\n".join(lines)
 

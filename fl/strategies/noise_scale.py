@@ -29,12 +29,15 @@ class Noise(NamedTuple):
         trace: of estimates of tr(Sigma).
         weight: of 1.
         several: whether any client has done more than a step in a round.
+        along: of estimates of the variance of one example's gradient along the mean one; 0 where
+            nobody asks for it.
     """
 
     square: float = 0.0
     trace: float = 0.0
     weight: float = 0.0
     several: bool = False
+    along: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class NoiseScale:
         examples: Sequence[int],
         squares: NDArray[np.float64],
         square: float,
+        inner: NDArray[np.float64] | None = None,
     ) -> Noise:
         """Returns the averages with one more round.
 
@@ -94,6 +98,8 @@ class NoiseScale:
             examples: n_i of each, with repeats.
             squares: |Delta_i|^2, shape (n,).
             square: |sum_i w_i Delta_i|^2.
+            inner: <Delta_i, sum_j w_j Delta_j>, shape (n,), for the variance along the mean; None
+                does not estimate it.
         """
         w = shares / shares.sum()
         k, n = np.asarray(steps, np.float64), np.asarray(examples, np.float64)
@@ -110,6 +116,7 @@ class NoiseScale:
             self.decay * noise.trace + (1 - self.decay) * float(trace),
             self.decay * noise.weight + (1 - self.decay),
             noise.several or bool((k > 1).any()),
+            self.decay * noise.along + (1 - self.decay) * _variance_along(w, k, n, square, inner),
         )
 
     def report(self, noise: Noise) -> dict[str, float]:
@@ -129,6 +136,26 @@ class NoiseScale:
         if noise.square > 0:
             found[start] = noise.trace / noise.square
         return found
+
+
+def _variance_along(
+    w: NDArray[np.float64],
+    k: NDArray[np.float64],
+    n: NDArray[np.float64],
+    square: float,
+    inner: NDArray[np.float64] | None,
+) -> float:
+    """Returns the variance of one example's gradient along the mean, times lr^2.
+
+    Client i's gradient, over its n_i examples, has a component of p_i = <Delta_i, mean> / (K_i
+    |mean|) along it, and sum_i w_i E(p_i - p)^2 is the variance times sum_i w_i (1 - w_i) / n_i.
+    """
+    works = k > 0
+    if inner is None or not square > 0 or works.sum() < 2:
+        return 0.0
+    w = w[works] / w[works].sum()
+    p = inner[works] / (k[works] * np.sqrt(square))
+    return float(w @ (p - w @ p) ** 2 / (w @ ((1 - w) / n[works])))
 
 
 def squared_norm(x: Row, places: Sequence[slice], less: Row | None = None) -> float:

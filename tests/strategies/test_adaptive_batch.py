@@ -21,9 +21,10 @@ from fl.runs.run import serve
 from fl.runs.simulator import simulate
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import Faults
-from fl.strategies import FedAvg, NormTest, Rounds
+from fl.strategies import FedAvg, InnerProductTest, NoiseScale, NormTest, Rounds
 from fl.strategies.adaptive_batch import RoundSize
 from fl.strategies.noise_scale import Noise
+from fl.vectors.layout import Layout
 
 
 def noise_of(square, trace):
@@ -68,6 +69,55 @@ def test_clients_can_grow_in_place_of_their_batches():
     test = NormTest(most=50, eta=1.0, growth=3.0, grows="clients")
     assert test.after(RoundSize(8, 4), noise_of(1.0, 64.0)) == RoundSize(8, 8)
     assert test.after(RoundSize(8, 4), noise_of(1.0, 1e6)) == RoundSize(8, 12)
+
+
+def observed_along(deviation, across, shares, examples, steps):
+    """The average variance along the mean, of gradients (1, 0, ...) with noise of both kinds."""
+    rng = np.random.default_rng(4)
+    scale, noise, d = NoiseScale(decay=0.999), Noise(), 5
+    w, k = np.asarray(shares, float) / np.sum(shares), np.asarray(steps)[:, None]
+    spread = np.array([deviation] + [across] * (d - 1)) / np.sqrt(examples)[:, None]
+    for _ in range(6000):
+        deltas = k * (np.eye(d)[0] * 10 + rng.standard_normal((len(w), d)) * spread)
+        mean = w @ deltas
+        squares = (deltas**2).sum(axis=1)
+        noise = scale.observe(noise, w, steps, examples, squares, mean @ mean, deltas @ mean)
+    return noise.along / noise.weight
+
+
+@pytest.mark.parametrize(
+    ("shares", "examples", "steps"),
+    [([1] * 4, [4] * 4, [1] * 4), ([3, 1, 1, 2], [4, 2, 8, 6], [2, 1, 2, 3])],
+    ids=["equal", "unequal"],
+)
+def test_the_inner_product_test_reads_the_variance_along_the_gradient_alone(
+    shares, examples, steps
+):
+    along = observed_along(3.0, 0.5, shares, examples, steps)
+    assert along == pytest.approx(9.0, rel=0.06)
+    wide = observed_along(0.5, 3.0, shares, examples, steps)
+    # Of the noise across, the mean's own direction turns by about 1 / 20 into it.
+    assert wide < 0.6
+    test = InnerProductTest(most=10**9, theta=0.5, growth=1e6)
+    assert test.wanted(Noise(2.0, 100.0, 1.0, along=6.0)) == pytest.approx(6 / (0.25 * 2))
+
+
+def test_of_one_dimension_both_tests_ask_for_the_same():
+    noise = Noise(2.0, 6.0, 1.0, along=6.0)
+    norm, inner = NormTest(most=9, eta=0.3), InnerProductTest(most=9, theta=0.3)
+    assert norm.wanted(noise) == inner.wanted(noise)
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+def test_rounds_grow_by_the_inner_product_test(monkeypatch, large):
+    monkeypatch.setattr(Layout, "is_large", large)
+    told = {}
+    test = InnerProductTest(most=500, growth=1.5)
+    strategy = Rounds(FedAvg(), clients=10, noise_scale=0.9, batch_size=4, batch_test=test)
+    run(strategy, [1.0] * 12, rounds=30, answer=noisy(told))
+    # Along the gradient the variance is 1: half of what the norm test counts in two dimensions.
+    assert strategy.noise.along / strategy.noise.weight == pytest.approx(1.0, rel=0.4)
+    assert 10 <= max(set().union(*told.values())) <= 40
 
 
 @pytest.mark.parametrize(

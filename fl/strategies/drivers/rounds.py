@@ -33,7 +33,7 @@ from fl.errors import ConfigError, NoStep, NotFinite
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
 from fl.selection.checked import ask_of, choice_of, trial_of
-from fl.strategies.adaptive_batch import NormTest, RoundSize
+from fl.strategies.adaptive_batch import BatchTest, RoundSize
 from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.events import Sent, Server, Update
@@ -148,7 +148,7 @@ class Rounds(Aggregating):
         lr_schedule: Rate | None = None,
         noise_scale: float | None = None,
         batch_size: int | None = None,
-        batch_test: NormTest | None = None,
+        batch_test: BatchTest | None = None,
         **aggregating: Any,
     ) -> None:
         super().__init__(patience=None, root_examples=root_examples, **aggregating)
@@ -671,9 +671,16 @@ class Rounds(Aggregating):
         else:
             squares = updates.squared_norms()
             mean = weighted_mean(updates.deltas, shares, "")
+        inner = None
+        if self.batch_test is not None and self.batch_test.reads_inner:
+            inner = np.zeros(len(usable))
+            for p in self.places:
+                inner += np.einsum("nd,d->n", updates.deltas[:, p], mean[p], dtype=np.float64)
         square = squared_norm(mean, self.places)
         if np.isfinite(square) and np.isfinite(squares).all():
-            self.noise = self.noise_scale.observe(self.noise, shares, steps, taken, squares, square)
+            self.noise = self.noise_scale.observe(
+                self.noise, shares, steps, taken, squares, square, inner
+            )
             found = self.noise_scale.report(self.noise)
             if self.batch_test is not None:
                 s = self.wanted if self.batch_test.grows == "clients" else self.waits_for
@@ -700,6 +707,7 @@ class Rounds(Aggregating):
         """Returns what adds models up as they come, if they need not be held all at once."""
         layout = server.model.layout
         held = server.forging is not None or self.selection.keeps_changes
+        held = held or (self.batch_test is not None and self.batch_test.reads_inner)
         if not layout.is_large or not self.rule.folds or held:
             return None
         return self.aggregator.fold(layout.size)
@@ -755,12 +763,12 @@ class Rounds(Aggregating):
         """Does nothing: a round ends in any case, and then the model stays as it is."""
 
 
-def _check_test(test: NormTest, noise_scale: float | None, batch_size: int | None) -> None:
+def _check_test(test: BatchTest, noise_scale: float | None, batch_size: int | None) -> None:
     """Raises a ConfigError if a test of batches has nothing to go by, or nothing to grow."""
-    if not isinstance(test, NormTest):
+    if not isinstance(test, BatchTest):
         raise ConfigError(
             f"batch_test is {test!r:.80}; it must be null, or have a _target_ that makes a "
-            "fl.strategies.NormTest"
+            "fl.strategies.NormTest or InnerProductTest"
         )
     if noise_scale is None:
         raise ConfigError(
