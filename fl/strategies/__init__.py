@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fl.lazy import lazily
 
 if TYPE_CHECKING:
+    from fl.strategies.adaptive_batch import BatchTest, InnerProductTest, NormTest
     from fl.strategies.adpsgd import ADPSGD
     from fl.strategies.async_fedavg import AsyncFedAvg
     from fl.strategies.async_sgd import AsyncSGD
@@ -92,6 +93,7 @@ __getattr__ = lazily(
         "AsyncFedAvg": "fl.strategies.async_fedavg",
         "AsyncSGD": "fl.strategies.async_sgd",
         "BackupWorkers": "fl.strategies.backup_workers",
+        "BatchTest": "fl.strategies.adaptive_batch",
         "DFedAvg": "fl.strategies.dfedavg",
         "DataParallel": "fl.strategies.data_parallel",
         "Decentralized": "fl.strategies.drivers.swarm",
@@ -128,11 +130,13 @@ __getattr__ = lazily(
         "GossipRule": "fl.strategies.gossip_rule",
         "GradientRule": "fl.strategies.gradient_rule",
         "GradientTracking": "fl.strategies.gradient_tracking",
+        "InnerProductTest": "fl.strategies.adaptive_batch",
         "LinearScaling": "fl.strategies.rates",
         "LocalSGD": "fl.strategies.local_sgd",
         "MoNNA": "fl.strategies.monna",
         "NodeModels": "fl.strategies.drivers.swarm",
         "NoiseScale": "fl.strategies.noise_scale",
+        "NormTest": "fl.strategies.adaptive_batch",
         "OuterAdam": "fl.strategies.outer_optimizers",
         "OuterGradients": "fl.strategies.outer_rule",
         "OuterOptimizer": "fl.strategies.outer_optimizers",
@@ -181,6 +185,7 @@ __all__ = [
     "AsyncFedAvg",
     "AsyncSGD",
     "BackupWorkers",
+    "BatchTest",
     "DFedAvg",
     "DataParallel",
     "Decentralized",
@@ -217,12 +222,14 @@ __all__ = [
     "GossipRule",
     "GradientRule",
     "GradientTracking",
+    "InnerProductTest",
     "LinearScaling",
     "LocalSGD",
     "LocalTraining",
     "MoNNA",
     "NodeModels",
     "NoiseScale",
+    "NormTest",
     "OuterAdam",
     "OuterGradients",
     "OuterOptimizer",

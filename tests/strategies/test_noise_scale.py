@@ -41,7 +41,8 @@ def changes(rng, steps, batch, lr=0.1):
     return np.stack([-lr * (k * G + e) for k, e in zip(steps, noise, strict=True)])
 
 
-def observed(scale, noise, deltas, shares, steps, examples):
+def observed(scale, noise, deltas, shares, steps, batch):
+    examples = np.multiply(steps, batch)
     w = np.asarray(shares, float) / np.sum(shares)
     squares = (deltas**2).sum(axis=1)
     mean = w @ deltas
@@ -62,11 +63,10 @@ def test_both_parts_are_those_of_the_gaussian_that_the_gradients_are_drawn_from(
     shares, steps, batch
 ):
     rng = generator(0, "noise scale")
-    scale, noise = NoiseScale(decay=0.999, batch_size=8), Noise()
-    examples = [b if b < 8 else 1000 for b in batch]  # who has less than a batch steps by all
+    scale, noise = NoiseScale(decay=0.999), Noise()
     for _ in range(8000):
         deltas = changes(rng, steps, batch)
-        noise = observed(scale, noise, deltas, shares, steps, examples)
+        noise = observed(scale, noise, deltas, shares, steps, batch)
     name = "noise_scale" if max(steps) == 1 else "pseudo_noise_scale"
     found = scale.report(noise)
     # Of 8000 rounds about 2000 count; at a scale of 17 and some ten examples a round both parts
@@ -87,7 +87,7 @@ def test_clients_that_agree_show_no_noise():
 def test_of_pure_noise_the_gradients_square_is_zero_on_average_and_never_clipped():
     rng = generator(1, "noise scale")
     single = []
-    scale = NoiseScale(decay=0.0, batch_size=4)
+    scale = NoiseScale(decay=0.0)
     for _ in range(4000):
         deltas = rng.standard_normal((4, D))
         noise = observed(scale, Noise(), deltas, [1] * 4, [1] * 4, [4] * 4)
@@ -100,7 +100,7 @@ def test_of_pure_noise_the_gradients_square_is_zero_on_average_and_never_clipped
 
 def test_the_scale_of_the_changes_does_not_matter():
     deltas = changes(generator(2, "noise scale"), [1] * 5, [4] * 5)
-    scale = NoiseScale(batch_size=4)
+    scale = NoiseScale()
     one, other = (
         scale.report(observed(scale, Noise(), c * deltas, [1] * 5, [1] * 5, [9] * 5))
         for c in (1.0, 1e3)
@@ -109,7 +109,7 @@ def test_the_scale_of_the_changes_does_not_matter():
 
 
 def test_the_parts_are_averaged_before_they_are_divided():
-    scale = NoiseScale(decay=0.5, batch_size=1)
+    scale = NoiseScale(decay=0.5)
     noise = Noise()
     for square, trace in ((1.0, 6.0), (-0.5, 2.0)):
         # Two clients of one example: the mean of squares is g2 + s, the mean's g2 + s / 2.

@@ -96,7 +96,6 @@ def train_alone(
     pool: ExamplePool,
     task: Training,
     *,
-    batch_size: int | None,
     shuffle: bool,
     drop_last: bool,
     channels_last: bool,
@@ -109,12 +108,11 @@ def train_alone(
         rule: what a step does.
         pool: the training examples; the task is done on its device.
         task: what to do.
-        batch_size: largest batch; None is all of the client's examples.
         shuffle: permute every epoch.
         drop_last: leave out an epoch's last batch if it is smaller than the others.
         channels_last: give the model images that lie with channels last in memory.
     """
-    device = pool.device
+    device, batch_size = pool.device, task.batch_size
     row = as_tensor(task.row).to(device)
     w = layout.select(row)
     buffers = layout.fixed(row, moved(carried_tensors(task.carried), device))
