@@ -57,6 +57,15 @@ class Correction(ABC):
         """Gradient evaluations that it adds to those of the optimizer."""
         return 0.0
 
+    def gradients_once(self, scalars: Mapping[str, Scalar]) -> float:
+        """Returns how many of its first batch it adds to those of a task; see `Rule`."""
+        return 0.0
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        """Keys that tasks have alike which are trained together; see `Rule.alike`."""
+        return ()
+
     def vectors(self, is_plain: bool) -> int:
         """Returns how many vectors of length p it adds to a client's memory."""
         return 0
@@ -81,6 +90,18 @@ class Correction(ABC):
             is_plain: whether w - lr g is all of the optimizer's step.
         """
         return ()
+
+    def first(self, g: Tensor, w: Tensor, state: State, received: Received, batch: Batch) -> State:
+        """Returns the state, having seen the first batch of a task, before it is corrected.
+
+        Args:
+            g: what the optimizer would follow at `w`, not clipped, shape (p,).
+            w: the received weights, shape (p,).
+            state: as returned by `init`.
+            received: constants of the task.
+            batch: the first.
+        """
+        return state
 
     @abstractmethod
     def correct(
@@ -154,6 +175,15 @@ class Corrected(Rule):
         """Those of both."""
         return self.optimizer.gradients_per_step + self.correction.gradients_per_step
 
+    def gradients_once(self, scalars: Mapping[str, Scalar]) -> float:
+        """Returns those of the correction."""
+        return self.correction.gradients_once(scalars)
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        """Those of both."""
+        return self.optimizer.alike + self.correction.alike
+
     @property
     def vectors(self) -> int:
         """Those of both."""
@@ -187,6 +217,8 @@ class Corrected(Rule):
         bound, first = self.optimizer.clip_norm, self.correction.clip_first
         lr = self.optimizer.step_lr(received, t)
         g, loss = self.optimizer.gradient(w, batch)
+        if t == 0:
+            of_correction = self.correction.first(g, w, of_correction, received, batch)
         g = clip(g, bound) if first else g
         g, of_correction = self.correction.correct(g, w, of_correction, received, batch, lr)
         g = g if first else clip(g, bound)

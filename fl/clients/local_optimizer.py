@@ -57,6 +57,11 @@ class LocalOptimizer(Rule):
         return {"lr": ("lr", "round_schedule"), FIRST_STEP_KEY: ()}
 
     @property
+    def alike(self) -> tuple[str, ...]:
+        """Where the schedule of its steps begins."""
+        return (FIRST_STEP_KEY,)
+
+    @property
     def is_plain(self) -> bool:
         """Whether w - lr g is all of a step: a task's change then tells the sum of its g."""
         return False

@@ -78,6 +78,9 @@ class Batch(Protocol):
     def loss(self, w: Tensor) -> Tensor:
         """Returns the loss at `w`, shape (), by a forward pass only."""
 
+    def hessian_product(self, w: Tensor, v: Tensor) -> Tensor:
+        """Returns the Hessian at `w` times `v`, shape (p,), by two gradients' work."""
+
     def features(self, w: Tensor) -> Tensor:
         """Returns the examples' features at `w` (`fl.models.features`), by a forward pass only."""
 
@@ -130,6 +133,22 @@ class Rule(ABC):
     def gradients_per_step(self) -> float:
         """Gradient evaluations that a step is charged for."""
         return 1.0
+
+    def gradients_once(self, scalars: Mapping[str, Scalar]) -> float:
+        """Returns how many gradient evaluations of its first batch a task is charged for besides.
+
+        Args:
+            scalars: of the task.
+        """
+        return 0.0
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        """Keys of the message's configuration that tasks have alike which are trained together.
+
+        Their scalars are numbers then, and no tensors.
+        """
+        return ()
 
     @property
     def vectors(self) -> int:

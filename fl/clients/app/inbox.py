@@ -10,7 +10,6 @@ from flwr.app import Array, ArrayRecord, Context, RecordDict
 from torch import Tensor
 
 from fl.clients.app.message_config import read_float, read_int
-from fl.clients.local_optimizer import FIRST_STEP_KEY
 from fl.clients.rule import Rule
 from fl.errors import ConfigError
 from fl.execution.contract import WORK_KEY
@@ -147,9 +146,9 @@ class Instructions:
         return None if work is None else read_fitting_steps(work)
 
     @property
-    def first_step(self) -> Any:
-        """How many steps of a schedule there were before, as the configuration says it."""
-        return self.config.get(FIRST_STEP_KEY)
+    def alike(self) -> tuple[Any, ...]:
+        """What the configuration says that tasks have alike which are trained together."""
+        return tuple(self.config.get(key) for key in self._inbox.rule.alike)
 
     def check(self, *, model: bool) -> None:
         """Reads everything that training takes.

@@ -68,7 +68,8 @@ class Planner:
         """Returns what a message's work costs, before it is done.
 
         Training is charged forward and backward FLOPs for every example of every step (times the
-        rule's gradients per step), evaluation forward FLOPs, a query nothing.
+        rule's gradients per step; and of the first, what the rule does once), evaluation forward
+        FLOPs, a query nothing.
 
         Args:
             instructions: of the message.
@@ -89,8 +90,10 @@ class Planner:
         if kind != "train":
             return Workload(0.0, None, self.memory_bytes)
         examples = self._data.size(partition)
-        instructions.scalars  # noqa: B018 (refuses now what the client would refuse later)
+        scalars = instructions.scalars  # refuses now what the client would refuse later
         steps = self.steps(instructions.amount, examples)
+        once = self._rule.gradients_once(scalars) * self._covered(min(steps, 1), examples)
+        once *= self._flops.training
         per_example = self._flops.training * self._rule.gradients_per_step
         deadline, elapsed = instructions.limits
         limit = deadline if elapsed is None else elapsed
@@ -104,9 +107,9 @@ class Planner:
             seconds_per_example = per_example * seconds_per_flop
             least = min(steps, 1) if elapsed is None else 0
             fitting = steps = self._fitting_steps(
-                least, steps, examples, seconds_per_example, limit
+                least, steps, examples, seconds_per_example, limit - once * seconds_per_flop
             )
-        flops = per_example * self._covered(steps, examples)
+        flops = per_example * self._covered(steps, examples) + (once if steps else 0.0)
         if elapsed is not None:
             return Workload(0.0, fitting, self.memory_bytes, flops, reply_bytes)
         return Workload(flops, fitting, self.memory_bytes, 0.0, reply_bytes)

@@ -316,12 +316,12 @@ class TrainingApp(ClientApp, PlannedApp):
         """Returns what requests share that `train_many` takes together, or None.
 
         None also for a request that `train_many` would refuse: alone, it gets its own error.
-        `why_alone` gives the reason. Clients whose schedules begin at different steps do not go
-        together.
+        `why_alone` gives the reason. Clients go together whose messages have alike what the rule
+        wants alike (`Rule.alike`).
         """
         if self.why_alone(request) is not None:
             return None
-        return "train", request.payload.read_by(self).first_step
+        return "train", request.payload.read_by(self).alike
 
     def why_alone(self, request: Request) -> str | None:
         """Returns why a request cannot be answered together with others, or None if it can."""
