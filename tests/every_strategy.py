@@ -40,6 +40,7 @@ AVERAGING = [  # rounds of all clients
     "fedau",
     "mifa",
     "proxskip",
+    "savic",
 ]
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
 EVENTS = ["fedbuff", "fedasync", "async_fedavg", "async_sgd", "fedfix", "fedcompass"]

@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from fl.strategies.rennala import RennalaSGD
     from fl.strategies.ringmaster import RingmasterASGD
     from fl.strategies.round_rule import RoundRule, Updates
+    from fl.strategies.savic import SAVIC
     from fl.strategies.scaffold import SCAFFOLD
     from fl.strategies.sgp import SGP
     from fl.strategies.simultaneous_rule import SimultaneousRule
@@ -86,6 +87,7 @@ __getattr__ = lazily(
         "FAVAS": "fl.strategies.favas",
         "MIFA": "fl.strategies.mifa",
         "NODE_METRICS": "fl.strategies.drivers.swarm",
+        "SAVIC": "fl.strategies.savic",
         "SCAFFOLD": "fl.strategies.scaffold",
         "SGP": "fl.strategies.sgp",
         "Answers": "fl.strategies.event_rule",
@@ -178,6 +180,7 @@ __all__ = [
     "FAVAS",
     "MIFA",
     "NODE_METRICS",
+    "SAVIC",
     "SCAFFOLD",
     "SGP",
     "Answers",
