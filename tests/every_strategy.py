@@ -41,9 +41,21 @@ AVERAGING = [  # rounds of all clients
     "mifa",
     "proxskip",
     "savic",
+    "fedvarp",
+    "multi_momentum",
+    "fedamsgrad",
 ]
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
-EVENTS = ["fedbuff", "fedasync", "async_fedavg", "async_sgd", "fedfix", "fedcompass"]
+EVENTS = [
+    "fedbuff",
+    "ca2fl",
+    "fadas",
+    "fedasync",
+    "async_fedavg",
+    "async_sgd",
+    "fedfix",
+    "fedcompass",
+]
 TASKS = ["fedast", "sync_st"]
 POLLING = ["quafl", "favas"]
 SERVERLESS = ["dpsgd", "dfedavg", "dfedavgm", "dfedsam", "sgp", "choco", "monna", "adpsgd"]

@@ -65,6 +65,10 @@ class Events(Combining):
         """Starts the rule, its timer and the count of contributions."""
         super().begin(server)
         self.state = self.rule.init(server.w, len(server.w))
+        self.statistics = [
+            slice(entry.offset, entry.offset + entry.size)
+            for entry in server.model.layout.statistics
+        ]
         self.contributions = Contributions()
         self.answered: list[int] = []  # clients that have, in this instant
         self.began_s = server.now
@@ -163,6 +167,7 @@ class Events(Combining):
                 self.concurrency,
                 len(server.tasks.nodes()),
                 combine,
+                self.statistics,
             )
             return self.rule.step(self.state, arrivals)
 

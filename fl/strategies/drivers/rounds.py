@@ -29,7 +29,7 @@ from fl.aggregation import (
 from fl.checks import at_least, positive, read_if
 from fl.clients.app.batches import covered_examples
 from fl.clients.local_optimizer import LR_FACTOR_KEY
-from fl.errors import ConfigError, NoStep, NotFinite
+from fl.errors import ConfigError, NoStep
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
 from fl.selection.checked import ask_of, choice_of, trial_of
@@ -41,8 +41,8 @@ from fl.strategies.drivers.replies import not_reported
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.noise_scale import Noise, NoiseScale, squared_norm, whole
 from fl.strategies.rates import Rate, check_factors, check_rate, factor_of
-from fl.strategies.round_rule import HasModel, RoundRule, Updates, weighted_mean
-from fl.vectors.rows import Row, is_finite
+from fl.strategies.round_rule import HasModel, RoundRule, Updates, check_state, weighted_mean
+from fl.vectors.rows import Row
 
 log = logging.getLogger("fl")
 
@@ -597,9 +597,7 @@ class Rounds(Aggregating):
             new = self._with_buffers(server, state.w, updates)
         new = server.model.layout.rounded(np.ascontiguousarray(new, dtype=np.float32))
         check_result("the server", new)
-        for value in state:  # type: ignore[attr-defined]
-            if isinstance(value, np.ndarray) and not is_finite(value):
-                raise NotFinite(f"{type(self.rule).__name__}: the server's state is not finite")
+        check_state(self.rule, state)
         return state._replace(w=new)
 
     def _updates(self, server: Server, admitted: Admitted, usable: Sequence[Update]) -> Updates:
