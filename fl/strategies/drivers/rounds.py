@@ -104,6 +104,9 @@ class Rounds(Aggregating):
         ConfigError: an argument is out of its range.
     """
 
+    rules = RoundRule
+    example = "FedAvg"
+    rule: RoundRule
     reads_timeout = True
     takes_empty = True  # their weight is 0, and the rule's business
 
@@ -125,7 +128,9 @@ class Rounds(Aggregating):
         root_examples: int = 100,
         **aggregating: Any,
     ) -> None:
-        super().__init__(patience=None, root_examples=root_examples, **aggregating)
+        super().__init__(
+            rule, concurrency=None, patience=None, root_examples=root_examples, **aggregating
+        )
         if clients is not None:
             at_least("clients", clients, 1)
         for name, share in (
@@ -142,11 +147,6 @@ class Rounds(Aggregating):
             raise ConfigError(f"over_selection is {over_selection}; it must be at least 1")
         if deadline_s is not None:
             positive("deadline_s", deadline_s)
-        if not isinstance(rule, RoundRule):
-            raise ConfigError(
-                f"rule is {rule!r:.80}; it must be a fl.strategies.RoundRule, such as FedAvg()"
-            )
-        self.rule = rule
         self.selection = UniformSampling() if selection is None else selection
         if self.wants_own_update and not rule.folds:
             raise ConfigError(
@@ -164,11 +164,6 @@ class Rounds(Aggregating):
         self.fraction_evaluate = fraction_evaluate
         self.min_evaluate_nodes = min_evaluate_nodes
         self.weighted_by_key = weighted_by_key
-
-    @property
-    def name(self) -> str:
-        """Of the rule, for messages."""
-        return type(self.rule).__name__
 
     @property
     def tells(self) -> Mapping[str, str]:
