@@ -125,6 +125,9 @@ class Rounds(Aggregating):
         ConfigError: an argument is out of its range.
     """
 
+    rules = RoundRule
+    example = "FedAvg"
+    rule: RoundRule
     reads_timeout = True
     takes_empty = True  # their weight is 0, and the rule's business
 
@@ -151,7 +154,9 @@ class Rounds(Aggregating):
         batch_test: BatchTest | None = None,
         **aggregating: Any,
     ) -> None:
-        super().__init__(patience=None, root_examples=root_examples, **aggregating)
+        super().__init__(
+            rule, concurrency=None, patience=None, root_examples=root_examples, **aggregating
+        )
         if clients is not None:
             at_least("clients", clients, 1)
         for name, share in (
@@ -168,10 +173,6 @@ class Rounds(Aggregating):
             raise ConfigError(f"over_selection is {over_selection}; it must be at least 1")
         if deadline_s is not None:
             positive("deadline_s", deadline_s)
-        if not isinstance(rule, RoundRule):
-            raise ConfigError(
-                f"rule is {rule!r:.80}; it must be a fl.strategies.RoundRule, such as FedAvg()"
-            )
         check_rate("eta_schedule", eta_schedule)
         check_rate("lr_schedule", lr_schedule)
         if eta_schedule is not None and not hasattr(rule, "eta"):
@@ -181,7 +182,6 @@ class Rounds(Aggregating):
             )
         self.eta_schedule = eta_schedule
         self.lr_schedule = lr_schedule
-        self.rule = rule
         self.selection = UniformSampling() if selection is None else selection
         if self.wants_own_update and not rule.folds:
             raise ConfigError(
@@ -206,11 +206,6 @@ class Rounds(Aggregating):
             _check_test(batch_test, noise_scale, batch_size)
         self.batch_size = batch_size
         self.batch_test = batch_test
-
-    @property
-    def name(self) -> str:
-        """Of the rule, for messages."""
-        return type(self.rule).__name__
 
     @property
     def tells(self) -> Mapping[str, Any]:
