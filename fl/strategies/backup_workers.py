@@ -15,7 +15,7 @@ import numpy as np
 from fl.checks import at_least, positive
 from fl.errors import ConfigError
 from fl.strategies.gradient_rule import GradientRule
-from fl.vectors.rows import Row
+from fl.vectors.rows import Row, mean
 
 
 class Waited(NamedTuple):
@@ -87,5 +87,5 @@ class BackupWorkers(GradientRule):
 
     def moved(self, w: Row, gradients: Row) -> Row:
         """Returns w - eta times the mean of the gradients."""
-        moved: Row = w - np.float32(self.eta) * np.mean(gradients, axis=0)
+        moved: Row = w - np.float32(self.eta) * mean(gradients)
         return moved
