@@ -38,7 +38,7 @@ from fl.clients.app.island import (
 )
 from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.clients.local_optimizer import FIRST_STEP_KEY
-from fl.compression import Channel, PayloadError
+from fl.compression import Channel, PayloadError, mean_compressor
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
 from fl.flower.records import from_record, layout_of, to_record
 from fl.randomness import generator
@@ -99,6 +99,10 @@ class OuterSteps(Driver):
         drop: probability that a worker's outer gradient is lost. It goes on from its own
             parameters, with the outer ones it held before: its next outer gradient covers both
             phases, and its compressor starts over.
+        compress_mean: the workers compress the mean of their outer gradients, by several
+            all-reduces, and not each its own, as the papers of PowerSGD and TernGrad do. On a
+            deployment the process that runs the strategy is in between, and is sent outer gradients
+            as they are.
         weighted_by_key: metric of the clients that weights the mean; None is the plain mean.
         min_available_nodes: clients that must be available at the beginning.
         retry_s: how long to wait before looking for clients again when none is available.
@@ -119,6 +123,7 @@ class OuterSteps(Driver):
         aggregator: Aggregator | None = None,
         f: int | None = None,
         drop: float = 0.0,
+        compress_mean: bool = False,
         weighted_by_key: str | None = None,
         min_available_nodes: int = 1,
         retry_s: float = 10.0,
@@ -151,6 +156,7 @@ class OuterSteps(Driver):
         self.rule = rule
         self.aggregator = aggregator if f is None else aggregator.tolerating(f)
         self.drop = drop
+        self.compress_mean = compress_mean
         self.weighted_by_key = weighted_by_key
         self.min_available_nodes = min_available_nodes
         self.retry_s = retry_s
@@ -158,6 +164,7 @@ class OuterSteps(Driver):
         self.seed = seed
         self.arrayrecord_key = arrayrecord_key
         self.configrecord_key = configrecord_key
+        self._check_mean()
 
     @property
     def name(self) -> str:
@@ -195,11 +202,19 @@ class OuterSteps(Driver):
     def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Any, Any]:
         """Returns the worker, which is both ends."""
         rule, keys = self.rule, (self.arrayrecord_key, self.configrecord_key)
-        island = Island(rule.fragments, rule.pattern, uplink, *keys)
+        payloads = None if self.compress_mean else uplink
+        island = Island(rule.fragments, rule.pattern, payloads, *keys)
         return island, island
 
     def within(self, exchange: Exchange) -> Self:
         """Returns a copy within an exchange, see `Driver.within`."""
+        if self.compress_mean:
+            if exchange.uplink is None:
+                raise ConfigError(
+                    "compress_mean is true, but compressor is null: choose compressor=powersgd, "
+                    "lowrank or terngrad, or leave it out"
+                )
+            mean_compressor(exchange.uplink)
         made = super().within(exchange)
         if exchange.layout is not None:
             made.cut(exchange.layout)
@@ -258,7 +273,9 @@ class OuterSteps(Driver):
         cut = self.cut(layout)
         w = from_record(layout, initial_arrays)
         tasks: Tasks[Segment] = Tasks(grid, TTL_S, self.patience)
-        all_reduce = AllReduce(self.exchange, cut, self.aggregator, self.seed)
+        all_reduce = AllReduce(
+            self.exchange, cut, self.aggregator, self.seed, compress_mean=self.compress_mean
+        )
         config = dict(train_config or {})
         run = OuterRun(self.rule, cut, layout, w, tasks, all_reduce, num_rounds, config)
         result = Result()
@@ -554,7 +571,7 @@ class OuterSteps(Driver):
         if not isinstance(record, ArrayRecord):
             raise ConfigError(f"the reply has no ArrayRecord '{self.arrayrecord_key}'")
         message_id = "" if worker.task is None else worker.task.message_id
-        if self.exchange.uplink is None:
+        if self.exchange.uplink is None or self.compress_mean:
             size = run.cut.shapes[p].size
             sent = fragment_of(record, p, size).astype(np.float64)
             delta = sent if self.rule.sends_gradients else worker.held[p] - sent
@@ -564,6 +581,23 @@ class OuterSteps(Driver):
             raise _NotSent(f"there is no payload of fragment {p}: the worker may have diverged")
         delta = run.all_reduce.read(p, worker.node, array.data)
         return ReceivedOuterGradient(delta, weight, len(array.data), message_id)
+
+    def _check_mean(self) -> None:
+        """Raises ConfigError if the mean is to be compressed and is not that of all alike."""
+        if not self.compress_mean:
+            return
+        for name, value, wrong in (
+            ("aggregator", self.aggregator.name, not isinstance(self.aggregator, Mean)),
+            ("weighted_by_key", self.weighted_by_key, self.weighted_by_key is not None),
+            ("drop", self.drop, self.drop > 0),
+            ("rule", type(self.rule).__name__, self.rule.own_outer),
+        ):
+            if wrong:
+                raise ConfigError(
+                    f"compress_mean is true and {name} is {value}, but what is all-reduced is the "
+                    f"plain mean of all workers, the same for all: leave compress_mean or {name} "
+                    "out"
+                )
 
     def _weight(self, metrics: Mapping[str, Any]) -> float:
         if self.weighted_by_key is None:
