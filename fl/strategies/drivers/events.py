@@ -36,7 +36,7 @@ from fl.strategies.drivers.driver import RuleDriver, Traits
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.forging import Forging
 from fl.strategies.drivers.tasks import TTL_S, Failures, Task, Tasks
-from fl.vectors.rows import Row, as_tensor
+from fl.vectors.rows import Row, as_tensor, mean
 
 log = logging.getLogger("fl")
 
@@ -208,7 +208,7 @@ class GlobalModel:
             w = w.copy()
             for entry in self.layout.statistics:
                 place = slice(entry.offset, entry.offset + entry.size)
-                w[place] = np.mean([u.x[place] for u in contributors], axis=0)
+                w[place] = mean(np.stack([u.x[place] for u in contributors]))
         w = self.layout.rounded(w)
         check_result("the server", w)
         if contributors and self.layout.carried:

@@ -38,7 +38,7 @@ from fl.clients.app.island import (
 )
 from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.clients.local_optimizer import FIRST_STEP_KEY
-from fl.compression import Channel, PayloadError
+from fl.compression import Channel, PayloadError, mean_compressor
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
 from fl.flower.records import from_record, layout_of, to_record
 from fl.randomness import generator
@@ -94,6 +94,10 @@ class OuterSteps(RuleDriver):
         drop: probability that a worker's outer gradient is lost. It goes on from its own
             parameters, with the outer ones it held before: its next outer gradient covers both
             phases, and its compressor starts over.
+        compress_mean: the workers compress the mean of their outer gradients, by several
+            all-reduces, and not each its own, as the papers of PowerSGD and TernGrad do. On a
+            deployment the process that runs the strategy is in between, and is sent outer gradients
+            as they are.
         weighted_by_key: metric of the clients that weights the mean; None is the plain mean.
         patience: see `RuleDriver`; a worker's tasks are segments, and one that has done none is
             late after so many times the longest of the others.
@@ -114,6 +118,7 @@ class OuterSteps(RuleDriver):
         aggregator: Aggregator | None = None,
         f: int | None = None,
         drop: float = 0.0,
+        compress_mean: bool = False,
         weighted_by_key: str | None = None,
         patience: float | None = 10.0,
         **driver: Any,
@@ -134,7 +139,9 @@ class OuterSteps(RuleDriver):
             )
         self.aggregator = aggregator if f is None else aggregator.tolerating(f)
         self.drop = drop
+        self.compress_mean = compress_mean
         self.weighted_by_key = weighted_by_key
+        self._check_mean()
 
     @property
     def traits(self) -> Traits:
@@ -166,11 +173,19 @@ class OuterSteps(RuleDriver):
 
     def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Any, Any]:
         """Returns the worker, which is both ends."""
-        island = Island(self.rule.fragments, self.rule.pattern, uplink, *self.keys)
+        payloads = None if self.compress_mean else uplink
+        island = Island(self.rule.fragments, self.rule.pattern, payloads, *self.keys)
         return island, island
 
     def within(self, exchange: Exchange) -> Self:
         """Returns a copy within an exchange, see `Driver.within`."""
+        if self.compress_mean:
+            if exchange.uplink is None:
+                raise ConfigError(
+                    "compress_mean is true, but compressor is null: choose compressor=powersgd, "
+                    "lowrank or terngrad, or leave it out"
+                )
+            mean_compressor(exchange.uplink)
         made = super().within(exchange)
         if exchange.layout is not None:
             made.cut(exchange.layout)
@@ -229,7 +244,9 @@ class OuterSteps(RuleDriver):
         cut = self.cut(layout)
         w = from_record(layout, initial_arrays)
         tasks: Tasks[Segment] = Tasks(grid, TTL_S, self.patience)
-        all_reduce = AllReduce(self.exchange, cut, self.aggregator, self.seed)
+        all_reduce = AllReduce(
+            self.exchange, cut, self.aggregator, self.seed, compress_mean=self.compress_mean
+        )
         config = dict(train_config or {})
         run = OuterRun(self.rule, cut, layout, w, tasks, all_reduce, num_rounds, config)
         result = Result()
@@ -525,7 +542,7 @@ class OuterSteps(RuleDriver):
         if not isinstance(record, ArrayRecord):
             raise ConfigError(f"the reply has no ArrayRecord '{self.arrayrecord_key}'")
         message_id = "" if worker.task is None else worker.task.message_id
-        if self.exchange.uplink is None:
+        if self.exchange.uplink is None or self.compress_mean:
             size = run.cut.shapes[p].size
             sent = fragment_of(record, p, size).astype(np.float64)
             delta = sent if self.rule.sends_gradients else worker.held[p] - sent
@@ -535,6 +552,23 @@ class OuterSteps(RuleDriver):
             raise _NotSent(f"there is no payload of fragment {p}: the worker may have diverged")
         delta = run.all_reduce.read(p, worker.node, array.data)
         return ReceivedOuterGradient(delta, weight, len(array.data), message_id)
+
+    def _check_mean(self) -> None:
+        """Raises ConfigError if the mean is to be compressed and is not that of all alike."""
+        if not self.compress_mean:
+            return
+        for name, value, wrong in (
+            ("aggregator", self.aggregator.name, not isinstance(self.aggregator, Mean)),
+            ("weighted_by_key", self.weighted_by_key, self.weighted_by_key is not None),
+            ("drop", self.drop, self.drop > 0),
+            ("rule", type(self.rule).__name__, self.rule.own_outer),
+        ):
+            if wrong:
+                raise ConfigError(
+                    f"compress_mean is true and {name} is {value}, but what is all-reduced is the "
+                    f"plain mean of all workers, the same for all: leave compress_mean or {name} "
+                    "out"
+                )
 
     def _weight(self, metrics: Mapping[str, Any]) -> float:
         if self.weighted_by_key is None:
