@@ -144,6 +144,7 @@ def build(config: DictConfig) -> Experiment:
     """
     problems = Problems()
     problems += unread_groups(config)
+    problems += Unread(config).of_no_task()
     problems += wrong_numbers(config)
     problems += wrong_counts(config)
     problems += wrong_cohorts(config)
