@@ -223,7 +223,7 @@ def test_an_anchor_sends_a_vector_and_a_miner_a_model_and_only_a_miner_gets_two(
 
 
 def test_in_the_first_round_everybody_is_asked_and_then_as_many_as_otherwise():
-    sizes = ["strategy.fraction_train=0.5", "strategy.min_train_nodes=2"]
+    sizes = ["strategy.clients=2", "strategy.rule.every=3"]
     _, run = ran("fedamd", *sizes)
     assert run.summary["totals"]["client_updates"] == CLIENTS + 2 + 2
 
