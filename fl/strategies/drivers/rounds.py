@@ -654,8 +654,6 @@ class Rounds(Aggregating):
         )
         if not len(steps) == len(examples) == len(usable):
             return
-        size = self.told_batch_size
-        taken = [covered_examples(k, n, size) for k, n in zip(steps, examples, strict=True)]
         plain = self.aggregator if isinstance(self.aggregator, Mean) else Mean()
         shares = updates.weights if plain.weighted else np.ones(len(usable))
         if self.folded is not None:
@@ -663,7 +661,15 @@ class Rounds(Aggregating):
             mean = updates.mean()
         else:
             squares = updates.squared_norms()
-            mean = weighted_mean(updates.deltas, shares, "")
+            try:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    mean = weighted_mean(updates.deltas, shares, "")
+            except NoStep:  # of finite lies there may be no mean, and yet a step of a robust F
+                return
+        # Who sends no model, as an anchor of FedAMD, has done no step of it.
+        steps = [k if moved else 0 for k, moved in zip(steps, squares > 0, strict=True)]
+        size = self.told_batch_size
+        taken = [covered_examples(k, n, size) for k, n in zip(steps, examples, strict=True)]
         inner = None
         if self.batch_test is not None and self.batch_test.reads_inner:
             inner = np.zeros(len(usable))
