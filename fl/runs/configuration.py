@@ -40,6 +40,9 @@ from fl.runs.unread import (
     what_is_set,
 )
 
+# Groups whose members are made in two steps: the rest of their arguments is not in the YAML.
+_LATER = frozenset({"checkpoint", "client", "data", "feedback", "model", "partition"})
+
 
 def check_values(config: DictConfig) -> Given:
     """Checks a Hydra job's configuration against the defaults it overrides; returns what was given.
@@ -134,11 +137,17 @@ def _of_another_kind(config: DictConfig, defaults: DictConfig, prefix: str) -> I
             yield special
         elif isinstance(default, DictConfig) and isinstance(value, DictConfig):
             yield from _of_another_kind(value, default, f"{prefix}{key}.")
-        elif default is not None and value is not None:
+        elif default is not None and value is not None and not _makes_values(default):
             kind = kind_of(default)
             if kind_of(value) != kind:
                 shown = OmegaConf.to_container(default) if OmegaConf.is_list(default) else default
                 yield f"{prefix}{key} is {value!r}; it must be {kind}, like the default {shown}"
+
+
+def _makes_values(default: Any) -> bool:
+    """Returns whether a default calls a function, by its name: what it returns may be given too."""
+    target = default.get("_target_") if isinstance(default, DictConfig) else None
+    return isinstance(target, str) and target.rpartition(".")[2].islower()
 
 
 _CONVERT = ("none", "partial", "object", "all")  # what Hydra understands; it takes others as none
@@ -215,7 +224,7 @@ class Problems:
 
 
 def make(config: DictConfig, name: str) -> Any:
-    """Returns what a group's `_target_` gives; for a partial one, after checking its arguments.
+    """Returns what a group's `_target_` gives: a part, or what makes it of the other arguments.
 
     Hydra finds an argument that does not exist only when the target is called, which for a partial
     one is later, out of its sight.
@@ -223,16 +232,19 @@ def make(config: DictConfig, name: str) -> Any:
     Raises:
         ConfigError: the target has no such argument, or refuses one; the message has its full key.
     """
+    part = config.get(name)
+    if part is None:
+        return None
+    remedy = (
+        f"it must be null or make a part of a run: choose a member, {name}=NAME, or in the "
+        f"defaults of a YAML, - override /{name}: NAME"
+    )
+    if not OmegaConf.is_dict(part) or "_target_" not in part:
+        raise ConfigError(f"{name} is {part}, without _target_; {remedy}")
     with blaming(config, name):
-        made = instantiate(config.get(name))
+        made = instantiate(part, _partial_=True) if name in _LATER else instantiate(part)
     if isinstance(made, DictConfig | ListConfig | str | int | float):
-        target = config[name].get("_target_") if OmegaConf.is_dict(config[name]) else None
-        got = f"{name} is {made}, without _target_"
-        if target is not None:
-            got = f"{name}._target_ is {target}, which makes {made!r}"
-        raise ConfigError(
-            f"{got}; it must be null or make a part of a run: choose a member, {name}=NAME"
-        )
+        raise ConfigError(f"{name}._target_ is {part._target_}, which makes {made!r}; {remedy}")
     if isinstance(made, partial):
         with blaming(config, f"{name}._target_"):
             known = inspect.signature(made.func).parameters
@@ -343,6 +355,12 @@ def _reworded(error: BaseException) -> str:
         return f"{error.override} cannot be read: {said}"
     if found := re.search(r"Could not override '([^']+)'", message):
         return _no_key(found[1])
+    if found := re.search(r"Error merging override ([^=]+)=(.*)", message):
+        key = found[1].lstrip("+")
+        return (
+            f"{key}={found[2]} cannot take the place of what {key} holds: take that away first, "
+            f"~{key} +{key}={found[2]}"
+        )
     if found := re.search(r"Could not find '([^']+)/([^']+)'", message):
         members = _members(found[1])
         if near := get_close_matches(found[2], members, n=3):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fl.lazy import lazily
 
 if TYPE_CHECKING:
+    from fl.strategies.adaptive_batch import BatchTest, InnerProductTest, NormTest
     from fl.strategies.adpsgd import ADPSGD
     from fl.strategies.async_fedavg import AsyncFedAvg
     from fl.strategies.async_sgd import AsyncSGD
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from fl.strategies.event_rule import Answers, Arrivals, Decision, EventRule, PollingRule
     from fl.strategies.fadas import FADAS
     from fl.strategies.favas import FAVAS
+    from fl.strategies.fedamd import FedAMD
     from fl.strategies.fedamsgrad import FedAMSGrad
     from fl.strategies.fedast import FedAST
     from fl.strategies.fedasync import FedAsync
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from fl.strategies.fedcompass import FedCompass
     from fl.strategies.feddyn import FedDyn
     from fl.strategies.fedfix import FedFix
+    from fl.strategies.fedhyper import FedHyperCL, FedHyperG, FedHyperSL
     from fl.strategies.fednova import FedNova
     from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
     from fl.strategies.fedprox import FedProx
@@ -62,14 +65,18 @@ if TYPE_CHECKING:
     from fl.strategies.mifa import MIFA
     from fl.strategies.monna import MoNNA
     from fl.strategies.multi_momentum import MultiMomentum
+    from fl.strategies.noise_scale import NoiseScale
     from fl.strategies.optex import OptEx
     from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
     from fl.strategies.outer_rule import OuterGradients, OuterRule
+    from fl.strategies.proxskip import ProxSkip
     from fl.strategies.qfedavg import QFedAvg
     from fl.strategies.quafl import QuAFL
+    from fl.strategies.rates import LinearScaling
     from fl.strategies.rennala import RennalaSGD
     from fl.strategies.ringmaster import RingmasterASGD
     from fl.strategies.round_rule import RoundRule, Updates
+    from fl.strategies.savic import SAVIC
     from fl.strategies.scaffold import SCAFFOLD
     from fl.strategies.sgp import SGP
     from fl.strategies.simultaneous_rule import SimultaneousRule
@@ -92,6 +99,7 @@ __getattr__ = lazily(
         "FAVAS": "fl.strategies.favas",
         "MIFA": "fl.strategies.mifa",
         "NODE_METRICS": "fl.strategies.drivers.swarm",
+        "SAVIC": "fl.strategies.savic",
         "SCAFFOLD": "fl.strategies.scaffold",
         "SGP": "fl.strategies.sgp",
         "Answers": "fl.strategies.event_rule",
@@ -99,6 +107,7 @@ __getattr__ = lazily(
         "AsyncFedAvg": "fl.strategies.async_fedavg",
         "AsyncSGD": "fl.strategies.async_sgd",
         "BackupWorkers": "fl.strategies.backup_workers",
+        "BatchTest": "fl.strategies.adaptive_batch",
         "DFedAvg": "fl.strategies.dfedavg",
         "DataParallel": "fl.strategies.data_parallel",
         "Decentralized": "fl.strategies.drivers.swarm",
@@ -110,6 +119,7 @@ __getattr__ = lazily(
         "EventRule": "fl.strategies.event_rule",
         "Events": "fl.strategies.drivers.asynchronous",
         "Exchange": "fl.strategies.drivers.exchange",
+        "FedAMD": "fl.strategies.fedamd",
         "FedAST": "fl.strategies.fedast",
         "FedAU": "fl.strategies.fedau",
         "FedAdagrad": "fl.strategies.fedopt",
@@ -122,6 +132,9 @@ __getattr__ = lazily(
         "FedCompass": "fl.strategies.fedcompass",
         "FedDyn": "fl.strategies.feddyn",
         "FedFix": "fl.strategies.fedfix",
+        "FedHyperCL": "fl.strategies.fedhyper",
+        "FedHyperG": "fl.strategies.fedhyper",
+        "FedHyperSL": "fl.strategies.fedhyper",
         "FedNova": "fl.strategies.fednova",
         "FedProx": "fl.strategies.fedprox",
         "FedSpeed": "fl.strategies.fedspeed",
@@ -131,9 +144,13 @@ __getattr__ = lazily(
         "GossipRule": "fl.strategies.gossip_rule",
         "GradientRule": "fl.strategies.gradient_rule",
         "GradientTracking": "fl.strategies.gradient_tracking",
+        "InnerProductTest": "fl.strategies.adaptive_batch",
+        "LinearScaling": "fl.strategies.rates",
         "LocalSGD": "fl.strategies.local_sgd",
         "MoNNA": "fl.strategies.monna",
         "NodeModels": "fl.strategies.drivers.swarm",
+        "NoiseScale": "fl.strategies.noise_scale",
+        "NormTest": "fl.strategies.adaptive_batch",
         "OuterAdam": "fl.strategies.outer_optimizers",
         "OuterGradients": "fl.strategies.outer_rule",
         "OuterOptimizer": "fl.strategies.outer_optimizers",
@@ -147,6 +164,7 @@ __getattr__ = lazily(
         "PollingRule": "fl.strategies.event_rule",
         "LocalTraining": "fl.strategies.gossip_rule",
         "QFedAvg": "fl.strategies.qfedavg",
+        "ProxSkip": "fl.strategies.proxskip",
         "QuAFL": "fl.strategies.quafl",
         "RennalaSGD": "fl.strategies.rennala",
         "Replicas": "fl.strategies.drivers.replicas",
@@ -176,6 +194,7 @@ __all__ = [
     "FAVAS",
     "MIFA",
     "NODE_METRICS",
+    "SAVIC",
     "SCAFFOLD",
     "SGP",
     "Answers",
@@ -183,6 +202,7 @@ __all__ = [
     "AsyncFedAvg",
     "AsyncSGD",
     "BackupWorkers",
+    "BatchTest",
     "DFedAvg",
     "DataParallel",
     "Decentralized",
@@ -194,6 +214,7 @@ __all__ = [
     "EventRule",
     "Events",
     "Exchange",
+    "FedAMD",
     "FedAMSGrad",
     "FedAST",
     "FedAU",
@@ -207,6 +228,9 @@ __all__ = [
     "FedCompass",
     "FedDyn",
     "FedFix",
+    "FedHyperCL",
+    "FedHyperG",
+    "FedHyperSL",
     "FedNova",
     "FedProx",
     "FedSpeed",
@@ -217,11 +241,15 @@ __all__ = [
     "GossipRule",
     "GradientRule",
     "GradientTracking",
+    "InnerProductTest",
+    "LinearScaling",
     "LocalSGD",
     "LocalTraining",
     "MoNNA",
     "MultiMomentum",
     "NodeModels",
+    "NoiseScale",
+    "NormTest",
     "OptEx",
     "OuterAdam",
     "OuterGradients",
@@ -234,6 +262,7 @@ __all__ = [
     "ParameterServer",
     "Polling",
     "PollingRule",
+    "ProxSkip",
     "QFedAvg",
     "QuAFL",
     "RennalaSGD",

@@ -181,8 +181,8 @@ def test_clients_are_dealt_to_cohorts_of_equal_size_anew_in_every_round():
     dealt = []
     train = strategy._train
 
-    def noting(server, nodes):
-        tasks = train(server, nodes)
+    def noting(server, nodes, *more):
+        tasks = train(server, nodes, *more)
         dealt.append({task.node: strategy.model_of_task[task.message_id] for task in tasks})
         return tasks
 
