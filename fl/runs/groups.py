@@ -79,6 +79,26 @@ def members_of(group: str) -> tuple[tuple[str, Any], ...]:
     )
 
 
+@cache
+def usual_members() -> tuple[tuple[str, str], ...]:
+    """Returns the groups that have a default member, with it."""
+    root: Any = OmegaConf.to_container(OmegaConf.create(text("", "config")), resolve=False)
+    entries = [entry for entry in root["defaults"] if isinstance(entry, dict)]
+    return tuple((group, name) for entry in entries for group, name in entry.items() if name)
+
+
+def bases_of(group: str, name: str) -> frozenset[str]:
+    """Returns what a member is made of, by the names of what it has from `_base`."""
+    content = dict(members_of(group))[name]
+    return frozenset(
+        f"{key}={chosen}"
+        for entry in content.get("defaults") or ()
+        if not isinstance(entry, str)
+        for key, chosen in entry.items()
+        if str(key).startswith("/_base/")
+    )
+
+
 def parts_of(group: str, name: str) -> Iterator[Any]:
     """Yields the contents of a member, and of all that it is made of, each at its place in it."""
     content = dict(members_of(group))[name]
