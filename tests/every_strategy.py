@@ -33,11 +33,29 @@ AVERAGING = [  # rounds of all clients
     "feddyn",
     "fedspeed",
     "fednova",
+    "fedhyper_g",
+    "fedhyper_sl",
+    "fedhyper_cl",
+    "fedamd",
     "fedau",
     "mifa",
+    "proxskip",
+    "savic",
+    "fedvarp",
+    "multi_momentum",
+    "fedamsgrad",
 ]
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
-EVENTS = ["fedbuff", "fedasync", "async_fedavg", "async_sgd", "fedfix", "fedcompass"]
+EVENTS = [
+    "fedbuff",
+    "ca2fl",
+    "fadas",
+    "fedasync",
+    "async_fedavg",
+    "async_sgd",
+    "fedfix",
+    "fedcompass",
+]
 TASKS = ["fedast", "sync_st"]
 POLLING = ["quafl", "favas"]
 SERVERLESS = ["dpsgd", "dfedavg", "dfedavgm", "dfedsam", "sgp", "choco", "monna", "adpsgd"]
@@ -62,12 +80,19 @@ def configured(strategy, *overrides):
     """Returns the configuration of a small run."""
     with initialize_config_dir(str(CONF), version_base=None):
         keys = compose("config", overrides=[f"strategy={strategy}"]).strategy
-        sizes = [f"strategy.{key}={value}" for key, value in SIZES.items() if key in keys]
+        places = {"strategy": keys, "strategy.rule": keys.get("rule") or {}}
+        sizes = [
+            f"{place}.{key}={value}"
+            for place, own in places.items()
+            for key, value in SIZES.items()
+            if key in own
+        ]
         common = [f"num_clients={CLIENTS}", "fleet=uniform", "partition=iid", "executor=serial"]
         common += [f"strategy={strategy}", f"num_rounds={ROUNDS}", "evaluate_every=1"]
         common.append("client.batch_size=50")
-        if strategy in TASKS:
+        if strategy in TASKS:  # a task has half of the clients
             common.append("tasks=digits_and_synthetic")
+            sizes.append(f"strategy.concurrency={CLIENTS}")
         return compose("config", overrides=[*common, *sizes, *overrides])
 
 

@@ -153,6 +153,11 @@ def row(name: str) -> str:
     if strategy.name == "FedCompass":  # the first task of all clients is the longest
         assert work == f"{strategy.rule.max_steps} steps"
         work = f"{strategy.rule.min_steps} to {work}"
+    if strategy.name == "ProxSkip":  # until a coin falls
+        work = f"{1 / strategy.rule.p:g} steps on average"
+    if strategy.name == "SAVIC":  # the first round only measures
+        assert work == "1 step"
+        work = "1 epoch"
     client = f"`{config.hydra.runtime.choices.client}`"
     if correction := config.hydra.runtime.choices["client/correction"]:
         client += f" with `{correction}`"

@@ -15,6 +15,7 @@ from fl.lazy import lazily
 
 if TYPE_CHECKING:
     from fl.clients.adamw import AdamW
+    from fl.clients.anchor_sampling import AnchorSampling
     from fl.clients.app.batched import gains_from_batching
     from fl.clients.app.downlink import Downlink
     from fl.clients.app.island import Fragments, Island
@@ -26,21 +27,25 @@ if TYPE_CHECKING:
     from fl.clients.feddyn import DynamicRegularization
     from fl.clients.global_momentum import ControlledMomentum, GlobalMomentum
     from fl.clients.gradient import Gradient
+    from fl.clients.hypergradient import Hypergradient
     from fl.clients.local_optimizer import LocalOptimizer
     from fl.clients.microadam import MicroAdam
     from fl.clients.momentum import Momentum
     from fl.clients.moon import ModelContrast
     from fl.clients.proximal import Proximal
+    from fl.clients.proxskip import ProxSkipShift
     from fl.clients.rule import Batch, Finished, Received, Rule
     from fl.clients.sam import Sam
     from fl.clients.scaffold import ControlVariates
     from fl.clients.schedule import CosineDecay, ExponentialDecay, Schedule, StepDecay, Warmup
     from fl.clients.sgd import Sgd
+    from fl.clients.shared_scaling import SharedScaling
 
 __getattr__ = lazily(
     __name__,
     {
         "AdamW": "fl.clients.adamw",
+        "AnchorSampling": "fl.clients.anchor_sampling",
         "Batch": "fl.clients.rule",
         "ControlVariates": "fl.clients.scaffold",
         "ControlledMomentum": "fl.clients.global_momentum",
@@ -54,11 +59,13 @@ __getattr__ = lazily(
         "Fragments": "fl.clients.app.island",
         "GlobalMomentum": "fl.clients.global_momentum",
         "Gradient": "fl.clients.gradient",
+        "Hypergradient": "fl.clients.hypergradient",
         "Island": "fl.clients.app.island",
         "LocalOptimizer": "fl.clients.local_optimizer",
         "MicroAdam": "fl.clients.microadam",
         "ModelContrast": "fl.clients.moon",
         "Momentum": "fl.clients.momentum",
+        "ProxSkipShift": "fl.clients.proxskip",
         "Proximal": "fl.clients.proximal",
         "Received": "fl.clients.rule",
         "Replica": "fl.clients.app.replica",
@@ -66,6 +73,7 @@ __getattr__ = lazily(
         "Sam": "fl.clients.sam",
         "Schedule": "fl.clients.schedule",
         "Sgd": "fl.clients.sgd",
+        "SharedScaling": "fl.clients.shared_scaling",
         "StepDecay": "fl.clients.schedule",
         "TaskApp": "fl.clients.app.task_app",
         "TrainingApp": "fl.clients.app.training_app",
@@ -77,6 +85,7 @@ __getattr__ = lazily(
 
 __all__ = [
     "AdamW",
+    "AnchorSampling",
     "Batch",
     "ControlVariates",
     "ControlledMomentum",
@@ -90,11 +99,13 @@ __all__ = [
     "Fragments",
     "GlobalMomentum",
     "Gradient",
+    "Hypergradient",
     "Island",
     "LocalOptimizer",
     "MicroAdam",
     "ModelContrast",
     "Momentum",
+    "ProxSkipShift",
     "Proximal",
     "Received",
     "Replica",
@@ -102,6 +113,7 @@ __all__ = [
     "Sam",
     "Schedule",
     "Sgd",
+    "SharedScaling",
     "StepDecay",
     "TaskApp",
     "TrainingApp",

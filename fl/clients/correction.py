@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fl.clients.local_optimizer import LocalOptimizer, clip
-from fl.clients.rule import Batch, Finished, Received, Rule, Scalar, State
+from fl.clients.rule import Batch, Finished, Received, Role, Rule, Scalar, State
 
 
 class Correction(ABC):
@@ -57,6 +57,10 @@ class Correction(ABC):
         """Gradient evaluations that it adds to those of the optimizer."""
         return 0.0
 
+    def role(self, scalars: Mapping[str, Scalar]) -> Role:
+        """Returns what a task is, with the gradients that are added; see `Rule.role`."""
+        return Role("", self.needs, self.gradients_per_step)
+
     def vectors(self, is_plain: bool) -> int:
         """Returns how many vectors of length p it adds to a client's memory."""
         return 0
@@ -81,6 +85,18 @@ class Correction(ABC):
             is_plain: whether w - lr g is all of the optimizer's step.
         """
         return ()
+
+    def first(self, g: Tensor, w: Tensor, state: State, received: Received, batch: Batch) -> State:
+        """Returns the state, having seen the first batch of a task, before it is corrected.
+
+        Args:
+            g: what the optimizer would follow at `w`, not clipped, shape (p,).
+            w: the received weights, shape (p,).
+            state: as returned by `init`.
+            received: constants of the task.
+            batch: the first.
+        """
+        return state
 
     @abstractmethod
     def correct(
@@ -154,6 +170,12 @@ class Corrected(Rule):
         """Those of both."""
         return self.optimizer.gradients_per_step + self.correction.gradients_per_step
 
+    def role(self, scalars: Mapping[str, Scalar]) -> Role:
+        """Returns that of the correction, with the gradients of both."""
+        role = self.correction.role(scalars)
+        own = self.optimizer.gradients_per_step
+        return role._replace(gradients_per_step=own + role.gradients_per_step)
+
     @property
     def vectors(self) -> int:
         """Those of both."""
@@ -187,6 +209,8 @@ class Corrected(Rule):
         bound, first = self.optimizer.clip_norm, self.correction.clip_first
         lr = self.optimizer.step_lr(received, t)
         g, loss = self.optimizer.gradient(w, batch)
+        if t == 0:
+            of_correction = self.correction.first(g, w, of_correction, received, batch)
         g = clip(g, bound) if first else g
         g, of_correction = self.correction.correct(g, w, of_correction, received, batch, lr)
         g = g if first else clip(g, bound)

@@ -16,6 +16,7 @@ from fl.data.federated import (
     per_channel,
 )
 from fl.data.fedprox_mnist import load_fedprox_mnist
+from fl.data.games import load_quadratic_game, load_robust_least_squares
 from fl.data.images import load_cifar10, load_mnist
 from fl.data.participation import participation_rates
 from fl.data.synthetic import load_synthetic, load_synthetic_iid
@@ -33,6 +34,8 @@ __all__ = [
     "load_digits",
     "load_fedprox_mnist",
     "load_mnist",
+    "load_quadratic_game",
+    "load_robust_least_squares",
     "load_shakespeare",
     "load_stdlib",
     "load_synthetic",

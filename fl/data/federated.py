@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fl.errors import ConfigError
 
-Task: TypeAlias = Literal["classification", "next-token"]
+Task: TypeAlias = Literal["classification", "next-token", "game"]
 IntArray: TypeAlias = NDArray[np.int64]
 
 
@@ -28,7 +28,8 @@ class Examples:
 
     Attributes:
         x: inputs, shape (n, ...): uint8 images, float32 features, or integer tokens (n, T).
-        y: targets, int64: classes, shape (n,), or the next token at each position, shape (n, T).
+        y: targets, int64: classes, shape (n,), or the next token at each position, shape (n, T);
+            zeros, shape (n,), for games, which have none.
 
     Raises:
         ConfigError: different numbers of rows, or targets of another type or rank.
@@ -160,9 +161,10 @@ class Source:
         name: name of the data set, as on the command line.
         train: examples that are dealt to clients.
         test: held-out examples, never dealt; the same for every seed of a run.
-        num_classes: classes, or size of the vocabulary.
+        num_classes: classes, or size of the vocabulary; 0 for games.
         input_shape: shape of one input.
-        task: one class per example, or the next token at each position.
+        task: one class per example, the next token at each position, or a game, whose model
+            returns the loss of each example itself (`fl.models.Game`).
         scaling: how stored inputs become float32; None if they are used as they are.
         natural: the clients that the source itself has, rows of `train`; None if it has none.
         natural_test: rows of `test` of each natural client; None if not known.
@@ -198,9 +200,9 @@ class FederatedData:
         train: all training examples.
         test: pooled held-out examples.
         partitions: rows of `train`, one partition per client.
-        num_classes: classes, or size of the vocabulary.
+        num_classes: classes, or size of the vocabulary; 0 for games.
         input_shape: shape of one input, for example (1, 28, 28), or (T,) for text.
-        task: one class per example, or the next token at each position.
+        task: as of `Source`.
         scaling: how stored inputs become float32; None if they are used as they are.
         test_partitions: rows of `test` of each partition, where the source has them.
     """

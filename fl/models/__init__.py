@@ -8,6 +8,7 @@ from fl.models.char_gpt import CharGPT
 from fl.models.char_lstm import CharLSTM
 from fl.models.evaluation import Evaluation, evaluate
 from fl.models.flops import Flops, flops_per_example, memory_bytes
+from fl.models.game import Game, QuadraticGame, RobustLeastSquares
 from fl.models.global_objective import GlobalObjective, global_objective
 from fl.models.leaf_cnn import LeafCNN
 from fl.models.linear import LogisticRegression
@@ -23,10 +24,13 @@ __all__ = [
     "CharLSTM",
     "Evaluation",
     "Flops",
+    "Game",
     "GlobalObjective",
     "LeafCNN",
     "LogisticRegression",
+    "QuadraticGame",
     "ResNet8",
+    "RobustLeastSquares",
     "build",
     "correct",
     "drop_weights",

@@ -9,12 +9,15 @@ def per_example_loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Computes the cross-entropy -log softmax(logits)[y] of each example, in nats.
 
     Args:
-        logits: (B, C), or (B, T, V) for the next token at each position.
+        logits: (B, C), or (B, T, V) for the next token at each position. Those of shape (B,) are
+            losses already, as a `fl.models.Game` returns them.
         y: int64, (B,) or (B, T).
 
     Returns:
         Shape (B,); for sequences the mean over the T positions.
     """
+    if logits.ndim == 1:
+        return logits
     # `cross_entropy` has no kernel under vmap, where it is Python that imports sympy: half a second
     # at the start, and a fifth of a step of logistic regression.
     loss = -logits.log_softmax(dim=-1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
@@ -25,11 +28,14 @@ def correct(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Computes which examples are predicted correctly, by the largest logit.
 
     Args:
-        logits: (B, C), or (B, T, V) for the next token at each position.
+        logits: (B, C), or (B, T, V) for the next token at each position; (B,) are losses.
         y: int64, (B,) or (B, T).
 
     Returns:
-        float32, shape (B,): 0 or 1; for sequences the share of the T positions.
+        float32, shape (B,): 0 or 1; for sequences the share of the T positions; 0 for losses, which
+        predict nothing.
     """
+    if logits.ndim == 1:
+        return torch.zeros_like(logits)
     hits = (logits.argmax(dim=-1) == y).float()
     return hits if y.ndim == 1 else hits.mean(dim=1)

@@ -20,7 +20,7 @@ def smallest_batch(
     Args:
         model: with weights; buffers are changed.
         input_shape: shape of one input.
-        num_classes: classes, or size of the vocabulary.
+        num_classes: classes, or size of the vocabulary; 0 if the model returns losses itself.
         tokens: inputs are tokens, and the model predicts one at every position.
 
     Raises:
@@ -37,8 +37,13 @@ def smallest_batch(
             f"{type(error).__name__}: {error}{remedy}"
         ) from error
     expected = (2, *(input_shape if tokens else ()))
-    if shape is None or shape[:-1] != expected or shape[-1] < num_classes:
-        got = "no tensor" if shape is None else f"logits of shape {shape}"
+    got = "no tensor" if shape is None else f"logits of shape {shape}"
+    if not num_classes and shape != expected:
+        raise ConfigError(
+            f"{what}: for 2 inputs of shape {input_shape} it returns {got}; of a game they must "
+            "be one loss for each example: use a model made for these data"
+        )
+    if num_classes and (shape is None or shape[:-1] != expected or shape[-1] < num_classes):
         raise ConfigError(
             f"{what}: for 2 inputs of shape {input_shape} it returns {got}; they must have shape "
             f"{(*expected, num_classes)}, the last for the classes"

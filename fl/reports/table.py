@@ -29,6 +29,7 @@ _FILES = (
     "metrics.csv",
     "fl.log",
     "model.npz",
+    "model_averaged.npz",
     "trace.parquet",
     "timeline.json",
     "tb",

@@ -65,6 +65,7 @@ from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.slowdowns import Distribution
 from fl.strategies import NODE_METRICS, Driver, Exchange, TrustedUpdate, driver_of
+from fl.strategies.round_rule import RoundRule
 from fl.strategies.staleness import StalenessWeight
 from fl.topologies import Topology, Weights
 
@@ -86,6 +87,7 @@ _INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key 
     "fleet.client_slowdown": Distribution,
     "fleet.task_slowdown": Distribution,
     "selection": Selection,
+    "strategy.rule.server_optimizer": RoundRule,
     "strategy.rule.staleness": StalenessWeight,
     "topology": Topology,
     "topology.weights": Weights,
@@ -104,10 +106,16 @@ class _Learnt(NamedTuple):
 
 
 class _Attack(NamedTuple):
-    """Who attacks, and how: on data, on what is sent."""
+    """Who attacks, and how.
+
+    Attributes:
+        byzantine: the clients that do.
+        poisoning: of data, by the key that it is from; of a learning task, its own or that of all.
+        forging: of what is sent.
+    """
 
     byzantine: tuple[int, ...] = ()
-    poisoning: Poisoning | None = None
+    poisoning: Mapping[str, tuple[str, Poisoning]] = {}
     forging: Attack | None = None
 
 
@@ -182,6 +190,7 @@ def build(config: DictConfig) -> Experiment:
         )
         problems += refusals(choice)
         problems += _unreported(config, strategy)
+        problems += _no_average(config, strategy)
         with problems.noted(), blaming(config, "strategy"):
             strategy.check_clients(config.num_clients)
         for made in learnt.values():  # the client's rule, where it is known before the client
@@ -214,7 +223,7 @@ def _joined(
     for task, place in _places(config).items():
         with problems.noted():
             clean, model, least, make_app = learnt[task]
-            data, backdoored = _poisoned(clean, attack, config)
+            data, backdoored = _poisoned(clean, attack, config, task)
             with blaming(place, "client"):
                 app = _app(make_app, model, data, ends)
             here = replace(choice, rule=app.optimizer, correction=app.correction, layout=app.layout)
@@ -248,7 +257,7 @@ def _joined(
         fleet=parts["fleet"],
         executor=parts["executor"],
         tasks=tasks,
-        ignored=_ignored(strategy, learning, told),
+        ignored={**_ignored(strategy, learning, told), **_ignored_average(config)},
     )
     _check_target(config, experiment, parts["strategy"])
     return experiment
@@ -265,23 +274,37 @@ def _blamed(config: DictConfig, name: str, make: Callable[..., Any]) -> Callable
 
 
 def _places(config: DictConfig) -> dict[str, DictConfig]:
-    """Returns where the groups data, partition, model and client are, by task; "" without tasks."""
+    """Returns where data, partition, model and client are, by learning task; "" without tasks."""
     tasks = config.get("tasks")
     return {str(name): place for name, place in tasks.items()} if tasks else {"": config}
 
 
 def _poisoned(
-    data: FederatedData, attack: _Attack, config: DictConfig
+    data: FederatedData, attack: _Attack, config: DictConfig, task: str
 ) -> tuple[FederatedData, Examples | None]:
-    """Returns what clients train on, and held-out examples as a backdoor wants them classified."""
-    poisoning = attack.poisoning
-    if poisoning is None:
+    """Returns what clients train on, and held-out examples as a backdoor wants them classified.
+
+    Raises:
+        ConfigError: the data cannot be poisoned in this way.
+    """
+    if task not in attack.poisoning:
         return data, None
+    key, poisoning = attack.poisoning[task]
+    clients, seed = config.num_clients, config.seed
+    try:
+        with blaming(config, key):
+            dirty = poisoned(data, poisoning, attack.byzantine, clients, seed)
+    except ConfigError as error:
+        if not task or key.startswith("tasks."):
+            raise
+        raise ConfigError(
+            f"{error} (tasks.{task}). To poison the data of some tasks, or each in its own way, "
+            f"choose attack@tasks.NAME.attack=... in the place of attack"
+        ) from error
     backdoored = None
     if isinstance(poisoning, Backdoor):
         backdoored = Examples(*poisoning.test_set(data.test.x, data.test.y))
-    clients, seed = config.num_clients, config.seed
-    return poisoned(data, poisoning, attack.byzantine, clients, seed), backdoored
+    return dirty, backdoored
 
 
 def _trusted(strategy: Driver, learning: Learning, seed: int) -> TrustedUpdate | None:
@@ -363,7 +386,8 @@ def _expected(config: DictConfig, name: str, made: Any, kind: Any) -> Any:
         ConfigError: it is of another kind.
     """
     if not isinstance(made, kind):
-        raise ConfigError(_wrong(f"{name}._target_", config[name]._target_, type(made), kind))
+        key = config[name]._get_full_key("_target_")
+        raise ConfigError(_wrong(key, config[name]._target_, type(made), kind))
     return made
 
 
@@ -389,7 +413,18 @@ def _wrong(key: str, target: str, made: type, kind: Any) -> str:
 
 def _attack(config: DictConfig, attack: Attack | Poisoning | Combined | None) -> _Attack:
     """Returns who attacks, and how."""
-    if attack is None:
+    poisoning: dict[str, tuple[str, Poisoning]] = {}
+    forging = attack if isinstance(attack, Attack) else None
+    for task, place in _places(config).items():
+        if isinstance(attack, Combined):
+            forging = attack.forging
+            poisoning[task] = ("attack.poisoning", attack.poisoning)
+        elif isinstance(attack, Poisoning):
+            poisoning[task] = ("attack", attack)
+        if task and place.get("attack") is not None:
+            own = _expected(place, "attack", make(place, "attack"), Poisoning)
+            poisoning[task] = (f"tasks.{task}.attack", own)
+    if attack is None and not poisoning:
         if config.num_byzantine and config.get("attack") is None:
             raise ConfigError(
                 f"num_byzantine is {config.num_byzantine}, but there is no attack: choose one, for "
@@ -397,11 +432,7 @@ def _attack(config: DictConfig, attack: Attack | Poisoning | Combined | None) ->
             )
         return _Attack()
     byzantine = byzantine_clients(config.num_clients, config.num_byzantine, config.seed)
-    if isinstance(attack, Combined):
-        return _Attack(byzantine, attack.poisoning, attack.forging)
-    if isinstance(attack, Poisoning):
-        return _Attack(byzantine, poisoning=attack)
-    return _Attack(byzantine, forging=attack)
+    return _Attack(byzantine, poisoning, forging)
 
 
 def _unreported(config: DictConfig, strategy: Driver) -> Iterator[str]:
@@ -420,6 +451,19 @@ def _unreported(config: DictConfig, strategy: Driver) -> Iterator[str]:
                 yield f"{place}{what} {metric!r}; {there}"
 
 
+def _no_average(config: DictConfig, strategy: Driver) -> Iterator[str]:
+    """Yields that a strategy has not one model, of which `lawa` could evaluate a mean."""
+    if config.lawa.k is None:
+        return
+    if config.get("tasks"):
+        yield f"lawa.k is {config.lawa.k}, and several tasks are learnt: leave it out, or tasks"
+    elif strategy.traits.meets == "peers":
+        yield (
+            f"lawa.k is {config.lawa.k}, and with {strategy.name} every node has a model of its "
+            "own: leave it out, or use a strategy with a server or with outer steps"
+        )
+
+
 def _ignored(
     strategy: Driver, learning: Mapping[str, Learning], told: ConfigRecord
 ) -> dict[str, str]:
@@ -435,6 +479,10 @@ def _ignored(
     return ignored
 
 
+def _ignored_average(config: DictConfig) -> dict[str, str]:
+    return {} if config.lawa.k is not None else {"lawa.every": "only lawa.k reads it"}
+
+
 def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy) -> None:
     """Refuses a target that no evaluation will report.
 
@@ -444,14 +492,20 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
     parts = (strategy, experiment.app.rule)
     if target is None or not all(type(p).__module__.startswith(("fl.", "flwr.")) for p in parts):
         return
-    names = ["accuracy", "loss"]
-    if experiment.backdoored is not None:
-        names.append("attack_success_rate")
-    if config.evaluate_train:
-        names += ["train_objective", "dissimilarity"]
+    names: list[str] = []
+    for task, learning in (experiment.tasks or {"": experiment}).items():
+        measured = "relative_error" if learning.data.task == "game" else "accuracy"
+        own = [measured, "loss"]
+        if learning.backdoored is not None:
+            own.append("attack_success_rate")
+        if config.evaluate_train:
+            own += ["train_objective", "dissimilarity"]
+        names += own + [f"{name}/{task}" for name in own if task]
     if experiment.strategy.traits.meets == "peers":
         names += NODE_METRICS
-    names += [f"{name}/{task}" for task in experiment.tasks for name in names]
+    if config.lawa.k is not None:
+        names += [f"latest_{name}" for name in names]
+    names = list(dict.fromkeys(names))
     if target.metric not in names and not target.metric.startswith(_OF_CLIENTS):
         near = get_close_matches(target.metric, names, n=1)
         meant = f"did you mean {near[0]}? " if near else ""

@@ -139,7 +139,6 @@ class Refusal:
         return f"**{self.what}.** {why[0].upper()}{why[1:]}: {self.instead}."
 
 
-_ON_DATA = "an attack on data (label_flip, backdoor)"
 _COMPRESSED = "compressor or downlink is set"
 
 REFUSALS = (
@@ -191,29 +190,12 @@ REFUSALS = (
         "ef_topk",
     ),
     Refusal(
-        "Attacks on updates of strategies that are not of fl",
-        lambda c: c.attack is not None and not c.traits.known,
-        "attack is {attack}",
-        "{strategy} gives nobody a way to its updates",
-        f"use a strategy of fl, or {_ON_DATA}",
-    ),
-    Refusal(
-        "Attacks on updates where nobody collects any",
-        lambda c: c.attack is not None and c.traits.known and not c.traits.forges,
-        "attack is {attack}",
-        "{strategy} collects no models for it to forge",
-        f"use strategy=fedavg, fedbuff, dfedavg, dpsgd or monna, or {_ON_DATA}",
-    ),
-    Refusal(
         "Optimized attacks where no aggregator combines updates",
         lambda c: (
-            c.attack is not None
-            and c.traits.forges
-            and c.attack.knowledge == "aggregation"
-            and not c.traits.aggregates
+            c.attack is not None and c.attack.knowledge == "aggregation" and not c.traits.aggregates
         ),
         "attack is {attack}",
-        "it searches against the rule that combines updates, and {strategy} has none",
+        "it searches against the rule that combines updates, and {strategy} has none to show",
         "use a strategy whose steps have several updates, such as fedavg, fedbuff or monna, or an "
         "attack that does not know the rule",
     ),

@@ -17,6 +17,10 @@ How methods with more machinery fit, without a change here:
   names it, and `updates.extra(name)` holds what came.
 - Numbers that clients report: `reads` names the metrics, and `updates.metric(name)` has them.
 - Clients that are told different things, as FedProx's stragglers (arXiv:1812.06127): `configs`.
+- Clients that are sent and send different things, as FedAMD's anchors and miners
+  (arXiv:2206.05891): `carried_by`, and replies whose records may be empty.
+- Cohorts of clients that are sent different models, as OptEx's (arXiv:2402.11427): `models`, and
+  `updates.of_model(j)` holds what cohort j brought.
 """
 
 from __future__ import annotations
@@ -31,7 +35,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl.aggregation import Mean
-from fl.vectors.rows import Row
+from fl.errors import NotFinite
+from fl.vectors.rows import Row, is_finite
 
 Weights = NDArray[np.float64]
 
@@ -50,6 +55,13 @@ class HasModel(Protocol):
         """Returns a copy with other values."""
 
 
+def check_state(rule: RoundRule, state: HasModel) -> None:
+    """Raises NotFinite if an array of a rule's state is not finite."""
+    for value in state:  # type: ignore[attr-defined]
+        if isinstance(value, np.ndarray) and not is_finite(value):
+            raise NotFinite(f"{type(rule).__name__}: the server's state is not finite")
+
+
 def weighted_mean(x: Row, weights: Weights, name: str) -> Row:
     """Returns the mean of vectors: what a rule's `mean` is where no aggregator is chosen."""
     return Mean(weighted=True)(x, weights)
@@ -60,7 +72,8 @@ class Updates:
     """What the clients of a round brought.
 
     Attributes:
-        deltas: how client i changed the model it was sent, x_i - w, shape (n, d), float32.
+        deltas: how client i changed the model it was sent, x_i - w, shape (n, d), float32; of a
+            rule with several models, x_i less the one that it was sent.
         weights: what each weighs, such as its number of examples, shape (n,), at least 0.
         metrics: what each reported.
         extras: vectors that came beside the models, shape (n, p) each, by name.
@@ -71,9 +84,11 @@ class Updates:
             by their mean.
         trained: places of what clients train, p numbers together; none are all of them.
         clients: who they are, as the grid numbers them.
+        told: what each was told, as the rule's `configs` has it.
         as_selected: whether the weights are those by which the selection is unbiased, which count
             for every rule.
         robust: whether `combine` is more than a mean, because some clients may lie.
+        models: which of the rule's models each was sent, n whole numbers; of a rule with several.
     """
 
     deltas: Row
@@ -86,7 +101,9 @@ class Updates:
     trained: Sequence[slice] = ()
     robust: bool = False
     clients: Sequence[int] = ()
+    told: Sequence[Mapping[str, Any]] = ()
     as_selected: bool = False
+    models: Sequence[int] = ()
 
     def __len__(self) -> int:
         """Returns n."""
@@ -136,6 +153,20 @@ class Updates:
         """Returns updates whose i-th delta is less the i-th vector, shape (n, d)."""
         return replace(self, deltas=self.deltas - vectors)
 
+    def of_model(self, j: int) -> Updates:
+        """Returns the updates of the clients that were sent the rule's model j."""
+        of = [i for i, model in enumerate(self.models) if model == j]
+        return replace(
+            self,
+            deltas=self.deltas[of],
+            weights=self.weights[of],
+            metrics=[self.metrics[i] for i in of] if self.metrics else (),
+            extras={name: vectors[of] for name, vectors in self.extras.items()},
+            clients=[self.clients[i] for i in of] if self.clients else (),
+            models=[j] * len(of),
+            name=f"model {j}",
+        )
+
     def extra(self, name: str) -> Updates:
         """Returns the clients' vectors of this name, to be combined like their deltas."""
         return replace(self, deltas=self.extras[name], extras={}, name=name)
@@ -155,6 +186,8 @@ class RoundRule(ABC):
         tells: keys that `configs` writes into every message, to the attribute with the value.
         folds: whether `step` uses the mean of the deltas and nothing else, so that large models
             need not be held all at once.
+        everybody: whether a step takes all clients, by what the method is.
+        num_models: models that the clients of a round are sent, in cohorts of equal size.
     """
 
     carries: ClassVar[tuple[str, ...]] = ()
@@ -162,6 +195,8 @@ class RoundRule(ABC):
     reads: ClassVar[tuple[str, ...]] = ()
     tells: ClassVar[Mapping[str, str]] = {}
     folds: ClassVar[bool] = True
+    everybody: ClassVar[bool] = False
+    num_models: int = 1
 
     @abstractmethod
     def init(self, w: Row, p: int) -> Any:
@@ -189,9 +224,30 @@ class RoundRule(ABC):
         """
         return {}
 
+    def models(self, state: Any) -> Sequence[Row]:
+        """Returns what the cohorts of a round are sent, at most `num_models` of shape (d,)."""
+        return [state.w]
+
     def broadcast(self, state: Any) -> Mapping[str, Row]:
         """Returns the vectors that every message carries beside the model, by name."""
         return {}
+
+    def carried_by(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """Returns which of them a message carries that says this: all."""
+        return self.carries
+
+    def asks_everybody(self, state: Any) -> bool:
+        """Returns whether the next round asks all available clients, however many others ask."""
+        return False
+
+    def at_rate(self, state: Any, ratio: float) -> Any:
+        """Returns the state as it would be had the clients' rate been `ratio` times what it was.
+
+        Called before `step` in rounds whose clients have another rate than those before. A sum of
+        their changes over rounds is to be multiplied by it (arXiv:1706.02677, Remark 2); by default
+        the state stays as it is.
+        """
+        return state
 
     def refuses(self, metrics: Mapping[str, Any]) -> str | None:
         """Returns why a reply with these metrics is of no use, in words; None if it is.

@@ -114,6 +114,7 @@ SMALL = {  # arguments of strategies, where they have them: so that four clients
     "overlap": 0,
     "min_steps": 1,
     "max_steps": 2,
+    "p": 1.0,
 }
 WORKERS = ("async_sgd", "ringmaster", "rennala")  # work with the clients that they began with
 TASK = ["client.batch_size=128", "client.local_epochs=null", "client.local_steps=1"]

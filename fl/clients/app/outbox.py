@@ -43,11 +43,14 @@ class Outbox:
         None is kept where that does not change.
         """
         replies: list[tuple[RecordDict, ArrayRecord | None]] = []
-        records = to_records(self._layout, trained.rows, trained.carried)
+        if trained.rows.shape[1]:
+            records = to_records(self._layout, trained.rows, trained.carried)
+        else:
+            records = [ArrayRecord() for _ in trainings]
         for i, training in enumerate(trainings):
             items: dict[str, Any] = {ARRAYS_KEY: records[i]}
             for name, vectors in trained.extras.items():
-                items[name] = vector_record(vectors[i])
+                items[name] = vector_record(vectors[i]) if vectors.shape[1] else ArrayRecord()
             items[METRICS_KEY] = _metrics(training.examples, trained.losses[i], trained.steps[i])
             memory = None
             if trained.memory:

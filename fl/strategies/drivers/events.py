@@ -28,15 +28,15 @@ from fl.aggregation import check_result, weight_of
 from fl.checks import at_least, positive
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
 from fl.flower.carried import carried, median_carried
-from fl.flower.grid_view import GridView
+from fl.flower.grid_view import Control, GridView
 from fl.flower.records import from_record, layout_of, record_vector, to_record, vector_record
 from fl.randomness import generator
 from fl.selection import sample
-from fl.strategies.drivers.driver import Driver, Traits
+from fl.strategies.drivers.driver import RuleDriver, Traits
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.forging import Forging
 from fl.strategies.drivers.tasks import TTL_S, Failures, Task, Tasks
-from fl.vectors.rows import Row, as_tensor
+from fl.vectors.rows import Row, as_tensor, mean
 
 log = logging.getLogger("fl")
 
@@ -157,6 +157,9 @@ class GlobalModel:
     ) -> Update:
         """Returns the update in a reply.
 
+        A model's record without arrays says that the model is the one that was sent, a vector's
+        that it is 0: neither travels.
+
         Args:
             task: what was asked.
             reply: with content.
@@ -172,8 +175,10 @@ class GlobalModel:
         if not isinstance(record, ArrayRecord):
             raise ConfigError(f"the reply has no ArrayRecord '{key}', only {sorted(reply.content)}")
         metrics: Mapping[str, Any] = next(iter(reply.content.metric_records.values()), {})
-        row = from_record(self.layout, record)
         extras = {name: _vector(reply, name, p) for name in needs}
+        if not len(record):
+            return Update(task, task.memo.w, metrics, now, self._carried, extras)
+        row = from_record(self.layout, record)
         return Update(task, row, metrics, now, carried(self.layout, record), extras)
 
     def staleness(self, task: Task[Sent]) -> int:
@@ -203,7 +208,7 @@ class GlobalModel:
             w = w.copy()
             for entry in self.layout.statistics:
                 place = slice(entry.offset, entry.offset + entry.size)
-                w[place] = np.mean([u.x[place] for u in contributors], axis=0)
+                w[place] = mean(np.stack([u.x[place] for u in contributors]))
         w = self.layout.rounded(w)
         check_result("the server", w)
         if contributors and self.layout.carried:
@@ -266,6 +271,11 @@ class Server:
     def version(self) -> int:
         """How often the model has changed."""
         return self.model.version
+
+    @property
+    def control(self) -> Control:
+        """Of the grid."""
+        return self.tasks.control
 
     @property
     def now(self) -> float:
@@ -353,24 +363,24 @@ class Server:
             self.stay(error)
             return False
         for update, age in zip(contributors, stale, strict=True):
-            self.tasks.control.applied(update.task.message_id, age, update.metrics, polled=polled)
-        self.tasks.control.stepped(self.version, model=self.name)
+            self.control.applied(update.task.message_id, age, update.metrics, polled=polled)
+        self.control.stepped(self.version, model=self.name)
         self.evaluate()
         return True
 
     def stay(self, why: NoStep) -> None:
         """Makes the model as it is the next version, and reports why."""
         self.model.stay()
-        self.tasks.control.stepped(self.version, why, model=self.name)
+        self.control.stepped(self.version, why, model=self.name)
         self.evaluate()
 
     def reject(self, update: Update) -> None:
         """Reports that an update is none that can be used: a fault."""
-        self.tasks.control.rejected(update.task.message_id)
+        self.control.rejected(update.task.message_id)
 
     def discard(self, update: Update) -> None:
         """Reports that an update will not be used."""
-        self.tasks.control.discarded(update.task.message_id, self.staleness(update))
+        self.control.discarded(update.task.message_id, self.staleness(update))
 
     def _content(self, sent: Sent, extras: Mapping[str, Row]) -> RecordDict:
         """Returns the message's content; the same object for equal ones, so it is shared."""
@@ -390,7 +400,7 @@ class Server:
         return content
 
 
-class EventDriven(Driver):
+class EventDriven(RuleDriver):
     """Base of the strategies driven by events.
 
     A method implements `receive`, and where it needs them `begin`, `timer` with `tick`, `failed`
@@ -416,14 +426,11 @@ class EventDriven(Driver):
         diverged: for each model, updates that were not finite since the last that was.
 
     Args:
+        rule: what the method is.
         concurrency: C, most tasks in flight; None takes all available clients.
-        min_available_nodes: clients that must be available before the first message.
-        retry_s: how long to wait before looking for clients again, while slots are free; up to 30
-            times as long while all that are there are busy and silent.
-        patience: a client is late after so many times the longest of its tasks, and its task lost
-            after three times that; None waits for ever.
-        seed: of the choice of clients.
-        arrayrecord_key, configrecord_key: names of the records in messages.
+        patience: see `RuleDriver`; a late client's task is lost after three times as long.
+        **driver: other arguments of `RuleDriver`. While slots are free it looks for clients after
+            `retry_s`, up to 30 times as long while all that are there are busy and silent.
 
     Raises:
         ConfigError: an argument is out of its range.
@@ -431,28 +438,16 @@ class EventDriven(Driver):
 
     def __init__(
         self,
+        rule: Any,
         *,
         concurrency: int | None = None,
-        min_available_nodes: int = 1,
-        retry_s: float = 10.0,
         patience: float | None = 3.0,
-        seed: int = 0,
-        arrayrecord_key: str = "arrays",
-        configrecord_key: str = "config",
+        **driver: Any,
     ) -> None:
+        super().__init__(rule, patience=patience, **driver)
         if concurrency is not None:
             at_least("concurrency", concurrency, 1)
-        at_least("min_available_nodes", min_available_nodes, 1)
-        positive("retry_s", retry_s)
-        if patience is not None:
-            positive("patience", patience)
-        self.patience = patience
         self.concurrency = concurrency
-        self.min_available_nodes = min_available_nodes
-        self.retry_s = retry_s
-        self.seed = seed
-        self.arrayrecord_key = arrayrecord_key
-        self.configrecord_key = configrecord_key
 
     # ---- the method ------------------------------------------------------------------------------
 
@@ -500,7 +495,7 @@ class EventDriven(Driver):
     def leave_out(self, server: Server, task: Task[Sent], why: str) -> None:
         """Reports that a reply is none, or none that the method can use; then its task failed."""
         log.warning("node %d left out: %s", task.node, why)
-        server.tasks.control.rejected(task.message_id)
+        server.control.rejected(task.message_id)
 
     def failed(self, server: Server, task: Task[Sent]) -> None:
         """Acts on a task that ended without an update, or is taken to be lost.
@@ -574,13 +569,12 @@ class EventDriven(Driver):
         """
         at_least("num_rounds", num_rounds, 1)
         positive("timeout", timeout)
-        keys = (self.arrayrecord_key, self.configrecord_key)
         model = self.model(initial_arrays)
         self.exchange.check(grid)
-        codec = self.exchange.codec(GridView(grid).control, *keys)
+        codec = self.exchange.codec(GridView(grid).control, *self.keys)
         ttl_s = timeout if self.reads_timeout else TTL_S
         tasks: Tasks[Sent] = Tasks(grid, ttl_s, self.patience, codec)
-        server = Server(model, tasks, train_config or {}, self.seed, keys, self.exchange)
+        server = Server(model, tasks, train_config or {}, self.seed, self.keys, self.exchange)
         result = Result()
 
         def evaluate() -> MetricRecord | None:
@@ -708,6 +702,8 @@ def _vector(reply: Message, name: str, p: int) -> Row:
             f"the reply has no record {name!r}, only {sorted(reply.content)}: use the client rule "
             "that sends it"
         )
+    if not len(record):
+        return np.zeros(p, np.float32)
     row: Row = record_vector(record, p, f"record {name!r}").numpy()
     return row
 
