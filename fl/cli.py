@@ -233,7 +233,10 @@ def _command(arguments: list[str]) -> bool:
             return True
         sys.argv[1:], Resuming.run = again
     elif told := usage.answer(arguments):
-        print(told)
+        try:
+            print(told, flush=True)
+        except BrokenPipeError:  # whoever reads has seen enough; nor is there more at the exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
     try:
         _run()

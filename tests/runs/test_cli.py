@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -489,6 +490,28 @@ def test_help_for_a_group_says_what_members_are_and_for_a_member_its_keys(
         assert known in capsys.readouterr().err
 
 
+def test_help_knows_the_members_of_folders_of_ones_own(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "strategy" / "mine.yaml").write_text(
+        "# fl strategy=mine\n# A rule of mine.\nx: 1\n"
+    )
+    call("help", "-cd", str(tmp_path), "strategy")
+    said = capsys.readouterr().out
+    assert "  mine: A rule of mine." in said
+    assert "  fedavg: " in said
+    call("help", "strategy=mine", f"--config-dir={tmp_path}")
+    assert "x: 1" in capsys.readouterr().out
+
+
+def test_help_into_a_pipe_that_nobody_reads_says_nothing() -> None:
+    fl_help = f"{shlex.quote(sys.executable)} -m fl help strategy"
+    command = f"{fl_help} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 OWN_MODULE = """
 import os
 from torch import nn
@@ -534,7 +557,10 @@ def test_module_beside_the_working_directory_is_found_and_found_again_on_resume(
     died = elsewhere(home, *run, f"hydra.run.dir={tmp_path / 'run'}", DIE="1")
     assert died.returncode == 9, died.stderr
     resume = ["resume", str(tmp_path / "run"), "--allow", "mine"]
-    assert elsewhere(other, *resume).returncode == 1  # it is looked for where `fl resume` is called
+    lost = elsewhere(other, *resume)  # it is looked for where `fl resume` is called
+    assert lost.returncode == 1
+    assert f"no such module in {other}" in lost.stderr
+    assert f"the run was started in {home}" in lost.stderr
     again = elsewhere(home, *resume)
     assert again.returncode == 0, again.stderr
     assert summary_of(tmp_path / "run")["status"] == "completed"
