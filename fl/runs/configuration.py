@@ -347,10 +347,14 @@ def _located(message: str, root: DictConfig, place: str) -> str:
     It begins with that argument, or with the name of the part's class; or it is about something
     else than one of its arguments, or has a full key already.
     """
+    named = message.partition(": ")[0]
+    for key in (place, *map(str, root)):  # a part that another one has asked, as a strategy F
+        node: Any = OmegaConf.select(root, key) if key == place else root._get_node(key)
+        target = node.get("_target_") if OmegaConf.is_dict(node) and node else None
+        if isinstance(target, str) and target.rpartition(".")[2] == named:
+            place, message = key, message.removeprefix(f"{named}: ")
+            break
     keys = OmegaConf.select(root, place)
-    target = keys.get("_target_") if OmegaConf.is_dict(keys) else None
-    if isinstance(target, str):
-        message = message.removeprefix(f"{target.rpartition('.')[2]}: ")
     begins = re.match(r"(\w+)([.=]?)", message)
     if begins and begins[2] == "." and begins[1] in root:
         return message
