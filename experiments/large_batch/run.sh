@@ -11,14 +11,14 @@ set -euo pipefail
 here=$(dirname "$0")
 OUT=${OUT:-outputs/large_batch} FL=${FL:-fl}
 export OMP_NUM_THREADS=1
-RATES=0.05,0.1,0.2,0.4,0.8,1.6
+RATES=0.1,0.2,0.4,0.8,1.6
 
 # rounds BATCH: enough for the rates near the best one to reach the target
 rounds() {
   case $1 in
-    64 | 128) echo 500 ;;
-    256 | 512) echo 300 ;;
-    *) echo 200 ;;
+    64) echo 200 ;;
+    128) echo 160 ;;
+    *) echo 120 ;;
   esac
 }
 

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.checks import at_least, share
-from fl.clients.app.batches import covered_examples
+from fl.checks import share
 from fl.vectors.rows import Row
 
 _BLOCK = 2**18  # numbers that are squared at a time
@@ -30,12 +29,15 @@ class Noise(NamedTuple):
         trace: of estimates of tr(Sigma).
         weight: of 1.
         several: whether any client has done more than a step in a round.
+        along: of estimates of the variance of one example's gradient along the mean one; 0 where
+            nobody asks for it.
     """
 
     square: float = 0.0
     trace: float = 0.0
     weight: float = 0.0
     several: bool = False
+    along: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,19 +69,15 @@ class NoiseScale:
 
     Attributes:
         decay: of the averages, in [0, 1).
-        batch_size: b, examples of a step of a client that has so many; None is all that it has.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: it is out of its range.
     """
 
     decay: float = 0.9
-    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         share("noise_scale", self.decay)
-        if self.batch_size is not None:
-            at_least("batch_size", self.batch_size, 1)
 
     def observe(
         self,
@@ -89,6 +87,7 @@ class NoiseScale:
         examples: Sequence[int],
         squares: NDArray[np.float64],
         square: float,
+        inner: NDArray[np.float64] | None = None,
     ) -> Noise:
         """Returns the averages with one more round.
 
@@ -96,19 +95,14 @@ class NoiseScale:
             noise: before it.
             shares: what the clients weigh, shape (n,), with a positive sum.
             steps: K_i of each.
-            examples: how many each has.
+            examples: n_i of each, with repeats.
             squares: |Delta_i|^2, shape (n,).
             square: |sum_i w_i Delta_i|^2.
+            inner: <Delta_i, sum_j w_j Delta_j>, shape (n,), for the variance along the mean; None
+                does not estimate it.
         """
         w = shares / shares.sum()
-        k = np.asarray(steps, np.float64)
-        n = np.array(
-            [
-                covered_examples(k_i, n_i, self.batch_size)
-                for k_i, n_i in zip(steps, examples, strict=True)
-            ],
-            np.float64,
-        )
+        k, n = np.asarray(steps, np.float64), np.asarray(examples, np.float64)
         of_noise = np.divide(k * k, n, out=np.zeros_like(k), where=n > 0)  # K_i^2 / n_i
         a = np.array([[w @ (k * k), w @ of_noise], [(w @ k) ** 2, (w * w) @ of_noise]])
         determinant = a[1, 0] * a[0, 1] - a[0, 0] * a[1, 1]
@@ -122,6 +116,7 @@ class NoiseScale:
             self.decay * noise.trace + (1 - self.decay) * float(trace),
             self.decay * noise.weight + (1 - self.decay),
             noise.several or bool((k > 1).any()),
+            self.decay * noise.along + (1 - self.decay) * _variance_along(w, k, n, square, inner),
         )
 
     def report(self, noise: Noise) -> dict[str, float]:
@@ -141,6 +136,26 @@ class NoiseScale:
         if noise.square > 0:
             found[start] = noise.trace / noise.square
         return found
+
+
+def _variance_along(
+    w: NDArray[np.float64],
+    k: NDArray[np.float64],
+    n: NDArray[np.float64],
+    square: float,
+    inner: NDArray[np.float64] | None,
+) -> float:
+    """Returns the variance of one example's gradient along the mean, times lr^2.
+
+    Client i's gradient, over its n_i examples, has a component of p_i = <Delta_i, mean> / (K_i
+    |mean|) along it, and sum_i w_i E(p_i - p)^2 is the variance times sum_i w_i (1 - w_i) / n_i.
+    """
+    works = k > 0
+    if inner is None or not square > 0 or works.sum() < 2:
+        return 0.0
+    w = w[works] / w[works].sum()
+    p = inner[works] / (k[works] * np.sqrt(square))
+    return float(w @ (p - w @ p) ** 2 / (w @ ((1 - w) / n[works])))
 
 
 def squared_norm(x: Row, places: Sequence[slice], less: Row | None = None) -> float:

@@ -41,7 +41,8 @@ def changes(rng, steps, batch, lr=0.1):
     return np.stack([-lr * (k * G + e) for k, e in zip(steps, noise, strict=True)])
 
 
-def observed(scale, noise, deltas, shares, steps, examples):
+def observed(scale, noise, deltas, shares, steps, batch):
+    examples = np.multiply(steps, batch)
     w = np.asarray(shares, float) / np.sum(shares)
     squares = (deltas**2).sum(axis=1)
     mean = w @ deltas
@@ -62,11 +63,10 @@ def test_both_parts_are_those_of_the_gaussian_that_the_gradients_are_drawn_from(
     shares, steps, batch
 ):
     rng = generator(0, "noise scale")
-    scale, noise = NoiseScale(decay=0.999, batch_size=8), Noise()
-    examples = [b if b < 8 else 1000 for b in batch]  # who has less than a batch steps by all
+    scale, noise = NoiseScale(decay=0.999), Noise()
     for _ in range(8000):
         deltas = changes(rng, steps, batch)
-        noise = observed(scale, noise, deltas, shares, steps, examples)
+        noise = observed(scale, noise, deltas, shares, steps, batch)
     name = "noise_scale" if max(steps) == 1 else "pseudo_noise_scale"
     found = scale.report(noise)
     # Of 8000 rounds about 2000 count; at a scale of 17 and some ten examples a round both parts
@@ -87,7 +87,7 @@ def test_clients_that_agree_show_no_noise():
 def test_of_pure_noise_the_gradients_square_is_zero_on_average_and_never_clipped():
     rng = generator(1, "noise scale")
     single = []
-    scale = NoiseScale(decay=0.0, batch_size=4)
+    scale = NoiseScale(decay=0.0)
     for _ in range(4000):
         deltas = rng.standard_normal((4, D))
         noise = observed(scale, Noise(), deltas, [1] * 4, [1] * 4, [4] * 4)
@@ -100,7 +100,7 @@ def test_of_pure_noise_the_gradients_square_is_zero_on_average_and_never_clipped
 
 def test_the_scale_of_the_changes_does_not_matter():
     deltas = changes(generator(2, "noise scale"), [1] * 5, [4] * 5)
-    scale = NoiseScale(batch_size=4)
+    scale = NoiseScale()
     one, other = (
         scale.report(observed(scale, Noise(), c * deltas, [1] * 5, [1] * 5, [9] * 5))
         for c in (1.0, 1e3)
@@ -109,7 +109,7 @@ def test_the_scale_of_the_changes_does_not_matter():
 
 
 def test_the_parts_are_averaged_before_they_are_divided():
-    scale = NoiseScale(decay=0.5, batch_size=1)
+    scale = NoiseScale(decay=0.5)
     noise = Noise()
     for square, trace in ((1.0, 6.0), (-0.5, 2.0)):
         # Two clients of one example: the mean of squares is g2 + s, the mean's g2 + s / 2.
@@ -193,6 +193,43 @@ def test_it_is_the_means_also_where_a_robust_rule_makes_the_step():
     assert strategy.noise_scale.report(strategy.noise)["noise_scale_s"] == pytest.approx(
         expected()[1], rel=1e-5
     )
+
+
+def test_who_sends_back_what_came_has_done_no_step_of_it():
+    def answer(request):
+        reply = answer_of()(request)
+        if request.client == 3:
+            reply.content["arrays"] = request.payload.content["arrays"]
+        return reply
+
+    strategy = Rounds(FedAvg(), clients=4, noise_scale=0.9, batch_size=3)
+    run(strategy, [1.0] * 4, answer=answer)
+    # Its share, 5 of 14, is not in the others' steps: K is 9 / 14 of a step, n as before.
+    found = strategy.noise_scale.report(strategy.noise)
+    i = np.arange(3)
+    w = (i + 2) / 14
+    each, mean = (w / np.minimum(i + 2, 3)).sum(), (w**2 / np.minimum(i + 2, 3)).sum()
+    a = np.array([[w.sum(), each], [w.sum() ** 2, mean]])
+    square, trace = np.linalg.solve(a, [(w * (i**2 + 1)).sum(), (w @ i) ** 2 + w.sum() ** 2])
+    assert found["noise_scale_g2"] == pytest.approx(square, rel=1e-5)
+    assert found["noise_scale_s"] == pytest.approx(trace, rel=1e-5)
+
+
+@pytest.mark.parametrize("lie", [3e38, np.inf, np.nan])
+def test_measuring_lies_changes_no_step_of_a_robust_rule(lie):
+
+    def answer(request):
+        reply = answer_of()(request)
+        if request.client < 2:
+            reply.content["arrays"] = ArrayRecord({"w": Array(np.full(2, lie, np.float32))})
+        return reply
+
+    models = []
+    for more in ({}, {"noise_scale": 0.9}):
+        strategy = Rounds(FedAvg(), clients=5, aggregator=Median(), **more)
+        models.append(run(strategy, [1.0] * 5, rounds=2, answer=answer)[3])
+    np.testing.assert_array_equal(*models)
+    assert (models[0][1] != models[0][0]).any()
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["at once", "folded"])

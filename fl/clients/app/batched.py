@@ -145,7 +145,6 @@ def train_together(
     pool: ExamplePool,
     tasks: Sequence[Training],
     *,
-    batch_size: int | None,
     shuffle: bool,
     drop_last: bool = False,
 ) -> list[tuple[list[int], Trained]]:
@@ -156,8 +155,7 @@ def train_together(
         layout: of the model.
         rule: what a step does.
         pool: the training examples; the tasks are done on its device.
-        tasks: what to do.
-        batch_size: largest batch; None is all of a client's examples.
+        tasks: what to do, with batches of one size.
         shuffle: permute every epoch.
         drop_last: leave out an epoch's last batch if it is smaller than the others.
 
@@ -168,22 +166,21 @@ def train_together(
     """
     outcomes = []
     limit = rows_per_program(layout.size, pool.device)
-    for members in form_programs(tasks, limit, batch_size):
+    for members in form_programs(tasks, limit):
         chosen = [tasks[i] for i in members]
-        program = _Program(model, layout, rule, pool, chosen, batch_size, shuffle, drop_last)
+        program = _Program(model, layout, rule, pool, chosen, shuffle, drop_last)
         outcomes.append((members, program.run()))
     return outcomes
 
 
-def form_programs(tasks: Sequence[Training], limit: int, batch_size: int | None) -> list[list[int]]:
+def form_programs(tasks: Sequence[Training], limit: int) -> list[list[int]]:
     """Returns the positions of the tasks that train as one program, for each program.
 
     Args:
         tasks: in any order.
         limit: most tasks of a program.
-        batch_size: largest batch; None is all of a client's examples.
     """
-    widths = [_rounded_width(task.examples, batch_size) for task in tasks]
+    widths = [_rounded_width(task.examples, task.batch_size) for task in tasks]
     order = sorted(range(len(tasks)), key=lambda i: (widths[i], -tasks[i].steps, i))
     programs = []
     for _, group in groupby(order, key=widths.__getitem__):
@@ -247,6 +244,11 @@ class VmapBatch:
         g, loss = grad_and_value(self.loss)(w)
         return g, loss
 
+    def hessian_product(self, w: Tensor, v: Tensor) -> Tensor:
+        """Returns the Hessian at `w` times `v`."""
+        product: Tensor = grad(lambda w: grad(self.loss)(w) @ v)(w)
+        return product
+
     def features(self, w: Tensor) -> Tensor:
         """Returns the features at `w`."""
         return features(self._model, self._layout.split(w), self._x)
@@ -267,7 +269,6 @@ class _Program:
         rule: Rule,
         pool: ExamplePool,
         tasks: list[Training],
-        batch_size: int | None,
         shuffle: bool,
         drop_last: bool,
     ) -> None:
@@ -276,7 +277,7 @@ class _Program:
         self.rule = rule
         self.pool = pool
         self.device = pool.device
-        self.batch_size = batch_size
+        self.batch_size = batch_size = tasks[0].batch_size
         self.drop_last = drop_last
         self.tasks = tasks
         self.steps = np.array([task.steps for task in tasks])

@@ -148,6 +148,11 @@ class Instructions:
         return read_amount(self.config)
 
     @cached_property
+    def batch_size(self) -> int | None:
+        """How many examples a step is to have; None leaves it to the app."""
+        return read_batch_size(self.config)
+
+    @cached_property
     def limits(self) -> tuple[float | None, float | None]:
         """Its "deadline-s" and "elapsed-s", of which one is None, or both."""
         return read_limits(self.config)
@@ -175,6 +180,7 @@ class Instructions:
         if model:
             self.row, self.carried  # noqa: B018 (read and kept)
         self.limits, self.server, self.scalars, self.amount, self.fitting_steps  # noqa: B018
+        self.batch_size  # noqa: B018
 
 
 def read_amount(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
@@ -190,6 +196,15 @@ def read_amount(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
             f"the message asks for local-epochs {epochs} and local-steps {steps}; send one"
         )
     return epochs, steps
+
+
+def read_batch_size(config: Mapping[str, Any]) -> int | None:
+    """Returns "batch-size" of a message's configuration; None without.
+
+    Raises:
+        ConfigError: it is no number of at least 1.
+    """
+    return read_int(config, "batch-size", least=1)
 
 
 def read_limits(config: Mapping[str, Any]) -> tuple[float | None, float | None]:

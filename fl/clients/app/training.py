@@ -27,6 +27,7 @@ class Training:
         memory: what the rule kept when this client last trained; None if this is the first time.
         scalars: what the rule made of the message's configuration.
         steps: how many steps to do.
+        batch_size: examples of a step; None takes all of the client's.
         deadline_s: wall seconds after which no further step starts; None for a simulated device,
             whose time is in `steps`.
     """
@@ -41,6 +42,7 @@ class Training:
     memory: dict[str, Tensor] | None
     scalars: dict[str, float]
     steps: int
+    batch_size: int | None
     deadline_s: float | None
 
     @property

@@ -27,11 +27,13 @@ from fl.aggregation import (
     weight_of,
 )
 from fl.checks import at_least, positive, read_if
+from fl.clients.app.batches import covered_examples
 from fl.clients.local_optimizer import LR_FACTOR_KEY
-from fl.errors import ConfigError, NoStep, NotFinite
+from fl.errors import ConfigError, NoStep
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
 from fl.selection.checked import ask_of, choice_of, trial_of
+from fl.strategies.adaptive_batch import BatchTest, RoundSize
 from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.events import Sent, Server, Update
@@ -39,8 +41,8 @@ from fl.strategies.drivers.replies import not_reported
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.noise_scale import Noise, NoiseScale, squared_norm, whole
 from fl.strategies.rates import Rate, check_factors, check_rate, factor_of
-from fl.strategies.round_rule import HasModel, RoundRule, Updates, weighted_mean
-from fl.vectors.rows import Row, is_finite
+from fl.strategies.round_rule import HasModel, RoundRule, Updates, check_state, weighted_mean
+from fl.vectors.rows import Row
 
 log = logging.getLogger("fl")
 
@@ -115,12 +117,17 @@ class Rounds(Aggregating):
         noise_scale: decay of the averages by which the gradient noise scale is measured, see
             `fl.strategies.NoiseScale`; None does not measure it.
         batch_size: of the clients, for that; None is all of their examples.
+        batch_test: grows their batches, or the number of clients, by what is measured; None leaves
+            both as they are.
         **aggregating: arguments of `Aggregating` but `concurrency` and `patience`.
 
     Raises:
         ConfigError: an argument is out of its range.
     """
 
+    rules = RoundRule
+    example = "FedAvg"
+    rule: RoundRule
     reads_timeout = True
     takes_empty = True  # their weight is 0, and the rule's business
 
@@ -144,9 +151,12 @@ class Rounds(Aggregating):
         lr_schedule: Rate | None = None,
         noise_scale: float | None = None,
         batch_size: int | None = None,
+        batch_test: BatchTest | None = None,
         **aggregating: Any,
     ) -> None:
-        super().__init__(patience=None, root_examples=root_examples, **aggregating)
+        super().__init__(
+            rule, concurrency=None, patience=None, root_examples=root_examples, **aggregating
+        )
         if clients is not None:
             at_least("clients", clients, 1)
         for name, share in (
@@ -163,10 +173,6 @@ class Rounds(Aggregating):
             raise ConfigError(f"over_selection is {over_selection}; it must be at least 1")
         if deadline_s is not None:
             positive("deadline_s", deadline_s)
-        if not isinstance(rule, RoundRule):
-            raise ConfigError(
-                f"rule is {rule!r:.80}; it must be a fl.strategies.RoundRule, such as FedAvg()"
-            )
         check_rate("eta_schedule", eta_schedule)
         check_rate("lr_schedule", lr_schedule)
         if eta_schedule is not None and not hasattr(rule, "eta"):
@@ -176,7 +182,6 @@ class Rounds(Aggregating):
             )
         self.eta_schedule = eta_schedule
         self.lr_schedule = lr_schedule
-        self.rule = rule
         self.selection = UniformSampling() if selection is None else selection
         if self.wants_own_update and not rule.folds:
             raise ConfigError(
@@ -194,18 +199,23 @@ class Rounds(Aggregating):
         self.fraction_evaluate = fraction_evaluate
         self.min_evaluate_nodes = min_evaluate_nodes
         self.weighted_by_key = weighted_by_key
-        self.noise_scale = None if noise_scale is None else NoiseScale(noise_scale, batch_size)
-
-    @property
-    def name(self) -> str:
-        """Of the rule, for messages."""
-        return type(self.rule).__name__
+        self.noise_scale = None if noise_scale is None else NoiseScale(noise_scale)
+        if batch_size is not None:
+            at_least("batch_size", batch_size, 1)
+        if batch_test is not None:
+            _check_test(batch_test, noise_scale, batch_size)
+        self.batch_size = batch_size
+        self.batch_test = batch_test
 
     @property
     def tells(self) -> Mapping[str, Any]:
         """What every message says beside the model, by the argument that it comes from."""
-        factor = {} if self.lr_schedule is None else {LR_FACTOR_KEY: 1.0}
-        return {**{key: f"rule.{name}" for key, name in self.rule.tells.items()}, **factor}
+        told: dict[str, Any] = {key: f"rule.{name}" for key, name in self.rule.tells.items()}
+        if self.lr_schedule is not None:
+            told[LR_FACTOR_KEY] = 1.0
+        if self.batch_test is not None:
+            told["batch-size"] = "batch_size"
+        return told
 
     @property
     def readers(self) -> Mapping[str, Any]:
@@ -294,6 +304,7 @@ class Rounds(Aggregating):
         self.folded: Fold | None = None
         self.lr_factor: float | None = None  # of the clients' rate, in the last round with a step
         self.noise = Noise()
+        self.batch: RoundSize | None = None  # that the test has made; None before it has
         self.squares: dict[str, float] = {}  # of the changes that are folded, by message
 
     @property
@@ -305,7 +316,11 @@ class Rounds(Aggregating):
         """Returns N for a round that begins now."""
         if self.rule.asks_everybody(self.state):
             return len(server.tasks.nodes())
-        return self.replies_of(len(server.tasks.nodes()))
+        n = self.replies_of(len(server.tasks.nodes()))
+        test, batch = self.batch_test, self.batch
+        if test is None or batch is None or test.grows != "clients":
+            return n
+        return max(n, batch.clients)
 
     def free_slots(self, server: Server) -> int:
         """Returns how many clients could be asked to train now: none during a round."""
@@ -382,15 +397,17 @@ class Rounds(Aggregating):
         for node, config in zip(nodes, configs, strict=True):
             if config is not None:
                 by_config.setdefault(tuple(sorted(config.items())), []).append(node)
-        factor = {}
+        beside_rule: dict[str, Any] = {}
+        if self.batch_test is not None and (size := self.told_batch_size) is not None:
+            beside_rule["batch-size"] = size
         if self.lr_schedule is not None:
             n = min(waits_for, sum(map(len, by_config.values())))
-            factor[LR_FACTOR_KEY] = factor_of(self.lr_schedule, server.version, n)
+            beside_rule[LR_FACTOR_KEY] = factor_of(self.lr_schedule, server.version, n)
         extras, sent = self.rule.broadcast(self.state), []
         for told, group in by_config.items():
             config = dict(told)
             beside = {name: extras[name] for name in self.rule.carried_by(config)}
-            sent += server.send(group, {**config, **factor}, extras=beside)
+            sent += server.send(group, {**config, **beside_rule}, extras=beside)
         return sent
 
     def _open(
@@ -575,9 +592,7 @@ class Rounds(Aggregating):
             new = self._with_buffers(server, state.w, updates)
         new = server.model.layout.rounded(np.ascontiguousarray(new, dtype=np.float32))
         check_result("the server", new)
-        for value in state:  # type: ignore[attr-defined]
-            if isinstance(value, np.ndarray) and not is_finite(value):
-                raise NotFinite(f"{type(self.rule).__name__}: the server's state is not finite")
+        check_state(self.rule, state)
         return state._replace(w=new)
 
     def _updates(self, server: Server, admitted: Admitted, usable: Sequence[Update]) -> Updates:
@@ -621,6 +636,11 @@ class Rounds(Aggregating):
         made: HasModel = rule.step(state, updates)
         return made
 
+    @property
+    def told_batch_size(self) -> int | None:
+        """The batch size of the round that is going on, or of the next one."""
+        return self.batch_size if self.batch is None else self.batch.size
+
     def _measure(self, server: Server, updates: Updates, usable: Sequence[Update]) -> None:
         """Measures the noise scale of a round, if that is wanted and the clients say what it takes.
 
@@ -641,13 +661,31 @@ class Rounds(Aggregating):
             mean = updates.mean()
         else:
             squares = updates.squared_norms()
-            mean = weighted_mean(updates.deltas, shares, "")
+            try:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    mean = weighted_mean(updates.deltas, shares, "")
+            except NoStep:  # of finite lies there may be no mean, and yet a step of a robust F
+                return
+        # Who sends no model, as an anchor of FedAMD, has done no step of it.
+        steps = [k if moved else 0 for k, moved in zip(steps, squares > 0, strict=True)]
+        size = self.told_batch_size
+        taken = [covered_examples(k, n, size) for k, n in zip(steps, examples, strict=True)]
+        inner = None
+        if self.batch_test is not None and self.batch_test.reads_inner:
+            inner = np.zeros(len(usable))
+            for p in self.places:
+                inner += np.einsum("nd,d->n", updates.deltas[:, p], mean[p], dtype=np.float64)
         square = squared_norm(mean, self.places)
         if np.isfinite(square) and np.isfinite(squares).all():
             self.noise = self.noise_scale.observe(
-                self.noise, shares, steps, examples, squares, square
+                self.noise, shares, steps, taken, squares, square, inner
             )
-            server.tasks.control.measured(self.noise_scale.report(self.noise))
+            found = self.noise_scale.report(self.noise)
+            if self.batch_test is not None:
+                s = self.wanted if self.batch_test.grows == "clients" else self.waits_for
+                found |= {"batch_size": size or 0, "batch_clients": s}
+                self.batch = self.batch_test.after(RoundSize(size, s), self.noise)
+            server.tasks.control.measured(found)
 
     def _with_buffers(self, server: Server, w: Row, updates: Updates) -> Row:
         if not self.buffers:
@@ -668,6 +706,7 @@ class Rounds(Aggregating):
         """Returns what adds models up as they come, if they need not be held all at once."""
         layout = server.model.layout
         held = server.forging is not None or self.selection.keeps_changes
+        held = held or (self.batch_test is not None and self.batch_test.reads_inner)
         if not layout.is_large or not self.rule.folds or held:
             return None
         return self.aggregator.fold(layout.size)
@@ -721,3 +760,25 @@ class Rounds(Aggregating):
 
     def stay(self, server: Server, task: Task[Sent], why: NoStep) -> None:
         """Does nothing: a round ends in any case, and then the model stays as it is."""
+
+
+def _check_test(test: BatchTest, noise_scale: float | None, batch_size: int | None) -> None:
+    """Raises a ConfigError if a test of batches has nothing to go by, or nothing to grow."""
+    if not isinstance(test, BatchTest):
+        raise ConfigError(
+            f"batch_test is {test!r:.80}; it must be null, or have a _target_ that makes a "
+            "fl.strategies.NormTest or InnerProductTest"
+        )
+    if noise_scale is None:
+        raise ConfigError(
+            "batch_test is set, and noise_scale, by which it tests, is null: set noise_scale=0.9"
+        )
+    if batch_size is None:
+        raise ConfigError(
+            "batch_test is set, and batch_size is null, so that clients step by all of their "
+            "examples: set client.batch_size"
+        )
+    if test.grows == "batch" and test.most < batch_size:
+        raise ConfigError(
+            f"batch_test.most is {test.most}; it must be at least batch_size, {batch_size}"
+        )
