@@ -155,6 +155,9 @@ def row(name: str) -> str:
         work = f"{strategy.rule.min_steps} to {work}"
     if strategy.name == "ProxSkip":  # until a coin falls
         work = f"{1 / strategy.rule.p:g} steps on average"
+    if strategy.name == "SAVIC":  # the first round only measures
+        assert work == "1 step"
+        work = "1 epoch"
     client = f"`{config.hydra.runtime.choices.client}`"
     if correction := config.hydra.runtime.choices["client/correction"]:
         client += f" with `{correction}`"

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fl.clients.scaffold import ControlVariates
     from fl.clients.schedule import CosineDecay, ExponentialDecay, Schedule, StepDecay, Warmup
     from fl.clients.sgd import Sgd
+    from fl.clients.shared_scaling import SharedScaling
 
 __getattr__ = lazily(
     __name__,
@@ -72,6 +73,7 @@ __getattr__ = lazily(
         "Sam": "fl.clients.sam",
         "Schedule": "fl.clients.schedule",
         "Sgd": "fl.clients.sgd",
+        "SharedScaling": "fl.clients.shared_scaling",
         "StepDecay": "fl.clients.schedule",
         "TaskApp": "fl.clients.app.task_app",
         "TrainingApp": "fl.clients.app.training_app",
@@ -111,6 +113,7 @@ __all__ = [
     "Sam",
     "Schedule",
     "Sgd",
+    "SharedScaling",
     "StepDecay",
     "TaskApp",
     "TrainingApp",

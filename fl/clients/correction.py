@@ -86,6 +86,18 @@ class Correction(ABC):
         """
         return ()
 
+    def first(self, g: Tensor, w: Tensor, state: State, received: Received, batch: Batch) -> State:
+        """Returns the state, having seen the first batch of a task, before it is corrected.
+
+        Args:
+            g: what the optimizer would follow at `w`, not clipped, shape (p,).
+            w: the received weights, shape (p,).
+            state: as returned by `init`.
+            received: constants of the task.
+            batch: the first.
+        """
+        return state
+
     @abstractmethod
     def correct(
         self, g: Tensor, w: Tensor, state: State, received: Received, batch: Batch, lr: Scalar
@@ -197,6 +209,8 @@ class Corrected(Rule):
         bound, first = self.optimizer.clip_norm, self.correction.clip_first
         lr = self.optimizer.step_lr(received, t)
         g, loss = self.optimizer.gradient(w, batch)
+        if t == 0:
+            of_correction = self.correction.first(g, w, of_correction, received, batch)
         g = clip(g, bound) if first else g
         g, of_correction = self.correction.correct(g, w, of_correction, received, batch, lr)
         g = g if first else clip(g, bound)

@@ -61,11 +61,13 @@ class Role(NamedTuple):
         name: a rule may branch on it, as only tasks of one role train as one program.
         needs: records of the message that hold a vector beside the model.
         gradients_per_step: gradient evaluations that a step is charged for.
+        gradients_once: evaluations on its first batch that a task is charged for besides.
     """
 
     name: str
     needs: tuple[str, ...]
     gradients_per_step: float
+    gradients_once: float = 0.0
 
 
 class Finished(NamedTuple):
@@ -95,6 +97,9 @@ class Batch(Protocol):
 
     def loss(self, w: Tensor) -> Tensor:
         """Returns the loss at `w`, shape (), by a forward pass only."""
+
+    def hessian_product(self, w: Tensor, v: Tensor) -> Tensor:
+        """Returns the Hessian at `w` times `v`, shape (p,), by two gradients' work."""
 
     def features(self, w: Tensor) -> Tensor:
         """Returns the examples' features at `w` (`fl.models.features`), by a forward pass only."""

@@ -11,11 +11,12 @@ Departures from the authors' code:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fl.checks import not_negative
 from fl.data.federated import Examples, Partitions, Source
 from fl.errors import ConfigError
 from fl.randomness import generator
@@ -118,14 +119,25 @@ def load_synthetic(
     return _source(f"synthetic({alpha:g},{beta:g})", devices, seed)
 
 
-def load_synthetic_iid(num_devices: int = 30, seed: int = 0) -> Source:
-    """Draws Synthetic-IID, naturally partitioned by device; arguments as `load_synthetic`.
+def load_synthetic_iid(num_devices: int = 30, decades: float = 0.0, seed: int = 0) -> Source:
+    """Draws Synthetic-IID, naturally partitioned by device; other arguments as `load_synthetic`.
+
+    Args:
+        num_devices: devices, each a natural client; the paper has 30.
+        decades: input j of all examples is multiplied by 10^e_j, e_j uniform in [-decades / 2,
+            decades / 2], after the labels have been made; 0 leaves inputs as they are.
+        seed: of the data. Not the run's: runs with different seeds see the same devices.
 
     Raises:
-        ConfigError: no device.
+        ConfigError: no device, or a negative number of decades.
     """
     _check(num_devices)
+    not_negative("decades", decades)
     devices = iid_devices(num_devices, generator(seed, "synthetic-iid"))
+    if decades:
+        exponents = generator(seed, "synthetic-iid", "units").uniform(-0.5, 0.5, DIMENSION)
+        units = 10 ** (decades * exponents)
+        devices = [replace(device, x=device.x * units) for device in devices]
     return _source("synthetic-iid", devices, seed)
 
 

@@ -33,6 +33,7 @@ from fl.clients import (
     Rule,
     Sam,
     Sgd,
+    SharedScaling,
     StepDecay,
 )
 from fl.errors import ConfigError
@@ -65,6 +66,7 @@ CORRECTIONS = {
     "dynamic regularization": DynamicRegularization(),
     "model contrast": ModelContrast(2.0),
     "proxskip shift": ProxSkipShift(),
+    "shared scaling": SharedScaling(),
     "global momentum": GlobalMomentum(),
     "global momentum vr": GlobalMomentum(variance_reduction=True),
     "controlled momentum": ControlledMomentum(clip_first=True),

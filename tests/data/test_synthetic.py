@@ -130,3 +130,18 @@ def test_impossible_arguments_are_refused():
     for load in (load_synthetic, load_synthetic_iid):
         with pytest.raises(ConfigError, match=r"num_devices=0: .*at least 1"):
             load(num_devices=0)
+
+
+def test_units_change_the_inputs_and_nothing_else():
+    plain, scaled = load_synthetic_iid(3), load_synthetic_iid(3, decades=4.0)
+    np.testing.assert_array_equal(plain.train.y, scaled.train.y)
+    units = scaled.train.x / plain.train.x
+    np.testing.assert_allclose(units, np.broadcast_to(units[0], units.shape), rtol=1e-5)
+    exponents = np.log10(units[0])
+    assert -2 <= exponents.min() < -1.5
+    assert 1.5 < exponents.max() <= 2
+
+
+def test_a_negative_spread_of_units_is_refused():
+    with pytest.raises(ConfigError, match="decades is -1"):
+        load_synthetic_iid(3, decades=-1.0)

@@ -48,6 +48,10 @@ class Batch:
         """Gradient and loss."""
         return self.a * (w - self.c), (self.a * (w - self.c) ** 2).sum() / 2
 
+    def hessian_product(self, w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """A_i v."""
+        return self.a * v
+
 
 def cohorts(clients: int, rounds: int, seed: int = 1) -> list[list[int]]:
     """Who takes part in each round."""

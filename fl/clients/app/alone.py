@@ -51,12 +51,13 @@ class AutogradBatch:
         """Number of examples b."""
         return len(self._x)
 
-    def _mean_loss(self, w: Tensor) -> Tensor:
-        entries = {**self._layout.split(w), **self._buffers}
+    def _mean_loss(self, w: Tensor, buffers: dict[str, Tensor] | None = None) -> Tensor:
+        buffers = self._buffers if buffers is None else buffers
+        entries = {**self._layout.split(w), **buffers}
         # The layout knows all ties: no need to look for them.
         logits = functional_call(self._model, entries, (self._x,), tie_weights=False)
-        for name in self._buffers:  # a model may assign to a buffer what it does not write into it
-            self._buffers[name] = entries[name].detach()
+        for name in buffers:  # a model may assign to a buffer what it does not write into it
+            buffers[name] = entries[name].detach()
         return per_example_loss(logits, self._y).mean()
 
     def grad(self, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,10 +72,21 @@ class AutogradBatch:
         with torch.no_grad():
             return self._mean_loss(w)
 
-    def _features(self, w: Tensor) -> Tensor:
+    def _buffers_aside(self) -> dict[str, Tensor]:
         # The statistics of the model in training are those of the passes that take its gradient.
-        buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        return features(self._model, {**self._layout.split(w), **buffers}, self._x)
+        return {name: buffer.clone() for name, buffer in self._buffers.items()}
+
+    def hessian_product(self, w: Tensor, v: Tensor) -> Tensor:
+        """Returns the Hessian at `w` times `v`; buffers stay as they are."""
+        w = w.detach().requires_grad_()
+        loss = self._mean_loss(w, self._buffers_aside())
+        (g,) = torch.autograd.grad(loss, w, create_graph=True)
+        (product,) = torch.autograd.grad(g @ v, w, materialize_grads=True)
+        return product
+
+    def _features(self, w: Tensor) -> Tensor:
+        entries = {**self._layout.split(w), **self._buffers_aside()}
+        return features(self._model, entries, self._x)
 
     def features(self, w: Tensor) -> Tensor:
         """Returns the features at `w`; buffers stay as they are."""

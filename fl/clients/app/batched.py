@@ -244,6 +244,11 @@ class VmapBatch:
         g, loss = grad_and_value(self.loss)(w)
         return g, loss
 
+    def hessian_product(self, w: Tensor, v: Tensor) -> Tensor:
+        """Returns the Hessian at `w` times `v`."""
+        product: Tensor = grad(lambda w: grad(self.loss)(w) @ v)(w)
+        return product
+
     def features(self, w: Tensor) -> Tensor:
         """Returns the features at `w`."""
         return features(self._model, self._layout.split(w), self._x)

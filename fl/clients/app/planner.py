@@ -68,7 +68,8 @@ class Planner:
         """Returns what a message's work costs, before it is done.
 
         Training is charged forward and backward FLOPs for every example of every step (times the
-        rule's gradients per step), evaluation forward FLOPs, a query nothing.
+        rule's gradients per step; and of the first, what the rule does once), evaluation forward
+        FLOPs, a query nothing.
 
         Args:
             instructions: of the message.
@@ -89,10 +90,12 @@ class Planner:
         if kind != "train":
             return Workload(0.0, None, self.memory_bytes)
         examples = self._data.size(partition)
-        instructions.scalars  # noqa: B018 (refuses now what the client would refuse later)
+        role = instructions.role  # refuses now what the client would refuse later
         batch_size = self.batch_size(instructions.batch_size)
         steps = self.steps(instructions.amount, examples, batch_size)
-        per_example = self._flops.training * instructions.role.gradients_per_step
+        once = role.gradients_once * self._covered(min(steps, 1), examples, batch_size)
+        once *= self._flops.training
+        per_example = self._flops.training * role.gradients_per_step
         deadline, elapsed = instructions.limits
         limit = deadline if elapsed is None else elapsed
         fitting = None
@@ -105,9 +108,14 @@ class Planner:
             seconds_per_example = per_example * seconds_per_flop
             least = min(steps, 1) if elapsed is None else 0
             fitting = steps = self._fitting_steps(
-                least, steps, examples, seconds_per_example, limit, batch_size
+                least,
+                steps,
+                examples,
+                seconds_per_example,
+                limit - once * seconds_per_flop,
+                batch_size,
             )
-        flops = per_example * self._covered(steps, examples, batch_size)
+        flops = per_example * self._covered(steps, examples, batch_size) + (once if steps else 0.0)
         if elapsed is not None:
             return Workload(0.0, fitting, self.memory_bytes, flops, reply_bytes)
         return Workload(flops, fitting, self.memory_bytes, 0.0, reply_bytes)

@@ -25,6 +25,7 @@ from fl.clients import (
     Rule,
     Sam,
     Sgd,
+    SharedScaling,
     StepDecay,
     TrainingApp,
 )
@@ -66,6 +67,7 @@ RULES = {
     "dynamic": Corrected(Sgd(0.3), DynamicRegularization()),
     "dynamic, sam": Corrected(Sam(0.3, 0.5, rho=0.1), DynamicRegularization()),
     "proxskip": Corrected(Sgd(0.3), ProxSkipShift()),
+    "scaled": Corrected(Sgd(0.01, clip_norm=1.0), SharedScaling()),
     "contrast": Corrected(Sgd(0.3), ModelContrast(2.0)),
     "contrast, sam": Corrected(Sam(0.3, 0.5, rho=0.1), ModelContrast(2.0)),
     "global momentum": Corrected(Sgd(0.3), GlobalMomentum(variance_reduction=True)),
