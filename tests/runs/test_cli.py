@@ -324,7 +324,7 @@ BAD = {
     "fleet/availability=cyclic fleet.availability.rates.least=0.2": "rates.least is 0.2; it must",
     "fleet/availability=cyclic fleet.availability.rates=2": "fleet.availability.rates is 2; every",
     "fleet/availability=cyclic fleet.availability.rates=[1]": "~fleet.availability.rates +fleet.",
-    "fleet/availability=cyclic strategy=fedast": "fleet.availability.rates.data is ${data}, but sev",
+    "fleet/availability=cyclic strategy=fedast": "fleet.availability.rates.data is ${data}, but",
     "fleet.jitter=1e9": "devices.jitter is 1000000000.0; the sigma",
     "selection=oort selection.loss_key=foo": "selection.loss_key is 'foo'; clients report",
     "strategy=dbw strategy.rule.loss_key=foo": "strategy.rule.loss_key is 'foo'; clients report",
