@@ -33,6 +33,10 @@ AVERAGING = [  # rounds of all clients
     "feddyn",
     "fedspeed",
     "fednova",
+    "fedhyper_g",
+    "fedhyper_sl",
+    "fedhyper_cl",
+    "fedamd",
     "fedau",
     "mifa",
     "proxskip",
@@ -64,7 +68,13 @@ def configured(strategy, *overrides):
     """Returns the configuration of a small run."""
     with initialize_config_dir(str(CONF), version_base=None):
         keys = compose("config", overrides=[f"strategy={strategy}"]).strategy
-        sizes = [f"strategy.{key}={value}" for key, value in SIZES.items() if key in keys]
+        places = {"strategy": keys, "strategy.rule": keys.get("rule") or {}}
+        sizes = [
+            f"{place}.{key}={value}"
+            for place, own in places.items()
+            for key, value in SIZES.items()
+            if key in own
+        ]
         common = [f"num_clients={CLIENTS}", "fleet=uniform", "partition=iid", "executor=serial"]
         common += [f"strategy={strategy}", f"num_rounds={ROUNDS}", "evaluate_every=1"]
         common.append("client.batch_size=50")

@@ -119,7 +119,8 @@ def of_comments(path: Path) -> Iterator[Line]:
 
 FENCES = [fence for page in PAGES for fence in fences(page)]
 LINES = [line for fence in FENCES if fence.language == "" for line in commands(fence)]
-ELSEWHERE = "own_parts.md"  # whose lines need what stands above them: tests/test_own_parts.py
+# Pages whose lines need what stands above them: tests/test_own_parts.py, test_first_experiment.py.
+ELSEWHERE = ("own_parts.md", "first_experiment.md")
 FL = [line for line in LINES if line.command[0] == "fl" and not line.place.startswith(ELSEWHERE)]
 FL += [line for path in sorted(CONF.rglob("*.yaml")) for line in of_comments(path)]
 OTHERS = [line for line in LINES if line.command[0] != "fl"]

@@ -31,6 +31,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg
 
 from fl import simulate
+from fl.attacks import IPM
 from fl.errors import ConfigError
 from fl.flower.carried import carried, median_carried
 from fl.runs.build import build
@@ -227,6 +228,24 @@ def test_an_attack_forges_floats_and_leaves_the_other_entries_true(attack):
     assert (last["seen"].dtype, last["mask"].dtype) == (np.int32, bool)
     np.testing.assert_array_equal(last["mask"], values(experiment.initial())["mask"])
     assert np.isfinite(run.history[-1]["loss"])
+
+
+@pytest.mark.parametrize("more", [[], ["compressor=topk"]], ids=["", "topk"])
+def test_under_a_strategy_of_flowers_it_does_so_too(more):
+    config = configured("fedavg", *KINDS, *more)
+    built = build(config)
+    between = replace(built.strategy.exchange, attack=IPM(0.5), byzantine=frozenset({1}))
+    flowers = FedAvg(min_train_nodes=CLIENTS, min_available_nodes=CLIENTS, fraction_evaluate=0.0)
+    experiment = replace(built, strategy=driver_of(flowers).within(between))
+
+    def server(grid, context, recorder):
+        serve(experiment, config, grid, recorder)
+
+    run = simulate(server, experiment.app, experiment.fleet, executor="serial", progress=False)
+    assert run.summary["faults"] == {"forged": ROUNDS}
+    last, first = values(run.arrays), values(experiment.initial())
+    assert {k: v.dtype for k, v in last.items()} == {k: v.dtype for k, v in first.items()}
+    np.testing.assert_array_equal(last["mask"], first["mask"])
 
 
 @pytest.mark.parametrize("noise", [1e-5, 1e-3])

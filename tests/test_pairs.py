@@ -54,10 +54,12 @@ def overrides(strategy: str, choice: str) -> list[str]:
     chosen = CHOICES[choice]
     if strategy not in TASKS:
         return chosen
-    return [
-        o.replace("client=", "client@tasks.digits.client=") if o.startswith("client=") else o
-        for o in chosen
-    ]
+    of_a_task = {"client=": "client@tasks.digits.client="}
+    if choice == "backdoor":  # in the task that has images
+        of_a_task["attack="] = "attack@tasks.digits.attack="
+    for short, place in of_a_task.items():
+        chosen = [f"{place}{o[len(short) :]}" if o.startswith(short) else o for o in chosen]
+    return chosen
 
 
 def row(strategy: str) -> str:

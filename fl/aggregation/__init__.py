@@ -24,8 +24,8 @@ from fl.aggregation.guard import (
     Dropped,
     Guard,
     check_weights,
-    fault_of,
-    is_diverged,
+    dropped_of,
+    fault_of_weight,
     shown,
     weight_of,
 )
@@ -82,8 +82,8 @@ __all__ = [
     "chained",
     "check_result",
     "check_weights",
-    "fault_of",
-    "is_diverged",
+    "dropped_of",
+    "fault_of_weight",
     "shown",
     "weight_of",
 ]

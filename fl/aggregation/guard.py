@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -101,16 +101,12 @@ class Guard:
         n = len(replies)
         if weights is not None and len(weights) != n:
             raise ConfigError(f"{len(weights)} weights for {n} replies: need one for each")
-        reasons = [
-            fault_of(reply, 1 if weights is None else weights[i], size, dtype)
+        found = [
+            dropped_of(i, reply, 1 if weights is None else weights[i], size, dtype)
             for i, reply in enumerate(replies)
         ]
-        kept = np.array([i for i, reason in enumerate(reasons) if reason is None], dtype=np.intp)
-        dropped = tuple(
-            Dropped(i, reason, is_diverged(replies[i], size))
-            for i, reason in enumerate(reasons)
-            if reason
-        )
+        kept = np.array([i for i, one in enumerate(found) if one is None], dtype=np.intp)
+        dropped = tuple(one for one in found if one is not None)
         if left_out is not None:
             left_out(dropped)
         every = (*dropped, *before)
@@ -133,11 +129,12 @@ class Guard:
 
     def check(self, dropped: Sequence[Dropped], n: int) -> None:
         """Raises NoStep if more of n replies are left out than may be, or all of them."""
+        if n == 0:
+            raise NoStep("nobody has answered")
         if len(dropped) > self.f > 0 or len(dropped) == n:
             listed = "; ".join(f"reply {d.index}: {d.reason}" for d in dropped[:5])
             more = f"; and {len(dropped) - 5} more" if len(dropped) > 5 else ""
-            diverged = len(dropped) == n and all(one.diverged for one in dropped) and n > 0
-            if diverged:
+            if len(dropped) == n and all(one.diverged for one in dropped):
                 raise NotFinite(
                     f"none of {n} replies is finite ({listed}{more}); training may have diverged: "
                     "lower the learning rate"
@@ -146,12 +143,6 @@ class Guard:
                 f"{len(dropped)} of {n} replies are unusable, at most f={self.f} are tolerated, "
                 f"and one must be left ({listed}{more}): raise f, or find out why the clients fail"
             )
-
-
-def is_diverged(reply: object, size: int) -> bool:
-    """Returns whether a reply is a vector of the right form whose numbers are not finite."""
-    form = isinstance(reply, np.ndarray) and reply.shape == (size,) and reply.dtype.kind == "f"
-    return form and _fault_of_numbers(cast(Array, reply)) is not None
 
 
 def weight_of(value: object) -> float | None:
@@ -173,25 +164,27 @@ def check_weights(weights: Sequence[float] | Array) -> None:
         )
 
 
-def fault_of(
+def dropped_of(
+    index: int,
     reply: object,
     weight: object,
     size: int,
     dtype: type[np.float32] | type[np.float64] = np.float32,
-) -> str | None:
-    """Returns why a reply cannot be used, in words; None if it can.
+) -> Dropped | None:
+    """Returns that a reply is left out, and why; None if it can be used.
 
     Args:
+        index: its place among the replies.
         reply: None if missing.
         weight: the client's number of examples, as it says itself.
         size: d, the length a vector must have.
         dtype: the type its numbers must have.
     """
-    return (
-        _fault_of_form(reply, size, np.dtype(dtype))
-        or _fault_of_weight(weight)
-        or _fault_of_numbers(np.asarray(reply))
-    )
+    if (fault := _fault_of_form(reply, size, np.dtype(dtype))) is not None:
+        return Dropped(index, fault)
+    numbers = _fault_of_numbers(np.asarray(reply))
+    reason = fault_of_weight(weight) or numbers
+    return None if reason is None else Dropped(index, reason, diverged=numbers is not None)
 
 
 def _fault_of_form(reply: object, size: int, dtype: np.dtype[Any]) -> str | None:
@@ -206,7 +199,8 @@ def _fault_of_form(reply: object, size: int, dtype: np.dtype[Any]) -> str | None
     return None
 
 
-def _fault_of_weight(weight: object) -> str | None:
+def fault_of_weight(weight: object) -> str | None:
+    """Returns why what a client says that its update weighs is no weight; None if it is one."""
     if weight_of(weight) is not None:
         return None
     kind = (

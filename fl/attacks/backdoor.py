@@ -52,14 +52,14 @@ class Backdoor(Poisoning):
         """Raises ConfigError unless the data are images, with the target among their classes."""
         require(
             data.task == "classification" and self.target < data.num_classes,
-            f"attack.target is {self.target}, but data {data.name!r} is {data.task} with "
+            f"target is {self.target}, but data {data.name!r} is {data.task} with "
             f"{data.num_classes} classes: need images, and one of their classes",
         )
         if np.issubdtype(data.train.x.dtype, np.integer):
             most = np.iinfo(data.train.x.dtype).max
             require(
                 0 <= self.value <= most and float(self.value).is_integer(),
-                f"attack.value is {self.value}, but data {data.name!r} stores whole numbers from "
+                f"value is {self.value}, but data {data.name!r} stores whole numbers from "
                 f"0 to {most}",
             )
         self.trigger(data.train.x[:1])

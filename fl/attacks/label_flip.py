@@ -49,8 +49,8 @@ class LabelFlip(Poisoning):
         """Raises ConfigError unless the data has C classes."""
         require(
             data.num_classes == self.num_classes,
-            f"attack.num_classes is {self.num_classes}, but data {data.name!r} has "
-            f"{data.num_classes} classes: set attack.num_classes={data.num_classes}",
+            f"num_classes is {self.num_classes}, but data {data.name!r} has {data.num_classes} "
+            "classes: set it to that",
         )
 
     def poison(

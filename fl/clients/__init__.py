@@ -15,6 +15,7 @@ from fl.lazy import lazily
 
 if TYPE_CHECKING:
     from fl.clients.adamw import AdamW
+    from fl.clients.anchor_sampling import AnchorSampling
     from fl.clients.app.batched import gains_from_batching
     from fl.clients.app.downlink import Downlink
     from fl.clients.app.island import Fragments, Island
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from fl.clients.feddyn import DynamicRegularization
     from fl.clients.global_momentum import ControlledMomentum, GlobalMomentum
     from fl.clients.gradient import Gradient
+    from fl.clients.hypergradient import Hypergradient
     from fl.clients.local_optimizer import LocalOptimizer
     from fl.clients.microadam import MicroAdam
     from fl.clients.momentum import Momentum
@@ -43,6 +45,7 @@ __getattr__ = lazily(
     __name__,
     {
         "AdamW": "fl.clients.adamw",
+        "AnchorSampling": "fl.clients.anchor_sampling",
         "Batch": "fl.clients.rule",
         "ControlVariates": "fl.clients.scaffold",
         "ControlledMomentum": "fl.clients.global_momentum",
@@ -56,6 +59,7 @@ __getattr__ = lazily(
         "Fragments": "fl.clients.app.island",
         "GlobalMomentum": "fl.clients.global_momentum",
         "Gradient": "fl.clients.gradient",
+        "Hypergradient": "fl.clients.hypergradient",
         "Island": "fl.clients.app.island",
         "LocalOptimizer": "fl.clients.local_optimizer",
         "MicroAdam": "fl.clients.microadam",
@@ -81,6 +85,7 @@ __getattr__ = lazily(
 
 __all__ = [
     "AdamW",
+    "AnchorSampling",
     "Batch",
     "ControlVariates",
     "ControlledMomentum",
@@ -94,6 +99,7 @@ __all__ = [
     "Fragments",
     "GlobalMomentum",
     "Gradient",
+    "Hypergradient",
     "Island",
     "LocalOptimizer",
     "MicroAdam",

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fl.clients.local_optimizer import LocalOptimizer, clip
-from fl.clients.rule import Batch, Finished, Received, Rule, Scalar, State
+from fl.clients.rule import Batch, Finished, Received, Role, Rule, Scalar, State
 
 
 class Correction(ABC):
@@ -57,14 +57,9 @@ class Correction(ABC):
         """Gradient evaluations that it adds to those of the optimizer."""
         return 0.0
 
-    def gradients_once(self, scalars: Mapping[str, Scalar]) -> float:
-        """Returns how many of its first batch it adds to those of a task; see `Rule`."""
-        return 0.0
-
-    @property
-    def alike(self) -> tuple[str, ...]:
-        """Keys that tasks have alike which are trained together; see `Rule.alike`."""
-        return ()
+    def role(self, scalars: Mapping[str, Scalar]) -> Role:
+        """Returns what a task is, with the gradients that are added; see `Rule.role`."""
+        return Role("", self.needs, self.gradients_per_step)
 
     def vectors(self, is_plain: bool) -> int:
         """Returns how many vectors of length p it adds to a client's memory."""
@@ -175,14 +170,11 @@ class Corrected(Rule):
         """Those of both."""
         return self.optimizer.gradients_per_step + self.correction.gradients_per_step
 
-    def gradients_once(self, scalars: Mapping[str, Scalar]) -> float:
-        """Returns those of the correction."""
-        return self.correction.gradients_once(scalars)
-
-    @property
-    def alike(self) -> tuple[str, ...]:
-        """Those of both."""
-        return self.optimizer.alike + self.correction.alike
+    def role(self, scalars: Mapping[str, Scalar]) -> Role:
+        """Returns that of the correction, with the gradients of both."""
+        role = self.correction.role(scalars)
+        own = self.optimizer.gradients_per_step
+        return role._replace(gradients_per_step=own + role.gradients_per_step)
 
     @property
     def vectors(self) -> int:

@@ -16,6 +16,7 @@ from fl.clients.schedule import Schedule
 from fl.errors import ConfigError
 
 FIRST_STEP_KEY = "first-step"
+LR_FACTOR_KEY = "lr-factor"
 
 
 class LocalOptimizer(Rule):
@@ -27,6 +28,7 @@ class LocalOptimizer(Rule):
     optimizer takes what comes of that for the gradient.
 
     A message's "lr" replaces `lr` and `round_schedule` for its task; `step_schedule` still applies.
+    Its "lr-factor", of servers that have a schedule of their own, multiplies what comes of that.
     A message's "first-step" says how many steps there were before the task, in strategies whose
     clients go on from where they were: `step_schedule` then counts from there.
 
@@ -54,12 +56,7 @@ class LocalOptimizer(Rule):
     @property
     def honours(self) -> Mapping[str, tuple[str, ...]]:
         """The learning rate, and where the schedule of its steps begins."""
-        return {"lr": ("lr", "round_schedule"), FIRST_STEP_KEY: ()}
-
-    @property
-    def alike(self) -> tuple[str, ...]:
-        """Where the schedule of its steps begins."""
-        return (FIRST_STEP_KEY,)
+        return {"lr": ("lr", "round_schedule"), LR_FACTOR_KEY: (), FIRST_STEP_KEY: ()}
 
     @property
     def is_plain(self) -> bool:
@@ -123,12 +120,18 @@ def round_lr(config: Mapping[str, Any], lr: float, schedule: Schedule | None) ->
 
     Args:
         config: the message's configuration: "lr" wins; else "server-round" (from 1) sets the index.
+            "lr-factor" multiplies either.
         lr: the rule's own.
         schedule: over rounds; None is constant.
 
     Raises:
-        ConfigError: "lr" is not above 0, or a schedule is set and the message names no round.
+        ConfigError: "lr" or its factor is not above 0, or a schedule is set and the message names
+            no round.
     """
+    factor = read_float(config, LR_FACTOR_KEY, above=0.0)
+    if factor is not None:
+        own = {key: value for key, value in config.items() if key != LR_FACTOR_KEY}
+        return factor * round_lr(own, lr, schedule)
     override = read_float(config, "lr", above=0.0)
     if override is not None:
         return override

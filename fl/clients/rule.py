@@ -6,8 +6,8 @@ same code runs for one client, on vectors of shape (p,), and for many at once, w
 a rule may do:
 
 - no branch on the value of a tensor, no `.item()`, no in-place change of what it was given;
-- a scalar in `Received.scalars` is a float, or a 0-d tensor where clients of one batch differ, so
-  compute with it but do not branch on it;
+- a scalar in `Received.scalars`, and `Received.steps`, is a number, or a 0-d tensor where clients
+  of one batch differ, so compute with it but do not branch on it, unless it makes their `role`;
 - no random numbers: a rule that needs some takes them from its memory, seeded by the server.
 
 How methods with more machinery fit, without a change here:
@@ -43,20 +43,40 @@ class Received(NamedTuple):
         server: vectors the message carries beside the model, one per name in `Rule.needs`, (p,).
         memory: what `finish` kept at this client's last task, or `Rule.first_memory`.
         scalars: what `Rule.scalars` made of the message's configuration.
+        steps: how many steps the task is to have, at least 1; a real device with a deadline may do
+            fewer.
     """
 
     w: Tensor
     server: dict[str, Tensor]
     memory: dict[str, Tensor]
     scalars: dict[str, Scalar]
+    steps: Scalar = 0
+
+
+class Role(NamedTuple):
+    """What some of a rule's tasks are, where the message tells clients apart.
+
+    Attributes:
+        name: a rule may branch on it, as only tasks of one role train as one program.
+        needs: records of the message that hold a vector beside the model.
+        gradients_per_step: gradient evaluations that a step is charged for.
+        gradients_once: gradient evaluations of its first batch that a task is charged for besides.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    gradients_per_step: float
+    gradients_once: float = 0.0
 
 
 class Finished(NamedTuple):
     """What a client ends a task with.
 
     Attributes:
-        w: the model to upload, shape (p,).
-        extras: vectors to upload beside it, (p,) each, by the name of their record.
+        w: the model to upload, shape (p,), or (0,) for the one that came: then none travels.
+        extras: vectors to upload beside it, (p,) each, by the name of their record; or (0,) for
+            zeros, which do not travel.
         memory: what the client keeps until its next task.
     """
 
@@ -131,24 +151,12 @@ class Rule(ABC):
 
     @property
     def gradients_per_step(self) -> float:
-        """Gradient evaluations that a step is charged for."""
+        """Gradient evaluations that a step is charged for, at most, if roles differ."""
         return 1.0
 
-    def gradients_once(self, scalars: Mapping[str, Scalar]) -> float:
-        """Returns how many gradient evaluations of its first batch a task is charged for besides.
-
-        Args:
-            scalars: of the task.
-        """
-        return 0.0
-
-    @property
-    def alike(self) -> tuple[str, ...]:
-        """Keys of the message's configuration that tasks have alike which are trained together.
-
-        Their scalars are numbers then, and no tensors.
-        """
-        return ()
+    def role(self, scalars: Mapping[str, Scalar]) -> Role:
+        """Returns what a task is, by its scalars: by default they are all the same."""
+        return Role("", self.needs, self.gradients_per_step)
 
     @property
     def vectors(self) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fl.clients.app.message_config import read_int
 from fl.clients.correction import Correction
-from fl.clients.rule import Batch, Finished, Received, Scalar, State
+from fl.clients.rule import Batch, Finished, Received, Role, Scalar, State
 from fl.randomness import generator
 
 _PROBE_KEY = "savic-probe"
@@ -51,14 +51,12 @@ class SharedScaling(Correction):
         """The number of the signs."""
         return {_PROBE_KEY: ()}
 
-    @property
-    def alike(self) -> tuple[str, ...]:
-        """The number of the signs, which are no tensor's."""
-        return (_PROBE_KEY,)
-
-    def gradients_once(self, scalars: Mapping[str, Scalar]) -> float:
-        """Returns 2, for the Hessian times z, where there is a z."""
-        return 2.0 if _PROBE_KEY in scalars else 0.0
+    def role(self, scalars: Mapping[str, Scalar]) -> Role:
+        """Returns a role of every z, with the Hessian times z, and one of those without."""
+        if _PROBE_KEY not in scalars:
+            return super().role(scalars)
+        name = f"{_PROBE_KEY} {scalars[_PROBE_KEY]}"
+        return Role(name, self.needs, self.gradients_per_step, gradients_once=2.0)
 
     def vectors(self, is_plain: bool) -> int:
         """Returns 2, for D and the statistic."""

@@ -36,8 +36,8 @@ def participation_rates(
         partition: likewise.
         num_clients: N; client n has partition n modulo their number.
         seed: of r.
-        mean: of the rates, if all labels are as frequent and nothing is cut off.
-        least: smallest rate, above 0.
+        mean: of the rates, if all labels are as frequent and nothing is cut off; at most 1.
+        least: smallest rate, above 0 and at most `mean`.
         concentration: above 0; the smaller, the fewer labels are favoured.
 
     Raises:
@@ -45,8 +45,10 @@ def participation_rates(
     """
     for name, value in (("mean", mean), ("least", least), ("concentration", concentration)):
         positive(name, value)
-    if least > 1:
-        raise ConfigError(f"least is {least}; it must be at most 1")
+    if mean > 1:
+        raise ConfigError(f"mean is {mean}; it must be at most 1")
+    if least > mean:
+        raise ConfigError(f"least is {least}; it must be at most mean, {mean}")
     source = data()
     y = source.train.y
     if y.ndim != 1:

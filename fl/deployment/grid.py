@@ -24,7 +24,7 @@ from fl.flower.identity import client_of, message_id, node_id
 from fl.flower.payload import payload_bytes
 from fl.flower.private import copied, give_id, message_of
 from fl.simulation.client_errors import ClientErrors
-from fl.simulation.control import OnApplied, OnStep, RecordedControl
+from fl.simulation.control import OnApplied, OnMeasured, OnStep, RecordedControl
 from fl.simulation.kernel.trace import Event, Trace
 
 log = logging.getLogger("fl")
@@ -80,6 +80,7 @@ class DeployedGrid(GridAround):
         on_applied: called for each update that a strategy reports to have used.
         on_step: called for each round of a strategy that has ended, with why it leaves the model as
             it is, or None.
+        on_measured: called with what a strategy has measured.
         check: called with content, type and client of each message; raises if the client would.
 
     Attributes:
@@ -102,13 +103,16 @@ class DeployedGrid(GridAround):
         on_replies: Callable[..., None] | None = None,
         on_applied: OnApplied | None = None,
         on_step: OnStep | None = None,
+        on_measured: OnMeasured | None = None,
         check: Check | None = None,
     ) -> None:
         super().__init__(grid)
         self.num_clients = num_clients
         self.clock = WallClock()
         self.trace = Trace()
-        self.control = DeployedControl(self.trace, lambda: self.now, on_applied, on_step)
+        self.control = DeployedControl(
+            self.trace, lambda: self.now, on_applied, on_step, on_measured
+        )
         self.bytes_down = 0
         self.bytes_up = 0
         self.train_messages = 0

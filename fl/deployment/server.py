@@ -110,6 +110,7 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
         on_replies=lambda *args, **kwargs: recorder.on_replies(*args, **kwargs),
         on_applied=lambda *update: recorder.on_applied(*update),
         on_step=lambda why_not, model: recorder.on_step(why_not, model),
+        on_measured=lambda metrics: recorder.on_measured(metrics),
         check=lambda content, kind, client: client_app.plan(
             Payload(content), kind, client, _SOME_SPEED
         ),
@@ -126,7 +127,8 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
         timeline=False,  # the server does not see when clients receive, compute and send
         plots=False,
     )
-    (directory / "model.npz").unlink(missing_ok=True)
+    for name in ("model.npz", "model_averaged.npz"):
+        (directory / name).unlink(missing_ok=True)
     recorder = DeployedRecorder(writer, deployed, tell=config.progress)
     status: Status = "completed"
     error: BaseException | None = None
@@ -157,6 +159,8 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
     )
     if recorder.final_arrays is not None:
         write_model(directory / "model.npz", recorder.final_arrays)
+    if recorder.averaged_arrays is not None:
+        write_model(directory / "model_averaged.npz", recorder.averaged_arrays)
     if config.views and writer.history:
         from fl.reports import plots
 

@@ -149,6 +149,9 @@ class Control(Protocol):
             model: its name, where there are several.
         """
 
+    def measured(self, metrics: Mapping[str, float]) -> None:
+        """Reports what a strategy has measured, for the next row of the run's record."""
+
 
 class NoControl:
     """A deployment: nobody listens."""
@@ -178,6 +181,10 @@ class NoControl:
         """Logs why a round leaves the model as it is."""
         if why_not is not None:
             log.warning("round %d leaves the model as it is: %s", server_round, why_not)
+
+    def measured(self, metrics: Mapping[str, float]) -> None:
+        """Logs what has been measured."""
+        log.info("measured: %s", ", ".join(f"{name} {x:.6g}" for name, x in metrics.items()))
 
 
 # ---- peers ---------------------------------------------------------------------------------------

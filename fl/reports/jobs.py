@@ -71,12 +71,16 @@ def by_overrides(runs: Sequence[Run]) -> dict[str, list[Run]]:
     Runs with equal overrides whose configurations differ all the same (they were made by two
     versions of the defaults) are told apart by what differs.
     """
-    from fl.reports.runs import group_runs
+    from fl.reports.runs import bears_on_results, group_runs
 
     changed = [overrides(run) for run in runs]
     keys = dict.fromkeys(key for found in changed for key in found)
     varying = [
-        key for key in keys if key != "seed" and len({found.get(key) for found in changed}) > 1
+        key
+        for key in keys
+        if key != "seed"
+        and bears_on_results(key)
+        and len({found.get(key) for found in changed}) > 1
     ]
     groups: dict[str, list[Run]] = {}
     for run, found in zip(runs, changed, strict=True):

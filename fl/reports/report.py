@@ -26,7 +26,7 @@ from fl.reports.atomic import replacing
 from fl.reports.files import printable, read_file
 from fl.reports.history import COLUMNS
 from fl.reports.jobs import JOBS, Job, by_overrides, read_jobs
-from fl.reports.runs import Run, load_runs
+from fl.reports.runs import Run, ended, load_runs
 from fl.reports.table import comparison
 from fl.reports.tensorboard_log import flattened
 
@@ -72,10 +72,15 @@ def main(arguments: Sequence[str]) -> None:
         "directories", nargs="+", metavar="DIR", type=Path, help="of runs or sweeps"
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help=f"default: {FILE} in the first DIR"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help=f"default: {FILE} in DIR, or here if there are several",
     )
     given = parser.parse_args(arguments)
-    path: Path = given.output or given.directories[0] / FILE
+    several = len(given.directories) > 1
+    path: Path = given.output or (Path() if several else given.directories[0]) / FILE
     runs, problems = load_runs(given.directories)
     failed, unread = _failed_jobs(given.directories, runs)
     problems += unread
@@ -129,7 +134,7 @@ def page(
         failed: jobs that left no run.
         base: directory of the page, from which links start; None makes them absolute.
     """
-    groups = by_overrides(runs)
+    groups = by_overrides(ended(runs)[0] or runs)  # what has not ended goes into no mean of results
     parts = [
         _heading(runs, groups),
         _problems(runs, problems, failed),
@@ -140,7 +145,7 @@ def page(
         *_pictures(groups),
         _faults(groups),
         _differences(groups),
-        _list(groups, base),
+        _list(by_overrides(runs), base),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'

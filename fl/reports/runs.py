@@ -12,8 +12,13 @@ from typing import Any
 from fl.errors import ConfigError
 from fl.reports.files import SUMMARY_BYTES, read_file
 from fl.reports.history import Row, read_history
+from fl.reports.run_writer import config_digest
 from fl.reports.tensorboard_log import flattened
 
+ENDED = ("completed", "diverged")
+"""Statuses of runs that came to their end, whose results another run would repeat."""
+
+_FOR_THE_HOST = ("checkpoint", "executor", "may_be_unread", "progress")  # change no result
 _OF_A_RUN = ("summary.json", "metrics.csv")
 _AGAIN = "run it again, or delete the folder"
 _DEEPEST = 100  # levels of a configuration
@@ -155,11 +160,12 @@ def load_runs(roots: Iterable[Path | str]) -> tuple[list[Run], list[str]]:
     """Returns all runs at or below directories, and what is wrong with those that cannot be read.
 
     Args:
-        roots: directories of runs or sweeps. A run that is below two of them is read once.
+        roots: directories of runs or sweeps. A run that is below two of them is read once, and so
+            is one that was run again: equal in configuration, seed, trace and model.
 
     Returns:
         The runs, in order of directories and paths; and for each run that was killed before its
-        end, or whose files are damaged, a message that names it.
+        end, whose files are damaged, or that repeats another, a message that names it.
 
     Raises:
         ConfigError: a directory does not exist.
@@ -167,6 +173,7 @@ def load_runs(roots: Iterable[Path | str]) -> tuple[list[Run], list[str]]:
     runs: list[Run] = []
     problems: list[str] = []
     seen: set[Path] = set()
+    first: dict[str, Path] = {}
     for root in map(Path, roots):
         if not root.is_dir():
             raise ConfigError(f"{root} is no directory; give the directory of a run or sweep")
@@ -176,10 +183,47 @@ def load_runs(roots: Iterable[Path | str]) -> tuple[list[Run], list[str]]:
                 continue
             seen.add(folder.resolve())
             try:
-                runs.append(read_run(folder))
+                run = read_run(folder)
             except ConfigError as error:
                 problems.append(str(error))
+                continue
+            if first.setdefault(_identity(run), folder) == folder:
+                runs.append(run)
+            else:
+                problems.append(f"{folder} repeats {first[_identity(run)]}, which counts once")
     return runs, problems
+
+
+def ended(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
+    """Returns the runs that came to their end, and of each other one a message that names it.
+
+    What those have reached is no result, and does not go into a mean with results.
+    """
+    all_runs = list(runs)
+    others = [run for run in all_runs if run.summary["status"] not in ENDED]
+    told = [f"{run.directory} was {run.summary['status']}" for run in others]
+    return [run for run in all_runs if run.summary["status"] in ENDED], told
+
+
+def bears_on_results(key: str) -> bool:
+    """Returns whether a run's results depend on a key of its configuration, a dotted name."""
+    return key.lstrip("+~").replace("/", ".").partition(".")[0] not in _FOR_THE_HOST
+
+
+def result_digest(config: Mapping[str, Any]) -> str:
+    """Returns the digest of what a run's results depend on in its configuration."""
+    return config_digest({key: config[key] for key in config if bears_on_results(key)})
+
+
+def _identity(run: Run) -> str:
+    """Returns what two directories have in common if they hold one run that was run twice.
+
+    That is a run's own path where nothing is repeated: on a deployment, or without a trace.
+    """
+    results = [run.summary.get(name) for name in ("seed", "trace_sha256", "model_sha256")]
+    if None in results:
+        return str(run.directory)
+    return json.dumps([result_digest(run.summary["config"]), *results])
 
 
 def find_runs(root: Path | str) -> list[Run]:
@@ -203,7 +247,7 @@ def group_runs(runs: Iterable[Run], by: Sequence[str] | None = None) -> dict[str
         runs: any runs.
         by: dotted configuration keys whose values tell the groups apart, such as
             `["strategy._target_", "lr"]`; None takes every key in which the runs differ, but
-            `seed`.
+            `seed` and those of where they ran.
 
     Returns:
         Label to runs. A label lists the group's values of those keys; of an import path, its last
@@ -216,7 +260,9 @@ def group_runs(runs: Iterable[Run], by: Sequence[str] | None = None) -> dict[str
         by = [
             key
             for key in keys
-            if key.rpartition(".")[2] != "seed" and len({repr(c.get(key)) for c in flat}) > 1
+            if key.rpartition(".")[2] != "seed"
+            and bears_on_results(key)
+            and len({repr(c.get(key)) for c in flat}) > 1
         ]
     groups: dict[str, list[Run]] = {}
     for run, config in zip(all_runs, flat, strict=True):

@@ -29,6 +29,7 @@ _FILES = (
     "metrics.csv",
     "fl.log",
     "model.npz",
+    "model_averaged.npz",
     "trace.parquet",
     "timeline.json",
     "tb",
@@ -112,14 +113,13 @@ def results(summary: Mapping[str, Any], central: Mapping[str, float] | None = No
 def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None = None) -> Table:
     """Returns a table with one row for each group of runs, in the order given.
 
-    The number of seeds is that of completed runs, "2 of 3" if others failed, diverged or were
-    interrupted; those count with what they reached. Numbers are mean ± sample standard deviation
-    over the group's runs (its seeds); a single run shows its value alone. Time, bytes and energy
-    are those to the target if the first run has one, over the seeds that reached it (`2/3` of them,
-    say), and the totals otherwise. A metric that a run reports of its initial model alone is not
-    shown. "staleness" is that of updates that arrived, "poll gap" that between two polls of a
-    client, both in versions; "computing" is the share of the time that clients computed, over those
-    that were sent anything.
+    The number of seeds is that of completed runs, "2 of 3" if one diverged, which counts with what
+    it reached. Numbers are mean ± sample standard deviation over the group's runs (its seeds); a
+    single run shows its value alone. Time, bytes and energy are those to the target if the first
+    run has one, over the seeds that reached it (`2/3` of them, say), and the totals otherwise. A
+    metric that a run reports of its initial model alone is not shown. "staleness" is that of
+    updates that arrived, "poll gap" that between two polls of a client, both in versions;
+    "computing" is the share of the time that clients computed, over those that were sent anything.
 
     Args:
         runs: label to runs; see `fl.reports.runs.group_runs`.

@@ -21,6 +21,7 @@ from torch import nn
 from fl.aggregation import Aggregator, PreAggregation
 from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients, poisoned
 from fl.clients import Correction, Rule, TrainingApp
+from fl.clients.app.outbox import METRICS
 from fl.compression import Channel, Compressor, chained
 from fl.data import Examples, FederatedData, Source, Split, federate
 from fl.errors import ConfigError
@@ -29,7 +30,14 @@ from fl.flower.records import not_finite
 from fl.models import build as build_model
 from fl.models import smallest_batch
 from fl.runs.apps import read_app
-from fl.runs.compatibility import Combination, check_model, check_told, refusals, unread_of_clients
+from fl.runs.compatibility import (
+    Combination,
+    check_model,
+    check_told,
+    misjudged,
+    refusals,
+    unread_of_clients,
+)
 from fl.runs.configuration import Given, Problems, blaming, make
 from fl.runs.experiment import Experiment, ForeignApp, Learning, app_of
 from fl.runs.journal import RunStart
@@ -38,12 +46,13 @@ from fl.runs.settings import (
     recovery_of,
     target_of,
     train_config_of,
+    wrong_cohorts,
     wrong_counts,
     wrong_numbers,
 )
 from fl.runs.simulator import epoch_of
 from fl.runs.transcript import shown_once
-from fl.runs.unread import Unread, referred_to, unread_below, unread_groups
+from fl.runs.unread import Unread, canonical, referred_to, unread_below, unread_groups
 from fl.selection import Selection
 from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
@@ -76,7 +85,6 @@ _INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key 
 }
 _OURS = ("strategy", "fleet", "executor", "compressor", "then", "feedback", "downlink", "attack")
 _OF_CLIENTS = ("train_", "client_", "staleness")  # how names of metrics begin that updates bring
-_WEIGHTS = ("num-examples", "train-loss", "steps")  # metrics of our clients' replies
 
 
 class _Learnt(NamedTuple):
@@ -89,10 +97,16 @@ class _Learnt(NamedTuple):
 
 
 class _Attack(NamedTuple):
-    """Who attacks, and how: on data, on what is sent."""
+    """Who attacks, and how.
+
+    Attributes:
+        byzantine: the clients that do.
+        poisoning: of data, by the key that it is from; of a learning task, its own or that of all.
+        forging: of what is sent.
+    """
 
     byzantine: tuple[int, ...] = ()
-    poisoning: Poisoning | None = None
+    poisoning: Mapping[str, tuple[str, Poisoning]] = {}
     forging: Attack | None = None
 
 
@@ -130,6 +144,7 @@ def build(config: DictConfig) -> Experiment:
     problems += unread_groups(config)
     problems += wrong_numbers(config)
     problems += wrong_counts(config)
+    problems += wrong_cohorts(config)
     places = {"": config, **_places(config)}.values()
     if wrong := [message for place in places for message in _of_another_kind(place)]:
         problems += wrong
@@ -164,7 +179,8 @@ def build(config: DictConfig) -> Experiment:
             num_clients=config.num_clients,
         )
         problems += refusals(choice)
-        problems += _unusable_weight(config, strategy)
+        problems += _unreported(config, strategy)
+        problems += _no_average(config, strategy)
         with problems.noted(), blaming(config, "strategy"):
             strategy.check_clients(config.num_clients)
         for made in learnt.values():  # the client's rule, where it is known before the client
@@ -197,7 +213,7 @@ def _joined(
     for task, place in _places(config).items():
         with problems.noted():
             clean, model, least, make_app = learnt[task]
-            data, backdoored = _poisoned(clean, attack, config)
+            data, backdoored = _poisoned(clean, attack, config, task)
             with blaming(place, "client"):
                 app = _app(make_app, model, data, ends)
             here = replace(choice, rule=app.optimizer, correction=app.correction, layout=app.layout)
@@ -205,6 +221,7 @@ def _joined(
             with blaming(config, "compressor" if choice.uplink else "downlink"):
                 check_model(here, exchange)
             says = check_told(strategy, app, told)
+            problems += misjudged(strategy, app, told)
             with blaming(place, "client"):
                 app.check_batches(says, least)
             learning[task] = Learning(clean, model, app, backdoored)
@@ -230,7 +247,7 @@ def _joined(
         fleet=parts["fleet"],
         executor=parts["executor"],
         tasks=tasks,
-        ignored=_ignored(strategy, learning, told),
+        ignored={**_ignored(strategy, learning, told), **_ignored_average(config)},
     )
     _check_target(config, experiment, parts["strategy"])
     return experiment
@@ -247,23 +264,37 @@ def _blamed(config: DictConfig, name: str, make: Callable[..., Any]) -> Callable
 
 
 def _places(config: DictConfig) -> dict[str, DictConfig]:
-    """Returns where the groups data, partition, model and client are, by task; "" without tasks."""
+    """Returns where data, partition, model and client are, by learning task; "" without tasks."""
     tasks = config.get("tasks")
     return {str(name): place for name, place in tasks.items()} if tasks else {"": config}
 
 
 def _poisoned(
-    data: FederatedData, attack: _Attack, config: DictConfig
+    data: FederatedData, attack: _Attack, config: DictConfig, task: str
 ) -> tuple[FederatedData, Examples | None]:
-    """Returns what clients train on, and held-out examples as a backdoor wants them classified."""
-    poisoning = attack.poisoning
-    if poisoning is None:
+    """Returns what clients train on, and held-out examples as a backdoor wants them classified.
+
+    Raises:
+        ConfigError: the data cannot be poisoned in this way.
+    """
+    if task not in attack.poisoning:
         return data, None
+    key, poisoning = attack.poisoning[task]
+    clients, seed = config.num_clients, config.seed
+    try:
+        with blaming(config, key):
+            dirty = poisoned(data, poisoning, attack.byzantine, clients, seed)
+    except ConfigError as error:
+        if not task or key.startswith("tasks."):
+            raise
+        raise ConfigError(
+            f"{error} (tasks.{task}). To poison the data of some tasks, or each in its own way, "
+            f"choose attack@tasks.NAME.attack=... in the place of attack"
+        ) from error
     backdoored = None
     if isinstance(poisoning, Backdoor):
         backdoored = Examples(*poisoning.test_set(data.test.x, data.test.y))
-    clients, seed = config.num_clients, config.seed
-    return poisoned(data, poisoning, attack.byzantine, clients, seed), backdoored
+    return dirty, backdoored
 
 
 def _trusted(strategy: Driver, learning: Learning, seed: int) -> TrustedUpdate | None:
@@ -345,7 +376,8 @@ def _expected(config: DictConfig, name: str, made: Any, kind: Any) -> Any:
         ConfigError: it is of another kind.
     """
     if not isinstance(made, kind):
-        raise ConfigError(_wrong(f"{name}._target_", config[name]._target_, type(made), kind))
+        key = config[name]._get_full_key("_target_")
+        raise ConfigError(_wrong(key, config[name]._target_, type(made), kind))
     return made
 
 
@@ -371,7 +403,18 @@ def _wrong(key: str, target: str, made: type, kind: Any) -> str:
 
 def _attack(config: DictConfig, attack: Attack | Poisoning | Combined | None) -> _Attack:
     """Returns who attacks, and how."""
-    if attack is None:
+    poisoning: dict[str, tuple[str, Poisoning]] = {}
+    forging = attack if isinstance(attack, Attack) else None
+    for task, place in _places(config).items():
+        if isinstance(attack, Combined):
+            forging = attack.forging
+            poisoning[task] = ("attack.poisoning", attack.poisoning)
+        elif isinstance(attack, Poisoning):
+            poisoning[task] = ("attack", attack)
+        if task and place.get("attack") is not None:
+            own = _expected(place, "attack", make(place, "attack"), Poisoning)
+            poisoning[task] = (f"tasks.{task}.attack", own)
+    if attack is None and not poisoning:
         if config.num_byzantine and config.get("attack") is None:
             raise ConfigError(
                 f"num_byzantine is {config.num_byzantine}, but there is no attack: choose one, for "
@@ -379,18 +422,36 @@ def _attack(config: DictConfig, attack: Attack | Poisoning | Combined | None) ->
             )
         return _Attack()
     byzantine = byzantine_clients(config.num_clients, config.num_byzantine, config.seed)
-    if isinstance(attack, Combined):
-        return _Attack(byzantine, attack.poisoning, attack.forging)
-    if isinstance(attack, Poisoning):
-        return _Attack(byzantine, poisoning=attack)
-    return _Attack(byzantine, forging=attack)
+    return _Attack(byzantine, poisoning, forging)
 
 
-def _unusable_weight(config: DictConfig, strategy: Driver) -> Iterator[str]:
-    """Yields that a strategy weights by what no client of ours reports."""
-    weight = config.strategy.get("weighted_by_key", _WEIGHTS[0])
-    if weight not in _WEIGHTS and not (weight is None and strategy.traits.meets == "ring"):
-        yield f"strategy.weighted_by_key is {weight!r}; clients report {', '.join(_WEIGHTS)}"
+def _unreported(config: DictConfig, strategy: Driver) -> Iterator[str]:
+    """Yields which metrics a strategy reads that no client of ours reports."""
+    there = f"clients report {', '.join(METRICS)}"
+    weight = config.strategy.get("weighted_by_key", METRICS[0])
+    if weight not in METRICS and not (weight is None and strategy.traits.meets == "ring"):
+        yield f"strategy.weighted_by_key is {weight!r}; {there}"
+    for name, reader in strategy.readers.items():
+        place = canonical(config, f"strategy.{name}")
+        keys = OmegaConf.select(config, place) or {}
+        for metric in reader.reads:
+            if metric not in METRICS:
+                said = next((key for key, value in keys.items() if value == metric), None)
+                what = f".{said} is" if said else f": {type(reader).__name__} reads the metric"
+                yield f"{place}{what} {metric!r}; {there}"
+
+
+def _no_average(config: DictConfig, strategy: Driver) -> Iterator[str]:
+    """Yields that a strategy has not one model, of which `lawa` could evaluate a mean."""
+    if config.lawa.k is None:
+        return
+    if config.get("tasks"):
+        yield f"lawa.k is {config.lawa.k}, and several tasks are learnt: leave it out, or tasks"
+    elif strategy.traits.meets == "peers":
+        yield (
+            f"lawa.k is {config.lawa.k}, and with {strategy.name} every node has a model of its "
+            "own: leave it out, or use a strategy with a server or with outer steps"
+        )
 
 
 def _ignored(
@@ -408,6 +469,10 @@ def _ignored(
     return ignored
 
 
+def _ignored_average(config: DictConfig) -> dict[str, str]:
+    return {} if config.lawa.k is not None else {"lawa.every": "only lawa.k reads it"}
+
+
 def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy) -> None:
     """Refuses a target that no evaluation will report.
 
@@ -417,14 +482,20 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
     parts = (strategy, experiment.app.rule)
     if target is None or not all(type(p).__module__.startswith(("fl.", "flwr.")) for p in parts):
         return
-    names = [*(["relative_error"] if experiment.data.task == "game" else ["accuracy"]), "loss"]
-    if experiment.backdoored is not None:
-        names.append("attack_success_rate")
-    if config.evaluate_train:
-        names += ["train_objective", "dissimilarity"]
+    names: list[str] = []
+    for task, learning in (experiment.tasks or {"": experiment}).items():
+        measured = "relative_error" if learning.data.task == "game" else "accuracy"
+        own = [measured, "loss"]
+        if learning.backdoored is not None:
+            own.append("attack_success_rate")
+        if config.evaluate_train:
+            own += ["train_objective", "dissimilarity"]
+        names += own + [f"{name}/{task}" for name in own if task]
     if experiment.strategy.traits.meets == "peers":
         names += NODE_METRICS
-    names += [f"{name}/{task}" for task in experiment.tasks for name in names]
+    if config.lawa.k is not None:
+        names += [f"latest_{name}" for name in names]
+    names = list(dict.fromkeys(names))
     if target.metric not in names and not target.metric.startswith(_OF_CLIENTS):
         near = get_close_matches(target.metric, names, n=1)
         meant = f"did you mean {near[0]}? " if near else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from flwr.serverapp import strategy as flower
@@ -138,7 +139,6 @@ class Refusal:
         return f"**{self.what}.** {why[0].upper()}{why[1:]}: {self.instead}."
 
 
-_ON_DATA = "an attack on data (label_flip, backdoor)"
 _COMPRESSED = "compressor or downlink is set"
 
 REFUSALS = (
@@ -190,29 +190,12 @@ REFUSALS = (
         "ef_topk",
     ),
     Refusal(
-        "Attacks on updates of strategies that are not of fl",
-        lambda c: c.attack is not None and not c.traits.known,
-        "attack is {attack}",
-        "{strategy} gives nobody a way to its updates",
-        f"use a strategy of fl, or {_ON_DATA}",
-    ),
-    Refusal(
-        "Attacks on updates where nobody collects any",
-        lambda c: c.attack is not None and c.traits.known and not c.traits.forges,
-        "attack is {attack}",
-        "{strategy} collects no models for it to forge",
-        f"use strategy=fedavg, fedbuff, dfedavg, dpsgd or monna, or {_ON_DATA}",
-    ),
-    Refusal(
         "Optimized attacks where no aggregator combines updates",
         lambda c: (
-            c.attack is not None
-            and c.traits.forges
-            and c.attack.knowledge == "aggregation"
-            and not c.traits.aggregates
+            c.attack is not None and c.attack.knowledge == "aggregation" and not c.traits.aggregates
         ),
         "attack is {attack}",
-        "it searches against the rule that combines updates, and {strategy} has none",
+        "it searches against the rule that combines updates, and {strategy} has none to show",
         "use a strategy whose steps have several updates, such as fedavg, fedbuff or monna, or an "
         "attack that does not know the rule",
     ),
@@ -295,6 +278,32 @@ def check_told(
         except ConfigError as error:
             raise ConfigError(f"{teller} tells clients what they refuse: {error}") from error
     return told
+
+
+def misjudged(strategy: Driver, app: TrainingApp, train_config: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what a strategy takes to be the clients' and is not.
+
+    Clients of others may have it under another name.
+    """
+    parts = {"rule": app.optimizer, "correction": app.correction}
+    ours = all(p is None or type(p).__module__.startswith("fl.") for p in parts.values())
+    for key, argument in strategy.assumes.items():
+        believed = attrgetter(argument)(strategy)
+        if key in train_config:
+            actual, where = train_config[key], f"train_config.{key}"
+        elif names := app.replaced_by(key):
+            part, _, name = names[0].partition(".")
+            actual, where = getattr(parts[part], name), f"client.{names[0]}"
+        elif ours:
+            actual, where = 0.0, ""
+        else:
+            continue
+        if believed != actual:
+            there = f"{where} is {actual}" if where else "the clients have no such term"
+            yield (
+                f"strategy.{argument} is {believed}, but {there}, and {strategy.name} steps by "
+                f"what clients do: set strategy.{argument}={actual}"
+            )
 
 
 def unread_of_clients(

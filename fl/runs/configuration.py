@@ -40,6 +40,9 @@ from fl.runs.unread import (
     what_is_set,
 )
 
+# Groups whose members are made in two steps: the rest of their arguments is not in the YAML.
+_LATER = frozenset({"checkpoint", "client", "data", "feedback", "model", "partition"})
+
 
 def check_values(config: DictConfig) -> Given:
     """Checks a Hydra job's configuration against the defaults it overrides; returns what was given.
@@ -215,7 +218,7 @@ class Problems:
 
 
 def make(config: DictConfig, name: str) -> Any:
-    """Returns what a group's `_target_` gives; for a partial one, after checking its arguments.
+    """Returns what a group's `_target_` gives: a part, or what makes it of the other arguments.
 
     Hydra finds an argument that does not exist only when the target is called, which for a partial
     one is later, out of its sight.
@@ -223,16 +226,19 @@ def make(config: DictConfig, name: str) -> Any:
     Raises:
         ConfigError: the target has no such argument, or refuses one; the message has its full key.
     """
+    part = config.get(name)
+    if part is None:
+        return None
+    remedy = (
+        f"it must be null or make a part of a run: choose a member, {name}=NAME, or in the "
+        f"defaults of a YAML, - override /{name}: NAME"
+    )
+    if not OmegaConf.is_dict(part) or "_target_" not in part:
+        raise ConfigError(f"{name} is {part}, without _target_; {remedy}")
     with blaming(config, name):
-        made = instantiate(config.get(name))
+        made = instantiate(part, _partial_=True) if name in _LATER else instantiate(part)
     if isinstance(made, DictConfig | ListConfig | str | int | float):
-        target = config[name].get("_target_") if OmegaConf.is_dict(config[name]) else None
-        got = f"{name} is {made}, without _target_"
-        if target is not None:
-            got = f"{name}._target_ is {target}, which makes {made!r}"
-        raise ConfigError(
-            f"{got}; it must be null or make a part of a run: choose a member, {name}=NAME"
-        )
+        raise ConfigError(f"{name}._target_ is {part._target_}, which makes {made!r}; {remedy}")
     if isinstance(made, partial):
         with blaming(config, f"{name}._target_"):
             known = inspect.signature(made.func).parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from statistics import mean
 from typing import Any
@@ -13,6 +14,7 @@ from fl.flower.carried import carried, carried_tensors
 from fl.flower.grid_view import Clock
 from fl.flower.records import from_record
 from fl.models import Game, drop_weights, evaluate, global_objective
+from fl.runs.averaging import LatestWeightAverage
 from fl.runs.experiment import Experiment, Learning
 from fl.runs.recorder import Recorder
 from fl.strategies import NodeModels
@@ -94,8 +96,9 @@ def task_evaluation(
 ) -> Callable[[int, ArrayRecord], MetricRecord]:
     """Returns the function that evaluates several models, each as `central_evaluation` does.
 
-    Its metrics are called "accuracy/task" and so on; "accuracy" is the mean over tasks. A model
-    whose arrays are the objects of the last time is not evaluated again.
+    Its metrics are called "accuracy/task" and so on; "accuracy" is the mean over tasks, and
+    "attack_success_rate" over those with a backdoor. A model whose arrays are the objects of the
+    last time is not evaluated again.
 
     Args:
         experiment: its tasks are used.
@@ -107,17 +110,19 @@ def task_evaluation(
     latest: dict[str, tuple[dict[str, Array], MetricRecord]] = {}
 
     def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        metrics: dict[str, float] = {}
         for task, evaluate_task in functions.items():
             start = f"{task}/"
             own = {k.removeprefix(start): x for k, x in arrays.items() if k.startswith(start)}
             known = latest.get(task)
             if known is None or any(known[0][name] is not array for name, array in own.items()):
                 latest[task] = (own, evaluate_task(1, ArrayRecord(own)))
-            values: Mapping[str, Any] = latest[task][1]
+        have: Counter[str] = Counter(name for _, values in latest.values() for name in values)
+        metrics: dict[str, float] = {}
+        for task, (_, found) in latest.items():
+            values: Mapping[str, Any] = found
             for name, value in values.items():
                 metrics[f"{name}/{task}"] = value
-                metrics[name] = metrics.get(name, 0.0) + value / len(functions)
+                metrics[name] = metrics.get(name, 0.0) + value / have[name]
         return MetricRecord(dict(metrics))
 
     return evaluate_fn
@@ -138,6 +143,8 @@ class EvaluationSchedule:
         every: rounds, or versions, between evaluations.
         every_s: s between evaluations instead: the first model after that time is evaluated.
         limit_s: time after which no model counts; None sets no limit.
+        average: makes of the models the one that is evaluated; the metrics of the latest itself are
+            then called "latest_accuracy" and so on. None evaluates the latest.
     """
 
     recorded = True  # the recorder need not listen: it is told
@@ -152,8 +159,10 @@ class EvaluationSchedule:
         every: int = 1,
         every_s: float | None = None,
         limit_s: float | None = None,
+        average: LatestWeightAverage | None = None,
     ) -> None:
         self._evaluate = evaluate
+        self._average = average
         self._recorder = recorder
         self._clock = clock
         self._num_rounds = num_rounds
@@ -175,12 +184,22 @@ class EvaluationSchedule:
         if elapsed > self._limit_s and self._last is not None:
             raise TimeIsUp
         self._last = (server_round, arrays, self._recorder.costs(server_round))
+        if self._average is not None:
+            self._average.add(server_round, arrays)
         if server_round not in (0, self._num_rounds) and not self._is_due(server_round, elapsed):
             return None
         self._evaluated = server_round
-        metrics = self._evaluate(server_round, arrays)
+        metrics = self._metrics(server_round, arrays)
         self._recorder.evaluation(server_round, metrics)
         return metrics
+
+    def _metrics(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        latest = self._evaluate(server_round, arrays)
+        if self._average is None:
+            return latest
+        mean = self._average.mean(arrays)
+        metrics = latest if mean is arrays else self._evaluate(server_round, mean)
+        return MetricRecord({**metrics, **{f"latest_{name}": x for name, x in latest.items()}})
 
     @property
     def latest(self) -> ArrayRecord | None:
@@ -193,7 +212,7 @@ class EvaluationSchedule:
             return None
         server_round, arrays, costs = self._last
         if server_round != self._evaluated:
-            self._recorder.late_evaluation(self._evaluate(server_round, arrays), costs)
+            self._recorder.late_evaluation(self._metrics(server_round, arrays), costs)
         return arrays
 
     def _is_due(self, server_round: int, elapsed: float) -> bool:

@@ -93,7 +93,7 @@ def parts_of(group: str, name: str) -> Iterator[Any]:
                 continue
             path, _, place = key.partition("@")
             other = path[1:] if path[0] == "/" else f"{group}/{path}"
-            for one in [chosen] if isinstance(chosen, str) else chosen:
+            for one in [chosen] if isinstance(chosen, str) else chosen or ():
                 for part in parts_of(other, one):
                     if place != "_here_":
                         OmegaConf.update(around := OmegaConf.create(), place or path, part)

@@ -80,6 +80,7 @@ class Recorder:
     ) -> None:
         self.writer = writer
         self.final_arrays: ArrayRecord | None = None
+        self.averaged_arrays: ArrayRecord | None = None  # what the last evaluation is of, if it is
         self._progress = progress
         self._grid: SimGrid | None = None
         self._began = time.perf_counter()
@@ -95,6 +96,7 @@ class Recorder:
         self._applied = AppliedUpdates()
         self._initial: ArrayRecord | None = None
         self._limit_s: float | None = None
+        self._measured: dict[str, float] = {}  # by the strategy, since the last row
         self._unchanged = 0  # rounds that left the model as it was
         self._not_taken: dict[str, NotFinite] = {}  # models whose last step was not finite
         self._never_finite: frozenset[str] = frozenset()  # entries of the initial model, as masks
@@ -126,6 +128,10 @@ class Recorder:
         self._unchanged += 1
         if isinstance(why_not, NotFinite):
             self._not_taken[model] = why_not
+
+    def on_measured(self, metrics: Mapping[str, float]) -> None:
+        """Notes what the strategy has measured, until the next row is written."""
+        self._measured.update(metrics)
 
     def on_sent(self, messages: Sequence[Message], *, exchange: bool) -> None:
         """Notes messages that the server sends.
@@ -217,7 +223,7 @@ class Recorder:
             costs: what `costs` returned at that time.
         """
         self._read_reports()  # so that they are counted
-        self._pending, self._applied = {}, AppliedUpdates()
+        self._pending, self._applied, self._measured = {}, AppliedUpdates(), {}
         self._pending_costs = dict(costs)
         self._pending.update(self._columns.row("server", metrics))
         self._flush()
@@ -393,6 +399,8 @@ class Recorder:
     def _flush(self) -> None:
         self._read_reports()
         if self._pending:
+            self._pending.update(self._columns.row("server", self._measured))
+            self._measured = {}
             self.writer.evaluation({**self._pending_costs, **self._pending}, self._applied.ages)
             self._pending = {}
             self._applied = AppliedUpdates()

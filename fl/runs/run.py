@@ -15,6 +15,7 @@ from fl.errors import Diverged
 from fl.flower.grid_view import GridView
 from fl.reports.table import print_results
 from fl.reports.target import final_value
+from fl.runs.averaging import LatestWeightAverage
 from fl.runs.build import prepare
 from fl.runs.central import train_centrally
 from fl.runs.choices import announce
@@ -61,6 +62,8 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
     initial = initial_of(tasks) if tasks else experiment.initial()
     recorder.expect(initial, config.time_limit_s)
     evaluation = task_evaluation if tasks else central_evaluation
+    k, every = config.lawa.k, config.lawa.every
+    average = None if k is None else LatestWeightAverage(k, every)
     schedule = EvaluationSchedule(
         recorder.evaluating(evaluation(experiment, train=config.evaluate_train)),
         recorder,
@@ -69,6 +72,7 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         every=config.evaluate_every,
         every_s=config.evaluate_every_s,
         limit_s=config.time_limit_s,
+        average=average,
     )
     try:
         result = experiment.strategy.start(
@@ -87,6 +91,8 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
     else:
         # Flower's result has no model if no round has made one: then it is the first.
         recorder.final(result.arrays if len(result.arrays) else schedule.latest)
+    if average is not None and schedule.latest is not None:
+        recorder.averaged_arrays = average.mean(schedule.latest)
 
 
 def facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 from flwr.app import ConfigRecord
@@ -42,7 +41,7 @@ def recovery_of(config: DictConfig, start: RunStart) -> Recovery:
         made = make(config, "checkpoint")
         if made is None:
             return Recovery.none(start)
-        recovery = made(start=start) if isinstance(made, partial) else made
+        recovery = made(start=start)
         if not isinstance(recovery, Recovery):
             raise ConfigError(
                 f"_target_ is {config.checkpoint._target_}, which makes a "
@@ -56,6 +55,9 @@ def wrong_numbers(config: DictConfig) -> Iterator[str]:
     yield from not_whole(
         config, seed=0, num_clients=1, num_rounds=1, evaluate_every=1, central_epochs=0
     )
+    given = ("every",) if config.lawa.k is None else ("k", "every")
+    for problem in not_whole(config.lawa, **dict.fromkeys(given, 1)):
+        yield f"lawa.{problem}"
     timeout = config.round_timeout_s
     if not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
         yield f"round_timeout_s is {timeout}; it must be a positive, finite number of seconds"
@@ -95,6 +97,17 @@ def wrong_counts(config: DictConfig) -> Iterator[str]:
                 f"strategy.{name} is {least}, but there are {config.num_clients} clients: the "
                 f"strategy would wait for ever. Set strategy.{name}={config.num_clients} or less"
             )
+
+
+def wrong_cohorts(config: DictConfig) -> Iterator[str]:
+    """Yields which rules take the clients to be fewer than there are."""
+    there = config.num_clients
+    n = OmegaConf.select(config, "strategy.rule.num_clients")
+    if isinstance(n, int) and isinstance(there, int) and 0 < n < there:
+        yield (
+            f"strategy.rule.num_clients is {n}, but there are {there} clients, num_clients: leave "
+            "it out, or set it to as many or more"
+        )
 
 
 def not_whole(config: DictConfig, **least: int) -> Iterator[str]:

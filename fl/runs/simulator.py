@@ -175,6 +175,7 @@ def simulate(
                         on_progress=recorder.on_progress,
                         on_applied=recorder.on_applied,
                         on_step=recorder.on_step,
+                        on_measured=recorder.on_measured,
                         on_said=transcript.said,
                         errors=errors,
                         epoch=epoch,

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fl.errors import ConfigError
 from fl.reports.atomic import replacing
-from fl.reports.files import SUMMARY_BYTES, read_file
+from fl.reports.files import SUMMARY_BYTES, printable, read_file
 from fl.reports.jobs import JOBS, Job, by_overrides, read_jobs
 
 if TYPE_CHECKING:
@@ -150,15 +150,17 @@ def finished(config: DictConfig) -> Run | None:
     Raises:
         ConfigError: this job's folder holds a completed run of another configuration.
     """
-    from fl.reports.runs import read_run
+    from fl.reports.runs import ENDED, read_run, result_digest
 
     own = Path(HydraConfig.get().runtime.output_dir)
-    digest = digest_of(config)
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    digest = result_digest(values)
     for path in sorted(Path(HydraConfig.get().sweep.dir).rglob("summary.json")):
         summary = _summary(path)
-        if summary.get("status") not in ("completed", "diverged"):  # it would diverge again
+        if summary.get("status") not in ENDED:  # what has diverged would diverge again
             continue
-        if summary.get("config_digest") == digest:
+        of_run = summary.get("config")
+        if isinstance(of_run, dict) and result_digest(of_run) == digest:
             return read_run(path.parent)
         if path.parent.resolve() == own.resolve():
             raise ConfigError(
@@ -219,18 +221,23 @@ def compare_jobs(directory: Path) -> None:
     """Prints the table of a sweep's runs and draws `comparison.png`; nothing for fewer than two.
 
     Runs that differ only in their seed are one row, named by the overrides in which rows differ.
+    Those that did not come to their end, or cannot be read, are left out and named.
     """
     from rich.console import Console
 
     from fl.reports import plots
-    from fl.reports.runs import load_runs
+    from fl.reports.runs import ended, load_runs
     from fl.reports.table import print_comparison, print_path
     from fl.reports.tensorboard_log import write_hparams
 
-    groups = by_overrides(load_runs([directory])[0])
-    runs = [run for group in groups.values() for run in group]
+    runs, problems = load_runs([directory])
+    runs, unfinished = ended(runs)
+    for problem in [*problems, *unfinished]:
+        print(printable(f"fl: left out of the comparison: {problem}"), file=sys.stderr)
     if len(runs) < 2:
         return
+    groups = by_overrides(runs)
+    runs = [run for group in groups.values() for run in group]
     console = Console()
     if not console.is_terminal:  # a file or a pipe has no width that would have to be kept
         console = Console(width=_WIDTH)

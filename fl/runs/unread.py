@@ -49,6 +49,7 @@ OF_OURS = (
     "evaluate_every_s",
     "evaluate_train",
     "feedback",
+    "lawa",
     "num_byzantine",
     "num_rounds",
     "round_timeout_s",

@@ -28,7 +28,7 @@ Distance = Literal["angle", "l1", "l2"]
 _ROUNDING = 1e-9  # of masses, which are about 1
 
 
-class Gradients(NamedTuple):
+class KnownGradients(NamedTuple):
     """What clustered sampling knows.
 
     Attributes:
@@ -55,11 +55,11 @@ class _Clustered(BySize):
     batches. A round that ends before all have answered is biased after all.
     """
 
-    def init(self, num_rounds: int) -> Gradients:
+    def init(self, num_rounds: int) -> KnownGradients:
         """Returns the state in which nothing is known of any client."""
-        return Gradients()
+        return KnownGradients()
 
-    def select(self, state: Gradients, opening: Opening) -> tuple[Choice, Gradients]:
+    def select(self, state: KnownGradients, opening: Opening) -> tuple[Choice, KnownGradients]:
         """Returns the clients that were drawn, weighted by how often."""
         clients, p = self.with_examples(state, opening.idle)
         if not clients:
@@ -71,7 +71,7 @@ class _Clustered(BySize):
 
     @abstractmethod
     def distributions(
-        self, state: Gradients, clients: list[int], p: Matrix, opening: Opening
+        self, state: KnownGradients, clients: list[int], p: Matrix, opening: Opening
     ) -> Matrix:
         """Returns r for clients with shares p, shape (m, len(clients))."""
 
@@ -81,7 +81,7 @@ class ClusteredBySize(_Clustered):
     """Algorithm 1: clients of similar size share a distribution; see `by_size`."""
 
     def distributions(
-        self, state: Gradients, clients: list[int], p: Matrix, opening: Opening
+        self, state: KnownGradients, clients: list[int], p: Matrix, opening: Opening
     ) -> Matrix:
         """Returns r of Algorithm 1."""
         return by_size(p, opening.count)
@@ -112,7 +112,7 @@ class ClusteredBySimilarity(_Clustered):
         if self.distance not in ("angle", "l1", "l2"):
             raise ConfigError(f"distance is {self.distance!r}; it must be 'angle', 'l1' or 'l2'")
 
-    def learn(self, state: Gradients, end: RoundEnd) -> Gradients:
+    def learn(self, state: KnownGradients, end: RoundEnd) -> KnownGradients:
         """Notes the clients' changes of the model."""
         new = {
             reply.client: reply.delta
@@ -122,7 +122,7 @@ class ClusteredBySimilarity(_Clustered):
         return state._replace(latest={**state.latest, **new})
 
     def distributions(
-        self, state: Gradients, clients: list[int], p: Matrix, opening: Opening
+        self, state: KnownGradients, clients: list[int], p: Matrix, opening: Opening
     ) -> Matrix:
         """Returns r of Algorithm 2."""
         d = len(next(iter(state.latest.values()), ()))

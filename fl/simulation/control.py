@@ -20,6 +20,9 @@ OnApplied = Callable[[int, Mapping[str, Any], bool], None]
 OnStep = Callable[[NoStep | None, str], None]
 """Called with why a round leaves the model as it is, or None, and the model's name."""
 
+OnMeasured = Callable[[Mapping[str, float]], None]
+"""Called with what a strategy has measured, by name."""
+
 
 class RecordedControl(Control):
     """Records a strategy's reports in a trace; who carries out its orders adds `cancel`.
@@ -29,6 +32,7 @@ class RecordedControl(Control):
         now: returns their time in s.
         on_applied: called for each update that was used.
         on_step: called for each round that has ended.
+        on_measured: called with what a strategy has measured.
 
     Attributes:
         answers: how many replies of each client were read and not rejected; whoever gives out the
@@ -41,12 +45,14 @@ class RecordedControl(Control):
         now: Callable[[], float],
         on_applied: OnApplied | None = None,
         on_step: OnStep | None = None,
+        on_measured: OnMeasured | None = None,
     ) -> None:
         self.answers: Counter[int] = Counter()
         self._trace = trace
         self._now = now
         self._on_applied = on_applied
         self._on_step = on_step
+        self._on_measured = on_measured
         self._told = 0
 
     def applied(
@@ -90,6 +96,11 @@ class RecordedControl(Control):
         if self._on_step is not None:
             self._on_step(why_not, model)
 
+    def measured(self, metrics: Mapping[str, float]) -> None:
+        """Passes on what was measured."""
+        if self._on_measured is not None:
+            self._on_measured(metrics)
+
     def record(self, kind: Event, message: str, age: int = 0) -> None:
         """Records an event of a message, now."""
         client, dispatch = message.split(".")
@@ -101,7 +112,7 @@ class SimControl(RecordedControl):
     """Carries out a strategy's orders on the fleet, and records its reports in the trace.
 
     Args:
-        trace, now, on_applied, on_step: as of `RecordedControl`.
+        trace, now, on_applied, on_step, on_measured: as of `RecordedControl`.
         cancel: tells the client that has a message to stop.
     """
 
@@ -112,8 +123,9 @@ class SimControl(RecordedControl):
         cancel: Callable[[str], None],
         on_applied: OnApplied | None,
         on_step: OnStep | None,
+        on_measured: OnMeasured | None,
     ) -> None:
-        super().__init__(trace, now, on_applied, on_step)
+        super().__init__(trace, now, on_applied, on_step, on_measured)
         self._cancel = cancel
 
     def cancel(self, message_id: str) -> bool:

@@ -23,7 +23,7 @@ from fl.flower.private import Run, copied, empty_run
 from fl.simulation.ahead import Ahead
 from fl.simulation.attendance import Attendance
 from fl.simulation.client_errors import ClientErrors
-from fl.simulation.control import OnApplied, OnStep, SimControl
+from fl.simulation.control import OnApplied, OnMeasured, OnStep, SimControl
 from fl.simulation.cost import CostModel, Planner
 from fl.simulation.host import SimHost
 from fl.simulation.kernel.clock import VirtualClock
@@ -66,6 +66,7 @@ class SimGrid(Grid):
         on_applied: called for each update that a strategy reports to have used.
         on_step: called for each round of a strategy that has ended, with why it leaves the model as
             it is, or None.
+        on_measured: called with what a strategy has measured.
         on_said: called with each line that clients have said in other processes.
         errors: counts exceptions in ClientApps; a new one if None.
         epoch: the date at virtual time 0, in s since 1970.
@@ -91,6 +92,7 @@ class SimGrid(Grid):
         on_progress: Callable[[], None] | None = None,
         on_applied: OnApplied | None = None,
         on_step: OnStep | None = None,
+        on_measured: OnMeasured | None = None,
         on_said: Callable[[Line], None] | None = None,
         errors: ClientErrors | None = None,
         epoch: int = EPOCH,
@@ -99,7 +101,9 @@ class SimGrid(Grid):
         self.trace = Trace() if trace is None else trace
         self.engine = Engine(fleet, self.trace)
         self.clock = VirtualClock(self._now, self.sleep, self.wait)
-        self.control = SimControl(self.trace, self._now, self.cancel, on_applied, on_step)
+        self.control = SimControl(
+            self.trace, self._now, self.cancel, on_applied, on_step, on_measured
+        )
         self.peers = SimPeers(self.engine, self._push_from_peers)
         self.client_errors = ClientErrors() if errors is None else errors
         self.train_messages = 0

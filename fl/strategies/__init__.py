@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fl.lazy import lazily
 
 if TYPE_CHECKING:
+    from fl.strategies.adaptive_batch import BatchTest, InnerProductTest, NormTest
     from fl.strategies.adpsgd import ADPSGD
     from fl.strategies.async_fedavg import AsyncFedAvg
     from fl.strategies.async_sgd import AsyncSGD
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
     from fl.strategies.event_rule import Answers, Arrivals, Decision, EventRule, PollingRule
     from fl.strategies.favas import FAVAS
+    from fl.strategies.fedamd import FedAMD
     from fl.strategies.fedast import FedAST
     from fl.strategies.fedasync import FedAsync
     from fl.strategies.fedau import FedAU
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from fl.strategies.fedcompass import FedCompass
     from fl.strategies.feddyn import FedDyn
     from fl.strategies.fedfix import FedFix
+    from fl.strategies.fedhyper import FedHyperCL, FedHyperG, FedHyperSL
     from fl.strategies.fednova import FedNova
     from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
     from fl.strategies.fedprox import FedProx
@@ -57,11 +60,13 @@ if TYPE_CHECKING:
     from fl.strategies.local_sgd import LocalSGD
     from fl.strategies.mifa import MIFA
     from fl.strategies.monna import MoNNA
+    from fl.strategies.noise_scale import NoiseScale
     from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
     from fl.strategies.outer_rule import OuterGradients, OuterRule
     from fl.strategies.proxskip import ProxSkip
     from fl.strategies.qfedavg import QFedAvg
     from fl.strategies.quafl import QuAFL
+    from fl.strategies.rates import LinearScaling
     from fl.strategies.rennala import RennalaSGD
     from fl.strategies.ringmaster import RingmasterASGD
     from fl.strategies.round_rule import RoundRule, Updates
@@ -90,6 +95,7 @@ __getattr__ = lazily(
         "AsyncFedAvg": "fl.strategies.async_fedavg",
         "AsyncSGD": "fl.strategies.async_sgd",
         "BackupWorkers": "fl.strategies.backup_workers",
+        "BatchTest": "fl.strategies.adaptive_batch",
         "DFedAvg": "fl.strategies.dfedavg",
         "DataParallel": "fl.strategies.data_parallel",
         "Decentralized": "fl.strategies.drivers.swarm",
@@ -101,6 +107,7 @@ __getattr__ = lazily(
         "EventRule": "fl.strategies.event_rule",
         "Events": "fl.strategies.drivers.asynchronous",
         "Exchange": "fl.strategies.drivers.exchange",
+        "FedAMD": "fl.strategies.fedamd",
         "FedAST": "fl.strategies.fedast",
         "FedAU": "fl.strategies.fedau",
         "FedAdagrad": "fl.strategies.fedopt",
@@ -113,6 +120,9 @@ __getattr__ = lazily(
         "FedCompass": "fl.strategies.fedcompass",
         "FedDyn": "fl.strategies.feddyn",
         "FedFix": "fl.strategies.fedfix",
+        "FedHyperCL": "fl.strategies.fedhyper",
+        "FedHyperG": "fl.strategies.fedhyper",
+        "FedHyperSL": "fl.strategies.fedhyper",
         "FedNova": "fl.strategies.fednova",
         "FedProx": "fl.strategies.fedprox",
         "FedSpeed": "fl.strategies.fedspeed",
@@ -122,9 +132,13 @@ __getattr__ = lazily(
         "GossipRule": "fl.strategies.gossip_rule",
         "GradientRule": "fl.strategies.gradient_rule",
         "GradientTracking": "fl.strategies.gradient_tracking",
+        "InnerProductTest": "fl.strategies.adaptive_batch",
+        "LinearScaling": "fl.strategies.rates",
         "LocalSGD": "fl.strategies.local_sgd",
         "MoNNA": "fl.strategies.monna",
         "NodeModels": "fl.strategies.drivers.swarm",
+        "NoiseScale": "fl.strategies.noise_scale",
+        "NormTest": "fl.strategies.adaptive_batch",
         "OuterAdam": "fl.strategies.outer_optimizers",
         "OuterGradients": "fl.strategies.outer_rule",
         "OuterOptimizer": "fl.strategies.outer_optimizers",
@@ -174,6 +188,7 @@ __all__ = [
     "AsyncFedAvg",
     "AsyncSGD",
     "BackupWorkers",
+    "BatchTest",
     "DFedAvg",
     "DataParallel",
     "Decentralized",
@@ -185,6 +200,7 @@ __all__ = [
     "EventRule",
     "Events",
     "Exchange",
+    "FedAMD",
     "FedAST",
     "FedAU",
     "FedAdagrad",
@@ -197,6 +213,9 @@ __all__ = [
     "FedCompass",
     "FedDyn",
     "FedFix",
+    "FedHyperCL",
+    "FedHyperG",
+    "FedHyperSL",
     "FedNova",
     "FedProx",
     "FedSpeed",
@@ -206,10 +225,14 @@ __all__ = [
     "GossipRule",
     "GradientRule",
     "GradientTracking",
+    "InnerProductTest",
+    "LinearScaling",
     "LocalSGD",
     "LocalTraining",
     "MoNNA",
     "NodeModels",
+    "NoiseScale",
+    "NormTest",
     "OuterAdam",
     "OuterGradients",
     "OuterOptimizer",

@@ -6,15 +6,15 @@ Algorithms 3 and 4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Set
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from fl.checks import at_least, positive
 from fl.errors import ConfigError
-from fl.strategies.gradient_rule import GradientRule
+from fl.strategies.gradient_rule import GradientRule, Gradients
 from fl.vectors.rows import Row
 
 
@@ -30,9 +30,9 @@ class Waited(NamedTuple):
 class BackupWorkers(GradientRule):
     """b backup workers.
 
-        w_(t+1) = w_t - eta / k sum of the first k gradients at w_t,    k = n - b
+        w_(t+1) = w_t - eta g,    g = 1 / k sum of the first k gradients at w_t,    k = n - b
 
-    With b = 0 this is synchronous SGD.
+    With b = 0 this is synchronous SGD. With an aggregator F, g is F of the k.
 
     Attributes:
         backup: b, at least 0 and below n.
@@ -70,6 +70,10 @@ class BackupWorkers(GradientRule):
             )
         return n - self.backup
 
+    def combines(self, n: int) -> int:
+        """Returns n - b."""
+        return self.first_k(n)
+
     def enlarged(self, state: Waited, n: int) -> Waited:
         """Notes the workers; k changes with the next iteration."""
         return state._replace(n=n)
@@ -78,14 +82,12 @@ class BackupWorkers(GradientRule):
         self,
         state: Waited,
         version: int,
-        gradients: Row,
-        metrics: Sequence[Mapping[str, Any]],
+        gradients: Gradients,
         in_use: Set[int],
     ) -> Waited:
-        """Returns the state after a step along the mean of the gradients."""
+        """Returns the state after a step along g."""
         return Waited(self.moved(state.w, gradients), max(1, state.n - self.backup), state.n)
 
-    def moved(self, w: Row, gradients: Row) -> Row:
-        """Returns w - eta times the mean of the gradients."""
-        moved: Row = w - np.float32(self.eta) * np.mean(gradients, axis=0)
-        return moved
+    def moved(self, w: Row, gradients: Gradients) -> Row:
+        """Returns w - eta g."""
+        return np.asarray(w - np.float32(self.eta) * gradients.mean())

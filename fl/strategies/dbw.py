@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from fl.checks import at_least
 from fl.errors import ConfigError
 from fl.strategies.arrival_times import ArrivalTimes
 from fl.strategies.backup_workers import BackupWorkers
+from fl.strategies.gradient_rule import Gradients
 from fl.vectors.rows import Row
 
 
@@ -66,6 +67,9 @@ class DBW(BackupWorkers):
     L, all n are waited for. If F has grown by more than the factor beta in an iteration,
     k_(t+1) >= k_t + 1.
 
+    With an aggregator, g is what it makes of g_1, ..., g_k, here as well. Liars then move V_t, and
+    so k, but no step.
+
     Clients report their loss as `loss_key`; all their batches must be of one size, or the variance
     makes no sense.
 
@@ -99,6 +103,10 @@ class DBW(BackupWorkers):
         # As if all workers were free at the beginning.
         return Estimates(w, self.first_k(n), ArrivalTimes.unknown(n), waited={0: n})
 
+    def combines(self, n: int) -> int:
+        """Returns n."""
+        return n
+
     def enlarged(self, state: Estimates, n: int) -> Estimates:  # type: ignore[override]
         """Makes room for the times of more gradients."""
         return state._replace(times=state.times.enlarged(n))
@@ -112,14 +120,13 @@ class DBW(BackupWorkers):
         self,
         state: Estimates,
         version: int,
-        gradients: Row,
-        metrics: Sequence[Mapping[str, Any]],
+        gradients: Gradients,
         in_use: Set[int],
     ) -> Estimates:
-        """Returns the state after a step along the mean, with the k that is expected to be best."""
+        """Returns the state after a step along g, with the k that is expected to be best."""
         m = len(gradients)
         waited = {v: h for v, h in state.waited.items() if v in in_use} | {version + 1: m}
-        loss = float(np.mean([float(reported[self.loss_key]) for reported in metrics]))
+        loss = float(np.mean([float(reported[self.loss_key]) for reported in gradients.metrics]))
         grown = state.last is not None and loss > self.beta * state.last[0]
         state = self.observed(state, gradients, loss)
         k, n = self.best_k(state, m), state.times.n
@@ -136,12 +143,12 @@ class DBW(BackupWorkers):
         flat = speed[-1] >= speed.max() * (1 - 1e-9)
         return n if flat else 1 + int(np.argmax(speed))
 
-    def observed(self, state: Estimates, gradients: Row, loss: float) -> Estimates:
+    def observed(self, state: Estimates, gradients: Gradients, loss: float) -> Estimates:
         """Returns the state with V_t and G_t, and L_(t-1).
 
         Args:
             state: before.
-            gradients: shape (m, d).
+            gradients: m of them.
             loss: F_t.
         """
         m, eta, smoothness = len(gradients), self.eta, state.smoothness
@@ -150,10 +157,10 @@ class DBW(BackupWorkers):
             if moment > 0:
                 decrease = last_loss - loss
                 smoothness += (2 * (eta * last_norm - decrease) / (eta**2 * moment),)
-        mean = gradients.mean(axis=0, dtype=np.float64)
+        mean = gradients.mean(np.float64)
         variances = state.variance
         if m > 1:
-            variances += (float(np.square(gradients - mean).sum() / (m - 1)),)
+            variances += (float(np.square(gradients.rows - mean).sum() / (m - 1)),)
         variance = variances[-1] if variances else 0.0
         norm = max(0.0, float(mean @ mean) - variance / m)
         return state._replace(

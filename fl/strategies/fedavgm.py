@@ -29,6 +29,9 @@ class FedAvgM(RoundRule):
 
         v <- beta v + Delta;    w <- w + eta v
 
+    Delta has the clients' rate in it, so that v is corrected where `Rounds.lr_schedule` changes it:
+    v <- lr_new / lr_old v. eta is outside of v, and a change of it needs no correction.
+
     Attributes:
         eta: server learning rate, above 0. With momentum the steps are up to 1 / (1 - beta) times
             as long.
@@ -48,6 +51,10 @@ class FedAvgM(RoundRule):
     def init(self, w: Row, p: int) -> ServerMomentum:
         """Returns the model at rest."""
         return ServerMomentum(w, np.zeros_like(w))
+
+    def at_rate(self, state: ServerMomentum, ratio: float) -> ServerMomentum:
+        """Returns the momentum of changes that are `ratio` times as long."""
+        return state._replace(v=np.float32(ratio) * state.v)
 
     def step(self, state: ServerMomentum, updates: Updates) -> ServerMomentum:
         """Returns model and momentum after a step."""

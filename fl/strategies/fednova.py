@@ -69,6 +69,11 @@ class FedNova(RoundRule):
                 f"momentum is {self.momentum} and mu is {self.mu}; local solvers have one of them"
             )
 
+    @property
+    def assumes(self) -> Mapping[str, str]:
+        """The clients' proximal term, and their learning rate where it is read."""
+        return {"proximal-mu": "mu", **({"lr": "lr"} if self.mu else {})}
+
     def init(self, w: Row, p: int) -> Model:
         """Returns the initial model."""
         return Model(w)

@@ -69,6 +69,11 @@ class FedAvgMomentum(RoundRule):
         positive("lr", self.lr)
         positive("eta", self.eta)
 
+    @property
+    def assumes(self) -> Mapping[str, str]:
+        """The clients' learning rate."""
+        return {"lr": "lr"}
+
     def init(self, w: Row, p: int) -> Any:
         """Returns the model at rest."""
         return Moving(w, np.zeros(p, np.float32), 0.0)

@@ -4,9 +4,45 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, Self
 
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from fl.strategies.event_rule import Combine
 from fl.vectors.rows import Row
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """The gradients that a step is made of, in the order of their arrival.
+
+    Attributes:
+        rows: g_1, ..., g_m at w_t, shape (m, d), float32; m is at least 1, k unless workers have
+            failed.
+        metrics: what each worker reported, m of them.
+        combine: F, by which they become one; None is their mean.
+    """
+
+    rows: Row
+    metrics: Sequence[Mapping[str, Any]] = ()
+    combine: Combine | None = None
+
+    def __len__(self) -> int:
+        """Returns m."""
+        return len(self.rows)
+
+    def mean(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """Returns g, shape (d,): their mean, summed in a type; or F(g_1, ..., g_m)."""
+        if self.combine is None:
+            return np.asarray(np.mean(self.rows, axis=0, dtype=dtype))
+        return self._combined.astype(dtype)
+
+    @cached_property
+    def _combined(self) -> Row:
+        return self.rows[0] if self.combine is None else self.combine(self.rows)
 
 
 class Waiting(Protocol):
@@ -36,6 +72,10 @@ class GradientRule(ABC):
     def init(self, w: Row, n: int) -> Any:
         """Returns the state before iteration 0, of n workers."""
 
+    def combines(self, n: int) -> int:
+        """Returns the most gradients that a step is made of, with n workers."""
+        return n
+
     def enlarged(self, state: Any, n: int) -> Any:
         """Returns the state when there are n workers, more than before."""
         return state
@@ -56,8 +96,7 @@ class GradientRule(ABC):
         self,
         state: Any,
         version: int,
-        gradients: Row,
-        metrics: Sequence[Mapping[str, Any]],
+        gradients: Gradients,
         in_use: Set[int],
     ) -> Any:
         """Returns the state after an iteration.
@@ -65,8 +104,6 @@ class GradientRule(ABC):
         Args:
             state: of this iteration; not changed.
             version: t.
-            gradients: at w_t, in the order of their arrival, shape (m, d), float32; m is at least
-                1, k unless workers have failed.
-            metrics: what each reported.
+            gradients: at w_t.
             in_use: versions of which gradients may still arrive.
         """

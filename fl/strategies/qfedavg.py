@@ -6,6 +6,7 @@ Li, Sanjabi, Beirami, Smith, "Fair Resource Allocation in Federated Learning", a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -48,6 +49,11 @@ class QFedAvg(RoundRule):
         if not 0 <= self.q < np.inf:
             raise ConfigError(f"q is {self.q}; it must be at least 0 and finite")
         positive("lr", self.lr)
+
+    @property
+    def assumes(self) -> Mapping[str, str]:
+        """The clients' learning rate."""
+        return {"lr": "lr"}
 
     def init(self, w: Row, p: int) -> Model:
         """Returns the initial model."""

@@ -17,6 +17,8 @@ How methods with more machinery fit, without a change here:
   names it, and `updates.extra(name)` holds what came.
 - Numbers that clients report: `reads` names the metrics, and `updates.metric(name)` has them.
 - Clients that are told different things, as FedProx's stragglers (arXiv:1812.06127): `configs`.
+- Clients that are sent and send different things, as FedAMD's anchors and miners
+  (arXiv:2206.05891): `carried_by`, and replies whose records may be empty.
 """
 
 from __future__ import annotations
@@ -71,6 +73,7 @@ class Updates:
             by their mean.
         trained: places of what clients train, p numbers together; none are all of them.
         clients: who they are, as the grid numbers them.
+        told: what each was told, as the rule's `configs` has it.
         as_selected: whether the weights are those by which the selection is unbiased, which count
             for every rule.
         robust: whether `combine` is more than a mean, because some clients may lie.
@@ -86,6 +89,7 @@ class Updates:
     trained: Sequence[slice] = ()
     robust: bool = False
     clients: Sequence[int] = ()
+    told: Sequence[Mapping[str, Any]] = ()
     as_selected: bool = False
 
     def __len__(self) -> int:
@@ -183,9 +187,34 @@ class RoundRule(ABC):
             updates: of at least one client.
         """
 
+    @property
+    def assumes(self) -> Mapping[str, str]:
+        """Hyperparameters of the clients that the server's step is made with.
+
+        The key of a message that would replace each, to the rule's attribute with its value.
+        """
+        return {}
+
     def broadcast(self, state: Any) -> Mapping[str, Row]:
         """Returns the vectors that every message carries beside the model, by name."""
         return {}
+
+    def carried_by(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """Returns which of them a message carries that says this: all."""
+        return self.carries
+
+    def asks_everybody(self, state: Any) -> bool:
+        """Returns whether the next round asks all available clients, however many others ask."""
+        return False
+
+    def at_rate(self, state: Any, ratio: float) -> Any:
+        """Returns the state as it would be had the clients' rate been `ratio` times what it was.
+
+        Called before `step` in rounds whose clients have another rate than those before. A sum of
+        their changes over rounds is to be multiplied by it (arXiv:1706.02677, Remark 2); by default
+        the state stays as it is.
+        """
+        return state
 
     def refuses(self, metrics: Mapping[str, Any]) -> str | None:
         """Returns why a reply with these metrics is of no use, in words; None if it is.

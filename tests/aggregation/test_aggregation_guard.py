@@ -76,11 +76,11 @@ def test_more_than_f_left_out_is_an_error_with_the_reasons(form):
     assert "reply 4: 2 of 2 numbers are not finite" in str(info.value)
 
 
-def test_nothing_left_is_an_error():
-    with pytest.raises(ConfigError, match="one must be left"):
-        Guard(5)([None] * 3, size=2)
-    with pytest.raises(ConfigError, match="one must be left"):
-        Guard(5)([], size=2)
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_nothing_left_is_no_step_and_no_divergence(n):
+    with pytest.raises(NoStep) as info:
+        Guard(5)([None] * n, size=2)
+    assert not isinstance(info.value, NotFinite)
 
 
 def test_a_matrix_of_another_length_has_no_row_of_the_right_one():

@@ -13,7 +13,6 @@ from hydra import compose, initialize_config_module
 import fl.runs.build
 from fl import simulate
 from fl.attacks import Combined, Poisoning
-from fl.errors import ConfigError
 from fl.runs.build import build
 from fl.runs.evaluation import central_evaluation
 from fl.simulation.kernel.trace import Event
@@ -35,7 +34,7 @@ TINY = [
     f"num_byzantine={BYZANTINE}",
     f"strategy.f={BYZANTINE}",
 ]
-# Sent by f clients, they are no vectors: rules that tolerate none of these stop the run.
+# They are no vectors, so no rule is shown them, not even one that tolerates no Byzantine client.
 NO_VECTORS = ("infinity", "not_a_number")
 
 
@@ -74,18 +73,11 @@ def check(attack, aggregator):
         )
         recorder.final(result.arrays)
 
-    def run():
-        return simulate(
-            server, experiment.app, experiment.fleet, executor=experiment.executor, progress=False
-        )
-
-    rule = getattr(experiment.strategy, "inner", experiment.strategy).aggregator
-    if attack in NO_VECTORS and rule.tolerates(CLIENTS) < BYZANTINE:
-        with pytest.raises(ConfigError, match="2 of 13 replies are unusable"):
-            run()
-        return
-    result = run()
+    result = simulate(
+        server, experiment.app, experiment.fleet, executor=experiment.executor, progress=False
+    )
     assert all(np.isfinite(a.numpy()).all() for a in result.arrays.values())
+    assert result.trace.counts[Event.NO_STEP] == result.trace.counts[Event.NOT_FINITE] == 0
     made = fl.runs.configuration.make(config_of(attack, aggregator), "attack")
     forged = 0 if isinstance(made, Poisoning) else 2 * BYZANTINE
     assert result.trace.counts[Event.FORGED] == forged

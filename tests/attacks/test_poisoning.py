@@ -124,8 +124,8 @@ def test_partitions_that_share_examples_are_refused():
 @pytest.mark.parametrize(
     ("attack", "match"),
     [
-        (LabelFlip(10), "attack.num_classes is 10, but data 'toy' has 4 classes"),
-        (Backdoor(target=4), "attack.target is 4, but data 'toy' is classification with 4 classes"),
+        (LabelFlip(10), "num_classes is 10, but data 'toy' has 4 classes"),
+        (Backdoor(target=4), "target is 4, but data 'toy' is classification with 4 classes"),
         (Backdoor(size=3), "fits into"),
         (Backdoor(value=256), "whole numbers from 0 to 255"),
         (Backdoor(value=0.5), "whole numbers from 0 to 255"),

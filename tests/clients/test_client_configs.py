@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 import fl
 from fl.clients import ExponentialDecay, TrainingApp
+from fl.runs.configuration import make
 
 FOLDER = Path(fl.__file__).parent / "conf" / "client"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -57,7 +58,9 @@ def test_it_makes_an_app(name, federated, mlp):
     steps = "lr" in config.rule
     if steps:
         config.rule.round_schedule = {"_target_": "fl.clients.ExponentialDecay", "gamma": 0.99}
-    app = instantiate(config)(model=lambda: mlp, data=federated((4, 5)))
+    app = make(OmegaConf.create({"client": config}), "client")(
+        model=lambda: mlp, data=federated((4, 5))
+    )
     assert isinstance(app, TrainingApp)
     if not steps:
         return

@@ -12,6 +12,7 @@ from torch.func import grad, vmap
 
 from fl.clients import (
     AdamW,
+    AnchorSampling,
     ControlledMomentum,
     ControlVariates,
     Corrected,
@@ -21,6 +22,7 @@ from fl.clients import (
     ExponentialDecay,
     GlobalMomentum,
     Gradient,
+    Hypergradient,
     LocalOptimizer,
     MicroAdam,
     ModelContrast,
@@ -37,6 +39,7 @@ from fl.clients import (
 from fl.errors import ConfigError
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}
+STEPS = 6  # that tasks are said to have
 
 RULES = {
     "sgd": Sgd(0.1),
@@ -68,6 +71,8 @@ CORRECTIONS = {
     "global momentum vr": GlobalMomentum(variance_reduction=True),
     "controlled momentum": ControlledMomentum(clip_first=True),
     "controlled momentum vr": ControlledMomentum(variance_reduction=True),
+    "hypergradient": Hypergradient(),
+    "anchor": AnchorSampling(),
 }
 OPTIMIZERS = {name: rule for name, rule in RULES.items() if isinstance(rule, LocalOptimizer)}
 RULES |= {
@@ -125,7 +130,7 @@ def received_by(rule: Rule, w, scalars=None, memory=None):
     server = {name: 0.01 * torch.ones_like(w).cumsum(0) for name in rule.needs}
     scalars = rule.scalars(told(rule)) if scalars is None else scalars
     memory = rule.first_memory(w, scalars) if memory is None else memory
-    return Received(w, server, memory, scalars)
+    return Received(w, server, memory, scalars, STEPS)
 
 
 def run(rule: Rule, w, batch, steps: int, config=None, memory=None):

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 
 import fl
 from fl.compression import Channel, Compressor, Shapes, chained
+from fl.runs.configuration import make
 
 CONF = Path(fl.__file__).parent / "conf" / "compressor"
 OF_THE_FOLDER = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -42,8 +42,7 @@ def load(name):
     """The channel of a member, or of what is written."""
     written = WRITTEN.get(name, f"compressor={name}").split()
     config = compose("config", ["seed=0", "num_clients=4", *written])
-    parts = (config.get(key) for key in ("compressor", "then", "feedback"))
-    return chained(*(None if part is None else instantiate(part) for part in parts))
+    return chained(*(make(config, key) for key in ("compressor", "then", "feedback")))
 
 
 with initialize_config_dir(str(CONF.parent), version_base=None):

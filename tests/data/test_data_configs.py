@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import fl
 from fl.data import Source, federate
 from fl.errors import ConfigError
+from fl.runs.configuration import make
 
 CONF = Path(fl.__file__).parent / "conf"
 DATA = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
@@ -38,13 +38,13 @@ def configure(tmp_path):
 
 @pytest.mark.parametrize("name", DATA)
 def test_every_key_of_a_source_is_an_argument_and_the_other_way_round(configure, name):
-    function = instantiate(configure(f"data={name}").data)
+    function = make(configure(f"data={name}"), "data")
     assert set(function.keywords) == set(inspect.signature(function.func).parameters)
 
 
 @pytest.mark.parametrize("name", PARTITIONS)
 def test_every_key_of_a_partition_is_an_argument_and_the_other_way_round(configure, name):
-    function = instantiate(configure(f"partition={name}").partition)
+    function = make(configure(f"partition={name}"), "partition")
     parameters = set(inspect.signature(function.func).parameters)
     assert {"source", *function.keywords} == parameters
 
@@ -54,7 +54,7 @@ def test_every_file_opens_with_a_command_and_explains_its_keys(path):
     first, *_ = lines = path.read_text().splitlines()
     assert first.startswith(("# fl ", "# FL_DATA_DIR=... fl "))
     assert f"{path.parent.name}={path.stem}" in first
-    plain = {"_target_", "_partial_", "_convert_", "defaults", "seed", "num_partitions"}
+    plain = {"_target_", "_convert_", "defaults", "seed", "num_partitions"}
     for line in lines:
         key = line.partition(":")[0]
         assert line.startswith(("#", " ")) or key in plain or " # " in line, line
@@ -85,7 +85,7 @@ def test_text_defaults_to_a_model_of_text(configure):
 )
 def test_a_configuration_gives_one_partition_per_client(configure, overrides):
     config = configure(*overrides)
-    data = federate(instantiate(config.data), instantiate(config.partition))
+    data = federate(make(config, "data"), make(config, "partition"))
     expected = config.partition.num_partitions
     assert data.num_partitions == expected or expected is None
     assert min(data.size(p) for p in range(data.num_partitions)) >= 1
@@ -97,14 +97,13 @@ def test_a_configuration_gives_one_partition_per_client(configure, overrides):
 def test_errors_reach_the_user_as_they_are_raised(configure):
     config = configure("data=digits", "partition=natural")
     with pytest.raises(ConfigError, match="'digits' has no natural clients"):
-        federate(instantiate(config.data), instantiate(config.partition))
+        federate(make(config, "data"), make(config, "partition"))
 
 
 def test_any_partitioner_of_flower_can_be_named_in_a_configuration(configure):
     config = OmegaConf.create(
         {
             "_target_": "fl.data.partition.deal",
-            "_partial_": True,
             "seed": 0,
             "partitioner": {
                 "_target_": "flwr_datasets.partitioner.ExponentialPartitioner",
@@ -113,8 +112,8 @@ def test_any_partitioner_of_flower_can_be_named_in_a_configuration(configure):
             },
         }
     )
-    source = instantiate(configure().data)
+    source = make(configure(), "data")
     assert isinstance(source, partial)
     assert isinstance(source(), Source)
-    data = federate(source, instantiate(config))
+    data = federate(source, make(OmegaConf.create({"partition": config}), "partition"))
     assert data.num_partitions == 3

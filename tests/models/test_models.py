@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
@@ -21,6 +20,7 @@ from fl.models import (
     build,
     per_example_loss,
 )
+from fl.runs.configuration import make
 
 CONF = Path(fl.__file__).parent / "conf" / "model"
 CONFIGS = sorted(CONF.glob("*.yaml"))
@@ -259,7 +259,7 @@ def test_inputs_that_a_model_cannot_take_are_refused(make, message):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_model_of_the_configuration_can_be_built(path):
     config = OmegaConf.load(path)
-    factory = instantiate(config)
+    factory = make(OmegaConf.create({"model": config}), "model")
     parameters = set(inspect.signature(factory.func).parameters)
     assert set(factory.keywords) == parameters - {"input_shape", "num_classes"}
     shapes = {"char_gpt": (80,), "char_lstm": (80,), "quadratic_game": (7, 6)}
@@ -269,5 +269,5 @@ def test_every_model_of_the_configuration_can_be_built(path):
     first, *lines = path.read_text().splitlines()
     assert first.removeprefix("# FL_DATA_DIR=... fl ").removeprefix("# fl ") != first
     assert f"model={path.stem}" in first
-    plain = ("#", "_target_", "_partial_", "_convert_")
+    plain = ("#", "_target_", "_convert_")
     assert all(line.startswith(plain) or " # " in line for line in lines)

@@ -165,6 +165,26 @@ def test_damaged_and_failed_runs_are_named_and_the_rest_is_reported(runs, row, c
     read(text)
 
 
+def test_what_did_not_end_is_in_no_mean(runs, row):
+    before = read(page(find_runs(runs))).rows
+    leave(
+        runs / "stopped", row, 2, [0.1], Target("accuracy", 0.8), "interrupted", lr=0.1, name="<b>&"
+    )
+    after = read(page(find_runs(runs))).rows
+    index = next(i for i, cells in enumerate(before) if "seeds" in cells)
+    assert after[index : index + 3] == before[index : index + 3]
+    assert "interrupted" in [cells[2] for cells in after if len(cells) > 2]
+
+
+def test_page_about_several_directories_goes_into_none_of_them(runs, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    main([str(runs / "0.1-0"), str(runs / "0.1-1")])
+    assert (here / "report.html").exists()
+    assert list(runs.rglob("report.html")) == [here / "report.html"]
+
+
 def test_directory_without_runs_is_refused_with_what_to_give(tmp_path, capsys):
     with pytest.raises(ConfigError, match="there is no run to report at or below"):
         main([str(tmp_path)])

@@ -8,7 +8,7 @@ import pytest
 
 from fl.attacks import IPM, Optimized
 from fl.clients import AdamW, ControlVariates, Gradient, Sgd
-from fl.compression import EF21, Cast, ErrorFeedback, Marina, Qsgd, TopK
+from fl.compression import Cast, Marina, Qsgd
 from fl.runs.compatibility import REFUSALS, Combination, refusals
 from fl.strategies import Driver, Traits
 
@@ -50,34 +50,14 @@ PAIRS = {
         Combination(such(sends="payload"), None, Cast("bf16"), rule=Gradient()),
         Combination(such(sends="gradient"), None, Cast("bf16"), rule=Gradient()),
     ),
-    "Compressors of edges": (
-        Combination(PEERS, Cast("bf16")),
-        Combination(such(meets="peers"), Cast("bf16")),
-    ),
     "A downlink without a server": (Combination(PEERS, None, Cast("bf16")), Combination(PEERS)),
     "A downlink in a ring": (
         Combination(RING, Cast("bf16"), Cast("bf16")),
         Combination(RING, Cast("bf16")),
     ),
-    "Compressors with memory at the receiver, where nobody is the receiver": (
-        Combination(RING, EF21(TopK(density=0.1))),
-        Combination(RING, TopK(density=0.1)),
-    ),
-    "Compressors with memory at the sender, where senders keep none": (
-        Combination(RING, ErrorFeedback(TopK(density=0.1))),
-        Combination(such(meets="ring", compressors="sender"), ErrorFeedback(TopK(density=0.1))),
-    ),
     "Compressors that need every client in every round": (
         Combination(such(asked=9), Marina(Qsgd(levels=4), p=0.1), num_clients=10),
         Combination(such(asked=10), Marina(Qsgd(levels=4), p=0.1), num_clients=10),
-    ),
-    "Attacks on updates of strategies that are not of fl": (
-        Combination(such(known=False, forges=False), attack=IPM()),
-        Combination(SERVER, attack=IPM()),
-    ),
-    "Attacks on updates where nobody collects any": (
-        Combination(such(forges=False), attack=IPM()),
-        Combination(such(forges=True), attack=IPM()),
     ),
     "Optimized attacks where no aggregator combines updates": (
         Combination(SERVER, attack=Optimized(IPM())),

@@ -29,13 +29,13 @@ from fl.runs.sweep import (
 )
 
 
-def job(root, number, overrides, accuracies, staleness=None, config=None):
+def job(root, number, overrides, accuracies, staleness=None, config=None, status="completed"):
     """Writes what a job leaves: its overrides, summary and evaluations."""
     folder = root / str(number)
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {o}\n" for o in overrides))
     summary = {
-        "status": "completed",
+        "status": status,
         "config": config or {},
         "final": {"accuracy": accuracies[-1]},
         "best": {"accuracy": {"value": max(accuracies), "round": 1}},
@@ -92,6 +92,18 @@ def test_damaged_runs_are_left_out_of_the_comparison(tmp_path, capsys):
     assert "strategy=a" in printed
     assert "strategy=b" in printed
     assert "strategy=c" not in printed
+
+
+def test_jobs_that_did_not_end_are_left_out_of_means_and_named(tmp_path, capsys):
+    for seed, status in enumerate(["completed", "completed", "interrupted", "failed"]):
+        accuracy = 0.8 if status == "completed" else 0.1
+        job(tmp_path, seed, [f"seed={seed}"], [accuracy], config={"seed": seed}, status=status)
+    compare_jobs(tmp_path)
+    said = capsys.readouterr()
+    assert "│ all runs │     2 │" in said.out
+    assert "0.1" not in said.out.split("comparison.png")[0]
+    assert str(tmp_path / "2") in said.err
+    assert str(tmp_path / "3") in said.err
 
 
 def test_jobs_are_listed_as_numbered_and_half_written_lines_are_left_out(tmp_path):
@@ -276,6 +288,14 @@ def test_a_sweep_of_three_strategies_two_fleets_and_three_seeds_survives_a_faili
     after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/summary.json")}
     assert [path.parent for path in after if after[path] != before[path]] == [lost]
     assert (tmp_path / FILE).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_sweep_with_another_executor_repeats_no_job(tmp_path):
+    sweep = ("seed=0,1", f"hydra.sweep.dir={tmp_path}")
+    command(*sweep, "executor=serial")
+    done = command(*sweep, "executor=ray", "executor.num_actors=1")
+    assert done.stdout.count("completed before") == 2
 
 
 def test_one_job_or_none_needs_no_comparison(tmp_path, capsys):

@@ -14,7 +14,7 @@ from fl.errors import ConfigError
 from fl.flower.identity import client_of, node_id
 from fl.randomness import generator
 from fl.selection import ClusteredBySimilarity, ClusteredBySize, Opening, Reply, RoundEnd
-from fl.selection.clustered import Gradients, by_similarity, by_size, pairwise
+from fl.selection.clustered import KnownGradients, by_similarity, by_size, pairwise
 from fl.selection.sizes import Sizes
 from fl.simulation.kernel.trace import Event
 from fl.strategies import FedAvg, Rounds
@@ -100,7 +100,7 @@ def test_the_expected_weight_of_a_client_is_its_share_and_its_variance_below_mul
     p, m, rounds = sizes / sizes.sum(), 3, 3000
     rng = np.random.default_rng(1)
     changes = {i: rng.standard_normal(4).astype(np.float32) for i in range(7)}
-    state = Gradients(Sizes(dict(enumerate(sizes.tolist()))), changes)
+    state = KnownGradients(Sizes(dict(enumerate(sizes.tolist()))), changes)
     weight = np.zeros((rounds, 7))
     for t in range(rounds):
         choice, _ = rule.select(state, opening(7, m, t + 1))
@@ -148,9 +148,9 @@ def test_the_changes_that_are_compared_are_those_of_the_clients():
 def test_a_claim_of_endless_examples_counts_as_the_most_there_may_be():
     sizes = Sizes({0: 2.0**63, **dict.fromkeys(range(1, 10), 10.0)})
     believing, bounded = ClusteredBySize(), ClusteredBySize(most_examples=20)
-    choice, _ = believing.select(Gradients(sizes), opening(10, 5))
+    choice, _ = believing.select(KnownGradients(sizes), opening(10, 5))
     assert list(choice.clients) == [0]
-    choice, _ = bounded.select(Gradients(sizes), opening(10, 5))
+    choice, _ = bounded.select(KnownGradients(sizes), opening(10, 5))
     assert dict(zip(choice.clients, choice.weights, strict=True)).get(0, 0.0) <= 1.0
 
 

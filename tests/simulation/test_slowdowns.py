@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from fl.errors import ConfigError
+from fl.simulation.world.durations import DrawnSeconds
 from fl.simulation.world.fleets import uniform
 from fl.simulation.world.slowdowns import (
     Classes,
@@ -56,6 +57,19 @@ def test_slowdowns_are_raised_to_the_least(drawn):
 )
 def test_the_first_number_of_a_stream_s_range_gives_a_positive_slowdown(drawn):
     assert 0 < drawn.quantile(np.zeros(1))[0] < math.inf
+
+
+def test_distributions_whose_numbers_leave_the_range_of_floats_are_refused():
+    class Endless(Constant):
+        def quantile(self, u):
+            return np.where(u > 0.9, math.nan, 1.0)
+
+    for drawn in (LogNormal(1e9), ShiftedExponential(0, 1e308), Endless()):
+        name = type(drawn).__name__
+        with pytest.raises(ConfigError, match=name):
+            drawn.of_clients(0, "any", 3)
+        with pytest.raises(ConfigError, match=name):
+            DrawnSeconds(0, 1.0, np.ones(3), drawn)
 
 
 def test_drawn_classes_come_with_their_shares():

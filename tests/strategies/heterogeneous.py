@@ -59,6 +59,11 @@ def cohorts(clients: int, rounds: int, seed: int = 1) -> list[list[int]]:
     return [sorted(rng.choice(N, clients, replace=False).tolist()) for _ in range(rounds)]
 
 
+def sent_or(vector: torch.Tensor, otherwise: np.ndarray) -> np.ndarray:
+    """What the server takes a vector for, which does not travel if it is empty."""
+    return vector.numpy() if len(vector) else otherwise
+
+
 class Learnt:
     """Rounds of a server rule with clients of a client rule.
 
@@ -82,21 +87,26 @@ class Learnt:
         state = server.init(np.zeros(DIM, np.float32), DIM)
         self.states, self.models = [state], [state.w.astype(float)]
         for r, cohort in enumerate(asked):
+            if server.asks_everybody(state):
+                cohort = list(range(N))
             configs = server.configs(state, r + 1, len(cohort), np.random.default_rng(r))
             sent = {name: torch.from_numpy(v) for name, v in server.broadcast(state).items()}
             done, metrics = [], []
             for i, config in zip(cohort, configs, strict=True):
                 k = steps(i) if callable(steps) else steps
-                k = dict(config or {}).get("local-steps", k)
+                told = dict(config or {})
+                k = told.get("local-steps", told.get("local-epochs", k))  # an epoch is one batch
                 done.append(self._trained(client, i, state.w, sent, dict(config or {}), k))
                 metrics.append({"steps": k, "train-loss": 0.0})
-            deltas = np.stack([finished.w.numpy() - state.w for finished in done])
+            deltas = np.stack([sent_or(finished.w, state.w) - state.w for finished in done])
+            zero = np.zeros(DIM, np.float32)
             extras = {
-                name: np.stack([finished.extras[name].numpy() for finished in done])
+                name: np.stack([sent_or(finished.extras[name], zero) for finished in done])
                 for name in server.needs
             }
             weights = 1.0 + np.array(cohort)  # examples, which these rules must not weigh by
-            state = server.step(state, Updates(deltas, weights, metrics, extras))
+            who = {"clients": cohort, "told": configs}
+            state = server.step(state, Updates(deltas, weights, metrics, extras, **who))
             self.states.append(state)
             self.models.append(state.w.astype(float))
 
@@ -106,7 +116,8 @@ class Learnt:
         start = torch.from_numpy(w.copy())
         scalars = rule.scalars({"server-round": 1, **config})
         memory = self.memories.get(i) or rule.first_memory(start, scalars)
-        received = Received(start, {name: sent[name] for name in rule.needs}, memory, scalars)
+        server = {name: sent[name] for name in rule.role(scalars).needs}
+        received = Received(start, server, memory, scalars, steps)
         state, batch, v = rule.init(received), Batch(self.losses, i), start
         for t in range(steps):
             v, state, _ = rule.step(v, state, received, batch, t)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from scipy.optimize import minimize
 from stand_ins import FakeExecutor, FixedWork, Scripted, ScriptedFaults
 
+from fl.aggregation import FLTrust, Krum, Median
+from fl.attacks import Attack, ConstantUpdate, Forged
 from fl.errors import ConfigError
 from fl.execution.contract import Result
 from fl.simulation.grid import SimGrid
@@ -15,8 +19,9 @@ from fl.simulation.kernel.trace import Event, Trace
 from fl.simulation.world.faults import TaskFaults
 from fl.simulation.world.fleets import durations
 from fl.simulation.world.slowdowns import Constant, ShiftedExponential
-from fl.strategies import DBW, BackupWorkers, ParameterServer
+from fl.strategies import DBW, BackupWorkers, Exchange, ParameterServer
 from fl.strategies.arrival_times import ArrivalTimes, monotone_fit
+from fl.strategies.gradient_rule import Gradients
 
 N = 8
 START = np.array([4.0, -2.0], dtype=np.float32)
@@ -236,7 +241,7 @@ def test_estimates_are_those_of_the_quadratic():
     w = START.astype(np.float64)
     for _ in range(5):
         gradients = (w + 0.3 * rng.standard_normal((1000, 2))).astype(np.float32)
-        state = rule.observed(state, gradients, float(w @ w) / 2)
+        state = rule.observed(state, Gradients(gradients), float(w @ w) / 2)
         # the mean of 1000 gradients is off by 0.3 / sqrt(1000) = 0.01 in each direction
         assert state.norm[-1] ** 0.5 == pytest.approx((w @ w) ** 0.5, abs=0.04)
         assert state.variance[-1] == pytest.approx(2 * 0.3**2, rel=0.1)
@@ -253,9 +258,11 @@ def test_estimates_are_those_of_the_quadratic():
 def test_a_norm_below_its_noise_is_zero_and_one_gradient_keeps_the_last_variance():
     rule = DBW()
     state = rule.init(START, 4)
-    state = rule.observed(state, np.array([[1.0, 0.0], [-1.0, 0.0]], dtype=np.float32), 1.0)
+    state = rule.observed(
+        state, Gradients(np.array([[1.0, 0.0], [-1.0, 0.0]], dtype=np.float32)), 1.0
+    )
     assert (state.norm[-1], state.variance[-1]) == (0.0, 2.0)
-    state = rule.observed(state, np.array([[3.0, 0.0]], dtype=np.float32), 1.0)
+    state = rule.observed(state, Gradients(np.array([[3.0, 0.0]], dtype=np.float32)), 1.0)
     assert state.variance == (2.0,)
     assert state.norm[-1] == 9.0 - 2.0
 
@@ -268,7 +275,7 @@ def test_a_growing_loss_makes_dbw_wait_for_one_more(loss, least):
         times=times(3, [float(k) for k in range(1, N + 1)]), last=(1.0, 1.0, 1.0), smoothness=(0.0,)
     )
     gradients = np.ones((3, 2), dtype=np.float32)
-    after = rule.step(state, 0, gradients, [{"train-loss": loss}] * 3, set())
+    after = rule.step(state, 0, Gradients(gradients, [{"train-loss": loss}] * 3), set())
     assert after.k == least
     np.testing.assert_array_equal(after.w, START - 0.25)
     assert (state.waited, after.waited) == ({0: N}, {1: 3})
@@ -276,13 +283,136 @@ def test_a_growing_loss_makes_dbw_wait_for_one_more(loss, least):
 
 def test_versions_of_which_gradients_may_come_are_remembered():
     rule = DBW(eta=0.25)
-    state, gradients = rule.init(START, N), np.ones((2, 2), dtype=np.float32)
+    state = rule.init(START, N)
+    gradients = Gradients(np.ones((2, 2), dtype=np.float32), [{"train-loss": 1.0}] * 2)
     for version in range(4):
-        state = rule.step(state, version, gradients, [{"train-loss": 1.0}] * 2, {0, version})
+        state = rule.step(state, version, gradients, {0, version})
     assert sorted(state.waited) == [0, 3, 4]
     after = rule.arrived(state, 7, 1, 2.5)  # of a version that no gradient has made
     assert after.times.total[N - 1, 0] == 2.5
     assert state.times.total.sum() == 0.0
+
+
+# ---- aggregators ---------------------------------------------------------------------------------
+
+CENTRES = np.array(
+    [[1, 0], [2, 1], [1.5, -1], [0.5, 3], [1.2, 0.4], [2.2, 1.7], [0.9, 2]], np.float32
+)
+LIAR = 3
+
+
+def of_centres(request):
+    """A worker whose gradient is w - c_i, with its own loss."""
+    w = request.payload.content["arrays"]["w"].numpy()
+    g = w - CENTRES[request.client]
+    metrics = MetricRecord({"num-examples": 1, "train-loss": float(g @ g) / 2})
+    return Result(RecordDict({"arrays": ArrayRecord({"w": Array(w - g)}), "metrics": metrics}))
+
+
+def lied_to(strategy, attack=None):
+    """Returns the strategy, beside a worker that lies."""
+    attack = ConstantUpdate(1e6) if attack is None else attack
+    return strategy.within(Exchange(attack=attack, byzantine=frozenset({LIAR})))
+
+
+@pytest.mark.parametrize("make", [BackupWorkers, DBW])
+def test_a_step_goes_along_what_the_aggregator_makes_of_the_changes(make):
+    F = Krum(f=1)
+    strategy = ParameterServer(make(backup=0, eta=0.25), aggregator=F)
+    _, trace, versions = run(strategy, Constant(), rounds=4, n=7, answer=of_centres)
+    assert per_version(trace) == [7] * 4
+    w = START
+    for _, found in versions[1:]:
+        w = w + np.float32(0.25) * F(CENTRES - w)
+        np.testing.assert_allclose(found, w, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [BackupWorkers, DBW])
+def test_a_forged_gradient_is_thrown_out_and_without_an_aggregator_it_is_not(make):
+    found = {}
+    for F in (None, Krum(f=1)):
+        strategy = lied_to(ParameterServer(make(backup=0, eta=0.25), aggregator=F))
+        _, trace, versions = run(strategy, Constant(), rounds=8, n=7, answer=of_centres)
+        assert trace.faults()["forged"] >= 8
+        found[F] = versions[-1][1]
+    assert np.abs(found.pop(None)).max() > 1e4
+    (last,) = found.values()
+    assert (last > CENTRES.min(axis=0) - 1).all()
+    assert (last < np.maximum(START, CENTRES.max(axis=0))).all()
+
+
+def test_an_attack_that_searches_knows_the_changes_of_the_iteration():
+    seen = []
+
+    @dataclass
+    class Spy(Attack):
+        knowledge = "aggregation"
+
+        def forge(self, honest, own, scene):
+            seen.append((honest.copy(), own.copy(), scene))
+            return Forged(np.zeros_like(own), {})
+
+    F = Median()
+    strategy = lied_to(ParameterServer(BackupWorkers(eta=0.25), aggregator=F), Spy())
+    _, _, versions = run(strategy, Constant(), rounds=1, n=7, answer=of_centres)
+    ((honest, own, scene),) = seen
+    others = np.delete(CENTRES, LIAR, axis=0) - START
+    np.testing.assert_allclose(honest, others, rtol=1e-6)
+    np.testing.assert_allclose(own, CENTRES[[LIAR]] - START, rtol=1e-6)
+    assert scene.aggregator is F
+    expected = START + np.float32(0.25) * F(np.vstack([others, np.zeros((1, 2), np.float32)]))
+    np.testing.assert_allclose(versions[1][1], expected, rtol=1e-6)
+
+
+def test_dbw_waits_for_as_many_as_the_aggregator_needs():
+    # Without variance it would wait for one; Krum with f = 1 works with 5.
+    strategy = ParameterServer(DBW(eta=0.25), aggregator=Krum(f=1))
+    _, trace, _ = run(strategy, ShiftedExponential())
+    assert per_version(trace) == [N, N] + [5] * 18
+
+
+def test_the_estimates_of_dbw_are_of_what_the_aggregator_makes():
+    rows = np.array([[1, 0], [3, 0], [50, 8]], np.float32)
+    state = DBW().observed(DBW().init(START, 4), Gradients(rows, combine=Median()), 1.0)
+    g = np.array([3.0, 0.0])  # the median of each coordinate
+    v = (np.square(rows - g)).sum() / 2
+    assert state.variance == (pytest.approx(v),)
+    assert state.norm == (pytest.approx(max(0.0, g @ g - v / 3)),)
+
+
+@pytest.mark.parametrize(("backup", "refused"), [(0, False), (2, False), (3, True), (6, True)])
+def test_too_few_gradients_for_the_aggregator_are_refused(backup, refused):
+    strategy = ParameterServer(BackupWorkers(backup=backup), aggregator=Krum(f=1))
+    assert strategy.traits.aggregates
+    if not refused:
+        strategy.check_clients(7)
+        return
+    with pytest.raises(ConfigError, match="Krum"):
+        strategy.check_clients(7)
+    with pytest.raises(ConfigError):
+        run(strategy, Constant(), rounds=1, n=7, answer=of_centres)
+
+
+def test_fltrust_is_given_the_servers_own_update_of_the_same_model():
+    asked = []
+
+    def trusted(number, arrays, config):
+        w = arrays["w"].numpy()
+        asked.append((number, config["local-steps"], config["lr"]))
+        return np.array([1.3, 0.2], np.float32) - w
+
+    F = FLTrust()
+    strategy = ParameterServer(BackupWorkers(eta=0.25), aggregator=F)
+    with pytest.raises(ConfigError, match="FLTrust"):
+        run(strategy, Constant(), rounds=1, n=7, answer=of_centres)
+    strategy = strategy.within(Exchange(trusted=trusted))
+    _, _, versions = run(strategy, Constant(), rounds=3, n=7, answer=of_centres)
+    w = START
+    for _, found in versions[1:]:
+        own = np.array([1.3, 0.2], np.float32) - w
+        w = w + np.float32(0.25) * F(CENTRES - w, None, None, own)
+        np.testing.assert_allclose(found, w, rtol=1e-4, atol=1e-5)
+    assert asked == [(t, 1, 1.0) for t in (1, 2, 3)]
 
 
 # ---- T(h, k) -------------------------------------------------------------------------------------

@@ -16,7 +16,9 @@ from fl.aggregation import CenteredClipping, FLTrust, Krum, Median, TrimmedMean
 from fl.attacks import IPM, Attack, ConstantUpdate, Forged, Optimized, OwnSignFlip
 from fl.errors import ConfigError
 from fl.execution.contract import Result
+from fl.flower.records import layout_of
 from fl.runs.build import build
+from fl.runs.evaluation import central_evaluation, task_evaluation
 from fl.runs.experiment import app_of, initial_of
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
@@ -24,12 +26,14 @@ from fl.strategies import (
     FAVAS,
     AsyncFedAvg,
     AsyncSGD,
+    BackupWorkers,
     Exchange,
     FedAST,
     FedAsync,
     FedBuff,
     FedCompass,
     FedFix,
+    ParameterServer,
     QuAFL,
     RennalaSGD,
     RingmasterASGD,
@@ -257,6 +261,107 @@ def test_a_median_of_a_task_is_not_moved_by_one_liar():
     assert max(w["b"]) <= 100
 
 
+@pytest.mark.parametrize("kind", [FedAST, SyncST])
+def test_a_forged_update_of_a_task_is_thrown_out_of_its_versions(kind):
+    more = {"buffer_size": 5} if kind is FedAST else {}
+    moved = {}
+    for F in (None, Krum(f=1)):
+        strategy = driven(kind, concurrency=12, eta=1.0, aggregator=F, **more)
+        strategy = attacked(strategy, ConstantUpdate(1e6), 3)
+        moved[F], trace = of_two_tasks(strategy, clients=12, rounds=6)
+        assert trace.faults()["forged"] > 0
+    assert max(x.max() for x in moved.pop(None).values()) > 1e4
+    (robust,) = moved.values()
+    # Every version adds what one of the honest clients does to that task's model.
+    for task, scale in (("a", 1.0), ("b", 10.0)):
+        steps = robust[task] / scale
+        assert (steps == steps.round()).all()
+        assert steps.max() <= 6 * 12
+
+
+def test_a_version_of_a_task_is_what_the_aggregator_makes_of_its_buffer():
+    F = Median()
+    strategy = driven(FedAST, concurrency=2, buffer_size=3, eta=0.5, aggregator=F)
+    made = []
+    step = strategy.rule.step
+
+    class Spied(FedAST):
+        def step(self, state, updates):
+            made.append((state.w, np.stack([u.delta for u in updates]), step(state, updates).w))
+            return step(state, updates)
+
+    strategy.rule = Spied(buffer_size=3, eta=0.5)
+    of_two_tasks(strategy, rounds=4)
+    assert len(made) == 4
+    for w, deltas, after in made:
+        np.testing.assert_allclose(after, w + np.float32(0.5) * F(deltas), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "refused"),
+    [
+        (FedAST, {"concurrency": 12, "buffer_size": 4}, True),
+        (FedAST, {"concurrency": 12, "buffer_size": 5}, False),
+        (FedAST, {"concurrency": 12, "ratio": 1}, False),  # each of the two has 6 requests
+        (FedAST, {"concurrency": 8, "ratio": 1}, True),  # and 4 here, although there are 8
+        (FedAST, {"concurrency": 8, "ratio": 1, "one_after_another": True}, False),
+        (FedAST, {"concurrency": 12}, True),  # a buffer of 1
+        (SyncST, {"concurrency": 9}, True),
+        (SyncST, {"concurrency": 10}, False),
+        (SyncST, {"concurrency": 10, "first": 4}, True),
+        (SyncST, {"concurrency": 12, "shares": {"a": 1, "b": 8}}, True),
+    ],
+)
+def test_too_few_updates_of_any_task_are_refused_before_anything_starts(kind, more, refused):
+    strategy = driven(kind, aggregator=Krum(f=1), **more)
+    layouts = {
+        task: layout_of(ArrayRecord({"w": Array(np.zeros(n, np.float32))}))
+        for task, n in SIZES.items()
+    }
+    if not refused:
+        strategy.within(Exchange(layouts=layouts))
+        return
+    with pytest.raises(ConfigError, match="Krum"):
+        strategy.within(Exchange(layouts=layouts))
+    with pytest.raises(ConfigError, match="Krum"):
+        of_two_tasks(strategy)
+
+
+def test_a_buffer_that_shrinks_keeps_as_many_as_the_aggregator_needs():
+    # With ratio 2 a task of 10 requests has a buffer of 5, and one that loses some a smaller one.
+    strategy = driven(FedAST, concurrency=20, ratio=2, aggregator=Krum(f=1))
+    of_two_tasks(strategy, clients=20, rounds=2)
+    strategy.allot({"a": 18, "b": 2})
+    server = strategy.tasks["a"].server
+    strategy.dispatch(server)
+    assert strategy.b["b"] >= 5
+
+
+@pytest.mark.parametrize("aggregator", [None, Median()])
+def test_statistics_move_by_what_clients_change_of_them_whatever_the_learning_rate(aggregator):
+    fleet = fleet_of([Client() for _ in range(5)])
+
+    def answer(request):
+        arrays = request.payload.content["arrays"]
+        change = np.float32(request.client + 1)
+        made = {name: Array(x.numpy() + change) for name, x in arrays.items()}
+        metrics = MetricRecord({"num-examples": 1, "steps": 1})
+        return Result(RecordDict({"arrays": ArrayRecord(made), "metrics": metrics}))
+
+    zeros = np.zeros(2, np.float32)
+    start = ArrayRecord({"w": Array(zeros), "bn.running_mean": Array(zeros)})
+    several = {f"a/{name}": array for name, array in start.items()}
+    for made, initial in (
+        (ParameterServer(BackupWorkers(eta=0.1), aggregator=aggregator), start),
+        (driven(SyncST, concurrency=5, eta=0.1, aggregator=aggregator), ArrayRecord(several)),
+    ):
+        grid = SimGrid(fleet, FakeExecutor(answer), planner=lambda *_: FixedWork(1.0))
+        result = made.start(grid, initial, num_rounds=1, timeout=1e6)
+        w, mean = (array.numpy() for array in result.arrays.values())
+        np.testing.assert_allclose(w, 0.1 * 3.0, rtol=1e-6)  # mean and median of 1, ..., 5
+        np.testing.assert_allclose(mean, 3.0, rtol=1e-6)
+
+
 QUICK = [
     "strategy=fedast",
     "strategy.rule.buffer_size=2",
@@ -308,3 +413,72 @@ def test_data_of_every_task_is_poisoned():
     for task in experiment.tasks.values():
         dirty, clean = task.app.data.train.y, task.data.train.y
         assert 0 < np.mean(np.asarray(dirty) != np.asarray(clean)) < 1
+
+
+def composed(*overrides):
+    with initialize_config_module("fl.conf", version_base=None):
+        return compose("config", [*QUICK, *overrides])
+
+
+BACKDOOR = "attack@tasks.digits.attack=backdoor"
+
+
+def test_a_task_is_poisoned_by_an_attack_of_its_own_and_the_others_are_not():
+    config = composed(BACKDOOR, "tasks.digits.attack.value=16", "num_byzantine=2")
+    experiment = build(config)
+    digits, synthetic = experiment.tasks["digits"], experiment.tasks["synthetic"]
+    assert synthetic.app.data is synthetic.data
+    assert synthetic.backdoored is None
+    changed = np.asarray(digits.app.data.train.x) != np.asarray(digits.data.train.x)
+    marked = np.asarray(digits.app.data.train.x)[changed]
+    assert marked.size
+    assert (marked == 16).all()
+    assert (np.asarray(digits.backdoored.y) == 0).all()
+    lying = experiment.strategy.exchange.byzantine
+    rows = np.flatnonzero(changed.reshape(len(changed), -1).any(axis=1))
+    assert set(rows) <= set(np.concatenate([digits.data.partitions[i] for i in lying]))
+
+
+def test_an_attack_of_a_tasks_own_takes_the_place_of_that_of_all():
+    config = composed("attack=label_flip", BACKDOOR, "num_byzantine=2")
+    experiment = build(config)
+    digits, synthetic = experiment.tasks["digits"], experiment.tasks["synthetic"]
+    assert digits.backdoored is not None
+    flipped = np.asarray(synthetic.app.data.train.y) != np.asarray(synthetic.data.train.y)
+    assert flipped.any()
+    with_forging = build(composed("attack=ipm", BACKDOOR, "num_byzantine=2"))
+    assert isinstance(with_forging.strategy.exchange.attack, IPM)
+    assert with_forging.tasks["digits"].backdoored is not None
+
+
+def test_the_success_of_a_backdoor_is_measured_per_model_and_averaged_over_those_that_have_one():
+    experiment = build(composed(BACKDOOR, "num_byzantine=2"))
+    digits = experiment.tasks["digits"]
+    found = dict(task_evaluation(experiment)(0, initial_of(experiment.tasks)))
+    alone = dict(central_evaluation(digits)(0, digits.initial()))
+    assert found["attack_success_rate/digits"] == alone["attack_success_rate"]
+    assert found["attack_success_rate"] == alone["attack_success_rate"]
+    assert "attack_success_rate/synthetic" not in found
+    assert found["accuracy"] == (found["accuracy/digits"] + found["accuracy/synthetic"]) / 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "value"),
+    [
+        (["attack=backdoor"], "attack", "tasks.synthetic"),
+        (["attack@tasks.synthetic.attack=backdoor"], "tasks.synthetic.attack", "60"),
+        ([BACKDOOR, "tasks.digits.attack.target=10"], "tasks.digits.attack.target", "10"),
+        (["attack@tasks.digits.attack=ipm"], "tasks.digits.attack._target_", "fl.attacks.IPM"),
+        ([BACKDOOR, "num_byzantine=0"], "num_byzantine", "0"),
+        (
+            [BACKDOOR, "target.metric=attack_success_rate/synthetic"],
+            "target.metric",
+            "attack_success_rate/synthetic",
+        ),
+    ],
+)
+def test_an_attack_that_does_not_fit_a_tasks_data_is_refused(overrides, key, value):
+    with pytest.raises(ConfigError) as refused:
+        build(composed("num_byzantine=2", *overrides))
+    assert str(refused.value).startswith(key)
+    assert value in str(refused.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import quadratics
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
+from flwr.serverapp import strategy as flower
+from flwr.serverapp.strategy import Result
 from hydra import compose, initialize_config_dir
 from stand_ins import driven
 
@@ -36,6 +39,7 @@ from fl.clients.app.uplink import PAYLOAD_KEY
 from fl.compression import EF21, Cast, ErrorFeedback, Identity, TopK
 from fl.data import federate, load_digits, partition
 from fl.errors import ConfigError
+from fl.flower.identity import client_of
 from fl.flower.records import from_record
 from fl.models import LogisticRegression
 from fl.models import build as build_model
@@ -44,7 +48,7 @@ from fl.simulation.kernel.trace import Event
 from fl.simulation.world.availability import Always
 from fl.simulation.world.faults import Faults
 from fl.simulation.world.fleets import mobile, uniform
-from fl.strategies import Exchange, FedAvg, FedBuff, Rounds
+from fl.strategies import Exchange, FedAvg, FedBuff, Foreign, Rounds, driver_of
 from fl.strategies.staleness import Polynomial
 from fl.vectors.layout import Layout
 
@@ -406,9 +410,19 @@ class Watching(Aggregator):
         return np.zeros(rows.d, np.float32)
 
 
-def learn(channel=None, attack=None, aggregator=None, *, clients=4, byzantine=SOME, num_rounds=3):
+def learn(
+    channel=None,
+    attack=None,
+    aggregator=None,
+    *,
+    clients=4,
+    byzantine=SOME,
+    num_rounds=3,
+    strategy=None,
+):
     """Returns the model, the faults and all payloads that clients sent, by client and round."""
-    strategy = Rounds(FedAvg(), aggregator=aggregator, min_train_nodes=clients)
+    if strategy is None:
+        strategy = Rounds(FedAvg(), aggregator=aggregator, min_train_nodes=clients)
     between = Exchange(
         channel, attack=attack, byzantine=frozenset(byzantine), num_clients=clients, layout=LAYOUT
     )
@@ -496,6 +510,94 @@ def test_a_forged_change_that_no_payload_holds_is_a_fault_and_counts_as_one_of_f
 def test_an_attack_over_an_uplink_needs_the_layout_of_the_model():
     with pytest.raises(ConfigError, match="need the layout of the model"):
         Exchange(TopK(density=0.1), attack=IPM(), num_clients=CLIENTS)
+
+
+# ---- strategies of Flower's and of anybody's -----------------------------------------------------
+
+
+def flowers(kind=flower.FedAvg, clients=4):
+    asked = {"fraction_train": 1.0, "min_train_nodes": clients, "min_available_nodes": clients}
+    return driver_of(kind(fraction_evaluate=0.0, **asked))
+
+
+@pytest.mark.parametrize("channel", [None, ErrorFeedback(TopK(density=0.1))], ids=["", "ef_topk"])
+@pytest.mark.parametrize("attack", [IPM(0.5), ALIE(z=1.0), OwnSignFlip(2.0), Gauss()], ids=repr)
+def test_under_a_strategy_of_flowers_an_attack_sends_what_it_does_under_ours(attack, channel):
+    ours, our_faults, our_payloads = learn(channel, attack)
+    theirs, faults, payloads = learn(channel, attack, strategy=flowers())
+    assert faults == our_faults == {"forged": 6}
+    # The models of later rounds differ by rounding, and so do the last bits of what is sent.
+    first = [name for name in payloads if name[1] == 1]
+    assert {name: payloads[name] for name in first} == {n: our_payloads[n] for n in first}
+    np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-5)
+
+
+def test_mimic_keeps_its_target_under_a_strategy_of_flowers():
+    ours, _, _ = learn(None, Mimic())
+    theirs, _, _ = learn(None, Mimic(), strategy=flowers())
+    np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-5)
+
+
+class Reading(flower.FedAvg):
+    """Keeps the replies that it is shown."""
+
+    def aggregate_train(self, server_round, replies):
+        self.shown = list(replies)
+        return super().aggregate_train(server_round, self.shown)
+
+
+def shown_by(attack, byzantine=BYZANTINE):
+    strategy = flowers(Reading, CLIENTS)
+    run(attacked(strategy, attack, byzantine))
+    return {client_of(reply.metadata.src_node_id): reply for reply in strategy.inner.shown}
+
+
+def test_a_strategy_of_anybodys_is_shown_forged_models_and_honest_replies_as_they_are():
+    shown = shown_by(OwnSignFlip(2.0))
+    untouched = shown_by(OwnSignFlip(2.0), byzantine=())
+    assert sorted(shown) == list(range(CLIENTS))
+    for client, reply in shown.items():
+        sign = -2 if client in BYZANTINE else 1
+        model = reply.content["arrays"]["w"].numpy()
+        np.testing.assert_allclose(model, START + sign * change_of(client), rtol=1e-6)
+        assert reply.content["metrics"] == untouched[client].content["metrics"]
+    for client in HONEST:
+        assert shown[client].content == untouched[client].content
+
+
+class Pulling(flower.FedAvg):
+    """Pulls replies one by one, as a strategy without rounds, and takes each for the model."""
+
+    def start(self, grid, initial_arrays, **given):
+        nodes, w, got = list(grid.get_node_ids()), initial_arrays, {}
+        content = RecordDict({"arrays": w, "config": ConfigRecord({"server-round": 1})})
+        names = list(grid.push_messages([Message(content, node, "train") for node in nodes]))
+        while len(got) < len(nodes):
+            time.sleep(1.0)  # virtual
+            for reply in grid.pull_messages(names):
+                got[client_of(reply.metadata.src_node_id)] = reply.content["arrays"]["w"].numpy()
+        self.got = got
+        return Result(arrays=w)
+
+
+def test_replies_that_are_pulled_are_forged_one_by_one():
+    strategy = driver_of(Pulling())
+    result = run(attacked(strategy, OwnSignFlip(2.0)))
+    assert result.trace.counts[Event.FORGED] == len(BYZANTINE)
+    for client, model in strategy.inner.got.items():
+        sign = -2 if client in BYZANTINE else 1
+        np.testing.assert_allclose(model, START + sign * change_of(client), rtol=1e-6)
+
+
+def test_an_attack_that_asks_for_the_rule_is_refused_where_none_is_shown():
+    with pytest.raises(ConfigError, match=r"attack is Optimized.*FedAvg"):
+        attacked(flowers(), Optimized(IPM()))
+
+
+def test_messages_without_a_model_are_told_before_anything_is_sent():
+    strategy = Foreign(flower.FedAvg(), arrays_key="weights")
+    with pytest.raises(ConfigError, match=r"attack is IPM.*'weights'"):
+        run(attacked(strategy, IPM()))
 
 
 # ---- what is refused -----------------------------------------------------------------------------

@@ -108,7 +108,6 @@ def train_alone(
     pool: ExamplePool,
     task: Training,
     *,
-    batch_size: int | None,
     shuffle: bool,
     drop_last: bool,
     channels_last: bool,
@@ -121,19 +120,19 @@ def train_alone(
         rule: what a step does.
         pool: the training examples; the task is done on its device.
         task: what to do.
-        batch_size: largest batch; None is all of the client's examples.
         shuffle: permute every epoch.
         drop_last: leave out an epoch's last batch if it is smaller than the others.
         channels_last: give the model images that lie with channels last in memory.
     """
-    device = pool.device
+    device, batch_size = pool.device, task.batch_size
     row = as_tensor(task.row).to(device)
     w = layout.select(row)
     buffers = layout.fixed(row, moved(carried_tensors(task.carried), device))
     memory = task.memory
     if memory is None:
         memory = rule.first_memory(w, task.scalars)
-    received = Received(w, moved(task.server, device), moved(memory, device), dict(task.scalars))
+    server, memory = moved(task.server, device), moved(memory, device)
+    received = Received(w, server, memory, dict(task.scalars), task.steps)
     epochs = -(-task.steps // steps_per_epoch(task.examples, batch_size, drop_last))
     order = task.rows[
         visiting_order(
@@ -159,8 +158,9 @@ def train_alone(
                 break  # another step of average length would end too late
     steps = len(losses)
     uploaded, extras, memory = rule.finish(w, state, received, steps)
+    row = layout.join(uploaded, buffers) if uploaded.numel() else uploaded
     return Trained(
-        rows=layout.join(uploaded, buffers)[None].to(HOST),
+        rows=row[None].to(HOST),
         carried=carried_arrays(moved(layout.carried_of(buffers), HOST)),
         extras=moved({name: vector[None] for name, vector in extras.items()}, HOST),
         memory=moved({name: tensor[None] for name, tensor in memory.items()}, HOST),

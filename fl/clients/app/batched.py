@@ -145,7 +145,6 @@ def train_together(
     pool: ExamplePool,
     tasks: Sequence[Training],
     *,
-    batch_size: int | None,
     shuffle: bool,
     drop_last: bool = False,
 ) -> list[tuple[list[int], Trained]]:
@@ -156,8 +155,7 @@ def train_together(
         layout: of the model.
         rule: what a step does.
         pool: the training examples; the tasks are done on its device.
-        tasks: what to do.
-        batch_size: largest batch; None is all of a client's examples.
+        tasks: what to do, with batches of one size.
         shuffle: permute every epoch.
         drop_last: leave out an epoch's last batch if it is smaller than the others.
 
@@ -168,22 +166,21 @@ def train_together(
     """
     outcomes = []
     limit = rows_per_program(layout.size, pool.device)
-    for members in form_programs(tasks, limit, batch_size):
+    for members in form_programs(tasks, limit):
         chosen = [tasks[i] for i in members]
-        program = _Program(model, layout, rule, pool, chosen, batch_size, shuffle, drop_last)
+        program = _Program(model, layout, rule, pool, chosen, shuffle, drop_last)
         outcomes.append((members, program.run()))
     return outcomes
 
 
-def form_programs(tasks: Sequence[Training], limit: int, batch_size: int | None) -> list[list[int]]:
+def form_programs(tasks: Sequence[Training], limit: int) -> list[list[int]]:
     """Returns the positions of the tasks that train as one program, for each program.
 
     Args:
         tasks: in any order.
         limit: most tasks of a program.
-        batch_size: largest batch; None is all of a client's examples.
     """
-    widths = [_rounded_width(task.examples, batch_size) for task in tasks]
+    widths = [_rounded_width(task.examples, task.batch_size) for task in tasks]
     order = sorted(range(len(tasks)), key=lambda i: (widths[i], -tasks[i].steps, i))
     programs = []
     for _, group in groupby(order, key=widths.__getitem__):
@@ -272,7 +269,6 @@ class _Program:
         rule: Rule,
         pool: ExamplePool,
         tasks: list[Training],
-        batch_size: int | None,
         shuffle: bool,
         drop_last: bool,
     ) -> None:
@@ -281,7 +277,7 @@ class _Program:
         self.rule = rule
         self.pool = pool
         self.device = pool.device
-        self.batch_size = batch_size
+        self.batch_size = batch_size = tasks[0].batch_size
         self.drop_last = drop_last
         self.tasks = tasks
         self.steps = np.array([task.steps for task in tasks])
@@ -341,7 +337,7 @@ class _Program:
         """Sorts what the clients received into what they share and what each has of its own."""
         tasks, first = self.tasks, self.tasks[0]
         self.own: dict[tuple[str, str], Tensor] = {}
-        self.shared = Received(as_tensor(first.row), {}, {}, {})
+        self.shared = Received(as_tensor(first.row), {}, {}, {}, first.steps)
         if not _one([task.row for task in tasks]):
             self.own["w", ""] = torch.from_numpy(np.stack([task.row for task in tasks]))
         for name in first.server:
@@ -358,15 +354,21 @@ class _Program:
                 self.shared.scalars[name] = scalar
             else:
                 self.own["scalars", name] = torch.tensor(scalars)
+        if any(task.steps != first.steps for task in tasks):
+            self.own["steps", ""] = torch.from_numpy(self.steps)
         self.own = {key: tensor.to(self.device) for key, tensor in self.own.items()}
         shared = self.shared
         self.shared = Received(
-            shared.w.to(self.device), moved(shared.server, self.device), {}, shared.scalars
+            shared.w.to(self.device),
+            moved(shared.server, self.device),
+            {},
+            shared.scalars,
+            shared.steps,
         )
 
     def _received(self, own: dict[tuple[str, str], Tensor]) -> Received:
         """Returns what one client received, given what is its own."""
-        w = self.shared.w
+        w, steps = self.shared.w, self.shared.steps
         fields: dict[str, dict[str, Any]] = {
             "server": dict(self.shared.server),
             "memory": {},
@@ -375,9 +377,11 @@ class _Program:
         for (field, name), value in own.items():
             if field == "w":
                 w = value
+            elif field == "steps":
+                steps = value
             else:
                 fields[field][name] = value
-        return Received(w, **fields)
+        return Received(w, **fields, steps=steps)
 
     def _memories(self) -> dict[str, list[Tensor]]:
         fresh: dict[int, dict[str, Tensor]] = {}

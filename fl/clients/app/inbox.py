@@ -10,7 +10,8 @@ from flwr.app import Array, ArrayRecord, Context, RecordDict
 from torch import Tensor
 
 from fl.clients.app.message_config import read_float, read_int
-from fl.clients.rule import Rule
+from fl.clients.local_optimizer import FIRST_STEP_KEY, LR_FACTOR_KEY
+from fl.clients.rule import Role, Rule
 from fl.errors import ConfigError
 from fl.execution.contract import WORK_KEY
 from fl.flower.carried import carried
@@ -26,6 +27,7 @@ _ASKED_FOR = {
     "proximal-mu": "proximal",
     "feddyn-alpha": "dynamic_regularization",
     "momentum-beta": "global_momentum or controlled_momentum",
+    "fedamd-anchor": "anchor_sampling",
     "proxskip-p": "proxskip_shift",
 }
 
@@ -65,6 +67,12 @@ class Inbox:
                     f"the message asks for {key} {config[key]!r}, but clients do not correct their "
                     f"gradients so: set client/correction={correction}"
                 )
+        if LR_FACTOR_KEY in config and LR_FACTOR_KEY not in self.rule.honours:
+            raise ConfigError(
+                f"the message asks for a learning rate times {config[LR_FACTOR_KEY]!r}, but "
+                f"{type(self.rule).__name__} has none that a message can change: use client=sgd, "
+                "for example"
+            )
         return self.rule.scalars(config)
 
 
@@ -104,9 +112,9 @@ class Instructions:
 
     @cached_property
     def server(self) -> dict[str, Tensor]:
-        """The vectors beside the model that the rule needs, shape (p,) each."""
+        """The vectors beside the model that the task needs, shape (p,) each."""
         vectors = {}
-        for name in self._inbox.rule.needs:
+        for name in self.role.needs:
             record = self._records.get(name)
             if not isinstance(record, ArrayRecord):
                 raise ConfigError(
@@ -130,9 +138,19 @@ class Instructions:
         return self._inbox.scalars(self.config)
 
     @cached_property
+    def role(self) -> Role:
+        """What the rule makes of the task."""
+        return self._inbox.rule.role(self.scalars)
+
+    @cached_property
     def amount(self) -> tuple[int | None, int | None]:
         """How many epochs, or steps, the configuration asks for; one of them is None, or both."""
         return read_amount(self.config)
+
+    @cached_property
+    def batch_size(self) -> int | None:
+        """How many examples a step is to have; None leaves it to the app."""
+        return read_batch_size(self.config)
 
     @cached_property
     def limits(self) -> tuple[float | None, float | None]:
@@ -146,9 +164,9 @@ class Instructions:
         return None if work is None else read_fitting_steps(work)
 
     @property
-    def alike(self) -> tuple[Any, ...]:
-        """What the configuration says that tasks have alike which are trained together."""
-        return tuple(self.config.get(key) for key in self._inbox.rule.alike)
+    def first_step(self) -> Any:
+        """How many steps of a schedule there were before, as the configuration says it."""
+        return self.config.get(FIRST_STEP_KEY)
 
     def check(self, *, model: bool) -> None:
         """Reads everything that training takes.
@@ -162,6 +180,7 @@ class Instructions:
         if model:
             self.row, self.carried  # noqa: B018 (read and kept)
         self.limits, self.server, self.scalars, self.amount, self.fitting_steps  # noqa: B018
+        self.batch_size  # noqa: B018
 
 
 def read_amount(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
@@ -177,6 +196,15 @@ def read_amount(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
             f"the message asks for local-epochs {epochs} and local-steps {steps}; send one"
         )
     return epochs, steps
+
+
+def read_batch_size(config: Mapping[str, Any]) -> int | None:
+    """Returns "batch-size" of a message's configuration; None without.
+
+    Raises:
+        ConfigError: it is no number of at least 1.
+    """
+    return read_int(config, "batch-size", least=1)
 
 
 def read_limits(config: Mapping[str, Any]) -> tuple[float | None, float | None]:

@@ -19,6 +19,8 @@ from fl.flower.records import tensors_record, to_record, to_records, vector_reco
 from fl.vectors.layout import Layout
 
 METRICS_KEY = "metrics"
+METRICS = ("num-examples", "train-loss", "steps")
+"""What a client reports of its training."""
 
 
 class Outbox:
@@ -41,11 +43,14 @@ class Outbox:
         None is kept where that does not change.
         """
         replies: list[tuple[RecordDict, ArrayRecord | None]] = []
-        records = to_records(self._layout, trained.rows, trained.carried)
+        if trained.rows.shape[1]:
+            records = to_records(self._layout, trained.rows, trained.carried)
+        else:
+            records = [ArrayRecord() for _ in trainings]
         for i, training in enumerate(trainings):
             items: dict[str, Any] = {ARRAYS_KEY: records[i]}
             for name, vectors in trained.extras.items():
-                items[name] = vector_record(vectors[i])
+                items[name] = vector_record(vectors[i]) if vectors.shape[1] else ArrayRecord()
             items[METRICS_KEY] = _metrics(training.examples, trained.losses[i], trained.steps[i])
             memory = None
             if trained.memory:
@@ -71,9 +76,8 @@ class Outbox:
 
 
 def _metrics(examples: int, loss: float, steps: int) -> MetricRecord:
-    return trusted_record(
-        MetricRecord, {"num-examples": examples, "train-loss": loss, "steps": steps}
-    )
+    values = dict(zip(METRICS, (examples, loss, steps), strict=True))
+    return trusted_record(MetricRecord, values)
 
 
 def metrics_reply(message: Message, metrics: dict[str, int | float]) -> Message:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fl.clients.app.batches import covered_examples, steps_per_epoch
-from fl.clients.app.inbox import Instructions, read_amount
+from fl.clients.app.inbox import Instructions, read_amount, read_batch_size
 from fl.clients.app.message_config import read_int
 from fl.clients.rule import Rule
 from fl.data import FederatedData
@@ -90,11 +90,12 @@ class Planner:
         if kind != "train":
             return Workload(0.0, None, self.memory_bytes)
         examples = self._data.size(partition)
-        scalars = instructions.scalars  # refuses now what the client would refuse later
-        steps = self.steps(instructions.amount, examples)
-        once = self._rule.gradients_once(scalars) * self._covered(min(steps, 1), examples)
-        once *= self._flops.training
-        per_example = self._flops.training * self._rule.gradients_per_step
+        instructions.scalars  # noqa: B018 (refuses now what the client would refuse later)
+        batch_size = self.batch_size(instructions.batch_size)
+        steps = self.steps(instructions.amount, examples, batch_size)
+        role, gradient = instructions.role, float(self._flops.training)
+        per_example = gradient * role.gradients_per_step
+        once = gradient * role.gradients_once * self._covered(min(steps, 1), examples, batch_size)
         deadline, elapsed = instructions.limits
         limit = deadline if elapsed is None else elapsed
         fitting = None
@@ -107,25 +108,37 @@ class Planner:
             seconds_per_example = per_example * seconds_per_flop
             least = min(steps, 1) if elapsed is None else 0
             fitting = steps = self._fitting_steps(
-                least, steps, examples, seconds_per_example, limit - once * seconds_per_flop
+                least,
+                steps,
+                examples,
+                seconds_per_example,
+                limit - once * seconds_per_flop,
+                batch_size,
             )
-        flops = per_example * self._covered(steps, examples) + (once if steps else 0.0)
+        flops = per_example * self._covered(steps, examples, batch_size) + (once if steps else 0.0)
         if elapsed is not None:
             return Workload(0.0, fitting, self.memory_bytes, flops, reply_bytes)
         return Workload(flops, fitting, self.memory_bytes, 0.0, reply_bytes)
 
-    def steps(self, amount: tuple[int | None, int | None], examples: int) -> int:
+    def batch_size(self, told: int | None) -> int | None:
+        """Returns the examples of a step, None for all: what a message tells, or the app's."""
+        return self._batch_size if told is None else told
+
+    def steps(
+        self, amount: tuple[int | None, int | None], examples: int, batch_size: int | None
+    ) -> int:
         """Returns how many steps a client does, whatever they take.
 
         Args:
             amount: epochs and steps that the message asks for; where both are None, the app's own
                 count.
             examples: the client's.
+            batch_size: as from `batch_size`.
         """
         epochs, steps = amount
         if epochs is None and steps is None:
             epochs, steps = self._local_epochs, self._local_steps
-        per_epoch = steps_per_epoch(examples, self._batch_size, self._drop_last)
+        per_epoch = steps_per_epoch(examples, batch_size, self._drop_last)
         if epochs is not None:
             return epochs * per_epoch
         return steps or 0 if per_epoch else 0
@@ -137,11 +150,12 @@ class Planner:
         examples: int,
         seconds_per_example: float,
         deadline: float,
+        batch_size: int | None,
     ) -> int:
         """Returns the most steps that end by the deadline, between `fewest` and `most`."""
         while fewest < most:
             middle = (fewest + most + 1) // 2
-            seconds = self._covered(middle, examples) * seconds_per_example
+            seconds = self._covered(middle, examples, batch_size) * seconds_per_example
             # The last bit of a product must not cost a step that fits exactly.
             if seconds <= deadline * (1 + 1e-9):
                 fewest = middle
@@ -149,9 +163,9 @@ class Planner:
                 most = middle - 1
         return fewest
 
-    def _covered(self, steps: int, examples: int) -> int:
+    def _covered(self, steps: int, examples: int, batch_size: int | None) -> int:
         """Returns how many examples (with repeats) so many steps of a client take."""
-        return covered_examples(steps, examples, self._batch_size, self._drop_last)
+        return covered_examples(steps, examples, batch_size, self._drop_last)
 
     def check_batches(self, config: Mapping[str, Any], least: int) -> None:
         """Checks that no client comes upon a batch that is too small for the model.
@@ -166,11 +180,13 @@ class Planner:
         if least == 1:
             return
         amount = read_amount(config)
+        batch_size = self.batch_size(read_batch_size(config))
         for partition, size in enumerate(self._data.partitions.sizes.tolist()):
-            steps = self.steps(amount, size)
-            epoch = steps_per_epoch(size, self._batch_size, self._drop_last)
-            last = self._covered(epoch, size) - self._covered(epoch - 1, size)
-            if self._covered(min(steps, 1), size) < least * min(steps, 1):
+            steps = self.steps(amount, size, batch_size)
+            epoch = steps_per_epoch(size, batch_size, self._drop_last)
+            whole = self._covered(epoch - 1, size, batch_size)
+            last = self._covered(epoch, size, batch_size) - whole
+            if self._covered(min(steps, 1), size, batch_size) < least * min(steps, 1):
                 remedy = (
                     "raise batch_size"
                     if size >= least
@@ -184,7 +200,7 @@ class Planner:
             raise ConfigError(
                 f"the model can only be trained on batches of at least {least} examples, and "
                 f"client {partition} would come upon a smaller one (it has {size} examples, and "
-                f"batch_size is {self._batch_size}): {remedy}"
+                f"batch_size is {batch_size}): {remedy}"
             )
 
     def evaluated_on(self, config: Mapping[str, Any], partition: int) -> tuple[bool, int]:

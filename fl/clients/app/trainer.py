@@ -36,7 +36,7 @@ class Trainer:
         layout: of the model.
         data: the clients' examples.
         rule: what a local step does.
-        batch_size, shuffle, drop_last, batching: as of `TrainingApp`.
+        shuffle, drop_last, batching: as of `TrainingApp`.
         device: where PyTorch trains.
         has_mods: whether Flower mods see the messages.
 
@@ -51,7 +51,6 @@ class Trainer:
         data: FederatedData,
         rule: Rule,
         *,
-        batch_size: int | None,
         shuffle: bool,
         drop_last: bool,
         batching: Mode,
@@ -62,7 +61,6 @@ class Trainer:
         self._layout = layout
         self._data = data
         self._rule = rule
-        self._batch_size = batch_size
         self._shuffle = shuffle
         self._drop_last = drop_last
         self._batching = batching
@@ -80,7 +78,6 @@ class Trainer:
             self._rule,
             self._pool,
             training,
-            batch_size=self._batch_size,
             shuffle=self._shuffle,
             drop_last=self._drop_last,
             channels_last=self._channels_last,
@@ -101,6 +98,8 @@ class Trainer:
         """
         if self.not_batchable:
             raise ConfigError(f"cannot train together: {self.not_batchable}")
+        if len({training.batch_size for training in trainings}) > 1:
+            raise ConfigError("cannot train together: the batches differ in size")
         if any(training.deadline_s is not None for training in trainings):
             raise ConfigError("cannot train together: a deadline in wall time needs a clock")
         return train_together(
@@ -109,7 +108,6 @@ class Trainer:
             self._rule,
             self._pool,
             trainings,
-            batch_size=self._batch_size,
             shuffle=self._shuffle,
             drop_last=self._drop_last,
         )

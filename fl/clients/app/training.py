@@ -27,6 +27,7 @@ class Training:
         memory: what the rule kept when this client last trained; None if this is the first time.
         scalars: what the rule made of the message's configuration.
         steps: how many steps to do.
+        batch_size: examples of a step; None takes all of the client's.
         deadline_s: wall seconds after which no further step starts; None for a simulated device,
             whose time is in `steps`.
     """
@@ -41,6 +42,7 @@ class Training:
     memory: dict[str, Tensor] | None
     scalars: dict[str, float]
     steps: int
+    batch_size: int | None
     deadline_s: float | None
 
     @property
@@ -63,9 +65,9 @@ class Trained:
     """What came of the training of n clients, as matrices with a row for each, in host memory.
 
     Attributes:
-        rows: the models to upload, shape (n, d), float32.
+        rows: the models to upload, shape (n, d), float32; or (n, 0), if they are those that came.
         carried: entries of the models outside the rows, the same for all n.
-        extras: vectors to upload beside them, (n, p) each.
+        extras: vectors to upload beside them, (n, p) each, or (n, 0) for zeros.
         memory: what the clients keep, (n, ...) each.
         losses: mean loss over each client's steps.
         steps: how many steps each client did.

@@ -23,6 +23,7 @@ from fl.clients.app.inbox import (
     Inbox,
     Instructions,
     read_amount,
+    read_batch_size,
     read_fitting_steps,
     read_limits,
     read_memory,
@@ -50,7 +51,13 @@ from fl.vectors.layout import Layout
 from fl.vectors.rows import as_tensor
 
 _KINDS = ("train", "train.default")
-_OBEYED = ("local-epochs", "local-steps", "deadline-s", "elapsed-s")  # whatever the rule
+_OBEYED = (
+    "batch-size",
+    "local-epochs",
+    "local-steps",
+    "deadline-s",
+    "elapsed-s",
+)  # whatever the rule
 
 
 @read_if(
@@ -74,8 +81,8 @@ class TrainingApp(ClientApp, PlannedApp):
     - `query`: replies with "num-examples" and "num-partitions".
 
     A message's configuration (content["config"]) may set, for its task, "lr", "proximal-mu" (if the
-    rule has one), one of "local-epochs" and "local-steps", and one of "deadline-s" and "elapsed-s".
-    Other keys are somebody else's and are ignored.
+    rule has one), "batch-size", one of "local-epochs" and "local-steps", and one of "deadline-s"
+    and "elapsed-s". Other keys are somebody else's and are ignored.
 
     A deadline bounds the time of training: the client does as many whole steps as fit, and at least
     one, since a device learns what a step takes by doing it; its partial work counts like full
@@ -220,7 +227,6 @@ class TrainingApp(ClientApp, PlannedApp):
             self.layout,
             data,
             self.rule,
-            batch_size=batch_size,
             shuffle=shuffle,
             drop_last=drop_last,
             batching=batching,
@@ -277,6 +283,7 @@ class TrainingApp(ClientApp, PlannedApp):
         # Rounds count from 1, and schedules of rounds ask which one it is.
         self._inbox.scalars({"server-round": 1, **config})
         read_amount(config)
+        read_batch_size(config)
         read_limits(config)
 
     def check_batches(self, config: Mapping[str, Any], least: int) -> None:
@@ -302,6 +309,8 @@ class TrainingApp(ClientApp, PlannedApp):
         """
         if key in ("local-epochs", "local-steps"):
             return "local_epochs", "local_steps"
+        if key == "batch-size":
+            return ("batch_size",)
         parts = {"rule": self.optimizer, "correction": self.correction}
         return tuple(
             f"{place}.{name}"
@@ -316,12 +325,13 @@ class TrainingApp(ClientApp, PlannedApp):
         """Returns what requests share that `train_many` takes together, or None.
 
         None also for a request that `train_many` would refuse: alone, it gets its own error.
-        `why_alone` gives the reason. Clients go together whose messages have alike what the rule
-        wants alike (`Rule.alike`).
+        `why_alone` gives the reason. Clients whose schedules begin at different steps, or whose
+        batches or roles differ, do not go together.
         """
         if self.why_alone(request) is not None:
             return None
-        return "train", request.payload.read_by(self).alike
+        instructions: Instructions = request.payload.read_by(self)
+        return "train", instructions.first_step, instructions.batch_size, instructions.role.name
 
     def why_alone(self, request: Request) -> str | None:
         """Returns why a request cannot be answered together with others, or None if it can."""
@@ -366,7 +376,11 @@ class TrainingApp(ClientApp, PlannedApp):
                 scalars=self.rule.scalars(
                     {"server-round": 1, **dict.fromkeys(self.rule.requires, 1.0)}
                 ),
-                steps=min(2, self._planner.steps((None, None), self.data.size(partition))),
+                steps=min(
+                    2,
+                    self._planner.steps((None, None), self.data.size(partition), self.batch_size),
+                ),
+                batch_size=self.batch_size,
                 deadline_s=None,
             )
             for partition in np.flatnonzero(self.data.partitions.sizes)[:most].tolist()
@@ -471,7 +485,8 @@ class TrainingApp(ClientApp, PlannedApp):
         row = instructions.row
         deadline, elapsed = instructions.limits
         rows = self.data.partitions[partition % self.data.num_partitions]
-        steps = self._planner.steps(instructions.amount, len(rows))
+        batch_size = self._planner.batch_size(instructions.batch_size)
+        steps = self._planner.steps(instructions.amount, len(rows), batch_size)
         if elapsed is not None:
             deadline = elapsed
             steps = steps if elapsed > 0 else 0
@@ -495,6 +510,7 @@ class TrainingApp(ClientApp, PlannedApp):
             memory=read_memory(state),
             scalars=instructions.scalars,
             steps=steps,
+            batch_size=batch_size,
             deadline_s=deadline,
         )
 

@@ -29,7 +29,7 @@ class DrawnSeconds:
         flops: work that takes these seconds, other work in proportion; None: every task does.
 
     Raises:
-        ConfigError: `seconds` or `flops` is not positive and finite.
+        ConfigError: `seconds`, `flops` or what the distribution gives is not positive and finite.
     """
 
     seed: int
@@ -40,6 +40,7 @@ class DrawnSeconds:
 
     def __post_init__(self) -> None:
         positive("seconds", self.seconds)
+        self.task_slowdown.check()
         if self.flops is not None:
             positive("task_flops", self.flops)
 

@@ -25,6 +25,9 @@ _POSITIVE = "positive and finite"
 _UNLIMITED = "positive"
 _NOT_NEGATIVE = "finite and at least 0"
 _LOSS = "at least 0 and less than 1"
+_MOST_JITTER = (
+    20  # sigma, of which exp(sigma z - sigma**2 / 2) is above 0 for every z that is drawn
+)
 
 
 def _within(column: NDArray[np.float64], bound: str) -> NDArray[np.bool_]:
@@ -180,10 +183,10 @@ class Fleet:
         ):
             if column is not None:
                 self._check_column(name, column, n, bound)
-        if not (math.isfinite(devices.jitter) and devices.jitter >= 0):
+        if not 0 <= devices.jitter <= _MOST_JITTER:
             raise ConfigError(
                 f"devices.jitter is {devices.jitter}; the sigma of the log-normal factor must be "
-                "finite and at least 0 (0 for none)."
+                f"at least 0 (for none) and at most {_MOST_JITTER}."
             )
         if not isinstance(self.prefetch, bool):
             raise ConfigError(f"fleet.prefetch is {self.prefetch!r}; it must be true or false.")

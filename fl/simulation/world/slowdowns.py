@@ -39,9 +39,28 @@ class Distribution(ABC):
         """Returns each client's slowdown, drawn from the stream (seed, purpose, client).
 
         Returns:
-            float64, shape (num_clients,), positive.
+            float64, shape (num_clients,), positive and finite.
+
+        Raises:
+            ConfigError: it has other quantiles.
         """
-        return self.quantile(uniforms(seed, purpose, np.arange(num_clients)))
+        self.check()
+        return self._checked(self.quantile(uniforms(seed, purpose, np.arange(num_clients))))
+
+    def check(self) -> None:
+        """Raises ConfigError if quantiles far out are no positive, finite numbers."""
+        with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
+            slowdowns = self.quantile(np.array([1e-9, 0.5, 1 - 1e-9]))
+        self._checked(slowdowns)
+
+    def _checked(self, slowdowns: Slowdowns) -> Slowdowns:
+        wrong = ~((slowdowns > 0) & (slowdowns < math.inf))  # NaN as well
+        if wrong.any():
+            raise ConfigError(
+                f"{type(self).__name__} makes {slowdowns[wrong][0]:g} a slowdown; all must be "
+                "positive and finite: give it another shape"
+            )
+        return slowdowns
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Events(Combining):
             )
         super().__init__(**events)
         self.rule = rule
-        self.check_aggregator()
+        self.check_aggregator(self.most)
 
     @property
     def name(self) -> str:

@@ -6,7 +6,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
@@ -34,6 +34,27 @@ log = logging.getLogger("fl")
 
 _OPEN = 64  # messages to one client whose reply may still come; of older ones it is refused
 _GONE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)  # the client keeps its memory
+
+
+Memo = TypeVar("Memo")
+
+
+class OpenMessages(Generic[Memo]):
+    """What is remembered of messages whose reply may come, of at most 64 to one client."""
+
+    def __init__(self) -> None:
+        self._of_node: dict[int, OrderedDict[str, Memo]] = {}
+
+    def add(self, node: int, name: str, memo: Memo) -> None:
+        """Remembers something of a message, and forgets the oldest if there are too many."""
+        of_node = self._of_node.setdefault(node, OrderedDict())
+        of_node[name] = memo
+        while len(of_node) > _OPEN:  # the server does not keep a model for every lost message
+            of_node.popitem(last=False)
+
+    def pop(self, node: int, name: str) -> Memo | None:
+        """Returns what is remembered of a message, and forgets it; None if nothing is."""
+        return self._of_node.get(node, OrderedDict()).pop(name, None)
 
 
 class _Model:
@@ -124,7 +145,7 @@ class Codec:
         self._config_key = config_key
         self._models: dict[str, _Model] = {}
         self._senders: dict[int, int] = {}  # node id -> number, in order of first appearance
-        self._open: dict[int, OrderedDict[str, _Sent]] = {}  # by node, then message id
+        self._open = OpenMessages[_Sent]()
 
     # ---- what is sent --------------------------------------------------------------------------
 
@@ -149,7 +170,7 @@ class Codec:
             if id(record) not in rows:
                 models[id(record)] = self._models[task]
                 rows[id(record)] = from_record(self._models[task].layout, record)
-            if _trains(message):
+            if trains(message):
                 asked.setdefault(task, []).append(self._sender(message.metadata.dst_node_id))
         for task, senders in asked.items():
             receivers = self._models[task].receivers
@@ -163,12 +184,8 @@ class Codec:
     def sent(self, names: Iterable[str], packed: Sequence[Packed]) -> None:
         """Notes the ids under which messages were sent."""
         for name, (message, sent) in zip(names, packed, strict=True):
-            if sent is None:
-                continue
-            of_node = self._open.setdefault(message.metadata.dst_node_id, OrderedDict())
-            of_node[name] = sent
-            while len(of_node) > _OPEN:  # the server does not keep a model for every lost message
-                of_node.popitem(last=False)
+            if sent is not None:
+                self._open.add(message.metadata.dst_node_id, name, sent)
 
     def send_and_receive(
         self, grid: Grid, messages: Sequence[Message], timeout: float | None
@@ -185,7 +202,7 @@ class Codec:
         self.sent(names, packed)
         opened = [self.open(reply) for reply in replies]
         for name, message in zip(names, sent, strict=True):  # a later reply is thrown away
-            self._open.get(message.metadata.dst_node_id, OrderedDict()).pop(name, None)
+            self._open.pop(message.metadata.dst_node_id, name)
         return opened
 
     def _broadcast(self, model: _Model, rows: Sequence[Row]) -> None:
@@ -213,13 +230,13 @@ class Codec:
         if model.broadcast is not None:
             held, version = model.broadcast.held, model.broadcast.version
             parts = model.broadcast.parts(model.known.get(node))
-        number = self._number_to_tell(model, node) if _trains(message) else None
+        number = self._number_to_tell(model, node) if trains(message) else None
         key = (id(message.content), parts, number)
         content = shared.get(key)
         if content is None:
             content = self._content(message.content, record, version, parts, number, shared, model)
             shared[key] = content
-        sent = _Sent(model, _trains(message), w, held, version)
+        sent = _Sent(model, trains(message), w, held, version)
         if content is message.content:
             return Packed(message, sent)
         # Not the app's own object: it may push that again.
@@ -269,7 +286,7 @@ class Codec:
     def open(self, reply: Message) -> Message:
         """Returns the reply with its model in the place of the payload, or an error reply."""
         name, node = reply.metadata.reply_to_message_id, reply.metadata.src_node_id
-        sent = self._open.get(node, OrderedDict()).pop(name, None)
+        sent = self._open.pop(node, name)
         if reply.has_error():
             if (
                 reply.error.code not in _GONE
@@ -300,6 +317,9 @@ class Codec:
         record = reply.content.get(self._arrays_key)
         if not isinstance(record, ArrayRecord):
             raise PayloadError(f"the reply has no ArrayRecord '{self._arrays_key}'")
+        if not len(record):  # the client's model is the one that was sent
+            sent.model.unsure.discard(self._sender(reply.metadata.src_node_id))
+            return record
         if receivers is None:
             change = from_record(layout, record, finite=False) - sent.held
             return to_record(layout, sent.w + change, carried(layout, record))
@@ -323,7 +343,8 @@ class Codec:
         return to_record(layout, layout.join(trained, fixed), entries)
 
 
-def _trains(message: Message) -> bool:
+def trains(message: Message) -> bool:
+    """Returns whether a message asks a client to train."""
     return bool(message.metadata.message_type.startswith("train"))
 
 

@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from fl.aggregation import Aggregator, Dropped, Guard, Mean
+from fl.aggregation import Dropped, Guard
 from fl.checks import read_if
 from fl.errors import ConfigError, NoStep
-from fl.randomness import generator
+from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
-from fl.strategies.drivers.events import EventDriven, Server, Update
+from fl.strategies.drivers.events import Server, Update
 from fl.strategies.event_rule import Combine
 from fl.vectors.rows import Row, is_finite
 
 
-@read_if(
-    lambda a: a["f"] is None,
-    "aggregator.f",
-    "aggregator.rule.f",
-    "aggregator.pre.*.f",
-    only="{at}f counts instead",
-)
 @read_if(
     lambda a: False,
     "aggregator.weighted",
     "aggregator.rule.weighted",
     only="here updates do not weigh by numbers of examples",
 )
-class Combining(EventDriven):
+class Combining(Aggregating):
     """Base of drivers without rounds whose steps may be made of several updates.
 
     The updates of a step become one by the aggregator F: their mean, or a robust rule of the
@@ -44,67 +39,42 @@ class Combining(EventDriven):
     others forge when an update arrives.
 
     Args:
-        aggregator: F; None is the mean.
-        f: how many Byzantine clients F is to tolerate, instead of what it says itself; None leaves
-            it as it is.
-        **events: arguments of `EventDriven`.
+        **aggregating: arguments of `Aggregating`.
 
     Raises:
-        ConfigError: an argument is out of its range; F compares updates with one of the server's
-            own, which here would begin with another model than theirs.
+        ConfigError: an argument is out of its range.
     """
-
-    def __init__(
-        self, *, aggregator: Aggregator | None = None, f: int | None = None, **events: Any
-    ) -> None:
-        super().__init__(**events)
-        aggregator = Mean() if aggregator is None else aggregator
-        self.aggregator = aggregator if f is None else aggregator.tolerating(f)
-        if self.aggregator.reference in ("trusted-update", "own-vector"):
-            raise ConfigError(
-                f"aggregator is {self.aggregator.name}, which compares updates with the server's "
-                "own, and here they did not all begin with the same model: use another aggregator, "
-                "or a strategy with rounds"
-            )
 
     @property
     @abstractmethod
-    def most(self) -> int:
-        """The most updates that a step combines."""
+    def most(self) -> float:
+        """The most updates that a step combines; infinity if the clients have to be known first."""
 
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        several = self.most > 1
-        return replace(super().traits, aggregates=several)
+        return replace(super().traits, aggregates=self.most > 1)
 
-    @property
-    def unread(self) -> Mapping[str, str]:
-        """Arguments that F does not read."""
-        if self.aggregator.has_f:
-            return {}
-        return {"f": f"{self.aggregator.name} has no number of Byzantine clients"}
-
-    @property
-    def robust(self) -> bool:
-        """Whether F is more than a mean."""
-        return not isinstance(self.aggregator, Mean)
-
-    def check_aggregator(self) -> None:
-        """Raises ConfigError if F cannot work with as many updates as a step has at the most."""
+    def check_aggregator(self, n: int) -> None:
+        """Raises ConfigError if F cannot work with n updates, which a step has at the most."""
         if not self.robust:
             return
-        if self.most == 1:
+        if n == 1:
             raise ConfigError(
                 f"aggregator is {self.aggregator.name}, and {self.name} steps by single updates, "
-                "of which there is nothing to combine: leave it out, or use a strategy whose steps "
-                "have several, such as fedbuff with a buffer_size above 1"
+                "of which there is nothing to combine: leave it out, or have a step combine "
+                "several, by a larger strategy.rule.buffer_size or strategy.contacted, or a "
+                "smaller strategy.rule.backup"
             )
-        self.aggregator.check(self.most)
+        self.aggregator.check(n)
 
-    def begin(self, server: Server) -> None:
-        """Forgets what F has made."""
-        self.results: dict[str, Row] = {}  # F's last, by model
+    def fewest(self, most: int) -> int:
+        """Returns how few updates F can work with, of at most so many; an F but the mean with 2."""
+        for n in range(1 + self.robust, most):
+            with suppress(ConfigError):
+                self.aggregator.check(n)
+                return n
+        return most
 
     def as_sent(self, server: Server, update: Update) -> Update | None:
         """Returns an update as it reaches the server; who knows F forges when a step is made."""
@@ -130,11 +100,11 @@ class Combining(EventDriven):
             What `make` returned; None if the model stayed as it is.
         """
         usable = list(updates)
-        made: dict[str, Row] = {}
+        self.latest = {}
         try:
             f = self._reach(server, usable)
             with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
-                state = make(usable, self._combine(server, f, made) if self.robust else None)
+                state = make(usable, self._combine(server, f) if self.robust else None)
         except ConfigError as error:
             if not (self.robust or isinstance(error, NoStep)):
                 raise
@@ -146,8 +116,25 @@ class Combining(EventDriven):
         # What F has made of statistics is what it lets clients change of them.
         if not server.step(state.w, usable, of_one_version=self.robust, polled=polled):
             return None
-        self.results.update(made)
+        self.results.update(self.latest)
         return state
+
+    def with_statistics(self, server: Server, w: Row) -> Row:
+        """Returns a model with the statistics of normalisation layers moved by F's change.
+
+        They are no directions, and do not go by a learning rate.
+
+        Args:
+            server: what the method sees; F has just combined the clients' changes.
+            w: the next model, shape (d,).
+        """
+        if server.name not in self.latest or not server.model.layout.statistics:
+            return w
+        w, change = w.copy(), self.latest[server.name]
+        for entry in server.model.layout.statistics:
+            place = slice(entry.offset, entry.offset + entry.size)
+            w[place] = server.w[place] + change[place]
+        return w
 
     def _reach(self, server: Server, usable: list[Update]) -> int:
         """Lets the updates be forged, leaves out what is none, and returns what is left of f.
@@ -159,7 +146,7 @@ class Combining(EventDriven):
         if forging is None or not n:
             return self.aggregator.tolerates(n)
         if self._forges_steps(server):
-            usable[:] = forging.forged(server, usable, self._known)
+            usable[:] = forging.forged(server, usable, partial(self.combined_by, server))
         if not self.robust and usable:
             return 0
         refused = [Dropped(i, "no payload holds it") for i in range(n - len(usable))]
@@ -172,33 +159,9 @@ class Combining(EventDriven):
         guard.check(refused, n)
         return max(0, guard.f - len(refused))
 
-    def _combine(self, server: Server, f: int, made: dict[str, Row]) -> Combine:
-        rule = self.aggregator.tolerating(f)
-
-        def combine(y: Row) -> Row:
-            rng = self._rng(server)
-            result = rule(y, None, rng, self._reference(server, y.shape[1]))
-            made[server.name] = result
-            return result
-
-        return combine
-
-    def _known(self, server: Server, n: int, d: int) -> tuple[Any, ...] | None:
-        """Returns F, its rng and its reference; None if n vectors are too few for it."""
-        try:
-            self.aggregator.check(n)
-        except ConfigError:
-            return None
-        return self.aggregator, self._rng(server), self._reference(server, d)
-
-    def _rng(self, server: Server) -> np.random.Generator:
-        name = (server.name,) if server.name else ()
-        return generator(self.seed, "aggregation", *name, server.version + 1)
-
-    def _reference(self, server: Server, d: int) -> Row | None:
-        if self.aggregator.reference != "last-result":
-            return None
-        return self.results.get(server.name, np.zeros(d, np.float32))
+    def _combine(self, server: Server, f: int) -> Combine:
+        F = self.aggregator.tolerating(f)
+        return lambda y: self.aggregate(server, F, y, name=server.name)
 
     def _forges_steps(self, server: Server) -> bool:
         forging = server.forging

@@ -31,7 +31,6 @@ class Traits:
             of a method that compresses by itself.
         compressors: whether any of them carries what clients send, or none.
         downlink: whether a compressor carries what they receive.
-        forges: whether an attack can replace what they send.
         aggregates: whether several of their updates at once become one by an aggregator, which an
             attack can search against.
         topology: whether there is one.
@@ -48,7 +47,6 @@ class Traits:
     sends: Literal["model", "gradient", "payload"] = "model"
     compressors: Literal["none", "any"] = "any"
     downlink: bool = True
-    forges: bool = True
     aggregates: bool = False
     topology: bool = False
     several_models: bool = False
@@ -86,6 +84,16 @@ class Driver(Strategy):
     @property
     def tells(self) -> Mapping[str, Any]:
         """Keys of every `train` message, to the argument that has the value, or to a constant."""
+        return {}
+
+    @property
+    def readers(self) -> Mapping[str, Any]:
+        """Its parts that read metrics of replies, which each names in `reads`, by argument."""
+        return {}
+
+    @property
+    def assumes(self) -> Mapping[str, str]:
+        """Keys of messages that would replace what it takes to be the clients', to its argument."""
         return {}
 
     @property

@@ -28,7 +28,7 @@ from fl.aggregation import check_result, weight_of
 from fl.checks import at_least, positive
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
 from fl.flower.carried import carried, median_carried
-from fl.flower.grid_view import GridView
+from fl.flower.grid_view import Control, GridView
 from fl.flower.records import from_record, layout_of, record_vector, to_record, vector_record
 from fl.randomness import generator
 from fl.selection import sample
@@ -157,6 +157,9 @@ class GlobalModel:
     ) -> Update:
         """Returns the update in a reply.
 
+        A model's record without arrays says that the model is the one that was sent, a vector's
+        that it is 0: neither travels.
+
         Args:
             task: what was asked.
             reply: with content.
@@ -172,8 +175,10 @@ class GlobalModel:
         if not isinstance(record, ArrayRecord):
             raise ConfigError(f"the reply has no ArrayRecord '{key}', only {sorted(reply.content)}")
         metrics: Mapping[str, Any] = next(iter(reply.content.metric_records.values()), {})
-        row = from_record(self.layout, record)
         extras = {name: _vector(reply, name, p) for name in needs}
+        if not len(record):
+            return Update(task, task.memo.w, metrics, now, self._carried, extras)
+        row = from_record(self.layout, record)
         return Update(task, row, metrics, now, carried(self.layout, record), extras)
 
     def staleness(self, task: Task[Sent]) -> int:
@@ -268,6 +273,11 @@ class Server:
         return self.model.version
 
     @property
+    def control(self) -> Control:
+        """Of the grid."""
+        return self.tasks.control
+
+    @property
     def now(self) -> float:
         """Time in s."""
         return self.tasks.now()
@@ -353,24 +363,24 @@ class Server:
             self.stay(error)
             return False
         for update, age in zip(contributors, stale, strict=True):
-            self.tasks.control.applied(update.task.message_id, age, update.metrics, polled=polled)
-        self.tasks.control.stepped(self.version, model=self.name)
+            self.control.applied(update.task.message_id, age, update.metrics, polled=polled)
+        self.control.stepped(self.version, model=self.name)
         self.evaluate()
         return True
 
     def stay(self, why: NoStep) -> None:
         """Makes the model as it is the next version, and reports why."""
         self.model.stay()
-        self.tasks.control.stepped(self.version, why, model=self.name)
+        self.control.stepped(self.version, why, model=self.name)
         self.evaluate()
 
     def reject(self, update: Update) -> None:
         """Reports that an update is none that can be used: a fault."""
-        self.tasks.control.rejected(update.task.message_id)
+        self.control.rejected(update.task.message_id)
 
     def discard(self, update: Update) -> None:
         """Reports that an update will not be used."""
-        self.tasks.control.discarded(update.task.message_id, self.staleness(update))
+        self.control.discarded(update.task.message_id, self.staleness(update))
 
     def _content(self, sent: Sent, extras: Mapping[str, Row]) -> RecordDict:
         """Returns the message's content; the same object for equal ones, so it is shared."""
@@ -500,7 +510,7 @@ class EventDriven(Driver):
     def leave_out(self, server: Server, task: Task[Sent], why: str) -> None:
         """Reports that a reply is none, or none that the method can use; then its task failed."""
         log.warning("node %d left out: %s", task.node, why)
-        server.tasks.control.rejected(task.message_id)
+        server.control.rejected(task.message_id)
 
     def failed(self, server: Server, task: Task[Sent]) -> None:
         """Acts on a task that ended without an update, or is taken to be lost.
@@ -708,6 +718,8 @@ def _vector(reply: Message, name: str, p: int) -> Row:
             f"the reply has no record {name!r}, only {sorted(reply.content)}: use the client rule "
             "that sends it"
         )
+    if not len(record):
+        return np.zeros(p, np.float32)
     row: Row = record_vector(record, p, f"record {name!r}").numpy()
     return row
 

@@ -6,30 +6,49 @@ their clients can only be put there, around it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, FedProx, Result, Strategy
 
+from fl.errors import ConfigError
+from fl.flower.carried import carried
 from fl.flower.grid_around import GridAround
 from fl.flower.grid_view import Clock, Control, GridView
-from fl.strategies.drivers.codec import Codec
+from fl.flower.messages import with_content
+from fl.flower.private import message_of
+from fl.flower.records import from_record, layout_of, to_record
+from fl.strategies.drivers.codec import Codec, OpenMessages, trains
 from fl.strategies.drivers.driver import Driver, Traits, told_by
+from fl.strategies.drivers.events import Sent, Update
+from fl.strategies.drivers.exchange import Exchange
+from fl.strategies.drivers.forging import Forging
 from fl.strategies.drivers.guarded import guarded
+from fl.strategies.drivers.replies import model_in
+from fl.strategies.drivers.tasks import Task
+from fl.vectors.layout import Layout
+from fl.vectors.rows import Row
 
 
 def driver_of(strategy: Strategy) -> Driver:
     """Returns the strategy itself if it is one of this project, else one that runs it."""
-    return strategy if isinstance(strategy, Driver) else Foreign(strategy)
+    if isinstance(strategy, Driver):
+        return strategy
+    keys = ("arrayrecord_key", "arrays"), ("configrecord_key", "config")
+    arrays_key, config_key = (str(getattr(strategy, name, key)) for name, key in keys)
+    return Foreign(strategy, arrays_key=arrays_key, config_key=config_key)
 
 
 class Foreign(Driver):
     """Any strategy, run through an exchange; its own `start` runs, whatever it does.
 
     Flower's averaging strategies are put behind a guard (`Guarded`). Over compressed links the
-    strategy is given a grid that encodes what it sends and decodes what it receives.
+    strategy is given a grid that encodes what it sends and decodes what it receives; what Byzantine
+    clients forge is in the place of their replies there. Replies of one `send_and_receive` are a
+    round of the attack, those that are pulled are forged one by one, see `Forging`.
 
     Args:
         inner: the strategy; it sends and gets ordinary messages.
@@ -68,31 +87,47 @@ class Foreign(Driver):
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        return Traits(forges=False, known=False)
+        return Traits(known=False)
+
+    def within(self, exchange: Exchange) -> Self:
+        """Returns a copy that runs through an exchange.
+
+        Raises:
+            ConfigError: the attack searches against the rule that combines updates, which is not
+                known.
+        """
+        attack = exchange.attack
+        if attack is not None and attack.knowledge == "aggregation":
+            raise ConfigError(
+                f"attack is {type(attack).__name__}, which searches against the rule that combines "
+                f"updates, and {self.name} shows none: use an attack that does not know the rule, "
+                "or a strategy of fl with aggregator=..."
+            )
+        return super().within(exchange)
 
     def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
-        """Runs the strategy; arguments and result are those of its own `start`."""
-        control = GridView(grid).control
-        codec = self.exchange.codec(control, self.arrays_key, self.config_key)
-        around = grid if codec is None else CodedGrid(grid, codec)
-        return guarded(self.inner, self.exchange.layout).start(around, *args, **kwargs)
+        """Runs the strategy; arguments and result are those of its own `start`.
+
+        Raises:
+            ConfigError: updates are to be forged, and the grid is not simulated, or a `train`
+                message holds no model.
+        """
+        exchange, control = self.exchange, GridView(grid).control
+        exchange.check(grid)
+        codec = exchange.codec(control, self.arrays_key, self.config_key)
+        if codec is not None:
+            grid = CodedGrid(grid, codec)
+        if (forging := exchange.forging()) is not None:
+            grid = ForgedGrid(grid, forging, exchange.layout, self.arrays_key)
+        return guarded(self.inner, exchange.layout).start(grid, *args, **kwargs)
 
     def summary(self) -> None:
         """Logs the inner strategy's configuration."""
         self.inner.summary()
 
 
-class CodedGrid(GridAround):
-    """A grid whose messages pass a codec.
-
-    Args:
-        grid: carries the messages.
-        codec: of the run.
-    """
-
-    def __init__(self, grid: Grid, codec: Codec) -> None:
-        super().__init__(grid)
-        self._codec = codec
+class _SameTime(GridAround):
+    """A grid around another, with its clock, its control and its nodes."""
 
     @property
     def clock(self) -> Clock:
@@ -107,6 +142,19 @@ class CodedGrid(GridAround):
     def get_node_ids(self) -> Iterable[int]:
         """Returns the ids of the connected nodes."""
         return self.grid.get_node_ids()
+
+
+class CodedGrid(_SameTime):
+    """A grid whose messages pass a codec.
+
+    Args:
+        grid: carries the messages.
+        codec: of the run.
+    """
+
+    def __init__(self, grid: Grid, codec: Codec) -> None:
+        super().__init__(grid)
+        self._codec = codec
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Sends messages, encoded; returns their ids."""
@@ -124,3 +172,123 @@ class CodedGrid(GridAround):
     ) -> Iterable[Message]:
         """Sends messages, encoded, and returns their replies, decoded."""
         return self._codec.send_and_receive(self.grid, list(messages), timeout)
+
+
+class ForgedGrid(_SameTime):
+    """A grid from which the updates of Byzantine clients come as an attack makes them.
+
+    Args:
+        grid: carries the messages; what it returns is decoded.
+        forging: of the run.
+        layout: of the clients' model; None takes that of the first message.
+        arrays_key: name of the model's record in messages.
+
+    Attributes:
+        version: rounds so far, of `send_and_receive`.
+    """
+
+    def __init__(
+        self, grid: Grid, forging: Forging, layout: Layout | None, arrays_key: str
+    ) -> None:
+        super().__init__(grid)
+        self.version = 0
+        self._forging = forging
+        self._layout = layout
+        self._arrays_key = arrays_key
+        self._open = OpenMessages[Task[Sent]]()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Sends messages; returns their ids."""
+        messages = list(messages)
+        models = self._models(messages)
+        names = list(self.grid.push_messages(messages))
+        self._sent(messages, names, models)
+        return names
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Returns the replies that are there, forged if they are of Byzantine clients."""
+        return [self._pulled(reply) for reply in self.grid.pull_messages(message_ids)]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Sends messages and returns their replies, those of Byzantine clients forged."""
+        messages = list(messages)
+        models = self._models(messages)
+        replies = list(self.grid.send_and_receive(messages, timeout=timeout))
+        names = [message.metadata.message_id for message in messages]
+        self._sent(messages, names, models)
+        updates = {reply.metadata.reply_to_message_id: self._update(reply) for reply in replies}
+        for name, message in zip(names, messages, strict=True):  # a later reply is thrown away
+            self._open.pop(message.metadata.dst_node_id, name)
+        known = [update for update in updates.values() if update is not None]
+        sent = {u.task.message_id: u for u in self._forging.forged(self, known)}
+        self.version += any(model is not None for model in models)
+        return [
+            self._as_sent(reply, updates[name], sent.get(name))
+            for reply in replies
+            for name in [reply.metadata.reply_to_message_id]
+        ]
+
+    def _models(self, messages: Sequence[Message]) -> list[Row | None]:
+        """Returns the model in each message that asks a client to train.
+
+        Raises:
+            ConfigError: it holds none that an update can be a change of.
+        """
+        rows: dict[int, Row] = {}  # by identity of the record: a cohort's messages share it
+        models: list[Row | None] = []
+        for message in messages:
+            if not trains(message):
+                models.append(None)
+                continue
+            record = message.content.get(self._arrays_key)
+            if not isinstance(record, ArrayRecord):
+                raise ConfigError(
+                    f"attack is {type(self._forging.attack).__name__}, which forges changes of a "
+                    f"model, and the strategy sends none as {self._arrays_key!r}: use an attack on "
+                    "data (label_flip, backdoor)"
+                )
+            if self._layout is None:
+                self._layout = layout_of(record)
+            if id(record) not in rows:
+                rows[id(record)] = from_record(self._layout, record)
+            models.append(rows[id(record)])
+        return models
+
+    def _sent(
+        self, messages: Sequence[Message], names: Sequence[str], models: Sequence[Row | None]
+    ) -> None:
+        now = self.clock.now()
+        for message, name, w in zip(messages, names, models, strict=True):
+            if w is not None:
+                node = message.metadata.dst_node_id
+                self._open.add(node, name, Task(name, node, now, Sent(self.version, w, {})))
+
+    def _update(self, reply: Message) -> Update | None:
+        """Returns the update in a reply; None if there is none, for the strategy to see."""
+        task = self._open.pop(reply.metadata.src_node_id, reply.metadata.reply_to_message_id)
+        if task is None or self._layout is None or not reply.has_content():
+            return None
+        try:
+            record = model_in(reply, self._arrays_key)
+            x = from_record(self._layout, record)
+            return Update(task, x, {}, self.clock.now(), carried(self._layout, record))
+        except ConfigError:
+            return None
+
+    def _pulled(self, reply: Message) -> Message:
+        update = self._update(reply)
+        if update is None:
+            return reply
+        return self._as_sent(reply, update, self._forging.forged_one(self, update))
+
+    def _as_sent(self, reply: Message, update: Update | None, sent: Update | None) -> Message:
+        """Returns a reply with what its client has sent, which may be what it has trained."""
+        if sent is update or self._layout is None:
+            return reply
+        if sent is None:
+            error = Error(ErrorCode.UNKNOWN, "no payload holds what it forges")
+            return message_of(reply.metadata, error=error)
+        model = to_record(self._layout, sent.x, sent.statistics)
+        return with_content(reply, RecordDict({**reply.content, self._arrays_key: model}))

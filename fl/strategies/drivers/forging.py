@@ -7,28 +7,38 @@ deployment can, so this runs on a simulated grid only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from fl.attacks import Attack
 from fl.compression import PayloadError, Shapes
 from fl.errors import ConfigError
+from fl.flower.grid_view import Control
 from fl.flower.identity import client_of
 from fl.randomness import generator
-from fl.strategies.drivers.liars import Liars
+from fl.strategies.drivers.liars import Known, Liars
 from fl.vectors.rows import Row, as_tensor, is_finite
 
 if TYPE_CHECKING:
-    from fl.strategies.drivers.events import Server, Update
+    from fl.strategies.drivers.events import Update
     from fl.strategies.drivers.exchange import Exchange
 
 _MOST_LATEST = 50  # clients whose last change attackers without rounds know
 
-Known = Callable[["Server", int, int], tuple[Any, ...] | None]
-"""Returns F, its rng and its reference for n vectors (n, d); None if F cannot take so many."""
+
+class Receiver(Protocol):
+    """Who is sent updates; a driver's server is one."""
+
+    @property
+    def version(self) -> int:
+        """How many rounds there were."""
+
+    @property
+    def control(self) -> Control:
+        """Of the grid."""
 
 
 class Forging:
@@ -67,16 +77,18 @@ class Forging:
         """Returns whether an update is from one of the clients that lie."""
         return client_of(update.node) in self.byzantine
 
-    def forged(self, server: Server, updates: Sequence[Update], known: Known) -> list[Update]:
+    def forged(
+        self, server: Receiver, updates: Sequence[Update], known: Known | None = None
+    ) -> list[Update]:
         """Returns the updates of a round with those of Byzantine clients forged, in their order.
 
         Without a Byzantine update, or without an honest one for an attack that reads some, they are
         returned as they are; and, for an attack that knows the rule, if there are too few for it.
 
         Args:
-            server: what the strategy sees.
+            server: who is sent them.
             updates: of the round, in any order.
-            known: see `Known`.
+            known: of the rule that combines them, for an attack that knows it.
 
         Raises:
             ConfigError: the attack refuses what it finds.
@@ -91,21 +103,21 @@ class Forging:
             [updates[i].delta for i in honest],
             [updates[i].delta for i in own],
             generator(self.seed, *self._stream, server.version + 1),
-            lambda n, d: known(server, n, d),
+            known,
         )
         if rows is None:
             return result
         sent = {i: self._sent(server, updates[i], row) for i, row in zip(own, rows, strict=True)}
         return [one for i, x in enumerate(updates) if (one := sent.get(i, x)) is not None]
 
-    def forged_one(self, server: Server, update: Update) -> Update | None:
+    def forged_one(self, server: Receiver, update: Update) -> Update | None:
         """Returns an update of a strategy without rounds, forged if it is of a Byzantine client.
 
         The attack is given the last honest change of each client that answered lately, and the last
         changes that the Byzantine ones would have sent. None if what it sends does not arrive.
 
         Args:
-            server: what the strategy sees.
+            server: who is sent it.
             update: as it arrived.
 
         Raises:
@@ -125,19 +137,19 @@ class Forging:
         rows = self._liars.forged(honest, own, rng)
         return update if rows is None else self._sent(server, update, rows[-1])
 
-    def _sent(self, server: Server, update: Update, change: Row) -> Update | None:
+    def _sent(self, server: Receiver, update: Update, change: Row) -> Update | None:
         """Returns an update as the server gets it when the client sends this change; None if not.
 
         A change that no payload can hold does not reach the server.
         """
-        server.tasks.control.forged(update.task.message_id)
+        server.control.forged(update.task.message_id)
         if self._compressed and self._layout is not None and is_finite(change):
             client, name = client_of(update.node), update.task.message_id
             trained = self._layout.select(as_tensor(change)).numpy()
             try:
                 decoded = self._liars.received(client, trained, name)
             except (PayloadError, ConfigError):
-                server.reject(update)
+                server.control.rejected(update.task.message_id)
                 return None
             change = self._layout.with_trained(change, decoded)
         with np.errstate(over="ignore", invalid="ignore"):  # what is sent may be anything

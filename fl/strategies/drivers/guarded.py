@@ -18,7 +18,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, strategy
 from flwr.serverapp.strategy import Result
 
-from fl.aggregation import check_weights, fault_of, is_diverged, shown, weight_of
+from fl.aggregation import Dropped, Guard, check_weights, dropped_of, fault_of_weight, weight_of
 from fl.errors import ConfigError, NoStep, NotFinite
 from fl.flower.arrays import read_array
 from fl.flower.carried import carried, median_carried
@@ -82,9 +82,10 @@ class Guarded(strategy.Strategy):
     """Shows a strategy only replies that it can average, and keeps its last finite model.
 
     A reply whose weight is no finite number of at least 0, or whose model cannot be read or is not
-    finite, becomes an error reply, as of a client that failed, and an event of the trace. A round
-    in which no reply weighs anything, and a step to a model that is not finite, leave the model as
-    it is, and are events. Where all is well the strategy sees what it would see without this.
+    finite (what `fl.aggregation.Guard` leaves out), becomes an error reply, as of a client that
+    failed, and an event of the trace. A round in which no reply weighs anything, and a step to a
+    model that is not finite, leave the model as it is, and are events. Where all is well the
+    strategy sees what it would see without this.
 
     For our own clients, whose layout is known, also:
 
@@ -114,7 +115,6 @@ class Guarded(strategy.Strategy):
         self._sent: ArrayRecord | None = None
         self._first: ArrayRecord | None = None  # in the types of the clients' model
         self._asked = 0
-        self._diverged = 0  # replies of the round that are not finite
 
     def summary(self) -> None:
         """Logs the inner strategy's configuration."""
@@ -141,12 +141,11 @@ class Guarded(strategy.Strategy):
         arrays: ArrayRecord | None = None
         metrics: MetricRecord | None = None
         why_not: NoStep | None = None
-        self._diverged = 0
-        usable = self._usable(replies)
+        usable, dropped = self._usable(replies)
         entries = self._carried(usable)
         before = [state_of(part) for part in self._parts]
         try:
-            self._check_round(usable)
+            self._check_round(usable, dropped)
             floats = [self._reply_of_floats(reply) for reply in usable]
             with np.errstate(all="ignore"):  # seen in the result
                 arrays, metrics = self.inner.aggregate_train(server_round, floats)
@@ -197,59 +196,57 @@ class Guarded(strategy.Strategy):
 
     # ---- what is usable --------------------------------------------------------------------------
 
-    def _usable(self, replies: Sequence[Message]) -> list[Message]:
-        """Returns the replies, with an error in the place of those that are unusable."""
+    def _usable(self, replies: Sequence[Message]) -> tuple[list[Message], list[Dropped]]:
+        """Returns the replies, with errors in the place of those that are unusable, and these."""
         contents = [reply.content for reply in replies if reply.has_content()]
         told = any(weight_in(content, self.weight_key) is not None for content in contents)
         if self.layout is None and not told:
-            return list(replies)  # Flower says what is missing
+            return list(replies), []  # Flower says what is missing
         form: set[int] | None = None
         if self.layout is not None:
             form = {id(content) for content in alike(contents, self.weight_key)}
-        return [self._judged(reply, form) for reply in replies]
+        usable, dropped = list(replies), []
+        for i, reply in enumerate(replies):
+            one = self._dropped(i, reply, form) if reply.has_content() else None
+            if one is None:
+                continue
+            log.warning("node %d left out: %s", reply.metadata.src_node_id, one.reason)
+            self._control.rejected(reply.metadata.reply_to_message_id)
+            error = Error(ErrorCode.UNKNOWN, one.reason)
+            usable[i] = message_of(reply.metadata, error=error)
+            dropped.append(one)
+        return usable, dropped
 
-    def _judged(self, reply: Message, form: set[int] | None) -> Message:
-        if not reply.has_content():
-            return reply
-        fault = self._fault(reply)
-        if fault is None and form is not None and id(reply.content) not in form:
-            fault = "its metrics are not finite numbers with the names that most clients report"
-        if fault is None:
-            return reply
-        log.warning("node %d left out: %s", reply.metadata.src_node_id, fault)
-        self._control.rejected(reply.metadata.reply_to_message_id)
-        error = Error(ErrorCode.UNKNOWN, fault)
-        return message_of(reply.metadata, error=error)
-
-    def _fault(self, reply: Message) -> str | None:
+    def _dropped(self, index: int, reply: Message, form: set[int] | None) -> Dropped | None:
+        """Returns that a reply is left out, and why; None if it can be used."""
         weight = weight_in(reply.content, self.weight_key)
         try:
             if self.layout is not None:
                 row = from_record(self.layout, model_in(reply, self.arrays_key), finite=False)
-                self._diverged += is_diverged(row, self.layout.size)
-                return fault_of(row, weight, self.layout.size)
-            if weight_of(weight) is None:
-                return f"its {self.weight_key!r} is {shown(weight)}, no weight"
-            for record in reply.content.array_records.values():
-                for array in record.values():
-                    read_array(array)
-                if bad := not_finite(record) - not_finite(self._sent):
-                    self._diverged += 1
-                    return f"its {min(bad)!r:.80} is not finite"
+                one = dropped_of(index, row, weight, self.layout.size)
+            else:
+                one = self._dropped_of_anybody(index, reply, weight)
         except ConfigError as error:
-            return str(error)
+            return Dropped(index, str(error))
+        if one is None and form is not None and id(reply.content) not in form:
+            fault = "its metrics are not finite numbers with the names that most clients report"
+            return Dropped(index, fault)
+        return one
+
+    def _dropped_of_anybody(self, index: int, reply: Message, weight: object) -> Dropped | None:
+        if (fault := fault_of_weight(weight)) is not None:
+            return Dropped(index, fault)
+        for record in reply.content.array_records.values():
+            for array in record.values():
+                read_array(array)
+            if bad := not_finite(record) - not_finite(self._sent):
+                return Dropped(index, f"its {min(bad)!r:.80} is not finite", diverged=True)
         return None
 
-    def _check_round(self, replies: Sequence[Message]) -> None:
+    def _check_round(self, replies: Sequence[Message], dropped: Sequence[Dropped]) -> None:
         """Raises NoStep if no reply weighs anything, NotFinite if none is finite."""
         contents = [reply.content for reply in replies if reply.has_content()]
-        if not contents and self._diverged:
-            raise NotFinite(
-                f"the models of all {self._diverged} clients that answered are not finite; "
-                "training may have diverged: lower the learning rate"
-            )
-        if not contents:
-            raise NoStep(f"none of {self._asked} clients has given a usable answer")
+        Guard().check(dropped, len(contents) + len(dropped))
         said = [weight_in(content, self.weight_key) for content in contents]
         if any(weight is not None for weight in said):
             check_weights([weight_of(weight) or 0.0 for weight in said])

@@ -6,21 +6,24 @@ workers and server meet is that of arXiv:2004.14696, section 2.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from fl.errors import ConfigError
-from fl.strategies.drivers.events import EventDriven, Sent, Server, Update
+from fl.strategies.drivers.combining import Combining
+from fl.strategies.drivers.events import Sent, Server, Update
 from fl.strategies.drivers.replies import not_reported
 from fl.strategies.drivers.tasks import Task
-from fl.strategies.gradient_rule import GradientRule
+from fl.strategies.event_rule import Combine
+from fl.strategies.gradient_rule import GradientRule, Gradients
 
 Policy = Literal["psw", "psi", "pull"]
 
 
-class ParameterServer(EventDriven):
+class ParameterServer(Combining):
     """Synchronous iterations of the first k of n gradients.
 
     A worker contributes at most one gradient to an iteration; one of an older w is discarded.
@@ -41,10 +44,13 @@ class ParameterServer(EventDriven):
     no worker is left ends with the gradients it has; if it has none, all are asked again. Clients
     that come later are workers from then on.
 
+    With an aggregator F, an iteration waits for as many gradients as F needs, if the rule wants
+    fewer. Changes of the model are what F combines, -g_i.
+
     Args:
         rule: says for how many gradients an iteration waits, and makes the next model of them.
         policy: see above.
-        **events: arguments of `EventDriven` but `patience`; n is the number of clients that have
+        **combining: arguments of `Combining` but `patience`; n is the number of clients that have
             been available so far, so `min_available_nodes` should be all of them.
 
     Raises:
@@ -54,8 +60,15 @@ class ParameterServer(EventDriven):
     reads_timeout: ClassVar[bool] = True
     tells: ClassVar[Mapping[str, Any]] = {"local-steps": 1, "lr": "rule.eta"}
 
-    def __init__(self, rule: GradientRule, *, policy: Policy = "psw", **events: Any) -> None:
-        super().__init__(patience=None, **events)
+    def __init__(
+        self,
+        rule: GradientRule,
+        *,
+        policy: Policy = "psw",
+        root_examples: int = 100,
+        **combining: Any,
+    ) -> None:
+        super().__init__(patience=None, root_examples=root_examples, **combining)
         if not isinstance(rule, GradientRule):
             raise ConfigError(
                 f"rule is {rule!r:.80}; it must be a fl.strategies.GradientRule, such as "
@@ -71,6 +84,25 @@ class ParameterServer(EventDriven):
         """Of the rule, for messages."""
         return type(self.rule).__name__
 
+    @property
+    def most(self) -> float:
+        """The most updates that a step combines: as many as there are workers, but for some."""
+        return math.inf
+
+    def config(self) -> Mapping[str, Any]:
+        """Returns what messages say beside the model: a step that is a gradient."""
+        return {"local-steps": 1, "lr": 1.0}
+
+    def check_clients(self, num_clients: int) -> None:
+        """Raises ConfigError if so many workers do not send enough gradients for F."""
+        if self.robust:
+            self.check_aggregator(self.rule.combines(num_clients))
+
+    @property
+    def readers(self) -> Mapping[str, Any]:
+        """The rule."""
+        return {"rule": self.rule}
+
     def unusable(self, update: Update) -> str | None:
         """Refuses a worker that does not report what the rule reads."""
         lacking = not_reported(update.metrics, self.rule.reads)
@@ -80,9 +112,12 @@ class ParameterServer(EventDriven):
         """Counts the workers.
 
         Raises:
-            ConfigError: they are too few for the rule.
+            ConfigError: they are too few for the rule, or for F.
         """
+        super().begin(server)
         self.workers = sorted(server.tasks.nodes())
+        self.check_clients(len(self.workers))
+        self.least = self.fewest(len(self.workers))
         self.out: set[int] = set()  # of the iteration
         self.state = self.rule.init(server.w, len(self.workers))
         self.updates: list[Update] = []
@@ -121,7 +156,7 @@ class ParameterServer(EventDriven):
             return
         self.updates.append(update)
         self.contributors.add(update.node)
-        if len(self.updates) >= self.state.k:
+        if len(self.updates) >= max(self.state.k, self.least):
             self._step(server)
 
     def failed(self, server: Server, task: Task[Sent]) -> None:
@@ -137,13 +172,21 @@ class ParameterServer(EventDriven):
     def _step(self, server: Server) -> None:
         self._enlarge(server)
         updates, self.updates = self.updates, []
-        gradients = np.stack([-update.delta for update in updates])
-        metrics = [update.metrics for update in updates]
         in_use = {task.memo.version for task in server.tasks}
-        state = self.rule.step(self.state, server.version, gradients, metrics, in_use)
         self.contributors, self.out = set(), set()
-        server.step(state.w, updates)
-        self.state = state._replace(w=server.w)
+
+        def make(usable: Sequence[Update], combine: Combine | None) -> Any:
+            gradients = Gradients(
+                np.stack([-update.delta for update in usable]),
+                [update.metrics for update in usable],
+                combine and (lambda rows: -combine(-rows)),
+            )
+            state = self.rule.step(self.state, server.version, gradients, in_use)
+            return state._replace(w=self.with_statistics(server, state.w))
+
+        state = self.advance(server, updates, make)
+        if state is not None:
+            self.state = state._replace(w=server.w)
 
     def _publish(self, server: Server) -> None:
         in_flight = list(server.tasks)
@@ -170,4 +213,4 @@ class ParameterServer(EventDriven):
         return [node for node in self.workers if node in free]
 
     def _send(self, server: Server, nodes: Sequence[int]) -> None:
-        server.send(nodes, {"local-steps": 1, "lr": 1.0})
+        server.send(nodes, self.config())

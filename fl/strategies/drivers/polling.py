@@ -89,7 +89,7 @@ class Polling(Combining):
         self.local_steps = local_steps
         self.waiting_s = waiting_s
         self.interaction_s = interaction_s
-        self.check_aggregator()
+        self.check_aggregator(self.most)
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fl.aggregation import (
     Admitted,
-    Aggregator,
     Dropped,
     Fold,
     Guard,
@@ -27,19 +27,21 @@ from fl.aggregation import (
     weight_of,
 )
 from fl.checks import at_least, positive, read_if
+from fl.clients.app.batches import covered_examples
+from fl.clients.local_optimizer import LR_FACTOR_KEY
 from fl.errors import ConfigError, NoStep, NotFinite
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
+from fl.selection.checked import ask_of, choice_of, trial_of
+from fl.strategies.adaptive_batch import BatchTest, RoundSize
+from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
-from fl.strategies.drivers.events import (
-    EventDriven,
-    Sent,
-    Server,
-    Update,
-)
+from fl.strategies.drivers.events import Sent, Server, Update
 from fl.strategies.drivers.replies import not_reported
 from fl.strategies.drivers.tasks import Task
-from fl.strategies.round_rule import HasModel, RoundRule, Updates
+from fl.strategies.noise_scale import Noise, NoiseScale, squared_norm, whole
+from fl.strategies.rates import Rate, check_factors, check_rate, factor_of
+from fl.strategies.round_rule import HasModel, RoundRule, Updates, weighted_mean
 from fl.vectors.rows import Row, is_finite
 
 log = logging.getLogger("fl")
@@ -47,13 +49,6 @@ log = logging.getLogger("fl")
 _FOLDED = np.empty(0, np.float32)  # in place of a model that has been added up
 
 
-@read_if(
-    lambda a: a["f"] is None,
-    "aggregator.f",
-    "aggregator.rule.f",
-    "aggregator.pre.*.f",
-    only="{at}f counts instead",
-)
 @read_if(
     lambda a: a["clients"] is None,
     "fraction_train",
@@ -65,7 +60,12 @@ _FOLDED = np.empty(0, np.float32)  # in place of a model that has been added up
     "min_evaluate_nodes",
     only="clients evaluate only with {at}fraction_evaluate above 0",
 )
-class Rounds(EventDriven):
+@read_if(
+    lambda a: a["noise_scale"] is not None,
+    "batch_size",
+    only="only {at}noise_scale reads it",
+)
+class Rounds(Aggregating):
     """Synchronous rounds of a server rule.
 
     A round selects clients among those that are available and idle: floor(factor N) of them, with N
@@ -83,9 +83,7 @@ class Rounds(EventDriven):
     The clients' changes of the model become one by the aggregator F: the mean weighted by examples,
     or a robust rule. A reply that is no model of the right form, or not finite, never reaches F: it
     counts as one of the f that F tolerates, and is an event of the trace. More than f leave the
-    model as it is, and so does a step to a model that is not finite. An F that continues from its
-    last result is given that; one that wants a trusted update, or the vector of the node that
-    aggregates, is given the server's own update (`Exchange.trusted`).
+    model as it is, and so does a step to a model that is not finite.
 
     What clients change but do not train, as statistics of normalisation layers, is no direction: it
     moves by F's change, whatever the rule does. Entries that are no floats become the median of the
@@ -97,9 +95,6 @@ class Rounds(EventDriven):
     Args:
         rule: makes the next model.
         selection: says who trains; None draws clients uniformly.
-        aggregator: F; None is the mean.
-        f: how many Byzantine clients F is to tolerate, instead of what it says itself; None leaves
-            it as it is.
         clients: N; None is `fraction_train` of the clients that are available, at least
             `min_train_nodes`.
         fraction_train: see `clients`.
@@ -116,7 +111,15 @@ class Rounds(EventDriven):
         min_evaluate_nodes: but at least so many, if the share is above 0.
         weighted_by_key: metric that weights the average.
         root_examples: how many examples the server holds itself, for an F that wants its update.
-        **events: arguments of `EventDriven` but `concurrency` and `patience`.
+        eta_schedule: factor on the rule's `eta` by the round, from 0, such as `fl.clients.Warmup`,
+            or by that and the number of clients, `fl.strategies.LinearScaling`; None is 1.
+        lr_schedule: likewise a factor on the clients' learning rate, told to them.
+        noise_scale: decay of the averages by which the gradient noise scale is measured, see
+            `fl.strategies.NoiseScale`; None does not measure it.
+        batch_size: of the clients, for that; None is all of their examples.
+        batch_test: grows their batches, or the number of clients, by what is measured; None leaves
+            both as they are.
+        **aggregating: arguments of `Aggregating` but `concurrency` and `patience`.
 
     Raises:
         ConfigError: an argument is out of its range.
@@ -130,8 +133,6 @@ class Rounds(EventDriven):
         rule: RoundRule,
         *,
         selection: Selection | None = None,
-        aggregator: Aggregator | None = None,
-        f: int | None = None,
         clients: int | None = None,
         fraction_train: float = 0.1,
         min_train_nodes: int = 10,
@@ -143,9 +144,14 @@ class Rounds(EventDriven):
         min_evaluate_nodes: int = 2,
         weighted_by_key: str = "num-examples",
         root_examples: int = 100,
-        **events: Any,
+        eta_schedule: Rate | None = None,
+        lr_schedule: Rate | None = None,
+        noise_scale: float | None = None,
+        batch_size: int | None = None,
+        batch_test: BatchTest | None = None,
+        **aggregating: Any,
     ) -> None:
-        super().__init__(patience=None, **events)
+        super().__init__(patience=None, root_examples=root_examples, **aggregating)
         if clients is not None:
             at_least("clients", clients, 1)
         for name, share in (
@@ -160,17 +166,23 @@ class Rounds(EventDriven):
         positive("over_selection", over_selection)
         if over_selection < 1:
             raise ConfigError(f"over_selection is {over_selection}; it must be at least 1")
-        at_least("root_examples", root_examples, 0)
         if deadline_s is not None:
             positive("deadline_s", deadline_s)
         if not isinstance(rule, RoundRule):
             raise ConfigError(
                 f"rule is {rule!r:.80}; it must be a fl.strategies.RoundRule, such as FedAvg()"
             )
+        check_rate("eta_schedule", eta_schedule)
+        check_rate("lr_schedule", lr_schedule)
+        if eta_schedule is not None and not hasattr(rule, "eta"):
+            raise ConfigError(
+                f"eta_schedule is {eta_schedule!r:.80}, and {type(rule).__name__} has no rate eta: "
+                "leave it out, or use lr_schedule"
+            )
+        self.eta_schedule = eta_schedule
+        self.lr_schedule = lr_schedule
         self.rule = rule
         self.selection = UniformSampling() if selection is None else selection
-        aggregator = Mean() if aggregator is None else aggregator
-        self.aggregator = aggregator if f is None else aggregator.tolerating(f)
         if self.wants_own_update and not rule.folds:
             raise ConfigError(
                 f"aggregator is {self.aggregator.name}, which compares what it combines with the "
@@ -187,7 +199,13 @@ class Rounds(EventDriven):
         self.fraction_evaluate = fraction_evaluate
         self.min_evaluate_nodes = min_evaluate_nodes
         self.weighted_by_key = weighted_by_key
-        self.root_examples = root_examples
+        self.noise_scale = None if noise_scale is None else NoiseScale(noise_scale)
+        if batch_size is not None:
+            at_least("batch_size", batch_size, 1)
+        if batch_test is not None:
+            _check_test(batch_test, noise_scale, batch_size)
+        self.batch_size = batch_size
+        self.batch_test = batch_test
 
     @property
     def name(self) -> str:
@@ -195,9 +213,24 @@ class Rounds(EventDriven):
         return type(self.rule).__name__
 
     @property
-    def tells(self) -> Mapping[str, str]:
+    def tells(self) -> Mapping[str, Any]:
         """What every message says beside the model, by the argument that it comes from."""
-        return {key: f"rule.{name}" for key, name in self.rule.tells.items()}
+        told: dict[str, Any] = {key: f"rule.{name}" for key, name in self.rule.tells.items()}
+        if self.lr_schedule is not None:
+            told[LR_FACTOR_KEY] = 1.0
+        if self.batch_test is not None:
+            told["batch-size"] = "batch_size"
+        return told
+
+    @property
+    def readers(self) -> Mapping[str, Any]:
+        """Rule and selection."""
+        return {"rule": self.rule, "selection": self.selection}
+
+    @property
+    def assumes(self) -> Mapping[str, str]:
+        """What the rule takes to be the clients'."""
+        return {key: f"rule.{name}" for key, name in self.rule.assumes.items()}
 
     @property
     def carries(self) -> tuple[str, ...]:
@@ -212,23 +245,12 @@ class Rounds(EventDriven):
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        wanted = self.root_examples if self.wants_own_update else None
-        return replace(super().traits, aggregates=True, root_examples=wanted)
+        return replace(super().traits, aggregates=True)
 
     @property
     def evaluates_on_clients(self) -> bool:
         """Whether clients are sent `evaluate` messages."""
         return self.fraction_evaluate > 0 or self.selection.evaluates
-
-    @property
-    def unread(self) -> Mapping[str, str]:
-        """Arguments that the aggregator does not read."""
-        unread, name = {}, self.aggregator.name
-        if not self.wants_own_update:
-            unread["root_examples"] = f"{name} does without an own update"
-        if not self.aggregator.has_f:
-            unread["f"] = f"{name} has no number of Byzantine clients"
-        return unread
 
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if a round never has enough replies, or too many clients."""
@@ -252,11 +274,6 @@ class Rounds(EventDriven):
         """Returns how many clients are asked in a round."""
         return min(num_clients, int(self.over_selection * self.replies_of(num_clients) + 1e-9))
 
-    @property
-    def wants_own_update(self) -> bool:
-        """Whether F is given the server's own update."""
-        return self.aggregator.reference in ("trusted-update", "own-vector")
-
     def as_sent(self, server: Server, update: Update) -> Update:
         """Returns the update: those of Byzantine clients are forged when the round has ended."""
         return update
@@ -264,17 +281,10 @@ class Rounds(EventDriven):
     # ---- rounds ----------------------------------------------------------------------------------
 
     def begin(self, server: Server) -> None:
-        """Prepares for the first round.
-
-        Raises:
-            ConfigError: the aggregator wants the server's own update, and there is none.
-        """
-        if self.wants_own_update and self.exchange.trusted is None:
-            raise ConfigError(
-                f"{self.aggregator.name} wants an update of the server's own data "
-                f"({self.aggregator.reference}), and the server has none: run the strategy within "
-                "an Exchange that has it, for example a fl.strategies.TrustedUpdate"
-            )
+        """Prepares for the first round."""
+        super().begin(server)
+        for name, rate in (("eta_schedule", self.eta_schedule), ("lr_schedule", self.lr_schedule)):
+            check_factors(name, rate, server.num_rounds, 1)
         layout, known = server.model.layout, self.exchange.layout
         moving = layout.statistics if known is None else known.moving_buffers
         self.buffers = [slice(entry.offset, entry.offset + entry.size) for entry in moving]
@@ -296,10 +306,11 @@ class Rounds(EventDriven):
         self.waits_for = 0  # replies that end the round, as fewer may be there
         self.selected = 0  # clients that were asked, in the last round
         self.round_began = math.nan  # of the open round; NaN between rounds
-        self.results: dict[str, Row] = {}  # F's last, by name, for an F that continues from it
-        self.latest: dict[str, Row] = {}  # F's of this round
-        self.own: tuple[int, Row] | None = None  # the server's own update, and of which version
         self.folded: Fold | None = None
+        self.lr_factor: float | None = None  # of the clients' rate, in the last round with a step
+        self.noise = Noise()
+        self.batch: RoundSize | None = None  # that the test has made; None before it has
+        self.squares: dict[str, float] = {}  # of the changes that are folded, by message
 
     @property
     def is_open(self) -> bool:
@@ -308,14 +319,20 @@ class Rounds(EventDriven):
 
     def num_replies(self, server: Server) -> int:
         """Returns N for a round that begins now."""
-        return self.replies_of(len(server.tasks.nodes()))
+        if self.rule.asks_everybody(self.state):
+            return len(server.tasks.nodes())
+        n = self.replies_of(len(server.tasks.nodes()))
+        test, batch = self.batch_test, self.batch
+        if test is None or batch is None or test.grows != "clients":
+            return n
+        return max(n, batch.clients)
 
     def free_slots(self, server: Server) -> int:
         """Returns how many clients could be asked to train now: none during a round."""
         if self.is_open or len(server.tasks.nodes()) < self.min_available_nodes:
             return 0
         idle = server.tasks.idle()
-        trial, known = self.selection.trial(self.known, idle)
+        trial, known = trial_of(self.selection, self.known, idle)
         timed = 0 if trial is None else len(trial.clients)
         return timed + len(self.selection.eligible(known, idle))
 
@@ -324,12 +341,13 @@ class Rounds(EventDriven):
         tasks = server.tasks
         if self.is_open or not tasks.idle() or len(tasks.nodes()) < self.min_available_nodes:
             return
-        trial, self.known = self.selection.trial(self.known, tasks.idle())
+        trial, self.known = trial_of(self.selection, self.known, tasks.idle())
         if trial is not None and trial.alone:
             self._open(server, Choice(trial.clients), len(trial.clients), trial)
             return
         if trial is not None:
-            self.timed.update(task.message_id for task in self._train(server, trial.clients))
+            timed = self._train(server, trial.clients, len(trial.clients))
+            self.timed.update(task.message_id for task in timed)
         idle = self.selection.eligible(self.known, tasks.idle())
         if not idle:
             return
@@ -339,11 +357,11 @@ class Rounds(EventDriven):
         opening = Opening(
             server.version + 1, idle, tasks.nodes(), count, lambda key: self._rng(server, key)
         )
-        ask, self.known = self.selection.ask(self.known, opening)
+        ask, self.known = ask_of(self.selection, self.known, opening)
         while ask is not None:
             self.known = self.selection.told(self.known, ask, self._answers(server, ask))
-            ask, self.known = self.selection.ask(self.known, opening)
-        choice, self.known = self.selection.select(self.known, opening)
+            ask, self.known = ask_of(self.selection, self.known, opening)
+        choice, self.known = choice_of(self.selection, self.known, opening)
         self._open(server, choice, n)
 
     def _check_count(self, count: int) -> None:
@@ -376,30 +394,37 @@ class Rounds(EventDriven):
                 server.tasks.control.rejected(reply.metadata.reply_to_message_id)
         return answers
 
-    def _train(self, server: Server, nodes: Sequence[int]) -> list[Task[Sent]]:
-        """Sends the model to clients that the rule has train."""
+    def _train(self, server: Server, nodes: Sequence[int], waits_for: int) -> list[Task[Sent]]:
+        """Sends the model to clients that the rule has train, of which so many make a step."""
         rng = generator(self.seed, "configs", server.version)
         configs = self.rule.configs(self.state, server.version + 1, len(nodes), rng)
         by_config: dict[tuple[Any, ...], list[int]] = {}
         for node, config in zip(nodes, configs, strict=True):
             if config is not None:
                 by_config.setdefault(tuple(sorted(config.items())), []).append(node)
-        extras = self.rule.broadcast(self.state)
-        return [
-            task
-            for config, group in by_config.items()
-            for task in server.send(group, dict(config), extras=extras)
-        ]
+        beside_rule: dict[str, Any] = {}
+        if self.batch_test is not None and (size := self.told_batch_size) is not None:
+            beside_rule["batch-size"] = size
+        if self.lr_schedule is not None:
+            n = min(waits_for, sum(map(len, by_config.values())))
+            beside_rule[LR_FACTOR_KEY] = factor_of(self.lr_schedule, server.version, n)
+        extras, sent = self.rule.broadcast(self.state), []
+        for told, group in by_config.items():
+            config = dict(told)
+            beside = {name: extras[name] for name in self.rule.carried_by(config)}
+            sent += server.send(group, {**config, **beside_rule}, extras=beside)
+        return sent
 
     def _open(
         self, server: Server, choice: Choice, waits_for: int, trial: Trial | None = None
     ) -> None:
         """Begins a round with these clients, which ends with so many replies."""
-        self.awaited = {task.message_id: task for task in self._train(server, choice.clients)}
+        sent = self._train(server, choice.clients, waits_for)
+        self.awaited = {task.message_id: task for task in sent}
         self.weights = None
         if choice.weights is not None:
             self.weights = dict(zip(choice.clients, choice.weights, strict=True))
-        self.replies, self.refused, self.failures = [], [], {}
+        self.replies, self.refused, self.failures, self.squares = [], [], {}, {}
         self.selected, self.trial = len(self.awaited), trial
         self.wanted, self.waits_for = waits_for, min(waits_for, self.selected)
         self.round_began = server.now
@@ -499,7 +524,7 @@ class Rounds(EventDriven):
         """Makes the next version of the replies, or of nothing if they are too few."""
         replies = sorted(replies, key=lambda update: update.node)  # who came first does not matter
         if server.forging is not None:
-            sent = server.forging.forged(server, replies, self._scene)
+            sent = server.forging.forged(server, replies, partial(self.combined_by, server))
             self.refused += ["no payload holds it"] * (len(replies) - len(sent))
             replies = sent
         self._learn(server, replies, missed)
@@ -518,7 +543,9 @@ class Rounds(EventDriven):
             remedy = "min_available_nodes waits until more clients are there"
             self._abandon(server, usable, NoStep(f"{few}: {error}; {remedy}"))
             return
+        t = server.version
         if server.step(state.w, usable, of_one_version=True):
+            self.lr_factor = factor_of(self.lr_schedule, t, self.waits_for)
             self.state = state._replace(w=server.w)
             self.results.update(self.latest)
 
@@ -543,6 +570,7 @@ class Rounds(EventDriven):
                 server.reject(replies[one.index])
                 usable.remove(replies[one.index])
 
+        self.latest = {}
         w = server.w
         if self.folded is not None:
             rows = np.empty((len(replies), 0), np.float32)
@@ -554,11 +582,18 @@ class Rounds(EventDriven):
         if self.folded is not None:
             mean = self.folded.result() - w
             weights = np.asarray(admitted.weights)
-            updates = Updates(rows, weights, combine=lambda *_: mean, buffers=self.buffers)
+            updates = Updates(
+                rows,
+                weights,
+                combine=lambda *_: mean,
+                buffers=self.buffers,
+                trained=self.places if self.trained < mean.size else (),
+            )
         else:
             updates = self._updates(server, admitted, usable)
+        self._measure(server, updates, usable)
         with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
-            state: HasModel = self.rule.step(self.state, updates)
+            state = self._stepped(server, updates)
             new = self._with_buffers(server, state.w, updates)
         new = server.model.layout.rounded(np.ascontiguousarray(new, dtype=np.float32))
         check_result("the server", new)
@@ -568,22 +603,16 @@ class Rounds(EventDriven):
         return state._replace(w=new)
 
     def _updates(self, server: Server, admitted: Admitted, usable: Sequence[Update]) -> Updates:
-        rule = self.aggregator.tolerating(admitted.f)
-        server_round = server.version + 1
-
-        robust = not isinstance(self.aggregator, Mean)
+        F = self.aggregator.tolerating(admitted.f)
 
         def combine(x: Row, weights: Any, name: str) -> Row:
-            if robust and not weights.all() and weights.any():  # no examples, no vote
+            if self.robust and not weights.all() and weights.any():  # no examples, no vote
                 x, weights = x[weights > 0], weights[weights > 0]
                 try:
-                    rule.check(len(x))
+                    F.check(len(x))
                 except ConfigError as error:
                     raise NoStep(f"{len(x)} of {len(usable)} have examples: {error}") from error
-            rng = generator(self.seed, "aggregation", *([name] if name else []), server_round)
-            result = rule(x, weights, rng, self._reference(server, x.shape[1], name))
-            self.latest[name] = result
-            return result
+            return self.aggregate(server, F, x, weights, name)
 
         with np.errstate(over="ignore"):  # seen in what is made of it
             deltas = admitted.x - server.w
@@ -595,28 +624,69 @@ class Rounds(EventDriven):
             combine,
             buffers=self.buffers,
             trained=self.places if self.trained < admitted.x.shape[1] else (),
-            robust=robust,
+            robust=self.robust,
             clients=[update.node for update in usable],
+            told=[update.config for update in usable],
             as_selected=self.weights is not None,
         )
 
-    def _reference(self, server: Server, size: int, name: str) -> Row | None:
-        """Returns the vector that F is given beside those of the clients, shape (size,)."""
-        if self.aggregator.reference == "last-result":
-            return self.results.get(name, np.zeros(size, np.float32))
-        trusted = self.exchange.trusted
-        if not self.wants_own_update or trusted is None:
-            return None
-        if name:
-            raise ConfigError(
-                f"{self.aggregator.name} wants the server's own update, and there is none for the "
-                f"vectors {name!r} of {type(self.rule).__name__}: use another aggregator"
+    def _stepped(self, server: Server, updates: Updates) -> HasModel:
+        """Returns the rule's next state, at the rates of the round."""
+        rule, state, t = self.rule, self.state, server.version
+        if self.eta_schedule is not None:
+            factor = factor_of(self.eta_schedule, t, self.waits_for)
+            rule = replace(rule, eta=rule.eta * factor)  # type: ignore[attr-defined,type-var]
+        if self.lr_schedule is not None:
+            factor = factor_of(self.lr_schedule, t, self.waits_for)
+            if self.lr_factor is not None:
+                state = rule.at_rate(state, factor / self.lr_factor)
+        made: HasModel = rule.step(state, updates)
+        return made
+
+    @property
+    def told_batch_size(self) -> int | None:
+        """The batch size of the round that is going on, or of the next one."""
+        return self.batch_size if self.batch is None else self.batch.size
+
+    def _measure(self, server: Server, updates: Updates, usable: Sequence[Update]) -> None:
+        """Measures the noise scale of a round, if that is wanted and the clients say what it takes.
+
+        Not by F but by the mean: a robust rule has another variance.
+        """
+        if self.noise_scale is None:
+            return
+        steps, examples = (
+            [n for u in usable if (n := whole(u.metrics.get(key))) is not None]
+            for key in ("steps", "num-examples")
+        )
+        if not len(steps) == len(examples) == len(usable):
+            return
+        size = self.told_batch_size
+        taken = [covered_examples(k, n, size) for k, n in zip(steps, examples, strict=True)]
+        plain = self.aggregator if isinstance(self.aggregator, Mean) else Mean()
+        shares = updates.weights if plain.weighted else np.ones(len(usable))
+        if self.folded is not None:
+            squares = np.array([self.squares[update.task.message_id] for update in usable])
+            mean = updates.mean()
+        else:
+            squares = updates.squared_norms()
+            mean = weighted_mean(updates.deltas, shares, "")
+        inner = None
+        if self.batch_test is not None and self.batch_test.reads_inner:
+            inner = np.zeros(len(usable))
+            for p in self.places:
+                inner += np.einsum("nd,d->n", updates.deltas[:, p], mean[p], dtype=np.float64)
+        square = squared_norm(mean, self.places)
+        if np.isfinite(square) and np.isfinite(squares).all():
+            self.noise = self.noise_scale.observe(
+                self.noise, shares, steps, taken, squares, square, inner
             )
-        if self.own is None or self.own[0] != server.version:
-            config = ConfigRecord({**server.config, "server-round": server.version + 1})
-            own = trusted(server.version + 1, server.model.record(), config)
-            self.own = (server.version, own)
-        return self.own[1]
+            found = self.noise_scale.report(self.noise)
+            if self.batch_test is not None:
+                s = self.wanted if self.batch_test.grows == "clients" else self.waits_for
+                found |= {"batch_size": size or 0, "batch_clients": s}
+                self.batch = self.batch_test.after(RoundSize(size, s), self.noise)
+            server.tasks.control.measured(found)
 
     def _with_buffers(self, server: Server, w: Row, updates: Updates) -> Row:
         if not self.buffers:
@@ -637,6 +707,7 @@ class Rounds(EventDriven):
         """Returns what adds models up as they come, if they need not be held all at once."""
         layout = server.model.layout
         held = server.forging is not None or self.selection.keeps_changes
+        held = held or (self.batch_test is not None and self.batch_test.reads_inner)
         if not layout.is_large or not self.rule.folds or held:
             return None
         return self.aggregator.fold(layout.size)
@@ -644,6 +715,8 @@ class Rounds(EventDriven):
     def _folded(self, server: Server, update: Update) -> Update:
         if self.folded is None:
             return update
+        if self.noise_scale is not None:
+            self.squares[update.task.message_id] = squared_norm(update.x, self.places, server.w)
         self.folded.add(update.x, self._weight(update))
         return replace(update, x=_FOLDED)
 
@@ -656,7 +729,7 @@ class Rounds(EventDriven):
 
     def unusable(self, update: Update) -> str | None:
         """Refuses a client that does not report what is read, or has no weight."""
-        for reader in (self.rule, self.selection):
+        for reader in self.readers.values():
             if (name := not_reported(update.metrics, reader.reads)) is not None:
                 return f"it reports no finite {name!r}, which {type(reader).__name__} reads"
         if (why := self.rule.refuses(update.metrics)) is not None:
@@ -665,15 +738,6 @@ class Rounds(EventDriven):
             weight = update.metrics.get(self.weighted_by_key)
             return f"its {self.weighted_by_key!r} is {shown(weight)}, no weight"
         return None
-
-    def _scene(self, server: Server, n: int, d: int) -> tuple[Any, ...] | None:
-        """Returns F, its rng and its reference; None if n vectors are too few for it."""
-        try:
-            self.aggregator.check(n)
-        except ConfigError:
-            return None
-        rng = generator(self.seed, "aggregation", server.version + 1)
-        return self.aggregator, rng, self._reference(server, d, "")
 
     # ---- evaluation on clients -------------------------------------------------------------------
 
@@ -697,3 +761,25 @@ class Rounds(EventDriven):
 
     def stay(self, server: Server, task: Task[Sent], why: NoStep) -> None:
         """Does nothing: a round ends in any case, and then the model stays as it is."""
+
+
+def _check_test(test: BatchTest, noise_scale: float | None, batch_size: int | None) -> None:
+    """Raises a ConfigError if a test of batches has nothing to go by, or nothing to grow."""
+    if not isinstance(test, BatchTest):
+        raise ConfigError(
+            f"batch_test is {test!r:.80}; it must be null, or have a _target_ that makes a "
+            "fl.strategies.NormTest or InnerProductTest"
+        )
+    if noise_scale is None:
+        raise ConfigError(
+            "batch_test is set, and noise_scale, by which it tests, is null: set noise_scale=0.9"
+        )
+    if batch_size is None:
+        raise ConfigError(
+            "batch_test is set, and batch_size is null, so that clients step by all of their "
+            "examples: set client.batch_size"
+        )
+    if test.grows == "batch" and test.most < batch_size:
+        raise ConfigError(
+            f"batch_test.most is {test.most}; it must be at least batch_size, {batch_size}"
+        )

@@ -10,11 +10,12 @@ configuration, by which `fl.clients.TaskApp` finds the part of the ClientApp tha
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
@@ -33,6 +34,7 @@ from fl.strategies.drivers.events import (
     Server,
     Update,
 )
+from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.event_rule import Arrivals, Combine
 from fl.strategies.fedavg import Model
@@ -209,7 +211,6 @@ class Simultaneous(Combining):
         self.metric = metric
         self.rounds_per_task = rounds_per_task
         self.one_after_another = one_after_another
-        self.check_aggregator()
 
     @property
     def name(self) -> str:
@@ -222,6 +223,50 @@ class Simultaneous(Combining):
     def traits(self) -> Traits:
         """What the strategy is."""
         return replace(super().traits, several_models=True)
+
+    @property
+    def most(self) -> float:
+        """The most updates that a step combines."""
+        return self.combines(self.total_requests)
+
+    @abstractmethod
+    def combines(self, requests: int) -> int:
+        """Returns the most updates that make a version of a task with so many requests."""
+
+    def within(self, exchange: Exchange) -> Self:
+        """Returns a copy within an exchange, see `Driver.within`."""
+        if exchange.layouts:
+            self.dealt(list(exchange.layouts))
+        return super().within(exchange)
+
+    def dealt(self, names: Sequence[str]) -> dict[str, int]:
+        """Returns R of each task at the start.
+
+        Raises:
+            ConfigError: an argument names other tasks than there are, R does not suffice for all,
+                or F cannot work with as few updates as a version of some task is made of.
+        """
+        for key, given in (("targets", self.targets), ("shares", self.shares)):
+            unknown = sorted(set(given) - set(names))
+            if unknown:
+                raise ConfigError(
+                    f"strategy.{key} names {', '.join(unknown)}; the tasks are {', '.join(names)}"
+                )
+        if self.shares and set(self.shares) != set(names):
+            missing = sorted(set(names) - set(self.shares))
+            raise ConfigError(f"strategy.shares leaves out {', '.join(missing)}")
+        if self.total_requests < len(names):
+            raise ConfigError(
+                f"strategy.concurrency is {self.total_requests}; it must be at least the number of "
+                f"tasks, {len(names)}"
+            )
+        # Nobody starts with nothing: a task that is never asked for would never end.
+        weights = self.shares or dict.fromkeys(names, 1.0)
+        dealt = apportion(self.total_requests - len(names), weights)
+        requests = {name: 1 + dealt[name] for name in names}
+        fewest = self.total_requests if self.one_after_another else min(requests.values())
+        self.check_aggregator(self.combines(fewest))
+        return requests
 
     def model(self, arrays: ArrayRecord) -> GlobalModel:
         """Returns all tasks' models."""
@@ -240,21 +285,6 @@ class Simultaneous(Combining):
             name: TaskRun(name, server.of(model, name))
             for name, model in server.model.by_task.items()
         }
-        for key, names in (("targets", self.targets), ("shares", self.shares)):
-            unknown = sorted(set(names) - set(self.tasks))
-            if unknown:
-                raise ConfigError(
-                    f"strategy.{key} names {', '.join(unknown)}; the tasks are "
-                    f"{', '.join(self.tasks)}"
-                )
-        if self.shares and set(self.shares) != set(self.tasks):
-            missing = sorted(set(self.tasks) - set(self.shares))
-            raise ConfigError(f"strategy.shares leaves out {', '.join(missing)}")
-        if self.total_requests < len(self.tasks):
-            raise ConfigError(
-                f"strategy.concurrency is {self.total_requests}; it must be at least the number of "
-                f"tasks, {len(self.tasks)}"
-            )
         self._metrics: MetricRecord | None = None
 
         def evaluate() -> MetricRecord | None:
@@ -263,10 +293,7 @@ class Simultaneous(Combining):
 
         for learning in self.tasks.values():
             learning.server.evaluate = evaluate
-        # Nobody starts with nothing: a task that is never asked for would never end.
-        weights = self.shares or dict.fromkeys(self.tasks, 1.0)
-        dealt = apportion(self.total_requests - len(self.tasks), weights)
-        self.allot({name: 1 + dealt[name] for name in self.tasks})
+        self.allot(self.dealt(list(self.tasks)))
 
     def finished(self, server: Server) -> bool:
         """Returns whether all tasks are done."""
@@ -301,9 +328,8 @@ class Simultaneous(Combining):
 
         def make(usable: Sequence[Update], combine: Combine | None) -> Model:
             staleness = [own.staleness(update) for update in usable]
-            return self.rule.step(
-                Model(own.w), Arrivals(usable, staleness=staleness, combine=combine)
-            )
+            arrivals = Arrivals(usable, staleness=staleness, combine=combine)
+            return Model(self.with_statistics(own, self.rule.step(Model(own.w), arrivals).w))
 
         self._metrics = None
         self.advance(own, updates, make)
@@ -357,7 +383,8 @@ class SimultaneousEvents(Simultaneous):
 
     Of task m, R_m requests are in flight; each goes to a client drawn uniformly from all available
     ones, busy or not, but for those with a request that is late: requests wait for their clients.
-    When as many updates of the task are there as the rule wants, they make its next version.
+    When as many updates of the task are there as the rule wants, and as F needs, they make its next
+    version.
 
     Args:
         rule: makes the next models.
@@ -367,16 +394,16 @@ class SimultaneousEvents(Simultaneous):
         ConfigError: an argument is out of its range.
     """
 
-    @property
-    def most(self) -> int:
-        """The most updates that a step combines."""
-        return self.rule.buffer(self.total_requests)
+    def combines(self, requests: int) -> int:
+        """Returns b of a task with so many requests in flight."""
+        return self.rule.buffer(requests)
 
     def begin(self, server: Server) -> None:
         """Deals out R, and starts the rule."""
         super().begin(server)
         self.state = self.rule.init(list(self.tasks), self.total_requests)
-        self.b = {name: self.rule.buffer(0) for name in self.tasks}
+        self.least = self.fewest(self.total_requests)
+        self.b = {name: max(self.rule.buffer(0), self.least) for name in self.tasks}
 
     def dispatch(self, server: Server) -> None:
         """Issues every task's missing requests."""
@@ -391,7 +418,7 @@ class SimultaneousEvents(Simultaneous):
             if missing > 0:
                 self.request(server, learning, server.sample(nodes, missing, replace=True))
                 active[learning.name] += missing
-            self.b[learning.name] = self.rule.buffer(active[learning.name])
+            self.b[learning.name] = max(self.rule.buffer(active[learning.name]), self.least)
 
     def receive(self, server: Server, update: Update) -> None:
         """Buffers the update, and steps its model when the buffer is full."""
@@ -443,10 +470,9 @@ class SimultaneousRounds(Simultaneous):
         self.first = first
         super().__init__(rule, patience=None, **simultaneous)
 
-    @property
-    def most(self) -> int:
-        """The most updates that a step combines."""
-        return self.first or self.total_requests
+    def combines(self, requests: int) -> int:
+        """Returns how many updates of a round a task takes, of so many."""
+        return min(requests, self.first or requests)
 
     def begin(self, server: Server) -> None:
         """Deals out R; no round has begun."""

@@ -16,6 +16,7 @@ from fl.clients import (
     Finished,
     GlobalMomentum,
     Gradient,
+    Hypergradient,
     MicroAdam,
     ModelContrast,
     Momentum,
@@ -71,6 +72,7 @@ RULES = {
     "contrast, sam": Corrected(Sam(0.3, 0.5, rho=0.1), ModelContrast(2.0)),
     "global momentum": Corrected(Sgd(0.3), GlobalMomentum(variance_reduction=True)),
     "controlled momentum": Corrected(Sgd(0.3, 0.5), ControlledMomentum()),
+    "hypergradient": Corrected(Sgd(0.1, 0.5), Hypergradient()),
     "proximal, adamw": Corrected(AdamW(0.02, clip_norm=1.0), Proximal(0.5)),
     "proximal, momentum": Corrected(Momentum(0.3), Proximal(0.5, clip_first=True)),
     "proximal, sam": Corrected(Sam(0.3, 0.5, rho=0.1), Proximal(0.5)),
@@ -391,15 +393,15 @@ def test_a_rule_that_vmap_cannot_take_says_so(federated, mlp, content_of, messag
 # ---- forming programs ----------------------------------------------------------------------------
 
 
-def task(examples: int, steps: int) -> Training:
-    row = np.zeros(1, np.float32)
-    return Training(0, 0, "0.0", np.arange(examples), row, {}, {}, None, {}, steps, None)
+def task(examples: int, steps: int, batch_size: int | None = 10) -> Training:
+    row, rows = np.zeros(1, np.float32), np.arange(examples)
+    return Training(0, 0, "0.0", rows, row, {}, {}, None, {}, steps, batch_size, None)
 
 
 def test_programs_hold_one_width_and_most_steps_first():
     sizes = [3, 40, 4, 9, 5, 10, 8, 1, 100, 2]
     tasks = [task(n, -(-n // 10)) for n in sizes]
-    programs = form_programs(tasks, MAX_ROWS, 10)
+    programs = form_programs(tasks, MAX_ROWS)
     assert sorted(i for members in programs for i in members) == list(range(10))
     widths = [{min(16, 1 << (min(sizes[i], 10) - 1).bit_length()) for i in p} for p in programs]
     assert all(len(w) == 1 for w in widths)
@@ -415,9 +417,9 @@ def test_programs_hold_one_width_and_most_steps_first():
 def test_less_than_half_of_the_examples_computed_are_padding(batch_size):
     rng = np.random.default_rng(0)
     sizes = np.ceil(rng.pareto(0.8, 200) * 3 + 1e-9).astype(int).clip(1, 5000)
-    tasks = [task(int(n), -(-int(n) // (batch_size or int(n)))) for n in sizes]
+    tasks = [task(int(n), -(-int(n) // (batch_size or int(n))), batch_size) for n in sizes]
     computed = real = 0
-    for members in form_programs(tasks, MAX_ROWS, batch_size):
+    for members in form_programs(tasks, MAX_ROWS):
         n = sizes[members]
         for t in range(tasks[members[0]].steps):
             left = n - t * batch_size if batch_size else n
@@ -433,7 +435,7 @@ def test_a_program_is_bounded_in_memory_and_number():
     assert rows_per_program(50_890) * 50_890 * 4 <= PROGRAM_BYTES
     assert rows_per_program(10**9) == 1
     tasks = [task(5, 1)] * (2 * MAX_ROWS + 1)
-    assert [len(p) for p in form_programs(tasks, rows_per_program(1), 10)] == [341, 342, 342]
+    assert [len(p) for p in form_programs(tasks, rows_per_program(1))] == [341, 342, 342]
 
 
 # ---- what gains ----------------------------------------------------------------------------------
