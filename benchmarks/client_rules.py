@@ -56,7 +56,7 @@ def trainings(app: Any, rule: Any, n: int) -> list[Any]:
     model = make_model("mlp")
     layout = Layout.of(model)
     row = torch.nn.utils.parameters_to_vector(model.parameters()).detach().numpy()
-    config = {"server-round": 1, **dict.fromkeys(rule.requires, 1.0)}
+    scalars = dearest(rule)
     return [
         Training(
             seed=0,
@@ -67,13 +67,27 @@ def trainings(app: Any, rule: Any, n: int) -> list[Any]:
             carried={},
             server={name: torch.zeros(layout.num_trainable) for name in rule.needs},
             memory=None,
-            scalars=rule.scalars(config),
+            scalars=scalars,
             steps=STEPS,
             batch_size=BATCH,
             deadline_s=None,
         )
         for i in range(n)
     ]
+
+
+def dearest(rule: Any) -> dict[str, float]:
+    """Returns what a message makes of a rule's task; of several roles, that with most gradients."""
+    from fl.errors import ConfigError
+
+    found = []
+    for value in (1.0, 0.0):
+        try:
+            found.append(rule.scalars({"server-round": 1, **dict.fromkeys(rule.requires, value)}))
+        except ConfigError:  # 0 is no value of every key
+            continue
+    made: dict[str, float] = max(found, key=lambda s: rule.role(s).gradients_per_step)
+    return made
 
 
 def ways(rule: Any) -> tuple[dict[str, Callable[[], object]], str]:

@@ -104,23 +104,23 @@ def _run(config: DictConfig) -> float | None:
     before = _written(directory)
     try:
         given = check_values(config) if prepared is None else None
+        from fl.reports.target import final_value
+
         done = sweep.finished(config) if in_sweep else None
         if done is not None:
-            from fl.reports.target import final_value
-
             sweep.note(job := sweep.this_job("skipped", directory=str(done.directory)))
             print(f"{job}: completed before, in {done.directory}")
             return final_value(done.summary)
         from fl.runs.build import prepare
         from fl.runs.experiment import ForeignApp
-        from fl.runs.run import run_experiment
+        from fl.runs.run import run_to_end
 
         prepared = prepare(config, given) if prepared is None else prepared
         if isinstance(prepared, ForeignApp):
             prepared.load()
         start = how_to_start()
         with _early_ray(config) if not in_sweep else nullcontext():
-            value = run_experiment(config, prepared=prepared, **start)
+            run = run_to_end(config, prepared=prepared, **start)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit as well: an app that exits has not completed
@@ -134,9 +134,12 @@ def _run(config: DictConfig) -> float | None:
         job = sweep.this_job("failed")
         sweep.note(replace(job, reason="; ".join(_tell(error, f"{job}: ", recorded))))
         return math.nan  # an exception would keep samplers and batches from going on
-    if in_sweep:
+    if in_sweep:  # for which a run that diverged is a result as any other
         sweep.note(sweep.this_job("completed"))
-    return value
+    elif run.summary["status"] == "diverged":
+        _say([f"the run diverged: {run.summary['error']}"])
+        sys.exit(1)
+    return final_value(run.summary)
 
 
 def _written(directory: Path) -> int | None:

@@ -41,9 +41,21 @@ AVERAGING = [  # rounds of all clients
     "mifa",
     "proxskip",
     "savic",
+    "fedvarp",
+    "multi_momentum",
+    "fedamsgrad",
 ]
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
-EVENTS = ["fedbuff", "fedasync", "async_fedavg", "async_sgd", "fedfix", "fedcompass"]
+EVENTS = [
+    "fedbuff",
+    "ca2fl",
+    "fadas",
+    "fedasync",
+    "async_fedavg",
+    "async_sgd",
+    "fedfix",
+    "fedcompass",
+]
 TASKS = ["fedast", "sync_st"]
 POLLING = ["quafl", "favas"]
 SERVERLESS = ["dpsgd", "dfedavg", "dfedavgm", "dfedsam", "sgp", "choco", "monna", "adpsgd"]
@@ -78,8 +90,9 @@ def configured(strategy, *overrides):
         common = [f"num_clients={CLIENTS}", "fleet=uniform", "partition=iid", "executor=serial"]
         common += [f"strategy={strategy}", f"num_rounds={ROUNDS}", "evaluate_every=1"]
         common.append("client.batch_size=50")
-        if strategy in TASKS:
+        if strategy in TASKS:  # a task has half of the clients
             common.append("tasks=digits_and_synthetic")
+            sizes.append(f"strategy.concurrency={CLIENTS}")
         return compose("config", overrides=[*common, *sizes, *overrides])
 
 

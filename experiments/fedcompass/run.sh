@@ -29,7 +29,7 @@ sweep() {
       "strategy.rule.alpha=$(awk "BEGIN {print 0.9 / $clients}")" "strategy.concurrency=$clients"
       "num_rounds=$updates" "evaluate_every=2") ;;
     fedbuff) arguments+=(strategy=fedbuff strategy.rule.buffer_size=3
-      "strategy.rule.eta=$(awk "BEGIN {print 2.7 / $clients}")" "strategy.concurrency=$clients"
+      "strategy.rule.server_optimizer.eta=$(awk "BEGIN {print 2.7 / $clients}")" "strategy.concurrency=$clients"
       "num_rounds=$((updates / 3))") ;;
     fedcompass) rounds=$((updates / 3))
       if [ "$slowdown" = constant ]; then rounds=$((clients + updates / clients)); fi

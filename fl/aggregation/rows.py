@@ -28,6 +28,7 @@ from fl.aggregation.gram import (
 from fl.aggregation.guard import check_weights
 from fl.aggregation.order_statistics import block_width
 from fl.errors import ConfigError
+from fl.vectors.rows import weighted_sum
 
 
 class Rows:
@@ -198,7 +199,7 @@ class Rows:
         used, extreme = np.flatnonzero(a), _extreme(a, self._x.dtype)
         if len(used) == 1 and not extreme.any():  # one picked vector needs no look at the others
             return np.asarray(self._x[used[0]] * self._x.dtype.type(a[used[0]]))
-        result = np.asarray(np.where(extreme, 0.0, a).astype(self._x.dtype) @ self._x)
+        result = weighted_sum(np.where(extreme, 0.0, a), self._x)
         for i in np.flatnonzero(extreme):
             for columns in column_chunks(self.d):
                 result[columns] += a[i] * self._x[i, columns].astype(np.float64)

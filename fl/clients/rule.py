@@ -61,7 +61,7 @@ class Role(NamedTuple):
         name: a rule may branch on it, as only tasks of one role train as one program.
         needs: records of the message that hold a vector beside the model.
         gradients_per_step: gradient evaluations that a step is charged for.
-        gradients_once: gradient evaluations of its first batch that a task is charged for besides.
+        gradients_once: evaluations on its first batch that a task is charged for besides.
     """
 
     name: str

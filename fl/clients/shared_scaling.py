@@ -52,11 +52,11 @@ class SharedScaling(Correction):
         return {_PROBE_KEY: ()}
 
     def role(self, scalars: Mapping[str, Scalar]) -> Role:
-        """Returns a role of every z, with the Hessian times z, and one of those without."""
+        """Returns what a task with these signs is: they are those of all that train with it."""
+        role = super().role(scalars)
         if _PROBE_KEY not in scalars:
-            return super().role(scalars)
-        name = f"{_PROBE_KEY} {scalars[_PROBE_KEY]}"
-        return Role(name, self.needs, self.gradients_per_step, gradients_once=2.0)
+            return role
+        return role._replace(name=f"probe {scalars[_PROBE_KEY]}", gradients_once=2.0)
 
     def vectors(self, is_plain: bool) -> int:
         """Returns 2, for D and the statistic."""

@@ -77,6 +77,7 @@ from fl.compression.broadcast import Broadcast, check_broadcast, receive_parts
 from fl.compression.cast import Cast
 from fl.compression.chain import Chain, chained
 from fl.compression.codebook import Codebook
+from fl.compression.compressed_mean import CompressesMean, MeanLink, mean_compressor
 from fl.compression.compressor import (
     Channel,
     Compressor,
@@ -123,6 +124,7 @@ __all__ = [
     "Chain",
     "Channel",
     "Codebook",
+    "CompressesMean",
     "Compressor",
     "CountSketch",
     "DecoupledMomentum",
@@ -137,6 +139,7 @@ __all__ = [
     "JustOneByte",
     "Length",
     "Marina",
+    "MeanLink",
     "Natural",
     "OneBitAdam",
     "OneByteSpsa",
@@ -160,5 +163,6 @@ __all__ = [
     "chained",
     "check_broadcast",
     "majority",
+    "mean_compressor",
     "receive_parts",
 ]

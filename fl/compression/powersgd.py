@@ -7,29 +7,28 @@ There are two ways to use it:
 
 - As a compressor of one worker's vector: `encode` sends both factors of that worker's matrices. The
   mean of n workers then has rank n r.
-- As the paper does, over two linear reductions: `project`, mean, `orthonormalised`, `backproject`,
-  mean, `rebuild`. The result is the compression of the mean vector, all workers get the same Q, and
-  partial participation is impossible, because a worker that misses a round has another Q. On Flower
-  that is two exchanges a round: P up and its mean down, then Q up and its mean down; each message
-  is a flat float32 vector, which `Identity` carries.
+- As the paper does, where workers meet in a ring: `compress_mean`. P = mean_i M_i Q is all-reduced
+  and orthonormalised, then Q = mean_i M_i^T P is. The result is the compression of the mean, of
+  rank r, and all workers get the same Q; one that enters has to be given it.
 
 Error feedback is the wrapper `ErrorFeedback` in the first form. In the second it is e_i <- M_i -
-rebuild(P, Q), with the rebuilt mean (the paper's code); the newer package subtracts the worker's
-own projection M_i - P P^T M_i. Both memories have the same mean, and the models are the same,
-because P and Q depend on the mean only. Momentum and weight decay come after compression.
+P Q^T (the paper's code, `MeanLink`); the newer package subtracts the worker's own projection,
+M_i - P P^T M_i. Both memories have the same mean, and the models are the same, because P and Q
+depend on the mean only. Momentum and weight decay come after compression.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from fl.checks import at_least
+from fl.compression.compressed_mean import CompressedMean, CompressesMean
 from fl.compression.compressor import (
     Length,
-    Participation,
     Shapes,
     State,
     Transform,
@@ -40,12 +39,13 @@ from fl.compression.compressor import (
 from fl.compression.wire import Reader, u8
 from fl.errors import ConfigError
 from fl.randomness import generator
+from fl.vectors.rows import Row, mean
 
 _MOST = 1e30
 
 
 @dataclass(frozen=True)
-class PowerSgd(Transform):
+class PowerSgd(Transform, CompressesMean):
     """Sends P = orth(M Q) and Q = M^T P for each matrix M (n x m), decoded P Q^T; rank r.
 
     A tensor is a matrix shape[0] x rest. Vectors and scalars are sent as they are, and so are
@@ -86,7 +86,6 @@ class PowerSgd(Transform):
     """
 
     FORMAT: ClassVar[int] = 14
-    two_step_participation: ClassVar[Participation] = Participation.FULL
 
     rank: int = 2
     warm_start: bool = True
@@ -110,15 +109,11 @@ class PowerSgd(Transform):
         self, x: Vector, shapes: Shapes, state: State, rng: np.random.Generator
     ) -> tuple[bytes, Vector, State]:
         """Returns the flag, the factors or the vector itself, and the next Q and step."""
-        # Sums of float32 products below this bound stay finite for matrices of any usual size.
-        largest = extent(checked(x, shapes))
-        if largest > _MOST:
-            raise ConfigError(f"an entry of magnitude {largest:.3g}; at most {_MOST:.0e}: clip")
+        _check_extent(x, shapes)
         step = {"step": state["step"] + 1}
         if int(state["step"][0]) < self.dense_steps:
             return u8(0), x, {**state, **step}
-        q = state["q"] if self.warm_start else self._first_q(shapes)
-        p = self.orthonormalised(self.project(x, shapes, self._unit(q, shapes)), shapes)
+        p = self.orthonormalised(self.project(x, shapes, self._last_q(state, shapes)), shapes)
         q = self.backproject(x, shapes, p)
         parts = []
         at_p = at_q = 0
@@ -172,7 +167,28 @@ class PowerSgd(Transform):
             )
         )
 
-    # ---- over two linear reductions --------------------------------------------------------------
+    # ---- of a mean, over two all-reduces ---------------------------------------------------------
+
+    def compress_mean(
+        self, x: Row, shapes: Shapes, state: State, rngs: Sequence[np.random.Generator]
+    ) -> CompressedMean:
+        """Returns P Q^T of the mean of vectors; see `CompressesMean.compress_mean`.
+
+        The first all-reduce is of P and of the tensors that are not compressed, the second of Q;
+        during the first `dense_steps` there is one, of the vectors themselves.
+        """
+        for x_i in x:
+            _check_extent(x_i, shapes)
+        step = {"step": state["step"] + 1}
+        if int(state["step"][0]) < self.dense_steps:
+            return CompressedMean(mean(x), (4 * shapes.size,), {**state, **step})
+        q = self._last_q(state, shapes)
+        p = mean(np.stack([self.project(x_i, shapes, q) for x_i in x]))
+        rest = mean(np.stack([self.uncompressed(x_i, shapes) for x_i in x]))
+        p = self.orthonormalised(p, shapes)
+        q = mean(np.stack([self.backproject(x_i, shapes, p) for x_i in x]))
+        sizes = tuple(4 * size for size in (p.size + rest.size, q.size) if size)
+        return CompressedMean(self.rebuild(p, q, rest, shapes), sizes, {"q": q, **step})
 
     def project(self, x: Vector, shapes: Shapes, q: Vector) -> Vector:
         """Returns M Q of each compressed matrix, flat: the worker's first message, linear in x."""
@@ -266,9 +282,20 @@ class PowerSgd(Transform):
             np.ldexp(q_l, -exponent, out=q_l)
         return unit
 
+    def _last_q(self, state: State, shapes: Shapes) -> Vector:
+        """Returns the Q to begin with, of entries near 1."""
+        return self._unit(state["q"] if self.warm_start else self._first_q(shapes), shapes)
+
     def _floats(self, shapes: Shapes) -> int:
         return sum((n + m) * r if r else n * m for n, m, r in self._ranks(shapes))
 
     def _first_q(self, shapes: Shapes) -> Vector:
         size = sum(m * r for _, m, r in self._ranks(shapes))
         return generator(self.seed, "powersgd").standard_normal(size, dtype=np.float32)
+
+
+def _check_extent(x: Vector, shapes: Shapes) -> None:
+    """Raises ConfigError unless sums of float32 products stay finite for any usual matrix."""
+    largest = extent(checked(x, shapes))
+    if largest > _MOST:
+        raise ConfigError(f"an entry of magnitude {largest:.3g}; at most {_MOST:.0e}: clip")

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from fl.checks import at_least
 from fl.compression.bits import pack, packed_length, read_packed
+from fl.compression.compressed_mean import CompressedMean, CompressesMean
 from fl.compression.compressor import Compressor, Length, Shapes, State, Vector, checked, extent
 from fl.compression.moments import mean_and_variance
 from fl.compression.rounding import Words, stochastic_levels
 from fl.compression.uniform import level_variance
 from fl.compression.wire import HEADER, Reader, floats, header, joined, u32
 from fl.errors import ConfigError
+from fl.vectors.rows import Row
 
 _LARGEST = float(np.finfo(np.float32).max)
 _TINY = 2.0**-60
@@ -31,7 +33,7 @@ _MOST_SENDERS = 2**15 - 1
 
 
 @dataclass(frozen=True)
-class TernGrad(Compressor):
+class TernGrad(Compressor, CompressesMean):
     """Sends t_j = sign(g_j) [u_j < |g_j| / s] per layer; decoded s t_j.
 
     The scaler s of a layer is max |g|, or with clipping c sigma, sigma being the population
@@ -39,10 +41,10 @@ class TernGrad(Compressor):
     omega(g) = s |g|_1 / |g|_2^2 - 1, at most (sqrt n - 1) / 2 for n entries. With clipping it is
     biased by what is cut off.
 
-    Scaler sharing: all workers use the largest of their scalers, which takes one more exchange of 4
-    bytes a layer: `scalers` gives a worker's own; the agreed ones go into the state under
-    "shared" (zeros mean: use your own). Then the ternary numbers of all workers have one unit, and
-    their sums can travel as small integers: `encode_sums`.
+    Scaler sharing, where workers meet in a ring (`compress_mean`): all use the largest of their
+    scalers, which takes one more all-reduce of 4 bytes a layer; the agreed ones are in the state
+    under "shared" (zeros mean: use your own). Then the ternary numbers of all workers have one
+    unit, and their sums travel as small integers: `encode_sums`.
 
     Layers below `min_size`, and on request the last one, are sent as float32.
 
@@ -140,7 +142,21 @@ class TernGrad(Compressor):
         sizes = [part.stop - part.start for part in self._ternary(shapes)]
         return max((level_variance(n, 1) for n in sizes), default=0.0)
 
-    # ---- scaler sharing: the way down ------------------------------------------------------------
+    # ---- of a mean, with shared scalers ----------------------------------------------------------
+
+    def compress_mean(
+        self, x: Row, shapes: Shapes, state: State, rngs: Sequence[np.random.Generator]
+    ) -> CompressedMean:
+        """Returns (s / n) sum_i t_i with s = max_i s_i; see `CompressesMean.compress_mean`.
+
+        The first all-reduce is of the scalers, the second of the sums.
+        """
+        shared = np.max([self.scalers(x_i, shapes) for x_i in x], axis=0)
+        pairs = zip(x, rngs, strict=True)
+        payloads = [self.encode(x_i, shapes, {"shared": shared}, rng)[0] for x_i, rng in pairs]
+        sums = self.encode_sums(payloads, shapes)
+        mean = self.decode_sums(sums, shapes, len(x))
+        return CompressedMean(mean, (4 * len(shared), len(sums)), state)
 
     def encode_sums(self, payloads: Sequence[bytes], shapes: Shapes) -> bytes:
         """Returns the mean of n payloads with equal scalers, as sums of ternary numbers.

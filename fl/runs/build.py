@@ -58,6 +58,7 @@ from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.slowdowns import Distribution
 from fl.strategies import NODE_METRICS, Driver, Exchange, TrustedUpdate, driver_of
+from fl.strategies.round_rule import RoundRule
 from fl.strategies.staleness import StalenessWeight
 from fl.topologies import Topology, Weights
 
@@ -79,6 +80,7 @@ _INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key 
     "fleet.client_slowdown": Distribution,
     "fleet.task_slowdown": Distribution,
     "selection": Selection,
+    "strategy.rule.server_optimizer": RoundRule,
     "strategy.rule.staleness": StalenessWeight,
     "topology": Topology,
     "topology.weights": Weights,
@@ -142,6 +144,7 @@ def build(config: DictConfig) -> Experiment:
     """
     problems = Problems()
     problems += unread_groups(config)
+    problems += Unread(config).of_no_task()
     problems += wrong_numbers(config)
     problems += wrong_counts(config)
     problems += wrong_cohorts(config)

@@ -137,11 +137,17 @@ def _of_another_kind(config: DictConfig, defaults: DictConfig, prefix: str) -> I
             yield special
         elif isinstance(default, DictConfig) and isinstance(value, DictConfig):
             yield from _of_another_kind(value, default, f"{prefix}{key}.")
-        elif default is not None and value is not None:
+        elif default is not None and value is not None and not _makes_values(default):
             kind = kind_of(default)
             if kind_of(value) != kind:
                 shown = OmegaConf.to_container(default) if OmegaConf.is_list(default) else default
                 yield f"{prefix}{key} is {value!r}; it must be {kind}, like the default {shown}"
+
+
+def _makes_values(default: Any) -> bool:
+    """Returns whether a default calls a function, by its name: what it returns may be given too."""
+    target = default.get("_target_") if isinstance(default, DictConfig) else None
+    return isinstance(target, str) and target.rpartition(".")[2].islower()
 
 
 _CONVERT = ("none", "partial", "object", "all")  # what Hydra understands; it takes others as none
@@ -349,6 +355,12 @@ def _reworded(error: BaseException) -> str:
         return f"{error.override} cannot be read: {said}"
     if found := re.search(r"Could not override '([^']+)'", message):
         return _no_key(found[1])
+    if found := re.search(r"Error merging override ([^=]+)=(.*)", message):
+        key = found[1].lstrip("+")
+        return (
+            f"{key}={found[2]} cannot take the place of what {key} holds: take that away first, "
+            f"~{key} +{key}={found[2]}"
+        )
     if found := re.search(r"Could not find '([^']+)/([^']+)'", message):
         members = _members(found[1])
         if near := get_close_matches(found[2], members, n=3):

@@ -468,7 +468,7 @@ def _reasons(source: Any) -> list[str]:
     errors += [
         f"{number} {name.replace('_', ' ')}" for name, number in faults.items() if number > 0
     ]
-    if faults.keys() & {"timeout", "expired"} and not counts:
+    if source.trace.came_too_late() and not counts:
         errors.append("with a larger round_timeout_s, clients have more time")
     return errors
 

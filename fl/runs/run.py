@@ -31,14 +31,24 @@ from fl.runs.transcript import shown_once
 from fl.runs.trust import source_files
 
 
-def run_experiment(
+def run_experiment(config: DictConfig, **how: Any) -> float | None:
+    """Runs a configuration to its end, prints results, and returns the target metric's value.
+
+    Args:
+        config: what `fl --cfg job` shows.
+        how: keyword arguments of `run_to_end`.
+    """
+    return final_value(run_to_end(config, **how).summary)
+
+
+def run_to_end(
     config: DictConfig,
     *,
     resume: bool = False,
     changed_code: bool = False,
     prepared: Experiment | ForeignApp | None = None,
-) -> float | None:
-    """Runs a configuration to its end, prints results, and returns the target metric's value.
+) -> SimulatedRun:
+    """Runs a configuration to its end, prints results, and returns the run.
 
     Args:
         config: what `fl --cfg job` shows.
@@ -50,10 +60,8 @@ def run_experiment(
     start = replace(_start(config), resume=resume, changed_code=changed_code)
     with shown_once():
         if isinstance(prepared, Experiment):
-            run = _run_own(config, prepared, start)
-        else:
-            run = _run_app(config, prepared, start)
-    return final_value(run.summary)
+            return _run_own(config, prepared, start)
+        return _run_app(config, prepared, start)
 
 
 def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Recorder) -> None:

@@ -74,6 +74,7 @@ class Unread:
     def __init__(self, config: DictConfig) -> None:
         self._config = config
         self._read: set[str] = set()
+        self._references: list[tuple[str, str]] = []  # of what is read: where, and to what
         for key in self._asked_for():
             self._follow(key)
 
@@ -108,6 +109,19 @@ class Unread:
             f"has no effect, as the strategy {kind} does not read {top}: leave it out, or choose "
             f"one that does ({readers or 'no member of a group does'})"
         )
+
+    def of_no_task(self) -> Iterator[str]:
+        """Yields what is read of the root's data or clients while every task has its own."""
+        if not self._config.get("tasks"):
+            return
+        for path, reference in self._references:
+            if (top := reference.partition(".")[0]) in OF_A_TASK:
+                part = path.rpartition(".")[0] or path
+                yield (
+                    f"{path} is ${{{reference}}}, but several tasks are learnt, and each has a "
+                    f"{top} of its own (tasks.{next(iter(self._config.tasks))}.{top}): give {part} "
+                    "a value that does not go by it, or leave tasks out"
+                )
 
     def arguments(self) -> Iterator[tuple[str, str]]:
         """Yields the keys that their parts do not read, "*" standing for any name, and why.
@@ -155,6 +169,7 @@ class Unread:
                 self._note(f"{path}.{key}", _child(node, key))
         else:
             for reference in references(str(_value(node))):
+                self._references.append((path, reference))
                 self._follow(reference)
 
 

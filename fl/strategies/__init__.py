@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fl.strategies.async_fedavg import AsyncFedAvg
     from fl.strategies.async_sgd import AsyncSGD
     from fl.strategies.backup_workers import BackupWorkers
+    from fl.strategies.ca2fl import CA2FL
     from fl.strategies.choco import CHOCO
     from fl.strategies.data_parallel import DataParallel
     from fl.strategies.dbw import DBW
@@ -37,8 +38,10 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.trusted_update import TrustedUpdate
     from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
     from fl.strategies.event_rule import Answers, Arrivals, Decision, EventRule, PollingRule
+    from fl.strategies.fadas import FADAS
     from fl.strategies.favas import FAVAS
     from fl.strategies.fedamd import FedAMD
+    from fl.strategies.fedamsgrad import FedAMSGrad
     from fl.strategies.fedast import FedAST
     from fl.strategies.fedasync import FedAsync
     from fl.strategies.fedau import FedAU
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
     from fl.strategies.fedprox import FedProx
     from fl.strategies.fedspeed import FedSpeed
+    from fl.strategies.fedvarp import FedVARP
     from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
     from fl.strategies.gossip_rule import GossipRule, LocalTraining, PairRule
     from fl.strategies.gradient_rule import GradientRule
@@ -60,6 +64,7 @@ if TYPE_CHECKING:
     from fl.strategies.local_sgd import LocalSGD
     from fl.strategies.mifa import MIFA
     from fl.strategies.monna import MoNNA
+    from fl.strategies.multi_momentum import MultiMomentum
     from fl.strategies.noise_scale import NoiseScale
     from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
     from fl.strategies.outer_rule import OuterGradients, OuterRule
@@ -81,6 +86,11 @@ __getattr__ = lazily(
     __name__,
     {
         "ADPSGD": "fl.strategies.adpsgd",
+        "CA2FL": "fl.strategies.ca2fl",
+        "FADAS": "fl.strategies.fadas",
+        "FedAMSGrad": "fl.strategies.fedamsgrad",
+        "FedVARP": "fl.strategies.fedvarp",
+        "MultiMomentum": "fl.strategies.multi_momentum",
         "CHOCO": "fl.strategies.choco",
         "DBW": "fl.strategies.dbw",
         "DPSGD": "fl.strategies.dpsgd",
@@ -174,9 +184,11 @@ __getattr__ = lazily(
 
 __all__ = [
     "ADPSGD",
+    "CA2FL",
     "CHOCO",
     "DBW",
     "DPSGD",
+    "FADAS",
     "FAVAS",
     "MIFA",
     "NODE_METRICS",
@@ -201,6 +213,7 @@ __all__ = [
     "Events",
     "Exchange",
     "FedAMD",
+    "FedAMSGrad",
     "FedAST",
     "FedAU",
     "FedAdagrad",
@@ -219,6 +232,7 @@ __all__ = [
     "FedNova",
     "FedProx",
     "FedSpeed",
+    "FedVARP",
     "FedYogi",
     "Foreign",
     "Gossip",
@@ -230,6 +244,7 @@ __all__ = [
     "LocalSGD",
     "LocalTraining",
     "MoNNA",
+    "MultiMomentum",
     "NodeModels",
     "NoiseScale",
     "NormTest",

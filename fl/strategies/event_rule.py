@@ -77,6 +77,8 @@ class Arrivals:
         concurrency: C, most tasks in flight; None if all available clients work.
         available: clients there are.
         combine: F, by which the updates become one; None is their mean.
+        statistics: places of what clients change but do not train, as statistics of normalisation
+            layers. They are no directions.
     """
 
     updates: Sequence[Arrival]
@@ -87,6 +89,7 @@ class Arrivals:
     concurrency: int | None = None
     available: int = 0
     combine: Combine | None = None
+    statistics: Sequence[slice] = ()
 
     def __len__(self) -> int:
         """Returns n."""
@@ -111,6 +114,15 @@ class Arrivals:
         """
         scaled = (np.float32(a_i) * u.delta for a_i, u in zip(a, self.updates, strict=True))
         return added(np.zeros_like(self.updates[0].x) if start is None else start, scaled, self)
+
+    def without_statistics(self, vector: Row) -> Row:
+        """Returns a vector of shape (d,) that is 0 where clients do not train."""
+        if not self.statistics:
+            return vector
+        vector = vector.copy()
+        for place in self.statistics:
+            vector[place] = 0
+        return vector
 
     def total(self, rows: Iterable[Row], centre: Row) -> Row:
         """Returns centre + sum_i y_i, shape (d,), or centre + n (centre + F(y_1 - centre, ...)).

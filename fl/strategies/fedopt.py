@@ -63,11 +63,18 @@ class FedOpt(RoundRule):
 
     def step(self, state: Moments, updates: Updates) -> Moments:
         """Returns the state after a step."""
-        delta = updates.mean()
-        m = np.float32(self.beta_1) * state.m + np.float32(1 - self.beta_1) * delta
-        v = self.second_moment(state.v, delta * delta)
+        m, v = self.moments(state.m, state.v, updates.mean())
+        return Moments(self.moved(state.w, m, v), m, v)
+
+    def moments(self, m: Row, v: Row, delta: Row) -> tuple[Row, Row]:
+        """Returns both moments after a round, shape (d,) each."""
+        m = np.float32(self.beta_1) * m + np.float32(1 - self.beta_1) * delta
+        return m, self.second_moment(v, delta * delta)
+
+    def moved(self, w: Row, m: Row, v: Row) -> Row:
+        """Returns w + eta m / (sqrt(v) + tau), shape (d,)."""
         step = np.asarray(m / (np.sqrt(v) + np.float32(self.tau)), dtype=np.float32)
-        return Moments(state.w + np.float32(self.eta) * step, m, v)
+        return w + np.float32(self.eta) * step
 
     @abstractmethod
     def second_moment(self, v: Row, square: Row) -> Row:

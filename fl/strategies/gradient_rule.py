@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fl.strategies.event_rule import Combine
-from fl.vectors.rows import Row
+from fl.vectors.rows import Row, mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Gradients:
     def mean(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """Returns g, shape (d,): their mean, summed in a type; or F(g_1, ..., g_m)."""
         if self.combine is None:
-            return np.asarray(np.mean(self.rows, axis=0, dtype=dtype))
+            return mean(self.rows.astype(dtype, copy=False))
         return self._combined.astype(dtype)
 
     @cached_property

@@ -8,13 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
 from fl.checks import at_least, positive
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.vectors.rows import Row
+
+
+class HasMemory(Protocol):
+    """A state with updates of clients."""
+
+    @property
+    def total(self) -> Row:
+        """Their sum, shape (d,)."""
+
+    @property
+    def latest(self) -> Mapping[int, Row]:
+        """Each, shape (d,), by client."""
 
 
 class Memorised(NamedTuple):
@@ -60,13 +72,44 @@ class MIFA(RoundRule):
 
     def step(self, state: Memorised, updates: Updates) -> Memorised:
         """Returns model and memory after a round."""
-        latest, old = dict(state.latest), np.zeros(updates.deltas.shape, np.float32)
-        for i, client in enumerate(updates.clients):
-            old[i] = latest.get(client, 0.0)
-            if updates.weights[i] > 0:  # it has done a step
-                latest[client] = updates.deltas[i]
-        updates = updates.unweighted()
-        taking_part = np.float32(updates.weights.sum())
-        total: Row = state.total + taking_part * updates.less(old).mean()
+        state, _ = memorised(state, updates)
         share = np.float32(self.eta / self.num_clients)
-        return Memorised(state.w + share * total, total, latest)
+        return state._replace(w=state.w + share * state.total)
+
+
+def mean_memory(state: HasMemory, population: int | None) -> Row:
+    """Returns 1 / N sum_n G_n, shape (d,); None for N takes the clients that are in memory."""
+    return state.total / np.float32(population or max(1, len(state.latest)))
+
+
+def memorised(
+    state: Memorised, updates: Updates, beta: float = 0.0, absent: Row | float = 0.0
+) -> tuple[Memorised, Row]:
+    """Returns the state with the clients' updates in memory, and by what these are new.
+
+        G_n <- beta G_n + (1 - beta) Delta_n
+
+    Args:
+        state: before.
+        updates: Delta_n of the clients that take part.
+        beta: what is kept of the memory.
+        absent: G_n of a client that takes part for the first time, shape (d,).
+
+    Returns:
+        The state, and F(Delta_n - G_n), G_n as it was, shape (d,): the mean over clients, which all
+        weigh the same, or the aggregator's.
+    """
+    latest, old = dict(state.latest), np.zeros(updates.deltas.shape, np.float32)
+    kept, new, fresh = np.float32(beta), np.float32(1 - beta), 0
+    for i, client in enumerate(updates.clients):
+        old[i] = latest.get(client, absent)
+        if updates.weights[i] > 0:  # it has done a step
+            fresh += client not in latest
+            latest[client] = (
+                updates.deltas[i] if not beta else kept * old[i] + new * updates.deltas[i]
+            )
+    updates = updates.unweighted()
+    taking_part = np.float32(updates.weights.sum())
+    change = updates.less(old).mean()
+    total: Row = state.total + new * taking_part * change + np.float32(fresh) * absent
+    return state._replace(total=total, latest=latest), change

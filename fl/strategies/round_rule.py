@@ -19,6 +19,8 @@ How methods with more machinery fit, without a change here:
 - Clients that are told different things, as FedProx's stragglers (arXiv:1812.06127): `configs`.
 - Clients that are sent and send different things, as FedAMD's anchors and miners
   (arXiv:2206.05891): `carried_by`, and replies whose records may be empty.
+- Cohorts of clients that are sent different models, as OptEx's (arXiv:2402.11427): `models`, and
+  `updates.of_model(j)` holds what cohort j brought.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl.aggregation import Mean
-from fl.vectors.rows import Row
+from fl.errors import NotFinite
+from fl.vectors.rows import Row, is_finite
 
 Weights = NDArray[np.float64]
 
@@ -52,6 +55,13 @@ class HasModel(Protocol):
         """Returns a copy with other values."""
 
 
+def check_state(rule: RoundRule, state: HasModel) -> None:
+    """Raises NotFinite if an array of a rule's state is not finite."""
+    for value in state:  # type: ignore[attr-defined]
+        if isinstance(value, np.ndarray) and not is_finite(value):
+            raise NotFinite(f"{type(rule).__name__}: the server's state is not finite")
+
+
 def weighted_mean(x: Row, weights: Weights, name: str) -> Row:
     """Returns the mean of vectors: what a rule's `mean` is where no aggregator is chosen."""
     return Mean(weighted=True)(x, weights)
@@ -62,7 +72,8 @@ class Updates:
     """What the clients of a round brought.
 
     Attributes:
-        deltas: how client i changed the model it was sent, x_i - w, shape (n, d), float32.
+        deltas: how client i changed the model it was sent, x_i - w, shape (n, d), float32; of a
+            rule with several models, x_i less the one that it was sent.
         weights: what each weighs, such as its number of examples, shape (n,), at least 0.
         metrics: what each reported.
         extras: vectors that came beside the models, shape (n, p) each, by name.
@@ -77,6 +88,7 @@ class Updates:
         as_selected: whether the weights are those by which the selection is unbiased, which count
             for every rule.
         robust: whether `combine` is more than a mean, because some clients may lie.
+        models: which of the rule's models each was sent, n whole numbers; of a rule with several.
     """
 
     deltas: Row
@@ -91,6 +103,7 @@ class Updates:
     clients: Sequence[int] = ()
     told: Sequence[Mapping[str, Any]] = ()
     as_selected: bool = False
+    models: Sequence[int] = ()
 
     def __len__(self) -> int:
         """Returns n."""
@@ -140,6 +153,20 @@ class Updates:
         """Returns updates whose i-th delta is less the i-th vector, shape (n, d)."""
         return replace(self, deltas=self.deltas - vectors)
 
+    def of_model(self, j: int) -> Updates:
+        """Returns the updates of the clients that were sent the rule's model j."""
+        of = [i for i, model in enumerate(self.models) if model == j]
+        return replace(
+            self,
+            deltas=self.deltas[of],
+            weights=self.weights[of],
+            metrics=[self.metrics[i] for i in of] if self.metrics else (),
+            extras={name: vectors[of] for name, vectors in self.extras.items()},
+            clients=[self.clients[i] for i in of] if self.clients else (),
+            models=[j] * len(of),
+            name=f"model {j}",
+        )
+
     def extra(self, name: str) -> Updates:
         """Returns the clients' vectors of this name, to be combined like their deltas."""
         return replace(self, deltas=self.extras[name], extras={}, name=name)
@@ -160,6 +187,7 @@ class RoundRule(ABC):
         folds: whether `step` uses the mean of the deltas and nothing else, so that large models
             need not be held all at once.
         everybody: whether a step takes all clients, by what the method is.
+        num_models: models that the clients of a round are sent, in cohorts of equal size.
     """
 
     carries: ClassVar[tuple[str, ...]] = ()
@@ -168,6 +196,7 @@ class RoundRule(ABC):
     tells: ClassVar[Mapping[str, str]] = {}
     folds: ClassVar[bool] = True
     everybody: ClassVar[bool] = False
+    num_models: int = 1
 
     @abstractmethod
     def init(self, w: Row, p: int) -> Any:
@@ -194,6 +223,10 @@ class RoundRule(ABC):
         The key of a message that would replace each, to the rule's attribute with its value.
         """
         return {}
+
+    def models(self, state: Any) -> Sequence[Row]:
+        """Returns what the cohorts of a round are sent, at most `num_models` of shape (d,)."""
+        return [state.w]
 
     def broadcast(self, state: Any) -> Mapping[str, Row]:
         """Returns the vectors that every message carries beside the model, by name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,38 @@ if TYPE_CHECKING:
 Row = NDArray[np.float32]
 """A model's numbers, shape (d,); or those of several, shape (n, d)."""
 
+Float = TypeVar("Float", np.float32, np.float64)
+
 
 def is_finite(row: NDArray[Any]) -> bool:
     """Says whether no number of a row is NaN or infinite."""
     # Both survive every addition, so one finite sum clears all numbers at once.
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(row.sum()) or np.isfinite(row).all())
+
+
+def weighted_sum(a: NDArray[Any], x: NDArray[Float]) -> NDArray[Float]:
+    """Returns sum_i a_i x_i, shape (d,), in the type of x.
+
+    The order of the additions is that of BLAS for (n, d) on one thread, which runs limit NumPy's
+    products to (`fl.vectors.threads.limit_blas`): more threads may add in another.
+
+    Args:
+        a: shape (n,); rounded to the type of x.
+        x: shape (n, d), float32 or float64.
+    """
+    return np.asarray(a.astype(x.dtype) @ x)
+
+
+def mean(x: NDArray[Float], weights: NDArray[np.float64] | None = None) -> NDArray[Float]:
+    """Returns the mean of rows, sum_i w_i x_i / sum_i w_i, shape (d,), see `weighted_sum`.
+
+    Args:
+        x: shape (n, d), float32 or float64.
+        weights: shape (n,), not all zero; None if all count the same.
+    """
+    n = len(x)
+    return weighted_sum(np.full(n, 1.0 / n) if weights is None else weights / weights.sum(), x)
 
 
 def as_row(value: Row | torch.Tensor) -> Row:

@@ -2,9 +2,7 @@ import numpy as np
 import pytest
 from members import relative_error
 
-from fl.compression import ErrorFeedback, Participation, PowerSgd, Shapes
-from fl.compression.receivers import require_all
-from fl.errors import ConfigError
+from fl.compression import ErrorFeedback, PowerSgd, Shapes
 
 SHAPES = Shapes(((20, 12), (20,), (6, 3, 2, 4), ()))
 MATRIX = Shapes(((30, 20),))
@@ -190,9 +188,3 @@ def test_all_workers_begin_with_one_q():
     assert not np.array_equal(
         PowerSgd(seed=3).init(MATRIX)["q"], PowerSgd(seed=4).init(MATRIX)["q"]
     )
-
-
-def test_two_reductions_need_every_worker():
-    assert PowerSgd.two_step_participation is Participation.FULL
-    with pytest.raises(ConfigError, match="1 of 4 are missing"):
-        require_all(PowerSgd.two_step_participation, "PowerSGD", [0, 1, 3], 4)

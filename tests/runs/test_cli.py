@@ -94,6 +94,23 @@ def test_run_prints_a_table_leaves_its_files_and_nothing_else_is_said(
     assert left >= {"summary.json", "metrics.csv", "trace.parquet", "timeline.json", "tb", "plots"}
 
 
+def test_run_that_diverged_has_status_1_and_a_warning_of_a_kind_is_shown_once(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    quick = [o for o in QUICK if not o.startswith("model=")]
+    diverging = [*quick, "client.rule.lr=1e30", "num_rounds=4", "views=false"]
+    with pytest.raises(SystemExit) as stopped:
+        call(*diverging, f"hydra.run.dir={tmp_path / 'one'}")
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err.splitlines()
+    assert summary_of(tmp_path / "one")["status"] == "diverged"
+    assert said[-1].startswith("fl: the run diverged: ")
+    assert sum("left out" in line for line in said) == 1
+    kept = (tmp_path / "one" / "fl.log").read_text("utf-8")
+    assert kept.count("left out") == 40  # of 10 clients, in 4 rounds
+    call("-m", *diverging, f"hydra.sweep.dir={tmp_path / 'many'}")  # a result as any other
+
+
 def test_module_is_the_command(call: Call, tmp_path: Path) -> None:
     call(*QUICK, f"hydra.run.dir={tmp_path / 'fl'}")
     done = subprocess.run(
@@ -305,6 +322,9 @@ BAD = {
     "strategy=fednova client/correction=model_contrast model=mlp": "strategy.rule.mu is 1.0, but",
     "strategy=scaffold strategy.rule.num_clients=9": "rule.num_clients is 9, but there are 10 clie",
     "fleet/availability=cyclic fleet.availability.rates.least=0.2": "rates.least is 0.2; it must",
+    "fleet/availability=cyclic fleet.availability.rates=2": "fleet.availability.rates is 2; every",
+    "fleet/availability=cyclic fleet.availability.rates=[1]": "~fleet.availability.rates +fleet.",
+    "fleet/availability=cyclic strategy=fedast": "fleet.availability.rates.data is ${data}, but",
     "fleet.jitter=1e9": "devices.jitter is 1000000000.0; the sigma",
     "selection=oort selection.loss_key=foo": "selection.loss_key is 'foo'; clients report",
     "strategy=dbw strategy.rule.loss_key=foo": "strategy.rule.loss_key is 'foo'; clients report",
@@ -341,7 +361,7 @@ def test_wrong_configuration_stops_before_training_with_one_line(
         for argument in QUICK
         if not arguments.startswith("app=") or argument.split("=")[0] not in ("model", "num_rounds")
     ]
-    if arguments.startswith("strategy=fedast "):
+    if "strategy=fedast " in f"{arguments} ":
         quick.remove("model=logistic")
     assert BAD[arguments] in refused(*quick, *arguments.split())
 

@@ -300,7 +300,9 @@ STEPPING = [
     lambda: Rounds(rules.FedAvg(eta=10.0), clients=CLIENTS, aggregator=CenteredClipping(tau=1e38)),
     lambda: Rounds(rules.FedAvgM(eta=10.0), clients=CLIENTS),
     lambda: Rounds(rules.FedAdam(eta=1e38, beta_1=0.0, tau=1.0), clients=CLIENTS),
-    lambda: Events(FedBuff(buffer_size=CLIENTS, momentum=0.9, eta=10.0)),
+    lambda: Events(FedBuff(CLIENTS, rules.FedAvgM(eta=10.0))),
+    lambda: Events(FedBuff(CLIENTS, rules.FedAdam(eta=1e38, beta_1=0.0, tau=1.0))),
+    lambda: Events(rules.CA2FL(CLIENTS, rules.FedAvg(eta=10.0), population=CLIENTS)),
 ]
 NAMES = [
     "Flower's fedavgm",
@@ -310,6 +312,8 @@ NAMES = [
     "fedavgm",
     "fedadam",
     "fedbuff",
+    "fedbuff with fedadam",
+    "ca2fl",
 ]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 from islands import (
     ADAMW,
     AVERAGE,
@@ -24,9 +26,20 @@ from islands import (
 from fl.aggregation import FLTrust, Krum, Median
 from fl.attacks import ALIE, IPM, Optimized, OwnSignFlip
 from fl.clients import Gradient
-from fl.compression import EF21, Cast, ErrorFeedback, PowerSgd, TopK, UniformQuantizer
+from fl.compression import (
+    EF21,
+    Cast,
+    ErrorFeedback,
+    PowerSgd,
+    Shapes,
+    TernGrad,
+    TopK,
+    UniformQuantizer,
+)
 from fl.errors import ConfigError
+from fl.models import per_example_loss
 from fl.simulation.kernel.trace import Event
+from fl.simulation.world.fleets import uniform
 from fl.strategies import (
     DataParallel,
     DelayedUpdates,
@@ -300,3 +313,184 @@ def test_with_too_few_survivors_for_the_aggregator_the_outer_parameters_stay():
 def test_aggregators_that_compare_with_a_vector_of_their_own_are_refused():
     with pytest.raises(ConfigError, match="aggregator is FLTrust"):
         OuterSteps(DiLoCo(), aggregator=FLTrust())
+
+
+# ---- the mean is compressed ----------------------------------------------------------------------
+
+
+def gram_schmidt(P):
+    """Orthonormal columns, in their order, as the paper's code has them."""
+    P = P.copy()
+    for i in range(P.shape[1]):
+        P[:, i] /= np.sqrt(np.sum(P[:, i] ** 2)) + 1e-8
+        P[:, i + 1 :] -= np.outer(P[:, i], P[:, i] @ P[:, i + 1 :])
+    return P
+
+
+class Algorithm2:
+    """PowerSGD with error feedback among n workers, on plain float64 arrays: github.com/epfml."""
+
+    def __init__(self, compressor, shapes, n, feedback):
+        state = compressor.init(shapes)["q"].astype(np.float64)
+        self.matrices, self.Q, self.feedback = [], {}, feedback
+        self.e = np.zeros((n, shapes.size))
+        for (rows, columns), shape, part in zip(
+            shapes.matrices, shapes.shapes, shapes.slices, strict=True
+        ):
+            if len(shape) == 1:
+                continue
+            r = min(compressor.rank, rows, columns)
+            self.matrices.append((part, rows, columns))
+            self.Q[part.start], state = (
+                state[: columns * r].reshape(columns, r),
+                state[columns * r :],
+            )
+        assert not len(state)
+
+    def reduce(self, gradients):
+        M = gradients + self.e
+        G = M.mean(axis=0)  # vectors are all-reduced as they are
+        for part, n, m in self.matrices:
+            M_i = M[:, part].reshape(-1, n, m)
+            P = gram_schmidt(np.mean([one @ self.Q[part.start] for one in M_i], axis=0))
+            Q = np.mean([one.T @ P for one in M_i], axis=0)
+            self.Q[part.start] = Q
+            G[part] = (P @ Q.T).ravel()
+        if self.feedback:
+            self.e = M - G
+        return G
+
+
+def gradient_of(worker, theta):
+    """Returns the gradient of a worker's loss at theta, shape (d,), by torch."""
+    worker.w = theta
+    worker.model.zero_grad()
+    per_example_loss(worker.model(worker.x), worker.y).mean().backward()
+    parts = [p.grad.reshape(-1) for p in worker.model.parameters()]
+    return torch.cat(parts).double().numpy()
+
+
+@pytest.mark.parametrize("feedback", [True, False])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_powersgd_of_the_mean_is_algorithm_2_of_its_paper(workers, feedback):
+    # Every parameter's gradient at the models of the run, by torch; the steps by the algorithm.
+    lr, rounds = 0.5, 6
+    powersgd = PowerSgd(rank=2, min_compression=0, seed=3)
+    channel = ErrorFeedback(powersgd) if feedback else powersgd
+    rule = DataParallel(optimizer=PLAIN)
+    strategy = driven(rule, workers=workers, compressor=channel, compress_mean=True)
+    got = run(strategy, rounds, workers=workers, rule=Gradient())
+    algorithm = Algorithm2(powersgd, Shapes.trained(LAYOUT), workers, feedback)
+    everybody = references(workers, SGD)
+    theta = got.rows[0].astype(np.float64)
+    for version in range(rounds):
+        gradients = np.stack([gradient_of(worker, theta) for worker in everybody])
+        theta = theta - lr * algorithm.reduce(gradients)
+        np.testing.assert_allclose(got.rows[version + 1], theta, atol=2e-5)
+    assert got.summary["faults"] == {}
+
+
+def all_reduces(done, workers):
+    """Returns bytes and seconds of every worker's all-reduces, by worker."""
+    events = of(done.run.trace, Event.ALL_REDUCE)
+    return {
+        i: [(e["bytes"], e["value"]) for e in events if e["client"] == i] for i in range(workers)
+    }
+
+
+@pytest.mark.parametrize("kind", [PowerSgd, TernGrad])
+def test_the_sums_of_a_mean_are_charged_as_one_all_reduce_after_the_other(kind):
+    workers, shapes = 3, Shapes.trained(LAYOUT)
+    if kind is PowerSgd:
+        channel = PowerSgd(rank=1, min_compression=0)
+        pairs = [nm for nm in shapes.matrices if nm[1] > 1]
+        rest = sum(n for n, m in shapes.matrices if m == 1)
+        sizes = [4 * (sum(n for n, _ in pairs) + rest), 4 * sum(m for _, m in pairs)]
+    else:
+        channel, layers = TernGrad(clip=None), len(shapes.sizes)
+        sizes = [4 * layers, 6 + 4 + 4 * layers + math.ceil(shapes.size * 3 / 8)]  # 2 n + 1 < 2^3
+    fleet = uniform(num_clients=workers, seed=0)
+    strategy = driven(
+        LocalSGD(inner_steps=2), workers=workers, compressor=channel, compress_mean=True
+    )
+    got = run(strategy, 2, workers=workers, fleet=fleet)
+    plain = run(driven(LocalSGD(inner_steps=2), workers=workers), 2, workers=workers, fleet=fleet)
+    hops = 2 * (workers - 1)
+    peers = fleet.peers
+    hop_s = [
+        peers.latency_s(0, 1) + 8 * size / workers / peers.bandwidth_bps(0, 1) for size in sizes
+    ]
+    for events in all_reduces(got, workers).values():
+        assert [b for b, _ in events] == [math.ceil(hops * size / workers) for size in sizes] * 2
+        np.testing.assert_allclose([s for _, s in events], [hops * s for s in hop_s] * 2)
+    computed = plain.times[1] - all_reduces(plain, workers)[0][0][1]
+    assert got.times[1] == pytest.approx(computed + hops * sum(hop_s))
+
+
+def test_terngrad_of_the_mean_adds_ternaries_of_the_largest_scaler():
+    workers = 3
+    seen = []
+
+    class Spy(TernGrad):
+        def compress_mean(self, x, shapes, state, rngs):
+            made = super().compress_mean(x, shapes, state, rngs)
+            seen.append((x, shapes, made.mean))
+            return made
+
+    strategy = driven(
+        LocalSGD(inner_steps=2), workers=workers, compressor=Spy(clip=None), compress_mean=True
+    )
+    got = run(strategy, 3, workers=workers)
+    for version, (x, shapes, mean) in enumerate(seen):
+        for part in shapes.slices:
+            largest = np.abs(x[:, part]).max()
+            counts = mean[part] * workers / largest
+            np.testing.assert_allclose(counts, np.rint(counts), atol=1e-5)
+            assert np.abs(counts).max() <= workers * (1 + 1e-5)
+        moved = got.rows[version] - got.rows[version + 1]
+        np.testing.assert_allclose(moved, mean, atol=1e-6)
+
+
+def test_a_compressed_mean_at_full_rank_is_the_mean():
+    full = PowerSgd(rank=100, min_compression=0)
+    rule = DiLoCo(inner_steps=2, optimizer=PLAIN)
+    plain = run(driven(rule, workers=3), 3, workers=3)
+    got = run(driven(rule, workers=3, compressor=full, compress_mean=True), 3, workers=3)
+    np.testing.assert_allclose(got.rows, plain.rows, atol=1e-5)
+
+
+def test_a_liars_vector_enters_the_compressed_mean_as_the_attack_makes_it():
+    full = PowerSgd(rank=100, min_compression=0)
+    rule, liar = LocalSGD(inner_steps=2), {"attack": OwnSignFlip(2.0), "byzantine": (1,)}
+    plain = run(driven(rule, workers=3, **liar), 3, workers=3)
+    strategy = driven(rule, workers=3, compressor=full, compress_mean=True, **liar)
+    got = run(strategy, 3, workers=3)
+    assert got.summary["faults"] == plain.summary["faults"] == {"forged": 3}
+    np.testing.assert_allclose(got.rows, plain.rows, atol=1e-5)
+
+
+def test_workers_that_crash_and_come_back_leave_a_compressed_mean_of_the_others():
+    channel = ErrorFeedback(PowerSgd(rank=1, min_compression=0))
+    strategy = driven(
+        DiLoCo(inner_steps=2, optimizer=PLAIN), workers=3, compressor=channel, compress_mean=True
+    )
+    got = run(strategy, 4, workers=3, fleet=crashing((1, 1), workers=3))
+    assert np.isfinite(got.rows).all()
+    assert got.summary["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("key", "more"),
+    [
+        ("aggregator", {"aggregator": Median()}),
+        ("weighted_by_key", {"weighted_by_key": "num-examples"}),
+        ("drop", {"drop": 0.1}),
+        ("compressor", {"compressor": TOPK}),
+        ("compressor", {"compressor": None}),
+        ("rule", {"rule": EagerUpdates(inner_steps=2)}),
+    ],
+)
+def test_what_makes_no_common_mean_is_refused(key, more):
+    given = {"rule": LocalSGD(inner_steps=2), "compressor": PowerSgd(), **more}
+    with pytest.raises(ConfigError, match=f"compress_mean is true.*{key} is"):
+        driven(given.pop("rule"), compress_mean=True, **given)

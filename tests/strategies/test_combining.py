@@ -30,6 +30,7 @@ from fl.strategies import (
     Exchange,
     FedAST,
     FedAsync,
+    FedAvg,
     FedBuff,
     FedCompass,
     FedFix,
@@ -66,7 +67,13 @@ class Spy(Attack):
 
 def test_a_full_buffer_moves_along_the_median_of_its_changes():
     n = len(CENTRES)
-    strategy = driven(FedBuff, buffer_size=n, concurrency=n, eta=0.5, aggregator=Median())
+    strategy = driven(
+        FedBuff,
+        buffer_size=n,
+        concurrency=n,
+        server_optimizer=FedAvg(0.5),
+        aggregator=Median(),
+    )
     ran = run(strategy, CENTRES, [2.0] * n, num_rounds=12)
     w = [0.0]
     for _ in range(12):

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp import strategy as flower
 from quadratics import LR, record, run
 from stand_ins import Scripted, driven
 
@@ -21,10 +21,14 @@ from fl.randomness import generator
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import Faults
 from fl.strategies import (
+    CA2FL,
+    FADAS,
     FAVAS,
     AsyncFedAvg,
     AsyncSGD,
     FedAsync,
+    FedAvg,
+    FedAvgM,
     FedBuff,
     FedFix,
     QuAFL,
@@ -38,7 +42,7 @@ CENTRES = (1.0, -2.0, 4.0, 0.5)
 
 
 def fedavg(clients=4):
-    return FedAvg(
+    return flower.FedAvg(
         fraction_train=1.0,
         min_train_nodes=clients,
         min_available_nodes=clients,
@@ -118,7 +122,7 @@ def test_fedasync_anchored_at_the_client_is_fedbuff_with_a_buffer_of_one(s):
         num_rounds=40,
     )
     b = run(
-        driven(FedBuff, buffer_size=1, eta=0.6, staleness=s, concurrency=3),
+        driven(FedBuff, buffer_size=1, server_optimizer=FedAvg(0.6), staleness=s, concurrency=3),
         CENTRES,
         times,
         num_rounds=40,
@@ -143,7 +147,13 @@ def test_fedbuff_with_a_full_buffer_and_equal_speeds_is_fedavg():
 def test_fedbuff_of_one_without_discount_is_asynchronous_fedavg_with_identical_weights():
     times = [1.0, 1.7, 2.9, 0.6]
     a = run(
-        driven(FedBuff, buffer_size=1, eta=0.3, staleness=ConstantWeight(), concurrency=4),
+        driven(
+            FedBuff,
+            buffer_size=1,
+            server_optimizer=FedAvg(0.3),
+            staleness=ConstantWeight(),
+            concurrency=4,
+        ),
         CENTRES,
         times,
         num_rounds=40,
@@ -181,7 +191,7 @@ def test_mean_staleness_is_concurrency_minus_1_over_the_buffer_whatever_the_dura
 def test_server_momentum_is_a_heavy_ball():
     eta, beta = 0.5, 0.9
     ran = run(
-        driven(FedBuff, buffer_size=1, eta=eta, momentum=beta, concurrency=1),
+        driven(FedBuff, buffer_size=1, server_optimizer=FedAvgM(eta, beta), concurrency=1),
         [3.0],
         [1.0],
         num_rounds=6,
@@ -465,6 +475,8 @@ def test_contacts_that_nobody_can_answer_in_time_stop_the_run_with_the_remedy():
 ALL = {
     "fedasync": lambda: driven(FedAsync, concurrency=3, rho=0),
     "fedbuff": lambda: driven(FedBuff, buffer_size=2, concurrency=3),
+    "ca2fl": lambda: driven(CA2FL, buffer_size=2, concurrency=3, population=4),
+    "fadas": lambda: driven(FADAS, buffer_size=2, concurrency=3),
     "async_fedavg": lambda: driven(AsyncFedAvg, num_clients=4),
     "fedfix": lambda: driven(FedFix, num_clients=4, interval_s=0.8),
     "async_sgd": lambda: driven(AsyncSGD, concurrency=3),

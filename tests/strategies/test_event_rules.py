@@ -13,11 +13,14 @@ import pytest
 
 from fl.errors import ConfigError
 from fl.strategies import (
+    CA2FL,
+    FADAS,
     FAVAS,
     AsyncFedAvg,
     AsyncSGD,
     Events,
     FedAsync,
+    FedAvgM,
     FedBuff,
     FedCompass,
     FedFix,
@@ -91,7 +94,7 @@ def test_fedbuff_is_algorithm_1_with_a_heavy_ball():
             u = beta * u + s / k
             w, s, count = w + eta * u, np.zeros(D), 0
         expected.append(w)
-    rule = FedBuff(buffer_size=k, eta=eta, momentum=beta, staleness=Polynomial(a))
+    rule = FedBuff(k, FedAvgM(eta, beta), Polynomial(a))
     np.testing.assert_allclose(played(rule, arrivals), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -306,6 +309,8 @@ def test_a_robust_rule_takes_the_place_of_the_mean_of_what_is_added_up():
 
 RULES = {
     "fedbuff": FedBuff(),
+    "ca2fl": CA2FL(population=4),
+    "fadas": FADAS(),
     "fedasync": FedAsync(),
     "async_fedavg": AsyncFedAvg(num_clients=4),
     "async_sgd": AsyncSGD(),

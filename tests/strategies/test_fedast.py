@@ -15,7 +15,7 @@ from fl.execution.contract import Result
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import TaskFaults
-from fl.strategies import FedAST, FedBuff, SyncST
+from fl.strategies import FedAST, FedAvg, FedBuff, SyncST
 from fl.strategies.drivers.simultaneous import Models, apportion
 from fl.strategies.staleness import ConstantWeight
 
@@ -97,7 +97,11 @@ def test_one_task_is_fedbuff_without_staleness_weights_but_for_the_choice_of_cli
 
     ours = driven(FedAST, concurrency=1, buffer_size=buffer_size, eta=0.5)
     buff = driven(
-        FedBuff, concurrency=1, buffer_size=buffer_size, eta=0.5, staleness=ConstantWeight()
+        FedBuff,
+        concurrency=1,
+        buffer_size=buffer_size,
+        server_optimizer=FedAvg(0.5),
+        staleness=ConstantWeight(),
     )
     arguments = {"tasks": ("a",), "clients": (1.0,), "change": drift}
     one, two = run(ours, **arguments), run(buff, **arguments)

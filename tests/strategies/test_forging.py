@@ -371,7 +371,9 @@ def test_stale_forged_updates_weigh_what_honest_ones_of_their_age_would():
 def test_without_rounds_the_attack_knows_the_latest_change_of_each_honest_client():
     eps, age = 0.7, Polynomial(0)
     strategy = attacked(
-        driven(FedBuff, buffer_size=1, concurrency=4, eta=0.5, staleness=age), IPM(eps), (LIAR,)
+        driven(FedBuff, buffer_size=1, concurrency=4, server_optimizer=FedAvg(0.5), staleness=age),
+        IPM(eps),
+        (LIAR,),
     )
     ran = quadratics.run(strategy, CENTRES, [1.0, 1.7, 0.4, 0.6], num_rounds=40)
     w, latest = [0.0], {}

@@ -195,6 +195,43 @@ def test_it_is_the_means_also_where_a_robust_rule_makes_the_step():
     )
 
 
+def test_who_sends_back_what_came_has_done_no_step_of_it():
+    def answer(request):
+        reply = answer_of()(request)
+        if request.client == 3:
+            reply.content["arrays"] = request.payload.content["arrays"]
+        return reply
+
+    strategy = Rounds(FedAvg(), clients=4, noise_scale=0.9, batch_size=3)
+    run(strategy, [1.0] * 4, answer=answer)
+    # Its share, 5 of 14, is not in the others' steps: K is 9 / 14 of a step, n as before.
+    found = strategy.noise_scale.report(strategy.noise)
+    i = np.arange(3)
+    w = (i + 2) / 14
+    each, mean = (w / np.minimum(i + 2, 3)).sum(), (w**2 / np.minimum(i + 2, 3)).sum()
+    a = np.array([[w.sum(), each], [w.sum() ** 2, mean]])
+    square, trace = np.linalg.solve(a, [(w * (i**2 + 1)).sum(), (w @ i) ** 2 + w.sum() ** 2])
+    assert found["noise_scale_g2"] == pytest.approx(square, rel=1e-5)
+    assert found["noise_scale_s"] == pytest.approx(trace, rel=1e-5)
+
+
+@pytest.mark.parametrize("lie", [3e38, np.inf, np.nan])
+def test_measuring_lies_changes_no_step_of_a_robust_rule(lie):
+
+    def answer(request):
+        reply = answer_of()(request)
+        if request.client < 2:
+            reply.content["arrays"] = ArrayRecord({"w": Array(np.full(2, lie, np.float32))})
+        return reply
+
+    models = []
+    for more in ({}, {"noise_scale": 0.9}):
+        strategy = Rounds(FedAvg(), clients=5, aggregator=Median(), **more)
+        models.append(run(strategy, [1.0] * 5, rounds=2, answer=answer)[3])
+    np.testing.assert_array_equal(*models)
+    assert (models[0][1] != models[0][0]).any()
+
+
 @pytest.mark.parametrize("large", [False, True], ids=["at once", "folded"])
 def test_statistics_of_normalisation_layers_are_no_gradient(monkeypatch, large):
     monkeypatch.setattr(Layout, "is_large", large)

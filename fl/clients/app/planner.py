@@ -90,12 +90,12 @@ class Planner:
         if kind != "train":
             return Workload(0.0, None, self.memory_bytes)
         examples = self._data.size(partition)
-        instructions.scalars  # noqa: B018 (refuses now what the client would refuse later)
+        role = instructions.role  # refuses now what the client would refuse later
         batch_size = self.batch_size(instructions.batch_size)
         steps = self.steps(instructions.amount, examples, batch_size)
-        role, gradient = instructions.role, float(self._flops.training)
-        per_example = gradient * role.gradients_per_step
-        once = gradient * role.gradients_once * self._covered(min(steps, 1), examples, batch_size)
+        once = role.gradients_once * self._covered(min(steps, 1), examples, batch_size)
+        once *= self._flops.training
+        per_example = self._flops.training * role.gradients_per_step
         deadline, elapsed = instructions.limits
         limit = deadline if elapsed is None else elapsed
         fitting = None

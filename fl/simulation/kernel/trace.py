@@ -75,6 +75,10 @@ FAULTS = frozenset(
 )
 """Events counted as faults in the summary."""
 
+_LOSSES = frozenset(
+    {Event.DROPOUT, Event.CRASH, Event.DEPARTURE, Event.DOWNLOAD_LOST, Event.UPLOAD_LOST}
+)  # after which no reply comes, so that the message expires where nobody tells the server
+
 
 _ROW = Struct("=dbqqqd")
 _pack = _ROW.pack
@@ -96,11 +100,13 @@ class Trace:
     Each column is an attribute of its name, an array of shape (events,), made when it is asked for.
 
     Attributes:
-        num_faults: events so far whose kind is in `FAULTS`.
+        num_faults: faults so far, as `faults` counts them.
     """
 
     def __init__(self) -> None:
         self.num_faults = 0
+        self._lost: set[tuple[int, int]] = set()  # messages to which no reply can come
+        self._doubles = 0  # of them, those that have expired
         self._rows = bytearray()  # packed: one call for an event, where columns take six
 
     def __len__(self) -> int:
@@ -128,6 +134,11 @@ class Trace:
         self._rows += _pack(time, kind, client, dispatch, size, value)
         if kind in FAULTS:
             self.num_faults += 1
+            if kind in _LOSSES:
+                self._lost.add((client, dispatch))
+            elif kind == Event.EXPIRED and (client, dispatch) in self._lost:
+                self._doubles += 1
+                self.num_faults -= 1
 
     @property
     def time(self) -> NDArray[np.float64]:
@@ -170,9 +181,18 @@ class Trace:
         return Counter(dict(zip(map(Event, kinds), counts.tolist(), strict=True)))
 
     def faults(self) -> dict[str, int]:
-        """Returns the number of events of each fault kind that occurred, by lower-case name."""
+        """Returns the number of events of each fault kind that occurred, by lower-case name.
+
+        A message that expires because its client, or what was sent, was lost is that one fault.
+        """
         counts = self.counts
-        return {kind.name.lower(): counts[kind] for kind in sorted(FAULTS & set(counts))}
+        counts[Event.EXPIRED] -= self._doubles
+        return {kind.name.lower(): counts[kind] for kind in sorted(FAULTS) if counts[kind] > 0}
+
+    def came_too_late(self) -> bool:
+        """Returns whether a reply was waited for in vain that was not lost."""
+        missing = self.value[self.kind == Event.TIMEOUT].sum()
+        return self.counts[Event.EXPIRED] > self._doubles or missing > len(self._lost)
 
     def staleness(self) -> dict[str, float] | None:
         """Returns count, mean and maximum of the applied updates' staleness; None without any."""

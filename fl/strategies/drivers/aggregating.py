@@ -17,14 +17,17 @@ from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.events import EventDriven, Server
 from fl.vectors.rows import Row
 
-
-@read_if(
+own_f = read_if(
     lambda a: a["f"] is None,
     "aggregator.f",
     "aggregator.rule.f",
     "aggregator.pre.*.f",
     only="{at}f counts instead",
 )
+"""Decorates a driver whose `f`, where it is set, counts instead of that of its aggregator."""
+
+
+@own_f
 class Aggregating(EventDriven):
     """Base of the drivers that may combine several updates by an aggregator F.
 
@@ -33,6 +36,7 @@ class Aggregating(EventDriven):
     the server's own update (`Exchange.trusted`), which begins with the present model.
 
     Args:
+        rule: what the method is.
         aggregator: F; None is the mean.
         f: how many Byzantine clients F is to tolerate, instead of what it says itself; None leaves
             it as it is.
@@ -46,13 +50,14 @@ class Aggregating(EventDriven):
 
     def __init__(
         self,
+        rule: Any,
         *,
         aggregator: Aggregator | None = None,
         f: int | None = None,
         root_examples: int | None = None,
         **events: Any,
     ) -> None:
-        super().__init__(**events)
+        super().__init__(rule, **events)
         if root_examples is not None:
             at_least("root_examples", root_examples, 0)
         aggregator = Mean() if aggregator is None else aggregator

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fl.aggregation import Aggregator, Dropped, Guard, Mean
 from fl.clients.app.island import Fragments
-from fl.compression import PayloadError, Receivers
+from fl.compression import MeanLink, PayloadError, Receivers
 from fl.errors import ConfigError, NoStep
 from fl.flower.grid_view import Control, Peers
 from fl.flower.identity import client_of
@@ -34,20 +34,34 @@ class AllReduce:
     payloads, M - 1 from every worker, and does the same with them. So what a compressor keeps at
     the receiver is the same at all of them, and is kept here once for each sender.
 
+    Where the mean is compressed instead of each vector, there are several all-reduces, one after
+    the other, of the sums that it is made of, see `fl.compression.CompressesMean`.
+
     Args:
         exchange: the workers' uplink, and who forges what.
         cut: the fragments.
         aggregator: F.
         seed: of aggregators that draw.
+        compress_mean: the uplink compresses the mean.
     """
 
     def __init__(
-        self, exchange: Exchange, cut: Fragments, aggregator: Aggregator, seed: int
+        self,
+        exchange: Exchange,
+        cut: Fragments,
+        aggregator: Aggregator,
+        seed: int,
+        *,
+        compress_mean: bool = False,
     ) -> None:
         self._exchange = exchange
         self._aggregator = aggregator
         self._seed = seed
         uplink, attack = exchange.uplink, exchange.attack
+        self._means: list[MeanLink] = []
+        if compress_mean and uplink is not None:
+            self._means = [MeanLink(uplink, shapes) for shapes in cut.shapes]
+            uplink = None  # vectors come as they are
         clients, most = exchange.num_clients, exchange.max_bytes
         self._receivers: list[Receivers] = []
         if uplink is not None:
@@ -67,12 +81,15 @@ class AllReduce:
     def adds(self) -> bool:
         """Whether payloads are added on their way around a ring."""
         uplink = self._exchange.uplink
+        if self._means:
+            return True
         return isinstance(self._aggregator, Mean) and (uplink is None or uplink.adds)
 
     @property
     def memory_bytes(self) -> int:
         """What a worker that enters needs beside the model, to read what the others send."""
-        return sum(receivers.nbytes for receivers in self._receivers)
+        kept = sum(link.nbytes for link in self._means)
+        return kept + sum(receivers.nbytes for receivers in self._receivers)
 
     def is_liar(self, node: int) -> bool:
         """Returns whether a worker forges what it sends."""
@@ -93,6 +110,8 @@ class AllReduce:
             self._receivers[p].forget(number)
         if self._liars:
             self._liars[p].forget(number)
+        if self._means:
+            self._means[p].forget(node)
 
     def begin(self, reduction: Reduction, peers: Peers, control: Control) -> float:
         """Begins an all-reduce: liars forge their part; returns when it is finished, s.
@@ -112,6 +131,8 @@ class AllReduce:
             self._receivers[reduction.fragment].check_participants(numbers)
         if self._liars:
             self._forge(reduction, control)
+        if self._means:
+            return self._compress_mean(reduction, peers)
         nodes, sizes = list(reduction.sent), [sent.size for sent in reduction.sent.values()]
         if self.adds:
             return peers.all_reduce(nodes, max(sizes, default=0))
@@ -136,6 +157,10 @@ class AllReduce:
         p, refused = reduction.fragment, reduction.refused
 
         def combine(x: NDArray[np.float64], weights: NDArray[np.float64]) -> Vector:
+            if isinstance(reduction.mean, NoStep):
+                raise reduction.mean
+            if reduction.mean is not None:
+                return reduction.mean
             before = [Dropped(len(x) + i, why) for i, why in enumerate(refused)]
             f = self._aggregator.tolerates(len(x) + len(before))
             said: Sequence[object] = weights.tolist()
@@ -158,6 +183,23 @@ class AllReduce:
         if stepped and self._aggregator.reference == "last-result":
             self._results.update(self._latest)
         self._latest.clear()
+
+    def _compress_mean(self, reduction: Reduction, peers: Peers) -> float:
+        """Makes the mean of what was sent; returns when the last of its all-reduces is finished."""
+        p, nodes = reduction.fragment, list(reduction.sent)
+        if not nodes:
+            return peers.all_reduce(nodes, 0)
+        x = np.stack([sent.delta for sent in reduction.sent.values()]).astype(np.float32)
+        name = ("compressed mean", p, reduction.step)
+        rngs = [generator(self._exchange.seed, *name, client_of(node)) for node in nodes]
+        try:
+            mean, sizes = self._means[p].mean(x, nodes, rngs)
+        except ConfigError as error:
+            reduction.mean = NoStep(f"of {len(nodes)} outer gradients: {error}")
+            return peers.all_reduce(nodes, 4 * x.shape[1])
+        reduction.mean = mean.astype(np.float64)
+        finish_s = [peers.all_reduce(nodes, size) for size in sizes]  # each after the one before
+        return finish_s[-1]
 
     def _forge(self, reduction: Reduction, control: Control) -> None:
         """Replaces what liars send; what nobody could read is refused."""

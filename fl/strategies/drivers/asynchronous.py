@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, cast
 
-from fl.errors import ConfigError
 from fl.strategies.contributions import Contributions
 from fl.strategies.drivers.combining import Combining
 from fl.strategies.drivers.events import Sent, Server, Update
@@ -33,19 +32,13 @@ class Events(Combining):
         ConfigError: an argument is out of its range.
     """
 
-    def __init__(self, rule: EventRule, **events: Any) -> None:
-        if not isinstance(rule, EventRule):
-            raise ConfigError(
-                f"rule is {rule!r:.80}; it must be a fl.strategies.EventRule, such as FedBuff()"
-            )
-        super().__init__(**events)
-        self.rule = rule
-        self.check_aggregator(self.most)
+    rules = EventRule
+    example = "FedBuff"
+    rule: EventRule
 
-    @property
-    def name(self) -> str:
-        """Of the rule, for messages."""
-        return type(self.rule).__name__
+    def __init__(self, rule: EventRule, **events: Any) -> None:
+        super().__init__(rule, **events)
+        self.check_aggregator(self.most)
 
     @property
     def most(self) -> int:
@@ -65,6 +58,10 @@ class Events(Combining):
         """Starts the rule, its timer and the count of contributions."""
         super().begin(server)
         self.state = self.rule.init(server.w, len(server.w))
+        self.statistics = [
+            slice(entry.offset, entry.offset + entry.size)
+            for entry in server.model.layout.statistics
+        ]
         self.contributions = Contributions()
         self.answered: list[int] = []  # clients that have, in this instant
         self.began_s = server.now
@@ -163,6 +160,7 @@ class Events(Combining):
                 self.concurrency,
                 len(server.tasks.nodes()),
                 combine,
+                self.statistics,
             )
             return self.rule.step(self.state, arrivals)
 

@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fl.checks import at_least, positive
 from fl.clients import Downlink, Uplink
 from fl.compression import Channel
 from fl.errors import ConfigError
@@ -176,6 +177,69 @@ class Driver(Strategy):
             f"{type(self).__name__} has no rounds: call its start(grid=..., initial_arrays=...), "
             "and do not wrap it in a strategy that works in rounds"
         )
+
+
+class RuleDriver(Driver):
+    """A strategy that runs a rule.
+
+    Attributes:
+        rules: what it runs.
+        example: one of them, for messages.
+
+    Args:
+        rule: what the method is.
+        min_available_nodes: clients that must be available before the first message.
+        retry_s: how long to wait before looking for clients again, s.
+        patience: a client is late after so many times the longest of its tasks, see
+            `fl.strategies.drivers.patience`; None waits for ever.
+        seed: of what is drawn.
+        arrayrecord_key, configrecord_key: names of the records in messages.
+
+    Raises:
+        ConfigError: an argument is out of its range, or the rule is of another kind.
+    """
+
+    rules: ClassVar[type]
+    example: ClassVar[str]
+
+    def __init__(
+        self,
+        rule: Any,
+        *,
+        min_available_nodes: int = 1,
+        retry_s: float = 10.0,
+        patience: float | None = None,
+        seed: int = 0,
+        arrayrecord_key: str = "arrays",
+        configrecord_key: str = "config",
+    ) -> None:
+        if not isinstance(rule, self.rules):
+            package = ".".join(self.rules.__module__.split(".")[:2])
+            raise ConfigError(
+                f"rule is {rule!r:.80}; it must be a {package}.{self.rules.__name__}, such as "
+                f"{self.example}()"
+            )
+        at_least("min_available_nodes", min_available_nodes, 1)
+        positive("retry_s", retry_s)
+        if patience is not None:
+            positive("patience", patience)
+        self.rule = rule
+        self.min_available_nodes = min_available_nodes
+        self.retry_s = retry_s
+        self.patience = patience
+        self.seed = seed
+        self.arrayrecord_key = arrayrecord_key
+        self.configrecord_key = configrecord_key
+
+    @property
+    def name(self) -> str:
+        """Of the rule, for messages."""
+        return type(self.rule).__name__
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """Names of the records with the model and the configuration."""
+        return self.arrayrecord_key, self.configrecord_key
 
 
 def told_by(strategy: Strategy, tells: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:

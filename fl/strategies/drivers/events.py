@@ -32,11 +32,11 @@ from fl.flower.grid_view import Control, GridView
 from fl.flower.records import from_record, layout_of, record_vector, to_record, vector_record
 from fl.randomness import generator
 from fl.selection import sample
-from fl.strategies.drivers.driver import Driver, Traits
+from fl.strategies.drivers.driver import RuleDriver, Traits
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.forging import Forging
 from fl.strategies.drivers.tasks import TTL_S, Failures, Task, Tasks
-from fl.vectors.rows import Row, as_tensor
+from fl.vectors.rows import Row, as_tensor, mean
 
 log = logging.getLogger("fl")
 
@@ -208,7 +208,7 @@ class GlobalModel:
             w = w.copy()
             for entry in self.layout.statistics:
                 place = slice(entry.offset, entry.offset + entry.size)
-                w[place] = np.mean([u.x[place] for u in contributors], axis=0)
+                w[place] = mean(np.stack([u.x[place] for u in contributors]))
         w = self.layout.rounded(w)
         check_result("the server", w)
         if contributors and self.layout.carried:
@@ -400,7 +400,7 @@ class Server:
         return content
 
 
-class EventDriven(Driver):
+class EventDriven(RuleDriver):
     """Base of the strategies driven by events.
 
     A method implements `receive`, and where it needs them `begin`, `timer` with `tick`, `failed`
@@ -426,14 +426,11 @@ class EventDriven(Driver):
         diverged: for each model, updates that were not finite since the last that was.
 
     Args:
+        rule: what the method is.
         concurrency: C, most tasks in flight; None takes all available clients.
-        min_available_nodes: clients that must be available before the first message.
-        retry_s: how long to wait before looking for clients again, while slots are free; up to 30
-            times as long while all that are there are busy and silent.
-        patience: a client is late after so many times the longest of its tasks, and its task lost
-            after three times that; None waits for ever.
-        seed: of the choice of clients.
-        arrayrecord_key, configrecord_key: names of the records in messages.
+        patience: see `RuleDriver`; a late client's task is lost after three times as long.
+        **driver: other arguments of `RuleDriver`. While slots are free it looks for clients after
+            `retry_s`, up to 30 times as long while all that are there are busy and silent.
 
     Raises:
         ConfigError: an argument is out of its range.
@@ -441,28 +438,16 @@ class EventDriven(Driver):
 
     def __init__(
         self,
+        rule: Any,
         *,
         concurrency: int | None = None,
-        min_available_nodes: int = 1,
-        retry_s: float = 10.0,
         patience: float | None = 3.0,
-        seed: int = 0,
-        arrayrecord_key: str = "arrays",
-        configrecord_key: str = "config",
+        **driver: Any,
     ) -> None:
+        super().__init__(rule, patience=patience, **driver)
         if concurrency is not None:
             at_least("concurrency", concurrency, 1)
-        at_least("min_available_nodes", min_available_nodes, 1)
-        positive("retry_s", retry_s)
-        if patience is not None:
-            positive("patience", patience)
-        self.patience = patience
         self.concurrency = concurrency
-        self.min_available_nodes = min_available_nodes
-        self.retry_s = retry_s
-        self.seed = seed
-        self.arrayrecord_key = arrayrecord_key
-        self.configrecord_key = configrecord_key
 
     # ---- the method ------------------------------------------------------------------------------
 
@@ -584,13 +569,12 @@ class EventDriven(Driver):
         """
         at_least("num_rounds", num_rounds, 1)
         positive("timeout", timeout)
-        keys = (self.arrayrecord_key, self.configrecord_key)
         model = self.model(initial_arrays)
         self.exchange.check(grid)
-        codec = self.exchange.codec(GridView(grid).control, *keys)
+        codec = self.exchange.codec(GridView(grid).control, *self.keys)
         ttl_s = timeout if self.reads_timeout else TTL_S
         tasks: Tasks[Sent] = Tasks(grid, ttl_s, self.patience, codec)
-        server = Server(model, tasks, train_config or {}, self.seed, keys, self.exchange)
+        server = Server(model, tasks, train_config or {}, self.seed, self.keys, self.exchange)
         result = Result()
 
         def evaluate() -> MetricRecord | None:

@@ -39,6 +39,7 @@ from fl.attacks import Scene
 from fl.checks import read_if
 from fl.errors import ConfigError, NoStep, SimulationError
 from fl.randomness import generator, uniform
+from fl.strategies.drivers.aggregating import own_f
 from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.edges import Edges, moved
 from fl.strategies.drivers.swarm import Answer, Decentralized, Swarm
@@ -190,13 +191,7 @@ def _reads_weights(a: Mapping[str, Any]) -> bool:
     "f",
     only="this aggregator has no number of Byzantine models",
 )
-@read_if(
-    lambda a: a["f"] is None,
-    "aggregator.f",
-    "aggregator.rule.f",
-    "aggregator.pre.*.f",
-    only="{at}f counts instead",
-)
+@own_f
 class Gossip(Decentralized):
     """Rounds of synchronous gossip of a node's rule.
 
@@ -230,7 +225,7 @@ class Gossip(Decentralized):
             it as it is.
         gamma: consensus step size, in (0, 1]: x_i + gamma (mixed_i - x_i); None is 1, or what the
             compressor allows.
-        **decentralized: arguments of `Decentralized`.
+        **decentralized: arguments of `Decentralized` but `patience`.
 
     Attributes:
         states: of the nodes, as the rule has them; of the last run.
@@ -241,6 +236,10 @@ class Gossip(Decentralized):
             neighbours for it.
     """
 
+    rules = GossipRule
+    example = "DPSGD"
+    rule: GossipRule
+
     def __init__(
         self,
         rule: GossipRule,
@@ -250,10 +249,7 @@ class Gossip(Decentralized):
         gamma: float | None = None,
         **decentralized: Any,
     ) -> None:
-        super().__init__(rule, gamma=gamma, **decentralized)
-        if not isinstance(rule, GossipRule):
-            raise ConfigError(f"rule is {type(rule).__name__}; it must be a GossipRule")
-        self.rule: GossipRule = rule
+        super().__init__(rule, gamma=gamma, patience=None, **decentralized)
         self.aggregator = self._mixing(aggregator, f)
         kind = self.topology.stochasticity
         if self.aggregator is None and kind not in rule.weights:

@@ -28,6 +28,7 @@ from fl.flower.private import message_of, restore, state_of, trusted_record, wra
 from fl.flower.records import RowRecord, from_record, not_finite
 from fl.strategies.drivers.replies import alike, averageable, model_in, weight_in
 from fl.vectors.layout import Layout
+from fl.vectors.rows import mean
 
 log = logging.getLogger("fl")
 
@@ -302,8 +303,8 @@ class Guarded(strategy.Strategy):
         means = {}
         for entry in layout.statistics:
             place = slice(entry.offset, entry.offset + entry.size)
-            mean = np.average([row[place] for row in rows], axis=0, weights=weights)
-            means[entry.name] = Array(mean.astype(entry.dtype).reshape(entry.shape))
+            moved = mean(np.stack([row[place] for row in rows]), np.array(weights))
+            means[entry.name] = Array(moved.astype(entry.dtype).reshape(entry.shape))
         return means
 
     def _completed(self, arrays: ArrayRecord, entries: dict[str, Array]) -> ArrayRecord:

@@ -24,7 +24,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fl.aggregation import Aggregator, Mean, shown, weight_of
-from fl.checks import at_least, positive, read_if, share
+from fl.checks import at_least, positive, share
 from fl.clients.app.island import (
     AFRESH,
     MERGE,
@@ -38,12 +38,13 @@ from fl.clients.app.island import (
 )
 from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.clients.local_optimizer import FIRST_STEP_KEY
-from fl.compression import Channel, PayloadError
+from fl.compression import Channel, PayloadError, mean_compressor
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
 from fl.flower.records import from_record, layout_of, to_record
 from fl.randomness import generator
+from fl.strategies.drivers.aggregating import own_f
 from fl.strategies.drivers.all_reduce import AllReduce
-from fl.strategies.drivers.driver import Driver, Traits
+from fl.strategies.drivers.driver import RuleDriver, Traits
 from fl.strategies.drivers.events import EvaluateFn, wait_for_nodes
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.outer_run import OuterRun, Participant, Segment
@@ -60,14 +61,8 @@ class _NotSent(PayloadError):
     """A worker sends no payload of a fragment that is not finite."""
 
 
-@read_if(
-    lambda a: a["f"] is None,
-    "aggregator.f",
-    "aggregator.rule.f",
-    "aggregator.pre.*.f",
-    only="{at}f counts instead",
-)
-class OuterSteps(Driver):
+@own_f
+class OuterSteps(RuleDriver):
     """Outer steps by a rule.
 
     A round ends with fragment 0's all-reduce, after k H steps, and `num_rounds` rounds are
@@ -99,18 +94,22 @@ class OuterSteps(Driver):
         drop: probability that a worker's outer gradient is lost. It goes on from its own
             parameters, with the outer ones it held before: its next outer gradient covers both
             phases, and its compressor starts over.
+        compress_mean: the workers compress the mean of their outer gradients, by several
+            all-reduces, and not each its own, as the papers of PowerSGD and TernGrad do. On a
+            deployment the process that runs the strategy is in between, and is sent outer gradients
+            as they are.
         weighted_by_key: metric of the clients that weights the mean; None is the plain mean.
-        min_available_nodes: clients that must be available at the beginning.
-        retry_s: how long to wait before looking for clients again when none is available.
-        patience: a worker is late after so many times the longest segment it has done, one that has
-            done none after so many times the longest of the others; see `patience.Patience`.
-            None waits for ever.
-        seed: of what is lost, and of aggregators that draw.
-        arrayrecord_key, configrecord_key: names of the records in messages.
+        patience: see `RuleDriver`; a worker's tasks are segments, and one that has done none is
+            late after so many times the longest of the others.
+        **driver: other arguments of `RuleDriver`.
 
     Raises:
         ConfigError: an argument is out of its range.
     """
+
+    rules = OuterRule
+    example = "DiLoCo"
+    rule: OuterRule
 
     def __init__(
         self,
@@ -119,28 +118,18 @@ class OuterSteps(Driver):
         aggregator: Aggregator | None = None,
         f: int | None = None,
         drop: float = 0.0,
+        compress_mean: bool = False,
         weighted_by_key: str | None = None,
-        min_available_nodes: int = 1,
-        retry_s: float = 10.0,
         patience: float | None = 10.0,
-        seed: int = 0,
-        arrayrecord_key: str = "arrays",
-        configrecord_key: str = "config",
+        **driver: Any,
     ) -> None:
-        if not isinstance(rule, OuterRule):
-            raise ConfigError(
-                f"rule is {rule!r:.80}; it must be a fl.strategies.OuterRule, such as DiLoCo()"
-            )
+        super().__init__(rule, patience=patience, **driver)
         share("drop", drop)
         if drop and rule.own_outer:
             raise ConfigError(
                 f"drop is {drop}, but with {type(rule).__name__} workers use their own outer "
                 "gradient at once, lost or not: leave it out"
             )
-        at_least("min_available_nodes", min_available_nodes, 1)
-        positive("retry_s", retry_s)
-        if patience is not None:
-            positive("patience", patience)
         aggregator = Mean() if aggregator is None else aggregator
         if aggregator.reference in ("trusted-update", "own-vector"):
             raise ConfigError(
@@ -148,21 +137,11 @@ class OuterSteps(Driver):
                 "aggregates, and here every worker does: each would make another model of them. "
                 "Use another aggregator"
             )
-        self.rule = rule
         self.aggregator = aggregator if f is None else aggregator.tolerating(f)
         self.drop = drop
+        self.compress_mean = compress_mean
         self.weighted_by_key = weighted_by_key
-        self.min_available_nodes = min_available_nodes
-        self.retry_s = retry_s
-        self.patience = patience
-        self.seed = seed
-        self.arrayrecord_key = arrayrecord_key
-        self.configrecord_key = configrecord_key
-
-    @property
-    def name(self) -> str:
-        """Of the rule, for messages."""
-        return type(self.rule).__name__
+        self._check_mean()
 
     @property
     def traits(self) -> Traits:
@@ -194,12 +173,19 @@ class OuterSteps(Driver):
 
     def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Any, Any]:
         """Returns the worker, which is both ends."""
-        rule, keys = self.rule, (self.arrayrecord_key, self.configrecord_key)
-        island = Island(rule.fragments, rule.pattern, uplink, *keys)
+        payloads = None if self.compress_mean else uplink
+        island = Island(self.rule.fragments, self.rule.pattern, payloads, *self.keys)
         return island, island
 
     def within(self, exchange: Exchange) -> Self:
         """Returns a copy within an exchange, see `Driver.within`."""
+        if self.compress_mean:
+            if exchange.uplink is None:
+                raise ConfigError(
+                    "compress_mean is true, but compressor is null: choose compressor=powersgd, "
+                    "lowrank or terngrad, or leave it out"
+                )
+            mean_compressor(exchange.uplink)
         made = super().within(exchange)
         if exchange.layout is not None:
             made.cut(exchange.layout)
@@ -258,7 +244,9 @@ class OuterSteps(Driver):
         cut = self.cut(layout)
         w = from_record(layout, initial_arrays)
         tasks: Tasks[Segment] = Tasks(grid, TTL_S, self.patience)
-        all_reduce = AllReduce(self.exchange, cut, self.aggregator, self.seed)
+        all_reduce = AllReduce(
+            self.exchange, cut, self.aggregator, self.seed, compress_mean=self.compress_mean
+        )
         config = dict(train_config or {})
         run = OuterRun(self.rule, cut, layout, w, tasks, all_reduce, num_rounds, config)
         result = Result()
@@ -554,7 +542,7 @@ class OuterSteps(Driver):
         if not isinstance(record, ArrayRecord):
             raise ConfigError(f"the reply has no ArrayRecord '{self.arrayrecord_key}'")
         message_id = "" if worker.task is None else worker.task.message_id
-        if self.exchange.uplink is None:
+        if self.exchange.uplink is None or self.compress_mean:
             size = run.cut.shapes[p].size
             sent = fragment_of(record, p, size).astype(np.float64)
             delta = sent if self.rule.sends_gradients else worker.held[p] - sent
@@ -564,6 +552,23 @@ class OuterSteps(Driver):
             raise _NotSent(f"there is no payload of fragment {p}: the worker may have diverged")
         delta = run.all_reduce.read(p, worker.node, array.data)
         return ReceivedOuterGradient(delta, weight, len(array.data), message_id)
+
+    def _check_mean(self) -> None:
+        """Raises ConfigError if the mean is to be compressed and is not that of all alike."""
+        if not self.compress_mean:
+            return
+        for name, value, wrong in (
+            ("aggregator", self.aggregator.name, not isinstance(self.aggregator, Mean)),
+            ("weighted_by_key", self.weighted_by_key, self.weighted_by_key is not None),
+            ("drop", self.drop, self.drop > 0),
+            ("rule", type(self.rule).__name__, self.rule.own_outer),
+        ):
+            if wrong:
+                raise ConfigError(
+                    f"compress_mean is true and {name} is {value}, but what is all-reduced is the "
+                    f"plain mean of all workers, the same for all: leave compress_mean or {name} "
+                    "out"
+                )
 
     def _weight(self, metrics: Mapping[str, Any]) -> float:
         if self.weighted_by_key is None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl.attacks import Scene
-from fl.checks import positive, read_if
+from fl.checks import read_if
 from fl.errors import ConfigError, SimulationError
 from fl.randomness import generator
 from fl.strategies.drivers.edges import Edges, moved
@@ -117,6 +117,9 @@ class Pairs(Decentralized):
         ConfigError: an argument is out of its range, or the graph is directed or changes.
     """
 
+    rules = PairRule
+    example = "ADPSGD"
+    rule: PairRule
     reads_timeout: ClassVar[bool] = False  # nobody waits for a node's work
 
     def __init__(
@@ -127,12 +130,7 @@ class Pairs(Decentralized):
         patience: float | None = 3.0,
         **decentralized: Any,
     ) -> None:
-        super().__init__(rule, **decentralized)
-        if not isinstance(rule, PairRule):
-            raise ConfigError(f"rule is {type(rule).__name__}; it must be a PairRule")
-        if patience is not None:
-            positive("patience", patience)
-        self.patience = patience
+        super().__init__(rule, patience=patience, **decentralized)
         if self.topology.directed or self.topology.period != 1:
             raise ConfigError(
                 f"{self.name} needs an undirected graph that stays, not "

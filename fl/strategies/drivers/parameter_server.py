@@ -50,14 +50,18 @@ class ParameterServer(Combining):
     Args:
         rule: says for how many gradients an iteration waits, and makes the next model of them.
         policy: see above.
-        **combining: arguments of `Combining` but `patience`; n is the number of clients that have
-            been available so far, so `min_available_nodes` should be all of them.
+        root_examples: how many examples the server holds itself, for an F that wants its update.
+        **combining: arguments of `Combining` but `concurrency` and `patience`; n is the number of
+            clients that have been available so far, so `min_available_nodes` should be all of them.
 
     Raises:
         ConfigError: an argument is out of its range.
     """
 
     reads_timeout: ClassVar[bool] = True
+    rules = GradientRule
+    example = "BackupWorkers"
+    rule: GradientRule
     tells: ClassVar[Mapping[str, Any]] = {"local-steps": 1, "lr": "rule.eta"}
 
     def __init__(
@@ -68,21 +72,12 @@ class ParameterServer(Combining):
         root_examples: int = 100,
         **combining: Any,
     ) -> None:
-        super().__init__(patience=None, root_examples=root_examples, **combining)
-        if not isinstance(rule, GradientRule):
-            raise ConfigError(
-                f"rule is {rule!r:.80}; it must be a fl.strategies.GradientRule, such as "
-                "BackupWorkers()"
-            )
+        super().__init__(
+            rule, concurrency=None, patience=None, root_examples=root_examples, **combining
+        )
         if policy not in ("psw", "psi", "pull"):
             raise ConfigError(f"policy is {policy!r}; it must be 'psw', 'psi' or 'pull'")
-        self.rule = rule
         self.policy = policy
-
-    @property
-    def name(self) -> str:
-        """Of the rule, for messages."""
-        return type(self.rule).__name__
 
     @property
     def most(self) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fl.checks import at_least, positive
-from fl.errors import ConfigError, SimulationError
+from fl.errors import SimulationError
 from fl.strategies.drivers.combining import Combining
 from fl.strategies.drivers.events import Server, Update
 from fl.strategies.event_rule import Answers, Combine, PollingRule
@@ -64,6 +64,10 @@ class Polling(Combining):
         ConfigError: an argument is out of its range.
     """
 
+    rules = PollingRule
+    example = "QuAFL"
+    rule: PollingRule
+
     def __init__(
         self,
         rule: PollingRule,
@@ -74,27 +78,17 @@ class Polling(Combining):
         interaction_s: float,
         **events: Any,
     ) -> None:
-        if not isinstance(rule, PollingRule):
-            raise ConfigError(
-                f"rule is {rule!r:.80}; it must be a fl.strategies.PollingRule, such as QuAFL()"
-            )
-        super().__init__(patience=None, **events)
+        super().__init__(rule, concurrency=None, patience=None, **events)
         at_least("contacted", contacted, 1)
         if local_steps is not None:
             at_least("local_steps", local_steps, 1)
         positive("waiting_s", waiting_s)
         positive("interaction_s", interaction_s)
-        self.rule = rule
         self.contacted = contacted
         self.local_steps = local_steps
         self.waiting_s = waiting_s
         self.interaction_s = interaction_s
         self.check_aggregator(self.most)
-
-    @property
-    def name(self) -> str:
-        """Of the rule, for messages."""
-        return type(self.rule).__name__
 
     @property
     def tells(self) -> Mapping[str, str]:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from fl.errors import NoStep
 from fl.strategies.outer_optimizers import Vector
 
 
@@ -36,6 +37,7 @@ class Reduction:
         sent: what the others got of it, when the all-reduce has begun.
         lost: workers whose outer gradient was lost.
         refused: why further outer gradients were none.
+    mean: of what was sent, shape (n,), where the mean is compressed; or why there is none.
         finish_s: when it is finished, s; infinity until it begins.
         done: whether it is finished.
         outcome: the fragment's state when it was.
@@ -47,6 +49,7 @@ class Reduction:
     sent: dict[int, ReceivedOuterGradient] = field(default_factory=dict)
     lost: set[int] = field(default_factory=set)
     refused: list[str] = field(default_factory=list)
+    mean: Vector | NoStep | None = None
     finish_s: float = math.inf
     done: bool = False
     outcome: Any = None

@@ -6,6 +6,7 @@ The rule is `fl.compression.Replicated`, the workers' part `fl.clients.Replica`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from flwr.app import (
@@ -29,17 +30,16 @@ from fl.flower.grid_view import GridView
 from fl.flower.identity import client_of
 from fl.flower.records import from_record, layout_of, to_record
 from fl.randomness import generator
-from fl.strategies.drivers.driver import Driver, Traits
+from fl.strategies.drivers.driver import RuleDriver, Traits
 from fl.strategies.drivers.liars import Liars
 from fl.strategies.drivers.replies import averageable
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
 
 _average = FedAvg().train_metrics_aggr_fn  # what Flower averages metrics by
-_RETRY_S = 10.0  # until it looks for workers again
 
 
-class Replicas(Driver):
+class Replicas(RuleDriver):
     """Sends every worker the same message, made of all the workers' messages.
 
     In the first round the model goes out as it is. Afterwards only messages travel, which the
@@ -52,25 +52,18 @@ class Replicas(Driver):
 
     Args:
         rule: the method; `rule.workers` is the number of clients.
-        seed: of compressors that draw.
-        arrays_key, config_key: names of the records in messages.
+        **driver: arguments of `RuleDriver` but `min_available_nodes` and `patience`.
     """
+
+    rules = Replicated
+    example = "DeMo"
+    rule: Replicated
 
     reads_timeout = True
 
-    def __init__(
-        self,
-        rule: Replicated,
-        *,
-        seed: int = 0,
-        arrays_key: str = "arrays",
-        config_key: str = "config",
-    ) -> None:
-        self.rule = rule
-        self.seed = seed
-        self.arrays_key = arrays_key
-        self.config_key = config_key
-        self.worker = Replica(rule, arrays_key)
+    def __init__(self, rule: Replicated, **driver: Any) -> None:
+        super().__init__(rule, min_available_nodes=1, patience=None, **driver)
+        self.worker = Replica(rule, self.arrayrecord_key)
         self._layout: Layout | None = None
         self._x: Row | None = None
         self._replica: State = {}
@@ -79,11 +72,6 @@ class Replicas(Driver):
         self._grid: Grid | None = None
         self._liars: Liars | None = None
         self._lying: dict[int, State] = {}  # of each liar, by Flower id
-
-    @property
-    def name(self) -> str:
-        """Of the rule, for messages."""
-        return type(self.rule).__name__
 
     @property
     def traits(self) -> Traits:
@@ -117,7 +105,7 @@ class Replicas(Driver):
         """
         clock = GridView(grid).clock
         while len(nodes := sorted(grid.get_node_ids())) < self.rule.workers:
-            clock.sleep(_RETRY_S)
+            clock.sleep(self.retry_s)
         self.check_clients(len(nodes))
         self._grid = grid
         if self._layout is None:
@@ -135,7 +123,7 @@ class Replicas(Driver):
             array = Array("uint8", (len(self._message),), PAYLOAD_STYPE, self._message)
             arrays = ArrayRecord({PAYLOAD_KEY: array})
         config["server-round"] = server_round
-        content = RecordDict({self.arrays_key: arrays, self.config_key: config})
+        content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         return [Message(content, node, MessageType.TRAIN) for node in nodes]
 
     def aggregate_train(
@@ -269,9 +257,9 @@ class Replicas(Driver):
         ) from why
 
     def _payload(self, reply: Message, shapes: Shapes) -> bytes:
-        record = reply.content.get(self.arrays_key)
+        record = reply.content.get(self.arrayrecord_key)
         payload = record.get(PAYLOAD_KEY) if isinstance(record, ArrayRecord) else None
         if payload is None or payload.stype != PAYLOAD_STYPE:
-            raise PayloadError(f"there is no payload '{PAYLOAD_KEY}' in '{self.arrays_key}'")
+            raise PayloadError(f"there is no payload '{PAYLOAD_KEY}' in '{self.arrayrecord_key}'")
         self.rule.decode(payload.data, shapes, self._server)
         return payload.data

@@ -29,7 +29,7 @@ from fl.aggregation import (
 from fl.checks import at_least, positive, read_if
 from fl.clients.app.batches import covered_examples
 from fl.clients.local_optimizer import LR_FACTOR_KEY
-from fl.errors import ConfigError, NoStep, NotFinite
+from fl.errors import ConfigError, NoStep
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
 from fl.selection.checked import ask_of, choice_of, trial_of
@@ -41,8 +41,8 @@ from fl.strategies.drivers.replies import not_reported
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.noise_scale import Noise, NoiseScale, squared_norm, whole
 from fl.strategies.rates import Rate, check_factors, check_rate, factor_of
-from fl.strategies.round_rule import HasModel, RoundRule, Updates, weighted_mean
-from fl.vectors.rows import Row, is_finite
+from fl.strategies.round_rule import HasModel, RoundRule, Updates, check_state, weighted_mean
+from fl.vectors.rows import Row
 
 log = logging.getLogger("fl")
 
@@ -125,6 +125,9 @@ class Rounds(Aggregating):
         ConfigError: an argument is out of its range.
     """
 
+    rules = RoundRule
+    example = "FedAvg"
+    rule: RoundRule
     reads_timeout = True
     takes_empty = True  # their weight is 0, and the rule's business
 
@@ -151,7 +154,9 @@ class Rounds(Aggregating):
         batch_test: BatchTest | None = None,
         **aggregating: Any,
     ) -> None:
-        super().__init__(patience=None, root_examples=root_examples, **aggregating)
+        super().__init__(
+            rule, concurrency=None, patience=None, root_examples=root_examples, **aggregating
+        )
         if clients is not None:
             at_least("clients", clients, 1)
         for name, share in (
@@ -168,10 +173,6 @@ class Rounds(Aggregating):
             raise ConfigError(f"over_selection is {over_selection}; it must be at least 1")
         if deadline_s is not None:
             positive("deadline_s", deadline_s)
-        if not isinstance(rule, RoundRule):
-            raise ConfigError(
-                f"rule is {rule!r:.80}; it must be a fl.strategies.RoundRule, such as FedAvg()"
-            )
         check_rate("eta_schedule", eta_schedule)
         check_rate("lr_schedule", lr_schedule)
         if eta_schedule is not None and not hasattr(rule, "eta"):
@@ -181,7 +182,6 @@ class Rounds(Aggregating):
             )
         self.eta_schedule = eta_schedule
         self.lr_schedule = lr_schedule
-        self.rule = rule
         self.selection = UniformSampling() if selection is None else selection
         if self.wants_own_update and not rule.folds:
             raise ConfigError(
@@ -206,11 +206,6 @@ class Rounds(Aggregating):
             _check_test(batch_test, noise_scale, batch_size)
         self.batch_size = batch_size
         self.batch_test = batch_test
-
-    @property
-    def name(self) -> str:
-        """Of the rule, for messages."""
-        return type(self.rule).__name__
 
     @property
     def tells(self) -> Mapping[str, Any]:
@@ -597,9 +592,7 @@ class Rounds(Aggregating):
             new = self._with_buffers(server, state.w, updates)
         new = server.model.layout.rounded(np.ascontiguousarray(new, dtype=np.float32))
         check_result("the server", new)
-        for value in state:  # type: ignore[attr-defined]
-            if isinstance(value, np.ndarray) and not is_finite(value):
-                raise NotFinite(f"{type(self.rule).__name__}: the server's state is not finite")
+        check_state(self.rule, state)
         return state._replace(w=new)
 
     def _updates(self, server: Server, admitted: Admitted, usable: Sequence[Update]) -> Updates:
@@ -661,8 +654,6 @@ class Rounds(Aggregating):
         )
         if not len(steps) == len(examples) == len(usable):
             return
-        size = self.told_batch_size
-        taken = [covered_examples(k, n, size) for k, n in zip(steps, examples, strict=True)]
         plain = self.aggregator if isinstance(self.aggregator, Mean) else Mean()
         shares = updates.weights if plain.weighted else np.ones(len(usable))
         if self.folded is not None:
@@ -670,7 +661,15 @@ class Rounds(Aggregating):
             mean = updates.mean()
         else:
             squares = updates.squared_norms()
-            mean = weighted_mean(updates.deltas, shares, "")
+            try:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    mean = weighted_mean(updates.deltas, shares, "")
+            except NoStep:  # of finite lies there may be no mean, and yet a step of a robust F
+                return
+        # Who sends no model, as an anchor of FedAMD, has done no step of it.
+        steps = [k if moved else 0 for k, moved in zip(steps, squares > 0, strict=True)]
+        size = self.told_batch_size
+        taken = [covered_examples(k, n, size) for k, n in zip(steps, examples, strict=True)]
         inner = None
         if self.batch_test is not None and self.batch_test.reads_inner:
             inner = np.zeros(len(usable))

@@ -176,6 +176,10 @@ class Simultaneous(Combining):
         ConfigError: an argument is out of its range.
     """
 
+    rules = SimultaneousRule
+    example = "FedAST"
+    rule: SimultaneousRule
+
     def __init__(
         self,
         rule: SimultaneousRule,
@@ -189,12 +193,7 @@ class Simultaneous(Combining):
         **events: Any,
     ) -> None:
         at_least("concurrency", concurrency, 1)
-        super().__init__(concurrency=concurrency, **events)
-        if not isinstance(rule, SimultaneousRule):
-            raise ConfigError(
-                f"rule is {rule!r:.80}; it must be a fl.strategies.SimultaneousRule, such as "
-                "FedAST()"
-            )
+        super().__init__(rule, concurrency=concurrency, **events)
         if rounds_per_task is not None:
             at_least("rounds_per_task", rounds_per_task, 1)
         for name, share in (shares or {}).items():
@@ -204,18 +203,12 @@ class Simultaneous(Combining):
                 "rule.allocation is 'dynamic' and one_after_another true: one task at a time "
                 "leaves nothing to allocate"
             )
-        self.rule = rule
         self.total_requests = concurrency
         self.shares = dict(shares or {})
         self.targets = dict(targets or {})
         self.metric = metric
         self.rounds_per_task = rounds_per_task
         self.one_after_another = one_after_another
-
-    @property
-    def name(self) -> str:
-        """Of the rule, for messages."""
-        return type(self.rule).__name__
 
     # ---- the driver's hooks ----------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from fl.flower.private import trusted_record
 from fl.flower.records import RowRecord, from_record, layout_of, record_vector, to_record
 from fl.randomness import generator
 from fl.strategies.choco import CHOCO
-from fl.strategies.drivers.driver import Driver, Traits
+from fl.strategies.drivers.driver import RuleDriver, Traits
 from fl.strategies.drivers.edges import Messages
 from fl.strategies.drivers.events import EvaluateFn
 from fl.strategies.drivers.exchange import Exchange
@@ -291,7 +291,7 @@ class Swarm:
         return row
 
 
-class Decentralized(Driver):
+class Decentralized(RuleDriver):
     """Base of the strategies without a server.
 
     Nodes 0..n-1 of the topology are the grid's clients in ascending order of their ids. All start
@@ -304,16 +304,14 @@ class Decentralized(Driver):
         gamma: consensus step size, in (0, 1]; None is 1, or what the compressor allows.
         evaluated_nodes: how many nodes are evaluated on their own, drawn once from the seed; None
             takes all.
-        retry_s: how long to wait before looking for nodes again while none is there, s.
-        seed: of what is drawn.
-        arrayrecord_key, configrecord_key: names of the records in messages.
+        **driver: arguments of `RuleDriver` but `min_available_nodes`, as every node must be there.
 
     Raises:
         ConfigError: an argument is out of its range.
     """
 
     reads_timeout: ClassVar[bool] = True
-    patience: float | None = None  # see `fl.strategies.drivers.patience`
+    rule: NodeRule
     _told: bool = False  # that an attack could not be carried out
 
     def __init__(
@@ -323,31 +321,18 @@ class Decentralized(Driver):
         topology: Topology,
         gamma: float | None = None,
         evaluated_nodes: int | None = None,
-        retry_s: float = 10.0,
-        seed: int = 0,
-        arrayrecord_key: str = "arrays",
-        configrecord_key: str = "config",
+        **driver: Any,
     ) -> None:
+        super().__init__(rule, min_available_nodes=topology.num_nodes, **driver)
         if gamma is not None:
             positive("gamma", gamma)
             if gamma > 1:
                 raise ConfigError(f"gamma is {gamma}; it must be at most 1")
         if evaluated_nodes is not None:
             at_least("evaluated_nodes", evaluated_nodes, 1)
-        positive("retry_s", retry_s)
-        self.rule = rule
         self.topology = topology
         self.gamma = gamma
         self.evaluated_nodes = evaluated_nodes
-        self.retry_s = retry_s
-        self.seed = seed
-        self.arrayrecord_key = arrayrecord_key
-        self.configrecord_key = configrecord_key
-
-    @property
-    def name(self) -> str:
-        """The rule's class, for messages."""
-        return type(self.rule).__name__
 
     @property
     def traits(self) -> Traits:
@@ -434,10 +419,9 @@ class Decentralized(Driver):
         tasks: Tasks[TaskStart] = Tasks(
             grid, timeout if self.reads_timeout else TTL_S, self.patience
         )
-        keys = (self.arrayrecord_key, self.configrecord_key)
         failures = Failures("model", timeout if self.reads_timeout else None)
         ids, config = self._ids(tasks), dict(train_config or {})
-        swarm = Swarm(tasks, initial_arrays, ids, config, keys, failures, self.rule.needs)
+        swarm = Swarm(tasks, initial_arrays, ids, config, self.keys, failures, self.rule.needs)
         result = Result()
         honest = [i for i in range(self.n) if i not in self.byzantine]
         chosen = self._chosen(len(honest))
