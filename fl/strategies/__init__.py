@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from fl.strategies.diloco import DiLoCo
     from fl.strategies.dpsgd import DPSGD
     from fl.strategies.drivers.asynchronous import Events
+    from fl.strategies.drivers.decentralized import Decentralized
     from fl.strategies.drivers.driver import Driver, Traits
     from fl.strategies.drivers.exchange import Exchange
     from fl.strategies.drivers.foreign import Foreign, driver_of
     from fl.strategies.drivers.gossip import Gossip
+    from fl.strategies.drivers.node_models import NODE_METRICS, NodeModels
     from fl.strategies.drivers.outer import OuterSteps
     from fl.strategies.drivers.pairs import Pairs
     from fl.strategies.drivers.parameter_server import ParameterServer
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.replicas import Replicas
     from fl.strategies.drivers.rounds import Rounds
     from fl.strategies.drivers.simultaneous import SimultaneousEvents, SimultaneousRounds
-    from fl.strategies.drivers.swarm import NODE_METRICS, Decentralized, NodeModels
     from fl.strategies.drivers.trusted_update import TrustedUpdate
     from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
     from fl.strategies.event_rule import Answers, Arrivals, Decision, EventRule, PollingRule
@@ -98,7 +99,7 @@ __getattr__ = lazily(
         "DPSGD": "fl.strategies.dpsgd",
         "FAVAS": "fl.strategies.favas",
         "MIFA": "fl.strategies.mifa",
-        "NODE_METRICS": "fl.strategies.drivers.swarm",
+        "NODE_METRICS": "fl.strategies.drivers.node_models",
         "SAVIC": "fl.strategies.savic",
         "SCAFFOLD": "fl.strategies.scaffold",
         "SGP": "fl.strategies.sgp",
@@ -110,7 +111,7 @@ __getattr__ = lazily(
         "BatchTest": "fl.strategies.adaptive_batch",
         "DFedAvg": "fl.strategies.dfedavg",
         "DataParallel": "fl.strategies.data_parallel",
-        "Decentralized": "fl.strategies.drivers.swarm",
+        "Decentralized": "fl.strategies.drivers.decentralized",
         "Decision": "fl.strategies.event_rule",
         "DelayedUpdates": "fl.strategies.eager_updates",
         "DiLoCo": "fl.strategies.diloco",
@@ -148,7 +149,7 @@ __getattr__ = lazily(
         "LinearScaling": "fl.strategies.rates",
         "LocalSGD": "fl.strategies.local_sgd",
         "MoNNA": "fl.strategies.monna",
-        "NodeModels": "fl.strategies.drivers.swarm",
+        "NodeModels": "fl.strategies.drivers.node_models",
         "NoiseScale": "fl.strategies.noise_scale",
         "NormTest": "fl.strategies.adaptive_batch",
         "OuterAdam": "fl.strategies.outer_optimizers",

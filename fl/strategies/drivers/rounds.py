@@ -36,8 +36,8 @@ from fl.selection.checked import ask_of, choice_of, trial_of
 from fl.strategies.adaptive_batch import BatchTest, RoundSize
 from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
-from fl.strategies.drivers.events import Sent, Server, Update
 from fl.strategies.drivers.replies import not_reported
+from fl.strategies.drivers.server import Sent, Server, Update
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.noise_scale import Noise, NoiseScale, squared_norm, whole
 from fl.strategies.rates import Rate, check_factors, check_rate, factor_of
