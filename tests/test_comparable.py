@@ -168,7 +168,7 @@ def row(name: str) -> str:
     if isinstance(strategy, Polling):
         at_once = f"all, {at_once} polled"
     settings: Any = OmegaConf.to_container(config.strategy, resolve=True)
-    for key in ("rule", "optimizer"):  # the second of outer steps
+    for key in ("rule", "optimizer", "server_optimizer"):
         if isinstance(settings.get(key), dict):
             settings.update(settings[key])
     rates = ", ".join(

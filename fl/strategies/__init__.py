@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from fl.strategies.monna import MoNNA
     from fl.strategies.multi_momentum import MultiMomentum
     from fl.strategies.noise_scale import NoiseScale
+    from fl.strategies.optex import OptEx
     from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
     from fl.strategies.outer_rule import OuterGradients, OuterRule
     from fl.strategies.proxskip import ProxSkip
@@ -92,6 +93,7 @@ __getattr__ = lazily(
         "FedAMSGrad": "fl.strategies.fedamsgrad",
         "FedVARP": "fl.strategies.fedvarp",
         "MultiMomentum": "fl.strategies.multi_momentum",
+        "OptEx": "fl.strategies.optex",
         "CHOCO": "fl.strategies.choco",
         "DBW": "fl.strategies.dbw",
         "DPSGD": "fl.strategies.dpsgd",
@@ -249,6 +251,7 @@ __all__ = [
     "NodeModels",
     "NoiseScale",
     "NormTest",
+    "OptEx",
     "OuterAdam",
     "OuterGradients",
     "OuterOptimizer",
