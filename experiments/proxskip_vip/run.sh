@@ -2,7 +2,7 @@
 # All runs of this experiment: bash experiments/proxskip_vip/run.sh [GAME ...]
 #
 #   GAME   plain, scaled or squares; without any, all
-#   SEEDS  of the runs after tuning, comma-separated (1,2,3,4,5); the games are drawn from them
+#   SEEDS  of the runs after tuning, comma-separated (1,2,3,4,5); games are drawn from them
 #   OUT    folder for the runs (outputs/proxskip_vip)
 #   FL     the command (fl)
 set -euo pipefail
@@ -14,37 +14,47 @@ GAMES=("$@")
 
 sweep() { # name, arguments
   # FL is a command with arguments, if need be.
-  # shellcheck disable=SC2086
+  # shellcheck disable=SC2016,SC2086
   $FL -m +experiment=proxskip_vip 'data.seed=${seed}' progress=false views=false \
     "hydra.sweep.dir=$OUT/$1" "${@:2}"
 }
 
-local_gda=(strategy=fedavg strategy.fraction_train=1.0 client.local_epochs=null)
-
-game() { # name, rates, p, rates of local GDA, best of ProxSkip, best of local GDA with 1 and 10 steps, arguments
-  local name=$1 all=("${@:8}")
-  sweep "$name/tuning/proxskip" strategy=proxskip seed=0 "client.rule.lr=$2" \
-    "strategy.rule.p=$3" "${all[@]}"
-  sweep "$name/tuning/local_gda" "${local_gda[@]}" seed=0 "client.rule.lr=$4" \
-    client.local_steps=1,10 "${all[@]}"
-  local rate_and_p=(${5/,/ })
-  sweep "$name/final/proxskip" strategy=proxskip "seed=$SEEDS" \
-    "client.rule.lr=${rate_and_p[0]}" "strategy.rule.p=${rate_and_p[1]}" "${all[@]}"
-  sweep "$name/final/gda" "${local_gda[@]}" "seed=$SEEDS" "client.rule.lr=$6" \
-    client.local_steps=1 "${all[@]}"
-  sweep "$name/final/local_gda" "${local_gda[@]}" "seed=$SEEDS" "client.rule.lr=$7" \
-    client.local_steps=10 "${all[@]}"
+proxskip() { # name, seeds, rates, p, arguments
+  sweep "$1/proxskip" strategy=proxskip "seed=$2" "client.rule.lr=$3" "strategy.rule.p=$4" "${@:5}"
 }
 
-for name in "${GAMES[@]}"; do
-  case $name in
+gda() { # name, seeds, rates, local steps, arguments
+  sweep "$1/gda_$4" strategy=fedavg strategy.fraction_train=1.0 client.local_epochs=null \
+    "seed=$2" "client.rule.lr=$3" "client.local_steps=$4" "${@:5}"
+}
+
+for game in "${GAMES[@]}"; do
+  tuning=$game/tuning final=$game/final
+  case $game in
     plain)
-      game plain 0.5,1,1.5 0.3,0.6,1 0.03,0.1,0.3,1,1.5 1,0.6 1 0.1 num_rounds=50 ;;
+      of=(num_rounds=50)
+      proxskip "$tuning" 0 0.25,0.5,1,1.5 0.15,0.2,0.3,0.6,1 "${of[@]}"
+      gda "$tuning" 0 0.03,0.1,0.3,1,1.5 1 "${of[@]}"
+      gda "$tuning" 0 0.01,0.03,0.1,0.3,1,1.5 10 "${of[@]}"
+      proxskip "$final" "$SEEDS" 0.5 0.3 "${of[@]}"
+      gda "$final" "$SEEDS" 1 1 "${of[@]}"
+      gda "$final" "$SEEDS" 0.03 10 "${of[@]}" ;;
     scaled)
-      game scaled 0.5,1,1.5 0.1,0.2,0.4 0.03,0.1,0.3,1,1.5 1,0.2 1 0.1 data.condition=30 num_rounds=120 ;;
+      of=(num_rounds=120 data.condition=30 data.samples=20)
+      proxskip "$tuning" 0 0.5,1,1.5 0.05,0.1,0.2 "${of[@]}"
+      gda "$tuning" 0 0.5,1,1.5,2,3 1 "${of[@]}"
+      gda "$tuning" 0 0.03,0.1,0.3,1 10 "${of[@]}"
+      proxskip "$final" "$SEEDS" 1 0.1 "${of[@]}"
+      gda "$final" "$SEEDS" 2 1 "${of[@]}"
+      gda "$final" "$SEEDS" 0.3 10 "${of[@]}" ;;
     squares)
-      game squares 0.1,0.17,0.25 0.1,0.2,0.4 0.01,0.03,0.1,0.17,0.25 0.17,0.2 0.17 0.03 \
-        data=robust_least_squares num_rounds=150 ;;
-    *) echo "there is no game $name" >&2 && exit 2 ;;
+      of=(num_rounds=120 data=robust_least_squares)
+      proxskip "$tuning" 0 0.1,0.17,0.25 0.1,0.2,0.4,0.6 "${of[@]}"
+      gda "$tuning" 0 0.1,0.17,0.25,0.3 1 "${of[@]}"
+      gda "$tuning" 0 0.003,0.01,0.03,0.1,0.17 10 "${of[@]}"
+      proxskip "$final" "$SEEDS" 0.17 0.4 "${of[@]}"
+      gda "$final" "$SEEDS" 0.25 1 "${of[@]}"
+      gda "$final" "$SEEDS" 0.1 10 "${of[@]}" ;;
+    *) echo "there is no game $game" >&2 && exit 2 ;;
   esac
 done
