@@ -30,7 +30,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from fl.errors import ConfigError
 from fl.execution.garbage import START_THRESHOLDS
 from fl.runs import sweep, usage
-from fl.runs.configuration import check_values, composition_problems, explain
+from fl.runs.configuration import (
+    Given,
+    check_values,
+    composition_problems,
+    explain,
+    take_away,
+)
 from fl.runs.journal.command import Resuming, check_lost_by, forget, how_to_start, resumed
 from fl.runs.signals import Stopped, stoppable
 
@@ -42,6 +48,7 @@ class _Checked:
     """What `Check` has found out of the one run that this process was asked for."""
 
     prepared: Experiment | ForeignApp | None = None
+    given: Given | None = None
     made: tuple[Path, ...] = ()  # directories that Hydra makes for it, the innermost first
 
 
@@ -61,7 +68,8 @@ class Check(Callback):
                 given = check_values(own)
                 from fl.runs.build import prepare  # heavy: once the configuration is complete
 
-                _Checked.prepared = prepare(own, given)
+                take_away(own, given)
+                _Checked.prepared, _Checked.given = prepare(own, given), given
                 place = Path(config.hydra.run.dir).absolute()
                 if Resuming.run is None:
                     check_lost_by(place)
@@ -99,11 +107,13 @@ def _as_job(config: DictConfig) -> Iterator[DictConfig]:
 @hydra.main(version_base=None, config_path="conf", config_name="config")
 def _run(config: DictConfig) -> float | None:
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    prepared, _Checked.prepared = _Checked.prepared, None
+    prepared, given = _Checked.prepared, _Checked.given
+    _Checked.prepared = _Checked.given = None
     directory = Path(HydraConfig.get().runtime.output_dir)
     before = _written(directory)
     try:
-        given = check_values(config) if prepared is None else None
+        given = given or check_values(config)
+        take_away(config, given)
         from fl.reports.target import final_value
 
         done = sweep.finished(config) if in_sweep else None
@@ -223,7 +233,10 @@ def _command(arguments: list[str]) -> bool:
             return True
         sys.argv[1:], Resuming.run = again
     elif told := usage.answer(arguments):
-        print(told)
+        try:
+            print(told, flush=True)
+        except BrokenPipeError:  # whoever reads has seen enough; nor is there more at the exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
     try:
         _run()

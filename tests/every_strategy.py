@@ -44,6 +44,7 @@ AVERAGING = [  # rounds of all clients
     "fedvarp",
     "multi_momentum",
     "fedamsgrad",
+    "optex",
 ]
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
 EVENTS = [

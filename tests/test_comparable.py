@@ -26,7 +26,7 @@ from fl.runs.experiment import app_of
 from fl.runs.run import serve
 from fl.selection import Reply, RoundEnd, TiFL
 from fl.strategies import Polling, Rounds
-from fl.strategies.drivers.events import Server
+from fl.strategies.drivers.server import Server
 
 CONF = Path(fl.__file__).parent / "conf"
 PAGE = CONF.parents[1] / "docs" / "methods.md"
@@ -168,7 +168,7 @@ def row(name: str) -> str:
     if isinstance(strategy, Polling):
         at_once = f"all, {at_once} polled"
     settings: Any = OmegaConf.to_container(config.strategy, resolve=True)
-    for key in ("rule", "optimizer"):  # the second of outer steps
+    for key in ("rule", "optimizer", "server_optimizer"):
         if isinstance(settings.get(key), dict):
             settings.update(settings[key])
     rates = ", ".join(

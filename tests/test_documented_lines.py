@@ -36,7 +36,7 @@ import fl
 from fl.deployment import LocalDeployment
 from fl.runs import usage
 from fl.runs.build import prepare
-from fl.runs.configuration import check_values
+from fl.runs.configuration import check_values, take_away
 from fl.simulation.world.fleets import uniform
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,7 +170,9 @@ def prepared(overrides: list[str]) -> None:
             with open_dict(config):
                 del config["hydra"]
             if not any(override in WITHOUT_FILES for override in overrides):
-                prepare(config, check_values(config))
+                given = check_values(config)
+                take_away(config, given)
+                prepare(config, given)
         finally:
             known.cfg = before
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# All 36 runs of this experiment: FL_DATA_DIR=... bash experiments/fedamd/run.sh
+# All 48 runs of this experiment: FL_DATA_DIR=... bash experiments/fedamd/run.sh
 #
 #   SEEDS   seeds, comma-separated (0,1,2)
-#   RATES   the clients' learning rates, comma-separated (0.03,0.1,0.3)
+#   RATES   the clients' learning rates, comma-separated (0.01,0.03,0.1,0.3)
 #   ROUNDS  rounds of a run (40)
 #   OUT     folder for the runs (outputs/fedamd)
 #   FL      the command (fl)
@@ -11,7 +11,7 @@
 set -euo pipefail
 
 OUT=${OUT:-outputs/fedamd} FL=${FL:-fl} SEEDS=${SEEDS:-0,1,2} ROUNDS=${ROUNDS:-40}
-RATES=${RATES:-0.03,0.1,0.3}
+RATES=${RATES:-0.01,0.03,0.1,0.3}
 export OMP_NUM_THREADS=1
 
 sweep() { # name, arguments: every rate, every seed

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import tempfile
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from fl.vectors.npy import read_header
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+log = logging.getLogger("fl.data")
 
 SplitName: TypeAlias = Literal["train", "test"]
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -224,6 +227,10 @@ def _from_folder(images: ImageSet, split: SplitName, root: Path) -> pa.Table:
 def _from_hub(images: ImageSet, split: SplitName) -> pa.Table:
     import datasets
 
+    log.info(
+        "%s is looked for on the Hugging Face hub, which may take a while: FL_DATA_DIR is not set",
+        images.hub_id,
+    )
     try:
         rows = datasets.load_dataset(images.hub_id, split=split)
     except OSError as error:  # of which ConnectionError and the hub's "not found" are kinds

@@ -52,7 +52,14 @@ from fl.runs.settings import (
 )
 from fl.runs.simulator import epoch_of
 from fl.runs.transcript import shown_once
-from fl.runs.unread import Unread, canonical, referred_to, unread_below, unread_groups
+from fl.runs.unread import (
+    Unread,
+    canonical,
+    referred_to,
+    scalar_references,
+    unread_below,
+    unread_groups,
+)
 from fl.selection import Selection
 from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
@@ -142,7 +149,7 @@ def build(config: DictConfig) -> Experiment:
     Raises:
         ConfigError: parts refuse their arguments, or do not fit together.
     """
-    problems = Problems()
+    problems = Problems(scalar_references(config))
     problems += unread_groups(config)
     problems += Unread(config).of_no_task()
     problems += wrong_numbers(config)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
+from hydra._internal.utils import _locate  # what `_target_` stands for, without a line in the log
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fl.errors import ConfigError, ConfigErrors, SimulationError
@@ -35,6 +36,7 @@ from fl.runs.groups import members_of, parts_of, top_groups
 from fl.runs.unread import (
     Unread,
     canonical,
+    few,
     is_reference,
     unread_keys,
     what_is_set,
@@ -61,6 +63,32 @@ def check_values(config: DictConfig) -> Given:
     problems += unread_keys(given.set, Unread(config), in_sweep=given.in_sweep)
     problems.stop()
     return given
+
+
+def take_away(config: DictConfig, given: Given) -> None:
+    """Takes arguments of members from classes that were put in their place and have none such.
+
+    What the user has set stays, for the class to refuse.
+    """
+    for path in given.set:
+        place, _, last = path.rpartition(".")
+        if last != "_target_":
+            continue
+        node, default = OmegaConf.select(config, place), OmegaConf.select(given.defaults, place)
+        if not (isinstance(node, DictConfig) and isinstance(default, DictConfig)):
+            continue
+        try:
+            known = inspect.signature(_locate(node["_target_"])).parameters
+        except Exception:  # whoever makes the part says what is wrong with it
+            continue
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+            continue
+        for key in map(str, default):
+            full = f"{place}.{key}"
+            is_set = any(path == full or path.startswith(f"{full}.") for path in given.set)
+            if key in node and key not in known and not key.startswith("_") and not is_set:
+                with read_write(node), open_dict(node):
+                    del node[key]
 
 
 @dataclass(frozen=True)
@@ -114,12 +142,12 @@ def _top(key: str) -> str:
 def _unknown(config: DictConfig, defaults: DictConfig) -> Iterator[str]:
     for name in map(str, config):
         if name not in defaults:
-            yield _no_key(name)
+            yield _no_key(name, defaults)
     for group, default in defaults.items():
         if isinstance(default, DictConfig) and default and "_target_" not in default:
             for key in config[group] or {}:
                 if key not in default:
-                    yield _no_key(f"{group!s}.{key!s}")
+                    yield _no_key(f"{group!s}.{key!s}", defaults)
 
 
 def _of_another_kind(config: DictConfig, defaults: DictConfig, prefix: str) -> Iterator[str]:
@@ -168,7 +196,9 @@ def _special(key: str, value: Any, default: Any) -> str | None:
     if isinstance(value, float) and (math.isnan(value) or value == -math.inf):
         finite = not isinstance(default, float) or math.isfinite(default)
         if finite:  # attacks are free to send what is not a number
-            return f"{key} is {value}; it must be a number above -inf"
+            return (
+                f"{key} is {value}; it must be a number{'' if math.isnan(value) else ' above -inf'}"
+            )
     return None
 
 
@@ -192,16 +222,26 @@ def kind_of(value: Any) -> str:
 
 
 class Problems:
-    """Collects what is wrong, to tell all of it at once."""
+    """Collects what is wrong, to tell all of it at once.
 
-    def __init__(self) -> None:
+    Args:
+        names: keys that have another one's value, to that key, by which the user sets it.
+    """
+
+    def __init__(self, names: Mapping[str, str] | None = None) -> None:
         self.messages: list[str] = []
         self._first: Exception | None = None
+        self._names = names or {}
 
     def __iadd__(self, messages: Iterable[str]) -> Problems:
         """Adds messages, but those that it has."""
-        self.messages += [text for text in dict.fromkeys(messages) if text not in self.messages]
+        said = (self._by_its_name(text) for text in messages)
+        self.messages += [text for text in dict.fromkeys(said) if text not in self.messages]
         return self
+
+    def _by_its_name(self, message: str) -> str:
+        key = message.partition(" ")[0]
+        return f"{self._names.get(key, key)}{message.removeprefix(key)}"
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -307,10 +347,14 @@ def _located(message: str, root: DictConfig, place: str) -> str:
     It begins with that argument, or with the name of the part's class; or it is about something
     else than one of its arguments, or has a full key already.
     """
+    named = message.partition(": ")[0]
+    for key in (place, *map(str, root)):  # a part that another one has asked, as a strategy F
+        node: Any = OmegaConf.select(root, key) if key == place else root._get_node(key)
+        target = node.get("_target_") if OmegaConf.is_dict(node) and node else None
+        if isinstance(target, str) and target.rpartition(".")[2] == named:
+            place, message = key, message.removeprefix(f"{named}: ")
+            break
     keys = OmegaConf.select(root, place)
-    target = keys.get("_target_") if OmegaConf.is_dict(keys) else None
-    if isinstance(target, str):
-        message = message.removeprefix(f"{target.rpartition('.')[2]}: ")
     begins = re.match(r"(\w+)([.=]?)", message)
     if begins and begins[2] == "." and begins[1] in root:
         return message
@@ -319,11 +363,23 @@ def _located(message: str, root: DictConfig, place: str) -> str:
     return message if begins and begins[2] and begins[1] in root else f"{place}: {message}"
 
 
-def explain(error: BaseException) -> str | None:
+_PYTHON = re.compile(r"(?<=[= ])(None|True|False)(?=[;,:) ]|\.? |\.?$)")
+_AS_YAML = {"None": "null", "True": "true", "False": "false"}
+
+
+def _as_yaml(found: re.Match[str]) -> str:
+    return _AS_YAML[found[1]]
+
+
+def explain(error: BaseException, there: DictConfig | None = None) -> str | None:
     """Returns what an exception says about the configuration; None if it does not.
 
     The exception, or one that caused it, must be ours, Hydra's or OmegaConf's. There is one line
     for each thing that is wrong.
+
+    Args:
+        error: the exception.
+        there: the configuration that could not be changed, for keys that are near.
     """
     from hydra.errors import HydraException
 
@@ -332,8 +388,10 @@ def explain(error: BaseException) -> str | None:
         for link in chain:
             # A simulation that stopped because of another exception needs its traceback.
             if isinstance(link, kind) and not (kind is SimulationError and link.__cause__):
-                lines = link.problems if isinstance(link, ConfigErrors) else [_reworded(link)]
-                return "\n".join(" ".join(line.split()) for line in lines)
+                lines = (
+                    link.problems if isinstance(link, ConfigErrors) else [_reworded(link, there)]
+                )
+                return "\n".join(_PYTHON.sub(_as_yaml, " ".join(line.split())) for line in lines)
     return None
 
 
@@ -345,7 +403,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _reworded(error: BaseException) -> str:
+def _reworded(error: BaseException, there: DictConfig | None) -> str:
     """Returns an exception's message, or a better one where Hydra leaves the user to search."""
     message = str(error)
     if isinstance(error, ConfigError):
@@ -354,20 +412,22 @@ def _reworded(error: BaseException) -> str:
         said = message.split("\nSee https://")[0]
         return f"{error.override} cannot be read: {said}"
     if found := re.search(r"Could not override '([^']+)'", message):
-        return _no_key(found[1])
-    if found := re.search(r"Error merging override ([^=]+)=(.*)", message):
-        key = found[1].lstrip("+")
+        return _no_key(found[1], there)
+    if found := re.search(r"already at '([^']+)'", message):
+        return f"{found[1]} is there already: {found[1]}=VALUE, without the +, replaces it"
+    if found := re.search(r"Error merging override \+*([^=]+)=(.*)", message):
+        at, value = found[1], found[2]
         return (
-            f"{key}={found[2]} cannot take the place of what {key} holds: take that away first, "
-            f"~{key} +{key}={found[2]}"
+            f"{at}={value} cannot take the place of what {at} holds: take that away first, "
+            f"~{at} +{at}={value}"
         )
     if found := re.search(r"Could not find '([^']+)/([^']+)'", message):
         members = _members(found[1])
         if near := get_close_matches(found[2], members, n=3):
-            there = f"; did you mean {' or '.join(near)}? (fl --help lists all)"
+            offered = f"; did you mean {' or '.join(near)}? (fl --help lists all)"
         else:
-            there = f"; there are: {', '.join(members)}" if members else ""
-        return f"there is no {found[1]}={found[2]}{there}"
+            offered = f"; there are: {', '.join(members)}" if members else ""
+        return f"there is no {found[1]}={found[2]}{offered}"
     where = re.search(r"full_key: (\S+)", message)
     key = where[1] if where else "the configuration"
     if isinstance(error, OmegaConfBaseException):
@@ -400,6 +460,14 @@ def _not_importable(key: str, target: str, cause: BaseException | None) -> str:
 
 def _without_value(error: OmegaConfBaseException, key: str) -> str:
     message = str(error).split("\n")[0]
+    if found := re.search(r"Interpolation key '([^']+)' not found", message):
+        group = _top(found[1])
+        chosen = HydraConfig.get().runtime.choices.get(group) if HydraConfig.initialized() else None
+        lacks = f"{group}={chosen} does not have" if chosen else "is not there"
+        return (
+            f"{key} is taken from {found[1]}, which {lacks}: choose another {group}, or give "
+            f"{key}=VALUE"
+        )
     if isinstance(error, MissingMandatoryValue):
         return f"{key} has no default: give {key}=VALUE"
     if found := re.search(r"Environment variable '([^']+)' not found", message):
@@ -407,37 +475,45 @@ def _without_value(error: OmegaConfBaseException, key: str) -> str:
     return f"{key}: {message}"
 
 
-def _no_key(key: str) -> str:
+def _no_key(name: str, there: DictConfig | None = None) -> str:
+    """Returns that there is no such key, and what may have been meant.
+
+    Args:
+        name: the key, or a group with its package.
+        there: the configuration of the chosen members.
+    """
+    key = _key(name)
     top, _, rest = key.partition(".")
     if top in ("run_config", "train_config") and rest:
         return f"there is no key '{key}': to add it, write +{key}=VALUE"
     if rest == "_target_" and top in top_groups():
         return f"no {top} is chosen whose class this could replace: to give one, write +{key}=VALUE"
-    if key in _known_keys():  # of some member of a group, but not of the one that was chosen
-        return (
-            f"there is no key '{key}' here, only in other members of {top}: choose one that has "
-            f"it ({_few(_with_key(key))}); a sweep over {top}=A,B takes only keys that all "
-            "members have: run one for each, with the same hydra.sweep.dir to compare them"
-        )
-    return f"there is no key '{key}'{_nearest_key(key)} (fl --cfg job shows every key)"
+    present = set() if there is None else set(_keys(there, ""))
+    others = set(_known_keys()) - present
+    above = [key[: dot.start()] for dot in re.finditer(r"\.", key)]
+    for part in (key, *reversed(above)):  # of some member of a group, but not of the chosen one
+        if part in others and part not in top_groups():
+            return (
+                f"there is no key '{part}' here, only in other members of {top}: choose one that "
+                f"has it ({few(_with_key(part))}); a sweep over {top}=A,B takes only keys that "
+                "all members have: run one for each, with the same hydra.sweep.dir to compare them"
+            )
+        if part in present:
+            break
+    near = _nearest_key(key, present) or _nearest_key(key, others)
+    return f"there is no key '{key}'{near} (fl --cfg job shows every key)"
 
 
-def _few(names: Sequence[str]) -> str:
-    """Returns names for a message; of very many, the first."""
-    more = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} others" if more > 0 else "")
-
-
-_MOST_NAMES = 12
-
-
-def _nearest_key(key: str) -> str:
-    known = sorted(set(_known_keys()))
+def _nearest_key(key: str, of: Collection[str]) -> str:
+    known = sorted(of)
     parent, _, last = key.rpartition(".")
     beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
     near = [beside[name] for name in get_close_matches(last, beside, n=3)]
-    if not near:  # right, but in the wrong place
+    if not near:  # right, or nearly, but in the wrong place
         near = [name for name in known if name.rpartition(".")[2] == last][:3]
+    if not near and parent:
+        below = {n.rpartition(".")[2]: n for n in known if n.startswith(f"{_top(key)}.")}
+        near = [below[name] for name in get_close_matches(last, below, n=2, cutoff=0.8)]
     if not near and beside and parent:
         return f"; {parent} may have: {', '.join(beside)}"
     near = near or get_close_matches(key, known, n=1)
@@ -481,7 +557,15 @@ def composition_problems(
                     for choice in swept.get(_top(key), [""]):
                         compose(config_name, [*right, *filter(None, [choice]), texts[0]])
             except Exception as error:
-                problems[override] += (explain(error) or str(error)).splitlines()
+                there = None
+                with suppress(Exception):
+                    there = compose(config_name, right)
+                said = explain(error, there) or str(error)
+                if "Config group override must be" in said:
+                    said = (
+                        f"{override} names no member: leave it out, or ~{key} takes the group away"
+                    )
+                problems[override] += said.splitlines()
                 wrong += [key] if _is_choice(override) else []
             else:
                 right.append(texts[0])

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
@@ -29,22 +30,28 @@ class Header(NamedTuple):
     reproduced: str
 
 
-def groups(name: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Yields the groups that members are chosen from, at and below a group; and their members."""
-    entries = sorted(_folder(name).iterdir(), key=lambda entry: entry.name)
+def groups(name: str = "", own: Path | None = None) -> Iterator[tuple[str, list[str]]]:
+    """Yields the groups that members are chosen from, at and below a group; and their members.
+
+    Args:
+        name: of the group; "" for all.
+        own: a folder of the user's, in the place of the project's.
+    """
+    folder = _folder(name, own)
+    entries = sorted(folder.iterdir(), key=lambda e: e.name) if folder.is_dir() else []
     members = [e.name.removesuffix(".yaml") for e in entries if e.name.endswith(".yaml")]
     if name and members:
         yield name, members
     for entry in entries:
         if entry.is_dir() and not entry.name.startswith("_"):
-            yield from groups(f"{name}/{entry.name}" if name else entry.name)
+            yield from groups(f"{name}/{entry.name}" if name else entry.name, own)
 
 
 @cache
-def header(group: str, name: str) -> Header:
+def header(group: str, name: str, own: Path | None = None) -> Header:
     """Returns what the comments above a member's keys say."""
     found: dict[str, list[str]] = {"command": [], "what": [], "reproduced": []}
-    for line in text(group, name).splitlines():
+    for line in text(group, name, own).splitlines():
         if not line.startswith("#"):
             break
         said = line.removeprefix("#").strip()
@@ -57,9 +64,9 @@ def header(group: str, name: str) -> Header:
     return Header(**{key: " ".join(lines) for key, lines in found.items()})
 
 
-def text(group: str, name: str) -> str:
+def text(group: str, name: str, own: Path | None = None) -> str:
     """Returns a member's file."""
-    return _folder(group).joinpath(f"{name}.yaml").read_text("utf-8")
+    return _folder(group, own).joinpath(f"{name}.yaml").read_text("utf-8")
 
 
 @cache
@@ -76,6 +83,26 @@ def members_of(group: str) -> tuple[tuple[str, Any], ...]:
     return tuple(
         (entry.name.removesuffix(".yaml"), OmegaConf.create(entry.read_text("utf-8")))
         for entry in sorted(found, key=lambda entry: entry.name)
+    )
+
+
+@cache
+def usual_members() -> tuple[tuple[str, str], ...]:
+    """Returns the groups that have a default member, with it."""
+    root: Any = OmegaConf.to_container(OmegaConf.create(text("", "config")), resolve=False)
+    entries = [entry for entry in root["defaults"] if isinstance(entry, dict)]
+    return tuple((group, name) for entry in entries for group, name in entry.items() if name)
+
+
+def bases_of(group: str, name: str) -> frozenset[str]:
+    """Returns what a member is made of, by the names of what it has from `_base`."""
+    content = dict(members_of(group))[name]
+    return frozenset(
+        f"{key}={chosen}"
+        for entry in content.get("defaults") or ()
+        if not isinstance(entry, str)
+        for key, chosen in entry.items()
+        if str(key).startswith("/_base/")
     )
 
 
@@ -101,5 +128,5 @@ def parts_of(group: str, name: str) -> Iterator[Any]:
                     yield part
 
 
-def _folder(group: str) -> Traversable:
-    return files("fl").joinpath("conf", *group.split("/"))
+def _folder(group: str, own: Path | None = None) -> Traversable:
+    return (own or files("fl").joinpath("conf")).joinpath(*group.split("/"))

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fl.checks import unread_arguments
 from fl.errors import ConfigError
-from fl.runs.groups import members_of, parts_of, top_groups
+from fl.runs.groups import bases_of, members_of, parts_of, top_groups, usual_members
 
 # Keys of the root that a run asks for: in every run, in one of a Flower app directory, and in one
 # of our own parts.
@@ -61,6 +61,7 @@ OF_OURS = (
 )
 OF_A_TASK = ("client", "data", "model", "partition")
 
+_MOST_NAMES = 12
 _REFERENCE = re.compile(r"\$\{([^\W\d][\w.]*)\}")
 
 
@@ -104,7 +105,7 @@ class Unread:
         target = config.strategy.get("_target_", "?")
         rule = OmegaConf.select(config, "strategy.rule._target_")
         kind = str(rule or target).rpartition(".")[2]
-        readers = "; ".join(f"{group}: {', '.join(names)}" for group, names in readers_of(top))
+        readers = "; ".join(f"{group}: {few(names)}" for group, names in readers_of(top))
         return (
             f"has no effect, as the strategy {kind} does not read {top}: leave it out, or choose "
             f"one that does ({readers or 'no member of a group does'})"
@@ -236,6 +237,16 @@ def _entries(value: Any) -> Sequence[Any]:
     return value if isinstance(value, Sequence) else [value]
 
 
+def scalar_references(config: DictConfig) -> dict[str, str]:
+    """Returns the keys that have another one's value, to that key; parts are left out."""
+    found = {}
+    for path, value in _leaves(config, ""):
+        reference = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+        if reference and not isinstance(_select(config, reference[1]), DictConfig):
+            found[path] = reference[1]
+    return found
+
+
 def unread_groups(config: DictConfig) -> list[str]:
     """Returns a message for each group of the root that is chosen, and that nothing reads."""
     asked_for = {*ALWAYS, *OF_APPS, *OF_OURS, *OF_A_TASK}
@@ -298,9 +309,19 @@ def referred_to(config: DictConfig) -> frozenset[str]:
     )
 
 
+def few(names: Sequence[str]) -> str:
+    """Returns names for a message; of very many, the first."""
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} others" if more > 0 else "")
+
+
 @cache
 def readers_of(key: str) -> tuple[tuple[str, list[str]], ...]:
-    """Returns groups, and their members that refer to a key of the root."""
+    """Returns groups, and their members that refer to a key of the root.
+
+    First the default members, and those that are made of the same: what goes with them is usual.
+    """
+    usual = dict(usual_members())
     found: dict[str, list[str]] = {}
     for group in top_groups():
         for name, _ in members_of(group):
@@ -312,6 +333,10 @@ def readers_of(key: str) -> tuple[tuple[str, list[str]], ...]:
             }
             if key in referred:
                 found.setdefault(group, []).append(name)
+    for group, names in found.items():
+        if (chosen := usual.get(group)) is not None:
+            made_of = bases_of(group, chosen)
+            names.sort(key=lambda n: (n != chosen, bases_of(group, n) != made_of))
     return tuple(found.items())
 
 

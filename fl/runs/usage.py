@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import metadata
+from pathlib import Path
 
 from fl.errors import ConfigError, ConfigErrors
 from fl.runs.groups import groups, header, text
@@ -74,7 +75,9 @@ def answer(words: Sequence[str]) -> str | None:
         ConfigError: words are neither overrides nor flags.
     """
     if words[:1] == ["help"] and len(words) > 1:
-        return "\n".join(_about(word) for word in words[1:])
+        folder = flag(words, "--config-dir", "-cd")
+        places = (None, Path(folder)) if folder else (None,)
+        return "\n".join(_about(word, places) for word in given(words[1:]))
     if words == ["help"] or "--help" in words or "-h" in words:
         return help_text()
     if "--version" in words:
@@ -127,25 +130,33 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
-def _about(word: str) -> str:
+def _about(word: str, places: Sequence[Path | None]) -> str:
     """Returns the members of a group and of those below it, or the text of one member.
+
+    Args:
+        word: GROUP or GROUP=MEMBER.
+        places: None for the project's members, folders for those of the user's own.
 
     Raises:
         ConfigError: there is no such group or member.
     """
     group, _, member = word.partition("=")
-    found = dict(groups(group)) if group in dict(groups()) else {}
+    found: dict[str, dict[str, Path | None]] = {}
+    for place in places:
+        if group in dict(groups(own=place)):
+            for name, members in groups(group, place):
+                found.setdefault(name, {}).update(dict.fromkeys(members, place))
     if not found:
         raise ConfigError(f"there is no group {group!r}; there are: {', '.join(GROUPS)}")
     if member:
         if member not in found[group]:
             raise ConfigError(f"there is no {word}; there are: {', '.join(found[group])}")
-        return text(group, member)
+        return text(group, member, found[group][member])
     lines = []
-    for name, members in found.items():
+    for name, of in found.items():
         lines += [f"{name}=..."]
-        for each in members:
-            said = header(name, each).what
+        for each, place in of.items():
+            said = header(name, each, place).what
             lines.append(
                 textwrap.fill(
                     f"{each}: {said}", _width(), initial_indent="  ", subsequent_indent="    "

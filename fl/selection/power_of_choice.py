@@ -105,7 +105,8 @@ class PowerOfChoice(BySize):
             return None
         return (
             f"selection.candidates is {self.candidates}; it must be at least {count}, the clients "
-            "that a round asks to train: raise it, or lower strategy.clients"
+            "that a round asks to train: raise it, or have rounds ask fewer, by strategy.clients "
+            "or strategy.fraction_train and min_train_nodes"
         )
 
     def init(self, num_rounds: int) -> Losses:

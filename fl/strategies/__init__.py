@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from fl.strategies.diloco import DiLoCo
     from fl.strategies.dpsgd import DPSGD
     from fl.strategies.drivers.asynchronous import Events
+    from fl.strategies.drivers.decentralized import Decentralized
     from fl.strategies.drivers.driver import Driver, Traits
     from fl.strategies.drivers.exchange import Exchange
     from fl.strategies.drivers.foreign import Foreign, driver_of
     from fl.strategies.drivers.gossip import Gossip
+    from fl.strategies.drivers.node_models import NODE_METRICS, NodeModels
     from fl.strategies.drivers.outer import OuterSteps
     from fl.strategies.drivers.pairs import Pairs
     from fl.strategies.drivers.parameter_server import ParameterServer
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.replicas import Replicas
     from fl.strategies.drivers.rounds import Rounds
     from fl.strategies.drivers.simultaneous import SimultaneousEvents, SimultaneousRounds
-    from fl.strategies.drivers.swarm import NODE_METRICS, Decentralized, NodeModels
     from fl.strategies.drivers.trusted_update import TrustedUpdate
     from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
     from fl.strategies.event_rule import Answers, Arrivals, Decision, EventRule, PollingRule
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from fl.strategies.monna import MoNNA
     from fl.strategies.multi_momentum import MultiMomentum
     from fl.strategies.noise_scale import NoiseScale
+    from fl.strategies.optex import OptEx
     from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
     from fl.strategies.outer_rule import OuterGradients, OuterRule
     from fl.strategies.proxskip import ProxSkip
@@ -91,12 +93,13 @@ __getattr__ = lazily(
         "FedAMSGrad": "fl.strategies.fedamsgrad",
         "FedVARP": "fl.strategies.fedvarp",
         "MultiMomentum": "fl.strategies.multi_momentum",
+        "OptEx": "fl.strategies.optex",
         "CHOCO": "fl.strategies.choco",
         "DBW": "fl.strategies.dbw",
         "DPSGD": "fl.strategies.dpsgd",
         "FAVAS": "fl.strategies.favas",
         "MIFA": "fl.strategies.mifa",
-        "NODE_METRICS": "fl.strategies.drivers.swarm",
+        "NODE_METRICS": "fl.strategies.drivers.node_models",
         "SAVIC": "fl.strategies.savic",
         "SCAFFOLD": "fl.strategies.scaffold",
         "SGP": "fl.strategies.sgp",
@@ -108,7 +111,7 @@ __getattr__ = lazily(
         "BatchTest": "fl.strategies.adaptive_batch",
         "DFedAvg": "fl.strategies.dfedavg",
         "DataParallel": "fl.strategies.data_parallel",
-        "Decentralized": "fl.strategies.drivers.swarm",
+        "Decentralized": "fl.strategies.drivers.decentralized",
         "Decision": "fl.strategies.event_rule",
         "DelayedUpdates": "fl.strategies.eager_updates",
         "DiLoCo": "fl.strategies.diloco",
@@ -146,7 +149,7 @@ __getattr__ = lazily(
         "LinearScaling": "fl.strategies.rates",
         "LocalSGD": "fl.strategies.local_sgd",
         "MoNNA": "fl.strategies.monna",
-        "NodeModels": "fl.strategies.drivers.swarm",
+        "NodeModels": "fl.strategies.drivers.node_models",
         "NoiseScale": "fl.strategies.noise_scale",
         "NormTest": "fl.strategies.adaptive_batch",
         "OuterAdam": "fl.strategies.outer_optimizers",
@@ -248,6 +251,7 @@ __all__ = [
     "NodeModels",
     "NoiseScale",
     "NormTest",
+    "OptEx",
     "OuterAdam",
     "OuterGradients",
     "OuterOptimizer",

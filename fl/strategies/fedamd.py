@@ -49,8 +49,9 @@ class FedAMD(RoundRule):
     not been an anchor yet, as it was away in the first round, is not in the mean.
 
     An anchor is charged one pass over its examples and sends one vector, a miner two gradients a
-    step and one vector; what it gets is two, and an anchor one. Clients weigh the same, whatever
-    their number of examples. An aggregator other than the mean combines miners' changes, and the
+    step and one vector; what it gets is two, and an anchor one. vbar and v_i travel beside the
+    model, so a compressor of models leaves them as they are. Clients weigh the same, whatever their
+    number of examples. An aggregator other than the mean combines miners' changes, and the
     anchors' changes of v_i, each apart; where either are fewer than it takes, the round is
     abandoned, so that `every` suits it better than coins. Statistics of normalisation layers move
     by the mean over all clients of a round, anchors with no change.

@@ -88,7 +88,7 @@ class Updates:
         as_selected: whether the weights are those by which the selection is unbiased, which count
             for every rule.
         robust: whether `combine` is more than a mean, because some clients may lie.
-        models: which of the rule's models each was sent, n whole numbers; of a rule with several.
+        models: which of the rule's models each was sent, n whole numbers.
     """
 
     deltas: Row
@@ -163,6 +163,7 @@ class Updates:
             metrics=[self.metrics[i] for i in of] if self.metrics else (),
             extras={name: vectors[of] for name, vectors in self.extras.items()},
             clients=[self.clients[i] for i in of] if self.clients else (),
+            told=[self.told[i] for i in of] if self.told else (),
             models=[j] * len(of),
             name=f"model {j}",
         )

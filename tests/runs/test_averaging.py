@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 
 import fl
 from fl.errors import ConfigError
+from fl.flower.records import layout_of, to_record
 from fl.randomness import generator
 from fl.runs.averaging import LatestWeightAverage
 from fl.runs.build import build
@@ -68,12 +69,12 @@ def test_the_initial_model_and_those_between_do_not_count():
 
 
 def test_a_model_that_is_changed_in_place_afterwards_does_not_change_the_mean():
+    layout = layout_of(ArrayRecord({"w": Array(np.ones(2, np.float32))}))
     w = np.ones(2, np.float32)
-    average = LatestWeightAverage(k=2)
-    model = ArrayRecord({"w": Array(w)})
+    average, model = LatestWeightAverage(k=2), to_record(layout, w)
     average.add(1, model)
     w[:] = 50.0
-    average.add(2, ArrayRecord({"w": Array(np.float32([3.0, 3.0]))}))
+    average.add(2, to_record(layout, np.float32([3.0, 3.0])))
     np.testing.assert_array_equal(average.mean(model)["w"].numpy(), np.float32([2, 2]))
 
 

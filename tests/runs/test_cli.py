@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -258,7 +259,7 @@ BAD = {
     "client.lr=1": "there is no key 'client.lr'; did you mean client.rule.lr",
     "fleet.faults.droput=0.1": "did you mean fleet.faults.dropout",
     "strategy.foo=1": "there is no key 'strategy.foo'; strategy may have: ",
-    "strategy.rule.buffer_size=3": "that has it (fedast, fedbuff); a sweep over strategy=",
+    "strategy.rule.buffer_size=3": "no key 'strategy.rule.buffer_size' here, only in other",
     "+num_clints=3": "there is no key 'num_clints'; did you mean num_clients",
     "+client.foo=1": "there is no key 'client.foo'; client (fl.clients.TrainingApp) has: ",
     "+strategy.foo=1": "strategy: Rounds refuses its arguments: ",
@@ -275,8 +276,20 @@ BAD = {
     "attack._target_=fl.attacks.ALIE": "write +attack._target_=VALUE",
     "+attack.z=1": "attack is {'z': 1}, without _target_",
     "+topology._target_=fl.topologies.Ring": "+topology._target_=fl.topologies.Ring has no effect",
-    "model._target_=fl.models.MLP": "~model.init",
-    "aggregator=median aggregator._target_=fl.aggregation.Mean": "~aggregator.even",
+    "model._target_=fl.models.MLP model.init=glorot": "~model.init",
+    "model._target_=fl.models.MLP +model.hiden=[3]": "there is no key 'model.hiden'; model (fl.mod",
+    "aggregator=median aggregator._target_=fl.aggregation.Mean aggregator.even=lower": "~aggreg",
+    "+model._target_=fl.models.MLP": "model._target_ is there already",
+    "model=null": "~model",
+    "strategy=fedavg_m client=gradient": "strategy.rule.lr is taken from client.rule.lr, which",
+    "client.rule.lr=null": "client.rule.lr is null; it must be",
+    "client.rule.lr=nan": "client.rule.lr is nan; it must be a number",
+    "fleet/slowdown@fleet.task_slowdown=normal": "choose one that has it (durations)",
+    "fleet.task_slowdown.mean=3": "there is no key 'fleet.task_slowdown' here",
+    "strategy=fedbuff strategy.fraction_trian=1": "; strategy may have: aggregator, concurrency",
+    "strategy=fedbuff strategy.bufer_size=1": "did you mean strategy.rule.buffer_size",
+    "strategy=dpsgd topology=hypercube": "num_clients is 10; it must be a power of 2",
+    "strategy=fedasync aggregator=krum": "(strategy: fedavg, ",
     # Parts of another kind than their key's.
     "strategy.rule._target_=fl.strategies.QuAFL ~strategy.rule.eta": "strategy.rule is QuAFL()",
     "client.rule._target_=fl.models.MLP": "client.rule._target_ is fl.models.MLP, which makes MLP",
@@ -291,10 +304,10 @@ BAD = {
     "client.rule.lr=high": "client.rule.lr is 'high'; it must be a number, like the default 0.1",
     "model=mlp model.hidden=64": "model.hidden is 64; it must be a list, like the default [64]",
     "fail_fast=sometimes": "fail_fast is 'sometimes'; it must be true or false",
-    "strategy=1": "Config group override must be a string or a list. Got int",
+    "strategy=1": "strategy=1 names no member: leave it out, or ~strategy takes",
     "num_clients=2.5": "num_clients is 2.5; it must be a whole number, at least 1",
     "seed=-1": "seed is -1; it must be a whole number, at least 0",
-    "client.batch_size=2.5": "batch_size is 2.5; it must be a whole number, at least 1, or null",
+    "client.batch_size=2.5": "client.batch_size is 2.5; it must be a whole number, at least 1",
     "+train_config.lr={a:1}": "train_config is {'lr': {'a': 1}}; every value must be a number, te",
     # Numbers out of range, and parts that do not fit together.
     "partition.alpha=-1": "partition.alpha=-1: a Dirichlet concentration must be positive",
@@ -304,7 +317,7 @@ BAD = {
     "strategy=fedavg aggregator=krum aggregator.power=3": "aggregator.power=3",
     "strategy=fedast tasks.digits.client.rule.lr=0": "tasks.digits.client.rule.lr is 0; it must",
     "attack=gauss num_byzantine=2 attack.sigma=-1": "attack.sigma=-1: must not be negative",
-    "client.batch_size=0": "client.batch_size is 0; it must be a whole number, at least 1, or null",
+    "client.batch_size=0": "client.batch_size is 0; it must be a whole number, at least 1",
     "checkpoint.limit_gb=0": "checkpoint.limit_gb is 0; it must be positive and finite",
     "strategy.fraction_train=0": "strategy.fraction_train is 0, so no client would train",
     "target.metric=acuracy": "which no evaluation of this run reports; did you mean accuracy?",
@@ -324,7 +337,7 @@ BAD = {
     "fleet/availability=cyclic fleet.availability.rates.least=0.2": "rates.least is 0.2; it must",
     "fleet/availability=cyclic fleet.availability.rates=2": "fleet.availability.rates is 2; every",
     "fleet/availability=cyclic fleet.availability.rates=[1]": "~fleet.availability.rates +fleet.",
-    "fleet/availability=cyclic strategy=fedast": "fleet.availability.rates.data is ${data}, but",
+    "strategy=fedast fleet/availability=cyclic": "fleet.availability.rates.data is ${data}, but",
     "fleet.jitter=1e9": "devices.jitter is 1000000000.0; the sigma",
     "selection=oort selection.loss_key=foo": "selection.loss_key is 'foo'; clients report",
     "strategy=dbw strategy.rule.loss_key=foo": "strategy.rule.loss_key is 'foo'; clients report",
@@ -361,7 +374,7 @@ def test_wrong_configuration_stops_before_training_with_one_line(
         for argument in QUICK
         if not arguments.startswith("app=") or argument.split("=")[0] not in ("model", "num_rounds")
     ]
-    if "strategy=fedast " in f"{arguments} ":
+    if "strategy=fedast " in arguments:
         quick.remove("model=logistic")
     assert BAD[arguments] in refused(*quick, *arguments.split())
 
@@ -477,6 +490,28 @@ def test_help_for_a_group_says_what_members_are_and_for_a_member_its_keys(
         assert known in capsys.readouterr().err
 
 
+def test_help_knows_the_members_of_folders_of_ones_own(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "strategy" / "mine.yaml").write_text(
+        "# fl strategy=mine\n# A rule of mine.\nx: 1\n"
+    )
+    call("help", "-cd", str(tmp_path), "strategy")
+    said = capsys.readouterr().out
+    assert "  mine: A rule of mine." in said
+    assert "  fedavg: " in said
+    call("help", "strategy=mine", f"--config-dir={tmp_path}")
+    assert "x: 1" in capsys.readouterr().out
+
+
+def test_help_into_a_pipe_that_nobody_reads_says_nothing() -> None:
+    fl_help = f"{shlex.quote(sys.executable)} -m fl help strategy"
+    command = f"{fl_help} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 OWN_MODULE = """
 import os
 from torch import nn
@@ -522,7 +557,10 @@ def test_module_beside_the_working_directory_is_found_and_found_again_on_resume(
     died = elsewhere(home, *run, f"hydra.run.dir={tmp_path / 'run'}", DIE="1")
     assert died.returncode == 9, died.stderr
     resume = ["resume", str(tmp_path / "run"), "--allow", "mine"]
-    assert elsewhere(other, *resume).returncode == 1  # it is looked for where `fl resume` is called
+    lost = elsewhere(other, *resume)  # it is looked for where `fl resume` is called
+    assert lost.returncode == 1
+    assert f"no such module in {other}" in lost.stderr
+    assert f"the run was started in {home}" in lost.stderr
     again = elsewhere(home, *resume)
     assert again.returncode == 0, again.stderr
     assert summary_of(tmp_path / "run")["status"] == "completed"
@@ -540,7 +578,8 @@ def test_trace_with_too_few_rows_is_refused_by_number(
     refused: Callable[..., str], data_dir: Path
 ) -> None:
     message = refused(*QUICK, "fleet=serverless", "num_clients=300", "partition=iid")
-    assert "fleet.num_clients is 300" in message
+    assert "num_clients is 300" in message
+    assert "fleet.num_clients" not in message  # which refers to it
     assert "256" in message
 
 

@@ -183,7 +183,7 @@ SINGLE = {
 @pytest.mark.parametrize("kind", SINGLE)
 def test_rules_that_step_by_single_updates_have_nothing_to_combine(kind):
     assert not driven(kind, **SINGLE[kind]).traits.aggregates
-    with pytest.raises(ConfigError, match=r"aggregator is Median, and \w+ steps by single updates"):
+    with pytest.raises(ConfigError, match="aggregator is Median"):
         driven(kind, aggregator=Median(), **SINGLE[kind])
 
 
@@ -204,7 +204,7 @@ def test_rules_that_combine_several_updates_say_so_and_take_an_aggregator(kind):
     strategy = driven(kind, aggregator=Median(), **SEVERAL[kind])
     assert strategy.robust
     assert strategy.traits.aggregates
-    with pytest.raises(ConfigError, match="FLTrust, which compares updates with the server's own"):
+    with pytest.raises(ConfigError, match="FLTrust"):
         driven(kind, aggregator=FLTrust(), **SEVERAL[kind])
 
 

@@ -11,20 +11,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from fl.errors import ConfigError
 from fl.strategies import (
     CA2FL,
     FADAS,
     FAVAS,
     AsyncFedAvg,
     AsyncSGD,
-    Events,
     FedAsync,
     FedAvgM,
     FedBuff,
     FedCompass,
     FedFix,
-    Polling,
     QuAFL,
     RennalaSGD,
     RingmasterASGD,
@@ -333,13 +330,6 @@ def test_a_rule_leaves_the_state_it_is_given_as_it_is(name):
     given = Arrivals([update], [1.0], [0], [2.0], 1.0, 3, 4)
     rule.step(decision.state, given)
     assert repr(state) == kept
-
-
-@pytest.mark.parametrize("driver", [Events, Polling])
-def test_a_driver_takes_rules_of_its_own_kind_only(driver):
-    other = QuAFL() if driver is Events else FedBuff()
-    with pytest.raises(ConfigError, match="rule is"):
-        driver(other, contacted=1, waiting_s=1.0, interaction_s=1.0)
 
 
 def test_without_a_proximal_term_fedasync_tells_clients_so():

@@ -6,9 +6,6 @@ import pytest
 from every_strategy import EVERY, configured
 from flwr.serverapp.strategy import FedAvg, FedProx, Result
 
-from fl.attacks import IPM
-from fl.compression import TopK
-from fl.errors import ConfigError
 from fl.runs.configuration import make
 from fl.strategies import Driver, Exchange, driver_of
 
@@ -51,8 +48,3 @@ def test_a_strategy_derived_from_flowers_with_a_start_of_its_own_is_run_by_that(
 
     model = object()
     assert driver_of(Own()).start(None, initial_arrays=model).arrays is model
-
-
-def test_forged_updates_over_an_uplink_need_the_layout_of_the_model():
-    with pytest.raises(ConfigError, match="layout of the model"):
-        Exchange(TopK(density=0.1), attack=IPM(), num_clients=4)

@@ -510,7 +510,7 @@ def test_a_forged_change_that_no_payload_holds_is_a_fault_and_counts_as_one_of_f
 
 
 def test_an_attack_over_an_uplink_needs_the_layout_of_the_model():
-    with pytest.raises(ConfigError, match="need the layout of the model"):
+    with pytest.raises(ConfigError, match="layout"):
         Exchange(TopK(density=0.1), attack=IPM(), num_clients=CLIENTS)
 
 
@@ -618,9 +618,7 @@ class WallGrid(Grid):
 
 def test_a_deployment_is_refused():
     strategy = attacked(rounds(), OwnSignFlip())
-    with pytest.raises(
-        ConfigError, match="runs on the simulator only, and WallGrid is a real grid"
-    ):
+    with pytest.raises(ConfigError, match=r"OwnSignFlip.*WallGrid"):
         strategy.start(WallGrid(), ArrayRecord({"w": Array(START)}), num_rounds=1)
 
 

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -297,6 +298,12 @@ def resumed(arguments: Sequence[str]) -> tuple[list[str], Resumption] | None:
     places = [("--config-dir", each) for each in command["config_dirs"]]
     places += [("hydra.searchpath", each) for each in command["searchpath"]]
     resumption.check(places, cwd)
+    for top in {name.partition(".")[0] for name in given.allow if not _path(name).exists()}:
+        if top.isidentifier() and find_spec(top) is None:
+            raise ConfigError(
+                f"--allow names {top}, and there is no such module in {Path.cwd()}, where fl was "
+                f"called: call it in the folder of {top}.py; the run was started in {cwd}"
+            )
     _keep_imports()
     try:
         os.chdir(cwd)

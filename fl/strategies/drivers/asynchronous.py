@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from fl.strategies.contributions import Contributions
 from fl.strategies.drivers.combining import Combining
-from fl.strategies.drivers.events import Sent, Server, Update
+from fl.strategies.drivers.server import Sent, Server, Update
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.event_rule import Arrival, Arrivals, Combine, Decision, EventRule
 

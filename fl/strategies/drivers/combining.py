@@ -16,7 +16,7 @@ from fl.checks import read_if
 from fl.errors import ConfigError, NoStep
 from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
-from fl.strategies.drivers.events import Server, Update
+from fl.strategies.drivers.server import Server, Update
 from fl.strategies.event_rule import Combine
 from fl.vectors.rows import Row, is_finite
 

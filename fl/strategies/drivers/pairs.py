@@ -19,8 +19,9 @@ from fl.attacks import Scene
 from fl.checks import read_if
 from fl.errors import ConfigError, SimulationError
 from fl.randomness import generator
+from fl.strategies.drivers.decentralized import Decentralized
 from fl.strategies.drivers.edges import Edges, moved
-from fl.strategies.drivers.swarm import Answer, Decentralized, Swarm
+from fl.strategies.drivers.swarm import Answer, Swarm
 from fl.strategies.gossip_rule import PairRule
 from fl.vectors.rows import Row, is_finite
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from fl.errors import ConfigError
 from fl.strategies.drivers.combining import Combining
-from fl.strategies.drivers.events import Sent, Server, Update
 from fl.strategies.drivers.replies import not_reported
+from fl.strategies.drivers.server import Sent, Server, Update
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.event_rule import Combine
 from fl.strategies.gradient_rule import GradientRule, Gradients

@@ -14,7 +14,7 @@ from typing import Any
 from fl.checks import at_least, positive
 from fl.errors import SimulationError
 from fl.strategies.drivers.combining import Combining
-from fl.strategies.drivers.events import Server, Update
+from fl.strategies.drivers.server import Server, Update
 from fl.strategies.event_rule import Answers, Combine, PollingRule
 from fl.vectors.rows import Row, is_finite
 

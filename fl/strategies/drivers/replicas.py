@@ -56,7 +56,7 @@ class Replicas(RuleDriver):
     """
 
     rules = Replicated
-    example = "DeMo"
+    example = "OneBitAdam"
     rule: Replicated
 
     reads_timeout = True

@@ -36,8 +36,8 @@ from fl.selection.checked import ask_of, choice_of, trial_of
 from fl.strategies.adaptive_batch import BatchTest, RoundSize
 from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
-from fl.strategies.drivers.events import Sent, Server, Update
 from fl.strategies.drivers.replies import not_reported
+from fl.strategies.drivers.server import Sent, Server, Update
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.noise_scale import Noise, NoiseScale, squared_norm, whole
 from fl.strategies.rates import Rate, check_factors, check_rate, factor_of
@@ -249,14 +249,19 @@ class Rounds(Aggregating):
 
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if a round never has enough replies, or too many clients."""
-        replies = self.replies_of(num_clients)
+        replies, models = self.replies_of(num_clients), self.rule.num_models
         if self.rule.everybody and replies < num_clients:
             source = "fraction_train" if self.clients is None else "clients"
             raise ConfigError(
                 f"{source} is {getattr(self, source)}, which makes {replies} of {num_clients} "
                 f"clients, and a step of {self.name} takes all: use fraction_train=1.0"
             )
-        self.aggregator.check(min(replies, num_clients))
+        n = min(replies, num_clients)
+        if n < models:
+            raise ConfigError(
+                f"rule.num_models is {models}, and a round has {n} clients: each model needs one"
+            )
+        self.aggregator.check(n // models)
         self._check_count(self.cohort(num_clients))
 
     def replies_of(self, num_clients: int) -> int:
@@ -302,6 +307,8 @@ class Rounds(Aggregating):
         self.selected = 0  # clients that were asked, in the last round
         self.round_began = math.nan  # of the open round; NaN between rounds
         self.folded: Fold | None = None
+        self.sending: tuple[int, list[Row]] | None = None  # models of the cohorts, of which version
+        self.model_of_task: dict[str, int] = {}  # by message, since the last round was opened
         self.lr_factor: float | None = None  # of the clients' rate, in the last round with a step
         self.noise = Noise()
         self.batch: RoundSize | None = None  # that the test has made; None before it has
@@ -393,27 +400,48 @@ class Rounds(Aggregating):
         """Sends the model to clients that the rule has train, of which so many make a step."""
         rng = generator(self.seed, "configs", server.version)
         configs = self.rule.configs(self.state, server.version + 1, len(nodes), rng)
-        by_config: dict[tuple[Any, ...], list[int]] = {}
-        for node, config in zip(nodes, configs, strict=True):
-            if config is not None:
-                by_config.setdefault(tuple(sorted(config.items())), []).append(node)
+        told = [(n, c) for n, c in zip(nodes, configs, strict=True) if c is not None]
+        models = self._models(server)
+        cohorts = np.arange(len(told)) % len(models)
+        if len(models) > 1:
+            generator(self.seed, "cohorts", server.version).shuffle(cohorts)
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for (node, config), j in zip(told, cohorts.tolist(), strict=True):
+            alike.setdefault((j, *sorted(config.items())), []).append(node)
         beside_rule: dict[str, Any] = {}
         if self.batch_test is not None and (size := self.told_batch_size) is not None:
             beside_rule["batch-size"] = size
         if self.lr_schedule is not None:
-            n = min(waits_for, sum(map(len, by_config.values())))
+            n = min(waits_for, len(told))
             beside_rule[LR_FACTOR_KEY] = factor_of(self.lr_schedule, server.version, n)
-        extras, sent = self.rule.broadcast(self.state), []
-        for told, group in by_config.items():
-            config = dict(told)
+        extras, tasks = self.rule.broadcast(self.state), []
+        for (j, *pairs), group in alike.items():
+            config, old = dict(pairs), (server.version, models[j])
             beside = {name: extras[name] for name in self.rule.carried_by(config)}
-            sent += server.send(group, {**config, **beside_rule}, extras=beside)
-        return sent
+            sent = server.send(group, {**config, **beside_rule}, old=old, extras=beside)
+            self.model_of_task.update((task.message_id, j) for task in sent)
+            tasks += sent
+        return tasks
+
+    def _models(self, server: Server) -> Sequence[Row]:
+        """Returns what the cohorts are sent; what clients do not train is the server's in all."""
+        if self.rule.num_models == 1:
+            return [server.w]
+        if self.sending is None or self.sending[0] != server.version:
+            rows = []
+            for model in self.rule.models(self.state):
+                row = np.array(model, dtype=np.float32)
+                for place in self.buffers:
+                    row[place] = server.w[place]
+                rows.append(server.model.layout.rounded(row))
+            self.sending = (server.version, rows)
+        return self.sending[1]
 
     def _open(
         self, server: Server, choice: Choice, waits_for: int, trial: Trial | None = None
     ) -> None:
         """Begins a round with these clients, which ends with so many replies."""
+        self.model_of_task = {}
         sent = self._train(server, choice.clients, waits_for)
         self.awaited = {task.message_id: task for task in sent}
         self.weights = None
@@ -601,6 +629,7 @@ class Rounds(Aggregating):
         def combine(x: Row, weights: Any, name: str) -> Row:
             if self.robust and not weights.all() and weights.any():  # no examples, no vote
                 x, weights = x[weights > 0], weights[weights > 0]
+            if self.robust and len(x) < len(usable):
                 try:
                     F.check(len(x))
                 except ConfigError as error:
@@ -608,7 +637,10 @@ class Rounds(Aggregating):
             return self.aggregate(server, F, x, weights, name)
 
         with np.errstate(over="ignore"):  # seen in what is made of it
-            deltas = admitted.x - server.w
+            if self.rule.num_models == 1:
+                deltas = admitted.x - server.w
+            else:
+                deltas = np.stack([update.delta for update in usable])
         return Updates(
             deltas,
             np.asarray(admitted.weights),
@@ -621,6 +653,7 @@ class Rounds(Aggregating):
             clients=[update.node for update in usable],
             told=[update.config for update in usable],
             as_selected=self.weights is not None,
+            models=[self.model_of_task[u.task.message_id] for u in usable],
         )
 
     def _stepped(self, server: Server, updates: Updates) -> HasModel:
