@@ -48,12 +48,13 @@ for game in "${GAMES[@]}"; do
       gda "$final" "$SEEDS" 2 1 "${of[@]}"
       gda "$final" "$SEEDS" 0.3 10 "${of[@]}" ;;
     squares)
-      of=(num_rounds=120 data=robust_least_squares)
-      proxskip "$tuning" 0 0.1,0.17,0.25 0.1,0.2,0.4,0.6 "${of[@]}"
-      gda "$tuning" 0 0.1,0.17,0.25,0.3 1 "${of[@]}"
+      of=(num_rounds=150 data=robust_least_squares)
+      proxskip "$tuning" 0 0.1,0.17,0.25,0.3 0.1,0.2,0.4,0.6,0.8 "${of[@]}"
+      gda "$tuning" 0 0.1,0.17,0.25,0.3,0.35,0.4,0.5,0.6 1 "${of[@]}"
       gda "$tuning" 0 0.003,0.01,0.03,0.1,0.17 10 "${of[@]}"
-      proxskip "$final" "$SEEDS" 0.17 0.4 "${of[@]}"
-      gda "$final" "$SEEDS" 0.25 1 "${of[@]}"
+      of=(num_rounds=120 data=robust_least_squares)
+      proxskip "$final" "$SEEDS" 0.25 0.6 "${of[@]}"
+      gda "$final" "$SEEDS" 0.6 1 "${of[@]}"
       gda "$final" "$SEEDS" 0.1 10 "${of[@]}" ;;
     *) echo "there is no game $game" >&2 && exit 2 ;;
   esac
