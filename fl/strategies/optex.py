@@ -25,7 +25,7 @@ from fl.vectors.rows import Row, is_finite
 Squares = NDArray[np.float64]
 
 
-class History(NamedTuple):
+class KnownChanges(NamedTuple):
     """The model, the optimizer's state, and the last T pairs of a point and the change there.
 
     Attributes:
@@ -88,16 +88,16 @@ class OptEx(RoundRule):
         positive("length", self.length)
         check_optimizer(self.server_optimizer)
 
-    def init(self, w: Row, p: int) -> History:
+    def init(self, w: Row, p: int) -> KnownChanges:
         """Returns the model, and no history."""
         none = np.empty((0, len(w)), np.float32)
-        return History(w, self.server_optimizer.init(w, p), none, none, np.empty((0, 0)))
+        return KnownChanges(w, self.server_optimizer.init(w, p), none, none, np.empty((0, 0)))
 
-    def models(self, state: History) -> Sequence[Row]:
+    def models(self, state: KnownChanges) -> Sequence[Row]:
         """Returns z_0, z_1, ...: fewer than N, if further ones would not be finite."""
         return [optimizer.w for optimizer in self.ahead(state)]
 
-    def ahead(self, state: History) -> list[Any]:
+    def ahead(self, state: KnownChanges) -> list[Any]:
         """Returns the optimizer's states at z_0, z_1, ..."""
         mu = self.prediction(state)
         found = [state.optimizer._replace(w=state.w)]
@@ -111,7 +111,7 @@ class OptEx(RoundRule):
             found.append(following)
         return found
 
-    def prediction(self, state: History) -> Callable[[Row], Row]:
+    def prediction(self, state: KnownChanges) -> Callable[[Row], Row]:
         """Returns mu, from shape (d,) to shape (d,)."""
         if len(state.points) < 2:
             return np.zeros_like
@@ -128,7 +128,7 @@ class OptEx(RoundRule):
 
         return mu
 
-    def step(self, state: History, updates: Updates) -> History:
+    def step(self, state: KnownChanges, updates: Updates) -> KnownChanges:
         """Returns the state after a round.
 
         Raises:
@@ -147,7 +147,7 @@ class OptEx(RoundRule):
         t = len(state.points)
         squares = np.block([[state.squares, new[:, :t].T], [new]])
         optimizer = stepped(self.server_optimizer, last, delta)
-        return History(
+        return KnownChanges(
             optimizer.w,
             optimizer,
             np.stack([*state.points, *points])[-self.history :],
