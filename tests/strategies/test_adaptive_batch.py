@@ -116,7 +116,7 @@ def test_rounds_grow_by_the_inner_product_test(monkeypatch, large):
     strategy = Rounds(FedAvg(), clients=10, noise_scale=0.9, batch_size=4, batch_test=test)
     run(strategy, [1.0] * 12, rounds=30, answer=noisy(told))
     # Along the gradient the variance is 1: half of what the norm test counts in two dimensions.
-    assert strategy.noise.along / strategy.noise.weight == pytest.approx(1.0, rel=0.4)
+    assert strategy.noise.noise.along / strategy.noise.noise.weight == pytest.approx(1.0, rel=0.4)
     assert 10 <= max(set().union(*told.values())) <= 40
 
 
@@ -194,7 +194,7 @@ def test_a_round_waits_for_as_many_clients_as_the_test_asks_for():
     _, trace, _, _ = run(strategy, [1.0] * 12, rounds=8, answer=noisy(told))
     used = clients(trace, Event.APPLIED)
     assert set().union(*told.values()) == {4}
-    assert strategy.batch.clients == 9
+    assert strategy.noise.made.clients == 9
     assert len(used) > 8 * 2
 
 

@@ -181,7 +181,7 @@ def test_rounds_measure_the_updates_that_they_combine(monkeypatch, large, rounds
     monkeypatch.setattr(Layout, "is_large", large)
     strategy = Rounds(FedAvg(), clients=3, noise_scale=0.9, batch_size=3)
     run(strategy, [1.0, 2.0, 3.0], rounds=rounds, answer=answer_of())
-    found = strategy.noise_scale.report(strategy.noise)
+    found = strategy.noise.scale.report(strategy.noise.noise)
     square, trace = expected()
     assert found["noise_scale_g2"] == pytest.approx(square, rel=1e-5)
     assert found["noise_scale_s"] == pytest.approx(trace, rel=1e-5)
@@ -190,7 +190,7 @@ def test_rounds_measure_the_updates_that_they_combine(monkeypatch, large, rounds
 def test_it_is_the_means_also_where_a_robust_rule_makes_the_step():
     strategy = Rounds(FedAvg(), clients=3, aggregator=Median(), noise_scale=0.9, batch_size=3)
     run(strategy, [1.0] * 3, answer=answer_of())
-    assert strategy.noise_scale.report(strategy.noise)["noise_scale_s"] == pytest.approx(
+    assert strategy.noise.scale.report(strategy.noise.noise)["noise_scale_s"] == pytest.approx(
         expected()[1], rel=1e-5
     )
 
@@ -205,7 +205,7 @@ def test_who_sends_back_what_came_has_done_no_step_of_it():
     strategy = Rounds(FedAvg(), clients=4, noise_scale=0.9, batch_size=3)
     run(strategy, [1.0] * 4, answer=answer)
     # Its share, 5 of 14, is not in the others' steps: K is 9 / 14 of a step, n as before.
-    found = strategy.noise_scale.report(strategy.noise)
+    found = strategy.noise.scale.report(strategy.noise.noise)
     i = np.arange(3)
     w = (i + 2) / 14
     each, mean = (w / np.minimum(i + 2, 3)).sum(), (w**2 / np.minimum(i + 2, 3)).sum()
@@ -244,7 +244,7 @@ def test_statistics_of_normalisation_layers_are_no_gradient(monkeypatch, large):
         planner=lambda *_: FixedWork(1.0),
     )
     strategy.start(grid, initial, num_rounds=1)
-    found = strategy.noise_scale.report(strategy.noise)
+    found = strategy.noise.scale.report(strategy.noise.noise)
     assert found["noise_scale_s"] == pytest.approx(expected()[1], rel=1e-5)
 
 
@@ -253,7 +253,7 @@ def test_measuring_changes_no_model_and_clients_that_do_not_say_their_steps_are_
     strategy = Rounds(FedAvg(), clients=3, noise_scale=0.9)
     measured = run(strategy, [1.0] * 3, rounds=3)[3]
     np.testing.assert_array_equal(plain, measured)
-    assert strategy.noise == Noise()
+    assert strategy.noise.noise == Noise()
 
 
 def ran(*overrides):

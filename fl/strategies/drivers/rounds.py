@@ -21,27 +21,25 @@ from fl.aggregation import (
     Dropped,
     Fold,
     Guard,
-    Mean,
     check_result,
     shown,
     weight_of,
 )
 from fl.checks import at_least, positive, read_if
-from fl.clients.app.batches import covered_examples
 from fl.clients.local_optimizer import LR_FACTOR_KEY
 from fl.errors import ConfigError, NoStep
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
 from fl.selection.checked import ask_of, choice_of, trial_of
-from fl.strategies.adaptive_batch import BatchTest, RoundSize
+from fl.strategies.adaptive_batch import BatchTest
 from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.replies import not_reported
+from fl.strategies.drivers.round_noise import RoundNoise
 from fl.strategies.drivers.server import Sent, Server, Update
 from fl.strategies.drivers.tasks import Task
-from fl.strategies.noise_scale import Noise, NoiseScale, squared_norm, whole
 from fl.strategies.rates import Rate, check_factors, check_rate, factor_of
-from fl.strategies.round_rule import HasModel, RoundRule, Updates, check_state, weighted_mean
+from fl.strategies.round_rule import HasModel, RoundRule, Updates, check_state
 from fl.vectors.rows import Row
 
 log = logging.getLogger("fl")
@@ -199,13 +197,8 @@ class Rounds(Aggregating):
         self.fraction_evaluate = fraction_evaluate
         self.min_evaluate_nodes = min_evaluate_nodes
         self.weighted_by_key = weighted_by_key
-        self.noise_scale = None if noise_scale is None else NoiseScale(noise_scale)
-        if batch_size is not None:
-            at_least("batch_size", batch_size, 1)
-        if batch_test is not None:
-            _check_test(batch_test, noise_scale, batch_size)
         self.batch_size = batch_size
-        self.batch_test = batch_test
+        self.noise = RoundNoise(noise_scale, batch_size, batch_test)
 
     @property
     def tells(self) -> Mapping[str, Any]:
@@ -213,7 +206,7 @@ class Rounds(Aggregating):
         told: dict[str, Any] = {key: f"rule.{name}" for key, name in self.rule.tells.items()}
         if self.lr_schedule is not None:
             told[LR_FACTOR_KEY] = 1.0
-        if self.batch_test is not None:
+        if self.noise.test is not None:
             told["batch-size"] = "batch_size"
         return told
 
@@ -310,9 +303,7 @@ class Rounds(Aggregating):
         self.sending: tuple[int, list[Row]] | None = None  # models of the cohorts, of which version
         self.model_of_task: dict[str, int] = {}  # by message, since the last round was opened
         self.lr_factor: float | None = None  # of the clients' rate, in the last round with a step
-        self.noise = Noise()
-        self.batch: RoundSize | None = None  # that the test has made; None before it has
-        self.squares: dict[str, float] = {}  # of the changes that are folded, by message
+        self.noise.begin(self.places)
 
     @property
     def is_open(self) -> bool:
@@ -323,11 +314,7 @@ class Rounds(Aggregating):
         """Returns N for a round that begins now."""
         if self.rule.asks_everybody(self.state):
             return len(server.tasks.nodes())
-        n = self.replies_of(len(server.tasks.nodes()))
-        test, batch = self.batch_test, self.batch
-        if test is None or batch is None or test.grows != "clients":
-            return n
-        return max(n, batch.clients)
+        return self.noise.clients(self.replies_of(len(server.tasks.nodes())))
 
     def free_slots(self, server: Server) -> int:
         """Returns how many clients could be asked to train now: none during a round."""
@@ -409,7 +396,7 @@ class Rounds(Aggregating):
         for (node, config), j in zip(told, cohorts.tolist(), strict=True):
             alike.setdefault((j, *sorted(config.items())), []).append(node)
         beside_rule: dict[str, Any] = {}
-        if self.batch_test is not None and (size := self.told_batch_size) is not None:
+        if (size := self.noise.told_size) is not None:
             beside_rule["batch-size"] = size
         if self.lr_schedule is not None:
             n = min(waits_for, len(told))
@@ -447,7 +434,8 @@ class Rounds(Aggregating):
         self.weights = None
         if choice.weights is not None:
             self.weights = dict(zip(choice.clients, choice.weights, strict=True))
-        self.replies, self.refused, self.failures, self.squares = [], [], {}, {}
+        self.replies, self.refused, self.failures = [], [], {}
+        self.noise.squares = {}
         self.selected, self.trial = len(self.awaited), trial
         self.wanted, self.waits_for = waits_for, min(waits_for, self.selected)
         self.round_began = server.now
@@ -614,7 +602,9 @@ class Rounds(Aggregating):
             )
         else:
             updates = self._updates(server, admitted, usable)
-        self._measure(server, updates, usable)
+        grows_clients = self.noise.test is not None and self.noise.test.grows == "clients"
+        clients = self.wanted if grows_clients else self.waits_for
+        self.noise.measure(server, updates, usable, self.aggregator, clients)
         with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
             state = self._stepped(server, updates)
             new = self._with_buffers(server, state.w, updates)
@@ -669,57 +659,6 @@ class Rounds(Aggregating):
         made: HasModel = rule.step(state, updates)
         return made
 
-    @property
-    def told_batch_size(self) -> int | None:
-        """The batch size of the round that is going on, or of the next one."""
-        return self.batch_size if self.batch is None else self.batch.size
-
-    def _measure(self, server: Server, updates: Updates, usable: Sequence[Update]) -> None:
-        """Measures the noise scale of a round, if that is wanted and the clients say what it takes.
-
-        Not by F but by the mean: a robust rule has another variance.
-        """
-        if self.noise_scale is None:
-            return
-        steps, examples = (
-            [n for u in usable if (n := whole(u.metrics.get(key))) is not None]
-            for key in ("steps", "num-examples")
-        )
-        if not len(steps) == len(examples) == len(usable):
-            return
-        plain = self.aggregator if isinstance(self.aggregator, Mean) else Mean()
-        shares = updates.weights if plain.weighted else np.ones(len(usable))
-        if self.folded is not None:
-            squares = np.array([self.squares[update.task.message_id] for update in usable])
-            mean = updates.mean()
-        else:
-            squares = updates.squared_norms()
-            try:
-                with np.errstate(over="ignore", invalid="ignore"):
-                    mean = weighted_mean(updates.deltas, shares, "")
-            except NoStep:  # of finite lies there may be no mean, and yet a step of a robust F
-                return
-        # Who sends no model, as an anchor of FedAMD, has done no step of it.
-        steps = [k if moved else 0 for k, moved in zip(steps, squares > 0, strict=True)]
-        size = self.told_batch_size
-        taken = [covered_examples(k, n, size) for k, n in zip(steps, examples, strict=True)]
-        inner = None
-        if self.batch_test is not None and self.batch_test.reads_inner:
-            inner = np.zeros(len(usable))
-            for p in self.places:
-                inner += np.einsum("nd,d->n", updates.deltas[:, p], mean[p], dtype=np.float64)
-        square = squared_norm(mean, self.places)
-        if np.isfinite(square) and np.isfinite(squares).all():
-            self.noise = self.noise_scale.observe(
-                self.noise, shares, steps, taken, squares, square, inner
-            )
-            found = self.noise_scale.report(self.noise)
-            if self.batch_test is not None:
-                s = self.wanted if self.batch_test.grows == "clients" else self.waits_for
-                found |= {"batch_size": size or 0, "batch_clients": s}
-                self.batch = self.batch_test.after(RoundSize(size, s), self.noise)
-            server.tasks.control.measured(found)
-
     def _with_buffers(self, server: Server, w: Row, updates: Updates) -> Row:
         if not self.buffers:
             return w
@@ -738,8 +677,7 @@ class Rounds(Aggregating):
     def _new_fold(self, server: Server) -> Fold | None:
         """Returns what adds models up as they come, if they need not be held all at once."""
         layout = server.model.layout
-        held = server.forging is not None or self.selection.keeps_changes
-        held = held or (self.batch_test is not None and self.batch_test.reads_inner)
+        held = server.forging is not None or self.selection.keeps_changes or self.noise.needs_all
         if not layout.is_large or not self.rule.folds or held:
             return None
         return self.aggregator.fold(layout.size)
@@ -747,8 +685,7 @@ class Rounds(Aggregating):
     def _folded(self, server: Server, update: Update) -> Update:
         if self.folded is None:
             return update
-        if self.noise_scale is not None:
-            self.squares[update.task.message_id] = squared_norm(update.x, self.places, server.w)
+        self.noise.fold(update, server.w)
         self.folded.add(update.x, self._weight(update))
         return replace(update, x=_FOLDED)
 
@@ -793,25 +730,3 @@ class Rounds(Aggregating):
 
     def stay(self, server: Server, task: Task[Sent], why: NoStep) -> None:
         """Does nothing: a round ends in any case, and then the model stays as it is."""
-
-
-def _check_test(test: BatchTest, noise_scale: float | None, batch_size: int | None) -> None:
-    """Raises a ConfigError if a test of batches has nothing to go by, or nothing to grow."""
-    if not isinstance(test, BatchTest):
-        raise ConfigError(
-            f"batch_test is {test!r:.80}; it must be null, or have a _target_ that makes a "
-            "fl.strategies.NormTest or InnerProductTest"
-        )
-    if noise_scale is None:
-        raise ConfigError(
-            "batch_test is set, and noise_scale, by which it tests, is null: set noise_scale=0.9"
-        )
-    if batch_size is None:
-        raise ConfigError(
-            "batch_test is set, and batch_size is null, so that clients step by all of their "
-            "examples: set client.batch_size"
-        )
-    if test.grows == "batch" and test.most < batch_size:
-        raise ConfigError(
-            f"batch_test.most is {test.most}; it must be at least batch_size, {batch_size}"
-        )
