@@ -304,7 +304,7 @@ def test_a_model_in_half_precision_throughout_is_refused_with_the_remedy():
 
 
 def test_an_initial_model_with_infinities_is_refused_with_the_remedy():
-    with pytest.raises(ConfigError, match=r"not finite in 'mask'.*persistent=False"):
+    with pytest.raises(ConfigError, match=r"not finite in 'mask'.*not persistent"):
         build(configured("fedavg", "model._target_=all_kinds.Masked", KINDS[1]))
 
 

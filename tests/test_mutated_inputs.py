@@ -7,6 +7,7 @@ of files from small whole ones; each from a generator seeded by its number.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import logging
 import os
@@ -250,7 +251,7 @@ def attempt(monkeypatch, capsys, tmp_path):
     root, flower = logging.getLogger(), logging.getLogger("flwr")
     before = (root.handlers[:], root.level, flower.level, flower.propagate)
     reached = []
-    simulate = fl.runs.run.simulate
+    simulate, number = fl.runs.run.simulate, itertools.count()
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -269,7 +270,8 @@ def attempt(monkeypatch, capsys, tmp_path):
 
     def run(overrides):
         reached.clear()
-        monkeypatch.setattr(sys, "argv", ["fl", *overrides, f"hydra.run.dir={tmp_path}"])
+        directory = tmp_path / str(next(number))  # one that was stopped holds its folder
+        monkeypatch.setattr(sys, "argv", ["fl", *overrides, f"hydra.run.dir={directory}"])
         code = 0
         try:
             main()

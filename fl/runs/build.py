@@ -351,8 +351,8 @@ def _check_finite(model: nn.Module) -> None:
     if endless:
         raise ConfigError(
             f"the initial model is not finite in {endless[0]!r}: models are averaged, and an "
-            "infinity less another is no number; leave constants such as masks out of the "
-            "state dict with register_buffer(..., persistent=False)"
+            "infinity less another is no number; register_buffer constants such as masks as not "
+            "persistent, and they stay out of the state dict"
         )
 
 

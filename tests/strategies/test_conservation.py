@@ -14,6 +14,7 @@ from types import FunctionType, ModuleType
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from hydra import compose, initialize_config_module
@@ -22,6 +23,7 @@ from stand_ins import FakeExecutor, FixedWork
 
 import fl
 from fl.execution.contract import Result
+from fl.flower.records import vector_record
 from fl.randomness import generator
 from fl.runs.configuration import make
 from fl.simulation.grid import SimGrid
@@ -49,10 +51,11 @@ def event_driven():
 STRATEGIES = event_driven()
 SLOTS = EventDriven.free_slots
 MORE = {"sync_st that calls clients off": ("sync_st", {"first": 2})}
+WITHOUT_ALL = {"min_fraction": 0.5, "min_available_nodes": 1}  # of a method that waits for all
 
 
 def strategy_of(name):
-    name, arguments = MORE.get(name, (name, {}))
+    name, arguments = MORE.get(name, (name, WITHOUT_ALL if name == "proxskip" else {}))
     overrides = [f"strategy.{key}={value}" for key, value in arguments.items()]
     with initialize_config_module("fl.conf", version_base=None):
         overrides += [f"strategy={name}", f"num_clients={NUM_CLIENTS}"]
@@ -149,8 +152,12 @@ def answer(request):
     content = RecordDict(
         {"arrays": ArrayRecord({k: Array(v) for k, v in arrays.items()}), "metrics": metrics}
     )
-    if "c" in request.payload.content:  # of SCAFFOLD
-        content["delta_c"] = request.payload.content["c"]
+    told, numbers = request.payload.content, sum(array.size for array in arrays.values())
+    for asked, sent in {"c": "delta_c", "scaling": "statistic"}.items():  # of SCAFFOLD, of SAVIC
+        if asked in told:
+            content[sent] = told[asked]
+    if "fedamd-anchor" in told["config"]:
+        content["v"] = vector_record(torch.from_numpy(rng.normal(size=numbers).astype(np.float32)))
     return Result(content=RecordDict({"metrics": metrics}) if fate < 0.06 else content)
 
 
