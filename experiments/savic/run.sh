@@ -19,12 +19,12 @@ sweep() { # folder, H, arguments
 }
 
 tune() { # H, method, rates, alphas
-  sweep "tuning/$1" "$1" evaluate_every=10 "client.rule.lr=$3" \
+  sweep "tuning/$1/${2/,/_}" "$1" evaluate_every=10 "client.rule.lr=$3" \
     strategy=savic "strategy.rule.scaling=$2" "strategy.rule.alpha=$4"
 }
 
 tune_sgd() { # H, rates
-  sweep "tuning/$1" "$1" evaluate_every=10 "client.rule.lr=$2" strategy=fedavg aggregator.weighted=false
+  sweep "tuning/$1/local_sgd" "$1" evaluate_every=10 "client.rule.lr=$2" strategy=fedavg aggregator.weighted=false
 }
 
 final() { # H, method, rate, alpha
