@@ -32,6 +32,8 @@ ROUNDS = {  # of all clients: a grid shows their replies in the order of the mes
     "robust, clients with momentum": (
         f"strategy=fedavg {ALL} aggregator=geometric_median client=momentum"
     ),
+    "vectors beside the model": f"strategy=scaffold {ALL}",
+    "two roles": f"strategy=fedamd {ALL} strategy.rule.p=0.5",
     "replicas": "strategy=onebit_adam strategy.rule.warmup=1",
 }
 PEERS = {  # rounds whose payloads are relayed by the server, which on the simulator pays nothing
