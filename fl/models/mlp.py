@@ -28,6 +28,8 @@ class MLP(nn.Module):
         self, input_shape: tuple[int, ...], num_classes: int, hidden: Sequence[int] = (64,)
     ) -> None:
         super().__init__()
+        if not isinstance(hidden, Sequence) or isinstance(hidden, str):
+            raise ConfigError(f"hidden={hidden!r}: must be a list of widths; [] is a linear model")
         if any(width < 1 for width in hidden):
             raise ConfigError(f"hidden={list(hidden)}: every width must be at least 1")
         widths = [math.prod(input_shape), *hidden, num_classes]
