@@ -339,6 +339,9 @@ def test_folder_of_a_completed_job_is_not_given_to_another(
 # ---- wrong configurations ------------------------------------------------------------------------
 
 BAD = {
+    # Several members where one can be.
+    "client/correction=[proximal,control_variates]": "client/correction is one part: choose one",
+    "strategy=[fedavg,fedprox]": "strategy=[fedavg,fedprox] names 2 members",
     # Keys and members that do not exist.
     "num_clints=3": "there is no key 'num_clints'; did you mean num_clients",
     "clint.rule.lr=1": "there is no key 'clint.rule.lr'; did you mean client.rule.lr",
