@@ -40,7 +40,14 @@ from fl.runs.configuration import (
     explain,
     take_away,
 )
-from fl.runs.journal.command import Resuming, check_lost_by, forget, how_to_start, resumed
+from fl.runs.journal.command import (
+    Resuming,
+    check_lost_by,
+    forget,
+    how_to_begin,
+    how_to_start,
+    resumed,
+)
 from fl.runs.loading import loading_once
 from fl.runs.signals import Stopped, stoppable
 
@@ -200,6 +207,8 @@ def _run(config: DictConfig) -> float | None:
         with _early_ray(config) if not in_sweep else nullcontext():
             run = run_to_end(config, prepared=prepared, **start)
     except KeyboardInterrupt:
+        if not in_sweep and (again := how_to_begin(config, directory)):
+            _say([f"this run can go on: {again}"])
         raise
     except BaseException as error:  # SystemExit as well: an app that exits has not completed
         forget(directory)
