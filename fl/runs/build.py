@@ -38,7 +38,7 @@ from fl.runs.compatibility import (
     refusals,
     unread_of_clients,
 )
-from fl.runs.configuration import Given, Problems, blaming, make
+from fl.runs.configuration import Given, Problems, blaming, make, referable
 from fl.runs.experiment import Experiment, ForeignApp, Learning, app_of
 from fl.runs.journal import RunStart
 from fl.runs.loading import load
@@ -150,6 +150,7 @@ def build(config: DictConfig) -> Experiment:
     Raises:
         ConfigError: parts refuse their arguments, or do not fit together.
     """
+    config = referable(config)
     problems = Problems(scalar_references(config))
     problems += unread_groups(config)
     problems += Unread(config).of_no_task()

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -285,6 +286,20 @@ class Problems:
             one = len(self.messages) == 1
             error = ConfigError(self.messages[0]) if one else ConfigErrors(*self.messages)
             raise error from self._first
+
+
+def referable(config: DictConfig) -> DictConfig:
+    """Returns a copy in which data and partition say that they are made in two steps.
+
+    `make` knows that; Hydra does not, where another part refers to them, as rates of availability
+    to `${data}`.
+    """
+    config = deepcopy(config)
+    with open_dict(config):
+        for name in ("data", "partition"):
+            if OmegaConf.is_dict(config.get(name)):
+                config[name]["_partial_"] = True
+    return config
 
 
 def make(config: DictConfig, name: str) -> Any:

@@ -313,13 +313,13 @@ def resumed(arguments: Sequence[str]) -> tuple[list[str], Resumption] | None:
     places = [("--config-dir", each) for each in command["config_dirs"]]
     places += [("hydra.searchpath", each) for each in command["searchpath"]]
     resumption.check(places, cwd)
+    _keep_imports()
     for top in {name.partition(".")[0] for name in given.allow if not _path(name).exists()}:
         if top.isidentifier() and find_spec(top) is None:
             raise ConfigError(
                 f"--allow names {top}, and there is no such module in {Path.cwd()}, where fl was "
                 f"called: call it in the folder of {top}.py; the run was started in {cwd}"
             )
-    _keep_imports()
     try:
         os.chdir(cwd)
     except OSError as error:
