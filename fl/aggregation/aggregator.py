@@ -163,6 +163,11 @@ class Aggregator(_Tolerant, ABC):
         if reference is not None and np.shape(reference) != (rows.d,):
             raise ConfigError(f"reference of shape {np.shape(reference)}: need ({rows.d},)")
         result = self.aggregate(rows, Context(rng, reference))
+        if np.shape(result) != (rows.d,):
+            raise ConfigError(
+                f"aggregator {self.name}: apply returns an array of shape {np.shape(result)}; it "
+                f"must return one of shape ({rows.d},)"
+            )
         check_result(self.name, result)
         return result
 
@@ -188,7 +193,12 @@ class Aggregator(_Tolerant, ABC):
         return int(cast(Any, self).f) if "f" in _names(self) else 0
 
     def check(self, n: int) -> None:
-        """Raises ConfigError unless the rule can aggregate n vectors."""
+        """Raises ConfigError unless the rule can aggregate n; by default, if f is too large."""
+        if self.has_f and (f := int(cast(Any, self).f)) > (most := self.tolerates(n)):
+            raise ConfigError(
+                f"{self.name}: f is {f}, and of {n} vectors at most {most} may be Byzantine: lower "
+                "f, or combine more"
+            )
 
     @abstractmethod
     def apply(self, rows: Rows, context: Context) -> Array:

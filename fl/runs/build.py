@@ -455,7 +455,7 @@ def _unreported(config: DictConfig, strategy: Driver) -> Iterator[str]:
 
 def _no_average(config: DictConfig, strategy: Driver) -> Iterator[str]:
     """Yields that a strategy has not one model, of which `lawa` could evaluate a mean."""
-    if config.lawa.k is None:
+    if not OmegaConf.is_dict(config.lawa) or config.lawa.k is None:
         return
     if config.get("tasks"):
         yield f"lawa.k is {config.lawa.k}, and several tasks are learnt: leave it out, or tasks"
@@ -504,7 +504,8 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
             own += ["train_objective", "dissimilarity"]
         names += own + [f"{name}/{task}" for name in own if task]
     if experiment.strategy.traits.meets == "peers":
-        names += NODE_METRICS
+        game = experiment.data.task == "game"
+        names += [name for name in NODE_METRICS if not (game and "accuracy" in name)]
     if config.lawa.k is not None:
         names += [f"latest_{name}" for name in names]
     names = list(dict.fromkeys(names))
@@ -512,8 +513,9 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
         near = get_close_matches(target.metric, names, n=1)
         meant = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(
-            f"target.metric is {target.metric!r}, which no evaluation of this run reports; {meant}"
-            f"There are: {', '.join(names)}, and what clients report as train_... and client_..."
+            f"target.metric is {target.metric!r}, which no evaluation of this run reports: {meant}"
+            f"choose one of {', '.join(names)}, or of what clients report as train_... and "
+            "client_..., or target=null"
         )
 
 

@@ -55,9 +55,12 @@ def wrong_numbers(config: DictConfig) -> Iterator[str]:
     yield from not_whole(
         config, seed=0, num_clients=1, num_rounds=1, evaluate_every=1, central_epochs=0
     )
-    given = ("every",) if config.lawa.k is None else ("k", "every")
-    for problem in not_whole(config.lawa, **dict.fromkeys(given, 1)):
-        yield f"lawa.{problem}"
+    if not OmegaConf.is_dict(config.lawa):
+        yield f"lawa is {config.lawa}; it must have its keys: lawa.k=null averages nothing"
+    else:
+        given = ("every",) if config.lawa.k is None else ("k", "every")
+        for problem in not_whole(config.lawa, **dict.fromkeys(given, 1)):
+            yield f"lawa.{problem}"
     timeout = config.round_timeout_s
     if not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
         yield f"round_timeout_s is {timeout}; it must be a positive, finite number of seconds"
@@ -102,12 +105,13 @@ def wrong_counts(config: DictConfig) -> Iterator[str]:
 def wrong_cohorts(config: DictConfig) -> Iterator[str]:
     """Yields which rules take the clients to be fewer than there are."""
     there = config.num_clients
-    n = OmegaConf.select(config, "strategy.rule.num_clients")
-    if isinstance(n, int) and isinstance(there, int) and 0 < n < there:
-        yield (
-            f"strategy.rule.num_clients is {n}, but there are {there} clients, num_clients: leave "
-            "it out, or set it to as many or more"
-        )
+    for name in ("num_clients", "population"):
+        n = OmegaConf.select(config, f"strategy.rule.{name}")
+        if isinstance(n, int) and isinstance(there, int) and 0 < n < there:
+            yield (
+                f"strategy.rule.{name} is {n}, but there are {there} clients, num_clients: leave "
+                "it out, or set it to as many or more"
+            )
 
 
 def not_whole(config: DictConfig, **least: int) -> Iterator[str]:

@@ -139,7 +139,7 @@ class InnerProductTest(BatchTest):
 def _quotient(variance: float, error: float, noise: Noise) -> float:
     if not noise.weight or variance <= 0:
         return 0.0
-    return variance / (error**2 * noise.square) if noise.square > 0 else math.inf
+    return variance / noise.square / error / error if noise.square > 0 else math.inf
 
 
 def _above(name: str, value: float, bound: float) -> None:

@@ -54,6 +54,8 @@ class LinearScaling:
         return k if self.then is None else k * self.then(t - self.warmup)
 
 
+_MOST_CHECKED = 100_000  # rounds
+
 Rate = Schedule | LinearScaling
 """A factor on a rate, by the round, or by the round and the number of its clients."""
 
@@ -75,8 +77,11 @@ def check_rate(name: str, rate: object) -> None:
 
 
 def check_factors(name: str, rate: Rate | None, num_rounds: int, n: int) -> None:
-    """Raises a ConfigError unless every factor of a run of rounds of n clients is above 0."""
-    for t in range(0 if rate is None else num_rounds):
+    """Raises a ConfigError unless the factors of a run of rounds of n clients are above 0.
+
+    Of a run that is longer than any can be, those of its first rounds.
+    """
+    for t in range(0 if rate is None else min(num_rounds, _MOST_CHECKED)):
         if not (found := factor_of(rate, t, n)) > 0:
             raise ConfigError(
                 f"{name} is {found:g} in round {t + 1} of {num_rounds}; every factor must be above "

@@ -197,6 +197,12 @@ class Rounds(Aggregating):
         self.fraction_evaluate = fraction_evaluate
         self.min_evaluate_nodes = min_evaluate_nodes
         self.weighted_by_key = weighted_by_key
+        if noise_scale is not None and rule.num_models > 1:
+            raise ConfigError(
+                f"noise_scale is {noise_scale}, and clients of {self.name} are sent "
+                f"{rule.num_models} models, so that their gradients differ by more than noise: "
+                "leave it out, or use another strategy"
+            )
         self.batch_size = batch_size
         self.noise = RoundNoise(noise_scale, batch_size, batch_test)
 
@@ -248,6 +254,11 @@ class Rounds(Aggregating):
             raise ConfigError(
                 f"{source} is {getattr(self, source)}, which makes {replies} of {num_clients} "
                 f"clients, and a step of {self.name} takes all: use fraction_train=1.0"
+            )
+        if self.rule.everybody and not isinstance(self.selection, UniformSampling):
+            raise ConfigError(
+                f"selection is {type(self.selection).__name__}, which leaves clients out, and a "
+                f"step of {self.name} takes all: use selection=uniform"
             )
         n = min(replies, num_clients)
         if n < models:
@@ -568,7 +579,8 @@ class Rounds(Aggregating):
             ConfigError: the aggregator or the rule cannot work with it.
         """
         # Who is busy with what has been given up cannot be asked, and is missing all the same.
-        wanted = self.wanted if self.rule.everybody else self.waits_for
+        there = self.exchange.num_clients or self.wanted
+        wanted = min(self.wanted, there) if self.rule.everybody else self.waits_for
         least = max(1, math.ceil(self.min_fraction * wanted - 1e-9))
         if len(replies) < least:
             if not replies and self.diverged[""]:
