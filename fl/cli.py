@@ -21,11 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import configure_log
+from hydra.core.utils import configure_log, env_override
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from fl.errors import ConfigError
 from fl.execution.garbage import START_THRESHOLDS
@@ -37,7 +40,15 @@ from fl.runs.configuration import (
     explain,
     take_away,
 )
-from fl.runs.journal.command import Resuming, check_lost_by, forget, how_to_start, resumed
+from fl.runs.journal.command import (
+    Resuming,
+    check_lost_by,
+    forget,
+    how_to_begin,
+    how_to_start,
+    resumed,
+)
+from fl.runs.loading import loading_once
 from fl.runs.signals import Stopped, stoppable
 
 if TYPE_CHECKING:
@@ -79,6 +90,66 @@ class Check(Callback):
         _Checked.made = tuple(path for path in (place, *place.parents) if not path.exists())
 
 
+class CheckJobs(Callback):
+    """Checks the jobs of a sweep before the first begins."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Names the jobs that cannot be built, and notes that they have failed; the others run.
+
+        Of jobs that differ in their seed alone the first is looked at, and another only if it is
+        refused: that is nearly always all that there is to see, in a fraction of the time. None of
+        a sampler is known yet.
+        """
+        right: set[tuple[str, ...]] = set()
+        jobs = sweep.jobs_of(config)
+        with loading_once():
+            for number, overrides in enumerate(jobs):
+                but_seed = tuple(o for o in overrides if not o.startswith("seed="))
+                if but_seed in right:
+                    continue
+                try:
+                    job = _composed(config, number, overrides)
+                except (HydraException, OmegaConfBaseException):
+                    return  # Hydra ends the sweep, and says why
+                if _can_be(job):
+                    right.add(but_seed)
+        sweep.Sweep.nothing_to_do = bool(jobs) and not right
+
+
+def _composed(config: DictConfig, number: int, overrides: Sequence[str]) -> DictConfig:
+    """Returns the configuration of a sweep's job, with what Hydra's launchers add to it."""
+    loader = GlobalHydra.instance().config_loader()
+    job = loader.load_sweep_config(config, list(overrides))
+    with read_write(job), open_dict(job):
+        job.hydra.job.id = job.hydra.job.num = number
+        place = os.path.join(str(job.hydra.sweep.dir), str(job.hydra.sweep.subdir))
+        job.hydra.runtime.output_dir = os.path.abspath(place)
+    return job
+
+
+def _can_be(job: DictConfig) -> bool:
+    """Returns whether a sweep's job can be built, or was: its folder has a completed run."""
+    if sweep.has_ended(Path(job.hydra.runtime.output_dir)):
+        return True
+    with _as_job(job) as own:
+        try:
+            given = check_values(own)
+            from fl.runs.build import prepare
+
+            take_away(own, given)
+            prepare(own, given)
+        except (Exception, SystemExit) as error:
+            _fail(error)
+            return False
+    return True
+
+
+def _fail(error: BaseException, recorded: Path | None = None) -> None:
+    """Tells why a sweep's job has failed, now and at the sweep's end."""
+    job = sweep.this_job("failed")
+    sweep.note(replace(job, reason="; ".join(_tell(error, f"{job}: ", recorded))))
+
+
 @contextmanager
 def _as_job(config: DictConfig) -> Iterator[DictConfig]:
     """Gives a run's own configuration, with Hydra's where it is for jobs and warnings on screen."""
@@ -99,7 +170,8 @@ def _as_job(config: DictConfig) -> Iterator[DictConfig]:
     before = known.cfg
     known.set_config(config)
     try:
-        yield own
+        with env_override(config.hydra.job.env_set):
+            yield own
     finally:
         known.cfg = before
 
@@ -111,6 +183,9 @@ def _run(config: DictConfig) -> float | None:
     _Checked.prepared = _Checked.given = None
     directory = Path(HydraConfig.get().runtime.output_dir)
     before = _written(directory)
+    if in_sweep and sweep.refused():
+        _remove_if_empty(directory)
+        return math.nan
     try:
         given = given or check_values(config)
         take_away(config, given)
@@ -132,6 +207,8 @@ def _run(config: DictConfig) -> float | None:
         with _early_ray(config) if not in_sweep else nullcontext():
             run = run_to_end(config, prepared=prepared, **start)
     except KeyboardInterrupt:
+        if not in_sweep and (again := how_to_begin(config, directory)):
+            _say([f"this run can go on: {again}"])
         raise
     except BaseException as error:  # SystemExit as well: an app that exits has not completed
         forget(directory)
@@ -141,8 +218,7 @@ def _run(config: DictConfig) -> float | None:
         if not in_sweep:
             _tell(error, recorded=recorded)
             sys.exit(1)
-        job = sweep.this_job("failed")
-        sweep.note(replace(job, reason="; ".join(_tell(error, f"{job}: ", recorded))))
+        _fail(error, recorded)
         return math.nan  # an exception would keep samplers and batches from going on
     if in_sweep:  # for which a run that diverged is a result as any other
         sweep.note(sweep.this_job("completed"))

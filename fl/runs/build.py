@@ -41,6 +41,7 @@ from fl.runs.compatibility import (
 from fl.runs.configuration import Given, Problems, blaming, make, referable
 from fl.runs.experiment import Experiment, ForeignApp, Learning, app_of
 from fl.runs.journal import RunStart
+from fl.runs.loading import load
 from fl.runs.settings import (
     not_whole,
     recovery_of,
@@ -330,7 +331,7 @@ def _learnt(place: DictConfig, seed: int) -> _Learnt:
     if "data" in made and "partition" in made:
         with problems.noted():
             with blaming(place, "data"):
-                loaded = _expected(place, "data", made["data"](), Source)
+                loaded = _expected(place, "data", load(place.data, made["data"]), Source)
             with blaming(place, "partition"):
                 split = _expected(place, "partition", made["partition"](loaded), Split)
                 data = federate(lambda: loaded, lambda _: split)

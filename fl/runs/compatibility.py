@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import Any
 
 from flwr.serverapp import strategy as flower
+from hydra.utils import instantiate
 
 from fl.attacks import Attack
 from fl.checks import read_if
@@ -20,6 +21,7 @@ from fl.clients import AdamW, Correction, Gradient, MicroAdam, Rule, Sgd, Traini
 from fl.clients.app.replica import trained_shapes
 from fl.compression import Channel, Participation, Receivers, Shapes, check_broadcast
 from fl.errors import ConfigError
+from fl.runs.groups import members_of
 from fl.strategies import Driver, Exchange, Traits
 from fl.vectors.layout import Layout
 
@@ -28,6 +30,9 @@ read_if(
     "min_evaluate_nodes",
     only="clients evaluate only with {at}fraction_evaluate above 0",
 )(flower.FedAvg)
+
+
+_CORRECTION = "client/correction"
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,40 @@ class Combination:
 
     @property
     def client(self) -> str:
-        """The part of the client that knows vectors beside the model: key below `client`, value."""
-        if self.correction is not None:
-            return f"correction is {type(self.correction).__name__}"
-        return f"rule is {type(self.rule).__name__}"
+        """The part of the client that knows vectors beside the model: key and value."""
+        if self.correction is None:
+            return f"client.rule is {type(self.rule).__name__}"
+        name = _member(self.correction)
+        if not name:
+            return f"client.correction is {type(self.correction).__name__}"
+        return f"{_CORRECTION} is {name}"
+
+    @property
+    def fitting(self) -> str:
+        """What to choose so that the client knows the vectors of the strategy."""
+        sent, needed = {*self.traits.carries}, {*self.traits.needs}
+        if not sent | needed:
+            return f"leave {_CORRECTION} out"
+        parts = {name: instantiate(keys) for name, keys in members_of(_CORRECTION)}
+        known = {n: ({*part.needs}, {*part.uploads}) for n, part in parts.items()}
+        names = [name for name, both in known.items() if both == (sent, needed)]
+        one = " or ".join(names)
+        return (
+            f"choose {_CORRECTION}={one}" if names else f"leave {_CORRECTION} as it is by default"
+        )
+
+    @property
+    def home(self) -> str:
+        """The strategies that the client's correction is for."""
+        member = _member(self.correction)
+        key = f"override /{_CORRECTION}@_global_.client.correction"
+        names = [
+            name
+            for name, keys in members_of("strategy")
+            for entry in keys.get("defaults") or ()
+            if member and not isinstance(entry, str) and entry.get(key) == member
+        ]
+        return f"strategy={' or '.join(names)}" if names else "another strategy"
 
     @property
     def lacking(self) -> str:
@@ -98,12 +133,19 @@ class Combination:
         return "momentum" if isinstance(self.rule, Sgd) and self.rule.momentum else ""
 
 
+def _member(correction: Correction | None) -> str:
+    """Returns the name by which a correction is chosen; "" if it is no member of the group."""
+    kind = type(correction)
+    ours = f"fl.clients.{kind.__name__}" if kind.__module__.startswith("fl.") else ""
+    return next((n for n, keys in members_of(_CORRECTION) if keys["_target_"] == ours), "")
+
+
 @dataclass(frozen=True)
 class Refusal:
     """Choices that do not go together.
 
     {strategy}, {uplink}, {downlink}, {attack}, {rule}, {client}, {lacking} and {forgotten} in the
-    texts stand for what is chosen.
+    texts stand for what is chosen, {fitting} and {home} for what could be.
 
     Attributes:
         what: the choices, for the page.
@@ -129,6 +171,8 @@ class Refusal:
             strategy=choice.strategy.name,
             client=choice.client,
             lacking=choice.lacking,
+            fitting=choice.fitting if choice.lacking else "",
+            home=choice.home,
             forgotten=choice.forgotten,
             **kinds,
         )
@@ -136,7 +180,11 @@ class Refusal:
     def __str__(self) -> str:
         """Returns what the page says."""
         why = self.why.format(strategy="the strategy", forgotten="moments", lacking="...")
-        return f"**{self.what}.** {why[0].upper()}{why[1:]}: {self.instead}."
+        instead = self.instead.format(
+            fitting="leave client/correction as the strategy chooses it",
+            home="the strategy that it is for",
+        )
+        return f"**{self.what}.** {why[0].upper()}{why[1:]}: {instead}."
 
 
 _COMPRESSED = "compressor or downlink is set"
@@ -217,9 +265,9 @@ REFUSALS = (
     Refusal(
         "Vectors beside the model that only one end knows",
         lambda c: bool(c.lacking) and c.steps_by_gradients == isinstance(c.rule, Gradient),
-        "client.{client}",
+        "{client}",
         "of it and {strategy} only one knows the vector {lacking!r}",
-        "leave client/correction as the strategy chooses it, or choose the strategy that it is for",
+        "{fitting}, or choose {home}",
     ),
     Refusal(
         "Clients that forget between tasks that are one training",

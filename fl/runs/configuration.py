@@ -33,7 +33,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fl.errors import ConfigError, ConfigErrors, SimulationError
-from fl.runs.groups import members_of, parts_of, top_groups
+from fl.runs.groups import members_of, parts_of, text, top_groups
 from fl.runs.unread import (
     Unread,
     canonical,
@@ -55,10 +55,14 @@ def check_values(config: DictConfig) -> Given:
     were added are arguments, for the target to judge. What overrides set must be read.
 
     Raises:
-        ConfigError: values are of another kind, or nobody reads a key. It tells of all of them.
+        ConfigError: values are of another kind, nobody reads a key, or a group has several members
+            where one can be. It tells of all of them.
     """
-    given = Given.of_job(config)
     problems = Problems()
+    overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    problems += _several(overrides)
+    problems.stop()  # Hydra has mixed their keys
+    given = Given.of_job(config)
     problems += _unknown(config, given.defaults)
     problems += _of_another_kind(config, given.defaults, "")
     problems += unread_keys(given.set, Unread(config), in_sweep=given.in_sweep)
@@ -121,6 +125,26 @@ class Given:
         known = {override: key for override, key in keys.items() if _top(key) in defaults}
         set_keys = what_is_set(config, defaults, known, groups)
         return cls(defaults, set_keys, job.mode == RunMode.MULTIRUN)
+
+
+def _several(overrides: Iterable[str]) -> Iterator[str]:
+    """Yields which choices name several members of a group that makes one part.
+
+    Members may be several where each has a place of its own, as those of preaggregation.
+    """
+    parser = OverridesParser.create()
+    for override in filter(_is_choice, overrides):
+        (parsed,) = parser.parse_overrides([override])
+        names, (name, group) = parsed.value(), _names(override)
+        if not isinstance(names, list) or len(names) < 2:
+            continue
+        there = dict(members_of(group))
+        own = [n for n in names if n in there and "# @package" not in text(group, n)]
+        if sum(any("_target_" in part for part in parts_of(group, n)) for n in own) > 1:
+            yield (
+                f"{override} names {len(names)} members, and {name} is one part: choose one, "
+                f"{name}={own[0]}, or run one after another, -m {name}={','.join(map(str, names))}"
+            )
 
 
 def _names(override: str) -> tuple[str, str]:
@@ -577,9 +601,11 @@ def composition_problems(
                     there = compose(config_name, right)
                 said = explain(error, there) or str(error)
                 if "Config group override must be" in said:
+                    name = _names(override)[0]
                     said = (
-                        f"{override} names no member: leave it out, or ~{key} takes the group away"
+                        f"{override} names no member: leave it out, or ~{name} takes the group away"
                     )
+                said = next(_several([override]), said)
                 problems[override] += said.splitlines()
                 wrong += [key] if _is_choice(override) else []
             else:

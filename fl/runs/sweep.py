@@ -16,6 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -40,16 +42,16 @@ _LONGEST_NAME = 120  # of a job's folder; file systems take 255 bytes
 class Sweep(Callback):
     """Prepares this process's sweep before its first job; `end` tidies up after its last.
 
-    Jobs' folders are named by the overrides in which jobs differ. All jobs share one Ray, which is
-    started here unless there is a cluster to join, or no job needs it.
+    Jobs' folders are named by the overrides in which jobs differ.
     """
 
     directory: Path | None = None
-    _owns_ray = False
+    nothing_to_do = False  # all jobs are refused
+    owns_ray = False
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Notes the sweep's directory, and starts Ray for its jobs."""
-        given = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        """Makes the sweep's directory, with an empty list of jobs."""
+        given = OverridesParser.create().parse_overrides(_task(config))
         # Overrides for Hydra reach the jobs, whose configurations are composed anew.
         constant = [o.get_key_element() for o in given if not o.is_sweep_override()]
         quoted = ",".join(f"'{key.lstrip('+~')}'" for key in constant)
@@ -66,23 +68,56 @@ class Sweep(Callback):
                 f"cannot write to hydra.sweep.dir={directory}: {error.strerror}"
             ) from error
         type(self).directory = directory
-        if _needs_ray(config, given):
-            from fl.execution.cluster import start_shared
-
-            try:
-                type(self)._owns_ray = start_shared(_most_actors(given))
-            except ConfigError as error:  # the jobs that need it try, and fail, by themselves
-                print(f"fl: {error}", file=sys.stderr)
 
     @classmethod
     def end(cls) -> Path | None:
         """Stops the shared Ray; returns the directory of the sweep, None if there was no sweep."""
-        if cls._owns_ray:
+        if cls.owns_ray:
             from fl.execution.cluster import stop_shared
 
             stop_shared()
-        directory, cls.directory, cls._owns_ray = cls.directory, None, False
+        directory, cls.directory = cls.directory, None
+        cls.nothing_to_do = cls.owns_ray = False
         return directory
+
+
+class ShareRay(Callback):
+    """Starts one Ray for all jobs, unless there is a cluster to join, or no job needs it."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Starts it; `Sweep.end` stops it."""
+        given = OverridesParser.create().parse_overrides(_task(config))
+        if Sweep.nothing_to_do or not _needs_ray(config, given):
+            return
+        from fl.execution.cluster import start_shared
+
+        try:
+            Sweep.owns_ray = start_shared(_most_actors(given))
+        except ConfigError as error:  # the jobs that need it try, and fail, by themselves
+            print(f"fl: {error}", file=sys.stderr)
+
+
+def jobs_of(config: DictConfig) -> list[list[str]]:
+    """Returns each job's overrides, in the order in which Hydra's own sweeper numbers them.
+
+    There are none for a sampler, which proposes one job after another.
+    """
+    sweeper = config.hydra.sweeper
+    if sweeper._target_ != f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}":
+        return []
+    own = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    given = parser.parse_overrides([*own, *_task(config)])
+    if any(o.is_sweep_override() and not o.is_discrete_sweep() for o in given):
+        return []  # Hydra says that only samplers take an interval
+    batches = BasicSweeper.split_arguments(given, sweeper.max_batch_size)
+    return [list(job) for batch in batches for job in batch]
+
+
+def _task(config: DictConfig) -> list[str]:
+    """Returns the overrides of all jobs as given: references are for each job to follow."""
+    overrides: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    return list(overrides)
 
 
 def _needs_ray(config: DictConfig, given: Sequence[Override]) -> bool:
@@ -144,6 +179,13 @@ def side_by_side() -> int:
     return max(1, cores() + 1 + number)  # as joblib reads it: -1 is all, -2 all but one
 
 
+def has_ended(directory: Path) -> bool:
+    """Returns whether a directory holds a run that has completed, or has diverged."""
+    from fl.reports.runs import ENDED
+
+    return _summary(directory / "summary.json").get("status") in ENDED
+
+
 def finished(config: DictConfig) -> Run | None:
     """Returns the completed run of this configuration in the sweep's directory; None if none is.
 
@@ -184,6 +226,14 @@ def this_job(status: Literal["completed", "skipped", "failed"], **more: Any) -> 
     hydra = HydraConfig.get()
     where = {"directory": hydra.runtime.output_dir, **more}
     return Job(hydra.job.num, hydra.job.override_dirname, status, **where)
+
+
+def refused() -> bool:
+    """Returns whether this process's job was refused before the sweep's first job began."""
+    hydra = HydraConfig.get()
+    own = hydra.job.num, hydra.runtime.output_dir, "failed"
+    jobs = read_jobs(Path(hydra.sweep.dir))
+    return own in {(job.number, job.directory, job.status) for job in jobs}
 
 
 def note(job: Job) -> None:

@@ -11,14 +11,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import DictConfig
 
 import fl
+import fl.data
 from fl.cli import main
+from fl.data import Source
 from fl.execution import cluster
 from fl.runs.groups import top_groups
 from fl.runs.usage import GROUPS
@@ -209,12 +213,94 @@ def test_failed_job_of_a_sweep_is_named_and_does_not_stop_the_others(
     assert stopped.value.code == 1
     said = "client.rule.lr is -1; it must be finite and above 0"
     reason = f"job 1 (client.rule.lr=-1): {said}\n"
-    assert capsys.readouterr().err == (  # told when it happens, and again at the end
+    assert capsys.readouterr().err == (  # told before the first begins, and again at the end
         f"fl: {reason}fl: 1 of 3 jobs failed; the same command with hydra.sweep.dir={tmp_path} "
         f"runs only what is missing:\n  {reason}"
     )
     names = {path.name.rpartition("-")[0] for path in tmp_path.iterdir() if path.is_dir()}
     assert names == {"client.rule.lr=0.1", "client.rule.lr=0.2"}  # what was refused left nothing
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, int]]:
+    """What is built and run in this process, in order: which of the two, client.rule.lr, seed."""
+    from fl.runs import build, run
+
+    order: list[tuple[str, float, int]] = []
+    for module, name in ((build, "prepare"), (run, "run_to_end")):
+        original = getattr(module, name)
+
+        def noting(
+            config: DictConfig, *more: Any, _name: str = name, _do: Any = original, **k: Any
+        ):
+            order.append((_name, config.client.rule.lr, config.seed))
+            return _do(config, *more, **k)
+
+        monkeypatch.setattr(module, name, noting)
+    return order
+
+
+def test_jobs_that_cannot_be_are_refused_before_the_first_begins_and_built_once(
+    call: Call, built: list[tuple[str, float, int]], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit):
+        call(*SWEEP, "client.rule.lr=0.1,-1", "seed=0,1", f"hydra.sweep.dir={tmp_path}")
+    # Of jobs that differ in their seed alone, the second is built if the first is refused.
+    assert built[:3] == [("prepare", 0.1, 0), ("prepare", -1, 0), ("prepare", -1, 1)]
+    assert built[3:] == [(what, 0.1, seed) for seed in (0, 1) for what in ("prepare", "run_to_end")]
+
+
+def test_jobs_that_have_completed_are_not_built_again(
+    call: Call, built: list[tuple[str, float, int]], tmp_path: Path
+) -> None:
+    sweep = [*SWEEP, "client.rule.lr=0.1,0.2", f"hydra.sweep.dir={tmp_path}"]
+    call(*sweep)
+    built.clear()
+    call(*sweep)
+    assert built == []
+
+
+def test_ray_is_not_started_for_a_sweep_of_which_no_job_can_be(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "start_shared", started.append)
+    sweep = ["-m", *QUICK[1:], "client.rule.lr=-1,-2", f"hydra.sweep.dir={tmp_path}"]
+    with pytest.raises(SystemExit):
+        call(*sweep)
+    assert started == []
+
+
+def test_data_sets_are_loaded_once_to_check_the_jobs_of_a_sweep(
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    loaded = []
+    load = fl.data.load_digits
+
+    @wraps(load)
+    def counting(**keys: Any) -> Source:
+        loaded.append(keys)
+        return load(**keys)
+
+    monkeypatch.setattr(fl.data, "load_digits", counting)
+    with pytest.raises(SystemExit):
+        call(*SWEEP, "client.rule.lr=-1,-2,-3", f"hydra.sweep.dir={tmp_path}")
+    assert len(loaded) == 1
+
+
+def test_a_check_sees_the_environment_that_hydra_makes_for_the_job(
+    call: Call, tmp_path: Path
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    mine = "# @package _global_\ntarget:\n  metric: ${oc.env:FL_TEST}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(mine)
+    folder = ["-cd", str(tmp_path)]
+    more = ["+experiment=mine", "+hydra.job.env_set.FL_TEST=loss"]
+    call(*folder, *QUICK, *more, "views=false", f"hydra.run.dir={tmp_path / 'one'}")
+    call(*folder, *SWEEP, *more, "seed=0,1", f"hydra.sweep.dir={tmp_path / 'many'}")
 
 
 def test_same_sweep_again_runs_only_what_is_missing_or_changed(
@@ -253,6 +339,9 @@ def test_folder_of_a_completed_job_is_not_given_to_another(
 # ---- wrong configurations ------------------------------------------------------------------------
 
 BAD = {
+    # Several members where one can be.
+    "client/correction=[proximal,control_variates]": "client/correction is one part: choose one",
+    "strategy=[fedavg,fedprox]": "strategy=[fedavg,fedprox] names 2 members",
     # Keys and members that do not exist.
     "num_clints=3": "there is no key 'num_clints'; did you mean num_clients",
     "clint.rule.lr=1": "there is no key 'clint.rule.lr'; did you mean client.rule.lr",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fl.attacks import IPM, Optimized
-from fl.clients import AdamW, ControlVariates, Gradient, Sgd
+from fl.clients import AdamW, ControlVariates, Gradient, Proximal, Sgd
 from fl.compression import Cast, Marina, Qsgd
 from fl.runs.compatibility import REFUSALS, Combination, refusals
 from fl.strategies import Driver, Traits
@@ -94,6 +94,23 @@ def test_each_row_refuses_its_pair_and_no_other_row_does(refusal):
     (message,) = refusals(refused)
     assert message.startswith(refusal.given.partition("{")[0])
     assert "{" not in message
+
+
+@pytest.mark.parametrize(
+    ("carries", "needs", "correction", "words"),
+    [
+        (("c",), ("delta_c",), Proximal(mu=0.1), ["is proximal", "=control_variates", "fedprox"]),
+        ((), (), ControlVariates(), ["is control_variates", "leave", "strategy=scaffold"]),
+        (("c",), ("delta_c",), None, ["client.rule is Sgd", "client/correction=control_variates"]),
+        (("odd",), (), ControlVariates(), ["by default", "strategy=scaffold"]),
+    ],
+)
+def test_remedies_name_the_members_that_know_the_same_vectors(carries, needs, correction, words):
+    strategy = such(carries=carries, needs=needs)
+    choice = Combination(strategy, rule=Sgd(lr=0.1), correction=correction)
+    (message,) = refusals(choice)
+    for word in words:
+        assert word in message
 
 
 def test_the_page_gives_the_reasons_of_the_table():

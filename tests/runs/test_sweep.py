@@ -22,6 +22,7 @@ from fl.reports.runs import Run, find_runs
 from fl.reports.tensorboard_log import TensorBoardLog, flattened, write_hparams
 from fl.runs.sweep import (
     FILE,
+    ShareRay,
     Sweep,
     compare_jobs,
     job_folder,
@@ -184,6 +185,7 @@ def test_one_ray_is_started_for_a_sweep_whose_jobs_need_one(
         }
     )
     Sweep().on_multirun_start(config)
+    ShareRay().on_multirun_start(config)
     assert started == ([] if starts is None else [starts])
     (names,) = config.hydra.overrides.hydra
     assert "'new'" in names
@@ -258,6 +260,17 @@ def test_jobs_side_by_side_on_one_ray_give_what_they_give_one_after_another(tmp_
         assert len({value for value in runs[name].values()}) == 4
     results = [sorted(found.values()) for found in runs.values()]
     assert all(found == results[0] for found in results)
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side_do_not_tell_again_that_they_were_refused(tmp_path):
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "executor=serial")
+    done = command(*launcher, "client.rule.lr=-1,0.1", f"hydra.sweep.dir={tmp_path}", expect=1)
+    assert done.stderr.count("client.rule.lr is -1;") == 2  # first of all, and at the end
+    assert [job.status for job in read_jobs(tmp_path)] == ["failed", "completed"]
+    assert [path.parent.name.rpartition("-")[0] for path in tmp_path.glob("*/summary.json")] == [
+        "client.rule.lr=0.1"
+    ]
 
 
 @pytest.mark.slow

@@ -199,6 +199,21 @@ def how_to_start() -> dict[str, bool]:
     return {} if run is None else {"resume": run.journal, "changed_code": run.changed_code}
 
 
+def how_to_begin(config: DictConfig, directory: Path) -> str:
+    """Returns the command that starts a run which was stopped before it had a journal.
+
+    It is "" for one that has a journal, which tells by itself how to go on, or has ended.
+    """
+    folder = directory / FOLDER
+    if not (folder / COMMAND).exists() or (folder / FILE).exists():
+        return ""
+    if (directory / "summary.json").exists():
+        return ""
+    told = command_of_job()
+    places = [*told["config_dirs"], *told["searchpath"]]
+    return resume_command(directory, [*foreign_parts(config).values(), *places])
+
+
 def forget(directory: Path) -> None:
     """Removes the note in the directory of a run that did not begin, unless another has it."""
     folder = directory / FOLDER

@@ -18,7 +18,7 @@ from killing import RUNS, die_at, journal_of, outcome
 from fl.cli import main
 from fl.execution import processes
 from fl.runs.journal.claim import FOLDER, Claim
-from fl.runs.journal.command import COMMAND
+from fl.runs.journal.command import COMMAND, resumed
 from fl.runs.journal.journal import FILE
 
 QUICK = [*RUNS["aggregate"], "num_rounds=4"]
@@ -257,6 +257,30 @@ def test_command_with_ray_that_is_killed_from_outside_is_resumed(tmp_path: Path,
         process = subprocess.Popen(command("resume", str(killed)))
     assert moments >= 2
     assert outcome(killed)["summary"] == outcome(plain)["summary"]
+
+
+def test_run_that_is_stopped_while_ray_starts_tells_how_it_goes_on_and_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopping(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("fl.execution.cluster._init", stopping)
+    directory = tmp_path / "run"
+    small = ["model=logistic", "num_clients=10", "num_rounds=1", "views=false", "progress=false"]
+    monkeypatch.setattr("sys.argv", ["fl", *small, f"hydra.run.dir={directory}"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 128 + signal.SIGTERM
+    told = capsys.readouterr().err.splitlines()
+    assert told[-2:] == [
+        f"fl: this run can go on: fl resume {directory}",
+        "fl: interrupted by SIGTERM",
+    ]
+    arguments, resumption = resumed([str(directory)])
+    assert not resumption.journal
+    assert {*small} <= {*arguments}
 
 
 def left(mark: str) -> list[int]:
