@@ -229,7 +229,7 @@ def test_the_defaults_compose_and_build():
         (["attack=gauss", "num_byzantine=2", "attack.sigma=-1"], "sigma=-1"),
         (["strategy=fedavg", "aggregator=fltrust", "strategy.root_examples=0"], "is 0, of"),
         (["strategy=fedavg", "aggregator=krum", "strategy.f=-1"], "f=-1"),
-        (["client/correction=control_variates"], "client.correction is ControlVariates"),
+        (["client/correction=control_variates"], "client/correction is control_variates"),
         (["strategy=scaffold", "~client/correction"], "client.rule is Sgd"),
         (["strategy=scaffold", "client=gradient"], "client.rule is Gradient"),
         (["client=gradient"], "client.rule is Gradient"),
