@@ -15,7 +15,7 @@ import numpy as np
 from fl.checks import at_least
 from fl.strategies.event_rule import Arrival, Arrivals, added
 from fl.strategies.fedbuff import BufferedRule
-from fl.strategies.mifa import mean_memory
+from fl.strategies.mifa import recalled
 from fl.vectors.rows import Row
 
 
@@ -73,8 +73,7 @@ class CA2FL(BufferedRule):
 
     def step(self, state: Calibrated, updates: Arrivals) -> Any:
         """Returns the state with the next model."""
-        h = mean_memory(state, self.population)
-        absent = h if self.population is None else np.zeros_like(h)
+        h, absent = recalled(state, self.population)
         latest, differences = dict(state.latest), []
         for update in updates:
             change = update.delta

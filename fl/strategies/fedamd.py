@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fl.checks import at_least, positive, read_if
 from fl.clients.anchor_sampling import ANCHOR_KEY
 from fl.errors import ConfigError
+from fl.strategies.mifa import memorised, recalled
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.vectors.rows import Row
 
@@ -25,7 +26,7 @@ class Anchored(NamedTuple):
 
     w: Row
     total: Row
-    v: Mapping[int, Row]
+    latest: Mapping[int, Row]
 
 
 @read_if(lambda a: a["every"] is None, "p", only="with {at}every there are no coins")
@@ -97,11 +98,12 @@ class FedAMD(RoundRule):
 
     def asks_everybody(self, state: Anchored) -> bool:
         """Returns whether nothing is known yet."""
-        return not state.v
+        return not state.latest
 
     def broadcast(self, state: Anchored) -> Mapping[str, Row]:
         """Returns vbar."""
-        return {"vbar": state.total / np.float32(max(len(state.v), 1))}
+        vbar, _ = recalled(state)
+        return {"vbar": vbar}
 
     def carried_by(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """Returns vbar for a miner."""
@@ -121,7 +123,7 @@ class FedAMD(RoundRule):
         self, state: Anchored, server_round: int, n: int, rng: np.random.Generator
     ) -> NDArray[np.bool_]:
         """Returns who of n clients is an anchor, shape (n,)."""
-        if not state.v:
+        if not state.latest:
             return np.ones(n, np.bool_)
         if self.every is not None:
             return np.full(n, (server_round - 1) % self.every == 0)
@@ -131,20 +133,15 @@ class FedAMD(RoundRule):
         """Returns model and caches after a round."""
         worked = updates.weights > 0
         anchor = np.array([told[ANCHOR_KEY] for told in updates.told], np.bool_)
-        w, total, v = state.w, state.total, dict(state.v)
+        w = state.w
         if (miners := worked & ~anchor).any():
             equal = updates.unweighted()
             mean = replace(equal, weights=equal.weights * miners).mean()
             w = w + np.float32(self.eta) * mean
         if (anchors := worked & anchor).any():
             sent = replace(updates.extra("v"), weights=anchors.astype(np.float64))
-            old = np.zeros_like(sent.deltas)
-            for i in np.flatnonzero(anchors).tolist():
-                client = updates.clients[i]
-                old[i] = v.get(client, 0.0)
-                v[client] = sent.deltas[i]
-            total = total + np.float32(anchors.sum()) * sent.less(old).mean()
-        return Anchored(w, total, v)
+            state, _ = memorised(state, sent)
+        return state._replace(w=w)
 
 
 def suggested(a: int) -> float:

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from fl.checks import at_least, positive
-from fl.strategies.mifa import Memorised, mean_memory, memorised
+from fl.strategies.mifa import Memorised, memorised, recalled
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.vectors.rows import Row
 
@@ -58,7 +58,6 @@ class FedVARP(RoundRule):
 
     def step(self, state: Memorised, updates: Updates) -> Memorised:
         """Returns model and memory after a round."""
-        y = mean_memory(state, self.population)
-        absent = y if self.population is None else 0.0
+        y, absent = recalled(state, self.population)
         after, change = memorised(state, updates, absent=absent)
         return after._replace(w=state.w + np.float32(self.eta) * (y + change))

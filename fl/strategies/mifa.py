@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,9 @@ class HasMemory(Protocol):
     @property
     def latest(self) -> Mapping[int, Row]:
         """Each, shape (d,), by client."""
+
+
+Memory = TypeVar("Memory", bound=HasMemory)
 
 
 class Memorised(NamedTuple):
@@ -77,20 +80,25 @@ class MIFA(RoundRule):
         return state._replace(w=state.w + share * state.total)
 
 
-def mean_memory(state: HasMemory, population: int | None) -> Row:
-    """Returns 1 / N sum_n G_n, shape (d,); None for N takes the clients that are in memory."""
-    return state.total / np.float32(population or max(1, len(state.latest)))
+def recalled(state: HasMemory, population: int | None = None) -> tuple[Row, Row | float]:
+    """Returns what is in memory on average, and for a client that comes for the first time.
+
+    That is 1 / N sum_n G_n, shape (d,), and 0; None for N takes the clients that are in memory, and
+    their mean for both.
+    """
+    mean = state.total / np.float32(population or max(1, len(state.latest)))
+    return mean, mean if population is None else 0.0
 
 
 def memorised(
-    state: Memorised, updates: Updates, beta: float = 0.0, absent: Row | float = 0.0
-) -> tuple[Memorised, Row]:
+    state: Memory, updates: Updates, beta: float = 0.0, absent: Row | float = 0.0
+) -> tuple[Memory, Row]:
     """Returns the state with the clients' updates in memory, and by what these are new.
 
         G_n <- beta G_n + (1 - beta) Delta_n
 
     Args:
-        state: before.
+        state: before, a named tuple with what `HasMemory` has.
         updates: Delta_n of the clients that take part.
         beta: what is kept of the memory.
         absent: G_n of a client that takes part for the first time, shape (d,).
@@ -112,4 +120,5 @@ def memorised(
     taking_part = np.float32(updates.weights.sum())
     change = updates.less(old).mean()
     total: Row = state.total + new * taking_part * change + np.float32(fresh) * absent
-    return state._replace(total=total, latest=latest), change
+    after: Any = state
+    return after._replace(total=total, latest=latest), change

@@ -16,7 +16,7 @@ import numpy as np
 
 from fl.checks import at_least, share
 from fl.strategies.fedavg import FedAvg
-from fl.strategies.mifa import Memorised, mean_memory, memorised
+from fl.strategies.mifa import memorised, recalled
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.strategies.server_optimizer import check_optimizer, stepped
 from fl.vectors.rows import Row
@@ -71,9 +71,7 @@ class MultiMomentum(RoundRule):
 
     def step(self, state: Momenta, updates: Updates) -> Momenta:
         """Returns model, momenta and the optimizer's state after a round."""
-        memory = Memorised(state.w, state.total, state.latest)
-        m = mean_memory(state, self.population)
-        absent = m if self.population is None else 0.0
-        (_, total, latest), change = memorised(memory, updates, self.beta, absent)
+        m, absent = recalled(state, self.population)
+        after, change = memorised(state, updates, self.beta, absent)
         optimizer = stepped(self.server_optimizer, state.optimizer._replace(w=state.w), m + change)
-        return Momenta(optimizer.w, total, latest, optimizer)
+        return after._replace(w=optimizer.w, optimizer=optimizer)

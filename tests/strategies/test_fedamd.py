@@ -87,7 +87,7 @@ class Coins:
 
 def replace_cache():
     zero = np.zeros(DIM, np.float32)
-    return FedAMD().init(zero, DIM)._replace(v={0: zero})
+    return FedAMD().init(zero, DIM)._replace(latest={0: zero})
 
 
 def test_of_anchors_alone_the_model_never_moves():
@@ -99,7 +99,7 @@ def test_without_anchors_miners_go_on_from_the_first_round():
     learnt = learn(FedAMD(0.0), cohorts(2, 10))
     first = [losses.gradient(i, np.zeros(DIM)) for i in range(N)]
     for state in learnt.states[1:]:
-        np.testing.assert_allclose(list(state.v.values()), first, rtol=1e-5)
+        np.testing.assert_allclose(list(state.latest.values()), first, rtol=1e-5)
     assert np.abs(np.diff(learnt.models[1:], axis=0)).max(axis=1).min() > 1e-3
 
 
@@ -134,7 +134,7 @@ def test_a_single_step_of_every_miner_is_one_along_what_was_known_before_the_rou
         step = after.w - before.w
         if step.any():
             moved += 1
-            vbar = np.mean(list(before.v.values()), axis=0)
+            vbar = np.mean(list(before.latest.values()), axis=0)
             np.testing.assert_allclose(step, -0.7 * LR * vbar, rtol=1e-3, atol=1e-6)
     assert moved > 5
 
@@ -174,8 +174,8 @@ class SameLoss(Losses):
 @part_and_all
 def test_after_every_round_the_sum_is_that_of_what_is_cached(clients):
     for state in learn(FedAMD(0.4), cohorts(clients, 20)).states[1:]:
-        np.testing.assert_allclose(state.total, sum(state.v.values()), rtol=1e-4, atol=1e-3)
-        assert len(state.v) == N
+        np.testing.assert_allclose(state.total, sum(state.latest.values()), rtol=1e-4, atol=1e-3)
+        assert len(state.latest) == N
 
 
 def update(told, deltas, v, weights=(1.0, 1.0, 1.0), clients=(7, 8, 9)):
@@ -196,7 +196,7 @@ def test_whoever_has_not_been_an_anchor_is_not_in_the_mean_and_what_is_lost_chan
     came = update([True, False, True], [5, 8, 5], [4, 99, 2], (1, 9, 1), (7, 8, 10))
     state = rule.step(state, came)
     assert state.w == 8
-    assert {client: v.item() for client, v in state.v.items()} == {7: 4, 8: 2, 9: 6, 10: 2}
+    assert {client: v.item() for client, v in state.latest.items()} == {7: 4, 8: 2, 9: 6, 10: 2}
     assert rule.broadcast(state)["vbar"] == 3.5
 
 
@@ -206,7 +206,7 @@ def test_clients_without_examples_are_neither():
         rule.init(np.zeros(1, np.float32), 1),
         update([True] * 3, [0, 0, 0], [1, 2, 6], (3, 0, 1)),
     )
-    assert sorted(state.v) == [7, 9]
+    assert sorted(state.latest) == [7, 9]
     state = rule.step(state, update([False] * 3, [1, 9, 2], [0, 0, 0], (5, 0, 1)))
     assert state.w == 1.5
 

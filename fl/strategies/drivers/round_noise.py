@@ -65,11 +65,14 @@ class RoundNoise:
         """Whether the changes of a round must be held all at once."""
         return self.test is not None and self.test.reads_inner
 
+    @property
+    def grows_clients(self) -> bool:
+        """Whether the test makes the number of clients grow."""
+        return self.test is not None and self.test.grows == "clients"
+
     def clients(self, n: int) -> int:
         """Returns how many clients a round is to have that would have n."""
-        if self.test is None or self.made is None or self.test.grows != "clients":
-            return n
-        return max(n, self.made.clients)
+        return max(n, self.made.clients) if self.grows_clients and self.made is not None else n
 
     def fold(self, update: Update, w: Row) -> None:
         """Notes what will be needed of an update to a model w that is not kept."""

@@ -614,8 +614,7 @@ class Rounds(Aggregating):
             )
         else:
             updates = self._updates(server, admitted, usable)
-        grows_clients = self.noise.test is not None and self.noise.test.grows == "clients"
-        clients = self.wanted if grows_clients else self.waits_for
+        clients = self.wanted if self.noise.grows_clients else self.waits_for
         self.noise.measure(server, updates, usable, self.aggregator, clients)
         with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
             state = self._stepped(server, updates)
