@@ -42,6 +42,7 @@ from fl.runs.configuration import Given, Problems, blaming, make, referable
 from fl.runs.experiment import Experiment, ForeignApp, Learning, app_of
 from fl.runs.journal import RunStart
 from fl.runs.loading import load
+from fl.runs.partly import partly
 from fl.runs.settings import (
     not_whole,
     recovery_of,
@@ -65,7 +66,7 @@ from fl.selection import Selection
 from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.slowdowns import Distribution
-from fl.strategies import NODE_METRICS, Driver, Exchange, TrustedUpdate, driver_of
+from fl.strategies import NODE_METRICS, Driver, Exchange, Rounds, TrustedUpdate, driver_of
 from fl.strategies.round_rule import RoundRule
 from fl.strategies.staleness import StalenessWeight
 from fl.topologies import Topology, Weights
@@ -132,7 +133,7 @@ def prepare(config: DictConfig, given: Given | None = None) -> Experiment | Fore
     """
     with shown_once():
         prepared = build(config) if config.app is None else _foreign(config)
-    if isinstance(prepared, Experiment):
+    if isinstance(prepared, Experiment) and prepared.parts is None:
         prepared.fleet.check_memory(app_of(prepared).memory_bytes())
     if given is not None:
         unread = dict(Unread(config).arguments())
@@ -248,6 +249,11 @@ def _joined(
         layouts={task: layouts[task] for task in tasks},
         trusted=_trusted(strategy, first, config.seed),
     )
+    parts_app = None
+    if isinstance(strategy, Rounds) and strategy.sub_models is not None:
+        with blaming(config, "strategy.sub_models"):
+            ways = learnt[""].make_app, ends
+            parts_app, exchange = partly(strategy.sub_models, first, *ways, parts["fleet"], exchange)
     with blaming(config, "strategy"):
         within = strategy.within(exchange)
     experiment = Experiment(
@@ -259,6 +265,7 @@ def _joined(
         fleet=parts["fleet"],
         executor=parts["executor"],
         tasks=tasks,
+        parts=parts_app,
         ignored={**_ignored(strategy, learning, told), **_ignored_average(config)},
     )
     _check_target(config, experiment, parts["strategy"])

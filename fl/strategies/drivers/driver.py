@@ -41,6 +41,8 @@ class Traits:
             update; None if it does not.
         carries: vectors beside the model in messages, by name.
         needs: vectors beside the model in replies.
+        partial: whether clients hold parts of the model: "" all of it, "stays" a part that is the
+            same in all rounds, "changes" another from round to round.
         known: whether all this is known; anybody's strategy may send what it likes.
     """
 
@@ -55,6 +57,7 @@ class Traits:
     root_examples: int | None = None
     carries: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    partial: Literal["", "stays", "changes"] = ""
     known: bool = True
 
 

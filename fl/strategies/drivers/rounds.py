@@ -34,12 +34,14 @@ from fl.selection.checked import ask_of, choice_of, trial_of
 from fl.strategies.adaptive_batch import BatchTest
 from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
+from fl.strategies.drivers.parts import Parts, held, measured
 from fl.strategies.drivers.replies import not_reported
 from fl.strategies.drivers.round_noise import RoundNoise
 from fl.strategies.drivers.server import Sent, Server, Update
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.rates import Rate, check_factors, check_rate, factor_of
 from fl.strategies.round_rule import HasModel, RoundRule, Updates, check_state
+from fl.submodels import SubModels
 from fl.vectors.rows import Row
 
 log = logging.getLogger("fl")
@@ -115,6 +117,8 @@ class Rounds(Aggregating):
         noise_scale: decay of the averages by which the gradient noise scale is measured, see
             `fl.strategies.NoiseScale`; None does not measure it.
         batch_size: of the clients, for that; None is all of their examples.
+        sub_models: has clients train parts of the model that fit their devices; None sends all of
+            it.
         batch_test: grows their batches, or the number of clients, by what is measured; None leaves
             both as they are.
         **aggregating: arguments of `Aggregating` but `concurrency` and `patience`.
@@ -150,6 +154,7 @@ class Rounds(Aggregating):
         noise_scale: float | None = None,
         batch_size: int | None = None,
         batch_test: BatchTest | None = None,
+        sub_models: SubModels | None = None,
         **aggregating: Any,
     ) -> None:
         super().__init__(
@@ -205,6 +210,37 @@ class Rounds(Aggregating):
             )
         self.batch_size = batch_size
         self.noise = RoundNoise(noise_scale, batch_size, batch_test)
+        self.sub_models = sub_models
+        if sub_models is not None:
+            self._check_sub_models(sub_models)
+
+    def _check_sub_models(self, sub_models: SubModels) -> None:
+        """Raises ConfigError if the method is none for parts of a model."""
+        if not isinstance(sub_models, SubModels):
+            raise ConfigError(
+                f"sub_models is {sub_models!r:.80}; it must be null, or have a _target_ that makes "
+                "a fl.submodels.SubModels"
+            )
+        for given, why in (
+            (self.rule.carries or self.rule.needs, "vectors of the whole model travel beside it"),
+            (not self.rule.folds, "it looks at more of the changes than their mean"),
+            (self.rule.num_models > 1, "it has several models"),
+            (self.noise.scale is not None, "noise_scale compares changes of the whole model"),
+            (
+                self.aggregator.reference != "unused",
+                f"{self.aggregator.name} compares changes with one of the whole model",
+            ),
+            (
+                self.evaluates_on_clients,
+                "clients evaluate the whole model, which they may have no memory for",
+            ),
+        ):
+            if given:
+                raise ConfigError(
+                    f"sub_models is set, and clients hold parts of the model, but with {self.name} "
+                    f"{why}: leave it out, or choose another strategy, aggregator, selection or "
+                    "option"
+                )
 
     @property
     def tells(self) -> Mapping[str, Any]:
@@ -239,7 +275,14 @@ class Rounds(Aggregating):
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        return replace(super().traits, aggregates=True)
+        parts = self.sub_models
+        return replace(
+            super().traits,
+            aggregates=True,
+            downlink=parts is None,
+            partial="" if parts is None else "stays" if parts.stays else "changes",
+            compressors="any" if parts is None or parts.extraction.slices else "none",
+        )
 
     @property
     def evaluates_on_clients(self) -> bool:
@@ -314,6 +357,9 @@ class Rounds(Aggregating):
         self.sending: tuple[int, list[Row]] | None = None  # models of the cohorts, of which version
         self.model_of_task: dict[str, int] = {}  # by message, since the last round was opened
         self.lr_factor: float | None = None  # of the clients' rate, in the last round with a step
+        self.parts: Parts | None = None
+        if self.sub_models is not None:
+            self.parts = Parts(self.sub_models, self.exchange, server, self.seed)
         self.noise.begin(self.places)
 
     @property
@@ -404,8 +450,9 @@ class Rounds(Aggregating):
         if len(models) > 1:
             generator(self.seed, "cohorts", server.version).shuffle(cohorts)
         alike: dict[tuple[Any, ...], list[int]] = {}
-        for (node, config), j in zip(told, cohorts.tolist(), strict=True):
-            alike.setdefault((j, *sorted(config.items())), []).append(node)
+        for place, ((node, config), j) in enumerate(zip(told, cohorts.tolist(), strict=True)):
+            part = None if self.parts is None else self.parts.of(server, node, place)
+            alike.setdefault((j, part, *sorted(config.items())), []).append(node)
         beside_rule: dict[str, Any] = {}
         if (size := self.noise.told_size) is not None:
             beside_rule["batch-size"] = size
@@ -413,10 +460,11 @@ class Rounds(Aggregating):
             n = min(waits_for, len(told))
             beside_rule[LR_FACTOR_KEY] = factor_of(self.lr_schedule, server.version, n)
         extras, tasks = self.rule.broadcast(self.state), []
-        for (j, *pairs), group in alike.items():
+        for (j, part, *pairs), group in alike.items():
             config, old = dict(pairs), (server.version, models[j])
             beside = {name: extras[name] for name in self.rule.carried_by(config)}
-            sent = server.send(group, {**config, **beside_rule}, old=old, extras=beside)
+            told_group = {**config, **beside_rule}
+            sent = server.send(group, told_group, old=old, extras=beside, part=part)
             self.model_of_task.update((task.message_id, j) for task in sent)
             tasks += sent
         return tasks
@@ -637,12 +685,17 @@ class Rounds(Aggregating):
                     raise NoStep(f"{len(x)} of {len(usable)} have examples: {error}") from error
             return self.aggregate(server, F, x, weights, name)
 
+        holds = None
+        if self.parts is not None:
+            holds = held(usable, server.w.size)
+            server.tasks.control.measured(measured(server.w, holds, self.places))
+            holds = None if holds.all() else holds
         with np.errstate(over="ignore"):  # seen in what is made of it
             if self.rule.num_models == 1:
                 deltas = admitted.x - server.w
             else:
                 deltas = np.stack([update.delta for update in usable])
-        return Updates(
+        updates = Updates(
             deltas,
             np.asarray(admitted.weights),
             [update.metrics for update in usable],
@@ -655,7 +708,11 @@ class Rounds(Aggregating):
             told=[update.config for update in usable],
             as_selected=self.weights is not None,
             models=[self.model_of_task[u.task.message_id] for u in usable],
+            holds=holds,
         )
+        if self.sub_models is None or self.sub_models.weighted:
+            return updates
+        return updates.unweighted()
 
     def _stepped(self, server: Server, updates: Updates) -> HasModel:
         """Returns the rule's next state, at the rates of the round."""
@@ -688,8 +745,9 @@ class Rounds(Aggregating):
     def _new_fold(self, server: Server) -> Fold | None:
         """Returns what adds models up as they come, if they need not be held all at once."""
         layout = server.model.layout
-        held = server.forging is not None or self.selection.keeps_changes or self.noise.needs_all
-        if not layout.is_large or not self.rule.folds or held:
+        at_once = server.forging is not None or self.selection.keeps_changes or self.noise.needs_all
+        at_once = at_once or self.parts is not None
+        if not layout.is_large or not self.rule.folds or at_once:
             return None
         return self.aggregator.fold(layout.size)
 

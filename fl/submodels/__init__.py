@@ -1,0 +1,37 @@
+"""Parts of a model that weak devices train: units, extraction rules, capacities."""
+
+from fl.submodels.capacity import ByMemory, Capacity, Fixed, InTurn, Redrawn
+from fl.submodels.every_parameter_matters import Quarters
+from fl.submodels.extraction import Extraction, Whole
+from fl.submodels.federated_dropout import RandomUnits
+from fl.submodels.fedrolex import Rolling
+from fl.submodels.heterofl import Prefix
+from fl.submodels.sub_models import SubModels
+from fl.submodels.submodel import MASKS_KEY, Size, SubModel, masked, resized, slice_of
+from fl.submodels.units import Group, HasUnits, Place, importance, units_of
+
+__all__ = [
+    "MASKS_KEY",
+    "ByMemory",
+    "Capacity",
+    "Extraction",
+    "Fixed",
+    "Group",
+    "HasUnits",
+    "InTurn",
+    "Place",
+    "Prefix",
+    "Quarters",
+    "RandomUnits",
+    "Redrawn",
+    "Rolling",
+    "Size",
+    "SubModel",
+    "SubModels",
+    "Whole",
+    "importance",
+    "masked",
+    "resized",
+    "slice_of",
+    "units_of",
+]
