@@ -69,6 +69,7 @@ class CharGPT(nn.Module):
                 f"width is {width}, layers is {layers}, heads is {heads}; each must be at least 1, "
                 "and width a multiple of heads"
             )
+        self.heads = heads
         self.tokens = nn.Embedding(num_classes, width)
         self.positions = nn.Embedding(input_shape[0], width)
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
@@ -92,11 +93,11 @@ class CharGPT(nn.Module):
         They are those of the residual stream; in each block those of a head, the same ones of all
         heads and of queries, keys and values; and the hidden ones of the second half.
         """
-        width = self.tokens.weight.shape[1]
+        width, heads = self.tokens.weight.shape[1], self.heads
         stream = [("tokens.weight", 1, 1), ("positions.weight", 1, 1), ("norm.weight", 0, 1)]
         groups = {"stream": (width, stream)}
-        for i, block in enumerate(self.blocks):
-            at, heads = f"blocks.{i}", block.heads
+        for i in range(len(self.blocks)):
+            at = f"blocks.{i}"
             stream += [(f"{at}.{name}.weight", 0, 1) for name in _WRITE]
             stream += [(f"{at}.{name}.weight", 1, 1) for name in _READ]
             within = [(f"{at}.asked.weight", 0, 3 * heads), (f"{at}.attended.weight", 1, heads)]

@@ -253,7 +253,9 @@ def _joined(
     if isinstance(strategy, Rounds) and strategy.sub_models is not None:
         with blaming(config, "strategy.sub_models"):
             ways = learnt[""].make_app, ends
-            parts_app, exchange = partly(strategy.sub_models, first, *ways, parts["fleet"], exchange)
+            parts_app, exchange = partly(
+                strategy.sub_models, first, *ways, parts["fleet"], exchange
+            )
     with blaming(config, "strategy"):
         within = strategy.within(exchange)
     experiment = Experiment(

@@ -308,8 +308,8 @@ REFUSALS = (
         "Compressors that remember and parts that change",
         lambda c: c.uplink is not None and c.traits.partial == "changes" and c.remembers,
         "compressor is {uplink}",
-        "it remembers what of a client's last update did not travel, and the next one of {strategy} "
-        "is of other units",
+        "it remembers what of a client's last update did not travel, and the next one of "
+        "{strategy} is of other units",
         "use a compressor that remembers nothing, such as qsgd, or strategy=heterofl with "
         "strategy/capacity=fixed, whose parts stay",
     ),

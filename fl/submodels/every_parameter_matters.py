@@ -2,7 +2,7 @@
 
 Zhou, Lan, Venkataramani, Ding, "Every Parameter Matters: Ensuring the Convergence of Federated
 Learning with Dynamic Heterogeneous Models Reduction", arXiv:2310.08670 (NeurIPS 2023). The paper's
-text was not at hand: the types are those of the authors' code, github.com/hanhanAnderson/FL_Converge.
+text was not at hand: the types are those of the authors' code, hanhanAnderson/FL_Converge.
 """
 
 from __future__ import annotations

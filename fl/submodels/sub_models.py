@@ -43,7 +43,8 @@ class SubModels:
             try:
                 self.extraction.check_level(level)
             except ConfigError as error:
-                raise ConfigError(f"capacity.levels is {list(self.capacity.levels)}: {error}") from None
+                levels = list(self.capacity.levels)
+                raise ConfigError(f"capacity.levels is {levels}: {error}") from None
         if self.scaled and not self.extraction.slices:
             raise ConfigError(
                 "scaled is true, and the extraction leaves out single weights, not units: leave it "

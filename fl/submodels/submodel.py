@@ -120,9 +120,7 @@ class _Scaled:
         return output / self.share if module.training else output
 
 
-def resized(
-    model: nn.Module, layout: Layout, size: Size, *, scaled: bool = False
-) -> nn.Module:
+def resized(model: nn.Module, layout: Layout, size: Size, *, scaled: bool = False) -> nn.Module:
     """Returns a module of the same code with smaller tensors, all zeros.
 
     Args:

@@ -157,7 +157,7 @@ def _replace(layer: _Layer) -> None:
             layer.marked = marked if before is None else before | marked
         return x if layer.norm else tree_map(_own, layer.zeros)
 
-    layer.module.forward = forward  # type: ignore[method-assign]
+    layer.module.forward = forward
 
 
 def _own(value: Any) -> Any:
@@ -200,9 +200,7 @@ class _Links:
         fixed = {self.root(node) for node in self._fixed}
         units: dict[str, list[Node]] = {}  # of each maker, by channel
         for maker in makers:
-            units[maker.name] = [
-                self.root((maker.name, u)) for u in range(_channels(maker))
-            ]
+            units[maker.name] = [self.root((maker.name, u)) for u in range(_channels(maker))]
         group_of: dict[Node, int] = {}  # makers that share units are one group
         members: list[list[_Layer]] = []
         for maker in makers:
@@ -270,7 +268,7 @@ def _follow(
         once = (with_bit != without).all(axis=0)
         never = ~(with_bit | without).any(axis=0)
         whole = whole or not (once | never).all()
-        whole = whole or bool(once.any()) and not (layer.makes or layer.norm)
+        whole = whole or (bool(once.any()) and not (layer.makes or layer.norm))
         number = (with_bit.astype(np.int64) << np.arange(bits)[:, None]).sum(axis=0)
         codes[layer.name] = np.where(once, number, -1)
     if whole:
@@ -295,9 +293,7 @@ def _channels(layer: _Layer) -> int:
     return int(weight.shape[1 if isinstance(layer.module, nn.Embedding) else 0])
 
 
-def _made(
-    layer: _Layer, unit: NDArray[np.int64]
-) -> list[tuple[str, int, NDArray[np.int64]]]:
+def _made(layer: _Layer, unit: NDArray[np.int64]) -> list[tuple[str, int, NDArray[np.int64]]]:
     """Returns the places of units in the layer that makes them."""
     if isinstance(layer.module, nn.Embedding):
         return [(f"{layer.name}.weight", 1, unit)]
@@ -305,9 +301,7 @@ def _made(
     return [(f"{layer.name}.weight", 0, unit), *bias]
 
 
-def _read(
-    layer: _Layer, unit: NDArray[np.int64]
-) -> list[tuple[str, int, NDArray[np.int64]]]:
+def _read(layer: _Layer, unit: NDArray[np.int64]) -> list[tuple[str, int, NDArray[np.int64]]]:
     """Returns the places of units in a layer that reads them."""
     if layer.makes:
         return [(f"{layer.name}.weight", 1, unit)]

@@ -243,6 +243,13 @@ class Rounds(Aggregating):
                 )
 
     @property
+    def name(self) -> str:
+        """Of the rule, and of the parts that clients hold, for messages."""
+        if self.sub_models is None:
+            return super().name
+        return f"{super().name} with {type(self.sub_models.extraction).__name__}"
+
+    @property
     def tells(self) -> Mapping[str, Any]:
         """What every message says beside the model, by the argument that it comes from."""
         told: dict[str, Any] = {key: f"rule.{name}" for key, name in self.rule.tells.items()}
