@@ -45,6 +45,10 @@ AVERAGING = [  # rounds of all clients
     "multi_momentum",
     "fedamsgrad",
     "optex",
+    "heterofl",
+    "fedrolex",
+    "random_submodels",
+    "every_parameter_matters",
 ]
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
 EVENTS = [

@@ -15,7 +15,7 @@ from fl.randomness import generator
 from fl.runs.experiment import Learning
 from fl.simulation.world.fleet import Fleet
 from fl.strategies import Exchange
-from fl.submodels import ByMemory, Group, SubModel, SubModels, Whole, units_of
+from fl.submodels import ByMemory, SubModel, SubModels, Units, Whole, units_of
 from fl.vectors.layout import Layout
 
 
@@ -42,15 +42,15 @@ def partly(
     """
     app, module = learning.app, learning.model()
     tokens = app.data.task == "next-token"
-    groups = units_of(module, app.layout, app.data.input_shape, tokens=tokens)
-    if not groups:
+    units = units_of(module, app.layout, app.data.input_shape, tokens=tokens)
+    if not units:
         raise ConfigError(
             f"sub_models is set, and {type(module).__name__} has no hidden units that are found: "
             "use another model, such as mlp, leaf_cnn, resnet8 or char_gpt, or declare the model's "
             "units (docs/own_parts.md)"
         )
     parts = {
-        level: _example(sub_models, level, app.layout, groups)
+        level: _example(sub_models, level, app.layout, units)
         for level in dict.fromkeys(sub_models.capacity.levels)
     }
     sizes = {
@@ -64,14 +64,14 @@ def partly(
     memory, capacity = fleet.devices.memory_bytes, sub_models.capacity
     fleet.check_memory(capacity.needed(needs, memory))
     levels = capacity.fitting(needs, memory) if isinstance(capacity, ByMemory) else ()
-    return own, replace(exchange, groups=groups, levels=levels)
+    return own, replace(exchange, units=units, levels=levels)
 
 
 def _example(
-    sub_models: SubModels, level: float, layout: Layout, groups: tuple[Group, ...]
+    sub_models: SubModels, level: float, layout: Layout, units: tuple[Units, ...]
 ) -> SubModel:
     """Returns a part of a level: all have its shapes."""
-    whole = Whole(layout, groups, np.zeros(layout.size, np.float32))
+    whole = Whole(layout, units, np.zeros(layout.size, np.float32))
     rng = generator(0, "an example")
     return sub_models.extraction.extract(whole, level, 0, lambda name: rng)
 

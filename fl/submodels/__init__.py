@@ -8,7 +8,7 @@ from fl.submodels.fedrolex import Rolling
 from fl.submodels.heterofl import Prefix
 from fl.submodels.sub_models import SubModels
 from fl.submodels.submodel import MASKS_KEY, Size, SubModel, masked, resized, slice_of
-from fl.submodels.units import Group, HasUnits, Place, importance, units_of
+from fl.submodels.units import HasUnits, Place, Units, importance, units_of
 
 __all__ = [
     "MASKS_KEY",
@@ -16,7 +16,6 @@ __all__ = [
     "Capacity",
     "Extraction",
     "Fixed",
-    "Group",
     "HasUnits",
     "InTurn",
     "Place",
@@ -28,6 +27,7 @@ __all__ = [
     "Size",
     "SubModel",
     "SubModels",
+    "Units",
     "Whole",
     "importance",
     "masked",

@@ -52,7 +52,7 @@ class Capacity(ABC):
             needs: of each level, bytes.
             memory: that each client has, bytes, shape (n,).
         """
-        return np.full(len(memory), float(max(needs.values())))
+        return np.full(len(memory), max(needs[level] for level in self.levels))
 
 
 @dataclass(frozen=True)

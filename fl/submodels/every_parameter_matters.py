@@ -87,7 +87,7 @@ class Quarters(Extraction):
             return super().extract(whole, level, server_round, rng)
         entries = {entry.name: entry for entry in whole.layout.floats}
         masks = {}
-        for place in (place for group in whole.groups for place in group.places):
+        for place in (place for layer in whole.units for place in layer.places):
             entry = entries[place.entry]
             if place.dim == 0 and len(entry.shape) > 1:
                 values = whole.w[entry.offset : entry.offset + entry.size]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fl.errors import ConfigError
 from fl.submodels.submodel import SubModel, slice_of
-from fl.submodels.units import Group, importance
+from fl.submodels.units import Units, importance
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
 
@@ -28,12 +28,12 @@ class Whole:
 
     Attributes:
         layout: of the model.
-        groups: its units.
+        units: its units.
         w: the model, shape (d,).
     """
 
     layout: Layout
-    groups: Sequence[Group]
+    units: Sequence[Units]
     w: Row
 
 
@@ -98,12 +98,12 @@ class Extraction(ABC):
             rng: returns the generator of a layer, by its name.
         """
         kept = {}
-        for group in whole.groups:
-            weights = importance(whole.layout, group, whole.w) if self.ranks else np.empty(0)
-            kept[group.name] = self.index_set(
-                group.width, level, server_round, weights, rng(group.name)
+        for layer in whole.units:
+            weights = importance(whole.layout, layer, whole.w) if self.ranks else np.empty(0)
+            kept[layer.name] = self.index_set(
+                layer.width, level, server_round, weights, rng(layer.name)
             )
-        return slice_of(whole.layout, whole.groups, kept)
+        return slice_of(whole.layout, whole.units, kept)
 
 
 def share_of(width: int, level: float) -> int:

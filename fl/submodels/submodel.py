@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fl.errors import ConfigError
-from fl.submodels.units import Group, Kept
+from fl.submodels.units import Kept, Units
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
 
@@ -57,19 +57,19 @@ class SubModel:
         return whole
 
 
-def slice_of(layout: Layout, groups: Sequence[Group], kept: Kept) -> SubModel:
-    """Returns the sub-model with some units of each group, and all that belongs to no unit.
+def slice_of(layout: Layout, units: Sequence[Units], kept: Kept) -> SubModel:
+    """Returns the sub-model with some units of each layer, and all that belongs to no unit.
 
     Args:
         layout: of the whole model.
-        groups: its units.
-        kept: which of them are left, at least one of each group.
+        units: its units.
+        kept: which of them are left, at least one of each layer.
     """
     axes = {e.name: [np.ones(n, dtype=bool) for n in e.shape] for e in layout.entries}
-    for group in groups:
-        held = np.zeros(group.width, dtype=bool)
-        held[kept[group.name]] = True
-        for place in group.places:
+    for layer in units:
+        held = np.zeros(layer.width, dtype=bool)
+        held[kept[layer.name]] = True
+        for place in layer.places:
             axes[place.entry][place.dim] &= (place.unit < 0) | held[place.unit]
     indices = {name: [np.flatnonzero(axis) for axis in dims] for name, dims in axes.items()}
     shapes = {name: tuple(len(index) for index in dims) for name, dims in indices.items()}

@@ -2,7 +2,7 @@
 
 A hidden unit (a neuron, a channel, a number of the residual stream) is a row of the weight that
 makes it, a column of every weight that reads it, and numbers of the normalisation between. A
-`Group` is a layer's units with all these places; leaving out a unit leaves out all of them. Inputs
+`Units` is a layer's units with all these places; leaving out a unit leaves out all of them. Inputs
 and outputs of the model are no units: a sub-model takes all features and knows all classes.
 """
 
@@ -22,7 +22,7 @@ from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
 
 Kept = Mapping[str, NDArray[np.int64]]
-"""Units that a sub-model has of each group, in ascending order, by the group's name."""
+"""Units that a sub-model has of each layer, in ascending order, by the layer's name."""
 
 
 @runtime_checkable
@@ -30,7 +30,7 @@ class HasUnits(Protocol):
     """A model that says itself what its units are, as attention and recurrent layers have to."""
 
     def units(self) -> Mapping[str, tuple[int, Sequence[tuple[str, int, int]]]]:
-        """Returns groups of units by name: their number K, and the dimensions that have them.
+        """Returns the units of layers, by name: their number K, and the dimensions that have them.
 
         A dimension is (entry of the state dict, its dimension, blocks). It has blocks K times some
         numbers: its blocks follow each other, a block has its K units in order, and each of these
@@ -46,7 +46,7 @@ class Place:
     Attributes:
         entry: name of the tensor in the state dict.
         dim: its dimension.
-        unit: of each index along it, shape (size,), int64; -1 where there is none of the group's.
+        unit: of each index along it, shape (size,), int64; -1 where there is none of the layer's.
     """
 
     entry: str
@@ -55,7 +55,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Group:
+class Units:
     """The units of a layer.
 
     Attributes:
@@ -71,7 +71,7 @@ class Group:
 
 def units_of(
     model: nn.Module, layout: Layout, input_shape: tuple[int, ...], *, tokens: bool
-) -> tuple[Group, ...]:
+) -> tuple[Units, ...]:
     """Returns the units of a model: those that it declares (`HasUnits`), or those that are traced.
 
     Args:
@@ -87,12 +87,12 @@ def units_of(
     if isinstance(model, HasUnits):
         shapes = {entry.name: entry.shape for entry in layout.entries}
         made = [
-            Group(name, width, tuple(_place(shapes, name, width, *place) for place in places))
+            Units(name, width, tuple(_place(shapes, name, width, *place) for place in places))
             for name, (width, places) in model.units().items()
         ]
     else:
         made = [_group(name, traced) for name, traced in trace(model, input_shape, tokens).items()]
-    return tuple(group for group in made if group.width > 1)
+    return tuple(layer for layer in made if layer.width > 1)
 
 
 def _place(
@@ -115,26 +115,26 @@ def _place(
     return Place(entry, dim, unit)
 
 
-def _group(name: str, traced: Traced) -> Group:
+def _group(name: str, traced: Traced) -> Units:
     places = tuple(Place(entry, dim, unit) for entry, dim, unit in traced.places)
-    return Group(name, traced.width, places)
+    return Units(name, traced.width, places)
 
 
-def importance(layout: Layout, group: Group, w: Row) -> NDArray[np.float64]:
+def importance(layout: Layout, layer: Units, w: Row) -> NDArray[np.float64]:
     """Returns the norm of all numbers of a model that belong to each unit, shape (K,).
 
     Args:
         layout: of the model.
-        group: the units.
+        layer: the units.
         w: the model, shape (d,).
     """
     entries = {entry.name: entry for entry in layout.floats}
-    squares = np.zeros(group.width)
-    for place in group.places:
+    squares = np.zeros(layer.width)
+    for place in layer.places:
         entry = entries[place.entry]
         values = w[entry.offset : entry.offset + entry.size].reshape(entry.shape)
         others = tuple(d for d in range(values.ndim) if d != place.dim)
         sums = np.square(values, dtype=np.float64).sum(axis=others)
         there = place.unit >= 0
-        squares += np.bincount(place.unit[there], sums[there], minlength=group.width)
+        squares += np.bincount(place.unit[there], sums[there], minlength=layer.width)
     return np.asarray(np.sqrt(squares), dtype=np.float64)

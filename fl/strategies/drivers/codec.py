@@ -70,7 +70,7 @@ class _Model:
 
     def __init__(self, exchange: Exchange, task: str, record: ArrayRecord) -> None:
         known = exchange.layout_of(task)
-        if known is not None and exchange.groups:
+        if known is not None and exchange.units:
             shapes = {name: tuple(array.shape) for name, array in record.items()}
             known.check_names(shapes)
             known = known.resized(shapes)
@@ -170,7 +170,7 @@ class Codec:
             told: Mapping[str, Any] = message.content.config_records.get(self._config_key, {})
             task = str(told.get(TASK_KEY, ""))
             key: Hashable = task
-            if self._exchange.groups:
+            if self._exchange.units:
                 key = task, *(tuple(array.shape) for array in record.values())
             if key not in self._models:
                 self._models[key] = _Model(self._exchange, task, record)

@@ -26,7 +26,7 @@ from fl.errors import ConfigError
 from fl.flower.grid_view import Control, GridView
 from fl.strategies.drivers.codec import Codec
 from fl.strategies.drivers.forging import Forging
-from fl.submodels import Group
+from fl.submodels import Units
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
 
@@ -51,7 +51,7 @@ class Exchange:
         seed: of attacks that draw, and of compressors.
         layout: of the clients' model; None if all its entries are trained.
         layouts: of the models of several learning tasks, by name, instead.
-        groups: units of the model that parts of it may lack, for `sub_models`; see
+        units: of the model, that parts of it may lack, for `sub_models`; see
             `fl.submodels.units_of`.
         levels: how much of the model each client holds, by its index, where its device decides;
             none leaves it to the strategy.
@@ -70,7 +70,7 @@ class Exchange:
     seed: int = 0
     layout: Layout | None = None
     layouts: Mapping[str, Layout] = field(default_factory=dict)
-    groups: Sequence[Group] = ()
+    units: Sequence[Units] = ()
     levels: Sequence[float] = ()
     trusted: Trusted | None = None
     max_bytes: int = 2**30

@@ -37,11 +37,11 @@ class Parts:
         self.capacity: Capacity = sub_models.capacity
         if exchange.levels:
             self.capacity = Fixed(exchange.levels)
-        self.groups = exchange.groups
-        if not self.groups:
+        self.units = exchange.units
+        if not self.units:
             raise ConfigError(
                 "sub_models is set, and no units of the model are known: pass "
-                "groups=fl.submodels.units_of(model, ...) to fl.strategies.Exchange"
+                "units=fl.submodels.units_of(model, ...) to fl.strategies.Exchange"
             )
         self.seed = seed
         self.numbered = server.tasks.clock.virtual
@@ -66,7 +66,7 @@ class Parts:
         level = self.capacity.level(client, place, self._rng("level", t, client))
         of = client if self.extraction.by_client else -1
         if (level, of) not in self._parts:
-            whole = Whole(server.model.layout, self.groups, server.w)
+            whole = Whole(server.model.layout, self.units, server.w)
             rng = partial(self._rng, "units", t, of)
             self._parts[level, of] = self.extraction.extract(whole, level, t, rng)
         part = self._parts[level, of]
