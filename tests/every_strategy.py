@@ -45,11 +45,8 @@ AVERAGING = [  # rounds of all clients
     "multi_momentum",
     "fedamsgrad",
     "optex",
-    "heterofl",
-    "fedrolex",
-    "random_submodels",
-    "every_parameter_matters",
 ]
+PARTIAL = ["heterofl", "fedrolex", "random_submodels", "every_parameter_matters"]
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
 EVENTS = [
     "fedbuff",
@@ -67,7 +64,7 @@ SERVERLESS = ["dpsgd", "dfedavg", "dfedavgm", "dfedsam", "sgp", "choco", "monna"
 REPLICAS = ["onebit_adam", "demo", "just_one_byte"]
 OUTER = ["diloco", "local_sgd", "streaming_diloco", "delayed_updates", "eager_updates"]
 GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking"]
-EVERY = [*AVERAGING, *ROUNDED, *EVENTS, *TASKS, *POLLING, *SERVERLESS, *OUTER, *GRADIENTS]
+EVERY = [*AVERAGING, *PARTIAL, *ROUNDED, *EVENTS, *TASKS, *POLLING, *SERVERLESS, *OUTER, *GRADIENTS]
 
 # What every fleet here has: four clients, all of them asked, where a strategy can say so.
 SIZES = {

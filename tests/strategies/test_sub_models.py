@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from every_strategy import configured, ran
+from every_strategy import PARTIAL, configured, ran
 from flwr.app import Array, ArrayRecord, RecordDict
 
 from fl.aggregation import CenteredClipping, Median
@@ -15,7 +15,6 @@ from fl.strategies.drivers.parts import measured
 from fl.strategies.round_rule import Updates, blocks
 from fl.submodels import MASKS_KEY, Fixed, Prefix, SubModels, Whole
 
-PARTIAL = ["heterofl", "fedrolex", "random_submodels", "every_parameter_matters"]
 WHOLE = "strategy.sub_models.capacity.levels=[1]"
 
 
@@ -165,6 +164,18 @@ def test_batched_parts_agree_with_those_trained_alone(of):
         for batching in ("off", "on")
     ]
     np.testing.assert_allclose(rows[0], rows[1], rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("strategy", PARTIAL)
+def test_statistics_of_a_batch_normalisation_are_averaged_where_they_are_held(strategy):
+    overrides = ["model._target_=all_kinds.Normed", "~model.hidden"]
+    experiment, run = ran(strategy, *overrides, "num_rounds=2")
+    layout = experiment.app.layout
+    first, last = row_of_record(experiment.initial()), row_of(run)
+    for entry in layout.statistics:
+        place = slice(entry.offset, entry.offset + entry.size)
+        assert (last[place] != first[place]).all()  # client 0 holds all
+    assert run.arrays["2.num_batches_tracked"].numpy() > 0
 
 
 # ---- what is refused -----------------------------------------------------------------------------
