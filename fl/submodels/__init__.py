@@ -1,11 +1,11 @@
 """Parts of a model that weak devices train: units, extraction rules, capacities."""
 
 from fl.submodels.capacity import ByMemory, Capacity, Fixed, InTurn, Redrawn
-from fl.submodels.every_parameter_matters import Quarters
+from fl.submodels.every_parameter_matters import EveryParameterMatters
 from fl.submodels.extraction import Extraction, Whole
-from fl.submodels.federated_dropout import RandomUnits
-from fl.submodels.fedrolex import Rolling
-from fl.submodels.heterofl import Prefix
+from fl.submodels.federated_dropout import FederatedDropout
+from fl.submodels.fedrolex import FedRolex
+from fl.submodels.heterofl import HeteroFL
 from fl.submodels.sub_models import SubModels
 from fl.submodels.submodel import MASKS_KEY, Size, SubModel, masked, resized, slice_of
 from fl.submodels.units import HasUnits, Place, Units, importance, units_of
@@ -14,16 +14,16 @@ __all__ = [
     "MASKS_KEY",
     "ByMemory",
     "Capacity",
+    "EveryParameterMatters",
     "Extraction",
+    "FedRolex",
+    "FederatedDropout",
     "Fixed",
     "HasUnits",
+    "HeteroFL",
     "InTurn",
     "Place",
-    "Prefix",
-    "Quarters",
-    "RandomUnits",
     "Redrawn",
-    "Rolling",
     "Size",
     "SubModel",
     "SubModels",

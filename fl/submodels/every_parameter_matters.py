@@ -22,7 +22,7 @@ _WITHOUT: tuple[tuple[int, ...], ...] = ((), (2,), (1,), (0,), (1, 2), (0, 2), (
 
 
 @dataclass(frozen=True)
-class Quarters(Extraction):
+class EveryParameterMatters(Extraction):
     """A client of type 1 has all of a layer, of 2 to 4 three quarters, of 5 to 7 two.
 
         type      1     2     3     4     5      6      7
@@ -62,7 +62,8 @@ class Quarters(Extraction):
         """Raises ConfigError unless it is a type, a whole number from 1 to 7."""
         if isinstance(level, bool) or level not in range(1, 8):
             raise ConfigError(
-                f"level is {level!r}; for Quarters it must be a type, a whole number from 1 to 7"
+                f"level is {level!r}; for EveryParameterMatters it must be a type, a whole number "
+                "from 1 to 7"
             )
 
     def index_set(
@@ -76,8 +77,8 @@ class Quarters(Extraction):
         """Returns the units in the quarters that the type has, ascending."""
         if width < 4:
             raise ConfigError(
-                f"a layer has {width} units, and extraction is Quarters, which needs at least 4: "
-                "use a wider model, or of='weights'"
+                f"a layer has {width} units, and extraction is EveryParameterMatters, which needs "
+                "at least 4: use a wider model, or of='weights'"
             )
         return np.flatnonzero(self._held(weights, level))
 

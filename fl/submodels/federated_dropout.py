@@ -16,7 +16,7 @@ from fl.submodels.extraction import Extraction, Indices, share_of
 
 
 @dataclass(frozen=True)
-class RandomUnits(Extraction):
+class FederatedDropout(Extraction):
     """The first ceil(r K) of a permutation of the K units, anew for each client and round."""
 
     by_client: ClassVar[bool] = True

@@ -15,7 +15,7 @@ from fl.submodels.extraction import Extraction, Indices, share_of
 
 
 @dataclass(frozen=True)
-class Rolling(Extraction):
+class FedRolex(Extraction):
     """Units (t + j) mod K, j = 0, ..., ceil(r K) - 1: in K rounds each of them that often."""
 
     def index_set(

@@ -16,7 +16,7 @@ from fl.submodels.extraction import Extraction, Indices, share_of
 
 
 @dataclass(frozen=True)
-class Prefix(Extraction):
+class HeteroFL(Extraction):
     """Units 0, ..., ceil(r K) - 1: the smaller part is always inside the larger."""
 
     stays: ClassVar[bool] = True

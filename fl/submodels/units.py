@@ -85,7 +85,7 @@ def units_of(
             that are read otherwise than by layers that are known.
     """
     if isinstance(model, HasUnits):
-        shapes = {entry.name: entry.shape for entry in layout.entries}
+        shapes = {entry.name: entry.shape for entry in layout.floats}
         made = [
             Units(name, width, tuple(_place(shapes, name, width, *place) for place in places))
             for name, (width, places) in model.units().items()
@@ -105,7 +105,7 @@ def _place(
 ) -> Place:
     shape = shapes.get(entry)
     if shape is None or not 0 <= dim < len(shape) or shape[dim] % (blocks * width):
-        there = "no such entry" if shape is None else f"shape {shape}"
+        there = "no such entry of floats" if shape is None else f"shape {shape}"
         raise ConfigError(
             f"the model's units {name!r} say that dimension {dim} of {entry!r} has {blocks} blocks "
             f"of {width} units, and there is {there}: correct its units()"

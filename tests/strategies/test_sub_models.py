@@ -13,7 +13,7 @@ from fl.runs.build import build, prepare
 from fl.strategies import SCAFFOLD, FedAvg, Rounds
 from fl.strategies.drivers.parts import measured
 from fl.strategies.round_rule import Updates, blocks
-from fl.submodels import MASKS_KEY, Fixed, Prefix, SubModels, Whole
+from fl.submodels import MASKS_KEY, Fixed, HeteroFL, SubModels, Whole
 
 WHOLE = "strategy.sub_models.capacity.levels=[1]"
 
@@ -180,7 +180,7 @@ def test_statistics_of_a_batch_normalisation_are_averaged_where_they_are_held(st
 
 # ---- what is refused -----------------------------------------------------------------------------
 
-PARTS = SubModels(Prefix(), Fixed([1.0, 0.5]))
+PARTS = SubModels(HeteroFL(), Fixed([1.0, 0.5]))
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ PARTS = SubModels(Prefix(), Fixed([1.0, 0.5]))
         {"aggregator": CenteredClipping()},
         {"fraction_evaluate": 0.5},
         {"noise_scale": 0.9},
-        {"sub_models": Prefix()},
+        {"sub_models": HeteroFL()},
     ],
     ids=str,
 )

@@ -14,13 +14,13 @@ from fl.errors import ConfigError
 from fl.models import MLP, CharGPT, CharLSTM, LeafCNN, LogisticRegression, ResNet8
 from fl.submodels import (
     ByMemory,
+    EveryParameterMatters,
+    FederatedDropout,
+    FedRolex,
     Fixed,
+    HeteroFL,
     InTurn,
-    Prefix,
-    Quarters,
-    RandomUnits,
     Redrawn,
-    Rolling,
     SubModels,
     Whole,
     importance,
@@ -154,7 +154,7 @@ def test_heterofl_has_the_parameters_that_were_published_for_its_levels(level, p
     layout = Layout.of(model)
     units = units_of(model, layout, (1, 28, 28), tokens=False)
     whole = Whole(layout, units, np.zeros(layout.size, np.float32))
-    assert Prefix().extract(whole, level, 0, lambda _: None).layout.num_trainable == parameters
+    assert HeteroFL().extract(whole, level, 0, lambda _: None).layout.num_trainable == parameters
 
 
 @pytest.mark.parametrize("model", [CharLSTM((6,), 9), LogisticRegression(IMAGE, 10)])
@@ -198,7 +198,7 @@ def index_set(rule, width, level, t=0, weights=None, seed=0):
     return rule.index_set(width, level, t, np.arange(width) if weights is None else weights, rng)
 
 
-@pytest.mark.parametrize("rule", [Prefix(), Rolling(), RandomUnits()])
+@pytest.mark.parametrize("rule", [HeteroFL(), FedRolex(), FederatedDropout()])
 def test_level_one_is_all_units_in_their_order(rule):
     for t in range(5):
         assert index_set(rule, 7, 1.0, t).tolist() == list(range(7))
@@ -209,22 +209,22 @@ def test_level_one_is_all_units_in_their_order(rule):
 def test_a_window_covers_every_unit_equally_often_in_as_many_rounds_as_there_are(width, level):
     counts = np.zeros(width, int)
     for t in range(3, 3 + width):
-        counts[index_set(Rolling(), width, level, t)] += 1
+        counts[index_set(FedRolex(), width, level, t)] += 1
     m = int(np.ceil(level * width))
     assert counts.tolist() == [m] * width
-    assert index_set(Rolling(), width, level, 4).tolist() == (
-        index_set(Rolling(), width, level, 4 + width).tolist()
+    assert index_set(FedRolex(), width, level, 4).tolist() == (
+        index_set(FedRolex(), width, level, 4 + width).tolist()
     )
 
 
 def test_a_smaller_prefix_is_inside_a_larger_one():
-    sets = [set(index_set(Prefix(), 13, r).tolist()) for r in (1.0, 0.5, 0.25, 0.125, 0.0625)]
+    sets = [set(index_set(HeteroFL(), 13, r).tolist()) for r in (1.0, 0.5, 0.25, 0.125, 0.0625)]
     assert all(b <= a for a, b in itertools.pairwise(sets))
     assert [len(s) for s in sets] == [13, 7, 4, 2, 1]
 
 
 def test_random_units_are_others_in_every_round():
-    sets = {tuple(index_set(RandomUnits(), 20, 0.5, t).tolist()) for t in range(20)}
+    sets = {tuple(index_set(FederatedDropout(), 20, 0.5, t).tolist()) for t in range(20)}
     assert len(sets) == 20
     assert all(len(s) == len(set(s)) == 10 for s in sets)
 
@@ -236,7 +236,7 @@ TYPES = {1: "01234567", 2: "014567", 3: "012367", 4: "012345", 5: "0167", 6: "01
 @pytest.mark.parametrize("level", TYPES)
 def test_a_type_leaves_out_its_quarters_by_magnitude(level):
     values = np.array([8.0, -7, 6, -5, 4, -3, 2, -1])
-    held = index_set(Quarters(of="units"), 8, level, weights=values)
+    held = index_set(EveryParameterMatters(of="units"), 8, level, weights=values)
     assert "".join(map(str, held)) == TYPES[level]
 
 
@@ -244,14 +244,17 @@ def test_the_authors_permutation_is_that_of_one_argsort():
     values = np.array([0.5, -2.0, 1.0, 0.1, 3.0, -1.0, 2.0, -0.2])
     ranks = np.argsort(values)  # 1 5 7 3 0 2 6 4: no rank of the value that stands there
     expected = np.flatnonzero(ranks >= 2).tolist()  # type 4 is without the first quarter
-    assert index_set(Quarters("units", "permutation"), 8, 4, weights=values).tolist() == expected
+    assert (
+        index_set(EveryParameterMatters("units", "permutation"), 8, 4, weights=values).tolist()
+        == expected
+    )
 
 
 def test_what_magnitude_leaves_out_is_no_more_than_what_a_permutation_does():
     _model, whole, _ = whole_of("mlp")
     noise = {}
     for rank in ("magnitude", "permutation"):
-        part = Quarters("weights", rank).extract(whole, 7, 0, lambda _: None)
+        part = EveryParameterMatters("weights", rank).extract(whole, 7, 0, lambda _: None)
         left = part.put(np.zeros_like(whole.w), part.of(whole.w))
         noise[rank] = np.square(whole.w - left).sum() / np.square(whole.w).sum()
     assert 0 < noise["magnitude"] < 0.5 * noise["permutation"]
@@ -272,7 +275,13 @@ def test_importance_is_the_norm_of_all_that_a_unit_has():
 
 
 @pytest.mark.parametrize(
-    ("extraction", "level"), [(Prefix(), 0.0), (Rolling(), 1.5), (Quarters(), 8), (Quarters(), 0.5)]
+    ("extraction", "level"),
+    [
+        (HeteroFL(), 0.0),
+        (FedRolex(), 1.5),
+        (EveryParameterMatters(), 8),
+        (EveryParameterMatters(), 0.5),
+    ],
 )
 def test_a_level_that_the_extraction_does_not_know_is_refused(extraction, level):
     with pytest.raises(ConfigError, match=rf"levels.*{level}"):
@@ -281,7 +290,7 @@ def test_a_level_that_the_extraction_does_not_know_is_refused(extraction, level)
 
 def test_a_layer_of_fewer_than_four_units_has_no_quarters():
     with pytest.raises(ConfigError, match="3 units"):
-        index_set(Quarters(of="units"), 3, 2)
+        index_set(EveryParameterMatters(of="units"), 3, 2)
 
 
 # ---- capacity ------------------------------------------------------------------------------------
