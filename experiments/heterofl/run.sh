@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# All 18 runs of this experiment: bash experiments/heterofl/run.sh
+# All runs of this experiment, 6 for each seed: bash experiments/heterofl/run.sh
 #
-#   SEEDS  of the runs, comma-separated (0,1,2)
+#   SEEDS  of the runs, comma-separated (0)
 #   OUT    folder for the runs (outputs/heterofl)
 #   FL     the command (fl)
 set -euo pipefail
 
-OUT=${OUT:-outputs/heterofl} FL=${FL:-fl} SEEDS=${SEEDS:-0,1,2}
+OUT=${OUT:-outputs/heterofl} FL=${FL:-fl} SEEDS=${SEEDS:-0}
 export OMP_NUM_THREADS=1
 
 sweep() { # folder, arguments
