@@ -1,4 +1,4 @@
-"""Accuracy, and what an update costs a weak phone: python experiments/heterofl/report.py [FOLDER]."""
+"""Accuracy, and costs of a weak phone's update: python experiments/heterofl/report.py [FOLDER]."""
 
 from __future__ import annotations
 
