@@ -92,7 +92,10 @@ def row_of(run):
     return np.concatenate([array.numpy().reshape(-1) for array in run.arrays.values()])
 
 
-@pytest.mark.parametrize("strategy", PARTIAL)
+@pytest.mark.parametrize(
+    "strategy",
+    ["heterofl", *(pytest.param(name, marks=pytest.mark.slow) for name in PARTIAL[1:])],
+)
 def test_where_all_hold_all_it_is_fedavg_bit_for_bit(strategy):
     _, ours = ran(strategy, WHOLE)
     _, fedavg = ran("fedavg", "aggregator.weighted=false")
@@ -150,7 +153,7 @@ def test_masked_parts_travel_as_values_and_a_bit_for_each_weight():
     assert down / clients == pytest.approx(4 * weights / 2 - weights / 8, abs=200)
 
 
-@pytest.mark.parametrize("of", ["weights", "units"])
+@pytest.mark.parametrize("of", ["weights", pytest.param("units", marks=pytest.mark.slow)])
 def test_batched_parts_agree_with_those_trained_alone(of):
     rows = [
         row_of(
@@ -166,7 +169,7 @@ def test_batched_parts_agree_with_those_trained_alone(of):
     np.testing.assert_allclose(rows[0], rows[1], rtol=1e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("strategy", PARTIAL)
+@pytest.mark.parametrize("strategy", ["heterofl", "fedrolex"])
 def test_statistics_of_a_batch_normalisation_are_averaged_where_they_are_held(strategy):
     overrides = ["model._target_=all_kinds.Normed", "~model.hidden"]
     experiment, run = ran(strategy, *overrides, "num_rounds=2")
