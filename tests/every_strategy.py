@@ -45,6 +45,7 @@ AVERAGING = [  # rounds of all clients
     "multi_momentum",
     "fedamsgrad",
     "optex",
+    "ifca",
 ]
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
 EVENTS = [
@@ -52,6 +53,7 @@ EVENTS = [
     "ca2fl",
     "fadas",
     "fedasync",
+    "cdfl",
     "async_fedavg",
     "async_sgd",
     "fedfix",

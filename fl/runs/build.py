@@ -30,6 +30,7 @@ from fl.flower.records import not_finite
 from fl.models import build as build_model
 from fl.models import smallest_batch
 from fl.runs.apps import read_app
+from fl.runs.cluster_evaluation import CLUSTER_METRICS
 from fl.runs.compatibility import (
     Combination,
     check_model,
@@ -65,7 +66,7 @@ from fl.selection import Selection
 from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.slowdowns import Distribution
-from fl.strategies import NODE_METRICS, Driver, Exchange, TrustedUpdate, driver_of
+from fl.strategies import NODE_METRICS, Driver, Exchange, ProxyLosses, TrustedUpdate, driver_of
 from fl.strategies.round_rule import RoundRule
 from fl.strategies.staleness import StalenessWeight
 from fl.topologies import Topology, Weights
@@ -247,7 +248,10 @@ def _joined(
         layout=layouts.get(""),
         layouts={task: layouts[task] for task in tasks},
         trusted=_trusted(strategy, first, config.seed),
+        initial=first.initial,
     )
+    with blaming(config, "strategy"):
+        exchange = replace(exchange, proxy=_proxy(strategy, first, config.seed))
     with blaming(config, "strategy"):
         within = strategy.within(exchange)
     experiment = Experiment(
@@ -315,6 +319,14 @@ def _trusted(strategy: Driver, learning: Learning, seed: int) -> TrustedUpdate |
     if examples is None:
         return None
     return TrustedUpdate(learning.app, learning.model, learning.data, examples=examples, seed=seed)
+
+
+def _proxy(strategy: Driver, learning: Learning, seed: int) -> ProxyLosses | None:
+    """Returns the server's own examples of each cluster, for a strategy that wants them."""
+    if strategy.traits.proxies is None:
+        return None
+    k, n = strategy.traits.proxies
+    return ProxyLosses(learning.model, learning.data, clusters=k, examples=n, seed=seed)
 
 
 def _learnt(place: DictConfig, seed: int) -> _Learnt:
@@ -459,6 +471,11 @@ def _no_average(config: DictConfig, strategy: Driver) -> Iterator[str]:
         return
     if config.get("tasks"):
         yield f"lawa.k is {config.lawa.k}, and several tasks are learnt: leave it out, or tasks"
+    elif strategy.traits.clusters:
+        yield (
+            f"lawa.k is {config.lawa.k}, and {strategy.name} has a model for each cluster of "
+            "clients: leave it out, or use another strategy"
+        )
     elif strategy.traits.meets == "peers":
         yield (
             f"lawa.k is {config.lawa.k}, and with {strategy.name} every node has a model of its "
@@ -506,6 +523,8 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
     if experiment.strategy.traits.meets == "peers":
         game = experiment.data.task == "game"
         names += [name for name in NODE_METRICS if not (game and "accuracy" in name)]
+    if experiment.data.clusters is not None:
+        names += CLUSTER_METRICS if experiment.strategy.traits.clusters else CLUSTER_METRICS[:1]
     if config.lawa.k is not None:
         names += [f"latest_{name}" for name in names]
     names = list(dict.fromkeys(names))

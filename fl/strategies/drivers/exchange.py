@@ -16,9 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from fl.attacks import Attack
 from fl.compression import Channel
@@ -32,6 +35,19 @@ from fl.vectors.rows import Row
 Trusted = Callable[[int, ArrayRecord, ConfigRecord], Row]
 """Returns the server's own update, from the round, the model and the configuration that are sent:
 see `fl.strategies.TrustedUpdate`."""
+
+
+class Proxy(Protocol):
+    """Losses of a model on the server's own examples of each cluster, as `ProxyLosses` has them.
+
+    Attributes:
+        flops: of one model's.
+    """
+
+    flops: float
+
+    def __call__(self, x: Row) -> NDArray[np.float64]:
+        """Returns the losses of a model of shape (d,), shape (K,)."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,8 @@ class Exchange:
         layout: of the clients' model; None if all its entries are trained.
         layouts: of the models of several learning tasks, by name, instead.
         trusted: makes the server's own update, for an aggregator that wants it.
+        proxy: losses on the server's own examples of each cluster, for a strategy that wants them.
+        initial: draws initial model j of a strategy with several, from 1; the first it is given.
         max_bytes: most bytes that the server keeps of all clients together for an uplink.
 
     Raises:
@@ -66,6 +84,8 @@ class Exchange:
     layout: Layout | None = None
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     trusted: Trusted | None = None
+    proxy: Proxy | None = None
+    initial: Callable[[int], ArrayRecord] | None = None
     max_bytes: int = 2**30
 
     def __post_init__(self) -> None:

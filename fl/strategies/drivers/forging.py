@@ -153,4 +153,4 @@ class Forging:
                 return None
             change = self._layout.with_trained(change, decoded)
         with np.errstate(over="ignore", invalid="ignore"):  # what is sent may be anything
-            return replace(update, x=update.task.memo.w + change)
+            return replace(update, x=update.start + change)

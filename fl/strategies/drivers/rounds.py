@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fl.aggregation import (
     Admitted,
@@ -26,17 +26,20 @@ from fl.aggregation import (
     weight_of,
 )
 from fl.checks import at_least, positive, read_if
+from fl.clients.app.choosing import model_key
 from fl.clients.local_optimizer import LR_FACTOR_KEY
 from fl.errors import ConfigError, NoStep
+from fl.flower.records import from_record
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
 from fl.selection.checked import ask_of, choice_of, trial_of
 from fl.strategies.adaptive_batch import BatchTest
+from fl.strategies.clusters import Clusters
 from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.replies import not_reported
 from fl.strategies.drivers.round_noise import RoundNoise
-from fl.strategies.drivers.server import Sent, Server, Update
+from fl.strategies.drivers.server import GlobalModel, Sent, Server, Update
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.rates import Rate, check_factors, check_rate, factor_of
 from fl.strategies.round_rule import HasModel, RoundRule, Updates, check_state
@@ -239,7 +242,13 @@ class Rounds(Aggregating):
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        return replace(super().traits, aggregates=True)
+        rule = self.rule
+        return replace(
+            super().traits,
+            aggregates=True,
+            downlink=rule.num_models == 1,
+            clusters=rule.clients_choose,
+        )
 
     @property
     def evaluates_on_clients(self) -> bool:
@@ -261,11 +270,11 @@ class Rounds(Aggregating):
                 f"step of {self.name} takes all: use selection=uniform"
             )
         n = min(replies, num_clients)
-        if n < models:
+        if n < models and not self.rule.clients_choose:
             raise ConfigError(
                 f"rule.num_models is {models}, and a round has {n} clients: each model needs one"
             )
-        self.aggregator.check(n // models)
+        self.aggregator.check(max(1, n // models))
         self._check_count(self.cohort(num_clients))
 
     def replies_of(self, num_clients: int) -> int:
@@ -284,6 +293,26 @@ class Rounds(Aggregating):
 
     # ---- rounds ----------------------------------------------------------------------------------
 
+    def model(self, arrays: ArrayRecord) -> GlobalModel:
+        """Returns the server's model, version 0, and where clients choose the others beside it.
+
+        Raises:
+            ConfigError: there are to be several, and nothing draws them.
+        """
+        model = super().model(arrays)
+        if not self.rule.clients_choose:
+            return model
+        k, initial = self.rule.num_models, self.exchange.initial
+        if k > 1 and initial is None:
+            raise ConfigError(
+                f"rule.num_models is {k}, and nothing draws the initial models of {self.name} but "
+                "the first: run the strategy within an Exchange that has `initial`"
+            )
+        others = [] if initial is None else [initial(j) for j in range(1, k)]
+        rows = [model.w, *(from_record(model.layout, record) for record in others)]
+        model.clusters = Clusters(np.stack(rows))
+        return model
+
     def begin(self, server: Server) -> None:
         """Prepares for the first round."""
         super().begin(server)
@@ -298,6 +327,8 @@ class Rounds(Aggregating):
         self.places = [slice(entry.offset, entry.offset + entry.size) for entry in trained]
         self.trained = sum(entry.size for entry in trained)
         self.state: HasModel = self.rule.init(server.w, self.trained)
+        if server.model.clusters is not None:
+            self.state = self.state._replace(theta=server.model.clusters.models)
         self.known = self.selection.init(server.num_rounds)  # what the selection keeps
         self.trial: Trial | None = None  # that the open round is
         self.timed: set[str] = set()  # messages to clients that are timed beside the rounds
@@ -311,8 +342,7 @@ class Rounds(Aggregating):
         self.selected = 0  # clients that were asked, in the last round
         self.round_began = math.nan  # of the open round; NaN between rounds
         self.folded: Fold | None = None
-        self.sending: tuple[int, list[Row]] | None = None  # models of the cohorts, of which version
-        self.model_of_task: dict[str, int] = {}  # by message, since the last round was opened
+        self.sending: tuple[int, list[Row]] | None = None  # the rule's models, of which version
         self.lr_factor: float | None = None  # of the clients' rate, in the last round with a step
         self.noise.begin(self.places)
 
@@ -400,8 +430,9 @@ class Rounds(Aggregating):
         configs = self.rule.configs(self.state, server.version + 1, len(nodes), rng)
         told = [(n, c) for n, c in zip(nodes, configs, strict=True) if c is not None]
         models = self._models(server)
-        cohorts = np.arange(len(told)) % len(models)
-        if len(models) > 1:
+        choice: Sequence[Row] = models if self.rule.clients_choose else ()
+        cohorts = np.arange(len(told)) % (1 if choice else len(models))
+        if len(models) > 1 and not choice:
             generator(self.seed, "cohorts", server.version).shuffle(cohorts)
         alike: dict[tuple[Any, ...], list[int]] = {}
         for (node, config), j in zip(told, cohorts.tolist(), strict=True):
@@ -416,20 +447,23 @@ class Rounds(Aggregating):
         for (j, *pairs), group in alike.items():
             config, old = dict(pairs), (server.version, models[j])
             beside = {name: extras[name] for name in self.rule.carried_by(config)}
-            sent = server.send(group, {**config, **beside_rule}, old=old, extras=beside)
-            self.model_of_task.update((task.message_id, j) for task in sent)
-            tasks += sent
+            told_all = {**config, **beside_rule}
+            tasks += server.send(group, told_all, old=old, extras=beside, models=choice, model=j)
         return tasks
 
     def _models(self, server: Server) -> Sequence[Row]:
-        """Returns what the cohorts are sent; what clients do not train is the server's in all."""
+        """Returns the models that are sent.
+
+        What clients do not train is the server's in those of cohorts, and each one's own in those
+        that clients choose from.
+        """
         if self.rule.num_models == 1:
             return [server.w]
         if self.sending is None or self.sending[0] != server.version:
             rows = []
             for model in self.rule.models(self.state):
                 row = np.array(model, dtype=np.float32)
-                for place in self.buffers:
+                for place in () if self.rule.clients_choose else self.buffers:
                     row[place] = server.w[place]
                 rows.append(server.model.layout.rounded(row))
             self.sending = (server.version, rows)
@@ -439,7 +473,6 @@ class Rounds(Aggregating):
         self, server: Server, choice: Choice, waits_for: int, trial: Trial | None = None
     ) -> None:
         """Begins a round with these clients, which ends with so many replies."""
-        self.model_of_task = {}
         sent = self._train(server, choice.clients, waits_for)
         self.awaited = {task.message_id: task for task in sent}
         self.weights = None
@@ -566,7 +599,8 @@ class Rounds(Aggregating):
             self._abandon(server, usable, NoStep(f"{few}: {error}; {remedy}"))
             return
         t = server.version
-        if server.step(state.w, usable, of_one_version=True):
+        clusters = self.rule.clusters(state)
+        if server.step(state.w, usable, of_one_version=True, clusters=clusters):
             self.lr_factor = factor_of(self.lr_schedule, t, self.waits_for)
             self.state = state._replace(w=server.w)
             self.results.update(self.latest)
@@ -654,7 +688,7 @@ class Rounds(Aggregating):
             clients=[update.node for update in usable],
             told=[update.config for update in usable],
             as_selected=self.weights is not None,
-            models=[self.model_of_task[u.task.message_id] for u in usable],
+            models=[update.model for update in usable],
         )
 
     def _stepped(self, server: Server, updates: Updates) -> HasModel:
@@ -671,7 +705,7 @@ class Rounds(Aggregating):
         return made
 
     def _with_buffers(self, server: Server, w: Row, updates: Updates) -> Row:
-        if not self.buffers:
+        if not self.buffers or self.rule.clients_choose:
             return w
         w = w.copy()
         for place in self.buffers:
@@ -728,10 +762,13 @@ class Rounds(Aggregating):
         nodes = server.tasks.nodes()
         count = max(int(self.fraction_evaluate * len(nodes)), self.min_evaluate_nodes)
         chosen = server.sample(nodes, min(count, len(nodes)))
-        config = ConfigRecord({"server-round": server.version})
-        content = RecordDict(
-            {self.arrayrecord_key: server.model.record(), self.configrecord_key: config}
-        )
+        models = self._models(server) if self.rule.clients_choose else [server.w]
+        records: dict[str, Any] = {
+            model_key(self.arrayrecord_key, j): server.model.record_of(w)
+            for j, w in enumerate(models)
+        }
+        records[self.configrecord_key] = ConfigRecord({"server-round": server.version})
+        content = RecordDict(records)
         if chosen:
             server.tasks.ask(content, chosen, server.tasks.ttl_s)
 
