@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from every_strategy import ran
 
 from fl.aggregation import Krum
 from fl.errors import ConfigError, NoStep
@@ -141,3 +142,23 @@ def test_fewer_clients_than_models_are_enough_as_all_are_sent_all():
     Rounds(IFCA(8), fraction_train=0.2, min_train_nodes=1).check_clients(10)
     with pytest.raises(ConfigError):
         Rounds(IFCA(2), aggregator=Krum(f=3), clients=8).check_clients(8)
+
+
+IFCA_RUN = ["strategy.rule.num_models=3", "client.batch_size=20"]
+
+
+def test_a_run_charges_k_models_and_says_who_is_where():
+    _, run = ran("ifca", *IFCA_RUN)
+    _, plain = ran("fedavg", "data=rotated_digits", "client.batch_size=20")
+    sent, once = (r.summary["totals"]["bytes_down"] for r in (run, plain))
+    assert 2.9 < sent / once < 3.1
+    assert {"rand_index", "cluster_accuracy_min"} <= set(run.history[-1])
+
+
+@pytest.mark.parametrize("more", [[], ["compressor=ef_topk_int8"]], ids=["plain", "compressed"])
+def test_a_reply_is_read_against_the_model_that_its_client_has_chosen(more):
+    """Clients whose step is tiny leave every model where it was, whichever they choose."""
+    rate = "client.rule.lr=1e-12"
+    _, run = ran("ifca", *IFCA_RUN, rate, *more)
+    first, last = (run.history[i]["loss"] for i in (0, -1))
+    assert last == pytest.approx(first, rel=1e-5)
