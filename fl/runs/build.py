@@ -46,6 +46,7 @@ from fl.runs.loading import load
 from fl.runs.settings import (
     not_whole,
     recovery_of,
+    saved_models,
     target_of,
     train_config_of,
     wrong_cohorts,
@@ -62,6 +63,7 @@ from fl.runs.unread import (
     unread_below,
     unread_groups,
 )
+from fl.runs.warm_start import warm_start
 from fl.selection import Selection
 from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
@@ -162,7 +164,7 @@ def build(config: DictConfig) -> Experiment:
     if wrong := [message for place in places for message in _of_another_kind(place)]:
         problems += wrong
         problems.stop()  # what is made of them would complain of the same
-    for check in (train_config_of, target_of, lambda c: recovery_of(c, RunStart())):
+    for check in (train_config_of, target_of, saved_models, lambda c: recovery_of(c, RunStart())):
         with problems.noted():
             check(config)
     parts: dict[str, Any] = {}
@@ -248,7 +250,7 @@ def _joined(
         layout=layouts.get(""),
         layouts={task: layouts[task] for task in tasks},
         trusted=_trusted(strategy, first, config.seed),
-        initial=first.initial,
+        initial=first.drawn,
     )
     with blaming(config, "strategy"):
         exchange = replace(exchange, proxy=_proxy(strategy, first, config.seed))
@@ -266,7 +268,9 @@ def _joined(
         ignored={**_ignored(strategy, learning, told), **_ignored_average(config)},
     )
     _check_target(config, experiment, parts["strategy"])
-    return experiment
+    if config.initial_model is None:
+        return experiment
+    return replace(experiment, warm=warm_start(experiment.initial(), config.initial_model))
 
 
 def _blamed(config: DictConfig, name: str, make: Callable[..., Any]) -> Callable[..., Any]:
@@ -545,7 +549,7 @@ def _foreign(config: DictConfig) -> ForeignApp:
     for name in ("fleet", "executor", "cost_model"):
         with problems.noted():
             parts[name] = _made(config, name)
-    for check in (target_of, lambda c: recovery_of(c, RunStart())):
+    for check in (target_of, saved_models, lambda c: recovery_of(c, RunStart())):
         with problems.noted():
             check(config)
     with problems.noted():

@@ -39,13 +39,15 @@ class Learning:
     app: TrainingApp
     backdoored: Examples | None = None
 
-    def initial(self, draw: int = 0) -> ArrayRecord:
-        """Returns the initial model, or from 1 on another one, drawn independently."""
-        if not draw:
-            return ArrayRecord(self.model().state_dict())
+    def initial(self) -> ArrayRecord:
+        """Returns the initial model."""
+        return ArrayRecord(self.model().state_dict())
+
+    def drawn(self, j: int) -> ArrayRecord:
+        """Returns another initial model, the j-th independent draw, from 1."""
         *arguments, seed = self.model.args
-        other = self.model.func(*arguments, torch_seed(seed, "initial model", draw))
-        return ArrayRecord(other.state_dict())
+        model = self.model.func(*arguments, torch_seed(seed, "initial model", j))
+        return ArrayRecord(model.state_dict())
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Experiment(Learning):
         tasks: what is learnt, by name, if it is several models at once; the data, model and app
             above are then those of the first.
         ignored: keys of parts that have no effect beside the other parts, to what counts instead.
+        warm: the model that the run begins with, if it is not a fresh one.
     """
 
     strategy: Driver = field(kw_only=True)
@@ -66,6 +69,13 @@ class Experiment(Learning):
     executor: Executor = field(kw_only=True)
     tasks: Mapping[str, Learning] = field(default_factory=dict)
     ignored: Mapping[str, str] = field(default_factory=dict)
+    warm: ArrayRecord | None = None
+
+    def initial(self) -> ArrayRecord:
+        """Returns the initial model; those of several tasks as one, see `initial_of`."""
+        if self.warm is not None:
+            return self.warm
+        return initial_of(self.tasks) if self.tasks else super().initial()
 
 
 def app_of(experiment: Experiment) -> TrainingApp | TaskApp:
