@@ -153,6 +153,8 @@ def test_a_run_charges_k_models_and_says_who_is_where():
     sent, once = (r.summary["totals"]["bytes_down"] for r in (run, plain))
     assert 2.9 < sent / once < 3.1
     assert {"rand_index", "cluster_accuracy_min"} <= set(run.history[-1])
+    assert len(run.arrays.clusters.models) == 3
+    assert {name.partition("/")[0] for name in run.arrays.each} == {"0", "1", "2"}
 
 
 @pytest.mark.parametrize("more", [[], ["compressor=ef_topk_int8"]], ids=["plain", "compressed"])

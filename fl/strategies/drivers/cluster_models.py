@@ -42,6 +42,14 @@ class ClusterModels(RowRecord):
         made.clusters, made._layout, made._entries = clusters, layout, entries
         return made
 
+    @property
+    def each(self) -> ArrayRecord:
+        """The models of all clusters as one record, their arrays named "cluster/array"."""
+        models = [self.record_of(w) for w in self.clusters.models]
+        return ArrayRecord(
+            {f"{j}/{n}": x for j, model in enumerate(models) for n, x in model.items()}
+        )
+
     def record_of(self, w: Row) -> ArrayRecord:
         """Returns one of the models, or a mixture of them, as a record; w has shape (d,)."""
         return to_record(self._layout, w, self._entries)
