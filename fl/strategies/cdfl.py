@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.checks import at_least, not_negative
+from fl.checks import at_least, not_negative, positive
 from fl.errors import ConfigError
 from fl.strategies.clusters import Clusters, Mixture
 from fl.strategies.event_rule import Arrivals, EventRule
@@ -53,14 +53,15 @@ class CDFL(EventRule):
 
         l_k = L(x_m; D_k),  d1_k = |L(x_m; D_k) - L(w_k; D_k)|,  d2_k = |x_m - w_k|^2
         g_k = c1 l_k / sum l + c2 d1_k / sum d1 + (1 - c1 - c2) d2_k / sum d2
-        u_k = (1 / g_k) / sum_j (1 / g_j)
+        u_k = g_k^-p / sum_j g_j^-p
         w_k <- (1 - b_k) w_k + b_k x_m,   b_k = alpha_0 u_k s(t_k - tau_m),   if t - tau_m <= tau_0
         a_m <- sum_k u_k w_k
 
     with t the contacts so far, tau_m as many as there were when the client was sent its model, and
     t_k when w_k was last changed; w_k that have not changed since then are not stale. Terms are
     normalised so that u is a mixture, which a reviewer says the paper's own need not be: that, and
-    how g becomes u, are ours. Each contact is a version of the server's model, whether or not it
+    how g becomes u, with p, are ours. All clusters begin with one model, and with a small p they
+    stay alike: models of clients that have learnt little are similar to all. Each contact is a version of the server's model, whether or not it
     changes it. With one cluster it is FedAsync.
 
     The estimation takes forward passes over 2 K |D| examples, which keep the server busy for so
@@ -70,6 +71,7 @@ class CDFL(EventRule):
         num_clusters: K, those of the data, or 1.
         alpha_0: largest mixing weight, in [0, 1]; 0 leaves the clusters as they are.
         c1, c2: weights of the loss and of the difference of losses, at least 0, together at most 1.
+        sharpness: p, above 0.
         staleness: s.
         tau_0: largest staleness with which a model changes clusters, in contacts; None is any, and
             -1 is none.
@@ -84,9 +86,10 @@ class CDFL(EventRule):
     customises: ClassVar[bool] = True
 
     num_clusters: int = 4
-    alpha_0: float = 0.6
-    c1: float = 0.6
-    c2: float = 0.2
+    alpha_0: float = 1.0
+    c1: float = 0.9
+    c2: float = 0.0
+    sharpness: float = 16.0
     staleness: StalenessWeight = field(default_factory=Polynomial)
     tau_0: int | None = None
     rho: float = 0.005
@@ -96,6 +99,7 @@ class CDFL(EventRule):
     def __post_init__(self) -> None:
         at_least("num_clusters", self.num_clusters, 1)
         at_least("proxy_examples", self.proxy_examples, 1)
+        positive("sharpness", self.sharpness)
         for name in ("c1", "c2", "rho"):
             not_negative(name, getattr(self, name))
         if not 0 <= self.alpha_0 <= 1:
@@ -167,8 +171,9 @@ class CDFL(EventRule):
         """Returns u of l, differences of losses and squared distances, shape (K,) each."""
         c3 = max(0.0, 1 - self.c1 - self.c2)
         g = self.c1 * _share(losses) + self.c2 * _share(d1) + c3 * _share(d2)
-        inverse = 1 / np.maximum(g, _TINY)
-        return np.asarray(inverse / inverse.sum())
+        g = np.maximum(g, _TINY)
+        similarity = (g.min() / g) ** self.sharpness
+        return np.asarray(similarity / similarity.sum())
 
 
 def _share(values: Mixture) -> Mixture:

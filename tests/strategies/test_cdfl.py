@@ -60,11 +60,11 @@ def test_u_is_a_mixture(losses, d1, d2, a, b):
 
 def test_the_mixture_by_hand():
     # l / sum = (1/4, 3/4), d1 / sum = (1/2, 1/2), d2 / sum = (1/5, 4/5)
-    u = CDFL(2, c1=0.5, c2=0.25).mixture_of(
+    u = CDFL(2, c1=0.5, c2=0.25, sharpness=2.0).mixture_of(
         np.array([1.0, 3.0]), np.array([2.0, 2.0]), np.array([1.0, 4.0])
     )
     g = np.array([0.5 / 4 + 0.25 / 2 + 0.25 / 5, 0.5 * 3 / 4 + 0.25 / 2 + 0.25 * 4 / 5])
-    np.testing.assert_allclose(u, (1 / g) / (1 / g).sum())
+    np.testing.assert_allclose(u, g**-2 / (g**-2).sum())
 
 
 def test_a_client_at_a_clusters_model_is_of_that_cluster():
@@ -158,6 +158,7 @@ def test_without_proxy_sets_it_is_refused():
         ("c1", -0.1),
         ("rho", -1.0),
         ("tau_0", -2),
+        ("sharpness", 0.0),
         ("proxy_examples", 0),
         ("server_flops", 0.0),
     ],
