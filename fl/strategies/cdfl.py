@@ -61,8 +61,8 @@ class CDFL(EventRule):
     t_k when w_k was last changed; w_k that have not changed since then are not stale. Terms are
     normalised so that u is a mixture, which a reviewer says the paper's own need not be: that, and
     how g becomes u, with p, are ours. All clusters begin with one model, and with a small p they
-    stay alike: models of clients that have learnt little are similar to all. Each contact is a version of the server's model, whether or not it
-    changes it. With one cluster it is FedAsync.
+    stay alike: models of clients that have learnt little are similar to all. Each contact is a
+    version of the server's model, whether or not it changes it. With one cluster it is FedAsync.
 
     The estimation takes forward passes over 2 K |D| examples, which keep the server busy for so
     long as `server_flops` makes of them; clients that contact it meanwhile wait.
