@@ -46,6 +46,7 @@ AVERAGING = [  # rounds of all clients
     "multi_momentum",
     "fedamsgrad",
     "optex",
+    "ifca",
 ]
 PARTIAL = ["heterofl", "fedrolex", "random_submodels", "every_parameter_matters"]
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
@@ -54,6 +55,7 @@ EVENTS = [
     "ca2fl",
     "fadas",
     "fedasync",
+    "cdfl",
     "async_fedavg",
     "async_sgd",
     "fedfix",

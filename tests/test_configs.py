@@ -144,7 +144,8 @@ def test_every_fleet_runs(name):
 @pytest.mark.parametrize("name", members("data"))
 def test_every_data_set_builds(name):
     skip_without_files(name)
-    natural = ["partition=natural"] if name not in ("digits", "mnist", "cifar10") else []
+    images = ("digits", "mnist", "cifar10", "rotated_digits", "rotated_mnist")
+    natural = ["partition=natural"] if name not in images else []
     model = ["model=char_lstm"] if name in ("shakespeare", "stdlib") else []
     if name in ("quadratic_game", "robust_least_squares"):
         model = [f"model={name}", "target=null"]
@@ -154,7 +155,8 @@ def test_every_data_set_builds(name):
 
 @pytest.mark.parametrize("name", [n for n in members("partition") if n != "natural"])
 def test_every_partition_builds(name):
-    assert build(config_of(f"partition={name}")).data.num_partitions == 12
+    data = ["data=rotated_digits"] if name == "clusters" else []
+    assert build(config_of(f"partition={name}", *data)).data.num_partitions == 12
 
 
 @pytest.mark.parametrize(

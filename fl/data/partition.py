@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fl.data.federated import Partitions, Source, Split
+from fl.checks import at_least, positive
+from fl.data.drift import Drift, Mixtures, counts_of
+from fl.data.federated import IntArray, Partitions, Source, Split
 from fl.errors import ConfigError
 from fl.lazy import defer
 from fl.randomness import generator, torch_seed
@@ -183,6 +185,88 @@ def shard(
         )
 
     return deal(source, seed, make)
+
+
+def clusters(
+    source: Source,
+    num_partitions: int,
+    seed: int,
+    alpha: float | None = None,
+    partition_size: int | None = None,
+    test_size: int | None = None,
+    drift_s: float | None = None,
+) -> Split:
+    """Deals every client a mixture of the source's clusters, and held-out examples of the same.
+
+    Of each cluster examples are dealt in an order drawn from the seed, one client after the other;
+    those of a cluster that runs out are dealt again from its beginning, so that some are with
+    several clients. All clients have equally many.
+
+    Args:
+        source: data with clusters, such as rotated images.
+        num_partitions: number of partitions P.
+        seed: root seed of the run.
+        alpha: client p has a mixture drawn from Dirichlet(alpha, ..., alpha); None: all of cluster
+            p modulo K.
+        partition_size: training examples of a client; None: floor(n / P).
+        test_size: held-out examples of a client; None: 100, or as many as there are. They are of
+            its mixture, but the same examples may be with others.
+        drift_s: s in which a client's mixture moves to another draw, and then on to the next, see
+            `fl.data.Drift`; with `alpha` None from cluster to cluster. None: it stays. Time counts
+            from 2025-01-01, which is virtual time 0 unless the run has another date.
+
+    Raises:
+        ConfigError: the source has no clusters, an argument is out of its range, or mixtures are to
+            move and the source does not have each example once in every cluster.
+    """
+    if source.clusters is None or source.test_clusters is None:
+        raise ConfigError(
+            f"data {source.name!r} has no clusters: use data=rotated_digits or rotated_mnist, or "
+            "another partition"
+        )
+    _check_enough(source, num_partitions, 1)
+    for name, value in (("alpha", alpha), ("drift_s", drift_s)):
+        if value is not None:
+            positive(name, value)
+    for name, count in (("partition_size", partition_size), ("test_size", test_size)):
+        if count is not None:
+            at_least(name, count, 1)
+    k = int(source.clusters.max()) + 1
+    mixtures = Mixtures(k, alpha, seed)
+    size = len(source.train) // num_partitions if partition_size is None else partition_size
+    held_out = min(100, len(source.test)) if test_size is None else test_size
+    drift = None
+    if drift_s is not None:
+        for of in (source.clusters, source.test_clusters):
+            if len(of) % k or not np.array_equal(of, np.repeat(np.arange(k), len(of) // k)):
+                raise ConfigError(
+                    f"drift_s is {drift_s}, and data {source.name!r} does not have each example "
+                    "once in every cluster, one cluster after the other: leave it out"
+                )
+        drift = Drift(mixtures, drift_s)
+
+    def dealt(of: IntArray, n: int, purpose: str) -> Partitions:
+        pools = [
+            generator(seed, "partition", purpose, c).permutation(np.flatnonzero(of == c))
+            for c in range(k)
+        ]
+        begins = np.zeros(k, np.int64)
+        parts = []
+        for p in range(num_partitions):
+            counts = counts_of(mixtures.drawn(p, 0), n)
+            parts.append(
+                np.concatenate(
+                    [
+                        pool[(begin + np.arange(count)) % len(pool)]
+                        for pool, begin, count in zip(pools, begins, counts, strict=True)
+                    ]
+                )
+            )
+            begins += counts
+        return Partitions.from_arrays(parts)
+
+    train = dealt(source.clusters, size, "train")
+    return Split(train, dealt(source.test_clusters, held_out, "test"), drift)
 
 
 def natural(source: Source, num_partitions: int | None, seed: int) -> Split:

@@ -4,7 +4,7 @@
     tb/             TensorBoard, on virtual time
     trace.parquet   every event
     summary.json    what was run, what came out, what it cost
-    model.safetensors, model_best.safetensors, model_averaged.safetensors    as the run asked for
+    model.safetensors, and with _best, _averaged or _clusters in its name    as the run asked for
     timeline.json   the trace for Perfetto or chrome://tracing
     plots/*.png     metrics against time, bytes and rounds; what the clients did
 
@@ -47,7 +47,7 @@ log = logging.getLogger("fl")
 
 Status = Literal["completed", "diverged", "failed", "interrupted"]
 
-MODELS = tuple(f"model{which}.safetensors" for which in ("", "_best", "_averaged"))
+MODELS = tuple(f"model{which}.safetensors" for which in ("", "_best", "_averaged", "_clusters"))
 _VIEWS = ("plots/metrics.png", "plots/clients.png")
 
 

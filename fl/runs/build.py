@@ -30,6 +30,7 @@ from fl.flower.records import not_finite
 from fl.models import build as build_model
 from fl.models import smallest_batch
 from fl.runs.apps import read_app
+from fl.runs.cluster_evaluation import CLUSTER_METRICS
 from fl.runs.compatibility import (
     Combination,
     check_model,
@@ -78,7 +79,15 @@ from fl.selection import Selection
 from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.slowdowns import Distribution
-from fl.strategies import NODE_METRICS, Driver, Exchange, Rounds, TrustedUpdate, driver_of
+from fl.strategies import (
+    NODE_METRICS,
+    Driver,
+    Exchange,
+    ProxyLosses,
+    Rounds,
+    TrustedUpdate,
+    driver_of,
+)
 from fl.strategies.round_rule import RoundRule
 from fl.strategies.staleness import StalenessWeight
 from fl.topologies import Topology, Weights
@@ -266,6 +275,7 @@ def _joined(
         layout=layouts.get(""),
         layouts={task: layouts[task] for task in tasks},
         trusted=_trusted(strategy, first, config.seed),
+        initial=first.drawn,
     )
     parts_app = None
     if isinstance(strategy, Rounds) and strategy.sub_models is not None:
@@ -274,6 +284,8 @@ def _joined(
             parts_app, exchange = partly(
                 strategy.sub_models, first, *ways, parts["fleet"], exchange
             )
+    with blaming(config, "strategy"):
+        exchange = replace(exchange, proxy=_proxy(strategy, first, config.seed))
     with blaming(config, "strategy"):
         within = strategy.within(exchange)
     experiment = Experiment(
@@ -344,6 +356,14 @@ def _trusted(strategy: Driver, learning: Learning, seed: int) -> TrustedUpdate |
     if examples is None:
         return None
     return TrustedUpdate(learning.app, learning.model, learning.data, examples=examples, seed=seed)
+
+
+def _proxy(strategy: Driver, learning: Learning, seed: int) -> ProxyLosses | None:
+    """Returns the server's own examples of each cluster, for a strategy that wants them."""
+    if strategy.traits.proxies is None:
+        return None
+    k, n = strategy.traits.proxies
+    return ProxyLosses(learning.model, learning.data, clusters=k, examples=n, seed=seed)
 
 
 def _learnt(place: DictConfig, seed: int) -> _Learnt:
@@ -502,6 +522,11 @@ def _no_average(config: DictConfig, strategy: Driver) -> Iterator[str]:
         return
     if config.get("tasks"):
         yield f"lawa.k is {config.lawa.k}, and several tasks are learnt: leave it out, or tasks"
+    elif strategy.traits.clusters:
+        yield (
+            f"lawa.k is {config.lawa.k}, and {strategy.name} has a model for each cluster of "
+            "clients: leave it out, or use another strategy"
+        )
     elif strategy.traits.meets == "peers":
         yield (
             f"lawa.k is {config.lawa.k}, and with {strategy.name} every node has a model of its "
@@ -549,6 +574,8 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
     if experiment.strategy.traits.meets == "peers":
         game = experiment.data.task == "game"
         names += [name for name in NODE_METRICS if not (game and "accuracy" in name)]
+    if experiment.data.clusters is not None:
+        names += CLUSTER_METRICS if experiment.strategy.traits.clusters else CLUSTER_METRICS[:1]
     if config.lawa.k is not None:
         names += [f"latest_{name}" for name in names]
     names = list(dict.fromkeys(names))

@@ -33,6 +33,7 @@ def train_centrally(experiment: Learning, epochs: int, seed: int) -> Mapping[str
         experiment.data,
         partitions=Partitions.contiguous([len(experiment.data.train)]),
         test_partitions=None,
+        drift=None,
     )
     app = TrainingApp(
         experiment.model,

@@ -252,6 +252,19 @@ REFUSALS = (
         "leave downlink out, and choose compressor=... for what nodes send",
     ),
     Refusal(
+        "A downlink of several models",
+        lambda c: (
+            c.downlink is not None
+            and c.traits.meets == "server"
+            and c.traits.sends == "model"
+            and not c.traits.downlink
+        ),
+        "downlink is {downlink}",
+        "clients of {strategy} are sent different models, or several, and a compressed downlink is "
+        "one broadcast to all",
+        "leave downlink out, and choose compressor=... for what clients send",
+    ),
+    Refusal(
         "A downlink in a ring",
         lambda c: c.downlink is not None and c.traits.meets == "ring",
         "downlink is {downlink}",

@@ -15,6 +15,7 @@ from fl.flower.grid_view import Clock
 from fl.flower.records import from_record
 from fl.models import Game, drop_weights, evaluate, global_objective
 from fl.runs.averaging import LatestWeightAverage
+from fl.runs.cluster_evaluation import ClusterEvaluation
 from fl.runs.experiment import Experiment, Learning
 from fl.runs.recorder import Recorder
 from fl.strategies import NodeModels
@@ -23,7 +24,7 @@ from fl.vectors.rows import as_tensor
 
 
 def central_evaluation(
-    experiment: Learning, *, train: bool = False
+    experiment: Learning, *, train: bool = False, now: Callable[[], float] | None = None
 ) -> Callable[[int, ArrayRecord], MetricRecord]:
     """Returns the function that evaluates the server's model on the pooled held-out examples.
 
@@ -36,8 +37,11 @@ def central_evaluation(
     "node_accuracy_min" and "node_accuracy_max" the extremes, and the other metrics those of
     `NodeModels.facts`.
 
+    Of data whose clusters are known there are the metrics of `ClusterEvaluation` as well.
+
     Args:
         experiment: its model and data are used.
+        now: returns the time by which drifting data go, s; None if it is not known.
         train: add "train_objective" and "dissimilarity" of all clients' training examples; see
             `fl.models.GlobalObjective`.
     """
@@ -53,10 +57,14 @@ def central_evaluation(
     if game is not None:
         solution = game.solution(data.tensors(data.train, data.partitions.indices)[0])
     clients = [data.client(p) for p in range(data.num_partitions)] if train else []
+    by_cluster = None
 
     def load(arrays: ArrayRecord) -> None:
         row = as_tensor(from_record(layout, arrays, finite=False))
         layout.load(model, row, carried_tensors(carried(layout, arrays)))
+
+    if data.clusters is not None:
+        by_cluster = ClusterEvaluation(data, load, model, now)
 
     def spread(arrays: NodeModels) -> dict[str, float]:
         losses, accuracies = [], []
@@ -85,6 +93,8 @@ def central_evaluation(
             }
         if isinstance(arrays, NodeModels):
             metrics |= spread(arrays)
+        if by_cluster is not None:
+            metrics |= by_cluster(arrays)
         drop_weights(model)
         return MetricRecord(metrics)
 

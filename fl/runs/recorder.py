@@ -28,6 +28,7 @@ from fl.reports.columns import Columns, Means, Number, Source
 from fl.runs.journal import Recovery
 from fl.simulation.grid import SimGrid
 from fl.simulation.rounds import RoundCounter, round_of
+from fl.strategies import ClusterModels
 
 
 class AppliedUpdates:
@@ -409,17 +410,24 @@ class Recorder:
         return f"the final model is not finite, first in {bad[0]!r:.80}" if bad else None
 
     def model_sha256(self) -> str | None:
-        """Returns the hash of the final model: names, dtypes, shapes and values."""
+        """Returns the hash of the final model: names, dtypes, shapes and values.
+
+        Of a method with a model for each cluster, that of all of them.
+        """
+        if isinstance(self.final_arrays, ClusterModels):
+            return arrays_sha256(self.final_arrays.each)
         return None if self.final_arrays is None else arrays_sha256(self.final_arrays)
 
     def models(self) -> dict[str, dict[str, NDArray[Any]]]:
         """Returns the arrays of the models to keep, by the names of their files.
 
-        With LAWA, the mean that is evaluated goes with the final model.
+        The mean that is evaluated with LAWA goes with the final model, and so do those of clusters.
         """
         latest = (self.final_arrays, self.averaged_arrays) if "final" in self._save_models else ()
         best = None if self._best is None else self._best[1]
         kept = dict(zip(("model", "model_averaged"), latest, strict=False)) | {"model_best": best}
+        if latest and isinstance(self.final_arrays, ClusterModels):
+            kept["model_clusters"] = self.final_arrays.each
         return {
             f"{name}.safetensors": {key: array.numpy() for key, array in arrays.items()}
             for name, arrays in kept.items()

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from fl.strategies.async_sgd import AsyncSGD
     from fl.strategies.backup_workers import BackupWorkers
     from fl.strategies.ca2fl import CA2FL
+    from fl.strategies.cdfl import CDFL
     from fl.strategies.choco import CHOCO
+    from fl.strategies.clusters import Clusters
     from fl.strategies.data_parallel import DataParallel
     from fl.strategies.dbw import DBW
     from fl.strategies.dfedavg import DFedAvg
     from fl.strategies.diloco import DiLoCo
     from fl.strategies.dpsgd import DPSGD
     from fl.strategies.drivers.asynchronous import Events
+    from fl.strategies.drivers.cluster_models import ClusterModels
     from fl.strategies.drivers.decentralized import Decentralized
     from fl.strategies.drivers.driver import Driver, Traits
     from fl.strategies.drivers.exchange import Exchange
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.pairs import Pairs
     from fl.strategies.drivers.parameter_server import ParameterServer
     from fl.strategies.drivers.polling import Polling
+    from fl.strategies.drivers.proxy_losses import ProxyLosses
     from fl.strategies.drivers.replicas import Replicas
     from fl.strategies.drivers.rounds import Rounds
     from fl.strategies.drivers.simultaneous import SimultaneousEvents, SimultaneousRounds
@@ -62,6 +66,7 @@ if TYPE_CHECKING:
     from fl.strategies.gossip_rule import GossipRule, LocalTraining, PairRule
     from fl.strategies.gradient_rule import GradientRule
     from fl.strategies.gradient_tracking import GradientTracking
+    from fl.strategies.ifca import IFCA
     from fl.strategies.local_sgd import LocalSGD
     from fl.strategies.mifa import MIFA
     from fl.strategies.monna import MoNNA
@@ -94,6 +99,11 @@ __getattr__ = lazily(
         "FedVARP": "fl.strategies.fedvarp",
         "MultiMomentum": "fl.strategies.multi_momentum",
         "OptEx": "fl.strategies.optex",
+        "CDFL": "fl.strategies.cdfl",
+        "ProxyLosses": "fl.strategies.drivers.proxy_losses",
+        "IFCA": "fl.strategies.ifca",
+        "ClusterModels": "fl.strategies.drivers.cluster_models",
+        "Clusters": "fl.strategies.clusters",
         "CHOCO": "fl.strategies.choco",
         "DBW": "fl.strategies.dbw",
         "DPSGD": "fl.strategies.dpsgd",
@@ -188,11 +198,13 @@ __getattr__ = lazily(
 __all__ = [
     "ADPSGD",
     "CA2FL",
+    "CDFL",
     "CHOCO",
     "DBW",
     "DPSGD",
     "FADAS",
     "FAVAS",
+    "IFCA",
     "MIFA",
     "NODE_METRICS",
     "SAVIC",
@@ -204,6 +216,8 @@ __all__ = [
     "AsyncSGD",
     "BackupWorkers",
     "BatchTest",
+    "ClusterModels",
+    "Clusters",
     "DFedAvg",
     "DataParallel",
     "Decentralized",
@@ -264,6 +278,7 @@ __all__ = [
     "Polling",
     "PollingRule",
     "ProxSkip",
+    "ProxyLosses",
     "QFedAvg",
     "QuAFL",
     "RennalaSGD",

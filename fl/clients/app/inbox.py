@@ -9,6 +9,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 from torch import Tensor
 
+from fl.clients.app.choosing import Received, model_key
 from fl.clients.app.message_config import read_float, read_int
 from fl.clients.local_optimizer import FIRST_STEP_KEY, LR_FACTOR_KEY
 from fl.clients.rule import Role, Rule
@@ -92,10 +93,13 @@ class Instructions:
 
     @cached_property
     def _model(self) -> ArrayRecord:
-        record = self._records.get(ARRAYS_KEY)
+        return self._model_in(ARRAYS_KEY)
+
+    def _model_in(self, key: str) -> ArrayRecord:
+        record = self._records.get(key)
         if not isinstance(record, ArrayRecord):
             raise ConfigError(
-                f"the message has no ArrayRecord {ARRAYS_KEY!r}, only {sorted(self._records)}: the "
+                f"the message has no ArrayRecord {key!r}, only {sorted(self._records)}: the "
                 "strategy must send the model under that key"
             )
         return record
@@ -109,6 +113,25 @@ class Instructions:
     def carried(self) -> dict[str, Array]:
         """Entries of the model outside the row."""
         return carried(self._inbox.layout, self._model) if self._inbox.layout.carried else {}
+
+    @cached_property
+    def num_models(self) -> int:
+        """How many models there are to choose from, at least 1."""
+        k = 1
+        while model_key(ARRAYS_KEY, k) in self._records:
+            k += 1
+        return k
+
+    @cached_property
+    def models(self) -> list[Received]:
+        """The models to choose from, the one in `row` first."""
+        layout = self._inbox.layout
+        found: list[Received] = [(self.row, self.carried)]
+        for j in range(1, self.num_models):
+            record = self._model_in(model_key(ARRAYS_KEY, j))
+            entries = carried(layout, record) if layout.carried else {}
+            found.append((self._inbox.reader.row(record), entries))
+        return found
 
     @cached_property
     def server(self) -> dict[str, Tensor]:
@@ -178,7 +201,7 @@ class Instructions:
             ConfigError: a part makes no sense, or not with this model and rule.
         """
         if model:
-            self.row, self.carried  # noqa: B018 (read and kept)
+            self.models  # noqa: B018 (read and kept)
         self.limits, self.server, self.scalars, self.amount, self.fitting_steps  # noqa: B018
         self.batch_size  # noqa: B018
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
+from fl.clients.app.choosing import MODEL_METRIC
 from fl.clients.app.inbox import ARRAYS_KEY
 from fl.clients.app.training import Trained, Training
 from fl.clients.rule import Rule
@@ -51,7 +52,9 @@ class Outbox:
             items: dict[str, Any] = {ARRAYS_KEY: records[i]}
             for name, vectors in trained.extras.items():
                 items[name] = vector_record(vectors[i]) if vectors.shape[1] else ArrayRecord()
-            items[METRICS_KEY] = _metrics(training.examples, trained.losses[i], trained.steps[i])
+            items[METRICS_KEY] = _metrics(
+                training.examples, trained.losses[i], trained.steps[i], training.model
+            )
             memory = None
             if trained.memory:
                 kept = {name: tensors[i] for name, tensors in trained.memory.items()}
@@ -66,17 +69,24 @@ class Outbox:
         }
         for name in self._rule.uploads:
             items[name] = vector_record(torch.zeros(self._layout.num_trainable))
-        items[METRICS_KEY] = _metrics(0, 0.0, 0)
+        items[METRICS_KEY] = _metrics(0, 0.0, 0, training.model)
         return content_of(items), None
 
-    def model_bytes(self) -> int:
-        """Returns the size of a reply that has a model of nothing but floats, and the metrics."""
+    def model_bytes(self, *, chosen: bool) -> int:
+        """Returns the size of a reply that has a model of nothing but floats, and the metrics.
+
+        Args:
+            chosen: whether the model was one of several.
+        """
         model = to_record(self._layout, np.zeros(self._layout.size, np.float32))
-        return payload_bytes(content_of({"": model, METRICS_KEY: _metrics(0, 0.0, 0)}))
+        metrics = _metrics(0, 0.0, 0, 0 if chosen else None)
+        return payload_bytes(content_of({"": model, METRICS_KEY: metrics}))
 
 
-def _metrics(examples: int, loss: float, steps: int) -> MetricRecord:
+def _metrics(examples: int, loss: float, steps: int, model: int | None) -> MetricRecord:
     values = dict(zip(METRICS, (examples, loss, steps), strict=True))
+    if model is not None:
+        values[MODEL_METRIC] = model
     return trusted_record(MetricRecord, values)
 
 

@@ -69,7 +69,8 @@ class Planner:
 
         Training is charged forward and backward FLOPs for every example of every step (times the
         rule's gradients per step; and of the first, what the rule does once), evaluation forward
-        FLOPs, a query nothing.
+        FLOPs, a query nothing. To choose one of k models takes forward FLOPs of each for all of
+        the client's training examples.
 
         Args:
             instructions: of the message.
@@ -85,7 +86,7 @@ class Planner:
         kind = message_type.split(".")[0]
         if kind == "evaluate":
             _, count = self.evaluated_on(instructions.config, partition)
-            flops = float(self._flops.forward * count)
+            flops = float(self._flops.forward * count) + self._choosing(instructions, partition)
             return Workload(flops, None, self.memory_bytes)
         if kind != "train":
             return Workload(0.0, None, self.memory_bytes)
@@ -116,9 +117,15 @@ class Planner:
                 batch_size,
             )
         flops = per_example * self._covered(steps, examples, batch_size) + (once if steps else 0.0)
+        flops += self._choosing(instructions, partition)
         if elapsed is not None:
             return Workload(0.0, fitting, self.memory_bytes, flops, reply_bytes)
         return Workload(flops, fitting, self.memory_bytes, 0.0, reply_bytes)
+
+    def _choosing(self, instructions: Instructions, partition: int) -> float:
+        """Returns the FLOPs by which a client chooses one of the models that came."""
+        k = instructions.num_models
+        return float(self._flops.forward * k * self._data.size(partition)) if k > 1 else 0.0
 
     def batch_size(self, told: int | None) -> int | None:
         """Returns the examples of a step, None for all: what a message tells, or the app's."""

@@ -16,6 +16,7 @@ from torch import nn
 
 from fl.checks import read_if
 from fl.clients.app.batching import Batching, Mode, check_mode
+from fl.clients.app.choosing import Chooser
 from fl.clients.app.downlink import Downlink
 from fl.clients.app.inbox import (
     MEMORY_KEY,
@@ -40,6 +41,7 @@ from fl.clients.correction import Corrected, Correction
 from fl.clients.local_optimizer import LocalOptimizer
 from fl.clients.rule import Rule
 from fl.data import FederatedData
+from fl.data.drift import DRIFT_BEGINS
 from fl.errors import ConfigError
 from fl.execution.contract import Payload, PlannedApp, Request, Result, RunInfo, Workload
 from fl.flower.carried import carried_tensors
@@ -83,6 +85,9 @@ class TrainingApp(ClientApp, PlannedApp):
     A message's configuration (content["config"]) may set, for its task, "lr", "proximal-mu" (if the
     rule has one), "batch-size", one of "local-epochs" and "local-steps", and one of "deadline-s"
     and "elapsed-s". Other keys are somebody else's and are ignored.
+
+    A message may carry several models: the client goes on with the one that has the lowest loss on
+    its training examples, see `fl.clients.app.choosing`.
 
     A deadline bounds the time of training: the client does as many whole steps as fit, and at least
     one, since a device learns what a step takes by doing it; its partial work counts like full
@@ -234,6 +239,7 @@ class TrainingApp(ClientApp, PlannedApp):
             has_mods=self._has_mods,
         )
         self._outbox = Outbox(self.layout, self.rule)
+        self._chooser = Chooser(self._model, self.layout, data, self.device)
         self.train()(self._train)
         self.evaluate()(self._evaluate)
         self.query()(self._query)
@@ -263,16 +269,22 @@ class TrainingApp(ClientApp, PlannedApp):
         self, payload: Payload, message_type: str, partition: int, seconds_per_flop: float
     ) -> Workload:
         """Returns what a message's work costs; see `Planner.plan`."""
+        instructions: Instructions = payload.read_by(self)
+        known = self._reply_bytes
+        reply_bytes = known and known[instructions.num_models > 1]
         return self._planner.plan(
-            payload.read_by(self), message_type, partition, seconds_per_flop, self._reply_bytes
+            instructions, message_type, partition, seconds_per_flop, reply_bytes
         )
 
     @cached_property
-    def _reply_bytes(self) -> int | None:
-        """Size of the reply to every `train` message, if clients send a model and keep nothing."""
+    def _reply_bytes(self) -> tuple[int, int] | None:
+        """Size of the reply to `train` messages of one model, and of several.
+
+        None if clients send more than a model, or keep something.
+        """
         if self.remembers or self.layout.carried:
             return None
-        return self._outbox.model_bytes()
+        return self._outbox.model_bytes(chosen=False), self._outbox.model_bytes(chosen=True)
 
     def check_config(self, config: Mapping[str, Any]) -> None:
         """Checks a configuration that every `train` message would bring.
@@ -406,6 +418,7 @@ class TrainingApp(ClientApp, PlannedApp):
                     request.client % run.num_partitions,
                     run.run_config.get(SEED_KEY),
                     request.state,
+                    request.created_at - DRIFT_BEGINS,
                     request.work,
                 )
                 for request in requests
@@ -438,6 +451,7 @@ class TrainingApp(ClientApp, PlannedApp):
                 read_partition(context),
                 context.run_config.get(SEED_KEY),
                 context.state,
+                message.metadata.created_at - DRIFT_BEGINS,
             )
             for message, context in zip(opened, contexts, strict=True)
         ]
@@ -467,6 +481,7 @@ class TrainingApp(ClientApp, PlannedApp):
         partition: int,
         seed: object,
         state: RecordDict | None,
+        sent_s: float,
         work: Mapping[str, Any] | None = None,
     ) -> Training:
         """Returns what one client is to do.
@@ -477,14 +492,16 @@ class TrainingApp(ClientApp, PlannedApp):
             partition: the client's partition-id.
             seed: `run_config["fl.seed"]`.
             state: the client's.
+            sent_s: when the message was sent, s since `DRIFT_BEGINS`: by that drifting data go.
             work: what the device has time for, if the message's content does not say it.
 
         Raises:
             ConfigError: a value makes no sense.
         """
-        row = instructions.row
         deadline, elapsed = instructions.limits
-        rows = self.data.partitions[partition % self.data.num_partitions]
+        rows = self.data.rows(partition % self.data.num_partitions, sent_s)
+        chosen = self._chooser.best(instructions.models, rows)
+        row, carried = instructions.models[chosen]
         batch_size = self._planner.batch_size(instructions.batch_size)
         steps = self._planner.steps(instructions.amount, len(rows), batch_size)
         if elapsed is not None:
@@ -505,13 +522,14 @@ class TrainingApp(ClientApp, PlannedApp):
             message_id=message_id,
             rows=rows,
             row=row,
-            carried=instructions.carried,
+            carried=dict(carried),
             server=instructions.server,
             memory=read_memory(state),
             scalars=instructions.scalars,
             steps=steps,
             batch_size=batch_size,
             deadline_s=deadline,
+            model=chosen if instructions.num_models > 1 else None,
         )
 
     def _done(self, trainings: Sequence[Training]) -> list[tuple[RecordDict, ArrayRecord | None]]:
@@ -540,13 +558,21 @@ class TrainingApp(ClientApp, PlannedApp):
     def _evaluate(self, message: Message, context: Context) -> Message:
         instructions = self.read(self._opened(message, context).content)
         partition = read_partition(context) % self.data.num_partitions
-        row = as_tensor(instructions.row)
+        sent_s = message.metadata.created_at - DRIFT_BEGINS
+        own = self.data.rows(partition, sent_s)
+        chosen = self._chooser.best(instructions.models, own)
+        row, carried = instructions.models[chosen]
         held_out, count = self._planner.evaluated_on(instructions.config, partition)
         loss = accuracy = 0.0
         if count:
-            entries = moved(carried_tensors(instructions.carried), self.device)
-            self.layout.load(self._evaluated, row.to(self.device), entries)
-            x, y = (self.data.client_test if held_out else self.data.client)(partition)
+            entries = moved(carried_tensors(carried), self.device)
+            self.layout.load(self._evaluated, as_tensor(row).to(self.device), entries)
+            of_test = self.data.test_rows(partition, sent_s) if held_out else None
+            x, y = (
+                self.data.tensors(self.data.train, own)
+                if of_test is None
+                else self.data.tensors(self.data.test, of_test)
+            )
             if count < len(y):
                 key = ("evaluated examples", partition, message.metadata.message_id)
                 rng = generator(int(context.run_config[SEED_KEY]), *key)

@@ -64,6 +64,8 @@ class TrustedUpdate:
             train=data.train.take(np.sort(rows)),
             partitions=Partitions.contiguous([examples]),
             test_partitions=None,
+            clusters=None,
+            drift=None,
         )
         self._app = TrainingApp(
             model,
