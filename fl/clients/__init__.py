@@ -15,6 +15,7 @@ from fl.lazy import lazily
 
 if TYPE_CHECKING:
     from fl.clients.adamw import AdamW
+    from fl.clients.alternating import Alternating
     from fl.clients.anchor_sampling import AnchorSampling
     from fl.clients.app.batched import gains_from_batching
     from fl.clients.app.downlink import Downlink
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
     from fl.clients.global_momentum import ControlledMomentum, GlobalMomentum
     from fl.clients.gradient import Gradient
     from fl.clients.hypergradient import Hypergradient
+    from fl.clients.local_layers import (
+        LastLayers,
+        LocalLayers,
+        LowerLayers,
+        NamedLayers,
+        NormLayers,
+    )
     from fl.clients.local_optimizer import LocalOptimizer
     from fl.clients.microadam import MicroAdam
     from fl.clients.momentum import Momentum
@@ -45,6 +53,7 @@ __getattr__ = lazily(
     __name__,
     {
         "AdamW": "fl.clients.adamw",
+        "Alternating": "fl.clients.alternating",
         "AnchorSampling": "fl.clients.anchor_sampling",
         "Batch": "fl.clients.rule",
         "ControlVariates": "fl.clients.scaffold",
@@ -61,10 +70,15 @@ __getattr__ = lazily(
         "Gradient": "fl.clients.gradient",
         "Hypergradient": "fl.clients.hypergradient",
         "Island": "fl.clients.app.island",
+        "LastLayers": "fl.clients.local_layers",
+        "LocalLayers": "fl.clients.local_layers",
         "LocalOptimizer": "fl.clients.local_optimizer",
+        "LowerLayers": "fl.clients.local_layers",
         "MicroAdam": "fl.clients.microadam",
         "ModelContrast": "fl.clients.moon",
         "Momentum": "fl.clients.momentum",
+        "NamedLayers": "fl.clients.local_layers",
+        "NormLayers": "fl.clients.local_layers",
         "ProxSkipShift": "fl.clients.proxskip",
         "Proximal": "fl.clients.proximal",
         "Received": "fl.clients.rule",
@@ -85,6 +99,7 @@ __getattr__ = lazily(
 
 __all__ = [
     "AdamW",
+    "Alternating",
     "AnchorSampling",
     "Batch",
     "ControlVariates",
@@ -101,10 +116,15 @@ __all__ = [
     "Gradient",
     "Hypergradient",
     "Island",
+    "LastLayers",
+    "LocalLayers",
     "LocalOptimizer",
+    "LowerLayers",
     "MicroAdam",
     "ModelContrast",
     "Momentum",
+    "NamedLayers",
+    "NormLayers",
     "ProxSkipShift",
     "Proximal",
     "Received",

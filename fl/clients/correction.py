@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fl.clients.local_optimizer import LocalOptimizer, clip
@@ -130,6 +131,9 @@ class Corrected(Rule):
 
         g <- gradient of the batch at w;    g <- clip(correct(g));    w <- update(w, g)
 
+    A correction is about what clients have in common: the gradient of numbers that stay with the
+    client (`Received.local`) is not corrected, nor is what becomes of them in the end.
+
     Where the optimizer takes its gradient elsewhere, as SAM does, the correction is still at w.
 
     Attributes:
@@ -212,7 +216,9 @@ class Corrected(Rule):
         if t == 0:
             of_correction = self.correction.first(g, w, of_correction, received, batch)
         g = clip(g, bound) if first else g
+        own = g
         g, of_correction = self.correction.correct(g, w, of_correction, received, batch, lr)
+        g = g if received.local is None else torch.where(received.local, own, g)
         g = g if first else clip(g, bound)
         w, of_optimizer = self.optimizer.update(w, g, of_optimizer, received, t)
         return w, (of_optimizer, of_correction), loss
@@ -222,4 +228,6 @@ class Corrected(Rule):
         of_optimizer, of_correction = state
         kept = self.optimizer.finish(w, of_optimizer, received, steps).memory
         finished = self.correction.finish(w, of_correction, received)
+        if received.local is not None and finished.w.shape[0]:
+            finished = finished._replace(w=torch.where(received.local, w, finished.w))
         return finished._replace(memory={**kept, **finished.memory})

@@ -45,6 +45,8 @@ class Received(NamedTuple):
         scalars: what `Rule.scalars` made of the message's configuration.
         steps: how many steps the task is to have, at least 1; a real device with a deadline may do
             fewer.
+        local: which of the p numbers stay with the client, in layers that the server does not know,
+            booleans, shape (p,); None if none do. `w` has there what the client's last task left.
     """
 
     w: Tensor
@@ -52,6 +54,7 @@ class Received(NamedTuple):
     memory: dict[str, Tensor]
     scalars: dict[str, Scalar]
     steps: Scalar = 0
+    local: Tensor | None = None
 
 
 class Role(NamedTuple):

@@ -3,6 +3,7 @@
 A model is a torch module built as `Model(input_shape=..., num_classes=..., **config)`.
 """
 
+from fl.models.adapters import Adapter, LoRA, PaCA, merged
 from fl.models.build import build
 from fl.models.char_gpt import CharGPT
 from fl.models.char_lstm import CharLSTM
@@ -16,10 +17,11 @@ from fl.models.mlp import MLP
 from fl.models.objective import correct, per_example_loss
 from fl.models.probe import smallest_batch
 from fl.models.resnet8 import ResNet8
-from fl.models.structure import drop_weights
+from fl.models.structure import copy_of, drop_weights
 
 __all__ = [
     "MLP",
+    "Adapter",
     "CharGPT",
     "CharLSTM",
     "Evaluation",
@@ -27,17 +29,21 @@ __all__ = [
     "Game",
     "GlobalObjective",
     "LeafCNN",
+    "LoRA",
     "LogisticRegression",
+    "PaCA",
     "QuadraticGame",
     "ResNet8",
     "RobustLeastSquares",
     "build",
+    "copy_of",
     "correct",
     "drop_weights",
     "evaluate",
     "flops_per_example",
     "global_objective",
     "memory_bytes",
+    "merged",
     "per_example_loss",
     "smallest_batch",
 ]

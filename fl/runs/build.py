@@ -20,15 +20,15 @@ from torch import nn
 
 from fl.aggregation import Aggregator, PreAggregation
 from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients, poisoned
-from fl.clients import Correction, Rule, TrainingApp
+from fl.clients import Correction, LocalLayers, Rule, TrainingApp
 from fl.clients.app.outbox import METRICS
 from fl.compression import Channel, Compressor, chained
 from fl.data import Examples, FederatedData, Source, Split, federate
 from fl.errors import ConfigError
 from fl.execution import Executor
 from fl.flower.records import not_finite
+from fl.models import Adapter, smallest_batch
 from fl.models import build as build_model
-from fl.models import smallest_batch
 from fl.runs.apps import read_app
 from fl.runs.compatibility import (
     Combination,
@@ -80,10 +80,12 @@ _KINDS: Mapping[str, Any] = {  # what the member of a group makes
     "downlink": Channel,
     "attack": Attack | Poisoning | Combined,
     "cost_model": CostModel,
+    "adapter": Adapter,
 }
 _INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key names a class
     "aggregator": Aggregator,
     "client.correction": Correction,
+    "client.local_layers": LocalLayers,
     "client.rule": Rule,
     "fleet.client_slowdown": Distribution,
     "fleet.task_slowdown": Distribution,
@@ -228,7 +230,13 @@ def _joined(
             data, backdoored = _poisoned(clean, attack, config, task)
             with blaming(place, "client"):
                 app = _app(make_app, model, data, ends)
-            here = replace(choice, rule=app.optimizer, correction=app.correction, layout=app.layout)
+            here = replace(
+                choice,
+                rule=app.optimizer,
+                correction=app.correction,
+                layout=app.layout,
+                keeps=app.home.keeps,
+            )
             problems += refusals(here)
             with blaming(config, "compressor" if choice.uplink else "downlink"):
                 check_model(here, exchange)
@@ -328,6 +336,8 @@ def _learnt(place: DictConfig, seed: int) -> _Learnt:
     for name in ("data", "partition", "model", "client"):
         with problems.noted():
             made[name] = make(place, name)
+    with problems.noted():
+        made["adapter"] = _made(place, "adapter")
     if "data" in made and "partition" in made:
         with problems.noted():
             with blaming(place, "data"):
@@ -335,9 +345,9 @@ def _learnt(place: DictConfig, seed: int) -> _Learnt:
             with blaming(place, "partition"):
                 split = _expected(place, "partition", made["partition"](loaded), Split)
                 data = federate(lambda: loaded, lambda _: split)
-            if "model" in made:
+            if "model" in made and "adapter" in made:
                 shape, classes = data.input_shape, data.num_classes
-                model = partial(build_model, made["model"], shape, classes, seed)
+                model = partial(build_model, made["model"], shape, classes, seed, made["adapter"])
                 with blaming(place, "model"):
                     first = _expected(place, "model", model(), nn.Module)
                     _check_finite(first)
@@ -496,6 +506,8 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
         return
     names: list[str] = []
     for task, learning in (experiment.tasks or {"": experiment}).items():
+        if learning.app.home.keeps:
+            continue  # nothing is evaluated without the clients' own layers
         measured = "relative_error" if learning.data.task == "game" else "accuracy"
         own = [measured, "loss"]
         if learning.backdoored is not None:

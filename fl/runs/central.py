@@ -43,9 +43,9 @@ def train_centrally(experiment: Learning, epochs: int, seed: int) -> Mapping[str
         local_epochs=epochs,
     )
     assume_identity()
-    arrays = experiment.initial()
+    here = Learning(experiment.data, experiment.model, app, experiment.backdoored)
     message = Message(
-        RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1})}),
+        RecordDict({"arrays": here.initial(), "config": ConfigRecord({"server-round": 1})}),
         SUPERLINK_NODE_ID + 1,
         "train",
     )
@@ -54,5 +54,5 @@ def train_centrally(experiment: Learning, epochs: int, seed: int) -> Mapping[str
     context = Context(RUN_ID, 0, node_config, RecordDict(), {SEED_KEY: seed})
     with limit_threads(1):
         reply = app(message, context)
-    metrics: Any = central_evaluation(experiment)(1, reply.content.array_records["arrays"])
+    metrics: Any = central_evaluation(here)(1, reply.content.array_records["arrays"])
     return {name: float(value) for name, value in metrics.items()}

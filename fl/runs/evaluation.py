@@ -18,7 +18,6 @@ from fl.runs.averaging import LatestWeightAverage
 from fl.runs.experiment import Experiment, Learning
 from fl.runs.recorder import Recorder
 from fl.strategies import NodeModels
-from fl.vectors.layout import Layout
 from fl.vectors.rows import as_tensor
 
 
@@ -36,13 +35,22 @@ def central_evaluation(
     "node_accuracy_min" and "node_accuracy_max" the extremes, and the other metrics those of
     `NodeModels.facts`.
 
+    Where layers stay with the clients, there is no model that could be evaluated without them:
+    nothing is reported but `NodeModels.facts`.
+
     Args:
         experiment: its model and data are used.
         train: add "train_objective" and "dissimilarity" of all clients' training examples; see
             `fl.models.GlobalObjective`.
     """
-    model = experiment.model()
-    layout = Layout.of(model)
+    home = experiment.app.home
+    if home.keeps:
+
+        def known(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+            return MetricRecord(dict(arrays.facts if isinstance(arrays, NodeModels) else {}))
+
+        return known
+    model, layout = experiment.model(), home.whole
     drop_weights(model)
     data = experiment.data
     examples = data.test_set()

@@ -59,7 +59,7 @@ OF_OURS = (
     "time_limit_s",
     "train_config",
 )
-OF_A_TASK = ("client", "data", "model", "partition")
+OF_A_TASK = ("adapter", "client", "data", "model", "partition")
 
 _MOST_NAMES = 12
 _REFERENCE = re.compile(r"\$\{([^\W\d][\w.]*)\}")

@@ -111,6 +111,7 @@ def train_alone(
     shuffle: bool,
     drop_last: bool,
     channels_last: bool,
+    local: Tensor | None = None,
 ) -> Trained:
     """Returns the outcome of one task of at least one step.
 
@@ -123,6 +124,7 @@ def train_alone(
         shuffle: permute every epoch.
         drop_last: leave out an epoch's last batch if it is smaller than the others.
         channels_last: give the model images that lie with channels last in memory.
+        local: see `Received`.
     """
     device, batch_size = pool.device, task.batch_size
     row = as_tensor(task.row).to(device)
@@ -132,7 +134,7 @@ def train_alone(
     if memory is None:
         memory = rule.first_memory(w, task.scalars)
     server, memory = moved(task.server, device), moved(memory, device)
-    received = Received(w, server, memory, dict(task.scalars), task.steps)
+    received = Received(w, server, memory, dict(task.scalars), task.steps, local)
     epochs = -(-task.steps // steps_per_epoch(task.examples, batch_size, drop_last))
     order = task.rows[
         visiting_order(

@@ -9,6 +9,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 from torch import Tensor
 
+from fl.clients.app.home import Home
 from fl.clients.app.message_config import read_float, read_int
 from fl.clients.local_optimizer import FIRST_STEP_KEY, LR_FACTOR_KEY
 from fl.clients.rule import Role, Rule
@@ -16,7 +17,6 @@ from fl.errors import ConfigError
 from fl.execution.contract import WORK_KEY
 from fl.flower.carried import carried
 from fl.flower.records import RecordReader, record_tensors, record_vector
-from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
 
 ARRAYS_KEY = "arrays"
@@ -38,16 +38,17 @@ class Inbox:
     """Reads messages for one model and rule.
 
     Args:
-        layout: of the model.
+        home: says what of the model travels.
         rule: of the clients.
         needing: name of what needs the vectors beside the model.
     """
 
-    def __init__(self, layout: Layout, rule: Rule, needing: str) -> None:
-        self.layout = layout
+    def __init__(self, home: Home, rule: Rule, needing: str) -> None:
+        self.home = home
+        self.layout = home.sent.layout
         self.rule = rule
         self.needing = needing
-        self.reader = RecordReader(layout)
+        self.reader = RecordReader(self.layout)
 
     def read(self, content: RecordDict) -> Instructions:
         """Returns what a message's content says."""
@@ -98,21 +99,30 @@ class Instructions:
                 f"the message has no ArrayRecord {ARRAYS_KEY!r}, only {sorted(self._records)}: the "
                 "strategy must send the model under that key"
             )
+        if surplus := sorted(self._inbox.home.absent & record.keys()):
+            raise ConfigError(
+                f"the message has {surplus[0]!r} (of {len(surplus)} such entries), which is frozen "
+                "or stays with the client: send what TrainingApp.layout names, as "
+                "fl.flower.records.model_record makes it of a model"
+            )
         return record
 
     @cached_property
     def row(self) -> Row:
-        """The model, shape (d,), read-only."""
+        """What travels of the model, shape (d,), read-only."""
         return self._inbox.reader.row(self._model)
 
     @cached_property
     def carried(self) -> dict[str, Array]:
-        """Entries of the model outside the row."""
+        """Entries of it outside the row."""
         return carried(self._inbox.layout, self._model) if self._inbox.layout.carried else {}
 
     @cached_property
     def server(self) -> dict[str, Tensor]:
-        """The vectors beside the model that the task needs, shape (p,) each."""
+        """The vectors beside the model that the task needs, shape (p,) each.
+
+        They are zero where numbers stay with the client.
+        """
         vectors = {}
         for name in self.role.needs:
             record = self._records.get(name)
@@ -122,9 +132,8 @@ class Instructions:
                     f"message has {sorted(self._records)}: use the strategy that sends "
                     "it"
                 )
-            vectors[name] = record_vector(
-                record, self._inbox.layout.num_trainable, f"record {name!r}"
-            )
+            vector = record_vector(record, self._inbox.layout.num_trainable, f"record {name!r}")
+            vectors[name] = self._inbox.home.sent.padded(vector)
         return vectors
 
     @cached_property

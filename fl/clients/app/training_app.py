@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -15,10 +14,11 @@ from flwr.clientapp.typing import Mod
 from torch import nn
 
 from fl.checks import read_if
+from fl.clients.alternating import Alternating
 from fl.clients.app.batching import Batching, Mode, check_mode
 from fl.clients.app.downlink import Downlink
+from fl.clients.app.home import Home
 from fl.clients.app.inbox import (
-    MEMORY_KEY,
     NOTHING,
     Inbox,
     Instructions,
@@ -37,6 +37,7 @@ from fl.clients.app.trainer import Trainer
 from fl.clients.app.training import Training, moved
 from fl.clients.app.uplink import Uplink
 from fl.clients.correction import Corrected, Correction
+from fl.clients.local_layers import LocalLayers
 from fl.clients.local_optimizer import LocalOptimizer
 from fl.clients.rule import Rule
 from fl.data import FederatedData
@@ -45,10 +46,9 @@ from fl.execution.contract import Payload, PlannedApp, Request, Result, RunInfo,
 from fl.flower.carried import carried_tensors
 from fl.flower.content import content_of
 from fl.flower.messages import with_content
-from fl.models import drop_weights, evaluate
+from fl.models import copy_of, drop_weights, evaluate
 from fl.randomness import SEED_KEY, generator, global_generators
-from fl.vectors.layout import Layout
-from fl.vectors.rows import as_tensor
+from fl.vectors.rows import as_row, as_tensor
 
 _KINDS = ("train", "train.default")
 _OBEYED = (
@@ -105,13 +105,18 @@ class TrainingApp(ClientApp, PlannedApp):
     draws (dropout) from (seed, "dropout", partition-id, message_id). What the rule keeps from task
     to task is in `Context.state["fl.memory"]`.
 
+    Local layers and frozen parameters are in no message: see `fl.clients.app.home`. A client
+    evaluates the received model with its own local layers.
+
     Args:
-        model: a module, or a function that makes one. Only its structure is used: weights come
-            with every message.
+        model: a module, or a function that makes one. Its structure is used, and the values of
+            frozen parameters and of local layers, which must be the same wherever the app is made;
+            all other weights come with every message.
         data: the examples, dealt to partitions; partition-id p uses partition p modulo their
             number.
         rule: what a local step does.
         correction: of the gradients that the rule follows; None leaves them as they are.
+        local_layers: which layers stay with the client; None keeps none there.
         batch_size: examples of a step; None takes all of the client's.
         local_epochs: passes over the client's examples in a task; None if `local_steps` is set.
         local_steps: steps of a task, however many epochs these are; None if `local_epochs` is set.
@@ -132,6 +137,9 @@ class TrainingApp(ClientApp, PlannedApp):
             clients share it through batches; results differ from a CPU's by rounding.
         mods: Flower mods around every handler. With any, tasks are trained one by one.
 
+    Attributes:
+        layout: of what travels, in the order of the model's state dict.
+
     Raises:
         ConfigError: an argument is out of range, the model cannot be a flat vector, or PyTorch does
             not see the device.
@@ -144,6 +152,7 @@ class TrainingApp(ClientApp, PlannedApp):
         rule: Rule,
         *,
         correction: Correction | None = None,
+        local_layers: LocalLayers | None = None,
         batch_size: int | None = 32,
         local_epochs: int | None = 1,
         local_steps: int | None = None,
@@ -186,7 +195,10 @@ class TrainingApp(ClientApp, PlannedApp):
         self.data = data
         self.optimizer = rule
         self.correction = correction
+        self.local_layers = local_layers
         self.rule = rule if correction is None else _corrected(rule, correction)
+        if local_layers is not None and local_layers.first is not None:
+            self.rule = _alternating(rule, correction, local_layers.first)
         self.batch_size = batch_size
         self.local_epochs = local_epochs
         self.local_steps = local_steps
@@ -196,24 +208,21 @@ class TrainingApp(ClientApp, PlannedApp):
         self.downlink = downlink
         self.evaluate_on = evaluate_on or ("train" if data.test_partitions is None else "test")
         if isinstance(model, nn.Module):
-            self._model = copy.deepcopy(model)
+            self._model = copy_of(model)
         else:
-            with global_generators(0, "structure"):  # its values are never used
+            with global_generators(0, "structure"):
                 self._model = model()
         self._model.train()
-        self.layout = Layout.of(self._model)
-        if not self.layout.num_trainable:
-            raise ConfigError(
-                "the model has nothing to train: it has no parameters, or all are frozen or empty"
-            )
+        self.home = Home(self._model, local_layers)
+        self.layout = self.home.sent.layout
         drop_weights(self._model)
         if correction is not None:
             correction.check_model(self._model)
         self.batching: Mode = batching
-        self._inbox = Inbox(self.layout, self.rule, type(correction or rule).__name__)
+        self._inbox = Inbox(self.home, self.rule, type(correction or rule).__name__)
         self._planner = Planner(
             self._model,
-            self.layout,
+            self.home.whole,
             data,
             self.rule,
             batch_size=batch_size,
@@ -224,16 +233,17 @@ class TrainingApp(ClientApp, PlannedApp):
         )
         self._trainer = Trainer(
             self._model,
-            self.layout,
+            self.home.whole,
             data,
             self.rule,
+            local=self.home.local,
             shuffle=shuffle,
             drop_last=drop_last,
             batching=batching,
             device=self.device,
             has_mods=self._has_mods,
         )
-        self._outbox = Outbox(self.layout, self.rule)
+        self._outbox = Outbox(self.home, self.rule)
         self.train()(self._train)
         self.evaluate()(self._evaluate)
         self.query()(self._query)
@@ -247,9 +257,10 @@ class TrainingApp(ClientApp, PlannedApp):
 
     @property
     def remembers(self) -> bool:
-        """Whether clients may keep something: of their rule, of compressed links, of mods."""
+        """Whether clients may keep something: layers, or of their rule, compressed links, mods."""
         links = bool(self.uplink or self.downlink)
-        return not self.rule.returns_only_the_model or self._has_mods or links
+        own = self.home.keeps or not self.rule.returns_only_the_model
+        return own or self._has_mods or links
 
     def memory_bytes(self) -> int:
         """Returns the memory that training takes on a device, in bytes, for the largest batch."""
@@ -369,9 +380,11 @@ class TrainingApp(ClientApp, PlannedApp):
                 client=partition,
                 message_id=f"trial.{partition}",
                 rows=self.data.partitions[partition],
-                row=np.zeros(self.layout.size, np.float32),
+                row=np.zeros(self.home.whole.size, np.float32),
                 carried={},
-                server={name: torch.zeros(self.layout.num_trainable) for name in self.rule.needs},
+                server={
+                    name: torch.zeros(self.home.whole.num_trainable) for name in self.rule.needs
+                },
                 memory=None,
                 scalars=self.rule.scalars(
                     {"server-round": 1, **dict.fromkeys(self.rule.requires, 1.0)}
@@ -411,8 +424,8 @@ class TrainingApp(ClientApp, PlannedApp):
                 for request in requests
             ]
             return [
-                Result(content=content, state=_with_memory(request.state, memory))
-                for request, (content, memory) in zip(requests, self._done(trainings), strict=True)
+                Result(content=content, state=_with_records(request.state, kept))
+                for request, (content, kept) in zip(requests, self._done(trainings), strict=True)
             ]
         messages = [request.message(own_content=False) for request in requests]
         contexts = [request.context(run) for request in requests]
@@ -442,13 +455,13 @@ class TrainingApp(ClientApp, PlannedApp):
             for message, context in zip(opened, contexts, strict=True)
         ]
         contents = []
-        for training, message, context, (content, memory) in zip(
+        for training, message, context, (content, kept) in zip(
             trainings, opened, contexts, self._done(trainings), strict=True
         ):
-            if memory is not None:
-                context.state[MEMORY_KEY] = memory
+            context.state.update(kept)
             if self.uplink is not None:
-                content = self.uplink.pack(self.layout, training.row, content, message, context)
+                received = as_row(self.home.sent.take(as_tensor(training.row)))
+                content = self.uplink.pack(self.layout, received, content, message, context)
             contents.append(content)
         return contents
 
@@ -482,7 +495,7 @@ class TrainingApp(ClientApp, PlannedApp):
         Raises:
             ConfigError: a value makes no sense.
         """
-        row = instructions.row
+        row, others = self.home.completed(instructions.row, instructions.carried, state)
         deadline, elapsed = instructions.limits
         rows = self.data.partitions[partition % self.data.num_partitions]
         batch_size = self._planner.batch_size(instructions.batch_size)
@@ -505,7 +518,7 @@ class TrainingApp(ClientApp, PlannedApp):
             message_id=message_id,
             rows=rows,
             row=row,
-            carried=instructions.carried,
+            carried=others,
             server=instructions.server,
             memory=read_memory(state),
             scalars=instructions.scalars,
@@ -514,9 +527,11 @@ class TrainingApp(ClientApp, PlannedApp):
             deadline_s=deadline,
         )
 
-    def _done(self, trainings: Sequence[Training]) -> list[tuple[RecordDict, ArrayRecord | None]]:
-        """Returns the contents of replies before compression, and what each rule keeps."""
-        done: dict[int, tuple[RecordDict, ArrayRecord | None]] = {}
+    def _done(
+        self, trainings: Sequence[Training]
+    ) -> list[tuple[RecordDict, dict[str, ArrayRecord]]]:
+        """Returns the contents of replies before compression, and what each client has to keep."""
+        done: dict[int, tuple[RecordDict, dict[str, ArrayRecord]]] = {}
         working = []
         for i, training in enumerate(trainings):
             if training.steps:
@@ -540,12 +555,12 @@ class TrainingApp(ClientApp, PlannedApp):
     def _evaluate(self, message: Message, context: Context) -> Message:
         instructions = self.read(self._opened(message, context).content)
         partition = read_partition(context) % self.data.num_partitions
-        row = as_tensor(instructions.row)
+        row, others = self.home.completed(instructions.row, instructions.carried, context.state)
         held_out, count = self._planner.evaluated_on(instructions.config, partition)
         loss = accuracy = 0.0
         if count:
-            entries = moved(carried_tensors(instructions.carried), self.device)
-            self.layout.load(self._evaluated, row.to(self.device), entries)
+            entries = moved(carried_tensors(others), self.device)
+            self.home.whole.load(self._evaluated, as_tensor(row).to(self.device), entries)
             x, y = (self.data.client_test if held_out else self.data.client)(partition)
             if count < len(y):
                 key = ("evaluated examples", partition, message.metadata.message_id)
@@ -569,13 +584,11 @@ class TrainingApp(ClientApp, PlannedApp):
 
     @cached_property
     def _evaluated(self) -> nn.Module:
-        return copy.deepcopy(self._model)
+        return copy_of(self._model)
 
 
-def _with_memory(state: RecordDict | None, memory: ArrayRecord | None) -> RecordDict | None:
-    if memory is None:
-        return state
-    return content_of({**(state or NOTHING), MEMORY_KEY: memory})
+def _with_records(state: RecordDict | None, kept: Mapping[str, ArrayRecord]) -> RecordDict | None:
+    return content_of({**(state or NOTHING), **kept}) if kept else state
 
 
 def _corrected(rule: Rule, correction: Correction) -> Corrected:
@@ -585,6 +598,20 @@ def _corrected(rule: Rule, correction: Correction) -> Corrected:
             "does not step by gradients: use an optimizer such as Sgd, or leave it out"
         )
     return Corrected(rule, correction)
+
+
+def _alternating(rule: Rule, correction: Correction | None, share: float) -> Alternating:
+    if not isinstance(rule, LocalOptimizer):
+        raise ConfigError(
+            f"local_layers.first is {share}, and rule is {type(rule).__name__}, which does not "
+            "step by gradients: use an optimizer such as Sgd, or leave it out"
+        )
+    if correction is not None:
+        raise ConfigError(
+            f"local_layers.first is {share}, and correction is {type(correction).__name__}: what "
+            "trains one part after the other is not corrected, leave one of them out"
+        )
+    return Alternating(rule, share)
 
 
 def _found_device(name: str) -> torch.device:
