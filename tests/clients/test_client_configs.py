@@ -17,7 +17,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 # Others are one of these with other values.
 OWN_RULES = ["adamw", "gradient", "microadam", "momentum", "sam", "sgd"]
 CORRECTIONS = sorted(path.stem for path in (FOLDER / "correction").glob("*.yaml"))
-SUPPLIED = {"model", "data", "mods", "uplink", "downlink", "correction"}
+SUPPLIED = {"model", "data", "mods", "uplink", "downlink", "correction", "local_layers"}
 
 
 def keys_of(node) -> set[str]:

@@ -12,6 +12,7 @@ from torch.func import grad, vmap
 
 from fl.clients import (
     AdamW,
+    Alternating,
     AnchorSampling,
     ControlledMomentum,
     ControlVariates,
@@ -80,6 +81,7 @@ RULES |= {
     for optimizer in OPTIMIZERS
     for correction in CORRECTIONS
 }
+RULES["alternating"] = Alternating(Momentum(0.1, 0.8), share=0.5)
 
 
 def proximal(lr: float, momentum: float = 0.0, *, clip_norm=None, **term) -> Corrected:
