@@ -16,6 +16,7 @@ from fl.lazy import lazily
 if TYPE_CHECKING:
     from fl.clients.adamw import AdamW
     from fl.clients.anchor_sampling import AnchorSampling
+    from fl.clients.apfl import APFL
     from fl.clients.app.batched import gains_from_batching
     from fl.clients.app.downlink import Downlink
     from fl.clients.app.island import Fragments, Island
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fl.clients.app.training_app import TrainingApp
     from fl.clients.app.uplink import Uplink
     from fl.clients.correction import Corrected, Correction
+    from fl.clients.ditto import Ditto
     from fl.clients.feddyn import DynamicRegularization
     from fl.clients.global_momentum import ControlledMomentum, GlobalMomentum
     from fl.clients.gradient import Gradient
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from fl.clients.microadam import MicroAdam
     from fl.clients.momentum import Momentum
     from fl.clients.moon import ModelContrast
+    from fl.clients.per_fedavg import PerFedAvg
+    from fl.clients.pfedme import MoreauEnvelope
     from fl.clients.proximal import Proximal
     from fl.clients.proxskip import ProxSkipShift
     from fl.clients.rule import Batch, Finished, Received, Rule
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
 __getattr__ = lazily(
     __name__,
     {
+        "APFL": "fl.clients.apfl",
         "AdamW": "fl.clients.adamw",
         "AnchorSampling": "fl.clients.anchor_sampling",
         "Batch": "fl.clients.rule",
@@ -52,6 +57,7 @@ __getattr__ = lazily(
         "Corrected": "fl.clients.correction",
         "Correction": "fl.clients.correction",
         "CosineDecay": "fl.clients.schedule",
+        "Ditto": "fl.clients.ditto",
         "Downlink": "fl.clients.app.downlink",
         "DynamicRegularization": "fl.clients.feddyn",
         "ExponentialDecay": "fl.clients.schedule",
@@ -65,6 +71,8 @@ __getattr__ = lazily(
         "MicroAdam": "fl.clients.microadam",
         "ModelContrast": "fl.clients.moon",
         "Momentum": "fl.clients.momentum",
+        "MoreauEnvelope": "fl.clients.pfedme",
+        "PerFedAvg": "fl.clients.per_fedavg",
         "ProxSkipShift": "fl.clients.proxskip",
         "Proximal": "fl.clients.proximal",
         "Received": "fl.clients.rule",
@@ -84,6 +92,7 @@ __getattr__ = lazily(
 )
 
 __all__ = [
+    "APFL",
     "AdamW",
     "AnchorSampling",
     "Batch",
@@ -92,6 +101,7 @@ __all__ = [
     "Corrected",
     "Correction",
     "CosineDecay",
+    "Ditto",
     "Downlink",
     "DynamicRegularization",
     "ExponentialDecay",
@@ -105,6 +115,8 @@ __all__ = [
     "MicroAdam",
     "ModelContrast",
     "Momentum",
+    "MoreauEnvelope",
+    "PerFedAvg",
     "ProxSkipShift",
     "Proximal",
     "Received",

@@ -229,6 +229,11 @@ class VmapBatch:
         """Number of examples."""
         return self._examples
 
+    @property
+    def own(self) -> VmapBatch:
+        """The batch itself: a model that trains so has no statistics, and draws nothing."""
+        return self
+
     def loss(self, w: Tensor) -> Tensor:
         """Returns the loss at `w`."""
         # A layout without other entries than parameters: there is nothing tied to look for.
