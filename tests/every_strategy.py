@@ -46,6 +46,7 @@ AVERAGING = [  # rounds of all clients
     "fedamsgrad",
     "optex",
 ]
+LOCAL = ["fedper", "fedrep", "fedbn", "lg_fedavg"]  # no server has the whole model
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
 EVENTS = [
     "fedbuff",
@@ -63,7 +64,9 @@ SERVERLESS = ["dpsgd", "dfedavg", "dfedavgm", "dfedsam", "sgp", "choco", "monna"
 REPLICAS = ["onebit_adam", "demo", "just_one_byte"]
 OUTER = ["diloco", "local_sgd", "streaming_diloco", "delayed_updates", "eager_updates"]
 GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking"]
-EVERY = [*AVERAGING, *ROUNDED, *EVENTS, *TASKS, *POLLING, *SERVERLESS, *OUTER, *GRADIENTS]
+EVERY = [*AVERAGING, *LOCAL, *ROUNDED, *EVENTS, *TASKS, *POLLING, *SERVERLESS, *OUTER, *GRADIENTS]
+
+MODELS = {"fedbn": ["model=resnet8", "model.channels=[4,4,4]"]}  # which has layers that normalise
 
 # What every fleet here has: four clients, all of them asked, where a strategy can say so.
 SIZES = {
@@ -91,6 +94,7 @@ def configured(strategy, *overrides):
         common = [f"num_clients={CLIENTS}", "fleet=uniform", "partition=iid", "executor=serial"]
         common += [f"strategy={strategy}", f"num_rounds={ROUNDS}", "evaluate_every=1"]
         common.append("client.batch_size=50")
+        common += MODELS.get(strategy, ())
         if strategy in TASKS:  # a task has half of the clients
             common.append("tasks=digits_and_synthetic")
             sizes.append(f"strategy.concurrency={CLIENTS}")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fl.clients.adamw import AdamW
     from fl.clients.alternating import Alternating
     from fl.clients.anchor_sampling import AnchorSampling
+    from fl.clients.apfl import APFL
     from fl.clients.app.batched import gains_from_batching
     from fl.clients.app.downlink import Downlink
     from fl.clients.app.island import Fragments, Island
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fl.clients.app.training_app import TrainingApp
     from fl.clients.app.uplink import Uplink
     from fl.clients.correction import Corrected, Correction
+    from fl.clients.ditto import Ditto
     from fl.clients.feddyn import DynamicRegularization
     from fl.clients.global_momentum import ControlledMomentum, GlobalMomentum
     from fl.clients.gradient import Gradient
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from fl.clients.microadam import MicroAdam
     from fl.clients.momentum import Momentum
     from fl.clients.moon import ModelContrast
+    from fl.clients.per_fedavg import PerFedAvg
+    from fl.clients.pfedme import MoreauEnvelope
     from fl.clients.proximal import Proximal
     from fl.clients.proxskip import ProxSkipShift
     from fl.clients.rule import Batch, Finished, Received, Rule
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
 __getattr__ = lazily(
     __name__,
     {
+        "APFL": "fl.clients.apfl",
         "AdamW": "fl.clients.adamw",
         "Alternating": "fl.clients.alternating",
         "AnchorSampling": "fl.clients.anchor_sampling",
@@ -61,6 +66,7 @@ __getattr__ = lazily(
         "Corrected": "fl.clients.correction",
         "Correction": "fl.clients.correction",
         "CosineDecay": "fl.clients.schedule",
+        "Ditto": "fl.clients.ditto",
         "Downlink": "fl.clients.app.downlink",
         "DynamicRegularization": "fl.clients.feddyn",
         "ExponentialDecay": "fl.clients.schedule",
@@ -79,6 +85,8 @@ __getattr__ = lazily(
         "Momentum": "fl.clients.momentum",
         "NamedLayers": "fl.clients.local_layers",
         "NormLayers": "fl.clients.local_layers",
+        "MoreauEnvelope": "fl.clients.pfedme",
+        "PerFedAvg": "fl.clients.per_fedavg",
         "ProxSkipShift": "fl.clients.proxskip",
         "Proximal": "fl.clients.proximal",
         "Received": "fl.clients.rule",
@@ -98,6 +106,7 @@ __getattr__ = lazily(
 )
 
 __all__ = [
+    "APFL",
     "AdamW",
     "Alternating",
     "AnchorSampling",
@@ -107,6 +116,7 @@ __all__ = [
     "Corrected",
     "Correction",
     "CosineDecay",
+    "Ditto",
     "Downlink",
     "DynamicRegularization",
     "ExponentialDecay",
@@ -123,8 +133,10 @@ __all__ = [
     "MicroAdam",
     "ModelContrast",
     "Momentum",
+    "MoreauEnvelope",
     "NamedLayers",
     "NormLayers",
+    "PerFedAvg",
     "ProxSkipShift",
     "Proximal",
     "Received",

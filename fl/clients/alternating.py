@@ -34,6 +34,7 @@ class Alternating(Rule):
     Attributes:
         optimizer: makes a step of a gradient.
         share: of the steps, in [0, 1]; K_h is rounded to the nearest number, ties to the even one.
+            Unless it is 0 or 1 each part has a step: b has the only one of a task of one.
     """
 
     optimizer: LocalOptimizer
@@ -93,7 +94,9 @@ class Alternating(Rule):
 
     def _head_steps(self, received: Received) -> int:
         """Returns K_h."""
-        return round(self.share * float(received.steps))
+        steps = int(received.steps)
+        head_steps = round(self.share * steps)
+        return min(max(head_steps, 1), steps - 1) if 0 < self.share < 1 else head_steps
 
     def _moved(
         self, w: Tensor, state: State, received: Received, batch: Batch, moving: Tensor, t: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,16 @@ class Correction(ABC):
     def requires(self) -> tuple[str, ...]:
         """Keys of the message's configuration without which it is refused; see `Rule.requires`."""
         return ()
+
+    @property
+    def personalises(self) -> bool:
+        """Whether a client predicts with another model than the one it receives."""
+        return type(self).personal is not Correction.personal
+
+    @property
+    def keeps_statistics(self) -> Literal["", "own", "sent"]:
+        """Which running statistics a client keeps for `personal`; see `Rule.keeps_statistics`."""
+        return ""
 
     @property
     def gradients_per_step(self) -> float:
@@ -124,6 +134,10 @@ class Correction(ABC):
         """
         return Finished(w, {}, {})
 
+    def personal(self, received: Received) -> Tensor:
+        """Returns the weights that the client would predict with; see `Rule.personal`."""
+        return received.w
+
 
 @dataclass(frozen=True)
 class Corrected(Rule):
@@ -168,6 +182,16 @@ class Corrected(Rule):
     def batchable(self) -> bool:
         """Whether `vmap` takes the optimizer."""
         return self.optimizer.batchable
+
+    @property
+    def personalises(self) -> bool:
+        """Whether the correction does."""
+        return self.correction.personalises
+
+    @property
+    def keeps_statistics(self) -> Literal["", "own", "sent"]:
+        """Those of the correction."""
+        return self.correction.keeps_statistics
 
     @property
     def gradients_per_step(self) -> float:
@@ -231,3 +255,7 @@ class Corrected(Rule):
         if received.local is not None and finished.w.shape[0]:
             finished = finished._replace(w=torch.where(received.local, w, finished.w))
         return finished._replace(memory={**kept, **finished.memory})
+
+    def personal(self, received: Received) -> Tensor:
+        """Returns what the correction would predict with."""
+        return self.correction.personal(received)

@@ -104,11 +104,7 @@ class LastLayers(LocalLayers):
     def names(self, model: nn.Module) -> Collection[str]:
         """Returns those of the last `count` layers."""
         layers = layers_of(model)
-        if self.count > len(layers):
-            raise ConfigError(
-                f"count is {self.count}, and {type(model).__name__} has {len(layers)} layers: it "
-                "can be at most so many"
-            )
+        _check("count", self.count, layers, model)
         return [name for layer in layers[-self.count :] for name in layer]
 
 
@@ -132,11 +128,7 @@ class LowerLayers(LocalLayers):
     def names(self, model: nn.Module) -> Collection[str]:
         """Returns those of all layers but the last `shared`."""
         layers = layers_of(model)
-        if self.shared > len(layers):
-            raise ConfigError(
-                f"shared is {self.shared}, and {type(model).__name__} has {len(layers)} layers: it "
-                "can be at most so many"
-            )
+        _check("shared", self.shared, layers, model)
         return [name for layer in layers[: -self.shared] for name in layer]
 
 
@@ -162,10 +154,26 @@ class NormLayers(LocalLayers):
             raise ConfigError(f"kinds is {self.kinds!r}; it must be 'batch' or 'all'")
 
     def names(self, model: nn.Module) -> Collection[str]:
-        """Returns those of all layers of these kinds, if there are any."""
+        """Returns those of all layers of these kinds."""
         norms = _BATCH if self.kinds == "batch" else _NORMS
         own = [f"{at}." for at, module in model.named_modules() if isinstance(module, norms)]
-        return [name for name in model.state_dict() if name.startswith(tuple(own))]
+        names = [name for name in model.state_dict() if name.startswith(tuple(own))]
+        if not names:
+            raise ConfigError(
+                f"kinds is {self.kinds!r}, and {type(model).__name__} has no such layer: use a "
+                "model that has, such as resnet8, whose layers normalise over groups, or leave "
+                "local_layers out"
+            )
+        return names
+
+
+def _check(key: str, count: int, layers: Sequence[Sequence[str]], model: nn.Module) -> None:
+    """Raises ConfigError if so many layers are not a part of a model."""
+    if count >= len(layers):
+        raise ConfigError(
+            f"{key} is {count}, and {type(model).__name__} has {len(layers)} layers: it must be "
+            "less, so that some stay with the client and some travel"
+        )
 
 
 def layers_of(model: nn.Module) -> list[list[str]]:

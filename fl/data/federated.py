@@ -182,10 +182,17 @@ class Source:
 
 
 class Split(NamedTuple):
-    """What a partition rule returns: rows of `train`, and of `test` if clients have their own."""
+    """What a partition rule returns.
+
+    Attributes:
+        train: rows of `train`, for each client to train on.
+        test: held-out rows of each client, of `test`; None if they have none.
+        test_in_train: whether those are rows of `train`, kept from training.
+    """
 
     train: Partitions
     test: Partitions | None = None
+    test_in_train: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +211,8 @@ class FederatedData:
         input_shape: shape of one input, for example (1, 28, 28), or (T,) for text.
         task: as of `Source`.
         scaling: how stored inputs become float32; None if they are used as they are.
-        test_partitions: rows of `test` of each partition, where the source has them.
+        test_partitions: held-out rows of each partition, of `test`; None if there are none.
+        test_in_train: whether those are rows of `train`, in nobody's partition.
     """
 
     name: str
@@ -216,6 +224,7 @@ class FederatedData:
     task: Task = "classification"
     scaling: Scaling | None = None
     test_partitions: Partitions | None = None
+    test_in_train: bool = False
 
     @property
     def num_partitions(self) -> int:
@@ -244,9 +253,11 @@ class FederatedData:
         if self.test_partitions is None:
             raise ConfigError(
                 f"data {self.name!r} has no held-out examples per client with this partition: "
-                "evaluate on test_set(), or use a source with natural clients and partition=natural"
+                "evaluate on test_set(), set partition.held_out, or use a source with natural "
+                "clients and partition=natural"
             )
-        return self.tensors(self.test, self.test_partitions[p])
+        rows = self.test_partitions[p]
+        return self.tensors(self.train if self.test_in_train else self.test, rows)
 
     def test_set(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the pooled held-out examples, in the form of `client`."""
@@ -305,4 +316,5 @@ def federate(source: Callable[[], Source], partition: Callable[[Source], Split])
         task=loaded.task,
         scaling=loaded.scaling,
         test_partitions=split.test,
+        test_in_train=split.test_in_train,
     )

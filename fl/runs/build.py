@@ -42,8 +42,10 @@ from fl.runs.configuration import Given, Problems, blaming, make, referable
 from fl.runs.experiment import Experiment, ForeignApp, Learning, app_of
 from fl.runs.journal import RunStart
 from fl.runs.loading import load
+from fl.runs.personal import check_personal, personal_metrics
 from fl.runs.settings import (
     not_whole,
+    personal_of,
     recovery_of,
     target_of,
     train_config_of,
@@ -267,9 +269,14 @@ def _joined(
         fleet=parts["fleet"],
         executor=parts["executor"],
         tasks=tasks,
-        ignored={**_ignored(strategy, learning, told), **_ignored_average(config)},
+        ignored={
+            **_ignored(strategy, learning, told, asked=config.personal.every is not None),
+            **_ignored_average(config),
+            **_ignored_personal(config),
+        },
     )
     _check_target(config, experiment, parts["strategy"])
+    check_personal(personal_of(config), experiment, config.get("client", {}).get("evaluate_on"))
     return experiment
 
 
@@ -477,9 +484,16 @@ def _no_average(config: DictConfig, strategy: Driver) -> Iterator[str]:
 
 
 def _ignored(
-    strategy: Driver, learning: Mapping[str, Learning], told: ConfigRecord
+    strategy: Driver, learning: Mapping[str, Learning], told: ConfigRecord, *, asked: bool
 ) -> dict[str, str]:
-    """Returns keys that have no effect beside the other parts, to what counts instead."""
+    """Returns keys that have no effect beside the other parts, to what counts instead.
+
+    Args:
+        strategy: the server's.
+        learning: what is learnt, by task.
+        told: what the user has every message say.
+        asked: whether clients evaluate, whatever the strategy does.
+    """
     ignored = {f"strategy.{name}": why for name, why in strategy.unread.items()}
     for key in told:
         if not any(learnt.app.reads(key) for learnt in learning.values()):
@@ -487,12 +501,27 @@ def _ignored(
     for task, learnt in learning.items():
         place = f"tasks.{task}.client" if task else "client"
         for name, why in unread_of_clients(strategy, learnt.app, told).items():
-            ignored[f"{place}.{name}"] = why
+            if not (asked and name == "evaluate_on"):
+                ignored[f"{place}.{name}"] = why
     return ignored
 
 
 def _ignored_average(config: DictConfig) -> dict[str, str]:
     return {} if config.lawa.k is not None else {"lawa.every": "only lawa.k reads it"}
+
+
+def _ignored_personal(config: DictConfig) -> dict[str, str]:
+    """Returns the keys of `personal` that others make ineffective."""
+    given, ignored = config.personal, {}
+    tuning = ("steps", "epochs", "lr", "lam")
+    if given.every is None:
+        names = ("clients", "local", "rows", *(f"fine_tune.{name}" for name in tuning))
+        return {f"personal.{name}": "only personal.every reads it" for name in names}
+    if not (given.fine_tune.steps or given.fine_tune.epochs):
+        for name in ("lr", "lam"):
+            why = "only personal.fine_tune.steps or epochs reads it"
+            ignored[f"personal.fine_tune.{name}"] = why
+    return ignored
 
 
 def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy) -> None:
@@ -518,6 +547,8 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
     if experiment.strategy.traits.meets == "peers":
         game = experiment.data.task == "game"
         names += [name for name in NODE_METRICS if not (game and "accuracy" in name)]
+    if config.personal.every is not None:
+        names += personal_metrics(personal_of(config), keeps=experiment.app.home.keeps)
     if config.lawa.k is not None:
         names += [f"latest_{name}" for name in names]
     names = list(dict.fromkeys(names))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 
@@ -29,11 +30,12 @@ def train_centrally(experiment: Learning, epochs: int, seed: int) -> Mapping[str
         epochs: passes over the pooled training examples.
         seed: of the order of the examples.
     """
-    pooled = replace(
-        experiment.data,
-        partitions=Partitions.contiguous([len(experiment.data.train)]),
-        test_partitions=None,
-    )
+    data = experiment.data
+    everything = Partitions.contiguous([len(data.train)])
+    if data.test_in_train and data.test_partitions is not None:
+        held_out = data.test_partitions.indices
+        everything = Partitions.from_arrays([np.setdiff1d(everything.indices, held_out)])
+    pooled = replace(data, partitions=everything, test_partitions=None, test_in_train=False)
     app = TrainingApp(
         experiment.model,
         pooled,

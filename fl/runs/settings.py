@@ -13,6 +13,7 @@ from fl.errors import ConfigError
 from fl.reports import Target
 from fl.runs.configuration import blaming, make
 from fl.runs.journal import Recovery, RunStart
+from fl.runs.personal import FineTuning, Personal
 
 
 def target_of(config: DictConfig) -> Target | None:
@@ -33,6 +34,22 @@ def train_config_of(config: DictConfig) -> ConfigRecord:
             f"train_config is {values}; every value must be a number, text, or a list of one of "
             "these, as Flower sends no other"
         ) from error
+
+
+def personal_of(config: DictConfig) -> Personal:
+    """Returns which clients' models are evaluated, and when.
+
+    Raises:
+        ConfigError: a value is out of range, or keys are missing.
+    """
+    given: Any = OmegaConf.to_container(config.personal, resolve=True)
+    with blaming(config, "personal"):
+        try:
+            return Personal(**{**given, "fine_tune": FineTuning(**given["fine_tune"])})
+        except (TypeError, KeyError) as error:
+            raise ConfigError(
+                "it must have its keys: personal.every=null evaluates nothing"
+            ) from error
 
 
 def recovery_of(config: DictConfig, start: RunStart) -> Recovery:
@@ -61,6 +78,10 @@ def wrong_numbers(config: DictConfig) -> Iterator[str]:
         given = ("every",) if config.lawa.k is None else ("k", "every")
         for problem in not_whole(config.lawa, **dict.fromkeys(given, 1)):
             yield f"lawa.{problem}"
+    try:
+        personal_of(config)
+    except ConfigError as error:
+        yield str(error)
     timeout = config.round_timeout_s
     if not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
         yield f"round_timeout_s is {timeout}; it must be a positive, finite number of seconds"

@@ -52,6 +52,7 @@ OF_OURS = (
     "lawa",
     "num_byzantine",
     "num_rounds",
+    "personal",
     "round_timeout_s",
     "strategy",
     "tasks",

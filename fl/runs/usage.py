@@ -33,6 +33,7 @@ GROUPS = {
     "compressor": "how what is sent is made small",
     "feedback": "what becomes of what was not sent",
     "length": "how many rounds, of what size",
+    "goal": "what is measured and aimed at",
     "executor": "where clients run",
     "checkpoint": "what a killed run goes on from",
     "experiment": "papers' settings, +experiment=...",

@@ -231,6 +231,11 @@ class VmapBatch:
         """Number of examples."""
         return self._examples
 
+    @property
+    def own(self) -> VmapBatch:
+        """The batch itself: a model that trains so has no statistics, and draws nothing."""
+        return self
+
     def loss(self, w: Tensor) -> Tensor:
         """Returns the loss at `w`."""
         # A layout without other entries than trained parameters: nothing tied to look for.

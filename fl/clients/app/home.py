@@ -39,7 +39,7 @@ class Home:
         local: which of the numbers that a client trains stay with it, shape (p,); None if none do.
 
     Raises:
-        ConfigError: nothing is left to train, or to send.
+        ConfigError: there is nothing to train, or to send.
     """
 
     def __init__(self, model: nn.Module, local_layers: LocalLayers | None = None) -> None:
@@ -55,14 +55,14 @@ class Home:
         self.kept = Part(self.whole, named)
         self.sent = Part(self.whole, self.whole.names - named)
         self.absent = model.state_dict().keys() - self.sent.layout.names
+        if not self.sent.layout.num_trainable:
+            raise ConfigError(
+                "local_layers are all that the model trains, so that nothing would be sent: leave "
+                "some to the server, or use strategy=local"
+            )
         self.local: Tensor | None = None
         if self.kept.layout.num_trainable:
             self.local = self.kept.mask()
-        if not self.sent.layout.num_trainable:
-            raise ConfigError(
-                "local_layers are all that the model trains, so that nothing is sent: leave some "
-                "to the server"
-            )
         state = model.state_dict()
         own = {e.name: state[e.name].detach().clone() for e in self.kept.layout.entries}
         self._first = self.kept.layout.flatten(own)

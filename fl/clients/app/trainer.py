@@ -73,12 +73,17 @@ class Trainer:
         self._choice: Batching | None = None
         self.not_batchable = self._why_not_batchable(has_mods)
 
-    def alone(self, training: Training) -> Trained:
-        """Returns what came of one training, of at least one step, done by itself."""
+    def alone(self, training: Training, rule: Rule | None = None) -> Trained:
+        """Returns what came of one training, of at least one step, done by itself.
+
+        Args:
+            training: what to do.
+            rule: what a step does; None is the clients' own rule.
+        """
         return train_alone(
             self._model,
             self._layout,
-            self._rule,
+            self._rule if rule is None else rule,
             self._pool,
             training,
             shuffle=self._shuffle,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -11,12 +12,12 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
-from torch import nn
+from torch import Tensor, nn
 
 from fl.checks import read_if
 from fl.clients.alternating import Alternating
 from fl.clients.app.batching import Batching, Mode, check_mode
-from fl.clients.app.downlink import Downlink
+from fl.clients.app.downlink import Downlink, is_compressed
 from fl.clients.app.home import Home
 from fl.clients.app.inbox import (
     NOTHING,
@@ -31,6 +32,7 @@ from fl.clients.app.inbox import (
 )
 from fl.clients.app.island import Island
 from fl.clients.app.outbox import Outbox, metrics_reply
+from fl.clients.app.personal import predicts_with
 from fl.clients.app.planner import Planner
 from fl.clients.app.replica import Replica
 from fl.clients.app.trainer import Trainer
@@ -43,7 +45,7 @@ from fl.clients.rule import Rule
 from fl.data import FederatedData
 from fl.errors import ConfigError
 from fl.execution.contract import Payload, PlannedApp, Request, Result, RunInfo, Workload
-from fl.flower.carried import carried_tensors
+from fl.flower.carried import carried_arrays, carried_tensors
 from fl.flower.content import content_of
 from fl.flower.messages import with_content
 from fl.models import copy_of, drop_weights, evaluate
@@ -74,10 +76,14 @@ class TrainingApp(ClientApp, PlannedApp):
       `node_config["partition-id"]`. The reply has the model in "arrays", in "metrics"
       "num-examples" (size of the partition), "train-loss" (mean over the steps) and "steps", and a
       record for each vector the rule uploads beside the model.
-    - `evaluate`: replies with "num-examples", "loss" and "accuracy" of the received model on the
-      client's own held-out examples, or on its training examples. The message's configuration may
-      say on which, "evaluate-on" being "test" or "train", and on how many of them, drawn uniformly:
-      "evaluate-examples".
+    - `evaluate`: replies with "num-examples", "loss" and "accuracy" of a model on the client's own
+      held-out examples, or on its training examples. The message's configuration may say on which,
+      "evaluate-on" being "test" or "train", and on how many of them, drawn uniformly:
+      "evaluate-examples". It may also say which model, "evaluate-model" being "global", the
+      received one, "local", what training it makes of that, or "personal", what the client would
+      predict with (`Rule.personal`), fine-tuned first if the message says so (`read_fine_tuning`).
+      The client keeps nothing of that. A model that comes as it is is taken so, whatever the
+      downlink.
     - `query`: replies with "num-examples" and "num-partitions".
 
     A message's configuration (content["config"]) may set, for its task, "lr", "proximal-mu" (if the
@@ -495,11 +501,9 @@ class TrainingApp(ClientApp, PlannedApp):
         Raises:
             ConfigError: a value makes no sense.
         """
-        row, others = self.home.completed(instructions.row, instructions.carried, state)
+        task = self._task(instructions, message_id, partition, seed, state)
         deadline, elapsed = instructions.limits
-        rows = self.data.partitions[partition % self.data.num_partitions]
-        batch_size = self._planner.batch_size(instructions.batch_size)
-        steps = self._planner.steps(instructions.amount, len(rows), batch_size)
+        steps = self._planner.steps(instructions.amount, task.examples, task.batch_size)
         if elapsed is not None:
             deadline = elapsed
             steps = steps if elapsed > 0 else 0
@@ -507,24 +511,42 @@ class TrainingApp(ClientApp, PlannedApp):
         if fitting is not None:
             deadline = None
             steps = min(steps, fitting)
+        return replace(
+            task,
+            server=instructions.server,
+            scalars=instructions.scalars,
+            steps=steps,
+            deadline_s=deadline,
+        )
+
+    def _task(
+        self,
+        instructions: Instructions,
+        message_id: str,
+        partition: int,
+        seed: object,
+        state: RecordDict | None,
+    ) -> Training:
+        """Returns a client's task without steps; arguments as of `_training`."""
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ConfigError(
                 f"run_config[{SEED_KEY!r}] is {seed!r}; it must be a whole number: on a "
                 f"deployment, set {SEED_KEY} under [tool.flwr.app.config] in pyproject.toml"
             )
+        row, others = self.home.completed(instructions.row, instructions.carried, state)
         return Training(
             seed=seed,
             client=partition,
             message_id=message_id,
-            rows=rows,
+            rows=self.data.partitions[partition % self.data.num_partitions],
             row=row,
             carried=others,
-            server=instructions.server,
+            server={},
             memory=read_memory(state),
-            scalars=instructions.scalars,
-            steps=steps,
-            batch_size=batch_size,
-            deadline_s=deadline,
+            scalars={},
+            steps=0,
+            batch_size=self._planner.batch_size(instructions.batch_size),
+            deadline_s=None,
         )
 
     def _done(
@@ -553,14 +575,16 @@ class TrainingApp(ClientApp, PlannedApp):
     # ---- other messages --------------------------------------------------------------------------
 
     def _evaluate(self, message: Message, context: Context) -> Message:
-        instructions = self.read(self._opened(message, context).content)
+        if self.downlink is not None and is_compressed(message.content):
+            message = self._opened(message, context)
+        instructions = self.read(message.content)
         partition = read_partition(context) % self.data.num_partitions
-        row, others = self.home.completed(instructions.row, instructions.carried, context.state)
         held_out, count = self._planner.evaluated_on(instructions.config, partition)
         loss = accuracy = 0.0
         if count:
-            entries = moved(carried_tensors(others), self.device)
-            self.home.whole.load(self._evaluated, as_tensor(row).to(self.device), entries)
+            row, entries = self._asked_for(instructions, message.metadata.message_id, context)
+            entries = moved(entries, self.device)
+            self.home.whole.load(self._evaluated, row.to(self.device), entries)
             x, y = (self.data.client_test if held_out else self.data.client)(partition)
             if count < len(y):
                 key = ("evaluated examples", partition, message.metadata.message_id)
@@ -575,6 +599,44 @@ class TrainingApp(ClientApp, PlannedApp):
             "accuracy": accuracy,
         }
         return metrics_reply(message, metrics)
+
+    def _asked_for(
+        self, instructions: Instructions, message_id: str, context: Context
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the model that a message wants evaluated: its row, and the entries outside it."""
+        which = instructions.evaluated
+        if which == "global":
+            whole, others = self.home.completed(
+                instructions.row, instructions.carried, context.state
+            )
+            return as_tensor(whole), carried_tensors(others)
+        partition, seed = read_partition(context), context.run_config.get(SEED_KEY)
+        if which == "local":
+            task = self._training(instructions, message_id, partition, seed, context.state)
+            return self._after(task, self.rule)
+        task = self._task(instructions, message_id, partition, seed, context.state)
+        model = predicts_with(self.home, self.rule, task)
+        for i, adaptation in enumerate(instructions.adaptations):
+            row, entries = model
+            task = replace(
+                task,
+                message_id=f"{message_id}/{i}",
+                row=row.numpy(),
+                carried=carried_arrays(entries),
+                memory=None,
+                scalars=adaptation.rule.scalars({}),
+                steps=self._planner.adapting_steps(adaptation, task.examples, task.batch_size),
+            )
+            model = self._after(task, adaptation.rule)
+        return model
+
+    def _after(self, task: Training, rule: Rule) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns what a rule makes of a model; the model itself if it sends none, or no step."""
+        if task.steps:
+            trained = self._trainer.alone(task, rule)
+            if trained.rows.shape[1]:
+                return trained.rows[0], carried_tensors(trained.carried)
+        return as_tensor(task.row), carried_tensors(task.carried)
 
     def _query(self, message: Message, context: Context) -> Message:
         count = self.data.size(read_partition(context) % self.data.num_partitions)

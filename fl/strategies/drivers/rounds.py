@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
@@ -26,6 +26,7 @@ from fl.aggregation import (
     weight_of,
 )
 from fl.checks import at_least, positive, read_if
+from fl.clients.app.inbox import EVALUATED, EVALUATED_KEY
 from fl.clients.local_optimizer import LR_FACTOR_KEY
 from fl.errors import ConfigError, NoStep
 from fl.randomness import generator
@@ -56,6 +57,7 @@ _FOLDED = np.empty(0, np.float32)  # in place of a model that has been added up
 @read_if(
     lambda a: a["fraction_evaluate"] > 0,
     "min_evaluate_nodes",
+    "evaluate_model",
     only="clients evaluate only with {at}fraction_evaluate above 0",
 )
 @read_if(
@@ -107,6 +109,8 @@ class Rounds(Aggregating):
         fraction_evaluate: share of the available clients that evaluate the model on their own
             examples after a round.
         min_evaluate_nodes: but at least so many, if the share is above 0.
+        evaluate_model: which model they evaluate: the "global" one, what they would predict with,
+            "personal", or what "local" training makes of the global one.
         weighted_by_key: metric that weights the average.
         root_examples: how many examples the server holds itself, for an F that wants its update.
         eta_schedule: factor on the rule's `eta` by the round, from 0, such as `fl.clients.Warmup`,
@@ -143,6 +147,7 @@ class Rounds(Aggregating):
         abort: bool = True,
         fraction_evaluate: float = 0.0,
         min_evaluate_nodes: int = 2,
+        evaluate_model: Literal["global", "personal", "local"] = "global",
         weighted_by_key: str = "num-examples",
         root_examples: int = 100,
         eta_schedule: Rate | None = None,
@@ -166,6 +171,10 @@ class Rounds(Aggregating):
                 raise ConfigError(f"{name} is {share!r}; it must be a number in [0, 1]")
         at_least("min_train_nodes", min_train_nodes, 0)
         at_least("min_evaluate_nodes", min_evaluate_nodes, 0)
+        if evaluate_model not in EVALUATED:
+            raise ConfigError(
+                f"evaluate_model is {evaluate_model!r}; it must be one of {', '.join(EVALUATED)}"
+            )
         positive("over_selection", over_selection)
         if over_selection < 1:
             raise ConfigError(f"over_selection is {over_selection}; it must be at least 1")
@@ -196,6 +205,7 @@ class Rounds(Aggregating):
         self.abort = abort
         self.fraction_evaluate = fraction_evaluate
         self.min_evaluate_nodes = min_evaluate_nodes
+        self.evaluate_model = evaluate_model
         self.weighted_by_key = weighted_by_key
         if noise_scale is not None and rule.num_models > 1:
             raise ConfigError(
@@ -729,6 +739,8 @@ class Rounds(Aggregating):
         count = max(int(self.fraction_evaluate * len(nodes)), self.min_evaluate_nodes)
         chosen = server.sample(nodes, min(count, len(nodes)))
         config = ConfigRecord({"server-round": server.version})
+        if self.evaluate_model != EVALUATED[0]:
+            config[EVALUATED_KEY] = self.evaluate_model
         content = RecordDict(
             {self.arrayrecord_key: server.model.record(), self.configrecord_key: config}
         )
