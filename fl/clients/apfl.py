@@ -7,8 +7,8 @@ Algorithm 1; authors' code MLOPTPSU/FedTorch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,10 +52,9 @@ class APFL(Correction):
         ConfigError: a hyperparameter is out of range.
     """
 
-    clip_first: ClassVar[bool] = True  # the gradient stays as it is
-
     alpha: float = 0.5
     alpha_lr: float = 0.0
+    clip_first: bool = field(default=True, init=False)  # the gradient stays as it is
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -82,11 +81,11 @@ class APFL(Correction):
 
     def first_memory(self, w: Tensor) -> dict[str, Tensor]:
         """Returns v_i = w, and alpha_i."""
-        return {"v": w, "alpha": w.new_full((), self.alpha)}
+        return {"own": w, "alpha": w.new_full((), self.alpha)}
 
     def init(self, received: Received, is_plain: bool) -> State:
         """Returns v_i and alpha_i as the last task left them."""
-        return Mixture(received.memory["v"], received.memory["alpha"])
+        return Mixture(received.memory["own"], received.memory["alpha"])
 
     def first(self, g: Tensor, w: Tensor, state: State, received: Received, batch: Batch) -> State:
         """Returns v_i, and alpha_i after its step."""
@@ -105,11 +104,11 @@ class APFL(Correction):
 
     def finish(self, w: Tensor, state: State, received: Received) -> Finished:
         """Returns the model, and v_i and alpha_i for the next task."""
-        return Finished(w, {}, {"v": state.v, "alpha": state.alpha})
+        return Finished(w, {}, {"own": state.v, "alpha": state.alpha})
 
     def personal(self, received: Received) -> Tensor:
         """Returns the mixture with the received model."""
-        return mixed(Mixture(received.memory["v"], received.memory["alpha"]), received.w)
+        return mixed(Mixture(received.memory["own"], received.memory["alpha"]), received.w)
 
 
 def mixed(own: Mixture, w: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ Li, Hu, Beirami, Smith: Ditto: Fair and Robust Federated Learning Through Person
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
@@ -38,10 +38,9 @@ class Ditto(Correction):
         ConfigError: a hyperparameter is out of range.
     """
 
-    clip_first: ClassVar[bool] = True  # the gradient stays as it is
-
     lam: float = 1.0
     lr: float | None = None
+    clip_first: bool = field(default=True, init=False)  # the gradient stays as it is
 
     def __post_init__(self) -> None:
         not_negative("lam", self.lam)
@@ -64,11 +63,11 @@ class Ditto(Correction):
 
     def first_memory(self, w: Tensor) -> dict[str, Tensor]:
         """Returns v_i = w_t."""
-        return {"v": w}
+        return {"own": w}
 
     def init(self, received: Received, is_plain: bool) -> State:
         """Returns v_i as the last task left it."""
-        return received.memory["v"]
+        return received.memory["own"]
 
     def correct(
         self, g: Tensor, w: Tensor, state: State, received: Received, batch: Batch, lr: Scalar
@@ -81,8 +80,8 @@ class Ditto(Correction):
 
     def finish(self, w: Tensor, state: State, received: Received) -> Finished:
         """Returns the model, and v_i for the next task."""
-        return Finished(w, {}, {"v": state})
+        return Finished(w, {}, {"own": state})
 
     def personal(self, received: Received) -> Tensor:
         """Returns v_i."""
-        return received.memory["v"]
+        return received.memory["own"]

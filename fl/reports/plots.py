@@ -150,7 +150,7 @@ def personal(rows: Sequence[ClientRow], path: Path | None = None) -> Figure:
         rows: of an evaluation, at least one.
         path: PNG to write, replaced as a whole.
     """
-    edges = np.linspace(0.0, 1.0, _ACCURACY_BINS + 1)
+    edges = np.linspace(0.0, 1.0, _ACCURACY_BINS + 1).tolist()
     with _figure(6.5, 3.9, path) as figure:
         axes: Axes = figure.subplots()
         for k, name in enumerate(rows[0].models):

@@ -56,8 +56,8 @@ class FineTuning:
                 at_least(f"fine_tune.{name}", count, 0)
         if self.steps is not None and self.epochs is not None:
             raise ConfigError(
-                f"fine_tune.steps is {self.steps} and fine_tune.epochs is {self.epochs}; set one "
-                "of them"
+                f"fine_tune.steps is {self.steps}, beside {self.epochs} epochs; set one of them, "
+                "and the other to null"
             )
         if self.lr is not None:
             positive("fine_tune.lr", self.lr)
@@ -275,7 +275,7 @@ class PersonalEvaluation:
         models: Mapping[int, ArrayRecord],
         which: str,
         told: Mapping[str, Any],
-    ) -> dict[int, dict[str, float]]:
+    ) -> dict[int, dict[str, Any]]:
         """Returns what clients report of a model of each."""
         says = ConfigRecord({**told, "server-round": server_round, EVALUATED_KEY: which})
         contents: dict[int, RecordDict] = {}  # by the model's identity
@@ -285,7 +285,8 @@ class PersonalEvaluation:
                 contents[id(model)] = RecordDict({ARRAYS_KEY: model, CONFIG_KEY: says})
             messages[client] = contents[id(model)]
         answers = self._aside(messages, server_round)
-        return {
-            client: dict(answer.metric_records[METRICS_KEY].items())
-            for client, answer in answers.items()
-        }
+        found: dict[int, dict[str, Any]] = {}
+        for client, answer in answers.items():
+            metrics: Any = answer.metric_records[METRICS_KEY]
+            found[client] = dict(metrics.items())
+        return found

@@ -36,7 +36,7 @@ class AutogradBatch:
             kept up to date.
         x: inputs, shape (b, ...).
         y: targets, shape (b,) or (b, T).
-        apart: what a model that the client keeps has of its own.
+        apart: what a model that the client keeps has of its own; None if there is none.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class AutogradBatch:
         buffers: dict[str, Tensor],
         x: Tensor,
         y: Tensor,
-        apart: Apart,
+        apart: Apart | None = None,
     ) -> None:
         self._model = model
         self._layout = layout
@@ -63,6 +63,8 @@ class AutogradBatch:
     @property
     def own(self) -> AutogradBatch:
         """The same examples, with the statistics and the draws of the client's own model."""
+        if self._apart is None:
+            return self
         return _OwnBatch(
             self._model, self._layout, self._apart.buffers, self._x, self._y, self._apart
         )
@@ -119,6 +121,8 @@ class AutogradBatch:
 
 class _OwnBatch(AutogradBatch):
     """What is drawn in its passes, and moved by them, is the client's own model's."""
+
+    _apart: Apart
 
     def _mean_loss(self, w: Tensor, buffers: dict[str, Tensor] | None = None) -> Tensor:
         with self._apart.drawing():

@@ -29,15 +29,15 @@ class Apart:
 
     def __init__(self, buffers: dict[str, Tensor], seed: int, client: int, message_id: str) -> None:
         self.buffers = buffers
-        self._key = (seed, "dropout", "own", client, message_id)
+        self._seed = seed
+        self._key = ("dropout", "own", client, message_id)
         self._passes = 0
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
         """Seeds the global generators for one pass, and puts them back after it."""
-        seed, *key = self._key
         self._passes += 1
-        with global_generators(seed, *key, self._passes):
+        with global_generators(self._seed, *self._key, self._passes):
             yield
 
 
