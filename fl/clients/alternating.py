@@ -138,6 +138,10 @@ class _PartialBatch:
     def examples(self) -> Scalar:
         return self.whole.examples
 
+    @property
+    def own(self) -> Batch:
+        return _PartialBatch(self.whole.own, self.moving)
+
     def grad(self, w: Tensor) -> tuple[Tensor, Tensor]:
         g, loss = self.whole.grad(w)
         return torch.where(self.moving, g, 0.0), loss
