@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -108,6 +110,8 @@ class Adapter(ABC):
             s = 1.
         layers: names of modules, in which * stands for any text: all linear layers that one fits.
         trained: names of parameters that are trained as they are, such as a new head.
+        base: safetensors file with the state dict of the model before it is adapted, as a run
+            leaves one; None takes fresh values. Every client reads it where it is made.
 
     Raises:
         ConfigError: a value is out of range.
@@ -117,6 +121,7 @@ class Adapter(ABC):
     alpha: float | None = None
     layers: Sequence[str] = ("*",)
     trained: Sequence[str] = ()
+    base: str | None = None
 
     def __post_init__(self) -> None:
         at_least("rank", self.rank, 1)
@@ -136,8 +141,11 @@ class Adapter(ABC):
             model: is changed.
 
         Raises:
-            ConfigError: a name fits nothing, or r is more than a layer has inputs.
+            ConfigError: a name fits nothing, r is more than a layer has inputs, or the base cannot
+                be read or is of another model.
         """
+        if self.base is not None:
+            _load(model, self.base)
         linear = {n: m for n, m in model.named_modules() if type(m) is nn.Linear}
         chosen = fitting("layers", self.layers, [name for name in linear if name])
         kept = [name for name, _ in model.named_parameters(remove_duplicate=False)]
@@ -197,6 +205,20 @@ class PaCA(Adapter):
     def adapted(self, layer: nn.Linear, scale: float) -> nn.Module:
         """Returns a layer of which some columns are trained."""
         return PartialColumns(layer, self.rank, scale)
+
+
+def _load(model: nn.Module, path: str) -> None:
+    """Gives a model the values of a file; raises a ConfigError if it cannot."""
+    try:
+        model.load_state_dict(load_file(path))
+    except FileNotFoundError as error:
+        raise ConfigError(f"base is {path!r}, and there is no such file") from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        why = " ".join(str(error).split())
+        raise ConfigError(
+            f"base is {path!r}, which is no file of this model ({why:.300}): choose the model, "
+            "with its sizes, that it was written by"
+        ) from error
 
 
 def merged(model: nn.Module) -> nn.Module:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from fl.errors import ConfigError
@@ -199,6 +201,7 @@ def test_a_tied_weight_stays_tied_and_its_other_use_does_not_see_the_adapter():
         (lambda: LoRA(layers="asked"), "layers is 'asked'"),
         (lambda: LoRA(layers=["head"])(MLP((6,), 3)), "layers has 'head'"),
         (lambda: PaCA(trained=["head"])(MLP((6,), 3)), "trained has 'head'"),
+        (lambda: LoRA(base="none.safetensors")(MLP((6,), 3)), "base is 'none.safetensors'"),
         (lambda: PaCA(7)(MLP((6,), 3)), "rank is 7, and layer 'layers.0' has 6 inputs"),
     ],
 )
@@ -222,3 +225,14 @@ def test_ffa_moves_weights_within_the_row_space_of_A_only():
 def test_a_partial_layer_takes_inputs_of_any_leading_shape():
     layer = PartialColumns(nn.Linear(N, M), 2, 1.0)
     assert layer(torch.zeros(3, 2, N)).shape == (3, 2, M)
+
+
+def test_a_base_is_read_from_a_file_and_one_of_another_model_is_refused(tmp_path):
+    trained_before, path = MLP((6,), 3, hidden=(5,)), str(tmp_path / "model.safetensors")
+    save_file(trained_before.state_dict(), path)
+    x = torch.randn(4, 6)
+    adapted = build(partial(MLP, hidden=(5,)), (6,), 3, 0, LoRA(3, base=path))
+    torch.testing.assert_close(adapted(x), trained_before(x), rtol=0, atol=0)
+    with pytest.raises(ConfigError) as refused:
+        build(partial(MLP, hidden=(4,)), (6,), 3, 0, LoRA(3, base=path))
+    assert str(refused.value).startswith(f"base is {path!r}")
