@@ -48,7 +48,7 @@ class Home:
             raise ConfigError(
                 "the model has nothing to train: it has no parameters, or all are frozen or empty"
             )
-        named = set() if local_layers is None else {*local_layers.names(model)}
+        named = _names(local_layers, model)
         # A tensor stays where one of its names does.
         named |= {e.tied_to for e in self.whole.tied if e.name in named}
         named |= {e.name for e in self.whole.tied if e.tied_to in named}
@@ -128,3 +128,13 @@ class Home:
             return None
         named = {entry.name: others[entry.name] for entry in self.kept.layout.carried}
         return to_record(self.kept.layout, own, named)
+
+
+def _names(local_layers: LocalLayers | None, model: nn.Module) -> set[str]:
+    """Returns the names of local layers; what is wrong with them is said of `local_layers`."""
+    if local_layers is None:
+        return set()
+    try:
+        return {*local_layers.names(model)}
+    except ConfigError as error:
+        raise ConfigError(f"local_layers.{error}") from error
