@@ -4,6 +4,7 @@
     tb/             TensorBoard, on virtual time
     trace.parquet   every event
     summary.json    what was run, what came out, what it cost
+    model.safetensors, model_best.safetensors, model_averaged.safetensors    as the run asked for
     timeline.json   the trace for Perfetto or chrome://tracing
     plots/*.png     metrics against time, bytes and rounds; what the clients did; what each has
     personal.csv    what each client has after every evaluation of that, if that is kept
@@ -35,10 +36,13 @@ from fl.errors import ConfigError
 from fl.reports.atomic import remove_leftovers, replacing
 from fl.reports.client_rows import ClientRow, ClientRows
 from fl.reports.history import History, Row
+from fl.reports.model_file import write_model
 from fl.reports.target import Target, best, better
 from fl.reports.tensorboard_log import TensorBoardLog, flattened
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from fl.simulation.kernel.trace import Trace
 
 log = logging.getLogger("fl")
@@ -47,6 +51,7 @@ Status = Literal["completed", "diverged", "failed", "interrupted"]
 
 _VIEWS = ("plots/metrics.png", "plots/clients.png", "plots/personal.png")
 CLIENTS = "personal.csv"
+MODELS = tuple(f"model{which}.safetensors" for which in ("", "_best", "_averaged"))
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,8 @@ class RunWriter:
             self.directory.mkdir(parents=True, exist_ok=True)
             for folder in (self.directory, self.directory / "plots"):
                 remove_leftovers(folder)
-            for name in ("summary.json", "trace.parquet", "timeline.json", CLIENTS, *_VIEWS):
+            data = ("summary.json", "trace.parquet", "timeline.json", CLIENTS)
+            for name in (*data, *MODELS, *_VIEWS):
                 (self.directory / name).unlink(missing_ok=True)
             path = self.directory / "metrics.csv"
         self._history = History(path)
@@ -183,6 +189,7 @@ class RunWriter:
         trace: Trace | None = None,
         participation: Mapping[str, Any] | None = None,
         model_sha256: str | None = None,
+        models: Mapping[str, Mapping[str, NDArray[Any]]] | None = None,
         error: BaseException | str | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
@@ -198,6 +205,7 @@ class RunWriter:
             trace: its events; without one there is no trace, timeline or client plot.
             participation: who contributed, see `fl.reports.participation`; None if nobody knows.
             model_sha256: hash of the final model.
+            models: arrays of models to keep, by name: to the file's name, one of `MODELS`.
             error: what stopped a run that is not completed; an exception is written with its
                 traceback.
             extra: more facts for the summary (executor, batching, data fingerprint, ...), plain
@@ -218,6 +226,8 @@ class RunWriter:
         self._history.complete()
         if trace is not None:
             _write_trace(self.directory / "trace.parquet", trace, summary)
+        for name, arrays in (models or {}).items():
+            write_model(self.directory / name, arrays, {"config_digest": self.digest})
         write_json(self.directory / "summary.json", summary)
         self._close_log(summary)
         if trace is not None and self._timeline:

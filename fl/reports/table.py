@@ -16,6 +16,7 @@ from fl.errors import ConfigError
 from fl.reports import units
 from fl.reports.files import printable
 from fl.reports.participation import told
+from fl.reports.run_writer import MODELS
 from fl.reports.runs import Run
 from fl.reports.target import when
 
@@ -28,8 +29,7 @@ _FILES = (
     "summary.json",
     "metrics.csv",
     "fl.log",
-    "model.npz",
-    "model_averaged.npz",
+    *MODELS,
     "trace.parquet",
     "timeline.json",
     "tb",

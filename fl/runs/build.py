@@ -47,6 +47,7 @@ from fl.runs.settings import (
     not_whole,
     personal_of,
     recovery_of,
+    saved_models,
     target_of,
     train_config_of,
     wrong_cohorts,
@@ -63,6 +64,7 @@ from fl.runs.unread import (
     unread_below,
     unread_groups,
 )
+from fl.runs.warm_start import warm_start
 from fl.selection import Selection
 from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
@@ -163,7 +165,7 @@ def build(config: DictConfig) -> Experiment:
     if wrong := [message for place in places for message in _of_another_kind(place)]:
         problems += wrong
         problems.stop()  # what is made of them would complain of the same
-    for check in (train_config_of, target_of, lambda c: recovery_of(c, RunStart())):
+    for check in (train_config_of, target_of, saved_models, lambda c: recovery_of(c, RunStart())):
         with problems.noted():
             check(config)
     parts: dict[str, Any] = {}
@@ -269,7 +271,9 @@ def _joined(
     )
     _check_target(config, experiment, parts["strategy"])
     check_personal(personal_of(config), experiment, config.get("client", {}).get("evaluate_on"))
-    return experiment
+    if config.initial_model is None:
+        return experiment
+    return replace(experiment, warm=warm_start(experiment.initial(), config.initial_model))
 
 
 def _blamed(config: DictConfig, name: str, make: Callable[..., Any]) -> Callable[..., Any]:
@@ -535,10 +539,10 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
     if experiment.strategy.traits.meets == "peers":
         game = experiment.data.task == "game"
         names += [name for name in NODE_METRICS if not (game and "accuracy" in name)]
-    if config.personal.every is not None:
-        names += personal_metrics(personal_of(config))
     if config.lawa.k is not None:
         names += [f"latest_{name}" for name in names]
+    if config.personal.every is not None:
+        names += personal_metrics(personal_of(config))
     names = list(dict.fromkeys(names))
     if target.metric not in names and not target.metric.startswith(_OF_CLIENTS):
         near = get_close_matches(target.metric, names, n=1)
@@ -557,7 +561,7 @@ def _foreign(config: DictConfig) -> ForeignApp:
     for name in ("fleet", "executor", "cost_model"):
         with problems.noted():
             parts[name] = _made(config, name)
-    for check in (target_of, lambda c: recovery_of(c, RunStart())):
+    for check in (target_of, saved_models, lambda c: recovery_of(c, RunStart())):
         with problems.noted():
             check(config)
     with problems.noted():

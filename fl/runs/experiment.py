@@ -54,6 +54,7 @@ class Experiment(Learning):
         tasks: what is learnt, by name, if it is several models at once; the data, model and app
             above are then those of the first.
         ignored: keys of parts that have no effect beside the other parts, to what counts instead.
+        warm: the model that the run begins with, if it is not a fresh one.
     """
 
     strategy: Driver = field(kw_only=True)
@@ -61,6 +62,13 @@ class Experiment(Learning):
     executor: Executor = field(kw_only=True)
     tasks: Mapping[str, Learning] = field(default_factory=dict)
     ignored: Mapping[str, str] = field(default_factory=dict)
+    warm: ArrayRecord | None = None
+
+    def initial(self) -> ArrayRecord:
+        """Returns the initial model; those of several tasks as one, see `initial_of`."""
+        if self.warm is not None:
+            return self.warm
+        return initial_of(self.tasks) if self.tasks else super().initial()
 
 
 def app_of(experiment: Experiment) -> TrainingApp | TaskApp:

@@ -24,6 +24,26 @@ def target_of(config: DictConfig) -> Target | None:
         return Target(**config.target)
 
 
+def saved_models(config: DictConfig) -> list[str]:
+    """Returns which models the run keeps as files.
+
+    Raises:
+        ConfigError: a run has no such model, or nothing says which is best.
+    """
+    which: Any = config.save_models
+    which = OmegaConf.to_container(which) if OmegaConf.is_config(which) else which
+    known = ("final", "best")
+    if not isinstance(which, list) or not all(name in known for name in which):
+        raise ConfigError(
+            f"save_models is {which!r}; it must be a list of {', '.join(known)}: [] keeps none"
+        )
+    if "best" in which and config.target is None:
+        raise ConfigError(
+            "save_models has 'best', and target is null: target.metric and target.mode say by what"
+        )
+    return which
+
+
 def train_config_of(config: DictConfig) -> ConfigRecord:
     """Returns what the user has every `train` message say."""
     values: Any = OmegaConf.to_container(config.train_config, resolve=True)

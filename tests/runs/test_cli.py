@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,6 @@ from omegaconf import DictConfig
 
 import fl
 import fl.data
-from fl.cli import main
 from fl.data import Source
 from fl.execution import cluster
 from fl.runs.groups import top_groups
@@ -40,21 +39,6 @@ QUICK = [
 SWEEP = ["-m", *QUICK, "views=false"]  # a job draws as long as it trains
 
 Call = Callable[..., None]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch) -> Iterator[Call]:
-    """Runs `fl` in this process; what it does to logging is undone."""
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # main sets it, and it would stay
-    root, flower = logging.getLogger(), logging.getLogger("flwr")
-    before = (root.handlers[:], root.level, flower.level, flower.propagate)
-
-    def run(*arguments: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["fl", *arguments])
-        main()
-
-    yield run
-    root.handlers[:], root.level, flower.level, flower.propagate = before
 
 
 @pytest.fixture
