@@ -49,9 +49,9 @@ log = logging.getLogger("fl")
 
 Status = Literal["completed", "diverged", "failed", "interrupted"]
 
-MODELS = tuple(f"model{which}.safetensors" for which in ("", "_best", "_averaged"))
-CLIENTS = "personal.csv"
 _VIEWS = ("plots/metrics.png", "plots/clients.png", "plots/personal.png")
+CLIENTS = "personal.csv"
+MODELS = tuple(f"model{which}.safetensors" for which in ("", "_best", "_averaged"))
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ class RunWriter:
             self.directory.mkdir(parents=True, exist_ok=True)
             for folder in (self.directory, self.directory / "plots"):
                 remove_leftovers(folder)
-            results = ("summary.json", "trace.parquet", "timeline.json", CLIENTS)
-            for name in (*results, *MODELS, *_VIEWS):
+            data = ("summary.json", "trace.parquet", "timeline.json", CLIENTS)
+            for name in (*data, *MODELS, *_VIEWS):
                 (self.directory / name).unlink(missing_ok=True)
             path = self.directory / "metrics.csv"
         self._history = History(path)

@@ -551,10 +551,10 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
     if experiment.strategy.traits.meets == "peers":
         game = experiment.data.task == "game"
         names += [name for name in NODE_METRICS if not (game and "accuracy" in name)]
-    if config.personal.every is not None:
-        names += personal_metrics(personal_of(config), keeps=experiment.app.home.keeps)
     if config.lawa.k is not None:
         names += [f"latest_{name}" for name in names]
+    if config.personal.every is not None:
+        names += personal_metrics(personal_of(config), keeps=experiment.app.home.keeps)
     names = list(dict.fromkeys(names))
     if target.metric not in names and not target.metric.startswith(_OF_CLIENTS):
         near = get_close_matches(target.metric, names, n=1)

@@ -25,7 +25,13 @@ from fl.runs.journal import RunStart, source_sha256
 from fl.runs.journal.command import command_of_job, foreign_parts
 from fl.runs.personal import PersonalEvaluation, with_lr_of
 from fl.runs.recorder import Recorder, arrays_sha256
-from fl.runs.settings import personal_of, recovery_of, saved_models, target_of, train_config_of
+from fl.runs.settings import (
+    personal_of,
+    recovery_of,
+    saved_models,
+    target_of,
+    train_config_of,
+)
 from fl.runs.simulator import SimulatedRun, simulate, simulate_app
 from fl.runs.sweep import side_by_side
 from fl.runs.transcript import shown_once

@@ -334,7 +334,7 @@ class _Program:
         w, extras, memory = self._finish(w, state, everyone)
         losses = total / torch.from_numpy(self.steps).to(self.device)
         return Trained(
-            rows=w.to(HOST),
+            rows=w.contiguous().to(HOST),  # if no step has moved it, it is one model for all
             carried={},
             extras=moved(extras, HOST),
             memory=moved(memory, HOST),
