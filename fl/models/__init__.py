@@ -11,6 +11,7 @@ from fl.models.evaluation import Evaluation, evaluate
 from fl.models.flops import Flops, flops_per_example, memory_bytes
 from fl.models.game import Game, QuadraticGame, RobustLeastSquares
 from fl.models.global_objective import GlobalObjective, global_objective
+from fl.models.huggingface import HuggingFace
 from fl.models.leaf_cnn import LeafCNN
 from fl.models.linear import LogisticRegression
 from fl.models.mlp import MLP
@@ -28,6 +29,7 @@ __all__ = [
     "Flops",
     "Game",
     "GlobalObjective",
+    "HuggingFace",
     "LeafCNN",
     "LoRA",
     "LogisticRegression",
