@@ -45,6 +45,10 @@ AVERAGING = [  # rounds of all clients
     "multi_momentum",
     "fedamsgrad",
     "optex",
+    "ditto",
+    "apfl",
+    "pfedme",
+    "per_fedavg",
 ]
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
 EVENTS = [
