@@ -15,6 +15,7 @@ from fl.data.partition import Split
 from fl.runs.build import build
 from fl.runs.experiment import app_of
 from fl.runs.run import serve
+from fl.selection import Choice, Selection
 
 CLIENTS, ROUNDS = 4, 3
 CONF = Path(fl.__file__).parent / "conf"
@@ -136,6 +137,13 @@ def ran_in_vain(directory, *args, **kwargs):
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["status"] == "failed"
     return summary
+
+
+class Nobody(Selection):
+    """Selects no client."""
+
+    def select(self, state, opening):
+        return Choice([]), state
 
 
 def nobody(source, num_partitions):
