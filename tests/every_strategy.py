@@ -15,6 +15,7 @@ from fl.data.partition import Split
 from fl.runs.build import build
 from fl.runs.experiment import app_of
 from fl.runs.run import serve
+from fl.selection import Choice, Selection
 
 CLIENTS, ROUNDS = 4, 3
 CONF = Path(fl.__file__).parent / "conf"
@@ -45,6 +46,10 @@ AVERAGING = [  # rounds of all clients
     "multi_momentum",
     "fedamsgrad",
     "optex",
+    "ditto",
+    "apfl",
+    "pfedme",
+    "per_fedavg",
 ]
 LOCAL = ["fedper", "fedrep", "fedbn", "lg_fedavg"]  # no server has the whole model
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
@@ -136,6 +141,13 @@ def ran_in_vain(directory, *args, **kwargs):
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["status"] == "failed"
     return summary
+
+
+class Nobody(Selection):
+    """Selects no client."""
+
+    def select(self, state, opening):
+        return Choice([]), state
 
 
 def nobody(source, num_partitions):

@@ -15,7 +15,6 @@ from fl.lazy import lazily
 
 if TYPE_CHECKING:
     from fl.clients.adamw import AdamW
-    from fl.clients.alternating import Alternating
     from fl.clients.anchor_sampling import AnchorSampling
     from fl.clients.apfl import APFL
     from fl.clients.app.batched import gains_from_batching
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from fl.clients.global_momentum import ControlledMomentum, GlobalMomentum
     from fl.clients.gradient import Gradient
     from fl.clients.hypergradient import Hypergradient
+    from fl.clients.local_first import LocalFirst
     from fl.clients.local_layers import (
         LastLayers,
         LocalLayers,
@@ -58,7 +58,6 @@ __getattr__ = lazily(
     {
         "APFL": "fl.clients.apfl",
         "AdamW": "fl.clients.adamw",
-        "Alternating": "fl.clients.alternating",
         "AnchorSampling": "fl.clients.anchor_sampling",
         "Batch": "fl.clients.rule",
         "ControlVariates": "fl.clients.scaffold",
@@ -77,6 +76,7 @@ __getattr__ = lazily(
         "Hypergradient": "fl.clients.hypergradient",
         "Island": "fl.clients.app.island",
         "LastLayers": "fl.clients.local_layers",
+        "LocalFirst": "fl.clients.local_first",
         "LocalLayers": "fl.clients.local_layers",
         "LocalOptimizer": "fl.clients.local_optimizer",
         "LowerLayers": "fl.clients.local_layers",
@@ -108,7 +108,6 @@ __getattr__ = lazily(
 __all__ = [
     "APFL",
     "AdamW",
-    "Alternating",
     "AnchorSampling",
     "Batch",
     "ControlVariates",
@@ -127,6 +126,7 @@ __all__ = [
     "Hypergradient",
     "Island",
     "LastLayers",
+    "LocalFirst",
     "LocalLayers",
     "LocalOptimizer",
     "LowerLayers",

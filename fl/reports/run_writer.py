@@ -257,6 +257,7 @@ class RunWriter:
     ) -> dict[str, Any]:
         metrics = self._history.metrics
         final = {name: row[name] for row in self.history for name in metrics if name in row}
+        rounds = {name: row["round"] for row in self.history for name in metrics if name in row}
         modes = {name: better(name, self.target) for name in metrics}
         records = {n: best(self.history, n, mode) for n, mode in modes.items() if mode is not None}
         joules = {"compute": totals.compute_j, "radio": totals.radio_j, "idle": totals.idle_j}
@@ -269,6 +270,9 @@ class RunWriter:
             "versions": versions(),
             "evaluations": len(self.history),
             "final": final,
+            "final_of_round": {  # of those that the last evaluation does not have
+                name: last for name, last in rounds.items() if name not in self.history[-1]
+            },
             "best": {name: record for name, record in records.items() if record is not None},
             "target": None if self.target is None else self.target.report(self.history),
             "totals": {

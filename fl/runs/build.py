@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import Strategy
-from hydra.utils import get_object
+from hydra._internal.utils import _locate  # what `_target_` stands for, without a line in the log
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -38,7 +38,16 @@ from fl.runs.compatibility import (
     refusals,
     unread_of_clients,
 )
-from fl.runs.configuration import Given, Problems, blaming, make, referable
+from fl.runs.configuration import (
+    OF_EVERY_RUN,
+    OF_OUR_RUNS,
+    Given,
+    Problems,
+    absent,
+    blaming,
+    make,
+    referable,
+)
 from fl.runs.experiment import Experiment, ForeignApp, Learning, app_of
 from fl.runs.journal import RunStart
 from fl.runs.loading import load
@@ -57,6 +66,7 @@ from fl.runs.settings import (
 from fl.runs.simulator import epoch_of
 from fl.runs.transcript import shown_once
 from fl.runs.unread import (
+    OF_A_TASK,
     Unread,
     canonical,
     referred_to,
@@ -158,6 +168,10 @@ def build(config: DictConfig) -> Experiment:
     """
     config = referable(config)
     problems = Problems(scalar_references(config))
+    problems += absent(config, OF_OUR_RUNS)
+    for place in _places(config).values():
+        problems += absent(place, OF_A_TASK)
+    problems.stop()
     problems += unread_groups(config)
     problems += Unread(config).of_no_task()
     problems += wrong_numbers(config)
@@ -201,6 +215,8 @@ def build(config: DictConfig) -> Experiment:
         problems += _no_average(config, strategy)
         with problems.noted(), blaming(config, "strategy"):
             strategy.check_clients(config.num_clients)
+        with problems.noted(), blaming(config, "strategy"):
+            strategy.check_rounds(config.num_rounds)
         for made in learnt.values():  # the client's rule, where it is known before the client
             given = getattr(made.make_app, "keywords", {})
             rule, correction = given.get("rule"), given.get("correction")
@@ -422,7 +438,7 @@ def _of_another_kind(config: DictConfig) -> Iterator[str]:
         if not OmegaConf.is_dict(node) or not isinstance(target := node.get("_target_"), str):
             continue
         try:
-            found = get_object(target)
+            found = _locate(target)
         except Exception:  # told where the part is made
             continue
         if isinstance(found, type) and not issubclass(found, kind):
@@ -445,7 +461,15 @@ def _attack(config: DictConfig, attack: Attack | Poisoning | Combined | None) ->
         elif isinstance(attack, Poisoning):
             poisoning[task] = ("attack", attack)
         if task and place.get("attack") is not None:
-            own = _expected(place, "attack", make(place, "attack"), Poisoning)
+            own = make(place, "attack")
+            if isinstance(own, Attack | Combined):
+                raise ConfigError(
+                    f"tasks.{task}.attack._target_ is {place.attack._target_}, which forges what "
+                    "clients send, and they send updates of all tasks: choose it by attack=..., "
+                    f"and for the data of one task attack@tasks.{task}.attack=label_flip or "
+                    "backdoor"
+                )
+            own = _expected(place, "attack", own, Poisoning)
             poisoning[task] = (f"tasks.{task}.attack", own)
     if attack is None and not poisoning:
         if config.num_byzantine and config.get("attack") is None:
@@ -464,6 +488,12 @@ def _unreported(config: DictConfig, strategy: Driver) -> Iterator[str]:
     weight = config.strategy.get("weighted_by_key", METRICS[0])
     if weight not in METRICS and not (weight is None and strategy.traits.meets == "ring"):
         yield f"strategy.weighted_by_key is {weight!r}; {there}"
+    for name, metric in strategy.metrics.items():
+        if metric not in METRICS:
+            near = get_close_matches(metric, METRICS, n=1)
+            new = "" if name in config.strategy else "+"
+            remedy = f": set {new}strategy.{name}={near[0]}" if near else ""
+            yield f"strategy.{name} is {metric!r}; {there}{remedy}"
     for name, reader in strategy.readers.items():
         place = canonical(config, f"strategy.{name}")
         keys = OmegaConf.select(config, place) or {}
@@ -568,6 +598,8 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
 
 def _foreign(config: DictConfig) -> ForeignApp:
     problems = Problems()
+    problems += absent(config, OF_EVERY_RUN)
+    problems.stop()
     problems += not_whole(config, seed=0, num_clients=1, num_partitions=1)
     parts: dict[str, Any] = {"cost_model": None}
     for name in ("fleet", "executor", "cost_model"):

@@ -22,6 +22,7 @@ from fl.clients import (
     AnchorSampling,
     Correction,
     Gradient,
+    LocalOptimizer,
     MicroAdam,
     Rule,
     Sgd,
@@ -155,8 +156,8 @@ def _member(correction: Correction | None) -> str:
 class Refusal:
     """Choices that do not go together.
 
-    {strategy}, {uplink}, {downlink}, {attack}, {rule}, {client}, {lacking} and {forgotten} in the
-    texts stand for what is chosen, {fitting} and {home} for what could be.
+    {strategy}, {uplink}, {downlink}, {attack}, {rule}, {correction}, {client}, {lacking} and
+    {forgotten} in the texts stand for what is chosen, {fitting} and {home} for what could be.
 
     Attributes:
         what: the choices, for the page.
@@ -176,7 +177,7 @@ class Refusal:
         """Returns what a user is told."""
         kinds = {
             name: type(getattr(choice, name)).__name__
-            for name in ("uplink", "downlink", "attack", "rule")
+            for name in ("uplink", "downlink", "attack", "rule", "correction")
         }
         return f"{self.given}, but {self.why}: {self.instead}".format(
             strategy=choice.strategy.name,
@@ -190,7 +191,12 @@ class Refusal:
 
     def __str__(self) -> str:
         """Returns what the page says."""
-        why = self.why.format(strategy="the strategy", forgotten="moments", lacking="...")
+        why = self.why.format(
+            strategy="the strategy",
+            correction="the correction",
+            forgotten="moments",
+            lacking="...",
+        )
         instead = self.instead.format(
             fitting="leave client/correction as the strategy chooses it",
             home="the strategy that it is for",
@@ -279,6 +285,19 @@ REFUSALS = (
         "{client}",
         "of it and {strategy} only one knows the vector {lacking!r}",
         "{fitting}, or choose {home}",
+    ),
+    Refusal(
+        "Corrections that count on the length of steps, and optimizers that choose it themselves",
+        lambda c: (
+            c.correction is not None
+            and c.correction.counts_on_length
+            and isinstance(c.rule, LocalOptimizer)
+            and c.rule.rescales
+        ),
+        "client.rule is {rule}",
+        "its steps are as long for a small gradient as for a large one, and {correction} counts on "
+        "their length",
+        "use client=sgd, or another strategy",
     ),
     Refusal(
         "Clients that forget between tasks that are one training",

@@ -214,9 +214,8 @@ class PersonalEvaluation:
         clients = range(len(experiment.fleet))
         honest = [i for i in clients if i not in experiment.strategy.exchange.byzantine]
         data = experiment.data
-        held_out = experiment.app.evaluate_on == "test"
-        evaluated = data.test_partitions if held_out else data.partitions
-        assert evaluated is not None  # or the app would not evaluate on it
+        held_out = data.test_partitions if experiment.app.evaluate_on == "test" else None
+        evaluated = data.partitions if held_out is None else held_out
         both = np.minimum(data.partitions.sizes, evaluated.sizes)
         there = [i for i in honest if both[i % data.num_partitions]]
         self._left_out = len(honest) - len(there)

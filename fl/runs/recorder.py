@@ -106,19 +106,24 @@ class Recorder:
         self._applied = AppliedUpdates()
         self._initial: ArrayRecord | None = None
         self._limit_s: float | None = None
+        self._may_stay = ""
         self._measured: dict[str, float] = {}  # by the strategy, since the last row
         self._unchanged = 0  # rounds that left the model as it was
+        self._stayed = ""  # why the last of them did
         self._not_taken: dict[str, NotFinite] = {}  # models whose last step was not finite
         self._never_finite: frozenset[str] = frozenset()  # entries of the initial model, as masks
 
-    def expect(self, initial: ArrayRecord, limit_s: float | None = None) -> None:
+    def expect(
+        self, initial: ArrayRecord, limit_s: float | None = None, may_stay: str = ""
+    ) -> None:
         """Notes that this run is to learn something.
 
         Args:
             initial: the model that it begins with.
             limit_s: time after which it ends, s; None is no limit.
+            may_stay: see `Driver.may_stay`.
         """
-        self._initial, self._limit_s = initial, limit_s
+        self._initial, self._limit_s, self._may_stay = initial, limit_s, may_stay
 
     def attach(self, grid: SimGrid) -> None:
         """Takes time, bytes and joules from this grid from now on."""
@@ -136,6 +141,7 @@ class Recorder:
             self._not_taken.pop(model, None)
             return
         self._unchanged += 1
+        self._stayed = str(why_not)
         if isinstance(why_not, NotFinite):
             self._not_taken[model] = why_not
 
@@ -398,8 +404,11 @@ class Recorder:
             )
         elif asked:
             said = f"{updates} updates of clients came in {now:.6g} s, and the model never changed"
+            said += f"; {self._may_stay}" * bool(self._may_stay)
         else:
             said = f"no client was asked to train in {now:.6g} s"
+        if self._unchanged:
+            said += f"; {self._unchanged} rounds made no step, the last one as {self._stayed}"
         return "; ".join([f"nothing was learnt: {said}", *_reasons(source)])
 
     def diverged(self) -> str | None:

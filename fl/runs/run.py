@@ -76,7 +76,7 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
     """Runs an experiment's strategy on any grid, with its evaluations and its limit of time."""
     tasks = experiment.tasks
     initial = experiment.initial()
-    recorder.expect(initial, config.time_limit_s)
+    recorder.expect(initial, config.time_limit_s, experiment.strategy.may_stay)
     evaluation = task_evaluation if tasks else central_evaluation
     k, every = config.lawa.k, config.lawa.every
     average = None if k is None else LatestWeightAverage(k, every)
@@ -163,7 +163,8 @@ def _start(config: DictConfig) -> RunStart:
     code = {"modules": source_sha256(files)} if files else {}
     command = command_of_job()
     places = [*command.get("config_dirs", ()), *command.get("searchpath", ())]
-    return RunStart(command, code=code, foreign=[*uses.values(), *places])
+    foreign = [*uses.values(), *places]
+    return RunStart({**command, "foreign": foreign} if command else {}, code=code, foreign=foreign)
 
 
 def _run_own(config: DictConfig, experiment: Experiment, start: RunStart) -> SimulatedRun:

@@ -188,6 +188,7 @@ class RoundRule(ABC):
         folds: whether `step` uses the mean of the deltas and nothing else, so that large models
             need not be held all at once.
         everybody: whether a step takes all clients, by what the method is.
+        prepares: rounds at the beginning that leave the model as it is, whatever comes.
         num_models: models that the clients of a round are sent, in cohorts of equal size.
     """
 
@@ -197,6 +198,7 @@ class RoundRule(ABC):
     tells: ClassVar[Mapping[str, str]] = {}
     folds: ClassVar[bool] = True
     everybody: ClassVar[bool] = False
+    prepares: ClassVar[int] = 0
     num_models: int = 1
 
     @abstractmethod
@@ -224,6 +226,11 @@ class RoundRule(ABC):
         The key of a message that would replace each, to the rule's attribute with its value.
         """
         return {}
+
+    @property
+    def may_stay(self) -> str:
+        """Which rounds leave the model as it is, and the remedy, for a run that learnt nothing."""
+        return ""
 
     def models(self, state: Any) -> Sequence[Row]:
         """Returns what the cohorts of a round are sent, at most `num_models` of shape (d,)."""

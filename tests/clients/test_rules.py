@@ -13,7 +13,6 @@ from torch.func import grad, vmap
 from fl.clients import (
     APFL,
     AdamW,
-    Alternating,
     AnchorSampling,
     ControlledMomentum,
     ControlVariates,
@@ -26,6 +25,7 @@ from fl.clients import (
     GlobalMomentum,
     Gradient,
     Hypergradient,
+    LocalFirst,
     LocalOptimizer,
     MicroAdam,
     ModelContrast,
@@ -91,7 +91,7 @@ RULES |= {
     for optimizer in OPTIMIZERS
     for correction in CORRECTIONS
 }
-RULES["alternating"] = Alternating(Momentum(0.1, 0.8), share=0.5)
+RULES["local first"] = LocalFirst(Momentum(0.1, 0.8), share=0.5)
 
 
 def proximal(lr: float, momentum: float = 0.0, *, clip_norm=None, **term) -> Corrected:

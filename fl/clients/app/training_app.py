@@ -15,7 +15,6 @@ from flwr.clientapp.typing import Mod
 from torch import Tensor, nn
 
 from fl.checks import read_if
-from fl.clients.alternating import Alternating
 from fl.clients.app.batching import Batching, Mode, check_mode
 from fl.clients.app.downlink import Downlink, is_compressed
 from fl.clients.app.home import Home
@@ -39,6 +38,7 @@ from fl.clients.app.trainer import Trainer
 from fl.clients.app.training import Training, moved
 from fl.clients.app.uplink import Uplink
 from fl.clients.correction import Corrected, Correction
+from fl.clients.local_first import LocalFirst
 from fl.clients.local_layers import LocalLayers
 from fl.clients.local_optimizer import LocalOptimizer
 from fl.clients.rule import Rule
@@ -204,7 +204,7 @@ class TrainingApp(ClientApp, PlannedApp):
         self.local_layers = local_layers
         self.rule = rule if correction is None else _corrected(rule, correction)
         if local_layers is not None and local_layers.first is not None:
-            self.rule = _alternating(rule, correction, local_layers.first)
+            self.rule = _local_first(rule, correction, local_layers.first)
         self.batch_size = batch_size
         self.local_epochs = local_epochs
         self.local_steps = local_steps
@@ -662,7 +662,7 @@ def _corrected(rule: Rule, correction: Correction) -> Corrected:
     return Corrected(rule, correction)
 
 
-def _alternating(rule: Rule, correction: Correction | None, share: float) -> Alternating:
+def _local_first(rule: Rule, correction: Correction | None, share: float) -> LocalFirst:
     if not isinstance(rule, LocalOptimizer):
         raise ConfigError(
             f"local_layers.first is {share}, and rule is {type(rule).__name__}, which does not "
@@ -673,7 +673,7 @@ def _alternating(rule: Rule, correction: Correction | None, share: float) -> Alt
             f"local_layers.first is {share}, and correction is {type(correction).__name__}: what "
             "trains one part after the other is not corrected, leave one of them out"
         )
-    return Alternating(rule, share)
+    return LocalFirst(rule, share)
 
 
 def _found_device(name: str) -> torch.device:

@@ -93,6 +93,11 @@ class Driver(Strategy):
         return {}
 
     @property
+    def metrics(self) -> Mapping[str, str]:
+        """Metrics of replies that arguments of its own name, by argument."""
+        return {}
+
+    @property
     def assumes(self) -> Mapping[str, str]:
         """Keys of messages that would replace what it takes to be the clients', to its argument."""
         return {}
@@ -106,6 +111,11 @@ class Driver(Strategy):
     def unread(self) -> Mapping[str, str]:
         """Its arguments that its other parts make ineffective, to the reason."""
         return {}
+
+    @property
+    def may_stay(self) -> str:
+        """Which rounds leave its model as it is, and the remedy, for a run that learnt nothing."""
+        return ""
 
     def told(self) -> dict[str, tuple[str, Any]]:
         """Returns what it writes into the configuration of every `train` message.
@@ -122,6 +132,9 @@ class Driver(Strategy):
 
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if it can make nothing of so many clients."""
+
+    def check_rounds(self, num_rounds: int) -> None:
+        """Raises ConfigError if it can make nothing of so many rounds."""
 
     def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Any, Any]:
         """Returns the clients' ends of the links, arguments `uplink` and `downlink` of their app.

@@ -115,7 +115,8 @@ class Rounds(Aggregating):
         root_examples: how many examples the server holds itself, for an F that wants its update.
         eta_schedule: factor on the rule's `eta` by the round, from 0, such as `fl.clients.Warmup`,
             or by that and the number of clients, `fl.strategies.LinearScaling`; None is 1.
-        lr_schedule: likewise a factor on the clients' learning rate, told to them.
+        lr_schedule: likewise a factor on the clients' learning rate, told to them. With a schedule
+            the record of a run has the rate of each round, as "eta" and "lr_factor".
         noise_scale: decay of the averages by which the gradient noise scale is measured, see
             `fl.strategies.NoiseScale`; None does not measure it.
         batch_size: of the clients, for that; None is all of their examples.
@@ -252,6 +253,11 @@ class Rounds(Aggregating):
         return replace(super().traits, aggregates=True)
 
     @property
+    def may_stay(self) -> str:
+        """What the rule says."""
+        return self.rule.may_stay
+
+    @property
     def evaluates_on_clients(self) -> bool:
         """Whether clients are sent `evaluate` messages."""
         return self.fraction_evaluate > 0 or self.selection.evaluates
@@ -278,6 +284,16 @@ class Rounds(Aggregating):
         self.aggregator.check(n // models)
         self._check_count(self.cohort(num_clients))
 
+    def check_rounds(self, num_rounds: int) -> None:
+        """Raises ConfigError if none of the rounds can make a step, or one at a rate of 0."""
+        if 1 <= num_rounds <= self.rule.prepares:
+            raise ConfigError(
+                f"num_rounds={num_rounds} learns nothing: {self.name} leaves the model as it is "
+                f"before round {self.rule.prepares + 1}"
+            )
+        for name in ("eta_schedule", "lr_schedule"):
+            check_factors(name, getattr(self, name), num_rounds, 1)
+
     def replies_of(self, num_clients: int) -> int:
         """Returns N of a round that begins when so many clients are available."""
         if self.clients is not None:
@@ -297,8 +313,7 @@ class Rounds(Aggregating):
     def begin(self, server: Server) -> None:
         """Prepares for the first round."""
         super().begin(server)
-        for name, rate in (("eta_schedule", self.eta_schedule), ("lr_schedule", self.lr_schedule)):
-            check_factors(name, rate, server.num_rounds, 1)
+        self.check_rounds(server.num_rounds)
         layout, known = server.model.layout, self.exchange.layout
         moving = layout.statistics if known is None else known.moving_buffers
         self.buffers = [slice(entry.offset, entry.offset + entry.size) for entry in moving]
@@ -320,6 +335,7 @@ class Rounds(Aggregating):
         self.waits_for = 0  # replies that end the round, as fewer may be there
         self.selected = 0  # clients that were asked, in the last round
         self.round_began = math.nan  # of the open round; NaN between rounds
+        self.opens_s = math.inf  # when the next round is to open, after one of nobody
         self.folded: Fold | None = None
         self.sending: tuple[int, list[Row]] | None = None  # models of the cohorts, of which version
         self.model_of_task: dict[str, int] = {}  # by message, since the last round was opened
@@ -449,7 +465,7 @@ class Rounds(Aggregating):
         self, server: Server, choice: Choice, waits_for: int, trial: Trial | None = None
     ) -> None:
         """Begins a round with these clients, which ends with so many replies."""
-        self.model_of_task = {}
+        self.model_of_task, self.opens_s = {}, math.inf
         sent = self._train(server, choice.clients, waits_for)
         self.awaited = {task.message_id: task for task in sent}
         self.weights = None
@@ -465,8 +481,11 @@ class Rounds(Aggregating):
         elif trial is not None:
             self.close(server)
         else:
-            self.round_began = math.nan
-            server.stay(NoStep(f"{self.name} has none of the {len(choice.clients)} clients train"))
+            self.round_began, self.opens_s = math.nan, server.now + self.retry_s
+            why = f"{self.name} has none of the {len(choice.clients)} clients train"
+            if not choice.clients:
+                why = f"selection: {type(self.selection).__name__} selects nobody"
+            server.stay(NoStep(why))
 
     def receive(self, server: Server, update: Update) -> None:
         """Takes a reply, and ends the round if it was the last one needed."""
@@ -505,11 +524,11 @@ class Rounds(Aggregating):
             self.refused.append(why)
 
     def timer(self, server: Server) -> float:
-        """Returns the deadline of the round that is going on."""
+        """Returns the deadline of the round that is going on, or when the next one opens."""
+        if not self.is_open:
+            return self.opens_s
         limit_s = self.deadline_s if self.trial is None else self.trial.within_s
-        if limit_s is None or not self.is_open:
-            return math.inf
-        return self.round_began + limit_s
+        return math.inf if limit_s is None else self.round_began + limit_s
 
     def tick(self, server: Server) -> None:
         """Ends the round at its deadline, unless what came at that instant has ended it."""
@@ -575,9 +594,10 @@ class Rounds(Aggregating):
             remedy = "min_available_nodes waits until more clients are there"
             self._abandon(server, usable, NoStep(f"{few}: {error}; {remedy}"))
             return
-        t = server.version
+        if rates := self._rates(server.version):
+            server.tasks.control.measured(rates)
         if server.step(state.w, usable, of_one_version=True):
-            self.lr_factor = factor_of(self.lr_schedule, t, self.waits_for)
+            self.lr_factor = rates.get("lr_factor", 1.0)
             self.state = state._replace(w=server.w)
             self.results.update(self.latest)
 
@@ -669,16 +689,23 @@ class Rounds(Aggregating):
 
     def _stepped(self, server: Server, updates: Updates) -> HasModel:
         """Returns the rule's next state, at the rates of the round."""
-        rule, state, t = self.rule, self.state, server.version
-        if self.eta_schedule is not None:
-            factor = factor_of(self.eta_schedule, t, self.waits_for)
-            rule = replace(rule, eta=rule.eta * factor)  # type: ignore[attr-defined,type-var]
-        if self.lr_schedule is not None:
-            factor = factor_of(self.lr_schedule, t, self.waits_for)
-            if self.lr_factor is not None:
-                state = rule.at_rate(state, factor / self.lr_factor)
+        rule, state, rates = self.rule, self.state, self._rates(server.version)
+        if "eta" in rates:
+            rule = replace(rule, eta=rates["eta"])  # type: ignore[type-var]
+        if "lr_factor" in rates and self.lr_factor is not None:
+            state = rule.at_rate(state, rates["lr_factor"] / self.lr_factor)
         made: HasModel = rule.step(state, updates)
         return made
+
+    def _rates(self, t: int) -> dict[str, float]:
+        """Returns the rates of round t, from 0, that have a schedule; of clients the factor."""
+        rates = {}
+        if self.eta_schedule is not None:
+            eta: float = self.rule.eta  # type: ignore[attr-defined]
+            rates["eta"] = eta * factor_of(self.eta_schedule, t, self.waits_for)
+        if self.lr_schedule is not None:
+            rates["lr_factor"] = factor_of(self.lr_schedule, t, self.waits_for)
+        return rates
 
     def _with_buffers(self, server: Server, w: Row, updates: Updates) -> Row:
         if not self.buffers:

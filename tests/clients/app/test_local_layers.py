@@ -14,9 +14,9 @@ from torch import nn
 
 from fl.clients import (
     AdamW,
-    Alternating,
     ControlVariates,
     LastLayers,
+    LocalFirst,
     LowerLayers,
     Momentum,
     NamedLayers,
@@ -285,7 +285,7 @@ class Product:
 
 def test_the_body_meets_the_new_head():
     b, h, c, eta = 2.0, 3.0, 1.0, 0.1
-    rule = Alternating(Sgd(eta), share=0.5)
+    rule = LocalFirst(Sgd(eta), share=0.5)
     local = torch.tensor([False, True])
     received = Received(torch.tensor([b, h]), {}, {}, {"lr": eta}, 2, local)
     w, state = received.w, rule.init(received)
@@ -298,7 +298,7 @@ def test_the_body_meets_the_new_head():
 
 @pytest.mark.parametrize(("share", "still"), [(1.0, 0), (0.0, 1)])
 def test_what_has_no_step_stands_still_to_the_last_bit(share, still):
-    rule = Alternating(Sgd(0.1, momentum=0.9, weight_decay=0.1), share)
+    rule = LocalFirst(Sgd(0.1, momentum=0.9, weight_decay=0.1), share)
     received = Received(
         torch.tensor([2.0, 3.0]), {}, {}, {"lr": 0.1}, 4, torch.tensor([False, True])
     )

@@ -18,7 +18,7 @@ from fl.clients.rule import Batch, Finished, Received, Rule, Scalar, State
 
 
 @dataclass(frozen=True)
-class Alternating(Rule):
+class LocalFirst(Rule):
     """A local optimizer that moves the local layers in a task's first steps, then all others.
 
         K_h = share K of the K steps:  h <- update(h, gradient in h at (b, h))     b stands still
