@@ -170,7 +170,7 @@ def build(config: DictConfig) -> Experiment:
     problems = Problems(scalar_references(config))
     problems += absent(config, OF_OUR_RUNS)
     for place in _places(config).values():
-        problems += absent(place, OF_A_TASK)
+        problems += absent(place, [name for name in OF_A_TASK if name != "adapter"])
     problems.stop()
     problems += unread_groups(config)
     problems += Unread(config).of_no_task()
