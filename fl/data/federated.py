@@ -191,13 +191,15 @@ class Split(NamedTuple):
     """What a partition rule returns.
 
     Attributes:
-        train: rows of `train`.
-        test: rows of `test`, if clients have their own.
+        train: rows of `train`, for each client to train on.
+        test: held-out rows of each client, of `test`; None if they have none.
+        test_in_train: whether those are rows of `train`, kept from training.
         drift: what becomes of both in time; None if they stay.
     """
 
     train: Partitions
     test: Partitions | None = None
+    test_in_train: bool = False
     drift: Drift | None = None
 
 
@@ -217,7 +219,8 @@ class FederatedData:
         input_shape: shape of one input, for example (1, 28, 28), or (T,) for text.
         task: as of `Source`.
         scaling: how stored inputs become float32; None if they are used as they are.
-        test_partitions: rows of `test` of each partition, where the source has them.
+        test_partitions: held-out rows of each partition, of `test`; None if there are none.
+        test_in_train: whether those are rows of `train`, in nobody's partition.
         clusters: of each row of `train`, as of `Source`.
         test_clusters: of each row of `test`.
         drift: what becomes of the partitions in time; None if they stay as they are.
@@ -232,6 +235,7 @@ class FederatedData:
     task: Task = "classification"
     scaling: Scaling | None = None
     test_partitions: Partitions | None = None
+    test_in_train: bool = False
     clusters: IntArray | None = None
     test_clusters: IntArray | None = None
     drift: Drift | None = None
@@ -255,6 +259,19 @@ class FederatedData:
         if self.test_partitions is None or self.drift is None:
             return None if self.test_partitions is None else self.test_partitions[p]
         return self.drift.rows(p, self.test_partitions[p], len(self.test), t)
+
+    def examples_of(self, p: int, t: float, *, held_out: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns what partition `p` has at a time, in s, in the form of `client`.
+
+        Args:
+            p: the partition.
+            t: s.
+            held_out: what it does not train on, if it has such examples of its own.
+        """
+        rows = self.test_rows(p, t) if held_out else None
+        if rows is None:
+            return self.tensors(self.train, self.rows(p, t))
+        return self.tensors(self.train if self.test_in_train else self.test, rows)
 
     def mixture(self, p: int, t: float) -> NDArray[np.float64] | None:
         """Returns the shares of the clusters in partition `p` at a time, shape (K,).
@@ -289,9 +306,11 @@ class FederatedData:
         if self.test_partitions is None:
             raise ConfigError(
                 f"data {self.name!r} has no held-out examples per client with this partition: "
-                "evaluate on test_set(), or use a source with natural clients and partition=natural"
+                "evaluate on test_set(), set partition.held_out, or use a source with natural "
+                "clients and partition=natural"
             )
-        return self.tensors(self.test, self.test_partitions[p])
+        rows = self.test_partitions[p]
+        return self.tensors(self.train if self.test_in_train else self.test, rows)
 
     def test_set(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the pooled held-out examples, in the form of `client`."""
@@ -354,6 +373,7 @@ def federate(source: Callable[[], Source], partition: Callable[[Source], Split])
         task=loaded.task,
         scaling=loaded.scaling,
         test_partitions=split.test,
+        test_in_train=split.test_in_train,
         clusters=loaded.clusters,
         test_clusters=loaded.test_clusters,
         drift=split.drift,

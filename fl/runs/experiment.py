@@ -15,6 +15,7 @@ from fl.data import Examples, FederatedData
 from fl.execution import Executor
 from fl.execution.executor import load_app
 from fl.execution.virtual_time import TaskClock, answering, virtual_time
+from fl.flower.records import model_record
 from fl.randomness import torch_seed
 from fl.runs.apps import FlowerApp
 from fl.runs.transcript import shown_once
@@ -40,8 +41,8 @@ class Learning:
     backdoored: Examples | None = None
 
     def initial(self) -> ArrayRecord:
-        """Returns the initial model."""
-        return ArrayRecord(self.model().state_dict())
+        """Returns what travels of the initial model."""
+        return model_record(self.app.layout, self.model())
 
     def drawn(self, j: int) -> ArrayRecord:
         """Returns another initial model, the j-th independent draw, from 1."""

@@ -24,6 +24,7 @@ from fl.errors import NoStep, NotFinite
 from fl.flower.private import older_conversions, wrapping
 from fl.flower.records import not_finite
 from fl.reports import Progress, RunWriter, Status, Totals
+from fl.reports.client_rows import ClientRow
 from fl.reports.columns import Columns, Means, Number, Source
 from fl.runs.journal import Recovery
 from fl.simulation.grid import SimGrid
@@ -217,6 +218,16 @@ class Recorder:
     def evaluating(self, evaluate: PureEvaluateFn) -> PureEvaluateFn:
         """Returns `evaluate` with its results kept for a resumed run; see `Recovery.evaluating`."""
         return evaluate if self._recovery is None else self._recovery.evaluating(evaluate)
+
+    def remember(self, kind: str, request: list[Any], compute: Callable[[], Any]) -> Any:
+        """Returns what `compute` returns, kept for a resumed run; see `Recovery.remember`."""
+        if self._recovery is None:
+            return compute()
+        return self._recovery.remember(kind, request, compute)
+
+    def clients(self, server_round: int, rows: Sequence[ClientRow]) -> None:
+        """Keeps what clients have at a round, each with models of its own."""
+        self.writer.clients(server_round, self.totals().virtual_s, rows)
 
     def evaluation(
         self, server_round: int, metrics: Mapping[str, Any], arrays: ArrayRecord | None = None

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fl.data.drift import DRIFT_BEGINS
-from fl.errors import Diverged
+from fl.errors import ConfigError, Diverged
 from fl.flower.grid_view import Clock, GridView
 from fl.reports.table import print_results
 from fl.reports.target import final_value
@@ -25,12 +25,20 @@ from fl.runs.evaluation import EvaluationSchedule, TimeIsUp, central_evaluation,
 from fl.runs.experiment import Experiment, ForeignApp, app_of
 from fl.runs.journal import RunStart, source_sha256
 from fl.runs.journal.command import command_of_job, foreign_parts
+from fl.runs.personal import PersonalEvaluation, with_lr_of
 from fl.runs.recorder import Recorder, arrays_sha256
-from fl.runs.settings import recovery_of, saved_models, target_of, train_config_of
+from fl.runs.settings import (
+    personal_of,
+    recovery_of,
+    saved_models,
+    target_of,
+    train_config_of,
+)
 from fl.runs.simulator import SimulatedRun, epoch_of, simulate, simulate_app
 from fl.runs.sweep import side_by_side
 from fl.runs.transcript import shown_once
 from fl.runs.trust import source_files
+from fl.simulation.grid import SimGrid
 
 
 def run_experiment(config: DictConfig, **how: Any) -> float | None:
@@ -79,6 +87,7 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
     )
     k, every = config.lawa.k, config.lawa.every
     average = None if k is None else LatestWeightAverage(k, every)
+    personal = personal_of(config)
     schedule = EvaluationSchedule(
         recorder.evaluating(evaluate),
         recorder,
@@ -88,6 +97,7 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         every_s=config.evaluate_every_s,
         limit_s=config.time_limit_s,
         average=average,
+        personal=None if personal.every is None else _asking(experiment, config, grid, recorder),
     )
     try:
         result = experiment.strategy.start(
@@ -116,6 +126,27 @@ def _date(config: DictConfig, clock: Clock) -> Callable[[], float] | None:
         return None
     began = epoch_of(config.date) - DRIFT_BEGINS
     return lambda: began + clock.now()
+
+
+def _asking(
+    experiment: Experiment, config: DictConfig, grid: Grid, recorder: Recorder
+) -> PersonalEvaluation:
+    if not isinstance(grid, SimGrid):
+        raise ConfigError(
+            f"personal.every is {config.personal.every}, and clients of a deployment are asked by "
+            "messages alone: set it to null, and strategy.fraction_evaluate above 0 with "
+            "strategy.evaluate_model=personal"
+        )
+    told = {key: value for key, (_, value) in experiment.strategy.told().items()}
+    return PersonalEvaluation(
+        experiment,
+        with_lr_of(personal_of(config), experiment),
+        config.seed,
+        {**train_config_of(config), **told},
+        grid.aside,
+        recorder.remember,
+        recorder.clients,
+    )
 
 
 def facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
@@ -169,6 +200,7 @@ def _run_own(config: DictConfig, experiment: Experiment, start: RunStart) -> Sim
         num_rounds=config.num_rounds,
         extra=extra,
         recovery=recovery_of(config, start),
+        client_rows=config.personal.rows,
         **_common(config),
     )
     print_results(run.summary, run.directory, extra.get("central"))

@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from fl.strategies.optex import OptEx
     from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
     from fl.strategies.outer_rule import OuterGradients, OuterRule
+    from fl.strategies.pfedme import PFedMe
     from fl.strategies.proxskip import ProxSkip
     from fl.strategies.qfedavg import QFedAvg
     from fl.strategies.quafl import QuAFL
@@ -168,6 +169,7 @@ __getattr__ = lazily(
         "OuterRule": "fl.strategies.outer_rule",
         "OuterSgd": "fl.strategies.outer_optimizers",
         "OuterSteps": "fl.strategies.drivers.outer",
+        "PFedMe": "fl.strategies.pfedme",
         "PairRule": "fl.strategies.gossip_rule",
         "Pairs": "fl.strategies.drivers.pairs",
         "ParameterServer": "fl.strategies.drivers.parameter_server",
@@ -272,6 +274,7 @@ __all__ = [
     "OuterRule",
     "OuterSgd",
     "OuterSteps",
+    "PFedMe",
     "PairRule",
     "Pairs",
     "ParameterServer",

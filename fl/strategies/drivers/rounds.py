@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
@@ -27,6 +27,7 @@ from fl.aggregation import (
 )
 from fl.checks import at_least, positive, read_if
 from fl.clients.app.choosing import model_key
+from fl.clients.app.inbox import EVALUATED, EVALUATED_KEY
 from fl.clients.local_optimizer import LR_FACTOR_KEY
 from fl.errors import ConfigError, NoStep
 from fl.flower.records import from_record
@@ -61,6 +62,7 @@ _FOLDED = np.empty(0, np.float32)  # in place of a model that has been added up
 @read_if(
     lambda a: a["fraction_evaluate"] > 0,
     "min_evaluate_nodes",
+    "evaluate_model",
     only="clients evaluate only with {at}fraction_evaluate above 0",
 )
 @read_if(
@@ -112,6 +114,8 @@ class Rounds(Aggregating):
         fraction_evaluate: share of the available clients that evaluate the model on their own
             examples after a round.
         min_evaluate_nodes: but at least so many, if the share is above 0.
+        evaluate_model: which model they evaluate: the "global" one, what they would predict with,
+            "personal", or what "local" training makes of the global one.
         weighted_by_key: metric that weights the average.
         root_examples: how many examples the server holds itself, for an F that wants its update.
         eta_schedule: factor on the rule's `eta` by the round, from 0, such as `fl.clients.Warmup`,
@@ -151,6 +155,7 @@ class Rounds(Aggregating):
         abort: bool = True,
         fraction_evaluate: float = 0.0,
         min_evaluate_nodes: int = 2,
+        evaluate_model: Literal["global", "personal", "local"] = "global",
         weighted_by_key: str = "num-examples",
         root_examples: int = 100,
         eta_schedule: Rate | None = None,
@@ -175,6 +180,10 @@ class Rounds(Aggregating):
                 raise ConfigError(f"{name} is {share!r}; it must be a number in [0, 1]")
         at_least("min_train_nodes", min_train_nodes, 0)
         at_least("min_evaluate_nodes", min_evaluate_nodes, 0)
+        if evaluate_model not in EVALUATED:
+            raise ConfigError(
+                f"evaluate_model is {evaluate_model!r}; it must be one of {', '.join(EVALUATED)}"
+            )
         positive("over_selection", over_selection)
         if over_selection < 1:
             raise ConfigError(f"over_selection is {over_selection}; it must be at least 1")
@@ -205,6 +214,7 @@ class Rounds(Aggregating):
         self.abort = abort
         self.fraction_evaluate = fraction_evaluate
         self.min_evaluate_nodes = min_evaluate_nodes
+        self.evaluate_model = evaluate_model
         self.weighted_by_key = weighted_by_key
         if noise_scale is not None and rule.num_models > 1:
             raise ConfigError(
@@ -862,7 +872,10 @@ class Rounds(Aggregating):
             model_key(self.arrayrecord_key, j): server.model.record_of(w)
             for j, w in enumerate(models)
         }
-        records[self.configrecord_key] = ConfigRecord({"server-round": server.version})
+        config = ConfigRecord({"server-round": server.version})
+        if self.evaluate_model != EVALUATED[0]:
+            config[EVALUATED_KEY] = self.evaluate_model
+        records[self.configrecord_key] = config
         content = RecordDict(records)
         if chosen:
             server.tasks.ask(content, chosen, server.tasks.ttl_s)

@@ -71,6 +71,7 @@ class TrustedUpdate:
             model,
             root,
             app.rule,
+            local_layers=app.local_layers,
             batch_size=app.batch_size,
             local_epochs=app.local_epochs,
             local_steps=app.local_steps,
