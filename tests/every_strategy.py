@@ -112,7 +112,7 @@ def configured(strategy, *overrides):
         return compose("config", overrides=[*common, *sizes, *overrides])
 
 
-def ran(strategy, *overrides, app=None, num_partitions=CLIENTS, directory=None):
+def ran(strategy, *overrides, app=None, num_partitions=CLIENTS, directory=None, cost_model=None):
     """Returns the experiment and its run.
 
     Args:
@@ -121,6 +121,7 @@ def ran(strategy, *overrides, app=None, num_partitions=CLIENTS, directory=None):
         app: makes what clients run of the experiment; None is the experiment's own app.
         num_partitions: of the data.
         directory: of the run.
+        cost_model: what the work of an app costs that is not the experiment's.
     """
     config = configured(strategy, *overrides)
     experiment = build(config)
@@ -136,6 +137,7 @@ def ran(strategy, *overrides, app=None, num_partitions=CLIENTS, directory=None):
         executor="serial",
         progress=False,
         directory=directory,
+        cost_model=cost_model,
     )
     return experiment, run
 

@@ -219,8 +219,9 @@ def _from_folder(images: ImageSet, split: SplitName, root: Path) -> pa.Table:
     try:
         return pq.read_table(path)
     except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
+        why = " ".join(str(error).split())  # Arrow's reasons have several lines
         raise ConfigError(
-            f"{path} is not a whole Parquet file ({error}): put {_layout(images)} there"
+            f"{path} is not a whole Parquet file ({why}): put {_layout(images)} there"
         ) from error
 
 

@@ -403,7 +403,9 @@ def _learnt(place: DictConfig, seed: int) -> _Learnt:
                 data = federate(lambda: loaded, lambda _: split)
             if "model" in made and "adapter" in made:
                 shape, classes = data.input_shape, data.num_classes
-                model = partial(build_model, made["model"], shape, classes, seed, made["adapter"])
+                model = partial(
+                    build_model, made["model"], shape, classes, seed, adapter=made["adapter"]
+                )
                 with blaming(place, "model"):
                     first = _expected(place, "model", model(), nn.Module)
                     _check_finite(first)

@@ -692,6 +692,6 @@ def _with_key(key: str) -> list[str]:
     group = _top(key)
     return [
         name
-        for name, _ in members_of(group)
+        for name, _ in (members_of(group) if group in top_groups() else ())
         if any(key in _keys(part, f"{group}.") for part in parts_of(group, name))
     ]

@@ -30,7 +30,8 @@ class Learning:
 
     Attributes:
         data: the data set, dealt to clients; clean, where the app's is poisoned.
-        model: makes the model; its last argument is the seed, and equal ones make equal models.
+        model: makes the model; its last positional argument is the seed, and equal ones make equal
+            models.
         app: what clients run.
         backdoored: held-out examples as an attacker wants them classified, for a backdoor.
     """
@@ -47,8 +48,9 @@ class Learning:
     def drawn(self, j: int) -> ArrayRecord:
         """Returns another initial model, the j-th independent draw, from 1."""
         *arguments, seed = self.model.args
-        model = self.model.func(*arguments, torch_seed(seed, "initial model", j))
-        return ArrayRecord(model.state_dict())
+        seed = torch_seed(seed, "initial model", j)
+        model = self.model.func(*arguments, seed, **self.model.keywords)
+        return model_record(self.app.layout, model)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def test_keys_of_a_correction_are_its_arguments(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_makes_an_app(name, federated, mlp):
     config = member(name)
-    steps = "lr" in config.rule
+    steps = "round_schedule" in config.rule
     if steps:
         config.rule.round_schedule = {"_target_": "fl.clients.ExponentialDecay", "gamma": 0.99}
     app = make(OmegaConf.create({"client": config}), "client")(
