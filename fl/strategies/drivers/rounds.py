@@ -28,6 +28,7 @@ from fl.aggregation import (
 from fl.checks import at_least, positive, read_if
 from fl.clients.local_optimizer import LR_FACTOR_KEY
 from fl.errors import ConfigError, NoStep
+from fl.flower.identity import client_of
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
 from fl.selection.checked import ask_of, choice_of, trial_of
@@ -651,7 +652,7 @@ class Rounds(Aggregating):
             buffers=self.buffers,
             trained=self.places if self.trained < admitted.x.shape[1] else (),
             robust=self.robust,
-            clients=[update.node for update in usable],
+            clients=[client_of(update.node) for update in usable],
             told=[update.config for update in usable],
             as_selected=self.weights is not None,
             models=[self.model_of_task[u.task.message_id] for u in usable],
