@@ -45,7 +45,7 @@ deploy-demo: install ## run FedBuff on a real SuperLink with three SuperNodes, o
 check: install ## lint, check the formatting and the types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict fl
+	$(BIN)/mypy --strict fl benchmarks
 
 test: check ## check, then run the quick tests, on all cores
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal

@@ -28,7 +28,6 @@ import math
 import multiprocessing
 import os
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -340,12 +339,12 @@ class Turns:
         if server_round < self._last:
             return
         if server_round == self._last:
-            self._pipe.send(time.perf_counter() - self._began)
+            self._pipe.send(report.host_s() - self._began)
         rounds = self._pipe.recv() if server_round else 1
         if not rounds:
             raise Stopped
         self._last = server_round + rounds
-        self._began = time.perf_counter()
+        self._began = report.host_s()
 
 
 def _contend(workload: str, contender: str, pipe: Connection) -> None:
@@ -362,11 +361,11 @@ class Contender:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_contend, args=(workload, name, theirs))
-        began = time.perf_counter()
+        began = report.host_s()
         self._process.start()
         theirs.close()
         self.first_round_s = self._receive()
-        self.start_s = time.perf_counter() - began
+        self.start_s = report.host_s() - began
         self.rates: list[float] = []
 
     def _receive(self) -> float:

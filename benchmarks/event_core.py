@@ -118,7 +118,10 @@ class Clients:
         number = self._numbers.get(client, 0)
         self._numbers[client] = number + 1
         faults = self.fleet.faults.draw(self.fleet.seed, client, number)
-        self.engine.send(Dispatch("", client, number, PAYLOAD_BYTES, faults, math.inf, None, None))
+        nothing: Any = None  # no message goes with it
+        self.engine.send(
+            Dispatch("", client, number, PAYLOAD_BYTES, faults, math.inf, nothing, nothing)
+        )
 
     def compute_seconds(self, dispatch: Dispatch) -> float:
         """Returns the time of a fixed number of FLOPs."""

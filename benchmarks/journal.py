@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import report
 from flwr.app import Context
@@ -103,7 +104,7 @@ def main() -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)
     about = report.machine()
     rounds, turns = (10, 3) if settings.quick else (30, settings.turns)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, overrides in MODELS.items():
         found = measure(overrides, rounds, turns)
         rows.append({"model": name, "rounds": rounds, "clients": CLIENTS, **found})

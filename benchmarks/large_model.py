@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -102,7 +103,7 @@ def run_mixing(size: str, grid: Any, *, in_flight: int = 2) -> None:
             arrays = to_record(layout, mixed)
 
 
-CASES = {
+CASES: dict[str, tuple[Callable[..., Any], int]] = {
     "stock FedAvg": (partial(run_strategy, ours=False), CLIENTS),
     "Rounds": (partial(run_strategy, ours=True), CLIENTS),
     "mixing": (run_mixing, 2),

@@ -33,6 +33,15 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def host_s() -> float:
+    """Returns the host's time in s, also within a simulation, where clocks of `time` show its own.
+
+    What a strategy calls from outside of `fl`, as an `evaluate_fn`, is somebody's app to it, see
+    `fl.execution.virtual_time`.
+    """
+    return time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
 def machine() -> dict[str, Any]:
     """Returns what the numbers depend on."""
     return {

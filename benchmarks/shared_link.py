@@ -61,7 +61,7 @@ def cap_laws(flows: int) -> list[tuple[str, float, Draw, float]]:
     paused = [laws[2], laws[4], *laws[6:9], crowded]
     return [
         *((*law, 0.0) for law in laws),
-        *((f"{name}, with pauses", *law, PAUSE_S) for name, *law in paused),
+        *((f"{name}, with pauses", rate, law, PAUSE_S) for name, rate, law in paused),
     ]
 
 

@@ -39,6 +39,7 @@ from fl.runs.configuration import (
     composition_problems,
     explain,
     take_away,
+    without_null,
 )
 from fl.runs.journal.command import (
     Resuming,
@@ -50,6 +51,7 @@ from fl.runs.journal.command import (
 )
 from fl.runs.loading import loading_once
 from fl.runs.signals import Stopped, stoppable
+from fl.runs.trust import raised_in
 
 if TYPE_CHECKING:
     from fl.runs.experiment import Experiment, ForeignApp
@@ -85,7 +87,7 @@ class Check(Callback):
                 if Resuming.run is None:
                     check_lost_by(place)
             except Exception as error:
-                _tell(error)
+                _tell(error, own)
                 sys.exit(1)
         _Checked.made = tuple(path for path in (place, *place.parents) if not path.exists())
 
@@ -139,15 +141,15 @@ def _can_be(job: DictConfig) -> bool:
             take_away(own, given)
             prepare(own, given)
         except (Exception, SystemExit) as error:
-            _fail(error)
+            _fail(error, own)
             return False
     return True
 
 
-def _fail(error: BaseException, recorded: Path | None = None) -> None:
+def _fail(error: BaseException, config: DictConfig, recorded: Path | None = None) -> None:
     """Tells why a sweep's job has failed, now and at the sweep's end."""
     job = sweep.this_job("failed")
-    sweep.note(replace(job, reason="; ".join(_tell(error, f"{job}: ", recorded))))
+    sweep.note(replace(job, reason="; ".join(_tell(error, config, f"{job}: ", recorded))))
 
 
 @contextmanager
@@ -216,9 +218,9 @@ def _run(config: DictConfig) -> float | None:
         recorded = directory if _written(directory) != before else None
         # Said here, because Hydra would put a line of its own before the message.
         if not in_sweep:
-            _tell(error, recorded=recorded)
+            _tell(error, config, recorded=recorded)
             sys.exit(1)
-        _fail(error, recorded)
+        _fail(error, config, recorded)
         return math.nan  # an exception would keep samplers and batches from going on
     if in_sweep:  # for which a run that diverged is a result as any other
         sweep.note(sweep.this_job("completed"))
@@ -314,6 +316,8 @@ def _command(arguments: list[str]) -> bool:
         except BrokenPipeError:  # whoever reads has seen enough; nor is there more at the exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
+    else:
+        sys.argv[1:] = without_null(arguments)
     try:
         _run()
     finally:
@@ -331,12 +335,15 @@ def _all_problems(words: Sequence[str]) -> list[str]:
     return composition_problems(usage.given(words), name, path)
 
 
-def _tell(error: BaseException, where: str = "", recorded: Path | None = None) -> list[str]:
+def _tell(
+    error: BaseException, config: DictConfig, where: str = "", recorded: Path | None = None
+) -> list[str]:
     """Prints and returns what went wrong: for all but wrong input, after a traceback."""
     message = explain(error)
     if message is None:
         traceback.print_exception(error)
-        message = f"the run failed: {type(error).__name__}: {error}"
+        of = f" in {part}" if (part := raised_in(error, config)) else ""
+        message = f"the run failed{of}: {type(error).__name__}: {error}"
     else:
         for note in getattr(error, "__notes__", []):  # the traceback of a client's error
             print(note, file=sys.stderr)

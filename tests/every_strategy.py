@@ -15,6 +15,7 @@ from fl.data.partition import Split
 from fl.runs.build import build
 from fl.runs.experiment import app_of
 from fl.runs.run import serve
+from fl.selection import Choice, Selection
 
 CLIENTS, ROUNDS = 4, 3
 CONF = Path(fl.__file__).parent / "conf"
@@ -46,6 +47,7 @@ AVERAGING = [  # rounds of all clients
     "fedamsgrad",
     "optex",
 ]
+PARTIAL = ["heterofl", "fedrolex", "random_submodels", "every_parameter_matters"]
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
 EVENTS = [
     "fedbuff",
@@ -63,7 +65,7 @@ SERVERLESS = ["dpsgd", "dfedavg", "dfedavgm", "dfedsam", "sgp", "choco", "monna"
 REPLICAS = ["onebit_adam", "demo", "just_one_byte"]
 OUTER = ["diloco", "local_sgd", "streaming_diloco", "delayed_updates", "eager_updates"]
 GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking"]
-EVERY = [*AVERAGING, *ROUNDED, *EVENTS, *TASKS, *POLLING, *SERVERLESS, *OUTER, *GRADIENTS]
+EVERY = [*AVERAGING, *PARTIAL, *ROUNDED, *EVENTS, *TASKS, *POLLING, *SERVERLESS, *OUTER, *GRADIENTS]
 
 # What every fleet here has: four clients, all of them asked, where a strategy can say so.
 SIZES = {
@@ -132,6 +134,13 @@ def ran_in_vain(directory, *args, **kwargs):
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["status"] == "failed"
     return summary
+
+
+class Nobody(Selection):
+    """Selects no client."""
+
+    def select(self, state, opening):
+        return Choice([]), state
 
 
 def nobody(source, num_partitions):

@@ -46,6 +46,7 @@ def run(
     seed=0,
     availability=None,
     answer=answer,
+    measured=None,
 ):
     trace = Trace()
     n = seconds if isinstance(seconds, int) else len(seconds)
@@ -62,6 +63,7 @@ def run(
         FakeExecutor(answer),
         planner=lambda *_: FixedWork(1.0),
         trace=trace,
+        on_measured=measured,
     )
     times, models = [], []
 

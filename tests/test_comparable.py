@@ -52,7 +52,7 @@ SETTING = [
     "model=logistic",
     "progress=false",
     "target=null",
-    "num_rounds=1",
+    "num_rounds=2",
 ]
 
 

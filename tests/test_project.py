@@ -17,7 +17,16 @@ ROOT = Path(__file__).resolve().parents[1]
 # What is not listed belongs to the entry point: it may import everything, and nothing listed may
 # import it. "" is fl/__init__.py.
 BASE = {"", "checks", "errors", "lazy", "randomness", "vectors"}
-RULES = {"aggregation", "attacks", "compression", "data", "models", "selection", "topologies"}
+RULES = {
+    "aggregation",
+    "attacks",
+    "compression",
+    "data",
+    "models",
+    "selection",
+    "submodels",
+    "topologies",
+}
 WITH_FLOWER = BASE | RULES | {"flower"}
 MAY_IMPORT = {
     **dict.fromkeys(BASE, BASE),

@@ -148,8 +148,8 @@ class Aggregator(_Tolerant, ABC):
         """Returns the aggregate, shape (d,), in the type of `x`.
 
         Args:
-            x: the vectors, shape (n, d), float32 or float64; not written to. They are finite:
-                `Guard` leaves out those that are not.
+            x: the vectors, shape (n, d), float32 or float64; a rule that writes to them is stopped.
+                They are finite: `Guard` leaves out those that are not.
             weights: numbers of examples, shape (n,).
             rng: for rules that draw.
             reference: shape (d,), see `Reference`.
@@ -169,7 +169,7 @@ class Aggregator(_Tolerant, ABC):
                 f"must return one of shape ({rows.d},)"
             )
         check_result(self.name, result)
-        return result
+        return result if result.flags.writeable else result.copy()  # it may be one of the vectors
 
     def fold(self, d: int) -> Fold | None:
         """Returns what takes vectors of length d singly; None if the rule has to see all at once.

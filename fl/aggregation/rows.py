@@ -32,7 +32,7 @@ from fl.vectors.rows import weighted_sum
 
 
 class Rows:
-    """n vectors of length d that a rule reads and never writes.
+    """n vectors of length d that a rule reads and cannot write.
 
     Args:
         x: shape (n, d), float32 or float64, finite, n and d at least 1.
@@ -50,7 +50,8 @@ class Rows:
             raise ConfigError(f"the vectors are {kind}: need a NumPy array, float32 or float64")
         if x.ndim != 2 or 0 in x.shape:
             raise ConfigError(f"the vectors have shape {x.shape}: need (n, d), n and d at least 1")
-        self._x = x
+        self._x = x.view()
+        self._x.flags.writeable = False
         self._made_of: Rows | None = None  # never itself: a cycle would keep the data in memory
         # The rows are `_mix` times the data; or, where that has one entry per row, picked rows
         # times factors; or the data itself.

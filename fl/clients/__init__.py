@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fl.clients.app.batched import gains_from_batching
     from fl.clients.app.downlink import Downlink
     from fl.clients.app.island import Fragments, Island
+    from fl.clients.app.partial_app import PartialApp
     from fl.clients.app.replica import Replica
     from fl.clients.app.task_app import TaskApp
     from fl.clients.app.training_app import TrainingApp
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from fl.clients.gradient import Gradient
     from fl.clients.hypergradient import Hypergradient
     from fl.clients.local_optimizer import LocalOptimizer
+    from fl.clients.masked import Masked
     from fl.clients.microadam import MicroAdam
     from fl.clients.momentum import Momentum
     from fl.clients.moon import ModelContrast
@@ -62,9 +64,11 @@ __getattr__ = lazily(
         "Hypergradient": "fl.clients.hypergradient",
         "Island": "fl.clients.app.island",
         "LocalOptimizer": "fl.clients.local_optimizer",
+        "Masked": "fl.clients.masked",
         "MicroAdam": "fl.clients.microadam",
         "ModelContrast": "fl.clients.moon",
         "Momentum": "fl.clients.momentum",
+        "PartialApp": "fl.clients.app.partial_app",
         "ProxSkipShift": "fl.clients.proxskip",
         "Proximal": "fl.clients.proximal",
         "Received": "fl.clients.rule",
@@ -102,9 +106,11 @@ __all__ = [
     "Hypergradient",
     "Island",
     "LocalOptimizer",
+    "Masked",
     "MicroAdam",
     "ModelContrast",
     "Momentum",
+    "PartialApp",
     "ProxSkipShift",
     "Proximal",
     "Received",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,6 +55,8 @@ class AdamW(LocalOptimizer):
     Raises:
         ConfigError: a hyperparameter is out of range.
     """
+
+    rescales: ClassVar[bool] = True
 
     lr: float = 1e-3
     beta1: float = 0.9

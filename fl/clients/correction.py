@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -28,7 +28,11 @@ class Correction(ABC):
     Attributes:
         clip_first: clip the gradient alone and correct the result; otherwise the corrected gradient
             is clipped.
+        counts_on_length: whether it is undone, or led astray, by an optimizer whose steps are not
+            as long as what it makes of a gradient (`LocalOptimizer.rescales`).
     """
+
+    counts_on_length: ClassVar[bool] = False
 
     clip_first: bool
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class Hypergradient(Correction):
     with beta_0 = lr in every task. Delta is the record "last_update" of the message, the mean
     change of the model in the last round, whose direction as a gradient is -Delta. With SGD the
     step is that of SGD at the rate beta_k. An optimizer that divides a gradient by its own size, as
-    AdamW does, undoes the factor.
+    AdamW does, would undo the factor.
 
     The paper could not be had. That equation 20 adds 1/K of the product with the global change is
     from what others write of it; that a task begins at lr, and that its first step moves nothing,
@@ -59,6 +59,8 @@ class Hypergradient(Correction):
     Raises:
         ConfigError: a hyperparameter is out of range.
     """
+
+    counts_on_length: ClassVar[bool] = True
 
     gamma_b: float = 10.0
     clip_first: bool = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class LocalOptimizer(Rule):
     clients go on from where they were: `step_schedule` then counts from there.
 
     Attributes:
+        rescales: whether a step is as long for a small gradient as for a large one.
         lr: learning rate, above 0.
         clip_norm: bound on the 2-norm of the gradient of all parameters together; None does not
             clip.
@@ -42,6 +43,8 @@ class LocalOptimizer(Rule):
     Raises:
         ConfigError: a hyperparameter is out of range.
     """
+
+    rescales: ClassVar[bool] = False
 
     lr: float
     clip_norm: float | None = None

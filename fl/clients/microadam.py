@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,6 +86,8 @@ class MicroAdam(LocalOptimizer):
     Raises:
         ConfigError: a hyperparameter is out of range.
     """
+
+    rescales: ClassVar[bool] = True
 
     lr: float = 1e-3
     beta1: float = 0.9

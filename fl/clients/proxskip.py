@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,14 +35,17 @@ class ProxSkipShift(Correction):
     with the h_i that it had.
 
     h_i is 0 at first and, with full gradients, that of f_i at the solution in the end. With
-    mini-batches this is ProxSkip-SGDA-FL. Other optimizers than plain SGD keep the fixed point, and
-    nothing else of the theory. A client that did no step keeps everything; a device that crashes
-    begins at 0 again.
+    mini-batches this is ProxSkip-SGDA-FL. SGD with momentum keeps the fixed point, and nothing else
+    of the theory. With AdamW, whose steps are no multiple of a gradient, neither is h_i, and
+    nothing is learnt. A client that did no step keeps everything; a device that crashes begins at 0
+    again.
 
     Attributes:
         clip_first: clip the batch's gradient alone and correct the result. By default the corrected
             one is clipped, which leaves the fixed point where it is.
     """
+
+    counts_on_length: ClassVar[bool] = True
 
     clip_first: bool = False
 

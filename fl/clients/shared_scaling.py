@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class SharedScaling(Correction):
     Attributes:
         clip_first: clip the batch's gradient alone, by default; otherwise the divided one.
     """
+
+    counts_on_length: ClassVar[bool] = True
 
     clip_first: bool = True
 

@@ -262,6 +262,11 @@ def deal(source: Source, seed: int, partitioner: Callable[[], Partitioner]) -> S
 
 
 def _check_labels(source: Source, rule: str) -> None:
+    if source.task == "game":
+        raise ConfigError(
+            f"partition={rule} goes by one class per example, and examples of {source.name!r} "
+            "have none: use partition=natural or partition=iid"
+        )
     if source.train.y.ndim != 1:
         raise ConfigError(
             f"partition={rule} goes by one class per example, but an example of {source.name!r} "

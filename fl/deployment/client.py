@@ -7,7 +7,7 @@ from functools import lru_cache
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl.clients import TaskApp, TrainingApp
+from fl.clients import PartialApp, TaskApp, TrainingApp
 from fl.deployment.nodes import WHO, client_of_node, threads_of_node
 from fl.deployment.settings import compose_experiment, read_settings
 from fl.flower.private import copied, give_id, message_of
@@ -58,7 +58,7 @@ class DeployedApp(ClientApp):
 
 
 @lru_cache(maxsize=1)
-def _client(overrides: tuple[str, ...]) -> tuple[int, int, TrainingApp | TaskApp]:
+def _client(overrides: tuple[str, ...]) -> tuple[int, int, TrainingApp | TaskApp | PartialApp]:
     """Returns seed, number of clients, and the simulator's ClientApp."""
     config = compose_experiment(overrides)
     return config.seed, config.num_clients, app_of(build(config))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from flwr.app import ArrayRecord, Context
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -19,7 +18,6 @@ from fl.errors import ConfigError, DeploymentError, Diverged
 from fl.execution.contract import Payload
 from fl.randomness import global_generators
 from fl.reports import Progress, RunWriter, Totals, units
-from fl.reports.atomic import replacing
 from fl.reports.participation import participation
 from fl.reports.run_writer import Status
 from fl.reports.table import print_results
@@ -27,7 +25,7 @@ from fl.runs.build import build
 from fl.runs.experiment import app_of
 from fl.runs.recorder import Recorder
 from fl.runs.run import facts, serve
-from fl.runs.settings import target_of
+from fl.runs.settings import saved_models, target_of
 
 _WIDTH = 100  # of the table in the run's log, which is no terminal
 _SOME_SPEED = 1e-9  # s per FLOP, to plan what clients are asked: the plan is refused or not used
@@ -42,10 +40,13 @@ class DeployedRecorder(Recorder):
         writer: where rows go.
         grid: the deployment's.
         tell: print a line for every row.
+        save_models: as of `Recorder`.
     """
 
-    def __init__(self, writer: RunWriter, grid: DeployedGrid, *, tell: bool) -> None:
-        super().__init__(writer, Progress(enabled=False))
+    def __init__(
+        self, writer: RunWriter, grid: DeployedGrid, *, tell: bool, save_models: Sequence[str]
+    ) -> None:
+        super().__init__(writer, Progress(enabled=False), save_models=save_models)
         self._deployed = grid
         self._tell = tell
         self._told = 0
@@ -127,9 +128,9 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
         timeline=False,  # the server does not see when clients receive, compute and send
         plots=False,
     )
-    for name in ("model.npz", "model_averaged.npz"):
-        (directory / name).unlink(missing_ok=True)
-    recorder = DeployedRecorder(writer, deployed, tell=config.progress)
+    recorder = DeployedRecorder(
+        writer, deployed, tell=config.progress, save_models=saved_models(config)
+    )
     status: Status = "completed"
     error: BaseException | None = None
     diverged: str | None = None
@@ -154,13 +155,10 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
             deployed.trace, deployed.control.answers, deployed.were_available()
         ),
         model_sha256=recorder.model_sha256(),
+        models=recorder.models(),
         error=diverged if error is None else error,
         extra={**recorder.report(), **extra},
     )
-    if recorder.final_arrays is not None:
-        write_model(directory / "model.npz", recorder.final_arrays)
-    if recorder.averaged_arrays is not None:
-        write_model(directory / "model_averaged.npz", recorder.averaged_arrays)
     if config.views and writer.history:
         from fl.reports import plots
 
@@ -171,15 +169,6 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
     if error is not None:
         raise error
     return summary
-
-
-def write_model(path: Path, arrays: ArrayRecord) -> None:
-    """Writes a model as NumPy's archive of plain arrays, one for each name.
-
-    `np.load(path)`, which unpickles nothing, reads it.
-    """
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **{name: array.numpy() for name, array in arrays.items()})  # type: ignore[arg-type]
 
 
 def _line(row: Mapping[str, float]) -> str:

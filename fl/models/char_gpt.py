@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 from fl.errors import ConfigError
 
+_WRITE = ("attention_norm", "attended", "norm", "down")  # layers of a block, into the stream
+_READ = ("asked", "up")
+
 
 class CharGPT(nn.Module):
     """Predicts the next token at every position of a window.
@@ -66,6 +69,7 @@ class CharGPT(nn.Module):
                 f"width is {width}, layers is {layers}, heads is {heads}; each must be at least 1, "
                 "and width a multiple of heads"
             )
+        self.heads = heads
         self.tokens = nn.Embedding(num_classes, width)
         self.positions = nn.Embedding(input_shape[0], width)
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
@@ -83,6 +87,25 @@ class CharGPT(nn.Module):
             hidden = block(hidden)
         return F.linear(self.norm(hidden), self.tokens.weight)
 
+    def units(self) -> dict[str, tuple[int, list[tuple[str, int, int]]]]:
+        """Returns which dimensions shrink together, for `fl.submodels`.
+
+        They are those of the residual stream; in each block those of a head, the same ones of all
+        heads and of queries, keys and values; and the hidden ones of the second half.
+        """
+        width, heads = self.tokens.weight.shape[1], self.heads
+        stream = [("tokens.weight", 1, 1), ("positions.weight", 1, 1), ("norm.weight", 0, 1)]
+        groups = {"stream": (width, stream)}
+        for i in range(len(self.blocks)):
+            at = f"blocks.{i}"
+            stream += [(f"{at}.{name}.weight", 0, 1) for name in _WRITE]
+            stream += [(f"{at}.{name}.weight", 1, 1) for name in _READ]
+            within = [(f"{at}.asked.weight", 0, 3 * heads), (f"{at}.attended.weight", 1, heads)]
+            hidden = [(f"{at}.up.weight", 0, 1), (f"{at}.down.weight", 1, 1)]
+            groups[f"{at}.asked"] = (width // heads, within)
+            groups[f"{at}.up"] = (4 * width, hidden)
+        return groups
+
 
 class _Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
@@ -96,13 +119,13 @@ class _Block(nn.Module):
         self.down = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
+        batch, length, _ = x.shape
         asked = self.asked(self.attention_norm(x)).view(batch, length, 3, self.heads, -1)
         queries, keys, values = asked.permute(2, 0, 3, 1, 4)  # (B, heads, T, width / heads) each
         # Written out: torch's fused attention cannot be batched over clients by vmap.
-        scores = queries @ keys.transpose(-2, -1) / math.sqrt(width // self.heads)
+        scores = queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])
         future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
         mixed = scores.masked_fill(future, -math.inf).softmax(dim=-1) @ values
-        x = x + self.attended(mixed.transpose(1, 2).reshape(batch, length, width))
+        x = x + self.attended(mixed.transpose(1, 2).reshape(batch, length, -1))
         changed: Tensor = x + self.down(F.gelu(self.up(self.norm(x))))
         return changed

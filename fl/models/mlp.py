@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from fl.checks import share
 from fl.errors import ConfigError
 
 
@@ -19,22 +20,29 @@ class MLP(nn.Module):
         input_shape: shape of one input.
         num_classes: width of the output.
         hidden: widths of the hidden layers, in order; empty for a linear model.
+        dropout: share of each hidden layer's units that a training step leaves out, in [0, 1).
 
     Raises:
-        ConfigError: a width below 1.
+        ConfigError: a width below 1, or a share out of its range.
     """
 
     def __init__(
-        self, input_shape: tuple[int, ...], num_classes: int, hidden: Sequence[int] = (64,)
+        self,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        hidden: Sequence[int] = (64,),
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if not isinstance(hidden, Sequence) or isinstance(hidden, str):
             raise ConfigError(f"hidden={hidden!r}: must be a list of widths; [] is a linear model")
         if any(width < 1 for width in hidden):
             raise ConfigError(f"hidden={list(hidden)}: every width must be at least 1")
+        share("dropout", dropout)
         widths = [math.prod(input_shape), *hidden, num_classes]
         layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
-        between = [layer for linear in layers[:-1] for layer in (linear, nn.ReLU())]
+        after = [nn.ReLU(), nn.Dropout(dropout)] if dropout else [nn.ReLU()]
+        between = [layer for linear in layers[:-1] for layer in (linear, *after)]
         self.layers = nn.Sequential(*between, layers[-1])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

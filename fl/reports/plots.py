@@ -74,8 +74,8 @@ def metrics(
         history: evaluations of one run, at least one.
         path: PNG to write, replaced as a whole.
         names: metrics to draw, a row each; by default the target's metric, accuracies and losses,
-            or whatever there is if none is called so, in four rows at most. `train_x` and
-            `client_x` share the row of `x`.
+            or whatever there is if none is called so, in four rows at most. `train_x`,
+            `client_x` and `latest_x` share the row of `x`.
         target: drawn as a line, with a mark where the run got there.
         time: what to call the time, where it is not virtual.
 
@@ -153,9 +153,10 @@ def compare(
     """Draws one metric of several methods, each the mean over its seeds with a confidence band.
 
     The band is mean ± t s / sqrt(n), with Student's t for n - 1 degrees of freedom and s the
-    standard deviation over the n seeds at that position; there is none for one seed. Seeds that
-    were evaluated at different positions are interpolated linearly, over the stretch that all of
-    them cover.
+    standard deviation over the n seeds at that position. For two seeds, whose band would be 13
+    deviations wide and say nothing, it is from one to the other; there is none for one seed. Seeds
+    that were evaluated at different positions are interpolated linearly, over the stretch that all
+    of them cover.
 
     Args:
         runs: label to the runs (seeds) under it; see `fl.reports.runs.group_runs`.
@@ -183,9 +184,9 @@ def compare(
             for k, (label, group) in enumerate(runs.items()):
                 x, mean, half = _band([_curve(run, metric, axis) for run in group], confidence)
                 colour, dash = PALETTE[k % len(PALETTE)], _DASHES[k // len(PALETTE) % len(_DASHES)]
-                seeds = f"{len(group)} seed{'' if len(group) == 1 else 's'}"
+                of = f"{len(group)} seed{'' if len(group) == 1 else 's'}"
                 panel.plot(
-                    x / unit.divisor, mean, dash, color=colour, label=_shown(f"{label} ({seeds})")
+                    x / unit.divisor, mean, dash, color=colour, label=_shown(f"{label} ({of})")
                 )
                 panel.fill_between(
                     x / unit.divisor, mean - half, mean + half, color=colour, alpha=0.18, lw=0
@@ -199,8 +200,10 @@ def compare(
         handles, labels = panels[0].get_legend_handles_labels()
         longest = max(len(label) for label in labels)
         columns = max(1, min(len(labels), int(46 * len(axes) / (longest + 6))))
-        several = any(len(group) > 1 for group in runs.values())
-        title = f"mean and {100 * confidence:g} % confidence band" if several else None
+        seeds = {len(group) for group in runs.values()}
+        bands = [f"{100 * confidence:g} % confidence band"] * any(n > 2 for n in seeds)
+        bands += ["range of two seeds"] * (2 in seeds)
+        title = f"mean and {' or '.join(bands)}" if bands else None
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title)
     return figure
 
@@ -221,7 +224,9 @@ def _panel_rows(
     wanted += [name for name in present if "acc" in name] + [n for n in present if "loss" in n]
     rows: dict[str, list[str]] = {}
     for name in dict.fromkeys(wanted or present):
-        base = name.removeprefix("train_").removeprefix("client_")
+        base = name
+        for beside in ("train_", "client_", "latest_"):
+            base = base.removeprefix(beside)
         rows.setdefault(base if base in present else name, []).append(name)
     # The server's own metric before its counterparts, whichever was reported first.
     return [sorted(shown, key=len) for shown in list(rows.values())[:_MAX_ROWS]]
@@ -358,7 +363,7 @@ def _curve(run: Run, metric: str, axis: str) -> tuple[NDArray[np.float64], NDArr
 def _band(
     curves: list[tuple[NDArray[np.float64], NDArray[np.float64]]], confidence: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Returns positions, mean, and half the width of the confidence band (zero for one curve)."""
+    """Returns positions, mean, and half the width of the band (zero for one curve)."""
     from scipy.stats import t as student
 
     x = curves[0][0]
@@ -372,14 +377,14 @@ def _band(
         x = np.linspace(low, high, _BINS)
     values = np.stack([np.interp(x, position, value) for position, value in curves])
     n = len(curves)
-    if n == 1:
-        return x, values[0], np.zeros_like(x)
+    if n <= 2:
+        return x, values.mean(axis=0), np.ptp(values, axis=0) / 2
     half = student.ppf(0.5 + confidence / 2, n - 1) * values.std(axis=0, ddof=1) / math.sqrt(n)
     return x, values.mean(axis=0), half
 
 
 def _limits(axes: Axes, values: NDArray[np.float64], metric: str, target: float | None) -> None:
-    # By the data, not the bands: Student's t makes the band of two seeds 13 deviations wide.
+    # By the data, not the bands: Student's t makes the band of three seeds 2.5 deviations wide.
     low, high = float(values.min()), float(values.max())
     if target is not None:
         low, high = min(low, target), max(high, target)

@@ -34,6 +34,14 @@ FILE = "report.html"
 
 _AXES = ("round", "time_s", "bytes", "energy_j")
 _MOST_METRICS = 4
+_MOST_LABELS = 6
+_CHOSEN_TOO = {  # what a strategy may choose beside itself, to the keys that tell it
+    "fleet": ("fleet._target_",),
+    "client": ("client.rule._target_", "client.correction._target_"),
+    "model": ("model._target_",),
+    "num_clients": ("num_clients",),
+    "num_rounds": ("num_rounds",),
+}
 _MOST_PICTURES = 12
 _PICTURE_BYTES = 5 * 10**6  # most that a run's picture may have
 _LONGEST = 1000  # characters of a value
@@ -138,6 +146,7 @@ def page(
     parts = [
         _heading(runs, groups),
         _problems(runs, problems, failed),
+        _unlike(groups),
         *(_costs(target, chosen) for target, chosen in _by_target(groups)),
         "<h2>Curves</h2>",
         *_curves(groups),
@@ -184,6 +193,32 @@ def _problems(runs: Sequence[Run], problems: Sequence[str], failed: Sequence[Job
         return ""
     items = "".join(f'<li class="bad">{_text(line)}</li>' for line in lines)
     return f"<h2>What did not work</h2>\n<ul>{items}</ul>"
+
+
+def _unlike(groups: Mapping[str, Sequence[Run]]) -> str:
+    """Returns what is not the same for all, though no label says so: strategies choose it, too."""
+    lines = []
+    for what, keys in _CHOSEN_TOO.items():
+        if any(f"{what}=" in label for label in groups):
+            continue
+        found: dict[str, list[str]] = {}
+        for label, group in groups.items():
+            config = flattened(group[0].summary["config"])
+            values = [str(config[key]).rpartition(".")[2] for key in keys if config.get(key)]
+            found.setdefault(" with ".join(values) or units.MISSING, []).append(label)
+        if len(found) > 1:
+            said = [f"{value} of {_few(labels)}" for value, labels in found.items()]
+            lines.append(f"{what}: {'; '.join(said)}")
+    if not lines:
+        return ""
+    items = "".join(f"<li>{_text(line)}</li>" for line in lines)
+    note = "Some strategies choose more than themselves: what follows compares this as well."
+    return f'<h2>Not the same for all</h2>\n<p class="note">{note}</p>\n<ul>{items}</ul>'
+
+
+def _few(labels: Sequence[str]) -> str:
+    more = len(labels) - _MOST_LABELS
+    return ", ".join(labels[:_MOST_LABELS]) + (f" and {more} others" if more > 0 else "")
 
 
 def _by_target(
@@ -338,6 +373,7 @@ def _differences(groups: Mapping[str, Sequence[Run]]) -> str:
             values = dict.fromkeys(_value(config.get(key)) for config in found)
             cells.append(", ".join(values))
         rows[all(key in config for config in every)].append([key, *cells])
+    rows = {of_all: _without_references(found) for of_all, found in rows.items()}
     if not rows[True] and not rows[False]:
         return "<h2>Configurations</h2>\n<p>They are all the same, but for seeds.</p>"
     parts = ["<h2>Configurations</h2>", '<p class="note">The keys that differ, but seeds.</p>']
@@ -348,6 +384,23 @@ def _differences(groups: Mapping[str, Sequence[Run]]) -> str:
         table = _table(["key", *configs], rows[False])
         parts.append(f"<details><summary>{title}</summary>{table}</details>")
     return "\n".join(parts)
+
+
+def _without_references(rows: Sequence[list[str]]) -> list[list[str]]:
+    """Returns rows of keys and values but those of keys that refer to another, as it seems.
+
+    `strategy.aggregator.rule.f` has the value of `aggregator.f`, and all parts of it in order.
+    """
+
+    def refers(row: Sequence[str], other: Sequence[str]) -> bool:
+        parts = iter(row[0].split("."))
+        return (
+            row is not other
+            and row[1:] == other[1:]
+            and all(part in parts for part in other[0].split("."))
+        )
+
+    return [row for row in rows if not any(refers(row, other) for other in rows)]
 
 
 def _value(value: bool | float | str | None) -> str:

@@ -4,6 +4,7 @@
     tb/             TensorBoard, on virtual time
     trace.parquet   every event
     summary.json    what was run, what came out, what it cost
+    model.safetensors, model_best.safetensors, model_averaged.safetensors    as the run asked for
     timeline.json   the trace for Perfetto or chrome://tracing
     plots/*.png     metrics against time, bytes and rounds; what the clients did
 
@@ -33,16 +34,20 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from fl.errors import ConfigError
 from fl.reports.atomic import remove_leftovers, replacing
 from fl.reports.history import History, Row
+from fl.reports.model_file import write_model
 from fl.reports.target import Target, best, better
 from fl.reports.tensorboard_log import TensorBoardLog, flattened
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from fl.simulation.kernel.trace import Trace
 
 log = logging.getLogger("fl")
 
 Status = Literal["completed", "diverged", "failed", "interrupted"]
 
+MODELS = tuple(f"model{which}.safetensors" for which in ("", "_best", "_averaged"))
 _VIEWS = ("plots/metrics.png", "plots/clients.png")
 
 
@@ -117,7 +122,7 @@ class RunWriter:
             self.directory.mkdir(parents=True, exist_ok=True)
             for folder in (self.directory, self.directory / "plots"):
                 remove_leftovers(folder)
-            for name in ("summary.json", "trace.parquet", "timeline.json", *_VIEWS):
+            for name in ("summary.json", "trace.parquet", "timeline.json", *MODELS, *_VIEWS):
                 (self.directory / name).unlink(missing_ok=True)
             path = self.directory / "metrics.csv"
         self._history = History(path)
@@ -172,6 +177,7 @@ class RunWriter:
         trace: Trace | None = None,
         participation: Mapping[str, Any] | None = None,
         model_sha256: str | None = None,
+        models: Mapping[str, Mapping[str, NDArray[Any]]] | None = None,
         error: BaseException | str | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
@@ -187,6 +193,7 @@ class RunWriter:
             trace: its events; without one there is no trace, timeline or client plot.
             participation: who contributed, see `fl.reports.participation`; None if nobody knows.
             model_sha256: hash of the final model.
+            models: arrays of models to keep, by name: to the file's name, one of `MODELS`.
             error: what stopped a run that is not completed; an exception is written with its
                 traceback.
             extra: more facts for the summary (executor, batching, data fingerprint, ...), plain
@@ -207,6 +214,8 @@ class RunWriter:
         self._history.complete()
         if trace is not None:
             _write_trace(self.directory / "trace.parquet", trace, summary)
+        for name, arrays in (models or {}).items():
+            write_model(self.directory / name, arrays, {"config_digest": self.digest})
         write_json(self.directory / "summary.json", summary)
         self._close_log(summary)
         if trace is not None and self._timeline:
@@ -234,6 +243,7 @@ class RunWriter:
     ) -> dict[str, Any]:
         metrics = self._history.metrics
         final = {name: row[name] for row in self.history for name in metrics if name in row}
+        rounds = {name: row["round"] for row in self.history for name in metrics if name in row}
         modes = {name: better(name, self.target) for name in metrics}
         records = {n: best(self.history, n, mode) for n, mode in modes.items() if mode is not None}
         joules = {"compute": totals.compute_j, "radio": totals.radio_j, "idle": totals.idle_j}
@@ -246,6 +256,9 @@ class RunWriter:
             "versions": versions(),
             "evaluations": len(self.history),
             "final": final,
+            "final_of_round": {  # of those that the last evaluation does not have
+                name: last for name, last in rounds.items() if name not in self.history[-1]
+            },
             "best": {name: record for name, record in records.items() if record is not None},
             "target": None if self.target is None else self.target.report(self.history),
             "totals": {

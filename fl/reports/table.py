@@ -16,6 +16,7 @@ from fl.errors import ConfigError
 from fl.reports import units
 from fl.reports.files import printable
 from fl.reports.participation import told
+from fl.reports.run_writer import MODELS
 from fl.reports.runs import Run
 from fl.reports.target import when
 
@@ -23,13 +24,13 @@ _Show = Callable[[float], str]
 _UnitOf = Callable[[float], units.Unit]
 
 _MOST_METRICS = 20  # that the table of one run shows
+_AGES = ("staleness", "poll_gap")
 _UNBOUNDED = 10_000  # characters
 _FILES = (
     "summary.json",
     "metrics.csv",
     "fl.log",
-    "model.npz",
-    "model_averaged.npz",
+    *MODELS,
     "trace.parquet",
     "timeline.json",
     "tb",
@@ -147,8 +148,7 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
     what = f" to {target['value']:g}" if target else ""
     for name in (f"time{what}", f"bytes{what}", f"energy{what}"):
         table.add_column(name, justify="right")
-    # Runs recorded before these were have none, and strategies with rounds have no ages of updates.
-    ages = [name for name in ("staleness", "poll_gap") if any(s.get(name) for s in every)]
+    ages = [name for name in _AGES if not all(_is_young(s, name) for s in every)]
     busy = any(summary["totals"].get("utilisation") for summary in every)
     for name in (*ages, *["computing"] * busy):
         table.add_column(name.replace("_", " "), justify="right")
@@ -192,16 +192,20 @@ def print_comparison(console: Console, runs: Mapping[str, Sequence[Run]]) -> Non
 def _metric_rows(
     summary: Mapping[str, Any], central: Mapping[str, float]
 ) -> Iterator[tuple[str, str]]:
-    shown = list(summary["final"].items())[:_MOST_METRICS]
+    ages = [name for name in _AGES if _is_young(summary, name)]
+    metrics = [item for item in summary["final"].items() if item[0] not in ages]
+    shown = metrics[:_MOST_METRICS]
     for name, value in shown:
         text = units.metric(float(value))
+        if (last := summary.get("final_of_round", {}).get(name)) is not None:
+            text += f" {when(last)}"
         record = summary["best"].get(name)
         if record is not None:
             text += f" (best {units.metric(float(record['value']))} {when(record['round'])})"
         if name in central:
             text += f", central {units.metric(central[name])}"
         yield units.name(name), text
-    if more := len(summary["final"]) - len(shown):
+    if more := len(metrics) - len(shown):
         yield f"and {more:,} more", "in summary.json and metrics.csv"
     target = summary["target"]
     if target is None:
@@ -262,6 +266,12 @@ def _spread(values: Sequence[float], show: _Show, unit: _UnitOf | None = None) -
     mean, deviation = mean / divisor, stdev(values) / divisor
     digits = 1 if deviation == 0 else max(0, min(6, 1 - math.floor(math.log10(deviation))))
     return f"{mean:,.{digits}f} ± {deviation:.{digits}f} {symbol}".rstrip()
+
+
+def _is_young(summary: Mapping[str, Any], age: str) -> bool:
+    """Returns whether a run has no ages of updates, or all are 0, as where there are rounds."""
+    found = summary.get(age)
+    return not found or found.get("max", found["mean"]) == 0
 
 
 def _is_deployed(summary: Mapping[str, Any]) -> bool:

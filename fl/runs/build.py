@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import Strategy
-from hydra.utils import get_object
+from hydra._internal.utils import _locate  # what `_target_` stands for, without a line in the log
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -38,13 +38,24 @@ from fl.runs.compatibility import (
     refusals,
     unread_of_clients,
 )
-from fl.runs.configuration import Given, Problems, blaming, make, referable
+from fl.runs.configuration import (
+    OF_EVERY_RUN,
+    OF_OUR_RUNS,
+    Given,
+    Problems,
+    absent,
+    blaming,
+    make,
+    referable,
+)
 from fl.runs.experiment import Experiment, ForeignApp, Learning, app_of
 from fl.runs.journal import RunStart
 from fl.runs.loading import load
+from fl.runs.partly import partly
 from fl.runs.settings import (
     not_whole,
     recovery_of,
+    saved_models,
     target_of,
     train_config_of,
     wrong_cohorts,
@@ -54,6 +65,7 @@ from fl.runs.settings import (
 from fl.runs.simulator import epoch_of
 from fl.runs.transcript import shown_once
 from fl.runs.unread import (
+    OF_A_TASK,
     Unread,
     canonical,
     referred_to,
@@ -61,11 +73,12 @@ from fl.runs.unread import (
     unread_below,
     unread_groups,
 )
+from fl.runs.warm_start import warm_start
 from fl.selection import Selection
 from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.slowdowns import Distribution
-from fl.strategies import NODE_METRICS, Driver, Exchange, TrustedUpdate, driver_of
+from fl.strategies import NODE_METRICS, Driver, Exchange, Rounds, TrustedUpdate, driver_of
 from fl.strategies.round_rule import RoundRule
 from fl.strategies.staleness import StalenessWeight
 from fl.topologies import Topology, Weights
@@ -132,7 +145,7 @@ def prepare(config: DictConfig, given: Given | None = None) -> Experiment | Fore
     """
     with shown_once():
         prepared = build(config) if config.app is None else _foreign(config)
-    if isinstance(prepared, Experiment):
+    if isinstance(prepared, Experiment) and prepared.parts is None:
         prepared.fleet.check_memory(app_of(prepared).memory_bytes())
     if given is not None:
         unread = dict(Unread(config).arguments())
@@ -152,6 +165,10 @@ def build(config: DictConfig) -> Experiment:
     """
     config = referable(config)
     problems = Problems(scalar_references(config))
+    problems += absent(config, OF_OUR_RUNS)
+    for place in _places(config).values():
+        problems += absent(place, OF_A_TASK)
+    problems.stop()
     problems += unread_groups(config)
     problems += Unread(config).of_no_task()
     problems += wrong_numbers(config)
@@ -161,7 +178,7 @@ def build(config: DictConfig) -> Experiment:
     if wrong := [message for place in places for message in _of_another_kind(place)]:
         problems += wrong
         problems.stop()  # what is made of them would complain of the same
-    for check in (train_config_of, target_of, lambda c: recovery_of(c, RunStart())):
+    for check in (train_config_of, target_of, saved_models, lambda c: recovery_of(c, RunStart())):
         with problems.noted():
             check(config)
     parts: dict[str, Any] = {}
@@ -195,6 +212,8 @@ def build(config: DictConfig) -> Experiment:
         problems += _no_average(config, strategy)
         with problems.noted(), blaming(config, "strategy"):
             strategy.check_clients(config.num_clients)
+        with problems.noted(), blaming(config, "strategy"):
+            strategy.check_rounds(config.num_rounds)
         for made in learnt.values():  # the client's rule, where it is known before the client
             given = getattr(made.make_app, "keywords", {})
             rule, correction = given.get("rule"), given.get("correction")
@@ -248,6 +267,13 @@ def _joined(
         layouts={task: layouts[task] for task in tasks},
         trusted=_trusted(strategy, first, config.seed),
     )
+    parts_app = None
+    if isinstance(strategy, Rounds) and strategy.sub_models is not None:
+        with blaming(config, "strategy.sub_models"):
+            ways = learnt[""].make_app, ends
+            parts_app, exchange = partly(
+                strategy.sub_models, first, *ways, parts["fleet"], exchange
+            )
     with blaming(config, "strategy"):
         within = strategy.within(exchange)
     experiment = Experiment(
@@ -259,10 +285,13 @@ def _joined(
         fleet=parts["fleet"],
         executor=parts["executor"],
         tasks=tasks,
+        parts=parts_app,
         ignored={**_ignored(strategy, learning, told), **_ignored_average(config)},
     )
     _check_target(config, experiment, parts["strategy"])
-    return experiment
+    if config.initial_model is None:
+        return experiment
+    return replace(experiment, warm=warm_start(experiment.initial(), config.initial_model))
 
 
 def _blamed(config: DictConfig, name: str, make: Callable[..., Any]) -> Callable[..., Any]:
@@ -401,7 +430,7 @@ def _of_another_kind(config: DictConfig) -> Iterator[str]:
         if not OmegaConf.is_dict(node) or not isinstance(target := node.get("_target_"), str):
             continue
         try:
-            found = get_object(target)
+            found = _locate(target)
         except Exception:  # told where the part is made
             continue
         if isinstance(found, type) and not issubclass(found, kind):
@@ -424,7 +453,15 @@ def _attack(config: DictConfig, attack: Attack | Poisoning | Combined | None) ->
         elif isinstance(attack, Poisoning):
             poisoning[task] = ("attack", attack)
         if task and place.get("attack") is not None:
-            own = _expected(place, "attack", make(place, "attack"), Poisoning)
+            own = make(place, "attack")
+            if isinstance(own, Attack | Combined):
+                raise ConfigError(
+                    f"tasks.{task}.attack._target_ is {place.attack._target_}, which forges what "
+                    "clients send, and they send updates of all tasks: choose it by attack=..., "
+                    f"and for the data of one task attack@tasks.{task}.attack=label_flip or "
+                    "backdoor"
+                )
+            own = _expected(place, "attack", own, Poisoning)
             poisoning[task] = (f"tasks.{task}.attack", own)
     if attack is None and not poisoning:
         if config.num_byzantine and config.get("attack") is None:
@@ -443,6 +480,12 @@ def _unreported(config: DictConfig, strategy: Driver) -> Iterator[str]:
     weight = config.strategy.get("weighted_by_key", METRICS[0])
     if weight not in METRICS and not (weight is None and strategy.traits.meets == "ring"):
         yield f"strategy.weighted_by_key is {weight!r}; {there}"
+    for name, metric in strategy.metrics.items():
+        if metric not in METRICS:
+            near = get_close_matches(metric, METRICS, n=1)
+            new = "" if name in config.strategy else "+"
+            remedy = f": set {new}strategy.{name}={near[0]}" if near else ""
+            yield f"strategy.{name} is {metric!r}; {there}{remedy}"
     for name, reader in strategy.readers.items():
         place = canonical(config, f"strategy.{name}")
         keys = OmegaConf.select(config, place) or {}
@@ -521,12 +564,14 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
 
 def _foreign(config: DictConfig) -> ForeignApp:
     problems = Problems()
+    problems += absent(config, OF_EVERY_RUN)
+    problems.stop()
     problems += not_whole(config, seed=0, num_clients=1, num_partitions=1)
     parts: dict[str, Any] = {"cost_model": None}
     for name in ("fleet", "executor", "cost_model"):
         with problems.noted():
             parts[name] = _made(config, name)
-    for check in (target_of, lambda c: recovery_of(c, RunStart())):
+    for check in (target_of, saved_models, lambda c: recovery_of(c, RunStart())):
         with problems.noted():
             check(config)
     with problems.noted():

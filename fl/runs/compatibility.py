@@ -17,7 +17,16 @@ from hydra.utils import instantiate
 
 from fl.attacks import Attack
 from fl.checks import read_if
-from fl.clients import AdamW, Correction, Gradient, MicroAdam, Rule, Sgd, TrainingApp
+from fl.clients import (
+    AdamW,
+    Correction,
+    Gradient,
+    LocalOptimizer,
+    MicroAdam,
+    Rule,
+    Sgd,
+    TrainingApp,
+)
 from fl.clients.app.replica import trained_shapes
 from fl.compression import Channel, Participation, Receivers, Shapes, check_broadcast
 from fl.errors import ConfigError
@@ -124,6 +133,25 @@ class Combination:
         return min(lacking, default="")
 
     @property
+    def sends_tensors(self) -> bool:
+        """Whether what clients send are tensors that a compressor can take."""
+        return self.traits.compressors != "none"
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the compressor keeps something of each client between its updates."""
+        if self.uplink is None or self.layout is None:
+            return False
+        shapes = Shapes.trained(self.layout)
+        return bool(self.uplink.init(shapes) or self.uplink.init_receiver(shapes))
+
+    @property
+    def client_remembers(self) -> bool:
+        """Whether the client's rule, or its correction, keeps something between tasks."""
+        plain = self.correction is None or type(self.correction).finish is Correction.finish
+        return self.rule is not None and not (self.rule.returns_only_the_model and plain)
+
+    @property
     def forgotten(self) -> str:
         """What the client forgets between tasks that are one training; "" if nothing."""
         if isinstance(self.rule, AdamW) and self.rule.keep_moments is False:
@@ -144,8 +172,8 @@ def _member(correction: Correction | None) -> str:
 class Refusal:
     """Choices that do not go together.
 
-    {strategy}, {uplink}, {downlink}, {attack}, {rule}, {client}, {lacking} and {forgotten} in the
-    texts stand for what is chosen, {fitting} and {home} for what could be.
+    {strategy}, {uplink}, {downlink}, {attack}, {rule}, {correction}, {client}, {lacking} and
+    {forgotten} in the texts stand for what is chosen, {fitting} and {home} for what could be.
 
     Attributes:
         what: the choices, for the page.
@@ -165,7 +193,7 @@ class Refusal:
         """Returns what a user is told."""
         kinds = {
             name: type(getattr(choice, name)).__name__
-            for name in ("uplink", "downlink", "attack", "rule")
+            for name in ("uplink", "downlink", "attack", "rule", "correction")
         }
         return f"{self.given}, but {self.why}: {self.instead}".format(
             strategy=choice.strategy.name,
@@ -179,7 +207,12 @@ class Refusal:
 
     def __str__(self) -> str:
         """Returns what the page says."""
-        why = self.why.format(strategy="the strategy", forgotten="moments", lacking="...")
+        why = self.why.format(
+            strategy="the strategy",
+            correction="the correction",
+            forgotten="moments",
+            lacking="...",
+        )
         instead = self.instead.format(
             fitting="leave client/correction as the strategy chooses it",
             home="the strategy that it is for",
@@ -268,6 +301,71 @@ REFUSALS = (
         "{client}",
         "of it and {strategy} only one knows the vector {lacking!r}",
         "{fitting}, or choose {home}",
+    ),
+    Refusal(
+        "A downlink and clients that hold parts of the model",
+        lambda c: c.downlink is not None and bool(c.traits.partial),
+        "downlink is {downlink}",
+        "clients of {strategy} are sent different parts of the model, and a compressed downlink is "
+        "one broadcast to all",
+        "leave downlink out",
+    ),
+    Refusal(
+        "Compressors and parts that lack single weights",
+        lambda c: c.uplink is not None and bool(c.traits.partial) and not c.sends_tensors,
+        "compressor is {uplink}",
+        "parts of {strategy} lack single weights and travel as a list of the others",
+        "leave compressor out, or use parts that lack units, such as "
+        "strategy.sub_models.extraction.of=units",
+    ),
+    Refusal(
+        "Compressors that remember and parts that change",
+        lambda c: c.uplink is not None and c.traits.partial == "changes" and c.remembers,
+        "compressor is {uplink}",
+        "it remembers what of a client's last update did not travel, and the next one of "
+        "{strategy} is of other units",
+        "use a compressor that remembers nothing, such as qsgd, or strategy=heterofl with "
+        "strategy/capacity=fixed, whose parts stay",
+    ),
+    Refusal(
+        "Compressors that need every client and parts of the model",
+        lambda c: (
+            c.uplink is not None
+            and bool(c.traits.partial)
+            and c.uplink.participation is Participation.FULL
+        ),
+        "compressor is {uplink}",
+        "it takes one vector of all clients, and those of {strategy} have several lengths",
+        "use compressor=ef_topk or qsgd",
+    ),
+    Refusal(
+        "Forged updates, compressors and parts of the model",
+        lambda c: c.uplink is not None and c.attack is not None and bool(c.traits.partial),
+        "attack is {attack} and compressor is {uplink}",
+        "a forged update would be compressed as the whole model, an honest one of {strategy} as a "
+        "part of it",
+        "leave one of them out",
+    ),
+    Refusal(
+        "Clients that remember and parts that change",
+        lambda c: c.traits.partial == "changes" and c.client_remembers,
+        "{client}",
+        "it keeps something of its model from task to task, and clients of {strategy} have another "
+        "part of the model each time",
+        "use client=sgd, or strategy=heterofl with strategy/capacity=fixed, whose parts stay",
+    ),
+    Refusal(
+        "Corrections that count on the length of steps, and optimizers that choose it themselves",
+        lambda c: (
+            c.correction is not None
+            and c.correction.counts_on_length
+            and isinstance(c.rule, LocalOptimizer)
+            and c.rule.rescales
+        ),
+        "client.rule is {rule}",
+        "its steps are as long for a small gradient as for a large one, and {correction} counts on "
+        "their length",
+        "use client=sgd, or another strategy",
     ),
     Refusal(
         "Clients that forget between tasks that are one training",

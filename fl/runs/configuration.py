@@ -43,6 +43,9 @@ from fl.runs.unread import (
     what_is_set,
 )
 
+OF_EVERY_RUN = ("executor", "fleet")
+OF_OUR_RUNS = ("strategy", *OF_EVERY_RUN)
+
 # Groups whose members are made in two steps: the rest of their arguments is not in the YAML.
 _LATER = frozenset({"checkpoint", "client", "data", "feedback", "model", "partition"})
 
@@ -116,7 +119,10 @@ class Given:
         job = HydraConfig.get()
         overrides: Any = OmegaConf.to_container(job.overrides.task, resolve=False)
         groups = {o for o in overrides if set(_names(o)) & set(job.runtime.choices)}
-        defaults = compose(job.job.config_name, [o for o in overrides if o in groups])
+        chosen = [o for o in overrides if o in groups]
+        # Composing takes a good part of the time before a run begins.
+        same = len(chosen) == len(overrides)
+        defaults = deepcopy(config) if same else compose(job.job.config_name, chosen)
         with open_dict(defaults):  # of a group without a member, whose keys may be given one by one
             for key in (_key(group) for group, member in job.runtime.choices.items() if not member):
                 if key == _top(key):
@@ -300,6 +306,15 @@ def referable(config: DictConfig) -> DictConfig:
             if OmegaConf.is_dict(config.get(name)):
                 config[name]["_partial_"] = True
     return config
+
+
+def absent(config: DictConfig, names: Iterable[str]) -> Iterator[str]:
+    """Yields which groups have no member, of those that a run cannot be without."""
+    for name in names:
+        if config.get(name) is None:
+            full = f"{config._get_full_key(None)}.{name}".lstrip(".")
+            choice = full if full == name else f"{name}@{full}"
+            yield f"there is no {full}: choose one, {choice}=NAME (fl help {name} lists them)"
 
 
 def make(config: DictConfig, name: str) -> Any:
@@ -624,6 +639,15 @@ def _another_hydra() -> Iterator[None]:
             yield
     finally:
         GlobalHydra.instance().hydra = running
+
+
+def without_null(words: Sequence[str]) -> list[str]:
+    """Returns the words of a command line, with ~GROUP for GROUP=null, which Hydra refuses."""
+    return [
+        f"~{name}" if value == "null" and name[:1] not in "+~-" and _is_choice(word) else word
+        for word in words
+        for name, _, value in [word.partition("=")]
+    ]
 
 
 def _is_choice(override: str) -> bool:

@@ -189,17 +189,19 @@ class EvaluationSchedule:
         if server_round not in (0, self._num_rounds) and not self._is_due(server_round, elapsed):
             return None
         self._evaluated = server_round
-        metrics = self._metrics(server_round, arrays)
-        self._recorder.evaluation(server_round, metrics)
+        metrics, evaluated = self._metrics(server_round, arrays)
+        self._recorder.evaluation(server_round, metrics, evaluated)
         return metrics
 
-    def _metrics(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+    def _metrics(self, server_round: int, arrays: ArrayRecord) -> tuple[MetricRecord, ArrayRecord]:
+        """Returns the metrics, and the model that they are of."""
         latest = self._evaluate(server_round, arrays)
         if self._average is None:
-            return latest
+            return latest, arrays
         mean = self._average.mean(arrays)
         metrics = latest if mean is arrays else self._evaluate(server_round, mean)
-        return MetricRecord({**metrics, **{f"latest_{name}": x for name, x in latest.items()}})
+        of_latest = {f"latest_{name}": x for name, x in latest.items()}
+        return MetricRecord({**metrics, **of_latest}), mean
 
     @property
     def latest(self) -> ArrayRecord | None:
@@ -212,7 +214,8 @@ class EvaluationSchedule:
             return None
         server_round, arrays, costs = self._last
         if server_round != self._evaluated:
-            self._recorder.late_evaluation(self._metrics(server_round, arrays), costs)
+            metrics, evaluated = self._metrics(server_round, arrays)
+            self._recorder.late_evaluation(metrics, costs, evaluated)
         return arrays
 
     def _is_due(self, server_round: int, elapsed: float) -> bool:

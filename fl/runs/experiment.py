@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import ArrayRecord
 from torch import nn
 
-from fl.clients import TaskApp, TrainingApp
+from fl.clients import PartialApp, TaskApp, TrainingApp
 from fl.data import Examples, FederatedData
 from fl.execution import Executor
 from fl.execution.executor import load_app
@@ -53,19 +53,31 @@ class Experiment(Learning):
         executor: where clients run.
         tasks: what is learnt, by name, if it is several models at once; the data, model and app
             above are then those of the first.
+        parts: what clients run that hold parts of the model; None if all hold all of it.
         ignored: keys of parts that have no effect beside the other parts, to what counts instead.
+        warm: the model that the run begins with, if it is not a fresh one.
     """
 
     strategy: Driver = field(kw_only=True)
     fleet: Fleet = field(kw_only=True)
     executor: Executor = field(kw_only=True)
     tasks: Mapping[str, Learning] = field(default_factory=dict)
+    parts: PartialApp | None = None
     ignored: Mapping[str, str] = field(default_factory=dict)
+    warm: ArrayRecord | None = None
+
+    def initial(self) -> ArrayRecord:
+        """Returns the initial model; those of several tasks as one, see `initial_of`."""
+        if self.warm is not None:
+            return self.warm
+        return initial_of(self.tasks) if self.tasks else super().initial()
 
 
-def app_of(experiment: Experiment) -> TrainingApp | TaskApp:
+def app_of(experiment: Experiment) -> TrainingApp | TaskApp | PartialApp:
     """Returns what the clients of an experiment run."""
     tasks = experiment.tasks
+    if experiment.parts is not None:
+        return experiment.parts
     return TaskApp({name: t.app for name, t in tasks.items()}) if tasks else experiment.app
 
 

@@ -95,14 +95,18 @@ def usual_members() -> tuple[tuple[str, str], ...]:
 
 
 def bases_of(group: str, name: str) -> frozenset[str]:
-    """Returns what a member is made of, by the names of what it has from `_base`."""
-    content = dict(members_of(group))[name]
+    """Returns what a member is made of, by the names of what it has from `_base`.
+
+    Of a member of the user's own that is nothing.
+    """
+    content = dict(members_of(group)).get(name) or {}
     return frozenset(
-        f"{key}={chosen}"
+        f"{key}={one}"
         for entry in content.get("defaults") or ()
         if not isinstance(entry, str)
         for key, chosen in entry.items()
         if str(key).startswith("/_base/")
+        for one in ([chosen] if isinstance(chosen, str) else chosen)
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from flwr.common import Parameters
 from flwr.server import History
 from flwr.server.strategy import Strategy as OlderStrategy
 from flwr.serverapp.strategy import Result, Strategy
+from numpy.typing import NDArray
 
 from fl.errors import NoStep, NotFinite
 from fl.flower.private import older_conversions, wrapping
@@ -73,12 +75,19 @@ class Recorder:
         writer: where rows go.
         progress: display.
         recovery: keeps what a resumed run finds again; None keeps nothing.
+        save_models: which models to keep: "final", "best" by the writer's target, or both.
     """
 
     def __init__(
-        self, writer: RunWriter, progress: Progress, recovery: Recovery | None = None
+        self,
+        writer: RunWriter,
+        progress: Progress,
+        recovery: Recovery | None = None,
+        save_models: Sequence[str] = ("final",),
     ) -> None:
         self.writer = writer
+        self._save_models = save_models
+        self._best: tuple[float, ArrayRecord] | None = None
         self.final_arrays: ArrayRecord | None = None
         self.averaged_arrays: ArrayRecord | None = None  # what the last evaluation is of, if it is
         self._progress = progress
@@ -96,19 +105,24 @@ class Recorder:
         self._applied = AppliedUpdates()
         self._initial: ArrayRecord | None = None
         self._limit_s: float | None = None
+        self._may_stay = ""
         self._measured: dict[str, float] = {}  # by the strategy, since the last row
         self._unchanged = 0  # rounds that left the model as it was
+        self._stayed = ""  # why the last of them did
         self._not_taken: dict[str, NotFinite] = {}  # models whose last step was not finite
         self._never_finite: frozenset[str] = frozenset()  # entries of the initial model, as masks
 
-    def expect(self, initial: ArrayRecord, limit_s: float | None = None) -> None:
+    def expect(
+        self, initial: ArrayRecord, limit_s: float | None = None, may_stay: str = ""
+    ) -> None:
         """Notes that this run is to learn something.
 
         Args:
             initial: the model that it begins with.
             limit_s: time after which it ends, s; None is no limit.
+            may_stay: see `Driver.may_stay`.
         """
-        self._initial, self._limit_s = initial, limit_s
+        self._initial, self._limit_s, self._may_stay = initial, limit_s, may_stay
 
     def attach(self, grid: SimGrid) -> None:
         """Takes time, bytes and joules from this grid from now on."""
@@ -126,6 +140,7 @@ class Recorder:
             self._not_taken.pop(model, None)
             return
         self._unchanged += 1
+        self._stayed = str(why_not)
         if isinstance(why_not, NotFinite):
             self._not_taken[model] = why_not
 
@@ -192,7 +207,7 @@ class Recorder:
         def recorded(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             metrics = evaluate(server_round, arrays)
             if metrics is not None:
-                self.evaluation(server_round, metrics)
+                self.evaluation(server_round, metrics, arrays)
             return metrics
 
         recorded.recorded = True  # type: ignore[attr-defined]
@@ -202,8 +217,16 @@ class Recorder:
         """Returns `evaluate` with its results kept for a resumed run; see `Recovery.evaluating`."""
         return evaluate if self._recovery is None else self._recovery.evaluating(evaluate)
 
-    def evaluation(self, server_round: int, metrics: Mapping[str, Any]) -> None:
-        """Writes one row: the server's metrics and the clients' latest, at the current cost."""
+    def evaluation(
+        self, server_round: int, metrics: Mapping[str, Any], arrays: ArrayRecord | None = None
+    ) -> None:
+        """Writes one row: the server's metrics and the clients' latest, at the current cost.
+
+        Args:
+            server_round: its number.
+            metrics: the server's.
+            arrays: the model that was evaluated, if it is known.
+        """
         row = self._columns.row("server", metrics)
         self._read_reports()
         self._pending_costs = self.costs(server_round)
@@ -214,19 +237,35 @@ class Recorder:
             self._pending["unchanged_rounds"] = self._unchanged
         self._pending.update(row)
         self._flush()
+        self._compare(arrays)
 
-    def late_evaluation(self, metrics: Mapping[str, Any], costs: Mapping[str, float]) -> None:
+    def late_evaluation(
+        self, metrics: Mapping[str, Any], costs: Mapping[str, float], arrays: ArrayRecord
+    ) -> None:
         """Writes one row for a model of an earlier time; what clients reported since is left out.
 
         Args:
             metrics: the server's.
             costs: what `costs` returned at that time.
+            arrays: the model.
         """
         self._read_reports()  # so that they are counted
         self._pending, self._applied, self._measured = {}, AppliedUpdates(), {}
         self._pending_costs = dict(costs)
         self._pending.update(self._columns.row("server", metrics))
         self._flush()
+        self._compare(arrays)
+
+    def _compare(self, arrays: ArrayRecord | None) -> None:
+        """Keeps the model of the last row if none before was as good."""
+        target = self.writer.target
+        if arrays is None or target is None or "best" not in self._save_models:
+            return
+        value = self.writer.history[-1].get(target.metric, math.nan)
+        sign = 1.0 if target.mode == "max" else -1.0
+        known = -math.inf if self._best is None else sign * self._best[0]
+        if sign * value > known:  # a NaN never is
+            self._best = value, arrays
 
     def costs(self, server_round: int) -> dict[str, float]:
         """Returns the columns of a row that say what it took to get here."""
@@ -354,8 +393,11 @@ class Recorder:
             )
         elif asked:
             said = f"{updates} updates of clients came in {now:.6g} s, and the model never changed"
+            said += f"; {self._may_stay}" * bool(self._may_stay)
         else:
             said = f"no client was asked to train in {now:.6g} s"
+        if self._unchanged:
+            said += f"; {self._unchanged} rounds made no step, the last one as {self._stayed}"
         return "; ".join([f"nothing was learnt: {said}", *_reasons(source)])
 
     def diverged(self) -> str | None:
@@ -368,13 +410,21 @@ class Recorder:
 
     def model_sha256(self) -> str | None:
         """Returns the hash of the final model: names, dtypes, shapes and values."""
-        if self.final_arrays is None:
-            return None
-        digest = hashlib.sha256()
-        for name, array in self.final_arrays.items():
-            digest.update(f"{name}|{array.dtype}|{tuple(array.shape)}|{array.stype}|".encode())
-            digest.update(array.data)
-        return digest.hexdigest()
+        return None if self.final_arrays is None else arrays_sha256(self.final_arrays)
+
+    def models(self) -> dict[str, dict[str, NDArray[Any]]]:
+        """Returns the arrays of the models to keep, by the names of their files.
+
+        With LAWA, the mean that is evaluated goes with the final model.
+        """
+        latest = (self.final_arrays, self.averaged_arrays) if "final" in self._save_models else ()
+        best = None if self._best is None else self._best[1]
+        kept = dict(zip(("model", "model_averaged"), latest, strict=False)) | {"model_best": best}
+        return {
+            f"{name}.safetensors": {key: array.numpy() for key, array in arrays.items()}
+            for name, arrays in kept.items()
+            if arrays is not None
+        }
 
     def report(self) -> dict[str, Any]:
         """Returns facts for the run's summary."""
@@ -489,3 +539,12 @@ def _differ(one: ArrayRecord, other: ArrayRecord | None) -> bool:
 def _shown(row: Mapping[str, float]) -> dict[str, float]:
     """Returns the metrics of a row worth a place on one line: accuracies and losses."""
     return {name: value for name, value in row.items() if "acc" in name or "loss" in name}
+
+
+def arrays_sha256(arrays: ArrayRecord) -> str:
+    """Returns the hash of a model: names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
+        digest.update(f"{name}|{array.dtype}|{tuple(array.shape)}|{array.stype}|".encode())
+        digest.update(array.data)
+    return digest.hexdigest()

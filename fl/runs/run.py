@@ -20,11 +20,11 @@ from fl.runs.build import prepare
 from fl.runs.central import train_centrally
 from fl.runs.choices import announce
 from fl.runs.evaluation import EvaluationSchedule, TimeIsUp, central_evaluation, task_evaluation
-from fl.runs.experiment import Experiment, ForeignApp, app_of, initial_of
+from fl.runs.experiment import Experiment, ForeignApp, app_of
 from fl.runs.journal import RunStart, source_sha256
 from fl.runs.journal.command import command_of_job, foreign_parts
-from fl.runs.recorder import Recorder
-from fl.runs.settings import recovery_of, target_of, train_config_of
+from fl.runs.recorder import Recorder, arrays_sha256
+from fl.runs.settings import recovery_of, saved_models, target_of, train_config_of
 from fl.runs.simulator import SimulatedRun, simulate, simulate_app
 from fl.runs.sweep import side_by_side
 from fl.runs.transcript import shown_once
@@ -67,8 +67,8 @@ def run_to_end(
 def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Recorder) -> None:
     """Runs an experiment's strategy on any grid, with its evaluations and its limit of time."""
     tasks = experiment.tasks
-    initial = initial_of(tasks) if tasks else experiment.initial()
-    recorder.expect(initial, config.time_limit_s)
+    initial = experiment.initial()
+    recorder.expect(initial, config.time_limit_s, experiment.strategy.may_stay)
     evaluation = task_evaluation if tasks else central_evaluation
     k, every = config.lawa.k, config.lawa.every
     average = None if k is None else LatestWeightAverage(k, every)
@@ -113,6 +113,8 @@ def facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
     told: dict[str, Any] = {"data_sha256": experiment.data.fingerprint()}
     if tasks:
         told = {"data_sha256": {name: task.data.fingerprint() for name, task in tasks.items()}}
+    if config.initial_model is not None:
+        told["initial_model_sha256"] = arrays_sha256(experiment.initial())
     if byzantine := experiment.strategy.exchange.byzantine:
         told["byzantine"] = sorted(byzantine)
     if config.central_epochs:
@@ -130,7 +132,8 @@ def _start(config: DictConfig) -> RunStart:
     code = {"modules": source_sha256(files)} if files else {}
     command = command_of_job()
     places = [*command.get("config_dirs", ()), *command.get("searchpath", ())]
-    return RunStart(command, code=code, foreign=[*uses.values(), *places])
+    foreign = [*uses.values(), *places]
+    return RunStart({**command, "foreign": foreign} if command else {}, code=code, foreign=foreign)
 
 
 def _run_own(config: DictConfig, experiment: Experiment, start: RunStart) -> SimulatedRun:
@@ -180,6 +183,7 @@ def _common(config: DictConfig) -> dict[str, Any]:
         if HydraConfig.initialized()
         else None,
         "target": target_of(config),
+        "save_models": saved_models(config),
         "views": config.views,
         "progress": config.progress and side_by_side() == 1,  # displays would mix
         "fail_fast": config.fail_fast,

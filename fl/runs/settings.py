@@ -23,6 +23,26 @@ def target_of(config: DictConfig) -> Target | None:
         return Target(**config.target)
 
 
+def saved_models(config: DictConfig) -> list[str]:
+    """Returns which models the run keeps as files.
+
+    Raises:
+        ConfigError: a run has no such model, or nothing says which is best.
+    """
+    which: Any = config.save_models
+    which = OmegaConf.to_container(which) if OmegaConf.is_config(which) else which
+    known = ("final", "best")
+    if not isinstance(which, list) or not all(name in known for name in which):
+        raise ConfigError(
+            f"save_models is {which!r}; it must be a list of {', '.join(known)}: [] keeps none"
+        )
+    if "best" in which and config.target is None:
+        raise ConfigError(
+            "save_models has 'best', and target is null: target.metric and target.mode say by what"
+        )
+    return which
+
+
 def train_config_of(config: DictConfig) -> ConfigRecord:
     """Returns what the user has every `train` message say."""
     values: Any = OmegaConf.to_container(config.train_config, resolve=True)
@@ -59,8 +79,19 @@ def wrong_numbers(config: DictConfig) -> Iterator[str]:
         yield f"lawa is {config.lawa}; it must have its keys: lawa.k=null averages nothing"
     else:
         given = ("every",) if config.lawa.k is None else ("k", "every")
-        for problem in not_whole(config.lawa, **dict.fromkeys(given, 1)):
-            yield f"lawa.{problem}"
+        problems = list(not_whole(config.lawa, **dict.fromkeys(given, 1)))
+        yield from (f"lawa.{problem}" for problem in problems)
+        rounds, every = config.num_rounds, config.lawa.every
+        if (
+            config.lawa.k is not None
+            and not problems
+            and isinstance(rounds, int)
+            and rounds < every
+        ):
+            yield (
+                f"lawa.every is {every}, and num_rounds is {rounds}, so no model would count: set "
+                f"lawa.every={rounds} or less, or leave lawa.k out"
+            )
     timeout = config.round_timeout_s
     if not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
         yield f"round_timeout_s is {timeout}; it must be a positive, finite number of seconds"
@@ -103,7 +134,7 @@ def wrong_counts(config: DictConfig) -> Iterator[str]:
 
 
 def wrong_cohorts(config: DictConfig) -> Iterator[str]:
-    """Yields which rules take the clients to be fewer than there are."""
+    """Yields what takes the clients to be fewer than there are."""
     there = config.num_clients
     for name in ("num_clients", "population"):
         n = OmegaConf.select(config, f"strategy.rule.{name}")
@@ -112,6 +143,13 @@ def wrong_cohorts(config: DictConfig) -> Iterator[str]:
                 f"strategy.rule.{name} is {n}, but there are {there} clients, num_clients: leave "
                 "it out, or set it to as many or more"
             )
+    nodes = OmegaConf.select(config, "topology.num_nodes")
+    if isinstance(nodes, int) and isinstance(there, int) and 0 < nodes < there:
+        yield (
+            f"topology.num_nodes is {nodes}, but there are {there} clients, num_clients, so "
+            f"{there - nodes} would have no part in the run: leave it out, or set "
+            f"num_clients={nodes}"
+        )
 
 
 def not_whole(config: DictConfig, **least: int) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -72,6 +72,7 @@ def simulate(
     cost_model: CostModel | None = None,
     directory: Path | str | None = None,
     target: Target | None = None,
+    save_models: Sequence[str] = ("final",),
     views: bool = True,
     num_rounds: int | None = None,
     progress: bool = True,
@@ -100,12 +101,14 @@ def simulate(
         cost_model: what the work of a foreign ClientApp costs; ours plans its own.
         directory: where the run's files go; None writes none.
         target: metric value whose cost is reported.
+        save_models: which models go into the directory as well: "final", "best" by the target.
         views: also write what can be drawn from the data: tb/, timeline.json and plots/.
         num_rounds: length of the progress bar.
         progress: show progress on standard error.
         fail_fast: stop at the first exception in a ClientApp.
         config: configuration to store with the results; default: the arguments above.
-        extra: more facts for the summary; "data_sha256" must not change before a run is resumed.
+        extra: more facts for the summary; "data_sha256" and
+            "initial_model_sha256" must not change before a run is resumed.
         recovery: keeps a journal in the directory, from which the run can be resumed after its
             process was killed; None keeps none.
         date: what the apps' clocks show at virtual time 0, in ISO 8601, UTC if it names no zone;
@@ -136,7 +139,7 @@ def simulate(
             place, stored, seed, target, tensorboard=views, timeline=views, plots=views
         )
         display = Progress(total_rounds=num_rounds, enabled=progress)
-        recorder = Recorder(writer, display, recovery)
+        recorder = Recorder(writer, display, recovery, save_models)
         trace = Trace()
         status: Status = "completed"
         error: BaseException | None = None
@@ -219,6 +222,7 @@ def simulate(
             if grid is None
             else participation(trace, grid.control.answers, grid.were_available()),
             model_sha256=recorder.model_sha256(),
+            models=recorder.models(),
             error=error or diverged or in_vain,
             extra={
                 **report,
@@ -326,7 +330,8 @@ def _tell_date() -> None:
 def _identity(config: Mapping[str, Any], seed: int, extra: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what must not change before a run is resumed."""
     facts = {"configuration": config_digest(config), "seed": seed}
-    return {**facts, **installed(), "data": plain(extra.get("data_sha256"))}
+    warm = {key: extra[key] for key in ("initial_model_sha256",) if key in extra}
+    return {**facts, **installed(), "data": plain(extra.get("data_sha256")), **warm}
 
 
 def _choose_batching(app: ClientApp, recovery: Recovery, *, shared: bool) -> dict[str, Any]:

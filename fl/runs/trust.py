@@ -11,10 +11,12 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from hydra._internal.utils import _locate  # what Hydra finds, not what Python would import
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fl.errors import ConfigError
 
@@ -78,6 +80,42 @@ def check_targets(config: DictConfig) -> None:
             f"{told} cannot be used here: what is called must be a part of fl, one of Flower's "
             "strategies or one of its partitioners"
         )
+
+
+def raised_in(error: BaseException, config: DictConfig) -> str:
+    """Returns which part of the user's own an exception came from, by key and value; "" if none.
+
+    That is the class, or one that it inherits from, whose code was running; or the function, in
+    whose module.
+
+    Args:
+        error: as it was caught.
+        config: of the run.
+    """
+    try:
+        foreign = foreign_targets(config)
+    except (ConfigError, OmegaConfBaseException):  # the configuration is what was wrong
+        return ""
+    codes: dict[str, str] = {}
+    for key in sorted(foreign, key=len, reverse=True):  # of keys that refer to another, that counts
+        codes.update(dict.fromkeys(_code_of(foreign[key]), f"{key}={foreign[key]}"))
+    for frame in reversed([frame for frame, _ in walk_tb(error.__traceback__)]):
+        running = f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}."
+        if found := [part for code, part in codes.items() if running.startswith(code)]:
+            return found[-1]
+    return ""
+
+
+def _code_of(target: str) -> list[str]:
+    """Returns how the full names of the code of a class or function begin that is no part of fl."""
+    try:
+        found = _locate(target)
+    except Exception:  # it could not be imported
+        return []
+    kinds = found.__mro__ if isinstance(found, type) else ()
+    names = [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds]
+    names = names or [str(getattr(found, "__module__", target))]
+    return [f"{name}." for name in names if not _is_below(name, ROOTS)]
 
 
 def source_files(targets: Iterable[str]) -> list[Path]:

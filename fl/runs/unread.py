@@ -15,7 +15,8 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
-from hydra.utils import get_object
+from hydra._internal.utils import _locate  # what `_target_` stands for, without a line in the log
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -35,6 +36,7 @@ ALWAYS = (
     "may_be_unread",
     "num_clients",
     "progress",
+    "save_models",
     "seed",
     "target",
     "views",
@@ -49,6 +51,7 @@ OF_OURS = (
     "evaluate_every_s",
     "evaluate_train",
     "feedback",
+    "initial_model",
     "lawa",
     "num_byzantine",
     "num_rounds",
@@ -102,10 +105,14 @@ class Unread:
             )
         if top == "evaluate_every":
             return "has no effect, as evaluate_every_s says when models are evaluated"
+        if config.get("strategy") is None:
+            return None  # there is nothing to go by, and whoever builds the run says so
         target = config.strategy.get("_target_", "?")
         rule = OmegaConf.select(config, "strategy.rule._target_")
         kind = str(rule or target).rpartition(".")[2]
-        readers = "; ".join(f"{group}: {few(names)}" for group, names in readers_of(top))
+        readers = "; ".join(
+            f"{group}: {few(_nearest_first(group, names))}" for group, names in readers_of(top)
+        )
         return (
             f"has no effect, as the strategy {kind} does not read {top}: leave it out, or choose "
             f"one that does ({readers or 'no member of a group does'})"
@@ -139,7 +146,7 @@ class Unread:
                 continue  # a reference: it is looked at where it is
             try:
                 values: Any = OmegaConf.to_container(node, resolve=True)
-                part = get_object(node["_target_"])
+                part = _locate(node["_target_"])
             except Exception:  # whoever makes the part says what is wrong with it
                 continue
             for name, only in unread_arguments(part, values).items():
@@ -320,11 +327,7 @@ def few(names: Sequence[str]) -> str:
 
 @cache
 def readers_of(key: str) -> tuple[tuple[str, list[str]], ...]:
-    """Returns groups, and their members that refer to a key of the root.
-
-    First the default members, and those that are made of the same: what goes with them is usual.
-    """
-    usual = dict(usual_members())
+    """Returns groups, and their members that refer to a key of the root."""
     found: dict[str, list[str]] = {}
     for group in top_groups():
         for name, _ in members_of(group):
@@ -336,11 +339,15 @@ def readers_of(key: str) -> tuple[tuple[str, list[str]], ...]:
             }
             if key in referred:
                 found.setdefault(group, []).append(name)
-    for group, names in found.items():
-        if (chosen := usual.get(group)) is not None:
-            made_of = bases_of(group, chosen)
-            names.sort(key=lambda n: (n != chosen, bases_of(group, n) != made_of))
     return tuple(found.items())
+
+
+def _nearest_first(group: str, names: Sequence[str]) -> list[str]:
+    """Returns members, first those that have most in common with the chosen one, or the default."""
+    usual = dict(usual_members()).get(group, "")
+    chosen = HydraConfig.get().runtime.choices.get(group) if HydraConfig.initialized() else None
+    made_of = bases_of(group, chosen or usual)
+    return sorted(names, key=lambda n: (-len(bases_of(group, n) & made_of), n != usual))
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:

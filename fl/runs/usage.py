@@ -74,11 +74,12 @@ def answer(words: Sequence[str]) -> str | None:
     Raises:
         ConfigError: words are neither overrides nor flags.
     """
-    if words[:1] == ["help"] and len(words) > 1:
+    first, *others = given(words) or [""]
+    if first == "help" and others:
         folder = flag(words, "--config-dir", "-cd")
         places = (None, Path(folder)) if folder else (None,)
-        return "\n".join(_about(word, places) for word in given(words[1:]))
-    if words == ["help"] or "--help" in words or "-h" in words:
+        return "\n".join(_about(word, places) for word in others)
+    if first == "help" or "--help" in words or "-h" in words:
         return help_text()
     if "--version" in words:
         return version()

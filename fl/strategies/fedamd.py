@@ -13,9 +13,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.checks import at_least, positive, read_if
+from fl.checks import at_least, positive, read_if, share
 from fl.clients.anchor_sampling import ANCHOR_KEY
-from fl.errors import ConfigError
 from fl.strategies.mifa import memorised, recalled
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.vectors.rows import Row
@@ -58,8 +57,8 @@ class FedAMD(RoundRule):
     by the mean over all clients of a round, anchors with no change.
 
     Attributes:
-        p: probability that a client is an anchor, in [0, 1]; None is (2 / (A + 2))^(1 / A), which
-            the paper suggests.
+        p: probability that a client is an anchor, in [0, 1): with 1 there never is a miner. None
+            is (2 / (A + 2))^(1 / A), which the paper suggests; it is high where clients are few.
         every: rounds from one of anchors to the next, at least 2; None is by coins.
         anchor_steps: batches of a cached gradient; None is all examples of the client once.
         eta: server learning rate, above 0.
@@ -72,6 +71,7 @@ class FedAMD(RoundRule):
     needs: ClassVar[tuple[str, ...]] = ("v",)
     tells: ClassVar[Mapping[str, str]] = {ANCHOR_KEY: "begins_with_anchors"}
     folds: ClassVar[bool] = False
+    prepares: ClassVar[int] = 1
 
     begins_with_anchors: ClassVar[bool] = True
 
@@ -81,16 +81,24 @@ class FedAMD(RoundRule):
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        p = self.p
-        if p is not None and (
-            isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1
-        ):
-            raise ConfigError(f"p is {p!r}; it must lie in [0, 1], or be null")
+        if self.p is not None:
+            share("p", self.p)
         if self.every is not None:
             at_least("every", self.every, 2)
         if self.anchor_steps is not None:
             at_least("anchor_steps", self.anchor_steps, 1)
         positive("eta", self.eta)
+
+    @property
+    def may_stay(self) -> str:
+        """Which rounds have no miner."""
+        if self.every is not None:
+            return f"one of {self.every} rounds, strategy.rule.every, has anchors alone"
+        p = "the paper's, which is high where clients are few" if self.p is None else self.p
+        return (
+            f"a round whose clients are all anchors leaves the model as it is, and strategy.rule.p "
+            f"is {p}: lower it, or set strategy.rule.every"
+        )
 
     def init(self, w: Row, p: int) -> Anchored:
         """Returns the model, and nothing known of any client."""

@@ -26,7 +26,7 @@ How methods with more machinery fit, without a change here:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self
@@ -35,10 +35,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl.aggregation import Mean
-from fl.errors import NotFinite
+from fl.errors import NoStep, NotFinite
 from fl.vectors.rows import Row, is_finite
 
 Weights = NDArray[np.float64]
+
+_BITS = 28  # of a code that are added before it is made small again
 
 Combine = Callable[[Row, Weights, str], Row]
 """F of vectors (n, d) with weights (n,), shape (d,); the name is "" for the model's change."""
@@ -67,6 +69,26 @@ def weighted_mean(x: Row, weights: Weights, name: str) -> Row:
     return Mean(weighted=True)(x, weights)
 
 
+def blocks(
+    holds: NDArray[np.bool_],
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Yields which clients hold the same numbers of a model, none included, and which these are.
+
+    Args:
+        holds: which numbers each client holds, shape (n, d).
+    """
+    code = np.zeros(holds.shape[1], np.int64)
+    for begin in range(0, len(holds), _BITS):
+        code = np.unique(code, return_inverse=True)[1]  # below 2**31
+        for row in holds[begin : begin + _BITS]:
+            code = 2 * code + row
+    _, first, which = np.unique(code, return_index=True, return_inverse=True)
+    order = np.argsort(which, kind="stable")
+    ends = np.cumsum(np.bincount(which))
+    for i, numbers in zip(first.tolist(), np.split(order, ends[:-1]), strict=True):
+        yield np.flatnonzero(holds[:, i]), numbers
+
+
 @dataclass(frozen=True, eq=False)
 class Updates:
     """What the clients of a round brought.
@@ -89,6 +111,8 @@ class Updates:
             for every rule.
         robust: whether `combine` is more than a mean, because some clients may lie.
         models: which of the rule's models each was sent, n whole numbers.
+        holds: which numbers of the model each had, shape (n, d); None if all had all. Their deltas
+            are 0 elsewhere, and their mean is that of those who had a number, 0 if nobody had it.
     """
 
     deltas: Row
@@ -104,6 +128,7 @@ class Updates:
     told: Sequence[Mapping[str, Any]] = ()
     as_selected: bool = False
     models: Sequence[int] = ()
+    holds: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         """Returns n."""
@@ -111,10 +136,29 @@ class Updates:
 
     @cached_property
     def _mean(self) -> Row:
-        return self.combine(self.deltas, self.weights, self.name)
+        if self.holds is None:
+            return self.combine(self.deltas, self.weights, self.name)
+        mean, why_not = np.zeros(self.deltas.shape[1], np.float32), None
+        for clients, numbers in blocks(self.holds):
+            if not clients.size:
+                continue
+            own = self.deltas[np.ix_(clients, numbers)]
+            try:
+                mean[numbers] = self.combine(own, self.weights[clients], self.name)
+            except NotFinite:
+                raise
+            except NoStep as error:  # those who hold these numbers are too few
+                why_not = error
+        if why_not is not None and not mean.any():
+            raise why_not
+        return mean
 
     def mean(self) -> Row:
-        """Returns F(delta_1, ..., delta_n), shape (d,): the weighted mean, or the aggregator's."""
+        """Returns F(delta_1, ..., delta_n), shape (d,): the weighted mean, or the aggregator's.
+
+        Where clients hold parts of the model, F combines each set of numbers that the same clients
+        hold by itself; what nobody holds, or too few for F, does not change.
+        """
         return self._mean
 
     def of_trained(self, vector: Row) -> Row:
@@ -188,6 +232,7 @@ class RoundRule(ABC):
         folds: whether `step` uses the mean of the deltas and nothing else, so that large models
             need not be held all at once.
         everybody: whether a step takes all clients, by what the method is.
+        prepares: rounds at the beginning that leave the model as it is, whatever comes.
         num_models: models that the clients of a round are sent, in cohorts of equal size.
     """
 
@@ -197,6 +242,7 @@ class RoundRule(ABC):
     tells: ClassVar[Mapping[str, str]] = {}
     folds: ClassVar[bool] = True
     everybody: ClassVar[bool] = False
+    prepares: ClassVar[int] = 0
     num_models: int = 1
 
     @abstractmethod
@@ -224,6 +270,11 @@ class RoundRule(ABC):
         The key of a message that would replace each, to the rule's attribute with its value.
         """
         return {}
+
+    @property
+    def may_stay(self) -> str:
+        """Which rounds leave the model as it is, and the remedy, for a run that learnt nothing."""
+        return ""
 
     def models(self, state: Any) -> Sequence[Row]:
         """Returns what the cohorts of a round are sent, at most `num_models` of shape (d,)."""

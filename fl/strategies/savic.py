@@ -66,6 +66,7 @@ class SAVIC(RoundRule):
 
     carries: ClassVar[tuple[str, ...]] = ("scaling",)
     needs: ClassVar[tuple[str, ...]] = ("statistic",)
+    prepares: ClassVar[int] = 1
     folds: ClassVar[bool] = False
 
     scaling: Literal["adam", "rmsprop", "oasis"] = "adam"

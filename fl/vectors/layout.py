@@ -137,6 +137,16 @@ class Layout:
         """Returns the layout of one bare vector, shape (size,), float32."""
         return cls.of_entries([(name, (size,), FLOAT)])
 
+    def resized(self, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+        """Returns the layout of a model with the same entries in other shapes.
+
+        Args:
+            shapes: of all entries, by name.
+        """
+        return Layout._build(
+            (e.name, shapes[e.name], e.dtype, e.kind, e.tied_to, e.again) for e in self.entries
+        )
+
     @classmethod
     def _build(
         cls, described: Iterable[tuple[str, tuple[int, ...], str, Kind, str, bool]]

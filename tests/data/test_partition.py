@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from fl.data import Examples, Partitions, Source, Split, partition
+from fl.data import Examples, Partitions, Source, Split, load_quadratic_game, partition
 from fl.errors import ConfigError
 
 RULES: dict[str, Callable[..., Split]] = {
@@ -244,6 +244,14 @@ def test_sequences_can_be_dealt_at_random_but_not_by_class(text_source):
     for rule in ("dirichlet", "pathological", "shard"):
         with pytest.raises(ConfigError, match=f"partition={rule} .*5 targets: use partition=nat"):
             RULES[rule](text_source, num_partitions=4, seed=0)
+
+
+def test_games_which_have_no_classes_cannot_be_dealt_by_class():
+    game = load_quadratic_game(num_players=3, samples=4, dimension=2)
+    assert len(partition.iid(game, num_partitions=3, seed=0).train) == 3
+    for rule in ("dirichlet", "pathological", "shard"):
+        with pytest.raises(ConfigError, match=f"partition={rule} .*have none: use partition=nat"):
+            RULES[rule](game, num_partitions=3, seed=0)
 
 
 def test_any_partitioner_of_flower_can_deal(sorted_source):

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from fl import SimulatedRun, simulate
 from fl.deployment.settings import compose_experiment
 from fl.reports import read_run
+from fl.reports.model_file import read_model
 from fl.runs.build import build
 from fl.runs.experiment import app_of
 from fl.runs.run import serve
@@ -147,10 +148,10 @@ def assert_same_model(family: str, overrides: str, directory: Path) -> None:
         initial = build(compose_experiment(overrides.split())).initial()
         assert distance(directory, again.arrays, initial) < 0.5
         return
-    with np.load(directory / "model.npz") as model:
-        assert set(model) == set(again.arrays)
-        for name, array in again.arrays.items():
-            np.testing.assert_array_equal(model[name], array.numpy())
+    model = read_model(directory / "model.safetensors")
+    assert set(model) == set(again.arrays)
+    for name, array in again.arrays.items():
+        np.testing.assert_array_equal(model[name], array.numpy())
     assert run.summary["model_sha256"] == again.summary["model_sha256"]
     metrics = [{k: v for k, v in row.items() if k in ("round", "accuracy")} for row in run.history]
     assert metrics == [{k: row[k] for k in ("round", "accuracy")} for row in again.history]
@@ -162,8 +163,8 @@ def assert_same_model(family: str, overrides: str, directory: Path) -> None:
 def distance(directory: Path, again: ArrayRecord, initial: ArrayRecord) -> float:
     """How far two models are apart, over how far training has moved one of them."""
     apart = moved = 0.0
-    with np.load(directory / "model.npz") as model:
-        for name, array in again.items():
-            apart += float(np.sum((model[name] - array.numpy()) ** 2))
-            moved += float(np.sum((array.numpy() - initial[name].numpy()) ** 2))
+    model = read_model(directory / "model.safetensors")
+    for name, array in again.items():
+        apart += float(np.sum((model[name] - array.numpy()) ** 2))
+        moved += float(np.sum((array.numpy() - initial[name].numpy()) ** 2))
     return (apart / moved) ** 0.5

@@ -153,7 +153,14 @@ def test_poisoned_clients_poison_their_own_data(tmp_path):
 def test_a_run_leaves_its_files_and_knows_no_energy(tmp_path):
     _, summary = deploy(tmp_path, f"{AVERAGE} views=true", 3)
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"summary.json", "metrics.csv", "trace.parquet", "model.npz", "tb", "plots"}
+    assert names == {
+        "summary.json",
+        "metrics.csv",
+        "trace.parquet",
+        "model.safetensors",
+        "tb",
+        "plots",
+    }
     assert summary["totals"]["energy_j"]["total"] == 0
     assert summary["totals"]["virtual_s"] == pytest.approx(summary["totals"]["wall_s"])
     assert summary["extra"]["deployment"] == {"run_id": "7"}

@@ -46,9 +46,11 @@ def test_the_target_is_marked_where_it_was_reached(row):
 
 def test_rows_are_the_target_then_accuracies_then_losses_with_counterparts_together(row):
     values = {"train_loss": 1.0, "train_num_examples": 9.0, "loss": 1.0, "accuracy": 0.5, "f1": 0.2}
+    values |= {"latest_accuracy": 0.4, "latest_loss": 1.0}  # beside those of an averaged model
     figure = plots.metrics([row(1, 1.0, **values)], target=Target("f1", 0.9))
     assert [axes.get_ylabel() for axes in figure.axes[::3]] == ["f1", "accuracy", "loss"]
-    assert list(lines(figure.axes[6])) == ["loss", "train loss"]
+    assert list(lines(figure.axes[3])) == ["accuracy", "latest accuracy"]
+    assert list(lines(figure.axes[6])) == ["loss", "train loss", "latest loss"]
 
 
 def test_only_named_metrics_are_drawn_and_unknown_ones_refused(row):
@@ -124,6 +126,14 @@ def test_the_band_is_that_of_student_t(tmp_path, row):
     edges = axes.collections[0].get_paths()[0].vertices[:, 1]
     assert edges.min() == pytest.approx(0.6 - half, rel=1e-6)
     assert edges.max() == pytest.approx(0.6 + half, rel=1e-6)
+
+
+def test_the_band_of_two_seeds_is_from_one_to_the_other(tmp_path, row):
+    seeds = [run_of(tmp_path, [row(r, 10.0, accuracy=v * r) for r in (1, 2)]) for v in (0.1, 0.3)]
+    figure = plots.compare({"a": seeds}, "accuracy", axes=["round"])
+    corners = {(x, round(y, 6)) for x, y in figure.axes[0].collections[0].get_paths()[0].vertices}
+    assert corners == {(1, 0.1), (1, 0.3), (2, 0.2), (2, 0.6)}
+    assert figure.legends[0].get_title().get_text() == "mean and range of two seeds"
 
 
 def test_seeds_evaluated_at_different_times_are_interpolated_where_all_have_values(tmp_path, row):

@@ -110,6 +110,22 @@ def test_only_keys_that_differ_are_shown_and_seeds_are_none_of_them(runs, row):
     assert not {"name", "seed", "nested.seed"} & keys.keys()
 
 
+def test_a_value_that_two_keys_have_is_one_row_and_what_strategies_chose_is_said(tmp_path, row):
+    for name, fleet, rounds, f in (("FedAvg", "mobile", 9, 1), ("DiLoCo", "datacenters", 9, 2)):
+        fleet = {"_target_": f"fl.simulation.world.fleets.{fleet}"}
+        strategy = {"_target_": name, "aggregator": {"rule": {"f": f}}}
+        more = {"strategy": strategy, "aggregator": {"f": f}, "num_rounds": rounds}
+        leave(tmp_path / name, row, 0, [0.5], fleet=fleet, **more)
+    text = page(find_runs(tmp_path))
+    keys = [row[0] for row in read(text).rows]
+    assert "aggregator.f" in keys
+    assert "strategy.aggregator.rule.f" not in keys
+    said = re.findall("<li>(fleet|client|model|num_clients|num_rounds): (.*?)</li>", text)
+    ((what, values),) = said
+    assert what == "fleet"
+    assert all(value in values for value in ("mobile of ", "datacenters of ", "FedAvg", "DiLoCo"))
+
+
 def test_runs_with_two_targets_are_not_compared_in_one_table(runs, row):
     leave(runs / "loss", row, 0, [0.0, 0.9], Target("accuracy", 0.3), lr=0.1, name="<b>&")
     heads = [row for row in read(page(find_runs(runs))).rows if "seeds" in row]

@@ -79,6 +79,7 @@ def test_the_summary_holds_what_the_run_was_and_cost(tmp_path, row, trace):
         "evaluations": 3,
         # The last number reported for each metric, whichever evaluation it was in.
         "final": {"accuracy": 0.4, "loss": "nan", "train_loss": 1.0},
+        "final_of_round": {"loss": 1},
         "best": {
             "accuracy": {"value": 0.6, "round": 1, "time_s": 6.0, "mode": "max"},
             "loss": {"value": 2.0, "round": 0, "time_s": 0.0, "mode": "min"},

@@ -38,14 +38,14 @@ def test_one_run_in_full(tmp_path, row, trace):
     writer.evaluation(row(1, 7980.0, accuracy=0.625, loss=1.5))
     writer.evaluation(row(2, 9000.0, accuracy=0.5))
     (tmp_path / "metrics.csv").touch()
-    writer.evaluation(row(3, 9000.0, accuracy=0.5, absent_nodes=2.0))
+    writer.evaluation(row(3, 9000.0, accuracy=0.5, absent_nodes=2.0, staleness=0.0))
     summary = writer.finish(TOTALS, trace=trace, model_sha256="0123456789abcdef" * 4)
     rows = dict(cells(table.results(summary, {"accuracy": 0.75})))
     assert (
         rows
         == {
             "accuracy": "0.5 (best 0.625 in round 1), central 0.75",
-            "loss": "1.5 (best 1.5 in round 1)",
+            "loss": "1.5 in round 1 (best 1.5 in round 1)",  # the last that there is
             "absent_nodes": "2",  # a count has no best
             "to accuracy >= 0.5": "2 h 13 min, 1.5 kB, 10.0 J, round 1",
             "simulated time": "2 h 13 min",

@@ -98,10 +98,10 @@ class Recorded:
     def costs(self, number):
         return {"round": number}
 
-    def evaluation(self, number, metrics):
+    def evaluation(self, number, metrics, arrays):
         self.rows.append(dict(metrics))
 
-    def late_evaluation(self, metrics, costs):
+    def late_evaluation(self, metrics, costs, arrays):
         self.late.append((costs["round"], dict(metrics)))
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
 
-from fl.cli import main
 from fl.runs.choices import implied
 
 QUICK = ["executor=serial", "progress=false", "fleet=uniform", "model=logistic", "num_clients=10"]
@@ -65,20 +63,14 @@ def test_groups_that_a_member_has_chosen_are_told_and_no_others(
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def run(call: Callable[..., None], tmp_path: Path) -> Callable[..., Path]:
     """Runs `fl` in this process, into a folder that it returns."""
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    root, flower = logging.getLogger(), logging.getLogger("flwr")
-    before = (root.handlers[:], root.level, flower.level, flower.propagate)
 
-    def call(*arguments: str) -> Path:
-        here = f"hydra.run.dir={tmp_path}"
-        monkeypatch.setattr(sys, "argv", ["fl", *QUICK, *arguments, here])
-        main()
+    def into(*arguments: str) -> Path:
+        call(*QUICK, *arguments, f"hydra.run.dir={tmp_path}")
         return tmp_path
 
-    yield call
-    root.handlers[:], root.level, flower.level, flower.propagate = before
+    return into
 
 
 def test_a_run_says_it_in_its_first_line(run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,6 @@ from omegaconf import DictConfig
 
 import fl
 import fl.data
-from fl.cli import main
 from fl.data import Source
 from fl.execution import cluster
 from fl.runs.groups import top_groups
@@ -40,21 +39,6 @@ QUICK = [
 SWEEP = ["-m", *QUICK, "views=false"]  # a job draws as long as it trains
 
 Call = Callable[..., None]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch) -> Iterator[Call]:
-    """Runs `fl` in this process; what it does to logging is undone."""
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # main sets it, and it would stay
-    root, flower = logging.getLogger(), logging.getLogger("flwr")
-    before = (root.handlers[:], root.level, flower.level, flower.propagate)
-
-    def run(*arguments: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["fl", *arguments])
-        main()
-
-    yield run
-    root.handlers[:], root.level, flower.level, flower.propagate = before
 
 
 @pytest.fixture
@@ -338,6 +322,9 @@ def test_folder_of_a_completed_job_is_not_given_to_another(
 
 # ---- wrong configurations ------------------------------------------------------------------------
 
+ENDS_AT_0 = "{_target_:fl.clients.CosineDecay,period:1}"
+FLOWERS = "~strategy +strategy._target_=flwr.serverapp.strategy"
+
 BAD = {
     # Several members where one can be.
     "client/correction=[proximal,control_variates]": "client/correction is one part: choose one",
@@ -369,16 +356,18 @@ BAD = {
     "model._target_=fl.models.MLP +model.hiden=[3]": "there is no key 'model.hiden'; model (fl.mod",
     "aggregator=median aggregator._target_=fl.aggregation.Mean aggregator.even=lower": "~aggreg",
     "+model._target_=fl.models.MLP": "model._target_ is there already",
-    "model=null": "~model",
+    "model=null": "there is no model: choose one, model=NAME",
+    "strategy=null aggregator=median": "there is no strategy: choose one",
     "strategy=fedavg_m client=gradient": "strategy.rule.lr is taken from client.rule.lr, which",
     "client.rule.lr=null": "client.rule.lr is null; it must be",
     "client.rule.lr=nan": "client.rule.lr is nan; it must be a number",
     "fleet/slowdown@fleet.task_slowdown=normal": "choose one that has it (durations)",
     "fleet.task_slowdown.mean=3": "there is no key 'fleet.task_slowdown' here",
     "strategy=fedbuff strategy.fraction_trian=1": "; strategy may have: aggregator, concurrency",
+    "strategy=fedbuff strategy.rule.server_optimizer._target_=Adam": "there is no module Adam",
     "strategy=fedbuff strategy.bufer_size=1": "did you mean strategy.rule.buffer_size",
     "strategy=dpsgd topology=hypercube": "num_clients is 10; it must be a power of 2",
-    "strategy=fedasync aggregator=krum": "(strategy: fedavg, ",
+    "strategy=fedasync aggregator=krum": "(strategy: ca2fl, fadas, fedbuff, ",
     # Parts of another kind than their key's.
     "strategy.rule._target_=fl.strategies.QuAFL ~strategy.rule.eta": "strategy.rule is QuAFL()",
     "client.rule._target_=fl.models.MLP": "client.rule._target_ is fl.models.MLP, which makes MLP",
@@ -427,6 +416,15 @@ BAD = {
     "strategy=proxskip strategy.rule.p=null": "strategy.rule.p is null; it must",
     "strategy=optex strategy.noise_scale=0.9": "strategy.noise_scale is 0.9, and clients of OptEx",
     "lawa=null": "lawa is null; it must have its keys",
+    "lawa.k=2 lawa.every=2": "lawa.every is 2, and num_rounds is 1",
+    "strategy=savic": "num_rounds=1 learns nothing",
+    "strategy=fedamd num_rounds=2 strategy.rule.p=1": "strategy.rule.p is 1; it must",
+    f"num_rounds=2 strategy.lr_schedule={ENDS_AT_0}": "strategy.lr_schedule is 0 in round 2 of 2",
+    "strategy=dpsgd topology.num_nodes=9": "topology.num_nodes is 9, but there are 10 clients",
+    "strategy=proxskip client=adamw": "client.rule is AdamW, but its steps",
+    "strategy=fedast attack@tasks.digits.attack=ipm num_byzantine=1": "digits.attack._target_ is",
+    f"{FLOWERS}.QFedAvg +strategy.client_learning_rate=0.1": "set +strategy.train_loss_key=train-l",
+    f"{FLOWERS}.FedXgbBagging": "strategy is FedXgbBagging, whose clients grow trees",
     "strategy=scaffold strategy.rule.num_clients=9": "rule.num_clients is 9, but there are 10 clie",
     "fleet/availability=cyclic fleet.availability.rates.least=0.2": "rates.least is 0.2; it must",
     "fleet/availability=cyclic fleet.availability.rates=2": "fleet.availability.rates is 2; every",
@@ -543,6 +541,25 @@ def test_sweep_whose_jobs_cannot_be_composed_has_not_started_ray(
     assert not (tmp_path / "sweep").exists()
 
 
+def test_group_that_is_null_has_no_member(call: Call, tmp_path: Path) -> None:
+    for name, more in (("none", []), ("null", ["attack=null", "client/correction=null"])):
+        call(*QUICK, *more, "views=false", f"hydra.run.dir={tmp_path / name}")
+    none, null = (summary_of(tmp_path / name) for name in ("none", "null"))
+    assert null["config_digest"] == none["config_digest"]
+
+
+def test_exception_in_a_part_of_the_users_names_its_key(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN_PARTS)
+    run = [*QUICK, "views=false", "aggregator=median", "aggregator._target_=mine.Writing"]
+    for more, key, error in (
+        ([], "aggregator._target_=mine.Writing", "ValueError"),  # rows are not its own
+        (["selection._target_=mine.Heir"], "selection._target_=mine.Heir", "LookupError"),
+    ):
+        done = elsewhere(tmp_path, *run, *more, f"hydra.run.dir={error}")
+        assert done.returncode == 1
+        assert f"fl: the run failed in {key}: {error}: " in done.stderr
+
+
 def test_version_is_that_of_the_package_and_of_what_results_depend_on(
     call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -595,6 +612,8 @@ def test_help_knows_the_members_of_folders_of_ones_own(
     said = capsys.readouterr().out
     assert "  mine: A rule of mine." in said
     assert "  fedavg: " in said
+    call("-cd", str(tmp_path), "help", "strategy")
+    assert capsys.readouterr().out == said
     call("help", "strategy=mine", f"--config-dir={tmp_path}")
     assert "x: 1" in capsys.readouterr().out
 
@@ -605,6 +624,25 @@ def test_help_into_a_pipe_that_nobody_reads_says_nothing() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
+
+OWN_PARTS = """
+from dataclasses import dataclass
+from fl.aggregation import Median
+from fl.selection import Selection
+
+@dataclass(frozen=True)
+class Writing(Median):
+    def apply(self, rows, context):
+        rows.x[0] = 0
+        return super().apply(rows, context)
+
+class Base(Selection):
+    def select(self, state, opening):
+        raise LookupError("nobody")
+
+class Heir(Base):
+    pass
+"""
 
 OWN_MODULE = """
 import os

@@ -123,6 +123,18 @@ def experiment(*overrides):
         return run_experiment(compose("config", [*TINY, *overrides]))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (["strategy=fedamd", "strategy.rule.p=0.999999"], "strategy.rule.p is 0.999999"),
+        (["selection._target_=every_strategy.Nobody"], "selection: Nobody selects nobody"),
+    ],
+)
+def test_run_whose_model_never_changed_says_what_kept_it(overrides, why):
+    with pytest.raises(SimulationError, match=why):
+        experiment(*overrides)
+
+
 @pytest.mark.parametrize("strategy", ["fedavg", "fedbuff", "dpsgd", "diloco", "favas", "adpsgd"])
 def test_run_whose_time_is_up_before_its_first_new_model_has_failed(strategy):
     # A message alone takes longer than 1 ms; favas makes contact only after a second.

@@ -91,7 +91,7 @@ def replace_cache():
 
 
 def test_of_anchors_alone_the_model_never_moves():
-    assert not np.any(learn(FedAMD(1.0), cohorts(3, 10)).models)
+    assert not np.any(learn(FedAMD(1 - 1e-12), cohorts(3, 10)).models)
 
 
 def test_without_anchors_miners_go_on_from_the_first_round():
@@ -253,6 +253,7 @@ def test_an_anchor_is_charged_a_gradient_a_step_and_a_miner_two():
     ("make", "key", "value"),
     [
         (lambda: FedAMD(1.5), "p", "1.5"),
+        (lambda: FedAMD(1.0), "p", "1.0"),
         (lambda: FedAMD(True), "p", "True"),
         (lambda: FedAMD(every=1), "every", "1"),
         (lambda: FedAMD(anchor_steps=0), "anchor_steps", "0"),

@@ -152,6 +152,19 @@ def test_a_rate_that_is_none_is_refused(name):
         assert told == {}
 
 
+def test_the_record_has_the_rates_of_every_round():
+    seen = []
+    strategy = Rounds(
+        FedAvg(eta=0.5),
+        clients=6,
+        eta_schedule=StepDecay(every=1, gamma=0.1),
+        lr_schedule=LinearScaling(cohort=2, warmup=2),
+    )
+    models_of(strategy, 3, measured=seen.append)
+    assert [one["eta"] for one in seen] == pytest.approx([0.5, 0.05, 0.005])
+    assert [one["lr_factor"] for one in seen] == [2.0, 3.0, 3.0]
+
+
 def test_a_rule_without_a_rate_cannot_have_a_schedule_for_it():
     assert not hasattr(QFedAvg(), "eta")
     with pytest.raises(ConfigError, match=r"eta_schedule.*QFedAvg"):

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fl.clients.app.batches import batch_bounds, steps_per_epoch, visiting_order
-from fl.clients.app.examples import ExamplePool, with_channels_last
+from fl.clients.app.examples import ExamplePool
 from fl.clients.app.training import HOST, Trained, Training, moved
 from fl.clients.rule import Received, Rule
 from fl.flower.carried import carried_arrays, carried_tensors
+from fl.models.channels_last import with_channels_last
 from fl.models.features import features
 from fl.models.objective import per_example_loss
 from fl.randomness import global_generators

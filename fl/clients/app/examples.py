@@ -63,14 +63,3 @@ class ExamplePool:
             index = torch.from_numpy(flat).to(self.device)
             x, y = (part.index_select(0, index) for part in self._pool)
         return x.view(*rows.shape, *x.shape[1:]), y.view(*rows.shape, *y.shape[1:])
-
-
-def with_channels_last(x: Tensor) -> Tensor:
-    """Returns images with a pixel's channels side by side in memory.
-
-    Args:
-        x: shape (b, c, h, w).
-    """
-    # Not `contiguous`: it leaves strides as they are where there is one channel, or one pixel, and
-    # the layers go by the strides.
-    return torch.empty_like(x, memory_format=torch.channels_last).copy_(x)

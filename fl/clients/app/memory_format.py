@@ -1,8 +1,4 @@
-"""Whether a model's images lie with channels last in memory.
-
-PyTorch's convolutions, poolings and normalisations are faster on a CPU where a pixel's channels lie
-side by side, and what a layer returns lies as its input did: it is enough to turn the input.
-"""
+"""Whether a model trains on images that lie with channels last in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import torch
 from torch import nn
 
 from fl.clients.app.alone import AutogradBatch
-from fl.clients.app.examples import with_channels_last
+from fl.models.channels_last import gains_from_channels_last, with_channels_last
 from fl.randomness import global_generators
 from fl.vectors.layout import Layout
 
@@ -29,8 +25,7 @@ def takes_channels_last(
         input_shape: shape of one input.
         device: where the model trains.
     """
-    convolutions = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    if device.type != "cpu" or len(input_shape) != 3 or not convolutions:
+    if not gains_from_channels_last(model, input_shape, device):
         return False
     zeros = {e.name: torch.zeros(e.shape, dtype=getattr(torch, e.dtype)) for e in layout.carried}
     buffers = layout.fixed(torch.zeros(layout.size), zeros)

@@ -69,26 +69,34 @@ class Resumption:
         """
         self.check(foreign_parts(config, self.allowed).items(), Path())
 
-    def check(self, needed: Iterable[tuple[str, str]], base: Path) -> None:
+    def check(
+        self, needed: Iterable[tuple[str, str]], base: Path, more: Iterable[str] = ()
+    ) -> None:
         """Checks that all of these is allowed.
 
         Args:
             needed: keys, and what stands there.
             base: folder that relative paths start from.
+            more: what will have to be allowed as well, by what the run's directory says.
 
         Raises:
             ConfigError: something is not.
         """
-        lacking = [
-            (key, value)
-            for key, value in needed
-            if value not in self.allowed and (base / _path(value)).resolve() not in self.folders
-        ]
+
+        def is_allowed(value: str) -> bool:
+            return value in self.allowed or (base / _path(value)).resolve() in self.folders
+
+        lacking = [(key, value) for key, value in needed if not is_allowed(value)]
         if lacking:
-            told = ", ".join(f"{key}={value}" for key, value in lacking)
-            command = resume_command(
-                self.directory, [*sorted(self.allowed), *(v for _, v in lacking)]
-            )
+            values = dict.fromkeys(value for _, value in lacking)
+            modules = tuple(f"{name}." for name in self.allowed)
+            others = [
+                value
+                for value in more
+                if not (value in values or is_allowed(value) or value.startswith(modules))
+            ]
+            told = ", ".join([*(f"{key}={value}" for key, value in lacking), *others])
+            command = resume_command(self.directory, [*sorted(self.allowed), *values, *others])
             raise ConfigError(
                 f"{self.directory} was started with {printable(told)}, which may run code that is "
                 f"neither fl's nor Flower's. Only if you trust that: {printable(command)}"
@@ -312,7 +320,7 @@ def resumed(arguments: Sequence[str]) -> tuple[list[str], Resumption] | None:
     cwd = Path(command["cwd"])
     places = [("--config-dir", each) for each in command["config_dirs"]]
     places += [("hydra.searchpath", each) for each in command["searchpath"]]
-    resumption.check(places, cwd)
+    resumption.check(places, cwd, command.get("foreign", ()))
     _keep_imports()
     for top in {name.partition(".")[0] for name in given.allow if not _path(name).exists()}:
         if top.isidentifier() and find_spec(top) is None:
@@ -349,6 +357,7 @@ def _noted(directory: Path) -> Any:
 
 
 _TEXTS = ("overrides", "searchpath", "config_dirs")
+_MAY_LACK = ("foreign",)  # of a run that was killed before it had a journal
 
 
 def _checked(directory: Path, told: Any) -> dict[str, Any]:
@@ -363,6 +372,7 @@ def _checked(directory: Path, told: Any) -> dict[str, Any]:
             "program that did"
         )
     lists = [told.get(name) for name in _TEXTS]
+    lists += [told[name] for name in _MAY_LACK if name in told]
     texts = [told.get("config_name"), told.get("cwd")]
     for each in lists:
         texts += each if isinstance(each, list) else [each]

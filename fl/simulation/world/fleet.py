@@ -228,11 +228,12 @@ class Fleet:
                 f"kinds: {', '.join(kinds)}. Use indices into kinds."
             )
 
-    def check_memory(self, memory_bytes: float) -> None:
+    def check_memory(self, memory_bytes: float | NDArray[np.float64]) -> None:
         """Checks that training fits into every client's memory.
 
         Args:
-            memory_bytes: what training needs: parameters, gradients, optimizer and activations.
+            memory_bytes: what training needs: parameters, gradients, optimizer and activations; the
+                same for all clients, or of each, shape (n,).
 
         Raises:
             ConfigError: it does not; the message names the smallest kind of device, what it has,
@@ -241,10 +242,13 @@ class Fleet:
         memory = self.devices.memory_bytes
         short = memory < memory_bytes
         if short.any():
-            client = int(np.argmin(memory))
+            needed = np.broadcast_to(memory_bytes, memory.shape)
+            client = int(np.argmin(np.where(short, memory, np.inf)))
             raise ConfigError(
-                f"training needs {memory_bytes:.4g} bytes, but the smallest device, "
+                f"training needs {needed[client]:.4g} bytes, but the smallest device, "
                 f"{self.devices.kind_name(client)!r} of fleet {self.name!r}, has "
                 f"{memory[client]:.4g} bytes; {int(short.sum())} of {len(self)} clients have too "
-                "little. Use a smaller model or batch, or raise the fleet's memory for this kind."
+                "little. Use a smaller model or batch, raise the fleet's memory for this kind, or "
+                "train parts of the model that fit: strategy=heterofl, fedrolex, random_submodels "
+                "or every_parameter_matters with strategy/capacity=by_memory."
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
@@ -70,6 +70,10 @@ class _Model:
 
     def __init__(self, exchange: Exchange, task: str, record: ArrayRecord) -> None:
         known = exchange.layout_of(task)
+        if known is not None and exchange.units:
+            shapes = {name: tuple(array.shape) for name, array in record.items()}
+            known.check_names(shapes)
+            known = known.resized(shapes)
         self.layout: Layout = known or layout_of(record)
         if known is None and (self.layout.carried or self.layout.statistics):
             raise ConfigError(
@@ -143,7 +147,7 @@ class Codec:
         self._control = control
         self._arrays_key = arrays_key
         self._config_key = config_key
-        self._models: dict[str, _Model] = {}
+        self._models: dict[Hashable, _Model] = {}  # by task, and size where clients hold parts
         self._senders: dict[int, int] = {}  # node id -> number, in order of first appearance
         self._open = OpenMessages[_Sent]()
 
@@ -158,22 +162,25 @@ class Codec:
         """
         models: dict[int, _Model] = {}  # by identity of the record: a cohort's messages share it
         rows: dict[int, Row] = {}
-        asked: dict[str, list[int]] = {}
+        asked: dict[Hashable, list[int]] = {}
         for message in messages:
             record = message.content.get(self._arrays_key)
             if not isinstance(record, ArrayRecord):
                 continue
             told: Mapping[str, Any] = message.content.config_records.get(self._config_key, {})
             task = str(told.get(TASK_KEY, ""))
-            if task not in self._models:
-                self._models[task] = _Model(self._exchange, task, record)
+            key: Hashable = task
+            if self._exchange.units:
+                key = task, *(tuple(array.shape) for array in record.values())
+            if key not in self._models:
+                self._models[key] = _Model(self._exchange, task, record)
             if id(record) not in rows:
-                models[id(record)] = self._models[task]
-                rows[id(record)] = from_record(self._models[task].layout, record)
+                models[id(record)] = self._models[key]
+                rows[id(record)] = from_record(self._models[key].layout, record)
             if trains(message):
-                asked.setdefault(task, []).append(self._sender(message.metadata.dst_node_id))
-        for task, senders in asked.items():
-            receivers = self._models[task].receivers
+                asked.setdefault(key, []).append(self._sender(message.metadata.dst_node_id))
+        for key, senders in asked.items():
+            receivers = self._models[key].receivers
             if receivers is not None:
                 receivers.check_participants(senders)
         for model in self._models.values():

@@ -41,6 +41,8 @@ class Traits:
             update; None if it does not.
         carries: vectors beside the model in messages, by name.
         needs: vectors beside the model in replies.
+        partial: whether clients hold parts of the model: "" all of it, "stays" a part that is the
+            same in all rounds, "changes" another from round to round.
         known: whether all this is known; anybody's strategy may send what it likes.
     """
 
@@ -55,6 +57,7 @@ class Traits:
     root_examples: int | None = None
     carries: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    partial: Literal["", "stays", "changes"] = ""
     known: bool = True
 
 
@@ -93,6 +96,11 @@ class Driver(Strategy):
         return {}
 
     @property
+    def metrics(self) -> Mapping[str, str]:
+        """Metrics of replies that arguments of its own name, by argument."""
+        return {}
+
+    @property
     def assumes(self) -> Mapping[str, str]:
         """Keys of messages that would replace what it takes to be the clients', to its argument."""
         return {}
@@ -106,6 +114,11 @@ class Driver(Strategy):
     def unread(self) -> Mapping[str, str]:
         """Its arguments that its other parts make ineffective, to the reason."""
         return {}
+
+    @property
+    def may_stay(self) -> str:
+        """Which rounds leave its model as it is, and the remedy, for a run that learnt nothing."""
+        return ""
 
     def told(self) -> dict[str, tuple[str, Any]]:
         """Returns what it writes into the configuration of every `train` message.
@@ -122,6 +135,9 @@ class Driver(Strategy):
 
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if it can make nothing of so many clients."""
+
+    def check_rounds(self, num_rounds: int) -> None:
+        """Raises ConfigError if it can make nothing of so many rounds."""
 
     def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Any, Any]:
         """Returns the clients' ends of the links, arguments `uplink` and `downlink` of their app.

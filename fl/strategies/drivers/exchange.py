@@ -14,7 +14,7 @@ The strategy is given what is left, and knows of none of this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord
@@ -26,6 +26,7 @@ from fl.errors import ConfigError
 from fl.flower.grid_view import Control, GridView
 from fl.strategies.drivers.codec import Codec
 from fl.strategies.drivers.forging import Forging
+from fl.submodels import Units
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
 
@@ -50,6 +51,10 @@ class Exchange:
         seed: of attacks that draw, and of compressors.
         layout: of the clients' model; None if all its entries are trained.
         layouts: of the models of several learning tasks, by name, instead.
+        units: of the model, that parts of it may lack, for `sub_models`; see
+            `fl.submodels.units_of`.
+        levels: how much of the model each client holds, by its index, where its device decides;
+            none leaves it to the strategy.
         trusted: makes the server's own update, for an aggregator that wants it.
         max_bytes: most bytes that the server keeps of all clients together for an uplink.
 
@@ -65,6 +70,8 @@ class Exchange:
     seed: int = 0
     layout: Layout | None = None
     layouts: Mapping[str, Layout] = field(default_factory=dict)
+    units: Sequence[Units] = ()
+    levels: Sequence[float] = ()
     trusted: Trusted | None = None
     max_bytes: int = 2**30
 

@@ -6,7 +6,7 @@ their clients can only be put there, around it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from flwr.app import ArrayRecord, Error, Message, RecordDict
@@ -25,12 +25,14 @@ from fl.strategies.drivers.codec import Codec, OpenMessages, trains
 from fl.strategies.drivers.driver import Driver, Traits, told_by
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.forging import Forging
-from fl.strategies.drivers.guarded import guarded
+from fl.strategies.drivers.guarded import OF_TREES, guarded
 from fl.strategies.drivers.replies import model_in
 from fl.strategies.drivers.server import Sent, Update
 from fl.strategies.drivers.tasks import Task
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
+
+_METRICS = ("train_loss_key",)  # arguments that name one
 
 
 def driver_of(strategy: Strategy) -> Driver:
@@ -85,6 +87,12 @@ class Foreign(Driver):
         return min(num_clients, max(share, self.inner.min_train_nodes))
 
     @property
+    def metrics(self) -> Mapping[str, str]:
+        """What Flower's q-FedAvg takes for a client's loss."""
+        there = [name for name in _METRICS if hasattr(self.inner, name)]
+        return {name: str(getattr(self.inner, name)) for name in there}
+
+    @property
     def traits(self) -> Traits:
         """What the strategy is."""
         return Traits(known=False)
@@ -94,9 +102,14 @@ class Foreign(Driver):
 
         Raises:
             ConfigError: the attack searches against the rule that combines updates, which is not
-                known.
+                known; or clients of ours are to grow trees.
         """
         attack = exchange.attack
+        if exchange.layout is not None and isinstance(self.inner, OF_TREES):
+            raise ConfigError(
+                f"strategy is {self.name}, whose clients grow trees, and those of client=... train "
+                "a model: run it in an app of its own, app=DIR, or use another strategy"
+            )
         if attack is not None and attack.knowledge == "aggregation":
             raise ConfigError(
                 f"attack is {type(attack).__name__}, which searches against the rule that combines "

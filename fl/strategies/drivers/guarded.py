@@ -32,6 +32,9 @@ from fl.vectors.rows import mean
 
 log = logging.getLogger("fl")
 
+OF_TREES = (strategy.FedXgbBagging, strategy.FedXgbCyclic)
+"""Flower's strategies whose clients grow trees."""
+
 _WITH_MOMENTUM = (strategy.FedAvgM, strategy.FedAdagrad, strategy.FedAdam, strategy.FedYogi)
 
 
@@ -68,8 +71,7 @@ def _averages(inner: strategy.Strategy) -> bool:
         return False  # likewise: it may have no rounds
     if kind.__name__.startswith("DifferentialPrivacy"):
         return isinstance(_weighing(inner), strategy.FedAvg)
-    trees = (strategy.FedXgbBagging, strategy.FedXgbCyclic)
-    return isinstance(inner, strategy.FedAvg) and not isinstance(inner, trees)
+    return isinstance(inner, strategy.FedAvg) and not isinstance(inner, OF_TREES)
 
 
 def _weighing(inner: strategy.Strategy) -> strategy.Strategy:

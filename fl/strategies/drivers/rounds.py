@@ -35,12 +35,14 @@ from fl.selection.checked import ask_of, choice_of, trial_of
 from fl.strategies.adaptive_batch import BatchTest
 from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
+from fl.strategies.drivers.parts import Parts, held, measured
 from fl.strategies.drivers.replies import not_reported
 from fl.strategies.drivers.round_noise import RoundNoise
 from fl.strategies.drivers.server import Sent, Server, Update
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.rates import Rate, check_factors, check_rate, factor_of
 from fl.strategies.round_rule import HasModel, RoundRule, Updates, check_state
+from fl.submodels import SubModels
 from fl.vectors.rows import Row
 
 log = logging.getLogger("fl")
@@ -112,10 +114,13 @@ class Rounds(Aggregating):
         root_examples: how many examples the server holds itself, for an F that wants its update.
         eta_schedule: factor on the rule's `eta` by the round, from 0, such as `fl.clients.Warmup`,
             or by that and the number of clients, `fl.strategies.LinearScaling`; None is 1.
-        lr_schedule: likewise a factor on the clients' learning rate, told to them.
+        lr_schedule: likewise a factor on the clients' learning rate, told to them. With a schedule
+            the record of a run has the rate of each round, as "eta" and "lr_factor".
         noise_scale: decay of the averages by which the gradient noise scale is measured, see
             `fl.strategies.NoiseScale`; None does not measure it.
         batch_size: of the clients, for that; None is all of their examples.
+        sub_models: has clients train parts of the model that fit their devices; None sends all of
+            it.
         batch_test: grows their batches, or the number of clients, by what is measured; None leaves
             both as they are.
         **aggregating: arguments of `Aggregating` but `concurrency` and `patience`.
@@ -151,6 +156,7 @@ class Rounds(Aggregating):
         noise_scale: float | None = None,
         batch_size: int | None = None,
         batch_test: BatchTest | None = None,
+        sub_models: SubModels | None = None,
         **aggregating: Any,
     ) -> None:
         super().__init__(
@@ -206,6 +212,44 @@ class Rounds(Aggregating):
             )
         self.batch_size = batch_size
         self.noise = RoundNoise(noise_scale, batch_size, batch_test)
+        self.sub_models = sub_models
+        if sub_models is not None:
+            self._check_sub_models(sub_models)
+
+    def _check_sub_models(self, sub_models: SubModels) -> None:
+        """Raises ConfigError if the method is none for parts of a model."""
+        if not isinstance(sub_models, SubModels):
+            raise ConfigError(
+                f"sub_models is {sub_models!r:.80}; it must be null, or have a _target_ that makes "
+                "a fl.submodels.SubModels"
+            )
+        for given, why in (
+            (self.rule.carries or self.rule.needs, "vectors of the whole model travel beside it"),
+            (not self.rule.folds, "it looks at more of the changes than their mean"),
+            (self.rule.num_models > 1, "it has several models"),
+            (self.noise.scale is not None, "noise_scale compares changes of the whole model"),
+            (
+                self.aggregator.reference != "unused",
+                f"{self.aggregator.name} compares changes with one of the whole model",
+            ),
+            (
+                self.evaluates_on_clients,
+                "clients evaluate the whole model, which they may have no memory for",
+            ),
+        ):
+            if given:
+                raise ConfigError(
+                    f"sub_models is set, and clients hold parts of the model, but with {self.name} "
+                    f"{why}: leave it out, or choose another strategy, aggregator, selection or "
+                    "option"
+                )
+
+    @property
+    def name(self) -> str:
+        """Of the rule, and of the parts that clients hold, for messages."""
+        if self.sub_models is None:
+            return super().name
+        return f"{super().name} with {type(self.sub_models.extraction).__name__}"
 
     @property
     def tells(self) -> Mapping[str, Any]:
@@ -240,7 +284,19 @@ class Rounds(Aggregating):
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        return replace(super().traits, aggregates=True)
+        parts = self.sub_models
+        return replace(
+            super().traits,
+            aggregates=True,
+            downlink=parts is None,
+            partial="" if parts is None else "stays" if parts.stays else "changes",
+            compressors="any" if parts is None or parts.extraction.slices else "none",
+        )
+
+    @property
+    def may_stay(self) -> str:
+        """What the rule says."""
+        return self.rule.may_stay
 
     @property
     def evaluates_on_clients(self) -> bool:
@@ -269,6 +325,16 @@ class Rounds(Aggregating):
         self.aggregator.check(n // models)
         self._check_count(self.cohort(num_clients))
 
+    def check_rounds(self, num_rounds: int) -> None:
+        """Raises ConfigError if none of the rounds can make a step, or one at a rate of 0."""
+        if 1 <= num_rounds <= self.rule.prepares:
+            raise ConfigError(
+                f"num_rounds={num_rounds} learns nothing: {self.name} leaves the model as it is "
+                f"before round {self.rule.prepares + 1}"
+            )
+        for name in ("eta_schedule", "lr_schedule"):
+            check_factors(name, getattr(self, name), num_rounds, 1)
+
     def replies_of(self, num_clients: int) -> int:
         """Returns N of a round that begins when so many clients are available."""
         if self.clients is not None:
@@ -288,8 +354,7 @@ class Rounds(Aggregating):
     def begin(self, server: Server) -> None:
         """Prepares for the first round."""
         super().begin(server)
-        for name, rate in (("eta_schedule", self.eta_schedule), ("lr_schedule", self.lr_schedule)):
-            check_factors(name, rate, server.num_rounds, 1)
+        self.check_rounds(server.num_rounds)
         layout, known = server.model.layout, self.exchange.layout
         moving = layout.statistics if known is None else known.moving_buffers
         self.buffers = [slice(entry.offset, entry.offset + entry.size) for entry in moving]
@@ -311,10 +376,14 @@ class Rounds(Aggregating):
         self.waits_for = 0  # replies that end the round, as fewer may be there
         self.selected = 0  # clients that were asked, in the last round
         self.round_began = math.nan  # of the open round; NaN between rounds
+        self.opens_s = math.inf  # when the next round is to open, after one of nobody
         self.folded: Fold | None = None
         self.sending: tuple[int, list[Row]] | None = None  # models of the cohorts, of which version
         self.model_of_task: dict[str, int] = {}  # by message, since the last round was opened
         self.lr_factor: float | None = None  # of the clients' rate, in the last round with a step
+        self.parts: Parts | None = None
+        if self.sub_models is not None:
+            self.parts = Parts(self.sub_models, self.exchange, server, self.seed)
         self.noise.begin(self.places)
 
     @property
@@ -405,8 +474,9 @@ class Rounds(Aggregating):
         if len(models) > 1:
             generator(self.seed, "cohorts", server.version).shuffle(cohorts)
         alike: dict[tuple[Any, ...], list[int]] = {}
-        for (node, config), j in zip(told, cohorts.tolist(), strict=True):
-            alike.setdefault((j, *sorted(config.items())), []).append(node)
+        for place, ((node, config), j) in enumerate(zip(told, cohorts.tolist(), strict=True)):
+            part = None if self.parts is None else self.parts.of(server, node, place)
+            alike.setdefault((j, part, *sorted(config.items())), []).append(node)
         beside_rule: dict[str, Any] = {}
         if (size := self.noise.told_size) is not None:
             beside_rule["batch-size"] = size
@@ -414,10 +484,11 @@ class Rounds(Aggregating):
             n = min(waits_for, len(told))
             beside_rule[LR_FACTOR_KEY] = factor_of(self.lr_schedule, server.version, n)
         extras, tasks = self.rule.broadcast(self.state), []
-        for (j, *pairs), group in alike.items():
+        for (j, part, *pairs), group in alike.items():
             config, old = dict(pairs), (server.version, models[j])
             beside = {name: extras[name] for name in self.rule.carried_by(config)}
-            sent = server.send(group, {**config, **beside_rule}, old=old, extras=beside)
+            told_group = {**config, **beside_rule}
+            sent = server.send(group, told_group, old=old, extras=beside, part=part)
             self.model_of_task.update((task.message_id, j) for task in sent)
             tasks += sent
         return tasks
@@ -440,7 +511,7 @@ class Rounds(Aggregating):
         self, server: Server, choice: Choice, waits_for: int, trial: Trial | None = None
     ) -> None:
         """Begins a round with these clients, which ends with so many replies."""
-        self.model_of_task = {}
+        self.model_of_task, self.opens_s = {}, math.inf
         sent = self._train(server, choice.clients, waits_for)
         self.awaited = {task.message_id: task for task in sent}
         self.weights = None
@@ -456,8 +527,11 @@ class Rounds(Aggregating):
         elif trial is not None:
             self.close(server)
         else:
-            self.round_began = math.nan
-            server.stay(NoStep(f"{self.name} has none of the {len(choice.clients)} clients train"))
+            self.round_began, self.opens_s = math.nan, server.now + self.retry_s
+            why = f"{self.name} has none of the {len(choice.clients)} clients train"
+            if not choice.clients:
+                why = f"selection: {type(self.selection).__name__} selects nobody"
+            server.stay(NoStep(why))
 
     def receive(self, server: Server, update: Update) -> None:
         """Takes a reply, and ends the round if it was the last one needed."""
@@ -496,11 +570,11 @@ class Rounds(Aggregating):
             self.refused.append(why)
 
     def timer(self, server: Server) -> float:
-        """Returns the deadline of the round that is going on."""
+        """Returns the deadline of the round that is going on, or when the next one opens."""
+        if not self.is_open:
+            return self.opens_s
         limit_s = self.deadline_s if self.trial is None else self.trial.within_s
-        if limit_s is None or not self.is_open:
-            return math.inf
-        return self.round_began + limit_s
+        return math.inf if limit_s is None else self.round_began + limit_s
 
     def tick(self, server: Server) -> None:
         """Ends the round at its deadline, unless what came at that instant has ended it."""
@@ -566,9 +640,10 @@ class Rounds(Aggregating):
             remedy = "min_available_nodes waits until more clients are there"
             self._abandon(server, usable, NoStep(f"{few}: {error}; {remedy}"))
             return
-        t = server.version
+        if rates := self._rates(server.version):
+            server.tasks.control.measured(rates)
         if server.step(state.w, usable, of_one_version=True):
-            self.lr_factor = factor_of(self.lr_schedule, t, self.waits_for)
+            self.lr_factor = rates.get("lr_factor", 1.0)
             self.state = state._replace(w=server.w)
             self.results.update(self.latest)
 
@@ -638,12 +713,17 @@ class Rounds(Aggregating):
                     raise NoStep(f"{len(x)} of {len(usable)} have examples: {error}") from error
             return self.aggregate(server, F, x, weights, name)
 
+        holds = None
+        if self.parts is not None:
+            holds = held(usable, server.w.size)
+            server.tasks.control.measured(measured(server.w, holds, self.places))
+            holds = None if holds.all() else holds
         with np.errstate(over="ignore"):  # seen in what is made of it
             if self.rule.num_models == 1:
                 deltas = admitted.x - server.w
             else:
                 deltas = np.stack([update.delta for update in usable])
-        return Updates(
+        updates = Updates(
             deltas,
             np.asarray(admitted.weights),
             [update.metrics for update in usable],
@@ -656,20 +736,31 @@ class Rounds(Aggregating):
             told=[update.config for update in usable],
             as_selected=self.weights is not None,
             models=[self.model_of_task[u.task.message_id] for u in usable],
+            holds=holds,
         )
+        if self.sub_models is None or self.sub_models.weighted:
+            return updates
+        return updates.unweighted()
 
     def _stepped(self, server: Server, updates: Updates) -> HasModel:
         """Returns the rule's next state, at the rates of the round."""
-        rule, state, t = self.rule, self.state, server.version
-        if self.eta_schedule is not None:
-            factor = factor_of(self.eta_schedule, t, self.waits_for)
-            rule = replace(rule, eta=rule.eta * factor)  # type: ignore[attr-defined,type-var]
-        if self.lr_schedule is not None:
-            factor = factor_of(self.lr_schedule, t, self.waits_for)
-            if self.lr_factor is not None:
-                state = rule.at_rate(state, factor / self.lr_factor)
+        rule, state, rates = self.rule, self.state, self._rates(server.version)
+        if "eta" in rates:
+            rule = replace(rule, eta=rates["eta"])  # type: ignore[type-var]
+        if "lr_factor" in rates and self.lr_factor is not None:
+            state = rule.at_rate(state, rates["lr_factor"] / self.lr_factor)
         made: HasModel = rule.step(state, updates)
         return made
+
+    def _rates(self, t: int) -> dict[str, float]:
+        """Returns the rates of round t, from 0, that have a schedule; of clients the factor."""
+        rates = {}
+        if self.eta_schedule is not None:
+            eta: float = self.rule.eta  # type: ignore[attr-defined]
+            rates["eta"] = eta * factor_of(self.eta_schedule, t, self.waits_for)
+        if self.lr_schedule is not None:
+            rates["lr_factor"] = factor_of(self.lr_schedule, t, self.waits_for)
+        return rates
 
     def _with_buffers(self, server: Server, w: Row, updates: Updates) -> Row:
         if not self.buffers:
@@ -689,8 +780,9 @@ class Rounds(Aggregating):
     def _new_fold(self, server: Server) -> Fold | None:
         """Returns what adds models up as they come, if they need not be held all at once."""
         layout = server.model.layout
-        held = server.forging is not None or self.selection.keeps_changes or self.noise.needs_all
-        if not layout.is_large or not self.rule.folds or held:
+        at_once = server.forging is not None or self.selection.keeps_changes or self.noise.needs_all
+        at_once = at_once or self.parts is not None
+        if not layout.is_large or not self.rule.folds or at_once:
             return None
         return self.aggregator.fold(layout.size)
 

@@ -19,6 +19,7 @@ from fl.selection import sample
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.forging import Forging
 from fl.strategies.drivers.tasks import Task, Tasks
+from fl.submodels import MASKS_KEY, SubModel
 from fl.vectors.rows import Row, as_tensor, mean
 
 
@@ -30,11 +31,13 @@ class Sent:
         version: of the server's model.
         w: the model that was sent, shape (d,), float32.
         config: what the message said beside the model.
+        part: what of it was sent; None is all.
     """
 
     version: int
     w: Row
     config: Mapping[str, Any]
+    part: SubModel | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,8 +122,10 @@ class GlobalModel:
         """Returns the model for a message."""
         return self.record_of(self.w)
 
-    def record_of(self, w: Row) -> ArrayRecord:
-        """Returns a model of the same form for a message, shape (d,)."""
+    def record_of(self, w: Row, part: SubModel | None = None) -> ArrayRecord:
+        """Returns a model of the same form for a message, shape (d,), or a part of it."""
+        if part is not None:
+            return to_record(part.layout, part.of(w), self._carried)
         return to_record(self.layout, w, self._carried)
 
     def read(
@@ -134,7 +139,8 @@ class GlobalModel:
     ) -> Update:
         """Returns the update in a reply.
 
-        A model's record without arrays says that the model is the one that was sent, a vector's
+        Of a client that was sent a part of the model, all else is as it was sent. A model's record
+        without arrays says that the model is the one that was sent, a vector's
         that it is 0: neither travels.
 
         Args:
@@ -155,8 +161,12 @@ class GlobalModel:
         extras = {name: _vector(reply, name, p) for name in needs}
         if not len(record):
             return Update(task, task.memo.w, metrics, now, self._carried, extras)
-        row = from_record(self.layout, record)
-        return Update(task, row, metrics, now, carried(self.layout, record), extras)
+        part = task.memo.part
+        layout = self.layout if part is None else part.layout
+        row = from_record(layout, record)
+        if part is not None:
+            row = part.put(task.memo.w, row)
+        return Update(task, row, metrics, now, carried(layout, record), extras)
 
     def staleness(self, task: Task[Sent]) -> int:
         """Returns the versions since the one that a task began with."""
@@ -294,6 +304,7 @@ class Server:
         old: tuple[int, Row] | None = None,
         kind: str = "",
         extras: Mapping[str, Row] | None = None,
+        part: SubModel | None = None,
     ) -> list[Task[Sent]]:
         """Sends a model to clients, and returns their tasks.
 
@@ -303,11 +314,12 @@ class Server:
             old: version and values of another model to send than the current one.
             kind: what sort of work it is, if there are several that take different times.
             extras: vectors that the messages carry beside the model, shape (p,) each, by name.
+            part: what of the model is sent; None is all.
         """
         if not nodes:
             return []
         version, w = (self.version, self.w) if old is None else old
-        sent = Sent(version, w, dict(config or {}))
+        sent = Sent(version, w, dict(config or {}), part)
         return self.tasks.send(self._content(sent, extras or {}), list(nodes), sent, kind)
 
     def step(
@@ -364,14 +376,19 @@ class Server:
         if self._contents_of != self.version:
             self._contents, self._contents_of = {}, self.version
         told = tuple(sorted(sent.config.items()))
-        key = (id(sent.w), sent.version, told, *((name, id(x)) for name, x in extras.items()))
+        beside_key = ((name, id(x)) for name, x in extras.items())
+        key = (id(sent.w), id(sent.part), sent.version, told, *beside_key)
         content = self._contents.get(key)
         if content is None:
             arrays_key, config_key = self._keys
-            arrays = self.model.record_of(sent.w)
+            arrays = self.model.record_of(sent.w, sent.part)
             config = {**self._config, **sent.config, "server-round": sent.version + 1}
             beside = {name: vector_record(as_tensor(x)) for name, x in extras.items()}
             records: dict[str, Any] = {arrays_key: arrays, config_key: ConfigRecord(config)}
+            if sent.part is not None and sent.part.bitmaps:
+                records[MASKS_KEY] = ArrayRecord(
+                    {name: Array(bits) for name, bits in sent.part.bitmaps.items()}
+                )
             content = RecordDict({**records, **beside})
             self._contents[key] = content
         return content

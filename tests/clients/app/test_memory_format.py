@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from fl.clients import Sgd, TrainingApp
-from fl.clients.app.examples import with_channels_last
 from fl.clients.app.memory_format import takes_channels_last
 from fl.data import Examples, FederatedData
 from fl.data.federated import Partitions
 from fl.flower.records import from_record
-from fl.models import MLP, LeafCNN, ResNet8
+from fl.models import MLP, LeafCNN, ResNet8, evaluate
+from fl.models.channels_last import with_channels_last
 from fl.vectors.layout import Layout
 
 HOST = torch.device("cpu")
@@ -99,6 +99,23 @@ def test_a_model_is_given_what_it_can_take(content_of, message_to, context_of) -
         assert len(seen) == 3
         turned = [x.is_contiguous(memory_format=torch.channels_last) for x in seen]
         assert turned == [expected] * 3
+
+
+@pytest.mark.parametrize(("make", "turned"), [(Reshaping, True), (Viewing, False)])
+def test_evaluation_turns_images_where_the_model_takes_them_and_finds_the_same(
+    make, turned
+) -> None:
+    torch.manual_seed(0)
+    model, x, y = make(3), torch.randn(19, 3, 8, 8), torch.arange(19) % 4
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(model(x), y).item()
+    model.seen.clear()
+    found = evaluate(model, (x, y), batch_size=7)
+    assert found.loss == pytest.approx(expected, rel=1e-5)
+    batches = [seen for seen in model.seen if len(seen) > 1]
+    assert [len(seen) for seen in batches] == [7, 7, 5]
+    last = [seen.is_contiguous(memory_format=torch.channels_last) for seen in batches]
+    assert last == [turned] * 3
 
 
 def test_it_is_for_convolutions_of_images_on_a_cpu() -> None:

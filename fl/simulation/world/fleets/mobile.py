@@ -66,6 +66,8 @@ NETWORKS: Mapping[str, NetworkClass] = {
     "5g": NetworkClass(0.1, 166.1e6, 21.1e6, 0.014, 2.0),
 }
 
+FAULTS = Faults(dropout=0.05, crash=0.005, message_loss=0.005, detection_s=60.0)
+
 
 def mobile(
     num_clients: int,
@@ -81,7 +83,7 @@ def mobile(
     server_up_bps: float = 1e9,
     server_latency_s: float = 0.0,
     availability: Availability | None = None,
-    faults: Faults | None = None,
+    faults: Faults | None = FAULTS,
     prefetch: bool = False,
 ) -> Fleet:
     """Returns a fleet of phones.
@@ -136,7 +138,7 @@ def mobile(
         server_up_bps: capacity for what the server sends, bit/s.
         server_latency_s: one-way delay of the server's link, in s.
         availability: who is online when; None means `Diurnal` with its defaults, 5% to 25%.
-        faults: what goes wrong with tasks; None means the defaults described above.
+        faults: what goes wrong with tasks; None means nothing.
         prefetch: clients download messages while they compute; see `Fleet`.
 
     Raises:
@@ -174,10 +176,6 @@ def mobile(
         ),
         server=ServerLink(server_down_bps, server_up_bps, server_latency_s),
         availability=Diurnal(num_clients, seed) if availability is None else availability,
-        faults=(
-            Faults(dropout=0.05, crash=0.005, message_loss=0.005, detection_s=60.0)
-            if faults is None
-            else faults
-        ),
+        faults=Faults() if faults is None else faults,
         prefetch=prefetch,
     )

@@ -1,0 +1,54 @@
+"""Models as files: safetensors, which holds named arrays and nothing that runs when it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl.errors import ConfigError
+from fl.reports.atomic import replacing
+
+
+def write_model(
+    path: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, str] | None = None
+) -> None:
+    """Writes a model's arrays; `path` is replaced whole or not at all.
+
+    `safetensors.torch.load_file(path)` returns what `load_state_dict` takes.
+
+    Args:
+        path: of the file.
+        arrays: by name, of floats, integers or booleans.
+        facts: text to keep in the file beside them.
+    """
+    from safetensors.numpy import save_file
+
+    plain = {name: np.ascontiguousarray(x).reshape(x.shape) for name, x in arrays.items()}
+    with replacing(path) as temporary:
+        save_file(plain, temporary, {"format": "pt", **(facts or {})})
+
+
+def read_model(path: Path | str) -> dict[str, NDArray[Any]]:
+    """Returns the arrays of a model, by name, in the order of the file.
+
+    Raises:
+        ConfigError: there is no such file, or it is not of this format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        arrays: dict[str, NDArray[Any]] = load_file(path)
+    except OSError as error:
+        why = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise ConfigError(f"{path} cannot be read: {why}") from error
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ConfigError(
+            f"{path} is no safetensors file of numbers that NumPy has ({error}): write one with "
+            "safetensors.torch.save_file(model.state_dict(), path)"
+        ) from error
+    return arrays

@@ -1,0 +1,80 @@
+"""What is built where clients hold parts of the model that fit their devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fl.clients import PartialApp, TrainingApp
+from fl.errors import ConfigError
+from fl.randomness import generator
+from fl.runs.experiment import Learning
+from fl.simulation.world.fleet import Fleet
+from fl.strategies import Exchange
+from fl.submodels import ByMemory, SubModel, SubModels, Units, Whole, units_of
+from fl.vectors.layout import Layout
+
+
+def partly(
+    sub_models: SubModels,
+    learning: Learning,
+    make_app: Callable[..., TrainingApp],
+    ends: tuple[Any, Any],
+    fleet: Fleet,
+    exchange: Exchange,
+) -> tuple[PartialApp, Exchange]:
+    """Returns what clients run, and the exchange with the units and levels.
+
+    Args:
+        sub_models: which parts there are.
+        learning: of the whole model.
+        make_app: makes the app of a model.
+        ends: the clients' ends of compressed links.
+        fleet: says what devices there are.
+        exchange: of the run.
+
+    Raises:
+        ConfigError: the model has no units, or a client's part does not fit its device.
+    """
+    app, module = learning.app, learning.model()
+    tokens = app.data.task == "next-token"
+    units = units_of(module, app.layout, app.data.input_shape, tokens=tokens)
+    if not units:
+        raise ConfigError(
+            f"sub_models is set, and {type(module).__name__} has no hidden units that are found: "
+            "use another model, such as mlp, leaf_cnn, resnet8 or char_gpt, or declare the model's "
+            "units (docs/own_parts.md)"
+        )
+    parts = {
+        level: _example(sub_models, level, app.layout, units)
+        for level in dict.fromkeys(sub_models.capacity.levels)
+    }
+    sizes = {
+        level: part.size if sub_models.extraction.slices else _size(app.layout)
+        for level, part in parts.items()
+    }
+    make = partial(make_app, data=app.data, uplink=ends[0], downlink=ends[1])
+    smallest = min(parts, key=lambda level: len(parts[level].positions))
+    own = PartialApp(app, make, module, sizes[smallest], scaled=sub_models.scaled)
+    needs = {level: float(own.memory_of(size)) for level, size in sizes.items()}
+    memory, capacity = fleet.devices.memory_bytes, sub_models.capacity
+    fleet.check_memory(capacity.needed(needs, memory))
+    levels = capacity.fitting(needs, memory) if isinstance(capacity, ByMemory) else ()
+    return own, replace(exchange, units=units, levels=levels)
+
+
+def _example(
+    sub_models: SubModels, level: float, layout: Layout, units: tuple[Units, ...]
+) -> SubModel:
+    """Returns a part of a level: all have its shapes."""
+    whole = Whole(layout, units, np.zeros(layout.size, np.float32))
+    rng = generator(0, "an example")
+    return sub_models.extraction.extract(whole, level, 0, lambda name: rng)
+
+
+def _size(layout: Layout) -> tuple[tuple[int, ...], ...]:
+    return tuple(entry.shape for entry in layout.entries)

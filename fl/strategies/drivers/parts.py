@@ -1,0 +1,117 @@
+"""Which part of the model each client of a round is sent, and what the parts cover."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl.errors import ConfigError
+from fl.flower.identity import client_of
+from fl.randomness import generator
+from fl.strategies.drivers.exchange import Exchange
+from fl.strategies.drivers.server import Server, Update
+from fl.submodels import Capacity, Fixed, SubModel, SubModels, Whole
+from fl.vectors.rows import Row
+
+
+class Parts:
+    """Extracts the parts of a run's models.
+
+    Args:
+        sub_models: says how.
+        exchange: knows the units of the model, and the levels of clients where devices decide.
+        server: of the run.
+        seed: of what is drawn.
+
+    Raises:
+        ConfigError: no layer has units that could be left out.
+    """
+
+    def __init__(
+        self, sub_models: SubModels, exchange: Exchange, server: Server, seed: int
+    ) -> None:
+        self.extraction = sub_models.extraction
+        self.capacity: Capacity = sub_models.capacity
+        if exchange.levels:
+            self.capacity = Fixed(exchange.levels)
+        self.units = exchange.units
+        if not self.units:
+            raise ConfigError(
+                "sub_models is set, and no units of the model are known: pass "
+                "units=fl.submodels.units_of(model, ...) to fl.strategies.Exchange"
+            )
+        self.seed = seed
+        self.numbered = server.tasks.clock.virtual
+        self._clients: dict[int, int] = {}  # node of a deployment -> number, as they appear
+        self._of_version = -1
+        self._parts: dict[tuple[float, int], SubModel] = {}
+
+    def of(self, server: Server, node: int, place: int) -> SubModel | None:
+        """Returns the part that a client is sent now; None is the whole model.
+
+        Args:
+            server: has the model.
+            node: Flower id of the client.
+            place: of the client among those that the round asks.
+        """
+        t = server.version
+        if t != self._of_version:
+            self._of_version = t
+            if not (self.extraction.stays and not self.extraction.by_client):
+                self._parts = {}
+        client = self._client(node)
+        level = self.capacity.level(client, place, self._rng("level", t, client))
+        of = client if self.extraction.by_client else -1
+        if (level, of) not in self._parts:
+            whole = Whole(server.model.layout, self.units, server.w)
+            rng = partial(self._rng, "units", t, of)
+            self._parts[level, of] = self.extraction.extract(whole, level, t, rng)
+        part = self._parts[level, of]
+        return part if len(part.positions) < server.model.layout.size else None
+
+    def _client(self, node: int) -> int:
+        if self.numbered:
+            return client_of(node)
+        return self._clients.setdefault(node, len(self._clients))
+
+    def _rng(self, *key: int | str) -> np.random.Generator:
+        return generator(self.seed, "sub-models", *key)
+
+
+def held(updates: Sequence[Update], d: int) -> NDArray[np.bool_]:
+    """Returns which numbers of the model each client held, shape (n, d)."""
+    parts = [update.task.memo.part for update in updates]
+    holds = np.ones((len(parts), d), dtype=bool)
+    for row, part in zip(holds, parts, strict=True):
+        if part is not None:
+            row[:] = False
+            row[part.positions] = True
+    return holds
+
+
+def measured(w: Row, holds: NDArray[np.bool_], places: Sequence[slice]) -> dict[str, float]:
+    """Returns what is logged of a round's parts, over what clients train.
+
+        coverage_min    Gamma_min, the fewest clients that hold a number
+        uncovered       share of the numbers that nobody holds
+        mask_noise      mean over clients of |x - x * m_i|^2 / |x|^2
+
+    Args:
+        w: the model that was sent, shape (d,).
+        holds: shape (n, d).
+        places: of what clients train.
+    """
+    trained = np.concatenate([np.arange(p.start, p.stop) for p in places])
+    holds = holds[:, trained]
+    covered = holds.sum(axis=0)
+    squares = np.square(w[trained], dtype=np.float64)
+    total = squares.sum()
+    noise = float((~holds @ squares).mean() / total) if total else 0.0
+    return {
+        "coverage_min": float(covered.min()),
+        "uncovered": float((covered == 0).mean()),
+        "mask_noise": noise,
+    }

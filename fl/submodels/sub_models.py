@@ -1,0 +1,57 @@
+"""What a strategy with rounds is told of partial models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fl.errors import ConfigError
+from fl.submodels.capacity import Capacity
+from fl.submodels.extraction import Extraction
+
+
+@dataclass(frozen=True)
+class SubModels:
+    """Clients train parts of the model, and each number is the mean over those that hold it.
+
+        y_{i,0} = the part m_i of x_t;   C(j) = {i : m_i has j}
+        x_{t+1}[j] = x_t[j] + mean over C(j) of (y_i[j] - x_t[j]);   x_t[j] if C(j) is empty
+
+    Attributes:
+        extraction: says which part of the model a client of some level gets.
+        capacity: says what level a client has.
+        weighted: weigh clients by their examples; the papers' code weighs all the same.
+        scaled: in training, divide what a layer returns by the share of its units that is there,
+            HeteroFL's "scaler", so that the next layer is given numbers of the usual size.
+
+    Raises:
+        ConfigError: an argument is of another kind, or a level is none of the extraction's.
+    """
+
+    extraction: Extraction
+    capacity: Capacity
+    weighted: bool = False
+    scaled: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kind in (("extraction", Extraction), ("capacity", Capacity)):
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise ConfigError(
+                    f"{name} is {value!r:.80}; it must be a fl.submodels.{kind.__name__}"
+                )
+        for level in self.capacity.levels:
+            try:
+                self.extraction.check_level(level)
+            except ConfigError as error:
+                levels = list(self.capacity.levels)
+                raise ConfigError(f"capacity.levels is {levels}: {error}") from None
+        if self.scaled and not self.extraction.slices:
+            raise ConfigError(
+                "scaled is true, and the extraction leaves out single weights, not units: leave it "
+                "out"
+            )
+
+    @property
+    def stays(self) -> bool:
+        """Whether a client has the same part in all rounds."""
+        return self.extraction.stays and self.capacity.stays
