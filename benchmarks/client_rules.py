@@ -108,6 +108,7 @@ def ways(rule: Any) -> tuple[dict[str, Callable[[], object]], str]:
         batching="on",
         device=torch.device("cpu"),
         has_mods=False,
+        local=None,
     )
     several = trainings(app, rule, TOGETHER)
 

@@ -68,6 +68,7 @@ def ways(name: str) -> dict[str, Callable[[], object]]:
         batching="on",
         device=torch.device("cpu"),
         has_mods=False,
+        local=None,
     )
     trainings = []
     for client, part in enumerate(several):

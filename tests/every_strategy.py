@@ -46,14 +46,21 @@ AVERAGING = [  # rounds of all clients
     "multi_momentum",
     "fedamsgrad",
     "optex",
+    "ifca",
+    "ditto",
+    "apfl",
+    "pfedme",
+    "per_fedavg",
 ]
 PARTIAL = ["heterofl", "fedrolex", "random_submodels", "every_parameter_matters"]
+LOCAL = ["fedper", "fedrep", "fedbn", "lg_fedavg"]  # no server has the whole model
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
 EVENTS = [
     "fedbuff",
     "ca2fl",
     "fadas",
     "fedasync",
+    "cdfl",
     "async_fedavg",
     "async_sgd",
     "fedfix",
@@ -65,7 +72,12 @@ SERVERLESS = ["dpsgd", "dfedavg", "dfedavgm", "dfedsam", "sgp", "choco", "monna"
 REPLICAS = ["onebit_adam", "demo", "just_one_byte"]
 OUTER = ["diloco", "local_sgd", "streaming_diloco", "delayed_updates", "eager_updates"]
 GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking"]
-EVERY = [*AVERAGING, *PARTIAL, *ROUNDED, *EVENTS, *TASKS, *POLLING, *SERVERLESS, *OUTER, *GRADIENTS]
+EVERY = [
+    *(*AVERAGING, *PARTIAL, *LOCAL, *ROUNDED, *EVENTS, *TASKS, *POLLING, *SERVERLESS, *OUTER),
+    *GRADIENTS,
+]
+
+MODELS = {"fedbn": ["model=resnet8", "model.channels=[4,4,4]"]}  # which has layers that normalise
 
 # What every fleet here has: four clients, all of them asked, where a strategy can say so.
 SIZES = {
@@ -93,6 +105,7 @@ def configured(strategy, *overrides):
         common = [f"num_clients={CLIENTS}", "fleet=uniform", "partition=iid", "executor=serial"]
         common += [f"strategy={strategy}", f"num_rounds={ROUNDS}", "evaluate_every=1"]
         common.append("client.batch_size=50")
+        common += MODELS.get(strategy, ())
         if strategy in TASKS:  # a task has half of the clients
             common.append("tasks=digits_and_synthetic")
             sizes.append(f"strategy.concurrency={CLIENTS}")

@@ -32,13 +32,16 @@ from fl.simulation.world.fleets import mobile
 Hashes = tuple[str, str]
 
 # Phones that go offline, drop out, crash and lose messages, so that every way a task can end occurs
-# while states change; clients keep Adam's moments, so that a lost state shows in the model.
+# while states change; clients keep Adam's moments and the last layer, so that a lost state shows in
+# the model.
 OURS = [
     "data=digits",
     "model=mlp",
     "model.hidden=[16]",
     "client=adamw",
     "client.rule.keep_moments=true",
+    "client/local_layers=last",
+    "target=null",
     "client.batch_size=8",
     "fleet=mobile",
     "fleet/availability=exponential",
@@ -68,7 +71,7 @@ def ours(executor: Executor, seed: int = 0) -> SimulatedRun:
     with initialize_config_module("fl.conf", version_base=None):
         config = compose("config", [*OURS, f"seed={seed}"])
     parts = build(config)
-    initial = ArrayRecord(parts.model().state_dict())
+    initial = parts.initial()
 
     def server(grid: Grid, _: Context, recorder: Recorder) -> None:
         result = parts.strategy.start(

@@ -52,7 +52,7 @@ SUBSTITUTIONS = {
     "PATH": "fl_behaviour.json",
 }
 # Members that read a file which is not among the data: these lines are composed, and not built.
-WITHOUT_FILES = ("fleet/availability=behaviour",)
+WITHOUT_FILES = ("fleet/availability=behaviour", "model=huggingface")
 LANGUAGES = ("", "python", "toml", "yaml", "text")
 
 

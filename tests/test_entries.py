@@ -72,8 +72,7 @@ def check(experiment, run, *, tied=1e-6):
         assert np.isfinite(last[name]).all()
     for name in ("hidden.weight", "head.weight", "norm.running_var", "narrow", "scale"):
         assert (last[name] != first[name]).any(), f"{name} has not moved"
-    for name in ("frozen.weight", "frozen.bias"):
-        np.testing.assert_allclose(last[name], first[name], rtol=1e-6)
+    assert not [name for name in last if name.startswith("frozen")]  # clients have them
     np.testing.assert_array_equal(last["mask"], first["mask"])
     assert last["mask"].dtype == bool
     assert (last["seen"].dtype, last["norm.num_batches_tracked"].dtype) == ("int32", "int64")
@@ -185,16 +184,12 @@ def test_float64_buffers_become_the_weighted_mean_of_what_clients_counted(strate
     np.testing.assert_allclose(total[1], expected, rtol=1e-6)  # float32's precision
 
 
-def test_under_signs_frozen_parameters_cost_nothing_and_stay_to_the_last_bit():
+def test_under_signs_a_trained_parameter_costs_a_bit():
     experiment, run = trained("fedavg", "compressor=sign")
-    first, last = values(experiment.initial()), values(run.arrays)
-    for name in ("frozen.weight", "frozen.bias"):
-        np.testing.assert_array_equal(last[name], first[name])
-    thawed = sum(value.size for name, value in first.items() if not name.startswith("frozen"))
+    sent = sum(value.size for value in values(experiment.initial()).values())
     per_reply = run.summary["totals"]["bytes_up"] / (ROUNDS * CLIENTS)
     # A bit for each trained parameter; names, headers, buffers and metrics are a constant.
-    assert per_reply < thawed / 8 + 2000
-    assert first["frozen.weight"].size / 8 > 60
+    assert per_reply < sent / 8 + 2000
 
 
 def test_a_robust_rule_lets_no_client_decide_about_integers():
@@ -269,7 +264,7 @@ def test_differential_privacy_clips_and_noises_floats_alone(noise):
     run = simulate(server, experiment.app, fleet, executor="serial", progress=False)
     assert (run.summary["status"], run.summary["faults"]) == ("completed", {})
     first, last = values(experiment.initial()), values(run.arrays)
-    for name in ("seen", "norm.num_batches_tracked", "mask", "frozen.weight"):
+    for name in ("seen", "norm.num_batches_tracked", "mask"):
         # What clients counted would be released without noise.
         np.testing.assert_array_equal(last[name], first[name])
     np.testing.assert_array_equal(last["again.weight"], last["hidden.weight"])
@@ -317,7 +312,8 @@ def test_one_step_is_pytorchs_own():
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
-    for name, value in model.state_dict().items():
+    for name in run.arrays:
+        value = model.state_dict()[name]
         # The float16 parameter is rounded once a round, as PyTorch rounds it once a step.
         rtol = 2e-3 if name == "narrow" else 1e-4
         got = run.arrays[name].numpy()

@@ -28,6 +28,7 @@ QUICK = ["executor=serial", "progress=false", "views=false", "num_rounds=2", "hy
 WITHOUT_A_CONTRACT = {
     "checkpoint": "what is kept of a run does not depend on its parts",
     "executor": "where clients run changes no result",
+    "goal": "sets keys of the root, as `experiment` does",
     "length": "sets keys of the root, as `experiment` does",
     "tasks": "names members of data, partition, model and client",
 }

@@ -99,6 +99,11 @@ def poisoned(
             would train on poisoned ones; or the attack does not fit the data.
     """
     poisoning.check(data)
+    if data.drift is not None:
+        raise ConfigError(
+            "clients' examples change in time, so honest clients would come to have poisoned ones: "
+            "leave partition.drift_s out, or use an attack on what clients send"
+        )
     if data.num_partitions < num_clients:
         raise ConfigError(
             f"{num_clients} clients share {data.num_partitions} partitions, so honest clients "

@@ -16,6 +16,7 @@ from fl.lazy import lazily
 if TYPE_CHECKING:
     from fl.clients.adamw import AdamW
     from fl.clients.anchor_sampling import AnchorSampling
+    from fl.clients.apfl import APFL
     from fl.clients.app.batched import gains_from_batching
     from fl.clients.app.downlink import Downlink
     from fl.clients.app.island import Fragments, Island
@@ -25,15 +26,26 @@ if TYPE_CHECKING:
     from fl.clients.app.training_app import TrainingApp
     from fl.clients.app.uplink import Uplink
     from fl.clients.correction import Corrected, Correction
+    from fl.clients.ditto import Ditto
     from fl.clients.feddyn import DynamicRegularization
     from fl.clients.global_momentum import ControlledMomentum, GlobalMomentum
     from fl.clients.gradient import Gradient
     from fl.clients.hypergradient import Hypergradient
+    from fl.clients.local_first import LocalFirst
+    from fl.clients.local_layers import (
+        LastLayers,
+        LocalLayers,
+        LowerLayers,
+        NamedLayers,
+        NormLayers,
+    )
     from fl.clients.local_optimizer import LocalOptimizer
     from fl.clients.masked import Masked
     from fl.clients.microadam import MicroAdam
     from fl.clients.momentum import Momentum
     from fl.clients.moon import ModelContrast
+    from fl.clients.per_fedavg import PerFedAvg
+    from fl.clients.pfedme import MoreauEnvelope
     from fl.clients.proximal import Proximal
     from fl.clients.proxskip import ProxSkipShift
     from fl.clients.rule import Batch, Finished, Received, Rule
@@ -46,6 +58,7 @@ if TYPE_CHECKING:
 __getattr__ = lazily(
     __name__,
     {
+        "APFL": "fl.clients.apfl",
         "AdamW": "fl.clients.adamw",
         "AnchorSampling": "fl.clients.anchor_sampling",
         "Batch": "fl.clients.rule",
@@ -54,6 +67,7 @@ __getattr__ = lazily(
         "Corrected": "fl.clients.correction",
         "Correction": "fl.clients.correction",
         "CosineDecay": "fl.clients.schedule",
+        "Ditto": "fl.clients.ditto",
         "Downlink": "fl.clients.app.downlink",
         "DynamicRegularization": "fl.clients.feddyn",
         "ExponentialDecay": "fl.clients.schedule",
@@ -63,12 +77,20 @@ __getattr__ = lazily(
         "Gradient": "fl.clients.gradient",
         "Hypergradient": "fl.clients.hypergradient",
         "Island": "fl.clients.app.island",
+        "LastLayers": "fl.clients.local_layers",
+        "LocalFirst": "fl.clients.local_first",
+        "LocalLayers": "fl.clients.local_layers",
         "LocalOptimizer": "fl.clients.local_optimizer",
+        "LowerLayers": "fl.clients.local_layers",
         "Masked": "fl.clients.masked",
         "MicroAdam": "fl.clients.microadam",
         "ModelContrast": "fl.clients.moon",
         "Momentum": "fl.clients.momentum",
+        "MoreauEnvelope": "fl.clients.pfedme",
+        "NamedLayers": "fl.clients.local_layers",
+        "NormLayers": "fl.clients.local_layers",
         "PartialApp": "fl.clients.app.partial_app",
+        "PerFedAvg": "fl.clients.per_fedavg",
         "ProxSkipShift": "fl.clients.proxskip",
         "Proximal": "fl.clients.proximal",
         "Received": "fl.clients.rule",
@@ -88,6 +110,7 @@ __getattr__ = lazily(
 )
 
 __all__ = [
+    "APFL",
     "AdamW",
     "AnchorSampling",
     "Batch",
@@ -96,6 +119,7 @@ __all__ = [
     "Corrected",
     "Correction",
     "CosineDecay",
+    "Ditto",
     "Downlink",
     "DynamicRegularization",
     "ExponentialDecay",
@@ -105,12 +129,20 @@ __all__ = [
     "Gradient",
     "Hypergradient",
     "Island",
+    "LastLayers",
+    "LocalFirst",
+    "LocalLayers",
     "LocalOptimizer",
+    "LowerLayers",
     "Masked",
     "MicroAdam",
     "ModelContrast",
     "Momentum",
+    "MoreauEnvelope",
+    "NamedLayers",
+    "NormLayers",
     "PartialApp",
+    "PerFedAvg",
     "ProxSkipShift",
     "Proximal",
     "Received",

@@ -10,8 +10,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from fl.clients.local_optimizer import LocalOptimizer, clip
@@ -55,6 +56,16 @@ class Correction(ABC):
     def requires(self) -> tuple[str, ...]:
         """Keys of the message's configuration without which it is refused; see `Rule.requires`."""
         return ()
+
+    @property
+    def personalises(self) -> bool:
+        """Whether a client predicts with another model than the one it receives."""
+        return type(self).personal is not Correction.personal
+
+    @property
+    def keeps_statistics(self) -> Literal["", "own", "sent"]:
+        """Which running statistics a client keeps for `personal`; see `Rule.keeps_statistics`."""
+        return ""
 
     @property
     def gradients_per_step(self) -> float:
@@ -127,12 +138,19 @@ class Correction(ABC):
         """
         return Finished(w, {}, {})
 
+    def personal(self, received: Received) -> Tensor:
+        """Returns the weights that the client would predict with; see `Rule.personal`."""
+        return received.w
+
 
 @dataclass(frozen=True)
 class Corrected(Rule):
     """A local optimizer that follows corrected gradients.
 
         g <- gradient of the batch at w;    g <- clip(correct(g));    w <- update(w, g)
+
+    A correction is about what clients have in common: the gradient of numbers that stay with the
+    client (`Received.local`) is not corrected, nor is what becomes of them in the end.
 
     Where the optimizer takes its gradient elsewhere, as SAM does, the correction is still at w.
 
@@ -168,6 +186,16 @@ class Corrected(Rule):
     def batchable(self) -> bool:
         """Whether `vmap` takes the optimizer."""
         return self.optimizer.batchable
+
+    @property
+    def personalises(self) -> bool:
+        """Whether the correction does."""
+        return self.correction.personalises
+
+    @property
+    def keeps_statistics(self) -> Literal["", "own", "sent"]:
+        """Those of the correction."""
+        return self.correction.keeps_statistics
 
     @property
     def gradients_per_step(self) -> float:
@@ -216,7 +244,9 @@ class Corrected(Rule):
         if t == 0:
             of_correction = self.correction.first(g, w, of_correction, received, batch)
         g = clip(g, bound) if first else g
+        own = g
         g, of_correction = self.correction.correct(g, w, of_correction, received, batch, lr)
+        g = g if received.local is None else torch.where(received.local, own, g)
         g = g if first else clip(g, bound)
         w, of_optimizer = self.optimizer.update(w, g, of_optimizer, received, t)
         return w, (of_optimizer, of_correction), loss
@@ -226,4 +256,10 @@ class Corrected(Rule):
         of_optimizer, of_correction = state
         kept = self.optimizer.finish(w, of_optimizer, received, steps).memory
         finished = self.correction.finish(w, of_correction, received)
+        if received.local is not None and finished.w.shape[0]:
+            finished = finished._replace(w=torch.where(received.local, w, finished.w))
         return finished._replace(memory={**kept, **finished.memory})
+
+    def personal(self, received: Received) -> Tensor:
+        """Returns what the correction would predict with."""
+        return self.correction.personal(received)

@@ -21,13 +21,15 @@ How methods with more machinery fit, without a change here:
 - Variance reduction: `batch.grad` may be called at two points of the same batch.
 - A full gradient, as in SCAFFOLD's option I: steps that leave `w` alone and sum
   `batch.examples * g` in the state.
+- A model of the client's own, as in Ditto (arXiv:2012.04221): it is memory, trained through
+  `batch.own`, and `personal` says what the client predicts with.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -45,6 +47,8 @@ class Received(NamedTuple):
         scalars: what `Rule.scalars` made of the message's configuration.
         steps: how many steps the task is to have, at least 1; a real device with a deadline may do
             fewer.
+        local: which of the p numbers stay with the client, in layers that the server does not know,
+            booleans, shape (p,); None if none do. `w` has there what the client's last task left.
     """
 
     w: Tensor
@@ -52,6 +56,7 @@ class Received(NamedTuple):
     memory: dict[str, Tensor]
     scalars: dict[str, Scalar]
     steps: Scalar = 0
+    local: Tensor | None = None
 
 
 class Role(NamedTuple):
@@ -85,12 +90,35 @@ class Finished(NamedTuple):
     memory: dict[str, Tensor]
 
 
+class Adaptation(NamedTuple):
+    """How a client trains a model on its own examples before it predicts with it.
+
+    Attributes:
+        rule: how a step is made; it keeps nothing.
+        steps: how many; None if `epochs` is set.
+        epochs: passes over the client's examples; None if `steps` is set.
+    """
+
+    rule: Rule
+    steps: int | None = None
+    epochs: int | None = None
+
+
 class Batch(Protocol):
     """The loss of one mini-batch as a function of the weights: its mean over the examples."""
 
     @property
     def examples(self) -> Scalar:
         """Number of examples in the batch."""
+
+    @property
+    def own(self) -> Batch:
+        """The same examples, for a second model, which the client keeps.
+
+        What goes through it moves running statistics (BatchNorm's) of their own and draws dropout
+        of its own, so that the model that is sent is what it would be without. On a GPU the draws
+        of both are one stream.
+        """
 
     def grad(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the gradient at `w`, shape (p,), and the loss there, shape ()."""
@@ -148,6 +176,24 @@ class Rule(ABC):
     def returns_only_the_model(self) -> bool:
         """Whether nothing goes beside the model, and nothing is kept, after any task."""
         return type(self).finish is Rule.finish
+
+    @property
+    def personalises(self) -> bool:
+        """Whether a client predicts with another model than the one it receives."""
+        return type(self).personal is not Rule.personal or self.adaptation is not None
+
+    @property
+    def adaptation(self) -> Adaptation | None:
+        """What becomes of `personal` before a client predicts with it; None is nothing."""
+        return None
+
+    @property
+    def keeps_statistics(self) -> Literal["", "own", "sent"]:
+        """Which running statistics (BatchNorm's) a client keeps for `personal`.
+
+        Those that `batch.own` moves, those that it sends, or none: then they are the received ones.
+        """
+        return ""
 
     @property
     def gradients_per_step(self) -> float:
@@ -211,3 +257,11 @@ class Rule(ABC):
             steps: how many steps were done.
         """
         return Finished(w, {}, {})
+
+    def personal(self, received: Received) -> Tensor:
+        """Returns the weights that the client would predict with, shape (p,).
+
+        Args:
+            received: the model, and what the client remembers; `steps` is 0.
+        """
+        return received.w

@@ -5,6 +5,7 @@ rows; `federate` puts the two together.
 """
 
 from fl.data.digits import load_digits
+from fl.data.drift import Drift, Mixtures
 from fl.data.federated import (
     Examples,
     FederatedData,
@@ -19,12 +20,15 @@ from fl.data.fedprox_mnist import load_fedprox_mnist
 from fl.data.games import load_quadratic_game, load_robust_least_squares
 from fl.data.images import load_cifar10, load_mnist
 from fl.data.participation import participation_rates
+from fl.data.rotated import load_rotated_digits, load_rotated_mnist, rotated
 from fl.data.synthetic import load_synthetic, load_synthetic_iid
 from fl.data.text import load_shakespeare, load_stdlib
 
 __all__ = [
+    "Drift",
     "Examples",
     "FederatedData",
+    "Mixtures",
     "Partitions",
     "Scaling",
     "Source",
@@ -36,10 +40,13 @@ __all__ = [
     "load_mnist",
     "load_quadratic_game",
     "load_robust_least_squares",
+    "load_rotated_digits",
+    "load_rotated_mnist",
     "load_shakespeare",
     "load_stdlib",
     "load_synthetic",
     "load_synthetic_iid",
     "participation_rates",
     "per_channel",
+    "rotated",
 ]

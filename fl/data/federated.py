@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from fl.data.drift import Drift
 from fl.errors import ConfigError
 
 Task: TypeAlias = Literal["classification", "next-token", "game"]
@@ -168,6 +169,9 @@ class Source:
         scaling: how stored inputs become float32; None if they are used as they are.
         natural: the clients that the source itself has, rows of `train`; None if it has none.
         natural_test: rows of `test` of each natural client; None if not known.
+        clusters: to which of K distributions each row of `train` belongs, int64; None if there is
+            one, or it is not known. Nobody learns from it: it says who resembles whom.
+        test_clusters: likewise of `test`.
     """
 
     name: str
@@ -179,13 +183,24 @@ class Source:
     scaling: Scaling | None = None
     natural: Partitions | None = None
     natural_test: Partitions | None = None
+    clusters: IntArray | None = None
+    test_clusters: IntArray | None = None
 
 
 class Split(NamedTuple):
-    """What a partition rule returns: rows of `train`, and of `test` if clients have their own."""
+    """What a partition rule returns.
+
+    Attributes:
+        train: rows of `train`, for each client to train on.
+        test: held-out rows of each client, of `test`; None if they have none.
+        test_in_train: whether those are rows of `train`, kept from training.
+        drift: what becomes of both in time; None if they stay.
+    """
 
     train: Partitions
     test: Partitions | None = None
+    test_in_train: bool = False
+    drift: Drift | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +219,11 @@ class FederatedData:
         input_shape: shape of one input, for example (1, 28, 28), or (T,) for text.
         task: as of `Source`.
         scaling: how stored inputs become float32; None if they are used as they are.
-        test_partitions: rows of `test` of each partition, where the source has them.
+        test_partitions: held-out rows of each partition, of `test`; None if there are none.
+        test_in_train: whether those are rows of `train`, in nobody's partition.
+        clusters: of each row of `train`, as of `Source`.
+        test_clusters: of each row of `test`.
+        drift: what becomes of the partitions in time; None if they stay as they are.
     """
 
     name: str
@@ -216,6 +235,10 @@ class FederatedData:
     task: Task = "classification"
     scaling: Scaling | None = None
     test_partitions: Partitions | None = None
+    test_in_train: bool = False
+    clusters: IntArray | None = None
+    test_clusters: IntArray | None = None
+    drift: Drift | None = None
 
     @property
     def num_partitions(self) -> int:
@@ -225,6 +248,45 @@ class FederatedData:
     def size(self, p: int) -> int:
         """Returns the number of training examples of partition `p`."""
         return len(self.partitions[p])
+
+    def rows(self, p: int, t: float) -> IntArray:
+        """Returns the rows of `train` that partition `p` has at a time, in s."""
+        rows = self.partitions[p]
+        return rows if self.drift is None else self.drift.rows(p, rows, len(self.train), t)
+
+    def test_rows(self, p: int, t: float) -> IntArray | None:
+        """Returns the rows of `test` that partition `p` has at a time; None if it has no own."""
+        if self.test_partitions is None or self.drift is None:
+            return None if self.test_partitions is None else self.test_partitions[p]
+        return self.drift.rows(p, self.test_partitions[p], len(self.test), t)
+
+    def examples_of(self, p: int, t: float, *, held_out: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns what partition `p` has at a time, in s, in the form of `client`.
+
+        Args:
+            p: the partition.
+            t: s.
+            held_out: what it does not train on, if it has such examples of its own.
+        """
+        rows = self.test_rows(p, t) if held_out else None
+        if rows is None:
+            return self.tensors(self.train, self.rows(p, t))
+        return self.tensors(self.train if self.test_in_train else self.test, rows)
+
+    def mixture(self, p: int, t: float) -> NDArray[np.float64] | None:
+        """Returns the shares of the clusters in partition `p` at a time, shape (K,).
+
+        None if clusters are not known, or the partition is empty.
+        """
+        if self.clusters is None or not self.size(p):
+            return None
+        counts = np.bincount(self.clusters[self.rows(p, t)], minlength=self.num_clusters)
+        return np.asarray(counts / counts.sum())
+
+    @property
+    def num_clusters(self) -> int:
+        """Number of clusters K; 0 if they are not known."""
+        return 0 if self.clusters is None else int(self.clusters.max()) + 1
 
     def client(self, p: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the training examples of partition `p`, ready for a model.
@@ -244,9 +306,11 @@ class FederatedData:
         if self.test_partitions is None:
             raise ConfigError(
                 f"data {self.name!r} has no held-out examples per client with this partition: "
-                "evaluate on test_set(), or use a source with natural clients and partition=natural"
+                "evaluate on test_set(), set partition.held_out, or use a source with natural "
+                "clients and partition=natural"
             )
-        return self.tensors(self.test, self.test_partitions[p])
+        rows = self.test_partitions[p]
+        return self.tensors(self.train if self.test_in_train else self.test, rows)
 
     def test_set(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the pooled held-out examples, in the form of `client`."""
@@ -258,6 +322,10 @@ class FederatedData:
         for partitions in (self.partitions, self.test_partitions):
             if partitions is not None:
                 arrays += [partitions.indices, partitions.offsets]
+        if self.clusters is not None and self.test_clusters is not None:
+            arrays += [self.clusters, self.test_clusters]
+        if self.drift is not None:
+            arrays.append(np.frombuffer(repr(self.drift).encode(), np.uint8))
         if self.scaling is not None:
             arrays += [np.array(self.scaling.scale), self.scaling.mean, self.scaling.std]
         digest = hashlib.sha256()
@@ -305,4 +373,8 @@ def federate(source: Callable[[], Source], partition: Callable[[Source], Split])
         task=loaded.task,
         scaling=loaded.scaling,
         test_partitions=split.test,
+        test_in_train=split.test_in_train,
+        clusters=loaded.clusters,
+        test_clusters=loaded.test_clusters,
+        drift=split.drift,
     )

@@ -8,6 +8,7 @@ randomness of its own and cuts the table into consecutive pieces).
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fl.data.federated import Partitions, Source, Split
+from fl.checks import at_least, positive
+from fl.checks import share as check_share
+from fl.data.drift import Drift, Mixtures, counts_of
+from fl.data.federated import IntArray, Partitions, Source, Split
 from fl.errors import ConfigError
 from fl.lazy import defer
 from fl.randomness import generator, torch_seed
@@ -27,16 +31,23 @@ if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
 
-def iid(source: Source, num_partitions: int, seed: int) -> Split:
+def iid(source: Source, num_partitions: int, seed: int, held_out: float = 0.0) -> Split:
     """Deals the examples at random into partitions whose sizes differ by at most one.
 
+    Args:
+        source: the data.
+        num_partitions: number of partitions P.
+        seed: root seed of the run.
+        held_out: share of each partition that is kept from training; see `hold_out`.
+
     Raises:
-        ConfigError: fewer examples than partitions.
+        ConfigError: fewer examples than partitions, or a share out of range.
     """
     _check_enough(source, num_partitions, 1)
     from flwr_datasets.partitioner import IidPartitioner
 
-    return deal(source, seed, lambda: IidPartitioner(num_partitions=num_partitions))
+    split = deal(source, seed, lambda: IidPartitioner(num_partitions=num_partitions))
+    return hold_out(split, held_out, seed)
 
 
 def dirichlet(
@@ -46,6 +57,7 @@ def dirichlet(
     alpha: float = 0.5,
     min_partition_size: int = 1,
     self_balancing: bool = False,
+    held_out: float = 0.0,
 ) -> Split:
     """Deals each class in proportions drawn from Dirichlet(alpha, ..., alpha) (arXiv:1905.12022).
 
@@ -56,6 +68,7 @@ def dirichlet(
         alpha: concentration > 0. Small: few classes per client and unequal sizes. Large: like iid.
         min_partition_size: smallest acceptable partition; the draw is repeated up to ten times.
         self_balancing: a partition that has the mean size receives no further class.
+        held_out: share of each partition that is kept from training; see `hold_out`.
 
     Raises:
         ConfigError: no labels to go by, alpha not positive, a minimum that cannot be met, or that
@@ -81,7 +94,7 @@ def dirichlet(
         with warnings.catch_warnings():
             # One warning per repeated draw; the outcome is either fine or the error below.
             warnings.filterwarnings("ignore", message="The specified min_partition_size")
-            return deal(source, seed, make)
+            split = deal(source, seed, make)
     except ConfigError as error:
         raise ConfigError(
             f"no partition with min_partition_size={min_partition_size} found for "
@@ -89,6 +102,7 @@ def dirichlet(
             f"alpha={alpha}: lower min_partition_size, raise alpha, or ask for fewer partitions "
             f"({error})"
         ) from error
+    return hold_out(split, held_out, seed)
 
 
 def pathological(
@@ -99,6 +113,7 @@ def pathological(
     class_assignment_mode: Literal[
         "random", "deterministic", "first-deterministic"
     ] = "first-deterministic",
+    held_out: float = 0.0,
 ) -> Split:
     """Deals every client examples of a fixed number of classes only.
 
@@ -110,6 +125,7 @@ def pathological(
         class_assignment_mode: "random"; "deterministic": classes p, p + 1, ... modulo C;
             "first-deterministic": class p modulo C and others at random. Classes that nobody drew
             ("random", or fewer clients than classes) are left out, with a warning.
+        held_out: share of each partition that is kept from training; see `hold_out`.
 
     Raises:
         ConfigError: no labels to go by, more classes per client than there are, or a class with
@@ -134,7 +150,7 @@ def pathological(
             seed=torch_seed(seed, "partition"),
         )
 
-    return deal(source, seed, make)
+    return hold_out(deal(source, seed, make), held_out, seed)
 
 
 def shard(
@@ -144,6 +160,7 @@ def shard(
     num_shards_per_partition: int | None = 2,
     shard_size: int | None = None,
     keep_incomplete_shard: bool = False,
+    held_out: float = 0.0,
 ) -> Split:
     """Sorts the examples by class, cuts them into shards, and deals these (arXiv:1602.05629).
 
@@ -154,6 +171,7 @@ def shard(
         num_shards_per_partition: shards of each client; None: all shards are dealt out.
         shard_size: examples per shard; None: as many as fit, n // (P * shards per client).
         keep_incomplete_shard: also deal the last, smaller shard.
+        held_out: share of each partition that is kept from training; see `hold_out`.
 
     Raises:
         ConfigError: no labels to go by, neither number nor size of shards, or more shards than the
@@ -182,10 +200,92 @@ def shard(
             seed=torch_seed(seed, "partition"),
         )
 
-    return deal(source, seed, make)
+    return hold_out(deal(source, seed, make), held_out, seed)
 
 
-def natural(source: Source, num_partitions: int | None, seed: int) -> Split:
+def clusters(
+    source: Source,
+    num_partitions: int,
+    seed: int,
+    alpha: float | None = None,
+    partition_size: int | None = None,
+    test_size: int | None = None,
+    drift_s: float | None = None,
+) -> Split:
+    """Deals every client a mixture of the source's clusters, and held-out examples of the same.
+
+    Of each cluster examples are dealt in an order drawn from the seed, one client after the other;
+    those of a cluster that runs out are dealt again from its beginning, so that some are with
+    several clients. All clients have equally many.
+
+    Args:
+        source: data with clusters, such as rotated images.
+        num_partitions: number of partitions P.
+        seed: root seed of the run.
+        alpha: client p has a mixture drawn from Dirichlet(alpha, ..., alpha); None: all of cluster
+            p modulo K.
+        partition_size: training examples of a client; None: floor(n / P).
+        test_size: held-out examples of a client; None: 100, or as many as there are. They are of
+            its mixture, but the same examples may be with others.
+        drift_s: s in which a client's mixture moves to another draw, and then on to the next, see
+            `fl.data.Drift`; with `alpha` None from cluster to cluster. None: it stays. Time counts
+            from 2025-01-01, which is virtual time 0 unless the run has another date.
+
+    Raises:
+        ConfigError: the source has no clusters, an argument is out of its range, or mixtures are to
+            move and the source does not have each example once in every cluster.
+    """
+    if source.clusters is None or source.test_clusters is None:
+        raise ConfigError(
+            f"data {source.name!r} has no clusters: use data=rotated_digits or rotated_mnist, or "
+            "another partition"
+        )
+    _check_enough(source, num_partitions, 1)
+    for name, value in (("alpha", alpha), ("drift_s", drift_s)):
+        if value is not None:
+            positive(name, value)
+    for name, count in (("partition_size", partition_size), ("test_size", test_size)):
+        if count is not None:
+            at_least(name, count, 1)
+    k = int(source.clusters.max()) + 1
+    mixtures = Mixtures(k, alpha, seed)
+    size = len(source.train) // num_partitions if partition_size is None else partition_size
+    held_out = min(100, len(source.test)) if test_size is None else test_size
+    drift = None
+    if drift_s is not None:
+        for of in (source.clusters, source.test_clusters):
+            if len(of) % k or not np.array_equal(of, np.repeat(np.arange(k), len(of) // k)):
+                raise ConfigError(
+                    f"drift_s is {drift_s}, and data {source.name!r} does not have each example "
+                    "once in every cluster, one cluster after the other: leave it out"
+                )
+        drift = Drift(mixtures, drift_s)
+
+    def dealt(of: IntArray, n: int, purpose: str) -> Partitions:
+        pools = [
+            generator(seed, "partition", purpose, c).permutation(np.flatnonzero(of == c))
+            for c in range(k)
+        ]
+        begins = np.zeros(k, np.int64)
+        parts = []
+        for p in range(num_partitions):
+            counts = counts_of(mixtures.drawn(p, 0), n)
+            parts.append(
+                np.concatenate(
+                    [
+                        pool[(begin + np.arange(count)) % len(pool)]
+                        for pool, begin, count in zip(pools, begins, counts, strict=True)
+                    ]
+                )
+            )
+            begins += counts
+        return Partitions.from_arrays(parts)
+
+    train = dealt(source.clusters, size, "train")
+    return Split(train, dealt(source.test_clusters, held_out, "test"), drift=drift)
+
+
+def natural(source: Source, num_partitions: int | None, seed: int, held_out: float = 0.0) -> Split:
     """Takes the clients that the source itself has: devices, speakers, modules.
 
     Args:
@@ -193,6 +293,8 @@ def natural(source: Source, num_partitions: int | None, seed: int) -> Split:
         num_partitions: how many of them, drawn at random and kept in the source's order; None: all.
             The pooled held-out examples stay those of all.
         seed: root seed of the run.
+        held_out: share of each partition that is kept from training, where the source has no
+            held-out examples of its clients; see `hold_out`.
 
     Raises:
         ConfigError: the source has no natural clients, or fewer than asked for.
@@ -204,7 +306,7 @@ def natural(source: Source, num_partitions: int | None, seed: int) -> Split:
         )
     count = len(source.natural)
     if num_partitions is None:
-        return Split(source.natural, source.natural_test)
+        return hold_out(Split(source.natural, source.natural_test), held_out, seed)
     if not 1 <= num_partitions <= count:
         raise ConfigError(
             f"num_partitions={num_partitions}: data {source.name!r} has {count} natural clients, "
@@ -212,10 +314,44 @@ def natural(source: Source, num_partitions: int | None, seed: int) -> Split:
             f"partition.num_partitions=null to let client i use part i mod {count}"
         )
     if num_partitions == count:
-        return Split(source.natural, source.natural_test)
+        return hold_out(Split(source.natural, source.natural_test), held_out, seed)
     chosen = np.sort(generator(seed, "partition").permutation(count)[:num_partitions])
     test = source.natural_test
-    return Split(source.natural.take(chosen), None if test is None else test.take(chosen))
+    split = Split(source.natural.take(chosen), None if test is None else test.take(chosen))
+    return hold_out(split, held_out, seed)
+
+
+def hold_out(split: Split, held_out: float, seed: int) -> Split:
+    """Returns a split whose clients keep some of their examples for evaluation.
+
+    Of n examples, ceil(held_out n) drawn at random are kept from training, but one is left to train
+    on: a client with a single one has no held-out example.
+
+    Args:
+        split: of clients without held-out examples.
+        held_out: share of each client's examples, in [0, 1); 0 leaves the split as it is.
+        seed: root seed of the run.
+
+    Raises:
+        ConfigError: the share is out of range, or clients have held-out examples already.
+    """
+    check_share("held_out", held_out)
+    if not held_out:
+        return split
+    if split.test is not None:
+        raise ConfigError(
+            f"held_out is {held_out}, but the source has held-out examples of its clients: leave "
+            "it at 0"
+        )
+    train, test = [], []
+    for p in range(len(split.train)):
+        rows = split.train[p]
+        count = min(math.ceil(held_out * len(rows)), max(len(rows) - 1, 0))
+        kept = np.zeros(len(rows), bool)
+        kept[generator(seed, "held out", p).permutation(len(rows))[:count]] = True
+        train.append(rows[~kept])
+        test.append(rows[kept])
+    return Split(Partitions.from_arrays(train), Partitions.from_arrays(test), True)
 
 
 def deal(source: Source, seed: int, partitioner: Callable[[], Partitioner]) -> Split:

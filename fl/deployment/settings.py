@@ -28,6 +28,10 @@ _OF_THE_SIMULATOR = {
     "executor": "SuperNodes run the clients",
     "checkpoint": "the server of a deployment keeps nothing to resume a run from",
     "date": "clocks of a deployment show the time of their hosts",
+    "personal": (
+        "clients of a deployment are asked by messages, with strategy.fraction_evaluate and "
+        "strategy.evaluate_model=personal"
+    ),
     "fail_fast": "an exception in a ClientApp is an error reply, and in the log of its SuperNode",
 }
 

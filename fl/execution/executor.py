@@ -36,6 +36,15 @@ class Executor(ABC):
     def discard(self, request: Request) -> None:
         """Forgets a submitted request whose result nobody will need."""
 
+    def aside(self, requests: Sequence[Request]) -> list[Result]:
+        """Returns the results of requests that are no part of the run, so that nobody keeps them.
+
+        Args:
+            requests: no two of one client, and none that the run itself makes.
+        """
+        self.submit(requests)
+        return [self.result(request) for request in requests]
+
     @abstractmethod
     def close(self) -> None:
         """Releases what `start` took; also if it failed, or was never called."""

@@ -8,7 +8,7 @@ This module is the only place that turns rows into records and back.
 from __future__ import annotations
 
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -31,8 +31,6 @@ from fl.vectors.rows import (
 )
 
 if TYPE_CHECKING:
-    from collections import OrderedDict
-
     import torch
 
 VECTOR = "vector"  # name of the only array in a record that holds one bare vector
@@ -135,6 +133,18 @@ def layout_of(record: ArrayRecord) -> Layout:
     for name, array in record.items():
         check_claim(f"array {name!r:.80}", array)
     return Layout.of_entries((name, tuple(a.shape), a.dtype) for name, a in record.items())
+
+
+def model_record(layout: Layout, model: torch.nn.Module) -> ArrayRecord:
+    """Returns the record of those entries of a model that a layout has.
+
+    Raises:
+        ConfigError: an entry is missing, or has another shape or type.
+    """
+    state = model.state_dict()
+    named = {entry.name: state[entry.name] for entry in layout.entries if entry.name in state}
+    layout.check_names(named)
+    return ArrayRecord(OrderedDict(named))
 
 
 def to_record(

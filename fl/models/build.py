@@ -6,11 +6,16 @@ from collections.abc import Callable
 
 from torch import nn
 
+from fl.models.adapters import Adapter
 from fl.randomness import global_generators
 
 
 def build(
-    model: Callable[..., nn.Module], input_shape: tuple[int, ...], num_classes: int, seed: int
+    model: Callable[..., nn.Module],
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    seed: int,
+    adapter: Adapter | None = None,
 ) -> nn.Module:
     """Builds a model whose initial values are a function of the seed.
 
@@ -20,9 +25,14 @@ def build(
         input_shape: shape of one input.
         num_classes: classes, or size of the vocabulary.
         seed: root seed of the run. The global generators are as before afterwards.
+        adapter: puts little to train beside the model, which then is frozen; None trains all of it.
 
     Raises:
-        ConfigError: the model does not take such inputs.
+        ConfigError: the model does not take such inputs, or not this adapter.
     """
     with global_generators(seed, "model"):
-        return model(input_shape=input_shape, num_classes=num_classes)
+        made = model(input_shape=input_shape, num_classes=num_classes)
+    if adapter is None:
+        return made
+    with global_generators(seed, "adapter"):
+        return adapter(made)

@@ -42,7 +42,8 @@ _CHOSEN_TOO = {  # what a strategy may choose beside itself, to the keys that te
     "num_clients": ("num_clients",),
     "num_rounds": ("num_rounds",),
 }
-_MOST_PICTURES = 12
+_MOST_PICTURES = 12  # configurations
+_OF_CLIENTS = {"clients.png": "What the clients did", "personal.png": "What each client has"}
 _PICTURE_BYTES = 5 * 10**6  # most that a run's picture may have
 _LONGEST = 1000  # characters of a value
 _HASH = 12  # characters of a SHA-256 that are shown
@@ -312,31 +313,33 @@ def _utilisation(groups: Mapping[str, Sequence[Run]]) -> str:
 
 
 def _pictures(groups: Mapping[str, Sequence[Run]]) -> Iterable[str]:
-    """Yields what clients did in the first run of each configuration, where it was drawn."""
+    """Yields pictures of clients in the first run of each configuration, where they were drawn."""
     number = 0
     for label, group in groups.items():
         for run in group:
-            picture = _png(run.directory)
-            if picture is not None:
-                if number == _MOST_PICTURES:
-                    yield f'<p class="note">Of {_MOST_PICTURES} configurations; the others are in '
-                    yield "the runs' folders.</p>"
-                    return
-                number += 1
+            drawn = {what: _png(run.directory, name) for name, what in _OF_CLIENTS.items()}
+            pictures = {what: picture for what, picture in drawn.items() if picture is not None}
+            if pictures and number == _MOST_PICTURES:
+                yield f'<p class="note">Of {_MOST_PICTURES} configurations; the others are in '
+                yield "the runs' folders.</p>"
+                return
+            for what, picture in pictures.items():
                 image = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-                title = f"What the clients did: {label}, seed {run.summary.get('seed')}"
+                title = f"{what}: {label}, seed {run.summary.get('seed')}"
                 yield (
                     f"<details><summary>{_text(title)}</summary>{_picture(image, title)}</details>"
                 )
+            if pictures:
+                number += 1
                 break
 
 
-def _png(directory: Path | None) -> bytes | None:
-    """Returns the picture of what a run's clients did; None if there is none, or something else."""
+def _png(directory: Path | None, name: str) -> bytes | None:
+    """Returns a picture of a run; None if there is none, or something else."""
     if directory is None or (directory / "plots").is_symlink():
         return None
     try:
-        found = read_file(directory / "plots" / "clients.png", _PICTURE_BYTES)
+        found = read_file(directory / "plots" / name, _PICTURE_BYTES)
     except ConfigError:
         return None
     return found if found.startswith(b"\x89PNG\r\n\x1a\n") else None

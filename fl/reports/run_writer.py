@@ -4,9 +4,10 @@
     tb/             TensorBoard, on virtual time
     trace.parquet   every event
     summary.json    what was run, what came out, what it cost
-    model.safetensors, model_best.safetensors, model_averaged.safetensors    as the run asked for
+    model.safetensors, and with _best, _averaged or _clusters in its name    as the run asked for
     timeline.json   the trace for Perfetto or chrome://tracing
-    plots/*.png     metrics against time, bytes and rounds; what the clients did
+    plots/*.png     metrics against time, bytes and rounds; what the clients did; what each has
+    personal.csv    what each client has after every evaluation of that, if that is kept
 
 The first two grow with the run. The others are written by `finish`, for a failed or interrupted run
 just as for a complete one: first the data, then summary.json, then the views drawn from them, so a
@@ -33,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fl.errors import ConfigError
 from fl.reports.atomic import remove_leftovers, replacing
+from fl.reports.client_rows import ClientRow, ClientRows
 from fl.reports.history import History, Row
 from fl.reports.model_file import write_model
 from fl.reports.target import Target, best, better
@@ -47,8 +49,9 @@ log = logging.getLogger("fl")
 
 Status = Literal["completed", "diverged", "failed", "interrupted"]
 
-MODELS = tuple(f"model{which}.safetensors" for which in ("", "_best", "_averaged"))
-_VIEWS = ("plots/metrics.png", "plots/clients.png")
+_VIEWS = ("plots/metrics.png", "plots/clients.png", "plots/personal.png")
+CLIENTS = "personal.csv"
+MODELS = tuple(f"model{which}.safetensors" for which in ("", "_best", "_averaged", "_clusters"))
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class RunWriter:
         tensorboard: whether to write `tb/`.
         timeline: whether to write `timeline.json` (about 140 bytes an event).
         plots: whether to draw `plots/*.png`.
+        client_rows: whether to write `personal.csv`.
 
     Raises:
         ConfigError: the configuration holds something that JSON cannot.
@@ -109,6 +113,7 @@ class RunWriter:
         tensorboard: bool = True,
         timeline: bool = True,
         plots: bool = True,
+        client_rows: bool = False,
     ) -> None:
         self.directory = None if directory is None else Path(directory)
         self.config: dict[str, Any] = plain(config)
@@ -122,10 +127,13 @@ class RunWriter:
             self.directory.mkdir(parents=True, exist_ok=True)
             for folder in (self.directory, self.directory / "plots"):
                 remove_leftovers(folder)
-            for name in ("summary.json", "trace.parquet", "timeline.json", *MODELS, *_VIEWS):
+            data = ("summary.json", "trace.parquet", "timeline.json", CLIENTS)
+            for name in (*data, *MODELS, *_VIEWS):
                 (self.directory / name).unlink(missing_ok=True)
             path = self.directory / "metrics.csv"
         self._history = History(path)
+        kept = self.directory / CLIENTS if self.directory is not None and client_rows else None
+        self._clients = ClientRows(kept)
         self._log_failed = False
         if self.directory is not None and tensorboard:
             self._log = self._new_log(self.directory / "tb")
@@ -168,6 +176,10 @@ class RunWriter:
                 self._log.path,
                 error.strerror,
             )
+
+    def clients(self, server_round: int, time_s: float, rows: Sequence[ClientRow]) -> None:
+        """Records what each client has; arguments as of `ClientRows.add`."""
+        self._clients.add(server_round, time_s, rows)
 
     def finish(
         self,
@@ -229,6 +241,8 @@ class RunWriter:
                 plots.metrics(self.history, self.directory / _VIEWS[0], target=self.target)
             if trace is not None and len(trace):
                 plots.clients(trace, self.directory / _VIEWS[1])
+            if self._clients.latest:
+                plots.personal(self._clients.latest, self.directory / _VIEWS[2])
         return summary
 
     def _summary(

@@ -20,16 +20,17 @@ from torch import nn
 
 from fl.aggregation import Aggregator, PreAggregation
 from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients, poisoned
-from fl.clients import Correction, Rule, TrainingApp
+from fl.clients import Correction, LocalLayers, Rule, TrainingApp
 from fl.clients.app.outbox import METRICS
 from fl.compression import Channel, Compressor, chained
 from fl.data import Examples, FederatedData, Source, Split, federate
 from fl.errors import ConfigError
 from fl.execution import Executor
 from fl.flower.records import not_finite
+from fl.models import Adapter, smallest_batch
 from fl.models import build as build_model
-from fl.models import smallest_batch
 from fl.runs.apps import read_app
+from fl.runs.cluster_evaluation import CLUSTER_METRICS
 from fl.runs.compatibility import (
     Combination,
     check_model,
@@ -52,8 +53,10 @@ from fl.runs.experiment import Experiment, ForeignApp, Learning, app_of
 from fl.runs.journal import RunStart
 from fl.runs.loading import load
 from fl.runs.partly import partly
+from fl.runs.personal import check_personal, personal_metrics
 from fl.runs.settings import (
     not_whole,
+    personal_of,
     recovery_of,
     saved_models,
     target_of,
@@ -78,7 +81,15 @@ from fl.selection import Selection
 from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.slowdowns import Distribution
-from fl.strategies import NODE_METRICS, Driver, Exchange, Rounds, TrustedUpdate, driver_of
+from fl.strategies import (
+    NODE_METRICS,
+    Driver,
+    Exchange,
+    ProxyLosses,
+    Rounds,
+    TrustedUpdate,
+    driver_of,
+)
 from fl.strategies.round_rule import RoundRule
 from fl.strategies.staleness import StalenessWeight
 from fl.topologies import Topology, Weights
@@ -93,10 +104,12 @@ _KINDS: Mapping[str, Any] = {  # what the member of a group makes
     "downlink": Channel,
     "attack": Attack | Poisoning | Combined,
     "cost_model": CostModel,
+    "adapter": Adapter,
 }
 _INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key names a class
     "aggregator": Aggregator,
     "client.correction": Correction,
+    "client.local_layers": LocalLayers,
     "client.rule": Rule,
     "fleet.client_slowdown": Distribution,
     "fleet.task_slowdown": Distribution,
@@ -167,7 +180,7 @@ def build(config: DictConfig) -> Experiment:
     problems = Problems(scalar_references(config))
     problems += absent(config, OF_OUR_RUNS)
     for place in _places(config).values():
-        problems += absent(place, OF_A_TASK)
+        problems += absent(place, [name for name in OF_A_TASK if name != "adapter"])
     problems.stop()
     problems += unread_groups(config)
     problems += Unread(config).of_no_task()
@@ -247,7 +260,13 @@ def _joined(
             data, backdoored = _poisoned(clean, attack, config, task)
             with blaming(place, "client"):
                 app = _app(make_app, model, data, ends)
-            here = replace(choice, rule=app.optimizer, correction=app.correction, layout=app.layout)
+            here = replace(
+                choice,
+                rule=app.optimizer,
+                correction=app.correction,
+                layout=app.layout,
+                keeps=app.home.keeps,
+            )
             problems += refusals(here)
             with blaming(config, "compressor" if choice.uplink else "downlink"):
                 check_model(here, exchange)
@@ -266,6 +285,7 @@ def _joined(
         layout=layouts.get(""),
         layouts={task: layouts[task] for task in tasks},
         trusted=_trusted(strategy, first, config.seed),
+        initial=first.drawn,
     )
     parts_app = None
     if isinstance(strategy, Rounds) and strategy.sub_models is not None:
@@ -274,6 +294,8 @@ def _joined(
             parts_app, exchange = partly(
                 strategy.sub_models, first, *ways, parts["fleet"], exchange
             )
+    with blaming(config, "strategy"):
+        exchange = replace(exchange, proxy=_proxy(strategy, first, config.seed))
     with blaming(config, "strategy"):
         within = strategy.within(exchange)
     experiment = Experiment(
@@ -286,9 +308,14 @@ def _joined(
         executor=parts["executor"],
         tasks=tasks,
         parts=parts_app,
-        ignored={**_ignored(strategy, learning, told), **_ignored_average(config)},
+        ignored={
+            **_ignored(strategy, learning, told, asked=config.personal.every is not None),
+            **_ignored_average(config),
+            **_ignored_personal(config),
+        },
     )
     _check_target(config, experiment, parts["strategy"])
+    check_personal(personal_of(config), experiment, config.get("client", {}).get("evaluate_on"))
     if config.initial_model is None:
         return experiment
     return replace(experiment, warm=warm_start(experiment.initial(), config.initial_model))
@@ -346,6 +373,14 @@ def _trusted(strategy: Driver, learning: Learning, seed: int) -> TrustedUpdate |
     return TrustedUpdate(learning.app, learning.model, learning.data, examples=examples, seed=seed)
 
 
+def _proxy(strategy: Driver, learning: Learning, seed: int) -> ProxyLosses | None:
+    """Returns the server's own examples of each cluster, for a strategy that wants them."""
+    if strategy.traits.proxies is None:
+        return None
+    k, n = strategy.traits.proxies
+    return ProxyLosses(learning.model, learning.data, clusters=k, examples=n, seed=seed)
+
+
 def _learnt(place: DictConfig, seed: int) -> _Learnt:
     """Returns what is learnt, from the groups data, partition, model and client.
 
@@ -357,6 +392,8 @@ def _learnt(place: DictConfig, seed: int) -> _Learnt:
     for name in ("data", "partition", "model", "client"):
         with problems.noted():
             made[name] = make(place, name)
+    with problems.noted():
+        made["adapter"] = _made(place, "adapter")
     if "data" in made and "partition" in made:
         with problems.noted():
             with blaming(place, "data"):
@@ -364,9 +401,9 @@ def _learnt(place: DictConfig, seed: int) -> _Learnt:
             with blaming(place, "partition"):
                 split = _expected(place, "partition", made["partition"](loaded), Split)
                 data = federate(lambda: loaded, lambda _: split)
-            if "model" in made:
+            if "model" in made and "adapter" in made:
                 shape, classes = data.input_shape, data.num_classes
-                model = partial(build_model, made["model"], shape, classes, seed)
+                model = partial(build_model, made["model"], shape, classes, seed, made["adapter"])
                 with blaming(place, "model"):
                     first = _expected(place, "model", model(), nn.Module)
                     _check_finite(first)
@@ -502,6 +539,11 @@ def _no_average(config: DictConfig, strategy: Driver) -> Iterator[str]:
         return
     if config.get("tasks"):
         yield f"lawa.k is {config.lawa.k}, and several tasks are learnt: leave it out, or tasks"
+    elif strategy.traits.clusters:
+        yield (
+            f"lawa.k is {config.lawa.k}, and {strategy.name} has a model for each cluster of "
+            "clients: leave it out, or use another strategy"
+        )
     elif strategy.traits.meets == "peers":
         yield (
             f"lawa.k is {config.lawa.k}, and with {strategy.name} every node has a model of its "
@@ -510,9 +552,16 @@ def _no_average(config: DictConfig, strategy: Driver) -> Iterator[str]:
 
 
 def _ignored(
-    strategy: Driver, learning: Mapping[str, Learning], told: ConfigRecord
+    strategy: Driver, learning: Mapping[str, Learning], told: ConfigRecord, *, asked: bool
 ) -> dict[str, str]:
-    """Returns keys that have no effect beside the other parts, to what counts instead."""
+    """Returns keys that have no effect beside the other parts, to what counts instead.
+
+    Args:
+        strategy: the server's.
+        learning: what is learnt, by task.
+        told: what the user has every message say.
+        asked: whether clients evaluate, whatever the strategy does.
+    """
     ignored = {f"strategy.{name}": why for name, why in strategy.unread.items()}
     for key in told:
         if not any(learnt.app.reads(key) for learnt in learning.values()):
@@ -520,12 +569,27 @@ def _ignored(
     for task, learnt in learning.items():
         place = f"tasks.{task}.client" if task else "client"
         for name, why in unread_of_clients(strategy, learnt.app, told).items():
-            ignored[f"{place}.{name}"] = why
+            if not (asked and name == "evaluate_on"):
+                ignored[f"{place}.{name}"] = why
     return ignored
 
 
 def _ignored_average(config: DictConfig) -> dict[str, str]:
     return {} if config.lawa.k is not None else {"lawa.every": "only lawa.k reads it"}
+
+
+def _ignored_personal(config: DictConfig) -> dict[str, str]:
+    """Returns the keys of `personal` that others make ineffective."""
+    given, ignored = config.personal, {}
+    tuning = ("steps", "epochs", "lr", "lam")
+    if given.every is None:
+        names = ("clients", "local", "rows", *(f"fine_tune.{name}" for name in tuning))
+        return {f"personal.{name}": "only personal.every reads it" for name in names}
+    if not (given.fine_tune.steps or given.fine_tune.epochs):
+        for name in ("lr", "lam"):
+            why = "only personal.fine_tune.steps or epochs reads it"
+            ignored[f"personal.fine_tune.{name}"] = why
+    return ignored
 
 
 def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy) -> None:
@@ -539,6 +603,8 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
         return
     names: list[str] = []
     for task, learning in (experiment.tasks or {"": experiment}).items():
+        if learning.app.home.keeps:
+            continue  # nothing is evaluated without the clients' own layers
         measured = "relative_error" if learning.data.task == "game" else "accuracy"
         own = [measured, "loss"]
         if learning.backdoored is not None:
@@ -549,8 +615,12 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
     if experiment.strategy.traits.meets == "peers":
         game = experiment.data.task == "game"
         names += [name for name in NODE_METRICS if not (game and "accuracy" in name)]
+    if experiment.data.clusters is not None:
+        names += CLUSTER_METRICS if experiment.strategy.traits.clusters else CLUSTER_METRICS[:1]
     if config.lawa.k is not None:
         names += [f"latest_{name}" for name in names]
+    if config.personal.every is not None:
+        names += personal_metrics(personal_of(config), keeps=experiment.app.home.keeps)
     names = list(dict.fromkeys(names))
     if target.metric not in names and not target.metric.startswith(_OF_CLIENTS):
         near = get_close_matches(target.metric, names, n=1)

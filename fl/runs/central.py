@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 
@@ -29,10 +30,13 @@ def train_centrally(experiment: Learning, epochs: int, seed: int) -> Mapping[str
         epochs: passes over the pooled training examples.
         seed: of the order of the examples.
     """
+    data = experiment.data
+    everything = Partitions.contiguous([len(data.train)])
+    if data.test_in_train and data.test_partitions is not None:
+        held_out = data.test_partitions.indices
+        everything = Partitions.from_arrays([np.setdiff1d(everything.indices, held_out)])
     pooled = replace(
-        experiment.data,
-        partitions=Partitions.contiguous([len(experiment.data.train)]),
-        test_partitions=None,
+        data, partitions=everything, test_partitions=None, test_in_train=False, drift=None
     )
     app = TrainingApp(
         experiment.model,
@@ -43,9 +47,9 @@ def train_centrally(experiment: Learning, epochs: int, seed: int) -> Mapping[str
         local_epochs=epochs,
     )
     assume_identity()
-    arrays = experiment.initial()
+    here = Learning(experiment.data, experiment.model, app, experiment.backdoored)
     message = Message(
-        RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1})}),
+        RecordDict({"arrays": here.initial(), "config": ConfigRecord({"server-round": 1})}),
         SUPERLINK_NODE_ID + 1,
         "train",
     )
@@ -54,5 +58,5 @@ def train_centrally(experiment: Learning, epochs: int, seed: int) -> Mapping[str
     context = Context(RUN_ID, 0, node_config, RecordDict(), {SEED_KEY: seed})
     with limit_threads(1):
         reply = app(message, context)
-    metrics: Any = central_evaluation(experiment)(1, reply.content.array_records["arrays"])
+    metrics: Any = central_evaluation(here)(1, reply.content.array_records["arrays"])
     return {name: float(value) for name, value in metrics.items()}

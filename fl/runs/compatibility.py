@@ -19,6 +19,7 @@ from fl.attacks import Attack
 from fl.checks import read_if
 from fl.clients import (
     AdamW,
+    AnchorSampling,
     Correction,
     Gradient,
     LocalOptimizer,
@@ -57,7 +58,8 @@ class Combination:
         correction: of the gradients that the rule follows.
         tasks: whether there are several models.
         num_clients: clients there are.
-        layout: of the clients' model, if it is known.
+        layout: of what travels of the clients' model, if it is known.
+        keeps: whether layers of it stay with the clients.
     """
 
     strategy: Driver
@@ -69,6 +71,7 @@ class Combination:
     tasks: bool = False
     num_clients: int = 0
     layout: Layout | None = None
+    keeps: bool = False
 
     @property
     def traits(self) -> Traits:
@@ -252,6 +255,19 @@ REFUSALS = (
         "leave downlink out, and choose compressor=... for what nodes send",
     ),
     Refusal(
+        "A downlink of several models",
+        lambda c: (
+            c.downlink is not None
+            and c.traits.meets == "server"
+            and c.traits.sends == "model"
+            and not c.traits.downlink
+        ),
+        "downlink is {downlink}",
+        "clients of {strategy} are sent different models, or several, and a compressed downlink is "
+        "one broadcast to all",
+        "leave downlink out, and choose compressor=... for what clients send",
+    ),
+    Refusal(
         "A downlink in a ring",
         lambda c: c.downlink is not None and c.traits.meets == "ring",
         "downlink is {downlink}",
@@ -375,6 +391,22 @@ REFUSALS = (
         "where they were",
         "leave client.rule.keep_moments or keep_state at null, and use client=momentum, whose "
         "momentum is kept",
+    ),
+    Refusal(
+        "Local layers and strategies that step by gradients",
+        lambda c: c.keeps and c.steps_by_gradients,
+        "client.local_layers is set",
+        "clients of {strategy} send gradients and step by nothing, so that what stays with them "
+        "would never learn",
+        "leave client/local_layers out, or use another strategy",
+    ),
+    Refusal(
+        "Local layers and clients that must not move in some tasks",
+        lambda c: c.keeps and isinstance(c.correction, AnchorSampling),
+        "client.local_layers is set",
+        "an anchor of {strategy} sends the gradient at the model that it received, which its own "
+        "layers are no part of",
+        "leave client/local_layers out, or use another strategy",
     ),
 )
 

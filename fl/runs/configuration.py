@@ -676,7 +676,7 @@ def _known_keys() -> Iterator[str]:
                 yield from _keys(part, prefix)
 
 
-_OF_THE_ROOT = ("experiment", "length")  # groups whose members set keys of the root
+_OF_THE_ROOT = ("experiment", "goal", "length")  # groups whose members set keys of the root
 
 
 def _keys(node: Any, prefix: str) -> Iterator[str]:

@@ -15,15 +15,16 @@ from fl.flower.grid_view import Clock
 from fl.flower.records import from_record
 from fl.models import Game, drop_weights, evaluate, global_objective
 from fl.runs.averaging import LatestWeightAverage
+from fl.runs.cluster_evaluation import ClusterEvaluation
 from fl.runs.experiment import Experiment, Learning
+from fl.runs.personal import PersonalEvaluation
 from fl.runs.recorder import Recorder
 from fl.strategies import NodeModels
-from fl.vectors.layout import Layout
 from fl.vectors.rows import as_tensor
 
 
 def central_evaluation(
-    experiment: Learning, *, train: bool = False
+    experiment: Learning, *, train: bool = False, now: Callable[[], float] | None = None
 ) -> Callable[[int, ArrayRecord], MetricRecord]:
     """Returns the function that evaluates the server's model on the pooled held-out examples.
 
@@ -36,13 +37,24 @@ def central_evaluation(
     "node_accuracy_min" and "node_accuracy_max" the extremes, and the other metrics those of
     `NodeModels.facts`.
 
+    Of data whose clusters are known there are the metrics of `ClusterEvaluation` as well.
+    Where layers stay with the clients, there is no model that could be evaluated without them:
+    nothing is reported but `NodeModels.facts`.
+
     Args:
         experiment: its model and data are used.
+        now: returns the time by which drifting data go, s; None if it is not known.
         train: add "train_objective" and "dissimilarity" of all clients' training examples; see
             `fl.models.GlobalObjective`.
     """
-    model = experiment.model()
-    layout = Layout.of(model)
+    home = experiment.app.home
+    if home.keeps:
+
+        def known(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+            return MetricRecord(dict(arrays.facts if isinstance(arrays, NodeModels) else {}))
+
+        return known
+    model, layout = experiment.model(), home.whole
     drop_weights(model)
     data = experiment.data
     examples = data.test_set()
@@ -53,10 +65,14 @@ def central_evaluation(
     if game is not None:
         solution = game.solution(data.tensors(data.train, data.partitions.indices)[0])
     clients = [data.client(p) for p in range(data.num_partitions)] if train else []
+    by_cluster = None
 
     def load(arrays: ArrayRecord) -> None:
         row = as_tensor(from_record(layout, arrays, finite=False))
         layout.load(model, row, carried_tensors(carried(layout, arrays)))
+
+    if data.clusters is not None:
+        by_cluster = ClusterEvaluation(data, load, model, now)
 
     def spread(arrays: NodeModels) -> dict[str, float]:
         losses, accuracies = [], []
@@ -85,6 +101,8 @@ def central_evaluation(
             }
         if isinstance(arrays, NodeModels):
             metrics |= spread(arrays)
+        if by_cluster is not None:
+            metrics |= by_cluster(arrays)
         drop_weights(model)
         return MetricRecord(metrics)
 
@@ -145,6 +163,8 @@ class EvaluationSchedule:
         limit_s: time after which no model counts; None sets no limit.
         average: makes of the models the one that is evaluated; the metrics of the latest itself are
             then called "latest_accuracy" and so on. None evaluates the latest.
+        personal: evaluates what clients would use, of the latest model; models for which that is
+            due are evaluated here as well. None does not.
     """
 
     recorded = True  # the recorder need not listen: it is told
@@ -160,9 +180,11 @@ class EvaluationSchedule:
         every_s: float | None = None,
         limit_s: float | None = None,
         average: LatestWeightAverage | None = None,
+        personal: PersonalEvaluation | None = None,
     ) -> None:
         self._evaluate = evaluate
         self._average = average
+        self._personal = personal
         self._recorder = recorder
         self._clock = clock
         self._num_rounds = num_rounds
@@ -173,6 +195,7 @@ class EvaluationSchedule:
         self._due_s = 0.0
         self._last: tuple[int, ArrayRecord, dict[str, float]] | None = None
         self._evaluated = -1  # number of the last model evaluated
+        self._asked = 0  # number of the last model with which clients were asked for theirs
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Returns the metrics of a model that is due; None for others.
@@ -186,10 +209,17 @@ class EvaluationSchedule:
         self._last = (server_round, arrays, self._recorder.costs(server_round))
         if self._average is not None:
             self._average.add(server_round, arrays)
-        if server_round not in (0, self._num_rounds) and not self._is_due(server_round, elapsed):
+        either_end = server_round in (0, self._num_rounds)
+        personal = self._personal
+        if personal is not None and not either_end:
+            personal = personal if personal.is_due(server_round, self._asked) else None
+        if not (self._is_due(server_round, elapsed) or either_end or personal is not None):
             return None
         self._evaluated = server_round
         metrics, evaluated = self._metrics(server_round, arrays)
+        if personal is not None:
+            self._asked = server_round
+            metrics = MetricRecord({**metrics, **personal(server_round, arrays)})
         self._recorder.evaluation(server_round, metrics, evaluated)
         return metrics
 

@@ -15,6 +15,8 @@ from fl.data import Examples, FederatedData
 from fl.execution import Executor
 from fl.execution.executor import load_app
 from fl.execution.virtual_time import TaskClock, answering, virtual_time
+from fl.flower.records import model_record
+from fl.randomness import torch_seed
 from fl.runs.apps import FlowerApp
 from fl.runs.transcript import shown_once
 from fl.simulation.cost import CostModel
@@ -28,7 +30,7 @@ class Learning:
 
     Attributes:
         data: the data set, dealt to clients; clean, where the app's is poisoned.
-        model: makes the model; equal seeds make equal models.
+        model: makes the model; its last argument is the seed, and equal ones make equal models.
         app: what clients run.
         backdoored: held-out examples as an attacker wants them classified, for a backdoor.
     """
@@ -39,8 +41,14 @@ class Learning:
     backdoored: Examples | None = None
 
     def initial(self) -> ArrayRecord:
-        """Returns the initial model."""
-        return ArrayRecord(self.model().state_dict())
+        """Returns what travels of the initial model."""
+        return model_record(self.app.layout, self.model())
+
+    def drawn(self, j: int) -> ArrayRecord:
+        """Returns another initial model, the j-th independent draw, from 1."""
+        *arguments, seed = self.model.args
+        model = self.model.func(*arguments, torch_seed(seed, "initial model", j))
+        return ArrayRecord(model.state_dict())
 
 
 @dataclass(frozen=True)

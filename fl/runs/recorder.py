@@ -24,10 +24,12 @@ from fl.errors import NoStep, NotFinite
 from fl.flower.private import older_conversions, wrapping
 from fl.flower.records import not_finite
 from fl.reports import Progress, RunWriter, Status, Totals
+from fl.reports.client_rows import ClientRow
 from fl.reports.columns import Columns, Means, Number, Source
 from fl.runs.journal import Recovery
 from fl.simulation.grid import SimGrid
 from fl.simulation.rounds import RoundCounter, round_of
+from fl.strategies import ClusterModels
 
 
 class AppliedUpdates:
@@ -216,6 +218,16 @@ class Recorder:
     def evaluating(self, evaluate: PureEvaluateFn) -> PureEvaluateFn:
         """Returns `evaluate` with its results kept for a resumed run; see `Recovery.evaluating`."""
         return evaluate if self._recovery is None else self._recovery.evaluating(evaluate)
+
+    def remember(self, kind: str, request: list[Any], compute: Callable[[], Any]) -> Any:
+        """Returns what `compute` returns, kept for a resumed run; see `Recovery.remember`."""
+        if self._recovery is None:
+            return compute()
+        return self._recovery.remember(kind, request, compute)
+
+    def clients(self, server_round: int, rows: Sequence[ClientRow]) -> None:
+        """Keeps what clients have at a round, each with models of its own."""
+        self.writer.clients(server_round, self.totals().virtual_s, rows)
 
     def evaluation(
         self, server_round: int, metrics: Mapping[str, Any], arrays: ArrayRecord | None = None
@@ -409,17 +421,24 @@ class Recorder:
         return f"the final model is not finite, first in {bad[0]!r:.80}" if bad else None
 
     def model_sha256(self) -> str | None:
-        """Returns the hash of the final model: names, dtypes, shapes and values."""
+        """Returns the hash of the final model: names, dtypes, shapes and values.
+
+        Of a method with a model for each cluster, that of all of them.
+        """
+        if isinstance(self.final_arrays, ClusterModels):
+            return arrays_sha256(self.final_arrays.each)
         return None if self.final_arrays is None else arrays_sha256(self.final_arrays)
 
     def models(self) -> dict[str, dict[str, NDArray[Any]]]:
         """Returns the arrays of the models to keep, by the names of their files.
 
-        With LAWA, the mean that is evaluated goes with the final model.
+        The mean that is evaluated with LAWA goes with the final model, and so do those of clusters.
         """
         latest = (self.final_arrays, self.averaged_arrays) if "final" in self._save_models else ()
         best = None if self._best is None else self._best[1]
         kept = dict(zip(("model", "model_averaged"), latest, strict=False)) | {"model_best": best}
+        if latest and isinstance(self.final_arrays, ClusterModels):
+            kept["model_clusters"] = self.final_arrays.each
         return {
             f"{name}.safetensors": {key: array.numpy() for key, array in arrays.items()}
             for name, arrays in kept.items()

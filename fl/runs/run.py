@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from flwr.serverapp import Grid
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fl.errors import Diverged
-from fl.flower.grid_view import GridView
+from fl.data.drift import DRIFT_BEGINS
+from fl.errors import ConfigError, Diverged
+from fl.flower.grid_view import Clock, GridView
 from fl.reports.table import print_results
 from fl.reports.target import final_value
 from fl.runs.averaging import LatestWeightAverage
@@ -23,12 +25,20 @@ from fl.runs.evaluation import EvaluationSchedule, TimeIsUp, central_evaluation,
 from fl.runs.experiment import Experiment, ForeignApp, app_of
 from fl.runs.journal import RunStart, source_sha256
 from fl.runs.journal.command import command_of_job, foreign_parts
+from fl.runs.personal import PersonalEvaluation, with_lr_of
 from fl.runs.recorder import Recorder, arrays_sha256
-from fl.runs.settings import recovery_of, saved_models, target_of, train_config_of
-from fl.runs.simulator import SimulatedRun, simulate, simulate_app
+from fl.runs.settings import (
+    personal_of,
+    recovery_of,
+    saved_models,
+    target_of,
+    train_config_of,
+)
+from fl.runs.simulator import SimulatedRun, epoch_of, simulate, simulate_app
 from fl.runs.sweep import side_by_side
 from fl.runs.transcript import shown_once
 from fl.runs.trust import source_files
+from fl.simulation.grid import SimGrid
 
 
 def run_experiment(config: DictConfig, **how: Any) -> float | None:
@@ -69,18 +79,25 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
     tasks = experiment.tasks
     initial = experiment.initial()
     recorder.expect(initial, config.time_limit_s, experiment.strategy.may_stay)
-    evaluation = task_evaluation if tasks else central_evaluation
+    clock = GridView(grid).clock
+    evaluate = (
+        task_evaluation(experiment, train=config.evaluate_train)
+        if tasks
+        else central_evaluation(experiment, train=config.evaluate_train, now=_date(config, clock))
+    )
     k, every = config.lawa.k, config.lawa.every
     average = None if k is None else LatestWeightAverage(k, every)
+    personal = personal_of(config)
     schedule = EvaluationSchedule(
-        recorder.evaluating(evaluation(experiment, train=config.evaluate_train)),
+        recorder.evaluating(evaluate),
         recorder,
-        GridView(grid).clock,
+        clock,
         num_rounds=config.num_rounds,
         every=config.evaluate_every,
         every_s=config.evaluate_every_s,
         limit_s=config.time_limit_s,
         average=average,
+        personal=None if personal.every is None else _asking(experiment, config, grid, recorder),
     )
     try:
         result = experiment.strategy.start(
@@ -101,6 +118,35 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         recorder.final(result.arrays if len(result.arrays) else schedule.latest)
     if average is not None and schedule.latest is not None:
         recorder.averaged_arrays = average.mean(schedule.latest)
+
+
+def _date(config: DictConfig, clock: Clock) -> Callable[[], float] | None:
+    """Returns what tells the time of drifting data, s; None on a deployment, or of no date."""
+    if not clock.virtual or config.date == "now":
+        return None
+    began = epoch_of(config.date) - DRIFT_BEGINS
+    return lambda: began + clock.now()
+
+
+def _asking(
+    experiment: Experiment, config: DictConfig, grid: Grid, recorder: Recorder
+) -> PersonalEvaluation:
+    if not isinstance(grid, SimGrid):
+        raise ConfigError(
+            f"personal.every is {config.personal.every}, and clients of a deployment are asked by "
+            "messages alone: set it to null, and strategy.fraction_evaluate above 0 with "
+            "strategy.evaluate_model=personal"
+        )
+    told = {key: value for key, (_, value) in experiment.strategy.told().items()}
+    return PersonalEvaluation(
+        experiment,
+        with_lr_of(personal_of(config), experiment),
+        config.seed,
+        {**train_config_of(config), **told},
+        grid.aside,
+        recorder.remember,
+        recorder.clients,
+    )
 
 
 def facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
@@ -154,6 +200,7 @@ def _run_own(config: DictConfig, experiment: Experiment, start: RunStart) -> Sim
         num_rounds=config.num_rounds,
         extra=extra,
         recovery=recovery_of(config, start),
+        client_rows=config.personal.rows,
         **_common(config),
     )
     print_results(run.summary, run.directory, extra.get("central"))

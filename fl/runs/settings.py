@@ -13,6 +13,7 @@ from fl.errors import ConfigError
 from fl.reports import Target
 from fl.runs.configuration import blaming, make
 from fl.runs.journal import Recovery, RunStart
+from fl.runs.personal import FineTuning, Personal
 
 
 def target_of(config: DictConfig) -> Target | None:
@@ -55,6 +56,22 @@ def train_config_of(config: DictConfig) -> ConfigRecord:
         ) from error
 
 
+def personal_of(config: DictConfig) -> Personal:
+    """Returns which clients' models are evaluated, and when.
+
+    Raises:
+        ConfigError: a value is out of range, or keys are missing.
+    """
+    given: Any = OmegaConf.to_container(config.personal, resolve=True)
+    with blaming(config, "personal"):
+        try:
+            return Personal(**{**given, "fine_tune": FineTuning(**given["fine_tune"])})
+        except (TypeError, KeyError) as error:
+            raise ConfigError(
+                "it must have its keys: personal.every=null evaluates nothing"
+            ) from error
+
+
 def recovery_of(config: DictConfig, start: RunStart) -> Recovery:
     """Returns what keeps the run's journal, if it has one."""
     with blaming(config, "checkpoint"):
@@ -92,6 +109,10 @@ def wrong_numbers(config: DictConfig) -> Iterator[str]:
                 f"lawa.every is {every}, and num_rounds is {rounds}, so no model would count: set "
                 f"lawa.every={rounds} or less, or leave lawa.k out"
             )
+    try:
+        personal_of(config)
+    except ConfigError as error:
+        yield str(error)
     timeout = config.round_timeout_s
     if not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
         yield f"round_timeout_s is {timeout}; it must be a positive, finite number of seconds"

@@ -81,6 +81,7 @@ def simulate(
     extra: Mapping[str, Any] | None = None,
     recovery: Recovery | None = None,
     date: str | None = None,
+    client_rows: bool = False,
 ) -> SimulatedRun:
     """Runs an app to its end, with real training and simulated time.
 
@@ -113,6 +114,7 @@ def simulate(
             process was killed; None keeps none.
         date: what the apps' clocks show at virtual time 0, in ISO 8601, UTC if it names no zone;
             "now" is the host's, by which no two runs are alike. None is 2025-01-01.
+        client_rows: write what each client has to personal.csv, where that is evaluated.
 
     Raises:
         ConfigError: something in the arguments cannot be.
@@ -136,7 +138,14 @@ def simulate(
     facts = {**_identity(stored, seed, extra or {}), "date": date}
     with recovery.keeping(place, facts):
         writer = RunWriter(
-            place, stored, seed, target, tensorboard=views, timeline=views, plots=views
+            place,
+            stored,
+            seed,
+            target,
+            tensorboard=views,
+            timeline=views,
+            plots=views,
+            client_rows=client_rows,
         )
         display = Progress(total_rounds=num_rounds, enabled=progress)
         recorder = Recorder(writer, display, recovery, save_models)

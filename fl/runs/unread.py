@@ -55,6 +55,7 @@ OF_OURS = (
     "lawa",
     "num_byzantine",
     "num_rounds",
+    "personal",
     "round_timeout_s",
     "strategy",
     "tasks",
@@ -62,7 +63,7 @@ OF_OURS = (
     "time_limit_s",
     "train_config",
 )
-OF_A_TASK = ("client", "data", "model", "partition")
+OF_A_TASK = ("adapter", "client", "data", "model", "partition")
 
 _MOST_NAMES = 12
 _REFERENCE = re.compile(r"\$\{([^\W\d][\w.]*)\}")

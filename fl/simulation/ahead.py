@@ -6,13 +6,13 @@ answered ahead, and the next has the turn when that is done.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from flwr.app import RecordDict
 from flwr.common.constant import ErrorCode
 
-from fl.execution.contract import Payload, Result
+from fl.execution.contract import Payload, Request, Result
 from fl.execution.executor import Executor
 from fl.execution.speech import Line
 from fl.simulation.kernel.dispatch import Dispatch
@@ -153,6 +153,16 @@ class Ahead:
         else:
             self._waiting.pop(dispatch, None)
             self.free(dispatch)
+
+    def aside(self, requests: Sequence[Request]) -> list[Result]:
+        """Returns what clients answer to requests of which the run knows nothing.
+
+        Each finds the state that its client has now, in virtual time, whatever work of the client
+        is done ahead; what it leaves in that is forgotten.
+        """
+        for request in requests:
+            request.state = self._states.get(request.client)
+        return self._executor.aside(requests)
 
     def free(self, dispatch: Dispatch) -> None:
         """Lets go of the models that came and went."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
@@ -14,7 +14,8 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fl.execution.contract import Payload
+from fl.errors import SimulationError
+from fl.execution.contract import Payload, Request
 from fl.execution.executor import Executor
 from fl.execution.speech import Line
 from fl.execution.virtual_time import EPOCH, answering
@@ -34,6 +35,8 @@ from fl.simulation.kernel.trace import Event, Trace
 from fl.simulation.mailbox import Mailbox, unavailable
 from fl.simulation.peers import SimPeers
 from fl.simulation.world.fleet import Fleet
+
+_LONG_S = 86400.0  # to live, of messages that are not sent
 
 
 class SimGrid(Grid):
@@ -310,6 +313,41 @@ class SimGrid(Grid):
         )
         self._mailbox.post(dispatch)
         return dispatch
+
+    def aside(self, contents: Mapping[int, RecordDict], number: int) -> dict[int, RecordDict]:
+        """Returns what clients answer to `evaluate` messages that are no part of the run.
+
+        They find the clients as they are now, and leave no trace: no event, no time, no bytes, no
+        energy, and nothing that a client keeps. Clients answer that are away or busy, too.
+
+        Args:
+            contents: of the messages, by client; one object may be for several.
+            number: names the random streams of the answers, with the client; at least 0.
+
+        Raises:
+            SimulationError: a client cannot answer.
+        """
+        with self._inside():
+            payloads = {id(c): Payload(c, 0) for c in contents.values()}
+            requests = [
+                Request(
+                    client,
+                    -1 - number,
+                    payloads[id(content)],
+                    "evaluate",
+                    str(number),
+                    ttl=_LONG_S,
+                    created_at=self._epoch + self._now(),
+                )
+                for client, content in contents.items()
+            ]
+            answers = {}
+            for request, result in zip(requests, self._ahead.aside(requests), strict=True):
+                if result.content is None:
+                    reason = "" if result.error is None else result.error[1]
+                    raise SimulationError(f"client {request.client} cannot evaluate: {reason}")
+                answers[request.client] = result.content
+            return answers
 
     # ---- time ----------------------------------------------------------------------------------
 

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from fl.strategies.async_sgd import AsyncSGD
     from fl.strategies.backup_workers import BackupWorkers
     from fl.strategies.ca2fl import CA2FL
+    from fl.strategies.cdfl import CDFL
     from fl.strategies.choco import CHOCO
+    from fl.strategies.clusters import Clusters
     from fl.strategies.data_parallel import DataParallel
     from fl.strategies.dbw import DBW
     from fl.strategies.dfedavg import DFedAvg
     from fl.strategies.diloco import DiLoCo
     from fl.strategies.dpsgd import DPSGD
     from fl.strategies.drivers.asynchronous import Events
+    from fl.strategies.drivers.cluster_models import ClusterModels
     from fl.strategies.drivers.decentralized import Decentralized
     from fl.strategies.drivers.driver import Driver, Traits
     from fl.strategies.drivers.exchange import Exchange
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.pairs import Pairs
     from fl.strategies.drivers.parameter_server import ParameterServer
     from fl.strategies.drivers.polling import Polling
+    from fl.strategies.drivers.proxy_losses import ProxyLosses
     from fl.strategies.drivers.replicas import Replicas
     from fl.strategies.drivers.rounds import Rounds
     from fl.strategies.drivers.simultaneous import SimultaneousEvents, SimultaneousRounds
@@ -62,6 +66,7 @@ if TYPE_CHECKING:
     from fl.strategies.gossip_rule import GossipRule, LocalTraining, PairRule
     from fl.strategies.gradient_rule import GradientRule
     from fl.strategies.gradient_tracking import GradientTracking
+    from fl.strategies.ifca import IFCA
     from fl.strategies.local_sgd import LocalSGD
     from fl.strategies.mifa import MIFA
     from fl.strategies.monna import MoNNA
@@ -70,6 +75,7 @@ if TYPE_CHECKING:
     from fl.strategies.optex import OptEx
     from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
     from fl.strategies.outer_rule import OuterGradients, OuterRule
+    from fl.strategies.pfedme import PFedMe
     from fl.strategies.proxskip import ProxSkip
     from fl.strategies.qfedavg import QFedAvg
     from fl.strategies.quafl import QuAFL
@@ -94,6 +100,11 @@ __getattr__ = lazily(
         "FedVARP": "fl.strategies.fedvarp",
         "MultiMomentum": "fl.strategies.multi_momentum",
         "OptEx": "fl.strategies.optex",
+        "CDFL": "fl.strategies.cdfl",
+        "ProxyLosses": "fl.strategies.drivers.proxy_losses",
+        "IFCA": "fl.strategies.ifca",
+        "ClusterModels": "fl.strategies.drivers.cluster_models",
+        "Clusters": "fl.strategies.clusters",
         "CHOCO": "fl.strategies.choco",
         "DBW": "fl.strategies.dbw",
         "DPSGD": "fl.strategies.dpsgd",
@@ -158,6 +169,7 @@ __getattr__ = lazily(
         "OuterRule": "fl.strategies.outer_rule",
         "OuterSgd": "fl.strategies.outer_optimizers",
         "OuterSteps": "fl.strategies.drivers.outer",
+        "PFedMe": "fl.strategies.pfedme",
         "PairRule": "fl.strategies.gossip_rule",
         "Pairs": "fl.strategies.drivers.pairs",
         "ParameterServer": "fl.strategies.drivers.parameter_server",
@@ -188,11 +200,13 @@ __getattr__ = lazily(
 __all__ = [
     "ADPSGD",
     "CA2FL",
+    "CDFL",
     "CHOCO",
     "DBW",
     "DPSGD",
     "FADAS",
     "FAVAS",
+    "IFCA",
     "MIFA",
     "NODE_METRICS",
     "SAVIC",
@@ -204,6 +218,8 @@ __all__ = [
     "AsyncSGD",
     "BackupWorkers",
     "BatchTest",
+    "ClusterModels",
+    "Clusters",
     "DFedAvg",
     "DataParallel",
     "Decentralized",
@@ -258,12 +274,14 @@ __all__ = [
     "OuterRule",
     "OuterSgd",
     "OuterSteps",
+    "PFedMe",
     "PairRule",
     "Pairs",
     "ParameterServer",
     "Polling",
     "PollingRule",
     "ProxSkip",
+    "ProxyLosses",
     "QFedAvg",
     "QuAFL",
     "RennalaSGD",

@@ -24,7 +24,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fl.strategies.clusters import Clusters
 from fl.vectors.rows import Row
 
 Combine = Callable[[Row], Row]
@@ -79,6 +81,8 @@ class Arrivals:
         combine: F, by which the updates become one; None is their mean.
         statistics: places of what clients change but do not train, as statistics of normalisation
             layers. They are no directions.
+        proxy_losses: from a model, shape (d,), to its losses on the server's proxy sets, of a rule
+            that has `proxies`.
     """
 
     updates: Sequence[Arrival]
@@ -90,6 +94,7 @@ class Arrivals:
     available: int = 0
     combine: Combine | None = None
     statistics: Sequence[slice] = ()
+    proxy_losses: Callable[[Row], NDArray[np.float64]] = lambda _: np.empty(0)
 
     def __len__(self) -> int:
         """Returns n."""
@@ -184,10 +189,14 @@ class EventRule(ABC):
     Attributes:
         measures: whether `step` reads how often clients contribute.
         returns: whether who has answered is sent the next model before others are.
+        customises: whether each client is sent a model of its own, `model_for`.
+        server_flops: of a rule with `proxies`, the server's FLOP/s; None takes no time.
     """
 
     measures: ClassVar[bool] = False
     returns: ClassVar[bool] = False
+    customises: ClassVar[bool] = False
+    server_flops: float | None = None
 
     @property
     def tells(self) -> Mapping[str, str]:
@@ -198,6 +207,11 @@ class EventRule(ABC):
     def combines(self) -> int:
         """The most updates that a step combines."""
         return 1
+
+    @property
+    def proxies(self) -> tuple[int, int] | None:
+        """Sets of labelled examples that the server has, and examples of each; None if none."""
+        return None
 
     @property
     def period(self) -> float | None:
@@ -263,6 +277,14 @@ class EventRule(ABC):
             now: time in s.
         """
         return state, self.config()
+
+    def model_for(self, state: Any, node: int) -> Row:
+        """Returns what a client is sent, shape (d,), by a rule that `customises`."""
+        raise NotImplementedError
+
+    def clusters(self, state: Any) -> Clusters | None:
+        """Returns the models of the clusters and who uses which, of a rule that `customises`."""
+        return None
 
     def holds(self, state: Any) -> Collection[int]:
         """Returns the clients that have answered and keep their slot, waiting for others."""

@@ -20,7 +20,8 @@ How methods with more machinery fit, without a change here:
 - Clients that are sent and send different things, as FedAMD's anchors and miners
   (arXiv:2206.05891): `carried_by`, and replies whose records may be empty.
 - Cohorts of clients that are sent different models, as OptEx's (arXiv:2402.11427): `models`, and
-  `updates.of_model(j)` holds what cohort j brought.
+  `updates.of_model(j)` holds what cohort j brought. With `clients_choose` every client is sent all
+  of them and takes the one that fits its data best, as in IFCA (arXiv:2006.04088).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from numpy.typing import NDArray
 
 from fl.aggregation import Mean
 from fl.errors import NoStep, NotFinite
+from fl.strategies.clusters import Clusters
 from fl.vectors.rows import Row, is_finite
 
 Weights = NDArray[np.float64]
@@ -110,7 +112,7 @@ class Updates:
         as_selected: whether the weights are those by which the selection is unbiased, which count
             for every rule.
         robust: whether `combine` is more than a mean, because some clients may lie.
-        models: which of the rule's models each was sent, n whole numbers.
+        models: which of the rule's models each was sent, or has chosen, n whole numbers.
         holds: which numbers of the model each had, shape (n, d); None if all had all. Their deltas
             are 0 elsewhere, and their mean is that of those who had a number, 0 if nobody had it.
     """
@@ -198,7 +200,7 @@ class Updates:
         return replace(self, deltas=self.deltas - vectors)
 
     def of_model(self, j: int) -> Updates:
-        """Returns the updates of the clients that were sent the rule's model j."""
+        """Returns the updates of the clients that began with the rule's model j."""
         of = [i for i, model in enumerate(self.models) if model == j]
         return replace(
             self,
@@ -234,6 +236,9 @@ class RoundRule(ABC):
         everybody: whether a step takes all clients, by what the method is.
         prepares: rounds at the beginning that leave the model as it is, whatever comes.
         num_models: models that the clients of a round are sent, in cohorts of equal size.
+        clients_choose: whether all of them are sent to every client instead, which takes one. Their
+            first values are independent draws, and the state has them in a field `theta`, shape
+            (num_models, d), with each its own statistics of normalisation layers.
     """
 
     carries: ClassVar[tuple[str, ...]] = ()
@@ -244,6 +249,7 @@ class RoundRule(ABC):
     everybody: ClassVar[bool] = False
     prepares: ClassVar[int] = 0
     num_models: int = 1
+    clients_choose: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, w: Row, p: int) -> Any:
@@ -279,6 +285,10 @@ class RoundRule(ABC):
     def models(self, state: Any) -> Sequence[Row]:
         """Returns what the cohorts of a round are sent, at most `num_models` of shape (d,)."""
         return [state.w]
+
+    def clusters(self, state: Any) -> Clusters | None:
+        """Returns the models of the clusters and who uses which, if clients have several models."""
+        return None
 
     def broadcast(self, state: Any) -> Mapping[str, Row]:
         """Returns the vectors that every message carries beside the model, by name."""

@@ -9,6 +9,7 @@ from fl.topologies.consensus import (
 )
 from fl.topologies.dense import Complete, Star
 from fl.topologies.exponential import ExponentialGraph, OnePeerExponential
+from fl.topologies.isolated import Isolated
 from fl.topologies.mixing import mix, renormalised
 from fl.topologies.product import Hypercube, Torus
 from fl.topologies.random_graphs import ErdosRenyi, RandomRegular, WattsStrogatz
@@ -33,6 +34,7 @@ __all__ = [
     "ErdosRenyi",
     "ExponentialGraph",
     "Hypercube",
+    "Isolated",
     "Lazy",
     "LazyMetropolis",
     "MaxDegree",

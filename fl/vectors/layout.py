@@ -8,7 +8,8 @@ each lies; `fl.flower.records` turns rows into records and back.
 What an entry is decides what happens to it:
 
 - `trainable`: a float parameter that requires a gradient; in the row, and moved by client rules.
-- `frozen`: a float parameter that requires none; in the row, but no rule moves it.
+- `frozen`: a float parameter that requires none; in the row, but no rule moves it. Clients of ours
+  have them in the model itself, and none in their rows (`Layout.of(model, frozen=False)`).
 - `buffer`: any other float entry (BatchNorm's running statistics); in the row, so it is averaged
   like Flower averages it; the model's own code moves it.
 - `tied`: a float entry that is one tensor with an earlier one. It is in the row as well, since a
@@ -25,7 +26,7 @@ part of the package.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -87,8 +88,12 @@ class Layout:
     entries: tuple[Entry, ...]
 
     @classmethod
-    def of(cls, model: torch.nn.Module) -> Layout:
+    def of(cls, model: torch.nn.Module, *, frozen: bool = True) -> Layout:
         """Returns the layout of a module's `state_dict`.
+
+        Args:
+            model: the module.
+            frozen: with its frozen parameters, which may otherwise be of any type.
 
         Raises:
             ConfigError: an entry has a type that a record or a row has no place for, such as
@@ -107,10 +112,12 @@ class Layout:
         for name, value in state.items():
             first = ties.get(name, "")
             kind: Kind = "frozen" if name in parameters else "buffer"
+            if (first or name) in trained:
+                kind = "trainable"
+            if kind == "frozen" and not frozen:
+                continue
             if first:
                 kind = "tied"
-            elif name in trained:
-                kind = "trainable"
             dtype = _numpy_name(value)
             if name in parameters and dtype == "float64":
                 raise ConfigError(
@@ -166,6 +173,18 @@ class Layout:
             entries.append(Entry(name, shape, dtype, kind, offset, size, tied_to, again))
             offset += size
         return cls(tuple(entries))
+
+    def of_names(self, names: Collection[str]) -> Layout:
+        """Returns the layout of some entries alone, in the same order.
+
+        Args:
+            names: of the entries; an entry that is tied needs the earlier one beside it.
+        """
+        return self._build(
+            (e.name, e.shape, e.dtype, e.kind, e.tied_to, e.again)
+            for e in self.entries
+            if e.name in names
+        )
 
     @cached_property
     def floats(self) -> tuple[Entry, ...]:
@@ -306,7 +325,8 @@ class Layout:
         """Gives a model of this layout the values of a row, without a copy; nobody trains it.
 
         Args:
-            model: its parameters are replaced; tied ones stay tied.
+            model: its parameters are replaced; tied ones stay tied. What the layout leaves out
+                stays as it is.
             row: shape (d,), float32.
             carried: the carried entries; may be left out if the layout has none.
 
@@ -322,7 +342,7 @@ class Layout:
             if name in parameters:
                 of = parameters[name].requires_grad
                 state[name] = made.setdefault(id(value), nn.Parameter(value, requires_grad=of))
-        model.load_state_dict(state, assign=True)
+        model.load_state_dict(state, assign=True, strict=False)
 
     def split(self, w: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns the trainable entries of `w`, shape (p,), as a call of the model takes them.

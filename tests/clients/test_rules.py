@@ -11,6 +11,7 @@ from torch import nn
 from torch.func import grad, vmap
 
 from fl.clients import (
+    APFL,
     AdamW,
     AnchorSampling,
     ControlledMomentum,
@@ -18,15 +19,19 @@ from fl.clients import (
     Corrected,
     Correction,
     CosineDecay,
+    Ditto,
     DynamicRegularization,
     ExponentialDecay,
     GlobalMomentum,
     Gradient,
     Hypergradient,
+    LocalFirst,
     LocalOptimizer,
     MicroAdam,
     ModelContrast,
     Momentum,
+    MoreauEnvelope,
+    PerFedAvg,
     Proximal,
     ProxSkipShift,
     Received,
@@ -56,6 +61,10 @@ RULES = {
     "momentum": Momentum(0.1, 0.8, 0.05, 0.7, None, StepDecay(2, 0.5)),
     "sam": Sam(0.1, rho=0.1),
     "sam everything": Sam(0.1, 0.9, True, 0.05, 0.7, None, StepDecay(2, 0.5), rho=0.3),
+    "moreau envelope": MoreauEnvelope(0.01, 0.02, 5.0, 3),
+    "per-fedavg": PerFedAvg(0.1, 0.05),
+    "per-fedavg hf": PerFedAvg(0.1, 0.05, "HF"),
+    "per-fedavg exact": PerFedAvg(0.1, 0.05, "exact"),
 }
 CORRECTIONS = {
     "proximal": Proximal(0.5),
@@ -73,6 +82,8 @@ CORRECTIONS = {
     "controlled momentum vr": ControlledMomentum(variance_reduction=True),
     "hypergradient": Hypergradient(),
     "anchor": AnchorSampling(),
+    "ditto": Ditto(0.5),
+    "apfl": APFL(0.4, alpha_lr=0.01),
 }
 OPTIMIZERS = {name: rule for name, rule in RULES.items() if isinstance(rule, LocalOptimizer)}
 RULES |= {
@@ -80,6 +91,7 @@ RULES |= {
     for optimizer in OPTIMIZERS
     for correction in CORRECTIONS
 }
+RULES["local first"] = LocalFirst(Momentum(0.1, 0.8), share=0.5)
 
 
 def proximal(lr: float, momentum: float = 0.0, *, clip_norm=None, **term) -> Corrected:
@@ -100,6 +112,13 @@ class Quadratic:
 
     def grad(self, w):
         return self.a * (w - self.c), self.loss(w)
+
+    def hessian_product(self, w, v):
+        return self.a * v
+
+    @property
+    def own(self):
+        return self
 
     def features(self, w):
         return (self.a * w)[None]

@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 import warnings
@@ -51,6 +52,37 @@ def test_partitions_are_disjoint_and_cover_all_examples(rule, sorted_source):
     assert len(split.train) == 20
     assert sorted(split.train.indices.tolist()) == list(range(1000))
     assert split.test is None
+
+
+@every_rule
+@pytest.mark.parametrize("held_out", [0.001, 0.25, 0.999])
+def test_held_out_examples_are_the_clients_own_and_nobody_trains_on_them(
+    rule, sorted_source, held_out
+):
+    whole = rule(sorted_source, num_partitions=20, seed=3)
+    split = rule(sorted_source, num_partitions=20, seed=3, held_out=held_out)
+    assert split.test_in_train
+    for own, train, test in zip(
+        *map(map_rows, (whole.train, split.train, split.test)), strict=True
+    ):
+        assert sorted([*train, *test]) == sorted(own)
+        assert [row for row in own if row not in test] == list(train)  # in the order of before
+        assert len(test) == min(math.ceil(held_out * len(own)), max(len(own) - 1, 0))
+
+
+@pytest.mark.parametrize("held_out", [-0.1, 1.0, True, "some"])
+def test_a_share_of_held_out_examples_that_cannot_be_is_refused(sorted_source, held_out):
+    with pytest.raises(ConfigError, match=f"held_out is {held_out!r}"):
+        partition.iid(sorted_source, 4, 0, held_out=held_out)
+
+
+def test_clients_that_have_held_out_examples_keep_them(text_source):
+    with pytest.raises(ConfigError, match=r"held_out is 0\.2"):
+        partition.natural(text_source, None, 0, held_out=0.2)
+    alone = replace(text_source, natural_test=None)
+    split = partition.natural(alone, 2, 0, held_out=0.5)
+    assert split.test_in_train
+    assert [*split.train.sizes] == [*split.test.sizes]
 
 
 @every_rule

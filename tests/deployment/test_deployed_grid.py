@@ -201,6 +201,7 @@ REFUSED = {
     "fleet.faults.dropout=0.1": "fleet is set, and is of the simulator only",
     "executor=serial": "SuperNodes run the clients",
     "fail_fast=true": "is an error reply",
+    "personal.every=1": "strategy.evaluate_model=personal",
     "date=now": "clocks of a deployment show the time of their hosts",
     "app=examples/fedbuff_app": "flwr run DIR runs another app",
     "cost_model.seconds=2": "cost_model.seconds=2 has no effect without app=DIR",

@@ -23,7 +23,7 @@ from fl.models import (
 from fl.runs.configuration import make
 
 CONF = Path(fl.__file__).parent / "conf" / "model"
-CONFIGS = sorted(CONF.glob("*.yaml"))
+CONFIGS = sorted(path for path in CONF.glob("*.yaml") if path.stem != "huggingface")  # by itself
 IMAGE = (3, 12, 20)
 TOKENS = (7,)
 

@@ -5,6 +5,7 @@ import pytest
 
 from fl.errors import ConfigError
 from fl.reports import plots
+from fl.reports.client_rows import ClientRow
 from fl.reports.runs import Run
 from fl.reports.spans import spans
 from fl.reports.target import Target
@@ -174,3 +175,15 @@ def test_drawing_leaves_matplotlib_as_it_was(tmp_path, row):
     before = dict(matplotlib.rcParams)
     plots.metrics([row(1, 1.0, accuracy=0.5)], tmp_path / "m.png")
     assert dict(matplotlib.rcParams) == before
+
+
+def test_the_histogram_of_clients_has_each_of_them_once_for_each_model():
+    accuracies = {"global": [0.02, 0.51, 0.52, 0.53], "personal": [0.97, 0.98, 0.99, 1.0]}
+    rows = [
+        ClientRow(i, 10, {name: (0.5, of[i]) for name, of in accuracies.items()}) for i in range(4)
+    ]
+    (axes,) = plots.personal(rows).axes
+    for patch, highest in zip(axes.patches, (3, 4), strict=True):
+        assert patch.get_xy()[:, 1].max() == highest
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["global (mean 0.395)", "personal (mean 0.985)"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fl.attacks import IPM, Optimized
-from fl.clients import AdamW, ControlVariates, Gradient, Proximal, Sgd
+from fl.clients import AdamW, AnchorSampling, ControlVariates, Gradient, Proximal, Sgd
 from fl.compression import Cast, Marina, Qsgd
 from fl.runs.compatibility import REFUSALS, Combination, refusals
 from fl.strategies import Driver, Traits
@@ -82,6 +82,19 @@ PAIRS = {
     "Clients that forget between tasks that are one training": (
         Combination(RING, rule=AdamW(lr=0.1, keep_moments=False)),
         Combination(RING, rule=AdamW(lr=0.1, keep_moments=True)),
+    ),
+    "Local layers and strategies that step by gradients": (
+        Combination(such(sends="gradient"), rule=Gradient(), keeps=True),
+        Combination(SERVER, rule=Sgd(lr=0.1), keeps=True),
+    ),
+    "Local layers and clients that must not move in some tasks": (
+        Combination(
+            such(carries=("vbar",), needs=("v",)),
+            rule=Sgd(lr=0.1),
+            correction=AnchorSampling(),
+            keeps=True,
+        ),
+        Combination(SERVER, rule=Sgd(lr=0.1), correction=Proximal(), keeps=True),
     ),
 }
 

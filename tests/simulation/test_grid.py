@@ -738,3 +738,34 @@ def test_messages_can_be_made_where_the_identity_was_assumed(monkeypatch) -> Non
     reply = Message(Error(0, "no"), reply_to=message)
     assert (reply.metadata.src_node_id, reply.metadata.dst_node_id) == (node_id(0), 1)
     assert Message(RecordDict(), 1, "query").metadata.src_node_id == node_id(3)
+
+
+# ---- what is no part of the run --------------------------------------------------------------
+
+
+def test_who_is_asked_aside_is_as_of_now_whatever_is_computed_ahead() -> None:
+    grid = speeds(4.0, 12.0, answer=counting)  # done at 3 and 1 s
+    names = grid.push_messages([message_to(0), message_to(1)])
+    grid.sleep(2.0)
+    grid._ahead.submit()
+    (first,) = grid._ahead._open[0]
+    grid._ahead.result(first)  # client 0 is done, as far as this process knows
+    before = (len(grid.trace), grid.engine.bytes_up, grid.clock.now())
+    content = content_of(100)
+
+    def seen() -> dict[int, int]:
+        answers = grid.aside({0: content, 1: content}, 7)
+        return {client: answer["metrics"]["tasks"] - 1 for client, answer in answers.items()}
+
+    assert seen() == {0: 0, 1: 1}
+    assert seen() == {0: 0, 1: 1}  # and keeps nothing of it
+    assert (len(grid.trace), grid.engine.bytes_up, grid.clock.now()) == before
+    grid.sleep(2.0)
+    assert seen() == {0: 1, 1: 1}
+    assert len(grid.pull_messages(names)) == 2
+
+
+def test_who_cannot_answer_aside_is_named_with_the_reason() -> None:
+    grid = speeds(1.0, answer=lambda _: Result(error=(ErrorCode.UNKNOWN, "no model")))
+    with pytest.raises(SimulationError, match="client 0 cannot evaluate: no model"):
+        grid.aside({0: content_of(0)}, 0)

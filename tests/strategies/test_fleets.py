@@ -101,6 +101,7 @@ SMALL = {  # arguments of strategies, where they have them: so that four clients
     "min_available_nodes": 1,
     "num_nodes_to_select": 2,
     "clients": 3,
+    "num_clusters": 1,
     "concurrency": 3,
     "buffer_size": 2,
     "batch": 4,
@@ -131,6 +132,8 @@ def config_of(name: str):
             for place in ("strategy", "strategy.rule"):
                 if OmegaConf.select(found, f"{place}.{key}") is not None:
                     overrides.append(f"{place}.{key}={'null' if value is None else value}")
+        if name == "ifca":  # to choose among several takes longer than these clients have
+            overrides.append("strategy.rule.num_models=1")
         if name == "tifl":
             overrides.append("selection.num_tiers=2")
         if "local_epochs" in found.strategy:

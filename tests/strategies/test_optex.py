@@ -183,7 +183,7 @@ def test_clients_are_dealt_to_cohorts_of_equal_size_anew_in_every_round():
 
     def noting(server, nodes, *more):
         tasks = train(server, nodes, *more)
-        dealt.append({task.node: strategy.model_of_task[task.message_id] for task in tasks})
+        dealt.append({task.node: task.memo.model for task in tasks})
         return tasks
 
     strategy._train = noting

@@ -12,6 +12,9 @@ from fl.errors import ConfigError
 from fl.topologies import Topology, is_doubly_stochastic
 
 each_case = pytest.mark.parametrize(("name", "n"), CASES)
+each_that_meets = pytest.mark.parametrize(
+    ("name", "n"), [case for case in CASES if case[0] != "isolated"]
+)
 
 
 def rounds(topology, most=12):
@@ -74,14 +77,20 @@ def test_matrices_are_stochastic_as_declared(name, n):
         assert is_doubly_stochastic(W) or kind in ("rows", "columns")
 
 
-@each_case
+@each_that_meets
 def test_everybody_reaches_everybody_over_a_period(name, n):
     topology = built(name, n)
     union = nx.compose_all([topology.graph(t) for t in rounds(topology, most=40)])
     assert nx.is_strongly_connected(nx.DiGraph(union))
 
 
-@each_case
+def test_nobody_reaches_anybody_who_is_isolated():
+    topology = built("isolated", 9)
+    assert topology.adjacency(3).nnz == 0
+    np.testing.assert_array_equal(topology.matrix(3).toarray(), np.eye(9))
+
+
+@each_that_meets
 def test_gossip_meets_at_the_mean_and_keeps_it_on_the_way(name, n):
     topology = built(name, n)
     x = np.random.default_rng(0).standard_normal((n, 3))

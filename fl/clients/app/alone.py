@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from fl.clients.app.batches import batch_bounds, steps_per_epoch, visiting_order
 from fl.clients.app.examples import ExamplePool
+from fl.clients.app.personal import Apart, recalled, statistics
 from fl.clients.app.training import HOST, Trained, Training, moved
 from fl.clients.rule import Received, Rule
 from fl.flower.carried import carried_arrays, carried_tensors
@@ -36,21 +37,38 @@ class AutogradBatch:
             kept up to date.
         x: inputs, shape (b, ...).
         y: targets, shape (b,) or (b, T).
+        apart: what a model that the client keeps has of its own; None if there is none.
     """
 
     def __init__(
-        self, model: nn.Module, layout: Layout, buffers: dict[str, Tensor], x: Tensor, y: Tensor
+        self,
+        model: nn.Module,
+        layout: Layout,
+        buffers: dict[str, Tensor],
+        x: Tensor,
+        y: Tensor,
+        apart: Apart | None = None,
     ) -> None:
         self._model = model
         self._layout = layout
         self._buffers = buffers
         self._x = x
         self._y = y
+        self._apart = apart
 
     @property
     def examples(self) -> int:
         """Number of examples b."""
         return len(self._x)
+
+    @property
+    def own(self) -> AutogradBatch:
+        """The same examples, with the statistics and the draws of the client's own model."""
+        if self._apart is None:
+            return self
+        return _OwnBatch(
+            self._model, self._layout, self._apart.buffers, self._x, self._y, self._apart
+        )
 
     def _mean_loss(self, w: Tensor, buffers: dict[str, Tensor] | None = None) -> Tensor:
         buffers = self._buffers if buffers is None else buffers
@@ -102,6 +120,20 @@ class AutogradBatch:
         return g
 
 
+class _OwnBatch(AutogradBatch):
+    """What is drawn in its passes, and moved by them, is the client's own model's."""
+
+    _apart: Apart
+
+    def _mean_loss(self, w: Tensor, buffers: dict[str, Tensor] | None = None) -> Tensor:
+        with self._apart.drawing():
+            return super()._mean_loss(w, buffers)
+
+    def _features(self, w: Tensor) -> Tensor:
+        with self._apart.drawing():
+            return super()._features(w)
+
+
 def train_alone(
     model: nn.Module,
     layout: Layout,
@@ -112,6 +144,7 @@ def train_alone(
     shuffle: bool,
     drop_last: bool,
     channels_last: bool,
+    local: Tensor | None = None,
 ) -> Trained:
     """Returns the outcome of one task of at least one step.
 
@@ -124,6 +157,7 @@ def train_alone(
         shuffle: permute every epoch.
         drop_last: leave out an epoch's last batch if it is smaller than the others.
         channels_last: give the model images that lie with channels last in memory.
+        local: see `Received`.
     """
     device, batch_size = pool.device, task.batch_size
     row = as_tensor(task.row).to(device)
@@ -133,7 +167,8 @@ def train_alone(
     if memory is None:
         memory = rule.first_memory(w, task.scalars)
     server, memory = moved(task.server, device), moved(memory, device)
-    received = Received(w, server, memory, dict(task.scalars), task.steps)
+    received = Received(w, server, memory, dict(task.scalars), task.steps, local)
+    apart = Apart(recalled(layout, memory, buffers), task.seed, task.client, task.message_id)
     epochs = -(-task.steps // steps_per_epoch(task.examples, batch_size, drop_last))
     order = task.rows[
         visiting_order(
@@ -150,7 +185,7 @@ def train_alone(
             (start,), (length,) = batch_bounds(t, size, batch_size, drop_last)
             x, y = pool.take(order[start : start + length])
             batch = AutogradBatch(
-                model, layout, buffers, with_channels_last(x) if channels_last else x, y
+                model, layout, buffers, with_channels_last(x) if channels_last else x, y, apart
             )
             w, state, loss = rule.step(w, state, received, batch, t)
             losses.append(loss)
@@ -159,6 +194,9 @@ def train_alone(
                 break  # another step of average length would end too late
     steps = len(losses)
     uploaded, extras, memory = rule.finish(w, state, received, steps)
+    if rule.keeps_statistics:
+        of = apart.buffers if rule.keeps_statistics == "own" else buffers
+        memory = {**memory, **statistics(layout, of)}
     row = layout.join(uploaded, buffers) if uploaded.numel() else uploaded
     return Trained(
         rows=row[None].to(HOST),

@@ -86,7 +86,7 @@ def gains_from_batching(model: nn.Module, device: torch.device = HOST) -> tuple[
     Returns:
         Whether it gains, and why not.
     """
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     on_cpu = device.type == "cpu"
     if on_cpu and parameters > MAX_PARAMETERS:
         return False, f"{parameters} parameters are more than {MAX_PARAMETERS}: memory is the limit"
@@ -147,6 +147,7 @@ def train_together(
     *,
     shuffle: bool,
     drop_last: bool = False,
+    local: Tensor | None = None,
 ) -> list[tuple[list[int], Trained]]:
     """Returns the outcomes of tasks of at least one step each.
 
@@ -158,6 +159,7 @@ def train_together(
         tasks: what to do, with batches of one size.
         shuffle: permute every epoch.
         drop_last: leave out an epoch's last batch if it is smaller than the others.
+        local: see `Received`.
 
     Returns:
         For every program, the positions of its tasks and what came of them. Rows are not copied
@@ -168,7 +170,7 @@ def train_together(
     limit = rows_per_program(layout.size, pool.device)
     for members in form_programs(tasks, limit):
         chosen = [tasks[i] for i in members]
-        program = _Program(model, layout, rule, pool, chosen, shuffle, drop_last)
+        program = _Program(model, layout, rule, pool, chosen, shuffle, drop_last, local)
         outcomes.append((members, program.run()))
     return outcomes
 
@@ -229,9 +231,14 @@ class VmapBatch:
         """Number of examples."""
         return self._examples
 
+    @property
+    def own(self) -> VmapBatch:
+        """The batch itself: a model that trains so has no statistics, and draws nothing."""
+        return self
+
     def loss(self, w: Tensor) -> Tensor:
         """Returns the loss at `w`."""
-        # A layout without other entries than parameters: there is nothing tied to look for.
+        # A layout without other entries than trained parameters: nothing tied to look for.
         parameters = self._layout.split(w)
         logits = functional_call(self._model, parameters, (self._x,), tie_weights=False)
         return self._mean(per_example_loss(logits, self._y))
@@ -271,7 +278,9 @@ class _Program:
         tasks: list[Training],
         shuffle: bool,
         drop_last: bool,
+        local: Tensor | None,
     ) -> None:
+        self.local = local
         self.model = model
         self.layout = layout
         self.rule = rule
@@ -325,7 +334,7 @@ class _Program:
         w, extras, memory = self._finish(w, state, everyone)
         losses = total / torch.from_numpy(self.steps).to(self.device)
         return Trained(
-            rows=w.to(HOST),
+            rows=w.contiguous().to(HOST),  # if no step has moved it, it is one model for all
             carried={},
             extras=moved(extras, HOST),
             memory=moved(memory, HOST),
@@ -364,6 +373,7 @@ class _Program:
             {},
             shared.scalars,
             shared.steps,
+            self.local,
         )
 
     def _received(self, own: dict[tuple[str, str], Tensor]) -> Received:
@@ -381,7 +391,7 @@ class _Program:
                 steps = value
             else:
                 fields[field][name] = value
-        return Received(w, **fields, steps=steps)
+        return Received(w, **fields, steps=steps, local=self.local)
 
     def _memories(self) -> dict[str, list[Tensor]]:
         fresh: dict[int, dict[str, Tensor]] = {}

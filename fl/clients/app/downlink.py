@@ -115,6 +115,12 @@ class Downlink:
         return {name: read_array(array) for name, array in record.items()}
 
 
+def is_compressed(content: RecordDict, arrays_key: str = "arrays") -> bool:
+    """Returns whether a message's model is one that a `Downlink` can open."""
+    record = content.get(arrays_key)
+    return isinstance(record, ArrayRecord) and VERSION_KEY in record
+
+
 def _array(value: NDArray[Any]) -> Array:
     if value.dtype != np.float32:
         return Array(value)

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 from torch import Tensor
 
+from fl.clients.app.choosing import Received, model_key
+from fl.clients.app.home import Home
 from fl.clients.app.message_config import read_float, read_int
+from fl.clients.correction import Corrected
 from fl.clients.local_optimizer import FIRST_STEP_KEY, LR_FACTOR_KEY
-from fl.clients.rule import Role, Rule
+from fl.clients.proximal import Proximal
+from fl.clients.rule import Adaptation, Role, Rule
+from fl.clients.sgd import Sgd
 from fl.errors import ConfigError
 from fl.execution.contract import WORK_KEY
 from fl.flower.carried import carried
 from fl.flower.records import RecordReader, record_tensors, record_vector
-from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
 
 ARRAYS_KEY = "arrays"
 CONFIG_KEY = "config"
 MEMORY_KEY = "fl.memory"  # record of the client's Context.state that holds the rule's memory
+EVALUATED_KEY = "evaluate-model"
+EVALUATED = ("global", "personal", "local")
+"""Models that an `evaluate` message may ask for; see `TrainingApp`."""
 
 _ASKED_FOR = {
     "proximal-mu": "proximal",
@@ -38,16 +45,17 @@ class Inbox:
     """Reads messages for one model and rule.
 
     Args:
-        layout: of the model.
+        home: says what of the model travels.
         rule: of the clients.
         needing: name of what needs the vectors beside the model.
     """
 
-    def __init__(self, layout: Layout, rule: Rule, needing: str) -> None:
-        self.layout = layout
+    def __init__(self, home: Home, rule: Rule, needing: str) -> None:
+        self.home = home
+        self.layout = home.sent.layout
         self.rule = rule
         self.needing = needing
-        self.reader = RecordReader(layout)
+        self.reader = RecordReader(self.layout)
 
     def read(self, content: RecordDict) -> Instructions:
         """Returns what a message's content says."""
@@ -92,27 +100,58 @@ class Instructions:
 
     @cached_property
     def _model(self) -> ArrayRecord:
-        record = self._records.get(ARRAYS_KEY)
+        return self._model_in(ARRAYS_KEY)
+
+    def _model_in(self, key: str) -> ArrayRecord:
+        record = self._records.get(key)
         if not isinstance(record, ArrayRecord):
             raise ConfigError(
-                f"the message has no ArrayRecord {ARRAYS_KEY!r}, only {sorted(self._records)}: the "
+                f"the message has no ArrayRecord {key!r}, only {sorted(self._records)}: the "
                 "strategy must send the model under that key"
+            )
+        if surplus := sorted(self._inbox.home.absent & record.keys()):
+            raise ConfigError(
+                f"the message has {surplus[0]!r} (of {len(surplus)} such entries), which is frozen "
+                "or stays with the client: send what TrainingApp.layout names, as "
+                "fl.flower.records.model_record makes it of a model"
             )
         return record
 
     @cached_property
     def row(self) -> Row:
-        """The model, shape (d,), read-only."""
+        """What travels of the model, shape (d,), read-only."""
         return self._inbox.reader.row(self._model)
 
     @cached_property
     def carried(self) -> dict[str, Array]:
-        """Entries of the model outside the row."""
+        """Entries of it outside the row."""
         return carried(self._inbox.layout, self._model) if self._inbox.layout.carried else {}
 
     @cached_property
+    def num_models(self) -> int:
+        """How many models there are to choose from, at least 1."""
+        k = 1
+        while model_key(ARRAYS_KEY, k) in self._records:
+            k += 1
+        return k
+
+    @cached_property
+    def models(self) -> list[Received]:
+        """The models to choose from, the one in `row` first."""
+        layout = self._inbox.layout
+        found: list[Received] = [(self.row, self.carried)]
+        for j in range(1, self.num_models):
+            record = self._model_in(model_key(ARRAYS_KEY, j))
+            entries = carried(layout, record) if layout.carried else {}
+            found.append((self._inbox.reader.row(record), entries))
+        return found
+
+    @cached_property
     def server(self) -> dict[str, Tensor]:
-        """The vectors beside the model that the task needs, shape (p,) each."""
+        """The vectors beside the model that the task needs, shape (p,) each.
+
+        They are zero where numbers stay with the client.
+        """
         vectors = {}
         for name in self.role.needs:
             record = self._records.get(name)
@@ -122,9 +161,8 @@ class Instructions:
                     f"message has {sorted(self._records)}: use the strategy that sends "
                     "it"
                 )
-            vectors[name] = record_vector(
-                record, self._inbox.layout.num_trainable, f"record {name!r}"
-            )
+            vector = record_vector(record, self._inbox.layout.num_trainable, f"record {name!r}")
+            vectors[name] = self._inbox.home.sent.padded(vector)
         return vectors
 
     @cached_property
@@ -153,6 +191,27 @@ class Instructions:
         return read_batch_size(self.config)
 
     @cached_property
+    def evaluated(self) -> str:
+        """Which model is to be evaluated, one of `EVALUATED`.
+
+        Raises:
+            ConfigError: the configuration asks for another.
+        """
+        which = self.config.get(EVALUATED_KEY, EVALUATED[0])
+        if which not in EVALUATED:
+            raise ConfigError(
+                f"the message's {EVALUATED_KEY!r} is {which!r}; it must be one of "
+                f"{', '.join(EVALUATED)}"
+            )
+        return str(which)
+
+    @cached_property
+    def adaptations(self) -> Sequence[Adaptation]:
+        """How the client trains what it would predict with: the rule's way, then as it is told."""
+        both = (self._inbox.rule.adaptation, read_fine_tuning(self.config))
+        return [adaptation for adaptation in both if adaptation is not None]
+
+    @cached_property
     def limits(self) -> tuple[float | None, float | None]:
         """Its "deadline-s" and "elapsed-s", of which one is None, or both."""
         return read_limits(self.config)
@@ -178,7 +237,7 @@ class Instructions:
             ConfigError: a part makes no sense, or not with this model and rule.
         """
         if model:
-            self.row, self.carried  # noqa: B018 (read and kept)
+            self.models  # noqa: B018 (read and kept)
         self.limits, self.server, self.scalars, self.amount, self.fitting_steps  # noqa: B018
         self.batch_size  # noqa: B018
 
@@ -220,6 +279,35 @@ def read_limits(config: Mapping[str, Any]) -> tuple[float | None, float | None]:
             f"the message has deadline-s {deadline} and elapsed-s {elapsed}; send one of them"
         )
     return deadline, elapsed
+
+
+def read_fine_tuning(config: Mapping[str, Any]) -> Adaptation | None:
+    """Returns the training that a message asks for before the personal model is evaluated.
+
+        v <- v - lr [g(v) + lambda (v - v_0)],    v_0 what the client would predict with
+
+    so many "fine-tune-steps", or "fine-tune-epochs", with "fine-tune-lr" and "fine-tune-lambda",
+    by default 0; None without steps.
+
+    Raises:
+        ConfigError: it asks for steps and for epochs, or without a learning rate, or a number is
+            out of range.
+    """
+    steps = read_int(config, "fine-tune-steps", least=0)
+    epochs = read_int(config, "fine-tune-epochs", least=0)
+    lr = read_float(config, "fine-tune-lr", above=0.0)
+    mu = read_float(config, "fine-tune-lambda", least=0.0) or 0.0
+    if steps is not None and epochs is not None:
+        raise ConfigError(
+            f"the message asks for fine-tune-steps {steps} and fine-tune-epochs {epochs}; send one"
+        )
+    if not (steps or epochs):
+        return None
+    if lr is None:
+        raise ConfigError(
+            "the message asks for fine-tuning and has no 'fine-tune-lr': send the learning rate"
+        )
+    return Adaptation(Corrected(Sgd(lr), Proximal(mu)), steps or None, epochs or None)
 
 
 def read_fitting_steps(work: Mapping[str, Any]) -> int:

@@ -22,6 +22,7 @@ from fl.flower.private import trusted_record
 from fl.flower.records import from_record, record_vector, to_record
 from fl.randomness import SEED_KEY, generator
 from fl.vectors.layout import Layout
+from fl.vectors.part import joined
 from fl.vectors.rows import Row
 
 STATE_KEY = "fl.island"
@@ -97,7 +98,7 @@ class Fragments:
         entries = layout.floats
         return cls(
             tuple(
-                _merged(slice(entries[i].offset, entries[i].offset + entries[i].size) for i in m)
+                joined(slice(entries[i].offset, entries[i].offset + entries[i].size) for i in m)
                 for m in members
             ),
             tuple(Shapes(tuple(entries[i].shape for i in m)) for m in members),
@@ -121,17 +122,6 @@ class Fragments:
             stop = start + where.stop - where.start
             row[where] = fragment[start:stop]
             start = stop
-
-
-def _merged(slices: Any) -> tuple[slice, ...]:
-    """Returns slices with neighbours joined."""
-    merged: list[slice] = []
-    for where in slices:
-        if merged and merged[-1].stop == where.start:
-            merged[-1] = slice(merged[-1].start, where.stop)
-        else:
-            merged.append(where)
-    return tuple(merged)
 
 
 class Island:

@@ -9,14 +9,16 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
-from fl.clients.app.inbox import ARRAYS_KEY
+from fl.clients.app.choosing import MODEL_METRIC
+from fl.clients.app.home import STATE_KEY, Home
+from fl.clients.app.inbox import ARRAYS_KEY, MEMORY_KEY
 from fl.clients.app.training import Trained, Training
 from fl.clients.rule import Rule
 from fl.flower.content import content_of
 from fl.flower.payload import payload_bytes
 from fl.flower.private import trusted_record
 from fl.flower.records import tensors_record, to_record, to_records, vector_record
-from fl.vectors.layout import Layout
+from fl.vectors.rows import as_tensor
 
 METRICS_KEY = "metrics"
 METRICS = ("num-examples", "train-loss", "steps")
@@ -27,56 +29,70 @@ class Outbox:
     """Writes replies for one model and rule.
 
     Args:
-        layout: of the model.
+        home: says what of the model travels.
         rule: of the clients.
     """
 
-    def __init__(self, layout: Layout, rule: Rule) -> None:
-        self._layout = layout
+    def __init__(self, home: Home, rule: Rule) -> None:
+        self._home = home
+        self._layout = home.sent.layout
         self._rule = rule
 
     def trained(
         self, trainings: Sequence[Training], trained: Trained
-    ) -> list[tuple[RecordDict, ArrayRecord | None]]:
-        """Returns the contents of replies, and what each client's rule keeps.
-
-        None is kept where that does not change.
-        """
-        replies: list[tuple[RecordDict, ArrayRecord | None]] = []
-        if trained.rows.shape[1]:
-            records = to_records(self._layout, trained.rows, trained.carried)
+    ) -> list[tuple[RecordDict, dict[str, ArrayRecord]]]:
+        """Returns the contents of replies, and the records that each client has to keep."""
+        replies: list[tuple[RecordDict, dict[str, ArrayRecord]]] = []
+        home, has_models = self._home, bool(trained.rows.shape[1])
+        if has_models:
+            others = home.sent_carried(trained.carried)
+            records = to_records(self._layout, home.sent.take(trained.rows), others)
         else:
             records = [ArrayRecord() for _ in trainings]
         for i, training in enumerate(trainings):
             items: dict[str, Any] = {ARRAYS_KEY: records[i]}
             for name, vectors in trained.extras.items():
-                items[name] = vector_record(vectors[i]) if vectors.shape[1] else ArrayRecord()
-            items[METRICS_KEY] = _metrics(training.examples, trained.losses[i], trained.steps[i])
-            memory = None
+                sent = home.sent.take_trained(vectors[i]) if vectors.shape[1] else None
+                items[name] = ArrayRecord() if sent is None else vector_record(sent)
+            items[METRICS_KEY] = _metrics(
+                training.examples, trained.losses[i], trained.steps[i], training.model
+            )
+            kept: dict[str, ArrayRecord] = {}
             if trained.memory:
-                kept = {name: tensors[i] for name, tensors in trained.memory.items()}
-                memory = tensors_record(kept)
-            replies.append((content_of(items), memory))
+                memory = {name: tensors[i] for name, tensors in trained.memory.items()}
+                kept[MEMORY_KEY] = tensors_record(memory)
+            if home.keeps and has_models:
+                local = home.record_of(trained.rows[i], trained.carried)
+                if local is not None:
+                    kept[STATE_KEY] = local
+            replies.append((content_of(items), kept))
         return replies
 
-    def unchanged(self, training: Training) -> tuple[RecordDict, None]:
-        """Returns the content of the reply where there was no step to do."""
-        items: dict[str, Any] = {
-            ARRAYS_KEY: to_record(self._layout, training.row, training.carried)
-        }
+    def unchanged(self, training: Training) -> tuple[RecordDict, dict[str, ArrayRecord]]:
+        """Returns the content of the reply where there was no step to do, and nothing to keep."""
+        sent = self._home.sent.take(as_tensor(training.row))
+        others = self._home.sent_carried(training.carried)
+        items: dict[str, Any] = {ARRAYS_KEY: to_record(self._layout, sent, others)}
         for name in self._rule.uploads:
             items[name] = vector_record(torch.zeros(self._layout.num_trainable))
-        items[METRICS_KEY] = _metrics(0, 0.0, 0)
-        return content_of(items), None
+        items[METRICS_KEY] = _metrics(0, 0.0, 0, training.model)
+        return content_of(items), {}
 
-    def model_bytes(self) -> int:
-        """Returns the size of a reply that has a model of nothing but floats, and the metrics."""
+    def model_bytes(self, *, chosen: bool) -> int:
+        """Returns the size of a reply that has a model of nothing but floats, and the metrics.
+
+        Args:
+            chosen: whether the model was one of several.
+        """
         model = to_record(self._layout, np.zeros(self._layout.size, np.float32))
-        return payload_bytes(content_of({"": model, METRICS_KEY: _metrics(0, 0.0, 0)}))
+        metrics = _metrics(0, 0.0, 0, 0 if chosen else None)
+        return payload_bytes(content_of({"": model, METRICS_KEY: metrics}))
 
 
-def _metrics(examples: int, loss: float, steps: int) -> MetricRecord:
+def _metrics(examples: int, loss: float, steps: int, model: int | None) -> MetricRecord:
     values = dict(zip(METRICS, (examples, loss, steps), strict=True))
+    if model is not None:
+        values[MODEL_METRIC] = model
     return trusted_record(MetricRecord, values)
 
 

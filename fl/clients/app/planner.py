@@ -15,7 +15,7 @@ from torch import nn
 from fl.clients.app.batches import covered_examples, steps_per_epoch
 from fl.clients.app.inbox import Instructions, read_amount, read_batch_size
 from fl.clients.app.message_config import read_int
-from fl.clients.rule import Rule
+from fl.clients.rule import Adaptation, Rule
 from fl.data import FederatedData
 from fl.errors import ConfigError
 from fl.execution.contract import Workload
@@ -69,7 +69,8 @@ class Planner:
 
         Training is charged forward and backward FLOPs for every example of every step (times the
         rule's gradients per step; and of the first, what the rule does once), evaluation forward
-        FLOPs, a query nothing.
+        FLOPs and those of the training that it takes, a query nothing. To choose one of k models
+        takes forward FLOPs of each for all of the client's training examples.
 
         Args:
             instructions: of the message.
@@ -85,7 +86,9 @@ class Planner:
         kind = message_type.split(".")[0]
         if kind == "evaluate":
             _, count = self.evaluated_on(instructions.config, partition)
-            flops = float(self._flops.forward * count)
+            flops = float(self._flops.forward * count) + self._choosing(instructions, partition)
+            if count:
+                flops += self._before_evaluation(instructions, self._data.size(partition))
             return Workload(flops, None, self.memory_bytes)
         if kind != "train":
             return Workload(0.0, None, self.memory_bytes)
@@ -116,9 +119,38 @@ class Planner:
                 batch_size,
             )
         flops = per_example * self._covered(steps, examples, batch_size) + (once if steps else 0.0)
+        flops += self._choosing(instructions, partition)
         if elapsed is not None:
             return Workload(0.0, fitting, self.memory_bytes, flops, reply_bytes)
         return Workload(flops, fitting, self.memory_bytes, 0.0, reply_bytes)
+
+    def _choosing(self, instructions: Instructions, partition: int) -> float:
+        """Returns the FLOPs by which a client chooses one of the models that came."""
+        k = instructions.num_models
+        return float(self._flops.forward * k * self._data.size(partition)) if k > 1 else 0.0
+
+    def _before_evaluation(self, instructions: Instructions, examples: int) -> float:
+        """Returns the FLOPs of the training that makes the model which is to be evaluated."""
+        batch_size = self.batch_size(instructions.batch_size)
+        parts: list[tuple[float, float, int]] = []  # gradients per step and once, steps
+        if instructions.evaluated == "local":
+            role, steps = instructions.role, self.steps(instructions.amount, examples, batch_size)
+            parts = [(role.gradients_per_step, role.gradients_once, steps)]
+        elif instructions.evaluated == "personal":
+            parts = [
+                (a.rule.gradients_per_step, 0.0, self.adapting_steps(a, examples, batch_size))
+                for a in instructions.adaptations
+            ]
+        covered = sum(
+            every * self._covered(steps, examples, batch_size)
+            + once * self._covered(min(steps, 1), examples, batch_size)
+            for every, once, steps in parts
+        )
+        return self._flops.training * covered
+
+    def adapting_steps(self, adaptation: Adaptation, examples: int, batch_size: int | None) -> int:
+        """Returns how many steps a client adapts a model by; arguments as of `steps`."""
+        return self.steps((adaptation.epochs, adaptation.steps), examples, batch_size)
 
     def batch_size(self, told: int | None) -> int | None:
         """Returns the examples of a step, None for all: what a message tells, or the app's."""

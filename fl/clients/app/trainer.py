@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fl.clients.app.alone import train_alone
 from fl.clients.app.batched import (
@@ -33,9 +33,10 @@ class Trainer:
 
     Args:
         model: in training mode; only its structure is used.
-        layout: of the model.
+        layout: of what clients train; the model itself has what it leaves out.
         data: the clients' examples.
         rule: what a local step does.
+        local: see `Received`.
         shuffle, drop_last, batching: as of `TrainingApp`.
         device: where PyTorch trains.
         has_mods: whether Flower mods see the messages.
@@ -51,6 +52,7 @@ class Trainer:
         data: FederatedData,
         rule: Rule,
         *,
+        local: Tensor | None,
         shuffle: bool,
         drop_last: bool,
         batching: Mode,
@@ -61,6 +63,7 @@ class Trainer:
         self._layout = layout
         self._data = data
         self._rule = rule
+        self._local = None if local is None else local.to(device)
         self._shuffle = shuffle
         self._drop_last = drop_last
         self._batching = batching
@@ -70,17 +73,23 @@ class Trainer:
         self._choice: Batching | None = None
         self.not_batchable = self._why_not_batchable(has_mods)
 
-    def alone(self, training: Training) -> Trained:
-        """Returns what came of one training, of at least one step, done by itself."""
+    def alone(self, training: Training, rule: Rule | None = None) -> Trained:
+        """Returns what came of one training, of at least one step, done by itself.
+
+        Args:
+            training: what to do.
+            rule: what a step does; None is the clients' own rule.
+        """
         return train_alone(
             self._model,
             self._layout,
-            self._rule,
+            self._rule if rule is None else rule,
             self._pool,
             training,
             shuffle=self._shuffle,
             drop_last=self._drop_last,
             channels_last=self._channels_last,
+            local=self._local,
         )
 
     def together(self, trainings: Sequence[Training]) -> list[tuple[list[int], Trained]]:
@@ -110,6 +119,7 @@ class Trainer:
             trainings,
             shuffle=self._shuffle,
             drop_last=self._drop_last,
+            local=self._local,
         )
 
     # ---- whether clients train together ----------------------------------------------------------
@@ -123,7 +133,7 @@ class Trainer:
             return f"{type(self._rule).__name__} trains one client at a time"
         moving = [entry.name for entry in self._layout.entries if entry.kind != "trainable"]
         if moving:
-            return f"the model has buffers, or frozen or tied parameters: {moving}"
+            return f"the model has buffers, or tied parameters: {moving}"
         gains, reason = gains_from_batching(self._model, self._device)
         if self._batching == "auto" and not gains:
             return reason

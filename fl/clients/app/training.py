@@ -30,6 +30,7 @@ class Training:
         batch_size: examples of a step; None takes all of the client's.
         deadline_s: wall seconds after which no further step starts; None for a simulated device,
             whose time is in `steps`.
+        model: which of several received models `row` is; None if there was one.
     """
 
     seed: int
@@ -44,6 +45,7 @@ class Training:
     steps: int
     batch_size: int | None
     deadline_s: float | None
+    model: int | None = None
 
     @property
     def examples(self) -> int:

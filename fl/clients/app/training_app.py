@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -12,13 +12,14 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
-from torch import nn
+from torch import Tensor, nn
 
 from fl.checks import read_if
 from fl.clients.app.batching import Batching, Mode, check_mode
-from fl.clients.app.downlink import Downlink
+from fl.clients.app.choosing import Chooser
+from fl.clients.app.downlink import Downlink, is_compressed
+from fl.clients.app.home import Home
 from fl.clients.app.inbox import (
-    MEMORY_KEY,
     NOTHING,
     Inbox,
     Instructions,
@@ -31,24 +32,27 @@ from fl.clients.app.inbox import (
 )
 from fl.clients.app.island import Island
 from fl.clients.app.outbox import Outbox, metrics_reply
+from fl.clients.app.personal import predicts_with
 from fl.clients.app.planner import Planner
 from fl.clients.app.replica import Replica
 from fl.clients.app.trainer import Trainer
 from fl.clients.app.training import Training, moved
 from fl.clients.app.uplink import Uplink
 from fl.clients.correction import Corrected, Correction
+from fl.clients.local_first import LocalFirst
+from fl.clients.local_layers import LocalLayers
 from fl.clients.local_optimizer import LocalOptimizer
 from fl.clients.rule import Rule
 from fl.data import FederatedData
+from fl.data.drift import DRIFT_BEGINS
 from fl.errors import ConfigError
 from fl.execution.contract import Payload, PlannedApp, Request, Result, RunInfo, Workload
-from fl.flower.carried import carried_tensors
+from fl.flower.carried import carried_arrays, carried_tensors
 from fl.flower.content import content_of
 from fl.flower.messages import with_content
-from fl.models import drop_weights, evaluate
+from fl.models import copy_of, drop_weights, evaluate
 from fl.randomness import SEED_KEY, generator, global_generators
-from fl.vectors.layout import Layout
-from fl.vectors.rows import as_tensor
+from fl.vectors.rows import as_row, as_tensor
 
 _KINDS = ("train", "train.default")
 _OBEYED = (
@@ -74,15 +78,22 @@ class TrainingApp(ClientApp, PlannedApp):
       `node_config["partition-id"]`. The reply has the model in "arrays", in "metrics"
       "num-examples" (size of the partition), "train-loss" (mean over the steps) and "steps", and a
       record for each vector the rule uploads beside the model.
-    - `evaluate`: replies with "num-examples", "loss" and "accuracy" of the received model on the
-      client's own held-out examples, or on its training examples. The message's configuration may
-      say on which, "evaluate-on" being "test" or "train", and on how many of them, drawn uniformly:
-      "evaluate-examples".
+    - `evaluate`: replies with "num-examples", "loss" and "accuracy" of a model on the client's own
+      held-out examples, or on its training examples. The message's configuration may say on which,
+      "evaluate-on" being "test" or "train", and on how many of them, drawn uniformly:
+      "evaluate-examples". It may also say which model, "evaluate-model" being "global", the
+      received one, "local", what training it makes of that, or "personal", what the client would
+      predict with (`Rule.personal`), fine-tuned first if the message says so (`read_fine_tuning`).
+      The client keeps nothing of that. A model that comes as it is is taken so, whatever the
+      downlink.
     - `query`: replies with "num-examples" and "num-partitions".
 
     A message's configuration (content["config"]) may set, for its task, "lr", "proximal-mu" (if the
     rule has one), "batch-size", one of "local-epochs" and "local-steps", and one of "deadline-s"
     and "elapsed-s". Other keys are somebody else's and are ignored.
+
+    A message may carry several models: the client goes on with the one that has the lowest loss on
+    its training examples, see `fl.clients.app.choosing`.
 
     A deadline bounds the time of training: the client does as many whole steps as fit, and at least
     one, since a device learns what a step takes by doing it; its partial work counts like full
@@ -105,13 +116,18 @@ class TrainingApp(ClientApp, PlannedApp):
     draws (dropout) from (seed, "dropout", partition-id, message_id). What the rule keeps from task
     to task is in `Context.state["fl.memory"]`.
 
+    Local layers and frozen parameters are in no message: see `fl.clients.app.home`. A client
+    evaluates the received model with its own local layers.
+
     Args:
-        model: a module, or a function that makes one. Only its structure is used: weights come
-            with every message.
+        model: a module, or a function that makes one. Its structure is used, and the values of
+            frozen parameters and of local layers, which must be the same wherever the app is made;
+            all other weights come with every message.
         data: the examples, dealt to partitions; partition-id p uses partition p modulo their
             number.
         rule: what a local step does.
         correction: of the gradients that the rule follows; None leaves them as they are.
+        local_layers: which layers stay with the client; None keeps none there.
         batch_size: examples of a step; None takes all of the client's.
         local_epochs: passes over the client's examples in a task; None if `local_steps` is set.
         local_steps: steps of a task, however many epochs these are; None if `local_epochs` is set.
@@ -132,6 +148,9 @@ class TrainingApp(ClientApp, PlannedApp):
             clients share it through batches; results differ from a CPU's by rounding.
         mods: Flower mods around every handler. With any, tasks are trained one by one.
 
+    Attributes:
+        layout: of what travels, in the order of the model's state dict.
+
     Raises:
         ConfigError: an argument is out of range, the model cannot be a flat vector, or PyTorch does
             not see the device.
@@ -144,6 +163,7 @@ class TrainingApp(ClientApp, PlannedApp):
         rule: Rule,
         *,
         correction: Correction | None = None,
+        local_layers: LocalLayers | None = None,
         batch_size: int | None = 32,
         local_epochs: int | None = 1,
         local_steps: int | None = None,
@@ -186,7 +206,10 @@ class TrainingApp(ClientApp, PlannedApp):
         self.data = data
         self.optimizer = rule
         self.correction = correction
+        self.local_layers = local_layers
         self.rule = rule if correction is None else _corrected(rule, correction)
+        if local_layers is not None and local_layers.first is not None:
+            self.rule = _local_first(rule, correction, local_layers.first)
         self.batch_size = batch_size
         self.local_epochs = local_epochs
         self.local_steps = local_steps
@@ -196,24 +219,21 @@ class TrainingApp(ClientApp, PlannedApp):
         self.downlink = downlink
         self.evaluate_on = evaluate_on or ("train" if data.test_partitions is None else "test")
         if isinstance(model, nn.Module):
-            self._model = copy.deepcopy(model)
+            self._model = copy_of(model)
         else:
-            with global_generators(0, "structure"):  # its values are never used
+            with global_generators(0, "structure"):
                 self._model = model()
         self._model.train()
-        self.layout = Layout.of(self._model)
-        if not self.layout.num_trainable:
-            raise ConfigError(
-                "the model has nothing to train: it has no parameters, or all are frozen or empty"
-            )
+        self.home = Home(self._model, local_layers)
+        self.layout = self.home.sent.layout
         drop_weights(self._model)
         if correction is not None:
             correction.check_model(self._model)
         self.batching: Mode = batching
-        self._inbox = Inbox(self.layout, self.rule, type(correction or rule).__name__)
+        self._inbox = Inbox(self.home, self.rule, type(correction or rule).__name__)
         self._planner = Planner(
             self._model,
-            self.layout,
+            self.home.whole,
             data,
             self.rule,
             batch_size=batch_size,
@@ -224,16 +244,18 @@ class TrainingApp(ClientApp, PlannedApp):
         )
         self._trainer = Trainer(
             self._model,
-            self.layout,
+            self.home.whole,
             data,
             self.rule,
+            local=self.home.local,
             shuffle=shuffle,
             drop_last=drop_last,
             batching=batching,
             device=self.device,
             has_mods=self._has_mods,
         )
-        self._outbox = Outbox(self.layout, self.rule)
+        self._outbox = Outbox(self.home, self.rule)
+        self._chooser = Chooser(self._model, self.home.whole, data, self.device)
         self.train()(self._train)
         self.evaluate()(self._evaluate)
         self.query()(self._query)
@@ -247,9 +269,10 @@ class TrainingApp(ClientApp, PlannedApp):
 
     @property
     def remembers(self) -> bool:
-        """Whether clients may keep something: of their rule, of compressed links, of mods."""
+        """Whether clients may keep something: layers, or of their rule, compressed links, mods."""
         links = bool(self.uplink or self.downlink)
-        return not self.rule.returns_only_the_model or self._has_mods or links
+        own = self.home.keeps or not self.rule.returns_only_the_model
+        return own or self._has_mods or links
 
     def memory_bytes(self) -> int:
         """Returns the memory that training takes on a device, in bytes, for the largest batch."""
@@ -263,16 +286,22 @@ class TrainingApp(ClientApp, PlannedApp):
         self, payload: Payload, message_type: str, partition: int, seconds_per_flop: float
     ) -> Workload:
         """Returns what a message's work costs; see `Planner.plan`."""
+        instructions: Instructions = payload.read_by(self)
+        known = self._reply_bytes
+        reply_bytes = known and known[instructions.num_models > 1]
         return self._planner.plan(
-            payload.read_by(self), message_type, partition, seconds_per_flop, self._reply_bytes
+            instructions, message_type, partition, seconds_per_flop, reply_bytes
         )
 
     @cached_property
-    def _reply_bytes(self) -> int | None:
-        """Size of the reply to every `train` message, if clients send a model and keep nothing."""
+    def _reply_bytes(self) -> tuple[int, int] | None:
+        """Size of the reply to `train` messages of one model, and of several.
+
+        None if clients send more than a model, or keep something.
+        """
         if self.remembers or self.layout.carried:
             return None
-        return self._outbox.model_bytes()
+        return self._outbox.model_bytes(chosen=False), self._outbox.model_bytes(chosen=True)
 
     def check_config(self, config: Mapping[str, Any]) -> None:
         """Checks a configuration that every `train` message would bring.
@@ -369,9 +398,11 @@ class TrainingApp(ClientApp, PlannedApp):
                 client=partition,
                 message_id=f"trial.{partition}",
                 rows=self.data.partitions[partition],
-                row=np.zeros(self.layout.size, np.float32),
+                row=np.zeros(self.home.whole.size, np.float32),
                 carried={},
-                server={name: torch.zeros(self.layout.num_trainable) for name in self.rule.needs},
+                server={
+                    name: torch.zeros(self.home.whole.num_trainable) for name in self.rule.needs
+                },
                 memory=None,
                 scalars=self.rule.scalars(
                     {"server-round": 1, **dict.fromkeys(self.rule.requires, 1.0)}
@@ -406,13 +437,14 @@ class TrainingApp(ClientApp, PlannedApp):
                     request.client % run.num_partitions,
                     run.run_config.get(SEED_KEY),
                     request.state,
+                    request.created_at - DRIFT_BEGINS,
                     request.work,
                 )
                 for request in requests
             ]
             return [
-                Result(content=content, state=_with_memory(request.state, memory))
-                for request, (content, memory) in zip(requests, self._done(trainings), strict=True)
+                Result(content=content, state=_with_records(request.state, kept))
+                for request, (content, kept) in zip(requests, self._done(trainings), strict=True)
             ]
         messages = [request.message(own_content=False) for request in requests]
         contexts = [request.context(run) for request in requests]
@@ -438,17 +470,18 @@ class TrainingApp(ClientApp, PlannedApp):
                 read_partition(context),
                 context.run_config.get(SEED_KEY),
                 context.state,
+                message.metadata.created_at - DRIFT_BEGINS,
             )
             for message, context in zip(opened, contexts, strict=True)
         ]
         contents = []
-        for training, message, context, (content, memory) in zip(
+        for training, message, context, (content, kept) in zip(
             trainings, opened, contexts, self._done(trainings), strict=True
         ):
-            if memory is not None:
-                context.state[MEMORY_KEY] = memory
+            context.state.update(kept)
             if self.uplink is not None:
-                content = self.uplink.pack(self.layout, training.row, content, message, context)
+                received = as_row(self.home.sent.take(as_tensor(training.row)))
+                content = self.uplink.pack(self.layout, received, content, message, context)
             contents.append(content)
         return contents
 
@@ -467,6 +500,7 @@ class TrainingApp(ClientApp, PlannedApp):
         partition: int,
         seed: object,
         state: RecordDict | None,
+        sent_s: float,
         work: Mapping[str, Any] | None = None,
     ) -> Training:
         """Returns what one client is to do.
@@ -477,16 +511,15 @@ class TrainingApp(ClientApp, PlannedApp):
             partition: the client's partition-id.
             seed: `run_config["fl.seed"]`.
             state: the client's.
+            sent_s: when the message was sent, s since `DRIFT_BEGINS`: by that drifting data go.
             work: what the device has time for, if the message's content does not say it.
 
         Raises:
             ConfigError: a value makes no sense.
         """
-        row = instructions.row
+        task = self._task(instructions, message_id, partition, seed, state, sent_s)
         deadline, elapsed = instructions.limits
-        rows = self.data.partitions[partition % self.data.num_partitions]
-        batch_size = self._planner.batch_size(instructions.batch_size)
-        steps = self._planner.steps(instructions.amount, len(rows), batch_size)
+        steps = self._planner.steps(instructions.amount, task.examples, task.batch_size)
         if elapsed is not None:
             deadline = elapsed
             steps = steps if elapsed > 0 else 0
@@ -494,29 +527,54 @@ class TrainingApp(ClientApp, PlannedApp):
         if fitting is not None:
             deadline = None
             steps = min(steps, fitting)
+        return replace(
+            task,
+            server=instructions.server,
+            scalars=instructions.scalars,
+            steps=steps,
+            deadline_s=deadline,
+        )
+
+    def _task(
+        self,
+        instructions: Instructions,
+        message_id: str,
+        partition: int,
+        seed: object,
+        state: RecordDict | None,
+        sent_s: float,
+    ) -> Training:
+        """Returns a client's task without steps; arguments as of `_training`."""
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ConfigError(
                 f"run_config[{SEED_KEY!r}] is {seed!r}; it must be a whole number: on a "
                 f"deployment, set {SEED_KEY} under [tool.flwr.app.config] in pyproject.toml"
             )
+        rows = self.data.rows(partition % self.data.num_partitions, sent_s)
+        models = [self.home.completed(*model, state) for model in instructions.models]
+        chosen = self._chooser.best(models, rows)
+        row, others = models[chosen]
         return Training(
             seed=seed,
             client=partition,
             message_id=message_id,
             rows=rows,
             row=row,
-            carried=instructions.carried,
-            server=instructions.server,
+            carried=others,
+            server={},
             memory=read_memory(state),
-            scalars=instructions.scalars,
-            steps=steps,
-            batch_size=batch_size,
-            deadline_s=deadline,
+            scalars={},
+            steps=0,
+            batch_size=self._planner.batch_size(instructions.batch_size),
+            deadline_s=None,
+            model=chosen if len(models) > 1 else None,
         )
 
-    def _done(self, trainings: Sequence[Training]) -> list[tuple[RecordDict, ArrayRecord | None]]:
-        """Returns the contents of replies before compression, and what each rule keeps."""
-        done: dict[int, tuple[RecordDict, ArrayRecord | None]] = {}
+    def _done(
+        self, trainings: Sequence[Training]
+    ) -> list[tuple[RecordDict, dict[str, ArrayRecord]]]:
+        """Returns the contents of replies before compression, and what each client has to keep."""
+        done: dict[int, tuple[RecordDict, dict[str, ArrayRecord]]] = {}
         working = []
         for i, training in enumerate(trainings):
             if training.steps:
@@ -538,15 +596,20 @@ class TrainingApp(ClientApp, PlannedApp):
     # ---- other messages --------------------------------------------------------------------------
 
     def _evaluate(self, message: Message, context: Context) -> Message:
-        instructions = self.read(self._opened(message, context).content)
+        if self.downlink is not None and is_compressed(message.content):
+            message = self._opened(message, context)
+        instructions = self.read(message.content)
         partition = read_partition(context) % self.data.num_partitions
-        row = as_tensor(instructions.row)
+        sent_s = message.metadata.created_at - DRIFT_BEGINS
         held_out, count = self._planner.evaluated_on(instructions.config, partition)
         loss = accuracy = 0.0
         if count:
-            entries = moved(carried_tensors(instructions.carried), self.device)
-            self.layout.load(self._evaluated, row.to(self.device), entries)
-            x, y = (self.data.client_test if held_out else self.data.client)(partition)
+            row, entries = self._asked_for(
+                instructions, message.metadata.message_id, context, sent_s
+            )
+            entries = moved(entries, self.device)
+            self.home.whole.load(self._evaluated, row.to(self.device), entries)
+            x, y = self.data.examples_of(partition, sent_s, held_out=held_out)
             if count < len(y):
                 key = ("evaluated examples", partition, message.metadata.message_id)
                 rng = generator(int(context.run_config[SEED_KEY]), *key)
@@ -561,6 +624,41 @@ class TrainingApp(ClientApp, PlannedApp):
         }
         return metrics_reply(message, metrics)
 
+    def _asked_for(
+        self, instructions: Instructions, message_id: str, context: Context, sent_s: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the model that a message wants evaluated: its row, and the entries outside it."""
+        which = instructions.evaluated
+        partition, seed = read_partition(context), context.run_config.get(SEED_KEY)
+        if which == "local":
+            task = self._training(instructions, message_id, partition, seed, context.state, sent_s)
+            return self._after(task, self.rule)
+        task = self._task(instructions, message_id, partition, seed, context.state, sent_s)
+        if which == "global":
+            return as_tensor(task.row), carried_tensors(task.carried)
+        model = predicts_with(self.home, self.rule, task)
+        for i, adaptation in enumerate(instructions.adaptations):
+            row, entries = model
+            task = replace(
+                task,
+                message_id=f"{message_id}/{i}",
+                row=row.numpy(),
+                carried=carried_arrays(entries),
+                memory=None,
+                scalars=adaptation.rule.scalars({}),
+                steps=self._planner.adapting_steps(adaptation, task.examples, task.batch_size),
+            )
+            model = self._after(task, adaptation.rule)
+        return model
+
+    def _after(self, task: Training, rule: Rule) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns what a rule makes of a model; the model itself if it sends none, or no step."""
+        if task.steps:
+            trained = self._trainer.alone(task, rule)
+            if trained.rows.shape[1]:
+                return trained.rows[0], carried_tensors(trained.carried)
+        return as_tensor(task.row), carried_tensors(task.carried)
+
     def _query(self, message: Message, context: Context) -> Message:
         count = self.data.size(read_partition(context) % self.data.num_partitions)
         return metrics_reply(
@@ -569,13 +667,11 @@ class TrainingApp(ClientApp, PlannedApp):
 
     @cached_property
     def _evaluated(self) -> nn.Module:
-        return copy.deepcopy(self._model)
+        return copy_of(self._model)
 
 
-def _with_memory(state: RecordDict | None, memory: ArrayRecord | None) -> RecordDict | None:
-    if memory is None:
-        return state
-    return content_of({**(state or NOTHING), MEMORY_KEY: memory})
+def _with_records(state: RecordDict | None, kept: Mapping[str, ArrayRecord]) -> RecordDict | None:
+    return content_of({**(state or NOTHING), **kept}) if kept else state
 
 
 def _corrected(rule: Rule, correction: Correction) -> Corrected:
@@ -585,6 +681,20 @@ def _corrected(rule: Rule, correction: Correction) -> Corrected:
             "does not step by gradients: use an optimizer such as Sgd, or leave it out"
         )
     return Corrected(rule, correction)
+
+
+def _local_first(rule: Rule, correction: Correction | None, share: float) -> LocalFirst:
+    if not isinstance(rule, LocalOptimizer):
+        raise ConfigError(
+            f"local_layers.first is {share}, and rule is {type(rule).__name__}, which does not "
+            "step by gradients: use an optimizer such as Sgd, or leave it out"
+        )
+    if correction is not None:
+        raise ConfigError(
+            f"local_layers.first is {share}, and correction is {type(correction).__name__}: what "
+            "trains one part after the other is not corrected, leave one of them out"
+        )
+    return LocalFirst(rule, share)
 
 
 def _found_device(name: str) -> torch.device:

@@ -113,6 +113,10 @@ class Journaled(Executor):
         else:
             self._executor.discard(request)
 
+    def aside(self, requests: Sequence[Request]) -> list[Result]:
+        """Returns the executor's results, which the journal does not get."""
+        return self._executor.aside(requests)
+
     def close(self) -> None:
         """Closes the executor."""
         self._waves.clear()

@@ -7,12 +7,17 @@ combines, and makes the versions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, cast
 
+from flwr.app import ArrayRecord
+
+from fl.errors import ConfigError
 from fl.strategies.contributions import Contributions
 from fl.strategies.drivers.combining import Combining
-from fl.strategies.drivers.server import Sent, Server, Update
+from fl.strategies.drivers.driver import Traits
+from fl.strategies.drivers.server import GlobalModel, Sent, Server, Update
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.event_rule import Arrival, Arrivals, Combine, Decision, EventRule
 
@@ -41,6 +46,17 @@ class Events(Combining):
         self.check_aggregator(self.most)
 
     @property
+    def traits(self) -> Traits:
+        """What the strategy is."""
+        rule = self.rule
+        return replace(
+            super().traits,
+            downlink=not rule.customises,
+            clusters=rule.customises,
+            proxies=rule.proxies,
+        )
+
+    @property
     def most(self) -> int:
         """The most updates that a step combines."""
         return self.rule.combines
@@ -54,8 +70,25 @@ class Events(Combining):
         """Returns what every message says beside the model."""
         return self.rule.config()
 
+    def model(self, arrays: ArrayRecord) -> GlobalModel:
+        """Returns the server's model, version 0, and those of the clusters beside it."""
+        model = super().model(arrays)
+        if self.rule.customises:
+            model.clusters = self.rule.clusters(self.rule.init(model.w, len(model.w)))
+        return model
+
     def begin(self, server: Server) -> None:
-        """Starts the rule, its timer and the count of contributions."""
+        """Starts the rule, its timer and the count of contributions.
+
+        Raises:
+            ConfigError: it wants proxy sets, and the server has none.
+        """
+        if self.rule.proxies is not None and self.exchange.proxy is None:
+            raise ConfigError(
+                f"{self.name} wants losses on examples of the server's own, and it has none: run "
+                "the strategy within an Exchange that has `proxy`, for example a "
+                "fl.strategies.ProxyLosses"
+            )
         super().begin(server)
         self.state = self.rule.init(server.w, len(server.w))
         self.statistics = [
@@ -98,6 +131,11 @@ class Events(Combining):
         for node in nodes:
             self.state, config = self.rule.assign(self.state, node, server.now)
             told.append((node, config))
+        if self.rule.customises:
+            for node, config in told:
+                own = server.model.layout.rounded(self.rule.model_for(self.state, node))
+                server.send([node], config, old=(server.version, own))
+            return
         for config, alike in groupby(told, key=lambda pair: pair[1]):
             server.send([node for node, _ in alike], config)
 
@@ -146,6 +184,9 @@ class Events(Combining):
         if self.rule.measures:
             for update in updates:
                 self.contributions.add(update.node, self._time(server))
+        proxy = self.exchange.proxy if self.rule.proxies is not None else None
+        if proxy is not None and self.rule.server_flops is not None:
+            server.tasks.clock.sleep(2 * proxy.flops / self.rule.server_flops)
         names = [update.task.message_id for update in updates]
         weight_of = dict(zip(names, weights or [1.0] * len(names), strict=True))
 
@@ -161,10 +202,11 @@ class Events(Combining):
                 len(server.tasks.nodes()),
                 combine,
                 self.statistics,
+                *(() if proxy is None else (proxy,)),
             )
             return self.rule.step(self.state, arrivals)
 
-        state = self.advance(server, updates, make)
+        state = self.advance(server, updates, make, clusters=self.rule.clusters)
         if state is not None:
             self.state = state._replace(w=server.w)
 

@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from fl.clients.app.choosing import chosen_model, model_key
 from fl.clients.app.downlink import VERSION_KEY
 from fl.clients.app.task_app import TASK_KEY
 from fl.clients.app.uplink import NEXT_KEY, NOT_FINITE, PAYLOAD_KEY, PAYLOAD_STYPE
@@ -94,13 +95,17 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Sent:
-    """What the server must know of a message to read its reply: w_t, and what the client got."""
+    """What the server must know of a message to read its reply: w_t, and what the client got.
+
+    Where the client chooses one of several models, `choice` has all of them.
+    """
 
     model: _Model
     train: bool
     w: Row
     held: Row
     version: int
+    choice: tuple[Row, ...] = ()
 
 
 class Packed(NamedTuple):
@@ -162,6 +167,7 @@ class Codec:
         """
         models: dict[int, _Model] = {}  # by identity of the record: a cohort's messages share it
         rows: dict[int, Row] = {}
+        choices: dict[int, tuple[Row, ...]] = {}
         asked: dict[Hashable, list[int]] = {}
         for message in messages:
             record = message.content.get(self._arrays_key)
@@ -177,6 +183,7 @@ class Codec:
             if id(record) not in rows:
                 models[id(record)] = self._models[key]
                 rows[id(record)] = from_record(self._models[key].layout, record)
+                choices[id(record)] = self._choice(message, self._models[key], rows[id(record)])
             if trains(message):
                 asked.setdefault(key, []).append(self._sender(message.metadata.dst_node_id))
         for key, senders in asked.items():
@@ -186,7 +193,23 @@ class Codec:
         for model in self._models.values():
             self._broadcast(model, [row for key, row in rows.items() if models[key] is model])
         shared: dict[Any, Any] = {}  # contents and records made here, by what went into them
-        return [self._pack(message, models, rows, shared) for message in messages]
+        return [self._pack(message, models, rows, choices, shared) for message in messages]
+
+    def _choice(self, message: Message, model: _Model, first: Row) -> tuple[Row, ...]:
+        """Returns the models among which the client chooses; empty if there is one.
+
+        Raises:
+            ConfigError: there is a downlink.
+        """
+        found = [first]
+        while (key := model_key(self._arrays_key, len(found))) in message.content.array_records:
+            found.append(from_record(model.layout, message.content.array_records[key]))
+        if len(found) > 1 and model.broadcast is not None:
+            raise ConfigError(
+                f"the strategy sends {len(found)} models in a message, and a compressed downlink "
+                "carries one: leave the downlink uncompressed"
+            )
+        return tuple(found) if len(found) > 1 else ()
 
     def sent(self, names: Iterable[str], packed: Sequence[Packed]) -> None:
         """Notes the ids under which messages were sent."""
@@ -227,6 +250,7 @@ class Codec:
         message: Message,
         models: dict[int, _Model],
         rows: dict[int, Row],
+        choices: dict[int, tuple[Row, ...]],
         shared: dict[Any, Any],
     ) -> Packed:
         record = message.content.get(self._arrays_key)
@@ -243,7 +267,7 @@ class Codec:
         if content is None:
             content = self._content(message.content, record, version, parts, number, shared, model)
             shared[key] = content
-        sent = _Sent(model, trains(message), w, held, version)
+        sent = _Sent(model, trains(message), w, held, version, choices[id(record)])
         if content is message.content:
             return Packed(message, sent)
         # Not the app's own object: it may push that again.
@@ -337,7 +361,11 @@ class Codec:
                 f"'{PAYLOAD_STYPE}'"
             )
         entries = carried(layout, record)
-        base = with_entries(layout, sent.w, record, layout.moving_buffers)
+        w = sent.w
+        if sent.choice:
+            metrics: Mapping[str, Any] = next(iter(reply.content.metric_records.values()), {})
+            w = sent.choice[chosen_model(metrics, len(sent.choice))]
+        base = with_entries(layout, w, record, layout.moving_buffers)
         sender = self._sender(reply.metadata.src_node_id)
         if payload.data == NOT_FINITE:  # for the strategy to see
             change = np.full(layout.num_trainable, np.nan, np.float32)

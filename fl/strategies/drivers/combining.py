@@ -14,6 +14,7 @@ import numpy as np
 from fl.aggregation import Dropped, Guard
 from fl.checks import read_if
 from fl.errors import ConfigError, NoStep
+from fl.strategies.clusters import Clusters
 from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.server import Server, Update
@@ -87,6 +88,7 @@ class Combining(Aggregating):
         make: Callable[[Sequence[Update], Combine | None], Any],
         *,
         polled: bool = False,
+        clusters: Callable[[Any], Clusters | None] = lambda _: None,
     ) -> Any:
         """Makes the next version of the model.
 
@@ -95,6 +97,7 @@ class Combining(Aggregating):
             updates: that have arrived for it.
             make: returns the rule's next state, from those that reach F, and F; None is the mean.
             polled: see `Server.step`.
+            clusters: returns the models of the clusters in a state, if there are some.
 
         Returns:
             What `make` returned; None if the model stayed as it is.
@@ -114,7 +117,9 @@ class Combining(Aggregating):
             server.stay(error if isinstance(error, NoStep) else NoStep(few))
             return None
         # What F has made of statistics is what it lets clients change of them.
-        if not server.step(state.w, usable, of_one_version=self.robust, polled=polled):
+        of = clusters(state)
+        robust = self.robust
+        if not server.step(state.w, usable, of_one_version=robust, polled=polled, clusters=of):
             return None
         self.results.update(self.latest)
         return state

@@ -186,7 +186,9 @@ class Decentralized(RuleDriver):
             )
             tasks.control.stepped(t, why_not if lost else None)
             rows, entries = [last[i] for i in honest], [swarm.entries[i] for i in honest]
-            result.arrays = NodeModels.of(swarm.layout, rows, entries, chosen, facts)
+            result.arrays = NodeModels.of(
+                swarm.layout, rows, entries, chosen, facts, [ids[i] for i in honest]
+            )
             metrics = evaluate_fn(t, result.arrays) if evaluate_fn else None
             if metrics is not None:
                 result.evaluate_metrics_serverapp[t] = metrics

@@ -36,9 +36,12 @@ class Traits:
             attack can search against.
         topology: whether there is one.
         several_models: whether it trains several at once.
+        clusters: whether it has a model for each of several clusters of clients.
         continues: whether a client's tasks are one training, each going on where the last ended.
         root_examples: how many examples the server holds itself, for an aggregator that wants its
             update; None if it does not.
+        proxies: sets of labelled examples that the server holds, one for each cluster, and how many
+            are in each; None if it has none.
         carries: vectors beside the model in messages, by name.
         needs: vectors beside the model in replies.
         partial: whether clients hold parts of the model: "" all of it, "stays" a part that is the
@@ -53,8 +56,10 @@ class Traits:
     aggregates: bool = False
     topology: bool = False
     several_models: bool = False
+    clusters: bool = False
     continues: bool = False
     root_examples: int | None = None
+    proxies: tuple[int, int] | None = None
     carries: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     partial: Literal["", "stays", "changes"] = ""

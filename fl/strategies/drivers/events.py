@@ -217,7 +217,7 @@ class EventDriven(RuleDriver):
         def evaluate() -> MetricRecord | None:
             if server.version:
                 self.evaluate_on_clients(server)
-            metrics = evaluate_fn(server.version, server.model.record()) if evaluate_fn else None
+            metrics = evaluate_fn(server.version, server.model.evaluated()) if evaluate_fn else None
             if metrics is not None:
                 result.evaluate_metrics_serverapp[server.version] = metrics
             return metrics
@@ -275,7 +275,7 @@ class EventDriven(RuleDriver):
                 self.tick(server)
             if not ended():
                 self.dispatch(server)
-        result.arrays = server.model.record()
+        result.arrays = server.model.evaluated()
         return result
 
     def _looks_for_clients(self, server: Server) -> bool:

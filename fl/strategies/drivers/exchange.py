@@ -16,9 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from fl.attacks import Attack
 from fl.compression import Channel
@@ -33,6 +36,19 @@ from fl.vectors.rows import Row
 Trusted = Callable[[int, ArrayRecord, ConfigRecord], Row]
 """Returns the server's own update, from the round, the model and the configuration that are sent:
 see `fl.strategies.TrustedUpdate`."""
+
+
+class Proxy(Protocol):
+    """Losses of a model on the server's own examples of each cluster, as `ProxyLosses` has them.
+
+    Attributes:
+        flops: of one model's.
+    """
+
+    flops: float
+
+    def __call__(self, x: Row) -> NDArray[np.float64]:
+        """Returns the losses of a model of shape (d,), shape (K,)."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,8 @@ class Exchange:
         levels: how much of the model each client holds, by its index, where its device decides;
             none leaves it to the strategy.
         trusted: makes the server's own update, for an aggregator that wants it.
+        proxy: losses on the server's own examples of each cluster, for a strategy that wants them.
+        initial: draws initial model j of a strategy with several, from 1; the first it is given.
         max_bytes: most bytes that the server keeps of all clients together for an uplink.
 
     Raises:
@@ -73,6 +91,8 @@ class Exchange:
     units: Sequence[Units] = ()
     levels: Sequence[float] = ()
     trusted: Trusted | None = None
+    proxy: Proxy | None = None
+    initial: Callable[[int], ArrayRecord] | None = None
     max_bytes: int = 2**30
 
     def __post_init__(self) -> None:

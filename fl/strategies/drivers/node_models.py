@@ -34,6 +34,7 @@ class NodeModels(RowRecord):
     """
 
     _nodes: tuple[Layout, tuple[Row, ...], tuple[Mapping[str, Array], ...], tuple[int, ...]]
+    _ids: tuple[int, ...]
     _facts: dict[str, float]
 
     @classmethod
@@ -44,6 +45,7 @@ class NodeModels(RowRecord):
         entries: Sequence[Mapping[str, Array]],
         evaluated: Sequence[int],
         facts: Mapping[str, float],
+        ids: Sequence[int] = (),
     ) -> NodeModels:
         """Returns the record.
 
@@ -53,11 +55,13 @@ class NodeModels(RowRecord):
             entries: what each node's model has outside the row; the mean model has their median.
             evaluated: indices of the nodes that are to be evaluated on their own.
             facts: metrics of the round beside those of the models.
+            ids: Flower's, of the nodes.
         """
         items = dict(to_record(layout, mean_of(rows), median_carried(layout, entries)).items())
         made = trusted_record(cls, items)
         made._nodes = (layout, tuple(rows), tuple(entries), tuple(evaluated))
         made._facts = dict(facts)
+        made._ids = tuple(ids)
         return made
 
     @property
@@ -71,6 +75,12 @@ class NodeModels(RowRecord):
         distance = sum(_squared_distance(row, mean) for row in rows) / len(rows)
         spread = {"consensus_distance": distance, "consensus_rms": math.sqrt(distance)}
         return {**spread, **self._facts}
+
+    def by_id(self) -> dict[int, ArrayRecord]:
+        """Returns all nodes' models, by their Flower ids."""
+        layout, rows, entries, _ = self._nodes
+        models = zip(self._ids, rows, entries, strict=True)
+        return {node: to_record(layout, row, own) for node, row, own in models}
 
     def evaluated(self) -> list[ArrayRecord]:
         """Returns the models of the nodes that are to be evaluated on their own."""

@@ -183,7 +183,7 @@ class Polling(Combining):
         def make(usable: Sequence[Update], combine: Combine | None) -> Any:
             given = Answers(
                 usable,
-                starts=[update.task.memo.w for update in usable],
+                starts=[update.start for update in usable],
                 contacts=[self.contacts[update.node] for update in usable],
                 combine=combine,
             )

@@ -11,10 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fl.aggregation import (
     Admitted,
@@ -26,19 +26,23 @@ from fl.aggregation import (
     weight_of,
 )
 from fl.checks import at_least, positive, read_if
+from fl.clients.app.choosing import model_key
+from fl.clients.app.inbox import EVALUATED, EVALUATED_KEY
 from fl.clients.local_optimizer import LR_FACTOR_KEY
 from fl.errors import ConfigError, NoStep
 from fl.flower.identity import client_of
+from fl.flower.records import from_record
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
 from fl.selection.checked import ask_of, choice_of, trial_of
 from fl.strategies.adaptive_batch import BatchTest
+from fl.strategies.clusters import Clusters
 from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.parts import Parts, held, measured
 from fl.strategies.drivers.replies import not_reported
 from fl.strategies.drivers.round_noise import RoundNoise
-from fl.strategies.drivers.server import Sent, Server, Update
+from fl.strategies.drivers.server import GlobalModel, Sent, Server, Update
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.rates import Rate, check_factors, check_rate, factor_of
 from fl.strategies.round_rule import HasModel, RoundRule, Updates, check_state
@@ -59,6 +63,7 @@ _FOLDED = np.empty(0, np.float32)  # in place of a model that has been added up
 @read_if(
     lambda a: a["fraction_evaluate"] > 0,
     "min_evaluate_nodes",
+    "evaluate_model",
     only="clients evaluate only with {at}fraction_evaluate above 0",
 )
 @read_if(
@@ -110,6 +115,8 @@ class Rounds(Aggregating):
         fraction_evaluate: share of the available clients that evaluate the model on their own
             examples after a round.
         min_evaluate_nodes: but at least so many, if the share is above 0.
+        evaluate_model: which model they evaluate: the "global" one, what they would predict with,
+            "personal", or what "local" training makes of the global one.
         weighted_by_key: metric that weights the average.
         root_examples: how many examples the server holds itself, for an F that wants its update.
         eta_schedule: factor on the rule's `eta` by the round, from 0, such as `fl.clients.Warmup`,
@@ -149,6 +156,7 @@ class Rounds(Aggregating):
         abort: bool = True,
         fraction_evaluate: float = 0.0,
         min_evaluate_nodes: int = 2,
+        evaluate_model: Literal["global", "personal", "local"] = "global",
         weighted_by_key: str = "num-examples",
         root_examples: int = 100,
         eta_schedule: Rate | None = None,
@@ -173,6 +181,10 @@ class Rounds(Aggregating):
                 raise ConfigError(f"{name} is {share!r}; it must be a number in [0, 1]")
         at_least("min_train_nodes", min_train_nodes, 0)
         at_least("min_evaluate_nodes", min_evaluate_nodes, 0)
+        if evaluate_model not in EVALUATED:
+            raise ConfigError(
+                f"evaluate_model is {evaluate_model!r}; it must be one of {', '.join(EVALUATED)}"
+            )
         positive("over_selection", over_selection)
         if over_selection < 1:
             raise ConfigError(f"over_selection is {over_selection}; it must be at least 1")
@@ -203,6 +215,7 @@ class Rounds(Aggregating):
         self.abort = abort
         self.fraction_evaluate = fraction_evaluate
         self.min_evaluate_nodes = min_evaluate_nodes
+        self.evaluate_model = evaluate_model
         self.weighted_by_key = weighted_by_key
         if noise_scale is not None and rule.num_models > 1:
             raise ConfigError(
@@ -284,11 +297,12 @@ class Rounds(Aggregating):
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        parts = self.sub_models
+        rule, parts = self.rule, self.sub_models
         return replace(
             super().traits,
             aggregates=True,
-            downlink=parts is None,
+            downlink=rule.num_models == 1 and parts is None,
+            clusters=rule.clients_choose,
             partial="" if parts is None else "stays" if parts.stays else "changes",
             compressors="any" if parts is None or parts.extraction.slices else "none",
         )
@@ -318,11 +332,11 @@ class Rounds(Aggregating):
                 f"step of {self.name} takes all: use selection=uniform"
             )
         n = min(replies, num_clients)
-        if n < models:
+        if n < models and not self.rule.clients_choose:
             raise ConfigError(
                 f"rule.num_models is {models}, and a round has {n} clients: each model needs one"
             )
-        self.aggregator.check(n // models)
+        self.aggregator.check(max(1, n // models))
         self._check_count(self.cohort(num_clients))
 
     def check_rounds(self, num_rounds: int) -> None:
@@ -351,6 +365,32 @@ class Rounds(Aggregating):
 
     # ---- rounds ----------------------------------------------------------------------------------
 
+    def model(self, arrays: ArrayRecord) -> GlobalModel:
+        """Returns the server's model, version 0, and where clients choose the others beside it.
+
+        Raises:
+            ConfigError: there are to be several, and nothing draws them.
+        """
+        model = super().model(arrays)
+        if not self.rule.clients_choose:
+            return model
+        k, initial = self.rule.num_models, self.exchange.initial
+        if k > 1 and initial is None:
+            raise ConfigError(
+                f"rule.num_models is {k}, and nothing draws the initial models of {self.name} but "
+                "the first: run the strategy within an Exchange that has `initial`"
+            )
+        others = [] if initial is None else [initial(j) for j in range(1, k)]
+        rows = [model.w, *(from_record(model.layout, record) for record in others)]
+        model.clusters = Clusters(np.stack(rows))
+        if k > 1 and all(np.array_equal(row, model.w) for row in rows):
+            log.warning(
+                "all %d initial models are equal, so that every client will choose the first: use "
+                "a model whose initial values are drawn, as mlp's are",
+                k,
+            )
+        return model
+
     def begin(self, server: Server) -> None:
         """Prepares for the first round."""
         super().begin(server)
@@ -364,6 +404,8 @@ class Rounds(Aggregating):
         self.places = [slice(entry.offset, entry.offset + entry.size) for entry in trained]
         self.trained = sum(entry.size for entry in trained)
         self.state: HasModel = self.rule.init(server.w, self.trained)
+        if server.model.clusters is not None:
+            self.state = self.state._replace(theta=server.model.clusters.models)
         self.known = self.selection.init(server.num_rounds)  # what the selection keeps
         self.trial: Trial | None = None  # that the open round is
         self.timed: set[str] = set()  # messages to clients that are timed beside the rounds
@@ -378,8 +420,7 @@ class Rounds(Aggregating):
         self.round_began = math.nan  # of the open round; NaN between rounds
         self.opens_s = math.inf  # when the next round is to open, after one of nobody
         self.folded: Fold | None = None
-        self.sending: tuple[int, list[Row]] | None = None  # models of the cohorts, of which version
-        self.model_of_task: dict[str, int] = {}  # by message, since the last round was opened
+        self.sending: tuple[int, list[Row]] | None = None  # the rule's models, of which version
         self.lr_factor: float | None = None  # of the clients' rate, in the last round with a step
         self.parts: Parts | None = None
         if self.sub_models is not None:
@@ -470,8 +511,9 @@ class Rounds(Aggregating):
         configs = self.rule.configs(self.state, server.version + 1, len(nodes), rng)
         told = [(n, c) for n, c in zip(nodes, configs, strict=True) if c is not None]
         models = self._models(server)
-        cohorts = np.arange(len(told)) % len(models)
-        if len(models) > 1:
+        choice: Sequence[Row] = models if self.rule.clients_choose else ()
+        cohorts = np.arange(len(told)) % (1 if choice else len(models))
+        if len(models) > 1 and not choice:
             generator(self.seed, "cohorts", server.version).shuffle(cohorts)
         alike: dict[tuple[Any, ...], list[int]] = {}
         for place, ((node, config), j) in enumerate(zip(told, cohorts.tolist(), strict=True)):
@@ -488,20 +530,24 @@ class Rounds(Aggregating):
             config, old = dict(pairs), (server.version, models[j])
             beside = {name: extras[name] for name in self.rule.carried_by(config)}
             told_group = {**config, **beside_rule}
-            sent = server.send(group, told_group, old=old, extras=beside, part=part)
-            self.model_of_task.update((task.message_id, j) for task in sent)
-            tasks += sent
+            tasks += server.send(
+                group, told_group, old=old, extras=beside, part=part, models=choice, model=j
+            )
         return tasks
 
     def _models(self, server: Server) -> Sequence[Row]:
-        """Returns what the cohorts are sent; what clients do not train is the server's in all."""
+        """Returns the models that are sent.
+
+        What clients do not train is the server's in those of cohorts, and each one's own in those
+        that clients choose from.
+        """
         if self.rule.num_models == 1:
             return [server.w]
         if self.sending is None or self.sending[0] != server.version:
             rows = []
             for model in self.rule.models(self.state):
                 row = np.array(model, dtype=np.float32)
-                for place in self.buffers:
+                for place in () if self.rule.clients_choose else self.buffers:
                     row[place] = server.w[place]
                 rows.append(server.model.layout.rounded(row))
             self.sending = (server.version, rows)
@@ -511,7 +557,7 @@ class Rounds(Aggregating):
         self, server: Server, choice: Choice, waits_for: int, trial: Trial | None = None
     ) -> None:
         """Begins a round with these clients, which ends with so many replies."""
-        self.model_of_task, self.opens_s = {}, math.inf
+        self.opens_s = math.inf
         sent = self._train(server, choice.clients, waits_for)
         self.awaited = {task.message_id: task for task in sent}
         self.weights = None
@@ -642,7 +688,8 @@ class Rounds(Aggregating):
             return
         if rates := self._rates(server.version):
             server.tasks.control.measured(rates)
-        if server.step(state.w, usable, of_one_version=True):
+        clusters = self.rule.clusters(state)
+        if server.step(state.w, usable, of_one_version=True, clusters=clusters):
             self.lr_factor = rates.get("lr_factor", 1.0)
             self.state = state._replace(w=server.w)
             self.results.update(self.latest)
@@ -735,7 +782,7 @@ class Rounds(Aggregating):
             clients=[client_of(update.node) for update in usable],
             told=[update.config for update in usable],
             as_selected=self.weights is not None,
-            models=[self.model_of_task[u.task.message_id] for u in usable],
+            models=[update.model for update in usable],
             holds=holds,
         )
         if self.sub_models is None or self.sub_models.weighted:
@@ -763,7 +810,7 @@ class Rounds(Aggregating):
         return rates
 
     def _with_buffers(self, server: Server, w: Row, updates: Updates) -> Row:
-        if not self.buffers:
+        if not self.buffers or self.rule.clients_choose:
             return w
         w = w.copy()
         for place in self.buffers:
@@ -821,10 +868,16 @@ class Rounds(Aggregating):
         nodes = server.tasks.nodes()
         count = max(int(self.fraction_evaluate * len(nodes)), self.min_evaluate_nodes)
         chosen = server.sample(nodes, min(count, len(nodes)))
+        models = self._models(server) if self.rule.clients_choose else [server.w]
+        records: dict[str, Any] = {
+            model_key(self.arrayrecord_key, j): server.model.record_of(w)
+            for j, w in enumerate(models)
+        }
         config = ConfigRecord({"server-round": server.version})
-        content = RecordDict(
-            {self.arrayrecord_key: server.model.record(), self.configrecord_key: config}
-        )
+        if self.evaluate_model != EVALUATED[0]:
+            config[EVALUATED_KEY] = self.evaluate_model
+        records[self.configrecord_key] = config
+        content = RecordDict(records)
         if chosen:
             server.tasks.ask(content, chosen, server.tasks.ttl_s)
 

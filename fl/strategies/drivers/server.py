@@ -10,12 +10,15 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fl.aggregation import check_result
+from fl.clients.app.choosing import chosen_model, model_key
 from fl.errors import ConfigError, NoStep
 from fl.flower.carried import carried, median_carried
 from fl.flower.grid_view import Control
 from fl.flower.records import from_record, layout_of, record_vector, to_record, vector_record
 from fl.randomness import generator
 from fl.selection import sample
+from fl.strategies.clusters import Clusters
+from fl.strategies.drivers.cluster_models import ClusterModels
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.forging import Forging
 from fl.strategies.drivers.tasks import Task, Tasks
@@ -29,15 +32,19 @@ class Sent:
 
     Attributes:
         version: of the server's model.
-        w: the model that was sent, shape (d,), float32.
+        w: the model that was sent, shape (d,), float32; the first, if there were several.
         config: what the message said beside the model.
         part: what of it was sent; None is all.
+        models: those among which the client chooses, k of shape (d,); empty if there was one.
+        model: which of the method's models `w` is.
     """
 
     version: int
     w: Row
     config: Mapping[str, Any]
     part: SubModel | None = None
+    models: tuple[Row, ...] = ()
+    model: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +58,7 @@ class Update:
         received_s: when the answer arrived, s.
         statistics: entries of the model that are not in the row.
         extras: vectors that came beside the model, shape (p,) each, by name.
+        model: which of the method's models the client has trained from, where there are several.
     """
 
     task: Task[Sent]
@@ -59,6 +67,7 @@ class Update:
     received_s: float
     statistics: Mapping[str, Array]
     extras: Mapping[str, Row] = field(default_factory=dict)
+    model: int = 0
 
     @property
     def node(self) -> int:
@@ -86,10 +95,16 @@ class Update:
         return self.task.sent_s
 
     @property
+    def start(self) -> Row:
+        """The model that the client was sent, or has chosen of those, shape (d,)."""
+        sent = self.task.memo
+        return sent.models[self.model] if sent.models else sent.w
+
+    @property
     def delta(self) -> Row:
-        """The client's change: x minus the model that was sent, shape (d,)."""
+        """The client's change: x minus the model that it began with, shape (d,)."""
         with np.errstate(over="ignore"):  # seen in what is made of it
-            return np.asarray(self.x - self.task.memo.w)
+            return np.asarray(self.x - self.start)
 
 
 class GlobalModel:
@@ -100,10 +115,12 @@ class GlobalModel:
 
     Attributes:
         layout: of the model.
+        clusters: of a method with several models, of which clients use one or a mixture.
     """
 
     def __init__(self, arrays: ArrayRecord) -> None:
         self.layout = layout_of(arrays)
+        self.clusters: Clusters | None = None
         self._w: Row = from_record(self.layout, arrays)
         self._version = 0
         self._carried = carried(self.layout, arrays)
@@ -121,6 +138,12 @@ class GlobalModel:
     def record(self) -> ArrayRecord:
         """Returns the model for a message."""
         return self.record_of(self.w)
+
+    def evaluated(self) -> ArrayRecord:
+        """Returns the model for an evaluation: with those of the clusters, if there are some."""
+        if self.clusters is None:
+            return self.record()
+        return ClusterModels.of(self.layout, self.w, self._carried, self.clusters)
 
     def record_of(self, w: Row, part: SubModel | None = None) -> ArrayRecord:
         """Returns a model of the same form for a message, shape (d,), or a part of it."""
@@ -159,14 +182,16 @@ class GlobalModel:
             raise ConfigError(f"the reply has no ArrayRecord '{key}', only {sorted(reply.content)}")
         metrics: Mapping[str, Any] = next(iter(reply.content.metric_records.values()), {})
         extras = {name: _vector(reply, name, p) for name in needs}
+        sent = task.memo
+        model = chosen_model(metrics, len(sent.models)) if sent.models else sent.model
         if not len(record):
-            return Update(task, task.memo.w, metrics, now, self._carried, extras)
-        part = task.memo.part
-        layout = self.layout if part is None else part.layout
+            unchanged = sent.models[model] if sent.models else sent.w
+            return Update(task, unchanged, metrics, now, self._carried, extras, model)
+        layout = self.layout if sent.part is None else sent.part.layout
         row = from_record(layout, record)
-        if part is not None:
-            row = part.put(task.memo.w, row)
-        return Update(task, row, metrics, now, carried(layout, record), extras)
+        if sent.part is not None:
+            row = sent.part.put(sent.w, row)
+        return Update(task, row, metrics, now, carried(layout, record), extras, model)
 
     def staleness(self, task: Task[Sent]) -> int:
         """Returns the versions since the one that a task began with."""
@@ -246,7 +271,7 @@ class Server:
         self._config = dict(config)
         self._keys = keys
         self._draws = 0
-        self._contents: dict[Any, RecordDict] = {}
+        self._contents: dict[Any, tuple[RecordDict, Sent]] = {}
         self._contents_of = -1
 
     @property
@@ -305,6 +330,8 @@ class Server:
         kind: str = "",
         extras: Mapping[str, Row] | None = None,
         part: SubModel | None = None,
+        models: Sequence[Row] = (),
+        model: int = 0,
     ) -> list[Task[Sent]]:
         """Sends a model to clients, and returns their tasks.
 
@@ -315,11 +342,14 @@ class Server:
             kind: what sort of work it is, if there are several that take different times.
             extras: vectors that the messages carry beside the model, shape (p,) each, by name.
             part: what of the model is sent; None is all.
+            models: those among which each client chooses, instead of a single one.
+            model: which of the method's models it is, where each client is sent one of several.
         """
         if not nodes:
             return []
-        version, w = (self.version, self.w) if old is None else old
-        sent = Sent(version, w, dict(config or {}), part)
+        version, w = (self.version, models[0] if models else self.w) if old is None else old
+        choice = tuple(models) if len(models) > 1 else ()
+        sent = Sent(version, w, dict(config or {}), part, choice, model)
         return self.tasks.send(self._content(sent, extras or {}), list(nodes), sent, kind)
 
     def step(
@@ -329,6 +359,7 @@ class Server:
         *,
         of_one_version: bool = False,
         polled: bool = False,
+        clusters: Clusters | None = None,
     ) -> bool:
         """Makes `w` the next version of the model, or what there is if `w` is not finite.
 
@@ -338,6 +369,7 @@ class Server:
             of_one_version: see `GlobalModel.become`.
             polled: whether the server asked for the updates; then it is no staleness, see
                 `fl.flower.grid_view.Control.applied`.
+            clusters: the next models of a method with several.
 
         Returns:
             Whether the step was taken. If not, what a method has made of it for later, as a
@@ -351,6 +383,7 @@ class Server:
                 self.discard(update)
             self.stay(error)
             return False
+        self.model.clusters = clusters
         for update, age in zip(contributors, stale, strict=True):
             self.control.applied(update.task.message_id, age, update.metrics, polled=polled)
         self.control.stepped(self.version, model=self.name)
@@ -376,21 +409,26 @@ class Server:
         if self._contents_of != self.version:
             self._contents, self._contents_of = {}, self.version
         told = tuple(sorted(sent.config.items()))
+        models = sent.models or (sent.w,)
         beside_key = ((name, id(x)) for name, x in extras.items())
-        key = (id(sent.w), id(sent.part), sent.version, told, *beside_key)
-        content = self._contents.get(key)
-        if content is None:
-            arrays_key, config_key = self._keys
-            arrays = self.model.record_of(sent.w, sent.part)
-            config = {**self._config, **sent.config, "server-round": sent.version + 1}
-            beside = {name: vector_record(as_tensor(x)) for name, x in extras.items()}
-            records: dict[str, Any] = {arrays_key: arrays, config_key: ConfigRecord(config)}
-            if sent.part is not None and sent.part.bitmaps:
-                records[MASKS_KEY] = ArrayRecord(
-                    {name: Array(bits) for name, bits in sent.part.bitmaps.items()}
-                )
-            content = RecordDict({**records, **beside})
-            self._contents[key] = content
+        key = (*map(id, models), id(sent.part), sent.version, told, *beside_key)
+        known = self._contents.get(key)
+        if known is not None:
+            return known[0]
+        arrays_key, config_key = self._keys
+        records: dict[str, Any] = {
+            model_key(arrays_key, j): self.model.record_of(w, sent.part)
+            for j, w in enumerate(models)
+        }
+        config = {**self._config, **sent.config, "server-round": sent.version + 1}
+        beside = {name: vector_record(as_tensor(x)) for name, x in extras.items()}
+        records[config_key] = ConfigRecord(config)
+        if sent.part is not None and sent.part.bitmaps:
+            records[MASKS_KEY] = ArrayRecord(
+                {name: Array(bits) for name, bits in sent.part.bitmaps.items()}
+            )
+        content = RecordDict({**records, **beside})
+        self._contents[key] = content, sent  # kept: of what is gone the id may be another's
         return content
 
 

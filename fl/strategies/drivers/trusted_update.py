@@ -64,11 +64,14 @@ class TrustedUpdate:
             train=data.train.take(np.sort(rows)),
             partitions=Partitions.contiguous([examples]),
             test_partitions=None,
+            clusters=None,
+            drift=None,
         )
         self._app = TrainingApp(
             model,
             root,
             app.rule,
+            local_layers=app.local_layers,
             batch_size=app.batch_size,
             local_epochs=app.local_epochs,
             local_steps=app.local_steps,

@@ -8,10 +8,12 @@ from together import batch_key, train_many, why_alone
 from torch import nn
 
 from fl.clients import (
+    APFL,
     AdamW,
     ControlledMomentum,
     ControlVariates,
     Corrected,
+    Ditto,
     DynamicRegularization,
     Finished,
     GlobalMomentum,
@@ -20,6 +22,8 @@ from fl.clients import (
     MicroAdam,
     ModelContrast,
     Momentum,
+    MoreauEnvelope,
+    PerFedAvg,
     Proximal,
     ProxSkipShift,
     Rule,
@@ -73,6 +77,11 @@ RULES = {
     "global momentum": Corrected(Sgd(0.3), GlobalMomentum(variance_reduction=True)),
     "controlled momentum": Corrected(Sgd(0.3, 0.5), ControlledMomentum()),
     "hypergradient": Corrected(Sgd(0.1, 0.5), Hypergradient()),
+    "ditto, nesterov": Corrected(Sgd(0.1, 0.9, True, clip_norm=1.0), Ditto(0.5)),
+    "apfl": Corrected(Sgd(0.3), APFL(0.4, alpha_lr=0.1)),
+    "moreau envelope": MoreauEnvelope(0.02, 0.05, 5.0, 3),
+    "per-fedavg": PerFedAvg(0.2, 0.1),
+    "per-fedavg exact": PerFedAvg(0.2, 0.1, "exact"),
     "proximal, adamw": Corrected(AdamW(0.02, clip_norm=1.0), Proximal(0.5)),
     "proximal, momentum": Corrected(Momentum(0.3), Proximal(0.5, clip_first=True)),
     "proximal, sam": Corrected(Sam(0.3, 0.5, rho=0.1), Proximal(0.5)),

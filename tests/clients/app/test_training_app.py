@@ -17,7 +17,7 @@ from fl.clients.app.inbox import MEMORY_KEY
 from fl.errors import ConfigError
 from fl.execution.contract import WORK_KEY, Payload
 from fl.flower.payload import payload_bytes
-from fl.flower.records import from_record, to_record
+from fl.flower.records import from_record, model_record, to_record
 from fl.models import evaluate, flops_per_example, memory_bytes, per_example_loss
 from fl.vectors.layout import Layout
 
@@ -256,10 +256,12 @@ def test_batchnorm_statistics_are_updated_as_in_torch(
 
 def test_frozen_parameters_stay(data, mlp, content_of, message_to, context_of):
     mlp.layers[0].weight.requires_grad_(False)
+    before = mlp.layers[0].weight.clone()
     app = TrainingApp(mlp, data, Sgd(0.3, weight_decay=0.5), batch_size=5)
-    reply = app(message_to(content_of(mlp)), context_of())
+    reply = app(message_to(content_of(model_record(app.layout, mlp))), context_of())
     state = reply.content["arrays"].to_torch_state_dict()
-    assert torch.equal(state["layers.0.weight"], mlp.layers[0].weight)
+    assert "layers.0.weight" not in state
+    assert torch.equal(mlp.layers[0].weight, before)
     assert not torch.equal(state["layers.0.bias"], mlp.layers[0].bias)
 
 

@@ -40,7 +40,10 @@ EARLY += ["strategy.min_available_nodes=2"]
 
 RUNS = {
     "stock": [*SMALL, *HARSH, *EARLY, "strategy=fedavgm", "num_clients=16", "num_rounds=8"],
-    "aggregate": [*SMALL, *HARSH, *EARLY, "strategy=fedavg", "num_clients=16", "num_rounds=8"],
+    "aggregate": [
+        *(*SMALL, *HARSH, *EARLY, "strategy=fedavg", "num_clients=16", "num_rounds=8"),
+        "client/local_layers=last",
+    ],
     "fedbuff": [*SMALL, *HARSH, "strategy=fedbuff", "num_clients=16", "num_rounds=10"],
     "gossip": [
         *(*SMALL, *HARSH, "strategy=dpsgd", "client.local_epochs=null", "client.local_steps=4"),
