@@ -125,7 +125,10 @@ class FedAU(RoundRule):
         return ModelAndIntervals(state.w + share * updates.scaled(omega).mean(), t, intervals)
 
     @staticmethod
-    def _of(client: int, rates: Sequence[float]) -> float:
+    def _of(node: int, rates: Sequence[float]) -> float:
+        from fl.flower.identity import client_of  # a rule loads without Flower
+
+        client = client_of(node)
         if not 0 <= client < len(rates):
             raise ConfigError(
                 f"rates is of clients 0 to {len(rates) - 1}, and one is {client}; a grid that "

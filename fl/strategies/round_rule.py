@@ -107,7 +107,7 @@ class Updates:
             normalisation layers. They are no directions: whatever a rule makes of them is replaced
             by their mean.
         trained: places of what clients train, p numbers together; none are all of them.
-        clients: who they are: from 0 on where the grid is ours, else other whole numbers.
+        clients: who they are, as the grid numbers them.
         told: what each was told, as the rule's `configs` has it.
         as_selected: whether the weights are those by which the selection is unbiased, which count
             for every rule.

@@ -9,6 +9,7 @@ from scripted_rounds import clients, run
 
 from fl.aggregation import Median
 from fl.errors import ConfigError
+from fl.flower.identity import client_of, node_id
 from fl.runs.build import build
 from fl.runs.run import run_experiment
 from fl.simulation.kernel.trace import Event
@@ -137,7 +138,7 @@ def test_with_known_rates_the_step_is_right_on_average_in_the_first_round():
         deltas = np.array([losses.delta(i, w) for i in here], np.float32).reshape(-1, DIM)
         probability = np.where(there, p, 1 - p).prod()
         if probability > 0:
-            of = Updates(deltas, 3.0 + here, clients=list(here))
+            of = Updates(deltas, 3.0 + here, clients=[node_id(i) for i in here])
             expected += probability * (rule.step(rule.init(w, DIM), of).w - w)
     mean = np.mean([losses.delta(i, w) for i in range(3)], axis=0)
     np.testing.assert_allclose(expected, 0.7 * mean, rtol=1e-5)
@@ -146,7 +147,9 @@ def test_with_known_rates_the_step_is_right_on_average_in_the_first_round():
 def test_who_has_no_known_rate_ends_the_run():
     rule = FedAU(num_clients=2, rates=[0.5, 0.5])
     with pytest.raises(ConfigError, match="rates is of clients 0 to 1, and one is 2"):
-        rule.step(rule.init(np.zeros(1), 1), Updates(np.ones((1, 1)), np.ones(1), clients=[2]))
+        rule.step(
+            rule.init(np.zeros(1), 1), Updates(np.ones((1, 1)), np.ones(1), clients=[node_id(2)])
+        )
 
 
 @pytest.mark.parametrize("rule", [FedAU(num_clients=N), MIFA(num_clients=N)])
@@ -204,7 +207,7 @@ def test_a_round_as_long_as_a_slot_is_a_draw_of_who_takes_part(rule):
     error = np.sqrt(rounds * np.array(p) * (1 - np.array(p)))
     assert (np.abs(counts - rounds * np.array(p)) <= 4 * error).all()
     if rule is FedAU:
-        known = strategy.state.intervals
+        known = {client_of(i): r for i, r in strategy.state.intervals.items()}
         inverse = [known[i].total / known[i].n for i in range(4)]
         np.testing.assert_allclose(inverse, 1 / np.array(p), rtol=0.3)
 

@@ -30,7 +30,6 @@ from fl.clients.app.choosing import model_key
 from fl.clients.app.inbox import EVALUATED, EVALUATED_KEY
 from fl.clients.local_optimizer import LR_FACTOR_KEY
 from fl.errors import ConfigError, NoStep
-from fl.flower.identity import client_of
 from fl.flower.records import from_record
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
@@ -779,7 +778,7 @@ class Rounds(Aggregating):
             buffers=self.buffers,
             trained=self.places if self.trained < admitted.x.shape[1] else (),
             robust=self.robust,
-            clients=[client_of(update.node) for update in usable],
+            clients=[update.node for update in usable],
             told=[update.config for update in usable],
             as_selected=self.weights is not None,
             models=[update.model for update in usable],
