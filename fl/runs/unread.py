@@ -225,7 +225,10 @@ def what_is_set(
             if node is not None:
                 found[key] = override
             continue
-        for path, value in _leaves(node, key):
+        # What a reference leads to is set elsewhere.
+        raw = _raw(config, key)
+        whole = isinstance(raw, str) and _REFERENCE.fullmatch(raw) is not None
+        for path, value in [(key, raw)] if whole else _leaves(node, key):
             if _raw(defaults, path) != value:
                 found[path] = override if path == key else f"{path}={value}"
     allowed = config.get("may_be_unread")

@@ -7,13 +7,14 @@ Averaging", arXiv:2306.03401 (ICLR 2024), Algorithms 1 and 2; details as in the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from fl.checks import at_least, positive
+from fl.checks import at_least, positive, read_if
+from fl.errors import ConfigError
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.vectors.rows import Row
 
@@ -55,6 +56,7 @@ class ModelAndIntervals(NamedTuple):
     intervals: Mapping[int, Intervals] = {}
 
 
+@read_if(lambda a: a["rates"] is None, "cutoff", only="with {at}rates no interval is counted")
 @dataclass(frozen=True)
 class FedAU(RoundRule):
     """Adaptive weights for unknown participation.
@@ -66,7 +68,8 @@ class FedAU(RoundRule):
     t counts from the next participation on, so that weight and participation are independent. After
     K rounds without participation an interval ends as well: a small K lowers the variance of the
     weights and adds a bias, with K = 1 all weights are 1 and this is the average over all clients,
-    those that are away with a change of 0.
+    those that are away with a change of 0. With known rates, the paper's other baseline, omega_n is
+    1 / p_n from the first round on.
 
     All clients that are there take part (`fraction_train: 1.0`); they weigh the same, whatever
     their number of examples. The server keeps three numbers for each client; in the paper each
@@ -76,9 +79,10 @@ class FedAU(RoundRule):
         num_clients: N.
         cutoff: K, at least 1; None is infinity.
         eta: server learning rate, above 0.
+        rates: p_n of client n, above 0 and at most 1, shape (N,); None if they are not known.
 
     Raises:
-        ConfigError: a hyperparameter is out of range.
+        ConfigError: a hyperparameter is out of range, or a client has no rate.
     """
 
     folds: ClassVar[bool] = False
@@ -86,12 +90,19 @@ class FedAU(RoundRule):
     num_clients: int
     cutoff: int | None = 50
     eta: float = 1.0
+    rates: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         at_least("num_clients", self.num_clients, 1)
         if self.cutoff is not None:
             at_least("cutoff", self.cutoff, 1)
         positive("eta", self.eta)
+        if self.rates is not None:
+            p = np.asarray(self.rates, dtype=np.float64)
+            if p.shape != (self.num_clients,):
+                raise ConfigError(f"rates has shape {p.shape}; it must be ({self.num_clients},)")
+            if not ((p > 0) & (p <= 1)).all():
+                raise ConfigError(f"rates is {p!r:.80}; every one must be above 0 and at most 1")
 
     def init(self, w: Row, p: int) -> ModelAndIntervals:
         """Returns the model, and nothing known of any client."""
@@ -102,9 +113,25 @@ class FedAU(RoundRule):
         t, intervals = state.t + 1, dict(state.intervals)
         omega = np.ones(len(updates))
         for i, client in enumerate(updates.clients):
-            if updates.weights[i] > 0:  # it has done a step
+            if not updates.weights[i] > 0:  # it has done no step
+                continue
+            if self.rates is not None:
+                omega[i] = 1 / self._of(client, self.rates)
+            else:
                 known = intervals.get(client, Intervals())
                 omega[i], intervals[client] = known.at(t, self.cutoff)
         updates = updates.unweighted()
         share = np.float32(self.eta * updates.weights.sum() / self.num_clients)
         return ModelAndIntervals(state.w + share * updates.scaled(omega).mean(), t, intervals)
+
+    @staticmethod
+    def _of(node: int, rates: Sequence[float]) -> float:
+        from fl.flower.identity import client_of  # a rule loads without Flower
+
+        client = client_of(node)
+        if not 0 <= client < len(rates):
+            raise ConfigError(
+                f"rates is of clients 0 to {len(rates) - 1}, and one is {client}; a grid that "
+                "numbers its clients otherwise needs rates of null"
+            )
+        return float(rates[client])

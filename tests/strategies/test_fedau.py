@@ -9,7 +9,7 @@ from scripted_rounds import clients, run
 
 from fl.aggregation import Median
 from fl.errors import ConfigError
-from fl.flower.identity import client_of
+from fl.flower.identity import client_of, node_id
 from fl.runs.build import build
 from fl.runs.run import run_experiment
 from fl.simulation.kernel.trace import Event
@@ -127,6 +127,31 @@ def test_mifa_is_its_recursion_in_numpy():
     np.testing.assert_allclose(course(rule, losses, here), x, rtol=1e-4, atol=1e-4)
 
 
+def test_with_known_rates_the_step_is_right_on_average_in_the_first_round():
+    # Over all 2^n sets S, sum of P(S) times the step from the same model is the mean of all deltas.
+    losses, p = Losses(3), np.array([0.2, 0.5, 1.0])
+    rule = FedAU(num_clients=3, eta=0.7, rates=p)
+    w, expected = np.ones(DIM, np.float32), np.zeros(DIM)
+    for there in np.ndindex(2, 2, 2):
+        there = np.array(there, bool)
+        here = np.flatnonzero(there)
+        deltas = np.array([losses.delta(i, w) for i in here], np.float32).reshape(-1, DIM)
+        probability = np.where(there, p, 1 - p).prod()
+        if probability > 0:
+            of = Updates(deltas, 3.0 + here, clients=[node_id(i) for i in here])
+            expected += probability * (rule.step(rule.init(w, DIM), of).w - w)
+    mean = np.mean([losses.delta(i, w) for i in range(3)], axis=0)
+    np.testing.assert_allclose(expected, 0.7 * mean, rtol=1e-5)
+
+
+def test_who_has_no_known_rate_ends_the_run():
+    rule = FedAU(num_clients=2, rates=[0.5, 0.5])
+    with pytest.raises(ConfigError, match="rates is of clients 0 to 1, and one is 2"):
+        rule.step(
+            rule.init(np.zeros(1), 1), Updates(np.ones((1, 1)), np.ones(1), clients=[node_id(2)])
+        )
+
+
 @pytest.mark.parametrize("rule", [FedAU(num_clients=N), MIFA(num_clients=N)])
 def test_with_everybody_there_it_is_the_plain_average(rule):
     losses, w = Losses(), np.zeros(DIM, np.float32)
@@ -201,8 +226,11 @@ def test_the_patterns_of_the_paper_are_on_the_command_line(pattern):
     with initialize_config_module("fl.conf", version_base=None):
         config = compose("config", [*small, "strategy=fedau"])
         one = compose("config", [*small, "strategy=mifa", "fleet.availability.rates.mean=0.5"])
+        of_fleet = "strategy.rule.rates=${fleet.availability.rates}"
+        known = compose("config", [*small, "strategy=fedau", of_fleet])
     assert run_experiment(config) is None
     build(one)
+    assert len(build(known).strategy.rule.rates) == 20
 
 
 @pytest.mark.parametrize(
@@ -211,6 +239,8 @@ def test_the_patterns_of_the_paper_are_on_the_command_line(pattern):
         (lambda: FedAU(num_clients=0), "num_clients is 0"),
         (lambda: FedAU(num_clients=3, cutoff=0), "cutoff is 0"),
         (lambda: FedAU(num_clients=3, eta=0.0), "eta is 0"),
+        (lambda: FedAU(num_clients=3, rates=[0.5, 0.5]), "rates has shape"),
+        (lambda: FedAU(num_clients=2, rates=[0.5, 0.0]), "rates is"),
         (lambda: MIFA(num_clients=0), "num_clients is 0"),
         (lambda: MIFA(num_clients=3, eta=-1.0), "eta is -1"),
     ],

@@ -1,0 +1,240 @@
+"""Methods beside each other, each at the settings at which it was best with other seeds.
+
+    python experiments/tuned.py best FOLDER KEY CASES
+    python experiments/tuned.py report ROOT PAGE AGAINST KEY [COST]
+
+The first prints the overrides of the best point of a grid, a line for all cases that share it; the
+second makes a page's tables, and a figure for each case. A case is a value of KEY. The runs of a
+method lie in ROOT/METHOD/tune and ROOT/METHOD/final, where tuned.sh puts them. PAGE is the page's
+folder, AGAINST the method that the others are compared with seed by seed, and COST (round, or
+time_s) what reaching the target is counted in.
+
+A run's result is the mean of its target's metric over the last fifth of its evaluations; a run
+that diverged has none, and is worse than all that did not. The target is reached at the first of
+two evaluations in a row that meet it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, median, stdev
+
+from fl.reports import Run, Target, find_runs
+from fl.reports.history import Row
+from fl.reports.jobs import overrides
+from fl.reports.page import replace_tables
+
+LAST = 5  # one part of so many of the evaluations is a run's result
+CONFIDENCE = 0.95
+COSTS = {"round": "rounds", "time_s": "s"}
+
+Point = tuple[tuple[str, str], ...]
+"""Keys of the grid and their values, as overrides have them."""
+
+
+def target_of(run: Run) -> Target:
+    """Returns the metric that a run is judged by, and its value that is to be reached."""
+    found = run.summary["target"]
+    return Target(found["metric"], found["value"], found["mode"])
+
+
+def result(run: Run) -> float:
+    """Returns the metric at the end; NaN if the run diverged."""
+    metric = target_of(run).metric
+    values = [row.get(metric, math.nan) for row in run.history]
+    diverged = run.summary["status"] == "diverged"
+    return math.nan if diverged else fmean(values[-math.ceil(len(values) / LAST) :])
+
+
+def reached(run: Run) -> Row | None:
+    """Returns the first of two evaluations in a row that meet the target."""
+    met = target_of(run).met_by
+    return next((row for row, after in pairwise(run.history) if met(row) and met(after)), None)
+
+
+def loss(runs: Sequence[Run]) -> float:
+    """Returns what the best point has least of: the mean result, or its negative."""
+    value = fmean(map(result, runs))
+    if not math.isfinite(value):
+        return math.inf
+    return -value if target_of(runs[0]).mode == "max" else value
+
+
+def by_point(runs: Sequence[Run], case_key: str) -> dict[Point, list[Run]]:
+    """Returns the runs of a grid by the overrides in which they differ, seed and case apart."""
+    given = [overrides(run) for run in runs]
+    keys = sorted({key for each in given for key in each} - {"seed", case_key})
+    keys = [key for key in keys if len({each.get(key) for each in given}) > 1]
+    points: dict[Point, list[Run]] = {}
+    for run, each in zip(runs, given, strict=True):
+        points.setdefault(tuple((key, each[key]) for key in keys if key in each), []).append(run)
+    return points
+
+
+def ranked(folder: Path, key: str, case: str) -> list[tuple[Point, list[Run]]]:
+    """Returns the points of a grid, the best one first: by the runs of a case, if it was tuned."""
+    runs = find_runs(folder)
+    own = [run for run in runs if overrides(run).get(key) == case]
+    points = by_point(own or runs, key)
+    return sorted(points.items(), key=lambda item: (loss(item[1]), item[0]))
+
+
+def at_edge(best: Point, points: Sequence[Point]) -> list[str]:
+    """Returns the keys of numbers whose best value is the least or the largest that was tried."""
+    found = []
+    for key, value in best:
+        tried = {v for point in points for k, v in point if k == key}
+        try:
+            numbers = sorted(map(float, tried))
+        except ValueError:  # names
+            continue
+        if float(value) in (numbers[0], numbers[-1]):
+            found.append(key)
+    return found
+
+
+def short_key(key: str) -> str:
+    """Returns the last part of a key."""
+    return re.split(r"[./]", key)[-1]
+
+
+def short(point: Point, edge: Sequence[str] = ()) -> str:
+    """Returns a point as a cell of a table; a star stands at what is at the edge of its grid."""
+    star = {key: r" \*" for key in edge}
+    return ", ".join(f"{short_key(key)} {v}{star.get(key, '')}" for key, v in point)
+
+
+def shown(value: float, metric: str) -> str:
+    """Returns a value as the tables have it, accuracies in %."""
+    return f"{100 * value:.1f}" if metric == "accuracy" else f"{value:.3g}"
+
+
+def spread(values: Sequence[float], metric: str) -> str:
+    """Returns mean and sample standard deviation."""
+    apart = f" ± {shown(stdev(values), metric)}" if len(values) > 1 else ""
+    return f"{shown(fmean(values), metric)}{apart}"
+
+
+def interval(differences: Sequence[float], metric: str) -> str:
+    """Returns the mean of paired differences and its confidence interval, by Student's t."""
+    from scipy import stats  # slow to load, and not for `best`
+
+    n, mean = len(differences), fmean(differences)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * stdev(differences) / math.sqrt(n)
+    low, high = shown(mean - half, metric), shown(mean + half, metric)
+    return f"{shown(mean, metric)} ({low} to {high}){'' if abs(mean) > half else ', undecided'}"
+
+
+def final_runs(folder: Path, key: str, case: str) -> list[Run]:
+    """Returns the runs of a case at its best point, in order of their seeds."""
+    order = ranked(folder / "tune", key, case)
+    best = dict.fromkeys(k for point, _ in order for k, _ in point) | dict(order[0][0])
+    chosen = []
+    for run in find_runs(folder / "final"):
+        given = overrides(run)
+        if given.get(key) == case and all(given.get(k) == value for k, value in best.items()):
+            chosen.append(run)
+    return sorted(chosen, key=lambda run: run.summary["seed"])
+
+
+def results(methods: Mapping[str, Sequence[Run]], against: str, cost: str) -> str:
+    """Returns the table of one setting, the best method first."""
+    target = target_of(next(iter(methods.values()))[0])
+    metric = target.metric
+    named = f"{metric} (%)" if metric == "accuracy" else metric
+    to = f"{COSTS[cost]} to {target.value:g}"
+    lines = [
+        f"| method | seeds | {named} | less {against} | {to} | MB to it |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    base = {run.summary["seed"]: result(run) for run in methods[against]}
+    for name, runs in sorted(methods.items(), key=lambda item: loss(item[1])):
+        ends = {run.summary["seed"]: result(run) for run in runs}
+        whole = [value for value in ends.values() if not math.isnan(value)]
+        seeds = str(len(ends)) if len(whole) == len(ends) else f"{len(whole)} of {len(ends)}"
+        pairs = [ends[seed] - base[seed] for seed in sorted(ends) if seed in base]
+        pairs = [pair for pair in pairs if not math.isnan(pair)]
+        less = interval(pairs, metric) if name != against and len(pairs) > 1 else ""
+        rows = [reached(run) for run in runs]
+        costs = ", ".join(f"{row[cost]:g}" if row else "–" for row in rows)  # noqa: RUF001
+        sizes = [(row["bytes_down"] + row["bytes_up"]) / 1e6 for row in rows if row]
+        size = f"{median(sizes):.3g}" if len(sizes) == len(rows) else ""
+        ending = spread(whole, metric) if whole else "diverged"
+        lines.append(f"| {name} | {seeds} | {ending} | {less} | {costs} | {size} |")
+    return "\n".join(lines)
+
+
+def tuning(methods: Mapping[str, Path], key: str, cases: Sequence[str]) -> str:
+    """Returns the table of what was tried, of the best point, and of the next one."""
+    lines = [f"| {short_key(key)} | method | tried | best | next |", "|---|---|---|---|---|"]
+    for case in cases:
+        for name, folder in methods.items():
+            order = ranked(folder / "tune", key, case)
+            metric, points = target_of(order[0][1][0]).metric, [point for point, _ in order]
+            tried: dict[str, dict[str, None]] = {}
+            for k, value in sorted((item for point in points for item in point), key=_number):
+                tried.setdefault(short_key(k), {})[value] = None
+            grid = "; ".join(f"{k} {', '.join(values)}" for k, values in tried.items())
+            edge = at_edge(points[0], points)
+            cells = [
+                f"{short(point, edge if point == points[0] else [])}: "
+                f"{spread([result(run) for run in runs], metric)}"
+                for point, runs in order[:2]
+            ]
+            lines.append(f"| {case} | {name} | {grid} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _number(item: tuple[str, str]) -> tuple[str, float, str]:
+    key, value = item
+    try:
+        return key, float(value), value
+    except ValueError:
+        return key, math.inf, value
+
+
+def report(root: Path, page: Path, against: str, key: str, cost: str = "round") -> None:
+    """Replaces the tables of a page, and its figures."""
+    from fl.reports.plots import compare  # slow to load, and not for `best`
+
+    methods = {folder.name: folder for folder in sorted(root.iterdir())}
+    of_one = find_runs(methods[against] / "final")
+    cases = list(dict.fromkeys(overrides(run)[key] for run in of_one))
+    parts = []
+    for case in cases:
+        runs = {name: final_runs(folder, key, case) for name, folder in methods.items()}
+        target = target_of(runs[against][0])
+        figure = page / f"{re.sub(r'[^0-9a-z]+', '_', case.lower()).strip('_')}.png"
+        compare(runs, target.metric, figure, axes=(cost,), target=target.value)
+        table = results(runs, against, cost)
+        title = f"{short_key(key)} {case}"
+        parts.append(f"### {title}\n\n{table}\n\n![{target.metric}, {title}]({figure.name})")
+    parts.append(f"### Tuning\n\n{tuning(methods, key, cases)}")
+    replace_tables(page / "README.md", "\n\n".join(parts))
+
+
+def print_best(folder: Path, key: str, cases: str) -> None:
+    """Prints overrides: a line for the cases that have the same best point."""
+    alike: dict[Point, list[str]] = {}
+    for case in cases.split(","):
+        order = ranked(folder, key, case)
+        best = order[0][0]
+        alike.setdefault(best, []).append(case)
+        if edge := at_edge(best, [point for point, _ in order]):
+            said = f"{folder}, {key}={case}: at the edge of the grid: {short(best, edge)}"
+            print(said, file=sys.stderr)
+    for best, found in alike.items():
+        print(f"{key}={','.join(found)}", *(f"{k}={value}" for k, value in best))
+
+
+if __name__ == "__main__":
+    task, folder, *others = sys.argv[1:]
+    if task == "best":
+        print_best(Path(folder), *others)
+    else:
+        report(Path(folder), Path(others[0]), *others[1:])
