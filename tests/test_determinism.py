@@ -115,7 +115,7 @@ def asynchronous(executor: Executor) -> SimulatedRun:
     parts = build(config)
 
     def server(grid: Grid, _: Context, recorder: Recorder) -> None:
-        arrays, layout = ArrayRecord(parts.model().state_dict()), parts.app.layout
+        arrays, layout = parts.initial(), parts.app.layout
         flight: dict[str, None] = {}
         order = iter(np.random.default_rng(0).integers(2, 26, size=150).tolist())
         sent = 0

@@ -263,8 +263,8 @@ REFUSALS = (
             and not c.traits.downlink
         ),
         "downlink is {downlink}",
-        "clients of {strategy} are sent different models, or several, and a compressed downlink is "
-        "one broadcast to all",
+        "clients of {strategy} are sent different models, several, or parts of one, and a "
+        "compressed downlink is one broadcast to all",
         "leave downlink out, and choose compressor=... for what clients send",
     ),
     Refusal(
@@ -317,14 +317,6 @@ REFUSALS = (
         "{client}",
         "of it and {strategy} only one knows the vector {lacking!r}",
         "{fitting}, or choose {home}",
-    ),
-    Refusal(
-        "A downlink and clients that hold parts of the model",
-        lambda c: c.downlink is not None and bool(c.traits.partial),
-        "downlink is {downlink}",
-        "clients of {strategy} are sent different parts of the model, and a compressed downlink is "
-        "one broadcast to all",
-        "leave downlink out",
     ),
     Refusal(
         "Compressors and parts that lack single weights",

@@ -30,6 +30,7 @@ ROOTS = (
     "fl.selection",
     "fl.simulation",
     "fl.strategies",
+    "fl.submodels",
     "fl.topologies",
     "flwr.serverapp.strategy",
     "flwr_datasets.partitioner",

@@ -342,7 +342,7 @@ BAD = {
     "+target.metrics=loss": "there is no key 'target.metrics'; did you mean target.metric",
     "run_config.lr=1": "there is no key 'run_config.lr': to add it, write +run_config.lr=VALUE",
     "strategy=fedavgg": "there is no strategy=fedavgg; did you mean fedavg or",
-    "strategy=xyz": "there is no strategy=xyz; there are: adpsgd, async_fedavg",
+    "strategy=xyz": "there is no strategy=xyz; there are: adpsgd, apfl, async_fedavg",
     "fleet/availability=nightly": "there are: always, behaviour, bernoulli, cyclic",
     "model._target_=fl.models.MPL": "model._target_ is fl.models.MPL, which cannot be imported",
     "seed": "'seed' is neither KEY=VALUE nor a command; the commands are help, report and resume",

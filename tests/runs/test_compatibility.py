@@ -7,10 +7,19 @@ from pathlib import Path
 import pytest
 
 from fl.attacks import IPM, Optimized
-from fl.clients import AdamW, AnchorSampling, ControlVariates, Gradient, Proximal, Sgd
-from fl.compression import Cast, Marina, Qsgd
+from fl.clients import (
+    AdamW,
+    AnchorSampling,
+    ControlVariates,
+    Gradient,
+    Hypergradient,
+    Proximal,
+    Sgd,
+)
+from fl.compression import EF21, Cast, Marina, Qsgd, TopK
 from fl.runs.compatibility import REFUSALS, Combination, refusals
 from fl.strategies import Driver, Traits
+from fl.vectors.layout import Layout
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 
@@ -33,6 +42,8 @@ def such(asked=10, **traits):
 
 
 SERVER = such()
+HYPER = such(carries=("last_update",))
+LAYOUT = Layout.of_vector("w", 4)
 PEERS = such(meets="peers", compressors="none")
 RING = such(meets="ring", compressors="memoryless", continues=True)
 
@@ -82,6 +93,34 @@ PAIRS = {
     "Clients that forget between tasks that are one training": (
         Combination(RING, rule=AdamW(lr=0.1, keep_moments=False)),
         Combination(RING, rule=AdamW(lr=0.1, keep_moments=True)),
+    ),
+    "A downlink of several models": (
+        Combination(such(downlink=False), None, Cast("bf16")),
+        Combination(SERVER, None, Cast("bf16")),
+    ),
+    "Compressors and parts that lack single weights": (
+        Combination(such(partial="stays", compressors="none"), Qsgd(levels=4)),
+        Combination(such(partial="stays"), Qsgd(levels=4)),
+    ),
+    "Compressors that remember and parts that change": (
+        Combination(such(partial="changes"), EF21(TopK(0.5)), layout=LAYOUT),
+        Combination(such(partial="stays"), EF21(TopK(0.5)), layout=LAYOUT),
+    ),
+    "Compressors that need every client and parts of the model": (
+        Combination(such(partial="stays"), Marina(Qsgd(levels=4), p=0.1), num_clients=10),
+        Combination(such(partial="stays"), Qsgd(levels=4), num_clients=10),
+    ),
+    "Forged updates, compressors and parts of the model": (
+        Combination(such(partial="stays"), Qsgd(levels=4), attack=IPM()),
+        Combination(such(partial="stays"), attack=IPM()),
+    ),
+    "Clients that remember and parts that change": (
+        Combination(such(partial="changes"), rule=AdamW(lr=0.1, keep_moments=True)),
+        Combination(such(partial="changes"), rule=Sgd(lr=0.1)),
+    ),
+    "Corrections that count on the length of steps, and optimizers that choose it themselves": (
+        Combination(HYPER, rule=AdamW(lr=0.1, keep_moments=False), correction=Hypergradient()),
+        Combination(HYPER, rule=Sgd(lr=0.1), correction=Hypergradient()),
     ),
     "Local layers and strategies that step by gradients": (
         Combination(such(sends="gradient"), rule=Gradient(), keeps=True),

@@ -94,6 +94,7 @@ def test_clients_that_have_no_examples_change_nothing_and_the_run_says_so(strate
         summary = ran_in_vain(tmp_path, strategy, app=lying(reports(0)))
     else:
         nobody = ["partition._target_=every_strategy.nobody", "~partition.seed"]
+        nobody.append("~partition.held_out")
         summary = ran_in_vain(tmp_path, strategy, *nobody)
     assert summary["faults"].keys() == {"no_step"}
     assert summary["final"]["unchanged_rounds"] == summary["faults"]["no_step"]

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+from every_strategy import LOCAL, MODELS, PARTIAL
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -23,7 +24,16 @@ STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("[!_]*.yaml")
 GROUPS = {  # key of the root to the folder of its members
     name: name
     for name in (
-        *("aggregator", "attack", "checkpoint", "client", "compressor", "data", "executor"),
+        *(
+            "adapter",
+            "aggregator",
+            "attack",
+            "checkpoint",
+            "client",
+            "compressor",
+            "data",
+            "executor",
+        ),
         *("feedback", "fleet", "model", "partition", "preaggregation", "tasks", "topology"),
     )
 } | {"downlink": "compressor", "then": "compressor"}
@@ -78,7 +88,8 @@ def test_member_is_refused_if_and_only_if_nothing_that_is_made_depends_on_it(str
 def test_every_key_of_the_root_is_asked_for_by_a_kind_of_run_or_referred_to():
     asked_for = {*unread.ALWAYS, *unread.OF_APPS, *unread.OF_OURS, *unread.OF_A_TASK}
     root = OmegaConf.load(CONF / "config.yaml")
-    keys = {str(key) for key in root if key not in ("defaults", "hydra")} | set(GROUPS)
+    keys = {str(key) for key in root if key not in ("defaults", "hydra")}
+    keys |= {*GROUPS, "adapter"}
     assert {key for key in keys - asked_for if not readers_of(key)} == set()
     assert asked_for <= keys | {"strategy"}
 
@@ -114,6 +125,8 @@ TOLD_AT_TIMES = {  # what some messages say: those to anchors, and those of the 
 def test_strategy_says_what_it_tells_clients_in_place_of_their_own_arguments(strategy, monkeypatch):
     own = ["strategy.rule.lr=0.05"] if strategy in SAME_RATE else []
     at_times = TOLD_AT_TIMES.get(strategy, set())
+    if strategy in (*PARTIAL, *LOCAL):  # a linear model has no layers to spare
+        own += MODELS.get(strategy, ["model=mlp"])
     config = composed(*tiny(f"strategy={strategy}", "+train_config.lr=0.05", *own))
     experiment = build(config)
     said: list[dict[str, object]] = []

@@ -216,6 +216,7 @@ class Rounds(Aggregating):
         self.min_evaluate_nodes = min_evaluate_nodes
         self.evaluate_model = evaluate_model
         self.weighted_by_key = weighted_by_key
+        self.sub_models = sub_models
         if noise_scale is not None and rule.num_models > 1:
             raise ConfigError(
                 f"noise_scale is {noise_scale}, and clients of {self.name} are sent "
@@ -224,7 +225,6 @@ class Rounds(Aggregating):
             )
         self.batch_size = batch_size
         self.noise = RoundNoise(noise_scale, batch_size, batch_test)
-        self.sub_models = sub_models
         if sub_models is not None:
             self._check_sub_models(sub_models)
 

@@ -118,9 +118,10 @@ class GlobalModel:
         clusters: of a method with several models, of which clients use one or a mixture.
     """
 
+    clusters: Clusters | None = None
+
     def __init__(self, arrays: ArrayRecord) -> None:
         self.layout = layout_of(arrays)
-        self.clusters: Clusters | None = None
         self._w: Row = from_record(self.layout, arrays)
         self._version = 0
         self._carried = carried(self.layout, arrays)
