@@ -2,7 +2,7 @@
 
 Li, Zhu, "Client-driven federated learning", arXiv:2405.15407 (2024), and its predecessor
 "Client-centric federated learning under dynamic mixtures of distributions" (OpenReview, ICLR 2024).
-No code of the authors is public, and the paper could not be had: the structure is that of its
+No code of the authors was found, and the paper could not be had: the structure is that of its
 abstract and of the public reviews; the formulas are put together from these, see `CDFL`.
 """
 
