@@ -15,6 +15,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fl.checks import at_least, not_negative, positive
+from fl.clients.app.choosing import model_key
 from fl.clients.app.inbox import ARRAYS_KEY, CONFIG_KEY, EVALUATED_KEY
 from fl.clients.app.outbox import METRICS_KEY
 from fl.errors import ConfigError
@@ -25,6 +26,7 @@ from fl.reports.client_rows import ClientRow
 from fl.runs.experiment import Experiment
 from fl.runs.fairness import fairness
 from fl.strategies import NodeModels
+from fl.strategies.drivers.cluster_models import ClusterModels
 
 _COUNTS = ("personal_clients", "personal_left_out")
 
@@ -181,8 +183,9 @@ class PersonalEvaluation:
     want of examples, "personal_clients" and "personal_left_out". Byzantine clients do not count.
 
     Where nodes learn without a server, the global model is the mean of theirs, and each has its
-    own. Where layers stay with the clients there is no global model; what a client would predict
-    with has its own.
+    own. Where the server has models of clusters, a client is sent all of them and chooses, or has
+    the mixture that the server last took it for. Where layers stay with the clients there is no
+    global model; what a client would predict with has its own.
 
     Args:
         experiment: what is learnt.
@@ -254,6 +257,12 @@ class PersonalEvaluation:
             shared = ArrayRecord(dict(arrays.items()))  # the mean alone
             models = {client_of(node): model for node, model in arrays.by_id().items()}
             own = {client: models[client] for client in self._clients if client in models}
+        elif isinstance(arrays, ClusterModels) and arrays.clusters.named:
+            shared = ArrayRecord(dict(arrays.items()))  # that stands for all
+            known = {
+                client_of(n): arrays.clusters.of(u) for n, u in arrays.clusters.mixtures.items()
+            }
+            own |= {i: arrays.record_of(known[i]) for i in self._clients if i in known}
         personal = self._asked(server_round, own, "personal", self._settings.fine_tune.told())
         found = {"global": personal, "personal": personal}
         if self._keeps:
@@ -281,7 +290,7 @@ class PersonalEvaluation:
         messages = {}
         for client, model in models.items():
             if id(model) not in contents:
-                contents[id(model)] = RecordDict({ARRAYS_KEY: model, CONFIG_KEY: says})
+                contents[id(model)] = RecordDict({**_records(model), CONFIG_KEY: says})
             messages[client] = contents[id(model)]
         answers = self._aside(messages, server_round)
         found: dict[int, dict[str, Any]] = {}
@@ -289,3 +298,11 @@ class PersonalEvaluation:
             metrics: Any = answer.metric_records[METRICS_KEY]
             found[client] = dict(metrics.items())
         return found
+
+
+def _records(model: ArrayRecord) -> dict[str, ArrayRecord]:
+    """Returns the records of a message with a model, or with those that a client chooses among."""
+    if not isinstance(model, ClusterModels) or model.clusters.named:
+        return {ARRAYS_KEY: model}
+    models = map(model.record_of, model.clusters.models)
+    return {model_key(ARRAYS_KEY, j): one for j, one in enumerate(models)}
