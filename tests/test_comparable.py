@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from every_strategy import LOCAL, MODELS, PARTIAL
 from flwr.app import ConfigRecord, RecordDict
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
@@ -85,7 +86,10 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def config_of(name: str) -> DictConfig:
-    config = composed(f"strategy={name}")
+    # A linear model has no layers to spare.
+    model = MODELS.get(name, ["model=mlp"]) if name in (*PARTIAL, *LOCAL) else []
+    unasked = ["personal.every=null"] if name in LOCAL else []  # before the first task
+    config = composed(f"strategy={name}", *model, *unasked)
     for part in config.tasks.values() if config.get("tasks") else [config]:
         part.client.batch_size, part.client.batching = 4, "off"
     return config
@@ -222,7 +226,9 @@ def test_no_strategy_does_more_local_work_than_others_but_where_that_is_the_meth
     works = {name: line.split(" | ")[2].split(",")[0] for name, line in rows.items()}
     inner = {"delayed_updates", "diloco", "eager_updates", "local_sgd", "streaming_diloco"}
     unlike = {name for name, work in works.items() if work not in ("1 epoch", "1 step")}
-    assert unlike == inner | {"fedcompass", "proxskip"}
+    assert unlike == inner | {"fedcompass", "per_fedavg", "pfedme", "proxskip"}
+    assert works["per_fedavg"] == "12 steps"  # 4 of the paper's, of 3 batches each
+    assert works["pfedme"] == "20 steps"  # R of its paper
     assert works["fedcompass"] == "1 to 5 steps"  # 4 are an epoch
     assert works["proxskip"] == "5 steps on average"  # until its coin falls
 

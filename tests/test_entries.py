@@ -40,12 +40,12 @@ from fl.runs.run import serve
 from fl.strategies import Exchange, driver_of
 from fl.vectors.layout import Layout
 
-KINDS = ["model._target_=all_kinds.AllKinds", "~model.hidden"]
+KINDS = ["model._target_=all_kinds.AllKinds", "~model.hidden", "~model.dropout"]
 
 
 def trained(strategy, *overrides, model="AllKinds"):
     """Returns an experiment and its run, after checking that nothing was refused in it."""
-    kinds = [f"model._target_=all_kinds.{model}", "~model.hidden"]
+    kinds = [f"model._target_=all_kinds.{model}", "~model.hidden", "~model.dropout"]
     experiment, run = ran(strategy, *kinds, *overrides)
     assert run.summary["status"] == "completed"
     assert run.summary["faults"].keys() <= {"forged"}

@@ -171,7 +171,7 @@ def test_batched_parts_agree_with_those_trained_alone(of):
 
 @pytest.mark.parametrize("strategy", ["heterofl", "fedrolex"])
 def test_statistics_of_a_batch_normalisation_are_averaged_where_they_are_held(strategy):
-    overrides = ["model._target_=all_kinds.Normed", "~model.hidden"]
+    overrides = ["model._target_=all_kinds.Normed", "~model.hidden", "~model.dropout"]
     experiment, run = ran(strategy, *overrides, "num_rounds=2")
     layout = experiment.app.layout
     first, last = row_of_record(experiment.initial()), row_of(run)
