@@ -9,12 +9,12 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from scripted_rounds import run
 
 from fl.clients import Corrected, CosineDecay, Gradient, Proximal, Sgd, StepDecay, Warmup
+from fl.clients.app.home import Home
 from fl.clients.app.inbox import Inbox
 from fl.errors import ConfigError
 from fl.execution.contract import Result
 from fl.simulation.world.faults import Faults
 from fl.strategies import FedAvg, FedAvgM, LinearScaling, QFedAvg, Rounds
-from fl.vectors.layout import Layout
 
 # ---- factors -------------------------------------------------------------------------------------
 
@@ -192,6 +192,6 @@ def test_a_factor_that_is_none_is_refused(factor):
 
 
 def test_clients_without_a_rate_refuse_a_factor():
-    inbox = Inbox(Layout.of(torch.nn.Linear(2, 2)), Gradient(), "Gradient")
+    inbox = Inbox(Home(torch.nn.Linear(2, 2)), Gradient(), "Gradient")
     with pytest.raises(ConfigError, match="Gradient"):
         inbox.scalars({"lr-factor": 2.0})

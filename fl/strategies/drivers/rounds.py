@@ -166,6 +166,7 @@ class Rounds(Aggregating):
         sub_models: SubModels | None = None,
         **aggregating: Any,
     ) -> None:
+        self.sub_models = sub_models  # which the name tells, also in errors
         super().__init__(
             rule, concurrency=None, patience=None, root_examples=root_examples, **aggregating
         )
@@ -216,7 +217,6 @@ class Rounds(Aggregating):
         self.min_evaluate_nodes = min_evaluate_nodes
         self.evaluate_model = evaluate_model
         self.weighted_by_key = weighted_by_key
-        self.sub_models = sub_models
         if noise_scale is not None and rule.num_models > 1:
             raise ConfigError(
                 f"noise_scale is {noise_scale}, and clients of {self.name} are sent "
