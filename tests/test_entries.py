@@ -127,7 +127,7 @@ def test_methods_that_step_by_gradients_alone_refuse_what_has_none(strategy):
     with pytest.raises(ConfigError, match=r"moved by gradients alone, and 'seen' .* has none"):
         build(configured(strategy, "client=gradient", *KINDS))
     with pytest.raises(ConfigError, match=r"'second\.weight' .* has none of its own"):
-        build(configured(strategy, "client=gradient", "model._target_=all_kinds.Tied", KINDS[1]))
+        build(configured(strategy, "client=gradient", "model._target_=all_kinds.Tied", *KINDS[1:]))
 
 
 @pytest.mark.parametrize("strategy", OUTER)
@@ -290,17 +290,17 @@ def test_a_journal_gives_every_kind_back_as_it_was():
 
 def test_a_model_without_anything_to_train_is_refused():
     with pytest.raises(ConfigError, match="nothing to train"):
-        build(configured("fedavg", "model._target_=all_kinds.AllFrozen", KINDS[1]))
+        build(configured("fedavg", "model._target_=all_kinds.AllFrozen", *KINDS[1:]))
 
 
 def test_a_model_in_half_precision_throughout_is_refused_with_the_remedy():
     with pytest.raises(ConfigError, match=r"does not fit the data: .* needs \.float\(\)"):
-        ran("fedavg", "model._target_=all_kinds.AllHalf", KINDS[1])
+        ran("fedavg", "model._target_=all_kinds.AllHalf", *KINDS[1:])
 
 
 def test_an_initial_model_with_infinities_is_refused_with_the_remedy():
     with pytest.raises(ConfigError, match=r"not finite in 'mask'.*not persistent"):
-        build(configured("fedavg", "model._target_=all_kinds.Masked", KINDS[1]))
+        build(configured("fedavg", "model._target_=all_kinds.Masked", *KINDS[1:]))
 
 
 def test_one_step_is_pytorchs_own():

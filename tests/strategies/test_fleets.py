@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+from every_strategy import LOCAL, MODELS, PARTIAL
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from stand_ins import Scripted, ScriptedFaults
@@ -41,6 +43,7 @@ N = 4
 EVERYBODY, LAST = range(N), [N - 1]
 HOUR, TIMEOUT_S = 3600.0, 120.0
 BACK_S = 2 * HOUR + 200.0
+AS_MUCH = {"fedbn": 61}  # FLOPs of a step, over those of a linear model
 SPEED = 14e3  # FLOP/s: a step of 128 examples takes about half a minute
 
 
@@ -125,6 +128,8 @@ TASK = ["client.batch_size=128", "client.local_epochs=null", "client.local_steps
 def config_of(name: str):
     overrides = [f"strategy={name}", "data=digits", "partition=iid", "model=logistic"]
     overrides += ["executor=serial", f"num_clients={N}", "target=null"]
+    if name in (*PARTIAL, *LOCAL):  # a linear model has no layers to spare
+        overrides += MODELS.get(name, ["model=mlp", "model.hidden=[8]"])
     with initialize_config_module("fl.conf", version_base=None):
         found = compose("config", overrides)
         given = {**SMALL, **({"concurrency": None} if name in WORKERS else {})}
@@ -189,7 +194,9 @@ def outcome(name: str, setting: str) -> tuple[int, int, str]:
             assert set(worked[later]) == set(EVERYBODY)
         ended.append((found["contributed"], found["available"], error))
 
-    fleet = uniform(N, 0, **{"flops": SPEED, **given.fleet}, down_bps=1e9, up_bps=1e9)
+    devices = {"flops": SPEED, **given.fleet}
+    devices["flops"] = np.multiply(devices["flops"], AS_MUCH.get(name, 1)).tolist()
+    fleet = uniform(N, 0, **devices, down_bps=1e9, up_bps=1e9)
     try:
         simulate(
             server, app_of(experiment), fleet, num_partitions=N, executor="serial", progress=False
