@@ -24,17 +24,9 @@ STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("[!_]*.yaml")
 GROUPS = {  # key of the root to the folder of its members
     name: name
     for name in (
-        *(
-            "adapter",
-            "aggregator",
-            "attack",
-            "checkpoint",
-            "client",
-            "compressor",
-            "data",
-            "executor",
-        ),
-        *("feedback", "fleet", "model", "partition", "preaggregation", "tasks", "topology"),
+        *("adapter", "aggregator", "attack", "checkpoint", "client", "compressor"),
+        *("data", "executor", "feedback", "fleet", "model", "partition"),
+        *("preaggregation", "tasks", "topology"),
     )
 } | {"downlink": "compressor", "then": "compressor"}
 
@@ -65,7 +57,8 @@ def test_member_is_refused_if_and_only_if_nothing_that_is_made_depends_on_it(str
     monkeypatch.setenv("FL_DATA_DIR", "nowhere")
     config = composed(f"strategy={strategy}")
     several = bool(config.get("tasks"))
-    made = {*MADE, "tasks"} if several else {*MADE, "tasks", "client", "data", "model", "partition"}
+    of_one = {"adapter", "client", "data", "model", "partition"}
+    made = {*MADE, "tasks"} if several else {*MADE, "tasks", *of_one}
     with open_dict(config):
         for key in GROUPS:
             kept = config.get(key)
@@ -89,7 +82,7 @@ def test_every_key_of_the_root_is_asked_for_by_a_kind_of_run_or_referred_to():
     asked_for = {*unread.ALWAYS, *unread.OF_APPS, *unread.OF_OURS, *unread.OF_A_TASK}
     root = OmegaConf.load(CONF / "config.yaml")
     keys = {str(key) for key in root if key not in ("defaults", "hydra")}
-    keys |= {*GROUPS, "adapter"}
+    keys |= {*GROUPS}
     assert {key for key in keys - asked_for if not readers_of(key)} == set()
     assert asked_for <= keys | {"strategy"}
 
