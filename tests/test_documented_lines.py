@@ -188,8 +188,19 @@ def test_every_line_of_fl_asks_for_what_can_be(line, monkeypatch):
         return
     assert usage.answer(words) is None
     overrides = [w for w in usage.given(words) if not w.startswith("hydra")]
-    sweep = "-m" in words
-    for job in jobs(overrides) if sweep else [overrides]:
+    first, *others = jobs(overrides) if "-m" in words else [overrides]
+    prepared(first)
+    if others:
+        prepared(others[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in FL if "-m" in line.command], ids=str)
+def test_every_job_of_every_sweep_can_be(line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if line.needs_data and not os.environ.get("FL_DATA_DIR"):
+        pytest.skip("reads files from FL_DATA_DIR, which is not set")
+    for job in jobs([w for w in usage.given(line.command[1:]) if not w.startswith("hydra")]):
         prepared(job)
 
 

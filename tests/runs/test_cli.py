@@ -234,6 +234,7 @@ def test_jobs_that_cannot_be_are_refused_before_the_first_begins_and_built_once(
     assert built[3:] == [(what, 0.1, seed) for seed in (0, 1) for what in ("prepare", "run_to_end")]
 
 
+@pytest.mark.slow
 def test_jobs_that_have_completed_are_not_built_again(
     call: Call, built: list[tuple[str, float, int]], tmp_path: Path
 ) -> None:
@@ -287,6 +288,7 @@ def test_a_check_sees_the_environment_that_hydra_makes_for_the_job(
     call(*folder, *SWEEP, *more, "seed=0,1", f"hydra.sweep.dir={tmp_path / 'many'}")
 
 
+@pytest.mark.slow
 def test_same_sweep_again_runs_only_what_is_missing_or_changed(
     call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -548,6 +550,7 @@ def test_group_that_is_null_has_no_member(call: Call, tmp_path: Path) -> None:
     assert null["config_digest"] == none["config_digest"]
 
 
+@pytest.mark.slow
 def test_exception_in_a_part_of_the_users_names_its_key(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(OWN_PARTS)
     run = [*QUICK, "views=false", "aggregator=median", "aggregator._target_=mine.Writing"]
@@ -678,6 +681,7 @@ def elsewhere(
     )
 
 
+@pytest.mark.slow
 def test_module_beside_the_working_directory_is_found_and_found_again_on_resume(
     tmp_path: Path,
 ) -> None:
