@@ -15,6 +15,8 @@ from itertools import count
 from flwr.app import Array, ArrayRecord, Message
 from flwr.clientapp import ClientApp
 
+from fl.simulation.cost import CostModel
+
 NUMPY = "numpy.ndarray"
 PICKLE = b"\x80\x04\x95\x1e\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system\x94"
 
@@ -152,14 +154,17 @@ def limit_memory(spare):
 
 
 def main(cases):
-    from every_strategy import ran
+    from every_strategy import LOCAL, ran
 
     ran("fedavg", "compressor=int8")  # whatever is imported late
     logging.disable(logging.CRITICAL)
     limit_memory(2**30)
     for case in cases:
         strategy, *overrides = case.split()
-        _, run = ran(strategy, f"num_rounds={len(RECORDS)}", *overrides, app=hostile())
+        if strategy in LOCAL:  # the app answers to no other message
+            overrides += ["personal.every=null", "target=null"]
+        rounds, at_once = f"num_rounds={len(RECORDS)}", CostModel(seconds=0.0)
+        _, run = ran(strategy, rounds, *overrides, app=hostile(), cost_model=at_once)
         summary = run.summary
         print(case, "|", summary["status"], summary["faults"].get("rejected", 0), flush=True)
 
