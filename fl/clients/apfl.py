@@ -13,11 +13,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fl.checks import not_negative
+from fl.checks import not_negative, within_unit
 from fl.clients.correction import Correction
 from fl.clients.local_optimizer import descend
 from fl.clients.rule import Batch, Finished, Received, Role, Scalar, State
-from fl.errors import ConfigError
 
 
 class Mixture(NamedTuple):
@@ -57,8 +56,7 @@ class APFL(Correction):
     clip_first: bool = field(default=True, init=False)  # the gradient stays as it is
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise ConfigError(f"alpha is {self.alpha}; it must be in [0, 1]")
+        within_unit("alpha", self.alpha)
         not_negative("alpha_lr", self.alpha_lr)
 
     @property

@@ -16,7 +16,7 @@ from typing import Literal
 
 from torch import nn
 
-from fl.checks import at_least
+from fl.checks import at_least, within_unit
 from fl.errors import ConfigError
 from fl.models.adapters import fitting
 
@@ -39,11 +39,8 @@ class LocalLayers(ABC):
     first: float | None = None
 
     def __post_init__(self) -> None:
-        first = self.first
-        if first is not None and (
-            isinstance(first, bool) or not isinstance(first, int | float) or not 0 <= first <= 1
-        ):
-            raise ConfigError(f"first is {first!r}; it must be null, or between 0 and 1")
+        if self.first is not None:
+            within_unit("first", self.first)
 
     @abstractmethod
     def names(self, model: nn.Module) -> Collection[str]:

@@ -11,8 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fl.checks import at_least, positive
-from fl.errors import ConfigError
+from fl.checks import at_least, positive, within_unit
 
 Schedule = Callable[[int], float]
 
@@ -70,8 +69,7 @@ class CosineDecay:
 
     def __post_init__(self) -> None:
         at_least("period", self.period, 1)
-        if not 0 <= self.floor <= 1:
-            raise ConfigError(f"floor is {self.floor}; it must be in [0, 1]")
+        within_unit("floor", self.floor)
 
     def __call__(self, index: int) -> float:
         """Returns the factor at an index."""

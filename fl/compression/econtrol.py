@@ -11,9 +11,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from fl.checks import within_unit
 from fl.compression.compressor import Compressor, Shapes, State, Vector, checked
 from fl.compression.tracking import Tracked
-from fl.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class EControl(Tracked):
 
     def __post_init__(self) -> None:
         self._check_first()
-        if not 0 <= self.eta <= 1:
-            raise ConfigError(f"eta is {self.eta}; it must be in [0, 1]")
+        within_unit("eta", self.eta)
 
     def init(self, shapes: Shapes) -> State:
         """Returns h = e = 0, sequence 0 and the state of C."""

@@ -338,9 +338,11 @@ def _tell_date() -> None:
 
 def _identity(config: Mapping[str, Any], seed: int, extra: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what must not change before a run is resumed."""
-    facts = {"configuration": config_digest(config), "seed": seed}
-    warm = {key: extra[key] for key in ("initial_model_sha256",) if key in extra}
-    return {**facts, **installed(), "data": plain(extra.get("data_sha256")), **warm}
+    facts = {"configuration": config_digest(config), "seed": seed, **installed()}
+    facts["data"] = plain(extra.get("data_sha256"))
+    if "initial_model_sha256" in extra:
+        facts["initial_model_sha256"] = extra["initial_model_sha256"]
+    return facts
 
 
 def _choose_batching(app: ClientApp, recovery: Recovery, *, shared: bool) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.checks import at_least, not_negative, positive
+from fl.checks import at_least, not_negative, positive, within_unit
 from fl.errors import ConfigError
 from fl.strategies.clusters import Clusters, Mixture
 from fl.strategies.event_rule import Arrivals, EventRule
@@ -102,8 +102,7 @@ class CDFL(EventRule):
         positive("sharpness", self.sharpness)
         for name in ("c1", "c2", "rho"):
             not_negative(name, getattr(self, name))
-        if not 0 <= self.alpha_0 <= 1:
-            raise ConfigError(f"alpha_0 is {self.alpha_0}; it must be in [0, 1]")
+        within_unit("alpha_0", self.alpha_0)
         if self.c1 + self.c2 > 1 + 1e-12:
             raise ConfigError(
                 f"c1 is {self.c1} and c2 is {self.c2}; together they must be at most 1"
