@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from numpy.typing import NDArray
 from torch import nn
 
 from fl.clients.app.inbox import ARRAYS_KEY
+from fl.clients.app.masks import masks_record, read_masks
 from fl.clients.app.training_app import TrainingApp
 from fl.clients.masked import MASK_KEY, Masked
+from fl.clients.pruning import SCORES_KEY
+from fl.clients.rule import Rule
 from fl.errors import ConfigError
 from fl.execution.contract import Payload, PlannedApp, Request, Result, RunInfo, Workload
-from fl.flower.arrays import read_array
 from fl.flower.carried import carried
 from fl.flower.content import content_of
 from fl.flower.messages import with_content
-from fl.flower.records import from_record, to_record, vector_record
+from fl.flower.records import from_record, record_vector, sparse_record, to_record, vector_record
 from fl.submodels import MASKS_KEY, Size, SubModel, masked, resized
 from fl.vectors.layout import Layout
 from fl.vectors.rows import as_tensor
@@ -60,6 +61,8 @@ class PartialApp(ClientApp, PlannedApp):
         structure: the whole model; its values are not used.
         least: shapes of the smallest part that a client may get, by which its memory is judged.
         scaled: divide what layers return by the share of their units, see `fl.submodels.resized`.
+        masking: makes of the whole app's rule that of parts which lack single numbers.
+        masked_structure: the model that trains them, of the same entries; None is `structure`.
     """
 
     def __init__(
@@ -70,15 +73,18 @@ class PartialApp(ClientApp, PlannedApp):
         least: Size,
         *,
         scaled: bool = False,
+        masking: Callable[[Rule], Rule] = Masked,
+        masked_structure: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.whole = whole
+        self._masking = masking
+        self._masked_structure = structure if masked_structure is None else masked_structure
         self._make = make
         self._structure = structure
         self._scaled = scaled
         self._least = least
         self._apps: dict[Size, TrainingApp] = {_size(whole.layout): whole}
-        self._masked: TrainingApp | None = None
         self.train()(self._answer)
         self.evaluate()(self._answer)
         self.query()(self._answer)
@@ -90,6 +96,8 @@ class PartialApp(ClientApp, PlannedApp):
 
     def memory_bytes(self) -> int:
         """Returns the memory that the smallest part needs, in bytes."""
+        if self._masking is not Masked:  # all parts lack numbers, and train by that app
+            return self.masked.memory_bytes()
         return self.memory_of(self._least)
 
     def memory_of(self, size: Size) -> int:
@@ -128,7 +136,7 @@ class PartialApp(ClientApp, PlannedApp):
     def _filled(self, content: RecordDict, record: ArrayRecord) -> _Read:
         """Returns a content with the whole model, whose missing numbers are 0, and the mask."""
         layout, masks = self.whole.layout, content[MASKS_KEY]
-        part = masked(layout, _masks(layout, masks))
+        part = masked(layout, read_masks(layout, masks))
         zeros = np.zeros(layout.size, np.float32)
         row = part.put(zeros, from_record(part.layout, record))
         ones = part.put(zeros, np.ones(len(part.positions), np.float32))
@@ -137,10 +145,13 @@ class PartialApp(ClientApp, PlannedApp):
             ARRAYS_KEY: to_record(layout, row, carried(layout, record)),
             MASK_KEY: vector_record(layout.select(as_tensor(ones))),
         }
-        if self._masked is None:
-            rule = Masked(self.whole.rule)
-            self._masked = self._make(model=self._structure, rule=rule, correction=None)
-        return _Read(self._masked, MASKS_KEY, Payload(content_of(whole), 0), part)
+        return _Read(self.masked, MASKS_KEY, Payload(content_of(whole), 0), part)
+
+    @cached_property
+    def masked(self) -> TrainingApp:
+        """The app of parts that lack single numbers."""
+        rule = self._masking(self.whole.rule)
+        return self._make(model=self._masked_structure, rule=rule, correction=None)
 
     def plan(
         self, payload: Payload, message_type: str, partition: int, seconds_per_flop: float
@@ -184,34 +195,31 @@ class PartialApp(ClientApp, PlannedApp):
         return reply
 
     def _cut(self, content: RecordDict, part: SubModel) -> RecordDict:
-        """Returns a reply's content with those numbers alone that the client holds."""
+        """Returns a reply's content with those numbers alone that the client holds.
+
+        Where the client has changed its mask, that goes with them; of what numbers are to be grown
+        by, zeros do not travel.
+        """
+        layout, others = self.whole.layout, dict(content)
+        mask, scores = others.pop(MASK_KEY, None), others.get(SCORES_KEY)
+        changed = None
+        if isinstance(mask, ArrayRecord) and len(mask):
+            changed = record_vector(mask, layout.num_trainable, "the mask").numpy()
+        if changed is not None and changed.any():  # nothing, of a client that did no step
+            held = layout.with_trained(np.ones(layout.size, np.float32), changed)
+            places = {e.name: slice(e.offset, e.offset + e.size) for e in layout.floats}
+            part = masked(layout, {name: held[places[name]] > 0 for name in part.bitmaps})
+            others[MASKS_KEY] = masks_record(part.bitmaps)
+        if isinstance(scores, ArrayRecord) and len(scores):
+            vector = record_vector(scores, layout.num_trainable, "the scores")
+            others[SCORES_KEY] = sparse_record(vector)
         model = content.get(ARRAYS_KEY)
         if not isinstance(model, ArrayRecord) or not len(model):
-            return content
-        layout = self.whole.layout
+            return content_of(others)
         row = part.of(from_record(layout, model, finite=False))
-        record = to_record(part.layout, row, carried(layout, model))
-        return content_of({**content, ARRAYS_KEY: record})
+        others[ARRAYS_KEY] = to_record(part.layout, row, carried(layout, model))
+        return content_of(others)
 
 
 def _size(layout: Layout) -> Size:
     return tuple(entry.shape for entry in layout.entries)
-
-
-def _masks(layout: Layout, record: Any) -> dict[str, NDArray[np.bool_]]:
-    """Returns which numbers of tensors a message has, shape (size,) each.
-
-    Raises:
-        ConfigError: the record is none of bitmaps of this model.
-    """
-    sizes = {entry.name: entry.size for entry in layout.floats}
-    masks = {}
-    for name, array in record.items() if isinstance(record, ArrayRecord) else ():
-        bits = read_array(array)
-        if name not in sizes or bits.dtype != np.uint8 or bits.shape != (-(-sizes[name] // 8),):
-            raise ConfigError(
-                f"the message's {MASKS_KEY!r} has {bits.dtype} of shape {bits.shape} for "
-                f"{name!r:.80}; it must have a bit for each number of an entry of the model"
-            )
-        masks[name] = np.unpackbits(bits, count=sizes[name]).astype(bool)
-    return masks

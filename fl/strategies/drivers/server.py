@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from fl.aggregation import check_result
 from fl.clients.app.choosing import chosen_model, model_key
+from fl.clients.app.masks import masks_record, read_masks
 from fl.errors import ConfigError, NoStep
 from fl.flower.carried import carried, median_carried
 from fl.flower.grid_view import Control
@@ -22,7 +23,7 @@ from fl.strategies.drivers.cluster_models import ClusterModels
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.forging import Forging
 from fl.strategies.drivers.tasks import Task, Tasks
-from fl.submodels import MASKS_KEY, SubModel
+from fl.submodels import MASKS_KEY, SubModel, masked
 from fl.vectors.rows import Row, as_tensor, mean
 
 
@@ -59,6 +60,7 @@ class Update:
         statistics: entries of the model that are not in the row.
         extras: vectors that came beside the model, shape (p,) each, by name.
         model: which of the method's models the client has trained from, where there are several.
+        part: what of the model it holds; None is all.
     """
 
     task: Task[Sent]
@@ -68,6 +70,7 @@ class Update:
     statistics: Mapping[str, Array]
     extras: Mapping[str, Row] = field(default_factory=dict)
     model: int = 0
+    part: SubModel | None = None
 
     @property
     def node(self) -> int:
@@ -163,9 +166,10 @@ class GlobalModel:
     ) -> Update:
         """Returns the update in a reply.
 
-        Of a client that was sent a part of the model, all else is as it was sent. A model's record
-        without arrays says that the model is the one that was sent, a vector's
-        that it is 0: neither travels.
+        Of a client that was sent a part of the model, all else is as it was sent. One that was sent
+        single numbers of tensors may return as many others, with their places. A model's record
+        without arrays says that the model is the one that was sent, a vector's that it is 0:
+        neither travels.
 
         Args:
             task: what was asked.
@@ -187,12 +191,29 @@ class GlobalModel:
         model = chosen_model(metrics, len(sent.models)) if sent.models else sent.model
         if not len(record):
             unchanged = sent.models[model] if sent.models else sent.w
-            return Update(task, unchanged, metrics, now, self._carried, extras, model)
-        layout = self.layout if sent.part is None else sent.part.layout
+            return Update(task, unchanged, metrics, now, self._carried, extras, model, sent.part)
+        part = sent.part
+        if part is not None and MASKS_KEY in reply.content:
+            part = self._regrown(part, reply.content[MASKS_KEY])
+        layout = self.layout if part is None else part.layout
         row = from_record(layout, record)
-        if sent.part is not None:
-            row = sent.part.put(sent.w, row)
-        return Update(task, row, metrics, now, carried(layout, record), extras, model)
+        if part is not None:
+            row = part.put(sent.w, row)
+        return Update(task, row, metrics, now, carried(layout, record), extras, model, part)
+
+    def _regrown(self, part: SubModel, record: Any) -> SubModel:
+        """Returns the part that a client holds after it has moved the mask that it was sent.
+
+        Raises:
+            ConfigError: it is none of as many numbers of the same tensors.
+        """
+        moved = masked(self.layout, read_masks(self.layout, record))
+        if moved.size != part.size or moved.bitmaps.keys() != part.bitmaps.keys():
+            raise ConfigError(
+                f"the reply's {MASKS_KEY!r} have other numbers of places than the message's; a "
+                "client may move them within their tensors"
+            )
+        return moved
 
     def staleness(self, task: Task[Sent]) -> int:
         """Returns the versions since the one that a task began with."""
@@ -425,9 +446,7 @@ class Server:
         beside = {name: vector_record(as_tensor(x)) for name, x in extras.items()}
         records[config_key] = ConfigRecord(config)
         if sent.part is not None and sent.part.bitmaps:
-            records[MASKS_KEY] = ArrayRecord(
-                {name: Array(bits) for name, bits in sent.part.bitmaps.items()}
-            )
+            records[MASKS_KEY] = masks_record(sent.part.bitmaps)
         content = RecordDict({**records, **beside})
         self._contents[key] = content, sent  # kept: of what is gone the id may be another's
         return content
