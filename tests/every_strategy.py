@@ -53,6 +53,7 @@ AVERAGING = [  # rounds of all clients
     "per_fedavg",
 ]
 PARTIAL = ["heterofl", "fedrolex", "random_submodels", "every_parameter_matters"]
+SPARSE = ["fedmef", "fedtiny", "feddst", "prunefl"]  # whose clients hold one part
 LOCAL = ["fedper", "fedrep", "fedbn", "lg_fedavg"]  # no server has the whole model
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
 EVENTS = [
@@ -73,7 +74,18 @@ REPLICAS = ["onebit_adam", "demo", "just_one_byte"]
 OUTER = ["diloco", "local_sgd", "streaming_diloco", "delayed_updates", "eager_updates"]
 GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking"]
 EVERY = [
-    *(*AVERAGING, *PARTIAL, *LOCAL, *ROUNDED, *EVENTS, *TASKS, *POLLING, *SERVERLESS, *OUTER),
+    *(
+        *AVERAGING,
+        *PARTIAL,
+        *SPARSE,
+        *LOCAL,
+        *ROUNDED,
+        *EVENTS,
+        *TASKS,
+        *POLLING,
+        *SERVERLESS,
+        *OUTER,
+    ),
     *GRADIENTS,
 ]
 

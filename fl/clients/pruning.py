@@ -23,7 +23,7 @@ from fl.clients.rule import Batch, Finished, Received, Role, Scalar, State
 from fl.errors import ConfigError
 
 SCORES_KEY = "scores"
-"""Record of a reply with what numbers are to be grown by, shape (p,); empty if none are asked for."""
+"""Record of a reply with what numbers are to be grown by, shape (p,); empty if not asked for."""
 
 TOP_KEY = "top-gradients"
 SQUARES_KEY = "squared-gradients"

@@ -456,7 +456,8 @@ def _scattered(layout: Layout, record: ArrayRecord) -> Row:
     positions, values = (read_array(record[name]) for name in (_POSITIONS, _VALUES))
     wide = positions.astype(np.int64)
     if (
-        (positions.dtype, values.dtype) != (np.uint32, np.float32)
+        positions.dtype != np.uint32
+        or values.dtype != np.float32
         or positions.ndim != 1
         or positions.shape != values.shape
         or (np.diff(wide) <= 0).any()

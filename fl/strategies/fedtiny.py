@@ -18,7 +18,7 @@ from fl.clients.pruning import FIRST_KEY, FORWARD_KEY, LAST_KEY, TOP_KEY
 from fl.errors import NoStep
 from fl.randomness import generator
 from fl.strategies.round_rule import Updates
-from fl.strategies.sparse import CosineSparseRule
+from fl.strategies.sparse import CosineSparseRule, moved
 from fl.submodels import Layer, Mask, by_magnitude, shared_out
 from fl.vectors.rows import Row
 
@@ -134,6 +134,11 @@ class FedTiny(CosineSparseRule):
         """Returns that gradients of a block are to be sent."""
         first, last = self.block(len(state.layers), server_round)
         return {TOP_KEY: ratio, FIRST_KEY: first, LAST_KEY: last}
+
+    def adjusted(self, state: Any, updates: Updates, ratio: float) -> Any:
+        """Returns the state after the adjustment of the block that clients were told."""
+        first, last = (int(updates.told[0][key]) for key in (FIRST_KEY, LAST_KEY))
+        return moved(state, self.growth(updates), ratio, state.layers[first : last + 1])
 
     def block(self, layers: int, server_round: int) -> tuple[int, int]:
         """Returns the first and the last layer of the block that is adjusted after a round."""

@@ -36,7 +36,9 @@ class Sparse(NamedTuple):
 class SparseRule(RoundRule):
     """FedAvg of a sparse model, whose mask a subclass adjusts after some of the rounds.
 
-    w <- w + sum_i n_i (w_i - w) / sum_i n_i
+        w <- w + sum_i n_i (w_i - w) / sum_i n_i
+
+    Clients of a round hold the numbers that the mask has, and train nothing else.
     """
 
     needs: ClassVar[tuple[str, ...]] = (SCORES_KEY,)
@@ -90,8 +92,11 @@ class SparseRule(RoundRule):
             updates: of the round.
             ratio: alpha_t.
         """
-        G = np.abs(updates.placed(updates.extra(SCORES_KEY).mean()))
-        return moved(state, G, ratio, state.layers)
+        return moved(state, self.growth(updates), ratio, state.layers)
+
+    def growth(self, updates: Updates) -> Row:
+        """Returns |mean of the gradients that clients sent|, shape (d,)."""
+        return np.abs(updates.placed(updates.extra(SCORES_KEY).mean()))
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,14 @@ class CosineSparseRule(SparseRule):
         if server_round % self.adjust_every or server_round > self.adjust_until:
             return 0.0
         return self.alpha / 2 * (1 + math.cos(math.pi * server_round / self.adjust_until))
+
+    def configs(
+        self, state: Any, server_round: int, n: int, rng: np.random.Generator
+    ) -> Sequence[Mapping[str, Any] | None]:
+        """Returns what a round of adjustment asks, if there is anything to take in."""
+        if state.mask.all():
+            return [{}] * n
+        return super().configs(state, server_round, n, rng)
 
 
 def moved(state: Any, growth: Row, ratio: float, layers: Sequence[Layer]) -> Any:

@@ -16,11 +16,20 @@ from fl.submodels.sparse_mask import (
     shared_out,
 )
 from fl.submodels.sub_models import SubModels
-from fl.submodels.submodel import MASKS_KEY, Size, SubModel, masked, resized, slice_of
+from fl.submodels.submodel import (
+    MASK_NUMBER_KEY,
+    MASKS_KEY,
+    Size,
+    SubModel,
+    masked,
+    resized,
+    slice_of,
+)
 from fl.submodels.units import HasUnits, Place, Units, importance, units_of
 
 __all__ = [
     "MASKS_KEY",
+    "MASK_NUMBER_KEY",
     "ByMemory",
     "Capacity",
     "EveryParameterMatters",

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from fl.clients.app.inbox import ARRAYS_KEY
+from fl.clients.app.inbox import ARRAYS_KEY, CONFIG_KEY
 from fl.clients.app.masks import masks_record, read_masks
+from fl.clients.app.message_config import read_int
 from fl.clients.app.training_app import TrainingApp
 from fl.clients.masked import MASK_KEY, Masked
 from fl.clients.pruning import SCORES_KEY
@@ -23,9 +25,12 @@ from fl.flower.carried import carried
 from fl.flower.content import content_of
 from fl.flower.messages import with_content
 from fl.flower.records import from_record, record_vector, sparse_record, to_record, vector_record
-from fl.submodels import MASKS_KEY, Size, SubModel, masked, resized
+from fl.submodels import MASK_NUMBER_KEY, MASKS_KEY, Size, SubModel, masked, resized
 from fl.vectors.layout import Layout
-from fl.vectors.rows import as_tensor
+from fl.vectors.rows import Row, as_tensor
+
+_MASK_STATE, _NUMBER_STATE = "fl.mask", "fl.mask-number"  # records of a client's Context.state
+_NUMBER = "number"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +42,14 @@ class _Read:
         key: what the messages to that app share.
         payload: the content, with the whole model in the place of single numbers.
         part: which numbers these are; None without.
+        recalls: whether the client has to know: until then all numbers of `payload` are 0.
     """
 
     app: TrainingApp
     key: Hashable
     payload: Payload
     part: SubModel | None = None
+    recalls: bool = False
 
 
 class PartialApp(ClientApp, PlannedApp):
@@ -129,23 +136,58 @@ class PartialApp(ClientApp, PlannedApp):
         if not isinstance(record, ArrayRecord) or set(record) != layout.names:
             return _Read(self.whole, None, payload)  # which says what is wrong, if it is
         if MASKS_KEY in payload.content:
-            return self._filled(payload.content, record)
+            return self._filled(payload.content, record, payload.content[MASKS_KEY])
+        if _number(payload.content) is not None:
+            nothing = np.zeros(layout.size, np.float32)
+            content = self._with(payload.content, nothing, nothing, carried(layout, record))
+            return _Read(self.masked, MASKS_KEY, Payload(content, 0), recalls=True)
         size = tuple(tuple(record[entry.name].shape) for entry in layout.entries)
         return _Read(self.of(size), size, payload)
 
-    def _filled(self, content: RecordDict, record: ArrayRecord) -> _Read:
+    def _filled(self, content: RecordDict, record: ArrayRecord, masks: Any) -> _Read:
         """Returns a content with the whole model, whose missing numbers are 0, and the mask."""
-        layout, masks = self.whole.layout, content[MASKS_KEY]
+        layout = self.whole.layout
         part = masked(layout, read_masks(layout, masks))
         zeros = np.zeros(layout.size, np.float32)
         row = part.put(zeros, from_record(part.layout, record))
         ones = part.put(zeros, np.ones(len(part.positions), np.float32))
-        whole = {
+        whole = self._with(content, row, ones, carried(layout, record))
+        return _Read(self.masked, MASKS_KEY, Payload(whole, 0), part)
+
+    def _with(
+        self, content: RecordDict, row: Row, mask: Row, others: dict[str, Array]
+    ) -> RecordDict:
+        """Returns a content with a model and the mask, shape (d,) each, as masked rules take it."""
+        layout = self.whole.layout
+        items = {
             **{key: value for key, value in content.items() if key != MASKS_KEY},
-            ARRAYS_KEY: to_record(layout, row, carried(layout, record)),
-            MASK_KEY: vector_record(layout.select(as_tensor(ones))),
+            ARRAYS_KEY: to_record(layout, row, others),
+            MASK_KEY: vector_record(layout.select(as_tensor(mask))),
         }
-        return _Read(self.masked, MASKS_KEY, Payload(content_of(whole), 0), part)
+        return content_of(items)
+
+    def _recalled(self, content: RecordDict, state: RecordDict | None) -> _Read:
+        """Returns what a message says to a client that keeps the mask.
+
+        Raises:
+            ConfigError: it keeps another, or none.
+        """
+        number = _number(content)
+        kept: Any = {} if state is None else state.get(_NUMBER_STATE, {})
+        if state is None or _MASK_STATE not in state or kept.get(_NUMBER) != number:
+            raise ConfigError(
+                f"the message has mask {number} without its places, and the client keeps mask "
+                f"{kept.get(_NUMBER)}: the server sends them to whoever has not answered to it"
+            )
+        record: Any = content[ARRAYS_KEY]
+        return self._filled(content, record, state[_MASK_STATE])
+
+    def _kept(self, content: RecordDict) -> dict[str, Any]:
+        """Returns what a client keeps of a message: a mask that it is to know next time."""
+        number = _number(content)
+        if number is None or MASKS_KEY not in content:
+            return {}
+        return {_MASK_STATE: content[MASKS_KEY], _NUMBER_STATE: ConfigRecord({_NUMBER: number})}
 
     @cached_property
     def masked(self) -> TrainingApp:
@@ -176,20 +218,35 @@ class PartialApp(ClientApp, PlannedApp):
 
     def train_many(self, requests: Sequence[Request], run: RunInfo) -> list[Result]:
         """Returns the results of requests with parts of one size; see `TrainingApp.train_many`."""
-        reads: list[_Read] = [request.payload.read_by(self) for request in requests]
+        reads: list[_Read] = []
+        recalled: dict[tuple[int, int], _Read] = {}  # clients may share what they keep
+        for request in requests:
+            read: _Read = request.payload.read_by(self)
+            if read.recalls:
+                content, state = request.payload.content, request.state or RecordDict()
+                key = (id(content), id(state.get(_MASK_STATE)))
+                if key not in recalled:
+                    recalled[key] = self._recalled(content, state)
+                read = recalled[key]
+            reads.append(read)
         inner = [
             replace(request, payload=read.payload)
             for request, read in zip(requests, reads, strict=True)
         ]
         results = reads[0].app.train_many(inner, run)
-        for result, read in zip(results, reads, strict=True):
+        for result, read, request in zip(results, reads, requests, strict=True):
             if read.part is not None and result.content is not None:
                 result.content = self._cut(result.content, read.part)
+            if kept := self._kept(request.payload.content):
+                result.state = RecordDict({**(result.state or {}), **kept})
         return results
 
     def _answer(self, message: Message, context: Context) -> Message:
         read = self.read(message.content)
+        if read.recalls:
+            read = self._recalled(message.content, context.state)
         reply: Message = read.app(with_content(message, read.payload.content), context)
+        context.state.update(self._kept(message.content))
         if read.part is not None and reply.has_content():
             reply.content = self._cut(reply.content, read.part)
         return reply
@@ -219,6 +276,11 @@ class PartialApp(ClientApp, PlannedApp):
         row = part.of(from_record(layout, model, finite=False))
         others[ARRAYS_KEY] = to_record(part.layout, row, carried(layout, model))
         return content_of(others)
+
+
+def _number(content: RecordDict) -> int | None:
+    """Returns the number of the mask that a message's part has, if it says one."""
+    return read_int(content.get(CONFIG_KEY, {}), MASK_NUMBER_KEY, least=0)
 
 
 def _size(layout: Layout) -> Size:

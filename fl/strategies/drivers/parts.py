@@ -103,19 +103,37 @@ class OnePart:
     Args:
         layout: of the model.
         state: returns what there is of the model now.
+
+    Attributes:
+        number: of the mask that was last sent, from 1.
     """
 
     def __init__(self, layout: Layout, state: Callable[[], Sparse]) -> None:
+        self.number = 0
         self._layout = layout
         self._state = state
         self._last: tuple[Mask, SubModel] | None = None
+        self._known: dict[int, int] = {}  # node -> number of the mask that it has answered to
 
     def of(self, server: Server, node: int, place: int) -> SubModel:
         """Returns the part; arguments as of `Parts.of`."""
         state = self._state()
         if self._last is None or self._last[0] is not state.mask:
             self._last = (state.mask, part_of(self._layout, state.layers, state.mask))
+            self.number += 1
         return self._last[1]
+
+    def is_known(self, node: int) -> bool:
+        """Returns whether a client keeps the mask that was last sent."""
+        return self._known.get(node) == self.number
+
+    def answered(self, node: int, number: int) -> None:
+        """Notes that a client has answered to a message with this mask."""
+        self._known[node] = number
+
+    def failed(self, node: int) -> None:
+        """Notes that a client has not answered: it may have lost what it kept."""
+        self._known.pop(node, None)
 
     def measured(
         self, w: Row, holds: NDArray[np.bool_], places: Sequence[slice]

@@ -46,7 +46,7 @@ from fl.strategies.drivers.tasks import Task
 from fl.strategies.rates import Rate, check_factors, check_rate, factor_of
 from fl.strategies.round_rule import HasModel, RoundRule, Updates, check_state
 from fl.strategies.sparse import Sparse, SparseRule
-from fl.submodels import SparseMask, SubModels
+from fl.submodels import MASK_NUMBER_KEY, SparseMask, SubModels
 from fl.vectors.rows import Row
 
 log = logging.getLogger("fl")
@@ -139,6 +139,7 @@ class Rounds(Aggregating):
     rules = RoundRule
     example = "FedAvg"
     rule: RoundRule
+    state: HasModel
     reads_timeout = True
     takes_empty = True  # their weight is 0, and the rule's business
 
@@ -422,7 +423,6 @@ class Rounds(Aggregating):
         trained = trained if known is None else list(known.trainable)
         self.places = [slice(entry.offset, entry.offset + entry.size) for entry in trained]
         self.trained = sum(entry.size for entry in trained)
-        self.state: HasModel
         if not self.rule.prunes:  # which `model` has done
             self.state = self.rule.init(server.w, self.trained)
         if server.model.clusters is not None:
@@ -546,20 +546,30 @@ class Rounds(Aggregating):
         alike: dict[tuple[Any, ...], list[int]] = {}
         for place, ((node, config), j) in enumerate(zip(told, cohorts.tolist(), strict=True)):
             part = None if self.parts is None else self.parts.of(server, node, place)
-            alike.setdefault((j, part, *sorted(config.items())), []).append(node)
+            knows = isinstance(self.parts, OnePart) and self.parts.is_known(node)
+            alike.setdefault((j, part, knows, *sorted(config.items())), []).append(node)
         beside_rule: dict[str, Any] = {}
         if (size := self.noise.told_size) is not None:
             beside_rule["batch-size"] = size
         if self.lr_schedule is not None:
             n = min(waits_for, len(told))
             beside_rule[LR_FACTOR_KEY] = factor_of(self.lr_schedule, server.version, n)
+        if isinstance(self.parts, OnePart):
+            beside_rule[MASK_NUMBER_KEY] = self.parts.number
         extras, tasks = self.rule.broadcast(self.state), []
-        for (j, part, *pairs), group in alike.items():
+        for (j, part, knows, *pairs), group in alike.items():
             config, old = dict(pairs), (server.version, models[j])
             beside = {name: extras[name] for name in self.rule.carried_by(config)}
             told_group = {**config, **beside_rule}
             tasks += server.send(
-                group, told_group, old=old, extras=beside, part=part, models=choice, model=j
+                group,
+                told_group,
+                old=old,
+                extras=beside,
+                part=part,
+                places=not knows,
+                models=choice,
+                model=j,
             )
         return tasks
 
@@ -620,12 +630,15 @@ class Rounds(Aggregating):
             self.known = self.selection.late(self.known, update.node, update.seconds)
             server.discard(update)
             return
+        if isinstance(self.parts, OnePart):
+            self.parts.answered(update.node, update.config[MASK_NUMBER_KEY])
         self.replies.append(self._folded(server, update))
         if len(self.replies) >= self.waits_for or not self.awaited:
             self.close(server)
 
     def failed(self, server: Server, task: Task[Sent]) -> None:
         """Ends the round if nobody else is awaited."""
+        self._unheard(task)
         seconds = server.now - task.sent_s
         seconds = math.inf if seconds >= server.tasks.ttl_s else seconds
         if task.message_id in self.timed:
@@ -658,6 +671,8 @@ class Rounds(Aggregating):
     def close(self, server: Server) -> None:
         """Ends the round: clients that are late are told so, and what has come makes a step."""
         missed = {task.node: server.now - self.round_began for task in self.awaited.values()}
+        for task in self.awaited.values():
+            self._unheard(task)
         if self.abort:
             for task in server.tasks:  # not those that have arrived at this very instant
                 if task.message_id in self.awaited:
@@ -670,6 +685,10 @@ class Rounds(Aggregating):
                 server.discard(update)
         else:
             self.finish(server, replies, missed)
+
+    def _unheard(self, task: Task[Sent]) -> None:
+        if isinstance(self.parts, OnePart):
+            self.parts.failed(task.node)
 
     def _learn(
         self, server: Server, replies: Sequence[Update], missed: Mapping[int, float]

@@ -352,6 +352,7 @@ class Server:
         kind: str = "",
         extras: Mapping[str, Row] | None = None,
         part: SubModel | None = None,
+        places: bool = True,
         models: Sequence[Row] = (),
         model: int = 0,
     ) -> list[Task[Sent]]:
@@ -364,6 +365,7 @@ class Server:
             kind: what sort of work it is, if there are several that take different times.
             extras: vectors that the messages carry beside the model, shape (p,) each, by name.
             part: what of the model is sent; None is all.
+            places: say of which single numbers of tensors it is; the clients may know.
             models: those among which each client chooses, instead of a single one.
             model: which of the method's models it is, where each client is sent one of several.
         """
@@ -372,7 +374,8 @@ class Server:
         version, w = (self.version, models[0] if models else self.w) if old is None else old
         choice = tuple(models) if len(models) > 1 else ()
         sent = Sent(version, w, dict(config or {}), part, choice, model)
-        return self.tasks.send(self._content(sent, extras or {}), list(nodes), sent, kind)
+        content = self._content(sent, extras or {}, places=places)
+        return self.tasks.send(content, list(nodes), sent, kind)
 
     def step(
         self,
@@ -426,14 +429,14 @@ class Server:
         """Reports that an update will not be used."""
         self.control.discarded(update.task.message_id, self.staleness(update))
 
-    def _content(self, sent: Sent, extras: Mapping[str, Row]) -> RecordDict:
+    def _content(self, sent: Sent, extras: Mapping[str, Row], *, places: bool) -> RecordDict:
         """Returns the message's content; the same object for equal ones, so it is shared."""
         if self._contents_of != self.version:
             self._contents, self._contents_of = {}, self.version
         told = tuple(sorted(sent.config.items()))
         models = sent.models or (sent.w,)
         beside_key = ((name, id(x)) for name, x in extras.items())
-        key = (*map(id, models), id(sent.part), sent.version, told, *beside_key)
+        key = (*map(id, models), id(sent.part), places, sent.version, told, *beside_key)
         known = self._contents.get(key)
         if known is not None:
             return known[0]
@@ -445,7 +448,7 @@ class Server:
         config = {**self._config, **sent.config, "server-round": sent.version + 1}
         beside = {name: vector_record(as_tensor(x)) for name, x in extras.items()}
         records[config_key] = ConfigRecord(config)
-        if sent.part is not None and sent.part.bitmaps:
+        if sent.part is not None and sent.part.bitmaps and places:
             records[MASKS_KEY] = masks_record(sent.part.bitmaps)
         content = RecordDict({**records, **beside})
         self._contents[key] = content, sent  # kept: of what is gone the id may be another's
