@@ -89,7 +89,10 @@ EVERY = [
     *GRADIENTS,
 ]
 
-MODELS = {"fedbn": ["model=resnet8", "model.channels=[4,4,4]"]}  # which has layers that normalise
+MODELS = {
+    "fedbn": ["model=resnet8", "model.channels=[4,4,4]"],  # which has layers that normalise
+    "fedtiny": ["strategy.rule.candidates=1"],  # or its first rounds train nothing
+}
 
 # What every fleet here has: four clients, all of them asked, where a strategy can say so.
 SIZES = {

@@ -59,7 +59,7 @@ class FedTiny(CosineSparseRule):
     from the last to the first and again. Layers form as equal blocks as can be.
 
     Attributes:
-        candidates: C, at least 1; 1 selects nothing.
+        candidates: C, at least 1; 1 selects nothing. A run of C rounds or fewer trains nothing.
         spread: in [0, 1).
         blocks: at least 1; 1 adjusts all layers at once.
         seed: of the draws.
@@ -80,11 +80,6 @@ class FedTiny(CosineSparseRule):
         at_least("candidates", self.candidates, 1)
         share("spread", self.spread)
         at_least("blocks", self.blocks, 1)
-
-    @property
-    def prepares(self) -> int:
-        """Rounds that select."""
-        return self.candidates if self.candidates > 1 else 0
 
     def pruned(self, w: Row, layers: Sequence[Layer]) -> Candidates:
         """Returns the first candidate."""
@@ -120,7 +115,8 @@ class FedTiny(CosineSparseRule):
 
     def ratio(self, server_round: int) -> float:
         """Returns alpha_t; 0 while candidates are looked at."""
-        return 0.0 if server_round <= self.prepares else super().ratio(server_round)
+        looked_at = self.candidates if self.candidates > 1 else 0
+        return 0.0 if server_round <= looked_at else super().ratio(server_round)
 
     def configs(
         self, state: Any, server_round: int, n: int, rng: np.random.Generator

@@ -244,6 +244,7 @@ class RoundRule(ABC):
         folds: whether `step` uses the mean of the deltas and nothing else, so that large models
             need not be held all at once.
         everybody: whether a step takes all clients, by what the method is.
+        prepares: rounds at the beginning that leave the model as it is, whatever comes.
         prunes: whether the state has a field `mask`, shape (d,), with what the model has; see
             `fl.strategies.sparse`.
         num_models: models that the clients of a round are sent, in cohorts of equal size.
@@ -258,6 +259,7 @@ class RoundRule(ABC):
     tells: ClassVar[Mapping[str, str]] = {}
     folds: ClassVar[bool] = True
     everybody: ClassVar[bool] = False
+    prepares: ClassVar[int] = 0
     prunes: ClassVar[bool] = False
     num_models: int = 1
     clients_choose: ClassVar[bool] = False
@@ -287,11 +289,6 @@ class RoundRule(ABC):
         The key of a message that would replace each, to the rule's attribute with its value.
         """
         return {}
-
-    @property
-    def prepares(self) -> int:
-        """Rounds at the beginning that learn nothing, whatever comes."""
-        return 0
 
     @property
     def alone(self) -> int:

@@ -15,7 +15,7 @@ from types import FunctionType, ModuleType
 import numpy as np
 import pytest
 import torch
-from every_strategy import PARTIAL
+from every_strategy import PARTIAL, SPARSE
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from hydra import compose, initialize_config_module
@@ -50,7 +50,7 @@ def event_driven():
 
 
 # These ask for more of a model than named arrays: its units, further draws, its loss.
-OF_REAL_MODELS = {*PARTIAL, "ifca", "cdfl"}
+OF_REAL_MODELS = {*PARTIAL, *SPARSE, "ifca", "cdfl"}
 STRATEGIES = [name for name in event_driven() if name not in OF_REAL_MODELS]
 SLOTS = EventDriven.free_slots
 MORE = {"sync_st that calls clients off": ("sync_st", {"first": 2})}
