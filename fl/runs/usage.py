@@ -55,7 +55,8 @@ Federated learning with real training in simulated time.
 
   fl KEY=VALUE ... --cfg job    shows a run's configuration, and runs nothing
   fl --version                  fl's, and of what its results depend on
-  fl report --help, fl compare --help, fl resume --help, fl --hydra-help (Hydra's own flags)
+  fl COMMAND --help             of report, compare, resume
+  fl --hydra-help               Hydra's own flags
 """
 _WIDEST = 100
 _VALUED = (  # Hydra's flags that take the next word
