@@ -21,7 +21,7 @@ from fl.runs.averaging import LatestWeightAverage
 from fl.runs.build import prepare
 from fl.runs.central import train_centrally
 from fl.runs.choices import announce
-from fl.runs.evaluation import EvaluationSchedule, TimeIsUp, central_evaluation, task_evaluation
+from fl.runs.evaluation import Enough, EvaluationSchedule, central_evaluation, task_evaluation
 from fl.runs.experiment import Experiment, ForeignApp, app_of
 from fl.runs.journal import RunStart, source_sha256
 from fl.runs.journal.command import command_of_job, foreign_parts
@@ -108,7 +108,8 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
             train_config=train_config_of(config),
             evaluate_fn=schedule,
         )
-    except TimeIsUp:
+    except Enough as why:
+        print(f"fl: the run ends, as {why}", flush=True)
         recorder.final(schedule.close())
     except Diverged:
         recorder.final(schedule.close())
