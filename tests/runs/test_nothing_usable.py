@@ -183,7 +183,10 @@ def scaled(size, clients=range(CLIENTS)):
 
 @pytest.mark.parametrize("size", [3.4e38, pytest.param(1e20, marks=slow)])
 @pytest.mark.parametrize("strategy", cases([s for s in EVERY if s not in REPLICAS]))
-def test_finite_updates_whose_sum_is_not_leave_the_last_finite_model(strategy, size):
+def test_finite_updates_whose_sum_is_not_leave_the_last_finite_model(strategy, size, tmp_path):
+    if strategy == "qfedavg":  # whose step is as small as the updates are large: none, in float32
+        ran_in_vain(tmp_path, strategy, app=lying(scaled(size)))
+        return
     _, run = ran(strategy, *client_of(strategy), app=lying(scaled(size)))
     assert run.summary["status"] in ("completed", "diverged")
     assert all(np.isfinite(array).all() for array in model_of(run).values())
