@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from fl.data.drift import DRIFT_BEGINS
 from fl.errors import ConfigError, Diverged
 from fl.flower.grid_view import Clock, GridView
+from fl.reports.model_file import FROZEN
 from fl.reports.table import print_results
 from fl.reports.target import final_value
 from fl.runs.averaging import LatestWeightAverage
@@ -38,6 +39,7 @@ from fl.runs.simulator import SimulatedRun, epoch_of, simulate, simulate_app
 from fl.runs.sweep import side_by_side
 from fl.runs.transcript import shown_once
 from fl.runs.trust import source_files
+from fl.runs.warm_start import frozen_sha256
 from fl.simulation.grid import SimGrid
 
 
@@ -185,6 +187,8 @@ def facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
         told = {"data_sha256": {name: task.data.fingerprint() for name, task in tasks.items()}}
     if config.initial_model is not None:
         told["initial_model_sha256"] = arrays_sha256(experiment.initial())
+    if frozen := frozen_sha256(experiment):
+        told[FROZEN] = frozen
     if byzantine := experiment.strategy.exchange.byzantine:
         told["byzantine"] = sorted(byzantine)
     if config.central_epochs:
