@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All runs of this experiment, 3 to tune each of 7 methods and 3 to compare it:
+# All runs of this experiment, 4 to tune each of 7 methods and 3 to compare it:
 #
 #   bash experiments/fedmef/run.sh && python experiments/tuned.py report outputs/fedmef experiments/fedmef fedmef partition.alpha
 #
@@ -15,7 +15,7 @@ COMMON=(data=digits model=mlp fleet=cross_silo num_clients=20 partition=dirichle
   client.local_epochs=2)
 source "$(dirname "$0")/../tuned.sh"
 
-RATES=client.rule.lr=0.1,0.3,1
+RATES=client.rule.lr=0.1,0.3,1,3
 MASK=(strategy.rule.adjust_every=4) # of a model that has a tenth of its numbers
 UNTIL=(strategy.rule.adjust_until=28 strategy.rule.alpha=0.4)
 
