@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,9 @@ from fl.runs.transcript import shown_once
 from fl.runs.trust import source_files
 from fl.runs.warm_start import frozen_sha256
 from fl.simulation.grid import SimGrid
+from fl.simulation.kernel.trace import Event
+
+log = logging.getLogger("fl")
 
 
 def run_experiment(config: DictConfig, **how: Any) -> float | None:
@@ -170,6 +174,7 @@ def _asking(
         config.seed,
         {**train_config_of(config), **told},
         grid.aside,
+        grid.control.answers,
         recorder.remember,
         recorder.clients,
     )
@@ -214,12 +219,12 @@ def _run_own(
     config: DictConfig, experiment: Experiment, start: RunStart, directory: Path | None
 ) -> SimulatedRun:
     announce()
-    tasks = experiment.tasks
+    tasks, byzantine = experiment.tasks, experiment.strategy.exchange.byzantine
 
     def server(grid: Grid, context: Context, recorder: Recorder) -> None:
         serve(experiment, config, grid, recorder)
 
-    return simulate(
+    run = simulate(
         server,
         app_of(experiment),
         experiment.fleet,
@@ -232,6 +237,14 @@ def _run_own(
         client_rows=config.personal.rows,
         **_common(config, directory),
     )
+    asked = run.trace.client[run.trace.kind == Event.DISPATCH]
+    if byzantine and not byzantine.intersection(asked.tolist()):
+        log.warning(
+            "attack is set, and nothing was attacked: none of the %d Byzantine clients was asked "
+            "to train; choose a fleet whose clients are there, as fleet=cross_silo, or more rounds",
+            len(byzantine),
+        )
+    return run
 
 
 def _run_app(
