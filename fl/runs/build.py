@@ -76,7 +76,7 @@ from fl.runs.unread import (
     unread_below,
     unread_groups,
 )
-from fl.runs.warm_start import warm_start
+from fl.runs.warm_start import warm_experiment
 from fl.selection import Selection
 from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
@@ -318,7 +318,7 @@ def _joined(
     check_personal(personal_of(config), experiment, config.get("client", {}).get("evaluate_on"))
     if config.initial_model is None:
         return experiment
-    return replace(experiment, warm=warm_start(experiment.initial(), config.initial_model))
+    return replace(experiment, warm=warm_experiment(experiment, config.initial_model))
 
 
 def _blamed(config: DictConfig, name: str, make: Callable[..., Any]) -> Callable[..., Any]:
@@ -634,6 +634,17 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
         )
 
 
+def _check_ends_itself(config: DictConfig) -> None:
+    """Raises ConfigError if a target is wrong, or is to end a run that its own app ends."""
+    target = target_of(config)
+    for name in ("stop", "patience") if target is not None else ():
+        if value := getattr(target, name):
+            raise ConfigError(
+                f"target.{name} is {value!r}, and the app itself says when its run ends: leave it "
+                "out"
+            )
+
+
 def _foreign(config: DictConfig) -> ForeignApp:
     problems = Problems()
     problems += absent(config, OF_EVERY_RUN)
@@ -643,7 +654,7 @@ def _foreign(config: DictConfig) -> ForeignApp:
     for name in ("fleet", "executor", "cost_model"):
         with problems.noted():
             parts[name] = _made(config, name)
-    for check in (target_of, saved_models, lambda c: recovery_of(c, RunStart())):
+    for check in (_check_ends_itself, saved_models, lambda c: recovery_of(c, RunStart())):
         with problems.noted():
             check(config)
     with problems.noted():
