@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from fl.clients.per_fedavg import PerFedAvg
     from fl.clients.pfedme import MoreauEnvelope
     from fl.clients.proximal import Proximal
+    from fl.clients.proximal_own import ProximalOwn
     from fl.clients.proxskip import ProxSkipShift
     from fl.clients.rule import Batch, Finished, Received, Rule
     from fl.clients.sam import Sam
@@ -93,6 +94,7 @@ __getattr__ = lazily(
         "PerFedAvg": "fl.clients.per_fedavg",
         "ProxSkipShift": "fl.clients.proxskip",
         "Proximal": "fl.clients.proximal",
+        "ProximalOwn": "fl.clients.proximal_own",
         "Received": "fl.clients.rule",
         "Replica": "fl.clients.app.replica",
         "Rule": "fl.clients.rule",
@@ -145,6 +147,7 @@ __all__ = [
     "PerFedAvg",
     "ProxSkipShift",
     "Proximal",
+    "ProximalOwn",
     "Received",
     "Replica",
     "Rule",

@@ -257,7 +257,7 @@ class PersonalEvaluation:
             shared = ArrayRecord(dict(arrays.items()))  # the mean alone
             models = {client_of(node): model for node, model in arrays.by_id().items()}
             own = {client: models[client] for client in self._clients if client in models}
-        elif isinstance(arrays, ClusterModels) and arrays.clusters.named:
+        elif isinstance(arrays, ClusterModels) and arrays.clusters.mixes:
             shared = ArrayRecord(dict(arrays.items()))  # that stands for all
             known = {
                 client_of(n): arrays.clusters.of(u) for n, u in arrays.clusters.mixtures.items()
@@ -302,7 +302,7 @@ class PersonalEvaluation:
 
 def _records(model: ArrayRecord) -> dict[str, ArrayRecord]:
     """Returns the records of a message with a model, or with those that a client chooses among."""
-    if not isinstance(model, ClusterModels) or model.clusters.named:
+    if not isinstance(model, ClusterModels) or model.clusters.mixes:
         return {ARRAYS_KEY: model}
     models = map(model.record_of, model.clusters.models)
     return {model_key(ARRAYS_KEY, j): one for j, one in enumerate(models)}

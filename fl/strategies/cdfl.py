@@ -133,7 +133,7 @@ class CDFL(EventRule):
 
     def clusters(self, state: CDFLState) -> Clusters:
         """Returns the models, and the mixtures as they were estimated last."""
-        return Clusters(state.models, state.mixtures, named=True)
+        return Clusters(state.models, state.mixtures, named=True, mixes=True)
 
     def model_for(self, state: CDFLState, node: int) -> Row:
         """Returns a_m = sum_k u_k w_k, shape (d,), of a client's last u, or of equal shares."""

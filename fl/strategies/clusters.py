@@ -22,11 +22,13 @@ class Clusters:
         models: shape (k, d), float32.
         mixtures: of the clients that have been heard of, by node: what the server last knew.
         named: whether cluster k is the k-th of the data, not only some group of clients.
+        mixes: whether a client uses a mixture of the models, not one of them.
     """
 
     models: Row
     mixtures: Mapping[int, Mixture] = field(default_factory=dict)
     named: bool = False
+    mixes: bool = False
 
     def of(self, mixture: Mixture) -> Row:
         """Returns sum_k u_k w_k, shape (d,): what a client of this mixture uses."""

@@ -9,7 +9,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 from torch import Tensor
 
-from fl.clients.app.choosing import Received, model_key
+from fl.clients.app.choosing import SMOOTHING_KEY, Received, model_key
 from fl.clients.app.home import Home
 from fl.clients.app.message_config import read_float, read_int
 from fl.clients.correction import Corrected
@@ -147,6 +147,16 @@ class Instructions:
         return found
 
     @cached_property
+    def smoothing(self) -> float | None:
+        """By which smoothing the client mixes several models; None if it does not mix them.
+
+        Raises:
+            ConfigError: it is no number above 0.
+        """
+        smoothing = read_float(self.config, SMOOTHING_KEY, above=0.0)
+        return smoothing if self.num_models > 1 else None
+
+    @cached_property
     def server(self) -> dict[str, Tensor]:
         """The vectors beside the model that the task needs, shape (p,) each.
 
@@ -239,7 +249,7 @@ class Instructions:
         if model:
             self.models  # noqa: B018 (read and kept)
         self.limits, self.server, self.scalars, self.amount, self.fitting_steps  # noqa: B018
-        self.batch_size  # noqa: B018
+        self.batch_size, self.smoothing  # noqa: B018
 
 
 def read_amount(config: Mapping[str, Any]) -> tuple[int | None, int | None]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fl.checks import read_if
 from fl.clients.app.batching import Batching, Mode, check_mode
-from fl.clients.app.choosing import Chooser
+from fl.clients.app.choosing import SMOOTHING_KEY, Chooser, mixed
 from fl.clients.app.downlink import Downlink, is_compressed
 from fl.clients.app.home import Home
 from fl.clients.app.inbox import (
@@ -61,6 +61,7 @@ _OBEYED = (
     "local-steps",
     "deadline-s",
     "elapsed-s",
+    SMOOTHING_KEY,
 )  # whatever the rule
 
 
@@ -93,7 +94,7 @@ class TrainingApp(ClientApp, PlannedApp):
     and "elapsed-s". Other keys are somebody else's and are ignored.
 
     A message may carry several models: the client goes on with the one that has the lowest loss on
-    its training examples, see `fl.clients.app.choosing`.
+    its training examples, or with a mixture of them, see `fl.clients.app.choosing`.
 
     A deadline bounds the time of training: the client does as many whole steps as fit, and at least
     one, since a device learns what a step takes by doing it; its partial work counts like full
@@ -289,6 +290,8 @@ class TrainingApp(ClientApp, PlannedApp):
         instructions: Instructions = payload.read_by(self)
         known = self._reply_bytes
         reply_bytes = known and known[instructions.num_models > 1]
+        if instructions.smoothing is not None:
+            reply_bytes = None
         return self._planner.plan(
             instructions, message_type, partition, seconds_per_flop, reply_bytes
         )
@@ -552,8 +555,15 @@ class TrainingApp(ClientApp, PlannedApp):
             )
         rows = self.data.rows(partition % self.data.num_partitions, sent_s)
         models = [self.home.completed(*model, state) for model in instructions.models]
-        chosen = self._chooser.best(models, rows)
-        row, others = models[chosen]
+        chosen, mixture = 0, None
+        if instructions.smoothing is None:
+            chosen = self._chooser.best(models, rows)
+            row, others = models[chosen]
+        else:
+            mixture = self._chooser.shares(models, rows, instructions.smoothing)
+            sent = mixed(self.layout, [own for own, _ in instructions.models], mixture)
+            _, apart = instructions.models[int(mixture.argmax())]
+            row, others = self.home.completed(sent, apart, state)
         return Training(
             seed=seed,
             client=partition,
@@ -567,7 +577,8 @@ class TrainingApp(ClientApp, PlannedApp):
             steps=0,
             batch_size=self._planner.batch_size(instructions.batch_size),
             deadline_s=None,
-            model=chosen if len(models) > 1 else None,
+            model=chosen if len(models) > 1 and mixture is None else None,
+            mixture=mixture,
         )
 
     def _done(
