@@ -29,7 +29,6 @@ from fl.aggregation import (
 from fl.checks import at_least, positive, read_if
 from fl.clients.app.choosing import SMOOTHING_KEY, mixed, model_key
 from fl.clients.app.inbox import EVALUATED, EVALUATED_KEY
-from fl.clients.local_optimizer import LR_FACTOR_KEY
 from fl.errors import ConfigError, NoStep
 from fl.flower.records import from_record
 from fl.randomness import generator
@@ -42,9 +41,10 @@ from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.parts import Parts, held, measured
 from fl.strategies.drivers.replies import not_reported
 from fl.strategies.drivers.round_noise import RoundNoise
+from fl.strategies.drivers.round_rates import RoundRates
 from fl.strategies.drivers.server import GlobalModel, Sent, Server, Update
 from fl.strategies.drivers.tasks import Task
-from fl.strategies.rates import Rate, check_factors, check_rate, factor_of
+from fl.strategies.rates import Rate
 from fl.strategies.round_rule import HasModel, RoundRule, Updates, check_state
 from fl.submodels import SubModels
 from fl.vectors.rows import Row
@@ -191,15 +191,7 @@ class Rounds(Aggregating):
             raise ConfigError(f"over_selection is {over_selection}; it must be at least 1")
         if deadline_s is not None:
             positive("deadline_s", deadline_s)
-        check_rate("eta_schedule", eta_schedule)
-        check_rate("lr_schedule", lr_schedule)
-        if eta_schedule is not None and not hasattr(rule, "eta"):
-            raise ConfigError(
-                f"eta_schedule is {eta_schedule!r:.80}, and {type(rule).__name__} has no rate eta: "
-                "leave it out, or use lr_schedule"
-            )
-        self.eta_schedule = eta_schedule
-        self.lr_schedule = lr_schedule
+        self.rates = RoundRates(rule, eta_schedule, lr_schedule)
         self.selection = UniformSampling() if selection is None else selection
         if self.wants_own_update and not rule.folds:
             raise ConfigError(
@@ -268,8 +260,7 @@ class Rounds(Aggregating):
     def tells(self) -> Mapping[str, Any]:
         """What every message says beside the model, by the argument that it comes from."""
         told: dict[str, Any] = {key: f"rule.{name}" for key, name in self.rule.tells.items()}
-        if self.lr_schedule is not None:
-            told[LR_FACTOR_KEY] = 1.0
+        told |= self.rates.told(0, 1)
         if self.noise.test is not None:
             told["batch-size"] = "batch_size"
         return told
@@ -346,8 +337,7 @@ class Rounds(Aggregating):
                 f"num_rounds={num_rounds} learns nothing: {self.name} leaves the model as it is "
                 f"before round {self.rule.prepares + 1}"
             )
-        for name in ("eta_schedule", "lr_schedule"):
-            check_factors(name, getattr(self, name), num_rounds, 1)
+        self.rates.check_rounds(num_rounds)
 
     def replies_of(self, num_clients: int) -> int:
         """Returns N of a round that begins when so many clients are available."""
@@ -421,11 +411,11 @@ class Rounds(Aggregating):
         self.opens_s = math.inf  # when the next round is to open, after one of nobody
         self.folded: Fold | None = None
         self.sending: tuple[int, list[Row]] | None = None  # the rule's models, of which version
-        self.lr_factor: float | None = None  # of the clients' rate, in the last round with a step
         self.parts: Parts | None = None
         if self.sub_models is not None:
             self.parts = Parts(self.sub_models, self.exchange, server, self.seed)
         self.noise.begin(self.places)
+        self.rates.begin()
 
     @property
     def is_open(self) -> bool:
@@ -523,12 +513,9 @@ class Rounds(Aggregating):
                 mixtures.append((node, config, mixed(server.model.layout, models, u)))
                 continue
             alike.setdefault((j, part, *sorted(config.items())), []).append(node)
-        beside_rule: dict[str, Any] = {}
+        beside_rule: dict[str, Any] = self.rates.told(server.version, min(waits_for, len(told)))
         if (size := self.noise.told_size) is not None:
             beside_rule["batch-size"] = size
-        if self.lr_schedule is not None:
-            n = min(waits_for, len(told))
-            beside_rule[LR_FACTOR_KEY] = factor_of(self.lr_schedule, server.version, n)
         extras, tasks = self.rule.broadcast(self.state), []
         for (j, part, *pairs), group in alike.items():
             config, old = dict(pairs), (server.version, models[j])
@@ -693,11 +680,11 @@ class Rounds(Aggregating):
             remedy = "min_available_nodes waits until more clients are there"
             self._abandon(server, usable, NoStep(f"{few}: {error}; {remedy}"))
             return
-        if rates := self._rates(server.version):
+        if rates := self.rates.of(server.version, self.waits_for):
             server.tasks.control.measured(rates)
         clusters = self.rule.clusters(state)
         if server.step(state.w, usable, of_one_version=True, clusters=clusters):
-            self.lr_factor = rates.get("lr_factor", 1.0)
+            self.rates.stepped(rates)
             self.state = state._replace(w=server.w)
             self.results.update(self.latest)
 
@@ -747,7 +734,8 @@ class Rounds(Aggregating):
         clients = self.wanted if self.noise.grows_clients else self.waits_for
         self.noise.measure(server, updates, usable, self.aggregator, clients)
         with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
-            state = self._stepped(server, updates)
+            rates = self.rates.of(server.version, self.waits_for)
+            state = self.rates.step(self.state, updates, rates)
             new = self._with_buffers(server, state.w, updates)
         new = server.model.layout.rounded(np.ascontiguousarray(new, dtype=np.float32))
         check_result("the server", new)
@@ -799,26 +787,6 @@ class Rounds(Aggregating):
         if self.sub_models is None or self.sub_models.weighted:
             return updates
         return updates.unweighted()
-
-    def _stepped(self, server: Server, updates: Updates) -> HasModel:
-        """Returns the rule's next state, at the rates of the round."""
-        rule, state, rates = self.rule, self.state, self._rates(server.version)
-        if "eta" in rates:
-            rule = replace(rule, eta=rates["eta"])  # type: ignore[type-var]
-        if "lr_factor" in rates and self.lr_factor is not None:
-            state = rule.at_rate(state, rates["lr_factor"] / self.lr_factor)
-        made: HasModel = rule.step(state, updates)
-        return made
-
-    def _rates(self, t: int) -> dict[str, float]:
-        """Returns the rates of round t, from 0, that have a schedule; of clients the factor."""
-        rates = {}
-        if self.eta_schedule is not None:
-            eta: float = self.rule.eta  # type: ignore[attr-defined]
-            rates["eta"] = eta * factor_of(self.eta_schedule, t, self.waits_for)
-        if self.lr_schedule is not None:
-            rates["lr_factor"] = factor_of(self.lr_schedule, t, self.waits_for)
-        return rates
 
     def _with_buffers(self, server: Server, w: Row, updates: Updates) -> Row:
         if not self.buffers or self.rule.clients_choose:
