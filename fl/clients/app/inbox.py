@@ -48,13 +48,15 @@ class Inbox:
         home: says what of the model travels.
         rule: of the clients.
         needing: name of what needs the vectors beside the model.
+        seconds: how long a task takes at the most, s; None has no limit.
     """
 
-    def __init__(self, home: Home, rule: Rule, needing: str) -> None:
+    def __init__(self, home: Home, rule: Rule, needing: str, seconds: float | None = None) -> None:
         self.home = home
         self.layout = home.sent.layout
         self.rule = rule
         self.needing = needing
+        self.seconds = seconds
         self.reader = RecordReader(self.layout)
 
     def read(self, content: RecordDict) -> Instructions:
@@ -223,8 +225,13 @@ class Instructions:
 
     @cached_property
     def limits(self) -> tuple[float | None, float | None]:
-        """Its "deadline-s" and "elapsed-s", of which one is None, or both."""
-        return read_limits(self.config)
+        """Its deadline and "elapsed-s", of which one is None, or both.
+
+        The deadline is "deadline-s", or before, if the client contacts the server before.
+        """
+        deadline, elapsed = read_limits(self.config)
+        limits = [s for s in (deadline, self._inbox.seconds) if s is not None]
+        return (None, elapsed) if elapsed is not None else (min(limits, default=None), None)
 
     @cached_property
     def fitting_steps(self) -> int | None:

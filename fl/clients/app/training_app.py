@@ -38,6 +38,7 @@ from fl.clients.app.replica import Replica
 from fl.clients.app.trainer import Trainer
 from fl.clients.app.training import Training, moved
 from fl.clients.app.uplink import Uplink
+from fl.clients.contact import Contact
 from fl.clients.correction import Corrected, Correction
 from fl.clients.local_first import LocalFirst
 from fl.clients.local_layers import LocalLayers
@@ -129,6 +130,7 @@ class TrainingApp(ClientApp, PlannedApp):
         rule: what a local step does.
         correction: of the gradients that the rule follows; None leaves them as they are.
         local_layers: which layers stay with the client; None keeps none there.
+        contact: when a client ends its task before all of the local work is done; None never does.
         batch_size: examples of a step; None takes all of the client's.
         local_epochs: passes over the client's examples in a task; None if `local_steps` is set.
         local_steps: steps of a task, however many epochs these are; None if `local_epochs` is set.
@@ -165,6 +167,7 @@ class TrainingApp(ClientApp, PlannedApp):
         *,
         correction: Correction | None = None,
         local_layers: LocalLayers | None = None,
+        contact: Contact | None = None,
         batch_size: int | None = 32,
         local_epochs: int | None = 1,
         local_steps: int | None = None,
@@ -203,11 +206,17 @@ class TrainingApp(ClientApp, PlannedApp):
                 f"evaluate_on is 'test', but data {data.name!r} has no held-out examples for each "
                 "client: set it to 'train'"
             )
+        if contact is not None and not isinstance(contact, Contact):
+            raise ConfigError(
+                f"contact is {contact!r:.80}; it must be null, or have a _target_ that makes a "
+                "fl.clients.Contact"
+            )
         self.device = _found_device(device)
         self.data = data
         self.optimizer = rule
         self.correction = correction
         self.local_layers = local_layers
+        self.contact = contact
         self.rule = rule if correction is None else _corrected(rule, correction)
         if local_layers is not None and local_layers.first is not None:
             self.rule = _local_first(rule, correction, local_layers.first)
@@ -231,7 +240,9 @@ class TrainingApp(ClientApp, PlannedApp):
         if correction is not None:
             correction.check_model(self._model)
         self.batching: Mode = batching
-        self._inbox = Inbox(self.home, self.rule, type(correction or rule).__name__)
+        seconds = None if contact is None else contact.seconds
+        watching = contact if contact is not None and contact.watches else None
+        self._inbox = Inbox(self.home, self.rule, type(correction or rule).__name__, seconds)
         self._planner = Planner(
             self._model,
             self.home.whole,
@@ -242,6 +253,7 @@ class TrainingApp(ClientApp, PlannedApp):
             local_steps=local_steps,
             drop_last=drop_last,
             evaluate_on=self.evaluate_on,
+            open_end=watching is not None,
         )
         self._trainer = Trainer(
             self._model,
@@ -254,6 +266,7 @@ class TrainingApp(ClientApp, PlannedApp):
             batching=batching,
             device=self.device,
             has_mods=self._has_mods,
+            contact=watching,
         )
         self._outbox = Outbox(self.home, self.rule)
         self._chooser = Chooser(self._model, self.home.whole, data, self.device)
@@ -273,6 +286,7 @@ class TrainingApp(ClientApp, PlannedApp):
         """Whether clients may keep something: layers, or of their rule, compressed links, mods."""
         links = bool(self.uplink or self.downlink)
         own = self.home.keeps or not self.rule.returns_only_the_model
+        own = own or (self.contact is not None and self.contact.watches)
         return own or self._has_mods or links
 
     def memory_bytes(self) -> int:
