@@ -16,12 +16,11 @@ source "$HERE/../tuned.sh"
 contacts=(strategy.concurrency=null personal.every=30)
 rounds=(strategy.fraction_train=1.0 personal.every=2)
 
-tune cdfl strategy=cdfl "${contacts[@]}" client.rule.lr=0.1,0.3 strategy.rule.sharpness=8,16
-tune fedasync strategy=fedasync "${contacts[@]}" client.rule.lr=0.1,0.3 strategy.rule.alpha=0.3,0.6
-tune fedsoft strategy=fedsoft "${rounds[@]}" \
-  client.rule.lr=0.1,0.3 strategy.rule.lam=0.1,1
-tune ifca strategy=ifca "${rounds[@]}" client.rule.lr=0.03,0.1,0.3,1
-tune local strategy=local personal.every=2 client.rule.lr=0.03,0.1,0.3,1
+tune cdfl strategy=cdfl "${contacts[@]}" client.rule.lr=0.1,0.3
+tune fedasync strategy=fedasync "${contacts[@]}" client.rule.lr=0.1,0.3
+tune fedsoft strategy=fedsoft "${rounds[@]}" client.rule.lr=0.1,0.3
+tune ifca strategy=ifca "${rounds[@]}" client.rule.lr=0.1,0.3
+tune local strategy=local personal.every=2 client.rule.lr=0.1,0.3
 
 CASES=null,30
 final cdfl strategy=cdfl "${contacts[@]}"
