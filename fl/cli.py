@@ -4,6 +4,7 @@ fl key=value ...      runs one experiment
 fl -m key=a,b ...     a sweep: every combination
 fl resume DIR         continues a run
 fl report DIR...      makes a page about runs
+fl compare A B        says why two runs differ
 """
 
 from __future__ import annotations
@@ -303,6 +304,10 @@ def _command(arguments: list[str]) -> bool:
 
         report.main(arguments[1:])
         return True
+    if arguments[:1] == ["compare"]:
+        from fl.reports import difference
+
+        return difference.main(arguments[1:])
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # for a `_target_` of the user's own, as with python -m
     if arguments[:1] == ["resume"]:

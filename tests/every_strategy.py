@@ -15,6 +15,7 @@ from fl.data.partition import Split
 from fl.runs.build import build
 from fl.runs.experiment import app_of
 from fl.runs.run import serve
+from fl.runs.settings import target_of
 from fl.selection import Choice, Selection
 
 CLIENTS, ROUNDS = 4, 3
@@ -138,6 +139,7 @@ def ran(strategy, *overrides, app=None, num_partitions=CLIENTS, directory=None, 
         executor="serial",
         progress=False,
         directory=directory,
+        target=target_of(config),
         cost_model=cost_model,
     )
     return experiment, run

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hydra import compose, initialize_config_module
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from fl.errors import ConfigError
 from fl.runs.choices import announce
 from fl.runs.configuration import check_values, explain
 from fl.runs.experiment import Experiment
+from fl.runs.python import composed
 from fl.runs.trust import check_targets
 
 # Keys that say what the simulator does. On a deployment they can have no effect.
@@ -94,7 +94,7 @@ def compose_experiment(overrides: Sequence[str]) -> DictConfig:
                 "written, and there is nothing else of Hydra's to configure"
             )
     try:
-        with _composed(list(overrides)) as config:
+        with composed(overrides) as config:
             # A strategy may choose a fleet for the simulator; nobody has asked for it.
             strategy = HydraConfig.get().runtime.choices["strategy"]
             _check_simulator_only(config, compose("config", [f"strategy={strategy}"]))
@@ -108,22 +108,6 @@ def compose_experiment(overrides: Sequence[str]) -> DictConfig:
         raise
     except Exception as error:
         raise ConfigError(explain(error) or str(error)) from error
-
-
-@contextmanager
-def _composed(overrides: list[str]) -> Iterator[DictConfig]:
-    """Gives the configuration, with Hydra's own where `check_values` looks for it."""
-    hydra_config = HydraConfig.instance()
-    before = hydra_config.cfg
-    with initialize_config_module("fl.conf", version_base=None, job_name="fl"):
-        config = compose("config", overrides, return_hydra_config=True)
-        hydra_config.set_config(config)
-        try:
-            with open_dict(config):
-                del config["hydra"]
-            yield config
-        finally:
-            hydra_config.cfg = before
 
 
 def _check_simulator_only(config: DictConfig, defaults: DictConfig) -> None:

@@ -635,6 +635,17 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
         )
 
 
+def _check_ends_itself(config: DictConfig) -> None:
+    """Raises ConfigError if a target is wrong, or is to end a run that its own app ends."""
+    target = target_of(config)
+    for name in ("stop", "patience") if target is not None else ():
+        if value := getattr(target, name):
+            raise ConfigError(
+                f"target.{name} is {value!r}, and the app itself says when its run ends: leave it "
+                "out"
+            )
+
+
 def _foreign(config: DictConfig) -> ForeignApp:
     problems = Problems()
     problems += absent(config, OF_EVERY_RUN)
@@ -644,7 +655,7 @@ def _foreign(config: DictConfig) -> ForeignApp:
     for name in ("fleet", "executor", "cost_model"):
         with problems.noted():
             parts[name] = _made(config, name)
-    for check in (target_of, saved_models, lambda c: recovery_of(c, RunStart())):
+    for check in (_check_ends_itself, saved_models, lambda c: recovery_of(c, RunStart())):
         with problems.noted():
             check(config)
     with problems.noted():

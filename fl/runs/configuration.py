@@ -122,7 +122,8 @@ class Given:
         chosen = [o for o in overrides if o in groups]
         # Composing takes a good part of the time before a run begins.
         same = len(chosen) == len(overrides)
-        defaults = deepcopy(config) if same else compose(job.job.config_name, chosen)
+        path = [o for o in job.overrides.hydra if o.startswith("hydra.searchpath=")]
+        defaults = deepcopy(config) if same else compose(job.job.config_name, [*path, *chosen])
         with open_dict(defaults):  # of a group without a member, whose keys may be given one by one
             for key in (_key(group) for group, member in job.runtime.choices.items() if not member):
                 if key == _top(key):

@@ -21,7 +21,7 @@ from fl.runs.averaging import LatestWeightAverage
 from fl.runs.build import prepare
 from fl.runs.central import train_centrally
 from fl.runs.choices import announce
-from fl.runs.evaluation import EvaluationSchedule, TimeIsUp, central_evaluation, task_evaluation
+from fl.runs.evaluation import Enough, EvaluationSchedule, central_evaluation, task_evaluation
 from fl.runs.experiment import Experiment, ForeignApp, app_of
 from fl.runs.journal import RunStart, source_sha256
 from fl.runs.journal.command import command_of_job, foreign_parts
@@ -67,11 +67,34 @@ def run_to_end(
         prepared: what `prepare` returned for it; None prepares it now.
     """
     prepared = prepare(config) if prepared is None else prepared
+    place = Path(HydraConfig.get().runtime.output_dir) if HydraConfig.initialized() else None
+    run = run_prepared(config, prepared, place, resume=resume, changed_code=changed_code)
+    print_results(run.summary, run.directory)
+    return run
+
+
+def run_prepared(
+    config: DictConfig,
+    prepared: Experiment | ForeignApp,
+    directory: Path | None,
+    *,
+    resume: bool = False,
+    changed_code: bool = False,
+) -> SimulatedRun:
+    """Runs a configuration to its end, and returns the run.
+
+    Args:
+        config: what `fl --cfg job` shows.
+        prepared: what `prepare` returned for it.
+        directory: where its files go; None writes none.
+        resume: go on with the run that was started there.
+        changed_code: when resuming, go on although the app or the user's modules have changed.
+    """
     start = replace(_start(config), resume=resume, changed_code=changed_code)
     with shown_once():
         if isinstance(prepared, Experiment):
-            return _run_own(config, prepared, start)
-        return _run_app(config, prepared, start)
+            return _run_own(config, prepared, start, directory)
+        return _run_app(config, prepared, start, directory)
 
 
 def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Recorder) -> None:
@@ -108,7 +131,8 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
             train_config=train_config_of(config),
             evaluate_fn=schedule,
         )
-    except TimeIsUp:
+    except Enough as why:
+        print(f"fl: the run ends, as {why}", flush=True)
         recorder.final(schedule.close())
     except Diverged:
         recorder.final(schedule.close())
@@ -182,15 +206,16 @@ def _start(config: DictConfig) -> RunStart:
     return RunStart({**command, "foreign": foreign} if command else {}, code=code, foreign=foreign)
 
 
-def _run_own(config: DictConfig, experiment: Experiment, start: RunStart) -> SimulatedRun:
+def _run_own(
+    config: DictConfig, experiment: Experiment, start: RunStart, directory: Path | None
+) -> SimulatedRun:
     announce()
-    extra = facts(experiment, config)
     tasks = experiment.tasks
 
     def server(grid: Grid, context: Context, recorder: Recorder) -> None:
         serve(experiment, config, grid, recorder)
 
-    run = simulate(
+    return simulate(
         server,
         app_of(experiment),
         experiment.fleet,
@@ -198,17 +223,17 @@ def _run_own(config: DictConfig, experiment: Experiment, start: RunStart) -> Sim
         num_partitions=max(t.data.num_partitions for t in (tasks or {"": experiment}).values()),
         executor=experiment.executor.shared_by(side_by_side()),
         num_rounds=config.num_rounds,
-        extra=extra,
+        extra=facts(experiment, config),
         recovery=recovery_of(config, start),
         client_rows=config.personal.rows,
-        **_common(config),
+        **_common(config, directory),
     )
-    print_results(run.summary, run.directory, extra.get("central"))
-    return run
 
 
-def _run_app(config: DictConfig, foreign: ForeignApp, start: RunStart) -> SimulatedRun:
-    run = simulate_app(
+def _run_app(
+    config: DictConfig, foreign: ForeignApp, start: RunStart, directory: Path | None
+) -> SimulatedRun:
+    return simulate_app(
         foreign.app,
         foreign.fleet,
         run_config=foreign.run_config,
@@ -216,19 +241,15 @@ def _run_app(config: DictConfig, foreign: ForeignApp, start: RunStart) -> Simula
         executor=foreign.executor.shared_by(side_by_side()),
         cost_model=foreign.cost_model,
         recovery=recovery_of(config, start),
-        **_common(config),
+        **_common(config, directory),
     )
-    print_results(run.summary, run.directory)
-    return run
 
 
-def _common(config: DictConfig) -> dict[str, Any]:
+def _common(config: DictConfig, directory: Path | None) -> dict[str, Any]:
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     return {
         "seed": config.seed,
-        "directory": Path(HydraConfig.get().runtime.output_dir)
-        if HydraConfig.initialized()
-        else None,
+        "directory": directory,
         "target": target_of(config),
         "save_models": saved_models(config),
         "views": config.views,
