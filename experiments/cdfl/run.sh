@@ -13,7 +13,7 @@ COMMON=(+experiment=cdfl)
 # shellcheck source=../tuned.sh
 source "$HERE/../tuned.sh"
 
-contacts=(strategy.concurrency=null personal.every=30)
+contacts=(strategy.concurrency=null)
 rounds=(strategy.fraction_train=1.0 personal.every=2)
 
 tune cdfl strategy=cdfl "${contacts[@]}" client.rule.lr=0.1,0.3
