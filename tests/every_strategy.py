@@ -48,6 +48,7 @@ AVERAGING = [  # rounds of all clients
     "fedamsgrad",
     "optex",
     "ifca",
+    "fedsoft",
     "ditto",
     "apfl",
     "pfedme",

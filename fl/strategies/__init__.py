@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from fl.strategies.fednova import FedNova
     from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
     from fl.strategies.fedprox import FedProx
+    from fl.strategies.fedsoft import FedSoft
     from fl.strategies.fedspeed import FedSpeed
     from fl.strategies.fedvarp import FedVARP
     from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
@@ -149,6 +150,7 @@ __getattr__ = lazily(
         "FedHyperSL": "fl.strategies.fedhyper",
         "FedNova": "fl.strategies.fednova",
         "FedProx": "fl.strategies.fedprox",
+        "FedSoft": "fl.strategies.fedsoft",
         "FedSpeed": "fl.strategies.fedspeed",
         "FedYogi": "fl.strategies.fedopt",
         "Foreign": "fl.strategies.drivers.foreign",
@@ -250,6 +252,7 @@ __all__ = [
     "FedHyperSL",
     "FedNova",
     "FedProx",
+    "FedSoft",
     "FedSpeed",
     "FedVARP",
     "FedYogi",

@@ -21,12 +21,13 @@ from fl.aggregation import (
     Dropped,
     Fold,
     Guard,
+    Mean,
     check_result,
     shown,
     weight_of,
 )
 from fl.checks import at_least, positive, read_if
-from fl.clients.app.choosing import model_key
+from fl.clients.app.choosing import SMOOTHING_KEY, mixed, model_key
 from fl.clients.app.inbox import EVALUATED, EVALUATED_KEY
 from fl.errors import ConfigError, NoStep
 from fl.flower.records import from_record
@@ -292,7 +293,7 @@ class Rounds(Aggregating):
             super().traits,
             aggregates=True,
             downlink=rule.num_models == 1 and parts is None,
-            clusters=rule.clients_choose,
+            clusters=bool(rule.clients_choose),
             partial="" if parts is None else "stays" if parts.stays else "changes",
             compressors="any" if parts is None or parts.extraction.slices else "none",
         )
@@ -505,8 +506,12 @@ class Rounds(Aggregating):
         if len(models) > 1 and not choice:
             generator(self.seed, "cohorts", server.version).shuffle(cohorts)
         alike: dict[tuple[Any, ...], list[int]] = {}
+        mixtures: list[tuple[int, Mapping[str, Any], Row]] = []  # clients with one model each
         for place, ((node, config), j) in enumerate(zip(told, cohorts.tolist(), strict=True)):
             part = None if self.parts is None else self.parts.of(server, node, place)
+            if (u := self.rule.mixture_for(self.state, node)) is not None:
+                mixtures.append((node, config, mixed(server.model.layout, models, u)))
+                continue
             alike.setdefault((j, part, *sorted(config.items())), []).append(node)
         beside_rule: dict[str, Any] = self.rates.told(server.version, min(waits_for, len(told)))
         if (size := self.noise.told_size) is not None:
@@ -519,6 +524,9 @@ class Rounds(Aggregating):
             tasks += server.send(
                 group, told_group, old=old, extras=beside, part=part, models=choice, model=j
             )
+        for node, config, w in mixtures:
+            told_one = {**config, **beside_rule}
+            tasks += server.send([node], told_one, old=(server.version, w), extras=extras)
         return tasks
 
     def _models(self, server: Server) -> Sequence[Row]:
@@ -752,6 +760,7 @@ class Rounds(Aggregating):
             holds = held(usable, server.w.size)
             server.tasks.control.measured(measured(server.w, holds, self.places))
             holds = None if holds.all() else holds
+        mixes = self.rule.clients_choose == "mixture"
         with np.errstate(over="ignore"):  # seen in what is made of it
             if self.rule.num_models == 1:
                 deltas = admitted.x - server.w
@@ -771,6 +780,9 @@ class Rounds(Aggregating):
             as_selected=self.weights is not None,
             models=[update.model for update in usable],
             holds=holds,
+            starts=np.stack([update.start for update in usable]) if mixes else None,
+            mixtures=[update.mixture for update in usable] if mixes else (),
+            weighs=isinstance(F, Mean) and F.weighted,
         )
         if self.sub_models is None or self.sub_models.weighted:
             return updates
@@ -841,6 +853,8 @@ class Rounds(Aggregating):
             for j, w in enumerate(models)
         }
         config = ConfigRecord({"server-round": server.version})
+        if self.rule.clients_choose == "mixture":
+            config[SMOOTHING_KEY] = getattr(self.rule, self.rule.tells[SMOOTHING_KEY])
         if self.evaluate_model != EVALUATED[0]:
             config[EVALUATED_KEY] = self.evaluate_model
         records[self.configrecord_key] = config

@@ -10,14 +10,14 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fl.aggregation import check_result
-from fl.clients.app.choosing import chosen_model, model_key
+from fl.clients.app.choosing import SMOOTHING_KEY, chosen_model, mixed, model_key, shares_of
 from fl.errors import ConfigError, NoStep
 from fl.flower.carried import carried, median_carried
 from fl.flower.grid_view import Control
 from fl.flower.records import from_record, layout_of, record_vector, to_record, vector_record
 from fl.randomness import generator
 from fl.selection import sample
-from fl.strategies.clusters import Clusters
+from fl.strategies.clusters import Clusters, Mixture
 from fl.strategies.drivers.cluster_models import ClusterModels
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.forging import Forging
@@ -46,6 +46,11 @@ class Sent:
     models: tuple[Row, ...] = ()
     model: int = 0
 
+    @property
+    def mixes(self) -> bool:
+        """Whether the client mixes those models, instead of choosing one."""
+        return bool(self.models) and SMOOTHING_KEY in self.config
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
@@ -59,6 +64,8 @@ class Update:
         statistics: entries of the model that are not in the row.
         extras: vectors that came beside the model, shape (p,) each, by name.
         model: which of the method's models the client has trained from, where there are several.
+        own_start: what it has mixed of them, shape (d,); None if it was sent what it began with.
+        mixture: their shares in that, as the client found them; None likewise.
     """
 
     task: Task[Sent]
@@ -68,6 +75,8 @@ class Update:
     statistics: Mapping[str, Array]
     extras: Mapping[str, Row] = field(default_factory=dict)
     model: int = 0
+    own_start: Row | None = None
+    mixture: Mixture | None = None
 
     @property
     def node(self) -> int:
@@ -96,7 +105,9 @@ class Update:
 
     @property
     def start(self) -> Row:
-        """The model that the client was sent, or has chosen of those, shape (d,)."""
+        """The model that the client was sent, or has chosen or mixed of those, shape (d,)."""
+        if self.own_start is not None:
+            return self.own_start
         sent = self.task.memo
         return sent.models[self.model] if sent.models else sent.w
 
@@ -184,15 +195,21 @@ class GlobalModel:
         metrics: Mapping[str, Any] = next(iter(reply.content.metric_records.values()), {})
         extras = {name: _vector(reply, name, p) for name in needs}
         sent = task.memo
-        model = chosen_model(metrics, len(sent.models)) if sent.models else sent.model
+        model, start, mixture = sent.model, sent.w, None
+        if sent.mixes:
+            mixture = shares_of(metrics, len(sent.models))
+            start = mixed(self.layout, sent.models, mixture)
+        elif sent.models:
+            model = chosen_model(metrics, len(sent.models))
+            start = sent.models[model]
+        mix = (None, None) if mixture is None else (start, mixture)
         if not len(record):
-            unchanged = sent.models[model] if sent.models else sent.w
-            return Update(task, unchanged, metrics, now, self._carried, extras, model)
+            return Update(task, start, metrics, now, self._carried, extras, model, *mix)
         layout = self.layout if sent.part is None else sent.part.layout
         row = from_record(layout, record)
         if sent.part is not None:
             row = sent.part.put(sent.w, row)
-        return Update(task, row, metrics, now, carried(layout, record), extras, model)
+        return Update(task, row, metrics, now, carried(layout, record), extras, model, *mix)
 
     def staleness(self, task: Task[Sent]) -> int:
         """Returns the versions since the one that a task began with."""
