@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from fl.clients.proximal import Proximal
     from fl.clients.proximal_own import ProximalOwn
     from fl.clients.proxskip import ProxSkipShift
+    from fl.clients.pruning import Pruning
     from fl.clients.rule import Batch, Finished, Received, Rule
     from fl.clients.sam import Sam
     from fl.clients.scaffold import ControlVariates
@@ -100,6 +101,7 @@ __getattr__ = lazily(
         "ProxSkipShift": "fl.clients.proxskip",
         "Proximal": "fl.clients.proximal",
         "ProximalOwn": "fl.clients.proximal_own",
+        "Pruning": "fl.clients.pruning",
         "Received": "fl.clients.rule",
         "Replica": "fl.clients.app.replica",
         "Rule": "fl.clients.rule",
@@ -157,6 +159,7 @@ __all__ = [
     "ProxSkipShift",
     "Proximal",
     "ProximalOwn",
+    "Pruning",
     "Received",
     "Replica",
     "Rule",

@@ -178,6 +178,16 @@ class Updates:
         """Returns what clients train of a vector of shape (d,), such as `mean()`; shape (p,)."""
         return np.concatenate([vector[p] for p in self.trained]) if self.trained else vector
 
+    def placed(self, vector: Row) -> Row:
+        """Returns a vector of what clients train, shape (p,), as one of shape (d,): 0 elsewhere."""
+        if not self.trained:
+            return vector
+        row, done = np.zeros(self.deltas.shape[1], np.float32), 0
+        for place in self.trained:
+            row[place] = vector[done : done + place.stop - place.start]
+            done += place.stop - place.start
+        return row
+
     def squared_norms(self) -> NDArray[np.float64]:
         """Returns |delta_i|^2 over what clients train, shape (n,)."""
         squares = np.einsum("nd,nd->n", self.deltas, self.deltas, dtype=np.float64)
@@ -233,7 +243,7 @@ class Updates:
 
     def extra(self, name: str) -> Updates:
         """Returns the clients' vectors of this name, to be combined like their deltas."""
-        return replace(self, deltas=self.extras[name], extras={}, name=name)
+        return replace(self, deltas=self.extras[name], extras={}, name=name, holds=None)
 
     def metric(self, name: str) -> NDArray[np.float64]:
         """Returns what the clients reported under a name that the rule `reads`, shape (n,)."""
@@ -252,6 +262,8 @@ class RoundRule(ABC):
             need not be held all at once.
         everybody: whether a step takes all clients, by what the method is.
         prepares: rounds at the beginning that leave the model as it is, whatever comes.
+        prunes: whether the state has a field `mask`, shape (d,), with what the model has; see
+            `fl.strategies.sparse`.
         num_models: models that the clients of a round are sent, in cohorts of equal size.
         clients_choose: whether all of them are sent to every client instead, which takes "one" or,
             told to by `mixture-smoothing`, a "mixture". Their first values are independent draws,
@@ -266,6 +278,7 @@ class RoundRule(ABC):
     folds: ClassVar[bool] = True
     everybody: ClassVar[bool] = False
     prepares: ClassVar[int] = 0
+    prunes: ClassVar[bool] = False
     num_models: int = 1
     clients_choose: ClassVar[ManyModels] = ""
 
@@ -294,6 +307,11 @@ class RoundRule(ABC):
         The key of a message that would replace each, to the rule's attribute with its value.
         """
         return {}
+
+    @property
+    def alone(self) -> int:
+        """Rounds at the beginning that ask a single client, the first of those that are idle."""
+        return 0
 
     @property
     def may_stay(self) -> str:

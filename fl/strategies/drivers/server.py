@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from fl.aggregation import check_result
 from fl.clients.app.choosing import SMOOTHING_KEY, chosen_model, mixed, model_key, shares_of
+from fl.clients.app.masks import masks_record, read_masks
 from fl.errors import ConfigError, NoStep
 from fl.flower.carried import carried, median_carried
 from fl.flower.grid_view import Control
@@ -22,7 +23,7 @@ from fl.strategies.drivers.cluster_models import ClusterModels
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.forging import Forging
 from fl.strategies.drivers.tasks import Task, Tasks
-from fl.submodels import MASKS_KEY, SubModel
+from fl.submodels import MASKS_KEY, SubModel, masked
 from fl.vectors.rows import Row, as_tensor, mean
 
 
@@ -66,6 +67,7 @@ class Update:
         model: which of the method's models the client has trained from, where there are several.
         own_start: what it has mixed of them, shape (d,); None if it was sent what it began with.
         mixture: their shares in that, as the client found them; None likewise.
+        part: what of the model it holds; None is all.
     """
 
     task: Task[Sent]
@@ -77,6 +79,7 @@ class Update:
     model: int = 0
     own_start: Row | None = None
     mixture: Mixture | None = None
+    part: SubModel | None = None
 
     @property
     def node(self) -> int:
@@ -174,9 +177,10 @@ class GlobalModel:
     ) -> Update:
         """Returns the update in a reply.
 
-        Of a client that was sent a part of the model, all else is as it was sent. A model's record
-        without arrays says that the model is the one that was sent, a vector's
-        that it is 0: neither travels.
+        Of a client that was sent a part of the model, all else is as it was sent. One that was sent
+        single numbers of tensors may return as many others, with their places. A model's record
+        without arrays says that the model is the one that was sent, a vector's that it is 0:
+        neither travels.
 
         Args:
             task: what was asked.
@@ -202,14 +206,34 @@ class GlobalModel:
         elif sent.models:
             model = chosen_model(metrics, len(sent.models))
             start = sent.models[model]
-        mix = (None, None) if mixture is None else (start, mixture)
+        own = None if mixture is None else start
         if not len(record):
-            return Update(task, start, metrics, now, self._carried, extras, model, *mix)
-        layout = self.layout if sent.part is None else sent.part.layout
+            return Update(
+                task, start, metrics, now, self._carried, extras, model, own, mixture, sent.part
+            )
+        part = sent.part
+        if part is not None and MASKS_KEY in reply.content:
+            part = self._regrown(part, reply.content[MASKS_KEY])
+        layout = self.layout if part is None else part.layout
         row = from_record(layout, record)
-        if sent.part is not None:
-            row = sent.part.put(sent.w, row)
-        return Update(task, row, metrics, now, carried(layout, record), extras, model, *mix)
+        if part is not None:
+            row = part.put(sent.w, row)
+        statistics = carried(layout, record)
+        return Update(task, row, metrics, now, statistics, extras, model, own, mixture, part)
+
+    def _regrown(self, part: SubModel, record: Any) -> SubModel:
+        """Returns the part that a client holds after it has moved the mask that it was sent.
+
+        Raises:
+            ConfigError: it is none of as many numbers of the same tensors.
+        """
+        moved = masked(self.layout, read_masks(self.layout, record))
+        if moved.size != part.size or moved.bitmaps.keys() != part.bitmaps.keys():
+            raise ConfigError(
+                f"the reply's {MASKS_KEY!r} have other numbers of places than the message's; a "
+                "client may move them within their tensors"
+            )
+        return moved
 
     def staleness(self, task: Task[Sent]) -> int:
         """Returns the versions since the one that a task began with."""
@@ -348,6 +372,7 @@ class Server:
         kind: str = "",
         extras: Mapping[str, Row] | None = None,
         part: SubModel | None = None,
+        places: bool = True,
         models: Sequence[Row] = (),
         model: int = 0,
     ) -> list[Task[Sent]]:
@@ -360,6 +385,7 @@ class Server:
             kind: what sort of work it is, if there are several that take different times.
             extras: vectors that the messages carry beside the model, shape (p,) each, by name.
             part: what of the model is sent; None is all.
+            places: say of which single numbers of tensors it is; the clients may know.
             models: those among which each client chooses, instead of a single one.
             model: which of the method's models it is, where each client is sent one of several.
         """
@@ -368,7 +394,8 @@ class Server:
         version, w = (self.version, models[0] if models else self.w) if old is None else old
         choice = tuple(models) if len(models) > 1 else ()
         sent = Sent(version, w, dict(config or {}), part, choice, model)
-        return self.tasks.send(self._content(sent, extras or {}), list(nodes), sent, kind)
+        content = self._content(sent, extras or {}, places=places)
+        return self.tasks.send(content, list(nodes), sent, kind)
 
     def step(
         self,
@@ -422,14 +449,14 @@ class Server:
         """Reports that an update will not be used."""
         self.control.discarded(update.task.message_id, self.staleness(update))
 
-    def _content(self, sent: Sent, extras: Mapping[str, Row]) -> RecordDict:
+    def _content(self, sent: Sent, extras: Mapping[str, Row], *, places: bool) -> RecordDict:
         """Returns the message's content; the same object for equal ones, so it is shared."""
         if self._contents_of != self.version:
             self._contents, self._contents_of = {}, self.version
         told = tuple(sorted(sent.config.items()))
         models = sent.models or (sent.w,)
         beside_key = ((name, id(x)) for name, x in extras.items())
-        key = (*map(id, models), id(sent.part), sent.version, told, *beside_key)
+        key = (*map(id, models), id(sent.part), places, sent.version, told, *beside_key)
         known = self._contents.get(key)
         if known is not None:
             return known[0]
@@ -441,10 +468,8 @@ class Server:
         config = {**self._config, **sent.config, "server-round": sent.version + 1}
         beside = {name: vector_record(as_tensor(x)) for name, x in extras.items()}
         records[config_key] = ConfigRecord(config)
-        if sent.part is not None and sent.part.bitmaps:
-            records[MASKS_KEY] = ArrayRecord(
-                {name: Array(bits) for name, bits in sent.part.bitmaps.items()}
-            )
+        if sent.part is not None and sent.part.bitmaps and places:
+            records[MASKS_KEY] = masks_record(sent.part.bitmaps)
         content = RecordDict({**records, **beside})
         self._contents[key] = content, sent  # kept: of what is gone the id may be another's
         return content
