@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize_config_module
 
 import fl
 from fl import SimulationError, simulate
@@ -48,6 +48,7 @@ AVERAGING = [  # rounds of all clients
     "fedamsgrad",
     "optex",
     "ifca",
+    "fedsoft",
     "ditto",
     "apfl",
     "pfedme",
@@ -109,7 +110,7 @@ SIZES = {
 
 def configured(strategy, *overrides):
     """Returns the configuration of a small run."""
-    with initialize_config_dir(str(CONF), version_base=None):
+    with initialize_config_module("fl.conf", version_base=None):
         keys = compose("config", overrides=[f"strategy={strategy}"]).strategy
         places = {"strategy": keys, "strategy.rule": keys.get("rule") or {}}
         sizes = [

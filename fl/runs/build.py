@@ -266,6 +266,7 @@ def _joined(
                 correction=app.correction,
                 layout=app.layout,
                 keeps=app.home.keeps,
+                contacts=app.contact is not None,
             )
             problems += refusals(here)
             with blaming(config, "compressor" if choice.uplink else "downlink"):

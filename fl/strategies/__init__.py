@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from fl.strategies.fednova import FedNova
     from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
     from fl.strategies.fedprox import FedProx
+    from fl.strategies.fedsoft import FedSoft
     from fl.strategies.fedspeed import FedSpeed
     from fl.strategies.fedtiny import FedTiny
     from fl.strategies.fedvarp import FedVARP
@@ -159,6 +160,7 @@ __getattr__ = lazily(
         "FedHyperSL": "fl.strategies.fedhyper",
         "FedNova": "fl.strategies.fednova",
         "FedProx": "fl.strategies.fedprox",
+        "FedSoft": "fl.strategies.fedsoft",
         "FedSpeed": "fl.strategies.fedspeed",
         "FedYogi": "fl.strategies.fedopt",
         "Foreign": "fl.strategies.drivers.foreign",
@@ -264,6 +266,7 @@ __all__ = [
     "FedMef",
     "FedNova",
     "FedProx",
+    "FedSoft",
     "FedSpeed",
     "FedTiny",
     "FedVARP",

@@ -138,7 +138,7 @@ def config_of(name: str):
             for place in ("strategy", "strategy.rule"):
                 if OmegaConf.select(found, f"{place}.{key}") is not None:
                     overrides.append(f"{place}.{key}={'null' if value is None else value}")
-        if name == "ifca":  # to choose among several takes longer than these clients have
+        if name in ("ifca", "fedsoft"):  # several would take longer than these clients have
             overrides.append("strategy.rule.num_models=1")
         if name == "tifl":
             overrides.append("selection.num_tiers=2")

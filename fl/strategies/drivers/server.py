@@ -10,7 +10,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fl.aggregation import check_result
-from fl.clients.app.choosing import chosen_model, model_key
+from fl.clients.app.choosing import SMOOTHING_KEY, chosen_model, mixed, model_key, shares_of
 from fl.clients.app.masks import masks_record, read_masks
 from fl.errors import ConfigError, NoStep
 from fl.flower.carried import carried, median_carried
@@ -18,7 +18,7 @@ from fl.flower.grid_view import Control
 from fl.flower.records import from_record, layout_of, record_vector, to_record, vector_record
 from fl.randomness import generator
 from fl.selection import sample
-from fl.strategies.clusters import Clusters
+from fl.strategies.clusters import Clusters, Mixture
 from fl.strategies.drivers.cluster_models import ClusterModels
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.forging import Forging
@@ -47,6 +47,11 @@ class Sent:
     models: tuple[Row, ...] = ()
     model: int = 0
 
+    @property
+    def mixes(self) -> bool:
+        """Whether the client mixes those models, instead of choosing one."""
+        return bool(self.models) and SMOOTHING_KEY in self.config
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
@@ -60,6 +65,8 @@ class Update:
         statistics: entries of the model that are not in the row.
         extras: vectors that came beside the model, shape (p,) each, by name.
         model: which of the method's models the client has trained from, where there are several.
+        own_start: what it has mixed of them, shape (d,); None if it was sent what it began with.
+        mixture: their shares in that, as the client found them; None likewise.
         part: what of the model it holds; None is all.
     """
 
@@ -70,6 +77,8 @@ class Update:
     statistics: Mapping[str, Array]
     extras: Mapping[str, Row] = field(default_factory=dict)
     model: int = 0
+    own_start: Row | None = None
+    mixture: Mixture | None = None
     part: SubModel | None = None
 
     @property
@@ -99,7 +108,9 @@ class Update:
 
     @property
     def start(self) -> Row:
-        """The model that the client was sent, or has chosen of those, shape (d,)."""
+        """The model that the client was sent, or has chosen or mixed of those, shape (d,)."""
+        if self.own_start is not None:
+            return self.own_start
         sent = self.task.memo
         return sent.models[self.model] if sent.models else sent.w
 
@@ -188,10 +199,18 @@ class GlobalModel:
         metrics: Mapping[str, Any] = next(iter(reply.content.metric_records.values()), {})
         extras = {name: _vector(reply, name, p) for name in needs}
         sent = task.memo
-        model = chosen_model(metrics, len(sent.models)) if sent.models else sent.model
+        model, start, mixture = sent.model, sent.w, None
+        if sent.mixes:
+            mixture = shares_of(metrics, len(sent.models))
+            start = mixed(self.layout, sent.models, mixture)
+        elif sent.models:
+            model = chosen_model(metrics, len(sent.models))
+            start = sent.models[model]
+        own = None if mixture is None else start
         if not len(record):
-            unchanged = sent.models[model] if sent.models else sent.w
-            return Update(task, unchanged, metrics, now, self._carried, extras, model, sent.part)
+            return Update(
+                task, start, metrics, now, self._carried, extras, model, own, mixture, sent.part
+            )
         part = sent.part
         if part is not None and MASKS_KEY in reply.content:
             part = self._regrown(part, reply.content[MASKS_KEY])
@@ -199,7 +218,8 @@ class GlobalModel:
         row = from_record(layout, record)
         if part is not None:
             row = part.put(sent.w, row)
-        return Update(task, row, metrics, now, carried(layout, record), extras, model, part)
+        statistics = carried(layout, record)
+        return Update(task, row, metrics, now, statistics, extras, model, own, mixture, part)
 
     def _regrown(self, part: SubModel, record: Any) -> SubModel:
         """Returns the part that a client holds after it has moved the mask that it was sent.
