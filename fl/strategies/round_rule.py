@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl.aggregation import Mean
+from fl.clients.rule import Rule
 from fl.errors import NoStep, NotFinite
 from fl.strategies.clusters import Clusters
 from fl.vectors.rows import Row, is_finite
@@ -239,6 +240,7 @@ class RoundRule(ABC):
         clients_choose: whether all of them are sent to every client instead, which takes one. Their
             first values are independent draws, and the state has them in a field `theta`, shape
             (num_models, d), with each its own statistics of normalisation layers.
+        client_rule: that the server is for; None is any.
     """
 
     carries: ClassVar[tuple[str, ...]] = ()
@@ -250,6 +252,7 @@ class RoundRule(ABC):
     prepares: ClassVar[int] = 0
     num_models: int = 1
     clients_choose: ClassVar[bool] = False
+    client_rule: ClassVar[type[Rule] | None] = None
 
     @abstractmethod
     def init(self, w: Row, p: int) -> Any:

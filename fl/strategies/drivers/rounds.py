@@ -293,6 +293,7 @@ class Rounds(Aggregating):
             aggregates=True,
             downlink=rule.num_models == 1 and parts is None,
             clusters=rule.clients_choose,
+            client_rule=rule.client_rule,
             partial="" if parts is None else "stays" if parts.stays else "changes",
             compressors="any" if parts is None or parts.extraction.slices else "none",
         )
@@ -326,7 +327,18 @@ class Rounds(Aggregating):
             raise ConfigError(
                 f"rule.num_models is {models}, and a round has {n} clients: each model needs one"
             )
-        self.aggregator.check(max(1, n // models))
+        each = max(1, n // models)
+        try:
+            self.aggregator.check(each)
+        except ConfigError as error:
+            if models == 1:
+                raise
+            source = "fraction_train" if self.clients is None else "clients"
+            raise ConfigError(
+                f"{source} is {getattr(self, source)}, which makes {n} of {num_clients} clients, "
+                f"{each} for each of the {models} models of {self.name}: {error}; raise it, or "
+                "num_clients"
+            ) from error
         self._check_count(self.cohort(num_clients))
 
     def check_rounds(self, num_rounds: int) -> None:
