@@ -36,7 +36,7 @@ from fl.errors import ConfigError
 from fl.reports.atomic import remove_leftovers, replacing
 from fl.reports.client_rows import ClientRow, ClientRows
 from fl.reports.history import History, Row
-from fl.reports.model_file import write_model
+from fl.reports.model_file import FROZEN, write_model
 from fl.reports.target import Target, best, better
 from fl.reports.tensorboard_log import TensorBoardLog, flattened
 
@@ -226,8 +226,11 @@ class RunWriter:
         self._history.complete()
         if trace is not None:
             _write_trace(self.directory / "trace.parquet", trace, summary)
+        facts = {"config_digest": self.digest}
+        if frozen := (extra or {}).get(FROZEN):
+            facts[FROZEN] = str(frozen)
         for name, arrays in (models or {}).items():
-            write_model(self.directory / name, arrays, {"config_digest": self.digest})
+            write_model(self.directory / name, arrays, facts)
         write_json(self.directory / "summary.json", summary)
         self._close_log(summary)
         if trace is not None and self._timeline:

@@ -77,7 +77,7 @@ from fl.runs.unread import (
     unread_below,
     unread_groups,
 )
-from fl.runs.warm_start import warm_start
+from fl.runs.warm_start import warm_experiment
 from fl.selection import Selection
 from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
@@ -325,7 +325,7 @@ def _joined(
     check_personal(personal_of(config), experiment, config.get("client", {}).get("evaluate_on"))
     if config.initial_model is None:
         return experiment
-    return replace(experiment, warm=warm_start(experiment.initial(), config.initial_model))
+    return replace(experiment, warm=warm_experiment(experiment, config.initial_model))
 
 
 def _blamed(config: DictConfig, name: str, make: Callable[..., Any]) -> Callable[..., Any]:

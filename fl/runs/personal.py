@@ -28,7 +28,7 @@ from fl.runs.fairness import fairness
 from fl.strategies import NodeModels
 from fl.strategies.drivers.cluster_models import ClusterModels
 
-_COUNTS = ("personal_clients", "personal_left_out")
+_COUNTS = ("personal_clients", "personal_left_out", "personal_trained")
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,9 @@ class PersonalEvaluation:
     "global_std" and so on, "personal_accuracy" of what the clients would predict with,
     "local_accuracy" of what local training makes of the server's model; mean losses, as
     "personal_loss"; and how many clients were evaluated, and how many were not for
-    want of examples, "personal_clients" and "personal_left_out". Byzantine clients do not count.
+    want of examples, "personal_clients" and "personal_left_out"; and of how many of the former the
+    server has had an update before, "personal_trained": others have what a client begins with, or
+    the server's model. Byzantine clients do not count.
 
     Where nodes learn without a server, the global model is the mean of theirs, and each has its
     own. Where the server has models of clusters, a client is sent all of them and chooses, or has
@@ -197,6 +199,7 @@ class PersonalEvaluation:
         seed: of the run.
         told: what every `train` message says, for "local".
         aside: asks clients.
+        answers: how many updates of each client the server has had.
         remember: keeps results for a resumed run.
         keep: called with a round and its rows.
     """
@@ -208,11 +211,13 @@ class PersonalEvaluation:
         seed: int,
         told: Mapping[str, Any],
         aside: Aside,
+        answers: Mapping[int, int],
         remember: Callable[[str, list[Any], Callable[[], Any]], Any],
         keep: Callable[[int, Sequence[ClientRow]], None],
     ) -> None:
         self._settings = settings
         self._aside = aside
+        self._answers = answers
         self._remember = remember
         self._keep = keep
         self._told = dict(told)
@@ -245,7 +250,9 @@ class PersonalEvaluation:
         )
         rows = [ClientRow(i, n, {k: (a, b) for k, (a, b) in m.items()}) for i, n, m in kept]
         self._keep(server_round, rows)
-        metrics: dict[str, float] = dict(zip(_COUNTS, (len(rows), self._left_out), strict=True))
+        trained = sum(self._answers.get(row.client, 0) > 0 for row in rows)
+        counts = (len(rows), self._left_out, trained)
+        metrics: dict[str, float] = dict(zip(_COUNTS, counts, strict=True))
         weights = [row.examples for row in rows]
         for name in rows[0].models if rows else ():
             losses, accuracies = zip(*(row.models[name] for row in rows), strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from fl.data.drift import DRIFT_BEGINS
 from fl.errors import ConfigError, Diverged
 from fl.flower.grid_view import Clock, GridView
+from fl.reports.model_file import FROZEN
 from fl.reports.table import print_results
 from fl.reports.target import final_value
 from fl.runs.averaging import LatestWeightAverage
@@ -38,7 +40,11 @@ from fl.runs.simulator import SimulatedRun, epoch_of, simulate, simulate_app
 from fl.runs.sweep import side_by_side
 from fl.runs.transcript import shown_once
 from fl.runs.trust import source_files
+from fl.runs.warm_start import frozen_sha256
 from fl.simulation.grid import SimGrid
+from fl.simulation.kernel.trace import Event
+
+log = logging.getLogger("fl")
 
 
 def run_experiment(config: DictConfig, **how: Any) -> float | None:
@@ -168,6 +174,7 @@ def _asking(
         config.seed,
         {**train_config_of(config), **told},
         grid.aside,
+        grid.control.answers,
         recorder.remember,
         recorder.clients,
     )
@@ -185,6 +192,8 @@ def facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
         told = {"data_sha256": {name: task.data.fingerprint() for name, task in tasks.items()}}
     if config.initial_model is not None:
         told["initial_model_sha256"] = arrays_sha256(experiment.initial())
+    if frozen := frozen_sha256(experiment):
+        told[FROZEN] = frozen
     if byzantine := experiment.strategy.exchange.byzantine:
         told["byzantine"] = sorted(byzantine)
     if config.central_epochs:
@@ -210,12 +219,12 @@ def _run_own(
     config: DictConfig, experiment: Experiment, start: RunStart, directory: Path | None
 ) -> SimulatedRun:
     announce()
-    tasks = experiment.tasks
+    tasks, byzantine = experiment.tasks, experiment.strategy.exchange.byzantine
 
     def server(grid: Grid, context: Context, recorder: Recorder) -> None:
         serve(experiment, config, grid, recorder)
 
-    return simulate(
+    run = simulate(
         server,
         app_of(experiment),
         experiment.fleet,
@@ -228,6 +237,14 @@ def _run_own(
         client_rows=config.personal.rows,
         **_common(config, directory),
     )
+    asked = run.trace.client[run.trace.kind == Event.DISPATCH]
+    if byzantine and not byzantine.intersection(asked.tolist()):
+        log.warning(
+            "attack is set, and nothing was attacked: none of the %d Byzantine clients was asked "
+            "to train; choose a fleet whose clients are there, as fleet=cross_silo, or more rounds",
+            len(byzantine),
+        )
+    return run
 
 
 def _run_app(

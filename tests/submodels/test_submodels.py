@@ -312,3 +312,19 @@ def test_a_device_gets_the_first_level_that_fits_and_says_so_if_none_does():
     assert (capacity.needed(needs, memory) > memory).tolist() == [False] * 4 + [True]
     assert Fixed([1.0, 0.25]).needed(needs, memory).tolist() == [100, 20, 100, 20, 100]
     assert Redrawn([0.5, 0.25]).needed(needs, memory).tolist() == [40] * 5
+
+
+@pytest.mark.parametrize(
+    "held", [[2, 1], [0, 0, 1], [0, 99], [-1, 0], [], [0.0, 1.0], [[0, 1]], [True, False]], ids=str
+)
+def test_what_are_no_units_of_a_layer_is_refused_by_the_rule_that_gave_them(held):
+    class Own(HeteroFL):
+        def index_set(self, width, level, server_round, weights, rng):
+            return np.array(held)
+
+    model = MLP((4,), 3, hidden=[5])
+    layout = Layout.of(model)
+    units = units_of(model, layout, (4,), tokens=False)
+    whole = Whole(layout, units, np.zeros(layout.size, np.float32))
+    with pytest.raises(ConfigError, match=r"Own.*units 0 to 4"):
+        Own().extract(whole, 0.5, 0, lambda _: None)
