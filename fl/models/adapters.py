@@ -228,8 +228,8 @@ def _load(model: nn.Module, path: str) -> None:
     endless = [name for name, x in state.items() if not bool(torch.isfinite(x).all())]
     if endless:
         raise ConfigError(
-            f"base is {path!r}, which is not finite in {min(endless)!r}: choose the file of a model "
-            "whose training has not diverged"
+            f"base is {path!r}, which is not finite in {min(endless)!r}: choose the file of a "
+            "model whose training has not diverged"
         )
 
 

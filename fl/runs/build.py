@@ -328,7 +328,7 @@ def _joined(
     return replace(experiment, warm=warm_experiment(experiment, config.initial_model))
 
 
-def _blamed(config: DictConfig, name: str, make: Callable[..., Any]) -> Callable[..., Any]:
+def _blamed(config: DictConfig, name: str, make: Callable[..., Any]) -> Any:
     """Returns a function whose errors have the full keys of the part that it makes."""
 
     def made(*args: Any) -> Any:

@@ -384,10 +384,10 @@ REFUSALS = (
         "Clients with a model of their own and parts of the model",
         lambda c: bool(c.traits.partial) and c.own_model,
         "{client}",
-        "its own model would be of a part of the model, and what clients of {strategy} predict with "
-        "is evaluated as the whole",
-        "use client=sgd without a correction, or a strategy whose clients have the whole model, such "
-        "as fedavg",
+        "its own model would be of a part of the model, and what clients of {strategy} predict "
+        "with is evaluated as the whole",
+        "use client=sgd without a correction, or a strategy whose clients have the whole model, "
+        "such as fedavg",
     ),
     Refusal(
         "Local layers and parts of the model",

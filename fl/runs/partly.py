@@ -38,7 +38,7 @@ def partly(
         exchange: of the run.
 
     Raises:
-        ConfigError: the model has no units, or frozen ones, or a client's part does not fit its device.
+        ConfigError: the model has no units, or a client's part does not fit its device.
     """
     app, module = learning.app, learning.model()
     tokens = app.data.task == "next-token"
@@ -48,13 +48,6 @@ def partly(
             f"sub_models is set, and {type(module).__name__} has no hidden units that are found: "
             "use another model, such as mlp, leaf_cnn, resnet8 or char_gpt, or declare the model's "
             "units (docs/own_parts.md)"
-        )
-    absent = {place.entry for layer in units for place in layer.places} - app.layout.names
-    if absent:
-        raise ConfigError(
-            f"sub_models is set, and {min(absent)!r} of {type(module).__name__} does not travel, as "
-            "it is frozen: parts are cut out of the whole model; train all of it, or use a strategy "
-            "whose clients have the whole model, such as fedavg"
         )
     parts = {
         level: _example(sub_models, level, app.layout, units)

@@ -256,9 +256,9 @@ class Planner:
         own = ("local_steps", self._local_steps), ("local_epochs", self._local_epochs)
         name, value = next(pair for pair in (*told, *own) if pair[1] is not None)
         raise ConfigError(
-            f"{name} is {value}, so that no client does more than {most} steps in a task, and "
-            f"{type(self._rule).__name__} moves the model once in {least}: set local_steps to a "
-            f"multiple of {least}, and local_epochs to null"
+            f"{name} is {value}, by which clients do {most} at most of the {least} steps in which "
+            f"{type(self._rule).__name__} moves the model once: set local_steps to a multiple of "
+            f"{least}, and local_epochs to null"
         )
 
     def evaluated_on(self, config: Mapping[str, Any], partition: int) -> tuple[bool, int]:

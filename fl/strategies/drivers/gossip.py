@@ -139,14 +139,14 @@ class Gossip(Decentralized):
     def _mixing(self, chosen: Aggregator | None, f: int | None) -> Aggregator | None:
         """Returns F, as it is applied to models; None for the sum by W."""
         own = self.rule.aggregator
-        if chosen is not None and isinstance(self.topology, Isolated):
+        if chosen is None or (isinstance(chosen, Mean) and chosen.weighted and own is None):
+            F = own
+        elif isinstance(self.topology, Isolated):
             raise ConfigError(
                 f"aggregator is {chosen.name}, and nodes of {type(self.topology).__name__} hear "
                 "nobody, so that there is nothing to combine: leave it out, or choose another "
                 "topology, such as topology=ring"
             )
-        if chosen is None or (isinstance(chosen, Mean) and chosen.weighted and own is None):
-            F = own
         elif own is not None:
             raise ConfigError(
                 f"aggregator is {chosen.name}, and {self.name} is defined by its own, {own.name}: "

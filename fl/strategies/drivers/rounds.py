@@ -335,9 +335,10 @@ class Rounds(Aggregating):
                 raise
             source = "fraction_train" if self.clients is None else "clients"
             raise ConfigError(
-                f"{source} is {getattr(self, source)}, which makes {n} of {num_clients} clients, "
-                f"{each} for each of the {models} models of {self.name}: {error}; raise it, or "
-                "num_clients"
+                f"{source} is {getattr(self, source)}, so that a round has {n} of {num_clients} "
+                f"clients, {each} for each of the {models} models of {self.name}, and each model's "
+                f"are combined by themselves ({error}): raise "
+                f"{source if n < num_clients else 'num_clients'}, or choose another aggregator"
             ) from error
         self._check_count(self.cohort(num_clients))
 
