@@ -272,6 +272,7 @@ def _joined(
                 layout=app.layout,
                 keeps=app.home.keeps,
                 adapted=place.get("adapter") is not None,
+                contacts=app.contact is not None,
             )
             problems += refusals(here)
             with blaming(config, "compressor" if choice.uplink else "downlink"):
