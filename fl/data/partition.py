@@ -33,6 +33,8 @@ defer("flwr_datasets.visualization")
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
+_FASTEST_S = 1e-3  # in which a mixture may move: times since 1970 are known to 2.4e-7 s
+
 
 def iid(source: Source, num_partitions: int, seed: int, held_out: float = 0.0) -> Split:
     """Deals the examples at random into partitions whose sizes differ by at most one.
@@ -99,9 +101,10 @@ def dirichlet(
             break
     else:
         raise ConfigError(
-            f"no partition with min_partition_size={min_partition_size} found in ten draws for "
-            f"{len(source.train)} examples of {source.name!r}, num_partitions={num_partitions} and "
-            f"alpha={alpha}: lower min_partition_size, raise alpha, or ask for fewer partitions"
+            f"min_partition_size is {min_partition_size}, and in ten draws with alpha={alpha} some "
+            f"of {num_partitions} partitions of the {len(source.train)} examples of "
+            f"{source.name!r} had fewer: lower it (with 0 clients may have none), raise alpha, or "
+            "lower num_clients"
         )
     parts = [np.concatenate(of_one) for of_one in zip(*pieces, strict=True)]
     for part in parts:
@@ -248,6 +251,11 @@ def clusters(
     for name, value in (("alpha", alpha), ("drift_s", drift_s)):
         if value is not None:
             positive(name, value)
+    if drift_s is not None and drift_s < _FASTEST_S:
+        raise ConfigError(
+            f"drift_s is {drift_s:g}; it must be at least {_FASTEST_S:g}: messages say when they "
+            "were sent to a fraction of that"
+        )
     for name, count in (("partition_size", partition_size), ("test_size", test_size)):
         if count is not None:
             at_least(name, count, 1)

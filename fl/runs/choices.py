@@ -1,4 +1,4 @@
-"""What a member of one group has chosen in others, and how the user is told."""
+"""What a member of one group has chosen in others, or would have, and how the user is told."""
 
 from __future__ import annotations
 
@@ -36,9 +36,12 @@ def announce(apart_from: Collection[str] = ()) -> None:
 def implied(choices: Mapping[str, str | None], asked: Collection[str]) -> list[str]:
     """Returns lines such as "strategy=fedasync sets client=proximal".
 
+    Where the user has chosen another client than a member would, or another part of one, a line
+    says so as well: a method may be what its clients do.
+
     Args:
         choices: the chosen member of each group.
-        asked: groups whose member the user has chosen; of these nothing is said.
+        asked: groups whose member the user has chosen.
     """
     defaults = dict(_overridden("", "config"))
     lines = []
@@ -54,6 +57,13 @@ def implied(choices: Mapping[str, str | None], asked: Collection[str]) -> list[s
         ]
         if found and group != "experiment":  # which is there to choose
             lines.append(f"{group}={member} sets {', '.join(found)}")
+        for other, chosen in _overridden(group, member):
+            given = choices.get(other)
+            if other in asked and other.startswith("client") and given != chosen:
+                lines.append(
+                    f"{other}={given or 'null'} takes the place of {other}={chosen}, which "
+                    f"{group}={member} is made with"
+                )
     return lines
 
 

@@ -16,6 +16,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from importlib import import_module
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -511,6 +512,13 @@ def _not_importable(key: str, target: str, cause: BaseException | None) -> str:
             f"{key} is {target}, and there is no module {top}: neither {top}.py nor {top}/ in "
             f"{Path.cwd()}, where fl was called, nor an installed package of that name"
         )
+    module, _, name = target.rpartition(".")
+    with suppress(Exception):  # which is the cause, and told below
+        found = import_module(module)
+        known = getattr(found, "__all__", None) or vars(found)
+        near = get_close_matches(name, known, n=1)
+        meant = f"; did you mean {module}.{near[0]}?" if near else ""
+        return f"{key} is {target}, and the module {module} has no {name}{meant}"
     return f"{key} is {target}, which cannot be imported: {cause}"
 
 

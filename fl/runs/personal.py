@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from fl.checks import at_least, not_negative, positive
+from fl.checks import at_least, not_negative, positive, share
 from fl.clients.app.choosing import model_key
 from fl.clients.app.inbox import ARRAYS_KEY, CONFIG_KEY, EVALUATED_KEY
 from fl.clients.app.outbox import METRICS_KEY
@@ -80,6 +80,8 @@ class Personal:
 
     Attributes:
         every: rounds between two evaluations; None makes none.
+        held_out: share of each client's examples that is kept from training, in [0, 1), where
+            clients have no held-out examples.
         clients: how many clients, drawn once from the seed; None takes all.
         local: also evaluate what local training makes of the server's model.
         contacts: also evaluate what a client brings to a server that it contacts, and what it is
@@ -92,6 +94,7 @@ class Personal:
     """
 
     every: int | None = None
+    held_out: float = 0.0
     clients: int | None = None
     local: bool = False
     contacts: bool = False
@@ -102,6 +105,7 @@ class Personal:
         for name in ("every", "clients"):
             if (count := getattr(self, name)) is not None:
                 at_least(name, count, 1)
+        share("held_out", self.held_out)
         for name in ("local", "contacts", "rows"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be true or false")

@@ -37,6 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl.aggregation import Mean
+from fl.clients.rule import Rule
 from fl.errors import NoStep, NotFinite
 from fl.strategies.clusters import Clusters, Mixture
 from fl.vectors.rows import Row, is_finite
@@ -269,6 +270,7 @@ class RoundRule(ABC):
             told to by `mixture-smoothing`, a "mixture". Their first values are independent draws,
             and the state has them in a field `theta`, shape (num_models, d), with each its own
             statistics of normalisation layers.
+        client_rule: that the server is for; None is any.
     """
 
     carries: ClassVar[tuple[str, ...]] = ()
@@ -281,6 +283,7 @@ class RoundRule(ABC):
     prunes: ClassVar[bool] = False
     num_models: int = 1
     clients_choose: ClassVar[ManyModels] = ""
+    client_rule: ClassVar[type[Rule] | None] = None
 
     @abstractmethod
     def init(self, w: Row, p: int) -> Any:

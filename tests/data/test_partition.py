@@ -160,7 +160,8 @@ def test_dirichlet_respects_the_smallest_partition(sorted_source):
 @pytest.mark.filterwarnings("error")
 def test_dirichlet_says_what_to_change_when_no_draw_is_good_enough(sorted_source):
     with pytest.raises(
-        ConfigError, match=r"min_partition_size=90 .*1000 examples .*alpha=0.1: lower min_partition"
+        ConfigError,
+        match=r"^min_partition_size is 90, .*alpha=0\.1 .*10 .*1000 .*: lower it .*with 0",
     ):
         partition.dirichlet(
             sorted_source, num_partitions=10, seed=0, alpha=0.1, min_partition_size=90

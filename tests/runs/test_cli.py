@@ -346,7 +346,7 @@ BAD = {
     "strategy=fedavgg": "there is no strategy=fedavgg; did you mean fedavg or",
     "strategy=xyz": "there is no strategy=xyz; there are: adpsgd, apfl, async_fedavg",
     "fleet/availability=nightly": "there are: always, behaviour, bernoulli, cyclic",
-    "model._target_=fl.models.MPL": "model._target_ is fl.models.MPL, which cannot be imported",
+    "model._target_=fl.models.MPL": "the module fl.models has no MPL; did you mean fl.models.MLP?",
     "seed": "'seed' is neither KEY=VALUE nor a command; the commands are compare, help, report",
     "resumee": "'resumee' is neither KEY=VALUE nor a command; did you mean fl resume?",
     "--multrun": "there is no option --multrun; did you mean --multirun?",

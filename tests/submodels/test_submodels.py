@@ -169,6 +169,13 @@ def test_weights_that_are_read_past_their_layer_are_refused():
         units_of(model, Layout.of(model), (5,), tokens=False)
 
 
+def test_units_of_layers_that_do_not_travel_are_refused():
+    model = MLP((4,), 3, [6])
+    model.layers[2].weight.requires_grad_(False)
+    with pytest.raises(ConfigError, match=r"layers\.2\.weight.*frozen"):
+        units_of(model, Layout.of(model, frozen=False), (4,), tokens=False)
+
+
 def test_units_that_a_model_declares_and_does_not_have_are_refused():
     model = MLP((4,), 3, [6])
     model.units = lambda: {"hidden": (4, [("layers.0.weight", 0, 1)])}

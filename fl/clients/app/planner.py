@@ -245,6 +245,32 @@ class Planner:
                 f"batch_size is {batch_size}): {remedy}"
             )
 
+    def check_steps(self, config: Mapping[str, Any]) -> None:
+        """Checks that some client does as many steps as the rule needs to move at all.
+
+        Args:
+            config: that every `train` message would bring.
+
+        Raises:
+            ConfigError: none does.
+        """
+        least, amount = self._rule.least_steps, read_amount(config)
+        if least == 1:
+            return
+        batch_size = self.batch_size(read_batch_size(config))
+        sizes = self._data.partitions.sizes.tolist()
+        most = max((self.steps(amount, size, batch_size) for size in sizes), default=0)
+        if not 0 < most < least:
+            return
+        told = [(key, config[key]) for key in ("local-steps", "local-epochs") if key in config]
+        own = ("local_steps", self._local_steps), ("local_epochs", self._local_epochs)
+        name, value = next(pair for pair in (*told, *own) if pair[1] is not None)
+        raise ConfigError(
+            f"{name} is {value}, by which clients do {most} at most of the {least} steps in which "
+            f"{type(self._rule).__name__} moves the model once: set local_steps to a multiple of "
+            f"{least}, and local_epochs to null"
+        )
+
     def evaluated_on(self, config: Mapping[str, Any], partition: int) -> tuple[bool, int]:
         """Returns whether a message's model is evaluated on held-out examples, and on how many."""
         on = config.get("evaluate-on", self._evaluate_on)

@@ -344,6 +344,17 @@ class TrainingApp(ClientApp, PlannedApp):
         """
         self._planner.check_batches(config, least)
 
+    def check_steps(self, config: Mapping[str, Any]) -> None:
+        """Checks that some client does as many steps as the rule needs to move at all.
+
+        Args:
+            config: that every `train` message would bring.
+
+        Raises:
+            ConfigError: none does.
+        """
+        self._planner.check_steps(config)
+
     def reads(self, key: str) -> bool:
         """Returns whether a client obeys a key of a message's configuration."""
         return key in _OBEYED or key in self.rule.honours

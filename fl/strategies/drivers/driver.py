@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fl.checks import at_least, positive
-from fl.clients import Downlink, Uplink
+from fl.clients import Downlink, Rule, Uplink
 from fl.compression import Channel
 from fl.errors import ConfigError
 from fl.strategies.drivers.exchange import Exchange
@@ -48,6 +48,8 @@ class Traits:
         needs: vectors beside the model in replies.
         partial: whether clients hold parts of the model: "" all of it, "stays" a part that is the
             same in all rounds, "changes" another from round to round.
+        client_rule: that the server is for; None is any.
+        alone: whether there is nobody to send to.
         known: whether all this is known; anybody's strategy may send what it likes.
     """
 
@@ -67,6 +69,8 @@ class Traits:
     carries: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     partial: Literal["", "stays", "changes"] = ""
+    client_rule: type[Rule] | None = None
+    alone: bool = False
     known: bool = True
 
 

@@ -311,6 +311,7 @@ class Rounds(Aggregating):
             aggregates=True,
             downlink=rule.num_models == 1 and parts is None,
             clusters=bool(rule.clients_choose),
+            client_rule=rule.client_rule,
             partial="" if parts is None else "stays" if parts.stays else "changes",
             compressors="any" if parts is None or parts.slices else "none",
             needs=() if rule.prunes else self.needs,  # which whoever trains such parts sends
@@ -345,7 +346,19 @@ class Rounds(Aggregating):
             raise ConfigError(
                 f"rule.num_models is {models}, and a round has {n} clients: each model needs one"
             )
-        self.aggregator.check(max(1, n // models))
+        each = max(1, n // models)
+        try:
+            self.aggregator.check(each)
+        except ConfigError as error:
+            if models == 1:
+                raise
+            source = "fraction_train" if self.clients is None else "clients"
+            raise ConfigError(
+                f"{source} is {getattr(self, source)}, so that a round has {n} of {num_clients} "
+                f"clients, {each} for each of the {models} models of {self.name}, and each model's "
+                f"are combined by themselves ({error}): raise "
+                f"{source if n < num_clients else 'num_clients'}, or choose another aggregator"
+            ) from error
         self._check_count(self.cohort(num_clients))
 
     def check_rounds(self, num_rounds: int) -> None:
