@@ -27,9 +27,11 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from importlib import metadata
 from numbers import Integral, Real
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fl.errors import ConfigError
@@ -368,17 +370,22 @@ def versions() -> dict[str, str | None]:
     return {**installed(), "commit": _commit(Path(__file__).parents[2])}
 
 
-def installed() -> dict[str, str | None]:
-    """Returns the versions of installed packages that a result depends on."""
+@cache
+def installed() -> Mapping[str, str | None]:
+    """Returns the versions of installed packages that a result depends on.
+
+    They, and the commit, are those of when this process first asked, as its code is.
+    """
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("fl", "flwr", "torch", "ray", "numpy"):
         try:
             found[name] = metadata.version("fl-simulator" if name == "fl" else name)
         except metadata.PackageNotFoundError:
             found[name] = None
-    return found
+    return MappingProxyType(found)
 
 
+@cache
 def _commit(root: Path) -> str | None:
     # Only a checkout of fl itself: an installed copy may lie inside somebody else's repository.
     if not (root / ".git").exists():

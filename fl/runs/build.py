@@ -266,6 +266,7 @@ def _joined(
                 correction=app.correction,
                 layout=app.layout,
                 keeps=app.home.keeps,
+                contacts=app.contact is not None,
             )
             problems += refusals(here)
             with blaming(config, "compressor" if choice.uplink else "downlink"):
@@ -585,7 +586,8 @@ def _ignored_personal(config: DictConfig) -> dict[str, str]:
     given, ignored = config.personal, {}
     tuning = ("steps", "epochs", "lr", "lam")
     if given.every is None:
-        names = ("clients", "local", "rows", *(f"fine_tune.{name}" for name in tuning))
+        own = ("clients", "local", "contacts", "rows")
+        names = (*own, *(f"fine_tune.{name}" for name in tuning))
         return {f"personal.{name}": "only personal.every reads it" for name in names}
     if not (given.fine_tune.steps or given.fine_tune.epochs):
         for name in ("lr", "lam"):

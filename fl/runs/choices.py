@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping
-from importlib.resources import files
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+
+from fl.runs.groups import content
 
 log = logging.getLogger("fl")
 
@@ -61,18 +62,19 @@ def _overridden(group: str, member: str) -> Iterator[tuple[str, str | None]]:
 
     For the root configuration, which has no group, these are the defaults of all groups.
     """
-    path = files("fl").joinpath("conf", *group.split("/"), f"{member}.yaml")
-    if not path.is_file():  # of a folder of the user's own
+    keys = content(group, member)
+    if keys is None:  # of a folder of the user's own
         return
-    content: Any = OmegaConf.to_container(OmegaConf.create(path.read_text("utf-8")))
-    for entry in content.get("defaults", []):
+    entries: Any = OmegaConf.to_container(keys.get("defaults") or OmegaConf.create([]))
+    for entry in entries:
         if isinstance(entry, str):
             if entry != "_self_":
                 yield from _overridden(group, entry)
             continue
         for key, chosen in entry.items():
             if key.endswith("@_here_"):  # what the member is made of
-                yield from _overridden(key.removesuffix("@_here_").strip("/"), chosen)
+                for one in [chosen] if isinstance(chosen, str) else chosen or ():
+                    yield from _overridden(key.removesuffix("@_here_").strip("/"), one)
                 continue
             other, _, _ = key.removeprefix(_OVERRIDE).partition("@")
             if not group or key.startswith(_OVERRIDE):

@@ -60,6 +60,7 @@ class Combination:
         num_clients: clients there are.
         layout: of what travels of the clients' model, if it is known.
         keeps: whether layers of it stay with the clients.
+        contacts: whether clients may contact the server before all of their local work is done.
     """
 
     strategy: Driver
@@ -72,6 +73,7 @@ class Combination:
     num_clients: int = 0
     layout: Layout | None = None
     keeps: bool = False
+    contacts: bool = False
 
     @property
     def traits(self) -> Traits:
@@ -383,6 +385,17 @@ REFUSALS = (
         "where they were",
         "leave client.rule.keep_moments or keep_state at null, and use client=momentum, whose "
         "momentum is kept",
+    ),
+    Refusal(
+        "Clients that decide when to contact the server, and strategies that decide it for them",
+        lambda c: (
+            c.contacts
+            and (c.traits.meets != "server" or c.steps_by_gradients or c.traits.interrupts)
+        ),
+        "client.contact is set",
+        "in {strategy} another than the client says how much local work there is between two "
+        "exchanges",
+        "leave client/contact out, or use another strategy, for example cdfl or fedasync",
     ),
     Refusal(
         "Local layers and strategies that step by gradients",

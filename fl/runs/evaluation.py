@@ -212,6 +212,8 @@ class EvaluationSchedule:
             self._average.add(server_round, arrays)
         either_end = server_round in (0, self._num_rounds)
         personal = self._personal
+        if personal is not None:
+            personal.contact(server_round, arrays)
         if personal is not None and not either_end:
             personal = personal if personal.is_due(server_round, self._asked) else None
         if not (self._is_due(server_round, elapsed) or either_end or personal is not None):

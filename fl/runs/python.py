@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fl.errors import ConfigError
+from fl.runs.composing import files_stay
 from fl.runs.configuration import (
     check_values,
     composition_problems,
@@ -61,7 +62,7 @@ def run(
             )
     place = None if directory is None else Path(directory).absolute()
     path = () if config_dir is None else (f"file://{Path(config_dir).absolute()}",)
-    with composed(words, path=path, directory=place) as config:
+    with files_stay(), composed(words, path=path, directory=place) as config:
         given = check_values(config)
         take_away(config, given)
         return run_prepared(config, prepare(config, given), directory=place)

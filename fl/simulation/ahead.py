@@ -65,7 +65,8 @@ class Ahead:
         faults = dispatch.faults
         stops = faults.dropout_at is not None or faults.crash_at is not None
         lost = faults.lose_upload and dispatch.reply_bytes is not None
-        if faults.lose_download or lost or (dispatch.plan is not None and stops):
+        known = dispatch.plan is not None and dispatch.plan.flops_of is None
+        if faults.lose_download or lost or (known and stops):
             return  # its duration is known or does not matter, and its result is never needed
         dispatch.request.state = self._states.get(dispatch.client)
         self._waiting[dispatch] = None

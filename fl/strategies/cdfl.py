@@ -34,6 +34,7 @@ class CDFLState(NamedTuple):
         stamps: t_k, the contact after which each was last changed, shape (K,).
         t: contacts so far.
         mixtures: u of every client that has been in contact, by node.
+        latest: the last of them, and the model x that it came with.
     """
 
     w: Row
@@ -41,6 +42,7 @@ class CDFLState(NamedTuple):
     stamps: NDArray[np.int64]
     t: int
     mixtures: Mapping[int, Mixture]
+    latest: tuple[int, Row] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class CDFL(EventRule):
 
     def clusters(self, state: CDFLState) -> Clusters:
         """Returns the models, and the mixtures as they were estimated last."""
-        return Clusters(state.models, state.mixtures, named=True)
+        return Clusters(state.models, state.mixtures, named=True, mixes=True, latest=state.latest)
 
     def model_for(self, state: CDFLState, node: int) -> Row:
         """Returns a_m = sum_k u_k w_k, shape (d,), of a client's last u, or of equal shares."""
@@ -156,7 +158,7 @@ class CDFL(EventRule):
                 stamps[k] = t + 1
         mixtures = {**state.mixtures, updates.only.node: u}
         mean = Clusters(models).of(np.full(len(models), 1 / len(models)))
-        return CDFLState(mean, models, stamps, t + 1, mixtures)
+        return CDFLState(mean, models, stamps, t + 1, mixtures, (updates.only.node, x))
 
     def mixture(self, state: CDFLState, updates: Arrivals) -> Mixture:
         """Returns u of the client whose model has arrived, shape (K,)."""

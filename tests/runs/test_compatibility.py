@@ -122,6 +122,10 @@ PAIRS = {
         Combination(HYPER, rule=AdamW(lr=0.1, keep_moments=False), correction=Hypergradient()),
         Combination(HYPER, rule=Sgd(lr=0.1), correction=Hypergradient()),
     ),
+    "Clients that decide when to contact the server, and strategies that decide it for them": (
+        Combination(such(interrupts=True), rule=Sgd(lr=0.1), contacts=True),
+        Combination(SERVER, rule=Sgd(lr=0.1), contacts=True),
+    ),
     "Local layers and strategies that step by gradients": (
         Combination(such(sends="gradient"), rule=Gradient(), keeps=True),
         Combination(SERVER, rule=Sgd(lr=0.1), keeps=True),

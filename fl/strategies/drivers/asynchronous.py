@@ -53,6 +53,7 @@ class Events(Combining):
             super().traits,
             downlink=not rule.customises,
             clusters=rule.customises,
+            customises=rule.customises,
             proxies=rule.proxies,
         )
 

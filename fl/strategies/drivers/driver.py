@@ -37,6 +37,8 @@ class Traits:
         topology: whether there is one.
         several_models: whether it trains several at once.
         clusters: whether it has a model for each of several clusters of clients.
+        interrupts: whether the server ends a client's local work when it likes.
+        customises: whether clients contact it one by one, and each is sent a model of its own.
         continues: whether a client's tasks are one training, each going on where the last ended.
         root_examples: how many examples the server holds itself, for an aggregator that wants its
             update; None if it does not.
@@ -57,6 +59,8 @@ class Traits:
     topology: bool = False
     several_models: bool = False
     clusters: bool = False
+    interrupts: bool = False
+    customises: bool = False
     continues: bool = False
     root_examples: int | None = None
     proxies: tuple[int, int] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -13,7 +13,17 @@ from fl.flower.identity import client_of
 from fl.randomness import generator
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.server import Server, Update
-from fl.submodels import Capacity, Fixed, SubModel, SubModels, Whole
+from fl.strategies.sparse import Sparse
+from fl.submodels import (
+    Capacity,
+    Fixed,
+    Mask,
+    SubModel,
+    SubModels,
+    Whole,
+    part_of,
+)
+from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
 
 
@@ -72,6 +82,12 @@ class Parts:
         part = self._parts[level, of]
         return part if len(part.positions) < server.model.layout.size else None
 
+    def measured(
+        self, w: Row, holds: NDArray[np.bool_], places: Sequence[slice]
+    ) -> dict[str, float]:
+        """Returns what is logged of a round's parts; see `measured`."""
+        return measured(w, holds, places)
+
     def _client(self, node: int) -> int:
         if self.numbered:
             return client_of(node)
@@ -81,9 +97,56 @@ class Parts:
         return generator(self.seed, "sub-models", *key)
 
 
+class OnePart:
+    """The part of the model that the mask of a sparse model has, the same for all clients.
+
+    Args:
+        layout: of the model.
+        state: returns what there is of the model now.
+
+    Attributes:
+        number: of the mask that was last sent, from 1.
+    """
+
+    def __init__(self, layout: Layout, state: Callable[[], Sparse]) -> None:
+        self.number = 0
+        self._layout = layout
+        self._state = state
+        self._last: tuple[Mask, SubModel] | None = None
+        self._known: dict[int, int] = {}  # node -> number of the mask that it has answered to
+
+    def of(self, server: Server, node: int, place: int) -> SubModel:
+        """Returns the part; arguments as of `Parts.of`."""
+        state = self._state()
+        if self._last is None or self._last[0] is not state.mask:
+            self._last = (state.mask, part_of(self._layout, state.layers, state.mask))
+            self.number += 1
+        return self._last[1]
+
+    def is_known(self, node: int) -> bool:
+        """Returns whether a client keeps the mask that was last sent."""
+        return self._known.get(node) == self.number
+
+    def answered(self, node: int, number: int) -> None:
+        """Notes that a client has answered to a message with this mask."""
+        self._known[node] = number
+
+    def failed(self, node: int) -> None:
+        """Notes that a client has not answered: it may have lost what it kept."""
+        self._known.pop(node, None)
+
+    def measured(
+        self, w: Row, holds: NDArray[np.bool_], places: Sequence[slice]
+    ) -> dict[str, float]:
+        """Returns the density of what was sent, over what clients train; arguments as below."""
+        mask = self._state().mask
+        held = sum(int(mask[place].sum()) for place in places)
+        return {"density": held / sum(place.stop - place.start for place in places)}
+
+
 def held(updates: Sequence[Update], d: int) -> NDArray[np.bool_]:
     """Returns which numbers of the model each client held, shape (n, d)."""
-    parts = [update.task.memo.part for update in updates]
+    parts = [update.part for update in updates]
     holds = np.ones((len(parts), d), dtype=bool)
     for row, part in zip(holds, parts, strict=True):
         if part is not None:

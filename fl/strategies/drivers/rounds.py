@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
@@ -21,12 +21,13 @@ from fl.aggregation import (
     Dropped,
     Fold,
     Guard,
+    Mean,
     check_result,
     shown,
     weight_of,
 )
 from fl.checks import at_least, positive, read_if
-from fl.clients.app.choosing import model_key
+from fl.clients.app.choosing import SMOOTHING_KEY, mixed, model_key
 from fl.clients.app.inbox import EVALUATED, EVALUATED_KEY
 from fl.errors import ConfigError, NoStep
 from fl.flower.records import from_record
@@ -37,7 +38,7 @@ from fl.strategies.adaptive_batch import BatchTest
 from fl.strategies.clusters import Clusters
 from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
-from fl.strategies.drivers.parts import Parts, held, measured
+from fl.strategies.drivers.parts import OnePart, Parts, held
 from fl.strategies.drivers.replies import not_reported
 from fl.strategies.drivers.round_noise import RoundNoise
 from fl.strategies.drivers.round_rates import RoundRates
@@ -45,7 +46,8 @@ from fl.strategies.drivers.server import GlobalModel, Sent, Server, Update
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.rates import Rate
 from fl.strategies.round_rule import HasModel, RoundRule, Updates, check_state
-from fl.submodels import SubModels
+from fl.strategies.sparse import Sparse, SparseRule
+from fl.submodels import MASK_NUMBER_KEY, SparseMask, SubModels
 from fl.vectors.rows import Row
 
 log = logging.getLogger("fl")
@@ -125,8 +127,8 @@ class Rounds(Aggregating):
         noise_scale: decay of the averages by which the gradient noise scale is measured, see
             `fl.strategies.NoiseScale`; None does not measure it.
         batch_size: of the clients, for that; None is all of their examples.
-        sub_models: has clients train parts of the model that fit their devices; None sends all of
-            it.
+        sub_models: has clients train parts of the model that fit their devices, or one part for all
+            whose mask the rule adjusts; None sends all of it.
         batch_test: grows their batches, or the number of clients, by what is measured; None leaves
             both as they are.
         **aggregating: arguments of `Aggregating` but `concurrency` and `patience`.
@@ -138,6 +140,7 @@ class Rounds(Aggregating):
     rules = RoundRule
     example = "FedAvg"
     rule: RoundRule
+    state: HasModel
     reads_timeout = True
     takes_empty = True  # their weight is 0, and the rule's business
 
@@ -163,7 +166,7 @@ class Rounds(Aggregating):
         noise_scale: float | None = None,
         batch_size: int | None = None,
         batch_test: BatchTest | None = None,
-        sub_models: SubModels | None = None,
+        sub_models: SubModels | SparseMask | None = None,
         **aggregating: Any,
     ) -> None:
         self.sub_models = sub_models  # which the name tells, also in errors
@@ -217,19 +220,33 @@ class Rounds(Aggregating):
             )
         self.batch_size = batch_size
         self.noise = RoundNoise(noise_scale, batch_size, batch_test)
-        if sub_models is not None:
+        if sub_models is not None or rule.prunes:
             self._check_sub_models(sub_models)
 
-    def _check_sub_models(self, sub_models: SubModels) -> None:
+    def _check_sub_models(self, sub_models: SubModels | SparseMask | None) -> None:
         """Raises ConfigError if the method is none for parts of a model."""
-        if not isinstance(sub_models, SubModels):
+        kind = SparseMask if self.rule.prunes else SubModels
+        if not isinstance(sub_models, kind):
             raise ConfigError(
-                f"sub_models is {sub_models!r:.80}; it must be null, or have a _target_ that makes "
-                "a fl.submodels.SubModels"
+                f"sub_models is {sub_models!r:.80}; with {type(self.rule).__name__} it must "
+                f"{'' if self.rule.prunes else 'be null, or '}have a _target_ that makes a "
+                f"fl.submodels.{kind.__name__}"
+            )
+        if self.rule.alone and self.robust:
+            raise ConfigError(
+                f"aggregator is {self.aggregator.name}, and the first {self.rule.alone} rounds of "
+                f"{self.name} go by what one client sends: use aggregator=mean, or set "
+                "rule.initial_rounds to 0"
             )
         for given, why in (
-            (self.rule.carries or self.rule.needs, "vectors of the whole model travel beside it"),
-            (not self.rule.folds, "it looks at more of the changes than their mean"),
+            (
+                not self.rule.prunes and (self.rule.carries or self.rule.needs),
+                "vectors of the whole model travel beside it",
+            ),
+            (
+                not self.rule.prunes and not self.rule.folds,
+                "it looks at more of the changes than their mean",
+            ),
             (self.rule.num_models > 1, "it has several models"),
             (self.noise.scale is not None, "noise_scale compares changes of the whole model"),
             (
@@ -251,7 +268,7 @@ class Rounds(Aggregating):
     @property
     def name(self) -> str:
         """Of the rule, and of the parts that clients hold, for messages."""
-        if self.sub_models is None:
+        if not isinstance(self.sub_models, SubModels):
             return super().name
         return f"{super().name} with {type(self.sub_models.extraction).__name__}"
 
@@ -292,9 +309,10 @@ class Rounds(Aggregating):
             super().traits,
             aggregates=True,
             downlink=rule.num_models == 1 and parts is None,
-            clusters=rule.clients_choose,
+            clusters=bool(rule.clients_choose),
             partial="" if parts is None else "stays" if parts.stays else "changes",
-            compressors="any" if parts is None or parts.extraction.slices else "none",
+            compressors="any" if parts is None or parts.slices else "none",
+            needs=() if rule.prunes else self.needs,  # which whoever trains such parts sends
         )
 
     @property
@@ -361,6 +379,10 @@ class Rounds(Aggregating):
             ConfigError: there are to be several, and nothing draws them.
         """
         model = super().model(arrays)
+        if isinstance(self.sub_models, SparseMask) and isinstance(self.rule, SparseRule):
+            layout = self.exchange.layout or model.layout
+            self.state = self.rule.pruned(model.w, self.sub_models.layers(layout))
+            return super().model(model.record_of(self.state.w))
         if not self.rule.clients_choose:
             return model
         k, initial = self.rule.num_models, self.exchange.initial
@@ -392,7 +414,8 @@ class Rounds(Aggregating):
         trained = trained if known is None else list(known.trainable)
         self.places = [slice(entry.offset, entry.offset + entry.size) for entry in trained]
         self.trained = sum(entry.size for entry in trained)
-        self.state: HasModel = self.rule.init(server.w, self.trained)
+        if not self.rule.prunes:  # which `model` has done
+            self.state = self.rule.init(server.w, self.trained)
         if server.model.clusters is not None:
             self.state = self.state._replace(theta=server.model.clusters.models)
         self.known = self.selection.init(server.num_rounds)  # what the selection keeps
@@ -410,9 +433,11 @@ class Rounds(Aggregating):
         self.opens_s = math.inf  # when the next round is to open, after one of nobody
         self.folded: Fold | None = None
         self.sending: tuple[int, list[Row]] | None = None  # the rule's models, of which version
-        self.parts: Parts | None = None
-        if self.sub_models is not None:
+        self.parts: Parts | OnePart | None = None
+        if isinstance(self.sub_models, SubModels):
             self.parts = Parts(self.sub_models, self.exchange, server, self.seed)
+        elif self.rule.prunes:
+            self.parts = OnePart(layout, lambda: cast(Sparse, self.state))
         self.noise.begin(self.places)
         self.rates.begin()
 
@@ -423,6 +448,8 @@ class Rounds(Aggregating):
 
     def num_replies(self, server: Server) -> int:
         """Returns N for a round that begins now."""
+        if server.version < self.rule.alone:
+            return 1
         if self.rule.asks_everybody(self.state):
             return len(server.tasks.nodes())
         return self.noise.clients(self.replies_of(len(server.tasks.nodes())))
@@ -440,6 +467,9 @@ class Rounds(Aggregating):
         """Begins a round if none is going on and enough clients are idle."""
         tasks = server.tasks
         if self.is_open or not tasks.idle() or len(tasks.nodes()) < self.min_available_nodes:
+            return
+        if server.version < self.rule.alone:
+            self._open(server, Choice([min(tasks.idle())]), 1)
             return
         trial, self.known = trial_of(self.selection, self.known, tasks.idle())
         if trial is not None and trial.alone:
@@ -505,20 +535,37 @@ class Rounds(Aggregating):
         if len(models) > 1 and not choice:
             generator(self.seed, "cohorts", server.version).shuffle(cohorts)
         alike: dict[tuple[Any, ...], list[int]] = {}
+        mixtures: list[tuple[int, Mapping[str, Any], Row]] = []  # clients with one model each
         for place, ((node, config), j) in enumerate(zip(told, cohorts.tolist(), strict=True)):
             part = None if self.parts is None else self.parts.of(server, node, place)
-            alike.setdefault((j, part, *sorted(config.items())), []).append(node)
+            if (u := self.rule.mixture_for(self.state, node)) is not None:
+                mixtures.append((node, config, mixed(server.model.layout, models, u)))
+                continue
+            knows = isinstance(self.parts, OnePart) and self.parts.is_known(node)
+            alike.setdefault((j, part, knows, *sorted(config.items())), []).append(node)
         beside_rule: dict[str, Any] = self.rates.told(server.version, min(waits_for, len(told)))
         if (size := self.noise.told_size) is not None:
             beside_rule["batch-size"] = size
+        if isinstance(self.parts, OnePart):
+            beside_rule[MASK_NUMBER_KEY] = self.parts.number
         extras, tasks = self.rule.broadcast(self.state), []
-        for (j, part, *pairs), group in alike.items():
+        for (j, part, knows, *pairs), group in alike.items():
             config, old = dict(pairs), (server.version, models[j])
             beside = {name: extras[name] for name in self.rule.carried_by(config)}
             told_group = {**config, **beside_rule}
             tasks += server.send(
-                group, told_group, old=old, extras=beside, part=part, models=choice, model=j
+                group,
+                told_group,
+                old=old,
+                extras=beside,
+                part=part,
+                places=not knows,
+                models=choice,
+                model=j,
             )
+        for node, config, w in mixtures:
+            told_one = {**config, **beside_rule}
+            tasks += server.send([node], told_one, old=(server.version, w), extras=extras)
         return tasks
 
     def _models(self, server: Server) -> Sequence[Row]:
@@ -578,12 +625,15 @@ class Rounds(Aggregating):
             self.known = self.selection.late(self.known, update.node, update.seconds)
             server.discard(update)
             return
+        if isinstance(self.parts, OnePart):
+            self.parts.answered(update.node, update.config[MASK_NUMBER_KEY])
         self.replies.append(self._folded(server, update))
         if len(self.replies) >= self.waits_for or not self.awaited:
             self.close(server)
 
     def failed(self, server: Server, task: Task[Sent]) -> None:
         """Ends the round if nobody else is awaited."""
+        self._unheard(task)
         seconds = server.now - task.sent_s
         seconds = math.inf if seconds >= server.tasks.ttl_s else seconds
         if task.message_id in self.timed:
@@ -616,6 +666,8 @@ class Rounds(Aggregating):
     def close(self, server: Server) -> None:
         """Ends the round: clients that are late are told so, and what has come makes a step."""
         missed = {task.node: server.now - self.round_began for task in self.awaited.values()}
+        for task in self.awaited.values():
+            self._unheard(task)
         if self.abort:
             for task in server.tasks:  # not those that have arrived at this very instant
                 if task.message_id in self.awaited:
@@ -628,6 +680,10 @@ class Rounds(Aggregating):
                 server.discard(update)
         else:
             self.finish(server, replies, missed)
+
+    def _unheard(self, task: Task[Sent]) -> None:
+        if isinstance(self.parts, OnePart):
+            self.parts.failed(task.node)
 
     def _learn(
         self, server: Server, replies: Sequence[Update], missed: Mapping[int, float]
@@ -750,8 +806,9 @@ class Rounds(Aggregating):
         holds = None
         if self.parts is not None:
             holds = held(usable, server.w.size)
-            server.tasks.control.measured(measured(server.w, holds, self.places))
+            server.tasks.control.measured(self.parts.measured(server.w, holds, self.places))
             holds = None if holds.all() else holds
+        mixes = self.rule.clients_choose == "mixture"
         with np.errstate(over="ignore"):  # seen in what is made of it
             if self.rule.num_models == 1:
                 deltas = admitted.x - server.w
@@ -771,8 +828,11 @@ class Rounds(Aggregating):
             as_selected=self.weights is not None,
             models=[update.model for update in usable],
             holds=holds,
+            starts=np.stack([update.start for update in usable]) if mixes else None,
+            mixtures=[update.mixture for update in usable] if mixes else (),
+            weighs=isinstance(F, Mean) and F.weighted,
         )
-        if self.sub_models is None or self.sub_models.weighted:
+        if not isinstance(self.sub_models, SubModels) or self.sub_models.weighted:
             return updates
         return updates.unweighted()
 
@@ -841,6 +901,8 @@ class Rounds(Aggregating):
             for j, w in enumerate(models)
         }
         config = ConfigRecord({"server-round": server.version})
+        if self.rule.clients_choose == "mixture":
+            config[SMOOTHING_KEY] = getattr(self.rule, self.rule.tells[SMOOTHING_KEY])
         if self.evaluate_model != EVALUATED[0]:
             config[EVALUATED_KEY] = self.evaluate_model
         records[self.configrecord_key] = config
