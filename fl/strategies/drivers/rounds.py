@@ -27,7 +27,7 @@ from fl.aggregation import (
     weight_of,
 )
 from fl.checks import at_least, positive, read_if
-from fl.clients.app.choosing import SMOOTHING_KEY, mixed, model_key
+from fl.clients.app.choosing import SMOOTHING_KEY, model_key
 from fl.clients.app.inbox import EVALUATED, EVALUATED_KEY
 from fl.errors import ConfigError, NoStep
 from fl.flower.records import from_record
@@ -38,8 +38,9 @@ from fl.strategies.adaptive_batch import BatchTest
 from fl.strategies.clusters import Clusters
 from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
-from fl.strategies.drivers.parts import OnePart, Parts, held
+from fl.strategies.drivers.parts import Division, OnePart, Parts, held
 from fl.strategies.drivers.replies import not_reported
+from fl.strategies.drivers.round_messages import RoundMessages
 from fl.strategies.drivers.round_noise import RoundNoise
 from fl.strategies.drivers.round_rates import RoundRates
 from fl.strategies.drivers.server import GlobalModel, Sent, Server, Update
@@ -47,7 +48,7 @@ from fl.strategies.drivers.tasks import Task
 from fl.strategies.rates import Rate
 from fl.strategies.round_rule import HasModel, RoundRule, Updates, check_state
 from fl.strategies.sparse import Sparse, SparseRule
-from fl.submodels import MASK_NUMBER_KEY, SparseMask, SubModels
+from fl.submodels import SparseMask, SubModels
 from fl.vectors.rows import Row
 
 log = logging.getLogger("fl")
@@ -432,12 +433,14 @@ class Rounds(Aggregating):
         self.round_began = math.nan  # of the open round; NaN between rounds
         self.opens_s = math.inf  # when the next round is to open, after one of nobody
         self.folded: Fold | None = None
-        self.sending: tuple[int, list[Row]] | None = None  # the rule's models, of which version
-        self.parts: Parts | OnePart | None = None
+        division = Division()
         if isinstance(self.sub_models, SubModels):
-            self.parts = Parts(self.sub_models, self.exchange, server, self.seed)
+            division = Parts(self.sub_models, self.exchange, server, self.seed)
         elif self.rule.prunes:
-            self.parts = OnePart(layout, lambda: cast(Sparse, self.state))
+            division = OnePart(layout, lambda: cast(Sparse, self.state))
+        self.messages = RoundMessages(
+            self.rule, division, lambda: self.state, self.buffers, self.seed
+        )
         self.noise.begin(self.places)
         self.rates.begin()
 
@@ -526,65 +529,13 @@ class Rounds(Aggregating):
 
     def _train(self, server: Server, nodes: Sequence[int], waits_for: int) -> list[Task[Sent]]:
         """Sends the model to clients that the rule has train, of which so many make a step."""
-        rng = generator(self.seed, "configs", server.version)
-        configs = self.rule.configs(self.state, server.version + 1, len(nodes), rng)
-        told = [(n, c) for n, c in zip(nodes, configs, strict=True) if c is not None]
-        models = self._models(server)
-        choice: Sequence[Row] = models if self.rule.clients_choose else ()
-        cohorts = np.arange(len(told)) % (1 if choice else len(models))
-        if len(models) > 1 and not choice:
-            generator(self.seed, "cohorts", server.version).shuffle(cohorts)
-        alike: dict[tuple[Any, ...], list[int]] = {}
-        mixtures: list[tuple[int, Mapping[str, Any], Row]] = []  # clients with one model each
-        for place, ((node, config), j) in enumerate(zip(told, cohorts.tolist(), strict=True)):
-            part = None if self.parts is None else self.parts.of(server, node, place)
-            if (u := self.rule.mixture_for(self.state, node)) is not None:
-                mixtures.append((node, config, mixed(server.model.layout, models, u)))
-                continue
-            knows = isinstance(self.parts, OnePart) and self.parts.is_known(node)
-            alike.setdefault((j, part, knows, *sorted(config.items())), []).append(node)
-        beside_rule: dict[str, Any] = self.rates.told(server.version, min(waits_for, len(told)))
-        if (size := self.noise.told_size) is not None:
-            beside_rule["batch-size"] = size
-        if isinstance(self.parts, OnePart):
-            beside_rule[MASK_NUMBER_KEY] = self.parts.number
-        extras, tasks = self.rule.broadcast(self.state), []
-        for (j, part, knows, *pairs), group in alike.items():
-            config, old = dict(pairs), (server.version, models[j])
-            beside = {name: extras[name] for name in self.rule.carried_by(config)}
-            told_group = {**config, **beside_rule}
-            tasks += server.send(
-                group,
-                told_group,
-                old=old,
-                extras=beside,
-                part=part,
-                places=not knows,
-                models=choice,
-                model=j,
-            )
-        for node, config, w in mixtures:
-            told_one = {**config, **beside_rule}
-            tasks += server.send([node], told_one, old=(server.version, w), extras=extras)
-        return tasks
 
-    def _models(self, server: Server) -> Sequence[Row]:
-        """Returns the models that are sent.
+        def told(n: int) -> dict[str, Any]:
+            size = self.noise.told_size
+            rates = self.rates.told(server.version, min(waits_for, n))
+            return rates if size is None else {**rates, "batch-size": size}
 
-        What clients do not train is the server's in those of cohorts, and each one's own in those
-        that clients choose from.
-        """
-        if self.rule.num_models == 1:
-            return [server.w]
-        if self.sending is None or self.sending[0] != server.version:
-            rows = []
-            for model in self.rule.models(self.state):
-                row = np.array(model, dtype=np.float32)
-                for place in () if self.rule.clients_choose else self.buffers:
-                    row[place] = server.w[place]
-                rows.append(server.model.layout.rounded(row))
-            self.sending = (server.version, rows)
-        return self.sending[1]
+        return self.messages.train(server, nodes, told)
 
     def _open(
         self, server: Server, choice: Choice, waits_for: int, trial: Trial | None = None
@@ -625,8 +576,7 @@ class Rounds(Aggregating):
             self.known = self.selection.late(self.known, update.node, update.seconds)
             server.discard(update)
             return
-        if isinstance(self.parts, OnePart):
-            self.parts.answered(update.node, update.config[MASK_NUMBER_KEY])
+        self.messages.division.answered(update)
         self.replies.append(self._folded(server, update))
         if len(self.replies) >= self.waits_for or not self.awaited:
             self.close(server)
@@ -682,8 +632,7 @@ class Rounds(Aggregating):
             self.finish(server, replies, missed)
 
     def _unheard(self, task: Task[Sent]) -> None:
-        if isinstance(self.parts, OnePart):
-            self.parts.failed(task.node)
+        self.messages.division.failed(task.node)
 
     def _learn(
         self, server: Server, replies: Sequence[Update], missed: Mapping[int, float]
@@ -804,9 +753,11 @@ class Rounds(Aggregating):
             return self.aggregate(server, F, x, weights, name)
 
         holds = None
-        if self.parts is not None:
+        if self.messages.division.divides:
             holds = held(usable, server.w.size)
-            server.tasks.control.measured(self.parts.measured(server.w, holds, self.places))
+            server.tasks.control.measured(
+                self.messages.division.measured(server.w, holds, self.places)
+            )
             holds = None if holds.all() else holds
         mixes = self.rule.clients_choose == "mixture"
         with np.errstate(over="ignore"):  # seen in what is made of it
@@ -855,7 +806,7 @@ class Rounds(Aggregating):
         """Returns what adds models up as they come, if they need not be held all at once."""
         layout = server.model.layout
         at_once = server.forging is not None or self.selection.keeps_changes or self.noise.needs_all
-        at_once = at_once or self.parts is not None
+        at_once = at_once or self.messages.division.divides
         if not layout.is_large or not self.rule.folds or at_once:
             return None
         return self.aggregator.fold(layout.size)
@@ -895,7 +846,7 @@ class Rounds(Aggregating):
         nodes = server.tasks.nodes()
         count = max(int(self.fraction_evaluate * len(nodes)), self.min_evaluate_nodes)
         chosen = server.sample(nodes, min(count, len(nodes)))
-        models = self._models(server) if self.rule.clients_choose else [server.w]
+        models = self.messages.models(server) if self.rule.clients_choose else [server.w]
         records: dict[str, Any] = {
             model_key(self.arrayrecord_key, j): server.model.record_of(w)
             for j, w in enumerate(models)
