@@ -76,7 +76,6 @@ def test_who_attacks_and_who_has_nothing_does_not_count():
         (["personal.every=0"], ["personal.every is 0"]),
         (["personal.every=1", "personal.clients=0"], ["personal.clients is 0"]),
         (["personal.every=1", "personal.rows=some"], ["personal.rows is 'some'"]),
-        (["personal.contacts=true", "personal.rows=true"], ["personal.contacts=true", "rows=true"]),
         (["personal.every=1", "partition.held_out=0"], ["partition.held_out", "evaluate_on=train"]),
         (["partition.held_out=1.0"], ["partition.held_out is 1.0"]),
         (
