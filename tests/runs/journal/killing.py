@@ -74,6 +74,10 @@ KEEPING = {
         *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=random_submodels", "num_clients=8"),
         "num_rounds=5",
     ],
+    "a mask that moves": [
+        *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=fedmef", "num_clients=8", "num_rounds=6"),
+        *("strategy.rule.adjust_every=2", "strategy.rule.adjust_until=6"),
+    ],
     "layers at home": [
         *(*SMALL, *HARSH, *EARLY, "strategy=fedper", "num_clients=8", "num_rounds=5"),
         *("personal.every=2", "personal.rows=true"),
