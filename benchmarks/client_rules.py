@@ -109,6 +109,7 @@ def ways(rule: Any) -> tuple[dict[str, Callable[[], object]], str]:
         device=torch.device("cpu"),
         has_mods=False,
         local=None,
+        contact=None,
     )
     several = trainings(app, rule, TOGETHER)
 

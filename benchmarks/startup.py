@@ -1,4 +1,4 @@
-"""From typing `fl` to the first client training, and what bounds it.
+"""From typing `fl` to the first client training, and what bounds it; what a whole command computes.
 
     python benchmarks/startup.py [--quick] [--out FILE]
 
@@ -11,9 +11,12 @@ Each line is a process of its own, started from nothing, in turns:
     torch     `import torch`, to the end: the least that training needs
     flower    `import torch, flwr.app`: the least that a Flower app needs
     ray bare  ray.init, and one actor that imports the same: the least that the Ray executor needs
+    run       a run of one round with one client, to the end
+    sweep     two strategies times three seeds of it, to the end
 
 The first client's training is noticed by a client rule that writes down when it was first asked.
-Files are in the page cache after the first turn, which is not counted.
+CPU seconds are those of the process, and of what it has started and waited for, to the end. Files
+are in the page cache after the first turn, which is not counted.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ import report
 
 STAMP = "FL_STARTUP_STAMP"
 RUN = ["-m", "fl", "client.rule._target_=startup_rule.StampedSgd", "num_rounds=1"]
+TINY = ["data=digits", "model=mlp", "num_clients=8", "num_rounds=1", "executor=serial"]
 RAY = """
 import ray
 ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
@@ -67,11 +71,15 @@ STARTS = {
     "torch": Start(["-c", "import torch"], None, None),
     "flower": Start(["-c", "import torch, flwr.app"], None, None),
     "ray bare": Start(["-c", RAY], None, None),
+    "run": Start(["-m", "fl", *TINY], None, "flower"),
+    "sweep": Start(
+        ["-m", "fl", "-m", "strategy=fedavg,fedprox", "seed=0,1,2", *TINY], None, "flower"
+    ),
 }
 
 
-def seconds(start: Start) -> float:
-    """Returns the host seconds from the start to the first client training, or to the end."""
+def seconds(start: Start) -> tuple[float, float]:
+    """Returns host seconds to the first client training, or to the end, and CPU seconds to it."""
     with tempfile.TemporaryDirectory() as folder:
         stamp = Path(folder) / "stamp"
         own = Path(__file__).resolve().parent
@@ -84,7 +92,9 @@ def seconds(start: Start) -> float:
         }
         arguments = list(start.arguments)
         if "fl" in arguments and "--help" not in arguments:
-            arguments += [f"hydra.run.dir={folder}/run", "progress=false"]
+            arguments += [f"hydra.{kind}.dir={folder}/run" for kind in ("run", "sweep")]
+            arguments.append("progress=false")
+        before = os.times()
         began = time.monotonic()
         done = subprocess.run(
             [sys.executable, *arguments],
@@ -96,7 +106,10 @@ def seconds(start: Start) -> float:
         ended = time.monotonic()
         if done.returncode:
             raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr}")
-        return (float(stamp.read_text()) if stamp.exists() else ended) - began
+        after = os.times()
+        user = after.children_user - before.children_user
+        system = after.children_system - before.children_system
+        return (float(stamp.read_text()) if stamp.exists() else ended) - began, user + system
 
 
 def main() -> None:
@@ -106,7 +119,7 @@ def main() -> None:
     arguments = parser.parse_args()
     turns = arguments.turns or (2 if arguments.quick else 6)
     about = report.machine()
-    taken: dict[str, list[float]] = {name: [] for name in STARTS}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in STARTS}
     for turn in range(turns):
         for name, start in STARTS.items():
             took = seconds(start)
@@ -115,16 +128,17 @@ def main() -> None:
     rows: list[dict[str, Any]] = [
         {
             "start": name,
-            "seconds": statistics.median(taken[name]),
-            "fastest": min(taken[name]),
+            "seconds": statistics.median(host for host, _ in taken[name]),
+            "fastest": min(taken[name])[0],
             "target_s": start.target_s,
-            "of_bound": min(taken[name]) / min(taken[start.bound]) if start.bound else None,
+            "of_bound": min(taken[name])[0] / min(taken[start.bound])[0] if start.bound else None,
+            "cpu_s": statistics.median(cpu for _, cpu in taken[name]),
         }
         for name, start in STARTS.items()
     ]
     report.table(
-        "Seconds to the first client training",
-        ("", "median s", "fastest s", "target s", "of its bound"),
+        "Seconds to the first client training, or to the end",
+        ("", "median s", "fastest s", "target s", "of its bound", "CPU s"),
         (
             (
                 row["start"],
@@ -132,6 +146,7 @@ def main() -> None:
                 f"{row['fastest']:.2f}",
                 row["target_s"] or "",
                 "" if row["of_bound"] is None else f"{row['of_bound']:.2f}",
+                f"{row['cpu_s']:.2f}",
             )
             for row in rows
         ),

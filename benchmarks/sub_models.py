@@ -69,6 +69,7 @@ def ways(name: str) -> dict[str, Callable[[], object]]:
         device=torch.device("cpu"),
         has_mods=False,
         local=None,
+        contact=None,
     )
     trainings = []
     for client, part in enumerate(several):

@@ -45,6 +45,19 @@ def target(group: str, name: str) -> str:
     return next((str(value) for value in found if value), "")
 
 
+def beside(name: str) -> str:
+    """Returns what clients have that makes a method of FedAvg, where a strategy is that; or ""."""
+    if not target("strategy", name).endswith(".FedAvg"):
+        return ""
+    for part in parts_of("strategy", name):
+        for override in part.get("defaults") or []:
+            (place, member), *_ = override.items() if hasattr(override, "items") else [("", "")]
+            group = str(place).removeprefix("override /").partition("@")[0]
+            if group.split("/")[0] == "client":
+                return target(group, member).rpartition(".")[2]
+    return ""
+
+
 def family(name: str) -> str:
     """Returns the family of a strategy, by what drives it."""
     found = (OmegaConf.select(part, "_target_") for part in parts_of("strategy", name))
@@ -80,26 +93,28 @@ def of_group(group: str, to_root: str) -> str:
 
 def of_methods(to_root: str) -> str:
     """Returns the table of all strategies, one line for those that share a rule."""
-    members: dict[str, list[str]] = {}
+    members: dict[tuple[str, str], list[str]] = {}
     for name in dict(groups("strategy"))["strategy"]:
-        members.setdefault(target("strategy", name), []).append(name)
+        members.setdefault((target("strategy", name), beside(name)), []).append(name)
     table = [["method", "kind", "paper", "config", "headline result"]]
     order, kinds = list(_FAMILIES), {made: family(names[0]) for made, names in members.items()}
 
-    def place(made: str) -> tuple[int, str]:
-        return order.index(kinds[made]), made.rpartition(".")[2].lower()
+    def place(made: tuple[str, str]) -> tuple[int, str, str]:
+        rule, part = made
+        return order.index(kinds[made]), rule.rpartition(".")[2].lower(), part.lower()
 
-    for made in sorted(members, key=place):
-        said = [header("strategy", name) for name in members[made]]
+    for key in sorted(members, key=place):
+        made, part = key
+        said = [header("strategy", name) for name in members[key]]
         papers = dict.fromkeys(re.findall(r"arXiv:\d{4}\.\d{4,5}", " ".join(s.what for s in said)))
         file = Path(inspect.getfile(get_object(made))).relative_to(ROOT)
         results = dict.fromkeys(linked(s.reproduced, to_root) for s in said if s.reproduced)
         table.append(
             [
-                f"[{made.rpartition('.')[2]}]({to_root}{file})",
-                kinds[made],
+                f"[{made.rpartition('.')[2]}]({to_root}{file})" + f" with {part}" * bool(part),
+                kinds[key],
                 linked(", ".join(papers), to_root),
-                ", ".join(f"`strategy={name}`" for name in members[made]),
+                ", ".join(f"`strategy={name}`" for name in members[key]),
                 "; ".join(results) or "not run",
             ]
         )

@@ -9,9 +9,9 @@ method lie in ROOT/METHOD/tune and ROOT/METHOD/final, where tuned.sh puts them. 
 folder, AGAINST the method that the others are compared with seed by seed, and COST (round, or
 time_s) what reaching the target is counted in.
 
-A run's result is the mean of its target's metric over the last fifth of its evaluations; a run
-that diverged has none, and is worse than all that did not. The target is reached at the first of
-two evaluations in a row that meet it.
+A run's result is the mean of its target's metric over the last fifth of the evaluations that have
+it; a run that diverged has none, and is worse than all that did not. The target is reached at the
+first of two evaluations in a row that meet it.
 """
 
 from __future__ import annotations
@@ -46,9 +46,11 @@ def target_of(run: Run) -> Target:
 def result(run: Run) -> float:
     """Returns the metric at the end; NaN if the run diverged."""
     metric = target_of(run).metric
-    values = [row.get(metric, math.nan) for row in run.history]
+    values = [row[metric] for row in run.history if metric in row]
     diverged = run.summary["status"] == "diverged"
-    return math.nan if diverged else fmean(values[-math.ceil(len(values) / LAST) :])
+    if diverged or not values:
+        return math.nan
+    return fmean(values[-math.ceil(len(values) / LAST) :])
 
 
 def reached(run: Run) -> Row | None:

@@ -13,6 +13,7 @@ from fl.lazy import lazily
 if TYPE_CHECKING:
     from fl.errors import ConfigError, SimulationError
     from fl.reports import Target
+    from fl.runs.python import run
     from fl.runs.simulator import SimulatedRun, simulate, simulate_app
     from fl.simulation.cost import CostModel
 
@@ -29,6 +30,7 @@ __getattr__ = lazily(
         "SimulatedRun": "fl.runs.simulator",
         "SimulationError": "fl.errors",
         "Target": "fl.reports",
+        "run": "fl.runs.python",
         "simulate": "fl.runs.simulator",
         "simulate_app": "fl.runs.simulator",
     },
@@ -40,6 +42,7 @@ __all__ = [
     "SimulatedRun",
     "SimulationError",
     "Target",
+    "run",
     "simulate",
     "simulate_app",
 ]

@@ -4,6 +4,7 @@ fl key=value ...      runs one experiment
 fl -m key=a,b ...     a sweep: every combination
 fl resume DIR         continues a run
 fl report DIR...      makes a page about runs
+fl compare A B        says why two runs differ
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,11 +34,13 @@ from omegaconf.errors import OmegaConfBaseException
 from fl.errors import ConfigError
 from fl.execution.garbage import START_THRESHOLDS
 from fl.runs import sweep, usage
+from fl.runs.composing import files_stay
 from fl.runs.configuration import (
     Given,
     check_values,
     composition_problems,
     explain,
+    is_choice,
     take_away,
     without_null,
 )
@@ -52,6 +55,7 @@ from fl.runs.journal.command import (
 from fl.runs.loading import loading_once
 from fl.runs.signals import Stopped, stoppable
 from fl.runs.trust import raised_in
+from fl.runs.waiting import telling
 
 if TYPE_CHECKING:
     from fl.runs.experiment import Experiment, ForeignApp
@@ -70,6 +74,8 @@ class Check(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Ends the process, with what is wrong, if jobs of the sweep cannot be composed."""
+        if _can_be_composed(config):
+            return
         if problems := _all_problems(sys.argv[1:]):
             _say(problems)
             sys.exit(1)
@@ -79,10 +85,11 @@ class Check(Callback):
         with _as_job(config) as own:
             try:
                 given = check_values(own)
-                from fl.runs.build import prepare  # heavy: once the configuration is complete
-
                 take_away(own, given)
-                _Checked.prepared, _Checked.given = prepare(own, given), given
+                with telling("loading PyTorch and Flower, and building the run"):
+                    from fl.runs.build import prepare  # heavy: once the configuration is complete
+
+                    _Checked.prepared, _Checked.given = prepare(own, given), given
                 place = Path(config.hydra.run.dir).absolute()
                 if Resuming.run is None:
                     check_lost_by(place)
@@ -113,9 +120,25 @@ class CheckJobs(Callback):
                     job = _composed(config, number, overrides)
                 except (HydraException, OmegaConfBaseException):
                     return  # Hydra ends the sweep, and says why
-                if _can_be(job):
+                with telling(f"looking at job {number + 1} of {len(jobs)} before the first begins"):
+                    can_be = _can_be(job)
+                if can_be:
                     right.add(but_seed)
         sweep.Sweep.nothing_to_do = bool(jobs) and not right
+
+
+def _can_be_composed(config: DictConfig) -> bool:
+    """Returns whether a job of each choice of members in a sweep can be; not of a sampler's.
+
+    If all can, each override is right by itself.
+    """
+    jobs = {tuple(filter(is_choice, job)): job for job in sweep.jobs_of(config)}
+    try:
+        for job in jobs.values():
+            _composed(config, 0, job)
+    except (HydraException, OmegaConfBaseException):
+        return False
+    return bool(jobs)
 
 
 def _composed(config: DictConfig, number: int, overrides: Sequence[str]) -> DictConfig:
@@ -254,8 +277,9 @@ def _remove_if_empty(directory: Path) -> None:
             folder.rmdir()
 
 
-def _early_ray(config: DictConfig) -> AbstractContextManager[None]:
-    """Starts the Ray that the run is going to ask for, and imports what else takes time."""
+@contextmanager
+def _early_ray(config: DictConfig) -> Iterator[None]:
+    """Starts the Ray that the run is going to ask for."""
     executor = config.get("executor")
     if (
         not isinstance(executor, DictConfig)
@@ -263,12 +287,14 @@ def _early_ray(config: DictConfig) -> AbstractContextManager[None]:
         or executor.get("address") is not None
         or "RAY_ADDRESS" in os.environ
     ):
-        return nullcontext()
+        yield
+        return
     from fl.execution.cluster import started
 
-    # PyTorch's counter of FLOPs imports its compiler when it is used.
-    modules = [] if config.get("app") else ["torch._dynamo"]
-    return started(executor.num_actors, executor.cpus_per_actor, meanwhile=modules)
+    with ExitStack() as stack:
+        with telling("starting Ray"):
+            stack.enter_context(started(executor.num_actors, executor.cpus_per_actor))
+        yield
 
 
 def main() -> None:
@@ -303,6 +329,10 @@ def _command(arguments: list[str]) -> bool:
 
         report.main(arguments[1:])
         return True
+    if arguments[:1] == ["compare"]:
+        from fl.reports import difference
+
+        return difference.main(arguments[1:])
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # for a `_target_` of the user's own, as with python -m
     if arguments[:1] == ["resume"]:
@@ -319,7 +349,8 @@ def _command(arguments: list[str]) -> bool:
     else:
         sys.argv[1:] = without_null(arguments)
     try:
-        _run()
+        with files_stay():
+            _run()
     finally:
         Resuming.run = None
         directory = sweep.Sweep.end()

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize_config_module
 
 import fl
 from fl import SimulationError, simulate
@@ -15,6 +15,7 @@ from fl.data.partition import Split
 from fl.runs.build import build
 from fl.runs.experiment import app_of
 from fl.runs.run import serve
+from fl.runs.settings import target_of
 from fl.selection import Choice, Selection
 
 CLIENTS, ROUNDS = 4, 3
@@ -47,12 +48,14 @@ AVERAGING = [  # rounds of all clients
     "fedamsgrad",
     "optex",
     "ifca",
+    "fedsoft",
     "ditto",
     "apfl",
     "pfedme",
     "per_fedavg",
 ]
 PARTIAL = ["heterofl", "fedrolex", "random_submodels", "every_parameter_matters"]
+SPARSE = ["fedmef", "fedtiny", "feddst", "prunefl"]  # whose clients hold one part
 LOCAL = ["fedper", "fedrep", "fedbn", "lg_fedavg"]  # no server has the whole model
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
 EVENTS = [
@@ -73,11 +76,25 @@ REPLICAS = ["onebit_adam", "demo", "just_one_byte"]
 OUTER = ["diloco", "local_sgd", "streaming_diloco", "delayed_updates", "eager_updates"]
 GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking"]
 EVERY = [
-    *(*AVERAGING, *PARTIAL, *LOCAL, *ROUNDED, *EVENTS, *TASKS, *POLLING, *SERVERLESS, *OUTER),
+    *(
+        *AVERAGING,
+        *PARTIAL,
+        *SPARSE,
+        *LOCAL,
+        *ROUNDED,
+        *EVENTS,
+        *TASKS,
+        *POLLING,
+        *SERVERLESS,
+        *OUTER,
+    ),
     *GRADIENTS,
 ]
 
-MODELS = {"fedbn": ["model=resnet8", "model.channels=[4,4,4]"]}  # which has layers that normalise
+MODELS = {
+    "fedbn": ["model=resnet8", "model.channels=[4,4,4]"],  # which has layers that normalise
+    "fedtiny": ["strategy.rule.candidates=1"],  # or its first rounds train nothing
+}
 
 # What every fleet here has: four clients, all of them asked, where a strategy can say so.
 SIZES = {
@@ -93,7 +110,7 @@ SIZES = {
 
 def configured(strategy, *overrides):
     """Returns the configuration of a small run."""
-    with initialize_config_dir(str(CONF), version_base=None):
+    with initialize_config_module("fl.conf", version_base=None):
         keys = compose("config", overrides=[f"strategy={strategy}"]).strategy
         places = {"strategy": keys, "strategy.rule": keys.get("rule") or {}}
         sizes = [
@@ -137,6 +154,7 @@ def ran(strategy, *overrides, app=None, num_partitions=CLIENTS, directory=None, 
         executor="serial",
         progress=False,
         directory=directory,
+        target=target_of(config),
         cost_model=cost_model,
     )
     return experiment, run

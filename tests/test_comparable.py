@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from every_strategy import LOCAL, MODELS, PARTIAL
+from every_strategy import LOCAL, MODELS, PARTIAL, SPARSE
 from flwr.app import ConfigRecord, RecordDict
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
@@ -57,6 +57,9 @@ SETTING = [
 ]
 
 
+OWN = " (own)"  # accuracy of what clients would use, on their own examples
+
+
 class Asked(Exception):
     """The strategy has sent what it sends first, and would now get answers."""
 
@@ -88,8 +91,8 @@ def composed(*overrides: str) -> DictConfig:
 def config_of(name: str) -> DictConfig:
     # A linear model has no layers to spare.
     model = MODELS.get(name, ["model=mlp"]) if name in (*PARTIAL, *LOCAL) else []
-    unasked = ["personal.every=null"] if name in LOCAL else []  # before the first task
-    config = composed(f"strategy={name}", *model, *unasked)
+    unasked = "personal.every=null"  # before the first task
+    config = composed(f"strategy={name}", *model, unasked)
     for part in config.tasks.values() if config.get("tasks") else [config]:
         part.client.batch_size, part.client.batching = 4, "off"
     return config
@@ -196,7 +199,8 @@ def on_page(header: str = HEADER) -> list[str]:
 def reached(name: str) -> str:
     """Returns the second table's row of a strategy, after a run at its defaults."""
     with initialize_config_module("fl.conf", version_base=None):
-        config = compose("config", [f"strategy={name}"], return_hydra_config=True)
+        own = MODELS[name] if name == "fedbn" else ()  # the perceptron has no such layer
+        config = compose("config", [f"strategy={name}", *own], return_hydra_config=True)
     fleet = config.hydra.runtime.choices.fleet
     experiment = build(config)
     learnt = experiment.tasks.values() or [experiment]
@@ -208,10 +212,11 @@ def reached(name: str) -> str:
         executor="serial",
         progress=False,
     )
-    totals, accuracy = run.summary["totals"], run.summary["final"]["accuracy"]
+    totals, accuracy = run.summary["totals"], run.summary["final"][config.target.metric]
     assert run.summary["status"] == "completed"
+    of = OWN if config.target.metric == "personal_accuracy" else ""
     return (
-        f"| `{name}` | `{fleet}` | {config.num_rounds:,} | {accuracy:.2f} | "
+        f"| `{name}` | `{fleet}` | {config.num_rounds:,} | {accuracy:.2f}{of} | "
         f"{totals['virtual_s']:,.0f} s | {totals['client_updates']:,} |"
     )
 
@@ -239,9 +244,12 @@ def test_every_strategy_learns_at_its_defaults_and_the_methods_page_says_how_muc
     (said,) = [line for line in on_page(REACHED) if line.startswith(f"| `{name}` ")]
     expected, cells = (line.split(" | ") for line in (said, reached(name)))
     # Other machines round otherwise, and take other steps by and by.
-    assert float(cells[3]) == pytest.approx(float(expected[3]), abs=0.03)
+    got, wanted = (float(cell.removesuffix(OWN)) for cell in (cells[3], expected[3]))
+    assert got == pytest.approx(wanted, abs=0.03)
     assert cells[:3] == expected[:3]
-    assert float(cells[3]) > 0.7  # of ten digits, or of the mean of two tasks
+    # Of ten digits, or of the mean of two tasks; of the phones few have come, and trained; of a
+    # small perceptron a tenth is little.
+    assert got > (0.2 if cells[3].endswith(OWN) or name in SPARSE else 0.7)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ TINY = [
     "fleet=uniform",
 ]
 REPLICAS = ("demo", "just_one_byte", "onebit_adam")
-NEEDS_FILES = {"mnist", "cifar10", "fedprox_mnist", "shakespeare", "serverless", "trace"}
+FILES = "mnist rotated_mnist cifar10 fedprox_mnist shakespeare serverless trace"
+NEEDS_FILES = set(FILES.split())
 
 
 def members(group):

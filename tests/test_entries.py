@@ -57,13 +57,14 @@ def values(arrays):
     return {name: array.numpy() for name, array in arrays.items()}
 
 
-def check(experiment, run, *, tied=1e-6):
+def check(experiment, run, *, tied=1e-6, counted=True):
     """Checks what holds for every strategy.
 
     Args:
         experiment: what was run.
         run: what came out.
         tied: relative difference of entries that are one parameter; None does not compare.
+        counted: whether most clients of a round train, so that the median of their counters grows.
     """
     first, last = values(experiment.initial()), values(run.arrays)
     assert list(last) == list(first)
@@ -76,8 +77,9 @@ def check(experiment, run, *, tied=1e-6):
     np.testing.assert_array_equal(last["mask"], first["mask"])
     assert last["mask"].dtype == bool
     assert (last["seen"].dtype, last["norm.num_batches_tracked"].dtype) == ("int32", "int64")
-    assert last["seen"] > 0
-    assert last["norm.num_batches_tracked"] > 0
+    if counted:
+        assert last["seen"] > 0
+        assert last["norm.num_batches_tracked"] > 0
     if tied is not None:
         np.testing.assert_allclose(last["again.weight"], last["hidden.weight"], rtol=tied)
         np.testing.assert_allclose(last["twice.bias"], last["head.bias"], rtol=tied)
@@ -88,6 +90,8 @@ def check(experiment, run, *, tied=1e-6):
 
 ONE = [f"strategy.{key}=1" for key in ("min_train_nodes", "min_available_nodes")]
 ONE.append("client.rule.lr=0.1")
+
+ANCHORS = "fedamd"  # nearly all of whose clients send a gradient, and train nothing
 
 slow = pytest.mark.slow
 QUICK = {"fedavg", "qfedavg", "fedadam", "fedbuff", "quafl", "dpsgd"}
@@ -104,7 +108,7 @@ def test_a_model_of_all_kinds_learns_with_every_strategy(strategy):
     experiment, run = trained(strategy, *overrides)
     exact = strategy in AVERAGING
     # Sums of equal numbers may differ in their last bits.
-    check(experiment, run, tied=0 if exact else 1e-6)
+    check(experiment, run, tied=0 if exact else 1e-6, counted=strategy != ANCHORS)
 
 
 TOPK = "ef_topk compressor.compressor.density=0.3"
@@ -114,7 +118,7 @@ TOPK = "ef_topk compressor.compressor.density=0.3"
 @pytest.mark.parametrize("strategy", cases([*AVERAGING, *ROUNDED, *EVENTS, *POLLING], {"fedavg"}))
 def test_a_model_of_all_kinds_learns_over_compressed_links(strategy, compressor):
     experiment, run = trained(strategy, *f"compressor={compressor}".split())
-    check(experiment, run)
+    check(experiment, run, counted=strategy != ANCHORS)
 
 
 def test_a_compressed_downlink_brings_every_kind():

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fl.clients.app.task_app import TaskApp
     from fl.clients.app.training_app import TrainingApp
     from fl.clients.app.uplink import Uplink
+    from fl.clients.contact import Contact, DriftNoticed, Periodic, Plateau
     from fl.clients.correction import Corrected, Correction
     from fl.clients.ditto import Ditto
     from fl.clients.feddyn import DynamicRegularization
@@ -47,7 +48,9 @@ if TYPE_CHECKING:
     from fl.clients.per_fedavg import PerFedAvg
     from fl.clients.pfedme import MoreauEnvelope
     from fl.clients.proximal import Proximal
+    from fl.clients.proximal_own import ProximalOwn
     from fl.clients.proxskip import ProxSkipShift
+    from fl.clients.pruning import Pruning
     from fl.clients.rule import Batch, Finished, Received, Rule
     from fl.clients.sam import Sam
     from fl.clients.scaffold import ControlVariates
@@ -62,6 +65,7 @@ __getattr__ = lazily(
         "AdamW": "fl.clients.adamw",
         "AnchorSampling": "fl.clients.anchor_sampling",
         "Batch": "fl.clients.rule",
+        "Contact": "fl.clients.contact",
         "ControlVariates": "fl.clients.scaffold",
         "ControlledMomentum": "fl.clients.global_momentum",
         "Corrected": "fl.clients.correction",
@@ -69,6 +73,7 @@ __getattr__ = lazily(
         "CosineDecay": "fl.clients.schedule",
         "Ditto": "fl.clients.ditto",
         "Downlink": "fl.clients.app.downlink",
+        "DriftNoticed": "fl.clients.contact",
         "DynamicRegularization": "fl.clients.feddyn",
         "ExponentialDecay": "fl.clients.schedule",
         "Finished": "fl.clients.rule",
@@ -91,8 +96,12 @@ __getattr__ = lazily(
         "NormLayers": "fl.clients.local_layers",
         "PartialApp": "fl.clients.app.partial_app",
         "PerFedAvg": "fl.clients.per_fedavg",
+        "Periodic": "fl.clients.contact",
+        "Plateau": "fl.clients.contact",
         "ProxSkipShift": "fl.clients.proxskip",
         "Proximal": "fl.clients.proximal",
+        "ProximalOwn": "fl.clients.proximal_own",
+        "Pruning": "fl.clients.pruning",
         "Received": "fl.clients.rule",
         "Replica": "fl.clients.app.replica",
         "Rule": "fl.clients.rule",
@@ -114,6 +123,7 @@ __all__ = [
     "AdamW",
     "AnchorSampling",
     "Batch",
+    "Contact",
     "ControlVariates",
     "ControlledMomentum",
     "Corrected",
@@ -121,6 +131,7 @@ __all__ = [
     "CosineDecay",
     "Ditto",
     "Downlink",
+    "DriftNoticed",
     "DynamicRegularization",
     "ExponentialDecay",
     "Finished",
@@ -143,8 +154,12 @@ __all__ = [
     "NormLayers",
     "PartialApp",
     "PerFedAvg",
+    "Periodic",
+    "Plateau",
     "ProxSkipShift",
     "Proximal",
+    "ProximalOwn",
+    "Pruning",
     "Received",
     "Replica",
     "Rule",

@@ -92,6 +92,15 @@ class Correction(ABC):
         """Returns the memory of a client that has never been asked before."""
         return {}
 
+    def begin(self, w: Tensor, received: Received) -> Tensor:
+        """Returns the weights that training begins with, shape (p,): by default those received.
+
+        Args:
+            w: the received weights, shape (p,).
+            received: constants of the task.
+        """
+        return w
+
     def init(self, received: Received, is_plain: bool) -> State:
         """Returns the state before the first step.
 
@@ -240,6 +249,7 @@ class Corrected(Rule):
         of_optimizer, of_correction = state
         bound, first = self.optimizer.clip_norm, self.correction.clip_first
         lr = self.optimizer.step_lr(received, t)
+        w = w if t else self.correction.begin(w, received)
         g, loss = self.optimizer.gradient(w, batch)
         if t == 0:
             of_correction = self.correction.first(g, w, of_correction, received, batch)

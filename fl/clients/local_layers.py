@@ -16,7 +16,7 @@ from typing import Literal
 
 from torch import nn
 
-from fl.checks import at_least, within_unit
+from fl.checks import at_least, share
 from fl.errors import ConfigError
 from fl.models.adapters import fitting
 
@@ -29,7 +29,7 @@ class LocalLayers(ABC):
     """Which layers of a model stay with the client.
 
     Attributes:
-        first: None trains all layers at once. A number in [0, 1] is the share of a task's steps in
+        first: None trains all layers at once. A number in [0, 1) is the share of a task's steps in
             which only these train; in the rest of them they stand still, and the others train.
 
     Raises:
@@ -40,7 +40,7 @@ class LocalLayers(ABC):
 
     def __post_init__(self) -> None:
         if self.first is not None:
-            within_unit("first", self.first)
+            share("first", self.first)
 
     @abstractmethod
     def names(self, model: nn.Module) -> Collection[str]:
@@ -62,7 +62,7 @@ class NamedLayers(LocalLayers):
         patterns: of entries of the state dict, in which * stands for any text.
 
     Raises:
-        ConfigError: `patterns` is no list of texts.
+        ConfigError: `patterns` is no list of texts, or has none.
     """
 
     patterns: Sequence[str]
@@ -72,6 +72,11 @@ class NamedLayers(LocalLayers):
         texts = self.patterns
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ConfigError(f"patterns is {texts!r}; it must be a list such as ['head.*']")
+        if not texts:
+            raise ConfigError(
+                "patterns is [], so that nothing would stay with the client: name entries, as in "
+                "['head.*'], or leave local_layers out"
+            )
 
     def names(self, model: nn.Module) -> Collection[str]:
         """Returns the names that a pattern fits."""

@@ -85,6 +85,11 @@ class PerFedAvg(Rule):
         return 1.0 if self.gradient == "FO" else 4 / 3
 
     @property
+    def least_steps(self) -> int:
+        """The batches of a meta-step."""
+        return _BATCHES[self.gradient]
+
+    @property
     def vectors(self) -> int:
         """Theta, and the gradient there."""
         return 1 if self.gradient == "FO" else 2

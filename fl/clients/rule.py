@@ -200,6 +200,11 @@ class Rule(ABC):
         """Gradient evaluations that a step is charged for, at most, if roles differ."""
         return 1.0
 
+    @property
+    def least_steps(self) -> int:
+        """Steps of a task below which the rule moves nothing."""
+        return 1
+
     def role(self, scalars: Mapping[str, Scalar]) -> Role:
         """Returns what a task is, by its scalars: by default they are all the same."""
         return Role("", self.needs, self.gradients_per_step)

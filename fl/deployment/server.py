@@ -165,7 +165,7 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
         plots.metrics(
             writer.history, directory / "plots" / "metrics.png", target=writer.target, time="time"
         )
-    print_results(summary, directory, extra.get("central"), Console(width=_WIDTH))
+    print_results(summary, directory, Console(width=_WIDTH))
     if error is not None:
         raise error
     return summary

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hydra import compose, initialize_config_module
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from fl.errors import ConfigError
 from fl.runs.choices import announce
 from fl.runs.configuration import check_values, explain
 from fl.runs.experiment import Experiment
+from fl.runs.python import composed
 from fl.runs.trust import check_targets
 
 # Keys that say what the simulator does. On a deployment they can have no effect.
@@ -28,10 +28,6 @@ _OF_THE_SIMULATOR = {
     "executor": "SuperNodes run the clients",
     "checkpoint": "the server of a deployment keeps nothing to resume a run from",
     "date": "clocks of a deployment show the time of their hosts",
-    "personal": (
-        "clients of a deployment are asked by messages, with strategy.fraction_evaluate and "
-        "strategy.evaluate_model=personal"
-    ),
     "fail_fast": "an exception in a ClientApp is an error reply, and in the log of its SuperNode",
 }
 
@@ -94,7 +90,7 @@ def compose_experiment(overrides: Sequence[str]) -> DictConfig:
                 "written, and there is nothing else of Hydra's to configure"
             )
     try:
-        with _composed(list(overrides)) as config:
+        with composed(overrides) as config:
             # A strategy may choose a fleet for the simulator; nobody has asked for it.
             strategy = HydraConfig.get().runtime.choices["strategy"]
             _check_simulator_only(config, compose("config", [f"strategy={strategy}"]))
@@ -110,22 +106,6 @@ def compose_experiment(overrides: Sequence[str]) -> DictConfig:
         raise ConfigError(explain(error) or str(error)) from error
 
 
-@contextmanager
-def _composed(overrides: list[str]) -> Iterator[DictConfig]:
-    """Gives the configuration, with Hydra's own where `check_values` looks for it."""
-    hydra_config = HydraConfig.instance()
-    before = hydra_config.cfg
-    with initialize_config_module("fl.conf", version_base=None, job_name="fl"):
-        config = compose("config", overrides, return_hydra_config=True)
-        hydra_config.set_config(config)
-        try:
-            with open_dict(config):
-                del config["hydra"]
-            yield config
-        finally:
-            hydra_config.cfg = before
-
-
 def _check_simulator_only(config: DictConfig, defaults: DictConfig) -> None:
     for key, reason in _OF_THE_SIMULATOR.items():
         if _plain(config[key]) != _plain(defaults[key]):
@@ -133,6 +113,13 @@ def _check_simulator_only(config: DictConfig, defaults: DictConfig) -> None:
                 f"{key} is set, and is of the simulator only: {reason}; leave it out, or the "
                 "+experiment=... that sets it"
             )
+    if config.personal.every is not None:  # which the strategy's goal may have set
+        raise ConfigError(
+            f"personal.every is {config.personal.every}, and is of the simulator only: set it to "
+            "null; clients of a deployment are asked by messages, with "
+            "strategy.fraction_evaluate=0.5 and strategy.evaluate_model=personal, and what they "
+            "reach is target.metric=client_accuracy"
+        )
     for client in _clients(config):
         if client.batching not in ("auto", "off", False):
             raise ConfigError(
@@ -156,8 +143,15 @@ def check_deployable(experiment: Experiment) -> None:
     """Checks that an experiment has no part that only the simulator has.
 
     Raises:
-        ConfigError: it has an attack on what clients send.
+        ConfigError: it has an attack on what clients send, or reads the memory of devices.
     """
+    if experiment.strategy.exchange.levels:
+        raise ConfigError(
+            "strategy.sub_models.capacity is ByMemory, which reads the devices of the fleet, and "
+            "is of the simulator only: set strategy/capacity=fixed and "
+            "strategy.sub_models.capacity.levels, whose entry i is of the SuperNode with "
+            "partition-id=i"
+        )
     attack = experiment.strategy.exchange.attack
     if attack is not None:
         raise ConfigError(

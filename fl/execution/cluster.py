@@ -15,11 +15,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from importlib import import_module
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from fl.errors import ConfigError
@@ -91,28 +89,16 @@ def disconnect() -> None:
 
 
 @contextmanager
-def started(
-    num_actors: int | None, cpus_per_actor: float, meanwhile: Sequence[str]
-) -> Iterator[None]:
+def started(num_actors: int | None, cpus_per_actor: float) -> Iterator[None]:
     """Starts Ray for the block, unless it runs, and stops it; who connects in the block finds it.
 
-    Ray takes seconds to start, of which this process spends most waiting: a second thread imports
-    the modules `meanwhile`. Not the other way round: the processes that Ray starts end with the
-    thread that has started them.
+    In this thread: the processes that Ray starts end with the thread that has started them.
     """
     import ray
 
-    def work() -> None:
-        with suppress(Exception):  # raised again by whoever imports it next
-            for module in meanwhile:
-                import_module(module)
-
-    others = Thread(target=work, daemon=True)
-    others.start()
     owns = not ray.is_initialized()
     try:
         connect(None, num_actors, cpus_per_actor)
-        others.join()
         yield
     finally:
         if owns:

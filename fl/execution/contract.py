@@ -7,7 +7,7 @@ after a process has died.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -182,6 +182,8 @@ class Workload:
         memory_bytes: memory the work needs.
         past_flops: FLOPs of the work done before the message came: they cost energy, but no more
             time.
+        flops_of: the FLOPs of so many steps, where only the work itself tells how many there are,
+            in the reply's metric "steps"; `flops` is then the most. None if they are known.
         reply_bytes: of the reply's content, as `payload_bytes` counts them, if that is known before
             the work is done and the client keeps nothing of it. Then nobody has to wait for the
             work until the server reads the reply.
@@ -192,6 +194,7 @@ class Workload:
     memory_bytes: int = 0
     past_flops: float = 0.0
     reply_bytes: int | None = None
+    flops_of: Callable[[int], float] | None = None
 
     @property
     def work(self) -> dict[str, int] | None:

@@ -317,9 +317,13 @@ def _replace(new_of: dict[int, Callable[..., Any]]) -> None:
     # `from time import sleep` leaves copies in the modules that wrote it, under any name.
     for module in list(sys.modules.values()):
         names = getattr(module, "__dict__", None) or {}
+        # Nearly no module has one, and there are many: the first look at each is in C.
+        if new_of.keys().isdisjoint(map(id, list(names.values()))):
+            continue
+        if module is sys.modules[__name__]:
+            continue
         for name in [name for name, value in list(names.items()) if id(value) in new_of]:
-            if module is not sys.modules[__name__]:
-                names[name] = new_of[id(names[name])]
+            names[name] = new_of[id(names[name])]
 
 
 def _set_methods(methods: dict[tuple[type, str], Any]) -> None:

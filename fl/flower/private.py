@@ -239,12 +239,21 @@ def wrapping(
         kind: the class.
         method: the method's name.
         wrap: from the method to what is called in its place.
-        subclasses: wrap it in all subclasses as well that define it themselves.
+        subclasses: wrap it in all subclasses as well that define it themselves, also in those that
+            are only imported or made in the block.
     """
-    kinds = _with_own(method, kind) if subclasses else [kind]
     with ExitStack() as stack:
-        for each in kinds:
-            stack.enter_context(_replacing(each, method, wrap(vars(each)[method])))
+
+        def replace_in(each: type[Any]) -> None:
+            if method in vars(each):
+                stack.enter_context(_replacing(each, method, wrap(vars(each)[method])))
+
+        if subclasses:
+            for each in _with_own(method, kind):
+                replace_in(each)
+            stack.enter_context(_told_of_subclasses(kind, replace_in))
+        else:
+            replace_in(kind)
         yield
 
 
@@ -252,6 +261,28 @@ def _with_own(method: str, kind: type[Any]) -> list[type[Any]]:
     """Returns a class and its subclasses, those that define a method themselves."""
     own = [kind] if method in vars(kind) else []
     return own + [found for child in kind.__subclasses__() for found in _with_own(method, child)]
+
+
+@contextmanager
+def _told_of_subclasses(kind: type[Any], told: Callable[[type[Any]], None]) -> Iterator[None]:
+    """Calls a function with every subclass of a class that is made in the block."""
+    own = vars(kind).get("__init_subclass__")
+
+    def noting(cls: type[Any], /, **kwargs: Any) -> None:
+        if own is None:
+            super(kind, cls).__init_subclass__(**kwargs)
+        else:
+            own.__get__(None, cls)(**kwargs)
+        told(cls)
+
+    kind.__init_subclass__ = classmethod(noting)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if own is None:
+            del kind.__init_subclass__
+        else:
+            kind.__init_subclass__ = own
 
 
 @contextmanager

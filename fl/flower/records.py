@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
 VECTOR = "vector"  # name of the only array in a record that holds one bare vector
+_VALUES, _POSITIONS = "values", "positions"  # of one whose zeros do not travel
 
 
 class RowRecord(ArrayRecord):
@@ -410,8 +411,29 @@ def vector_record(vector: torch.Tensor) -> ArrayRecord:
     return tensors_record({VECTOR: vector})
 
 
+def sparse_record(vector: torch.Tensor) -> ArrayRecord:
+    """Returns a record of a vector, shape (p,), float32, that is mostly zeros.
+
+    It has the others as values, float32, and positions, uint32; or the whole vector, if that is
+    less.
+    """
+    row = vector.numpy()
+    (positions,) = np.nonzero(row)
+    if 2 * len(positions) > len(row):
+        return vector_record(vector)
+    others = row[positions]
+    others.flags.writeable = False
+    arrays = {
+        _VALUES: RowArray(others, 0, others.shape),
+        _POSITIONS: Array(positions.astype(np.uint32)),
+    }
+    return trusted_record(RowRecord, arrays)
+
+
 def record_vector(record: ArrayRecord, size: int, what: str) -> torch.Tensor:
-    """Returns the vector of a record made by `vector_record`; nobody may write to it.
+    """Returns the vector of a record made by `vector_record` or `sparse_record`.
+
+    Nobody may write to it.
 
     Args:
         record: the record.
@@ -423,9 +445,34 @@ def record_vector(record: ArrayRecord, size: int, what: str) -> torch.Tensor:
     """
     layout = Layout.of_vector(VECTOR, size)
     try:
+        if record.keys() == {_VALUES, _POSITIONS}:
+            return as_tensor(_scattered(layout, record))
         return as_tensor(from_record(layout, record))
     except ConfigError as error:  # or one of its kinds
         raise type(error)(f"{what}: {error}") from None
+
+
+def _scattered(layout: Layout, record: ArrayRecord) -> Row:
+    positions, values = (read_array(record[name]) for name in (_POSITIONS, _VALUES))
+    wide = positions.astype(np.int64)
+    if (
+        positions.dtype != np.uint32
+        or values.dtype != np.float32
+        or positions.ndim != 1
+        or positions.shape != values.shape
+        or (np.diff(wide) <= 0).any()
+        or (wide >= layout.size).any()
+    ):
+        raise ConfigError(
+            f"it has values of shape {values.shape} and type {values.dtype} at positions of shape "
+            f"{positions.shape} and type {positions.dtype}; they must be float32 and uint32, of "
+            f"one length, the positions ascending and below {layout.size}"
+        )
+    row = np.zeros(layout.size, np.float32)
+    row[wide] = values
+    layout.check_finite(row)
+    row.flags.writeable = False
+    return row
 
 
 def tensors_record(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:

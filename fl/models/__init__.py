@@ -7,7 +7,7 @@ from fl.models.adapters import Adapter, LoRA, PaCA, merged
 from fl.models.build import build
 from fl.models.char_gpt import CharGPT
 from fl.models.char_lstm import CharLSTM
-from fl.models.evaluation import Evaluation, evaluate
+from fl.models.evaluation import Evaluation, evaluate, losses_of
 from fl.models.flops import Flops, flops_per_example, memory_bytes
 from fl.models.game import Game, QuadraticGame, RobustLeastSquares
 from fl.models.global_objective import GlobalObjective, global_objective
@@ -44,6 +44,7 @@ __all__ = [
     "evaluate",
     "flops_per_example",
     "global_objective",
+    "losses_of",
     "memory_bytes",
     "merged",
     "per_example_loss",

@@ -131,6 +131,11 @@ class Adapter(ABC):
             texts = getattr(self, name)
             if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
                 raise ConfigError(f"{name} is {texts!r}; it must be a list of names")
+        if not (self.layers or self.trained):
+            raise ConfigError(
+                "layers is [] and trained is [], so that nothing would be trained: name layers, "
+                "such as ['*'], or leave the adapter out"
+            )
 
     def __call__(self, model: nn.Module) -> nn.Module:
         """Returns the model with adapters in the places of its linear layers.
@@ -142,7 +147,7 @@ class Adapter(ABC):
 
         Raises:
             ConfigError: a name fits nothing, r is more than a layer has inputs, or the base cannot
-                be read or is of another model.
+                be read, is of another model, or is not finite.
         """
         if self.base is not None:
             _load(model, self.base)
@@ -210,7 +215,8 @@ class PaCA(Adapter):
 def _load(model: nn.Module, path: str) -> None:
     """Gives a model the values of a file; raises a ConfigError if it cannot."""
     try:
-        model.load_state_dict(load_file(path))
+        state = load_file(path)
+        model.load_state_dict(state)
     except FileNotFoundError as error:
         raise ConfigError(f"base is {path!r}, and there is no such file") from error
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -219,6 +225,12 @@ def _load(model: nn.Module, path: str) -> None:
             f"base is {path!r}, which is no file of this model ({why:.300}): choose the model, "
             "with its sizes, that it was written by"
         ) from error
+    endless = [name for name, x in state.items() if not bool(torch.isfinite(x).all())]
+    if endless:
+        raise ConfigError(
+            f"base is {path!r}, which is not finite in {min(endless)!r}: choose the file of a "
+            "model whose training has not diverged"
+        )
 
 
 def merged(model: nn.Module) -> nn.Module:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fl.errors import ConfigError
@@ -41,12 +44,44 @@ def evaluate(
     Raises:
         ConfigError: no examples, or a batch size below 1.
     """
-    x, y = examples
-    if len(y) == 0 or batch_size < 1:
+    n = len(examples[1])
+    if n == 0 or batch_size < 1:
         raise ConfigError(
-            f"{len(y)} examples in batches of {batch_size}: need at least 1 of both to evaluate"
+            f"{n} examples in batches of {batch_size}: need at least 1 of both to evaluate"
         )
     loss = hits = 0.0
+
+    def add(logits: Tensor, targets: Tensor) -> None:
+        nonlocal loss, hits
+        # Sums in float64: the mean must not depend on how many batches it came from.
+        loss += per_example_loss(logits, targets).double().sum().item()
+        hits += correct(logits, targets).double().sum().item()
+
+    _predict(model, examples, batch_size, add)
+    return Evaluation(loss / n, hits / n)
+
+
+def losses_of(
+    model: nn.Module, examples: tuple[Tensor, Tensor], batch_size: int = 250
+) -> NDArray[np.float64]:
+    """Computes the loss of each example, shape (n,), in nats; arguments as of `evaluate`."""
+    found: list[Tensor] = []
+
+    def add(logits: Tensor, targets: Tensor) -> None:
+        found.append(per_example_loss(logits, targets).double().cpu())
+
+    _predict(model, examples, batch_size, add)
+    return np.asarray(torch.cat(found).numpy())
+
+
+def _predict(
+    model: nn.Module,
+    examples: tuple[Tensor, Tensor],
+    batch_size: int,
+    see: Callable[[Tensor, Tensor], None],
+) -> None:
+    """Calls `see` with logits and targets of some examples after the other, in evaluation mode."""
+    x, y = examples
     training = model.training
     model.eval()
     try:
@@ -55,13 +90,9 @@ def evaluate(
             turned = turned and _takes_channels_last(model, x[:1])
             for start in range(0, len(y), batch_size):
                 inputs, targets = x[start : start + batch_size], y[start : start + batch_size]
-                logits = model(with_channels_last(inputs) if turned else inputs)
-                # Sums in float64: the mean must not depend on how many batches it came from.
-                loss += per_example_loss(logits, targets).double().sum().item()
-                hits += correct(logits, targets).double().sum().item()
+                see(model(with_channels_last(inputs) if turned else inputs), targets)
     finally:
         model.train(training)
-    return Evaluation(loss / len(y), hits / len(y))
 
 
 def _takes_channels_last(model: nn.Module, x: Tensor) -> bool:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fl.models.objective import per_example_loss
+from fl.models.without_compiler import Counting
 
 
 class Flops(NamedTuple):
@@ -62,9 +63,9 @@ def flops_per_example(
 def _count(model: nn.Module, x: torch.Tensor) -> Flops:
     parameters = [p for p in model.parameters() if p.requires_grad]
     with _without_onednn():
-        with FlopCounterMode(display=False) as forward:
+        with Counting(forward := FlopCounterMode(display=False)):
             logits = model(x)
-        with FlopCounterMode(display=False) as backward:
+        with Counting(backward := FlopCounterMode(display=False)):
             torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
     return Flops(forward.get_total_flops(), backward.get_total_flops())
 

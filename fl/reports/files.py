@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from fl.errors import ConfigError
 
@@ -12,8 +15,9 @@ SUMMARY_BYTES = 64 * 10**6
 """Most that a summary.json may have."""
 
 
-def read_file(path: Path, most_bytes: int) -> bytes:
-    """Returns what is in a file that lies where it seems to lie.
+@contextmanager
+def opened(path: Path, most_bytes: int) -> Iterator[BinaryIO]:
+    """Opens a file that lies where it seems to lie, to be read.
 
     A symbolic link could show anything that its reader may read, a pipe never ends, and a size
     is checked before memory is asked for.
@@ -39,6 +43,12 @@ def read_file(path: Path, most_bytes: int) -> bytes:
             raise ConfigError(
                 f"{path} cannot be read: it has {found.st_size} bytes, more than {most_bytes}"
             )
+        yield file
+
+
+def read_file(path: Path, most_bytes: int) -> bytes:
+    """Returns what is in a file that lies where it seems to lie, see `opened`."""
+    with opened(path, most_bytes) as file:
         return file.read(most_bytes)
 
 

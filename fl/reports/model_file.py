@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from fl.errors import ConfigError
 from fl.reports.atomic import replacing
 
+FROZEN = "frozen_sha256"
+"""Fact of a model's file: hash of the parameters beside its arrays, which no message has."""
+
 
 def write_model(
     path: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, str] | None = None
@@ -32,6 +35,24 @@ def write_model(
         save_file(plain, temporary, {"format": "pt", **(facts or {})})
 
 
+def read_facts(path: Path | str) -> dict[str, str]:
+    """Returns the text that is kept in a model's file beside its arrays; see `read_model`."""
+    from safetensors import SafetensorError, safe_open
+
+    _check_file(path)
+    try:
+        with safe_open(path, "np") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def _check_file(path: Path | str) -> None:
+    if not Path(path).is_file():
+        what = "it is no file" if Path(path).exists() else "there is no such file"
+        raise ConfigError(f"{path} cannot be read: {what}")
+
+
 def read_model(path: Path | str) -> dict[str, NDArray[Any]]:
     """Returns the arrays of a model, by name, in the order of the file.
 
@@ -41,11 +62,11 @@ def read_model(path: Path | str) -> dict[str, NDArray[Any]]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    _check_file(path)
     try:
         arrays: dict[str, NDArray[Any]] = load_file(path)
     except OSError as error:
-        why = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise ConfigError(f"{path} cannot be read: {why}") from error
+        raise ConfigError(f"{path} cannot be read: {error}") from error
     except (SafetensorError, KeyError, ValueError) as error:
         raise ConfigError(
             f"{path} is no safetensors file of numbers that NumPy has ({error}): write one with "

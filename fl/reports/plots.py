@@ -8,7 +8,7 @@ path. Colours are those of Okabe and Ito, which colour-blind people can tell apa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fl.errors import ConfigError
 from fl.reports import units
 from fl.reports.atomic import replacing
-from fl.reports.client_rows import ClientRow
+from fl.reports.client_rows import ACCURACY_EDGES, ClientRow
 from fl.reports.files import printable
 from fl.reports.history import COLUMNS, Row
 from fl.reports.runs import Run
@@ -56,7 +56,6 @@ _LARGEST = 1e100  # what is beyond is a gap in a curve
 _MAX_BARS = 40
 _MAX_POINTS = 1000
 _BINS = 200
-_ACCURACY_BINS = 20
 
 AXES = {"time_s": "virtual time", "bytes": "data moved", "round": "round", "energy_j": "energy"}
 """Horizontal axes: virtual time, bytes in both directions, rounds, joules."""
@@ -150,18 +149,22 @@ def personal(rows: Sequence[ClientRow], path: Path | None = None) -> Figure:
         rows: of an evaluation, at least one.
         path: PNG to write, replaced as a whole.
     """
-    edges = np.linspace(0.0, 1.0, _ACCURACY_BINS + 1).tolist()
-    with _figure(6.5, 3.9, path) as figure:
+    with _figure(8.5, 3.9, path) as figure:
         axes: Axes = figure.subplots()
         for k, name in enumerate(rows[0].models):
             accuracies = np.array([row.models[name][1] for row in rows])
             label = f"{name} (mean {accuracies.mean():.3f})"
             axes.hist(
-                accuracies, edges, histtype="step", color=PALETTE[k], linewidth=1.8, label=label
+                accuracies,
+                ACCURACY_EDGES,
+                histtype="step",
+                color=PALETTE[k],
+                linewidth=1.8,
+                label=label,
             )
         axes.set(xlabel="accuracy on the client's own examples", ylabel="clients", xlim=(0, 1))
         axes.set_title(f"What each of {len(rows)} clients has", loc="left")
-        axes.legend(loc="upper left")
+        figure.legend(loc="outside right upper")
     return figure
 
 
@@ -235,6 +238,22 @@ def compare(
 # ---- one run's metrics ---------------------------------------------------------------------------
 
 
+def worth_drawing(present: Collection[str], targets: Collection[str]) -> list[str]:
+    """Returns the metrics that say how good models are, in the order of their interest.
+
+    Those of the targets, for a metric over clients its worst decile, accuracies, losses. Means
+    that differ in their weights only, and best deciles, come last.
+
+    Args:
+        present: what there is.
+        targets: metrics that runs aim at.
+    """
+    first = [name for target in targets for name in (target, f"{target}_worst_decile")]
+    names = [n for n in present if "acc" in n] + [n for n in present if "loss" in n]
+    names.sort(key=lambda name: name.endswith(("_weighted", "_decile")))
+    return [name for name in dict.fromkeys([*first, *names]) if name in present]
+
+
 def _panel_rows(
     history: Sequence[Row], names: Sequence[str] | None, target: Target | None
 ) -> list[list[str]]:
@@ -244,10 +263,9 @@ def _panel_rows(
         raise ConfigError(f"no evaluation has {unknown or 'any metric'}; there are {list(present)}")
     if names is not None:
         return [[name] for name in names]
-    wanted = [target.metric] if target is not None and target.metric in present else []
-    wanted += [name for name in present if "acc" in name] + [n for n in present if "loss" in n]
+    wanted = worth_drawing(present, [target.metric] if target is not None else [])
     rows: dict[str, list[str]] = {}
-    for name in dict.fromkeys(wanted or present):
+    for name in wanted or present:
         base = name
         for beside in ("train_", "client_", "latest_"):
             base = base.removeprefix(beside)

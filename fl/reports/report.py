@@ -251,10 +251,10 @@ def _curves(groups: Mapping[str, Sequence[Run]]) -> Iterable[str]:
     every = [run for group in groups.values() for run in group]
     targets = [run.summary["target"] for run in every if run.summary["target"] is not None]
     names = [str(target["metric"]) for target in targets]
-    present = [n for run in every for row in run.history for n in row if n not in COLUMNS]
-    names += [name for name in present if "acc" in name] + [n for n in present if "loss" in n]
-    shown = [name for name in dict.fromkeys(names + present) if name in set(present)]
-    for name in shown[:_MOST_METRICS]:
+    present = dict.fromkeys(n for run in every for row in run.history for n in row)
+    varied = [n for n in present if n not in COLUMNS and any(_varies(run, n) for run in every)]
+    shown = dict.fromkeys([*plots.worth_drawing(list(present), names), *varied])
+    for name in list(shown)[:_MOST_METRICS]:
         chosen = {
             label: found
             for label, group in groups.items()
@@ -277,6 +277,10 @@ def _curves(groups: Mapping[str, Sequence[Run]]) -> Iterable[str]:
             yield _picture(_svg(figure), f"{name} against {against}")
     if not shown:
         yield "<p>No run has evaluated a metric.</p>"
+
+
+def _varies(run: Run, metric: str) -> bool:
+    return len({repr(row[metric]) for row in run.history if metric in row}) > 1
 
 
 def _has(run: Run, metric: str) -> bool:

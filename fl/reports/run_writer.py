@@ -24,19 +24,21 @@ import math
 import platform
 import subprocess
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from importlib import metadata
 from numbers import Integral, Real
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fl.errors import ConfigError
 from fl.reports.atomic import remove_leftovers, replacing
 from fl.reports.client_rows import ClientRow, ClientRows
 from fl.reports.history import History, Row
-from fl.reports.model_file import write_model
+from fl.reports.model_file import FROZEN, write_model
 from fl.reports.target import Target, best, better
 from fl.reports.tensorboard_log import TensorBoardLog, flattened
 
@@ -165,10 +167,18 @@ class RunWriter:
             ConfigError: one of the six is missing, or a value is not a number.
         """
         clean = self._history.append(row)
+        self._write_log(lambda log: log.evaluation(clean, histograms))
+
+    def clients(self, server_round: int, time_s: float, rows: Sequence[ClientRow]) -> None:
+        """Records what each client has; arguments as of `ClientRows.add`."""
+        self._clients.add(server_round, time_s, rows)
+        self._write_log(lambda log: log.clients(server_round, time_s, rows))
+
+    def _write_log(self, write: Callable[[TensorBoardLog], None]) -> None:
         if self._log is None or self._log_failed:
             return
         try:
-            self._log.evaluation(clean, histograms)
+            write(self._log)
         except OSError as error:
             self._log_failed = True  # half an event may be there: written anew at the end
             log.warning(
@@ -176,10 +186,6 @@ class RunWriter:
                 self._log.path,
                 error.strerror,
             )
-
-    def clients(self, server_round: int, time_s: float, rows: Sequence[ClientRow]) -> None:
-        """Records what each client has; arguments as of `ClientRows.add`."""
-        self._clients.add(server_round, time_s, rows)
 
     def finish(
         self,
@@ -226,8 +232,11 @@ class RunWriter:
         self._history.complete()
         if trace is not None:
             _write_trace(self.directory / "trace.parquet", trace, summary)
+        facts = {"config_digest": self.digest}
+        if frozen := (extra or {}).get(FROZEN):
+            facts[FROZEN] = str(frozen)
         for name, arrays in (models or {}).items():
-            write_model(self.directory / name, arrays, {"config_digest": self.digest})
+            write_model(self.directory / name, arrays, facts)
         write_json(self.directory / "summary.json", summary)
         self._close_log(summary)
         if trace is not None and self._timeline:
@@ -361,17 +370,22 @@ def versions() -> dict[str, str | None]:
     return {**installed(), "commit": _commit(Path(__file__).parents[2])}
 
 
-def installed() -> dict[str, str | None]:
-    """Returns the versions of installed packages that a result depends on."""
+@cache
+def installed() -> Mapping[str, str | None]:
+    """Returns the versions of installed packages that a result depends on.
+
+    They, and the commit, are those of when this process first asked, as its code is.
+    """
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("fl", "flwr", "torch", "ray", "numpy"):
         try:
             found[name] = metadata.version("fl-simulator" if name == "fl" else name)
         except metadata.PackageNotFoundError:
             found[name] = None
-    return found
+    return MappingProxyType(found)
 
 
+@cache
 def _commit(root: Path) -> str | None:
     # Only a checkout of fl itself: an installed copy may lie inside somebody else's repository.
     if not (root / ".git").exists():

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fl.errors import ConfigError
 from fl.reports.files import SUMMARY_BYTES, read_file
 from fl.reports.history import Row, read_history
 from fl.reports.run_writer import config_digest
 from fl.reports.tensorboard_log import flattened
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
 
 ENDED = ("completed", "diverged")
 """Statuses of runs that came to their end, whose results another run would repeat."""
@@ -24,13 +29,49 @@ _AGAIN = "run it again, or delete the folder"
 _DEEPEST = 100  # levels of a configuration
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """One run: where it lies (None: nowhere), its summary.json and the rows of its metrics.csv."""
 
     directory: Path | None
     summary: Mapping[str, Any]
     history: Sequence[Row]
+
+    def frame(self) -> pandas.DataFrame:
+        """Returns the evaluations as a table of pandas, a row each, as in metrics.csv."""
+        import pandas
+
+        return pandas.DataFrame(list(self.history))
+
+    def plot(self, *names: str) -> Figure:
+        """Returns a picture of metrics against simulated time, bytes and rounds.
+
+        Args:
+            names: of metrics, a row of panels each; by default the target's metric, accuracies and
+                losses.
+
+        Raises:
+            ConfigError: no evaluation has one of them.
+        """
+        from fl.reports import plots
+
+        return plots.metrics(self.history, names=names or None)
+
+    def __repr__(self) -> str:
+        where = "" if self.directory is None else f", {self.directory}"
+        final = ", ".join(f"{k} {v:.4g}" for k, v in list(self.summary["final"].items())[:2])
+        rounds = self.summary["totals"].get("rounds", len(self.history))
+        return f"<{type(self).__name__} {self.summary['status']}: {rounds} rounds, {final}{where}>"
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows: the table that `fl` prints."""
+        from rich.console import Console
+
+        from fl.reports.table import print_results
+
+        console = Console(record=True, width=100, file=io.StringIO())
+        print_results(self.summary, self.directory, console)
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
 def read_run(directory: Path | str) -> Run:

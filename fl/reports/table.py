@@ -42,7 +42,6 @@ _FILES = (
 def print_results(
     summary: Mapping[str, Any],
     directory: Path | None = None,
-    central: Mapping[str, float] | None = None,
     console: Console | None = None,
 ) -> None:
     """Prints the table of one run, and below it where its files are, which no width may cut.
@@ -50,11 +49,10 @@ def print_results(
     Args:
         summary: content of summary.json, or what `RunWriter.finish` returned.
         directory: the run's directory.
-        central: the same metrics of a model trained on all data in one place, where known.
         console: where to; by default standard output.
     """
     console = Console() if console is None else console
-    console.print(results(summary, central))
+    console.print(results(summary))
     if directory is not None:
         names = [name for name in _FILES if (directory / name).exists()]
         print_path(console, directory, f": {'  '.join(names)}")
@@ -65,19 +63,18 @@ def print_path(console: Console, path: Path, note: str = "") -> None:
     console.print(Text(f"{path}{note}"), soft_wrap=True)
 
 
-def results(summary: Mapping[str, Any], central: Mapping[str, float] | None = None) -> Table:
+def results(summary: Mapping[str, Any]) -> Table:
     """Returns the table of one run.
 
     Args:
         summary: content of summary.json, or what `RunWriter.finish` returned.
-        central: the same metrics of a model trained on all data in one place, where known.
     """
     table = Table(title=f"Run {summary['status']}", title_justify="left", show_header=False)
     table.add_column("what", style="bold", no_wrap=True)
     table.add_column("value")
     if summary["error"]:
         table.add_row("error", _plain(str(summary["error"]).splitlines()[-1]), style="red")
-    for row in _metric_rows(summary, central or {}):
+    for row in _metric_rows(summary):
         table.add_row(*map(_plain, row))
     table.add_section()
     totals = summary["totals"]
@@ -189,9 +186,8 @@ def print_comparison(console: Console, runs: Mapping[str, Sequence[Run]]) -> Non
     console.print(upright)
 
 
-def _metric_rows(
-    summary: Mapping[str, Any], central: Mapping[str, float]
-) -> Iterator[tuple[str, str]]:
+def _metric_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    central = (summary.get("extra") or {}).get("central") or {}  # trained on all data in one place
     ages = [name for name in _AGES if _is_young(summary, name)]
     metrics = [item for item in summary["final"].items() if item[0] not in ages]
     shown = metrics[:_MOST_METRICS]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fl.checks import at_least
 from fl.errors import ConfigError
 from fl.reports.history import COLUMNS, Row
 
@@ -34,14 +35,19 @@ class Target:
         metric: name of the metric in the evaluation rows.
         value: the level to reach, finite.
         mode: "max" if reaching means `>= value`, "min" if it means `<= value`.
+        stop: the run is to end when it is reached.
+        patience: evaluations in a row without a better value of the metric after which the run is
+            to end; None never ends it.
 
     Raises:
-        ConfigError: mode or value is out of range.
+        ConfigError: mode, value or patience is out of range.
     """
 
     metric: str
     value: float
     mode: Mode = "max"
+    stop: bool = False
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in ("max", "min"):
@@ -53,11 +59,28 @@ class Target:
             )
         if not math.isfinite(self.value):
             raise ConfigError(f"value is {self.value}; it must be a finite number")
+        if not isinstance(self.stop, bool):
+            raise ConfigError(f"stop is {self.stop!r}; it must be true or false")
+        if self.patience is not None:
+            at_least("patience", self.patience, 1)
 
     def met_by(self, row: Row) -> bool:
         """Returns whether this evaluation is at the target or beyond; a NaN never is."""
         value = row.get(self.metric, math.nan)
         return value >= self.value if self.mode == "max" else value <= self.value
+
+    def enough(self, rows: Sequence[Row]) -> str | None:
+        """Returns why a run with these evaluations is to end; None if it is to go on."""
+        if self.stop and rows and self.met_by(rows[-1]):
+            return f"{self.metric} has reached {self.value:g}"
+        if self.patience is None:
+            return None
+        known = [row[self.metric] for row in rows if not math.isnan(row.get(self.metric, math.nan))]
+        before, since = known[: -self.patience], known[-self.patience :]
+        sign = 1 if self.mode == "max" else -1
+        if before and max(sign * x for x in since) <= max(sign * x for x in before):
+            return f"{self.metric} has not become better in {self.patience} evaluations"
+        return None
 
     def report(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Returns what it cost to reach the target, for summary.json.

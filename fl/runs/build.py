@@ -24,6 +24,7 @@ from fl.clients import Correction, LocalLayers, Rule, TrainingApp
 from fl.clients.app.outbox import METRICS
 from fl.compression import Channel, Compressor, chained
 from fl.data import Examples, FederatedData, Source, Split, federate
+from fl.data.partition import hold_out
 from fl.errors import ConfigError
 from fl.execution import Executor
 from fl.flower.records import not_finite
@@ -76,7 +77,7 @@ from fl.runs.unread import (
     unread_below,
     unread_groups,
 )
-from fl.runs.warm_start import warm_start
+from fl.runs.warm_start import warm_experiment
 from fl.selection import Selection
 from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
@@ -124,11 +125,15 @@ _OF_CLIENTS = ("train_", "client_", "staleness")  # how names of metrics begin t
 
 
 class _Learnt(NamedTuple):
-    """What is learnt, by itself: `make_app` waits for what comes between clients and server."""
+    """What is learnt, by itself: `make_app` waits for what comes between clients and server.
+
+    `holds_out` says whether data or partition have held-out examples of clients by themselves.
+    """
 
     data: FederatedData
     model: partial[nn.Module]
     smallest_batch: int
+    holds_out: bool
     make_app: Callable[..., TrainingApp]
 
 
@@ -206,7 +211,7 @@ def build(config: DictConfig) -> Experiment:
     learnt = {}
     for task, place in _places(config).items():
         with problems.noted():
-            learnt[task] = _learnt(place, config.seed)
+            learnt[task] = _learnt(place, config.seed, 0.0 if task else _held_out(config))
     attack = _Attack()
     with problems.noted():
         attack = _attack(config, parts.get("attack"))
@@ -256,7 +261,7 @@ def _joined(
     learning = {}
     for task, place in _places(config).items():
         with problems.noted():
-            clean, model, least, make_app = learnt[task]
+            clean, model, least, _, make_app = learnt[task]
             data, backdoored = _poisoned(clean, attack, config, task)
             with blaming(place, "client"):
                 app = _app(make_app, model, data, ends)
@@ -266,6 +271,8 @@ def _joined(
                 correction=app.correction,
                 layout=app.layout,
                 keeps=app.home.keeps,
+                adapted=place.get("adapter") is not None,
+                contacts=app.contact is not None,
             )
             problems += refusals(here)
             with blaming(config, "compressor" if choice.uplink else "downlink"):
@@ -274,6 +281,7 @@ def _joined(
             problems += misjudged(strategy, app, told)
             with blaming(place, "client"):
                 app.check_batches(says, least)
+                app.check_steps(says)
             learning[task] = Learning(clean, model, app, backdoored)
     problems.stop()
     layouts = {task: one.app.layout for task, one in learning.items()}
@@ -311,17 +319,17 @@ def _joined(
         ignored={
             **_ignored(strategy, learning, told, asked=config.personal.every is not None),
             **_ignored_average(config),
-            **_ignored_personal(config),
+            **_ignored_personal(config, any(one.holds_out for one in learnt.values())),
         },
     )
     _check_target(config, experiment, parts["strategy"])
     check_personal(personal_of(config), experiment, config.get("client", {}).get("evaluate_on"))
     if config.initial_model is None:
         return experiment
-    return replace(experiment, warm=warm_start(experiment.initial(), config.initial_model))
+    return replace(experiment, warm=warm_experiment(experiment, config.initial_model))
 
 
-def _blamed(config: DictConfig, name: str, make: Callable[..., Any]) -> Callable[..., Any]:
+def _blamed(config: DictConfig, name: str, make: Callable[..., Any]) -> Any:
     """Returns a function whose errors have the full keys of the part that it makes."""
 
     def made(*args: Any) -> Any:
@@ -381,8 +389,19 @@ def _proxy(strategy: Driver, learning: Learning, seed: int) -> ProxyLosses | Non
     return ProxyLosses(learning.model, learning.data, clusters=k, examples=n, seed=seed)
 
 
-def _learnt(place: DictConfig, seed: int) -> _Learnt:
+def _held_out(config: DictConfig) -> float:
+    """Returns the share that clients without held-out examples keep; 0 if it is no share."""
+    given = OmegaConf.select(config, "personal.held_out")
+    return given if isinstance(given, int | float) and 0 < given < 1 else 0.0
+
+
+def _learnt(place: DictConfig, seed: int, held_out: float) -> _Learnt:
     """Returns what is learnt, from the groups data, partition, model and client.
+
+    Args:
+        place: has the groups.
+        seed: of the run.
+        held_out: share of its examples that a client keeps if it has no held-out ones; 0 is none.
 
     Raises:
         ConfigError: some of them refuse their arguments; or the examples, with this partition and
@@ -400,19 +419,23 @@ def _learnt(place: DictConfig, seed: int) -> _Learnt:
                 loaded = _expected(place, "data", load(place.data, made["data"]), Source)
             with blaming(place, "partition"):
                 split = _expected(place, "partition", made["partition"](loaded), Split)
+                holds_out = split.test is not None
+                if not holds_out:
+                    split = hold_out(split, held_out, seed)
                 data = federate(lambda: loaded, lambda _: split)
             if "model" in made and "adapter" in made:
                 shape, classes = data.input_shape, data.num_classes
                 model = partial(
                     build_model, made["model"], shape, classes, seed, adapter=made["adapter"]
                 )
+                adapt = made["adapter"] and _blamed(place, "adapter", made["adapter"])
                 with blaming(place, "model"):
-                    first = _expected(place, "model", model(), nn.Module)
+                    first = _expected(place, "model", model(adapter=adapt), nn.Module)
                     _check_finite(first)
                     tokens = data.task == "next-token"
                     least = smallest_batch(first, shape, classes, tokens=tokens)
     problems.stop()
-    return _Learnt(data, model, least, made["client"])
+    return _Learnt(data, model, least, holds_out, made["client"])
 
 
 def _check_finite(model: nn.Module) -> None:
@@ -580,13 +603,21 @@ def _ignored_average(config: DictConfig) -> dict[str, str]:
     return {} if config.lawa.k is not None else {"lawa.every": "only lawa.k reads it"}
 
 
-def _ignored_personal(config: DictConfig) -> dict[str, str]:
-    """Returns the keys of `personal` that others make ineffective."""
+def _ignored_personal(config: DictConfig, holds_out: bool) -> dict[str, str]:
+    """Returns the keys of `personal` that others make ineffective.
+
+    Args:
+        config: of the run.
+        holds_out: whether clients have held-out examples by themselves.
+    """
     given, ignored = config.personal, {}
+    if holds_out:
+        ignored["personal.held_out"] = "clients have held-out examples by their data or partition"
     tuning = ("steps", "epochs", "lr", "lam")
     if given.every is None:
-        names = ("clients", "local", "rows", *(f"fine_tune.{name}" for name in tuning))
-        return {f"personal.{name}": "only personal.every reads it" for name in names}
+        own = ("clients", "local", "contacts", "rows")
+        names = (*own, *(f"fine_tune.{name}" for name in tuning))
+        return ignored | {f"personal.{name}": "only personal.every reads it" for name in names}
     if not (given.fine_tune.steps or given.fine_tune.epochs):
         for name in ("lr", "lam"):
             why = "only personal.fine_tune.steps or epochs reads it"
@@ -618,13 +649,20 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
         game = experiment.data.task == "game"
         names += [name for name in NODE_METRICS if not (game and "accuracy" in name)]
     if experiment.data.clusters is not None:
-        names += CLUSTER_METRICS if experiment.strategy.traits.clusters else CLUSTER_METRICS[:1]
+        traits = experiment.strategy.traits  # with proxy sets its clusters are the data's
+        names += CLUSTER_METRICS[: 1 + traits.clusters + (traits.proxies is not None)]
     if config.lawa.k is not None:
         names += [f"latest_{name}" for name in names]
     if config.personal.every is not None:
         names += personal_metrics(personal_of(config), keeps=experiment.app.home.keeps)
     names = list(dict.fromkeys(names))
     if target.metric not in names and not target.metric.startswith(_OF_CLIENTS):
+        if not names:
+            raise ConfigError(
+                f"target.metric is {target.metric!r}, which no evaluation of this run reports, as "
+                "client.local_layers stay with the clients, who are not evaluated: choose "
+                "goal=personal, which is target.metric=personal_accuracy and more, or target=null"
+            )
         near = get_close_matches(target.metric, names, n=1)
         meant = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(
@@ -632,6 +670,17 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
             f"choose one of {', '.join(names)}, or of what clients report as train_... and "
             "client_..., or target=null"
         )
+
+
+def _check_ends_itself(config: DictConfig) -> None:
+    """Raises ConfigError if a target is wrong, or is to end a run that its own app ends."""
+    target = target_of(config)
+    for name in ("stop", "patience") if target is not None else ():
+        if value := getattr(target, name):
+            raise ConfigError(
+                f"target.{name} is {value!r}, and the app itself says when its run ends: leave it "
+                "out"
+            )
 
 
 def _foreign(config: DictConfig) -> ForeignApp:
@@ -643,7 +692,7 @@ def _foreign(config: DictConfig) -> ForeignApp:
     for name in ("fleet", "executor", "cost_model"):
         with problems.noted():
             parts[name] = _made(config, name)
-    for check in (target_of, saved_models, lambda c: recovery_of(c, RunStart())):
+    for check in (_check_ends_itself, saved_models, lambda c: recovery_of(c, RunStart())):
         with problems.noted():
             check(config)
     with problems.noted():

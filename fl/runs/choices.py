@@ -1,14 +1,15 @@
-"""What a member of one group has chosen in others, and how the user is told."""
+"""What a member of one group has chosen in others, or would have, and how the user is told."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping
-from importlib.resources import files
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+
+from fl.runs.groups import content
 
 log = logging.getLogger("fl")
 
@@ -35,9 +36,12 @@ def announce(apart_from: Collection[str] = ()) -> None:
 def implied(choices: Mapping[str, str | None], asked: Collection[str]) -> list[str]:
     """Returns lines such as "strategy=fedasync sets client=proximal".
 
+    Where the user has chosen another client than a member would, or another part of one, a line
+    says so as well: a method may be what its clients do.
+
     Args:
         choices: the chosen member of each group.
-        asked: groups whose member the user has chosen; of these nothing is said.
+        asked: groups whose member the user has chosen.
     """
     defaults = dict(_overridden("", "config"))
     lines = []
@@ -53,6 +57,13 @@ def implied(choices: Mapping[str, str | None], asked: Collection[str]) -> list[s
         ]
         if found and group != "experiment":  # which is there to choose
             lines.append(f"{group}={member} sets {', '.join(found)}")
+        for other, chosen in _overridden(group, member):
+            given = choices.get(other)
+            if other in asked and other.startswith("client") and given != chosen:
+                lines.append(
+                    f"{other}={given or 'null'} takes the place of {other}={chosen}, which "
+                    f"{group}={member} is made with"
+                )
     return lines
 
 
@@ -61,18 +72,19 @@ def _overridden(group: str, member: str) -> Iterator[tuple[str, str | None]]:
 
     For the root configuration, which has no group, these are the defaults of all groups.
     """
-    path = files("fl").joinpath("conf", *group.split("/"), f"{member}.yaml")
-    if not path.is_file():  # of a folder of the user's own
+    keys = content(group, member)
+    if keys is None:  # of a folder of the user's own
         return
-    content: Any = OmegaConf.to_container(OmegaConf.create(path.read_text("utf-8")))
-    for entry in content.get("defaults", []):
+    entries: Any = OmegaConf.to_container(keys.get("defaults") or OmegaConf.create([]))
+    for entry in entries:
         if isinstance(entry, str):
             if entry != "_self_":
                 yield from _overridden(group, entry)
             continue
         for key, chosen in entry.items():
             if key.endswith("@_here_"):  # what the member is made of
-                yield from _overridden(key.removesuffix("@_here_").strip("/"), chosen)
+                for one in [chosen] if isinstance(chosen, str) else chosen or ():
+                    yield from _overridden(key.removesuffix("@_here_").strip("/"), one)
                 continue
             other, _, _ = key.removeprefix(_OVERRIDE).partition("@")
             if not group or key.startswith(_OVERRIDE):

@@ -8,6 +8,7 @@ from statistics import mean
 import numpy as np
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from fl.data import FederatedData
@@ -33,7 +34,7 @@ class ClusterEvaluation:
     what the server knows of clients, "rand_index" is the adjusted Rand index (Hubert and Arabie
     1985) of the cluster that each is mostly of against the true one, 1 if they are the same but for
     names, and about 0 by chance; "mixture_error" is the mean of |u - u_true|_1, of methods whose
-    cluster k is the data's.
+    clients use mixtures; where cluster k is not known to be the data's, under the best names.
 
     Args:
         data: with clusters.
@@ -96,6 +97,8 @@ class ClusterEvaluation:
         found = {"rand_index": adjusted_rand_index(np.array(ours), np.array(theirs))}
         if clusters.named:
             found["mixture_error"] = mean(float(np.abs(u - v).sum()) for u, v in pairs)
+        elif clusters.mixes and len(clusters.models) == data.num_clusters:
+            found["mixture_error"] = _error_but_for_names(*map(np.array, zip(*pairs, strict=True)))
         return found
 
 
@@ -121,6 +124,17 @@ def adjusted_rand_index(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
     most = (A + B) / 2
     expected = A * B / max(pairs(np.array([len(a)], float)), 1.0)
     return 1.0 if most == expected else (pairs(table) - expected) / (most - expected)
+
+
+def _error_but_for_names(u: NDArray[np.float64], v: NDArray[np.float64]) -> float:
+    """Returns the mean of |u_i - v_i|_1 with the clusters of u renamed so that it is least.
+
+    Args:
+        u: mixtures of n clients, shape (n, k).
+        v: likewise.
+    """
+    cost = np.abs(u[:, :, None] - v[:, None, :]).mean(axis=0)
+    return float(cost[linear_sum_assignment(cost)].sum())
 
 
 def _rows(clusters: NDArray[np.int64] | None, c: int, *, draw: bool = False) -> NDArray[np.int64]:

@@ -60,6 +60,8 @@ class Combination:
         num_clients: clients there are.
         layout: of what travels of the clients' model, if it is known.
         keeps: whether layers of it stay with the clients.
+        adapted: whether little is trained, beside frozen weights.
+        contacts: whether clients may contact the server before all of their local work is done.
     """
 
     strategy: Driver
@@ -72,6 +74,8 @@ class Combination:
     num_clients: int = 0
     layout: Layout | None = None
     keeps: bool = False
+    adapted: bool = False
+    contacts: bool = False
 
     @property
     def traits(self) -> Traits:
@@ -155,6 +159,20 @@ class Combination:
         return self.rule is not None and not (self.rule.returns_only_the_model and plain)
 
     @property
+    def own_model(self) -> bool:
+        """Whether the client keeps a model of its own, with which it predicts."""
+        if self.correction is not None:
+            return self.correction.personalises
+        return self.rule is not None and type(self.rule).personal is not Rule.personal
+
+    @property
+    def another_rule(self) -> bool:
+        """Whether the server is for clients with a rule, and these, of ours, have another one."""
+        needed = self.traits.client_rule
+        ours = type(self.rule).__module__.startswith("fl.")
+        return needed is not None and ours and not isinstance(self.rule, needed)
+
+    @property
     def forgotten(self) -> str:
         """What the client forgets between tasks that are one training; "" if nothing."""
         if isinstance(self.rule, AdamW) and self.rule.keep_moments is False:
@@ -175,8 +193,8 @@ def _member(correction: Correction | None) -> str:
 class Refusal:
     """Choices that do not go together.
 
-    {strategy}, {uplink}, {downlink}, {attack}, {rule}, {correction}, {client}, {lacking} and
-    {forgotten} in the texts stand for what is chosen, {fitting} and {home} for what could be.
+    {strategy}, {uplink}, {downlink}, {attack}, {rule}, {correction}, {client}, {lacking}, {needed}
+    and {forgotten} in the texts stand for what is chosen, {fitting} and {home} for what could be.
 
     Attributes:
         what: the choices, for the page.
@@ -205,6 +223,7 @@ class Refusal:
             fitting=choice.fitting if choice.lacking else "",
             home=choice.home,
             forgotten=choice.forgotten,
+            needed=getattr(choice.traits.client_rule, "__name__", ""),
             **kinds,
         )
 
@@ -215,6 +234,7 @@ class Refusal:
             correction="the correction",
             forgotten="moments",
             lacking="...",
+            needed="that rule",
         )
         instead = self.instead.format(
             fitting="leave client/correction as the strategy chooses it",
@@ -356,11 +376,59 @@ REFUSALS = (
     ),
     Refusal(
         "Clients that remember and parts that change",
-        lambda c: c.traits.partial == "changes" and c.client_remembers,
+        lambda c: c.traits.partial == "changes" and c.client_remembers and not c.own_model,
         "{client}",
         "it keeps something of its model from task to task, and clients of {strategy} have another "
         "part of the model each time",
         "use client=sgd, or strategy=heterofl with strategy/capacity=fixed, whose parts stay",
+    ),
+    Refusal(
+        "Clients with a model of their own and parts of the model",
+        lambda c: bool(c.traits.partial) and c.own_model,
+        "{client}",
+        "its own model would be of a part of the model, and what clients of {strategy} predict "
+        "with is evaluated as the whole",
+        "use client=sgd without a correction, or a strategy whose clients have the whole model, "
+        "such as fedavg",
+    ),
+    Refusal(
+        "Local layers and parts of the model",
+        lambda c: bool(c.traits.partial) and c.keeps,
+        "client.local_layers is set",
+        "{strategy} cuts parts out of the whole model, and does not know layers that stay with the "
+        "clients",
+        "leave client/local_layers out, or use a strategy whose clients have the whole model, such "
+        "as fedavg",
+    ),
+    Refusal(
+        "Adapters and parts of the model",
+        lambda c: bool(c.traits.partial) and c.adapted,
+        "adapter is set",
+        "{strategy} cuts parts out of the whole model, of which an adapter freezes most",
+        "leave adapter out, or use a strategy whose clients have the whole model, such as fedavg",
+    ),
+    Refusal(
+        "Servers that are for one client rule, and clients with another",
+        lambda c: c.rule is not None and c.another_rule,
+        "client.rule is {rule}",
+        "the server of {strategy} is for clients with {needed}, and with others it is a mean that "
+        "weighs all the same",
+        "leave client as the strategy chooses it, or use strategy=fedavg",
+    ),
+    Refusal(
+        "Compressors where nothing is sent",
+        lambda c: c.uplink is not None and c.traits.alone,
+        "compressor is {uplink}",
+        "with this topology nodes of {strategy} hear nobody, so that nothing is sent",
+        "leave compressor out, or choose another topology, such as topology=ring",
+    ),
+    Refusal(
+        "Attacks on updates where nothing is sent",
+        lambda c: c.attack is not None and c.traits.alone,
+        "attack is {attack}",
+        "with this topology nodes of {strategy} hear nobody, so that nothing is sent",
+        "use an attack on data, such as label_flip, or choose another topology, such as "
+        "topology=ring",
     ),
     Refusal(
         "Corrections that count on the length of steps, and optimizers that choose it themselves",
@@ -383,6 +451,17 @@ REFUSALS = (
         "where they were",
         "leave client.rule.keep_moments or keep_state at null, and use client=momentum, whose "
         "momentum is kept",
+    ),
+    Refusal(
+        "Clients that decide when to contact the server, and strategies that decide it for them",
+        lambda c: (
+            c.contacts
+            and (c.traits.meets != "server" or c.steps_by_gradients or c.traits.interrupts)
+        ),
+        "client.contact is set",
+        "in {strategy} another than the client says how much local work there is between two "
+        "exchanges",
+        "leave client/contact out, or use another strategy, for example cdfl or fedasync",
     ),
     Refusal(
         "Local layers and strategies that step by gradients",

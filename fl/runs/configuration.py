@@ -16,6 +16,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from importlib import import_module
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+import fl.runs.composing  # noqa: F401  what is composed below is composed once
 from fl.errors import ConfigError, ConfigErrors, SimulationError
 from fl.runs.groups import members_of, parts_of, text, top_groups
 from fl.runs.unread import (
@@ -122,7 +124,8 @@ class Given:
         chosen = [o for o in overrides if o in groups]
         # Composing takes a good part of the time before a run begins.
         same = len(chosen) == len(overrides)
-        defaults = deepcopy(config) if same else compose(job.job.config_name, chosen)
+        path = [o for o in job.overrides.hydra if o.startswith("hydra.searchpath=")]
+        defaults = deepcopy(config) if same else compose(job.job.config_name, [*path, *chosen])
         with open_dict(defaults):  # of a group without a member, whose keys may be given one by one
             for key in (_key(group) for group, member in job.runtime.choices.items() if not member):
                 if key == _top(key):
@@ -139,7 +142,7 @@ def _several(overrides: Iterable[str]) -> Iterator[str]:
     Members may be several where each has a place of its own, as those of preaggregation.
     """
     parser = OverridesParser.create()
-    for override in filter(_is_choice, overrides):
+    for override in filter(is_choice, overrides):
         (parsed,) = parser.parse_overrides([override])
         names, (name, group) = parsed.value(), _names(override)
         if not isinstance(names, list) or len(names) < 2:
@@ -509,6 +512,13 @@ def _not_importable(key: str, target: str, cause: BaseException | None) -> str:
             f"{key} is {target}, and there is no module {top}: neither {top}.py nor {top}/ in "
             f"{Path.cwd()}, where fl was called, nor an installed package of that name"
         )
+    module, _, name = target.rpartition(".")
+    with suppress(Exception):  # which is the cause, and told below
+        found = import_module(module)
+        known = getattr(found, "__all__", None) or vars(found)
+        near = get_close_matches(name, known, n=1)
+        meant = f"; did you mean {module}.{near[0]}?" if near else ""
+        return f"{key} is {target}, and the module {module} has no {name}{meant}"
     return f"{key} is {target}, which cannot be imported: {cause}"
 
 
@@ -592,7 +602,7 @@ def composition_problems(
     right, wrong, swept = list(more), list[str](), dict[str, list[str]]()
     with _another_hydra():
         # Choices first: they decide which keys there are.
-        for override in sorted(overrides, key=lambda o: not _is_choice(o)):
+        for override in sorted(overrides, key=lambda o: not is_choice(o)):
             key = _key(override)
             if any(key.startswith(f"{group}.") for group in wrong):
                 continue
@@ -604,7 +614,7 @@ def composition_problems(
                     texts = [f"{name}={value}" for value in parsed.sweep_string_iterator()]
                 elif parsed.is_sweep_override():
                     continue  # its values are a sampler's
-                if _is_choice(override):
+                if is_choice(override):
                     for text in texts:
                         compose(config_name, [*right, text])
                 else:  # must be a key of every member that is swept over
@@ -622,10 +632,10 @@ def composition_problems(
                     )
                 said = next(_several([override]), said)
                 problems[override] += said.splitlines()
-                wrong += [key] if _is_choice(override) else []
+                wrong += [key] if is_choice(override) else []
             else:
                 right.append(texts[0])
-                if _is_choice(override) and len(texts) > 1:
+                if is_choice(override) and len(texts) > 1:
                     swept[key] = texts
     return [message for found in problems.values() for message in found]
 
@@ -644,13 +654,13 @@ def _another_hydra() -> Iterator[None]:
 def without_null(words: Sequence[str]) -> list[str]:
     """Returns the words of a command line, with ~GROUP for GROUP=null, which Hydra refuses."""
     return [
-        f"~{name}" if value == "null" and name[:1] not in "+~-" and _is_choice(word) else word
+        f"~{name}" if value == "null" and name[:1] not in "+~-" and is_choice(word) else word
         for word in words
         for name, _, value in [word.partition("=")]
     ]
 
 
-def _is_choice(override: str) -> bool:
+def is_choice(override: str) -> bool:
     """Returns whether an override is for a group of ours."""
     group = _names(override)[1]
     return files("fl").joinpath("conf", *group.split("/")).is_dir()

@@ -146,8 +146,8 @@ def task_evaluation(
     return evaluate_fn
 
 
-class TimeIsUp(Exception):
-    """Raised to a strategy when virtual time has passed the limit."""
+class Enough(Exception):
+    """Raised to a strategy when its run has lasted long enough: why it is to end."""
 
 
 class EvaluationSchedule:
@@ -201,16 +201,19 @@ class EvaluationSchedule:
         """Returns the metrics of a model that is due; None for others.
 
         Raises:
-            TimeIsUp: the limit has passed.
+            Enough: the limit has passed; or, after training, the target's `stop` or `patience`
+                ends the run.
         """
         elapsed = self._clock.now() - self._began_s
         if elapsed > self._limit_s and self._last is not None:
-            raise TimeIsUp
+            raise Enough(f"{self._limit_s:g} s have passed")
         self._last = (server_round, arrays, self._recorder.costs(server_round))
         if self._average is not None:
             self._average.add(server_round, arrays)
         either_end = server_round in (0, self._num_rounds)
         personal = self._personal
+        if personal is not None:
+            personal.contact(server_round, arrays)
         if personal is not None and not either_end:
             personal = personal if personal.is_due(server_round, self._asked) else None
         if not (self._is_due(server_round, elapsed) or either_end or personal is not None):
@@ -221,6 +224,8 @@ class EvaluationSchedule:
             self._asked = server_round
             metrics = MetricRecord({**metrics, **personal(server_round, arrays)})
         self._recorder.evaluation(server_round, metrics, evaluated)
+        if server_round and (why := self._recorder.enough()) is not None:
+            raise Enough(why)
         return metrics
 
     def _metrics(self, server_round: int, arrays: ArrayRecord) -> tuple[MetricRecord, ArrayRecord]:

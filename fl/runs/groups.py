@@ -77,19 +77,24 @@ def top_groups() -> tuple[str, ...]:
 
 
 @cache
+def content(group: str, name: str) -> Any:
+    """Returns a member's keys, or those of the root with group ""; None of the user's own."""
+    file = _folder(group).joinpath(f"{name}.yaml")
+    return OmegaConf.create(file.read_text("utf-8")) if file.is_file() else None
+
+
+@cache
 def members_of(group: str) -> tuple[tuple[str, Any], ...]:
     """Returns the members of a group, names and contents."""
-    found = [entry for entry in _folder(group).iterdir() if entry.name.endswith(".yaml")]
-    return tuple(
-        (entry.name.removesuffix(".yaml"), OmegaConf.create(entry.read_text("utf-8")))
-        for entry in sorted(found, key=lambda entry: entry.name)
-    )
+    names = [entry.name for entry in _folder(group).iterdir()]
+    members = sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+    return tuple((name, content(group, name)) for name in members)
 
 
 @cache
 def usual_members() -> tuple[tuple[str, str], ...]:
     """Returns the groups that have a default member, with it."""
-    root: Any = OmegaConf.to_container(OmegaConf.create(text("", "config")), resolve=False)
+    root: Any = OmegaConf.to_container(content("", "config"), resolve=False)
     entries = [entry for entry in root["defaults"] if isinstance(entry, dict)]
     return tuple((group, name) for entry in entries for group, name in entry.items() if name)
 

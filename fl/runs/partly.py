@@ -8,19 +8,22 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from fl.clients import PartialApp, TrainingApp
+from fl.clients.pruning import Pruning
 from fl.errors import ConfigError
+from fl.models.sparse_activations import with_sparse_activations
 from fl.randomness import generator
 from fl.runs.experiment import Learning
 from fl.simulation.world.fleet import Fleet
 from fl.strategies import Exchange
-from fl.submodels import ByMemory, SubModel, SubModels, Units, Whole, units_of
+from fl.submodels import ByMemory, SparseMask, SubModel, SubModels, Units, Whole, units_of
 from fl.vectors.layout import Layout
 
 
 def partly(
-    sub_models: SubModels,
+    sub_models: SubModels | SparseMask,
     learning: Learning,
     make_app: Callable[..., TrainingApp],
     ends: tuple[Any, Any],
@@ -41,6 +44,11 @@ def partly(
         ConfigError: the model has no units, or a client's part does not fit its device.
     """
     app, module = learning.app, learning.model()
+    make = partial(make_app, data=app.data, uplink=ends[0], downlink=ends[1])
+    if isinstance(sub_models, SparseMask):
+        own = sparsely(sub_models, app, make, module)
+        fleet.check_memory(np.full(len(fleet), float(own.memory_bytes())))
+        return own, exchange
     tokens = app.data.task == "next-token"
     units = units_of(module, app.layout, app.data.input_shape, tokens=tokens)
     if not units:
@@ -57,7 +65,6 @@ def partly(
         level: part.size if sub_models.extraction.slices else _size(app.layout)
         for level, part in parts.items()
     }
-    make = partial(make_app, data=app.data, uplink=ends[0], downlink=ends[1])
     smallest = min(parts, key=lambda level: len(parts[level].positions))
     own = PartialApp(app, make, module, sizes[smallest], scaled=sub_models.scaled)
     needs = {level: float(own.memory_of(size)) for level, size in sizes.items()}
@@ -65,6 +72,43 @@ def partly(
     fleet.check_memory(capacity.needed(needs, memory))
     levels = capacity.fitting(needs, memory) if isinstance(capacity, ByMemory) else ()
     return own, replace(exchange, units=units, levels=levels)
+
+
+def sparsely(
+    sub_models: SparseMask,
+    app: TrainingApp,
+    make: Callable[..., TrainingApp],
+    module: nn.Module,
+) -> PartialApp:
+    """Returns what clients of a sparse model run.
+
+    Args:
+        sub_models: its density, and what they keep of activations.
+        app: of the whole model.
+        make: as of `PartialApp`.
+        module: the model.
+
+    Raises:
+        ConfigError: the model has too few numbers for the density.
+    """
+    names = {layer.name for layer in sub_models.layers(app.layout)}
+    ends = np.cumsum([entry.size for entry in app.home.whole.trainable]).tolist()
+    layers = tuple(
+        (end - entry.size, end)
+        for entry, end in zip(app.home.whole.trainable, ends, strict=True)
+        if entry.name in names
+    )
+    training = module
+    if sub_models.gamma:
+        training = with_sparse_activations(module, sub_models.gamma)
+    return PartialApp(
+        app,
+        make,
+        module,
+        _size(app.layout),
+        masking=partial(Pruning, layers=layers),
+        masked_structure=training,
+    )
 
 
 def _example(

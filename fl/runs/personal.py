@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from fl.checks import at_least, not_negative, positive
+from fl.checks import at_least, not_negative, positive, share
 from fl.clients.app.choosing import model_key
 from fl.clients.app.inbox import ARRAYS_KEY, CONFIG_KEY, EVALUATED_KEY
 from fl.clients.app.outbox import METRICS_KEY
@@ -28,7 +28,8 @@ from fl.runs.fairness import fairness
 from fl.strategies import NodeModels
 from fl.strategies.drivers.cluster_models import ClusterModels
 
-_COUNTS = ("personal_clients", "personal_left_out")
+_CONTACTS = ("contact_before_accuracy", "contact_after_accuracy")
+_COUNTS = ("personal_clients", "personal_left_out", "personal_trained")
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,12 @@ class Personal:
 
     Attributes:
         every: rounds between two evaluations; None makes none.
+        held_out: share of each client's examples that is kept from training, in [0, 1), where
+            clients have no held-out examples.
         clients: how many clients, drawn once from the seed; None takes all.
         local: also evaluate what local training makes of the server's model.
+        contacts: also evaluate what a client brings to a server that it contacts, and what it is
+            sent.
         rows: keep what every client has.
         fine_tune: of what clients would predict with.
 
@@ -89,8 +94,10 @@ class Personal:
     """
 
     every: int | None = None
+    held_out: float = 0.0
     clients: int | None = None
     local: bool = False
+    contacts: bool = False
     rows: bool = False
     fine_tune: FineTuning = FineTuning()
 
@@ -98,7 +105,8 @@ class Personal:
         for name in ("every", "clients"):
             if (count := getattr(self, name)) is not None:
                 at_least(name, count, 1)
-        for name in ("local", "rows"):
+        share("held_out", self.held_out)
+        for name in ("local", "contacts", "rows"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be true or false")
 
@@ -145,6 +153,11 @@ def check_personal(settings: Personal, experiment: Experiment, evaluate_on: str 
         raise ConfigError(
             "personal.fine_tune.lr is null, and the clients' rule has no learning rate: set it"
         )
+    if settings.contacts and not experiment.strategy.traits.customises:
+        raise ConfigError(
+            "personal.contacts is true, and clients do not contact the server one by one for a "
+            "model of their own: set it to false, or use strategy=cdfl"
+        )
     lacking = (*app.rule.needs, *app.rule.requires)
     if settings.local and lacking:
         raise ConfigError(
@@ -163,7 +176,8 @@ def personal_metrics(settings: Personal, *, keeps: bool) -> list[str]:
     models = ("personal", *(("local",) if settings.local else ()))
     models = models if keeps else ("global", *models)
     names = ("loss", *fairness([1.0], [1]))
-    return [*(f"{model}_{name}" for model in models for name in names), *_COUNTS]
+    contacts = _CONTACTS if settings.contacts else ()
+    return [*(f"{model}_{name}" for model in models for name in names), *contacts, *_COUNTS]
 
 
 class Aside(Protocol):
@@ -180,7 +194,12 @@ class PersonalEvaluation:
     "global_std" and so on, "personal_accuracy" of what the clients would predict with,
     "local_accuracy" of what local training makes of the server's model; mean losses, as
     "personal_loss"; and how many clients were evaluated, and how many were not for
-    want of examples, "personal_clients" and "personal_left_out". Byzantine clients do not count.
+    want of examples, "personal_clients" and "personal_left_out"; and of how many of the former the
+    server has had an update before, "personal_trained": others have what a client begins with, or
+    the server's model. Byzantine clients do not count.
+
+    "contact_before_accuracy" and "contact_after_accuracy" are means over the contacts since the
+    last evaluation, of the model that the client came with and of the one it was sent.
 
     Where nodes learn without a server, the global model is the mean of theirs, and each has its
     own. Where the server has models of clusters, a client is sent all of them and chooses, or has
@@ -193,6 +212,7 @@ class PersonalEvaluation:
         seed: of the run.
         told: what every `train` message says, for "local".
         aside: asks clients.
+        answers: how many updates of each client the server has had.
         remember: keeps results for a resumed run.
         keep: called with a round and its rows.
     """
@@ -204,11 +224,13 @@ class PersonalEvaluation:
         seed: int,
         told: Mapping[str, Any],
         aside: Aside,
+        answers: Mapping[int, int],
         remember: Callable[[str, list[Any], Callable[[], Any]], Any],
         keep: Callable[[int, Sequence[ClientRow]], None],
     ) -> None:
         self._settings = settings
         self._aside = aside
+        self._answers = answers
         self._remember = remember
         self._keep = keep
         self._told = dict(told)
@@ -222,6 +244,9 @@ class PersonalEvaluation:
         both = np.minimum(data.partitions.sizes, evaluated.sizes)
         there = [i for i in honest if both[i % data.num_partitions]]
         self._left_out = len(honest) - len(there)
+        self._all = frozenset(there)
+        self._latest: object = None  # contact that was evaluated
+        self._contacts: list[tuple[float, float]] = []  # since the last evaluation
         if settings.clients is not None and settings.clients < len(there):
             rng = generator(seed, "personal evaluation")
             there = sorted(rng.choice(there, settings.clients, replace=False).tolist())
@@ -232,6 +257,28 @@ class PersonalEvaluation:
         every = self._settings.every
         return every is not None and server_round // every > last // every
 
+    def contact(self, server_round: int, arrays: ArrayRecord) -> None:
+        """Evaluates what the client of a contact has before and after it, if that is wanted."""
+        if not (self._settings.contacts and isinstance(arrays, ClusterModels)):
+            return
+        clusters = arrays.clusters
+        if clusters.latest is None or clusters.latest is self._latest:
+            return
+        self._latest = clusters.latest
+        node, x = clusters.latest
+        if client_of(node) not in self._all:
+            return
+        client = client_of(node)
+
+        def evaluated() -> list[Any]:
+            models = x, clusters.of(clusters.mixtures[node])
+            records = [{client: arrays.record_of(model)} for model in models]
+            answers = [self._asked(server_round, one, "global", {}) for one in records]
+            return [answer[client]["accuracy"] for answer in answers]
+
+        before, after = self._remember("contact", [server_round], evaluated)
+        self._contacts.append((before, after))
+
     def __call__(self, server_round: int, arrays: ArrayRecord) -> dict[str, float]:
         """Returns the metrics of a round, whose model the server has now."""
         if not_finite(arrays):
@@ -241,13 +288,19 @@ class PersonalEvaluation:
         )
         rows = [ClientRow(i, n, {k: (a, b) for k, (a, b) in m.items()}) for i, n, m in kept]
         self._keep(server_round, rows)
-        metrics: dict[str, float] = dict(zip(_COUNTS, (len(rows), self._left_out), strict=True))
+        trained = sum(self._answers.get(row.client, 0) > 0 for row in rows)
+        counts = (len(rows), self._left_out, trained)
+        metrics: dict[str, float] = dict(zip(_COUNTS, counts, strict=True))
         weights = [row.examples for row in rows]
         for name in rows[0].models if rows else ():
             losses, accuracies = zip(*(row.models[name] for row in rows), strict=True)
             metrics[f"{name}_loss"] = float(np.mean(losses))
             for kind, value in fairness(accuracies, weights).items():
                 metrics[f"{name}_{kind}"] = value
+        if self._contacts:
+            means = np.mean(self._contacts, axis=0).tolist()
+            metrics |= dict(zip(_CONTACTS, means, strict=True))
+            self._contacts.clear()
         return metrics
 
     def _evaluated(self, server_round: int, arrays: ArrayRecord) -> list[Any]:
@@ -257,7 +310,7 @@ class PersonalEvaluation:
             shared = ArrayRecord(dict(arrays.items()))  # the mean alone
             models = {client_of(node): model for node, model in arrays.by_id().items()}
             own = {client: models[client] for client in self._clients if client in models}
-        elif isinstance(arrays, ClusterModels) and arrays.clusters.named:
+        elif isinstance(arrays, ClusterModels) and arrays.clusters.mixes:
             shared = ArrayRecord(dict(arrays.items()))  # that stands for all
             known = {
                 client_of(n): arrays.clusters.of(u) for n, u in arrays.clusters.mixtures.items()
@@ -302,7 +355,7 @@ class PersonalEvaluation:
 
 def _records(model: ArrayRecord) -> dict[str, ArrayRecord]:
     """Returns the records of a message with a model, or with those that a client chooses among."""
-    if not isinstance(model, ClusterModels) or model.clusters.named:
+    if not isinstance(model, ClusterModels) or model.clusters.mixes:
         return {ARRAYS_KEY: model}
     models = map(model.record_of, model.clusters.models)
     return {model_key(ARRAYS_KEY, j): one for j, one in enumerate(models)}

@@ -268,6 +268,11 @@ class Recorder:
         self._flush()
         self._compare(arrays)
 
+    def enough(self) -> str | None:
+        """Returns why the run is to end after the last row, by its target; None if it is not."""
+        target = self.writer.target
+        return None if target is None else target.enough(self.writer.history)
+
     def _compare(self, arrays: ArrayRecord | None) -> None:
         """Keeps the model of the last row if none before was as good."""
         target = self.writer.target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 from fl.data.drift import DRIFT_BEGINS
 from fl.errors import ConfigError, Diverged
 from fl.flower.grid_view import Clock, GridView
+from fl.reports.model_file import FROZEN
 from fl.reports.table import print_results
 from fl.reports.target import final_value
 from fl.runs.averaging import LatestWeightAverage
 from fl.runs.build import prepare
 from fl.runs.central import train_centrally
 from fl.runs.choices import announce
-from fl.runs.evaluation import EvaluationSchedule, TimeIsUp, central_evaluation, task_evaluation
+from fl.runs.evaluation import Enough, EvaluationSchedule, central_evaluation, task_evaluation
 from fl.runs.experiment import Experiment, ForeignApp, app_of
 from fl.runs.journal import RunStart, source_sha256
 from fl.runs.journal.command import command_of_job, foreign_parts
@@ -38,7 +40,11 @@ from fl.runs.simulator import SimulatedRun, epoch_of, simulate, simulate_app
 from fl.runs.sweep import side_by_side
 from fl.runs.transcript import shown_once
 from fl.runs.trust import source_files
+from fl.runs.warm_start import frozen_sha256
 from fl.simulation.grid import SimGrid
+from fl.simulation.kernel.trace import Event
+
+log = logging.getLogger("fl")
 
 
 def run_experiment(config: DictConfig, **how: Any) -> float | None:
@@ -67,11 +73,34 @@ def run_to_end(
         prepared: what `prepare` returned for it; None prepares it now.
     """
     prepared = prepare(config) if prepared is None else prepared
+    place = Path(HydraConfig.get().runtime.output_dir) if HydraConfig.initialized() else None
+    run = run_prepared(config, prepared, place, resume=resume, changed_code=changed_code)
+    print_results(run.summary, run.directory)
+    return run
+
+
+def run_prepared(
+    config: DictConfig,
+    prepared: Experiment | ForeignApp,
+    directory: Path | None,
+    *,
+    resume: bool = False,
+    changed_code: bool = False,
+) -> SimulatedRun:
+    """Runs a configuration to its end, and returns the run.
+
+    Args:
+        config: what `fl --cfg job` shows.
+        prepared: what `prepare` returned for it.
+        directory: where its files go; None writes none.
+        resume: go on with the run that was started there.
+        changed_code: when resuming, go on although the app or the user's modules have changed.
+    """
     start = replace(_start(config), resume=resume, changed_code=changed_code)
     with shown_once():
         if isinstance(prepared, Experiment):
-            return _run_own(config, prepared, start)
-        return _run_app(config, prepared, start)
+            return _run_own(config, prepared, start, directory)
+        return _run_app(config, prepared, start, directory)
 
 
 def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Recorder) -> None:
@@ -108,7 +137,8 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
             train_config=train_config_of(config),
             evaluate_fn=schedule,
         )
-    except TimeIsUp:
+    except Enough as why:
+        print(f"fl: the run ends, as {why}", flush=True)
         recorder.final(schedule.close())
     except Diverged:
         recorder.final(schedule.close())
@@ -144,6 +174,7 @@ def _asking(
         config.seed,
         {**train_config_of(config), **told},
         grid.aside,
+        grid.control.answers,
         recorder.remember,
         recorder.clients,
     )
@@ -161,6 +192,8 @@ def facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
         told = {"data_sha256": {name: task.data.fingerprint() for name, task in tasks.items()}}
     if config.initial_model is not None:
         told["initial_model_sha256"] = arrays_sha256(experiment.initial())
+    if frozen := frozen_sha256(experiment):
+        told[FROZEN] = frozen
     if byzantine := experiment.strategy.exchange.byzantine:
         told["byzantine"] = sorted(byzantine)
     if config.central_epochs:
@@ -182,10 +215,11 @@ def _start(config: DictConfig) -> RunStart:
     return RunStart({**command, "foreign": foreign} if command else {}, code=code, foreign=foreign)
 
 
-def _run_own(config: DictConfig, experiment: Experiment, start: RunStart) -> SimulatedRun:
+def _run_own(
+    config: DictConfig, experiment: Experiment, start: RunStart, directory: Path | None
+) -> SimulatedRun:
     announce()
-    extra = facts(experiment, config)
-    tasks = experiment.tasks
+    tasks, byzantine = experiment.tasks, experiment.strategy.exchange.byzantine
 
     def server(grid: Grid, context: Context, recorder: Recorder) -> None:
         serve(experiment, config, grid, recorder)
@@ -198,17 +232,25 @@ def _run_own(config: DictConfig, experiment: Experiment, start: RunStart) -> Sim
         num_partitions=max(t.data.num_partitions for t in (tasks or {"": experiment}).values()),
         executor=experiment.executor.shared_by(side_by_side()),
         num_rounds=config.num_rounds,
-        extra=extra,
+        extra=facts(experiment, config),
         recovery=recovery_of(config, start),
         client_rows=config.personal.rows,
-        **_common(config),
+        **_common(config, directory),
     )
-    print_results(run.summary, run.directory, extra.get("central"))
+    asked = run.trace.client[run.trace.kind == Event.DISPATCH]
+    if byzantine and not byzantine.intersection(asked.tolist()):
+        log.warning(
+            "attack is set, and nothing was attacked: none of the %d Byzantine clients was asked "
+            "to train; choose a fleet whose clients are there, as fleet=cross_silo, or more rounds",
+            len(byzantine),
+        )
     return run
 
 
-def _run_app(config: DictConfig, foreign: ForeignApp, start: RunStart) -> SimulatedRun:
-    run = simulate_app(
+def _run_app(
+    config: DictConfig, foreign: ForeignApp, start: RunStart, directory: Path | None
+) -> SimulatedRun:
+    return simulate_app(
         foreign.app,
         foreign.fleet,
         run_config=foreign.run_config,
@@ -216,19 +258,15 @@ def _run_app(config: DictConfig, foreign: ForeignApp, start: RunStart) -> Simula
         executor=foreign.executor.shared_by(side_by_side()),
         cost_model=foreign.cost_model,
         recovery=recovery_of(config, start),
-        **_common(config),
+        **_common(config, directory),
     )
-    print_results(run.summary, run.directory)
-    return run
 
 
-def _common(config: DictConfig) -> dict[str, Any]:
+def _common(config: DictConfig, directory: Path | None) -> dict[str, Any]:
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     return {
         "seed": config.seed,
-        "directory": Path(HydraConfig.get().runtime.output_dir)
-        if HydraConfig.initialized()
-        else None,
+        "directory": directory,
         "target": target_of(config),
         "save_models": saved_models(config),
         "views": config.views,

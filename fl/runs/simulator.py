@@ -47,12 +47,12 @@ log = logging.getLogger("fl")
 ServerMain = Callable[[Grid, Context, Recorder], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SimulatedRun(Run):
     """What a simulation gave: what its files hold, and what only lives in memory.
 
     Attributes:
-        trace: every event; `run.trace.table()` is an Arrow table.
+        trace: every event; `run.trace.table()` is an Arrow table, with `to_pandas()`.
         arrays: the final model, None if the app kept it to itself.
     """
 

@@ -30,6 +30,7 @@ from fl.errors import ConfigError
 from fl.reports.atomic import replacing
 from fl.reports.files import SUMMARY_BYTES, printable, read_file
 from fl.reports.jobs import JOBS, Job, by_overrides, read_jobs
+from fl.runs.waiting import telling
 
 if TYPE_CHECKING:
     from fl.reports.runs import Run
@@ -92,7 +93,8 @@ class ShareRay(Callback):
         from fl.execution.cluster import start_shared
 
         try:
-            Sweep.owns_ray = start_shared(_most_actors(given))
+            with telling("starting Ray"):
+                Sweep.owns_ray = start_shared(_most_actors(given))
         except ConfigError as error:  # the jobs that need it try, and fail, by themselves
             print(f"fl: {error}", file=sys.stderr)
 

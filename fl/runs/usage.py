@@ -13,7 +13,7 @@ from pathlib import Path
 from fl.errors import ConfigError, ConfigErrors
 from fl.runs.groups import groups, header, text
 
-COMMANDS = ("help", "report", "resume")
+COMMANDS = ("compare", "help", "report", "resume")
 
 # In the order in which one asks for them.
 GROUPS = {
@@ -51,10 +51,12 @@ Federated learning with real training in simulated time.
   fl app=DIR                any Flower app directory
   fl resume DIR             goes on with a run that was killed or interrupted
   fl report DIR ...         an HTML page about runs and sweeps
+  fl compare A B            why two runs differ, and where they first part
 
   fl KEY=VALUE ... --cfg job    shows a run's configuration, and runs nothing
   fl --version                  fl's, and of what its results depend on
-  fl report --help, fl resume --help, fl --hydra-help (Hydra's own flags)
+  fl COMMAND --help             of report, compare, resume
+  fl --hydra-help               Hydra's own flags
 """
 _WIDEST = 100
 _VALUED = (  # Hydra's flags that take the next word
@@ -181,5 +183,9 @@ def _installed(name: str) -> str:
 
 def _strange(word: str) -> str:
     near = get_close_matches(word, COMMANDS, n=1)
-    hint = f"did you mean fl {near[0]}?" if near else "the commands are help, report and resume"
+    hint = (
+        f"did you mean fl {near[0]}?"
+        if near
+        else "the commands are compare, help, report and resume"
+    )
     return f"{word!r} is neither KEY=VALUE nor a command; {hint}"

@@ -7,6 +7,7 @@ answered ahead, and the next has the turn when that is done.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from flwr.app import RecordDict
@@ -30,6 +31,7 @@ class Ahead:
         trace: where a reply that nobody can send is recorded.
         now: returns virtual time in s.
         on_said: called with each line that clients have said in other processes.
+        without_draws: entered when the executor is asked for something.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class Ahead:
         trace: Trace,
         now: Callable[[], float],
         on_said: Callable[[Line], None] | None,
+        without_draws: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._executor = executor
         self._trace = trace
         self._now = now
         self._on_said = on_said
+        self._without_draws = without_draws
         self._states: dict[int, RecordDict] = {}  # only of clients that keep a state
         self._waiting: dict[Dispatch, None] = {}  # may be answered, not submitted yet; in order
         self._open: dict[int, list[Dispatch]] = {}  # those whose work is not done, by client
@@ -61,7 +65,8 @@ class Ahead:
         faults = dispatch.faults
         stops = faults.dropout_at is not None or faults.crash_at is not None
         lost = faults.lose_upload and dispatch.reply_bytes is not None
-        if faults.lose_download or lost or (dispatch.plan is not None and stops):
+        known = dispatch.plan is not None and dispatch.plan.flops_of is None
+        if faults.lose_download or lost or (known and stops):
             return  # its duration is known or does not matter, and its result is never needed
         dispatch.request.state = self._states.get(dispatch.client)
         self._waiting[dispatch] = None
@@ -79,7 +84,8 @@ class Ahead:
         """Undoes `_admit`; what would have been done with an older state is not used."""
         self._waiting.pop(dispatch, None)
         if dispatch.submitted:
-            self._executor.discard(dispatch.request)
+            with self._without_draws():
+                self._executor.discard(dispatch.request)
             dispatch.request = replace(dispatch.request)  # to the executor, a new one
             dispatch.submitted = False
 
@@ -103,14 +109,16 @@ class Ahead:
         for dispatch in wave:
             dispatch.submitted = True
         if wave:
-            self._executor.submit([dispatch.request for dispatch in wave])
+            with self._without_draws():
+                self._executor.submit([dispatch.request for dispatch in wave])
 
     def result(self, dispatch: Dispatch) -> Result:
         """Returns what came of a request; waits for it."""
         if dispatch.result is None:
             if not dispatch.submitted:
                 self.submit()
-            result = self._executor.result(dispatch.request)
+            with self._without_draws():
+                result = self._executor.result(dispatch.request)
             if self._on_said is not None:
                 for line in result.said:
                     self._on_said(line)
@@ -149,7 +157,8 @@ class Ahead:
         """Forgets the work of one whose reply nobody will read."""
         dispatch.unread = False
         if dispatch.submitted and dispatch.result is None:
-            self._executor.discard(dispatch.request)
+            with self._without_draws():
+                self._executor.discard(dispatch.request)
         else:
             self._waiting.pop(dispatch, None)
             self.free(dispatch)
@@ -162,7 +171,8 @@ class Ahead:
         """
         for request in requests:
             request.state = self._states.get(request.client)
-        return self._executor.aside(requests)
+        with self._without_draws():
+            return self._executor.aside(requests)
 
     def free(self, dispatch: Dispatch) -> None:
         """Lets go of the models that came and went."""

@@ -78,6 +78,7 @@ class SimGrid(Grid):
         clock: the grid's clock, which `fl.flower.grid_view.GridView` finds.
         control: takes orders and reports, which `GridView` finds.
         peers: direct links among the clients, which `GridView` finds.
+        numbered: True, which `GridView` finds: a node id says which client it is.
         train_messages: `train` messages that were sent.
         client_errors: what went wrong in clients' code.
     """
@@ -108,6 +109,7 @@ class SimGrid(Grid):
             self.trace, self._now, self.cancel, on_applied, on_step, on_measured
         )
         self.peers = SimPeers(self.engine, self._push_from_peers)
+        self.numbered = True
         self.client_errors = ClientErrors() if errors is None else errors
         self.train_messages = 0
         self._planner = planner
@@ -118,7 +120,7 @@ class SimGrid(Grid):
         self._run = empty_run(RUN_ID)
         self._attendance = Attendance(fleet, self._now)
         self._mailbox = Mailbox(len(fleet), epoch, self.engine.waits)
-        self._ahead = Ahead(executor, self.trace, self._now, on_said)
+        self._ahead = Ahead(executor, self.trace, self._now, on_said, self._without_draws)
         self._host = self.engine.host = SimHost(
             self.engine,
             self._ahead,
@@ -386,18 +388,25 @@ class SimGrid(Grid):
     def _inside(self) -> Iterator[None]:
         """Keeps the simulator's own doings apart from the app's.
 
-        One thread at a time; sleeping means sleeping; and what an executor draws from the global
-        generator of `random` (Ray does) leaves no trace in the ServerApp's stream.
+        One thread at a time, and sleeping means sleeping.
         """
         with self._lock, answering(None):
-            if threading.get_ident() != self._thread:
-                yield  # putting a state back here could undo a draw of the ServerApp's thread
-                return
-            state = random.getstate()
-            try:
-                yield
-            finally:
-                random.setstate(state)
+            yield
+
+    @contextmanager
+    def _without_draws(self) -> Iterator[None]:
+        """Has what an executor draws from the global generator of `random` leave no trace.
+
+        Ray draws from it, and so does the ServerApp.
+        """
+        if threading.get_ident() != self._thread:
+            yield  # putting a state back here could undo a draw of the ServerApp's thread
+            return
+        state = random.getstate()
+        try:
+            yield
+        finally:
+            random.setstate(state)
 
     def answering(self, on_date: Callable[[], None] | None = None) -> AbstractContextManager[None]:
         """Makes clocks in the block show virtual time, and `time.sleep` pass it.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
-from flwr.app import Error, Message, Metadata
+from flwr.app import Error, Message, Metadata, RecordDict
 
 from fl.errors import SimulationError
 from fl.execution.contract import Result
@@ -80,7 +80,11 @@ class SimHost:
             )
         client, number = dispatch.client, dispatch.number
         dispatch.past_s = fleet.compute_seconds(client, number, plan.past_flops)
-        return fleet.compute_seconds(client, number, plan.flops)
+        flops = plan.flops
+        if plan.flops_of is not None:
+            content = self._ahead.result(dispatch).content
+            flops = flops if content is None else plan.flops_of(_steps(content))
+        return fleet.compute_seconds(client, number, flops)
 
     def computed(self, dispatch: Dispatch) -> int:
         """Commits the client's state and returns the reply's size in bytes."""
@@ -184,6 +188,11 @@ class SimHost:
     def _record(self, kind: Event, dispatch: Dispatch) -> None:
         now = self._engine.queue.now
         self._engine.trace.record(now, kind, dispatch.client, dispatch.number)
+
+
+def _steps(content: RecordDict) -> int:
+    metrics: Any = next(iter(content.metric_records.values()))
+    return int(metrics["steps"])
 
 
 def _check_plan(dispatch: Dispatch, reply_bytes: int, result: Result) -> None:

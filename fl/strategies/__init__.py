@@ -54,13 +54,17 @@ if TYPE_CHECKING:
     from fl.strategies.fedavgm import FedAvgM
     from fl.strategies.fedbuff import FedBuff
     from fl.strategies.fedcompass import FedCompass
+    from fl.strategies.feddst import FedDST
     from fl.strategies.feddyn import FedDyn
     from fl.strategies.fedfix import FedFix
     from fl.strategies.fedhyper import FedHyperCL, FedHyperG, FedHyperSL
+    from fl.strategies.fedmef import FedMef
     from fl.strategies.fednova import FedNova
     from fl.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
     from fl.strategies.fedprox import FedProx
+    from fl.strategies.fedsoft import FedSoft
     from fl.strategies.fedspeed import FedSpeed
+    from fl.strategies.fedtiny import FedTiny
     from fl.strategies.fedvarp import FedVARP
     from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
     from fl.strategies.gossip_rule import GossipRule, LocalTraining, PairRule
@@ -77,6 +81,7 @@ if TYPE_CHECKING:
     from fl.strategies.outer_rule import OuterGradients, OuterRule
     from fl.strategies.pfedme import PFedMe
     from fl.strategies.proxskip import ProxSkip
+    from fl.strategies.prunefl import PruneFL
     from fl.strategies.qfedavg import QFedAvg
     from fl.strategies.quafl import QuAFL
     from fl.strategies.rates import LinearScaling
@@ -87,6 +92,7 @@ if TYPE_CHECKING:
     from fl.strategies.scaffold import SCAFFOLD
     from fl.strategies.sgp import SGP
     from fl.strategies.simultaneous_rule import SimultaneousRule
+    from fl.strategies.sparse import CosineSparseRule, SparseRule
     from fl.strategies.streaming_diloco import StreamingDiLoCo
     from fl.strategies.sync_st import SyncST
 
@@ -95,8 +101,12 @@ __getattr__ = lazily(
     {
         "ADPSGD": "fl.strategies.adpsgd",
         "CA2FL": "fl.strategies.ca2fl",
+        "CosineSparseRule": "fl.strategies.sparse",
         "FADAS": "fl.strategies.fadas",
         "FedAMSGrad": "fl.strategies.fedamsgrad",
+        "FedDST": "fl.strategies.feddst",
+        "FedMef": "fl.strategies.fedmef",
+        "FedTiny": "fl.strategies.fedtiny",
         "FedVARP": "fl.strategies.fedvarp",
         "MultiMomentum": "fl.strategies.multi_momentum",
         "OptEx": "fl.strategies.optex",
@@ -111,6 +121,7 @@ __getattr__ = lazily(
         "FAVAS": "fl.strategies.favas",
         "MIFA": "fl.strategies.mifa",
         "NODE_METRICS": "fl.strategies.drivers.node_models",
+        "PruneFL": "fl.strategies.prunefl",
         "SAVIC": "fl.strategies.savic",
         "SCAFFOLD": "fl.strategies.scaffold",
         "SGP": "fl.strategies.sgp",
@@ -149,6 +160,7 @@ __getattr__ = lazily(
         "FedHyperSL": "fl.strategies.fedhyper",
         "FedNova": "fl.strategies.fednova",
         "FedProx": "fl.strategies.fedprox",
+        "FedSoft": "fl.strategies.fedsoft",
         "FedSpeed": "fl.strategies.fedspeed",
         "FedYogi": "fl.strategies.fedopt",
         "Foreign": "fl.strategies.drivers.foreign",
@@ -188,6 +200,7 @@ __getattr__ = lazily(
         "SimultaneousEvents": "fl.strategies.drivers.simultaneous",
         "SimultaneousRounds": "fl.strategies.drivers.simultaneous",
         "SimultaneousRule": "fl.strategies.simultaneous_rule",
+        "SparseRule": "fl.strategies.sparse",
         "StreamingDiLoCo": "fl.strategies.streaming_diloco",
         "SyncST": "fl.strategies.sync_st",
         "Traits": "fl.strategies.drivers.driver",
@@ -220,6 +233,7 @@ __all__ = [
     "BatchTest",
     "ClusterModels",
     "Clusters",
+    "CosineSparseRule",
     "DFedAvg",
     "DataParallel",
     "Decentralized",
@@ -243,14 +257,18 @@ __all__ = [
     "FedAvgMomentum",
     "FedBuff",
     "FedCompass",
+    "FedDST",
     "FedDyn",
     "FedFix",
     "FedHyperCL",
     "FedHyperG",
     "FedHyperSL",
+    "FedMef",
     "FedNova",
     "FedProx",
+    "FedSoft",
     "FedSpeed",
+    "FedTiny",
     "FedVARP",
     "FedYogi",
     "Foreign",
@@ -282,6 +300,7 @@ __all__ = [
     "PollingRule",
     "ProxSkip",
     "ProxyLosses",
+    "PruneFL",
     "QFedAvg",
     "QuAFL",
     "RennalaSGD",
@@ -293,6 +312,7 @@ __all__ = [
     "SimultaneousEvents",
     "SimultaneousRounds",
     "SimultaneousRule",
+    "SparseRule",
     "StreamingDiLoCo",
     "SyncST",
     "Traits",

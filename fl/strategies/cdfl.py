@@ -34,6 +34,7 @@ class CDFLState(NamedTuple):
         stamps: t_k, the contact after which each was last changed, shape (K,).
         t: contacts so far.
         mixtures: u of every client that has been in contact, by node.
+        latest: the last of them, and the model x that it came with.
     """
 
     w: Row
@@ -41,6 +42,7 @@ class CDFLState(NamedTuple):
     stamps: NDArray[np.int64]
     t: int
     mixtures: Mapping[int, Mixture]
+    latest: tuple[int, Row] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,11 @@ class CDFL(EventRule):
 
     Attributes:
         num_clusters: K, those of the data, or 1.
-        alpha_0: largest mixing weight, in [0, 1]; 0 leaves the clusters as they are.
+        alpha_0: largest mixing weight, above 0 and at most 1.
         c1, c2: weights of the loss and of the difference of losses, at least 0, together at most 1.
         sharpness: p, above 0.
         staleness: s.
-        tau_0: largest staleness with which a model changes clusters, in contacts; None is any, and
-            -1 is none.
+        tau_0: largest staleness with which a model changes clusters, in contacts; None is any.
         rho: weight of the clients' proximal term, at least 0.
         proxy_examples: |D_k|, at least 1.
         server_flops: of the server, FLOP/s; None estimates in no time.
@@ -102,13 +103,14 @@ class CDFL(EventRule):
         positive("sharpness", self.sharpness)
         for name in ("c1", "c2", "rho"):
             not_negative(name, getattr(self, name))
+        positive("alpha_0", self.alpha_0)
         within_unit("alpha_0", self.alpha_0)
         if self.c1 + self.c2 > 1 + 1e-12:
             raise ConfigError(
                 f"c1 is {self.c1} and c2 is {self.c2}; together they must be at most 1"
             )
         if self.tau_0 is not None:
-            at_least("tau_0", self.tau_0, -1)
+            at_least("tau_0", self.tau_0, 0)
         if self.server_flops is not None and not self.server_flops > 0:
             raise ConfigError(f"server_flops is {self.server_flops}; it must be above 0, or null")
 
@@ -133,7 +135,7 @@ class CDFL(EventRule):
 
     def clusters(self, state: CDFLState) -> Clusters:
         """Returns the models, and the mixtures as they were estimated last."""
-        return Clusters(state.models, state.mixtures, named=True)
+        return Clusters(state.models, state.mixtures, named=True, mixes=True, latest=state.latest)
 
     def model_for(self, state: CDFLState, node: int) -> Row:
         """Returns a_m = sum_k u_k w_k, shape (d,), of a client's last u, or of equal shares."""
@@ -156,7 +158,7 @@ class CDFL(EventRule):
                 stamps[k] = t + 1
         mixtures = {**state.mixtures, updates.only.node: u}
         mean = Clusters(models).of(np.full(len(models), 1 / len(models)))
-        return CDFLState(mean, models, stamps, t + 1, mixtures)
+        return CDFLState(mean, models, stamps, t + 1, mixtures, (updates.only.node, x))
 
     def mixture(self, state: CDFLState, updates: Arrivals) -> Mixture:
         """Returns u of the client whose model has arrived, shape (K,)."""

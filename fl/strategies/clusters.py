@@ -22,11 +22,16 @@ class Clusters:
         models: shape (k, d), float32.
         mixtures: of the clients that have been heard of, by node: what the server last knew.
         named: whether cluster k is the k-th of the data, not only some group of clients.
+        mixes: whether a client uses a mixture of the models, not one of them.
+        latest: of a server that clients contact one by one, who has been the last, and the model
+            that it came with, shape (d,).
     """
 
     models: Row
     mixtures: Mapping[int, Mixture] = field(default_factory=dict)
     named: bool = False
+    mixes: bool = False
+    latest: tuple[int, Row] | None = None
 
     def of(self, mixture: Mixture) -> Row:
         """Returns sum_k u_k w_k, shape (d,): what a client of this mixture uses."""

@@ -15,7 +15,7 @@ import numpy as np
 from fl.checks import at_least, positive
 from fl.errors import ConfigError, NoStep
 from fl.strategies.clusters import Clusters, one_of
-from fl.strategies.round_rule import RoundRule, Updates
+from fl.strategies.round_rule import ManyModels, RoundRule, Updates
 from fl.vectors.rows import Row
 
 
@@ -62,7 +62,7 @@ class IFCA(RoundRule):
     """
 
     folds: ClassVar[bool] = False
-    clients_choose: ClassVar[bool] = True
+    clients_choose: ClassVar[ManyModels] = "one"
 
     num_models: int = 4
     averaging: Literal["models", "gradients"] = "models"

@@ -7,10 +7,13 @@ arXiv:2006.08848, Algorithm 1; authors' code CharlieDinh/pFedMe.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from fl.checks import positive
+from fl.clients.pfedme import MoreauEnvelope
+from fl.clients.rule import Rule
 from fl.strategies.fedavg import Model
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.vectors.rows import Row
@@ -31,6 +34,8 @@ class PFedMe(RoundRule):
     Raises:
         ConfigError: beta is out of range.
     """
+
+    client_rule: ClassVar[type[Rule] | None] = MoreauEnvelope
 
     beta: float = 1.0
 

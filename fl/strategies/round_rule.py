@@ -21,7 +21,8 @@ How methods with more machinery fit, without a change here:
   (arXiv:2206.05891): `carried_by`, and replies whose records may be empty.
 - Cohorts of clients that are sent different models, as OptEx's (arXiv:2402.11427): `models`, and
   `updates.of_model(j)` holds what cohort j brought. With `clients_choose` every client is sent all
-  of them and takes the one that fits its data best, as in IFCA (arXiv:2006.04088).
+  of them and takes the one that fits its data best, as in IFCA (arXiv:2006.04088), or a mixture, as
+  in FedSoft (arXiv:2112.06053).
 """
 
 from __future__ import annotations
@@ -30,19 +31,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl.aggregation import Mean
+from fl.clients.rule import Rule
 from fl.errors import NoStep, NotFinite
-from fl.strategies.clusters import Clusters
+from fl.strategies.clusters import Clusters, Mixture
 from fl.vectors.rows import Row, is_finite
 
 Weights = NDArray[np.float64]
 
 _BITS = 28  # of a code that are added before it is made small again
+
+ManyModels = Literal["", "one", "mixture"]
+"""What clients make of all of a rule's models: nothing, one is chosen, or they are mixed."""
 
 Combine = Callable[[Row, Weights, str], Row]
 """F of vectors (n, d) with weights (n,), shape (d,); the name is "" for the model's change."""
@@ -115,6 +120,10 @@ class Updates:
         models: which of the rule's models each was sent, or has chosen, n whole numbers.
         holds: which numbers of the model each had, shape (n, d); None if all had all. Their deltas
             are 0 elsewhere, and their mean is that of those who had a number, 0 if nobody had it.
+        starts: what each began with, shape (n, d), of a rule whose clients mix models.
+        mixtures: the models' shares that each has found, of such a rule; None of a client that was
+            sent one mixture.
+        weighs: whether `combine` reads the weights.
     """
 
     deltas: Row
@@ -131,6 +140,9 @@ class Updates:
     as_selected: bool = False
     models: Sequence[int] = ()
     holds: NDArray[np.bool_] | None = None
+    starts: Row | None = None
+    mixtures: Sequence[Mixture | None] = ()
+    weighs: bool = True
 
     def __len__(self) -> int:
         """Returns n."""
@@ -167,6 +179,16 @@ class Updates:
         """Returns what clients train of a vector of shape (d,), such as `mean()`; shape (p,)."""
         return np.concatenate([vector[p] for p in self.trained]) if self.trained else vector
 
+    def placed(self, vector: Row) -> Row:
+        """Returns a vector of what clients train, shape (p,), as one of shape (d,): 0 elsewhere."""
+        if not self.trained:
+            return vector
+        row, done = np.zeros(self.deltas.shape[1], np.float32), 0
+        for place in self.trained:
+            row[place] = vector[done : done + place.stop - place.start]
+            done += place.stop - place.start
+        return row
+
     def squared_norms(self) -> NDArray[np.float64]:
         """Returns |delta_i|^2 over what clients train, shape (n,)."""
         squares = np.einsum("nd,nd->n", self.deltas, self.deltas, dtype=np.float64)
@@ -201,7 +223,11 @@ class Updates:
 
     def of_model(self, j: int) -> Updates:
         """Returns the updates of the clients that began with the rule's model j."""
-        of = [i for i, model in enumerate(self.models) if model == j]
+        return self.some([i for i, model in enumerate(self.models) if model == j], f"model {j}")
+
+    def some(self, of: Sequence[int], name: str) -> Updates:
+        """Returns some of the updates, by their places, under a name of their own."""
+        of = list(of)
         return replace(
             self,
             deltas=self.deltas[of],
@@ -210,13 +236,15 @@ class Updates:
             extras={name: vectors[of] for name, vectors in self.extras.items()},
             clients=[self.clients[i] for i in of] if self.clients else (),
             told=[self.told[i] for i in of] if self.told else (),
-            models=[j] * len(of),
-            name=f"model {j}",
+            models=[self.models[i] for i in of] if self.models else (),
+            starts=None if self.starts is None else self.starts[of],
+            mixtures=[self.mixtures[i] for i in of] if self.mixtures else (),
+            name=name,
         )
 
     def extra(self, name: str) -> Updates:
         """Returns the clients' vectors of this name, to be combined like their deltas."""
-        return replace(self, deltas=self.extras[name], extras={}, name=name)
+        return replace(self, deltas=self.extras[name], extras={}, name=name, holds=None)
 
     def metric(self, name: str) -> NDArray[np.float64]:
         """Returns what the clients reported under a name that the rule `reads`, shape (n,)."""
@@ -235,10 +263,14 @@ class RoundRule(ABC):
             need not be held all at once.
         everybody: whether a step takes all clients, by what the method is.
         prepares: rounds at the beginning that leave the model as it is, whatever comes.
+        prunes: whether the state has a field `mask`, shape (d,), with what the model has; see
+            `fl.strategies.sparse`.
         num_models: models that the clients of a round are sent, in cohorts of equal size.
-        clients_choose: whether all of them are sent to every client instead, which takes one. Their
-            first values are independent draws, and the state has them in a field `theta`, shape
-            (num_models, d), with each its own statistics of normalisation layers.
+        clients_choose: whether all of them are sent to every client instead, which takes "one" or,
+            told to by `mixture-smoothing`, a "mixture". Their first values are independent draws,
+            and the state has them in a field `theta`, shape (num_models, d), with each its own
+            statistics of normalisation layers.
+        client_rule: that the server is for; None is any.
     """
 
     carries: ClassVar[tuple[str, ...]] = ()
@@ -248,8 +280,10 @@ class RoundRule(ABC):
     folds: ClassVar[bool] = True
     everybody: ClassVar[bool] = False
     prepares: ClassVar[int] = 0
+    prunes: ClassVar[bool] = False
     num_models: int = 1
-    clients_choose: ClassVar[bool] = False
+    clients_choose: ClassVar[ManyModels] = ""
+    client_rule: ClassVar[type[Rule] | None] = None
 
     @abstractmethod
     def init(self, w: Row, p: int) -> Any:
@@ -278,6 +312,11 @@ class RoundRule(ABC):
         return {}
 
     @property
+    def alone(self) -> int:
+        """Rounds at the beginning that ask a single client, the first of those that are idle."""
+        return 0
+
+    @property
     def may_stay(self) -> str:
         """Which rounds leave the model as it is, and the remedy, for a run that learnt nothing."""
         return ""
@@ -285,6 +324,13 @@ class RoundRule(ABC):
     def models(self, state: Any) -> Sequence[Row]:
         """Returns what the cohorts of a round are sent, at most `num_models` of shape (d,)."""
         return [state.w]
+
+    def mixture_for(self, state: Any, node: int) -> Mixture | None:
+        """Returns of which mixture of the models a client is sent one; None sends it all of them.
+
+        Of a rule whose clients mix them.
+        """
+        return None
 
     def clusters(self, state: Any) -> Clusters | None:
         """Returns the models of the clusters and who uses which, if clients have several models."""

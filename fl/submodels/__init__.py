@@ -1,4 +1,4 @@
-"""Parts of a model that weak devices train: units, extraction rules, capacities."""
+"""Parts of a model that weak devices train: units, extraction rules, capacities, masks."""
 
 from fl.submodels.capacity import ByMemory, Capacity, Fixed, InTurn, Redrawn
 from fl.submodels.every_parameter_matters import EveryParameterMatters
@@ -6,12 +6,30 @@ from fl.submodels.extraction import Extraction, Whole
 from fl.submodels.federated_dropout import FederatedDropout
 from fl.submodels.fedrolex import FedRolex
 from fl.submodels.heterofl import HeteroFL
+from fl.submodels.sparse_mask import (
+    Layer,
+    Mask,
+    SparseMask,
+    by_magnitude,
+    largest,
+    part_of,
+    shared_out,
+)
 from fl.submodels.sub_models import SubModels
-from fl.submodels.submodel import MASKS_KEY, Size, SubModel, masked, resized, slice_of
+from fl.submodels.submodel import (
+    MASK_NUMBER_KEY,
+    MASKS_KEY,
+    Size,
+    SubModel,
+    masked,
+    resized,
+    slice_of,
+)
 from fl.submodels.units import HasUnits, Place, Units, importance, units_of
 
 __all__ = [
     "MASKS_KEY",
+    "MASK_NUMBER_KEY",
     "ByMemory",
     "Capacity",
     "EveryParameterMatters",
@@ -22,16 +40,23 @@ __all__ = [
     "HasUnits",
     "HeteroFL",
     "InTurn",
+    "Layer",
+    "Mask",
     "Place",
     "Redrawn",
     "Size",
+    "SparseMask",
     "SubModel",
     "SubModels",
     "Units",
     "Whole",
+    "by_magnitude",
     "importance",
+    "largest",
     "masked",
+    "part_of",
     "resized",
+    "shared_out",
     "slice_of",
     "units_of",
 ]

@@ -96,14 +96,27 @@ class Extraction(ABC):
             level: the client's.
             server_round: from 0.
             rng: returns the generator of a layer, by its name.
+
+        Raises:
+            ConfigError: `index_set` returns what are no units of a layer.
         """
         kept = {}
         for layer in whole.units:
             weights = importance(whole.layout, layer, whole.w) if self.ranks else np.empty(0)
-            kept[layer.name] = self.index_set(
-                layer.width, level, server_round, weights, rng(layer.name)
-            )
+            held = self.index_set(layer.width, level, server_round, weights, rng(layer.name))
+            self._check(held, layer)
+            kept[layer.name] = held
         return slice_of(whole.layout, whole.units, kept)
+
+    def _check(self, held: Indices, layer: Units) -> None:
+        found = np.asarray(held)
+        whole = found.ndim == 1 and found.size > 0 and found.dtype.kind in "iu"
+        if not whole or found[0] < 0 or found[-1] >= layer.width or (np.diff(found) <= 0).any():
+            raise ConfigError(
+                f"extraction is {type(self).__name__}, whose index_set returns {held!r:.80} of "
+                f"layer {layer.name!r}: it must be at least one of the units 0 to "
+                f"{layer.width - 1}, as whole numbers, ascending"
+            )
 
 
 def share_of(width: int, level: float) -> int:

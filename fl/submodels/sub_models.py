@@ -55,3 +55,8 @@ class SubModels:
     def stays(self) -> bool:
         """Whether a client has the same part in all rounds."""
         return self.extraction.stays and self.capacity.stays
+
+    @property
+    def slices(self) -> bool:
+        """Whether parts are smaller tensors."""
+        return self.extraction.slices

@@ -23,6 +23,10 @@ Size = tuple[tuple[int, ...], ...]
 MASKS_KEY = "masks"
 """Record of a message that says which numbers of tensors its part has: `SubModel.bitmaps`."""
 
+MASK_NUMBER_KEY = "mask-number"
+"""Key of a message's configuration: which of a run's masks its part is of. Clients keep the last,
+and a message to one that has it has no `MASKS_KEY`."""
+
 
 @dataclass(frozen=True, eq=False)
 class SubModel:

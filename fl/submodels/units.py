@@ -82,7 +82,8 @@ def units_of(
 
     Raises:
         ConfigError: it declares what it does not have; or it declares nothing, and has parameters
-            that are read otherwise than by layers that are known.
+            that are read otherwise than by layers that are known; or some of what belongs to a unit
+            is frozen.
     """
     if isinstance(model, HasUnits):
         shapes = {entry.name: entry.shape for entry in layout.floats}
@@ -92,6 +93,13 @@ def units_of(
         ]
     else:
         made = [_group(name, traced) for name, traced in trace(model, input_shape, tokens).items()]
+    absent = {place.entry for layer in made for place in layer.places} - layout.names
+    if absent:
+        raise ConfigError(
+            f"{min(absent)!r} of {type(model).__name__} is frozen and does not travel, and parts "
+            "are cut out of all of a model: train it as well, or use a strategy whose clients have "
+            "the whole model, such as fedavg"
+        )
     return tuple(layer for layer in made if layer.width > 1)
 
 

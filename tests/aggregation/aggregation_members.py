@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -39,7 +39,7 @@ MU = F5[:4].mean(axis=0)
 
 @cache
 def configuration(group, name):
-    with initialize_config_dir(str(CONF), version_base=None):
+    with initialize_config_module("fl.conf", version_base=None):
         if name in WRITTEN:
             made = compose("config", WRITTEN[name].split()).strategy.aggregator
             return OmegaConf.to_container(made, resolve=True)

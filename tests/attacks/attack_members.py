@@ -3,7 +3,7 @@
 from functools import cache
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 import fl
@@ -14,5 +14,5 @@ ATTACKS = sorted(path.stem for path in (CONF / "attack").glob("*.yaml"))
 
 @cache
 def configuration(name):
-    with initialize_config_dir(str(CONF), version_base=None):
+    with initialize_config_module("fl.conf", version_base=None):
         return OmegaConf.to_container(compose(f"attack/{name}")["attack"])

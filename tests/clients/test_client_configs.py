@@ -4,7 +4,7 @@ import inspect
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize_config_module
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
@@ -17,7 +17,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 # Others are one of these with other values.
 OWN_RULES = ["adamw", "gradient", "microadam", "momentum", "per_fedavg", "pfedme", "sam", "sgd"]
 CORRECTIONS = sorted(path.stem for path in (FOLDER / "correction").glob("*.yaml"))
-SUPPLIED = {"model", "data", "mods", "uplink", "downlink", "correction", "local_layers"}
+SUPPLIED = {"model", "data", "mods", "uplink", "downlink", "correction", "local_layers", "contact"}
 
 
 def keys_of(node) -> set[str]:
@@ -25,7 +25,7 @@ def keys_of(node) -> set[str]:
 
 
 def member(name):
-    with initialize_config_dir(str(FOLDER.parent), version_base=None):
+    with initialize_config_module("fl.conf", version_base=None):
         config = compose("config", [f"client={name}"]).client
     OmegaConf.set_struct(config, False)
     return config

@@ -343,6 +343,20 @@ def test_fine_tuning_comes_to_the_minimum_of_the_penalised_loss():
     assert got.w.item() == pytest.approx((A * C + lam * W) / (A + lam), rel=1e-12)
 
 
+@pytest.mark.parametrize(("kind", "least"), [("FO", 2), ("HF", 3), ("exact", 3)])
+def test_fewer_steps_than_a_meta_step_has_batches_are_refused(data, mlp, kind, least):
+    def app(**amount):
+        return TrainingApp(mlp, data, PerFedAvg(gradient=kind), batch_size=None, **amount)
+
+    enough, few = (app(local_epochs=None, local_steps=n) for n in (least, least - 1))
+    enough.check_steps({})
+    with pytest.raises(ConfigError, match=f"^local_steps is {least - 1}"):
+        few.check_steps({})
+    few.check_steps({"local-steps": least})
+    with pytest.raises(ConfigError, match=r"^local-epochs is 1"):
+        enough.check_steps({"local-epochs": 1})
+
+
 def test_per_fedavg_adapts_by_one_step_before_it_predicts(content_of, message_to, context_of):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((12, 6)).astype(np.float32)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize_config_module
 
 import fl
 from fl.compression import Channel, Compressor, Shapes, chained
@@ -45,7 +45,7 @@ def load(name):
     return chained(*(make(config, key) for key in ("compressor", "then", "feedback")))
 
 
-with initialize_config_dir(str(CONF.parent), version_base=None):
+with initialize_config_module("fl.conf", version_base=None):
     MEMBERS = {name: load(name) for name in NAMES}
 CHANNELS = [name for name in NAMES if isinstance(MEMBERS[name], Channel)]
 COMPRESSORS = [name for name in NAMES if isinstance(MEMBERS[name], Compressor)]

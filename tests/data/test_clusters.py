@@ -46,6 +46,12 @@ def test_other_angles_are_refused(angles):
         load_rotated_digits(angles=angles)
 
 
+def test_mixtures_that_move_faster_than_times_are_told_are_refused():
+    clusters(ROTATED(), 4, 0, drift_s=0.001)
+    with pytest.raises(ConfigError, match="drift_s is 1e-300"):
+        clusters(ROTATED(), 4, 0, drift_s=1e-300)
+
+
 def test_pure_clients_have_all_examples_once_and_of_one_cluster_each():
     source = ROTATED()
     split = clusters(source, 8, seed=0)

@@ -11,6 +11,7 @@ import pytest
 
 from fl.data import Examples, Partitions, Source, Split, load_quadratic_game, partition
 from fl.errors import ConfigError
+from fl.randomness import torch_seed
 
 RULES: dict[str, Callable[..., Split]] = {
     "iid": partition.iid,
@@ -159,7 +160,8 @@ def test_dirichlet_respects_the_smallest_partition(sorted_source):
 @pytest.mark.filterwarnings("error")
 def test_dirichlet_says_what_to_change_when_no_draw_is_good_enough(sorted_source):
     with pytest.raises(
-        ConfigError, match=r"min_partition_size=90 .*1000 examples .*alpha=0.1: lower min_partition"
+        ConfigError,
+        match=r"^min_partition_size is 90, .*alpha=0\.1 .*10 .*1000 .*: lower it .*with 0",
     ):
         partition.dirichlet(
             sorted_source, num_partitions=10, seed=0, alpha=0.1, min_partition_size=90
@@ -284,6 +286,58 @@ def test_games_which_have_no_classes_cannot_be_dealt_by_class():
     for rule in ("dirichlet", "pathological", "shard"):
         with pytest.raises(ConfigError, match=f"partition={rule} .*have none: use partition=nat"):
             RULES[rule](game, num_partitions=3, seed=0)
+
+
+def drawn_again(sorted_source) -> int:
+    """A seed whose first draw leaves somebody with fewer than 60 examples, and a later one none."""
+    for seed in range(100):
+        sizes = partition.dirichlet(sorted_source, 8, seed, 2.0, 0).train.sizes
+        if sizes.min() < 60:
+            try:
+                partition.dirichlet(sorted_source, 8, seed, 2.0, 60)
+            except ConfigError:
+                continue
+            return seed
+    raise AssertionError("no such seed")
+
+
+@pytest.mark.parametrize("self_balancing", [False, True], ids=["as drawn", "self-balancing"])
+@pytest.mark.parametrize(
+    ("clients", "alpha", "least"), [(7, 0.5, 1), (60, 0.05, 0), (200, 10.0, 0), (8, 2.0, 60)]
+)
+def test_dirichlet_is_flowers_to_the_last_example(
+    sorted_source, clients, alpha, least, self_balancing
+):
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    seed = drawn_again(sorted_source) if least == 60 and not self_balancing else 3
+    own = partition.dirichlet(sorted_source, clients, seed, alpha, least, self_balancing)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The specified min_partition_size")
+        flowers = partition.deal(
+            sorted_source,
+            seed,
+            lambda: DirichletPartitioner(
+                num_partitions=clients,
+                partition_by="label",
+                alpha=alpha,
+                min_partition_size=least,
+                self_balancing=self_balancing,
+                seed=torch_seed(seed, "partition"),
+            ),
+        )
+    for mine, other in zip(map_rows(own.train), map_rows(flowers.train), strict=True):
+        assert mine.tolist() == other.tolist()
+
+
+@pytest.mark.parametrize("clients", [1, 7, 1000])
+def test_iid_is_flowers_to_the_last_example(sorted_source, clients):
+    from flwr_datasets.partitioner import IidPartitioner
+
+    own = partition.iid(sorted_source, clients, seed=3)
+    flowers = partition.deal(sorted_source, 3, lambda: IidPartitioner(num_partitions=clients))
+    for mine, other in zip(map_rows(own.train), map_rows(flowers.train), strict=True):
+        assert mine.tolist() == other.tolist()
 
 
 def test_any_partitioner_of_flower_can_deal(sorted_source):

@@ -287,6 +287,38 @@ def test_a_method_is_wrapped_in_the_block_only_and_where_it_is_defined():
     assert called == ["Own"]
 
 
+def test_a_class_that_is_made_in_the_block_is_wrapped_as_well():
+    called = []
+
+    def wrap(start):
+        def wrapped(self):
+            called.append(type(self).__name__)
+            return start(self)
+
+        return wrapped
+
+    with wrapping(Strategy, "start", wrap, subclasses=True):
+
+        class Noting(FedAvg):
+            def __init_subclass__(cls, word, **kwargs):
+                super().__init_subclass__(**kwargs)
+                cls.word = word
+
+        class Late(Noting, word="later"):
+            def start(self):
+                return self.word
+
+        class Plain(Noting, word="plain"):
+            pass
+
+        assert Late().start() == "later"
+    assert called == ["Late"]
+    assert Plain.start is Strategy.start
+    assert Late().start() == "later"
+    assert called == ["Late"]
+    assert "__init_subclass__" not in vars(Strategy)
+
+
 def test_an_older_server_sends_by_the_functions_that_are_put_in():
     asked = []
 

@@ -202,6 +202,7 @@ def test_a_tied_weight_stays_tied_and_its_other_use_does_not_see_the_adapter():
         (lambda: LoRA(layers=["head"])(MLP((6,), 3)), "layers has 'head'"),
         (lambda: PaCA(trained=["head"])(MLP((6,), 3)), "trained has 'head'"),
         (lambda: LoRA(base="none.safetensors")(MLP((6,), 3)), "base is 'none.safetensors'"),
+        (lambda: LoRA(layers=[]), "layers is [] and trained is []"),
         (lambda: PaCA(7)(MLP((6,), 3)), "rank is 7, and layer 'layers.0' has 6 inputs"),
     ],
 )
@@ -209,6 +210,15 @@ def test_what_cannot_be_is_refused_by_key_and_value(adapter, key):
     with pytest.raises(ConfigError) as refused:
         adapter()
     assert str(refused.value).startswith(key)
+
+
+def test_a_base_that_is_not_finite_is_refused_by_its_file_and_the_entry(tmp_path):
+    model, path = MLP((6,), 3), str(tmp_path / "diverged.safetensors")
+    with torch.no_grad():
+        model.layers[0].bias[1] = torch.nan
+    save_file(model.state_dict(), path)
+    with pytest.raises(ConfigError, match=r"^base is '.*diverged\.safetensors'.*layers\.0\.bias"):
+        LoRA(2, base=path)(MLP((6,), 3))
 
 
 def test_ffa_moves_weights_within_the_row_space_of_A_only():

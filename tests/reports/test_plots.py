@@ -182,8 +182,9 @@ def test_the_histogram_of_clients_has_each_of_them_once_for_each_model():
     rows = [
         ClientRow(i, 10, {name: (0.5, of[i]) for name, of in accuracies.items()}) for i in range(4)
     ]
-    (axes,) = plots.personal(rows).axes
+    figure = plots.personal(rows)
+    (axes,) = figure.axes
     for patch, highest in zip(axes.patches, (3, 4), strict=True):
         assert patch.get_xy()[:, 1].max() == highest
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["global (mean 0.395)", "personal (mean 0.985)"]

@@ -12,7 +12,7 @@ import pytest
 from fl.errors import ConfigError
 from fl.reports import plots, run_writer
 from fl.reports.history import read_history
-from fl.reports.run_writer import RunWriter, Totals, config_digest, plain, versions
+from fl.reports.run_writer import RunWriter, Totals, config_digest, installed, plain, versions
 from fl.reports.target import Target
 
 CONFIG = {"lr": 0.1, "strategy": {"name": "fedavg", "clients": 10}}
@@ -288,8 +288,18 @@ def test_what_is_not_installed_has_no_version(monkeypatch):
     def missing(name):
         raise run_writer.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(run_writer.metadata, "version", missing)
-    assert {versions()[name] for name in ("fl", "flwr", "torch", "ray", "numpy")} == {None}
+    with monkeypatch.context() as patch:
+        patch.setattr(run_writer.metadata, "version", missing)
+        installed.cache_clear()
+        assert {versions()[name] for name in ("fl", "flwr", "torch", "ray", "numpy")} == {None}
+    installed.cache_clear()  # as others find it
+
+
+def test_versions_are_looked_up_once_in_a_process(monkeypatch):
+    known = versions()
+    monkeypatch.setattr(run_writer.metadata, "version", None)
+    monkeypatch.setattr(run_writer.subprocess, "run", None)
+    assert versions() == known
 
 
 def test_events_that_found_the_disk_full_follow_at_the_end(

@@ -40,7 +40,7 @@ def test_one_run_in_full(tmp_path, row, trace):
     (tmp_path / "metrics.csv").touch()
     writer.evaluation(row(3, 9000.0, accuracy=0.5, absent_nodes=2.0, staleness=0.0))
     summary = writer.finish(TOTALS, trace=trace, model_sha256="0123456789abcdef" * 4)
-    rows = dict(cells(table.results(summary, {"accuracy": 0.75})))
+    rows = dict(cells(table.results({**summary, "extra": {"central": {"accuracy": 0.75}}})))
     assert (
         rows
         == {

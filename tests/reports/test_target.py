@@ -109,3 +109,26 @@ def test_bad_targets_are_refused():
         Target("accuracy", 0.9, "highest")
     with pytest.raises(ConfigError, match="value is nan"):
         Target("accuracy", math.nan)
+
+
+@pytest.mark.parametrize(
+    ("target", "ends"),
+    [
+        (Target("accuracy", 0.7, stop=True), {3, 5}),
+        (Target("accuracy", 0.9, stop=True), set()),
+        (Target("loss", 0.5, "min", stop=True), {3, 5}),
+        (Target("accuracy", 0.9, patience=1), {4, 5}),
+        (Target("accuracy", 0.9, patience=2), {5}),
+        (Target("accuracy", 0.9, patience=3), set()),
+        (Target("loss", 0.1, "min", patience=1), {5}),  # of the evaluations that report it
+        (Target("accuracy", 0.55, patience=9), set()),
+    ],
+)
+def test_a_run_ends_at_its_target_or_when_nothing_has_become_better(rows, target, ends):
+    assert {n for n in range(6) if target.enough(rows[:n]) is not None} == ends
+
+
+@pytest.mark.parametrize(("key", "value"), [("patience", 0), ("patience", 1.5), ("stop", 1)])
+def test_what_ends_a_run_is_checked(key, value):
+    with pytest.raises(ConfigError, match=f"{key} is {value}"):
+        Target("accuracy", 0.9, **{key: value})

@@ -40,9 +40,26 @@ def said(*overrides: str) -> list[str]:
         ),
         (
             ["strategy=sgp", "client=sgd"],
-            ["strategy=sgp sets topology=one_peer_exponential, fleet=cross_silo"],
+            [
+                "strategy=sgp sets topology=one_peer_exponential, fleet=cross_silo",
+                "client=sgd takes the place of client=sgd_step, which strategy=sgp is made with",
+            ],
         ),
-        (["strategy=sgp", "client=sgd", "topology=ring", "fleet=mobile"], []),
+        (["strategy=sgp", "client=sgd_step", "topology=ring", "fleet=mobile"], []),
+        (
+            ["strategy=ditto", "client/correction=proximal", "goal=personal"],
+            [
+                "client/correction=proximal takes the place of client/correction=ditto, which "
+                "strategy=ditto is made with"
+            ],
+        ),
+        (
+            ["strategy=per_fedavg", "client=adamw", "goal=personal"],
+            [
+                "client=adamw takes the place of client=per_fedavg, which strategy=per_fedavg is "
+                "made with"
+            ],
+        ),
         (
             ["+experiment=diloco"],
             ["strategy=diloco sets fleet=datacenters, length=phases, client=inner_adamw"],

@@ -60,10 +60,10 @@ def record(w):
     return ArrayRecord({"weight": torch.tensor([[-w], [w]])})
 
 
-def with_clusters(ws, mixtures, named=True):
+def with_clusters(ws, mixtures, named=True, mixes=True):
     layout = Layout.of(nn.Linear(1, 2, bias=False))
     rows = np.array([[-w, w] for w in ws], np.float32)
-    return ClusterModels.of(layout, rows[0], {}, Clusters(rows, mixtures, named))
+    return ClusterModels.of(layout, rows[0], {}, Clusters(rows, mixtures, named, mixes))
 
 
 def test_one_model_is_evaluated_on_all_clusters(evaluation):
@@ -84,9 +84,14 @@ def test_each_cluster_uses_the_model_that_fits_its_training_examples(evaluation)
     assert evaluation(with_clusters([9.0, 9.0], half))["mixture_error"] == 1
 
 
-def test_errors_of_mixtures_are_of_methods_that_know_the_clusters(evaluation):
-    u = {node_id(0): np.array([1.0, 0.0])}
-    assert "mixture_error" not in evaluation(with_clusters([9.0, -9.0], u, named=False))
+def test_errors_of_mixtures_are_of_methods_that_mix_and_least_over_names_that_nobody_knows(
+    evaluation,
+):
+    u = {node_id(p): np.eye(2)[1 - p % 2] * 0.8 + 0.1 for p in range(4)}
+    assert "mixture_error" not in evaluation(with_clusters([9.0, -9.0], u, False, False))
+    found = evaluation(with_clusters([9.0, -9.0], u, named=False))
+    assert found["mixture_error"] == pytest.approx(0.2)
+    assert "mixture_error" not in evaluation(with_clusters([9.0, -9.0, 0.0], u, False))
 
 
 def test_without_a_time_nothing_is_said_of_clients(evaluation):

@@ -8,11 +8,15 @@ import pytest
 
 from fl.attacks import IPM, Optimized
 from fl.clients import (
+    APFL,
     AdamW,
     AnchorSampling,
     ControlVariates,
+    Ditto,
     Gradient,
     Hypergradient,
+    MoreauEnvelope,
+    PerFedAvg,
     Proximal,
     Sgd,
 )
@@ -118,9 +122,37 @@ PAIRS = {
         Combination(such(partial="changes"), rule=AdamW(lr=0.1, keep_moments=True)),
         Combination(such(partial="changes"), rule=Sgd(lr=0.1)),
     ),
+    "Clients with a model of their own and parts of the model": (
+        Combination(such(partial="stays"), rule=Sgd(lr=0.1), correction=Ditto()),
+        Combination(SERVER, rule=Sgd(lr=0.1), correction=Ditto()),
+    ),
+    "Local layers and parts of the model": (
+        Combination(such(partial="stays"), rule=Sgd(lr=0.1), keeps=True),
+        Combination(SERVER, rule=Sgd(lr=0.1), keeps=True),
+    ),
+    "Adapters and parts of the model": (
+        Combination(such(partial="stays"), rule=Sgd(lr=0.1), adapted=True),
+        Combination(SERVER, rule=Sgd(lr=0.1), adapted=True),
+    ),
+    "Servers that are for one client rule, and clients with another": (
+        Combination(such(client_rule=MoreauEnvelope), rule=Sgd(lr=0.1)),
+        Combination(such(client_rule=MoreauEnvelope), rule=MoreauEnvelope()),
+    ),
+    "Compressors where nothing is sent": (
+        Combination(such(meets="peers", alone=True), Qsgd(levels=4)),
+        Combination(such(meets="peers"), Qsgd(levels=4)),
+    ),
+    "Attacks on updates where nothing is sent": (
+        Combination(such(meets="peers", alone=True), attack=IPM()),
+        Combination(such(meets="peers"), attack=IPM()),
+    ),
     "Corrections that count on the length of steps, and optimizers that choose it themselves": (
         Combination(HYPER, rule=AdamW(lr=0.1, keep_moments=False), correction=Hypergradient()),
         Combination(HYPER, rule=Sgd(lr=0.1), correction=Hypergradient()),
+    ),
+    "Clients that decide when to contact the server, and strategies that decide it for them": (
+        Combination(such(interrupts=True), rule=Sgd(lr=0.1), contacts=True),
+        Combination(SERVER, rule=Sgd(lr=0.1), contacts=True),
     ),
     "Local layers and strategies that step by gradients": (
         Combination(such(sends="gradient"), rule=Gradient(), keeps=True),
@@ -163,6 +195,21 @@ def test_remedies_name_the_members_that_know_the_same_vectors(carries, needs, co
     (message,) = refusals(choice)
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    "own", [{"rule": MoreauEnvelope()}, {"rule": Sgd(lr=0.1), "correction": APFL()}]
+)
+@pytest.mark.parametrize("partial", ["stays", "changes"])
+def test_an_own_model_beside_parts_is_refused_for_that_alone(own, partial):
+    """The remedy of clients that only remember, parts that stay, would be refused as well."""
+    (message,) = refusals(Combination(such(partial=partial), **own))
+    assert "fedavg" in message
+
+
+def test_a_client_that_adapts_the_model_it_receives_goes_with_parts():
+    choice = Combination(such(partial="changes"), rule=PerFedAvg())
+    assert list(refusals(choice)) == []
 
 
 def test_the_page_gives_the_reasons_of_the_table():

@@ -14,7 +14,6 @@ from fl.runs.run import run_to_end
 
 SMALL = ["executor=serial", "num_clients=4", "num_rounds=2", "partition=iid", "fleet=uniform"]
 SMALL += ["strategy.fraction_train=1", "progress=false", "checkpoint=off", "views=false"]
-NONE = ["client/local_layers=named", "client.local_layers.patterns=[]"]
 
 
 def composed(*overrides: str) -> Any:
@@ -24,12 +23,6 @@ def composed(*overrides: str) -> Any:
 
 def ran(*overrides: str) -> Any:
     return run_to_end(composed("target=null", *overrides))
-
-
-def test_without_local_layers_it_is_fedavg_to_the_last_bit():
-    plain, none = ran(), ran(*NONE)
-    for key in ("trace_sha256", "model_sha256"):
-        assert none.summary[key] == plain.summary[key]
 
 
 def test_what_stays_at_home_costs_no_byte_and_only_the_clients_are_measured():
@@ -44,6 +37,51 @@ def test_what_stays_at_home_costs_no_byte_and_only_the_clients_are_measured():
     first, last = kept.history[0], kept.history[-1]
     assert not {"accuracy", "loss", "global_accuracy"} & {*first, *last}
     assert last["personal_accuracy"] > first["personal_accuracy"]
+
+
+NAMED = ["client/local_layers=named", "client.local_layers.patterns=['layers.2.*']"]
+
+
+def test_a_target_without_a_goal_is_refused_with_the_goal_as_the_remedy():
+    with pytest.raises(ConfigError, match=r"^target\.metric is 'accuracy'.*goal=personal"):
+        prepare(composed(*NAMED))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["adapter.rank=65"], "adapter.rank is 65"),
+        (["adapter.layers=[head]"], "adapter.layers has 'head'"),
+        (["adapter.layers=[]"], "adapter.layers is []"),
+        (["adapter.base=none.safetensors"], "adapter.base is 'none.safetensors'"),
+    ],
+)
+def test_an_adapter_is_refused_by_its_full_keys(overrides, key):
+    with pytest.raises(ConfigError) as refused:
+        build(composed("adapter=lora", *overrides))
+    assert str(refused.value).startswith(key)
+
+
+CLUSTERS = ["strategy=ifca", "partition=clusters", "partition.test_size=7"]
+DEVICES = ["data=synthetic", "model=logistic", "partition=natural"]
+
+
+@pytest.mark.parametrize("own", [CLUSTERS, DEVICES], ids=["partition", "data"])
+def test_a_goal_takes_the_held_out_examples_that_there_are(own):
+    """Of the partition's, and of the data's, the share that a goal sets takes none away."""
+    plain, aimed = (build(composed(*own, *goal)) for goal in ([], ["goal=personal"]))
+    for part in ("partitions", "test_partitions"):
+        sizes = [getattr(run.data, part).sizes for run in (plain, aimed)]
+        np.testing.assert_array_equal(*sizes)
+    assert "personal.held_out" in aimed.ignored
+
+
+def test_a_goal_holds_out_examples_where_there_are_none():
+    plain, aimed = (build(composed(*goal)) for goal in ([], ["goal=personal"]))
+    n, kept = plain.data.partitions.sizes, aimed.data.test_partitions.sizes
+    np.testing.assert_array_equal(kept, np.ceil(0.2 * n))
+    np.testing.assert_array_equal(aimed.data.partitions.sizes, n - kept)
+    assert "personal.held_out" not in aimed.ignored
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "global_accuracy"])

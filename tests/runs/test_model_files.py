@@ -14,6 +14,7 @@ from flwr.app import Array, ArrayRecord
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
+import fl
 from fl.errors import ConfigError
 from fl.models import MLP
 from fl.reports.model_file import read_model, write_model
@@ -157,3 +158,54 @@ def test_torch_reads_what_is_written_and_scalars_keep_their_shape(tmp_path: Path
     assert torch.equal(found["w"], torch.from_numpy(w))
     assert found["n"].shape == ()
     assert found["b"].dtype == torch.bool
+
+
+# ---- what is beside the model that travels -------------------------------------------------------
+
+FEW = {
+    "data": "digits",
+    "num_clients": 6,
+    "num_rounds": 1,
+    "executor": "serial",
+    "progress": False,
+    "views": False,
+    "fleet": "uniform",
+}
+
+
+def test_layers_of_the_clients_own_may_be_in_the_file_and_are_not_used(tmp_path: Path) -> None:
+    fl.run(directory=tmp_path, **FEW)
+    file = tmp_path / "model.safetensors"
+    run = fl.run(strategy="lg_fedavg", initial_model=file, **FEW)
+    assert set(run.arrays) < set(read_model(file))
+
+
+def test_a_file_that_lacks_layers_says_what_it_was_written_by(tmp_path: Path) -> None:
+    fl.run(strategy="fedper", directory=tmp_path, **FEW)
+    with pytest.raises(ConfigError, match=r"lacks 'layers\.2.*local layers"):
+        fl.run(initial_model=tmp_path / "model.safetensors", **FEW)
+
+
+def test_adapters_begin_beside_the_frozen_part_that_they_were_trained_beside(
+    tmp_path: Path,
+) -> None:
+    fl.run(adapter="lora", directory=tmp_path, **FEW)
+    file = tmp_path / "model.safetensors"
+    fl.run(adapter="lora", initial_model=file, **FEW)
+    with pytest.raises(ConfigError, match="other frozen parameters"):
+        fl.run(adapter="lora", initial_model=file, seed=1, **FEW)
+    with pytest.raises(ConfigError, match="adapter=lora"):
+        fl.run(initial_model=file, **FEW)
+
+
+def test_a_plain_file_under_an_adapter_is_its_base(tmp_path: Path) -> None:
+    fl.run(directory=tmp_path, **FEW)
+    file = tmp_path / "model.safetensors"
+    with pytest.raises(ConfigError, match=rf"adapter\.base={file}"):
+        fl.run(adapter="lora", initial_model=file, **FEW)
+
+
+@pytest.mark.parametrize("path", [3, "", [1], "/", "/dev/null", True])
+def test_what_is_no_path_of_a_file_is_refused(path: object) -> None:
+    with pytest.raises(ConfigError, match="initial_model"):
+        fl.run(initial_model=path, **FEW)

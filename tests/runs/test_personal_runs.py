@@ -104,3 +104,29 @@ def test_what_cannot_be_is_refused_with_its_key(overrides, keys):
         prepare(composed(*overrides))
     for key in keys:
         assert key in str(refused.value)
+
+
+CDFL = ["strategy=cdfl", "strategy.rule.num_clusters=1"]
+
+
+def contacts(*overrides):
+    first, *_, last = ran(*CDFL, *overrides, "personal.every=3", "personal.contacts=true").history
+    keys = ("contact_before_accuracy", "contact_after_accuracy")
+    assert keys[0] not in first
+    return first, *(last[key] for key in keys)
+
+
+def test_who_alone_makes_the_servers_model_is_sent_what_it_came_with():
+    _, before, after = contacts("strategy.concurrency=1")
+    assert before == after
+
+
+def test_a_server_that_hardly_changes_sends_everybody_the_first_model():
+    first, before, after = contacts("strategy.rule.alpha_0=1e-6")
+    assert first["global_accuracy_worst_decile"] <= after <= first["global_accuracy_best_decile"]
+    assert before > after
+
+
+def test_contacts_are_of_servers_that_clients_contact():
+    with pytest.raises(ConfigError, match=r"personal\.contacts is true"):
+        prepare(composed("personal.every=3", "personal.contacts=true"))

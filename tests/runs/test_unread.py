@@ -118,8 +118,8 @@ TOLD_AT_TIMES = {  # what some messages say: those to anchors, and those of the 
 def test_strategy_says_what_it_tells_clients_in_place_of_their_own_arguments(strategy, monkeypatch):
     own = ["strategy.rule.lr=0.05"] if strategy in SAME_RATE else []
     at_times = TOLD_AT_TIMES.get(strategy, set())
-    if strategy in (*PARTIAL, *LOCAL):  # a linear model has no layers to spare
-        own += MODELS.get(strategy, ["model=mlp"])
+    # A linear model has no layers to spare.
+    own += MODELS.get(strategy, ["model=mlp"] if strategy in (*PARTIAL, *LOCAL) else [])
     config = composed(*tiny(f"strategy={strategy}", "+train_config.lr=0.05", *own))
     experiment = build(config)
     said: list[dict[str, object]] = []

@@ -126,6 +126,7 @@ class FixedWork:
     work: dict[str, int] | None = None
     past_flops: float = 0.0
     reply_bytes: int | None = None
+    flops_of: None = None
 
 
 class FakeExecutor(Executor):

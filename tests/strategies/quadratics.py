@@ -28,6 +28,7 @@ class Planned:
     work: dict[str, int] | None = None
     past_flops: float = 0.0
     reply_bytes: int | None = None
+    flops_of: None = None
 
 
 @dataclass

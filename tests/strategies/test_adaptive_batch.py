@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize_config_module
 from scripted_rounds import clients, run
 
-import fl
 from fl.errors import ConfigError
 from fl.execution.contract import Result
 from fl.runs.build import build
@@ -204,8 +202,7 @@ def test_a_round_waits_for_as_many_clients_as_the_test_asks_for():
 def ran(*overrides):
     common = ["num_clients=6", "num_rounds=3", "fleet=uniform", "model.hidden=[8]", "seed=3"]
     common += ["strategy.min_train_nodes=4"]
-    folder = str(Path(fl.__file__).parent / "conf")
-    with initialize_config_dir(folder, version_base=None):
+    with initialize_config_module("fl.conf", version_base=None):
         config = compose("config", overrides=[*common, *overrides])
     experiment = build(config)
 

@@ -97,16 +97,6 @@ def test_clusters_move_by_their_share_and_their_own_staleness():
     np.testing.assert_allclose(rule.model_for(after, 8), after.models.mean(axis=0), rtol=1e-6)
 
 
-@pytest.mark.parametrize("frozen", [{"alpha_0": 0.0}, {"tau_0": -1}])
-def test_frozen_clusters_still_answer_with_a_mixture(frozen):
-    rule = CDFL(2, **frozen)
-    state = began(rule, [[1.0, 0.0], [-1.0, 0.0]])
-    after = contact(rule, state, [0.9, 0.1])
-    np.testing.assert_array_equal(after.models, state.models)
-    assert after.mixtures[7][0] > 0.5
-    assert after.t == 1
-
-
 def test_what_is_too_old_changes_no_cluster():
     rule = CDFL(2, tau_0=3)
     state = began(rule, CENTRES)
@@ -145,6 +135,11 @@ def test_the_server_is_busy_while_it_estimates():
     assert busy.times[-1] > idle.times[-1]
 
 
+def test_a_server_that_reads_replies_only_when_they_have_expired_is_refused():
+    with pytest.raises(ConfigError, match=r"rule\.server_flops is 1e-05"):
+        asynchronous(CDFL(1, rho=0.0, server_flops=1e-5))
+
+
 def test_without_proxy_sets_it_is_refused():
     with pytest.raises(ConfigError, match="CDFL"):
         run(Events(CDFL(1)), [1.0], [1.0], num_rounds=1)
@@ -154,10 +149,11 @@ def test_without_proxy_sets_it_is_refused():
     ("key", "value"),
     [
         ("num_clusters", 0),
+        ("alpha_0", 0.0),
         ("alpha_0", 1.5),
         ("c1", -0.1),
         ("rho", -1.0),
-        ("tau_0", -2),
+        ("tau_0", -1),
         ("sharpness", 0.0),
         ("proxy_examples", 0),
         ("server_flops", 0.0),

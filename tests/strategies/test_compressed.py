@@ -11,7 +11,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, Result
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize_config_module
 
 import fl
 from fl import simulate, strategies
@@ -202,7 +202,7 @@ def test_a_reply_without_a_payload_is_an_error_reply():
 
 @pytest.mark.parametrize("path", MEMBERS, ids=lambda path: path.stem)
 def test_every_compressor_runs_under_a_stock_strategy(path):
-    with initialize_config_dir(str(MEMBERS[0].parents[1]), version_base=None):
+    with initialize_config_module("fl.conf", version_base=None):
         config = compose("config", [f"compressor={path.stem}", f"num_clients={CLIENTS}"])
     channel = make(config, "compressor")
     result = run(channel, rounds=2)

@@ -15,7 +15,7 @@ from types import FunctionType, ModuleType
 import numpy as np
 import pytest
 import torch
-from every_strategy import PARTIAL
+from every_strategy import PARTIAL, SPARSE
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from hydra import compose, initialize_config_module
@@ -33,6 +33,7 @@ from fl.simulation.world.availability import ExponentialOnOff
 from fl.simulation.world.faults import Faults, GilbertElliott
 from fl.simulation.world.fleets import uniform
 from fl.strategies.drivers.events import EventDriven
+from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.server import Update
 
 FOLDER = Path(fl.__file__).parent / "conf" / "strategy"
@@ -49,9 +50,8 @@ def event_driven():
     return names
 
 
-# These ask for more of a model than named arrays: its units, further draws, its loss.
-OF_REAL_MODELS = {*PARTIAL, "ifca", "cdfl"}
-STRATEGIES = [name for name in event_driven() if name not in OF_REAL_MODELS]
+# These ask for more of a model than named arrays: its units, its loss.
+STRATEGIES = [name for name in event_driven() if name not in {*PARTIAL, *SPARSE}]
 SLOTS = EventDriven.free_slots
 MORE = {"sync_st that calls clients off": ("sync_st", {"first": 2})}
 WITHOUT_ALL = {"min_fraction": 0.5, "min_available_nodes": 1}  # of a method that waits for all
@@ -63,7 +63,23 @@ def strategy_of(name):
     with initialize_config_module("fl.conf", version_base=None):
         overrides += [f"strategy={name}", f"num_clients={NUM_CLIENTS}"]
         config = compose("config", overrides)
-    return make(config, "strategy")
+    return make(config, "strategy").within(Exchange(proxy=Losses(), initial=drawn))
+
+
+def drawn(j):
+    """Returns initial model j of a strategy with several."""
+    rng = generator(0, "initial", j)
+    shapes = {"first/w": (3,), "second/w": (2, 2)}
+    return ArrayRecord({n: Array(rng.normal(size=s).astype("f")) for n, s in shapes.items()})
+
+
+class Losses:
+    """Losses of a model of 7 numbers on the proxy sets of 4 clusters: distances to a point each."""
+
+    flops = 1e6
+
+    def __call__(self, x):
+        return np.abs(x[:4].astype(float) - 0.1) + 1e-3
 
 
 class Ledger:
@@ -152,6 +168,10 @@ def answer(request):
     elif fate < 0.05:
         arrays[last] = arrays[last][:1]
     metrics = MetricRecord({"num-examples": 10, "train-loss": 1.0, "steps": 10, "accuracy": 0.5})
+    k = sum(name.partition(".")[0] == "arrays" for name in request.payload.content)
+    if "mixture-smoothing" in request.payload.content["config"]:
+        metrics["mixture"] = rng.dirichlet(np.ones(k)).tolist()
+    metrics["model"] = int(rng.integers(k + (k > 1 and fate > 0.98)))  # some name none
     content = RecordDict(
         {"arrays": ArrayRecord({k: Array(v) for k, v in arrays.items()}), "metrics": metrics}
     )
@@ -218,10 +238,8 @@ def run_until(strategy, grid, num_faults, num_rounds=10**9):
             raise EnoughFaults
 
     strategy.dispatch = watched
-    model = {"first/w": np.zeros(3, np.float32), "second/w": np.zeros((2, 2), np.float32)}
-    initial = ArrayRecord({name: Array(value) for name, value in model.items()})
     try:
-        strategy.start(grid, initial, num_rounds=num_rounds, timeout=60.0)
+        strategy.start(grid, drawn(0), num_rounds=num_rounds, timeout=60.0)
     except EnoughFaults:
         pass
     else:

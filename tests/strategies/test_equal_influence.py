@@ -55,7 +55,7 @@ def of_two(name, num_clients=2):
     return driven(AsyncFedAvg, num_clients=num_clients, eta=0.1)
 
 
-@pytest.mark.parametrize("concurrency", range(1, 11))
+@pytest.mark.parametrize("concurrency", [1, 2, 5, 10])
 def test_asynchronous_fedavg_has_fedavgs_fixed_point_at_every_concurrency(concurrency):
     strategy = driven(AsyncFedAvg, num_clients=10, eta=0.1, concurrency=concurrency)
     ran = run(strategy, TEN, ONE_TO_FIVE, num_rounds=4000, w0=4.5)
@@ -78,7 +78,7 @@ def test_losses_of_the_slow_do_not_move_the_fixed_point(concurrency):
     assert late_mean(ran) == pytest.approx(4.5, abs=0.1)  # weights by task times: 4.92, 4.66, 4.00
 
 
-@pytest.mark.parametrize("concurrency", [1, 2, 4, 7, 10])
+@pytest.mark.parametrize("concurrency", [1, 4, 10])
 def test_fedfix_has_fedavgs_fixed_point_at_every_concurrency(concurrency):
     strategy = driven(FedFix, num_clients=10, interval_s=3.0, eta=0.1, concurrency=concurrency)
     ran = run(strategy, TEN, ONE_TO_FIVE, num_rounds=2000, w0=4.5)

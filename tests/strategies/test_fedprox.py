@@ -1,17 +1,15 @@
 """FedProx's protocol for stragglers (arXiv:1812.06127), and the configuration of its experiment."""
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord
 from flwr.clientapp import ClientApp
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize_config_module
 from torch import nn
 
-import fl
 from fl import simulate
 from fl.clients import Corrected, Proximal, Sgd, TrainingApp
 from fl.data import Examples, FederatedData
@@ -286,8 +284,7 @@ def test_without_epochs_of_its_own_the_clients_do_what_they_do():
 
 
 def experiment(*overrides):
-    folder = Path(fl.__file__).parent / "conf"
-    with initialize_config_dir(str(folder), version_base=None):
+    with initialize_config_module("fl.conf", version_base=None):
         return compose("config", overrides=["+experiment=fedprox", *overrides])
 
 

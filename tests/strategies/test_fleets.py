@@ -128,8 +128,9 @@ TASK = ["client.batch_size=128", "client.local_epochs=null", "client.local_steps
 def config_of(name: str):
     overrides = [f"strategy={name}", "data=digits", "partition=iid", "model=logistic"]
     overrides += ["executor=serial", f"num_clients={N}", "target=null"]
-    if name in (*PARTIAL, *LOCAL):  # a linear model has no layers to spare
-        overrides += MODELS.get(name, ["model=mlp", "model.hidden=[8]"])
+    # A linear model has no layers to spare.
+    spare = ["model=mlp", "model.hidden=[8]"] if name in (*PARTIAL, *LOCAL) else []
+    overrides += MODELS.get(name, spare)
     with initialize_config_module("fl.conf", version_base=None):
         found = compose("config", overrides)
         given = {**SMALL, **({"concurrency": None} if name in WORKERS else {})}
@@ -137,7 +138,7 @@ def config_of(name: str):
             for place in ("strategy", "strategy.rule"):
                 if OmegaConf.select(found, f"{place}.{key}") is not None:
                     overrides.append(f"{place}.{key}={'null' if value is None else value}")
-        if name == "ifca":  # to choose among several takes longer than these clients have
+        if name in ("ifca", "fedsoft"):  # several would take longer than these clients have
             overrides.append("strategy.rule.num_models=1")
         if name == "tifl":
             overrides.append("selection.num_tiers=2")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +14,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Result
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize_config_module
 from stand_ins import driven
 
-import fl
 from fl import simulate
 from fl.aggregation import Aggregator, CenteredClipping, Median, TrimmedMean
 from fl.attacks import (
@@ -623,8 +621,7 @@ def test_a_deployment_is_refused():
 
 
 def built(*overrides):
-    folder = Path(fl.__file__).parent / "conf"
-    with initialize_config_dir(str(folder), version_base=None):
+    with initialize_config_module("fl.conf", version_base=None):
         config = compose("config", overrides=["num_byzantine=2", *overrides])
     return build(config).strategy
 

@@ -10,6 +10,7 @@ from flwr.app import Message, MetricRecord, RecordDict
 from networks import A3, B3, BEST3, LR, Q3, W3, Given, attacked, record, run
 from stand_ins import Client, Scripted, ScriptedFaults
 
+from fl.aggregation import Mean, Median
 from fl.attacks import SignFlip
 from fl.errors import ConfigError
 from fl.flower.identity import assume_identity
@@ -18,7 +19,7 @@ from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import Faults, TaskFaults
 from fl.strategies import DPSGD, DFedAvg, Gossip
 from fl.strategies.drivers.gossip import Running
-from fl.topologies import Complete, DirectedRing, ExponentialGraph, Path, Ring
+from fl.topologies import Complete, DirectedRing, ExponentialGraph, Isolated, Path, Ring
 
 A, B, W = np.array(A3), np.array(B3), np.array(W3)
 TIGHT = {"rtol": 1e-6, "atol": 1e-6}
@@ -479,3 +480,11 @@ def test_attacks_are_for_the_simulator():
     method = attacked(method, SignFlip(), [0])
     with pytest.raises(ConfigError, match="on the simulator only"):
         method.start(WallGrid(), record([0.0, 0.0]), num_rounds=1)
+
+
+def test_nodes_that_hear_nobody_have_no_aggregator():
+    with pytest.raises(ConfigError, match=r"aggregator is .*edian.*topology"):
+        Gossip(DFedAvg(), topology=Isolated(3), aggregator=Median())
+    alone = Gossip(DFedAvg(), topology=Isolated(3), aggregator=Mean(weighted=True))
+    assert alone.traits.alone
+    assert not Gossip(DFedAvg(), topology=Ring(3), aggregator=Median()).traits.alone

@@ -144,6 +144,15 @@ def test_fewer_clients_than_models_are_enough_as_all_are_sent_all():
         Rounds(IFCA(2), aggregator=Krum(f=3), clients=8).check_clients(8)
 
 
+@pytest.mark.parametrize(("n", "raised"), [(40, "fraction_train"), (8, "num_clients")])
+def test_an_aggregator_with_too_few_clients_of_a_model_names_what_to_raise(n, raised):
+    strategy = Rounds(IFCA(4), aggregator=Krum(f=1), fraction_train=0.2, min_train_nodes=8)
+    with pytest.raises(
+        ConfigError, match=f"^fraction_train is 0.2.*2 for each of.*4.*raise {raised}"
+    ):
+        strategy.check_clients(n)
+
+
 IFCA_RUN = ["strategy.rule.num_models=3", "client.batch_size=20"]
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize_config_module
 from scripted_rounds import START, run
 from stand_ins import FakeExecutor, FixedWork
 
-import fl
 from fl.aggregation import Median
 from fl.errors import ConfigError
 from fl.execution.contract import Result
@@ -259,8 +256,7 @@ def test_measuring_changes_no_model_and_clients_that_do_not_say_their_steps_are_
 def ran(*overrides):
     """Returns a run of the package's clients, of 3 rounds of 6 of 12."""
     common = ["num_clients=12", "num_rounds=3", "fleet=uniform", "strategy.min_train_nodes=6"]
-    folder = str(Path(fl.__file__).parent / "conf")
-    with initialize_config_dir(folder, version_base=None):
+    with initialize_config_module("fl.conf", version_base=None):
         config = compose("config", overrides=[*common, "client.local_epochs=null", *overrides])
     experiment = build(config)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from heterogeneous import DIM, Learnt, Losses, N
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize_config_module
 
 import fl
 from fl.clients import Corrected, ProxSkipShift, Received, Sgd
@@ -177,15 +177,12 @@ def test_a_part_of_the_clients_is_refused():
     Rounds(ProxSkip(), fraction_train=1.0).check_clients(10)
 
 
-CONF = f"{fl.__path__[0]}/conf"
-
-
 @pytest.fixture
 def errors(tmp_path):
     """Runs a game; returns relative errors by round."""
 
     def run(*overrides):
-        with initialize_config_dir(CONF, version_base=None):
+        with initialize_config_module("fl.conf", version_base=None):
             common = ["strategy=proxskip", "num_clients=20", "fleet=uniform", "executor=serial"]
             common += ["target=null", "client.batch_size=null", "evaluate_every=5"]
             config = compose("config", overrides=[*common, *overrides])

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize_config_module
 from torch import nn
 
-import fl
 from fl import simulate
 from fl.clients import (
     AdamW,
@@ -320,13 +318,10 @@ def test_with_all_control_variates_at_0_it_is_fedavg_with_equal_weights():
 # ---- with the clients of the package -------------------------------------------------------------
 
 
-CONF = Path(fl.__file__).parent / "conf"
-
-
 def config_of(*overrides):
     common = ["num_clients=8", "num_rounds=4", "fleet=uniform", "executor=serial"]
     common += ["client.local_epochs=null", "client.local_steps=3", "strategy.min_train_nodes=3"]
-    with initialize_config_dir(str(CONF), version_base=None):
+    with initialize_config_module("fl.conf", version_base=None):
         return compose("config", overrides=[*common, *overrides])
 
 
@@ -433,7 +428,7 @@ def test_entries_that_are_not_trained_have_no_control_variate():
     ids=["server alone", "clients alone", "without rounds", "without a server"],
 )
 def test_one_half_of_it_is_refused_before_anything_starts(overrides, words):
-    with initialize_config_dir(str(CONF), version_base=None):
+    with initialize_config_module("fl.conf", version_base=None):
         config = compose("config", overrides=overrides)
     with pytest.raises(ConfigError, match=words):
         build(config)

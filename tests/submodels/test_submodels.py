@@ -169,6 +169,13 @@ def test_weights_that_are_read_past_their_layer_are_refused():
         units_of(model, Layout.of(model), (5,), tokens=False)
 
 
+def test_units_of_layers_that_do_not_travel_are_refused():
+    model = MLP((4,), 3, [6])
+    model.layers[2].weight.requires_grad_(False)
+    with pytest.raises(ConfigError, match=r"layers\.2\.weight.*frozen"):
+        units_of(model, Layout.of(model, frozen=False), (4,), tokens=False)
+
+
 def test_units_that_a_model_declares_and_does_not_have_are_refused():
     model = MLP((4,), 3, [6])
     model.units = lambda: {"hidden": (4, [("layers.0.weight", 0, 1)])}
@@ -312,3 +319,19 @@ def test_a_device_gets_the_first_level_that_fits_and_says_so_if_none_does():
     assert (capacity.needed(needs, memory) > memory).tolist() == [False] * 4 + [True]
     assert Fixed([1.0, 0.25]).needed(needs, memory).tolist() == [100, 20, 100, 20, 100]
     assert Redrawn([0.5, 0.25]).needed(needs, memory).tolist() == [40] * 5
+
+
+@pytest.mark.parametrize(
+    "held", [[2, 1], [0, 0, 1], [0, 99], [-1, 0], [], [0.0, 1.0], [[0, 1]], [True, False]], ids=str
+)
+def test_what_are_no_units_of_a_layer_is_refused_by_the_rule_that_gave_them(held):
+    class Own(HeteroFL):
+        def index_set(self, width, level, server_round, weights, rng):
+            return np.array(held)
+
+    model = MLP((4,), 3, hidden=[5])
+    layout = Layout.of(model)
+    units = units_of(model, layout, (4,), tokens=False)
+    whole = Whole(layout, units, np.zeros(layout.size, np.float32))
+    with pytest.raises(ConfigError, match=r"Own.*units 0 to 4"):
+        Own().extract(whole, 0.5, 0, lambda _: None)

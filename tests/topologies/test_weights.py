@@ -3,9 +3,9 @@
 import networkx as nx
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
-from topology_members import CONF, WEIGHTS
+from topology_members import WEIGHTS
 
 import fl.topologies
 from fl.errors import ConfigError
@@ -36,7 +36,7 @@ GRAPHS = [
 
 
 def configured(name):
-    with initialize_config_dir(str(CONF), version_base=None):
+    with initialize_config_module("fl.conf", version_base=None):
         return instantiate(compose(f"topology/weights/{name}")["topology"]["weights"])
 
 

@@ -3,7 +3,7 @@
 from functools import cache
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -18,7 +18,7 @@ CASES = [(name, n) for name in TOPOLOGIES for n in SIZES.get(name, (9, 16, 30))]
 
 @cache
 def configuration(name):
-    with initialize_config_dir(str(CONF), version_base=None):
+    with initialize_config_module("fl.conf", version_base=None):
         return OmegaConf.to_container(compose(f"topology/{name}")["topology"], resolve=False)
 
 

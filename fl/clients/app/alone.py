@@ -14,6 +14,7 @@ from fl.clients.app.batches import batch_bounds, steps_per_epoch, visiting_order
 from fl.clients.app.examples import ExamplePool
 from fl.clients.app.personal import Apart, recalled, statistics
 from fl.clients.app.training import HOST, Trained, Training, moved
+from fl.clients.contact import Contact
 from fl.clients.rule import Received, Rule
 from fl.flower.carried import carried_arrays, carried_tensors
 from fl.models.channels_last import with_channels_last
@@ -22,6 +23,9 @@ from fl.models.objective import per_example_loss
 from fl.randomness import global_generators
 from fl.vectors.layout import Layout
 from fl.vectors.rows import as_tensor
+
+LAST_LOSS = "contact/loss"
+"""Name in a client's memory of the mean loss of the last whole epoch, where contacts go by that."""
 
 
 class AutogradBatch:
@@ -145,6 +149,7 @@ def train_alone(
     drop_last: bool,
     channels_last: bool,
     local: Tensor | None = None,
+    contact: Contact | None = None,
 ) -> Trained:
     """Returns the outcome of one task of at least one step.
 
@@ -158,6 +163,7 @@ def train_alone(
         drop_last: leave out an epoch's last batch if it is smaller than the others.
         channels_last: give the model images that lie with channels last in memory.
         local: see `Received`.
+        contact: ends the task by the loss of its epochs; None does all steps.
     """
     device, batch_size = pool.device, task.batch_size
     row = as_tensor(task.row).to(device)
@@ -169,7 +175,10 @@ def train_alone(
     server, memory = moved(task.server, device), moved(memory, device)
     received = Received(w, server, memory, dict(task.scalars), task.steps, local)
     apart = Apart(recalled(layout, memory, buffers), task.seed, task.client, task.message_id)
-    epochs = -(-task.steps // steps_per_epoch(task.examples, batch_size, drop_last))
+    per_epoch = steps_per_epoch(task.examples, batch_size, drop_last)
+    epochs = -(-task.steps // per_epoch)
+    last = memory[LAST_LOSS].item() if LAST_LOSS in memory else None
+    by_epoch: list[float] = []
     order = task.rows[
         visiting_order(
             task.examples, epochs, task.seed, task.client, task.message_id, shuffle=shuffle
@@ -189,6 +198,10 @@ def train_alone(
             )
             w, state, loss = rule.step(w, state, received, batch, t)
             losses.append(loss)
+            if contact is not None and (t + 1) % per_epoch == 0:
+                by_epoch.append(float(torch.stack(losses[-per_epoch:]).mean()))
+                if contact.now(by_epoch, last):
+                    break
             elapsed = time.perf_counter() - began
             if task.deadline_s is not None and elapsed * (t + 2) / (t + 1) > task.deadline_s:
                 break  # another step of average length would end too late
@@ -197,6 +210,8 @@ def train_alone(
     if rule.keeps_statistics:
         of = apart.buffers if rule.keeps_statistics == "own" else buffers
         memory = {**memory, **statistics(layout, of)}
+    if contact is not None and (last := by_epoch[-1] if by_epoch else last) is not None:
+        memory = {**memory, LAST_LOSS: torch.tensor(last, dtype=torch.float64)}
     row = layout.join(uploaded, buffers) if uploaded.numel() else uploaded
     return Trained(
         rows=row[None].to(HOST),

@@ -39,8 +39,11 @@ from fl.execution.batches import even_runs
 from fl.models.features import features
 from fl.models.game import Game
 from fl.models.objective import per_example_loss
+from fl.models.without_compiler import grad_without_compiler
 from fl.vectors.layout import Layout
 from fl.vectors.rows import as_tensor
+
+grad_without_compiler()
 
 # Rows of a program together take at most this much: its vectors (weights, gradient, momentum) then
 # stay in cache from step to step. One program of 80 MLPs of 50,000 weights is a quarter slower than
@@ -115,8 +118,7 @@ def vmap_refuses(
 
     A module's code can do what its structure does not show: draw random numbers, or branch on
     values. So the loss is tried, of two clients with one example of zeros. Not its gradient, which
-    passes through the same code: `torch.func.grad` would import PyTorch's compiler, most of a
-    second in a process that may never train.
+    passes through the same code.
 
     Args:
         model: in training mode, without buffers.

@@ -36,6 +36,7 @@ class Home:
         sent: what travels of it.
         kept: what stays with the client.
         absent: names of the model's entries that no message has.
+        frozen: whether some are parameters that nobody trains, the same for all.
         local: which of the numbers that a client trains stay with it, shape (p,); None if none do.
 
     Raises:
@@ -60,6 +61,7 @@ class Home:
                 "local_layers are all that the model trains, so that nothing would be sent: leave "
                 "some to the server, or use strategy=local"
             )
+        self.frozen = any(not p.requires_grad for p in model.parameters())
         self.local: Tensor | None = None
         if self.kept.layout.num_trainable:
             self.local = self.kept.mask()

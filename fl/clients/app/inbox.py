@@ -9,7 +9,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 from torch import Tensor
 
-from fl.clients.app.choosing import Received, model_key
+from fl.clients.app.choosing import SMOOTHING_KEY, Received, model_key
 from fl.clients.app.home import Home
 from fl.clients.app.message_config import read_float, read_int
 from fl.clients.correction import Corrected
@@ -48,13 +48,15 @@ class Inbox:
         home: says what of the model travels.
         rule: of the clients.
         needing: name of what needs the vectors beside the model.
+        seconds: how long a task takes at the most, s; None has no limit.
     """
 
-    def __init__(self, home: Home, rule: Rule, needing: str) -> None:
+    def __init__(self, home: Home, rule: Rule, needing: str, seconds: float | None = None) -> None:
         self.home = home
         self.layout = home.sent.layout
         self.rule = rule
         self.needing = needing
+        self.seconds = seconds
         self.reader = RecordReader(self.layout)
 
     def read(self, content: RecordDict) -> Instructions:
@@ -147,6 +149,16 @@ class Instructions:
         return found
 
     @cached_property
+    def smoothing(self) -> float | None:
+        """By which smoothing the client mixes several models; None if it does not mix them.
+
+        Raises:
+            ConfigError: it is no number above 0.
+        """
+        smoothing = read_float(self.config, SMOOTHING_KEY, above=0.0)
+        return smoothing if self.num_models > 1 else None
+
+    @cached_property
     def server(self) -> dict[str, Tensor]:
         """The vectors beside the model that the task needs, shape (p,) each.
 
@@ -213,8 +225,13 @@ class Instructions:
 
     @cached_property
     def limits(self) -> tuple[float | None, float | None]:
-        """Its "deadline-s" and "elapsed-s", of which one is None, or both."""
-        return read_limits(self.config)
+        """Its deadline and "elapsed-s", of which one is None, or both.
+
+        The deadline is "deadline-s", or before, if the client contacts the server before.
+        """
+        deadline, elapsed = read_limits(self.config)
+        limits = [s for s in (deadline, self._inbox.seconds) if s is not None]
+        return (None, elapsed) if elapsed is not None else (min(limits, default=None), None)
 
     @cached_property
     def fitting_steps(self) -> int | None:
@@ -239,7 +256,7 @@ class Instructions:
         if model:
             self.models  # noqa: B018 (read and kept)
         self.limits, self.server, self.scalars, self.amount, self.fitting_steps  # noqa: B018
-        self.batch_size  # noqa: B018
+        self.batch_size, self.smoothing  # noqa: B018
 
 
 def read_amount(config: Mapping[str, Any]) -> tuple[int | None, int | None]:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
 
-from fl.clients.app.choosing import MODEL_METRIC
+from fl.clients.app.choosing import MIXTURE_METRIC, MODEL_METRIC
 from fl.clients.app.home import STATE_KEY, Home
 from fl.clients.app.inbox import ARRAYS_KEY, MEMORY_KEY
 from fl.clients.app.training import Trained, Training
@@ -55,7 +56,11 @@ class Outbox:
                 sent = home.sent.take_trained(vectors[i]) if vectors.shape[1] else None
                 items[name] = ArrayRecord() if sent is None else vector_record(sent)
             items[METRICS_KEY] = _metrics(
-                training.examples, trained.losses[i], trained.steps[i], training.model
+                training.examples,
+                trained.losses[i],
+                trained.steps[i],
+                training.model,
+                training.mixture,
             )
             kept: dict[str, ArrayRecord] = {}
             if trained.memory:
@@ -75,7 +80,7 @@ class Outbox:
         items: dict[str, Any] = {ARRAYS_KEY: to_record(self._layout, sent, others)}
         for name in self._rule.uploads:
             items[name] = vector_record(torch.zeros(self._layout.num_trainable))
-        items[METRICS_KEY] = _metrics(0, 0.0, 0, training.model)
+        items[METRICS_KEY] = _metrics(0, 0.0, 0, training.model, training.mixture)
         return content_of(items), {}
 
     def model_bytes(self, *, chosen: bool) -> int:
@@ -89,10 +94,18 @@ class Outbox:
         return payload_bytes(content_of({"": model, METRICS_KEY: metrics}))
 
 
-def _metrics(examples: int, loss: float, steps: int, model: int | None) -> MetricRecord:
-    values = dict(zip(METRICS, (examples, loss, steps), strict=True))
+def _metrics(
+    examples: int,
+    loss: float,
+    steps: int,
+    model: int | None,
+    mixture: NDArray[np.float64] | None = None,
+) -> MetricRecord:
+    values: dict[str, Any] = dict(zip(METRICS, (examples, loss, steps), strict=True))
     if model is not None:
         values[MODEL_METRIC] = model
+    if mixture is not None:
+        values[MIXTURE_METRIC] = mixture.tolist()
     return trusted_record(MetricRecord, values)
 
 

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from numpy.typing import NDArray
 from torch import nn
 
-from fl.clients.app.inbox import ARRAYS_KEY
+from fl.clients.app.inbox import ARRAYS_KEY, CONFIG_KEY
+from fl.clients.app.masks import masks_record, read_masks
+from fl.clients.app.message_config import read_int
 from fl.clients.app.training_app import TrainingApp
 from fl.clients.masked import MASK_KEY, Masked
+from fl.clients.pruning import SCORES_KEY
+from fl.clients.rule import Rule
 from fl.errors import ConfigError
 from fl.execution.contract import Payload, PlannedApp, Request, Result, RunInfo, Workload
-from fl.flower.arrays import read_array
 from fl.flower.carried import carried
 from fl.flower.content import content_of
 from fl.flower.messages import with_content
-from fl.flower.records import from_record, to_record, vector_record
-from fl.submodels import MASKS_KEY, Size, SubModel, masked, resized
+from fl.flower.records import from_record, record_vector, sparse_record, to_record, vector_record
+from fl.submodels import MASK_NUMBER_KEY, MASKS_KEY, Size, SubModel, masked, resized
 from fl.vectors.layout import Layout
-from fl.vectors.rows import as_tensor
+from fl.vectors.rows import Row, as_tensor
+
+_MASK_STATE, _NUMBER_STATE = "fl.mask", "fl.mask-number"  # records of a client's Context.state
+_NUMBER = "number"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +42,14 @@ class _Read:
         key: what the messages to that app share.
         payload: the content, with the whole model in the place of single numbers.
         part: which numbers these are; None without.
+        recalls: whether the client has to know: until then all numbers of `payload` are 0.
     """
 
     app: TrainingApp
     key: Hashable
     payload: Payload
     part: SubModel | None = None
+    recalls: bool = False
 
 
 class PartialApp(ClientApp, PlannedApp):
@@ -60,6 +68,8 @@ class PartialApp(ClientApp, PlannedApp):
         structure: the whole model; its values are not used.
         least: shapes of the smallest part that a client may get, by which its memory is judged.
         scaled: divide what layers return by the share of their units, see `fl.submodels.resized`.
+        masking: makes of the whole app's rule that of parts which lack single numbers.
+        masked_structure: the model that trains them, of the same entries; None is `structure`.
     """
 
     def __init__(
@@ -70,15 +80,18 @@ class PartialApp(ClientApp, PlannedApp):
         least: Size,
         *,
         scaled: bool = False,
+        masking: Callable[[Rule], Rule] = Masked,
+        masked_structure: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.whole = whole
+        self._masking = masking
+        self._masked_structure = structure if masked_structure is None else masked_structure
         self._make = make
         self._structure = structure
         self._scaled = scaled
         self._least = least
         self._apps: dict[Size, TrainingApp] = {_size(whole.layout): whole}
-        self._masked: TrainingApp | None = None
         self.train()(self._answer)
         self.evaluate()(self._answer)
         self.query()(self._answer)
@@ -90,6 +103,8 @@ class PartialApp(ClientApp, PlannedApp):
 
     def memory_bytes(self) -> int:
         """Returns the memory that the smallest part needs, in bytes."""
+        if self._masking is not Masked:  # all parts lack numbers, and train by that app
+            return self.masked.memory_bytes()
         return self.memory_of(self._least)
 
     def memory_of(self, size: Size) -> int:
@@ -121,26 +136,64 @@ class PartialApp(ClientApp, PlannedApp):
         if not isinstance(record, ArrayRecord) or set(record) != layout.names:
             return _Read(self.whole, None, payload)  # which says what is wrong, if it is
         if MASKS_KEY in payload.content:
-            return self._filled(payload.content, record)
+            return self._filled(payload.content, record, payload.content[MASKS_KEY])
+        if _number(payload.content) is not None:
+            nothing = np.zeros(layout.size, np.float32)
+            content = self._with(payload.content, nothing, nothing, carried(layout, record))
+            return _Read(self.masked, MASKS_KEY, Payload(content, 0), recalls=True)
         size = tuple(tuple(record[entry.name].shape) for entry in layout.entries)
         return _Read(self.of(size), size, payload)
 
-    def _filled(self, content: RecordDict, record: ArrayRecord) -> _Read:
+    def _filled(self, content: RecordDict, record: ArrayRecord, masks: Any) -> _Read:
         """Returns a content with the whole model, whose missing numbers are 0, and the mask."""
-        layout, masks = self.whole.layout, content[MASKS_KEY]
-        part = masked(layout, _masks(layout, masks))
+        layout = self.whole.layout
+        part = masked(layout, read_masks(layout, masks))
         zeros = np.zeros(layout.size, np.float32)
         row = part.put(zeros, from_record(part.layout, record))
         ones = part.put(zeros, np.ones(len(part.positions), np.float32))
-        whole = {
+        whole = self._with(content, row, ones, carried(layout, record))
+        return _Read(self.masked, MASKS_KEY, Payload(whole, 0), part)
+
+    def _with(
+        self, content: RecordDict, row: Row, mask: Row, others: dict[str, Array]
+    ) -> RecordDict:
+        """Returns a content with a model and the mask, shape (d,) each, as masked rules take it."""
+        layout = self.whole.layout
+        items = {
             **{key: value for key, value in content.items() if key != MASKS_KEY},
-            ARRAYS_KEY: to_record(layout, row, carried(layout, record)),
-            MASK_KEY: vector_record(layout.select(as_tensor(ones))),
+            ARRAYS_KEY: to_record(layout, row, others),
+            MASK_KEY: vector_record(layout.select(as_tensor(mask))),
         }
-        if self._masked is None:
-            rule = Masked(self.whole.rule)
-            self._masked = self._make(model=self._structure, rule=rule, correction=None)
-        return _Read(self._masked, MASKS_KEY, Payload(content_of(whole), 0), part)
+        return content_of(items)
+
+    def _recalled(self, content: RecordDict, state: RecordDict | None) -> _Read:
+        """Returns what a message says to a client that keeps the mask.
+
+        Raises:
+            ConfigError: it keeps another, or none.
+        """
+        number = _number(content)
+        kept: Any = {} if state is None else state.get(_NUMBER_STATE, {})
+        if state is None or _MASK_STATE not in state or kept.get(_NUMBER) != number:
+            raise ConfigError(
+                f"the message has mask {number} without its places, and the client keeps mask "
+                f"{kept.get(_NUMBER)}: the server sends them to whoever has not answered to it"
+            )
+        record: Any = content[ARRAYS_KEY]
+        return self._filled(content, record, state[_MASK_STATE])
+
+    def _kept(self, content: RecordDict) -> dict[str, Any]:
+        """Returns what a client keeps of a message: a mask that it is to know next time."""
+        number = _number(content)
+        if number is None or MASKS_KEY not in content:
+            return {}
+        return {_MASK_STATE: content[MASKS_KEY], _NUMBER_STATE: ConfigRecord({_NUMBER: number})}
+
+    @cached_property
+    def masked(self) -> TrainingApp:
+        """The app of parts that lack single numbers."""
+        rule = self._masking(self.whole.rule)
+        return self._make(model=self._masked_structure, rule=rule, correction=None)
 
     def plan(
         self, payload: Payload, message_type: str, partition: int, seconds_per_flop: float
@@ -165,53 +218,70 @@ class PartialApp(ClientApp, PlannedApp):
 
     def train_many(self, requests: Sequence[Request], run: RunInfo) -> list[Result]:
         """Returns the results of requests with parts of one size; see `TrainingApp.train_many`."""
-        reads: list[_Read] = [request.payload.read_by(self) for request in requests]
+        reads: list[_Read] = []
+        recalled: dict[tuple[int, int], _Read] = {}  # clients may share what they keep
+        for request in requests:
+            read: _Read = request.payload.read_by(self)
+            if read.recalls:
+                content, state = request.payload.content, request.state or RecordDict()
+                key = (id(content), id(state.get(_MASK_STATE)))
+                if key not in recalled:
+                    recalled[key] = self._recalled(content, state)
+                read = recalled[key]
+            reads.append(read)
         inner = [
             replace(request, payload=read.payload)
             for request, read in zip(requests, reads, strict=True)
         ]
         results = reads[0].app.train_many(inner, run)
-        for result, read in zip(results, reads, strict=True):
+        for result, read, request in zip(results, reads, requests, strict=True):
             if read.part is not None and result.content is not None:
                 result.content = self._cut(result.content, read.part)
+            if kept := self._kept(request.payload.content):
+                result.state = RecordDict({**(result.state or {}), **kept})
         return results
 
     def _answer(self, message: Message, context: Context) -> Message:
         read = self.read(message.content)
+        if read.recalls:
+            read = self._recalled(message.content, context.state)
         reply: Message = read.app(with_content(message, read.payload.content), context)
+        context.state.update(self._kept(message.content))
         if read.part is not None and reply.has_content():
             reply.content = self._cut(reply.content, read.part)
         return reply
 
     def _cut(self, content: RecordDict, part: SubModel) -> RecordDict:
-        """Returns a reply's content with those numbers alone that the client holds."""
+        """Returns a reply's content with those numbers alone that the client holds.
+
+        Where the client has changed its mask, that goes with them; of what numbers are to be grown
+        by, zeros do not travel.
+        """
+        layout, others = self.whole.layout, dict(content)
+        mask, scores = others.pop(MASK_KEY, None), others.get(SCORES_KEY)
+        changed = None
+        if isinstance(mask, ArrayRecord) and len(mask):
+            changed = record_vector(mask, layout.num_trainable, "the mask").numpy()
+        if changed is not None and changed.any():  # nothing, of a client that did no step
+            held = layout.with_trained(np.ones(layout.size, np.float32), changed)
+            places = {e.name: slice(e.offset, e.offset + e.size) for e in layout.floats}
+            part = masked(layout, {name: held[places[name]] > 0 for name in part.bitmaps})
+            others[MASKS_KEY] = masks_record(part.bitmaps)
+        if isinstance(scores, ArrayRecord) and len(scores):
+            vector = record_vector(scores, layout.num_trainable, "the scores")
+            others[SCORES_KEY] = sparse_record(vector)
         model = content.get(ARRAYS_KEY)
         if not isinstance(model, ArrayRecord) or not len(model):
-            return content
-        layout = self.whole.layout
+            return content_of(others)
         row = part.of(from_record(layout, model, finite=False))
-        record = to_record(part.layout, row, carried(layout, model))
-        return content_of({**content, ARRAYS_KEY: record})
+        others[ARRAYS_KEY] = to_record(part.layout, row, carried(layout, model))
+        return content_of(others)
+
+
+def _number(content: RecordDict) -> int | None:
+    """Returns the number of the mask that a message's part has, if it says one."""
+    return read_int(content.get(CONFIG_KEY, {}), MASK_NUMBER_KEY, least=0)
 
 
 def _size(layout: Layout) -> Size:
     return tuple(entry.shape for entry in layout.entries)
-
-
-def _masks(layout: Layout, record: Any) -> dict[str, NDArray[np.bool_]]:
-    """Returns which numbers of tensors a message has, shape (size,) each.
-
-    Raises:
-        ConfigError: the record is none of bitmaps of this model.
-    """
-    sizes = {entry.name: entry.size for entry in layout.floats}
-    masks = {}
-    for name, array in record.items() if isinstance(record, ArrayRecord) else ():
-        bits = read_array(array)
-        if name not in sizes or bits.dtype != np.uint8 or bits.shape != (-(-sizes[name] // 8),):
-            raise ConfigError(
-                f"the message's {MASKS_KEY!r} has {bits.dtype} of shape {bits.shape} for "
-                f"{name!r:.80}; it must have a bit for each number of an entry of the model"
-            )
-        masks[name] = np.unpackbits(bits, count=sizes[name]).astype(bool)
-    return masks

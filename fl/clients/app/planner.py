@@ -32,6 +32,7 @@ class Planner:
         data: the clients' examples.
         rule: what a local step does.
         batch_size, local_epochs, local_steps, drop_last, evaluate_on: as of `TrainingApp`.
+        open_end: whether only training tells how many steps a task has.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Planner:
         local_steps: int | None,
         drop_last: bool,
         evaluate_on: str,
+        open_end: bool,
     ) -> None:
         self._model = model
         self._layout = layout
@@ -56,6 +58,7 @@ class Planner:
         self._local_steps = local_steps
         self._drop_last = drop_last
         self._evaluate_on = evaluate_on
+        self._open_end = open_end
 
     def plan(
         self,
@@ -118,8 +121,15 @@ class Planner:
                 limit - once * seconds_per_flop,
                 batch_size,
             )
-        flops = per_example * self._covered(steps, examples, batch_size) + (once if steps else 0.0)
-        flops += self._choosing(instructions, partition)
+        choosing = self._choosing(instructions, partition)
+
+        def flops_of(steps: int) -> float:
+            trained = per_example * self._covered(steps, examples, batch_size)
+            return trained + (once if steps else 0.0) + choosing
+
+        flops = flops_of(steps)
+        if self._open_end and elapsed is None:
+            return Workload(flops, fitting, self.memory_bytes, flops_of=flops_of)
         if elapsed is not None:
             return Workload(0.0, fitting, self.memory_bytes, flops, reply_bytes)
         return Workload(flops, fitting, self.memory_bytes, 0.0, reply_bytes)
@@ -234,6 +244,32 @@ class Planner:
                 f"client {partition} would come upon a smaller one (it has {size} examples, and "
                 f"batch_size is {batch_size}): {remedy}"
             )
+
+    def check_steps(self, config: Mapping[str, Any]) -> None:
+        """Checks that some client does as many steps as the rule needs to move at all.
+
+        Args:
+            config: that every `train` message would bring.
+
+        Raises:
+            ConfigError: none does.
+        """
+        least, amount = self._rule.least_steps, read_amount(config)
+        if least == 1:
+            return
+        batch_size = self.batch_size(read_batch_size(config))
+        sizes = self._data.partitions.sizes.tolist()
+        most = max((self.steps(amount, size, batch_size) for size in sizes), default=0)
+        if not 0 < most < least:
+            return
+        told = [(key, config[key]) for key in ("local-steps", "local-epochs") if key in config]
+        own = ("local_steps", self._local_steps), ("local_epochs", self._local_epochs)
+        name, value = next(pair for pair in (*told, *own) if pair[1] is not None)
+        raise ConfigError(
+            f"{name} is {value}, by which clients do {most} at most of the {least} steps in which "
+            f"{type(self._rule).__name__} moves the model once: set local_steps to a multiple of "
+            f"{least}, and local_epochs to null"
+        )
 
     def evaluated_on(self, config: Mapping[str, Any], partition: int) -> tuple[bool, int]:
         """Returns whether a message's model is evaluated on held-out examples, and on how many."""

@@ -19,6 +19,7 @@ from fl.clients.app.batching import Batching, Mode, compare
 from fl.clients.app.examples import ExamplePool
 from fl.clients.app.memory_format import takes_channels_last
 from fl.clients.app.training import Trained, Training
+from fl.clients.contact import Contact
 from fl.clients.rule import Rule
 from fl.data import FederatedData
 from fl.errors import ConfigError
@@ -40,6 +41,7 @@ class Trainer:
         shuffle, drop_last, batching: as of `TrainingApp`.
         device: where PyTorch trains.
         has_mods: whether Flower mods see the messages.
+        contact: ends tasks by the loss of their epochs; None does not.
 
     Attributes:
         not_batchable: why no two clients train together; empty if they may.
@@ -58,6 +60,7 @@ class Trainer:
         batching: Mode,
         device: torch.device,
         has_mods: bool,
+        contact: Contact | None,
     ) -> None:
         self._model = model
         self._layout = layout
@@ -67,6 +70,7 @@ class Trainer:
         self._shuffle = shuffle
         self._drop_last = drop_last
         self._batching = batching
+        self._contact = contact
         self._device = device
         self._pool = ExamplePool(data, device)
         self._channels_last = takes_channels_last(model, layout, data.input_shape, device)
@@ -90,6 +94,7 @@ class Trainer:
             drop_last=self._drop_last,
             channels_last=self._channels_last,
             local=self._local,
+            contact=self._contact if rule is None else None,
         )
 
     def together(self, trainings: Sequence[Training]) -> list[tuple[list[int], Trained]]:
@@ -129,6 +134,8 @@ class Trainer:
             return "batching is off"
         if has_mods:
             return "mods see one message at a time"
+        if self._contact is not None:
+            return f"{type(self._contact).__name__} ends each client's work by its own loss"
         if not self._rule.batchable:
             return f"{type(self._rule).__name__} trains one client at a time"
         moving = [entry.name for entry in self._layout.entries if entry.kind != "trainable"]

@@ -30,7 +30,8 @@ class Training:
         batch_size: examples of a step; None takes all of the client's.
         deadline_s: wall seconds after which no further step starts; None for a simulated device,
             whose time is in `steps`.
-        model: which of several received models `row` is; None if there was one.
+        model: which of several received models `row` is; None if there was one, or it is a mixture.
+        mixture: shares of several received models in `row`, shape (k,); None if it is no mixture.
     """
 
     seed: int
@@ -46,6 +47,7 @@ class Training:
     batch_size: int | None
     deadline_s: float | None
     model: int | None = None
+    mixture: NDArray[np.float64] | None = None
 
     @property
     def examples(self) -> int:

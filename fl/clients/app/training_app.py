@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fl.checks import read_if
 from fl.clients.app.batching import Batching, Mode, check_mode
-from fl.clients.app.choosing import Chooser
+from fl.clients.app.choosing import SMOOTHING_KEY, Chooser, mixed
 from fl.clients.app.downlink import Downlink, is_compressed
 from fl.clients.app.home import Home
 from fl.clients.app.inbox import (
@@ -38,6 +38,7 @@ from fl.clients.app.replica import Replica
 from fl.clients.app.trainer import Trainer
 from fl.clients.app.training import Training, moved
 from fl.clients.app.uplink import Uplink
+from fl.clients.contact import Contact
 from fl.clients.correction import Corrected, Correction
 from fl.clients.local_first import LocalFirst
 from fl.clients.local_layers import LocalLayers
@@ -61,6 +62,7 @@ _OBEYED = (
     "local-steps",
     "deadline-s",
     "elapsed-s",
+    SMOOTHING_KEY,
 )  # whatever the rule
 
 
@@ -93,7 +95,7 @@ class TrainingApp(ClientApp, PlannedApp):
     and "elapsed-s". Other keys are somebody else's and are ignored.
 
     A message may carry several models: the client goes on with the one that has the lowest loss on
-    its training examples, see `fl.clients.app.choosing`.
+    its training examples, or with a mixture of them, see `fl.clients.app.choosing`.
 
     A deadline bounds the time of training: the client does as many whole steps as fit, and at least
     one, since a device learns what a step takes by doing it; its partial work counts like full
@@ -128,6 +130,7 @@ class TrainingApp(ClientApp, PlannedApp):
         rule: what a local step does.
         correction: of the gradients that the rule follows; None leaves them as they are.
         local_layers: which layers stay with the client; None keeps none there.
+        contact: when a client ends its task before all of the local work is done; None never does.
         batch_size: examples of a step; None takes all of the client's.
         local_epochs: passes over the client's examples in a task; None if `local_steps` is set.
         local_steps: steps of a task, however many epochs these are; None if `local_epochs` is set.
@@ -164,6 +167,7 @@ class TrainingApp(ClientApp, PlannedApp):
         *,
         correction: Correction | None = None,
         local_layers: LocalLayers | None = None,
+        contact: Contact | None = None,
         batch_size: int | None = 32,
         local_epochs: int | None = 1,
         local_steps: int | None = None,
@@ -202,11 +206,17 @@ class TrainingApp(ClientApp, PlannedApp):
                 f"evaluate_on is 'test', but data {data.name!r} has no held-out examples for each "
                 "client: set it to 'train'"
             )
+        if contact is not None and not isinstance(contact, Contact):
+            raise ConfigError(
+                f"contact is {contact!r:.80}; it must be null, or have a _target_ that makes a "
+                "fl.clients.Contact"
+            )
         self.device = _found_device(device)
         self.data = data
         self.optimizer = rule
         self.correction = correction
         self.local_layers = local_layers
+        self.contact = contact
         self.rule = rule if correction is None else _corrected(rule, correction)
         if local_layers is not None and local_layers.first is not None:
             self.rule = _local_first(rule, correction, local_layers.first)
@@ -230,7 +240,9 @@ class TrainingApp(ClientApp, PlannedApp):
         if correction is not None:
             correction.check_model(self._model)
         self.batching: Mode = batching
-        self._inbox = Inbox(self.home, self.rule, type(correction or rule).__name__)
+        seconds = None if contact is None else contact.seconds
+        watching = contact if contact is not None and contact.watches else None
+        self._inbox = Inbox(self.home, self.rule, type(correction or rule).__name__, seconds)
         self._planner = Planner(
             self._model,
             self.home.whole,
@@ -241,6 +253,7 @@ class TrainingApp(ClientApp, PlannedApp):
             local_steps=local_steps,
             drop_last=drop_last,
             evaluate_on=self.evaluate_on,
+            open_end=watching is not None,
         )
         self._trainer = Trainer(
             self._model,
@@ -253,6 +266,7 @@ class TrainingApp(ClientApp, PlannedApp):
             batching=batching,
             device=self.device,
             has_mods=self._has_mods,
+            contact=watching,
         )
         self._outbox = Outbox(self.home, self.rule)
         self._chooser = Chooser(self._model, self.home.whole, data, self.device)
@@ -272,6 +286,7 @@ class TrainingApp(ClientApp, PlannedApp):
         """Whether clients may keep something: layers, or of their rule, compressed links, mods."""
         links = bool(self.uplink or self.downlink)
         own = self.home.keeps or not self.rule.returns_only_the_model
+        own = own or (self.contact is not None and self.contact.watches)
         return own or self._has_mods or links
 
     def memory_bytes(self) -> int:
@@ -289,6 +304,8 @@ class TrainingApp(ClientApp, PlannedApp):
         instructions: Instructions = payload.read_by(self)
         known = self._reply_bytes
         reply_bytes = known and known[instructions.num_models > 1]
+        if instructions.smoothing is not None:
+            reply_bytes = None
         return self._planner.plan(
             instructions, message_type, partition, seconds_per_flop, reply_bytes
         )
@@ -326,6 +343,17 @@ class TrainingApp(ClientApp, PlannedApp):
             ConfigError: one would.
         """
         self._planner.check_batches(config, least)
+
+    def check_steps(self, config: Mapping[str, Any]) -> None:
+        """Checks that some client does as many steps as the rule needs to move at all.
+
+        Args:
+            config: that every `train` message would bring.
+
+        Raises:
+            ConfigError: none does.
+        """
+        self._planner.check_steps(config)
 
     def reads(self, key: str) -> bool:
         """Returns whether a client obeys a key of a message's configuration."""
@@ -552,8 +580,15 @@ class TrainingApp(ClientApp, PlannedApp):
             )
         rows = self.data.rows(partition % self.data.num_partitions, sent_s)
         models = [self.home.completed(*model, state) for model in instructions.models]
-        chosen = self._chooser.best(models, rows)
-        row, others = models[chosen]
+        chosen, mixture = 0, None
+        if instructions.smoothing is None:
+            chosen = self._chooser.best(models, rows)
+            row, others = models[chosen]
+        else:
+            mixture = self._chooser.shares(models, rows, instructions.smoothing)
+            sent = mixed(self.layout, [own for own, _ in instructions.models], mixture)
+            _, apart = instructions.models[int(mixture.argmax())]
+            row, others = self.home.completed(sent, apart, state)
         return Training(
             seed=seed,
             client=partition,
@@ -567,7 +602,8 @@ class TrainingApp(ClientApp, PlannedApp):
             steps=0,
             batch_size=self._planner.batch_size(instructions.batch_size),
             deadline_s=None,
-            model=chosen if len(models) > 1 else None,
+            model=chosen if len(models) > 1 and mixture is None else None,
+            mixture=mixture,
         )
 
     def _done(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -274,11 +275,21 @@ def _check_unchanged(
 
 
 def source_sha256(paths: Iterable[Path] | None = None) -> str:
-    """Returns the hash of source files, by default of fl's own code and configuration."""
+    """Returns the hash of source files, by default of fl's own code and configuration.
+
+    Its own are hashed once in a process: that runs what it has loaded.
+    """
+    return _own_sha256() if paths is None else _sha256(paths)
+
+
+@cache
+def _own_sha256() -> str:
+    root = Path(str(files("fl")))
+    return _sha256(path for path in root.rglob("*") if path.suffix in _SOURCES)
+
+
+def _sha256(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    if paths is None:
-        root = Path(str(files("fl")))
-        paths = (path for path in root.rglob("*") if path.suffix in _SOURCES)
     for path in sorted(paths):
         digest.update(f"{path.name}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())

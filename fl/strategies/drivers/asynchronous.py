@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from flwr.app import ArrayRecord
 
@@ -17,8 +17,9 @@ from fl.errors import ConfigError
 from fl.strategies.contributions import Contributions
 from fl.strategies.drivers.combining import Combining
 from fl.strategies.drivers.driver import Traits
+from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.server import GlobalModel, Sent, Server, Update
-from fl.strategies.drivers.tasks import Task
+from fl.strategies.drivers.tasks import TTL_S, Task
 from fl.strategies.event_rule import Arrival, Arrivals, Combine, Decision, EventRule
 
 
@@ -53,6 +54,7 @@ class Events(Combining):
             super().traits,
             downlink=not rule.customises,
             clusters=rule.customises,
+            customises=rule.customises,
             proxies=rule.proxies,
         )
 
@@ -69,6 +71,26 @@ class Events(Combining):
     def config(self) -> Mapping[str, Any]:
         """Returns what every message says beside the model."""
         return self.rule.config()
+
+    def within(self, exchange: Exchange) -> Self:
+        """Returns a copy that sends and receives through an exchange.
+
+        Raises:
+            ConfigError: the server is so busy with proxy sets that messages expire before it reads
+                them.
+        """
+        made, proxy, speed = super().within(exchange), exchange.proxy, self.rule.server_flops
+        if self.rule.proxies is not None and proxy is not None and speed is not None:
+            most = max(1, min(filter(None, (self.concurrency, exchange.num_clients)), default=1))
+            seconds = 2 * proxy.flops / speed
+            if most * seconds > TTL_S:
+                raise ConfigError(
+                    f"rule.server_flops is {speed:g}, with which the server takes {seconds:.3g} s "
+                    f"for each contact, and of {most} clients at once the last would be read after "
+                    f"more than the {TTL_S:g} s that messages live: it must be at least "
+                    f"{most * 2 * proxy.flops / TTL_S:.3g}, or null"
+                )
+        return made
 
     def model(self, arrays: ArrayRecord) -> GlobalModel:
         """Returns the server's model, version 0, and those of the clusters beside it."""

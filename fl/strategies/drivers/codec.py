@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from fl.clients.app.choosing import chosen_model, model_key
+from fl.clients.app.choosing import SMOOTHING_KEY, chosen_model, mixed, model_key, shares_of
 from fl.clients.app.downlink import VERSION_KEY
 from fl.clients.app.task_app import TASK_KEY
 from fl.clients.app.uplink import NEXT_KEY, NOT_FINITE, PAYLOAD_KEY, PAYLOAD_STYPE
@@ -97,7 +97,7 @@ class _Model:
 class _Sent:
     """What the server must know of a message to read its reply: w_t, and what the client got.
 
-    Where the client chooses one of several models, `choice` has all of them.
+    Where the client chooses one of several models, or `mixes` them, `choice` has all of them.
     """
 
     model: _Model
@@ -106,6 +106,7 @@ class _Sent:
     held: Row
     version: int
     choice: tuple[Row, ...] = ()
+    mixes: bool = False
 
 
 class Packed(NamedTuple):
@@ -267,7 +268,10 @@ class Codec:
         if content is None:
             content = self._content(message.content, record, version, parts, number, shared, model)
             shared[key] = content
-        sent = _Sent(model, trains(message), w, held, version, choices[id(record)])
+        told: Mapping[str, Any] = message.content.config_records.get(self._config_key, {})
+        choice = choices[id(record)]
+        mixes = bool(choice) and SMOOTHING_KEY in told
+        sent = _Sent(model, trains(message), w, held, version, choice, mixes)
         if content is message.content:
             return Packed(message, sent)
         # Not the app's own object: it may push that again.
@@ -364,7 +368,11 @@ class Codec:
         w = sent.w
         if sent.choice:
             metrics: Mapping[str, Any] = next(iter(reply.content.metric_records.values()), {})
-            w = sent.choice[chosen_model(metrics, len(sent.choice))]
+            k = len(sent.choice)
+            if sent.mixes:
+                w = mixed(layout, sent.choice, shares_of(metrics, k))
+            else:
+                w = sent.choice[chosen_model(metrics, k)]
         base = with_entries(layout, w, record, layout.moving_buffers)
         sender = self._sender(reply.metadata.src_node_id)
         if payload.data == NOT_FINITE:  # for the strategy to see

@@ -29,7 +29,7 @@ from fl.strategies.drivers.node_models import NodeModels
 from fl.strategies.drivers.swarm import Swarm, TaskStart
 from fl.strategies.drivers.tasks import TTL_S, Failures, Tasks
 from fl.strategies.gossip_rule import NodeRule
-from fl.topologies import Topology
+from fl.topologies import Isolated, Topology
 from fl.vectors.layout import FLOAT_BYTES
 from fl.vectors.rows import Row, is_finite
 
@@ -87,6 +87,7 @@ class Decentralized(RuleDriver):
             sends="gradient" if "gradient" in self.rule.needs else "model",
             downlink=False,
             topology=True,
+            alone=isinstance(self.topology, Isolated),
             needs=self.rule.needs,
         )
 

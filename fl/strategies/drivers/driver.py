@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fl.checks import at_least, positive
-from fl.clients import Downlink, Uplink
+from fl.clients import Downlink, Rule, Uplink
 from fl.compression import Channel
 from fl.errors import ConfigError
 from fl.strategies.drivers.exchange import Exchange
@@ -37,6 +37,8 @@ class Traits:
         topology: whether there is one.
         several_models: whether it trains several at once.
         clusters: whether it has a model for each of several clusters of clients.
+        interrupts: whether the server ends a client's local work when it likes.
+        customises: whether clients contact it one by one, and each is sent a model of its own.
         continues: whether a client's tasks are one training, each going on where the last ended.
         root_examples: how many examples the server holds itself, for an aggregator that wants its
             update; None if it does not.
@@ -46,6 +48,8 @@ class Traits:
         needs: vectors beside the model in replies.
         partial: whether clients hold parts of the model: "" all of it, "stays" a part that is the
             same in all rounds, "changes" another from round to round.
+        client_rule: that the server is for; None is any.
+        alone: whether there is nobody to send to.
         known: whether all this is known; anybody's strategy may send what it likes.
     """
 
@@ -57,12 +61,16 @@ class Traits:
     topology: bool = False
     several_models: bool = False
     clusters: bool = False
+    interrupts: bool = False
+    customises: bool = False
     continues: bool = False
     root_examples: int | None = None
     proxies: tuple[int, int] | None = None
     carries: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     partial: Literal["", "stays", "changes"] = ""
+    client_rule: type[Rule] | None = None
+    alone: bool = False
     known: bool = True
 
 

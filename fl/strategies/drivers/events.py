@@ -27,6 +27,7 @@ from fl.checks import at_least, positive
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
 from fl.flower.grid_view import GridView
 from fl.strategies.drivers.driver import RuleDriver, Traits
+from fl.strategies.drivers.replies import any_not_finite
 from fl.strategies.drivers.server import GlobalModel, Sent, Server, Update
 from fl.strategies.drivers.tasks import TTL_S, Failures, Task, Tasks
 
@@ -245,6 +246,8 @@ class EventDriven(RuleDriver):
                 before = self.diverged[name]
                 update, why = self._read(server, task, reply)
                 if update is not None and (refusal := self.unusable(update)) is not None:
+                    # A loss that is NaN, of a model that is huge and finite, say.
+                    self.diverged[name] += any_not_finite(update.metrics)
                     update, why = None, refusal
                     self.leave_out(server, task, refusal)
                     unusable = None if unusable is None else unusable + 1

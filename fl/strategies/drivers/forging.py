@@ -152,7 +152,7 @@ class Forging:
                 server.control.rejected(update.task.message_id)
                 return None
             change = self._layout.with_trained(change, decoded)
-        part = update.task.memo.part
+        part = update.part
         with np.errstate(over="ignore", invalid="ignore"):  # what is sent may be anything
             x = update.start + change
         return replace(update, x=x if part is None else part.put(update.start, part.of(x)))

@@ -44,6 +44,7 @@ from fl.strategies.drivers.edges import Edges, moved
 from fl.strategies.drivers.gossip_step import ReceivedPayload, Step
 from fl.strategies.drivers.swarm import Answer, Swarm
 from fl.strategies.gossip_rule import GossipRule
+from fl.topologies import Isolated
 from fl.vectors.rows import Row, is_finite
 
 
@@ -140,6 +141,12 @@ class Gossip(Decentralized):
         own = self.rule.aggregator
         if chosen is None or (isinstance(chosen, Mean) and chosen.weighted and own is None):
             F = own
+        elif isinstance(self.topology, Isolated):
+            raise ConfigError(
+                f"aggregator is {chosen.name}, and nodes of {type(self.topology).__name__} hear "
+                "nobody, so that there is nothing to combine: leave it out, or choose another "
+                "topology, such as topology=ring"
+            )
         elif own is not None:
             raise ConfigError(
                 f"aggregator is {chosen.name}, and {self.name} is defined by its own, {own.name}: "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,68 @@ from fl.flower.identity import client_of
 from fl.randomness import generator
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.server import Server, Update
-from fl.submodels import Capacity, Fixed, SubModel, SubModels, Whole
+from fl.strategies.sparse import Sparse
+from fl.submodels import (
+    MASK_NUMBER_KEY,
+    Capacity,
+    Fixed,
+    Mask,
+    SubModel,
+    SubModels,
+    Whole,
+    part_of,
+)
+from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
 
 
-class Parts:
+class Division:
+    """What of the model each client is sent: all of it.
+
+    Attributes:
+        divides: whether some are sent less.
+    """
+
+    divides: ClassVar[bool] = False
+
+    def of(self, server: Server, node: int, place: int) -> SubModel | None:
+        """Returns the part that a client is sent now; None is the whole model.
+
+        Args:
+            server: has the model.
+            node: Flower id of the client.
+            place: of the client among those that the round asks.
+        """
+        return None
+
+    def is_known(self, node: int) -> bool:
+        """Returns whether a client keeps which part it is from before."""
+        return False
+
+    def told(self) -> dict[str, int]:
+        """Returns what all clients are told beside the part."""
+        return {}
+
+    def answered(self, update: Update) -> None:
+        """Notes that a client has answered."""
+
+    def failed(self, node: int) -> None:
+        """Notes that a client has not answered: it may have lost what it kept."""
+
+    def measured(
+        self, w: Row, holds: NDArray[np.bool_], places: Sequence[slice]
+    ) -> dict[str, float]:
+        """Returns what is logged of a round's parts, over what clients train.
+
+        Args:
+            w: the model that was sent, shape (d,).
+            holds: which numbers each client held, shape (n, d).
+            places: of what clients train.
+        """
+        return {}
+
+
+class Parts(Division):
     """Extracts the parts of a run's models.
 
     Args:
@@ -29,6 +87,8 @@ class Parts:
     Raises:
         ConfigError: no layer has units that could be left out.
     """
+
+    divides: ClassVar[bool] = True
 
     def __init__(
         self, sub_models: SubModels, exchange: Exchange, server: Server, seed: int
@@ -44,19 +104,13 @@ class Parts:
                 "units=fl.submodels.units_of(model, ...) to fl.strategies.Exchange"
             )
         self.seed = seed
-        self.numbered = server.tasks.clock.virtual
-        self._clients: dict[int, int] = {}  # node of a deployment -> number, as they appear
+        self.numbered = server.tasks.numbered
+        self._clients: dict[int, int] = {}  # node of a grid that does not -> as they appear
         self._of_version = -1
         self._parts: dict[tuple[float, int], SubModel] = {}
 
     def of(self, server: Server, node: int, place: int) -> SubModel | None:
-        """Returns the part that a client is sent now; None is the whole model.
-
-        Args:
-            server: has the model.
-            node: Flower id of the client.
-            place: of the client among those that the round asks.
-        """
+        """Returns the part that a client is sent now; see `Division.of`."""
         t = server.version
         if t != self._of_version:
             self._of_version = t
@@ -72,6 +126,12 @@ class Parts:
         part = self._parts[level, of]
         return part if len(part.positions) < server.model.layout.size else None
 
+    def measured(
+        self, w: Row, holds: NDArray[np.bool_], places: Sequence[slice]
+    ) -> dict[str, float]:
+        """Returns coverage and noise; see `measured`."""
+        return measured(w, holds, places)
+
     def _client(self, node: int) -> int:
         if self.numbered:
             return client_of(node)
@@ -81,9 +141,62 @@ class Parts:
         return generator(self.seed, "sub-models", *key)
 
 
+class OnePart(Division):
+    """The part of the model that the mask of a sparse model has, the same for all clients.
+
+    Args:
+        layout: of the model.
+        state: returns what there is of the model now.
+
+    Attributes:
+        number: of the mask that was last sent, from 1.
+    """
+
+    divides: ClassVar[bool] = True
+
+    def __init__(self, layout: Layout, state: Callable[[], Sparse]) -> None:
+        self.number = 0
+        self._layout = layout
+        self._state = state
+        self._last: tuple[Mask, SubModel] | None = None
+        self._known: dict[int, int] = {}  # node -> number of the mask that it has answered to
+
+    def of(self, server: Server, node: int, place: int) -> SubModel:
+        """Returns the part that a client is sent now; see `Division.of`."""
+        state = self._state()
+        if self._last is None or self._last[0] is not state.mask:
+            self._last = (state.mask, part_of(self._layout, state.layers, state.mask))
+            self.number += 1
+        return self._last[1]
+
+    def is_known(self, node: int) -> bool:
+        """Returns whether a client keeps the mask that was last sent."""
+        return self._known.get(node) == self.number
+
+    def told(self) -> dict[str, int]:
+        """Returns the number of the mask."""
+        return {MASK_NUMBER_KEY: self.number}
+
+    def answered(self, update: Update) -> None:
+        """Notes which mask a client has answered to."""
+        self._known[update.node] = update.config[MASK_NUMBER_KEY]
+
+    def failed(self, node: int) -> None:
+        """Forgets what a client kept."""
+        self._known.pop(node, None)
+
+    def measured(
+        self, w: Row, holds: NDArray[np.bool_], places: Sequence[slice]
+    ) -> dict[str, float]:
+        """Returns the density of what was sent, over what clients train."""
+        mask = self._state().mask
+        held = sum(int(mask[place].sum()) for place in places)
+        return {"density": held / sum(place.stop - place.start for place in places)}
+
+
 def held(updates: Sequence[Update], d: int) -> NDArray[np.bool_]:
     """Returns which numbers of the model each client held, shape (n, d)."""
-    parts = [update.task.memo.part for update in updates]
+    parts = [update.part for update in updates]
     holds = np.ones((len(parts), d), dtype=bool)
     for row, part in zip(holds, parts, strict=True):
         if part is not None:

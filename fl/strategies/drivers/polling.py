@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fl.checks import at_least, positive
 from fl.errors import SimulationError
 from fl.strategies.drivers.combining import Combining
+from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.server import Server, Update
 from fl.strategies.event_rule import Answers, Combine, PollingRule
 from fl.vectors.rows import Row, is_finite
@@ -94,6 +95,11 @@ class Polling(Combining):
     def tells(self) -> Mapping[str, str]:
         """What messages say beside the model, by the argument that it comes from."""
         return {"local-steps": "local_steps"}
+
+    @property
+    def traits(self) -> Traits:
+        """What the strategy is."""
+        return replace(super().traits, interrupts=True)
 
     @property
     def most(self) -> int:

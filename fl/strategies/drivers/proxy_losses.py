@@ -64,7 +64,7 @@ class ProxyLosses:
             rng = generator(seed, "proxy-examples", k)
             self._sets.append(data.tensors(data.train, np.sort(rng.choice(rows, examples, False))))
         self._model = model()
-        self._layout = Layout.of(self._model)
+        self._layout = Layout.of(self._model, frozen=False)
         self._entries = self._layout.carried_of(dict(self._model.named_buffers()))
         forward = flops_per_example(self._model, data.input_shape, self._sets[0][0].dtype).forward
         self.flops = float(forward * clusters * examples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,6 +44,11 @@ def not_reported(metrics: Mapping[str, object], names: Iterable[str]) -> str | N
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _MOST:
             return name
     return None
+
+
+def any_not_finite(metrics: Mapping[str, object]) -> bool:
+    """Returns whether metrics have a NaN or an infinity."""
+    return any(isinstance(x, float) and not math.isfinite(x) for x in metrics.values())
 
 
 def alike(contents: Sequence[RecordDict], weight_key: str) -> list[RecordDict]:

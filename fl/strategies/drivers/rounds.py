@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
@@ -21,14 +21,14 @@ from fl.aggregation import (
     Dropped,
     Fold,
     Guard,
+    Mean,
     check_result,
     shown,
     weight_of,
 )
 from fl.checks import at_least, positive, read_if
-from fl.clients.app.choosing import model_key
+from fl.clients.app.choosing import SMOOTHING_KEY, model_key
 from fl.clients.app.inbox import EVALUATED, EVALUATED_KEY
-from fl.clients.local_optimizer import LR_FACTOR_KEY
 from fl.errors import ConfigError, NoStep
 from fl.flower.records import from_record
 from fl.randomness import generator
@@ -38,14 +38,17 @@ from fl.strategies.adaptive_batch import BatchTest
 from fl.strategies.clusters import Clusters
 from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
-from fl.strategies.drivers.parts import Parts, held, measured
+from fl.strategies.drivers.parts import Division, OnePart, Parts, held
 from fl.strategies.drivers.replies import not_reported
+from fl.strategies.drivers.round_messages import RoundMessages
 from fl.strategies.drivers.round_noise import RoundNoise
+from fl.strategies.drivers.round_rates import RoundRates
 from fl.strategies.drivers.server import GlobalModel, Sent, Server, Update
 from fl.strategies.drivers.tasks import Task
-from fl.strategies.rates import Rate, check_factors, check_rate, factor_of
+from fl.strategies.rates import Rate
 from fl.strategies.round_rule import HasModel, RoundRule, Updates, check_state
-from fl.submodels import SubModels
+from fl.strategies.sparse import Sparse, SparseRule
+from fl.submodels import SparseMask, SubModels
 from fl.vectors.rows import Row
 
 log = logging.getLogger("fl")
@@ -125,8 +128,8 @@ class Rounds(Aggregating):
         noise_scale: decay of the averages by which the gradient noise scale is measured, see
             `fl.strategies.NoiseScale`; None does not measure it.
         batch_size: of the clients, for that; None is all of their examples.
-        sub_models: has clients train parts of the model that fit their devices; None sends all of
-            it.
+        sub_models: has clients train parts of the model that fit their devices, or one part for all
+            whose mask the rule adjusts; None sends all of it.
         batch_test: grows their batches, or the number of clients, by what is measured; None leaves
             both as they are.
         **aggregating: arguments of `Aggregating` but `concurrency` and `patience`.
@@ -138,6 +141,7 @@ class Rounds(Aggregating):
     rules = RoundRule
     example = "FedAvg"
     rule: RoundRule
+    state: HasModel
     reads_timeout = True
     takes_empty = True  # their weight is 0, and the rule's business
 
@@ -163,7 +167,7 @@ class Rounds(Aggregating):
         noise_scale: float | None = None,
         batch_size: int | None = None,
         batch_test: BatchTest | None = None,
-        sub_models: SubModels | None = None,
+        sub_models: SubModels | SparseMask | None = None,
         **aggregating: Any,
     ) -> None:
         self.sub_models = sub_models  # which the name tells, also in errors
@@ -190,15 +194,7 @@ class Rounds(Aggregating):
             raise ConfigError(f"over_selection is {over_selection}; it must be at least 1")
         if deadline_s is not None:
             positive("deadline_s", deadline_s)
-        check_rate("eta_schedule", eta_schedule)
-        check_rate("lr_schedule", lr_schedule)
-        if eta_schedule is not None and not hasattr(rule, "eta"):
-            raise ConfigError(
-                f"eta_schedule is {eta_schedule!r:.80}, and {type(rule).__name__} has no rate eta: "
-                "leave it out, or use lr_schedule"
-            )
-        self.eta_schedule = eta_schedule
-        self.lr_schedule = lr_schedule
+        self.rates = RoundRates(rule, eta_schedule, lr_schedule)
         self.selection = UniformSampling() if selection is None else selection
         if self.wants_own_update and not rule.folds:
             raise ConfigError(
@@ -225,19 +221,33 @@ class Rounds(Aggregating):
             )
         self.batch_size = batch_size
         self.noise = RoundNoise(noise_scale, batch_size, batch_test)
-        if sub_models is not None:
+        if sub_models is not None or rule.prunes:
             self._check_sub_models(sub_models)
 
-    def _check_sub_models(self, sub_models: SubModels) -> None:
+    def _check_sub_models(self, sub_models: SubModels | SparseMask | None) -> None:
         """Raises ConfigError if the method is none for parts of a model."""
-        if not isinstance(sub_models, SubModels):
+        kind = SparseMask if self.rule.prunes else SubModels
+        if not isinstance(sub_models, kind):
             raise ConfigError(
-                f"sub_models is {sub_models!r:.80}; it must be null, or have a _target_ that makes "
-                "a fl.submodels.SubModels"
+                f"sub_models is {sub_models!r:.80}; with {type(self.rule).__name__} it must "
+                f"{'' if self.rule.prunes else 'be null, or '}have a _target_ that makes a "
+                f"fl.submodels.{kind.__name__}"
+            )
+        if self.rule.alone and self.robust:
+            raise ConfigError(
+                f"aggregator is {self.aggregator.name}, and the first {self.rule.alone} rounds of "
+                f"{self.name} go by what one client sends: use aggregator=mean, or set "
+                "rule.initial_rounds to 0"
             )
         for given, why in (
-            (self.rule.carries or self.rule.needs, "vectors of the whole model travel beside it"),
-            (not self.rule.folds, "it looks at more of the changes than their mean"),
+            (
+                not self.rule.prunes and (self.rule.carries or self.rule.needs),
+                "vectors of the whole model travel beside it",
+            ),
+            (
+                not self.rule.prunes and not self.rule.folds,
+                "it looks at more of the changes than their mean",
+            ),
             (self.rule.num_models > 1, "it has several models"),
             (self.noise.scale is not None, "noise_scale compares changes of the whole model"),
             (
@@ -259,7 +269,7 @@ class Rounds(Aggregating):
     @property
     def name(self) -> str:
         """Of the rule, and of the parts that clients hold, for messages."""
-        if self.sub_models is None:
+        if not isinstance(self.sub_models, SubModels):
             return super().name
         return f"{super().name} with {type(self.sub_models.extraction).__name__}"
 
@@ -267,8 +277,7 @@ class Rounds(Aggregating):
     def tells(self) -> Mapping[str, Any]:
         """What every message says beside the model, by the argument that it comes from."""
         told: dict[str, Any] = {key: f"rule.{name}" for key, name in self.rule.tells.items()}
-        if self.lr_schedule is not None:
-            told[LR_FACTOR_KEY] = 1.0
+        told |= self.rates.told(0, 1)
         if self.noise.test is not None:
             told["batch-size"] = "batch_size"
         return told
@@ -301,9 +310,11 @@ class Rounds(Aggregating):
             super().traits,
             aggregates=True,
             downlink=rule.num_models == 1 and parts is None,
-            clusters=rule.clients_choose,
+            clusters=bool(rule.clients_choose),
+            client_rule=rule.client_rule,
             partial="" if parts is None else "stays" if parts.stays else "changes",
-            compressors="any" if parts is None or parts.extraction.slices else "none",
+            compressors="any" if parts is None or parts.slices else "none",
+            needs=() if rule.prunes else self.needs,  # which whoever trains such parts sends
         )
 
     @property
@@ -335,7 +346,19 @@ class Rounds(Aggregating):
             raise ConfigError(
                 f"rule.num_models is {models}, and a round has {n} clients: each model needs one"
             )
-        self.aggregator.check(max(1, n // models))
+        each = max(1, n // models)
+        try:
+            self.aggregator.check(each)
+        except ConfigError as error:
+            if models == 1:
+                raise
+            source = "fraction_train" if self.clients is None else "clients"
+            raise ConfigError(
+                f"{source} is {getattr(self, source)}, so that a round has {n} of {num_clients} "
+                f"clients, {each} for each of the {models} models of {self.name}, and each model's "
+                f"are combined by themselves ({error}): raise "
+                f"{source if n < num_clients else 'num_clients'}, or choose another aggregator"
+            ) from error
         self._check_count(self.cohort(num_clients))
 
     def check_rounds(self, num_rounds: int) -> None:
@@ -345,8 +368,7 @@ class Rounds(Aggregating):
                 f"num_rounds={num_rounds} learns nothing: {self.name} leaves the model as it is "
                 f"before round {self.rule.prepares + 1}"
             )
-        for name in ("eta_schedule", "lr_schedule"):
-            check_factors(name, getattr(self, name), num_rounds, 1)
+        self.rates.check_rounds(num_rounds)
 
     def replies_of(self, num_clients: int) -> int:
         """Returns N of a round that begins when so many clients are available."""
@@ -371,6 +393,10 @@ class Rounds(Aggregating):
             ConfigError: there are to be several, and nothing draws them.
         """
         model = super().model(arrays)
+        if isinstance(self.sub_models, SparseMask) and isinstance(self.rule, SparseRule):
+            layout = self.exchange.layout or model.layout
+            self.state = self.rule.pruned(model.w, self.sub_models.layers(layout))
+            return super().model(model.record_of(self.state.w))
         if not self.rule.clients_choose:
             return model
         k, initial = self.rule.num_models, self.exchange.initial
@@ -402,7 +428,8 @@ class Rounds(Aggregating):
         trained = trained if known is None else list(known.trainable)
         self.places = [slice(entry.offset, entry.offset + entry.size) for entry in trained]
         self.trained = sum(entry.size for entry in trained)
-        self.state: HasModel = self.rule.init(server.w, self.trained)
+        if not self.rule.prunes:  # which `model` has done
+            self.state = self.rule.init(server.w, self.trained)
         if server.model.clusters is not None:
             self.state = self.state._replace(theta=server.model.clusters.models)
         self.known = self.selection.init(server.num_rounds)  # what the selection keeps
@@ -419,12 +446,16 @@ class Rounds(Aggregating):
         self.round_began = math.nan  # of the open round; NaN between rounds
         self.opens_s = math.inf  # when the next round is to open, after one of nobody
         self.folded: Fold | None = None
-        self.sending: tuple[int, list[Row]] | None = None  # the rule's models, of which version
-        self.lr_factor: float | None = None  # of the clients' rate, in the last round with a step
-        self.parts: Parts | None = None
-        if self.sub_models is not None:
-            self.parts = Parts(self.sub_models, self.exchange, server, self.seed)
+        division = Division()
+        if isinstance(self.sub_models, SubModels):
+            division = Parts(self.sub_models, self.exchange, server, self.seed)
+        elif self.rule.prunes:
+            division = OnePart(layout, lambda: cast(Sparse, self.state))
+        self.messages = RoundMessages(
+            self.rule, division, lambda: self.state, self.buffers, self.seed
+        )
         self.noise.begin(self.places)
+        self.rates.begin()
 
     @property
     def is_open(self) -> bool:
@@ -433,6 +464,8 @@ class Rounds(Aggregating):
 
     def num_replies(self, server: Server) -> int:
         """Returns N for a round that begins now."""
+        if server.version < self.rule.alone:
+            return 1
         if self.rule.asks_everybody(self.state):
             return len(server.tasks.nodes())
         return self.noise.clients(self.replies_of(len(server.tasks.nodes())))
@@ -450,6 +483,9 @@ class Rounds(Aggregating):
         """Begins a round if none is going on and enough clients are idle."""
         tasks = server.tasks
         if self.is_open or not tasks.idle() or len(tasks.nodes()) < self.min_available_nodes:
+            return
+        if server.version < self.rule.alone:
+            self._open(server, Choice([min(tasks.idle())]), 1)
             return
         trial, self.known = trial_of(self.selection, self.known, tasks.idle())
         if trial is not None and trial.alone:
@@ -506,51 +542,13 @@ class Rounds(Aggregating):
 
     def _train(self, server: Server, nodes: Sequence[int], waits_for: int) -> list[Task[Sent]]:
         """Sends the model to clients that the rule has train, of which so many make a step."""
-        rng = generator(self.seed, "configs", server.version)
-        configs = self.rule.configs(self.state, server.version + 1, len(nodes), rng)
-        told = [(n, c) for n, c in zip(nodes, configs, strict=True) if c is not None]
-        models = self._models(server)
-        choice: Sequence[Row] = models if self.rule.clients_choose else ()
-        cohorts = np.arange(len(told)) % (1 if choice else len(models))
-        if len(models) > 1 and not choice:
-            generator(self.seed, "cohorts", server.version).shuffle(cohorts)
-        alike: dict[tuple[Any, ...], list[int]] = {}
-        for place, ((node, config), j) in enumerate(zip(told, cohorts.tolist(), strict=True)):
-            part = None if self.parts is None else self.parts.of(server, node, place)
-            alike.setdefault((j, part, *sorted(config.items())), []).append(node)
-        beside_rule: dict[str, Any] = {}
-        if (size := self.noise.told_size) is not None:
-            beside_rule["batch-size"] = size
-        if self.lr_schedule is not None:
-            n = min(waits_for, len(told))
-            beside_rule[LR_FACTOR_KEY] = factor_of(self.lr_schedule, server.version, n)
-        extras, tasks = self.rule.broadcast(self.state), []
-        for (j, part, *pairs), group in alike.items():
-            config, old = dict(pairs), (server.version, models[j])
-            beside = {name: extras[name] for name in self.rule.carried_by(config)}
-            told_group = {**config, **beside_rule}
-            tasks += server.send(
-                group, told_group, old=old, extras=beside, part=part, models=choice, model=j
-            )
-        return tasks
 
-    def _models(self, server: Server) -> Sequence[Row]:
-        """Returns the models that are sent.
+        def told(n: int) -> dict[str, Any]:
+            size = self.noise.told_size
+            rates = self.rates.told(server.version, min(waits_for, n))
+            return rates if size is None else {**rates, "batch-size": size}
 
-        What clients do not train is the server's in those of cohorts, and each one's own in those
-        that clients choose from.
-        """
-        if self.rule.num_models == 1:
-            return [server.w]
-        if self.sending is None or self.sending[0] != server.version:
-            rows = []
-            for model in self.rule.models(self.state):
-                row = np.array(model, dtype=np.float32)
-                for place in () if self.rule.clients_choose else self.buffers:
-                    row[place] = server.w[place]
-                rows.append(server.model.layout.rounded(row))
-            self.sending = (server.version, rows)
-        return self.sending[1]
+        return self.messages.train(server, nodes, told)
 
     def _open(
         self, server: Server, choice: Choice, waits_for: int, trial: Trial | None = None
@@ -591,12 +589,14 @@ class Rounds(Aggregating):
             self.known = self.selection.late(self.known, update.node, update.seconds)
             server.discard(update)
             return
+        self.messages.division.answered(update)
         self.replies.append(self._folded(server, update))
         if len(self.replies) >= self.waits_for or not self.awaited:
             self.close(server)
 
     def failed(self, server: Server, task: Task[Sent]) -> None:
         """Ends the round if nobody else is awaited."""
+        self._unheard(task)
         seconds = server.now - task.sent_s
         seconds = math.inf if seconds >= server.tasks.ttl_s else seconds
         if task.message_id in self.timed:
@@ -629,6 +629,8 @@ class Rounds(Aggregating):
     def close(self, server: Server) -> None:
         """Ends the round: clients that are late are told so, and what has come makes a step."""
         missed = {task.node: server.now - self.round_began for task in self.awaited.values()}
+        for task in self.awaited.values():
+            self._unheard(task)
         if self.abort:
             for task in server.tasks:  # not those that have arrived at this very instant
                 if task.message_id in self.awaited:
@@ -641,6 +643,9 @@ class Rounds(Aggregating):
                 server.discard(update)
         else:
             self.finish(server, replies, missed)
+
+    def _unheard(self, task: Task[Sent]) -> None:
+        self.messages.division.failed(task.node)
 
     def _learn(
         self, server: Server, replies: Sequence[Update], missed: Mapping[int, float]
@@ -685,11 +690,11 @@ class Rounds(Aggregating):
             remedy = "min_available_nodes waits until more clients are there"
             self._abandon(server, usable, NoStep(f"{few}: {error}; {remedy}"))
             return
-        if rates := self._rates(server.version):
+        if rates := self.rates.of(server.version, self.waits_for):
             server.tasks.control.measured(rates)
         clusters = self.rule.clusters(state)
         if server.step(state.w, usable, of_one_version=True, clusters=clusters):
-            self.lr_factor = rates.get("lr_factor", 1.0)
+            self.rates.stepped(rates)
             self.state = state._replace(w=server.w)
             self.results.update(self.latest)
 
@@ -739,7 +744,8 @@ class Rounds(Aggregating):
         clients = self.wanted if self.noise.grows_clients else self.waits_for
         self.noise.measure(server, updates, usable, self.aggregator, clients)
         with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
-            state = self._stepped(server, updates)
+            rates = self.rates.of(server.version, self.waits_for)
+            state = self.rates.step(self.state, updates, rates)
             new = self._with_buffers(server, state.w, updates)
         new = server.model.layout.rounded(np.ascontiguousarray(new, dtype=np.float32))
         check_result("the server", new)
@@ -760,10 +766,13 @@ class Rounds(Aggregating):
             return self.aggregate(server, F, x, weights, name)
 
         holds = None
-        if self.parts is not None:
+        if self.messages.division.divides:
             holds = held(usable, server.w.size)
-            server.tasks.control.measured(measured(server.w, holds, self.places))
+            server.tasks.control.measured(
+                self.messages.division.measured(server.w, holds, self.places)
+            )
             holds = None if holds.all() else holds
+        mixes = self.rule.clients_choose == "mixture"
         with np.errstate(over="ignore"):  # seen in what is made of it
             if self.rule.num_models == 1:
                 deltas = admitted.x - server.w
@@ -783,30 +792,13 @@ class Rounds(Aggregating):
             as_selected=self.weights is not None,
             models=[update.model for update in usable],
             holds=holds,
+            starts=np.stack([update.start for update in usable]) if mixes else None,
+            mixtures=[update.mixture for update in usable] if mixes else (),
+            weighs=isinstance(F, Mean) and F.weighted,
         )
-        if self.sub_models is None or self.sub_models.weighted:
+        if not isinstance(self.sub_models, SubModels) or self.sub_models.weighted:
             return updates
         return updates.unweighted()
-
-    def _stepped(self, server: Server, updates: Updates) -> HasModel:
-        """Returns the rule's next state, at the rates of the round."""
-        rule, state, rates = self.rule, self.state, self._rates(server.version)
-        if "eta" in rates:
-            rule = replace(rule, eta=rates["eta"])  # type: ignore[type-var]
-        if "lr_factor" in rates and self.lr_factor is not None:
-            state = rule.at_rate(state, rates["lr_factor"] / self.lr_factor)
-        made: HasModel = rule.step(state, updates)
-        return made
-
-    def _rates(self, t: int) -> dict[str, float]:
-        """Returns the rates of round t, from 0, that have a schedule; of clients the factor."""
-        rates = {}
-        if self.eta_schedule is not None:
-            eta: float = self.rule.eta  # type: ignore[attr-defined]
-            rates["eta"] = eta * factor_of(self.eta_schedule, t, self.waits_for)
-        if self.lr_schedule is not None:
-            rates["lr_factor"] = factor_of(self.lr_schedule, t, self.waits_for)
-        return rates
 
     def _with_buffers(self, server: Server, w: Row, updates: Updates) -> Row:
         if not self.buffers or self.rule.clients_choose:
@@ -827,7 +819,7 @@ class Rounds(Aggregating):
         """Returns what adds models up as they come, if they need not be held all at once."""
         layout = server.model.layout
         at_once = server.forging is not None or self.selection.keeps_changes or self.noise.needs_all
-        at_once = at_once or self.parts is not None
+        at_once = at_once or self.messages.division.divides
         if not layout.is_large or not self.rule.folds or at_once:
             return None
         return self.aggregator.fold(layout.size)
@@ -867,12 +859,14 @@ class Rounds(Aggregating):
         nodes = server.tasks.nodes()
         count = max(int(self.fraction_evaluate * len(nodes)), self.min_evaluate_nodes)
         chosen = server.sample(nodes, min(count, len(nodes)))
-        models = self._models(server) if self.rule.clients_choose else [server.w]
+        models = self.messages.models(server) if self.rule.clients_choose else [server.w]
         records: dict[str, Any] = {
             model_key(self.arrayrecord_key, j): server.model.record_of(w)
             for j, w in enumerate(models)
         }
         config = ConfigRecord({"server-round": server.version})
+        if self.rule.clients_choose == "mixture":
+            config[SMOOTHING_KEY] = getattr(self.rule, self.rule.tells[SMOOTHING_KEY])
         if self.evaluate_model != EVALUATED[0]:
             config[EVALUATED_KEY] = self.evaluate_model
         records[self.configrecord_key] = config

@@ -10,19 +10,20 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fl.aggregation import check_result
-from fl.clients.app.choosing import chosen_model, model_key
+from fl.clients.app.choosing import SMOOTHING_KEY, chosen_model, mixed, model_key, shares_of
+from fl.clients.app.masks import masks_record, read_masks
 from fl.errors import ConfigError, NoStep
 from fl.flower.carried import carried, median_carried
 from fl.flower.grid_view import Control
 from fl.flower.records import from_record, layout_of, record_vector, to_record, vector_record
 from fl.randomness import generator
 from fl.selection import sample
-from fl.strategies.clusters import Clusters
+from fl.strategies.clusters import Clusters, Mixture
 from fl.strategies.drivers.cluster_models import ClusterModels
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.forging import Forging
 from fl.strategies.drivers.tasks import Task, Tasks
-from fl.submodels import MASKS_KEY, SubModel
+from fl.submodels import MASKS_KEY, SubModel, masked
 from fl.vectors.rows import Row, as_tensor, mean
 
 
@@ -46,6 +47,11 @@ class Sent:
     models: tuple[Row, ...] = ()
     model: int = 0
 
+    @property
+    def mixes(self) -> bool:
+        """Whether the client mixes those models, instead of choosing one."""
+        return bool(self.models) and SMOOTHING_KEY in self.config
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
@@ -59,6 +65,9 @@ class Update:
         statistics: entries of the model that are not in the row.
         extras: vectors that came beside the model, shape (p,) each, by name.
         model: which of the method's models the client has trained from, where there are several.
+        own_start: what it has mixed of them, shape (d,); None if it was sent what it began with.
+        mixture: their shares in that, as the client found them; None likewise.
+        part: what of the model it holds; None is all.
     """
 
     task: Task[Sent]
@@ -68,6 +77,9 @@ class Update:
     statistics: Mapping[str, Array]
     extras: Mapping[str, Row] = field(default_factory=dict)
     model: int = 0
+    own_start: Row | None = None
+    mixture: Mixture | None = None
+    part: SubModel | None = None
 
     @property
     def node(self) -> int:
@@ -96,7 +108,9 @@ class Update:
 
     @property
     def start(self) -> Row:
-        """The model that the client was sent, or has chosen of those, shape (d,)."""
+        """The model that the client was sent, or has chosen or mixed of those, shape (d,)."""
+        if self.own_start is not None:
+            return self.own_start
         sent = self.task.memo
         return sent.models[self.model] if sent.models else sent.w
 
@@ -163,9 +177,10 @@ class GlobalModel:
     ) -> Update:
         """Returns the update in a reply.
 
-        Of a client that was sent a part of the model, all else is as it was sent. A model's record
-        without arrays says that the model is the one that was sent, a vector's
-        that it is 0: neither travels.
+        Of a client that was sent a part of the model, all else is as it was sent. One that was sent
+        single numbers of tensors may return as many others, with their places. A model's record
+        without arrays says that the model is the one that was sent, a vector's that it is 0:
+        neither travels.
 
         Args:
             task: what was asked.
@@ -184,15 +199,41 @@ class GlobalModel:
         metrics: Mapping[str, Any] = next(iter(reply.content.metric_records.values()), {})
         extras = {name: _vector(reply, name, p) for name in needs}
         sent = task.memo
-        model = chosen_model(metrics, len(sent.models)) if sent.models else sent.model
+        model, start, mixture = sent.model, sent.w, None
+        if sent.mixes:
+            mixture = shares_of(metrics, len(sent.models))
+            start = mixed(self.layout, sent.models, mixture)
+        elif sent.models:
+            model = chosen_model(metrics, len(sent.models))
+            start = sent.models[model]
+        own = None if mixture is None else start
         if not len(record):
-            unchanged = sent.models[model] if sent.models else sent.w
-            return Update(task, unchanged, metrics, now, self._carried, extras, model)
-        layout = self.layout if sent.part is None else sent.part.layout
+            return Update(
+                task, start, metrics, now, self._carried, extras, model, own, mixture, sent.part
+            )
+        part = sent.part
+        if part is not None and MASKS_KEY in reply.content:
+            part = self._regrown(part, reply.content[MASKS_KEY])
+        layout = self.layout if part is None else part.layout
         row = from_record(layout, record)
-        if sent.part is not None:
-            row = sent.part.put(sent.w, row)
-        return Update(task, row, metrics, now, carried(layout, record), extras, model)
+        if part is not None:
+            row = part.put(sent.w, row)
+        statistics = carried(layout, record)
+        return Update(task, row, metrics, now, statistics, extras, model, own, mixture, part)
+
+    def _regrown(self, part: SubModel, record: Any) -> SubModel:
+        """Returns the part that a client holds after it has moved the mask that it was sent.
+
+        Raises:
+            ConfigError: it is none of as many numbers of the same tensors.
+        """
+        moved = masked(self.layout, read_masks(self.layout, record))
+        if moved.size != part.size or moved.bitmaps.keys() != part.bitmaps.keys():
+            raise ConfigError(
+                f"the reply's {MASKS_KEY!r} have other numbers of places than the message's; a "
+                "client may move them within their tensors"
+            )
+        return moved
 
     def staleness(self, task: Task[Sent]) -> int:
         """Returns the versions since the one that a task began with."""
@@ -331,6 +372,7 @@ class Server:
         kind: str = "",
         extras: Mapping[str, Row] | None = None,
         part: SubModel | None = None,
+        places: bool = True,
         models: Sequence[Row] = (),
         model: int = 0,
     ) -> list[Task[Sent]]:
@@ -343,6 +385,7 @@ class Server:
             kind: what sort of work it is, if there are several that take different times.
             extras: vectors that the messages carry beside the model, shape (p,) each, by name.
             part: what of the model is sent; None is all.
+            places: say of which single numbers of tensors it is; the clients may know.
             models: those among which each client chooses, instead of a single one.
             model: which of the method's models it is, where each client is sent one of several.
         """
@@ -351,7 +394,8 @@ class Server:
         version, w = (self.version, models[0] if models else self.w) if old is None else old
         choice = tuple(models) if len(models) > 1 else ()
         sent = Sent(version, w, dict(config or {}), part, choice, model)
-        return self.tasks.send(self._content(sent, extras or {}), list(nodes), sent, kind)
+        content = self._content(sent, extras or {}, places=places)
+        return self.tasks.send(content, list(nodes), sent, kind)
 
     def step(
         self,
@@ -405,14 +449,14 @@ class Server:
         """Reports that an update will not be used."""
         self.control.discarded(update.task.message_id, self.staleness(update))
 
-    def _content(self, sent: Sent, extras: Mapping[str, Row]) -> RecordDict:
+    def _content(self, sent: Sent, extras: Mapping[str, Row], *, places: bool) -> RecordDict:
         """Returns the message's content; the same object for equal ones, so it is shared."""
         if self._contents_of != self.version:
             self._contents, self._contents_of = {}, self.version
         told = tuple(sorted(sent.config.items()))
         models = sent.models or (sent.w,)
         beside_key = ((name, id(x)) for name, x in extras.items())
-        key = (*map(id, models), id(sent.part), sent.version, told, *beside_key)
+        key = (*map(id, models), id(sent.part), places, sent.version, told, *beside_key)
         known = self._contents.get(key)
         if known is not None:
             return known[0]
@@ -424,10 +468,8 @@ class Server:
         config = {**self._config, **sent.config, "server-round": sent.version + 1}
         beside = {name: vector_record(as_tensor(x)) for name, x in extras.items()}
         records[config_key] = ConfigRecord(config)
-        if sent.part is not None and sent.part.bitmaps:
-            records[MASKS_KEY] = ArrayRecord(
-                {name: Array(bits) for name, bits in sent.part.bitmaps.items()}
-            )
+        if sent.part is not None and sent.part.bitmaps and places:
+            records[MASKS_KEY] = masks_record(sent.part.bitmaps)
         content = RecordDict({**records, **beside})
         self._contents[key] = content, sent  # kept: of what is gone the id may be another's
         return content

@@ -10,7 +10,8 @@ from together import train_many
 from torch import nn
 
 from fl.clients import Sgd, TrainingApp
-from fl.clients.app.choosing import chosen_model
+from fl.clients.app.choosing import chosen_model, shares_of
+from fl.data import Examples, FederatedData, Partitions
 from fl.errors import ConfigError
 from fl.execution.contract import Payload
 from fl.flower.payload import payload_bytes
@@ -39,6 +40,15 @@ def content_of(models):
     records = {f"arrays.{j}" if j else "arrays": m.state_dict() for j, m in enumerate(models)}
     made = {name: ArrayRecord(values) for name, values in records.items()}
     return RecordDict({**made, "config": ConfigRecord({"server-round": 1})})
+
+
+def constant(*logits):
+    """A model that always says the same."""
+    model = nn.Linear(1, len(logits))
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.copy_(torch.tensor(logits))
+    return model
 
 
 def best(models, data, client):
@@ -124,6 +134,46 @@ def test_statistics_are_those_of_the_model_that_is_taken(data, message_to, conte
     trained = reply.content["arrays"]["0.running_mean"].numpy()
     x, _ = data.client(0)
     np.testing.assert_allclose(trained, 0.1 * x.mean(dim=0).numpy(), atol=1e-6)
+
+
+def test_shares_are_those_of_the_examples_that_each_model_fits_best(message_to, context_of):
+    """Of 10 examples 3 are of class 0, 7 of class 1; each model knows one class, the last none."""
+    examples = Examples(np.zeros((10, 1), np.float32), np.repeat([0, 1], [3, 7]))
+    dealt = Partitions.contiguous((10, 0))
+    data = FederatedData("votes", examples, examples, dealt, 3, (1,))
+    models = [constant(0.0, 9.0, 0.0), constant(9.0, 0.0, 0.0), constant(0.0, 0.0, 9.0)]
+    content = content_of(models)
+    content["config"]["mixture-smoothing"] = 0.5
+    app = TrainingApp(models[0], data, Sgd(1e-9), batch_size=None)
+    reply = app(message_to(content, 0), context_of(0))
+    u = np.array([0.7, 0.3, 0.5]) / 1.5
+    np.testing.assert_allclose(reply.content["metrics"]["mixture"], u)
+    assert "model" not in reply.content["metrics"]
+    mix = sum(
+        share * from_record(app.layout, ArrayRecord(m.state_dict()))
+        for share, m in zip(u, models, strict=True)
+    )
+    np.testing.assert_allclose(from_record(app.layout, reply.content["arrays"]), mix, atol=1e-6)
+    evaluated = app(message_to(content, 0, kind="evaluate"), context_of(0))
+    mixed = constant(*mix[-3:].tolist())
+    loss = evaluate(mixed, data.client(0)).loss
+    assert evaluated.content["metrics"]["loss"] == pytest.approx(loss, rel=1e-5)
+    nobody = app(message_to(content, 1), context_of(1)).content["metrics"]
+    np.testing.assert_allclose(nobody["mixture"], 1 / 3)
+    assert nobody["num-examples"] == 0
+    equal = content_of([models[0]] * 3)
+    equal["config"]["mixture-smoothing"] = 1e-4
+    first = app(message_to(equal, 0), context_of(0)).content["metrics"]["mixture"]
+    np.testing.assert_allclose(first, np.array([1, 1e-4, 1e-4]) / 1.0002)
+
+
+@pytest.mark.parametrize(
+    "said", [None, 0.5, [1.0], [0.5, 0.6], [1.5, -0.5], [float("nan"), 1.0], "ab"], ids=str
+)
+def test_what_are_no_shares_is_refused(said):
+    with pytest.raises(ConfigError, match="mixture"):
+        shares_of({} if said is None else {"mixture": said}, 2)
+    np.testing.assert_array_equal(shares_of({"mixture": [0.25, 0.75]}, 2), [0.25, 0.75])
 
 
 @pytest.mark.parametrize("said", [None, -1, 3, 1.0, True, "1"])

@@ -17,6 +17,7 @@ from fl.clients import (
     ControlVariates,
     LastLayers,
     LocalFirst,
+    LocalLayers,
     LowerLayers,
     Momentum,
     NamedLayers,
@@ -98,10 +99,11 @@ def test_a_norm_belongs_to_the_layer_before_it():
     ("layers", "key"),
     [
         (lambda: LastLayers(count=0), "count"),
-        (lambda: LastLayers(first=1.5), "first"),
+        (lambda: LastLayers(first=1.0), "first"),
         (lambda: LowerLayers(shared=0), "shared"),
         (lambda: NormLayers(kinds="layer"), "kinds"),
         (lambda: NamedLayers(patterns="head"), "patterns"),
+        (lambda: NamedLayers(patterns=[]), "patterns"),
         (lambda: LastLayers(count=9).names(MLP((2,), 2)), "count"),
         (lambda: NamedLayers(patterns=["head.*"]).names(MLP((2,), 2)), "patterns"),
         (lambda: LowerLayers(shared=2).names(MLP((2,), 2)), "shared"),
@@ -166,9 +168,14 @@ def test_training_goes_on_from_the_clients_own_layers_and_the_servers_others(
         np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-7)
 
 
+class NoLayers(LocalLayers):
+    def names(self, model):
+        return []
+
+
 def test_without_local_layers_named_nothing_changes(mlp, train):
     plain = train(mlp, Sgd(0.1))[1][0]
-    named = train(mlp, Sgd(0.1), local_layers=NamedLayers(patterns=[]))[1][0]
+    named = train(mlp, Sgd(0.1), local_layers=NoLayers())[1][0]
     for name, value in values(plain.array_records["arrays"]).items():
         np.testing.assert_array_equal(value, named.array_records["arrays"][name].numpy())
 

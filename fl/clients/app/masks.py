@@ -1,0 +1,43 @@
+"""Bitmaps in messages: which numbers of a model's tensors a part has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from numpy.typing import NDArray
+
+from fl.errors import ConfigError
+from fl.flower.arrays import read_array
+from fl.submodels import MASKS_KEY
+from fl.vectors.layout import Layout
+
+
+def masks_record(bitmaps: Mapping[str, NDArray[np.uint8]]) -> ArrayRecord:
+    """Returns the record of a part's `SubModel.bitmaps`."""
+    return ArrayRecord({name: Array(bits) for name, bits in bitmaps.items()})
+
+
+def read_masks(layout: Layout, record: Any) -> dict[str, NDArray[np.bool_]]:
+    """Returns which numbers of tensors a message has, shape (size,) each.
+
+    Args:
+        layout: of the whole model.
+        record: of the message; anything.
+
+    Raises:
+        ConfigError: the record is none of bitmaps of this model.
+    """
+    sizes = {entry.name: entry.size for entry in layout.floats}
+    masks = {}
+    for name, array in record.items() if isinstance(record, ArrayRecord) else ():
+        bits = read_array(array)
+        if name not in sizes or bits.dtype != np.uint8 or bits.shape != (-(-sizes[name] // 8),):
+            raise ConfigError(
+                f"the message's {MASKS_KEY!r} has {bits.dtype} of shape {bits.shape} for "
+                f"{name!r:.80}; it must have a bit for each number of an entry of the model"
+            )
+        masks[name] = np.unpackbits(bits, count=sizes[name]).astype(bool)
+    return masks
