@@ -85,6 +85,7 @@ class DeployedGrid(GridAround):
 
     Attributes:
         clock: the wall's.
+        numbered: True, as on `SimGrid`.
         control: takes a strategy's reports; clients cannot be told to stop.
         trace: what the server sees: messages, replies, and what became of them; times in s since
             the beginning.
@@ -109,6 +110,7 @@ class DeployedGrid(GridAround):
         super().__init__(grid)
         self.num_clients = num_clients
         self.clock = WallClock()
+        self.numbered = True
         self.trace = Trace()
         self.control = DeployedControl(
             self.trace, lambda: self.now, on_applied, on_step, on_measured

@@ -28,10 +28,6 @@ _OF_THE_SIMULATOR = {
     "executor": "SuperNodes run the clients",
     "checkpoint": "the server of a deployment keeps nothing to resume a run from",
     "date": "clocks of a deployment show the time of their hosts",
-    "personal": (
-        "clients of a deployment are asked by messages, with strategy.fraction_evaluate and "
-        "strategy.evaluate_model=personal"
-    ),
     "fail_fast": "an exception in a ClientApp is an error reply, and in the log of its SuperNode",
 }
 
@@ -117,6 +113,13 @@ def _check_simulator_only(config: DictConfig, defaults: DictConfig) -> None:
                 f"{key} is set, and is of the simulator only: {reason}; leave it out, or the "
                 "+experiment=... that sets it"
             )
+    if config.personal.every is not None:  # which the strategy's goal may have set
+        raise ConfigError(
+            f"personal.every is {config.personal.every}, and is of the simulator only: set it to "
+            "null; clients of a deployment are asked by messages, with "
+            "strategy.fraction_evaluate=0.5 and strategy.evaluate_model=personal, and what they "
+            "reach is target.metric=client_accuracy"
+        )
     for client in _clients(config):
         if client.batching not in ("auto", "off", False):
             raise ConfigError(
@@ -140,8 +143,15 @@ def check_deployable(experiment: Experiment) -> None:
     """Checks that an experiment has no part that only the simulator has.
 
     Raises:
-        ConfigError: it has an attack on what clients send.
+        ConfigError: it has an attack on what clients send, or reads the memory of devices.
     """
+    if experiment.strategy.exchange.levels:
+        raise ConfigError(
+            "strategy.sub_models.capacity is ByMemory, which reads the devices of the fleet, and "
+            "is of the simulator only: set strategy/capacity=fixed and "
+            "strategy.sub_models.capacity.levels, whose entry i is of the SuperNode with "
+            "partition-id=i"
+        )
     attack = experiment.strategy.exchange.attack
     if attack is not None:
         raise ConfigError(

@@ -1,11 +1,12 @@
 """What a strategy asks of a grid beyond Flower's API: time, orders and reports, links of peers.
 
-A grid that has an answer of its own has it as the attribute `clock`, `control` or `peers`. To
-`GridView` every grid has all three; Flower's own get those of a deployment:
+A grid that has an answer of its own has it as the attribute `clock`, `control`, `peers` or
+`numbered`. To `GridView` every grid has all four; Flower's own get those of a deployment:
 
 - the wall clock;
 - a control without effect: a client that was told to stop goes on, and its reply is thrown away;
-- the server as the relay between clients, since Flower has no client-to-client link.
+- the server as the relay between clients, since Flower has no client-to-client link;
+- node ids that say nothing.
 
 On the simulator the clock is virtual, orders reach the fleet, reports the record of the run, and
 what peers send each other is charged to the direct path between them.
@@ -53,6 +54,12 @@ class GridView:
         """The grid's direct links among its clients, or a relay."""
         peers: Peers | None = getattr(self._grid, "peers", None)
         return Relayed(self._grid) if peers is None else peers
+
+    @property
+    def numbered(self) -> bool:
+        """Whether node ids say which client it is (`fl.flower.identity.client_of`)."""
+        numbered: bool = getattr(self._grid, "numbered", False)
+        return numbered
 
 
 # ---- time ----------------------------------------------------------------------------------------

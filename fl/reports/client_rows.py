@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+ACCURACY_EDGES = tuple(k / 20 for k in range(21))
+"""Edges of the bins in which clients are counted by accuracy."""
+
 
 class ClientRow(NamedTuple):
     """One client's result.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fl.errors import ConfigError
 from fl.reports import units
 from fl.reports.atomic import replacing
-from fl.reports.client_rows import ClientRow
+from fl.reports.client_rows import ACCURACY_EDGES, ClientRow
 from fl.reports.files import printable
 from fl.reports.history import COLUMNS, Row
 from fl.reports.runs import Run
@@ -56,7 +56,6 @@ _LARGEST = 1e100  # what is beyond is a gap in a curve
 _MAX_BARS = 40
 _MAX_POINTS = 1000
 _BINS = 200
-_ACCURACY_BINS = 20
 
 AXES = {"time_s": "virtual time", "bytes": "data moved", "round": "round", "energy_j": "energy"}
 """Horizontal axes: virtual time, bytes in both directions, rounds, joules."""
@@ -150,14 +149,18 @@ def personal(rows: Sequence[ClientRow], path: Path | None = None) -> Figure:
         rows: of an evaluation, at least one.
         path: PNG to write, replaced as a whole.
     """
-    edges = np.linspace(0.0, 1.0, _ACCURACY_BINS + 1).tolist()
     with _figure(8.5, 3.9, path) as figure:
         axes: Axes = figure.subplots()
         for k, name in enumerate(rows[0].models):
             accuracies = np.array([row.models[name][1] for row in rows])
             label = f"{name} (mean {accuracies.mean():.3f})"
             axes.hist(
-                accuracies, edges, histtype="step", color=PALETTE[k], linewidth=1.8, label=label
+                accuracies,
+                ACCURACY_EDGES,
+                histtype="step",
+                color=PALETTE[k],
+                linewidth=1.8,
+                label=label,
             )
         axes.set(xlabel="accuracy on the client's own examples", ylabel="clients", xlim=(0, 1))
         axes.set_title(f"What each of {len(rows)} clients has", loc="left")

@@ -24,7 +24,7 @@ import math
 import platform
 import subprocess
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -167,10 +167,18 @@ class RunWriter:
             ConfigError: one of the six is missing, or a value is not a number.
         """
         clean = self._history.append(row)
+        self._write_log(lambda log: log.evaluation(clean, histograms))
+
+    def clients(self, server_round: int, time_s: float, rows: Sequence[ClientRow]) -> None:
+        """Records what each client has; arguments as of `ClientRows.add`."""
+        self._clients.add(server_round, time_s, rows)
+        self._write_log(lambda log: log.clients(server_round, time_s, rows))
+
+    def _write_log(self, write: Callable[[TensorBoardLog], None]) -> None:
         if self._log is None or self._log_failed:
             return
         try:
-            self._log.evaluation(clean, histograms)
+            write(self._log)
         except OSError as error:
             self._log_failed = True  # half an event may be there: written anew at the end
             log.warning(
@@ -178,10 +186,6 @@ class RunWriter:
                 self._log.path,
                 error.strerror,
             )
-
-    def clients(self, server_round: int, time_s: float, rows: Sequence[ClientRow]) -> None:
-        """Records what each client has; arguments as of `ClientRows.add`."""
-        self._clients.add(server_round, time_s, rows)
 
     def finish(
         self,

@@ -5,7 +5,8 @@ axis reads simulated time (from the first evaluation on: evaluate at time 0 to m
 Files are written with tensorboard's own record format; neither torch nor TensorFlow is needed.
 
 Tags: `metrics/<name>` and `cost/<name>` have step = round. `by_bytes/<name>` has step = bytes moved
-in both directions so far (int64), a second horizontal axis. A metric whose name has a slash keeps
+in both directions so far (int64), a second horizontal axis. `<tag>/histogram` is how a metric lies
+over updates or clients. A metric whose name has a slash keeps
 what is before it as its group, unless it is one of these.
 """
 
@@ -15,11 +16,13 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fl.reports.client_rows import ACCURACY_EDGES, ClientRow
 from fl.reports.history import COLUMNS, Row
 from fl.reports.target import Target, better
 
@@ -80,10 +83,26 @@ class TensorBoardLog:
         self._write(
             [_scalar(time_s, *scalar) for scalar in scalars]
             + [
-                _histogram(time_s, tag(name), step, counts)
+                # One bucket for each number that occurred.
+                _histogram(
+                    time_s, name, step, [(k - 0.5, k + 0.5, n) for k, n in sorted(counts.items())]
+                )
                 for name, counts in (histograms or {}).items()
             ]
         )
+
+    def clients(self, server_round: int, time_s: float, rows: Sequence[ClientRow]) -> None:
+        """Appends how many clients have which accuracy, with each model.
+
+        Args: as of `ClientRows.add`.
+        """
+        events = []
+        for name in rows[0].models if rows else ():
+            counts, _ = np.histogram([row.models[name][1] for row in rows], ACCURACY_EDGES)
+            bins = zip(pairwise(ACCURACY_EDGES), counts.tolist(), strict=True)
+            buckets = [(*edges, n) for edges, n in bins]
+            events.append(_histogram(time_s, f"{name}_accuracy", server_round, buckets))
+        self._write(events)
 
     def finish(self, time_s: float, step: int, succeeded: bool, scalars: Row) -> None:
         """Appends the run's closing scalars (tag to number) and its status."""
@@ -249,17 +268,18 @@ def _scalar(time_s: float, name: str, step: int, value: float) -> Any:
     return event_pb2.Event(wall_time=time_s, step=step, summary=summary)
 
 
-def _histogram(time_s: float, name: str, step: int, counts: Mapping[int, int]) -> Any:
+def _histogram(
+    time_s: float, name: str, step: int, buckets: Sequence[tuple[float, float, int]]
+) -> Any:
+    """Returns the event of a metric's histogram: left edge, right edge and count of each bucket."""
     from tensorboard.compat.proto import event_pb2, summary_pb2
     from tensorboard.plugins.histogram import metadata
     from tensorboard.util import tensor_util
 
-    # One bucket for each number that occurred: left edge, right edge, count.
-    buckets = np.array([(k - 0.5, k + 0.5, n) for k, n in sorted(counts.items())])
     value = summary_pb2.Summary.Value(
-        tag=f"{name}/histogram",
+        tag=f"{tag(name)}/histogram",
         metadata=metadata.create_summary_metadata(display_name=None, description=None),
-        tensor=tensor_util.make_tensor_proto(buckets),
+        tensor=tensor_util.make_tensor_proto(np.array(buckets)),
     )
     summary = summary_pb2.Summary(value=[value])
     return event_pb2.Event(wall_time=time_s, step=step, summary=summary)

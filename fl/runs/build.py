@@ -615,8 +615,9 @@ def _ignored_personal(config: DictConfig, holds_out: bool) -> dict[str, str]:
         ignored["personal.held_out"] = "clients have held-out examples by their data or partition"
     tuning = ("steps", "epochs", "lr", "lam")
     if given.every is None:
-        names = ("clients", "local", "rows", *(f"fine_tune.{name}" for name in tuning))
-        return ignored | {f"personal.{n}": "only personal.every reads it" for n in names}
+        own = ("clients", "local", "contacts", "rows")
+        names = (*own, *(f"fine_tune.{name}" for name in tuning))
+        return ignored | {f"personal.{name}": "only personal.every reads it" for name in names}
     if not (given.fine_tune.steps or given.fine_tune.epochs):
         for name in ("lr", "lam"):
             why = "only personal.fine_tune.steps or epochs reads it"

@@ -78,6 +78,7 @@ class SimGrid(Grid):
         clock: the grid's clock, which `fl.flower.grid_view.GridView` finds.
         control: takes orders and reports, which `GridView` finds.
         peers: direct links among the clients, which `GridView` finds.
+        numbered: True, which `GridView` finds: a node id says which client it is.
         train_messages: `train` messages that were sent.
         client_errors: what went wrong in clients' code.
     """
@@ -108,6 +109,7 @@ class SimGrid(Grid):
             self.trace, self._now, self.cancel, on_applied, on_step, on_measured
         )
         self.peers = SimPeers(self.engine, self._push_from_peers)
+        self.numbered = True
         self.client_errors = ClientErrors() if errors is None else errors
         self.train_messages = 0
         self._planner = planner

@@ -17,7 +17,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 # Others are one of these with other values.
 OWN_RULES = ["adamw", "gradient", "microadam", "momentum", "per_fedavg", "pfedme", "sam", "sgd"]
 CORRECTIONS = sorted(path.stem for path in (FOLDER / "correction").glob("*.yaml"))
-SUPPLIED = {"model", "data", "mods", "uplink", "downlink", "correction", "local_layers"}
+SUPPLIED = {"model", "data", "mods", "uplink", "downlink", "correction", "local_layers", "contact"}
 
 
 def keys_of(node) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ NEVER_S = 1e6  # of tasks whose reply the server did not wait for
 
 COMMON = "data=digits partition=iid model.hidden=[16] round_timeout_s=600 views=false"
 ALL = "strategy.fraction_train=1 strategy.min_train_nodes={n} strategy.min_available_nodes={n}"
-ROUNDS = {  # of all clients: a grid shows their replies in the order of the messages
+SOME = "strategy.fraction_train=0.5 strategy.min_train_nodes=2 strategy.min_available_nodes={n}"
+EVALUATE = "strategy.fraction_evaluate=1"
+ROUNDS = {  # which wait for all they ask: a grid shows replies in the order of the messages
     "Flower's, compressed both ways": (
         f"strategy=fedavg {ALL} compressor=ef_topk_int8 compressor@downlink=ef21"
     ),
@@ -36,6 +39,14 @@ ROUNDS = {  # of all clients: a grid shows their replies in the order of the mes
     "vectors beside the model": f"strategy=scaffold {ALL}",
     "two roles": f"strategy=fedamd {ALL} strategy.rule.p=0.5",
     "replicas": "strategy=onebit_adam strategy.rule.warmup=1",
+    "parts of the model": f"strategy=heterofl {SOME}",
+    "layers that stay at home": (
+        f"strategy=fedper {ALL} {EVALUATE} personal.every=null target.metric=client_accuracy"
+    ),
+    "models of their own": (
+        f"strategy=ditto {ALL} {EVALUATE} strategy.evaluate_model=personal personal.every=null "
+        "target.metric=client_accuracy"
+    ),
 }
 PEERS = {  # rounds whose payloads are relayed by the server, which on the simulator pays nothing
     "gossip": "strategy=dpsgd topology=complete strategy.retry_s=0.5",
@@ -153,11 +164,16 @@ def assert_same_model(family: str, overrides: str, directory: Path) -> None:
     for name, array in again.arrays.items():
         np.testing.assert_array_equal(model[name], array.numpy())
     assert run.summary["model_sha256"] == again.summary["model_sha256"]
-    metrics = [{k: v for k, v in row.items() if k in ("round", "accuracy")} for row in run.history]
-    assert metrics == [{k: row[k] for k in ("round", "accuracy")} for row in again.history]
+    assert metrics(run.history) == metrics(again.history)
     if family in ROUNDS:
         for count in ("bytes_down", "bytes_up", "client_updates"):
             assert run.summary["totals"][count] == again.summary["totals"][count]
+
+
+def metrics(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """What rows say of models, and in which round."""
+    said = ("round", "accuracy", "client_accuracy", "client_loss")
+    return [{name: row[name] for name in said if name in row} for row in history]
 
 
 def distance(directory: Path, again: ArrayRecord, initial: ArrayRecord) -> float:

@@ -238,6 +238,16 @@ def test_the_runs_own_settings_are_checked(key, value, reason):
         read_settings({key: value})
 
 
+@pytest.mark.parametrize("strategy", ["fedper", "ditto"])
+def test_a_goal_of_the_simulator_is_refused_with_the_keys_that_replace_it(strategy):
+    overrides = [f"strategy={strategy}", "num_clients=3"]
+    with pytest.raises(ConfigError) as refusal:
+        compose_experiment(overrides)
+    for key in ("personal.every is 5", "fraction_evaluate=", "target.metric=client_accuracy"):
+        assert key in str(refusal.value)
+    compose_experiment([*overrides, "personal.every=null", "target.metric=client_accuracy"])
+
+
 def test_a_fleet_that_a_strategy_has_chosen_for_the_simulator_is_no_obstacle(capsys):
     compose_experiment(["strategy=dpsgd", "num_clients=3"])
     assert "sets topology=ring, client=sgd_step" in capsys.readouterr().out
@@ -262,6 +272,12 @@ def test_attacks_among_peers_are_refused_as_well(tmp_path):
     gossip = overrides_of("gossip", num_clients=3)
     with pytest.raises(ConfigError, match="attack is ALIE, and is of the simulator only"):
         deploy(tmp_path, f"{gossip} attack=alie num_byzantine=1", 3)
+
+
+def test_levels_by_the_memory_of_simulated_devices_are_refused(tmp_path):
+    parts = overrides_of("parts of the model", num_clients=3)
+    with pytest.raises(ConfigError, match=r"strategy.sub_models.capacity is ByMemory.*levels"):
+        deploy(tmp_path, f"{parts} strategy/capacity=by_memory", 3)
 
 
 def test_more_nodes_than_clients_would_be_awaited_in_vain(tmp_path):

@@ -3,7 +3,9 @@ import math
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
+from tensorboard.util.tensor_util import make_ndarray
 
+from fl.reports.client_rows import ClientRow
 from fl.reports.target import Target
 from fl.reports.tensorboard_log import TensorBoardLog, flattened
 
@@ -32,6 +34,27 @@ def test_wall_time_is_virtual_time_and_step_is_the_round(tmp_path, row):
     assert [(s.wall_time, s.step, s.value) for s in scalars] == [(0.0, 0, 0.125), (7200.5, 3, 0.75)]
     (loss,) = read(tmp_path).Scalars("metrics/train_loss")
     assert (loss.wall_time, loss.step, loss.value) == (7200.5, 3, 0.5)
+
+
+def test_clients_are_counted_once_for_each_model_in_the_bin_of_their_accuracy(tmp_path):
+    accuracies = {"global": [0.0, 0.5, 0.5, 0.549], "personal": [1.0, 0.951, 0.949, 0.05]}
+    rows = [
+        ClientRow(i, 10, {name: (0.1, of[i]) for name, of in accuracies.items()}) for i in range(4)
+    ]
+    log = TensorBoardLog(tmp_path, HPARAMS, None)
+    log.clients(4, 60.5, rows)
+    log.clients(5, 70.0, [])
+    found = {}
+    for name in accuracies:
+        (event,) = read(tmp_path).Tensors(f"metrics/{name}_accuracy/histogram")
+        assert (event.wall_time, event.step) == (60.5, 4)
+        buckets = make_ndarray(event.tensor_proto)
+        assert buckets.shape == (20, 3)
+        found[name] = {tuple(b[:2]): b[2] for b in buckets.tolist() if b[2]}
+    assert found == {
+        "global": {(0.0, 0.05): 1, (0.5, 0.55): 3},
+        "personal": {(0.05, 0.1): 1, (0.9, 0.95): 1, (0.95, 1.0): 2},
+    }
 
 
 def test_every_evaluation_is_on_disk_at_once(tmp_path, row):

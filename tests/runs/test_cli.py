@@ -450,6 +450,7 @@ BAD = {
     "client.evaluate_on=train": "client.evaluate_on=train has no effect: FedAvg, as it is configur",
     "strategy.min_evaluate_nodes=3": "clients evaluate only with strategy.fraction_evaluate above",
     "evaluate_every=2 evaluate_every_s=5": "evaluate_every=2 has no effect, as evaluate_every_s",
+    "personal.contacts=true": "personal.contacts=true has no effect: only personal.every reads it",
     "checkpoint.trust=true": "checkpoint.trust=true has no effect: it is for the ServerApps of",
     "strategy=monna topology/weights=lazy": "topology/weights=lazy has no effect: what a node ag",
     "app=gone target.stop=true": "target.stop is true, and the app itself says when its run ends",

@@ -104,8 +104,8 @@ class Parts(Division):
                 "units=fl.submodels.units_of(model, ...) to fl.strategies.Exchange"
             )
         self.seed = seed
-        self.numbered = server.tasks.clock.virtual
-        self._clients: dict[int, int] = {}  # node of a deployment -> number, as they appear
+        self.numbered = server.tasks.numbered
+        self._clients: dict[int, int] = {}  # node of a grid that does not -> as they appear
         self._of_version = -1
         self._parts: dict[tuple[float, int], SubModel] = {}
 

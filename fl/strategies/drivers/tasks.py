@@ -167,6 +167,7 @@ class Tasks(Generic[Memo]):
         self.clock = view.clock
         self.control = view.control
         self.peers = view.peers
+        self.numbered = view.numbered
         self.ttl_s = ttl_s
         self.became_late: list[Task[Memo]] = []
         self._open: dict[str, Task[Memo]] = {}  # a reply may come

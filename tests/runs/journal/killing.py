@@ -27,14 +27,14 @@ ROOT = Path(__file__).parents[3]
 SMALL = ["data=digits", "model=mlp", "model.hidden=[8]", "executor=serial", "partition=iid"]
 SMALL += ["progress=false", "target=null", "views=false"]
 
-# Clients go offline, drop out, crash and lose messages, and keep Adam's moments: a state that is
-# not what it was shows in the model.
-HARSH = [
-    *("client=adamw", "client.rule.keep_moments=true", "client.batch_size=8"),
+# Clients go offline, drop out, crash and lose messages.
+HARSH_FLEET = [
     *("fleet/availability=exponential", "fleet.availability.mean_on_s=0.3"),
     *("fleet.availability.mean_off_s=0.1", "fleet.faults.dropout=0.1", "fleet.faults.crash=0.1"),
     *("fleet.faults.message_loss=0.05", "fleet.faults.detection_s=0.05", "round_timeout_s=2"),
 ]
+# And keep Adam's moments: a state that is not what it was shows in the model.
+HARSH = ["client=adamw", "client.rule.keep_moments=true", "client.batch_size=8", *HARSH_FLEET]
 EARLY = ["strategy.fraction_train=0.5", "strategy.min_train_nodes=2"]
 EARLY += ["strategy.min_available_nodes=2"]
 
@@ -64,6 +64,33 @@ RUNS = {
     ],
 }
 """One run for each kind of driver: a member added here is killed by every test."""
+
+CLUSTERS = [word for word in SMALL if word not in ("data=digits", "partition=iid")]
+KEEPING = {
+    "parts that stay": [
+        *(*SMALL, *HARSH, *EARLY, "strategy=heterofl", "num_clients=8", "num_rounds=5"),
+    ],
+    "parts that change": [
+        *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=random_submodels", "num_clients=8"),
+        "num_rounds=5",
+    ],
+    "a mask that moves": [
+        *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=fedmef", "num_clients=8", "num_rounds=6"),
+        *("strategy.rule.adjust_every=2", "strategy.rule.adjust_until=6"),
+    ],
+    "layers at home": [
+        *(*SMALL, *HARSH, *EARLY, "strategy=fedper", "num_clients=8", "num_rounds=5"),
+        *("personal.every=2", "personal.rows=true"),
+    ],
+    "models of clusters": [
+        *(*CLUSTERS, *HARSH, *EARLY, "strategy=ifca", "num_clients=8", "num_rounds=5"),
+    ],
+    "models of clusters, clients that call": [
+        *(*CLUSTERS, *HARSH, "strategy=cdfl", "partition.drift_s=1"),
+        *("num_clients=8", "num_rounds=12"),
+    ],
+}
+"""One run for each kind of what else a run keeps: parts, personal layers, models of clusters."""
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from killing import RUNS, Run, outcome
+from killing import KEEPING, RUNS, Run, outcome
 
 import fl.runs.journal.recovery as recovery_module
 
@@ -24,7 +24,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def run(name: str) -> Run:
-    return Run(RUNS[name])
+    return Run({**RUNS, **KEEPING}[name])
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +68,11 @@ def test_run_killed_200_times_ends_like_one_that_was_not(
     run: Run, whole: tuple[Any, Path], tmp_path: Path
 ) -> None:
     kill_and_resume(run, whole, tmp_path, 200, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KEEPING, indirect=True)
+def test_run_that_keeps_parts_or_models_of_clients_ends_like_one_that_was_not_killed(
+    run: Run, whole: tuple[Any, Path], tmp_path: Path
+) -> None:
+    kill_and_resume(run, whole, tmp_path, 4, seed=2)
