@@ -649,8 +649,9 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
         game = experiment.data.task == "game"
         names += [name for name in NODE_METRICS if not (game and "accuracy" in name)]
     if experiment.data.clusters is not None:
-        traits = experiment.strategy.traits  # with proxy sets its clusters are the data's
-        names += CLUSTER_METRICS[: 1 + traits.clusters + (traits.proxies is not None)]
+        names += CLUSTER_METRICS[
+            : {"": 1, "one": 2, "mixture": 3}[experiment.strategy.traits.clusters]
+        ]
     if config.lawa.k is not None:
         names += [f"latest_{name}" for name in names]
     if config.personal.every is not None:

@@ -47,6 +47,13 @@ def test_a_target_without_a_goal_is_refused_with_the_goal_as_the_remedy():
         prepare(composed(*NAMED))
 
 
+def test_a_metric_that_only_mixtures_have_is_not_offered_to_who_has_none():
+    with pytest.raises(ConfigError, match=r"^target\.metric is 'mixture_error'") as refused:
+        prepare(composed(*CLUSTERS, "target.metric=mixture_error"))
+    assert "rand_index" in str(refused.value)
+    assert str(refused.value).count("mixture_error") == 1
+
+
 @pytest.mark.parametrize(
     ("overrides", "key"),
     [

@@ -53,7 +53,7 @@ class Events(Combining):
         return replace(
             super().traits,
             downlink=not rule.customises,
-            clusters=rule.customises,
+            clusters="mixture" if rule.customises else "",
             customises=rule.customises,
             proxies=rule.proxies,
         )

@@ -36,7 +36,8 @@ class Traits:
             attack can search against.
         topology: whether there is one.
         several_models: whether it trains several at once.
-        clusters: whether it has a model for each of several clusters of clients.
+        clusters: whether it has a model for each of several clusters of clients, and a client uses
+            "one" of them or a "mixture"; "" if not.
         interrupts: whether the server ends a client's local work when it likes.
         customises: whether clients contact it one by one, and each is sent a model of its own.
         continues: whether a client's tasks are one training, each going on where the last ended.
@@ -60,7 +61,7 @@ class Traits:
     aggregates: bool = False
     topology: bool = False
     several_models: bool = False
-    clusters: bool = False
+    clusters: Literal["", "one", "mixture"] = ""
     interrupts: bool = False
     customises: bool = False
     continues: bool = False

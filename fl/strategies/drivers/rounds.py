@@ -310,7 +310,7 @@ class Rounds(Aggregating):
             super().traits,
             aggregates=True,
             downlink=rule.num_models == 1 and parts is None,
-            clusters=bool(rule.clients_choose),
+            clusters=rule.clients_choose,
             client_rule=rule.client_rule,
             partial="" if parts is None else "stays" if parts.stays else "changes",
             compressors="any" if parts is None or parts.slices else "none",
