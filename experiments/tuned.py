@@ -209,7 +209,8 @@ def report(root: Path, page: Path, against: str, key: str, cost: str = "round") 
     cases = list(dict.fromkeys(overrides(run)[key] for run in of_one))
     parts = []
     for case in cases:
-        runs = {name: final_runs(folder, key, case) for name, folder in methods.items()}
+        found = {name: final_runs(folder, key, case) for name, folder in methods.items()}
+        runs = {name: made for name, made in found.items() if made}  # of methods for this case
         target = target_of(runs[against][0])
         figure = page / f"{re.sub(r'[^0-9a-z]+', '_', case.lower()).strip('_')}.png"
         compare(runs, target.metric, figure, axes=(cost,), target=target.value)

@@ -16,11 +16,11 @@ source "$HERE/../tuned.sh"
 contacts=(strategy.concurrency=null)
 rounds=(strategy.fraction_train=1.0 personal.every=2)
 
-tune cdfl strategy=cdfl "${contacts[@]}" client.rule.lr=0.1,0.3
-tune fedasync strategy=fedasync "${contacts[@]}" client.rule.lr=0.1,0.3
-tune fedsoft strategy=fedsoft "${rounds[@]}" client.rule.lr=0.1,0.3
-tune ifca strategy=ifca "${rounds[@]}" client.rule.lr=0.1,0.3
-tune local strategy=local personal.every=2 client.rule.lr=0.1,0.3
+tune cdfl strategy=cdfl "${contacts[@]}" client.rule.lr=0.1,0.3,1
+tune fedasync strategy=fedasync "${contacts[@]}" client.rule.lr=0.1,0.3,1
+tune fedsoft strategy=fedsoft "${rounds[@]}" client.rule.lr=0.1,0.3,1
+tune ifca strategy=ifca "${rounds[@]}" client.rule.lr=0.1,0.3,1
+tune local strategy=local personal.every=2 client.rule.lr=0.1,0.3,1
 
 CASES=null,30
 final cdfl strategy=cdfl "${contacts[@]}"
