@@ -224,7 +224,7 @@ def report(root: Path, page: Path, against: str, key: str, cost: str = "round") 
 def print_best(folder: Path, key: str, cases: str) -> None:
     """Prints overrides: a line for the cases that have the same best point."""
     alike: dict[Point, list[str]] = {}
-    for case in cases.split(","):
+    for case in re.split(r",(?![^\[]*\])", cases):  # those of a list do not part cases
         order = ranked(folder, key, case)
         best = order[0][0]
         alike.setdefault(best, []).append(case)
