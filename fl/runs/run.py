@@ -237,13 +237,15 @@ def _run_own(
         client_rows=config.personal.rows,
         **_common(config, directory),
     )
-    asked = run.trace.client[run.trace.kind == Event.DISPATCH]
-    if byzantine and not byzantine.intersection(asked.tolist()):
-        log.warning(
-            "attack is set, and nothing was attacked: none of the %d Byzantine clients was asked "
-            "to train; choose a fleet whose clients are there, as fleet=cross_silo, or more rounds",
-            len(byzantine),
-        )
+    if byzantine:
+        asked = run.trace.client[run.trace.kind == Event.DISPATCH]
+        if byzantine.isdisjoint(asked.tolist()):
+            log.warning(
+                "attack is set, and nothing was attacked: none of the %d Byzantine clients was "
+                "asked to train; choose a fleet whose clients are there, as fleet=cross_silo, or "
+                "more rounds",
+                len(byzantine),
+            )
     return run
 
 

@@ -17,7 +17,7 @@ from fl.checks import at_least, positive, within_unit
 from fl.clients.pruning import SCORES_KEY, SQUARES_KEY
 from fl.strategies.round_rule import Updates
 from fl.strategies.sparse import Sparse, SparseRule
-from fl.submodels import Layer
+from fl.submodels import Layer, largest
 from fl.vectors.rows import Row
 
 
@@ -93,8 +93,7 @@ class PruneFL(SparseRule):
         for layer in state.layers:
             held, values = state.mask[layer.place], np.abs(state.w[layer.place])
             fewest = math.floor(ratio * held.sum())
-            order = np.argsort(np.where(held, values, np.inf), kind="stable")
-            kept[layer.place][order[:fewest]] = False
+            kept[layer.place] &= ~largest(np.where(held, -values, -np.inf), fewest)
             weights[layer.place] = True
         candidates = np.flatnonzero(weights & ~kept)
         candidates = candidates[np.argsort(-squares[candidates], kind="stable")]
