@@ -307,16 +307,6 @@ REFUSALS = (
         "ef_topk",
     ),
     Refusal(
-        "Optimized attacks where no aggregator combines updates",
-        lambda c: (
-            c.attack is not None and c.attack.knowledge == "aggregation" and not c.traits.aggregates
-        ),
-        "attack is {attack}",
-        "it searches against the rule that combines updates, and {strategy} has none to show",
-        "use a strategy whose steps have several updates, such as fedavg, fedbuff or monna, or an "
-        "attack that does not know the rule",
-    ),
-    Refusal(
         "Strategies that step by gradients and clients that train",
         lambda c: c.rule is not None and c.steps_by_gradients and not isinstance(c.rule, Gradient),
         "client.rule is {rule}",

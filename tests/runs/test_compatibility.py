@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fl.attacks import IPM, Optimized
+from fl.attacks import IPM
 from fl.clients import (
     APFL,
     AdamW,
@@ -73,10 +73,6 @@ PAIRS = {
     "Compressors that need every client in every round": (
         Combination(such(asked=9), Marina(Qsgd(levels=4), p=0.1), num_clients=10),
         Combination(such(asked=10), Marina(Qsgd(levels=4), p=0.1), num_clients=10),
-    ),
-    "Optimized attacks where no aggregator combines updates": (
-        Combination(SERVER, attack=Optimized(IPM())),
-        Combination(such(aggregates=True), attack=Optimized(IPM())),
     ),
     "Strategies that step by gradients and clients that train": (
         Combination(such(sends="gradient"), rule=Sgd(lr=0.1)),

@@ -21,6 +21,7 @@ from flwr.app import (
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
+from fl.aggregation import Mean
 from fl.clients.app.replica import Replica, trained_shapes
 from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import Channel, PayloadError, Replicated, Shapes
@@ -76,12 +77,7 @@ class Replicas(RuleDriver):
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        return Traits(
-            sends="payload",
-            compressors="none",
-            downlink=False,
-            aggregates=self.rule.aggregator is not None,
-        )
+        return Traits(sends="payload", compressors="none", downlink=False)
 
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError unless every client is a worker."""
@@ -195,6 +191,7 @@ class Replicas(RuleDriver):
             ConfigError: no message can hold what a liar is to send.
         """
         rule, forged = self.rule, list(payloads)
+        F = Mean() if rule.aggregator is None else rule.aggregator
         nodes = [reply.metadata.src_node_id for reply in replies]
         rows = [rule.decode(payload, shapes, self._server) for payload in payloads]
         lying = [i for i, node in enumerate(nodes) if node in self._lying]
@@ -202,7 +199,7 @@ class Replicas(RuleDriver):
             [row for i, row in enumerate(rows) if i not in lying],
             [rows[i] for i in lying],
             generator(self.exchange.seed, "attack", server_round),
-            lambda n, d: (rule.aggregator, self._rng(server_round), self._server.get("result")),
+            lambda n, d: (F, self._rng(server_round), self._server.get("result")),
         )
         if vectors is None:
             return forged
