@@ -21,6 +21,8 @@ from fl.clients import (
     AdamW,
     AnchorSampling,
     Correction,
+    Descent,
+    Direction,
     Gradient,
     LocalOptimizer,
     MicroAdam,
@@ -307,15 +309,27 @@ REFUSALS = (
         "ef_topk",
     ),
     Refusal(
-        "Strategies that step by gradients and clients that train",
-        lambda c: c.rule is not None and c.steps_by_gradients and not isinstance(c.rule, Gradient),
+        "Strategies that step by gradients and clients whose steps have no direction of their own",
+        lambda c: (
+            c.rule is not None
+            and c.steps_by_gradients
+            and not isinstance(c.rule, Gradient | Direction | Descent)
+        ),
         "client.rule is {rule}",
-        "it trains a model, and {strategy} steps by gradients",
-        "use client=gradient, or another strategy",
+        "{strategy} steps by the mean of what clients send, and the mean of its steps, which are "
+        "no multiples of gradients, vanishes elsewhere than that of gradients",
+        "use client=gradient, sam or momentum, or another strategy",
+    ),
+    Refusal(
+        "Strategies that step by gradients and corrections of them",
+        lambda c: c.steps_by_gradients and c.correction is not None,
+        "client.correction is {correction}",
+        "it is about local steps away from the received model, and clients of {strategy} take none",
+        "leave client/correction out, or use another strategy",
     ),
     Refusal(
         "Clients that send gradients and strategies that combine models",
-        lambda c: isinstance(c.rule, Gradient) and not c.steps_by_gradients,
+        lambda c: isinstance(c.rule, Gradient | Direction) and not c.steps_by_gradients,
         "client.rule is {rule}",
         "it trains nothing, and {strategy} combines trained models",
         "use it with strategy=data_parallel, gradient_tracking, onebit_adam, demo or "
@@ -323,7 +337,9 @@ REFUSALS = (
     ),
     Refusal(
         "Vectors beside the model that only one end knows",
-        lambda c: bool(c.lacking) and c.steps_by_gradients == isinstance(c.rule, Gradient),
+        lambda c: (
+            bool(c.lacking) and c.steps_by_gradients == isinstance(c.rule, Gradient | Direction)
+        ),
         "{client}",
         "of it and {strategy} only one knows the vector {lacking!r}",
         "{fitting}, or choose {home}",
@@ -435,7 +451,7 @@ REFUSALS = (
     ),
     Refusal(
         "Clients that forget between tasks that are one training",
-        lambda c: c.traits.continues and bool(c.forgotten),
+        lambda c: (c.traits.continues or c.steps_by_gradients) and bool(c.forgotten),
         "client.rule is {rule}",
         "it forgets its {forgotten} after every task, and workers of {strategy} go on from "
         "where they were",
@@ -565,6 +581,9 @@ def unread_of_clients(
                 unread[name] = f"with {strategy.name}, strategy.{argument} counts instead"
             else:
                 unread[name] = f"{strategy.name} tells clients {key} {value}"
+    if isinstance(app.rule, Direction):
+        for name in ("lr", "round_schedule", "step_schedule"):
+            unread[f"rule.{name}"] = f"with {strategy.name}, clients take no steps"
     if not strategy.evaluates_on_clients:
         unread["evaluate_on"] = (
             f"{strategy.name}, as it is configured, does not have clients evaluate"

@@ -74,9 +74,13 @@ PAIRS = {
         Combination(such(asked=9), Marina(Qsgd(levels=4), p=0.1), num_clients=10),
         Combination(such(asked=10), Marina(Qsgd(levels=4), p=0.1), num_clients=10),
     ),
-    "Strategies that step by gradients and clients that train": (
+    "Strategies that step by gradients and clients whose steps have no direction of their own": (
+        Combination(such(sends="gradient"), rule=AdamW(lr=0.1)),
         Combination(such(sends="gradient"), rule=Sgd(lr=0.1)),
-        Combination(such(sends="gradient"), rule=Gradient()),
+    ),
+    "Strategies that step by gradients and corrections of them": (
+        Combination(such(sends="gradient"), rule=Sgd(lr=0.1), correction=Proximal()),
+        Combination(SERVER, rule=Sgd(lr=0.1), correction=Proximal()),
     ),
     "Clients that send gradients and strategies that combine models": (
         Combination(SERVER, rule=Gradient()),
