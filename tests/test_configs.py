@@ -231,7 +231,11 @@ def test_the_defaults_compose_and_build():
         (["compressor=topk", "feedback=ef", "feedback.decay=3"], "feedback.decay is 3"),
         (["compressor=sign", "feedback=diana"], "DIANA needs an unbiased"),
         (["strategy=fedasync", "preaggregation=nnm"], "does not read preaggregation"),
-        (["strategy=onebit_adam", "compressor=topk"], "compresses both ways itself"),
+        (["strategy=demo", "compressor=topk"], "compresses what there is to send itself"),
+        (
+            ["strategy=onebit_adam", "compressor@downlink=ef21"],
+            "may carry the gradients",
+        ),
         (["attack=ipm"], "num_byzantine is 0 of 12 clients; with an attack it must be"),
         (["num_byzantine=2"], "num_byzantine is 2, but there is no attack"),
         (["attack=label_flip", "num_byzantine=2", "partition.num_partitions=6"], "share 6"),

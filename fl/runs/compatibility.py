@@ -85,11 +85,6 @@ class Combination:
         return self.strategy.traits
 
     @property
-    def compressed(self) -> bool:
-        """Whether anything is compressed."""
-        return self.uplink is not None or self.downlink is not None
-
-    @property
     def steps_by_gradients(self) -> bool:
         """Whether the strategy steps by gradients that clients compute."""
         return self.traits.sends != "model"
@@ -264,10 +259,15 @@ REFUSALS = (
     ),
     Refusal(
         "Compressors and a method that is one",
-        lambda c: c.compressed and c.traits.sends == "payload",
+        lambda c: (
+            c.traits.sends == "payload"
+            and (c.downlink is not None or (c.uplink is not None and not c.sends_tensors))
+        ),
         _COMPRESSED,
-        "{strategy} compresses both ways itself",
-        "leave compressor and downlink out",
+        "{strategy} compresses what there is to send itself, both ways, and all replicas take the "
+        "step of the same bytes",
+        "leave compressor and downlink out; with strategy=onebit_adam a compressor may carry the "
+        "gradients of the warm-up",
     ),
     Refusal(
         "A downlink without a server",

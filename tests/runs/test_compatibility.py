@@ -62,8 +62,8 @@ PAIRS = {
         Combination(SERVER),
     ),
     "Compressors and a method that is one": (
-        Combination(such(sends="payload"), None, Cast("bf16"), rule=Gradient()),
-        Combination(such(sends="gradient"), None, Cast("bf16"), rule=Gradient()),
+        Combination(such(sends="payload", compressors="none"), Cast("bf16"), rule=Gradient()),
+        Combination(such(sends="payload"), Cast("bf16"), rule=Gradient()),
     ),
     "A downlink without a server": (Combination(PEERS, None, Cast("bf16")), Combination(PEERS)),
     "A downlink in a ring": (
