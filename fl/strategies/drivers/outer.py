@@ -150,7 +150,6 @@ class OuterSteps(RuleDriver):
             meets="ring",
             sends="gradient" if self.rule.sends_gradients else "model",
             downlink=False,
-            aggregates=True,
             continues=True,
         )
 
