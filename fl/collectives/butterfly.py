@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl.collectives.collective import Collective, Network, Step, step
+from fl.collectives.collective import Collective, Network, Transfers, step
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Butterfly(Collective):
     communication operations in MPICH", 2005 (from memory).
     """
 
-    def steps(self, network: Network, sizes: Sequence[int]) -> Iterator[Step]:
+    def steps(self, network: Network, sizes: Sequence[int]) -> Iterator[Transfers]:
         """Yields the steps."""
         m, size = len(network), max(sizes)
         power = 1 << (m.bit_length() - 1)

@@ -44,7 +44,7 @@ class Network(Protocol):
         """The site of each rank, shape (M,); all the same where there are none."""
 
 
-class Step(NamedTuple):
+class Transfers(NamedTuple):
     """Transfers of which none waits for another.
 
     One begins when all that its sender was sent, and has sent, in earlier steps has arrived, and
@@ -83,7 +83,7 @@ class Collective(ABC):
     requantises: ClassVar[bool] = False
 
     @abstractmethod
-    def steps(self, network: Network, sizes: Sequence[int]) -> Iterator[Step]:
+    def steps(self, network: Network, sizes: Sequence[int]) -> Iterator[Transfers]:
         """Yields the steps, one after the other.
 
         Args:
@@ -118,7 +118,7 @@ def whole(ranks: ArrayLike) -> Ranks:
     return np.asarray(ranks, dtype=np.intp)
 
 
-def step(sources: ArrayLike, targets: ArrayLike, size: ArrayLike) -> Step:
+def step(sources: ArrayLike, targets: ArrayLike, size: ArrayLike) -> Transfers:
     """Returns a step; one size holds for all of its transfers."""
     i = whole(sources)
-    return Step(i, whole(targets), np.broadcast_to(np.asarray(size, np.float64), i.shape))
+    return Transfers(i, whole(targets), np.broadcast_to(np.asarray(size, np.float64), i.shape))

@@ -9,7 +9,7 @@ from itertools import zip_longest
 import numpy as np
 
 from fl.checks import at_least
-from fl.collectives.collective import Collective, Network, Ranks, Step, step
+from fl.collectives.collective import Collective, Network, Ranks, Transfers, step
 from fl.errors import ConfigError
 
 
@@ -45,7 +45,7 @@ class Hierarchical(Collective):
         if not isinstance(self.rails, bool):
             raise ConfigError(f"rails is {self.rails!r}; it must be true or false")
 
-    def steps(self, network: Network, sizes: Sequence[int]) -> Iterator[Step]:
+    def steps(self, network: Network, sizes: Sequence[int]) -> Iterator[Transfers]:
         """Yields the steps."""
         groups, size = self._groups(network), float(max(sizes))
         by_rails = self.rails and len({len(group) for group in groups}) == 1
@@ -69,21 +69,21 @@ class Hierarchical(Collective):
         return [np.flatnonzero(network.site == site) for site in np.unique(network.site)]
 
 
-def _hops(ring: Ranks, chunk: float, rounds: int) -> Iterator[Step]:
+def _hops(ring: Ranks, chunk: float, rounds: int) -> Iterator[Transfers]:
     """Yields the hops of half an all-reduce, or of a whole one, around a ring."""
     for _ in range(rounds * (len(ring) - 1)):
         yield step(ring, np.roll(ring, -1), chunk)
 
 
-def _gathered(group: Ranks, size: float, *, back: bool) -> Iterator[Step]:
+def _gathered(group: Ranks, size: float, *, back: bool) -> Iterator[Transfers]:
     """Yields what brings a group's chunks to its first rank, or back, one after the other."""
     for rank in group[1:]:
         i, j = (group[0], rank) if back else (rank, group[0])
         yield step([i], [j], size / len(group))
 
 
-def _at_once(parts: Sequence[Iterator[Step]]) -> Iterator[Step]:
+def _at_once(parts: Sequence[Iterator[Transfers]]) -> Iterator[Transfers]:
     """Yields the steps of several, side by side."""
     for steps in zip_longest(*parts):
         there = [one for one in steps if one is not None]
-        yield Step(*(np.concatenate(column) for column in zip(*there, strict=True)))
+        yield Transfers(*(np.concatenate(column) for column in zip(*there, strict=True)))

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from fl.collectives.collective import Reals
-from fl.collectives.ring import Ring
+from fl.collectives.ring import RingAllReduce
 from fl.compression import Codebook, Shapes
 from fl.randomness import generator
 from fl.vectors.rows import Row
@@ -18,7 +18,7 @@ _CODEBOOK = Codebook(bins="uniform", center=False)
 
 
 @dataclass(frozen=True)
-class Int8Ring(Ring):
+class Int8Ring(RingAllReduce):
     """A ring whose partial sums travel as 8-bit codes, each chunk with the codebook of its sum.
 
     The vector is cut into 2 M chunks of ceil(n / 2 M) entries, the last ones shorter, of which two

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl.collectives.collective import Collective, Network, Step, step
+from fl.collectives.collective import Collective, Network, Transfers, step
 
 
 @dataclass(frozen=True)
-class ParameterServer(Collective):
+class ParameterServerAllReduce(Collective):
     """All others send their payload to one rank at the same time, which sends the mean back.
 
         seconds = 2 latency + 2 (M - 1) 8 size / bandwidth of the server
@@ -29,7 +29,7 @@ class ParameterServer(Collective):
         server = int(both.min(axis=1).argmax())
         return [server, *(rank for rank in range(m) if rank != server)]
 
-    def steps(self, network: Network, sizes: Sequence[int]) -> Iterator[Step]:
+    def steps(self, network: Network, sizes: Sequence[int]) -> Iterator[Transfers]:
         """Yields the two steps."""
         others, size = np.arange(1, len(network)), max(sizes)
         yield step(others, np.zeros_like(others), size)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl.collectives.collective import Closed, Collective, Network, Reals, Step
+from fl.collectives.collective import Closed, Collective, Network, Reals, Transfers
 from fl.collectives.ring_order import widest_ring
 from fl.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Ring(Collective):
+class RingAllReduce(Collective):
     """2 (M - 1) hops of a chunk of 1 / M from every rank to the next one.
 
         seconds = 2 (M - 1) max over neighbours of (latency + 8 (size / M) / bandwidth)
@@ -50,15 +50,15 @@ class Ring(Collective):
         """Returns the bytes of the chunks as they travel, shape (M,)."""
         return np.full(m, size / m)
 
-    def steps(self, network: Network, sizes: Sequence[int]) -> Iterator[Step]:
+    def steps(self, network: Network, sizes: Sequence[int]) -> Iterator[Transfers]:
         """Yields the hops."""
         m = len(network)
         ranks, chunks = np.arange(m), self.chunks(m, max(sizes))
         after = (ranks + 1) % m
         for k in range(m - 1):
-            yield Step(ranks, after, chunks[(ranks - 1 - k) % m])
+            yield Transfers(ranks, after, chunks[(ranks - 1 - k) % m])
         for k in range(m - 1):
-            yield Step(ranks, after, chunks[(ranks - k) % m])
+            yield Transfers(ranks, after, chunks[(ranks - k) % m])
 
     def closed(self, network: Network, sizes: Sequence[int]) -> Closed:
         """Returns the formula above; of uneven chunks, with the largest one."""
@@ -80,12 +80,12 @@ class Gather(Collective):
     its successor, and all have all of them.
     """
 
-    def steps(self, network: Network, sizes: Sequence[int]) -> Iterator[Step]:
+    def steps(self, network: Network, sizes: Sequence[int]) -> Iterator[Transfers]:
         """Yields the hops."""
         m = len(network)
         ranks, payloads = np.arange(m), np.asarray(sizes, np.float64)
         for k in range(m - 1):
-            yield Step(ranks, (ranks + 1) % m, payloads[(ranks - k) % m])
+            yield Transfers(ranks, (ranks + 1) % m, payloads[(ranks - k) % m])
 
     def closed(self, network: Network, sizes: Sequence[int]) -> Closed:
         """Returns the formula above: all wait for the slowest transfer of a hop."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fl.collectives.collective import Network, Reals, Step
+from fl.collectives.collective import Network, Reals, Transfers
 
 
 class Times(NamedTuple):
@@ -26,7 +26,7 @@ class Times(NamedTuple):
 
 
 def times(
-    steps: Iterable[Step], network: Network, arrivals: Reals, until: float = math.inf
+    steps: Iterable[Transfers], network: Network, arrivals: Reals, until: float = math.inf
 ) -> Times:
     """Returns what steps cost on the links of a network.
 

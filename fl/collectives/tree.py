@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl.collectives.collective import Collective, Network, Step, step
+from fl.collectives.collective import Collective, Network, Transfers, step
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Tree(Collective):
     on equal links: the fewest messages, for small payloads. The first rank is the root.
     """
 
-    def steps(self, network: Network, sizes: Sequence[int]) -> Iterator[Step]:
+    def steps(self, network: Network, sizes: Sequence[int]) -> Iterator[Transfers]:
         """Yields the steps."""
         m, size = len(network), max(sizes)
         distances = [1 << k for k in range((m - 1).bit_length())]

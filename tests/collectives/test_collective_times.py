@@ -14,8 +14,8 @@ from fl.collectives import (
     Gather,
     Hierarchical,
     Int8Ring,
-    ParameterServer,
-    Ring,
+    ParameterServerAllReduce,
+    RingAllReduce,
     Tree,
     step,
     times,
@@ -67,14 +67,19 @@ def server_s(p, d, alpha, beta):
 )
 def test_eight_ranks_at_a_millisecond_and_a_gigabit(size, ring, butterfly, tree):
     network = equal(8, 1e-3, 8e-9)
-    for collective, seconds in ((Ring(), ring), (Butterfly(), butterfly), (Tree(), tree)):
+    for collective, seconds in ((RingAllReduce(), ring), (Butterfly(), butterfly), (Tree(), tree)):
         assert cost(collective, network, size).finished.max() == pytest.approx(seconds, rel=1e-9)
 
 
 @pytest.mark.parametrize("p", SIZES[1:])
 @pytest.mark.parametrize(
     ("collective", "seconds"),
-    [(Ring(), ring_s), (Butterfly(), butterfly_s), (Tree(), tree_s), (ParameterServer(), server_s)],
+    [
+        (RingAllReduce(), ring_s),
+        (Butterfly(), butterfly_s),
+        (Tree(), tree_s),
+        (ParameterServerAllReduce(), server_s),
+    ],
     ids=lambda x: type(x).__name__,
 )
 def test_on_equal_links_the_steps_take_what_the_closed_form_says(collective, seconds, p):
@@ -93,7 +98,7 @@ def test_a_tree_is_faster_than_a_ring_up_to_the_crossover():
     assert crossover == pytest.approx(235_294, abs=1)
     network = equal(p, alpha, beta)
     for size, tree_wins in ((235_000, True), (236_000, False)):
-        ring, tree = (cost(c, network, size).finished.max() for c in (Ring(), Tree()))
+        ring, tree = (cost(c, network, size).finished.max() for c in (RingAllReduce(), Tree()))
         assert (tree < ring) == tree_wins
 
 
@@ -101,17 +106,19 @@ def test_a_tree_is_faster_than_a_ring_up_to_the_crossover():
 def test_a_butterfly_is_never_slower_than_a_ring_and_both_are_the_same_for_two(p):
     for size in (1, 1000, 10**7):
         network = equal(p, 1e-3, 8e-9)
-        ring, butterfly = (cost(c, network, size).finished.max() for c in (Ring(), Butterfly()))
+        ring, butterfly = (
+            cost(c, network, size).finished.max() for c in (RingAllReduce(), Butterfly())
+        )
         assert butterfly <= ring * (1 + 1e-12)
         if p == 2:
             assert ring == pytest.approx(2 * 1e-3 + size * 8e-9)
 
 
 ALL = [
-    Ring(),
+    RingAllReduce(),
     Butterfly(),
     Tree(),
-    ParameterServer(),
+    ParameterServerAllReduce(),
     Hierarchical(4),
     Hierarchical(4, rails=False),
     Hierarchical(),
@@ -123,10 +130,10 @@ def test_bytes_over_all_edges_are_what_the_ranks_send(p):
     network, size = equal(p, 1e-3, 8e-9), 1_000_003
     power = 2 ** math.floor(math.log2(p))
     expected = {
-        "Ring": 2 * (p - 1) * size,
+        "RingAllReduce": 2 * (p - 1) * size,
         "Butterfly": 2 * (power - 1) * size + 2 * (p - power) * size,
         "Tree": 2 * (p - 1) * size,
-        "ParameterServer": 2 * (p - 1) * size,
+        "ParameterServerAllReduce": 2 * (p - 1) * size,
     }
     for collective in ALL:
         steps = list(collective.steps(network, [size] * p))
@@ -136,9 +143,9 @@ def test_bytes_over_all_edges_are_what_the_ranks_send(p):
         assert sent.sum() >= least * (1 - 1e-9)  # the lower bound of any all-reduce
         if type(collective).__name__ in expected:
             assert sent.sum() == pytest.approx(expected[type(collective).__name__])
-    ring = cost(Ring(), network, size).sent
+    ring = cost(RingAllReduce(), network, size).sent
     np.testing.assert_allclose(ring, 2 * (p - 1) / p * size)
-    np.testing.assert_allclose(Ring().closed(network, [size] * p).sent, ring)
+    np.testing.assert_allclose(RingAllReduce().closed(network, [size] * p).sent, ring)
 
 
 @pytest.mark.parametrize("p", SIZES[1:])
@@ -160,9 +167,9 @@ def test_all_wait_for_a_rank_that_is_late():
     for late in range(4):
         arrivals = np.zeros(4)
         arrivals[late] = 0.5
-        done = cost(Ring(), network, 4, arrivals).finished
+        done = cost(RingAllReduce(), network, 4, arrivals).finished
         np.testing.assert_allclose(done, 6.5)
-    np.testing.assert_allclose(cost(Ring(), network, 4).finished, 6.0)
+    np.testing.assert_allclose(cost(RingAllReduce(), network, 4).finished, 6.0)
 
 
 def random_links(p, seed):
@@ -180,9 +187,9 @@ def test_the_slowest_edge_paces_a_ring_on_any_links(p, seed):
     network, size = random_links(p, seed), 1_000_000
     i = np.arange(p)
     hop = network.delays(i, (i + 1) % p) + 8 * size / p / network.rates(i, (i + 1) % p)
-    done = cost(Ring(), network, size).finished
+    done = cost(RingAllReduce(), network, size).finished
     assert done.max() == pytest.approx(2 * (p - 1) * hop.max())
-    assert Ring().closed(network, [size] * p).seconds == pytest.approx(done.max())
+    assert RingAllReduce().closed(network, [size] * p).seconds == pytest.approx(done.max())
 
 
 def recurrence(network, size, arrivals):
@@ -204,7 +211,7 @@ def test_a_rings_steps_follow_the_recurrence_on_any_links_and_arrivals(seed):
     p, size = 6, 10**6
     network = random_links(p, seed)
     arrivals = np.random.default_rng(seed).uniform(0, 5, p)
-    done = cost(Ring(), network, size, arrivals).finished
+    done = cost(RingAllReduce(), network, size, arrivals).finished
     np.testing.assert_allclose(done, recurrence(network, size, arrivals))
 
 
@@ -227,7 +234,7 @@ def test_two_levels_of_a_gigabyte_by_rails_and_by_gateways_and_flat():
     gateway = cost(Hierarchical(rails=False), network, size).finished.max()
     to_and_fro = 2 * (q - 1) * (1e-6 + size / q * 8 / 100e9)
     assert gateway - to_and_fro == pytest.approx(1.340, abs=5e-4)
-    flat = cost(Ring(), network, size).finished.max()
+    flat = cost(RingAllReduce(), network, size).finished.max()
     assert flat == pytest.approx(1.553, abs=5e-4)
 
 
@@ -235,7 +242,7 @@ def test_two_levels_of_a_gigabyte_by_rails_and_by_gateways_and_flat():
 def test_two_levels_of_which_one_is_single_are_a_ring(rails):
     for q, c in ((1, 5), (5, 1)):
         network, size = two_levels(q, c), 10**8
-        ring = cost(Ring(), network, size).finished.max()
+        ring = cost(RingAllReduce(), network, size).finished.max()
         if q == 1 or rails:
             seconds = cost(Hierarchical(rails=rails), network, size).finished.max()
             assert seconds == pytest.approx(ring)
@@ -258,10 +265,10 @@ def test_flows_from_one_rank_share_its_uplink_and_have_a_window_each():
 
 def test_what_begins_later_than_a_failure_is_not_sent():
     network, size = equal(4, 0.5, 0.5), 4
-    whole = cost(Ring(), network, size)
+    whole = cost(RingAllReduce(), network, size)
     before = -1.0
     for until in np.linspace(0, 7, 29):
-        part = times(Ring().steps(network, [size] * 4), network, np.zeros(4), until)
+        part = times(RingAllReduce().steps(network, [size] * 4), network, np.zeros(4), until)
         assert part.sent.sum() == 4 * min(6, math.ceil(until))  # four transfers of 1 byte a second
         assert part.sent.sum() >= before
         before = part.sent.sum()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fl.collectives import Int8Ring, Ring
+from fl.collectives import Int8Ring, RingAllReduce
 from fl.compression import Codebook, Shapes
 from fl.errors import ConfigError
 
@@ -131,7 +131,7 @@ def test_errors_of_the_hops_add_up_as_squares(m):
 def test_ten_billion_parameters_by_fourteen_are_400_times_fewer_bytes_than_gradients_every_step():
     # INTELLECT-1: 10B parameters, 14 nodes, H = 100; encoded payloads with their codebooks.
     m, n, h = 14, 10**10, 100
-    gradients = h * 2 * Ring().chunks(m, 4 * n).sum()
+    gradients = h * 2 * RingAllReduce().chunks(m, 4 * n).sum()
     outer = 2 * Int8Ring().chunks(m, 4 * n).sum()
     assert gradients / outer == pytest.approx(400, rel=1e-4)
 

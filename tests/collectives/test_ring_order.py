@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from fl.collectives import Ring, widest_ring
+from fl.collectives import RingAllReduce, widest_ring
 from fl.collectives.ring_order import slowest
 from fl.errors import ConfigError
 
@@ -39,4 +39,4 @@ def test_a_hidden_ring_of_fast_edges_is_found_or_nearly_beyond_what_is_exact(m):
 
 def test_an_order_that_does_not_exist_is_refused():
     with pytest.raises(ConfigError, match="order is 'best'"):
-        Ring(order="best")
+        RingAllReduce(order="best")

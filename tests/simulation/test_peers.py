@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Message, RecordDict
 from stand_ins import Client, Scripted, events, fleet_of, grid_of, message_to, times
 
-from fl.collectives import Gather, Ring
+from fl.collectives import Gather, RingAllReduce
 from fl.flower.grid_view import GridView
 from fl.flower.identity import node_id
 from fl.simulation.kernel.trace import Event
@@ -117,9 +117,11 @@ def test_lost_transfers_are_recorded_faults_in_the_given_share() -> None:
 def test_a_ring_takes_twice_m_minus_one_steps_of_its_slowest_edge() -> None:
     grid = grid_of(fleet_of(CLIENTS))
     # Chunks of 100 bytes. A to B 3 + 1 s, B to C 5 + 0.5 s, C to A 4 + 2 s: 4 steps of 6 s.
-    assert GridView(grid).peers.collect([A, B, C], [300] * 3, Ring()).finish_s == 4 * 6.0
+    assert GridView(grid).peers.collect([A, B, C], [300] * 3, RingAllReduce()).finish_s == 4 * 6.0
     # A second one of the same clients waits for the first; a pair has 2 steps of 3 + 1.5 s.
-    assert GridView(grid).peers.collect([A, B], [300] * 2, Ring()).finish_s == 24.0 + 2 * 4.5
+    assert (
+        GridView(grid).peers.collect([A, B], [300] * 2, RingAllReduce()).finish_s == 24.0 + 2 * 4.5
+    )
     grid.sleep(100.0)
     assert grid.engine.bytes_up == 3 * 400 + 2 * 300
     assert grid.engine.energy_j["radio"] == 2.0 * (3 * 24.0 + 2 * 9.0)
@@ -141,7 +143,7 @@ def test_in_a_gathering_ring_every_payload_travels_to_everybody() -> None:
 
 def test_one_client_has_nobody_to_reduce_with() -> None:
     grid = grid_of(fleet_of(CLIENTS))
-    assert GridView(grid).peers.collect([A], [300], Ring()).finish_s == 0.0
+    assert GridView(grid).peers.collect([A], [300], RingAllReduce()).finish_s == 0.0
     grid.sleep(1.0)
     assert grid.engine.bytes_up == 0
 
@@ -169,6 +171,6 @@ def test_a_deployment_relays() -> None:
     assert peers.transfer(A, B, 10, since=2.0) == (2.0, True)
     clock = GridView(Plain()).clock
     before = clock.now()
-    finish_s, nodes, gone = peers.collect([A, B], [10, 20], Ring())
+    finish_s, nodes, gone = peers.collect([A, B], [10, 20], RingAllReduce())
     assert before <= finish_s <= clock.now()
     assert (nodes, gone) == ([A, B], [])

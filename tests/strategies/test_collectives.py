@@ -9,7 +9,7 @@ from stand_ins import Client, Scripted, fleet_of
 
 from fl.aggregation import Median
 from fl.attacks import IPM
-from fl.collectives import Butterfly, Int8Ring, Ring, Tree
+from fl.collectives import Butterfly, Int8Ring, RingAllReduce, Tree
 from fl.compression import Cast, PowerSgd
 from fl.errors import ConfigError
 from fl.models import flops_per_example
@@ -124,7 +124,7 @@ def test_fragments_in_flight_survive_a_failure(mode):
 def test_a_collective_changes_times_and_not_what_workers_get(collective):
     ring, other = (
         run(driven(RULE, workers=3, allreduce=c), 2, workers=3, fleet=islands(3))
-        for c in (Ring(), collective)
+        for c in (RingAllReduce(), collective)
     )
     np.testing.assert_array_equal(ring.rows, other.rows)
     assert other.times[1] == pytest.approx(PHASE_S + 4 * (0.25 + 4.0), rel=0.3)

@@ -38,7 +38,7 @@ from fl.clients.app.island import (
 )
 from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.clients.local_optimizer import FIRST_STEP_KEY
-from fl.collectives import Collective, Failure, Ring
+from fl.collectives import Collective, Failure, RingAllReduce
 from fl.compression import Channel, PayloadError, mean_compressor
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
 from fl.flower.records import from_record, layout_of, to_record
@@ -154,7 +154,7 @@ class OuterSteps(RuleDriver):
             )
         self.aggregator = aggregator if f is None else aggregator.tolerating(f)
         self.drop = drop
-        self.allreduce = Ring() if allreduce is None else allreduce
+        self.allreduce = RingAllReduce() if allreduce is None else allreduce
         self.failure = None if on_failure is None else Failure(on_failure, detection_s, retries)
         self.compress_mean = compress_mean
         self.weighted_by_key = weighted_by_key
