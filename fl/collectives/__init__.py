@@ -1,5 +1,6 @@
 """Collectives: how workers without a server come to have the mean of what they have."""
 
+from fl.collectives.buckets import Bucket, Buckets
 from fl.collectives.butterfly import Butterfly
 from fl.collectives.collective import Closed, Collective, Network, Reals, Transfers, step
 from fl.collectives.failure import Failure
@@ -12,6 +13,8 @@ from fl.collectives.times import Times, times
 from fl.collectives.tree import Tree
 
 __all__ = [
+    "Bucket",
+    "Buckets",
     "Butterfly",
     "Closed",
     "Collective",

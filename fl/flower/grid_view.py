@@ -257,8 +257,9 @@ class Peers(Protocol):
         sizes: Sequence[int],
         by: Collective,
         failure: Failure | None = None,
+        since: float | None = None,
     ) -> Collected:
-        """Has clients take part in a collective, beginning now.
+        """Has clients take part in a collective.
 
         A client takes part in one at a time, in the order of the calls.
 
@@ -268,6 +269,8 @@ class Peers(Protocol):
             by: who sends what to whom.
             failure: what happens if a client goes offline before the end; None leaves it without
                 effect, as if it had done its part before.
+            since: when it begins, s, at most now: it has been on its way while clients computed;
+                None is now.
 
         Returns:
             When it is finished, and whose payloads are in it. A deployment returns the present and
@@ -321,6 +324,7 @@ class Relayed:
         sizes: Sequence[int],
         by: Collective,
         failure: Failure | None = None,
+        since: float | None = None,
     ) -> Collected:
         """Returns the present, and all clients."""
         return Collected(GridView(self._grid).clock.now(), list(nodes), [])

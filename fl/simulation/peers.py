@@ -82,11 +82,13 @@ class SimPeers:
         sizes: Sequence[int],
         by: Collective,
         failure: Failure | None = None,
+        since: float | None = None,
     ) -> Collected:
         """Has clients take part in a collective, see `fl.flower.grid_view.Peers.collect`."""
         queue = self._engine.queue
         size = {client_of(node): n for node, n in zip(nodes, sizes, strict=True)}
-        began = max([queue.now, *(self._reducing.get(client, queue.now) for client in size)])
+        since = queue.now if since is None else since
+        began = max([since, *(self._reducing.get(client, since) for client in size)])
         gone: list[int] = []
         left_over = 0 if failure is None else failure.attempts
         while True:
@@ -141,7 +143,10 @@ class SimPeers:
             self._engine.spend_radio(client, on_s)
             # Sums of fractions of bytes, which rounding may leave above a whole number.
             row = (kind, client, max(0, math.ceil(size * (1 - 1e-12) - 1e-6)), seconds)
-            self._engine.queue.schedule(end, Priority.PROGRESS, self._sent, row)
+            if end > self._engine.queue.now:
+                self._engine.queue.schedule(end, Priority.PROGRESS, self._sent, row)
+            else:  # it has ended while clients computed, and has to be counted now
+                self._sent(row)
 
     def _sent(self, transfer: tuple[Event, int, int, float]) -> None:
         kind, client, size, value = transfer

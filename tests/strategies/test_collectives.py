@@ -9,12 +9,13 @@ from stand_ins import Client, Scripted, fleet_of
 
 from fl.aggregation import Median
 from fl.attacks import IPM
-from fl.collectives import Butterfly, Int8Ring, RingAllReduce, Tree
-from fl.compression import Cast, PowerSgd
+from fl.clients import Gradient
+from fl.collectives import Buckets, Butterfly, Int8Ring, RingAllReduce, Tree
+from fl.compression import Cast, PowerSgd, Shapes
 from fl.errors import ConfigError
 from fl.models import flops_per_example
 from fl.simulation.kernel.trace import Event
-from fl.strategies import DiLoCo, EagerUpdates, LocalSGD, StreamingDiLoCo
+from fl.strategies import DataParallel, DiLoCo, EagerUpdates, LocalSGD, StreamingDiLoCo
 
 D = LAYOUT.size
 STEP_FLOPS = 32 * flops_per_example(MODEL(), (1, 8, 8)).training
@@ -197,3 +198,61 @@ def test_a_failure_mode_out_of_range_is_refused(key, value):
 def test_a_compressed_mean_goes_with_no_other_encoding_and_no_failures(more):
     with pytest.raises(ConfigError, match=f"compress_mean is true.*{next(iter(more))} is"):
         driven(RULE, compressor=PowerSgd(), compress_mean=True, **more)
+
+
+# ---- data-parallel training ----------------------------------------------------------------------
+
+
+def parallel(rounds=3, bps=32 * D, batch_size=32, **of_driver):
+    strategy = driven(DataParallel(optimizer=PLAIN), workers=2, **of_driver)
+    fleet = islands(2, bps=bps)
+    return run(strategy, rounds, rule=Gradient(), fleet=fleet, batch_size=batch_size)
+
+
+def test_buckets_hide_all_but_the_end_of_an_all_reduce_and_change_no_gradient():
+    # A step of 1 s, of which the last 2/3 are the backward pass; 32 bits a number in 32 D bit/s.
+    per_tensor = Buckets(mib=1e-9, first_mib=None)
+    plain, bucketed = parallel(), parallel(buckets=per_tensor)
+    np.testing.assert_array_equal(plain.rows, bucketed.rows)
+    sizes = Shapes.trained(LAYOUT).sizes
+    now = 0.0
+    for step in range(3):
+        f, left = 0.0, D
+        now += 1.0
+        for size in reversed(sizes):
+            left -= size
+            c = 2 * (0.25 + 8 * (4 * size / 2) / (32 * D))
+            f = max(now - left / D * 2 / 3, f) + c
+        now = max(now, f)
+        assert bucketed.times[step + 1] == pytest.approx(now)
+    one = parallel(buckets=Buckets())
+    assert one.times == pytest.approx(
+        plain.times
+    )  # a tiny model is one bucket, and nothing overlaps
+    sent = [sum(r["bytes"] for r in of(got.run.trace, Event.ALL_REDUCE)) for got in (plain, one)]
+    assert sent[0] == sent[1] == 3 * 2 * 4 * D
+
+
+def test_micro_batches_are_one_batch_and_one_all_reduce():
+    one, four = (parallel(batch_size=b, accumulate=k) for b, k in ((32, 1), (8, 4)))
+    np.testing.assert_allclose(one.rows, four.rows, atol=2e-6)
+    assert four.times == pytest.approx(one.times)
+    few = parallel(rounds=1, batch_size=8, accumulate=4)
+    many = parallel(rounds=4, batch_size=8)
+    sent = [sum(r["bytes"] for r in of(got.run.trace, Event.ALL_REDUCE)) for got in (few, many)]
+    assert 4 * sent[0] == sent[1]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"allreduce": Int8Ring()},
+        {"on_failure": "retry"},
+        {"compress_mean": True, "compressor": PowerSgd()},
+        {"rule": LocalSGD(inner_steps=2)},
+    ],
+)
+def test_buckets_are_of_gradients_that_nobody_needs_whole(more):
+    given = {"rule": DataParallel(), **more}
+    with pytest.raises(ConfigError, match=f"{next(iter(more))} is"):
+        driven(given.pop("rule"), buckets=Buckets(), **given)

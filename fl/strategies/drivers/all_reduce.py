@@ -6,6 +6,7 @@ every worker would do for itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from fl.aggregation import Aggregator, Dropped, Guard, Mean
 from fl.clients.app.island import Fragments
-from fl.collectives import Collective, Failure, Gather
+from fl.collectives import Buckets, Collective, Failure, Gather
 from fl.compression import Channel, MeanLink, PayloadError, Receivers
 from fl.errors import ConfigError, NoStep
 from fl.flower.grid_view import Control, Peers
@@ -50,6 +51,7 @@ class AllReduce:
         seed: of aggregators that draw.
         collective: by which payloads are added.
         failure: what happens if a worker goes offline in the middle; None leaves it without effect.
+        buckets: in which gradients travel during the backward pass; None sends them after it.
         compress_mean: the uplink compresses the mean.
     """
 
@@ -62,11 +64,14 @@ class AllReduce:
         *,
         collective: Collective,
         failure: Failure | None = None,
+        buckets: Buckets | None = None,
         compress_mean: bool = False,
     ) -> None:
         self._exchange = exchange
         self._collective = collective
         self._failure = failure
+        self._buckets = buckets
+        self._shapes = cut.shapes
         self._aggregator = aggregator
         self._seed = seed
         uplink, attack = exchange.uplink, exchange.attack
@@ -122,7 +127,13 @@ class AllReduce:
         if self._means:
             self._means[p].forget(node)
 
-    def begin(self, reduction: Reduction, peers: Peers, control: Control) -> float:
+    def begin(
+        self,
+        reduction: Reduction,
+        peers: Peers,
+        control: Control,
+        ends: Sequence[tuple[float, float]] = (),
+    ) -> float:
         """Begins an all-reduce: liars forge their part; returns when it is finished, s.
 
         Args:
@@ -130,6 +141,7 @@ class AllReduce:
                 and who is gone before its end.
             peers: the workers' links.
             control: is told what is forged, and what of that nobody can use.
+            ends: when each worker's last step ended, and how long it took, s; read with buckets.
 
         Raises:
             ConfigError: the compressor needs every client, and some are missing.
@@ -146,6 +158,13 @@ class AllReduce:
         sent = reduction.sent
         by = self._collective if self.adds else Gather()
         sizes = [one.size for one in sent.values()]
+        if self._buckets is not None:
+            finish_s = 0.0
+            for bucket in self._buckets.of(self._shapes[reduction.fragment].sizes):
+                parts = [math.ceil(bucket.share * size) for size in sizes]
+                since = self._buckets.ready_s(bucket, ends)
+                finish_s = peers.collect(list(sent), parts, by, since=since).finish_s
+            return finish_s
         got = peers.collect(list(sent), sizes, by, self._failure)
         reduction.gone = set(got.gone)
         if sent and not got.nodes:

@@ -38,7 +38,7 @@ from fl.clients.app.island import (
 )
 from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.clients.local_optimizer import FIRST_STEP_KEY
-from fl.collectives import Collective, Failure, RingAllReduce
+from fl.collectives import Buckets, Collective, Failure, RingAllReduce
 from fl.compression import Channel, PayloadError, mean_compressor
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
 from fl.flower.records import from_record, layout_of, to_record
@@ -48,6 +48,7 @@ from fl.strategies.drivers.all_reduce import AllReduce, adds
 from fl.strategies.drivers.driver import RuleDriver, Traits
 from fl.strategies.drivers.events import EvaluateFn, wait_for_nodes
 from fl.strategies.drivers.exchange import Exchange
+from fl.strategies.drivers.outer_checks import check_together
 from fl.strategies.drivers.outer_run import OuterRun, Participant, Segment
 from fl.strategies.drivers.reduction import ReceivedOuterGradient, Reduction
 from fl.strategies.drivers.tasks import TTL_S, Task, Tasks
@@ -100,6 +101,10 @@ class OuterSteps(RuleDriver):
             `fl.collectives.Failure`; None leaves it without effect, as if it had done its part.
         detection_s: time until the others notice that.
         retries: how often they try again.
+        buckets: in which gradients are all-reduced while the backward pass goes on, for rules whose
+            workers send gradients; None begins when it has ended.
+        accumulate: micro-batches whose mean gradient a worker sends, for the same rules: `no_sync`
+            of PyTorch in all but the last of them.
         f: how many Byzantine workers F is to tolerate, instead of what it says itself; None leaves
             it as it is.
         drop: probability that a worker's outer gradient is lost. It goes on from its own
@@ -131,6 +136,8 @@ class OuterSteps(RuleDriver):
         on_failure: str | None = None,
         detection_s: float = 10.0,
         retries: int = 2,
+        buckets: Buckets | None = None,
+        accumulate: int = 1,
         f: int | None = None,
         drop: float = 0.0,
         compress_mean: bool = False,
@@ -156,9 +163,12 @@ class OuterSteps(RuleDriver):
         self.drop = drop
         self.allreduce = RingAllReduce() if allreduce is None else allreduce
         self.failure = None if on_failure is None else Failure(on_failure, detection_s, retries)
+        self.buckets = buckets
+        at_least("accumulate", accumulate, 1)
+        self.accumulate = accumulate
         self.compress_mean = compress_mean
         self.weighted_by_key = weighted_by_key
-        self._check_mean()
+        check_together(self)
 
     @property
     def traits(self) -> Traits:
@@ -174,7 +184,7 @@ class OuterSteps(RuleDriver):
     @property
     def tells(self) -> Mapping[str, Any]:
         """What every message says beside the model, by the argument that it comes from."""
-        steps = 1 if self.rule.sends_gradients else "rule.inner_steps"
+        steps = "accumulate" if self.rule.sends_gradients else "rule.inner_steps"
         return {"local-steps": steps, FIRST_STEP_KEY: 0}
 
     @property
@@ -276,6 +286,7 @@ class OuterSteps(RuleDriver):
             self.seed,
             collective=self.allreduce,
             failure=self.failure,
+            buckets=self.buckets,
             compress_mean=self.compress_mean,
         )
         config = dict(train_config or {})
@@ -427,7 +438,10 @@ class OuterSteps(RuleDriver):
         if reduction.own:
             tasks, key = run.tasks, (reduction.fragment, reduction.step)
             reduction.refused = run.refused.pop(key, [])
-            reduction.finish_s = run.all_reduce.begin(reduction, tasks.peers, tasks.control)
+            ends = [run.workers[m].last_step for m in reduction.own if m in run.workers]
+            reduction.finish_s = max(
+                tasks.now(), run.all_reduce.begin(reduction, tasks.peers, tasks.control, ends)
+            )
             reduction.missing = [run.workers[m] for m in sorted(reduction.gone) if m in run.workers]
 
     def _finish(self, run: OuterRun, reduction: Reduction) -> None:
@@ -496,7 +510,7 @@ class OuterSteps(RuleDriver):
         config = {
             **run.config,
             "server-round": run.version + 1,
-            "local-steps": stop - worker.step,
+            "local-steps": (stop - worker.step) * self.accumulate,
             FIRST_STEP_KEY: worker.step,
             RESET: worker.reset,
             MERGE: [] if worker.reset else sorted(worker.merge),
@@ -543,6 +557,8 @@ class OuterSteps(RuleDriver):
                 run.refused.setdefault((p, stop), []).append(str(error))
             return
         run.failures.clear()
+        now, steps = run.tasks.now(), (stop - worker.step) * self.accumulate
+        worker.last_step = (now, (now - worker.ready_s) / steps)
         worker.step = stop
         lost = False
         for p, one in sent.items():
@@ -589,26 +605,6 @@ class OuterSteps(RuleDriver):
             raise _NotSent(f"there is no payload of fragment {p}: the worker may have diverged")
         delta = run.all_reduce.read(p, worker.node, array.data)
         return ReceivedOuterGradient(delta, weight, len(array.data), message_id)
-
-    def _check_mean(self) -> None:
-        """Raises ConfigError if what workers get is encoded, and is not the mean of all alike."""
-        requantises, allreduce = self.allreduce.requantises, type(self.allreduce).__name__
-        if not (self.compress_mean or requantises):
-            return
-        first, is_ = ("compress_mean", "true") if self.compress_mean else ("allreduce", allreduce)
-        for name, value, wrong in (
-            ("aggregator", self.aggregator.name, not isinstance(self.aggregator, Mean)),
-            ("weighted_by_key", self.weighted_by_key, self.weighted_by_key is not None),
-            ("drop", self.drop, self.compress_mean and self.drop > 0),
-            ("rule", type(self.rule).__name__, self.rule.own_outer),
-            ("allreduce", allreduce, self.compress_mean and requantises),
-            ("on_failure", self.failure, self.compress_mean and self.failure is not None),
-        ):
-            if wrong:
-                raise ConfigError(
-                    f"{first} is {is_} and {name} is {value}, but what is all-reduced is the "
-                    f"plain mean of all workers, the same for all: leave {first} or {name} out"
-                )
 
     def _weight(self, metrics: Mapping[str, Any]) -> float:
         if self.weighted_by_key is None:
