@@ -73,7 +73,7 @@ TASKS = ["fedast", "sync_st"]
 POLLING = ["quafl", "favas"]
 SERVERLESS = ["dpsgd", "dfedavg", "dfedavgm", "dfedsam", "sgp", "choco", "monna", "adpsgd"]
 REPLICAS = ["onebit_adam", "demo", "just_one_byte"]
-OUTER = ["diloco", "local_sgd", "streaming_diloco", "delayed_updates", "eager_updates"]
+OUTER = ["diloco", "local_sgd", "streaming_diloco", "delayed_updates", "eager_updates", "slowmo"]
 GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking"]
 EVERY = [
     *(

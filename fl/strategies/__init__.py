@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     from fl.strategies.scaffold import SCAFFOLD
     from fl.strategies.sgp import SGP
     from fl.strategies.simultaneous_rule import SimultaneousRule
+    from fl.strategies.slowmo import SlowMo
     from fl.strategies.sparse import CosineSparseRule, SparseRule
     from fl.strategies.streaming_diloco import StreamingDiLoCo
     from fl.strategies.sync_st import SyncST
@@ -125,6 +126,7 @@ __getattr__ = lazily(
         "SAVIC": "fl.strategies.savic",
         "SCAFFOLD": "fl.strategies.scaffold",
         "SGP": "fl.strategies.sgp",
+        "SlowMo": "fl.strategies.slowmo",
         "Answers": "fl.strategies.event_rule",
         "Arrivals": "fl.strategies.event_rule",
         "AsyncFedAvg": "fl.strategies.async_fedavg",
@@ -312,6 +314,7 @@ __all__ = [
     "SimultaneousEvents",
     "SimultaneousRounds",
     "SimultaneousRule",
+    "SlowMo",
     "SparseRule",
     "StreamingDiLoCo",
     "SyncST",
