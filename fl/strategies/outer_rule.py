@@ -132,6 +132,7 @@ class OuterRule(ABC):
         sends_gradients: whether the workers send gradients of the loss.
         own_outer: whether every worker steps for itself, by what it knows, its own outer gradient
             among it.
+        why_no_drop: why no outer gradient may be lost, `OuterSteps`' drop; "" if it may.
     """
 
     inner_steps: int
@@ -142,6 +143,7 @@ class OuterRule(ABC):
     mixing: float = 0.0
     sends_gradients: ClassVar[bool] = False
     own_outer: ClassVar[bool] = False
+    why_no_drop: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         at_least("inner_steps", self.inner_steps, 1)
@@ -220,6 +222,15 @@ class OuterRule(ABC):
             theta, state = self.optimizer.step(outer.theta, delta, outer.optimizer, outer.t)
         check_result("the outer step", theta)
         return Outer(theta, state, outer.t + 1)
+
+
+class OverlappedRule(OuterRule):
+    """A rule whose all-reduce has a whole phase of H inner steps to end."""
+
+    @property
+    def overlap(self) -> int:  # type: ignore[override]  # no choice here
+        """H."""
+        return self.inner_steps
 
 
 def moved(theta: Row, move: Vector) -> Row:
