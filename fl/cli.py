@@ -2,6 +2,7 @@
 
 fl key=value ...      runs one experiment
 fl -m key=a,b ...     a sweep: every combination
+fl init DIR           makes a project with parts of your own
 fl resume DIR         continues a run
 fl report DIR...      makes a page about runs
 fl compare A B        says why two runs differ
@@ -33,7 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fl.errors import ConfigError
 from fl.execution.garbage import START_THRESHOLDS
-from fl.runs import sweep, usage
+from fl.runs import project, sweep, usage
 from fl.runs.composing import files_stay
 from fl.runs.configuration import (
     Given,
@@ -328,6 +329,9 @@ def _command(arguments: list[str]) -> bool:
         from fl.reports import report  # heavy
 
         report.main(arguments[1:])
+        return True
+    if arguments[:1] == ["init"]:
+        project.main(arguments[1:])
         return True
     if arguments[:1] == ["compare"]:
         from fl.reports import difference

@@ -24,6 +24,19 @@ def target_of(config: DictConfig) -> Target | None:
         return Target(**config.target)
 
 
+def metrics_of(config: DictConfig) -> list[str]:
+    """Returns the metrics that are reported beside those that always are.
+
+    Raises:
+        ConfigError: it is no list of names.
+    """
+    which: Any = config.metrics
+    which = OmegaConf.to_container(which) if OmegaConf.is_config(which) else which
+    if not isinstance(which, list) or not all(isinstance(name, str) for name in which):
+        raise ConfigError(f"metrics is {which!r}; it must be a list of names, as [f1,auc]")
+    return list(dict.fromkeys(which))
+
+
 def saved_models(config: DictConfig) -> list[str]:
     """Returns which models the run keeps as files.
 
