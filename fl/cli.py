@@ -40,10 +40,9 @@ from fl.runs.configuration import (
     check_values,
     composition_problems,
     explain,
-    is_choice,
     take_away,
-    without_null,
 )
+from fl.runs.groups import is_choice, without_null
 from fl.runs.journal.command import (
     Resuming,
     check_lost_by,

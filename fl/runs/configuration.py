@@ -35,7 +35,15 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import fl.runs.composing  # noqa: F401  what is composed below is composed once
 from fl.errors import ConfigError, ConfigErrors, SimulationError
-from fl.runs.groups import members_of, parts_of, text, top_groups
+from fl.runs.groups import (
+    is_choice,
+    members_of,
+    named_group,
+    parts_of,
+    text,
+    top_groups,
+    without_null,
+)
 from fl.runs.unread import (
     Unread,
     canonical,
@@ -120,7 +128,7 @@ class Given:
         """Returns what is given for the job that Hydra runs."""
         job = HydraConfig.get()
         overrides: Any = OmegaConf.to_container(job.overrides.task, resolve=False)
-        groups = {o for o in overrides if set(_names(o)) & set(job.runtime.choices)}
+        groups = {o for o in overrides if set(named_group(o)) & set(job.runtime.choices)}
         chosen = [o for o in overrides if o in groups]
         # Composing takes a good part of the time before a run begins.
         same = len(chosen) == len(overrides)
@@ -144,7 +152,7 @@ def _several(overrides: Iterable[str]) -> Iterator[str]:
     parser = OverridesParser.create()
     for override in filter(is_choice, overrides):
         (parsed,) = parser.parse_overrides([override])
-        names, (name, group) = parsed.value(), _names(override)
+        names, (name, group) = parsed.value(), named_group(override)
         if not isinstance(names, list) or len(names) < 2:
             continue
         there = dict(members_of(group))
@@ -156,15 +164,9 @@ def _several(overrides: Iterable[str]) -> Iterator[str]:
             )
 
 
-def _names(override: str) -> tuple[str, str]:
-    """Returns the name of the group that an override may be for, with and without its package."""
-    name = override.lstrip("+~").split("=")[0]
-    return name, name.split("@")[0]
-
-
 def _key(override: str) -> str:
     """Returns the key that an override is for: the package of a group, if it names one."""
-    name, group = _names(override)
+    name, group = named_group(override)
     package = name.partition("@")[2].rpartition(":")[2]
     return package or group.replace("/", ".")
 
@@ -196,7 +198,7 @@ def _of_another_kind(config: DictConfig, defaults: DictConfig, prefix: str) -> I
             continue  # what it refers to is looked at where it is
         special = _special(f"{prefix}{key}", value, default)
         if special is not None:
-            yield special
+            yield _in_range(config, f"{prefix}{key}", special)
         elif isinstance(default, DictConfig) and isinstance(value, DictConfig):
             yield from _of_another_kind(value, default, f"{prefix}{key}.")
         elif default is not None and value is not None and not _makes_values(default):
@@ -234,6 +236,28 @@ def _special(key: str, value: Any, default: Any) -> str | None:
                 f"{key} is {value}; it must be a number{'' if math.isnan(value) else ' above -inf'}"
             )
     return None
+
+
+def _in_range(config: DictConfig, key: str, said: str) -> str:
+    """Returns what is wrong with a number that is none, with the range if its part knows one.
+
+    Args:
+        config: where the number is.
+        key: its full key.
+        said: what is known without the part; returned for all other mistakes.
+    """
+    value = _value(config, key.rpartition(".")[2])
+    if _top(key) == key or not (isinstance(value, float) and math.isnan(value)):
+        return said
+    root: Any = config._get_root()
+    try:
+        make(root, _top(key))
+    except ConfigError as error:
+        lines = str(error).splitlines()
+        return next((line for line in lines if line.startswith(f"{key} is ")), said)
+    except Exception:  # of another key
+        return said
+    return said
 
 
 def _value(node: DictConfig, key: str) -> Any:
@@ -615,18 +639,19 @@ def composition_problems(
                 elif parsed.is_sweep_override():
                     continue  # its values are a sampler's
                 if is_choice(override):
-                    for text in texts:
+                    for text in without_null(texts):
                         compose(config_name, [*right, text])
                 else:  # must be a key of every member that is swept over
                     for choice in swept.get(_top(key), [""]):
-                        compose(config_name, [*right, *filter(None, [choice]), texts[0]])
+                        chosen = without_null(filter(None, [choice]))
+                        compose(config_name, [*right, *chosen, texts[0]])
             except Exception as error:
                 there = None
                 with suppress(Exception):
                     there = compose(config_name, right)
                 said = explain(error, there) or str(error)
                 if "Config group override must be" in said:
-                    name = _names(override)[0]
+                    name = named_group(override)[0]
                     said = (
                         f"{override} names no member: leave it out, or ~{name} takes the group away"
                     )
@@ -634,7 +659,7 @@ def composition_problems(
                 problems[override] += said.splitlines()
                 wrong += [key] if is_choice(override) else []
             else:
-                right.append(texts[0])
+                right += without_null(texts[:1])
                 if is_choice(override) and len(texts) > 1:
                     swept[key] = texts
     return [message for found in problems.values() for message in found]
@@ -649,21 +674,6 @@ def _another_hydra() -> Iterator[None]:
             yield
     finally:
         GlobalHydra.instance().hydra = running
-
-
-def without_null(words: Sequence[str]) -> list[str]:
-    """Returns the words of a command line, with ~GROUP for GROUP=null, which Hydra refuses."""
-    return [
-        f"~{name}" if value == "null" and name[:1] not in "+~-" and is_choice(word) else word
-        for word in words
-        for name, _, value in [word.partition("=")]
-    ]
-
-
-def is_choice(override: str) -> bool:
-    """Returns whether an override is for a group of ours."""
-    group = _names(override)[1]
-    return files("fl").joinpath("conf", *group.split("/")).is_dir()
 
 
 def _members(group: str) -> list[str]:

@@ -21,8 +21,8 @@ from fl.runs.configuration import (
     composition_problems,
     explain,
     take_away,
-    without_null,
 )
+from fl.runs.groups import without_null
 from fl.runs.simulator import SimulatedRun
 
 
