@@ -35,13 +35,8 @@ from fl.errors import ConfigError
 from fl.execution.garbage import START_THRESHOLDS
 from fl.runs import sweep, usage
 from fl.runs.composing import files_stay
-from fl.runs.configuration import (
-    Given,
-    check_values,
-    composition_problems,
-    explain,
-    take_away,
-)
+from fl.runs.configuration import Given, check_values, take_away
+from fl.runs.explaining import composition_problems, explain
 from fl.runs.groups import is_choice, without_null
 from fl.runs.journal.command import (
     Resuming,

@@ -147,6 +147,18 @@ def named_group(override: str) -> tuple[str, str]:
     return name, name.split("@")[0]
 
 
+def key_of(override: str) -> str:
+    """Returns the key that an override is for: the package of a group, if it names one."""
+    name, group = named_group(override)
+    package = name.partition("@")[2].rpartition(":")[2]
+    return package or group.replace("/", ".")
+
+
+def top_of(key: str) -> str:
+    """Returns the first part of a dotted key."""
+    return key.partition(".")[0]
+
+
 def is_choice(override: str) -> bool:
     """Returns whether an override is for a group of ours."""
     group = named_group(override)[1]
