@@ -111,6 +111,13 @@ def test_every_topology_runs_without_a_server(name):
     )
 
 
+@pytest.mark.parametrize("name", members("allreduce"))
+def test_every_collective_brings_islands_together(name):
+    few = ["num_clients=3", "num_rounds=1", "strategy.rule.inner_steps=1", "target=null"]
+    fleet = ["fleet=mobile", "fleet/availability=exponential", "strategy.on_failure=retry"]
+    assert run_experiment(config_of("strategy=diloco", f"allreduce={name}", *few, *fleet)) is None
+
+
 def test_byzantine_nodes_attack_a_network_without_a_server():
     few = ["num_byzantine=2"]
     assert 0 <= run_experiment(config_of("strategy=monna", "attack=ipm_optimized", *few)) <= 1

@@ -20,6 +20,7 @@ BASE = {"", "checks", "errors", "lazy", "randomness", "vectors"}
 RULES = {
     "aggregation",
     "attacks",
+    "collectives",
     "compression",
     "data",
     "models",
@@ -31,7 +32,7 @@ WITH_FLOWER = BASE | RULES | {"flower"}
 MAY_IMPORT = {
     **dict.fromkeys(BASE, BASE),
     **dict.fromkeys(RULES, BASE | RULES),
-    "flower": BASE | {"flower"},
+    "flower": BASE | {"collectives", "flower"},
     "clients": WITH_FLOWER | {"clients", "execution"},
     "strategies": WITH_FLOWER | {"clients", "strategies"},
     "execution": WITH_FLOWER | {"execution"},

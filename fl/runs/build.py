@@ -22,6 +22,7 @@ from fl.aggregation import Aggregator, PreAggregation
 from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients, poisoned
 from fl.clients import Correction, Descent, Direction, LocalLayers, Rule, TrainingApp
 from fl.clients.app.outbox import METRICS
+from fl.collectives import Collective
 from fl.compression import Channel, Compressor, chained
 from fl.data import Examples, FederatedData, Source, Split, federate
 from fl.data.partition import hold_out
@@ -101,6 +102,7 @@ _KINDS: Mapping[str, Any] = {  # what the member of a group makes
 }
 _INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key names a class
     "aggregator": Aggregator,
+    "allreduce": Collective,
     "client.correction": Correction,
     "client.local_layers": LocalLayers,
     "client.rule": Rule,
