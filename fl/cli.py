@@ -36,15 +36,9 @@ from fl.errors import ConfigError
 from fl.execution.garbage import START_THRESHOLDS
 from fl.runs import project, sweep, usage
 from fl.runs.composing import files_stay
-from fl.runs.configuration import (
-    Given,
-    check_values,
-    composition_problems,
-    explain,
-    is_choice,
-    take_away,
-    without_null,
-)
+from fl.runs.configuration import Given, check_values, take_away
+from fl.runs.explaining import composition_problems, explain
+from fl.runs.groups import is_choice, without_null
 from fl.runs.journal.command import (
     Resuming,
     check_lost_by,

@@ -13,7 +13,7 @@ import fl
 from fl.clients import Corrected
 from fl.errors import ConfigError
 from fl.runs.build import build
-from fl.runs.configuration import explain
+from fl.runs.explaining import explain
 from fl.runs.groups import groups, header, members_of, text
 from fl.runs.run import run_experiment
 

@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from fl.errors import ConfigError
 from fl.runs.choices import announce
-from fl.runs.configuration import check_values, explain
+from fl.runs.configuration import check_values
 from fl.runs.experiment import Experiment
+from fl.runs.explaining import explain
 from fl.runs.python import composed
 from fl.runs.trust import check_targets
 

@@ -41,19 +41,11 @@ from fl.runs.compatibility import (
     refusals,
     unread_of_clients,
 )
-from fl.runs.configuration import (
-    OF_EVERY_RUN,
-    OF_OUR_RUNS,
-    Given,
-    Problems,
-    absent,
-    blaming,
-    make,
-    referable,
-)
+from fl.runs.configuration import Given
 from fl.runs.experiment import Experiment, ForeignApp, Learning, app_of
 from fl.runs.journal import RunStart
 from fl.runs.loading import load
+from fl.runs.making import OF_EVERY_RUN, OF_OUR_RUNS, Problems, absent, blaming, make, referable
 from fl.runs.partly import partly
 from fl.runs.personal import check_personal, personal_metrics
 from fl.runs.settings import (

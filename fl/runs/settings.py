@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from fl.errors import ConfigError
 from fl.reports import Target
-from fl.runs.configuration import blaming, make
 from fl.runs.journal import Recovery, RunStart
+from fl.runs.making import blaming, make
 from fl.runs.personal import FineTuning, Personal
 
 

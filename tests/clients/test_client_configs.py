@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 import fl
 from fl.clients import ExponentialDecay, TrainingApp
-from fl.runs.configuration import make
+from fl.runs.making import make
 
 FOLDER = Path(fl.__file__).parent / "conf" / "client"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
