@@ -11,7 +11,7 @@ from fl.aggregation import Median
 from fl.attacks import IPM
 from fl.clients import Gradient
 from fl.collectives import Buckets, Butterfly, Int8Ring, RingAllReduce, Tree
-from fl.compression import Cast, PowerSgd, Shapes
+from fl.compression import Cast, PowerSgd, Shapes, TopK
 from fl.errors import ConfigError
 from fl.models import flops_per_example
 from fl.simulation.kernel.trace import Event
@@ -183,6 +183,15 @@ def test_what_cannot_be_requantised_on_its_way_is_refused(key, more):
     given = {"rule": LocalSGD(inner_steps=2), **more}
     with pytest.raises(ConfigError, match=f"allreduce is Int8Ring.*{key} is"):
         driven(given.pop("rule"), allreduce=Int8Ring(), **given)
+
+
+@pytest.mark.parametrize(
+    "more", [{"compressor": TopK(density=0.1)}, {"aggregator": Median()}], ids=["topk", "median"]
+)
+def test_a_collective_for_what_is_gathered_is_refused(more):
+    with pytest.raises(ConfigError, match="allreduce is Tree"):
+        driven(RULE, allreduce=Tree(), **more)
+    driven(RULE, **more)
 
 
 @pytest.mark.parametrize(
