@@ -39,6 +39,7 @@ PACKAGES = (
     "fl.clients",
     "fl.aggregation",
     "fl.attacks",
+    "fl.collectives",
     "fl.compression",
     "fl.data",
     "fl.models",

@@ -187,6 +187,7 @@ class AllReduce:
             {node: one.delta for node, one in sent.items()},
             {node: one.weight for node, one in sent.items()},
             self.combining(reduction, worker),
+            reduction.step,
         )
 
     def combining(self, reduction: Reduction, worker: int | None = None) -> Combine:

@@ -147,10 +147,9 @@ class OuterSteps(RuleDriver):
     ) -> None:
         super().__init__(rule, patience=patience, **driver)
         share("drop", drop)
-        if drop and rule.own_outer:
+        if drop and rule.why_no_drop:
             raise ConfigError(
-                f"drop is {drop}, but with {type(rule).__name__} workers use their own outer "
-                "gradient at once, lost or not: leave it out"
+                f"drop is {drop}, but with {type(rule).__name__} {rule.why_no_drop}: leave it out"
             )
         aggregator = Mean() if aggregator is None else aggregator
         if aggregator.reference in ("trusted-update", "own-vector"):
@@ -177,7 +176,6 @@ class OuterSteps(RuleDriver):
             meets="ring",
             sends="gradient" if self.rule.sends_gradients else "model",
             downlink=False,
-            aggregates=True,
             continues=True,
         )
 
