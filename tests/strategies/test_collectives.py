@@ -82,6 +82,18 @@ def test_a_step_that_not_all_vote_for_is_not_taken():
     assert got.times[2] == pytest.approx(got.times[1] + PHASE_S + 2 * (0.25 + 2.0) + 0.5)
 
 
+def test_an_eager_worker_takes_its_own_step_before_the_all_reduce_fails():
+    rule = EagerUpdates(inner_steps=2, optimizer=PLAIN)
+    leaves = PHASE_S + HOP_S
+    fails, goes_on = (
+        trained(islands(3, toggles), rounds=1, rule=rule, on_failure="discard")
+        for toggles in ({2: [leaves]}, {})
+    )
+    assert fails.run.trace.counts[Event.NO_STEP] == 1
+    assert not np.array_equal(fails.rows[1], fails.rows[0])
+    assert not np.array_equal(fails.rows[1], goes_on.rows[1])
+
+
 def test_without_a_mode_it_has_done_its_part_before():
     leaves = PHASE_S + HOP_S
     got = trained(islands(3, {2: [leaves]}), rounds=1)

@@ -329,7 +329,8 @@ class OuterSteps(RuleDriver):
         """Takes the step of an all-reduce that is finished; returns why not, if there is none."""
         p = reduction.fragment
         if not reduction.sent:
-            return NoStep("no outer gradient has come")
+            gone = "a worker went offline during the all-reduce"
+            return NoStep(gone if reduction.gone else "no outer gradient has come")
         gradients = run.all_reduce.gradients(reduction)
         return self._step(run, p, partial(self.rule.reduced, run.states[p], gradients))
 
