@@ -321,6 +321,7 @@ def _joined(
         ignored={
             **_ignored(strategy, learning, told, asked=config.personal.every is not None),
             **_ignored_average(config),
+            **_ignored_turns(config),
             **_ignored_personal(config, any(one.holds_out for one in learnt.values())),
         },
     )
@@ -614,6 +615,12 @@ def _ignored(
             if not (asked and name == "evaluate_on"):
                 ignored[f"{place}.{name}"] = why
     return ignored
+
+
+def _ignored_turns(config: DictConfig) -> dict[str, str]:
+    if config.strategy.get("compress_mean"):
+        return {}
+    return {"compressor*.alternating": "strategy.compress_mean=true reads it"}
 
 
 def _ignored_average(config: DictConfig) -> dict[str, str]:

@@ -44,11 +44,11 @@ from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
 from fl.flower.records import from_record, layout_of, to_record
 from fl.randomness import generator
 from fl.strategies.drivers.aggregating import own_f
-from fl.strategies.drivers.all_reduce import AllReduce, adds
+from fl.strategies.drivers.all_reduce import AllReduce
 from fl.strategies.drivers.driver import RuleDriver, Traits
 from fl.strategies.drivers.events import EvaluateFn, wait_for_nodes
 from fl.strategies.drivers.exchange import Exchange
-from fl.strategies.drivers.outer_checks import check_together
+from fl.strategies.drivers.outer_checks import check_payloads, check_together
 from fl.strategies.drivers.outer_run import OuterRun, Participant, Segment
 from fl.strategies.drivers.reduction import ReceivedOuterGradient, Reduction
 from fl.strategies.drivers.tasks import TTL_S, Task, Tasks
@@ -187,13 +187,10 @@ class OuterSteps(RuleDriver):
 
     @property
     def unread(self) -> Mapping[str, str]:
-        """Arguments that the aggregator does not read, or that have no effect beside others."""
-        unread = {}
-        if not self.aggregator.has_f:
-            unread["f"] = f"{self.aggregator.name} has no number of Byzantine clients"
-        if not self.compress_mean and not adds(self.exchange.uplink, self.aggregator):
-            unread["allreduce"] = "what cannot be added on its way is gathered"
-        return unread
+        """Arguments that the aggregator does not read."""
+        if self.aggregator.has_f:
+            return {}
+        return {"f": f"{self.aggregator.name} has no number of Byzantine clients"}
 
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if the workers are too few for the aggregator."""
@@ -214,11 +211,7 @@ class OuterSteps(RuleDriver):
                     "lowrank or terngrad, or leave it out"
                 )
             mean_compressor(exchange.uplink)
-        if self.allreduce.requantises and exchange.uplink is not None:
-            raise ConfigError(
-                f"allreduce is {type(self.allreduce).__name__}, which encodes every sum on its "
-                f"way, and compressor is {type(exchange.uplink).__name__}: leave one of them out"
-            )
+        check_payloads(self, exchange.uplink)
         made = super().within(exchange)
         if exchange.layout is not None:
             made.cut(exchange.layout)
@@ -336,7 +329,8 @@ class OuterSteps(RuleDriver):
         """Takes the step of an all-reduce that is finished; returns why not, if there is none."""
         p = reduction.fragment
         if not reduction.sent:
-            return NoStep("no outer gradient has come")
+            gone = "a worker went offline during the all-reduce"
+            return NoStep(gone if reduction.gone else "no outer gradient has come")
         gradients = run.all_reduce.gradients(reduction)
         return self._step(run, p, partial(self.rule.reduced, run.states[p], gradients))
 
