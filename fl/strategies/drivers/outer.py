@@ -422,7 +422,7 @@ class OuterSteps(RuleDriver):
                 if reduction.finish_s <= run.tasks.now():
                     self._finish(run, reduction)
                     gone = gone or bool(reduction.gone)
-            passed = [worker for worker in run.waiting() if self._go_on(run, worker)]
+            passed = run.unblock(partial(self._go_on, run))
             changed = bool(passed) or gone
             entries = [worker.step for worker in passed if worker.merge]
             if entries:
@@ -443,7 +443,7 @@ class OuterSteps(RuleDriver):
             reduction.missing = [run.workers[m] for m in sorted(reduction.gone) if m in run.workers]
 
     def _finish(self, run: OuterRun, reduction: Reduction) -> None:
-        reduction.done = True
+        reduction.done = run.stirred = True
         for worker in reduction.missing:
             if run.workers.get(worker.node) is worker:  # it may have failed, and be back, since
                 self._leave_out(run, worker, "it went offline during an all-reduce")
@@ -486,7 +486,7 @@ class OuterSteps(RuleDriver):
     def _send(self, run: OuterRun) -> None:
         """Sends the workers that have gone on into their next segments."""
         groups: dict[Any, list[Participant]] = {}
-        for worker in run.waiting():
+        for worker in (run.workers[node] for node in sorted(run.ready)):
             if worker.passed == worker.step < run.last_step:
                 fragments = tuple((p, id(row)) for p, row in sorted(worker.merge.items()))
                 whole = tuple(id(row) for row in worker.held) if worker.reset else ()
@@ -503,6 +503,7 @@ class OuterSteps(RuleDriver):
             for worker, task in zip(members, sent, strict=True):
                 worker.reset, worker.merge, worker.task = False, {}, task
                 worker.afresh.clear()
+                run.ready.discard(worker.node)
 
     def _content(self, run: OuterRun, worker: Participant, stop: int) -> RecordDict:
         config = {
@@ -558,6 +559,7 @@ class OuterSteps(RuleDriver):
         now, steps = run.tasks.now(), (stop - worker.step) * self.accumulate
         worker.last_step = (now, (now - worker.ready_s) / steps)
         worker.step = stop
+        run.arrive(worker)
         lost = False
         for p, one in sent.items():
             key = (p, stop)
@@ -645,7 +647,7 @@ class OuterSteps(RuleDriver):
             worker = Participant(node, run.entry if step is None else step, [], ready_s)
             worker.passed = worker.step
             worker.held = [self.rule.theta(state, node) for state in run.states]
-            run.workers[node] = worker
+            run.enter(worker)
             log.info("node %d takes part from step %d, at %g s", node, worker.step, ready_s)
 
     @staticmethod
@@ -657,7 +659,7 @@ class OuterSteps(RuleDriver):
     def _leave_out(self, run: OuterRun, worker: Participant, reason: str) -> None:
         """Does without a worker that failed, or is late."""
         log.info("node %d is left out after step %d: %s", worker.node, worker.step, reason)
-        del run.workers[worker.node]
+        run.leave(worker)
         for key, reduction in list(run.reductions.items()):
             if not reduction.begun:
                 reduction.own.pop(worker.node, None)
