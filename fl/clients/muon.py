@@ -59,7 +59,8 @@ class Muon(AdamW):
     are a matrix of fan_in = in k k columns (the authors' code takes `in` for the root alone). All
     else is trained by `AdamW` at the rate lr adamw_factor.
 
-    The last layer is the last one with parameters, if it is linear. Departures: float32, where the
+    The last layer is the last one with parameters, if it is linear, and not the only one with a
+    matrix. Departures: float32, where the
     authors' code orthogonalises in bfloat16; the products of Newton-Schulz steps, which take under
     1% of a step of usual batches, are not charged.
 
@@ -147,24 +148,29 @@ def parts_of(model: nn.Module, layout: Layout) -> tuple[Part, ...]:
         layout: of the model.
 
     Raises:
-        ConfigError: there is no matrix beside embeddings and the last layer.
+        ConfigError: there is no matrix.
     """
     owners = [module for module in model.modules() if list(module.parameters(recurse=False))]
-    by_adamw: list[nn.Module] = [module for module in owners if isinstance(module, nn.Embedding)]
-    if isinstance(owners[-1], nn.Linear):
-        by_adamw.append(owners[-1])
-    others = {id(parameter) for module in by_adamw for parameter in module.parameters()}
+    embeddings = {id(p) for m in owners if isinstance(m, nn.Embedding) for p in m.parameters()}
+    last = list(owners[-1].parameters()) if isinstance(owners[-1], nn.Linear) else []
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    found: list[Part] = []
-    for entry in layout.trainable:
-        is_matrix = len(entry.shape) > 1 and id(parameters[entry.name]) not in others
-        shape = (entry.shape[0], entry.size // entry.shape[0]) if is_matrix else None
-        found.append(Part(entry.size, shape))
-    if not any(part.shape for part in found):
+    matrices = {
+        entry.name
+        for entry in layout.trainable
+        if len(entry.shape) > 1 and id(parameters[entry.name]) not in embeddings
+    }
+    hidden = {name for name in matrices if all(parameters[name] is not p for p in last)}
+    if not matrices:
         raise ConfigError(
-            f"model is {type(model).__name__}, which has no matrix beside embeddings and its last "
-            "layer, so that Muon would be AdamW: use client=adamw, or a model with a hidden layer"
+            f"model is {type(model).__name__}, which has no matrix beside embeddings, so that Muon "
+            "would be AdamW: use client=adamw"
         )
+    found = [
+        Part(entry.size, (entry.shape[0], entry.size // entry.shape[0]))
+        if entry.name in (hidden or matrices)
+        else Part(entry.size)
+        for entry in layout.trainable
+    ]
     parts: list[Part] = []
     for shape, members in groupby(found, key=lambda part: part.shape):
         if shape is None:

@@ -104,9 +104,11 @@ def test_embeddings_and_the_last_layer_are_no_matrices_and_kernels_are():
     first, *_, last = (e for e in Layout.of(cnn).trainable if len(e.shape) > 1)
     assert Part(first.size, (first.shape[0], 25)) in parts_of(cnn, Layout.of(cnn))
     assert last.name not in names(cnn)
-    linear = build(LogisticRegression, (1, 8, 8), 10, 0)
-    with pytest.raises(ConfigError, match="LogisticRegression, which has no matrix"):
-        parts_of(linear, Layout.of(linear))
+    linear = build(LogisticRegression, (1, 8, 8), 10, 0)  # whose only matrix is its last
+    assert parts_of(linear, Layout.of(linear)) == (Part(640, (10, 64)), Part(10))
+    norm = nn.LayerNorm(3)
+    with pytest.raises(ConfigError, match="LayerNorm, which has no matrix"):
+        parts_of(norm, Layout.of(norm))
 
 
 def test_an_app_tells_its_rule_what_the_matrices_are_also_of_one_that_is_corrected():
