@@ -61,6 +61,7 @@ BOUNDS = {
 # They take any n: what f can do to them is no condition on n, or they have no f.
 UNBOUNDED = {
     "mean",
+    "sender_mean",
     "median",
     "geometric_median",
     "centered_clipping",

@@ -217,13 +217,9 @@ class TrainingApp(ClientApp, PlannedApp):
             )
         self.device = _found_device(device)
         self.data = data
-        self.optimizer = rule
         self.correction = correction
         self.local_layers = local_layers
         self.contact = contact
-        self.rule = rule if correction is None else _corrected(rule, correction)
-        if local_layers is not None and local_layers.first is not None:
-            self.rule = _local_first(rule, correction, local_layers.first)
         self.batch_size = batch_size
         self.local_epochs = local_epochs
         self.local_steps = local_steps
@@ -240,6 +236,10 @@ class TrainingApp(ClientApp, PlannedApp):
         self._model.train()
         self.home = Home(self._model, local_layers)
         self.layout = self.home.sent.layout
+        self.optimizer = rule = rule.for_model(self._model, self.home.whole)
+        self.rule = rule if correction is None else _corrected(rule, correction)
+        if local_layers is not None and local_layers.first is not None:
+            self.rule = _local_first(rule, correction, local_layers.first)
         drop_weights(self._model)
         if correction is not None:
             correction.check_model(self._model)
