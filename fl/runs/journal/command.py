@@ -7,7 +7,6 @@ command has named it; see docs/recovery.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -31,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fl.errors import ConfigError
 from fl.reports.atomic import replacing
 from fl.reports.files import SUMMARY_BYTES, printable, read_file
+from fl.runs.command_parser import CommandParser
 from fl.runs.journal.claim import FOLDER, Claim
 from fl.runs.journal.journal import (
     EXTENDS,
@@ -254,13 +254,8 @@ def _note(directory: Path, hydra: Any) -> None:
 # ---- the command line ----------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see fl resume --help")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="fl resume",
         description="Continues the run in DIR, whose process was killed, interrupted or failed, to "
         "the result that it would have had. What its clients had answered is in DIR/checkpoint and "

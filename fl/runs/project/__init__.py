@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import re
 from collections.abc import Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import NoReturn
 
 from fl.errors import ConfigError
 from fl.randomness import generator
+from fl.runs.command_parser import CommandParser
 
 _TEMPLATE = ".txt"  # which the files end in, so that nobody takes them for parts of fl
 _ROWS, _SITES = 600, 12
@@ -30,18 +29,13 @@ LINES = (
 """What can be typed in the folder, and what it does."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see fl init --help")
-
-
 def main(words: Sequence[str]) -> None:
     """Makes the project that `fl init DIR` asks for, and says what to do with it.
 
     Raises:
         ConfigError: there is no place for it.
     """
-    parser = _Parser(
+    parser = CommandParser(
         prog="fl init",
         description="Makes a project in DIR, a new or empty folder, with data, a model, a method "
         "and a test of its own; it runs at once, and is a Flower app too.",
