@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
+from fl.aggregation import weight_of
 from fl.checks import at_least, not_negative, positive, share
 from fl.clients.app.choosing import model_key
 from fl.clients.app.inbox import ARRAYS_KEY, CONFIG_KEY, EVALUATED_KEY
@@ -300,7 +301,8 @@ class PersonalEvaluation:
         rows = [ClientRow(i, n, {k: (a, b) for k, (a, b, *_) in m.items()}) for i, n, m in kept]
         self._keep(server_round, rows)
         trained = sum(self._answers.get(row.client, 0) > 0 for row in rows)
-        counts = (len(rows), self._left_out, trained)
+        left_out = self._left_out + len(self._clients) - len(rows)
+        counts = (len(rows), left_out, trained)
         metrics: dict[str, float] = dict(zip(_COUNTS, counts, strict=True))
         weights = [row.examples for row in rows]
         for name in rows[0].models if rows else ():
@@ -340,13 +342,24 @@ class PersonalEvaluation:
             found["global"] = self._asked(server_round, dict.fromkeys(own, shared), "global", {})
         if self._settings.local:
             found["local"] = self._asked(server_round, own, "local", self._told)
-        examples = {client: int(metrics["num-examples"]) for client, metrics in personal.items()}
+        reports = {i: {k: self._report(metrics[i]) for k, metrics in found.items()} for i in own}
+        usable = {i: of for i, of in reports.items() if all(of.values())}
+        return [
+            [i, int(of["personal"][0]), {name: list(report[1:]) for name, report in of.items()}]
+            for i, of in usable.items()
+        ]
 
-        def values(metrics: Mapping[str, Any]) -> list[float]:
-            more = [metrics.get(name, math.nan) for name in self._more]
-            return [metrics["loss"], metrics["accuracy"], *more]
+    def _report(self, metrics: Mapping[str, Any]) -> tuple[float, ...]:
+        """Returns examples, loss, accuracy and the rest that a client reports; empty without these.
 
-        return [[i, examples[i], {name: values(m[i]) for name, m in found.items()}] for i in own]
+        A metric that it does not have is NaN.
+        """
+        loss, accuracy = metrics.get("loss"), metrics.get("accuracy")
+        examples = weight_of(metrics.get("num-examples"))
+        if not examples or not isinstance(loss, float) or not isinstance(accuracy, float):
+            return ()
+        more = [metrics.get(name) for name in self._more]
+        return examples, loss, accuracy, *(x if isinstance(x, float) else math.nan for x in more)
 
     def _asked(
         self,
