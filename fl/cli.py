@@ -3,6 +3,7 @@
 fl key=value ...      runs one experiment
 fl -m key=a,b ...     a sweep: every combination
 fl init DIR           makes a project with parts of your own
+fl partition ...      shows who has which examples
 fl resume DIR         continues a run
 fl report DIR...      makes a page about runs
 fl compare A B        says why two runs differ
@@ -34,7 +35,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fl.errors import ConfigError
 from fl.execution.garbage import START_THRESHOLDS
-from fl.runs import project, sweep, usage
+from fl.runs import sweep, usage
 from fl.runs.composing import files_stay
 from fl.runs.configuration import Given, check_values, take_away
 from fl.runs.explaining import composition_problems, explain
@@ -325,6 +326,8 @@ def _command(arguments: list[str]) -> bool:
         report.main(arguments[1:])
         return True
     if arguments[:1] == ["init"]:
+        from fl.runs import project  # heavy
+
         project.main(arguments[1:])
         return True
     if arguments[:1] == ["compare"]:
@@ -333,6 +336,11 @@ def _command(arguments: list[str]) -> bool:
         return difference.main(arguments[1:])
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # for a `_target_` of the user's own, as with python -m
+    if arguments[:1] == ["partition"]:
+        from fl.runs import dealing  # heavy
+
+        dealing.main(arguments[1:])
+        return True
     if arguments[:1] == ["resume"]:
         again = resumed(arguments[1:])
         if again is None:

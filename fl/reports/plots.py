@@ -86,7 +86,7 @@ def metrics(
         ConfigError: no evaluation has one of `names`, or there is no metric at all.
     """
     rows = _panel_rows(history, names, target)
-    with _figure(10.5, 0.5 + 2.5 * len(rows), path) as figure:
+    with drawing(10.5, 0.5 + 2.5 * len(rows), path) as figure:
         grid = figure.subplots(len(rows), 3, squeeze=False, sharex="col", sharey="row")
         for r, shown in enumerate(rows):
             values = np.array([row[n] for row in history for n in shown if n in row], dtype=float)
@@ -124,7 +124,7 @@ def clients(trace: Trace, path: Path | None = None) -> Figure:
     """
     stages = spans(trace)
     end = trace.time[-1]
-    with _figure(8.5, 6.2, path) as figure:
+    with drawing(8.5, 6.2, path) as figure:
         over_time, per_client = figure.subplots(2, 1)
         unit = units.time_unit(end)
         edges, counts = _mean_active(stages, end)
@@ -153,7 +153,7 @@ def personal(rows: Sequence[ClientRow], path: Path | None = None) -> Figure:
         rows: of an evaluation, at least one.
         path: PNG to write, replaced as a whole.
     """
-    with _figure(8.5, 3.9, path) as figure:
+    with drawing(8.5, 3.9, path) as figure:
         axes: Axes = figure.subplots()
         for k, name in enumerate(rows[0].models):
             accuracies = np.array([row.models[name][1] for row in rows])
@@ -210,7 +210,7 @@ def compare(
     if not runs or not all(runs.values()):
         raise ConfigError("compare() needs at least one run under each label, and one label")
     every = [row for group in runs.values() for run in group for row in run.history]
-    with _figure(0.6 + 3.5 * len(axes), 3.9, path) as figure:
+    with drawing(0.6 + 3.5 * len(axes), 3.9, path) as figure:
         panels = figure.subplots(1, len(axes), squeeze=False, sharey="row")[0]
         for panel, axis in zip(panels, axes, strict=True):
             unit = _unit(axis, max((_position(row, axis) for row in every), default=1.0))
@@ -475,7 +475,8 @@ def _possible(metric: str, values: Sequence[NDArray[np.float64]]) -> tuple[float
 
 
 @contextmanager
-def _figure(width: float, height: float, path: Path | None) -> Iterator[Figure]:
+def drawing(width: float, height: float, path: Path | None) -> Iterator[Figure]:
+    """Gives a figure of so many inches, which is written after the block if there is a path."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -342,9 +342,7 @@ class PersonalEvaluation:
             found["global"] = self._asked(server_round, dict.fromkeys(own, shared), "global", {})
         if self._settings.local:
             found["local"] = self._asked(server_round, own, "local", self._told)
-        reports = {
-            i: {name: self._report(metrics[i]) for name, metrics in found.items()} for i in own
-        }
+        reports = {i: {k: self._report(metrics[i]) for k, metrics in found.items()} for i in own}
         usable = {i: of for i, of in reports.items() if all(of.values())}
         return [
             [i, int(of["personal"][0]), {name: list(report[1:]) for name, report in of.items()}]
@@ -352,13 +350,16 @@ class PersonalEvaluation:
         ]
 
     def _report(self, metrics: Mapping[str, Any]) -> tuple[float, ...]:
-        """Returns examples, loss, accuracy and more that a client reports; empty if not these."""
+        """Returns examples, loss, accuracy and the rest that a client reports; empty without these.
+
+        A metric that it does not have is NaN.
+        """
         loss, accuracy = metrics.get("loss"), metrics.get("accuracy")
         examples = weight_of(metrics.get("num-examples"))
         if not examples or not isinstance(loss, float) or not isinstance(accuracy, float):
             return ()
-        more = (metrics.get(name) for name in self._more)
-        return examples, loss, accuracy, *(m if isinstance(m, float) else math.nan for m in more)
+        more = [metrics.get(name) for name in self._more]
+        return examples, loss, accuracy, *(x if isinstance(x, float) else math.nan for x in more)
 
     def _asked(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import platform
 import shutil
 import textwrap
@@ -10,23 +9,14 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
 
 from fl.errors import ConfigError, ConfigErrors
 from fl.runs.groups import groups, header, text
 
-COMMANDS = ("compare", "help", "init", "report", "resume")
+COMMANDS = ("compare", "help", "init", "partition", "report", "resume")
 
 
 # In the order in which one asks for them.
-class CommandParser(argparse.ArgumentParser):
-    """Parses the words of a command, and raises ConfigError where they are wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises ConfigError."""
-        raise ConfigError(f"{message}; see {self.prog} --help")
-
-
 GROUPS = {
     "strategy": "the algorithm",
     "selection": "who trains in a round",
@@ -62,13 +52,15 @@ Federated learning with real training in simulated time.
                             a sweep: every combination, and one table of them
   fl app=DIR                any Flower app directory
   fl init DIR               a project with data, a model and a method of its own
+  fl partition KEY=VALUE ...
+                            draws who has which examples, and runs nothing
   fl resume DIR             goes on with a run that was killed or interrupted
   fl report DIR ...         an HTML page about runs and sweeps
   fl compare A B            why two runs differ, and where they first part
 
   fl KEY=VALUE ... --cfg job    shows a run's configuration, and runs nothing
   fl --version                  fl's, and of what its results depend on
-  fl COMMAND --help             of init, report, compare, resume
+  fl COMMAND --help             of init, partition, report, compare, resume
   fl --hydra-help               Hydra's own flags
 """
 _WIDEST = 100
@@ -199,6 +191,6 @@ def _strange(word: str) -> str:
     hint = (
         f"did you mean fl {near[0]}?"
         if near
-        else "the commands are compare, help, init, report and resume"
+        else "the commands are compare, help, init, partition, report and resume"
     )
     return f"{word!r} is neither KEY=VALUE nor a command; {hint}"

@@ -7,7 +7,6 @@ command has named it; see docs/recovery.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -31,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fl.errors import ConfigError
 from fl.reports.atomic import replacing
 from fl.reports.files import SUMMARY_BYTES, printable, read_file
+from fl.runs.command_parser import CommandParser
 from fl.runs.journal.claim import FOLDER, Claim
 from fl.runs.journal.journal import (
     EXTENDS,
@@ -41,7 +41,6 @@ from fl.runs.journal.journal import (
     read_head,
 )
 from fl.runs.trust import foreign_targets
-from fl.runs.usage import CommandParser
 
 COMMAND = "command.json"
 """How the run was started, for as long as there is no journal that says so."""
@@ -255,7 +254,7 @@ def _note(directory: Path, hydra: Any) -> None:
 # ---- the command line ----------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> CommandParser:
     parser = CommandParser(
         prog="fl resume",
         description="Continues the run in DIR, whose process was killed, interrupted or failed, to "

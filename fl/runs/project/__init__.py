@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fl.errors import ConfigError
 from fl.randomness import generator
-from fl.runs.usage import CommandParser
+from fl.runs.command_parser import CommandParser
 
 _TEMPLATE = ".txt"  # which the files end in, so that nobody takes them for parts of fl
 _ROWS, _SITES = 600, 12
