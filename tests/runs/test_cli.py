@@ -347,7 +347,7 @@ BAD = {
     "strategy=xyz": "there is no strategy=xyz; there are: adpsgd, apfl, async_diloco",
     "fleet/availability=nightly": "there are: always, behaviour, bernoulli, cyclic",
     "model._target_=fl.models.MPL": "the module fl.models has no MPL; did you mean fl.models.MLP?",
-    "seed": "'seed' is neither KEY=VALUE nor a command; the commands are compare, help, init, report",
+    "seed": "'seed' is neither KEY=VALUE nor a command; the commands are compare, help, init, ",
     "resumee": "'resumee' is neither KEY=VALUE nor a command; did you mean fl resume?",
     "--multrun": "there is no option --multrun; did you mean --multirun?",
     "model._target_=mine.Net": "there is no module mine: neither mine.py nor mine/ in ",
