@@ -5,7 +5,7 @@
 N = 10 clusters, f_c(x) = (x - b_c)^T A (x - b_c) / 2 with A = diag of d = 20 numbers from 0.1 to 1
 and b_c = zeta N(0, I). A step has the gradient of one cluster, drawn uniformly, with noise
 N(0, sigma^2 I / d). Every method has the rate of 2^-1, ..., 2^-8 that is nearest to the optimum on
-seed 0, mean of the last tenth of 1,000 steps; shown are the mean and the deviation over seeds 1 to 5.
+seed 0, mean of the last tenth of 1,000 steps; shown are mean and deviation over seeds 1 to 5.
 """
 
 from __future__ import annotations

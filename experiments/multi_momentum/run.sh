@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # All runs of this experiment: FL_DATA_DIR=... bash experiments/multi_momentum/run.sh
 #
-#   SEEDS, TUNING  seeds of the results (0,1,2,3,4), and of what chooses the rates (100)
+#   SEEDS, TUNING  seeds of the results (0,1,2), and of what chooses the rates (100)
 #   OUT            folder for the runs (outputs/multi_momentum)
 #   FL             the command (fl)
 set -euo pipefail
 
-OUT=${OUT:-outputs/multi_momentum}
+OUT=${OUT:-outputs/multi_momentum} SEEDS=${SEEDS:-0,1,2}
 COMMON=(data=mnist data.num_train=6000 data.num_test=2000 partition=pathological model=mlp "model.hidden=[32]"
   num_clients=50 strategy.clients=5 num_rounds=150 evaluate_every=5 fleet=uniform executor=serial
   client.local_epochs=null)
-KEY=client.local_steps CASES=1,10
+KEY=client.local_steps CASES=1
 # shellcheck source=experiments/tuned.sh
 . "$(dirname "$0")/../tuned.sh"
 

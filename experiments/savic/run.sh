@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # All runs of this experiment: bash experiments/savic/run.sh
 #
-#   SEEDS, TUNING  seeds of the results (0,1,2,3,4), and of what chooses rate and alpha (100,101,102)
+#   SEEDS, TUNING  seeds of the results (0,1,2), and of what chooses rate and alpha (100,101,102)
 #   OUT            folder for the runs (outputs/savic)
 #   FL             the command (fl)
 set -euo pipefail
 
-OUT=${OUT:-outputs/savic} TUNING=${TUNING:-100,101,102}
+OUT=${OUT:-outputs/savic} SEEDS=${SEEDS:-0,1,2} TUNING=${TUNING:-100,101,102}
 COMMON=(+experiment=savic) KEY=client.local_steps CASES=1,8,32
 # shellcheck source=experiments/tuned.sh
 . "$(dirname "$0")/../tuned.sh"
