@@ -42,6 +42,8 @@ mildly() { # Dirichlet(0.5), with variance reduction
   for strategy in fedavg_m scaffold_m; do
     tune $strategy strategy=$strategy $beta $rates
     final $strategy strategy=$strategy $beta
+  done
+  for strategy in scaffold_m fedavg_m; do
     tune ${strategy}_vr strategy=$strategy $beta $reduced $rates
     final ${strategy}_vr strategy=$strategy $beta $reduced
   done
