@@ -44,7 +44,7 @@ mildly() { # Dirichlet(0.5), with variance reduction
     final $strategy strategy=$strategy $beta
   done
   for strategy in scaffold_m fedavg_m; do
-    tune ${strategy}_vr strategy=$strategy $beta $reduced $rates
+    tune ${strategy}_vr strategy=$strategy $beta $reduced client.rule.lr=0.01,0.03,0.1,0.3
     final ${strategy}_vr strategy=$strategy $beta $reduced
   done
 }
