@@ -15,8 +15,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from fl.checks import fraction
 from fl.clients.proxskip import REFERENCE_KEY
-from fl.errors import ConfigError
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.vectors.rows import Row
 
@@ -84,9 +84,9 @@ class ProxSkip(RoundRule):
     q: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("p", self.p), ("q", self.q)):
-            if value is not None and not 0 < value <= 1:
-                raise ConfigError(f"{name} is {value}; it must be above 0 and at most 1")
+        fraction("p", self.p)
+        if self.q is not None:
+            fraction("q", self.q)
 
     @property
     def has_references(self) -> bool | None:
