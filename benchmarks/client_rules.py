@@ -3,8 +3,9 @@
     python benchmarks/client_rules.py [--quick] [--out FILE]
 
 The contenders are the members of `client` and `client/correction` in fl/conf, a correction with
-plain SGD, at their defaults. Each trains the same clients of the MLP of `client_updates.py` (50,890
-weights, 64 examples, two steps of 32), first one by one, then as one `torch.func.vmap` program, in
+plain SGD, at their defaults, and the corrections' variants with a second gradient a step. Each
+trains the same clients of the MLP of `client_updates.py` (50,890 weights, 64 examples, two steps of
+32), first one by one, then as one `torch.func.vmap` program, in
 this process of one thread. They take turns with plain SGD: a ratio is the median over the turns of
 a rule's time over that of plain SGD in the same turn and the same way. A rule that does not train
 together says why.
@@ -15,6 +16,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,12 @@ from client_updates import EXAMPLES, WORKLOADS, make_app, make_model
 PLAIN = "sgd"
 BATCH, STEPS = 32, 2
 ALONE, TOGETHER = 4, 20  # clients of a turn
+VARIANTS: dict[str, dict[str, Any]] = {
+    "control_variates": {"option": "I"},
+    "controlled_momentum": {"variance_reduction": True},
+    "global_momentum": {"variance_reduction": True},
+    "proxskip_shift": {"variance_reduction": True},
+}
 
 
 def contenders() -> Iterator[tuple[str, Any]]:
@@ -43,6 +52,10 @@ def contenders() -> Iterator[tuple[str, Any]]:
             config = compose("config", overrides=[f"client/correction={path.stem}"])
             correction = instantiate(config.client.correction)
             yield f"{PLAIN} with {path.stem}", Corrected(Sgd(lr=0.1), correction)
+            if changed := VARIANTS.get(path.stem):
+                said = ", ".join(f"{key}={value}" for key, value in changed.items())
+                variant = replace(correction, **changed)
+                yield f"{PLAIN} with {path.stem}, {said}", Corrected(Sgd(lr=0.1), variant)
 
 
 def trainings(app: Any, rule: Any, n: int) -> list[Any]:
@@ -81,9 +94,10 @@ def dearest(rule: Any) -> dict[str, float]:
     from fl.errors import ConfigError
 
     found = []
-    for value in (1.0, 0.0):
+    for values in product((1.0, 0.0), repeat=len(rule.requires)):
+        told = dict(zip(rule.requires, values, strict=True))
         try:
-            found.append(rule.scalars({"server-round": 1, **dict.fromkeys(rule.requires, value)}))
+            found.append(rule.scalars({"server-round": 1, **told}))
         except ConfigError:  # 0 is no value of every key
             continue
     made: dict[str, float] = max(found, key=lambda s: rule.role(s).gradients_per_step)

@@ -33,6 +33,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from fl.data.loading import loading_once
 from fl.errors import ConfigError
 from fl.execution.garbage import START_THRESHOLDS
 from fl.runs import sweep, usage
@@ -48,7 +49,6 @@ from fl.runs.journal.command import (
     how_to_start,
     resumed,
 )
-from fl.runs.loading import loading_once
 from fl.runs.signals import Stopped, stoppable
 from fl.runs.trust import raised_in
 from fl.runs.waiting import telling

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fl.checks import positive
 from fl.data.federated import Source, Split
+from fl.data.loading import deal, load
 from fl.errors import ConfigError
 from fl.randomness import generator
 
@@ -49,13 +50,13 @@ def participation_rates(
         raise ConfigError(f"mean is {mean}; it must be at most 1")
     if least > mean:
         raise ConfigError(f"least is {least}; it must be at most mean, {mean}")
-    source = data()
+    source = load(data)
     y = source.train.y
     if y.ndim != 1 or y.dtype != np.int64:
         raise ConfigError(
             f"rates by labels need one label for an example, and {source.name} has none"
         )
-    partitions = partition(source).train
+    partitions = deal(partition, source).train
     counts = np.stack(
         [
             np.bincount(y[partitions[n % len(partitions)]], minlength=source.num_classes)

@@ -25,6 +25,7 @@ from fl.clients.app.outbox import METRICS
 from fl.collectives import Collective
 from fl.compression import Channel, Compressor, chained
 from fl.data import Examples, FederatedData, Source, Split, federate
+from fl.data.loading import deal, load, loading_once
 from fl.data.partition import hold_out
 from fl.errors import ConfigError
 from fl.execution import Executor
@@ -44,7 +45,6 @@ from fl.runs.compatibility import (
 from fl.runs.configuration import Given
 from fl.runs.experiment import Experiment, ForeignApp, Learning, app_of
 from fl.runs.journal import RunStart
-from fl.runs.loading import load
 from fl.runs.making import OF_EVERY_RUN, OF_OUR_RUNS, Problems, absent, blaming, make, referable
 from fl.runs.partly import partly
 from fl.runs.personal import check_personal, personal_metrics
@@ -156,7 +156,7 @@ def prepare(config: DictConfig, given: Given | None = None) -> Experiment | Fore
     Raises:
         ConfigError: the configuration cannot mean anything sensible, or sets what nothing reads.
     """
-    with shown_once():
+    with shown_once(), loading_once():
         prepared = build(config) if config.app is None else _foreign(config)
     if isinstance(prepared, Experiment) and prepared.parts is None:
         prepared.fleet.check_memory(app_of(prepared).memory_bytes())
@@ -420,9 +420,9 @@ def _learnt(place: DictConfig, seed: int, held_out: float, metrics: Sequence[str
     if "data" in made and "partition" in made:
         with problems.noted():
             with blaming(place, "data"):
-                loaded = _expected(place, "data", load(place.data, made["data"]), Source)
+                loaded = _expected(place, "data", load(made["data"]), Source)
             with blaming(place, "partition"):
-                split = _expected(place, "partition", made["partition"](loaded), Split)
+                split = _expected(place, "partition", deal(made["partition"], loaded), Split)
                 holds_out = split.test is not None
                 if not holds_out:
                     split = hold_out(split, held_out, seed)

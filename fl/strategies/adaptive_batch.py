@@ -1,8 +1,10 @@
-"""Batches that grow while the gradient's noise exceeds its size: norm and inner-product test.
+"""Batches that grow while the gradient's noise exceeds its size: by three tests of the gradient.
 
 Lau, Liu, Kolar, "AdAdaGrad: Adaptive Batch Size Schemes for Adaptive Gradient Methods",
 arXiv:2402.11215; the tests as in the authors' code (timlautk/AdAdaGrad), with the two estimates of
-arXiv:1812.06162 for the sample variance and the mean's square.
+arXiv:1812.06162 for the sample variance and the mean's square. Inner-product and orthogonality test
+are of Bollapragada, Byrd, Nocedal, "Adaptive Sampling Strategies for Stochastic Optimization",
+arXiv:1710.11258.
 """
 
 from __future__ import annotations
@@ -116,24 +118,35 @@ class InnerProductTest(BatchTest):
     """T = Var<g, G> / (theta^2 |G|^4), with g one example's gradient.
 
     A step of so many examples has a gradient whose component along G is right up to theta |G| in
-    the mean square; errors across it, which the norm test counts, do not matter. Of large models
-    the changes of a round are held all at once for it.
+    the mean square; errors across it, which the norm test counts, do not matter. With `nu` the
+    orthogonality test bounds these as well, and T is what both want, the augmented test:
+
+        T = max(Var<g, G> / (theta^2 |G|^4),  E|g - <g, G> / |G|^2 G|^2 / (nu^2 |G|^2))
+
+    Of large models the changes of a round are held all at once for it.
 
     Attributes:
         theta: relative error that is allowed along the gradient, above 0; 0.5 in the paper.
+        nu: the same across the gradient, above 0; 1 in the paper. None allows any.
     """
 
     reads_inner: ClassVar[bool] = True
 
     theta: float = 0.5
+    nu: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _above("theta", self.theta, 0)
+        if self.nu is not None:
+            _above("nu", self.nu, 0)
 
     def wanted(self, noise: Noise) -> float:
-        """Returns the variance along the gradient over theta^2 |G|^2."""
-        return _quotient(noise.along, self.theta, noise)
+        """Returns the variances along and across the gradient, each over what is allowed of it."""
+        along = _quotient(noise.along, self.theta, noise)
+        if self.nu is None:
+            return along
+        return max(along, _quotient(noise.trace - noise.along, self.nu, noise))
 
 
 def _quotient(variance: float, error: float, noise: Noise) -> float:

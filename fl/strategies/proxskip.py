@@ -16,15 +16,25 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from fl.checks import fraction
+from fl.clients.proxskip import REFERENCE_KEY
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.vectors.rows import Row
 
 
 class Agreed(NamedTuple):
-    """The model, shape (d,), and how many communications have made it."""
+    """The model, shape (d,), and how it came about.
+
+    Attributes:
+        w: the model.
+        communications: how many have made it.
+        references: rounds in which clients took a reference.
+        steps: local steps that might have renewed it since.
+    """
 
     w: Row
     communications: int = 0
+    references: int = 0
+    steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,22 +57,48 @@ class ProxSkip(RoundRule):
     Clients weigh the same, whatever their number of examples; those without any have no part in
     the mean. Nothing travels but the model.
 
+    With q this is ProxSkip-L-SVRGDA-FL: g_i is F_ij(x_i) - F_ij(w_i) + F_i(w_i) for a batch j, and
+    after every step a second coin with probability q sets w_i to the client's model. If it fell in
+    a round, here w_i is the model of the communication after that, for which there is a round of
+    its own: clients pass over their examples once, and send nothing. So is the first.
+
     Attributes:
         p: probability of a communication after a step, in (0, 1]. 1 is distributed gradient
             descent. Theory has sqrt(gamma mu) with mu the strong monotonicity of the operator.
+        q: probability of a new reference after a step, in (0, 1]; None has no variance reduction,
+            as clients with `ProxSkipShift.variance_reduction` false. Theory has 2 gamma mu.
 
     Raises:
-        ConfigError: p is out of range.
+        ConfigError: p or q is out of range.
     """
 
-    tells: ClassVar[Mapping[str, str]] = {"proxskip-p": "p", "local-steps": "mean_steps"}
+    tells: ClassVar[Mapping[str, str]] = {
+        "proxskip-p": "p",
+        REFERENCE_KEY: "has_references",
+        "local-steps": "mean_steps",
+    }
     folds: ClassVar[bool] = False
     everybody: ClassVar[bool] = True
 
     p: float = 0.2
+    q: float | None = None
 
     def __post_init__(self) -> None:
         fraction("p", self.p)
+        if self.q is not None:
+            fraction("q", self.q)
+
+    @property
+    def has_references(self) -> bool | None:
+        """True if clients take references; None if messages do not speak of them."""
+        return None if self.q is None else True
+
+    @property
+    def may_stay(self) -> str:
+        """Rounds in which clients take a reference."""
+        if self.q is None:
+            return super().may_stay
+        return "with strategy.rule.q rounds in which clients take a reference leave the model"
 
     @property
     def mean_steps(self) -> int:
@@ -76,16 +112,30 @@ class ProxSkip(RoundRule):
     def configs(
         self, state: Agreed, server_round: int, n: int, rng: np.random.Generator
     ) -> Sequence[Mapping[str, Any] | None]:
-        """Returns p, how many steps there are until the coin falls, and which communication is."""
-        steps = int(rng.geometric(self.p))
+        """Returns p, how many steps there are until the coin falls, and which communication is.
+
+        Or that clients take a reference, by one epoch.
+        """
         told = {
             "proxskip-p": self.p,
             "proxskip-communications": state.communications,
-            "local-steps": steps,
+            "local-steps": int(rng.geometric(self.p)),
         }
+        if self.q is not None:
+            renewed = rng.random() < 1 - (1 - self.q) ** state.steps or not state.references
+            told[REFERENCE_KEY] = renewed
+            if renewed:
+                del told["local-steps"]
+                told["local-epochs"] = 1
         return [told] * n
 
     def step(self, state: Agreed, updates: Updates) -> Agreed:
-        """Returns the model after a communication."""
-        delta = updates.unweighted().mean()
-        return Agreed(state.w + delta, state.communications + 1)
+        """Returns the model after a communication, or the same if clients took a reference."""
+        steps = 0
+        if self.q is not None:
+            told = updates.told[0]
+            if told[REFERENCE_KEY]:
+                return state._replace(references=state.references + 1, steps=0)
+            steps = state.steps + told["local-steps"]
+        w = state.w + updates.unweighted().mean()
+        return Agreed(w, state.communications + 1, state.references, steps)

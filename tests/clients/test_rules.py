@@ -94,6 +94,7 @@ CORRECTIONS = {
     "dynamic regularization": DynamicRegularization(),
     "model contrast": ModelContrast(2.0),
     "proxskip shift": ProxSkipShift(),
+    "proxskip reference": ProxSkipShift(variance_reduction=True),
     "shared scaling": SharedScaling(),
     "global momentum": GlobalMomentum(),
     "global momentum vr": GlobalMomentum(variance_reduction=True),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fl.data import load_digits, participation_rates
+from fl.data.loading import deal, load, loading_once
 from fl.data.partition import dirichlet, pathological
 from fl.errors import ConfigError
 
@@ -50,3 +51,27 @@ def test_even_favour_gives_everybody_the_mean():
 def test_what_cannot_be_is_refused(more, key):
     with pytest.raises(ConfigError, match=key):
         rates(dirichlet, deal={"alpha": 0.5}, **more)
+
+
+def test_data_is_loaded_and_dealt_once_with_the_run_and_other_rates():
+    calls = []
+
+    def data():
+        calls.append("data")
+        return load_digits(0.2)
+
+    def partition(source, alpha):
+        calls.append(f"partition {alpha}")
+        return dirichlet(source, num_partitions=10, seed=0, alpha=alpha)
+
+    with loading_once():
+        for alpha in (0.1, 0.1, 0.5):
+            dealt = deal(partial(partition, alpha=alpha), load(data))
+            for _ in range(2):
+                rule = partial(partition, alpha=alpha)
+                participation_rates(data, rule, num_clients=10, seed=1)
+            with loading_once():
+                assert deal(partial(partition, alpha=alpha), load(data)) is dealt
+    assert calls == ["data", "partition 0.1", "partition 0.5"]
+    participation_rates(data, partial(partition, alpha=0.5), num_clients=10, seed=1)
+    assert calls[3:] == ["data", "partition 0.5"]

@@ -103,7 +103,33 @@ def test_the_inner_product_test_reads_the_variance_along_the_gradient_alone(
 def test_of_one_dimension_both_tests_ask_for_the_same():
     noise = Noise(2.0, 6.0, 1.0, along=6.0)
     norm, inner = NormTest(most=9, eta=0.3), InnerProductTest(most=9, theta=0.3)
-    assert norm.wanted(noise) == inner.wanted(noise)
+    augmented = InnerProductTest(most=9, theta=0.3, nu=1e-9)  # there is nothing across
+    assert norm.wanted(noise) == inner.wanted(noise) == augmented.wanted(noise)
+
+
+@pytest.mark.parametrize("nu", [0.5, 1.0, 10.0])
+def test_with_nu_errors_across_the_gradient_are_bounded_too(nu):
+    g2, along, across, theta = 2.0, 6.0, 90.0, 0.5
+    test = InnerProductTest(most=10**9, theta=theta, nu=nu)
+    batch = test.wanted(Noise(g2, along + across, 1.0, along=along))
+    # The least batch that leaves at most so much along and across the mean.
+    assert along / batch <= theta**2 * g2
+    assert across / batch <= nu**2 * g2
+    assert batch == pytest.approx(max(along / theta**2, across / nu**2) / g2)
+
+
+def test_the_two_parts_are_the_sums_of_the_paper_over_examples():
+    # Many examples, whose sample variances stand for the estimates over rounds.
+    g = np.random.default_rng(7).standard_normal((50, 6)) + 1
+    mean = g.mean(axis=0)
+    g2 = float(mean @ mean)
+    inner = float(np.var(g @ mean, ddof=1)) / g2
+    rest = g - np.outer(g @ mean / g2, mean)
+    noise = Noise(g2, float(np.var(g, axis=0, ddof=1).sum()), 1.0, along=inner)
+    orthogonal = float((rest**2).sum()) / 49 / g2
+    augmented = InnerProductTest(most=99, theta=0.5, nu=0.5)
+    assert augmented.wanted(noise) == pytest.approx(max(inner / g2, orthogonal) / 0.25)
+    assert orthogonal > inner / g2
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
@@ -126,11 +152,13 @@ def test_rounds_grow_by_the_inner_product_test(monkeypatch, large):
         ({"most": 1, "growth": 1.0}, "growth is 1.0"),
         ({"most": 1, "growth": math.inf}, "growth is inf"),
         ({"most": 1, "grows": "cohort"}, "grows is 'cohort'"),
+        ({"most": 1, "theta": 0.0}, "theta is 0.0"),
+        ({"most": 1, "nu": 0.0}, "nu is 0.0"),
     ],
 )
 def test_what_is_no_test_is_refused(arguments, key):
     with pytest.raises(ConfigError, match=key):
-        NormTest(**arguments)
+        (InnerProductTest if {"theta", "nu"} & set(arguments) else NormTest)(**arguments)
 
 
 @pytest.mark.parametrize(

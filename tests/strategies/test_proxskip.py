@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from csv import DictReader
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -25,6 +26,46 @@ EVERYBODY = list(range(N))
 
 def client(lr=LR):
     return Corrected(Sgd(lr), ProxSkipShift())
+
+
+class Rows:
+    """One of the two rows of a client, whose gradients differ about those of its loss."""
+
+    examples = 1
+
+    def __init__(self, losses, i, j):
+        self.losses, self.i, self.j = losses, i, j
+
+    def grad(self, w):
+        g = row_gradient(self.losses, self.i, self.j, w.numpy().astype(float))
+        return torch.from_numpy(g.astype(np.float32)), w.sum()
+
+
+def row_gradient(losses, i, j, x):
+    return losses.gradient(i, x) + (1 - 2 * j) * (2 + i + 0.3 * losses.a[i] * x)
+
+
+class Sampled(Learnt):
+    """Clients that draw a row for every step, and in an epoch have both."""
+
+    def _trained(self, rule, i, w, sent, config, steps):
+        start = torch.from_numpy(w.copy())
+        scalars = rule.scalars({"server-round": 1, **config})
+        memory = self.memories.get(i) or rule.first_memory(start, scalars)
+        received = Received(start, {}, memory, scalars, steps)
+        drawn = np.random.default_rng([config["proxskip-communications"], i]).integers(2, size=99)
+        rows = [0, 1] if "local-epochs" in config else drawn[:steps]
+        state, v = rule.init(received), start
+        for t, j in enumerate(rows):
+            v, state, _ = rule.step(v, state, received, Rows(self.losses, i, j), t)
+        finished = rule.finish(v, state, received, len(rows))
+        self.memories[i] = finished.memory
+        return finished
+
+
+def sampled(rounds, q, lr=0.1):
+    rule = Corrected(Sgd(lr), ProxSkipShift(variance_reduction=q is not None))
+    return Sampled(ProxSkip(P, q), rule, [EVERYBODY] * rounds)
 
 
 def learn(rounds, p=P, lr=LR, losses=None):
@@ -79,6 +120,82 @@ def test_the_shifts_sum_to_zero_after_every_communication(rounds):
     h = shifts_after(learn(rounds))
     assert np.abs(h).max() > 1
     np.testing.assert_allclose(h.sum(axis=0), 0, atol=1e-4)
+
+
+def svrg_written_out(rounds, q, lr):
+    """Models by the lines of ProxSkip-L-SVRGDA-FL, with new references after communications."""
+    losses, x, h = Losses(), np.zeros((N, DIM)), np.zeros((N, DIM))
+    models, since, communications = [x[0]], None, 0
+    for r in range(rounds):
+        rng = np.random.default_rng(r)
+        steps, coin = rng.geometric(P), rng.random()
+        if since is None or coin < 1 - (1 - q) ** since:
+            ref, since = x.copy(), 0
+            full = np.array([losses.gradient(i, ref[i]) for i in EVERYBODY])
+            models.append(x[0])
+            continue
+        drawn = [np.random.default_rng([communications, i]).integers(2, size=99) for i in EVERYBODY]
+        for t in range(steps):
+            g = [
+                row_gradient(losses, i, drawn[i][t], x[i])
+                - row_gradient(losses, i, drawn[i][t], ref[i])
+                + full[i]
+                for i in EVERYBODY
+            ]
+            x = x - lr * (np.array(g) - h)
+        mean = (x - lr / P * h).mean(axis=0)
+        h = h + P / lr * (mean - x)
+        x = np.tile(mean, (N, 1))
+        since, communications = since + steps, communications + 1
+        models.append(mean)
+    return np.array(models)
+
+
+@pytest.mark.parametrize("q", [1.0, 0.1])
+def test_with_references_it_is_the_recursion_of_l_svrgda(q):
+    learnt = sampled(50, q)
+    np.testing.assert_allclose(learnt.models, svrg_written_out(50, q, 0.1), rtol=1e-4, atol=1e-4)
+    renewed = [state.references for state in learnt.states]
+    assert renewed[:2] == [0, 1]  # before anything is learnt
+    assert 3 < renewed[-1] < 30
+
+
+def test_references_take_away_the_noise_of_rows():
+    assert sampled(400, 0.1).error < 1e-5
+    assert sampled(400, None).error > 1e-2
+
+
+def test_with_one_row_a_client_references_change_nothing():
+    rule = Corrected(Sgd(LR), ProxSkipShift(variance_reduction=True))
+    reduced = Learnt(ProxSkip(P, 0.2), rule, [EVERYBODY] * 30)
+    losses, x, h = Losses(), np.zeros((N, DIM)), np.zeros((N, DIM))
+    for r, (before, after) in enumerate(pairwise(reduced.states)):
+        if after.references > before.references:
+            np.testing.assert_array_equal(after.w, before.w)
+            continue
+        for _ in range(np.random.default_rng(r).geometric(P)):
+            x = x - LR * (np.array([losses.gradient(i, x[i]) for i in EVERYBODY]) - h)
+        mean = (x - LR / P * h).mean(axis=0)
+        h, x = h + P / LR * (mean - x), np.tile(mean, (N, 1))
+        np.testing.assert_allclose(after.w, mean, rtol=1e-4, atol=1e-4)
+
+
+def test_a_client_without_reference_takes_the_gradient_as_it_is():
+    plain, reduced = client(), Corrected(Sgd(LR), ProxSkipShift(variance_reduction=True))
+    w, found = torch.ones(DIM), []
+    for rule, told in ((plain, {}), (reduced, {"proxskip-reference": False})):
+        scalars = rule.scalars({"server-round": 1, "proxskip-p": P, **told})
+        received = Received(w, {}, rule.first_memory(w, scalars), scalars)
+        found.append(rule.step(w, rule.init(received), received, Rows(Losses(), 1, 0), 0)[0])
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("reduces", "told"), [(True, {}), (False, {"proxskip-reference": True})], ids=["q", "client"]
+)
+def test_references_of_one_side_alone_are_refused(reduces, told):
+    with pytest.raises(ConfigError, match="'proxskip-reference' is"):
+        ProxSkipShift(variance_reduction=reduces).scalars({"proxskip-p": P, **told})
 
 
 def test_equal_clients_need_no_shift():
@@ -161,6 +278,8 @@ def test_the_number_of_local_steps_is_geometric_and_the_same_for_all():
 def test_a_probability_that_is_none_is_refused(p):
     with pytest.raises(ConfigError, match=rf"^p is {p}"):
         ProxSkip(p)
+    with pytest.raises(ConfigError, match=rf"^q is {p}"):
+        ProxSkip(q=p)
 
 
 @pytest.mark.parametrize("told", [{}, {"proxskip-p": 1.5}, {"proxskip-p": 0.0}])
@@ -207,6 +326,16 @@ def test_a_quadratic_game_is_solved_in_few_communications(errors):
     found = errors("data=quadratic_game", *setting)
     assert 1e-7 < found[10] < 1e-3  # 1e-5 in an implementation of its own, 1e-12 after 25
     assert found[25] < 1e-10
+
+
+@pytest.mark.slow
+def test_with_references_batches_of_ten_solve_a_game_as_well(errors):
+    setting = ["data=quadratic_game", "client.batch_size=10", "strategy.rule.p=0.3"]
+    setting += ["client.rule.lr=0.3", "num_rounds=120"]
+    noisy = errors(*setting)
+    assert noisy[120] > 1e-4
+    references = ["strategy.rule.q=0.2", "client.correction.variance_reduction=true"]
+    assert errors(*setting, *references)[120] < 1e-3 * noisy[120]
 
 
 @pytest.mark.slow

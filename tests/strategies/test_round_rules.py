@@ -13,6 +13,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as flower
+from heterogeneous import DIM, Losses, N
 
 from fl import simulate
 from fl.aggregation import FLTrust, Median
@@ -328,6 +329,30 @@ def test_of_clients_with_unequal_steps_fednova_finds_the_optimum_and_fedavg_does
         found[type(rule)] = state.w[0]
     assert found[FedNova] == pytest.approx(0.5, abs=2e-3)
     assert found[FedAvg] == pytest.approx(10 / 11, abs=2e-3)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_fednova_of_clients_on_quadratics_is_equation_9_for_50_rounds(momentum):
+    losses, lr, eta = Losses(), 0.05, 0.9
+    steps, n = 1 + 3 * np.arange(N), 2.0 + np.arange(N)
+    p, a = n / n.sum(), np.array([unit_gradient_goes(tau, lr, momentum, 0) for tau in steps])
+    rule = FedNova(momentum=momentum, lr=lr, eta=eta)
+    state, x = rule.init(np.zeros(DIM, np.float32), DIM), np.zeros(DIM)
+
+    def trained(start):
+        y, v = np.tile(start, (N, 1)).astype(float), np.zeros((N, DIM))
+        for i, tau in enumerate(steps):
+            for _ in range(tau):
+                v[i] = momentum * v[i] + losses.gradient(i, y[i])
+                y[i] = y[i] - lr * v[i]
+        return y - start
+
+    metrics = [{"steps": int(tau)} for tau in steps]
+    for _ in range(50):
+        x = x + eta * (p @ a) * (p / a) @ trained(x)
+        deltas = trained(state.w).astype(np.float32)
+        state = rule.step(state, Updates(deltas, n, metrics))
+    np.testing.assert_allclose(state.w, x, rtol=1e-4, atol=1e-4)
 
 
 def test_an_adaptive_rule_that_is_not_adaptive_is_fedavg_with_smoothed_changes():

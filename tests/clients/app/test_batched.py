@@ -150,6 +150,20 @@ def test_clients_of_unequal_size_train_together_as_alone(
         assert_same(app, singles, many)
 
 
+def test_clients_with_references_train_together_as_alone(federated, mlp, content_of, both):
+    rule = Corrected(Sgd(0.3), ProxSkipShift(variance_reduction=True))
+    app = TrainingApp(mlp, federated(UNEQUAL), rule, batch_size=4, local_epochs=2)
+    contexts, moved = None, []
+    for dispatch, reference in enumerate((True, False, True, False)):
+        told = {"proxskip-p": 0.3, "proxskip-reference": reference}
+        content = content_of(mlp, **told)
+        (singles, many), contexts = both(app, [content] * 10, dispatch=dispatch, contexts=contexts)
+        if not reference:  # for which nothing is sent
+            assert_same(app, singles, many)
+        moved.append(len(many[0].content["arrays"]) > 0)
+    assert moved == [False, True, False, True]
+
+
 def test_clients_that_leave_out_small_last_batches_train_together_as_alone(
     federated, mlp, content_of, both
 ):
