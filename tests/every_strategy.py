@@ -54,6 +54,7 @@ AVERAGING = [  # rounds of all clients
     "pfedme",
     "per_fedavg",
 ]
+PUBLIC = ["fedconv", "server_training"]  # whose server learns from examples of its own
 PARTIAL = ["heterofl", "fedrolex", "random_submodels", "every_parameter_matters"]
 SPARSE = ["fedmef", "fedtiny", "feddst", "prunefl"]  # whose clients hold one part
 LOCAL = ["fedper", "fedrep", "fedbn", "lg_fedavg"]  # no server has the whole model
@@ -79,6 +80,7 @@ EVERY = [
     *(
         *AVERAGING,
         *PARTIAL,
+        *PUBLIC,
         *SPARSE,
         *LOCAL,
         *ROUNDED,
@@ -92,6 +94,10 @@ EVERY = [
 ]
 
 MODELS = {
+    "fedconv": [
+        *("model=mlp", "model.hidden=[8]", "strategy.rule.filter_epochs=2"),
+        "strategy.rule.public_examples=50",
+    ],
     "fedbn": ["model=resnet8", "model.channels=[4,4,4]"],  # which has layers that normalise
     "fedtiny": ["strategy.rule.candidates=1"],  # or its first rounds train nothing
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from every_strategy import LOCAL, MODELS, PARTIAL, SPARSE
+from every_strategy import LOCAL, MODELS, PARTIAL, PUBLIC, SPARSE
 from flwr.app import ConfigRecord, RecordDict
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
@@ -90,7 +90,7 @@ def composed(*overrides: str) -> DictConfig:
 
 def config_of(name: str) -> DictConfig:
     # A linear model has no layers to spare.
-    model = MODELS.get(name, ["model=mlp"]) if name in (*PARTIAL, *LOCAL) else []
+    model = MODELS.get(name, ["model=mlp"]) if name in (*PARTIAL, *LOCAL, "fedconv") else []
     unasked = "personal.every=null"  # before the first task
     config = composed(f"strategy={name}", *model, unasked)
     for part in config.tasks.values() if config.get("tasks") else [config]:

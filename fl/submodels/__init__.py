@@ -5,6 +5,7 @@ from fl.submodels.every_parameter_matters import EveryParameterMatters
 from fl.submodels.extraction import Extraction, Whole
 from fl.submodels.federated_dropout import FederatedDropout
 from fl.submodels.fedrolex import FedRolex
+from fl.submodels.filters import Filter, Filters, Resizing
 from fl.submodels.heterofl import HeteroFL
 from fl.submodels.sparse_mask import (
     Layer,
@@ -36,6 +37,8 @@ __all__ = [
     "Extraction",
     "FedRolex",
     "FederatedDropout",
+    "Filter",
+    "Filters",
     "Fixed",
     "HasUnits",
     "HeteroFL",
@@ -44,6 +47,7 @@ __all__ = [
     "Mask",
     "Place",
     "Redrawn",
+    "Resizing",
     "Size",
     "SparseMask",
     "SubModel",

@@ -45,6 +45,7 @@ class Traits:
             update; None if it does not.
         proxies: sets of labelled examples that the server holds, one for each cluster, and how many
             are in each; None if it has none.
+        public_examples: labelled examples that the server holds and learns from; 0 is none.
         carries: vectors beside the model in messages, by name.
         needs: vectors beside the model in replies.
         partial: whether clients hold parts of the model: "" all of it, "stays" a part that is the
@@ -67,6 +68,7 @@ class Traits:
     continues: bool = False
     root_examples: int | None = None
     proxies: tuple[int, int] | None = None
+    public_examples: int = 0
     carries: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     partial: Literal["", "stays", "changes"] = ""
