@@ -55,6 +55,7 @@ AVERAGING = [  # rounds of all clients
     "per_fedavg",
 ]
 PUBLIC = ["fedconv", "server_training"]  # whose server learns from examples of its own
+RANKS = ["flexlora"]  # whose clients have adapters of several ranks
 PARTIAL = ["heterofl", "fedrolex", "random_submodels", "every_parameter_matters"]
 SPARSE = ["fedmef", "fedtiny", "feddst", "prunefl"]  # whose clients hold one part
 LOCAL = ["fedper", "fedrep", "fedbn", "lg_fedavg"]  # no server has the whole model
@@ -81,6 +82,7 @@ EVERY = [
         *AVERAGING,
         *PARTIAL,
         *PUBLIC,
+        *RANKS,
         *SPARSE,
         *LOCAL,
         *ROUNDED,

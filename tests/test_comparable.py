@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from every_strategy import LOCAL, MODELS, PARTIAL, PUBLIC, SPARSE
+from every_strategy import LOCAL, MODELS, PARTIAL, SPARSE
 from flwr.app import ConfigRecord, RecordDict
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from fl.strategies.fedspeed import FedSpeed
     from fl.strategies.fedtiny import FedTiny
     from fl.strategies.fedvarp import FedVARP
+    from fl.strategies.flexlora import FlexLoRA
     from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
     from fl.strategies.gossip_rule import GossipRule, LocalTraining, PairRule
     from fl.strategies.gradient_rule import GradientRule
@@ -107,6 +108,7 @@ __getattr__ = lazily(
         "CosineSparseRule": "fl.strategies.sparse",
         "FADAS": "fl.strategies.fadas",
         "FedAMSGrad": "fl.strategies.fedamsgrad",
+        "FlexLoRA": "fl.strategies.flexlora",
         "FedConv": "fl.strategies.fedconv",
         "ServerExamples": "fl.strategies.drivers.server_examples",
         "ServerTraining": "fl.strategies.server_training",
@@ -278,6 +280,7 @@ __all__ = [
     "FedTiny",
     "FedVARP",
     "FedYogi",
+    "FlexLoRA",
     "Foreign",
     "Gossip",
     "GossipRule",

@@ -282,6 +282,7 @@ class RoundRule(ABC):
             `init_parts` takes the place of `init`.
         resizes: whether clients of each level of capacity are sent a model that is made for them,
             in the form of their part: `models` returns one for each level.
+        of_adapters: whether these parts are to be ranks of adapters.
         public_examples: labelled examples that the server holds itself; 0 is none.
         num_models: models that the clients of a round are sent, in cohorts of equal size.
         clients_choose: whether all of them are sent to every client instead, which takes "one" or,
@@ -301,6 +302,7 @@ class RoundRule(ABC):
     prunes: ClassVar[bool] = False
     knows_parts: ClassVar[bool] = False
     resizes: ClassVar[bool] = False
+    of_adapters: ClassVar[bool] = False
     public_examples: int = 0
     num_models: int = 1
     clients_choose: ClassVar[ManyModels] = ""

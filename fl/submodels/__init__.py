@@ -1,5 +1,6 @@
 """Parts of a model that weak devices train: units, extraction rules, capacities, masks."""
 
+from fl.submodels.adapter_ranks import AdapterRanks
 from fl.submodels.capacity import ByMemory, Capacity, Fixed, InTurn, Redrawn
 from fl.submodels.every_parameter_matters import EveryParameterMatters
 from fl.submodels.extraction import Extraction, Whole
@@ -31,6 +32,7 @@ from fl.submodels.units import HasUnits, Place, Units, importance, units_of
 __all__ = [
     "MASKS_KEY",
     "MASK_NUMBER_KEY",
+    "AdapterRanks",
     "ByMemory",
     "Capacity",
     "EveryParameterMatters",

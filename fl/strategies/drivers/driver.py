@@ -50,6 +50,7 @@ class Traits:
         needs: vectors beside the model in replies.
         partial: whether clients hold parts of the model: "" all of it, "stays" a part that is the
             same in all rounds, "changes" another from round to round.
+        of_adapters: whether these are parts of adapters beside frozen weights.
         client_rule: that the server is for; None is any.
         alone: whether there is nobody to send to.
         known: whether all this is known; anybody's strategy may send what it likes.
@@ -72,6 +73,7 @@ class Traits:
     carries: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     partial: Literal["", "stays", "changes"] = ""
+    of_adapters: bool = False
     client_rule: type[Rule] | None = None
     alone: bool = False
     known: bool = True

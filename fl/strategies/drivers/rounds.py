@@ -246,6 +246,11 @@ class Rounds(Aggregating):
                 f"sub_models.extraction is {type(extraction).__name__}, and {self.name} makes one "
                 "model for each level, of the same form in all rounds: use fl.submodels.HeteroFL"
             )
+        if self.rule.of_adapters and extraction and not extraction.of_adapters:
+            raise ConfigError(
+                f"sub_models.extraction is {type(extraction).__name__}, and {self.name} is for "
+                "adapters: use fl.submodels.AdapterRanks"
+            )
         for given, why in (
             (
                 not self.rule.prunes and (self.rule.carries or self.rule.needs),
@@ -321,6 +326,7 @@ class Rounds(Aggregating):
             clusters=rule.clients_choose,
             client_rule=rule.client_rule,
             partial="" if parts is None else "stays" if parts.stays else "changes",
+            of_adapters=isinstance(parts, SubModels) and parts.extraction.of_adapters,
             compressors="any" if parts is None or parts.slices else "none",
             needs=() if rule.prunes else self.needs,  # which whoever trains such parts sends
         )
