@@ -75,7 +75,16 @@ TASKS = ["fedast", "sync_st"]
 POLLING = ["quafl", "favas"]
 SERVERLESS = ["dpsgd", "dfedavg", "dfedavgm", "dfedsam", "sgp", "choco", "monna", "adpsgd"]
 REPLICAS = ["onebit_adam", "demo", "just_one_byte"]
-OUTER = ["diloco", "local_sgd", "streaming_diloco", "delayed_updates", "eager_updates"]
+OUTER = [
+    "diloco",
+    "local_sgd",
+    "streaming_diloco",
+    "delayed_updates",
+    "eager_updates",
+    "slowmo",
+    "co2",
+    "overlap_local_sgd",
+]
 GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking"]
 EVERY = [
     *(

@@ -25,7 +25,6 @@ import math
 from bisect import insort
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -39,7 +38,6 @@ from fl.errors import ConfigError, NoStep, SimulationError
 from fl.randomness import generator, uniform
 from fl.strategies.drivers.aggregating import own_f
 from fl.strategies.drivers.decentralized import Decentralized
-from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.edges import Edges, moved
 from fl.strategies.drivers.gossip_step import ReceivedPayload, Step
 from fl.strategies.drivers.swarm import Answer, Swarm
@@ -178,11 +176,6 @@ class Gossip(Decentralized):
                     "more neighbours, such as topology=complete"
                 ) from None
         return F if "translation" in F.invariances else Recentred(F)
-
-    @property
-    def traits(self) -> Traits:
-        """What the strategy is."""
-        return replace(super().traits, aggregates=not self.rule.linear)
 
     def run(self, swarm: Swarm, num_rounds: int) -> None:
         """Runs all rounds of all nodes."""

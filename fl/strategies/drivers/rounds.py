@@ -320,7 +320,6 @@ class Rounds(Aggregating):
         rule, parts = self.rule, self.sub_models
         return replace(
             super().traits,
-            aggregates=True,
             downlink=rule.num_models == 1 and parts is None,
             public_examples=rule.public_examples,
             clusters=rule.clients_choose,
