@@ -70,6 +70,7 @@ EVENTS = [
     "async_sgd",
     "fedfix",
     "fedcompass",
+    "async_diloco",
 ]
 TASKS = ["fedast", "sync_st"]
 POLLING = ["quafl", "favas"]
@@ -84,6 +85,7 @@ OUTER = [
     "slowmo",
     "co2",
     "overlap_local_sgd",
+    "sparse_loco",
 ]
 GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking"]
 EVERY = [
