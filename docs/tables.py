@@ -19,7 +19,6 @@ ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "methods.md")
 _MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 _WITH_RULES = ("strategy", "client")
-_OF_RULES = ("sub_models.extraction._target_", "rule._target_")
 _NOT_METHODS = ("experiment",)
 _FAMILIES = {  # in the order of the table, to what drives their members
     "rounds: a server waits for those that it has asked": ("Rounds",),
@@ -35,12 +34,19 @@ _FAMILIES = {  # in the order of the table, to what drives their members
 def target(group: str, name: str) -> str:
     """Returns the import path of what a member makes; of a driver's member, that of its rule.
 
-    Where clients hold parts of the model, the method is how these are taken.
+    Where clients hold parts of the model, and the server averages them, the method is how these are
+    taken.
     """
-    paths = [*_OF_RULES, "_target_"] if group in _WITH_RULES else ["_target_"]
-    parts = parts_of(group, name)
-    found = (OmegaConf.select(part, path) for part in parts for path in paths)
-    return next((str(value) for value in found if value), "")
+    parts = [*parts_of(group, name)]
+
+    def first(path: str) -> str:
+        found = (OmegaConf.select(part, path) for part in parts)
+        return next((str(value) for value in found if value), "")
+
+    rule = first("rule._target_") if group in _WITH_RULES else ""
+    if rule.endswith(".FedAvg"):
+        rule = first("sub_models.extraction._target_") or rule
+    return rule or first("_target_")
 
 
 def family(name: str) -> str:

@@ -54,6 +54,8 @@ AVERAGING = [  # rounds of all clients
     "pfedme",
     "per_fedavg",
 ]
+PUBLIC = ["fedconv", "server_training"]  # whose server learns from examples of its own
+RANKS = ["flexlora"]  # whose clients have adapters of several ranks
 PARTIAL = ["heterofl", "fedrolex", "random_submodels", "every_parameter_matters"]
 SPARSE = ["fedmef", "fedtiny", "feddst", "prunefl"]  # whose clients hold one part
 LOCAL = ["fedper", "fedrep", "fedbn", "lg_fedavg"]  # no server has the whole model
@@ -90,6 +92,8 @@ EVERY = [
     *(
         *AVERAGING,
         *PARTIAL,
+        *PUBLIC,
+        *RANKS,
         *SPARSE,
         *LOCAL,
         *ROUNDED,
@@ -103,6 +107,10 @@ EVERY = [
 ]
 
 MODELS = {
+    "fedconv": [
+        *("model=mlp", "model.hidden=[8]", "strategy.rule.filter_epochs=2"),
+        "strategy.rule.public_examples=50",
+    ],
     "fedbn": ["model=resnet8", "model.channels=[4,4,4]"],  # which has layers that normalise
     "fedtiny": ["strategy.rule.candidates=1"],  # or its first rounds train nothing
 }

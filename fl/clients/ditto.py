@@ -28,6 +28,9 @@ class Ditto(Correction):
     plain SGD, without clipping; it is what the client predicts with, and outlives the task. It
     begins as the model that the client is sent first; in the authors' code, as the initial one.
 
+    The paper's box trains v_i after the model that is sent. Neither reads the other, so that the
+    order changes nothing but which batches v_i sees; its steps are as many as the task's here.
+
     With lambda = 0, v_i is trained on the client's data alone.
 
     Attributes:

@@ -82,6 +82,7 @@ from fl.strategies import (
     Exchange,
     ProxyLosses,
     Rounds,
+    ServerExamples,
     TrustedUpdate,
     driver_of,
 )
@@ -305,7 +306,8 @@ def _joined(
                 strategy.sub_models, first, *ways, parts["fleet"], exchange
             )
     with blaming(config, "strategy"):
-        exchange = replace(exchange, proxy=_proxy(strategy, first, config.seed))
+        proxy = _proxy(strategy, first, config.seed)
+        exchange = replace(exchange, proxy=proxy, public=_public(strategy, first, config.seed))
     with blaming(config, "strategy"):
         within = strategy.within(exchange)
     experiment = Experiment(
@@ -390,6 +392,12 @@ def _proxy(strategy: Driver, learning: Learning, seed: int) -> ProxyLosses | Non
         return None
     k, n = strategy.traits.proxies
     return ProxyLosses(learning.model, learning.data, clusters=k, examples=n, seed=seed)
+
+
+def _public(strategy: Driver, learning: Learning, seed: int) -> ServerExamples | None:
+    """Returns the examples that the server holds itself, for a strategy that learns from them."""
+    n = strategy.traits.public_examples
+    return ServerExamples(learning.model, learning.data, examples=n, seed=seed) if n else None
 
 
 def _held_out(config: DictConfig) -> float:

@@ -412,10 +412,11 @@ REFUSALS = (
     ),
     Refusal(
         "Adapters and parts of the model",
-        lambda c: bool(c.traits.partial) and c.adapted,
+        lambda c: bool(c.traits.partial) and c.adapted and not c.traits.of_adapters,
         "adapter is set",
         "{strategy} cuts parts out of the whole model, of which an adapter freezes most",
-        "leave adapter out, or use a strategy whose clients have the whole model, such as fedavg",
+        "leave adapter out, or use strategy=flexlora, or another whose clients have the whole "
+        "model, such as fedavg",
     ),
     Refusal(
         "Servers that are for one client rule, and clients with another",

@@ -18,7 +18,7 @@ from fl.randomness import generator
 from fl.runs.experiment import Learning
 from fl.simulation.world.fleet import Fleet
 from fl.strategies import Exchange
-from fl.submodels import ByMemory, SparseMask, SubModel, SubModels, Units, Whole, units_of
+from fl.submodels import ByMemory, SparseMask, SubModel, SubModels, Units, Whole
 from fl.vectors.layout import Layout
 
 
@@ -50,7 +50,7 @@ def partly(
         fleet.check_memory(np.full(len(fleet), float(own.memory_bytes())))
         return own, exchange
     tokens = app.data.task == "next-token"
-    units = units_of(module, app.layout, app.data.input_shape, tokens=tokens)
+    units = sub_models.extraction.units(module, app.layout, app.data.input_shape, tokens=tokens)
     if not units:
         raise ConfigError(
             f"sub_models is set, and {type(module).__name__} has no hidden units that are found: "

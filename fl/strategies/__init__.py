@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.proxy_losses import ProxyLosses
     from fl.strategies.drivers.replicas import Replicas
     from fl.strategies.drivers.rounds import Rounds
+    from fl.strategies.drivers.server_examples import ServerExamples
     from fl.strategies.drivers.simultaneous import SimultaneousEvents, SimultaneousRounds
     from fl.strategies.drivers.trusted_update import TrustedUpdate
     from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from fl.strategies.fedavgm import FedAvgM
     from fl.strategies.fedbuff import FedBuff
     from fl.strategies.fedcompass import FedCompass
+    from fl.strategies.fedconv import FedConv
     from fl.strategies.feddst import FedDST
     from fl.strategies.feddyn import FedDyn
     from fl.strategies.fedfix import FedFix
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from fl.strategies.fedspeed import FedSpeed
     from fl.strategies.fedtiny import FedTiny
     from fl.strategies.fedvarp import FedVARP
+    from fl.strategies.flexlora import FlexLoRA
     from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
     from fl.strategies.gossip_rule import GossipRule, LocalTraining, PairRule
     from fl.strategies.gradient_rule import GradientRule
@@ -93,6 +96,7 @@ if TYPE_CHECKING:
     from fl.strategies.round_rule import RoundRule, Updates
     from fl.strategies.savic import SAVIC
     from fl.strategies.scaffold import SCAFFOLD
+    from fl.strategies.server_training import ServerTraining
     from fl.strategies.sgp import SGP
     from fl.strategies.simultaneous_rule import SimultaneousRule
     from fl.strategies.slowmo import SlowMo
@@ -109,6 +113,10 @@ __getattr__ = lazily(
         "CosineSparseRule": "fl.strategies.sparse",
         "FADAS": "fl.strategies.fadas",
         "FedAMSGrad": "fl.strategies.fedamsgrad",
+        "FlexLoRA": "fl.strategies.flexlora",
+        "FedConv": "fl.strategies.fedconv",
+        "ServerExamples": "fl.strategies.drivers.server_examples",
+        "ServerTraining": "fl.strategies.server_training",
         "FedDST": "fl.strategies.feddst",
         "FedMef": "fl.strategies.fedmef",
         "FedTiny": "fl.strategies.fedtiny",
@@ -269,6 +277,7 @@ __all__ = [
     "FedAvgMomentum",
     "FedBuff",
     "FedCompass",
+    "FedConv",
     "FedDST",
     "FedDyn",
     "FedFix",
@@ -283,6 +292,7 @@ __all__ = [
     "FedTiny",
     "FedVARP",
     "FedYogi",
+    "FlexLoRA",
     "Foreign",
     "Gossip",
     "GossipRule",
@@ -322,6 +332,8 @@ __all__ = [
     "RoundRule",
     "Rounds",
     "SCAFFOLDMomentum",
+    "ServerExamples",
+    "ServerTraining",
     "SimultaneousEvents",
     "SimultaneousRounds",
     "SimultaneousRule",

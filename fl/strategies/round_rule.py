@@ -23,6 +23,9 @@ How methods with more machinery fit, without a change here:
   `updates.of_model(j)` holds what cohort j brought. With `clients_choose` every client is sent all
   of them and takes the one that fits its data best, as in IFCA (arXiv:2006.04088), or a mixture, as
   in FedSoft (arXiv:2112.06053).
+- What the server learns from examples of its own, as in FedConv: `public_examples`, `prepared`
+  before a round, and `updates.public_data`.
+- Steps over the parts that clients hold: `knows_parts`, `init_parts`, and `updates.holds`.
 """
 
 from __future__ import annotations
@@ -40,6 +43,8 @@ from fl.aggregation import Mean
 from fl.clients.rule import Rule
 from fl.errors import NoStep, NotFinite
 from fl.strategies.clusters import Clusters, Mixture
+from fl.strategies.public_data import PublicData
+from fl.submodels import SubModel, Whole
 from fl.vectors.rows import Row, is_finite
 
 Weights = NDArray[np.float64]
@@ -124,6 +129,7 @@ class Updates:
         mixtures: the models' shares that each has found, of such a rule; None of a client that was
             sent one mixture.
         weighs: whether `combine` reads the weights.
+        public: what the server holds itself, of a rule with `public_examples`.
     """
 
     deltas: Row
@@ -143,6 +149,7 @@ class Updates:
     starts: Row | None = None
     mixtures: Sequence[Mixture | None] = ()
     weighs: bool = True
+    public: PublicData | None = None
 
     def __len__(self) -> int:
         """Returns n."""
@@ -188,6 +195,12 @@ class Updates:
             row[place] = vector[done : done + place.stop - place.start]
             done += place.stop - place.start
         return row
+
+    @property
+    def public_data(self) -> PublicData:
+        """The server's own examples, of a rule with `public_examples`."""
+        assert self.public is not None  # whoever runs the rule has seen to that
+        return self.public
 
     def squared_norms(self) -> NDArray[np.float64]:
         """Returns |delta_i|^2 over what clients train, shape (n,)."""
@@ -265,6 +278,12 @@ class RoundRule(ABC):
         prepares: rounds at the beginning that leave the model as it is, whatever comes.
         prunes: whether the state has a field `mask`, shape (d,), with what the model has; see
             `fl.strategies.sparse`.
+        knows_parts: whether it is for clients that hold parts of the model, which it looks at:
+            `init_parts` takes the place of `init`.
+        resizes: whether clients of each level of capacity are sent a model that is made for them,
+            in the form of their part: `models` returns one for each level.
+        of_adapters: whether these parts are to be ranks of adapters.
+        public_examples: labelled examples that the server holds itself; 0 is none.
         num_models: models that the clients of a round are sent, in cohorts of equal size.
         clients_choose: whether all of them are sent to every client instead, which takes "one" or,
             told to by `mixture-smoothing`, a "mixture". Their first values are independent draws,
@@ -281,6 +300,10 @@ class RoundRule(ABC):
     everybody: ClassVar[bool] = False
     prepares: ClassVar[int] = 0
     prunes: ClassVar[bool] = False
+    knows_parts: ClassVar[bool] = False
+    resizes: ClassVar[bool] = False
+    of_adapters: ClassVar[bool] = False
+    public_examples: int = 0
     num_models: int = 1
     clients_choose: ClassVar[ManyModels] = ""
     client_rule: ClassVar[type[Rule] | None] = None
@@ -293,6 +316,19 @@ class RoundRule(ABC):
             w: the initial model, shape (d,).
             p: numbers that clients train, at most d; vectors beside the model have so many.
         """
+
+    def init_parts(self, whole: Whole, parts: Sequence[SubModel | None]) -> Any:
+        """Returns the state before the first round, of a rule that `knows_parts`.
+
+        Args:
+            whole: the initial model and its units.
+            parts: an example of what clients of each level hold; None is all of the model.
+        """
+        raise NotImplementedError
+
+    def prepared(self, state: Any, public: PublicData) -> Any:
+        """Returns the state before the messages of a round, of a rule with `public_examples`."""
+        return state
 
     @abstractmethod
     def step(self, state: Any, updates: Updates) -> Any:

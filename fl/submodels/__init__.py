@@ -1,10 +1,12 @@
 """Parts of a model that weak devices train: units, extraction rules, capacities, masks."""
 
+from fl.submodels.adapter_ranks import AdapterRanks
 from fl.submodels.capacity import ByMemory, Capacity, Fixed, InTurn, Redrawn
 from fl.submodels.every_parameter_matters import EveryParameterMatters
 from fl.submodels.extraction import Extraction, Whole
 from fl.submodels.federated_dropout import FederatedDropout
 from fl.submodels.fedrolex import FedRolex
+from fl.submodels.filters import Filter, Filters, Resizing
 from fl.submodels.heterofl import HeteroFL
 from fl.submodels.sparse_mask import (
     Layer,
@@ -30,12 +32,15 @@ from fl.submodels.units import HasUnits, Place, Units, importance, units_of
 __all__ = [
     "MASKS_KEY",
     "MASK_NUMBER_KEY",
+    "AdapterRanks",
     "ByMemory",
     "Capacity",
     "EveryParameterMatters",
     "Extraction",
     "FedRolex",
     "FederatedDropout",
+    "Filter",
+    "Filters",
     "Fixed",
     "HasUnits",
     "HeteroFL",
@@ -44,6 +49,7 @@ __all__ = [
     "Mask",
     "Place",
     "Redrawn",
+    "Resizing",
     "Size",
     "SparseMask",
     "SubModel",

@@ -10,11 +10,12 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from fl.checks import fraction
 from fl.errors import ConfigError
 from fl.submodels.submodel import SubModel, slice_of
-from fl.submodels.units import Units, importance
+from fl.submodels.units import Units, importance, units_of
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
 
@@ -45,11 +46,19 @@ class Extraction(ABC):
         by_client: whether clients of one level get different parts in a round.
         stays: whether a client of one level gets the same part in every round.
         ranks: whether it looks at the model's weights.
+        of_adapters: whether what it leaves out is of adapters beside frozen weights.
     """
 
     by_client: ClassVar[bool] = False
     stays: ClassVar[bool] = False
     ranks: ClassVar[bool] = False
+    of_adapters: ClassVar[bool] = False
+
+    def units(
+        self, model: nn.Module, layout: Layout, input_shape: tuple[int, ...], *, tokens: bool
+    ) -> tuple[Units, ...]:
+        """Returns what a model may lack; see `fl.submodels.units_of`."""
+        return units_of(model, layout, input_shape, tokens=tokens)
 
     @property
     def slices(self) -> bool:

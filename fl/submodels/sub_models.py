@@ -45,10 +45,10 @@ class SubModels:
             except ConfigError as error:
                 levels = list(self.capacity.levels)
                 raise ConfigError(f"capacity.levels is {levels}: {error}") from None
-        if self.scaled and not self.extraction.slices:
+        if self.scaled and (self.extraction.of_adapters or not self.extraction.slices):
             raise ConfigError(
-                "scaled is true, and the extraction leaves out single weights, not units: leave it "
-                "out"
+                "scaled is true, and the extraction leaves out no units of layers, by whose share "
+                "it would divide: leave it out"
             )
 
     @property

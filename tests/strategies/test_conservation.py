@@ -15,7 +15,7 @@ from types import FunctionType, ModuleType
 import numpy as np
 import pytest
 import torch
-from every_strategy import PARTIAL, SPARSE
+from every_strategy import PARTIAL, PUBLIC, RANKS, SPARSE
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from hydra import compose, initialize_config_module
@@ -50,8 +50,8 @@ def event_driven():
     return names
 
 
-# These ask for more of a model than named arrays: its units, its loss.
-STRATEGIES = [name for name in event_driven() if name not in {*PARTIAL, *SPARSE}]
+# These ask for more of a model than named arrays: its units, its loss, examples.
+STRATEGIES = [name for name in event_driven() if name not in {*PARTIAL, *PUBLIC, *RANKS, *SPARSE}]
 SLOTS = EventDriven.free_slots
 MORE = {"sync_st that calls clients off": ("sync_st", {"first": 2})}
 WITHOUT_ALL = {"min_fraction": 0.5, "min_available_nodes": 1}  # of a method that waits for all

@@ -43,10 +43,12 @@ class Traits:
             update; None if it does not.
         proxies: sets of labelled examples that the server holds, one for each cluster, and how many
             are in each; None if it has none.
+        public_examples: labelled examples that the server holds and learns from; 0 is none.
         carries: vectors beside the model in messages, by name.
         needs: vectors beside the model in replies.
         partial: whether clients hold parts of the model: "" all of it, "stays" a part that is the
             same in all rounds, "changes" another from round to round.
+        of_adapters: whether these are parts of adapters beside frozen weights.
         client_rule: that the server is for; None is any.
         alone: whether there is nobody to send to.
         known: whether all this is known; anybody's strategy may send what it likes.
@@ -64,9 +66,11 @@ class Traits:
     continues: bool = False
     root_examples: int | None = None
     proxies: tuple[int, int] | None = None
+    public_examples: int = 0
     carries: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     partial: Literal["", "stays", "changes"] = ""
+    of_adapters: bool = False
     client_rule: type[Rule] | None = None
     alone: bool = False
     known: bool = True

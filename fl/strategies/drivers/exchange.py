@@ -29,6 +29,7 @@ from fl.errors import ConfigError
 from fl.flower.grid_view import Control, GridView
 from fl.strategies.drivers.codec import Codec
 from fl.strategies.drivers.forging import Forging
+from fl.strategies.public_data import PublicData
 from fl.submodels import Units
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
@@ -73,6 +74,7 @@ class Exchange:
             none leaves it to the strategy.
         trusted: makes the server's own update, for an aggregator that wants it.
         proxy: losses on the server's own examples of each cluster, for a strategy that wants them.
+        public: examples of the server's own, for a strategy that learns from them.
         initial: draws initial model j of a strategy with several, from 1; the first it is given.
         max_bytes: most bytes that the server keeps of all clients together for an uplink.
 
@@ -92,6 +94,7 @@ class Exchange:
     levels: Sequence[float] = ()
     trusted: Trusted | None = None
     proxy: Proxy | None = None
+    public: PublicData | None = None
     initial: Callable[[int], ArrayRecord] | None = None
     max_bytes: int = 2**30
 

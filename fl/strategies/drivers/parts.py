@@ -48,6 +48,10 @@ class Division:
         """
         return None
 
+    def level(self, server: Server, node: int, place: int) -> int:
+        """Returns which of the levels that there are a client has now; arguments as of `of`."""
+        return 0
+
     def is_known(self, node: int) -> bool:
         """Returns whether a client keeps which part it is from before."""
         return False
@@ -103,6 +107,7 @@ class Parts(Division):
                 "sub_models is set, and no units of the model are known: pass "
                 "units=fl.submodels.units_of(model, ...) to fl.strategies.Exchange"
             )
+        self.levels = list(dict.fromkeys(self.capacity.levels))
         self.seed = seed
         self.numbered = server.tasks.numbered
         self._clients: dict[int, int] = {}  # node of a grid that does not -> as they appear
@@ -117,14 +122,28 @@ class Parts(Division):
             if not (self.extraction.stays and not self.extraction.by_client):
                 self._parts = {}
         client = self._client(node)
-        level = self.capacity.level(client, place, self._rng("level", t, client))
+        level = self._level(t, client, place)
         of = client if self.extraction.by_client else -1
         if (level, of) not in self._parts:
             whole = Whole(server.model.layout, self.units, server.w)
-            rng = partial(self._rng, "units", t, of)
-            self._parts[level, of] = self.extraction.extract(whole, level, t, rng)
+            self._parts[level, of] = self._extracted(whole, level, t, of)
         part = self._parts[level, of]
         return part if len(part.positions) < server.model.layout.size else None
+
+    def level(self, server: Server, node: int, place: int) -> int:
+        """Returns the place of a client's level among all; see `Division.level`."""
+        return self.levels.index(self._level(server.version, self._client(node), place))
+
+    def examples(self, whole: Whole) -> list[SubModel | None]:
+        """Returns a part of each level; None is all of the model."""
+        parts = [self._extracted(whole, level, 0, -1) for level in self.levels]
+        return [part if len(part.positions) < whole.layout.size else None for part in parts]
+
+    def _level(self, t: int, client: int, place: int) -> float:
+        return self.capacity.level(client, place, self._rng("level", t, client))
+
+    def _extracted(self, whole: Whole, level: float, t: int, of: int) -> SubModel:
+        return self.extraction.extract(whole, level, t, partial(self._rng, "units", t, of))
 
     def measured(
         self, w: Row, holds: NDArray[np.bool_], places: Sequence[slice]

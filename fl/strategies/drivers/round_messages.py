@@ -61,8 +61,8 @@ class RoundMessages:
         asked = [(n, c) for n, c in zip(nodes, configs, strict=True) if c is not None]
         models = self.models(server)
         choice: Sequence[Row] = models if rule.clients_choose else ()
-        cohorts = np.arange(len(asked)) % (1 if choice else len(models))
-        if len(models) > 1 and not choice:
+        cohorts = np.arange(len(asked)) % (1 if choice or rule.resizes else len(models))
+        if cohorts.any():
             generator(self._seed, "cohorts", server.version).shuffle(cohorts)
         alike: dict[tuple[Any, ...], list[int]] = {}
         mixtures: list[tuple[int, Mapping[str, Any], Row]] = []  # clients with one model each
@@ -71,6 +71,7 @@ class RoundMessages:
                 mixtures.append((node, config, mixed(server.model.layout, models, u)))
                 continue
             part, knows = division.of(server, node, place), division.is_known(node)
+            j = division.level(server, node, place) if rule.resizes else j
             alike.setdefault((j, part, knows, *sorted(config.items())), []).append(node)
         beside_rule = {**told(len(asked)), **division.told()}
         extras, tasks = rule.broadcast(state), []
@@ -97,7 +98,7 @@ class RoundMessages:
         What clients do not train is the server's in those of cohorts, and each one's own in those
         that clients choose from.
         """
-        if self._rule.num_models == 1:
+        if self._rule.num_models == 1 and not self._rule.resizes:
             return [server.w]
         if self._made is None or self._made[0] != server.version:
             rows = []

@@ -48,7 +48,7 @@ from fl.strategies.drivers.tasks import Task
 from fl.strategies.rates import Rate
 from fl.strategies.round_rule import HasModel, RoundRule, Updates, check_state
 from fl.strategies.sparse import Sparse, SparseRule
-from fl.submodels import SparseMask, SubModels
+from fl.submodels import SparseMask, SubModels, Whole
 from fl.vectors.rows import Row
 
 log = logging.getLogger("fl")
@@ -221,16 +221,17 @@ class Rounds(Aggregating):
             )
         self.batch_size = batch_size
         self.noise = RoundNoise(noise_scale, batch_size, batch_test)
-        if sub_models is not None or rule.prunes:
+        if sub_models is not None or rule.prunes or rule.knows_parts:
             self._check_sub_models(sub_models)
 
     def _check_sub_models(self, sub_models: SubModels | SparseMask | None) -> None:
         """Raises ConfigError if the method is none for parts of a model."""
         kind = SparseMask if self.rule.prunes else SubModels
+        must = self.rule.prunes or self.rule.knows_parts
         if not isinstance(sub_models, kind):
             raise ConfigError(
                 f"sub_models is {sub_models!r:.80}; with {type(self.rule).__name__} it must "
-                f"{'' if self.rule.prunes else 'be null, or '}have a _target_ that makes a "
+                f"{'' if must else 'be null, or '}have a _target_ that makes a "
                 f"fl.submodels.{kind.__name__}"
             )
         if self.rule.alone and self.robust:
@@ -239,13 +240,24 @@ class Rounds(Aggregating):
                 f"{self.name} go by what one client sends: use aggregator=mean, or set "
                 "rule.initial_rounds to 0"
             )
+        extraction = sub_models.extraction if isinstance(sub_models, SubModels) else None
+        if self.rule.resizes and extraction and not (extraction.stays and extraction.slices):
+            raise ConfigError(
+                f"sub_models.extraction is {type(extraction).__name__}, and {self.name} makes one "
+                "model for each level, of the same form in all rounds: use fl.submodels.HeteroFL"
+            )
+        if self.rule.of_adapters and extraction and not extraction.of_adapters:
+            raise ConfigError(
+                f"sub_models.extraction is {type(extraction).__name__}, and {self.name} is for "
+                "adapters: use fl.submodels.AdapterRanks"
+            )
         for given, why in (
             (
                 not self.rule.prunes and (self.rule.carries or self.rule.needs),
                 "vectors of the whole model travel beside it",
             ),
             (
-                not self.rule.prunes and not self.rule.folds,
+                not (self.rule.prunes or self.rule.knows_parts or self.rule.folds),
                 "it looks at more of the changes than their mean",
             ),
             (self.rule.num_models > 1, "it has several models"),
@@ -309,9 +321,11 @@ class Rounds(Aggregating):
         return replace(
             super().traits,
             downlink=rule.num_models == 1 and parts is None,
+            public_examples=rule.public_examples,
             clusters=rule.clients_choose,
             client_rule=rule.client_rule,
             partial="" if parts is None else "stays" if parts.stays else "changes",
+            of_adapters=isinstance(parts, SubModels) and parts.extraction.of_adapters,
             compressors="any" if parts is None or parts.slices else "none",
             needs=() if rule.prunes else self.needs,  # which whoever trains such parts sends
         )
@@ -425,6 +439,12 @@ class Rounds(Aggregating):
     def begin(self, server: Server) -> None:
         """Prepares for the first round."""
         super().begin(server)
+        if self.rule.public_examples and self.exchange.public is None:
+            raise ConfigError(
+                f"{self.name} learns from examples of the server's own, and it has none: run the "
+                "strategy within an Exchange that has `public`, for example "
+                "fl.strategies.ServerExamples"
+            )
         self.check_rounds(server.num_rounds)
         layout, known = server.model.layout, self.exchange.layout
         moving = layout.statistics if known is None else known.moving_buffers
@@ -434,7 +454,7 @@ class Rounds(Aggregating):
         trained = trained if known is None else list(known.trainable)
         self.places = [slice(entry.offset, entry.offset + entry.size) for entry in trained]
         self.trained = sum(entry.size for entry in trained)
-        if not self.rule.prunes:  # which `model` has done
+        if not (self.rule.prunes or self.rule.knows_parts):  # which have others
             self.state = self.rule.init(server.w, self.trained)
         if server.model.clusters is not None:
             self.state = self.state._replace(theta=server.model.clusters.models)
@@ -455,11 +475,15 @@ class Rounds(Aggregating):
         division = Division()
         if isinstance(self.sub_models, SubModels):
             division = Parts(self.sub_models, self.exchange, server, self.seed)
+            if self.rule.knows_parts:
+                whole = Whole(layout if known is None else known, division.units, server.w)
+                self.state = self.rule.init_parts(whole, division.examples(whole))
         elif self.rule.prunes:
             division = OnePart(layout, lambda: cast(Sparse, self.state))
         self.messages = RoundMessages(
             self.rule, division, lambda: self.state, self.buffers, self.seed
         )
+        self.prepared = -1  # for the round after this version
         self.noise.begin(self.places)
         self.rates.begin()
 
@@ -554,6 +578,9 @@ class Rounds(Aggregating):
             rates = self.rates.told(server.version, min(waits_for, n))
             return rates if size is None else {**rates, "batch-size": size}
 
+        if self.exchange.public is not None and self.prepared != server.version:
+            self.state = self.rule.prepared(self.state, self.exchange.public)
+            self.prepared = server.version
         return self.messages.train(server, nodes, told)
 
     def _open(
@@ -744,6 +771,7 @@ class Rounds(Aggregating):
                 combine=lambda *_: mean,
                 buffers=self.buffers,
                 trained=self.places if self.trained < mean.size else (),
+                public=self.exchange.public,
             )
         else:
             updates = self._updates(server, admitted, usable)
@@ -780,7 +808,7 @@ class Rounds(Aggregating):
             holds = None if holds.all() else holds
         mixes = self.rule.clients_choose == "mixture"
         with np.errstate(over="ignore"):  # seen in what is made of it
-            if self.rule.num_models == 1:
+            if self.rule.num_models == 1 and not self.rule.resizes:
                 deltas = admitted.x - server.w
             else:
                 deltas = np.stack([update.delta for update in usable])
@@ -801,6 +829,7 @@ class Rounds(Aggregating):
             starts=np.stack([update.start for update in usable]) if mixes else None,
             mixtures=[update.mixture for update in usable] if mixes else (),
             weighs=isinstance(F, Mean) and F.weighted,
+            public=self.exchange.public,
         )
         if not isinstance(self.sub_models, SubModels) or self.sub_models.weighted:
             return updates

@@ -78,6 +78,15 @@ KEEPING = {
         *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=fedmef", "num_clients=8", "num_rounds=6"),
         *("strategy.rule.adjust_every=2", "strategy.rule.adjust_until=6"),
     ],
+    "filters that learn": [
+        *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=fedconv", "num_clients=8", "num_rounds=5"),
+        *("strategy.rule.public_examples=40", "strategy.rule.filter_epochs=1"),
+        *("strategy.rule.server_epochs=1", "strategy.rule.weight_epochs=1"),
+    ],
+    "adapters of several ranks": [
+        *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=flexlora", "adapter.rank=4", "num_clients=8"),
+        "num_rounds=5",
+    ],
     "layers at home": [
         *(*SMALL, *HARSH, *EARLY, "strategy=fedper", "num_clients=8", "num_rounds=5"),
         *("personal.every=2", "personal.rows=true"),
