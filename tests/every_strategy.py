@@ -71,10 +71,20 @@ EVENTS = [
 ]
 TASKS = ["fedast", "sync_st"]
 POLLING = ["quafl", "favas"]
-SERVERLESS = ["dpsgd", "dfedavg", "dfedavgm", "dfedsam", "sgp", "choco", "monna", "adpsgd"]
+SERVERLESS = [
+    "dpsgd",
+    "dfedavg",
+    "dfedavgm",
+    "dfedsam",
+    "sgp",
+    "choco",
+    "relaysgd",
+    "monna",
+    "adpsgd",
+]
 REPLICAS = ["onebit_adam", "demo", "just_one_byte"]
 OUTER = ["diloco", "local_sgd", "streaming_diloco", "delayed_updates", "eager_updates"]
-GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking"]
+GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking", "d2", "extra", "beer"]
 EVERY = [
     *(
         *AVERAGING,

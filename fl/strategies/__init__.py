@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from fl.strategies.async_fedavg import AsyncFedAvg
     from fl.strategies.async_sgd import AsyncSGD
     from fl.strategies.backup_workers import BackupWorkers
+    from fl.strategies.beer import BEER
     from fl.strategies.ca2fl import CA2FL
     from fl.strategies.cdfl import CDFL
     from fl.strategies.choco import CHOCO
     from fl.strategies.clusters import Clusters
+    from fl.strategies.d2 import D2
     from fl.strategies.data_parallel import DataParallel
     from fl.strategies.dbw import DBW
     from fl.strategies.dfedavg import DFedAvg
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.trusted_update import TrustedUpdate
     from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
     from fl.strategies.event_rule import Answers, Arrivals, Decision, EventRule, PollingRule
+    from fl.strategies.extra import EXTRA
     from fl.strategies.fadas import FADAS
     from fl.strategies.favas import FAVAS
     from fl.strategies.fedamd import FedAMD
@@ -67,7 +70,7 @@ if TYPE_CHECKING:
     from fl.strategies.fedtiny import FedTiny
     from fl.strategies.fedvarp import FedVARP
     from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
-    from fl.strategies.gossip_rule import GossipRule, LocalTraining, PairRule
+    from fl.strategies.gossip_rule import GossipRule, LocalTraining, PairRule, TreeRule
     from fl.strategies.gradient_rule import GradientRule
     from fl.strategies.gradient_tracking import GradientTracking
     from fl.strategies.ifca import IFCA
@@ -85,6 +88,7 @@ if TYPE_CHECKING:
     from fl.strategies.qfedavg import QFedAvg
     from fl.strategies.quafl import QuAFL
     from fl.strategies.rates import LinearScaling
+    from fl.strategies.relaysgd import RelaySGD
     from fl.strategies.rennala import RennalaSGD
     from fl.strategies.ringmaster import RingmasterASGD
     from fl.strategies.round_rule import RoundRule, Updates
@@ -100,8 +104,10 @@ __getattr__ = lazily(
     __name__,
     {
         "ADPSGD": "fl.strategies.adpsgd",
+        "BEER": "fl.strategies.beer",
         "CA2FL": "fl.strategies.ca2fl",
         "CosineSparseRule": "fl.strategies.sparse",
+        "EXTRA": "fl.strategies.extra",
         "FADAS": "fl.strategies.fadas",
         "FedAMSGrad": "fl.strategies.fedamsgrad",
         "FedDST": "fl.strategies.feddst",
@@ -132,6 +138,7 @@ __getattr__ = lazily(
         "BackupWorkers": "fl.strategies.backup_workers",
         "BatchTest": "fl.strategies.adaptive_batch",
         "DFedAvg": "fl.strategies.dfedavg",
+        "D2": "fl.strategies.d2",
         "DataParallel": "fl.strategies.data_parallel",
         "Decentralized": "fl.strategies.drivers.decentralized",
         "Decision": "fl.strategies.event_rule",
@@ -191,6 +198,7 @@ __getattr__ = lazily(
         "QFedAvg": "fl.strategies.qfedavg",
         "ProxSkip": "fl.strategies.proxskip",
         "QuAFL": "fl.strategies.quafl",
+        "RelaySGD": "fl.strategies.relaysgd",
         "RennalaSGD": "fl.strategies.rennala",
         "Replicas": "fl.strategies.drivers.replicas",
         "RingmasterASGD": "fl.strategies.ringmaster",
@@ -204,6 +212,7 @@ __getattr__ = lazily(
         "StreamingDiLoCo": "fl.strategies.streaming_diloco",
         "SyncST": "fl.strategies.sync_st",
         "Traits": "fl.strategies.drivers.driver",
+        "TreeRule": "fl.strategies.gossip_rule",
         "TrustedUpdate": "fl.strategies.drivers.trusted_update",
         "Updates": "fl.strategies.round_rule",
         "driver_of": "fl.strategies.drivers.foreign",
@@ -212,11 +221,14 @@ __getattr__ = lazily(
 
 __all__ = [
     "ADPSGD",
+    "BEER",
     "CA2FL",
     "CDFL",
     "CHOCO",
+    "D2",
     "DBW",
     "DPSGD",
+    "EXTRA",
     "FADAS",
     "FAVAS",
     "IFCA",
@@ -303,6 +315,7 @@ __all__ = [
     "PruneFL",
     "QFedAvg",
     "QuAFL",
+    "RelaySGD",
     "RennalaSGD",
     "Replicas",
     "RingmasterASGD",
@@ -316,6 +329,7 @@ __all__ = [
     "StreamingDiLoCo",
     "SyncST",
     "Traits",
+    "TreeRule",
     "TrustedUpdate",
     "Updates",
     "driver_of",
