@@ -74,6 +74,7 @@ RUNS: dict[str, list[str]] = {
     "extra": ["strategy=extra", "client=gradient"],
     "beer": ["strategy=beer", "client=gradient"],
     "relaysgd": ["strategy=relaysgd", *UNSTEADY],
+    "sa_srrw": ["strategy=sa_srrw", "strategy.walkers=3", *UNSTEADY],
     "adpsgd": ["strategy=adpsgd", *UNSTEADY],
     "diloco": ["strategy=diloco"],
     "streaming_diloco": ["strategy=streaming_diloco", "compressor=e3m0"],

@@ -28,7 +28,7 @@ _FAMILIES = {  # in the order of the table, to what drives their members
     "first replies": ("ParameterServer",),
     "asynchronous": ("Events", "Polling"),
     "several models": ("SimultaneousEvents", "SimultaneousRounds"),
-    "no server": ("Gossip", "Pairs"),
+    "no server": ("Gossip", "Pairs", "Walks"),
     "outer steps": ("OuterSteps",),
     "replicas": ("Replicas",),
 }

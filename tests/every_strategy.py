@@ -80,6 +80,7 @@ SERVERLESS = [
     "choco",
     "relaysgd",
     "monna",
+    "sa_srrw",
     "adpsgd",
 ]
 REPLICAS = ["onebit_adam", "demo", "just_one_byte"]

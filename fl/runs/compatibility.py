@@ -416,11 +416,11 @@ REFUSALS = (
         "leave client as the strategy chooses it, or use strategy=fedavg",
     ),
     Refusal(
-        "Compressors and messages that are sums of others'",
+        "Compressors and messages that are handed on",
         lambda c: c.uplink is not None and not c.sends_tensors and c.traits.meets == "peers",
         "compressor is {uplink}",
-        "nodes of {strategy} relay sums of what they were sent, and what a compressor leaves out "
-        "of one would be missing in everybody's",
+        "what nodes of {strategy} send is handed on, and what a compressor leaves out of it would "
+        "be missing ever after",
         "leave compressor out, or use strategy=beer or strategy=dfedavg",
     ),
     Refusal(

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.rounds import Rounds
     from fl.strategies.drivers.simultaneous import SimultaneousEvents, SimultaneousRounds
     from fl.strategies.drivers.trusted_update import TrustedUpdate
+    from fl.strategies.drivers.walks import Walks
     from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
     from fl.strategies.event_rule import Answers, Arrivals, Decision, EventRule, PollingRule
     from fl.strategies.extra import EXTRA
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
     from fl.strategies.rennala import RennalaSGD
     from fl.strategies.ringmaster import RingmasterASGD
     from fl.strategies.round_rule import RoundRule, Updates
+    from fl.strategies.sa_srrw import SASRRW
     from fl.strategies.savic import SAVIC
     from fl.strategies.scaffold import SCAFFOLD
     from fl.strategies.sgp import SGP
@@ -99,6 +101,7 @@ if TYPE_CHECKING:
     from fl.strategies.sparse import CosineSparseRule, SparseRule
     from fl.strategies.streaming_diloco import StreamingDiLoCo
     from fl.strategies.sync_st import SyncST
+    from fl.strategies.walk_rule import WalkRule
 
 __getattr__ = lazily(
     __name__,
@@ -128,6 +131,7 @@ __getattr__ = lazily(
         "MIFA": "fl.strategies.mifa",
         "NODE_METRICS": "fl.strategies.drivers.node_models",
         "PruneFL": "fl.strategies.prunefl",
+        "SASRRW": "fl.strategies.sa_srrw",
         "SAVIC": "fl.strategies.savic",
         "SCAFFOLD": "fl.strategies.scaffold",
         "SGP": "fl.strategies.sgp",
@@ -214,6 +218,8 @@ __getattr__ = lazily(
         "Traits": "fl.strategies.drivers.driver",
         "TreeRule": "fl.strategies.gossip_rule",
         "TrustedUpdate": "fl.strategies.drivers.trusted_update",
+        "WalkRule": "fl.strategies.walk_rule",
+        "Walks": "fl.strategies.drivers.walks",
         "Updates": "fl.strategies.round_rule",
         "driver_of": "fl.strategies.drivers.foreign",
     },
@@ -234,6 +240,7 @@ __all__ = [
     "IFCA",
     "MIFA",
     "NODE_METRICS",
+    "SASRRW",
     "SAVIC",
     "SCAFFOLD",
     "SGP",
@@ -332,5 +339,7 @@ __all__ = [
     "TreeRule",
     "TrustedUpdate",
     "Updates",
+    "WalkRule",
+    "Walks",
     "driver_of",
 ]

@@ -102,7 +102,7 @@ PAIRS = {
         Combination(such(downlink=False), None, Cast("bf16")),
         Combination(SERVER, None, Cast("bf16")),
     ),
-    "Compressors and messages that are sums of others'": (
+    "Compressors and messages that are handed on": (
         Combination(such(meets="peers", compressors="none"), Qsgd(levels=4)),
         Combination(such(meets="peers"), Qsgd(levels=4)),
     ),
