@@ -22,7 +22,7 @@ FOUND_PYTHON = $(shell for p in python3.11 python3; do \
 PYTHON ?= $(or $(FOUND_PYTHON),$(error Python 3.11 or newer is needed, and neither python3.11 \
 	nor python3 is: install it, or name one with `make PYTHON=/path/to/python ...`))
 
-.PHONY: help install demo deploy-demo check test test-slow bench clean
+.PHONY: help install demo deploy-demo check test test-slow docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ test: check ## check, then run the quick tests, on all cores
 
 test-slow: install ## run the tests marked slow
 	$(BIN)/pytest -m slow
+
+docs: install ## build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: install ## run every benchmark script; BENCH=--quick for smaller ones
 	set -e; for script in $(filter-out benchmarks/report.py,$(wildcard benchmarks/*.py)); do \

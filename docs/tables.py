@@ -6,12 +6,10 @@ the members' comments in fl/conf, and from the classes that they name.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from fl.runs.groups import groups, header, parts_of
@@ -24,13 +22,13 @@ _WITH_RULES = ("strategy", "client")
 _OF_RULES = ("sub_models.extraction._target_", "rule._target_")
 _NOT_METHODS = ("experiment",)
 _FAMILIES = {  # in the order of the table, to what drives their members
-    "rounds": ("Rounds",),
-    "first replies": ("ParameterServer",),
-    "asynchronous": ("Events", "Polling"),
-    "several models": ("SimultaneousEvents", "SimultaneousRounds"),
-    "no server": ("Gossip", "Pairs", "Walks"),
-    "outer steps": ("OuterSteps",),
-    "replicas": ("Replicas",),
+    "rounds: a server waits for those that it has asked": ("Rounds",),
+    "first replies: it goes on when enough are there": ("ParameterServer",),
+    "asynchronous: it steps by what arrives": ("Events", "Polling"),
+    "several models at once": ("SimultaneousEvents", "SimultaneousRounds"),
+    "no server: nodes average with their neighbours": ("Gossip", "Pairs", "Walks"),
+    "outer steps: islands train by themselves, and meet": ("OuterSteps",),
+    "replicas: workers stay equal, by small messages": ("Replicas",),
 }
 
 
@@ -43,19 +41,6 @@ def target(group: str, name: str) -> str:
     parts = parts_of(group, name)
     found = (OmegaConf.select(part, path) for part in parts for path in paths)
     return next((str(value) for value in found if value), "")
-
-
-def beside(name: str) -> str:
-    """Returns what clients have that makes a method of FedAvg, where a strategy is that; or ""."""
-    if not target("strategy", name).endswith(".FedAvg"):
-        return ""
-    for part in parts_of("strategy", name):
-        for override in part.get("defaults") or []:
-            (place, member), *_ = override.items() if hasattr(override, "items") else [("", "")]
-            group = str(place).removeprefix("override /").partition("@")[0]
-            if group.split("/")[0] == "client":
-                return target(group, member).rpartition(".")[2]
-    return ""
 
 
 def family(name: str) -> str:
@@ -91,37 +76,15 @@ def of_group(group: str, to_root: str) -> str:
     return rows(table)
 
 
-def of_methods(to_root: str) -> str:
-    """Returns the table of all strategies, one line for those that share a rule."""
-    members: dict[tuple[str, str], list[str]] = {}
+def of_families() -> str:
+    """Returns the table of the kinds of strategies, with the names of each."""
+    members: dict[str, list[str]] = {kind: [] for kind in _FAMILIES}
     for name in dict(groups("strategy"))["strategy"]:
-        members.setdefault((target("strategy", name), beside(name)), []).append(name)
-    table = [["method", "kind", "paper", "config", "headline result"]]
-    order, kinds = list(_FAMILIES), {made: family(names[0]) for made, names in members.items()}
-
-    def place(made: tuple[str, str]) -> tuple[int, str, str]:
-        rule, part = made
-        return order.index(kinds[made]), rule.rpartition(".")[2].lower(), part.lower()
-
-    for key in sorted(members, key=place):
-        made, part = key
-        said = [header("strategy", name) for name in members[key]]
-        papers = dict.fromkeys(re.findall(r"arXiv:\d{4}\.\d{4,5}", " ".join(s.what for s in said)))
-        file = Path(inspect.getfile(get_object(made))).relative_to(ROOT)
-        results = dict.fromkeys(linked(s.reproduced, to_root) for s in said if s.reproduced)
-        table.append(
-            [
-                f"[{made.rpartition('.')[2]}]({to_root}{file})" + f" with {part}" * bool(part),
-                kinds[key],
-                linked(", ".join(papers), to_root),
-                ", ".join(f"`strategy={name}`" for name in members[key]),
-                "; ".join(results) or "not run",
-            ]
-        )
-    return rows(table)
+        members[family(name)].append(f"`{name}`")
+    return rows([["kind", "strategies"], *([kind, ", ".join(of)] for kind, of in members.items())])
 
 
-def of_groups(to_root: str) -> str:
+def of_groups() -> str:
     """Returns the table of the groups of the root and the names of their members."""
     table = [["group", "what", "members"]]
     for group, what in GROUPS.items():
@@ -136,8 +99,8 @@ def written(page: Path) -> str:
     to_root = "../" * (len(page.relative_to(ROOT).parts) - 1)
 
     def made(found: re.Match[str]) -> str:
-        own = {"methods": of_methods, "groups": of_groups}.get(found[2])
-        return found[1] + (own(to_root) if own else of_group(found[2], to_root)) + found[3]
+        own = {"families": of_families, "groups": of_groups}.get(found[2])
+        return found[1] + (own() if own else of_group(found[2], to_root)) + found[3]
 
     return _MARKED.sub(made, page.read_text(encoding="utf-8"))
 

@@ -84,7 +84,16 @@ SERVERLESS = [
     "adpsgd",
 ]
 REPLICAS = ["onebit_adam", "demo", "just_one_byte"]
-OUTER = ["diloco", "local_sgd", "streaming_diloco", "delayed_updates", "eager_updates"]
+OUTER = [
+    "diloco",
+    "local_sgd",
+    "streaming_diloco",
+    "delayed_updates",
+    "eager_updates",
+    "slowmo",
+    "co2",
+    "overlap_local_sgd",
+]
 GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking", "d2", "extra", "beer"]
 EVERY = [
     *(

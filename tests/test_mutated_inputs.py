@@ -49,6 +49,7 @@ TINY = [
 ]
 COMPANIONS = {  # what a member of a group needs beside it
     "aggregator": ["strategy=fedavg"],
+    "allreduce": ["strategy=local_sgd"],
     "attack": ["num_byzantine=2", "strategy=fedavg"],
     "strategy=demo": ["client=gradient"],
     "strategy=just_one_byte": ["client=gradient"],
@@ -68,6 +69,7 @@ GROUPS = {
     "compressor": 3,
     "compressor@downlink": 1,
     "aggregator": 2,
+    "allreduce": 1,
     "attack": 2,
     "data": 1,
     "model": 1,

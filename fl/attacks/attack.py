@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from fl.aggregation import Aggregator
+from fl.aggregation import Aggregator, Mean
 from fl.aggregation.gram import Array
 from fl.errors import ConfigError
 
@@ -33,7 +33,8 @@ class Scene:
     Attributes:
         f: how many Byzantine clients there are.
         rng: for attacks that draw.
-        aggregator: the rule of the server, for attacks that know it.
+        aggregator: the rule of the server, for attacks that know it; the mean where updates are
+            only added up, or applied one by one.
         aggregator_rng: a generator in the state the rule will be given, if it draws. It is copied,
             never advanced.
         reference: the vector the rule will be given as `reference`.
@@ -42,7 +43,7 @@ class Scene:
 
     f: int
     rng: np.random.Generator | None = None
-    aggregator: Aggregator | None = None
+    aggregator: Aggregator = field(default_factory=Mean)
     aggregator_rng: np.random.Generator | None = None
     reference: Array | None = None
     memory: Mapping[str, Array] = field(default_factory=dict)

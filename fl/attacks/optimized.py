@@ -17,7 +17,6 @@ import numpy as np
 from fl.aggregation.gram import Array
 from fl.attacks.attack import Knowledge, LineAttack, SameVector, Scene, point, require
 from fl.checks import read_if
-from fl.errors import ConfigError
 
 Contraction = Literal["both-ways", "upward"]
 
@@ -69,6 +68,10 @@ class Optimized(SameVector):
     the rule, with the random draws and the reference it will be given. Evaluations cost as much as
     the rule does. Weights are not used.
 
+    Where updates are only added up, or applied one by one, the rule is the mean (`Scene`). It moves
+    the farther the larger the factor, so that the largest tried is sent: 2^(evaluations - 1) - 1
+    times `delta` above `start`.
+
     Attributes:
         attack: `IPM`, `ALIE`, `MinMax` or any other attack along a line; its own factor is not
             used.
@@ -79,7 +82,7 @@ class Optimized(SameVector):
         contraction: see `line_maximize`.
 
     Raises:
-        ConfigError: a parameter is out of range; or the scene has no aggregator.
+        ConfigError: a parameter is out of range.
     """
 
     knowledge: ClassVar[Knowledge] = "aggregation"
@@ -123,17 +126,9 @@ class Damage:
     Args:
         honest: the honest vectors, shape (h, d).
         scene: with f, the aggregator, and what it will be given.
-
-    Raises:
-        ConfigError: the scene has no aggregator.
     """
 
     def __init__(self, honest: Array, scene: Scene) -> None:
-        if scene.aggregator is None:
-            raise ConfigError(
-                "an optimized attack needs to know the server's rule: pass a scene with an "
-                "aggregator"
-            )
         self._rule = scene.aggregator
         self._scene = scene
         self._mean = honest.mean(axis=0)

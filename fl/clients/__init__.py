@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fl.clients.ditto import Ditto
     from fl.clients.feddyn import DynamicRegularization
     from fl.clients.global_momentum import ControlledMomentum, GlobalMomentum
-    from fl.clients.gradient import Gradient
+    from fl.clients.gradient import Direction, Gradient
     from fl.clients.hypergradient import Hypergradient
     from fl.clients.local_first import LocalFirst
     from fl.clients.local_layers import (
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         NamedLayers,
         NormLayers,
     )
-    from fl.clients.local_optimizer import LocalOptimizer
+    from fl.clients.local_optimizer import Descent, LocalOptimizer
     from fl.clients.masked import Masked
     from fl.clients.microadam import MicroAdam
     from fl.clients.momentum import Momentum
@@ -72,6 +72,8 @@ __getattr__ = lazily(
         "Correction": "fl.clients.correction",
         "CosineDecay": "fl.clients.schedule",
         "Ditto": "fl.clients.ditto",
+        "Descent": "fl.clients.local_optimizer",
+        "Direction": "fl.clients.gradient",
         "Downlink": "fl.clients.app.downlink",
         "DriftNoticed": "fl.clients.contact",
         "DynamicRegularization": "fl.clients.feddyn",
@@ -129,6 +131,8 @@ __all__ = [
     "Corrected",
     "Correction",
     "CosineDecay",
+    "Descent",
+    "Direction",
     "Ditto",
     "Downlink",
     "DriftNoticed",

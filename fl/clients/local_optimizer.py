@@ -107,6 +107,33 @@ class LocalOptimizer(Rule):
         """
 
 
+class Descent(LocalOptimizer):
+    """An optimizer whose step has a direction that its learning rate is no part of.
+
+        d <- direction(w, g);    w <- w - lr d
+
+    Where a server does the stepping, clients send d in the place of a gradient
+    (`fl.clients.Direction`).
+    """
+
+    @abstractmethod
+    def direction(self, w: Tensor, g: Tensor, state: State) -> tuple[Tensor, State]:
+        """Returns d, shape (p,), and the state.
+
+        Args:
+            w: weights, shape (p,).
+            g: the gradient, corrected and clipped, shape (p,).
+            state: as returned by `init` or the last step.
+        """
+
+    def update(
+        self, w: Tensor, g: Tensor, state: State, received: Received, t: int
+    ) -> tuple[Tensor, State]:
+        """Returns (w - lr d, state)."""
+        d, state = self.direction(w, g, state)
+        return descend(w, self.step_lr(received, t), d), state
+
+
 def goes_on(keep: bool | None, scalars: Mapping[str, Scalar]) -> bool:
     """Returns whether a client's moments outlive the task.
 

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from fl.checks import not_negative, share
-from fl.clients.local_optimizer import LocalOptimizer, descend
+from fl.clients.local_optimizer import Descent
 from fl.clients.rule import Finished, Received, Scalar, State
 from fl.clients.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Momentum(LocalOptimizer):
+class Momentum(Descent):
     """Polyak averaging of the client's gradients, kept from task to task.
 
         g <- clip(gradient of the batch at w) + weight_decay w
@@ -75,14 +75,12 @@ class Momentum(LocalOptimizer):
         """Returns m as the last task left it."""
         return received.memory["m"]
 
-    def update(
-        self, w: Tensor, g: Tensor, state: State, received: Received, t: int
-    ) -> tuple[Tensor, State]:
-        """Returns (w, m) after one step."""
+    def direction(self, w: Tensor, g: Tensor, state: State) -> tuple[Tensor, State]:
+        """Returns m, twice."""
         if self.weight_decay:
             g = torch.add(g, w, alpha=self.weight_decay)
         m = self.beta * state + (1 - self.beta) * g
-        return descend(w, self.step_lr(received, t), m), m
+        return m, m
 
     def finish(self, w: Tensor, state: State, received: Received, steps: Scalar) -> Finished:
         """Returns the model, and m for the next task."""

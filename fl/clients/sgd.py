@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from fl.checks import not_negative, share
-from fl.clients.local_optimizer import LocalOptimizer, descend
+from fl.clients.local_optimizer import Descent
 from fl.clients.rule import Received, State
 from fl.clients.schedule import Schedule
 from fl.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Sgd(LocalOptimizer):
+class Sgd(Descent):
     """Mini-batch SGD with momentum, weight decay and clipping, as `torch.optim.SGD` computes it.
 
         g <- clip(gradient of the batch at w)
@@ -72,13 +72,11 @@ class Sgd(LocalOptimizer):
         """Returns the momentum buffer, or nothing without momentum."""
         return torch.zeros_like(received.w) if self.momentum else ()
 
-    def update(
-        self, w: Tensor, g: Tensor, state: State, received: Received, t: int
-    ) -> tuple[Tensor, State]:
-        """Returns (w, v) after one step."""
+    def direction(self, w: Tensor, g: Tensor, state: State) -> tuple[Tensor, State]:
+        """Returns v, or g + momentum v, and v."""
         if self.weight_decay:
             g = torch.add(g, w, alpha=self.weight_decay)
         if self.momentum:
             state = state * self.momentum + g
             g = torch.add(g, state, alpha=self.momentum) if self.nesterov else state
-        return descend(w, self.step_lr(received, t), g), state
+        return g, state

@@ -10,14 +10,15 @@ All workers are replicas: they hold the same x, m and v, and apply the same mess
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl.aggregation import Aggregator, Mean
 from fl.compression.compressor import (
+    Channel,
     Compressor,
     Length,
     Shapes,
@@ -57,11 +58,16 @@ class OneBitAdam(Replicated):
     Both phases: x <- x - lr (m / (sqrt v + eps) + weight_decay x). There is no bias correction, as
     in the code, where the flag is read but never applied.
 
+    In the warm-up g_i may come through a compressor of its own, as fp16 training sends half the
+    bytes in DeepSpeed: g is then the mean of what is decoded, and what that compressor keeps is
+    dropped when the warm-up ends.
+
     Every worker's e_i enters the mean, so all must take part in every round. Checkpoints need the
     e_i of all workers and E.
 
     States: worker: `m`, `v`, `e`, float32, (d,), and `step`, int64, (1,); server: `error`, float32,
-    (d,), and `step`; those of C, prefixed by `inner.`.
+    (d,), and `step`; those of C, prefixed by `inner.`; in the warm-up those of the compressor of
+    gradients, prefixed by `gradients.`, at the server `gradients.i.` for worker i.
 
     Wire, both ways:
 
@@ -70,7 +76,7 @@ class OneBitAdam(Replicated):
     | 6 | header |
     | 1 | 0 in the warm-up, 1 after it |
     | 4 | step, u32 |
-    | 4 d, or as C | gradient in float32, or the momentum as a payload of C |
+    | 4 d, or as C | gradient in float32 or as a payload, or the momentum as a payload of C |
 
     Length: `11 + 4 d`, then with signs `17 + 4 L + ceil(d / 8)` up and `17 + 4 n + ceil(d / 8)`
     down. Against dense fp16 a share w of warm-up saves a factor 1 / (w + (1 - w) / 16): 4.9 at 15%.
@@ -92,6 +98,7 @@ class OneBitAdam(Replicated):
             contraction for all vectors. It must not keep a state.
         aggregator: takes the place of the mean over workers, in both phases. One that continues
             from its last result keeps that in the server's state.
+        gradients: carries the workers' gradients in the warm-up; None sends them in float32.
 
     Raises:
         ConfigError: a parameter is out of range.
@@ -108,6 +115,7 @@ class OneBitAdam(Replicated):
     weight_decay: float = 0.0
     compressor: Compressor = field(default_factory=lambda: Sign("l2"))
     aggregator: Aggregator = field(default_factory=Mean)
+    gradients: Channel | None = None
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.warmup < 0:
@@ -129,20 +137,34 @@ class OneBitAdam(Replicated):
                 "own, and here the server has no data: use another aggregator"
             )
 
+    @property
+    def sends_gradients(self) -> bool:
+        """Whether there is a warm-up."""
+        return self.warmup > 0
+
+    def through(self, channel: Channel) -> Self:
+        """Returns the same with a compressor of the gradients of the warm-up."""
+        return replace(self, gradients=channel) if self.warmup else super().through(channel)
+
     def init_worker(self, shapes: Shapes) -> State:
-        """Returns m = v = e = 0 and step 0, and the state of C."""
+        """Returns m = v = e = 0 and step 0, and the states of both compressors."""
         zeros = np.zeros(shapes.size, dtype=np.float32)
         inner = prefixed("inner", self.compressor.init(shapes))
         step = np.zeros(1, dtype=np.int64)
+        if self.gradients is not None:
+            inner |= prefixed("gradients", self.gradients.init(shapes))
         return {"m": zeros, "v": zeros, "e": zeros, "step": step, **inner}
 
     def init_server(self, shapes: Shapes) -> State:
-        """Returns E = 0 and step 0, and the state of C."""
+        """Returns E = 0 and step 0, the state of C, and what is known of workers' gradients."""
         inner = prefixed("inner", self.compressor.init(self.chunks(shapes)))
         error = np.zeros(shapes.size, dtype=np.float32)
         state: State = {"error": error, "step": np.zeros(1, dtype=np.int64), **inner}
         if self.aggregator.reference == "last-result":
             state["result"] = np.zeros(shapes.size)
+        if self.gradients is not None:
+            for i in range(self.workers):
+                state |= prefixed(_received(i), self.gradients.init_receiver(shapes))
         return state
 
     def chunks(self, shapes: Shapes) -> Shapes:
@@ -167,7 +189,12 @@ class OneBitAdam(Replicated):
             raise ConfigError(f"an entry of magnitude {largest:.3g}; at most {_MOST:.0e}: clip")
         step = int(state["step"][0])
         if step < self.warmup:
-            return self._message(WARMUP, step, floats(u), shapes), state
+            if self.gradients is None:
+                return self._message(WARMUP, step, floats(u), shapes), state
+            kept = unprefixed("gradients", state)
+            body, kept = self.gradients.encode(u, shapes, kept, rng)
+            state = {**state, **prefixed("gradients", kept)}
+            return self._message(WARMUP, step, body, shapes), state
         a = u + state["e"]
         body, inner = self.compressor.encode(a, shapes, unprefixed("inner", state), rng)
         a -= self.compressor.decode(body, shapes)
@@ -193,13 +220,19 @@ class OneBitAdam(Replicated):
         """
         require_all(self.participation, "OneBitAdam", range(len(payloads)), self.workers)
         step = int(state["step"][0])
-        rows = np.stack([self._read(p, step, shapes, shapes) for p in payloads], dtype=np.float64)
+        after = self._next(state)
+        heard = []
+        for i, payload in enumerate(payloads):
+            received, kept = self._heard(payload, step, shapes, state, i)
+            heard.append(received)
+            if step + 1 < self.warmup:
+                after |= prefixed(_received(i), kept)
+        rows = np.stack(heard, dtype=np.float64)
         if isinstance(self.aggregator, Mean):
             result = rows.mean(axis=0)  # 0 where gradients cancel: a step divides by their size
         else:
             result = self.aggregator(rows, None, rng, state.get("result"))
         mean = result.astype(np.float32)
-        after = {**state, "step": state["step"] + 1}
         if "result" in state:
             after["result"] = result
         if step < self.warmup:
@@ -211,9 +244,9 @@ class OneBitAdam(Replicated):
         after.update({"error": c, **prefixed("inner", inner)})
         return self._message(COMPRESSED, step, body, shapes), after
 
-    def decode(self, payload: bytes, shapes: Shapes, state: State) -> Vector:
+    def decode(self, payload: bytes, shapes: Shapes, state: State, worker: int) -> Vector:
         """Returns a worker's gradient or momentum; see `Replicated.decode`."""
-        return self._read(payload, int(state["step"][0]), shapes, shapes)
+        return self._heard(payload, int(state["step"][0]), shapes, state, worker)[0]
 
     def apply(
         self, x: Vector, payload: bytes, shapes: Shapes, state: State
@@ -235,31 +268,62 @@ class OneBitAdam(Replicated):
         if self.weight_decay:
             direction = direction + np.float32(self.weight_decay) * x
         x = x - np.float32(self.lr) * direction
-        return x, {**state, "m": m, "v": v, "step": state["step"] + 1}
+        return x, {**self._next(state), "m": m, "v": v}
 
     def length(self, shapes: Shapes) -> Length:
         """Returns the least and the most bytes of a message, either way."""
         inner = [self.compressor.length(at) for at in (shapes, self.chunks(shapes))]
+        if self.gradients is not None:
+            inner.append(self.gradients.length(shapes))
         sizes = [4 * shapes.size, *(low for low, _ in inner), *(high for _, high in inner)]
         return Length(_OVERHEAD + min(sizes), _OVERHEAD + max(sizes))
+
+    def _next(self, state: State) -> State:
+        """Returns a state with the next step, without what only the warm-up needs after that."""
+        step = state["step"] + 1
+        if step[0] == self.warmup:
+            state = {n: value for n, value in state.items() if not n.startswith("gradients.")}
+        return {**state, "step": step}
 
     def _message(self, phase: int, step: int, body: Buffer, shapes: Shapes) -> bytes:
         return joined(header(self.FORMAT, shapes.size), u8(phase), u32(step), body)
 
+    def _heard(
+        self, payload: bytes, step: int, shapes: Shapes, state: State, worker: int
+    ) -> tuple[Vector, State]:
+        """Returns a worker's gradient or momentum, and what is known of its gradients after it."""
+        kept = unprefixed(_received(worker), state)
+        if self.gradients is None or step >= self.warmup:
+            return self._read(payload, step, shapes, shapes), kept
+        reader = self._opened(payload, step, shapes)
+        received, kept = self.gradients.receive(bytes(reader.rest()), shapes, kept)
+        return _bounded(received, reader), kept
+
     def _read(self, payload: bytes, step: int, shapes: Shapes, inner: Shapes) -> Vector:
+        """Returns a vector in float32 or as a payload of C, by the phase."""
+        reader = self._opened(payload, step, shapes)
+        if step >= self.warmup:
+            return _bounded(self.compressor.decode(bytes(reader.rest()), inner), reader)
+        received = reader.floats(shapes.size)
+        reader.end()
+        return _bounded(received, reader)
+
+    def _opened(self, payload: bytes, step: int, shapes: Shapes) -> Reader:
+        """Returns what follows phase and step."""
         reader = Reader.open(payload, "OneBitAdam", self.FORMAT, shapes.size, self.length(shapes))
         phase, got = reader.u8(), reader.u32()
         expected = WARMUP if step < self.warmup else COMPRESSED
         if (phase, got) != (expected, step):
             raise reader.fail(f"phase {phase} of step {got}, expected {expected} of {step}")
-        if phase == WARMUP:
-            received = reader.floats(shapes.size)
-            reader.end()
-        else:
-            received = self.compressor.decode(bytes(reader.rest()), inner)
-        largest = extent(received)
-        if largest > _MOST:
-            raise reader.fail(
-                f"an entry of magnitude {largest:.3g}; at most {_MOST:.0e} is possible"
-            )
-        return received
+        return reader
+
+
+def _received(worker: int) -> str:
+    return f"gradients.{worker}"
+
+
+def _bounded(received: Vector, reader: Reader) -> Vector:
+    largest = extent(received)
+    if largest > _MOST:
+        raise reader.fail(f"an entry of magnitude {largest:.3g}; at most {_MOST:.0e} is possible")
+    return received

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -48,6 +48,22 @@ class Replicated(ABC):
     workers: int
     aggregator: Aggregator | None = None
 
+    @property
+    def sends_gradients(self) -> bool:
+        """Whether workers send some gradients as they are, which a compressor may carry."""
+        return False
+
+    def through(self, channel: Channel) -> Self:
+        """Returns the method with the gradients that workers send as they are through a channel.
+
+        Raises:
+            ConfigError: they send none.
+        """
+        raise ConfigError(
+            f"compressor is {type(channel).__name__}, and {type(self).__name__} compresses all "
+            "that workers send: leave it out"
+        )
+
     @abstractmethod
     def init_worker(self, shapes: Shapes) -> State:
         """Returns a worker's state before the first round; x is not in it."""
@@ -83,13 +99,14 @@ class Replicated(ABC):
         """Returns the message of a vector, shape (d,), and the worker's state; see `send`."""
 
     @abstractmethod
-    def decode(self, payload: bytes, shapes: Shapes, state: State) -> Vector:
+    def decode(self, payload: bytes, shapes: Shapes, state: State, worker: int) -> Vector:
         """Returns what others take from one worker's message, shape (d,).
 
         Args:
             payload: the message.
             shapes: of the tensors.
             state: the server's.
+            worker: whose message it is, from 0.
 
         Raises:
             PayloadError: it is malformed, or of another step.
@@ -180,12 +197,12 @@ class Gathered(Replicated):
     ) -> tuple[bytes, State]:
         """Returns all messages in one; see `Replicated.combine`."""
         require_all(self.participation, type(self).__name__, range(len(payloads)), self.workers)
-        for payload in payloads:
-            self.decode(payload, shapes, state)
+        for i, payload in enumerate(payloads):
+            self.decode(payload, shapes, state, i)
         head = joined(header(self.FORMAT, shapes.size), u32(int(state["step"][0])))
         return joined(head, *payloads), {**state, "step": state["step"] + 1}
 
-    def decode(self, payload: bytes, shapes: Shapes, state: State) -> Vector:
+    def decode(self, payload: bytes, shapes: Shapes, state: State, worker: int) -> Vector:
         """Returns what the channel decodes; see `Replicated.decode`."""
         x, _ = self.channel.receive(payload, shapes, {})
         largest = extent(x)

@@ -65,7 +65,8 @@ class RayExecutor(Executor):
 
     Args:
         num_actors: processes; None takes one per CPU that Ray has.
-        cpus_per_actor, gpus_per_actor: resources Ray reserves for each.
+        cpus_per_actor: CPUs that Ray reserves for each.
+        gpus_per_actor: GPUs that Ray reserves for each.
         max_batch: most clients that train together as one program; 1 switches batching off.
         threads: torch threads in each actor. More than 1 may change the last bits of results.
         address: of a Ray cluster, as in `ray.init(address=...)`; None joins RAY_ADDRESS if the

@@ -17,11 +17,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fl.collectives import Collective, Failure
 from fl.errors import NoStep
 
 log = logging.getLogger("fl")
@@ -197,6 +198,21 @@ class NoControl:
 # ---- peers ---------------------------------------------------------------------------------------
 
 
+class Collected(NamedTuple):
+    """What has come of a collective.
+
+    Attributes:
+        finish_s: when it is finished, s.
+        nodes: the clients whose payloads are in it, in the order in which they took their places;
+            none if it was given up.
+        gone: the clients that went offline before its end.
+    """
+
+    finish_s: float
+    nodes: Sequence[int]
+    gone: Sequence[int]
+
+
 class Peers(Protocol):
     """Transfers among clients, and tasks whose messages come by them. Clients are Flower ids."""
 
@@ -235,36 +251,30 @@ class Peers(Protocol):
             missed. A deployment returns `since` and True: what is relayed is not lost.
         """
 
-    def all_reduce(self, nodes: Sequence[int], size: int) -> float:
-        """Averages payloads of the clients around a ring, beginning now.
+    def collect(
+        self,
+        nodes: Sequence[int],
+        sizes: Sequence[int],
+        by: Collective,
+        failure: Failure | None = None,
+        since: float | None = None,
+    ) -> Collected:
+        """Has clients take part in a collective.
 
-            seconds = 2 (M - 1) max over ring neighbours of (latency + 8 (size / M) / bandwidth)
-
-        The M clients are ordered as given. Each sends 2 (M - 1) / M of its payload. A client takes
-        part in one all-reduce at a time, in the order of the calls.
-
-        Args:
-            nodes: the clients.
-            size: bytes of each client's payload.
-
-        Returns:
-            When it is finished, in s. A deployment returns the present.
-        """
-
-    def all_gather(self, nodes: Sequence[int], sizes: Sequence[int]) -> float:
-        """Brings every client the payloads of all, around a ring, beginning now.
-
-            seconds = sum over k < M - 1 of max over i of (latency + 8 size_{i-k} / bandwidth)
-
-        In hop k, client i hands client i + 1 the payload of client i - k. So each sends all but
-        the one of its successor. As in `all_reduce` otherwise.
+        A client takes part in one at a time, in the order of the calls.
 
         Args:
             nodes: the clients.
-            sizes: bytes of each client's payload.
+            sizes: bytes of each one's payload.
+            by: who sends what to whom.
+            failure: what happens if a client goes offline before the end; None leaves it without
+                effect, as if it had done its part before.
+            since: when it begins, s, at most now: it has been on its way while clients computed;
+                None is now.
 
         Returns:
-            When it is finished, in s. A deployment returns the present.
+            When it is finished, and whose payloads are in it. A deployment returns the present and
+            all of them.
         """
 
     def push(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
@@ -308,13 +318,16 @@ class Relayed:
         """Returns (since, True)."""
         return since, True
 
-    def all_reduce(self, nodes: Sequence[int], size: int) -> float:
-        """Returns the present."""
-        return GridView(self._grid).clock.now()
-
-    def all_gather(self, nodes: Sequence[int], sizes: Sequence[int]) -> float:
-        """Returns the present."""
-        return GridView(self._grid).clock.now()
+    def collect(
+        self,
+        nodes: Sequence[int],
+        sizes: Sequence[int],
+        by: Collective,
+        failure: Failure | None = None,
+        since: float | None = None,
+    ) -> Collected:
+        """Returns the present, and all clients."""
+        return Collected(GridView(self._grid).clock.now(), list(nodes), [])
 
     def push(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
         """Pushes the messages."""

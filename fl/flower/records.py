@@ -430,7 +430,9 @@ def sparse_record(vector: torch.Tensor) -> ArrayRecord:
     return trusted_record(RowRecord, arrays)
 
 
-def record_vector(record: ArrayRecord, size: int, what: str) -> torch.Tensor:
+def record_vector(
+    record: ArrayRecord, size: int, what: str, *, finite: bool = True
+) -> torch.Tensor:
     """Returns the vector of a record made by `vector_record` or `sparse_record`.
 
     Nobody may write to it.
@@ -439,6 +441,7 @@ def record_vector(record: ArrayRecord, size: int, what: str) -> torch.Tensor:
         record: the record.
         size: the length it must have.
         what: its name in an error message.
+        finite: whether all numbers have to be finite, as of what others have sent.
 
     Raises:
         ConfigError: the record holds something else, or numbers that are not finite.
@@ -447,7 +450,7 @@ def record_vector(record: ArrayRecord, size: int, what: str) -> torch.Tensor:
     try:
         if record.keys() == {_VALUES, _POSITIONS}:
             return as_tensor(_scattered(layout, record))
-        return as_tensor(from_record(layout, record))
+        return as_tensor(from_record(layout, record, finite=finite))
     except ConfigError as error:  # or one of its kinds
         raise type(error)(f"{what}: {error}") from None
 

@@ -176,6 +176,7 @@ def compare(
     axes: Sequence[str] = ("time_s", "bytes", "round"),
     confidence: float = 0.95,
     target: float | None = None,
+    central: float | None = None,
 ) -> Figure:
     """Draws one metric of several methods, each the mean over its seeds with a confidence band.
 
@@ -192,6 +193,7 @@ def compare(
         axes: panels, keys of `AXES`.
         confidence: level of the band, in (0, 1).
         target: a value to draw as a line.
+        central: what training on all data in one place reaches, drawn as a line with a name.
 
     Raises:
         ConfigError: unknown axis, level out of range, no runs, or a run without the metric.
@@ -220,9 +222,12 @@ def compare(
                 )
             if target is not None:
                 panel.axhline(target, color="#555555", linewidth=1, linestyle=(0, (2, 2)))
+            if central is not None:
+                panel.axhline(central, color="#555555", linewidth=1, label="all data in one place")
             _label_axis(panel, axis, unit)
         values = np.array([row[metric] for row in every if metric in row], dtype=float)
-        _limits(panels[0], values[_can_be_drawn(values)], metric, target)
+        levels = [level for level in (target, central) if level is not None]
+        _limits(panels[0], values[_can_be_drawn(values)], metric, levels)
         panels[0].set_ylabel(_readable(metric))
         handles, labels = panels[0].get_legend_handles_labels()
         longest = max(len(label) for label in labels)
@@ -425,11 +430,9 @@ def _band(
     return x, values.mean(axis=0), half
 
 
-def _limits(axes: Axes, values: NDArray[np.float64], metric: str, target: float | None) -> None:
+def _limits(axes: Axes, values: NDArray[np.float64], metric: str, levels: Sequence[float]) -> None:
     # By the data, not the bands: Student's t makes the band of three seeds 2.5 deviations wide.
-    low, high = float(values.min()), float(values.max())
-    if target is not None:
-        low, high = min(low, target), max(high, target)
+    low, high = min([float(values.min()), *levels]), max([float(values.max()), *levels])
     if better(metric) != "max" and 0 < low < high / 100:
         axes.set_yscale("log")
         axes.set_ylim(low / 1.3, high * 1.3)

@@ -61,8 +61,11 @@ p.note, figcaption { color: var(--soft); } .bad { color: var(--bad); }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .7rem; text-align: left;
          vertical-align: top; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th { background: var(--head); } code { font-size: 12px; } a { color: inherit; }
-figure { margin: 1rem 0; } img { width: 100%; background: #fff; border-radius: 6px; }
-details img { max-width: 800px; }
+figure { margin: 1rem 0; overflow-x: auto; }
+img { width: 100%; background: #fff; border-radius: 6px; } details img { max-width: 800px; }
+@media (max-width: 700px) {
+  body { margin-top: 1rem; } h1 { font-size: 1.3rem; } .long { overflow-wrap: anywhere; }
+  figure img { width: 860px; max-width: none; } figcaption { position: sticky; left: 0; } }
 """
 
 
@@ -87,6 +90,7 @@ def main(arguments: Sequence[str]) -> None:
         metavar="FILE",
         help=f"default: {FILE} in DIR, or here if there are several",
     )
+    parser.add_argument("-t", "--title", metavar="TEXT", help="default: what the runs differ in")
     given = parser.parse_args(arguments)
     several = len(given.directories) > 1
     path: Path = given.output or (Path() if several else given.directories[0]) / FILE
@@ -101,7 +105,7 @@ def main(arguments: Sequence[str]) -> None:
             f"there is no run to report at or below {where}; give directories of runs or sweeps "
             "that have ended"
         )
-    text = page(runs, problems, failed, path.parent)
+    text = page(runs, problems, failed, path.parent, given.title)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
@@ -134,6 +138,7 @@ def page(
     problems: Sequence[str] = (),
     failed: Sequence[Job] = (),
     base: Path | None = None,
+    title: str | None = None,
 ) -> str:
     """Returns the page as HTML.
 
@@ -142,10 +147,12 @@ def page(
         problems: what is wrong with runs that could not be read.
         failed: jobs that left no run.
         base: directory of the page, from which links start; None makes them absolute.
+        title: of the page; None says in what the runs differ.
     """
     groups = by_overrides(ended(runs)[0] or runs)  # what has not ended goes into no mean of results
+    title = title or _few(list(groups))
     parts = [
-        _heading(runs, groups),
+        _heading(title, runs, groups),
         _problems(runs, problems, failed),
         _unlike(groups),
         *(_costs(target, chosen) for target, chosen in _by_target(groups)),
@@ -160,7 +167,7 @@ def page(
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{len(runs)} runs of fl</title>\n<style>{_STYLE}</style></head>\n<body>\n"
+        f"<title>{_text(title)} · fl</title>\n<style>{_STYLE}</style></head>\n<body>\n"
         + "\n".join(part for part in parts if part)
         + "\n</body></html>\n"
     )
@@ -169,17 +176,19 @@ def page(
 # ---- sections ------------------------------------------------------------------------------------
 
 
-def _heading(runs: Sequence[Run], groups: Mapping[str, Sequence[Run]]) -> str:
+def _heading(title: str, runs: Sequence[Run], groups: Mapping[str, Sequence[Run]]) -> str:
     versions = {json.dumps(run.summary.get("versions"), sort_keys=True) for run in runs}
     facts = []
     for text in sorted(versions):
         found = json.loads(text) or {}
         facts.append(", ".join(f"{name} {value}" for name, value in found.items() if value))
-    ended = sum(run.summary["status"] == "completed" for run in runs)
+    completed = sum(run.summary["status"] == "completed" for run in runs)
     configurations = f"{len(groups)} configuration{'' if len(groups) == 1 else 's'} but for seeds"
-    text = f"<h1>{_text(f'{len(runs)} runs')}</h1>\n"
-    text += f"<p>{_text(f'{ended} of them completed; {configurations}.')}</p>"
-    return text + "".join(f'\n<p class="note">Made with {_text(fact)}.</p>' for fact in facts)
+    count = f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
+    text = f'<h1 class="long">{_text(title)}</h1>\n'
+    text += f"<p>{_text(f'{count}, {completed} of them completed; {configurations}.')}</p>"
+    made = (f'\n<p class="note long">Made with {_text(fact)}.</p>' for fact in facts)
+    return text + "".join(made)
 
 
 def _problems(runs: Sequence[Run], problems: Sequence[str], failed: Sequence[Job]) -> str:
@@ -272,11 +281,20 @@ def _curves(groups: Mapping[str, Sequence[Run]]) -> Iterable[str]:
             except ConfigError as error:  # seeds that have no simulated time in common, say
                 yield f'<p class="note">{_text(f"{name}, {plots.AXES[axis]}: {error}")}</p>'
         if axes:
-            figure = plots.compare(chosen, name, axes=axes, target=target)
+            central = _central(chosen, name)
+            figure = plots.compare(chosen, name, axes=axes, target=target, central=central)
             against = ", ".join(plots.AXES[axis] for axis in axes)
             yield _picture(_svg(figure), f"{name} against {against}")
     if not shown:
         yield "<p>No run has evaluated a metric.</p>"
+
+
+def _central(groups: Mapping[str, Sequence[Run]], metric: str) -> float | None:
+    """Returns what training on all data in one place reached, the mean over runs that did it."""
+    extras = [run.summary.get("extra") or {} for group in groups.values() for run in group]
+    central = [extra.get("central") or {} for extra in extras]
+    reached = [float(found[metric]) for found in central if metric in found]
+    return sum(reached) / len(reached) if reached else None
 
 
 def _varies(run: Run, metric: str) -> bool:

@@ -190,7 +190,14 @@ _OPTIONAL: Mapping[str, Callable[[Any], bool]] = {
     "staleness": _is_staleness,
     "poll_gap": _is_staleness,
     "versions": _or_none(Mapping),
-    "extra": lambda value: value is None or (isinstance(value, Mapping) and _is_nested(value)),
+    "extra": lambda value: (
+        value is None
+        or (
+            isinstance(value, Mapping)
+            and _is_nested(value)
+            and _are_numbers(value.get("central") or {}, _is_metric)
+        )
+    ),
 }
 
 

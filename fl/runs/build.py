@@ -20,8 +20,9 @@ from torch import nn
 
 from fl.aggregation import Aggregator, PreAggregation
 from fl.attacks import Attack, Backdoor, Combined, Poisoning, byzantine_clients, poisoned
-from fl.clients import Correction, LocalLayers, Rule, TrainingApp
+from fl.clients import Correction, Descent, Direction, LocalLayers, Rule, TrainingApp
 from fl.clients.app.outbox import METRICS
+from fl.collectives import Collective
 from fl.compression import Channel, Compressor, chained
 from fl.data import Examples, FederatedData, Source, Split, federate
 from fl.data.partition import hold_out
@@ -109,6 +110,7 @@ _KINDS: Mapping[str, Any] = {  # what the member of a group makes
 }
 _INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key names a class
     "aggregator": Aggregator,
+    "allreduce": Collective,
     "client.correction": Correction,
     "client.local_layers": LocalLayers,
     "client.rule": Rule,
@@ -264,7 +266,7 @@ def _joined(
             clean, model, least, _, make_app = learnt[task]
             data, backdoored = _poisoned(clean, attack, config, task)
             with blaming(place, "client"):
-                app = _app(make_app, model, data, ends)
+                app = _app(make_app, model, data, strategy, ends)
             here = replace(
                 choice,
                 rule=app.optimizer,
@@ -452,10 +454,22 @@ def _app(
     make_app: Callable[..., TrainingApp],
     model: partial[nn.Module],
     data: FederatedData,
+    strategy: Driver,
     ends: tuple[Any, Any],
 ) -> TrainingApp:
-    """Returns what clients run."""
+    """Returns what clients run.
+
+    Args:
+        make_app: makes it of the rest.
+        model: makes the clients' model.
+        data: their examples.
+        strategy: of the server; where it steps by gradients, clients send directions.
+        ends: of their links.
+    """
     uplink, downlink = ends
+    rule = getattr(make_app, "keywords", {}).get("rule")
+    if strategy.traits.sends != "model" and isinstance(rule, Descent):
+        make_app = partial(make_app, rule=Direction(rule))
     app = make_app(model=model, data=data, uplink=uplink, downlink=downlink)
     for name in ("round_schedule", "step_schedule"):
         schedule = getattr(app.optimizer, name, None)

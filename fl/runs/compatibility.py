@@ -21,6 +21,8 @@ from fl.clients import (
     AdamW,
     AnchorSampling,
     Correction,
+    Descent,
+    Direction,
     Gradient,
     LocalOptimizer,
     MicroAdam,
@@ -81,11 +83,6 @@ class Combination:
     def traits(self) -> Traits:
         """What the strategy is."""
         return self.strategy.traits
-
-    @property
-    def compressed(self) -> bool:
-        """Whether anything is compressed."""
-        return self.uplink is not None or self.downlink is not None
 
     @property
     def steps_by_gradients(self) -> bool:
@@ -262,10 +259,15 @@ REFUSALS = (
     ),
     Refusal(
         "Compressors and a method that is one",
-        lambda c: c.compressed and c.traits.sends == "payload",
+        lambda c: (
+            c.traits.sends == "payload"
+            and (c.downlink is not None or (c.uplink is not None and not c.sends_tensors))
+        ),
         _COMPRESSED,
-        "{strategy} compresses both ways itself",
-        "leave compressor and downlink out",
+        "{strategy} compresses what there is to send itself, both ways, and all replicas take the "
+        "step of the same bytes",
+        "leave compressor and downlink out; with strategy=onebit_adam a compressor may carry the "
+        "gradients of the warm-up",
     ),
     Refusal(
         "A downlink without a server",
@@ -307,25 +309,27 @@ REFUSALS = (
         "ef_topk",
     ),
     Refusal(
-        "Optimized attacks where no aggregator combines updates",
+        "Strategies that step by gradients and clients whose steps have no direction of their own",
         lambda c: (
-            c.attack is not None and c.attack.knowledge == "aggregation" and not c.traits.aggregates
+            c.rule is not None
+            and c.steps_by_gradients
+            and not isinstance(c.rule, Gradient | Direction | Descent)
         ),
-        "attack is {attack}",
-        "it searches against the rule that combines updates, and {strategy} has none to show",
-        "use a strategy whose steps have several updates, such as fedavg, fedbuff or monna, or an "
-        "attack that does not know the rule",
+        "client.rule is {rule}",
+        "{strategy} steps by the mean of what clients send, and the mean of its steps, which are "
+        "no multiples of gradients, vanishes elsewhere than that of gradients",
+        "use client=gradient, sam or momentum, or another strategy",
     ),
     Refusal(
-        "Strategies that step by gradients and clients that train",
-        lambda c: c.rule is not None and c.steps_by_gradients and not isinstance(c.rule, Gradient),
-        "client.rule is {rule}",
-        "it trains a model, and {strategy} steps by gradients",
-        "use client=gradient, or another strategy",
+        "Strategies that step by gradients and corrections of them",
+        lambda c: c.steps_by_gradients and c.correction is not None,
+        "client.correction is {correction}",
+        "it is about local steps away from the received model, and clients of {strategy} take none",
+        "leave client/correction out, or use another strategy",
     ),
     Refusal(
         "Clients that send gradients and strategies that combine models",
-        lambda c: isinstance(c.rule, Gradient) and not c.steps_by_gradients,
+        lambda c: isinstance(c.rule, Gradient | Direction) and not c.steps_by_gradients,
         "client.rule is {rule}",
         "it trains nothing, and {strategy} combines trained models",
         "use it with strategy=data_parallel, gradient_tracking, d2, extra, beer, onebit_adam, demo "
@@ -333,7 +337,9 @@ REFUSALS = (
     ),
     Refusal(
         "Vectors beside the model that only one end knows",
-        lambda c: bool(c.lacking) and c.steps_by_gradients == isinstance(c.rule, Gradient),
+        lambda c: (
+            bool(c.lacking) and c.steps_by_gradients == isinstance(c.rule, Gradient | Direction)
+        ),
         "{client}",
         "of it and {strategy} only one knows the vector {lacking!r}",
         "{fitting}, or choose {home}",
@@ -453,7 +459,7 @@ REFUSALS = (
     ),
     Refusal(
         "Clients that forget between tasks that are one training",
-        lambda c: c.traits.continues and bool(c.forgotten),
+        lambda c: (c.traits.continues or c.steps_by_gradients) and bool(c.forgotten),
         "client.rule is {rule}",
         "it forgets its {forgotten} after every task, and workers of {strategy} go on from "
         "where they were",
@@ -583,6 +589,9 @@ def unread_of_clients(
                 unread[name] = f"with {strategy.name}, strategy.{argument} counts instead"
             else:
                 unread[name] = f"{strategy.name} tells clients {key} {value}"
+    if isinstance(app.rule, Direction):
+        for name in ("lr", "round_schedule", "step_schedule"):
+            unread[f"rule.{name}"] = f"with {strategy.name}, clients take no steps"
     if not strategy.evaluates_on_clients:
         unread["evaluate_on"] = (
             f"{strategy.name}, as it is configured, does not have clients evaluate"

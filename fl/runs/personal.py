@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
+from fl.aggregation import weight_of
 from fl.checks import at_least, not_negative, positive, share
 from fl.clients.app.choosing import model_key
 from fl.clients.app.inbox import ARRAYS_KEY, CONFIG_KEY, EVALUATED_KEY
@@ -289,7 +290,8 @@ class PersonalEvaluation:
         rows = [ClientRow(i, n, {k: (a, b) for k, (a, b) in m.items()}) for i, n, m in kept]
         self._keep(server_round, rows)
         trained = sum(self._answers.get(row.client, 0) > 0 for row in rows)
-        counts = (len(rows), self._left_out, trained)
+        left_out = self._left_out + len(self._clients) - len(rows)
+        counts = (len(rows), left_out, trained)
         metrics: dict[str, float] = dict(zip(_COUNTS, counts, strict=True))
         weights = [row.examples for row in rows]
         for name in rows[0].models if rows else ():
@@ -324,10 +326,11 @@ class PersonalEvaluation:
             found["global"] = self._asked(server_round, dict.fromkeys(own, shared), "global", {})
         if self._settings.local:
             found["local"] = self._asked(server_round, own, "local", self._told)
-        examples = {client: int(metrics["num-examples"]) for client, metrics in personal.items()}
+        reports = {i: {name: _report(metrics[i]) for name, metrics in found.items()} for i in own}
+        usable = {i: of for i, of in reports.items() if all(of.values())}
         return [
-            [i, examples[i], {name: [m[i]["loss"], m[i]["accuracy"]] for name, m in found.items()}]
-            for i in own
+            [i, int(of["personal"][0]), {name: list(report[1:]) for name, report in of.items()}]
+            for i, of in usable.items()
         ]
 
     def _asked(
@@ -351,6 +354,15 @@ class PersonalEvaluation:
             metrics: Any = answer.metric_records[METRICS_KEY]
             found[client] = dict(metrics.items())
         return found
+
+
+def _report(metrics: Mapping[str, Any]) -> tuple[float, ...]:
+    """Returns examples, loss and accuracy that a client reports; empty if it reports no such."""
+    loss, accuracy = metrics.get("loss"), metrics.get("accuracy")
+    examples = weight_of(metrics.get("num-examples"))
+    if not examples or not isinstance(loss, float) or not isinstance(accuracy, float):
+        return ()
+    return examples, loss, accuracy
 
 
 def _records(model: ArrayRecord) -> dict[str, ArrayRecord]:

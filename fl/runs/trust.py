@@ -24,6 +24,7 @@ ROOTS = (
     "fl.aggregation",
     "fl.attacks",
     "fl.clients",
+    "fl.collectives",
     "fl.compression",
     "fl.data",
     "fl.models",

@@ -27,6 +27,7 @@ GROUPS = {
     "tasks": "several of these at once",
     "fleet": "devices, links, when clients are there",
     "topology": "who hears whom, without a server",
+    "allreduce": "how workers come to have a mean, without a server",
     "aggregator": "how updates become one",
     "preaggregation": "what happens to them before",
     "attack": "what Byzantine clients do",

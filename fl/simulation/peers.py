@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from flwr.app import Message
 
+from fl.collectives import Collective, Failure, Reals, Times, times
+from fl.flower.grid_view import Collected
 from fl.flower.identity import client_of, node_id
 from fl.simulation.kernel.engine import Engine
 from fl.simulation.kernel.events import Priority
+from fl.simulation.kernel.links import PeerLinks, RankLinks
 from fl.simulation.kernel.trace import Event
+
+_MOST_PLANS = 256
 
 
 class SimPeers:
@@ -26,7 +34,8 @@ class SimPeers:
     ) -> None:
         self._engine = engine
         self._push = push
-        self._reducing: dict[int, float] = {}  # client -> end of its last all-reduce
+        self._reducing: dict[int, float] = {}  # client -> end of its last collective
+        self._plans: dict[Any, _Plan] = {}  # those made last
 
     def nodes(self) -> list[int]:
         """Returns the fleet's clients."""
@@ -67,42 +76,137 @@ class SimPeers:
             self._sent(sent)
         return arrival, not lost
 
-    def all_reduce(self, nodes: Sequence[int], size: int) -> float:
-        """Averages payloads around a ring; returns when that is finished, in s."""
-        clients = [client_of(node) for node in nodes]
-        m = len(clients)
-        seconds = 2 * (m - 1) * self._hop_s(clients, [size / m] * m) if m > 1 else 0.0
-        return self._around_ring(clients, seconds, [math.ceil(2 * (m - 1) * size / m)] * m)
-
-    def all_gather(self, nodes: Sequence[int], sizes: Sequence[int]) -> float:
-        """Brings all payloads to all clients around a ring; returns when that is finished, in s."""
-        clients = [client_of(node) for node in nodes]
-        m, total = len(clients), sum(sizes)
-        seconds = sum(self._hop_s(clients, [sizes[i - k] for i in range(m)]) for k in range(m - 1))
-        return self._around_ring(clients, seconds, [total - sizes[(i + 1) % m] for i in range(m)])
-
-    def _hop_s(self, clients: Sequence[int], sizes: Sequence[float]) -> float:
-        """Returns how long all take to hand a payload each to the next one in the ring, s."""
-        peers = self._engine.fleet.peers
-        return max(
-            peers.latency_s(i, j) + 8.0 * size / peers.bandwidth_bps(i, j)
-            for i, j, size in zip(clients, [*clients[1:], clients[0]], sizes, strict=True)
-        )
-
-    def _around_ring(self, clients: Sequence[int], seconds: float, sizes: Sequence[int]) -> float:
-        """Has clients send so many bytes each in so many seconds; returns when that ends, s."""
+    def collect(
+        self,
+        nodes: Sequence[int],
+        sizes: Sequence[int],
+        by: Collective,
+        failure: Failure | None = None,
+        since: float | None = None,
+    ) -> Collected:
+        """Has clients take part in a collective, see `fl.flower.grid_view.Peers.collect`."""
         queue = self._engine.queue
-        began = max(queue.now, *(self._reducing.get(client, queue.now) for client in clients))
-        finished = began + seconds
-        for client, size in zip(clients, sizes, strict=True):
-            self._reducing[client] = finished
-            self._engine.spend_radio(client, seconds)
-            queue.schedule(
-                finished, Priority.PROGRESS, self._sent, (Event.ALL_REDUCE, client, size, seconds)
-            )
-        return finished
+        size = {client_of(node): n for node, n in zip(nodes, sizes, strict=True)}
+        since = queue.now if since is None else since
+        began = max([since, *(self._reducing.get(client, since) for client in size)])
+        gone: list[int] = []
+        left_over = 0 if failure is None else failure.attempts
+        while True:
+            plan = self._plan(list(size), list(size.values()), by)
+            seconds = plan.seconds + (plan.vote_s if failure and failure.votes else 0.0)
+            end = began + seconds
+            left, when = (None, end) if failure is None else self._first_to_leave(size, began, end)
+            if failure is None or left is None:
+                self._charge(Event.ALL_REDUCE, plan, end, seconds, plan.sent, plan.busy)
+                order = [node_id(client) for client in plan.clients]
+                return Collected(end, order, [node_id(client) for client in gone])
+            part = plan.until(when - began)
+            noticed = when + failure.detection_s
+            took = noticed - began
+            self._charge(Event.ALL_REDUCE_FAILED, plan, noticed, took, part.sent, part.busy)
+            online = self._engine.fleet.availability.is_online
+            lost = [c for c in size if c == left or not online(c, noticed)]
+            gone += lost
+            size = {c: n for c, n in size.items() if c not in lost}
+            began, left_over = noticed, left_over - 1
+            if not (left_over and size):
+                return Collected(noticed, [], [node_id(client) for client in gone])
+
+    def _first_to_leave(
+        self, clients: Iterable[int], began: float, end: float
+    ) -> tuple[int | None, float]:
+        """Returns which client goes offline first before the end, and when; None if none does."""
+        availability = self._engine.fleet.availability
+        first, when = None, end
+        for client in clients:
+            leaves = began
+            if availability.is_online(client, began):
+                leaves = availability.next_change(client, began)
+            if leaves < when:
+                first, when = client, leaves
+        return first, when
+
+    def _plan(self, clients: Sequence[int], sizes: Sequence[int], by: Collective) -> _Plan:
+        key = by, tuple(clients), tuple(sizes)
+        if key not in self._plans:
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            self._plans[key] = _Plan.of(self._engine.fleet.peers, clients, sizes, by)
+        return self._plans[key]
+
+    def _charge(
+        self, kind: Event, plan: _Plan, end: float, seconds: float, sent: Reals, busy: Reals
+    ) -> None:
+        """Has clients send so many bytes each until then, with their radios on for so long."""
+        for client, size, on_s in zip(plan.clients, sent.tolist(), busy.tolist(), strict=True):
+            self._reducing[client] = end
+            self._engine.spend_radio(client, on_s)
+            # Sums of fractions of bytes, which rounding may leave above a whole number.
+            row = (kind, client, max(0, math.ceil(size * (1 - 1e-12) - 1e-6)), seconds)
+            if end > self._engine.queue.now:
+                self._engine.queue.schedule(end, Priority.PROGRESS, self._sent, row)
+            else:  # it has ended while clients computed, and has to be counted now
+                self._sent(row)
 
     def _sent(self, transfer: tuple[Event, int, int, float]) -> None:
         kind, client, size, value = transfer
         self._engine.bytes_up += size
         self._engine.trace.record(self._engine.queue.now, kind, client, size=size, value=value)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """A collective on the links of some clients.
+
+    Attributes:
+        network: their links.
+        clients: by rank.
+        sizes: of their payloads, by rank.
+        by: the collective.
+        seconds: that it takes.
+        sent: bytes that each sends.
+        busy: seconds for which each has its radio on.
+    """
+
+    network: RankLinks
+    clients: Sequence[int]
+    sizes: Sequence[int]
+    by: Collective
+    seconds: float
+    sent: Reals
+    busy: Reals
+
+    @classmethod
+    def of(
+        cls, peers: PeerLinks, clients: Sequence[int], sizes: Sequence[int], by: Collective
+    ) -> _Plan:
+        """Returns the plan of clients, with payloads of so many bytes each."""
+        m = len(clients)
+        given = RankLinks(peers, clients)
+        if m < 2:
+            return cls(given, clients, sizes, by, 0.0, np.zeros(m), np.zeros(m))
+        order = by.arranged(given)
+        clients, sizes = [clients[k] for k in order], [sizes[k] for k in order]
+        network = RankLinks(peers, clients)
+        closed = by.closed(network, sizes)
+        if closed is not None:
+            seconds, sent = closed
+            return cls(network, clients, sizes, by, seconds, sent, np.full(m, seconds))
+        took = times(by.steps(network, sizes), network, np.zeros(m))
+        return cls(network, clients, sizes, by, float(took.finished.max()), took.sent, took.busy)
+
+    @property
+    def vote_s(self) -> float:
+        """What it takes all ranks to tell the first one, and that one all others, s."""
+        others = np.arange(1, len(self.clients))
+        if not len(others):
+            return 0.0
+        there, back = self.network.delays(others, 0), self.network.delays(0, others)
+        return float(there.max() + back.max())
+
+    def until(self, seconds: float) -> Times:
+        """Returns what the transfers cost that begin before so many seconds."""
+        nothing = np.zeros(len(self.clients))
+        if len(self.clients) < 2:
+            return Times(nothing, nothing, nothing)
+        return times(self.by.steps(self.network, self.sizes), self.network, nothing, seconds)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fl.strategies.cdfl import CDFL
     from fl.strategies.choco import CHOCO
     from fl.strategies.clusters import Clusters
+    from fl.strategies.co2 import CO2
     from fl.strategies.d2 import D2
     from fl.strategies.data_parallel import DataParallel
     from fl.strategies.dbw import DBW
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
     from fl.strategies.optex import OptEx
     from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
     from fl.strategies.outer_rule import OuterGradients, OuterRule
+    from fl.strategies.overlap_local_sgd import OverlapLocalSGD
     from fl.strategies.pfedme import PFedMe
     from fl.strategies.proxskip import ProxSkip
     from fl.strategies.prunefl import PruneFL
@@ -98,6 +100,7 @@ if TYPE_CHECKING:
     from fl.strategies.scaffold import SCAFFOLD
     from fl.strategies.sgp import SGP
     from fl.strategies.simultaneous_rule import SimultaneousRule
+    from fl.strategies.slowmo import SlowMo
     from fl.strategies.sparse import CosineSparseRule, SparseRule
     from fl.strategies.streaming_diloco import StreamingDiLoCo
     from fl.strategies.sync_st import SyncST
@@ -135,6 +138,9 @@ __getattr__ = lazily(
         "SAVIC": "fl.strategies.savic",
         "SCAFFOLD": "fl.strategies.scaffold",
         "SGP": "fl.strategies.sgp",
+        "SlowMo": "fl.strategies.slowmo",
+        "CO2": "fl.strategies.co2",
+        "OverlapLocalSGD": "fl.strategies.overlap_local_sgd",
         "Answers": "fl.strategies.event_rule",
         "Arrivals": "fl.strategies.event_rule",
         "AsyncFedAvg": "fl.strategies.async_fedavg",
@@ -231,6 +237,7 @@ __all__ = [
     "CA2FL",
     "CDFL",
     "CHOCO",
+    "CO2",
     "D2",
     "DBW",
     "DPSGD",
@@ -311,6 +318,7 @@ __all__ = [
     "OuterRule",
     "OuterSgd",
     "OuterSteps",
+    "OverlapLocalSGD",
     "PFedMe",
     "PairRule",
     "Pairs",
@@ -332,6 +340,7 @@ __all__ = [
     "SimultaneousEvents",
     "SimultaneousRounds",
     "SimultaneousRule",
+    "SlowMo",
     "SparseRule",
     "StreamingDiLoCo",
     "SyncST",

@@ -22,8 +22,9 @@ class DataParallel(OuterRule):
     Workers compute the gradient of one batch (`client=gradient`), wait for the all-reduce, and take
     the same step. With batches of b that is training with batches of M b on one machine, whatever
     the optimizer; `LocalSGD` with H = 1 is that for plain SGD only, since moments differ between
-    workers. Nothing overlaps: the all-reduce begins when the gradient is complete, where frameworks
-    begin it layer by layer. `clip_norm` of the client clips the workers' gradients, not their mean.
+    workers. The all-reduce begins when the gradient is complete, or bucket by bucket during the
+    backward pass, as frameworks do (`OuterSteps.buckets`). `clip_norm` of the client clips the
+    workers' gradients, not their mean.
 
     Attributes:
         optimizer: of the parameters; AdamW as DiLoCo has it inside, arXiv:2311.08105.

@@ -15,7 +15,7 @@ import numpy as np
 
 from fl.checks import read_if
 from fl.strategies.outer_optimizers import OuterOptimizer, OuterSgd, Vector
-from fl.strategies.outer_rule import Outer, OuterGradients, OuterRule, WorkerView
+from fl.strategies.outer_rule import Outer, OuterGradients, OverlappedRule, WorkerView
 from fl.vectors.rows import Row
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     only="it deals blocks to several fragments, and {at}fragments is 1",
 )
 @dataclass(frozen=True)
-class DelayedUpdates(OuterRule):
+class DelayedUpdates(OverlappedRule):
     """DiLoCo whose all-reduce has a whole phase of H inner steps to end.
 
     After phase r worker m begins the all-reduce of Delta_m^r, and takes its outer step with the one
@@ -53,11 +53,6 @@ class DelayedUpdates(OuterRule):
     optimizer: OuterOptimizer = field(default_factory=partial(OuterSgd, lr=0.4))
     fragments: int | None = 1
     pattern: Pattern = "strided"
-
-    @property
-    def overlap(self) -> int:  # type: ignore[override]  # no choice here
-        """H."""
-        return self.inner_steps
 
 
 class Eager(NamedTuple):
@@ -105,6 +100,7 @@ class EagerUpdates(DelayedUpdates):
     """
 
     own_outer: ClassVar[bool] = True
+    why_no_drop: ClassVar[str] = "workers use their own outer gradient at once, lost or not"
 
     def init(self, theta: Row) -> Eager:
         """Returns the initial parameters, of nobody yet."""

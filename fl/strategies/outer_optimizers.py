@@ -89,10 +89,10 @@ class OuterSgd(OuterOptimizer):
         """Returns parameters and b; see `OuterOptimizer.step`."""
         lr = self.lr * (1.0 if self.schedule is None else self.schedule(t))
         if not self.momentum:
-            return _rounded(theta - lr * delta), state
+            return rounded(theta - lr * delta), state
         b = self.momentum * state["b"] + delta
         ahead = delta + self.momentum * b if self.nesterov else b
-        return _rounded(theta - lr * ahead), {"b": b}
+        return rounded(theta - lr * ahead), {"b": b}
 
 
 @dataclass(frozen=True)
@@ -144,10 +144,11 @@ class OuterAdam(OuterOptimizer):
         # What never had a gradient does not move, even with eps = 0.
         move = np.divide(m, deviation, out=np.zeros_like(m), where=deviation > 0)
         decayed = theta.astype(np.float64) * (1 - lr * self.weight_decay)
-        return _rounded(decayed - lr / (1 - self.beta1 ** (t + 1)) * move), {"m": m, "v": v}
+        return rounded(decayed - lr / (1 - self.beta1 ** (t + 1)) * move), {"m": m, "v": v}
 
 
-def _rounded(theta: Vector) -> Row:
+def rounded(theta: Vector) -> Row:
+    """Returns parameters as they are kept, float32, read-only."""
     row = theta.astype(np.float32)
     row.flags.writeable = False
     return row

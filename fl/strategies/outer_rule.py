@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 
 from fl.aggregation import Mean, check_result
 from fl.checks import at_least, share
+from fl.clients.schedule import Schedule
 from fl.errors import ConfigError
-from fl.strategies.outer_optimizers import OuterOptimizer, State, Vector
+from fl.strategies.outer_optimizers import OuterOptimizer, State, Vector, rounded
 from fl.vectors.rows import Row
 
 if TYPE_CHECKING:
@@ -49,11 +50,13 @@ class OuterGradients:
         deltas: Delta_m, shape (n,) each, float64; at least one.
         weights: what each weighs, at least 0; None if all weigh the same.
         combine: F, by which they become one: their weighted mean, or an aggregator's result.
+        step: inner steps after which the workers took part.
     """
 
     deltas: Mapping[int, Vector]
     weights: Mapping[int, float] | None = None
     combine: Combine = field(default_factory=Mean)
+    step: int = 0
 
     def __len__(self) -> int:
         """Returns M."""
@@ -129,6 +132,7 @@ class OuterRule(ABC):
         sends_gradients: whether the workers send gradients of the loss.
         own_outer: whether every worker steps for itself, by what it knows, its own outer gradient
             among it.
+        why_no_drop: why no outer gradient may be lost, `OuterSteps`' drop; "" if it may.
     """
 
     inner_steps: int
@@ -139,6 +143,7 @@ class OuterRule(ABC):
     mixing: float = 0.0
     sends_gradients: ClassVar[bool] = False
     own_outer: ClassVar[bool] = False
+    why_no_drop: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         at_least("inner_steps", self.inner_steps, 1)
@@ -217,6 +222,48 @@ class OuterRule(ABC):
             theta, state = self.optimizer.step(outer.theta, delta, outer.optimizer, outer.t)
         check_result("the outer step", theta)
         return Outer(theta, state, outer.t + 1)
+
+
+class OverlappedRule(OuterRule):
+    """A rule whose all-reduce has a whole phase of H inner steps to end."""
+
+    @property
+    def overlap(self) -> int:  # type: ignore[override]  # no choice here
+        """H."""
+        return self.inner_steps
+
+
+def moved(theta: Row, move: Vector) -> Row:
+    """Returns theta - move, shape (n,), computed in float64 and rounded once, read-only.
+
+    Raises:
+        NotFinite: the parameters would not be finite.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
+        row = rounded(theta - move)
+    check_result("the outer step", row)
+    return row
+
+
+def inner_rate(
+    gradients: OuterGradients,
+    inner_steps: int,
+    step_schedule: Schedule | None,
+    round_schedule: Schedule | None,
+) -> float:
+    """Returns the mean inner learning rate of a phase, of which 1 is the one without schedules.
+
+    Args:
+        gradients: of the phase's end.
+        inner_steps: H.
+        step_schedule: factor by the global step; None is 1.
+        round_schedule: factor by the phase; None is 1.
+    """
+    first = max(gradients.step - inner_steps, 0)
+    rate = 1.0 if round_schedule is None else round_schedule(first // inner_steps)
+    if step_schedule is None:
+        return rate
+    return rate * sum(map(step_schedule, range(first, first + inner_steps))) / inner_steps
 
 
 def check_divides(inner_steps: int, fragments: int) -> None:

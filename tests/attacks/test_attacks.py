@@ -194,9 +194,11 @@ def test_an_optimized_attack_foresees_the_draws_of_the_rule():
     assert drawn.bit_generator.state == state
 
 
-def test_an_optimized_attack_needs_to_know_the_rule(honest):
-    with pytest.raises(ConfigError, match="pass a scene with an aggregator"):
-        sent(Optimized(IPM()), honest)
+def test_where_updates_are_added_up_an_optimized_attack_sends_the_largest_factor_it_tries(honest):
+    """|mean(x_1, ..., x_h, f copies of -z mu) - mu| = f (1 + z) |mu| / (h + f) grows with z."""
+    for f, evaluations in ((1, 4), (3, 16)):
+        attack = Optimized(IPM(), evaluations)
+        close(sent(attack, honest, f), [-(2.0 ** (evaluations - 1) - 1) * MU] * f)
 
 
 # ---- B6: mimic -----------------------------------------------------------------------------------

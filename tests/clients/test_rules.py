@@ -19,6 +19,8 @@ from fl.clients import (
     Corrected,
     Correction,
     CosineDecay,
+    Descent,
+    Direction,
     Ditto,
     DynamicRegularization,
     ExponentialDecay,
@@ -63,6 +65,9 @@ RULES = {
     "momentum": Momentum(0.1, 0.8, 0.05, 0.7, None, StepDecay(2, 0.5)),
     "sam": Sam(0.1, rho=0.1),
     "sam everything": Sam(0.1, 0.9, True, 0.05, 0.7, None, StepDecay(2, 0.5), rho=0.3),
+    "direction": Direction(Sgd(0.1, weight_decay=0.1, clip_norm=0.5)),
+    "direction, sam": Direction(Sam(0.1, rho=0.1)),
+    "direction, momentum": Direction(Momentum(0.1, 0.8, 0.05, 0.7)),
     "moreau envelope": MoreauEnvelope(0.01, 0.02, 5.0, 3),
     "per-fedavg": PerFedAvg(0.1, 0.05),
     "per-fedavg hf": PerFedAvg(0.1, 0.05, "HF"),
@@ -426,6 +431,46 @@ def test_gradient_is_that_of_all_examples_at_the_received_model(clip_norm):
     torch.testing.assert_close(finished.w, w)
 
 
+DESCENTS = {name: rule for name, rule in RULES.items() if isinstance(rule, Descent)}
+
+
+@pytest.mark.parametrize("optimizer", DESCENTS.values(), ids=DESCENTS)
+def test_a_server_that_steps_along_a_direction_does_what_the_optimizer_would(quadratic, optimizer):
+    """Over three tasks of a step, with what the client keeps between them."""
+    w, batch = quadratic
+    ours, theirs, kept, memory = w, w, None, None
+    for t in range(1, 4):
+        config = {"server-round": t}
+        theirs, finished = run(optimizer, theirs, batch, 1, config, memory)
+        memory = finished.memory
+        same, sent = run(Direction(optimizer), ours, batch, 1, config, kept)
+        torch.testing.assert_close(same, ours)
+        kept = sent.memory
+        lr = optimizer.step_lr(received_by(optimizer, w, optimizer.scalars(config)), 0)
+        ours = ours - lr * sent.extras["gradient"]
+    torch.testing.assert_close(ours, theirs, **TIGHT)
+
+
+def test_a_direction_is_of_the_mean_over_a_tasks_batches_all_at_the_received_model():
+    # One dimension, f = a w^2 / 2 with a of 1 and 3, in batches of 1 and 2 examples, at w = 2.
+    w, rho, beta = torch.tensor([2.0]).double(), 0.5, 0.75
+    batches = [Quadratic(torch.tensor([a]).double(), torch.zeros(1).double()) for a in (1.0, 3.0)]
+    batches[1].examples = 2
+    for optimizer, expected in (
+        (Sam(0.1, rho=rho), (1 * (2 + rho) + 2 * 3 * (2 + rho)) / 3),
+        (Momentum(0.1, beta), (1 - beta) * (1 * 2 + 2 * 3 * 2) / 3),
+        (Sgd(0.1, weight_decay=0.1), (1 * 2 + 2 * 3 * 2) / 3 + 0.1 * 2),
+    ):
+        rule = Direction(optimizer)
+        received = received_by(rule, w)
+        state, x = rule.init(received), w
+        for t, batch in enumerate(batches):
+            x, state, _ = rule.step(x, state, received, batch, t)
+        sent = rule.finish(x, state, received, 2)
+        assert sent.extras["gradient"].item() == pytest.approx(expected, rel=1e-12)
+        assert rule.gradients_per_step == optimizer.gradients_per_step
+
+
 def test_sam_steps_are_those_of_the_worked_example():
     # f = (x^2 + 4 y^2) / 2 at (1, 1): g = (1, 4), of norm sqrt(17).
     batch = Quadratic(torch.tensor([1.0, 4.0]).double(), torch.zeros(2).double())
@@ -660,7 +705,7 @@ def test_every_rule_is_tested_here():
     members = [getattr(fl.clients, name) for name in fl.clients.__all__]
     kinds = {m for m in members if inspect.isclass(m)}
     masked = {m for m in kinds if issubclass(m, Masked)}  # see test_masked and test_sparse
-    rules = {m for m in kinds if issubclass(m, Rule)} - {Rule, LocalOptimizer, *masked}
+    rules = {m for m in kinds if issubclass(m, Rule)} - {Rule, LocalOptimizer, Descent, *masked}
     assert rules == {type(rule) for rule in RULES.values()}
     corrections = {m for m in kinds if issubclass(m, Correction)} - {Correction}
     assert corrections == {type(correction) for correction in CORRECTIONS.values()}

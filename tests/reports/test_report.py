@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from html.parser import HTMLParser
@@ -53,6 +54,12 @@ def read(text):
     return reader
 
 
+def figures(text):
+    """Returns the SVG of a page's curves; what is written in them is in comments."""
+    data = [source.partition("base64,")[2] for source in read(text).sources if "svg" in source]
+    return "".join(base64.b64decode(one).decode("utf-8") for one in data)
+
+
 def leave(directory, row, seed, accuracies, target=None, status="completed", trace=None, **config):
     config = {**config, "seed": seed}
     writer = RunWriter(directory, config, seed, target, tensorboard=False, plots=trace is not None)
@@ -95,6 +102,32 @@ def test_page_needs_no_network_no_script_and_no_other_file(runs):
     assert "url(" not in text
     assert "prefers-color-scheme: dark" in text
     assert all((runs / link).is_dir() for link in reader.links)  # the folders of runs
+
+
+def test_title_is_what_the_runs_differ_in_or_what_one_wants(runs, tmp_path):
+    assert "<title>lr=0.1, lr=0.2 · fl</title>" in page(find_runs(runs))
+    main([str(runs), "-o", str(tmp_path / "page.html"), "--title", "<Rates> & more"])
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<title>&lt;Rates&gt; &amp; more · fl</title>" in text
+    assert text.count("&lt;Rates&gt; &amp; more</h1>") == 1
+
+
+def test_what_all_data_in_one_place_reach_is_a_line_with_a_name(runs):
+    assert "all data in one place" not in figures(page(find_runs(runs)))
+    for path in runs.glob("*/summary.json"):
+        summary = json.loads(path.read_text("utf-8"))
+        summary["extra"] = {**(summary.get("extra") or {}), "central": {"accuracy": 0.95}}
+        path.write_text(json.dumps(summary), encoding="utf-8")
+    assert "all data in one place" in figures(page(find_runs(runs)))
+
+
+@pytest.mark.parametrize("central", [{"accuracy": "high"}, [0.9], "0.9"])
+def test_a_run_whose_central_result_is_none_is_left_out(runs, central, capsys):
+    path = runs / "0.1-0" / "summary.json"
+    summary = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**summary, "extra": {"central": central}}), encoding="utf-8")
+    main([str(runs)])
+    assert "extra" in capsys.readouterr().err
 
 
 def test_equal_runs_make_equal_pages(runs):

@@ -447,6 +447,7 @@ BAD = {
     "strategy=fedast strategy.rule.window=5": "only strategy.rule.allocation=dynamic reads it",
     "strategy=diloco client.local_steps=5": "strategy.rule.inner_steps counts instead",
     "strategy=dbw client.rule.lr=0.5": "with DBW, strategy.rule.eta counts instead",
+    "strategy=demo client=sgd client.rule.lr=0.5": "with DecoupledMomentum, clients take no steps",
     "client.evaluate_on=train": "client.evaluate_on=train has no effect: FedAvg, as it is configur",
     "strategy.min_evaluate_nodes=3": "clients evaluate only with strategy.fraction_evaluate above",
     "evaluate_every=2 evaluate_every_s=5": "evaluate_every=2 has no effect, as evaluate_every_s",

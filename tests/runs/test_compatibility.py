@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fl.attacks import IPM, Optimized
+from fl.attacks import IPM
 from fl.clients import (
     APFL,
     AdamW,
@@ -62,8 +62,8 @@ PAIRS = {
         Combination(SERVER),
     ),
     "Compressors and a method that is one": (
-        Combination(such(sends="payload"), None, Cast("bf16"), rule=Gradient()),
-        Combination(such(sends="gradient"), None, Cast("bf16"), rule=Gradient()),
+        Combination(such(sends="payload", compressors="none"), Cast("bf16"), rule=Gradient()),
+        Combination(such(sends="payload"), Cast("bf16"), rule=Gradient()),
     ),
     "A downlink without a server": (Combination(PEERS, None, Cast("bf16")), Combination(PEERS)),
     "A downlink in a ring": (
@@ -74,13 +74,13 @@ PAIRS = {
         Combination(such(asked=9), Marina(Qsgd(levels=4), p=0.1), num_clients=10),
         Combination(such(asked=10), Marina(Qsgd(levels=4), p=0.1), num_clients=10),
     ),
-    "Optimized attacks where no aggregator combines updates": (
-        Combination(SERVER, attack=Optimized(IPM())),
-        Combination(such(aggregates=True), attack=Optimized(IPM())),
-    ),
-    "Strategies that step by gradients and clients that train": (
+    "Strategies that step by gradients and clients whose steps have no direction of their own": (
+        Combination(such(sends="gradient"), rule=AdamW(lr=0.1)),
         Combination(such(sends="gradient"), rule=Sgd(lr=0.1)),
-        Combination(such(sends="gradient"), rule=Gradient()),
+    ),
+    "Strategies that step by gradients and corrections of them": (
+        Combination(such(sends="gradient"), rule=Sgd(lr=0.1), correction=Proximal()),
+        Combination(SERVER, rule=Sgd(lr=0.1), correction=Proximal()),
     ),
     "Clients that send gradients and strategies that combine models": (
         Combination(SERVER, rule=Gradient()),

@@ -142,12 +142,25 @@ def test_a_weight_that_is_none_costs_its_client_a_reply_and_nobody_else(strategy
             reports(next(values))(client, content)
 
     _, run = ran(
-        strategy, f"num_rounds={len(BAD_WEIGHTS)}", *weighted, app=lying(change), cost_model=NO_TIME
+        strategy,
+        f"num_rounds={len(BAD_WEIGHTS)}",
+        "target=null",
+        "personal.every=null",
+        *weighted,
+        app=lying(change),
+        cost_model=NO_TIME,
     )
     assert run.summary["status"] == "completed"
     rarely = strategy in OUTER or strategy == "tifl"  # it is asked
     assert run.summary["faults"]["rejected"] >= (1 if rarely else len(BAD_WEIGHTS) // 2)
     assert all(np.isfinite(array).all() for array in model_of(run).values())
+
+
+@pytest.mark.parametrize("value", [10**400, -1, 0, None])
+def test_a_client_that_reports_no_examples_is_left_out_of_personal_evaluation(value):
+    _, run = ran("ditto", app=lying(reports(value, clients=[1])), cost_model=NO_TIME)
+    last = run.summary["final"]
+    assert (last["personal_clients"], last["personal_left_out"]) == (CLIENTS - 1, 1)
 
 
 @pytest.mark.parametrize("strategy", cases(OTHERS))

@@ -24,7 +24,7 @@ STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("[!_]*.yaml")
 GROUPS = {  # key of the root to the folder of its members
     name: name
     for name in (
-        *("adapter", "aggregator", "attack", "checkpoint", "client", "compressor"),
+        *("adapter", "aggregator", "allreduce", "attack", "checkpoint", "client", "compressor"),
         *("data", "executor", "feedback", "fleet", "model", "partition"),
         *("preaggregation", "tasks", "topology"),
     )
@@ -73,7 +73,11 @@ def test_member_is_refused_if_and_only_if_nothing_that_is_made_depends_on_it(str
                     key in made or OmegaConf.to_container(config.strategy, resolve=True) != without
                 )
                 assert (Unread(config).why(key) is None) == is_read, f"{key}={name}"
-            if key in ("aggregator", "topology"):  # of which a chosen member is set, by whomever
+            if key in (
+                "aggregator",
+                "allreduce",
+                "topology",
+            ):  # of which a chosen member is set, by whomever
                 assert any(m.startswith(f"{key} ") for m in unread_groups(config)) != is_read
             config[key] = kept
 

@@ -8,6 +8,7 @@ import pytest
 from flwr.app import Message, RecordDict
 from stand_ins import Client, Scripted, events, fleet_of, grid_of, message_to, times
 
+from fl.collectives import Gather, RingAllReduce
 from fl.flower.grid_view import GridView
 from fl.flower.identity import node_id
 from fl.simulation.kernel.trace import Event
@@ -116,9 +117,11 @@ def test_lost_transfers_are_recorded_faults_in_the_given_share() -> None:
 def test_a_ring_takes_twice_m_minus_one_steps_of_its_slowest_edge() -> None:
     grid = grid_of(fleet_of(CLIENTS))
     # Chunks of 100 bytes. A to B 3 + 1 s, B to C 5 + 0.5 s, C to A 4 + 2 s: 4 steps of 6 s.
-    assert GridView(grid).peers.all_reduce([A, B, C], 300) == 4 * 6.0
+    assert GridView(grid).peers.collect([A, B, C], [300] * 3, RingAllReduce()).finish_s == 4 * 6.0
     # A second one of the same clients waits for the first; a pair has 2 steps of 3 + 1.5 s.
-    assert GridView(grid).peers.all_reduce([A, B], 300) == 24.0 + 2 * 4.5
+    assert (
+        GridView(grid).peers.collect([A, B], [300] * 2, RingAllReduce()).finish_s == 24.0 + 2 * 4.5
+    )
     grid.sleep(100.0)
     assert grid.engine.bytes_up == 3 * 400 + 2 * 300
     assert grid.engine.energy_j["radio"] == 2.0 * (3 * 24.0 + 2 * 9.0)
@@ -128,18 +131,19 @@ def test_a_ring_takes_twice_m_minus_one_steps_of_its_slowest_edge() -> None:
 def test_in_a_gathering_ring_every_payload_travels_to_everybody() -> None:
     grid = grid_of(fleet_of(CLIENTS))
     # A to B 3 s and 1 s for 100 bytes, B to C 5 + 0.5 s, C to A 4 + 2 s: two hops of 6 s.
-    assert GridView(grid).peers.all_gather([A, B, C], [100, 100, 100]) == 2 * 6.0
+    collect = GridView(grid).peers.collect
+    assert collect([A, B, C], [100, 100, 100], Gather()).finish_s == 2 * 6.0
     # First 3 + 1, 5 + 1 and 4 + 6 s, then what came: 3 + 3, 5 + 0.5 and 4 + 4 s.
-    assert GridView(grid).peers.all_gather([A, B, C], [100, 200, 300]) == 12.0 + 10.0 + 8.0
+    assert collect([A, B, C], [100, 200, 300], Gather()).finish_s == 12.0 + 10.0 + 8.0
     grid.sleep(100.0)
     assert grid.engine.bytes_up == 3 * 200 + 2 * 600
     assert grid.engine.energy_j["radio"] == 2.0 * 3 * (12.0 + 18.0)
-    assert GridView(grid).peers.all_gather([A], [300]) == grid.clock.now()
+    assert collect([A], [300], Gather()).finish_s == grid.clock.now()
 
 
 def test_one_client_has_nobody_to_reduce_with() -> None:
     grid = grid_of(fleet_of(CLIENTS))
-    assert GridView(grid).peers.all_reduce([A], 300) == 0.0
+    assert GridView(grid).peers.collect([A], [300], RingAllReduce()).finish_s == 0.0
     grid.sleep(1.0)
     assert grid.engine.bytes_up == 0
 
@@ -167,5 +171,6 @@ def test_a_deployment_relays() -> None:
     assert peers.transfer(A, B, 10, since=2.0) == (2.0, True)
     clock = GridView(Plain()).clock
     before = clock.now()
-    assert before <= peers.all_reduce([A, B], 10) <= clock.now()
-    assert before <= peers.all_gather([A, B], [10, 20]) <= clock.now()
+    finish_s, nodes, gone = peers.collect([A, B], [10, 20], RingAllReduce())
+    assert before <= finish_s <= clock.now()
+    assert (nodes, gone) == ([A, B], [])

@@ -246,9 +246,13 @@ def test_a_byzantine_node_gives_away_a_forged_model_and_keeps_its_own():
     assert ran.grid.trace.faults()["forged"] == len(seen)
 
 
-def test_an_attack_that_searches_against_an_aggregator_finds_none_in_pairs():
-    with pytest.raises(ConfigError, match="Optimized"):
-        attacked(Pairs(ADPSGD(), topology=PAIR), Optimized(IPM()), [0])
+def test_against_pairs_an_optimized_attack_sends_the_largest_factor_it_tries():
+    """Of 0, 1 and 3."""
+    last = []
+    for attack in (Optimized(IPM(), evaluations=3), IPM(epsilon=3.0)):
+        made = attacked(Pairs(ADPSGD(), topology=PAIR), attack, [0])
+        last.append(run(made, a=(1, 1), b=(1, 2), num_rounds=3).models[-1])
+    np.testing.assert_array_equal(*last)
 
 
 def test_storms_and_attacks_over_compressed_pairs_end_no_run():

@@ -182,9 +182,22 @@ SINGLE = {
 
 @pytest.mark.parametrize("kind", SINGLE)
 def test_rules_that_step_by_single_updates_have_nothing_to_combine(kind):
-    assert not driven(kind, **SINGLE[kind]).traits.aggregates
     with pytest.raises(ConfigError, match="aggregator is Median"):
         driven(kind, aggregator=Median(), **SINGLE[kind])
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_against_single_updates_an_optimized_attack_sends_the_largest_factor_it_tries(kind):
+    """Of 0, 1 and 3."""
+    models = []
+    for attack in (Optimized(IPM(), evaluations=3), IPM(epsilon=3.0)):
+        n = SINGLE[kind].get("num_clients", len(CENTRES))
+        own = SINGLE[kind] if kind is QuAFL else SINGLE[kind] | {"concurrency": n}
+        strategy = attacked(driven(kind, **own), attack)
+        ran = run(strategy, CENTRES[:n], [1.0, 1.7, 2.9, 0.6, 1.1][:n], num_rounds=15)
+        assert ran.grid.trace.faults()["forged"]
+        models.append(ran.models)
+    np.testing.assert_array_equal(*models)
 
 
 SEVERAL = {
@@ -203,7 +216,6 @@ SEVERAL = {
 def test_rules_that_combine_several_updates_say_so_and_take_an_aggregator(kind):
     strategy = driven(kind, aggregator=Median(), **SEVERAL[kind])
     assert strategy.robust
-    assert strategy.traits.aggregates
     with pytest.raises(ConfigError, match="FLTrust"):
         driven(kind, aggregator=FLTrust(), **SEVERAL[kind])
 

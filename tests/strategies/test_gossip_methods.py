@@ -624,9 +624,14 @@ def test_what_no_payload_can_hold_is_not_received_and_leaves_the_copies_as_they_
 
 
 @pytest.mark.parametrize("rule", [SGP, GradientTracking], ids=lambda r: r.__name__)
-def test_an_attack_on_a_rule_needs_one_that_aggregates_models(rule):
-    with pytest.raises(ConfigError, match="Optimized"):
-        attacked(Gossip(rule(), topology=Q3), Optimized(IPM()), [0])
+def test_against_sums_an_optimized_attack_sends_the_largest_factor_it_tries(rule):
+    """Of 0, 1 and 3."""
+    last = []
+    for attack in (Optimized(IPM(), evaluations=3), IPM(epsilon=3.0)):
+        last.append(
+            run(attacked(Gossip(rule(), topology=Q3), attack, [0]), num_rounds=2).models[-1]
+        )
+    np.testing.assert_array_equal(*last)
 
 
 def test_an_attack_that_is_not_defined_for_so_few_leaves_nodes_honest(caplog):

@@ -15,7 +15,15 @@ from fl.compression import Cast
 from fl.models import flops_per_example
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import TaskFaults
-from fl.strategies import DataParallel, DelayedUpdates, DiLoCo, EagerUpdates, StreamingDiLoCo
+from fl.strategies import (
+    CO2,
+    DataParallel,
+    DelayedUpdates,
+    DiLoCo,
+    EagerUpdates,
+    OverlapLocalSGD,
+    StreamingDiLoCo,
+)
 
 STEP_FLOPS = 32 * flops_per_example(MODEL(), (1, 8, 8)).training
 D = LAYOUT.size
@@ -131,7 +139,7 @@ def due_to_merge(step, p, h, tau):
     return due >= 0 and due % h == 0
 
 
-@pytest.mark.parametrize("kind", [EagerUpdates, DelayedUpdates])
+@pytest.mark.parametrize("kind", [EagerUpdates, DelayedUpdates, CO2, OverlapLocalSGD])
 @pytest.mark.parametrize("ring", [0.75, 4.0, 4.5])
 def test_nobody_waits_while_an_all_reduce_fits_into_a_phase(kind, ring):
     bps = 32 * D / (ring - 0.5)

@@ -17,9 +17,11 @@ from stand_ins import Scripted
 
 from fl import simulate
 from fl.aggregation import Krum, Median
-from fl.attacks import IPM, OwnSignFlip
+from fl.attacks import IPM, OwnSignFlip, SignFlip
 from fl.clients import Gradient, TrainingApp
 from fl.compression import (
+    EF21,
+    Cast,
     DecoupledMomentum,
     Demo,
     Identity,
@@ -28,6 +30,7 @@ from fl.compression import (
     OneByteSpsa,
     Shapes,
     Sign,
+    TopK,
 )
 from fl.data import federate, load_digits, partition
 from fl.errors import ConfigError, SimulationError
@@ -46,8 +49,9 @@ LAYOUT = Layout.of(MODEL())
 D = LAYOUT.size
 
 
-def run(rule, rounds, wrap=None, fleet=None, batch_size=None, attack=None):
-    liars = Exchange(attack=attack, byzantine=frozenset({1}), seed=0)
+def run(rule, rounds, wrap=None, fleet=None, batch_size=None, attack=None, uplink=None):
+    liars = Exchange(uplink, attack=attack, byzantine=frozenset({1}), seed=0, layout=LAYOUT)
+    of_clients, _ = Replicas(rule).ends(uplink, None)
     strategy = Replicas(rule).within(liars)
     app = TrainingApp(
         MODEL,
@@ -56,8 +60,8 @@ def run(rule, rounds, wrap=None, fleet=None, batch_size=None, attack=None):
         batch_size=batch_size,
         local_epochs=None,
         local_steps=1,
-        uplink=strategy.worker,
-        downlink=strategy.worker,
+        uplink=of_clients,
+        downlink=of_clients,
     )
     initial = ArrayRecord(MODEL().state_dict())
 
@@ -124,6 +128,65 @@ def test_without_compression_it_is_adam_with_a_frozen_variance():
         # Pixels that are always 0 have no gradient, hence no step.
         w = w - 0.01 * np.divide(m, np.sqrt(v) + 1e-8)
     np.testing.assert_allclose(got, w, atol=5e-4)
+
+
+def test_in_its_warm_up_it_is_adam_on_what_a_compressor_brings_of_the_gradients():
+    """EF21 over the largest of four entries, by hand: h_i <- g_i, then h_i + C(g_i - h_i)."""
+    n, rounds, shapes, rng = 3, 4, Shapes.vector(4), np.random.default_rng(0)
+    rule = OneBitAdam(n, warmup=rounds, lr=0.1).through(EF21(TopK(k=1)))
+    x = y = np.float32([1, -2, 3, -4])
+    workers, server = [rule.init_worker(shapes) for _ in range(n)], rule.init_server(shapes)
+    h, m, v = np.zeros((n, 4)), np.zeros(4), np.zeros(4)
+    for t in range(rounds):
+        payloads = []
+        for i in range(n):
+            g = (i + 1) * x + np.float32([0.0, i, 0.3, 1.0])
+            payload, workers[i] = rule.send(g, shapes, workers[i], rng)
+            payloads.append(payload)
+            largest = np.abs(g - h[i]).argmax()
+            entries = slice(largest, largest + 1) if t else slice(None)
+            h[i, entries] = g[entries]
+        message, server = rule.combine(payloads, shapes, server, rng)
+        steps = [rule.apply(x, message, shapes, state) for state in workers]
+        x, workers = steps[0][0], [state for _, state in steps]
+        m, v = 0.9 * m + 0.1 * h.mean(axis=0), 0.999 * v + 0.001 * h.mean(axis=0) ** 2
+        y = y - 0.1 * m / (np.sqrt(v) + 1e-8)
+        np.testing.assert_allclose(x, y, rtol=1e-4)
+    kept = {name for state in (server, *workers) for name in state}
+    assert not [name for name in kept if name.startswith("gradients")]  # it is over
+
+
+def test_a_compressor_of_the_warm_up_is_paid_for_in_it_alone():
+    rule = OneBitAdam(WORKERS, warmup=2, lr=0.01)
+    dense, half = run(rule, 3), run(rule, 3, uplink=Cast("bf16"))
+    saved = dense.summary["totals"]["bytes_up"] - half.summary["totals"]["bytes_up"]
+    payload = len(Cast("bf16").encode(np.zeros(D, np.float32), Shapes.of(LAYOUT), {}, None)[0])
+    assert saved == 2 * WORKERS * (4 * D - payload)
+    np.testing.assert_allclose(row(half), row(dense), atol=0.02)
+    assert (row(half) != row(dense)).any()
+
+
+def test_what_liars_would_send_is_known_though_their_compressors_remember():
+    """EF21 over the identity decodes every gradient as it is, forged before or not."""
+    seen = []
+
+    class Spy(SignFlip):
+        def forge(self, honest, own, scene):
+            seen[-1].append(own.copy())
+            return super().forge(honest, own, scene)
+
+    for uplink in (None, EF21(Identity())):
+        seen.append([])
+        run(OneBitAdam(WORKERS, warmup=4, lr=0.01), 3, attack=Spy(), uplink=uplink)
+    np.testing.assert_allclose(*seen, atol=1e-5)
+    assert np.abs(seen[0]).max() > 1e-3
+
+
+def test_where_nothing_goes_as_it_is_there_is_nothing_to_compress():
+    for rule in (OneBitAdam(WORKERS, warmup=0, lr=0.1), JustOneByte(WORKERS, lr=0.1)):
+        assert Replicas(rule).traits.compressors == "none"
+        with pytest.raises(ConfigError, match="compressor is Cast"):
+            Replicas(rule).within(Exchange(Cast("bf16")))
 
 
 RULES = {
@@ -247,7 +310,7 @@ def test_a_liar_of_1_bit_adam_has_an_error_of_its_own(compressor):
         for i, g in enumerate(gradients(x.astype(np.float64)).numpy().astype(np.float32)):
             payload, honest[i] = rule.send(g, shapes, honest[i], r)
             payloads.append(payload)
-        others = [rule.decode(payloads[i], shapes, server) for i in (0, 2, 3)]
+        others = [rule.decode(payloads[i], shapes, server, i) for i in (0, 2, 3)]
         payloads[1], liar = rule.encode(-0.5 * np.mean(others, axis=0), shapes, liar, r)
         message, server = rule.combine(payloads, shapes, server, r)
         _, liar = rule.apply(x, message, shapes, liar)

@@ -268,7 +268,7 @@ class PartialApp(ClientApp, PlannedApp):
             part = masked(layout, {name: held[places[name]] > 0 for name in part.bitmaps})
             others[MASKS_KEY] = masks_record(part.bitmaps)
         if isinstance(scores, ArrayRecord) and len(scores):
-            vector = record_vector(scores, layout.num_trainable, "the scores")
+            vector = record_vector(scores, layout.num_trainable, "the scores", finite=False)
             others[SCORES_KEY] = sparse_record(vector)
         model = content.get(ARRAYS_KEY)
         if not isinstance(model, ArrayRecord) or not len(model):

@@ -6,7 +6,9 @@ Rates are bits per second, sizes bits, times virtual seconds.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,9 @@ MATHIS_CONSTANT = math.sqrt(1.5)
 
 FLOOR_FRACTION = 0.01
 """A transfer's drawn bandwidth is at least this fraction of the link's mean."""
+
+Some = int | NDArray[np.intp]
+"""A whole number, or several."""
 
 
 def mathis_bps(rtt_s: float, loss: float) -> float:
@@ -173,27 +178,52 @@ class PeerLinks:
         site_bps: bandwidth of a flow from site to site, bit/s, shape (m, m), or None.
         site_latency_s: one-way delay from site to site in s, shape (m, m), or None. Where given it
             replaces the latencies of the access links, which it includes.
+        window_bytes: the most that one flow has on its way, so that it gets window / RTT at most;
+            infinity means no bound.
+        flows: side by side in every transfer.
     """
 
     links: Links
     site: NDArray[np.integer] | None = None
     site_bps: NDArray[np.float64] | None = None
     site_latency_s: NDArray[np.float64] | None = None
+    window_bytes: float = math.inf
+    flows: int = 1
+
+    def rates(self, i: Some, j: Some, fanout: Some = 1, fanin: Some = 1) -> Any:
+        """Returns the bandwidth of transfers from clients i to clients j, in bit/s.
+
+            min(up_i / fanout, down_j / fanin, path, flows 8 window / RTT)
+
+        Args:
+            i: indices of the senders, of any shape.
+            j: of the receivers.
+            fanout: payloads that each sender sends at once.
+            fanin: payloads that each receiver receives at once.
+        """
+        bps = np.minimum(self.links.up_bps[i] / fanout, self.links.down_bps[j] / fanin)
+        if self.site is not None and self.site_bps is not None:
+            bps = np.minimum(bps, self.site_bps[self.site[i], self.site[j]])
+        if math.isfinite(self.window_bytes):
+            with np.errstate(divide="ignore"):
+                cap = self.flows * 8.0 * self.window_bytes / (2.0 * self.delays(i, j))
+            bps = np.minimum(bps, cap)
+        return bps
+
+    def delays(self, i: Some, j: Some) -> Any:
+        """Returns the one-way delays from clients i to clients j, in s, of any shape."""
+        if self.site is not None and self.site_latency_s is not None:
+            return self.site_latency_s[self.site[i], self.site[j]]
+        return self.links.latency_s[i] + self.links.latency_s[j]
 
     def bandwidth_bps(self, i: int, j: int) -> float:
         """Returns the bandwidth of a transfer from client i to client j, in bit/s."""
-        bps = min(float(self.links.up_bps[i]), float(self.links.down_bps[j]))
-        return min(bps, self._path_bps(i, j))
-
-    def _path_bps(self, i: int, j: int) -> float:
-        if self.site is None or self.site_bps is None:
-            return math.inf
-        return float(self.site_bps[self.site[i], self.site[j]])
+        return float(self.rates(i, j))
 
     def transfer_s(self, i: int, j: int, size: int, *, fanout: int = 1, fanin: int = 1) -> float:
         """Returns the seconds that a payload's bytes flow from client i to client j.
 
-            8 size / min(up_i / fanout, down_j / fanin, path)
+            8 size / rate
 
         Args:
             i: index of the sender.
@@ -202,11 +232,41 @@ class PeerLinks:
             fanout: payloads that i sends at once.
             fanin: payloads that j receives at once.
         """
-        bps = min(float(self.links.up_bps[i]) / fanout, float(self.links.down_bps[j]) / fanin)
-        return 8.0 * size / min(bps, self._path_bps(i, j))
+        return 8.0 * size / float(self.rates(i, j, fanout, fanin))
 
     def latency_s(self, i: int, j: int) -> float:
         """Returns the one-way delay from client i to client j, in s."""
-        if self.site is not None and self.site_latency_s is not None:
-            return float(self.site_latency_s[self.site[i], self.site[j]])
-        return float(self.links.latency_s[i]) + float(self.links.latency_s[j])
+        return float(self.delays(i, j))
+
+
+class RankLinks:
+    """The links among some clients, under their numbers in a collective: `Network`.
+
+    Args:
+        peers: the links of all clients.
+        clients: the one of each rank.
+    """
+
+    def __init__(self, peers: PeerLinks, clients: Sequence[int]) -> None:
+        self._peers = peers
+        self._clients = np.asarray(clients, dtype=np.intp)
+
+    def __len__(self) -> int:
+        """Returns the number of ranks."""
+        return len(self._clients)
+
+    def rates(self, i: Some, j: Some, fanout: Some = 1, fanin: Some = 1) -> Any:
+        """Returns bit/s from ranks to ranks."""
+        return self._peers.rates(self._clients[i], self._clients[j], fanout, fanin)
+
+    def delays(self, i: Some, j: Some) -> Any:
+        """Returns one-way delays from ranks to ranks, s."""
+        return self._peers.delays(self._clients[i], self._clients[j])
+
+    @property
+    def site(self) -> NDArray[np.intp]:
+        """The site of each rank; all the same where there are none."""
+        site = self._peers.site
+        if site is None:
+            return np.zeros(len(self), dtype=np.intp)
+        return site[self._clients].astype(np.intp)

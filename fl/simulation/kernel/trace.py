@@ -52,6 +52,7 @@ class Event(IntEnum):
     MERGED = 26  # a polled client's model was merged; value = versions since its last poll
     NO_STEP = 27  # nothing that came in a round could change the model; value = the round
     NOT_FINITE = 28  # a step to a model that is not finite, which was not taken; value = the round
+    ALL_REDUCE_FAILED = 29  # as ALL_REDUCE, of one that another client has left in the middle
 
 
 FAULTS = frozenset(
@@ -71,6 +72,7 @@ FAULTS = frozenset(
         Event.ABSENT,
         Event.NO_STEP,
         Event.NOT_FINITE,
+        Event.ALL_REDUCE_FAILED,
     }
 )
 """Events counted as faults in the summary."""

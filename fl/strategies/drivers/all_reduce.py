@@ -6,6 +6,7 @@ every worker would do for itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 
 from fl.aggregation import Aggregator, Dropped, Guard, Mean
 from fl.clients.app.island import Fragments
-from fl.compression import MeanLink, PayloadError, Receivers
+from fl.collectives import Buckets, Collective, Failure, Gather
+from fl.compression import Channel, MeanLink, PayloadError, Receivers
 from fl.errors import ConfigError, NoStep
 from fl.flower.grid_view import Control, Peers
 from fl.flower.identity import client_of
@@ -25,14 +27,19 @@ from fl.strategies.outer_optimizers import Vector
 from fl.strategies.outer_rule import Combine, OuterGradients
 
 
+def adds(uplink: Channel | None, aggregator: Aggregator) -> bool:
+    """Returns whether payloads can be added on their way to what workers make of them."""
+    return isinstance(aggregator, Mean) and (uplink is None or uplink.adds)
+
+
 class AllReduce:
     """The all-reduces of a run.
 
-    Payloads of which every hop of a ring can add up two, and send the sum in the same form, go
-    around a ring, as float32 does: 2 (M - 1) / M of a payload from every worker. All others, and
-    all if an aggregator has to see every vector by itself, are gathered: every worker gets all
-    payloads, M - 1 from every worker, and does the same with them. So what a compressor keeps at
-    the receiver is the same at all of them, and is kept here once for each sender.
+    Payloads of which a worker can add up two on their way, and send the sum in the same form, as
+    float32's, go by a collective: around a ring, 2 (M - 1) / M of a payload from every worker. All
+    others, and all if an aggregator has to see every vector by itself, are gathered: every worker
+    gets all payloads, M - 1 from every worker, and does the same with them. So what a compressor
+    keeps at the receiver is the same at all of them, and is kept here once for each sender.
 
     Where the mean is compressed instead of each vector, there are several all-reduces, one after
     the other, of the sums that it is made of, see `fl.compression.CompressesMean`.
@@ -42,6 +49,9 @@ class AllReduce:
         cut: the fragments.
         aggregator: F.
         seed: of aggregators that draw.
+        collective: by which payloads are added.
+        failure: what happens if a worker goes offline in the middle; None leaves it without effect.
+        buckets: in which gradients travel during the backward pass; None sends them after it.
         compress_mean: the uplink compresses the mean.
     """
 
@@ -52,9 +62,16 @@ class AllReduce:
         aggregator: Aggregator,
         seed: int,
         *,
+        collective: Collective,
+        failure: Failure | None = None,
+        buckets: Buckets | None = None,
         compress_mean: bool = False,
     ) -> None:
         self._exchange = exchange
+        self._collective = collective
+        self._failure = failure
+        self._buckets = buckets
+        self._shapes = cut.shapes
         self._aggregator = aggregator
         self._seed = seed
         uplink, attack = exchange.uplink, exchange.attack
@@ -79,11 +96,8 @@ class AllReduce:
 
     @property
     def adds(self) -> bool:
-        """Whether payloads are added on their way around a ring."""
-        uplink = self._exchange.uplink
-        if self._means:
-            return True
-        return isinstance(self._aggregator, Mean) and (uplink is None or uplink.adds)
+        """Whether payloads are added on their way."""
+        return bool(self._means) or adds(self._exchange.uplink, self._aggregator)
 
     @property
     def memory_bytes(self) -> int:
@@ -113,13 +127,21 @@ class AllReduce:
         if self._means:
             self._means[p].forget(node)
 
-    def begin(self, reduction: Reduction, peers: Peers, control: Control) -> float:
+    def begin(
+        self,
+        reduction: Reduction,
+        peers: Peers,
+        control: Control,
+        ends: Sequence[tuple[float, float]] = (),
+    ) -> float:
         """Begins an all-reduce: liars forge their part; returns when it is finished, s.
 
         Args:
-            reduction: in which everybody's outer gradient is; is told what the others get of it.
+            reduction: in which everybody's outer gradient is; is told what the others get of it,
+                and who is gone before its end.
             peers: the workers' links.
             control: is told what is forged, and what of that nobody can use.
+            ends: when each worker's last step ended, and how long it took, s; read with buckets.
 
         Raises:
             ConfigError: the compressor needs every client, and some are missing.
@@ -133,10 +155,25 @@ class AllReduce:
             self._forge(reduction, control)
         if self._means:
             return self._compress_mean(reduction, peers)
-        nodes, sizes = list(reduction.sent), [sent.size for sent in reduction.sent.values()]
-        if self.adds:
-            return peers.all_reduce(nodes, max(sizes, default=0))
-        return peers.all_gather(nodes, sizes)
+        sent = reduction.sent
+        by = self._collective if self.adds else Gather()
+        sizes = [one.size for one in sent.values()]
+        if self._buckets is not None:
+            finish_s = 0.0
+            for bucket in self._buckets.of(self._shapes[reduction.fragment].sizes):
+                parts = [math.ceil(bucket.share * size) for size in sizes]
+                since = self._buckets.ready_s(bucket, ends)
+                finish_s = peers.collect(list(sent), parts, by, since=since).finish_s
+            return finish_s
+        got = peers.collect(list(sent), sizes, by, self._failure)
+        reduction.gone = set(got.gone)
+        if sent and not got.nodes:
+            reduction.mean = NoStep("a worker went offline during the all-reduce")
+        elif by.requantises:
+            reduction.mean = self._requantised([sent[node].delta for node in got.nodes])
+        there = set(got.nodes)
+        reduction.sent = {node: one for node, one in sent.items() if node in there}
+        return got.finish_s
 
     def gradients(self, reduction: Reduction, worker: int | None = None) -> OuterGradients:
         """Returns what an all-reduce brings.
@@ -150,6 +187,7 @@ class AllReduce:
             {node: one.delta for node, one in sent.items()},
             {node: one.weight for node, one in sent.items()},
             self.combining(reduction, worker),
+            reduction.step,
         )
 
     def combining(self, reduction: Reduction, worker: int | None = None) -> Combine:
@@ -187,8 +225,12 @@ class AllReduce:
     def _compress_mean(self, reduction: Reduction, peers: Peers) -> float:
         """Makes the mean of what was sent; returns when the last of its all-reduces is finished."""
         p, nodes = reduction.fragment, list(reduction.sent)
+
+        def reduced(size: int) -> float:
+            return peers.collect(nodes, [size] * len(nodes), self._collective).finish_s
+
         if not nodes:
-            return peers.all_reduce(nodes, 0)
+            return reduced(0)
         x = np.stack([sent.delta for sent in reduction.sent.values()]).astype(np.float32)
         name = ("compressed mean", p, reduction.step)
         rngs = [generator(self._exchange.seed, *name, client_of(node)) for node in nodes]
@@ -196,10 +238,18 @@ class AllReduce:
             mean, sizes = self._means[p].mean(x, nodes, rngs)
         except ConfigError as error:
             reduction.mean = NoStep(f"of {len(nodes)} outer gradients: {error}")
-            return peers.all_reduce(nodes, 4 * x.shape[1])
+            return reduced(4 * x.shape[1])
         reduction.mean = mean.astype(np.float64)
-        finish_s = [peers.all_reduce(nodes, size) for size in sizes]  # each after the one before
-        return finish_s[-1]
+        return [reduced(size) for size in sizes][-1]  # each after the one before
+
+    def _requantised(self, deltas: Sequence[Vector]) -> Vector | NoStep:
+        """Returns what a collective makes of vectors on its way, in the order of its ranks."""
+        with np.errstate(over="ignore"):  # seen by the collective
+            x = np.stack(deltas).astype(np.float32)
+        try:
+            return self._collective.reduced(x).astype(np.float64)
+        except ConfigError as error:
+            return NoStep(f"of {len(x)} outer gradients: {error}")
 
     def _forge(self, reduction: Reduction, control: Control) -> None:
         """Replaces what liars send; what nobody could read is refused."""

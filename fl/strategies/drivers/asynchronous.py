@@ -31,8 +31,8 @@ class Events(Combining):
 
     Args:
         rule: makes the next model.
-        aggregator, f: see `Combining`; refused if the rule steps by single updates.
-        **events: arguments of `EventDriven`; `concurrency` is the papers' C.
+        **events: arguments of `Combining` and `EventDriven`; `concurrency` is the papers' C, and an
+            aggregator is refused if the rule steps by single updates.
 
     Raises:
         ConfigError: an argument is out of its range.

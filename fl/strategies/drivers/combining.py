@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,6 @@ from fl.checks import read_if
 from fl.errors import ConfigError, NoStep
 from fl.strategies.clusters import Clusters
 from fl.strategies.drivers.aggregating import Aggregating
-from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.server import Server, Update
 from fl.strategies.event_rule import Combine
 from fl.vectors.rows import Row, is_finite
@@ -50,11 +48,6 @@ class Combining(Aggregating):
     @abstractmethod
     def most(self) -> float:
         """The most updates that a step combines; infinity if the clients have to be known first."""
-
-    @property
-    def traits(self) -> Traits:
-        """What the strategy is."""
-        return replace(super().traits, aggregates=self.most > 1)
 
     def check_aggregator(self, n: int) -> None:
         """Raises ConfigError if F cannot work with n updates, which a step has at the most."""
@@ -169,5 +162,6 @@ class Combining(Aggregating):
         return lambda y: self.aggregate(server, F, y, name=server.name)
 
     def _forges_steps(self, server: Server) -> bool:
+        """Returns whether what is sent waits for the others of a step, as it depends on F."""
         forging = server.forging
-        return forging is not None and forging.attack.knowledge == "aggregation"
+        return forging is not None and forging.attack.knowledge == "aggregation" and self.most > 1

@@ -112,13 +112,6 @@ class Decentralized(RuleDriver):
                 f"downlink is set, and with {self.name} nobody broadcasts, since nodes send to "
                 "each other: leave it out, and choose compressor=... for what they send"
             )
-        attack = exchange.attack
-        if attack is not None and attack.knowledge == "aggregation" and not self.traits.aggregates:
-            raise ConfigError(
-                f"attack is {type(attack).__name__}, which searches against an aggregator, and "
-                f"{self.name} has none: use strategy=dpsgd, dfedavg or monna, or an attack that "
-                "knows none"
-            )
         if exchange.uplink is not None and self.traits.compressors == "none":
             raise ConfigError(
                 f"compressor is {type(exchange.uplink).__name__}, and what nodes of {self.name} "

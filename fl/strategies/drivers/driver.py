@@ -32,8 +32,6 @@ class Traits:
             of a method that compresses by itself.
         compressors: whether any of them carries what clients send, or none.
         downlink: whether a compressor carries what they receive.
-        aggregates: whether several of their updates at once become one by an aggregator, which an
-            attack can search against.
         topology: whether there is one.
         several_models: whether it trains several at once.
         clusters: whether it has a model for each of several clusters of clients, and a client uses
@@ -58,7 +56,6 @@ class Traits:
     sends: Literal["model", "gradient", "payload"] = "model"
     compressors: Literal["none", "any"] = "any"
     downlink: bool = True
-    aggregates: bool = False
     topology: bool = False
     several_models: bool = False
     clusters: Literal["", "one", "mixture"] = ""

@@ -54,7 +54,8 @@ class Foreign(Driver):
 
     Args:
         inner: the strategy; it sends and gets ordinary messages.
-        arrays_key, config_key: names of the records in its messages.
+        arrays_key: name of the record of the model in its messages.
+        config_key: name of the record of what they say.
     """
 
     def __init__(

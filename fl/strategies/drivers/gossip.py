@@ -219,11 +219,8 @@ class Gossip(Decentralized):
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        return replace(
-            super().traits,
-            aggregates=not self.rule.linear,
-            compressors="none" if isinstance(self.rule, TreeRule) else "any",
-        )
+        traits = super().traits
+        return replace(traits, compressors="none") if isinstance(self.rule, TreeRule) else traits
 
     def run(self, swarm: Swarm, num_rounds: int) -> None:
         """Runs all rounds of all nodes."""

@@ -24,7 +24,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fl.aggregation import Aggregator, Mean, shown, weight_of
-from fl.checks import at_least, positive, share
+from fl.checks import at_least, positive, read_if, share
 from fl.clients.app.island import (
     AFRESH,
     MERGE,
@@ -38,15 +38,17 @@ from fl.clients.app.island import (
 )
 from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.clients.local_optimizer import FIRST_STEP_KEY
+from fl.collectives import Buckets, Collective, Failure, RingAllReduce
 from fl.compression import Channel, PayloadError, mean_compressor
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
 from fl.flower.records import from_record, layout_of, to_record
 from fl.randomness import generator
 from fl.strategies.drivers.aggregating import own_f
-from fl.strategies.drivers.all_reduce import AllReduce
+from fl.strategies.drivers.all_reduce import AllReduce, adds
 from fl.strategies.drivers.driver import RuleDriver, Traits
 from fl.strategies.drivers.events import EvaluateFn, wait_for_nodes
 from fl.strategies.drivers.exchange import Exchange
+from fl.strategies.drivers.outer_checks import check_together
 from fl.strategies.drivers.outer_run import OuterRun, Participant, Segment
 from fl.strategies.drivers.reduction import ReceivedOuterGradient, Reduction
 from fl.strategies.drivers.tasks import TTL_S, Task, Tasks
@@ -61,6 +63,10 @@ class _NotSent(PayloadError):
     """A worker sends no payload of a fragment that is not finite."""
 
 
+@read_if(
+    lambda a: a["on_failure"] is not None, "detection_s", only="{at}on_failure=retry or discard"
+)
+@read_if(lambda a: a["on_failure"] == "retry", "retries", only="{at}on_failure=retry reads it")
 @own_f
 class OuterSteps(RuleDriver):
     """Outer steps by a rule.
@@ -89,6 +95,16 @@ class OuterSteps(RuleDriver):
     Args:
         rule: makes new outer parameters.
         aggregator: F; None is the mean.
+        allreduce: by which workers come to have the mean, of payloads that can be added on their
+            way; None is a ring.
+        on_failure: what they do if one goes offline in the middle: "retry" or "discard", see
+            `fl.collectives.Failure`; None leaves it without effect, as if it had done its part.
+        detection_s: time until the others notice that.
+        retries: how often they try again.
+        buckets: in which gradients are all-reduced while the backward pass goes on, for rules whose
+            workers send gradients; None begins when it has ended.
+        accumulate: micro-batches whose mean gradient a worker sends, for the same rules: `no_sync`
+            of PyTorch in all but the last of them.
         f: how many Byzantine workers F is to tolerate, instead of what it says itself; None leaves
             it as it is.
         drop: probability that a worker's outer gradient is lost. It goes on from its own
@@ -116,6 +132,12 @@ class OuterSteps(RuleDriver):
         rule: OuterRule,
         *,
         aggregator: Aggregator | None = None,
+        allreduce: Collective | None = None,
+        on_failure: str | None = None,
+        detection_s: float = 10.0,
+        retries: int = 2,
+        buckets: Buckets | None = None,
+        accumulate: int = 1,
         f: int | None = None,
         drop: float = 0.0,
         compress_mean: bool = False,
@@ -125,10 +147,9 @@ class OuterSteps(RuleDriver):
     ) -> None:
         super().__init__(rule, patience=patience, **driver)
         share("drop", drop)
-        if drop and rule.own_outer:
+        if drop and rule.why_no_drop:
             raise ConfigError(
-                f"drop is {drop}, but with {type(rule).__name__} workers use their own outer "
-                "gradient at once, lost or not: leave it out"
+                f"drop is {drop}, but with {type(rule).__name__} {rule.why_no_drop}: leave it out"
             )
         aggregator = Mean() if aggregator is None else aggregator
         if aggregator.reference in ("trusted-update", "own-vector"):
@@ -139,9 +160,14 @@ class OuterSteps(RuleDriver):
             )
         self.aggregator = aggregator if f is None else aggregator.tolerating(f)
         self.drop = drop
+        self.allreduce = RingAllReduce() if allreduce is None else allreduce
+        self.failure = None if on_failure is None else Failure(on_failure, detection_s, retries)
+        self.buckets = buckets
+        at_least("accumulate", accumulate, 1)
+        self.accumulate = accumulate
         self.compress_mean = compress_mean
         self.weighted_by_key = weighted_by_key
-        self._check_mean()
+        check_together(self)
 
     @property
     def traits(self) -> Traits:
@@ -150,22 +176,24 @@ class OuterSteps(RuleDriver):
             meets="ring",
             sends="gradient" if self.rule.sends_gradients else "model",
             downlink=False,
-            aggregates=True,
             continues=True,
         )
 
     @property
     def tells(self) -> Mapping[str, Any]:
         """What every message says beside the model, by the argument that it comes from."""
-        steps = 1 if self.rule.sends_gradients else "rule.inner_steps"
+        steps = "accumulate" if self.rule.sends_gradients else "rule.inner_steps"
         return {"local-steps": steps, FIRST_STEP_KEY: 0}
 
     @property
     def unread(self) -> Mapping[str, str]:
-        """Arguments that the aggregator does not read."""
-        if self.aggregator.has_f:
-            return {}
-        return {"f": f"{self.aggregator.name} has no number of Byzantine clients"}
+        """Arguments that the aggregator does not read, or that have no effect beside others."""
+        unread = {}
+        if not self.aggregator.has_f:
+            unread["f"] = f"{self.aggregator.name} has no number of Byzantine clients"
+        if not self.compress_mean and not adds(self.exchange.uplink, self.aggregator):
+            unread["allreduce"] = "what cannot be added on its way is gathered"
+        return unread
 
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if the workers are too few for the aggregator."""
@@ -186,6 +214,11 @@ class OuterSteps(RuleDriver):
                     "lowrank or terngrad, or leave it out"
                 )
             mean_compressor(exchange.uplink)
+        if self.allreduce.requantises and exchange.uplink is not None:
+            raise ConfigError(
+                f"allreduce is {type(self.allreduce).__name__}, which encodes every sum on its "
+                f"way, and compressor is {type(exchange.uplink).__name__}: leave one of them out"
+            )
         made = super().within(exchange)
         if exchange.layout is not None:
             made.cut(exchange.layout)
@@ -245,7 +278,14 @@ class OuterSteps(RuleDriver):
         w = from_record(layout, initial_arrays)
         tasks: Tasks[Segment] = Tasks(grid, TTL_S, self.patience)
         all_reduce = AllReduce(
-            self.exchange, cut, self.aggregator, self.seed, compress_mean=self.compress_mean
+            self.exchange,
+            cut,
+            self.aggregator,
+            self.seed,
+            collective=self.allreduce,
+            failure=self.failure,
+            buckets=self.buckets,
+            compress_mean=self.compress_mean,
         )
         config = dict(train_config or {})
         run = OuterRun(self.rule, cut, layout, w, tasks, all_reduce, num_rounds, config)
@@ -374,14 +414,16 @@ class OuterSteps(RuleDriver):
                     worker.step >= reduction.step for worker in run.workers.values()
                 ):
                     self._begin(run, reduction)
+            gone = False
             for reduction in sorted(
                 (r for r in run.reductions.values() if not r.done),
                 key=lambda r: (r.finish_s, r.step, r.fragment),
             ):
                 if reduction.finish_s <= run.tasks.now():
                     self._finish(run, reduction)
+                    gone = gone or bool(reduction.gone)
             passed = [worker for worker in run.waiting() if self._go_on(run, worker)]
-            changed = bool(passed)
+            changed = bool(passed) or gone
             entries = [worker.step for worker in passed if worker.merge]
             if entries:
                 run.entry = max(run.entry, *entries)
@@ -394,10 +436,17 @@ class OuterSteps(RuleDriver):
         if reduction.own:
             tasks, key = run.tasks, (reduction.fragment, reduction.step)
             reduction.refused = run.refused.pop(key, [])
-            reduction.finish_s = run.all_reduce.begin(reduction, tasks.peers, tasks.control)
+            ends = [run.workers[m].last_step for m in reduction.own if m in run.workers]
+            reduction.finish_s = max(
+                tasks.now(), run.all_reduce.begin(reduction, tasks.peers, tasks.control, ends)
+            )
+            reduction.missing = [run.workers[m] for m in sorted(reduction.gone) if m in run.workers]
 
     def _finish(self, run: OuterRun, reduction: Reduction) -> None:
         reduction.done = True
+        for worker in reduction.missing:
+            if run.workers.get(worker.node) is worker:  # it may have failed, and be back, since
+                self._leave_out(run, worker, "it went offline during an all-reduce")
         run.entry = max(run.entry, reduction.step)
         run.tasks.control.stepped(run.version + 1, self._reduced(run, reduction))
         reduction.outcome = run.states[reduction.fragment]
@@ -459,7 +508,7 @@ class OuterSteps(RuleDriver):
         config = {
             **run.config,
             "server-round": run.version + 1,
-            "local-steps": stop - worker.step,
+            "local-steps": (stop - worker.step) * self.accumulate,
             FIRST_STEP_KEY: worker.step,
             RESET: worker.reset,
             MERGE: [] if worker.reset else sorted(worker.merge),
@@ -506,6 +555,8 @@ class OuterSteps(RuleDriver):
                 run.refused.setdefault((p, stop), []).append(str(error))
             return
         run.failures.clear()
+        now, steps = run.tasks.now(), (stop - worker.step) * self.accumulate
+        worker.last_step = (now, (now - worker.ready_s) / steps)
         worker.step = stop
         lost = False
         for p, one in sent.items():
@@ -552,23 +603,6 @@ class OuterSteps(RuleDriver):
             raise _NotSent(f"there is no payload of fragment {p}: the worker may have diverged")
         delta = run.all_reduce.read(p, worker.node, array.data)
         return ReceivedOuterGradient(delta, weight, len(array.data), message_id)
-
-    def _check_mean(self) -> None:
-        """Raises ConfigError if the mean is to be compressed and is not that of all alike."""
-        if not self.compress_mean:
-            return
-        for name, value, wrong in (
-            ("aggregator", self.aggregator.name, not isinstance(self.aggregator, Mean)),
-            ("weighted_by_key", self.weighted_by_key, self.weighted_by_key is not None),
-            ("drop", self.drop, self.drop > 0),
-            ("rule", type(self.rule).__name__, self.rule.own_outer),
-        ):
-            if wrong:
-                raise ConfigError(
-                    f"compress_mean is true and {name} is {value}, but what is all-reduced is the "
-                    f"plain mean of all workers, the same for all: leave compress_mean or {name} "
-                    "out"
-                )
 
     def _weight(self, metrics: Mapping[str, Any]) -> float:
         if self.weighted_by_key is None:

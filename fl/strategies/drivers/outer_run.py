@@ -42,6 +42,7 @@ class Participant:
         afresh: fragments whose compressor starts over, as its last payload was lost.
         passed: the last step at which it went on.
         task: the segment that it is at, or was at last.
+        last_step: when its last step ended, and how long that took, s.
     """
 
     node: int
@@ -54,6 +55,7 @@ class Participant:
     afresh: set[int] = field(default_factory=set)
     passed: int = -1
     task: Task[Segment] | None = None
+    last_step: tuple[float, float] = (0.0, 0.0)
 
 
 class OuterRun:

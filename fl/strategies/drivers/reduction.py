@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fl.errors import NoStep
 from fl.strategies.outer_optimizers import Vector
+
+if TYPE_CHECKING:
+    from fl.strategies.drivers.outer_run import Participant
 
 
 class ReceivedOuterGradient(NamedTuple):
@@ -37,7 +40,10 @@ class Reduction:
         sent: what the others got of it, when the all-reduce has begun.
         lost: workers whose outer gradient was lost.
         refused: why further outer gradients were none.
-    mean: of what was sent, shape (n,), where the mean is compressed; or why there is none.
+        mean: of what was sent, shape (n,), where it is compressed, or quantised on its way; or why
+            there is none.
+        gone: workers that went offline before its end, by Flower id.
+        missing: those of them that took part in the run when it began.
         finish_s: when it is finished, s; infinity until it begins.
         done: whether it is finished.
         outcome: the fragment's state when it was.
@@ -50,6 +56,8 @@ class Reduction:
     lost: set[int] = field(default_factory=set)
     refused: list[str] = field(default_factory=list)
     mean: Vector | NoStep | None = None
+    gone: set[int] = field(default_factory=set)
+    missing: list[Participant] = field(default_factory=list)
     finish_s: float = math.inf
     done: bool = False
     outcome: Any = None

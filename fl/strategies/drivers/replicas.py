@@ -6,7 +6,7 @@ The rule is `fl.compression.Replicated`, the workers' part `fl.clients.Replica`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from flwr.app import (
@@ -21,6 +21,7 @@ from flwr.app import (
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
+from fl.aggregation import Mean
 from fl.clients.app.replica import Replica, trained_shapes
 from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.compression import Channel, PayloadError, Replicated, Shapes
@@ -31,6 +32,7 @@ from fl.flower.identity import client_of
 from fl.flower.records import from_record, layout_of, to_record
 from fl.randomness import generator
 from fl.strategies.drivers.driver import RuleDriver, Traits
+from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.liars import Liars
 from fl.strategies.drivers.replies import averageable
 from fl.vectors.layout import Layout
@@ -45,6 +47,9 @@ class Replicas(RuleDriver):
     In the first round the model goes out as it is. Afterwards only messages travel, which the
     server applies to its own replica too, for evaluation. A round is one step. It begins when all
     workers are there, and cannot do without the message of any.
+
+    A compressor carries the gradients that workers send as they are, as in the warm-up of 1-bit
+    Adam.
 
     Byzantine workers step as others do. What they send is a message of the vector that the attack
     makes of those that all the others' messages stand for (gradients, momenta, or what is left of
@@ -63,7 +68,6 @@ class Replicas(RuleDriver):
 
     def __init__(self, rule: Replicated, **driver: Any) -> None:
         super().__init__(rule, min_available_nodes=1, patience=None, **driver)
-        self.worker = Replica(rule, self.arrayrecord_key)
         self._layout: Layout | None = None
         self._x: Row | None = None
         self._replica: State = {}
@@ -72,16 +76,13 @@ class Replicas(RuleDriver):
         self._grid: Grid | None = None
         self._liars: Liars | None = None
         self._lying: dict[int, State] = {}  # of each liar, by Flower id
+        self._unforged: State = {}  # of a server that gets what liars would send otherwise
 
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        return Traits(
-            sends="payload",
-            compressors="none",
-            downlink=False,
-            aggregates=self.rule.aggregator is not None,
-        )
+        some = self.rule.sends_gradients
+        return Traits(sends="payload", compressors="any" if some else "none", downlink=False)
 
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError unless every client is a worker."""
@@ -93,7 +94,16 @@ class Replicas(RuleDriver):
 
     def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Replica, Replica]:
         """Returns the clients' ends of the links, see `Driver.ends`."""
-        return self.worker, self.worker
+        rule = self.rule if uplink is None else self.rule.through(uplink)
+        worker = Replica(rule, self.arrayrecord_key)
+        return worker, worker
+
+    def within(self, exchange: Exchange) -> Self:
+        """Returns a copy within an exchange, see `Driver.within`."""
+        made = super().within(exchange)
+        if exchange.uplink is not None:
+            made.rule = self.rule.through(exchange.uplink)
+        return made
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -119,6 +129,7 @@ class Replicas(RuleDriver):
                 self._liars = Liars(attack, self.exchange.seed, None)
                 liars = [node for node in nodes if client_of(node) in self.exchange.byzantine]
                 self._lying = {node: self._replica for node in liars}
+                self._unforged = self._server
         if self._message:
             array = Array("uint8", (len(self._message),), PAYLOAD_STYPE, self._message)
             arrays = ArrayRecord({PAYLOAD_KEY: array})
@@ -195,14 +206,17 @@ class Replicas(RuleDriver):
             ConfigError: no message can hold what a liar is to send.
         """
         rule, forged = self.rule, list(payloads)
+        F = Mean() if rule.aggregator is None else rule.aggregator
         nodes = [reply.metadata.src_node_id for reply in replies]
-        rows = [rule.decode(payload, shapes, self._server) for payload in payloads]
+        rows = [rule.decode(p, shapes, self._unforged, i) for i, p in enumerate(payloads)]
+        rng = self._rng(server_round)
+        _, self._unforged = rule.combine(payloads, shapes, self._unforged, rng)
         lying = [i for i, node in enumerate(nodes) if node in self._lying]
         vectors = liars.forged(
             [row for i, row in enumerate(rows) if i not in lying],
             [rows[i] for i in lying],
             generator(self.exchange.seed, "attack", server_round),
-            lambda n, d: (rule.aggregator, self._rng(server_round), self._server.get("result")),
+            lambda n, d: (F, self._rng(server_round), self._server.get("result")),
         )
         if vectors is None:
             return forged
@@ -234,9 +248,9 @@ class Replicas(RuleDriver):
     def _payloads(self, replies: Sequence[Message], shapes: Shapes) -> list[bytes]:
         payloads: list[bytes] = []
         refused: list[tuple[Message, PayloadError]] = []
-        for reply in replies:
+        for i, reply in enumerate(replies):
             try:
-                payloads.append(self._payload(reply, shapes))
+                payloads.append(self._payload(reply, shapes, i))
             except PayloadError as error:
                 refused.append((reply, error))
         for reply, _ in refused:
@@ -256,10 +270,10 @@ class Replicas(RuleDriver):
             "be trusted, use strategy=fedavg with a compressor"
         ) from why
 
-    def _payload(self, reply: Message, shapes: Shapes) -> bytes:
+    def _payload(self, reply: Message, shapes: Shapes, worker: int) -> bytes:
         record = reply.content.get(self.arrayrecord_key)
         payload = record.get(PAYLOAD_KEY) if isinstance(record, ArrayRecord) else None
         if payload is None or payload.stype != PAYLOAD_STYPE:
             raise PayloadError(f"there is no payload '{PAYLOAD_KEY}' in '{self.arrayrecord_key}'")
-        self.rule.decode(payload.data, shapes, self._server)
+        self.rule.decode(payload.data, shapes, self._server, worker)
         return payload.data

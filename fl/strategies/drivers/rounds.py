@@ -308,7 +308,6 @@ class Rounds(Aggregating):
         rule, parts = self.rule, self.sub_models
         return replace(
             super().traits,
-            aggregates=True,
             downlink=rule.num_models == 1 and parts is None,
             clusters=rule.clients_choose,
             client_rule=rule.client_rule,

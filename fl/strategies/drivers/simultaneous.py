@@ -270,7 +270,7 @@ class SimultaneousEvents(Simultaneous):
 
     Args:
         rule: makes the next models.
-        **simultaneous: arguments of `Simultaneous`.
+        **events: other arguments of `Simultaneous`.
 
     Raises:
         ConfigError: an argument is out of its range.

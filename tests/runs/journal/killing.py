@@ -82,6 +82,11 @@ KEEPING = {
         *(*SMALL, *HARSH, *EARLY, "strategy=fedper", "num_clients=8", "num_rounds=5"),
         *("personal.every=2", "personal.rows=true"),
     ],
+    "all-reduces that fail": [
+        *(*SMALL, *HARSH_FLEET[:3], "strategy=diloco", "strategy.rule.inner_steps=5"),
+        *("allreduce=int8_ring", "strategy.on_failure=retry", "strategy.detection_s=0.02"),
+        *("fleet=mobile", "num_clients=4", "num_rounds=12", "strategy.min_available_nodes=2"),
+    ],
     "models of clusters": [
         *(*CLUSTERS, *HARSH, *EARLY, "strategy=ifca", "num_clients=8", "num_rounds=5"),
     ],

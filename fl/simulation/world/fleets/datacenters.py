@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.checks import at_least, read_if
+from fl.checks import at_least, positive, read_if
 from fl.errors import ConfigError
 from fl.simulation.kernel.links import Links, PeerLinks, ServerLink
 from fl.simulation.world.availability import Always, Availability
@@ -138,6 +138,7 @@ def datacenters(
     regions: Sequence[str] = ("iowa", "oregon", "los-angeles", "japan"),
     server_region: str | None = None,
     parallel_flows: int = 1,
+    window_bytes: float | None = None,
     access_bps: float = math.inf,
     gpus: int = 8,
     gpu_flops: float = 312e12,
@@ -169,7 +170,9 @@ def datacenters(
             between any two islands and to the server.
         regions: regions of the islands, in turn; for "geo".
         server_region: region of the server; None is the first of `regions`; for "geo".
-        parallel_flows: flows side by side per transfer; for "geo".
+        parallel_flows: flows side by side per transfer; for "geo", and with window_bytes.
+        window_bytes: the most that one flow has on its way, by which it gets window / RTT at most;
+            None is no bound.
         access_bps: bandwidth of an island's own link in each direction, bit/s.
         gpus: GPUs of an island.
         gpu_flops: peak of a GPU in FLOP/s.
@@ -200,10 +203,11 @@ def datacenters(
         bps, delay = wide_area([*regions, home] if regions else [], parallel_flows)
         to_server = np.full(num_clients, len(regions))
     elif network in ARCHETYPES:
-        if parallel_flows != 1:
+        if parallel_flows != 1 and window_bytes is None:
             raise ConfigError(
                 f"parallel_flows is {parallel_flows}, but the link {network!r} is a capacity, not "
-                "the rate of one flow. Set it to 1, or network to geo."
+                "the rate of one flow. Set it to 1, or network to geo, or window_bytes to what a "
+                "flow may have on its way."
             )
         site = to_server = np.zeros(num_clients, dtype=np.int64)
         bps, delay = (np.full((1, 1), value) for value in ARCHETYPES[network])
@@ -212,6 +216,12 @@ def datacenters(
     access = constant(num_clients, access_bps)
     no_loss = constant(num_clients, 0.0)
     path = np.minimum(bps[site, to_server], access_bps)
+    window = math.inf
+    if window_bytes is not None:
+        positive("window_bytes", window_bytes)
+        window = window_bytes
+        rtt_s = 2.0 * delay[site, to_server]
+        path = np.minimum(path, parallel_flows * 8.0 * window / rtt_s)
     idle_w = constant(num_clients, gpus * gpu_idle_w + host_w)
     links = Links(path, path, delay[site, to_server], no_loss)
     return Fleet(
@@ -232,5 +242,12 @@ def datacenters(
         availability=Always(num_clients) if availability is None else availability,
         faults=Faults() if faults is None else faults,
         prefetch=prefetch,
-        edges=PeerLinks(Links(access, access, links.latency_s, no_loss), site, bps, delay),
+        edges=PeerLinks(
+            Links(access, access, links.latency_s, no_loss),
+            site,
+            bps,
+            delay,
+            window,
+            parallel_flows,
+        ),
     )

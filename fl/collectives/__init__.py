@@ -1,0 +1,35 @@
+"""Collectives: how workers without a server come to have the mean of what they have."""
+
+from fl.collectives.buckets import Bucket, Buckets
+from fl.collectives.butterfly import Butterfly
+from fl.collectives.collective import Closed, Collective, Network, Reals, Transfers, step
+from fl.collectives.failure import Failure
+from fl.collectives.hierarchical import Hierarchical
+from fl.collectives.int8_ring import Int8Ring
+from fl.collectives.parameter_server import ParameterServerAllReduce
+from fl.collectives.ring import Gather, RingAllReduce
+from fl.collectives.ring_order import widest_ring
+from fl.collectives.times import Times, times
+from fl.collectives.tree import Tree
+
+__all__ = [
+    "Bucket",
+    "Buckets",
+    "Butterfly",
+    "Closed",
+    "Collective",
+    "Failure",
+    "Gather",
+    "Hierarchical",
+    "Int8Ring",
+    "Network",
+    "ParameterServerAllReduce",
+    "Reals",
+    "RingAllReduce",
+    "Times",
+    "Transfers",
+    "Tree",
+    "step",
+    "times",
+    "widest_ring",
+]

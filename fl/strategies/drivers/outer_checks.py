@@ -1,0 +1,54 @@
+"""Which arguments of `OuterSteps` do not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from fl.aggregation import Mean
+from fl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fl.strategies.drivers.outer import OuterSteps
+
+_MEAN = "what is all-reduced is the plain mean of all workers, the same for all"
+_WHOLE = "what takes the gradient of a step as a whole begins after the backward pass"
+
+
+def check_together(strategy: OuterSteps) -> None:
+    """Raises ConfigError if two arguments are set that do not go together."""
+    for first, is_, other, value, why in _clashes(strategy):
+        raise ConfigError(
+            f"{first} is {is_} and {other} is {value}, but {why}: leave {first} or {other} out"
+        )
+
+
+def _clashes(s: OuterSteps) -> Iterator[tuple[str, Any, str, Any, str]]:
+    """Yields pairs of arguments with their values, and why they do not go together."""
+    rule, collective = type(s.rule).__name__, type(s.allreduce).__name__
+    fails, requantises = s.failure is not None, s.allreduce.requantises
+    if s.compress_mean or requantises:
+        first = ("compress_mean", "true") if s.compress_mean else ("allreduce", collective)
+        for name, value, wrong in (
+            ("aggregator", s.aggregator.name, not isinstance(s.aggregator, Mean)),
+            ("weighted_by_key", s.weighted_by_key, s.weighted_by_key is not None),
+            ("drop", s.drop, s.compress_mean and s.drop > 0),
+            ("rule", rule, s.rule.own_outer),
+            ("allreduce", collective, s.compress_mean and requantises),
+            ("on_failure", s.failure, s.compress_mean and fails),
+        ):
+            if wrong:
+                yield *first, name, value, _MEAN
+    if s.buckets is not None:
+        for name, value, wrong in (
+            ("compress_mean", "true", s.compress_mean),
+            ("allreduce", collective, requantises),
+            ("on_failure", s.failure, fails),
+        ):
+            if wrong:
+                yield "buckets", s.buckets, name, value, _WHOLE
+    if not s.rule.sends_gradients:
+        if s.buckets is not None:
+            yield "rule", rule, "buckets", s.buckets, "its workers send no gradients"
+        if s.accumulate > 1:
+            yield "rule", rule, "accumulate", s.accumulate, "its workers send no gradients"
