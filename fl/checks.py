@@ -56,6 +56,12 @@ def share(name: str, value: float) -> None:
         raise ConfigError(f"{name} is {value!r}; it must be at least 0 and below 1")
 
 
+def fraction(name: str, value: float) -> None:
+    """Raises a ConfigError unless a number lies in (0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ConfigError(f"{name} is {value!r}; it must be above 0 and at most 1")
+
+
 def within_unit(name: str, value: float) -> None:
     """Raises a ConfigError unless a number lies in [0, 1]."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:

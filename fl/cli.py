@@ -2,6 +2,7 @@
 
 fl key=value ...      runs one experiment
 fl -m key=a,b ...     a sweep: every combination
+fl init DIR           makes a project with parts of your own
 fl resume DIR         continues a run
 fl report DIR...      makes a page about runs
 fl compare A B        says why two runs differ
@@ -33,17 +34,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fl.errors import ConfigError
 from fl.execution.garbage import START_THRESHOLDS
-from fl.runs import sweep, usage
+from fl.runs import project, sweep, usage
 from fl.runs.composing import files_stay
-from fl.runs.configuration import (
-    Given,
-    check_values,
-    composition_problems,
-    explain,
-    is_choice,
-    take_away,
-    without_null,
-)
+from fl.runs.configuration import Given, check_values, take_away
+from fl.runs.explaining import composition_problems, explain
+from fl.runs.groups import is_choice, without_null
 from fl.runs.journal.command import (
     Resuming,
     check_lost_by,
@@ -328,6 +323,9 @@ def _command(arguments: list[str]) -> bool:
         from fl.reports import report  # heavy
 
         report.main(arguments[1:])
+        return True
+    if arguments[:1] == ["init"]:
+        project.main(arguments[1:])
         return True
     if arguments[:1] == ["compare"]:
         from fl.reports import difference

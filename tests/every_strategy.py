@@ -68,6 +68,7 @@ EVENTS = [
     "async_sgd",
     "fedfix",
     "fedcompass",
+    "async_diloco",
 ]
 TASKS = ["fedast", "sync_st"]
 POLLING = ["quafl", "favas"]
@@ -93,6 +94,7 @@ OUTER = [
     "slowmo",
     "co2",
     "overlap_local_sgd",
+    "sparse_loco",
 ]
 GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking", "d2", "extra", "beer"]
 EVERY = [

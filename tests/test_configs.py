@@ -13,7 +13,7 @@ import fl
 from fl.clients import Corrected
 from fl.errors import ConfigError
 from fl.runs.build import build
-from fl.runs.configuration import explain
+from fl.runs.explaining import explain
 from fl.runs.groups import groups, header, members_of, text
 from fl.runs.run import run_experiment
 
@@ -154,7 +154,10 @@ def test_every_fleet_runs(name):
     assert 0 <= run_experiment(config_of(f"fleet={name}", *more)) <= 1
 
 
-@pytest.mark.parametrize("name", members("data"))
+OWN_DATA = ("arrays", "huggingface", "image_folder", "table")  # tests/data/test_own_data.py
+
+
+@pytest.mark.parametrize("name", [n for n in members("data") if n not in OWN_DATA])
 def test_every_data_set_builds(name):
     skip_without_files(name)
     images = ("digits", "mnist", "cifar10", "rotated_digits", "rotated_mnist")

@@ -8,6 +8,7 @@ set is read. The README's runs are run to their ends by a slow test, and reach w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -52,7 +53,7 @@ SUBSTITUTIONS = {
     "PATH": "fl_behaviour.json",
 }
 # Members that read a file which is not among the data: these lines are composed, and not built.
-WITHOUT_FILES = ("fleet/availability=behaviour", "model=huggingface")
+WITHOUT_FILES = ("fleet/availability=behaviour", "model=huggingface", "data.path=ylecun/mnist")
 LANGUAGES = ("", "python", "toml", "yaml", "text")
 
 
@@ -176,9 +177,20 @@ def prepared(overrides: list[str]) -> None:
             known.cfg = before
 
 
+@pytest.fixture(scope="session")
+def own_data(tmp_path_factory) -> Path:
+    """A folder with the files of the user's own that docs/data.md makes."""
+    place = tmp_path_factory.mktemp("own_data")
+    first, *_ = [fence for fence in PYTHON if fence.page.name == "data.md"]
+    with contextlib.chdir(place):
+        exec(first.text, {})
+    return place
+
+
 @pytest.mark.parametrize("line", FL, ids=lambda line: f"{line.place}: {line.text[:60]}")
-def test_every_line_of_fl_asks_for_what_can_be(line, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_every_line_of_fl_asks_for_what_can_be(line, monkeypatch, request):
+    names_a_file = any(word.startswith("data.path=") for word in line.command)
+    monkeypatch.chdir(request.getfixturevalue("own_data") if names_a_file else ROOT)
     if line.needs_data and not os.environ.get("FL_DATA_DIR"):
         pytest.skip("reads files from FL_DATA_DIR, which is not set")
     words = line.command[1:]

@@ -33,7 +33,7 @@ import fl
 import fl.runs.build
 import fl.runs.run
 from fl.cli import main
-from fl.runs.configuration import explain
+from fl.runs.explaining import explain
 
 CONF = Path(fl.__file__).parent / "conf"
 TINY = [

@@ -39,6 +39,7 @@ from fl.aggregation.nnm import NNM
 from fl.aggregation.norm_clipping import Clipping, NormClipping, NormElimination
 from fl.aggregation.recentred import Recentred
 from fl.aggregation.rows import Rows
+from fl.aggregation.sender_mean import SenderMean
 from fl.aggregation.sign_majority import SignMajority
 from fl.aggregation.smea import SMEA
 from fl.aggregation.trimmed_mean import TrimmedMean
@@ -77,6 +78,7 @@ __all__ = [
     "Recentred",
     "Resampling",
     "Rows",
+    "SenderMean",
     "SignMajority",
     "TrimmedMean",
     "chained",

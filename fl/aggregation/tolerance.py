@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import comb
+
 from fl.errors import ConfigError
 
 
@@ -9,6 +11,16 @@ def check_f(rule: str, f: int) -> None:
     """Raises ConfigError unless f is a number of vectors."""
     if isinstance(f, bool) or not isinstance(f, int) or f < 0:
         raise ConfigError(f"{rule}: f={f!r}: must be an integer of at least 0")
+
+
+def chance_of_more(f: int, m: int, byzantine: int, n: int) -> float:
+    """Returns P(X > f) of X Byzantine vectors among m that are drawn uniformly of n.
+
+    X is hypergeometric: P(X = k) = C(b, k) C(n - b, m - k) / C(n, m).
+    """
+    most = min(byzantine, m)
+    ways = sum(comb(byzantine, k) * comb(n - byzantine, m - k) for k in range(f + 1, most + 1))
+    return ways / comb(n, m)
 
 
 def check_bound(rule: str, n: int, f: int, factor: int, constant: int, why: str = "") -> None:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from fl.clients.microadam import MicroAdam
     from fl.clients.momentum import Momentum
     from fl.clients.moon import ModelContrast
+    from fl.clients.muon import Muon
     from fl.clients.per_fedavg import PerFedAvg
     from fl.clients.pfedme import MoreauEnvelope
     from fl.clients.proximal import Proximal
@@ -92,6 +93,7 @@ __getattr__ = lazily(
         "Masked": "fl.clients.masked",
         "MicroAdam": "fl.clients.microadam",
         "ModelContrast": "fl.clients.moon",
+        "Muon": "fl.clients.muon",
         "Momentum": "fl.clients.momentum",
         "MoreauEnvelope": "fl.clients.pfedme",
         "NamedLayers": "fl.clients.local_layers",
@@ -154,6 +156,7 @@ __all__ = [
     "ModelContrast",
     "Momentum",
     "MoreauEnvelope",
+    "Muon",
     "NamedLayers",
     "NormLayers",
     "PartialApp",

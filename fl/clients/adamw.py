@@ -81,6 +81,11 @@ class AdamW(LocalOptimizer):
         """The two moments."""
         return 2
 
+    @property
+    def keeps(self) -> bool | None:
+        """Whether the moments do."""
+        return self.keep_moments
+
     def first_memory(self, w: Tensor, scalars: Mapping[str, Scalar]) -> dict[str, Tensor]:
         """Returns zero moments after zero steps, if they are kept at all."""
         if not goes_on(self.keep_moments, scalars):

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from fl.clients.local_optimizer import LocalOptimizer, clip
 from fl.clients.rule import Batch, Finished, Received, Role, Rule, Scalar, State
+from fl.vectors.layout import Layout
 
 
 class Correction(ABC):
@@ -170,6 +171,10 @@ class Corrected(Rule):
 
     optimizer: LocalOptimizer
     correction: Correction
+
+    def for_model(self, model: nn.Module, layout: Layout) -> Self:
+        """Returns the same of the optimizer for a model."""
+        return replace(self, optimizer=self.optimizer.for_model(model, layout))
 
     @property
     def needs(self) -> tuple[str, ...]:

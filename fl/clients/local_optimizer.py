@@ -66,6 +66,11 @@ class LocalOptimizer(Rule):
         """Whether w - lr g is all of a step: a task's change then tells the sum of its g."""
         return False
 
+    @property
+    def keeps(self) -> bool | None:
+        """Whether anything outlives a task; None is as the strategy needs it, see `goes_on`."""
+        return type(self).finish is not Rule.finish
+
     def scalars(self, config: Mapping[str, Any]) -> dict[str, float]:
         """Returns the learning rate of this task, and its "first-step" if the message has one."""
         scalars = {"lr": round_lr(config, self.lr, self.round_schedule)}

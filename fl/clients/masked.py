@@ -6,12 +6,13 @@ Rule 3 of Every Parameter Matters (arXiv:2310.08670), y <- y - eta g * m; for an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fl.clients.rule import Batch, Finished, Received, Role, Rule, Scalar, State
+from fl.vectors.layout import Layout
 
 MASK_KEY = "mask"
 """Record of a message with m, 1 where the client holds a number and 0 elsewhere, shape (p,)."""
@@ -29,6 +30,10 @@ class Masked(Rule):
     """
 
     rule: Rule
+
+    def for_model(self, model: nn.Module, layout: Layout) -> Self:
+        """Returns the same of the rule for a model."""
+        return replace(self, rule=self.rule.for_model(model, layout))
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fl.checks import at_least, not_negative
+from fl.checks import at_least, fraction, not_negative
 from fl.clients.local_optimizer import LocalOptimizer, goes_on
 from fl.clients.rule import Finished, Received, Scalar, State
 from fl.clients.schedule import Schedule
@@ -110,8 +110,7 @@ class MicroAdam(LocalOptimizer):
         for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= beta < 1:
                 raise ConfigError(f"{name} is {beta}; it must be in [0, 1)")
-        if not 0 < self.density <= 1:
-            raise ConfigError(f"density is {self.density}; it must be in (0, 1]")
+        fraction("density", self.density)
         at_least("window", self.window, 1)
         if not 1 <= self.block <= _LONGEST:
             raise ConfigError(f"block is {self.block}; it must be between 1 and {_LONGEST}")
@@ -122,6 +121,11 @@ class MicroAdam(LocalOptimizer):
     def vectors(self) -> int:
         """Window and residual, rounded up from a quarter of a vector."""
         return math.ceil(self.window * self.density + 1 / 8 + 1 / self.bucket)
+
+    @property
+    def keeps(self) -> bool | None:
+        """Whether window and residual do."""
+        return self.keep_state
 
     def first_memory(self, w: Tensor, scalars: Mapping[str, Scalar]) -> dict[str, Tensor]:
         """Returns an empty memory after zero steps, if it is kept at all."""

@@ -29,9 +29,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from fl.vectors.layout import Layout
 
 Scalar = float | Tensor
 State = Any  # a tree (tuples, named tuples, lists, dicts) of tensors
@@ -143,6 +145,18 @@ class Batch(Protocol):
 
 class Rule(ABC):
     """How a client turns the received model into the one it sends back."""
+
+    def for_model(self, model: nn.Module, layout: Layout) -> Self:
+        """Returns the rule for a model, which rules need that tell its p numbers apart.
+
+        Args:
+            model: whose structure counts; its numbers are gone.
+            layout: of the model.
+
+        Raises:
+            ConfigError: the rule cannot train it.
+        """
+        return self
 
     @property
     def needs(self) -> tuple[str, ...]:

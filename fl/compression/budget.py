@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fl.checks import fraction
 from fl.errors import ConfigError
 
 
@@ -27,8 +28,8 @@ class Budget:
             raise ConfigError(
                 f"density is {self.density} and k is {self.k}; give one, and null for the other"
             )
-        if self.density is not None and not 0 < self.density <= 1:
-            raise ConfigError(f"density is {self.density}; it must be in (0, 1]")
+        if self.density is not None:
+            fraction("density", self.density)
         if self.k is not None and self.k < 1:
             raise ConfigError(f"k is {self.k}; it must be at least 1")
 

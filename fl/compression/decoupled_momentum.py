@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from fl.checks import fraction
 from fl.compression.compressor import Channel, Shapes, State, Vector
 from fl.compression.demo import Demo
 from fl.compression.error_feedback import ErrorFeedback
@@ -60,8 +61,7 @@ class DecoupledMomentum(Gathered):
                 f"workers is {self.workers}, lr is {self.lr}, weight_decay is {self.weight_decay}; "
                 "they must be at least 1, above 0 and at least 0"
             )
-        if not 0 < self.beta <= 1:
-            raise ConfigError(f"beta is {self.beta}; it must be in (0, 1]")
+        fraction("beta", self.beta)
 
     @property
     def channel(self) -> Channel:

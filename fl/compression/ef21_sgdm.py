@@ -11,9 +11,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from fl.checks import fraction
 from fl.compression.compressor import Compressor, Shapes, State, Vector, checked
 from fl.compression.tracking import Tracked
-from fl.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class EF21Sgdm(Tracked):
 
     def __post_init__(self) -> None:
         self._check_first()
-        if not 0 < self.a <= 1:
-            raise ConfigError(f"a is {self.a}; it must be in (0, 1]")
+        fraction("a", self.a)
 
     def init(self, shapes: Shapes) -> State:
         """Returns h = v = 0, sequence 0 and the state of C."""

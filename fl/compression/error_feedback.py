@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fl.checks import fraction
 from fl.compression.compressor import (
     Channel,
     Compressor,
@@ -52,8 +53,7 @@ class ErrorFeedback(Channel):
     decay: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.decay <= 1:
-            raise ConfigError(f"decay is {self.decay}; it must be in (0, 1]")
+        fraction("decay", self.decay)
 
     @property
     def adds(self) -> bool:

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from fl.checks import fraction
 from fl.compression.compressor import (
     HUGE,
     Compressor,
@@ -58,8 +59,8 @@ class Marina(Tracked):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.p is not None and not 0 < self.p <= 1:
-            raise ConfigError(f"p is {self.p}; it must be in (0, 1], or null")
+        if self.p is not None:
+            fraction("p", self.p)
 
     def init(self, shapes: Shapes) -> State:
         """Returns h = 0, sequence 0 and the state of Q."""

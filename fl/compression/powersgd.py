@@ -9,7 +9,8 @@ There are two ways to use it:
   mean of n workers then has rank n r.
 - As the paper does, where workers meet in a ring: `compress_mean`. P = mean_i M_i Q is all-reduced
   and orthonormalised, then Q = mean_i M_i^T P is. The result is the compression of the mean, of
-  rank r, and all workers get the same Q; one that enters has to be given it.
+  rank r, and all workers get the same Q; one that enters has to be given it. `alternating` is the
+  authors' newer package: one factor a step, P and Q in turn, so that one all-reduce is enough.
 
 Error feedback is the wrapper `ErrorFeedback` in the first form. In the second it is e_i <- M_i -
 P Q^T (the paper's code, `MeanLink`); the newer package subtracts the worker's own projection,
@@ -58,7 +59,7 @@ class PowerSgd(Transform, CompressesMean):
     energy in the subspace, without a lower bound.
 
     State: `q`, float32, the Q of all compressed matrices (m x r, C order) one after another, kept
-    for the next message; and `step`, int64, shape (1,).
+    for the next message; `step`, int64, shape (1,); and if alternating, `p`, the P likewise.
 
     Wire, with float32 values:
 
@@ -80,6 +81,7 @@ class PowerSgd(Transform, CompressesMean):
             2, as in the package, compresses whatever both factors make smaller.
         dense_steps: messages sent uncompressed first, at least 0 (package: 100).
         seed: of the first Q, which all workers must share.
+        alternating: a mean's factors are made in turn, one a step; read by `compress_mean` alone.
 
     Raises:
         ConfigError: a parameter is out of range.
@@ -92,6 +94,7 @@ class PowerSgd(Transform, CompressesMean):
     min_compression: float = 2.0
     dense_steps: int = 0
     seed: int = 0
+    alternating: bool = False
 
     def __post_init__(self) -> None:
         at_least("rank", self.rank, 1)
@@ -103,7 +106,8 @@ class PowerSgd(Transform, CompressesMean):
 
     def init(self, shapes: Shapes) -> State:
         """Returns a standard normal Q per matrix, the same for all workers, and step 0."""
-        return {"q": self._first_q(shapes), "step": np.zeros(1, dtype=np.int64)}
+        state: State = {"q": self._first_q(shapes), "step": np.zeros(1, dtype=np.int64)}
+        return {**state, "p": self._first_p(shapes)} if self.alternating else state
 
     def forward(
         self, x: Vector, shapes: Shapes, state: State, rng: np.random.Generator
@@ -123,7 +127,7 @@ class PowerSgd(Transform, CompressesMean):
                 continue
             parts += [p[at_p : at_p + n * r], q[at_q : at_q + m * r]]
             at_p, at_q = at_p + n * r, at_q + m * r
-        return u8(1), np.concatenate(parts), {"q": q, **step}
+        return u8(1), np.concatenate(parts), {**state, "q": q, **step}
 
     def read_side(self, reader: Reader, shapes: Shapes) -> tuple[Any, int]:
         """Reads the flag."""
@@ -176,12 +180,17 @@ class PowerSgd(Transform, CompressesMean):
 
         The first all-reduce is of P and of the tensors that are not compressed, the second of Q;
         during the first `dense_steps` there is one, of the vectors themselves.
+
+        Alternating, Q = mean_i M_i^T orth(P) and P = mean_i M_i orth(Q) take turns, beginning with
+        Q of a random P, and there is one all-reduce, of that factor and the other tensors.
         """
         for x_i in x:
             _check_extent(x_i, shapes)
         step = {"step": state["step"] + 1}
         if int(state["step"][0]) < self.dense_steps:
             return CompressedMean(mean(x), (4 * shapes.size,), {**state, **step})
+        if self.alternating:
+            return self._half_step(x, shapes, {**state, **step})
         q = self._last_q(state, shapes)
         p = mean(np.stack([self.project(x_i, shapes, q) for x_i in x]))
         rest = mean(np.stack([self.uncompressed(x_i, shapes) for x_i in x]))
@@ -189,6 +198,21 @@ class PowerSgd(Transform, CompressesMean):
         q = mean(np.stack([self.backproject(x_i, shapes, p) for x_i in x]))
         sizes = tuple(4 * size for size in (p.size + rest.size, q.size) if size)
         return CompressedMean(self.rebuild(p, q, rest, shapes), sizes, {"q": q, **step})
+
+    def _half_step(self, x: Row, shapes: Shapes, state: State) -> CompressedMean:
+        """Makes one factor of a mean anew, by the other; `state` counts this step already."""
+        p, q = state["p"], state["q"]
+        if not self.warm_start:
+            p, q = self._first_p(shapes), self._first_q(shapes)
+        if (int(state["step"][0]) - self.dense_steps) % 2:
+            p = self.orthonormalised(p, shapes)
+            q = made = mean(np.stack([self.backproject(x_i, shapes, p) for x_i in x]))
+        else:
+            q = self.orthonormalised(q, shapes, of_p=False)
+            p = made = mean(np.stack([self.project(x_i, shapes, q) for x_i in x]))
+        rest = mean(np.stack([self.uncompressed(x_i, shapes) for x_i in x]))
+        size = 4 * (made.size + rest.size)
+        return CompressedMean(self.rebuild(p, q, rest, shapes), (size,), {**state, "p": p, "q": q})
 
     def project(self, x: Vector, shapes: Shapes, q: Vector) -> Vector:
         """Returns M Q of each compressed matrix, flat: the worker's first message, linear in x."""
@@ -198,11 +222,11 @@ class PowerSgd(Transform, CompressesMean):
         ]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
 
-    def orthonormalised(self, p: Vector, shapes: Shapes) -> Vector:
-        """Returns P with orthonormal columns, for each matrix."""
+    def orthonormalised(self, p: Vector, shapes: Shapes, *, of_p: bool = True) -> Vector:
+        """Returns P, or Q, with orthonormal columns, for each matrix."""
         parts = [
-            np.linalg.qr(p_l.reshape(n, r))[0].reshape(-1)
-            for _, p_l, n, _, r in self._pairs(shapes, p, of_p=True)
+            np.linalg.qr(p_l.reshape(-1, r))[0].reshape(-1)
+            for _, p_l, _, _, r in self._pairs(shapes, p, of_p=of_p)
         ]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
 
@@ -218,8 +242,8 @@ class PowerSgd(Transform, CompressesMean):
         """Returns P Q^T of each compressed matrix, and the mean of the other tensors.
 
         Args:
-            p: orthonormal, as all workers have it.
-            q: mean of the workers' `backproject`.
+            p: orthonormal, as all workers have it; or the mean of their `project`.
+            q: mean of the workers' `backproject`; or orthonormal.
             uncompressed: mean of the workers' vectors on the tensors that are not compressed,
                 flat; see `uncompressed`.
             shapes: of the tensors.
@@ -292,6 +316,10 @@ class PowerSgd(Transform, CompressesMean):
     def _first_q(self, shapes: Shapes) -> Vector:
         size = sum(m * r for _, m, r in self._ranks(shapes))
         return generator(self.seed, "powersgd").standard_normal(size, dtype=np.float32)
+
+    def _first_p(self, shapes: Shapes) -> Vector:
+        size = sum(n * r for n, _, r in self._ranks(shapes))
+        return generator(self.seed, "powersgd", "P").standard_normal(size, dtype=np.float32)
 
 
 def _check_extent(x: Vector, shapes: Shapes) -> None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fl.checks import positive, read_if
+from fl.checks import fraction, positive, read_if
 from fl.compression.compressor import Length, Shapes, State, Transform, Vector, checked, extent
 from fl.compression.largest import largest
 from fl.compression.topk import read_support, scattered, support_length, write_support
@@ -53,9 +53,8 @@ class Threshold(Transform):
 
     def __post_init__(self) -> None:
         positive("threshold", self.threshold)
-        for name, value in (("gain", self.gain), ("cap", self.cap)):
-            if not 0 < value <= 1:
-                raise ConfigError(f"{name} is {value}; it must be in (0, 1]")
+        fraction("gain", self.gain)
+        fraction("cap", self.cap)
         if self.density is not None and not 0 < self.density <= self.cap:
             raise ConfigError(
                 f"density is {self.density}; it must be above 0 and at most cap={self.cap}"

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from fl.data.drift import Drift
 from fl.errors import ConfigError
 
-Task: TypeAlias = Literal["classification", "next-token", "game"]
+Task: TypeAlias = Literal["classification", "regression", "next-token", "game"]
 IntArray: TypeAlias = NDArray[np.int64]
 
 
@@ -30,22 +30,23 @@ class Examples:
     Attributes:
         x: inputs, shape (n, ...): uint8 images, float32 features, or integer tokens (n, T).
         y: targets, int64: classes, shape (n,), or the next token at each position, shape (n, T);
-            zeros, shape (n,), for games, which have none.
+            zeros, shape (n,), for games, which have none. Of regression float32, shape (n,).
 
     Raises:
         ConfigError: different numbers of rows, or targets of another type or rank.
     """
 
     x: NDArray[Any]
-    y: IntArray
+    y: NDArray[Any]
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
             raise ConfigError(f"{len(self.x)} inputs but {len(self.y)} targets: need one each")
-        if self.y.dtype != np.int64 or self.y.ndim not in (1, 2):
+        whole = self.y.dtype == np.int64 and self.y.ndim in (1, 2)
+        if not whole and not (self.y.dtype == np.float32 and self.y.ndim == 1):
             raise ConfigError(
                 f"targets are {self.y.dtype} of shape {self.y.shape}: "
-                "need int64 of shape (n,) or (n, T)"
+                "need int64 of shape (n,) or (n, T), or float32 of shape (n,) for regression"
             )
 
     def __len__(self) -> int:
@@ -162,11 +163,14 @@ class Source:
         name: name of the data set, as on the command line.
         train: examples that are dealt to clients.
         test: held-out examples, never dealt; the same for every seed of a run.
-        num_classes: classes, or size of the vocabulary; 0 for games.
+        num_classes: classes, or size of the vocabulary; 1 for regression, 0 for games. It is how
+            many numbers a model returns for an example, or for a position.
         input_shape: shape of one input.
-        task: one class per example, the next token at each position, or a game, whose model
-            returns the loss of each example itself (`fl.models.Game`).
+        task: one class per example, a number per example, the next token at each position, or a
+            game, whose model returns the loss of each example itself (`fl.models.Game`).
         scaling: how stored inputs become float32; None if they are used as they are.
+        unit: of regression, by how much what is predicted differs where targets differ by 1: their
+            standard deviation before they were standardised. Errors are reported in it.
         natural: the clients that the source itself has, rows of `train`; None if it has none.
         natural_test: rows of `test` of each natural client; None if not known.
         clusters: to which of K distributions each row of `train` belongs, int64; None if there is
@@ -181,6 +185,7 @@ class Source:
     input_shape: tuple[int, ...]
     task: Task = "classification"
     scaling: Scaling | None = None
+    unit: float = 1.0
     natural: Partitions | None = None
     natural_test: Partitions | None = None
     clusters: IntArray | None = None
@@ -215,10 +220,11 @@ class FederatedData:
         train: all training examples.
         test: pooled held-out examples.
         partitions: rows of `train`, one partition per client.
-        num_classes: classes, or size of the vocabulary; 0 for games.
+        num_classes: as of `Source`.
         input_shape: shape of one input, for example (1, 28, 28), or (T,) for text.
         task: as of `Source`.
         scaling: how stored inputs become float32; None if they are used as they are.
+        unit: as of `Source`.
         test_partitions: held-out rows of each partition, of `test`; None if there are none.
         test_in_train: whether those are rows of `train`, in nobody's partition.
         clusters: of each row of `train`, as of `Source`.
@@ -234,6 +240,7 @@ class FederatedData:
     input_shape: tuple[int, ...]
     task: Task = "classification"
     scaling: Scaling | None = None
+    unit: float = 1.0
     test_partitions: Partitions | None = None
     test_in_train: bool = False
     clusters: IntArray | None = None
@@ -293,7 +300,7 @@ class FederatedData:
 
         Returns:
             Inputs, float32 (n, *input_shape), or int64 (n, T) for text; targets, int64 (n,) or
-            (n, T). Both are fresh copies.
+            (n, T), or float32 (n,) for regression. Both are fresh copies.
         """
         return self.tensors(self.train, self.partitions[p])
 
@@ -344,7 +351,8 @@ class FederatedData:
             x = x.astype(np.int64)
         else:
             x = x.astype(np.float32) if self.scaling is None else self.scaling(x)
-        return torch.from_numpy(x), torch.from_numpy(examples.y[rows].astype(np.int64))
+        y = examples.y[rows]
+        return torch.from_numpy(x), torch.from_numpy(y.astype(y.dtype))
 
 
 def federate(source: Callable[[], Source], partition: Callable[[Source], Split]) -> FederatedData:
@@ -372,6 +380,7 @@ def federate(source: Callable[[], Source], partition: Callable[[Source], Split])
         input_shape=loaded.input_shape,
         task=loaded.task,
         scaling=loaded.scaling,
+        unit=loaded.unit,
         test_partitions=split.test,
         test_in_train=split.test_in_train,
         clusters=loaded.clusters,

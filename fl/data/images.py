@@ -1,29 +1,22 @@
 """MNIST and CIFAR-10, from a local folder or from the Hugging Face hub.
 
 With the environment variable FL_DATA_DIR set, `<FL_DATA_DIR>/<name>/{train,test}.parquet` is read,
-in the hub's columns. Otherwise `datasets.load_dataset` fetches them. Decoding the images takes
-seconds, so the decoded pixels are kept under `$XDG_CACHE_HOME/fl` (or `~/.cache/fl`), in a file
-named for the SHA-256 of the encoded images.
+in the hub's columns. Otherwise `datasets.load_dataset` fetches them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import logging
 import os
-import tempfile
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fl.data.federated import Examples, IntArray, Source, per_channel
+from fl.data.pixels import pixels_of
 from fl.errors import ConfigError
-from fl.vectors.npy import read_header
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,7 +24,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("fl.data")
 
 SplitName: TypeAlias = Literal["train", "test"]
-Pixels: TypeAlias = NDArray[np.uint8]
 
 _CLASSES = 10
 
@@ -127,14 +119,14 @@ def read_split(images: ImageSet, split: SplitName) -> Examples:
     table = _encoded(images, split)
     encoded = _bytes(images, split, table)
     labels = _labels(images, split, table)
-    digest = hashlib.sha256()
-    for value in encoded:  # as_buffer does not copy; the array's own buffers may be slices
-        digest.update(value.as_buffer())
-    cache = _cache_folder() / f"{images.name}-{split}-{digest.hexdigest()}.npy"
-    pixels = _cached(cache, (len(labels), *images.shape))
-    if pixels is None:
-        pixels = _decode(images, split, encoded.to_pylist())
-        _write(cache, pixels)
+    channels, *size = images.shape
+    pixels = pixels_of(
+        f"{images.name}-{split}",
+        [value.as_buffer() for value in encoded],  # which does not copy
+        lambda number: f"image {number} of split {split!r} of {images.name}",
+        channels=channels,
+        size=(size[0], size[1]),
+    )
     return Examples(pixels, labels)
 
 
@@ -177,21 +169,6 @@ def _labels(images: ImageSet, split: SplitName, table: pa.Table) -> IntArray:
             f"({len(outside)} rows are not)"
         )
     return labels
-
-
-def _cached(path: Path, shape: tuple[int, ...]) -> Pixels | None:
-    """Returns decoded pixels kept before; None if there are none, or the file is damaged."""
-    if not path.is_file():
-        return None
-    try:
-        with open(path, "rb") as file:
-            claim = read_header(file.read(10_012))
-        if claim[:3] != ("uint8", shape, False) or path.stat().st_size != claim[3] + prod(shape):
-            return None
-        found: Pixels = np.load(path)
-    except (OSError, ValueError, EOFError):
-        return None
-    return found
 
 
 def _encoded(images: ImageSet, split: SplitName) -> pa.Table:
@@ -248,46 +225,3 @@ def _layout(images: ImageSet) -> str:
         f"{images.name}/train.parquet and {images.name}/test.parquet (columns "
         f"{images.image_column!r}: struct of bytes and path, 'label': integer)"
     )
-
-
-def _decode(images: ImageSet, split: SplitName, encoded: list[bytes]) -> Pixels:
-    from PIL import Image
-
-    channels, height, width = images.shape
-    pixels = np.empty((len(encoded), height, width, channels), dtype=np.uint8)
-    mode = "L" if channels == 1 else "RGB"
-    for number, (row, data) in enumerate(zip(pixels, encoded, strict=True)):
-        try:
-            image = Image.open(io.BytesIO(data))
-            image.load()
-        except Exception as error:  # each of Pillow's formats has its own
-            raise ConfigError(
-                f"image {number} of split {split!r} of {images.name} cannot be decoded "
-                f"({type(error).__name__}: {error}): remove or replace the row"
-            ) from error
-        if image.size != (width, height):
-            raise ConfigError(
-                f"an image of {images.name} has {image.size[0]}x{image.size[1]} pixels: "
-                f"need {width}x{height}"
-            )
-        row[...] = np.asarray(image.convert(mode)).reshape(row.shape)
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fl"
-
-
-def _write(path: Path, array: NDArray[Any]) -> None:
-    # A name appears only with its whole content, whoever else writes it at the same time.
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            part = Path(folder) / path.name
-            np.save(part, array)
-            part.replace(path)
-    except OSError as error:
-        raise ConfigError(
-            f"decoded images cannot be kept in {path.parent} ({error}): set XDG_CACHE_HOME to a "
-            f"folder with {array.nbytes / 1e6:.0f} MB to write to"
-        ) from error

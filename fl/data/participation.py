@@ -51,7 +51,7 @@ def participation_rates(
         raise ConfigError(f"least is {least}; it must be at most mean, {mean}")
     source = data()
     y = source.train.y
-    if y.ndim != 1:
+    if y.ndim != 1 or y.dtype != np.int64:
         raise ConfigError(
             f"rates by labels need one label for an example, and {source.name} has none"
         )

@@ -314,7 +314,7 @@ def natural(source: Source, num_partitions: int | None, seed: int, held_out: flo
     if source.natural is None:
         raise ConfigError(
             f"data {source.name!r} has no natural clients: use partition=iid, dirichlet, "
-            "pathological or shard"
+            "pathological or shard; of a table, data.client names the column that has them"
         )
     count = len(source.natural)
     if num_partitions is None:
@@ -418,6 +418,11 @@ def _check_labels(source: Source, rule: str) -> None:
         raise ConfigError(
             f"partition={rule} goes by one class per example, and examples of {source.name!r} "
             "have none: use partition=natural or partition=iid"
+        )
+    if source.task == "regression":
+        raise ConfigError(
+            f"partition={rule} goes by one class per example, and targets of {source.name!r} are "
+            "numbers: use partition=iid, or partition=natural if the data have clients"
         )
     if source.train.y.ndim != 1:
         raise ConfigError(

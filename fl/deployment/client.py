@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 
 from fl.clients import PartialApp, TaskApp, TrainingApp
 from fl.deployment.nodes import WHO, client_of_node, threads_of_node
-from fl.deployment.settings import compose_experiment, read_settings
+from fl.deployment.settings import Own, compose_experiment, read_settings
 from fl.flower.private import copied, give_id, message_of
 from fl.randomness import SEED_KEY
 from fl.runs.build import build
@@ -24,7 +24,14 @@ class DeployedApp(ClientApp):
     num_clients. What the client draws, it draws from the streams of the simulator, since a message
     carries the name it would have there as its group id (`fl.deployment.DeployedGrid`). So with
     `node_config["threads"]` 1, as in the simulator's workers, equal messages bring equal replies.
+
+    Args:
+        own: parts of the app's own; None: there are none.
     """
+
+    def __init__(self, own: Own | None = None) -> None:
+        super().__init__()
+        self._own = own
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Returns the reply to a message.
@@ -33,7 +40,7 @@ class DeployedApp(ClientApp):
             ConfigError: the node or the run is not configured as it must be.
         """
         overrides = read_settings(context.run_config).overrides
-        seed, num_clients, app = _client(overrides)
+        seed, num_clients, app = _client(overrides, self._own)
         client = client_of_node(context.node_config, num_clients)
         if message.metadata.message_type == WHO:
             who = MetricRecord({"partition-id": client})
@@ -58,9 +65,11 @@ class DeployedApp(ClientApp):
 
 
 @lru_cache(maxsize=1)
-def _client(overrides: tuple[str, ...]) -> tuple[int, int, TrainingApp | TaskApp | PartialApp]:
+def _client(
+    overrides: tuple[str, ...], own: Own | None
+) -> tuple[int, int, TrainingApp | TaskApp | PartialApp]:
     """Returns seed, number of clients, and the simulator's ClientApp."""
-    config = compose_experiment(overrides)
+    config = compose_experiment(overrides, own)
     return config.seed, config.num_clients, app_of(build(config))
 
 

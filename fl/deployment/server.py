@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from fl.deployment.grid import DeployedGrid
-from fl.deployment.settings import check_deployable, compose_experiment, read_settings
+from fl.deployment.settings import Own, check_deployable, compose_experiment, read_settings
 from fl.errors import ConfigError, DeploymentError, Diverged
 from fl.execution.contract import Payload
 from fl.randomness import global_generators
@@ -29,8 +29,6 @@ from fl.runs.settings import saved_models, target_of
 
 _WIDTH = 100  # of the table in the run's log, which is no terminal
 _SOME_SPEED = 1e-9  # s per FLOP, to plan what clients are asked: the plan is refused or not used
-
-app = ServerApp()
 
 
 class DeployedRecorder(Recorder):
@@ -75,18 +73,28 @@ class DeployedRecorder(Recorder):
         )
 
 
-@app.main()
-def main(grid: Grid, context: Context) -> None:
-    """Runs the experiment that the run's configuration asks for, and prints the results."""
-    run(grid, context)
+def deployed(own: Own | None = None) -> ServerApp:
+    """Returns a ServerApp that runs the experiment which the run's configuration asks for.
+
+    Args:
+        own: parts of the app's own; None: there are none.
+    """
+    made = ServerApp()
+
+    @made.main()
+    def main(grid: Grid, context: Context) -> None:
+        run(grid, context, own)
+
+    return made
 
 
-def run(grid: Grid, context: Context) -> dict[str, Any]:
+def run(grid: Grid, context: Context, own: Own | None = None) -> dict[str, Any]:
     """Runs an experiment to its end, and returns the content of its summary.json.
 
     Args:
         grid: of the SuperLink.
         context: of the ServerApp; its run_config is read by `read_settings`.
+        own: parts of the app's own; None: there are none.
 
     Raises:
         ConfigError: the configuration cannot be run here, or clients do not fit to it or do not
@@ -94,7 +102,7 @@ def run(grid: Grid, context: Context) -> dict[str, Any]:
         Exception: whatever the strategy raises; the run's files are written first.
     """
     settings = read_settings(context.run_config)
-    config = compose_experiment(settings.overrides)
+    config = compose_experiment(settings.overrides, own)
     experiment = build(config)
     check_deployable(experiment)
     if settings.nodes > config.num_clients:
@@ -177,3 +185,6 @@ def _line(row: Mapping[str, float]) -> str:
     moved = units.size(row["bytes_down"] + row["bytes_up"])
     at = f"{time.strftime('%H:%M:%S')} round {row['round']:g}"
     return " | ".join([at, units.duration(row["time_s"]), moved, *shown])
+
+
+app = deployed()

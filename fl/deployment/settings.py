@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra import compose
@@ -14,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from fl.errors import ConfigError
 from fl.runs.choices import announce
-from fl.runs.configuration import check_values, explain
+from fl.runs.configuration import check_values
 from fl.runs.experiment import Experiment
+from fl.runs.explaining import explain
 from fl.runs.python import composed
 from fl.runs.trust import check_targets
 
@@ -49,6 +51,19 @@ class Settings:
     wait_s: float = 600.0
 
 
+@dataclass(frozen=True)
+class Own:
+    """What an app brings beside the parts of fl, and what travels with it as its code does.
+
+    Attributes:
+        config_dir: folder with members of groups, as `-cd` has it; None if there is none.
+        modules: whose functions and classes a `_target_` may name.
+    """
+
+    config_dir: Path | None = None
+    modules: tuple[str, ...] = ()
+
+
 def read_settings(run_config: Mapping[str, Any]) -> Settings:
     """Returns the settings in `Context.run_config`.
 
@@ -76,8 +91,12 @@ def read_settings(run_config: Mapping[str, Any]) -> Settings:
     return Settings(overrides, directory, nodes, float(wait_s))
 
 
-def compose_experiment(overrides: Sequence[str]) -> DictConfig:
+def compose_experiment(overrides: Sequence[str], own: Own | None = None) -> DictConfig:
     """Returns the configuration that `fl` would have run with these overrides.
+
+    Args:
+        overrides: as on the command line.
+        own: parts of the app's own; None: there are none.
 
     Raises:
         ConfigError: an override is not one, has no effect on a deployment, or asks for something
@@ -89,13 +108,17 @@ def compose_experiment(overrides: Sequence[str]) -> DictConfig:
                 f"{override} has no effect on a deployment: the run's directory says where it is "
                 "written, and there is nothing else of Hydra's to configure"
             )
+    own = Own() if own is None else own
+    path = () if own.config_dir is None else (f"file://{own.config_dir.absolute()}",)
     try:
-        with composed(overrides) as config:
+        with composed(overrides, path=path) as config:
             # A strategy may choose a fleet for the simulator; nobody has asked for it.
             strategy = HydraConfig.get().runtime.choices["strategy"]
-            _check_simulator_only(config, compose("config", [f"strategy={strategy}"]))
+            places = [f"hydra.searchpath=[{','.join(path)}]"] if path else []
+            usual = compose("config", [*places, f"strategy={strategy}"])
+            _check_simulator_only(config, usual)
             check_values(config)
-            check_targets(config)
+            check_targets(config, own.modules)
             announce(apart_from=_OF_THE_SIMULATOR)
             for client in _clients(config):
                 client.batching = "off"  # a SuperNode is one client, and trains it alone

@@ -14,6 +14,7 @@ from fl.models.global_objective import GlobalObjective, global_objective
 from fl.models.huggingface import HuggingFace
 from fl.models.leaf_cnn import LeafCNN
 from fl.models.linear import LogisticRegression
+from fl.models.metrics import Measures
 from fl.models.mlp import MLP
 from fl.models.objective import correct, per_example_loss
 from fl.models.probe import smallest_batch
@@ -33,6 +34,7 @@ __all__ = [
     "LeafCNN",
     "LoRA",
     "LogisticRegression",
+    "Measures",
     "PaCA",
     "QuadraticGame",
     "ResNet8",

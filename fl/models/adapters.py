@@ -24,7 +24,7 @@ from fl.checks import at_least, positive
 from fl.errors import ConfigError
 
 
-class _Adapted(nn.Linear):
+class _Adapted(nn.Linear, ABC):
     """A linear layer with frozen weights W, shape (m, n), and an adapter.
 
     Its parameters `weight` and `bias` are those of the layer that it takes the place of, so that
@@ -37,9 +37,9 @@ class _Adapted(nn.Linear):
         self.weight, self.bias = layer.weight, layer.bias
         self.scale = scale
 
+    @abstractmethod
     def merged(self) -> Tensor:
         """Returns the weights of the plain layer that does the same, shape (m, n)."""
-        raise NotImplementedError
 
 
 class LowRank(_Adapted):

@@ -12,25 +12,25 @@ from torch import Tensor, nn
 
 from fl.errors import ConfigError
 from fl.models.channels_last import gains_from_channels_last, with_channels_last
-from fl.models.objective import correct, per_example_loss
+from fl.models.objective import absolute_error, correct, per_example_loss
 
 
 class Evaluation(NamedTuple):
     """Means over examples.
 
     Attributes:
-        loss: cross-entropy in nats.
-        accuracy: share of correct predictions, 0 to 1.
+        loss: cross-entropy in nats; of regression the squared error.
+        score: share of correct predictions, 0 to 1; of regression the absolute error.
     """
 
     loss: float
-    accuracy: float
+    score: float
 
 
 def evaluate(
     model: nn.Module, examples: tuple[Tensor, Tensor], batch_size: int = 250
 ) -> Evaluation:
-    """Computes mean loss and accuracy of a model; the model's mode and gradients stay as they are.
+    """Computes mean loss and score of a model; the model's mode and gradients stay as they are.
 
     On a CPU, a model with convolutions is given images whose channels lie last in memory, unless
     its code depends on how they lie.
@@ -49,16 +49,24 @@ def evaluate(
         raise ConfigError(
             f"{n} examples in batches of {batch_size}: need at least 1 of both to evaluate"
         )
-    loss = hits = 0.0
+    loss = scores = 0.0
+    score_of = absolute_error if examples[1].is_floating_point() else correct
 
     def add(logits: Tensor, targets: Tensor) -> None:
-        nonlocal loss, hits
+        nonlocal loss, scores
         # Sums in float64: the mean must not depend on how many batches it came from.
         loss += per_example_loss(logits, targets).double().sum().item()
-        hits += correct(logits, targets).double().sum().item()
+        scores += score_of(logits, targets).double().sum().item()
 
     _predict(model, examples, batch_size, add)
-    return Evaluation(loss / n, hits / n)
+    return Evaluation(loss / n, scores / n)
+
+
+def predictions(model: nn.Module, examples: tuple[Tensor, Tensor], batch_size: int = 250) -> Tensor:
+    """Returns what a model makes of all inputs, shape (n, C), on the CPU; arguments as above."""
+    found: list[Tensor] = []
+    _predict(model, examples, batch_size, lambda logits, _: found.append(logits.cpu()))
+    return torch.cat(found)
 
 
 def losses_of(

@@ -6,22 +6,36 @@ import torch
 
 
 def per_example_loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Computes the cross-entropy -log softmax(logits)[y] of each example, in nats.
+    """Computes the loss of each example: cross-entropy, or of regression the squared error.
+
+    The cross-entropy is -log softmax(logits)[y], in nats.
 
     Args:
-        logits: (B, C), or (B, T, V) for the next token at each position. Those of shape (B,) are
-            losses already, as a `fl.models.Game` returns them.
-        y: int64, (B,) or (B, T).
+        logits: (B, C), or (B, T, V) for the next token at each position; of regression predictions
+            (B, 1). Those of shape (B,) are losses already, as a `fl.models.Game` returns them.
+        y: int64, (B,) or (B, T); of regression float32, (B,).
 
     Returns:
         Shape (B,); for sequences the mean over the T positions.
     """
     if logits.ndim == 1:
         return logits
+    if y.is_floating_point():
+        return (logits.squeeze(-1) - y).square()
     # `cross_entropy` has no kernel under vmap, where it is Python that imports sympy: half a second
     # at the start, and a fifth of a step of logistic regression.
     loss = -logits.log_softmax(dim=-1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
     return loss if y.ndim == 1 else loss.mean(dim=1)
+
+
+def absolute_error(predicted: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Computes |prediction - y| of each example of regression, shape (B,).
+
+    Args:
+        predicted: (B, 1).
+        y: float32, (B,).
+    """
+    return (predicted.squeeze(-1) - y).abs()
 
 
 def correct(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

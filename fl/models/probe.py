@@ -20,7 +20,8 @@ def smallest_batch(
     Args:
         model: with weights; buffers are changed.
         input_shape: shape of one input.
-        num_classes: classes, or size of the vocabulary; 0 if the model returns losses itself.
+        num_classes: classes, or size of the vocabulary; 1 of regression; 0 if the model returns
+            losses itself.
         tokens: inputs are tokens, and the model predicts one at every position.
 
     Raises:
@@ -43,7 +44,12 @@ def smallest_batch(
             f"{what}: for 2 inputs of shape {input_shape} it returns {got}; of a game they must "
             "be one loss for each example: use a model made for these data"
         )
-    if num_classes and (shape is None or shape[:-1] != expected or shape[-1] < num_classes):
+    if num_classes and (
+        shape is None
+        or shape[:-1] != expected
+        or shape[-1] < num_classes
+        or (num_classes == 1 and shape[-1] > 1)
+    ):
         raise ConfigError(
             f"{what}: for 2 inputs of shape {input_shape} it returns {got}; they must have shape "
             f"{(*expected, num_classes)}, the last for the classes"

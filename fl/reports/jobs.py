@@ -109,4 +109,6 @@ def overrides(run: Run) -> dict[str, str]:
         lines = []
     if not isinstance(lines, list):
         lines = []
-    return dict(line.partition("=")[::2] for line in lines if isinstance(line, str))
+    given = [line for line in lines if isinstance(line, str)]
+    taken = [f"{line[1:]}=null" if line[:1] == "~" and "=" not in line else line for line in given]
+    return dict(line.partition("=")[::2] for line in taken)

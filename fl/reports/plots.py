@@ -24,7 +24,7 @@ from fl.reports.files import printable
 from fl.reports.history import COLUMNS, Row
 from fl.reports.runs import Run
 from fl.reports.spans import STAGES, Spans, spans
-from fl.reports.target import Target, better
+from fl.reports.target import Target, better, is_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,8 +49,10 @@ _STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "lines.linewidth": 1.8,
     "legend.frameon": False,
+    "axes.formatter.useoffset": False,  # values of a metric, not what they are beyond another
 }
 _MAX_ROWS = 4
+_ROUNDING = 1e-9  # below which two values of a metric are one
 _MAX_LABEL = 120  # characters
 _LARGEST = 1e100  # what is beyond is a gap in a curve
 _MAX_BARS = 40
@@ -87,6 +89,8 @@ def metrics(
     with _figure(10.5, 0.5 + 2.5 * len(rows), path) as figure:
         grid = figure.subplots(len(rows), 3, squeeze=False, sharex="col", sharey="row")
         for r, shown in enumerate(rows):
+            values = np.array([row[n] for row in history for n in shown if n in row], dtype=float)
+            _constant(grid[r][0], values[_can_be_drawn(values)])
             for c, axis in enumerate(("time_s", "bytes", "round")):
                 axes: Axes = grid[r][c]
                 unit = _unit(axis, max(_position(row, axis) for row in history))
@@ -184,7 +188,7 @@ def compare(
     standard deviation over the n seeds at that position. For two seeds, whose band would be 13
     deviations wide and say nothing, it is from one to the other; there is none for one seed. Seeds
     that were evaluated at different positions are interpolated linearly, over the stretch that all
-    of them cover.
+    of them cover. Bands of accuracies and other shares end at 0 and 1.
 
     Args:
         runs: label to the runs (seeds) under it; see `fl.reports.runs.group_runs`.
@@ -211,14 +215,21 @@ def compare(
         for panel, axis in zip(panels, axes, strict=True):
             unit = _unit(axis, max((_position(row, axis) for row in every), default=1.0))
             for k, (label, group) in enumerate(runs.items()):
-                x, mean, half = _band([_curve(run, metric, axis) for run in group], confidence)
+                curves = [_curve(run, metric, axis) for run in group]
+                x, mean, half = _band(curves, confidence)
+                low, high = _possible(metric, [y for _, y in curves])
                 colour, dash = PALETTE[k % len(PALETTE)], _DASHES[k // len(PALETTE) % len(_DASHES)]
                 of = f"{len(group)} seed{'' if len(group) == 1 else 's'}"
                 panel.plot(
                     x / unit.divisor, mean, dash, color=colour, label=_shown(f"{label} ({of})")
                 )
                 panel.fill_between(
-                    x / unit.divisor, mean - half, mean + half, color=colour, alpha=0.18, lw=0
+                    x / unit.divisor,
+                    np.maximum(mean - half, low),
+                    np.minimum(mean + half, high),
+                    color=colour,
+                    alpha=0.18,
+                    lw=0,
                 )
             if target is not None:
                 panel.axhline(target, color="#555555", linewidth=1, linestyle=(0, (2, 2)))
@@ -437,8 +448,27 @@ def _limits(axes: Axes, values: NDArray[np.float64], metric: str, levels: Sequen
         axes.set_yscale("log")
         axes.set_ylim(low / 1.3, high * 1.3)
         return
-    margin = 0.06 * (high - low) or 0.05 * max(abs(high), 1e-3)
+    if not _constant(axes, np.array([low, high])):
+        margin = 0.06 * (high - low)
+        axes.set_ylim(low - margin, high + margin)
+
+
+def _constant(axes: Axes, values: NDArray[np.float64]) -> bool:
+    """Returns whether values are one but for rounding; then the axis shows it in the middle."""
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+    size = max(abs(low), abs(high))
+    if high - low > _ROUNDING * size:
+        return False
+    margin = 0.1 * size or 0.1
     axes.set_ylim(low - margin, high + margin)
+    return True
+
+
+def _possible(metric: str, values: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
+    """Returns what a metric can be: shares are in [0, 1], if they are not in percent."""
+    if is_share(metric) and all(((y >= 0) & (y <= 1)).all() for y in values):
+        return 0.0, 1.0
+    return -math.inf, math.inf
 
 
 # ---- for all -------------------------------------------------------------------------------------

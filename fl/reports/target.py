@@ -19,10 +19,13 @@ _LESS = (
     *("loss", "error", "objective", "perplexity", "ppl", "nll"),
     *("mse", "rmse", "mae", "mape"),
 )
-_MORE = (
+_SHARES = (
     *("accuracy", "acc", "auc", "auroc", "ap", "map", "f1", "precision", "recall", "sensitivity"),
-    *("specificity", "score", "kappa", "mcc", "dice", "iou", "miou", "r2", "bleu", "rouge"),
-    *("top1", "top5", "psnr", "ssim"),
+    *("specificity", "dice", "iou", "miou", "top1", "top5", "success", "jain"),
+)
+_MORE = (
+    *(name for name in _SHARES if name not in ("success", "jain")),
+    *("score", "kappa", "mcc", "r2", "bleu", "rouge", "psnr", "ssim"),
 )
 _WORD = re.compile(r"[A-Z]+(?![a-z])[0-9]*|[A-Z]?[a-z]+[0-9]*")
 
@@ -138,6 +141,11 @@ def better(metric: str, target: Target | None = None) -> Mode | None:
         if word in _MORE:
             return "max"
     return None
+
+
+def is_share(metric: str) -> bool:
+    """Returns whether a metric, by its name, is a share of something, as accuracies are."""
+    return any(word.lower() in _SHARES for word in _WORD.findall(metric))
 
 
 def best(rows: Sequence[Row], metric: str, mode: Mode) -> dict[str, Any] | None:

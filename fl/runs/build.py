@@ -6,7 +6,7 @@ seen at the same time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
@@ -29,7 +29,7 @@ from fl.data.partition import hold_out
 from fl.errors import ConfigError
 from fl.execution import Executor
 from fl.flower.records import not_finite
-from fl.models import Adapter, smallest_batch
+from fl.models import Adapter, Measures, smallest_batch
 from fl.models import build as build_model
 from fl.runs.apps import read_app
 from fl.runs.cluster_evaluation import CLUSTER_METRICS
@@ -41,22 +41,15 @@ from fl.runs.compatibility import (
     refusals,
     unread_of_clients,
 )
-from fl.runs.configuration import (
-    OF_EVERY_RUN,
-    OF_OUR_RUNS,
-    Given,
-    Problems,
-    absent,
-    blaming,
-    make,
-    referable,
-)
+from fl.runs.configuration import Given
 from fl.runs.experiment import Experiment, ForeignApp, Learning, app_of
 from fl.runs.journal import RunStart
 from fl.runs.loading import load
+from fl.runs.making import OF_EVERY_RUN, OF_OUR_RUNS, Problems, absent, blaming, make, referable
 from fl.runs.partly import partly
 from fl.runs.personal import check_personal, personal_metrics
 from fl.runs.settings import (
+    metrics_of,
     not_whole,
     personal_of,
     recovery_of,
@@ -213,7 +206,8 @@ def build(config: DictConfig) -> Experiment:
     learnt = {}
     for task, place in _places(config).items():
         with problems.noted():
-            learnt[task] = _learnt(place, config.seed, 0.0 if task else _held_out(config))
+            held_out = 0.0 if task else _held_out(config)
+            learnt[task] = _learnt(place, config.seed, held_out, metrics_of(config))
     attack = _Attack()
     with problems.noted():
         attack = _attack(config, parts.get("attack"))
@@ -281,6 +275,12 @@ def _joined(
                 check_model(here, exchange)
             says = check_told(strategy, app, told)
             problems += misjudged(strategy, app, told)
+            selection = strategy.selection if isinstance(strategy, Rounds) else None
+            if selection is not None and selection.by_accuracy and data.task == "regression":
+                problems += [
+                    f"selection._target_ is {config.selection._target_}, which goes by clients' "
+                    f"accuracy, and {data.name!r} is for regression: choose another selection"
+                ]
             with blaming(place, "client"):
                 app.check_batches(says, least)
                 app.check_steps(says)
@@ -321,6 +321,7 @@ def _joined(
         ignored={
             **_ignored(strategy, learning, told, asked=config.personal.every is not None),
             **_ignored_average(config),
+            **_ignored_turns(config),
             **_ignored_personal(config, any(one.holds_out for one in learnt.values())),
         },
     )
@@ -397,13 +398,14 @@ def _held_out(config: DictConfig) -> float:
     return given if isinstance(given, int | float) and 0 < given < 1 else 0.0
 
 
-def _learnt(place: DictConfig, seed: int, held_out: float) -> _Learnt:
+def _learnt(place: DictConfig, seed: int, held_out: float, metrics: Sequence[str]) -> _Learnt:
     """Returns what is learnt, from the groups data, partition, model and client.
 
     Args:
         place: has the groups.
         seed: of the run.
         held_out: share of its examples that a client keeps if it has no held-out ones; 0 is none.
+        metrics: that are reported beside those that always are.
 
     Raises:
         ConfigError: some of them refuse their arguments; or the examples, with this partition and
@@ -436,8 +438,10 @@ def _learnt(place: DictConfig, seed: int, held_out: float) -> _Learnt:
                     _check_finite(first)
                     tokens = data.task == "next-token"
                     least = smallest_batch(first, shape, classes, tokens=tokens)
+            Measures(data.task, tuple(metrics))
     problems.stop()
-    return _Learnt(data, model, least, holds_out, made["client"])
+    client = partial(made["client"], metrics=metrics) if metrics else made["client"]
+    return _Learnt(data, model, least, holds_out, client)
 
 
 def _check_finite(model: nn.Module) -> None:
@@ -613,6 +617,12 @@ def _ignored(
     return ignored
 
 
+def _ignored_turns(config: DictConfig) -> dict[str, str]:
+    if config.strategy.get("compress_mean"):
+        return {}
+    return {"compressor*.alternating": "strategy.compress_mean=true reads it"}
+
+
 def _ignored_average(config: DictConfig) -> dict[str, str]:
     return {} if config.lawa.k is not None else {"lawa.every": "only lawa.k reads it"}
 
@@ -652,16 +662,19 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
     for task, learning in (experiment.tasks or {"": experiment}).items():
         if learning.app.home.keeps:
             continue  # nothing is evaluated without the clients' own layers
-        measured = "relative_error" if learning.data.task == "game" else "accuracy"
-        own = [measured, "loss"]
+        own = list(learning.app.measures.names)
+        if learning.data.task == "game":
+            own = ["relative_error", "loss"]
         if learning.backdoored is not None:
             own.append("attack_success_rate")
         if config.evaluate_train:
             own += ["train_objective", "dissimilarity"]
         names += own + [f"{name}/{task}" for name in own if task]
     if experiment.strategy.traits.meets == "peers":
+        score = experiment.app.measures.score
         game = experiment.data.task == "game"
-        names += [name for name in NODE_METRICS if not (game and "accuracy" in name)]
+        own = [name for name in NODE_METRICS if not (game and "accuracy" in name)]
+        names += [name.replace("accuracy", score) for name in own]
     if experiment.data.clusters is not None:
         names += CLUSTER_METRICS[
             : {"": 1, "one": 2, "mixture": 3}[experiment.strategy.traits.clusters]
@@ -669,7 +682,9 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
     if config.lawa.k is not None:
         names += [f"latest_{name}" for name in names]
     if config.personal.every is not None:
-        names += personal_metrics(personal_of(config), keeps=experiment.app.home.keeps)
+        names += personal_metrics(
+            personal_of(config), experiment.app.measures.more, keeps=experiment.app.home.keeps
+        )
     names = list(dict.fromkeys(names))
     if target.metric not in names and not target.metric.startswith(_OF_CLIENTS):
         if not names:

@@ -152,8 +152,12 @@ class Combination:
     @property
     def client_remembers(self) -> bool:
         """Whether the client's rule, or its correction, keeps something between tasks."""
-        plain = self.correction is None or type(self.correction).finish is Correction.finish
-        return self.rule is not None and not (self.rule.returns_only_the_model and plain)
+        if self.correction is not None and type(self.correction).finish is not Correction.finish:
+            return True
+        if isinstance(self.rule, LocalOptimizer):
+            keeps = self.rule.keeps
+            return self.traits.continues if keeps is None else keeps
+        return self.rule is not None and not self.rule.returns_only_the_model
 
     @property
     def own_model(self) -> bool:

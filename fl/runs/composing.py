@@ -6,7 +6,8 @@ composes at least three configurations with the same choices of members (to see 
 sweep, to run, and for the defaults of what is set), and a sweep three for each of its jobs.
 
 So files are remembered as they were read, trees by the choices that they come from, and what is
-merged by the files that a tree names; whoever asks gets a copy of his own. Hydra publishes no place
+merged by the files that a tree names; whoever asks gets a copy of his own. And jobs of a sweep may
+have a group taken away, as a run may by GROUP=null. Hydra publishes no place
 for that: this is the one module of `fl` that changes how Hydra composes, and
 tests/runs/test_composing.py pins what is assumed here, for the versions in `CHECKED_WITH`.
 """
@@ -29,6 +30,8 @@ from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.types import Override
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
+
+from fl.runs.groups import without_null
 
 CHECKED_WITH = ("1.3.8",)
 """Versions of hydra-core."""
@@ -82,6 +85,7 @@ def _remembered(repository: IConfigRepository, key: Hashable, make: Callable[[],
 _read = ConfigRepository.load_config
 _tree = create_defaults_list
 _merged = ConfigLoaderImpl._compose_config_from_defaults_list
+_job = ConfigLoaderImpl.load_sweep_config
 
 
 def _read_once(self: ConfigRepository, config_path: str) -> ConfigResult | None:
@@ -124,6 +128,12 @@ def _merged_once(
     return deepcopy(config)
 
 
+def _swept(self: ConfigLoaderImpl, master_config: DictConfig, sweep_overrides: list[str]) -> Any:
+    """In the place of `ConfigLoaderImpl.load_sweep_config`: a job's GROUP=null takes it away."""
+    return _job(self, master_config, without_null(sweep_overrides))
+
+
 ConfigRepository.load_config = _read_once  # type: ignore[method-assign]
 config_loader_impl.create_defaults_list = _tree_once  # type: ignore[attr-defined]
 ConfigLoaderImpl._compose_config_from_defaults_list = _merged_once  # type: ignore[method-assign]
+ConfigLoaderImpl.load_sweep_config = _swept  # type: ignore[method-assign]

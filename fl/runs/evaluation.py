@@ -28,14 +28,15 @@ def central_evaluation(
 ) -> Callable[[int, ArrayRecord], MetricRecord]:
     """Returns the function that evaluates the server's model on the pooled held-out examples.
 
+    Metrics are those of the clients' `fl.models.Measures`.
     With a backdoor, "attack_success_rate" is the share of triggered examples of other classes that
     the model takes for the attacker's class. Of a game there is no accuracy but "relative_error",
     |z - z*|^2 / |z*|^2 with z* the solution of the mean of all clients' examples.
 
     Where nodes learn without a server, the model is the mean of theirs; "node_accuracy" and
     "node_loss" are means over nodes of what each one's own model has on the same examples,
-    "node_accuracy_min" and "node_accuracy_max" the extremes, and the other metrics those of
-    `NodeModels.facts`.
+    "node_accuracy_min" and "node_accuracy_max" the extremes, of regression "node_mae" and so on,
+    and the other metrics those of `NodeModels.facts`.
 
     Of data whose clusters are known there are the metrics of `ClusterEvaluation` as well.
     Where layers stay with the clients, there is no model that could be evaluated without them:
@@ -58,6 +59,7 @@ def central_evaluation(
     drop_weights(model)
     data = experiment.data
     examples = data.test_set()
+    measures = experiment.app.measures
     triggered = None
     if experiment.backdoored is not None:
         triggered = data.tensors(experiment.backdoored, slice(None))
@@ -75,22 +77,22 @@ def central_evaluation(
         by_cluster = ClusterEvaluation(data, load, model, now)
 
     def spread(arrays: NodeModels) -> dict[str, float]:
-        losses, accuracies = [], []
+        losses, scores = [], []
         for own in arrays.evaluated():
             load(own)
-            loss, accuracy = evaluate(model, examples)
+            loss, score = evaluate(model, examples)
             losses.append(loss)
-            accuracies.append(accuracy)
-        means = {"node_accuracy": mean(accuracies), "node_loss": mean(losses)}
-        extremes = {"node_accuracy_min": min(accuracies), "node_accuracy_max": max(accuracies)}
+            scores.append(measures.reported(score))
+        name = f"node_{measures.score}"
+        means = {name: mean(scores), "node_loss": mean(losses)}
+        extremes = {f"{name}_min": min(scores), f"{name}_max": max(scores)}
         return {**means, **extremes, **arrays.facts}
 
     def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         load(arrays)
-        loss, accuracy = evaluate(model, examples)
-        metrics: dict[str, Any] = {"accuracy": accuracy, "loss": loss}
+        metrics: dict[str, Any] = measures(model, examples)
         if game is not None:
-            metrics = {"relative_error": game.distance(solution), "loss": loss}
+            metrics = {"relative_error": game.distance(solution), "loss": metrics["loss"]}
         if triggered is not None:
             metrics["attack_success_rate"] = evaluate(model, triggered)[1]
         if train:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -139,3 +139,36 @@ def parts_of(group: str, name: str) -> Iterator[Any]:
 
 def _folder(group: str, own: Path | None = None) -> Traversable:
     return (own or files("fl").joinpath("conf")).joinpath(*group.split("/"))
+
+
+def named_group(override: str) -> tuple[str, str]:
+    """Returns the name of the group that an override may be for, with and without its package."""
+    name = override.lstrip("+~").split("=")[0]
+    return name, name.split("@")[0]
+
+
+def key_of(override: str) -> str:
+    """Returns the key that an override is for: the package of a group, if it names one."""
+    name, group = named_group(override)
+    package = name.partition("@")[2].rpartition(":")[2]
+    return package or group.replace("/", ".")
+
+
+def top_of(key: str) -> str:
+    """Returns the first part of a dotted key."""
+    return key.partition(".")[0]
+
+
+def is_choice(override: str) -> bool:
+    """Returns whether an override is for a group of ours."""
+    group = named_group(override)[1]
+    return files("fl").joinpath("conf", *group.split("/")).is_dir()
+
+
+def without_null(words: Iterable[str]) -> list[str]:
+    """Returns the words of a command line, with ~GROUP for GROUP=null, which Hydra refuses."""
+    return [
+        f"~{name}" if value == "null" and name[:1] not in "+~-" and is_choice(word) else word
+        for word in words
+        for name, _, value in [word.partition("=")]
+    ]

@@ -7,6 +7,7 @@ virtual time and no bytes, and changes nothing. On a deployment, clients are ask
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from fl.clients.app.outbox import METRICS_KEY
 from fl.errors import ConfigError
 from fl.flower.identity import client_of
 from fl.flower.records import not_finite
+from fl.models.metrics import mean_of_each
 from fl.randomness import generator
 from fl.reports.client_rows import ClientRow
 from fl.runs.experiment import Experiment
@@ -145,6 +147,12 @@ def check_personal(settings: Personal, experiment: Experiment, evaluate_on: str 
             f"personal.every is {every}, and a game has no accuracy: set it to null, or use other "
             "data"
         )
+    if experiment.data.task == "regression":
+        raise ConfigError(
+            f"personal.every is {every}, and what it says of clients is about accuracies, which "
+            "regression has none of: set it to null, and strategy.fraction_evaluate above 0 for "
+            "the clients' mean errors"
+        )
     if app.evaluate_on == "train" and evaluate_on is None:
         raise ConfigError(
             f"personal.every is {every}, and clients have no held-out examples: set "
@@ -167,16 +175,17 @@ def check_personal(settings: Personal, experiment: Experiment, evaluate_on: str 
         )
 
 
-def personal_metrics(settings: Personal, *, keeps: bool) -> list[str]:
+def personal_metrics(settings: Personal, more: Sequence[str], *, keeps: bool) -> list[str]:
     """Returns the names of the metrics that an evaluation reports.
 
     Args:
         settings: what is evaluated.
+        more: metrics of clients beside loss and accuracy.
         keeps: whether layers stay with the clients.
     """
     models = ("personal", *(("local",) if settings.local else ()))
     models = models if keeps else ("global", *models)
-    names = ("loss", *fairness([1.0], [1]))
+    names = ("loss", *fairness([1.0], [1]), *more)
     contacts = _CONTACTS if settings.contacts else ()
     return [*(f"{model}_{name}" for model in models for name in names), *contacts, *_COUNTS]
 
@@ -194,7 +203,8 @@ class PersonalEvaluation:
     Metrics are those of `fl.runs.fairness.fairness` for each model, called "global_accuracy",
     "global_std" and so on, "personal_accuracy" of what the clients would predict with,
     "local_accuracy" of what local training makes of the server's model; mean losses, as
-    "personal_loss"; and how many clients were evaluated, and how many were not for
+    "personal_loss", and means of other metrics that clients report, as "personal_f1", over those
+    who have it; and how many clients were evaluated, and how many were not for
     want of examples, "personal_clients" and "personal_left_out"; and of how many of the former the
     server has had an update before, "personal_trained": others have what a client begins with, or
     the server's model. Byzantine clients do not count.
@@ -236,6 +246,7 @@ class PersonalEvaluation:
         self._keep = keep
         self._told = dict(told)
         self._keeps = experiment.app.home.keeps
+        self._more = experiment.app.measures.more
         self._personalises = experiment.app.rule.personalises or bool(settings.fine_tune.told())
         clients = range(len(experiment.fleet))
         honest = [i for i in clients if i not in experiment.strategy.exchange.byzantine]
@@ -287,7 +298,7 @@ class PersonalEvaluation:
         kept = self._remember(
             "personal", [server_round], lambda: self._evaluated(server_round, arrays)
         )
-        rows = [ClientRow(i, n, {k: (a, b) for k, (a, b) in m.items()}) for i, n, m in kept]
+        rows = [ClientRow(i, n, {k: (a, b) for k, (a, b, *_) in m.items()}) for i, n, m in kept]
         self._keep(server_round, rows)
         trained = sum(self._answers.get(row.client, 0) > 0 for row in rows)
         left_out = self._left_out + len(self._clients) - len(rows)
@@ -299,6 +310,8 @@ class PersonalEvaluation:
             metrics[f"{name}_loss"] = float(np.mean(losses))
             for kind, value in fairness(accuracies, weights).items():
                 metrics[f"{name}_{kind}"] = value
+            more = [dict(zip(self._more, m[name][2:], strict=True)) for _, _, m in kept]
+            metrics |= {f"{name}_{k}": value for k, value in mean_of_each(more, self._more).items()}
         if self._contacts:
             means = np.mean(self._contacts, axis=0).tolist()
             metrics |= dict(zip(_CONTACTS, means, strict=True))
@@ -306,7 +319,10 @@ class PersonalEvaluation:
         return metrics
 
     def _evaluated(self, server_round: int, arrays: ArrayRecord) -> list[Any]:
-        """Returns (client, examples, {model: (loss, accuracy)}) of each, plain values."""
+        """Returns (client, examples, {model: metrics}) of each, plain values.
+
+        The metrics are loss, accuracy and what is asked for besides.
+        """
         shared, own = arrays, dict.fromkeys(self._clients, arrays)
         if isinstance(arrays, NodeModels):
             shared = ArrayRecord(dict(arrays.items()))  # the mean alone
@@ -326,12 +342,23 @@ class PersonalEvaluation:
             found["global"] = self._asked(server_round, dict.fromkeys(own, shared), "global", {})
         if self._settings.local:
             found["local"] = self._asked(server_round, own, "local", self._told)
-        reports = {i: {name: _report(metrics[i]) for name, metrics in found.items()} for i in own}
+        reports = {
+            i: {name: self._report(metrics[i]) for name, metrics in found.items()} for i in own
+        }
         usable = {i: of for i, of in reports.items() if all(of.values())}
         return [
             [i, int(of["personal"][0]), {name: list(report[1:]) for name, report in of.items()}]
             for i, of in usable.items()
         ]
+
+    def _report(self, metrics: Mapping[str, Any]) -> tuple[float, ...]:
+        """Returns examples, loss, accuracy and more that a client reports; empty if not these."""
+        loss, accuracy = metrics.get("loss"), metrics.get("accuracy")
+        examples = weight_of(metrics.get("num-examples"))
+        if not examples or not isinstance(loss, float) or not isinstance(accuracy, float):
+            return ()
+        more = (metrics.get(name) for name in self._more)
+        return examples, loss, accuracy, *(m if isinstance(m, float) else math.nan for m in more)
 
     def _asked(
         self,
@@ -354,15 +381,6 @@ class PersonalEvaluation:
             metrics: Any = answer.metric_records[METRICS_KEY]
             found[client] = dict(metrics.items())
         return found
-
-
-def _report(metrics: Mapping[str, Any]) -> tuple[float, ...]:
-    """Returns examples, loss and accuracy that a client reports; empty if it reports no such."""
-    loss, accuracy = metrics.get("loss"), metrics.get("accuracy")
-    examples = weight_of(metrics.get("num-examples"))
-    if not examples or not isinstance(loss, float) or not isinstance(accuracy, float):
-        return ()
-    return examples, loss, accuracy
 
 
 def _records(model: ArrayRecord) -> dict[str, ArrayRecord]:

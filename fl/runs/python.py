@@ -16,13 +16,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fl.errors import ConfigError
 from fl.runs.composing import files_stay
-from fl.runs.configuration import (
-    check_values,
-    composition_problems,
-    explain,
-    take_away,
-    without_null,
-)
+from fl.runs.configuration import check_values, take_away
+from fl.runs.explaining import composition_problems, explain
+from fl.runs.groups import without_null
 from fl.runs.simulator import SimulatedRun
 
 

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from fl.aggregation.tolerance import chance_of_more
 from fl.data.drift import DRIFT_BEGINS
 from fl.errors import ConfigError, Diverged
 from fl.flower.grid_view import Clock, GridView
@@ -43,8 +44,11 @@ from fl.runs.trust import source_files
 from fl.runs.warm_start import frozen_sha256
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
+from fl.strategies import Driver
 
 log = logging.getLogger("fl")
+
+_RARE = 0.05  # chance in a run below which nobody is told
 
 
 def run_experiment(config: DictConfig, **how: Any) -> float | None:
@@ -205,6 +209,25 @@ def facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
     return told
 
 
+def outvoted(strategy: Driver, num_clients: int, num_rounds: int) -> str:
+    """Returns in how many rounds more Byzantine clients are drawn than an aggregator bears.
+
+    "" if that is to be expected in less than one run in twenty.
+    """
+    byzantine, known = len(strategy.exchange.byzantine), strategy.tolerance(num_clients)
+    if not byzantine or strategy.exchange.attack is None or known is None:
+        return ""
+    m, f = known
+    chance = chance_of_more(f, m, byzantine, num_clients)
+    if 1 - (1 - chance) ** num_rounds < _RARE:
+        return ""
+    return (
+        f"{byzantine} of {num_clients} clients are Byzantine, and in {100 * chance:.3g} % of "
+        f"rounds more are among the {m} that are drawn than the {f} that the aggregator bears: "
+        "draw more (strategy.fraction_train or strategy.clients), or raise its f if it has one"
+    )
+
+
 def _start(config: DictConfig) -> RunStart:
     uses = foreign_parts(config)
     files = source_files(value for key, value in uses.items() if key.endswith("_target_"))
@@ -224,6 +247,8 @@ def _run_own(
     def server(grid: Grid, context: Context, recorder: Recorder) -> None:
         serve(experiment, config, grid, recorder)
 
+    if said := outvoted(experiment.strategy, config.num_clients, config.num_rounds):
+        log.warning("%s", said)
     run = simulate(
         server,
         app_of(experiment),

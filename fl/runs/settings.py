@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from fl.errors import ConfigError
 from fl.reports import Target
-from fl.runs.configuration import blaming, make
 from fl.runs.journal import Recovery, RunStart
+from fl.runs.making import blaming, make
 from fl.runs.personal import FineTuning, Personal
 
 
@@ -22,6 +22,19 @@ def target_of(config: DictConfig) -> Target | None:
         return None
     with blaming(config, "target"):
         return Target(**config.target)
+
+
+def metrics_of(config: DictConfig) -> list[str]:
+    """Returns the metrics that are reported beside those that always are.
+
+    Raises:
+        ConfigError: it is no list of names.
+    """
+    which: Any = config.metrics
+    which = OmegaConf.to_container(which) if OmegaConf.is_config(which) else which
+    if not isinstance(which, list) or not all(isinstance(name, str) for name in which):
+        raise ConfigError(f"metrics is {which!r}; it must be a list of names, as [f1,auc]")
+    return list(dict.fromkeys(which))
 
 
 def saved_models(config: DictConfig) -> list[str]:

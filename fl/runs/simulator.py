@@ -136,7 +136,11 @@ def simulate(
     recovery = Recovery.none() if recovery is None else recovery
     place = None if directory is None else Path(directory)
     facts = {**_identity(stored, seed, extra or {}), "date": date}
-    with recovery.keeping(place, facts):
+
+    def shorter(rounds: int) -> dict[str, Any]:
+        return {**_identity({**stored, "num_rounds": rounds}, seed, extra or {}), "date": date}
+
+    with recovery.keeping(place, facts, None if num_rounds is None else shorter):
         writer = RunWriter(
             place,
             stored,

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -194,17 +194,16 @@ def finished(config: DictConfig) -> Run | None:
     Raises:
         ConfigError: this job's folder holds a completed run of another configuration.
     """
-    from fl.reports.runs import ENDED, read_run, result_digest
+    from fl.reports.runs import read_run, result_digest
 
     own = Path(HydraConfig.get().runtime.output_dir)
     values: Any = OmegaConf.to_container(config, resolve=True)
     digest = result_digest(values)
     for path in sorted(Path(HydraConfig.get().sweep.dir).rglob("summary.json")):
-        summary = _summary(path)
-        if summary.get("status") not in ENDED:  # what has diverged would diverge again
+        of_run = _Ended.digest(path)
+        if of_run is None:
             continue
-        of_run = summary.get("config")
-        if isinstance(of_run, dict) and result_digest(of_run) == digest:
+        if of_run == digest:
             return read_run(path.parent)
         if path.parent.resolve() == own.resolve():
             raise ConfigError(
@@ -212,6 +211,33 @@ def finished(config: DictConfig) -> Run | None:
                 "another hydra.sweep.dir, or delete the folder"
             )
     return None
+
+
+class _Ended:
+    """What this process knows of summaries: each job looks at those of all others."""
+
+    known: ClassVar[dict[Path, tuple[tuple[int, ...], str | None]]] = {}
+
+    @classmethod
+    def digest(cls, path: Path) -> str | None:
+        """Returns a run's digest of what decides its result; None before it has ended.
+
+        It is "" if nobody can say. What has diverged would diverge again, and has ended too.
+        """
+        from fl.reports.runs import ENDED, result_digest
+
+        try:
+            found = path.stat()
+        except OSError:
+            return None
+        version = found.st_ino, found.st_mtime_ns, found.st_size
+        if cls.known.get(path, ((), None))[0] != version:
+            summary, digest = _summary(path), None
+            if summary.get("status") in ENDED:
+                of_run = summary.get("config")
+                digest = result_digest(of_run) if isinstance(of_run, dict) else ""
+            cls.known[path] = version, digest
+        return cls.known[path][1]
 
 
 def _summary(path: Path) -> Mapping[str, Any]:

@@ -70,13 +70,17 @@ def foreign_targets(config: DictConfig, allowed: Iterable[str] = ()) -> dict[str
     }
 
 
-def check_targets(config: DictConfig) -> None:
+def check_targets(config: DictConfig, allowed: Iterable[str] = ()) -> None:
     """Checks that a configuration calls parts of fl and of Flower only.
+
+    Args:
+        config: nothing of it is called.
+        allowed: more modules, or full names, that may be called.
 
     Raises:
         ConfigError: it names something else.
     """
-    if foreign := foreign_targets(config):
+    if foreign := foreign_targets(config, allowed):
         told = ", ".join(f"{key}={target}" for key, target in foreign.items())
         raise ConfigError(
             f"{told} cannot be used here: what is called must be a part of fl, one of Flower's "

@@ -53,6 +53,7 @@ OF_OURS = (
     "feedback",
     "initial_model",
     "lawa",
+    "metrics",
     "num_byzantine",
     "num_rounds",
     "personal",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import platform
 import shutil
 import textwrap
@@ -9,13 +10,23 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
 from fl.errors import ConfigError, ConfigErrors
 from fl.runs.groups import groups, header, text
 
-COMMANDS = ("compare", "help", "report", "resume")
+COMMANDS = ("compare", "help", "init", "report", "resume")
+
 
 # In the order in which one asks for them.
+class CommandParser(argparse.ArgumentParser):
+    """Parses the words of a command, and raises ConfigError where they are wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ConfigError."""
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
 GROUPS = {
     "strategy": "the algorithm",
     "selection": "who trains in a round",
@@ -50,13 +61,14 @@ Federated learning with real training in simulated time.
   fl -m strategy=fedavg,fedadam seed=0,1,2
                             a sweep: every combination, and one table of them
   fl app=DIR                any Flower app directory
+  fl init DIR               a project with data, a model and a method of its own
   fl resume DIR             goes on with a run that was killed or interrupted
   fl report DIR ...         an HTML page about runs and sweeps
   fl compare A B            why two runs differ, and where they first part
 
   fl KEY=VALUE ... --cfg job    shows a run's configuration, and runs nothing
   fl --version                  fl's, and of what its results depend on
-  fl COMMAND --help             of report, compare, resume
+  fl COMMAND --help             of init, report, compare, resume
   fl --hydra-help               Hydra's own flags
 """
 _WIDEST = 100
@@ -187,6 +199,6 @@ def _strange(word: str) -> str:
     hint = (
         f"did you mean fl {near[0]}?"
         if near
-        else "the commands are compare, help, report and resume"
+        else "the commands are compare, help, init, report and resume"
     )
     return f"{word!r} is neither KEY=VALUE nor a command; {hint}"

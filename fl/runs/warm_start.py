@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
+from torch import nn
 
 from fl.errors import ConfigError
 from fl.reports.model_file import FROZEN, read_facts, read_model
@@ -54,11 +56,15 @@ def warm_experiment(experiment: Experiment, path: object) -> ArrayRecord:
 
 def frozen_sha256(experiment: Experiment) -> str | None:
     """Returns the hash of the parameters that all clients make alike; None if there are none."""
+    learnt = (experiment.tasks or {"": experiment}).items()
+    return _frozen(tuple((task, one.model) for task, one in learnt if one.app.home.frozen))
+
+
+@lru_cache(maxsize=1)  # a run asks when it checks `initial_model`, and for its summary
+def _frozen(models: tuple[tuple[str, partial[nn.Module]], ...]) -> str | None:
     digest, found = hashlib.sha256(), False
-    for task, learning in (experiment.tasks or {"": experiment}).items():
-        if not learning.app.home.frozen:
-            continue
-        for name, parameter in learning.model().named_parameters():
+    for task, model in models:
+        for name, parameter in model().named_parameters():
             if not parameter.requires_grad:
                 found = True
                 values = parameter.detach().cpu().contiguous().reshape(-1)

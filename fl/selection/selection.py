@@ -133,11 +133,13 @@ class Selection(ABC):
 
     Attributes:
         evaluates: whether it asks clients to evaluate the model.
+        by_accuracy: whether it goes by the accuracy that they then report.
         keeps_changes: whether it learns from the clients' changes of the model, all of which are
             then held at once.
     """
 
     evaluates: ClassVar[bool] = False
+    by_accuracy: ClassVar[bool] = False
     keeps_changes: ClassVar[bool] = False
 
     @property

@@ -93,6 +93,7 @@ class TiFL(Selection):
     """
 
     evaluates: ClassVar[bool] = True
+    by_accuracy: ClassVar[bool] = True
 
     num_tiers: int = 5
     interval: int = 10

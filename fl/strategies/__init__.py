@@ -12,6 +12,7 @@ from fl.lazy import lazily
 if TYPE_CHECKING:
     from fl.strategies.adaptive_batch import BatchTest, InnerProductTest, NormTest
     from fl.strategies.adpsgd import ADPSGD
+    from fl.strategies.async_diloco import AsyncDiLoCo
     from fl.strategies.async_fedavg import AsyncFedAvg
     from fl.strategies.async_sgd import AsyncSGD
     from fl.strategies.backup_workers import BackupWorkers
@@ -102,6 +103,7 @@ if TYPE_CHECKING:
     from fl.strategies.simultaneous_rule import SimultaneousRule
     from fl.strategies.slowmo import SlowMo
     from fl.strategies.sparse import CosineSparseRule, SparseRule
+    from fl.strategies.sparse_loco import SparseLoCo
     from fl.strategies.streaming_diloco import StreamingDiLoCo
     from fl.strategies.sync_st import SyncST
     from fl.strategies.walk_rule import WalkRule
@@ -139,6 +141,8 @@ __getattr__ = lazily(
         "SCAFFOLD": "fl.strategies.scaffold",
         "SGP": "fl.strategies.sgp",
         "SlowMo": "fl.strategies.slowmo",
+        "AsyncDiLoCo": "fl.strategies.async_diloco",
+        "SparseLoCo": "fl.strategies.sparse_loco",
         "CO2": "fl.strategies.co2",
         "OverlapLocalSGD": "fl.strategies.overlap_local_sgd",
         "Answers": "fl.strategies.event_rule",
@@ -253,6 +257,7 @@ __all__ = [
     "SGP",
     "Answers",
     "Arrivals",
+    "AsyncDiLoCo",
     "AsyncFedAvg",
     "AsyncSGD",
     "BackupWorkers",
@@ -341,6 +346,7 @@ __all__ = [
     "SimultaneousRounds",
     "SimultaneousRule",
     "SlowMo",
+    "SparseLoCo",
     "SparseRule",
     "StreamingDiLoCo",
     "SyncST",

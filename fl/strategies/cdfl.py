@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.checks import at_least, not_negative, positive, within_unit
+from fl.checks import at_least, fraction, not_negative, positive
 from fl.errors import ConfigError
 from fl.strategies.clusters import Clusters, Mixture
 from fl.strategies.event_rule import Arrivals, EventRule
@@ -84,8 +84,6 @@ class CDFL(EventRule):
         ConfigError: a hyperparameter is out of range.
     """
 
-    customises: ClassVar[bool] = True
-
     num_clusters: int = 4
     alpha_0: float = 1.0
     c1: float = 0.9
@@ -103,8 +101,7 @@ class CDFL(EventRule):
         positive("sharpness", self.sharpness)
         for name in ("c1", "c2", "rho"):
             not_negative(name, getattr(self, name))
-        positive("alpha_0", self.alpha_0)
-        within_unit("alpha_0", self.alpha_0)
+        fraction("alpha_0", self.alpha_0)
         if self.c1 + self.c2 > 1 + 1e-12:
             raise ConfigError(
                 f"c1 is {self.c1} and c2 is {self.c2}; together they must be at most 1"

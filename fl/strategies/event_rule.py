@@ -189,14 +189,17 @@ class EventRule(ABC):
     Attributes:
         measures: whether `step` reads how often clients contribute.
         returns: whether who has answered is sent the next model before others are.
-        customises: whether each client is sent a model of its own, `model_for`.
         server_flops: of a rule with `proxies`, the server's FLOP/s; None takes no time.
     """
 
     measures: ClassVar[bool] = False
     returns: ClassVar[bool] = False
-    customises: ClassVar[bool] = False
     server_flops: float | None = None
+
+    @property
+    def customises(self) -> bool:
+        """Whether each client is sent a model of its own."""
+        return type(self).model_for is not EventRule.model_for
 
     @property
     def tells(self) -> Mapping[str, str]:
@@ -279,8 +282,9 @@ class EventRule(ABC):
         return state, self.config()
 
     def model_for(self, state: Any, node: int) -> Row:
-        """Returns what a client is sent, shape (d,), by a rule that `customises`."""
-        raise NotImplementedError
+        """Returns what a client is sent, shape (d,): by default the model, as all are."""
+        w: Row = state.w
+        return w
 
     def clusters(self, state: Any) -> Clusters | None:
         """Returns the models of the clusters and who uses which, of a rule that `customises`."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fl.checks import at_least
+from fl.checks import at_least, fraction
 from fl.errors import ConfigError
 from fl.strategies.event_rule import Arrival, Arrivals, Decision, EventRule
 from fl.strategies.fedavg import Model
@@ -45,8 +45,7 @@ class FedAsync(EventRule):
     anchor: Literal["server", "client"] = "server"
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha <= 1:
-            raise ConfigError(f"alpha is {self.alpha}; it must be above 0 and at most 1")
+        fraction("alpha", self.alpha)
         if not self.rho >= 0:
             raise ConfigError(f"rho is {self.rho}; it must be at least 0")
         if self.max_staleness is not None:

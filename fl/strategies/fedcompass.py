@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from fl.checks import at_least, positive
+from fl.checks import at_least, fraction, positive
 from fl.errors import ConfigError
 from fl.strategies.event_rule import Arrival, Arrivals, Decision, EventRule
 from fl.strategies.staleness import Polynomial, StalenessWeight
@@ -132,9 +132,8 @@ class FedCompass(EventRule):
                 f"latest_time_factor is {self.latest_time_factor}; it must be at least 1, or "
                 "groups end before they are expected to"
             )
-        for name, value in (("alpha", self.alpha), ("speed_momentum", self.speed_momentum)):
-            if not 0 < value <= 1:
-                raise ConfigError(f"{name} is {value}; it must be above 0 and at most 1")
+        fraction("alpha", self.alpha)
+        fraction("speed_momentum", self.speed_momentum)
 
     @property
     def tells(self) -> Mapping[str, str]:

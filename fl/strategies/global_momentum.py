@@ -13,8 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from fl.checks import at_least, positive
-from fl.errors import ConfigError
+from fl.checks import at_least, fraction, positive
 from fl.strategies.fednova import refused_steps
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.vectors.rows import Row
@@ -64,8 +63,7 @@ class FedAvgMomentum(RoundRule):
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta <= 1:
-            raise ConfigError(f"beta is {self.beta}; it must be above 0 and at most 1")
+        fraction("beta", self.beta)
         positive("lr", self.lr)
         positive("eta", self.eta)
 

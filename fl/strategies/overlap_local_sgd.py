@@ -11,9 +11,8 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from fl.checks import share
+from fl.checks import fraction, share
 from fl.clients.schedule import Schedule
-from fl.errors import ConfigError
 from fl.strategies.outer_optimizers import Vector
 from fl.strategies.outer_rule import OuterGradients, OverlappedRule, inner_rate, moved
 from fl.vectors.rows import Row
@@ -80,8 +79,7 @@ class OverlapLocalSGD(OverlappedRule):
         return 1 - self.alpha
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha <= 1:
-            raise ConfigError(f"alpha is {self.alpha}; it must be above 0 and at most 1")
+        fraction("alpha", self.alpha)
         super().__post_init__()
         share("beta", self.beta)
 

@@ -15,8 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from fl.checks import positive
-from fl.errors import ConfigError
+from fl.checks import fraction
 from fl.strategies.round_rule import RoundRule, Updates
 from fl.vectors.rows import Row
 
@@ -63,9 +62,7 @@ class ProxSkip(RoundRule):
     p: float = 0.2
 
     def __post_init__(self) -> None:
-        positive("p", self.p)
-        if self.p > 1:
-            raise ConfigError(f"p is {self.p}; it must be above 0 and at most 1")
+        fraction("p", self.p)
 
     @property
     def mean_steps(self) -> int:

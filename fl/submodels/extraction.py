@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fl.checks import fraction
 from fl.errors import ConfigError
 from fl.submodels.submodel import SubModel, slice_of
 from fl.submodels.units import Units, importance
@@ -64,10 +65,7 @@ class Extraction(ABC):
         Raises:
             ConfigError: it is no share in (0, 1].
         """
-        if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level <= 1:
-            raise ConfigError(
-                f"level is {level!r}; for {type(self).__name__} it must be a share in (0, 1]"
-            )
+        fraction("level", level)
 
     @abstractmethod
     def index_set(

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.checks import share
+from fl.checks import fraction, share
 from fl.errors import ConfigError
 from fl.submodels.submodel import SubModel, masked
 from fl.vectors.layout import Entry, Layout
@@ -67,13 +67,7 @@ class SparseMask:
     slices: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        density = self.density
-        if (
-            isinstance(density, bool)
-            or not isinstance(density, int | float)
-            or not 0 < density <= 1
-        ):
-            raise ConfigError(f"density is {density!r}; it must be above 0 and at most 1")
+        fraction("density", self.density)
         if self.distribution not in ("erk", "uniform"):
             raise ConfigError(
                 f"distribution is {self.distribution!r}; it must be 'erk' or 'uniform'"

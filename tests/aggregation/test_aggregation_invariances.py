@@ -45,6 +45,7 @@ TABLE = {
     "flag": ({"permutation", "scaling", "rotation"}, {"translation", "separable"}),
     "flag_repo": ({"permutation", "rotation"}, {"translation", "scaling", "separable"}),
     "sign_majority": ({"permutation", "separable"}, {"translation", "scaling", "rotation"}),
+    "sender_mean": ({"permutation", "separable", "scaling"}, set()),  # dense vectors hide the rest
     # Coordinates of vectors that distances selected: neither.
     "bulyan": ({"permutation", "translation", "scaling"}, {"rotation", "separable"}),
     "norm_elimination": ({"permutation", "scaling", "rotation"}, {"translation", "separable"}),

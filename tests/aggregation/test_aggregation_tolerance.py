@@ -1,10 +1,12 @@
 """The bounds on n and f: kept where they are stated, and stated where they are broken."""
 
 from functools import partial
+from itertools import combinations
 
 import numpy as np
 import pytest
 from aggregation_members import AGGREGATORS, PRE_AGGREGATIONS, call, gaussian, member
+from scipy.stats import hypergeom
 
 from fl.aggregation import (
     ARC,
@@ -30,6 +32,7 @@ from fl.aggregation import (
     SignMajority,
     TrimmedMean,
 )
+from fl.aggregation.tolerance import chance_of_more
 from fl.errors import ConfigError
 
 # n >= factor f + constant
@@ -58,6 +61,7 @@ BOUNDS = {
 # They take any n: what f can do to them is no condition on n, or they have no f.
 UNBOUNDED = {
     "mean",
+    "sender_mean",
     "median",
     "geometric_median",
     "centered_clipping",
@@ -237,3 +241,13 @@ def test_a_chain_is_refused_if_more_reaches_a_rule_than_it_tolerates(rule, n, f,
         PreAggregated([Bucketing(2)], rule, f).check(n)
     PreAggregated([Bucketing(2)], rule, f - 1).check(n)
     PreAggregated([Bucketing(2)], Mean(), f).check(n)  # promises nothing
+
+
+def test_how_often_more_are_drawn_than_a_rule_bears_is_counted_over_all_draws():
+    n, byzantine = 7, 3
+    for m in range(1, n + 1):
+        draws = list(combinations(range(n), m))
+        for f in range(m + 1):
+            more = sum(sum(i < byzantine for i in drawn) > f for drawn in draws)
+            assert chance_of_more(f, m, byzantine, n) == pytest.approx(more / len(draws))
+    assert chance_of_more(3, 10, 20, 100) == pytest.approx(hypergeom.sf(3, 100, 20, 10))

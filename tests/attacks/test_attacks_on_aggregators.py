@@ -78,7 +78,7 @@ def check(attack, aggregator):
     )
     assert all(np.isfinite(a.numpy()).all() for a in result.arrays.values())
     assert result.trace.counts[Event.NO_STEP] == result.trace.counts[Event.NOT_FINITE] == 0
-    made = fl.runs.configuration.make(config_of(attack, aggregator), "attack")
+    made = fl.runs.making.make(config_of(attack, aggregator), "attack")
     forged = 0 if isinstance(made, Poisoning) else 2 * BYZANTINE
     assert result.trace.counts[Event.FORGED] == forged
     assert result.trace.counts[Event.REJECTED] == (forged if attack in NO_VECTORS else 0)

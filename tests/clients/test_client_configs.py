@@ -10,12 +10,22 @@ from omegaconf import OmegaConf
 
 import fl
 from fl.clients import ExponentialDecay, TrainingApp
-from fl.runs.configuration import make
+from fl.runs.making import make
 
 FOLDER = Path(fl.__file__).parent / "conf" / "client"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 # Others are one of these with other values.
-OWN_RULES = ["adamw", "gradient", "microadam", "momentum", "per_fedavg", "pfedme", "sam", "sgd"]
+OWN_RULES = [
+    "adamw",
+    "gradient",
+    "microadam",
+    "momentum",
+    "muon",
+    "per_fedavg",
+    "pfedme",
+    "sam",
+    "sgd",
+]
 CORRECTIONS = sorted(path.stem for path in (FOLDER / "correction").glob("*.yaml"))
 SUPPLIED = {"model", "data", "mods", "uplink", "downlink", "correction", "local_layers", "contact"}
 

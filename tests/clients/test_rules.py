@@ -33,6 +33,7 @@ from fl.clients import (
     ModelContrast,
     Momentum,
     MoreauEnvelope,
+    Muon,
     PerFedAvg,
     Proximal,
     ProximalOwn,
@@ -46,9 +47,17 @@ from fl.clients import (
 )
 from fl.clients.masked import Masked
 from fl.errors import ConfigError
+from fl.vectors.layout import Layout
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}
 STEPS = 6  # that tasks are said to have
+
+
+def fitted(rule: Muon) -> Muon:
+    """The rule for a model of 20 parameters, as those that rules are tried on here."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    return rule.for_model(model, Layout.of(model))
+
 
 RULES = {
     "sgd": Sgd(0.1),
@@ -62,6 +71,8 @@ RULES = {
     "gradient": Gradient(clip_norm=1.0),
     "microadam": MicroAdam(0.01, density=0.2, bucket=8, window=3),
     "microadam kept": MicroAdam(0.01, density=0.2, block=6, window=3, keep_state=True),
+    "muon": fitted(Muon(0.01)),
+    "muon kept": fitted(Muon(0.01, clip_norm=1.0, keep_moments=True, adamw_factor=0.5)),
     "momentum": Momentum(0.1, 0.8, 0.05, 0.7, None, StepDecay(2, 0.5)),
     "sam": Sam(0.1, rho=0.1),
     "sam everything": Sam(0.1, 0.9, True, 0.05, 0.7, None, StepDecay(2, 0.5), rho=0.3),
@@ -563,7 +574,7 @@ def test_moments_are_kept_where_clients_go_on_from_where_they_were(quadratic, ke
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_under_vmap_every_client_gets_what_it_gets_alone(rule):
     torch.manual_seed(2)
-    n, p, steps = 4, 7, 6
+    n, p, steps = 4, 20, 6
     w, a, c = torch.randn(n, p), torch.rand(n, p) + 0.5, torch.randn(n, p)
     scalars = rule.scalars(told(rule))
 

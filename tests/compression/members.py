@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_module
 
 import fl
 from fl.compression import Channel, Compressor, Shapes, chained
-from fl.runs.configuration import make
+from fl.runs.making import make
 
 CONF = Path(fl.__file__).parent / "conf" / "compressor"
 OF_THE_FOLDER = sorted(path.stem for path in CONF.glob("*.yaml"))

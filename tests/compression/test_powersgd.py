@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from members import relative_error
 
-from fl.compression import ErrorFeedback, PowerSgd, Shapes
+from fl.compression import ErrorFeedback, MeanLink, PowerSgd, Shapes
 
 SHAPES = Shapes(((20, 12), (20,), (6, 3, 2, 4), ()))
 MATRIX = Shapes(((30, 20),))
@@ -188,3 +188,48 @@ def test_all_workers_begin_with_one_q():
     assert not np.array_equal(
         PowerSgd(seed=3).init(MATRIX)["q"], PowerSgd(seed=4).init(MATRIX)["q"]
     )
+
+
+def package(gradients, p, q, steps, rank):
+    """BasicPowerSGD of github.com/epfml/powersgd on one matrix, with its own memories."""
+    shape, errors, out = (30, 20), [np.zeros((30, 20)) for _ in gradients[0]], []
+    p, q = p.astype(float).reshape(30, rank), q.astype(float).reshape(20, rank)
+    for step in range(steps):
+        buffers = [g.reshape(shape) + e for g, e in zip(gradients[step], errors, strict=True)]
+        if step % 2 == 0:
+            p = np.linalg.qr(p)[0]
+            q = np.mean([m.T @ p for m in buffers], axis=0)
+        else:
+            q = np.linalg.qr(q)[0]
+            p = np.mean([m @ q for m in buffers], axis=0)
+        errors = [m - p @ q.T for m in buffers]
+        out.append((p @ q.T).reshape(-1))
+    return out
+
+
+def test_factors_made_in_turn_are_the_packages():
+    c = PowerSgd(rank=2, min_compression=0, alternating=True)
+    link, first = MeanLink(ErrorFeedback(c), MATRIX), c.init(MATRIX)
+    workers, steps = 3, 7
+    gradients = [
+        np.stack([vector(MATRIX, 10 * step + i) for i in range(workers)]) for step in range(steps)
+    ]
+    expected = package(gradients, first["p"], first["q"], steps, 2)
+    for step, g in enumerate(gradients):
+        got, sizes = link.mean(g, range(workers), [None] * workers)
+        np.testing.assert_allclose(got, expected[step], atol=2e-4)
+        assert sizes == (4 * 2 * (30 if step % 2 else 20),)
+    classic = PowerSgd(rank=2, min_compression=0)
+    both = classic.compress_mean(gradients[0], MATRIX, classic.init(MATRIX), [])
+    assert sum(both.sizes) == 4 * 2 * (30 + 20)
+
+
+def test_two_half_steps_on_a_mean_that_stays_are_one_step_of_the_paper():
+    x = np.stack([vector(MATRIX, i) for i in range(3)])
+    turns = PowerSgd(rank=2, min_compression=0, alternating=True)
+    _, _, state = turns.compress_mean(x, MATRIX, turns.init(MATRIX), [])
+    classic = PowerSgd(rank=2, min_compression=0)
+    step = classic.compress_mean(x, MATRIX, {**classic.init(MATRIX), "q": state["q"]}, [])
+    for _ in range(2):  # P of that Q, then Q of that P
+        half, _, state = turns.compress_mean(x, MATRIX, state, [])
+    np.testing.assert_allclose(half, step.mean, atol=1e-5)

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 import fl
 from fl.data import Source, federate
 from fl.errors import ConfigError
-from fl.runs.configuration import make
+from fl.runs.making import make
 
 CONF = Path(fl.__file__).parent / "conf"
 DATA = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))

@@ -20,7 +20,7 @@ from fl.models import (
     build,
     per_example_loss,
 )
-from fl.runs.configuration import make
+from fl.runs.making import make
 
 CONF = Path(fl.__file__).parent / "conf" / "model"
 CONFIGS = sorted(path for path in CONF.glob("*.yaml") if path.stem != "huggingface")  # by itself

@@ -63,7 +63,7 @@ def test_a_model_that_knows_nothing_loses_log_c():
         model.linear.bias[4] = 1e-6  # says 4 to everything
     found = evaluate(model, (x, y), batch_size=100)
     assert found.loss == pytest.approx(math.log(10), rel=1e-6)
-    assert found.accuracy == (y == 4).double().mean().item()
+    assert found.score == (y == 4).double().mean().item()
 
 
 def test_evaluation_does_not_depend_on_the_batch_size():
@@ -73,7 +73,7 @@ def test_evaluation_does_not_depend_on_the_batch_size():
     whole = evaluate(model, (x, y), batch_size=103)
     for size in (1, 10, 1000):
         part = evaluate(model, (x, y), batch_size=size)
-        assert part.accuracy == whole.accuracy
+        assert part.score == whole.score
         assert part.loss == pytest.approx(whole.loss, rel=1e-6)
 
 

@@ -116,8 +116,8 @@ def run_of(tmp_path, rows):
 
 def test_the_band_is_that_of_student_t(tmp_path, row):
     values = (0.4, 0.5, 0.9)
-    seeds = [run_of(tmp_path, [row(r, 10.0 * r, accuracy=v) for r in (1, 2)]) for v in values]
-    figure = plots.compare({"a": seeds}, "accuracy", tmp_path / "c.png", axes=["round"])
+    seeds = [run_of(tmp_path, [row(r, 10.0 * r, staleness=v) for r in (1, 2)]) for v in values]
+    figure = plots.compare({"a": seeds}, "staleness", tmp_path / "c.png", axes=["round"])
     assert (tmp_path / "c.png").read_bytes().startswith(PNG)
     (axes,) = figure.axes
     # mean 0.6; s = sqrt((0.04 + 0.01 + 0.09) / 2); the 97.5 % point of t with 2 degrees of freedom
@@ -127,6 +127,33 @@ def test_the_band_is_that_of_student_t(tmp_path, row):
     edges = axes.collections[0].get_paths()[0].vertices[:, 1]
     assert edges.min() == pytest.approx(0.6 - half, rel=1e-6)
     assert edges.max() == pytest.approx(0.6 + half, rel=1e-6)
+
+
+@pytest.mark.parametrize(("scale", "edges"), [(1, (0, 1)), (100, (-5.72, 125.72))])
+def test_the_band_of_an_accuracy_ends_where_accuracies_do_unless_they_are_in_percent(
+    tmp_path, row, scale, edges
+):
+    """The band above, 0.6 -+ 0.6572."""
+    seeds = [
+        run_of(tmp_path, [row(r, 10.0, test_accuracy=scale * v) for r in (1, 2)])
+        for v in (0.4, 0.5, 0.9)
+    ]
+    figure = plots.compare({"a": seeds}, "test_accuracy", axes=["round"])
+    drawn = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert (drawn.min(), drawn.max()) == pytest.approx(edges, abs=0.01)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25, 1.0, -3.0])
+def test_a_metric_that_stays_is_in_the_middle_of_its_axis(tmp_path, row, value):
+    rows = [row(r, 10.0 * r, accuracy=value * (1 + 1e-15 * r)) for r in range(4)]
+    figures = [
+        plots.compare({"a": [run_of(tmp_path, rows)]}, "accuracy", axes=["round"]),
+        plots.metrics(rows, names=["accuracy"]),
+    ]
+    for figure in figures:
+        low, high = figure.axes[0].get_ylim()
+        assert (low + high) / 2 == pytest.approx(value, abs=1e-9)
+        assert high - low == pytest.approx(0.2 * (abs(value) or 1.0))
 
 
 def test_the_band_of_two_seeds_is_from_one_to_the_other(tmp_path, row):

@@ -362,7 +362,9 @@ BAD = {
     "strategy=null aggregator=median": "there is no strategy: choose one",
     "strategy=fedavg_m client=gradient": "strategy.rule.lr is taken from client.rule.lr, which",
     "client.rule.lr=null": "client.rule.lr is null; it must be",
-    "client.rule.lr=nan": "client.rule.lr is nan; it must be a number",
+    "client.rule.lr=nan": "client.rule.lr is nan; it must be finite and above 0",
+    "compressor=topk compressor.density=nan": "density is nan; it must be above 0 and at most 1",
+    "target.value=nan": "target.value is nan; it must be a number",
     "fleet/slowdown@fleet.task_slowdown=normal": "choose one that has it (durations)",
     "fleet.task_slowdown.mean=3": "there is no key 'fleet.task_slowdown' here",
     "strategy=fedbuff strategy.fraction_trian=1": "; strategy may have: aggregator, concurrency",
@@ -544,6 +546,17 @@ def test_sweep_whose_jobs_cannot_be_composed_has_not_started_ray(
         assert stopped.value.code == 1
         assert capsys.readouterr().err.startswith("fl: there is no ")
     assert not (tmp_path / "sweep").exists()
+
+
+def test_sweep_may_leave_a_group_without_a_member(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(*SWEEP, "compressor=null,bf16", f"hydra.sweep.dir={tmp_path}")
+    jobs = [summary_of(path.parent) for path in tmp_path.rglob("summary.json")]
+    assert len({job["totals"]["bytes_up"] for job in jobs}) == 2
+    shown = capsys.readouterr().out
+    assert "compressor=null" in shown
+    assert "~compressor" not in shown.partition("mean")[2]
 
 
 def test_group_that_is_null_has_no_member(call: Call, tmp_path: Path) -> None:

@@ -211,6 +211,12 @@ def test_an_own_model_beside_parts_is_refused_for_that_alone(own, partial):
     assert "fedavg" in message
 
 
+@pytest.mark.parametrize("keep", [False, None])
+def test_a_client_that_keeps_no_moments_goes_with_parts_that_change(keep):
+    choice = Combination(such(partial="changes"), rule=AdamW(lr=0.1, keep_moments=keep))
+    assert list(refusals(choice)) == []
+
+
 def test_a_client_that_adapts_the_model_it_receives_goes_with_parts():
     choice = Combination(such(partial="changes"), rule=PerFedAvg())
     assert list(refusals(choice)) == []

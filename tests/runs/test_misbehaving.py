@@ -17,9 +17,11 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp import strategy as flower
 
 from fl import simulate
-from fl.aggregation import TrimmedMean
+from fl.aggregation import Mean, TrimmedMean
+from fl.attacks import IPM
+from fl.runs.run import outvoted
 from fl.simulation.world.fleets import uniform
-from fl.strategies import FedAvg, Rounds
+from fl.strategies import Exchange, FedAvg, Rounds
 
 CLIENTS = 5
 START = np.zeros(4, dtype=np.float32)
@@ -265,3 +267,17 @@ def test_a_server_app_that_raises_leaves_complete_files_and_raises(tmp_path):
     assert summary["status"] == "failed"
     assert "after one round" in summary["error"]
     assert summary["evaluations"] == 2
+
+
+@pytest.mark.parametrize(
+    ("F", "share"),
+    # P(X > 1) = C(2, 2) C(8, 3) / C(10, 5) = 2 / 9 with X of two liars among five of ten.
+    [(TrimmedMean(f=1), "22.2 %"), (TrimmedMean(f=2), ""), (Mean(), "")],
+)
+def test_a_user_is_told_how_often_more_liars_are_drawn_than_an_aggregator_bears(F, share):
+    liars = Exchange(attack=IPM(), byzantine=frozenset({3, 7}), num_clients=10)
+    strategy = Rounds(FedAvg(), clients=5, aggregator=F).within(liars)
+    said = outvoted(strategy, 10, num_rounds=10)
+    assert bool(said) == bool(share)
+    assert share in said
+    assert not outvoted(strategy.within(Exchange(num_clients=10)), 10, num_rounds=10)

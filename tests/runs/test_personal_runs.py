@@ -46,6 +46,14 @@ def test_a_run_is_what_it_is_whoever_looks_at_its_clients():
     assert last["personal_accuracy"] > first["personal_accuracy"]
 
 
+def test_what_a_client_keeps_of_its_part_is_none_of_the_whole_model_that_it_evaluates():
+    overrides = ["strategy=heterofl", "client=momentum"]
+    alone = ran(*overrides)
+    seen = ran(*overrides, "personal.every=1", "personal.local=true")
+    assert seen.summary["model_sha256"] == alone.summary["model_sha256"]
+    assert seen.history[-1]["local_loss"] != seen.history[-1]["global_loss"]
+
+
 def test_who_has_no_model_of_its_own_would_use_the_servers():
     (*_, last) = ran("personal.every=3").history
     for name in ("loss", "accuracy", "accuracy_weighted", "jain"):

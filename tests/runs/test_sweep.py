@@ -20,6 +20,7 @@ from fl.reports.jobs import JOBS, Job, by_overrides, overrides, read_jobs
 from fl.reports.run_writer import config_digest
 from fl.reports.runs import Run, find_runs
 from fl.reports.tensorboard_log import TensorBoardLog, flattened, write_hparams
+from fl.runs import sweep
 from fl.runs.sweep import (
     FILE,
     ShareRay,
@@ -81,6 +82,20 @@ def test_equal_overrides_with_different_configurations_are_not_one_row(tmp_path)
     for folder, lr in [("old", 0.1), ("new", 0.2)]:
         job(tmp_path, folder, ["strategy=a", f"seed={len(folder)}"], [0.1], config={"lr": lr})
     assert by_overrides(find_runs(tmp_path)).keys() == {"lr=0.1", "lr=0.2"}
+
+
+def test_a_process_reads_a_summary_once_until_it_changes(tmp_path, monkeypatch):
+    path, read = tmp_path / "summary.json", []
+    own = sweep._summary
+    monkeypatch.setattr(sweep, "_summary", lambda path: read.append(path) or own(path))
+    assert sweep._Ended.digest(path) is None  # there is none
+    path.write_text('{"status": "running"}')
+    assert [sweep._Ended.digest(path) for _ in range(3)] == [None] * 3
+    path.write_text('{"status": "completed", "config": {"seed": 1}}')
+    first, again = sweep._Ended.digest(path), sweep._Ended.digest(path)
+    assert first == again
+    assert first
+    assert len(read) == 2
 
 
 def test_damaged_runs_are_left_out_of_the_comparison(tmp_path, capsys):

@@ -11,7 +11,7 @@ from fl.aggregation import Median
 from fl.attacks import IPM
 from fl.clients import Gradient
 from fl.collectives import Buckets, Butterfly, Int8Ring, RingAllReduce, Tree
-from fl.compression import Cast, PowerSgd, Shapes
+from fl.compression import Cast, PowerSgd, Shapes, TopK
 from fl.errors import ConfigError
 from fl.models import flops_per_example
 from fl.simulation.kernel.trace import Event
@@ -80,6 +80,18 @@ def test_a_step_that_not_all_vote_for_is_not_taken():
     assert not np.array_equal(got.rows[2], got.rows[1])
     # The next is of two, with a vote: there and back, 0.25 s each.
     assert got.times[2] == pytest.approx(got.times[1] + PHASE_S + 2 * (0.25 + 2.0) + 0.5)
+
+
+def test_an_eager_worker_takes_its_own_step_before_the_all_reduce_fails():
+    rule = EagerUpdates(inner_steps=2, optimizer=PLAIN)
+    leaves = PHASE_S + HOP_S
+    fails, goes_on = (
+        trained(islands(3, toggles), rounds=1, rule=rule, on_failure="discard")
+        for toggles in ({2: [leaves]}, {})
+    )
+    assert fails.run.trace.counts[Event.NO_STEP] == 1
+    assert not np.array_equal(fails.rows[1], fails.rows[0])
+    assert not np.array_equal(fails.rows[1], goes_on.rows[1])
 
 
 def test_without_a_mode_it_has_done_its_part_before():
@@ -183,6 +195,15 @@ def test_what_cannot_be_requantised_on_its_way_is_refused(key, more):
     given = {"rule": LocalSGD(inner_steps=2), **more}
     with pytest.raises(ConfigError, match=f"allreduce is Int8Ring.*{key} is"):
         driven(given.pop("rule"), allreduce=Int8Ring(), **given)
+
+
+@pytest.mark.parametrize(
+    "more", [{"compressor": TopK(density=0.1)}, {"aggregator": Median()}], ids=["topk", "median"]
+)
+def test_a_collective_for_what_is_gathered_is_refused(more):
+    with pytest.raises(ConfigError, match="allreduce is Tree"):
+        driven(RULE, allreduce=Tree(), **more)
+    driven(RULE, **more)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from fl.execution import RayExecutor
 from fl.flower.records import from_record, to_record
 from fl.models import LogisticRegression, build, evaluate
 from fl.runs import simulator
-from fl.runs.configuration import make
+from fl.runs.making import make
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import Faults

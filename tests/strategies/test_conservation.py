@@ -26,7 +26,7 @@ import fl
 from fl.execution.contract import Result
 from fl.flower.records import vector_record
 from fl.randomness import generator
-from fl.runs.configuration import make
+from fl.runs.making import make
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.availability import ExponentialOnOff

@@ -24,6 +24,7 @@ from fl.strategies import (
     CA2FL,
     FADAS,
     FAVAS,
+    AsyncDiLoCo,
     AsyncFedAvg,
     AsyncSGD,
     FedAsync,
@@ -480,6 +481,7 @@ ALL = {
     "async_fedavg": lambda: driven(AsyncFedAvg, num_clients=4),
     "fedfix": lambda: driven(FedFix, num_clients=4, interval_s=0.8),
     "async_sgd": lambda: driven(AsyncSGD, concurrency=3),
+    "async_diloco": lambda: driven(AsyncDiLoCo, concurrency=3, inner_steps=2),
     "favas": lambda: contacts(FAVAS, contacted=2),
     "quafl": lambda: contacts(QuAFL, contacted=2),
 }

@@ -15,6 +15,7 @@ from fl.strategies import (
     CA2FL,
     FADAS,
     FAVAS,
+    AsyncDiLoCo,
     AsyncFedAvg,
     AsyncSGD,
     FedAsync,
@@ -315,6 +316,7 @@ RULES = {
     "rennala": RennalaSGD(),
     "fedfix": FedFix(num_clients=4, interval_s=1.0),
     "fedcompass": FedCompass(num_clients=4),
+    "async_diloco": AsyncDiLoCo(),
 }
 
 

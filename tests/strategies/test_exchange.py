@@ -6,7 +6,7 @@ import pytest
 from every_strategy import EVERY, configured
 from flwr.serverapp.strategy import FedAvg, FedProx, Result
 
-from fl.runs.configuration import make
+from fl.runs.making import make
 from fl.strategies import Driver, Exchange, driver_of
 
 

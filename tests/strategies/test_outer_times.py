@@ -7,7 +7,7 @@ latency of 2 x 0.125 s and half a payload.
 from __future__ import annotations
 
 import pytest
-from islands import CUT, DATA, LAYOUT, MODEL, SGD, app_of, crashing, of, run
+from islands import CUT, DATA, LAYOUT, MODEL, SGD, app_of, crashing, driven, of, run
 from stand_ins import Client, ScriptedFaults, fleet_of
 
 from fl.clients import Gradient
@@ -59,6 +59,19 @@ def test_the_slowest_worker_sets_the_pace():
     times, utilisation = timed(DiLoCo(inner_steps=4), 2, islands(bps, (1.0, 1.5)))
     assert times == pytest.approx([0.0, 7.5, 15.0])
     assert utilisation == pytest.approx((4 + 6) / (2 * 7.5))
+
+
+def test_those_who_come_later_than_the_first_waits_are_left_out_and_enter_again():
+    fleet = islands(32 * D, (1.0, 1.5))  # 4 s and 6 s a phase
+    waiting = driven(DiLoCo(inner_steps=4), waiting_s=1.0)
+    got = run(waiting, 4, fleet=fleet, batch_size=32)
+    # At 9 s worker 1, whose first phase was in vain, fetches the model; and is too late again.
+    assert got.times == pytest.approx([0.0, 5.0, 9.0, 14.0, 18.0])
+    assert [m["islands"] for m in got.result.train_metrics_clientapp.values()] == [0, 1, 1, 1, 1]
+    assert [r["time_s"] for r in of(got.run.trace, Event.DISCARDED)] == pytest.approx([6.0, 16.25])
+    patient = driven(DiLoCo(inner_steps=4), waiting_s=2.5)
+    got = run(patient, 2, fleet=islands(32 * D, (1.0, 1.5)), batch_size=32)
+    assert got.times == pytest.approx([0.0, 7.5, 15.0])
 
 
 def test_workers_slower_than_the_timeout_take_part():

@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from fl.clients.app.inbox import ARRAYS_KEY, CONFIG_KEY
+from fl.clients.app.inbox import ARRAYS_KEY, CONFIG_KEY, MEMORY_KEY
 from fl.clients.app.masks import masks_record, read_masks
 from fl.clients.app.message_config import read_int
 from fl.clients.app.training_app import TrainingApp
@@ -31,6 +31,7 @@ from fl.vectors.rows import Row, as_tensor
 
 _MASK_STATE, _NUMBER_STATE = "fl.mask", "fl.mask-number"  # records of a client's Context.state
 _NUMBER = "number"
+_SIZE_STATE, _NUMBERS = "fl.part", "numbers"  # of the part that the rule's memory is of
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,8 @@ class PartialApp(ClientApp, PlannedApp):
     time, memory and bytes are those of that. Where single numbers of a tensor are left out, those
     that came are put among zeros, which stay zeros (`fl.clients.Masked`), and go back alone.
 
-    What a part's rule or a compressed link keeps in `Context.state` is of that part.
+    What a part's rule or a compressed link keeps in `Context.state` is of that part. Where a client
+    evaluates what training makes of a model of another size, its rule begins as in a first task.
 
     Args:
         whole: the app of the whole model.
@@ -237,7 +239,8 @@ class PartialApp(ClientApp, PlannedApp):
         for result, read, request in zip(results, reads, requests, strict=True):
             if read.part is not None and result.content is not None:
                 result.content = self._cut(result.content, read.part)
-            if kept := self._kept(request.payload.content):
+            kept = {**self._kept(request.payload.content), **_size_kept(read.app, result.state)}
+            if kept:
                 result.state = RecordDict({**(result.state or {}), **kept})
         return results
 
@@ -245,7 +248,14 @@ class PartialApp(ClientApp, PlannedApp):
         read = self.read(message.content)
         if read.recalls:
             read = self._recalled(message.content, context.state)
-        reply: Message = read.app(with_content(message, read.payload.content), context)
+        opened = with_content(message, read.payload.content)
+        if _is_of_another(read.app, context.state):
+            memory = context.state.pop(MEMORY_KEY)
+            reply: Message = read.app(opened, context)
+            context.state[MEMORY_KEY] = memory
+        else:
+            reply = read.app(opened, context)
+            context.state.update(_size_kept(read.app, context.state))
         context.state.update(self._kept(message.content))
         if read.part is not None and reply.has_content():
             reply.content = self._cut(reply.content, read.part)
@@ -281,6 +291,19 @@ class PartialApp(ClientApp, PlannedApp):
 def _number(content: RecordDict) -> int | None:
     """Returns the number of the mask that a message's part has, if it says one."""
     return read_int(content.get(CONFIG_KEY, {}), MASK_NUMBER_KEY, least=0)
+
+
+def _size_kept(app: TrainingApp, state: RecordDict | None) -> dict[str, Any]:
+    """Returns of which size the memory in a state is, if there is one."""
+    if state is None or MEMORY_KEY not in state:
+        return {}
+    return {_SIZE_STATE: ConfigRecord({_NUMBERS: app.layout.size})}
+
+
+def _is_of_another(app: TrainingApp, state: RecordDict) -> bool:
+    """Returns whether the memory in a state is of another part than an app's."""
+    record: Any = state.get(_SIZE_STATE, {})
+    return MEMORY_KEY in state and record.get(_NUMBERS, app.layout.size) != app.layout.size
 
 
 def _size(layout: Layout) -> Size:

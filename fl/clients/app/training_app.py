@@ -51,7 +51,7 @@ from fl.execution.contract import Payload, PlannedApp, Request, Result, RunInfo,
 from fl.flower.carried import carried_arrays, carried_tensors
 from fl.flower.content import content_of
 from fl.flower.messages import with_content
-from fl.models import copy_of, drop_weights, evaluate
+from fl.models import Measures, copy_of, drop_weights
 from fl.randomness import SEED_KEY, generator, global_generators
 from fl.vectors.rows import as_row, as_tensor
 
@@ -80,8 +80,9 @@ class TrainingApp(ClientApp, PlannedApp):
       `node_config["partition-id"]`. The reply has the model in "arrays", in "metrics"
       "num-examples" (size of the partition), "train-loss" (mean over the steps) and "steps", and a
       record for each vector the rule uploads beside the model.
-    - `evaluate`: replies with "num-examples", "loss" and "accuracy" of a model on the client's own
-      held-out examples, or on its training examples. The message's configuration may say on which,
+    - `evaluate`: replies with "num-examples", "loss" and "accuracy", of regression the errors, and
+      what `metrics` asks for, of a model on the client's own held-out examples, or on its training
+      examples. The message's configuration may say on which,
       "evaluate-on" being "test" or "train", and on how many of them, drawn uniformly:
       "evaluate-examples". It may also say which model, "evaluate-model" being "global", the
       received one, "local", what training it makes of that, or "personal", what the client would
@@ -149,6 +150,7 @@ class TrainingApp(ClientApp, PlannedApp):
             has the choice.
         device: where PyTorch trains and evaluates, such as "cpu", "cuda" or "cuda:1". On a GPU,
             clients share it through batches; results differ from a CPU's by rounding.
+        metrics: what clients report of a model besides, as of `fl.models.Measures`.
         mods: Flower mods around every handler. With any, tasks are trained one by one.
 
     Attributes:
@@ -178,9 +180,11 @@ class TrainingApp(ClientApp, PlannedApp):
         downlink: Downlink | Replica | Island | None = None,
         batching: Mode | bool = "auto",
         device: str = "cpu",
+        metrics: Sequence[str] = (),
         mods: list[Mod] | None = None,
     ) -> None:
         super().__init__(mods=mods)
+        self.measures = Measures(data.task, tuple(metrics), data.unit)
         self._has_mods = bool(mods)
         if isinstance(batching, bool):  # what YAML makes of on and off
             batching = "on" if batching else "off"
@@ -213,13 +217,9 @@ class TrainingApp(ClientApp, PlannedApp):
             )
         self.device = _found_device(device)
         self.data = data
-        self.optimizer = rule
         self.correction = correction
         self.local_layers = local_layers
         self.contact = contact
-        self.rule = rule if correction is None else _corrected(rule, correction)
-        if local_layers is not None and local_layers.first is not None:
-            self.rule = _local_first(rule, correction, local_layers.first)
         self.batch_size = batch_size
         self.local_epochs = local_epochs
         self.local_steps = local_steps
@@ -236,6 +236,10 @@ class TrainingApp(ClientApp, PlannedApp):
         self._model.train()
         self.home = Home(self._model, local_layers)
         self.layout = self.home.sent.layout
+        self.optimizer = rule = rule.for_model(self._model, self.home.whole)
+        self.rule = rule if correction is None else _corrected(rule, correction)
+        if local_layers is not None and local_layers.first is not None:
+            self.rule = _local_first(rule, correction, local_layers.first)
         drop_weights(self._model)
         if correction is not None:
             correction.check_model(self._model)
@@ -638,7 +642,7 @@ class TrainingApp(ClientApp, PlannedApp):
         partition = read_partition(context) % self.data.num_partitions
         sent_s = message.metadata.created_at - DRIFT_BEGINS
         held_out, count = self._planner.evaluated_on(instructions.config, partition)
-        loss = accuracy = 0.0
+        found = self.measures.nothing()
         if count:
             row, entries = self._asked_for(
                 instructions, message.metadata.message_id, context, sent_s
@@ -651,14 +655,9 @@ class TrainingApp(ClientApp, PlannedApp):
                 rng = generator(int(context.run_config[SEED_KEY]), *key)
                 some = torch.as_tensor(rng.choice(len(y), count, replace=False))
                 x, y = x[some], y[some]
-            loss, accuracy = evaluate(self._evaluated, (x.to(self.device), y.to(self.device)))
+            found = self.measures(self._evaluated, (x.to(self.device), y.to(self.device)))
             drop_weights(self._evaluated)
-        metrics: dict[str, int | float] = {
-            "num-examples": count,
-            "loss": loss,
-            "accuracy": accuracy,
-        }
-        return metrics_reply(message, metrics)
+        return metrics_reply(message, {"num-examples": count, "loss": found["loss"], **found})
 
     def _asked_for(
         self, instructions: Instructions, message_id: str, context: Context, sent_s: float

@@ -32,8 +32,16 @@ from fl.errors import ConfigError
 from fl.reports.atomic import replacing
 from fl.reports.files import SUMMARY_BYTES, printable, read_file
 from fl.runs.journal.claim import FOLDER, Claim
-from fl.runs.journal.journal import FILE, check_replaceable, holds_answers, read_head
+from fl.runs.journal.journal import (
+    EXTENDS,
+    FILE,
+    check_replaceable,
+    holds_answers,
+    longer,
+    read_head,
+)
 from fl.runs.trust import foreign_targets
+from fl.runs.usage import CommandParser
 
 COMMAND = "command.json"
 """How the run was started, for as long as there is no journal that says so."""
@@ -247,19 +255,21 @@ def _note(directory: Path, hydra: Any) -> None:
 # ---- the command line ----------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see fl resume --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="fl resume",
         description="Continues the run in DIR, whose process was killed, interrupted or failed, to "
         "the result that it would have had. What its clients had answered is in DIR/checkpoint and "
         "is not trained again. A run that has completed is left as it is. See docs/recovery.md.",
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="of one run")
+    parser.add_argument(
+        "num_rounds",
+        metavar="num_rounds=N",
+        nargs="?",
+        help="make a run longer that has completed with checkpoint.keep=true: what it answered is "
+        "not trained again, and DIR-N has what a run of N rounds would have had",
+    )
     parser.add_argument(
         "--allow",
         metavar="WHAT",
@@ -295,10 +305,13 @@ def resumed(arguments: Sequence[str]) -> tuple[list[str], Resumption] | None:
     if not directory.is_dir():
         raise ConfigError(f"{directory} does not exist; give the directory of a run")
     _check_files(directory)
+    if given.num_rounds is not None:
+        directory = _longer(directory, given.num_rounds)
     journal = directory / FOLDER / FILE
     status = _status(directory)
     head = read_head(journal) if journal.is_file() else None
-    if status == "completed" and (head is None or head.get("obstacle") is not None):
+    kept = head is not None and not (directory / FOLDER / COMMAND).exists()
+    if status == "completed" and (head is None or head.get("obstacle") is not None or kept):
         print(f"{directory} has completed: there is nothing to resume", file=sys.stderr)
         return None
     if head is not None:
@@ -340,6 +353,48 @@ def resumed(arguments: Sequence[str]) -> tuple[list[str], Resumption] | None:
     for folder in command["config_dirs"]:
         found += ["--config-dir", folder]
     return [*found, "--config-name", command["config_name"]], resumption
+
+
+def _longer(directory: Path, asked: str) -> Path:
+    """Makes the directory of a longer run that goes on where one has ended; returns it.
+
+    Raises:
+        ConfigError: the run has not completed, has kept no journal, or is not shorter.
+    """
+    key, _, value = asked.partition("=")
+    if key != "num_rounds" or not value.isascii() or not value.isdecimal():
+        raise ConfigError(
+            f"{asked!r} is no num_rounds=N, with a whole number N: nothing else of a run can be "
+            "changed when it goes on"
+        )
+    journal = directory / FOLDER / FILE
+    if _status(directory) != "completed":
+        raise ConfigError(f"{directory} has not completed: fl resume {directory} goes on with it")
+    if not journal.is_file():
+        raise ConfigError(
+            f"{directory} has completed without checkpoint.keep=true, so that what its clients "
+            f"answered is gone: start a run with num_rounds={value}"
+        )
+    head = read_head(journal)
+    summary = json.loads(read_file(directory / "summary.json", SUMMARY_BYTES))
+    config = summary.get("config")
+    rounds = config.get("num_rounds") if isinstance(config, dict) else None
+    if not isinstance(rounds, int) or head.get("obstacle") is not None:
+        raise ConfigError(f"{directory} holds a run that fl cannot make longer: start it again")
+    if int(value) <= rounds:
+        raise ConfigError(
+            f"num_rounds is {value}, and {directory} has done {rounds}: it must be more than that"
+        )
+    command = _checked(directory, head.get("command"))
+    others = [o for o in command["overrides"] if o.lstrip("+").split("=")[0] != "num_rounds"]
+    new = directory.with_name(f"{directory.name}-{value}")
+    if new.exists():
+        raise ConfigError(f"{new} is there already: fl resume {new}, if it is to go on")
+    (new / FOLDER).mkdir(parents=True)
+    told = {**command, "overrides": [*others, f"num_rounds={value}"]}
+    longer(journal, new / FOLDER / FILE, {"command": told, EXTENDS: rounds})
+    print(f"fl: {directory} goes on to {value} rounds, in {new}", flush=True)
+    return new
 
 
 def _noted(directory: Path) -> Any:

@@ -18,6 +18,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import struct
 import time
 import zlib
@@ -40,6 +41,8 @@ FILE = "journal"
 _MAGIC = b"fl-journal-2\n"
 _FRAME = struct.Struct("<QI")  # length of what follows, CRC-32 of place and bytes
 _PLACE = struct.Struct("<QQ")  # of the journal, drawn when it is made; of the record, the head is 0
+EXTENDS = "extends"
+"""In the head of a longer run's journal: num_rounds of the run that its answers are from."""
 _CHANGE = "changed code"  # what is asked in a record that is no answer
 _GB = 10**9
 _MANY_PARTS = 512  # buffers that one system call takes; Linux allows 1024
@@ -151,6 +154,12 @@ class Journal:
             )
             if self._code not in (None, self.head.get("code")):
                 why = "Its code was changed, and asks something else than before"
+            if EXTENDS in self.head:
+                why = (
+                    f"With num_rounds={self.head[EXTENDS]} it was not the beginning of the longer "
+                    "run: a schedule depends on the length, clients go on while others end, or the "
+                    "last model was evaluated out of turn (evaluate_every)"
+                )
             raise NotRepeated(
                 f"the run does not repeat itself: answer {self.replayed + 1} of {self.path} is to "
                 f"{facts['asked']}, but now {asked} was asked. {why}; the run cannot be resumed"
@@ -291,6 +300,29 @@ def read_head(path: Path) -> dict[str, Any]:
     head, _, reader = _opened(path)
     reader.close()
     return head
+
+
+def longer(path: Path, new: Path, changes: Mapping[str, Any]) -> None:
+    """Writes the journal that a longer run begins with: the answers of one that has completed.
+
+    Args:
+        path: of the journal that was kept.
+        new: of the other one.
+        changes: what its head says otherwise.
+
+    Raises:
+        ConfigError: the one cannot be read, or the other not written.
+    """
+    head, journal, reader = _opened(path)
+    place = _PLACE.pack(journal, 0)
+    with reader:
+        try:
+            with replacing(new) as temporary, temporary.open("wb") as file:
+                text = json.dumps({**head, **changes}).encode()
+                file.write(b"".join([_MAGIC, *_framed([place, text])]))
+                shutil.copyfileobj(reader, file, 2**20)
+        except OSError as error:
+            raise ConfigError(f"{new} cannot be written: {_reason(error)}") from error
 
 
 def holds_answers(path: Path) -> bool:

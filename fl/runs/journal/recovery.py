@@ -22,7 +22,7 @@ from fl.reports.files import printable
 from fl.runs.journal.claim import FOLDER, Claim
 from fl.runs.journal.command import COMMAND, resume_command
 from fl.runs.journal.encoding import checksum, encode
-from fl.runs.journal.journal import FILE, Journal, NotRepeated, check_replaceable
+from fl.runs.journal.journal import EXTENDS, FILE, Journal, NotRepeated, check_replaceable
 from fl.runs.journal.replay import Journaled
 
 log = logging.getLogger("fl")
@@ -59,13 +59,14 @@ class RunStart:
 class Recovery:
     """Keeps a journal of a run, from which `fl resume DIR` continues it; see `journal`.
 
-    A run that completes removes its journal.
+    A run that completes removes its journal, or keeps it for a longer one.
 
     Args:
         limit_gb: most bytes of the journal, in 10^9: each client's reply is kept, and what it
             remembers. What comes after is not kept; None sets no limit.
         sync_s: host seconds between two orders to write everything to the disk, against power cuts.
         trust: keep a journal also where a ServerApp that is not ours uses what does not repeat.
+        keep: keep it when the run has completed, for `fl resume DIR num_rounds=...`.
         start: how the run was started.
 
     Raises:
@@ -77,6 +78,7 @@ class Recovery:
         limit_gb: float | None = 20.0,
         sync_s: float = 10.0,
         trust: bool = False,
+        keep: bool = False,
         start: RunStart | None = None,
     ) -> None:
         for name, value in (("limit_gb", limit_gb), ("sync_s", sync_s)):
@@ -84,7 +86,10 @@ class Recovery:
                 raise ConfigError(f"{name} is {value}; it must be positive and finite")
         self.limit_gb = limit_gb
         self.sync_s = sync_s
+        if not isinstance(keep, bool):
+            raise ConfigError(f"keep is {keep!r}; it must be true or false")
         self.trust = trust
+        self.keep = keep
         self._start = RunStart() if start is None else start
         self._keeps = True
         self._journal: Journal | None = None
@@ -109,15 +114,21 @@ class Recovery:
         return recovery
 
     @contextmanager
-    def keeping(self, directory: Path | None, facts: Mapping[str, Any]) -> Iterator[None]:
+    def keeping(
+        self,
+        directory: Path | None,
+        facts: Mapping[str, Any],
+        shorter: Callable[[int], Mapping[str, Any]] | None = None,
+    ) -> Iterator[None]:
         """Claims the directory and keeps the journal there, for the run in the block.
 
         A block that ends without an exception is a run that has completed: nothing is left to be
-        resumed, and the journal is removed.
+        resumed, and the journal is removed, unless it is to be kept.
 
         Args:
             directory: of the run; None keeps nothing.
             facts: what must not have changed when the run is resumed.
+            shorter: returns the facts of the same run with another num_rounds; None: there is none.
 
         Raises:
             ConfigError: another run has the directory, or it cannot be written; or a run that is to
@@ -129,7 +140,7 @@ class Recovery:
         claim = Claim(directory)
         completed = False
         try:
-            self._journal = self._opened(claim.folder / FILE, facts)
+            self._journal = self._opened(claim.folder / FILE, facts, shorter)
             yield
             completed = True
         except (ConfigError, NotRepeated):
@@ -141,7 +152,7 @@ class Recovery:
             if self._journal is not None:
                 self._journal.close()
             if completed:
-                for name in (FILE, COMMAND):
+                for name in (COMMAND,) if self.keep else (FILE, COMMAND):
                     (claim.folder / name).unlink(missing_ok=True)
             claim.release(remove=completed)
 
@@ -157,7 +168,12 @@ class Recovery:
             refused += ", and changed code of your own unless --changed-code is given"
         again.info("this run can go on when the cause is gone: %s%s", command, refused)
 
-    def _opened(self, path: Path, facts: Mapping[str, Any]) -> Journal | None:
+    def _opened(
+        self,
+        path: Path,
+        facts: Mapping[str, Any],
+        shorter: Callable[[int], Mapping[str, Any]] | None,
+    ) -> Journal | None:
         start = self._start
         head: dict[str, Any] = {"command": dict(start.command)}
         obstacle = None if self.trust else start.obstacle
@@ -171,18 +187,28 @@ class Recovery:
             # A head alone: whoever wants to resume the run is told why it cannot be.
             Journal(path, {**head, "obstacle": obstacle}).close()
             return None
-        facts = {**facts, "source": source_sha256()}
+        source = {"source": source_sha256()}
+        facts = {**facts, **source}
         if start.resume:
-            return self._reopened(path, facts)
+            return self._reopened(
+                path, facts, lambda rounds: {**(shorter or _no_shorter)(rounds), **source}
+            )
         head |= {"facts": facts, "code": dict(start.code)}
         return Journal(path, head, limit_gb=self.limit_gb, sync_s=self.sync_s)
 
-    def _reopened(self, path: Path, facts: Mapping[str, Any]) -> Journal:
+    def _reopened(
+        self,
+        path: Path,
+        facts: Mapping[str, Any],
+        shorter: Callable[[int], Mapping[str, Any]],
+    ) -> Journal:
         code = dict(self._start.code)
         journal = Journal(path, None, limit_gb=self.limit_gb, sync_s=self.sync_s, code=code)
         try:
             check_head(path, journal.head)
             directory = path.parents[1]
+            if EXTENDS in journal.head:
+                facts = shorter(journal.head[EXTENDS])
             _check_unchanged(directory, journal.head["facts"], facts)
             if not self._start.changed_code:
                 remedy = "; with --changed-code, the code as it is now answers what is left"
@@ -247,6 +273,10 @@ class Recovery:
             return MetricRecord(metrics)
 
         return kept
+
+
+def _no_shorter(num_rounds: int) -> Mapping[str, Any]:
+    raise ConfigError("this run has no num_rounds, and cannot go on from a shorter one")
 
 
 def check_head(path: Path, head: Mapping[str, Any]) -> None:

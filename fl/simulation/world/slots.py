@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.checks import at_least, positive
+from fl.checks import at_least, fraction, positive
 from fl.errors import ConfigError
 from fl.randomness import uniforms
 from fl.simulation.world.availability import Alternating
@@ -165,8 +165,7 @@ class Markov(Alternating):
     ) -> None:
         positive("slot_s", slot_s)
         p = checked_rates(rates, num_clients)
-        if not 0 < activation <= 1:
-            raise ConfigError(f"activation is {activation}; it must be above 0 and at most 1")
+        fraction("activation", activation)
         going = activation * (1 / p - 1)
         scale = np.maximum(going, 1.0)
         self._going, self._coming = going / scale, activation / scale

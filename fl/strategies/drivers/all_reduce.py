@@ -167,9 +167,7 @@ class AllReduce:
             return finish_s
         got = peers.collect(list(sent), sizes, by, self._failure)
         reduction.gone = set(got.gone)
-        if sent and not got.nodes:
-            reduction.mean = NoStep("a worker went offline during the all-reduce")
-        elif by.requantises:
+        if by.requantises and got.nodes:
             reduction.mean = self._requantised([sent[node].delta for node in got.nodes])
         there = set(got.nodes)
         reduction.sent = {node: one for node, one in sent.items() if node in there}

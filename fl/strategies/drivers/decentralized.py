@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fl.attacks import Attack, Forged, Scene
-from fl.checks import at_least, positive
+from fl.checks import at_least, fraction, positive
 from fl.compression import Channel
 from fl.errors import ConfigError, NotFinite
 from fl.randomness import generator
@@ -71,9 +71,7 @@ class Decentralized(RuleDriver):
     ) -> None:
         super().__init__(rule, min_available_nodes=topology.num_nodes, **driver)
         if gamma is not None:
-            positive("gamma", gamma)
-            if gamma > 1:
-                raise ConfigError(f"gamma is {gamma}; it must be at most 1")
+            fraction("gamma", gamma)
         if evaluated_nodes is not None:
             at_least("evaluated_nodes", evaluated_nodes, 1)
         self.topology = topology

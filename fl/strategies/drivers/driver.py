@@ -144,6 +144,13 @@ class Driver(Strategy):
         """Returns how many clients it asks at the same time, at most; all, if it does not know."""
         return num_clients
 
+    def tolerance(self, num_clients: int) -> tuple[int, int] | None:
+        """Returns of how many clients, drawn uniformly, an aggregator bears how many Byzantine.
+
+        None if there is none, or nobody is drawn like that.
+        """
+        return None
+
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if it can make nothing of so many clients."""
 

@@ -24,7 +24,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fl.aggregation import Aggregator, Mean, shown, weight_of
-from fl.checks import at_least, positive, read_if, share
+from fl.checks import at_least, not_negative, positive, read_if, share
 from fl.clients.app.island import (
     AFRESH,
     MERGE,
@@ -44,11 +44,11 @@ from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
 from fl.flower.records import from_record, layout_of, to_record
 from fl.randomness import generator
 from fl.strategies.drivers.aggregating import own_f
-from fl.strategies.drivers.all_reduce import AllReduce, adds
+from fl.strategies.drivers.all_reduce import AllReduce
 from fl.strategies.drivers.driver import RuleDriver, Traits
 from fl.strategies.drivers.events import EvaluateFn, wait_for_nodes
 from fl.strategies.drivers.exchange import Exchange
-from fl.strategies.drivers.outer_checks import check_together
+from fl.strategies.drivers.outer_checks import check_payloads, check_together
 from fl.strategies.drivers.outer_run import OuterRun, Participant, Segment
 from fl.strategies.drivers.reduction import ReceivedOuterGradient, Reduction
 from fl.strategies.drivers.tasks import TTL_S, Task, Tasks
@@ -115,6 +115,9 @@ class OuterSteps(RuleDriver):
             deployment the process that runs the strategy is in between, and is sent outer gradients
             as they are.
         weighted_by_key: metric of the clients that weights the mean; None is the plain mean.
+        waiting_s: how long the first worker at an all-reduce waits for the others, which are then
+            left out; None waits as long as there is patience. The two ways of OpenDiLoCo
+            (arXiv:2407.07852): some time for its peers to find each other, or all of them.
         patience: see `RuleDriver`; a worker's tasks are segments, and one that has done none is
             late after so many times the longest of the others.
         **driver: other arguments of `RuleDriver`.
@@ -142,6 +145,7 @@ class OuterSteps(RuleDriver):
         drop: float = 0.0,
         compress_mean: bool = False,
         weighted_by_key: str | None = None,
+        waiting_s: float | None = None,
         patience: float | None = 10.0,
         **driver: Any,
     ) -> None:
@@ -167,6 +171,9 @@ class OuterSteps(RuleDriver):
         self.accumulate = accumulate
         self.compress_mean = compress_mean
         self.weighted_by_key = weighted_by_key
+        if waiting_s is not None:
+            not_negative("waiting_s", waiting_s)
+        self.waiting_s = math.inf if waiting_s is None else waiting_s
         check_together(self)
 
     @property
@@ -187,13 +194,10 @@ class OuterSteps(RuleDriver):
 
     @property
     def unread(self) -> Mapping[str, str]:
-        """Arguments that the aggregator does not read, or that have no effect beside others."""
-        unread = {}
-        if not self.aggregator.has_f:
-            unread["f"] = f"{self.aggregator.name} has no number of Byzantine clients"
-        if not self.compress_mean and not adds(self.exchange.uplink, self.aggregator):
-            unread["allreduce"] = "what cannot be added on its way is gathered"
-        return unread
+        """Arguments that the aggregator does not read."""
+        if self.aggregator.has_f:
+            return {}
+        return {"f": f"{self.aggregator.name} has no number of Byzantine clients"}
 
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if the workers are too few for the aggregator."""
@@ -214,11 +218,7 @@ class OuterSteps(RuleDriver):
                     "lowrank or terngrad, or leave it out"
                 )
             mean_compressor(exchange.uplink)
-        if self.allreduce.requantises and exchange.uplink is not None:
-            raise ConfigError(
-                f"allreduce is {type(self.allreduce).__name__}, which encodes every sum on its "
-                f"way, and compressor is {type(exchange.uplink).__name__}: leave one of them out"
-            )
+        check_payloads(self, exchange.uplink)
         made = super().within(exchange)
         if exchange.layout is not None:
             made.cut(exchange.layout)
@@ -336,7 +336,8 @@ class OuterSteps(RuleDriver):
         """Takes the step of an all-reduce that is finished; returns why not, if there is none."""
         p = reduction.fragment
         if not reduction.sent:
-            return NoStep("no outer gradient has come")
+            gone = "a worker went offline during the all-reduce"
+            return NoStep(gone if reduction.gone else "no outer gradient has come")
         gradients = run.all_reduce.gradients(reduction)
         return self._step(run, p, partial(self.rule.reduced, run.states[p], gradients))
 
@@ -390,8 +391,9 @@ class OuterSteps(RuleDriver):
 
     def _receive(self, run: OuterRun) -> None:
         """Waits for replies, or for the end of an all-reduce."""
-        begun = [r.finish_s for r in run.reductions.values() if not r.done]
-        until = min(begun, default=math.inf)
+        open_ones = [r for r in run.reductions.values() if not r.done]
+        until = min((r.finish_s for r in open_ones), default=math.inf)
+        until = min([until, *(self._waits_until(r) for r in open_ones)])
         if not run.workers and math.isinf(until):
             self._admit(run)
             if run.workers:
@@ -404,6 +406,14 @@ class OuterSteps(RuleDriver):
         for task in run.tasks.became_late:
             if self._is_at(run, task):
                 self._leave_out(run, run.workers[task.node], "it is late")
+        for reduction in open_ones:
+            if self._waits_until(reduction) <= run.tasks.now():
+                for worker in [w for w in run.workers.values() if w.step < reduction.step]:
+                    self._leave_out(run, worker, "the others have waited for waiting_s")
+
+    def _waits_until(self, reduction: Reduction) -> float:
+        """Returns when the workers at an all-reduce go on without the others, s."""
+        return math.inf if reduction.begun else reduction.since_s + self.waiting_s
 
     def _settle(self, run: OuterRun) -> None:
         """Begins and ends all-reduces, and lets workers go on, until nothing changes any more."""
@@ -422,7 +432,7 @@ class OuterSteps(RuleDriver):
                 if reduction.finish_s <= run.tasks.now():
                     self._finish(run, reduction)
                     gone = gone or bool(reduction.gone)
-            passed = [worker for worker in run.waiting() if self._go_on(run, worker)]
+            passed = run.unblock(partial(self._go_on, run))
             changed = bool(passed) or gone
             entries = [worker.step for worker in passed if worker.merge]
             if entries:
@@ -443,7 +453,7 @@ class OuterSteps(RuleDriver):
             reduction.missing = [run.workers[m] for m in sorted(reduction.gone) if m in run.workers]
 
     def _finish(self, run: OuterRun, reduction: Reduction) -> None:
-        reduction.done = True
+        reduction.done = run.stirred = True
         for worker in reduction.missing:
             if run.workers.get(worker.node) is worker:  # it may have failed, and be back, since
                 self._leave_out(run, worker, "it went offline during an all-reduce")
@@ -486,7 +496,7 @@ class OuterSteps(RuleDriver):
     def _send(self, run: OuterRun) -> None:
         """Sends the workers that have gone on into their next segments."""
         groups: dict[Any, list[Participant]] = {}
-        for worker in run.waiting():
+        for worker in (run.workers[node] for node in sorted(run.ready)):
             if worker.passed == worker.step < run.last_step:
                 fragments = tuple((p, id(row)) for p, row in sorted(worker.merge.items()))
                 whole = tuple(id(row) for row in worker.held) if worker.reset else ()
@@ -503,6 +513,7 @@ class OuterSteps(RuleDriver):
             for worker, task in zip(members, sent, strict=True):
                 worker.reset, worker.merge, worker.task = False, {}, task
                 worker.afresh.clear()
+                run.ready.discard(worker.node)
 
     def _content(self, run: OuterRun, worker: Participant, stop: int) -> RecordDict:
         config = {
@@ -558,10 +569,12 @@ class OuterSteps(RuleDriver):
         now, steps = run.tasks.now(), (stop - worker.step) * self.accumulate
         worker.last_step = (now, (now - worker.ready_s) / steps)
         worker.step = stop
+        run.arrive(worker)
         lost = False
         for p, one in sent.items():
             key = (p, stop)
             reduction = run.reduction(p, stop)
+            reduction.since_s = min(reduction.since_s, run.tasks.now())
             if self._drops(worker, key):
                 reduction.lost.add(worker.node)
                 worker.missed.add(key)
@@ -645,7 +658,7 @@ class OuterSteps(RuleDriver):
             worker = Participant(node, run.entry if step is None else step, [], ready_s)
             worker.passed = worker.step
             worker.held = [self.rule.theta(state, node) for state in run.states]
-            run.workers[node] = worker
+            run.enter(worker)
             log.info("node %d takes part from step %d, at %g s", node, worker.step, ready_s)
 
     @staticmethod
@@ -657,7 +670,7 @@ class OuterSteps(RuleDriver):
     def _leave_out(self, run: OuterRun, worker: Participant, reason: str) -> None:
         """Does without a worker that failed, or is late."""
         log.info("node %d is left out after step %d: %s", worker.node, worker.step, reason)
-        del run.workers[worker.node]
+        run.leave(worker)
         for key, reduction in list(run.reductions.items()):
             if not reduction.begun:
                 reduction.own.pop(worker.node, None)

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from fl.aggregation import Mean
+from fl.collectives import RingAllReduce
+from fl.compression import Channel
 from fl.errors import ConfigError
+from fl.strategies.drivers.all_reduce import adds
 
 if TYPE_CHECKING:
     from fl.strategies.drivers.outer import OuterSteps
@@ -20,6 +23,24 @@ def check_together(strategy: OuterSteps) -> None:
     for first, is_, other, value, why in _clashes(strategy):
         raise ConfigError(
             f"{first} is {is_} and {other} is {value}, but {why}: leave {first} or {other} out"
+        )
+
+
+def check_payloads(strategy: OuterSteps, uplink: Channel | None) -> None:
+    """Raises ConfigError unless a collective that was chosen can carry what workers send."""
+    collective, name = strategy.allreduce, type(strategy.allreduce).__name__
+    compressor = type(uplink).__name__
+    if collective.requantises and uplink is not None:
+        raise ConfigError(
+            f"allreduce is {name}, which encodes every sum on its way, and compressor is "
+            f"{compressor}: leave one of them out"
+        )
+    added = strategy.compress_mean or adds(uplink, strategy.aggregator)
+    if not added and collective != RingAllReduce():
+        of = strategy.aggregator.name if uplink is None or uplink.adds else compressor
+        raise ConfigError(
+            f"allreduce is {collective}, but what {of} needs cannot be added on its way, and is "
+            "gathered: leave allreduce out"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +81,10 @@ class OuterRun:
         finished_rounds: all-reduces of fragment 0 that are finished.
         entry: inner steps after which a worker enters when nobody else is there.
         transfers: models that entering workers have fetched.
+        blocked: workers that have done their steps and cannot go on yet, by Flower id.
+        arrived: those of them that have not been looked at.
+        stirred: whether an all-reduce has ended, or a worker has gone, since all were looked at.
+        ready: workers that may be sent on.
     """
 
     def __init__(
@@ -109,6 +113,10 @@ class OuterRun:
         self.entry = 0
         self.failures = Failures("outer gradient", None)
         self.transfers = 0
+        self.blocked: set[int] = set()
+        self.arrived: set[int] = set()
+        self.stirred = False
+        self.ready: set[int] = set()
         self.config = config
 
     @property
@@ -124,9 +132,37 @@ class OuterRun:
         row.flags.writeable = False
         return row
 
-    def waiting(self) -> list[Participant]:
-        """Returns the workers that are not at work, in the order of their ids."""
-        return [self.workers[node] for node in self.present if not self.tasks.busy(node)]
+    def enter(self, worker: Participant) -> None:
+        """Adds a worker that may be sent on."""
+        self.workers[worker.node] = worker
+        self.ready.add(worker.node)
+
+    def arrive(self, worker: Participant) -> None:
+        """Notes that a worker has done its steps."""
+        self.blocked.add(worker.node)
+        self.arrived.add(worker.node)
+
+    def leave(self, worker: Participant) -> None:
+        """Does without a worker."""
+        del self.workers[worker.node]
+        for nodes in (self.blocked, self.arrived, self.ready):
+            nodes.discard(worker.node)
+        self.stirred = True
+
+    def unblock(self, goes_on: Callable[[Participant], bool]) -> list[Participant]:
+        """Returns the workers that go on now, in the order of their ids.
+
+        Where nothing was stirred, only those that have just arrived are asked: with many workers,
+        most instants are of one that arrives and waits.
+        """
+        asked = sorted(self.blocked if self.stirred else self.arrived)
+        self.arrived.clear()
+        self.stirred = False
+        passed = [self.workers[node] for node in asked if goes_on(self.workers[node])]
+        for worker in passed:
+            self.blocked.discard(worker.node)
+            self.ready.add(worker.node)
+        return passed
 
     def reduction(self, p: int, step: int) -> Reduction:
         """Returns the all-reduce of a fragment after so many inner steps."""

@@ -44,6 +44,7 @@ class Reduction:
             there is none.
         gone: workers that went offline before its end, by Flower id.
         missing: those of them that took part in the run when it began.
+        since_s: when the first outer gradient was there, s; infinity until one is.
         finish_s: when it is finished, s; infinity until it begins.
         done: whether it is finished.
         outcome: the fragment's state when it was.
@@ -58,6 +59,7 @@ class Reduction:
     mean: Vector | NoStep | None = None
     gone: set[int] = field(default_factory=set)
     missing: list[Participant] = field(default_factory=list)
+    since_s: float = math.inf
     finish_s: float = math.inf
     done: bool = False
     outcome: Any = None

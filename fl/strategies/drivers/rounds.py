@@ -379,6 +379,13 @@ class Rounds(Aggregating):
         """Returns how many clients are asked in a round."""
         return min(num_clients, int(self.over_selection * self.replies_of(num_clients) + 1e-9))
 
+    def tolerance(self, num_clients: int) -> tuple[int, int] | None:
+        """Returns N and f, where clients are drawn uniformly, see `Driver.tolerance`."""
+        m = min(num_clients, self.replies_of(num_clients))
+        f = self.aggregator.tolerates(m)
+        known = self.aggregator.has_f or f > 0
+        return (m, f) if known and isinstance(self.selection, UniformSampling) else None
+
     def as_sent(self, server: Server, update: Update) -> Update:
         """Returns the update: those of Byzantine clients are forged when the round has ended."""
         return update

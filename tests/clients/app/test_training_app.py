@@ -555,7 +555,7 @@ def test_evaluation_is_on_the_clients_own_examples(
     assert reply.content["metrics"] == {
         "num-examples": 7 if where == "train" else 5,
         "loss": expected.loss,
-        "accuracy": expected.accuracy,
+        "accuracy": expected.score,
     }
     assert set(reply.content) == {"metrics"}
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.checks import at_least, positive, read_if
+from fl.checks import at_least, fraction, positive, read_if
 from fl.errors import ConfigError
 from fl.simulation.kernel.links import Links, PeerLinks, ServerLink
 from fl.simulation.world.availability import Always, Availability
@@ -192,8 +192,7 @@ def datacenters(
         ConfigError: an argument is out of range, or a name is unknown.
     """
     clients = client_ids(num_clients)
-    if not 0 < utilisation <= 1:
-        raise ConfigError(f"utilisation is {utilisation}; a fraction must be in (0, 1].")
+    fraction("utilisation", utilisation)
     if gpus < 1:
         raise ConfigError(f"gpus is {gpus}; an island has at least 1.")
     if network == "geo":

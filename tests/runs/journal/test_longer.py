@@ -1,0 +1,81 @@
+"""A run that is made longer ends as one that was as long from the beginning."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fl.cli import main
+from fl.runs.journal.journal import Journal
+
+FEW = ["executor=serial", "num_clients=6", "fleet=uniform", "progress=false", "views=false"]
+KINDS = {
+    "fedbuff": ["strategy=fedbuff", "strategy.rule.buffer_size=2", "evaluate_every=1"],
+    "scaffold": ["strategy=scaffold", "fleet=mobile"],
+    "dpsgd": ["strategy=dpsgd"],
+    "diloco": ["strategy=diloco", "strategy.rule.inner_steps=5"],
+    "ditto": ["strategy=ditto", "goal=personal", "personal.every=1"],
+}
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Runs a line of `fl` in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # main sets it, and it would stay
+
+    def run(*words: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["fl", *words])
+        main()
+
+    return run
+
+
+def outcome(directory: Path) -> Any:
+    summary = json.loads((directory / "summary.json").read_text())
+    rows = (directory / "metrics.csv").read_text().splitlines()
+    without_host = [[v for i, v in enumerate(row.split(",")) if i != 2] for row in rows]
+    return summary["model_sha256"], summary["trace_sha256"], without_host
+
+
+def made_longer(typed: Any, kind: list[str]) -> None:
+    typed(*FEW, *kind, "num_rounds=2", "checkpoint.keep=true", "hydra.run.dir=short")
+    before = outcome(Path("short"))
+    typed("resume", "short", "num_rounds=4")
+    typed(*FEW, *kind, "num_rounds=4", "hydra.run.dir=long")
+    assert outcome(Path("short-4")) == outcome(Path("long"))
+    assert outcome(Path("short")) == before
+    replayed = Journal(Path("short-4/checkpoint/journal"), None)
+    assert replayed.head["extends"] == 2
+    replayed.close()
+
+
+def test_a_longer_run_has_the_bits_of_one_that_was_as_long(typed):
+    made_longer(typed, KINDS["fedbuff"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "fedbuff"])
+def test_longer_runs_of_every_kind_have_the_bits_of_those(typed, kind):
+    made_longer(typed, KINDS[kind])
+
+
+def test_what_cannot_be_made_longer_is_refused_and_left(typed, capsys):
+    def refused(*words: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            typed("resume", *words)
+        return capsys.readouterr().err
+
+    typed(*FEW, "num_rounds=1", "hydra.run.dir=gone")
+    assert "checkpoint.keep=true" in refused("gone", "num_rounds=3")
+    typed(*FEW, "num_rounds=3", "evaluate_every=2", "checkpoint.keep=true", "hydra.run.dir=odd")
+    assert "num_rounds=N" in refused("odd", "seed=1")
+    assert "num_rounds is 3" in refused("odd", "num_rounds=3")
+    before = outcome(Path("odd"))
+    assert "evaluate_every" in refused("odd", "num_rounds=4")  # its last model was not due
+    assert outcome(Path("odd")) == before
