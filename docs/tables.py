@@ -25,7 +25,7 @@ _FAMILIES = {  # in the order of the table, to what drives their members
     "first replies: it goes on when enough are there": ("ParameterServer",),
     "asynchronous: it steps by what arrives": ("Events", "Polling"),
     "several models at once": ("SimultaneousEvents", "SimultaneousRounds"),
-    "no server: nodes average with their neighbours": ("Gossip", "Pairs"),
+    "no server: nodes average with their neighbours": ("Gossip", "Pairs", "Walks"),
     "outer steps: islands train by themselves, and meet": ("OuterSteps",),
     "replicas: workers stay equal, by small messages": ("Replicas",),
 }

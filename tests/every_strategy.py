@@ -74,7 +74,18 @@ EVENTS = [
 ]
 TASKS = ["fedast", "sync_st"]
 POLLING = ["quafl", "favas"]
-SERVERLESS = ["dpsgd", "dfedavg", "dfedavgm", "dfedsam", "sgp", "choco", "monna", "adpsgd"]
+SERVERLESS = [
+    "dpsgd",
+    "dfedavg",
+    "dfedavgm",
+    "dfedsam",
+    "sgp",
+    "choco",
+    "relaysgd",
+    "monna",
+    "sa_srrw",
+    "adpsgd",
+]
 REPLICAS = ["onebit_adam", "demo", "just_one_byte"]
 OUTER = [
     "diloco",
@@ -87,7 +98,7 @@ OUTER = [
     "overlap_local_sgd",
     "sparse_loco",
 ]
-GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking"]
+GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking", "d2", "extra", "beer"]
 EVERY = [
     *(
         *AVERAGING,

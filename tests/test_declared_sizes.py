@@ -265,7 +265,7 @@ ALL = [
     *SERVERLESS,
     *OUTER,
 ]
-GRADIENTS = ["gradient_tracking client=gradient", "data_parallel client=gradient"]
+GRADIENTS = [f"{s} client=gradient" for s in ("gradient_tracking", "extra", "data_parallel")]
 LINKS = [f"fedavg compressor={c}" for c in ("ef_topk", "int8", "powersgd", "ef21")]
 LINKS += ["fedavg compressor=topk compressor@then=int8"]
 QUICK = ["fedavg", "fedbuff", "over_selection", "quafl", "dpsgd", "diloco", LINKS[0]]

@@ -336,8 +336,8 @@ REFUSALS = (
         lambda c: isinstance(c.rule, Gradient | Direction) and not c.steps_by_gradients,
         "client.rule is {rule}",
         "it trains nothing, and {strategy} combines trained models",
-        "use it with strategy=data_parallel, gradient_tracking, onebit_adam, demo or "
-        "just_one_byte, or another client",
+        "use it with strategy=data_parallel, gradient_tracking, d2, extra, beer, onebit_adam, demo "
+        "or just_one_byte, or another client",
     ),
     Refusal(
         "Vectors beside the model that only one end knows",
@@ -425,6 +425,14 @@ REFUSALS = (
         "the server of {strategy} is for clients with {needed}, and with others it is a mean that "
         "weighs all the same",
         "leave client as the strategy chooses it, or use strategy=fedavg",
+    ),
+    Refusal(
+        "Compressors and messages that are handed on",
+        lambda c: c.uplink is not None and not c.sends_tensors and c.traits.meets == "peers",
+        "compressor is {uplink}",
+        "what nodes of {strategy} send is handed on, and what a compressor leaves out of it would "
+        "be missing ever after",
+        "leave compressor out, or use strategy=beer or strategy=dfedavg",
     ),
     Refusal(
         "Compressors where nothing is sent",

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from fl.strategies.async_fedavg import AsyncFedAvg
     from fl.strategies.async_sgd import AsyncSGD
     from fl.strategies.backup_workers import BackupWorkers
+    from fl.strategies.beer import BEER
     from fl.strategies.ca2fl import CA2FL
     from fl.strategies.cdfl import CDFL
     from fl.strategies.choco import CHOCO
     from fl.strategies.clusters import Clusters
     from fl.strategies.co2 import CO2
+    from fl.strategies.d2 import D2
     from fl.strategies.data_parallel import DataParallel
     from fl.strategies.dbw import DBW
     from fl.strategies.dfedavg import DFedAvg
@@ -44,8 +46,10 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.server_examples import ServerExamples
     from fl.strategies.drivers.simultaneous import SimultaneousEvents, SimultaneousRounds
     from fl.strategies.drivers.trusted_update import TrustedUpdate
+    from fl.strategies.drivers.walks import Walks
     from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
     from fl.strategies.event_rule import Answers, Arrivals, Decision, EventRule, PollingRule
+    from fl.strategies.extra import EXTRA
     from fl.strategies.fadas import FADAS
     from fl.strategies.favas import FAVAS
     from fl.strategies.fedamd import FedAMD
@@ -72,7 +76,7 @@ if TYPE_CHECKING:
     from fl.strategies.fedvarp import FedVARP
     from fl.strategies.flexlora import FlexLoRA
     from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
-    from fl.strategies.gossip_rule import GossipRule, LocalTraining, PairRule
+    from fl.strategies.gossip_rule import GossipRule, LocalTraining, PairRule, TreeRule
     from fl.strategies.gradient_rule import GradientRule
     from fl.strategies.gradient_tracking import GradientTracking
     from fl.strategies.ifca import IFCA
@@ -91,9 +95,11 @@ if TYPE_CHECKING:
     from fl.strategies.qfedavg import QFedAvg
     from fl.strategies.quafl import QuAFL
     from fl.strategies.rates import LinearScaling
+    from fl.strategies.relaysgd import RelaySGD
     from fl.strategies.rennala import RennalaSGD
     from fl.strategies.ringmaster import RingmasterASGD
     from fl.strategies.round_rule import RoundRule, Updates
+    from fl.strategies.sa_srrw import SASRRW
     from fl.strategies.savic import SAVIC
     from fl.strategies.scaffold import SCAFFOLD
     from fl.strategies.server_training import ServerTraining
@@ -104,13 +110,16 @@ if TYPE_CHECKING:
     from fl.strategies.sparse_loco import SparseLoCo
     from fl.strategies.streaming_diloco import StreamingDiLoCo
     from fl.strategies.sync_st import SyncST
+    from fl.strategies.walk_rule import WalkRule
 
 __getattr__ = lazily(
     __name__,
     {
         "ADPSGD": "fl.strategies.adpsgd",
+        "BEER": "fl.strategies.beer",
         "CA2FL": "fl.strategies.ca2fl",
         "CosineSparseRule": "fl.strategies.sparse",
+        "EXTRA": "fl.strategies.extra",
         "FADAS": "fl.strategies.fadas",
         "FedAMSGrad": "fl.strategies.fedamsgrad",
         "FlexLoRA": "fl.strategies.flexlora",
@@ -135,6 +144,7 @@ __getattr__ = lazily(
         "MIFA": "fl.strategies.mifa",
         "NODE_METRICS": "fl.strategies.drivers.node_models",
         "PruneFL": "fl.strategies.prunefl",
+        "SASRRW": "fl.strategies.sa_srrw",
         "SAVIC": "fl.strategies.savic",
         "SCAFFOLD": "fl.strategies.scaffold",
         "SGP": "fl.strategies.sgp",
@@ -150,6 +160,7 @@ __getattr__ = lazily(
         "BackupWorkers": "fl.strategies.backup_workers",
         "BatchTest": "fl.strategies.adaptive_batch",
         "DFedAvg": "fl.strategies.dfedavg",
+        "D2": "fl.strategies.d2",
         "DataParallel": "fl.strategies.data_parallel",
         "Decentralized": "fl.strategies.drivers.decentralized",
         "Decision": "fl.strategies.event_rule",
@@ -209,6 +220,7 @@ __getattr__ = lazily(
         "QFedAvg": "fl.strategies.qfedavg",
         "ProxSkip": "fl.strategies.proxskip",
         "QuAFL": "fl.strategies.quafl",
+        "RelaySGD": "fl.strategies.relaysgd",
         "RennalaSGD": "fl.strategies.rennala",
         "Replicas": "fl.strategies.drivers.replicas",
         "RingmasterASGD": "fl.strategies.ringmaster",
@@ -222,7 +234,10 @@ __getattr__ = lazily(
         "StreamingDiLoCo": "fl.strategies.streaming_diloco",
         "SyncST": "fl.strategies.sync_st",
         "Traits": "fl.strategies.drivers.driver",
+        "TreeRule": "fl.strategies.gossip_rule",
         "TrustedUpdate": "fl.strategies.drivers.trusted_update",
+        "WalkRule": "fl.strategies.walk_rule",
+        "Walks": "fl.strategies.drivers.walks",
         "Updates": "fl.strategies.round_rule",
         "driver_of": "fl.strategies.drivers.foreign",
     },
@@ -230,17 +245,21 @@ __getattr__ = lazily(
 
 __all__ = [
     "ADPSGD",
+    "BEER",
     "CA2FL",
     "CDFL",
     "CHOCO",
     "CO2",
+    "D2",
     "DBW",
     "DPSGD",
+    "EXTRA",
     "FADAS",
     "FAVAS",
     "IFCA",
     "MIFA",
     "NODE_METRICS",
+    "SASRRW",
     "SAVIC",
     "SCAFFOLD",
     "SGP",
@@ -326,6 +345,7 @@ __all__ = [
     "PruneFL",
     "QFedAvg",
     "QuAFL",
+    "RelaySGD",
     "RennalaSGD",
     "Replicas",
     "RingmasterASGD",
@@ -343,7 +363,10 @@ __all__ = [
     "StreamingDiLoCo",
     "SyncST",
     "Traits",
+    "TreeRule",
     "TrustedUpdate",
     "Updates",
+    "WalkRule",
+    "Walks",
     "driver_of",
 ]

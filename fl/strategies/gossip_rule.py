@@ -116,12 +116,15 @@ class GossipRule(NodeRule):
         keeps: who takes the weight of what does not arrive: "rows", the receiver, for its own;
             "columns", the sender, for its own.
         weights: the kinds of W that the method is for.
+        above: what the smallest eigenvalue of I + gamma (W - I) has to be above, for methods that
+            need a W that stays; None if it may change.
         gossip_steps: Q, how often a node sends and combines in a round.
     """
 
     sends_first: ClassVar[bool] = False
     keeps: ClassVar[Keeps] = "rows"
     weights: ClassVar[tuple[Stochasticity, ...]] = ("symmetric", "doubly", "rows")
+    above: ClassVar[float | None] = None
     gossip_steps: int = 1
 
     @property
@@ -132,6 +135,33 @@ class GossipRule(NodeRule):
     def waits_for(self, heard: int) -> int:
         """Returns of how many of the neighbours that it hears a node needs a message to go on."""
         return heard
+
+
+class TreeRule(GossipRule):
+    """A node's part of synchronous gossip on a tree, which sends each neighbour something else.
+
+    A node's `message` is what it adds of its own; `to` and `hear` are what crosses an edge.
+    """
+
+    weights: ClassVar[tuple[Stochasticity, ...]] = ("symmetric", "doubly", "rows", "columns")
+
+    @abstractmethod
+    def to(self, state: Any, message: Row, k: int) -> Row:
+        """Returns what a node sends to its neighbour k, shape (m,).
+
+        Args:
+            state: of the node.
+            message: its own, or what a Byzantine node makes of it.
+            k: the neighbour.
+        """
+
+    @abstractmethod
+    def hear(self, state: Any, heard: Mapping[int, Row]) -> Any:
+        """Returns the state of a node that has been sent something by some neighbours."""
+
+    @abstractmethod
+    def mixed(self, state: Any, n: int) -> Row:
+        """Returns what takes the place of the node's row of W X, shape (m,); n nodes there are."""
 
 
 class PairRule(NodeRule):

@@ -4,6 +4,7 @@ from fl.topologies.base_graph import BaseGraph
 from fl.topologies.consensus import (
     consensus_rate,
     is_doubly_stochastic,
+    least_eigenvalue,
     rounds_to_consensus,
     spectral_gap,
 )
@@ -16,6 +17,7 @@ from fl.topologies.random_graphs import ErdosRenyi, RandomRegular, WattsStrogatz
 from fl.topologies.random_peers import RandomMatching, RandomPush
 from fl.topologies.ring import DirectedRing, Path, Ring
 from fl.topologies.topology import Topology, Weighted, adjacency_of
+from fl.topologies.tree import Tree
 from fl.topologies.weights import (
     Lazy,
     LazyMetropolis,
@@ -51,12 +53,14 @@ __all__ = [
     "Stochasticity",
     "Topology",
     "Torus",
+    "Tree",
     "WattsStrogatz",
     "Weighted",
     "Weights",
     "adjacency_of",
     "consensus_rate",
     "is_doubly_stochastic",
+    "least_eigenvalue",
     "mix",
     "renormalised",
     "rounds_to_consensus",

@@ -44,6 +44,19 @@ def spectral_gap(W: csr_array) -> float:
     return 1.0 - _rho([W])
 
 
+def least_eigenvalue(W: csr_array) -> float:
+    """Returns the smallest eigenvalue of a symmetric W, shape (n, n); of a stochastic one, >= -1.
+
+    Args:
+        W: symmetric.
+    """
+    n = W.shape[0]
+    if n <= DENSE:
+        return float(np.linalg.eigvalsh(W.toarray())[0])
+    start = np.random.Generator(np.random.Philox(0)).standard_normal(n)
+    return float(eigsh(W, 1, which="SA", v0=start, ncv=64, return_eigenvectors=False)[0])
+
+
 def consensus_rate(topology: Topology, rounds: int | None = None) -> float:
     """Returns the mean factor a round, rho(W_{T-1} ... W_0)^(1/T), over T rounds.
 

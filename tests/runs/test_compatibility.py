@@ -102,6 +102,10 @@ PAIRS = {
         Combination(such(downlink=False), None, Cast("bf16")),
         Combination(SERVER, None, Cast("bf16")),
     ),
+    "Compressors and messages that are handed on": (
+        Combination(such(meets="peers", compressors="none"), Qsgd(levels=4)),
+        Combination(such(meets="peers"), Qsgd(levels=4)),
+    ),
     "Compressors and parts that lack single weights": (
         Combination(such(partial="stays", compressors="none"), Qsgd(levels=4)),
         Combination(such(partial="stays"), Qsgd(levels=4)),

@@ -216,6 +216,9 @@ RATES = {
     "just_one_byte": "strategy.rule.lr",
     "data_parallel": "strategy.rule.optimizer.lr",
     "gradient_tracking": "strategy.rule.eta",
+    "d2": "strategy.rule.eta",
+    "extra": "strategy.rule.eta",
+    "beer": "strategy.rule.eta",
 }
 # These take one step before the server looks, and are at something huge and finite.
 ONE_STEP = ["backup_workers", "dbw", "proxskip", *GRADIENTS]

@@ -11,6 +11,7 @@ from fl.errors import ConfigError
 from fl.strategies import (
     ADPSGD,
     DPSGD,
+    SASRRW,
     BackupWorkers,
     DiLoCo,
     Events,
@@ -28,6 +29,7 @@ from fl.strategies import (
     SimultaneousEvents,
     SimultaneousRounds,
     SyncST,
+    Walks,
 )
 from fl.topologies import Ring
 
@@ -42,6 +44,7 @@ DRIVERS = {  # to a rule of its kind, and what it needs beside that
     OuterSteps: (DiLoCo(inner_steps=2), {}),
     Gossip: (DPSGD(), RING),
     Pairs: (ADPSGD(), RING),
+    Walks: (SASRRW(), RING),
     Replicas: (OneBitAdam(workers=4, warmup=1, lr=0.1), {}),
 }
 

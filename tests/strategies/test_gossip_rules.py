@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from networks import A3, B3, BEST3, LR, W3
 
-from fl.strategies import ADPSGD, DPSGD, SGP, DFedAvg, GradientTracking, LocalTraining, MoNNA
+from fl.strategies import (
+    ADPSGD,
+    BEER,
+    D2,
+    DPSGD,
+    EXTRA,
+    SGP,
+    DFedAvg,
+    GradientTracking,
+    LocalTraining,
+    MoNNA,
+)
 
 A, B, W = np.array(A3)[:, None], np.array(B3)[:, None], np.array(W3)
 X0 = np.array([[2.0, -1.0], [0.0, 3.0], [5.0, 1.0]])
@@ -88,6 +99,45 @@ def test_gradient_tracking_is_its_recursion_and_finds_the_best_of_all():
     np.testing.assert_allclose(models(rule, states), BEST3, rtol=1e-5)
 
 
+def test_d2_is_its_recursion_and_finds_the_best_of_all():
+    rule, x, before, g = D2(eta=0.05), X0, X0, np.zeros_like(X0)
+    states = begun(rule)
+    for t in range(600):
+        states = round_of(rule, states, W)
+        x, before, g = W @ (2 * x - before - 0.05 * (gradient(x) - g)), x, gradient(x)
+        if t == 30:
+            np.testing.assert_allclose(models(rule, states), x, rtol=1e-4)
+    np.testing.assert_allclose(models(rule, states), BEST3, rtol=1e-5)
+
+
+def test_extra_is_its_recursion_and_finds_the_best_of_all():
+    rule, x, before, one = EXTRA(eta=0.05), X0, None, np.eye(3)
+    states = begun(rule)
+    for t in range(600):
+        states = round_of(rule, states, W)
+        if before is None:
+            after = W @ x - 0.05 * gradient(x)
+        else:
+            step = 0.05 * (gradient(x) - gradient(before))
+            after = (one + W) @ x - 0.5 * (one + W) @ before - step
+        x, before = after, x
+        if t == 30:
+            np.testing.assert_allclose(models(rule, states), x, rtol=1e-4)
+    np.testing.assert_allclose(models(rule, states), BEST3, rtol=1e-5)
+
+
+def test_beer_without_compression_at_gamma_1_is_diging():
+    rule, x = BEER(eta=0.05), X0
+    states, v, g = begun(rule), np.zeros_like(X0), np.zeros_like(X0)
+    for t in range(600):
+        states = round_of(rule, states, W)
+        v, g = (v if t < 2 else W @ v) + gradient(x) - g, gradient(x)
+        x = (x if t == 0 else W @ x) - 0.05 * v
+        if t == 30:
+            np.testing.assert_allclose(models(rule, states), x, rtol=1e-4)
+    np.testing.assert_allclose(models(rule, states), BEST3, rtol=1e-5)
+
+
 def test_monna_aggregates_the_nearest_of_the_first():
     rule = MoNNA(f=1)
     assert rule.waits_for(6) == 5
@@ -104,7 +154,9 @@ def test_adpsgd_steps_from_the_model_there_is_and_not_from_the_snapshot():
 
 
 @pytest.mark.parametrize(
-    "rule", [DPSGD(), DFedAvg(), SGP(), GradientTracking(), MoNNA(), ADPSGD()], ids=repr
+    "rule",
+    [DPSGD(), DFedAvg(), SGP(), GradientTracking(), D2(), EXTRA(), BEER(), MoNNA(), ADPSGD()],
+    ids=repr,
 )
 def test_a_rule_changes_no_state_and_an_attack_reads_the_model_it_writes(rule):
     w = np.float32([1.0, 2.0])

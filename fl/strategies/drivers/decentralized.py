@@ -29,6 +29,7 @@ from fl.strategies.drivers.node_models import NodeModels
 from fl.strategies.drivers.swarm import Swarm, TaskStart
 from fl.strategies.drivers.tasks import TTL_S, Failures, Tasks
 from fl.strategies.gossip_rule import NodeRule
+from fl.strategies.walk_rule import WalkRule
 from fl.topologies import Isolated, Topology
 from fl.vectors.layout import FLOAT_BYTES
 from fl.vectors.rows import Row, is_finite
@@ -44,7 +45,7 @@ class Decentralized(RuleDriver):
     honest ones.
 
     Args:
-        rule: what a node does.
+        rule: what a node does, or a token.
         topology: who hears whom.
         gamma: consensus step size, in (0, 1]; None is 1, or what the compressor allows.
         evaluated_nodes: how many nodes are evaluated on their own, drawn once from the seed; None
@@ -56,12 +57,12 @@ class Decentralized(RuleDriver):
     """
 
     reads_timeout: ClassVar[bool] = True
-    rule: NodeRule
+    rule: Any  # what a node does, or a token
     _told: bool = False  # that an attack could not be carried out
 
     def __init__(
         self,
-        rule: NodeRule,
+        rule: NodeRule | WalkRule,
         *,
         topology: Topology,
         gamma: float | None = None,
@@ -108,6 +109,12 @@ class Decentralized(RuleDriver):
             raise ConfigError(
                 f"downlink is set, and with {self.name} nobody broadcasts, since nodes send to "
                 "each other: leave it out, and choose compressor=... for what they send"
+            )
+        if exchange.uplink is not None and self.traits.compressors == "none":
+            raise ConfigError(
+                f"compressor is {type(exchange.uplink).__name__}, and what nodes of {self.name} "
+                "send is handed on, so that what it leaves out would be missing ever after: leave "
+                "it out, or use strategy=beer or dfedavg"
             )
         if exchange.uplink is not None and exchange.layout is not None:
             CHOCO(exchange.uplink, exchange.layout, self.rule.vectors)  # or else it says why not
@@ -161,41 +168,59 @@ class Decentralized(RuleDriver):
         swarm = Swarm(tasks, initial_arrays, ids, config, self.keys, failures, self.rule.needs)
         result = Result()
         honest = [i for i in range(self.n) if i not in self.byzantine]
-        chosen = self._chosen(len(honest))
 
-        last = [swarm.w] * self.n  # finite
+        last: dict[int, Row] = {}  # finite
 
-        def evaluate(t: int, rows: Sequence[Row], facts: Mapping[str, float]) -> None:
+        def evaluate(
+            t: int, models: Sequence[Row], facts: Mapping[str, float], at: Sequence[int] | None
+        ) -> None:
+            places = honest if at is None else at
+            rows = [models[i] for i in honest] if at is None else models
             lost = 0
-            for i in honest:
-                row = swarm.layout.rounded(rows[i])
+            for k, model in enumerate(rows):
+                row = swarm.layout.rounded(model)
                 finite = is_finite(row)
-                last[i], lost = (row, lost) if finite else (last[i], lost + 1)
-            lost = max(lost, len(honest) * swarm.diverged.issuperset(honest))
+                last[k], lost = (row, lost) if finite else (last.get(k, swarm.w), lost + 1)
+            lost = max(lost, len(rows) * swarm.diverged.issuperset(honest))
             why_not = NotFinite(
-                f"{lost} of {len(honest)} nodes' models are not finite; training may have "
+                f"{lost} of {len(rows)} nodes' models are not finite; training may have "
                 "diverged: lower the learning rate"
             )
             tasks.control.stepped(t, why_not if lost else None)
-            rows, entries = [last[i] for i in honest], [swarm.entries[i] for i in honest]
             result.arrays = NodeModels.of(
-                swarm.layout, rows, entries, chosen, facts, [ids[i] for i in honest]
+                swarm.layout,
+                [last[k] for k in range(len(rows))],
+                [swarm.entries[i] for i in places],
+                self._chosen(len(rows)),
+                facts,
+                [ids[i] for i in places],
             )
             metrics = evaluate_fn(t, result.arrays) if evaluate_fn else None
             if metrics is not None:
                 result.evaluate_metrics_serverapp[t] = metrics
 
         self._evaluate = evaluate
-        self.evaluate(0, [swarm.w] * self.n)
+        self.evaluate(0, [swarm.w] * self.n)  # which all have
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is left out
             self.run(swarm, num_rounds)
         return result
 
     def evaluate(
-        self, t: int, rows: Sequence[Row], facts: Mapping[str, float] | None = None
+        self,
+        t: int,
+        rows: Sequence[Row],
+        facts: Mapping[str, float] | None = None,
+        at: Sequence[int] | None = None,
     ) -> None:
-        """Evaluates the nodes' models after a round, now."""
-        self._evaluate(t, rows, facts or {})
+        """Evaluates models after a round, now.
+
+        Args:
+            t: the round.
+            rows: models, shape (d,) each: of all nodes, or of those in `at`.
+            facts: metrics of the round beside those of the models.
+            at: the nodes that hold the models; None is every node its own.
+        """
+        self._evaluate(t, rows, facts or {}, at)
 
     def messages_of(self, swarm: Swarm, states: Sequence[Any]) -> tuple[Messages, float]:
         """Returns what nodes send to whom in a run, and gamma.
@@ -207,8 +232,9 @@ class Decentralized(RuleDriver):
         Raises:
             ConfigError: copies of messages cannot follow by the compressor.
         """
-        first = [self.rule.message(state) for state in states]
-        vectors, channel = self.rule.vectors, self.exchange.uplink
+        rule: NodeRule = self.rule
+        first = [rule.message(state) for state in states]
+        vectors, channel = rule.vectors, self.exchange.uplink
         rest = len(first[0]) - vectors * swarm.layout.size
         whole_bytes = vectors * swarm.model_bytes + FLOAT_BYTES * rest
         choco = None

@@ -25,9 +25,11 @@ import math
 from bisect import insort
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,17 +40,23 @@ from fl.errors import ConfigError, NoStep, SimulationError
 from fl.randomness import generator, uniform
 from fl.strategies.drivers.aggregating import own_f
 from fl.strategies.drivers.decentralized import Decentralized
+from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.edges import Edges, moved
 from fl.strategies.drivers.gossip_step import ReceivedPayload, Step
 from fl.strategies.drivers.swarm import Answer, Swarm
-from fl.strategies.gossip_rule import GossipRule
-from fl.topologies import Isolated
+from fl.strategies.gossip_rule import GossipRule, TreeRule
+from fl.topologies import Isolated, least_eigenvalue
 from fl.vectors.rows import Row, is_finite
+
+_EXACT = 1e-9  # eigenvalues are exact to less
+
+
+_OWN_WEIGHTS = ("fl.strategies.MoNNA", "fl.strategies.RelaySGD")
 
 
 def _reads_weights(a: Mapping[str, Any]) -> bool:
     if a["aggregator"] is None:
-        return bool(a["rule"].get("_target_") != "fl.strategies.MoNNA")
+        return a["rule"].get("_target_") not in _OWN_WEIGHTS
     return bool(a["aggregator"].get("weighted", False))
 
 
@@ -133,6 +141,37 @@ class Gossip(Decentralized):
                 f"{self.name}: the weights of {type(self.topology).__name__} are {kind!r}, it "
                 f"needs one of {', '.join(rule.weights)}: {remedy}"
             )
+        if rule.above is not None:
+            self._check_eigenvalues(rule.above)
+        if isinstance(rule, TreeRule):
+            self._check_tree()
+
+    def _check_tree(self) -> None:
+        """Raises ConfigError unless the graph stays and is a tree."""
+        topology = self.topology
+        if topology.period != 1 or topology.directed or not nx.is_tree(topology.graph(0)):
+            raise ConfigError(
+                f"topology is {type(topology).__name__}, and {self.name} relays sums, in which "
+                "everybody counts once only on a tree that stays: use topology=tree, path or star"
+            )
+
+    def _check_eigenvalues(self, above: float) -> None:
+        """Raises ConfigError unless W stays, with no eigenvalue that is too small."""
+        kind = type(self.topology).__name__
+        if self.topology.period != 1:
+            raise ConfigError(
+                f"topology is {kind}, whose graph changes from round to round, and {self.name} "
+                "takes differences of rounds of one graph: use topology=ring, torus or "
+                "random_regular, or strategy=gradient_tracking"
+            )
+        gamma = 1.0 if self.gamma is None else self.gamma
+        least = 1 + gamma * (least_eigenvalue(self.topology.matrix(0)) - 1)
+        if least <= above + _EXACT:
+            raise ConfigError(
+                f"gamma is {self.gamma}, and with {kind} the smallest eigenvalue of "
+                f"I + gamma (W - I) is {least:.3g}; {self.name} needs one above {above:.3g}: set "
+                "strategy.gamma=0.5, which takes half a step, or topology/weights=lazy"
+            )
 
     def _mixing(self, chosen: Aggregator | None, f: int | None) -> Aggregator | None:
         """Returns F, as it is applied to models; None for the sum by W."""
@@ -176,6 +215,12 @@ class Gossip(Decentralized):
                     "more neighbours, such as topology=complete"
                 ) from None
         return F if "translation" in F.invariances else Recentred(F)
+
+    @property
+    def traits(self) -> Traits:
+        """What the strategy is."""
+        traits = super().traits
+        return replace(traits, compressors="none") if isinstance(self.rule, TreeRule) else traits
 
     def run(self, swarm: Swarm, num_rounds: int) -> None:
         """Runs all rounds of all nodes."""
@@ -312,6 +357,8 @@ class Running:
         step = self._step(self.step[i])
         message = self.rule.message(self.states[i])
         step.posted.add(i)
+        if isinstance(self.rule, TreeRule):
+            step.posted_by[i] = self.states[i]
         if self.attack is not None and i in self.strategy.byzantine:
             step.own[i] = message
         else:
@@ -333,7 +380,7 @@ class Running:
         heard, hearers = step.edges.heard, step.edges.hearers[j]
         targets = [k for k in hearers if k not in step.absent]
         for k in hearers:
-            if k in step.absent:
+            if k in step.absent or not self._completes(step, j, k, row):
                 self._misses(step, k, j)
                 continue
             arrival, arrived = self.swarm.send(
@@ -352,6 +399,13 @@ class Running:
             else:
                 self._fact(step.number // self.rule.gossip_steps, "lost_payloads")
                 self._misses(step, k, j, arrival)
+
+    def _completes(self, step: Step, j: int, k: int, row: Row) -> bool:
+        """Notes what j sends to k, if that is not what it sends to all; returns whether it can."""
+        if isinstance(self.rule, TreeRule):
+            step.sent[k, j] = self.rule.to(step.posted_by[j], row, k)
+            return is_finite(step.sent[k, j])
+        return True
 
     def _order(self, e: int, j: int, i: int) -> float:
         """Returns where the payload of j comes among those that reach i at the same time."""
@@ -459,8 +513,10 @@ class Running:
         return []
 
     def _mix(self, step: Step, nodes: Sequence[int]) -> None:
-        if self.strategy.aggregator is None:
-            rows: Sequence[Row] = list(step.mix(nodes, self.rule.keeps))
+        if isinstance(self.rule, TreeRule):
+            rows: Sequence[Row] = [self._relayed(self.rule, step, i) for i in nodes]
+        elif self.strategy.aggregator is None:
+            rows = list(step.mix(nodes, self.rule.keeps))
         else:
             rows = [self._aggregate(self.strategy.aggregator, step, i) for i in nodes]
         for i, mixed in zip(nodes, rows, strict=True):
@@ -470,6 +526,12 @@ class Running:
                 row = moved(message, mixed, copy, self.gamma)
             if is_finite(row):  # else it goes on from what it has
                 self.states[i] = self.rule.combine(self.states[i], row)
+
+    def _relayed(self, rule: TreeRule, step: Step, i: int) -> Row:
+        """Returns what node i makes of what its neighbours have sent to it alone."""
+        sources = [arrival.source for arrival in step.arrived.get(i, [])]
+        self.states[i] = rule.hear(self.states[i], {j: step.sent.pop((i, j)) for j in sources})
+        return rule.mixed(self.states[i], len(self.swarm))
 
     def _aggregate(self, F: Aggregator, step: Step, i: int) -> Row:
         """Returns F of what node i has heard, or its own row if F can make nothing of it."""

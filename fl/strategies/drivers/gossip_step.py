@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,8 @@ class Step:
 
     Attributes:
         rows: what others have of each node's message, for as long as somebody needs it.
+        sent: what a node was sent alone, by (receiver, sender), until it mixes; of tree rules.
+        posted_by: states of nodes when they had something to send; of tree rules.
         own: what a Byzantine node would have sent, for its own use.
         seen: the models that honest nodes have sent, for an attack.
         forged: whether Byzantine nodes have sent.
@@ -56,6 +58,8 @@ class Step:
         self.number = number
         self.edges = edges
         self.rows: dict[int, Row] = {}
+        self.sent: dict[tuple[int, int], Row] = {}
+        self.posted_by: dict[int, Any] = {}
         self.own: dict[int, Row] = {}
         self.seen: dict[int, Row] = {}
         self.forged = False
