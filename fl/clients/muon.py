@@ -35,7 +35,7 @@ _STEPS = (
 """(a, b, c) of the five Newton-Schulz steps."""
 
 
-class Part(NamedTuple):
+class Stretch(NamedTuple):
     """Consecutive numbers among the p: one matrix, or what AdamW trains.
 
     Attributes:
@@ -80,7 +80,7 @@ class Muon(AdamW):
     weight_decay: float = 0.00125
     mu: float = 0.9
     adamw_factor: float = 1.0
-    parts: tuple[Part, ...] = field(default=(), init=False)
+    parts: tuple[Stretch, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,7 +140,7 @@ class Muon(AdamW):
         return torch.zeros(sum(self._sizes_of_v), dtype=w.dtype, device=w.device)
 
 
-def parts_of(model: nn.Module, layout: Layout) -> tuple[Part, ...]:
+def parts_of(model: nn.Module, layout: Layout) -> tuple[Stretch, ...]:
     """Returns the parts of a model's p trained numbers, in order.
 
     Args:
@@ -166,15 +166,15 @@ def parts_of(model: nn.Module, layout: Layout) -> tuple[Part, ...]:
             "would be AdamW: use client=adamw"
         )
     found = [
-        Part(entry.size, (entry.shape[0], entry.size // entry.shape[0]))
+        Stretch(entry.size, (entry.shape[0], entry.size // entry.shape[0]))
         if entry.name in (hidden or matrices)
-        else Part(entry.size)
+        else Stretch(entry.size)
         for entry in layout.trainable
     ]
-    parts: list[Part] = []
+    parts: list[Stretch] = []
     for shape, members in groupby(found, key=lambda part: part.shape):
         if shape is None:
-            parts.append(Part(sum(part.size for part in members)))
+            parts.append(Stretch(sum(part.size for part in members)))
         else:
             parts += members
     return tuple(parts)

@@ -10,7 +10,7 @@ from fl.collectives.parameter_server import ParameterServerAllReduce
 from fl.collectives.ring import Gather, RingAllReduce
 from fl.collectives.ring_order import widest_ring
 from fl.collectives.times import Times, times
-from fl.collectives.tree import Tree
+from fl.collectives.tree import TreeAllReduce
 
 __all__ = [
     "Bucket",
@@ -28,7 +28,7 @@ __all__ = [
     "RingAllReduce",
     "Times",
     "Transfers",
-    "Tree",
+    "TreeAllReduce",
     "step",
     "times",
     "widest_ring",

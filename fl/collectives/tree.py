@@ -11,7 +11,7 @@ from fl.collectives.collective import Collective, Network, Transfers, step
 
 
 @dataclass(frozen=True)
-class Tree(Collective):
+class TreeAllReduce(Collective):
     """Whole payloads up a binomial tree, added on their way, and the mean down.
 
         seconds = 2 L (latency + 8 size / bandwidth),    L = ceil(log2 M)

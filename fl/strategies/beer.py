@@ -17,7 +17,7 @@ from fl.topologies import Stochasticity
 from fl.vectors.rows import Row
 
 
-class Estimate(NamedTuple):
+class TrackedGradient(NamedTuple):
     """What a node keeps, shape (d,) each.
 
     Attributes:
@@ -73,24 +73,24 @@ class BEER(GossipRule):
     def __post_init__(self) -> None:
         positive("eta", self.eta)
 
-    def init(self, w: Row) -> Estimate:
+    def init(self, w: Row) -> TrackedGradient:
         """Returns the initial model; the gradient before the first counts as 0."""
         zero = np.zeros_like(w)
-        return Estimate(w, zero, zero, w, zero, 0)
+        return TrackedGradient(w, zero, zero, w, zero, 0)
 
-    def adapt(self, state: Estimate, progress: LocalTraining) -> Estimate:
+    def adapt(self, state: TrackedGradient, progress: LocalTraining) -> TrackedGradient:
         """Returns v_i with how the gradient has changed, and x_i after the step along it."""
         g = progress.vectors["gradient"]
         v: Row = state.mixed_v + (g - state.g)
         x: Row = state.mixed_x - np.float32(self.eta) * v
-        return Estimate(x, v, g, x, v, state.steps + 1)
+        return TrackedGradient(x, v, g, x, v, state.steps + 1)
 
-    def message(self, state: Estimate) -> Row:
+    def message(self, state: TrackedGradient) -> Row:
         """Returns x_i and v_i, one after the other; 0 for the first v_i."""
         v = state.v if state.steps > 1 else np.zeros_like(state.v)
         return np.concatenate([state.x, v])
 
-    def combine(self, state: Estimate, row: Row) -> Estimate:
+    def combine(self, state: TrackedGradient, row: Row) -> TrackedGradient:
         """Returns the state with both as mixed, for the next round."""
         mixed_x, mixed_v = np.split(row, 2)
         return state._replace(mixed_x=mixed_x, mixed_v=mixed_v if state.steps > 1 else state.v)

@@ -17,7 +17,7 @@ from fl.topologies import Stochasticity
 from fl.vectors.rows import Row
 
 
-class Corrected(NamedTuple):
+class SummedDisagreement(NamedTuple):
     """Model x_i, what mixing has changed so far s_i, and the step z_i: shape (d,) each."""
 
     x: Row
@@ -65,19 +65,19 @@ class D2(GossipRule):
     def __post_init__(self) -> None:
         positive("eta", self.eta)
 
-    def init(self, w: Row) -> Corrected:
+    def init(self, w: Row) -> SummedDisagreement:
         """Returns the initial model, which nothing has changed."""
-        return Corrected(w, np.zeros_like(w), w)
+        return SummedDisagreement(w, np.zeros_like(w), w)
 
-    def adapt(self, state: Corrected, progress: LocalTraining) -> Corrected:
+    def adapt(self, state: SummedDisagreement, progress: LocalTraining) -> SummedDisagreement:
         """Returns the state with z_i."""
         g = progress.vectors["gradient"]
         return state._replace(z=state.x + state.s - np.float32(self.eta) * g)
 
-    def message(self, state: Corrected) -> Row:
+    def message(self, state: SummedDisagreement) -> Row:
         """Returns z_i."""
         return state.z
 
-    def combine(self, state: Corrected, row: Row) -> Corrected:
+    def combine(self, state: SummedDisagreement, row: Row) -> SummedDisagreement:
         """Returns the mixed model, and s_i with how mixing has changed it."""
         return state._replace(x=row, s=state.s + (row - state.z))

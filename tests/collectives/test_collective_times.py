@@ -16,7 +16,7 @@ from fl.collectives import (
     Int8Ring,
     ParameterServerAllReduce,
     RingAllReduce,
-    Tree,
+    TreeAllReduce,
     step,
     times,
 )
@@ -67,7 +67,11 @@ def server_s(p, d, alpha, beta):
 )
 def test_eight_ranks_at_a_millisecond_and_a_gigabit(size, ring, butterfly, tree):
     network = equal(8, 1e-3, 8e-9)
-    for collective, seconds in ((RingAllReduce(), ring), (Butterfly(), butterfly), (Tree(), tree)):
+    for collective, seconds in (
+        (RingAllReduce(), ring),
+        (Butterfly(), butterfly),
+        (TreeAllReduce(), tree),
+    ):
         assert cost(collective, network, size).finished.max() == pytest.approx(seconds, rel=1e-9)
 
 
@@ -77,7 +81,7 @@ def test_eight_ranks_at_a_millisecond_and_a_gigabit(size, ring, butterfly, tree)
     [
         (RingAllReduce(), ring_s),
         (Butterfly(), butterfly_s),
-        (Tree(), tree_s),
+        (TreeAllReduce(), tree_s),
         (ParameterServerAllReduce(), server_s),
     ],
     ids=lambda x: type(x).__name__,
@@ -98,7 +102,9 @@ def test_a_tree_is_faster_than_a_ring_up_to_the_crossover():
     assert crossover == pytest.approx(235_294, abs=1)
     network = equal(p, alpha, beta)
     for size, tree_wins in ((235_000, True), (236_000, False)):
-        ring, tree = (cost(c, network, size).finished.max() for c in (RingAllReduce(), Tree()))
+        ring, tree = (
+            cost(c, network, size).finished.max() for c in (RingAllReduce(), TreeAllReduce())
+        )
         assert (tree < ring) == tree_wins
 
 
@@ -117,7 +123,7 @@ def test_a_butterfly_is_never_slower_than_a_ring_and_both_are_the_same_for_two(p
 ALL = [
     RingAllReduce(),
     Butterfly(),
-    Tree(),
+    TreeAllReduce(),
     ParameterServerAllReduce(),
     Hierarchical(4),
     Hierarchical(4, rails=False),
@@ -132,7 +138,7 @@ def test_bytes_over_all_edges_are_what_the_ranks_send(p):
     expected = {
         "RingAllReduce": 2 * (p - 1) * size,
         "Butterfly": 2 * (power - 1) * size + 2 * (p - power) * size,
-        "Tree": 2 * (p - 1) * size,
+        "TreeAllReduce": 2 * (p - 1) * size,
         "ParameterServerAllReduce": 2 * (p - 1) * size,
     }
     for collective in ALL:

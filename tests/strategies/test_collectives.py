@@ -10,7 +10,7 @@ from stand_ins import Client, Scripted, fleet_of
 from fl.aggregation import Median
 from fl.attacks import IPM
 from fl.clients import Gradient
-from fl.collectives import Buckets, Butterfly, Int8Ring, RingAllReduce, Tree
+from fl.collectives import Buckets, Butterfly, Int8Ring, RingAllReduce, TreeAllReduce
 from fl.compression import Cast, PowerSgd, Shapes, TopK
 from fl.errors import ConfigError
 from fl.models import flops_per_example
@@ -133,7 +133,7 @@ def test_fragments_in_flight_survive_a_failure(mode):
     assert not np.array_equal(got.rows[-1], got.rows[0])
 
 
-@pytest.mark.parametrize("collective", [Tree(), Butterfly()], ids=str)
+@pytest.mark.parametrize("collective", [TreeAllReduce(), Butterfly()], ids=str)
 def test_a_collective_changes_times_and_not_what_workers_get(collective):
     ring, other = (
         run(driven(RULE, workers=3, allreduce=c), 2, workers=3, fleet=islands(3))
@@ -201,8 +201,8 @@ def test_what_cannot_be_requantised_on_its_way_is_refused(key, more):
     "more", [{"compressor": TopK(density=0.1)}, {"aggregator": Median()}], ids=["topk", "median"]
 )
 def test_a_collective_for_what_is_gathered_is_refused(more):
-    with pytest.raises(ConfigError, match="allreduce is Tree"):
-        driven(RULE, allreduce=Tree(), **more)
+    with pytest.raises(ConfigError, match="allreduce is TreeAllReduce"):
+        driven(RULE, allreduce=TreeAllReduce(), **more)
     driven(RULE, **more)
 
 
