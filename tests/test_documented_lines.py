@@ -205,18 +205,18 @@ def tutorial(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def folder(line, request, monkeypatch) -> Path:
+def folder(line, request, monkeypatch) -> Iterator[Path]:
     """Where a line is typed, entered."""
     place = ROOT
     if line.place.startswith(TUTORIAL):
         place = request.getfixturevalue("tutorial")
         monkeypatch.delenv("FL_DATA_DIR", raising=False)
         monkeypatch.syspath_prepend(str(place))
-        request.addfinalizer(lambda: sys.modules.pop("mine", None))
     elif any(word.startswith("data.path=") for word in line.command):
         place = request.getfixturevalue("own_data")
     monkeypatch.chdir(place)
-    return place
+    yield place
+    sys.modules.pop("mine", None)
 
 
 @pytest.mark.parametrize("line", FL, ids=lambda line: f"{line.place}: {line.text[:60]}")

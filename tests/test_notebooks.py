@@ -1,4 +1,4 @@
-"""The notebooks run from their first cell to their last, and are stored as if nobody had run them."""
+"""The notebooks run from their first cell to their last, and are stored without outputs."""
 
 from __future__ import annotations
 
