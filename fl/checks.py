@@ -38,6 +38,16 @@ def at_least(name: str, value: int, bound: int) -> None:
         raise ConfigError(f"{name} is {value!r}; it must be a whole number, at least {bound}")
 
 
+def is_a(name: str, value: object, kind: type, such_as: str = "") -> None:
+    """Raises a ConfigError unless a value is of a kind; names an example of one."""
+    if not isinstance(value, kind):
+        package = ".".join(kind.__module__.split(".")[:2])
+        example = f", such as {such_as}" if such_as else ""
+        raise ConfigError(
+            f"{name} is {value!r:.80}; it must be a {package}.{kind.__name__}{example}"
+        )
+
+
 def positive(name: str, value: float) -> None:
     """Raises a ConfigError unless a number is positive and finite."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:

@@ -33,7 +33,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from fl.data.loading import loading_once
 from fl.errors import ConfigError
 from fl.execution.garbage import START_THRESHOLDS
 from fl.runs import sweep, usage
@@ -105,6 +104,8 @@ class CheckJobs(Callback):
         refused: that is nearly always all that there is to see, in a fraction of the time. None of
         a sampler is known yet.
         """
+        from fl.data.loading import loading_once  # heavy
+
         right: set[tuple[str, ...]] = set()
         jobs = sweep.jobs_of(config)
         with loading_once():

@@ -106,8 +106,8 @@ def cases(names, quick):
 def test_a_model_of_all_kinds_learns_with_every_strategy(strategy):
     overrides = ["client.rule.lr=0.05"] if strategy == "fedasync" else []
     experiment, run = trained(strategy, *overrides)
-    exact = strategy in AVERAGING
-    # Sums of equal numbers may differ in their last bits.
+    exact = strategy in AVERAGING and not strategy.startswith("fedhyper")
+    # Sums of equal numbers may differ in their last bits, and FedHyper's rates are such sums.
     check(experiment, run, tied=0 if exact else 1e-6, counted=strategy != ANCHORS)
 
 
@@ -118,7 +118,7 @@ TOPK = "ef_topk compressor.compressor.density=0.3"
 @pytest.mark.parametrize("strategy", cases([*AVERAGING, *ROUNDED, *EVENTS, *POLLING], {"fedavg"}))
 def test_a_model_of_all_kinds_learns_over_compressed_links(strategy, compressor):
     experiment, run = trained(strategy, *f"compressor={compressor}".split())
-    check(experiment, run, counted=strategy != ANCHORS)
+    check(experiment, run, tied=1e-5, counted=strategy != ANCHORS)
 
 
 def test_a_compressed_downlink_brings_every_kind():

@@ -76,6 +76,7 @@ GROUPS = {
     "executor": 1,
 }
 NEEDS_FILES = {"mnist", "cifar10", "fedprox_mnist", "shakespeare", "serverless", "trace"}
+NEEDS_FILES |= {"table", "image_folder", "arrays", "huggingface"}
 SLOW = {"char_gpt", "char_lstm", "leaf_cnn", "resnet8", "stdlib", "behaviour", "fedast", "sync_st"}
 FREE = ("train_config", "run_config")  # take any key
 SECONDS = 1.5  # after which what still trains is stopped: it was not refused
@@ -224,7 +225,7 @@ def mutation(number: int) -> Mutation:
         return Mutation("deleted", (*overrides, f"~{key}"), names, False)
     if last == "_target_":
         wrong = str(rng.choice(["fl.nothing.Here", "os.getcwd", "json", "fl.errors.ConfigError"]))
-        names = (wrong, key, wrong.rpartition(".")[2])
+        names = (wrong, key, wrong.rpartition(".")[2], f"{key.rpartition('.')[0]} is ")
         return Mutation("target", (*overrides, f"{key}={wrong}"), names, False)
     kind, text, must = values(value)[int(rng.integers(len(values(value))))]
     if last == "_convert_" or key in ("app", "run_config", "cost_model", "attack.value"):

@@ -66,6 +66,8 @@ def load_huggingface(
     Raises:
         ConfigError: it cannot be read, has no such split or column, or columns of another kind.
     """
+    if inputs is not None and not isinstance(inputs, str | Sequence):
+        raise ConfigError(f"inputs is {inputs!r}; it must be a column, several, or null for all")
     names = [inputs] if isinstance(inputs, str) else None if inputs is None else [*inputs]
     if task == "next-token":
         if names is None or len(names) != 1 or target is not None or test is not None:

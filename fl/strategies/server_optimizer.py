@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fl.checks import is_a
 from fl.errors import ConfigError
 from fl.strategies.round_rule import RoundRule, Updates, check_state
 from fl.vectors.rows import Row
@@ -19,11 +20,7 @@ from fl.vectors.rows import Row
 
 def check_optimizer(rule: RoundRule) -> None:
     """Raises ConfigError unless a rule steps along the mean change, and needs nothing else."""
-    if not isinstance(rule, RoundRule):
-        raise ConfigError(
-            f"server_optimizer is {rule!r:.80}; it must be a fl.strategies.RoundRule, such as "
-            "FedAvg() or FedAdam()"
-        )
+    is_a("server_optimizer", rule, RoundRule, such_as="FedAvg() or FedAdam()")
     wants = (*rule.carries, *rule.needs, *rule.reads, *rule.tells)
     if wants or not rule.folds or rule.num_models > 1:
         raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fl.checks import is_a
 from fl.errors import ConfigError
 from fl.submodels.capacity import Capacity
 from fl.submodels.extraction import Extraction
@@ -34,11 +35,7 @@ class SubModels:
 
     def __post_init__(self) -> None:
         for name, kind in (("extraction", Extraction), ("capacity", Capacity)):
-            value = getattr(self, name)
-            if not isinstance(value, kind):
-                raise ConfigError(
-                    f"{name} is {value!r:.80}; it must be a fl.submodels.{kind.__name__}"
-                )
+            is_a(name, getattr(self, name), kind)
         for level in self.capacity.levels:
             try:
                 self.extraction.check_level(level)

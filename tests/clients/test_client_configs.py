@@ -27,7 +27,8 @@ OWN_RULES = [
     "sgd",
 ]
 CORRECTIONS = sorted(path.stem for path in (FOLDER / "correction").glob("*.yaml"))
-SUPPLIED = {"model", "data", "mods", "uplink", "downlink", "correction", "local_layers", "contact"}
+SUPPLIED = {"model", "data", "metrics", "mods", "uplink", "downlink"}
+SUPPLIED |= {"correction", "local_layers", "contact"}
 
 
 def keys_of(node) -> set[str]:

@@ -244,6 +244,7 @@ DATA_DEPENDENT = {
     "qsgd_sparse",
     "induced",
     "marina",
+    "sparse_loco",
     *TRACKED,
 }
 

@@ -62,7 +62,10 @@ def said(*overrides: str) -> list[str]:
         ),
         (
             ["+experiment=diloco"],
-            ["strategy=diloco sets fleet=datacenters, length=phases, client=inner_adamw"],
+            [
+                "strategy=diloco sets allreduce=ring, fleet=datacenters, length=phases, "
+                "client=inner_adamw"
+            ],
         ),
         (
             ["data=shakespeare", "strategy=dpsgd"],

@@ -227,7 +227,8 @@ class Island:
         gradient = records.pop(GRADIENT_KEY, None)
         g: Row | None = None
         if isinstance(gradient, ArrayRecord):
-            g = record_vector(gradient, layout.num_trainable, "the gradient").numpy()
+            vector = record_vector(gradient, layout.num_trainable, "the gradient", finite=False)
+            g = vector.numpy()
         arrays: dict[str, Array] = {}
         for p in _numbers(config, SEND, len(cut)):
             sent = cut.take(live if g is None else g, p)

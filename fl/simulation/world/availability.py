@@ -16,7 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from fl.randomness import uniforms
 from fl.simulation.world.measurements import Behaviour, read_behaviour
 
 
+@runtime_checkable
 class Availability(Protocol):
     """What the simulator asks of an availability model; see the module's docstring."""
 

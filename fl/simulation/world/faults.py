@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from fl.checks import is_a
 from fl.errors import ConfigError
 from fl.randomness import uniform
 
@@ -142,6 +143,8 @@ class Faults:
         _check_probability("dropout", self.dropout)
         _check_probability("crash", self.crash)
         _check_probability("message_loss", self.message_loss)
+        if self.slowdown is not None:
+            is_a("slowdown", self.slowdown, GilbertElliott)
         if self.detection_s is not None and not (
             math.isfinite(self.detection_s) and self.detection_s >= 0
         ):

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from fl.checks import is_a
 from fl.errors import ConfigError
 from fl.randomness import uniform
 from fl.simulation.kernel.links import Links, PeerLinks, ServerLink
@@ -190,6 +191,7 @@ class Fleet:
             )
         if not isinstance(self.prefetch, bool):
             raise ConfigError(f"fleet.prefetch is {self.prefetch!r}; it must be true or false.")
+        is_a("availability", self.availability, Availability)
         online = self.availability.online(0.0)
         if online.shape != (n,):
             raise ConfigError(

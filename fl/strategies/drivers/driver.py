@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fl.checks import at_least, positive
+from fl.checks import at_least, is_a, positive
 from fl.clients import Downlink, Rule, Uplink
 from fl.compression import Channel
 from fl.errors import ConfigError
@@ -251,12 +251,7 @@ class RuleDriver(Driver):
         arrayrecord_key: str = "arrays",
         configrecord_key: str = "config",
     ) -> None:
-        if not isinstance(rule, self.rules):
-            package = ".".join(self.rules.__module__.split(".")[:2])
-            raise ConfigError(
-                f"rule is {rule!r:.80}; it must be a {package}.{self.rules.__name__}, such as "
-                f"{self.example}()"
-            )
+        is_a("rule", rule, self.rules, such_as=f"{self.example}()")
         at_least("min_available_nodes", min_available_nodes, 1)
         positive("retry_s", retry_s)
         if patience is not None:

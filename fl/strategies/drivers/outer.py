@@ -24,7 +24,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fl.aggregation import Aggregator, Mean, shown, weight_of
-from fl.checks import at_least, not_negative, positive, read_if, share
+from fl.checks import at_least, is_a, not_negative, positive, read_if, share
 from fl.clients.app.island import (
     AFRESH,
     MERGE,
@@ -165,6 +165,7 @@ class OuterSteps(RuleDriver):
         self.aggregator = aggregator if f is None else aggregator.tolerating(f)
         self.drop = drop
         self.allreduce = RingAllReduce() if allreduce is None else allreduce
+        is_a("allreduce", self.allreduce, Collective)
         self.failure = None if on_failure is None else Failure(on_failure, detection_s, retries)
         self.buckets = buckets
         at_least("accumulate", accumulate, 1)

@@ -26,7 +26,7 @@ from fl.aggregation import (
     shown,
     weight_of,
 )
-from fl.checks import at_least, positive, read_if
+from fl.checks import at_least, is_a, positive, read_if
 from fl.clients.app.choosing import SMOOTHING_KEY, model_key
 from fl.clients.app.inbox import EVALUATED, EVALUATED_KEY
 from fl.errors import ConfigError, NoStep
@@ -196,6 +196,7 @@ class Rounds(Aggregating):
             positive("deadline_s", deadline_s)
         self.rates = RoundRates(rule, eta_schedule, lr_schedule)
         self.selection = UniformSampling() if selection is None else selection
+        is_a("selection", self.selection, Selection)
         if self.wants_own_update and not rule.folds:
             raise ConfigError(
                 f"aggregator is {self.aggregator.name}, which compares what it combines with the "
