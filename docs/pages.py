@@ -80,7 +80,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
     found = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
     found += [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.png")]
-    found += [*experiments(), *(ROOT / "experiments").glob("*/*.png")]
+    found += [*experiments(), *(ROOT / "experiments").rglob("*.png")]
     themes = [file for file in files if file.src_dir != str(ROOT / "docs")]
     made = {member(group, name): method(group, name) for group, name in members()}
     made |= {reference(package): package_page(package) for package in PACKAGES}
@@ -128,7 +128,7 @@ def members() -> Iterator[tuple[str, str]]:
 
 def experiments() -> list[Path]:
     """Returns the pages of the experiments."""
-    return sorted((ROOT / "experiments").glob("*/README.md"))
+    return sorted((ROOT / "experiments").rglob("README.md"))
 
 
 def member(group: str, name: str) -> str:
