@@ -112,7 +112,7 @@ class Checkpointing:
         return since + copy_s, max(since + copy_s, since + (backlog + size) / b_s)
 
 
-class _Kind(Enum):
+class _Cost(Enum):
     CHECKPOINT = "checkpoints"
     FAILURE = "failures"
     STALL = "stalled_s"
@@ -152,7 +152,7 @@ class JobTime:
         self._barrier: _Barrier | None = None
         self._gaps = 0  # between failures, drawn
         self._fails = self._gap()  # when it does next
-        self._events: list[tuple[float, _Kind, float]] = []  # clock, what, s
+        self._events: list[tuple[float, _Cost, float]] = []  # clock, what, s
 
     def elapsed(self, job_s: float) -> float:
         """Returns what the clock shows when the job gets there, s."""
@@ -174,16 +174,16 @@ class JobTime:
             intervals that would be best where a checkpoint stalls it for so long.
         """
         now = self.elapsed(job_s)
-        sums = dict.fromkeys(_Kind, 0.0)
+        sums = dict.fromkeys(_Cost, 0.0)
         for when, kind, amount in self._events:
             if when <= now:
                 sums[kind] += amount
         found: dict[str, Any] = {"job_s": job_s, "interval_s": self.by.interval_s}
         for kind, total in sums.items():
-            whole = kind in (_Kind.CHECKPOINT, _Kind.FAILURE)
+            whole = kind in (_Cost.CHECKPOINT, _Cost.FAILURE)
             found[kind.value] = int(total) if whole else total
-        if self.by.mtbf_s is not None and sums[_Kind.CHECKPOINT]:
-            stall_s = sums[_Kind.STALL] / sums[_Kind.CHECKPOINT]
+        if self.by.mtbf_s is not None and sums[_Cost.CHECKPOINT]:
+            stall_s = sums[_Cost.STALL] / sums[_Cost.CHECKPOINT]
             for name, best in (("young_s", young), ("daly_s", daly), ("exact_s", exact)):
                 found[name] = best(stall_s, self.by.mtbf_s)
         return found
@@ -229,7 +229,7 @@ class JobTime:
     def _stall(self, until: float) -> None:
         seconds = until - self._now
         if seconds > 0:
-            self._note(until, _Kind.STALL, seconds)
+            self._note(until, _Cost.STALL, seconds)
             self._late += seconds
 
     def _begin_checkpoint(self) -> None:
@@ -240,7 +240,7 @@ class JobTime:
         copied, flushed = self.by.copied(now, last)
         self._flushing.append((flushed, self._number))
         self._barrier = _Barrier(self._p + self.by.overlap_s, copied)
-        self._note(now, _Kind.CHECKPOINT, 1)
+        self._note(now, _Cost.CHECKPOINT, 1)
 
     def _keep(self, now: float) -> None:
         """Takes note of what is in storage by now."""
@@ -254,21 +254,21 @@ class JobTime:
         self._barrier = None
         self._number = self._kept
         safe = self._kept * self.by.interval_s
-        self._note(now, _Kind.FAILURE, 1)
-        self._note(now, _Kind.LOST, self._p - safe)
+        self._note(now, _Cost.FAILURE, 1)
+        self._note(now, _Cost.LOST, self._p - safe)
         self._late += self._p - safe
         self._p = safe
         while True:
             self._fails = now + self._gap()
             until = min(now + self.by.restart_s, self._fails)
-            self._note(until, _Kind.RESTART, until - now)
+            self._note(until, _Cost.RESTART, until - now)
             self._late += until - now
             if until < self._fails:
                 return
             now = until
-            self._note(now, _Kind.FAILURE, 1)
+            self._note(now, _Cost.FAILURE, 1)
 
-    def _note(self, when: float, kind: _Kind, amount: float) -> None:
+    def _note(self, when: float, kind: _Cost, amount: float) -> None:
         self._events.append((when, kind, amount))
 
     def _gap(self) -> float:
