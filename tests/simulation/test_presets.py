@@ -161,7 +161,8 @@ def test_a_configuration_builds_the_fleet_of_the_function_s_defaults(
     function = get_method(config._target_)
     parameters = inspect.signature(function).parameters
     plain = {k: v for k, v in OmegaConf.to_container(config, resolve=True).items() if k[0] != "_"}
-    assert plain.keys() == parameters.keys(), "keys equal arguments"
+    absent = {"checkpointing"} if name == "datacenters" else set()  # a group, null by default
+    assert plain.keys() | absent == set(parameters), "keys equal arguments"
     for key, value in plain.items():
         default = parameters[key].default
         if (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from fl.checks import is_a
 from fl.errors import ConfigError
@@ -37,6 +38,14 @@ class TaskFaults:
 
 
 _NONE = TaskFaults()
+
+
+@runtime_checkable
+class SlowSpells(Protocol):
+    """What says which tasks of a client are slow."""
+
+    def slowdown(self, seed: int, client: int, dispatch: int) -> float:
+        """Returns the factor on the compute time of the client's task number `dispatch`."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +145,7 @@ class Faults:
     dropout: float = 0.0
     crash: float = 0.0
     message_loss: float = 0.0
-    slowdown: GilbertElliott | None = None
+    slowdown: SlowSpells | None = None
     detection_s: float | None = None
 
     def __post_init__(self) -> None:
@@ -144,7 +153,7 @@ class Faults:
         _check_probability("crash", self.crash)
         _check_probability("message_loss", self.message_loss)
         if self.slowdown is not None:
-            is_a("slowdown", self.slowdown, GilbertElliott)
+            is_a("slowdown", self.slowdown, SlowSpells, such_as="GilbertElliott(...)")
         if self.detection_s is not None and not (
             math.isfinite(self.detection_s) and self.detection_s >= 0
         ):
