@@ -252,15 +252,21 @@ def _has_trained(run: Run, metric: str) -> bool:
 
 
 def _spread(values: Sequence[float], show: _Show, unit: _UnitOf | None = None) -> str:
-    """Returns `mean ± deviation unit` to the deviation's second digit; one value as `show` does."""
+    """Returns `mean ± deviation unit` to the deviation's second digit.
+
+    One value, or several that are equal, is as `show` does it.
+    """
     if not values:
         return units.MISSING
     mean = fmean(values)
     if len(values) == 1 or not all(map(math.isfinite, values)):
         return show(mean)
     divisor, symbol = (1.0, "") if unit is None else unit(mean)
-    mean, deviation = mean / divisor, stdev(values) / divisor
-    digits = 1 if deviation == 0 else max(0, min(6, 1 - math.floor(math.log10(deviation))))
+    deviation = stdev(values) / divisor
+    if deviation == 0:
+        return f"{show(mean)} ± 0"
+    mean /= divisor
+    digits = max(0, min(6, 1 - math.floor(math.log10(deviation))))
     return f"{mean:,.{digits}f} ± {deviation:.{digits}f} {symbol}".rstrip()
 
 
