@@ -54,10 +54,11 @@ def test_the_project_is_an_experiment_and_a_flower_app_of_the_same_parts(place):
 
 def test_the_table_beside_it_goes_before_another_folders(place, monkeypatch, tmp_path):
     monkeypatch.setenv("FL_DATA_DIR", str(tmp_path))
-    assert importlib.import_module("mine").TABLE == place / "machines.csv"
+    table = importlib.import_module("mine").TABLE
+    assert table == place / "machines.csv"
     sys.modules.pop("mine")
-    (place / "machines.csv").rename(tmp_path / "machines.csv")
-    assert importlib.import_module("mine").TABLE == tmp_path / "machines.csv"
+    table = table.rename(tmp_path / "machines.csv")
+    assert table == importlib.import_module("mine").TABLE
 
 
 def test_the_command_makes_it_and_says_what_to_type(tmp_path, monkeypatch, capsys):
