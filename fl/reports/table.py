@@ -133,7 +133,9 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
     target = first["target"]
     if metrics is None:
         metrics = [target["metric"]] if target else list(first["final"])[:3]
-    table = Table(title="mean ± standard deviation over seeds", title_justify="left")
+    several = any(len(group) > 1 for group in runs.values())
+    over_seeds = "mean ± standard deviation over seeds" if several else None
+    table = Table(title=over_seeds, title_justify="left")
     table.add_column("runs", no_wrap=True)
     table.add_column("seeds", justify="right")
     every = [run.summary for group in runs.values() for run in group]
