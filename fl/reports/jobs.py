@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -20,7 +20,8 @@ JOBS = "jobs.jsonl"
 """What became of the jobs of the last command that swept into a directory, one JSON a line."""
 
 _JOBS_BYTES = 64 * 10**6  # most that this list may have
-_OVERRIDES_BYTES = 10**5  # and that of a run's overrides
+_OF_HYDRA_BYTES = 10**5  # and each of the files that Hydra writes about a run
+_MAIN = ("strategy", "data", "compressor")  # groups
 
 
 @dataclass(frozen=True)
@@ -95,20 +96,58 @@ def by_overrides(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return labelled
 
 
+def title(run: Run) -> str:
+    """Returns what a run that nothing is beside is called: its overrides, or its main parts."""
+    from fl.reports.runs import bears_on_results
+
+    found = {k: v for k, v in overrides(run).items() if k != "seed" and bears_on_results(k)}
+    if not found:
+        chosen = members(run)
+        found = {what: chosen[what] for what in _MAIN if what in chosen}
+    return ", ".join(f"{key}={value}" for key, value in found.items()) or "all runs"
+
+
+def members(run: Run) -> dict[str, str]:
+    """Returns which member of each group a run has, of those groups of which it has one.
+
+    Of a run that Hydra did not start, they are the classes of its configuration's parts.
+    """
+    settings = _of_hydra(run, "hydra.yaml")
+    for key in ("hydra", "runtime", "choices"):
+        settings = settings.get(key) if isinstance(settings, Mapping) else None
+    if isinstance(settings, Mapping):
+        return {
+            str(group): member
+            for group, member in settings.items()
+            if isinstance(member, str) and not str(group).startswith(("_base/", "hydra/"))
+        }
+    found = {}
+    for what, part in run.summary["config"].items():
+        rule = part.get("rule", part) if isinstance(part, Mapping) else None
+        if isinstance(rule, Mapping) and isinstance(rule.get("_target_"), str):
+            found[str(what)] = rule["_target_"].rpartition(".")[2]
+    return found
+
+
 def overrides(run: Run) -> dict[str, str]:
     """Returns what the command line of a run changed.
 
     That is nothing for runs that Hydra did not start, or if its list is none.
     """
-    if run.directory is None:
-        return {}
-    path = run.directory / ".hydra" / "overrides.yaml"
-    try:
-        lines = yaml.safe_load(read_file(path, _OVERRIDES_BYTES)) if path.exists() else []
-    except (ConfigError, RecursionError, ValueError, yaml.YAMLError):
-        lines = []
+    lines = _of_hydra(run, "overrides.yaml")
     if not isinstance(lines, list):
         lines = []
     given = [line for line in lines if isinstance(line, str)]
     taken = [f"{line[1:]}=null" if line[:1] == "~" and "=" not in line else line for line in given]
     return dict(line.partition("=")[::2] for line in taken)
+
+
+def _of_hydra(run: Run, name: str) -> Any:
+    """Returns what Hydra wrote about a run; None if it did not, or if that cannot be read."""
+    if run.directory is None:
+        return None
+    path = run.directory / ".hydra" / name
+    try:
+        return yaml.safe_load(read_file(path, _OF_HYDRA_BYTES)) if path.exists() else None
+    except (ConfigError, RecursionError, ValueError, yaml.YAMLError):
+        return None

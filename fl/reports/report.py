@@ -25,7 +25,8 @@ from fl.reports import plots, units
 from fl.reports.atomic import replacing
 from fl.reports.files import printable, read_file
 from fl.reports.history import COLUMNS
-from fl.reports.jobs import JOBS, Job, by_overrides, read_jobs
+from fl.reports.jobs import JOBS, Job, by_overrides, members, read_jobs
+from fl.reports.jobs import title as name_of
 from fl.reports.runs import Run, ended, load_runs
 from fl.reports.table import comparison
 from fl.reports.tensorboard_log import flattened
@@ -147,9 +148,9 @@ def page(
         problems: what is wrong with runs that could not be read.
         failed: jobs that left no run.
         base: directory of the page, from which links start; None makes them absolute.
-        title: of the page; None says in what the runs differ.
+        title: of the page; None says in what the runs differ, of one configuration what it is.
     """
-    groups = by_overrides(ended(runs)[0] or runs)  # what has not ended goes into no mean of results
+    groups = _named(ended(runs)[0] or runs)  # what has not ended goes into no mean of results
     title = title or _few(list(groups))
     parts = [
         _heading(title, runs, groups),
@@ -162,7 +163,7 @@ def page(
         *_pictures(groups),
         _faults(groups),
         _differences(groups),
-        _list(by_overrides(runs), base),
+        _list(_named(runs), base),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -171,6 +172,11 @@ def page(
         + "\n".join(part for part in parts if part)
         + "\n</body></html>\n"
     )
+
+
+def _named(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    groups = by_overrides(runs)
+    return groups if len(groups) > 1 else {name_of(alike[0]): alike for alike in groups.values()}
 
 
 # ---- sections ------------------------------------------------------------------------------------
@@ -252,8 +258,10 @@ def _costs(target: Mapping[str, Any] | None, groups: Mapping[str, Sequence[Run]]
         sign = ">=" if target["mode"] == "max" else "<="
         heading = f"Results, and costs to {target['metric']} {sign} {target['value']:g}"
     table = comparison(groups)
-    note = f'<p class="note">{_text(str(table.title or ""))}; in parentheses, how many seeds.</p>'
-    return f"<h2>{_text(heading)}</h2>\n{note}\n{_rich(table)}"
+    note = ""
+    if table.title:
+        note = f'<p class="note">{_text(str(table.title))}; in parentheses, how many seeds.</p>\n'
+    return f"<h2>{_text(heading)}</h2>\n{note}{_rich(table)}"
 
 
 def _curves(groups: Mapping[str, Sequence[Run]]) -> Iterable[str]:
@@ -325,10 +333,9 @@ def _utilisation(groups: Mapping[str, Sequence[Run]]) -> str:
                 _mean(t.get("wall_s", math.nan) for t in totals) + " s",
             ]
         )
-    note = (
-        "Computing is the share of simulated time, over the clients that were sent anything. The "
-        "others are means over seeds."
-    )
+    note = "Computing is the share of simulated time, over the clients that were sent anything."
+    if _has_seeds(groups):
+        note += " The others are means over seeds."
     heads = ["runs", "computing", "energy: computing", "radio", "idle", "client updates"]
     table = _table([*heads, "time on this host"], rows)
     return f'<h2>Utilisation</h2>\n<p class="note">{_text(note)}</p>\n{table}'
@@ -379,10 +386,19 @@ def _faults(groups: Mapping[str, Sequence[Run]]) -> str:
         for label, found in counts.items()
     ]
     table = _table(["runs", *(kind.replace("_", " ") for kind in kinds)], rows)
-    return f'<h2>Faults</h2>\n<p class="note">Number in a run, mean over seeds.</p>\n{table}'
+    note = "Number in a run, mean over seeds." if _has_seeds(groups) else "Number in a run."
+    return f'<h2>Faults</h2>\n<p class="note">{note}</p>\n{table}'
+
+
+def _has_seeds(groups: Mapping[str, Sequence[Run]]) -> bool:
+    return any(len(group) > 1 for group in groups.values())
 
 
 def _differences(groups: Mapping[str, Sequence[Run]]) -> str:
+    if len(groups) == 1:
+        ((label, alike),) = groups.items()
+        table = _table(["group", "member"], [[*pair] for pair in members(alike[0]).items()])
+        return f'<h2>Configuration</h2>\n<p class="long">{_text(label)}</p>\n{table}'
     configs = {
         label: [flattened(run.summary["config"]) for run in group]
         for label, group in groups.items()

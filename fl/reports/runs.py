@@ -83,6 +83,8 @@ def read_run(directory: Path | str) -> Run:
     """
     folder = Path(directory)
     path = folder / "summary.json"
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no directory (here is {Path.cwd()}); give that of a run")
     if not path.exists():
         raise ConfigError(
             f"{path} does not exist; give the directory of a run that has ended (one that was "

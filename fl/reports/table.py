@@ -135,7 +135,9 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
     target = first["target"]
     if metrics is None:
         metrics = [target["metric"]] if target else list(first["final"])[:3]
-    table = Table(title="mean ± standard deviation over seeds", title_justify="left")
+    several = any(len(group) > 1 for group in runs.values())
+    over_seeds = "mean ± standard deviation over seeds" if several else None
+    table = Table(title=over_seeds, title_justify="left")
     table.add_column("runs", no_wrap=True)
     table.add_column("seeds", justify="right")
     every = [run.summary for group in runs.values() for run in group]
@@ -254,15 +256,21 @@ def _has_trained(run: Run, metric: str) -> bool:
 
 
 def _spread(values: Sequence[float], show: _Show, unit: _UnitOf | None = None) -> str:
-    """Returns `mean ± deviation unit` to the deviation's second digit; one value as `show` does."""
+    """Returns `mean ± deviation unit` to the deviation's second digit.
+
+    One value, or several that are equal, is as `show` does it.
+    """
     if not values:
         return units.MISSING
     mean = fmean(values)
     if len(values) == 1 or not all(map(math.isfinite, values)):
         return show(mean)
     divisor, symbol = (1.0, "") if unit is None else unit(mean)
-    mean, deviation = mean / divisor, stdev(values) / divisor
-    digits = 1 if deviation == 0 else max(0, min(6, 1 - math.floor(math.log10(deviation))))
+    deviation = stdev(values) / divisor
+    if deviation == 0:
+        return f"{show(mean)} ± 0"
+    mean /= divisor
+    digits = max(0, min(6, 1 - math.floor(math.log10(deviation))))
     return f"{mean:,.{digits}f} ± {deviation:.{digits}f} {symbol}".rstrip()
 
 

@@ -112,6 +112,24 @@ def test_title_is_what_the_runs_differ_in_or_what_one_wants(runs, tmp_path):
     assert text.count("&lt;Rates&gt; &amp; more</h1>") == 1
 
 
+def test_a_run_alone_is_called_by_what_it_is_and_has_no_mean_over_seeds(tmp_path, row):
+    parts = {"strategy": {"rule": {"_target_": "a.FedAdam"}}, "data": {"_target_": "b.digits"}}
+    leave(tmp_path, row, 0, [0.1, 0.5], **parts, model={"_target_": "c.MLP"})
+    text = page(find_runs(tmp_path))
+    assert "<title>strategy=FedAdam, data=digits · fl</title>" in text
+    assert "all runs" not in text
+    assert "over seeds" not in text
+    assert ["model", "MLP"] in read(text).rows
+    (tmp_path / ".hydra").mkdir()
+    choices = "{strategy: fedadam, data: digits, attack: null, hydra/launcher: basic}"
+    (tmp_path / ".hydra/hydra.yaml").write_text(f"hydra: {{runtime: {{choices: {choices}}}}}")
+    (tmp_path / ".hydra/overrides.yaml").write_text("[strategy=fedadam, seed=3, lr=0.1]")
+    text = page(find_runs(tmp_path))
+    assert "<title>strategy=fedadam, lr=0.1 · fl</title>" in text
+    assert ["strategy", "fedadam"] in read(text).rows
+    assert ["hydra/launcher", "basic"] not in read(text).rows
+
+
 def test_what_all_data_in_one_place_reach_is_a_line_with_a_name(runs):
     assert "all data in one place" not in figures(page(find_runs(runs)))
     for path in runs.glob("*/summary.json"):

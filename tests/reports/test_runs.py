@@ -29,6 +29,13 @@ def test_a_directory_without_a_summary_is_refused(tmp_path):
         find_runs(tmp_path)
 
 
+def test_a_directory_that_is_not_there_is_told_as_such_and_not_to_be_resumed(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        read_run(tmp_path / "gone")
+    assert "gone" in str(error.value)
+    assert "resume" not in str(error.value)
+
+
 def test_seeds_of_one_configuration_are_one_group(tmp_path, row):
     targets = ("fl.strategies.fedavg.FedAvg", "fl.strategies.fedprox.FedProx")
     for name in targets:

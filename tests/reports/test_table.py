@@ -127,8 +127,8 @@ def test_groups_show_mean_and_deviation_over_seeds(tmp_path, row):
             "0.60 ± 0.10",
             "0.60 ± 0.10",
             "120 ± 60 s",
-            "2.0 ± 0.0 kB",
-            "0.0 ± 0.0 J",
+            "2.0 kB ± 0",
+            "0.0 J ± 0",
         ],
         ["b", "1", "0.5", "0.5", "1 min", "2.0 kB", "0.0 J"],
     ]
@@ -144,8 +144,13 @@ def test_groups_with_a_target_show_its_cost_and_how_many_seeds_reached_it(tmp_pa
     header, cell = cells(table.comparison({"a": runs}))
     assert header[-3:] == ["time to 0.55", "bytes to 0.55", "energy to 0.55"]
     # 10 and 14 min: mean 12, deviation sqrt(8) = 2.8; the round costs 1500 bytes and 10 J in both.
-    assert cell[-3:] == ["12.0 ± 2.8 min (2/3)", "1.5 ± 0.0 kB (2/3)", "10.0 ± 0.0 J (2/3)"]
+    assert cell[-3:] == ["12.0 ± 2.8 min (2/3)", "1.5 kB ± 0 (2/3)", "10.0 J ± 0 (2/3)"]
     assert cell[1] == "2 of 3"
+
+
+def test_equal_values_have_the_digits_of_one(tmp_path, row):
+    runs = [run_with(tmp_path, row, 0.9103, 60.0) for _ in range(2)]
+    assert cells(table.comparison({"a": runs}))[1][2:5] == ["0.9103 ± 0"] * 2 + ["1 min ± 0"]
 
 
 def test_rows_keep_the_order_given(tmp_path, row):

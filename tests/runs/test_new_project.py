@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import shlex
@@ -49,6 +50,15 @@ def test_the_project_is_an_experiment_and_a_flower_app_of_the_same_parts(place):
         names = {*bundle.namelist()}
     assert {"mine.py", "deployed.py", "conf/experiment/machines.yaml"} <= names
     assert "machines.csv" not in names  # what data there are stays where they are
+
+
+def test_the_table_beside_it_goes_before_another_folders(place, monkeypatch, tmp_path):
+    monkeypatch.setenv("FL_DATA_DIR", str(tmp_path))
+    table = importlib.import_module("mine").TABLE
+    assert table == place / "machines.csv"
+    sys.modules.pop("mine")
+    table = table.rename(tmp_path / "machines.csv")
+    assert table == importlib.import_module("mine").TABLE
 
 
 def test_the_command_makes_it_and_says_what_to_type(tmp_path, monkeypatch, capsys):
