@@ -38,7 +38,7 @@ def test_cosine_starts_at_one_halves_midway_and_stays_at_its_floor():
         (lambda: ExponentialDecay(float("nan")), "gamma is nan"),
         (lambda: CosineDecay(period=0), "period is 0"),
         (lambda: Warmup(steps=1, then=3), "then is 3"),
-        (lambda: Sgd(step_schedule=5), "step_schedule is 5"),
+        (lambda: Sgd(0.1, step_schedule=5), "step_schedule is 5"),
         (lambda: AdamW(round_schedule=5), "round_schedule is 5"),
         (lambda: SlowMo(step_schedule=5), "step_schedule is 5"),
         (lambda: OverlapLocalSGD(round_schedule=5), "round_schedule is 5"),
