@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from fl.collectives.collective import Closed, Collective, Network, Transfers
+from fl.collectives.collective import Closed, Collective, Network, Transfers, whole
 from fl.errors import ConfigError
 
 
@@ -58,7 +58,7 @@ def check_steps(by: Collective, network: Network, sizes: Sequence[int]) -> None:
             raise _wrong(by, f"sends {size} bytes in step {k}; they must be finite and at least 0")
         carries = size > 0
         got = known.copy()
-        np.bitwise_or.at(got, j[carries], known[i[carries]])
+        np.bitwise_or.at(got, whole(j[carries]), known[whole(i[carries])])
         known = got
     lacks = np.argwhere(np.unpackbits(known, axis=1, count=m) == 0)
     if len(lacks) and max(sizes):
