@@ -1,14 +1,15 @@
 """The documentation site, a hook of MkDocs (mkdocs.yml). `make docs` builds it into build/site.
 
-Its pages are the README, those of docs/ and experiments/, and pages made from the code: one for
-each member of a group of fl/conf, with the comments and keys of its YAML and the docstring of the
-class it makes, and one for each package, with all other public names. Links between them are those
-of the repository; a link to a file of code leads to a page that shows it.
+Its pages are the README, those of docs/ and experiments/, the notebooks, and pages made from the
+code: one for each member of a group of fl/conf, with the comments and keys of its YAML and the
+docstring of the class it makes, and one for each package, with all other public names. Links
+between them are those of the repository; a link to a file of code leads to a page that shows it.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import sys
@@ -79,10 +80,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
     found = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
     found += [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.png")]
-    found += [*experiments(), *(ROOT / "experiments").glob("*/*.png")]
+    found += [*experiments(), *(ROOT / "experiments").rglob("*.png")]
     themes = [file for file in files if file.src_dir != str(ROOT / "docs")]
     made = {member(group, name): method(group, name) for group, name in members()}
     made |= {reference(package): package_page(package) for package in PACKAGES}
+    notebooks = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
+    made |= {notebook_page(path): cells(path) for path in notebooks}
     pages = [File.generated(config, place, content=content) for place, content in made.items()]
     sources = {code(path): path for path in linked_files(found, made)}
     pages += [File.generated(config, p, content=source(path)) for p, path in sources.items()]
@@ -99,7 +102,10 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         if "://" in link or link.startswith("mailto:"):
             return found[0]
         path = os.path.normpath(place.parent / link)
-        new = code(ROOT / path) if path in _shown else package_of(path)
+        if path.endswith(".ipynb"):
+            new: str | None = notebook_page(ROOT / path)
+        else:
+            new = code(ROOT / path) if path in _shown else package_of(path)
         if new is None:
             return found[0]
         return f"]({os.path.relpath(new, place.parent)}{anchor})"
@@ -122,7 +128,7 @@ def members() -> Iterator[tuple[str, str]]:
 
 def experiments() -> list[Path]:
     """Returns the pages of the experiments."""
-    return sorted((ROOT / "experiments").glob("*/README.md"))
+    return sorted((ROOT / "experiments").rglob("README.md"))
 
 
 def member(group: str, name: str) -> str:
@@ -156,7 +162,8 @@ def linked_files(pages: list[Path], made: dict[str, str]) -> set[Path]:
         for found in _LINK.finditer(page)
         if "://" not in found[1]
     }
-    return {path for path in targets if path.is_file() and path.suffix not in (".md", ".png")}
+    pages_too = (".md", ".png", ".ipynb")
+    return {path for path in targets if path.is_file() and path.suffix not in pages_too}
 
 
 def source(path: Path) -> str:
@@ -164,6 +171,21 @@ def source(path: Path) -> str:
     name, fence = path.relative_to(ROOT).as_posix(), "`" * 4
     lines = path.read_text("utf-8")
     return f"# {name}\n\n{fence}{_FENCES.get(path.suffix, 'text')}\n{lines}{fence}\n"
+
+
+def notebook_page(path: Path) -> str:
+    """Returns the place of a notebook's page."""
+    return path.relative_to(ROOT).with_suffix(".md").as_posix()
+
+
+def cells(path: Path) -> str:
+    """Returns the page that shows a notebook's cells; outputs are not stored."""
+    shown = []
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        said = "".join(cell["source"])
+        shown.append(said if cell["cell_type"] == "markdown" else f"```python\n{said}\n```")
+    name = path.relative_to(ROOT).as_posix()
+    return "\n\n".join([*shown, f"This page shows the cells of `{name}`, which runs as it is.\n"])
 
 
 @cache

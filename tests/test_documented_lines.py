@@ -32,12 +32,14 @@ from flwr.serverapp.strategy import FedAvg
 from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
+from test_tutorial import put, steps
 
 import fl
 from fl.deployment import LocalDeployment
 from fl.runs import usage
 from fl.runs.build import prepare
 from fl.runs.configuration import check_values, take_away
+from fl.runs.project import make as make_project
 from fl.simulation.world.fleets import uniform
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,12 +122,12 @@ def of_comments(path: Path) -> Iterator[Line]:
 
 FENCES = [fence for page in PAGES for fence in fences(page)]
 LINES = [line for fence in FENCES if fence.language == "" for line in commands(fence)]
-# Pages whose lines need what stands above them: tests/test_own_parts.py, test_first_experiment.py.
-ELSEWHERE = ("own_parts.md", "first_experiment.md")
-FL = [line for line in LINES if line.command[0] == "fl" and not line.place.startswith(ELSEWHERE)]
+# Pages of which tests/test_own_parts.py does what they say, and test_tutorial.py.
+OWN_PARTS, TUTORIAL = "own_parts.md", "tutorial.md"
+FL = [line for line in LINES if line.command[0] == "fl" and not line.place.startswith(OWN_PARTS)]
 FL += [line for path in sorted(CONF.rglob("*.yaml")) for line in of_comments(path)]
 OTHERS = [line for line in LINES if line.command[0] != "fl"]
-PYTHON = [fence for fence in FENCES if fence.language == "python"]
+PYTHON = [f for f in FENCES if f.language == "python" and f.page.name != TUTORIAL]
 
 
 def test_every_fence_says_what_is_in_it():
@@ -160,10 +162,11 @@ def jobs(overrides: list[str]) -> Iterator[list[str]]:
         yield list(job)
 
 
-def prepared(overrides: list[str]) -> None:
+def prepared(overrides: list[str], config_dir: Path | None = None) -> None:
     """Builds and checks a run as `fl` does before anything starts."""
+    more = [] if config_dir is None else [f"hydra.searchpath=[file://{config_dir}]"]
     with initialize_config_module("fl.conf", version_base=None, job_name="fl"):
-        config = compose("config", overrides, return_hydra_config=True)
+        config = compose("config", [*more, *overrides], return_hydra_config=True)
         known, before = HydraConfig.instance(), HydraConfig.instance().cfg
         known.set_config(config)
         try:
@@ -187,10 +190,37 @@ def own_data(tmp_path_factory) -> Path:
     return place
 
 
+@pytest.fixture(scope="session")
+def tutorial(tmp_path_factory) -> Path:
+    """The project of docs/tutorial.md, with all that the page has the reader write."""
+    place = tmp_path_factory.mktemp("tutorial")
+    make_project(place)
+    page = (ROOT / "docs" / TUTORIAL).read_text("utf-8")
+    for name, content in steps(page):
+        if "." in name:
+            put(place, name, content)
+    with contextlib.chdir(place):
+        exec(next(content for name, content in steps(page) if name == "python"), {})
+    return place
+
+
+@pytest.fixture
+def folder(line, request, monkeypatch) -> Iterator[Path]:
+    """Where a line is typed, entered."""
+    place = ROOT
+    if line.place.startswith(TUTORIAL):
+        place = request.getfixturevalue("tutorial")
+        monkeypatch.delenv("FL_DATA_DIR", raising=False)
+        monkeypatch.syspath_prepend(str(place))
+    elif any(word.startswith("data.path=") for word in line.command):
+        place = request.getfixturevalue("own_data")
+    monkeypatch.chdir(place)
+    yield place
+    sys.modules.pop("mine", None)
+
+
 @pytest.mark.parametrize("line", FL, ids=lambda line: f"{line.place}: {line.text[:60]}")
-def test_every_line_of_fl_asks_for_what_can_be(line, monkeypatch, request):
-    names_a_file = any(word.startswith("data.path=") for word in line.command)
-    monkeypatch.chdir(request.getfixturevalue("own_data") if names_a_file else ROOT)
+def test_every_line_of_fl_asks_for_what_can_be(line, folder):
     if line.needs_data and not os.environ.get("FL_DATA_DIR"):
         pytest.skip("reads files from FL_DATA_DIR, which is not set")
     words = line.command[1:]
@@ -200,19 +230,19 @@ def test_every_line_of_fl_asks_for_what_can_be(line, monkeypatch, request):
     assert usage.answer(words) is None
     overrides = [w for w in usage.given(words) if not w.startswith("hydra")]
     first, *others = jobs(overrides) if "-m" in words else [overrides]
-    prepared(first)
+    own = folder / "conf" if "-cd" in words else None
+    prepared(first, own)
     if others:
-        prepared(others[-1])
+        prepared(others[-1], own)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("line", [line for line in FL if "-m" in line.command], ids=str)
-def test_every_job_of_every_sweep_can_be(line, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_every_job_of_every_sweep_can_be(line, folder):
     if line.needs_data and not os.environ.get("FL_DATA_DIR"):
         pytest.skip("reads files from FL_DATA_DIR, which is not set")
     for job in jobs([w for w in usage.given(line.command[1:]) if not w.startswith("hydra")]):
-        prepared(job)
+        prepared(job, folder / "conf" if "-cd" in line.command else None)
 
 
 # ---- lines of other programs ---------------------------------------------------------------------
@@ -278,7 +308,7 @@ def hook_of_ours(arguments: list[str]) -> None:
 
 
 def run_elsewhere(arguments: list[str]) -> None:
-    """By a test below, with all lines of its fence."""
+    """With all lines of its fence, by a test below or, `cd`, by test_tutorial.py."""
 
 
 PROGRAMS: dict[str, Callable[[list[str]], None]] = {
@@ -295,6 +325,7 @@ PROGRAMS: dict[str, Callable[[list[str]], None]] = {
     "openssl": run_elsewhere,
     "ssh-keygen": run_elsewhere,
     "export": run_elsewhere,
+    "cd": run_elsewhere,
 }
 
 

@@ -43,6 +43,7 @@ class Broadcast:
         channel: carries the vector.
         shapes: of its tensors.
         seed: of the stream (seed, "broadcast", version) that a message's random numbers come from.
+        name: of the vector, which is in the stream, too; "" is the model.
 
     Attributes:
         version: number of the vector sent last, from 0; -1 before the first.
@@ -51,11 +52,11 @@ class Broadcast:
         ConfigError: the channel cannot carry a broadcast.
     """
 
-    def __init__(self, channel: Channel, shapes: Shapes, seed: int = 0) -> None:
+    def __init__(self, channel: Channel, shapes: Shapes, seed: int = 0, name: str = "") -> None:
         check_broadcast(channel, shapes)
         self.channel = channel
         self.shapes = shapes
-        self.seed = seed
+        self.stream = (seed, "broadcast", name) if name else (seed, "broadcast")
         self.version = -1
         self._w: Vector | None = None
         self._held: Vector | None = None
@@ -83,7 +84,7 @@ class Broadcast:
         if self._w is not None and (w is self._w or np.array_equal(w, self._w)):
             return
         self.version += 1
-        rng = generator(self.seed, "broadcast", self.version)
+        rng = generator(*self.stream, self.version)
         payload, self._state = self.channel.encode(w, self.shapes, self._state, rng)
         if isinstance(self.channel, EF21):
             held = self._state["h"]

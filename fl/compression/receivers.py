@@ -27,6 +27,7 @@ class Receivers:
         shapes: of the tensors.
         senders: number of senders there are.
         max_bytes: most bytes their states may take together.
+        vectors: of these shapes that each sender has, with receivers of their own and one bound.
 
     Attributes:
         keeps: whether there is a state at all; messages have numbers if so.
@@ -36,7 +37,9 @@ class Receivers:
         ConfigError: they would take more.
     """
 
-    def __init__(self, channel: Channel, shapes: Shapes, senders: int, max_bytes: int) -> None:
+    def __init__(
+        self, channel: Channel, shapes: Shapes, senders: int, max_bytes: int, vectors: int = 1
+    ) -> None:
         self.channel = channel
         self.shapes = shapes
         self.senders = senders
@@ -44,11 +47,12 @@ class Receivers:
         each = sum(value.nbytes for value in channel.init_receiver(shapes).values())
         self.keeps = each > 0
         self.nbytes = each * senders
-        if self.nbytes > max_bytes:
+        if vectors * self.nbytes > max_bytes:
             raise ConfigError(
-                f"{type(channel).__name__} keeps {each} bytes for each of {senders} clients, "
-                f"{self.nbytes} in all; the bound is {max_bytes}: raise it, take fewer clients, "
-                "or a method whose server keeps nothing (ErrorFeedback, or no error control)"
+                f"{type(channel).__name__} keeps {vectors * each} bytes for each of {senders} "
+                f"clients, {vectors * self.nbytes} in all; the bound is {max_bytes}: raise it, "
+                "take fewer clients, or a method whose server keeps nothing (ErrorFeedback, or no "
+                "error control)"
             )
 
     def check_participants(self, participants: Collection[int]) -> None:
@@ -67,10 +71,22 @@ class Receivers:
         Raises:
             PayloadError: the payload is malformed or out of turn; the state is as before.
         """
-        vector, state = self.channel.receive(payload, self.shapes, self._state(sender))
+        vector, state = self.decode(sender, payload)
+        self.keep(sender, state)
+        return vector
+
+    def decode(self, sender: int, payload: bytes) -> tuple[Vector, State]:
+        """Returns the decoded vector, and the state after it, to be kept if all else is right.
+
+        Raises:
+            PayloadError: the payload is malformed or out of turn.
+        """
+        return self.channel.receive(payload, self.shapes, self._state(sender))
+
+    def keep(self, sender: int, state: State) -> None:
+        """Keeps the state after a vector that was decoded."""
         if state:
             self._states[sender] = state
-        return vector
 
     def next_message(self, sender: int) -> int:
         """Returns the number of the message expected next; the sender gives it to `resume`."""

@@ -78,6 +78,9 @@ class Clock(Protocol):
     def now(self) -> float:
         """Returns the time in s since an arbitrary but fixed origin."""
 
+    def elapsed(self) -> float:
+        """Returns the time in s for those who wait for the run, who see where it stands still."""
+
     def sleep(self, seconds: float) -> None:
         """Lets `seconds` pass."""
 
@@ -100,6 +103,10 @@ class WallClock:
     def now(self) -> float:
         """Returns the host's monotonic time in s."""
         return time.monotonic()
+
+    def elapsed(self) -> float:
+        """Returns the same."""
+        return self.now()
 
     def sleep(self, seconds: float) -> None:
         """Blocks for `seconds`."""

@@ -96,6 +96,8 @@ def results(summary: Mapping[str, Any]) -> Table:
             for name, number in summary["faults"].items()
         ]
         table.add_row("faults", ", ".join(faults) or "none")
+    if found := summary["extra"].get("checkpointing"):
+        table.add_row("checkpoints", _checkpoints(found))
     if summary.get("participation") and (without := told(summary["participation"])):
         table.add_row("never contributed", without)
     table.add_section()
@@ -278,6 +280,18 @@ def _is_deployed(summary: Mapping[str, Any]) -> bool:
 def _plain(text: str) -> Text:
     """Returns anybody's text as it is: neither markup nor an order to the terminal."""
     return Text(printable(text))
+
+
+def _checkpoints(found: Mapping[str, Any]) -> str:
+    """Returns what checkpoints and failures of the whole job have cost, in words."""
+    said = f"{units.count(found['checkpoints'])}, {units.duration(found['stalled_s'])} of stalls"
+    if not found["failures"]:
+        return said
+    return (
+        f"{said}; {units.count(found['failures'])} failures: "
+        f"{units.duration(found['lost_s'])} of work done over, "
+        f"{units.duration(found['restarting_s'])} of restarts"
+    )
 
 
 def _short(digest: str | None) -> str:

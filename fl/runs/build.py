@@ -74,6 +74,7 @@ from fl.runs.unread import (
 from fl.runs.warm_start import warm_experiment
 from fl.selection import Selection
 from fl.simulation.cost import CostModel
+from fl.simulation.world.checkpointing import Checkpointing
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.slowdowns import Distribution
 from fl.strategies import (
@@ -108,6 +109,7 @@ _INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key 
     "client.correction": Correction,
     "client.local_layers": LocalLayers,
     "client.rule": Rule,
+    "fleet.checkpointing": Checkpointing,
     "fleet.client_slowdown": Distribution,
     "fleet.task_slowdown": Distribution,
     "selection": Selection,

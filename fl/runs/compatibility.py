@@ -518,10 +518,13 @@ def check_model(choice: Combination, exchange: Exchange) -> None:
         trained_shapes(choice.layout)
     if choice.downlink is not None:
         check_broadcast(choice.downlink, Shapes.of(choice.layout))
+        if choice.traits.compressed_carries:
+            check_broadcast(choice.downlink, Shapes.trained(choice.layout))
     if choice.uplink is not None and choice.traits.compressors != "none":
         shapes = Shapes.trained(choice.layout)
         choice.uplink.init(shapes)
-        Receivers(choice.uplink, shapes, exchange.num_clients, exchange.max_bytes)
+        vectors = 1 + len(choice.traits.compressed_needs)
+        Receivers(choice.uplink, shapes, exchange.num_clients, exchange.max_bytes, vectors)
 
 
 def check_told(

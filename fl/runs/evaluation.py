@@ -193,7 +193,7 @@ class EvaluationSchedule:
         self._every = every
         self._every_s = every_s
         self._limit_s = math.inf if limit_s is None else limit_s
-        self._began_s = clock.now()
+        self._began_s = clock.elapsed()
         self._due_s = 0.0
         self._last: tuple[int, ArrayRecord, dict[str, float]] | None = None
         self._evaluated = -1  # number of the last model evaluated
@@ -206,7 +206,7 @@ class EvaluationSchedule:
             Enough: the limit has passed; or, after training, the target's `stop` or `patience`
                 ends the run.
         """
-        elapsed = self._clock.now() - self._began_s
+        elapsed = self._clock.elapsed() - self._began_s
         if elapsed > self._limit_s and self._last is not None:
             raise Enough(f"{self._limit_s:g} s have passed")
         self._last = (server_round, arrays, self._recorder.costs(server_round))

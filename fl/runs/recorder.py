@@ -194,7 +194,7 @@ class Recorder:
         """Refreshes the display; called after every instant of virtual time."""
         grid, status = self._grid, self._status
         if grid is not None:
-            status.time_s = grid.engine.queue.now
+            status.time_s = grid.clock.elapsed()
             status.in_flight = grid.engine.in_flight
             status.faults = grid.trace.num_faults
             status.client_updates = grid.client_updates
@@ -371,7 +371,7 @@ class Recorder:
             return Totals(wall_s=wall_s)
         engine = self._grid.engine
         return Totals(
-            virtual_s=engine.queue.now,
+            virtual_s=self._grid.clock.elapsed(),
             wall_s=wall_s,
             bytes_down=engine.bytes_down,
             bytes_up=engine.bytes_up,

@@ -35,7 +35,7 @@ from fl.runs.recorder import Recorder
 from fl.runs.transcript import Transcript
 from fl.simulation.client_errors import ClientErrors
 from fl.simulation.cost import CostModel, Planner
-from fl.simulation.grid import SimGrid
+from fl.simulation.grid import SimGrid, trace_of
 from fl.simulation.kernel.trace import Trace
 from fl.simulation.legacy import concurrent_rounds
 from fl.simulation.world.fleet import Fleet
@@ -153,7 +153,7 @@ def simulate(
         )
         display = Progress(total_rounds=num_rounds, enabled=progress)
         recorder = Recorder(writer, display, recovery, save_models)
-        trace = Trace()
+        trace = trace_of(fleet)
         status: Status = "completed"
         error: BaseException | None = None
         grid: SimGrid | None = None
@@ -242,6 +242,7 @@ def simulate(
                 **batching,
                 **recovery.report(),
                 **recorder.report(),
+                **({} if grid is None else grid.report()),
                 **errors.report(),
                 **(extra or {}),
             },

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from flwr.app import Message, RecordDict
@@ -37,6 +38,11 @@ from fl.simulation.peers import SimPeers
 from fl.simulation.world.fleet import Fleet
 
 _LONG_S = 86400.0  # to live, of messages that are not sent
+
+
+def trace_of(fleet: Fleet) -> Trace:
+    """Returns a trace of what is going to happen on a fleet."""
+    return Trace(None if fleet.job is None else fleet.job.all_elapsed)
 
 
 class SimGrid(Grid):
@@ -102,9 +108,9 @@ class SimGrid(Grid):
         epoch: int = EPOCH,
     ) -> None:
         self.fleet = fleet
-        self.trace = Trace() if trace is None else trace
+        self.trace = trace_of(fleet) if trace is None else trace
         self.engine = Engine(fleet, self.trace)
-        self.clock = VirtualClock(self._now, self.sleep, self.wait)
+        self.clock = VirtualClock(self._now, self.sleep, self.wait, self._elapsed_s)
         self.control = SimControl(
             self.trace, self._now, self.cancel, on_applied, on_step, on_measured
         )
@@ -356,6 +362,10 @@ class SimGrid(Grid):
     def _now(self) -> float:
         return self.engine.queue.now
 
+    def _elapsed_s(self) -> float:
+        job = self.fleet.job
+        return self._now() if job is None else job.elapsed(self._now())
+
     def sleep(self, seconds: float) -> None:
         """Lets `seconds` of virtual time pass."""
         with self._inside():
@@ -445,8 +455,13 @@ class SimGrid(Grid):
     @property
     def utilisation(self) -> float:
         """The share of the time that clients have computed, over those that were sent anything."""
-        possible = len(self._mailbox.dispatches) * self._now()
+        possible = len(self._mailbox.dispatches) * self._elapsed_s()
         return self.engine.busy_s / possible if possible else 0.0
+
+    def report(self) -> dict[str, Any]:
+        """Returns facts for the run's summary."""
+        job = self.fleet.job
+        return {} if job is None else {"checkpointing": job.report(self._now())}
 
     def were_available(self) -> NDArray[np.bool_]:
         """Returns which clients were available at some time so far, shape (n,)."""

@@ -14,7 +14,8 @@ How methods with more machinery fit, without a change here:
 
 - A second vector from the server, as SCAFFOLD's c (arXiv:1910.06378): `carries` names it,
   `broadcast` returns it, it travels beside the model and is charged; from the clients: `needs`
-  names it, and `updates.extra(name)` holds what came.
+  names it, and `updates.extra(name)` holds what came. Compressors take them apart from the model,
+  but for those that are `exact`.
 - Numbers that clients report: `reads` names the metrics, and `updates.metric(name)` has them.
 - Clients that are told different things, as FedProx's stragglers (arXiv:1812.06127): `configs`.
 - Clients that are sent and send different things, as FedAMD's anchors and miners
@@ -270,6 +271,8 @@ class RoundRule(ABC):
     Attributes:
         carries: records of the messages that hold a vector beside the model, shape (p,).
         needs: records of the replies that hold one.
+        exact: those of both that no compressor takes, as the method goes wrong by their errors; the
+            others are compressed like the model, each by itself.
         reads: metrics of the replies that must be finite numbers; a reply without is left out.
         tells: keys that `configs` writes into every message, to the attribute with the value.
         folds: whether `step` uses the mean of the deltas and nothing else, so that large models
@@ -294,6 +297,7 @@ class RoundRule(ABC):
 
     carries: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
+    exact: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[tuple[str, ...]] = ()
     tells: ClassVar[Mapping[str, str]] = {}
     folds: ClassVar[bool] = True

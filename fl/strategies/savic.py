@@ -50,6 +50,8 @@ class SAVIC(RoundRule):
     comes back beside the reply: twice the bytes of FedAvg both ways. H_i is taken at the received
     model, on the first batch, so D lags by a round and nobody waits for it. In the first round
     there are no statistics: clients do one step, of which only H_i counts, and D is the first H.
+    A compressor takes neither: steps are divided by D, so that an entry that it loses, or rounds to
+    less, is a step many times too long.
     z is the same for all clients of a round, told by a number. Clients weigh the same, whatever
     their number of examples; those that did no step, nothing.
 
@@ -66,6 +68,7 @@ class SAVIC(RoundRule):
 
     carries: ClassVar[tuple[str, ...]] = ("scaling",)
     needs: ClassVar[tuple[str, ...]] = ("statistic",)
+    exact: ClassVar[tuple[str, ...]] = ("scaling", "statistic")
     prepares: ClassVar[int] = 1
     folds: ClassVar[bool] = False
 

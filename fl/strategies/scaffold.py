@@ -33,7 +33,8 @@ class SCAFFOLD(RoundRule):
 
     c travels beside the model, and the change of c_i beside the reply: twice the bytes of FedAvg.
     After every round c is the mean of all clients' c_i, those that were never asked with 0, unless
-    a reply has been lost, left out or too late: its client keeps what the server does not know.
+    a reply has been lost, left out or too late: its client keeps what the server does not know; or
+    a compressor has left out some of the change.
     Clients weigh the same, whatever their number of examples; those that did no step, nothing.
 
     Attributes:

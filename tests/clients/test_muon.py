@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fl.clients import Corrected, Muon, Proximal, Received, TrainingApp
-from fl.clients.muon import Part, orthogonalised, parts_of
+from fl.clients.muon import Stretch, orthogonalised, parts_of
 from fl.data import federate, load_digits, partition
 from fl.errors import ConfigError
 from fl.models import MLP, CharGPT, LeafCNN, LogisticRegression, build
@@ -62,7 +62,7 @@ def test_matrices_step_by_muon_and_the_rest_by_torchs_adamw():
     layout = Layout.of(model.float())
     rule = Muon(0.02, mu=0.8, weight_decay=0.1, beta2=0.95, adamw_factor=0.5, clip_norm=None)
     rule = rule.for_model(model, layout)
-    assert rule.parts == (Part(24, (6, 4)), Part(6), Part(18, (3, 6)), Part(3 + 6 + 2))
+    assert rule.parts == (Stretch(24, (6, 4)), Stretch(6), Stretch(18, (3, 6)), Stretch(3 + 6 + 2))
     w = random(1, 59).ravel()
     gs = [random(1, 59, seed).ravel() for seed in range(1, 6)]
     received = Received(w, {}, {}, rule.scalars({}))
@@ -102,10 +102,10 @@ def test_embeddings_and_the_last_layer_are_no_matrices_and_kernels_are():
     assert names(build(gpt, (16,), 11, 0)) == within
     cnn = build(LeafCNN, (1, 28, 28), 10, 0)
     first, *_, last = (e for e in Layout.of(cnn).trainable if len(e.shape) > 1)
-    assert Part(first.size, (first.shape[0], 25)) in parts_of(cnn, Layout.of(cnn))
+    assert Stretch(first.size, (first.shape[0], 25)) in parts_of(cnn, Layout.of(cnn))
     assert last.name not in names(cnn)
     linear = build(LogisticRegression, (1, 8, 8), 10, 0)  # whose only matrix is its last
-    assert parts_of(linear, Layout.of(linear)) == (Part(640, (10, 64)), Part(10))
+    assert parts_of(linear, Layout.of(linear)) == (Stretch(640, (10, 64)), Stretch(10))
     norm = nn.LayerNorm(3)
     with pytest.raises(ConfigError, match="LayerNorm, which has no matrix"):
         parts_of(norm, Layout.of(norm))
@@ -117,7 +117,7 @@ def test_an_app_tells_its_rule_what_the_matrices_are_also_of_one_that_is_correct
     for rule in (Muon(), Corrected(Muon(), Proximal(0.1))):
         app = TrainingApp(model, data, rule)
         fitted = app.rule if isinstance(rule, Muon) else app.rule.optimizer
-        assert fitted.parts == (Part(384, (6, 64)), Part(6 + 60 + 10))
+        assert fitted.parts == (Stretch(384, (6, 64)), Stretch(6 + 60 + 10))
 
 
 @pytest.mark.parametrize(("key", "value"), [("mu", 1.0), ("adamw_factor", 0.0), ("beta2", 1.0)])

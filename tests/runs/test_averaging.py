@@ -108,7 +108,7 @@ class Recorded:
 class Clock:
     virtual = True
 
-    def now(self):
+    def elapsed(self):
         return 0.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,15 @@ from fl.compression.compressor import State
 from fl.errors import ConfigError
 from fl.flower.arrays import RowArray, read_array
 from fl.flower.carried import carried
-from fl.flower.records import to_record
+from fl.flower.records import to_record, vector_record
 from fl.vectors.layout import Layout
-from fl.vectors.rows import Row
+from fl.vectors.rows import Row, as_tensor
 
 VERSION_KEY = "version"
 STATE_KEY = "fl.downlink"
-_KEEP = 4
+_KEEP = 4  # of what was decoded, of each vector
+
+Decoded = tuple[State, tuple[bytes, ...], int, Row, State]
 
 
 class Downlink:
@@ -30,7 +33,9 @@ class Downlink:
 
     What comes is decoded to the model all clients of the round hold (`fl.compression.Broadcast`),
     and the client's copy of it is kept in `Context.state["fl.downlink"]` where the method has one.
-    Decoding depends on the message and that copy alone, so clients with equal ones share the work.
+    Vectors beside the model come as payloads of their own, and the copy of the vector NAME is in
+    "fl.downlink.NAME". Decoding depends on the message and that copy alone, so clients with equal
+    ones share the work.
 
     Our own ClientApp opens its messages by itself, many clients at once. Anybody's ClientApp takes
     a Downlink as a Flower mod, outside an Uplink: `ClientApp(mods=[Downlink(channel, layout),
@@ -40,15 +45,24 @@ class Downlink:
         channel: carries the model; see `fl.compression.check_broadcast`.
         layout: of the model, which payloads do not describe; only needed as a mod.
         arrays_key: name of the model's record in messages.
+        vectors: names of the records that hold a vector beside the model, shape (p,) of what
+            clients train, and are compressed as well, in messages that have them.
     """
 
     def __init__(
-        self, channel: Channel, layout: Layout | None = None, arrays_key: str = "arrays"
+        self,
+        channel: Channel,
+        layout: Layout | None = None,
+        arrays_key: str = "arrays",
+        vectors: Sequence[str] = (),
     ) -> None:
         self.channel = channel
         self.layout = layout
         self.arrays_key = arrays_key
-        self._decoded: deque[tuple[State, tuple[bytes, ...], int, Row, State]] = deque(maxlen=_KEEP)
+        self.vectors = tuple(vectors)
+        self._decoded: dict[str, deque[Decoded]] = {
+            name: deque(maxlen=_KEEP) for name in ("", *self.vectors)
+        }
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Opens the message and runs the app; a Flower mod."""
@@ -62,7 +76,7 @@ class Downlink:
     def open(
         self, layout: Layout, content: RecordDict, context: Context
     ) -> tuple[RecordDict, dict[str, ArrayRecord]]:
-        """Returns a message's content with the model in it, and what the client has to keep.
+        """Returns a message's content with model and vectors in it, and what the client keeps.
 
         Args:
             layout: of the model.
@@ -76,40 +90,60 @@ class Downlink:
         Returns:
             The content, and the records to put into the client's `Context.state`.
         """
-        record = content.get(self.arrays_key)
-        if not isinstance(record, ArrayRecord) or VERSION_KEY not in record:
-            raise ConfigError(
-                f"the message has no compressed model in '{self.arrays_key}': the server must use "
-                "an fl.strategies.Exchange with the same downlink"
-            )
-        version = int.from_bytes(_payload(record, VERSION_KEY, 4), "little")
-        count = sum(name.startswith(f"{PAYLOAD_KEY}.") for name in record)
-        parts = tuple(_payload(record, f"{PAYLOAD_KEY}.{i}") for i in range(count))
-        shapes = Shapes.of(layout)
-        row, state = self._receive(shapes, self._state(shapes, context), parts, version)
-        model = to_record(layout, row, carried(layout, record))
-        opened = RecordDict({**content, self.arrays_key: model})
-        kept = {name: _array(np.asarray(value)) for name, value in state.items()}
-        return opened, {STATE_KEY: ArrayRecord(kept)} if kept else {}
+        kept: dict[str, ArrayRecord] = {}
+        packed = _packed(content, self.arrays_key)
+        row = self._received("", packed, Shapes.of(layout), context, kept)
+        opened = {self.arrays_key: to_record(layout, row, carried(layout, packed))}
+        for name in self.vectors:
+            if name in content:
+                packed = _packed(content, name)
+                row = self._received(name, packed, Shapes.trained(layout), context, kept)
+                opened[name] = vector_record(as_tensor(row))
+        return RecordDict({**content, **opened}), kept
 
-    def _receive(
-        self, shapes: Shapes, state: State, parts: tuple[bytes, ...], version: int
+    def _received(
+        self,
+        name: str,
+        record: ArrayRecord,
+        shapes: Shapes,
+        context: Context,
+        kept: dict[str, ArrayRecord],
+    ) -> Row:
+        """Returns a vector, "" the model, and notes what the client keeps of it."""
+        version = int.from_bytes(_payload(record, VERSION_KEY, 4), "little")
+        count = sum(key.startswith(f"{PAYLOAD_KEY}.") for key in record)
+        parts = tuple(_payload(record, f"{PAYLOAD_KEY}.{i}") for i in range(count))
+        key = f"{STATE_KEY}.{name}" if name else STATE_KEY
+        before = self._state(shapes, context, key)
+        row, state = self._decode(self._decoded[name], shapes, before, parts, version)
+        if state:
+            arrays = {part: _array(np.asarray(value)) for part, value in state.items()}
+            kept[key] = ArrayRecord(arrays)
+        return row
+
+    def _decode(
+        self,
+        decoded: deque[Decoded],
+        shapes: Shapes,
+        state: State,
+        parts: tuple[bytes, ...],
+        version: int,
     ) -> tuple[Row, State]:
-        for before, known, number, row, after in self._decoded:
+        for before, known, number, row, after in decoded:
             if number == version and known == parts and _equal(before, state):
                 return row, after
         row, after = receive_parts(self.channel, shapes, state, parts, version)
         row.flags.writeable = False
-        self._decoded.append((state, parts, version, row, after))
+        decoded.append((state, parts, version, row, after))
         return row, after
 
-    def _state(self, shapes: Shapes, context: Context) -> State:
-        if STATE_KEY not in context.state:
+    def _state(self, shapes: Shapes, context: Context, key: str = STATE_KEY) -> State:
+        if key not in context.state:
             return self.channel.init_receiver(shapes)
-        record = context.state[STATE_KEY]
+        record = context.state[key]
         if not isinstance(record, ArrayRecord):
             raise ConfigError(
-                f"Context.state['{STATE_KEY}'] is a {type(record).__name__}, not an ArrayRecord: "
+                f"Context.state['{key}'] is a {type(record).__name__}, not an ArrayRecord: "
                 "the key belongs to the downlink, use another"
             )
         return {name: read_array(array) for name, array in record.items()}
@@ -119,6 +153,16 @@ def is_compressed(content: RecordDict, arrays_key: str = "arrays") -> bool:
     """Returns whether a message's model is one that a `Downlink` can open."""
     record = content.get(arrays_key)
     return isinstance(record, ArrayRecord) and VERSION_KEY in record
+
+
+def _packed(content: RecordDict, key: str) -> ArrayRecord:
+    record = content.get(key)
+    if not isinstance(record, ArrayRecord) or VERSION_KEY not in record:
+        raise ConfigError(
+            f"the message has nothing compressed in '{key}': the server must use an "
+            "fl.strategies.Exchange with the same downlink"
+        )
+    return record
 
 
 def _array(value: NDArray[Any]) -> Array:

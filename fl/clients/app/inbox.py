@@ -248,14 +248,14 @@ class Instructions:
         """Reads everything that training takes.
 
         Args:
-            model: the model, too; otherwise it is taken to be compressed.
+            model: the model and vectors beside it, too; otherwise they are taken to be compressed.
 
         Raises:
             ConfigError: a part makes no sense, or not with this model and rule.
         """
         if model:
-            self.models  # noqa: B018 (read and kept)
-        self.limits, self.server, self.scalars, self.amount, self.fitting_steps  # noqa: B018
+            self.models, self.server  # noqa: B018 (read and kept)
+        self.limits, self.role, self.scalars, self.amount, self.fitting_steps  # noqa: B018
         self.batch_size, self.smoothing  # noqa: B018
 
 

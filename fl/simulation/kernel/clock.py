@@ -12,6 +12,7 @@ class VirtualClock:
         now: returns virtual time in s.
         sleep: moves virtual time on by so many s.
         wait: moves it on to the next reply, at most to a given time.
+        elapsed: returns how long it has taken to get here, s.
     """
 
     virtual = True
@@ -21,14 +22,20 @@ class VirtualClock:
         now: Callable[[], float],
         sleep: Callable[[float], None],
         wait: Callable[[float], None],
+        elapsed: Callable[[], float],
     ) -> None:
         self._now = now
         self._sleep = sleep
         self._wait = wait
+        self._elapsed = elapsed
 
     def now(self) -> float:
         """Returns virtual time in s."""
         return self._now()
+
+    def elapsed(self) -> float:
+        """Returns virtual time with what a job has stood still and done over, in s."""
+        return self._elapsed()
 
     def sleep(self, seconds: float) -> None:
         """Moves virtual time on, without blocking."""

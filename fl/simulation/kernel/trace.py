@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from enum import IntEnum
 from struct import Struct
 from typing import TYPE_CHECKING, Any
@@ -101,12 +102,19 @@ class Trace:
 
     Each column is an attribute of its name, an array of shape (events,), made when it is asked for.
 
+    Args:
+        elapsed: from the times that are recorded, shape (events,), to those on the clock; None if
+            they are the same.
+
     Attributes:
         num_faults: faults so far, as `faults` counts them.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, elapsed: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None
+    ) -> None:
         self.num_faults = 0
+        self._elapsed = elapsed
         self._lost: set[tuple[int, int]] = set()  # messages to which no reply can come
         self._doubles = 0  # of them, those that have expired
         self._rows = bytearray()  # packed: one call for an event, where columns take six
@@ -145,7 +153,8 @@ class Trace:
     @property
     def time(self) -> NDArray[np.float64]:
         """Virtual time of each event in s."""
-        return self._column("time")
+        time = self._column("time")
+        return time if self._elapsed is None else self._elapsed(time)
 
     @property
     def kind(self) -> NDArray[np.int8]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from fl.errors import ConfigError
 from fl.randomness import uniform
 from fl.simulation.kernel.links import Links, PeerLinks, ServerLink
 from fl.simulation.world.availability import Availability
+from fl.simulation.world.checkpointing import Checkpointing, JobTime
 from fl.simulation.world.devices import Devices, TaskSeconds
 from fl.simulation.world.faults import Faults
 
@@ -58,6 +60,8 @@ class Fleet:
         task_seconds: measured or drawn task times that replace FLOPs over speed, or None.
         prefetch: clients download messages while they compute. False is a SuperNode of Flower: the
             next message stays at the server until the reply to the last one is there.
+        checkpointing: of all clients as one job, that fails and is done over as one; None is
+            neither.
 
     Raises:
         ConfigError: see `check`.
@@ -73,6 +77,7 @@ class Fleet:
     edges: PeerLinks | None = None
     task_seconds: TaskSeconds | None = None
     prefetch: bool = False
+    checkpointing: Checkpointing | None = None
 
     def __post_init__(self) -> None:
         self.check()
@@ -80,6 +85,11 @@ class Fleet:
     def __len__(self) -> int:
         """Returns the number of clients."""
         return len(self.devices)
+
+    @cached_property
+    def job(self) -> JobTime | None:
+        """When the clients' job gets how far; None if it never stands still."""
+        return None if self.checkpointing is None else JobTime(self.checkpointing, self.seed)
 
     @property
     def peers(self) -> PeerLinks:

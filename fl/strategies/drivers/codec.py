@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from fl.clients.app.choosing import SMOOTHING_KEY, chosen_model, mixed, model_key, shares_of
 from fl.clients.app.downlink import VERSION_KEY
 from fl.clients.app.task_app import TASK_KEY
-from fl.clients.app.uplink import NEXT_KEY, NOT_FINITE, PAYLOAD_KEY, PAYLOAD_STYPE
+from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE, next_key
 from fl.compression import Broadcast, PayloadError, Receivers, Shapes
 from fl.compression.wire import u32
 from fl.errors import ConfigError
@@ -24,9 +24,17 @@ from fl.flower.carried import carried, carried_tensors
 from fl.flower.grid_view import Control
 from fl.flower.messages import with_content
 from fl.flower.private import message_of
-from fl.flower.records import from_record, layout_of, to_record, with_entries
+from fl.flower.records import (
+    from_record,
+    layout_of,
+    record_vector,
+    to_record,
+    vector_record,
+    with_entries,
+)
+from fl.strategies.drivers.links import DownLink, Heard, UpLink
 from fl.vectors.layout import Layout
-from fl.vectors.rows import Row, as_tensor
+from fl.vectors.rows import Row, as_row, as_tensor
 
 if TYPE_CHECKING:
     from fl.strategies.drivers.exchange import Exchange
@@ -59,17 +67,23 @@ class OpenMessages(Generic[Memo]):
 
 
 class _Model:
-    """A model's links.
+    """A model's links, and those of vectors beside it.
 
     Attributes:
         layout: of the model.
-        receivers: decode what clients send; None if that is not compressed.
-        broadcast: encodes what they receive; None likewise.
-        unsure: senders whose last message has not arrived.
-        known: version of the model that each node holds, by its id.
+        up: what clients send, by the vector's name, "" the model's change; empty if that is not
+            compressed.
+        down: what they receive, likewise, "" the model.
     """
 
-    def __init__(self, exchange: Exchange, task: str, record: ArrayRecord) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        task: str,
+        record: ArrayRecord,
+        carries: Sequence[str],
+        needs: Sequence[str],
+    ) -> None:
         known = exchange.layout_of(task)
         if known is not None and exchange.units:
             shapes = {name: tuple(array.shape) for name, array in record.items()}
@@ -81,30 +95,34 @@ class _Model:
                 "the model has buffers, which are not compressed with what clients train: pass "
                 "layout=Layout.of(model) to fl.strategies.Exchange"
             )
-        self.receivers: Receivers | None = None
-        self.broadcast: Broadcast | None = None
-        if exchange.uplink is not None:
-            trained = Shapes.trained(self.layout)
-            clients, most = exchange.num_clients, exchange.max_bytes
-            self.receivers = Receivers(exchange.uplink, trained, clients, most)
-        if exchange.downlink is not None:
-            self.broadcast = Broadcast(exchange.downlink, Shapes.of(self.layout), exchange.seed)
-        self.unsure: set[int] = set()
-        self.known: dict[int, int] = {}
+        self.up: dict[str, UpLink] = {}
+        self.down: dict[str, DownLink] = {}
+        trained, whole = Shapes.trained(self.layout), Shapes.of(self.layout)
+        if (up := exchange.uplink) is not None:
+            clients, most, names = exchange.num_clients, exchange.max_bytes, ("", *needs)
+            for name in names:
+                self.up[name] = UpLink(Receivers(up, trained, clients, most, len(names)))
+        if (down := exchange.downlink) is not None:
+            for name in ("", *carries):
+                broadcast = Broadcast(down, trained if name else whole, exchange.seed, name)
+                self.down[name] = DownLink(broadcast, f"vectors {name!r}" if name else "models")
 
 
 @dataclass(frozen=True)
 class _Sent:
     """What the server must know of a message to read its reply: w_t, and what the client got.
 
-    Where the client chooses one of several models, or `mixes` them, `choice` has all of them.
+    Of compressed vectors in it, "" the model, `versions` has which the client got, and `told` of
+    which it was told the number of its payload. Where the client chooses one of several models, or
+    `mixes` them, `choice` has all of them.
     """
 
     model: _Model
     train: bool
     w: Row
     held: Row
-    version: int
+    versions: Mapping[str, int]
+    told: Collection[str]
     choice: tuple[Row, ...] = ()
     mixes: bool = False
 
@@ -126,11 +144,15 @@ class Codec:
     sent: the client's step, taken from the server's own model, so that errors of the downlink do
     not accumulate in it.
 
+    Vectors beside the model, as SCAFFOLD's, are links of their own through the same channels, which
+    keep for each vector what they keep for the model.
+
     What is not trained is not compressed with the rest: buffers come up as they are, frozen
     parameters not at all.
 
     A payload that no encoder can have made becomes an error reply, as if the client had failed, and
-    a fault in the trace; what the server keeps for that client stays as it was.
+    a fault in the trace; what the server keeps for that client stays as it was, also for the
+    payloads beside it.
 
     Messages that carry the same model share what they carry. Told apart are only clients that lack
     different versions, and those whose last message to the server did not arrive. Models of several
@@ -140,6 +162,8 @@ class Codec:
         exchange: has the channels.
         control: is told of payloads that are refused.
         arrays_key, config_key: names of the records in messages.
+        carries: records of messages that hold a vector beside the model, to be compressed.
+        needs: likewise of replies.
     """
 
     def __init__(
@@ -148,11 +172,15 @@ class Codec:
         control: Control,
         arrays_key: str = "arrays",
         config_key: str = "config",
+        carries: Sequence[str] = (),
+        needs: Sequence[str] = (),
     ) -> None:
         self._exchange = exchange
         self._control = control
         self._arrays_key = arrays_key
         self._config_key = config_key
+        self._carries = carries
+        self._needs = needs
         self._models: dict[Hashable, _Model] = {}  # by task, and size where clients hold parts
         self._senders: dict[int, int] = {}  # node id -> number, in order of first appearance
         self._open = OpenMessages[_Sent]()
@@ -180,7 +208,7 @@ class Codec:
             if self._exchange.units:
                 key = task, *(tuple(array.shape) for array in record.values())
             if key not in self._models:
-                self._models[key] = _Model(self._exchange, task, record)
+                self._models[key] = _Model(self._exchange, task, record, self._carries, self._needs)
             if id(record) not in rows:
                 models[id(record)] = self._models[key]
                 rows[id(record)] = from_record(self._models[key].layout, record)
@@ -188,11 +216,10 @@ class Codec:
             if trains(message):
                 asked.setdefault(key, []).append(self._sender(message.metadata.dst_node_id))
         for key, senders in asked.items():
-            receivers = self._models[key].receivers
-            if receivers is not None:
-                receivers.check_participants(senders)
+            if self._models[key].up:
+                self._models[key].up[""].receivers.check_participants(senders)
         for model in self._models.values():
-            self._broadcast(model, [row for key, row in rows.items() if models[key] is model])
+            self._broadcast(model, messages, models, rows)
         shared: dict[Any, Any] = {}  # contents and records made here, by what went into them
         return [self._pack(message, models, rows, choices, shared) for message in messages]
 
@@ -205,7 +232,7 @@ class Codec:
         found = [first]
         while (key := model_key(self._arrays_key, len(found))) in message.content.array_records:
             found.append(from_record(model.layout, message.content.array_records[key]))
-        if len(found) > 1 and model.broadcast is not None:
+        if len(found) > 1 and model.down:
             raise ConfigError(
                 f"the strategy sends {len(found)} models in a message, and a compressed downlink "
                 "carries one: leave the downlink uncompressed"
@@ -236,15 +263,30 @@ class Codec:
             self._open.pop(message.metadata.dst_node_id, name)
         return opened
 
-    def _broadcast(self, model: _Model, rows: Sequence[Row]) -> None:
-        if model.broadcast is None or not rows:
+    def _broadcast(
+        self,
+        model: _Model,
+        messages: Sequence[Message],
+        models: Mapping[int, _Model],
+        rows: Mapping[int, Row],
+    ) -> None:
+        """Makes what messages carry of a model, and beside it, the last versions of its links."""
+        if not model.down:
             return
-        if any((row != rows[0]).any() for row in rows[1:]):
-            raise ConfigError(
-                "the strategy sends different models at once, and a compressed downlink is one "
-                "broadcast to all: leave the downlink uncompressed"
-            )
-        model.broadcast.send(rows[0])
+        model.down[""].send([row for key, row in rows.items() if models[key] is model])
+        p = model.layout.num_trainable
+        for name in self._carries:
+            vectors: dict[int, Row] = {}
+            for message in messages:
+                content = message.content
+                record = content.get(name)
+                if (
+                    isinstance(record, ArrayRecord)
+                    and models.get(id(content.get(self._arrays_key))) is model
+                    and id(record) not in vectors
+                ):
+                    vectors[id(record)] = as_row(record_vector(record, p, f"record {name!r}"))
+            model.down[name].send(list(vectors.values()))
 
     def _pack(
         self,
@@ -258,20 +300,24 @@ class Codec:
         if not isinstance(record, ArrayRecord):
             return Packed(message, None)
         node, model, w = message.metadata.dst_node_id, models[id(record)], rows[id(record)]
-        held, version, parts = w, -1, None
-        if model.broadcast is not None:
-            held, version = model.broadcast.held, model.broadcast.version
-            parts = model.broadcast.parts(model.known.get(node))
-        number = self._number_to_tell(model, node) if trains(message) else None
-        key = (id(message.content), parts, number)
+        held = model.down[""].broadcast.held if model.down else w
+        carried_here = [name for name in model.down if not name or name in message.content]
+        versions = {name: model.down[name].broadcast.version for name in carried_here}
+        parts = {name: model.down[name].parts(node) for name in carried_here}
+        numbers: dict[str, int] = {}
+        if trains(message):
+            for name, up in model.up.items():
+                if (number := up.number_to_tell(self._sender(node))) is not None:
+                    numbers[name] = number
+        key = (id(message.content), *parts.items(), *numbers.items())
         content = shared.get(key)
         if content is None:
-            content = self._content(message.content, record, version, parts, number, shared, model)
+            content = self._content(message.content, versions, parts, numbers, shared, model)
             shared[key] = content
         told: Mapping[str, Any] = message.content.config_records.get(self._config_key, {})
         choice = choices[id(record)]
         mixes = bool(choice) and SMOOTHING_KEY in told
-        sent = _Sent(model, trains(message), w, held, version, choice, mixes)
+        sent = _Sent(model, trains(message), w, held, versions, numbers.keys(), choice, mixes)
         if content is message.content:
             return Packed(message, sent)
         # Not the app's own object: it may push that again.
@@ -280,38 +326,32 @@ class Codec:
     def _content(
         self,
         content: RecordDict,
-        record: ArrayRecord,
-        version: int,
-        parts: tuple[bytes, ...] | None,
-        number: int | None,
+        versions: Mapping[str, int],
+        parts: Mapping[str, tuple[bytes, ...]],
+        numbers: Mapping[str, int],
         shared: dict[Any, Any],
         model: _Model,
     ) -> RecordDict:
-        if parts is None and number is None:
+        if not parts and not numbers:
             return content
         records = dict(content)
-        if parts is not None:
-            key = (id(record), parts)
+        for name, payloads in parts.items():
+            record_key = name or self._arrays_key
+            record = content.array_records[record_key]
+            key = (id(record), payloads)
             if key not in shared:
-                arrays = {VERSION_KEY: _array(u32(version))}
-                arrays.update({f"{PAYLOAD_KEY}.{i}": _array(part) for i, part in enumerate(parts)})
-                arrays.update(carried(model.layout, record))
+                arrays = {VERSION_KEY: _array(u32(versions[name]))}
+                arrays.update({f"{PAYLOAD_KEY}.{i}": _array(p) for i, p in enumerate(payloads)})
+                if not name:
+                    arrays.update(carried(model.layout, record))
                 shared[key] = ArrayRecord(arrays)
-            records[self._arrays_key] = shared[key]
-        if number is not None:
+            records[record_key] = shared[key]
+        if numbers:
             told = ConfigRecord(dict(content.config_records.get(self._config_key, {})))
-            told[NEXT_KEY] = number
+            for name, number in numbers.items():
+                told[next_key(name)] = number
             records[self._config_key] = told
         return RecordDict(records)
-
-    def _number_to_tell(self, model: _Model, node: int) -> int | None:
-        """Returns the number that a client's reply must have, if the client cannot know it."""
-        if model.receivers is None:
-            return None
-        sender = self._sender(node)
-        unsure = sender in model.unsure
-        model.unsure.add(sender)
-        return model.receivers.next_message(sender) if unsure and model.receivers.keeps else None
 
     def _sender(self, node: int) -> int:
         return self._senders.setdefault(node, len(self._senders))
@@ -327,19 +367,19 @@ class Codec:
                 reply.error.code not in _GONE
             ):  # whatever it was, the client may have lost its memory
                 for model in self._models.values():
-                    model.known.pop(node, None)
+                    for down in model.down.values():
+                        down.forget(node)
             return reply
         if sent is None and not reply.metadata.message_type.startswith("train"):
             return reply
         try:
             if sent is None:
                 raise PayloadError(f"it answers {name!r}, which was not sent, or too long ago")
-            if sent.version >= 0:
-                known = sent.model.known
-                known[node] = max(sent.version, known.get(node, -1))
+            for vector, version in sent.versions.items():
+                sent.model.down[vector].holds(node, version)
             if not sent.train:
                 return reply
-            content = RecordDict({**reply.content, self._arrays_key: self._read(reply, sent)})
+            content = RecordDict({**reply.content, **self._read(reply, sent)})
         except (PayloadError, ConfigError) as error:
             log.warning("node %d: %s", node, error)
             self._control.rejected(name)
@@ -347,25 +387,41 @@ class Codec:
             return message_of(reply.metadata, error=fault)
         return with_content(reply, content)
 
-    def _read(self, reply: Message, sent: _Sent) -> ArrayRecord:
-        layout, receivers = sent.model.layout, sent.model.receivers
+    def _read(self, reply: Message, sent: _Sent) -> dict[str, ArrayRecord]:
+        """Returns the records of a reply as its client has made them; then keeps what was heard."""
         record = reply.content.get(self._arrays_key)
         if not isinstance(record, ArrayRecord):
             raise PayloadError(f"the reply has no ArrayRecord '{self._arrays_key}'")
-        if not len(record):  # the client's model is the one that was sent
-            sent.model.unsure.discard(self._sender(reply.metadata.src_node_id))
-            return record
-        if receivers is None:
+        layout, up = sent.model.layout, sent.model.up
+        if not up and len(record):
             change = from_record(layout, record, finite=False) - sent.held
-            return to_record(layout, sent.w + change, carried(layout, record))
-        payload = record.get(PAYLOAD_KEY)
-        if payload is None or payload.stype != PAYLOAD_STYPE:
-            raise PayloadError(
-                f"'{self._arrays_key}' of the reply has no payload '{PAYLOAD_KEY}' of stype "
-                f"'{PAYLOAD_STYPE}'"
-            )
-        entries = carried(layout, record)
-        w = sent.w
+            return {self._arrays_key: to_record(layout, sent.w + change, carried(layout, record))}
+        sender = self._sender(reply.metadata.src_node_id)
+        heard: dict[str, Heard] = {}
+        read: dict[str, ArrayRecord] = {}
+        for name, link in up.items():
+            key = name or self._arrays_key
+            packed = reply.content.get(key)
+            if isinstance(packed, ArrayRecord) and len(packed):  # or it is w, or 0, or missing
+                heard[name] = link.hear(sender, _payload(packed, key))
+                vector = heard[name].vector
+                read[key] = (
+                    vector_record(as_tensor(vector))
+                    if name
+                    else self._changed(reply, sent, packed, vector)
+                )
+        for name, link in up.items():
+            if name in heard:
+                link.keep(sender, heard[name])
+            elif name not in sent.told:  # nothing was sent that could have been lost
+                link.unsure.discard(sender)
+        return read
+
+    def _changed(
+        self, reply: Message, sent: _Sent, record: ArrayRecord, change: Row
+    ) -> ArrayRecord:
+        """Returns the model that a client has made, by its change of what it trains."""
+        layout, w = sent.model.layout, sent.w
         if sent.choice:
             metrics: Mapping[str, Any] = next(iter(reply.content.metric_records.values()), {})
             k = len(sent.choice)
@@ -373,13 +429,8 @@ class Codec:
                 w = mixed(layout, sent.choice, shares_of(metrics, k))
             else:
                 w = sent.choice[chosen_model(metrics, k)]
+        entries = carried(layout, record)
         base = with_entries(layout, w, record, layout.moving_buffers)
-        sender = self._sender(reply.metadata.src_node_id)
-        if payload.data == NOT_FINITE:  # for the strategy to see
-            change = np.full(layout.num_trainable, np.nan, np.float32)
-        else:
-            change = receivers.receive(sender, payload.data)
-            sent.model.unsure.discard(sender)
         with np.errstate(over="ignore"):  # for the strategy to see
             trained = layout.select(as_tensor(base)) + as_tensor(change)
         fixed = layout.fixed(as_tensor(base), carried_tensors(entries))
@@ -393,3 +444,13 @@ def trains(message: Message) -> bool:
 
 def _array(payload: bytes) -> Array:
     return Array("uint8", (len(payload),), PAYLOAD_STYPE, payload)
+
+
+def _payload(record: ArrayRecord, key: str) -> bytes:
+    payload = record.get(PAYLOAD_KEY)
+    if payload is None or payload.stype != PAYLOAD_STYPE:
+        raise PayloadError(
+            f"'{key}' of the reply has no payload '{PAYLOAD_KEY}' of stype '{PAYLOAD_STYPE}'"
+        )
+    data: bytes = payload.data
+    return data

@@ -46,6 +46,7 @@ class Traits:
         public_examples: labelled examples that the server holds and learns from; 0 is none.
         carries: vectors beside the model in messages, by name.
         needs: vectors beside the model in replies.
+        exact: those of both that are not compressed.
         partial: whether clients hold parts of the model: "" all of it, "stays" a part that is the
             same in all rounds, "changes" another from round to round.
         of_adapters: whether these are parts of adapters beside frozen weights.
@@ -69,11 +70,26 @@ class Traits:
     public_examples: int = 0
     carries: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    exact: tuple[str, ...] = ()
     partial: Literal["", "stays", "changes"] = ""
     of_adapters: bool = False
     client_rule: type[Rule] | None = None
     alone: bool = False
     known: bool = True
+
+    @property
+    def compressed_carries(self) -> tuple[str, ...]:
+        """Vectors beside the model that a downlink compresses."""
+        return self._compressed(self.carries)
+
+    @property
+    def compressed_needs(self) -> tuple[str, ...]:
+        """Vectors beside the model that an uplink compresses."""
+        return self._compressed(self.needs)
+
+    def _compressed(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        # What peers compute beside the model does not travel by itself.
+        return tuple(n for n in names if n not in self.exact) if self.meets == "server" else ()
 
 
 class Driver(Strategy):
@@ -168,7 +184,11 @@ class Driver(Strategy):
             uplink: the channel of what clients send; None leaves it as it is.
             downlink: the channel of what they receive; likewise.
         """
-        return uplink and Uplink(uplink), downlink and Downlink(downlink)
+        up, down = self.traits.compressed_needs, self.traits.compressed_carries
+        return (
+            uplink and Uplink(uplink, vectors=up),
+            downlink and Downlink(downlink, vectors=down),
+        )
 
     def within(self, exchange: Exchange) -> Self:
         """Returns a copy of the strategy that sends and receives through an exchange.

@@ -209,7 +209,13 @@ class EventDriven(RuleDriver):
         positive("timeout", timeout)
         model = self.model(initial_arrays)
         self.exchange.check(grid)
-        codec = self.exchange.codec(GridView(grid).control, *self.keys)
+        traits = self.traits
+        codec = self.exchange.codec(
+            GridView(grid).control,
+            *self.keys,
+            carries=traits.compressed_carries,
+            needs=traits.compressed_needs,
+        )
         ttl_s = timeout if self.reads_timeout else TTL_S
         tasks: Tasks[Sent] = Tasks(grid, ttl_s, self.patience, codec)
         server = Server(model, tasks, train_config or {}, self.seed, self.keys, self.exchange)

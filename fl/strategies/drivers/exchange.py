@@ -4,7 +4,8 @@ Every vector passes the same stages, in this order:
 
 1. the model is encoded by the downlink (`Codec.pack`), and clients decode it;
 2. a client's update is encoded by the uplink, and decoded (`Codec.open`): a payload that no encoder
-   can have made is an error reply;
+   can have made is an error reply; what travels beside the model goes the same ways, each vector
+   as payloads of its own;
 3. those of Byzantine clients are forged (`Forging`): on what was decoded, then through an encoder
    and a decoder of the attacker's own, so that a forged update looks and costs like another;
 4. what has come is validated: its form, its numbers, its weight (`fl.aggregation.Guard`).
@@ -116,17 +117,26 @@ class Exchange:
                 "attack out"
             )
 
-    def codec(self, control: Control, arrays_key: str, config_key: str) -> Codec | None:
+    def codec(
+        self,
+        control: Control,
+        arrays_key: str,
+        config_key: str,
+        carries: Sequence[str] = (),
+        needs: Sequence[str] = (),
+    ) -> Codec | None:
         """Returns the server's ends of the links for a new run; None if nothing is compressed.
 
         Args:
             control: of the run's grid.
             arrays_key: name of the model's record in messages.
             config_key: name of their configuration's.
+            carries: records of messages with a vector beside the model, to be compressed.
+            needs: likewise of replies.
         """
         if self.uplink is None and self.downlink is None:
             return None
-        return Codec(self, control, arrays_key, config_key)
+        return Codec(self, control, arrays_key, config_key, carries, needs)
 
     def forging(self, task: str = "") -> Forging | None:
         """Returns what forges updates of a model in a new run; None if nothing does."""

@@ -329,6 +329,7 @@ class Rounds(Aggregating):
             of_adapters=isinstance(parts, SubModels) and parts.extraction.of_adapters,
             compressors="any" if parts is None or parts.slices else "none",
             needs=() if rule.prunes else self.needs,  # which whoever trains such parts sends
+            exact=rule.exact,
         )
 
     @property

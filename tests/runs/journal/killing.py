@@ -54,7 +54,7 @@ RUNS = {
         *("compressor=ef21", "fleet=uniform", "num_clients=4", "num_rounds=12"),
     ],
     "compressed": [
-        *(*SMALL, "strategy=fedavg", "compressor=ef_topk", "compressor@downlink=ef21"),
+        *(*SMALL, "strategy=scaffold", "compressor=ef_topk", "compressor@downlink=ef21"),
         *("num_clients=10", "num_rounds=6", "fleet/availability=always"),
         "fleet.faults.crash=0.1",
     ],

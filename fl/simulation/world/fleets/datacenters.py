@@ -12,6 +12,7 @@ from fl.checks import at_least, fraction, positive, read_if
 from fl.errors import ConfigError
 from fl.simulation.kernel.links import Links, PeerLinks, ServerLink
 from fl.simulation.world.availability import Always, Availability
+from fl.simulation.world.checkpointing import Checkpointing
 from fl.simulation.world.devices import Devices
 from fl.simulation.world.faults import Faults
 from fl.simulation.world.fleet import Fleet
@@ -153,6 +154,7 @@ def datacenters(
     availability: Availability | None = None,
     faults: Faults | None = None,
     prefetch: bool = False,
+    checkpointing: Checkpointing | None = None,
 ) -> Fleet:
     """Returns a fleet whose clients are islands of GPUs, with edges between them.
 
@@ -187,6 +189,7 @@ def datacenters(
         availability: who is online when; None means always.
         faults: what goes wrong with tasks; None means nothing.
         prefetch: clients download messages while they compute; see `Fleet`.
+        checkpointing: of the islands' job, and how often that fails; None is neither.
 
     Raises:
         ConfigError: an argument is out of range, or a name is unknown.
@@ -246,6 +249,7 @@ def datacenters(
         availability=Always(num_clients) if availability is None else availability,
         faults=Faults() if faults is None else faults,
         prefetch=prefetch,
+        checkpointing=checkpointing,
         edges=PeerLinks(
             Links(access, access, links.latency_s, no_loss),
             site,
