@@ -12,7 +12,7 @@ from torch import Tensor
 from fl.checks import positive
 from fl.clients.app.message_config import read_float, read_int
 from fl.clients.rule import Batch, Received, Rule, Scalar, State
-from fl.clients.schedule import Schedule
+from fl.clients.schedule import Schedule, check_schedule
 from fl.errors import ConfigError
 
 FIRST_STEP_KEY = "first-step"
@@ -55,6 +55,8 @@ class LocalOptimizer(Rule):
         positive("lr", self.lr)
         if self.clip_norm is not None:
             positive("clip_norm", self.clip_norm)
+        check_schedule("round_schedule", self.round_schedule)
+        check_schedule("step_schedule", self.step_schedule)
 
     @property
     def honours(self) -> Mapping[str, tuple[str, ...]]:

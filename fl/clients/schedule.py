@@ -12,8 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fl.checks import at_least, positive, within_unit
+from fl.errors import ConfigError
 
 Schedule = Callable[[int], float]
+
+
+def check_schedule(name: str, value: object) -> None:
+    """Raises a ConfigError unless a value is a schedule, or None for the constant 1."""
+    if value is not None and not callable(value):
+        raise ConfigError(
+            f"{name} is {value!r:.80}; it must be null, or have a _target_ such as "
+            "fl.clients.StepDecay"
+        )
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,7 @@ class Warmup:
 
     def __post_init__(self) -> None:
         at_least("steps", self.steps, 1)
+        check_schedule("then", self.then)
 
     def __call__(self, index: int) -> float:
         """Returns the factor at an index."""

@@ -11,6 +11,7 @@ import numpy as np
 from flwr.app import Message
 
 from fl.collectives import Collective, Failure, Reals, Times, times
+from fl.collectives.sound import check_closed, check_order, check_steps
 from fl.flower.grid_view import Collected
 from fl.flower.identity import client_of, node_id
 from fl.simulation.kernel.engine import Engine
@@ -36,6 +37,7 @@ class SimPeers:
         self._push = push
         self._reducing: dict[int, float] = {}  # client -> end of its last collective
         self._plans: dict[Any, _Plan] = {}  # those made last
+        self._checked: set[tuple[Collective, int]] = set()  # with how many clients
 
     def nodes(self) -> list[int]:
         """Returns the fleet's clients."""
@@ -131,7 +133,11 @@ class SimPeers:
         if key not in self._plans:
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
-            self._plans[key] = _Plan.of(self._engine.fleet.peers, clients, sizes, by)
+            kind = by, len(clients)
+            check = kind not in self._checked and max(sizes, default=0) > 0
+            self._plans[key] = _Plan.of(self._engine.fleet.peers, clients, sizes, by, check=check)
+            if check:
+                self._checked.add(kind)
         return self._plans[key]
 
     def _charge(
@@ -178,20 +184,36 @@ class _Plan:
 
     @classmethod
     def of(
-        cls, peers: PeerLinks, clients: Sequence[int], sizes: Sequence[int], by: Collective
+        cls,
+        peers: PeerLinks,
+        clients: Sequence[int],
+        sizes: Sequence[int],
+        by: Collective,
+        *,
+        check: bool,
     ) -> _Plan:
-        """Returns the plan of clients, with payloads of so many bytes each."""
+        """Returns the plan of clients, with payloads of so many bytes each.
+
+        Raises:
+            ConfigError: it is checked, and does not bring the payloads to all.
+        """
         m = len(clients)
         given = RankLinks(peers, clients)
         if m < 2:
             return cls(given, clients, sizes, by, 0.0, np.zeros(m), np.zeros(m))
         order = by.arranged(given)
+        if check:
+            check_order(by, order, m)
         clients, sizes = [clients[k] for k in order], [sizes[k] for k in order]
         network = RankLinks(peers, clients)
         closed = by.closed(network, sizes)
         if closed is not None:
+            if check:
+                check_closed(by, closed, m)
             seconds, sent = closed
             return cls(network, clients, sizes, by, seconds, sent, np.full(m, seconds))
+        if check:
+            check_steps(by, network, sizes)
         took = times(by.steps(network, sizes), network, np.zeros(m))
         return cls(network, clients, sizes, by, float(took.finished.max()), took.sent, took.busy)
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl.checks import not_negative, positive, share
-from fl.clients.schedule import Schedule
+from fl.clients.schedule import Schedule, check_schedule
 from fl.errors import ConfigError
 from fl.vectors.rows import Row
 
@@ -80,6 +80,7 @@ class OuterSgd(OuterOptimizer):
             raise ConfigError(
                 "nesterov needs momentum above 0, got 0: set it, or set nesterov to false"
             )
+        check_schedule("schedule", self.schedule)
 
     def init(self, n: int) -> State:
         """Returns b = 0, or nothing without momentum."""
@@ -130,6 +131,7 @@ class OuterAdam(OuterOptimizer):
         for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= beta < 1:
                 raise ConfigError(f"{name} is {beta}; it must be in [0, 1)")
+        check_schedule("schedule", self.schedule)
 
     def init(self, n: int) -> State:
         """Returns m = v = 0."""

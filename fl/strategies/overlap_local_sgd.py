@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from fl.checks import fraction, share
-from fl.clients.schedule import Schedule
+from fl.clients.schedule import Schedule, check_schedule
 from fl.strategies.outer_optimizers import Vector
 from fl.strategies.outer_rule import OuterGradients, OverlappedRule, inner_rate, moved
 from fl.vectors.rows import Row
@@ -82,6 +82,8 @@ class OverlapLocalSGD(OverlappedRule):
         fraction("alpha", self.alpha)
         super().__post_init__()
         share("beta", self.beta)
+        check_schedule("step_schedule", self.step_schedule)
+        check_schedule("round_schedule", self.round_schedule)
 
     def init(self, theta: Row) -> Anchor:
         """Returns the model as the anchor, and v = 0."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fl.checks import at_least
-from fl.clients.schedule import Schedule
+from fl.clients.schedule import Schedule, check_schedule
 from fl.errors import ConfigError
 
 
@@ -40,11 +40,7 @@ class LinearScaling:
     def __post_init__(self) -> None:
         at_least("cohort", self.cohort, 1)
         at_least("warmup", self.warmup, 0)
-        if self.then is not None and not callable(self.then):
-            raise ConfigError(
-                f"then is {self.then!r:.80}; it must be null, or have a _target_ such as "
-                "fl.clients.StepDecay"
-            )
+        check_schedule("then", self.then)
 
     def factor(self, t: int, n: int) -> float:
         """Returns the factor of round t, from 0, of n clients."""

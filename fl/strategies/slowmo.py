@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fl.checks import positive, share
-from fl.clients.schedule import Schedule
+from fl.clients.schedule import Schedule, check_schedule
 from fl.strategies.outer_optimizers import Vector
 from fl.strategies.outer_rule import OuterGradients, OuterRule, inner_rate, moved
 from fl.vectors.rows import Row
@@ -69,6 +69,8 @@ class SlowMo(OuterRule):
         super().__post_init__()
         share("beta", self.beta)
         positive("alpha", self.alpha)
+        check_schedule("step_schedule", self.step_schedule)
+        check_schedule("round_schedule", self.round_schedule)
 
     def init(self, theta: Row) -> SlowMomentum:
         """Returns the model, and u = 0."""

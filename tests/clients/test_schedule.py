@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from fl.clients import CosineDecay, ExponentialDecay, StepDecay
+from fl.clients import AdamW, CosineDecay, ExponentialDecay, Sgd, StepDecay, Warmup
 from fl.errors import ConfigError
+from fl.strategies import OuterAdam, OuterSgd, OverlapLocalSGD, SlowMo
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,13 @@ def test_cosine_starts_at_one_halves_midway_and_stays_at_its_floor():
         (lambda: StepDecay(every=1, gamma=0.0), "gamma is 0.0"),
         (lambda: ExponentialDecay(float("nan")), "gamma is nan"),
         (lambda: CosineDecay(period=0), "period is 0"),
+        (lambda: Warmup(steps=1, then=3), "then is 3"),
+        (lambda: Sgd(0.1, step_schedule=5), "step_schedule is 5"),
+        (lambda: AdamW(round_schedule=5), "round_schedule is 5"),
+        (lambda: SlowMo(step_schedule=5), "step_schedule is 5"),
+        (lambda: OverlapLocalSGD(round_schedule=5), "round_schedule is 5"),
+        (lambda: OuterSgd(schedule=5), "schedule is 5"),
+        (lambda: OuterAdam(schedule=5), "schedule is 5"),
         (lambda: CosineDecay(period=1, floor=1.5), r"floor is 1.5; it must be in \[0, 1\]"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -16,10 +17,13 @@ from fl.collectives import (
     Int8Ring,
     ParameterServerAllReduce,
     RingAllReduce,
+    Transfers,
     TreeAllReduce,
     step,
     times,
 )
+from fl.collectives.sound import check_closed, check_order, check_steps
+from fl.errors import ConfigError
 from fl.simulation.kernel.links import Links, PeerLinks, RankLinks
 
 SIZES = [1, 2, 3, 4, 5, 7, 8, 12, 16, 31, 32]
@@ -305,3 +309,66 @@ def test_a_gathering_ring_sends_all_but_the_successors_payload():
     assert Gather().closed(network, sizes) == Closed(
         pytest.approx(4.0 + 4.0), pytest.approx([4, 3, 5])
     )
+
+
+# ---- collectives of others -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("m", [2, 3, 7, 8])
+@pytest.mark.parametrize("kind", [RingAllReduce, Gather, TreeAllReduce, Butterfly, Hierarchical])
+def test_ours_bring_every_payload_to_all(kind, m):
+    by, network = kind(), equal(m, 0.001, 1e6)
+    check_order(by, by.arranged(network), m)
+    check_steps(by, network, [1000] * m)
+    check_steps(ParameterServerAllReduce(), network, [1000] * m)
+
+
+@dataclass(frozen=True)
+class Scripted(Collective):
+    """Has the steps that it is given."""
+
+    script: tuple
+
+    def steps(self, network, sizes):
+        return self.script
+
+
+ALL_TO_ALL = step([0, 0, 1, 1, 2, 2], [1, 2, 0, 2, 0, 1], 10)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (None, "has the steps None"),
+        ((ALL_TO_ALL, None), "None as step 1"),
+        ((Transfers([0, 1], [1], [5.0]),), "2 sources, 1 targets and 1 sizes in step 0"),
+        ((step([0], [3], 5),), r"ranks \[3\] in step 0; they are 0 to 2"),
+        ((step([-1], [0], 5),), r"ranks \[-1\]"),
+        ((Transfers([0.0], [1], [5.0]),), "ranks"),
+        ((step([1], [1], 5),), "rank 1 send to itself"),
+        ((step([0], [1], -5),), r"sends \[-5.\] bytes"),
+        ((step([0], [1], math.nan),), r"sends \[nan\] bytes"),
+        ((step([0, 1], [1, 0], 5),), "nothing of rank 2's payload to rank 0"),
+        ((step([0, 1, 2], [1, 2, 0], 5),), "nothing of rank 1's payload to rank 0"),
+        ((ALL_TO_ALL._replace(sizes=np.zeros(6)),), "brings nothing"),
+        # Side by side, nobody hands on what comes in the same step.
+        (
+            (step([0, 1], [1, 2], 5), step([2, 2], [0, 1], 5)),
+            "nothing of rank 0's payload to rank 2",
+        ),
+    ],
+)
+def test_steps_that_are_none_or_reach_not_all_are_refused_by_name(script, message):
+    with pytest.raises(ConfigError, match=f"allreduce is Scripted.*{message}"):
+        check_steps(Scripted(script), equal(3, 0.001, 1e6), [10] * 3)
+
+
+def test_orders_and_formulas_of_others_are_refused_by_name():
+    by = Scripted((ALL_TO_ALL,))
+    check_steps(by, equal(3, 0.001, 1e6), [10] * 3)
+    with pytest.raises(ConfigError, match=r"Scripted.*\[0, 0, 1\]"):
+        check_order(by, [0, 0, 1], 3)
+    with pytest.raises(ConfigError, match=r"Scripted.*nan s"):
+        check_closed(by, Closed(math.nan, np.zeros(3)), 3)
+    with pytest.raises(ConfigError, match=r"Scripted.*3 sizes"):
+        check_closed(by, Closed(1.0, np.zeros(2)), 3)

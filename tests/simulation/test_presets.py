@@ -511,6 +511,7 @@ def test_archetypes_are_the_same_link_everywhere(name):
         ({"network": "low", "parallel_flows": 2}, "parallel_flows"),
         ({"utilisation": 0.0}, "utilisation"),
         ({"gpus": 0}, "gpus"),
+        ({"window_bytes": 1e-300}, "window_bytes is 1e-300"),
     ],
 )
 def test_datacenters_out_of_range_are_refused(arguments, message):

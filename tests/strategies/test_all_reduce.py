@@ -54,6 +54,11 @@ D = LAYOUT.size
 TOPK = TopK(density=0.1)
 
 
+def test_buckets_of_another_kind_are_refused():
+    with pytest.raises(ConfigError, match=r"buckets is 5.*Buckets"):
+        OuterSteps(DataParallel(), buckets=5)
+
+
 # ---- compressors that remember -------------------------------------------------------------------
 
 

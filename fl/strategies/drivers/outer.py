@@ -64,7 +64,9 @@ class _NotSent(PayloadError):
 
 
 @read_if(
-    lambda a: a["on_failure"] is not None, "detection_s", only="{at}on_failure=retry or discard"
+    lambda a: a["on_failure"] is not None,
+    "detection_s",
+    only="{at}on_failure=retry or discard reads it",
 )
 @read_if(lambda a: a["on_failure"] == "retry", "retries", only="{at}on_failure=retry reads it")
 @own_f
@@ -168,6 +170,8 @@ class OuterSteps(RuleDriver):
         is_a("allreduce", self.allreduce, Collective)
         self.failure = None if on_failure is None else Failure(on_failure, detection_s, retries)
         self.buckets = buckets
+        if buckets is not None:
+            is_a("buckets", buckets, Buckets)
         at_least("accumulate", accumulate, 1)
         self.accumulate = accumulate
         self.compress_mean = compress_mean

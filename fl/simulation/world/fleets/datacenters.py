@@ -221,6 +221,11 @@ def datacenters(
     window = math.inf
     if window_bytes is not None:
         positive("window_bytes", window_bytes)
+        if window_bytes < 1:
+            raise ConfigError(
+                f"window_bytes is {window_bytes}; it must be null, or at least 1: a flow has that "
+                "many bytes on its way"
+            )
         window = window_bytes
         rtt_s = 2.0 * delay[site, to_server]
         path = np.minimum(path, parallel_flows * 8.0 * window / rtt_s)
