@@ -29,6 +29,7 @@ WITHOUT_A_CONTRACT = {
     "checkpoint": "what is kept of a run does not depend on its parts",
     "executor": "where clients run changes no result",
     "goal": "sets keys of the root, as `experiment` does",
+    "fleet/checkpointing": "three modes of one model, `fl.simulation.Checkpointing`",
     "length": "sets keys of the root, as `experiment` does",
     "tasks": "names members of data, partition, model and client",
 }
