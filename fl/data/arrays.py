@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.data.columns import classes_of, numbers_of, standardised
+from fl.data.columns import LARGEST, classes_of, numbers_of, standardised
 from fl.data.federated import Examples, Scaling, Source, Task
 from fl.data.held_out import drawn, natural
 from fl.errors import ConfigError
@@ -132,12 +132,22 @@ def _joined(arrays: dict[str, NDArray[Any]], name: str) -> NDArray[Any]:
 
 
 def _read(path: str) -> dict[str, NDArray[Any]]:
+    if not zipfile.is_zipfile(Path(path).expanduser()):
+        raise ConfigError(
+            f"path is {path!r}, which is no .npz file: write one with numpy.savez(path, x=x, y=y) "
+            "(data=table reads .csv and .parquet)"
+        )
+    arrays = {}
     try:
         with np.load(Path(path).expanduser(), allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ConfigError(f"path is {path!r}; it must be a .npz file, of numpy.savez")
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, MemoryError) as error:
+            for name in file.files:
+                arrays[name] = file[name]
+    except ValueError as error:
+        raise ConfigError(
+            f"path is {path!r}, whose {file.files[len(arrays)]} is of Python objects or damaged: "
+            "write arrays of numbers with numpy.savez"
+        ) from error
+    except (OSError, EOFError, zipfile.BadZipFile, MemoryError) as error:
         raise ConfigError(f"path is {path!r}, which cannot be read: {error}") from error
     unknown = [name for name in arrays if name not in _ARRAYS]
     missing = [name for name in ("x", "y") if name not in arrays]
@@ -149,6 +159,11 @@ def _read(path: str) -> dict[str, NDArray[Any]]:
             + (f"lacks {', '.join(missing)}" if missing else f"has {', '.join(unknown)} besides")
             + f"; its arrays must be {', '.join(_ARRAYS)}, of which x and y must be there"
         )
+    scalars = [name for name, array in arrays.items() if array.ndim == 0]
+    if scalars:
+        raise ConfigError(
+            f"path is {path!r}, where {scalars[0]} is a number; its first axis must be of examples"
+        )
     for of, name in (("x", "y"), ("x_test", "y_test"), ("x", "client"), ("x_test", "client_test")):
         if name in arrays and (of not in arrays or len(arrays[of]) != len(arrays[name])):
             raise ConfigError(
@@ -156,16 +171,25 @@ def _read(path: str) -> dict[str, NDArray[Any]]:
                 f"{len(arrays.get(of, ()))} of {of}: need one for each"
             )
     for name, array in arrays.items():
-        if array.ndim == 0 or not len(array):
-            raise ConfigError(f"path is {path!r}, whose {name} is empty")
+        if not array.size:
+            raise ConfigError(
+                f"path is {path!r}, whose {name} is empty, of shape {array.shape}: need examples "
+                "that have numbers"
+            )
+        if name.startswith("x") and array.ndim < 2:
+            raise ConfigError(
+                f"path is {path!r}, whose {name} has shape {array.shape}; it must be (n, ...): one "
+                f"number an example is {name}[:, None]"
+            )
         allowed = "biuf" if name.startswith(("x", "y")) else "biuU"
         if array.dtype.kind not in (allowed + "U" if name.startswith("y") else allowed):
             raise ConfigError(f"path is {path!r}, whose {name} is of type {array.dtype}")
         if array.dtype.kind == "f":
-            wrong = np.argwhere(~np.isfinite(array))
+            wrong = np.argwhere(~(np.abs(array) <= LARGEST))
             if len(wrong):
                 raise ConfigError(
                     f"path is {path!r}, whose {name} has {array[tuple(wrong[0])]} at "
-                    f"{wrong[0].tolist()}: fill it in or remove the example"
+                    f"{wrong[0].tolist()}, which float32 does not hold: fill it in, scale {name} "
+                    "or remove the example"
                 )
     return arrays

@@ -17,6 +17,9 @@ from fl.errors import ConfigError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+LARGEST = float(np.finfo(np.float32).max)
+"""The largest number that a model can be given."""
+
 _MOST_CATEGORIES = 100
 _NAMED = 12
 
@@ -80,7 +83,7 @@ def values_of(table: pa.Table, name: str, key: str, remedy: str = "") -> Values:
 
     Raises:
         ConfigError: there is no such column, it is of another kind, or a value is missing or not
-            finite.
+            finite as float32.
     """
     import pyarrow as pa
 
@@ -89,7 +92,7 @@ def values_of(table: pa.Table, name: str, key: str, remedy: str = "") -> Values:
         more = f" and {len(there) - _NAMED} more" if len(there) > _NAMED else ""
         raise ConfigError(
             f"{key} names the column {name!r}, and there is none; there are: "
-            f"{', '.join(there[:_NAMED])}{more}"
+            f"{', '.join(map(repr, there[:_NAMED]))}{more}"
         )
     column = table.column(name).combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # of no rows
@@ -110,12 +113,13 @@ def values_of(table: pa.Table, name: str, key: str, remedy: str = "") -> Values:
     if not len(missing):
         found = column.to_numpy(zero_copy_only=False)
         if found.dtype.kind == "f":
-            missing = np.flatnonzero(~np.isfinite(found))
+            missing = np.flatnonzero(~(np.abs(found) <= LARGEST))
     if len(missing):
         what = "no value" if not len(found) else f"{found[missing[0]]}"
         raise ConfigError(
             f"column {name!r} has {what} in row {missing[0] + 1} (the first below the header is "
-            f"1), and {len(missing)} such rows: fill them in or remove them{remedy}"
+            f"1), one of {len(missing)} where there is no value or none that float32 holds: fill "
+            f"in, scale or remove them{remedy}"
         )
     return found.astype(object) if text else found
 

@@ -126,6 +126,7 @@ def test_the_encoding_makes_the_same_inputs_of_a_file_without_a_target(tmp_path)
         ("s3,fan,500003000.0", "s3,fan,", ("size", "row 4", "data.features")),
         ("s3,fan,500003000.0", "s3,,500003000.0", ("kind", "row 4")),
         ("s3,fan,500003000.0", "s3,fan,inf", ("size", "row 4", "inf")),
+        ("s3,fan,500003000.0", "s3,fan,1e308", ("size", "row 4", "1e+308")),
         ("big", "", ("class", "row 31")),
         (",test", ",tset", ("split", "tset", "row 1")),
     ],
@@ -264,12 +265,31 @@ class Evil:
         dict(x=np.full((4, 2), np.nan), y=np.arange(4) % 2),
         dict(x=np.zeros((4, 2)), y=np.arange(8).reshape(4, 2)),
         dict(x=np.zeros((4, 2)), y=np.arange(4) % 2, x_test=np.zeros((1, 2))),
+        dict(x=np.zeros((4, 0)), y=np.arange(4) % 2),
+        dict(x=np.zeros(4), y=np.arange(4) % 2),
+        dict(x=np.float64(1), y=np.float64(1)),
+        dict(x=np.full((4, 2), 1e300), y=np.arange(4) % 2),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(tmp_path, arrays):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(ConfigError):
         load_arrays(str(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("kind", ["npy", "csv", "objects"])
+def test_what_is_no_file_of_arrays_is_refused_without_advice_to_unpickle(tmp_path, kind):
+    if kind == "objects":
+        np.savez(tmp_path / "a.npz", x=np.array([{}] * 4, dtype=object), y=np.arange(4) % 2)
+    else:
+        np.save(tmp_path / "a.npy", np.zeros(4))
+        content = (tmp_path / "a.npy").read_bytes() if kind == "npy" else b"x,y\n1,2\n"
+        (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        load_arrays(str(tmp_path / "a.npz"))
+    assert "a.npz" in str(error.value)
+    assert "savez" in str(error.value)
+    assert "pickle" not in str(error.value)
 
 
 def test_arrays_of_objects_are_not_unpickled(tmp_path):
