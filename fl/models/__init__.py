@@ -7,7 +7,7 @@ from fl.models.adapters import Adapter, LoRA, PaCA, merged
 from fl.models.build import build
 from fl.models.char_gpt import CharGPT
 from fl.models.char_lstm import CharLSTM
-from fl.models.evaluation import Evaluation, evaluate, losses_of
+from fl.models.evaluation import Evaluation, draws, evaluate, losses_of
 from fl.models.flops import Flops, flops_per_example, memory_bytes
 from fl.models.game import Game, QuadraticGame, RobustLeastSquares
 from fl.models.global_objective import GlobalObjective, global_objective
@@ -42,6 +42,7 @@ __all__ = [
     "build",
     "copy_of",
     "correct",
+    "draws",
     "drop_weights",
     "evaluate",
     "flops_per_example",

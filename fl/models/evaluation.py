@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fl.errors import ConfigError
 from fl.models.channels_last import gains_from_channels_last, with_channels_last
 from fl.models.objective import absolute_error, correct, per_example_loss
+from fl.randomness import global_generators
 from fl.vectors.threads import limit_threads
 
 T = TypeVar("T")
@@ -87,6 +88,24 @@ def losses_of(
     return np.asarray(torch.cat(_of_batches(model, examples, batch_size, of)).numpy())
 
 
+def draws(model: nn.Module, x: Tensor) -> bool:
+    """Returns whether a model draws random numbers in evaluation mode, by a trial on one input.
+
+    Args:
+        model: its mode stays as it is.
+        x: inputs, at least one.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with global_generators(0, "structure"), torch.inference_mode():
+            before = _generators()
+            model(x[:1])
+            return _generators() != before
+    finally:
+        model.train(training)
+
+
 def _of_batches(
     model: nn.Module,
     examples: tuple[Tensor, Tensor],
@@ -138,7 +157,7 @@ def _spread(
         free.append(own)
         return made
 
-    pool = ThreadPoolExecutor(cores)  # which begin with the one torch thread of this moment
+    pool = ThreadPoolExecutor(cores, "batch", torch.set_num_threads, (1,))
     try:
         return list(pool.map(one, batches))
     finally:

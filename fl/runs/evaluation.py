@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -15,6 +16,7 @@ from fl.flower.grid_view import Clock
 from fl.flower.records import from_record
 from fl.models import Game, drop_weights, evaluate, global_objective
 from fl.runs.averaging import LatestWeightAverage
+from fl.runs.beside import Beside
 from fl.runs.cluster_evaluation import ClusterEvaluation
 from fl.runs.experiment import Experiment, Learning
 from fl.runs.personal import PersonalEvaluation
@@ -167,6 +169,8 @@ class EvaluationSchedule:
             then called "latest_accuracy" and so on. None evaluates the latest.
         personal: evaluates what clients would use, of the latest model; models for which that is
             due are evaluated here as well. None does not.
+        beside: begins what `evaluate` then ends, for models but the first and the last whose
+            metrics nobody waits for; None evaluates all at once.
     """
 
     recorded = True  # the recorder need not listen: it is told
@@ -183,8 +187,10 @@ class EvaluationSchedule:
         limit_s: float | None = None,
         average: LatestWeightAverage | None = None,
         personal: PersonalEvaluation | None = None,
+        beside: Beside | None = None,
     ) -> None:
         self._evaluate = evaluate
+        self._beside = beside
         self._average = average
         self._personal = personal
         self._recorder = recorder
@@ -200,7 +206,7 @@ class EvaluationSchedule:
         self._asked = 0  # number of the last model with which clients were asked for theirs
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """Returns the metrics of a model that is due; None for others.
+        """Returns the metrics of a model that is due; None for others, or if they come later.
 
         Raises:
             Enough: the limit has passed; or, after training, the target's `stop` or `patience`
@@ -221,6 +227,13 @@ class EvaluationSchedule:
         if not (self._is_due(server_round, elapsed) or either_end or personal is not None):
             return None
         self._evaluated = server_round
+        self._recorder.settle()
+        if self._beside is not None and not either_end and personal is None:
+            if not self._recorder.answered:
+                self._beside.begin(server_round, arrays)
+            later = partial(self._evaluate, server_round, arrays)
+            self._recorder.evaluation(server_round, later, arrays)
+            return None
         metrics, evaluated = self._metrics(server_round, arrays)
         if personal is not None:
             self._asked = server_round
@@ -251,6 +264,7 @@ class EvaluationSchedule:
             return None
         server_round, arrays, costs = self._last
         if server_round != self._evaluated:
+            self._recorder.settle()
             metrics, evaluated = self._metrics(server_round, arrays)
             self._recorder.late_evaluation(metrics, costs, evaluated)
         return arrays

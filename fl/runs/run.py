@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context
+import torch
+from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -17,10 +18,12 @@ from fl.aggregation.tolerance import chance_of_more
 from fl.data.drift import DRIFT_BEGINS
 from fl.errors import ConfigError, Diverged
 from fl.flower.grid_view import Clock, GridView
+from fl.models import draws, flops_per_example
 from fl.reports.model_file import FROZEN
 from fl.reports.table import print_results
 from fl.reports.target import final_value
 from fl.runs.averaging import LatestWeightAverage
+from fl.runs.beside import Beside
 from fl.runs.build import prepare
 from fl.runs.central import train_centrally
 from fl.runs.choices import announce
@@ -49,6 +52,7 @@ from fl.strategies import Driver
 log = logging.getLogger("fl")
 
 _RARE = 0.05  # chance in a run below which nobody is told
+_WORTH_FLOPS = 1e10  # of an evaluation, which then takes longer than to hand it to a thread
 
 
 def run_experiment(config: DictConfig, **how: Any) -> float | None:
@@ -121,8 +125,9 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
     k, every = config.lawa.k, config.lawa.every
     average = None if k is None else LatestWeightAverage(k, every)
     personal = personal_of(config)
+    beside = _beside(evaluate, experiment, config, recorder) if isinstance(grid, SimGrid) else None
     schedule = EvaluationSchedule(
-        recorder.evaluating(evaluate),
+        recorder.evaluating(evaluate if beside is None else beside),
         recorder,
         clock,
         num_rounds=config.num_rounds,
@@ -131,6 +136,7 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         limit_s=config.time_limit_s,
         average=average,
         personal=None if personal.every is None else _asking(experiment, config, grid, recorder),
+        beside=beside,
     )
     try:
         result = experiment.strategy.start(
@@ -160,6 +166,31 @@ def _date(config: DictConfig, clock: Clock) -> Callable[[], float] | None:
         return None
     began = epoch_of(config.date) - DRIFT_BEGINS
     return lambda: began + clock.now()
+
+
+def _beside(
+    evaluate: Callable[[int, ArrayRecord], MetricRecord],
+    experiment: Experiment,
+    config: DictConfig,
+    recorder: Recorder,
+) -> Beside | None:
+    """Returns what evaluates while the next round goes on; None where that cannot be, or is little.
+
+    Which of both does not depend on the machine: the journal has answers in the order of the run.
+    """
+    data, target = experiment.data, target_of(config)
+    if target is not None and (target.stop or target.patience is not None):
+        return None  # whether there is a next round is what it tells
+    if not recorder.may_wait or config.lawa.k is not None or config.evaluate_train:
+        return None
+    if experiment.tasks or experiment.app.home.keeps or data.clusters is not None:
+        return None
+    x, _ = data.test_set()
+    model = experiment.model()
+    flops = flops_per_example(model, data.input_shape, x.dtype).forward * len(x)
+    if flops < _WORTH_FLOPS or draws(model, x):
+        return None
+    return Beside(evaluate, max(1, torch.get_num_threads() - 1))
 
 
 def _asking(

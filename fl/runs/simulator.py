@@ -212,6 +212,9 @@ def simulate(
                         else:
                             server_app(grid, context, recorder)
                     diverged = recorder.diverged()
+                except BaseException:
+                    recovery.stop()
+                    raise
                 finally:
                     recorder.flush()
                     errors.conclude()
