@@ -153,7 +153,7 @@ def simulate(
         )
         display = Progress(total_rounds=num_rounds, enabled=progress)
         recorder = Recorder(writer, display, recovery, save_models)
-        trace = trace_of(fleet)
+        trace = trace_of(fleet, place)
         status: Status = "completed"
         error: BaseException | None = None
         grid: SimGrid | None = None
