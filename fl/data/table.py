@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fl.checks import boolean
 from fl.data.columns import (
     Categories,
     Numbers,
@@ -93,8 +94,7 @@ class Roles:
             or not all(isinstance(name, str) for name in names)
         ):
             raise ConfigError(f"features is {names!r}; it must be a list of columns, as [age,sex]")
-        if not isinstance(self.standardise, bool):
-            raise ConfigError(f"standardise is {self.standardise!r}; it must be true or false")
+        boolean("standardise", self.standardise)
 
     def features_of(self, table: pa.Table) -> list[str]:
         """Returns the columns that are learnt from.

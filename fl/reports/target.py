@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fl.checks import at_least
+from fl.checks import at_least, boolean
 from fl.errors import ConfigError
 from fl.reports.history import COLUMNS, Row
 
@@ -62,8 +62,7 @@ class Target:
             )
         if not math.isfinite(self.value):
             raise ConfigError(f"value is {self.value}; it must be a finite number")
-        if not isinstance(self.stop, bool):
-            raise ConfigError(f"stop is {self.stop!r}; it must be true or false")
+        boolean("stop", self.stop)
         if self.patience is not None:
             at_least("patience", self.patience, 1)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
+from fl.checks import boolean
 from fl.errors import ConfigError
 from fl.execution.executor import Executor
 from fl.reports.files import printable
@@ -86,8 +87,7 @@ class Recovery:
                 raise ConfigError(f"{name} is {value}; it must be positive and finite")
         self.limit_gb = limit_gb
         self.sync_s = sync_s
-        if not isinstance(keep, bool):
-            raise ConfigError(f"keep is {keep!r}; it must be true or false")
+        boolean("keep", keep)
         self.trust = trust
         self.keep = keep
         self._start = RunStart() if start is None else start

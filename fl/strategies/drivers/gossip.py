@@ -130,11 +130,17 @@ class Gossip(Decentralized):
     ) -> None:
         super().__init__(rule, gamma=gamma, patience=None, **decentralized)
         self.aggregator = self._mixing(aggregator, f)
+        if rule.above is not None:
+            self._check_stays()
+        if isinstance(rule, TreeRule):
+            self._check_tree()
         kind = self.topology.stochasticity
         if self.aggregator is None and kind not in rule.weights:
             remedy = (
                 "use strategy=sgp, which undoes the bias"
                 if kind == "columns"
+                else "use an undirected graph, such as topology=ring"
+                if self.topology.directed
                 else "use topology/weights=metropolis_hastings, or a regular graph"
             )
             raise ConfigError(
@@ -143,8 +149,6 @@ class Gossip(Decentralized):
             )
         if rule.above is not None:
             self._check_eigenvalues(rule.above)
-        if isinstance(rule, TreeRule):
-            self._check_tree()
 
     def _check_tree(self) -> None:
         """Raises ConfigError unless the graph stays and is a tree."""
@@ -155,15 +159,18 @@ class Gossip(Decentralized):
                 "everybody counts once only on a tree that stays: use topology=tree, path or star"
             )
 
-    def _check_eigenvalues(self, above: float) -> None:
-        """Raises ConfigError unless W stays, with no eigenvalue that is too small."""
-        kind = type(self.topology).__name__
+    def _check_stays(self) -> None:
+        """Raises ConfigError unless W stays."""
         if self.topology.period != 1:
             raise ConfigError(
-                f"topology is {kind}, whose graph changes from round to round, and {self.name} "
-                "takes differences of rounds of one graph: use topology=ring, torus or "
-                "random_regular, or strategy=gradient_tracking"
+                f"topology is {type(self.topology).__name__}, whose graph changes from round to "
+                f"round, and {self.name} takes differences of rounds of one graph: use "
+                "topology=ring, torus or random_regular, or strategy=gradient_tracking"
             )
+
+    def _check_eigenvalues(self, above: float) -> None:
+        """Raises ConfigError unless W, which stays, has no eigenvalue that is too small."""
+        kind = type(self.topology).__name__
         gamma = 1.0 if self.gamma is None else self.gamma
         least = 1 + gamma * (least_eigenvalue(self.topology.matrix(0)) - 1)
         if least <= above + _EXACT:
