@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
 from fl.checks import at_least, boolean
@@ -14,6 +15,7 @@ from fl.reports.history import COLUMNS, Row
 
 Mode = Literal["max", "min"]
 
+_LAST = 5  # one part of so many of a run's evaluations is its end
 _MOST_NAMED = 20  # metrics, where there is no such one
 _LESS = (
     *("loss", "error", "objective", "perplexity", "ppl", "nll"),
@@ -65,6 +67,14 @@ class Target:
         boolean("stop", self.stop)
         if self.patience is not None:
             at_least("patience", self.patience, 1)
+
+    def end(self, rows: Sequence[Row]) -> float:
+        """Returns what a run has come to: the mean of the metric over the last of its evaluations.
+
+        Those are a fifth of all that have the metric; NaN if there are none.
+        """
+        values = [row[self.metric] for row in rows if self.metric in row]
+        return fmean(values[-math.ceil(len(values) / _LAST) :]) if values else math.nan
 
     def met_by(self, row: Row) -> bool:
         """Returns whether this evaluation is at the target or beyond; a NaN never is."""

@@ -25,8 +25,8 @@ from fl.clients.app.outbox import METRICS
 from fl.collectives import Collective
 from fl.compression import Channel, Compressor, chained
 from fl.data import Examples, FederatedData, Source, Split, federate
-from fl.data.loading import deal, load, loading_once
 from fl.data.held_out import validated
+from fl.data.loading import deal, load, loading_once
 from fl.data.partition import hold_out
 from fl.errors import ConfigError
 from fl.execution import Executor

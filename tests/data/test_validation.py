@@ -39,9 +39,9 @@ def test_every_natural_client_gives_its_share_and_keeps_the_rest():
         np.testing.assert_array_equal(np.sort(mine), np.arange(begin, end))
 
 
-@pytest.mark.parametrize("made", [lambda: source(3), lambda: load_quadratic_game()])
+@pytest.mark.parametrize("made", [lambda: source(3), load_quadratic_game])
 def test_nothing_to_hold_out_is_refused(made):
-    with pytest.raises(ConfigError, match="validation|game"):
+    with pytest.raises(ConfigError, match=r"validation|game"):
         validated(made(), 0.1)
 
 

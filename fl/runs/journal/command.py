@@ -380,14 +380,14 @@ def _longer(directory: Path, asked: str) -> Path:
     head = read_head(journal)
     summary = json.loads(read_file(directory / "summary.json", SUMMARY_BYTES))
     config = summary.get("config")
-    done = config.get(key) if isinstance(config, dict) else None
-    if _length(key, str(done)) is None or head.get("obstacle") is not None:
+    done = _length(key, str(config.get(key))) if isinstance(config, dict) else None
+    if done is None or head.get("obstacle") is not None:
         raise ConfigError(
             f"{directory} holds a run without {key} that fl could make longer: start it again"
         )
     if wanted <= done:
         raise ConfigError(
-            f"{key} is {value}, and {directory} has done {done}: it must be more than that"
+            f"{key} is {value}, and {directory} has done {done:g}: it must be more than that"
         )
     command = _checked(directory, head.get("command"))
     others = [o for o in command["overrides"] if o.lstrip("+").split("=")[0] != key]
@@ -396,7 +396,7 @@ def _longer(directory: Path, asked: str) -> Path:
         raise ConfigError(f"{new} is there already: fl resume {new}, if it is to go on")
     (new / FOLDER).mkdir(parents=True)
     told = {**command, "overrides": [*others, asked]}
-    longer(journal, new / FOLDER / FILE, {"command": told, EXTENDS: {key: done}})
+    longer(journal, new / FOLDER / FILE, {"command": told, EXTENDS: {key: config[key]}})
     print(f"fl: {directory} goes on to {asked}, in {new}", flush=True)
     return new
 
