@@ -18,7 +18,7 @@ Point = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Interval:
+class SearchInterval:
     """Numbers between two bounds, of which each is as likely as another; or each power of ten."""
 
     low: float
@@ -42,7 +42,7 @@ class Space:
     """
 
     fixed: tuple[str, ...]
-    keys: dict[str, tuple[str, ...] | Interval]
+    keys: dict[str, tuple[str, ...] | SearchInterval]
 
     @classmethod
     def of(cls, words: Sequence[str]) -> Space:
@@ -52,7 +52,7 @@ class Space:
             ConfigError: nothing is to be tuned, or an interval is none.
         """
         fixed: list[str] = []
-        keys: dict[str, tuple[str, ...] | Interval] = {}
+        keys: dict[str, tuple[str, ...] | SearchInterval] = {}
         for word, override in zip(
             words, OverridesParser.create().parse_overrides(list(words)), strict=True
         ):
@@ -72,7 +72,7 @@ class Space:
     @property
     def drawn(self) -> bool:
         """Whether points are drawn, as an interval has no end of them."""
-        return any(isinstance(values, Interval) for values in self.keys.values())
+        return any(isinstance(values, SearchInterval) for values in self.keys.values())
 
     def points(self, trials: int) -> list[Point]:
         """Returns the points to try: so many, or, if none are drawn, all of the grid."""
@@ -85,7 +85,9 @@ class Space:
         found = []
         for key, values in self.keys.items():
             u = uniform(0, f"tune {key}", i)
-            value = values.at(u) if isinstance(values, Interval) else values[int(u * len(values))]
+            value = (
+                values.at(u) if isinstance(values, SearchInterval) else values[int(u * len(values))]
+            )
             found.append(f"{key}={value}")
         return tuple(found)
 
@@ -121,11 +123,11 @@ class Space:
         return wider, [point for point in wider.points(0) if point not in before]
 
 
-def _values(values: tuple[str, ...] | Interval) -> tuple[str, ...]:
-    return () if isinstance(values, Interval) else values
+def _values(values: tuple[str, ...] | SearchInterval) -> tuple[str, ...]:
+    return () if isinstance(values, SearchInterval) else values
 
 
-def _numbers(values: tuple[str, ...] | Interval) -> Iterator[float]:
+def _numbers(values: tuple[str, ...] | SearchInterval) -> Iterator[float]:
     """Yields the values if they are numbers that can be continued; nothing if one is none."""
     try:
         numbers = [*map(float, _values(values))]
@@ -140,7 +142,7 @@ def _key(override: Override) -> str:
     return word.partition("=")[0]
 
 
-def _interval(override: Override) -> Interval:
+def _interval(override: Override) -> SearchInterval:
     value = override.value()
     assert isinstance(value, IntervalSweep)
     low, high, log = float(value.start or 0), float(value.end or 0), "log" in value.tags
@@ -149,4 +151,4 @@ def _interval(override: Override) -> Interval:
             f"{override.input_line} is no interval: its bounds must rise"
             f"{', and be positive for tag(log, ...)' if log else ''}"
         )
-    return Interval(low, high, log)
+    return SearchInterval(low, high, log)
