@@ -35,8 +35,8 @@ from fl.models import Adapter, Measures, smallest_batch
 from fl.models import build as build_model
 from fl.runs.apps import read_app
 from fl.runs.cluster_evaluation import CLUSTER_METRICS
+from fl.runs.combination import Combination
 from fl.runs.compatibility import (
-    Combination,
     check_model,
     check_told,
     misjudged,
