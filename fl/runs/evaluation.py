@@ -40,7 +40,7 @@ def central_evaluation(
 
     Of data whose clusters are known there are the metrics of `ClusterEvaluation` as well.
     Where layers stay with the clients, there is no model that could be evaluated without them:
-    nothing is reported but `NodeModels.facts`.
+    nothing is reported but `NodeModels.facts`; nor where clients do not train.
 
     Args:
         experiment: its model and data are used.
@@ -49,7 +49,7 @@ def central_evaluation(
             `fl.models.GlobalObjective`.
     """
     home = experiment.app.home
-    if home.keeps:
+    if home.keeps or not experiment.app.learns:
 
         def known(server_round: int, arrays: ArrayRecord) -> MetricRecord:
             return MetricRecord(dict(arrays.facts if isinstance(arrays, NodeModels) else {}))

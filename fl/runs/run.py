@@ -111,7 +111,8 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
     """Runs an experiment's strategy on any grid, with its evaluations and its limit of time."""
     tasks = experiment.tasks
     initial = experiment.initial()
-    recorder.expect(initial, config.time_limit_s, experiment.strategy.may_stay)
+    if experiment.app.learns:
+        recorder.expect(initial, config.time_limit_s, experiment.strategy.may_stay)
     clock = GridView(grid).clock
     evaluate = (
         task_evaluation(experiment, train=config.evaluate_train)
@@ -260,7 +261,7 @@ def _run_own(
         extra=facts(experiment, config),
         recovery=recovery_of(config, start),
         client_rows=config.personal.rows,
-        **_common(config, directory),
+        **_common(config, directory, learns=experiment.app.learns),
     )
     if byzantine:
         asked = run.trace.client[run.trace.kind == Event.DISPATCH]
@@ -289,12 +290,12 @@ def _run_app(
     )
 
 
-def _common(config: DictConfig, directory: Path | None) -> dict[str, Any]:
+def _common(config: DictConfig, directory: Path | None, *, learns: bool = True) -> dict[str, Any]:
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     return {
         "seed": config.seed,
         "directory": directory,
-        "target": target_of(config),
+        "target": target_of(config) if learns else None,
         "save_models": saved_models(config),
         "views": config.views,
         "progress": config.progress and side_by_side() == 1,  # displays would mix

@@ -46,7 +46,8 @@ class Attendance:
             if self._all is None:
                 self._all = list(range(FIRST_NODE_ID, FIRST_NODE_ID + len(self._fleet)))
             return self._all
-        return [int(i) + FIRST_NODE_ID for i in online.nonzero()[0]]
+        there: list[int] = (online.nonzero()[0] + FIRST_NODE_ID).tolist()
+        return there
 
     def poll(self, step: Callable[[float], bool]) -> list[int]:
         """Returns `nodes` to the ServerApp, after time has passed if it only waits for that.
