@@ -1,4 +1,6 @@
-"""The clients of pFedMe's MNIST: FL_DATA_DIR=... python experiments/pfedme/clients.py FILE.npz
+"""The clients of pFedMe's MNIST, as arrays.
+
+    FL_DATA_DIR=... python experiments/pfedme/clients.py FILE.npz
 
 Rules of the authors' script (CharlieDinh/pFedMe, data/Mnist/generate_niid_20users.py): 20 clients,
 client u with digits u and u + 1 modulo 10, pixels standardised each by itself over all 70,000
