@@ -25,6 +25,7 @@ from fl.clients.app.outbox import METRICS
 from fl.collectives import Collective
 from fl.compression import Channel, Compressor, chained
 from fl.data import Examples, FederatedData, Source, Split, federate
+from fl.data.held_out import validated
 from fl.data.loading import deal, load, loading_once
 from fl.data.partition import hold_out
 from fl.errors import ConfigError
@@ -34,8 +35,8 @@ from fl.models import Adapter, Measures, smallest_batch
 from fl.models import build as build_model
 from fl.runs.apps import read_app
 from fl.runs.cluster_evaluation import CLUSTER_METRICS
+from fl.runs.combination import Combination
 from fl.runs.compatibility import (
-    Combination,
     check_model,
     check_told,
     misjudged,
@@ -210,7 +211,8 @@ def build(config: DictConfig) -> Experiment:
     for task, place in _places(config).items():
         with problems.noted():
             held_out = 0.0 if task else _held_out(config)
-            learnt[task] = _learnt(place, config.seed, held_out, metrics_of(config))
+            more = metrics_of(config)
+            learnt[task] = _learnt(place, config.seed, held_out, config.validation, more)
     attack = _Attack()
     with problems.noted():
         attack = _attack(config, parts.get("attack"))
@@ -408,13 +410,16 @@ def _held_out(config: DictConfig) -> float:
     return given if isinstance(given, int | float) and 0 < given < 1 else 0.0
 
 
-def _learnt(place: DictConfig, seed: int, held_out: float, metrics: Sequence[str]) -> _Learnt:
+def _learnt(
+    place: DictConfig, seed: int, held_out: float, validation: float, metrics: Sequence[str]
+) -> _Learnt:
     """Returns what is learnt, from the groups data, partition, model and client.
 
     Args:
         place: has the groups.
         seed: of the run.
         held_out: share of its examples that a client keeps if it has no held-out ones; 0 is none.
+        validation: share of the training examples that takes the place of the test set.
         metrics: that are reported beside those that always are.
 
     Raises:
@@ -431,6 +436,8 @@ def _learnt(place: DictConfig, seed: int, held_out: float, metrics: Sequence[str
         with problems.noted():
             with blaming(place, "data"):
                 loaded = _expected(place, "data", load(made["data"]), Source)
+            if validation:
+                loaded = load(partial(_validated, made["data"], validation))
             with blaming(place, "partition"):
                 split = _expected(place, "partition", deal(made["partition"], loaded), Split)
                 holds_out = split.test is not None
@@ -452,6 +459,10 @@ def _learnt(place: DictConfig, seed: int, held_out: float, metrics: Sequence[str
     problems.stop()
     client = partial(made["client"], metrics=metrics) if metrics else made["client"]
     return _Learnt(data, model, least, holds_out, client)
+
+
+def _validated(make: Callable[[], Source], share: float) -> Source:
+    return validated(load(make), share)
 
 
 def _check_finite(model: nn.Module) -> None:

@@ -137,8 +137,8 @@ def simulate(
     place = None if directory is None else Path(directory)
     facts = {**_identity(stored, seed, extra or {}), "date": date}
 
-    def shorter(rounds: int) -> dict[str, Any]:
-        return {**_identity({**stored, "num_rounds": rounds}, seed, extra or {}), "date": date}
+    def shorter(before: Mapping[str, Any]) -> dict[str, Any]:
+        return {**_identity({**stored, **before}, seed, extra or {}), "date": date}
 
     with recovery.keeping(place, facts, None if num_rounds is None else shorter):
         writer = RunWriter(

@@ -63,6 +63,7 @@ OF_OURS = (
     "then",
     "time_limit_s",
     "train_config",
+    "validation",
 )
 OF_A_TASK = ("adapter", "client", "data", "model", "partition")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from fl.errors import ConfigError, ConfigErrors
 from fl.runs.groups import groups, header, text
 
-COMMANDS = ("compare", "help", "init", "partition", "report", "resume")
+COMMANDS = ("compare", "help", "init", "partition", "report", "resume", "tune")
 
 
 # In the order in which one asks for them.
@@ -55,6 +55,7 @@ Federated learning with real training in simulated time.
   fl partition KEY=VALUE ...
                             draws who has which examples, and runs nothing
   fl resume DIR             goes on with a run that was killed or interrupted
+  fl tune KEY=A,B,C ...     which values a method is best at
   fl report DIR ...         an HTML page about runs and sweeps
   fl compare A B            why two runs differ, and where they first part
 
