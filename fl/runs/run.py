@@ -21,6 +21,7 @@ from fl.reports.model_file import FROZEN
 from fl.reports.table import print_results
 from fl.reports.target import final_value
 from fl.runs.averaging import LatestWeightAverage
+from fl.runs.batch_statistics import completing
 from fl.runs.build import prepare
 from fl.runs.central import train_centrally
 from fl.runs.choices import announce
@@ -121,7 +122,7 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
     )
     k, every = config.lawa.k, config.lawa.every
     average = None if k is None else LatestWeightAverage(k, every)
-    personal = personal_of(config)
+    personal, complete = personal_of(config), completing(experiment)
     schedule = EvaluationSchedule(
         recorder.evaluating(evaluate),
         recorder,
@@ -131,6 +132,7 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         every_s=config.evaluate_every_s,
         limit_s=config.time_limit_s,
         average=average,
+        complete=complete,
         personal=None if personal.every is None else _asking(experiment, config, grid, recorder),
     )
     try:
@@ -150,9 +152,10 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         raise
     else:
         # Flower's result has no model if no round has made one: then it is the first.
-        recorder.final(result.arrays if len(result.arrays) else schedule.latest)
+        final = result.arrays if len(result.arrays) else schedule.latest
+        recorder.final(None if final is None else complete(final))
     if average is not None and schedule.latest is not None:
-        recorder.averaged_arrays = average.mean(schedule.latest)
+        recorder.averaged_arrays = complete(average.mean(schedule.latest))
 
 
 def _date(config: DictConfig, clock: Clock) -> Callable[[], float] | None:

@@ -12,6 +12,7 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fl.checks import boolean, read_if
@@ -53,6 +54,7 @@ from fl.flower.content import content_of
 from fl.flower.messages import with_content
 from fl.models import Measures, copy_of, drop_weights
 from fl.randomness import SEED_KEY, generator, global_generators
+from fl.submodels import OWN_CLASSES_KEY
 from fl.vectors.rows import as_row, as_tensor
 
 _KINDS = ("train", "train.default")
@@ -319,7 +321,7 @@ class TrainingApp(ClientApp, PlannedApp):
         instructions: Instructions = payload.read_by(self)
         known = self._reply_bytes
         reply_bytes = known and known[instructions.num_models > 1]
-        if instructions.smoothing is not None:
+        if instructions.smoothing is not None or instructions.own_classes:
             reply_bytes = None
         return self._planner.plan(
             instructions, message_type, partition, seconds_per_flop, reply_bytes
@@ -403,7 +405,9 @@ class TrainingApp(ClientApp, PlannedApp):
         if self.why_alone(request) is not None:
             return None
         instructions: Instructions = request.payload.read_by(self)
-        return "train", instructions.first_step, instructions.batch_size, instructions.role.name
+        of_classes = instructions.own_classes
+        role = instructions.role.name
+        return "train", instructions.first_step, instructions.batch_size, role, of_classes
 
     def why_alone(self, request: Request) -> str | None:
         """Returns why a request cannot be answered together with others, or None if it can."""
@@ -576,7 +580,17 @@ class TrainingApp(ClientApp, PlannedApp):
             scalars=instructions.scalars,
             steps=steps,
             deadline_s=deadline,
+            classes=self._classes(task.rows) if instructions.own_classes else None,
         )
+
+    def _classes(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Returns of which classes there are examples, shape (C,)."""
+        if self.data.task != "classification":
+            raise ConfigError(
+                f"the message's {OWN_CLASSES_KEY!r} is true, and examples of {self.data.name!r} "
+                "have no class"
+            )
+        return np.bincount(self.data.train.y[rows], minlength=self.data.num_classes) > 0
 
     def _task(
         self,
