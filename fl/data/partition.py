@@ -419,6 +419,12 @@ def _check_labels(source: Source, rule: str) -> None:
             f"partition={rule} goes by one class per example, and examples of {source.name!r} "
             "have none: use partition=natural or partition=iid"
         )
+    if source.task == "multi-label":
+        raise ConfigError(
+            f"partition={rule} goes by one class per example, and examples of {source.name!r} "
+            "have any number of labels: use partition=iid, or partition=natural if the data have "
+            "clients"
+        )
     if source.task == "regression":
         raise ConfigError(
             f"partition={rule} goes by one class per example, and targets of {source.name!r} are "

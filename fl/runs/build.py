@@ -32,6 +32,7 @@ from fl.execution import Executor
 from fl.flower.records import not_finite
 from fl.models import Adapter, Measures, smallest_batch
 from fl.models import build as build_model
+from fl.models.metrics import CONFUSION
 from fl.runs.apps import read_app
 from fl.runs.cluster_evaluation import CLUSTER_METRICS
 from fl.runs.compatibility import (
@@ -330,6 +331,7 @@ def _joined(
         },
     )
     _check_target(config, experiment, parts["strategy"])
+    _check_confusion(config, experiment)
     check_personal(personal_of(config), experiment, config.get("client", {}).get("evaluate_on"))
     if config.initial_model is None:
         return experiment
@@ -448,9 +450,10 @@ def _learnt(place: DictConfig, seed: int, held_out: float, metrics: Sequence[str
                     _check_finite(first)
                     tokens = data.task == "next-token"
                     least = smallest_batch(first, shape, classes, tokens=tokens)
-            Measures(data.task, tuple(metrics))
+            asked = Measures(data.task, tuple(metrics))
     problems.stop()
-    client = partial(made["client"], metrics=metrics) if metrics else made["client"]
+    more = [name for name in asked.names if name in metrics]
+    client = partial(made["client"], metrics=more) if more else made["client"]
     return _Learnt(data, model, least, holds_out, client)
 
 
@@ -709,6 +712,18 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
             f"target.metric is {target.metric!r}, which no evaluation of this run reports: {meant}"
             f"choose one of {', '.join(names)}, or of what clients report as train_... and "
             "client_..., or target=null"
+        )
+
+
+def _check_confusion(config: DictConfig, experiment: Experiment) -> None:
+    """Refuses a confusion matrix where no one model predicts one class of several."""
+    if CONFUSION not in metrics_of(config):
+        return
+    if experiment.tasks or experiment.app.home.keeps:
+        why = "several tasks are learnt" if experiment.tasks else "layers stay with the clients"
+        raise ConfigError(
+            f"metrics has {CONFUSION!r}, and {why}, so there is no one model to count for: leave "
+            "it out"
         )
 
 

@@ -17,6 +17,7 @@ from fl.aggregation.tolerance import chance_of_more
 from fl.data.drift import DRIFT_BEGINS
 from fl.errors import ConfigError, Diverged
 from fl.flower.grid_view import Clock, GridView
+from fl.models.metrics import CONFUSION
 from fl.reports.model_file import FROZEN
 from fl.reports.table import print_results
 from fl.reports.target import final_value
@@ -24,13 +25,20 @@ from fl.runs.averaging import LatestWeightAverage
 from fl.runs.build import prepare
 from fl.runs.central import train_centrally
 from fl.runs.choices import announce
-from fl.runs.evaluation import Enough, EvaluationSchedule, central_evaluation, task_evaluation
+from fl.runs.evaluation import (
+    Enough,
+    EvaluationSchedule,
+    central_evaluation,
+    confused,
+    task_evaluation,
+)
 from fl.runs.experiment import Experiment, ForeignApp, app_of
 from fl.runs.journal import RunStart, source_sha256
 from fl.runs.journal.command import command_of_job, foreign_parts
 from fl.runs.personal import PersonalEvaluation, with_lr_of
 from fl.runs.recorder import Recorder, arrays_sha256
 from fl.runs.settings import (
+    metrics_of,
     personal_of,
     recovery_of,
     saved_models,
@@ -152,6 +160,9 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         recorder.final(result.arrays if len(result.arrays) else schedule.latest)
     if average is not None and schedule.latest is not None:
         recorder.averaged_arrays = average.mean(schedule.latest)
+    evaluated = recorder.averaged_arrays or recorder.final_arrays
+    if CONFUSION in metrics_of(config) and evaluated is not None:
+        recorder.confusion(confused(experiment, evaluated))
 
 
 def _date(config: DictConfig, clock: Clock) -> Callable[[], float] | None:

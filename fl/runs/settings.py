@@ -34,7 +34,12 @@ def metrics_of(config: DictConfig) -> list[str]:
     which = OmegaConf.to_container(which) if OmegaConf.is_config(which) else which
     if not isinstance(which, list) or not all(isinstance(name, str) for name in which):
         raise ConfigError(f"metrics is {which!r}; it must be a list of names, as [f1,auc]")
-    return list(dict.fromkeys(which))
+    twice = [name for name in which if which.count(name) > 1]
+    if twice:
+        raise ConfigError(
+            f"metrics is {which}; {twice[0]!r} is there more than once: leave one out"
+        )
+    return which
 
 
 def saved_models(config: DictConfig) -> list[str]:
