@@ -19,6 +19,10 @@ from torch import Tensor, nn
 from fl.errors import ConfigError
 
 _COLOURS = 3
+# They would download, or read a file in which there may be code.
+_NO_OPTIONS = frozenset(
+    {"weights", "weights_backbone", "num_classes", "in_chans", "checkpoint_path", "cache_dir"}
+)
 _MOST_NAMED = 3
 
 
@@ -53,7 +57,8 @@ def torchvision(
     package = _imported("torchvision", "torchvision.models")
     _check_images("torchvision", input_shape, channels=(1, _COLOURS))
     _check_name("torchvision", name, package.list_models(module=package))
-    given = {"weights": None, "num_classes": num_classes, **(options or {})}
+    _check_options(options)
+    given: dict[str, Any] = {**(options or {}), "weights": None, "num_classes": num_classes}
     if name in ("googlenet", "inception_v3"):
         given = {"aux_logits": False, "init_weights": True, **given}
     made = _made("torchvision", name, options, lambda: package.get_model(name, **given))
@@ -88,7 +93,8 @@ def timm(
     package = _imported("timm", "timm")
     _check_images("timm", input_shape, channels=None)
     _check_name("timm", name, package.list_models())
-    given = {"num_classes": num_classes, "in_chans": input_shape[0], **(options or {})}
+    _check_options(options)
+    given = {**(options or {}), "num_classes": num_classes, "in_chans": input_shape[0]}
     made = _made(
         "timm", name, options, lambda: package.create_model(name, pretrained=False, **given)
     )
@@ -135,6 +141,15 @@ def _check_name(member: str, name: str, names: Sequence[str]) -> None:
             f"name is {name!r}, and {member} has no such architecture among its {len(names)}"
             + (f"; similar are {', '.join(near)}" if near else f", as {names[0]}")
         )
+
+
+def _check_options(options: Mapping[str, Any] | None) -> None:
+    for key in options or {}:
+        if key in _NO_OPTIONS or key.startswith("pretrained"):
+            raise ConfigError(
+                f"options has {key!r}, which is none of the architecture: what to begin with is "
+                "weights, a file, and classes and channels are the data's"
+            )
 
 
 def _made(

@@ -53,7 +53,12 @@ def main(words: Sequence[str]) -> None:
     counts = class_counts(prepared.data)
     print("\n".join(lines(prepared.data, counts)))
     try:
-        dealt.picture(counts, f"{prepared.data.name}: who has what", given.file)
+        dealt.picture(
+            counts,
+            prepared.data.partitions.sizes,
+            f"{prepared.data.name}: who has what",
+            given.file,
+        )
     except OSError as error:
         raise ConfigError(f"{given.file} cannot be written: {error.strerror}") from error
     print(f"{given.file} shows it")
