@@ -40,6 +40,7 @@ import numpy as np
 
 from fl.errors import ConfigError
 from fl.reports.atomic import remove_leftovers, replacing
+from fl.reports.callbacks import Callback, Told
 from fl.reports.client_rows import ClientRow, ClientRows
 from fl.reports.history import History, Row
 from fl.reports.model_file import FROZEN, write_model
@@ -105,6 +106,7 @@ class RunWriter:
         timeline: whether to write `timeline.json` (about 140 bytes an event).
         plots: whether to draw `plots/*.png`.
         client_rows: whether to write `personal.csv`.
+        callbacks: who is told the same as TensorBoard; their `begin` is called here.
 
     Raises:
         ConfigError: the configuration holds something that JSON cannot.
@@ -121,6 +123,7 @@ class RunWriter:
         timeline: bool = True,
         plots: bool = True,
         client_rows: bool = False,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.directory = None if directory is None else Path(directory)
         self.config: dict[str, Any] = plain(config)
@@ -145,6 +148,8 @@ class RunWriter:
         self._log_failed = False
         if self.directory is not None and tensorboard:
             self._log = self._new_log(self.directory / "tb")
+        self._told = Told(callbacks)
+        self._told.begin(self.directory, self.config, self.seed)
 
     def _new_log(self, folder: Path) -> TensorBoardLog:
         hparams = {**flattened(self.config), "seed": self.seed}
@@ -174,11 +179,13 @@ class RunWriter:
         """
         clean = self._history.append(row)
         self._write_log(lambda log: log.evaluation(clean, histograms))
+        self._told.evaluation(clean)
 
     def clients(self, server_round: int, time_s: float, rows: Sequence[ClientRow]) -> None:
         """Records what each client has; arguments as of `ClientRows.add`."""
         self._clients.add(server_round, time_s, rows)
         self._write_log(lambda log: log.clients(server_round, time_s, rows))
+        self._told.clients(server_round, time_s, rows)
 
     def _write_log(self, write: Callable[[TensorBoardLog], None]) -> None:
         if self._log is None or self._log_failed:
@@ -233,6 +240,8 @@ class RunWriter:
         summary = self._summary(
             totals, status, trace, participation, model_sha256, error, extra or {}
         )
+        self._told.end(summary)
+        self._told = Told()  # a second call has no more to tell
         if self.directory is None:
             return summary
         self._history.complete()

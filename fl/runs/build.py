@@ -50,6 +50,7 @@ from fl.runs.making import OF_EVERY_RUN, OF_OUR_RUNS, Problems, absent, blaming,
 from fl.runs.partly import partly
 from fl.runs.personal import check_personal, personal_metrics
 from fl.runs.settings import (
+    callbacks_of,
     metrics_of,
     not_whole,
     personal_of,
@@ -195,7 +196,13 @@ def build(config: DictConfig) -> Experiment:
     if wrong := [message for place in places for message in _of_another_kind(place)]:
         problems += wrong
         problems.stop()  # what is made of them would complain of the same
-    for check in (train_config_of, target_of, saved_models, lambda c: recovery_of(c, RunStart())):
+    for check in (
+        train_config_of,
+        target_of,
+        saved_models,
+        callbacks_of,
+        lambda c: recovery_of(c, RunStart()),
+    ):
         with problems.noted():
             check(config)
     parts: dict[str, Any] = {}
@@ -747,7 +754,12 @@ def _foreign(config: DictConfig) -> ForeignApp:
     for name in ("fleet", "executor", "cost_model"):
         with problems.noted():
             parts[name] = _made(config, name)
-    for check in (_check_ends_itself, saved_models, lambda c: recovery_of(c, RunStart())):
+    for check in (
+        _check_ends_itself,
+        saved_models,
+        callbacks_of,
+        lambda c: recovery_of(c, RunStart()),
+    ):
         with problems.noted():
             check(config)
     with problems.noted():
