@@ -33,6 +33,7 @@ from fl.execution import Executor
 from fl.flower.records import not_finite
 from fl.models import Adapter, Measures, smallest_batch
 from fl.models import build as build_model
+from fl.models.metrics import CONFUSION
 from fl.runs.apps import read_app
 from fl.runs.cluster_evaluation import CLUSTER_METRICS
 from fl.runs.combination import Combination
@@ -50,6 +51,7 @@ from fl.runs.making import OF_EVERY_RUN, OF_OUR_RUNS, Problems, absent, blaming,
 from fl.runs.partly import partly
 from fl.runs.personal import check_personal, personal_metrics
 from fl.runs.settings import (
+    callbacks_of,
     metrics_of,
     not_whole,
     personal_of,
@@ -195,7 +197,13 @@ def build(config: DictConfig) -> Experiment:
     if wrong := [message for place in places for message in _of_another_kind(place)]:
         problems += wrong
         problems.stop()  # what is made of them would complain of the same
-    for check in (train_config_of, target_of, saved_models, lambda c: recovery_of(c, RunStart())):
+    for check in (
+        train_config_of,
+        target_of,
+        saved_models,
+        callbacks_of,
+        lambda c: recovery_of(c, RunStart()),
+    ):
         with problems.noted():
             check(config)
     parts: dict[str, Any] = {}
@@ -332,6 +340,7 @@ def _joined(
         },
     )
     _check_target(config, experiment, parts["strategy"])
+    _check_confusion(config, experiment)
     check_personal(personal_of(config), experiment, config.get("client", {}).get("evaluate_on"))
     if config.initial_model is None:
         return experiment
@@ -455,9 +464,10 @@ def _learnt(
                     _check_finite(first)
                     tokens = data.task == "next-token"
                     least = smallest_batch(first, shape, classes, tokens=tokens)
-            Measures(data.task, tuple(metrics))
+            asked = Measures(data.task, tuple(metrics))
     problems.stop()
-    client = partial(made["client"], metrics=metrics) if metrics else made["client"]
+    more = [name for name in asked.names if name in metrics]
+    client = partial(made["client"], metrics=more) if more else made["client"]
     return _Learnt(data, model, least, holds_out, client)
 
 
@@ -723,6 +733,18 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
         )
 
 
+def _check_confusion(config: DictConfig, experiment: Experiment) -> None:
+    """Refuses a confusion matrix where no one model predicts one class of several."""
+    if CONFUSION not in metrics_of(config):
+        return
+    if experiment.tasks or experiment.app.home.keeps:
+        why = "several tasks are learnt" if experiment.tasks else "layers stay with the clients"
+        raise ConfigError(
+            f"metrics has {CONFUSION!r}, and {why}, so there is no one model to count for: leave "
+            "it out"
+        )
+
+
 def _check_ends_itself(config: DictConfig) -> None:
     """Raises ConfigError if a target is wrong, or is to end a run that its own app ends."""
     target = target_of(config)
@@ -743,7 +765,12 @@ def _foreign(config: DictConfig) -> ForeignApp:
     for name in ("fleet", "executor", "cost_model"):
         with problems.noted():
             parts[name] = _made(config, name)
-    for check in (_check_ends_itself, saved_models, lambda c: recovery_of(c, RunStart())):
+    for check in (
+        _check_ends_itself,
+        saved_models,
+        callbacks_of,
+        lambda c: recovery_of(c, RunStart()),
+    ):
         with problems.noted():
             check(config)
     with problems.noted():

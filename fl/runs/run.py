@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from fl.aggregation.tolerance import chance_of_more
 from fl.data.drift import DRIFT_BEGINS
 from fl.errors import ConfigError, Diverged
 from fl.flower.grid_view import Clock, GridView
+from fl.models.metrics import CONFUSION
+from fl.reports import Callback
 from fl.reports.model_file import FROZEN
 from fl.reports.table import print_results
 from fl.reports.target import final_value
@@ -25,13 +27,21 @@ from fl.runs.batch_statistics import completing
 from fl.runs.build import prepare
 from fl.runs.central import train_centrally
 from fl.runs.choices import announce
-from fl.runs.evaluation import Enough, EvaluationSchedule, central_evaluation, task_evaluation
+from fl.runs.evaluation import (
+    Enough,
+    EvaluationSchedule,
+    central_evaluation,
+    confused,
+    task_evaluation,
+)
 from fl.runs.experiment import Experiment, ForeignApp, app_of
 from fl.runs.journal import RunStart, source_sha256
 from fl.runs.journal.command import command_of_job, foreign_parts
 from fl.runs.personal import PersonalEvaluation, with_lr_of
 from fl.runs.recorder import Recorder, arrays_sha256
 from fl.runs.settings import (
+    callbacks_of,
+    metrics_of,
     personal_of,
     recovery_of,
     saved_models,
@@ -91,6 +101,7 @@ def run_prepared(
     *,
     resume: bool = False,
     changed_code: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> SimulatedRun:
     """Runs a configuration to its end, and returns the run.
 
@@ -100,12 +111,13 @@ def run_prepared(
         directory: where its files go; None writes none.
         resume: go on with the run that was started there.
         changed_code: when resuming, go on although the app or the user's modules have changed.
+        callbacks: who is told what is measured, beside those of the configuration.
     """
     start = replace(_start(config), resume=resume, changed_code=changed_code)
     with shown_once():
         if isinstance(prepared, Experiment):
-            return _run_own(config, prepared, start, directory)
-        return _run_app(config, prepared, start, directory)
+            return _run_own(config, prepared, start, directory, callbacks)
+        return _run_app(config, prepared, start, directory, callbacks)
 
 
 def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Recorder) -> None:
@@ -156,6 +168,9 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         recorder.final(None if final is None else complete(final))
     if average is not None and schedule.latest is not None:
         recorder.averaged_arrays = complete(average.mean(schedule.latest))
+    evaluated = recorder.averaged_arrays or recorder.final_arrays
+    if CONFUSION in metrics_of(config) and evaluated is not None:
+        recorder.confusion(confused(experiment, evaluated))
 
 
 def _date(config: DictConfig, clock: Clock) -> Callable[[], float] | None:
@@ -243,7 +258,11 @@ def _start(config: DictConfig) -> RunStart:
 
 
 def _run_own(
-    config: DictConfig, experiment: Experiment, start: RunStart, directory: Path | None
+    config: DictConfig,
+    experiment: Experiment,
+    start: RunStart,
+    directory: Path | None,
+    callbacks: Sequence[Callback],
 ) -> SimulatedRun:
     announce()
     tasks, byzantine = experiment.tasks, experiment.strategy.exchange.byzantine
@@ -264,7 +283,7 @@ def _run_own(
         extra=facts(experiment, config),
         recovery=recovery_of(config, start),
         client_rows=config.personal.rows,
-        **_common(config, directory, learns=experiment.app.learns),
+        **_common(config, directory, callbacks, learns=experiment.app.learns),
     )
     if byzantine:
         asked = run.trace.client[run.trace.kind == Event.DISPATCH]
@@ -279,7 +298,11 @@ def _run_own(
 
 
 def _run_app(
-    config: DictConfig, foreign: ForeignApp, start: RunStart, directory: Path | None
+    config: DictConfig,
+    foreign: ForeignApp,
+    start: RunStart,
+    directory: Path | None,
+    callbacks: Sequence[Callback],
 ) -> SimulatedRun:
     return simulate_app(
         foreign.app,
@@ -289,11 +312,17 @@ def _run_app(
         executor=foreign.executor.shared_by(side_by_side()),
         cost_model=foreign.cost_model,
         recovery=recovery_of(config, start),
-        **_common(config, directory),
+        **_common(config, directory, callbacks),
     )
 
 
-def _common(config: DictConfig, directory: Path | None, *, learns: bool = True) -> dict[str, Any]:
+def _common(
+    config: DictConfig,
+    directory: Path | None,
+    callbacks: Sequence[Callback],
+    *,
+    learns: bool = True,
+) -> dict[str, Any]:
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     return {
         "seed": config.seed,
@@ -301,6 +330,7 @@ def _common(config: DictConfig, directory: Path | None, *, learns: bool = True) 
         "target": target_of(config) if learns else None,
         "save_models": saved_models(config),
         "views": config.views,
+        "callbacks": [*callbacks_of(config), *callbacks],
         "progress": config.progress and side_by_side() == 1,  # displays would mix
         "fail_fast": config.fail_fast,
         "date": config.date,

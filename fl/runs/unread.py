@@ -28,6 +28,7 @@ from fl.runs.groups import bases_of, members_of, parts_of, top_groups, usual_mem
 # of our own parts.
 ALWAYS = (
     "app",
+    "callbacks",
     "checkpoint",
     "date",
     "executor",
