@@ -34,6 +34,7 @@ ALWAYS = (
     "fail_fast",
     "fleet",
     "may_be_unread",
+    "network",
     "num_clients",
     "progress",
     "save_models",
