@@ -53,11 +53,6 @@ class LabelFlip(Poisoning):
             "another attack",
         )
         require(
-            data.task == "classification",
-            f"LabelFlip changes classes, and data {data.name!r} is for {data.task}: choose another "
-            "attack, such as attack=sign_flip",
-        )
-        require(
             data.num_classes == self.num_classes,
             f"num_classes is {self.num_classes}, but data {data.name!r} has {data.num_classes} "
             "classes: set it to that",

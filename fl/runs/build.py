@@ -79,6 +79,7 @@ from fl.selection import Selection
 from fl.simulation.cost import CostModel
 from fl.simulation.world.checkpointing import Checkpointing
 from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.networks import NetworkModel
 from fl.simulation.world.slowdowns import Distribution
 from fl.strategies import (
     NODE_METRICS,
@@ -105,6 +106,7 @@ _KINDS: Mapping[str, Any] = {  # what the member of a group makes
     "attack": Attack | Poisoning | Combined,
     "cost_model": CostModel,
     "adapter": Adapter,
+    "network": NetworkModel,
 }
 _INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key names a class
     "aggregator": Aggregator,
@@ -210,6 +212,8 @@ def build(config: DictConfig) -> Experiment:
     for name in _OURS:
         with problems.noted():
             parts[name] = _made(config, name)
+    with problems.noted():
+        parts |= _networked(config, parts)
     if {"compressor", "then", "feedback"} <= parts.keys():
         with problems.noted():
             feedback = parts["feedback"] and _blamed(config, "feedback", parts["feedback"])
@@ -521,6 +525,19 @@ def _made(config: DictConfig, name: str) -> Any:
     return None if made is None else _expected(config, name, made, _KINDS[name])
 
 
+def _networked(config: DictConfig, parts: Mapping[str, Any]) -> dict[str, Fleet]:
+    """Returns the fleet with the network that is configured; nothing if there is none of the two.
+
+    Raises:
+        ConfigError: there is no such network, or not for these clients.
+    """
+    network, fleet = _made(config, "network"), parts.get("fleet")
+    if network is None or fleet is None:
+        return {}
+    with blaming(config, "network"):
+        return {"fleet": replace(fleet, network=network)}
+
+
 def _expected(config: DictConfig, name: str, made: Any, kind: Any) -> Any:
     """Returns what a part's `_target_` has made.
 
@@ -765,6 +782,8 @@ def _foreign(config: DictConfig) -> ForeignApp:
     for name in ("fleet", "executor", "cost_model"):
         with problems.noted():
             parts[name] = _made(config, name)
+    with problems.noted():
+        parts |= _networked(config, parts)
     for check in (
         _check_ends_itself,
         saved_models,

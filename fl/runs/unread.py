@@ -35,6 +35,7 @@ ALWAYS = (
     "fail_fast",
     "fleet",
     "may_be_unread",
+    "network",
     "num_clients",
     "progress",
     "save_models",
