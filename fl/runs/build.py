@@ -76,6 +76,7 @@ from fl.selection import Selection
 from fl.simulation.cost import CostModel
 from fl.simulation.world.checkpointing import Checkpointing
 from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.runtime import Runtime
 from fl.simulation.world.slowdowns import Distribution
 from fl.strategies import (
     NODE_METRICS,
@@ -95,6 +96,7 @@ _KINDS: Mapping[str, Any] = {  # what the member of a group makes
     "strategy": Strategy,
     "fleet": Fleet,
     "executor": Executor,
+    "runtime": Runtime,
     "compressor": Channel,
     "then": Compressor,
     "feedback": partial,
@@ -118,7 +120,17 @@ _INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key 
     "topology": Topology,
     "topology.weights": Weights,
 }
-_OURS = ("strategy", "fleet", "executor", "compressor", "then", "feedback", "downlink", "attack")
+_OURS = (
+    "strategy",
+    "fleet",
+    "runtime",
+    "executor",
+    "compressor",
+    "then",
+    "feedback",
+    "downlink",
+    "attack",
+)
 _OF_CLIENTS = ("train_", "client_", "staleness")  # how names of metrics begin that updates bring
 
 
@@ -320,6 +332,7 @@ def _joined(
         strategy=within,
         fleet=parts["fleet"],
         executor=parts["executor"],
+        runtime=parts["runtime"],
         tasks=tasks,
         parts=parts_app,
         ignored={
@@ -729,7 +742,7 @@ def _foreign(config: DictConfig) -> ForeignApp:
     problems.stop()
     problems += not_whole(config, seed=0, num_clients=1, num_partitions=1)
     parts: dict[str, Any] = {"cost_model": None}
-    for name in ("fleet", "executor", "cost_model"):
+    for name in ("fleet", "runtime", "executor", "cost_model"):
         with problems.noted():
             parts[name] = _made(config, name)
     for check in (_check_ends_itself, saved_models, lambda c: recovery_of(c, RunStart())):

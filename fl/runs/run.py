@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context
+from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -118,6 +119,11 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         if tasks
         else central_evaluation(experiment, train=config.evaluate_train, now=_date(config, clock))
     )
+    if isinstance(grid, SimGrid) and grid.serving is not None:
+        flops = sum(
+            t.app.forward_flops * len(t.data.test) for t in (tasks or {"": experiment}).values()
+        )
+        evaluate = _taking_time(evaluate, partial(grid.serving.evaluates, float(flops)))
     k, every = config.lawa.k, config.lawa.every
     average = None if k is None else LatestWeightAverage(k, every)
     personal = personal_of(config)
@@ -152,6 +158,19 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         recorder.final(result.arrays if len(result.arrays) else schedule.latest)
     if average is not None and schedule.latest is not None:
         recorder.averaged_arrays = average.mean(schedule.latest)
+
+
+def _taking_time(
+    evaluate: Callable[[int, ArrayRecord], MetricRecord], passes: Callable[[], None]
+) -> Callable[[int, ArrayRecord], MetricRecord]:
+    """Returns an evaluation that takes virtual time."""
+
+    def evaluated(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        metrics = evaluate(server_round, arrays)
+        passes()
+        return metrics
+
+    return evaluated
 
 
 def _date(config: DictConfig, clock: Clock) -> Callable[[], float] | None:
@@ -256,6 +275,7 @@ def _run_own(
         run_config={},
         num_partitions=max(t.data.num_partitions for t in (tasks or {"": experiment}).values()),
         executor=experiment.executor.shared_by(side_by_side()),
+        runtime=experiment.runtime,
         num_rounds=config.num_rounds,
         extra=facts(experiment, config),
         recovery=recovery_of(config, start),
@@ -283,6 +303,7 @@ def _run_app(
         run_config=foreign.run_config,
         num_partitions=config.num_partitions,
         executor=foreign.executor.shared_by(side_by_side()),
+        runtime=foreign.runtime,
         cost_model=foreign.cost_model,
         recovery=recovery_of(config, start),
         **_common(config, directory),

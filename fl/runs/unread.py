@@ -36,6 +36,7 @@ ALWAYS = (
     "may_be_unread",
     "num_clients",
     "progress",
+    "runtime",
     "save_models",
     "seed",
     "target",

@@ -27,6 +27,7 @@ GROUPS = {
     "adapter": "what little of it is trained",
     "tasks": "several of these at once",
     "fleet": "devices, links, when clients are there",
+    "runtime": "what software takes on the way",
     "topology": "who hears whom, without a server",
     "allreduce": "how workers come to have a mean, without a server",
     "aggregator": "how updates become one",
