@@ -47,7 +47,7 @@ def time_shares(trace: Trace) -> dict[str, dict[str, float]]:
 
     def spent(event: Event) -> NDArray[np.float64]:
         rows = kinds == event
-        return np.bincount(task[rows], values[rows], minlength=count)
+        return np.bincount(task[rows], values[rows], minlength=count).astype(np.float64)
 
     stages = [
         ("waiting", at(Event.DISPATCH), at(Event.DOWNLOAD_START), _OF_WAITING),
