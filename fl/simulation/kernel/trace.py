@@ -202,6 +202,11 @@ class Trace:
         return self._column("kind")
 
     @property
+    def kinds(self) -> list[Event]:
+        """Kind of each event, by name."""
+        return [Event(kind) for kind in self.kind.tolist()]
+
+    @property
     def client(self) -> NDArray[np.int64]:
         """Index of each event's client; -1 for the server."""
         return self._column("client")
