@@ -80,6 +80,7 @@ from fl.simulation.cost import CostModel
 from fl.simulation.world.checkpointing import Checkpointing
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.networks import NetworkModel
+from fl.simulation.world.runtime import Runtime
 from fl.simulation.world.slowdowns import Distribution
 from fl.strategies import (
     NODE_METRICS,
@@ -99,6 +100,7 @@ _KINDS: Mapping[str, Any] = {  # what the member of a group makes
     "strategy": Strategy,
     "fleet": Fleet,
     "executor": Executor,
+    "runtime": Runtime,
     "compressor": Channel,
     "then": Compressor,
     "feedback": partial,
@@ -123,7 +125,17 @@ _INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key 
     "topology": Topology,
     "topology.weights": Weights,
 }
-_OURS = ("strategy", "fleet", "executor", "compressor", "then", "feedback", "downlink", "attack")
+_OURS = (
+    "strategy",
+    "fleet",
+    "runtime",
+    "executor",
+    "compressor",
+    "then",
+    "feedback",
+    "downlink",
+    "attack",
+)
 _OF_CLIENTS = ("train_", "client_", "staleness")  # how names of metrics begin that updates bring
 
 
@@ -334,6 +346,7 @@ def _joined(
         strategy=within,
         fleet=parts["fleet"],
         executor=parts["executor"],
+        runtime=parts["runtime"],
         tasks=tasks,
         parts=parts_app,
         ignored={
@@ -779,7 +792,7 @@ def _foreign(config: DictConfig) -> ForeignApp:
     problems.stop()
     problems += not_whole(config, seed=0, num_clients=1, num_partitions=1)
     parts: dict[str, Any] = {"cost_model": None}
-    for name in ("fleet", "executor", "cost_model"):
+    for name in ("fleet", "runtime", "executor", "cost_model"):
         with problems.noted():
             parts[name] = _made(config, name)
     with problems.noted():

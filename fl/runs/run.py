@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context
+from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -132,6 +133,11 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         if tasks
         else central_evaluation(experiment, train=config.evaluate_train, now=_date(config, clock))
     )
+    if isinstance(grid, SimGrid) and grid.serving is not None:
+        flops = sum(
+            t.app.forward_flops * len(t.data.test) for t in (tasks or {"": experiment}).values()
+        )
+        evaluate = _taking_time(evaluate, partial(grid.serving.evaluates, float(flops)))
     k, every = config.lawa.k, config.lawa.every
     average = None if k is None else LatestWeightAverage(k, every)
     personal, complete = personal_of(config), completing(experiment)
@@ -171,6 +177,19 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
     evaluated = recorder.averaged_arrays or recorder.final_arrays
     if CONFUSION in metrics_of(config) and evaluated is not None:
         recorder.confusion(confused(experiment, evaluated))
+
+
+def _taking_time(
+    evaluate: Callable[[int, ArrayRecord], MetricRecord], passes: Callable[[], None]
+) -> Callable[[int, ArrayRecord], MetricRecord]:
+    """Returns an evaluation that takes virtual time."""
+
+    def evaluated(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        metrics = evaluate(server_round, arrays)
+        passes()
+        return metrics
+
+    return evaluated
 
 
 def _date(config: DictConfig, clock: Clock) -> Callable[[], float] | None:
@@ -279,6 +298,7 @@ def _run_own(
         run_config={},
         num_partitions=max(t.data.num_partitions for t in (tasks or {"": experiment}).values()),
         executor=experiment.executor.shared_by(side_by_side()),
+        runtime=experiment.runtime,
         num_rounds=config.num_rounds,
         extra=facts(experiment, config),
         recovery=recovery_of(config, start),
@@ -310,6 +330,7 @@ def _run_app(
         run_config=foreign.run_config,
         num_partitions=config.num_partitions,
         executor=foreign.executor.shared_by(side_by_side()),
+        runtime=foreign.runtime,
         cost_model=foreign.cost_model,
         recovery=recovery_of(config, start),
         **_common(config, directory, callbacks),

@@ -38,6 +38,7 @@ ALWAYS = (
     "network",
     "num_clients",
     "progress",
+    "runtime",
     "save_models",
     "seed",
     "target",

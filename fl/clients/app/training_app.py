@@ -306,6 +306,11 @@ class TrainingApp(ClientApp, PlannedApp):
         own = own or (self.contact is not None and self.contact.watches)
         return own or self._has_mods or links
 
+    @property
+    def forward_flops(self) -> int:
+        """FLOPs of the model for one example, without gradients."""
+        return self._planner.forward_flops
+
     def memory_bytes(self) -> int:
         """Returns the memory that training takes on a device, in bytes, for the largest batch."""
         return self._planner.memory_bytes
