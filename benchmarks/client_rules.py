@@ -124,6 +124,7 @@ def ways(rule: Any) -> tuple[dict[str, Callable[[], object]], str]:
         has_mods=False,
         local=None,
         contact=None,
+        train=True,
     )
     several = trainings(app, rule, TOGETHER)
 

@@ -117,6 +117,7 @@ def make_trainer(name: str, data: Any, device: str) -> tuple[Any, list[Any]]:
         has_mods=False,
         local=None,
         contact=None,
+        train=True,
     )
     return trainer, [
         Training(

@@ -70,6 +70,7 @@ def ways(name: str) -> dict[str, Callable[[], object]]:
         has_mods=False,
         local=None,
         contact=None,
+        train=True,
     )
     trainings = []
     for client, part in enumerate(several):

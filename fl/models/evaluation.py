@@ -60,7 +60,8 @@ def evaluate(
         raise ConfigError(
             f"{n} examples in batches of {batch_size}: need at least 1 of both to evaluate"
         )
-    score_of = absolute_error if examples[1].is_floating_point() else correct
+    y = examples[1]
+    score_of = absolute_error if y.is_floating_point() and y.ndim == 1 else correct
 
     def sums(logits: Tensor, targets: Tensor) -> tuple[float, float]:
         # In float64: the mean must not depend on how many batches it came from.
