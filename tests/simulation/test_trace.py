@@ -45,9 +45,11 @@ def test_a_round_that_waits_for_more_than_was_lost_has_somebody_too_late():
 # ---- rows on a disk ------------------------------------------------------------------------------
 
 
-def recorded(trace: Trace, count: int) -> Trace:
-    for i in range(len(trace), count):
+def recorded(trace: Trace, count: int, begin: int = 0, terms: tuple[float, ...] = ()) -> Trace:
+    for i in range(begin, count):
         trace.record(i / 8, Event(i % 5), i % 7, i // 7, i, -i / 3)
+        if terms and i % 3 == 0:
+            trace.record_terms(i / 8, i % 7, i // 7, *terms)
     return trace
 
 
@@ -64,13 +66,14 @@ def test_a_trace_on_a_disk_is_that_in_memory(count: int, tmp_path: Path) -> None
     def later(times: NDArray[np.float64]) -> NDArray[np.float64]:
         return times + 3
 
-    for elapsed in (None, later):
+    terms = (0.0, 1.5, 0.0, 2.5, *[0.0] * 6)  # two events each
+    for elapsed, added in ((None, ()), (later, ()), (None, terms)):
         memory, disk = Trace(elapsed), Trace(elapsed, tmp_path)
-        for upto in (count // 2, count):  # which goes on after it was looked at
-            recorded(memory, upto)
-            recorded(disk, upto)
+        for begin, upto in ((0, count // 2), (count // 2, count)):  # it was looked at in between
+            recorded(memory, upto, begin, added)
+            recorded(disk, upto, begin, added)
             assert len(disk._rows) < 10 * 41
-            assert len(disk) == len(memory) == upto
+            assert len(disk) == len(memory) == upto + len(added) // 5 * ((upto + 2) // 3)
             assert disk.sha256() == memory.sha256()
             for name in ("time", "kind", "client", "dispatch", "bytes", "value"):
                 np.testing.assert_array_equal(getattr(disk, name), getattr(memory, name))
@@ -98,6 +101,6 @@ def test_a_trace_whose_disk_is_full_stays_in_memory_and_is_whole(
 
     assert trace._file is not None
     trace._file = Full(trace._file)  # type: ignore[assignment]
-    recorded(trace, 40)
+    recorded(trace, 40, 15)
     assert trace.sha256() == recorded(Trace(), 40).sha256()
     assert [r.levelname for r in caplog.records] == ["WARNING"]
