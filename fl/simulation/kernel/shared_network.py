@@ -6,7 +6,7 @@ Rates are bits per second, sizes bits, times virtual seconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 
 from fl.errors import SimulationError
