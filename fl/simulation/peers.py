@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Message
+from flwr.serverapp import Grid
 
 from fl.collectives import Collective, Failure, Reals, Times, times
 from fl.collectives.sound import check_closed, check_order, check_steps
-from fl.flower.grid_view import Collected
+from fl.flower.grid_view import Collected, Relayed
 from fl.flower.identity import client_of, node_id
 from fl.simulation.kernel.engine import Engine
 from fl.simulation.kernel.events import Priority
@@ -176,6 +177,23 @@ class SimPeers:
         kind, client, size, value = transfer
         self._engine.bytes_up += size
         self._engine.trace.record(self._engine.queue.now, kind, client, size=size, value=value)
+
+
+class RelayedPeers(Relayed):
+    """Carries payloads through the server, as a deployment does, whose clients have no links.
+
+    Args:
+        grid: the simulator's.
+        num_clients: of its fleet.
+    """
+
+    def __init__(self, grid: Grid, num_clients: int) -> None:
+        super().__init__(grid)
+        self._num_clients = num_clients
+
+    def nodes(self) -> list[int]:
+        """Returns the fleet's clients, also those that are not available."""
+        return [node_id(client) for client in range(self._num_clients)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from fl.checks import is_a
+from fl.checks import boolean, is_a
 from fl.errors import ConfigError
 from fl.randomness import uniform
 from fl.simulation.kernel.links import Links, PeerLinks, ServerLink
@@ -254,8 +254,7 @@ class Fleet:
                 f"devices.jitter is {devices.jitter}; the sigma of the log-normal factor must be "
                 f"at least 0 (for none) and at most {_MOST_JITTER}."
             )
-        if not isinstance(self.prefetch, bool):
-            raise ConfigError(f"fleet.prefetch is {self.prefetch!r}; it must be true or false.")
+        boolean("fleet.prefetch", self.prefetch)
         is_a("availability", self.availability, Availability)
         online = self.availability.online(0.0)
         if online.shape != (n,):
