@@ -19,7 +19,7 @@ _BUSY = 1.1  # the wall's time over the processor's, above which a host is busy
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class WithInterval:
     """A measured constant, and its 95 % interval.
 
     Attributes:
@@ -40,7 +40,7 @@ class Calibrated:
         return f"{self.value:.4g} (95 %: {self.low:.4g} to {self.high:.4g}, n = {self.samples})"
 
 
-def median(samples: Sequence[float]) -> Calibrated:
+def median(samples: Sequence[float]) -> WithInterval:
     """Returns the median of samples, and the interval of the median."""
     values = np.asarray(samples, dtype=np.float64)
     if not len(values):
@@ -61,9 +61,9 @@ class StepFit:
         worst: the largest.
     """
 
-    step_s: Calibrated
-    step_s_per_parameter: Calibrated
-    flops: Calibrated
+    step_s: WithInterval
+    step_s_per_parameter: WithInterval
+    flops: WithInterval
     error: float
     worst: float
 
@@ -112,12 +112,12 @@ def _fitted(
     return a, b, c
 
 
-def _constant(value: float, drawn: NDArray[np.float64], samples: int) -> Calibrated:
+def _constant(value: float, drawn: NDArray[np.float64], samples: int) -> WithInterval:
     low, high = np.quantile(drawn, (0.025, 0.975)).tolist() if samples > 1 else (np.nan, np.nan)
-    return Calibrated(value, low, high, samples)
+    return WithInterval(value, low, high, samples)
 
 
-def constants(measured: Measured) -> tuple[dict[str, Calibrated], StepFit]:
+def constants(measured: Measured) -> tuple[dict[str, WithInterval], StepFit]:
     """Returns the keys of a runtime that were measured, and what steps take."""
     fit = fit_steps(measured.steps)
     found = {
@@ -137,7 +137,7 @@ def constants(measured: Measured) -> tuple[dict[str, Calibrated], StepFit]:
         found["start_s"] = median(start)
     if len(start) > 1:
         sigma = float(np.std(np.log(start), ddof=1))
-        found["start_sigma"] = Calibrated(sigma, np.nan, np.nan, 1)
+        found["start_sigma"] = WithInterval(sigma, np.nan, np.nan, 1)
     return found, fit
 
 
@@ -155,8 +155,8 @@ def warning(measured: Measured) -> str:
 def write(
     folder: Path,
     name: str,
-    found: Mapping[str, Calibrated],
-    flops: Calibrated,
+    found: Mapping[str, WithInterval],
+    flops: WithInterval,
     about: Sequence[str],
 ) -> tuple[Path, Path]:
     """Writes members of the groups `runtime` and `fleet`; returns their paths.
