@@ -5,6 +5,7 @@ fl -m key=a,b ...     a sweep: every combination
 fl init DIR           makes a project with parts of your own
 fl partition ...      shows who has which examples
 fl resume DIR         continues a run
+fl tune ...           finds the settings at which a method is best
 fl report DIR...      makes a page about runs
 fl compare A B        says why two runs differ
 """
@@ -347,6 +348,10 @@ def _command(arguments: list[str]) -> bool:
 
         dealing.main(arguments[1:])
         return True
+    if arguments[:1] == ["tune"]:
+        from fl.runs.tuning import command  # heavy
+
+        return command.main(arguments[1:])
     if arguments[:1] == ["resume"]:
         again = resumed(arguments[1:])
         if again is None:

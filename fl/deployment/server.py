@@ -26,7 +26,7 @@ from fl.runs.build import build
 from fl.runs.experiment import app_of
 from fl.runs.recorder import Recorder
 from fl.runs.run import facts, serve
-from fl.runs.settings import saved_models, target_of
+from fl.runs.settings import callbacks_of, saved_models, target_of
 
 _WIDTH = 100  # of the table in the run's log, which is no terminal
 _SOME_SPEED = 1e-9  # s per FLOP, to plan what clients are asked: the plan is refused or not used
@@ -143,6 +143,7 @@ def run(grid: Grid, context: Context, own: Own | None = None) -> dict[str, Any]:
         tensorboard=config.views,
         timeline=False,  # the server does not see when clients receive, compute and send
         plots=False,
+        callbacks=callbacks_of(config),
     )
     recorder = DeployedRecorder(
         writer, deployed, tell=config.progress, save_models=saved_models(config)

@@ -26,7 +26,7 @@ from fl.execution.garbage import quick_garbage_collection
 from fl.execution.virtual_time import EPOCH, TaskClock, answering, host_date, virtual_time
 from fl.flower.identity import RUN_ID
 from fl.randomness import SEED_KEY, global_generators
-from fl.reports import Progress, Run, RunWriter, Target
+from fl.reports import Callback, Progress, Run, RunWriter, Target
 from fl.reports.participation import participation
 from fl.reports.run_writer import Status, config_digest, installed, plain
 from fl.reports.time_shares import time_shares
@@ -85,6 +85,7 @@ def simulate(
     recovery: Recovery | None = None,
     date: str | None = None,
     client_rows: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> SimulatedRun:
     """Runs an app to its end, with real training and simulated time.
 
@@ -119,6 +120,7 @@ def simulate(
         date: what the apps' clocks show at virtual time 0, in ISO 8601, UTC if it names no zone;
             "now" is the host's, by which no two runs are alike. None is 2025-01-01.
         client_rows: write what each client has to personal.csv, where that is evaluated.
+        callbacks: who is told what is measured while the run goes on.
 
     Raises:
         ConfigError: something in the arguments cannot be.
@@ -141,8 +143,8 @@ def simulate(
     place = None if directory is None else Path(directory)
     facts = {**_identity(stored, seed, extra or {}), "date": date}
 
-    def shorter(rounds: int) -> dict[str, Any]:
-        return {**_identity({**stored, "num_rounds": rounds}, seed, extra or {}), "date": date}
+    def shorter(before: Mapping[str, Any]) -> dict[str, Any]:
+        return {**_identity({**stored, **before}, seed, extra or {}), "date": date}
 
     with recovery.keeping(place, facts, None if num_rounds is None else shorter):
         writer = RunWriter(
@@ -154,6 +156,7 @@ def simulate(
             timeline=views,
             plots=views,
             client_rows=client_rows,
+            callbacks=callbacks,
         )
         display = Progress(total_rounds=num_rounds, enabled=progress)
         recorder = Recorder(writer, display, recovery, save_models)

@@ -49,7 +49,8 @@ class Attendance:
             if self._all is None:
                 self._all = list(range(FIRST_NODE_ID, FIRST_NODE_ID + len(self._fleet)))
             return self._all
-        return [int(i) + FIRST_NODE_ID for i in online.nonzero()[0]]
+        there: list[int] = (online.nonzero()[0] + FIRST_NODE_ID).tolist()
+        return there
 
     def were_there(self) -> NDArray[np.bool_]:
         """Returns which clients were available at some time so far, shape (n,)."""

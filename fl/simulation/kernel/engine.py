@@ -5,7 +5,8 @@ computes, and how many bytes its reply has, it asks of a `Host`.
 
 A dispatch passes through: wait at the server until the client takes up its message, download,
 compute, upload. The server's two directions are each one link shared max-min fairly by the
-transfers in flight; a client's own link is shared equally by that client's transfers.
+transfers in flight, or, where the fleet has a network, all links on the way are; a client's own
+link is shared equally by that client's transfers.
 
 A client is a SuperNode of Flower (read at flwr 1.41, `flwr/supernode/start_client_internal.py`).
 Its main loop takes one message from the SuperLink, waits until the ClientApp has made the reply,
@@ -29,8 +30,8 @@ from typing import Protocol
 
 from fl.simulation.kernel.dispatch import Dispatch, Stage
 from fl.simulation.kernel.events import EventQueue, Priority
+from fl.simulation.kernel.network_port import ports
 from fl.simulation.kernel.nodes import Nodes
-from fl.simulation.kernel.port import Port
 from fl.simulation.kernel.trace import Event, Trace
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.runtime import Runtime
@@ -108,8 +109,7 @@ class Engine:
         self.energy_j = {"compute": 0.0, "radio": 0.0, "idle": 0.0}
         self.busy_s = 0.0
         self._flow = 0
-        self._downlink = Port(fleet.server.up_bps, self.queue, self._downloaded)
-        self._uplink = Port(fleet.server.down_bps, self.queue, self._uploaded)
+        self._downlink, self._uplink = ports(fleet, self.queue, self._downloaded, self._uploaded)
         self._clients: dict[int, _Client] = {}  # only while they have dispatches
         self._nodes = None if runtime is None else Nodes(runtime, fleet, trace)
         self._framing = 0 if runtime is None else runtime.framing_bytes
