@@ -35,7 +35,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="with --check: links, as fleet.up_bps=1e7"
     )
-    given = parser.parse_args(words)
+    given = parser.parse_intermixed_args(words)
     if not given.name.isidentifier():
         raise ConfigError(f"NAME is {given.name!r}; it must be a name, as my_host")
     if given.overrides and given.check is None:
