@@ -209,7 +209,7 @@ def _running(groups: Mapping[str, Sequence[Run]]) -> str:
         of = f" of {rounds}" if isinstance(rounds, int) else ""
         cells = [label, f"{int(row['round'])}{of}", units.duration(row["time_s"])]
         values = [units.metric(row[name]) if name in row else units.MISSING for name in shown]
-        rows.append([*map(_text, (*cells, *values)), shell.code(str(run.directory))])
+        rows.append([*map(shell.text, (*cells, *values)), shell.code(str(run.directory))])
     if not rows:
         return ""
     return (
@@ -377,9 +377,8 @@ def _pictures(groups: Mapping[str, Sequence[Run]]) -> Iterable[str]:
             for what, picture in pictures.items():
                 image = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
                 title = f"{what}: {label}, seed {run.summary.get('seed')}"
-                yield (
-                    f"<details><summary>{shell.text(title)}</summary>{shell.picture(image, title)}</details>"
-                )
+                shown = f"<summary>{shell.text(title)}</summary>{shell.picture(image, title)}"
+                yield f"<details>{shown}</details>"
             if pictures:
                 number += 1
                 break

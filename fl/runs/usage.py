@@ -55,7 +55,7 @@ Federated learning with real training in simulated time.
   fl partition KEY=VALUE ...
                             draws who has which examples, and runs nothing
   fl resume DIR             goes on with a run that was killed or interrupted
-  fl report DIR ...         an HTML page about runs and sweeps
+  fl report DIR ...         an HTML page about runs and sweeps; --live follows them
   fl compare A B            why two runs differ, and where they first part
 
   fl KEY=VALUE ... --cfg job    shows a run's configuration, and runs nothing
