@@ -40,6 +40,7 @@ from fl.runs import usage
 from fl.runs.build import prepare
 from fl.runs.configuration import check_values, take_away
 from fl.runs.project import make as make_project
+from fl.runs.tuning import command as tune
 from fl.simulation.world.fleets import uniform
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -230,6 +231,8 @@ def test_every_line_of_fl_asks_for_what_can_be(line, folder):
     words = line.command[1:]
     if words and words[0] in usage.COMMANDS:
         assert len(words) > 1
+        if words[0] == "tune":
+            tune.asked(tune.parser().parse_intermixed_args(words[1:]))
         return
     assert usage.answer(words) is None
     overrides = [w for w in usage.given(words) if not w.startswith("hydra")]

@@ -66,6 +66,7 @@ GROUPS = {
     "partition": 1,
     "fleet": 2,
     "fleet/availability": 1,
+    "runtime": 1,
     "compressor": 3,
     "compressor@downlink": 1,
     "aggregator": 2,

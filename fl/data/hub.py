@@ -198,6 +198,8 @@ def _split(path: str, name: str | None, split: str) -> Any:
                 raise ConfigError(f"path is {path!r}, which has no splits: leave {split!r} out")
             return found
         if not folder.is_dir():
+            if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
+                raise ConfigError(f"path is {path!r}, and there is no such folder")
             log.info("%s is looked for on the Hugging Face hub, which may take a while", path)
         return datasets.load_dataset(str(folder) if folder.is_dir() else path, name, split=split)
     except ConfigError:

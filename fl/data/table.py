@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fl.checks import boolean
 from fl.data.columns import (
     Categories,
     Numbers,
@@ -98,8 +100,7 @@ class Roles:
         names = self.features
         if names is not None and not _are_names(names):
             raise ConfigError(f"features is {names!r}; it must be a list of columns, as [age,sex]")
-        if not isinstance(self.standardise, bool):
-            raise ConfigError(f"standardise is {self.standardise!r}; it must be true or false")
+        boolean("standardise", self.standardise)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -252,6 +253,11 @@ def read_table(path: str) -> pa.Table:
     if not isinstance(path, str) or not path:
         raise ConfigError(f"path is {path!r}; set it to a file, as data.path=cells.csv")
     place = Path(path).expanduser()
+    if place.is_dir():
+        raise ConfigError(
+            f"path is {path!r}, a folder: name one of its files, or use data=image_folder if "
+            "it has a folder of images for each class"
+        )
     kinds = [suffix.lower() for suffix in place.suffixes]
     if not {".csv", ".parquet"} & {*kinds}:
         raise ConfigError(f"path is {path!r}; it must be a .csv or a .parquet file")
@@ -268,10 +274,29 @@ def read_table(path: str) -> pa.Table:
                 read_options=pyarrow.csv.ReadOptions(block_size=whole),
                 convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True),
             )
+        names = table.column_names
     except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
         why = " ".join(str(error).split())
-        raise ConfigError(f"path is {path!r}, which cannot be read: {why:.300}") from error
-    twice = {name for name in table.column_names if table.column_names.count(name) > 1}
+        remedy = "" if ".parquet" in kinds or _is_utf8(place) else "; it is not UTF-8: save it so"
+        raise ConfigError(f"path is {path!r}, which cannot be read: {why:.300}{remedy}") from error
+    for field in table.schema:
+        if ".parquet" not in kinds and pa.types.is_binary(field.type):
+            raise ConfigError(
+                f"path is {path!r}, whose column {field.name!r} is not in UTF-8: save the file so"
+            )
+    twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise ConfigError(f"path is {path!r}, which has two columns {min(twice)!r}: rename one")
     return table
+
+
+def _is_utf8(path: Path) -> bool:
+    """Returns whether the first megabyte of a file, compressed or not, could be in UTF-8."""
+    import pyarrow as pa
+
+    try:
+        with pa.input_stream(path) as file:
+            getincrementaldecoder("utf-8")().decode(file.read(2**20))
+    except (UnicodeDecodeError, OSError) as error:
+        return isinstance(error, OSError)
+    return True

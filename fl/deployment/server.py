@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from fl.deployment.calibrating import calibrate
 from fl.deployment.grid import DeployedGrid
 from fl.deployment.settings import Own, check_deployable, compose_experiment, read_settings
 from fl.errors import ConfigError, DeploymentError, Diverged
@@ -110,7 +111,14 @@ def run(grid: Grid, context: Context, own: Own | None = None) -> dict[str, Any]:
             f"the run's nodes is {settings.nodes}, and the experiment has num_clients="
             f"{config.num_clients}: no more can be awaited"
         )
-    extra = {**facts(experiment, config), "deployment": {"run_id": str(context.run_id)}}
+    if settings.calibrate:
+        asked = DeployedGrid(grid, config.num_clients)
+        asked.await_clients(settings.nodes or config.num_clients, settings.wait_s)
+        folder = Path(settings.directory or "conf").expanduser().absolute()
+        calibrate(asked, settings.calibrate, folder)
+        return {}
+    about = {"run_id": str(context.run_id), "overrides": list(settings.overrides)}
+    extra = {**facts(experiment, config), "deployment": about}
     client_app = app_of(experiment)
     deployed = DeployedGrid(
         grid,

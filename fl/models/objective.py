@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 
-def per_example_loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def per_example_loss(
+    logits: torch.Tensor, y: torch.Tensor, classes: torch.Tensor | None = None
+) -> torch.Tensor:
     """Computes the loss of each example: a cross-entropy, or of regression the squared error.
 
     Of one class it is -log softmax(logits)[y], of C labels the mean over them of
@@ -15,6 +17,8 @@ def per_example_loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         logits: (B, C), or (B, T, V) for the next token at each position; of regression predictions
             (B, 1). Those of shape (B,) are losses already, as a `fl.models.Game` returns them.
         y: int64, (B,) or (B, T); of regression float32, (B,); of labels float32, (B, C), 0 or 1.
+        classes: which there are, bool, (C,): the logits of others count as 0, HeteroFL's masked
+            cross-entropy (arXiv:2010.01264); None is all.
 
     Returns:
         Shape (B,); for sequences the mean over the T positions.
@@ -25,6 +29,8 @@ def per_example_loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return (logits.clamp(min=0) - logits * y + (-logits.abs()).exp().log1p()).mean(dim=1)
     if y.is_floating_point():
         return (logits.squeeze(-1) - y).square()
+    if classes is not None:
+        logits = torch.where(classes, logits, 0.0)
     # `cross_entropy` has no kernel under vmap, where it is Python that imports sympy: half a second
     # at the start, and a fifth of a step of logistic regression.
     loss = -logits.log_softmax(dim=-1).gather(-1, y.unsqueeze(-1)).squeeze(-1)

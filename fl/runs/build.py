@@ -25,6 +25,7 @@ from fl.clients.app.outbox import METRICS
 from fl.collectives import Collective
 from fl.compression import Channel, Compressor, chained
 from fl.data import Examples, FederatedData, Source, Split, federate
+from fl.data.held_out import validated
 from fl.data.loading import deal, load, loading_once
 from fl.data.partition import hold_out
 from fl.errors import ConfigError
@@ -35,8 +36,8 @@ from fl.models import build as build_model
 from fl.models.metrics import CONFUSION
 from fl.runs.apps import read_app
 from fl.runs.cluster_evaluation import CLUSTER_METRICS
+from fl.runs.combination import Combination
 from fl.runs.compatibility import (
-    Combination,
     check_model,
     check_told,
     misjudged,
@@ -78,6 +79,8 @@ from fl.selection import Selection
 from fl.simulation.cost import CostModel
 from fl.simulation.world.checkpointing import Checkpointing
 from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.networks import NetworkModel
+from fl.simulation.world.runtime import Runtime
 from fl.simulation.world.slowdowns import Distribution
 from fl.strategies import (
     NODE_METRICS,
@@ -97,6 +100,7 @@ _KINDS: Mapping[str, Any] = {  # what the member of a group makes
     "strategy": Strategy,
     "fleet": Fleet,
     "executor": Executor,
+    "runtime": Runtime,
     "compressor": Channel,
     "then": Compressor,
     "feedback": partial,
@@ -104,6 +108,7 @@ _KINDS: Mapping[str, Any] = {  # what the member of a group makes
     "attack": Attack | Poisoning | Combined,
     "cost_model": CostModel,
     "adapter": Adapter,
+    "network": NetworkModel,
 }
 _INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key names a class
     "aggregator": Aggregator,
@@ -120,7 +125,17 @@ _INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key 
     "topology": Topology,
     "topology.weights": Weights,
 }
-_OURS = ("strategy", "fleet", "executor", "compressor", "then", "feedback", "downlink", "attack")
+_OURS = (
+    "strategy",
+    "fleet",
+    "runtime",
+    "executor",
+    "compressor",
+    "then",
+    "feedback",
+    "downlink",
+    "attack",
+)
 _OF_CLIENTS = ("train_", "client_", "staleness")  # how names of metrics begin that updates bring
 
 
@@ -209,6 +224,8 @@ def build(config: DictConfig) -> Experiment:
     for name in _OURS:
         with problems.noted():
             parts[name] = _made(config, name)
+    with problems.noted():
+        parts |= _networked(config, parts)
     if {"compressor", "then", "feedback"} <= parts.keys():
         with problems.noted():
             feedback = parts["feedback"] and _blamed(config, "feedback", parts["feedback"])
@@ -218,7 +235,8 @@ def build(config: DictConfig) -> Experiment:
     for task, place in _places(config).items():
         with problems.noted():
             held_out = 0.0 if task else _held_out(config)
-            learnt[task] = _learnt(place, config.seed, held_out, metrics_of(config))
+            more = metrics_of(config)
+            learnt[task] = _learnt(place, config.seed, held_out, config.validation, more)
     attack = _Attack()
     with problems.noted():
         attack = _attack(config, parts.get("attack"))
@@ -328,6 +346,7 @@ def _joined(
         strategy=within,
         fleet=parts["fleet"],
         executor=parts["executor"],
+        runtime=parts["runtime"],
         tasks=tasks,
         parts=parts_app,
         ignored={
@@ -417,13 +436,16 @@ def _held_out(config: DictConfig) -> float:
     return given if isinstance(given, int | float) and 0 < given < 1 else 0.0
 
 
-def _learnt(place: DictConfig, seed: int, held_out: float, metrics: Sequence[str]) -> _Learnt:
+def _learnt(
+    place: DictConfig, seed: int, held_out: float, validation: float, metrics: Sequence[str]
+) -> _Learnt:
     """Returns what is learnt, from the groups data, partition, model and client.
 
     Args:
         place: has the groups.
         seed: of the run.
         held_out: share of its examples that a client keeps if it has no held-out ones; 0 is none.
+        validation: share of the training examples that takes the place of the test set.
         metrics: that are reported beside those that always are.
 
     Raises:
@@ -440,6 +462,8 @@ def _learnt(place: DictConfig, seed: int, held_out: float, metrics: Sequence[str
         with problems.noted():
             with blaming(place, "data"):
                 loaded = _expected(place, "data", load(made["data"]), Source)
+            if validation:
+                loaded = load(partial(_validated, made["data"], validation))
             with blaming(place, "partition"):
                 split = _expected(place, "partition", deal(made["partition"], loaded), Split)
                 holds_out = split.test is not None
@@ -462,6 +486,10 @@ def _learnt(place: DictConfig, seed: int, held_out: float, metrics: Sequence[str
     more = [name for name in asked.names if name in metrics]
     client = partial(made["client"], metrics=more) if more else made["client"]
     return _Learnt(data, model, least, holds_out, client)
+
+
+def _validated(make: Callable[[], Source], share: float) -> Source:
+    return validated(load(make), share)
 
 
 def _check_finite(model: nn.Module) -> None:
@@ -508,6 +536,19 @@ def _app(
 def _made(config: DictConfig, name: str) -> Any:
     made = make(config, name)
     return None if made is None else _expected(config, name, made, _KINDS[name])
+
+
+def _networked(config: DictConfig, parts: Mapping[str, Any]) -> dict[str, Fleet]:
+    """Returns the fleet with the network that is configured; nothing if there is none of the two.
+
+    Raises:
+        ConfigError: there is no such network, or not for these clients.
+    """
+    network, fleet = _made(config, "network"), parts.get("fleet")
+    if network is None or fleet is None:
+        return {}
+    with blaming(config, "network"):
+        return {"fleet": replace(fleet, network=network)}
 
 
 def _expected(config: DictConfig, name: str, made: Any, kind: Any) -> Any:
@@ -751,9 +792,11 @@ def _foreign(config: DictConfig) -> ForeignApp:
     problems.stop()
     problems += not_whole(config, seed=0, num_clients=1, num_partitions=1)
     parts: dict[str, Any] = {"cost_model": None}
-    for name in ("fleet", "executor", "cost_model"):
+    for name in ("fleet", "runtime", "executor", "cost_model"):
         with problems.noted():
             parts[name] = _made(config, name)
+    with problems.noted():
+        parts |= _networked(config, parts)
     for check in (
         _check_ends_itself,
         saved_models,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context
+from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +24,7 @@ from fl.reports.model_file import FROZEN
 from fl.reports.table import print_results
 from fl.reports.target import final_value
 from fl.runs.averaging import LatestWeightAverage
+from fl.runs.batch_statistics import completing
 from fl.runs.build import prepare
 from fl.runs.central import train_centrally
 from fl.runs.choices import announce
@@ -123,16 +125,22 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
     """Runs an experiment's strategy on any grid, with its evaluations and its limit of time."""
     tasks = experiment.tasks
     initial = experiment.initial()
-    recorder.expect(initial, config.time_limit_s, experiment.strategy.may_stay)
+    if experiment.app.learns:
+        recorder.expect(initial, config.time_limit_s, experiment.strategy.may_stay)
     clock = GridView(grid).clock
     evaluate = (
         task_evaluation(experiment, train=config.evaluate_train)
         if tasks
         else central_evaluation(experiment, train=config.evaluate_train, now=_date(config, clock))
     )
+    if isinstance(grid, SimGrid) and grid.serving is not None:
+        flops = sum(
+            t.app.forward_flops * len(t.data.test) for t in (tasks or {"": experiment}).values()
+        )
+        evaluate = _taking_time(evaluate, partial(grid.serving.evaluates, float(flops)))
     k, every = config.lawa.k, config.lawa.every
     average = None if k is None else LatestWeightAverage(k, every)
-    personal = personal_of(config)
+    personal, complete = personal_of(config), completing(experiment)
     schedule = EvaluationSchedule(
         recorder.evaluating(evaluate),
         recorder,
@@ -142,6 +150,7 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         every_s=config.evaluate_every_s,
         limit_s=config.time_limit_s,
         average=average,
+        complete=complete,
         personal=None if personal.every is None else _asking(experiment, config, grid, recorder),
     )
     try:
@@ -161,12 +170,26 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         raise
     else:
         # Flower's result has no model if no round has made one: then it is the first.
-        recorder.final(result.arrays if len(result.arrays) else schedule.latest)
+        final = result.arrays if len(result.arrays) else schedule.latest
+        recorder.final(None if final is None else complete(final))
     if average is not None and schedule.latest is not None:
-        recorder.averaged_arrays = average.mean(schedule.latest)
+        recorder.averaged_arrays = complete(average.mean(schedule.latest))
     evaluated = recorder.averaged_arrays or recorder.final_arrays
     if CONFUSION in metrics_of(config) and evaluated is not None:
         recorder.confusion(confused(experiment, evaluated))
+
+
+def _taking_time(
+    evaluate: Callable[[int, ArrayRecord], MetricRecord], passes: Callable[[], None]
+) -> Callable[[int, ArrayRecord], MetricRecord]:
+    """Returns an evaluation that takes virtual time."""
+
+    def evaluated(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        metrics = evaluate(server_round, arrays)
+        passes()
+        return metrics
+
+    return evaluated
 
 
 def _date(config: DictConfig, clock: Clock) -> Callable[[], float] | None:
@@ -275,11 +298,12 @@ def _run_own(
         run_config={},
         num_partitions=max(t.data.num_partitions for t in (tasks or {"": experiment}).values()),
         executor=experiment.executor.shared_by(side_by_side()),
+        runtime=experiment.runtime,
         num_rounds=config.num_rounds,
         extra=facts(experiment, config),
         recovery=recovery_of(config, start),
         client_rows=config.personal.rows,
-        **_common(config, directory, callbacks),
+        **_common(config, directory, callbacks, learns=experiment.app.learns),
     )
     if byzantine:
         asked = run.trace.client[run.trace.kind == Event.DISPATCH]
@@ -306,6 +330,7 @@ def _run_app(
         run_config=foreign.run_config,
         num_partitions=config.num_partitions,
         executor=foreign.executor.shared_by(side_by_side()),
+        runtime=foreign.runtime,
         cost_model=foreign.cost_model,
         recovery=recovery_of(config, start),
         **_common(config, directory, callbacks),
@@ -313,13 +338,17 @@ def _run_app(
 
 
 def _common(
-    config: DictConfig, directory: Path | None, callbacks: Sequence[Callback]
+    config: DictConfig,
+    directory: Path | None,
+    callbacks: Sequence[Callback],
+    *,
+    learns: bool = True,
 ) -> dict[str, Any]:
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     return {
         "seed": config.seed,
         "directory": directory,
-        "target": target_of(config),
+        "target": target_of(config) if learns else None,
         "save_models": saved_models(config),
         "views": config.views,
         "callbacks": [*callbacks_of(config), *callbacks],

@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from fl.checks import share
 from fl.errors import ConfigError
 from fl.reports import Callback, Target
 from fl.runs.journal import Recovery, RunStart
@@ -165,6 +166,10 @@ def wrong_numbers(config: DictConfig) -> Iterator[str]:
     timeout = config.round_timeout_s
     if not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
         yield f"round_timeout_s is {timeout}; it must be a positive, finite number of seconds"
+    try:
+        share("validation", config.validation)
+    except ConfigError as error:
+        yield str(error)
     for key in ("evaluate_every_s", "time_limit_s"):
         value = config[key]
         if value is not None and (not isinstance(value, int | float) or not value > 0):

@@ -29,6 +29,7 @@ from fl.randomness import SEED_KEY, global_generators
 from fl.reports import Callback, Progress, Run, RunWriter, Target
 from fl.reports.participation import participation
 from fl.reports.run_writer import Status, config_digest, installed, plain
+from fl.reports.time_shares import time_shares
 from fl.runs.apps import FlowerApp, read_app
 from fl.runs.journal import Recovery, source_sha256, unrepeatable, unseeded
 from fl.runs.recorder import Recorder
@@ -39,6 +40,7 @@ from fl.simulation.grid import SimGrid, trace_of
 from fl.simulation.kernel.trace import Trace
 from fl.simulation.legacy import concurrent_rounds
 from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.runtime import Runtime
 from fl.strategies.drivers.guarded import guarding
 from fl.vectors.threads import limit_blas, limit_threads
 
@@ -70,6 +72,7 @@ def simulate(
     num_partitions: int | None = None,
     executor: Executor | Literal["ray", "serial"] = "ray",
     cost_model: CostModel | None = None,
+    runtime: Runtime | None = None,
     directory: Path | str | None = None,
     target: Target | None = None,
     save_models: Sequence[str] = ("final",),
@@ -101,6 +104,7 @@ def simulate(
             one per client.
         executor: where clients run.
         cost_model: what the work of a foreign ClientApp costs; ours plans its own.
+        runtime: what the software on the way takes; None is nothing.
         directory: where the run's files go; None writes none.
         target: metric value whose cost is reported.
         save_models: which models go into the directory as well: "final", "best" by the target.
@@ -139,8 +143,8 @@ def simulate(
     place = None if directory is None else Path(directory)
     facts = {**_identity(stored, seed, extra or {}), "date": date}
 
-    def shorter(rounds: int) -> dict[str, Any]:
-        return {**_identity({**stored, "num_rounds": rounds}, seed, extra or {}), "date": date}
+    def shorter(before: Mapping[str, Any]) -> dict[str, Any]:
+        return {**_identity({**stored, **before}, seed, extra or {}), "date": date}
 
     with recovery.keeping(place, facts, None if num_rounds is None else shorter):
         writer = RunWriter(
@@ -188,6 +192,7 @@ def simulate(
                         executor,
                         planner=planner,
                         cost_model=cost_model,
+                        runtime=runtime,
                         trace=trace,
                         on_sent=recorder.on_sent,
                         on_replies=recorder.on_replies,
@@ -246,6 +251,7 @@ def simulate(
                 **recovery.report(),
                 **recorder.report(),
                 **({} if grid is None else grid.report()),
+                **({} if runtime is None or runtime.ideal else {"time_shares": time_shares(trace)}),
                 **errors.report(),
                 **(extra or {}),
             },

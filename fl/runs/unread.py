@@ -35,8 +35,10 @@ ALWAYS = (
     "fail_fast",
     "fleet",
     "may_be_unread",
+    "network",
     "num_clients",
     "progress",
+    "runtime",
     "save_models",
     "seed",
     "target",
@@ -64,6 +66,7 @@ OF_OURS = (
     "then",
     "time_limit_s",
     "train_config",
+    "validation",
 )
 OF_A_TASK = ("adapter", "client", "data", "model", "partition")
 

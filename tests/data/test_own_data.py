@@ -180,7 +180,16 @@ def test_what_a_table_cannot_be_read_for_is_told(tmp_path, arguments, told):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("no.csv", None), ("a.xlsx", b"x"), ("a.parquet", b"x"), ("b.csv", b"")]
+    ("name", "content"),
+    [
+        ("no.csv", None),
+        ("a.xlsx", b"x"),
+        ("a.parquet", b"x"),
+        ("b.csv", b""),
+        ("header.csv", "caf\xe9,y\n1,2\n3,4\n".encode("latin-1")),
+        ("value.csv", "a,y\ncaf\xe9,2\nb,4\n".encode("latin-1")),
+        ("utf16.csv", "a,y\n1,2\n3,4\n".encode("utf-16")),
+    ],
 )
 def test_a_file_that_is_no_table_is_refused_by_its_name(tmp_path, name, content):
     if content is not None:

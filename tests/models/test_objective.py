@@ -28,6 +28,20 @@ def test_the_loss_of_a_sequence_is_the_mean_over_its_positions():
     assert per_example_loss(logits, y).tolist() == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_masked_loss_is_that_of_logits_which_are_zero_for_other_classes():
+    """As HeteroFL's code: masked_fill, then the cross-entropy of all logits."""
+    logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    classes, y = torch.tensor([True, False, True, False]), torch.tensor([0, 2, 2, 0, 2])
+    loss = per_example_loss(logits, y, classes)
+    expected = torch.nn.functional.cross_entropy(
+        logits.masked_fill(~classes, 0), y, reduction="none"
+    )
+    torch.testing.assert_close(loss, expected)
+    (g,) = torch.autograd.grad(loss.sum(), logits)
+    assert not g[:, ~classes].any()
+    assert g[:, classes].all()
+
+
 def test_large_logits_do_not_overflow():
     assert per_example_loss(torch.tensor([[1e4, 0.0]]), torch.tensor([1])).tolist() == [1e4]
 
