@@ -52,6 +52,12 @@ def test_an_experiment_says_at_its_top_what_its_verdicts_rest_on(page):
         assert drawn is None or int(drawn[0]) >= least
 
 
+def test_what_is_measured_again_are_claims_with_a_verdict():
+    checks = runpy.run_path(str(ROOT / "experiments" / "quick.py"))["CHECKS"]
+    assert checks
+    assert [each.claim for each in checks if each.said.verdict == "undecided"] == []
+
+
 @pytest.mark.parametrize(
     "page",
     [*PAGES, ROOT / "experiments" / "README.md", *EXPERIMENTS],
