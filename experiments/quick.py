@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def script(path: str) -> dict[str, Any]:
     return runpy.run_path(str(HERE / path))
 
 
+@cache
 def run(*overrides: str) -> Any:
     """Returns the evaluations of a run in this process, a data frame."""
     quiet = ("executor=serial", "progress=false", "views=false")
@@ -234,25 +236,54 @@ def _() -> Measured:
     return f"by {points:.1f} points", points > 0
 
 
+def _of_fedspeed(*overrides: str) -> float:
+    """Returns the accuracy of a run of FedSpeed's page, in %."""
+    common = ("+experiment=fedspeed", "partition.alpha=0.1", "seed=0")
+    return 100 * end(run(*common, *overrides), "accuracy")
+
+
+FEDSPEED = ("strategy=fedspeed", "client.rule.lr=0.1", "client.rule.rho=0.1")
+
+
 @check("fedspeed", "above FedAvg")
 def _() -> Measured:
-    common = ("+experiment=fedspeed", "partition.alpha=0.1", "seed=0", "client.rule.lr=0.1")
-    plain = end(run(*common, "strategy=fedavg", "aggregator.weighted=false"), "accuracy")
-    ours = end(run(*common, "strategy=fedspeed", "client.rule.rho=0.1"), "accuracy")
-    return f"{100 * ours:.1f}; {100 * plain:.1f}", ours > plain
+    ours = _of_fedspeed(*FEDSPEED)
+    plain = _of_fedspeed("strategy=fedavg", "aggregator.weighted=false", "client.rule.lr=0.1")
+    return f"{ours:.1f}; {plain:.1f}", ours > plain
+
+
+@check("fedspeed", "above FedAdam and FedCM")
+def _() -> Measured:
+    ours = _of_fedspeed(*FEDSPEED)
+    adam = _of_fedspeed("strategy=fedadam", "client.rule.lr=0.1", "strategy.rule.eta=0.01")
+    cm = _of_fedspeed("strategy=fedavg_m", "client.rule.lr=0.03")
+    return f"{ours:.1f}; {adam:.1f}, {cm:.1f}", ours > max(adam, cm)
+
+
+def _of_fedhyper(*overrides: str) -> Any:
+    """Returns the evaluations of a run of FedHyper's page."""
+    return run(
+        *("data=mnist", "data.num_train=6000", "data.num_test=2000", "partition.alpha=0.5"),
+        *("model=mlp", "model.hidden=[32]", "num_clients=100", "fleet=uniform", "seed=0"),
+        *("client.batch_size=20", "client.local_epochs=5", *overrides),
+    )
 
 
 @check("fedhyper", "faster than FedAvg")
 def _() -> Measured:
-    common = (
-        *("data=mnist", "data.num_train=6000", "data.num_test=2000", "partition.alpha=0.5"),
-        *("model=mlp", "model.hidden=[32]", "num_clients=100", "fleet=uniform", "num_rounds=11"),
-        *("client.batch_size=20", "client.local_epochs=5", "client.rule.lr=0.01", "seed=0"),
-    )
-    plain, ours = (run(*common, f"strategy={s}") for s in ("fedavg", "fedhyper_cl"))
+    of = ("num_rounds=11", "client.rule.lr=0.01")
+    plain, ours = (_of_fedhyper(f"strategy={s}", *of) for s in ("fedavg", "fedhyper_cl"))
     rounds = [first(rows, rows["accuracy"] >= 0.8) for rows in (plain, ours)]
     said = f"CL from 0.01: 80 % after {rounds[1]:.0f} rounds, FedAvg {rounds[0]:.0f}"
     return said, rounds[1] < rounds[0]
+
+
+@check("fedhyper", "more accurate where the initial rate is a poor one")
+def _() -> Measured:
+    of = ("num_rounds=30", "client.rule.lr=0.001")
+    plain, ours = (_of_fedhyper(f"strategy={s}", *of) for s in ("fedavg", "fedhyper_cl"))
+    points = 100 * (end(ours, "accuracy") - end(plain, "accuracy"))
+    return f"CL from 0.001: {points:.1f} points", points > 0
 
 
 @check("fedprox", "mu > 0 is more stable")
@@ -277,17 +308,25 @@ def _() -> Measured:
     return f"10 rounds, sum of rises: {said}", rises["mu = 1"] < rises["mu = 0"] < rises["FedAvg"]
 
 
+def _of_fedau(*overrides: str) -> float:
+    """Returns the accuracy of a run of FedAU's page, in %, where participation is independent."""
+    common = ("+experiment=fedau", "fleet/availability=bernoulli", "seed=0", "client.rule.lr=0.001")
+    return 100 * end(run(*common, *overrides), "accuracy")
+
+
 @check("fedau", "above the average over those that take part")
 def _() -> Measured:
-    common = ("+experiment=fedau", "fleet/availability=bernoulli", "seed=0", "client.rule.lr=0.001")
-    there = (
-        "strategy=fedavg",
-        "aggregator.weighted=false",
-        "strategy.fraction_train=1",
-        "strategy.min_train_nodes=1",
-    )
-    points = end(run(*common, "strategy=fedau"), "accuracy") - end(run(*common, *there), "accuracy")
-    return f"Bernoulli: {100 * points:.1f} points", points > 0
+    everyone = ("strategy.fraction_train=1", "strategy.min_train_nodes=1")
+    there = _of_fedau("strategy=fedavg", "aggregator.weighted=false", *everyone)
+    points = _of_fedau("strategy=fedau") - there
+    return f"Bernoulli: {points:.1f} points", points > 0
+
+
+@check("fedau", "above the average over all")
+def _() -> Measured:
+    ours = _of_fedau("strategy=fedau")
+    everyone = _of_fedau("strategy=fedau", "strategy.rule.cutoff=1", "strategy.rule.eta=10")
+    return f"Bernoulli: {ours:.1f} and {everyone:.1f} %", ours > everyone
 
 
 @check("fedcompass", "paces of a normal law")
@@ -319,6 +358,14 @@ def _() -> Measured:
     ours, one = (run(*common, f"strategy={s}")["personal_accuracy"] for s in ("ifca", "fedavg"))
     ours, one = (100 * float(each.dropna().iloc[-1]) for each in (ours, one))
     return f"8 clients: {ours:.1f} and {one:.1f}", ours > one
+
+
+@check("large_batch", "LAWA")
+def _() -> Measured:
+    few = ("client.batch_size=8", "client.rule.lr=0.2", "seed=1", "num_rounds=140")
+    rows = run("+experiment=large_batch", *few)
+    steps = [first(rows, rows[metric] <= 0.3) for metric in ("latest_loss", "loss")]
+    return f"S b = 64: {steps[1]:.0f} steps for {steps[0]:.0f}", steps[1] < steps[0]
 
 
 def main(pages: list[str]) -> int:
