@@ -41,8 +41,9 @@ def test_an_experiment_says_at_its_top_what_its_verdicts_rest_on(page):
     protocol = said.protocol.removeprefix("no: ")
     assert protocol == "yes" or set(protocol.split(", ")) <= TABLES["SHORT_OF_PROTOCOL"].keys()
     assert said.cost.startswith("not recorded") or said.minutes is not None
-    (script,) = re.findall(r"experiments/\S+\.(?:sh|py)", said.command)
-    assert (ROOT / script).is_file()
+    scripts = re.findall(r"experiments/\S+\.(?:sh|py)", said.command)
+    assert scripts
+    assert [script for script in scripts if not (ROOT / script).is_file()] == []
     for claim in said.claims:
         assert claim.verdict in TABLES["VERDICTS"]
         assert all(claim)  # what is not known is said to be
