@@ -63,7 +63,6 @@ EXPERIMENT_FAMILIES = (  # in the order of the page
     "robust aggregation",
     "clusters and personal models",
     "parts of a model",
-    "the simulator",
 )
 _TOP = re.compile(
     r"""\A\#\ (?P<title>.+)\n\n
