@@ -117,6 +117,7 @@ def ways(rule: Any) -> tuple[dict[str, Callable[[], object]], str]:
         Layout.of(model),
         app.data,
         rule,
+        train=True,
         shuffle=True,
         drop_last=False,
         batching="on",
@@ -124,7 +125,6 @@ def ways(rule: Any) -> tuple[dict[str, Callable[[], object]], str]:
         has_mods=False,
         local=None,
         contact=None,
-        train=True,
     )
     several = trainings(app, rule, TOGETHER)
 

@@ -63,6 +63,7 @@ def ways(name: str) -> dict[str, Callable[[], object]]:
         Layout.of(model),
         app.data,
         Masked(app.rule) if masks else app.rule,
+        train=True,
         shuffle=True,
         drop_last=False,
         batching="on",
@@ -70,7 +71,6 @@ def ways(name: str) -> dict[str, Callable[[], object]]:
         has_mods=False,
         local=None,
         contact=None,
-        train=True,
     )
     trainings = []
     for client, part in enumerate(several):
