@@ -1,9 +1,10 @@
 """The documentation site, a hook of MkDocs (mkdocs.yml). `make docs` builds it into build/site.
 
-Its pages are the README, those of docs/ and experiments/, the notebooks, and pages made from the
-code: one for each member of a group of fl/conf, with the comments and keys of its YAML and the
-docstring of the class it makes, and one for each package, with all other public names. Links
-between them are those of the repository; a link to a file of code leads to a page that shows it.
+Its pages are the README, those of docs/, experiments/ and benchmarks/, the notebooks, and pages
+made from the code: one for each member of a group of fl/conf, with the comments and keys of its
+YAML and the docstring of the class it makes, and one for each package, with all other public names.
+Links between them are those of the repository; a link to a file of code leads to a page that shows
+it.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     found = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
     found += [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.png")]
     found += [*experiments(), *(ROOT / "experiments").rglob("*.png")]
+    found += (ROOT / "benchmarks").rglob("*.md")
     themes = [file for file in files if file.src_dir != str(ROOT / "docs")]
     made = {member(group, name): method(group, name) for group, name in members()}
     made |= {reference(package): package_page(package) for package in PACKAGES}
