@@ -27,10 +27,10 @@ FOUND_PYTHON = $(shell for p in python3.11 python3; do \
 PYTHON ?= $(or $(FOUND_PYTHON),$(error Python 3.11 or newer is needed, and neither python3.11 \
 	nor python3 is: install it, or name one with `make PYTHON=/path/to/python ...`))
 
-.PHONY: help install demo deploy-demo deploy-shaped check test test-slow docs bench clean
+.PHONY: help install demo deploy-demo deploy-shaped check test test-slow reproduce-quick docs bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## create .venv with fl, its dependencies and the developer tools
 
@@ -67,6 +67,9 @@ test: check ## check, then run the quick tests, on all cores
 
 test-slow: install ## run the tests marked slow
 	$(BIN)/pytest -m slow
+
+reproduce-quick: install ## measure again, in minutes, what experiments/quick.py can of the verdicts
+	OMP_NUM_THREADS=1 $(BIN)/python experiments/quick.py
 
 docs: install ## build the documentation site into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
