@@ -133,7 +133,8 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         if tasks
         else central_evaluation(experiment, train=config.evaluate_train, now=_date(config, clock))
     )
-    if isinstance(grid, SimGrid) and grid.serving is not None:
+    evaluate = recorder.evaluating(evaluate)
+    if isinstance(grid, SimGrid) and grid.serving is not None:  # outside of what a journal keeps
         flops = sum(
             t.app.forward_flops * len(t.data.test) for t in (tasks or {"": experiment}).values()
         )
@@ -142,7 +143,7 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
     average = None if k is None else LatestWeightAverage(k, every)
     personal, complete = personal_of(config), completing(experiment)
     schedule = EvaluationSchedule(
-        recorder.evaluating(evaluate),
+        evaluate,
         recorder,
         clock,
         num_rounds=config.num_rounds,
