@@ -29,7 +29,6 @@ from fl.reports.history import Row
 from fl.reports.jobs import overrides
 from fl.reports.page import replace_tables
 
-LAST = 5  # one part of so many of the evaluations is a run's result
 CONFIDENCE = 0.95
 COSTS = {"round": "rounds", "time_s": "s"}
 
@@ -45,12 +44,8 @@ def target_of(run: Run) -> Target:
 
 def result(run: Run) -> float:
     """Returns the metric at the end; NaN if the run diverged."""
-    metric = target_of(run).metric
-    values = [row[metric] for row in run.history if metric in row]
     diverged = run.summary["status"] == "diverged"
-    if diverged or not values:
-        return math.nan
-    return fmean(values[-math.ceil(len(values) / LAST) :])
+    return math.nan if diverged else target_of(run).end(run.history)
 
 
 def reached(run: Run) -> Row | None:

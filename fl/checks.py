@@ -38,6 +38,12 @@ def at_least(name: str, value: int, bound: int) -> None:
         raise ConfigError(f"{name} is {value!r}; it must be a whole number, at least {bound}")
 
 
+def boolean(name: str, value: object) -> None:
+    """Raises a ConfigError unless a value is true or false."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r:.80}; it must be true or false")
+
+
 def is_a(name: str, value: object, kind: type, such_as: str = "") -> None:
     """Raises a ConfigError unless a value is of a kind; names an example of one."""
     if not isinstance(value, kind):

@@ -5,6 +5,7 @@ fl -m key=a,b ...     a sweep: every combination
 fl init DIR           makes a project with parts of your own
 fl partition ...      shows who has which examples
 fl resume DIR         continues a run
+fl tune ...           finds the settings at which a method is best
 fl report DIR...      makes a page about runs
 fl compare A B        says why two runs differ
 """
@@ -33,7 +34,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from fl.errors import ConfigError
+from fl.errors import ConfigError, DeploymentError
 from fl.execution.garbage import START_THRESHOLDS
 from fl.runs import sweep, usage
 from fl.runs.composing import files_stay
@@ -311,7 +312,7 @@ def main() -> None:
     except Exception as error:  # outside of a job: Hydra, reading the arguments
         message = explain(error)
         lines = [str(error)] if message is None else message.splitlines()
-        if not isinstance(error, ConfigError):
+        if not isinstance(error, ConfigError | DeploymentError):
             lines = _all_problems(sys.argv[1:]) or lines
         _say(lines)
         sys.exit(1)
@@ -331,6 +332,11 @@ def _command(arguments: list[str]) -> bool:
 
         project.main(arguments[1:])
         return True
+    if arguments[:1] == ["calibrate"]:
+        from fl.deployment import calibrate
+
+        calibrate.main(arguments[1:])
+        return True
     if arguments[:1] == ["compare"]:
         from fl.reports import difference
 
@@ -342,6 +348,10 @@ def _command(arguments: list[str]) -> bool:
 
         dealing.main(arguments[1:])
         return True
+    if arguments[:1] == ["tune"]:
+        from fl.runs.tuning import command  # heavy
+
+        return command.main(arguments[1:])
     if arguments[:1] == ["resume"]:
         again = resumed(arguments[1:])
         if again is None:

@@ -146,6 +146,17 @@ def test_every_local_optimizer_takes_the_correction_that_a_strategy_chooses(stra
     assert isinstance(experiment.app.rule, Corrected)
 
 
+@pytest.mark.parametrize("name", members("network"))
+def test_every_network_runs(name):
+    networks = Path(__file__).parents[1] / "examples" / "networks"
+    files = {
+        "file": [f"network.path={networks}/campus.yaml"],
+        "simgrid": [f"network.path={networks}/platform.xml", "network.server_host=server"],
+    }
+    more = ["network.background.load=0.5", "network.tcp.initial_window_bytes=1460"]
+    assert run_experiment(config_of(f"network={name}", *files.get(name, []), *more)) >= 0
+
+
 @pytest.mark.parametrize("name", members("fleet"))
 def test_every_fleet_runs(name):
     skip_without_files(name)
@@ -192,6 +203,11 @@ def test_outer_steps_take_compressors_attacks_and_aggregators(more):
 def test_poisoned_data_may_be_trained_on_with_a_compressor():
     config = config_of("attack=label_flip", "num_byzantine=2", "compressor=topk")
     assert 0 <= run_experiment(config) <= 1
+
+
+@pytest.mark.parametrize("name", members("runtime"))
+def test_every_runtime_takes_the_time_of_a_run(name):
+    assert 0 <= run_experiment(config_of(f"runtime={name}")) <= 1
 
 
 @pytest.mark.parametrize("name", members("executor"))

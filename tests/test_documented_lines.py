@@ -40,6 +40,7 @@ from fl.runs import usage
 from fl.runs.build import prepare
 from fl.runs.configuration import check_values, take_away
 from fl.runs.project import make as make_project
+from fl.runs.tuning import command as tune
 from fl.simulation.world.fleets import uniform
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,8 +55,10 @@ SUBSTITUTIONS = {
     "HOST:": "127.0.0.1:",
     "PATH": "fl_behaviour.json",
 }
-# Members that read a file which is not among the data: these lines are composed, and not built.
+# Members that read a file which is not among the data, or need a package of an extra: these lines
+# are composed, and not built.
 WITHOUT_FILES = ("fleet/availability=behaviour", "model=huggingface", "data.path=ylecun/mnist")
+WITHOUT_PACKAGES = ("model=torchvision", "model=timm", "callbacks=")
 LANGUAGES = ("", "python", "toml", "yaml", "text")
 
 
@@ -172,7 +175,9 @@ def prepared(overrides: list[str], config_dir: Path | None = None) -> None:
         try:
             with open_dict(config):
                 del config["hydra"]
-            if not any(override in WITHOUT_FILES for override in overrides):
+            if not any(
+                override.startswith(WITHOUT_FILES + WITHOUT_PACKAGES) for override in overrides
+            ):
                 given = check_values(config)
                 take_away(config, given)
                 prepare(config, given)
@@ -226,6 +231,8 @@ def test_every_line_of_fl_asks_for_what_can_be(line, folder):
     words = line.command[1:]
     if words and words[0] in usage.COMMANDS:
         assert len(words) > 1
+        if words[0] == "tune":
+            tune.asked(tune.parser().parse_intermixed_args(words[1:]))
         return
     assert usage.answer(words) is None
     overrides = [w for w in usage.given(words) if not w.startswith("hydra")]

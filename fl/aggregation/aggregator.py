@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike
 from fl.aggregation.gram import Array
 from fl.aggregation.rows import Rows
 from fl.aggregation.tolerance import check_f
-from fl.checks import read_if
+from fl.checks import boolean, read_if
 from fl.errors import ConfigError, NotFinite
 
 # Permute, translate, scale (by a positive number), rotate the inputs, and the result is permuted
@@ -104,11 +104,16 @@ class Fold(ABC):
 
 
 class _Tolerant:
-    """A frozen dataclass that may have a field f, the number of Byzantine vectors to tolerate."""
+    """A frozen dataclass that may have a field f, the number of Byzantine vectors to tolerate.
+
+    It may also have a field `weighted`, for whether vectors count by their numbers of examples.
+    """
 
     def __post_init__(self) -> None:
         if "f" in _names(self):
             check_f(self.name, cast(Any, self).f)
+        if "weighted" in _names(self):
+            boolean("weighted", cast(Any, self).weighted)
 
     @property
     def name(self) -> str:

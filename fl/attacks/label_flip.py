@@ -46,7 +46,12 @@ class LabelFlip(Poisoning):
             )
 
     def check(self, data: FederatedData) -> None:
-        """Raises ConfigError unless the data has C classes."""
+        """Raises ConfigError unless the data has C classes, of which an example has one."""
+        require(
+            data.task in ("classification", "next-token"),
+            f"data {data.name!r} is of task {data.task}, and examples have no class to flip: use "
+            "another attack",
+        )
         require(
             data.num_classes == self.num_classes,
             f"num_classes is {self.num_classes}, but data {data.name!r} has {data.num_classes} "

@@ -2,7 +2,15 @@
 
 from fl.collectives.buckets import Bucket, Buckets
 from fl.collectives.butterfly import Butterfly
-from fl.collectives.collective import Closed, Collective, Network, Reals, Transfers, step
+from fl.collectives.collective import (
+    Closed,
+    Collective,
+    Network,
+    Reals,
+    Requantising,
+    Transfers,
+    step,
+)
 from fl.collectives.failure import Failure
 from fl.collectives.hierarchical import Hierarchical
 from fl.collectives.int8_ring import Int8Ring
@@ -25,6 +33,7 @@ __all__ = [
     "Network",
     "ParameterServerAllReduce",
     "Reals",
+    "Requantising",
     "RingAllReduce",
     "Times",
     "Transfers",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -74,13 +74,7 @@ class Closed(NamedTuple):
 
 
 class Collective(ABC):
-    """How M ranks, each with a payload, come to have the mean of all of them.
-
-    Attributes:
-        requantises: whether what the ranks get is another vector than the mean, see `reduced`.
-    """
-
-    requantises: ClassVar[bool] = False
+    """How M ranks, each with a payload, come to have the mean of all of them."""
 
     @abstractmethod
     def steps(self, network: Network, sizes: Sequence[int]) -> Iterator[Transfers]:
@@ -99,10 +93,13 @@ class Collective(ABC):
         """Returns what the steps cost, if that is known without taking them one by one."""
         return None
 
+
+class Requantising(Collective):
+    """A collective that encodes sums on their way: the ranks get another vector than the mean."""
+
+    @abstractmethod
     def reduced(self, x: Row) -> Row:
         """Returns what every rank has in the end, shape (n,), float32.
-
-        Asked of collectives that requantise.
 
         Args:
             x: of the ranks in their order, shape (M, n), float32, finite.
@@ -110,7 +107,6 @@ class Collective(ABC):
         Raises:
             ConfigError: entries are too large.
         """
-        raise NotImplementedError(f"{type(self).__name__} brings the mean")
 
 
 def whole(ranks: ArrayLike) -> Ranks:

@@ -8,9 +8,8 @@ from itertools import zip_longest
 
 import numpy as np
 
-from fl.checks import at_least
+from fl.checks import at_least, boolean
 from fl.collectives.collective import Collective, Network, Ranks, Transfers, step
-from fl.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,7 @@ class Hierarchical(Collective):
     def __post_init__(self) -> None:
         if self.group_size is not None:
             at_least("group_size", self.group_size, 1)
-        if not isinstance(self.rails, bool):
-            raise ConfigError(f"rails is {self.rails!r}; it must be true or false")
+        boolean("rails", self.rails)
 
     def steps(self, network: Network, sizes: Sequence[int]) -> Iterator[Transfers]:
         """Yields the steps."""

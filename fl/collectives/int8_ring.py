@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
-from fl.collectives.collective import Reals
+from fl.collectives.collective import Reals, Requantising
 from fl.collectives.ring import RingAllReduce
 from fl.compression import Codebook, Shapes
 from fl.randomness import generator
@@ -18,7 +17,7 @@ _CODEBOOK = Codebook(bins="uniform", center=False)
 
 
 @dataclass(frozen=True)
-class Int8Ring(RingAllReduce):
+class Int8Ring(RingAllReduce, Requantising):
     """A ring whose partial sums travel as 8-bit codes, each chunk with the codebook of its sum.
 
     The vector is cut into 2 M chunks of ceil(n / 2 M) entries, the last ones shorter, of which two
@@ -40,8 +39,6 @@ class Int8Ring(RingAllReduce):
     bytes. A chunk without entries is not sent, and its hop still takes the latency.
     """
 
-    requantises: ClassVar[bool] = True
-
     def chunks(self, m: int, size: int) -> Reals:
         """Returns the bytes of both chunks of every rank as they travel, of float32 of `size`."""
         return np.array(
@@ -53,7 +50,7 @@ class Int8Ring(RingAllReduce):
         )
 
     def reduced(self, x: Row) -> Row:
-        """Returns the requantised mean, see `Collective.reduced`; of one rank its own vector."""
+        """Returns the requantised mean, see `Requantising.reduced`; of one rank its own vector."""
         m, n = x.shape
         out: Row = x[0].copy()
         if m == 1:

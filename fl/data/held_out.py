@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.data.federated import IntArray, Partitions
+from fl.data.federated import IntArray, Partitions, Source
 from fl.errors import ConfigError
 from fl.randomness import generator
 
@@ -93,3 +94,49 @@ def natural(train: NDArray[Any], test: NDArray[Any] | None) -> tuple[Partitions,
     place = {name: c for c, name in enumerate(names.tolist())}
     known = np.array([place.get(name, len(names)) for name in test.tolist()], np.int64)
     return own, Partitions.from_arrays(rows(known))
+
+
+def validated(source: Source, share: float) -> Source:
+    """Returns a source that is tested on a share of its own training examples, which nobody has.
+
+    What was held out is left out. Of each natural client that share is taken. It is drawn at
+    random, the same for every seed of a run, so that choices which were made by these examples owe
+    nothing to the test set.
+
+    Args:
+        source: whose models are to be chosen among.
+        share: of the training examples, strictly between 0 and 1.
+
+    Raises:
+        ConfigError: there are no examples to hold out, or the share is of too few.
+    """
+    if source.task == "game":
+        raise ConfigError(f"data {source.name!r} is a game, which has no examples to hold out")
+    n = len(source.train)
+    rng = generator(HELD_OUT_SEED, "validation")
+    own = source.natural
+    chosen = np.zeros(n, bool)
+    for rows in [np.arange(n)] if own is None else map(own.__getitem__, range(len(own))):
+        chosen[rng.permutation(rows)[: int(share * len(rows))]] = True
+    if not chosen.any():
+        raise ConfigError(
+            f"validation is {share}, which holds out none of the {n} training examples"
+            f"{'' if own is None else ', client by client'}: choose more"
+        )
+    kept, held = np.flatnonzero(~chosen), np.flatnonzero(chosen)
+    place = np.where(chosen, np.cumsum(chosen), np.cumsum(~chosen)) - 1
+    return replace(
+        source,
+        train=source.train.take(kept),
+        test=source.train.take(held),
+        natural=own and _those(own, ~chosen, place),
+        natural_test=own and _those(own, chosen, place),
+        clusters=None if source.clusters is None else source.clusters[kept],
+        test_clusters=None if source.clusters is None else source.clusters[held],
+    )
+
+
+def _those(of: Partitions, chosen: NDArray[np.bool_], place: IntArray) -> Partitions:
+    """Returns the rows that are chosen, each by its place among them."""
+    rows = (of[p] for p in range(len(of)))
+    return Partitions.from_arrays(place[r[chosen[r]]] for r in rows)

@@ -87,7 +87,12 @@ def _decode(
     remedy: str | None,
 ) -> Pixels:
     n, channels, height, width = shape
-    pixels = np.empty((n, height, width, channels), dtype=np.uint8)
+    try:
+        pixels = np.empty((n, height, width, channels), dtype=np.uint8)
+    except (MemoryError, ValueError) as error:
+        raise ConfigError(
+            f"{n} images of {height}x{width} pixels do not fit into memory: set a smaller data.size"
+        ) from error
     for number, (row, data) in enumerate(zip(pixels, encoded, strict=True)):
         image = _opened(data, place(number))
         if image.size != (width, height) and remedy is not None:

@@ -1,4 +1,4 @@
-"""A residual network of eight layers (He et al., arXiv:1512.03385) with group normalisation."""
+"""A residual network of eight layers (He et al., arXiv:1512.03385) that normalises groups."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from torch import nn
 from fl.errors import ConfigError
 
 
+def _norm(groups: int | None, channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels) if groups is None else nn.GroupNorm(groups, channels)
+
+
 class _Block(nn.Module):
     """relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)); the first convolution has the stride."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, groups: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, groups: int | None) -> None:
         super().__init__()
         self.residual = nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
-            nn.GroupNorm(groups, outputs),
+            _norm(groups, outputs),
             nn.ReLU(),
             nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-            nn.GroupNorm(groups, outputs),
+            _norm(groups, outputs),
         )
         self.shortcut = nn.Sequential()  # the identity
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.GroupNorm(groups, outputs)
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), _norm(groups, outputs)
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -42,7 +46,7 @@ class ResNet8(nn.Module):
     Args:
         input_shape: (channels, height, width).
         num_classes: width of the output.
-        groups: groups of channels that are normalised together.
+        groups: groups of channels that are normalised together; None normalises over batches.
         channels: channels of the three blocks, each a multiple of `groups`.
 
     Raises:
@@ -54,7 +58,7 @@ class ResNet8(nn.Module):
         self,
         input_shape: tuple[int, ...],
         num_classes: int,
-        groups: int = 2,
+        groups: int | None = 2,
         channels: Sequence[int] = (16, 32, 64),
     ) -> None:
         super().__init__()
@@ -63,7 +67,8 @@ class ResNet8(nn.Module):
                 f"input_shape={input_shape}: ResNet8 needs (channels, height, width); "
                 "use model=mlp for other inputs"
             )
-        if len(channels) != 3 or groups < 1 or any(c < 1 or c % groups for c in channels):
+        of = 1 if groups is None else groups
+        if len(channels) != 3 or of < 1 or any(c < 1 or c % of for c in channels):
             raise ConfigError(
                 f"channels={list(channels)} with groups={groups}: need three positive multiples of "
                 "groups, as 16, 32, 64 with 2"
@@ -71,7 +76,7 @@ class ResNet8(nn.Module):
         first = channels[0]
         self.stem = nn.Sequential(
             nn.Conv2d(input_shape[0], first, 3, padding=1, bias=False),
-            nn.GroupNorm(groups, first),
+            _norm(groups, first),
             nn.ReLU(),
         )
         self.blocks = nn.Sequential(

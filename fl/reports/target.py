@@ -6,14 +6,16 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
-from fl.checks import at_least
+from fl.checks import at_least, boolean
 from fl.errors import ConfigError
 from fl.reports.history import COLUMNS, Row
 
 Mode = Literal["max", "min"]
 
+_LAST = 5  # one part of so many of a run's evaluations is its end
 _MOST_NAMED = 20  # metrics, where there is no such one
 _LESS = (
     *("loss", "error", "objective", "perplexity", "ppl", "nll"),
@@ -62,10 +64,17 @@ class Target:
             )
         if not math.isfinite(self.value):
             raise ConfigError(f"value is {self.value}; it must be a finite number")
-        if not isinstance(self.stop, bool):
-            raise ConfigError(f"stop is {self.stop!r}; it must be true or false")
+        boolean("stop", self.stop)
         if self.patience is not None:
             at_least("patience", self.patience, 1)
+
+    def end(self, rows: Sequence[Row]) -> float:
+        """Returns what a run has come to: the mean of the metric over the last of its evaluations.
+
+        Those are a fifth of all that have the metric; NaN if there are none.
+        """
+        values = [row[self.metric] for row in rows if self.metric in row]
+        return fmean(values[-math.ceil(len(values) / _LAST) :]) if values else math.nan
 
     def met_by(self, row: Row) -> bool:
         """Returns whether this evaluation is at the target or beyond; a NaN never is."""

@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping
 from statistics import mean
 from typing import Any
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, MetricRecord
+from numpy.typing import NDArray
 
 from fl.flower.carried import carried, carried_tensors
 from fl.flower.grid_view import Clock
 from fl.flower.records import from_record
 from fl.models import Game, drop_weights, evaluate, global_objective
+from fl.models.metrics import confusion
 from fl.runs.averaging import LatestWeightAverage
 from fl.runs.cluster_evaluation import ClusterEvaluation
 from fl.runs.experiment import Experiment, Learning
@@ -40,7 +43,7 @@ def central_evaluation(
 
     Of data whose clusters are known there are the metrics of `ClusterEvaluation` as well.
     Where layers stay with the clients, there is no model that could be evaluated without them:
-    nothing is reported but `NodeModels.facts`.
+    nothing is reported but `NodeModels.facts`; nor where clients do not train.
 
     Args:
         experiment: its model and data are used.
@@ -49,7 +52,7 @@ def central_evaluation(
             `fl.models.GlobalObjective`.
     """
     home = experiment.app.home
-    if home.keeps:
+    if home.keeps or not experiment.app.learns:
 
         def known(server_round: int, arrays: ArrayRecord) -> MetricRecord:
             return MetricRecord(dict(arrays.facts if isinstance(arrays, NodeModels) else {}))
@@ -111,6 +114,14 @@ def central_evaluation(
     return evaluate_fn
 
 
+def confused(experiment: Experiment, arrays: ArrayRecord) -> NDArray[np.int64]:
+    """Returns how many held-out examples of each class a model takes for which, shape (C, C)."""
+    model, layout, data = experiment.model(), experiment.app.home.whole, experiment.data
+    row = as_tensor(from_record(layout, arrays, finite=False))
+    layout.load(model, row, carried_tensors(carried(layout, arrays)))
+    return confusion(model, data.test_set(), data.num_classes)
+
+
 def task_evaluation(
     experiment: Experiment, *, train: bool = False
 ) -> Callable[[int, ArrayRecord], MetricRecord]:
@@ -165,6 +176,7 @@ class EvaluationSchedule:
         limit_s: time after which no model counts; None sets no limit.
         average: makes of the models the one that is evaluated; the metrics of the latest itself are
             then called "latest_accuracy" and so on. None evaluates the latest.
+        complete: makes of a model the one that is evaluated in its place.
         personal: evaluates what clients would use, of the latest model; models for which that is
             due are evaluated here as well. None does not.
     """
@@ -182,10 +194,12 @@ class EvaluationSchedule:
         every_s: float | None = None,
         limit_s: float | None = None,
         average: LatestWeightAverage | None = None,
+        complete: Callable[[ArrayRecord], ArrayRecord] = lambda arrays: arrays,
         personal: PersonalEvaluation | None = None,
     ) -> None:
         self._evaluate = evaluate
         self._average = average
+        self._complete = complete
         self._personal = personal
         self._recorder = recorder
         self._clock = clock
@@ -232,13 +246,17 @@ class EvaluationSchedule:
 
     def _metrics(self, server_round: int, arrays: ArrayRecord) -> tuple[MetricRecord, ArrayRecord]:
         """Returns the metrics, and the model that they are of."""
-        latest = self._evaluate(server_round, arrays)
+        evaluated = self._complete(arrays)
+        latest = self._evaluate(server_round, evaluated)
         if self._average is None:
-            return latest, arrays
+            return latest, evaluated
         mean = self._average.mean(arrays)
-        metrics = latest if mean is arrays else self._evaluate(server_round, mean)
+        metrics = latest
+        if mean is not arrays:
+            evaluated = self._complete(mean)
+            metrics = self._evaluate(server_round, evaluated)
         of_latest = {f"latest_{name}": x for name, x in latest.items()}
-        return MetricRecord({**metrics, **of_latest}), mean
+        return MetricRecord({**metrics, **of_latest}), evaluated
 
     @property
     def latest(self) -> ArrayRecord | None:
@@ -253,7 +271,7 @@ class EvaluationSchedule:
         if server_round != self._evaluated:
             metrics, evaluated = self._metrics(server_round, arrays)
             self._recorder.late_evaluation(metrics, costs, evaluated)
-        return arrays
+        return self._complete(arrays)
 
     def _is_due(self, server_round: int, elapsed: float) -> bool:
         if self._every_s is None:

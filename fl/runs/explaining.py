@@ -26,6 +26,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 import fl.runs.composing  # noqa: F401  what is composed below is composed once
 from fl.errors import ConfigError, ConfigErrors, SimulationError
 from fl.runs.groups import (
+    groups,
     is_choice,
     key_of,
     members_of,
@@ -180,13 +181,22 @@ def no_key(name: str, there: DictConfig | None = None) -> str:
     above = [key[: dot.start()] for dot in re.finditer(r"\.", key)]
     for part in (key, *reversed(above)):  # of some member of a group, but not of the chosen one
         if part in others and part not in top_groups():
+            having = few(_with_key(part, top))
             return (
                 f"there is no key '{part}' here, only in other members of {top}: choose one that "
-                f"has it ({few(_with_key(part))}); a sweep over {top}=A,B takes only keys that "
+                f"has it ({having}); a sweep over {top}=A,B takes only keys that "
                 "all members have: run one for each, with the same hydra.sweep.dir to compare them"
             )
         if part in present:
             break
+    for group, _ in groups():
+        place = group.replace("/", ".")
+        below = "/" in group and place not in present and key.startswith(f"{place}.")
+        if below and (members := _with_key(key, group)):
+            return (
+                f"there is no key '{key}' here: choose a member that has it, "
+                f"{group}={members[0]} ({few(members)})"
+            )
     near = _nearest_key(key, present) or _nearest_key(key, others)
     return f"there is no key '{key}'{near} (fl --cfg job shows every key)"
 
@@ -326,11 +336,11 @@ def _keys(node: Any, prefix: str) -> Iterator[str]:
                 yield from _keys(node._get_node(key), f"{prefix}{key}.")
 
 
-def _with_key(key: str) -> list[str]:
-    """Returns the members of a key's group that have it, by what they are made of as well."""
-    group = top_of(key)
+def _with_key(key: str, group: str) -> list[str]:
+    """Returns the members of a group that have a key, by what they are made of as well."""
+    place = group.replace("/", ".")
     return [
         name
-        for name, _ in (members_of(group) if group in top_groups() else ())
-        if any(key in _keys(part, f"{group}.") for part in parts_of(group, name))
+        for name, _ in (members_of(group) if group in dict(groups()) else ())
+        if any(key in _keys(part, f"{place}.") for part in parts_of(group, name))
     ]

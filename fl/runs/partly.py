@@ -13,12 +13,21 @@ from torch import nn
 from fl.clients import PartialApp, TrainingApp
 from fl.clients.pruning import Pruning
 from fl.errors import ConfigError
+from fl.models.batch_statistics import without_statistics
 from fl.models.sparse_activations import with_sparse_activations
 from fl.randomness import generator
 from fl.runs.experiment import Learning
 from fl.simulation.world.fleet import Fleet
 from fl.strategies import Exchange
-from fl.submodels import ByMemory, SparseMask, SubModel, SubModels, Units, Whole
+from fl.submodels import (
+    ByMemory,
+    SparseMask,
+    SubModel,
+    SubModels,
+    Units,
+    Whole,
+    classes_of,
+)
 from fl.vectors.layout import Layout
 
 
@@ -45,6 +54,8 @@ def partly(
     """
     app, module = learning.app, learning.model()
     make = partial(make_app, data=app.data, uplink=ends[0], downlink=ends[1])
+    if isinstance(sub_models, SubModels) and sub_models.static_batch_norm:
+        app = make(model=without_statistics(module))
     if isinstance(sub_models, SparseMask):
         own = sparsely(sub_models, app, make, module)
         fleet.check_memory(np.full(len(fleet), float(own.memory_bytes())))
@@ -61,6 +72,14 @@ def partly(
         level: _example(sub_models, level, app.layout, units)
         for level in dict.fromkeys(sub_models.capacity.levels)
     }
+    classes = None
+    if sub_models.masked_loss:
+        if app.data.task != "classification":
+            raise ConfigError(
+                f"masked_loss is true, and {app.data.name!r} is for {app.data.task}: set it to "
+                "false, or choose other data"
+            )
+        classes = classes_of(module, app.layout, app.data.num_classes)
     sizes = {
         level: part.size if sub_models.extraction.slices else _size(app.layout)
         for level, part in parts.items()
@@ -71,7 +90,7 @@ def partly(
     memory, capacity = fleet.devices.memory_bytes, sub_models.capacity
     fleet.check_memory(capacity.needed(needs, memory))
     levels = capacity.fitting(needs, memory) if isinstance(capacity, ByMemory) else ()
-    return own, replace(exchange, units=units, levels=levels)
+    return own, replace(exchange, units=units, classes=classes, levels=levels)
 
 
 def sparsely(

@@ -16,7 +16,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fl.aggregation import weight_of
-from fl.checks import at_least, not_negative, positive, share
+from fl.checks import at_least, boolean, not_negative, positive, share
 from fl.clients.app.choosing import model_key
 from fl.clients.app.inbox import ARRAYS_KEY, CONFIG_KEY, EVALUATED_KEY
 from fl.clients.app.outbox import METRICS_KEY
@@ -110,8 +110,7 @@ class Personal:
                 at_least(name, count, 1)
         share("held_out", self.held_out)
         for name in ("local", "contacts", "rows"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be true or false")
+            boolean(name, getattr(self, name))
 
 
 def with_lr_of(settings: Personal, experiment: Experiment) -> Personal:

@@ -94,11 +94,3 @@ class BEER(GossipRule):
         """Returns the state with both as mixed, for the next round."""
         mixed_x, mixed_v = np.split(row, 2)
         return state._replace(mixed_x=mixed_x, mixed_v=mixed_v if state.steps > 1 else state.v)
-
-    def model_in(self, message: Row) -> Row:
-        """Returns x_i."""
-        return np.split(message, 2)[0]
-
-    def with_model(self, message: Row, x: Row) -> Row:
-        """Returns a forged x_i, and v_i."""
-        return np.concatenate([x, np.split(message, 2)[1]])

@@ -62,14 +62,16 @@ class NodeRule(ABC):
 
     Attributes:
         needs: vectors that nodes have to compute beside the model, by name.
-        vectors: how many vectors of a model's length a message begins with. A compressor is for
-            these; what follows them is sent as it is.
+        vectors: how many vectors of a model's length a message begins with, the model first. A
+            compressor is for these; what follows them is sent as it is.
+        scalars: how many numbers follow them.
         linear: why what a node hears has to enter as a weighted sum, in words; empty if nothing but
             models are averaged, which an aggregator can do as well.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
     vectors: ClassVar[int] = 1
+    scalars: ClassVar[int] = 0
     linear: ClassVar[str] = ""
 
     @abstractmethod
@@ -101,11 +103,11 @@ class NodeRule(ABC):
 
     def model_in(self, message: Row) -> Row:
         """Returns the model in a message, shape (d,): what an attack reads."""
-        return message
+        return message[: (len(message) - self.scalars) // self.vectors]
 
     def with_model(self, message: Row, x: Row) -> Row:
         """Returns a message with another model in it: what an attack sends; the rest stays true."""
-        return x
+        return np.concatenate([x, message[len(x) :]])
 
 
 class GossipRule(NodeRule):

@@ -78,11 +78,3 @@ class GradientTracking(GossipRule):
         """Returns both, taken apart."""
         x, y = np.split(row, 2)
         return state._replace(x=x, y=y)
-
-    def model_in(self, message: Row) -> Row:
-        """Returns x_i - eta y_i."""
-        return np.split(message, 2)[0]
-
-    def with_model(self, message: Row, x: Row) -> Row:
-        """Returns a forged x_i - eta y_i, and y_i."""
-        return np.concatenate([x, np.split(message, 2)[1]])

@@ -43,6 +43,7 @@ class RelaySGD(TreeRule):
     messages, and relays truly what others have sent.
     """
 
+    scalars: ClassVar[int] = 1
     linear: ClassVar[str] = "sums are relayed, in which single models cannot be seen"
 
     def init(self, w: Row) -> Relaying:
@@ -74,11 +75,3 @@ class RelaySGD(TreeRule):
     def combine(self, state: Relaying, row: Row) -> Relaying:
         """Returns the averaged model."""
         return state._replace(x=row[:-1])
-
-    def model_in(self, message: Row) -> Row:
-        """Returns x_i."""
-        return message[:-1]
-
-    def with_model(self, message: Row, x: Row) -> Row:
-        """Returns a forged x_i, and the count."""
-        return np.append(x, message[-1])

@@ -44,6 +44,7 @@ class SGP(GossipRule):
     A Byzantine node forges z_i, and pushes w_i z_i with its true weight.
     """
 
+    scalars: ClassVar[int] = 1
     keeps: ClassVar[Keeps] = "columns"
     weights: ClassVar[tuple[Stochasticity, ...]] = ("columns", "doubly", "symmetric")
     linear: ClassVar[str] = "x_i / w_i is the average only if all sum x and w with the same weights"

@@ -19,19 +19,23 @@ from fl.submodels.sparse_mask import (
 )
 from fl.submodels.sub_models import SubModels
 from fl.submodels.submodel import (
+    CLASSES_KEY,
     MASK_NUMBER_KEY,
     MASKS_KEY,
+    OWN_CLASSES_KEY,
     Size,
     SubModel,
     masked,
     resized,
     slice_of,
 )
-from fl.submodels.units import HasUnits, Place, Units, importance, units_of
+from fl.submodels.units import HasUnits, Place, Units, classes_of, importance, units_of
 
 __all__ = [
+    "CLASSES_KEY",
     "MASKS_KEY",
     "MASK_NUMBER_KEY",
+    "OWN_CLASSES_KEY",
     "AdapterRanks",
     "ByMemory",
     "Capacity",
@@ -57,6 +61,7 @@ __all__ = [
     "Units",
     "Whole",
     "by_magnitude",
+    "classes_of",
     "importance",
     "largest",
     "masked",

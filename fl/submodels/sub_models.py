@@ -23,6 +23,11 @@ class SubModels:
         weighted: weigh clients by their examples; the papers' code weighs all the same.
         scaled: in training, divide what a layer returns by the share of its units that is there,
             HeteroFL's "scaler", so that the next layer is given numbers of the usual size.
+        masked_loss: a client's loss counts the logits of classes of which it has no example as 0,
+            and the last layer's row and bias of a class are the mean over the clients that have it.
+        static_batch_norm: layers that normalise over batches keep no statistics in training. Those
+            that they need otherwise are taken of the server's model, on all clients' examples, for
+            each evaluation.
 
     Raises:
         ConfigError: an argument is of another kind, or a level is none of the extraction's.
@@ -32,10 +37,14 @@ class SubModels:
     capacity: Capacity
     weighted: bool = False
     scaled: bool = False
+    masked_loss: bool = False
+    static_batch_norm: bool = False
 
     def __post_init__(self) -> None:
         for name, kind in (("extraction", Extraction), ("capacity", Capacity)):
             is_a(name, getattr(self, name), kind)
+        for name in ("weighted", "scaled", "masked_loss", "static_batch_norm"):
+            is_a(name, getattr(self, name), bool)
         for level in self.capacity.levels:
             try:
                 self.extraction.check_level(level)

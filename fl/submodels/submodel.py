@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,13 @@ MASKS_KEY = "masks"
 MASK_NUMBER_KEY = "mask-number"
 """Key of a message's configuration: which of a run's masks its part is of. Clients keep the last,
 and a message to one that has it has no `MASKS_KEY`."""
+
+OWN_CLASSES_KEY = "own-classes"
+"""Key of a message's configuration: the loss is to be over the classes that the client has, which
+the reply says in `CLASSES_KEY`."""
+
+CLASSES_KEY = "classes"
+"""Record of a reply, and its array: a bit for each class, as in `SubModel.bitmaps`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +60,10 @@ class SubModel:
     def of(self, w: Row) -> Row:
         """Returns the part of a row, shape (d_i,), of shape (d,)."""
         return w[self.positions]
+
+    def without(self, positions: NDArray[np.int64]) -> SubModel:
+        """Returns the same without some numbers of the whole's row, though the record has them."""
+        return replace(self, positions=np.setdiff1d(self.positions, positions, assume_unique=True))
 
     def put(self, w: Row, part: Row) -> Row:
         """Returns a row whose held numbers are the part's, and all others those of `w`, (d,)."""

@@ -103,6 +103,31 @@ def units_of(
     return tuple(layer for layer in made if layer.width > 1)
 
 
+def classes_of(model: nn.Module, layout: Layout, num_classes: int) -> Units:
+    """Returns the classes as what the last layer has a row of, and a number of its bias, for each.
+
+    Args:
+        model: any.
+        layout: of the model.
+        num_classes: C.
+
+    Raises:
+        ConfigError: its last layer, in the order in which they are registered, is none of that.
+    """
+    numbers = [name for name, _ in model.named_parameters()]
+    layer = numbers[-1].rpartition(".")[0] if numbers else ""
+    entries = [entry for entry in layout.floats if entry.name.rpartition(".")[0] == layer]
+    shapes = {entry.name: entry.shape for entry in entries}
+    if not entries or any(shape[:1] != (num_classes,) for shape in shapes.values()):
+        raise ConfigError(
+            f"masked_loss is true, and the last layer of {type(model).__name__} has {shapes}, not "
+            f"a row for each of {num_classes} classes: set it to false, or register the layer that "
+            "makes the logits last"
+        )
+    each = np.arange(num_classes)
+    return Units("classes", num_classes, tuple(Place(entry.name, 0, each) for entry in entries))
+
+
 def _place(
     shapes: Mapping[str, tuple[int, ...]],
     name: str,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fl.attacks import Backdoor, LabelFlip
+from fl.data import load_arrays
 from fl.errors import ConfigError
 
 Y = np.array([0, 1, 2, 9, 4, 5])
@@ -32,6 +33,14 @@ def test_labels_are_not_written_to():
     y.flags.writeable = False
     LabelFlip(10)(y)
     LabelFlip(10, table=list(range(10)))(y)
+
+
+def test_there_are_no_labels_to_flip_in_regression(tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "a.npz", x=rng.normal(size=(40, 3)), y=rng.normal(size=40))
+    source = load_arrays(str(tmp_path / "a.npz"), task="regression")
+    with pytest.raises(ConfigError, match="is of task regression"):
+        LabelFlip(10).check(source)
 
 
 @pytest.mark.parametrize(

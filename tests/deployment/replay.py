@@ -39,7 +39,18 @@ ROUNDS = {  # which wait for all they ask: a grid shows replies in the order of 
     "vectors beside the model": f"strategy=scaffold {ALL}",
     "two roles": f"strategy=fedamd {ALL} strategy.rule.p=0.5",
     "replicas": "strategy=onebit_adam strategy.rule.warmup=1",
-    "parts of the model": f"strategy=heterofl {SOME}",
+    "parts of the model": f"strategy=heterofl {SOME} strategy.sub_models.masked_loss=true",
+    "sparse models of one mask": (
+        f"strategy=feddst {SOME} strategy.rule.adjust_every=1 strategy.sub_models.density=0.3"
+    ),
+    "a mask that gradients move": (
+        f"strategy=fedmef {SOME} strategy.rule.adjust_every=2 strategy.sub_models.density=0.3"
+    ),
+    "models that the server makes": (
+        f"strategy=fedconv {SOME} strategy.rule.server_epochs=1 strategy.rule.filter_epochs=1 "
+        "strategy.rule.weight_epochs=1"
+    ),
+    "adapters of unequal ranks": f"strategy=flexlora {SOME} adapter.rank=4",
     "layers that stay at home": (
         f"strategy=fedper {ALL} {EVALUATE} personal.every=null target.metric=client_accuracy"
     ),

@@ -338,6 +338,7 @@ BAD = {
     "fleet.faults.droput=0.1": "did you mean fleet.faults.dropout",
     "strategy.foo=1": "there is no key 'strategy.foo'; strategy may have: ",
     "strategy.rule.buffer_size=3": "no key 'strategy.rule.buffer_size' here, only in other",
+    "client.correction.mu=1": "there is no key 'client.correction.mu' here: choose a member that",
     "+num_clints=3": "there is no key 'num_clints'; did you mean num_clients",
     "+client.foo=1": "there is no key 'client.foo'; client (fl.clients.TrainingApp) has: ",
     "+strategy.foo=1": "strategy: Rounds refuses its arguments: ",

@@ -21,7 +21,8 @@ from fl.clients import (
     Sgd,
 )
 from fl.compression import EF21, Cast, Marina, Qsgd, TopK
-from fl.runs.compatibility import REFUSALS, Combination, refusals
+from fl.runs.combination import Combination
+from fl.runs.compatibility import REFUSALS, refusals
 from fl.strategies import Driver, Traits
 from fl.vectors.layout import Layout
 

@@ -18,7 +18,7 @@ from fl.flower.private import give_id
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import Faults, TaskFaults
 from fl.strategies import DPSGD, DFedAvg, Gossip
-from fl.strategies.drivers.gossip import Running
+from fl.strategies.drivers.gossip_run import GossipRun
 from fl.topologies import Complete, DirectedRing, ExponentialGraph, Isolated, Path, Ring
 
 A, B, W = np.array(A3), np.array(B3), np.array(W3)
@@ -269,13 +269,13 @@ def test_a_neighbour_that_has_gone_on_is_mixed_as_it_was_in_the_same_round():
 
 def watch_mixing(monkeypatch, look):
     """Has `look` see the step of gossip and the nodes of every mix."""
-    mix = Running._mix
+    mix = GossipRun._mix
 
     def watched(running, step, nodes):
         look(step, nodes)
         mix(running, step, nodes)
 
-    monkeypatch.setattr(Running, "_mix", watched)
+    monkeypatch.setattr(GossipRun, "_mix", watched)
 
 
 def test_rows_are_let_go_of_when_nobody_needs_them(monkeypatch):

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
-from every_strategy import PARTIAL, configured, ran
-from flwr.app import Array, ArrayRecord, RecordDict
+from every_strategy import CLIENTS, PARTIAL, configured, ran
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from fl.aggregation import CenteredClipping, Median
 from fl.errors import ConfigError, NoStep
 from fl.runs.build import build, prepare
+from fl.simulation.kernel.trace import Event
 from fl.strategies import SCAFFOLD, FedAvg, Rounds
 from fl.strategies.drivers.parts import measured
+from fl.strategies.drivers.server import GlobalModel, Sent
+from fl.strategies.drivers.tasks import Task
 from fl.strategies.round_rule import Updates, blocks
-from fl.submodels import MASKS_KEY, Fixed, HeteroFL, SubModels, Whole
+from fl.submodels import (
+    CLASSES_KEY,
+    MASKS_KEY,
+    OWN_CLASSES_KEY,
+    Fixed,
+    HeteroFL,
+    Place,
+    SubModels,
+    Units,
+    Whole,
+)
 
 WHOLE = "strategy.sub_models.capacity.levels=[1]"
 
@@ -181,6 +196,114 @@ def test_statistics_of_a_batch_normalisation_are_averaged_where_they_are_held(st
     assert run.arrays["2.num_batches_tracked"].numpy() > 0
 
 
+# ---- HeteroFL's masked loss, and static batch normalisation --------------------------------------
+
+MASKED = "strategy.sub_models.masked_loss=true"
+STATIC = "strategy.sub_models.static_batch_norm=true"
+NORMED = ["model._target_=all_kinds.Normed", "~model.hidden", "~model.dropout"]
+SORTED = ["partition=pathological", "partition.num_classes_per_partition=2"]
+
+
+def last_layer_of(run):
+    weight, bias = [array.numpy() for array in run.arrays.values()][-2:]
+    return np.column_stack([weight, bias])
+
+
+def test_a_masked_loss_of_all_classes_is_the_loss_bit_for_bit():
+    rows = [row_of(ran("heterofl", "client=sgd_momentum", *more)[1]) for more in ([], [MASKED])]
+    np.testing.assert_array_equal(*rows)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["strategy.clients=1"],
+        ["strategy.clients=2", "attack=ipm", "num_byzantine=1"],
+        ["strategy.clients=2", "compressor=qsgd"],
+        ["strategy.clients=2", "aggregator=median"],
+    ],
+    ids=str,
+)
+def test_the_row_of_a_class_that_no_client_of_the_round_has_stays_bit_for_bit(more):
+    decays = "client=adamw"  # which shrinks what has no gradient
+    experiment, run = ran("heterofl", MASKED, *SORTED, decays, *more, "num_rounds=1")
+    asked = np.unique(run.trace.client[run.trace.kind == Event.DISPATCH])
+    data = experiment.data
+    there = np.unique(np.concatenate([data.train.y[data.partitions[p]] for p in asked]))
+    first = list(experiment.initial().values())
+    before = np.column_stack([array.numpy() for array in first[-2:]])
+    changed = (last_layer_of(run) != before).any(axis=1)
+    assert 2 <= len(there) < 10
+    assert np.flatnonzero(changed).tolist() == there.tolist()
+
+
+def test_clients_with_masked_losses_train_together_as_alone():
+    levels = "strategy.sub_models.capacity.levels=[1,1,0.5,0.5]"
+    rows = [
+        row_of(ran("heterofl", MASKED, *SORTED, levels, f"client.batching='{batching}'")[1])
+        for batching in ("off", "on")
+    ]
+    np.testing.assert_allclose(rows[0], rows[1], rtol=1e-4, atol=2e-6)
+
+
+def test_a_reply_counts_for_the_classes_that_it_says_and_for_no_others():
+    """Three classes, a layer of two inputs; the client has classes 0 and 2."""
+    rng = np.random.default_rng(0)
+    before, after = rng.standard_normal((2, 11)).astype(np.float32)
+    shapes = {"hidden": (2, 1), "head.weight": (3, 2), "head.bias": (3,)}
+    ends = np.cumsum([0, 2, 6, 3])
+
+    def record(row):
+        parts = [row[a:b] for a, b in pairwise(ends)]
+        return ArrayRecord(
+            {n: Array(x.reshape(s)) for (n, s), x in zip(shapes.items(), parts, strict=True)}
+        )
+
+    model = GlobalModel(record(before))
+    places = [Place(name, 0, np.arange(3)) for name in ("head.weight", "head.bias")]
+    model.classes = Units("classes", 3, tuple(places))
+    task = Task("m", 0, 0.0, Sent(0, model.w, {OWN_CLASSES_KEY: True}))
+
+    def read(bits):
+        said = {} if bits is None else {CLASSES_KEY: ArrayRecord({CLASSES_KEY: Array(bits)})}
+        content = RecordDict({"arrays": record(after), "metrics": MetricRecord({}), **said})
+        message = Message(RecordDict(), 1, "train")
+        return model.read(task, Message(content, reply_to=message), "arrays", 1.0)
+
+    update = read(np.array([0b10100000], np.uint8))
+    lacks = [4, 5, 9]
+    np.testing.assert_array_equal(update.x[lacks], before[lacks])
+    holds = np.setdiff1d(np.arange(11), lacks)
+    np.testing.assert_array_equal(update.x[holds], after[holds])
+    assert update.part.positions.tolist() == holds.tolist()
+    for bits in (None, np.zeros(2, np.uint8), np.zeros(1, np.int64)):
+        with pytest.raises(ConfigError, match=CLASSES_KEY):
+            read(bits)
+
+
+def test_static_batch_normalisation_trains_the_same_weights_and_keeps_statistics_of_all_data():
+    experiment, run = ran("heterofl", *NORMED, STATIC, WHOLE)
+    _, tracked = ran("heterofl", *NORMED, WHOLE)
+    ours, theirs = dict(run.arrays), dict(tracked.arrays)
+    for name in ours:
+        if not name.startswith("2."):
+            np.testing.assert_array_equal(ours[name].numpy(), theirs[name].numpy())
+    data, weight, bias = experiment.data, ours["1.weight"].numpy(), ours["1.bias"].numpy()
+    means, variances = [], []
+    for p in range(data.num_partitions):
+        x = data.client(p)[0].reshape(data.size(p), -1).numpy().astype(np.float64)
+        for start in range(0, len(x), 50):
+            h = x[start : start + 50] @ weight.T + bias
+            means.append(h.mean(axis=0))
+            variances.append(h.var(axis=0, ddof=1))
+    assert len(means) > CLIENTS
+    mean, variance = ours["2.running_mean"].numpy(), ours["2.running_var"].numpy()
+    np.testing.assert_allclose(mean, np.mean(means, axis=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(variance, np.mean(variances, axis=0), rtol=1e-4, atol=1e-5)
+    assert (mean != theirs["2.running_mean"].numpy()).all()
+    assert run.summary["final"]["accuracy"] > 0.1
+
+
 # ---- what is refused -----------------------------------------------------------------------------
 
 PARTS = SubModels(HeteroFL(), Fixed([1.0, 0.5]))
@@ -211,6 +334,9 @@ def test_what_needs_the_whole_model_of_every_client_is_refused(arguments):
         ("heterofl", ["compressor=qsgd", "attack=ipm", "num_byzantine=1"], "attack"),
         ("fedrolex", ["client=momentum"], "client.rule"),
         ("heterofl", ["model=logistic"], "strategy.sub_models"),
+        ("heterofl", [STATIC], "static_batch_norm"),
+        ("heterofl", ["model=char_gpt", "data=stdlib", MASKED], "masked_loss"),
+        ("fedconv", ["+" + MASKED], "masked_loss"),
     ],
 )
 def test_pairs_that_cannot_work_are_refused_by_key(strategy, overrides, key):

@@ -42,6 +42,7 @@ class AutogradBatch:
         x: inputs, shape (b, ...).
         y: targets, shape (b,) or (b, T).
         apart: what a model that the client keeps has of its own; None if there is none.
+        classes: as of `fl.models.objective.per_example_loss`.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class AutogradBatch:
         x: Tensor,
         y: Tensor,
         apart: Apart | None = None,
+        classes: Tensor | None = None,
     ) -> None:
+        self._classes = classes
         self._model = model
         self._layout = layout
         self._buffers = buffers
@@ -70,9 +73,8 @@ class AutogradBatch:
         """The same examples, with the statistics and the draws of the client's own model."""
         if self._apart is None:
             return self
-        return _OwnBatch(
-            self._model, self._layout, self._apart.buffers, self._x, self._y, self._apart
-        )
+        x, y, apart = self._x, self._y, self._apart
+        return _OwnBatch(self._model, self._layout, apart.buffers, x, y, apart, self._classes)
 
     def _mean_loss(self, w: Tensor, buffers: dict[str, Tensor] | None = None) -> Tensor:
         buffers = self._buffers if buffers is None else buffers
@@ -81,7 +83,7 @@ class AutogradBatch:
         logits = functional_call(self._model, entries, (self._x,), tie_weights=False)
         for name in buffers:  # a model may assign to a buffer what it does not write into it
             buffers[name] = entries[name].detach()
-        return per_example_loss(logits, self._y).mean()
+        return per_example_loss(logits, self._y, self._classes).mean()
 
     def grad(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the gradient at `w` and the loss there."""
@@ -179,6 +181,7 @@ def train_alone(
     epochs = -(-task.steps // per_epoch)
     last = memory[LAST_LOSS].item() if LAST_LOSS in memory else None
     by_epoch: list[float] = []
+    classes = None if task.classes is None else torch.from_numpy(task.classes).to(device)
     order = task.rows[
         visiting_order(
             task.examples, epochs, task.seed, task.client, task.message_id, shuffle=shuffle
@@ -193,9 +196,8 @@ def train_alone(
         for t in range(task.steps):
             (start,), (length,) = batch_bounds(t, size, batch_size, drop_last)
             x, y = pool.take(order[start : start + length])
-            batch = AutogradBatch(
-                model, layout, buffers, with_channels_last(x) if channels_last else x, y, apart
-            )
+            x = with_channels_last(x) if channels_last else x
+            batch = AutogradBatch(model, layout, buffers, x, y, apart, classes)
             w, state, loss = rule.step(w, state, received, batch, t)
             losses.append(loss)
             if contact is not None and (t + 1) % per_epoch == 0:

@@ -51,6 +51,7 @@ grad_without_compiler()
 PROGRAM_BYTES = 4 * 2**20
 GPU_PROGRAM_BYTES = 2**30  # a GPU has no such cache, and needs much work at a time
 MAX_ROWS = 512
+_CLASSES = ("classes", "")
 # With more weights than this, a step is bound by reading and writing them, alone or together:
 # 50,000 weights gain a factor of 3, 200,000 nothing, 670,000 lose a quarter.
 MAX_PARAMETERS = 150_000
@@ -210,6 +211,7 @@ class VmapBatch:
         y: targets, shape (b,) or (b, T).
         share: weight of each example in the mean loss, shape (b,), 0 for padding; None is 1/b.
         examples: number of examples that are not padding.
+        classes: as of `fl.models.objective.per_example_loss`.
     """
 
     def __init__(
@@ -220,7 +222,9 @@ class VmapBatch:
         y: Tensor,
         share: Tensor | None,
         examples: Scalar,
+        classes: Tensor | None = None,
     ) -> None:
+        self._classes = classes
         self._model = model
         self._layout = layout
         self._x = x
@@ -243,7 +247,7 @@ class VmapBatch:
         # A layout without other entries than trained parameters: nothing tied to look for.
         parameters = self._layout.split(w)
         logits = functional_call(self._model, parameters, (self._x,), tie_weights=False)
-        return self._mean(per_example_loss(logits, self._y))
+        return self._mean(per_example_loss(logits, self._y, self._classes))
 
     def _mean(self, losses: Tensor) -> Tensor:
         return losses.mean() if self._share is None else (losses * self._share).sum()
@@ -367,6 +371,9 @@ class _Program:
                 self.own["scalars", name] = torch.tensor(scalars)
         if any(task.steps != first.steps for task in tasks):
             self.own["steps", ""] = torch.from_numpy(self.steps)
+        classes = [task.classes for task in tasks if task.classes is not None]
+        if classes:
+            self.own[_CLASSES] = torch.from_numpy(np.stack(classes))
         self.own = {key: tensor.to(self.device) for key, tensor in self.own.items()}
         shared = self.shared
         self.shared = Received(
@@ -391,7 +398,7 @@ class _Program:
                 w = value
             elif field == "steps":
                 steps = value
-            else:
+            elif (field, name) != _CLASSES:
                 fields[field][name] = value
         return Received(w, **fields, steps=steps, local=self.local)
 
@@ -437,7 +444,8 @@ class _Program:
             *padding: Tensor,
         ) -> tuple[Tensor, State, Tensor]:
             share, examples = padding or (None, width)
-            batch = VmapBatch(self.model, self.layout, x, y, share, examples)
+            classes = own.get(_CLASSES)
+            batch = VmapBatch(self.model, self.layout, x, y, share, examples, classes)
             return self.rule.step(w, state, self._received(own), batch, t)
 
         every = vmap(step, in_dims=(w_dim, 0, 0, 0, 0, *(0 for _ in padding)))

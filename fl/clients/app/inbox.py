@@ -21,6 +21,7 @@ from fl.errors import ConfigError
 from fl.execution.contract import WORK_KEY
 from fl.flower.carried import carried
 from fl.flower.records import RecordReader, record_tensors, record_vector
+from fl.submodels import OWN_CLASSES_KEY
 from fl.vectors.rows import Row
 
 ARRAYS_KEY = "arrays"
@@ -201,6 +202,11 @@ class Instructions:
     def batch_size(self) -> int | None:
         """How many examples a step is to have; None leaves it to the app."""
         return read_batch_size(self.config)
+
+    @property
+    def own_classes(self) -> bool:
+        """Whether the loss is to be over the client's own classes."""
+        return self.config.get(OWN_CLASSES_KEY) is True
 
     @cached_property
     def evaluated(self) -> str:

@@ -11,13 +11,33 @@ from numpy.typing import NDArray
 
 from fl.errors import ConfigError
 from fl.flower.arrays import read_array
-from fl.submodels import MASKS_KEY
+from fl.submodels import CLASSES_KEY, MASKS_KEY
 from fl.vectors.layout import Layout
 
 
 def masks_record(bitmaps: Mapping[str, NDArray[np.uint8]]) -> ArrayRecord:
     """Returns the record of a part's `SubModel.bitmaps`."""
     return ArrayRecord({name: Array(bits) for name, bits in bitmaps.items()})
+
+
+def read_classes(record: Any, num_classes: int) -> NDArray[np.bool_]:
+    """Returns which classes a reply says that its client has, shape (C,).
+
+    Args:
+        record: of the reply; anything.
+        num_classes: C.
+
+    Raises:
+        ConfigError: it has no bit for each class.
+    """
+    array = record.get(CLASSES_KEY) if isinstance(record, ArrayRecord) else None
+    bits = None if array is None else read_array(array)
+    if bits is None or bits.dtype != np.uint8 or bits.shape != (-(-num_classes // 8),):
+        raise ConfigError(
+            f"the reply's {CLASSES_KEY!r} must have a bit for each of {num_classes} classes: use "
+            "clients that obey 'own-classes', or set sub_models.masked_loss to false"
+        )
+    return np.unpackbits(bits, count=num_classes).astype(bool)
 
 
 def read_masks(layout: Layout, record: Any) -> dict[str, NDArray[np.bool_]]:

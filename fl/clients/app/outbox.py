@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from fl.clients.app.choosing import MIXTURE_METRIC, MODEL_METRIC
@@ -19,6 +19,7 @@ from fl.flower.content import content_of
 from fl.flower.payload import payload_bytes
 from fl.flower.private import trusted_record
 from fl.flower.records import tensors_record, to_record, to_records, vector_record
+from fl.submodels import CLASSES_KEY
 from fl.vectors.rows import as_tensor
 
 METRICS_KEY = "metrics"
@@ -62,6 +63,7 @@ class Outbox:
                 training.model,
                 training.mixture,
             )
+            items |= _classes(training)
             kept: dict[str, ArrayRecord] = {}
             if trained.memory:
                 memory = {name: tensors[i] for name, tensors in trained.memory.items()}
@@ -81,6 +83,7 @@ class Outbox:
         for name in self._rule.uploads:
             items[name] = vector_record(torch.zeros(self._layout.num_trainable))
         items[METRICS_KEY] = _metrics(0, 0.0, 0, training.model, training.mixture)
+        items |= _classes(training)
         return content_of(items), {}
 
     def model_bytes(self, *, chosen: bool) -> int:
@@ -107,6 +110,13 @@ def _metrics(
     if mixture is not None:
         values[MIXTURE_METRIC] = mixture.tolist()
     return trusted_record(MetricRecord, values)
+
+
+def _classes(training: Training) -> dict[str, ArrayRecord]:
+    """Returns the record of the classes of which a loss was, if it was not of all."""
+    if training.classes is None:
+        return {}
+    return {CLASSES_KEY: ArrayRecord({CLASSES_KEY: Array(np.packbits(training.classes))})}
 
 
 def metrics_reply(message: Message, metrics: dict[str, int | float]) -> Message:

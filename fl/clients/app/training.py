@@ -32,6 +32,7 @@ class Training:
             whose time is in `steps`.
         model: which of several received models `row` is; None if there was one, or it is a mixture.
         mixture: shares of several received models in `row`, shape (k,); None if it is no mixture.
+        classes: of which the loss is, shape (C,), bool; None is all.
     """
 
     seed: int
@@ -48,6 +49,7 @@ class Training:
     deadline_s: float | None
     model: int | None = None
     mixture: NDArray[np.float64] | None = None
+    classes: NDArray[np.bool_] | None = None
 
     @property
     def examples(self) -> int:

@@ -12,9 +12,10 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fl.checks import read_if
+from fl.checks import boolean, read_if
 from fl.clients.app.batching import Batching, Mode, check_mode
 from fl.clients.app.choosing import SMOOTHING_KEY, Chooser, mixed
 from fl.clients.app.downlink import Downlink, is_compressed
@@ -53,6 +54,7 @@ from fl.flower.content import content_of
 from fl.flower.messages import with_content
 from fl.models import Measures, copy_of, drop_weights
 from fl.randomness import SEED_KEY, generator, global_generators
+from fl.submodels import OWN_CLASSES_KEY
 from fl.vectors.rows import as_row, as_tensor
 
 _KINDS = ("train", "train.default")
@@ -135,6 +137,8 @@ class TrainingApp(ClientApp, PlannedApp):
         batch_size: examples of a step; None takes all of the client's.
         local_epochs: passes over the client's examples in a task; None if `local_steps` is set.
         local_steps: steps of a task, however many epochs these are; None if `local_epochs` is set.
+        train: False: clients take the time of their work, and send its bytes, but train nothing.
+            What comes back is the model that was sent, zeros beside it, and a "train-loss" of 1.
         shuffle: a fresh permutation every epoch; otherwise the order of the data.
         drop_last: leave out an epoch's last batch if it is smaller than the others, as models with
             batch normalisation want, which refuse a batch of one. A client with fewer examples than
@@ -173,6 +177,7 @@ class TrainingApp(ClientApp, PlannedApp):
         batch_size: int | None = 32,
         local_epochs: int | None = 1,
         local_steps: int | None = None,
+        train: bool = True,
         shuffle: bool = True,
         drop_last: bool = False,
         evaluate_on: Literal["test", "train"] | None = None,
@@ -223,6 +228,13 @@ class TrainingApp(ClientApp, PlannedApp):
         self.batch_size = batch_size
         self.local_epochs = local_epochs
         self.local_steps = local_steps
+        boolean("train", train)
+        if not train and contact is not None and contact.watches:
+            raise ConfigError(
+                f"train is false, and contact is {type(contact).__name__}, which goes by the loss: "
+                "leave contact out, or let clients train"
+            )
+        self.learns = train
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.uplink = uplink
@@ -265,6 +277,7 @@ class TrainingApp(ClientApp, PlannedApp):
             data,
             self.rule,
             local=self.home.local,
+            train=train,
             shuffle=shuffle,
             drop_last=drop_last,
             batching=batching,
@@ -293,6 +306,11 @@ class TrainingApp(ClientApp, PlannedApp):
         own = own or (self.contact is not None and self.contact.watches)
         return own or self._has_mods or links
 
+    @property
+    def forward_flops(self) -> int:
+        """FLOPs of the model for one example, without gradients."""
+        return self._planner.forward_flops
+
     def memory_bytes(self) -> int:
         """Returns the memory that training takes on a device, in bytes, for the largest batch."""
         return self._planner.memory_bytes
@@ -308,7 +326,7 @@ class TrainingApp(ClientApp, PlannedApp):
         instructions: Instructions = payload.read_by(self)
         known = self._reply_bytes
         reply_bytes = known and known[instructions.num_models > 1]
-        if instructions.smoothing is not None:
+        if instructions.smoothing is not None or instructions.own_classes:
             reply_bytes = None
         return self._planner.plan(
             instructions, message_type, partition, seconds_per_flop, reply_bytes
@@ -392,7 +410,9 @@ class TrainingApp(ClientApp, PlannedApp):
         if self.why_alone(request) is not None:
             return None
         instructions: Instructions = request.payload.read_by(self)
-        return "train", instructions.first_step, instructions.batch_size, instructions.role.name
+        of_classes = instructions.own_classes
+        role = instructions.role.name
+        return "train", instructions.first_step, instructions.batch_size, role, of_classes
 
     def why_alone(self, request: Request) -> str | None:
         """Returns why a request cannot be answered together with others, or None if it can."""
@@ -565,7 +585,17 @@ class TrainingApp(ClientApp, PlannedApp):
             scalars=instructions.scalars,
             steps=steps,
             deadline_s=deadline,
+            classes=self._classes(task.rows) if instructions.own_classes else None,
         )
+
+    def _classes(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Returns of which classes there are examples, shape (C,)."""
+        if self.data.task != "classification":
+            raise ConfigError(
+                f"the message's {OWN_CLASSES_KEY!r} is true, and examples of {self.data.name!r} "
+                "have no class"
+            )
+        return np.bincount(self.data.train.y[rows], minlength=self.data.num_classes) > 0
 
     def _task(
         self,

@@ -8,6 +8,7 @@ command has named it; see docs/recovery.md.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -263,11 +264,12 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="of one run")
     parser.add_argument(
-        "num_rounds",
+        "length",
         metavar="num_rounds=N",
         nargs="?",
         help="make a run longer that has completed with checkpoint.keep=true: what it answered is "
-        "not trained again, and DIR-N has what a run of N rounds would have had",
+        "not trained again, and DIR-N has what a run of N rounds would have had; or, of one that "
+        "time_limit_s has ended, time_limit_s=S, in DIR-S",
     )
     parser.add_argument(
         "--allow",
@@ -304,8 +306,8 @@ def resumed(arguments: Sequence[str]) -> tuple[list[str], Resumption] | None:
     if not directory.is_dir():
         raise ConfigError(f"{directory} does not exist; give the directory of a run")
     _check_files(directory)
-    if given.num_rounds is not None:
-        directory = _longer(directory, given.num_rounds)
+    if given.length is not None:
+        directory = _longer(directory, given.length)
     journal = directory / FOLDER / FILE
     status = _status(directory)
     head = read_head(journal) if journal.is_file() else None
@@ -361,10 +363,11 @@ def _longer(directory: Path, asked: str) -> Path:
         ConfigError: the run has not completed, has kept no journal, or is not shorter.
     """
     key, _, value = asked.partition("=")
-    if key != "num_rounds" or not value.isascii() or not value.isdecimal():
+    wanted = _length(key, value)
+    if wanted is None:
         raise ConfigError(
-            f"{asked!r} is no num_rounds=N, with a whole number N: nothing else of a run can be "
-            "changed when it goes on"
+            f"{asked!r} is no num_rounds=N, with a whole number N, nor a time_limit_s=S: nothing "
+            "else of a run can be changed when it goes on"
         )
     journal = directory / FOLDER / FILE
     if _status(directory) != "completed":
@@ -372,28 +375,41 @@ def _longer(directory: Path, asked: str) -> Path:
     if not journal.is_file():
         raise ConfigError(
             f"{directory} has completed without checkpoint.keep=true, so that what its clients "
-            f"answered is gone: start a run with num_rounds={value}"
+            f"answered is gone: start a run with {asked}"
         )
     head = read_head(journal)
     summary = json.loads(read_file(directory / "summary.json", SUMMARY_BYTES))
     config = summary.get("config")
-    rounds = config.get("num_rounds") if isinstance(config, dict) else None
-    if not isinstance(rounds, int) or head.get("obstacle") is not None:
-        raise ConfigError(f"{directory} holds a run that fl cannot make longer: start it again")
-    if int(value) <= rounds:
+    done = _length(key, str(config.get(key))) if isinstance(config, dict) else None
+    if done is None or head.get("obstacle") is not None:
         raise ConfigError(
-            f"num_rounds is {value}, and {directory} has done {rounds}: it must be more than that"
+            f"{directory} holds a run without {key} that fl could make longer: start it again"
+        )
+    if wanted <= done:
+        raise ConfigError(
+            f"{key} is {value}, and {directory} has done {done:g}: it must be more than that"
         )
     command = _checked(directory, head.get("command"))
-    others = [o for o in command["overrides"] if o.lstrip("+").split("=")[0] != "num_rounds"]
+    others = [o for o in command["overrides"] if o.lstrip("+").split("=")[0] != key]
     new = directory.with_name(f"{directory.name}-{value}")
     if new.exists():
         raise ConfigError(f"{new} is there already: fl resume {new}, if it is to go on")
     (new / FOLDER).mkdir(parents=True)
-    told = {**command, "overrides": [*others, f"num_rounds={value}"]}
-    longer(journal, new / FOLDER / FILE, {"command": told, EXTENDS: rounds})
-    print(f"fl: {directory} goes on to {value} rounds, in {new}", flush=True)
+    told = {**command, "overrides": [*others, asked]}
+    longer(journal, new / FOLDER / FILE, {"command": told, EXTENDS: {key: config[key]}})
+    print(f"fl: {directory} goes on to {asked}, in {new}", flush=True)
     return new
+
+
+def _length(key: str, value: str) -> float | None:
+    """Returns a length of a run; None if it is none."""
+    if key == "num_rounds":
+        return int(value) if value.isascii() and value.isdecimal() else None
+    try:
+        seconds = float(value)
+    except ValueError:
+        return None
+    return seconds if key == "time_limit_s" and 0 < seconds < math.inf else None
 
 
 def _noted(directory: Path) -> Any:

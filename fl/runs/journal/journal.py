@@ -42,7 +42,8 @@ _MAGIC = b"fl-journal-2\n"
 _FRAME = struct.Struct("<QI")  # length of what follows, CRC-32 of place and bytes
 _PLACE = struct.Struct("<QQ")  # of the journal, drawn when it is made; of the record, the head is 0
 EXTENDS = "extends"
-"""In the head of a longer run's journal: num_rounds of the run that its answers are from."""
+"""In the head of a longer run's journal: the length, by its key, of the run that has answered."""
+LENGTHS = ("num_rounds", "time_limit_s")
 _CHANGE = "changed code"  # what is asked in a record that is no answer
 _GB = 10**9
 _MANY_PARTS = 512  # buffers that one system call takes; Linux allows 1024
@@ -155,8 +156,9 @@ class Journal:
             if self._code not in (None, self.head.get("code")):
                 why = "Its code was changed, and asks something else than before"
             if EXTENDS in self.head:
+                ((key, value),) = self.head[EXTENDS].items()
                 why = (
-                    f"With num_rounds={self.head[EXTENDS]} it was not the beginning of the longer "
+                    f"With {key}={value} it was not the beginning of the longer "
                     "run: a schedule depends on the length, clients go on while others end, or the "
                     "last model was evaluated out of turn (evaluate_every)"
                 )

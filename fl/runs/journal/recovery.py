@@ -16,13 +16,14 @@ from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
+from fl.checks import boolean
 from fl.errors import ConfigError
 from fl.execution.executor import Executor
 from fl.reports.files import printable
 from fl.runs.journal.claim import FOLDER, Claim
 from fl.runs.journal.command import COMMAND, resume_command
 from fl.runs.journal.encoding import checksum, encode
-from fl.runs.journal.journal import EXTENDS, FILE, Journal, NotRepeated, check_replaceable
+from fl.runs.journal.journal import EXTENDS, FILE, LENGTHS, Journal, NotRepeated, check_replaceable
 from fl.runs.journal.replay import Journaled
 
 log = logging.getLogger("fl")
@@ -86,8 +87,7 @@ class Recovery:
                 raise ConfigError(f"{name} is {value}; it must be positive and finite")
         self.limit_gb = limit_gb
         self.sync_s = sync_s
-        if not isinstance(keep, bool):
-            raise ConfigError(f"keep is {keep!r}; it must be true or false")
+        boolean("keep", keep)
         self.trust = trust
         self.keep = keep
         self._start = RunStart() if start is None else start
@@ -118,7 +118,7 @@ class Recovery:
         self,
         directory: Path | None,
         facts: Mapping[str, Any],
-        shorter: Callable[[int], Mapping[str, Any]] | None = None,
+        shorter: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     ) -> Iterator[None]:
         """Claims the directory and keeps the journal there, for the run in the block.
 
@@ -128,7 +128,8 @@ class Recovery:
         Args:
             directory: of the run; None keeps nothing.
             facts: what must not have changed when the run is resumed.
-            shorter: returns the facts of the same run with another num_rounds; None: there is none.
+            shorter: returns the facts of the same run with another length, num_rounds or
+                time_limit_s; None: it has none.
 
         Raises:
             ConfigError: another run has the directory, or it cannot be written; or a run that is to
@@ -172,7 +173,7 @@ class Recovery:
         self,
         path: Path,
         facts: Mapping[str, Any],
-        shorter: Callable[[int], Mapping[str, Any]] | None,
+        shorter: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None,
     ) -> Journal | None:
         start = self._start
         head: dict[str, Any] = {"command": dict(start.command)}
@@ -191,7 +192,7 @@ class Recovery:
         facts = {**facts, **source}
         if start.resume:
             return self._reopened(
-                path, facts, lambda rounds: {**(shorter or _no_shorter)(rounds), **source}
+                path, facts, lambda before: {**(shorter or _no_shorter)(before), **source}
             )
         head |= {"facts": facts, "code": dict(start.code)}
         return Journal(path, head, limit_gb=self.limit_gb, sync_s=self.sync_s)
@@ -200,7 +201,7 @@ class Recovery:
         self,
         path: Path,
         facts: Mapping[str, Any],
-        shorter: Callable[[int], Mapping[str, Any]],
+        shorter: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     ) -> Journal:
         code = dict(self._start.code)
         journal = Journal(path, None, limit_gb=self.limit_gb, sync_s=self.sync_s, code=code)
@@ -275,8 +276,8 @@ class Recovery:
         return kept
 
 
-def _no_shorter(num_rounds: int) -> Mapping[str, Any]:
-    raise ConfigError("this run has no num_rounds, and cannot go on from a shorter one")
+def _no_shorter(before: Mapping[str, Any]) -> Mapping[str, Any]:
+    raise ConfigError("this run has no length, and cannot go on from a shorter one")
 
 
 def check_head(path: Path, head: Mapping[str, Any]) -> None:
@@ -290,6 +291,9 @@ def check_head(path: Path, head: Mapping[str, Any]) -> None:
         raise ConfigError(f"{path.parents[1]} cannot be resumed: {obstacle}")
     if not isinstance(head.get("facts"), dict) or not isinstance(head.get("code"), dict):
         raise ConfigError(f"{path} cannot be used: it says nothing about its run")
+    before = head.get(EXTENDS, {"num_rounds": 1})
+    if not isinstance(before, dict) or len(before) != 1 or not {*before} <= {*LENGTHS}:
+        raise ConfigError(f"{path} cannot be used: it does not say what it makes longer")
 
 
 def _check_unchanged(

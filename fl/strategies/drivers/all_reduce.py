@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fl.aggregation import Aggregator, Dropped, Guard, Mean
 from fl.clients.app.island import Fragments
-from fl.collectives import Buckets, Collective, Failure, Gather
+from fl.collectives import Buckets, Collective, Failure, Gather, Requantising
 from fl.compression import Channel, MeanLink, PayloadError, Receivers
 from fl.errors import ConfigError, NoStep
 from fl.flower.grid_view import Control, Peers
@@ -167,8 +167,8 @@ class AllReduce:
             return finish_s
         got = peers.collect(list(sent), sizes, by, self._failure)
         reduction.gone = set(got.gone)
-        if by.requantises and got.nodes:
-            reduction.mean = self._requantised([sent[node].delta for node in got.nodes])
+        if isinstance(by, Requantising) and got.nodes:
+            reduction.mean = _requantised(by, [sent[node].delta for node in got.nodes])
         there = set(got.nodes)
         reduction.sent = {node: one for node, one in sent.items() if node in there}
         return got.finish_s
@@ -240,15 +240,6 @@ class AllReduce:
         reduction.mean = mean.astype(np.float64)
         return [reduced(size) for size in sizes][-1]  # each after the one before
 
-    def _requantised(self, deltas: Sequence[Vector]) -> Vector | NoStep:
-        """Returns what a collective makes of vectors on its way, in the order of its ranks."""
-        with np.errstate(over="ignore"):  # seen by the collective
-            x = np.stack(deltas).astype(np.float32)
-        try:
-            return self._collective.reduced(x).astype(np.float64)
-        except ConfigError as error:
-            return NoStep(f"of {len(x)} outer gradients: {error}")
-
     def _forge(self, reduction: Reduction, control: Control) -> None:
         """Replaces what liars send; what nobody could read is refused."""
         sent, p = reduction.sent, reduction.fragment
@@ -299,3 +290,13 @@ class AllReduce:
 
     def _number(self, node: int) -> int:
         return self._numbers.setdefault(node, len(self._numbers))
+
+
+def _requantised(by: Requantising, deltas: Sequence[Vector]) -> Vector | NoStep:
+    """Returns what a collective makes of vectors on its way, in the order of its ranks."""
+    with np.errstate(over="ignore"):  # seen by the collective
+        x = np.stack(deltas).astype(np.float32)
+    try:
+        return by.reduced(x).astype(np.float64)
+    except ConfigError as error:
+        return NoStep(f"of {len(x)} outer gradients: {error}")

@@ -235,8 +235,7 @@ class Decentralized(RuleDriver):
         rule: NodeRule = self.rule
         first = [rule.message(state) for state in states]
         vectors, channel = rule.vectors, self.exchange.uplink
-        rest = len(first[0]) - vectors * swarm.layout.size
-        whole_bytes = vectors * swarm.model_bytes + FLOAT_BYTES * rest
+        whole_bytes = vectors * swarm.model_bytes + FLOAT_BYTES * rule.scalars
         choco = None
         if channel is not None:
             choco = CHOCO(channel, self.exchange.layout or swarm.layout, vectors)

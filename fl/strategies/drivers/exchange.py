@@ -71,6 +71,8 @@ class Exchange:
         layouts: of the models of several learning tasks, by name, instead.
         units: of the model, that parts of it may lack, for `sub_models`; see
             `fl.submodels.units_of`.
+        classes: of the model's last layer, for `sub_models.masked_loss`; see
+            `fl.submodels.classes_of`.
         levels: how much of the model each client holds, by its index, where its device decides;
             none leaves it to the strategy.
         trusted: makes the server's own update, for an aggregator that wants it.
@@ -92,6 +94,7 @@ class Exchange:
     layout: Layout | None = None
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     units: Sequence[Units] = ()
+    classes: Units | None = None
     levels: Sequence[float] = ()
     trusted: Trusted | None = None
     proxy: Proxy | None = None

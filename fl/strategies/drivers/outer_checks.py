@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from fl.aggregation import Mean
-from fl.collectives import RingAllReduce
+from fl.collectives import Requantising, RingAllReduce
 from fl.compression import Channel
 from fl.errors import ConfigError
 from fl.strategies.drivers.all_reduce import adds
@@ -30,14 +30,19 @@ def check_payloads(strategy: OuterSteps, uplink: Channel | None) -> None:
     """Raises ConfigError unless a collective that was chosen can carry what workers send."""
     collective, name = strategy.allreduce, type(strategy.allreduce).__name__
     compressor = type(uplink).__name__
-    if collective.requantises and uplink is not None:
+    if isinstance(collective, Requantising) and uplink is not None:
         raise ConfigError(
             f"allreduce is {name}, which encodes every sum on its way, and compressor is "
             f"{compressor}: leave one of them out"
         )
     added = strategy.compress_mean or adds(uplink, strategy.aggregator)
+    of = strategy.aggregator.name if uplink is None or uplink.adds else compressor
+    if not added and strategy.buckets is not None:
+        raise ConfigError(
+            f"buckets is {strategy.buckets}, but what {of} needs is the gradient as a whole, which "
+            "is there after the backward pass: leave buckets out"
+        )
     if not added and collective != RingAllReduce():
-        of = strategy.aggregator.name if uplink is None or uplink.adds else compressor
         raise ConfigError(
             f"allreduce is {collective}, but what {of} needs cannot be added on its way, and is "
             "gathered: leave allreduce out"
@@ -47,7 +52,7 @@ def check_payloads(strategy: OuterSteps, uplink: Channel | None) -> None:
 def _clashes(s: OuterSteps) -> Iterator[tuple[str, Any, str, Any, str]]:
     """Yields pairs of arguments with their values, and why they do not go together."""
     rule, collective = type(s.rule).__name__, type(s.allreduce).__name__
-    fails, requantises = s.failure is not None, s.allreduce.requantises
+    fails, requantises = s.failure is not None, isinstance(s.allreduce, Requantising)
     if s.compress_mean or requantises:
         first = ("compress_mean", "true") if s.compress_mean else ("allreduce", collective)
         for name, value, wrong in (

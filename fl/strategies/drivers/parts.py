@@ -17,6 +17,7 @@ from fl.strategies.drivers.server import Server, Update
 from fl.strategies.sparse import Sparse
 from fl.submodels import (
     MASK_NUMBER_KEY,
+    OWN_CLASSES_KEY,
     Capacity,
     Fixed,
     Mask,
@@ -107,6 +108,15 @@ class Parts(Division):
                 "sub_models is set, and no units of the model are known: pass "
                 "units=fl.submodels.units_of(model, ...) to fl.strategies.Exchange"
             )
+        self._told: dict[str, int] = {}
+        if sub_models.masked_loss:
+            if exchange.classes is None:
+                raise ConfigError(
+                    "sub_models.masked_loss is true, and no classes of the model are known: pass "
+                    "classes=fl.submodels.classes_of(model, ...) to fl.strategies.Exchange"
+                )
+            server.model.classes = exchange.classes
+            self._told = {OWN_CLASSES_KEY: True}
         self.levels = list(dict.fromkeys(self.capacity.levels))
         self.seed = seed
         self.numbered = server.tasks.numbered
@@ -133,6 +143,10 @@ class Parts(Division):
     def level(self, server: Server, node: int, place: int) -> int:
         """Returns the place of a client's level among all; see `Division.level`."""
         return self.levels.index(self._level(server.version, self._client(node), place))
+
+    def told(self) -> dict[str, int]:
+        """Returns that a client's loss is to be over its own classes, if it is."""
+        return self._told
 
     def examples(self, whole: Whole) -> list[SubModel | None]:
         """Returns a part of each level; None is all of the model."""

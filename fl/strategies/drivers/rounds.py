@@ -247,6 +247,12 @@ class Rounds(Aggregating):
                 f"sub_models.extraction is {type(extraction).__name__}, and {self.name} makes one "
                 "model for each level, of the same form in all rounds: use fl.submodels.HeteroFL"
             )
+        for option in ("masked_loss", "static_batch_norm"):
+            if self.rule.knows_parts and getattr(sub_models, option, False):
+                raise ConfigError(
+                    f"sub_models.{option} is true, and {self.name} makes models of parts by a rule "
+                    "of its own: set it to false"
+                )
         if self.rule.of_adapters and extraction and not extraction.of_adapters:
             raise ConfigError(
                 f"sub_models.extraction is {type(extraction).__name__}, and {self.name} is for "

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from fl.aggregation import check_result
 from fl.clients.app.choosing import SMOOTHING_KEY, chosen_model, mixed, model_key, shares_of
-from fl.clients.app.masks import masks_record, read_masks
+from fl.clients.app.masks import masks_record, read_classes, read_masks
 from fl.errors import ConfigError, NoStep
 from fl.flower.carried import carried, median_carried
 from fl.flower.grid_view import Control
@@ -23,7 +23,7 @@ from fl.strategies.drivers.cluster_models import ClusterModels
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.forging import Forging
 from fl.strategies.drivers.tasks import Task, Tasks
-from fl.submodels import MASKS_KEY, SubModel, masked
+from fl.submodels import CLASSES_KEY, MASKS_KEY, OWN_CLASSES_KEY, SubModel, Units, masked
 from fl.vectors.rows import Row, as_tensor, mean
 
 
@@ -130,9 +130,11 @@ class GlobalModel:
     Attributes:
         layout: of the model.
         clusters: of a method with several models, of which clients use one or a mixture.
+        classes: where the last layer has a row for each, if clients' losses are of their own.
     """
 
     clusters: Clusters | None = None
+    classes = Units("classes", 0, ())
 
     def __init__(self, arrays: ArrayRecord) -> None:
         self.layout = layout_of(arrays)
@@ -218,8 +220,27 @@ class GlobalModel:
         row = from_record(layout, record)
         if part is not None:
             row = part.put(sent.w, row)
+        if OWN_CLASSES_KEY in sent.config:
+            part = self._of_classes(part, reply.content.get(CLASSES_KEY))
+            row = part.put(sent.w, part.of(row))
         statistics = carried(layout, record)
         return Update(task, row, metrics, now, statistics, extras, model, own, mixture, part)
+
+    def _of_classes(self, part: SubModel | None, record: Any) -> SubModel:
+        """Returns the part without the last layer's numbers for classes that a client lacks.
+
+        Raises:
+            ConfigError: the record does not say which it has.
+        """
+        has = read_classes(record, self.classes.width)
+        entries = {entry.name: entry for entry in self.layout.floats}
+        lacks = []
+        for place in self.classes.places:
+            entry = entries[place.entry]
+            rows = np.arange(entry.size).reshape(len(place.unit), -1)
+            lacks.append(entry.offset + rows[~has[place.unit]].reshape(-1))
+        whole = SubModel(self.layout, np.arange(self.layout.size)) if part is None else part
+        return whole.without(np.concatenate(lacks))
 
     def _regrown(self, part: SubModel, record: Any) -> SubModel:
         """Returns the part that a client holds after it has moved the mask that it was sent.

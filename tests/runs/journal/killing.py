@@ -69,10 +69,20 @@ CLUSTERS = [word for word in SMALL if word not in ("data=digits", "partition=iid
 KEEPING = {
     "parts that stay": [
         *(*SMALL, *HARSH, *EARLY, "strategy=heterofl", "num_clients=8", "num_rounds=5"),
+        "strategy.sub_models.masked_loss=true",
     ],
     "parts that change": [
         *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=random_submodels", "num_clients=8"),
         "num_rounds=5",
+    ],
+    "statistics that nobody keeps": [
+        *(word for word in SMALL if not word.startswith("model")),
+        *(*HARSH_FLEET, *EARLY, "strategy=fedrolex", "num_clients=8", "num_rounds=4"),
+        *("model=resnet8", "model.groups=null", "model.channels=[4,4,4]"),
+        *("strategy.sub_models.static_batch_norm=true", "strategy.sub_models.masked_loss=true"),
+    ],
+    "a server that trains": [
+        *(*SMALL, *HARSH, *EARLY, "strategy=server_training", "num_clients=8", "num_rounds=5"),
     ],
     "a mask that moves": [
         *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=fedmef", "num_clients=8", "num_rounds=6"),

@@ -13,6 +13,7 @@ from fl.cli import main
 from fl.runs.journal.journal import Journal
 
 FEW = ["executor=serial", "num_clients=6", "fleet=uniform", "progress=false", "views=false"]
+KEEP = ["checkpoint.keep=true"]
 KINDS = {
     "fedbuff": ["strategy=fedbuff", "strategy.rule.buffer_size=2", "evaluate_every=1"],
     "scaffold": ["strategy=scaffold", "fleet=mobile"],
@@ -35,27 +36,51 @@ def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return run
 
 
+def rows_of(directory: Path) -> list[str]:
+    return (directory / "metrics.csv").read_text().splitlines()[1:]
+
+
 def outcome(directory: Path) -> Any:
     summary = json.loads((directory / "summary.json").read_text())
-    rows = (directory / "metrics.csv").read_text().splitlines()
-    without_host = [[v for i, v in enumerate(row.split(",")) if i != 2] for row in rows]
+    without_host = [
+        [v for i, v in enumerate(row.split(",")) if i != 2] for row in rows_of(directory)
+    ]
     return summary["model_sha256"], summary["trace_sha256"], without_host
 
 
 def made_longer(typed: Any, kind: list[str]) -> None:
-    typed(*FEW, *kind, "num_rounds=2", "checkpoint.keep=true", "hydra.run.dir=short")
+    typed(*FEW, *kind, "num_rounds=2", *KEEP, "hydra.run.dir=short")
     before = outcome(Path("short"))
     typed("resume", "short", "num_rounds=4")
     typed(*FEW, *kind, "num_rounds=4", "hydra.run.dir=long")
     assert outcome(Path("short-4")) == outcome(Path("long"))
     assert outcome(Path("short")) == before
     replayed = Journal(Path("short-4/checkpoint/journal"), None)
-    assert replayed.head["extends"] == 2
+    assert replayed.head["extends"] == {"num_rounds": 2}
     replayed.close()
 
 
 def test_a_longer_run_has_the_bits_of_one_that_was_as_long(typed):
     made_longer(typed, KINDS["fedbuff"])
+
+
+def longer_in_time(typed: Any, kind: list[str]) -> None:
+    typed(*FEW, *kind, "num_rounds=4", "hydra.run.dir=whole")
+    times = [float(row.split(",")[1]) for row in rows_of(Path("whole"))]
+    middle = (times[1] + times[2]) / 2
+    typed(*FEW, *kind, "num_rounds=4", f"time_limit_s={middle}", *KEEP, "hydra.run.dir=brief")
+    before = outcome(Path("brief"))
+    assert len(before[2]) < len(times) + 1
+    typed("resume", "brief", "time_limit_s=1e6")
+    assert outcome(Path("brief-1e6")) == outcome(Path("whole"))
+    assert outcome(Path("brief")) == before
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[] if k == "fedbuff" else pytest.mark.slow) for k in KINDS]
+)
+def test_a_run_that_time_has_ended_goes_on_to_the_bits_of_one_that_had_more(typed, kind):
+    longer_in_time(typed, KINDS[kind])
 
 
 @pytest.mark.slow
