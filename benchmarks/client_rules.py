@@ -119,6 +119,7 @@ def ways(rule: Any) -> tuple[dict[str, Callable[[], object]], str]:
         layout,
         app.data,
         rule,
+        train=True,
         shuffle=True,
         drop_last=False,
         batching="on",
