@@ -9,6 +9,7 @@ Three layers, for populations of different size, and beside them what bounds the
              delays from several distributions; every event that was pending runs, and the next two
     engine   tasks through download, compute and upload on a `mobile` fleet, with their trace; 1,000
              in flight, the clients drawn from the whole population
+    flower   the same with `runtime=flower`, whose polls are events too
     grid     the same through `SimGrid`, push_messages and pull_messages, with a model of four
              arrays and a configuration down, the model and three metrics up; an executor that has
              every answer ready
@@ -43,6 +44,7 @@ from fl.simulation.kernel.engine import Engine
 from fl.simulation.kernel.events import EventQueue, Priority
 from fl.simulation.kernel.trace import Event, Trace
 from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.runtime import Runtime
 
 IN_FLIGHT = 1_000
 PAYLOAD_BYTES = 4_000
@@ -103,9 +105,9 @@ def queue(pending: int, seconds: float, delays: str) -> float:
 class Clients:
     """A host for the engine whose tasks take a device's time and train nothing."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, runtime: Runtime | None = None) -> None:
         self.fleet = fleet
-        self.engine = Engine(fleet, Trace())
+        self.engine = Engine(fleet, Trace(), runtime)
         self.engine.host = self
         self.replies = 0
         self._numbers: dict[int, int] = {}
@@ -144,9 +146,19 @@ class Clients:
         """Does nothing."""
 
 
-def engine(fleet: Fleet, seconds: float) -> tuple[float, float]:
+def flower_runtime() -> Runtime:
+    """Returns `runtime=flower`."""
+    from hydra import compose, initialize_config_module
+    from hydra.utils import instantiate
+
+    with initialize_config_module("fl.conf", version_base=None):
+        made: Runtime = instantiate(compose("config", ["runtime=flower"]).runtime)
+    return made
+
+
+def engine(fleet: Fleet, seconds: float, runtime: Runtime | None = None) -> tuple[float, float]:
     """Returns events and tasks per second."""
-    clients = Clients(fleet)
+    clients = Clients(fleet, runtime)
     for _ in range(IN_FLIGHT):
         clients.dispatch()
     events = clients.engine.queue
@@ -201,7 +213,7 @@ def reply_content() -> Any:
     return RecordDict({"arrays": model_record(), "metrics": metrics})
 
 
-def make_grid(fleet: Fleet, executor: Executor) -> Any:
+def make_grid(fleet: Fleet, executor: Executor, runtime: Runtime | None = None) -> Any:
     """Returns a grid whose executor is started."""
     from flwr.app import Context, Message
     from flwr.clientapp import ClientApp
@@ -215,14 +227,14 @@ def make_grid(fleet: Fleet, executor: Executor) -> Any:
         return Message(reply_content(), reply_to=message)
 
     executor.start(app, RunInfo(seed=0, num_partitions=len(fleet), run_config={SEED_KEY: 0}))
-    return SimGrid(fleet, executor)
+    return SimGrid(fleet, executor, runtime=runtime)
 
 
-def grid(fleet: Fleet, executor: Executor, seconds: float) -> float:
+def grid(fleet: Fleet, executor: Executor, seconds: float, runtime: Runtime | None = None) -> float:
     """Returns tasks per second: waves of 1,000 messages, pulled as they arrive."""
     from flwr.app import ConfigRecord, Message, RecordDict
 
-    sim = make_grid(fleet, executor)
+    sim = make_grid(fleet, executor, runtime)
     nodes = sim.get_node_ids()
     rng = random.Random(0)
 
@@ -288,10 +300,13 @@ def measure(clients: int, seconds: float) -> dict[str, Any]:
             **{f"queue, {delays}": queue(clients, seconds, delays) for delays in DELAYS},
         }
         core["engine events"], core["engine tasks"] = engine(fleet, seconds)
+        flower = flower_runtime()
+        core["flower events"], core["flower tasks"] = engine(fleet, seconds, flower)
     return {
         "clients": clients,
         **core,
         "grid tasks": grid(fleet, Ready(reply_content()), seconds),
+        "grid tasks, flower": grid(fleet, Ready(reply_content()), seconds, flower),
         "client tasks": grid(fleet, SerialExecutor(), seconds),
         "strategy tasks": strategy(fleet, SerialExecutor(), seconds),
     }

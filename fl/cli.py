@@ -34,7 +34,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from fl.errors import ConfigError
+from fl.errors import ConfigError, DeploymentError
 from fl.execution.garbage import START_THRESHOLDS
 from fl.runs import sweep, usage
 from fl.runs.composing import files_stay
@@ -312,7 +312,7 @@ def main() -> None:
     except Exception as error:  # outside of a job: Hydra, reading the arguments
         message = explain(error)
         lines = [str(error)] if message is None else message.splitlines()
-        if not isinstance(error, ConfigError):
+        if not isinstance(error, ConfigError | DeploymentError):
             lines = _all_problems(sys.argv[1:]) or lines
         _say(lines)
         sys.exit(1)
@@ -331,6 +331,11 @@ def _command(arguments: list[str]) -> bool:
         from fl.runs import project  # heavy
 
         project.main(arguments[1:])
+        return True
+    if arguments[:1] == ["calibrate"]:
+        from fl.deployment import calibrate
+
+        calibrate.main(arguments[1:])
         return True
     if arguments[:1] == ["compare"]:
         from fl.reports import difference

@@ -194,6 +194,11 @@ def test_poisoned_data_may_be_trained_on_with_a_compressor():
     assert 0 <= run_experiment(config) <= 1
 
 
+@pytest.mark.parametrize("name", members("runtime"))
+def test_every_runtime_takes_the_time_of_a_run(name):
+    assert 0 <= run_experiment(config_of(f"runtime={name}")) <= 1
+
+
 @pytest.mark.parametrize("name", members("executor"))
 def test_every_executor_builds_without_starting_anything(name):
     build(config_of(f"executor={name}"))

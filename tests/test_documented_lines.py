@@ -55,8 +55,10 @@ SUBSTITUTIONS = {
     "HOST:": "127.0.0.1:",
     "PATH": "fl_behaviour.json",
 }
-# Members that read a file which is not among the data: these lines are composed, and not built.
+# Members that read a file which is not among the data, or need a package of an extra: these lines
+# are composed, and not built.
 WITHOUT_FILES = ("fleet/availability=behaviour", "model=huggingface", "data.path=ylecun/mnist")
+WITHOUT_PACKAGES = ("model=torchvision", "model=timm", "callbacks=")
 LANGUAGES = ("", "python", "toml", "yaml", "text")
 
 
@@ -173,7 +175,9 @@ def prepared(overrides: list[str], config_dir: Path | None = None) -> None:
         try:
             with open_dict(config):
                 del config["hydra"]
-            if not any(override in WITHOUT_FILES for override in overrides):
+            if not any(
+                override.startswith(WITHOUT_FILES + WITHOUT_PACKAGES) for override in overrides
+            ):
                 given = check_values(config)
                 take_away(config, given)
                 prepare(config, given)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All runs of this experiment: bash experiments/proxskip_vip/run.sh [GAME ...]
 #
-#   GAME   plain, scaled or squares; without any, all
+#   GAME   plain, scaled, squares or batches; without any, all
 #   SEEDS  of the runs after tuning, comma-separated (1,2,3,4,5); games are drawn from them
 #   OUT    folder for the runs (outputs/proxskip_vip)
 #   FL     the command (fl)
@@ -10,7 +10,7 @@ set -euo pipefail
 OUT=${OUT:-outputs/proxskip_vip} FL=${FL:-fl} SEEDS=${SEEDS:-1,2,3,4,5}
 export OMP_NUM_THREADS=1
 GAMES=("$@")
-[ $# -gt 0 ] || GAMES=(plain scaled squares)
+[ $# -gt 0 ] || GAMES=(plain scaled squares batches)
 
 sweep() { # name, arguments
   # FL is a command with arguments, if need be.
@@ -56,6 +56,17 @@ for game in "${GAMES[@]}"; do
       proxskip "$final" "$SEEDS" 0.25 0.6 "${of[@]}"
       gda "$final" "$SEEDS" 0.6 1 "${of[@]}"
       gda "$final" "$SEEDS" 0.1 10 "${of[@]}" ;;
+    batches) # the plain game, ten examples a step
+      of=(num_rounds=120 client.batch_size=10)
+      references=(client.correction.variance_reduction=true)
+      proxskip "$tuning/sgda" 0 0.003,0.01,0.03,0.1,0.3 0.3 "${of[@]}"
+      proxskip "$tuning/svrgda" 0 0.1,0.3,0.6,1 0.3 "${of[@]}" "${references[@]}" strategy.rule.q=0.02,0.05,0.2
+      gda "$tuning" 0 0.01,0.03,0.1,0.3 1 "${of[@]}"
+      gda "$tuning" 0 0.003,0.01,0.03,0.1 5 "${of[@]}"
+      proxskip "$final/sgda" "$SEEDS" 0.01 0.3 "${of[@]}"
+      proxskip "$final/svrgda" "$SEEDS" 0.6 0.3 "${of[@]}" "${references[@]}" strategy.rule.q=0.02
+      gda "$final" "$SEEDS" 0.03 1 "${of[@]}"
+      gda "$final" "$SEEDS" 0.01 5 "${of[@]}" ;;
     *) echo "there is no game $game" >&2 && exit 2 ;;
   esac
 done

@@ -46,11 +46,11 @@ class LabelFlip(Poisoning):
             )
 
     def check(self, data: FederatedData) -> None:
-        """Raises ConfigError unless the data has C classes."""
+        """Raises ConfigError unless the data has C classes, of which an example has one."""
         require(
-            data.task == "classification",
-            f"LabelFlip changes classes, and data {data.name!r} is for {data.task}: choose another "
-            "attack, such as attack=sign_flip",
+            data.task in ("classification", "next-token"),
+            f"data {data.name!r} is of task {data.task}, and examples have no class to flip: use "
+            "another attack",
         )
         require(
             data.num_classes == self.num_classes,

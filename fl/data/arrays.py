@@ -44,8 +44,10 @@ def load_arrays(
     """
     if not isinstance(path, str) or not Path(path).expanduser().is_file():
         raise ConfigError(f"path is {path!r}; it must be a .npz file (here is {Path.cwd()})")
-    if task not in ("classification", "regression", "next-token"):
-        raise ConfigError(f"task is {task!r}; it must be classification, regression or next-token")
+    if task not in ("classification", "multi-label", "regression", "next-token"):
+        raise ConfigError(
+            f"task is {task!r}; it must be classification, multi-label, regression or next-token"
+        )
     arrays = _read(path)
     x, y, client = arrays["x"], arrays["y"], arrays.get("client")
     if "x_test" in arrays:
@@ -89,11 +91,17 @@ def _source(
             raise ConfigError("x or y has a token below 0: tokens count from 0")
         targets, outputs = y.astype(np.int64), int(max(x.max(), y.max())) + 1
     else:
-        if y.ndim != 1:
-            raise ConfigError(f"y has shape {y.shape}; for task={task} it must be (n,)")
+        expected = 2 if task == "multi-label" else 1
+        if y.ndim != expected:
+            shape = "(n, C), a column for each label" if expected == 2 else "(n,)"
+            raise ConfigError(f"y has shape {y.shape}; for task={task} it must be {shape}")
         if task == "classification":
             classes, targets = classes_of(y, "y")
             outputs = len(classes)
+        elif task == "multi-label":
+            if y.dtype.kind == "U" or not np.isin(y, (0, 1)).all():
+                raise ConfigError("y has other values than 0 and 1, for task=multi-label")
+            targets, outputs = y.astype(np.float32), y.shape[1]
         else:
             column = standardised("y", numbers_of(y, "y")[~test])
             targets, outputs = column.encoded(y)[:, 0], 1

@@ -214,6 +214,21 @@ def numbers_of(values: Values, name: str) -> NDArray[np.float64]:
     return found
 
 
+def labels_of(values: Values, name: str) -> NDArray[np.float32]:
+    """Returns which rows have a label, 0 or 1, shape (n,).
+
+    Raises:
+        ConfigError: its column says something else.
+    """
+    if values.dtype == object or not np.isin(values, (0, 1)).all():
+        odd = values[0] if values.dtype == object else values[~np.isin(values, (0, 1))][0]
+        raise ConfigError(
+            f"data.task is multi-label, and column {name!r} has {str(odd)!r}; it must "
+            "say by 0 or 1 whether a row has the label"
+        )
+    return values.astype(np.float32)
+
+
 def check_apart(names: Mapping[str, str | None]) -> None:
     """Checks that no column has two roles.
 

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from fl.data.drift import Drift
 from fl.errors import ConfigError
 
-Task: TypeAlias = Literal["classification", "regression", "next-token", "game"]
+Task: TypeAlias = Literal["classification", "multi-label", "regression", "next-token", "game"]
 IntArray: TypeAlias = NDArray[np.int64]
 
 
@@ -30,7 +30,8 @@ class Examples:
     Attributes:
         x: inputs, shape (n, ...): uint8 images, float32 features, or integer tokens (n, T).
         y: targets, int64: classes, shape (n,), or the next token at each position, shape (n, T);
-            zeros, shape (n,), for games, which have none. Of regression float32, shape (n,).
+            zeros, shape (n,), for games, which have none. Of regression float32, shape (n,); of
+            several labels float32, 0 or 1, shape (n, C).
 
     Raises:
         ConfigError: different numbers of rows, or targets of another type or rank.
@@ -43,10 +44,11 @@ class Examples:
         if len(self.x) != len(self.y):
             raise ConfigError(f"{len(self.x)} inputs but {len(self.y)} targets: need one each")
         whole = self.y.dtype == np.int64 and self.y.ndim in (1, 2)
-        if not whole and not (self.y.dtype == np.float32 and self.y.ndim == 1):
+        if not whole and not (self.y.dtype == np.float32 and self.y.ndim in (1, 2)):
             raise ConfigError(
                 f"targets are {self.y.dtype} of shape {self.y.shape}: "
-                "need int64 of shape (n,) or (n, T), or float32 of shape (n,) for regression"
+                "need int64 of shape (n,) or (n, T), or float32 of shape (n,) for regression and "
+                "(n, C) for labels"
             )
 
     def __len__(self) -> int:
@@ -163,11 +165,12 @@ class Source:
         name: name of the data set, as on the command line.
         train: examples that are dealt to clients.
         test: held-out examples, never dealt; the same for every seed of a run.
-        num_classes: classes, or size of the vocabulary; 1 for regression, 0 for games. It is how
-            many numbers a model returns for an example, or for a position.
+        num_classes: classes or labels, or size of the vocabulary; 1 for regression, 0 for games. It
+            is how many numbers a model returns for an example, or for a position.
         input_shape: shape of one input.
-        task: one class per example, a number per example, the next token at each position, or a
-            game, whose model returns the loss of each example itself (`fl.models.Game`).
+        task: one class per example, any number of labels, a number per example, the next token at
+            each position, or a game, whose model returns the loss of each example itself
+            (`fl.models.Game`).
         scaling: how stored inputs become float32; None if they are used as they are.
         unit: of regression, by how much what is predicted differs where targets differ by 1: their
             standard deviation before they were standardised. Errors are reported in it.
@@ -300,7 +303,7 @@ class FederatedData:
 
         Returns:
             Inputs, float32 (n, *input_shape), or int64 (n, T) for text; targets, int64 (n,) or
-            (n, T), or float32 (n,) for regression. Both are fresh copies.
+            (n, T), or float32 (n,) for regression and (n, C) for labels. Both are fresh copies.
         """
         return self.tensors(self.train, self.partitions[p])
 

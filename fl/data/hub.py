@@ -29,10 +29,10 @@ _SAVED = ("dataset_dict.json", "state.json")
 
 def load_huggingface(
     path: str,
-    target: str | None = None,
+    target: str | Sequence[str] | None = None,
     inputs: Sequence[str] | str | None = None,
     name: str | None = None,
-    task: Literal["classification", "regression", "next-token"] = "classification",
+    task: Literal["classification", "multi-label", "regression", "next-token"] = "classification",
     client: str | None = None,
     train: str = "train",
     test: str | None = None,
@@ -50,7 +50,7 @@ def load_huggingface(
     Args:
         path: repository on the hub, or a folder that `save_to_disk` has written or that
             `datasets.load_dataset` reads.
-        target: column to predict; None with "next-token".
+        target: column to predict, or columns as of `load_table`; None with "next-token".
         inputs: column, or columns, to predict it from; None: all others of a table.
         name: of the data set's configuration, where it has several.
         task: what the target is.
@@ -76,19 +76,22 @@ def load_huggingface(
                 "needs one column of text as inputs, and null for the others"
             )
         return _text(_split(path, name, train), _last(path), names[0], client, window)
-    if not isinstance(target, str):
+    if target is None:
         raise ConfigError(f"target is {target!r}; set it to a column, as data.target=label")
     splits = [_split(path, name, each) for each in (train, test) if each is not None]
     sizes = [len(rows) for rows in splits]
     held_out = None if test is None else np.arange(sum(sizes)) >= sizes[0]
     if names is not None and len(names) == 1 and _is_image(splits[0], names[0]):
-        if task != "classification":
-            raise ConfigError(f"task is {task}; images can be classified alone")
+        if task != "classification" or not isinstance(target, str):
+            raise ConfigError(
+                f"task is {task} and target {target!r}; images can be classified alone, by one "
+                "column (data=arrays takes labels of images)"
+            )
         return _images(splits, _last(path), names[0], target, client, held_out, test_fraction,
                        size, color)  # fmt: skip
-    keep = None if names is None else [*names, *(c for c in (target, client) if c is not None)]
-    table = _table(splits, keep)
     roles = Roles(target, names, task, client, test_fraction=test_fraction)
+    others = (*roles.targets, *(() if client is None else (client,)))
+    table = _table(splits, None if names is None else [*names, *others])
     return encoded(table, _last(path), roles, held_out)[1]
 
 

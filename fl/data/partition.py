@@ -11,6 +11,7 @@ randomness of its own and cuts the table into consecutive pieces).
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fl.checks import at_least, positive
+from fl.checks import at_least, is_a, positive
 from fl.checks import share as check_share
 from fl.data.drift import Drift, Mixtures, counts_of
 from fl.data.federated import IntArray, Partitions, Source, Split
@@ -210,6 +211,63 @@ def shard(
     return hold_out(deal(source, seed, make), held_out, seed)
 
 
+def flwr_datasets(
+    source: Source,
+    partitioner: Callable[..., Partitioner],
+    num_partitions: int,
+    seed: int,
+    held_out: float = 0.0,
+) -> Split:
+    """Deals the examples by a partitioner of `flwr_datasets`, or by one of the same kind.
+
+    It sees a table with the columns "index", of row numbers, "label", the class or the number to
+    predict of each example, if it has one, and "client", the number of the natural client whose an
+    example is, if the source has them. Arguments that it takes and was not given are those here:
+    `num_partitions`, a `seed` drawn from the run's, and `partition_by="label"`.
+
+    Args:
+        source: the data.
+        partitioner: makes it, with its other arguments bound.
+        num_partitions: number of partitions P, of those that take it.
+        seed: root seed of the run.
+        held_out: share of each partition that is kept from training; see `hold_out`.
+
+    Raises:
+        ConfigError: it lacks an argument or refuses one, it deals columns and not rows, or the data
+            cannot be dealt in this way.
+    """
+    makes = getattr(partitioner, "func", partitioner)
+    bound = getattr(partitioner, "keywords", {})
+    name = getattr(makes, "__name__", str(makes))
+    known = inspect.signature(makes).parameters
+    ours = {
+        "num_partitions": num_partitions,
+        "seed": torch_seed(seed, "partition"),
+        "partition_by": "label",
+    }
+    given = {key: value for key, value in ours.items() if key in known and key not in bound}
+    lacking = [
+        key
+        for key, parameter in known.items()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and key not in given
+        and key not in bound
+    ]
+    if lacking:
+        raise ConfigError(
+            f"partitioner is {name}, which needs {', '.join(lacking)} besides: set them, as "
+            f"+partition.partitioner.{lacking[0]}=..."
+        )
+    by = bound.get("partition_by", given.get("partition_by"))
+    if by == "label" and source.train.y.ndim != 1:
+        raise ConfigError(
+            f"partitioner is {name}, which goes by a class or number of each example, and examples "
+            f"of {source.name!r} have several: use another"
+        )
+    return hold_out(deal(source, seed, lambda: partitioner(**given)), held_out, seed)
+
+
 def clusters(
     source: Source,
     num_partitions: int,
@@ -370,7 +428,7 @@ def deal(source: Source, seed: int, partitioner: Callable[[], Partitioner]) -> S
     """Deals the examples by any partitioner of `flwr_datasets`.
 
     Args:
-        source: the data; its classes are column "label", where it has one class per example.
+        source: the data, of which the partitioner sees what `flwr_datasets` says.
         seed: root seed of the run, for the order of the table.
         partitioner: makes a fresh partitioner, for example
             `partial(LinearPartitioner, num_partitions=10)`.
@@ -379,6 +437,7 @@ def deal(source: Source, seed: int, partitioner: Callable[[], Partitioner]) -> S
         ConfigError: the partitioner refuses; its reason is quoted.
     """
     from datasets import Dataset
+    from flwr_datasets.partitioner import Partitioner
 
     class Table(Dataset):  # type: ignore[misc]
         """Selects without hashing the selection, which no one asks for here: half the time."""
@@ -392,21 +451,37 @@ def deal(source: Source, seed: int, partitioner: Callable[[], Partitioner]) -> S
     columns = {"index": order}
     if source.train.y.ndim == 1:
         columns["label"] = source.train.y[order]
+    if source.natural is not None:
+        columns["client"] = _client_of(source)[order]
     try:
         dealer = partitioner()
+        is_a("partitioner", dealer, Partitioner)
         dealer.dataset = Table.from_dict(columns)
         with warnings.catch_warnings():
             # Of `datasets` sorting by an older form of a pyarrow option: not ours to change.
             warnings.filterwarnings("ignore", "Specifying null_placement", FutureWarning)
             num_partitions = dealer.num_partitions
         # The Arrow form gives a whole column at once; the default one goes row by row.
-        parts = [
-            dealer.load_partition(p).with_format("arrow")[:]["index"].to_numpy()
-            for p in range(num_partitions)
-        ]
-    except ValueError as error:
+        dealt = [dealer.load_partition(p).with_format("arrow")[:] for p in range(num_partitions)]
+        if any("index" not in rows.column_names for rows in dealt):
+            raise ConfigError(
+                f"partitioner is {type(dealer).__name__}, which deals columns, and a client of a "
+                "run has examples: use one that deals rows"
+            )
+        parts = [rows["index"].to_numpy() for rows in dealt]
+    except (ValueError, TypeError, KeyError, IndexError) as error:
         raise ConfigError(f"data {source.name!r} cannot be dealt in this way: {error}") from error
     return Split(Partitions.from_arrays(parts))
+
+
+def _client_of(source: Source) -> IntArray:
+    """Returns the natural client of each training example, shape (n,); -1 where it is nobody's."""
+    owners = np.full(len(source.train), -1, np.int64)
+    if source.natural is not None:
+        owners[source.natural.indices] = np.repeat(
+            np.arange(len(source.natural)), source.natural.sizes
+        )
+    return owners
 
 
 def _order(source: Source, seed: int) -> IntArray:
@@ -418,6 +493,12 @@ def _check_labels(source: Source, rule: str) -> None:
         raise ConfigError(
             f"partition={rule} goes by one class per example, and examples of {source.name!r} "
             "have none: use partition=natural or partition=iid"
+        )
+    if source.task == "multi-label":
+        raise ConfigError(
+            f"partition={rule} goes by one class per example, and examples of {source.name!r} "
+            "have any number of labels: use partition=iid, or partition=natural if the data have "
+            "clients"
         )
     if source.task == "regression":
         raise ConfigError(

@@ -18,6 +18,7 @@ from fl.data.columns import (
     check_apart,
     classes_of,
     fitted,
+    labels_of,
     numbers_of,
     standardised,
     values_of,
@@ -38,7 +39,7 @@ class Encoding:
 
     Attributes:
         columns: of the inputs, in their order.
-        classes: of the target, by number; empty for regression.
+        classes: of the target, by number; of several labels the columns; empty for regression.
         target: of regression, whose model predicts (target - mean) / std; None for classes.
     """
 
@@ -73,29 +74,38 @@ class Roles:
         ConfigError: one is not of its kind.
     """
 
-    target: str
+    target: str | Sequence[str]
     features: Sequence[str] | None = None
-    task: Literal["classification", "regression"] = "classification"
+    task: Literal["classification", "multi-label", "regression"] = "classification"
     client: str | None = None
     split: str | None = None
     test_fraction: float = 0.2
     standardise: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.target, str) or not self.target:
+        if self.task not in ("classification", "multi-label", "regression"):
+            raise ConfigError(
+                f"task is {self.task!r}; it must be classification, multi-label or regression"
+            )
+        if self.task == "multi-label":
+            if not _are_names(self.target) or not self.target:
+                raise ConfigError(
+                    f"target is {self.target!r}; for task=multi-label it must be the columns of "
+                    "the labels, as data.target=[red,round]"
+                )
+        elif not isinstance(self.target, str) or not self.target:
             raise ConfigError(
                 f"target is {self.target!r}; set it to the name of a column, as data.target=label"
             )
-        if self.task not in ("classification", "regression"):
-            raise ConfigError(f"task is {self.task!r}; it must be classification or regression")
         names = self.features
-        if names is not None and (
-            isinstance(names, str)
-            or not isinstance(names, Sequence)
-            or not all(isinstance(name, str) for name in names)
-        ):
+        if names is not None and not _are_names(names):
             raise ConfigError(f"features is {names!r}; it must be a list of columns, as [age,sex]")
         boolean("standardise", self.standardise)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The columns to predict."""
+        return (self.target,) if isinstance(self.target, str) else tuple(self.target)
 
     def features_of(self, table: pa.Table) -> list[str]:
         """Returns the columns that are learnt from.
@@ -104,7 +114,7 @@ class Roles:
             ConfigError: there are none, or a column has two roles.
         """
         taken = {
-            "data.target": self.target,
+            **dict(zip(self._target_keys(), self.targets, strict=True)),
             "data.client": self.client,
             "data.split": self.split,
         }
@@ -118,12 +128,25 @@ class Roles:
             )
         return names
 
+    def _target_keys(self) -> list[str]:
+        if isinstance(self.target, str):
+            return ["data.target"]
+        return [f"data.target[{i}]" for i in range(len(self.target))]
+
+
+def _are_names(value: Any) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and all(isinstance(name, str) for name in value)
+    )
+
 
 def load_table(
     path: str,
-    target: str,
+    target: str | Sequence[str],
     features: Sequence[str] | None = None,
-    task: Literal["classification", "regression"] = "classification",
+    task: Literal["classification", "multi-label", "regression"] = "classification",
     client: str | None = None,
     split: str | None = None,
     test_fraction: float = 0.2,
@@ -137,9 +160,9 @@ def load_table(
 
     Args:
         path: of a .csv file (or .csv.gz, ...) with a header, or a .parquet file.
-        target: column to predict.
+        target: column to predict; of task "multi-label" those of the labels, each 0 or 1.
         features: columns to predict it from; None: all others.
-        task: the target is one of several classes, or a number.
+        task: the target is one of several classes, any number of labels, or a number.
         client: column that says whose a row is: each of its values is a natural client.
         split: column that says "train" or "test"; None: rows are held out at random, of each
             client if there is a column for it.
@@ -154,7 +177,7 @@ def load_table(
     return encoded(read_table(path), _stem(path), roles)[1]
 
 
-def table_encoding(path: str, target: str, **arguments: Any) -> Encoding:
+def table_encoding(path: str, target: str | Sequence[str], **arguments: Any) -> Encoding:
     """Returns how `load_table` with the same arguments makes inputs of rows."""
     return encoded(read_table(path), _stem(path), Roles(target, **arguments))[0]
 
@@ -176,7 +199,8 @@ def encoded(
     if len(table) < 2:
         raise ConfigError(f"{name} has {len(table)} rows: need at least 2")
     names = roles.features_of(table)
-    target = values_of(table, roles.target, "data.target")
+    targets = {name: values_of(table, name, "data.target") for name in roles.targets}
+    first, target = next(iter(targets.items()))
     client = None if roles.client is None else values_of(table, roles.client, "data.client")
     if held_out is not None:
         test = held_out
@@ -187,11 +211,14 @@ def encoded(
     columns, x = fitted(table, names, ~test, standardise=roles.standardise)
     y: NDArray[Any]
     if roles.task == "classification":
-        classes, y = classes_of(target, roles.target)
+        classes, y = classes_of(target, first)
         encoding, unit, outputs = Encoding(columns, classes), 1.0, len(classes)
+    elif roles.task == "multi-label":
+        y = np.stack([labels_of(values, name) for name, values in targets.items()], axis=1)
+        encoding, unit, outputs = Encoding(columns, roles.targets), 1.0, y.shape[1]
     else:
-        numbers = numbers_of(target, roles.target)
-        column = standardised(roles.target, numbers[~test])
+        numbers = numbers_of(target, first)
+        column = standardised(first, numbers[~test])
         y, unit, outputs = column.encoded(numbers)[:, 0], column.std, 1
         encoding = Encoding(columns, target=column)
     own, theirs = (None, None) if client is None else natural(client[~test], client[test])

@@ -8,6 +8,7 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fl.clients import PartialApp, TaskApp, TrainingApp
+from fl.deployment.calibrating import TIME, answer
 from fl.deployment.nodes import WHO, client_of_node, threads_of_node
 from fl.deployment.settings import Own, compose_experiment, read_settings
 from fl.flower.private import copied, give_id, message_of
@@ -45,6 +46,8 @@ class DeployedApp(ClientApp):
         if message.metadata.message_type == WHO:
             who = MetricRecord({"partition-id": client})
             return Message(RecordDict({"metrics": who}), reply_to=message)
+        if message.metadata.message_type == TIME:
+            return Message(RecordDict({"metrics": answer(message)}), reply_to=message)
         named = message_of(copied(message.metadata), content=message.content)
         give_id(named, message.metadata.group_id)
         # The state is the same object: what the app keeps, the SuperNode keeps.
@@ -62,6 +65,11 @@ class DeployedApp(ClientApp):
             with limit_threads(threads):
                 reply = app(named, own)
         return Message(reply.content, reply_to=message)
+
+
+def prepare(overrides: tuple[str, ...]) -> None:
+    """Makes the client of an experiment, as the first message does."""
+    _client(overrides, None)
 
 
 @lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from fl.deployment.calibrating import calibrate
 from fl.deployment.grid import DeployedGrid
 from fl.deployment.settings import Own, check_deployable, compose_experiment, read_settings
 from fl.errors import ConfigError, DeploymentError, Diverged
@@ -25,7 +26,7 @@ from fl.runs.build import build
 from fl.runs.experiment import app_of
 from fl.runs.recorder import Recorder
 from fl.runs.run import facts, serve
-from fl.runs.settings import saved_models, target_of
+from fl.runs.settings import callbacks_of, saved_models, target_of
 
 _WIDTH = 100  # of the table in the run's log, which is no terminal
 _SOME_SPEED = 1e-9  # s per FLOP, to plan what clients are asked: the plan is refused or not used
@@ -110,7 +111,14 @@ def run(grid: Grid, context: Context, own: Own | None = None) -> dict[str, Any]:
             f"the run's nodes is {settings.nodes}, and the experiment has num_clients="
             f"{config.num_clients}: no more can be awaited"
         )
-    extra = {**facts(experiment, config), "deployment": {"run_id": str(context.run_id)}}
+    if settings.calibrate:
+        asked = DeployedGrid(grid, config.num_clients)
+        asked.await_clients(settings.nodes or config.num_clients, settings.wait_s)
+        folder = Path(settings.directory or "conf").expanduser().absolute()
+        calibrate(asked, settings.calibrate, folder)
+        return {}
+    about = {"run_id": str(context.run_id), "overrides": list(settings.overrides)}
+    extra = {**facts(experiment, config), "deployment": about}
     client_app = app_of(experiment)
     deployed = DeployedGrid(
         grid,
@@ -135,6 +143,7 @@ def run(grid: Grid, context: Context, own: Own | None = None) -> dict[str, Any]:
         tensorboard=config.views,
         timeline=False,  # the server does not see when clients receive, compute and send
         plots=False,
+        callbacks=callbacks_of(config),
     )
     recorder = DeployedRecorder(
         writer, deployed, tell=config.progress, save_models=saved_models(config)

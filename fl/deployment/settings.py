@@ -27,6 +27,7 @@ _OF_THE_SIMULATOR = {
     "fleet": (
         "the devices, links, availability and faults of a deployment are those of its SuperNodes"
     ),
+    "runtime": "what software takes is what it takes",
     "executor": "SuperNodes run the clients",
     "checkpoint": "the server of a deployment keeps nothing to resume a run from",
     "date": "clocks of a deployment show the time of their hosts",
@@ -43,12 +44,15 @@ class Settings:
         directory: where the server writes the run; empty for a name made of the run's id.
         nodes: SuperNodes that must be connected before the run begins; 0 means all clients.
         wait_s: s to wait for them.
+        calibrate: name of a runtime and a fleet that are to be measured, instead of an experiment,
+            and written into the directory; "" runs the experiment.
     """
 
     overrides: tuple[str, ...] = ()
     directory: str = ""
     nodes: int = 0
     wait_s: float = 600.0
+    calibrate: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ def read_settings(run_config: Mapping[str, Any]) -> Settings:
         ConfigError: a value is of the wrong kind, or out of range.
     """
     text, directory = run_config.get("overrides", ""), run_config.get("directory", "")
-    for name, value in (("overrides", text), ("directory", directory)):
+    calibrate = run_config.get("calibrate", "")
+    for name, value in (("overrides", text), ("directory", directory), ("calibrate", calibrate)):
         if not isinstance(value, str):
             raise ConfigError(
                 f"the run's {name} is {value!r}; it must be text, in quotes: --run-config "
@@ -88,7 +93,7 @@ def read_settings(run_config: Mapping[str, Any]) -> Settings:
         overrides = tuple(shlex.split(text))
     except ValueError as error:
         raise ConfigError(f"the run's overrides are {text!r}: {error}") from error
-    return Settings(overrides, directory, nodes, float(wait_s))
+    return Settings(overrides, directory, nodes, float(wait_s), calibrate)
 
 
 def compose_experiment(overrides: Sequence[str], own: Own | None = None) -> DictConfig:

@@ -17,7 +17,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from fl.execution.speech import Line
 from fl.execution.virtual_time import EPOCH
 from fl.flower.identity import RUN_ID, message_id, node_id
-from fl.flower.payload import payload_bytes, snapshot
+from fl.flower.payload import num_objects, num_scalars, payload_bytes, snapshot
 from fl.flower.private import message_of
 
 WORK_KEY = "fl.work"
@@ -51,16 +51,27 @@ class Payload:
         size: its bytes; None counts them.
     """
 
-    __slots__ = ("__weakref__", "_read", "content", "size")
+    __slots__ = ("__weakref__", "_read", "_shape", "content", "size")
 
     def __init__(self, content: RecordDict, size: int | None = None) -> None:
         self.content = content
         self.size = payload_bytes(content) if size is None else size
         self._read: dict[object, Any] = {}
+        self._shape: tuple[int, int] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles without what was read."""
         return Payload, (self.content, self.size)
+
+    def shape(self, chunk_bytes: int) -> tuple[int, int]:
+        """Returns the numbers in all arrays, and of how many objects the message is.
+
+        Args:
+            chunk_bytes: the most of an array in one object; the same for all calls.
+        """
+        if self._shape is None:
+            self._shape = num_scalars(self.content), num_objects(self.content, chunk_bytes)
+        return self._shape
 
     def read_by(self, app: PlannedApp) -> Any:
         """Returns what an app makes of the content, which it reads once."""
@@ -184,6 +195,7 @@ class Workload:
             time.
         flops_of: the FLOPs of so many steps, where only the work itself tells how many there are,
             in the reply's metric "steps"; `flops` is then the most. None if they are known.
+        local_steps: of the planned work; with `flops_of` the most.
         reply_bytes: of the reply's content, as `payload_bytes` counts them, if that is known before
             the work is done and the client keeps nothing of it. Then nobody has to wait for the
             work until the server reads the reply.
@@ -195,6 +207,7 @@ class Workload:
     past_flops: float = 0.0
     reply_bytes: int | None = None
     flops_of: Callable[[int], float] | None = None
+    local_steps: int = 0
 
     @property
     def work(self) -> dict[str, int] | None:

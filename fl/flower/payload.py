@@ -64,6 +64,20 @@ def _scalars(array: Array) -> int:
     return max(0, min(prod(shape), _array_bytes(array)))
 
 
+def num_objects(content: RecordDict, chunk_bytes: int) -> int:
+    """Returns as how many objects a message travels in a deployment (flwr 1.41, `inflatable`).
+
+    These are the message, its content, each record, each array, and each chunk of an array.
+
+    Args:
+        content: of the message.
+        chunk_bytes: the most of an array in one object.
+    """
+    arrays = [array for record in content.array_records.values() for array in record.values()]
+    chunks = sum(-(-_array_bytes(array) // chunk_bytes) for array in arrays)
+    return 2 + len(content) + len(arrays) + chunks
+
+
 def snapshot(content: RecordDict) -> RecordDict:
     """Returns a copy that shares the arrays' bytes, but no dictionary, with `content`.
 

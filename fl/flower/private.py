@@ -17,6 +17,8 @@ from flwr.app import Array, Error, Message, Metadata, RecordDict
 from flwr.app.message.recorddict import _SyncedDict
 from flwr.app.message.typeddict import TypedDict
 from flwr.serverapp.strategy import Strategy
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -78,6 +80,29 @@ def message_of(
     metadata.delivered_at = ""  # as the constructor does
     message: Message = Message.__new__(Message)
     message.__dict__.update(_metadata=metadata, _content=content, _error=error)
+    return message
+
+
+def deflated(message: Message) -> tuple[str, dict[str, bytes]]:
+    """Returns a message as the objects that a deployment moves, by their hashes, and its own hash.
+
+    A runtime of Flower does that between an app and the wire (`flwr.supercore.inflatable`); nothing
+    public does the same, by which what it takes could be measured.
+    """
+    objects = get_all_nested_objects(message)
+    return message.object_id, {name: made.deflate() for name, made in objects.items()}
+
+
+def inflated(name: str, objects: dict[str, bytes]) -> Message:
+    """Returns the message that such objects are.
+
+    Args:
+        name: its hash.
+        objects: bytes by hash.
+    """
+    message = inflate_object_from_contents(name, dict(objects))  # which empties it
+    if not isinstance(message, Message):
+        raise TypeError(f"the objects are a {type(message).__name__}, not a message")
     return message
 
 

@@ -4,6 +4,7 @@ A model is a torch module built as `Model(input_shape=..., num_classes=..., **co
 """
 
 from fl.models.adapters import Adapter, LoRA, PaCA, merged
+from fl.models.architecture import timm, torchvision
 from fl.models.build import build
 from fl.models.char_gpt import CharGPT
 from fl.models.char_lstm import CharLSTM
@@ -51,4 +52,6 @@ __all__ = [
     "merged",
     "per_example_loss",
     "smallest_batch",
+    "timm",
+    "torchvision",
 ]

@@ -50,7 +50,8 @@ def evaluate(
             f"{n} examples in batches of {batch_size}: need at least 1 of both to evaluate"
         )
     loss = scores = 0.0
-    score_of = absolute_error if examples[1].is_floating_point() else correct
+    y = examples[1]
+    score_of = absolute_error if y.is_floating_point() and y.ndim == 1 else correct
 
     def add(logits: Tensor, targets: Tensor) -> None:
         nonlocal loss, scores

@@ -8,14 +8,15 @@ import torch
 def per_example_loss(
     logits: torch.Tensor, y: torch.Tensor, classes: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Computes the loss of each example: cross-entropy, or of regression the squared error.
+    """Computes the loss of each example: a cross-entropy, or of regression the squared error.
 
-    The cross-entropy is -log softmax(logits)[y], in nats.
+    Of one class it is -log softmax(logits)[y], of C labels the mean over them of
+    -y log s(z) - (1 - y) log(1 - s(z)) with s the logistic function of a logit z; both in nats.
 
     Args:
         logits: (B, C), or (B, T, V) for the next token at each position; of regression predictions
             (B, 1). Those of shape (B,) are losses already, as a `fl.models.Game` returns them.
-        y: int64, (B,) or (B, T); of regression float32, (B,).
+        y: int64, (B,) or (B, T); of regression float32, (B,); of labels float32, (B, C), 0 or 1.
         classes: which there are, bool, (C,): the logits of others count as 0, HeteroFL's masked
             cross-entropy (arXiv:2010.01264); None is all.
 
@@ -24,6 +25,8 @@ def per_example_loss(
     """
     if logits.ndim == 1:
         return logits
+    if y.is_floating_point() and y.ndim == 2:
+        return (logits.clamp(min=0) - logits * y + (-logits.abs()).exp().log1p()).mean(dim=1)
     if y.is_floating_point():
         return (logits.squeeze(-1) - y).square()
     if classes is not None:
@@ -45,17 +48,19 @@ def absolute_error(predicted: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def correct(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Computes which examples are predicted correctly, by the largest logit.
+    """Computes which examples are predicted correctly: by the largest logit, labels by its sign.
 
     Args:
         logits: (B, C), or (B, T, V) for the next token at each position; (B,) are losses.
-        y: int64, (B,) or (B, T).
+        y: int64, (B,) or (B, T); of labels float32, (B, C), 0 or 1.
 
     Returns:
-        float32, shape (B,): 0 or 1; for sequences the share of the T positions; 0 for losses, which
-        predict nothing.
+        float32, shape (B,): 0 or 1; for sequences the share of the T positions, for labels that of
+        the C; 0 for losses, which predict nothing.
     """
     if logits.ndim == 1:
         return torch.zeros_like(logits)
+    if y.is_floating_point():
+        return ((logits > 0) == (y > 0)).float().mean(dim=1)
     hits = (logits.argmax(dim=-1) == y).float()
     return hits if y.ndim == 1 else hits.mean(dim=1)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fl.lazy import lazily
 
 if TYPE_CHECKING:
+    from fl.reports.callbacks import Callback, MLflow, WandB
     from fl.reports.progress import Progress, Status
     from fl.reports.run_writer import RunWriter, Totals
     from fl.reports.runs import Run, find_runs, group_runs, read_run
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
 __getattr__ = lazily(
     __name__,
     {
+        "Callback": "fl.reports.callbacks",
+        "MLflow": "fl.reports.callbacks",
         "Progress": "fl.reports.progress",
         "Run": "fl.reports.runs",
         "RunWriter": "fl.reports.run_writer",
         "Status": "fl.reports.progress",
         "Target": "fl.reports.target",
         "Totals": "fl.reports.run_writer",
+        "WandB": "fl.reports.callbacks",
         "find_runs": "fl.reports.runs",
         "group_runs": "fl.reports.runs",
         "read_run": "fl.reports.runs",
@@ -32,12 +36,15 @@ __getattr__ = lazily(
 )
 
 __all__ = [
+    "Callback",
+    "MLflow",
     "Progress",
     "Run",
     "RunWriter",
     "Status",
     "Target",
     "Totals",
+    "WandB",
     "find_runs",
     "group_runs",
     "read_run",

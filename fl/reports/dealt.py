@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 _MOST_TICKS = 20
 
 
-def picture(counts: NDArray[np.int64], title: str, path: Path | None = None) -> Figure:
+def picture(
+    counts: NDArray[np.int64], sizes: NDArray[np.int64], title: str, path: Path | None = None
+) -> Figure:
     """Draws which part of a class each client has, and below how many examples.
 
     Args:
         counts: of training examples, shape (P, C); with C = 1 there are no classes to show.
+        sizes: training examples of each client, shape (P,).
         title: of the picture.
         path: PNG to write, replaced as a whole.
     """
@@ -40,7 +43,7 @@ def picture(counts: NDArray[np.int64], title: str, path: Path | None = None) -> 
             top.set_yticks(range(0, C, -(-C // _MOST_TICKS)))
             figure.colorbar(image, ax=axes, label="share of the class")
         low = axes[-1]
-        low.bar(range(P), counts.sum(axis=1), width=1.0, color=PALETTE[0])
+        low.bar(range(P), sizes, width=1.0, color=PALETTE[0])
         low.set(xlabel="client", ylabel="examples", xlim=(-0.5, P - 0.5))
         axes[0].set_title(title, loc="left")
     return figure

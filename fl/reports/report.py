@@ -44,7 +44,11 @@ _CHOSEN_TOO = {  # what a strategy may choose beside itself, to the keys that te
     "num_rounds": ("num_rounds",),
 }
 _MOST_PICTURES = 12  # configurations
-_OF_CLIENTS = {"clients.png": "What the clients did", "personal.png": "What each client has"}
+_OF_CLIENTS = {
+    "clients.png": "What the clients did",
+    "personal.png": "What each client has",
+    "confusion.png": "Which classes are taken for which",
+}
 _PICTURE_BYTES = 5 * 10**6  # most that a run's picture may have
 _LONGEST = 1000  # characters of a value
 _HASH = 12  # characters of a SHA-256 that are shown

@@ -8,6 +8,8 @@
     timeline.json   the trace for Perfetto or chrome://tracing
     plots/*.png     metrics against time, bytes and rounds; what the clients did; what each has
     personal.csv    what each client has after every evaluation of that, if that is kept
+    confusion.csv   how many held-out examples of each class (row) are taken for which (column) by
+                    the final model, and plots/confusion.png; if metrics has it
 
 The first two grow with the run. The others are written by `finish`, for a failed or interrupted run
 just as for a complete one: first the data, then summary.json, then the views drawn from them, so a
@@ -34,8 +36,11 @@ from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
+
 from fl.errors import ConfigError
 from fl.reports.atomic import remove_leftovers, replacing
+from fl.reports.callbacks import Callback, Told
 from fl.reports.client_rows import ClientRow, ClientRows
 from fl.reports.history import History, Row
 from fl.reports.model_file import FROZEN, write_model
@@ -51,8 +56,9 @@ log = logging.getLogger("fl")
 
 Status = Literal["completed", "diverged", "failed", "interrupted"]
 
-_VIEWS = ("plots/metrics.png", "plots/clients.png", "plots/personal.png")
+_VIEWS = tuple(f"plots/{of}.png" for of in ("metrics", "clients", "personal", "confusion"))
 CLIENTS = "personal.csv"
+CONFUSION = "confusion.csv"
 MODELS = tuple(f"model{which}.safetensors" for which in ("", "_best", "_averaged", "_clusters"))
 
 
@@ -100,6 +106,7 @@ class RunWriter:
         timeline: whether to write `timeline.json` (about 140 bytes an event).
         plots: whether to draw `plots/*.png`.
         client_rows: whether to write `personal.csv`.
+        callbacks: who is told the same as TensorBoard; their `begin` is called here.
 
     Raises:
         ConfigError: the configuration holds something that JSON cannot.
@@ -116,6 +123,7 @@ class RunWriter:
         timeline: bool = True,
         plots: bool = True,
         client_rows: bool = False,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.directory = None if directory is None else Path(directory)
         self.config: dict[str, Any] = plain(config)
@@ -123,13 +131,14 @@ class RunWriter:
         self.seed = int(seed)
         self.target = target
         self._timeline, self._plots = timeline, plots
+        self.confusion: NDArray[np.int64] | None = None
         self._log: TensorBoardLog | None = None
         path = None
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)
             for folder in (self.directory, self.directory / "plots"):
                 remove_leftovers(folder)
-            data = ("summary.json", "trace.parquet", "timeline.json", CLIENTS)
+            data = ("summary.json", "trace.parquet", "timeline.json", CLIENTS, CONFUSION)
             for name in (*data, *MODELS, *_VIEWS):
                 (self.directory / name).unlink(missing_ok=True)
             path = self.directory / "metrics.csv"
@@ -139,6 +148,8 @@ class RunWriter:
         self._log_failed = False
         if self.directory is not None and tensorboard:
             self._log = self._new_log(self.directory / "tb")
+        self._told = Told(callbacks)
+        self._told.begin(self.directory, self.config, self.seed)
 
     def _new_log(self, folder: Path) -> TensorBoardLog:
         hparams = {**flattened(self.config), "seed": self.seed}
@@ -168,11 +179,13 @@ class RunWriter:
         """
         clean = self._history.append(row)
         self._write_log(lambda log: log.evaluation(clean, histograms))
+        self._told.evaluation(clean)
 
     def clients(self, server_round: int, time_s: float, rows: Sequence[ClientRow]) -> None:
         """Records what each client has; arguments as of `ClientRows.add`."""
         self._clients.add(server_round, time_s, rows)
         self._write_log(lambda log: log.clients(server_round, time_s, rows))
+        self._told.clients(server_round, time_s, rows)
 
     def _write_log(self, write: Callable[[TensorBoardLog], None]) -> None:
         if self._log is None or self._log_failed:
@@ -227,6 +240,8 @@ class RunWriter:
         summary = self._summary(
             totals, status, trace, participation, model_sha256, error, extra or {}
         )
+        self._told.end(summary)
+        self._told = Told()  # a second call has no more to tell
         if self.directory is None:
             return summary
         self._history.complete()
@@ -237,6 +252,9 @@ class RunWriter:
             facts[FROZEN] = str(frozen)
         for name, arrays in (models or {}).items():
             write_model(self.directory / name, arrays, facts)
+        if self.confusion is not None:
+            with replacing(self.directory / CONFUSION) as temporary:
+                np.savetxt(temporary, self.confusion, fmt="%d", delimiter=",")
         write_json(self.directory / "summary.json", summary)
         self._close_log(summary)
         if trace is not None and self._timeline:
@@ -252,6 +270,10 @@ class RunWriter:
                 plots.clients(trace, self.directory / _VIEWS[1])
             if self._clients.latest:
                 plots.personal(self._clients.latest, self.directory / _VIEWS[2])
+            if self.confusion is not None:
+                from fl.reports import confused
+
+                confused.picture(self.confusion, self.directory / _VIEWS[3])
         return summary
 
     def _summary(

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 ENDED = ("completed", "diverged")
 """Statuses of runs that came to their end, whose results another run would repeat."""
 
-_FOR_THE_HOST = ("checkpoint", "executor", "may_be_unread", "progress")  # change no result
+_FOR_THE_HOST = (
+    "callbacks",
+    "checkpoint",
+    "executor",
+    "may_be_unread",
+    "progress",
+)  # change no result
 _OF_A_RUN = ("summary.json", "metrics.csv")
 _AGAIN = "run it again, or delete the folder"
 _DEEPEST = 100  # levels of a configuration

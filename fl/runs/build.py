@@ -33,6 +33,7 @@ from fl.execution import Executor
 from fl.flower.records import not_finite
 from fl.models import Adapter, Measures, smallest_batch
 from fl.models import build as build_model
+from fl.models.metrics import CONFUSION
 from fl.runs.apps import read_app
 from fl.runs.cluster_evaluation import CLUSTER_METRICS
 from fl.runs.combination import Combination
@@ -50,6 +51,7 @@ from fl.runs.making import OF_EVERY_RUN, OF_OUR_RUNS, Problems, absent, blaming,
 from fl.runs.partly import partly
 from fl.runs.personal import check_personal, personal_metrics
 from fl.runs.settings import (
+    callbacks_of,
     metrics_of,
     not_whole,
     personal_of,
@@ -77,6 +79,8 @@ from fl.selection import Selection
 from fl.simulation.cost import CostModel
 from fl.simulation.world.checkpointing import Checkpointing
 from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.networks import NetworkModel
+from fl.simulation.world.runtime import Runtime
 from fl.simulation.world.slowdowns import Distribution
 from fl.strategies import (
     NODE_METRICS,
@@ -96,6 +100,7 @@ _KINDS: Mapping[str, Any] = {  # what the member of a group makes
     "strategy": Strategy,
     "fleet": Fleet,
     "executor": Executor,
+    "runtime": Runtime,
     "compressor": Channel,
     "then": Compressor,
     "feedback": partial,
@@ -103,6 +108,7 @@ _KINDS: Mapping[str, Any] = {  # what the member of a group makes
     "attack": Attack | Poisoning | Combined,
     "cost_model": CostModel,
     "adapter": Adapter,
+    "network": NetworkModel,
 }
 _INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key names a class
     "aggregator": Aggregator,
@@ -119,7 +125,17 @@ _INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key 
     "topology": Topology,
     "topology.weights": Weights,
 }
-_OURS = ("strategy", "fleet", "executor", "compressor", "then", "feedback", "downlink", "attack")
+_OURS = (
+    "strategy",
+    "fleet",
+    "runtime",
+    "executor",
+    "compressor",
+    "then",
+    "feedback",
+    "downlink",
+    "attack",
+)
 _OF_CLIENTS = ("train_", "client_", "staleness")  # how names of metrics begin that updates bring
 
 
@@ -195,13 +211,21 @@ def build(config: DictConfig) -> Experiment:
     if wrong := [message for place in places for message in _of_another_kind(place)]:
         problems += wrong
         problems.stop()  # what is made of them would complain of the same
-    for check in (train_config_of, target_of, saved_models, lambda c: recovery_of(c, RunStart())):
+    for check in (
+        train_config_of,
+        target_of,
+        saved_models,
+        callbacks_of,
+        lambda c: recovery_of(c, RunStart()),
+    ):
         with problems.noted():
             check(config)
     parts: dict[str, Any] = {}
     for name in _OURS:
         with problems.noted():
             parts[name] = _made(config, name)
+    with problems.noted():
+        parts |= _networked(config, parts)
     if {"compressor", "then", "feedback"} <= parts.keys():
         with problems.noted():
             feedback = parts["feedback"] and _blamed(config, "feedback", parts["feedback"])
@@ -322,6 +346,7 @@ def _joined(
         strategy=within,
         fleet=parts["fleet"],
         executor=parts["executor"],
+        runtime=parts["runtime"],
         tasks=tasks,
         parts=parts_app,
         ignored={
@@ -332,6 +357,7 @@ def _joined(
         },
     )
     _check_target(config, experiment, parts["strategy"])
+    _check_confusion(config, experiment)
     check_personal(personal_of(config), experiment, config.get("client", {}).get("evaluate_on"))
     if config.initial_model is None:
         return experiment
@@ -455,9 +481,10 @@ def _learnt(
                     _check_finite(first)
                     tokens = data.task == "next-token"
                     least = smallest_batch(first, shape, classes, tokens=tokens)
-            Measures(data.task, tuple(metrics))
+            asked = Measures(data.task, tuple(metrics))
     problems.stop()
-    client = partial(made["client"], metrics=metrics) if metrics else made["client"]
+    more = [name for name in asked.names if name in metrics]
+    client = partial(made["client"], metrics=more) if more else made["client"]
     return _Learnt(data, model, least, holds_out, client)
 
 
@@ -509,6 +536,19 @@ def _app(
 def _made(config: DictConfig, name: str) -> Any:
     made = make(config, name)
     return None if made is None else _expected(config, name, made, _KINDS[name])
+
+
+def _networked(config: DictConfig, parts: Mapping[str, Any]) -> dict[str, Fleet]:
+    """Returns the fleet with the network that is configured; nothing if there is none of the two.
+
+    Raises:
+        ConfigError: there is no such network, or not for these clients.
+    """
+    network, fleet = _made(config, "network"), parts.get("fleet")
+    if network is None or fleet is None:
+        return {}
+    with blaming(config, "network"):
+        return {"fleet": replace(fleet, network=network)}
 
 
 def _expected(config: DictConfig, name: str, made: Any, kind: Any) -> Any:
@@ -723,6 +763,18 @@ def _check_target(config: DictConfig, experiment: Experiment, strategy: Strategy
         )
 
 
+def _check_confusion(config: DictConfig, experiment: Experiment) -> None:
+    """Refuses a confusion matrix where no one model predicts one class of several."""
+    if CONFUSION not in metrics_of(config):
+        return
+    if experiment.tasks or experiment.app.home.keeps:
+        why = "several tasks are learnt" if experiment.tasks else "layers stay with the clients"
+        raise ConfigError(
+            f"metrics has {CONFUSION!r}, and {why}, so there is no one model to count for: leave "
+            "it out"
+        )
+
+
 def _check_ends_itself(config: DictConfig) -> None:
     """Raises ConfigError if a target is wrong, or is to end a run that its own app ends."""
     target = target_of(config)
@@ -740,10 +792,17 @@ def _foreign(config: DictConfig) -> ForeignApp:
     problems.stop()
     problems += not_whole(config, seed=0, num_clients=1, num_partitions=1)
     parts: dict[str, Any] = {"cost_model": None}
-    for name in ("fleet", "executor", "cost_model"):
+    for name in ("fleet", "runtime", "executor", "cost_model"):
         with problems.noted():
             parts[name] = _made(config, name)
-    for check in (_check_ends_itself, saved_models, lambda c: recovery_of(c, RunStart())):
+    with problems.noted():
+        parts |= _networked(config, parts)
+    for check in (
+        _check_ends_itself,
+        saved_models,
+        callbacks_of,
+        lambda c: recovery_of(c, RunStart()),
+    ):
         with problems.noted():
             check(config)
     with problems.noted():

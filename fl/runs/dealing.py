@@ -53,7 +53,12 @@ def main(words: Sequence[str]) -> None:
     counts = class_counts(prepared.data)
     print("\n".join(lines(prepared.data, counts)))
     try:
-        dealt.picture(counts, f"{prepared.data.name}: who has what", given.file)
+        dealt.picture(
+            counts,
+            prepared.data.partitions.sizes,
+            f"{prepared.data.name}: who has what",
+            given.file,
+        )
     except OSError as error:
         raise ConfigError(f"{given.file} cannot be written: {error.strerror}") from error
     print(f"{given.file} shows it")
@@ -62,17 +67,16 @@ def main(words: Sequence[str]) -> None:
 def class_counts(data: FederatedData) -> NDArray[np.int64]:
     """Returns the training examples of each partition by class, shape (P, C).
 
-    Where examples have no classes, C is 1 and counts are those of all.
+    An example counts for each label that it has. Where examples have neither classes nor labels,
+    C is 1 and counts are those of all.
     """
+    parts = [data.partitions[p] for p in range(data.num_partitions)]
+    if data.task == "multi-label":
+        return np.stack([data.train.y[rows].sum(axis=0) for rows in parts]).astype(np.int64)
     if data.task != "classification":
         return data.partitions.sizes[:, None]
     C = data.num_classes
-    return np.stack(
-        [
-            np.bincount(data.train.y[data.partitions[p]], minlength=C)
-            for p in range(data.num_partitions)
-        ]
-    )
+    return np.stack([np.bincount(data.train.y[rows], minlength=C) for rows in parts])
 
 
 def lines(data: FederatedData, counts: NDArray[np.int64]) -> list[str]:
@@ -82,19 +86,20 @@ def lines(data: FederatedData, counts: NDArray[np.int64]) -> list[str]:
         data: that are dealt.
         counts: of `class_counts`.
     """
-    sizes = counts.sum(axis=1)
+    sizes, each = data.partitions.sizes, counts.sum(axis=1)
     told = [
         f"{data.num_partitions} clients have {sizes.sum()} examples of {data.name}: "
         f"{sizes.min()} to {sizes.max()}, median {np.median(sizes):g}"
     ]
     if counts.shape[1] > 1:
         of_each = (counts > 0).sum(axis=1)
-        shares = counts / np.maximum(sizes[:, None], 1)
-        distance = np.abs(shares - counts.sum(axis=0) / sizes.sum()).sum(axis=1)[sizes > 0] / 2
+        shares = counts / np.maximum(each[:, None], 1)
+        distance = np.abs(shares - counts.sum(axis=0) / each.sum()).sum(axis=1)[each > 0] / 2
+        what = "labels" if data.task == "multi-label" else "classes"
         told += [
-            f"a client has {of_each.min()} to {of_each.max()} of {counts.shape[1]} classes, median "
+            f"a client has {of_each.min()} to {of_each.max()} of {counts.shape[1]} {what}, median "
             f"{np.median(of_each):g}",
-            f"its classes are {distance.mean():.2f} from those of all data (total variation, 0 to "
+            f"its {what} are {distance.mean():.2f} from those of all data (total variation, 0 to "
             "1, mean over clients)",
         ]
     own = data.test_partitions

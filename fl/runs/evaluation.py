@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping
 from statistics import mean
 from typing import Any
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, MetricRecord
+from numpy.typing import NDArray
 
 from fl.flower.carried import carried, carried_tensors
 from fl.flower.grid_view import Clock
 from fl.flower.records import from_record
 from fl.models import Game, drop_weights, evaluate, global_objective
+from fl.models.metrics import confusion
 from fl.runs.averaging import LatestWeightAverage
 from fl.runs.cluster_evaluation import ClusterEvaluation
 from fl.runs.experiment import Experiment, Learning
@@ -40,7 +43,7 @@ def central_evaluation(
 
     Of data whose clusters are known there are the metrics of `ClusterEvaluation` as well.
     Where layers stay with the clients, there is no model that could be evaluated without them:
-    nothing is reported but `NodeModels.facts`.
+    nothing is reported but `NodeModels.facts`; nor where clients do not train.
 
     Args:
         experiment: its model and data are used.
@@ -49,7 +52,7 @@ def central_evaluation(
             `fl.models.GlobalObjective`.
     """
     home = experiment.app.home
-    if home.keeps:
+    if home.keeps or not experiment.app.learns:
 
         def known(server_round: int, arrays: ArrayRecord) -> MetricRecord:
             return MetricRecord(dict(arrays.facts if isinstance(arrays, NodeModels) else {}))
@@ -109,6 +112,14 @@ def central_evaluation(
         return MetricRecord(metrics)
 
     return evaluate_fn
+
+
+def confused(experiment: Experiment, arrays: ArrayRecord) -> NDArray[np.int64]:
+    """Returns how many held-out examples of each class a model takes for which, shape (C, C)."""
+    model, layout, data = experiment.model(), experiment.app.home.whole, experiment.data
+    row = as_tensor(from_record(layout, arrays, finite=False))
+    layout.load(model, row, carried_tensors(carried(layout, arrays)))
+    return confusion(model, data.test_set(), data.num_classes)
 
 
 def task_evaluation(

@@ -21,6 +21,7 @@ from fl.runs.apps import FlowerApp
 from fl.runs.transcript import shown_once
 from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.runtime import Runtime
 from fl.strategies import Driver
 
 
@@ -61,6 +62,7 @@ class Experiment(Learning):
         strategy: the server's algorithm.
         fleet: the clients' devices, links, availability and faults.
         executor: where clients run.
+        runtime: what the software on the way takes.
         tasks: what is learnt, by name, if it is several models at once; the data, model and app
             above are then those of the first.
         parts: what clients run that hold parts of the model; None if all hold all of it.
@@ -71,6 +73,7 @@ class Experiment(Learning):
     strategy: Driver = field(kw_only=True)
     fleet: Fleet = field(kw_only=True)
     executor: Executor = field(kw_only=True)
+    runtime: Runtime = field(default_factory=Runtime, kw_only=True)
     tasks: Mapping[str, Learning] = field(default_factory=dict)
     parts: PartialApp | None = None
     ignored: Mapping[str, str] = field(default_factory=dict)
@@ -108,6 +111,7 @@ class ForeignApp:
         run_config: keys of its configuration to replace.
         fleet: the clients' devices, links, availability and faults.
         executor: where clients run.
+        runtime: what the software on the way takes.
         cost_model: what the work of its ClientApp costs.
         epoch: the date at virtual time 0, s since 1970.
     """
@@ -116,6 +120,7 @@ class ForeignApp:
     run_config: Mapping[str, Any]
     fleet: Fleet
     executor: Executor
+    runtime: Runtime
     cost_model: CostModel | None
     epoch: int
 

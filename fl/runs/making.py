@@ -17,7 +17,7 @@ from fl.errors import ConfigError, ConfigErrors
 from fl.runs.explaining import causes, explain, without
 from fl.runs.unread import canonical
 
-OF_EVERY_RUN = ("executor", "fleet")
+OF_EVERY_RUN = ("executor", "fleet", "runtime")
 OF_OUR_RUNS = ("strategy", *OF_EVERY_RUN)
 
 # Groups whose members are made in two steps: the rest of their arguments is not in the YAML.

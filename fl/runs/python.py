@@ -14,7 +14,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from fl.checks import is_a
 from fl.errors import ConfigError
+from fl.reports import Callback
 from fl.runs.composing import files_stay
 from fl.runs.configuration import check_values, take_away
 from fl.runs.explaining import composition_problems, explain
@@ -26,6 +28,7 @@ def run(
     *overrides: str,
     directory: Path | str | None = None,
     config_dir: Path | str | None = None,
+    callbacks: Sequence[Callback] = (),
     **keys: Any,
 ) -> SimulatedRun:
     """Runs what `fl` runs with these overrides, and returns the run.
@@ -39,6 +42,7 @@ def run(
         overrides: as on the command line, `"KEY=VALUE"` and `"GROUP=MEMBER"`.
         directory: where the run's files go, all that `fl` writes; None writes none.
         config_dir: a folder with configuration of your own, as `-cd` has it.
+        callbacks: objects that are told what is measured while the run goes on.
         keys: the same as overrides, with values of Python: numbers, text, truth values, None, lists
             and dictionaries; of names with a dot, `**{"client.rule.lr": 0.05}`.
 
@@ -56,12 +60,15 @@ def run(
             raise ConfigError(
                 f"{word} has no effect on fl.run: directory and config_dir say where things are"
             )
+    for callback in callbacks:
+        is_a("callbacks", callback, Callback, "fl.reports.Callback()")
     place = None if directory is None else Path(directory).absolute()
     path = () if config_dir is None else (f"file://{Path(config_dir).absolute()}",)
     with files_stay(), composed(words, path=path, directory=place) as config:
         given = check_values(config)
         take_away(config, given)
-        return run_prepared(config, prepare(config, given), directory=place)
+        prepared = prepare(config, given)
+        return run_prepared(config, prepared, directory=place, callbacks=callbacks)
 
 
 @contextmanager

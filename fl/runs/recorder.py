@@ -26,6 +26,7 @@ from fl.flower.records import not_finite
 from fl.reports import Progress, RunWriter, Status, Totals
 from fl.reports.client_rows import ClientRow
 from fl.reports.columns import Columns, Means, Number, Source
+from fl.reports.target import Target
 from fl.runs.journal import Recovery
 from fl.simulation.grid import SimGrid
 from fl.simulation.rounds import RoundCounter, round_of
@@ -296,6 +297,10 @@ class Recorder:
             "energy_j": totals.compute_j + totals.radio_j + totals.idle_j,
         }
 
+    def confusion(self, counts: NDArray[np.int64]) -> None:
+        """Keeps how many examples of each class the final model takes for which, shape (C, C)."""
+        self.writer.confusion = counts
+
     def final(self, arrays: ArrayRecord | None) -> None:
         """Keeps the final model."""
         if arrays is not None and len(arrays):
@@ -479,7 +484,7 @@ class Recorder:
             self._pending = {}
             self._applied = AppliedUpdates()
             self._status.round = int(self._pending_costs["round"])
-            self._status.metrics = _shown(self.writer.history[-1])
+            self._status.metrics = _shown(self.writer.history[-1], self.writer.target)
             self.on_progress()
 
 
@@ -560,9 +565,15 @@ def _differ(one: ArrayRecord, other: ArrayRecord | None) -> bool:
     )
 
 
-def _shown(row: Mapping[str, float]) -> dict[str, float]:
-    """Returns the metrics of a row worth a place on one line: accuracies and losses."""
-    return {name: value for name, value in row.items() if "acc" in name or "loss" in name}
+def _shown(row: Mapping[str, float], target: Target | None) -> dict[str, float]:
+    """Returns the metrics of a row worth a place on one line.
+
+    They are accuracies and losses, and the target's first.
+    """
+    shown = {name: value for name, value in row.items() if "acc" in name or "loss" in name}
+    if target is None or target.metric not in row:
+        return shown
+    return {target.metric: row[target.metric], **shown}
 
 
 def arrays_sha256(arrays: ArrayRecord) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context
+from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +18,8 @@ from fl.aggregation.tolerance import chance_of_more
 from fl.data.drift import DRIFT_BEGINS
 from fl.errors import ConfigError, Diverged
 from fl.flower.grid_view import Clock, GridView
+from fl.models.metrics import CONFUSION
+from fl.reports import Callback
 from fl.reports.model_file import FROZEN
 from fl.reports.table import print_results
 from fl.reports.target import final_value
@@ -25,13 +28,21 @@ from fl.runs.batch_statistics import completing
 from fl.runs.build import prepare
 from fl.runs.central import train_centrally
 from fl.runs.choices import announce
-from fl.runs.evaluation import Enough, EvaluationSchedule, central_evaluation, task_evaluation
+from fl.runs.evaluation import (
+    Enough,
+    EvaluationSchedule,
+    central_evaluation,
+    confused,
+    task_evaluation,
+)
 from fl.runs.experiment import Experiment, ForeignApp, app_of
 from fl.runs.journal import RunStart, source_sha256
 from fl.runs.journal.command import command_of_job, foreign_parts
 from fl.runs.personal import PersonalEvaluation, with_lr_of
 from fl.runs.recorder import Recorder, arrays_sha256
 from fl.runs.settings import (
+    callbacks_of,
+    metrics_of,
     personal_of,
     recovery_of,
     saved_models,
@@ -91,6 +102,7 @@ def run_prepared(
     *,
     resume: bool = False,
     changed_code: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> SimulatedRun:
     """Runs a configuration to its end, and returns the run.
 
@@ -100,25 +112,32 @@ def run_prepared(
         directory: where its files go; None writes none.
         resume: go on with the run that was started there.
         changed_code: when resuming, go on although the app or the user's modules have changed.
+        callbacks: who is told what is measured, beside those of the configuration.
     """
     start = replace(_start(config), resume=resume, changed_code=changed_code)
     with shown_once():
         if isinstance(prepared, Experiment):
-            return _run_own(config, prepared, start, directory)
-        return _run_app(config, prepared, start, directory)
+            return _run_own(config, prepared, start, directory, callbacks)
+        return _run_app(config, prepared, start, directory, callbacks)
 
 
 def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Recorder) -> None:
     """Runs an experiment's strategy on any grid, with its evaluations and its limit of time."""
     tasks = experiment.tasks
     initial = experiment.initial()
-    recorder.expect(initial, config.time_limit_s, experiment.strategy.may_stay)
+    if experiment.app.learns:
+        recorder.expect(initial, config.time_limit_s, experiment.strategy.may_stay)
     clock = GridView(grid).clock
     evaluate = (
         task_evaluation(experiment, train=config.evaluate_train)
         if tasks
         else central_evaluation(experiment, train=config.evaluate_train, now=_date(config, clock))
     )
+    if isinstance(grid, SimGrid) and grid.serving is not None:
+        flops = sum(
+            t.app.forward_flops * len(t.data.test) for t in (tasks or {"": experiment}).values()
+        )
+        evaluate = _taking_time(evaluate, partial(grid.serving.evaluates, float(flops)))
     k, every = config.lawa.k, config.lawa.every
     average = None if k is None else LatestWeightAverage(k, every)
     personal, complete = personal_of(config), completing(experiment)
@@ -155,6 +174,22 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         recorder.final(None if final is None else complete(final))
     if average is not None and schedule.latest is not None:
         recorder.averaged_arrays = complete(average.mean(schedule.latest))
+    evaluated = recorder.averaged_arrays or recorder.final_arrays
+    if CONFUSION in metrics_of(config) and evaluated is not None:
+        recorder.confusion(confused(experiment, evaluated))
+
+
+def _taking_time(
+    evaluate: Callable[[int, ArrayRecord], MetricRecord], passes: Callable[[], None]
+) -> Callable[[int, ArrayRecord], MetricRecord]:
+    """Returns an evaluation that takes virtual time."""
+
+    def evaluated(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        metrics = evaluate(server_round, arrays)
+        passes()
+        return metrics
+
+    return evaluated
 
 
 def _date(config: DictConfig, clock: Clock) -> Callable[[], float] | None:
@@ -242,7 +277,11 @@ def _start(config: DictConfig) -> RunStart:
 
 
 def _run_own(
-    config: DictConfig, experiment: Experiment, start: RunStart, directory: Path | None
+    config: DictConfig,
+    experiment: Experiment,
+    start: RunStart,
+    directory: Path | None,
+    callbacks: Sequence[Callback],
 ) -> SimulatedRun:
     announce()
     tasks, byzantine = experiment.tasks, experiment.strategy.exchange.byzantine
@@ -259,11 +298,12 @@ def _run_own(
         run_config={},
         num_partitions=max(t.data.num_partitions for t in (tasks or {"": experiment}).values()),
         executor=experiment.executor.shared_by(side_by_side()),
+        runtime=experiment.runtime,
         num_rounds=config.num_rounds,
         extra=facts(experiment, config),
         recovery=recovery_of(config, start),
         client_rows=config.personal.rows,
-        **_common(config, directory),
+        **_common(config, directory, callbacks, learns=experiment.app.learns),
     )
     if byzantine:
         asked = run.trace.client[run.trace.kind == Event.DISPATCH]
@@ -278,7 +318,11 @@ def _run_own(
 
 
 def _run_app(
-    config: DictConfig, foreign: ForeignApp, start: RunStart, directory: Path | None
+    config: DictConfig,
+    foreign: ForeignApp,
+    start: RunStart,
+    directory: Path | None,
+    callbacks: Sequence[Callback],
 ) -> SimulatedRun:
     return simulate_app(
         foreign.app,
@@ -286,20 +330,28 @@ def _run_app(
         run_config=foreign.run_config,
         num_partitions=config.num_partitions,
         executor=foreign.executor.shared_by(side_by_side()),
+        runtime=foreign.runtime,
         cost_model=foreign.cost_model,
         recovery=recovery_of(config, start),
-        **_common(config, directory),
+        **_common(config, directory, callbacks),
     )
 
 
-def _common(config: DictConfig, directory: Path | None) -> dict[str, Any]:
+def _common(
+    config: DictConfig,
+    directory: Path | None,
+    callbacks: Sequence[Callback],
+    *,
+    learns: bool = True,
+) -> dict[str, Any]:
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     return {
         "seed": config.seed,
         "directory": directory,
-        "target": target_of(config),
+        "target": target_of(config) if learns else None,
         "save_models": saved_models(config),
         "views": config.views,
+        "callbacks": [*callbacks_of(config), *callbacks],
         "progress": config.progress and side_by_side() == 1,  # displays would mix
         "fail_fast": config.fail_fast,
         "date": config.date,

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from flwr.app import ConfigRecord
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fl.checks import share
 from fl.errors import ConfigError
-from fl.reports import Target
+from fl.reports import Callback, Target
 from fl.runs.journal import Recovery, RunStart
 from fl.runs.making import blaming, make
 from fl.runs.personal import FineTuning, Personal
@@ -35,7 +36,42 @@ def metrics_of(config: DictConfig) -> list[str]:
     which = OmegaConf.to_container(which) if OmegaConf.is_config(which) else which
     if not isinstance(which, list) or not all(isinstance(name, str) for name in which):
         raise ConfigError(f"metrics is {which!r}; it must be a list of names, as [f1,auc]")
-    return list(dict.fromkeys(which))
+    twice = [name for name in which if which.count(name) > 1]
+    if twice:
+        raise ConfigError(
+            f"metrics is {which}; {twice[0]!r} is there more than once: leave one out"
+        )
+    return which
+
+
+def callbacks_of(config: DictConfig) -> list[Callback]:
+    """Returns who is told what the run measures.
+
+    Raises:
+        ConfigError: one cannot be made, or is no callback.
+    """
+    given: Any = config.callbacks
+    if not OmegaConf.is_list(given):
+        raise ConfigError(
+            f"callbacks is {given!r}; it must be a list of what makes one, as "
+            "[{_target_: mine.Callback}]"
+        )
+    made = []
+    for i, each in enumerate(given):
+        name = f"callbacks[{i}]"
+        if not OmegaConf.is_dict(each) or "_target_" not in each:
+            raise ConfigError(
+                f"{name} is {each!r}, without _target_; it must be as {{_target_: mine.Callback}}"
+            )
+        with blaming(config, name):
+            callback = instantiate(each, _convert_="all")
+            if not isinstance(callback, Callback):
+                raise ConfigError(
+                    f"_target_ is {each._target_}, which makes a {type(callback).__name__}; it "
+                    "must make a fl.reports.Callback"
+                )
+        made.append(callback)
+    return made
 
 
 def saved_models(config: DictConfig) -> list[str]:

@@ -26,9 +26,10 @@ from fl.execution.garbage import quick_garbage_collection
 from fl.execution.virtual_time import EPOCH, TaskClock, answering, host_date, virtual_time
 from fl.flower.identity import RUN_ID
 from fl.randomness import SEED_KEY, global_generators
-from fl.reports import Progress, Run, RunWriter, Target
+from fl.reports import Callback, Progress, Run, RunWriter, Target
 from fl.reports.participation import participation
 from fl.reports.run_writer import Status, config_digest, installed, plain
+from fl.reports.time_shares import time_shares
 from fl.runs.apps import FlowerApp, read_app
 from fl.runs.journal import Recovery, source_sha256, unrepeatable, unseeded
 from fl.runs.recorder import Recorder
@@ -39,6 +40,7 @@ from fl.simulation.grid import SimGrid, trace_of
 from fl.simulation.kernel.trace import Trace
 from fl.simulation.legacy import concurrent_rounds
 from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.runtime import Runtime
 from fl.strategies.drivers.guarded import guarding
 from fl.vectors.threads import limit_blas, limit_threads
 
@@ -70,6 +72,7 @@ def simulate(
     num_partitions: int | None = None,
     executor: Executor | Literal["ray", "serial"] = "ray",
     cost_model: CostModel | None = None,
+    runtime: Runtime | None = None,
     directory: Path | str | None = None,
     target: Target | None = None,
     save_models: Sequence[str] = ("final",),
@@ -82,6 +85,7 @@ def simulate(
     recovery: Recovery | None = None,
     date: str | None = None,
     client_rows: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> SimulatedRun:
     """Runs an app to its end, with real training and simulated time.
 
@@ -100,6 +104,7 @@ def simulate(
             one per client.
         executor: where clients run.
         cost_model: what the work of a foreign ClientApp costs; ours plans its own.
+        runtime: what the software on the way takes; None is nothing.
         directory: where the run's files go; None writes none.
         target: metric value whose cost is reported.
         save_models: which models go into the directory as well: "final", "best" by the target.
@@ -115,6 +120,7 @@ def simulate(
         date: what the apps' clocks show at virtual time 0, in ISO 8601, UTC if it names no zone;
             "now" is the host's, by which no two runs are alike. None is 2025-01-01.
         client_rows: write what each client has to personal.csv, where that is evaluated.
+        callbacks: who is told what is measured while the run goes on.
 
     Raises:
         ConfigError: something in the arguments cannot be.
@@ -150,6 +156,7 @@ def simulate(
             timeline=views,
             plots=views,
             client_rows=client_rows,
+            callbacks=callbacks,
         )
         display = Progress(total_rounds=num_rounds, enabled=progress)
         recorder = Recorder(writer, display, recovery, save_models)
@@ -185,6 +192,7 @@ def simulate(
                         executor,
                         planner=planner,
                         cost_model=cost_model,
+                        runtime=runtime,
                         trace=trace,
                         on_sent=recorder.on_sent,
                         on_replies=recorder.on_replies,
@@ -243,6 +251,7 @@ def simulate(
                 **recovery.report(),
                 **recorder.report(),
                 **({} if grid is None else grid.report()),
+                **({} if runtime is None or runtime.ideal else {"time_shares": time_shares(trace)}),
                 **errors.report(),
                 **(extra or {}),
             },

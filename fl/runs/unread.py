@@ -28,14 +28,17 @@ from fl.runs.groups import bases_of, members_of, parts_of, top_groups, usual_mem
 # of our own parts.
 ALWAYS = (
     "app",
+    "callbacks",
     "checkpoint",
     "date",
     "executor",
     "fail_fast",
     "fleet",
     "may_be_unread",
+    "network",
     "num_clients",
     "progress",
+    "runtime",
     "save_models",
     "seed",
     "target",

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fl.errors import SimulationError
 from fl.flower.identity import FIRST_NODE_ID
 from fl.simulation.world.fleet import Fleet
@@ -46,7 +49,16 @@ class Attendance:
             if self._all is None:
                 self._all = list(range(FIRST_NODE_ID, FIRST_NODE_ID + len(self._fleet)))
             return self._all
-        return [int(i) + FIRST_NODE_ID for i in online.nonzero()[0]]
+        there: list[int] = (online.nonzero()[0] + FIRST_NODE_ID).tolist()
+        return there
+
+    def were_there(self) -> NDArray[np.bool_]:
+        """Returns which clients were available at some time so far, shape (n,)."""
+        availability, now = self._fleet.availability, self._now()
+        found = availability.online(0.0).copy()
+        for client in np.flatnonzero(~found).tolist():
+            found[client] = availability.next_change(client, 0.0) <= now
+        return found
 
     def poll(self, step: Callable[[float], bool]) -> list[int]:
         """Returns `nodes` to the ServerApp, after time has passed if it only waits for that.

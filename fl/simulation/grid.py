@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+from numpy import bool_
 from numpy.typing import NDArray
 
 from fl.errors import SimulationError
@@ -20,6 +20,7 @@ from fl.execution.contract import Payload, Request
 from fl.execution.executor import Executor
 from fl.execution.speech import Line
 from fl.execution.virtual_time import EPOCH, answering
+from fl.flower.grid_view import Peers
 from fl.flower.identity import RUN_ID, assume_identity
 from fl.flower.private import Run, copied, empty_run
 from fl.simulation.ahead import Ahead
@@ -34,8 +35,10 @@ from fl.simulation.kernel.engine import Engine
 from fl.simulation.kernel.events import Priority
 from fl.simulation.kernel.trace import Event, Trace
 from fl.simulation.mailbox import Mailbox, unavailable
-from fl.simulation.peers import SimPeers
+from fl.simulation.peers import RelayedPeers, SimPeers
+from fl.simulation.serving import Serving
 from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.runtime import Runtime
 
 _LONG_S = 86400.0  # to live, of messages that are not sent
 
@@ -67,6 +70,7 @@ class SimGrid(Grid):
         executor: started, runs the clients' work.
         planner: plans the work of our own ClientApp; None for a foreign app.
         cost_model: what a foreign app's work costs.
+        runtime: what software takes on the way; None is nothing.
         trace: where events are recorded; a new one if None.
         on_sent: called with messages that are sent, and `exchange`: whether by `send_and_receive`.
         on_replies: called with replies that are pulled; and at the end of each `send_and_receive`
@@ -83,7 +87,9 @@ class SimGrid(Grid):
     Attributes:
         clock: the grid's clock, which `fl.flower.grid_view.GridView` finds.
         control: takes orders and reports, which `GridView` finds.
-        peers: direct links among the clients, which `GridView` finds.
+        peers: links among the clients, which `GridView` finds.
+        runtime: what software takes on the way; None if it is ideal.
+        serving: passes what the server's process takes of it; None if that is nothing.
         numbered: True, which `GridView` finds: a node id says which client it is.
         train_messages: `train` messages that were sent.
         client_errors: what went wrong in clients' code.
@@ -96,6 +102,7 @@ class SimGrid(Grid):
         *,
         planner: Planner | None = None,
         cost_model: CostModel | None = None,
+        runtime: Runtime | None = None,
         trace: Trace | None = None,
         on_sent: Callable[..., None] | None = None,
         on_replies: Callable[..., None] | None = None,
@@ -109,12 +116,19 @@ class SimGrid(Grid):
     ) -> None:
         self.fleet = fleet
         self.trace = trace_of(fleet) if trace is None else trace
-        self.engine = Engine(fleet, self.trace)
+        self.runtime = None if runtime is None or runtime.ideal else runtime
+        self.engine = Engine(fleet, self.trace, self.runtime)
+        self.serving: Serving | None = None
+        if self.runtime is not None:
+            foreign = planner is None
+            self.serving = Serving(self.runtime, self.trace, self._now, self._advance, foreign)
         self.clock = VirtualClock(self._now, self.sleep, self.wait, self._elapsed_s)
         self.control = SimControl(
             self.trace, self._now, self.cancel, on_applied, on_step, on_measured
         )
-        self.peers = SimPeers(self.engine, self._push_from_peers)
+        self.peers: Peers = SimPeers(self.engine, self._push_from_peers)
+        if self.runtime is not None and self.runtime.relayed:
+            self.peers = RelayedPeers(self, len(fleet))
         self.numbered = True
         self.client_errors = ClientErrors() if errors is None else errors
         self.train_messages = 0
@@ -137,6 +151,7 @@ class SimGrid(Grid):
             self._inside,
         )
         self._asked: tuple[float, set[str]] = (-1.0, set())  # pulled in vain, and when
+        self._taken: list[Dispatch] = []  # whose replies were pulled last
         self._app_waits = False  # moves time itself, through the clock
         self._thread = threading.get_ident()
         self._lock = threading.RLock()
@@ -216,6 +231,8 @@ class SimGrid(Grid):
                 else:
                     self._step(math.inf)
                     replies = self._take(names)
+            if replies and self.serving is not None:
+                self.serving.receives(self._taken)
             if replies and self._on_replies is not None:
                 self._on_replies(replies)
             return unknown + replies
@@ -232,6 +249,7 @@ class SimGrid(Grid):
             began = self._now()
             messages = list(messages)
             missing = set(self._push(messages, exchange=True))
+            serving, looked = self.serving, self._now()
             self._ahead.submit()  # nothing else is sent before the replies are there
             deadline = math.inf if timeout is None else began + timeout
             arrived: list[Dispatch] = []
@@ -239,8 +257,13 @@ class SimGrid(Grid):
                 new = self._mailbox.take(missing)
                 missing.difference_update(dispatch.name for dispatch in new)
                 arrived += new
+                if new and serving is not None:
+                    serving.receives(new)
+                    looked = self._now()
                 if missing and not self._step(deadline):
                     break
+                if missing and serving is not None and self._mailbox.arrived:
+                    serving.waits(looked, deadline, exchange=True)
             if missing:
                 self.trace.record(self._now(), Event.TIMEOUT, value=float(len(missing)))
                 self._mailbox.abandon(missing)
@@ -251,7 +274,8 @@ class SimGrid(Grid):
             return replies
 
     def _take(self, names: Set[str]) -> list[Message]:
-        return [self._host.read(dispatch) for dispatch in self._mailbox.take(names)]
+        self._taken = self._mailbox.take(names)
+        return [self._host.read(dispatch) for dispatch in self._taken]
 
     # ---- sending -------------------------------------------------------------------------------
 
@@ -279,6 +303,8 @@ class SimGrid(Grid):
             self._mailbox.check(message.metadata)
         if messages and self._on_sent is not None:
             self._on_sent(messages, exchange=exchange)
+        if messages and self.serving is not None:
+            self.serving.sends(messages)
         payloads: dict[int, Payload] = {}
         times = [None] * len(messages) if ready_s is None else ready_s
         dispatches = [
@@ -319,6 +345,8 @@ class SimGrid(Grid):
             plan,
             ready_s,
         )
+        if self.serving is not None:
+            self.serving.weigh(dispatch)
         self._mailbox.post(dispatch)
         return dispatch
 
@@ -369,9 +397,11 @@ class SimGrid(Grid):
     def sleep(self, seconds: float) -> None:
         """Lets `seconds` of virtual time pass."""
         with self._inside():
-            deadline = self._now() + max(0.0, float(seconds))
-            while self._step(deadline):
-                pass
+            self._advance(self._now() + max(0.0, float(seconds)))
+
+    def _advance(self, until: float) -> None:
+        while self._step(until):
+            pass
 
     def wait(self, until: float) -> None:
         """Lets virtual time pass until a reply is there to be pulled, at most until `until`.
@@ -379,9 +409,11 @@ class SimGrid(Grid):
         An app that waits has no need of `pull_messages` moving time, which it does no more.
         """
         with self._inside():
-            self._app_waits = True
+            self._app_waits, began = True, self._now()
             while not self._mailbox.arrived and self._step(until):
                 pass
+            if self._mailbox.arrived and self.serving is not None:
+                self.serving.waits(began, until)
 
     def cancel(self, message_id: str) -> None:
         """Tells the client that has this message to stop; its reply will not come."""
@@ -463,10 +495,6 @@ class SimGrid(Grid):
         job = self.fleet.job
         return {} if job is None else {"checkpointing": job.report(self._now())}
 
-    def were_available(self) -> NDArray[np.bool_]:
+    def were_available(self) -> NDArray[bool_]:
         """Returns which clients were available at some time so far, shape (n,)."""
-        availability, now = self.fleet.availability, self._now()
-        found = availability.online(0.0).copy()
-        for client in np.flatnonzero(~found).tolist():
-            found[client] = availability.next_change(client, 0.0) <= now
-        return found
+        return self._attendance.were_there()

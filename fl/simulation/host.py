@@ -80,10 +80,12 @@ class SimHost:
             )
         client, number = dispatch.client, dispatch.number
         dispatch.past_s = fleet.compute_seconds(client, number, plan.past_flops)
-        flops = plan.flops
+        flops, dispatch.steps = plan.flops, plan.local_steps
         if plan.flops_of is not None:
             content = self._ahead.result(dispatch).content
-            flops = flops if content is None else plan.flops_of(_steps(content))
+            if content is not None:
+                dispatch.steps = _steps(content)
+                flops = plan.flops_of(dispatch.steps)
         return fleet.compute_seconds(client, number, flops)
 
     def computed(self, dispatch: Dispatch) -> int:

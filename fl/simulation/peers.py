@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from flwr.app import Message
+from flwr.serverapp import Grid
 
 from fl.collectives import Collective, Failure, Reals, Times, times
 from fl.collectives.sound import check_closed, check_order, check_steps
-from fl.flower.grid_view import Collected
+from fl.flower.grid_view import Collected, Relayed
 from fl.flower.identity import client_of, node_id
 from fl.simulation.kernel.engine import Engine
 from fl.simulation.kernel.events import Priority
@@ -35,6 +36,7 @@ class SimPeers:
     ) -> None:
         self._engine = engine
         self._push = push
+        self._carried: dict[int, float] = {}  # link of the network -> end of what it has to carry
         self._reducing: dict[int, float] = {}  # client -> end of its last collective
         self._plans: dict[Any, _Plan] = {}  # those made last
         self._checked: set[tuple[Collective, int]] = set()  # with how many clients
@@ -61,11 +63,13 @@ class SimPeers:
         """Sends a payload; returns when it arrives, in s, and whether it does.
 
         The sender's radio is on for 1/fanout of the transfer, the receiver's for 1/fanin: what
-        several transfers at once share is paid once.
+        several transfers at once share is paid once. Links of a network carry peers' transfers in
+        the order of these calls, as each is told when it arrives.
         """
         fleet, queue = self._engine.fleet, self._engine.queue
         i, j = client_of(source), client_of(target)
         seconds = fleet.peers.transfer_s(i, j, size, fanout=fanout, fanin=fanin)
+        seconds = max(seconds, self._carry(fleet.peers.shared(i, j), size, since))
         arrival = max(queue.now, since + fleet.peers.latency_s(i, j) + seconds)
         lost = fleet.faults.loses_transfer(fleet.seed, i, j, index)
         kind = Event.TRANSFER_LOST if lost else Event.TRANSFER
@@ -77,6 +81,21 @@ class SimPeers:
         else:  # the caller may use it now, so it has to be counted now
             self._sent(sent)
         return arrival, not lost
+
+    def _carry(self, links: Mapping[int, float], size: int, since: float) -> float:
+        """Returns after how long links have carried a payload, and what was theirs before, s.
+
+        Args:
+            links: numbers to bit/s.
+            size: bytes of the payload.
+            since: when it comes, s.
+        """
+        seconds = 0.0
+        for link, bps in links.items():
+            end = max(self._carried.get(link, since), since) + 8.0 * size / bps
+            self._carried[link] = end
+            seconds = max(seconds, end - since)
+        return seconds
 
     def collect(
         self,
@@ -160,6 +179,23 @@ class SimPeers:
         self._engine.trace.record(self._engine.queue.now, kind, client, size=size, value=value)
 
 
+class RelayedPeers(Relayed):
+    """Carries payloads through the server, as a deployment does, whose clients have no links.
+
+    Args:
+        grid: the simulator's.
+        num_clients: of its fleet.
+    """
+
+    def __init__(self, grid: Grid, num_clients: int) -> None:
+        super().__init__(grid)
+        self._num_clients = num_clients
+
+    def nodes(self) -> list[int]:
+        """Returns the fleet's clients, also those that are not available."""
+        return [node_id(client) for client in range(self._num_clients)]
+
+
 @dataclass(frozen=True, eq=False)
 class _Plan:
     """A collective on the links of some clients.
@@ -206,7 +242,8 @@ class _Plan:
             check_order(by, order, m)
         clients, sizes = [clients[k] for k in order], [sizes[k] for k in order]
         network = RankLinks(peers, clients)
-        closed = by.closed(network, sizes)
+        # Formulas are of edges that have their bandwidth for themselves.
+        closed = None if peers.contended else by.closed(network, sizes)
         if closed is not None:
             if check:
                 check_closed(by, closed, m)

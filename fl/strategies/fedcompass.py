@@ -157,7 +157,7 @@ class FedCompass(EventRule):
         state = self.measure(state, update)
         group = state.group_of(node)
         buffered = (*state.buffer, update)
-        if update.sent_s != state.asked_s[node]:  # its task was lost, and it has had another since
+        if update.sent_s < state.asked_s[node]:  # its task was lost, and it has had another since
             return Decision(state._replace(buffer=buffered))
         if group is None:
             return Decision(state, apply=(update,), ask=(node,))

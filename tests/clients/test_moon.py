@@ -58,22 +58,42 @@ def trained(correction, start, previous, given):
     return rule.finish(w, state, received, len(given))
 
 
-@pytest.mark.parametrize("mu", [0.3, MU])
-def test_it_is_a_torch_loop_of_the_papers_loss(mu):
-    net, previous = model(1), model(2)
-    server = copy.deepcopy(net)
+def by_the_paper(server, previous, given, mu):
+    """A torch loop of the paper's loss; returns the client's model."""
+    net = copy.deepcopy(server)
     optimizer = torch.optim.SGD(net.parameters(), LR, momentum=0.5)
-    for x, y in batches():
+    for x, y in given:
         optimizer.zero_grad()
         with torch.no_grad():
             z_x, z_v = encoded(server, x), encoded(previous, x)
         loss = cross_entropy(net(x), y) + mu * contrast(encoded(net, x), z_x, z_v)
         loss.backward()
         optimizer.step()
+    return net
+
+
+@pytest.mark.parametrize("mu", [0.3, MU])
+def test_it_is_a_torch_loop_of_the_papers_loss(mu):
+    server, previous = model(1), model(2)
+    net = by_the_paper(server, previous, batches(), mu)
     done = trained(ModelContrast(mu, T), flat(server), flat(previous), batches())
     torch.testing.assert_close(done.w, flat(net), rtol=1e-8, atol=1e-9)
     assert torch.equal(done.memory["last"], done.w)
     assert not done.extras
+
+
+def test_two_clients_follow_the_papers_rounds_for_50_of_them():
+    of_client, correction = [batches(4)[:2], batches(4)[2:]], ModelContrast(0.3, T)
+    server = model(1)
+    x = flat(server)
+    nets, kept = [copy.deepcopy(server)] * 2, [correction.first_memory(x)["last"]] * 2
+    for _ in range(50):
+        nets = [by_the_paper(server, nets[i], of_client[i], 0.3) for i in (0, 1)]
+        done = [trained(correction, x, kept[i], of_client[i]) for i in (0, 1)]
+        kept, x = [each.memory["last"] for each in done], (done[0].w + done[1].w) / 2
+        mean = sum(map(flat, nets)) / 2
+        nn.utils.vector_to_parameters(mean, server.parameters())
+    torch.testing.assert_close(x, mean, rtol=1e-6, atol=1e-7)
 
 
 def test_without_weight_it_is_its_optimizer_bit_for_bit():

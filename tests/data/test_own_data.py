@@ -120,6 +120,19 @@ def test_the_encoding_makes_the_same_inputs_of_a_file_without_a_target(tmp_path)
     assert encoding.classes == ("big", "small")
 
 
+def test_labels_are_columns_of_zeros_and_ones(tmp_path):
+    columns = rows()
+    columns["old"] = [int(i % 3 == 0) for i in range(60)]
+    names, path = ["new", "old"], written(tmp_path / "a.csv", columns)
+    source = load_table(path, names, features=["size"], task="multi-label", split="split")
+    train = np.array([s == "train" for s in columns["split"]])
+    expected = np.stack([np.array(columns[name], np.float32) for name in names], axis=1)
+    np.testing.assert_array_equal(source.train.y, expected[train])
+    assert (source.num_classes, source.train.y.dtype) == (2, np.float32)
+    encoding = table_encoding(path, names, features=["size"], task="multi-label", split="split")
+    assert encoding.classes == ("new", "old")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
@@ -152,6 +165,11 @@ def test_a_gap_is_refused_with_its_column_and_row(tmp_path, old, new, told):
         (dict(target="class", test_fraction=1.0), ("test_fraction", "1.0")),
         (dict(target="class", test_fraction=0.001), ("test_fraction", "0.001")),
         (dict(target=None), ("target", "None")),
+        (dict(target="new", task="multi-label"), ("target", "new")),
+        (dict(target=["new", "class"], task="multi-label"), ("class", "small")),
+        (dict(target=["size"], task="multi-label"), ("size", "data.task")),
+        (dict(target=["new", "new"], task="multi-label"), ("data.target[1]", "new")),
+        (dict(target=["new"]), ("target", "new")),
     ],
 )
 def test_what_a_table_cannot_be_read_for_is_told(tmp_path, arguments, told):

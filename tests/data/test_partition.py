@@ -366,3 +366,73 @@ def test_dealing_does_not_wait_for_plots_which_are_there_when_asked_for():
         "[]",
         "plot_label_distributions ['matplotlib', 'seaborn']",
     ]
+
+
+# ---- any partitioner of flwr_datasets ------------------------------------------------------------
+
+
+def test_any_partitioner_deals_each_example_once_in_the_sizes_that_it_says(sorted_source):
+    from flwr_datasets.partitioner import LinearPartitioner, SizePartitioner
+
+    linear = partition.flwr_datasets(sorted_source, LinearPartitioner, num_partitions=4, seed=0)
+    assert linear.train.sizes.tolist() == [100, 200, 300, 400]
+    sizes = partial(SizePartitioner, partition_sizes=[900, 100])
+    split = partition.flwr_datasets(sorted_source, sizes, num_partitions=7, seed=0)
+    assert split.train.sizes.tolist() == [900, 100]
+    for each in (linear, split):
+        assert sorted(each.train.indices.tolist()) == list(range(1000))
+
+
+def test_the_runs_seed_and_the_label_are_filled_in(sorted_source):
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    rule = partial(DirichletPartitioner, alpha=0.3, min_partition_size=1)
+    ours = partition.dirichlet(sorted_source, num_partitions=5, seed=3, alpha=0.3)
+    split = partition.flwr_datasets(sorted_source, rule, num_partitions=5, seed=3)
+    np.testing.assert_array_equal(split.train.offsets, ours.train.offsets)
+    np.testing.assert_array_equal(split.train.indices, ours.train.indices)
+
+
+def test_a_partitioner_may_go_by_the_natural_client(text_source):
+    from flwr_datasets.partitioner import GroupedNaturalIdPartitioner
+
+    rule = partial(GroupedNaturalIdPartitioner, partition_by="client", group_size=2)
+    split = partition.flwr_datasets(text_source, rule, num_partitions=2, seed=0)
+    assert sorted(split.train.sizes.tolist()) == sorted(
+        sum(pair) for pair in _pairs(split, text_source)
+    )
+    assert sorted(split.train.indices.tolist()) == list(range(40))
+
+
+def _pairs(split, source):
+    """The sizes of the natural clients that each partition has rows of: all of them, or none."""
+    for rows in map_rows(split.train):
+        own = [set(source.natural[c].tolist()) for c in range(4)]
+        yield [len(of) for of in own if of & set(rows.tolist())]
+
+
+@pytest.mark.parametrize(
+    ("name", "bound", "said"),
+    [
+        ("SizePartitioner", {}, "SizePartitioner, which needs partition_sizes"),
+        ("SizePartitioner", {"partition_sizes": [2000]}, "cannot be dealt in this way"),
+        ("SizePartitioner", {"sizes": [1]}, "SizePartitioner, which needs partition_sizes"),
+        ("PathologicalPartitioner", {"num_classes_per_partition": 11}, "cannot be dealt"),
+        ("NaturalIdPartitioner", {"partition_by": "client"}, "cannot be dealt in this way"),
+        ("VerticalEvenPartitioner", {}, "deals columns"),
+    ],
+)
+def test_what_a_partitioner_lacks_or_refuses_is_told(sorted_source, name, bound, said):
+    import flwr_datasets.partitioner as package
+
+    rule = partial(getattr(package, name), **bound)
+    with pytest.raises(ConfigError, match=said):
+        partition.flwr_datasets(sorted_source, rule, num_partitions=4, seed=0)
+
+
+def test_a_partitioner_by_label_is_refused_where_examples_have_several(text_source):
+    from flwr_datasets.partitioner import ShardPartitioner
+
+    rule = partial(ShardPartitioner, num_shards_per_partition=1)
+    with pytest.raises(ConfigError, match="ShardPartitioner, which goes by"):
+        partition.flwr_datasets(text_source, rule, num_partitions=4, seed=0)

@@ -3,12 +3,21 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score
 from torch import nn
 
 from fl.errors import ConfigError
 from fl.models import Measures, evaluate, per_example_loss
-from fl.models.metrics import auc, macro_f1, mean_of_each
+from fl.models.metrics import (
+    auc,
+    confusion,
+    label_auc,
+    label_f1,
+    macro_f1,
+    mean_average_precision,
+    mean_of_each,
+    micro_f1,
+)
 
 
 @pytest.mark.parametrize("C", [2, 3, 7])
@@ -61,3 +70,30 @@ def test_perplexity_of_a_model_that_knows_nothing_is_the_vocabulary():
 def test_a_metric_that_does_not_fit_the_task_is_refused(task, name):
     with pytest.raises(ConfigError, match=f"metrics has '{name}'"):
         Measures(task, (name,))
+
+
+def test_metrics_of_labels_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    scores, y = rng.normal(size=(200, 5)).round(1), rng.random((200, 5)) < 0.3  # with equal scores
+    taken = scores > 0
+    assert label_f1(scores, y) == pytest.approx(f1_score(y, taken, average="macro"))
+    assert micro_f1(scores, y) == pytest.approx(f1_score(y, taken, average="micro"))
+    assert label_auc(scores, y) == pytest.approx(roc_auc_score(y, scores))
+    assert mean_average_precision(scores, y) == pytest.approx(average_precision_score(y, scores))
+
+
+def test_of_labels_that_nobody_has_nothing_is_said():
+    scores, y = np.full((3, 2), -1.0), np.zeros((3, 2), bool)
+    for metric in (label_f1, micro_f1, label_auc, mean_average_precision):
+        assert math.isnan(metric(scores, y))
+    asked = Measures("multi-label", ("f1", "f1_micro", "auc", "map"))
+    model = nn.Embedding.from_pretrained(torch.tensor([[-1.0, -1.0]]))
+    found = asked(model, (torch.zeros(3, dtype=torch.int64), torch.zeros(3, 2)))
+    assert found == {"accuracy": 1.0, "loss": pytest.approx(math.log1p(math.exp(-1)))}
+
+
+def test_the_confusion_matrix_is_that_of_scikit_learn():
+    model = nn.Linear(3, 4)
+    x, y = torch.randn(50, 3), torch.randint(0, 4, (50,))
+    theirs = confusion_matrix(y, model(x).argmax(dim=1), labels=range(4))
+    assert (confusion(model, (x, y), 4) == theirs).all()

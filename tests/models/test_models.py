@@ -23,7 +23,8 @@ from fl.models import (
 from fl.runs.making import make
 
 CONF = Path(fl.__file__).parent / "conf" / "model"
-CONFIGS = sorted(path for path in CONF.glob("*.yaml") if path.stem != "huggingface")  # by itself
+OTHERS = ("huggingface", "timm", "torchvision")  # of packages that need not be installed
+CONFIGS = sorted(path for path in CONF.glob("*.yaml") if path.stem not in OTHERS)
 IMAGE = (3, 12, 20)
 TOKENS = (7,)
 

@@ -107,3 +107,28 @@ def test_evaluating_nothing_is_refused(n, batch_size):
     examples = torch.ones(n, 4), torch.zeros(n, dtype=torch.int64)
     with pytest.raises(ConfigError, match=f"{n} examples in batches of {batch_size}"):
         evaluate(LogisticRegression((4,), 2), examples, batch_size)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_the_loss_of_labels_is_torchs_binary_cross_entropy_and_so_is_its_gradient(batched):
+    generator = torch.Generator().manual_seed(0)
+    logits = 5 * torch.randn(4, 6, 3, generator=generator)
+    y = torch.randint(2, (4, 6, 3), generator=generator).float()
+    theirs = torch.nn.functional.binary_cross_entropy_with_logits(logits, y, reduction="none")
+    expected, slope = theirs.mean(dim=-1), (logits.sigmoid() - y) / 3
+
+    def total(z, t):
+        return per_example_loss(z, t).sum()
+
+    if batched:
+        torch.testing.assert_close(vmap(per_example_loss)(logits, y), expected)
+        torch.testing.assert_close(vmap(grad(total))(logits, y), slope)
+    else:
+        torch.testing.assert_close(per_example_loss(logits[0], y[0]), expected[0])
+        torch.testing.assert_close(grad(total)(logits[0], y[0]), slope[0])
+    assert per_example_loss(torch.tensor([[1e4, -1e4]]), torch.tensor([[0.0, 0.0]])) == 5e3
+
+
+def test_labels_are_correct_where_the_logit_has_their_sign():
+    logits = torch.tensor([[2.0, -1.0, 3.0, -4.0]])
+    assert correct(logits, torch.tensor([[1.0, 1.0, 1.0, 0.0]])).tolist() == [0.75]

@@ -33,12 +33,22 @@ def test_text_has_no_classes_and_is_drawn_all_the_same(tmp_path):
     counts = dealing.class_counts(data)
     assert counts.shape == (4, 1)
     assert counts.sum() == data.partitions.sizes.sum()
-    dealt.picture(counts, "text", tmp_path / "a.png")
+    dealt.picture(counts, data.partitions.sizes, "text", tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_picture_shows_each_client_and_class(data):
-    figure = dealt.picture(dealing.class_counts(data), "toy")
+    figure = dealt.picture(dealing.class_counts(data), data.partitions.sizes, "toy")
     top, low = figure.axes[:2]
     np.testing.assert_array_equal(top.images[0].get_array(), [[1, 0], [0, 1], [0, 1]])
     assert [bar.get_height() for bar in low.patches] == [3, 3]
+
+
+def test_an_example_counts_for_each_of_its_labels_and_once_for_its_client():
+    y = np.array([[1, 1], [0, 1], [0, 0], [1, 1]], np.float32)
+    examples = Examples(np.zeros((4, 2), np.float32), y)
+    source = Source("toy", examples, examples, 2, (2,), task="multi-label")
+    data = federate(lambda: source, lambda _: Split(Partitions.from_arrays([[0, 1], [2, 3]])))
+    counts = dealing.class_counts(data)
+    assert counts.tolist() == [[1, 2], [1, 1]]
+    assert "2 to 2, median 2" in dealing.lines(data, counts)[0]

@@ -69,9 +69,70 @@ def test_what_clients_and_the_server_report_is_what_was_asked_for(table):
         ("selection", {"selection": "tifl"}),
         ("personal.every", {"personal.every": 1}),
         ("partition", {"partition": "dirichlet"}),
-        ("num_classes", {"attack": "label_flip", "num_byzantine": 1}),
+        ("task regression", {"attack": "label_flip", "num_byzantine": 1}),
     ],
 )
 def test_what_needs_classes_is_refused_with_numbers(table, key, more):
     with pytest.raises(ConfigError, match=key):
         fl.run(**regression(table, **more))
+
+
+@pytest.fixture
+def labels(tmp_path):
+    """Two labels, each a half-plane of the inputs, of which rows may have none, one or both."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 2)).astype(np.float32)
+    path = tmp_path / "labels.npz"
+    np.savez(path, x=x, y=np.stack([x[:, 0] > 0, x.sum(axis=1) > 0.3], axis=1))
+    return str(path)
+
+
+def multi_label(path, **more):
+    return {
+        **{"data": "arrays", "data.path": path, "data.task": "multi-label", "partition": "iid"},
+        **{"num_clients": 4, "model.hidden": [], "target": None, **FEW, **more},
+    }
+
+
+def test_labels_that_planes_divide_are_learnt(labels, tmp_path):
+    metrics = ["f1", "f1_micro", "auc", "map"]
+    more = {"client.rule.lr": 2.0, "strategy.fraction_train": 1.0, "metrics": metrics}
+    more |= {"strategy.fraction_evaluate": 1.0, "num_rounds": 12, "evaluate_every": 12}
+    runs = [
+        fl.run(**multi_label(labels, **more, **{"client.batching": mode})) for mode in ("on", "off")
+    ]
+    last = runs[0].frame().iloc[-1]
+    for name in ("accuracy", *metrics, "client_map"):
+        assert last[name] > 0.95
+    assert last.loss == pytest.approx(runs[1].frame().loss.iloc[-1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("key", "more"),
+    [
+        ("partition=dirichlet", {"partition": "dirichlet"}),
+        ("task multi-label", {"attack": "label_flip", "num_byzantine": 1}),
+        ("metrics has 'confusion'", {"metrics": ["confusion"]}),
+        (r"\(n,\)", {"data.task": "regression"}),
+    ],
+)
+def test_what_needs_one_class_is_refused_with_labels(labels, key, more):
+    with pytest.raises(ConfigError, match=key):
+        fl.run(**multi_label(labels, **more))
+
+
+def test_a_metric_is_asked_for_once(table):
+    with pytest.raises(ConfigError, match=r"metrics is .*'f1' is there more than once"):
+        fl.run(data="digits", metrics=["f1", "auc", "f1"], **FEW)
+
+
+def test_the_confusion_matrix_counts_the_final_models_classes(tmp_path):
+    keys = {"data": "digits", "metrics": ["confusion"], "num_clients": 4, "views": True, **FEW}
+    run = fl.run(directory=tmp_path / "run", **keys)
+    counts = np.loadtxt(tmp_path / "run" / "confusion.csv", delimiter=",")
+    assert counts.shape == (10, 10)
+    assert np.trace(counts) / counts.sum() == pytest.approx(run.frame().accuracy.iloc[-1])
+    assert (tmp_path / "run" / "plots" / "confusion.png").is_file()
+    assert "confusion" not in run.frame()
+    with pytest.raises(ConfigError, match="metrics has 'confusion', and layers stay"):
+        fl.run(**{**keys, "client/local_layers": "last", "target": None})

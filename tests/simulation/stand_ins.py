@@ -127,6 +127,7 @@ class FixedWork:
     past_flops: float = 0.0
     reply_bytes: int | None = None
     flops_of: None = None
+    local_steps: int = 0
 
 
 class FakeExecutor(Executor):

@@ -46,6 +46,18 @@ class Ran:
     def of(self, *kinds: Event):
         return [e for e in events(self.grid.trace) if e[1] in kinds]
 
+    def buffered(self, centres: Sequence[float], k: int, step: Callable[..., float]) -> list[float]:
+        """Returns w <- w + step(changes, clients, delays) of every buffer of k, in float64.
+
+        What a client changes is worked out from the model that it was sent, by its delay.
+        """
+        applied, w = self.applied(), [0.0]
+        for i in range(0, len(applied), k):
+            _, clients, delays = (np.array(each) for each in zip(*applied[i : i + k], strict=True))
+            sent = np.array([w[-1 - tau] for tau in delays])
+            w.append(w[-1] + step(LR * (np.array(centres)[clients] - sent), clients, delays))
+        return w
+
 
 def record(w) -> ArrayRecord:
     return ArrayRecord({"w": _torch(w)})

@@ -83,6 +83,17 @@ def run(seconds_per_step, rounds, change=None, timeout=1e6, factor=None, **argum
     )
 
 
+def test_a_message_that_leaves_after_it_was_decided_on_is_no_lost_one():
+    # As on a deployment, where the clock goes on while messages are sent.
+    rule = FedCompass(num_clients=1)
+    state, _ = rule.assign(rule.init(np.zeros(1, np.float32), 1), 5, now=10.0)
+    for sent_s, applied in ((10.0, True), (10.5, True), (9.0, False)):
+        update = SimpleNamespace(
+            node=5, sent_s=sent_s, received_s=20.0, config={"local-steps": 100}
+        )
+        assert bool(rule.receive(state, update, 0).apply) is applied
+
+
 # ---- the trace of methods/async.md, by hand ------------------------------------------------------
 
 GOLDEN = [  # time, version, [(client, staleness)]

@@ -81,6 +81,36 @@ def test_predictions_are_those_of_a_gaussian_process_on_the_history():
     np.testing.assert_allclose(rule.prediction(state)(np.float32(z)), expected[0], rtol=1e-3)
 
 
+def test_on_a_quadratic_it_is_algorithm_1_for_50_rounds():
+    n, kept, eta, rho, noise = 3, 12, 0.5, 0.6, 0.01
+    rule = OptEx(n, history=kept, noise=noise, length=1.0, server_optimizer=FedAvgM(eta, rho))
+    found, _ = played(rule, 50)
+
+    def step(w, v, delta):
+        v = rho * v + delta
+        return w + eta * v, v
+
+    def mu(z, x, g):
+        if len(x) < 2:
+            return np.zeros(D)
+        scale, kernel = np.sqrt(np.linalg.norm(x, axis=1)).mean(), Matern(nu=2.5)
+        covariance = kernel(x / scale) + noise * np.eye(len(x))
+        return (kernel(z[None] / scale, x / scale) @ np.linalg.solve(covariance, g))[0]
+
+    w, v, x, g, expected = W0.astype(float), np.zeros(D), np.empty((0, D)), np.empty((0, D)), [W0]
+    for _ in range(50):
+        ahead = [(w, v)]
+        for _ in range(n - 1):
+            ahead.append(step(*ahead[-1], mu(ahead[-1][0], x, g)))
+        changes = [0.1 * A * (C - z) for z, _ in ahead]
+        w, v = step(*ahead[-1], changes[-1])
+        x = np.concatenate([x, [z for z, _ in ahead]])[-kept:]
+        g = np.concatenate([g, changes])[-kept:]
+        expected.append(w)
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
+    assert np.abs(expected[2] - plain(FedAvgM(eta, rho), 2)[-1]).max() > 0.1  # it is ahead
+
+
 def test_without_noise_a_stored_point_has_its_stored_change():
     rule = OptEx(2, noise=0.0, length=0.3)
     _, state = played(rule, 3)

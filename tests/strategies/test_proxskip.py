@@ -122,39 +122,44 @@ def test_the_shifts_sum_to_zero_after_every_communication(rounds):
     np.testing.assert_allclose(h.sum(axis=0), 0, atol=1e-4)
 
 
-def svrg_written_out(rounds, q, lr):
-    """Models by the lines of ProxSkip-L-SVRGDA-FL, with new references after communications."""
+def written_out_by_rows(rounds, q, lr):
+    """Models by the lines of ProxSkip-L-SVRGDA-FL, with new references after communications.
+
+    Without q by those of ProxSkip-SGDA-FL.
+    """
     losses, x, h = Losses(), np.zeros((N, DIM)), np.zeros((N, DIM))
     models, since, communications = [x[0]], None, 0
     for r in range(rounds):
         rng = np.random.default_rng(r)
         steps, coin = rng.geometric(P), rng.random()
-        if since is None or coin < 1 - (1 - q) ** since:
+        if q and (since is None or coin < 1 - (1 - q) ** since):
             ref, since = x.copy(), 0
             full = np.array([losses.gradient(i, ref[i]) for i in EVERYBODY])
             models.append(x[0])
             continue
         drawn = [np.random.default_rng([communications, i]).integers(2, size=99) for i in EVERYBODY]
         for t in range(steps):
-            g = [
-                row_gradient(losses, i, drawn[i][t], x[i])
-                - row_gradient(losses, i, drawn[i][t], ref[i])
-                + full[i]
-                for i in EVERYBODY
-            ]
-            x = x - lr * (np.array(g) - h)
+            g = np.array([row_gradient(losses, i, drawn[i][t], x[i]) for i in EVERYBODY])
+            if q:
+                g += full - [row_gradient(losses, i, drawn[i][t], ref[i]) for i in EVERYBODY]
+            x = x - lr * (g - h)
         mean = (x - lr / P * h).mean(axis=0)
         h = h + P / lr * (mean - x)
         x = np.tile(mean, (N, 1))
-        since, communications = since + steps, communications + 1
+        since, communications = (since or 0) + steps, communications + 1
         models.append(mean)
     return np.array(models)
+
+
+def test_with_single_rows_it_is_the_recursion_of_sgda():
+    expected = written_out_by_rows(50, None, 0.1)
+    np.testing.assert_allclose(sampled(50, None).models, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("q", [1.0, 0.1])
 def test_with_references_it_is_the_recursion_of_l_svrgda(q):
     learnt = sampled(50, q)
-    np.testing.assert_allclose(learnt.models, svrg_written_out(50, q, 0.1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(learnt.models, written_out_by_rows(50, q, 0.1), rtol=1e-4, atol=1e-4)
     renewed = [state.references for state in learnt.states]
     assert renewed[:2] == [0, 1]  # before anything is learnt
     assert 3 < renewed[-1] < 30

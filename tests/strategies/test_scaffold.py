@@ -10,6 +10,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from heterogeneous import Learnt, cohorts
 from hydra import compose, initialize_config_module
 from torch import nn
 
@@ -128,6 +129,27 @@ class Run:
         if lie is not None:
             lie(i, round_, reply)
         return Message(reply, reply_to=message)
+
+
+@pytest.mark.parametrize("option", ["I", "II"])
+@pytest.mark.parametrize("clients", [2, N], ids=["2 of 8", "all"])
+def test_it_is_algorithm_1_for_50_rounds(option, clients):
+    losses, asked, eta = Losses(), cohorts(clients, 50), 0.8
+    x, c, c_i, models = np.zeros(DIM), np.zeros(DIM), np.zeros((N, DIM)), [np.zeros(DIM)]
+    for cohort in asked:
+        y, new = np.tile(x, (N, 1)), c_i.copy()
+        for i in cohort:
+            for _ in range(STEPS):
+                y[i] = y[i] - LR * (losses.gradient(i, y[i]) - c_i[i] + c)
+            new[i] = {
+                "I": losses.gradient(i, x),
+                "II": c_i[i] - c + (x - y[i]) / (STEPS * LR),
+            }[option]
+        x = x + eta * (y[cohort] - x).mean(axis=0)
+        c, c_i = c + (new - c_i).sum(axis=0) / N, new
+        models.append(x)
+    learnt = Learnt(SCAFFOLD(num_clients=N, eta=eta), controlled(option), asked)
+    np.testing.assert_allclose(learnt.models, models, rtol=1e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("option", ["I", "II"])

@@ -101,7 +101,7 @@ def test_amsgrad_is_its_recursion_and_its_largest_moment_never_falls():
         rule = FedAMSGrad(eta, beta_1, tau, beta_2, corrected)
         state = rule.init(W0, D)
         w, m, v, top = W0.astype(float), np.zeros(D), np.zeros(D), np.zeros(D)
-        for t in range(1, 15):
+        for t in range(1, 51):
             deltas = rng.normal(size=(3, D)).astype(np.float32) / t  # so that v falls
             delta = deltas.astype(float).mean(axis=0)
             m, v = beta_1 * m + (1 - beta_1) * delta, beta_2 * v + (1 - beta_2) * delta**2
@@ -133,6 +133,55 @@ def test_while_changes_grow_amsgrad_is_adam():
         deltas = (3.0**t * rng.uniform(1, 2, (1, D))).astype(np.float32)
         a, b = (rule.step(s, Updates(deltas, np.ones(1))) for rule, s in ((ams, a), (adam, b)))
         np.testing.assert_allclose(a.w, b.w, rtol=1e-5)
+
+
+# ---- 50 versions of clients on quadratics --------------------------------------------------------
+
+SECOND_MOMENTS = {  # after a change, of the one before
+    FedAdagrad: lambda v, square: v + square,
+    FedYogi: lambda v, square: v - 0.01 * square * np.sign(v - square),
+    FedAdam: lambda v, square: 0.99 * v + 0.01 * square,
+    FedAMSGrad: lambda v, square: 0.99 * v + 0.01 * square,
+}
+
+
+class Adaptive:
+    """Steps of the adaptive optimizers in float64, of changes of one number."""
+
+    def __init__(self, kind, tau_c=None):
+        self.kind, self.tau_c = kind, tau_c
+        self.m, self.top = 0.0, 0.0
+        self.v = 0.0 if kind is FedAMSGrad else TAU**2
+        self.beta_1 = 0.0 if kind is FedAdagrad else 0.9
+
+    def __call__(self, changes, _, delays):
+        delta = changes.mean()
+        self.m = self.beta_1 * self.m + (1 - self.beta_1) * delta
+        self.v = SECOND_MOMENTS[self.kind](self.v, delta**2)
+        self.top = max(self.top, self.v) if self.kind is FedAMSGrad else self.v
+        late = self.tau_c is not None and max(delays) > self.tau_c
+        return ETA / (max(delays) if late else 1) * self.m / (self.top**0.5 + TAU)
+
+
+ETA, TAU, K = 0.1, 0.01, 3
+
+
+@pytest.mark.parametrize("kind", SECOND_MOMENTS)
+@pytest.mark.parametrize("tau_c", [None, 1, 2])
+def test_of_clients_on_quadratics_buffers_are_the_recursion_for_50_versions(kind, tau_c):
+    optimizer = kind(eta=ETA, tau=TAU)
+    if tau_c is None:
+        rule = driven(FedBuff, K, optimizer, ConstantWeight(), concurrency=4)
+    else:
+        rule = driven(FADAS, K, optimizer, tau_c, concurrency=4)
+    ran = run(rule, CENTRES, [1.0, 1.7, 3.1, 9.0], num_rounds=50)
+    assert max(tau for _, _, tau in ran.applied()) > 5
+    np.testing.assert_allclose(
+        np.array(ran.models)[:, 0],
+        ran.buffered(CENTRES, K, Adaptive(kind, tau_c)),
+        rtol=1e-4,
+        atol=2e-5,
+    )
 
 
 # ---- FADAS ---------------------------------------------------------------------------------------

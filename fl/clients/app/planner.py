@@ -129,10 +129,10 @@ class Planner:
 
         flops = flops_of(steps)
         if self._open_end and elapsed is None:
-            return Workload(flops, fitting, self.memory_bytes, flops_of=flops_of)
+            return Workload(flops, fitting, self.memory_bytes, flops_of=flops_of, local_steps=steps)
         if elapsed is not None:
             return Workload(0.0, fitting, self.memory_bytes, flops, reply_bytes)
-        return Workload(flops, fitting, self.memory_bytes, 0.0, reply_bytes)
+        return Workload(flops, fitting, self.memory_bytes, 0.0, reply_bytes, local_steps=steps)
 
     def _choosing(self, instructions: Instructions, partition: int) -> float:
         """Returns the FLOPs by which a client chooses one of the models that came."""
@@ -283,6 +283,11 @@ class Planner:
         most = read_int(config, "evaluate-examples", least=1)
         there = len((self._data.partitions if held_out is None else held_out)[partition])
         return held_out is not None, there if most is None else min(most, there)
+
+    @property
+    def forward_flops(self) -> int:
+        """FLOPs of the model for one example, without gradients."""
+        return self._flops.forward
 
     @cached_property
     def memory_bytes(self) -> int:

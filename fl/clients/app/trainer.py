@@ -19,6 +19,7 @@ from fl.clients.app.batching import Batching, Mode, compare
 from fl.clients.app.examples import ExamplePool
 from fl.clients.app.memory_format import takes_channels_last
 from fl.clients.app.training import Trained, Training
+from fl.clients.app.untrained import untrained
 from fl.clients.contact import Contact
 from fl.clients.rule import Rule
 from fl.data import FederatedData
@@ -38,7 +39,7 @@ class Trainer:
         data: the clients' examples.
         rule: what a local step does.
         local: see `Received`.
-        shuffle, drop_last, batching: as of `TrainingApp`.
+        train, shuffle, drop_last, batching: as of `TrainingApp`.
         device: where PyTorch trains.
         has_mods: whether Flower mods see the messages.
         contact: ends tasks by the loss of their epochs; None does not.
@@ -55,6 +56,7 @@ class Trainer:
         rule: Rule,
         *,
         local: Tensor | None,
+        train: bool,
         shuffle: bool,
         drop_last: bool,
         batching: Mode,
@@ -67,6 +69,7 @@ class Trainer:
         self._data = data
         self._rule = rule
         self._local = None if local is None else local.to(device)
+        self._train = train
         self._shuffle = shuffle
         self._drop_last = drop_last
         self._batching = batching
@@ -84,6 +87,8 @@ class Trainer:
             training: what to do.
             rule: what a step does; None is the clients' own rule.
         """
+        if not self._train:
+            return untrained(self._layout, rule or self._rule, training, self._local)
         return train_alone(
             self._model,
             self._layout,
@@ -112,6 +117,11 @@ class Trainer:
         """
         if self.not_batchable:
             raise ConfigError(f"cannot train together: {self.not_batchable}")
+        if not self._train:
+            return [
+                ([i], untrained(self._layout, self._rule, training, self._local))
+                for i, training in enumerate(trainings)
+            ]
         if len({training.batch_size for training in trainings}) > 1:
             raise ConfigError("cannot train together: the batches differ in size")
         if any(training.deadline_s is not None for training in trainings):
@@ -134,6 +144,8 @@ class Trainer:
             return "batching is off"
         if has_mods:
             return "mods see one message at a time"
+        if not self._train:
+            return ""
         if self._contact is not None:
             return f"{type(self._contact).__name__} ends each client's work by its own loss"
         if not self._rule.batchable:

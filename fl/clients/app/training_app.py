@@ -15,7 +15,7 @@ from flwr.clientapp.typing import Mod
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fl.checks import read_if
+from fl.checks import boolean, read_if
 from fl.clients.app.batching import Batching, Mode, check_mode
 from fl.clients.app.choosing import SMOOTHING_KEY, Chooser, mixed
 from fl.clients.app.downlink import Downlink, is_compressed
@@ -137,6 +137,8 @@ class TrainingApp(ClientApp, PlannedApp):
         batch_size: examples of a step; None takes all of the client's.
         local_epochs: passes over the client's examples in a task; None if `local_steps` is set.
         local_steps: steps of a task, however many epochs these are; None if `local_epochs` is set.
+        train: False: clients take the time of their work, and send its bytes, but train nothing.
+            What comes back is the model that was sent, zeros beside it, and a "train-loss" of 1.
         shuffle: a fresh permutation every epoch; otherwise the order of the data.
         drop_last: leave out an epoch's last batch if it is smaller than the others, as models with
             batch normalisation want, which refuse a batch of one. A client with fewer examples than
@@ -175,6 +177,7 @@ class TrainingApp(ClientApp, PlannedApp):
         batch_size: int | None = 32,
         local_epochs: int | None = 1,
         local_steps: int | None = None,
+        train: bool = True,
         shuffle: bool = True,
         drop_last: bool = False,
         evaluate_on: Literal["test", "train"] | None = None,
@@ -225,6 +228,13 @@ class TrainingApp(ClientApp, PlannedApp):
         self.batch_size = batch_size
         self.local_epochs = local_epochs
         self.local_steps = local_steps
+        boolean("train", train)
+        if not train and contact is not None and contact.watches:
+            raise ConfigError(
+                f"train is false, and contact is {type(contact).__name__}, which goes by the loss: "
+                "leave contact out, or let clients train"
+            )
+        self.learns = train
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.uplink = uplink
@@ -267,6 +277,7 @@ class TrainingApp(ClientApp, PlannedApp):
             data,
             self.rule,
             local=self.home.local,
+            train=train,
             shuffle=shuffle,
             drop_last=drop_last,
             batching=batching,
@@ -294,6 +305,11 @@ class TrainingApp(ClientApp, PlannedApp):
         own = self.home.keeps or not self.rule.returns_only_the_model
         own = own or (self.contact is not None and self.contact.watches)
         return own or self._has_mods or links
+
+    @property
+    def forward_flops(self) -> int:
+        """FLOPs of the model for one example, without gradients."""
+        return self._planner.forward_flops
 
     def memory_bytes(self) -> int:
         """Returns the memory that training takes on a device, in bytes, for the largest batch."""

@@ -39,8 +39,13 @@ class Dispatch:
         ready_s: when the client has what it needs, if that comes from its peers and not from the
             server; then nothing is downloaded or uploaded. None for an ordinary message.
         stage, stage_began: where it is, and since when, s.
+        arrived_s: when its message came to the client.
+        steps: local steps of its work, as far as they are known.
+        scalars: numbers in its message's arrays; 0 where nothing depends on them.
+        objects: of its message and of its reply, that Flower moves by themselves; likewise.
         flow: of the transfer that goes on; -1 without.
         size_up: bytes of the reply.
+        terms: s that the runtime has added so far, see `fl.simulation.kernel.nodes`.
         idle_s, compute_s, radio_s: what it has taken of the device so far, s.
         past_s: what the device computed for it before the message came, s, for its energy.
         metadata: of the message.
@@ -55,6 +60,7 @@ class Dispatch:
     """
 
     __slots__ = (
+        "arrived_s",
         "client",
         "compute_s",
         "expiry",
@@ -64,6 +70,7 @@ class Dispatch:
         "metadata",
         "name",
         "number",
+        "objects",
         "past_s",
         "plan",
         "radio_s",
@@ -72,11 +79,14 @@ class Dispatch:
         "reply_bytes",
         "request",
         "result",
+        "scalars",
         "size_down",
         "size_up",
         "stage",
         "stage_began",
+        "steps",
         "submitted",
+        "terms",
         "unread",
     )
 
@@ -102,6 +112,11 @@ class Dispatch:
         self.ready_s = ready_s
         self.stage = Stage.WAITING
         self.stage_began = 0.0
+        self.arrived_s = 0.0
+        self.steps = 0
+        self.scalars = 0
+        self.objects = (0, 0)
+        self.terms: tuple[float, ...] = (0.0, 0.0)
         self.flow = -1
         self.size_up = 0
         self.idle_s = 0.0

@@ -5,7 +5,8 @@ computes, and how many bytes its reply has, it asks of a `Host`.
 
 A dispatch passes through: wait at the server until the client takes up its message, download,
 compute, upload. The server's two directions are each one link shared max-min fairly by the
-transfers in flight; a client's own link is shared equally by that client's transfers.
+transfers in flight, or, where the fleet has a network, all links on the way are; a client's own
+link is shared equally by that client's transfers.
 
 A client is a SuperNode of Flower (read at flwr 1.41, `flwr/supernode/start_client_internal.py`).
 Its main loop takes one message from the SuperLink, waits until the ClientApp has made the reply,
@@ -29,9 +30,11 @@ from typing import Protocol
 
 from fl.simulation.kernel.dispatch import Dispatch, Stage
 from fl.simulation.kernel.events import EventQueue, Priority
-from fl.simulation.kernel.port import Port
+from fl.simulation.kernel.network_port import ports
+from fl.simulation.kernel.nodes import Nodes
 from fl.simulation.kernel.trace import Event, Trace
 from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.runtime import Runtime
 
 _INTERRUPTIONS = (Event.DEPARTURE, Event.CANCELLED)  # they can come during a transfer
 
@@ -81,6 +84,7 @@ class Engine:
     Args:
         fleet: devices, links, availability and faults of the clients.
         trace: where every event is recorded.
+        runtime: what software adds to the stages; None adds nothing.
 
     Attributes:
         host: answers what the engine asks; to be set before the first dispatch.
@@ -95,7 +99,7 @@ class Engine:
 
     host: Host
 
-    def __init__(self, fleet: Fleet, trace: Trace) -> None:
+    def __init__(self, fleet: Fleet, trace: Trace, runtime: Runtime | None = None) -> None:
         self.fleet = fleet
         self.trace = trace
         self.queue = EventQueue()
@@ -105,9 +109,11 @@ class Engine:
         self.energy_j = {"compute": 0.0, "radio": 0.0, "idle": 0.0}
         self.busy_s = 0.0
         self._flow = 0
-        self._downlink = Port(fleet.server.up_bps, self.queue, self._downloaded)
-        self._uplink = Port(fleet.server.down_bps, self.queue, self._uploaded)
+        self._downlink, self._uplink = ports(fleet, self.queue, self._downloaded, self._uploaded)
         self._clients: dict[int, _Client] = {}  # only while they have dispatches
+        self._nodes = None if runtime is None else Nodes(runtime, fleet, trace)
+        self._framing = 0 if runtime is None else runtime.framing_bytes
+        self._looks: set[int] = set()  # clients whose node's next look is scheduled
         self._departures: set[int] = set()  # clients whose next departure is scheduled
         self._returns: set[int] = set()  # clients whose next return is
 
@@ -127,8 +133,22 @@ class Engine:
             self._watch_return(dispatch.client)
         elif dispatch.ready_s is not None:
             self._take(client, dispatch)
-        else:
+        elif self._nodes is None:
             self._take_up(client)
+        elif not client.taken or self.fleet.prefetch:
+            self._watch_look(dispatch.client)
+
+    def _watch_look(self, number: int) -> None:
+        """Has a client's node, which is idle, find its messages when it looks next."""
+        if self._nodes is not None and number not in self._looks:
+            self._looks.add(number)
+            time = self._nodes.next_look(number, self.queue.now)
+            self.queue.schedule(time, Priority.DISPATCH, self._polled, number)
+
+    def _polled(self, number: int) -> None:
+        """A client's node looks for messages."""
+        self._looks.discard(number)
+        self._look(number)
 
     def _take_up(self, client: _Client) -> None:
         """Has a client that is there take up its next message, if it is at nothing else."""
@@ -139,7 +159,7 @@ class Engine:
             self._take(client, dispatch)
 
     def _look(self, number: int) -> None:
-        """Has a client that has ended a dispatch look for the next, if it is there."""
+        """Has a client look for its next message, if it is there."""
         client = self._clients.get(number)
         if client is None or not client.waiting:
             return
@@ -150,6 +170,7 @@ class Engine:
 
     def _take(self, client: _Client, dispatch: Dispatch) -> None:
         now = self.queue.now
+        sent_s = dispatch.stage_began
         del client.waiting[dispatch]
         client.taken[dispatch] = None
         dispatch.stage_began = now
@@ -163,7 +184,10 @@ class Engine:
         self.trace.record(
             now, Event.DOWNLOAD_START, dispatch.client, dispatch.number, dispatch.size_down
         )
-        delay = self.fleet.latency_s(dispatch.client)
+        if self._nodes is None:
+            delay = self.fleet.latency_s(dispatch.client)
+        else:
+            delay = self._nodes.download_delay(dispatch, sent_s, now)
         self.queue.schedule(now + delay, Priority.PROGRESS, self._start_download, dispatch)
 
     def _start_download(self, dispatch: Dispatch) -> None:
@@ -171,7 +195,7 @@ class Engine:
             return
         cap = self.fleet.down_cap(dispatch.client, dispatch.number)
         dispatch.flow = self._next_flow()
-        self._downlink.start(dispatch.flow, dispatch, dispatch.size_down, cap)
+        self._downlink.start(dispatch.flow, dispatch, dispatch.size_down + self._framing, cap)
 
     def _downloaded(self, dispatch: Dispatch) -> None:
         now = self.queue.now
@@ -195,7 +219,7 @@ class Engine:
         """The dispatch's message is at the client."""
         client = self._clients[dispatch.client]
         dispatch.stage = Stage.QUEUED
-        dispatch.stage_began = self.queue.now
+        dispatch.stage_began = dispatch.arrived_s = self.queue.now
         if client.computing is None:
             self._compute(client, dispatch)
             return
@@ -212,6 +236,8 @@ class Engine:
         dispatch.stage = Stage.COMPUTING
         dispatch.stage_began = now
         seconds = self.host.compute_seconds(dispatch)
+        if self._nodes is not None:
+            seconds = self._nodes.work_seconds(dispatch, seconds, now)
         faults = dispatch.faults
         if faults.slowdown != 1.0:
             self.trace.record(
@@ -247,6 +273,7 @@ class Engine:
         dispatch.stage = Stage.UPLOADING
         dispatch.stage_began = now
         self._free_device(dispatch)
+        delay = 0.0 if self._nodes is None else self._nodes.upload_delay(dispatch, now)
         if dispatch.ready_s is not None:
             self._settle(dispatch)
             self.host.replied(dispatch)
@@ -254,7 +281,8 @@ class Engine:
         self.trace.record(
             now, Event.UPLOAD_START, dispatch.client, dispatch.number, dispatch.size_up
         )
-        delay = self.fleet.latency_s(dispatch.client)
+        if self._nodes is None:
+            delay = self.fleet.latency_s(dispatch.client)
         self.queue.schedule(now + delay, Priority.PROGRESS, self._start_upload, dispatch)
 
     def _free_device(self, dispatch: Dispatch) -> None:
@@ -284,7 +312,7 @@ class Engine:
             return
         cap = self.fleet.up_cap(dispatch.client, dispatch.number)
         dispatch.flow = self._next_flow()
-        self._uplink.start(dispatch.flow, dispatch, dispatch.size_up, cap)
+        self._uplink.start(dispatch.flow, dispatch, dispatch.size_up + self._framing, cap)
 
     def _uploaded(self, dispatch: Dispatch) -> None:
         now = self.queue.now
@@ -335,6 +363,8 @@ class Engine:
             return
         for dispatch in [dispatch for dispatch in client.waiting if dispatch.ready_s is not None]:
             self._take(client, dispatch)
+        if self._nodes is not None:
+            self._nodes.looks(number, self.queue.now)
         self._take_up(client)
 
     def _end(self, dispatch: Dispatch, kind: Event, size: int = 0) -> None:
@@ -342,12 +372,12 @@ class Engine:
         now = self.queue.now
         self.trace.record(now, kind, dispatch.client, dispatch.number, size)
         if dispatch.stage in (Stage.DOWNLOADING, Stage.UPLOADING) and kind in _INTERRUPTIONS:
-            dispatch.radio_s += now - dispatch.stage_began
+            dispatch.radio_s += max(0.0, now - dispatch.stage_began)
             if dispatch.flow >= 0:
                 port = self._downlink if dispatch.stage is Stage.DOWNLOADING else self._uplink
                 port.abort(dispatch.flow)
         elif dispatch.stage is Stage.COMPUTING:
-            dispatch.compute_s = now - dispatch.stage_began
+            dispatch.compute_s = max(0.0, now - dispatch.stage_began)
             dispatch.stage = Stage.DONE
             self._free_device(dispatch)
         elif dispatch.stage is Stage.QUEUED:
@@ -415,6 +445,8 @@ class Engine:
             del client.waiting[dispatch]
         else:
             del client.taken[dispatch]
+            if self._nodes is not None and not client.taken:
+                self._nodes.looks(dispatch.client, self.queue.now)
             if client.waiting:
                 # Scheduled, not called: what else happens in this instant comes first.
                 self.queue.schedule(self.queue.now, Priority.DISPATCH, self._look, dispatch.client)

@@ -6,7 +6,7 @@ Rates are bits per second, sizes bits, times virtual seconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,35 +77,46 @@ class Links:
         return len(self.down_bps)
 
     def down_cap(
-        self, seed: int, client: int, transfer: int, server_latency_s: float = 0.0
+        self,
+        seed: int,
+        client: int,
+        transfer: int,
+        server_latency_s: float = 0.0,
+        more_loss: float = 0.0,
     ) -> float:
         """Returns the bandwidth that one download of the client gets if nothing else limits it.
 
-        The smaller of the bandwidth drawn for this transfer and TCP's rate under the link's loss
-        at RTT = 2 * (client's latency + server's latency). The draw is a normal distribution with
-        the columns' mean and standard deviation, truncated below at 1% of the mean (FLASH
+        The smaller of the bandwidth drawn for this transfer and TCP's rate under the loss of all
+        links at RTT = 2 * (client's latency + server's latency). The draw is a normal distribution
+        with the columns' mean and standard deviation, truncated below at 1% of the mean (FLASH
         truncates at 0, where a transfer would never end).
 
         Args:
             seed: root seed of the run.
             client: index of the client.
             transfer: running number of the client's transfer; its dispatch number will do.
-            server_latency_s: one-way delay of the server's link, in s.
+            server_latency_s: one-way delay of the links beyond the client's own, in s.
+            more_loss: that a packet is lost on those.
 
         Returns:
             bit/s, positive, possibly infinite; a pure function of the arguments.
         """
-        return self._cap(
-            "down-bps", self.down_bps, self.down_sigma_bps, seed, client, transfer, server_latency_s
-        )
+        bps = self._drawn("down-bps", self.down_bps, self.down_sigma_bps, seed, client, transfer)
+        return min(bps, self._lossy_bps(client, server_latency_s, more_loss))
 
-    def up_cap(self, seed: int, client: int, transfer: int, server_latency_s: float = 0.0) -> float:
+    def up_cap(
+        self,
+        seed: int,
+        client: int,
+        transfer: int,
+        server_latency_s: float = 0.0,
+        more_loss: float = 0.0,
+    ) -> float:
         """Returns the bandwidth of one upload; see `down_cap`."""
-        return self._cap(
-            "up-bps", self.up_bps, self.up_sigma_bps, seed, client, transfer, server_latency_s
-        )
+        bps = self._drawn("up-bps", self.up_bps, self.up_sigma_bps, seed, client, transfer)
+        return min(bps, self._lossy_bps(client, server_latency_s, more_loss))
 
-    def _cap(
+    def _drawn(
         self,
         purpose: str,
         mean: NDArray[np.float64],
@@ -113,17 +124,20 @@ class Links:
         seed: int,
         client: int,
         transfer: int,
-        server_latency_s: float,
     ) -> float:
         bps = float(mean[client])
         if sigma is not None and sigma[client] > 0:
             u = uniform(seed, purpose, client, transfer)
             bps = _truncated_normal(bps, float(sigma[client]), FLOOR_FRACTION * bps, u)
-        loss = float(self.loss[client])
-        if loss > 0:
-            rtt_s = 2.0 * (float(self.latency_s[client]) + server_latency_s)
-            bps = min(bps, mathis_bps(rtt_s, loss))
         return bps
+
+    def _lossy_bps(self, client: int, server_latency_s: float, more_loss: float) -> float:
+        loss = float(self.loss[client])
+        if more_loss > 0:
+            loss = 1.0 - (1.0 - loss) * (1.0 - more_loss)
+        if loss == 0:
+            return math.inf
+        return mathis_bps(2.0 * (float(self.latency_s[client]) + server_latency_s), loss)
 
 
 def _truncated_normal(mean: float, sigma: float, low: float, u: float) -> float:
@@ -189,6 +203,19 @@ class PeerLinks:
     site_latency_s: NDArray[np.float64] | None = None
     window_bytes: float = math.inf
     flows: int = 1
+
+    @property
+    def contended(self) -> bool:
+        """Whether transfers between other clients share links."""
+        return False
+
+    def shared(self, i: int, j: int) -> Mapping[int, float]:
+        """Returns the links that transfers from client i to client j share with those of others.
+
+        Returns:
+            Their numbers, to bit/s.
+        """
+        return {}
 
     def rates(self, i: Some, j: Some, fanout: Some = 1, fanin: Some = 1) -> Any:
         """Returns the bandwidth of transfers from clients i to clients j, in bit/s.

@@ -67,11 +67,7 @@ class SharedLink:
             ConfigError: size or cap out of range.
             SimulationError: the flow is in flight already, or time is out of order.
         """
-        if not (size_bits >= 0 and math.isfinite(size_bits)):
-            raise ConfigError(
-                f"flow {flow} has size_bits {size_bits}; it must be finite and at least 0."
-            )
-        _check_cap(flow, cap_bps)
+        check_flow(flow, size_bits, cap_bps)
         if flow in self._flows:
             raise SimulationError(f"flow {flow} is already in flight at t={now} s.")
         self._flows.add(now, flow, size_bits, cap_bps)
@@ -92,7 +88,7 @@ class SharedLink:
             ConfigError: the cap is not positive.
             SimulationError: no such flow is in flight, or time is out of order.
         """
-        _check_cap(flow, cap_bps)
+        check_flow(flow, 0.0, cap_bps)
         self._check_known(now, flow)
         self._flows.set_cap(now, flow, cap_bps)
 
@@ -125,7 +121,16 @@ class SharedLink:
             raise SimulationError(f"flow {flow} is not in flight at t={now} s.")
 
 
-def _check_cap(flow: int, cap_bps: float) -> None:
+def check_flow(flow: int, size_bits: float, cap_bps: float) -> None:
+    """Checks what a flow has to carry, and its cap.
+
+    Raises:
+        ConfigError: the size is not finite or negative, or the cap is not positive.
+    """
+    if not (size_bits >= 0 and math.isfinite(size_bits)):
+        raise ConfigError(
+            f"flow {flow} has size_bits {size_bits}; it must be finite and at least 0."
+        )
     if not cap_bps > 0:
         raise ConfigError(
             f"flow {flow} has cap_bps {cap_bps}; a flow needs a positive rate, or .inf for no cap."

@@ -54,6 +54,23 @@ class Event(IntEnum):
     NO_STEP = 27  # nothing that came in a round could change the model; value = the round
     NOT_FINITE = 28  # a step to a model that is not finite, which was not taken; value = the round
     ALL_REDUCE_FAILED = 29  # as ALL_REDUCE, of one that another client has left in the middle
+    # What a runtime adds (fl.simulation.world.runtime): value = s. The first ten are recorded of
+    # each task when it has computed, and are parts of its waiting, download, compute and upload.
+    CLIENT_POLL = 30  # the message waited for the client's node to look
+    DOWN_CALLS = 31  # round trips before the message's bytes
+    TASK_POLL = 32  # the task waited to be started
+    APP_START = 33
+    DECODE = 34  # of the message
+    STEPS = 35  # local steps, beside their FLOPs
+    THROTTLE = 36  # longer, on a hot device
+    ENCODE = 37  # of the reply
+    REPLY_POLL = 38  # the reply waits for the client's node to look
+    UP_CALLS = 39  # round trips before the reply's bytes
+    SERVER_SEND = 40  # the server serialises what it sends; bytes = of that
+    SERVER_POLL = 41  # a reply has waited for the server to look
+    SERVER_RECEIVE = 42  # the server reads replies; bytes = of these
+    AGGREGATE = 43  # and adds them up
+    SERVER_EVALUATE = 44
 
 
 FAULTS = frozenset(
@@ -85,6 +102,7 @@ _LOSSES = frozenset(
 
 _ROW = Struct("=dbqqqd")
 _pack = _ROW.pack
+_pack_terms = Struct("=qdqq10d").pack
 _DTYPE = np.dtype(
     [
         ("time", "=f8"),
@@ -93,6 +111,15 @@ _DTYPE = np.dtype(
         ("dispatch", "=i8"),
         ("bytes", "=i8"),
         ("value", "=f8"),
+    ]
+)
+_TERMS = np.dtype(
+    [
+        ("before", "=i8"),
+        ("time", "=f8"),
+        ("client", "=i8"),
+        ("dispatch", "=i8"),
+        ("seconds", "=f8", 10),
     ]
 )
 
@@ -118,9 +145,11 @@ class Trace:
         self._lost: set[tuple[int, int]] = set()  # messages to which no reply can come
         self._doubles = 0  # of them, those that have expired
         self._rows = bytearray()  # packed: one call for an event, where columns take six
+        self._terms = bytearray()  # of tasks: what becomes rows, before which row it belongs
+        self._joined: tuple[int, NDArray[Any]] | None = None  # both, and of how many bytes
 
     def __len__(self) -> int:
-        return len(self._rows) // _ROW.size
+        return len(self._table()) if self._terms else len(self._rows) // _ROW.size
 
     def record(
         self,
@@ -150,6 +179,17 @@ class Trace:
                 self._doubles += 1
                 self.num_faults -= 1
 
+    def record_terms(self, time: float, client: int, dispatch: int, *seconds: float) -> None:
+        """Appends an event for each term of a runtime that a task spends time on.
+
+        Args:
+            time: virtual time in s.
+            client: index of the client in the fleet.
+            dispatch: the client's running task number.
+            seconds: of the ten terms from `Event.CLIENT_POLL` on; those of 0 are no events.
+        """
+        self._terms += _pack_terms(len(self._rows) // _ROW.size, time, client, dispatch, *seconds)
+
     @property
     def time(self) -> NDArray[np.float64]:
         """Virtual time of each event in s."""
@@ -160,6 +200,11 @@ class Trace:
     def kind(self) -> NDArray[np.int8]:
         """Kind of each event, a value of `Event`."""
         return self._column("kind")
+
+    @property
+    def kinds(self) -> list[Event]:
+        """Kind of each event, by name."""
+        return [Event(kind) for kind in self.kind.tolist()]
 
     @property
     def client(self) -> NDArray[np.int64]:
@@ -183,7 +228,24 @@ class Trace:
 
     def _column(self, name: str) -> NDArray[Any]:
         # A copy, since rows cannot be appended while a view of them exists.
-        return np.frombuffer(self._rows, dtype=_DTYPE)[name].copy()
+        return self._table()[name].copy()
+
+    def _table(self) -> NDArray[Any]:
+        """Returns all rows, shape (events,); a view of them where there are no terms."""
+        rows = np.frombuffer(self._rows, dtype=_DTYPE)
+        if not self._terms:
+            return rows
+        size = len(self._rows) + len(self._terms)
+        if self._joined is None or self._joined[0] != size:
+            terms = np.frombuffer(self._terms, dtype=_TERMS)
+            task, term = np.nonzero(terms["seconds"])
+            added = np.zeros(len(task), dtype=_DTYPE)
+            for name in ("time", "client", "dispatch"):
+                added[name] = terms[name][task]
+            added["kind"] = Event.CLIENT_POLL + term
+            added["value"] = terms["seconds"][task, term]
+            self._joined = size, np.insert(rows, terms["before"][task], added)
+        return self._joined[1]
 
     @property
     def counts(self) -> Counter[Event]:

@@ -8,6 +8,7 @@ depend on how many clients there are or on the order of the questions.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -19,10 +20,12 @@ from fl.checks import boolean, is_a
 from fl.errors import ConfigError
 from fl.randomness import uniform
 from fl.simulation.kernel.links import Links, PeerLinks, ServerLink
+from fl.simulation.kernel.routes import Routes, Way, routed
 from fl.simulation.world.availability import Availability
 from fl.simulation.world.checkpointing import Checkpointing, JobTime
 from fl.simulation.world.devices import Devices, TaskSeconds
 from fl.simulation.world.faults import Faults
+from fl.simulation.world.networks.network import NetworkModel
 
 _POSITIVE = "positive and finite"
 _UNLIMITED = "positive"
@@ -62,6 +65,7 @@ class Fleet:
             next message stays at the server until the reply to the last one is there.
         checkpointing: of all clients as one job, that fails and is done over as one; None is
             neither.
+        network: links between the clients' own and the server's; None has none.
 
     Raises:
         ConfigError: see `check`.
@@ -78,6 +82,7 @@ class Fleet:
     task_seconds: TaskSeconds | None = None
     prefetch: bool = False
     checkpointing: Checkpointing | None = None
+    network: NetworkModel | None = None
 
     def __post_init__(self) -> None:
         self.check()
@@ -91,10 +96,21 @@ class Fleet:
         """When the clients' job gets how far; None if it never stands still."""
         return None if self.checkpointing is None else JobTime(self.checkpointing, self.seed)
 
-    @property
+    @cached_property
+    def routes(self) -> Routes | None:
+        """The links of the network, and which of them a transfer crosses; None without one."""
+        if self.network is None:
+            return None
+        return self.network.routes(self.links, self.server, self.seed)
+
+    @cached_property
     def peers(self) -> PeerLinks:
-        """The direct links between clients."""
-        return PeerLinks(self.links) if self.edges is None else self.edges
+        """The links between clients, the network's among them."""
+        direct = PeerLinks(self.links) if self.edges is None else self.edges
+        if self.network is None or self.routes is None:
+            return direct
+        left = self.network.background.mean_left
+        return routed(direct, self.routes, left, self.network.tcp.window_bytes)
 
     def compute_seconds(self, client: int, dispatch: int, flops: float) -> float:
         """Returns the seconds that the client computes on its task number `dispatch`.
@@ -147,16 +163,55 @@ class Fleet:
         return 1.0 if slow is None else slow.slowdown(self.seed, client, dispatch)
 
     def latency_s(self, client: int) -> float:
-        """Returns the one-way delay in s between client and server, both links together."""
-        return self.links.latency_s.item(client) + self.server.latency_s
+        """Returns the one-way delay in s between client and server, all links together.
+
+        Where a network has another delay there than back, it is the mean of both.
+        """
+        return self.links.latency_s.item(client) + self._beyond_s(client)
+
+    def _beyond_s(self, client: int) -> float:
+        """Returns the one-way delay of the links between the client's own and the server."""
+        if self.routes is None:
+            return self.server.latency_s
+        there, back = self.routes.to(client), self.routes.of(client)
+        return (there.latency_s + back.latency_s) / 2 + self.server.latency_s
 
     def down_cap(self, client: int, transfer: int) -> float:
-        """Returns the client's own bandwidth for one download, bit/s; see `Links.down_cap`."""
-        return self.links.down_cap(self.seed, client, transfer, self.server.latency_s)
+        """Returns the most that one download gets, whoever else is there; see `Links.down_cap`."""
+        way = None if self.routes is None else self.routes.to(client)
+        return self._cap(self.links.down_cap, way, client, transfer)
 
     def up_cap(self, client: int, transfer: int) -> float:
-        """Returns the client's own bandwidth for one upload, bit/s; see `Links.up_cap`."""
-        return self.links.up_cap(self.seed, client, transfer, self.server.latency_s)
+        """Returns the most that one upload gets, whoever else is there; see `Links.up_cap`."""
+        way = None if self.routes is None else self.routes.of(client)
+        return self._cap(self.links.up_cap, way, client, transfer)
+
+    def _cap(self, own: Callable[..., float], way: Way | None, client: int, transfer: int) -> float:
+        if way is None or self.network is None:
+            return own(self.seed, client, transfer, self.server.latency_s)
+        cap = own(self.seed, client, transfer, self._beyond_s(client), way.loss)
+        return min(cap, way.cap_bps, self.network.tcp.cap_bps(2 * self.latency_s(client)))
+
+    def ramp_s(self, way: Way, client: int, size: int, cap_bps: float) -> float:
+        """Returns how much longer a transfer takes as it begins slowly; see `Tcp.ramp_s`.
+
+        Args:
+            way: that it takes.
+            client: index of the client.
+            size: bytes.
+            cap_bps: the most that it gets.
+        """
+        if self.network is None or self.routes is None:
+            return 0.0
+        shared = (self.routes.capacity_bps[link] for link in way.links)
+        rtt_s = 2 * self.latency_s(client)
+        return self.network.tcp.ramp_s(size, min([cap_bps, *shared]), rtt_s)
+
+    def weight(self, client: int) -> float:
+        """Returns the client's share of links that are full, relative to those of others."""
+        if self.network is None or not self.network.tcp.rtt_fairness:
+            return 1.0
+        return 0.5 / self.latency_s(client)
 
     def energy_j(self, client: int, compute_s: float, radio_s: float, idle_s: float) -> float:
         """Returns the joules a client spends on so many seconds of computing, radio and idling."""
@@ -209,6 +264,24 @@ class Fleet:
             )
         if self.task_seconds is not None:
             self.task_seconds.check_clients(n)
+        if self.network is not None:
+            self._check_network(self.network)
+
+    def _check_network(self, network: NetworkModel) -> None:
+        is_a("network", network, NetworkModel)
+        routes = self.routes
+        is_a("network.routes", routes, Routes)
+        if routes is not None and routes.place.shape != (len(self),):
+            raise ConfigError(
+                f"network has places for {routes.place.shape} clients, the fleet has {len(self)}"
+            )
+        if network.tcp.rtt_fairness:
+            for client in range(len(self)):
+                if self.latency_s(client) == 0:
+                    raise ConfigError(
+                        f"network.tcp.rtt_fairness is true, but the round trip of client {client} "
+                        "takes no time: give its links a latency_s"
+                    )
 
     def _check_column(self, name: str, column: NDArray[np.float64], n: int, bound: str) -> None:
         if column.shape != (n,) or column.dtype != np.float64:

@@ -247,7 +247,6 @@ class EventDriven(RuleDriver):
             if self._looks_for_clients(server):
                 until = min(due, server.now + tasks.pause_s(self.retry_s))
             for task, reply in tasks.receive(until):
-                at_once = self.at_once(server)
                 name = self.model_of(task)
                 before = self.diverged[name]
                 update, why = self._read(server, task, reply)
@@ -257,17 +256,20 @@ class EventDriven(RuleDriver):
                     update, why = None, refusal
                     self.leave_out(server, task, refusal)
                     unusable = None if unusable is None else unusable + 1
-                    if unusable == at_once:  # as many clients as that do not all lie
+                    if unusable == self.at_once(server):  # as many clients as that do not all lie
                         raise ConfigError(f"none of the first {unusable} updates is usable: {why}")
                 if update is not None:
                     update, why = self.as_sent(server, update), "no payload holds what it forges"
+                empty = update is not None and self._is_empty(update)
+                in_vain = update is None or empty
+                most = self.at_once(server) if in_vain else 0  # not cheap with many clients
                 if update is None:
                     failures.add(task, reply, server.now, len(tasks), why=why)
                     vain[name] += self.diverged[name] - before
                     self.failed(server, task)
                 elif ended():
                     server.discard(update)
-                elif self._is_empty(update):
+                elif empty:
                     vain[name] += 1
                     server.discard(update)
                     self.failed(server, task)
@@ -275,7 +277,7 @@ class EventDriven(RuleDriver):
                     failures.clear()
                     unusable, vain[name], self.diverged[name] = None, 0, 0
                     self.receive(server, update)
-                if vain[name] >= at_once and not ended():
+                if in_vain and vain[name] >= most and not ended():
                     vain[name] = 0
                     failures.clear()  # the run goes on to its last version
                     self.stay(server, task, self.why_in_vain(name))
