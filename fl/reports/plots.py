@@ -220,10 +220,11 @@ def compare(
                 low, high = _possible(metric, [y for _, y in curves])
                 colour, dash = PALETTE[k % len(PALETTE)], _DASHES[k // len(PALETTE) % len(_DASHES)]
                 of = f"{len(group)} seed{'' if len(group) == 1 else 's'}"
-                panel.plot(
+                (line,) = panel.plot(
                     x / unit.divisor, mean, dash, color=colour, label=_shown(f"{label} ({of})")
                 )
-                panel.fill_between(
+                line.set_gid(f"curve-{k}-{axis}")  # by which a page's script hides it
+                band = panel.fill_between(
                     x / unit.divisor,
                     np.maximum(mean - half, low),
                     np.minimum(mean + half, high),
@@ -231,6 +232,7 @@ def compare(
                     alpha=0.18,
                     lw=0,
                 )
+                band.set_gid(f"curve-{k}-{axis}-band")
             if target is not None:
                 panel.axhline(target, color="#555555", linewidth=1, linestyle=(0, (2, 2)))
             if central is not None:

@@ -1,14 +1,12 @@
 """`fl report DIR...`: one HTML page about any set of runs.
 
-The page is one file: pictures are inside it, it needs no network and runs no script.
+The page is one file: pictures are inside it, it needs no network, and reads without its script.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
-import html
-import io
 import json
 import math
 import os
@@ -21,7 +19,7 @@ from urllib.parse import quote
 from rich.table import Table
 
 from fl.errors import ConfigError
-from fl.reports import plots, units
+from fl.reports import plots, shell, units
 from fl.reports.atomic import replacing
 from fl.reports.files import printable, read_file
 from fl.reports.history import COLUMNS
@@ -52,26 +50,6 @@ _OF_CLIENTS = {
 _PICTURE_BYTES = 5 * 10**6  # most that a run's picture may have
 _LONGEST = 1000  # characters of a value
 _HASH = 12  # characters of a SHA-256 that are shown
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c1c1c; --back: #fff; --soft: #666; --line: #ddd;
-        --head: #f4f4f4; --bad: #b00020; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e4e4; --back: #17181a; --soft: #a0a0a0; --line: #3a3b3e; --head: #242528;
-          --bad: #ff7a85; } }
-body { color: var(--ink); background: var(--back); font: 15px/1.5 system-ui, sans-serif;
-       max-width: 1200px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-p.note, figcaption { color: var(--soft); } .bad { color: var(--bad); }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
-th, td { border-bottom: 1px solid var(--line); padding: .3rem .7rem; text-align: left;
-         vertical-align: top; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th { background: var(--head); } code { font-size: 12px; } a { color: inherit; }
-figure { margin: 1rem 0; overflow-x: auto; }
-img { width: 100%; background: #fff; border-radius: 6px; } details img { max-width: 800px; }
-@media (max-width: 700px) {
-  body { margin-top: 1rem; } h1 { font-size: 1.3rem; } .long { overflow-wrap: anywhere; }
-  figure img { width: 860px; max-width: none; } figcaption { position: sticky; left: 0; } }
-"""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -96,11 +74,24 @@ def main(arguments: Sequence[str]) -> None:
         help=f"default: {FILE} in DIR, or here if there are several",
     )
     parser.add_argument("-t", "--title", metavar="TEXT", help="default: what the runs differ in")
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="instead of a file, a page on this machine that follows runs while they go on",
+    )
+    parser.add_argument("--port", type=int, metavar="N", help="of the live page; default: any")
     given = parser.parse_args(arguments)
+    if given.live:
+        from fl.reports import live
+
+        live.serve(given.directories, given.title, given.port, given.output)
+        return
+    if given.port is not None:
+        raise ConfigError(f"--port is {given.port}, and only --live reads it: leave it out")
     several = len(given.directories) > 1
     path: Path = given.output or (Path() if several else given.directories[0]) / FILE
     runs, problems = load_runs(given.directories)
-    failed, unread = _failed_jobs(given.directories, runs)
+    failed, unread = failed_jobs(given.directories, runs)
     problems += unread
     for problem in problems:
         print(printable(f"fl: left out: {problem}"), file=sys.stderr)
@@ -121,7 +112,7 @@ def main(arguments: Sequence[str]) -> None:
     print(f"{path}: {count}, {len(text.encode()) / 1e6:.1f} MB")
 
 
-def _failed_jobs(roots: Sequence[Path], runs: Sequence[Run]) -> tuple[list[Job], list[str]]:
+def failed_jobs(roots: Sequence[Path], runs: Sequence[Run]) -> tuple[list[Job], list[str]]:
     """Returns the failed jobs of sweeps at or below directories that left no run.
 
     Also returns what is wrong with lists of jobs that cannot be read.
@@ -144,42 +135,48 @@ def page(
     failed: Sequence[Job] = (),
     base: Path | None = None,
     title: str | None = None,
+    running: Sequence[Run] = (),
+    version: str | None = None,
 ) -> str:
     """Returns the page as HTML.
 
     Args:
-        runs: at least one.
+        runs: at least one; of a live page any number.
         problems: what is wrong with runs that could not be read.
         failed: jobs that left no run.
         base: directory of the page, from which links start; None makes them absolute.
         title: of the page; None says in what the runs differ, of one configuration what it is.
+        running: those that have not ended yet, of a live page.
+        version: of a live page, as of `document`.
     """
     groups = _named(ended(runs)[0] or runs)  # what has not ended goes into no mean of results
-    title = title or _few(list(groups))
+    going = _named(running)
+    title = title or _few([*groups, *(label for label in going if label not in groups)])
+    title = title or "no run has been evaluated yet"
+    drawn = {**groups, **{f"{label} (running)": found for label, found in going.items()}}
     parts = [
         _heading(title, runs, groups),
+        _running(going),
         _problems(runs, problems, failed),
         _unlike(groups),
         *(_costs(target, chosen) for target, chosen in _by_target(groups)),
-        "<h2>Curves</h2>",
-        *_curves(groups),
-        _utilisation(groups),
-        *_pictures(groups),
-        _faults(groups),
-        _differences(groups),
-        _list(_named(runs), base),
+        *(["<h2>Curves</h2>", *_curves(drawn)] if drawn else []),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)} · fl</title>\n<style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</body></html>\n"
-    )
+    if groups:
+        parts += [
+            _utilisation(groups),
+            *_pictures(groups),
+            _faults(groups),
+            _differences(groups),
+            _list(_named(runs), base, linked=version is None),
+        ]
+    return shell.document(title, "\n".join(part for part in parts if part), version)
 
 
 def _named(runs: Sequence[Run]) -> dict[str, list[Run]]:
     groups = by_overrides(runs)
+    if not groups:
+        return {}
     return groups if len(groups) > 1 else {name_of(alike[0]): alike for alike in groups.values()}
 
 
@@ -195,10 +192,29 @@ def _heading(title: str, runs: Sequence[Run], groups: Mapping[str, Sequence[Run]
     completed = sum(run.summary["status"] == "completed" for run in runs)
     configurations = f"{len(groups)} configuration{'' if len(groups) == 1 else 's'} but for seeds"
     count = f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
-    text = f'<h1 class="long">{_text(title)}</h1>\n'
-    text += f"<p>{_text(f'{count}, {completed} of them completed; {configurations}.')}</p>"
-    made = (f'\n<p class="note long">Made with {_text(fact)}.</p>' for fact in facts)
+    text = f'<h1 class="long">{shell.text(title)}</h1>\n'
+    text += f"<p>{shell.text(f'{count}, {completed} of them completed; {configurations}.')}</p>"
+    made = (f'\n<p class="note long">Made with {shell.text(fact)}.</p>' for fact in facts)
     return text + "".join(made)
+
+
+def _running(groups: Mapping[str, Sequence[Run]]) -> str:
+    """Returns how far those are that go on."""
+    runs = [(label, run) for label, group in groups.items() for run in group if run.history]
+    names = dict.fromkeys(name for _, run in runs for name in run.history[-1])
+    shown = plots.worth_drawing(list(names), [])[:_MOST_METRICS]
+    rows = []
+    for label, run in runs:
+        row, rounds = run.history[-1], run.summary["config"].get("num_rounds")
+        of = f" of {rounds}" if isinstance(rounds, int) else ""
+        cells = [label, f"{int(row['round'])}{of}", units.duration(row["time_s"])]
+        values = [units.metric(row[name]) if name in row else units.MISSING for name in shown]
+        rows.append([*map(shell.text, (*cells, *values)), shell.code(str(run.directory))])
+    if not rows:
+        return ""
+    return (
+        f"<h2>Running</h2>\n{shell.cells(['runs', 'round', 'simulated', *shown, 'folder'], rows)}"
+    )
 
 
 def _problems(runs: Sequence[Run], problems: Sequence[str], failed: Sequence[Job]) -> str:
@@ -211,7 +227,7 @@ def _problems(runs: Sequence[Run], problems: Sequence[str], failed: Sequence[Job
             lines.append(f"{run.directory} was {run.summary['status']}{reason}")
     if not lines:
         return ""
-    items = "".join(f'<li class="bad">{_text(line)}</li>' for line in lines)
+    items = "".join(f'<li class="bad">{shell.text(line)}</li>' for line in lines)
     return f"<h2>What did not work</h2>\n<ul>{items}</ul>"
 
 
@@ -231,7 +247,7 @@ def _unlike(groups: Mapping[str, Sequence[Run]]) -> str:
             lines.append(f"{what}: {'; '.join(said)}")
     if not lines:
         return ""
-    items = "".join(f"<li>{_text(line)}</li>" for line in lines)
+    items = "".join(f"<li>{shell.text(line)}</li>" for line in lines)
     note = "Some strategies choose more than themselves: what follows compares this as well."
     return f'<h2>Not the same for all</h2>\n<p class="note">{note}</p>\n<ul>{items}</ul>'
 
@@ -264,8 +280,10 @@ def _costs(target: Mapping[str, Any] | None, groups: Mapping[str, Sequence[Run]]
     table = comparison(groups)
     note = ""
     if table.title:
-        note = f'<p class="note">{_text(str(table.title))}; in parentheses, how many seeds.</p>\n'
-    return f"<h2>{_text(heading)}</h2>\n{note}{_rich(table)}"
+        note = (
+            f'<p class="note">{shell.text(str(table.title))}; in parentheses, how many seeds.</p>\n'
+        )
+    return f"<h2>{shell.text(heading)}</h2>\n{note}{_rich(table)}"
 
 
 def _curves(groups: Mapping[str, Sequence[Run]]) -> Iterable[str]:
@@ -291,12 +309,12 @@ def _curves(groups: Mapping[str, Sequence[Run]]) -> Iterable[str]:
                 plots.compare(chosen, name, axes=[axis])
                 axes.append(axis)
             except ConfigError as error:  # seeds that have no simulated time in common, say
-                yield f'<p class="note">{_text(f"{name}, {plots.AXES[axis]}: {error}")}</p>'
+                yield f'<p class="note">{shell.text(f"{name}, {plots.AXES[axis]}: {error}")}</p>'
         if axes:
             central = _central(chosen, name)
             figure = plots.compare(chosen, name, axes=axes, target=target, central=central)
             against = ", ".join(plots.AXES[axis] for axis in axes)
-            yield _picture(_svg(figure), f"{name} against {against}")
+            yield shell.picture(shell.svg(figure), f"{name} against {against}", list(chosen))
     if not shown:
         yield "<p>No run has evaluated a metric.</p>"
 
@@ -341,8 +359,8 @@ def _utilisation(groups: Mapping[str, Sequence[Run]]) -> str:
     if _has_seeds(groups):
         note += " The others are means over seeds."
     heads = ["runs", "computing", "energy: computing", "radio", "idle", "client updates"]
-    table = _table([*heads, "time on this host"], rows)
-    return f'<h2>Utilisation</h2>\n<p class="note">{_text(note)}</p>\n{table}'
+    table = shell.table([*heads, "time on this host"], rows)
+    return f'<h2>Utilisation</h2>\n<p class="note">{shell.text(note)}</p>\n{table}'
 
 
 def _pictures(groups: Mapping[str, Sequence[Run]]) -> Iterable[str]:
@@ -359,9 +377,8 @@ def _pictures(groups: Mapping[str, Sequence[Run]]) -> Iterable[str]:
             for what, picture in pictures.items():
                 image = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
                 title = f"{what}: {label}, seed {run.summary.get('seed')}"
-                yield (
-                    f"<details><summary>{_text(title)}</summary>{_picture(image, title)}</details>"
-                )
+                shown = f"<summary>{shell.text(title)}</summary>{shell.picture(image, title)}"
+                yield f"<details>{shown}</details>"
             if pictures:
                 number += 1
                 break
@@ -389,7 +406,7 @@ def _faults(groups: Mapping[str, Sequence[Run]]) -> str:
         [label, *(_mean(one.get(kind, 0) for one in found) for kind in kinds)]
         for label, found in counts.items()
     ]
-    table = _table(["runs", *(kind.replace("_", " ") for kind in kinds)], rows)
+    table = shell.table(["runs", *(kind.replace("_", " ") for kind in kinds)], rows)
     note = "Number in a run, mean over seeds." if _has_seeds(groups) else "Number in a run."
     return f'<h2>Faults</h2>\n<p class="note">{note}</p>\n{table}'
 
@@ -401,8 +418,8 @@ def _has_seeds(groups: Mapping[str, Sequence[Run]]) -> bool:
 def _differences(groups: Mapping[str, Sequence[Run]]) -> str:
     if len(groups) == 1:
         ((label, alike),) = groups.items()
-        table = _table(["group", "member"], [[*pair] for pair in members(alike[0]).items()])
-        return f'<h2>Configuration</h2>\n<p class="long">{_text(label)}</p>\n{table}'
+        table = shell.table(["group", "member"], [[*pair] for pair in members(alike[0]).items()])
+        return f'<h2>Configuration</h2>\n<p class="long">{shell.text(label)}</p>\n{table}'
     configs = {
         label: [flattened(run.summary["config"]) for run in group]
         for label, group in groups.items()
@@ -423,10 +440,10 @@ def _differences(groups: Mapping[str, Sequence[Run]]) -> str:
         return "<h2>Configurations</h2>\n<p>They are all the same, but for seeds.</p>"
     parts = ["<h2>Configurations</h2>", '<p class="note">The keys that differ, but seeds.</p>']
     if rows[True]:
-        parts.append(_table(["key", *configs], rows[True]))
+        parts.append(shell.table(["key", *configs], rows[True]))
     if rows[False]:
         title = f"{len(rows[False])} keys that only some configurations have"
-        table = _table(["key", *configs], rows[False])
+        table = shell.table(["key", *configs], rows[False])
         parts.append(f"<details><summary>{title}</summary>{table}</details>")
     return "\n".join(parts)
 
@@ -455,41 +472,30 @@ def _value(value: bool | float | str | None) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def _list(groups: Mapping[str, Sequence[Run]], base: Path | None) -> str:
+def _list(groups: Mapping[str, Sequence[Run]], base: Path | None, *, linked: bool) -> str:
     rows = []
     for label, group in groups.items():
         for run in group:
             summary = run.summary
             hashes = [
-                _code(str(summary.get(name) or "")[:_HASH] or units.MISSING)
+                shell.code(str(summary.get(name) or "")[:_HASH] or units.MISSING)
                 for name in ("config_digest", "trace_sha256", "model_sha256")
             ]
             data = (summary.get("extra") or {}).get("data_sha256") or units.MISSING
             short = data[:_HASH] if isinstance(data, str) else _value(json.dumps(data))
-            link = _link(run.directory, base)
+            place = _link(run.directory, base) if linked else shell.code(str(run.directory))
             seed, status = _value(str(summary.get("seed"))), _value(str(summary["status"]))
             bad = ' class="bad"' if status != "completed" else ""
-            cells = [_text(label), _text(seed), f"<span{bad}>{_text(status)}</span>", *hashes]
-            rows.append([*cells, _code(short), link])
+            cells = [
+                shell.text(label),
+                shell.text(seed),
+                f"<span{bad}>{shell.text(status)}</span>",
+                *hashes,
+            ]
+            rows.append([*cells, shell.code(short), place])
     heads = ["runs", "seed", "status", "configuration", "trace", "model", "data", "folder"]
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    head = "".join(f"<th>{_text(name)}</th>" for name in heads)
     note = f"The first {_HASH} characters of SHA-256; whole ones are in each run's summary.json."
-    return (
-        f'<h2>Runs</h2>\n<p class="note">{_text(note)}</p>\n'
-        f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
-    )
-
-
-# ---- HTML ----------------------------------------------------------------------------------------
-
-
-def _text(text: str) -> str:
-    return html.escape(printable(text))
-
-
-def _code(text: str) -> str:
-    return f"<code>{_text(text)}</code>"
+    return f'<h2>Runs</h2>\n<p class="note">{shell.text(note)}</p>\n{shell.cells(heads, rows)}'
 
 
 def _link(directory: Path | None, base: Path | None) -> str:
@@ -497,38 +503,15 @@ def _link(directory: Path | None, base: Path | None) -> str:
         return units.MISSING
     target = directory.resolve()
     relative = str(target) if base is None else os.path.relpath(target, base.resolve())
-    return f'<a href="{_text(quote(os.fsencode(relative)))}/">{_code(relative)}</a>'
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{_text(name)}</th>" for name in heads)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>\n" for row in rows
-    )
-    return f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>'
+    return f'<a href="{shell.text(quote(os.fsencode(relative)))}/">{shell.code(relative)}</a>'
 
 
 def _rich(table: Table) -> str:
     heads = [str(column.header) for column in table.columns]
     rows = zip(*(map(str, column.cells) for column in table.columns), strict=True)
-    return _table(heads, list(rows))
+    return shell.table(heads, list(rows))
 
 
 def _mean(values: Iterable[float]) -> str:
     known = [float(value) for value in values if math.isfinite(value)]
     return units.metric(sum(known) / len(known)) if known else units.MISSING
-
-
-def _svg(figure: Any) -> str:
-    import matplotlib
-
-    # Neither a date nor random names, so that equal runs make equal pages.
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "fl"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _picture(image: str, title: str) -> str:
-    caption = f"<figcaption>{_text(title)}</figcaption>"
-    return f'<figure><img alt="{_text(title)}" src="{image}">{caption}</figure>'
