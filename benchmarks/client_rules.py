@@ -117,6 +117,7 @@ def ways(rule: Any) -> tuple[dict[str, Callable[[], object]], str]:
         Layout.of(model),
         app.data,
         rule,
+        train=True,
         shuffle=True,
         drop_last=False,
         batching="on",

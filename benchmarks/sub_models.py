@@ -63,6 +63,7 @@ def ways(name: str) -> dict[str, Callable[[], object]]:
         Layout.of(model),
         app.data,
         Masked(app.rule) if masks else app.rule,
+        train=True,
         shuffle=True,
         drop_last=False,
         batching="on",

@@ -1,6 +1,8 @@
 """When TCP transfers over a bottleneck end: ours beside ns-3's packets.
 
-python benchmarks/fidelity/packets.py --ns3 PYTHON
+    python benchmarks/fidelity/packets.py --ns3 PYTHON
+
+Every flow has links of its own on both sides of the bottleneck, and a delay of its own.
 """
 
 from __future__ import annotations

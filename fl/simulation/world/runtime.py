@@ -46,7 +46,7 @@ from dataclasses import dataclass, fields
 
 from scipy.special import ndtri
 
-from fl.checks import at_least, is_a, not_negative, positive, read_if
+from fl.checks import at_least, boolean, not_negative, positive, read_if
 from fl.errors import ConfigError
 from fl.randomness import uniform
 
@@ -137,7 +137,7 @@ class Runtime:
     relayed: bool = False
 
     def __post_init__(self) -> None:
-        is_a("relayed", self.relayed, bool)
+        boolean("relayed", self.relayed)
         at_least("framing_bytes", self.framing_bytes, 0)
         at_least("chunk_bytes", self.chunk_bytes, 1)
         if self.lanes is not None:
