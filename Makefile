@@ -11,6 +11,11 @@ DEMO = $(BIN)/fl +experiment=demo
 DEPLOY_DEMO = strategy=fedbuff strategy.rule.buffer_size=2 strategy.concurrency=3 strategy.retry_s=1 \
 	compressor=ef_topk_int8 data=digits client.local_epochs=5 num_clients=3 num_rounds=12
 
+# What `make deploy-shaped` runs: with rounds, asynchronous, and without a server.
+SHAPED = fedavg fedbuff dpsgd
+SHAPED_RUN = data=digits model.hidden=[1024] client.local_epochs=5 num_clients=2 num_rounds=6
+SHAPED_LINK = --rate 10e6 --delay 0.025
+
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -22,10 +27,10 @@ FOUND_PYTHON = $(shell for p in python3.11 python3; do \
 PYTHON ?= $(or $(FOUND_PYTHON),$(error Python 3.11 or newer is needed, and neither python3.11 \
 	nor python3 is: install it, or name one with `make PYTHON=/path/to/python ...`))
 
-.PHONY: help install demo deploy-demo check test test-slow docs bench clean
+.PHONY: help install demo deploy-demo deploy-shaped check test test-slow reproduce-quick docs bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## create .venv with fl, its dependencies and the developer tools
 
@@ -42,6 +47,16 @@ demo: install ## run a small simulation
 deploy-demo: install ## run FedBuff on a real SuperLink with three SuperNodes, on this machine
 	$(BIN)/python -m fl.deployment $(DEPLOY_DEMO)
 
+deploy-shaped: install ## predict, and run, three strategies on SuperNodes behind links of 10 Mbit/s and 25 ms
+	$(BIN)/fl calibrate shaped --nodes 1 -cd build/shaped/conf
+	set -e; for strategy in $(SHAPED); do \
+		rm -rf build/shaped/$$strategy; \
+		$(BIN)/python -m fl.deployment strategy=$$strategy $(SHAPED_RUN) $(SHAPED_LINK) \
+			--directory build/shaped/$$strategy; \
+		$(BIN)/fl calibrate shaped -cd build/shaped/conf --check build/shaped/$$strategy \
+			fleet.down_bps=10e6 fleet.up_bps=10e6 fleet.latency_s=0.025; \
+	done
+
 check: install ## lint, check the formatting and the types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,6 +67,9 @@ test: check ## check, then run the quick tests, on all cores
 
 test-slow: install ## run the tests marked slow
 	$(BIN)/pytest -m slow
+
+reproduce-quick: install ## measure again, in minutes, what experiments/quick.py can of the verdicts
+	OMP_NUM_THREADS=1 $(BIN)/python experiments/quick.py
 
 docs: install ## build the documentation site into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

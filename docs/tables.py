@@ -226,7 +226,7 @@ def of_counts() -> str:
     follow = sum(each.protocol == "yes" for each in found)
     return (
         f"{rows([['verdict', 'claims', 'what it says'], *counts])}\n"
-        f"{len(verdicts)} claims on {len(found)} pages; {follow} of the pages follow the protocol. "
+        f"{len(verdicts)} claims on {len(found)} pages, {follow} of which follow the protocol. "
         f"The {len(minutes)} pages whose cost is recorded took {sum(minutes) / 60:.1f} hours "
         f"together, of one core or of two that other work shared; of the other "
         f"{len(found) - len(minutes)} it is not recorded.\n"

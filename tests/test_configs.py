@@ -146,6 +146,17 @@ def test_every_local_optimizer_takes_the_correction_that_a_strategy_chooses(stra
     assert isinstance(experiment.app.rule, Corrected)
 
 
+@pytest.mark.parametrize("name", members("network"))
+def test_every_network_runs(name):
+    networks = Path(__file__).parents[1] / "examples" / "networks"
+    files = {
+        "file": [f"network.path={networks}/campus.yaml"],
+        "simgrid": [f"network.path={networks}/platform.xml", "network.server_host=server"],
+    }
+    more = ["network.background.load=0.5", "network.tcp.initial_window_bytes=1460"]
+    assert run_experiment(config_of(f"network={name}", *files.get(name, []), *more)) >= 0
+
+
 @pytest.mark.parametrize("name", members("fleet"))
 def test_every_fleet_runs(name):
     skip_without_files(name)

@@ -66,6 +66,7 @@ GROUPS = {
     "partition": 1,
     "fleet": 2,
     "fleet/availability": 1,
+    "network": 1,
     "runtime": 1,
     "compressor": 3,
     "compressor@downlink": 1,
@@ -78,6 +79,7 @@ GROUPS = {
 }
 NEEDS_FILES = {"mnist", "cifar10", "fedprox_mnist", "shakespeare", "serverless", "trace"}
 NEEDS_FILES |= {"table", "image_folder", "arrays", "huggingface", "torchvision", "timm"}
+NEEDS_FILES |= {"file", "simgrid"}
 SLOW = {"char_gpt", "char_lstm", "leaf_cnn", "resnet8", "stdlib", "behaviour", "fedast", "sync_st"}
 FREE = ("train_config", "run_config")  # take any key
 SECONDS = 1.5  # after which what still trains is stopped: it was not refused

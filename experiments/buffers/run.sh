@@ -12,12 +12,21 @@ COMMON=(+experiment=buffers) KEY=fleet.client_slowdown.slowdowns CASES='[1.5,4,6
 . "$(dirname "$0")/../tuned.sh"
 
 eta=strategy.rule.server_optimizer.eta
-tune fedbuff strategy=fedbuff client.rule.lr=0.03,0.1,0.3 $eta=0.3,1,2
-tune ca2fl strategy=ca2fl client.rule.lr=0.03,0.1,0.3 $eta=0.3,1,2
-tune fedbuff_amsgrad strategy=fadas strategy.rule.tau_c=null client.rule.lr=0.1 $eta=0.0003,0.001,0.003,0.01
+amsgrad=(strategy=fadas strategy.rule.tau_c=null)
+for method in fedbuff ca2fl; do
+  tune $method strategy=$method client.rule.lr=0.03,0.1,0.3 $eta=0.3,1,2
+done
+tune fedbuff_amsgrad "${amsgrad[@]}" client.rule.lr=0.1 $eta=0.0003,0.001,0.003,0.01
 tune fadas strategy=fadas client.rule.lr=0.1 $eta=0.001,0.003,0.01,0.03
+
+# Past the edges, where the best point lay there, and other rates of the clients.
+CASES='[1.5,4,6.5]' tune ca2fl strategy=ca2fl client.rule.lr=0.01 $eta=1,2,4
+CASES='[1.5,4,6.5]' tune ca2fl strategy=ca2fl client.rule.lr=0.003 $eta=2,4
+CASES='[1.5,4,65]' tune ca2fl strategy=ca2fl client.rule.lr=0.1,0.3 $eta=0.1
+tune fedbuff_amsgrad "${amsgrad[@]}" client.rule.lr=0.03,0.3 $eta=0.001,0.003
+tune fadas strategy=fadas client.rule.lr=0.03,0.3 $eta=0.003,0.01,0.03
 
 for method in fedbuff ca2fl fadas; do
   final $method strategy=$method
 done
-final fedbuff_amsgrad strategy=fadas strategy.rule.tau_c=null
+final fedbuff_amsgrad "${amsgrad[@]}"

@@ -14,11 +14,11 @@ export OMP_NUM_THREADS=1
 
 declare -A data=(
   # The authors' client, and their share of images that are the server's: 18.8 %.
-  [mnist]="data=mnist data.num_train=3000 num_rounds=10 evaluate_every=2 client=adamw client.rule.lr=0.001 \
+  [mnist]="data=mnist data.num_train=1500 num_rounds=10 evaluate_every=2 client=adamw client.rule.lr=0.001 \
     client.rule.weight_decay=0 client.batch_size=32"
   [digits]="data=digits num_rounds=15 evaluate_every=5"
 )
-declare -A public=([mnist]="strategy.rule.public_examples=564" [digits]="")
+declare -A public=([mnist]="strategy.rule.public_examples=282" [digits]="")
 declare -A choices=(
   [fedconv]="strategy=fedconv strategy.rule.filter_epochs=20"
   [public_only]="strategy=server_training strategy.rule.eta=0"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All 30 runs of this experiment: FL_DATA_DIR=... bash experiments/pfedme/run.sh
+# All 15 runs of this experiment: FL_DATA_DIR=... bash experiments/pfedme/run.sh
 #
 #   METHODS  of those below, space-separated (all)
 #   SEEDS    comma-separated (0,1,2)
@@ -10,10 +10,9 @@
 set -euo pipefail
 
 OUT=${OUT:-outputs/pfedme} FL=${FL:-fl} PYTHON=${PYTHON:-python} SEEDS=${SEEDS:-0,1,2} ROUNDS=${ROUNDS:-100}
-METHODS=${METHODS:-pm gm pm_plain gm_plain gm_logistic fedavg fine_tuned per_fedavg ditto apfl}
+METHODS=${METHODS:-pm gm pm_plain gm_logistic fedavg}
 export OMP_NUM_THREADS=1
 
-steps=(client.local_epochs=null client.local_steps=20)
 moreau=(client=pfedme goal=personal personal.local=true)
 r20=(client.local_steps=20 client.rule.inner_lr=0.1) # of the log of the personal model, and of the global one
 r10=(client.local_steps=10 client.rule.inner_lr=0.09)
@@ -24,13 +23,8 @@ declare -A choices=(
   [pm]="strategy=fedavg ${moreau[*]} ${r20[*]}"
   [gm]="strategy=fedavg ${moreau[*]} ${r10[*]} ${net[*]}"
   [pm_plain]="strategy=pfedme ${moreau[*]} ${r20[*]}"
-  [gm_plain]="strategy=pfedme ${moreau[*]} ${r10[*]} ${net[*]}"
   [gm_logistic]="strategy=fedavg ${moreau[*]} ${r10[*]}"
-  [fedavg]="strategy=fedavg goal=personal ${steps[*]} client.rule.lr=0.02 personal.local=true"
-  [fine_tuned]="strategy=fedavg goal=personal ${steps[*]} client.rule.lr=0.02 personal.fine_tune.steps=40"
-  [per_fedavg]="strategy=per_fedavg client.local_steps=40 client.rule.alpha=0.03 client.rule.lr=0.003"
-  [ditto]="strategy=ditto ${steps[*]} client.rule.lr=0.02"
-  [apfl]="strategy=apfl ${steps[*]} client.rule.lr=0.02 client.correction.alpha_lr=0.01"
+  [fedavg]="strategy=fedavg goal=personal client.local_epochs=null client.local_steps=20 client.rule.lr=0.02 personal.local=true"
 )
 
 mkdir -p "$OUT"

@@ -32,14 +32,19 @@ def main(words: Sequence[str]) -> None:
         "--runs", type=Path, nargs="+", metavar="RUN", help="fit start_s to runs of a deployment"
     )
     what.add_argument("--check", type=Path, metavar="RUN", help="predict such a run, and compare")
-    given = parser.parse_args(words)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="with --check: links, as fleet.up_bps=1e7"
+    )
+    given = parser.parse_intermixed_args(words)
     if not given.name.isidentifier():
         raise ConfigError(f"NAME is {given.name!r}; it must be a name, as my_host")
+    if given.overrides and given.check is None:
+        raise ConfigError(f"{given.overrides[0]} has no effect without --check RUN")
     folder: Path = given.config_dir
     if given.check is not None:
         from fl.deployment.checking import check  # heavy, and so are those below
 
-        check(given.check, given.name, folder)
+        check(given.check, given.name, folder, given.overrides)
     elif given.runs is not None:
         from fl.deployment.checking import fit_start
 

@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from fl.deployment import fitting
 from fl.deployment.grid import DeployedGrid
-from fl.deployment.measuring import Measured, Step, from_metrics, measure, process_age_s, to_metrics
+from fl.deployment.measuring import Measured, from_metrics, measure, process_age_s, to_metrics
 from fl.errors import DeploymentError
 from fl.flower.identity import client_of
 
@@ -97,16 +97,11 @@ def _read(node: int, reply: Message | None) -> Measured:
 
 
 def _joined(parts: list[Measured]) -> Measured:
-    """Returns all samples together; steps of equal kind have the repetitions of all."""
+    """Returns all samples together."""
     whole = Measured()
-    kinds: dict[tuple[int, float], tuple[float, ...]] = {}
     for part in parts:
-        for name in ("start", "age", "decode", "encode", "aggregate"):
+        for name in ("start", "age", "decode", "encode", "aggregate", "steps"):
             getattr(whole, name).extend(getattr(part, name))
-        for step in part.steps:
-            kind = step.parameters, step.flops
-            kinds[kind] = kinds.get(kind, ()) + step.seconds
         whole.processor_s += part.processor_s
         whole.wall_s += part.wall_s
-    whole.steps = [Step(d, flops, seconds) for (d, flops), seconds in kinds.items()]
     return whole

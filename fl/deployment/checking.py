@@ -21,13 +21,16 @@ from fl.runs.trust import check_targets
 _OF_STARTS = re.compile(r"^start_s:.*$", re.MULTILINE)
 
 
-def check(run: Path, name: str, folder: Path) -> dict[str, tuple[float, float]]:
+def check(
+    run: Path, name: str, folder: Path, more: Sequence[str] = ()
+) -> dict[str, tuple[float, float]]:
     """Simulates what a deployment has run, prints both side by side, and returns them.
 
     Args:
         run: directory of the deployment's run.
         name: of a runtime and a fleet.
         folder: of configuration, that has them.
+        more: overrides, such as links that the fleet does not know.
 
     Returns:
         s measured and predicted, by what they are of.
@@ -36,7 +39,7 @@ def check(run: Path, name: str, folder: Path) -> dict[str, tuple[float, float]]:
         ConfigError: the directory has no run of a deployment, or there is no such runtime.
     """
     real = _read(run)
-    predicted, shares = _simulated(real["overrides"], name, folder)
+    predicted, shares = _simulated(real["overrides"], name, folder, more)
     both = {key: (real["times"][key], predicted[key]) for key in predicted if key in real["times"]}
     print(f"{'':24}{'measured':>12}{'predicted':>12}{'error':>9}")
     for key, (measured_s, predicted_s) in both.items():

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from fl.deployment.measuring import Measured, Step
+from fl.deployment.measuring import Measured, StepTime
 from fl.errors import ConfigError
 from fl.randomness import generator
 
@@ -19,8 +19,8 @@ _BUSY = 1.1  # the wall's time over the processor's, above which a host is busy
 
 
 @dataclass(frozen=True)
-class Constant:
-    """A constant, and its 95 % interval.
+class WithInterval:
+    """A measured constant, and its 95 % interval.
 
     Attributes:
         value: the median, or the fit to medians.
@@ -40,7 +40,7 @@ class Constant:
         return f"{self.value:.4g} (95 %: {self.low:.4g} to {self.high:.4g}, n = {self.samples})"
 
 
-def median(samples: Sequence[float]) -> Constant:
+def median(samples: Sequence[float]) -> WithInterval:
     """Returns the median of samples, and the interval of the median."""
     values = np.asarray(samples, dtype=np.float64)
     if not len(values):
@@ -61,14 +61,14 @@ class StepFit:
         worst: the largest.
     """
 
-    step_s: Constant
-    step_s_per_parameter: Constant
-    flops: Constant
+    step_s: WithInterval
+    step_s_per_parameter: WithInterval
+    flops: WithInterval
     error: float
     worst: float
 
 
-def fit_steps(steps: Sequence[Step]) -> StepFit:
+def fit_steps(steps: Sequence[StepTime]) -> StepFit:
     """Returns the fit to steps that minimises the squares of relative errors, no term negative.
 
     Raises:
@@ -78,21 +78,19 @@ def fit_steps(steps: Sequence[Step]) -> StepFit:
         raise ConfigError(f"{len(steps)} kinds of steps were measured; three constants need three")
     d = np.array([step.parameters for step in steps], dtype=np.float64)
     flops = np.array([step.flops for step in steps])
-    times = np.array([step.seconds for step in steps])
-    typical = np.median(times, axis=1)
+    times = [np.asarray(step.seconds) for step in steps]
+    typical = np.array([np.median(seconds) for seconds in times])
     if not (typical > 0).all():
         raise ConfigError("a step took no processor time that could be measured")
     a, b, c = _fitted(d, flops, typical)
     if c <= 0:
         raise ConfigError("the time of steps does not grow with their FLOPs: measure larger models")
     rng = generator(0, "calibration of steps")
-    n = times.shape[1]
-    drawn = np.array(
-        [
-            _fitted(d, flops, np.median(times[:, rng.integers(n, size=n)], axis=1))
-            for _ in range(_DRAWS)
-        ]
-    )
+    n = sum(map(len, times)) // len(times)
+    draws = [
+        [np.median(rng.choice(seconds, len(seconds))) for seconds in times] for _ in range(_DRAWS)
+    ]
+    drawn = np.array([_fitted(d, flops, np.array(medians)) for medians in draws])
     errors = np.abs((a + b * d + c * flops) / typical - 1)
     per_flop = drawn[:, 2][drawn[:, 2] > 0]
     return StepFit(
@@ -114,12 +112,12 @@ def _fitted(
     return a, b, c
 
 
-def _constant(value: float, drawn: NDArray[np.float64], samples: int) -> Constant:
+def _constant(value: float, drawn: NDArray[np.float64], samples: int) -> WithInterval:
     low, high = np.quantile(drawn, (0.025, 0.975)).tolist() if samples > 1 else (np.nan, np.nan)
-    return Constant(value, low, high, samples)
+    return WithInterval(value, low, high, samples)
 
 
-def constants(measured: Measured) -> tuple[dict[str, Constant], StepFit]:
+def constants(measured: Measured) -> tuple[dict[str, WithInterval], StepFit]:
     """Returns the keys of a runtime that were measured, and what steps take."""
     fit = fit_steps(measured.steps)
     found = {
@@ -139,7 +137,7 @@ def constants(measured: Measured) -> tuple[dict[str, Constant], StepFit]:
         found["start_s"] = median(start)
     if len(start) > 1:
         sigma = float(np.std(np.log(start), ddof=1))
-        found["start_sigma"] = Constant(sigma, np.nan, np.nan, 1)
+        found["start_sigma"] = WithInterval(sigma, np.nan, np.nan, 1)
     return found, fit
 
 
@@ -157,8 +155,8 @@ def warning(measured: Measured) -> str:
 def write(
     folder: Path,
     name: str,
-    found: Mapping[str, Constant],
-    flops: Constant,
+    found: Mapping[str, WithInterval],
+    flops: WithInterval,
     about: Sequence[str],
 ) -> tuple[Path, Path]:
     """Writes members of the groups `runtime` and `fleet`; returns their paths.

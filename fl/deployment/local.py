@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from fl.deployment.shaped_link import Shape, ShapedLink
 from fl.errors import ConfigError, DeploymentError
 from fl.execution.processes import end, marked, new_mark
 
@@ -48,6 +49,7 @@ class LocalDeployment:
         folder: where Flower's files and the logs go; None makes a temporary one, which is removed.
         path: folders with modules for the apps, put before those that Python knows.
         environment: more variables for all processes.
+        shape: of a link between each SuperNode and the SuperLink; None: loopback itself.
 
     Attributes:
         folder: where Flower's files and the logs are.
@@ -61,11 +63,13 @@ class LocalDeployment:
         folder: Path | None = None,
         path: Sequence[Path] = (),
         environment: Mapping[str, str] | None = None,
+        shape: Shape | None = None,
     ) -> None:
         self.nodes = [dict(node) for node in nodes]
         self._given = folder
         self._path = [str(each) for each in path]
         self._more = dict(environment or {})
+        self._shape = shape
         self._stack = ExitStack()
         self._mark = new_mark()
         self._children: list[subprocess.Popen[bytes]] = []
@@ -107,12 +111,17 @@ class LocalDeployment:
             )
             self._await(superlink, link)
             for i, (node, port) in enumerate(zip(self.nodes, ports, strict=True)):
+                address = self.address
+                if self._shape is not None:
+                    address = (
+                        f"127.0.0.1:{stack.enter_context(ShapedLink(link, self._shape, i)).port}"
+                    )
                 self._start(
                     f"supernode-{i}",
                     "flower-supernode",
                     "--insecure",
                     "--superlink",
-                    self.address,
+                    address,
                     "--port",
                     str(port),
                     "--node-config",

@@ -38,7 +38,7 @@ _STARTING = "import flwr.supernode.cli.flwr_clientapp, fl.deployment.client as c
 
 
 @dataclass(frozen=True)
-class Step:
+class StepTime:
     """How long one local step takes.
 
     Attributes:
@@ -70,7 +70,7 @@ class Measured:
     decode: list[float] = field(default_factory=list)
     encode: list[float] = field(default_factory=list)
     aggregate: list[float] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
+    steps: list[StepTime] = field(default_factory=list)
     processor_s: float = 0.0
     wall_s: float = 0.0
 
@@ -195,7 +195,7 @@ def _measure_steps(measured: Measured, hidden: int, repetitions: int) -> None:
             seconds.append(max(0.0, many - one) / steps)
         parameters = experiment.app.layout.size
         measured.steps.append(
-            Step(parameters, (flops(steps + 1) - flops(1)) / steps, tuple(seconds))
+            StepTime(parameters, (flops(steps + 1) - flops(1)) / steps, tuple(seconds))
         )
 
 
@@ -253,7 +253,7 @@ def from_metrics(metrics: MetricRecord) -> Measured:
     if each * len(flops) != len(seconds) or len(parameters) != len(flops):
         raise ValueError("its steps have different numbers of repetitions")
     steps = [
-        Step(int(d), f, tuple(seconds[i * each : (i + 1) * each]))
+        StepTime(int(d), f, tuple(seconds[i * each : (i + 1) * each]))
         for i, (d, f) in enumerate(zip(parameters, flops, strict=True))
     ]
     processor, wall = metrics.get("processor-s"), metrics.get("wall-s")

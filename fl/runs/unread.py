@@ -17,7 +17,7 @@ from typing import Any
 
 from hydra._internal.utils import _locate  # what `_target_` stands for, without a line in the log
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, Node, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fl.checks import unread_arguments
@@ -181,6 +181,9 @@ class Unread:
         if isinstance(node, DictConfig) and not _is_empty(node):
             for key in map(str, node):
                 self._note(f"{path}.{key}", _child(node, key))
+        elif isinstance(node, ListConfig) and not _is_empty(node):
+            for i in range(len(node)):
+                self._note(f"{path}.{i}", node._get_node(i, validate_access=False))
         else:
             for reference in references(str(_value(node))):
                 self._references.append((path, reference))
@@ -383,7 +386,7 @@ def _child(node: DictConfig, key: str) -> Any:
     return None if _is_empty(node) else node._get_node(key, validate_access=False)
 
 
-def _is_empty(node: DictConfig) -> bool:
+def _is_empty(node: DictConfig | ListConfig) -> bool:
     """Returns whether a node has no keys of its own: it is null, missing, or a reference."""
     return node._is_none() or node._is_missing() or node._is_interpolation()
 

@@ -14,7 +14,7 @@ from fl.cli import main
 from fl.deployment import fitting
 from fl.deployment.calibrating import TIME, answer, conclude
 from fl.deployment.checking import check, fit_start
-from fl.deployment.measuring import Measured, Step, from_metrics, process_age_s, to_metrics
+from fl.deployment.measuring import Measured, StepTime, from_metrics, process_age_s, to_metrics
 from fl.errors import ConfigError
 from fl.flower.identity import assume_identity
 from fl.flower.private import deflated, inflated
@@ -31,7 +31,7 @@ def steps(noise=0.0, repetitions=5):
         for batch in (8, 128):
             seconds = A + B * d + 6.0 * d * batch / F
             drawn = seconds * (1 + noise * rng.standard_normal(repetitions))
-            made.append(Step(d, 6.0 * d * batch, tuple(drawn.tolist())))
+            made.append(StepTime(d, 6.0 * d * batch, tuple(drawn.tolist())))
     return made
 
 
@@ -63,13 +63,19 @@ def test_intervals_of_a_noisy_fit_hold_what_it_was_made_of():
     assert 0 < fit.error < 0.05
 
 
+def test_steps_of_nodes_that_were_measured_differently_are_fitted_together():
+    fit = fitting.fit_steps([*steps(repetitions=3), *steps(repetitions=5)])
+    assert fit.flops.value == pytest.approx(F)
+
+
 def test_no_term_of_a_fit_is_negative():
-    made = [Step(s.parameters, s.flops, tuple(x - A for x in s.seconds)) for s in steps()]
+    made = [StepTime(s.parameters, s.flops, tuple(x - A for x in s.seconds)) for s in steps()]
     assert fitting.fit_steps(made).step_s.value == pytest.approx(0.0, abs=1e-9)
 
 
 @pytest.mark.parametrize(
-    "made", [steps()[:2], [Step(10, x, (0.1,)) for x in (1e6, 1e7, 1e8)], [Step(1, 1, (0.0,))] * 3]
+    "made",
+    [steps()[:2], [StepTime(10, x, (0.1,)) for x in (1e6, 1e7, 1e8)], [StepTime(1, 1, (0.0,))] * 3],
 )
 def test_steps_that_say_nothing_are_refused(made):
     with pytest.raises(ConfigError):

@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import random
+import shlex
 import zipfile
 from pathlib import Path
 
@@ -163,7 +164,10 @@ def test_a_run_leaves_its_files_and_knows_no_energy(tmp_path):
     }
     assert summary["totals"]["energy_j"]["total"] == 0
     assert summary["totals"]["virtual_s"] == pytest.approx(summary["totals"]["wall_s"])
-    assert summary["extra"]["deployment"] == {"run_id": "7"}
+    assert summary["extra"]["deployment"] == {
+        "run_id": "7",
+        "overrides": shlex.split(f"{AVERAGE} views=true"),
+    }
 
 
 # ---- what is refused -----------------------------------------------------------------------------

@@ -247,6 +247,13 @@ def test_sweep_may_say_that_not_all_its_jobs_read_a_key(monkeypatch, capsys, tmp
     assert sweep(*both, "may_be_unread=[client.local_steps,client.local_epochs]") == ""
 
 
+def test_key_in_a_list_is_read_where_the_list_is():
+    key = "compressor.compressor.stages.0.density"
+    read = Unread(composed("compressor=ef_topk_int8"))
+    assert read.why(key) is None
+    assert read.why(key.replace("0.", "7.")) is not None
+
+
 def test_preset_may_hold_keys_that_only_some_members_read():
     # Only what the command line sets must be read; experiment files are made for sweeps.
     config = composed("+experiment=favas", "strategy=favas", "data=digits", "num_clients=20")

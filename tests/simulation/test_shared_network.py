@@ -213,7 +213,7 @@ def test_what_cannot_be_is_refused():
 
 @pytest.mark.parametrize("scenario", SIMGRID["scenarios"], ids=lambda scenario: scenario["name"])
 def test_flows_end_when_simgrid_says(scenario):
-    """Recorded from SimGrid 3.32 by experiments/network_fidelity/flows.py --record.
+    """Recorded from SimGrid 3.32 by benchmarks/fidelity/flows.py --record.
 
     The platform is read from the same XML; flows wait for the latency of their route, and then have
     shares of full links by 1 / latency, and at most window / (2 latency).

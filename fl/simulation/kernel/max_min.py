@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heapreplace
 from typing import NamedTuple
 
 
@@ -39,45 +39,50 @@ def max_min(demands: Sequence[Demand], capacity_bps: dict[int, float]) -> list[f
             the end.
     """
     rates = [0.0] * len(demands)
-    open_ = [True] * len(demands)
-    weights = dict.fromkeys(capacity_bps, 0.0)  # of the flows on a link that still rise
+    rising = [True] * len(demands)
+    weights = dict.fromkeys(capacity_bps, 0.0)  # of the flows on a link that rise
     crossing: dict[int, list[int]] = {link: [] for link in capacity_bps}
-    rising = dict.fromkeys(capacity_bps, 0)
-    stops: list[tuple[float, int, int]] = []  # level, 0 for a flow at its cap, 1 for a full link
+    caps = []  # (level, flow)
     for i, (route, cap, weight) in enumerate(demands):
         if cap < math.inf:
-            stops.append((cap / weight, 0, i))
+            caps.append((cap / weight, i))
         elif not route:
-            rates[i], open_[i] = math.inf, False
+            rates[i], rising[i] = math.inf, False
         for link in route:
             weights[link] += weight
             crossing[link].append(i)
-            rising[link] += 1
-    stops += [
-        (left / weights[link], 1, link) for link, left in capacity_bps.items() if rising[link]
-    ]
-    heapify(stops)
+    caps.sort(reverse=True)
+    counts = {link: len(flows) for link, flows in crossing.items()}  # that rise
+    full = [(left / weights[link], link) for link, left in capacity_bps.items() if counts[link]]
+    heapify(full)
 
     def stop(i: int, rate: float) -> None:
-        rates[i], open_[i] = rate, False
+        rates[i], rising[i] = rate, False
+        weight = demands[i].weight
         for link in demands[i].route:
-            capacity_bps[link] = max(0.0, capacity_bps[link] - rate)
-            weights[link] -= demands[i].weight
-            rising[link] -= 1
+            capacity_bps[link] -= rate
+            weights[link] -= weight
+            counts[link] -= 1
 
-    while stops:
-        level, kind, which = heappop(stops)
-        if kind == 0:
-            if open_[which]:
-                stop(which, demands[which].cap_bps)
-        elif rising[which]:
+    while caps or full:
+        if full:
+            level, link = full[0]
+            if not counts[link]:
+                heappop(full)
+                continue
             # What stopped since then has left more for the others: a link is full at a higher
             # level than was thought, never at a lower one but for rounding.
-            full = capacity_bps[which] / weights[which]
-            if full > level:
-                heappush(stops, (full, 1, which))
+            now = max(0.0, capacity_bps[link]) / weights[link]
+            if now > level:
+                heapreplace(full, (now, link))
                 continue
-            for i in crossing[which]:
-                if open_[i]:
+        if caps and (not full or caps[-1][0] <= level):
+            i = caps.pop()[1]
+            if rising[i]:
+                stop(i, demands[i].cap_bps)
+        else:
+            heappop(full)
+            for i in crossing[link]:
+                if rising[i]:
                     stop(i, level * demands[i].weight)
     return rates

@@ -6,16 +6,13 @@ Rates are bits per second, sizes bits, times virtual seconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 
 from fl.errors import SimulationError
 from fl.simulation.kernel.max_min import Demand, max_min
 from fl.simulation.kernel.shared_link import check_flow
 from fl.simulation.kernel.water_filling import check_order, slack
-
-_UNITS_PER_BPS = 2.0**40
-"""Rates are added up as integers of this fineness, exactly, as in `WaterFilling`."""
 
 _SAME = 1e-9
 """Levels and loads that differ by less, relatively, are equal but for rounding."""
@@ -29,7 +26,7 @@ class _Flow:
         end: when it ends if its rate stays.
     """
 
-    __slots__ = ("cap", "end", "left", "number", "rate", "route", "since", "units", "weight")
+    __slots__ = ("cap", "end", "left", "number", "rate", "route", "since", "weight")
 
     def __init__(
         self, number: int, route: Sequence[int], size: float, cap: float, weight: float, now: float
@@ -41,7 +38,6 @@ class _Flow:
         self.weight = weight
         self.since = now
         self.rate = 0.0
-        self.units = 0
         self.end = math.inf
 
     def left_at(self, now: float) -> float:
@@ -54,20 +50,16 @@ class _Flow:
 class _Link:
     """A link that flows are on, in the order in which they came, and the sum of their rates."""
 
-    __slots__ = ("capacity", "flows", "units", "used")
+    __slots__ = ("capacity", "flows", "used")
 
     def __init__(self, capacity: float) -> None:
         self.flows: dict[int, _Flow] = {}
-        self.used = 0
-        self.set(capacity)
-
-    def set(self, capacity: float) -> None:
+        self.used = 0.0
         self.capacity = capacity
-        self.units = int(capacity * _UNITS_PER_BPS)
 
-    def full(self, used: int) -> bool:
-        """Returns whether so many units are all that it has, but for rounding."""
-        return used >= self.units * (1 - _SAME)
+    def full(self, used: float) -> bool:
+        """Returns whether so much is all that it has, but for rounding."""
+        return used >= self.capacity * (1 - _SAME)
 
 
 class SharedNetwork:
@@ -175,7 +167,7 @@ class SharedNetwork:
         found = self._link(link)
         if capacity_bps != found.capacity:
             was_full = found.full(found.used)
-            found.set(capacity_bps)
+            found.capacity = capacity_bps
             self._changed[link] = None
             if was_full:
                 self._asked.update(found.flows)
@@ -222,6 +214,8 @@ class SharedNetwork:
                     self._delete(flow)
                     batch.append(number)
             done += sorted(batch)
+            if at >= now:
+                return done  # rates are found when all that happens now has happened
         self._move(now)
         return done
 
@@ -248,7 +242,7 @@ class SharedNetwork:
             del link.flows[flow.number]
             if link.full(link.used):
                 self._asked.update(link.flows)
-            link.used -= flow.units
+            link.used = link.used - flow.rate if link.flows else 0.0
 
     # ---- rates -------------------------------------------------------------------------------
 
@@ -262,56 +256,66 @@ class SharedNetwork:
             if link.full(link.used):
                 asked.update(link.flows)
         while asked:
-            rates = self._rates(asked.values())
-            more = self._upset(asked, rates)
+            rates, used, doubtful = self._rates(asked)
+            more = self._upset(asked, rates, used, doubtful) if doubtful else {}
             if not more:
-                self._give(rates)
+                self._give(asked, rates, used)
                 break
             asked.update(more)
         self._asked, self._changed = {}, {}
 
-    def _rates(self, flows: Iterable[_Flow]) -> dict[int, float]:
-        """Returns the max-min fair rates of flows while all others keep theirs."""
-        units: dict[int, int] = {}
+    def _rates(
+        self, asked: dict[int, _Flow]
+    ) -> tuple[dict[int, float], dict[int, float], list[_Link]]:
+        """Finds the max-min fair rates of flows while all others keep theirs.
+
+        Returns:
+            The rates; what is then used of the links that the flows are on; and of those links the
+            ones that are, or were, the bottleneck of others as well.
+        """
+        before: dict[int, float] = {}  # of what is used, by the flows that are asked
+        count: dict[int, int] = {}
         demands = []
-        for flow in flows:
+        for flow in asked.values():
             demands.append(Demand(flow.route, flow.cap, flow.weight))
             for number in flow.route:
-                link = self._links[number]
-                units[number] = units.get(number, link.units - link.used) + flow.units
-        left = {number: max(0, of) / _UNITS_PER_BPS for number, of in units.items()}
-        numbers = [flow.number for flow in flows]
-        return dict(zip(numbers, max_min(demands, left), strict=True))
+                before[number] = before.get(number, 0.0) + flow.rate
+                count[number] = count.get(number, 0) + 1
+        left, others = {}, {}
+        for number, own in before.items():
+            link = self._links[number]
+            # Where all are asked, nothing is left of the rounding of what was.
+            others[number] = link.used - own if count[number] < len(link.flows) else 0.0
+            left[number] = max(0.0, link.capacity - others[number])
+        found = max_min(demands, dict(left))
+        used = others
+        for demand, rate in zip(demands, found, strict=True):
+            for number in demand.route:
+                used[number] += rate
+        doubtful = [
+            link
+            for number, load in used.items()
+            if count[number] < len((link := self._links[number]).flows)
+            if link.full(load) or link.full(link.used)
+        ]
+        return dict(zip(asked, found, strict=True)), used, doubtful
 
-    def _upset(self, asked: dict[int, _Flow], rates: dict[int, float]) -> dict[int, _Flow]:
+    def _upset(
+        self,
+        asked: dict[int, _Flow],
+        rates: dict[int, float],
+        used: dict[int, float],
+        doubtful: list[_Link],
+    ) -> dict[int, _Flow]:
         """Returns the flows, not among those asked, whose rates are not right beside the new ones.
 
         That is those that have lost their bottleneck, and those that take more than their share of
         a full link from a flow that has no other bottleneck.
         """
-        used: dict[int, int] = {}
-        asked_on: dict[int, int] = {}
-        for flow in asked.values():
-            for number in flow.route:
-                before = used.get(number, self._links[number].used)
-                used[number] = before + _units(rates[flow.number]) - flow.units
-                asked_on[number] = asked_on.get(number, 0) + 1
-        doubtful = [
-            link
-            for number, load in used.items()
-            # Else it is nobody's bottleneck, before or after, or all on it have been asked.
-            if (link := self._links[number]).full(load) or link.full(link.used)
-            if asked_on[number] < len(link.flows)
-        ]
         levels: dict[int, float] = {}
 
         def level(flow: _Flow) -> float:
             return rates.get(flow.number, flow.rate) / flow.weight
-
-        def highest(number: int) -> float:
-            if number not in levels:
-                levels[number] = max(map(level, self._links[number].flows.values()))
-            return levels[number]
 
         def settled(flow: _Flow) -> bool:
             own = level(flow)
@@ -319,9 +323,11 @@ class SharedNetwork:
                 return True
             for number in flow.route:
                 link = self._links[number]
-                full = link.full(used.get(number, link.used))
-                if full and own >= highest(number) * (1 - _SAME):
-                    return True
+                if link.full(used.get(number, link.used)):
+                    if number not in levels:
+                        levels[number] = max(map(level, link.flows.values()))
+                    if own >= levels[number] * (1 - _SAME):
+                        return True
             return False
 
         upset: dict[int, _Flow] = {}
@@ -338,24 +344,21 @@ class SharedNetwork:
                         upset[other.number] = other
         return upset
 
-    def _give(self, rates: dict[int, float]) -> None:
-        now = self._now
-        for number, rate in rates.items():
-            flow = self._flows[number]
+    def _give(
+        self, asked: dict[int, _Flow], rates: dict[int, float], used: dict[int, float]
+    ) -> None:
+        now, ends = self._now, self._ends
+        many = 4 * len(asked) > len(self._flows)
+        for flow, rate in zip(asked.values(), rates.values(), strict=True):
             if rate == flow.rate:
                 continue
-            flow.left, flow.since = flow.left_at(now), now
-            flow.rate = rate
-            units = _units(rate) if flow.route else 0
-            for link in flow.route:
-                self._links[link].used += units - flow.units
-            flow.units = units
+            flow.left = flow.left_at(now)
+            flow.since, flow.rate = now, rate
             flow.end = now if math.isinf(rate) else now + flow.left / rate
-            heappush(self._ends, (flow.end, number))
-        if len(self._ends) > 2 * len(self._flows) + 64:
+            if not many:
+                heappush(ends, (flow.end, flow.number))
+        for number, load in used.items():
+            self._links[number].used = load
+        if many or len(ends) > 2 * len(self._flows) + 64:
             self._ends = [(flow.end, number) for number, flow in self._flows.items()]
             heapify(self._ends)
-
-
-def _units(rate: float) -> int:
-    return int(rate * _UNITS_PER_BPS)

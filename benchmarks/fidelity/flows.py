@@ -1,6 +1,6 @@
 """When transfers on shared links end: ours beside SimGrid's, flow by flow.
 
-    python experiments/network_fidelity/flows.py --simgrid /usr/bin/python3 [--record FILE]
+    python benchmarks/fidelity/flows.py --simgrid /usr/bin/python3 [--record FILE]
 
 Every scenario is a platform XML, flows from host to host, and a TCP window. SimGrid runs it in its
 model CM02, without factors, in which flows get shares of a full link by 1 / latency and at most
@@ -109,7 +109,11 @@ def zones(rng: random.Random, n: int, latency: Callable[[], float]) -> tuple[str
         "</zone></platform>"
     )
     hosts = [f"{name}{k}" for name in "ab" for k in range(10)]
-    return text, [(*rng.sample(hosts, 2), size, rng.uniform(0, 5)) for size in sizes(rng, n)]
+    flows = []
+    for size in sizes(rng, n):
+        source, target = rng.sample(hosts, 2)
+        flows.append((source, target, size, rng.uniform(0, 5)))
+    return text, flows
 
 
 def scenarios() -> Iterator[dict[str, Any]]:
