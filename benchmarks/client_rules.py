@@ -112,9 +112,11 @@ def ways(rule: Any) -> tuple[dict[str, Callable[[], object]], str]:
     from fl.vectors.layout import Layout
 
     app, model = make_app(WORKLOADS["mlp"]), make_model("mlp").train()
+    layout = Layout.of(model)
+    rule = rule.for_model(model, layout)
     trainer = Trainer(
         model,
-        Layout.of(model),
+        layout,
         app.data,
         rule,
         train=True,

@@ -1,9 +1,10 @@
 """The documentation site, a hook of MkDocs (mkdocs.yml). `make docs` builds it into build/site.
 
-Its pages are the README, those of docs/ and experiments/, the notebooks, and pages made from the
-code: one for each member of a group of fl/conf, with the comments and keys of its YAML and the
-docstring of the class it makes, and one for each package, with all other public names. Links
-between them are those of the repository; a link to a file of code leads to a page that shows it.
+Its pages are the README, those of docs/, experiments/ and benchmarks/, the notebooks, and pages
+made from the code: one for each member of a group of fl/conf, with the comments and keys of its
+YAML and the docstring of the class it makes, and one for each package, with all other public names.
+Links between them are those of the repository; a link to a file of code leads to a page that shows
+it.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 from tables import linked, target  # noqa: E402 - found by the line above
 
+from fl.reports import history, run_writer  # noqa: E402
+from fl.runs import usage  # noqa: E402
 from fl.runs.groups import groups, header, text  # noqa: E402
 from fl.runs.usage import GROUPS  # noqa: E402
+from fl.simulation.kernel.trace import Event  # noqa: E402
 
 # Packages whose names scripts and own parts use, in the order of the menu.
 PACKAGES = (
@@ -50,6 +54,7 @@ PACKAGES = (
     "fl.reports",
     "fl.deployment",
 )
+COMMANDS, KEYS, FILES = (f"reference/{name}.md" for name in ("commands", "keys", "files"))
 _LINK = re.compile(r"\]\(([^)\s#]+)(#[^)\s]*)?\)")
 _FENCES = {".py": "python", ".sh": "bash", ".yaml": "yaml", ".toml": "toml", ".cff": "yaml"}
 _shown: set[str] = set()  # files of code that have a page
@@ -65,6 +70,14 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     config.nav += [
         {"Methods and parts": ["docs/methods.md", *methods]},
         {"Experiments": [str(page.relative_to(ROOT)) for page in experiments()]},
+        {
+            "Reference": [
+                "docs/glossary.md",
+                {"Commands": COMMANDS},
+                {"Keys of a run": KEYS},
+                {"Files of a run": FILES},
+            ]
+        },
         {"Python": [{package: reference(package)} for package in PACKAGES]},
         {"Project": ["CONTRIBUTING.md", "CHANGELOG.md"]},
     ]
@@ -81,9 +94,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     found = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
     found += [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.png")]
     found += [*experiments(), *(ROOT / "experiments").rglob("*.png")]
+    found += (ROOT / "benchmarks").rglob("*.md")
     themes = [file for file in files if file.src_dir != str(ROOT / "docs")]
     made = {member(group, name): method(group, name) for group, name in members()}
     made |= {reference(package): package_page(package) for package in PACKAGES}
+    made |= {COMMANDS: commands_page(), KEYS: keys_page(), FILES: files_page()}
     notebooks = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
     made |= {notebook_page(path): cells(path) for path in notebooks}
     pages = [File.generated(config, place, content=content) for place, content in made.items()]
@@ -111,6 +126,51 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return f"]({os.path.relpath(new, place.parent)}{anchor})"
 
     return _LINK.sub(changed, markdown)
+
+
+def commands_page() -> str:
+    """Returns the page of what can be typed after `fl`."""
+    return (
+        "# Commands\n\nThis is `fl --help`. `fl COMMAND --help` has the options of a command, "
+        f"`fl help GROUP` the members of a group.\n\n```text\n{usage_text()}\n```\n"
+    )
+
+
+def keys_page() -> str:
+    """Returns the page of the keys that every run has, beside those of its parts."""
+    lines = (ROOT / "fl" / "conf" / "config.yaml").read_text("utf-8")
+    return (
+        "# Keys of a run\n\nThe groups under `defaults` have keys of their own, on the page of "
+        "each member. `fl --cfg job` shows the whole configuration of a run, `KEY=VALUE` "
+        "changes it.\n\n"
+        f"```yaml\n{lines}```\n"
+    )
+
+
+def files_page() -> str:
+    """Returns the page of what a run leaves: its files, their columns, the events of a trace."""
+    writer = inspect.cleandoc(run_writer.__doc__ or "")
+    first, files, *rest = re.split(r"\n\n(?=\S)|\n\n(?=    )", writer)
+    kinds = inspect.getsource(Event)
+    events = re.findall(r"^    ([A-Z_]+) = \d+(?:  # (.*))?$", kinds, re.MULTILINE)
+    rows = "\n".join(f"| `{name.lower()}` | {said or ''} |" for name, said in events)
+    inputs = inspect.getsource(history).partition("\nCOLUMNS = ")[2]
+    columns = inputs.split('"""')[1].partition("\n\n")[2].strip()
+    return (
+        f"# Files of a run\n\n{first}\n\n```text\n{inspect.cleandoc(files)}\n```\n\n"
+        + "\n\n".join(rest)
+        + f"\n\n## Columns of metrics.csv\n\n{columns}\n\nWhat is measured by name is in "
+        "[data.md](../docs/data.md#what-is-measured).\n\n## Columns of trace.parquet\n\n"
+        "`time_s`: virtual time, s; `kind`: of the event, below; `client`: its number, -1 for the "
+        "server; `dispatch`: number of the request, for what belongs to one; `bytes`; `value`: by "
+        f"kind.\n\n## Events\n\n| kind | |\n|---|---|\n{rows}\n"
+    )
+
+
+def usage_text() -> str:
+    """Returns what `fl --help` prints."""
+    said = usage.answer(["--help"])
+    return "" if said is None else said
 
 
 def title(group: str) -> str:

@@ -214,8 +214,8 @@ def _() -> Measured:
     ours = {}
     for scaling, rate, alpha in (
         ("oasis", 0.03, 1e-3),
-        ("rmsprop", 0.01, 1e-4),
-        ("adam", 0.01, 1e-4),
+        ("rmsprop", 0.01, 1e-5),
+        ("adam", 0.01, 1e-5),
     ):
         chosen = (
             f"strategy.rule.scaling={scaling}",

@@ -22,3 +22,10 @@ def test_the_site_is_built_without_a_warning_and_has_a_page_for_every_member(tmp
         for group, names in groups(top):
             pages = [tmp_path / "methods" / group / name / "index.html" for name in names]
             assert [page for page in pages if not page.is_file()] == []
+    for name, said in (
+        ("commands", "fl report"),
+        ("keys", "evaluate_every"),
+        ("files", "upload_lost"),
+    ):
+        assert said in (tmp_path / "reference" / name / "index.html").read_text("utf-8")
+    assert (tmp_path / "docs" / "glossary" / "index.html").is_file()

@@ -21,8 +21,11 @@ strongly() { # Dirichlet(0.1)
   tune fedavg_m strategy=fedavg_m client.rule.lr=0.03,0.1,0.3 strategy.rule.beta=0.1,0.3
   CASES=10 tune fedavg_m strategy=fedavg_m client.rule.lr=0.3 strategy.rule.beta=0.6
   CASES=10 tune fedavg_m strategy=fedavg_m client.rule.lr=1 strategy.rule.beta=0.3,0.6
+  CASES=10 tune fedavg_m strategy=fedavg_m client.rule.lr=0.3 strategy.rule.beta=0.8
   tune scaffold_m strategy=scaffold_m client.rule.lr=0.03,0.1,0.3 strategy.rule.beta=0.1,0.3
   tune scaffold_m strategy=scaffold_m client.rule.lr=0.01,1 strategy.rule.beta=0.1
+  CASES=10 tune scaffold_m strategy=scaffold_m client.rule.lr=0.3 strategy.rule.beta=0.6
+  CASES=2 tune scaffold_m strategy=scaffold_m client.rule.lr=0.03 strategy.rule.beta=0.6,0.8
 
   final fedavg "${fedavg[@]}"
   for strategy in feddyn scaffold fedavg_m scaffold_m; do
@@ -41,6 +44,10 @@ mildly() { # Dirichlet(0.5), with variance reduction
   done
   for strategy in fedavg_m scaffold_m; do
     tune $strategy strategy=$strategy $beta $rates
+  done
+  tune fedavg_m strategy=fedavg_m $beta client.rule.lr=1
+  CASES=10 tune scaffold_m strategy=scaffold_m $beta client.rule.lr=1
+  for strategy in fedavg_m scaffold_m; do
     final $strategy strategy=$strategy $beta
   done
   for strategy in scaffold_m fedavg_m; do

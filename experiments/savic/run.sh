@@ -25,6 +25,12 @@ for scaling in adam rmsprop; do
 done
 grid oasis 1 0.03,0.1,0.3 0.01,0.1,1
 grid oasis 8,32 0.01,0.03,0.1 1e-4,1e-3,0.01
+# Past the edges, where the best point lay there.
+grid adam 8,32 0.01 1e-5
+grid rmsprop 8 0.01,0.03 1e-5
+grid rmsprop 8 0.1 1e-4
+grid rmsprop 32 0.01 1e-5
+grid oasis 1 1 0.1
 
 final local_sgd "${local_sgd[@]}"
 for scaling in adam rmsprop oasis; do

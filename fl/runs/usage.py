@@ -56,7 +56,7 @@ Federated learning with real training in simulated time.
   fl init DIR               a project with data, a model and a method of its own
   fl partition KEY=VALUE ...
                             draws who has which examples, and runs nothing
-  fl calibrate NAME         measures what software and processor take, for predictions
+  fl calibrate NAME         measures what software and processor take
   fl resume DIR             goes on with a run that was killed or interrupted
   fl tune KEY=A,B,C ...     which values a method is best at
   fl report DIR ...         an HTML page about runs and sweeps; --live follows them
@@ -64,7 +64,7 @@ Federated learning with real training in simulated time.
 
   fl KEY=VALUE ... --cfg job    shows a run's configuration, and runs nothing
   fl --version                  fl's, and of what its results depend on
-  fl COMMAND --help             of init, partition, calibrate, report, compare, resume
+  fl COMMAND --help             of init, partition, calibrate, report ...
   fl --hydra-help               Hydra's own flags
 """
 _WIDEST = 100

@@ -29,7 +29,15 @@ from fl.submodels.submodel import (
     resized,
     slice_of,
 )
-from fl.submodels.units import HasUnits, Place, Units, classes_of, importance, units_of
+from fl.submodels.units import (
+    HasUnits,
+    Place,
+    Units,
+    classes_of,
+    importance,
+    positions_of,
+    units_of,
+)
 
 __all__ = [
     "CLASSES_KEY",
@@ -66,6 +74,7 @@ __all__ = [
     "largest",
     "masked",
     "part_of",
+    "positions_of",
     "resized",
     "shared_out",
     "slice_of",

@@ -153,6 +153,24 @@ def _group(name: str, traced: Traced) -> Units:
     return Units(name, traced.width, places)
 
 
+def positions_of(layout: Layout, layer: Units, some: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Returns where in a model's row the numbers of some units are, shape (m,).
+
+    Args:
+        layout: of the model.
+        layer: the units.
+        some: which of them, shape (K,).
+    """
+    entries = {entry.name: entry for entry in layout.floats}
+    found = []
+    for place in layer.places:
+        entry = entries[place.entry]
+        numbers = entry.offset + np.arange(entry.size).reshape(entry.shape)
+        of = (place.unit >= 0) & some[place.unit]
+        found.append(numbers.compress(of, axis=place.dim).reshape(-1))
+    return np.concatenate(found)
+
+
 def importance(layout: Layout, layer: Units, w: Row) -> NDArray[np.float64]:
     """Returns the norm of all numbers of a model that belong to each unit, shape (K,).
 

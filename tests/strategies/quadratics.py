@@ -29,6 +29,7 @@ class Planned:
     past_flops: float = 0.0
     reply_bytes: int | None = None
     flops_of: None = None
+    local_steps: int = 0
 
 
 @dataclass

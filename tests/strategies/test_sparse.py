@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fl.aggregation import Median
 from fl.clients import Pruning, Received, Sgd
-from fl.clients.app.masks import masks_record
+from fl.clients.app.masks import masks_record, read_moved
 from fl.clients.masked import MASK_KEY
 from fl.clients.pruning import EXTRUSION_KEY, FIRST_KEY, LAST_KEY, SCORES_KEY, TOP_KEY
 from fl.errors import ConfigError
@@ -504,9 +504,9 @@ def held_of(layers, entry):
 
 def test_a_reply_with_a_mask_of_another_size_is_none():
     experiment = build(configured("feddst"))
-    layout, model = experiment.app.layout, GlobalModel(experiment.initial())
+    layout, w = experiment.app.layout, GlobalModel(experiment.initial()).w
     layers = experiment.strategy.sub_models.layers(layout)
-    mask = by_magnitude(layers, model.w)
+    mask = by_magnitude(layers, w)
     part = part_of(layout, layers, mask)
     (first, *_) = np.flatnonzero(mask[layers[0].place])
     (other, *_) = np.flatnonzero(~mask[layers[0].place])
@@ -515,12 +515,12 @@ def test_a_reply_with_a_mask_of_another_size_is_none():
         changed[places] = ~changed[places]
         bitmaps = part_of(layout, layers, changed).bitmaps
         if fits:
-            assert model._regrown(part, masks_record(bitmaps)).of(changed).all()
+            assert read_moved(layout, part, masks_record(bitmaps)).of(changed).all()
             continue
         with pytest.raises(ConfigError, match=MASKS_KEY):
-            model._regrown(part, masks_record(bitmaps))
+            read_moved(layout, part, masks_record(bitmaps))
     with pytest.raises(ConfigError, match=MASKS_KEY):
-        model._regrown(part, ArrayRecord({}))
+        read_moved(layout, part, ArrayRecord({}))
 
 
 @pytest.mark.parametrize("strategy", ["feddst", pytest.param("fedmef", marks=pytest.mark.slow)])

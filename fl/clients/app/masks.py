@@ -11,13 +11,33 @@ from numpy.typing import NDArray
 
 from fl.errors import ConfigError
 from fl.flower.arrays import read_array
-from fl.submodels import CLASSES_KEY, MASKS_KEY
+from fl.submodels import CLASSES_KEY, MASKS_KEY, SubModel, masked
 from fl.vectors.layout import Layout
 
 
 def masks_record(bitmaps: Mapping[str, NDArray[np.uint8]]) -> ArrayRecord:
     """Returns the record of a part's `SubModel.bitmaps`."""
     return ArrayRecord({name: Array(bits) for name, bits in bitmaps.items()})
+
+
+def read_moved(layout: Layout, part: SubModel, record: Any) -> SubModel:
+    """Returns the part that a client holds after it has moved the mask that it was sent.
+
+    Args:
+        layout: of the whole model.
+        part: that it was sent.
+        record: of the reply; anything.
+
+    Raises:
+        ConfigError: it is none of as many numbers of the same tensors.
+    """
+    moved = masked(layout, read_masks(layout, record))
+    if moved.size != part.size or moved.bitmaps.keys() != part.bitmaps.keys():
+        raise ConfigError(
+            f"the reply's {MASKS_KEY!r} have other numbers of places than the message's; a "
+            "client may move them within their tensors"
+        )
+    return moved
 
 
 def read_classes(record: Any, num_classes: int) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from fl.aggregation import check_result
 from fl.clients.app.choosing import SMOOTHING_KEY, chosen_model, mixed, model_key, shares_of
-from fl.clients.app.masks import masks_record, read_classes, read_masks
+from fl.clients.app.masks import masks_record, read_classes, read_moved
 from fl.errors import ConfigError, NoStep
 from fl.flower.carried import carried, median_carried
 from fl.flower.grid_view import Control
@@ -23,7 +23,14 @@ from fl.strategies.drivers.cluster_models import ClusterModels
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.forging import Forging
 from fl.strategies.drivers.tasks import Task, Tasks
-from fl.submodels import CLASSES_KEY, MASKS_KEY, OWN_CLASSES_KEY, SubModel, Units, masked
+from fl.submodels import (
+    CLASSES_KEY,
+    MASKS_KEY,
+    OWN_CLASSES_KEY,
+    SubModel,
+    Units,
+    positions_of,
+)
 from fl.vectors.rows import Row, as_tensor, mean
 
 
@@ -215,46 +222,18 @@ class GlobalModel:
             )
         part = sent.part
         if part is not None and MASKS_KEY in reply.content:
-            part = self._regrown(part, reply.content[MASKS_KEY])
+            part = read_moved(self.layout, part, reply.content[MASKS_KEY])
         layout = self.layout if part is None else part.layout
         row = from_record(layout, record)
         if part is not None:
             row = part.put(sent.w, row)
         if OWN_CLASSES_KEY in sent.config:
-            part = self._of_classes(part, reply.content.get(CLASSES_KEY))
+            has = read_classes(reply.content.get(CLASSES_KEY), self.classes.width)
+            whole = SubModel(self.layout, np.arange(self.layout.size)) if part is None else part
+            part = whole.without(positions_of(self.layout, self.classes, ~has))
             row = part.put(sent.w, part.of(row))
         statistics = carried(layout, record)
         return Update(task, row, metrics, now, statistics, extras, model, own, mixture, part)
-
-    def _of_classes(self, part: SubModel | None, record: Any) -> SubModel:
-        """Returns the part without the last layer's numbers for classes that a client lacks.
-
-        Raises:
-            ConfigError: the record does not say which it has.
-        """
-        has = read_classes(record, self.classes.width)
-        entries = {entry.name: entry for entry in self.layout.floats}
-        lacks = []
-        for place in self.classes.places:
-            entry = entries[place.entry]
-            rows = np.arange(entry.size).reshape(len(place.unit), -1)
-            lacks.append(entry.offset + rows[~has[place.unit]].reshape(-1))
-        whole = SubModel(self.layout, np.arange(self.layout.size)) if part is None else part
-        return whole.without(np.concatenate(lacks))
-
-    def _regrown(self, part: SubModel, record: Any) -> SubModel:
-        """Returns the part that a client holds after it has moved the mask that it was sent.
-
-        Raises:
-            ConfigError: it is none of as many numbers of the same tensors.
-        """
-        moved = masked(self.layout, read_masks(self.layout, record))
-        if moved.size != part.size or moved.bitmaps.keys() != part.bitmaps.keys():
-            raise ConfigError(
-                f"the reply's {MASKS_KEY!r} have other numbers of places than the message's; a "
-                "client may move them within their tensors"
-            )
-        return moved
 
     def staleness(self, task: Task[Sent]) -> int:
         """Returns the versions since the one that a task began with."""

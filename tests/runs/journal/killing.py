@@ -88,6 +88,10 @@ KEEPING = {
         *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=fedmef", "num_clients=8", "num_rounds=6"),
         *("strategy.rule.adjust_every=2", "strategy.rule.adjust_until=6"),
     ],
+    "software that takes time": [
+        *(*SMALL, *HARSH_FLEET, "strategy=fedbuff", "num_clients=8", "num_rounds=6"),
+        *("runtime=flower", "runtime.sustained=0.5"),
+    ],
     "filters that learn": [
         *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=fedconv", "num_clients=8", "num_rounds=5"),
         *("strategy.rule.public_examples=40", "strategy.rule.filter_epochs=1"),
