@@ -8,7 +8,7 @@ from fl.models.architecture import timm, torchvision
 from fl.models.build import build
 from fl.models.char_gpt import CharGPT
 from fl.models.char_lstm import CharLSTM
-from fl.models.evaluation import Evaluation, evaluate, losses_of
+from fl.models.evaluation import Evaluation, draws, evaluate, losses_of
 from fl.models.flops import Flops, flops_per_example, memory_bytes
 from fl.models.game import Game, QuadraticGame, RobustLeastSquares
 from fl.models.global_objective import GlobalObjective, global_objective
@@ -43,6 +43,7 @@ __all__ = [
     "build",
     "copy_of",
     "correct",
+    "draws",
     "drop_weights",
     "evaluate",
     "flops_per_example",

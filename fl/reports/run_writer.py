@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from importlib import metadata
+from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path, PurePath
 from types import MappingProxyType
@@ -431,9 +432,12 @@ def _write_trace(path: Path, trace: Trace, summary: Mapping[str, Any]) -> None:
     import pyarrow.parquet as pq
 
     facts = {name: summary[name] for name in ("trace_sha256", "config_digest")}
-    table = trace.table().replace_schema_metadata(facts)
+    tables = (table.replace_schema_metadata(facts) for table in trace.tables())
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        first = next(tables)
+        with pq.ParquetWriter(temporary, first.schema, compression="zstd") as writer:
+            for table in chain([first], tables):
+                writer.write_table(table)
 
 
 def _error_text(error: BaseException | str | None) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -18,6 +19,7 @@ from fl.flower.records import from_record
 from fl.models import Game, drop_weights, evaluate, global_objective
 from fl.models.metrics import confusion
 from fl.runs.averaging import LatestWeightAverage
+from fl.runs.beside import Beside
 from fl.runs.cluster_evaluation import ClusterEvaluation
 from fl.runs.experiment import Experiment, Learning
 from fl.runs.personal import PersonalEvaluation
@@ -179,6 +181,8 @@ class EvaluationSchedule:
         complete: makes of a model the one that is evaluated in its place.
         personal: evaluates what clients would use, of the latest model; models for which that is
             due are evaluated here as well. None does not.
+        beside: begins what `evaluate` then ends, for models but the first and the last whose
+            metrics nobody waits for; None evaluates all at once.
     """
 
     recorded = True  # the recorder need not listen: it is told
@@ -196,8 +200,10 @@ class EvaluationSchedule:
         average: LatestWeightAverage | None = None,
         complete: Callable[[ArrayRecord], ArrayRecord] = lambda arrays: arrays,
         personal: PersonalEvaluation | None = None,
+        beside: Beside | None = None,
     ) -> None:
         self._evaluate = evaluate
+        self._beside = beside
         self._average = average
         self._complete = complete
         self._personal = personal
@@ -214,7 +220,7 @@ class EvaluationSchedule:
         self._asked = 0  # number of the last model with which clients were asked for theirs
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """Returns the metrics of a model that is due; None for others.
+        """Returns the metrics of a model that is due; None for others, or if they come later.
 
         Raises:
             Enough: the limit has passed; or, after training, the target's `stop` or `patience`
@@ -235,6 +241,14 @@ class EvaluationSchedule:
         if not (self._is_due(server_round, elapsed) or either_end or personal is not None):
             return None
         self._evaluated = server_round
+        self._recorder.settle()
+        if self._beside is not None and not either_end and personal is None:
+            evaluated = self._complete(arrays)
+            if not self._recorder.answered:
+                self._beside.begin(server_round, evaluated)
+            later = partial(self._evaluate, server_round, evaluated)
+            self._recorder.evaluation(server_round, later, evaluated)
+            return None
         metrics, evaluated = self._metrics(server_round, arrays)
         if personal is not None:
             self._asked = server_round
@@ -269,6 +283,7 @@ class EvaluationSchedule:
             return None
         server_round, arrays, costs = self._last
         if server_round != self._evaluated:
+            self._recorder.settle()
             metrics, evaluated = self._metrics(server_round, arrays)
             self._recorder.late_evaluation(metrics, costs, evaluated)
         return self._complete(arrays)

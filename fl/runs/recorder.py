@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any
 
@@ -66,6 +67,23 @@ EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 PureEvaluateFn = Callable[[int, ArrayRecord], MetricRecord]
 
 
+@dataclass
+class _Row:
+    """What a row of metrics.csv is made of, but for the server's metrics.
+
+    Attributes:
+        costs: its first columns.
+        values: of the others.
+        applied: updates since the row before.
+        measured: by the strategy since then.
+    """
+
+    costs: Mapping[str, float]
+    values: dict[str, Number]
+    applied: AppliedUpdates
+    measured: Mapping[str, float]
+
+
 class Recorder:
     """Collects what a run measures and passes it to the writer and the progress display.
 
@@ -102,6 +120,7 @@ class Recorder:
         self._means: dict[Source, Means] = {}
         self._pending: dict[str, Number] = {}
         self._pending_costs: dict[str, float] = {}
+        self._open: tuple[_Row, Callable[[], Mapping[str, Any]], ArrayRecord | None] | None = None
         self._rounds = RoundCounter()
         self._reports_itself = False  # the strategy that runs says which replies it uses
         self._status = Status()
@@ -220,6 +239,16 @@ class Recorder:
         """Returns `evaluate` with its results kept for a resumed run; see `Recovery.evaluating`."""
         return evaluate if self._recovery is None else self._recovery.evaluating(evaluate)
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether an evaluation may end after the next round has begun; see `Recovery.may_wait`."""
+        return self._recovery is None or self._recovery.may_wait
+
+    @property
+    def answered(self) -> bool:
+        """Whether what is asked next may have an answer already, of a run that is resumed."""
+        return self._recovery is not None and self._recovery.replaying
+
     def remember(self, kind: str, request: list[Any], compute: Callable[[], Any]) -> Any:
         """Returns what `compute` returns, kept for a resumed run; see `Recovery.remember`."""
         if self._recovery is None:
@@ -231,16 +260,22 @@ class Recorder:
         self.writer.clients(server_round, self.totals().virtual_s, rows)
 
     def evaluation(
-        self, server_round: int, metrics: Mapping[str, Any], arrays: ArrayRecord | None = None
+        self,
+        server_round: int,
+        metrics: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+        arrays: ArrayRecord | None = None,
     ) -> None:
         """Writes one row: the server's metrics and the clients' latest, at the current cost.
 
         Args:
             server_round: its number.
-            metrics: the server's.
+            metrics: the server's; or what returns them, which is called by `settle`: the row is
+                written then.
             arrays: the model that was evaluated, if it is known.
         """
-        row = self._columns.row("server", metrics)
+        self.settle()
+        later = metrics if callable(metrics) else None
+        row = {} if callable(metrics) else self._columns.row("server", metrics)
         self._read_reports()
         self._pending_costs = self.costs(server_round)
         if self._applied.ages:
@@ -248,8 +283,20 @@ class Recorder:
             self._pending.update(self._columns.means("train", self._applied.means))
         if self._unchanged:
             self._pending["unchanged_rounds"] = self._unchanged
+        if later is not None:
+            self._open = self._taken(), later, arrays
+            return
         self._pending.update(row)
         self._flush()
+        self._compare(arrays)
+
+    def settle(self) -> None:
+        """Writes the row whose metrics were still to come, if there is one."""
+        if self._open is None:
+            return
+        (row, metrics, arrays), self._open = self._open, None
+        row.values.update(self._columns.row("server", metrics()))
+        self._write(row)
         self._compare(arrays)
 
     def late_evaluation(
@@ -262,6 +309,7 @@ class Recorder:
             costs: what `costs` returned at that time.
             arrays: the model.
         """
+        self.settle()
         self._read_reports()  # so that they are counted
         self._pending, self._applied, self._measured = {}, AppliedUpdates(), {}
         self._pending_costs = dict(costs)
@@ -365,6 +413,7 @@ class Recorder:
 
     def flush(self) -> None:
         """Writes what clients reported after the last row."""
+        self.settle()
         self._flush()
 
     def totals(self) -> Totals:
@@ -478,14 +527,21 @@ class Recorder:
     def _flush(self) -> None:
         self._read_reports()
         if self._pending:
-            self._pending.update(self._columns.row("server", self._measured))
-            self._measured = {}
-            self.writer.evaluation({**self._pending_costs, **self._pending}, self._applied.ages)
-            self._pending = {}
-            self._applied = AppliedUpdates()
-            self._status.round = int(self._pending_costs["round"])
-            self._status.metrics = _shown(self.writer.history[-1], self.writer.target)
-            self.on_progress()
+            self.settle()
+            self._write(self._taken())
+
+    def _taken(self) -> _Row:
+        """Returns what the next row has, which the one after it does not."""
+        row = _Row(self._pending_costs, self._pending, self._applied, self._measured)
+        self._pending, self._applied, self._measured = {}, AppliedUpdates(), {}
+        return row
+
+    def _write(self, row: _Row) -> None:
+        row.values.update(self._columns.row("server", row.measured))
+        self.writer.evaluation({**row.costs, **row.values}, row.applied.ages)
+        self._status.round = int(row.costs["round"])
+        self._status.metrics = _shown(self.writer.history[-1], self.writer.target)
+        self.on_progress()
 
 
 _SOURCES: dict[str, Source] = {"train": "train", "evaluate": "client", "query": "query"}

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid
 from hydra.core.hydra_config import HydraConfig
@@ -18,6 +19,7 @@ from fl.aggregation.tolerance import chance_of_more
 from fl.data.drift import DRIFT_BEGINS
 from fl.errors import ConfigError, Diverged
 from fl.flower.grid_view import Clock, GridView
+from fl.models import draws
 from fl.models.metrics import CONFUSION
 from fl.reports import Callback
 from fl.reports.model_file import FROZEN
@@ -25,6 +27,7 @@ from fl.reports.table import print_results
 from fl.reports.target import final_value
 from fl.runs.averaging import LatestWeightAverage
 from fl.runs.batch_statistics import completing
+from fl.runs.beside import Beside
 from fl.runs.build import prepare
 from fl.runs.central import train_centrally
 from fl.runs.choices import announce
@@ -61,6 +64,7 @@ from fl.strategies import Driver
 log = logging.getLogger("fl")
 
 _RARE = 0.05  # chance in a run below which nobody is told
+_WORTH_FLOPS = 1e10  # of an evaluation, which then takes longer than to hand it to a thread
 
 
 def run_experiment(config: DictConfig, **how: Any) -> float | None:
@@ -133,15 +137,19 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         if tasks
         else central_evaluation(experiment, train=config.evaluate_train, now=_date(config, clock))
     )
-    evaluate = recorder.evaluating(evaluate)
-    if isinstance(grid, SimGrid) and grid.serving is not None:  # outside of what a journal keeps
-        flops = sum(
-            t.app.forward_flops * len(t.data.test) for t in (tasks or {"": experiment}).values()
-        )
-        evaluate = _taking_time(evaluate, partial(grid.serving.evaluates, float(flops)))
     k, every = config.lawa.k, config.lawa.every
     average = None if k is None else LatestWeightAverage(k, every)
     personal, complete = personal_of(config), completing(experiment)
+    flops = float(
+        sum(t.app.forward_flops * len(t.data.test) for t in (tasks or {"": experiment}).values())
+    )
+    serving = grid.serving if isinstance(grid, SimGrid) else None
+    beside = None
+    if isinstance(grid, SimGrid) and serving is None and flops >= _WORTH_FLOPS:
+        beside = _beside(evaluate, experiment, config, recorder)
+    evaluate = recorder.evaluating(evaluate if beside is None else beside)
+    if serving is not None:  # which takes its time also where the journal has the metrics
+        evaluate = _taking_time(evaluate, partial(serving.evaluates, flops))
     schedule = EvaluationSchedule(
         evaluate,
         recorder,
@@ -153,6 +161,7 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         average=average,
         complete=complete,
         personal=None if personal.every is None else _asking(experiment, config, grid, recorder),
+        beside=beside,
     )
     try:
         result = experiment.strategy.start(
@@ -199,6 +208,30 @@ def _date(config: DictConfig, clock: Clock) -> Callable[[], float] | None:
         return None
     began = epoch_of(config.date) - DRIFT_BEGINS
     return lambda: began + clock.now()
+
+
+def _beside(
+    evaluate: Callable[[int, ArrayRecord], MetricRecord],
+    experiment: Experiment,
+    config: DictConfig,
+    recorder: Recorder,
+) -> Beside | None:
+    """Returns what evaluates while the next round goes on; None where that cannot be.
+
+    Which of both does not depend on the machine: the journal has answers in the order of the run.
+    """
+    data, target = experiment.data, target_of(config)
+    if target is not None and (target.stop or target.patience is not None):
+        return None  # whether there is a next round is what it tells
+    if not recorder.may_wait or config.lawa.k is not None or config.evaluate_train:
+        return None
+    if not experiment.app.learns or experiment.app.home.keeps:
+        return None  # there is nothing to evaluate
+    if experiment.tasks or data.clusters is not None:
+        return None
+    if draws(experiment.model(), data.test_set()[0]):
+        return None
+    return Beside(evaluate, max(1, torch.get_num_threads() - 1))
 
 
 def _asking(

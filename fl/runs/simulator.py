@@ -160,7 +160,7 @@ def simulate(
         )
         display = Progress(total_rounds=num_rounds, enabled=progress)
         recorder = Recorder(writer, display, recovery, save_models)
-        trace = trace_of(fleet)
+        trace = trace_of(fleet, place)
         status: Status = "completed"
         error: BaseException | None = None
         grid: SimGrid | None = None
@@ -220,6 +220,9 @@ def simulate(
                         else:
                             server_app(grid, context, recorder)
                     diverged = recorder.diverged()
+                except BaseException:
+                    recovery.stop()
+                    raise
                 finally:
                     recorder.flush()
                     errors.conclude()

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Message, RecordDict
@@ -43,9 +44,9 @@ from fl.simulation.world.runtime import Runtime
 _LONG_S = 86400.0  # to live, of messages that are not sent
 
 
-def trace_of(fleet: Fleet) -> Trace:
-    """Returns a trace of what is going to happen on a fleet."""
-    return Trace(None if fleet.job is None else fleet.job.all_elapsed)
+def trace_of(fleet: Fleet, folder: Path | None = None) -> Trace:
+    """Returns a trace of what is going to happen on a fleet; `folder` as of `Trace`."""
+    return Trace(None if fleet.job is None else fleet.job.all_elapsed, folder)
 
 
 class SimGrid(Grid):

@@ -101,6 +101,9 @@ class Recorded:
     def late_evaluation(self, metrics, costs, arrays):
         self.late.append((costs["round"], dict(metrics)))
 
+    def settle(self):
+        pass
+
     def enough(self):
         return None
 

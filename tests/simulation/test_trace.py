@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
 from fl.simulation.kernel.trace import Event, Trace
 
 
@@ -33,3 +40,67 @@ def test_a_round_that_waits_for_more_than_was_lost_has_somebody_too_late():
     assert not traced(*events).came_too_late()
     assert traced(*events, (Event.TIMEOUT, -1, -1, 1.0)).came_too_late()
     assert not Trace().came_too_late()
+
+
+# ---- rows on a disk ------------------------------------------------------------------------------
+
+
+def recorded(trace: Trace, count: int, begin: int = 0, terms: tuple[float, ...] = ()) -> Trace:
+    for i in range(begin, count):
+        trace.record(i / 8, Event(i % 5), i % 7, i // 7, i, -i / 3)
+        if terms and i % 3 == 0:
+            trace.record_terms(i / 8, i % 7, i // 7, *terms)
+    return trace
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets few rows stay in memory, and few be looked at together."""
+    monkeypatch.setattr("fl.simulation.kernel.trace._MOST_BYTES", 10 * 41)
+    monkeypatch.setattr("fl.simulation.kernel.trace._MOST_ROWS", 7)
+
+
+@pytest.mark.parametrize("count", [0, 9, 10, 34, 40])
+@pytest.mark.usefixtures("tiny")
+def test_a_trace_on_a_disk_is_that_in_memory(count: int, tmp_path: Path) -> None:
+    def later(times: NDArray[np.float64]) -> NDArray[np.float64]:
+        return times + 3
+
+    terms = (0.0, 1.5, 0.0, 2.5, *[0.0] * 6)  # two events each
+    for elapsed, added in ((None, ()), (later, ()), (None, terms)):
+        memory, disk = Trace(elapsed), Trace(elapsed, tmp_path)
+        for begin, upto in ((0, count // 2), (count // 2, count)):  # it was looked at in between
+            recorded(memory, upto, begin, added)
+            recorded(disk, upto, begin, added)
+            assert len(disk._rows) < 10 * 41
+            assert len(disk) == len(memory) == upto + len(added) // 5 * ((upto + 2) // 3)
+            assert disk.sha256() == memory.sha256()
+            for name in ("time", "kind", "client", "dispatch", "bytes", "value"):
+                np.testing.assert_array_equal(getattr(disk, name), getattr(memory, name))
+            assert disk.table().equals(memory.table())
+            assert disk.faults() == memory.faults()
+    assert list(tmp_path.iterdir()) == []  # no name that a killed process would leave
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_trace_whose_disk_is_full_stays_in_memory_and_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trace = recorded(Trace(folder=tmp_path), 15)
+
+    class Full:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def write(self, rows: bytes) -> int:
+            self.file.write(rows[:100])  # not a whole number of rows
+            raise OSError(28, "No space left on device")
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    assert trace._file is not None
+    trace._file = Full(trace._file)  # type: ignore[assignment]
+    recorded(trace, 40, 15)
+    assert trace.sha256() == recorded(Trace(), 40).sha256()
+    assert [r.levelname for r in caplog.records] == ["WARNING"]

@@ -92,6 +92,7 @@ class Recovery:
         self.keep = keep
         self._start = RunStart() if start is None else start
         self._keeps = True
+        self._stopped = False
         self._journal: Journal | None = None
 
     @classmethod
@@ -233,6 +234,20 @@ class Recovery:
         return told
 
     @property
+    def replaying(self) -> bool:
+        """Whether there may be answers that are not asked for yet."""
+        return self._journal is not None and self._journal.replaying
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether an evaluation may be noted after answers of the next round.
+
+        Not where a longer run may go on from the journal: it asks in the order of this one, whose
+        last evaluation is followed by no round.
+        """
+        return not self.keep
+
+    @property
     def wall_s(self) -> float | None:
         """Host seconds that the run took, in all its processes; None if nobody counts them."""
         return None if self._journal is None else self._journal.wall_s
@@ -251,9 +266,13 @@ class Recovery:
             request: what tells it from any other of its kind, plain values.
             compute: answers it.
         """
-        if self._journal is None:
+        if self._journal is None or self._stopped:
             return compute()
         return self._journal.remember(kind, request, compute)
+
+    def stop(self) -> None:
+        """Keeps no further answers: the run has been stopped, and asks for them when it goes on."""
+        self._stopped = True
 
     def evaluating(self, evaluate: EvaluateFn) -> EvaluateFn:
         """Returns `evaluate` with its results kept: a resumed run does not evaluate again.

@@ -7,18 +7,29 @@ never enters.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
+import math
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
+from pathlib import Path
 from struct import Struct
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+log = logging.getLogger("fl")
+
+_MOST_BYTES = 2**22  # of rows in memory, where others can be on a disk: 100,000 events
+_MOST_ROWS = 2**20  # that are looked at together
 
 
 class Event(IntEnum):
@@ -131,14 +142,18 @@ class Trace:
 
     Args:
         elapsed: from the times that are recorded, shape (events,), to those on the clock; None if
-            they are the same.
+            they are the same. It looks at each by itself.
+        folder: on whose disk rows are kept but for the latest, in a file without a name that goes
+            with the process; None keeps all in memory.
 
     Attributes:
         num_faults: faults so far, as `faults` counts them.
     """
 
     def __init__(
-        self, elapsed: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None
+        self,
+        elapsed: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.num_faults = 0
         self._elapsed = elapsed
@@ -147,9 +162,13 @@ class Trace:
         self._rows = bytearray()  # packed: one call for an event, where columns take six
         self._terms = bytearray()  # of tasks: what becomes rows, before which row it belongs
         self._joined: tuple[int, NDArray[Any]] | None = None  # both, and of how many bytes
+        self._most: float = math.inf if folder is None else _MOST_BYTES
+        self._folder = folder
+        self._file: BinaryIO | None = None
+        self._on_disk = 0  # rows in the file, with their terms; the others count from there
 
     def __len__(self) -> int:
-        return len(self._table()) if self._terms else len(self._rows) // _ROW.size
+        return self._on_disk + len(self._table())
 
     def record(
         self,
@@ -171,6 +190,8 @@ class Trace:
             value: a number that belongs to the kind, see `Event`.
         """
         self._rows += _pack(time, kind, client, dispatch, size, value)
+        if len(self._rows) >= self._most:
+            self._to_disk()
         if kind in FAULTS:
             self.num_faults += 1
             if kind in _LOSSES:
@@ -193,8 +214,7 @@ class Trace:
     @property
     def time(self) -> NDArray[np.float64]:
         """Virtual time of each event in s."""
-        time = self._column("time")
-        return time if self._elapsed is None else self._elapsed(time)
+        return self._column("time")
 
     @property
     def kind(self) -> NDArray[np.int8]:
@@ -226,12 +246,50 @@ class Trace:
         """The number that belongs to each event's kind, see `Event`."""
         return self._column("value")
 
+    def _to_disk(self) -> None:
+        """Appends the rows in memory to the file; where that cannot be, they and others stay."""
+        try:
+            if self._file is None:
+                file = TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115  (the trace's)
+                self._file = cast(BinaryIO, file)
+            rows = self._table().tobytes()
+            written = self._file.write(rows)
+            if written < len(rows):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            log.warning(
+                "the events of this run are kept in memory from here on, 41 bytes each, as %s "
+                "takes no more: %s",
+                self._folder,
+                error.strerror,
+            )
+            self._most = math.inf
+            return
+        self._on_disk += len(rows) // _ROW.size
+        self._joined = None
+        self._rows.clear()
+        self._terms.clear()
+
+    def _parts(self, name: str) -> Iterator[NDArray[Any]]:
+        """Returns a column in parts of at most `_MOST_ROWS`; copies, as rows are still appended."""
+        if self._file is not None and self._on_disk:
+            rows = np.memmap(self._file, _DTYPE, "r", shape=(self._on_disk,))
+            for start in range(0, self._on_disk, _MOST_ROWS):
+                yield np.array(rows[name][start : start + _MOST_ROWS])
+        if self._rows or self._terms or not self._on_disk:
+            yield self._table()[name].copy()
+
+    def _shown(self, name: str) -> Iterator[NDArray[Any]]:
+        """Returns the parts of a column as they are shown: times on the clock."""
+        shown = self._elapsed if name == "time" else None
+        return self._parts(name) if shown is None else map(shown, self._parts(name))
+
     def _column(self, name: str) -> NDArray[Any]:
-        # A copy, since rows cannot be appended while a view of them exists.
-        return self._table()[name].copy()
+        parts = list(self._shown(name))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _table(self) -> NDArray[Any]:
-        """Returns all rows, shape (events,); a view of them where there are no terms."""
+        """Returns the rows in memory, shape (events,); a view of them where there are no terms."""
         rows = np.frombuffer(self._rows, dtype=_DTYPE)
         if not self._terms:
             return rows
@@ -288,28 +346,37 @@ class Trace:
     def sha256(self) -> str:
         """Returns the hash of all columns: equal runs, equal hashes."""
         digest = hashlib.sha256()
-        for column in (self.time, self.kind, self.client, self.dispatch, self.bytes, self.value):
-            digest.update(column.tobytes())
+        for name in _DTYPE.names or ():
+            for part in self._shown(name):
+                digest.update(part.tobytes())
         return digest.hexdigest()
 
     def table(self) -> pa.Table:
         """Returns the trace as an Arrow table; `kind` is dictionary-encoded by name."""
         import pyarrow as pa
 
+        return pa.concat_tables(self.tables())
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Returns the trace as tables with some of the rows each, one after the other."""
+        import pyarrow as pa
+
         names = [kind.name.lower().encode() for kind in Event]
         ends = np.cumsum([0, *map(len, names)], dtype=np.int32)
         text = pa.py_buffer(b"".join(names))
         kinds = pa.StringArray.from_buffers(len(names), pa.py_buffer(ends), text)
-        return pa.table(
-            {
-                "time_s": _arrow(self.time),
-                "kind": pa.DictionaryArray.from_arrays(_arrow(self.kind), kinds),
-                "client": _arrow(self.client),
-                "dispatch": _arrow(self.dispatch),
-                "bytes": _arrow(self.bytes),
-                "value": _arrow(self.value),
-            }
-        )
+        columns = (self._shown(name) for name in _DTYPE.names or ())
+        for time, kind, client, dispatch, size, value in zip(*columns, strict=True):
+            yield pa.table(
+                {
+                    "time_s": _arrow(time),
+                    "kind": pa.DictionaryArray.from_arrays(_arrow(kind), kinds),
+                    "client": _arrow(client),
+                    "dispatch": _arrow(dispatch),
+                    "bytes": _arrow(size),
+                    "value": _arrow(value),
+                }
+            )
 
 
 def _arrow(values: NDArray[Any]) -> pa.Array:
