@@ -18,6 +18,12 @@ from fl.runs.making import blaming, make
 from fl.runs.personal import FineTuning, Personal
 
 
+def places_of(config: DictConfig) -> dict[str, DictConfig]:
+    """Returns where data, partition, model and client are, by learning task; "" without tasks."""
+    tasks = config.get("tasks")
+    return {str(name): place for name, place in tasks.items()} if tasks else {"": config}
+
+
 def target_of(config: DictConfig) -> Target | None:
     """Returns the metric value whose cost is reported, if there is one."""
     if config.target is None:
