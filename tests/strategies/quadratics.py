@@ -13,23 +13,13 @@ from math import floor
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
-from stand_ins import Client, FakeExecutor, events, fleet_of
+from stand_ins import Client, FakeExecutor, FixedWork, events, fleet_of
 
 from fl.execution.contract import Result
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
 
 LR = 0.1
-
-
-@dataclass(frozen=True)
-class Planned:
-    flops: float
-    work: dict[str, int] | None = None
-    past_flops: float = 0.0
-    reply_bytes: int | None = None
-    flops_of: None = None
-    local_steps: int = 0
 
 
 @dataclass
@@ -93,8 +83,8 @@ def run(
         seconds = of_client(request.client, request.dispatch)
         if "elapsed-s" in config:
             done = min(asked, floor(config["elapsed-s"] / seconds + 1e-9))
-            return Planned(0.0, {"steps": done}, done * seconds)
-        return Planned(asked * seconds)
+            return FixedWork(0.0, {"steps": done}, done * seconds)
+        return FixedWork(asked * seconds)
 
     def answer(request) -> Result:
         content = request.payload.content
