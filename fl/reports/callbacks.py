@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -93,7 +94,7 @@ class Told:
 
     def end(self, summary: Mapping[str, Any]) -> None:
         """As `Callback.end`."""
-        self._each(lambda callback: callback.end(summary))
+        self._each(lambda callback: callback.end(deepcopy(dict(summary))))
 
     def _each(self, tell: Callable[[Callback], None]) -> None:
         for callback in [*self._callbacks]:

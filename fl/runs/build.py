@@ -230,6 +230,11 @@ def _joined(
                 check_model(here, exchange)
             says = check_told(strategy, app, told)
             problems += misjudged(strategy, app, told)
+            if isinstance(strategy, Rounds) and strategy.rule.prunes and not app.learns:
+                problems += [
+                    f"client.train is false, and how much is sent with {strategy.name} hangs on "
+                    "what is learnt: leave it out, or choose another strategy"
+                ]
             selection = strategy.selection if isinstance(strategy, Rounds) else None
             if selection is not None and selection.by_accuracy and data.task == "regression":
                 problems += [

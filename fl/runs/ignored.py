@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from flwr.app import ConfigRecord
 from omegaconf import DictConfig
 
-from fl.runs.compatibility import (
-    unread_of_clients,
-)
+from fl.runs.compatibility import unread_of_clients
 from fl.runs.experiment import Learning
-from fl.strategies import (
-    Driver,
+from fl.strategies import Driver
+
+_OF_EVALUATIONS = (
+    *("central_epochs", "evaluate_every", "evaluate_every_s", "evaluate_train", "metrics"),
+    *("lawa.k", "lawa.every", "target.metric", "target.value", "target.mode", "target.stop"),
+    *("target.patience", "personal.every", "personal.held_out", "personal.clients"),
+    *("personal.local", "personal.contacts", "personal.rows"),
 )
 
 
@@ -36,6 +39,8 @@ def ignored(
         for name, why in unread_of_clients(strategy, learnt.app, told).items():
             if not (asked and name == "evaluate_on"):
                 ignored[f"{place}.{name}"] = why
+    if not all(learnt.app.learns for learnt in learning.values()):
+        ignored |= dict.fromkeys(_OF_EVALUATIONS, "client.train=false evaluates nothing")
     return ignored
 
 

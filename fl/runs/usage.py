@@ -59,7 +59,7 @@ Federated learning with real training in simulated time.
   fl calibrate NAME         measures what software and processor take
   fl resume DIR             goes on with a run that was killed or interrupted
   fl tune KEY=A,B,C ...     which values a method is best at
-  fl report DIR ...         an HTML page about runs and sweeps; --live follows them
+  fl report DIR ...         a page about runs and sweeps; --live follows them
   fl compare A B            why two runs differ, and where they first part
 
   fl KEY=VALUE ... --cfg job    shows a run's configuration, and runs nothing

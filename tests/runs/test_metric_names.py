@@ -205,7 +205,7 @@ def test_all_that_is_made_of_a_run_can_be_made_and_read(names, tmp_path) -> None
     console.print(comparison({"[/x]": [again]}, metrics=list(again.summary["final"])))
     assert "\x1b" not in shown.getvalue()
     assert "<b>loss" not in page([again])
-    assert "<script" not in page([again])
+    assert page([again]).count("<script") == 1  # its own
     log = EventAccumulator(str(tmp_path / "run" / "tb"), size_guidance={"scalars": 0})
     log.Reload()
     times = [event.value for event in log.Scalars("cost/time_s")]

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -25,8 +26,11 @@ from fl.runs.settings import target_of
 from fl.runs.tuning.halving import Halving
 from fl.runs.tuning.search import Search
 from fl.runs.tuning.space import Space
-from fl.runs.tuning.trials import Trials, Workers, forget
+from fl.runs.tuning.trials import Length, Trials, Workers, forget
 from fl.runs.waiting import telling
+
+if TYPE_CHECKING:
+    from fl.runs.experiment import Experiment, ForeignApp
 
 USUAL = {"executor": "serial", "validation": "0.1", "progress": "false", "views": "false"}
 """What runs have unless the command line says otherwise."""
@@ -108,7 +112,7 @@ def parser() -> CommandParser:
     )
     made.add_argument(
         "--first",
-        type=int,
+        type=float,
         metavar="N",
         help="length of the first rung, in rounds or simulated seconds (1/eta^2 of "
         "the whole); the whole length makes it a plain grid",
@@ -151,7 +155,7 @@ def _seeds(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, words)))
 
 
-def asked(given: argparse.Namespace) -> tuple[Space, tuple[int, ...], Target]:
+def asked(given: argparse.Namespace) -> tuple[Space, tuple[float, ...], Target]:
     """Returns what is tried, how far in each rung, and by what it is judged.
 
     All points are built, so that none is refused after others have run.
@@ -184,17 +188,36 @@ def asked(given: argparse.Namespace) -> tuple[Space, tuple[int, ...], Target]:
                     whole, target = config[length], target_of(config)
                     present = check_values(config)
                     take_away(config, present)
-                    prepare(config, present)
+                    _check_learns(prepare(config, present))
     if target is None:
         raise ConfigError("target is null: set target.metric to what points are judged by")
-    if whole is None or whole != int(whole):
-        raise ConfigError(f"{length} is {whole}; set it to a whole number, which the best run to")
+    if whole is None:
+        raise ConfigError(f"{length} is null; set it to the length to which the best points run")
+    return space, _rungs(length, whole, first, eta), target
+
+
+def _check_learns(prepared: Experiment | ForeignApp) -> None:
+    from fl.runs.experiment import Experiment  # heavy
+
+    if not isinstance(prepared, Experiment):
+        raise ConfigError("app is not null, and fl tune evaluates parts of fl: leave it out")
+    if not prepared.app.learns:
+        raise ConfigError("client.train is false, so that no point learns anything: leave it out")
+
+
+def _rungs(length: Length, whole: float, first: float | None, eta: int) -> tuple[float, ...]:
+    """Returns the lengths of runs, ascending; those in rounds are whole numbers."""
+    rounds = length == "num_rounds"
+    least = 1 if rounds else 1e-9
     if first is None:
-        first = max(1, int(whole) // eta**2)
-    if not 1 <= first <= whole:
-        raise ConfigError(f"--first is {first}; it must be from 1 to {length}, which is {whole}")
-    rungs = [first * eta**k for k in range(64) if first * eta ** (k + 1) <= whole]
-    return space, (*rungs, int(whole)), target
+        first = max(1, int(whole) // eta**2) if rounds else whole / eta**2
+    if not least <= first <= whole or (rounds and first != int(first)):
+        number = "a whole number from 1 to" if rounds else "above 0 and at most"
+        raise ConfigError(f"--first is {first:g}; it must be {number} {length}={whole:g}")
+    shorter = [first * eta**k for k in range(64) if first * eta ** (k + 1) <= whole * (1 + 1e-9)]
+    if rounds:
+        return (*map(int, shorter), int(whole))
+    return tuple(float(f"{seconds:.6g}") for seconds in (*shorter, whole))
 
 
 def _write(path: Path, search: Search) -> None:

@@ -49,7 +49,8 @@ class Halving:
     def unfinished(self) -> tuple[int, int] | None:
         """Returns the winner, and the rung to which it runs on; None if it is in the last one.
 
-        Asked when no point is left: few points make rungs of which no 1/eta is one.
+        Asked when no point is left: few points make rungs of which no 1/eta is one. If a point has
+        come to nothing as it ran on, the next one takes its place.
         """
         best = self.winner()
         if best is None or best[1] == len(self.losses) - 1:
@@ -59,6 +60,10 @@ class Halving:
         return point, k + 1
 
     def ranked(self, rung: int) -> list[int]:
-        """Returns the points of a rung that have come to something, the best first."""
-        losses = self.losses[rung]
-        return sorted((p for p in losses if math.isfinite(losses[p])), key=lambda p: (losses[p], p))
+        """Returns the points of a rung that have come to something, the best first.
+
+        One that came to nothing in a later rung has come to nothing.
+        """
+        losses, later = self.losses[rung], self.losses[rung + 1 :]
+        whole = [p for p in losses if all(math.isfinite(of.get(p, losses[p])) for of in later)]
+        return sorted((p for p in whole if math.isfinite(losses[p])), key=lambda p: (losses[p], p))

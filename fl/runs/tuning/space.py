@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.errors import HydraException
 
 from fl.errors import ConfigError
 from fl.randomness import uniform
@@ -19,17 +20,21 @@ Point = tuple[str, ...]
 
 @dataclass(frozen=True)
 class SearchInterval:
-    """Numbers between two bounds, of which each is as likely as another; or each power of ten."""
+    """Numbers between two bounds, of which each is as likely as another; or each power of ten.
+
+    Whole numbers if `int(interval(...))` says so, the bounds among them.
+    """
 
     low: float
     high: float
     log: bool
+    whole: bool
 
     def at(self, u: float) -> str:
         """Returns the number at a quantile."""
-        if self.log:
-            return f"{self.low * (self.high / self.low) ** u:.4g}"
-        return f"{self.low + (self.high - self.low) * u:.4g}"
+        low, high = (self.low - 0.5, self.high + 0.5) if self.whole else (self.low, self.high)
+        number = low * (high / low) ** u if self.log else low + (high - low) * u
+        return str(round(number)) if self.whole else f"{number:.4g}"
 
 
 @dataclass(frozen=True)
@@ -53,15 +58,24 @@ class Space:
         """
         fixed: list[str] = []
         keys: dict[str, tuple[str, ...] | SearchInterval] = {}
-        for word, override in zip(
-            words, OverridesParser.create().parse_overrides(list(words)), strict=True
-        ):
+        try:
+            parsed = OverridesParser.create().parse_overrides(list(words))
+        except HydraException as error:
+            raise ConfigError(" ".join(str(error).split())) from error
+        for word, override in zip(words, parsed, strict=True):
+            key = word.partition("=")[0]
+            if key in keys or any(other.partition("=")[0] == key for other in fixed):
+                raise ConfigError(f"{key} is given twice: once with {word}")
             if not override.is_sweep_override():
                 fixed.append(word)
+            elif not (override.is_interval_sweep() or override.is_discrete_sweep()):
+                raise ConfigError(f"{word} says no values that can be tuned: name them")
+            elif isinstance(override.value(), Glob):
+                raise ConfigError(f"{word} is a glob, which is no list of values: name them")
             elif override.is_interval_sweep():
-                keys[_key(override)] = _interval(override)
+                keys[key] = _interval(override)
             else:
-                keys[_key(override)] = tuple(map(str, override.sweep_string_iterator()))
+                keys[key] = tuple(dict.fromkeys(map(str, override.sweep_string_iterator())))
         if not keys:
             raise ConfigError(
                 "there is nothing to tune: give several values of a key, as "
@@ -95,9 +109,11 @@ class Space:
         """Returns the keys at whose least or largest value a point lies, and the next value.
 
         Only of numbers of which several were tried: they go on by the ratio of the last two, or by
-        their difference if not all are positive.
+        their difference if not all are positive. None where points are drawn.
         """
-        found = {}
+        found: dict[str, str] = {}
+        if self.drawn:
+            return found
         for word in best:
             key, _, value = word.partition("=")
             numbers = sorted(_numbers(self.keys[key]))
@@ -137,11 +153,6 @@ def _numbers(values: tuple[str, ...] | SearchInterval) -> Iterator[float]:
         yield from numbers
 
 
-def _key(override: Override) -> str:
-    word = override.input_line or ""
-    return word.partition("=")[0]
-
-
 def _interval(override: Override) -> SearchInterval:
     value = override.value()
     assert isinstance(value, IntervalSweep)
@@ -151,4 +162,4 @@ def _interval(override: Override) -> SearchInterval:
             f"{override.input_line} is no interval: its bounds must rise"
             f"{', and be positive for tag(log, ...)' if log else ''}"
         )
-    return SearchInterval(low, high, log)
+    return SearchInterval(low, high, log, whole=isinstance(value.start, int))

@@ -43,7 +43,7 @@ class Trials:
     fixed: tuple[str, ...]
     seeds: tuple[int, ...]
     length: Length
-    rungs: tuple[int, ...]
+    rungs: tuple[float, ...]
 
     def place(self, point: Point, seed: int, rung: int) -> Path:
         """Returns the folder of a run."""

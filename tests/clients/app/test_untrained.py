@@ -56,6 +56,9 @@ def test_the_model_stays_and_is_not_said_to_have_reached_anything():
     [
         ({"client.train": "maybe"}, "client.train is 'maybe'"),
         ({"client.train": False, "client/contact": "plateau", "strategy": "cdfl"}, "contact"),
+        ({"client.train": False, "strategy": "prunefl"}, "client.train is false"),
+        ({"client.train": False, "evaluate_train": True}, "evaluate_train"),
+        ({"client.train": False, "personal.every": 1, "personal.held_out": 0.2}, "personal"),
     ],
 )
 def test_what_makes_no_sense_without_training_is_refused(keys, told):

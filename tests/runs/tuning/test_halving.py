@@ -61,3 +61,25 @@ def test_a_third_is_promoted_if_the_best_come_first_and_nearly_all_if_they_come_
 def test_a_tie_goes_to_the_first():
     halving, _ = finished([1.0, 1.0, 1.0], 2, 3)
     assert halving.winner() == (0, 1)
+
+
+def test_where_the_winner_comes_to_nothing_as_it_runs_on_the_next_takes_its_place():
+    halving, ran = Halving(2, 6), []
+    for point, loss in enumerate([2.0, 1.0, 3.0]):
+        halving.tell(point, 0, loss)
+    while (job := halving.promoted() or halving.unfinished()) is not None:
+        ran.append(job)
+        halving.tell(*job, math.inf if job[0] == 1 else 5.0)
+    assert ran == [(1, 1), (0, 1)]
+    assert halving.winner() == (0, 1)
+
+
+def test_if_all_come_to_nothing_the_search_ends():
+    halving, ran = Halving(3, 3), []
+    for point in range(4):
+        halving.tell(point, 0, float(point))
+    while (job := halving.promoted() or halving.unfinished()) is not None:
+        ran.append(job)
+        halving.tell(*job, math.inf)
+    assert [point for point, _ in ran] == [0, 1, 2, 3]
+    assert halving.winner() is None

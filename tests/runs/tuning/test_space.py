@@ -31,6 +31,18 @@ def test_intervals_are_drawn_from_evenly_or_by_powers_and_the_same_every_time():
     assert 150 < sum(p[2] == "c=x" for p in points) < 250
 
 
+def test_whole_numbers_are_drawn_with_both_bounds_alike():
+    points = Space.of(["n=int(interval(1,4))"]).points(400)
+    counts = [sum(p == (f"n={n}",) for p in points) for n in (1, 2, 3, 4)]
+    assert sum(counts) == 400
+    assert min(counts) > 60
+
+
+def test_equal_values_are_one_and_drawn_points_have_no_edge():
+    assert Space.of(["a=1,1,2,1"]).points(0) == [("a=1",), ("a=2",)]
+    assert Space.of(["a=interval(0,1)", "b=8,16"]).edges(("a=0.3", "b=8")) == {}
+
+
 @pytest.mark.parametrize(
     ("word", "best", "beyond"),
     [
@@ -62,6 +74,9 @@ def test_an_edge_of_numbers_goes_on_by_their_ratio(word, best, beyond):
         (["a=interval(2,1)"], "a=interval"),
         (["a=tag(log,interval(0,1))"], "a=tag"),
         (["a=interval(0,inf)"], "a=interval"),
+        (["a=1,2", "a=3"], "a is given twice"),
+        (["a=1", "a=3,4"], "a is given twice"),
+        (["a=glob(x*)"], "glob"),
     ],
 )
 def test_what_is_no_space_is_refused(words, told):

@@ -58,7 +58,9 @@ def test_the_best_rate_of_a_grid_runs_in_full_to_the_bits_of_a_plain_run(tuned):
         (["seed=1,2"], "--seeds"),
         (["client.rule.lr=0.1,1", "--eta", "1"], "--eta"),
         (["client.rule.lr=0.1,1", "--first", "101"], "--first"),
-        (["client.rule.lr=0.1,1", "--by", "time_limit_s"], "time_limit_s is None"),
+        (["client.rule.lr=0.1,1", "--by", "time_limit_s"], "time_limit_s is null"),
+        (["client.rule.lr=0.1,1", "client.train=false"], "client.train is false"),
+        (["client.rule.lr=0.1,1", "--first", "1.5"], "--first"),
         (["client.rule.lr=0.1,-1"], "lr"),
         (["client.rule.lr=0.1,1", "target=null"], "target"),
         (["client.rule.lr=0.1,1", "hydra.run.dir=x"], "--out"),
@@ -112,7 +114,7 @@ def test_a_grid_grows_until_its_best_point_lies_within_or_often_enough():
 @pytest.mark.slow
 def test_lengths_may_be_in_simulated_seconds_and_points_drawn(tuned):
     words = ["client.rule.lr=tag(log,interval(0.001,1))", "num_clients=4", "fleet=uniform"]
-    limits = ["num_rounds=1000", "time_limit_s=9", "--by", "time_limit_s", "--trials", "4"]
+    limits = ["num_rounds=1000", "time_limit_s=0.9", "--by", "time_limit_s", "--trials", "4"]
     out = tuned(*words, *limits, "--workers", "2")
-    assert "4 points, each to time_limit_s=1" in out
-    assert "time_limit_s=9 client.rule.lr=" in out
+    assert "4 points, each to time_limit_s=0.1" in out
+    assert "time_limit_s=0.9 client.rule.lr=" in out

@@ -165,22 +165,20 @@ class Sites(NetworkModel):
 
     def routes(self, links: Links, server: ServerLink, seed: int) -> Routes:
         """Returns the routes."""
+        sites = min(self.sites, len(links))  # at others there is nobody
         regions = self.regions or 0
-        backbone = self.sites + regions
+        backbone = sites + regions
         cables = [
-            *(
-                Cable(f"site {s}", self.down_bps, self.up_bps, self.latency_s)
-                for s in range(self.sites)
-            ),
+            *(Cable(f"site {s}", self.down_bps, self.up_bps, self.latency_s) for s in range(sites)),
             *(
                 Cable(f"region {r}", self.region_bps, self.region_bps, self.region_latency_s)
                 for r in range(regions)
             ),
             Cable("backbone", self.backbone_bps, self.backbone_bps, self.backbone_latency_s),
         ]
-        trunk = [(self.sites + s % regions,) if regions else () for s in range(self.sites)]
-        paths = [(s, *trunk[s], backbone) for s in range(self.sites)]
-        return Routes.tree(cables, paths, np.arange(len(links)) % self.sites, server)
+        trunk = [(sites + s % regions,) if regions else () for s in range(sites)]
+        paths = [(s, *trunk[s], backbone) for s in range(sites)]
+        return Routes.tree(cables, paths, np.arange(len(links)) % sites, server)
 
 
 def capacity(name: str, value: float) -> None:

@@ -10,6 +10,8 @@ from fl.errors import ConfigError
 from fl.randomness import torch_seed
 from fl.simulation.world.availability import ExponentialOnOff
 
+_SHORTEST_S = 0.01
+
 
 @read_if(lambda a: a["load"] > 0, "mean_on_s", "mean_off_s", only="{at}load above 0 reads it")
 @dataclass(frozen=True)
@@ -18,9 +20,9 @@ class Background:
 
     Attributes:
         load: share of the capacity, in [0, 1), that it takes while it is there.
-        mean_on_s: mean length of the times at which it is, s, exponential, of each link by itself.
-            None is always.
-        mean_off_s: mean length of the times between.
+        mean_on_s: mean length of the times at which it is, s, exponential, of each link by itself,
+            at least 0.01: what changes faster is a mean to every transfer. None is always.
+        mean_off_s: mean length of the times between, likewise.
 
     Raises:
         ConfigError: a number is out of its range, or only one of the two means is given.
@@ -38,8 +40,14 @@ class Background:
                 "neither for traffic that is always there"
             )
         for name in ("mean_on_s", "mean_off_s"):
-            if getattr(self, name) is not None:
-                positive(name, getattr(self, name))
+            value = getattr(self, name)
+            if value is not None:
+                positive(name, value)
+                if value < _SHORTEST_S:
+                    raise ConfigError(
+                        f"{name} is {value:g}; it must be at least {_SHORTEST_S} s, as transfers "
+                        "see the mean of what changes faster: take load times the share of time"
+                    )
 
     @property
     def mean_left(self) -> float:

@@ -31,6 +31,8 @@ def text_of(path: str) -> str:
         ConfigError: it cannot be read, or is too large.
     """
     try:
+        if not Path(path).is_file():  # a pipe, or a device, has no end
+            raise ConfigError(f"path is {path!r}, and there is no such file")
         size = Path(path).stat().st_size
         if size > LARGEST_FILE:
             raise ConfigError(
