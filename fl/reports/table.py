@@ -29,6 +29,7 @@ _UNBOUNDED = 10_000  # characters
 _FILES = (
     "summary.json",
     "metrics.csv",
+    "personal.csv",
     "fl.log",
     *MODELS,
     "trace.parquet",

@@ -383,7 +383,8 @@ def _longer(directory: Path, asked: str) -> Path:
     done = _length(key, str(config.get(key))) if isinstance(config, dict) else None
     if done is None or head.get("obstacle") is not None:
         raise ConfigError(
-            f"{directory} holds a run without {key} that fl could make longer: start it again"
+            f"{directory} holds no run that was started with {key}=... and could be made longer: "
+            "start it again"
         )
     if wanted <= done:
         raise ConfigError(

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 USUAL = {"executor": "serial", "validation": "0.1", "progress": "false", "views": "false"}
 """What runs have unless the command line says otherwise."""
 
+_LEAST = 5  # rounds of the first rung, unless told otherwise: after one, all are alike
 _SHOWN = 20  # points, of the table
 
 
@@ -192,7 +193,7 @@ def asked(given: argparse.Namespace) -> tuple[Space, tuple[float, ...], Target]:
     if target is None:
         raise ConfigError("target is null: set target.metric to what points are judged by")
     if whole is None:
-        raise ConfigError(f"{length} is null; set it to the length to which the best points run")
+        raise ConfigError(f"{length} is null: give {length}=..., to which the best points run")
     return space, _rungs(length, whole, first, eta), target
 
 
@@ -210,7 +211,7 @@ def _rungs(length: Length, whole: float, first: float | None, eta: int) -> tuple
     rounds = length == "num_rounds"
     least = 1 if rounds else 1e-9
     if first is None:
-        first = max(1, int(whole) // eta**2) if rounds else whole / eta**2
+        first = max(min(_LEAST, int(whole)), int(whole) // eta**2) if rounds else whole / eta**2
     if not least <= first <= whole or (rounds and first != int(first)):
         number = "a whole number from 1 to" if rounds else "above 0 and at most"
         raise ConfigError(f"--first is {first:g}; it must be {number} {length}={whole:g}")
@@ -247,7 +248,8 @@ def _order(search: Search) -> list[tuple[int, int]]:
 def _show(console: Console, search: Search, words: Sequence[str]) -> bool:
     best, metric = search.halving.winner(), search.target.metric
     if best is None:
-        console.print(f"no point has come to a {metric}: see {search.trials.folder}")
+        why = next(iter(search.failed.values()), "all diverged")
+        console.print(f"no point has come to any {metric}: {why} ({search.trials.folder})")
         return False
     table = Table("", *search.space.keys, search.trials.length, metric)
     edges = search.space.edges(search.points[best[0]])
@@ -274,6 +276,6 @@ def _show(console: Console, search: Search, words: Sequence[str]) -> bool:
     )
     tuned = {*search.space.keys}
     others = [word for word in words if word.partition("=")[0] not in tuned]
-    command = shlex.join(["fl", *others, *search.points[best[0]]])
+    command = shlex.join(["fl", "-m", *others, *search.points[best[0]], "seed=0,1,2"])
     print(f"with the test set: {command}")
     return True

@@ -33,9 +33,20 @@ def tuned(monkeypatch, tmp_path, capfd):
 
 
 def test_the_best_rate_of_a_grid_runs_in_full_to_the_bits_of_a_plain_run(tuned):
-    grid = ["client.rule.lr=0.001,0.1,1e12", *FEW, "--eta", "2", "--widen", "0", "-o", "found"]
+    grid = [
+        "client.rule.lr=0.001,0.1,1e12",
+        *FEW,
+        "--eta",
+        "2",
+        "--first",
+        "1",
+        "--widen",
+        "0",
+        "-o",
+        "found",
+    ]
     out = tuned(*grid)
-    assert "fl num_clients=4 fleet=uniform num_rounds=4 client.rule.lr=0.1" in out
+    assert "fl -m num_clients=4 fleet=uniform num_rounds=4 client.rule.lr=0.1 seed=0,1,2" in out
     with open("found/tuning.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["client.rule.lr"] for row in rows] == ["0.1", "0.001", "1000000000000.0"]
