@@ -10,7 +10,7 @@ from attack_members import ATTACKS, CONF
 from flwr.app import ArrayRecord
 from hydra import compose, initialize_config_module
 
-import fl.runs.build
+import fl.runs.learnt
 from fl import simulate
 from fl.attacks import Combined, Poisoning
 from fl.runs.build import build
@@ -47,7 +47,7 @@ def config_of(attack, aggregator):
 @pytest.fixture
 def deal_once(monkeypatch):
     """Reads and deals the data only once: it is the same for all."""
-    monkeypatch.setattr(fl.runs.build, "federate", _federated)
+    monkeypatch.setattr(fl.runs.learnt, "federate", _federated)
 
 
 _dealt = {}

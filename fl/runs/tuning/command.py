@@ -116,7 +116,7 @@ def parser() -> CommandParser:
         type=float,
         metavar="N",
         help="length of the first rung, in rounds or simulated seconds (1/eta^2 of "
-        "the whole); the whole length makes it a plain grid",
+        "the whole, at least 5 rounds); the whole length makes it a plain grid",
     )
     made.add_argument(
         "--eta",
