@@ -328,7 +328,7 @@ class RoundRule(ABC):
             whole: the initial model and its units.
             parts: an example of what clients of each level hold; None is all of the model.
         """
-        raise NotImplementedError
+        return self.init(whole.w, whole.layout.num_trainable)
 
     def prepared(self, state: Any, public: PublicData) -> Any:
         """Returns the state before the messages of a round, of a rule with `public_examples`."""

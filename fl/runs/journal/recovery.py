@@ -310,7 +310,9 @@ def check_head(path: Path, head: Mapping[str, Any]) -> None:
         raise ConfigError(f"{path.parents[1]} cannot be resumed: {obstacle}")
     if not isinstance(head.get("facts"), dict) or not isinstance(head.get("code"), dict):
         raise ConfigError(f"{path} cannot be used: it says nothing about its run")
-    before = head.get(EXTENDS, {"num_rounds": 1})
+    if EXTENDS not in head:
+        return
+    before = head[EXTENDS]
     if not isinstance(before, dict) or len(before) != 1 or not {*before} <= {*LENGTHS}:
         raise ConfigError(f"{path} cannot be used: it does not say what it makes longer")
 
