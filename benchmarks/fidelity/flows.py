@@ -136,6 +136,28 @@ def scenarios() -> Iterator[dict[str, Any]]:
                 }
 
 
+def ends_of(
+    network: SharedNetwork,
+    flows: Sequence[tuple[float, int, float, float, tuple[int, ...], float]],
+) -> list[float]:
+    """Returns when each flow ends, s.
+
+    Args:
+        network: without flows.
+        flows: 0 to n - 1, as `SharedNetwork.add` takes them.
+    """
+    coming = sorted(flows, reverse=True)
+    ends = [math.inf] * len(coming)
+    while coming or len(network):
+        now = network.next_completion()
+        if coming and coming[-1][0] < now:
+            network.add(*coming.pop())
+            continue
+        for flow in network.pop_completed(now):
+            ends[flow] = now
+    return ends
+
+
 def ours(scenario: dict[str, Any]) -> list[float]:
     """Returns when each flow of a scenario ends, s."""
     read = PlatformReader(scenario["platform"], 1.0, 1.0).read()
@@ -157,16 +179,7 @@ def ours(scenario: dict[str, Any]) -> list[float]:
         shared = [number(hop) for hop in hops if cables[hop // 2].sharing != "each"]
         weight = 1 / delay if delay > 0 else 1.0
         coming.append((start + delay, k, 8.0 * size, cap, tuple(dict.fromkeys(shared)), weight))
-    coming.sort(reverse=True)
-    ends = [math.inf] * len(coming)
-    while coming or len(network):
-        now = network.next_completion()
-        if coming and coming[-1][0] < now:
-            network.add(*coming.pop())
-            continue
-        for flow in network.pop_completed(now):
-            ends[flow] = now
-    return ends
+    return ends_of(network, coming)
 
 
 def simgrid(python: str, asked: Sequence[dict[str, Any]]) -> dict[str, Any]:

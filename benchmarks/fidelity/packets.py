@@ -18,6 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from flows import ends_of
+
 from fl.simulation.kernel.shared_network import SharedNetwork
 from fl.simulation.world.networks import Tcp
 
@@ -52,16 +54,7 @@ def ours(scenario: dict[str, Any], tcp: Tcp) -> list[float]:
         begins = start + 3 * one_way + tcp.ramp_s(size, bps, 2 * one_way)
         weight = 1 / one_way if tcp.rtt_fairness else 1.0
         coming.append((begins, k, 8.0 * size, math.inf, (0,), weight))
-    coming.sort(reverse=True)
-    ends = [0.0] * len(coming)
-    while coming or len(network):
-        now = network.next_completion()
-        if coming and coming[-1][0] < now:
-            network.add(*coming.pop())
-            continue
-        for flow in network.pop_completed(now):
-            ends[flow] = now
-    return ends
+    return ends_of(network, coming)
 
 
 def ns3(python: str, asked: Sequence[dict[str, Any]]) -> list[list[float]]:
