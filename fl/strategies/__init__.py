@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.rounds import Rounds
     from fl.strategies.drivers.server_examples import ServerExamples
     from fl.strategies.drivers.simultaneous import SimultaneousEvents, SimultaneousRounds
+    from fl.strategies.drivers.swarm_pipelines import SWARM
     from fl.strategies.drivers.trusted_update import TrustedUpdate
     from fl.strategies.drivers.walks import Walks
     from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
@@ -227,6 +228,7 @@ __getattr__ = lazily(
         "RoundRule": "fl.strategies.round_rule",
         "Rounds": "fl.strategies.drivers.rounds",
         "SCAFFOLDMomentum": "fl.strategies.global_momentum",
+        "SWARM": "fl.strategies.drivers.swarm_pipelines",
         "SimultaneousEvents": "fl.strategies.drivers.simultaneous",
         "SimultaneousRounds": "fl.strategies.drivers.simultaneous",
         "SimultaneousRule": "fl.strategies.simultaneous_rule",
@@ -263,6 +265,7 @@ __all__ = [
     "SAVIC",
     "SCAFFOLD",
     "SGP",
+    "SWARM",
     "Answers",
     "Arrivals",
     "AsyncDiLoCo",

@@ -52,6 +52,7 @@ class Traits:
         of_adapters: whether these are parts of adapters beside frozen weights.
         client_rule: that the server is for; None is any.
         alone: whether there is nobody to send to.
+        learns: whether models are trained; without, it is time alone that passes.
         known: whether all this is known; anybody's strategy may send what it likes.
     """
 
@@ -75,6 +76,7 @@ class Traits:
     of_adapters: bool = False
     client_rule: type[Rule] | None = None
     alone: bool = False
+    learns: bool = True
     known: bool = True
 
     @property
