@@ -117,6 +117,9 @@ EVERY = [
     *GRADIENTS,
 ]
 
+TIMED = ["swarm"]  # which pass the time of stages, and train nothing
+LEARNING = sorted({path.stem for path in (CONF / "strategy").glob("[!_]*.yaml")} - {*TIMED})
+
 MODELS = {
     "fedconv": [
         *("model=mlp", "model.hidden=[8]", "strategy.rule.filter_epochs=2"),

@@ -1,19 +1,30 @@
 """Models cut into stages that several machines hold."""
 
+from fl.stages.block_placement import BlockPlacement, Held, Servers, server_throughput
+from fl.stages.block_routing import Ban, Bans, Leg, ShortestTime, random_route
 from fl.stages.progress import Pass, Progress
 from fl.stages.rebalancing import Move, Rebalancing, pipeline_rate
 from fl.stages.stage_work import StageWork, TransformerStage
 from fl.stages.wiring import Candidate, Candidates, StochasticWiring
 
 __all__ = [
+    "Ban",
+    "Bans",
+    "BlockPlacement",
     "Candidate",
     "Candidates",
+    "Held",
+    "Leg",
     "Move",
     "Pass",
     "Progress",
     "Rebalancing",
+    "Servers",
+    "ShortestTime",
     "StageWork",
     "StochasticWiring",
     "TransformerStage",
     "pipeline_rate",
+    "random_route",
+    "server_throughput",
 ]

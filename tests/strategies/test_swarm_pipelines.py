@@ -22,7 +22,7 @@ FORWARD, BACKWARD = 28.0, 84.0  # FLOPs: 24 h^2 + 4 s h, and three times that
 STATE_BYTES = 144  # 12 weights, each with two moments
 
 
-def ran(strategy, clients, num_rounds=1, timeout=1e6, **fleet):
+def ran(strategy, clients, num_rounds=1, **fleet):
     """Returns the time of each step, what was measured of it, and the grid."""
     grid = grid_of_stages(clients, **fleet)
     rows, times = [], []
@@ -31,7 +31,7 @@ def ran(strategy, clients, num_rounds=1, timeout=1e6, **fleet):
     def evaluate(t, arrays):
         times.append(grid.clock.now())
 
-    strategy.start(grid, MODEL, num_rounds=num_rounds, timeout=timeout, evaluate_fn=evaluate)
+    strategy.start(grid, MODEL, num_rounds=num_rounds, evaluate_fn=evaluate)
     return times[1:], rows, grid
 
 
@@ -166,7 +166,6 @@ def failing(monkeypatch, num_rounds, seed, delayed=False):
         strategy,
         clients,
         num_rounds,
-        timeout=60.0,
         seed=seed,
         availability=ExponentialOnOff(12, seed, 60.0, 15.0),
         faults=Faults(dropout=0.02, crash=0.02, message_loss=0.01, detection_s=1.0),

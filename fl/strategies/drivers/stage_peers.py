@@ -18,7 +18,7 @@ from fl.clients.app.planner import FLOPS_KEY, STAGE_QUERY
 from fl.collectives import Collective, Failure
 from fl.errors import ConfigError
 from fl.flower.grid_view import Collected
-from fl.strategies.drivers.tasks import Task, Tasks
+from fl.strategies.drivers.tasks import TTL_S, Task, Tasks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,19 +41,19 @@ class StagePeers:
 
     Args:
         grid: the simulator's.
-        timeout_s: after which work that has not been answered is given up, s.
+        patience: work is given up that takes so many times its peer's longest, see
+            `fl.strategies.drivers.patience`; None waits for ever.
         name: of the strategy, for messages.
 
     Attributes:
-        seconds: that each peer has computed, by what the answers tell.
         waiting: jobs at each peer.
 
     Raises:
         ConfigError: the grid is a deployment.
     """
 
-    def __init__(self, grid: Grid, timeout_s: float, name: str) -> None:
-        self.tasks: Tasks[Job] = Tasks(grid, timeout_s)
+    def __init__(self, grid: Grid, patience: float | None, name: str) -> None:
+        self.tasks: Tasks[Job] = Tasks(grid, TTL_S, patience)
         if not self.tasks.clock.virtual:
             raise ConfigError(
                 f"{name} passes simulated time, and trains nothing: it runs on a simulated fleet "
@@ -66,7 +66,6 @@ class StagePeers:
         self._contents: dict[float, RecordDict] = {}
         self._nodes: list[int] = []
         self._there: frozenset[int] = frozenset()
-        self.seconds: Counter[int] = Counter()
         self.waiting: Counter[int] = Counter()
 
     def __len__(self) -> int:
@@ -125,7 +124,6 @@ class StagePeers:
             if not reply.has_error():
                 # One job after the other: it began when the last one ended, or when it was there.
                 took = self.now - max(task.memo.ready_s, self._free.get(peer, 0.0))
-                self.seconds[peer] += took
                 self._free[peer] = self.now
             answers.append((task, reply, took))
         return answers

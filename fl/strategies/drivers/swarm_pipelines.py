@@ -7,7 +7,7 @@ when, and what becomes of it where peers are away, fail, or lose a message. Time
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
@@ -33,8 +33,8 @@ class SWARM(Driver):
     Whoever fails at a pass, or is away when it is needed, is banned: what it had of the step's
     micro-batches is lost, and done again by others as far as it is needed. Every `refresh_s` it is
     looked who is there: who was banned, has come back or is new joins, once it has downloaded its
-    stage. A pass that takes longer than `start`'s timeout is given to another peer, and the first
-    is not banned. A micro-batch so counts exactly once in the gradient of each stage.
+    stage. A pass that takes much longer than its peer's others is given to another peer, and the
+    first is not banned. A micro-batch so counts exactly once in the gradient of each stage.
 
     It trains nothing: models for which such pipelines are made do not fit here. What a stage costs
     is declared. `strategy=pipeline` trains through stages.
@@ -60,13 +60,13 @@ class SWARM(Driver):
             before: delayed parameter updates.
         detection_s: until the others notice who leaves during an all-reduce, s.
         refresh_s: s between two looks at who is there.
+        patience: a pass is given up that takes so many times its peer's longest, see
+            `fl.strategies.drivers.patience`; None waits for ever.
         seed: of ties.
 
     Raises:
         ConfigError: an argument is out of its range.
     """
-
-    reads_timeout: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -81,6 +81,7 @@ class SWARM(Driver):
         delayed: bool = False,
         detection_s: float = 10.0,
         refresh_s: float = 30.0,
+        patience: float | None = 10.0,
         seed: int = 0,
     ) -> None:
         is_a("stage", stage, TransformerStage)
@@ -90,6 +91,8 @@ class SWARM(Driver):
             at_least("in_flight", in_flight, 1)
         boolean("delayed", delayed)
         positive("refresh_s", refresh_s)
+        if patience is not None:
+            positive("patience", patience)
         self.stage = stage
         self.num_stages = num_stages
         self.micro_batches = micro_batches
@@ -104,6 +107,7 @@ class SWARM(Driver):
         self.delayed = delayed
         self.failure = Failure("retry", detection_s)
         self.refresh_s = refresh_s
+        self.patience = patience
         self.seed = seed
 
     @property
@@ -136,7 +140,7 @@ class SWARM(Driver):
             grid: the simulator's.
             initial_arrays: a model, which stays as it is.
             num_rounds: steps.
-            timeout: the longest time that a pass may take, with what it waits at the peer, s.
+            timeout: not used: see `patience`.
             train_config: not used: nothing is trained.
             evaluate_config: not used.
             evaluate_fn: called with each step and the model.
@@ -147,8 +151,7 @@ class SWARM(Driver):
             SimulationError: peers do nothing but fail, or none comes.
         """
         at_least("num_rounds", num_rounds, 1)
-        positive("timeout", timeout)
-        peers = StagePeers(grid, timeout, self.name)
+        peers = StagePeers(grid, self.patience, self.name)
         self.check_clients(len(peers))
         result = Result(arrays=initial_arrays)
         control = peers.tasks.control
@@ -163,6 +166,6 @@ class SWARM(Driver):
                 result.evaluate_metrics_serverapp[t] = metrics
 
         stepped(0, {})
-        self.last = SwarmRun(self, peers, timeout, stepped)
+        self.last = SwarmRun(self, peers, stepped)
         self.last.run(num_rounds)
         return result

@@ -71,7 +71,6 @@ class SwarmRun:
     Args:
         strategy: SWARM.
         peers: the fleet's clients.
-        timeout_s: of a pass.
         stepped: called with each step that has ended, from 1, and what was measured.
 
     Attributes:
@@ -87,7 +86,6 @@ class SwarmRun:
         self,
         strategy: SWARM,
         peers: StagePeers,
-        timeout_s: float,
         stepped: Callable[[int, Mapping[str, float]], None],
     ) -> None:
         self.strategy = strategy
@@ -102,7 +100,7 @@ class SwarmRun:
         self.ended = 0
         self.facts: Counter[str] = Counter()
         self._stepped = stepped
-        self._failures = Failures("pass", timeout_s)
+        self._failures = Failures("pass", None)
         self._busy: set[Place] = set()  # passes given, or stuck
         self._stuck: list[deque[Place]] = [deque() for _ in range(self.num_stages)]
         self._again: deque[Place] = deque()
@@ -345,7 +343,7 @@ class SwarmRun:
             self._retry(stuck.popleft())
 
     def _rebalance(self, _: None) -> None:
-        """Has a peer go to another stage, if the rule says so; what it has of the old one counts."""
+        """Has a peer change its stage, if the rule says so; what it has of the old one counts."""
         rebalancing = self.strategy.rebalancing
         assert rebalancing is not None
         queues = self._queues()
