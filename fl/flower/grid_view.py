@@ -253,8 +253,9 @@ class Peers(Protocol):
             fanout: payloads that the source sends at the same time, which share its uplink.
             fanin: payloads that the target receives at the same time, which share its downlink.
             index: running number of the pair's transfers; decides whether it is lost.
-            in_turn: it begins when what the source has sent so far in turn, and the target
-                received, has passed: for transfers that are many at any time.
+            in_turn: for transfers that are many at any time. It has passed the source's uplink
+                after what the source sent in turn before, and the target's downlink after what
+                that received in turn.
 
         Returns:
             When it arrives, in s, and whether it does. For a lost one it is the time at which it is

@@ -71,12 +71,16 @@ class SimPeers:
         """
         fleet, queue = self._engine.fleet, self._engine.queue
         i, j = client_of(source), client_of(target)
-        if in_turn:
-            since = max(since, self._sending.get(i, since), self._receiving.get(j, since))
         seconds = fleet.peers.transfer_s(i, j, size, fanout=fanout, fanin=fanin)
         seconds = max(seconds, self._carry(fleet.peers.shared(i, j), size, since))
         if in_turn:
-            self._sending[i] = self._receiving[j] = since + seconds
+            up = self._sending[i] = max(self._sending.get(i, since), since) + (
+                8.0 * size / fleet.links.up_bps.item(i)
+            )
+            down = self._receiving[j] = max(self._receiving.get(j, since), since) + (
+                8.0 * size / fleet.links.down_bps.item(j)
+            )
+            seconds = max(seconds, up - since, down - since)
         arrival = max(queue.now, since + fleet.peers.latency_s(i, j) + seconds)
         lost = fleet.faults.loses_transfer(fleet.seed, i, j, index)
         kind = Event.TRANSFER_LOST if lost else Event.TRANSFER

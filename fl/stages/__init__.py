@@ -2,7 +2,7 @@
 
 from fl.stages.block_placement import BlockPlacement, Held, Servers, server_throughput
 from fl.stages.block_routing import Ban, Bans, Leg, ShortestTime, random_route
-from fl.stages.progress import Pass, Progress
+from fl.stages.micro_batch import MicroBatch, Pass
 from fl.stages.rebalancing import Move, Rebalancing, pipeline_rate
 from fl.stages.stage_work import StageWork, TransformerStage
 from fl.stages.wiring import Candidate, Candidates, StochasticWiring
@@ -15,9 +15,9 @@ __all__ = [
     "Candidates",
     "Held",
     "Leg",
+    "MicroBatch",
     "Move",
     "Pass",
-    "Progress",
     "Rebalancing",
     "Servers",
     "ShortestTime",

@@ -22,7 +22,7 @@ from fl.strategies.drivers.tasks import TTL_S, Task, Tasks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Job:
+class StageJob:
     """Work that a peer was given.
 
     Attributes:
@@ -53,7 +53,7 @@ class StagePeers:
     """
 
     def __init__(self, grid: Grid, patience: float | None, name: str) -> None:
-        self.tasks: Tasks[Job] = Tasks(grid, TTL_S, patience)
+        self.tasks: Tasks[StageJob] = Tasks(grid, TTL_S, patience)
         if not self.tasks.clock.virtual:
             raise ConfigError(
                 f"{name} passes simulated time, and trains nothing: it runs on a simulated fleet "
@@ -85,13 +85,25 @@ class StagePeers:
             self._there = frozenset(self._peer_of[node] for node in nodes)
         return self._there
 
-    def send(self, source: int, target: int, size: int) -> tuple[float, bool]:
-        """Sends bytes from peer to peer; returns when they arrive, s, and whether they do."""
+    def send(
+        self, source: int, target: int, size: int, *, beside: bool = False
+    ) -> tuple[float, bool]:
+        """Sends bytes from peer to peer; returns when they arrive, s, and whether they do.
+
+        Args:
+            source: index of the peer that sends.
+            target: of the one that receives.
+            size: bytes.
+            beside: a large download, which has half of its source's uplink, and lets what is sent
+                in turn pass.
+        """
         pair = (source, target)
         self._sent[pair] += 1
-        ids = (self.ids[source], self.ids[target])
-        peers = self.tasks.peers
-        return peers.transfer(*ids, size, self.now, index=self._sent[pair] - 1, in_turn=True)
+        ids, index = (self.ids[source], self.ids[target]), self._sent[pair] - 1
+        transfer = self.tasks.peers.transfer
+        if beside:
+            return transfer(*ids, size, self.now, fanout=2, index=index)
+        return transfer(*ids, size, self.now, index=index, in_turn=True)
 
     def give(self, peer: int, flops: float, ready_s: float, memo: Any) -> None:
         """Gives a peer work that it begins when it has what it needs, and the earlier work is done.
@@ -107,10 +119,10 @@ class StagePeers:
             content = RecordDict({"config": ConfigRecord({FLOPS_KEY: float(flops)})})
             self._contents[flops] = content
         self.waiting[peer] += 1
-        job = Job(peer, ready_s, memo)
+        job = StageJob(peer, ready_s, memo)
         self.tasks.send_from_peers([content], [self.ids[peer]], [job], [ready_s], STAGE_QUERY)
 
-    def receive(self, until: float) -> list[tuple[Task[Job], Message, float]]:
+    def receive(self, until: float) -> list[tuple[Task[StageJob], Message, float]]:
         """Returns the answers of the next instant with some, and the s that each has computed.
 
         Args:

@@ -15,8 +15,8 @@ from flwr.common.constant import ErrorCode
 
 from fl.errors import SimulationError
 from fl.randomness import uniform
-from fl.stages import Candidates, Pass, Progress
-from fl.strategies.drivers.stage_peers import Job, StagePeers
+from fl.stages import Candidates, MicroBatch, Pass
+from fl.strategies.drivers.stage_peers import StageJob, StagePeers
 from fl.strategies.drivers.tasks import TTL_S, Failures, Task
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ Place = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Memo:
+class GivenPass:
     """A pass that a peer was given.
 
     Attributes:
@@ -44,7 +44,7 @@ class Memo:
 
 
 @dataclass(eq=False)
-class Step:
+class SwarmStep:
     """A step on its way.
 
     Attributes:
@@ -59,7 +59,7 @@ class Step:
 
     began_s: float
     unsent: int
-    progress: dict[int, Progress] = field(default_factory=dict)
+    progress: dict[int, MicroBatch] = field(default_factory=dict)
     lacking: set[int] = field(default_factory=set)
     passes: int = 0
     reducing: Literal["", "fails", "ends"] = ""
@@ -96,7 +96,7 @@ class SwarmRun:
         self.stage_of: dict[int, int] = {}
         self.wired: list[Candidates] = [{} for _ in range(self.num_stages)]
         self.lives: Counter[int] = Counter()
-        self.steps: dict[int, Step] = {}
+        self.steps: dict[int, SwarmStep] = {}
         self.ended = 0
         self.facts: Counter[str] = Counter()
         self._stepped = stepped
@@ -165,7 +165,7 @@ class SwarmRun:
             if step.unsent and len(self._busy) < most:
                 number = len(step.progress)
                 step.unsent -= 1
-                step.progress[number] = Progress.begin(self.num_stages)
+                step.progress[number] = MicroBatch.begin(self.num_stages)
                 step.lacking.add(number)
                 self._again.append((k, number))
                 return True
@@ -174,7 +174,7 @@ class SwarmRun:
     def _begin(self) -> None:
         k = self.ended + len(self.steps)
         if k < self.num_steps:
-            self.steps[k] = Step(self.peers.now, self.strategy.micro_batches)
+            self.steps[k] = SwarmStep(self.peers.now, self.strategy.micro_batches)
 
     # ---- passes ----------------------------------------------------------------------------------
 
@@ -221,7 +221,7 @@ class SwarmRun:
             self.facts["lost_payloads"] += 1
             self._at(ready, self._retry, place)
             return
-        memo = Memo(place, work, self.lives[peer], self.peers.now)
+        memo = GivenPass(place, work, self.lives[peer], self.peers.now)
         self.peers.give(peer, self._flops(work), ready, memo)
 
     def _flops(self, work: Pass) -> float:
@@ -231,7 +231,7 @@ class SwarmRun:
         self._busy.discard(place)
         self._again.append(place)
 
-    def _answered(self, task: Task[Job], reply: Message, seconds: float) -> None:
+    def _answered(self, task: Task[StageJob], reply: Message, seconds: float) -> None:
         peer, memo = task.memo.peer, task.memo.memo
         place, work = memo.place, memo.work
         self._busy.discard(place)
@@ -319,7 +319,7 @@ class SwarmRun:
             self._enter(peer, stage)
             return
         source = min(holders, key=lambda p: (self.peers.waiting[p], p))
-        arrival, came = self.peers.send(source, peer, self.work.state_bytes)
+        arrival, came = self.peers.send(source, peer, self.work.state_bytes, beside=True)
         self._at(arrival, self._arrived, (peer, stage, self.lives[peer], came))
 
     def _arrived(self, download: tuple[int, int, int, bool]) -> None:

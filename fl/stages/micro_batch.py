@@ -22,7 +22,7 @@ class Pass(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Progress:
+class MicroBatch:
     """What has been done for a micro-batch, and at which peers it lies; of S stages.
 
     Every activation and every gradient is at one peer, until the step ends. A peer that leaves

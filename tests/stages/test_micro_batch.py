@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from fl.stages import Pass, Progress
+from fl.stages import MicroBatch, Pass
 
 
 def test_nothing_fails_and_it_goes_forward_and_back():
-    progress, way = Progress.begin(3), []
+    progress, way = MicroBatch.begin(3), []
     while (work := progress.next()) is not None:
         way.append((work.stage, work.backward))
         progress = progress.done(work, peer=10 * work.stage + work.backward)
@@ -17,20 +17,20 @@ def test_nothing_fails_and_it_goes_forward_and_back():
 
 
 def test_a_backward_pass_needs_its_input_and_the_gradient_of_the_stage_after():
-    progress = Progress((1, 2, 3), (None, None, 4), loss=True)
+    progress = MicroBatch((1, 2, 3), (None, None, 4), loss=True)
     assert progress.next() == Pass(1, True, (1, 4))
-    assert Progress((1, 2, 3), (None, 5, 4), loss=True).next() == Pass(0, True, (5,))
+    assert MicroBatch((1, 2, 3), (None, 5, 4), loss=True).next() == Pass(0, True, (5,))
 
 
 def test_lost_activations_are_made_again_from_the_last_that_are_there():
-    progress = Progress((1, 2, 3, 4), (None, None, None, None), loss=True)
+    progress = MicroBatch((1, 2, 3, 4), (None, None, None, None), loss=True)
     assert progress.without(3).next() == Pass(2, False, (2,))
     assert progress.without(2).without(3).next() == Pass(1, False, (1,))
     assert progress.without(4).next() == Pass(3, True, (3,))  # the loss is known
 
 
 def test_a_lost_gradient_is_made_again_alone():
-    progress = Progress((1, 2, 3), (7, 8, 9), loss=True)
+    progress = MicroBatch((1, 2, 3), (7, 8, 9), loss=True)
     assert progress.without(8).next() == Pass(1, True, (1, 9))
     assert progress.without(5) is progress
 
@@ -42,7 +42,7 @@ def test_ten_thousand_failures_lose_no_micro_batch_and_count_none_twice():
     failures = steps = 0
     while failures < 10_000:
         steps += 1
-        progress = [Progress.begin(num_stages) for _ in range(batch)]
+        progress = [MicroBatch.begin(num_stages) for _ in range(batch)]
         summed = {p: [[] for _ in range(num_stages)] for p in range(num_peers)}
         kept = {p: set() for p in range(num_peers)}  # what it could send
         while open_ := [m for m in range(batch) if not progress[m].complete]:
