@@ -3,6 +3,7 @@
 from fl.stages.block_placement import BlockPlacement, Held, Servers, server_throughput
 from fl.stages.block_routing import Ban, Bans, Leg, ShortestTime, random_route
 from fl.stages.micro_batch import MicroBatch, Pass
+from fl.stages.nic_placement import Machines, NicAware, Placed
 from fl.stages.rebalancing import Move, Rebalancing, pipeline_rate
 from fl.stages.stage_work import StageWork, TransformerStage
 from fl.stages.wiring import Candidate, Candidates, StochasticWiring
@@ -15,9 +16,12 @@ __all__ = [
     "Candidates",
     "Held",
     "Leg",
+    "Machines",
     "MicroBatch",
     "Move",
+    "NicAware",
     "Pass",
+    "Placed",
     "Rebalancing",
     "Servers",
     "ShortestTime",

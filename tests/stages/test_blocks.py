@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -123,10 +123,7 @@ def test_the_route_is_the_shortest_of_all_there_are(seed):
 
     def seconds(chain):
         stops = [None, *(leg.server for leg in chain), None]
-        halves = [
-            0.15 if rtt(i, j) is None else rtt(i, j) / 2
-            for i, j in zip(stops, stops[1:], strict=False)
-        ]
+        halves = [0.15 if rtt(i, j) is None else rtt(i, j) / 2 for i, j in pairwise(stops)]
         work = [(leg.end - leg.start) / rps[leg.server] + 0.018 for leg in chain]
         return sum(halves) + sum(work) + 0.3 * sum(leg.server in full for leg in chain)
 

@@ -44,8 +44,8 @@ class SWARM(Driver):
     as there: a payload goes from peer to peer at once, where in that code a trainer passes it on;
     and as nobody else has it, it is computed again if its holder leaves. A backward pass gets the
     stage's input again unless the same peer did the forward pass, there always. A gradient counts
-    if its answer came: there, a peer whose answer is late has added it up all the same. A download has
-    half of its source's uplink, whatever else passes it. Rounds are optimizer steps.
+    if its answer came: there, a peer whose answer is late has added it up all the same. A download
+    has half of its source's uplink, whatever else passes it. Rounds are optimizer steps.
 
     Args:
         stage: what each of the stages costs.
