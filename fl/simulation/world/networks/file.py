@@ -94,7 +94,7 @@ class NetworkFile(NetworkModel):
                 host without a route, a client at two hosts, or at none.
         """
         try:
-            said = yaml.load(text_of(self.path), _Distinct)  # a SafeLoader: builds plain values
+            said = _Distinct(text_of(self.path)).get_single_data()
         except (yaml.YAMLError, RecursionError, ValueError) as error:  # a number of 10,000 digits
             raise ConfigError(f"path is {self.path!r}, which is no YAML: {error}") from error
         parts = _mapping(said, f"path is {self.path!r}: the file", ("links", "hosts"))
