@@ -183,6 +183,7 @@ class Summation:
         self._nic_free_s = 0.0  # of the top's machine
         self._mean_updates: list[float | None] = [None] * hierarchy.machines
         self._last_top = 0
+        self._at_machines = False  # the sums of the last round
         self._pool: list[list[_Process]] = [[] for _ in range(self._num_machines)]
         self._gone_alive_s = 0.0  # of processes that are no more
         self._on: list[list[tuple[float, float]]] = [[] for _ in range(self._num_machines)]
@@ -197,8 +198,12 @@ class Summation:
     # ---- what is sent ----------------------------------------------------------------------------
 
     def sends(self, messages: Sequence[Message]) -> None:
-        """Passes what messages take from the top to the machines; equal contents travel once."""
-        if not self.hierarchy.has_cloud:
+        """Passes what messages take from the top to the machines; equal contents travel once.
+
+        After a round that ended at the machines, they have what its clients train next.
+        """
+        trains = messages[0].metadata.message_type.startswith("train")
+        if not self.hierarchy.has_cloud or (trains and self._at_machines):
             return
         contents: dict[int, dict[int, Any]] = {}
         for message in messages:
@@ -273,6 +278,7 @@ class Summation:
             if not self._step(math.inf):
                 raise SimulationError("the aggregators wait for sums that will not come")
         self._round = None
+        self._at_machines = not whole
         if opened.used:
             self._used += opened.used
             self._completion_s += self._queue.now - opened.last_s

@@ -350,10 +350,10 @@ class Rounds(Aggregating):
     @property
     def _sums(self) -> bool:
         """Whether a step takes a weighted mean of what a round brings, and nothing else of it."""
-        single = self.rule.num_models == 1 or self.rule.edges > 0
+        means = self.rule.edges > 0 or (self.rule.folds and self.rule.num_models == 1)
         looks = self.selection.keeps_changes or self.noise.scale is not None
         looks = looks or self.sub_models is not None
-        return self.rule.folds and single and not self.robust and not looks
+        return means and not self.robust and not looks
 
     @property
     def may_stay(self) -> str:

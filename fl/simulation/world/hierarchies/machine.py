@@ -53,15 +53,15 @@ class AggregatorMachine:
             *("add_s_per_byte", "copy_s_per_byte", "encode_s_per_byte", "hop_s"),
             *("nic_latency_s", "cold_s", "warm_s", "idle_w", "work_w"),
         ):
-            not_negative(f"machine.{name}", getattr(self, name))
-        within_unit("machine.idle_cpu", self.idle_cpu)
+            not_negative(name, getattr(self, name))
+        within_unit("idle_cpu", self.idle_cpu)
         if self.nic_bps != math.inf:
-            positive("machine.nic_bps", self.nic_bps)
+            positive("nic_bps", self.nic_bps)
         if self.keep_alive_s != math.inf:
-            not_negative("machine.keep_alive_s", self.keep_alive_s)
+            not_negative("keep_alive_s", self.keep_alive_s)
         if self.warm_s > self.cold_s:
             raise ConfigError(
-                f"machine.warm_s is {self.warm_s}, and machine.cold_s {self.cold_s}: a process that "
+                f"warm_s is {self.warm_s}, and cold_s {self.cold_s}: a process that "
                 "is alive must not take longer than a new one"
             )
 
