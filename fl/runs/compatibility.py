@@ -41,8 +41,9 @@ read_if(
 class Refusal:
     """Choices that do not go together.
 
-    {strategy}, {uplink}, {downlink}, {attack}, {rule}, {correction}, {hierarchy}, {client}, {edges},
-    {lacking}, {needed} and {forgotten} in the texts stand for what is chosen, {fitting} and {home} for what could be.
+    {strategy}, {uplink}, {downlink}, {attack}, {rule}, {correction}, {hierarchy}, {client},
+    {edges}, {lacking}, {needed} and {forgotten} in the texts stand for what is chosen, {fitting}
+    and {home} for what could be.
 
     Attributes:
         what: the choices, for the page.

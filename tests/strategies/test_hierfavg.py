@@ -142,7 +142,7 @@ def test_strategies_say_whether_sums_are_all_they_look_at():
     for looks in (
         Rounds(FedAvg(), aggregator=Median()),
         Rounds(FedAvg(), noise_scale=0.9),
-        Rounds(SCAFFOLD(population=4)),
+        Rounds(SCAFFOLD(num_clients=4)),
         Rounds(QFedAvg()),
         Events(FedBuff()),
     ):
