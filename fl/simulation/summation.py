@@ -110,7 +110,6 @@ class _Round:
         came: sums of machines that are there, or that will never come.
         sums: trees of machines, of a round that ends there.
         lost: messages whose updates are lost.
-        last_s: when the last update came, s.
         parts: aggregators that have died, or done their part; names their draws.
         result: what has come of it.
     """
@@ -125,7 +124,6 @@ class _Round:
         self.came = 0
         self.sums: list[SumTree] = []
         self.lost: list[str] = []
-        self.last_s = 0.0
         self.parts = 0
         self.result: Summed | None = None
 
@@ -179,7 +177,7 @@ class Summation:
         self._round: _Round | None = None
         self._rounds = 0
         self._used = 0  # machines of all rounds
-        self._completion_s = 0.0  # of all rounds, from the last update to the sum
+        self._completion_s = 0.0  # of all rounds, from the end of a round to its sum
         self._nic_free_s = 0.0  # of the top's machine
         self._mean_updates: list[float | None] = [None] * hierarchy.machines
         self._last_top = 0
@@ -240,7 +238,7 @@ class Summation:
         where = self.hierarchy.place(int(message_id.partition(".")[0]), assigned)
         machine = opened.machines[where]
         machine.updates += 1
-        opened.last_s = now = self._queue.now
+        now = self._queue.now
         leaf = machine.open
         if leaf is None:
             leaf = machine.open = _Part("leaf", where, self._process(where, "leaf"))
@@ -264,6 +262,7 @@ class Summation:
         """
         opened = self._open_round()
         opened.closed, opened.whole = True, whole
+        closed_s = self._queue.now
         for where, machine in enumerate(opened.machines):
             if self.hierarchy.planned:
                 self._learn(where, machine.updates)
@@ -281,7 +280,7 @@ class Summation:
         self._at_machines = not whole
         if opened.used:
             self._used += opened.used
-            self._completion_s += self._queue.now - opened.last_s
+            self._completion_s += self._queue.now - closed_s
         return opened.result
 
     def _open_round(self) -> _Round:
