@@ -63,7 +63,10 @@ def overrides(scheme: str, platform: Platform, workers: int) -> Iterator[str]:
     yield from (f"runtime.server_work_w={platform.work_w}", f"runtime.send_s_per_byte={code}")
     yield f"runtime.server_idle_w={platform.idle_w if scheme == 'master-worker' else 0}"
     if scheme == "master-worker":
-        yield from (f"runtime.receive_s_per_byte={code}", f"runtime.aggregate_s_per_parameter={4 * add}")
+        yield from (
+            f"runtime.receive_s_per_byte={code}",
+            f"runtime.aggregate_s_per_parameter={4 * add}",
+        )
         return
     extra = platform.work_w - platform.idle_w
     yield from ("hierarchy=edge", f"hierarchy.edges={math.ceil(workers / 4)}")

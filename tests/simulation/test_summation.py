@@ -213,10 +213,17 @@ def test_an_aggregator_that_is_done_takes_another_part():
     assert (rig.sum.cold_starts, rig.sum.warm_starts) == (3, 1)  # leaves may be leaves again
 
 
+def test_without_reuse_a_middle_is_no_leaf():
+    rig = Rig(lifl(replace(UNIT, cold_s=3.0), **PLAIN))
+    rig.round([(0.0, i) for i in range(4)])  # two leaves and a middle
+    _, end = rig.round([(0.0, i) for i in range(6)])
+    # The third leaf is new: it is done at 3 + 8, when the middle has all but added the others'.
+    assert end == 8 + 3 * 4
+    assert rig.sum.cold_starts == 4
+
+
 def test_cpu_and_joules_are_those_of_work_and_waiting():
-    machine = replace(
-        UNIT, cold_s=3.0, keep_alive_s=10.0, idle_cpu=0.5, idle_w=2.0, work_w=5.0
-    )
+    machine = replace(UNIT, cold_s=3.0, keep_alive_s=10.0, idle_cpu=0.5, idle_w=2.0, work_w=5.0)
     rig = Rig(lifl(machine, leaf_updates=2, planned=False))
     _, end = rig.round([(0.0, 0), (6.0, 1)])  # starts by 3, adds to 7, and to 11
     assert end == 11.0
