@@ -59,6 +59,7 @@ EXPERIMENT_FAMILIES = (  # in the order of the page
     "several models at once",
     "no server",
     "outer steps",
+    "machines between clients and server",
     "compression",
     "robust aggregation",
     "clusters and personal models",

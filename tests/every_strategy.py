@@ -44,6 +44,7 @@ AVERAGING = [  # rounds of all clients
     "proxskip",
     "savic",
     "fedvarp",
+    "hierfavg",
     "multi_momentum",
     "fedamsgrad",
     "optex",
@@ -123,6 +124,7 @@ MODELS = {
         "strategy.rule.public_examples=50",
     ],
     "fedbn": ["model=resnet8", "model.channels=[4,4,4]"],  # which has layers that normalise
+    "hierfavg": ["hierarchy.edges=2"],
     "fedtiny": ["strategy.rule.candidates=1"],  # or its first rounds train nothing
 }
 

@@ -157,6 +157,11 @@ def test_every_network_runs(name):
     assert run_experiment(config_of(f"network={name}", *files.get(name, []), *more)) >= 0
 
 
+@pytest.mark.parametrize("name", members("hierarchy"))
+def test_every_hierarchy_runs(name):
+    assert run_experiment(config_of(f"hierarchy={name}")) >= 0
+
+
 @pytest.mark.parametrize("name", members("fleet"))
 def test_every_fleet_runs(name):
     skip_without_files(name)

@@ -1,11 +1,13 @@
 """What a strategy asks of a grid beyond Flower's API: time, orders and reports, links of peers.
 
-A grid that has an answer of its own has it as the attribute `clock`, `control`, `peers` or
-`numbered`. To `GridView` every grid has all four; Flower's own get those of a deployment:
+A grid that has an answer of its own has it as the attribute `clock`, `control`, `peers`,
+`summation` or `numbered`. To `GridView` every grid has all five; Flower's own get those of a
+deployment:
 
 - the wall clock;
 - a control without effect: a client that was told to stop goes on, and its reply is thrown away;
 - the server as the relay between clients, since Flower has no client-to-client link;
+- no machines that add updates up before the server does;
 - node ids that say nothing.
 
 On the simulator the clock is virtual, orders reach the fleet, reports the record of the run, and
@@ -24,6 +26,7 @@ from flwr.serverapp import Grid
 
 from fl.collectives import Collective, Failure
 from fl.errors import NoStep
+from fl.vectors.sum_tree import SumTree
 
 log = logging.getLogger("fl")
 
@@ -55,6 +58,12 @@ class GridView:
         """The grid's direct links among its clients, or a relay."""
         peers: Peers | None = getattr(self._grid, "peers", None)
         return Relayed(self._grid) if peers is None else peers
+
+    @property
+    def summation(self) -> Summation | None:
+        """What adds updates up on their way; None where clients send to the server alone."""
+        summation: Summation | None = getattr(self._grid, "summation", None)
+        return summation
 
     @property
     def numbered(self) -> bool:
@@ -339,3 +348,41 @@ class Relayed:
     def push(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
         """Pushes the messages."""
         return list(self._grid.push_messages(messages))
+
+
+# ---- sums on the way -----------------------------------------------------------------------------
+
+
+class Summed(NamedTuple):
+    """What has come of a round's sum.
+
+    Attributes:
+        tree: which messages' replies are added in which order, and which sums of them.
+        lost: messages whose replies are in no sum, as an aggregator died.
+    """
+
+    tree: SumTree
+    lost: Sequence[str]
+
+
+class Summation(Protocol):
+    """Machines between clients and the server that add up what clients send in a round.
+
+    Attributes:
+        may_lose: whether a sum may lack replies that were added to it.
+    """
+
+    may_lose: bool
+
+    def begin(self, numbers: int) -> None:
+        """Begins a round whose sums have so many numbers."""
+
+    def add(self, message_id: str) -> None:
+        """Takes the reply to a message into the round, now."""
+
+    def close(self, *, whole: bool = True) -> Summed:
+        """Ends the round, and waits until its sum is at the server.
+
+        Args:
+            whole: whether there is one sum; otherwise the machines keep theirs.
+        """

@@ -82,6 +82,7 @@ from fl.strategies import (
 _OURS = (
     "strategy",
     "fleet",
+    "hierarchy",
     "runtime",
     "executor",
     "compressor",
@@ -152,6 +153,9 @@ def build(config: DictConfig) -> Experiment:
             parts[name] = part_made(config, name)
     with problems.noted():
         parts |= networked(config, parts)
+    if parts.get("hierarchy") is not None and parts.get("fleet") is not None:
+        with problems.noted(), blaming(config, "hierarchy"):
+            parts["hierarchy"].attached(parts["fleet"])
     if {"compressor", "then", "feedback"} <= parts.keys():
         with problems.noted():
             feedback = parts["feedback"] and blamed(config, "feedback", parts["feedback"])
@@ -174,6 +178,7 @@ def build(config: DictConfig) -> Experiment:
             parts.get("downlink"),
             attack.forging,
             tasks=bool(config.get("tasks")),
+            hierarchy=parts.get("hierarchy"),
             num_clients=config.num_clients,
         )
         problems += refusals(choice)
@@ -281,6 +286,7 @@ def _joined(
         fleet=parts["fleet"],
         executor=parts["executor"],
         runtime=parts["runtime"],
+        hierarchy=parts["hierarchy"],
         tasks=tasks,
         parts=parts_app,
         ignored={

@@ -27,6 +27,7 @@ from fl.clients.app.replica import trained_shapes
 from fl.compression import Participation, Receivers, Shapes, check_broadcast
 from fl.errors import ConfigError
 from fl.runs.combination import Combination
+from fl.simulation.world.hierarchies import Edge
 from fl.strategies import Driver, Exchange
 
 read_if(
@@ -40,8 +41,9 @@ read_if(
 class Refusal:
     """Choices that do not go together.
 
-    {strategy}, {uplink}, {downlink}, {attack}, {rule}, {correction}, {client}, {lacking}, {needed}
-    and {forgotten} in the texts stand for what is chosen, {fitting} and {home} for what could be.
+    {strategy}, {uplink}, {downlink}, {attack}, {rule}, {correction}, {hierarchy}, {client},
+    {edges}, {lacking}, {needed} and {forgotten} in the texts stand for what is chosen, {fitting}
+    and {home} for what could be.
 
     Attributes:
         what: the choices, for the page.
@@ -61,7 +63,7 @@ class Refusal:
         """Returns what a user is told."""
         kinds = {
             name: type(getattr(choice, name)).__name__
-            for name in ("uplink", "downlink", "attack", "rule", "correction")
+            for name in ("uplink", "downlink", "attack", "rule", "correction", "hierarchy")
         }
         return f"{self.given}, but {self.why}: {self.instead}".format(
             strategy=choice.strategy.name,
@@ -71,6 +73,7 @@ class Refusal:
             home=choice.home,
             forgotten=choice.forgotten,
             needed=getattr(choice.traits.client_rule, "__name__", ""),
+            edges=choice.traits.edges,
             **kinds,
         )
 
@@ -82,8 +85,10 @@ class Refusal:
             forgotten="moments",
             lacking="...",
             needed="that rule",
+            edges="so many",
         )
         instead = self.instead.format(
+            edges="...",
             fitting="leave client/correction as the strategy chooses it",
             home="the strategy that it is for",
         )
@@ -99,6 +104,25 @@ REFUSALS = (
         "tasks is set",
         "{strategy} trains one model",
         "use strategy=fedast or strategy=sync_st, or leave tasks out",
+    ),
+    Refusal(
+        "Machines that add updates up, and strategies that look at more than a weighted mean",
+        lambda c: c.hierarchy is not None and not c.traits.sums,
+        "hierarchy is {hierarchy}",
+        "its machines hand on sums of what clients send, and {strategy} is made of more than the "
+        "weighted mean of a round's updates",
+        "leave hierarchy out, or use a strategy such as fedavg or fedadam with aggregator=mean",
+    ),
+    Refusal(
+        "Edge servers with models of their own, and other hierarchies",
+        lambda c: (
+            c.traits.edges > 0
+            and c.hierarchy is not None
+            and not (isinstance(c.hierarchy, Edge) and c.hierarchy.edges == c.traits.edges)
+        ),
+        "hierarchy is {hierarchy}",
+        "{strategy} is for {edges} edge servers",
+        "use hierarchy=edge with as many, hierarchy.edges={edges}",
     ),
     Refusal(
         "One model and a strategy of several",

@@ -38,7 +38,9 @@ from fl.simulation.kernel.trace import Event, Trace
 from fl.simulation.mailbox import Mailbox, unavailable
 from fl.simulation.peers import RelayedPeers, SimPeers
 from fl.simulation.serving import Serving
+from fl.simulation.summation import Summation
 from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.hierarchies import Hierarchy
 from fl.simulation.world.runtime import Runtime
 
 _LONG_S = 86400.0  # to live, of messages that are not sent
@@ -72,6 +74,7 @@ class SimGrid(Grid):
         planner: plans the work of our own ClientApp; None for a foreign app.
         cost_model: what a foreign app's work costs.
         runtime: what software takes on the way; None is nothing.
+        hierarchy: machines that add updates up on their way to the server; None has none.
         trace: where events are recorded; a new one if None.
         on_sent: called with messages that are sent, and `exchange`: whether by `send_and_receive`.
         on_replies: called with replies that are pulled; and at the end of each `send_and_receive`
@@ -91,6 +94,7 @@ class SimGrid(Grid):
         peers: links among the clients, which `GridView` finds.
         runtime: what software takes on the way; None if it is ideal.
         serving: passes what the server's process takes of it; None if that is nothing.
+        summation: has updates added up on the hierarchy, which `GridView` finds; None without one.
         numbered: True, which `GridView` finds: a node id says which client it is.
         train_messages: `train` messages that were sent.
         client_errors: what went wrong in clients' code.
@@ -104,6 +108,7 @@ class SimGrid(Grid):
         planner: Planner | None = None,
         cost_model: CostModel | None = None,
         runtime: Runtime | None = None,
+        hierarchy: Hierarchy | None = None,
         trace: Trace | None = None,
         on_sent: Callable[..., None] | None = None,
         on_replies: Callable[..., None] | None = None,
@@ -115,6 +120,9 @@ class SimGrid(Grid):
         errors: ClientErrors | None = None,
         epoch: int = EPOCH,
     ) -> None:
+        behind = fleet  # the hierarchy: with the server's own link
+        if hierarchy is not None:
+            fleet = hierarchy.attached(fleet)
         self.fleet = fleet
         self.trace = trace_of(fleet) if trace is None else trace
         self.runtime = None if runtime is None or runtime.ideal else runtime
@@ -122,7 +130,20 @@ class SimGrid(Grid):
         self.serving: Serving | None = None
         if self.runtime is not None:
             foreign = planner is None
-            self.serving = Serving(self.runtime, self.trace, self._now, self._advance, foreign)
+            self.serving = Serving(
+                self.runtime,
+                self.trace,
+                self._now,
+                self._advance,
+                foreign,
+                adds=hierarchy is None,
+            )
+        self.summation: Summation | None = None
+        if hierarchy is not None:
+            queue = self.engine.queue
+            self.summation = Summation(
+                hierarchy, behind, queue, self.trace, self._step, self._advance
+            )
         self.clock = VirtualClock(self._now, self.sleep, self.wait, self._elapsed_s)
         self.control = SimControl(
             self.trace, self._now, self.cancel, on_applied, on_step, on_measured
@@ -232,6 +253,8 @@ class SimGrid(Grid):
                 else:
                     self._step(math.inf)
                     replies = self._take(names)
+            if self.summation is not None:
+                self.summation.weigh(self._taken)
             if replies and self.serving is not None:
                 self.serving.receives(self._taken)
             if replies and self._on_replies is not None:
@@ -306,6 +329,8 @@ class SimGrid(Grid):
             self._on_sent(messages, exchange=exchange)
         if messages and self.serving is not None:
             self.serving.sends(messages)
+        if messages and self.summation is not None and ready_s is None:
+            self.summation.sends(messages)
         payloads: dict[int, Payload] = {}
         times = [None] * len(messages) if ready_s is None else ready_s
         dispatches = [
@@ -494,7 +519,16 @@ class SimGrid(Grid):
     def report(self) -> dict[str, Any]:
         """Returns facts for the run's summary."""
         job = self.fleet.job
-        return {} if job is None else {"checkpointing": job.report(self._now())}
+        facts = {} if job is None else {"checkpointing": job.report(self._now())}
+        if self.serving is not None and (served := self.serving.report()):
+            facts["server"] = served
+        return facts if self.summation is None else {**facts, "hierarchy": self.summation.report()}
+
+    @property
+    def servers_j(self) -> float:
+        """Joules of the server and of the machines between it and the clients so far."""
+        parts = (self.serving, self.summation)
+        return sum(part.energy_j for part in parts if part is not None)
 
     def were_available(self) -> NDArray[bool_]:
         """Returns which clients were available at some time so far, shape (n,)."""

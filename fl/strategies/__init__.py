@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from fl.strategies.gossip_rule import GossipRule, LocalTraining, PairRule, TreeRule
     from fl.strategies.gradient_rule import GradientRule
     from fl.strategies.gradient_tracking import GradientTracking
+    from fl.strategies.hierfavg import HierFAVG
     from fl.strategies.ifca import IFCA
     from fl.strategies.local_sgd import LocalSGD
     from fl.strategies.mifa import MIFA
@@ -134,6 +135,7 @@ __getattr__ = lazily(
         "OptEx": "fl.strategies.optex",
         "CDFL": "fl.strategies.cdfl",
         "ProxyLosses": "fl.strategies.drivers.proxy_losses",
+        "HierFAVG": "fl.strategies.hierfavg",
         "IFCA": "fl.strategies.ifca",
         "ClusterModels": "fl.strategies.drivers.cluster_models",
         "Clusters": "fl.strategies.clusters",
@@ -317,6 +319,7 @@ __all__ = [
     "GossipRule",
     "GradientRule",
     "GradientTracking",
+    "HierFAVG",
     "InnerProductTest",
     "LinearScaling",
     "LocalSGD",

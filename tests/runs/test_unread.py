@@ -25,7 +25,7 @@ GROUPS = {  # key of the root to the folder of its members
     name: name
     for name in (
         *("adapter", "aggregator", "allreduce", "attack", "checkpoint", "client", "compressor"),
-        *("data", "executor", "feedback", "fleet", "model", "network", "partition"),
+        *("data", "executor", "feedback", "fleet", "hierarchy", "model", "network", "partition"),
         *("preaggregation", "runtime", "tasks", "topology"),
     )
 } | {"downlink": "compressor", "then": "compressor"}
@@ -48,7 +48,7 @@ def members(key: str) -> dict[str, DictConfig]:
 
 MADE = (
     *("strategy", "attack", "compressor", "then", "feedback", "downlink", "fleet", "executor"),
-    *("checkpoint", "network", "runtime"),
+    *("checkpoint", "hierarchy", "network", "runtime"),
 )
 
 

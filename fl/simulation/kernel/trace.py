@@ -82,6 +82,11 @@ class Event(IntEnum):
     SERVER_RECEIVE = 42  # the server reads replies; bytes = of these
     AGGREGATE = 43  # and adds them up
     SERVER_EVALUATE = 44
+    # Of a hierarchy (fl.simulation.summation): dispatch = the machine.
+    AGGREGATOR_START = 45  # a new process; value = s until it can work
+    AGGREGATOR_FAILED = 46  # value = updates that are lost with it
+    PARTIAL_SUM = 47  # a machine's sum goes to another; bytes = of it, value = s
+    RELAY = 48  # what is sent goes to the machines of a hierarchy; bytes = of it, value = s
 
 
 FAULTS = frozenset(
@@ -102,6 +107,7 @@ FAULTS = frozenset(
         Event.NO_STEP,
         Event.NOT_FINITE,
         Event.ALL_REDUCE_FAILED,
+        Event.AGGREGATOR_FAILED,
     }
 )
 """Events counted as faults in the summary."""

@@ -51,6 +51,10 @@ class Traits:
             same in all rounds, "changes" another from round to round.
         of_adapters: whether these are parts of adapters beside frozen weights.
         client_rule: that the server is for; None is any.
+        sums: whether what is made of what clients send in a round is a weighted mean, which may be
+            added up on the way.
+        edges: edge servers that it is for, each with a model of its own between sums of all; 0 is
+            none.
         alone: whether there is nobody to send to.
         known: whether all this is known; anybody's strategy may send what it likes.
     """
@@ -74,6 +78,8 @@ class Traits:
     partial: Literal["", "stays", "changes"] = ""
     of_adapters: bool = False
     client_rule: type[Rule] | None = None
+    sums: bool = False
+    edges: int = 0
     alone: bool = False
     known: bool = True
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fl.clients.app.choosing import mixed
+from fl.flower.identity import client_of
 from fl.randomness import generator
 from fl.strategies.drivers.parts import Division
 from fl.strategies.drivers.server import Sent, Server
@@ -62,7 +63,9 @@ class RoundMessages:
         models = self.models(server)
         choice: Sequence[Row] = models if rule.clients_choose else ()
         cohorts = np.arange(len(asked)) % (1 if choice or rule.resizes else len(models))
-        if cohorts.any():
+        if rule.edges:
+            cohorts = np.array([client_of(node) % rule.edges for node, _ in asked])
+        elif cohorts.any():
             generator(self._seed, "cohorts", server.version).shuffle(cohorts)
         alike: dict[tuple[Any, ...], list[int]] = {}
         mixtures: list[tuple[int, Mapping[str, Any], Row]] = []  # clients with one model each

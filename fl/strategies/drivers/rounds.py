@@ -30,6 +30,7 @@ from fl.checks import at_least, is_a, positive, read_if
 from fl.clients.app.choosing import SMOOTHING_KEY, model_key
 from fl.clients.app.inbox import EVALUATED, EVALUATED_KEY
 from fl.errors import ConfigError, NoStep
+from fl.flower.grid_view import Summed
 from fl.flower.records import from_record
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
@@ -50,6 +51,7 @@ from fl.strategies.round_rule import HasModel, RoundRule, Updates, check_state
 from fl.strategies.sparse import Sparse, SparseRule
 from fl.submodels import SparseMask, SubModels, Whole
 from fl.vectors.rows import Row
+from fl.vectors.sum_tree import mean_of_tree
 
 log = logging.getLogger("fl")
 
@@ -99,6 +101,11 @@ class Rounds(Aggregating):
 
     What the selection asks for before a round, and the training by which it times clients, take
     time and bytes as everything else.
+
+    On a grid with machines that add updates up (`fl.flower.grid_view.Summation`), a round ends when
+    they have its sum: of the replies that count, in the order in which the machines add, unless the
+    model is so large that no two are kept. The others are in no sum, nor are those that died with a
+    machine.
 
     Args:
         rule: makes the next model.
@@ -332,11 +339,21 @@ class Rounds(Aggregating):
             clusters=rule.clients_choose,
             client_rule=rule.client_rule,
             partial="" if parts is None else "stays" if parts.stays else "changes",
+            edges=rule.edges,
             of_adapters=isinstance(parts, SubModels) and parts.extraction.of_adapters,
             compressors="any" if parts is None or parts.slices else "none",
             needs=() if rule.prunes else self.needs,  # which whoever trains such parts sends
             exact=rule.exact,
+            sums=self._sums,
         )
+
+    @property
+    def _sums(self) -> bool:
+        """Whether a step takes a weighted mean of what a round brings, and nothing else of it."""
+        means = self.rule.edges > 0 or (self.rule.folds and self.rule.num_models == 1)
+        looks = self.selection.keeps_changes or self.noise.scale is not None
+        looks = looks or self.sub_models is not None
+        return means and not self.robust and not looks
 
     @property
     def may_stay(self) -> str:
@@ -480,6 +497,13 @@ class Rounds(Aggregating):
         self.round_began = math.nan  # of the open round; NaN between rounds
         self.opens_s = math.inf  # when the next round is to open, after one of nobody
         self.folded: Fold | None = None
+        self.summation = server.tasks.summation
+        self.summed: Summed | None = None  # in which order the machines have added
+        if self.summation is not None and not self._sums:
+            raise ConfigError(
+                f"the grid's machines add updates up, and {self.name} looks at more of them than "
+                "their weighted mean: run it without a hierarchy"
+            )
         division = Division()
         if isinstance(self.sub_models, SubModels):
             division = Parts(self.sub_models, self.exchange, server, self.seed)
@@ -608,6 +632,8 @@ class Rounds(Aggregating):
         self.round_began = server.now
         if self.awaited:
             self.folded = self._new_fold(server)
+            if self.summation is not None and trial is None:
+                self.summation.begin(server.w.size + len(self.rule.needs) * self.trained)
         elif trial is not None:
             self.close(server)
         else:
@@ -631,6 +657,8 @@ class Rounds(Aggregating):
             server.discard(update)
             return
         self.messages.division.answered(update)
+        if self.summation is not None and self.trial is None:
+            self.summation.add(name)
         self.replies.append(self._folded(server, update))
         if len(self.replies) >= self.waits_for or not self.awaited:
             self.close(server)
@@ -710,6 +738,12 @@ class Rounds(Aggregating):
         self, server: Server, replies: Sequence[Update], missed: Mapping[int, float]
     ) -> None:
         """Makes the next version of the replies, or of nothing if they are too few."""
+        if self.summation is not None:
+            self.summed = self.summation.close(whole=not self.rule.ends_at_edges(self.state))
+            lost = frozenset(self.summed.lost)
+            for update in [u for u in replies if u.task.message_id in lost]:
+                server.discard(update)
+            replies = [u for u in replies if u.task.message_id not in lost]
         replies = sorted(replies, key=lambda update: update.node)  # who came first does not matter
         if server.forging is not None:
             sent = server.forging.forged(server, replies, partial(self.combined_by, server))
@@ -805,6 +839,8 @@ class Rounds(Aggregating):
                     F.check(len(x))
                 except ConfigError as error:
                     raise NoStep(f"{len(x)} of {len(usable)} have examples: {error}") from error
+            if self.summed is not None:
+                return self._added(x, weights, usable, name)
             return self.aggregate(server, F, x, weights, name)
 
         holds = None
@@ -843,6 +879,20 @@ class Rounds(Aggregating):
             return updates
         return updates.unweighted()
 
+    def _added(self, x: Row, weights: Any, usable: Sequence[Update], name: str) -> Row:
+        """Returns the mean of vectors, as the machines of a hierarchy have added them up."""
+        assert self.summed is not None
+        if not (isinstance(self.aggregator, Mean) and self.aggregator.weighted):
+            weights = np.ones(len(x))
+        ids = [update.task.message_id for update in usable]
+        if self.rule.edges and name.startswith("model "):  # one edge server's, see `of_model`
+            edge = int(name.removeprefix("model "))
+            ids = [update.task.message_id for update in usable if update.model == edge]
+        places = {message_id: i for i, message_id in enumerate(ids)}
+        self.latest[name] = mean = mean_of_tree(self.summed.tree, x, weights, places)
+        check_result("the hierarchy", mean)
+        return mean
+
     def _with_buffers(self, server: Server, w: Row, updates: Updates) -> Row:
         if not self.buffers or self.rule.clients_choose:
             return w
@@ -863,6 +913,7 @@ class Rounds(Aggregating):
         layout = server.model.layout
         at_once = server.forging is not None or self.selection.keeps_changes or self.noise.needs_all
         at_once = at_once or self.messages.division.divides
+        at_once = at_once or (self.summation is not None and self.summation.may_lose)
         if not layout.is_large or not self.rule.folds or at_once:
             return None
         return self.aggregator.fold(layout.size)

@@ -13,7 +13,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 
 from fl.errors import Diverged, SimulationError
-from fl.flower.grid_view import GridView
+from fl.flower.grid_view import GridView, Summation
 from fl.flower.private import message_of
 from fl.strategies.drivers.codec import Codec
 from fl.strategies.drivers.patience import Patience
@@ -261,6 +261,11 @@ class Tasks(Generic[Memo]):
         if self._codec is not None:
             return self._codec.send_and_receive(self._grid, messages, timeout_s)
         return list(self._grid.send_and_receive(messages, timeout=timeout_s))
+
+    @property
+    def summation(self) -> Summation | None:
+        """What adds up what clients send, on its way; see `fl.flower.grid_view.GridView`."""
+        return GridView(self._grid).summation
 
     def send_from_peers(
         self,

@@ -88,6 +88,10 @@ KEEPING = {
         *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=fedmef", "num_clients=8", "num_rounds=6"),
         *("strategy.rule.adjust_every=2", "strategy.rule.adjust_until=6"),
     ],
+    "aggregators that die": [
+        *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=hierfavg", "num_clients=8", "num_rounds=5"),
+        *("hierarchy.edges=3", "hierarchy.failure=0.2", "hierarchy.on_failure=lost"),
+    ],
     "software that takes time": [
         *(*SMALL, *HARSH_FLEET, "strategy=fedbuff", "num_clients=8", "num_rounds=6"),
         *("runtime=flower", "runtime.sustained=0.5"),
