@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fl.strategies.dpsgd import DPSGD
     from fl.strategies.drivers.asynchronous import Events
     from fl.strategies.drivers.cluster_models import ClusterModels
+    from fl.strategies.drivers.coded import CodedRounds
     from fl.strategies.drivers.decentralized import Decentralized
     from fl.strategies.drivers.driver import Driver, Traits
     from fl.strategies.drivers.exchange import Exchange
@@ -158,6 +159,7 @@ __getattr__ = lazily(
         "SparseLoCo": "fl.strategies.sparse_loco",
         "CO2": "fl.strategies.co2",
         "OverlapLocalSGD": "fl.strategies.overlap_local_sgd",
+        "CodedRounds": "fl.strategies.drivers.coded",
         "CodedScheme": "fl.strategies.coded_scheme",
         "CodedTimes": "fl.strategies.coded_times",
         "CyclicCode": "fl.strategies.gradient_codes",
@@ -289,6 +291,7 @@ __all__ = [
     "BatchTest",
     "ClusterModels",
     "Clusters",
+    "CodedRounds",
     "CodedScheme",
     "CodedTimes",
     "CosineSparseRule",

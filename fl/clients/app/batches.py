@@ -9,12 +9,38 @@ run anywhere, alone or beside others.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fl.randomness import philox_key
 
 IntArray = NDArray[np.int64]
+
+
+class Chunks(NamedTuple):
+    """Some of the chunks of equal size into which a client's examples are cut, in their order.
+
+    What does not fill the last chunk is in none. Each chunk is a batch.
+
+    Attributes:
+        first: of them, from 0.
+        of: how many chunks there are, above `first`.
+    """
+
+    first: int
+    of: int
+
+    def size(self, examples: int) -> int:
+        """Returns the examples of a chunk, of a client with so many."""
+        return examples // self.of
+
+    def rows(self, examples: int, steps: int | None) -> slice:
+        """Returns the examples of a task of so many steps; None goes on to the last chunk."""
+        size, left = self.size(examples), self.of - self.first
+        count = left if steps is None else min(steps, left)
+        return slice(self.first * size, (self.first + count) * size)
 
 
 def steps_per_epoch(examples: int, batch_size: int | None, drop_last: bool = False) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 from torch import Tensor
 
+from fl.clients.app.batches import Chunks
 from fl.clients.app.choosing import SMOOTHING_KEY, Received, model_key
 from fl.clients.app.home import Home
 from fl.clients.app.message_config import read_float, read_int
@@ -203,6 +204,11 @@ class Instructions:
         """How many examples a step is to have; None leaves it to the app."""
         return read_batch_size(self.config)
 
+    @cached_property
+    def chunks(self) -> Chunks | None:
+        """Which chunks of the client's examples the task is of; None is all of them."""
+        return read_chunks(self.config)
+
     @property
     def own_classes(self) -> bool:
         """Whether the loss is to be over the client's own classes."""
@@ -262,7 +268,7 @@ class Instructions:
         if model:
             self.models, self.server  # noqa: B018 (read and kept)
         self.limits, self.role, self.scalars, self.amount, self.fitting_steps  # noqa: B018
-        self.batch_size, self.smoothing  # noqa: B018
+        self.batch_size, self.smoothing, self.chunks  # noqa: B018
 
 
 def read_amount(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
@@ -287,6 +293,32 @@ def read_batch_size(config: Mapping[str, Any]) -> int | None:
         ConfigError: it is no number of at least 1.
     """
     return read_int(config, "batch-size", least=1)
+
+
+def read_chunks(config: Mapping[str, Any]) -> Chunks | None:
+    """Returns "chunks" and "first-chunk" of a message's configuration; None without.
+
+    Raises:
+        ConfigError: one is out of range, or there is a first one of none, or a batch size or epochs
+            beside them.
+    """
+    of = read_int(config, "chunks", least=1)
+    first = read_int(config, "first-chunk", least=0)
+    if of is None:
+        if first is not None:
+            raise ConfigError(
+                f"the message has first-chunk {first} and no 'chunks': send their number as well"
+            )
+        return None
+    if (first or 0) >= of:
+        raise ConfigError(f"the message's 'first-chunk' is {first}; it must be below chunks, {of}")
+    for key in ("batch-size", "local-epochs"):
+        if config.get(key) is not None:
+            raise ConfigError(
+                f"the message has chunks {of} and {key} {config[key]}; a chunk is a batch, and "
+                "local-steps says how many: leave the other out"
+            )
+    return Chunks(first or 0, of)
 
 
 def read_limits(config: Mapping[str, Any]) -> tuple[float | None, float | None]:
