@@ -76,7 +76,7 @@ class SRSGC(OneCode):
         """Returns job t for all in round t, or t - B for those that repeat it."""
         t, before = known.round, known.round - self.B
         of = np.full(self.n, t if t < jobs else -1)
-        if before >= 0 and not self.decodable(known, before):
+        if 0 <= before < jobs and not self.decodable(known, before):
             lacking = np.flatnonzero(known.received[before][:, 0] < 0)
             of[lacking[: len(lacking) - self.tolerated]] = before
         return Minitasks(of[:, None], np.minimum(of, 0)[:, None])
