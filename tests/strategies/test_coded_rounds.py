@@ -41,8 +41,9 @@ CASES = {
     "uncoded": ("gradient_coding", *ONE, "strategy.rule.s=0"),
     "sr_sgc": ("sr_sgc", *TWO, "strategy.rule.code=cyclic", "strategy.rule.lam=4"),
     "m_sgc": ("m_sgc", *TWO, "strategy.rule.lam=2"),
+    "batches": ("m_sgc", *TWO, "strategy.rule.lam=2", "strategy.batch_size=7"),
 }
-QUICK = ("cyclic", "m_sgc")
+QUICK = ("cyclic", "batches")
 
 
 def ran(*overrides):
@@ -58,11 +59,22 @@ def ran(*overrides):
     return experiment, run
 
 
-def descended(learning, steps):
-    """Returns the weights after steps of gradient descent on all that workers hold."""
+def descended(learning, scheme, size, steps):
+    """Returns the weights after steps of gradient descent on all that workers hold.
+
+    Or on so many examples of each chunk, one after the other.
+    """
     data, model = learning.data, learning.model()
-    x, y = data.tensors(data.train, np.unique(data.partitions.indices))
-    for _ in range(steps):
+    chunks = {}
+    for i in range(N):
+        held = np.concatenate([scheme.chunks(part)[i] for part in range(scheme.parts)])
+        chunks |= dict(zip(held, data.partitions[i].reshape(len(held), -1), strict=True))
+    every = np.array(list(chunks.values()))
+    assert len(every) == scheme.num_chunks
+    size = size or every.shape[1]
+    for t in range(steps):
+        rows = every[:, np.arange(t * size, (t + 1) * size) % every.shape[1]].ravel()
+        x, y = data.tensors(data.train, rows)
         model.zero_grad()
         cross_entropy(model(x), y).backward()
         with torch.no_grad():
@@ -81,7 +93,9 @@ def test_models_move_as_by_gradient_descent_on_all_data(case):
     assert late == (case != "uncoded")
     tasks = experiment.tasks or {"": experiment}
     for i, (name, one) in enumerate(tasks.items()):
-        for entry, w in descended(one, len(range(i, JOBS, len(tasks)))).items():
+        steps = len(range(i, JOBS, len(tasks)))
+        strategy = experiment.strategy
+        for entry, w in descended(one, strategy.rule, strategy.batch_size, steps).items():
             key = f"{name}/{entry}" if name else entry
             np.testing.assert_allclose(run.arrays[key].numpy(), w, rtol=2e-4, atol=2e-5)
 

@@ -296,19 +296,21 @@ def read_batch_size(config: Mapping[str, Any]) -> int | None:
 
 
 def read_chunks(config: Mapping[str, Any]) -> Chunks | None:
-    """Returns "chunks" and "first-chunk" of a message's configuration; None without.
+    """Returns "chunks" and what belongs to it in a message's configuration; None without.
 
     Raises:
-        ConfigError: one is out of range, or there is a first one of none, or a batch size or epochs
-            beside them.
+        ConfigError: a number is out of range, or of no chunks, or there is a batch size or a number
+            of epochs beside them.
     """
     of = read_int(config, "chunks", least=1)
-    first = read_int(config, "first-chunk", least=0)
+    keys = {"first-chunk": 0, "chunk-examples": 1, "chunk-begin": 0}  # to the least
+    first, take, begin = (read_int(config, key, least=least) for key, least in keys.items())
     if of is None:
-        if first is not None:
-            raise ConfigError(
-                f"the message has first-chunk {first} and no 'chunks': send their number as well"
-            )
+        for key in keys:
+            if config.get(key) is not None:
+                raise ConfigError(
+                    f"the message has {key} {config[key]} and no 'chunks': send their number too"
+                )
         return None
     if (first or 0) >= of:
         raise ConfigError(f"the message's 'first-chunk' is {first}; it must be below chunks, {of}")
@@ -318,7 +320,7 @@ def read_chunks(config: Mapping[str, Any]) -> Chunks | None:
                 f"the message has chunks {of} and {key} {config[key]}; a chunk is a batch, and "
                 "local-steps says how many: leave the other out"
             )
-    return Chunks(first or 0, of)
+    return Chunks(first or 0, of, take, begin or 0)
 
 
 def read_limits(config: Mapping[str, Any]) -> tuple[float | None, float | None]:

@@ -100,8 +100,7 @@ class Planner:
         batch_size = self.batch_size(instructions.batch_size)
         if (chunks := instructions.chunks) is not None:
             batch_size = chunks.size(examples) or None
-            rows = chunks.rows(examples, instructions.amount[1])
-            examples = rows.stop - rows.start
+            examples = chunks.count(instructions.amount[1]) * (batch_size or 0)
         steps = self.steps(instructions.amount, examples, batch_size)
         once = role.gradients_once * self._covered(min(steps, 1), examples, batch_size)
         once *= self._flops.training

@@ -63,6 +63,8 @@ _OBEYED = (
     "batch-size",
     "chunks",
     "first-chunk",
+    "chunk-examples",
+    "chunk-begin",
     "local-epochs",
     "local-steps",
     "deadline-s",
@@ -103,6 +105,8 @@ class TrainingApp(ClientApp, PlannedApp):
     "chunks" in the place of a batch size cuts the client's examples, in the order of the data, into
     so many batches of equal size, of which the task takes as many as there are steps, from
     "first-chunk" (0) on: what several clients hold, they go through alike. Whatever `shuffle`.
+    "chunk-examples" makes a batch of so many of a chunk, which follow those that were taken before,
+    "chunk-begin" (0) of them, round the chunk.
 
     A message may carry several models: the client goes on with the one that has the lowest loss on
     its training examples, or with a mixture of them, see `fl.clients.app.choosing`.
@@ -631,7 +635,7 @@ class TrainingApp(ClientApp, PlannedApp):
         batch_size, chunks = self._planner.batch_size(instructions.batch_size), instructions.chunks
         if chunks is not None:
             batch_size = chunks.size(len(rows)) or None
-            rows = rows[chunks.rows(len(rows), instructions.amount[1])]
+            rows = chunks.rows(rows, instructions.amount[1])
         models = [self.home.completed(*model, state) for model in instructions.models]
         chosen, mixture = 0, None
         if instructions.smoothing is None:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 
-from fl.checks import is_a, not_negative
+from fl.checks import at_least, is_a, not_negative
 from fl.clients import CodedGradient
 from fl.clients.app.task_app import TASK_KEY
 from fl.clients.coded_gradient import COEFFICIENTS_KEY
@@ -81,7 +81,9 @@ class CodedRounds(EventDriven):
     A round begins with one message to a worker for each of its minitasks: the model of the job,
     which of the worker's chunks, and the coefficients of their gradients. It replies with one
     vector. Workers hold what `fl.data.partition.coded` gives them, and run
-    `fl.clients.CodedGradient`.
+    `fl.clients.CodedGradient`. With a batch size a job is of so many examples of each chunk, in
+    turn, so that a step is along the mean gradient of num_chunks times as many; they come back in
+    the same order.
 
     Workers that take longer than 1 + mu times the first are stragglers, as are those that fail or
     are not there. If the scheme admits them the round ends then, and they are told to stop;
@@ -102,6 +104,7 @@ class CodedRounds(EventDriven):
     Args:
         rule: the scheme.
         optimizer: steps each model along the mean gradient of all data; None is SGD of rate 0.1.
+        batch_size: examples of a chunk that a job takes; None takes all.
         mu: tolerance of a round, at least 0.
         wait_out: see above.
         **events: arguments of `EventDriven` but `concurrency` and `patience`.
@@ -120,6 +123,7 @@ class CodedRounds(EventDriven):
         rule: CodedScheme,
         *,
         optimizer: OuterOptimizer | None = None,
+        batch_size: int | None = None,
         mu: float = 1.0,
         wait_out: WaitOut = "all",
         **events: Any,
@@ -127,9 +131,12 @@ class CodedRounds(EventDriven):
         super().__init__(rule, concurrency=None, patience=None, **events)
         self.optimizer = OuterSgd(0.1, 0.0, False) if optimizer is None else optimizer
         is_a("optimizer", self.optimizer, OuterOptimizer)
+        if batch_size is not None:
+            at_least("batch_size", batch_size, 1)
         not_negative("mu", mu)
         if wait_out not in ("all", "enough"):
             raise ConfigError(f"wait_out is {wait_out!r}; it must be 'all' or 'enough'")
+        self.batch_size = batch_size
         self.mu = mu
         self.wait_out = wait_out
 
@@ -153,16 +160,21 @@ class CodedRounds(EventDriven):
 
     def config(self) -> Mapping[str, Any]:
         """Returns what messages say beside the model, of a part that is no combination."""
-        return self._config(0, 1.0)
+        return self._config(0, 0, 1.0)
 
-    def _config(self, part: int, coefficients: float | tuple[float, ...]) -> dict[str, Any]:
+    def _config(
+        self, step: int, part: int, coefficients: float | tuple[float, ...]
+    ) -> dict[str, Any]:
         pieces = self.rule.pieces
-        return {
+        config = {
             "local-steps": pieces,
             "chunks": self.rule.parts * pieces,
             "first-chunk": part * pieces,
             COEFFICIENTS_KEY: coefficients,
         }
+        if self.batch_size is not None:
+            config |= {"chunk-examples": self.batch_size, "chunk-begin": step * self.batch_size}
+        return config
 
     def cohort(self, num_clients: int) -> int:
         """Returns how many are asked at a time: all."""
@@ -276,7 +288,7 @@ class CodedRounds(EventDriven):
             told.setdefault((job, part, self._coefficients(i, part)), []).append((i, m))
         for (job, part, coefficients), places in told.items():
             own = self.servers[job % len(self.servers)]
-            config = self._config(part, coefficients)
+            config = self._config(job // len(self.servers), part, coefficients)
             if own.name:
                 config[TASK_KEY] = own.name
             sent = own.send([nodes[i] for i, _ in places], config, kind=own.name)
