@@ -60,6 +60,7 @@ RANKS = ["flexlora"]  # whose clients have adapters of several ranks
 PARTIAL = ["heterofl", "fedrolex", "random_submodels", "every_parameter_matters"]
 SPARSE = ["fedmef", "fedtiny", "feddst", "prunefl"]  # whose clients hold one part
 LOCAL = ["fedper", "fedrep", "fedbn", "lg_fedavg"]  # no server has the whole model
+CODED = ["gradient_coding", "sr_sgc", "m_sgc"]
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
 EVENTS = [
     "fedbuff",
@@ -111,6 +112,7 @@ EVERY = [
         *ROUNDED,
         *EVENTS,
         *TASKS,
+        *CODED,
         *POLLING,
         *SERVERLESS,
         *OUTER,
@@ -125,6 +127,7 @@ MODELS = {
     ],
     "fedbn": ["model=resnet8", "model.channels=[4,4,4]"],  # which has layers that normalise
     "hierfavg": ["hierarchy.edges=2"],
+    "gradient_coding": ["partition=coded"],
     "fedtiny": ["strategy.rule.candidates=1"],  # or its first rounds train nothing
 }
 

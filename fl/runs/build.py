@@ -249,6 +249,8 @@ def _joined(
                     f"selection._target_ is {config.selection._target_}, which goes by clients' "
                     f"accuracy, and {data.name!r} is for regression: choose another selection"
                 ]
+            with problems.noted(), blaming(place, "partition"):
+                strategy.check_partitions(data.partitions)
             with blaming(place, "client"):
                 app.check_batches(says, least)
                 app.check_steps(says)

@@ -17,6 +17,7 @@ from flwr.serverapp import strategy as flower
 from fl.checks import read_if
 from fl.clients import (
     AnchorSampling,
+    CodedGradient,
     Descent,
     Direction,
     Gradient,
@@ -187,7 +188,7 @@ REFUSALS = (
         lambda c: (
             c.rule is not None
             and c.steps_by_gradients
-            and not isinstance(c.rule, Gradient | Direction | Descent)
+            and not isinstance(c.rule, Gradient | Direction | Descent | CodedGradient)
         ),
         "client.rule is {rule}",
         "{strategy} steps by the mean of what clients send, and the mean of its steps, which are "
@@ -203,7 +204,9 @@ REFUSALS = (
     ),
     Refusal(
         "Clients that send gradients and strategies that combine models",
-        lambda c: isinstance(c.rule, Gradient | Direction) and not c.steps_by_gradients,
+        lambda c: (
+            isinstance(c.rule, Gradient | Direction | CodedGradient) and not c.steps_by_gradients
+        ),
         "client.rule is {rule}",
         "it trains nothing, and {strategy} combines trained models",
         "use it with strategy=data_parallel, gradient_tracking, d2, extra, beer, onebit_adam, demo "
@@ -212,11 +215,36 @@ REFUSALS = (
     Refusal(
         "Vectors beside the model that only one end knows",
         lambda c: (
-            bool(c.lacking) and c.steps_by_gradients == isinstance(c.rule, Gradient | Direction)
+            bool(c.lacking)
+            and c.steps_by_gradients == isinstance(c.rule, Gradient | Direction | CodedGradient)
         ),
         "{client}",
         "of it and {strategy} only one knows the vector {lacking!r}",
         "{fitting}, or choose {home}",
+    ),
+    Refusal(
+        "Compressors and combinations that the server decodes",
+        lambda c: c.uplink is not None and c.traits.combinations,
+        "compressor is {uplink}",
+        "what a compressor changes of a combination is multiplied when {strategy} decodes it, and "
+        "what several workers send of one chunk does not cancel any more",
+        "leave compressor out",
+    ),
+    Refusal(
+        "A downlink and combinations that the server decodes",
+        lambda c: c.downlink is not None and c.traits.combinations,
+        "downlink is {downlink}",
+        "workers of {strategy} that hold the same chunk must compute its gradient at the very same "
+        "model, and a compressed downlink leaves those that missed a message with another",
+        "leave downlink out",
+    ),
+    Refusal(
+        "Attacks on updates and combinations that the server decodes",
+        lambda c: c.attack is not None and c.traits.combinations,
+        "attack is {attack}",
+        "a forged combination spoils the whole sum that {strategy} decodes, and no aggregator sees "
+        "the gradients that it is made of",
+        "use an attack on data, such as label_flip, or strategy=backup_workers",
     ),
     Refusal(
         "Compressors and parts that lack single weights",
@@ -292,8 +320,8 @@ REFUSALS = (
         "Servers that are for one client rule, and clients with another",
         lambda c: c.rule is not None and c.another_rule,
         "client.rule is {rule}",
-        "the server of {strategy} is for clients with {needed}, and with others it is a mean that "
-        "weighs all the same",
+        "the server of {strategy} is for clients with {needed}, and makes something else of what "
+        "others send",
         "leave client as the strategy chooses it, or use strategy=fedavg",
     ),
     Refusal(

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from fl.strategies.choco import CHOCO
     from fl.strategies.clusters import Clusters
     from fl.strategies.co2 import CO2
+    from fl.strategies.coded_scheme import CodedScheme
+    from fl.strategies.coded_times import CodedTimes, fastest, replayed
     from fl.strategies.d2 import D2
     from fl.strategies.data_parallel import DataParallel
     from fl.strategies.dbw import DBW
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from fl.strategies.dpsgd import DPSGD
     from fl.strategies.drivers.asynchronous import Events
     from fl.strategies.drivers.cluster_models import ClusterModels
+    from fl.strategies.drivers.coded import CodedRounds
     from fl.strategies.drivers.decentralized import Decentralized
     from fl.strategies.drivers.driver import Driver, Traits
     from fl.strategies.drivers.exchange import Exchange
@@ -77,6 +80,8 @@ if TYPE_CHECKING:
     from fl.strategies.flexlora import FlexLoRA
     from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
     from fl.strategies.gossip_rule import GossipRule, LocalTraining, PairRule, TreeRule
+    from fl.strategies.gradient_codes import CyclicCode, GradientCode, RepetitionCode
+    from fl.strategies.gradient_coding import GradientCoding
     from fl.strategies.gradient_rule import GradientRule
     from fl.strategies.gradient_tracking import GradientTracking
     from fl.strategies.hierfavg import HierFAVG
@@ -103,6 +108,7 @@ if TYPE_CHECKING:
     from fl.strategies.sa_srrw import SASRRW
     from fl.strategies.savic import SAVIC
     from fl.strategies.scaffold import SCAFFOLD
+    from fl.strategies.sequential_gradient_coding import MSGC, SRSGC
     from fl.strategies.server_training import ServerTraining
     from fl.strategies.sgp import SGP
     from fl.strategies.simultaneous_rule import SimultaneousRule
@@ -155,6 +161,17 @@ __getattr__ = lazily(
         "SparseLoCo": "fl.strategies.sparse_loco",
         "CO2": "fl.strategies.co2",
         "OverlapLocalSGD": "fl.strategies.overlap_local_sgd",
+        "CodedRounds": "fl.strategies.drivers.coded",
+        "CodedScheme": "fl.strategies.coded_scheme",
+        "CodedTimes": "fl.strategies.coded_times",
+        "CyclicCode": "fl.strategies.gradient_codes",
+        "GradientCode": "fl.strategies.gradient_codes",
+        "GradientCoding": "fl.strategies.gradient_coding",
+        "MSGC": "fl.strategies.sequential_gradient_coding",
+        "RepetitionCode": "fl.strategies.gradient_codes",
+        "SRSGC": "fl.strategies.sequential_gradient_coding",
+        "fastest": "fl.strategies.coded_times",
+        "replayed": "fl.strategies.coded_times",
         "Answers": "fl.strategies.event_rule",
         "Arrivals": "fl.strategies.event_rule",
         "AsyncFedAvg": "fl.strategies.async_fedavg",
@@ -260,11 +277,13 @@ __all__ = [
     "FAVAS",
     "IFCA",
     "MIFA",
+    "MSGC",
     "NODE_METRICS",
     "SASRRW",
     "SAVIC",
     "SCAFFOLD",
     "SGP",
+    "SRSGC",
     "Answers",
     "Arrivals",
     "AsyncDiLoCo",
@@ -274,7 +293,11 @@ __all__ = [
     "BatchTest",
     "ClusterModels",
     "Clusters",
+    "CodedRounds",
+    "CodedScheme",
+    "CodedTimes",
     "CosineSparseRule",
+    "CyclicCode",
     "DFedAvg",
     "DataParallel",
     "Decentralized",
@@ -317,6 +340,8 @@ __all__ = [
     "Foreign",
     "Gossip",
     "GossipRule",
+    "GradientCode",
+    "GradientCoding",
     "GradientRule",
     "GradientTracking",
     "HierFAVG",
@@ -350,6 +375,7 @@ __all__ = [
     "QuAFL",
     "RelaySGD",
     "RennalaSGD",
+    "RepetitionCode",
     "Replicas",
     "RingmasterASGD",
     "RoundRule",
@@ -372,4 +398,6 @@ __all__ = [
     "WalkRule",
     "Walks",
     "driver_of",
+    "fastest",
+    "replayed",
 ]

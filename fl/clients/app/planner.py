@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fl.clients.app.batches import covered_examples, steps_per_epoch
-from fl.clients.app.inbox import Instructions, read_amount, read_batch_size
+from fl.clients.app.inbox import Instructions, read_amount, read_batch_size, read_chunks
 from fl.clients.app.message_config import read_int
 from fl.clients.rule import Adaptation, Rule
 from fl.data import FederatedData
@@ -98,6 +98,9 @@ class Planner:
         examples = self._data.size(partition)
         role = instructions.role  # refuses now what the client would refuse later
         batch_size = self.batch_size(instructions.batch_size)
+        if (chunks := instructions.chunks) is not None:
+            batch_size = chunks.size(examples) or None
+            examples = chunks.count(instructions.amount[1]) * (batch_size or 0)
         steps = self.steps(instructions.amount, examples, batch_size)
         once = role.gradients_once * self._covered(min(steps, 1), examples, batch_size)
         once *= self._flops.training
@@ -221,9 +224,17 @@ class Planner:
         """
         if least == 1:
             return
-        amount = read_amount(config)
+        amount, chunks = read_amount(config), read_chunks(config)
         batch_size = self.batch_size(read_batch_size(config))
         for partition, size in enumerate(self._data.partitions.sizes.tolist()):
+            if chunks is not None:
+                if (each := chunks.size(size)) >= least:
+                    continue
+                raise ConfigError(
+                    f"the model can only be trained on batches of at least {least} examples, and "
+                    f"the {chunks.of} chunks of client {partition} have {each}: use a model "
+                    "without batch normalisation, or fewer clients"
+                )
             steps = self.steps(amount, size, batch_size)
             epoch = steps_per_epoch(size, batch_size, self._drop_last)
             whole = self._covered(epoch - 1, size, batch_size)

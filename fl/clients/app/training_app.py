@@ -26,6 +26,7 @@ from fl.clients.app.inbox import (
     Instructions,
     read_amount,
     read_batch_size,
+    read_chunks,
     read_fitting_steps,
     read_limits,
     read_memory,
@@ -60,6 +61,10 @@ from fl.vectors.rows import as_row, as_tensor
 _KINDS = ("train", "train.default")
 _OBEYED = (
     "batch-size",
+    "chunks",
+    "first-chunk",
+    "chunk-examples",
+    "chunk-begin",
     "local-epochs",
     "local-steps",
     "deadline-s",
@@ -91,11 +96,17 @@ class TrainingApp(ClientApp, PlannedApp):
       predict with (`Rule.personal`), fine-tuned first if the message says so (`read_fine_tuning`).
       The client keeps nothing of that. A model that comes as it is is taken so, whatever the
       downlink.
-    - `query`: replies with "num-examples" and "num-partitions".
+    - `query`: replies with "num-examples", "num-partitions" and its "partition-id".
 
     A message's configuration (content["config"]) may set, for its task, "lr", "proximal-mu" (if the
     rule has one), "batch-size", one of "local-epochs" and "local-steps", and one of "deadline-s"
     and "elapsed-s". Other keys are somebody else's and are ignored.
+
+    "chunks" in the place of a batch size cuts the client's examples, in the order of the data, into
+    so many batches of equal size, of which the task takes as many as there are steps, from
+    "first-chunk" (0) on: what several clients hold, they go through alike. Whatever `shuffle`.
+    "chunk-examples" makes a batch of so many of a chunk, which follow those that were taken before,
+    "chunk-begin" (0) of them, round the chunk.
 
     A message may carry several models: the client goes on with the one that has the lowest loss on
     its training examples, or with a mixture of them, see `fl.clients.app.choosing`.
@@ -352,6 +363,7 @@ class TrainingApp(ClientApp, PlannedApp):
         self._inbox.scalars({"server-round": 1, **config})
         read_amount(config)
         read_batch_size(config)
+        read_chunks(config)
         read_limits(config)
 
     def check_batches(self, config: Mapping[str, Any], least: int) -> None:
@@ -390,6 +402,8 @@ class TrainingApp(ClientApp, PlannedApp):
             return "local_epochs", "local_steps"
         if key == "batch-size":
             return ("batch_size",)
+        if key == "chunks":
+            return "batch_size", "shuffle", "drop_last"
         parts = {"rule": self.optimizer, "correction": self.correction}
         return tuple(
             f"{place}.{name}"
@@ -412,7 +426,12 @@ class TrainingApp(ClientApp, PlannedApp):
         instructions: Instructions = request.payload.read_by(self)
         of_classes = instructions.own_classes
         role = instructions.role.name
-        return "train", instructions.first_step, instructions.batch_size, role, of_classes
+        batch_size, chunks = instructions.batch_size, instructions.chunks
+        if chunks is not None:
+            partition = request.client % run.num_partitions % self.data.num_partitions
+            batch_size = chunks.size(self.data.size(partition))
+        first = instructions.first_step
+        return "train", first, batch_size, chunks is None, role, of_classes
 
     def why_alone(self, request: Request) -> str | None:
         """Returns why a request cannot be answered together with others, or None if it can."""
@@ -613,6 +632,10 @@ class TrainingApp(ClientApp, PlannedApp):
                 f"deployment, set {SEED_KEY} under [tool.flwr.app.config] in pyproject.toml"
             )
         rows = self.data.rows(partition % self.data.num_partitions, sent_s)
+        batch_size, chunks = self._planner.batch_size(instructions.batch_size), instructions.chunks
+        if chunks is not None:
+            batch_size = chunks.size(len(rows)) or None
+            rows = chunks.rows(rows, instructions.amount[1])
         models = [self.home.completed(*model, state) for model in instructions.models]
         chosen, mixture = 0, None
         if instructions.smoothing is None:
@@ -634,8 +657,9 @@ class TrainingApp(ClientApp, PlannedApp):
             memory=read_memory(state),
             scalars={},
             steps=0,
-            batch_size=self._planner.batch_size(instructions.batch_size),
+            batch_size=batch_size,
             deadline_s=None,
+            in_order=chunks is not None,
             model=chosen if len(models) > 1 and mixture is None else None,
             mixture=mixture,
         )
@@ -725,9 +749,15 @@ class TrainingApp(ClientApp, PlannedApp):
         return as_tensor(task.row), carried_tensors(task.carried)
 
     def _query(self, message: Message, context: Context) -> Message:
-        count = self.data.size(read_partition(context) % self.data.num_partitions)
+        partition = read_partition(context)
+        count = self.data.size(partition % self.data.num_partitions)
         return metrics_reply(
-            message, {"num-examples": count, "num-partitions": self.data.num_partitions}
+            message,
+            {
+                "num-examples": count,
+                "num-partitions": self.data.num_partitions,
+                "partition-id": partition,
+            },
         )
 
     @cached_property

@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Strategy
 from fl.checks import at_least, is_a, positive
 from fl.clients import Downlink, Rule, Uplink
 from fl.compression import Channel
+from fl.data import Partitions
 from fl.errors import ConfigError
 from fl.strategies.drivers.exchange import Exchange
 
@@ -30,6 +31,8 @@ class Traits:
         meets: whom a client exchanges with: a server, its neighbours, or all others in a ring.
         sends: what a client sends: a model it has trained, a gradient of the loss, or the payload
             of a method that compresses by itself.
+        combinations: whether what a client sends is a linear combination that only the server can
+            undo, together with those of others.
         compressors: whether any of them carries what clients send, or none.
         downlink: whether a compressor carries what they receive.
         topology: whether there is one.
@@ -61,6 +64,7 @@ class Traits:
 
     meets: Literal["server", "peers", "ring"] = "server"
     sends: Literal["model", "gradient", "payload"] = "model"
+    combinations: bool = False
     compressors: Literal["none", "any"] = "any"
     downlink: bool = True
     topology: bool = False
@@ -182,6 +186,9 @@ class Driver(Strategy):
 
     def check_answers(self, seconds: float) -> None:
         """Raises ConfigError if answers that take so many s, however small, are not awaited."""
+
+    def check_partitions(self, partitions: Partitions) -> None:
+        """Raises ConfigError if it can make nothing of what clients hold."""
 
     def check_rounds(self, num_rounds: int) -> None:
         """Raises ConfigError if it can make nothing of so many rounds."""

@@ -310,6 +310,10 @@ class EventDriven(RuleDriver):
         """Returns the name of the model that a task began with, where there are several."""
         return ""
 
+    def length_of(self, task: Task[Sent]) -> int:
+        """Returns p, the length of the vectors that the method `needs` of a task."""
+        return self.trained
+
     def why_in_vain(self, name: str = "") -> NoStep:
         """Returns why the latest updates of a model are of no use."""
         if self.diverged[name]:
@@ -333,7 +337,7 @@ class EventDriven(RuleDriver):
             return None, reply.error.reason or "an error without a reason"
         try:
             update = server.model.read(
-                task, reply, self.arrayrecord_key, server.now, self.needs, self.trained
+                task, reply, self.arrayrecord_key, server.now, self.needs, self.length_of(task)
             )
             reply.content.pop(self.arrayrecord_key)  # or it waits with the others of its instant
             return update, ""
