@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fl.strategies.data_parallel import DataParallel
     from fl.strategies.dbw import DBW
     from fl.strategies.dfedavg import DFedAvg
+    from fl.strategies.dimat import DIMAT
     from fl.strategies.diloco import DiLoCo
     from fl.strategies.dpsgd import DPSGD
     from fl.strategies.drivers.asynchronous import Events
@@ -160,6 +161,7 @@ __getattr__ = lazily(
         "BackupWorkers": "fl.strategies.backup_workers",
         "BatchTest": "fl.strategies.adaptive_batch",
         "DFedAvg": "fl.strategies.dfedavg",
+        "DIMAT": "fl.strategies.dimat",
         "D2": "fl.strategies.d2",
         "DataParallel": "fl.strategies.data_parallel",
         "Decentralized": "fl.strategies.drivers.decentralized",

@@ -125,6 +125,10 @@ class Decentralized(RuleDriver):
         """The number of nodes."""
         return self.topology.num_nodes
 
+    def first(self, swarm: Swarm) -> list[Row]:
+        """Returns the model that each node begins with, shape (d,): the initial one."""
+        return [swarm.w] * self.n
+
     @abstractmethod
     def run(self, swarm: Swarm, num_rounds: int) -> None:
         """Runs the method; calls `evaluate` after each round."""
@@ -200,7 +204,7 @@ class Decentralized(RuleDriver):
                 result.evaluate_metrics_serverapp[t] = metrics
 
         self._evaluate = evaluate
-        self.evaluate(0, [swarm.w] * self.n)  # which all have
+        self.evaluate(0, self.first(swarm))
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is left out
             self.run(swarm, num_rounds)
         return result

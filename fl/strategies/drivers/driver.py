@@ -52,6 +52,8 @@ class Traits:
         of_adapters: whether these are parts of adapters beside frozen weights.
         client_rule: that the server is for; None is any.
         alone: whether there is nobody to send to.
+        merges: how clients match the units of models that they merge, as `fl.clients.app.merging`
+            has it; "" if they merge none.
         known: whether all this is known; anybody's strategy may send what it likes.
     """
 
@@ -75,6 +77,7 @@ class Traits:
     of_adapters: bool = False
     client_rule: type[Rule] | None = None
     alone: bool = False
+    merges: Literal["", "activations", "weights", "order"] = ""
     known: bool = True
 
     @property
