@@ -79,6 +79,7 @@ SERVERLESS = [
     "dfedavg",
     "dfedavgm",
     "dfedsam",
+    "dimat",
     "sgp",
     "choco",
     "relaysgd",

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from fl.strategies.data_parallel import DataParallel
     from fl.strategies.dbw import DBW
     from fl.strategies.dfedavg import DFedAvg
-    from fl.strategies.dimat import DIMAT
     from fl.strategies.diloco import DiLoCo
+    from fl.strategies.dimat import DIMAT
     from fl.strategies.dpsgd import DPSGD
     from fl.strategies.drivers.asynchronous import Events
     from fl.strategies.drivers.cluster_models import ClusterModels
@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     from fl.strategies.fedvarp import FedVARP
     from fl.strategies.flexlora import FlexLoRA
     from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
-    from fl.strategies.gossip_rule import GossipRule, LocalTraining, PairRule, TreeRule
+    from fl.strategies.gossip_rule import GossipRule, LocalTraining, MergingRule, PairRule, TreeRule
     from fl.strategies.gradient_rule import GradientRule
     from fl.strategies.gradient_tracking import GradientTracking
     from fl.strategies.ifca import IFCA
@@ -218,6 +218,7 @@ __getattr__ = lazily(
         "ParameterServer": "fl.strategies.drivers.parameter_server",
         "Polling": "fl.strategies.drivers.polling",
         "PollingRule": "fl.strategies.event_rule",
+        "MergingRule": "fl.strategies.gossip_rule",
         "LocalTraining": "fl.strategies.gossip_rule",
         "QFedAvg": "fl.strategies.qfedavg",
         "ProxSkip": "fl.strategies.proxskip",
@@ -254,6 +255,7 @@ __all__ = [
     "CO2",
     "D2",
     "DBW",
+    "DIMAT",
     "DPSGD",
     "EXTRA",
     "FADAS",
@@ -323,6 +325,7 @@ __all__ = [
     "LinearScaling",
     "LocalSGD",
     "LocalTraining",
+    "MergingRule",
     "MoNNA",
     "MultiMomentum",
     "NodeModels",

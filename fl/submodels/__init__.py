@@ -8,7 +8,7 @@ from fl.submodels.federated_dropout import FederatedDropout
 from fl.submodels.fedrolex import FedRolex
 from fl.submodels.filters import Filter, Filters, Resizing
 from fl.submodels.heterofl import HeteroFL
-from fl.submodels.matching import Matching, Orders, assigned, indices
+from fl.submodels.matching import Orders, Partners, assigned, indices
 from fl.submodels.sparse_mask import (
     Layer,
     Mask,
@@ -60,8 +60,8 @@ __all__ = [
     "InTurn",
     "Layer",
     "Mask",
-    "Matching",
     "Orders",
+    "Partners",
     "Place",
     "Redrawn",
     "Resizing",

@@ -5,7 +5,7 @@ belong to them. So of models that were trained apart, unit u of one is as a rule
 other, and their mean is none of both. Matching finds for each unit its partner, by what weights the
 units have or by when they are active, and puts them in the partners' order.
 
-A matching is, for each layer of `Units`, an array pi of shape (K,): unit u of the one model is unit
+Partners are, for each layer of `Units`, an array pi of shape (K,): unit u of the one model is unit
 pi[u] of the other.
 """
 
@@ -23,7 +23,7 @@ from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
 
 Order = NDArray[np.int64]
-Matching = Mapping[str, Order]
+Partners = Mapping[str, Order]
 
 _SWEEPS = 100
 
@@ -78,18 +78,18 @@ class Orders:
         still = {entry.name for entry in layout.statistics}
         self._weights = {name: at for name, at in self._places.items() if name not in still}
 
-    def applied(self, w: Row, matching: Matching) -> Row:
+    def applied(self, w: Row, partners: Partners) -> Row:
         """Returns a model with its units in the order of their partners: it computes the same.
 
         Args:
             w: the model, shape (d,); not changed.
-            matching: unit u of what is returned is unit pi[u] of w; layers left out stay.
+            partners: unit u of what is returned is unit pi[u] of w; layers left out stay.
         """
         row = w.copy()
         for name in self._places:
             entry = self._entries[name]
             numbers = row[entry.offset : entry.offset + entry.size].reshape(entry.shape)
-            numbers[...] = self._permuted(name, numbers, matching)
+            numbers[...] = self._permuted(name, numbers, partners)
         return row
 
     def by_weights(self, a: Row, b: Row, rng: np.random.Generator) -> dict[str, Order]:
@@ -97,8 +97,8 @@ class Orders:
 
         One layer after the other, in an order drawn anew for each sweep, takes the pi that
         maximises the inner product of a with b in that order, given those of the others, until no
-        layer's changes: Ainsworth, Hayase, Srinivasa, "Git Re-Basin", arXiv:2209.04836, Algorithm 1.
-        Statistics of normalisation layers do not count.
+        layer's changes: Ainsworth, Hayase, Srinivasa, "Git Re-Basin", arXiv:2209.04836, Algorithm
+        1. Statistics of normalisation layers do not count.
 
         Args:
             a: a model, shape (d,), finite.
@@ -118,7 +118,7 @@ class Orders:
                 break
         return pi
 
-    def _best(self, layer: str, a: Row, b: Row, pi: Matching) -> Order:
+    def _best(self, layer: str, a: Row, b: Row, pi: Partners) -> Order:
         K = self.units[layer].width
         R = np.zeros((K, K))
         for name, places in self._weights.items():
@@ -138,7 +138,7 @@ class Orders:
         return best if gain > 1e-9 * np.abs(R[each, now]).sum() + 1e-12 else now
 
     def _permuted(
-        self, name: str, numbers: NDArray[np.float32], pi: Matching, but: int | None = None
+        self, name: str, numbers: NDArray[np.float32], pi: Partners, but: int | None = None
     ) -> NDArray[np.float32]:
         for dim, layer, where in self._places[name]:
             if layer not in pi or dim == but:

@@ -31,6 +31,7 @@ from fl.topologies.weights import (
 )
 
 __all__ = [
+    "MATCHA",
     "BaseGraph",
     "Complete",
     "DirectedRing",
@@ -38,7 +39,6 @@ __all__ = [
     "ExponentialGraph",
     "Hypercube",
     "Isolated",
-    "MATCHA",
     "Lazy",
     "LazyMetropolis",
     "MaxDegree",

@@ -1,6 +1,6 @@
 """MATCHA: links that are used the more often, the more they matter for how fast nodes agree.
 
-Wang, Sahu, Yang, Joshi, Kar, "MATCHA: Speeding Up Decentralized SGD via Matching Decomposition
+Wang, Sahu, Yang, Joshi, Kar, "MATCHA: Speeding Up Decentralized SGD via Pairing Decomposition
 Sampling", arXiv:1905.09435, section 3; the authors' code, github.com/JYWa/MATCHA.
 """
 
@@ -23,7 +23,7 @@ from fl.randomness import generator
 from fl.topologies.topology import Topology
 from fl.topologies.weights import Stochasticity
 
-Matching = list[tuple[int, int]]
+Pairing = list[tuple[int, int]]
 Matrix = NDArray[np.float64]
 
 _GAP = 1e-6  # of lambda_2, relative, between the probabilities that are taken and the best
@@ -52,9 +52,9 @@ class MATCHA(Topology):
     average. `budget` 1 uses every link in every round.
 
     A graph of largest degree D has D or D + 1 matchings (Vizing), which Misra and Gries' algorithm
-    finds. The authors' code takes perfect matchings first, and p from a semidefinite programme. Here
-    p is the limit of linear ones, Kelley's cutting planes, within 1e-6 of the best lambda_2, as that
-    is the least v^T (sum_j p_j L_j) v of unit vectors v of sum 0.
+    finds. The authors' code takes perfect matchings first, and p from a semidefinite programme.
+    Here p is the limit of linear ones, Kelley's cutting planes, within 1e-6 of the best lambda_2,
+    as that is the least v^T (sum_j p_j L_j) v of unit vectors v of sum 0.
 
     Attributes:
         num_nodes: n, at least 2.
@@ -102,7 +102,7 @@ class MATCHA(Topology):
         return True
 
     @cached_property
-    def matchings(self) -> list[Matching]:
+    def matchings(self) -> list[Pairing]:
         """The M matchings that the graph is cut into, their edges (a, b), a < b, in order."""
         return matchings_of(self.base.graph(0))
 
@@ -153,7 +153,7 @@ class MATCHA(Topology):
         return csr_array((values, places), shape=(n, n))
 
 
-def matchings_of(graph: nx.Graph) -> list[Matching]:
+def matchings_of(graph: nx.Graph) -> list[Pairing]:
     """Returns matchings that have every edge of a graph once: at most one more than its degree.
 
     Misra, Gries: A constructive proof of Vizing's theorem, Inf. Proc. Letters 41 (1992). Edges are
@@ -197,7 +197,7 @@ def matchings_of(graph: nx.Graph) -> list[Matching]:
         for w, c_of_next in zip(fan[:k], moved, strict=True):
             paint(u, w, c_of_next)
         paint(u, fan[k], d)
-    found: dict[int, Matching] = {}
+    found: dict[int, Pairing] = {}
     for (a, b), c in sorted(colour.items()):
         if a < b:
             found.setdefault(c, []).append((a, b))

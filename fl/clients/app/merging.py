@@ -25,7 +25,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from flwr.app import Array
 from numpy.typing import NDArray
 from torch import Tensor, nn
 

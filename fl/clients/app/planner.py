@@ -74,8 +74,8 @@ class Planner:
         Training is charged forward and backward FLOPs for every example of every step (times the
         rule's gradients per step; and of the first, what the rule does once), evaluation forward
         FLOPs and those of the training that it takes, a query nothing. To choose one of k models
-        takes forward FLOPs of each for all of the client's training examples, and to merge them those
-        of the passes that this takes; finding partners in what the passes show takes nothing.
+        takes forward FLOPs of each for all of the client's training examples, and to merge them
+        those of the passes that this takes; finding partners in what they show takes nothing.
 
         Args:
             instructions: of the message.

@@ -142,6 +142,12 @@ class Gossip(Decentralized):
                 f"{self.name}: the weights of {type(self.topology).__name__} are {kind!r}, it "
                 f"needs one of {', '.join(rule.weights)}: {remedy}"
             )
+        if rule.keeps == "columns" and self.topology.signed:
+            raise ConfigError(
+                f"topology is {type(self.topology).__name__}, which may give a node's own model a "
+                f"negative weight, and {self.name} divides by the weights that arrive: use "
+                "strategy=dfedavg, or topology=random_push"
+            )
         if rule.above is not None:
             self._check_eigenvalues(rule.above)
 
@@ -200,6 +206,13 @@ class Gossip(Decentralized):
             raise ConfigError(
                 f"aggregator is {chosen.name}, which wants a server's own update, and there is no "
                 "server: use aggregator=monna, which trusts a node's own model"
+            )
+        elif self.topology.signed and getattr(chosen, "weighted", False):
+            kind = type(self.topology).__name__
+            raise ConfigError(
+                f"aggregator.weighted is true, and {kind} may give a node's own model a negative "
+                f"weight, which {chosen.name} cannot take: set it to false, or choose another "
+                "topology, such as topology=random_regular_redrawn"
             )
         else:
             F = chosen if f is None else chosen.tolerating(f)

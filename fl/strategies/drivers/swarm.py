@@ -136,12 +136,11 @@ class Swarm:
         configs: dict[int, ConfigRecord] = {}
         for k, (i, x, t) in enumerate(zip(nodes, rows, rounds, strict=True)):
             if t not in configs:
-                more = (told or {}).get(t, {})
-                configs[t] = ConfigRecord({**self._config, **more, "server-round": t + 1})
+                configs[t] = self._config_of(t, (told or {}).get(t, {}))
             model = to_record(self.layout, x, self.entries[i])
             content = RecordDict({self._arrays_key: model, self._config_key: configs[t]})
             if merging is not None and merging[k].others:
-                self._put(content, i, merging[k])
+                self._add(content, i, merging[k])
             contents.append(content)
         memos = [TaskStart(i, t, x) for i, x, t in zip(nodes, rows, rounds, strict=True)]
         return self.tasks.send_from_peers(contents, [self.ids[i] for i in nodes], memos)
@@ -183,13 +182,17 @@ class Swarm:
             self.ids[j], self.ids[i], size, self.now, fanout=fanout, fanin=fanin, index=index
         )
 
-    def _put(self, content: RecordDict, i: int, merging: MergedByNode) -> None:
-        """Puts what a node is to merge into a message, beside its own model."""
+    def _config_of(self, t: int, more: Mapping[str, Any]) -> ConfigRecord:
+        return ConfigRecord({**self._config, **more, "server-round": t + 1})
+
+    def _add(self, content: RecordDict, i: int, merging: MergedByNode) -> None:
+        """Adds to a message what its node is to merge with the model in it."""
         for k, x in enumerate(merging.others, 1):
-            key = model_key(self._arrays_key, k)
-            content[key] = to_record(self.layout, x, self.entries[i])
-        how: dict[str, Any] = {BY_KEY: merging.by, SHARES_KEY: [float(w) for w in merging.shares]}
-        content[self._config_key] = ConfigRecord({**content[self._config_key], **how})
+            content[model_key(self._arrays_key, k)] = to_record(self.layout, x, self.entries[i])
+        config = ConfigRecord(dict(content.config_records[self._config_key]))
+        config[BY_KEY] = merging.by
+        config[SHARES_KEY] = [float(share) for share in merging.shares]
+        content[self._config_key] = config
 
     def _read(self, task: Task[TaskStart], reply: Message) -> Answer | None:
         if reply.has_error():
