@@ -92,7 +92,9 @@ class Orders:
             numbers[...] = self._permuted(name, numbers, partners)
         return row
 
-    def by_weights(self, a: Row, b: Row, rng: np.random.Generator) -> dict[str, Order]:
+    def by_weights(
+        self, a: Row, b: Row, rng: np.random.Generator, start: Partners | None = None
+    ) -> dict[str, Order]:
         """Returns partners of a's units among b's, such that the models' weights are close.
 
         One layer after the other, in an order drawn anew for each sweep, takes the pi that
@@ -104,8 +106,10 @@ class Orders:
             a: a model, shape (d,), finite.
             b: another.
             rng: of the orders.
+            start: partners to begin with; None are those of the same number.
         """
         pi = {name: np.arange(layer.width) for name, layer in self.units.items()}
+        pi.update(start or {})
         names = sorted(pi)
         for _ in range(_SWEEPS):
             changed = False

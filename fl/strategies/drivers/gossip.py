@@ -39,7 +39,7 @@ from fl.strategies.drivers.edges import Edges
 from fl.strategies.drivers.gossip_run import GossipRun
 from fl.strategies.drivers.swarm import Swarm
 from fl.strategies.gossip_rule import GossipRule, MergingRule, TreeRule
-from fl.submodels import Orders
+from fl.submodels import Orders, Partners
 from fl.topologies import Isolated, least_eigenvalue
 from fl.vectors.rows import Row, is_finite
 
@@ -270,6 +270,8 @@ class Gossip(Decentralized):
         at: Sequence[int] | None = None,
     ) -> None:
         """Evaluates the nodes' models after a round, now, in one order of their units."""
+        if not t:
+            self._partners: dict[int, Partners] = {}
         super().evaluate(t, self._in_one_order(rows), facts, at)
 
     def _in_one_order(self, rows: Sequence[Row]) -> Sequence[Row]:
@@ -285,12 +287,13 @@ class Gossip(Decentralized):
         orders = Orders(layout, units)
         first = next(i for i in range(self.n) if i not in self.byzantine)
         rng = generator(self.seed, "one order")
-        return [
-            orders.applied(x, orders.by_weights(rows[first], x, rng))
-            if i != first and is_finite(x) and is_finite(rows[first])
-            else x
-            for i, x in enumerate(rows)
-        ]
+        made = list(rows)
+        for i, x in enumerate(rows):
+            if i != first and is_finite(x) and is_finite(rows[first]):
+                found = orders.by_weights(rows[first], x, rng, self._partners.get(i))
+                self._partners[i] = found  # where the next round's search begins
+                made[i] = orders.applied(x, found)
+        return made
 
     def edges(self, step: int) -> Edges:
         """Returns the edges of a step; kept if the topology repeats itself."""
