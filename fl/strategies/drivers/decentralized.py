@@ -113,8 +113,8 @@ class Decentralized(RuleDriver):
         if exchange.uplink is not None and self.traits.compressors == "none":
             raise ConfigError(
                 f"compressor is {type(exchange.uplink).__name__}, and what nodes of {self.name} "
-                "send is handed on, so that what it leaves out would be missing ever after: leave "
-                "it out, or use strategy=beer or dfedavg"
+                "send is handed on, or merged with models of others, and would lack for good what "
+                "it leaves out: leave it out, or use strategy=beer or dfedavg"
             )
         if exchange.uplink is not None and exchange.layout is not None:
             CHOCO(exchange.uplink, exchange.layout, self.rule.vectors)  # or else it says why not
