@@ -81,6 +81,7 @@ SERVERLESS = [
     "dfedavg",
     "dfedavgm",
     "dfedsam",
+    "dimat",
     "sgp",
     "choco",
     "relaysgd",
@@ -121,6 +122,7 @@ EVERY = [
 ]
 
 MODELS = {
+    "dimat": ["model=mlp", "model.hidden=[8]"],  # which has units to match
     "fedconv": [
         *("model=mlp", "model.hidden=[8]", "strategy.rule.filter_epochs=2"),
         "strategy.rule.public_examples=50",

@@ -6,7 +6,7 @@ seen at the same time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fl.clients import Descent, Direction, TrainingApp
+from fl.clients.app.merging import By
 from fl.compression import Channel, chained
 from fl.data import FederatedData
 from fl.data.loading import loading_once
@@ -78,6 +79,7 @@ from fl.strategies import (
     TrustedUpdate,
     driver_of,
 )
+from fl.submodels import Units
 
 _OURS = (
     "strategy",
@@ -267,6 +269,9 @@ def _joined(
         trusted=_trusted(strategy, first, config.seed),
         initial=first.drawn,
     )
+    if strategy.traits.merges:
+        with blaming(config, "model"):
+            exchange = replace(exchange, units=_matched(first.app, strategy.traits.merges))
     parts_app = None
     if isinstance(strategy, Rounds) and strategy.sub_models is not None:
         with blaming(config, "strategy.sub_models"):
@@ -304,6 +309,16 @@ def _joined(
     if config.initial_model is None:
         return experiment
     return replace(experiment, warm=warm_experiment(experiment, config.initial_model))
+
+
+def _matched(app: TrainingApp, by: By) -> Sequence[Units]:
+    """Returns the units that clients match when they merge models; none if they match none.
+
+    Raises:
+        ConfigError: those of the model cannot be matched so.
+    """
+    app.merger.check(by)
+    return app.merger.units if by != "order" else ()
 
 
 def _trusted(strategy: Driver, learning: Learning, seed: int) -> TrustedUpdate | None:

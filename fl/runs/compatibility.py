@@ -309,6 +309,14 @@ REFUSALS = (
         "as fedavg",
     ),
     Refusal(
+        "Local layers and models that clients merge",
+        lambda c: bool(c.traits.merges) and c.keeps,
+        "client.local_layers is set",
+        "nodes of {strategy} match the units of whole models, and layers that stay with them come "
+        "from nobody",
+        "leave client/local_layers out, or use strategy=dfedavg",
+    ),
+    Refusal(
         "Adapters and parts of the model",
         lambda c: bool(c.traits.partial) and c.adapted and not c.traits.of_adapters,
         "adapter is set",
@@ -325,8 +333,21 @@ REFUSALS = (
         "leave client as the strategy chooses it, or use strategy=fedavg",
     ),
     Refusal(
+        "Compressors and models that clients merge",
+        lambda c: c.uplink is not None and bool(c.traits.merges),
+        "compressor is {uplink}",
+        "nodes of {strategy} merge the models of others with their own when they next train, and "
+        "with what a compressor leaves of them no mean of all would be kept",
+        "leave compressor out, or use strategy=beer or strategy=dfedavg",
+    ),
+    Refusal(
         "Compressors and messages that are handed on",
-        lambda c: c.uplink is not None and not c.sends_tensors and c.traits.meets == "peers",
+        lambda c: (
+            c.uplink is not None
+            and not c.sends_tensors
+            and c.traits.meets == "peers"
+            and not c.traits.merges
+        ),
         "compressor is {uplink}",
         "what nodes of {strategy} send is handed on, and what a compressor leaves out of it would "
         "be missing ever after",

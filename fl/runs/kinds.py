@@ -63,6 +63,7 @@ _INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key 
     "strategy.rule.server_optimizer": RoundRule,
     "strategy.rule.staleness": StalenessWeight,
     "topology": Topology,
+    "topology.base": Topology,
     "topology.weights": Weights,
 }
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fl.strategies.dbw import DBW
     from fl.strategies.dfedavg import DFedAvg
     from fl.strategies.diloco import DiLoCo
+    from fl.strategies.dimat import DIMAT
     from fl.strategies.dpsgd import DPSGD
     from fl.strategies.drivers.asynchronous import Events
     from fl.strategies.drivers.cluster_models import ClusterModels
@@ -79,7 +80,7 @@ if TYPE_CHECKING:
     from fl.strategies.fedvarp import FedVARP
     from fl.strategies.flexlora import FlexLoRA
     from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
-    from fl.strategies.gossip_rule import GossipRule, LocalTraining, PairRule, TreeRule
+    from fl.strategies.gossip_rule import GossipRule, LocalTraining, MergingRule, PairRule, TreeRule
     from fl.strategies.gradient_codes import CyclicCode, GradientCode, RepetitionCode
     from fl.strategies.gradient_coding import GradientCoding
     from fl.strategies.gradient_rule import GradientRule
@@ -179,6 +180,7 @@ __getattr__ = lazily(
         "BackupWorkers": "fl.strategies.backup_workers",
         "BatchTest": "fl.strategies.adaptive_batch",
         "DFedAvg": "fl.strategies.dfedavg",
+        "DIMAT": "fl.strategies.dimat",
         "D2": "fl.strategies.d2",
         "DataParallel": "fl.strategies.data_parallel",
         "Decentralized": "fl.strategies.drivers.decentralized",
@@ -235,6 +237,7 @@ __getattr__ = lazily(
         "ParameterServer": "fl.strategies.drivers.parameter_server",
         "Polling": "fl.strategies.drivers.polling",
         "PollingRule": "fl.strategies.event_rule",
+        "MergingRule": "fl.strategies.gossip_rule",
         "LocalTraining": "fl.strategies.gossip_rule",
         "QFedAvg": "fl.strategies.qfedavg",
         "ProxSkip": "fl.strategies.proxskip",
@@ -271,6 +274,7 @@ __all__ = [
     "CO2",
     "D2",
     "DBW",
+    "DIMAT",
     "DPSGD",
     "EXTRA",
     "FADAS",
@@ -349,6 +353,7 @@ __all__ = [
     "LinearScaling",
     "LocalSGD",
     "LocalTraining",
+    "MergingRule",
     "MoNNA",
     "MultiMomentum",
     "NodeModels",

@@ -117,6 +117,10 @@ PAIRS = {
         Combination(such(downlink=False), None, Cast("bf16")),
         Combination(SERVER, None, Cast("bf16")),
     ),
+    "Compressors and models that clients merge": (
+        Combination(such(meets="peers", compressors="none", merges="order"), Qsgd(levels=4)),
+        Combination(such(meets="peers"), Qsgd(levels=4)),
+    ),
     "Compressors and messages that are handed on": (
         Combination(such(meets="peers", compressors="none"), Qsgd(levels=4)),
         Combination(such(meets="peers"), Qsgd(levels=4)),
@@ -148,6 +152,10 @@ PAIRS = {
     "Local layers and parts of the model": (
         Combination(such(partial="stays"), rule=Sgd(lr=0.1), keeps=True),
         Combination(SERVER, rule=Sgd(lr=0.1), keeps=True),
+    ),
+    "Local layers and models that clients merge": (
+        Combination(such(meets="peers", merges="weights"), rule=Sgd(lr=0.1), keeps=True),
+        Combination(PEERS, rule=Sgd(lr=0.1), keeps=True),
     ),
     "Adapters and parts of the model": (
         Combination(such(partial="stays"), rule=Sgd(lr=0.1), adapted=True),

@@ -43,7 +43,7 @@ N = 4
 EVERYBODY, LAST = range(N), [N - 1]
 HOUR, TIMEOUT_S = 3600.0, 120.0
 BACK_S = 2 * HOUR + 200.0
-AS_MUCH = {"fedbn": 61}  # FLOPs of a step, over those of a linear model
+AS_MUCH = {"fedbn": 61, "dimat": 4}  # FLOPs of a task, over those of a step of a linear model
 SPEED = 14e3  # FLOP/s: a step of 128 examples takes about half a minute
 
 

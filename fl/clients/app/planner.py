@@ -20,6 +20,7 @@ from fl.data import FederatedData
 from fl.errors import ConfigError
 from fl.execution.contract import Workload
 from fl.models import Flops, flops_per_example, memory_bytes
+from fl.models.batch_statistics import keeps_statistics
 from fl.vectors.layout import Layout
 
 
@@ -73,7 +74,8 @@ class Planner:
         Training is charged forward and backward FLOPs for every example of every step (times the
         rule's gradients per step; and of the first, what the rule does once), evaluation forward
         FLOPs and those of the training that it takes, a query nothing. To choose one of k models
-        takes forward FLOPs of each for all of the client's training examples.
+        takes forward FLOPs of each for all of the client's training examples, and to merge them
+        those of the passes that this takes; finding partners in what they show takes nothing.
 
         Args:
             instructions: of the message.
@@ -138,9 +140,14 @@ class Planner:
         return Workload(flops, fitting, self.memory_bytes, 0.0, reply_bytes, local_steps=steps)
 
     def _choosing(self, instructions: Instructions, partition: int) -> float:
-        """Returns the FLOPs by which a client chooses one of the models that came."""
-        k = instructions.num_models
-        return float(self._flops.forward * k * self._data.size(partition)) if k > 1 else 0.0
+        """Returns the FLOPs by which a client chooses one of the models that came, or merges them.
+
+        Those of forward passes over its training examples.
+        """
+        passes = k if (k := instructions.num_models) > 1 else 0
+        if instructions.merging is not None:
+            passes = instructions.merging.passes(statistics=keeps_statistics(self._model))
+        return float(self._flops.forward * passes * self._data.size(partition)) if passes else 0.0
 
     def _before_evaluation(self, instructions: Instructions, examples: int) -> float:
         """Returns the FLOPs of the training that makes the model which is to be evaluated."""

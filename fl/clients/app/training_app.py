@@ -33,6 +33,7 @@ from fl.clients.app.inbox import (
     read_partition,
 )
 from fl.clients.app.island import Island
+from fl.clients.app.merging import Merger
 from fl.clients.app.outbox import Outbox, metrics_reply
 from fl.clients.app.personal import predicts_with
 from fl.clients.app.planner import Planner
@@ -109,7 +110,8 @@ class TrainingApp(ClientApp, PlannedApp):
     "chunk-begin" (0) of them, round the chunk.
 
     A message may carry several models: the client goes on with the one that has the lowest loss on
-    its training examples, or with a mixture of them, see `fl.clients.app.choosing`.
+    its training examples, or with a mixture of them, see `fl.clients.app.choosing`, or with what it
+    merges of them, see `fl.clients.app.merging`.
 
     A deadline bounds the time of training: the client does as many whole steps as fit, and at least
     one, since a device learns what a step takes by doing it; its partial work counts like full
@@ -170,6 +172,7 @@ class TrainingApp(ClientApp, PlannedApp):
 
     Attributes:
         layout: of what travels, in the order of the model's state dict.
+        merger: merges several models that come.
 
     Raises:
         ConfigError: an argument is out of range, the model cannot be a flat vector, or PyTorch does
@@ -298,6 +301,7 @@ class TrainingApp(ClientApp, PlannedApp):
         )
         self._outbox = Outbox(self.home, self.rule)
         self._chooser = Chooser(self._model, self.home.whole, data, self.device)
+        self.merger = Merger(self._model, self.home.whole, data, self.device)
         self.train()(self._train)
         self.evaluate()(self._evaluate)
         self.query()(self._query)
@@ -336,7 +340,8 @@ class TrainingApp(ClientApp, PlannedApp):
         """Returns what a message's work costs; see `Planner.plan`."""
         instructions: Instructions = payload.read_by(self)
         known = self._reply_bytes
-        reply_bytes = known and known[instructions.num_models > 1]
+        chooses = instructions.num_models > 1 and instructions.merging is None
+        reply_bytes = known and known[chooses]
         if instructions.smoothing is not None or instructions.own_classes:
             reply_bytes = None
         return self._planner.plan(
@@ -637,8 +642,12 @@ class TrainingApp(ClientApp, PlannedApp):
             batch_size = chunks.size(len(rows)) or None
             rows = chunks.rows(rows, instructions.amount[1])
         models = [self.home.completed(*model, state) for model in instructions.models]
-        chosen, mixture = 0, None
-        if instructions.smoothing is None:
+        chosen, mixture, merging = 0, None, instructions.merging
+        if merging is not None:
+            row, others = models[0]
+            if self.learns:
+                row = self.merger.merged(models, merging, rows, seed, message_id)
+        elif instructions.smoothing is None:
             chosen = self._chooser.best(models, rows)
             row, others = models[chosen]
         else:
@@ -660,7 +669,7 @@ class TrainingApp(ClientApp, PlannedApp):
             batch_size=batch_size,
             deadline_s=None,
             in_order=chunks is not None,
-            model=chosen if len(models) > 1 and mixture is None else None,
+            model=chosen if len(models) > 1 and mixture is None and merging is None else None,
             mixture=mixture,
         )
 

@@ -59,6 +59,8 @@ class Traits:
         edges: edge servers that it is for, each with a model of its own between sums of all; 0 is
             none.
         alone: whether there is nobody to send to.
+        merges: how clients match the units of models that they merge, as `fl.clients.app.merging`
+            has it; "" if they merge none.
         known: whether all this is known; anybody's strategy may send what it likes.
     """
 
@@ -85,6 +87,7 @@ class Traits:
     sums: bool = False
     edges: int = 0
     alone: bool = False
+    merges: Literal["", "activations", "weights", "order"] = ""
     known: bool = True
 
     @property
