@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from fl.strategies.d2 import D2
     from fl.strategies.data_parallel import DataParallel
     from fl.strategies.dbw import DBW
+    from fl.strategies.dedloc import DeDLOC
     from fl.strategies.dfedavg import DFedAvg
     from fl.strategies.diloco import DiLoCo
     from fl.strategies.dpsgd import DPSGD
     from fl.strategies.drivers.asynchronous import Events
     from fl.strategies.drivers.cluster_models import ClusterModels
+    from fl.strategies.drivers.collaboration import Collaboration
     from fl.strategies.drivers.decentralized import Decentralized
     from fl.strategies.drivers.driver import Driver, Traits
     from fl.strategies.drivers.exchange import Exchange
@@ -86,7 +88,7 @@ if TYPE_CHECKING:
     from fl.strategies.multi_momentum import MultiMomentum
     from fl.strategies.noise_scale import NoiseScale
     from fl.strategies.optex import OptEx
-    from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
+    from fl.strategies.outer_optimizers import OuterAdam, OuterLamb, OuterOptimizer, OuterSgd
     from fl.strategies.outer_rule import OuterGradients, OuterRule
     from fl.strategies.overlap_local_sgd import OverlapLocalSGD
     from fl.strategies.pfedme import PFedMe
@@ -162,6 +164,8 @@ __getattr__ = lazily(
         "DFedAvg": "fl.strategies.dfedavg",
         "D2": "fl.strategies.d2",
         "DataParallel": "fl.strategies.data_parallel",
+        "Collaboration": "fl.strategies.drivers.collaboration",
+        "DeDLOC": "fl.strategies.dedloc",
         "Decentralized": "fl.strategies.drivers.decentralized",
         "Decision": "fl.strategies.event_rule",
         "DelayedUpdates": "fl.strategies.eager_updates",
@@ -205,6 +209,7 @@ __getattr__ = lazily(
         "NoiseScale": "fl.strategies.noise_scale",
         "NormTest": "fl.strategies.adaptive_batch",
         "OuterAdam": "fl.strategies.outer_optimizers",
+        "OuterLamb": "fl.strategies.outer_optimizers",
         "OuterGradients": "fl.strategies.outer_rule",
         "OuterOptimizer": "fl.strategies.outer_optimizers",
         "OuterRule": "fl.strategies.outer_rule",
@@ -272,9 +277,11 @@ __all__ = [
     "BatchTest",
     "ClusterModels",
     "Clusters",
+    "Collaboration",
     "CosineSparseRule",
     "DFedAvg",
     "DataParallel",
+    "DeDLOC",
     "Decentralized",
     "Decision",
     "DelayedUpdates",
@@ -329,6 +336,7 @@ __all__ = [
     "OptEx",
     "OuterAdam",
     "OuterGradients",
+    "OuterLamb",
     "OuterOptimizer",
     "OuterRule",
     "OuterSgd",
