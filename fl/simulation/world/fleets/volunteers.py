@@ -38,6 +38,9 @@ class MachineClass:
     compute_w: float
 
 
+FAULTS = Faults(detection_s=30.0)
+"""The default: nothing but leaving, which is known as soon as DeDLOC's records of a peer expire."""
+
 MACHINES = {
     "t4": MachineClass(0.5, 2.4e12, 16 * 2.0**30, 60.0, 150.0),
     "p100": MachineClass(0.2, 2.8e12, 16 * 2.0**30, 80.0, 350.0),
@@ -63,7 +66,7 @@ def volunteers(
     server_down_bps: float = 1e9,
     server_up_bps: float = 1e9,
     availability: Availability | None = None,
-    faults: Faults | None = None,
+    faults: Faults | None = FAULTS,
     prefetch: bool = False,
 ) -> Fleet:
     """Returns a fleet of volunteers.
