@@ -87,7 +87,8 @@ def test_shares_solve_the_linear_program(seed):
     best = linprog([0.0] * m + [1.0], rows, bound, ones, [1.0], limits, method="highs")
     f = balanced_shares(b, has)
     assert f.sum() == pytest.approx(1)
-    assert (f >= 0).all() and not f[b == 0].any()
+    assert (f >= 0).all()
+    assert not f[b == 0].any()
     assert cost(f, b, has) == pytest.approx(best.fun, rel=1e-7)
 
 
@@ -173,7 +174,8 @@ def test_steps_bring_all_to_all_and_send_what_the_formula_says(shares, m):
 def test_who_cannot_be_reached_adds_nothing_up(shares):
     n = network([9e6, 1e6, 5e6], reachable=[False, True, True])
     parts = LoadBalancedAllReduce(shares).parts(n, [900] * 3)
-    assert parts[0] == 0 and parts.sum() == 900
+    assert parts[0] == 0
+    assert parts.sum() == 900
     nobody = network([9e6, 1e6, 5e6], reachable=[False] * 3)
     assert LoadBalancedAllReduce(shares).parts(nobody, [900] * 3).sum() == 900  # by a relay
 
