@@ -27,7 +27,7 @@ from fl.strategies.outer_optimizers import Vector
 
 
 @dataclass(slots=True, eq=False)
-class Gathered:
+class OwnBatch:
     """What a peer has added up for the next step.
 
     Attributes:
@@ -74,7 +74,7 @@ class CollaborationRun(OuterRun):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.gathered: dict[int, Gathered] = {}
+        self.gathered: dict[int, OwnBatch] = {}
         self.epoch = 0
         self.empty: set[int] = set()
         self.helpers: frozenset[int] = frozenset()
@@ -296,7 +296,7 @@ class Collaboration(OuterSteps):
                     reduction.own[m] = ReceivedOuterGradient(
                         np.asarray(delta), float(own.samples), size, name
                     )
-            run.gathered[m] = Gathered(run.tasks.now(), speed=own.speed)
+            run.gathered[m] = OwnBatch(run.tasks.now(), speed=own.speed)
         run.epoch = step
         super()._begin(run, reduction)
         run.stirred = True
@@ -325,7 +325,7 @@ class Collaboration(OuterSteps):
         super()._admit(run, step)
         for m, worker in run.workers.items():
             if m not in before:
-                run.gathered[m] = Gathered(worker.ready_s)
+                run.gathered[m] = OwnBatch(worker.ready_s)
 
     def _leave_out(self, run: OuterRun, worker: Participant, reason: str) -> None:
         """Does without a peer; what it has added up is lost."""
