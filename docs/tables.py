@@ -28,7 +28,7 @@ _FAMILIES = {  # in the order of the table, to what drives their members
     "asynchronous: it steps by what arrives": ("Events", "Polling"),
     "several models at once": ("SimultaneousEvents", "SimultaneousRounds"),
     "no server: nodes average with their neighbours": ("Gossip", "Pairs", "Walks"),
-    "outer steps: islands train by themselves, and meet": ("OuterSteps",),
+    "outer steps: islands train by themselves, and meet": ("OuterSteps", "Collaboration"),
     "replicas: workers stay equal, by small messages": ("Replicas",),
 }
 

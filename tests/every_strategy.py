@@ -101,7 +101,7 @@ OUTER = [
     "overlap_local_sgd",
     "sparse_loco",
 ]
-GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking", "d2", "extra", "beer"]
+GRADIENTS = [*REPLICAS, "data_parallel", "dedloc", "gradient_tracking", "d2", "extra", "beer"]
 EVERY = [
     *(
         *AVERAGING,

@@ -238,6 +238,9 @@ class Peers(Protocol):
         A deployment returns those that are connected.
         """
 
+    def reachable(self, node: int) -> bool:
+        """Returns whether others can open connections to a client."""
+
     def transfer(
         self,
         source: int,
@@ -319,6 +322,10 @@ class Relayed:
     def nodes(self) -> list[int]:
         """Returns the connected clients."""
         return sorted(self._grid.get_node_ids())
+
+    def reachable(self, node: int) -> bool:
+        """Returns True: the server can."""
+        return True
 
     def transfer(
         self,

@@ -45,6 +45,11 @@ class SimPeers:
         """Returns the fleet's clients."""
         return [node_id(client) for client in range(len(self._engine.fleet))]
 
+    def reachable(self, node: int) -> bool:
+        """Returns whether others can open connections to a client."""
+        reachable = self._engine.fleet.peers.links.reachable
+        return reachable is None or bool(reachable[client_of(node)])
+
     def push(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
         """Pushes messages at no cost; a client begins when it has what it needs."""
         return self._push(messages, ready_s)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fl.strategies.d2 import D2
     from fl.strategies.data_parallel import DataParallel
     from fl.strategies.dbw import DBW
+    from fl.strategies.dedloc import DeDLOC
     from fl.strategies.dfedavg import DFedAvg
     from fl.strategies.diloco import DiLoCo
     from fl.strategies.dimat import DIMAT
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.asynchronous import Events
     from fl.strategies.drivers.cluster_models import ClusterModels
     from fl.strategies.drivers.coded import CodedRounds
+    from fl.strategies.drivers.collaboration import Collaboration
     from fl.strategies.drivers.decentralized import Decentralized
     from fl.strategies.drivers.driver import Driver, Traits
     from fl.strategies.drivers.exchange import Exchange
@@ -93,7 +95,7 @@ if TYPE_CHECKING:
     from fl.strategies.multi_momentum import MultiMomentum
     from fl.strategies.noise_scale import NoiseScale
     from fl.strategies.optex import OptEx
-    from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
+    from fl.strategies.outer_optimizers import OuterAdam, OuterLamb, OuterOptimizer, OuterSgd
     from fl.strategies.outer_rule import OuterGradients, OuterRule
     from fl.strategies.overlap_local_sgd import OverlapLocalSGD
     from fl.strategies.pfedme import PFedMe
@@ -183,6 +185,8 @@ __getattr__ = lazily(
         "DIMAT": "fl.strategies.dimat",
         "D2": "fl.strategies.d2",
         "DataParallel": "fl.strategies.data_parallel",
+        "Collaboration": "fl.strategies.drivers.collaboration",
+        "DeDLOC": "fl.strategies.dedloc",
         "Decentralized": "fl.strategies.drivers.decentralized",
         "Decision": "fl.strategies.event_rule",
         "DelayedUpdates": "fl.strategies.eager_updates",
@@ -226,6 +230,7 @@ __getattr__ = lazily(
         "NoiseScale": "fl.strategies.noise_scale",
         "NormTest": "fl.strategies.adaptive_batch",
         "OuterAdam": "fl.strategies.outer_optimizers",
+        "OuterLamb": "fl.strategies.outer_optimizers",
         "OuterGradients": "fl.strategies.outer_rule",
         "OuterOptimizer": "fl.strategies.outer_optimizers",
         "OuterRule": "fl.strategies.outer_rule",
@@ -300,10 +305,12 @@ __all__ = [
     "CodedRounds",
     "CodedScheme",
     "CodedTimes",
+    "Collaboration",
     "CosineSparseRule",
     "CyclicCode",
     "DFedAvg",
     "DataParallel",
+    "DeDLOC",
     "Decentralized",
     "Decision",
     "DelayedUpdates",
@@ -362,6 +369,7 @@ __all__ = [
     "OptEx",
     "OuterAdam",
     "OuterGradients",
+    "OuterLamb",
     "OuterOptimizer",
     "OuterRule",
     "OuterSgd",

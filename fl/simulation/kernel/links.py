@@ -64,6 +64,8 @@ class Links:
             again and costs time. The loss of a whole message is `Faults.message_loss`.
         down_sigma_bps: standard deviation of each download's bandwidth, shape (n,), or None.
         up_sigma_bps: the same for uploads.
+        reachable: whether others can open connections to the client, bool, shape (n,): not if it is
+            behind a firewall or NAT; None means all.
     """
 
     down_bps: NDArray[np.float64]
@@ -72,6 +74,7 @@ class Links:
     loss: NDArray[np.float64]
     down_sigma_bps: NDArray[np.float64] | None = None
     up_sigma_bps: NDArray[np.float64] | None = None
+    reachable: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.down_bps)
@@ -297,3 +300,17 @@ class RankLinks:
         if site is None:
             return np.zeros(len(self), dtype=np.intp)
         return site[self._clients].astype(np.intp)
+
+    @property
+    def access(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The bit/s of each rank's own link, up and down."""
+        links = self._peers.links
+        return links.up_bps[self._clients], links.down_bps[self._clients]
+
+    @property
+    def reachable(self) -> NDArray[np.bool_]:
+        """Whether others can open connections to a rank."""
+        reachable = self._peers.links.reachable
+        if reachable is None:
+            return np.ones(len(self), dtype=np.bool_)
+        return reachable[self._clients]

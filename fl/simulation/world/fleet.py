@@ -249,6 +249,12 @@ class Fleet:
         ):
             if column is not None:
                 self._check_column(name, column, n, bound)
+        reachable = links.reachable
+        if reachable is not None and (reachable.shape != (n,) or reachable.dtype != np.bool_):
+            raise ConfigError(
+                f"links.reachable has shape {reachable.shape} and dtype {reachable.dtype}; it must "
+                f"be ({n},) and bool, one row per client."
+            )
         if not 0 <= devices.jitter <= _MOST_JITTER:
             raise ConfigError(
                 f"devices.jitter is {devices.jitter}; the sigma of the log-normal factor must be "

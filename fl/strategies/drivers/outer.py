@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -130,6 +130,7 @@ class OuterSteps(RuleDriver):
 
     rules = OuterRule
     example = "DiLoCo"
+    runs: ClassVar[type[OuterRun]] = OuterRun
     rule: OuterRule
 
     def __init__(
@@ -198,6 +199,11 @@ class OuterSteps(RuleDriver):
         return {"local-steps": steps, FIRST_STEP_KEY: 0}
 
     @property
+    def sends_payloads(self) -> bool:
+        """Whether workers encode what they send; else their vectors come as they are."""
+        return not self.compress_mean
+
+    @property
     def unread(self) -> Mapping[str, str]:
         """Arguments that the aggregator does not read."""
         if self.aggregator.has_f:
@@ -210,7 +216,7 @@ class OuterSteps(RuleDriver):
 
     def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Any, Any]:
         """Returns the worker, which is both ends."""
-        payloads = None if self.compress_mean else uplink
+        payloads = uplink if self.sends_payloads else None
         island = Island(self.rule.fragments, self.rule.pattern, payloads, *self.keys)
         return island, island
 
@@ -293,13 +299,14 @@ class OuterSteps(RuleDriver):
             compress_mean=self.compress_mean,
         )
         config = dict(train_config or {})
-        run = OuterRun(self.rule, cut, layout, w, tasks, all_reduce, num_rounds, config)
+        run = self.runs(self.rule, cut, layout, w, tasks, all_reduce, num_rounds, config)
         result = Result()
 
         def evaluate() -> None:
             reduction = run.reductions.get((0, run.version * self.rule.inner_steps))
             islands = len(run.workers) if reduction is None else len(reduction.own)
-            result.train_metrics_clientapp[run.version] = MetricRecord({"islands": islands})
+            told = MetricRecord({"islands": islands, **self.told_of(reduction)})
+            result.train_metrics_clientapp[run.version] = told
             record = to_record(layout, self._model(run))
             metrics = evaluate_fn(run.version, record) if evaluate_fn else None
             if metrics is not None:
@@ -324,6 +331,10 @@ class OuterSteps(RuleDriver):
                 return result
             self._send(run)
             self._receive(run)
+
+    def told_of(self, reduction: Reduction | None) -> Mapping[str, int | float]:
+        """Returns what a round's record says of its all-reduce beside the number of workers."""
+        return {}
 
     # ---- the rule --------------------------------------------------------------------------------
 
@@ -413,8 +424,12 @@ class OuterSteps(RuleDriver):
                 self._leave_out(run, run.workers[task.node], "it is late")
         for reduction in open_ones:
             if self._waits_until(reduction) <= run.tasks.now():
-                for worker in [w for w in run.workers.values() if w.step < reduction.step]:
-                    self._leave_out(run, worker, "the others have waited for waiting_s")
+                self._give_up_waiting(run, reduction)
+
+    def _give_up_waiting(self, run: OuterRun, reduction: Reduction) -> None:
+        """Leaves out who has not come to an all-reduce in time."""
+        for worker in [w for w in run.workers.values() if w.step < reduction.step]:
+            self._leave_out(run, worker, "the others have waited for waiting_s")
 
     def _waits_until(self, reduction: Reduction) -> float:
         """Returns when the workers at an all-reduce go on without the others, s."""
@@ -425,9 +440,7 @@ class OuterSteps(RuleDriver):
         changed = True
         while changed:
             for reduction in sorted(run.reductions.values(), key=lambda r: (r.step, r.fragment)):
-                if not reduction.begun and all(
-                    worker.step >= reduction.step for worker in run.workers.values()
-                ):
+                if not reduction.begun and self._complete(run, reduction):
                     self._begin(run, reduction)
             gone = False
             for reduction in sorted(
@@ -446,6 +459,10 @@ class OuterSteps(RuleDriver):
                 if min(entries) < run.last_step:
                     self._admit(run, min(entries))
 
+    def _complete(self, run: OuterRun, reduction: Reduction) -> bool:
+        """Returns whether all are there whom an all-reduce waits for."""
+        return all(worker.step >= reduction.step for worker in run.workers.values())
+
     def _begin(self, run: OuterRun, reduction: Reduction) -> None:
         reduction.finish_s = run.tasks.now()
         if reduction.own:
@@ -453,7 +470,10 @@ class OuterSteps(RuleDriver):
             reduction.refused = run.refused.pop(key, [])
             ends = [run.workers[m].last_step for m in reduction.own if m in run.workers]
             reduction.finish_s = max(
-                tasks.now(), run.all_reduce.begin(reduction, tasks.peers, tasks.control, ends)
+                tasks.now(),
+                run.all_reduce.begin(
+                    reduction, tasks.peers, tasks.control, ends, self._helpers(run)
+                ),
             )
             reduction.missing = [run.workers[m] for m in sorted(reduction.gone) if m in run.workers]
 
@@ -573,6 +593,18 @@ class OuterSteps(RuleDriver):
         run.failures.clear()
         now, steps = run.tasks.now(), (stop - worker.step) * self.accumulate
         worker.last_step = (now, (now - worker.ready_s) / steps)
+        self._came(run, worker, task, sent, metrics)
+
+    def _came(
+        self,
+        run: OuterRun,
+        worker: Participant,
+        task: Task[Segment],
+        sent: Mapping[int, ReceivedOuterGradient],
+        metrics: Mapping[str, Any],
+    ) -> None:
+        """Takes in the outer gradients of a worker that has done its segment, by fragment."""
+        stop = task.memo.stop
         worker.step = stop
         run.arrive(worker)
         lost = False
@@ -611,7 +643,7 @@ class OuterSteps(RuleDriver):
         if not isinstance(record, ArrayRecord):
             raise ConfigError(f"the reply has no ArrayRecord '{self.arrayrecord_key}'")
         message_id = "" if worker.task is None else worker.task.message_id
-        if self.exchange.uplink is None or self.compress_mean:
+        if self.exchange.uplink is None or not self.sends_payloads:
             size = run.cut.shapes[p].size
             sent = fragment_of(record, p, size).astype(np.float64)
             delta = sent if self.rule.sends_gradients else worker.held[p] - sent
@@ -643,16 +675,16 @@ class OuterSteps(RuleDriver):
             run: the run.
             step: at which they enter; None if nobody takes part.
         """
-        sources = run.present
+        source = self._source(run)
         for node in sorted(run.tasks.idle()):
-            if node in run.workers:
+            if node in run.workers or not self._trains(run, node):
                 continue
             now = ready_s = run.tasks.now()
-            if sources:
-                size = 4 * run.layout.size + run.all_reduce.memory_bytes
+            if source is not None:
+                size = self._entry_bytes(run)
                 run.transfers += 1
                 ready_s, arrives = run.tasks.peers.transfer(
-                    sources[0], node, size, now, index=run.transfers
+                    source, node, size, now, index=run.transfers
                 )
                 if not arrives:
                     continue
@@ -665,6 +697,22 @@ class OuterSteps(RuleDriver):
             worker.held = [self.rule.theta(state, node) for state in run.states]
             run.enter(worker)
             log.info("node %d takes part from step %d, at %g s", node, worker.step, ready_s)
+
+    def _entry_bytes(self, run: OuterRun) -> int:
+        """Returns the bytes that a worker fetches when it enters."""
+        return 4 * run.layout.size + int(run.all_reduce.memory_bytes)
+
+    def _source(self, run: OuterRun) -> int | None:
+        """Returns the worker that those who enter have the outer parameters from, if any."""
+        return min(run.workers, default=None)
+
+    def _helpers(self, run: OuterRun) -> Sequence[int]:
+        """Returns the clients that take part in an all-reduce without a vector of their own."""
+        return ()
+
+    def _trains(self, run: OuterRun, node: int) -> bool:
+        """Returns whether a client is to be a worker."""
+        return True
 
     @staticmethod
     def _is_at(run: OuterRun, task: Task[Segment]) -> bool:
