@@ -71,6 +71,7 @@ EVENTS = [
     "fedfix",
     "fedcompass",
     "async_diloco",
+    "halos",
 ]
 TASKS = ["fedast", "sync_st"]
 POLLING = ["quafl", "favas"]
@@ -123,6 +124,7 @@ MODELS = {
         "strategy.rule.public_examples=50",
     ],
     "fedbn": ["model=resnet8", "model.channels=[4,4,4]"],  # which has layers that normalise
+    "halos": ["strategy.rule.local_updates=2"],  # or regions are hardly ever heard of
     "fedtiny": ["strategy.rule.candidates=1"],  # or its first rounds train nothing
 }
 

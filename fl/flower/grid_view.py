@@ -229,6 +229,12 @@ class Peers(Protocol):
         A deployment returns those that are connected.
         """
 
+    def site(self, node: int) -> int:
+        """Returns the number of the site where a client is; the same for all where there are none.
+
+        A deployment has none.
+        """
+
     def transfer(
         self,
         source: int,
@@ -310,6 +316,10 @@ class Relayed:
     def nodes(self) -> list[int]:
         """Returns the connected clients."""
         return sorted(self._grid.get_node_ids())
+
+    def site(self, node: int) -> int:
+        """Returns 0."""
+        return 0
 
     def transfer(
         self,

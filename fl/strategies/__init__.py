@@ -12,7 +12,7 @@ from fl.lazy import lazily
 if TYPE_CHECKING:
     from fl.strategies.adaptive_batch import BatchTest, InnerProductTest, NormTest
     from fl.strategies.adpsgd import ADPSGD
-    from fl.strategies.async_diloco import AsyncDiLoCo
+    from fl.strategies.async_diloco import AsyncDiLoCo, DelayedNesterov
     from fl.strategies.async_fedavg import AsyncFedAvg
     from fl.strategies.async_sgd import AsyncSGD
     from fl.strategies.backup_workers import BackupWorkers
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.parameter_server import ParameterServer
     from fl.strategies.drivers.polling import Polling
     from fl.strategies.drivers.proxy_losses import ProxyLosses
+    from fl.strategies.drivers.regions import Regions
     from fl.strategies.drivers.replicas import Replicas
     from fl.strategies.drivers.rounds import Rounds
     from fl.strategies.drivers.server_examples import ServerExamples
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from fl.strategies.gossip_rule import GossipRule, LocalTraining, PairRule, TreeRule
     from fl.strategies.gradient_rule import GradientRule
     from fl.strategies.gradient_tracking import GradientTracking
+    from fl.strategies.halos import HALoS
     from fl.strategies.ifca import IFCA
     from fl.strategies.local_sgd import LocalSGD
     from fl.strategies.mifa import MIFA
@@ -95,6 +97,7 @@ if TYPE_CHECKING:
     from fl.strategies.qfedavg import QFedAvg
     from fl.strategies.quafl import QuAFL
     from fl.strategies.rates import LinearScaling
+    from fl.strategies.regional_rule import RegionalRule
     from fl.strategies.relaysgd import RelaySGD
     from fl.strategies.rennala import RennalaSGD
     from fl.strategies.ringmaster import RingmasterASGD
@@ -150,6 +153,10 @@ __getattr__ = lazily(
         "SGP": "fl.strategies.sgp",
         "SlowMo": "fl.strategies.slowmo",
         "AsyncDiLoCo": "fl.strategies.async_diloco",
+        "DelayedNesterov": "fl.strategies.async_diloco",
+        "HALoS": "fl.strategies.halos",
+        "RegionalRule": "fl.strategies.regional_rule",
+        "Regions": "fl.strategies.drivers.regions",
         "SparseLoCo": "fl.strategies.sparse_loco",
         "CO2": "fl.strategies.co2",
         "OverlapLocalSGD": "fl.strategies.overlap_local_sgd",
@@ -277,6 +284,7 @@ __all__ = [
     "DataParallel",
     "Decentralized",
     "Decision",
+    "DelayedNesterov",
     "DelayedUpdates",
     "DiLoCo",
     "Driver",
@@ -317,6 +325,7 @@ __all__ = [
     "GossipRule",
     "GradientRule",
     "GradientTracking",
+    "HALoS",
     "InnerProductTest",
     "LinearScaling",
     "LocalSGD",
@@ -345,6 +354,8 @@ __all__ = [
     "PruneFL",
     "QFedAvg",
     "QuAFL",
+    "RegionalRule",
+    "Regions",
     "RelaySGD",
     "RennalaSGD",
     "Replicas",

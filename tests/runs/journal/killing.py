@@ -110,6 +110,11 @@ KEEPING = {
         *("allreduce=int8_ring", "strategy.on_failure=retry", "strategy.detection_s=0.02"),
         *("fleet=mobile", "num_clients=4", "num_rounds=12", "strategy.min_available_nodes=2"),
     ],
+    "servers of regions": [
+        *(*SMALL, "strategy=halos", "strategy.rule.local_updates=2", "strategy.rule.inner_steps=4"),
+        *("fleet=datacenters", "fleet.faults.message_loss=0.05", "fleet.faults.crash=0.05"),
+        *("num_clients=8", "num_rounds=12"),
+    ],
     "models of clusters": [
         *(*CLUSTERS, *HARSH, *EARLY, "strategy=ifca", "num_clients=8", "num_rounds=5"),
     ],
