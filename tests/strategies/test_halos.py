@@ -116,9 +116,7 @@ def two_sites(faults=None):
         np.array([[0.0, 0.5], [0.5, 0.0]]),
     )
     rule = HALoS(inner_steps=1, dynamic=False, local_updates=2, above=COPY)
-    return run(
-        Regions(rule), [1.0, -1.0], [1.0, 1.0], num_rounds=9, edges=edges, faults=faults
-    )
+    return run(Regions(rule), [1.0, -1.0], [1.0, 1.0], num_rounds=9, edges=edges, faults=faults)
 
 
 def test_versions_come_when_the_links_between_sites_let_them():
@@ -143,9 +141,7 @@ def test_what_is_lost_between_servers_is_sent_again_when_it_is_missed():
 def test_a_region_that_would_not_be_finite_leaves_its_model_and_the_run_ends():
     huge = DelayedNesterov(1e6, 0.0, 1)
     rule = HALoS(inner_steps=1, regional=huge, local_updates=2)
-    ran = run(
-        Regions(rule), [0.0], [1.0], num_rounds=3, w0=2.0, gradient=lambda _, w: w * 0 - 1e35
-    )
+    ran = run(Regions(rule), [0.0], [1.0], num_rounds=3, w0=2.0, gradient=lambda _, w: w * 0 - 1e35)
     assert len(ran.models) == 4
     np.testing.assert_array_equal(ran.models, 2.0)
     state = rule.joined(rule.init(np.ones(1, np.float32), 1), 7, 0)
