@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fl.aggregation import check_result
 from fl.checks import at_least, fraction
@@ -84,8 +84,8 @@ class HALoS(DynamicLocalUpdates, RegionalRule):
             that of one outer gradient, and theirs is N times that, as here.
         above: of w, by those of regions; likewise.
         local_updates: K.
-        merge_weight: a, of the global model, in (0, 1]. (The help text of the authors' code gives it
-            to the region's; their code does this.)
+        merge_weight: a, of the global model, in (0, 1]. (The help text of the authors' code gives
+            it to the region's; their code does this.)
 
     Raises:
         ConfigError: a hyperparameter is out of range.

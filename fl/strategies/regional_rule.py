@@ -1,9 +1,9 @@
 """What a rule is whose clients meet servers of regions, which meet a global one.
 
     state = rule.joined(rule.init(w, p), node, region)
-    state, sends = rule.met(state, Arrivals([update]))        # at the region's server
-    state = rule.step(state, Arrivals([what the region sent]))  # at the global one: the next version
-    state = rule.merged(state, region, state.w)               # at the region's again
+    state, sends = rule.met(state, Arrivals([update]))  # at the region's server
+    state = rule.step(state, Arrivals([of_region]))     # at the global one: the next version
+    state = rule.merged(state, region, state.w)         # at the region's again
 
 `fl.strategies.Regions` does everything else.
 """

@@ -24,7 +24,7 @@ from fl.strategies.regional_rule import RegionalRule
 from fl.vectors.rows import Row
 
 
-class Parcel(NamedTuple):
+class BetweenServers(NamedTuple):
     """What one server has sent to another, in the order of arrival.
 
     Attributes:
@@ -65,7 +65,7 @@ class OfRegion:
 
     @property
     def delta(self) -> Row:
-        """x less where it began, shape (d,)."""
+        """The change, x less where it began, shape (d,)."""
         with np.errstate(over="ignore"):  # seen in what is made of it
             return np.asarray(self.x - self.begin)
 
@@ -101,7 +101,7 @@ class Regions(Events):
     def begin(self, server: Server) -> None:
         """Finds the regions."""
         super().begin(server)
-        self.parcels: list[Parcel] = []
+        self.parcels: list[BetweenServers] = []
         self.sent = 0
         peers = server.tasks.peers
         self.region_of = {node: peers.site(node) for node in peers.nodes()}
@@ -176,5 +176,5 @@ class Regions(Events):
             arrival_s, arrives = server.tasks.peers.transfer(
                 source, target, 4 * len(x), server.now, index=self.sent
             )
-        parcel = Parcel(arrival_s, self.sent, region, begin, x, arrives)
+        parcel = BetweenServers(arrival_s, self.sent, region, begin, x, arrives)
         heapq.heappush(self.parcels, parcel)

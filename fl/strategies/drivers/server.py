@@ -33,7 +33,6 @@ from fl.submodels import (
 )
 from fl.vectors.rows import Row, as_tensor, mean
 
-
 _MOST_CONTENTS = 16  # of a version, where clients are sent models of their own
 
 
