@@ -189,6 +189,9 @@ def build(config: DictConfig) -> Experiment:
             strategy.check_clients(config.num_clients)
         with problems.noted(), blaming(config, "strategy"):
             strategy.check_rounds(config.num_rounds)
+        if "runtime" in parts:
+            with problems.noted(), blaming(config, "strategy"):
+                strategy.check_answers(parts["runtime"].answer_s)
         for made in learnt.values():  # the client's rule, where it is known before the client
             given = getattr(made.make_app, "keywords", {})
             rule, correction = given.get("rule"), given.get("correction")

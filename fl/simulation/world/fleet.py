@@ -295,6 +295,12 @@ class Fleet:
             raise ConfigError(
                 f"network has places for {routes.place.shape} clients, the fleet has {len(self)}"
             )
+        load = network.background.load
+        if load > 0 and routes is not None and all(map(math.isinf, routes.capacity_bps)):
+            raise ConfigError(
+                f"network.background.load is {load:g}, and no link of the network has a capacity "
+                "of which it could take a share: give one, as bps, or leave the load at 0"
+            )
         if network.tcp.rtt_fairness:
             for client in range(len(self)):
                 if self.latency_s(client) == 0:

@@ -176,6 +176,9 @@ class Driver(Strategy):
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if it can make nothing of so many clients."""
 
+    def check_answers(self, seconds: float) -> None:
+        """Raises ConfigError if answers that take so many s, however small, are not awaited."""
+
     def check_rounds(self, num_rounds: int) -> None:
         """Raises ConfigError if it can make nothing of so many rounds."""
 
