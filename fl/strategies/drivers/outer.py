@@ -117,6 +117,11 @@ class OuterSteps(RuleDriver):
             deployment the process that runs the strategy is in between, and is sent outer gradients
             as they are.
         weighted_by_key: metric of the clients that weights the mean; None is the plain mean.
+        joiners: what a worker does that comes while the others are on their way to an all-reduce:
+            "train", from the next step at which these go on; or "zero", as in PRIME
+            (arXiv:2412.01152): it does no inner steps in this phase, and takes part in the
+            all-reduce with an outer gradient of 0, by which the mean is divided as well. The others
+            wait for it to have the checkpoint, as they do for anybody.
         waiting_s: how long the first worker at an all-reduce waits for the others, which are then
             left out; None waits as long as there is patience. The two ways of OpenDiLoCo
             (arXiv:2407.07852): some time for its peers to find each other, or all of them.
@@ -147,6 +152,7 @@ class OuterSteps(RuleDriver):
         drop: float = 0.0,
         compress_mean: bool = False,
         weighted_by_key: str | None = None,
+        joiners: str = "train",
         waiting_s: float | None = None,
         patience: float | None = 10.0,
         **driver: Any,
@@ -176,6 +182,9 @@ class OuterSteps(RuleDriver):
         self.accumulate = accumulate
         self.compress_mean = compress_mean
         self.weighted_by_key = weighted_by_key
+        if joiners not in ("train", "zero"):
+            raise ConfigError(f"joiners is {joiners!r}; it must be train or zero")
+        self.joiners = joiners
         if waiting_s is not None:
             not_negative("waiting_s", waiting_s)
         self.waiting_s = math.inf if waiting_s is None else waiting_s
@@ -223,7 +232,7 @@ class OuterSteps(RuleDriver):
                     "lowrank or terngrad, or leave it out"
                 )
             mean_compressor(exchange.uplink)
-        check_payloads(self, exchange.uplink)
+        check_payloads(self, exchange)
         made = super().within(exchange)
         if exchange.layout is not None:
             made.cut(exchange.layout)
@@ -398,7 +407,7 @@ class OuterSteps(RuleDriver):
         """Waits for replies, or for the end of an all-reduce."""
         open_ones = [r for r in run.reductions.values() if not r.done]
         until = min((r.finish_s for r in open_ones), default=math.inf)
-        until = min([until, *(self._waits_until(r) for r in open_ones)])
+        until = min([until, *(self._waits_until(r) for r in open_ones), *run.fetching.values()])
         if not run.workers and math.isinf(until):
             self._admit(run)
             if run.workers:
@@ -413,7 +422,8 @@ class OuterSteps(RuleDriver):
                 self._leave_out(run, run.workers[task.node], "it is late")
         for reduction in open_ones:
             if self._waits_until(reduction) <= run.tasks.now():
-                for worker in [w for w in run.workers.values() if w.step < reduction.step]:
+                absent = [w for w in run.workers.values() if w.step < reduction.step]
+                for worker in [*absent, *(run.workers[node] for node in run.fetching)]:
                     self._leave_out(run, worker, "the others have waited for waiting_s")
 
     def _waits_until(self, reduction: Reduction) -> float:
@@ -422,10 +432,11 @@ class OuterSteps(RuleDriver):
 
     def _settle(self, run: OuterRun) -> None:
         """Begins and ends all-reduces, and lets workers go on, until nothing changes any more."""
+        run.have_fetched()
         changed = True
         while changed:
             for reduction in sorted(run.reductions.values(), key=lambda r: (r.step, r.fragment)):
-                if not reduction.begun and all(
+                if not (reduction.begun or run.fetching) and all(
                     worker.step >= reduction.step for worker in run.workers.values()
                 ):
                     self._begin(run, reduction)
@@ -649,7 +660,8 @@ class OuterSteps(RuleDriver):
                 continue
             now = ready_s = run.tasks.now()
             if sources:
-                size = 4 * run.layout.size + run.all_reduce.memory_bytes
+                numbers = run.layout.size + sum(map(self.rule.beside, run.states))
+                size = 4 * numbers + run.all_reduce.memory_bytes
                 run.transfers += 1
                 ready_s, arrives = run.tasks.peers.transfer(
                     sources[0], node, size, now, index=run.transfers
@@ -664,7 +676,18 @@ class OuterSteps(RuleDriver):
             worker.passed = worker.step
             worker.held = [self.rule.theta(state, node) for state in run.states]
             run.enter(worker)
+            if sources and step is not None and self.joiners == "zero":
+                self._bring_nothing(run, worker, ready_s)
             log.info("node %d takes part from step %d, at %g s", node, worker.step, ready_s)
+
+    def _bring_nothing(self, run: OuterRun, worker: Participant, ready_s: float) -> None:
+        """Has a worker take part in the next all-reduce by an outer gradient of 0, once it is there."""
+        worker.step = run.schedule.next_stop(worker.step, run.last_step)
+        run.arrive(worker)
+        run.fetching[worker.node] = ready_s
+        zero, size = np.zeros(run.layout.size), 4 * run.layout.size
+        own = run.reduction(0, worker.step).own
+        own[worker.node] = ReceivedOuterGradient(zero, 1.0, size, "")
 
     @staticmethod
     def _is_at(run: OuterRun, task: Task[Segment]) -> bool:

@@ -81,6 +81,8 @@ class OuterRun:
         finished_rounds: all-reduces of fragment 0 that are finished.
         entry: inner steps after which a worker enters when nobody else is there.
         transfers: models that entering workers have fetched.
+        fetching: workers that will be at the next all-reduce when they have the checkpoint, and when
+            that is, s.
         blocked: workers that have done their steps and cannot go on yet, by Flower id.
         arrived: those of them that have not been looked at.
         stirred: whether an all-reduce has ended, or a worker has gone, since all were looked at.
@@ -113,6 +115,7 @@ class OuterRun:
         self.entry = 0
         self.failures = Failures("outer gradient", None)
         self.transfers = 0
+        self.fetching: dict[int, float] = {}
         self.blocked: set[int] = set()
         self.arrived: set[int] = set()
         self.stirred = False
@@ -145,9 +148,16 @@ class OuterRun:
     def leave(self, worker: Participant) -> None:
         """Does without a worker."""
         del self.workers[worker.node]
+        self.fetching.pop(worker.node, None)
         for nodes in (self.blocked, self.arrived, self.ready):
             nodes.discard(worker.node)
         self.stirred = True
+
+    def have_fetched(self) -> None:
+        """Notes which workers have their checkpoints by now."""
+        if self.fetching:
+            now = self.tasks.now()
+            self.fetching = {node: s for node, s in self.fetching.items() if s > now}
 
     def unblock(self, goes_on: Callable[[Participant], bool]) -> list[Participant]:
         """Returns the workers that go on now, in the order of their ids.
