@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.outer import OuterSteps
 
 _MEAN = "what is all-reduced is the plain mean of all workers, the same for all"
+_LOCAL = "what a site's workers average are whole models, all of them there and as they are"
 _ZERO = "an outer gradient of 0 is for the plain mean of whole models, of workers who wait for it"
 _WHOLE = "what takes the gradient of a step as a whole begins after the backward pass"
 
@@ -31,6 +32,11 @@ def check_payloads(strategy: OuterSteps, exchange: Exchange) -> None:
     """Raises ConfigError unless a collective that was chosen can carry what workers send."""
     uplink = exchange.uplink
     for key, other in (("compressor", uplink), ("attack", exchange.attack)):
+        if strategy.local_every is not None and other is not None:
+            raise ConfigError(
+                f"local_every is {strategy.local_every} and {key} is {type(other).__name__}, but "
+                f"{_LOCAL}: leave local_every or {key} out"
+            )
         if strategy.joiners == "zero" and other is not None:
             raise ConfigError(
                 f"joiners is zero and {key} is {type(other).__name__}, but {_ZERO}: leave joiners "
@@ -73,6 +79,16 @@ def _clashes(s: OuterSteps) -> Iterator[tuple[str, Any, str, Any, str]]:
         ):
             if wrong:
                 yield *first, name, value, _MEAN
+    if s.local_every is not None:
+        plain = not (s.rule.sends_gradients or s.rule.own_outer or s.rule.overlap)
+        for name, value, wrong in (
+            ("rule", rule, not plain or s.rule.fragments != 1),
+            ("aggregator", s.aggregator.name, not isinstance(s.aggregator, Mean)),
+            ("joiners", s.joiners, s.joiners != "train"),
+            ("drop", s.drop, s.drop > 0),
+        ):
+            if wrong:
+                yield "local_every", s.local_every, name, value, _LOCAL
     if s.joiners == "zero":
         plain = not (s.rule.sends_gradients or s.rule.own_outer or s.rule.overlap)
         for name, value, wrong in (
