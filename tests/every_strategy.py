@@ -73,6 +73,7 @@ EVENTS = [
     "fedfix",
     "fedcompass",
     "async_diloco",
+    "halos",
 ]
 TASKS = ["fedast", "sync_st"]
 POLLING = ["quafl", "favas"]
@@ -130,6 +131,7 @@ MODELS = {
     "fedbn": ["model=resnet8", "model.channels=[4,4,4]"],  # which has layers that normalise
     "hierfavg": ["hierarchy.edges=2"],
     "gradient_coding": ["partition=coded"],
+    "halos": ["strategy.rule.local_updates=2"],  # or regions are hardly ever heard of
     "fedtiny": ["strategy.rule.candidates=1"],  # or its first rounds train nothing
 }
 

@@ -241,6 +241,12 @@ class Peers(Protocol):
     def reachable(self, node: int) -> bool:
         """Returns whether others can open connections to a client."""
 
+    def site(self, node: int) -> int:
+        """Returns the number of the site where a client is; the same for all where there are none.
+
+        A deployment has none.
+        """
+
     def transfer(
         self,
         source: int,
@@ -326,6 +332,10 @@ class Relayed:
     def reachable(self, node: int) -> bool:
         """Returns True: the server can."""
         return True
+
+    def site(self, node: int) -> int:
+        """Returns 0."""
+        return 0
 
     def transfer(
         self,

@@ -31,7 +31,13 @@ from fl.runs.compatibility import (
 )
 from fl.runs.configuration import Given
 from fl.runs.experiment import Experiment, ForeignApp, Learning, app_of
-from fl.runs.ignored import ignored, ignored_average, ignored_personal, ignored_turns
+from fl.runs.ignored import (
+    ignored,
+    ignored_average,
+    ignored_personal,
+    ignored_servers,
+    ignored_turns,
+)
 from fl.runs.journal import RunStart
 from fl.runs.kinds import blamed, expected, networked, of_another_kind, part_made
 from fl.runs.learnt import Learnt, held_out_share, learnt_at
@@ -284,13 +290,17 @@ def _joined(
         exchange = replace(exchange, proxy=proxy, public=_public(strategy, first, config.seed))
     with blaming(config, "strategy"):
         within = strategy.within(exchange)
+    fleet, runtime = parts["fleet"], parts["runtime"]
+    if strategy.traits.regional and not (runtime and runtime.relayed):
+        with blaming(config, "network"):
+            fleet = fleet.with_servers_at_sites()
     experiment = Experiment(
         first.data,
         first.model,
         first.app,
         first.backdoored,
         strategy=within,
-        fleet=parts["fleet"],
+        fleet=fleet,
         executor=parts["executor"],
         runtime=parts["runtime"],
         hierarchy=parts["hierarchy"],
@@ -300,6 +310,7 @@ def _joined(
             **ignored(strategy, learning, told, asked=config.personal.every is not None),
             **ignored_average(config),
             **ignored_turns(config),
+            **ignored_servers(strategy),
             **ignored_personal(config, any(one.holds_out for one in learnt.values())),
         },
     )

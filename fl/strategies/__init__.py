@@ -12,7 +12,7 @@ from fl.lazy import lazily
 if TYPE_CHECKING:
     from fl.strategies.adaptive_batch import BatchTest, InnerProductTest, NormTest
     from fl.strategies.adpsgd import ADPSGD
-    from fl.strategies.async_diloco import AsyncDiLoCo
+    from fl.strategies.async_diloco import AsyncDiLoCo, DelayedNesterov
     from fl.strategies.async_fedavg import AsyncFedAvg
     from fl.strategies.async_sgd import AsyncSGD
     from fl.strategies.backup_workers import BackupWorkers
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.parameter_server import ParameterServer
     from fl.strategies.drivers.polling import Polling
     from fl.strategies.drivers.proxy_losses import ProxyLosses
+    from fl.strategies.drivers.regions import Regions
     from fl.strategies.drivers.replicas import Replicas
     from fl.strategies.drivers.rounds import Rounds
     from fl.strategies.drivers.server_examples import ServerExamples
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
     from fl.strategies.gradient_coding import GradientCoding
     from fl.strategies.gradient_rule import GradientRule
     from fl.strategies.gradient_tracking import GradientTracking
+    from fl.strategies.halos import HALoS
     from fl.strategies.hierfavg import HierFAVG
     from fl.strategies.ifca import IFCA
     from fl.strategies.local_sgd import LocalSGD
@@ -104,6 +106,7 @@ if TYPE_CHECKING:
     from fl.strategies.qfedavg import QFedAvg
     from fl.strategies.quafl import QuAFL
     from fl.strategies.rates import LinearScaling
+    from fl.strategies.regional_rule import RegionalRule
     from fl.strategies.relaysgd import RelaySGD
     from fl.strategies.rennala import RennalaSGD
     from fl.strategies.ringmaster import RingmasterASGD
@@ -161,6 +164,10 @@ __getattr__ = lazily(
         "SGP": "fl.strategies.sgp",
         "SlowMo": "fl.strategies.slowmo",
         "AsyncDiLoCo": "fl.strategies.async_diloco",
+        "DelayedNesterov": "fl.strategies.async_diloco",
+        "HALoS": "fl.strategies.halos",
+        "RegionalRule": "fl.strategies.regional_rule",
+        "Regions": "fl.strategies.drivers.regions",
         "SparseLoCo": "fl.strategies.sparse_loco",
         "CO2": "fl.strategies.co2",
         "OverlapLocalSGD": "fl.strategies.overlap_local_sgd",
@@ -313,6 +320,7 @@ __all__ = [
     "DeDLOC",
     "Decentralized",
     "Decision",
+    "DelayedNesterov",
     "DelayedUpdates",
     "DiLoCo",
     "Driver",
@@ -355,6 +363,7 @@ __all__ = [
     "GradientCoding",
     "GradientRule",
     "GradientTracking",
+    "HALoS",
     "HierFAVG",
     "InnerProductTest",
     "LinearScaling",
@@ -386,6 +395,8 @@ __all__ = [
     "PruneFL",
     "QFedAvg",
     "QuAFL",
+    "RegionalRule",
+    "Regions",
     "RelaySGD",
     "RennalaSGD",
     "RepetitionCode",

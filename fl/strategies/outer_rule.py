@@ -194,6 +194,13 @@ class OuterRule(ABC):
         """
         return s
 
+    def beside(self, s: Any) -> int:
+        """Returns how many numbers a worker that enters needs beside the outer parameters.
+
+        They are what it takes the same steps with as the others: all else in the state.
+        """
+        return _numbers(s._replace(theta=None))
+
     def theta(self, s: Any, m: int) -> Row:
         """Returns the outer parameters that worker m goes on from, shape (n,)."""
         row: Row = s.theta
@@ -235,6 +242,15 @@ class OuterRule(ABC):
             theta, state = self.optimizer.step(outer.theta, delta, outer.optimizer, outer.t)
         check_result("the outer step", theta)
         return Outer(theta, state, outer.t + 1)
+
+
+def _numbers(state: Any) -> int:
+    """Returns how many numbers the arrays of a state have."""
+    if isinstance(state, np.ndarray):
+        return state.size
+    if isinstance(state, Mapping):
+        state = tuple(state.values())
+    return sum(map(_numbers, state)) if isinstance(state, tuple) else 0
 
 
 class OverlappedRule(OuterRule):

@@ -156,7 +156,9 @@ def config_of(name: str):
             ]
         else:
             overrides += TASK
-        if name in CODED:  # whose parts have two chunks, and which take one copy of what is repeated
+        if (
+            name in CODED
+        ):  # whose parts have two chunks, and which take one copy of what is repeated
             overrides += ["strategy.batch_size=64", "strategy.rule.code=cyclic"]
         if name == "per_fedavg":  # whose step takes two of the model's
             overrides.append("client.local_steps=2")

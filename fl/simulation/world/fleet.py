@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -111,6 +111,26 @@ class Fleet:
             return direct
         left = self.network.background.mean_left
         return routed(direct, self.routes, left, self.network.tcp.window_bytes)
+
+    def with_servers_at_sites(self) -> Fleet:
+        """Returns the fleet with a server in each site: clients reach theirs by links within it.
+
+        Where there are no sites, clients reach the one server as before.
+
+        Raises:
+            ConfigError: there is a network, whose links lead to one server.
+        """
+        if self.network is not None:
+            raise ConfigError(
+                "a network's links lead all clients to one server, and this strategy has one in "
+                "each region: leave network out"
+            )
+        if self.edges is None or self.edges.site is None:
+            return self
+        clients = np.arange(len(self))
+        bps = self.edges.rates(clients, clients)
+        delays = self.edges.delays(clients, clients)
+        return replace(self, links=replace(self.links, down_bps=bps, up_bps=bps, latency_s=delays))
 
     def compute_seconds(self, client: int, dispatch: int, flops: float) -> float:
         """Returns the seconds that the client computes on its task number `dispatch`.

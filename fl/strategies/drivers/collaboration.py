@@ -93,7 +93,7 @@ class CollaborationRun(OuterRun):
                 for nodes in (self.blocked, self.arrived):
                     nodes.discard(worker.node)
                 self.ready.add(worker.node)
-        del self.reductions[reduction.fragment, reduction.step]
+        del self.reductions[reduction.fragment, reduction.step, reduction.site]
 
 
 class Collaboration(OuterSteps):
@@ -212,7 +212,7 @@ class Collaboration(OuterSteps):
             return
         worker.step = task.memo.stop
         run.arrive(worker)
-        reduction = run.reduction(0, worker.step)
+        reduction = run.reduction((0, worker.step, None))
         reduction.since_s = min(reduction.since_s, now)
 
     def _reports(self, run: CollaborationRun) -> list[Report]:
@@ -291,7 +291,7 @@ class Collaboration(OuterSteps):
                     delta, size = run.all_reduce.passed(0, m, mean, step)
                 except (PayloadError, ConfigError) as error:
                     run.tasks.control.rejected(name)
-                    run.refused.setdefault((0, step), []).append(str(error))
+                    run.refused.setdefault((0, step, None), []).append(str(error))
                 else:
                     reduction.own[m] = ReceivedOuterGradient(
                         np.asarray(delta), float(own.samples), size, name
@@ -330,7 +330,7 @@ class Collaboration(OuterSteps):
     def _leave_out(self, run: OuterRun, worker: Participant, reason: str) -> None:
         """Does without a peer; what it has added up is lost."""
         assert isinstance(run, CollaborationRun)
-        key = (0, run.epoch + 1)
+        key = (0, run.epoch + 1, None)
         others_wait_at = run.reductions.get(key)
         super()._leave_out(run, worker, reason)
         if others_wait_at and any(w.step > run.epoch for w in run.workers.values()):
@@ -343,12 +343,6 @@ class Collaboration(OuterSteps):
         now = run.tasks.now()
         there = [m for m in run.present if run.workers[m].ready_s <= now]
         return min(there, key=lambda m: (not run.tasks.peers.reachable(m), m), default=None)
-
-    def _entry_bytes(self, run: OuterRun) -> int:
-        """Returns the bytes that a peer fetches when it enters, those of the optimizer's too."""
-        (state,) = run.states
-        vectors = sum(int(v.size) for v in state.optimizer.values() if v.shape == state.theta.shape)
-        return super()._entry_bytes(run) + 4 * vectors
 
     def _helpers(self, run: OuterRun) -> Sequence[int]:
         """Returns the auxiliary peers that are online."""

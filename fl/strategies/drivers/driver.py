@@ -41,6 +41,7 @@ class Traits:
             "one" of them or a "mixture"; "" if not.
         interrupts: whether the server ends a client's local work when it likes.
         customises: whether clients contact it one by one, and each is sent a model of its own.
+        regional: whether each site has a server, which its clients meet, below a global one.
         continues: whether a client's tasks are one training, each going on where the last ended.
         root_examples: how many examples the server holds itself, for an aggregator that wants its
             update; None if it does not.
@@ -74,6 +75,7 @@ class Traits:
     clusters: Literal["", "one", "mixture"] = ""
     interrupts: bool = False
     customises: bool = False
+    regional: bool = False
     continues: bool = False
     root_examples: int | None = None
     proxies: tuple[int, int] | None = None

@@ -33,6 +33,8 @@ from fl.submodels import (
 )
 from fl.vectors.rows import Row, as_tensor, mean
 
+_MOST_CONTENTS = 16  # of a version, where clients are sent models of their own
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sent:
@@ -473,6 +475,8 @@ class Server:
         if sent.part is not None and sent.part.bitmaps and places:
             records[MASKS_KEY] = masks_record(sent.part.bitmaps)
         content = RecordDict({**records, **beside})
+        if len(self._contents) >= _MOST_CONTENTS:
+            del self._contents[next(iter(self._contents))]
         self._contents[key] = content, sent  # kept: of what is gone the id may be another's
         return content
 
