@@ -47,18 +47,20 @@ def _loaded(text: str) -> Any:
     """Returns what a YAML says, plain values; of a key that is given twice YAML takes the last."""
     loader = yaml.SafeLoader(text)
     root = loader.get_single_node()
-    nodes = [] if root is None else [root]
-    while nodes:
-        node = nodes.pop()
+    waiting, seen = [root], set()  # as aliases name nodes again, and may name what they are in
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
             keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
             if len(set(keys)) < len(keys):
-                raise yaml.MarkedYAMLError(
-                    problem="a key is given twice", problem_mark=node.start_mark
-                )
-            nodes += [value for _, value in node.value]
+                mark = node.start_mark
+                raise yaml.MarkedYAMLError(problem="a key is given twice", problem_mark=mark)
+            waiting += [value for _, value in node.value]
         elif isinstance(node, yaml.SequenceNode):
-            nodes += node.value
+            waiting += node.value
     return None if root is None else loader.construct_document(root)
 
 
