@@ -25,7 +25,7 @@ from torch.func import functional_call
 
 from fl.checks import at_least
 from fl.errors import ConfigError
-from fl.models.flops import Flops, flops_per_example
+from fl.models.flops import Flops, flops_per_example, memory_bytes
 from fl.models.pieces import pieces_of
 from fl.models.structure import drop_weights
 
@@ -79,10 +79,12 @@ class Cut:
     Attributes:
         spans: in the order of the model, which is that of the route unless somebody changes it.
         stages: what each machine holds.
+        tokens: whether the inputs are tokens.
     """
 
     spans: tuple[Span, ...]
     stages: tuple[PipelineStage, ...]
+    tokens: bool
     _model: _Pieces
 
     @classmethod
@@ -129,7 +131,9 @@ class Cut:
         dtype = torch.int64 if tokens else torch.float32
         shapes = run.shapes(torch.zeros((1, *input_shape), dtype=dtype))
         costs = [
-            flops_per_example(run.alone(i), shapes[i], torch.float32 if i else dtype, inputs=i > 0)
+            flops_per_example(
+                _Alone(run, i, i + 1), shapes[i], torch.float32 if i else dtype, inputs=i > 0
+            )
             for i in range(count)
         ]
         if boundaries is None:
@@ -162,7 +166,7 @@ class Cut:
         )
         stages = _stages(name, model, run, spans, num_stages)
         drop_weights(structure)
-        return cls(spans, stages, run)
+        return cls(spans, stages, tokens, run)
 
     def forward(self, span: int, entries: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Returns what a span makes of activations, shape (B, *output_shape).
@@ -177,11 +181,45 @@ class Cut:
         output: Tensor = functional_call(self._model, named, (x, where.first, where.last))
         return output
 
-    def swaps(self, a: int, b: int) -> bool:
-        """Returns whether two spans can be in each other's place: all their shapes are equal."""
-        first, second = self.spans[a], self.spans[b]
-        shapes = {first.input_shape, first.output_shape, second.input_shape, second.output_shape}
-        return len(shapes) == 1
+    @property
+    def middle(self) -> range:
+        """The stages that hold no end of the model, in order; all, if the ends are apart."""
+        return range(1 if len(self.stages[0].spans) > 1 else 0, len(self.stages))
+
+    def route(self, *, swapped: bool = False) -> tuple[int, ...]:
+        """Returns the spans in the order in which a micro-batch runs them.
+
+        Args:
+            swapped: the first two spans between the ends are in each other's place, and the last
+                two.
+        """
+        order = list(range(len(self.spans)))
+        if swapped:
+            order[1], order[2] = order[2], order[1]
+            order[-3], order[-2] = order[-2], order[-3]
+        return tuple(order)
+
+    def shapes(self, stage: int) -> tuple[tuple[int, ...], ...]:
+        """Returns the shapes of a stage's tensors, in order."""
+        state = self._model.model.state_dict()
+        return tuple(tuple(state[name].shape) for name in self.stages[stage].entries)
+
+    def memory_bytes(self, stage: int, batch_size: int) -> int:
+        """Returns the memory that a step takes on the machine of a stage, in bytes.
+
+        That is the stage with its gradient, and what the backward pass of one micro-batch keeps.
+
+        Args:
+            stage: its number.
+            batch_size: examples of a micro-batch.
+        """
+        total = 0
+        for k in self.stages[stage].spans:
+            span = self.spans[k]
+            dtype = torch.int64 if self.tokens and not span.first else torch.float32
+            alone = _Alone(self._model, span.first, span.last)
+            total += memory_bytes(alone, span.input_shape, batch_size, dtype=dtype)
+        return total
 
 
 class _Pieces(nn.Module):
@@ -190,17 +228,17 @@ class _Pieces(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self._pieces = tuple(pieces_of(model))  # of a tuple, torch registers nothing twice
+        self.pieces = tuple(pieces_of(model))  # of a tuple, torch registers nothing twice
 
     def __len__(self) -> int:
-        return len(self._pieces)
+        return len(self.pieces)
 
     def reads(self, piece: int) -> tuple[str, ...]:
         """Returns the beginnings of the names of what a piece reads."""
-        return tuple(f"{module}." for module in self._pieces[piece].reads)
+        return tuple(f"{module}." for module in self.pieces[piece].reads)
 
     def forward(self, x: Tensor, first: int, last: int) -> Tensor:
-        for piece in self._pieces[first:last]:
+        for piece in self.pieces[first:last]:
             x = piece.run(x)
         return x
 
@@ -213,19 +251,18 @@ class _Pieces(nn.Module):
                 found.append(tuple(x.shape[1:]))
         return found
 
-    def alone(self, piece: int) -> nn.Module:
-        """Returns a module that is one piece, for whoever counts its operations."""
-        return _Alone(self, piece)
-
 
 class _Alone(nn.Module):
-    def __init__(self, pieces: _Pieces, piece: int) -> None:
+    """Some pieces by themselves, with their parameters and no others."""
+
+    def __init__(self, pieces: _Pieces, first: int, last: int) -> None:
         super().__init__()
-        self.pieces = pieces
-        self.piece = piece
+        self._pieces, self._first, self._last = (pieces,), first, last  # no part of this module
+        names = [name for piece in pieces.pieces[first:last] for name in piece.reads]
+        self.own = nn.ModuleList(pieces.model.get_submodule(name) for name in names)
 
     def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.pieces(x, self.piece, self.piece + 1)
+        output: Tensor = self._pieces[0](x, self._first, self._last)
         return output
 
 

@@ -104,8 +104,7 @@ def test_boundaries_are_where_they_are_said_to_be() -> None:
     assert [(s.stage, s.first, s.last) for s in cut.spans] == [(0, 0, 3), (1, 3, 4), (0, 4, 6)]
     assert cut.stages[1].entries == tuple(n for n in model.state_dict() if n.startswith("blocks.2"))
     assert cut.stages[0].spans == (0, 2)
-    assert cut.swaps(0, 0) is False
-    assert cut.swaps(1, 1) is True
+    assert cut.middle == range(1, 2)
 
 
 @pytest.mark.parametrize(
