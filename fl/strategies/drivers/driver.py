@@ -27,7 +27,8 @@ class Traits:
     """What a strategy is, for whoever decides what goes with it.
 
     Attributes:
-        meets: whom a client exchanges with: a server, its neighbours, or all others in a ring.
+        meets: whom a client exchanges with: a server, its neighbours, all others in a ring, or the
+            machines of the stages before and after its own.
         sends: what a client sends: a model it has trained, a gradient of the loss, or the payload
             of a method that compresses by itself.
         compressors: whether any of them carries what clients send, or none.
@@ -55,7 +56,7 @@ class Traits:
         known: whether all this is known; anybody's strategy may send what it likes.
     """
 
-    meets: Literal["server", "peers", "ring"] = "server"
+    meets: Literal["server", "peers", "ring", "stages"] = "server"
     sends: Literal["model", "gradient", "payload"] = "model"
     compressors: Literal["none", "any"] = "any"
     downlink: bool = True
