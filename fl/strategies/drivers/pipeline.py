@@ -402,7 +402,10 @@ class _Training:
             if node not in there:
                 run.lose(place, "it is away")
         used = set(run.at.values())
-        spare = [node for node in sorted(there) if node not in used]
+        spare = sorted(
+            (node for node in there if node not in used),
+            key=lambda node: (run.failed.get(node, 0), node),
+        )
         last = max(run.tasks.peers.nodes(), default=0) if driver.server else None
         complete = []
         for p in range(driver.pipelines):

@@ -122,6 +122,7 @@ class PipelineRun:
         facts: what has happened since they were last read, by name.
         failures: ends a run in which nothing works.
         idle_heads: machines without examples, which cannot have the first stage.
+        failed: at which attempt a machine was lost last, by Flower id.
     """
 
     def __init__(
@@ -146,6 +147,7 @@ class PipelineRun:
         self.facts: Counter[str] = Counter()
         self.failures = Failures("gradient", None)
         self.idle_heads: set[int] = set()
+        self.failed: dict[int, int] = {}
         self._channel = channel
         self._seed = seed
         self._config_key, self._config = keys
@@ -169,6 +171,8 @@ class PipelineRun:
         """Does without the machine of a place."""
         node = self.at.pop(place, None)
         self.whole.discard(place)
+        if node is not None:
+            self.failed[node] = self._attempt
         self.facts["lost_machines"] += 1
         log.info("stage %d of pipeline %d is lost with node %s: %s", *place[::-1], node, reason)
 
