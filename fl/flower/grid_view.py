@@ -257,6 +257,7 @@ class Peers(Protocol):
         fanout: int = 1,
         fanin: int = 1,
         index: int = 0,
+        queued: bool = False,
     ) -> tuple[float, bool]:
         """Sends a payload from one client to another.
 
@@ -270,6 +271,7 @@ class Peers(Protocol):
             fanout: payloads that the source sends at the same time, which share its uplink.
             fanin: payloads that the target receives at the same time, which share its downlink.
             index: running number of the pair's transfers; decides whether it is lost.
+            queued: it leaves when the source's queued payloads before it have left.
 
         Returns:
             When it arrives, in s, and whether it does. For a lost one it is the time at which it is
@@ -347,6 +349,7 @@ class Relayed:
         fanout: int = 1,
         fanin: int = 1,
         index: int = 0,
+        queued: bool = False,
     ) -> tuple[float, bool]:
         """Returns (since, True)."""
         return since, True

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from fl.clients import Descent, Direction, TrainingApp
+from fl.clients import Descent, Direction, PartialApp, StageApp, TrainingApp
 from fl.clients.app.merging import By
 from fl.compression import Channel, chained
 from fl.data import FederatedData
@@ -66,6 +66,7 @@ from fl.runs.settings import (
     wrong_numbers,
 )
 from fl.runs.simulator import epoch_of
+from fl.runs.staged import staged
 from fl.runs.transcript import shown_once
 from fl.runs.unread import (
     OF_A_TASK,
@@ -79,6 +80,7 @@ from fl.runs.warm_start import warm_experiment
 from fl.strategies import (
     Driver,
     Exchange,
+    Pipeline,
     ProxyLosses,
     Rounds,
     ServerExamples,
@@ -278,13 +280,16 @@ def _joined(
     if strategy.traits.merges:
         with blaming(config, "model"):
             exchange = replace(exchange, units=_matched(first.app, strategy.traits.merges))
-    parts_app = None
+    parts_app: PartialApp | StageApp | None = None
     if isinstance(strategy, Rounds) and strategy.sub_models is not None:
         with blaming(config, "strategy.sub_models"):
             ways = learnt[""].make_app, ends
             parts_app, exchange = partly(
                 strategy.sub_models, first, *ways, parts["fleet"], exchange
             )
+    if isinstance(strategy, Pipeline):
+        with blaming(config, "strategy"):
+            parts_app, exchange = staged(strategy, first, parts["fleet"], exchange)
     with blaming(config, "strategy"):
         proxy = _proxy(strategy, first, config.seed)
         exchange = replace(exchange, proxy=proxy, public=_public(strategy, first, config.seed))

@@ -172,6 +172,28 @@ REFUSALS = (
         "choose compressor=..., which compresses outer gradients, and leave downlink out",
     ),
     Refusal(
+        "A downlink between stages",
+        lambda c: c.downlink is not None and c.traits.meets == "stages",
+        "downlink is {downlink}",
+        "machines of {strategy} send activations and their gradients to each other, both ways",
+        "choose compressor=..., which compresses these, and leave downlink out",
+    ),
+    Refusal(
+        "Attacks on updates between stages",
+        lambda c: c.attack is not None and c.traits.meets == "stages",
+        "attack is {attack}",
+        "it forges updates of the whole model, and machines of {strategy} send activations and "
+        "the gradient of a stage",
+        "use an attack on data, such as label_flip, or strategy=data_parallel",
+    ),
+    Refusal(
+        "Local layers, adapters and stages",
+        lambda c: (c.keeps or c.adapted) and c.traits.meets == "stages",
+        "client.local_layers or adapter is set",
+        "a machine of {strategy} holds whole layers, and trains all that it holds",
+        "leave both out, or use a strategy whose clients have the whole model, such as fedavg",
+    ),
+    Refusal(
         "Compressors that need every client in every round",
         lambda c: (
             c.uplink is not None
@@ -439,7 +461,8 @@ def check_model(choice: Combination, exchange: Exchange) -> None:
         check_broadcast(choice.downlink, Shapes.of(choice.layout))
         if choice.traits.compressed_carries:
             check_broadcast(choice.downlink, Shapes.trained(choice.layout))
-    if choice.uplink is not None and choice.traits.compressors != "none":
+    meets_layers = choice.traits.meets == "stages"  # activations are compressed, no model
+    if choice.uplink is not None and choice.traits.compressors != "none" and not meets_layers:
         shapes = Shapes.trained(choice.layout)
         choice.uplink.init(shapes)
         vectors = 1 + len(choice.traits.compressed_needs)

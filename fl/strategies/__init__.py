@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fl.strategies.beer import BEER
     from fl.strategies.ca2fl import CA2FL
     from fl.strategies.cdfl import CDFL
+    from fl.strategies.checkfree import CheckFree, CheckFreePlus
     from fl.strategies.choco import CHOCO
     from fl.strategies.clusters import Clusters
     from fl.strategies.co2 import CO2
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.outer import OuterSteps
     from fl.strategies.drivers.pairs import Pairs
     from fl.strategies.drivers.parameter_server import ParameterServer
+    from fl.strategies.drivers.pipeline import Pipeline
     from fl.strategies.drivers.polling import Polling
     from fl.strategies.drivers.proxy_losses import ProxyLosses
     from fl.strategies.drivers.regions import Regions
@@ -101,6 +103,7 @@ if TYPE_CHECKING:
     from fl.strategies.outer_rule import OuterGradients, OuterRule
     from fl.strategies.overlap_local_sgd import OverlapLocalSGD
     from fl.strategies.pfedme import PFedMe
+    from fl.strategies.pipeline_rule import PipelineTraining, StageRecovery, StageState
     from fl.strategies.proxskip import ProxSkip
     from fl.strategies.prunefl import PruneFL
     from fl.strategies.qfedavg import QFedAvg
@@ -121,6 +124,7 @@ if TYPE_CHECKING:
     from fl.strategies.slowmo import SlowMo
     from fl.strategies.sparse import CosineSparseRule, SparseRule
     from fl.strategies.sparse_loco import SparseLoCo
+    from fl.strategies.stage_recovery import CopiedStage, Redrawn, RedundantStages, RollBack
     from fl.strategies.streaming_diloco import StreamingDiLoCo
     from fl.strategies.sync_st import SyncST
     from fl.strategies.walk_rule import WalkRule
@@ -131,12 +135,20 @@ __getattr__ = lazily(
         "ADPSGD": "fl.strategies.adpsgd",
         "BEER": "fl.strategies.beer",
         "CA2FL": "fl.strategies.ca2fl",
+        "CheckFree": "fl.strategies.checkfree",
+        "CheckFreePlus": "fl.strategies.checkfree",
+        "CopiedStage": "fl.strategies.stage_recovery",
         "CosineSparseRule": "fl.strategies.sparse",
         "EXTRA": "fl.strategies.extra",
         "FADAS": "fl.strategies.fadas",
         "FedAMSGrad": "fl.strategies.fedamsgrad",
         "FlexLoRA": "fl.strategies.flexlora",
         "FedConv": "fl.strategies.fedconv",
+        "Pipeline": "fl.strategies.drivers.pipeline",
+        "PipelineTraining": "fl.strategies.pipeline_rule",
+        "Redrawn": "fl.strategies.stage_recovery",
+        "RedundantStages": "fl.strategies.stage_recovery",
+        "RollBack": "fl.strategies.stage_recovery",
         "ServerExamples": "fl.strategies.drivers.server_examples",
         "ServerTraining": "fl.strategies.server_training",
         "FedDST": "fl.strategies.feddst",
@@ -265,6 +277,8 @@ __getattr__ = lazily(
         "SimultaneousRounds": "fl.strategies.drivers.simultaneous",
         "SimultaneousRule": "fl.strategies.simultaneous_rule",
         "SparseRule": "fl.strategies.sparse",
+        "StageRecovery": "fl.strategies.pipeline_rule",
+        "StageState": "fl.strategies.pipeline_rule",
         "StreamingDiLoCo": "fl.strategies.streaming_diloco",
         "SyncST": "fl.strategies.sync_st",
         "Traits": "fl.strategies.drivers.driver",
@@ -307,12 +321,15 @@ __all__ = [
     "AsyncSGD",
     "BackupWorkers",
     "BatchTest",
+    "CheckFree",
+    "CheckFreePlus",
     "ClusterModels",
     "Clusters",
     "CodedRounds",
     "CodedScheme",
     "CodedTimes",
     "Collaboration",
+    "CopiedStage",
     "CosineSparseRule",
     "CyclicCode",
     "DFedAvg",
@@ -388,6 +405,8 @@ __all__ = [
     "PairRule",
     "Pairs",
     "ParameterServer",
+    "Pipeline",
+    "PipelineTraining",
     "Polling",
     "PollingRule",
     "ProxSkip",
@@ -397,11 +416,14 @@ __all__ = [
     "QuAFL",
     "RegionalRule",
     "Regions",
+    "Redrawn",
+    "RedundantStages",
     "RelaySGD",
     "RennalaSGD",
     "RepetitionCode",
     "Replicas",
     "RingmasterASGD",
+    "RollBack",
     "RoundRule",
     "Rounds",
     "SCAFFOLDMomentum",
@@ -413,6 +435,8 @@ __all__ = [
     "SlowMo",
     "SparseLoCo",
     "SparseRule",
+    "StageRecovery",
+    "StageState",
     "StreamingDiLoCo",
     "SyncST",
     "Traits",

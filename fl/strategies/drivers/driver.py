@@ -28,7 +28,8 @@ class Traits:
     """What a strategy is, for whoever decides what goes with it.
 
     Attributes:
-        meets: whom a client exchanges with: a server, its neighbours, or all others in a ring.
+        meets: whom a client exchanges with: a server, its neighbours, all others in a ring, or the
+            machines of the stages before and after its own.
         sends: what a client sends: a model it has trained, a gradient of the loss, or the payload
             of a method that compresses by itself.
         combinations: whether what a client sends is a linear combination that only the server can
@@ -65,7 +66,7 @@ class Traits:
         known: whether all this is known; anybody's strategy may send what it likes.
     """
 
-    meets: Literal["server", "peers", "ring"] = "server"
+    meets: Literal["server", "peers", "ring", "stages"] = "server"
     sends: Literal["model", "gradient", "payload"] = "model"
     combinations: bool = False
     compressors: Literal["none", "any"] = "any"
