@@ -122,6 +122,9 @@ EVERY = [
     *GRADIENTS,
 ]
 
+TIMED = ["swarm"]  # which pass the time of stages, and train nothing
+LEARNING = sorted({path.stem for path in (CONF / "strategy").glob("[!_]*.yaml")} - {*TIMED})
+
 MODELS = {
     "dimat": ["model=mlp", "model.hidden=[8]"],  # which has units to match
     "fedconv": [

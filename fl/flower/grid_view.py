@@ -257,7 +257,7 @@ class Peers(Protocol):
         fanout: int = 1,
         fanin: int = 1,
         index: int = 0,
-        queued: bool = False,
+        in_turn: bool = False,
     ) -> tuple[float, bool]:
         """Sends a payload from one client to another.
 
@@ -271,7 +271,9 @@ class Peers(Protocol):
             fanout: payloads that the source sends at the same time, which share its uplink.
             fanin: payloads that the target receives at the same time, which share its downlink.
             index: running number of the pair's transfers; decides whether it is lost.
-            queued: it leaves when the source's queued payloads before it have left.
+            in_turn: for transfers that are many at any time. It has passed the source's uplink
+                after what the source sent in turn before, and the target's downlink after what
+                that received in turn.
 
         Returns:
             When it arrives, in s, and whether it does. For a lost one it is the time at which it is
@@ -349,7 +351,7 @@ class Relayed:
         fanout: int = 1,
         fanin: int = 1,
         index: int = 0,
-        queued: bool = False,
+        in_turn: bool = False,
     ) -> tuple[float, bool]:
         """Returns (since, True)."""
         return since, True

@@ -253,6 +253,11 @@ def _joined(
                     f"client.train is false, and how much is sent with {strategy.name} hangs on "
                     "what is learnt: leave it out, or choose another strategy"
                 ]
+            if app.learns and not strategy.traits.learns:
+                problems += [
+                    f"client.train is true, but {strategy.name} trains nothing, and passes the "
+                    "time of stages that its configuration declares: set client.train=false"
+                ]
             selection = strategy.selection if isinstance(strategy, Rounds) else None
             if selection is not None and selection.by_accuracy and data.task == "regression":
                 problems += [

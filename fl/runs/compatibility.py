@@ -133,6 +133,20 @@ REFUSALS = (
         "choose one, tasks=NAME",
     ),
     Refusal(
+        "Compressors and strategies that pass time alone",
+        lambda c: (c.uplink is not None or c.downlink is not None) and not c.traits.learns,
+        _COMPRESSED,
+        "{strategy} sends bytes that nobody holds, as many as its configuration says",
+        "leave both out, and say how many bits a number takes: strategy.stage.boundary_bits",
+    ),
+    Refusal(
+        "Attacks on updates and strategies that pass time alone",
+        lambda c: c.attack is not None and not c.traits.learns,
+        "attack is {attack}",
+        "nothing is trained by {strategy}, so that there are no updates to forge",
+        "leave attack out, or use another strategy",
+    ),
+    Refusal(
         "Compressors and a method that is one",
         lambda c: (
             c.traits.sends == "payload"
@@ -146,7 +160,7 @@ REFUSALS = (
     ),
     Refusal(
         "A downlink without a server",
-        lambda c: c.downlink is not None and c.traits.meets == "peers",
+        lambda c: c.downlink is not None and c.traits.meets == "peers" and c.traits.learns,
         "downlink is {downlink}",
         "with {strategy} nodes send to each other, and nobody to all",
         "leave downlink out, and choose compressor=... for what nodes send",
@@ -369,6 +383,7 @@ REFUSALS = (
             and not c.sends_tensors
             and c.traits.meets == "peers"
             and not c.traits.merges
+            and c.traits.learns
         ),
         "compressor is {uplink}",
         "what nodes of {strategy} send is handed on, and what a compressor leaves out of it would "

@@ -531,7 +531,7 @@ class Recorder:
 
     def _flush(self) -> None:
         self._read_reports()
-        if self._pending:
+        if self._pending or self._measured:
             self.settle()
             self._write(self._taken())
 

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.rounds import Rounds
     from fl.strategies.drivers.server_examples import ServerExamples
     from fl.strategies.drivers.simultaneous import SimultaneousEvents, SimultaneousRounds
+    from fl.strategies.drivers.swarm_pipelines import SWARM
     from fl.strategies.drivers.trusted_update import TrustedUpdate
     from fl.strategies.drivers.walks import Walks
     from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
@@ -273,6 +274,7 @@ __getattr__ = lazily(
         "RoundRule": "fl.strategies.round_rule",
         "Rounds": "fl.strategies.drivers.rounds",
         "SCAFFOLDMomentum": "fl.strategies.global_momentum",
+        "SWARM": "fl.strategies.drivers.swarm_pipelines",
         "SimultaneousEvents": "fl.strategies.drivers.simultaneous",
         "SimultaneousRounds": "fl.strategies.drivers.simultaneous",
         "SimultaneousRule": "fl.strategies.simultaneous_rule",
@@ -314,6 +316,7 @@ __all__ = [
     "SCAFFOLD",
     "SGP",
     "SRSGC",
+    "SWARM",
     "Answers",
     "Arrivals",
     "AsyncDiLoCo",
@@ -414,10 +417,10 @@ __all__ = [
     "PruneFL",
     "QFedAvg",
     "QuAFL",
-    "RegionalRule",
-    "Regions",
     "Redrawn",
     "RedundantStages",
+    "RegionalRule",
+    "Regions",
     "RelaySGD",
     "RennalaSGD",
     "RepetitionCode",

@@ -60,6 +60,14 @@ RING = such(meets="ring", compressors="memoryless", continues=True)
 
 # What is refused, with a choice that differs from it by one part, and goes.
 PAIRS = {
+    "Compressors and strategies that pass time alone": (
+        Combination(such(meets="peers", compressors="none", learns=False), Cast("bf16")),
+        Combination(such(meets="peers"), Cast("bf16")),
+    ),
+    "Attacks on updates and strategies that pass time alone": (
+        Combination(such(meets="peers", learns=False), attack=IPM()),
+        Combination(such(meets="peers"), attack=IPM()),
+    ),
     "Several models and a strategy of one": (
         Combination(SERVER, tasks=True),
         Combination(such(several_models=True), tasks=True),

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
-from every_strategy import LOCAL, MODELS, PARTIAL
+from every_strategy import LEARNING, LOCAL, MODELS, PARTIAL
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -119,7 +119,7 @@ TOLD_AT_TIMES = {  # what some messages say: those to anchors, and those of the 
 }
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", LEARNING)
 def test_strategy_says_what_it_tells_clients_in_place_of_their_own_arguments(strategy, monkeypatch):
     own = ["strategy.rule.lr=0.05"] if strategy in SAME_RATE else []
     at_times = TOLD_AT_TIMES.get(strategy, set())

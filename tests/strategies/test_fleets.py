@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from every_strategy import CODED, LOCAL, MODELS, PARTIAL
+from every_strategy import CODED, LEARNING, LOCAL, MODELS, PARTIAL
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from stand_ins import Scripted, ScriptedFaults
@@ -35,7 +35,7 @@ from fl.simulation.world.fleets import uniform
 from fl.strategies.drivers.driver import Driver
 
 PAGE = Path(fl.__file__).parents[1] / "docs" / "fleets.md"
-STRATEGIES = sorted(p.stem for p in (Path(fl.__file__).parent / "conf/strategy").glob("[!_]*.yaml"))
+STRATEGIES = LEARNING
 QUICK = ("adpsgd", "demo", "diloco", "favas", "fedbuff", "tifl")  # one of most drivers
 NEEDS_ALL = ("demo", "just_one_byte", "onebit_adam")  # the message of every client in every round
 

@@ -305,6 +305,7 @@ class TrainingApp(ClientApp, PlannedApp):
         self.train()(self._train)
         self.evaluate()(self._evaluate)
         self.query()(self._query)
+        self.query("stage")(self._worked)
 
     # ---- before the work is done -----------------------------------------------------------------
 
@@ -768,6 +769,10 @@ class TrainingApp(ClientApp, PlannedApp):
                 "partition-id": partition,
             },
         )
+
+    def _worked(self, message: Message, context: Context) -> Message:
+        """Says that the time of a stage's work has passed (`STAGE_QUERY`)."""
+        return metrics_reply(message, {})
 
     @cached_property
     def _evaluated(self) -> nn.Module:

@@ -63,6 +63,7 @@ class Traits:
         alone: whether there is nobody to send to.
         merges: how clients match the units of models that they merge, as `fl.clients.app.merging`
             has it; "" if they merge none.
+        learns: whether models are trained; without, it is time alone that passes.
         known: whether all this is known; anybody's strategy may send what it likes.
     """
 
@@ -91,6 +92,7 @@ class Traits:
     edges: int = 0
     alone: bool = False
     merges: Literal["", "activations", "weights", "order"] = ""
+    learns: bool = True
     known: bool = True
 
     @property

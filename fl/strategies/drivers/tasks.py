@@ -273,6 +273,7 @@ class Tasks(Generic[Memo]):
         nodes: Sequence[int],
         memos: Sequence[Memo],
         ready_s: Sequence[float] | None = None,
+        kind: str = "train",
     ) -> list[Task[Memo]]:
         """Has each client work on a content of its own, which it has from its peers.
 
@@ -283,9 +284,10 @@ class Tasks(Generic[Memo]):
             nodes: Flower ids.
             memos: what the sender wants to remember.
             ready_s: when the clients have it, s; None is now.
+            kind: of the messages.
         """
         messages = [
-            Message(content, node, "train", ttl=self.ttl_s)
+            Message(content, node, kind, ttl=self.ttl_s)
             for content, node in zip(contents, nodes, strict=True)
         ]
         if ready_s is None:
