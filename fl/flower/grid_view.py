@@ -1,12 +1,14 @@
 """What a strategy asks of a grid beyond Flower's API: time, orders and reports, links of peers.
 
-A grid that has an answer of its own has it as the attribute `clock`, `control`, `peers` or
-`numbered`. To `GridView` every grid has all four; Flower's own get those of a deployment:
+A grid that has an answer of its own has it as the attribute `clock`, `control`, `peers`,
+`numbered` or `arrived`. To `GridView` every grid has all of them; Flower's own get those of a
+deployment:
 
 - the wall clock;
 - a control without effect: a client that was told to stop goes on, and its reply is thrown away;
 - the server as the relay between clients, since Flower has no client-to-client link;
-- node ids that say nothing.
+- node ids that say nothing;
+- replies of which nobody knows before they are pulled.
 
 On the simulator the clock is virtual, orders reach the fleet, reports the record of the run, and
 what peers send each other is charged to the direct path between them.
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from flwr.app import Message
@@ -61,6 +63,20 @@ class GridView:
         """Whether node ids say which client it is (`fl.flower.identity.client_of`)."""
         numbered: bool = getattr(self._grid, "numbered", False)
         return numbered
+
+    def arrived(self, message_ids: Collection[str]) -> Collection[str]:
+        """Returns those messages whose reply may be there to be pulled.
+
+        Who waits for many asks after every event: to pull all of them each time would be work for
+        each of those that are still on their way.
+
+        Args:
+            message_ids: of messages that were pushed, each pulled at most once so far.
+        """
+        arrived: Collection[str] | None = getattr(self._grid, "arrived", None)
+        if arrived is None:
+            return message_ids
+        return [name for name in arrived if name in message_ids]
 
 
 # ---- time ----------------------------------------------------------------------------------------

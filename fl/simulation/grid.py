@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +92,7 @@ class SimGrid(Grid):
         runtime: what software takes on the way; None if it is ideal.
         serving: passes what the server's process takes of it; None if that is nothing.
         numbered: True, which `GridView` finds: a node id says which client it is.
+        arrived: ids of messages whose reply is there, which `GridView` finds.
         train_messages: `train` messages that were sent.
         client_errors: what went wrong in clients' code.
     """
@@ -141,6 +142,7 @@ class SimGrid(Grid):
         self._run = empty_run(RUN_ID)
         self._attendance = Attendance(fleet, self._now)
         self._mailbox = Mailbox(len(fleet), epoch, self.engine.waits)
+        self.arrived: Collection[str] = self._mailbox.arrived
         self._ahead = Ahead(executor, self.trace, self._now, on_said, self._without_draws)
         self._host = self.engine.host = SimHost(
             self.engine,

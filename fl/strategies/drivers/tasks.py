@@ -168,6 +168,7 @@ class Tasks(Generic[Memo]):
         self.control = view.control
         self.peers = view.peers
         self.numbered = view.numbered
+        self._arrived = view.arrived
         self.ttl_s = ttl_s
         self.became_late: list[Task[Memo]] = []
         self._open: dict[str, Task[Memo]] = {}  # a reply may come
@@ -330,7 +331,7 @@ class Tasks(Generic[Memo]):
         if not ids:
             return []
         received = []
-        for reply in self._grid.pull_messages(ids):
+        for reply in self._grid.pull_messages(self._arrived(ids)):
             if self._codec is not None:
                 reply = self._codec.open(reply)
             name = reply.metadata.reply_to_message_id
