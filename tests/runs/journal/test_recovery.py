@@ -316,7 +316,10 @@ def test_wave_of_which_a_part_is_in_the_journal_is_executed_whole(tmp_path: Path
     [
         *([], {}, [{}], [[0, None, 0.0, 0.0]], [[0, [1], 0.0, 0.0, ""]], [[0, "x", 0.0, 0.0, ""]]),
         *([[0, None, "x", 0.0, ""]], [[0, None, 0.0, None, ""]], [[[], None, 0.0, 0.0, ""]] * 2),
-        *([[[], None, 0.0, 0.0, ""], [["x", 1], None, 0.0, 0.0, ""]], [[[], None, 0.0, 0.0, 0]] * 3),
+        *(
+            [[[], None, 0.0, 0.0, ""], [["x", 1], None, 0.0, 0.0, ""]],
+            [[[], None, 0.0, 0.0, 0]] * 3,
+        ),
     ],
 )
 def test_answer_of_another_form_is_refused(tmp_path: Path, wrong: Any) -> None:
