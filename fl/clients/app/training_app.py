@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -34,7 +35,7 @@ from fl.clients.app.inbox import (
 )
 from fl.clients.app.island import Island
 from fl.clients.app.merging import Merger
-from fl.clients.app.outbox import Outbox, metrics_reply
+from fl.clients.app.outbox import METRICS_KEY, Outbox, metrics_reply
 from fl.clients.app.personal import predicts_with
 from fl.clients.app.planner import Planner
 from fl.clients.app.replica import Replica
@@ -50,7 +51,15 @@ from fl.clients.rule import Rule
 from fl.data import FederatedData
 from fl.data.drift import DRIFT_BEGINS
 from fl.errors import ConfigError
-from fl.execution.contract import Payload, PlannedApp, Request, Result, RunInfo, Workload
+from fl.execution.contract import (
+    Answers,
+    Payload,
+    PlannedApp,
+    Request,
+    Result,
+    RunInfo,
+    Workload,
+)
 from fl.flower.carried import carried_arrays, carried_tensors
 from fl.flower.content import content_of
 from fl.flower.messages import with_content
@@ -417,6 +426,52 @@ class TrainingApp(ClientApp, PlannedApp):
             if part is not None
             for name in part.honours.get(key, ())
         )
+
+    # ---- what clients answer that train nothing --------------------------------------------------
+
+    def foresees(self, payload: Payload) -> str:
+        """Returns why the answers to a `train` message are not known before; "" if they are.
+
+        Without training they are the model as it came, and what a client reports hangs on how many
+        examples it has.
+        """
+        if self.learns:
+            return "clients train"
+        if self._reply_bytes is None:
+            return "clients keep something, or send more than a model"
+        instructions: Instructions = payload.read_by(self)
+        if instructions.num_models > 1 or instructions.own_classes:
+            return "clients choose among models, or have a loss of their own classes"
+        if instructions.limits != (None, None) or instructions.fitting_steps is not None:
+            return "the message says for how long clients may work"
+        if self.data.drift is not None:
+            return "data drift"
+        return ""
+
+    def answers(self, payload: Payload, partitions: NDArray[np.int64], run: RunInfo) -> Answers:
+        """Returns what the clients that hold these partitions answer, see `foresees`."""
+        sizes = self._sizes[partitions % self.data.num_partitions]
+        _, first, which = np.unique(sizes, return_index=True, return_inverse=True)
+        requests = [
+            Request(client, 0, payload, "train", "", 1.0, run.epoch)
+            for client in partitions[first].tolist()
+        ]
+        plans = [self.plan(payload, "train", request.client, math.nan) for request in requests]
+        contents = [self.train_many([request], run)[0].content for request in requests]
+        metrics: list[dict[str, Any]] = [
+            dict(content[METRICS_KEY].items()) for content in contents if content is not None
+        ]
+        return Answers(
+            which=which.reshape(-1),
+            flops=np.array([plan.flops for plan in plans]),
+            reply_bytes=np.array([plan.reply_bytes for plan in plans], np.int64),
+            metrics=metrics,
+        )
+
+    @cached_property
+    def _sizes(self) -> NDArray[np.int64]:
+        """How many examples each partition has."""
+        return np.array([self.data.size(i) for i in range(self.data.num_partitions)], np.int64)
 
     # ---- whether clients train together ----------------------------------------------------------
 

@@ -444,6 +444,13 @@ class Server:
         self.control.stepped(self.version, why, model=self.name)
         self.evaluate()
 
+    def content(
+        self, config: Mapping[str, Any], extras: Mapping[str, Row] | None = None
+    ) -> RecordDict:
+        """Returns what `send` would send to clients of one model, the server's."""
+        sent = Sent(self.version, self.w, dict(config))
+        return self._content(sent, extras or {}, places=True)
+
     def reject(self, update: Update) -> None:
         """Reports that an update is none that can be used: a fault."""
         self.control.rejected(update.task.message_id)
