@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from every_strategy import MODELS
 from hydra import compose, initialize_config_module
 
 import fl
@@ -91,6 +92,7 @@ def test_what_members_are_made_of_explains_its_keys(path):
 def test_every_strategy_runs(name):
     # The server's own models come back to the clients, which must be able to read them.
     chosen = [f"strategy={name}", "target=null", "num_rounds=3", "fail_fast=true"]
+    chosen += MODELS.get(name, [])
     config = config_of(*chosen)
     if config.strategy.get("sub_models"):  # of a model that has parts
         config = config_of(*chosen, "model=mlp")
@@ -158,6 +160,11 @@ def test_every_network_runs(name):
     }
     more = ["network.background.load=0.5", "network.tcp.initial_window_bytes=1460"]
     assert run_experiment(config_of(f"network={name}", *files.get(name, []), *more)) >= 0
+
+
+@pytest.mark.parametrize("name", members("hierarchy"))
+def test_every_hierarchy_runs(name):
+    assert run_experiment(config_of(f"hierarchy={name}")) >= 0
 
 
 @pytest.mark.parametrize("name", members("fleet"))

@@ -47,6 +47,16 @@ class SimPeers:
         """Returns the fleet's clients."""
         return [node_id(client) for client in range(len(self._engine.fleet))]
 
+    def reachable(self, node: int) -> bool:
+        """Returns whether others can open connections to a client."""
+        reachable = self._engine.fleet.peers.links.reachable
+        return reachable is None or bool(reachable[client_of(node)])
+
+    def site(self, node: int) -> int:
+        """Returns the number of the site where a client is."""
+        site = self._engine.fleet.peers.site
+        return 0 if site is None else int(site[client_of(node)])
+
     def push(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
         """Pushes messages at no cost; a client begins when it has what it needs."""
         return self._push(messages, ready_s)

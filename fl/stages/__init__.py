@@ -2,6 +2,7 @@
 
 from fl.stages.block_placement import BlockPlacement, Held, Servers, server_throughput
 from fl.stages.block_routing import Ban, Bans, Leg, ShortestTime, random_route
+from fl.stages.cut import Cut, Ends, PipelineStage, Span
 from fl.stages.micro_batch import MicroBatch, Pass
 from fl.stages.nic_placement import Machines, NicAware, Placed
 from fl.stages.rebalancing import Move, Rebalancing, pipeline_rate
@@ -14,6 +15,8 @@ __all__ = [
     "BlockPlacement",
     "Candidate",
     "Candidates",
+    "Cut",
+    "Ends",
     "Held",
     "Leg",
     "Machines",
@@ -21,10 +24,12 @@ __all__ = [
     "Move",
     "NicAware",
     "Pass",
+    "PipelineStage",
     "Placed",
     "Rebalancing",
     "Servers",
     "ShortestTime",
+    "Span",
     "StageWork",
     "StochasticWiring",
     "TransformerStage",

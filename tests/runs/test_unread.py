@@ -25,7 +25,7 @@ GROUPS = {  # key of the root to the folder of its members
     name: name
     for name in (
         *("adapter", "aggregator", "allreduce", "attack", "checkpoint", "client", "compressor"),
-        *("data", "executor", "feedback", "fleet", "model", "network", "partition"),
+        *("data", "executor", "feedback", "fleet", "hierarchy", "model", "network", "partition"),
         *("preaggregation", "runtime", "tasks", "topology"),
     )
 } | {"downlink": "compressor", "then": "compressor"}
@@ -48,7 +48,7 @@ def members(key: str) -> dict[str, DictConfig]:
 
 MADE = (
     *("strategy", "attack", "compressor", "then", "feedback", "downlink", "fleet", "executor"),
-    *("checkpoint", "network", "runtime"),
+    *("checkpoint", "hierarchy", "network", "runtime"),
 )
 
 
@@ -65,7 +65,8 @@ def test_member_is_refused_if_and_only_if_nothing_that_is_made_depends_on_it(str
             config[key] = None
             # What the strategy is made of; the other parts refer to keys of the root alone.
             without = None if key in made else OmegaConf.to_container(config.strategy, resolve=True)
-            for name, member in members(key).items():
+            there = list(members(key).items())
+            for name, member in there[:1] if key in made else there:  # read, whichever it is
                 if key == "tasks" and not several:
                     break  # would take the place of other groups
                 config[key] = member

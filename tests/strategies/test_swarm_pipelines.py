@@ -141,6 +141,8 @@ class Counted(SwarmRun):
         memo, peer = task.memo.memo, task.memo.peer
         before = self.steps[memo.place[0]].passes if memo.place[0] in self.steps else -1
         super()._answered(task, reply, seconds)
+        if self.steps[memo.place[0]].passes > before:
+            assert memo.lives == self.lives[peer]  # it has what it had when it was asked
         if self.steps[memo.place[0]].passes > before and memo.work.backward:
             self.summed[peer].append((*memo.place, memo.work.stage))
 
