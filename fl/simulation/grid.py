@@ -38,7 +38,7 @@ from fl.simulation.kernel.trace import Event, Trace
 from fl.simulation.mailbox import Mailbox, unavailable
 from fl.simulation.peers import RelayedPeers, SimPeers
 from fl.simulation.serving import Serving
-from fl.simulation.summation import Summation
+from fl.simulation.summation import SimSummation
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.hierarchies import Hierarchy
 from fl.simulation.world.runtime import Runtime
@@ -138,10 +138,10 @@ class SimGrid(Grid):
                 foreign,
                 adds=hierarchy is None,
             )
-        self.summation: Summation | None = None
+        self.summation: SimSummation | None = None
         if hierarchy is not None:
             queue = self.engine.queue
-            self.summation = Summation(
+            self.summation = SimSummation(
                 hierarchy, behind, queue, self.trace, self._step, self._advance
             )
         self.clock = VirtualClock(self._now, self.sleep, self.wait, self._elapsed_s)
