@@ -25,10 +25,10 @@ _NOT_METHODS = ("experiment",)
 _FAMILIES = {  # in the order of the table, to what drives their members
     "rounds: a server waits for those that it has asked": ("Rounds",),
     "first replies: it goes on when enough are there": ("ParameterServer",),
-    "asynchronous: it steps by what arrives": ("Events", "Polling"),
+    "asynchronous: it steps by what arrives": ("Events", "Polling", "Regions"),
     "several models at once": ("SimultaneousEvents", "SimultaneousRounds"),
     "no server: nodes average with their neighbours": ("Gossip", "Pairs", "Walks"),
-    "outer steps: islands train by themselves, and meet": ("OuterSteps",),
+    "outer steps: islands train by themselves, and meet": ("OuterSteps", "Collaboration"),
     "replicas: workers stay equal, by small messages": ("Replicas",),
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import ArrayRecord
 from torch import nn
 
-from fl.clients import PartialApp, TaskApp, TrainingApp
+from fl.clients import PartialApp, StageApp, TaskApp, TrainingApp
 from fl.data import Examples, FederatedData
 from fl.execution import Executor
 from fl.execution.executor import load_app
@@ -78,7 +78,7 @@ class Experiment(Learning):
     runtime: Runtime = field(default_factory=Runtime, kw_only=True)
     hierarchy: Hierarchy | None = field(default=None, kw_only=True)
     tasks: Mapping[str, Learning] = field(default_factory=dict)
-    parts: PartialApp | None = None
+    parts: PartialApp | StageApp | None = None
     ignored: Mapping[str, str] = field(default_factory=dict)
     warm: ArrayRecord | None = None
 
@@ -89,7 +89,7 @@ class Experiment(Learning):
         return initial_of(self.tasks) if self.tasks else super().initial()
 
 
-def app_of(experiment: Experiment) -> TrainingApp | TaskApp | PartialApp:
+def app_of(experiment: Experiment) -> TrainingApp | TaskApp | PartialApp | StageApp:
     """Returns what the clients of an experiment run."""
     tasks = experiment.tasks
     if experiment.parts is not None:

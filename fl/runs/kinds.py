@@ -28,6 +28,7 @@ from fl.simulation.world.hierarchies import AggregatorMachine, Hierarchy
 from fl.simulation.world.networks import NetworkModel
 from fl.simulation.world.runtime import Runtime
 from fl.simulation.world.slowdowns import Distribution
+from fl.strategies.pipeline_rule import StageRecovery
 from fl.strategies.round_rule import RoundRule
 from fl.strategies.staleness import StalenessWeight
 from fl.topologies import Topology, Weights
@@ -60,9 +61,11 @@ _INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key 
     "fleet.task_slowdown": Distribution,
     "hierarchy.machine": AggregatorMachine,
     "selection": Selection,
+    "strategy.rule.recovery": StageRecovery,
     "strategy.rule.server_optimizer": RoundRule,
     "strategy.rule.staleness": StalenessWeight,
     "topology": Topology,
+    "topology.base": Topology,
     "topology.weights": Weights,
 }
 

@@ -146,6 +146,10 @@ class Recorder:
         """
         self._initial, self._limit_s, self._may_stay = initial, limit_s, may_stay
 
+    def expect_no_training(self) -> None:
+        """Notes that clients do not train, so that the loss that they report is none."""
+        self._columns.leave_out("train", "train-loss")
+
     def attach(self, grid: SimGrid) -> None:
         """Takes time, bytes and joules from this grid from now on."""
         self._grid = grid
@@ -527,7 +531,7 @@ class Recorder:
 
     def _flush(self) -> None:
         self._read_reports()
-        if self._pending:
+        if self._pending or self._measured:
             self.settle()
             self._write(self._taken())
 

@@ -20,7 +20,7 @@ from fl.clients import TrainingApp
 from fl.clients.app.batching import Batching
 from fl.errors import ConfigError, Diverged, SimulationError
 from fl.execution import AppSource, Executor, RayExecutor, SerialExecutor
-from fl.execution.contract import PlannedApp, Request, RunInfo, Workload
+from fl.execution.contract import ForeseenApp, PlannedApp, Request, RunInfo, Workload
 from fl.execution.executor import load_app
 from fl.execution.garbage import quick_garbage_collection
 from fl.execution.virtual_time import EPOCH, TaskClock, answering, host_date, virtual_time
@@ -194,6 +194,7 @@ def simulate(
                         fleet,
                         executor,
                         planner=planner,
+                        foreseen=(app, run) if isinstance(app, ForeseenApp) else None,
                         cost_model=cost_model,
                         runtime=runtime,
                         hierarchy=hierarchy,

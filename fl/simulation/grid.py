@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from fl.flower.private import Run, copied, empty_run
 from fl.simulation.ahead import Ahead
 from fl.simulation.attendance import Attendance
 from fl.simulation.client_errors import ClientErrors
+from fl.simulation.cohorts import Cohorts, Foreseen
 from fl.simulation.control import OnApplied, OnMeasured, OnStep, SimControl
 from fl.simulation.cost import CostModel, Planner
 from fl.simulation.host import SimHost
@@ -72,6 +73,7 @@ class SimGrid(Grid):
         fleet: the clients.
         executor: started, runs the clients' work.
         planner: plans the work of our own ClientApp; None for a foreign app.
+        foreseen: our own ClientApp and what its clients know, if it knows answers beforehand.
         cost_model: what a foreign app's work costs.
         runtime: what software takes on the way; None is nothing.
         hierarchy: machines that add updates up on their way to the server; None has none.
@@ -96,6 +98,8 @@ class SimGrid(Grid):
         serving: passes what the server's process takes of it; None if that is nothing.
         summation: has updates added up on the hierarchy, which `GridView` finds; None without one.
         numbered: True, which `GridView` finds: a node id says which client it is.
+        cohorts: runs cohorts as arrays, which `GridView` finds.
+        arrived: ids of messages whose reply is there, which `GridView` finds.
         train_messages: `train` messages that were sent.
         client_errors: what went wrong in clients' code.
     """
@@ -106,6 +110,7 @@ class SimGrid(Grid):
         executor: Executor,
         *,
         planner: Planner | None = None,
+        foreseen: Foreseen | None = None,
         cost_model: CostModel | None = None,
         runtime: Runtime | None = None,
         hierarchy: Hierarchy | None = None,
@@ -162,6 +167,7 @@ class SimGrid(Grid):
         self._run = empty_run(RUN_ID)
         self._attendance = Attendance(fleet, self._now)
         self._mailbox = Mailbox(len(fleet), epoch, self.engine.waits)
+        self.arrived: Collection[str] = self._mailbox.arrived
         self._ahead = Ahead(executor, self.trace, self._now, on_said, self._without_draws)
         self._host = self.engine.host = SimHost(
             self.engine,
@@ -171,6 +177,18 @@ class SimGrid(Grid):
             self.control,
             self.client_errors,
             self._inside,
+        )
+        self.cohorts = Cohorts(
+            fleet,
+            foreseen,
+            self.engine,
+            self._mailbox,
+            self._host,
+            self.control,
+            runtime=self.runtime is not None,
+            advance=self.sleep_until,
+            on_sent=self._count_sent,
+            on_applied=on_applied,
         )
         self._asked: tuple[float, set[str]] = (-1.0, set())  # pulled in vain, and when
         self._taken: list[Dispatch] = []  # whose replies were pulled last
@@ -424,6 +442,15 @@ class SimGrid(Grid):
         """Lets `seconds` of virtual time pass."""
         with self._inside():
             self._advance(self._now() + max(0.0, float(seconds)))
+
+    def sleep_until(self, time: float) -> None:
+        """Lets virtual time pass until `time`."""
+        with self._inside():
+            self._attendance.reset()
+            self._advance(time)
+
+    def _count_sent(self, messages: int) -> None:
+        self.train_messages += messages
 
     def _advance(self, until: float) -> None:
         while self._step(until):

@@ -60,6 +60,14 @@ RING = such(meets="ring", compressors="memoryless", continues=True)
 
 # What is refused, with a choice that differs from it by one part, and goes.
 PAIRS = {
+    "Compressors and strategies that pass time alone": (
+        Combination(such(meets="peers", compressors="none", learns=False), Cast("bf16")),
+        Combination(such(meets="peers"), Cast("bf16")),
+    ),
+    "Attacks on updates and strategies that pass time alone": (
+        Combination(such(meets="peers", learns=False), attack=IPM()),
+        Combination(such(meets="peers"), attack=IPM()),
+    ),
     "Several models and a strategy of one": (
         Combination(SERVER, tasks=True),
         Combination(such(several_models=True), tasks=True),
@@ -117,6 +125,10 @@ PAIRS = {
         Combination(such(downlink=False), None, Cast("bf16")),
         Combination(SERVER, None, Cast("bf16")),
     ),
+    "Compressors and models that clients merge": (
+        Combination(such(meets="peers", compressors="none", merges="order"), Qsgd(levels=4)),
+        Combination(such(meets="peers"), Qsgd(levels=4)),
+    ),
     "Compressors and messages that are handed on": (
         Combination(such(meets="peers", compressors="none"), Qsgd(levels=4)),
         Combination(such(meets="peers"), Qsgd(levels=4)),
@@ -148,6 +160,10 @@ PAIRS = {
     "Local layers and parts of the model": (
         Combination(such(partial="stays"), rule=Sgd(lr=0.1), keeps=True),
         Combination(SERVER, rule=Sgd(lr=0.1), keeps=True),
+    ),
+    "Local layers and models that clients merge": (
+        Combination(such(meets="peers", merges="weights"), rule=Sgd(lr=0.1), keeps=True),
+        Combination(PEERS, rule=Sgd(lr=0.1), keeps=True),
     ),
     "Adapters and parts of the model": (
         Combination(such(partial="stays"), rule=Sgd(lr=0.1), adapted=True),

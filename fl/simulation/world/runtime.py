@@ -170,6 +170,13 @@ class Runtime:
         """Whether nothing takes time but what devices compute and links carry."""
         return self == Runtime()
 
+    @property
+    def answer_s(self) -> float:
+        """The mean time from a message to its answer, s, where nothing else takes any."""
+        looks = (self.poll_s, self.task_poll_s, self.reply_poll_s, self.server_poll_s)
+        calls = self.call_s * (self.trips_down + self.trips_up)
+        return sum(looks) / 2 + self.start_s + calls + self.send_s + self.receive_s
+
     def seconds_to_start(self, seed: int, client: int, dispatch: int) -> float:
         """Returns how long it takes to start the app for a task, on the device of reference, s.
 

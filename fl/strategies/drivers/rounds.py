@@ -23,6 +23,7 @@ from fl.aggregation import (
     Guard,
     Mean,
     check_result,
+    check_weights,
     shown,
     weight_of,
 )
@@ -30,7 +31,7 @@ from fl.checks import at_least, is_a, positive, read_if
 from fl.clients.app.choosing import SMOOTHING_KEY, model_key
 from fl.clients.app.inbox import EVALUATED, EVALUATED_KEY
 from fl.errors import ConfigError, NoStep
-from fl.flower.grid_view import Summed
+from fl.flower.grid_view import Cohorts, Outcome, Summed
 from fl.flower.records import from_record
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
@@ -542,23 +543,32 @@ class Rounds(Aggregating):
         return timed + len(self.selection.eligible(known, idle))
 
     def dispatch(self, server: Server) -> None:
-        """Begins a round if none is going on and enough clients are idle."""
+        """Begins a round if none is going on and enough clients are idle.
+
+        Rounds that need no messages are over when they have begun, and the next one begins.
+        """
+        while self._begins(server):
+            if server.version >= server.num_rounds or self.finished(server):
+                return
+
+    def _begins(self, server: Server) -> bool:
+        """Begins a round if one can begin; returns whether it is over already."""
         tasks = server.tasks
         if self.is_open or not tasks.idle() or len(tasks.nodes()) < self.min_available_nodes:
-            return
+            return False
         if server.version < self.rule.alone:
             self._open(server, Choice([min(tasks.idle())]), 1)
-            return
+            return False
         trial, self.known = trial_of(self.selection, self.known, tasks.idle())
         if trial is not None and trial.alone:
             self._open(server, Choice(trial.clients), len(trial.clients), trial)
-            return
+            return False
         if trial is not None:
             timed = self._train(server, trial.clients, len(trial.clients))
             self.timed.update(task.message_id for task in timed)
         idle = self.selection.eligible(self.known, tasks.idle())
         if not idle:
-            return
+            return False
         n = self.num_replies(server)
         count = min(int(self.over_selection * n + 1e-9), len(idle))
         self._check_count(count)
@@ -570,7 +580,10 @@ class Rounds(Aggregating):
             self.known = self.selection.told(self.known, ask, self._answers(server, ask))
             ask, self.known = ask_of(self.selection, self.known, opening)
         choice, self.known = choice_of(self.selection, self.known, opening)
+        if self._is_foreseen(server, choice, n):
+            return True
         self._open(server, choice, n)
+        return False
 
     def _check_count(self, count: int) -> None:
         if (why := self.selection.refuses_count(count)) is not None:
@@ -604,16 +617,16 @@ class Rounds(Aggregating):
 
     def _train(self, server: Server, nodes: Sequence[int], waits_for: int) -> list[Task[Sent]]:
         """Sends the model to clients that the rule has train, of which so many make a step."""
-
-        def told(n: int) -> dict[str, Any]:
-            size = self.noise.told_size
-            rates = self.rates.told(server.version, min(waits_for, n))
-            return rates if size is None else {**rates, "batch-size": size}
-
         if self.exchange.public is not None and self.prepared != server.version:
             self.state = self.rule.prepared(self.state, self.exchange.public)
             self.prepared = server.version
-        return self.messages.train(server, nodes, told)
+        return self.messages.train(server, nodes, partial(self._told, server, waits_for))
+
+    def _told(self, server: Server, waits_for: int, n: int) -> dict[str, Any]:
+        """Returns what n messages say beside what the rule does."""
+        size = self.noise.told_size
+        rates = self.rates.told(server.version, min(waits_for, n))
+        return rates if size is None else {**rates, "batch-size": size}
 
     def _open(
         self, server: Server, choice: Choice, waits_for: int, trial: Trial | None = None
@@ -753,17 +766,8 @@ class Rounds(Aggregating):
         usable = list(replies)
         try:
             state = self._next(server, replies, usable)
-        except NoStep as error:
-            self._abandon(server, usable, error)
-            return
-        except ConfigError as error:
-            there = self.exchange.num_clients
-            wanted = max(self.wanted, min(self.replies_of(there), there))
-            if len(replies) >= wanted:
-                raise  # the rule cannot work with what it is given
-            few = f"{len(replies)} of {wanted} replies"
-            remedy = "min_available_nodes waits until more clients are there"
-            self._abandon(server, usable, NoStep(f"{few}: {error}; {remedy}"))
+        except (NoStep, ConfigError) as error:
+            self._abandon(server, usable, self._why_no_step(error, len(replies)))
             return
         if rates := self.rates.of(server.version, self.waits_for):
             server.tasks.control.measured(rates)
@@ -773,6 +777,22 @@ class Rounds(Aggregating):
             self.state = state._replace(w=server.w)
             self.results.update(self.latest)
 
+    def _why_no_step(self, error: NoStep | ConfigError, replies: int) -> NoStep:
+        """Returns why so many replies make no step.
+
+        Raises:
+            ConfigError: they are all that there could be, and the rule cannot work with them.
+        """
+        if isinstance(error, NoStep):
+            return error
+        there = self.exchange.num_clients
+        wanted = max(self.wanted, min(self.replies_of(there), there))
+        if replies >= wanted:
+            raise error
+        few = f"{replies} of {wanted} replies"
+        remedy = "min_available_nodes waits until more clients are there"
+        return NoStep(f"{few}: {error}; {remedy}")
+
     def _next(self, server: Server, replies: Sequence[Update], usable: list[Update]) -> HasModel:
         """Returns the rule's next state; takes from `usable` what it is not made of.
 
@@ -780,14 +800,7 @@ class Rounds(Aggregating):
             NoStep: what has come brings no step.
             ConfigError: the aggregator or the rule cannot work with it.
         """
-        # Who is busy with what has been given up cannot be asked, and is missing all the same.
-        there = self.exchange.num_clients or self.wanted
-        wanted = min(self.wanted, there) if self.rule.everybody else self.waits_for
-        least = max(1, math.ceil(self.min_fraction * wanted - 1e-9))
-        if len(replies) < least:
-            if not replies and self.diverged[""]:
-                raise self.why_in_vain()
-            raise NoStep(f"{len(replies)} replies of {self.selected} are too few")
+        self._check_enough(len(replies))
         said = [self._weight(update) for update in replies]
 
         def leave_out(dropped: Sequence[Dropped]) -> None:
@@ -819,8 +832,21 @@ class Rounds(Aggregating):
             updates = self._updates(server, admitted, usable)
         clients = self.wanted if self.noise.grows_clients else self.waits_for
         self.noise.measure(server, updates, usable, self.aggregator, clients)
+        return self._stepped(server, updates, self.rates.of(server.version, self.waits_for))
+
+    def _check_enough(self, replies: int) -> None:
+        """Raises NoStep if so many replies are too few for a step."""
+        # Who is busy with what has been given up cannot be asked, and is missing all the same.
+        there = self.exchange.num_clients or self.wanted
+        wanted = min(self.wanted, there) if self.rule.everybody else self.waits_for
+        if replies < max(1, math.ceil(self.min_fraction * wanted - 1e-9)):
+            if not replies and self.diverged[""]:
+                raise self.why_in_vain()
+            raise NoStep(f"{replies} replies of {self.selected} are too few")
+
+    def _stepped(self, server: Server, updates: Updates, rates: Mapping[str, float]) -> HasModel:
+        """Returns what the rule makes of the clients' updates."""
         with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
-            rates = self.rates.of(server.version, self.waits_for)
             state = self.rates.step(self.state, updates, rates)
             new = self._with_buffers(server, state.w, updates)
         new = server.model.layout.rounded(np.ascontiguousarray(new, dtype=np.float32))
@@ -906,6 +932,101 @@ class Rounds(Aggregating):
             server.discard(update)
         server.stay(why)
 
+    # ---- rounds without messages -----------------------------------------------------------------
+
+    def needs_messages(self, server: Server) -> str:
+        """Returns why a round has to be made of messages; "" if the answers' numbers would do.
+
+        Without training each answer is the model as it was sent: of the changes, which are all 0,
+        a rule that combines nothing else gets the mean.
+        """
+        rule = self.rule
+        for needs, why in (
+            (server.tasks.cohorts is None, "the grid has none but messages"),
+            (server.tasks.any_open, "clients are busy"),
+            (server.forging is not None, "replies are forged"),
+            (type(self.selection) is not UniformSampling, "the selection looks at replies"),
+            (self.over_selection != 1, "clients that are too late go on into the next round"),
+            (self.evaluates_on_clients, "clients evaluate the model"),
+            (self.sub_models is not None, "clients hold parts of the model"),
+            (self.noise.scale is not None, "noise_scale looks at each change"),
+            (self.noise.test is not None, "batch_test looks at each change"),
+            (type(self.aggregator) is not Mean, "the aggregator looks at each change"),
+            (not rule.folds or bool(rule.needs), "the rule looks at more than the mean change"),
+            (rule.num_models > 1 or bool(rule.clients_choose), "the rule has several models"),
+            (rule.everybody or rule.public_examples > 0, "the rule has clients of its own choice"),
+            (self.weighted_by_key != "num-examples", "replies weigh what they say"),
+            (server.model.layout.is_large, "large models are added up as they come"),
+            (bool(server.model.layout.carried), "what is no float is the replies' median"),
+        ):
+            if needs:
+                return why
+        return ""
+
+    def _is_foreseen(self, server: Server, choice: Choice, waits_for: int) -> bool:
+        """Has a round without messages if one is possible; returns whether it was."""
+        n = len(choice.clients)
+        if not 0 < n <= waits_for or choice.weights is not None or self.needs_messages(server):
+            return False
+        content = self.messages.alike(server, n, partial(self._told, server, waits_for))
+        if content is None:
+            return False
+
+        def accepts(metrics: Sequence[Mapping[str, Any]]) -> bool:
+            return not any(self._refuses(reported) for reported in metrics)
+
+        tasks, began = server.tasks, server.now
+        if tasks.cohorts is None:
+            return False
+        deadline = math.inf if self.deadline_s is None else began + self.deadline_s
+        outcome = tasks.cohorts.run(
+            content,
+            choice.clients,
+            tasks.ttl_s,
+            until=deadline,
+            accepts=accepts,
+            bears=self.failing.bears,
+        )
+        if outcome is None:
+            return False
+        tasks.heard()
+        self.failing.begin_with(outcome.failed_at_last, began)
+        self.wanted, self.waits_for, self.selected = waits_for, n, n
+        self._step_foreseen(server, tasks.cohorts, outcome)
+        return True
+
+    def _step_foreseen(self, server: Server, cohorts: Cohorts, outcome: Outcome) -> None:
+        """Makes the next version of a cohort's answers, as `finish` does of replies."""
+        places = np.flatnonzero(outcome.answered)
+        places = places[np.argsort(outcome.nodes[places], kind="stable")]
+        examples = [float(metrics[self.weighted_by_key]) for metrics in outcome.metrics]
+        weights = np.array(examples)[outcome.which[places]]
+        rates = self.rates.of(server.version, self.waits_for)
+        self.latest = {}
+        try:
+            self._check_enough(len(places))
+            check_weights(weights)
+            mean = np.zeros(server.w.size, np.float32)
+            updates = Updates(
+                np.empty((len(places), 0), np.float32),
+                weights,
+                combine=lambda *_: mean,
+                buffers=self.buffers,
+                trained=self.places if self.trained < mean.size else (),
+            )
+            state = self._stepped(server, updates, rates)
+        except (NoStep, ConfigError) as error:
+            why = self._why_no_step(error, len(places))
+            cohorts.left(places)
+            server.stay(why)
+            return
+        if rates:
+            server.tasks.control.measured(rates)
+        cohorts.used(outcome, places)
+        if server.step(state.w, [], of_one_version=True):
+            self.rates.stepped(rates)
+            self.state = state._replace(w=server.w)
+
     # ---- large models ----------------------------------------------------------------------------
 
     def _new_fold(self, server: Server) -> Fold | None:
@@ -934,13 +1055,16 @@ class Rounds(Aggregating):
 
     def unusable(self, update: Update) -> str | None:
         """Refuses a client that does not report what is read, or has no weight."""
+        return self._refuses(update.metrics)
+
+    def _refuses(self, metrics: Mapping[str, Any]) -> str | None:
         for reader in self.readers.values():
-            if (name := not_reported(update.metrics, reader.reads)) is not None:
+            if (name := not_reported(metrics, reader.reads)) is not None:
                 return f"it reports no finite {name!r}, which {type(reader).__name__} reads"
-        if (why := self.rule.refuses(update.metrics)) is not None:
+        if (why := self.rule.refuses(metrics)) is not None:
             return why
-        if weight_of(update.metrics.get(self.weighted_by_key)) is None:
-            weight = update.metrics.get(self.weighted_by_key)
+        if weight_of(metrics.get(self.weighted_by_key)) is None:
+            weight = metrics.get(self.weighted_by_key)
             return f"its {self.weighted_by_key!r} is {shown(weight)}, no weight"
         return None
 

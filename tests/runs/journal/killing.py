@@ -114,6 +114,15 @@ KEEPING = {
         *("allreduce=int8_ring", "strategy.on_failure=retry", "strategy.detection_s=0.02"),
         *("fleet=mobile", "num_clients=4", "num_rounds=12", "strategy.min_available_nodes=2"),
     ],
+    "models that nodes merge": [
+        *(*SMALL, *HARSH, "strategy=dimat", "num_clients=6", "num_rounds=5"),
+        *("topology=matcha", "topology@topology.base=complete", "strategy.rule.pretraining=2"),
+    ],
+    "servers of regions": [
+        *(*SMALL, "strategy=halos", "strategy.rule.local_updates=2", "strategy.rule.inner_steps=4"),
+        *("fleet=datacenters", "fleet.faults.message_loss=0.05", "fleet.faults.crash=0.05"),
+        *("num_clients=8", "num_rounds=12"),
+    ],
     "models of clusters": [
         *(*CLUSTERS, *HARSH, *EARLY, "strategy=ifca", "num_clients=8", "num_rounds=5"),
     ],
