@@ -944,6 +944,7 @@ class Rounds(Aggregating):
         for needs, why in (
             (server.tasks.cohorts is None, "the grid has none but messages"),
             (server.tasks.any_open, "clients are busy"),
+            (self.summation is not None, "machines add up what arrives"),
             (server.forging is not None, "replies are forged"),
             (type(self.selection) is not UniformSampling, "the selection looks at replies"),
             (self.over_selection != 1, "clients that are too late go on into the next round"),
