@@ -122,7 +122,7 @@ EVERY = [
     *GRADIENTS,
 ]
 
-TIMED = ["swarm"]  # which pass the time of stages, and train nothing
+TIMED = ["petals", "swarm"]  # which pass the time of stages, and train nothing
 LEARNING = sorted({path.stem for path in (CONF / "strategy").glob("[!_]*.yaml")} - {*TIMED})
 
 MODELS = {

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.outer import OuterSteps
     from fl.strategies.drivers.pairs import Pairs
     from fl.strategies.drivers.parameter_server import ParameterServer
+    from fl.strategies.drivers.petals import Petals
     from fl.strategies.drivers.pipeline import Pipeline
     from fl.strategies.drivers.polling import Polling
     from fl.strategies.drivers.proxy_losses import ProxyLosses
@@ -275,6 +276,7 @@ __getattr__ = lazily(
         "Rounds": "fl.strategies.drivers.rounds",
         "SCAFFOLDMomentum": "fl.strategies.global_momentum",
         "SWARM": "fl.strategies.drivers.swarm_pipelines",
+        "Petals": "fl.strategies.drivers.petals",
         "SimultaneousEvents": "fl.strategies.drivers.simultaneous",
         "SimultaneousRounds": "fl.strategies.drivers.simultaneous",
         "SimultaneousRule": "fl.strategies.simultaneous_rule",
@@ -408,6 +410,7 @@ __all__ = [
     "PairRule",
     "Pairs",
     "ParameterServer",
+    "Petals",
     "Pipeline",
     "PipelineTraining",
     "Polling",
