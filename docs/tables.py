@@ -29,6 +29,7 @@ _FAMILIES = {  # in the order of the table, to what drives their members
     "several models at once": ("SimultaneousEvents", "SimultaneousRounds"),
     "no server: nodes average with their neighbours": ("Gossip", "Pairs", "Walks"),
     "outer steps: islands train by themselves, and meet": ("OuterSteps",),
+    "stages: clients hold parts of one model, one after the other": ("Pipeline",),
     "replicas: workers stay equal, by small messages": ("Replicas",),
 }
 

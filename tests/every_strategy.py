@@ -98,6 +98,7 @@ OUTER = [
     "overlap_local_sgd",
     "sparse_loco",
 ]
+STAGED = ["pipeline", "split_learning"]  # whose clients hold stages of the model
 GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking", "d2", "extra", "beer"]
 EVERY = [
     *(
@@ -115,6 +116,7 @@ EVERY = [
         *OUTER,
     ),
     *GRADIENTS,
+    *STAGED,
 ]
 
 MODELS = {

@@ -98,6 +98,8 @@ class StageApp(ClientApp, PlannedApp):
     the client's if it has fewer. What a model draws (dropout) comes from (seed, "dropout",
     partition-id, step, micro-batch, span), both times.
 
+    A client that holds no stage, as after a crash, sends nothing back.
+
     Kept in `Context.state`: "fl.stage.weights" and "fl.stage.gradient", shape (d_i,) each, and
     "fl.stage.input.k.m", the inputs of span k.
 
@@ -212,7 +214,9 @@ class StageApp(ClientApp, PlannedApp):
     def _answer(self, message: Message, context: Context) -> Message:
         work = self.read(message.content)
         bench = _Bench(self, work, context, message.metadata.created_at - DRIFT_BEGINS)
-        return Message(getattr(bench, work.kind)(), reply_to=message)
+        # A client that has lost its stage, as by a crash, has nothing to send.
+        known = work.kind == "hold" or _WEIGHTS in context.state
+        return Message(getattr(bench, work.kind)() if known else bench.nothing(), reply_to=message)
 
 
 class _Bench:
@@ -315,6 +319,10 @@ class _Bench:
             raise ConfigError("the client has no gradient: no micro-batch has gone back")
         return self._reply({GRADIENT_KEY: kept}, len(self._rows))
 
+    def nothing(self) -> RecordDict:
+        """Returns a reply without numbers, which is of no use."""
+        return self._reply({}, 0)
+
     # ---- parts of it -----------------------------------------------------------------------------
 
     @property
@@ -342,9 +350,7 @@ class _Bench:
         return value.to(self._device).clone()
 
     def _weights(self) -> Tensor:
-        record = self._state.get(_WEIGHTS)
-        if not isinstance(record, ArrayRecord):
-            raise ConfigError("the client holds no stage: a hold message comes first")
+        record: Any = self._state[_WEIGHTS]
         kept = record_vector(record, self._layout.size, f"stage {self._work.stage}")
         return kept.to(self._device).clone()
 

@@ -25,7 +25,6 @@ from flwr.serverapp.strategy import Result
 from torch import nn
 
 from fl.checks import at_least, boolean, is_a, positive, share
-from fl.clients.gradient import Gradient
 from fl.collectives import Collective, RingAllReduce
 from fl.compression import Channel, Shapes
 from fl.errors import ConfigError, NoStep
@@ -148,7 +147,7 @@ class Pipeline(RuleDriver):
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        return Traits(meets="stages", sends="gradient", downlink=False, client_rule=Gradient)
+        return Traits(meets="stages", sends="gradient", downlink=False)
 
     def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Any, Any]:
         """Returns none: what is compressed crosses edges, of which a machine knows nothing."""
