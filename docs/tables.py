@@ -25,11 +25,12 @@ _NOT_METHODS = ("experiment",)
 _FAMILIES = {  # in the order of the table, to what drives their members
     "rounds: a server waits for those that it has asked": ("Rounds",),
     "first replies: it goes on when enough are there": ("ParameterServer",),
-    "asynchronous: it steps by what arrives": ("Events", "Polling"),
+    "asynchronous: it steps by what arrives": ("Events", "Polling", "Regions"),
     "several models at once": ("SimultaneousEvents", "SimultaneousRounds"),
     "no server: nodes average with their neighbours": ("Gossip", "Pairs", "Walks"),
     "outer steps: islands train by themselves, and meet": ("OuterSteps",),
     "stages: clients hold parts of one model, one after the other": ("Pipeline",),
+    "outer steps: islands train by themselves, and meet": ("OuterSteps", "Collaboration"),
     "replicas: workers stay equal, by small messages": ("Replicas",),
 }
 
@@ -60,6 +61,7 @@ EXPERIMENT_FAMILIES = (  # in the order of the page
     "several models at once",
     "no server",
     "outer steps",
+    "machines between clients and server",
     "compression",
     "robust aggregation",
     "clusters and personal models",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fl.clients.app.task_app import TaskApp
     from fl.clients.app.training_app import TrainingApp
     from fl.clients.app.uplink import Uplink
+    from fl.clients.coded_gradient import CodedGradient
     from fl.clients.contact import Contact, DriftNoticed, Periodic, Plateau
     from fl.clients.correction import Corrected, Correction
     from fl.clients.ditto import Ditto
@@ -83,6 +84,7 @@ __getattr__ = lazily(
         "Finished": "fl.clients.rule",
         "Fragments": "fl.clients.app.island",
         "GlobalMomentum": "fl.clients.global_momentum",
+        "CodedGradient": "fl.clients.coded_gradient",
         "Gradient": "fl.clients.gradient",
         "Hypergradient": "fl.clients.hypergradient",
         "Island": "fl.clients.app.island",
@@ -129,6 +131,7 @@ __all__ = [
     "AdamW",
     "AnchorSampling",
     "Batch",
+    "CodedGradient",
     "Contact",
     "ControlVariates",
     "ControlledMomentum",

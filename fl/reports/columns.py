@@ -55,6 +55,11 @@ class Columns:
         self._numbered: Counter[str] = Counter()
         self._renamed: dict[str, str] = {}
         self._refused: dict[str, str] = {}
+        self._unmeasured: set[tuple[Source, str]] = set()
+
+    def leave_out(self, source: Source, name: str) -> None:
+        """Gives a metric no column, as what is reported under its name was not measured."""
+        self._unmeasured.add((source, name))
 
     def row(self, source: Source, metrics: Mapping[Any, Any]) -> dict[str, Number]:
         """Returns metrics as columns of a row.
@@ -65,6 +70,8 @@ class Columns:
         """
         row: dict[str, Number] = {}
         for name, value in metrics.items():
+            if (source, str(name)) in self._unmeasured:
+                continue
             for place, number in self._numbers(source, str(name), value):
                 column = self._column(source, str(name), place)
                 if column is not None:

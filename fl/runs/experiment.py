@@ -21,6 +21,7 @@ from fl.runs.apps import FlowerApp
 from fl.runs.transcript import shown_once
 from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.hierarchies import Hierarchy
 from fl.simulation.world.runtime import Runtime
 from fl.strategies import Driver
 
@@ -63,6 +64,7 @@ class Experiment(Learning):
         fleet: the clients' devices, links, availability and faults.
         executor: where clients run.
         runtime: what the software on the way takes.
+        hierarchy: machines that add updates up on their way to the server; None has none.
         tasks: what is learnt, by name, if it is several models at once; the data, model and app
             above are then those of the first.
         parts: what clients run that hold parts of the model; None if all hold all of it.
@@ -74,6 +76,7 @@ class Experiment(Learning):
     fleet: Fleet = field(kw_only=True)
     executor: Executor = field(kw_only=True)
     runtime: Runtime = field(default_factory=Runtime, kw_only=True)
+    hierarchy: Hierarchy | None = field(default=None, kw_only=True)
     tasks: Mapping[str, Learning] = field(default_factory=dict)
     parts: PartialApp | StageApp | None = None
     ignored: Mapping[str, str] = field(default_factory=dict)

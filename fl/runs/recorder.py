@@ -146,6 +146,10 @@ class Recorder:
         """
         self._initial, self._limit_s, self._may_stay = initial, limit_s, may_stay
 
+    def expect_no_training(self) -> None:
+        """Notes that clients do not train, so that the loss that they report is none."""
+        self._columns.leave_out("train", "train-loss")
+
     def attach(self, grid: SimGrid) -> None:
         """Takes time, bytes and joules from this grid from now on."""
         self._grid = grid
@@ -342,7 +346,7 @@ class Recorder:
             "wall_s": totals.wall_s,
             "bytes_down": totals.bytes_down,
             "bytes_up": totals.bytes_up,
-            "energy_j": totals.compute_j + totals.radio_j + totals.idle_j,
+            "energy_j": totals.compute_j + totals.radio_j + totals.idle_j + totals.servers_j,
         }
 
     def confusion(self, counts: NDArray[np.int64]) -> None:
@@ -432,6 +436,7 @@ class Recorder:
             compute_j=engine.energy_j["compute"],
             radio_j=engine.energy_j["radio"],
             idle_j=engine.energy_j["idle"],
+            servers_j=self._grid.servers_j,
             client_updates=self._grid.client_updates,
             utilisation=self._grid.utilisation,
             rounds=self._rounds.number,
@@ -526,7 +531,7 @@ class Recorder:
 
     def _flush(self) -> None:
         self._read_reports()
-        if self._pending:
+        if self._pending or self._measured:
             self.settle()
             self._write(self._taken())
 

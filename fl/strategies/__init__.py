@@ -12,7 +12,7 @@ from fl.lazy import lazily
 if TYPE_CHECKING:
     from fl.strategies.adaptive_batch import BatchTest, InnerProductTest, NormTest
     from fl.strategies.adpsgd import ADPSGD
-    from fl.strategies.async_diloco import AsyncDiLoCo
+    from fl.strategies.async_diloco import AsyncDiLoCo, DelayedNesterov
     from fl.strategies.async_fedavg import AsyncFedAvg
     from fl.strategies.async_sgd import AsyncSGD
     from fl.strategies.backup_workers import BackupWorkers
@@ -23,14 +23,20 @@ if TYPE_CHECKING:
     from fl.strategies.choco import CHOCO
     from fl.strategies.clusters import Clusters
     from fl.strategies.co2 import CO2
+    from fl.strategies.coded_scheme import CodedScheme
+    from fl.strategies.coded_times import CodedTimes, fastest, replayed
     from fl.strategies.d2 import D2
     from fl.strategies.data_parallel import DataParallel
     from fl.strategies.dbw import DBW
+    from fl.strategies.dedloc import DeDLOC
     from fl.strategies.dfedavg import DFedAvg
     from fl.strategies.diloco import DiLoCo
+    from fl.strategies.dimat import DIMAT
     from fl.strategies.dpsgd import DPSGD
     from fl.strategies.drivers.asynchronous import Events
     from fl.strategies.drivers.cluster_models import ClusterModels
+    from fl.strategies.drivers.coded import CodedRounds
+    from fl.strategies.drivers.collaboration import Collaboration
     from fl.strategies.drivers.decentralized import Decentralized
     from fl.strategies.drivers.driver import Driver, Traits
     from fl.strategies.drivers.exchange import Exchange
@@ -43,10 +49,12 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.pipeline import Pipeline
     from fl.strategies.drivers.polling import Polling
     from fl.strategies.drivers.proxy_losses import ProxyLosses
+    from fl.strategies.drivers.regions import Regions
     from fl.strategies.drivers.replicas import Replicas
     from fl.strategies.drivers.rounds import Rounds
     from fl.strategies.drivers.server_examples import ServerExamples
     from fl.strategies.drivers.simultaneous import SimultaneousEvents, SimultaneousRounds
+    from fl.strategies.drivers.swarm_pipelines import SWARM
     from fl.strategies.drivers.trusted_update import TrustedUpdate
     from fl.strategies.drivers.walks import Walks
     from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
@@ -78,9 +86,13 @@ if TYPE_CHECKING:
     from fl.strategies.fedvarp import FedVARP
     from fl.strategies.flexlora import FlexLoRA
     from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
-    from fl.strategies.gossip_rule import GossipRule, LocalTraining, PairRule, TreeRule
+    from fl.strategies.gossip_rule import GossipRule, LocalTraining, MergingRule, PairRule, TreeRule
+    from fl.strategies.gradient_codes import CyclicCode, GradientCode, RepetitionCode
+    from fl.strategies.gradient_coding import GradientCoding
     from fl.strategies.gradient_rule import GradientRule
     from fl.strategies.gradient_tracking import GradientTracking
+    from fl.strategies.halos import HALoS
+    from fl.strategies.hierfavg import HierFAVG
     from fl.strategies.ifca import IFCA
     from fl.strategies.local_sgd import LocalSGD
     from fl.strategies.mifa import MIFA
@@ -88,7 +100,7 @@ if TYPE_CHECKING:
     from fl.strategies.multi_momentum import MultiMomentum
     from fl.strategies.noise_scale import NoiseScale
     from fl.strategies.optex import OptEx
-    from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
+    from fl.strategies.outer_optimizers import OuterAdam, OuterLamb, OuterOptimizer, OuterSgd
     from fl.strategies.outer_rule import OuterGradients, OuterRule
     from fl.strategies.overlap_local_sgd import OverlapLocalSGD
     from fl.strategies.pfedme import PFedMe
@@ -98,6 +110,7 @@ if TYPE_CHECKING:
     from fl.strategies.qfedavg import QFedAvg
     from fl.strategies.quafl import QuAFL
     from fl.strategies.rates import LinearScaling
+    from fl.strategies.regional_rule import RegionalRule
     from fl.strategies.relaysgd import RelaySGD
     from fl.strategies.rennala import RennalaSGD
     from fl.strategies.ringmaster import RingmasterASGD
@@ -105,6 +118,7 @@ if TYPE_CHECKING:
     from fl.strategies.sa_srrw import SASRRW
     from fl.strategies.savic import SAVIC
     from fl.strategies.scaffold import SCAFFOLD
+    from fl.strategies.sequential_gradient_coding import MSGC, SRSGC
     from fl.strategies.server_training import ServerTraining
     from fl.strategies.sgp import SGP
     from fl.strategies.simultaneous_rule import SimultaneousRule
@@ -146,6 +160,7 @@ __getattr__ = lazily(
         "OptEx": "fl.strategies.optex",
         "CDFL": "fl.strategies.cdfl",
         "ProxyLosses": "fl.strategies.drivers.proxy_losses",
+        "HierFAVG": "fl.strategies.hierfavg",
         "IFCA": "fl.strategies.ifca",
         "ClusterModels": "fl.strategies.drivers.cluster_models",
         "Clusters": "fl.strategies.clusters",
@@ -162,9 +177,24 @@ __getattr__ = lazily(
         "SGP": "fl.strategies.sgp",
         "SlowMo": "fl.strategies.slowmo",
         "AsyncDiLoCo": "fl.strategies.async_diloco",
+        "DelayedNesterov": "fl.strategies.async_diloco",
+        "HALoS": "fl.strategies.halos",
+        "RegionalRule": "fl.strategies.regional_rule",
+        "Regions": "fl.strategies.drivers.regions",
         "SparseLoCo": "fl.strategies.sparse_loco",
         "CO2": "fl.strategies.co2",
         "OverlapLocalSGD": "fl.strategies.overlap_local_sgd",
+        "CodedRounds": "fl.strategies.drivers.coded",
+        "CodedScheme": "fl.strategies.coded_scheme",
+        "CodedTimes": "fl.strategies.coded_times",
+        "CyclicCode": "fl.strategies.gradient_codes",
+        "GradientCode": "fl.strategies.gradient_codes",
+        "GradientCoding": "fl.strategies.gradient_coding",
+        "MSGC": "fl.strategies.sequential_gradient_coding",
+        "RepetitionCode": "fl.strategies.gradient_codes",
+        "SRSGC": "fl.strategies.sequential_gradient_coding",
+        "fastest": "fl.strategies.coded_times",
+        "replayed": "fl.strategies.coded_times",
         "Answers": "fl.strategies.event_rule",
         "Arrivals": "fl.strategies.event_rule",
         "AsyncFedAvg": "fl.strategies.async_fedavg",
@@ -172,8 +202,11 @@ __getattr__ = lazily(
         "BackupWorkers": "fl.strategies.backup_workers",
         "BatchTest": "fl.strategies.adaptive_batch",
         "DFedAvg": "fl.strategies.dfedavg",
+        "DIMAT": "fl.strategies.dimat",
         "D2": "fl.strategies.d2",
         "DataParallel": "fl.strategies.data_parallel",
+        "Collaboration": "fl.strategies.drivers.collaboration",
+        "DeDLOC": "fl.strategies.dedloc",
         "Decentralized": "fl.strategies.drivers.decentralized",
         "Decision": "fl.strategies.event_rule",
         "DelayedUpdates": "fl.strategies.eager_updates",
@@ -217,6 +250,7 @@ __getattr__ = lazily(
         "NoiseScale": "fl.strategies.noise_scale",
         "NormTest": "fl.strategies.adaptive_batch",
         "OuterAdam": "fl.strategies.outer_optimizers",
+        "OuterLamb": "fl.strategies.outer_optimizers",
         "OuterGradients": "fl.strategies.outer_rule",
         "OuterOptimizer": "fl.strategies.outer_optimizers",
         "OuterRule": "fl.strategies.outer_rule",
@@ -228,6 +262,7 @@ __getattr__ = lazily(
         "ParameterServer": "fl.strategies.drivers.parameter_server",
         "Polling": "fl.strategies.drivers.polling",
         "PollingRule": "fl.strategies.event_rule",
+        "MergingRule": "fl.strategies.gossip_rule",
         "LocalTraining": "fl.strategies.gossip_rule",
         "QFedAvg": "fl.strategies.qfedavg",
         "ProxSkip": "fl.strategies.proxskip",
@@ -239,6 +274,7 @@ __getattr__ = lazily(
         "RoundRule": "fl.strategies.round_rule",
         "Rounds": "fl.strategies.drivers.rounds",
         "SCAFFOLDMomentum": "fl.strategies.global_momentum",
+        "SWARM": "fl.strategies.drivers.swarm_pipelines",
         "SimultaneousEvents": "fl.strategies.drivers.simultaneous",
         "SimultaneousRounds": "fl.strategies.drivers.simultaneous",
         "SimultaneousRule": "fl.strategies.simultaneous_rule",
@@ -266,17 +302,21 @@ __all__ = [
     "CO2",
     "D2",
     "DBW",
+    "DIMAT",
     "DPSGD",
     "EXTRA",
     "FADAS",
     "FAVAS",
     "IFCA",
     "MIFA",
+    "MSGC",
     "NODE_METRICS",
     "SASRRW",
     "SAVIC",
     "SCAFFOLD",
     "SGP",
+    "SRSGC",
+    "SWARM",
     "Answers",
     "Arrivals",
     "AsyncDiLoCo",
@@ -288,12 +328,19 @@ __all__ = [
     "CheckFreePlus",
     "ClusterModels",
     "Clusters",
+    "CodedRounds",
+    "CodedScheme",
+    "CodedTimes",
+    "Collaboration",
     "CopiedStage",
     "CosineSparseRule",
+    "CyclicCode",
     "DFedAvg",
     "DataParallel",
+    "DeDLOC",
     "Decentralized",
     "Decision",
+    "DelayedNesterov",
     "DelayedUpdates",
     "DiLoCo",
     "Driver",
@@ -332,12 +379,17 @@ __all__ = [
     "Foreign",
     "Gossip",
     "GossipRule",
+    "GradientCode",
+    "GradientCoding",
     "GradientRule",
     "GradientTracking",
+    "HALoS",
+    "HierFAVG",
     "InnerProductTest",
     "LinearScaling",
     "LocalSGD",
     "LocalTraining",
+    "MergingRule",
     "MoNNA",
     "MultiMomentum",
     "NodeModels",
@@ -346,6 +398,7 @@ __all__ = [
     "OptEx",
     "OuterAdam",
     "OuterGradients",
+    "OuterLamb",
     "OuterOptimizer",
     "OuterRule",
     "OuterSgd",
@@ -366,8 +419,11 @@ __all__ = [
     "QuAFL",
     "Redrawn",
     "RedundantStages",
+    "RegionalRule",
+    "Regions",
     "RelaySGD",
     "RennalaSGD",
+    "RepetitionCode",
     "Replicas",
     "RingmasterASGD",
     "RollBack",
@@ -393,4 +449,6 @@ __all__ = [
     "WalkRule",
     "Walks",
     "driver_of",
+    "fastest",
+    "replayed",
 ]

@@ -185,7 +185,7 @@ class PipelineRun:
             index = self._transfers[source, target]
             self._transfers[source, target] += 1
             arrival, arrived = self.tasks.peers.transfer(
-                source, target, size, self.now, index=index, queued=True
+                source, target, size, self.now, index=index, in_turn=True
             )
             if arrived:
                 return arrival
