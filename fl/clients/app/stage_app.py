@@ -53,7 +53,7 @@ _WEIGHTS, _GRADIENT, _INPUT = "fl.stage.weights", "fl.stage.gradient", "fl.stage
 
 
 @dataclass(frozen=True, eq=False)
-class StageWork:
+class StageOrder:
     """What a message asks of a stage.
 
     Attributes:
@@ -131,7 +131,7 @@ class StageApp(ClientApp, PlannedApp):
         batch = min(self.app.batch_size or largest, largest)
         return max(self.cut.memory_bytes(i, batch) for i in range(len(self.cut.stages)))
 
-    def read(self, content: RecordDict) -> StageWork:
+    def read(self, content: RecordDict) -> StageOrder:
         """Returns what a message's content says.
 
         Raises:
@@ -164,7 +164,7 @@ class StageApp(ClientApp, PlannedApp):
                 f"{MICRO_BATCHES_KEY!r}, which is {most}"
             )
         records = dict(content.array_records)
-        return StageWork(cast(Kind, kind), tuple(also), records, **numbers)
+        return StageOrder(cast(Kind, kind), tuple(also), records, **numbers)
 
     # ---- before the work is done -----------------------------------------------------------------
 
@@ -178,7 +178,7 @@ class StageApp(ClientApp, PlannedApp):
         """
         if message_type.split(".")[0] != "train":
             return self.app.plan(payload, message_type, partition, seconds_per_flop)
-        work: StageWork = payload.read_by(self)
+        work: StageOrder = payload.read_by(self)
         if work.kind in ("hold", "give"):
             return Workload(0.0)
         flops = self.cut.spans[work.span].flops
@@ -187,7 +187,7 @@ class StageApp(ClientApp, PlannedApp):
             each += sum(self.cut.spans[k].flops.forward for k in work.also)
         return Workload(float(each * self._examples(work, partition)))
 
-    def _examples(self, work: StageWork, partition: int) -> int:
+    def _examples(self, work: StageOrder, partition: int) -> int:
         if work.kind != "backward" and work.span == 0:
             return self._batch_size(self.app.data.size(partition % self.app.data.num_partitions))
         record = work.records.get(ACTIVATIONS_KEY)
@@ -229,7 +229,7 @@ class _Bench:
         sent_s: when the message was sent, s since `DRIFT_BEGINS`.
     """
 
-    def __init__(self, app: StageApp, work: StageWork, context: Context, sent_s: float) -> None:
+    def __init__(self, app: StageApp, work: StageOrder, context: Context, sent_s: float) -> None:
         self._app, self._cut, self._work = app, app.cut, work
         self._layout = app.layouts[work.stage]
         self._state = context.state

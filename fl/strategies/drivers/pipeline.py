@@ -34,7 +34,7 @@ from fl.stages import Cut, Ends
 from fl.strategies.drivers.driver import RuleDriver, Traits
 from fl.strategies.drivers.events import EvaluateFn, wait_for_nodes
 from fl.strategies.drivers.exchange import Exchange
-from fl.strategies.drivers.pipeline_run import Given, MicroBatch, PipelineRun, Place, StageTask
+from fl.strategies.drivers.pipeline_run import Given, Passage, PipelineRun, Place, StageTask
 from fl.strategies.drivers.tasks import TTL_S, Tasks
 from fl.strategies.pipeline_rule import PipelineTraining, StageState
 from fl.vectors.layout import FLOAT_BYTES, Layout
@@ -379,7 +379,7 @@ class _Training:
 
     def _applied(
         self,
-        back: Mapping[int, Sequence[MicroBatch]],
+        back: Mapping[int, Sequence[Passage]],
         gradients: Mapping[int, Sequence[Given]],
     ) -> None:
         """Reports what has entered the model; the last machine of a route knows the loss."""
