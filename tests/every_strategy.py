@@ -102,6 +102,7 @@ OUTER = [
     "overlap_local_sgd",
     "sparse_loco",
 ]
+STAGED = ["pipeline", "split_learning"]  # whose clients hold stages of the model
 GRADIENTS = [*REPLICAS, "data_parallel", "dedloc", "gradient_tracking", "d2", "extra", "beer"]
 EVERY = [
     *(
@@ -120,6 +121,7 @@ EVERY = [
         *OUTER,
     ),
     *GRADIENTS,
+    *STAGED,
 ]
 
 TIMED = ["petals", "swarm"]  # which pass the time of stages, and train nothing

@@ -201,6 +201,16 @@ REFUSALS = (
         "use an attack on data, such as label_flip, or strategy=data_parallel",
     ),
     Refusal(
+        "Client rules between stages",
+        lambda c: (
+            c.traits.meets == "stages" and c.rule is not None and not isinstance(c.rule, Gradient)
+        ),
+        "client.rule is {rule}",
+        "machines of {strategy} give the gradient of their stage at its present parameters, and "
+        "step together",
+        "use client=gradient, and strategy.rule.optimizer for the step",
+    ),
+    Refusal(
         "Local layers, adapters and stages",
         lambda c: (c.keeps or c.adapted) and c.traits.meets == "stages",
         "client.local_layers or adapter is set",

@@ -57,6 +57,7 @@ MACHINE = AggregatorMachine(
 )
 LIFL = Lifl(machine=MACHINE)
 RING = such(meets="ring", compressors="memoryless", continues=True)
+STAGED = such(meets="stages", sends="gradient")
 
 # What is refused, with a choice that differs from it by one part, and goes.
 PAIRS = {
@@ -92,6 +93,22 @@ PAIRS = {
     "A downlink in a ring": (
         Combination(RING, Cast("bf16"), Cast("bf16")),
         Combination(RING, Cast("bf16")),
+    ),
+    "A downlink between stages": (
+        Combination(STAGED, Cast("bf16"), Cast("bf16")),
+        Combination(STAGED, Cast("bf16")),
+    ),
+    "Attacks on updates between stages": (
+        Combination(STAGED, attack=IPM()),
+        Combination(RING, attack=IPM()),
+    ),
+    "Client rules between stages": (
+        Combination(STAGED, rule=Sgd(lr=0.1)),
+        Combination(STAGED, rule=Gradient()),
+    ),
+    "Local layers, adapters and stages": (
+        Combination(STAGED, adapted=True),
+        Combination(STAGED),
     ),
     "Compressors that need every client in every round": (
         Combination(such(asked=9), Marina(Qsgd(levels=4), p=0.1), num_clients=10),
