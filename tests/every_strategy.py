@@ -60,7 +60,6 @@ RANKS = ["flexlora"]  # whose clients have adapters of several ranks
 PARTIAL = ["heterofl", "fedrolex", "random_submodels", "every_parameter_matters"]
 SPARSE = ["fedmef", "fedtiny", "feddst", "prunefl"]  # whose clients hold one part
 LOCAL = ["fedper", "fedrep", "fedbn", "lg_fedavg"]  # no server has the whole model
-CODED = ["gradient_coding", "sr_sgc", "m_sgc"]
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
 EVENTS = [
     "fedbuff",
@@ -76,6 +75,8 @@ EVENTS = [
     "halos",
 ]
 TASKS = ["fedast", "sync_st"]
+CODED = ["gradient_coding", "sr_sgc", "m_sgc"]
+SEVERAL = [*TASKS, "sr_sgc", "m_sgc"]  # that train several models
 POLLING = ["quafl", "favas"]
 SERVERLESS = [
     "dpsgd",

@@ -290,7 +290,7 @@ REFUSALS = (
         "attack is {attack}",
         "a forged combination spoils the whole sum that {strategy} decodes, and no aggregator sees "
         "the gradients that it is made of",
-        "use an attack on data, such as label_flip, or strategy=backup_workers",
+        "use strategy=backup_workers, or another whose clients send gradients of their own",
     ),
     Refusal(
         "Compressors and parts that lack single weights",

@@ -12,6 +12,7 @@ from fl.clients import (
     APFL,
     AdamW,
     AnchorSampling,
+    CodedGradient,
     ControlVariates,
     Ditto,
     Gradient,
@@ -58,6 +59,8 @@ MACHINE = AggregatorMachine(
 LIFL = Lifl(machine=MACHINE)
 RING = such(meets="ring", compressors="memoryless", continues=True)
 STAGED = such(meets="stages", sends="gradient")
+
+CODED = such(sends="gradient", needs=("gradient",), combinations=True)
 
 # What is refused, with a choice that differs from it by one part, and goes.
 PAIRS = {
@@ -137,6 +140,18 @@ PAIRS = {
     "Clients that forget between tasks that are one training": (
         Combination(RING, rule=AdamW(lr=0.1, keep_moments=False)),
         Combination(RING, rule=AdamW(lr=0.1, keep_moments=True)),
+    ),
+    "Compressors and combinations that the server decodes": (
+        Combination(CODED, Cast("bf16"), rule=CodedGradient()),
+        Combination(CODED, rule=CodedGradient()),
+    ),
+    "A downlink and combinations that the server decodes": (
+        Combination(CODED, None, Cast("bf16"), rule=CodedGradient()),
+        Combination(CODED, rule=CodedGradient()),
+    ),
+    "Attacks on updates and combinations that the server decodes": (
+        Combination(CODED, attack=IPM(), rule=CodedGradient()),
+        Combination(CODED, rule=CodedGradient()),
     ),
     "A downlink of several models": (
         Combination(such(downlink=False), None, Cast("bf16")),
