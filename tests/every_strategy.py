@@ -83,6 +83,7 @@ SERVERLESS = [
     "sgp",
     "choco",
     "relaysgd",
+    "plexus",
     "monna",
     "sa_srrw",
     "adpsgd",
@@ -137,6 +138,7 @@ SIZES = {
     "concurrency": 2,
     "buffer_size": 2,
     "contacted": 2,
+    "sample_size": CLIENTS,
 }
 
 

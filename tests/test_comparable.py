@@ -90,7 +90,9 @@ def composed(*overrides: str) -> DictConfig:
 
 def config_of(name: str) -> DictConfig:
     # A linear model has no layers to spare.
-    model = MODELS.get(name, ["model=mlp"]) if name in (*PARTIAL, *LOCAL, "dimat", "fedconv") else []
+    model = (
+        MODELS.get(name, ["model=mlp"]) if name in (*PARTIAL, *LOCAL, "dimat", "fedconv") else []
+    )
     unasked = "personal.every=null"  # before the first task
     config = composed(f"strategy={name}", *model, unasked)
     for part in config.tasks.values() if config.get("tasks") else [config]:
