@@ -87,6 +87,7 @@ SERVERLESS = [
     "sgp",
     "choco",
     "relaysgd",
+    "plexus",
     "monna",
     "sa_srrw",
     "adpsgd",
@@ -150,6 +151,7 @@ SIZES = {
     "concurrency": 2,
     "buffer_size": 2,
     "contacted": 2,
+    "sample_size": CLIENTS,
 }
 
 

@@ -107,6 +107,7 @@ SMALL = {  # arguments of strategies, where they have them: so that four clients
     "num_clusters": 1,
     "concurrency": 3,
     "buffer_size": 2,
+    "sample_size": N,
     "batch": 4,
     "backup": 0,
     "contacted": 2,
