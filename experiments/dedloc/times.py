@@ -37,7 +37,7 @@ from fl.simulation.world.fleets.volunteers import MACHINES
 HERE = Path(__file__).parent
 PARAMETERS, SAMPLE_FLOPS = 18e6, 1e12
 BYTES = int(2 * PARAMETERS)
-TARGET, STEPS, SEEDS = 4096, 10, (0, 1, 2)
+TARGET, STEPS, SEEDS = 4096, 6, (0, 1, 2)
 BY: dict[str, Collective] = {
     "a parameter server, all sent before anything comes back": ParameterServerAllReduce(),
     "the same, in small pieces": LoadBalancedAllReduce("one"),
@@ -110,7 +110,7 @@ class Steps(NamedTuple):
 
 
 def steps(seed: int, *overrides: str) -> Steps:
-    """Returns what ten steps of 40 volunteers take."""
+    """Returns what six steps of 40 volunteers take."""
     common = [
         "strategy=dedloc",
         f"num_rounds={STEPS}",
@@ -167,9 +167,16 @@ ARMS = {
     "and 4 auxiliary peers": ["strategy.auxiliary=4", "num_clients=44"],
 }
 THERE = {
-    "all are always there": ["fleet/availability=always"],
-    "volunteers come and go": [],
-    "removals in groups": ["fleet/availability=preemptions"],
+    "are always there": ["fleet/availability=always"],
+    "come and go: sessions of 10 min, 5 between": [
+        "fleet.availability.mean_on_s=600",
+        "fleet.availability.mean_off_s=300",
+    ],
+    "are taken away in groups, every minute": [
+        "fleet/availability=preemptions",
+        "fleet.availability.mean_gap_s=60",
+        "fleet.availability.mean_away_s=230",
+    ],
 }
 
 
