@@ -255,8 +255,8 @@ REFUSALS = (
         ),
         "client.rule is {rule}",
         "it trains nothing, and {strategy} combines trained models",
-        "use it with strategy=data_parallel, gradient_tracking, d2, extra, beer, onebit_adam, demo "
-        "or just_one_byte, or another client",
+        "use it with strategy=data_parallel, dedloc, gradient_tracking, d2, extra, beer, "
+        "onebit_adam, demo or just_one_byte, or another client",
     ),
     Refusal(
         "Vectors beside the model that only one end knows",
