@@ -27,7 +27,7 @@ _FAMILIES = {  # in the order of the table, to what drives their members
     "first replies: it goes on when enough are there": ("ParameterServer", "CodedRounds"),
     "asynchronous: it steps by what arrives": ("Events", "Polling", "Regions"),
     "several models at once": ("SimultaneousEvents", "SimultaneousRounds"),
-    "no server: nodes average with their neighbours": ("Gossip", "Pairs", "Walks"),
+    "no server: nodes average with their neighbours": ("Gossip", "Pairs", "Walks", "Sampled"),
     "outer steps: islands train by themselves, and meet": ("OuterSteps", "Collaboration"),
     "stages: clients hold parts of one model, one after the other": ("Pipeline", "SWARM", "Petals"),
     "replicas: workers stay equal, by small messages": ("Replicas",),

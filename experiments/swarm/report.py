@@ -27,9 +27,7 @@ def main(out: Path) -> None:
     for period in ("60", "300", "inf", "none"):
         rates, used, moves, again, seeds = [], [], [], [], []
         for folder in sorted((out / "rebalancing").glob(f"T{period}-*")):
-            rows = [
-                r for r in read_history(folder / "metrics.csv") if 0 < r["time_s"] <= LIMIT_S
-            ]
+            rows = [r for r in read_history(folder / "metrics.csv") if 0 < r["time_s"] <= LIMIT_S]
             if not (folder / "summary.json").exists():
                 continue
             seeds.append(folder.name.rpartition("-")[2])

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.regions import Regions
     from fl.strategies.drivers.replicas import Replicas
     from fl.strategies.drivers.rounds import Rounds
+    from fl.strategies.drivers.sampled import Sampled
     from fl.strategies.drivers.server_examples import ServerExamples
     from fl.strategies.drivers.simultaneous import SimultaneousEvents, SimultaneousRounds
     from fl.strategies.drivers.swarm_pipelines import SWARM
@@ -106,6 +107,7 @@ if TYPE_CHECKING:
     from fl.strategies.overlap_local_sgd import OverlapLocalSGD
     from fl.strategies.pfedme import PFedMe
     from fl.strategies.pipeline_rule import PipelineTraining, StageRecovery, StageState
+    from fl.strategies.plexus import Plexus
     from fl.strategies.proxskip import ProxSkip
     from fl.strategies.prunefl import PruneFL
     from fl.strategies.qfedavg import QFedAvg
@@ -117,6 +119,7 @@ if TYPE_CHECKING:
     from fl.strategies.ringmaster import RingmasterASGD
     from fl.strategies.round_rule import RoundRule, Updates
     from fl.strategies.sa_srrw import SASRRW
+    from fl.strategies.sample_rule import SampleRule
     from fl.strategies.savic import SAVIC
     from fl.strategies.scaffold import SCAFFOLD
     from fl.strategies.sequential_gradient_coding import MSGC, SRSGC
@@ -286,6 +289,9 @@ __getattr__ = lazily(
         "StreamingDiLoCo": "fl.strategies.streaming_diloco",
         "SyncST": "fl.strategies.sync_st",
         "Traits": "fl.strategies.drivers.driver",
+        "Plexus": "fl.strategies.plexus",
+        "SampleRule": "fl.strategies.sample_rule",
+        "Sampled": "fl.strategies.drivers.sampled",
         "TreeRule": "fl.strategies.gossip_rule",
         "TrustedUpdate": "fl.strategies.drivers.trusted_update",
         "WalkRule": "fl.strategies.walk_rule",
@@ -413,6 +419,7 @@ __all__ = [
     "Petals",
     "Pipeline",
     "PipelineTraining",
+    "Plexus",
     "Polling",
     "PollingRule",
     "ProxSkip",
@@ -433,6 +440,8 @@ __all__ = [
     "RoundRule",
     "Rounds",
     "SCAFFOLDMomentum",
+    "SampleRule",
+    "Sampled",
     "ServerExamples",
     "ServerTraining",
     "SimultaneousEvents",
