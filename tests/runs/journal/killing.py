@@ -114,6 +114,11 @@ KEEPING = {
         *(*SMALL, *HARSH, "strategy=dimat", "num_clients=6", "num_rounds=5"),
         *("topology=matcha", "topology@topology.base=complete", "strategy.rule.pretraining=2"),
     ],
+    "samples without a server": [
+        *(*SMALL, *HARSH_FLEET, "strategy=plexus", "strategy.rule.sample_size=3", "num_clients=8"),
+        *("num_rounds=6", "strategy.aggregation_timeout_s=1", "strategy.ping_timeout_s=0.05"),
+        *("strategy.retry_s=0.1", "strategy.fewest=1", "fleet=mobile"),
+    ],
     "models of clusters": [
         *(*CLUSTERS, *HARSH, *EARLY, "strategy=ifca", "num_clients=8", "num_rounds=5"),
     ],
