@@ -21,7 +21,7 @@ By = Literal["activations", "weights", "order"]
 Initial = Literal["drawn", "same"]
 
 
-class UnmergedModels(NamedTuple):
+class Unmerged(NamedTuple):
     """What a node has when its round ends.
 
     Attributes:
@@ -88,20 +88,18 @@ class DIMAT(MergingRule):
         """Returns how many epochs nodes train for, in the first round."""
         return {"local-epochs": self.pretraining} if self.pretraining and not t else {}
 
-    def init(self, w: Row) -> UnmergedModels:
+    def init(self, w: Row) -> Unmerged:
         """Returns the initial model; nothing has been heard."""
-        return UnmergedModels(w, (), (1.0,))
+        return Unmerged(w, (), (1.0,))
 
-    def merging(self, state: UnmergedModels) -> MergedByNode:
+    def merging(self, state: Unmerged) -> MergedByNode:
         """Returns what the node is to merge with its model."""
         return MergedByNode(self.by, state.others, state.shares)
 
-    def adapt(self, state: UnmergedModels, progress: LocalTraining) -> UnmergedModels:
+    def adapt(self, state: Unmerged, progress: LocalTraining) -> Unmerged:
         """Returns the state with the model after merging and training."""
-        return UnmergedModels(progress.x, (), (1.0,))
+        return Unmerged(progress.x, (), (1.0,))
 
-    def gather(
-        self, state: UnmergedModels, others: Sequence[Row], shares: Sequence[float]
-    ) -> UnmergedModels:
+    def gather(self, state: Unmerged, others: Sequence[Row], shares: Sequence[float]) -> Unmerged:
         """Returns the state with what has been heard."""
-        return UnmergedModels(state.x, tuple(others), tuple(shares))
+        return Unmerged(state.x, tuple(others), tuple(shares))
