@@ -104,7 +104,9 @@ def published(profile: Seconds, own: float) -> Iterator[str]:
         many = [replays(times, base, PUBLISHED) for times in laws]
         name = f"law, {base:.2f} s"
         columns[name] = {s: float(np.mean([each[s][0] for each in many])) for s in SCHEMES}
-        waits[name] = {s: float(np.mean([each[s][1] for each in many])) / PUBLISHED for s in SCHEMES}
+        waits[name] = {
+            s: float(np.mean([each[s][1] for each in many])) / PUBLISHED for s in SCHEMES
+        }
     yield "| scheme | " + " | ".join(columns) + " |"
     yield "|---|" + "---:|" * len(columns)
     for scheme in SCHEMES:
@@ -155,7 +157,9 @@ def parameters(profile: Seconds, own: float) -> Iterator[str]:
         cells = []
         for base in (2.2013, own):
             best = fastest(schemes, profile, STORED, seconds_per_load=base)
-            values = [f"{k} = {v}" for k, v in vars(best.scheme).items() if k in "s B W lam".split()]
+            values = [
+                f"{k} = {v}" for k, v in vars(best.scheme).items() if k in ["s", "B", "W", "lam"]
+            ]
             cells += [", ".join(values).replace("lam", "lambda"), f"{best.total_s:.2f}"]
         yield f"| {name} | {len(schemes)} | " + " | ".join(cells) + " |"
 
