@@ -65,7 +65,7 @@ def test_those_who_come_later_than_the_first_waits_are_left_out_and_enter_again(
     fleet = islands(32 * D, (1.0, 1.5))  # 4 s and 6 s a phase
     waiting = driven(DiLoCo(inner_steps=4), waiting_s=1.0)
     got = run(waiting, 4, fleet=fleet, batch_size=32)
-    # At 9 s worker 1, whose first phase was in vain, fetches model and momentum; and is too late again.
+    # At 9 s worker 1, whose first phase was in vain, fetches model and momentum, and is late again.
     assert got.times == pytest.approx([0.0, 5.0, 9.0, 14.0, 18.0])
     assert [m["islands"] for m in got.result.train_metrics_clientapp.values()] == [0, 1, 1, 1, 1]
     assert [r["time_s"] for r in of(got.run.trace, Event.DISCARDED)] == pytest.approx([6.0, 17.25])
