@@ -30,6 +30,7 @@ from fl.compression import (
     EF21,
     Cast,
     ErrorFeedback,
+    Grass,
     PowerSgd,
     Shapes,
     TernGrad,
@@ -403,7 +404,7 @@ def all_reduces(done, workers):
     }
 
 
-@pytest.mark.parametrize("kind", [PowerSgd, TernGrad])
+@pytest.mark.parametrize("kind", [PowerSgd, TernGrad, Grass])
 def test_the_sums_of_a_mean_are_charged_as_one_all_reduce_after_the_other(kind):
     workers, shapes = 3, Shapes.trained(LAYOUT)
     if kind is PowerSgd:
@@ -411,6 +412,11 @@ def test_the_sums_of_a_mean_are_charged_as_one_all_reduce_after_the_other(kind):
         pairs = [nm for nm in shapes.matrices if nm[1] > 1]
         rest = sum(n for n, m in shapes.matrices if m == 1)
         sizes = [4 * (sum(n for n, _ in pairs) + rest), 4 * sum(m for _, m in pairs)]
+    elif kind is Grass:
+        channel = Grass(rank=2)
+        pairs = [nm for nm in shapes.matrices if nm[1] > 1]
+        rest = sum(n for n, m in shapes.matrices if m == 1)
+        sizes = [4 * sum(n for n, _ in pairs), 4 * (2 * sum(m for _, m in pairs) + rest)]
     else:
         channel, layers = TernGrad(clip=None), len(shapes.sizes)
         sizes = [4 * layers, 6 + 4 + 4 * layers + math.ceil(shapes.size * 3 / 8)]  # 2 n + 1 < 2^3

@@ -242,7 +242,7 @@ class OuterSteps(RuleDriver):
             if exchange.uplink is None:
                 raise ConfigError(
                     "compress_mean is true, but compressor is null: choose compressor=powersgd, "
-                    "lowrank or terngrad, or leave it out"
+                    "lowrank, terngrad or grass, or leave it out"
                 )
             mean_compressor(exchange.uplink)
         check_payloads(self, exchange)
