@@ -28,7 +28,7 @@ _FAMILIES = {  # in the order of the table, to what drives their members
     "asynchronous: it steps by what arrives": ("Events", "Polling", "Regions"),
     "several models at once": ("SimultaneousEvents", "SimultaneousRounds"),
     "no server: nodes average with their neighbours": ("Gossip", "Pairs", "Walks"),
-    "outer steps: islands train by themselves, and meet": ("OuterSteps",),
+    "outer steps: islands train by themselves, and meet": ("OuterSteps", "Collaboration"),
     "replicas: workers stay equal, by small messages": ("Replicas",),
 }
 
@@ -59,6 +59,7 @@ EXPERIMENT_FAMILIES = (  # in the order of the page
     "several models at once",
     "no server",
     "outer steps",
+    "machines between clients and server",
     "compression",
     "robust aggregation",
     "clusters and personal models",

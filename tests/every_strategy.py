@@ -44,6 +44,7 @@ AVERAGING = [  # rounds of all clients
     "proxskip",
     "savic",
     "fedvarp",
+    "hierfavg",
     "multi_momentum",
     "fedamsgrad",
     "optex",
@@ -59,6 +60,7 @@ RANKS = ["flexlora"]  # whose clients have adapters of several ranks
 PARTIAL = ["heterofl", "fedrolex", "random_submodels", "every_parameter_matters"]
 SPARSE = ["fedmef", "fedtiny", "feddst", "prunefl"]  # whose clients hold one part
 LOCAL = ["fedper", "fedrep", "fedbn", "lg_fedavg"]  # no server has the whole model
+CODED = ["gradient_coding", "sr_sgc", "m_sgc"]
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
 EVENTS = [
     "fedbuff",
@@ -80,6 +82,7 @@ SERVERLESS = [
     "dfedavg",
     "dfedavgm",
     "dfedsam",
+    "dimat",
     "sgp",
     "choco",
     "relaysgd",
@@ -99,7 +102,7 @@ OUTER = [
     "overlap_local_sgd",
     "sparse_loco",
 ]
-GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking", "d2", "extra", "beer"]
+GRADIENTS = [*REPLICAS, "data_parallel", "dedloc", "gradient_tracking", "d2", "extra", "beer"]
 EVERY = [
     *(
         *AVERAGING,
@@ -111,6 +114,7 @@ EVERY = [
         *ROUNDED,
         *EVENTS,
         *TASKS,
+        *CODED,
         *POLLING,
         *SERVERLESS,
         *OUTER,
@@ -118,12 +122,18 @@ EVERY = [
     *GRADIENTS,
 ]
 
+TIMED = ["swarm"]  # which pass the time of stages, and train nothing
+LEARNING = sorted({path.stem for path in (CONF / "strategy").glob("[!_]*.yaml")} - {*TIMED})
+
 MODELS = {
+    "dimat": ["model=mlp", "model.hidden=[8]"],  # which has units to match
     "fedconv": [
         *("model=mlp", "model.hidden=[8]", "strategy.rule.filter_epochs=2"),
         "strategy.rule.public_examples=50",
     ],
     "fedbn": ["model=resnet8", "model.channels=[4,4,4]"],  # which has layers that normalise
+    "hierfavg": ["hierarchy.edges=2"],
+    "gradient_coding": ["partition=coded"],
     "halos": ["strategy.rule.local_updates=2"],  # or regions are hardly ever heard of
     "fedtiny": ["strategy.rule.candidates=1"],  # or its first rounds train nothing
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from every_strategy import LOCAL, MODELS, OUTER, PARTIAL, RANKS, SPARSE
+from every_strategy import LEARNING, LOCAL, MODELS, OUTER, PARTIAL, RANKS, SPARSE
 from flwr.app import ConfigRecord, RecordDict
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
@@ -31,7 +31,7 @@ from fl.strategies.drivers.server import Server
 
 CONF = Path(fl.__file__).parent / "conf"
 PAGE = CONF.parents[1] / "docs" / "methods.md"
-STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("[!_]*.yaml"))
+STRATEGIES = LEARNING
 HEADER = (
     "| strategy | client and its rate | local work of a task | clients at once | server |\n"
     "|---|---|---|---|---|\n"
@@ -90,7 +90,9 @@ def composed(*overrides: str) -> DictConfig:
 
 def config_of(name: str) -> DictConfig:
     # A linear model has no layers to spare.
-    model = MODELS.get(name, ["model=mlp"]) if name in (*PARTIAL, *LOCAL, "fedconv") else []
+    model = (
+        MODELS.get(name, ["model=mlp"]) if name in (*PARTIAL, *LOCAL, "dimat", "fedconv") else []
+    )
     unasked = "personal.every=null"  # before the first task
     config = composed(f"strategy={name}", *model, unasked)
     for part in config.tasks.values() if config.get("tasks") else [config]:

@@ -92,7 +92,7 @@ def results(summary: Mapping[str, Any]) -> Table:
     if not deployed:
         joules = totals["energy_j"]
         parts = ", ".join(
-            f"{name} {units.energy(joules[name])}" for name in ("compute", "radio", "idle")
+            f"{name} {units.energy(joules[name])}" for name in joules if name != "total"
         )
         table.add_row("energy", f"{units.energy(joules['total'])} ({parts})")
     table.add_row("rounds", units.count(totals["rounds"]))

@@ -346,7 +346,7 @@ class Recorder:
             "wall_s": totals.wall_s,
             "bytes_down": totals.bytes_down,
             "bytes_up": totals.bytes_up,
-            "energy_j": totals.compute_j + totals.radio_j + totals.idle_j,
+            "energy_j": totals.compute_j + totals.radio_j + totals.idle_j + totals.servers_j,
         }
 
     def confusion(self, counts: NDArray[np.int64]) -> None:
@@ -436,6 +436,7 @@ class Recorder:
             compute_j=engine.energy_j["compute"],
             radio_j=engine.energy_j["radio"],
             idle_j=engine.energy_j["idle"],
+            servers_j=self._grid.servers_j,
             client_updates=self._grid.client_updates,
             utilisation=self._grid.utilisation,
             rounds=self._rounds.number,
@@ -530,7 +531,7 @@ class Recorder:
 
     def _flush(self) -> None:
         self._read_reports()
-        if self._pending:
+        if self._pending or self._measured:
             self.settle()
             self._write(self._taken())
 

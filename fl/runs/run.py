@@ -337,6 +337,7 @@ def _run_own(
         num_partitions=max(t.data.num_partitions for t in (tasks or {"": experiment}).values()),
         executor=experiment.executor.shared_by(side_by_side()),
         runtime=experiment.runtime,
+        hierarchy=experiment.hierarchy,
         num_rounds=config.num_rounds,
         extra=facts(experiment, config),
         recovery=recovery_of(config, start),

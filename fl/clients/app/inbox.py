@@ -9,8 +9,10 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 from torch import Tensor
 
+from fl.clients.app.batches import Chunks
 from fl.clients.app.choosing import SMOOTHING_KEY, Received, model_key
 from fl.clients.app.home import Home
+from fl.clients.app.merging import Merging, read_merging
 from fl.clients.app.message_config import read_float, read_int
 from fl.clients.correction import Corrected
 from fl.clients.local_optimizer import FIRST_STEP_KEY, LR_FACTOR_KEY
@@ -160,6 +162,15 @@ class Instructions:
         return smoothing if self.num_models > 1 else None
 
     @cached_property
+    def merging(self) -> Merging | None:
+        """How the client merges several models; None if it does not.
+
+        Raises:
+            ConfigError: the configuration says no way there is, or no weights of the models.
+        """
+        return read_merging(self.config, self.num_models)
+
+    @cached_property
     def server(self) -> dict[str, Tensor]:
         """The vectors beside the model that the task needs, shape (p,) each.
 
@@ -202,6 +213,11 @@ class Instructions:
     def batch_size(self) -> int | None:
         """How many examples a step is to have; None leaves it to the app."""
         return read_batch_size(self.config)
+
+    @cached_property
+    def chunks(self) -> Chunks | None:
+        """Which chunks of the client's examples the task is of; None is all of them."""
+        return read_chunks(self.config)
 
     @property
     def own_classes(self) -> bool:
@@ -262,7 +278,7 @@ class Instructions:
         if model:
             self.models, self.server  # noqa: B018 (read and kept)
         self.limits, self.role, self.scalars, self.amount, self.fitting_steps  # noqa: B018
-        self.batch_size, self.smoothing  # noqa: B018
+        self.batch_size, self.smoothing, self.merging, self.chunks  # noqa: B018
 
 
 def read_amount(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
@@ -287,6 +303,34 @@ def read_batch_size(config: Mapping[str, Any]) -> int | None:
         ConfigError: it is no number of at least 1.
     """
     return read_int(config, "batch-size", least=1)
+
+
+def read_chunks(config: Mapping[str, Any]) -> Chunks | None:
+    """Returns "chunks" and what belongs to it in a message's configuration; None without.
+
+    Raises:
+        ConfigError: a number is out of range, or of no chunks, or there is a batch size or a number
+            of epochs beside them.
+    """
+    of = read_int(config, "chunks", least=1)
+    keys = {"first-chunk": 0, "chunk-examples": 1, "chunk-begin": 0}  # to the least
+    first, take, begin = (read_int(config, key, least=least) for key, least in keys.items())
+    if of is None:
+        for key in keys:
+            if config.get(key) is not None:
+                raise ConfigError(
+                    f"the message has {key} {config[key]} and no 'chunks': send their number too"
+                )
+        return None
+    if (first or 0) >= of:
+        raise ConfigError(f"the message's 'first-chunk' is {first}; it must be below chunks, {of}")
+    for key in ("batch-size", "local-epochs"):
+        if config.get(key) is not None:
+            raise ConfigError(
+                f"the message has chunks {of} and {key} {config[key]}; a chunk is a batch, and "
+                "local-steps says how many: leave the other out"
+            )
+    return Chunks(first or 0, of, take, begin or 0)
 
 
 def read_limits(config: Mapping[str, Any]) -> tuple[float | None, float | None]:

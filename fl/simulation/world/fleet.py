@@ -18,8 +18,8 @@ from scipy.special import ndtri
 
 from fl.checks import boolean, is_a
 from fl.errors import ConfigError
-from fl.randomness import uniform
-from fl.simulation.kernel.links import Links, PeerLinks, ServerLink
+from fl.randomness import normals, uniform
+from fl.simulation.kernel.links import Indices, Links, PeerLinks, ServerLink
 from fl.simulation.kernel.routes import Routes, Way, routed
 from fl.simulation.world.availability import Availability
 from fl.simulation.world.checkpointing import Checkpointing, JobTime
@@ -168,6 +168,21 @@ class Fleet:
                 seconds *= math.exp(sigma * z - sigma * sigma / 2)
         return seconds * self.slowdown(client, dispatch)
 
+    def all_compute_seconds(
+        self, clients: Indices, dispatches: Indices, flops: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Returns `compute_seconds` of one task of each of several clients, shape (n,)."""
+        if self.task_seconds is not None or self.faults.slowdown is not None:
+            tasks = zip(clients.tolist(), dispatches.tolist(), flops.tolist(), strict=True)
+            return np.array([self.compute_seconds(*task) for task in tasks], dtype=np.float64)
+        seconds = flops / self.devices.flops[clients]
+        sigma = self.devices.jitter
+        if sigma > 0:
+            z = normals(self.seed, "jitter", clients, dispatches)
+            # The exponentials of NumPy's arrays are not `math.exp` to the last bit.
+            seconds *= [*map(math.exp, (sigma * z - sigma * sigma / 2).tolist())]
+        return seconds
+
     def seconds_per_flop(self, client: int, dispatch: int) -> float:
         """Returns what one FLOP of the client's task number `dispatch` takes, in s.
 
@@ -200,6 +215,14 @@ class Fleet:
         """Returns the most that one download gets, whoever else is there; see `Links.down_cap`."""
         way = None if self.routes is None else self.routes.to(client)
         return self._cap(self.links.down_cap, way, client, transfer)
+
+    def down_caps(self, clients: Indices, transfers: Indices) -> NDArray[np.float64]:
+        """Returns `down_cap` of one download of each of several clients, without a network."""
+        return self.links.down_caps(self.seed, clients, transfers, self.server.latency_s)
+
+    def up_caps(self, clients: Indices, transfers: Indices) -> NDArray[np.float64]:
+        """Returns `up_cap` of one upload of each of several clients, without a network."""
+        return self.links.up_caps(self.seed, clients, transfers, self.server.latency_s)
 
     def up_cap(self, client: int, transfer: int) -> float:
         """Returns the most that one upload gets, whoever else is there; see `Links.up_cap`."""
@@ -269,6 +292,12 @@ class Fleet:
         ):
             if column is not None:
                 self._check_column(name, column, n, bound)
+        reachable = links.reachable
+        if reachable is not None and (reachable.shape != (n,) or reachable.dtype != np.bool_):
+            raise ConfigError(
+                f"links.reachable has shape {reachable.shape} and dtype {reachable.dtype}; it must "
+                f"be ({n},) and bool, one row per client."
+            )
         if not 0 <= devices.jitter <= _MOST_JITTER:
             raise ConfigError(
                 f"devices.jitter is {devices.jitter}; the sigma of the log-normal factor must be "

@@ -98,6 +98,8 @@ class Runtime:
         aggregate_s_per_parameter: for each number of the model, for each reply to `train`, s.
         evaluate_s: for each evaluation on the server, s.
         server_flops: FLOP/s of the server when it evaluates; None: it takes no time.
+        server_work_w: power of the server while it does one of these, W.
+        server_idle_w: and the rest of the time.
         relayed: what clients send each other goes through the server, as messages.
 
     Raises:
@@ -134,6 +136,8 @@ class Runtime:
     aggregate_s_per_parameter: float = 0.0
     evaluate_s: float = 0.0
     server_flops: float | None = None
+    server_work_w: float = 0.0
+    server_idle_w: float = 0.0
     relayed: bool = False
 
     def __post_init__(self) -> None:

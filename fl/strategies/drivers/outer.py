@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -143,6 +143,7 @@ class OuterSteps(RuleDriver):
 
     rules = OuterRule
     example = "DiLoCo"
+    runs: ClassVar[type[OuterRun]] = OuterRun
     rule: OuterRule
 
     def __init__(
@@ -237,6 +238,11 @@ class OuterSteps(RuleDriver):
         return {"local-steps": steps, FIRST_STEP_KEY: 0}
 
     @property
+    def sends_payloads(self) -> bool:
+        """Whether workers encode what they send; else their vectors come as they are."""
+        return not self.compress_mean
+
+    @property
     def unread(self) -> Mapping[str, str]:
         """Arguments that the aggregator does not read."""
         if self.aggregator.has_f:
@@ -255,7 +261,7 @@ class OuterSteps(RuleDriver):
 
     def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Any, Any]:
         """Returns the worker, which is both ends."""
-        payloads = None if self.compress_mean else uplink
+        payloads = uplink if self.sends_payloads else None
         island = Island(self.rule.fragments, self.rule.pattern, payloads, *self.keys)
         return island, island
 
@@ -338,7 +344,7 @@ class OuterSteps(RuleDriver):
             compress_mean=self.compress_mean,
         )
         config = dict(train_config or {})
-        run = OuterRun(
+        run = self.runs(
             self.rule, cut, layout, w, tasks, all_reduce, num_rounds, config, self.local_every
         )
         result = Result()
@@ -346,7 +352,8 @@ class OuterSteps(RuleDriver):
         def evaluate() -> None:
             reduction = run.reductions.get((0, run.version * self.rule.inner_steps, None))
             islands = len(run.workers) if reduction is None else len(reduction.own)
-            result.train_metrics_clientapp[run.version] = MetricRecord({"islands": islands})
+            told = MetricRecord({"islands": islands, **self.told_of(reduction)})
+            result.train_metrics_clientapp[run.version] = told
             record = to_record(layout, self._model(run))
             metrics = evaluate_fn(run.version, record) if evaluate_fn else None
             if metrics is not None:
@@ -371,6 +378,10 @@ class OuterSteps(RuleDriver):
                 return result
             self._send(run)
             self._receive(run)
+
+    def told_of(self, reduction: Reduction | None) -> Mapping[str, int | float]:
+        """Returns what a round's record says of its all-reduce beside the number of workers."""
+        return {}
 
     # ---- the rule --------------------------------------------------------------------------------
 
@@ -462,9 +473,13 @@ class OuterSteps(RuleDriver):
                 self._leave_out(run, run.workers[task.node], "it is late")
         for reduction in open_ones:
             if self._waits_until(reduction) <= run.tasks.now():
-                absent = [w for w in run.takers(reduction) if w.step < reduction.step]
-                for worker in [*absent, *(run.workers[node] for node in run.fetching)]:
-                    self._leave_out(run, worker, "the others have waited for waiting_s")
+                self._give_up_waiting(run, reduction)
+
+    def _give_up_waiting(self, run: OuterRun, reduction: Reduction) -> None:
+        """Leaves out who has not come to an all-reduce in time."""
+        absent = [w for w in run.takers(reduction) if w.step < reduction.step]
+        for worker in [*absent, *(run.workers[node] for node in run.fetching)]:
+            self._leave_out(run, worker, "the others have waited for waiting_s")
 
     def _waits_until(self, reduction: Reduction) -> float:
         """Returns when the workers at an all-reduce go on without the others, s."""
@@ -476,9 +491,7 @@ class OuterSteps(RuleDriver):
         changed = True
         while changed:
             for reduction in sorted(run.reductions.values(), key=_order):
-                if not (reduction.begun or run.fetching) and all(
-                    worker.step >= reduction.step for worker in run.takers(reduction)
-                ):
+                if not reduction.begun and self._complete(run, reduction):
                     self._begin(run, reduction)
             gone = False
             for reduction in sorted(
@@ -501,6 +514,11 @@ class OuterSteps(RuleDriver):
                 if min(entries) < run.last_step:
                     self._admit(run, min(entries))
 
+    def _complete(self, run: OuterRun, reduction: Reduction) -> bool:
+        """Returns whether all are there whom an all-reduce waits for."""
+        there = all(worker.step >= reduction.step for worker in run.takers(reduction))
+        return there and not run.fetching
+
     def _begin(self, run: OuterRun, reduction: Reduction) -> None:
         reduction.finish_s = run.tasks.now()
         if reduction.own:
@@ -508,7 +526,10 @@ class OuterSteps(RuleDriver):
             reduction.refused = run.refused.pop(key, [])
             ends = [run.workers[m].last_step for m in reduction.own if m in run.workers]
             reduction.finish_s = max(
-                tasks.now(), run.all_reduce.begin(reduction, tasks.peers, tasks.control, ends)
+                tasks.now(),
+                run.all_reduce.begin(
+                    reduction, tasks.peers, tasks.control, ends, self._helpers(run)
+                ),
             )
             if self.stragglers is not None and reduction.site is None:
                 self._isolate(run, self.stragglers, reduction)
@@ -529,7 +550,7 @@ class OuterSteps(RuleDriver):
         return [
             node
             for node in sorted(run.tasks.idle())
-            if node not in run.workers and node not in run.slow
+            if node not in run.workers and node not in run.slow and self._trains(run, node)
         ]
 
     def _finish(self, run: OuterRun, reduction: Reduction) -> None:
@@ -667,6 +688,18 @@ class OuterSteps(RuleDriver):
         run.failures.clear()
         now, steps = run.tasks.now(), (stop - worker.step) * self.accumulate
         worker.last_step, worker.began_s = (now, (now - worker.ready_s) / steps), worker.ready_s
+        self._came(run, worker, task, sent, metrics)
+
+    def _came(
+        self,
+        run: OuterRun,
+        worker: Participant,
+        task: Task[Segment],
+        sent: Mapping[int, ReceivedOuterGradient],
+        metrics: Mapping[str, Any],
+    ) -> None:
+        """Takes in the outer gradients of a worker that has done its segment, by fragment."""
+        stop = task.memo.stop
         worker.step = stop
         run.arrive(worker)
         lost = False
@@ -706,7 +739,7 @@ class OuterSteps(RuleDriver):
         if not isinstance(record, ArrayRecord):
             raise ConfigError(f"the reply has no ArrayRecord '{self.arrayrecord_key}'")
         message_id = "" if worker.task is None else worker.task.message_id
-        if self.exchange.uplink is None or self.compress_mean:
+        if self.exchange.uplink is None or not self.sends_payloads:
             size = run.cut.shapes[p].size
             sent = fragment_of(record, p, size).astype(np.float64)
             delta = sent if self.rule.sends_gradients else worker.held[p] - sent
@@ -738,17 +771,16 @@ class OuterSteps(RuleDriver):
             run: the run.
             step: at which they enter; None if nobody takes part.
         """
-        sources = run.present
+        source = self._source(run)
         for node in self._spares(run):
             if len(run.workers) >= self.workers:
                 break
             now = ready_s = run.tasks.now()
-            if sources:
-                numbers = run.layout.size + sum(map(self.rule.beside, run.states))
-                size = 4 * numbers + run.all_reduce.memory_bytes
+            if source is not None:
+                size = self._entry_bytes(run)
                 run.transfers += 1
                 ready_s, arrives = run.tasks.peers.transfer(
-                    sources[0], node, size, now, index=run.transfers
+                    source, node, size, now, index=run.transfers
                 )
                 if not arrives:
                     continue
@@ -760,9 +792,26 @@ class OuterSteps(RuleDriver):
             worker.passed = worker.step
             worker.held = [self.rule.theta(state, node) for state in run.states]
             run.enter(worker)
-            if sources and step is not None and self.joiners == "zero":
+            if source is not None and step is not None and self.joiners == "zero":
                 self._bring_nothing(run, worker, ready_s)
             log.info("node %d takes part from step %d, at %g s", node, worker.step, ready_s)
+
+    def _entry_bytes(self, run: OuterRun) -> int:
+        """Returns the bytes that a worker fetches when it enters."""
+        numbers = run.layout.size + sum(map(self.rule.beside, run.states))
+        return 4 * numbers + int(run.all_reduce.memory_bytes)
+
+    def _source(self, run: OuterRun) -> int | None:
+        """Returns the worker that those who enter have the outer parameters from, if any."""
+        return min(run.workers, default=None)
+
+    def _helpers(self, run: OuterRun) -> Sequence[int]:
+        """Returns the clients that take part in an all-reduce without a vector of their own."""
+        return ()
+
+    def _trains(self, run: OuterRun, node: int) -> bool:
+        """Returns whether a client is to be a worker."""
+        return True
 
     def _bring_nothing(self, run: OuterRun, worker: Participant, ready_s: float) -> None:
         """Has a worker take part in the next all-reduce by 0, when it has the checkpoint."""

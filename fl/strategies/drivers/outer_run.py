@@ -113,6 +113,7 @@ class OuterRun:
         self.cut = cut
         self.layout = layout
         self.schedule = FragmentSchedule(rule.inner_steps, len(cut), rule.overlap, local_every)
+        rule = rule.shaped([shapes.sizes for shapes in cut.shapes])
         self.states: list[Any] = [rule.init(cut.take(w, p)) for p in range(len(cut))]
         self.tasks = tasks
         self.all_reduce = all_reduce

@@ -382,7 +382,8 @@ class Server:
 
         Args:
             nodes: Flower ids.
-            config: what the messages say beside the model, added to the run's configuration.
+            config: what the messages say beside the model, added to the run's configuration; lists
+                as tuples.
             old: version and values of another model to send than the current one.
             kind: what sort of work it is, if there are several that take different times.
             extras: vectors that the messages carry beside the model, shape (p,) each, by name.
@@ -443,6 +444,13 @@ class Server:
         self.control.stepped(self.version, why, model=self.name)
         self.evaluate()
 
+    def content(
+        self, config: Mapping[str, Any], extras: Mapping[str, Row] | None = None
+    ) -> RecordDict:
+        """Returns what `send` would send to clients of one model, the server's."""
+        sent = Sent(self.version, self.w, dict(config))
+        return self._content(sent, extras or {}, places=True)
+
     def reject(self, update: Update) -> None:
         """Reports that an update is none that can be used: a fault."""
         self.control.rejected(update.task.message_id)
@@ -467,7 +475,8 @@ class Server:
             model_key(arrays_key, j): self.model.record_of(w, sent.part)
             for j, w in enumerate(models)
         }
-        config = {**self._config, **sent.config, "server-round": sent.version + 1}
+        said = {k: list(v) if isinstance(v, tuple) else v for k, v in sent.config.items()}
+        config = {**self._config, **said, "server-round": sent.version + 1}
         beside = {name: vector_record(as_tensor(x)) for name, x in extras.items()}
         records[config_key] = ConfigRecord(config)
         if sent.part is not None and sent.part.bitmaps and places:

@@ -88,6 +88,10 @@ KEEPING = {
         *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=fedmef", "num_clients=8", "num_rounds=6"),
         *("strategy.rule.adjust_every=2", "strategy.rule.adjust_until=6"),
     ],
+    "aggregators that die": [
+        *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=hierfavg", "num_clients=8", "num_rounds=5"),
+        *("hierarchy.edges=3", "hierarchy.failure=0.2", "hierarchy.on_failure=lost"),
+    ],
     "software that takes time": [
         *(*SMALL, *HARSH_FLEET, "strategy=fedbuff", "num_clients=8", "num_rounds=6"),
         *("runtime=flower", "runtime.sustained=0.5"),
@@ -109,6 +113,10 @@ KEEPING = {
         *(*SMALL, *HARSH_FLEET[:3], "strategy=diloco", "strategy.rule.inner_steps=5"),
         *("allreduce=int8_ring", "strategy.on_failure=retry", "strategy.detection_s=0.02"),
         *("fleet=mobile", "num_clients=4", "num_rounds=12", "strategy.min_available_nodes=2"),
+    ],
+    "models that nodes merge": [
+        *(*SMALL, *HARSH, "strategy=dimat", "num_clients=6", "num_rounds=5"),
+        *("topology=matcha", "topology@topology.base=complete", "strategy.rule.pretraining=2"),
     ],
     "servers of regions": [
         *(*SMALL, "strategy=halos", "strategy.rule.local_updates=2", "strategy.rule.inner_steps=4"),

@@ -43,17 +43,25 @@ def text_of(path: str) -> str:
         raise ConfigError(f"path is {path!r}, which cannot be read: {error}") from error
 
 
-class _Distinct(yaml.SafeLoader):
-    """Reads plain values, and refuses a key that is given twice, of which YAML takes the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Returns the mapping of a node."""
-        found = super().construct_mapping(node, deep)
-        if len(found) < len(node.value):
-            raise yaml.constructor.ConstructorError(
-                None, None, "a key is given twice", node.start_mark
-            )
-        return found
+def _loaded(text: str) -> Any:
+    """Returns what a YAML says, plain values; of a key that is given twice YAML takes the last."""
+    loader = yaml.SafeLoader(text)
+    root = loader.get_single_node()
+    waiting, seen = [root], set()  # as aliases name nodes again, and may name what they are in
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if len(set(keys)) < len(keys):
+                mark = node.start_mark
+                raise yaml.MarkedYAMLError(problem="a key is given twice", problem_mark=mark)
+            waiting += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+    return None if root is None else loader.construct_document(root)
 
 
 def in_turn(num_clients: int, hosts: int) -> NDArray[np.int64]:
@@ -94,7 +102,7 @@ class NetworkFile(NetworkModel):
                 host without a route, a client at two hosts, or at none.
         """
         try:
-            said = _Distinct(text_of(self.path)).get_single_data()
+            said = _loaded(text_of(self.path))
         except (yaml.YAMLError, RecursionError, ValueError) as error:  # a number of 10,000 digits
             raise ConfigError(f"path is {self.path!r}, which is no YAML: {error}") from error
         parts = _mapping(said, f"path is {self.path!r}: the file", ("links", "hosts"))
