@@ -60,7 +60,6 @@ RANKS = ["flexlora"]  # whose clients have adapters of several ranks
 PARTIAL = ["heterofl", "fedrolex", "random_submodels", "every_parameter_matters"]
 SPARSE = ["fedmef", "fedtiny", "feddst", "prunefl"]  # whose clients hold one part
 LOCAL = ["fedper", "fedrep", "fedbn", "lg_fedavg"]  # no server has the whole model
-CODED = ["gradient_coding", "sr_sgc", "m_sgc"]
 ROUNDED = ["over_selection", "oort", "tifl", "backup_workers", "dbw"]
 EVENTS = [
     "fedbuff",
@@ -76,6 +75,8 @@ EVENTS = [
     "halos",
 ]
 TASKS = ["fedast", "sync_st"]
+CODED = ["gradient_coding", "sr_sgc", "m_sgc"]
+SEVERAL = [*TASKS, "sr_sgc", "m_sgc"]  # that train several models
 POLLING = ["quafl", "favas"]
 SERVERLESS = [
     "dpsgd",
@@ -86,6 +87,7 @@ SERVERLESS = [
     "sgp",
     "choco",
     "relaysgd",
+    "plexus",
     "monna",
     "sa_srrw",
     "adpsgd",
@@ -102,6 +104,7 @@ OUTER = [
     "overlap_local_sgd",
     "sparse_loco",
 ]
+STAGED = ["pipeline", "split_learning"]  # whose clients hold stages of the model
 GRADIENTS = [*REPLICAS, "data_parallel", "dedloc", "gradient_tracking", "d2", "extra", "beer"]
 EVERY = [
     *(
@@ -120,9 +123,10 @@ EVERY = [
         *OUTER,
     ),
     *GRADIENTS,
+    *STAGED,
 ]
 
-TIMED = ["swarm"]  # which pass the time of stages, and train nothing
+TIMED = ["petals", "swarm"]  # which pass the time of stages, and train nothing
 LEARNING = sorted({path.stem for path in (CONF / "strategy").glob("[!_]*.yaml")} - {*TIMED})
 
 MODELS = {
@@ -147,6 +151,7 @@ SIZES = {
     "concurrency": 2,
     "buffer_size": 2,
     "contacted": 2,
+    "sample_size": CLIENTS,
 }
 
 

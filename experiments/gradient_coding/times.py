@@ -158,7 +158,7 @@ def parameters(profile: Seconds, own: float) -> Iterator[str]:
         for base in (2.2013, own):
             best = fastest(schemes, profile, STORED, seconds_per_load=base)
             values = [
-                f"{k} = {v}" for k, v in vars(best.scheme).items() if k in "s B W lam".split()
+                f"{k} = {v}" for k, v in vars(best.scheme).items() if k in ["s", "B", "W", "lam"]
             ]
             cells += [", ".join(values).replace("lam", "lambda"), f"{best.total_s:.2f}"]
         yield f"| {name} | {len(schemes)} | " + " | ".join(cells) + " |"

@@ -1,4 +1,6 @@
-"""LIFL's mechanisms, ablated: python experiments/lifl/run.py
+"""LIFL's mechanisms, switched on one after the other, and off one by one.
+
+    python experiments/lifl/run.py
 
 Rounds of 20, 60 and 100 updates of 44 MB (ResNet-18, float32) and 232 MB (ResNet-152) on five nodes
 that take 20 of a round each. Time alone: updates come at drawn times, and what runs on a hierarchy
@@ -22,7 +24,7 @@ from fl.reports.page import replace_tables
 from fl.simulation.kernel.dispatch import Dispatch
 from fl.simulation.kernel.events import EventQueue
 from fl.simulation.kernel.trace import Trace
-from fl.simulation.summation import Summation
+from fl.simulation.summation import SimSummation
 from fl.simulation.world.fleets import uniform
 from fl.simulation.world.hierarchies import Hierarchy
 
@@ -58,7 +60,7 @@ def measured(hierarchy: Hierarchy, size: int, n: int, arrivals: str, seed: int) 
             pass
 
     fleet = uniform(n, seed)
-    summation = Summation(hierarchy, fleet, queue, Trace(), queue.advance, advance)
+    summation = SimSummation(hierarchy, fleet, queue, Trace(), queue.advance, advance)
     for number in range(ROUNDS):
         began = max(number * EVERY_S, queue.now)
         advance(began)

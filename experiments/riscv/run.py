@@ -1,4 +1,6 @@
-"""Three schemes on three platforms, time and joules: FL_DATA_DIR=... python experiments/riscv/run.py
+"""Three schemes on three platforms, in seconds and joules.
+
+    FL_DATA_DIR=... python experiments/riscv/run.py
 
 Time alone (client.train=false), 20 rounds of 5 epochs of MNIST, as the authors' reproduce.sh has
 them. Writes the table of README.md.

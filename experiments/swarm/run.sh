@@ -15,10 +15,10 @@ for latency_s in 0 0.05; do
 done
 
 for seed in 0 1 2; do
-    for every_s in 60 300 .inf; do
+    for every_s in 60 300 inf; do
         fl +experiment=swarm $quiet seed=$seed strategy.rebalancing.every_s=$every_s \
-            hydra.run.dir="$out/rebalancing/$every_s-$seed"
+            hydra.run.dir="$out/rebalancing/T$every_s-$seed"
     done
     fl +experiment=swarm $quiet seed=$seed strategy.rebalancing=null \
-        hydra.run.dir="$out/rebalancing/null-$seed"
+        hydra.run.dir="$out/rebalancing/Tnone-$seed"
 done

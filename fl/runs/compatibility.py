@@ -201,6 +201,16 @@ REFUSALS = (
         "use an attack on data, such as label_flip, or strategy=data_parallel",
     ),
     Refusal(
+        "Client rules between stages",
+        lambda c: (
+            c.traits.meets == "stages" and c.rule is not None and not isinstance(c.rule, Gradient)
+        ),
+        "client.rule is {rule}",
+        "machines of {strategy} give the gradient of their stage at its present parameters, and "
+        "step together",
+        "use client=gradient, and strategy.rule.optimizer for the step",
+    ),
+    Refusal(
         "Local layers, adapters and stages",
         lambda c: (c.keeps or c.adapted) and c.traits.meets == "stages",
         "client.local_layers or adapter is set",
@@ -245,8 +255,8 @@ REFUSALS = (
         ),
         "client.rule is {rule}",
         "it trains nothing, and {strategy} combines trained models",
-        "use it with strategy=data_parallel, gradient_tracking, d2, extra, beer, onebit_adam, demo "
-        "or just_one_byte, or another client",
+        "use it with strategy=data_parallel, dedloc, gradient_tracking, d2, extra, beer, "
+        "onebit_adam, demo or just_one_byte, or another client",
     ),
     Refusal(
         "Vectors beside the model that only one end knows",
@@ -280,7 +290,7 @@ REFUSALS = (
         "attack is {attack}",
         "a forged combination spoils the whole sum that {strategy} decodes, and no aggregator sees "
         "the gradients that it is made of",
-        "use an attack on data, such as label_flip, or strategy=backup_workers",
+        "use strategy=backup_workers, or another whose clients send gradients of their own",
     ),
     Refusal(
         "Compressors and parts that lack single weights",

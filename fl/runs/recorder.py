@@ -52,6 +52,12 @@ class AppliedUpdates:
         self.ages.setdefault("poll_gap" if polled else "staleness", Counter())[age] += 1
         self.means.add(metrics)
 
+    def add_all(self, metrics: Sequence[Mapping[str, Any]], which: NDArray[np.int64]) -> None:
+        """Counts updates that are not late, see `Means.add_all`."""
+        if len(which):
+            self.ages.setdefault("staleness", Counter())[0] += len(which)
+            self.means.add_all(metrics, which)
+
     def mean_ages(self) -> dict[str, float]:
         """Returns the updates' mean age, by its name."""
         return {
@@ -159,6 +165,10 @@ class Recorder:
     def on_applied(self, age: int, metrics: Mapping[str, Any], polled: bool) -> None:
         """Notes an update that an asynchronous strategy used, until the next row is written."""
         self._applied.add(age, metrics, polled)
+
+    def on_used(self, metrics: Sequence[Mapping[str, Any]], which: NDArray[np.int64]) -> None:
+        """Notes updates of one instant, of which there are few different reports."""
+        self._applied.add_all(metrics, which)
 
     def on_step(self, why_not: NoStep | None, model: str) -> None:
         """Notes that a round has changed a model, or why not."""

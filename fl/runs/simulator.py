@@ -203,6 +203,7 @@ def simulate(
                         on_replies=recorder.on_replies,
                         on_progress=recorder.on_progress,
                         on_applied=recorder.on_applied,
+                        on_used=recorder.on_used,
                         on_step=recorder.on_step,
                         on_measured=recorder.on_measured,
                         on_said=transcript.said,

@@ -16,20 +16,24 @@ from numpy.typing import NDArray
 
 from fl.execution.contract import ForeseenApp, Payload, RunInfo
 from fl.flower.grid_view import Outcome
-from fl.flower.identity import client_of
+from fl.flower.identity import FIRST_NODE_ID
 from fl.flower.payload import snapshot
-from fl.simulation.control import OnApplied, SimControl
+from fl.simulation.control import SimControl
 from fl.simulation.host import SimHost
 from fl.simulation.kernel.cohort import Cohort, Course, Tangled, course_of
 from fl.simulation.kernel.engine import Engine
 from fl.simulation.kernel.trace import ROW_TYPE, Event
 from fl.simulation.mailbox import Mailbox, reason_of
-from fl.simulation.world.availability import Alternating, Always, Diurnal
+from fl.simulation.world.availability import DistinctChanges
 from fl.simulation.world.faults import Faults
 from fl.simulation.world.fleet import Fleet
+from fl.vectors.rows import added
 
 Foreseen = tuple[ForeseenApp, RunInfo]
 """A ClientApp, and what its clients know about the run."""
+
+OnUsed = Callable[[Sequence[Mapping[str, Any]], NDArray[np.int64]], None]
+"""Called with different reports, and which of them each update has, in their order."""
 
 
 def needs_events(fleet: Fleet, foreseen: Foreseen | None, *, runtime: bool) -> str:
@@ -48,10 +52,7 @@ def needs_events(fleet: Fleet, foreseen: Foreseen | None, *, runtime: bool) -> s
         return "the network has links between the clients' own and the server's"
     if fleet.job is not None:
         return "clients are one job, which stands still for all of them"
-    if type(fleet.availability) not in (Always, Diurnal) and not isinstance(
-        fleet.availability, Alternating
-    ):
-        # Records that are repeated have clients leave at the same time; others nobody knows.
+    if not isinstance(fleet.availability, DistinctChanges):
         return f"availability is {type(fleet.availability).__name__}, whose changes may coincide"
     if type(fleet.faults) is not Faults:
         return f"faults are {type(fleet.faults).__name__}, which are drawn one by one"
@@ -71,7 +72,7 @@ class Cohorts:
         runtime: whether software takes time on the way.
         advance: passes virtual time.
         on_sent: notes how many `train` messages are sent.
-        on_applied: called for each update that was used.
+        on_used: called with the updates of a cohort that were used.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Cohorts:
         runtime: bool,
         advance: Callable[[float], None],
         on_sent: Callable[[int], None],
-        on_applied: OnApplied | None,
+        on_used: OnUsed | None,
     ) -> None:
         self.needs_events = needs_events(fleet, foreseen, runtime=runtime)
         self._fleet = fleet
@@ -97,7 +98,7 @@ class Cohorts:
         self._control = control
         self._advance = advance
         self._on_sent = on_sent
-        self._on_applied = on_applied
+        self._on_used = on_used
         self._cohort: Cohort | None = None  # the last
 
     def run(
@@ -117,7 +118,7 @@ class Cohorts:
         payload = Payload(snapshot(content))
         if app.foresees(payload):
             return None
-        client = client_of(np.array(nodes, dtype=np.int64))
+        client = np.array(nodes, dtype=np.int64) - FIRST_NODE_ID
         answers = app.answers(payload, client % run.num_partitions, run)
         if not accepts(answers.metrics):
             return None
@@ -163,13 +164,13 @@ class Cohorts:
         engine.trace.record_all(course.rows)
         engine.bytes_down += course.bytes_down
         engine.bytes_up += course.bytes_up
-        engine.busy_s = _added(engine.busy_s, course.busy_s)
+        engine.busy_s = added(engine.busy_s, course.busy_s)
         who, energy_j = cohort.client[course.settled], engine.energy_j
         for kind, watts, seconds in (
             ("compute", devices.compute_w, course.busy_s),
             ("radio", devices.radio_w, course.radio_s),
         ):
-            energy_j[kind] = _added(energy_j[kind], watts[who] * seconds)
+            energy_j[kind] = added(energy_j[kind], watts[who] * seconds)
         self._host.client_updates += int(answered.sum())
         self._control.answers.update(cohort.client[answered].tolist())
         self._advance(course.ended_s)
@@ -178,9 +179,8 @@ class Cohorts:
     def used(self, outcome: Outcome, places: NDArray[np.int64]) -> None:
         """Records that replies of the last cohort entered the server's model."""
         self._note(Event.APPLIED, places)
-        if self._on_applied is not None:
-            for i in outcome.which[places].tolist():
-                self._on_applied(0, outcome.metrics[i], False)
+        if self._on_used is not None:
+            self._on_used(outcome.metrics, outcome.which[places])
 
     def left(self, places: NDArray[np.int64]) -> None:
         """Records that replies of the last cohort were not used."""
@@ -194,12 +194,3 @@ class Cohorts:
         rows["client"] = self._cohort.client[places]
         rows["dispatch"] = self._cohort.number[places]
         self._engine.trace.record_all(rows)
-
-
-def _added(start: float, terms: NDArray[np.float64]) -> float:
-    """Returns a sum as it comes about term by term, to the last bit."""
-    if not len(terms):
-        return start
-    terms = terms.copy()
-    terms[0] += start
-    return float(np.add.accumulate(terms)[-1])

@@ -27,7 +27,7 @@ from fl.flower.private import Run, copied, empty_run
 from fl.simulation.ahead import Ahead
 from fl.simulation.attendance import Attendance
 from fl.simulation.client_errors import ClientErrors
-from fl.simulation.cohorts import Cohorts, Foreseen
+from fl.simulation.cohorts import Cohorts, Foreseen, OnUsed
 from fl.simulation.control import OnApplied, OnMeasured, OnStep, SimControl
 from fl.simulation.cost import CostModel, Planner
 from fl.simulation.host import SimHost
@@ -39,7 +39,7 @@ from fl.simulation.kernel.trace import Event, Trace
 from fl.simulation.mailbox import Mailbox, unavailable
 from fl.simulation.peers import RelayedPeers, SimPeers
 from fl.simulation.serving import Serving
-from fl.simulation.summation import Summation
+from fl.simulation.summation import SimSummation
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.hierarchies import Hierarchy
 from fl.simulation.world.runtime import Runtime
@@ -83,6 +83,7 @@ class SimGrid(Grid):
             that sent something, with `exchange`, the type of its (first) message.
         on_progress: called after each instant of virtual time.
         on_applied: called for each update that a strategy reports to have used.
+        on_used: called with those of a cohort that was no messages.
         on_step: called for each round of a strategy that has ended, with why it leaves the model as
             it is, or None.
         on_measured: called with what a strategy has measured.
@@ -119,6 +120,7 @@ class SimGrid(Grid):
         on_replies: Callable[..., None] | None = None,
         on_progress: Callable[[], None] | None = None,
         on_applied: OnApplied | None = None,
+        on_used: OnUsed | None = None,
         on_step: OnStep | None = None,
         on_measured: OnMeasured | None = None,
         on_said: Callable[[Line], None] | None = None,
@@ -143,10 +145,10 @@ class SimGrid(Grid):
                 foreign,
                 adds=hierarchy is None,
             )
-        self.summation: Summation | None = None
+        self.summation: SimSummation | None = None
         if hierarchy is not None:
             queue = self.engine.queue
-            self.summation = Summation(
+            self.summation = SimSummation(
                 hierarchy, behind, queue, self.trace, self._step, self._advance
             )
         self.clock = VirtualClock(self._now, self.sleep, self.wait, self._elapsed_s)
@@ -188,7 +190,7 @@ class SimGrid(Grid):
             runtime=self.runtime is not None,
             advance=self.sleep_until,
             on_sent=self._count_sent,
-            on_applied=on_applied,
+            on_used=on_used,
         )
         self._asked: tuple[float, set[str]] = (-1.0, set())  # pulled in vain, and when
         self._taken: list[Dispatch] = []  # whose replies were pulled last

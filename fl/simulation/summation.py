@@ -97,7 +97,7 @@ class _OfMachine:
         self.middle: _Part | None = None
 
 
-class _Round:
+class _OpenRound:
     """An open round.
 
     Attributes:
@@ -133,7 +133,7 @@ class _Round:
         return sum(machine.updates > 0 for machine in self.machines)
 
 
-class Summation:
+class SimSummation:
     """Has rounds' updates added up on a hierarchy; `fl.flower.grid_view.Summation`.
 
     Args:
@@ -174,7 +174,7 @@ class Summation:
         self._step = step
         self._advance = advance
         self._sizes: dict[str, int] = {}  # of the replies that were pulled last
-        self._round: _Round | None = None
+        self._round: _OpenRound | None = None
         self._rounds = 0
         self._used = 0  # machines of all rounds
         self._completion_s = 0.0  # of all rounds, from the end of a round to its sum
@@ -225,7 +225,7 @@ class Summation:
     def begin(self, numbers: int) -> None:
         """Begins a round whose sums have so many numbers."""
         size = _NUMBER_BYTES * numbers
-        self._round = _Round(self._rounds, size, self.hierarchy.machines)
+        self._round = _OpenRound(self._rounds, size, self.hierarchy.machines)
         self._rounds += 1
         if self.hierarchy.planned:
             self._plan()
@@ -283,7 +283,7 @@ class Summation:
             self._completion_s += self._queue.now - closed_s
         return opened.result
 
-    def _open_round(self) -> _Round:
+    def _open_round(self) -> _OpenRound:
         if self._round is None or self._round.closed:
             raise SimulationError("no round of a hierarchy is open")
         return self._round
@@ -298,7 +298,7 @@ class Summation:
         if self.hierarchy.eager:
             part.end_s += self.hierarchy.machine.add_s(size)
 
-    def _complete(self, opened: _Round, part: _Part) -> None:
+    def _complete(self, opened: _OpenRound, part: _Part) -> None:
         """Schedules the end of a part that gets nothing more."""
         seconds = part.adds * self.hierarchy.machine.add_s(opened.size)
         if not self.hierarchy.eager:
@@ -307,7 +307,7 @@ class Summation:
         end = max(part.end_s, self._queue.now)
         self._queue.schedule(end, Priority.PROGRESS, self._done, (opened, part))
 
-    def _done(self, done: tuple[_Round, _Part]) -> None:
+    def _done(self, done: tuple[_OpenRound, _Part]) -> None:
         """An aggregator has its sum, or dies."""
         opened, part = done
         hierarchy, now, seed = self.hierarchy, self._queue.now, self._fleet.seed
@@ -335,7 +335,7 @@ class Summation:
         else:
             self._finish(opened, part)
 
-    def _redo(self, failed: tuple[_Round, _Part]) -> None:
+    def _redo(self, failed: tuple[_OpenRound, _Part]) -> None:
         """Another process adds up what the machine has kept."""
         opened, part = failed
         part.process = self._process(part.machine, part.role)
@@ -345,7 +345,7 @@ class Summation:
         end = part.end_s + seconds
         self._queue.schedule(end, Priority.PROGRESS, self._done, (opened, part))
 
-    def _leaf_done(self, opened: _Round, leaf: _Part) -> None:
+    def _leaf_done(self, opened: _OpenRound, leaf: _Part) -> None:
         machine = opened.machines[leaf.machine]
         if not leaf.tree:
             machine.came += 1
@@ -355,7 +355,7 @@ class Summation:
             self._to_middle(opened, leaf)
         self._machine_complete(opened, leaf.machine)
 
-    def _to_middle(self, opened: _Round, leaf: _Part) -> None:
+    def _to_middle(self, opened: _OpenRound, leaf: _Part) -> None:
         """Hands a leaf's sum to its machine's middle."""
         machine = opened.machines[leaf.machine]
         if machine.middle is None and self.hierarchy.reuse:
@@ -377,7 +377,7 @@ class Summation:
         above.end_s = self._queue.now
         return above
 
-    def _at_middle(self, handed: tuple[_Round, _Part]) -> None:
+    def _at_middle(self, handed: tuple[_OpenRound, _Part]) -> None:
         opened, leaf = handed
         machine = opened.machines[leaf.machine]
         assert machine.middle is not None  # it was there when the sum was handed on
@@ -385,7 +385,7 @@ class Summation:
         machine.came += 1
         self._machine_complete(opened, leaf.machine)
 
-    def _machine_complete(self, opened: _Round, where: int) -> None:
+    def _machine_complete(self, opened: _OpenRound, where: int) -> None:
         """Goes on with a machine's sum if nothing more comes to it."""
         machine = opened.machines[where]
         if not opened.closed or not machine.updates or machine.open is not None:
@@ -401,7 +401,7 @@ class Summation:
             machine.leaves = 0  # all are lost: told once
             self._at_top((opened, None))
 
-    def _machine_done(self, opened: _Round, part: _Part) -> None:
+    def _machine_done(self, opened: _OpenRound, part: _Part) -> None:
         """Hands a machine's sum to the top, or leaves it where it is."""
         hierarchy, now = self.hierarchy, self._queue.now
         if not part.tree:
@@ -431,7 +431,7 @@ class Summation:
             at = self._crossed_s(opened.size)
         self._queue.schedule(at, Priority.PROGRESS, self._at_top, (opened, part))
 
-    def _at_top(self, handed: tuple[_Round, _Part | None]) -> None:
+    def _at_top(self, handed: tuple[_OpenRound, _Part | None]) -> None:
         """Counts a machine's sum that is at the top, or, of None, that needs not be added there."""
         opened, part = handed
         opened.came += 1
@@ -445,7 +445,7 @@ class Summation:
         else:
             opened.result = Summed(tuple(opened.sums), opened.lost)
 
-    def _finish(self, opened: _Round, part: _Part) -> None:
+    def _finish(self, opened: _OpenRound, part: _Part) -> None:
         if part.tree:
             self._release(part.process)
         opened.result = Summed(tuple(part.tree), opened.lost)

@@ -104,8 +104,7 @@ class NicAware:
     own network, and lets only boundaries cross between clusters; each stage has layers in
     proportion to its machines' speed (self-adapting pipeline partition). Where boundaries outweigh
     gradients the contrary is better, whole pipelines in a cluster. Both are tried here, for every
-    order of up to 8 clusters along the pipeline, and the best is improved by exchanging two
-    machines as long as that helps: clusters that are no multiple of D have no other rule.
+    order of up to 8 clusters along the pipeline, and the best is taken.
 
     Source: Yang et al., "Holmes", arXiv:2312.03549, by its abstract and the options of its code;
     formulas are ours.
@@ -156,11 +155,10 @@ class NicAware:
                 f"there are {len(machines)} machines, but {self.stages} stages of "
                 f"{self.pipelines} pipelines need {n}"
             )
-        best = min(
+        return min(
             (self.scored(machines, table) for table in self._candidates(machines)),
             key=lambda placed: placed.seconds,
         )
-        return self._improved(machines, best)
 
     def scored(self, machines: Machines, table: NDArray[np.int64]) -> Placed:
         """Returns a placement with its layers and its time.
@@ -205,19 +203,3 @@ class NicAware:
             row = np.concatenate([np.flatnonzero(machines.cluster == c) for c in order])
             yield row.reshape(self.stages, self.pipelines)
             yield row.reshape(self.pipelines, self.stages).T
-
-    def _improved(self, machines: Machines, best: Placed) -> Placed:
-        """Exchanges two machines as long as that helps."""
-        n = len(machines)
-        while True:
-            flat = best.machines.ravel()
-            swapped = []
-            for i in range(n):
-                for j in range(i + 1, n):
-                    table = flat.copy()
-                    table[[i, j]] = table[[j, i]]
-                    swapped.append(self.scored(machines, table.reshape(best.machines.shape)))
-            found = min(swapped, key=lambda placed: placed.seconds, default=best)
-            if not found.seconds < best.seconds * (1 - 1e-12):
-                return best
-            best = found

@@ -58,7 +58,9 @@ class Rebalancing:
 
     def __post_init__(self) -> None:
         if not self.every_s > 0:
-            raise ConfigError(f"every_s is {self.every_s}; it must be positive, or .inf for never")
+            raise ConfigError(
+                f"every_s is {self.every_s}; it must be positive, or infinite for never"
+            )
         if self.gain is not None:
             not_negative("gain", self.gain)
 

@@ -46,12 +46,14 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.outer import OuterSteps
     from fl.strategies.drivers.pairs import Pairs
     from fl.strategies.drivers.parameter_server import ParameterServer
+    from fl.strategies.drivers.petals import Petals
     from fl.strategies.drivers.pipeline import Pipeline
     from fl.strategies.drivers.polling import Polling
     from fl.strategies.drivers.proxy_losses import ProxyLosses
     from fl.strategies.drivers.regions import Regions
     from fl.strategies.drivers.replicas import Replicas
     from fl.strategies.drivers.rounds import Rounds
+    from fl.strategies.drivers.sampled import Sampled
     from fl.strategies.drivers.server_examples import ServerExamples
     from fl.strategies.drivers.simultaneous import SimultaneousEvents, SimultaneousRounds
     from fl.strategies.drivers.swarm_pipelines import SWARM
@@ -105,6 +107,7 @@ if TYPE_CHECKING:
     from fl.strategies.overlap_local_sgd import OverlapLocalSGD
     from fl.strategies.pfedme import PFedMe
     from fl.strategies.pipeline_rule import PipelineTraining, StageRecovery, StageState
+    from fl.strategies.plexus import Plexus
     from fl.strategies.proxskip import ProxSkip
     from fl.strategies.prunefl import PruneFL
     from fl.strategies.qfedavg import QFedAvg
@@ -116,6 +119,7 @@ if TYPE_CHECKING:
     from fl.strategies.ringmaster import RingmasterASGD
     from fl.strategies.round_rule import RoundRule, Updates
     from fl.strategies.sa_srrw import SASRRW
+    from fl.strategies.sample_rule import SampleRule
     from fl.strategies.savic import SAVIC
     from fl.strategies.scaffold import SCAFFOLD
     from fl.strategies.sequential_gradient_coding import MSGC, SRSGC
@@ -275,6 +279,7 @@ __getattr__ = lazily(
         "Rounds": "fl.strategies.drivers.rounds",
         "SCAFFOLDMomentum": "fl.strategies.global_momentum",
         "SWARM": "fl.strategies.drivers.swarm_pipelines",
+        "Petals": "fl.strategies.drivers.petals",
         "SimultaneousEvents": "fl.strategies.drivers.simultaneous",
         "SimultaneousRounds": "fl.strategies.drivers.simultaneous",
         "SimultaneousRule": "fl.strategies.simultaneous_rule",
@@ -284,6 +289,9 @@ __getattr__ = lazily(
         "StreamingDiLoCo": "fl.strategies.streaming_diloco",
         "SyncST": "fl.strategies.sync_st",
         "Traits": "fl.strategies.drivers.driver",
+        "Plexus": "fl.strategies.plexus",
+        "SampleRule": "fl.strategies.sample_rule",
+        "Sampled": "fl.strategies.drivers.sampled",
         "TreeRule": "fl.strategies.gossip_rule",
         "TrustedUpdate": "fl.strategies.drivers.trusted_update",
         "WalkRule": "fl.strategies.walk_rule",
@@ -408,8 +416,10 @@ __all__ = [
     "PairRule",
     "Pairs",
     "ParameterServer",
+    "Petals",
     "Pipeline",
     "PipelineTraining",
+    "Plexus",
     "Polling",
     "PollingRule",
     "ProxSkip",
@@ -430,6 +440,8 @@ __all__ = [
     "RoundRule",
     "Rounds",
     "SCAFFOLDMomentum",
+    "SampleRule",
+    "Sampled",
     "ServerExamples",
     "ServerTraining",
     "SimultaneousEvents",

@@ -12,6 +12,7 @@ from fl.clients import (
     APFL,
     AdamW,
     AnchorSampling,
+    CodedGradient,
     ControlVariates,
     Ditto,
     Gradient,
@@ -57,6 +58,9 @@ MACHINE = AggregatorMachine(
 )
 LIFL = Lifl(machine=MACHINE)
 RING = such(meets="ring", compressors="memoryless", continues=True)
+STAGED = such(meets="stages", sends="gradient")
+
+CODED = such(sends="gradient", needs=("gradient",), combinations=True)
 
 # What is refused, with a choice that differs from it by one part, and goes.
 PAIRS = {
@@ -93,6 +97,22 @@ PAIRS = {
         Combination(RING, Cast("bf16"), Cast("bf16")),
         Combination(RING, Cast("bf16")),
     ),
+    "A downlink between stages": (
+        Combination(STAGED, Cast("bf16"), Cast("bf16")),
+        Combination(STAGED, Cast("bf16")),
+    ),
+    "Attacks on updates between stages": (
+        Combination(STAGED, attack=IPM()),
+        Combination(RING, attack=IPM()),
+    ),
+    "Client rules between stages": (
+        Combination(STAGED, rule=Sgd(lr=0.1)),
+        Combination(STAGED, rule=Gradient()),
+    ),
+    "Local layers, adapters and stages": (
+        Combination(STAGED, adapted=True),
+        Combination(STAGED),
+    ),
     "Compressors that need every client in every round": (
         Combination(such(asked=9), Marina(Qsgd(levels=4), p=0.1), num_clients=10),
         Combination(such(asked=10), Marina(Qsgd(levels=4), p=0.1), num_clients=10),
@@ -120,6 +140,18 @@ PAIRS = {
     "Clients that forget between tasks that are one training": (
         Combination(RING, rule=AdamW(lr=0.1, keep_moments=False)),
         Combination(RING, rule=AdamW(lr=0.1, keep_moments=True)),
+    ),
+    "Compressors and combinations that the server decodes": (
+        Combination(CODED, Cast("bf16"), rule=CodedGradient()),
+        Combination(CODED, rule=CodedGradient()),
+    ),
+    "A downlink and combinations that the server decodes": (
+        Combination(CODED, None, Cast("bf16"), rule=CodedGradient()),
+        Combination(CODED, rule=CodedGradient()),
+    ),
+    "Attacks on updates and combinations that the server decodes": (
+        Combination(CODED, attack=IPM(), rule=CodedGradient()),
+        Combination(CODED, rule=CodedGradient()),
     ),
     "A downlink of several models": (
         Combination(such(downlink=False), None, Cast("bf16")),

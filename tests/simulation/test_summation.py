@@ -15,7 +15,7 @@ from fl.errors import ConfigError, SimulationError
 from fl.simulation.kernel.dispatch import Dispatch
 from fl.simulation.kernel.events import EventQueue
 from fl.simulation.kernel.trace import Event, Trace
-from fl.simulation.summation import Summation
+from fl.simulation.summation import SimSummation
 from fl.simulation.world.fleets import uniform
 from fl.simulation.world.hierarchies import AggregatorMachine, Edge, Lifl
 from fl.simulation.world.networks import Cells
@@ -51,7 +51,7 @@ class Rig:
             while queue.advance(until):
                 pass
 
-        self.sum = Summation(
+        self.sum = SimSummation(
             hierarchy, uniform(100, seed, **fleet), queue, self.trace, queue.advance, advance
         )
         self.advance = advance

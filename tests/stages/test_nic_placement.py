@@ -69,9 +69,14 @@ def test_it_is_the_best_of_all_placements_on_clusters_of_any_sizes(seed):
     assert rule.place(machines).seconds == pytest.approx(best, rel=1e-12)
 
 
-def test_it_is_the_best_of_all_placements_of_three_stages_in_three_clusters():
-    machines = Machines.of([(2, 200e9, 1e13), (2, 100e9, 1e13), (2, 25e9, 5e12)], between_bps=10e9)
-    rule = replace(RULE, stages=3, num_layers=12)
+@pytest.mark.parametrize(
+    ("stages", "sizes"), [(3, (2, 2, 2)), (2, (2, 2, 2)), (3, (3, 2, 1)), (2, (4, 2))]
+)
+def test_it_is_the_best_of_all_placements_of_six_machines(stages, sizes):
+    speeds = [(200e9, 1e13), (100e9, 1e13), (25e9, 5e12)]
+    nics = [(n, *speed) for n, speed in zip(sizes, speeds, strict=False)]
+    machines = Machines.of(nics, between_bps=10e9)
+    rule = replace(RULE, stages=stages, pipelines=6 // stages, num_layers=12)
     best = min(placed.seconds for placed in every_placement(rule, machines))
     assert rule.place(machines).seconds == pytest.approx(best, rel=1e-12)
 

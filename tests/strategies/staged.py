@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,24 @@ from fl.simulation.grid import SimGrid
 MODEL = ArrayRecord({"w": torch.zeros(1)})
 
 
-def grid_of_stages(clients: Sequence[Client], **fleet: Any) -> SimGrid:
-    """Returns a grid whose clients take as many FLOPs for a message as it says."""
+def grid_of_stages(
+    clients: Sequence[Client], seconds: Mapping[tuple[int, int], float] | None = None, **fleet: Any
+) -> SimGrid:
+    """Returns a grid whose clients take as many FLOPs for a message as it says.
+
+    Args:
+        clients: of the fleet.
+        seconds: what single tasks take instead, by (client, task).
+        **fleet: for `fleet_of`.
+    """
+    slow = seconds or {}
 
     def plan(request, _):
-        return FixedWork(request.payload.content["config"]["flops"], reply_bytes=0)
+        i, k = request.client, request.dispatch
+        flops = request.payload.content["config"]["flops"]
+        if (i, k) in slow:
+            flops = slow[i, k] * clients[i].flops
+        return FixedWork(flops, reply_bytes=0)
 
     return SimGrid(fleet_of(clients, **fleet), FakeExecutor(), planner=plan)
 

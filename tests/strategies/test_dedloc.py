@@ -12,7 +12,7 @@ from stand_ins import Client, Scripted, fleet_of
 
 from fl.attacks import OwnSignFlip
 from fl.clients import Gradient, Sgd
-from fl.collectives import Buckets, LoadBalancedAllReduce
+from fl.collectives import Buckets, LoadBalancedAllReduce, RingAllReduce
 from fl.compression import Cast, ErrorFeedback, TopK
 from fl.errors import ConfigError
 from fl.models import flops_per_example
@@ -188,7 +188,7 @@ def test_vectors_are_encoded_once_when_they_are_all_reduced():
 
 def test_a_compressor_remembers_what_it_left_out_of_the_sum():
     got = trained(
-        12, peers([1.0, 1.0], examples=ALL), target=2 * ALL, batch_size=None, allreduce=None,
+        12, peers([1.0, 1.0], examples=ALL), target=2 * ALL, batch_size=None,
         compressor=ErrorFeedback(TopK(density=0.2)),
     )  # fmt: skip
     plain = trained(12, peers([1.0, 1.0], examples=ALL), target=2 * ALL, batch_size=None)
@@ -283,7 +283,7 @@ def test_who_cannot_tell_lamb_of_the_tensors_is_refused_and_data_parallel_can():
     ("more", "message"),
     [
         ({"auxiliary": -1}, "auxiliary is -1"),
-        ({"auxiliary": 1, "allreduce": None}, "allreduce=load_balanced"),
+        ({"auxiliary": 1, "allreduce": RingAllReduce()}, "allreduce=load_balanced"),
         ({"buckets": Buckets()}, "buckets is"),
         ({"weighted_by_key": "num-examples"}, "weighted_by_key is num-examples"),
         ({"compress_mean": True}, "compress_mean is true"),
@@ -293,6 +293,13 @@ def test_who_cannot_tell_lamb_of_the_tensors_is_refused_and_data_parallel_can():
 def test_what_does_not_go_with_gathered_batches_is_refused(more, message):
     with pytest.raises(ConfigError, match=message):
         Collaboration(DeDLOC(), **{"allreduce": LoadBalancedAllReduce(), **more})
+
+
+def test_auxiliary_peers_are_refused_where_vectors_are_gathered():
+    with pytest.raises(ConfigError, match="auxiliary is 1, but what TopK needs"):
+        driven(
+            DeDLOC(), workers=2, strategy=Collaboration, auxiliary=1, compressor=TopK(density=0.1)
+        )
 
 
 def test_rules_of_another_kind_and_numbers_out_of_range_are_refused():

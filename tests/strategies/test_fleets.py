@@ -107,6 +107,7 @@ SMALL = {  # arguments of strategies, where they have them: so that four clients
     "num_clusters": 1,
     "concurrency": 3,
     "buffer_size": 2,
+    "sample_size": N,
     "batch": 4,
     "backup": 0,
     "contacted": 2,
@@ -156,10 +157,9 @@ def config_of(name: str):
             ]
         else:
             overrides += TASK
-        if (
-            name in CODED
-        ):  # whose parts have two chunks, and which take one copy of what is repeated
+        if name in CODED:  # parts have two chunks; of what is repeated one copy would be used
             overrides += ["strategy.batch_size=64", "strategy.rule.code=cyclic"]
+            overrides.append("strategy.mu=0.5")  # or the last of equally fast ones never counts
         if name == "per_fedavg":  # whose step takes two of the model's
             overrides.append("client.local_steps=2")
         return compose("config", overrides)

@@ -115,6 +115,13 @@ def test_a_run_on_a_hierarchy_ends_at_the_model_of_a_flat_one(hierarchy):
     assert joules["compute"] == pytest.approx(of_clients)
 
 
+def test_without_training_a_hierarchy_takes_as_long():
+    how = ("hierarchy=edge", "hierarchy.edges=3")
+    trained, timed = run(*how).summary, run(*how, "client.train=false").summary
+    assert timed["totals"]["virtual_s"] == trained["totals"]["virtual_s"]
+    assert timed["extra"]["hierarchy"] == trained["extra"]["hierarchy"]
+
+
 def test_edge_rounds_do_not_cross_to_the_cloud():
     def between(kappa2: int) -> int:
         how = ("strategy=hierfavg", "hierarchy.edges=3", f"strategy.rule.kappa2={kappa2}")

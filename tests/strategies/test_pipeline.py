@@ -331,6 +331,12 @@ def test_machines_that_go_away_for_a_while_are_waited_for():
     assert ran.times[-1] > 40.0
 
 
+def test_losses_that_outrun_checkpoints_end_the_run(monkeypatch):
+    monkeypatch.setattr("fl.strategies.drivers.pipeline._MOST_TRIES", 20)
+    with pytest.raises(SimulationError, match="21 steps were tried since step 5 was reached"):
+        run(RollBack(every=50), rounds=60, drop=0.5, seed=7)
+
+
 def test_with_checkfree_a_loss_moves_the_lost_stage_alone():
     """The first step after a loss differs from the calm run's by what the neighbours made of it."""
 

@@ -22,9 +22,9 @@ FORWARD, BACKWARD = 28.0, 84.0  # FLOPs: 24 h^2 + 4 s h, and three times that
 STATE_BYTES = 144  # 12 weights, each with two moments
 
 
-def ran(strategy, clients, num_rounds=1, **fleet):
+def ran(strategy, clients, num_rounds=1, seconds=None, **fleet):
     """Returns the time of each step, what was measured of it, and the grid."""
-    grid = grid_of_stages(clients, **fleet)
+    grid = grid_of_stages(clients, seconds, **fleet)
     rows, times = [], []
     grid.control.measured = rows.append
 
@@ -118,6 +118,17 @@ def test_the_next_step_begins_while_peers_average_if_it_may_be_delayed():
     assert delayed[-1] < plain[-1] - 20  # three all-reduces of 24 bytes at 1 byte a second
 
 
+def test_an_answer_that_comes_after_it_was_given_up_counts_nowhere(monkeypatch):
+    """A pass is slow once by far: another peer has done it when its answer comes."""
+    monkeypatch.setattr("fl.strategies.drivers.swarm_pipelines.SwarmRun", Counted)
+    clients = [Client(flops=28.0)] * 4
+    strategy = SWARM(STAGE, num_stages=2, micro_batches=60, patience=3.0, in_flight=4)
+    _, rows, _ = ran(strategy, clients, seconds={(0, 20): 1000.0})
+    assert rows[0]["timeouts"] >= 1
+    assert strategy.last.whole == 1
+    assert rows[0]["repeated_passes"] == 0  # the late one is not even looked at
+
+
 class Counted(SwarmRun):
     """A run in which the gradients that each peer has added up are kept apart as well."""
 
@@ -130,6 +141,8 @@ class Counted(SwarmRun):
         memo, peer = task.memo.memo, task.memo.peer
         before = self.steps[memo.place[0]].passes if memo.place[0] in self.steps else -1
         super()._answered(task, reply, seconds)
+        if self.steps[memo.place[0]].passes > before:
+            assert memo.lives == self.lives[peer]  # it has what it had when it was asked
         if self.steps[memo.place[0]].passes > before and memo.work.backward:
             self.summed[peer].append((*memo.place, memo.work.stage))
 

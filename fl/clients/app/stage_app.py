@@ -53,7 +53,7 @@ _WEIGHTS, _GRADIENT, _INPUT = "fl.stage.weights", "fl.stage.gradient", "fl.stage
 
 
 @dataclass(frozen=True, eq=False)
-class StageWork:
+class StageOrder:
     """What a message asks of a stage.
 
     Attributes:
@@ -98,6 +98,8 @@ class StageApp(ClientApp, PlannedApp):
     the client's if it has fewer. What a model draws (dropout) comes from (seed, "dropout",
     partition-id, step, micro-batch, span), both times.
 
+    A client that holds no stage, as after a crash, sends nothing back.
+
     Kept in `Context.state`: "fl.stage.weights" and "fl.stage.gradient", shape (d_i,) each, and
     "fl.stage.input.k.m", the inputs of span k.
 
@@ -129,7 +131,7 @@ class StageApp(ClientApp, PlannedApp):
         batch = min(self.app.batch_size or largest, largest)
         return max(self.cut.memory_bytes(i, batch) for i in range(len(self.cut.stages)))
 
-    def read(self, content: RecordDict) -> StageWork:
+    def read(self, content: RecordDict) -> StageOrder:
         """Returns what a message's content says.
 
         Raises:
@@ -162,7 +164,7 @@ class StageApp(ClientApp, PlannedApp):
                 f"{MICRO_BATCHES_KEY!r}, which is {most}"
             )
         records = dict(content.array_records)
-        return StageWork(cast(Kind, kind), tuple(also), records, **numbers)
+        return StageOrder(cast(Kind, kind), tuple(also), records, **numbers)
 
     # ---- before the work is done -----------------------------------------------------------------
 
@@ -176,7 +178,7 @@ class StageApp(ClientApp, PlannedApp):
         """
         if message_type.split(".")[0] != "train":
             return self.app.plan(payload, message_type, partition, seconds_per_flop)
-        work: StageWork = payload.read_by(self)
+        work: StageOrder = payload.read_by(self)
         if work.kind in ("hold", "give"):
             return Workload(0.0)
         flops = self.cut.spans[work.span].flops
@@ -185,7 +187,7 @@ class StageApp(ClientApp, PlannedApp):
             each += sum(self.cut.spans[k].flops.forward for k in work.also)
         return Workload(float(each * self._examples(work, partition)))
 
-    def _examples(self, work: StageWork, partition: int) -> int:
+    def _examples(self, work: StageOrder, partition: int) -> int:
         if work.kind != "backward" and work.span == 0:
             return self._batch_size(self.app.data.size(partition % self.app.data.num_partitions))
         record = work.records.get(ACTIVATIONS_KEY)
@@ -212,7 +214,9 @@ class StageApp(ClientApp, PlannedApp):
     def _answer(self, message: Message, context: Context) -> Message:
         work = self.read(message.content)
         bench = _Bench(self, work, context, message.metadata.created_at - DRIFT_BEGINS)
-        return Message(getattr(bench, work.kind)(), reply_to=message)
+        # A client that has lost its stage, as by a crash, has nothing to send.
+        known = work.kind == "hold" or _WEIGHTS in context.state
+        return Message(getattr(bench, work.kind)() if known else bench.nothing(), reply_to=message)
 
 
 class _Bench:
@@ -225,7 +229,7 @@ class _Bench:
         sent_s: when the message was sent, s since `DRIFT_BEGINS`.
     """
 
-    def __init__(self, app: StageApp, work: StageWork, context: Context, sent_s: float) -> None:
+    def __init__(self, app: StageApp, work: StageOrder, context: Context, sent_s: float) -> None:
         self._app, self._cut, self._work = app, app.cut, work
         self._layout = app.layouts[work.stage]
         self._state = context.state
@@ -315,6 +319,10 @@ class _Bench:
             raise ConfigError("the client has no gradient: no micro-batch has gone back")
         return self._reply({GRADIENT_KEY: kept}, len(self._rows))
 
+    def nothing(self) -> RecordDict:
+        """Returns a reply without numbers, which is of no use."""
+        return self._reply({}, 0)
+
     # ---- parts of it -----------------------------------------------------------------------------
 
     @property
@@ -342,9 +350,7 @@ class _Bench:
         return value.to(self._device).clone()
 
     def _weights(self) -> Tensor:
-        record = self._state.get(_WEIGHTS)
-        if not isinstance(record, ArrayRecord):
-            raise ConfigError("the client holds no stage: a hold message comes first")
+        record: Any = self._state[_WEIGHTS]
         kept = record_vector(record, self._layout.size, f"stage {self._work.stage}")
         return kept.to(self._device).clone()
 

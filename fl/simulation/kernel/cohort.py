@@ -24,6 +24,7 @@ from fl.simulation.kernel.events import EventQueue, Priority
 from fl.simulation.kernel.port import LinkPort
 from fl.simulation.kernel.trace import ROW_TYPE, Event
 from fl.simulation.kernel.water_filling import slack
+from fl.simulation.world.availability import DistinctChanges
 from fl.simulation.world.fleet import Fleet
 
 Seconds = NDArray[np.float64]
@@ -118,6 +119,8 @@ def course_of(fleet: Fleet, cohort: Cohort) -> Course:
     client, number, n = cohort.client, cohort.number, len(cohort.client)
     began, expiry = cohort.began_s, cohort.began_s + cohort.ttl_s
     latency = fleet.links.latency_s[client] + fleet.server.latency_s
+    if not isinstance(fleet.availability, DistinctChanges):
+        raise Tangled("clients may leave at the same time")
     leaves = fleet.availability.next_changes(client, began)
     faults = fleet.faults.draw_all(fleet.seed, client, number)
 

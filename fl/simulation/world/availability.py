@@ -44,6 +44,18 @@ class Availability(Protocol):
         ...
 
 
+@runtime_checkable
+class DistinctChanges(Availability, Protocol):
+    """An availability of which no two clients change at the same time, as lengths are drawn.
+
+    Cohorts are simulated as arrays only on these: whose change comes first needs no queue.
+    """
+
+    def next_changes(self, clients: NDArray[np.int64], t: float) -> NDArray[np.float64]:
+        """Returns `next_change` of several clients, s, shape (n,)."""
+        ...
+
+
 class Always:
     """All clients are online all the time.
 

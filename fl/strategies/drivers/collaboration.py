@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -16,9 +16,12 @@ from fl.aggregation import shown, weight_of
 from fl.checks import at_least
 from fl.clients.app.batches import covered_examples
 from fl.clients.app.island import Island
+from fl.collectives import Collective, LoadBalancedAllReduce
 from fl.compression import Channel, PayloadError
 from fl.errors import ConfigError, SimulationError
 from fl.strategies.dedloc import DeDLOC, Report, Speed
+from fl.strategies.drivers.all_reduce import adds
+from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.outer import OuterSteps
 from fl.strategies.drivers.outer_run import OuterRun, Participant, Segment
 from fl.strategies.drivers.reduction import ReceivedOuterGradient, Reduction
@@ -133,6 +136,7 @@ class Collaboration(OuterSteps):
     rules = DeDLOC
     example = "DeDLOC"
     runs: ClassVar[type[OuterRun]] = CollaborationRun
+    default_allreduce: ClassVar[Collective] = LoadBalancedAllReduce()
     rule: DeDLOC
 
     def __init__(
@@ -165,6 +169,16 @@ class Collaboration(OuterSteps):
         self.auxiliary = auxiliary
         self.batch_size = batch_size
         self.drop_last = drop_last
+
+    def within(self, exchange: Exchange) -> Self:
+        """Returns a copy within an exchange, see `Driver.within`."""
+        if self.auxiliary and not adds(exchange.uplink, self.aggregator):
+            of = type(exchange.uplink).__name__ if exchange.uplink else self.aggregator.name
+            raise ConfigError(
+                f"auxiliary is {self.auxiliary}, but what {of} needs cannot be added on its way, "
+                "so that there is nothing to help with: leave auxiliary out"
+            )
+        return super().within(exchange)
 
     @property
     def sends_payloads(self) -> bool:

@@ -144,6 +144,7 @@ class OuterSteps(RuleDriver):
     rules = OuterRule
     example = "DiLoCo"
     runs: ClassVar[type[OuterRun]] = OuterRun
+    default_allreduce: ClassVar[Collective] = RingAllReduce()
     rule: OuterRule
 
     def __init__(
@@ -184,7 +185,7 @@ class OuterSteps(RuleDriver):
             )
         self.aggregator = aggregator if f is None else aggregator.tolerating(f)
         self.drop = drop
-        self.allreduce = RingAllReduce() if allreduce is None else allreduce
+        self.allreduce = self.default_allreduce if allreduce is None else allreduce
         is_a("allreduce", self.allreduce, Collective)
         self.failure = None if on_failure is None else Failure(on_failure, detection_s, retries)
         self.buckets = buckets

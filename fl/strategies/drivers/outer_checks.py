@@ -56,7 +56,7 @@ def check_payloads(strategy: OuterSteps, exchange: Exchange) -> None:
             f"buckets is {strategy.buckets}, but what {of} needs is the gradient as a whole, which "
             "is there after the backward pass: leave buckets out"
         )
-    if not added and collective != RingAllReduce():
+    if not added and collective not in (RingAllReduce(), strategy.default_allreduce):
         raise ConfigError(
             f"allreduce is {collective}, but what {of} needs cannot be added on its way, and is "
             "gathered: leave allreduce out"

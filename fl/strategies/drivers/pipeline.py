@@ -25,17 +25,16 @@ from flwr.serverapp.strategy import Result
 from torch import nn
 
 from fl.checks import at_least, boolean, is_a, positive, share
-from fl.clients.gradient import Gradient
 from fl.collectives import Collective, RingAllReduce
 from fl.compression import Channel, Shapes
-from fl.errors import ConfigError, NoStep
+from fl.errors import ConfigError, NoStep, SimulationError
 from fl.flower.records import from_record, layout_of, to_record
 from fl.randomness import uniform
 from fl.stages import Cut, Ends
 from fl.strategies.drivers.driver import RuleDriver, Traits
 from fl.strategies.drivers.events import EvaluateFn, wait_for_nodes
 from fl.strategies.drivers.exchange import Exchange
-from fl.strategies.drivers.pipeline_run import Given, MicroBatch, PipelineRun, Place, StageTask
+from fl.strategies.drivers.pipeline_run import Given, Passage, PipelineRun, Place, StageTask
 from fl.strategies.drivers.tasks import TTL_S, Tasks
 from fl.strategies.pipeline_rule import PipelineTraining, StageState
 from fl.vectors.layout import FLOAT_BYTES, Layout
@@ -148,7 +147,7 @@ class Pipeline(RuleDriver):
     @property
     def traits(self) -> Traits:
         """What the strategy is."""
-        return Traits(meets="stages", sends="gradient", downlink=False, client_rule=Gradient)
+        return Traits(meets="stages", sends="gradient", downlink=False)
 
     def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Any, Any]:
         """Returns none: what is compressed crosses edges, of which a machine knows nothing."""
@@ -282,6 +281,7 @@ class Pipeline(RuleDriver):
         return result
 
 
+_MOST_TRIES = 1000  # of steps, since the last one that had not been taken before
 _FACTS = ("lost_machines", "recovered_stages", "repeated_steps", "lost_payloads")
 
 
@@ -308,6 +308,8 @@ class _Training:
         self._begun = False
         self._head: int | None = None  # whose turn it is
         self._turned = 0  # the step before which it was passed on last
+        self._furthest = 0  # the most steps that were ever taken,
+        self._since = 0  # and how many were tried since
 
     @property
     def _recovery(self) -> Any:
@@ -318,6 +320,7 @@ class _Training:
     def advance(self) -> None:
         """Tries to take a step; a checkpoint may take it back by several."""
         run, driver, began = self.run, self.driver, self.run.now
+        self._check_progress()
         self._strike()
         complete = self._staffed()
         if not complete:
@@ -341,6 +344,19 @@ class _Training:
         self.step += 1
         run.whole &= {(p, i) for p in gradients for i in range(driver.num_stages)}
         self._save(min(gradients))
+
+    def _check_progress(self) -> None:
+        """Ends a run in which stages are lost faster than steps are taken."""
+        self._since += 1
+        if self.step > self._furthest:
+            self._furthest, self._since = self.step, 0
+        if self._since > _MOST_TRIES:
+            raise SimulationError(
+                f"{self._since} steps were tried since step {self._furthest} was reached, and "
+                "stages were lost before the next one was: lower strategy.drop or the fleet's "
+                "faults, set strategy.rule.recovery.every lower, or use "
+                "strategy/recovery=checkfree_plus"
+            )
 
     def _strike(self) -> None:
         """Loses machines by chance."""
@@ -380,7 +396,7 @@ class _Training:
 
     def _applied(
         self,
-        back: Mapping[int, Sequence[MicroBatch]],
+        back: Mapping[int, Sequence[Passage]],
         gradients: Mapping[int, Sequence[Given]],
     ) -> None:
         """Reports what has entered the model; the last machine of a route knows the loss."""

@@ -70,7 +70,7 @@ class Given(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class MicroBatch:
+class Passage:
     """A micro-batch on its way.
 
     Attributes:
@@ -97,8 +97,8 @@ class Flight:
     """
 
     waiting: deque[int]
-    under_way: dict[int, MicroBatch] = field(default_factory=dict)
-    done: dict[int, MicroBatch] = field(default_factory=dict)
+    under_way: dict[int, Passage] = field(default_factory=dict)
+    done: dict[int, Passage] = field(default_factory=dict)
 
 
 class PipelineRun:
@@ -327,14 +327,14 @@ class PipelineRun:
             self._exchange(there, take)
         return list(there)
 
-    def micro_batches(self, pipelines: Sequence[int], step: int) -> dict[int, list[MicroBatch]]:
+    def micro_batches(self, pipelines: Sequence[int], step: int) -> dict[int, list[Passage]]:
         """Sends a step's micro-batches through pipelines and back; returns those that came back.
 
         Returns:
             By pipeline, for those that have lost no machine.
         """
         flights = {p: Flight(deque(range(self._micro_batches))) for p in pipelines}
-        finished: dict[int, list[MicroBatch]] = {}
+        finished: dict[int, list[Passage]] = {}
         for p, flight in flights.items():
             self._begin(p, flight, step)
 
@@ -371,7 +371,7 @@ class PipelineRun:
         """Begins as many micro-batches as may be under way."""
         while flight.waiting and len(flight.under_way) < self._in_flight:
             m = flight.waiting.popleft()
-            flight.under_way[m] = MicroBatch()
+            flight.under_way[m] = Passage()
             self._compute(p, m, 0, "forward", step, {}, None)
 
     def _compute(
@@ -432,7 +432,7 @@ class PipelineRun:
         self._compute(p, m, to, kind, step, records, ready_s)
 
     def _activations(
-        self, content: RecordDict, micro: MicroBatch, shape: tuple[int, ...]
+        self, content: RecordDict, micro: Passage, shape: tuple[int, ...]
     ) -> NDArray[np.float32]:
         """Returns activations, or their gradient, shape (B, *shape), finite.
 

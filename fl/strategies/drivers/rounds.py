@@ -944,6 +944,7 @@ class Rounds(Aggregating):
         for needs, why in (
             (server.tasks.cohorts is None, "the grid has none but messages"),
             (server.tasks.any_open, "clients are busy"),
+            (self.summation is not None, "machines add up what arrives"),
             (server.forging is not None, "replies are forged"),
             (type(self.selection) is not UniformSampling, "the selection looks at replies"),
             (self.over_selection != 1, "clients that are too late go on into the next round"),
@@ -966,7 +967,7 @@ class Rounds(Aggregating):
     def _is_foreseen(self, server: Server, choice: Choice, waits_for: int) -> bool:
         """Has a round without messages if one is possible; returns whether it was."""
         n = len(choice.clients)
-        if not 0 < n <= waits_for or choice.weights is not None or self.needs_messages(server):
+        if self.needs_messages(server) or not 0 < n <= waits_for or choice.weights is not None:
             return False
         content = self.messages.alike(server, n, partial(self._told, server, waits_for))
         if content is None:

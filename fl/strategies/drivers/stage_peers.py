@@ -64,6 +64,7 @@ class StagePeers:
         self._sent: Counter[tuple[int, int]] = Counter()
         self._free: dict[int, float] = {}  # when each peer's last answer came
         self._contents: dict[float, RecordDict] = {}
+        self._given_up: set[str] = set()  # whose answers may still come
         self._nodes: list[int] = []
         self._there: frozenset[int] = frozenset()
         self.waiting: Counter[int] = Counter()
@@ -125,12 +126,19 @@ class StagePeers:
     def receive(self, until: float) -> list[tuple[Task[StageJob], Message, float]]:
         """Returns the answers of the next instant with some, and the s that each has computed.
 
+        Of work that has been given up for its silence, what comes later is thrown away.
+
         Args:
             until: time in s at which to stop waiting; then the list is empty.
         """
         answers = []
         for task, reply in self.tasks.receive(until):
-            peer = task.memo.peer
+            peer, name = task.memo.peer, task.message_id
+            if name in self._given_up:
+                self._given_up.remove(name)
+                continue
+            if reply.has_error() and any(task is late for late in self.tasks.open()):
+                self._given_up.add(name)
             self.waiting[peer] -= 1
             took = 0.0
             if not reply.has_error():

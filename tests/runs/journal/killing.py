@@ -71,6 +71,11 @@ KEEPING = {
         *(*SMALL, *HARSH, *EARLY, "strategy=heterofl", "num_clients=8", "num_rounds=5"),
         "strategy.sub_models.masked_loss=true",
     ],
+    "a batch that volunteers gather": [
+        *(*SMALL, *HARSH_FLEET, "strategy=dedloc", "num_clients=8", "num_rounds=8"),
+        *("strategy.rule.target_batch=128", "client.batch_size=8", "strategy.rule.delayed=true"),
+        *("strategy.waiting_s=0.05", "compressor=ef_topk", "allreduce=ring"),
+    ],
     "parts that change": [
         *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=random_submodels", "num_clients=8"),
         "num_rounds=5",

@@ -332,7 +332,7 @@ def test_answer_of_another_form_is_refused(tmp_path: Path, wrong: Any) -> None:
     journal.close()
     executor = Journaled(_Batches(), Journal(path, None))
     executor.submit([member])
-    with pytest.raises(ConfigError, match="an answer (that is no client's|to nobody)"):
+    with pytest.raises(ConfigError, match=r"an answer (that is no client's|to nobody)"):
         executor.result(member)
 
 
