@@ -320,12 +320,12 @@ class _Training:
     def advance(self) -> None:
         """Tries to take a step; a checkpoint may take it back by several."""
         run, driver, began = self.run, self.driver, self.run.now
-        self._check_progress()
         self._strike()
         complete = self._staffed()
         if not complete:
             run.tasks.clock.sleep(run.tasks.pause_s(driver.retry_s))
             return
+        self._check_progress()
         ready_s = self._supplied(complete)
         there = run.hold(complete, self.step, [s.w for s in self.states], ready_s)
         back = run.micro_batches(there, self.step)

@@ -257,10 +257,11 @@ class PipelineRun:
         if not (replies or late or self.tasks.any_open or self._crossing):
             raise SimulationError(f"the machines of stages wait for nothing at {self.now:g} s")
         for task, reply in replies:
+            if reply.has_error():
+                self.failures.add(task, reply, self.now, max(1, len(self.at)))
             if not self._current(task, pipelines):
                 continue
             if reply.has_error():
-                self.failures.add(task, reply, self.now, len(self.at))
                 self._break(pipelines, task.memo.place, reply.error.reason or "an error")
                 continue
             try:
@@ -285,8 +286,10 @@ class PipelineRun:
         pipelines.pop(place[0], None)
         self._crossing = [each for each in self._crossing if each[2].memo.place[0] != place[0]]
         heapq.heapify(self._crossing)
+        late = self.at.get(place)
         for task in self.tasks.open():
-            if task.memo.place[0] == place[0]:
+            # Of one that is late it is heard in the end, if only that it has lost its task.
+            if task.memo.place[0] == place[0] and task.node != late:
                 self.tasks.cancel(task)
         self.lose(place, reason)
 
