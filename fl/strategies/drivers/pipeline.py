@@ -323,7 +323,7 @@ class _Training:
         self._strike()
         complete = self._staffed()
         if not complete:
-            run.tasks.clock.sleep(run.tasks.pause_s(driver.retry_s))
+            run.wait(run.now + run.tasks.pause_s(driver.retry_s))
             return
         self._check_progress()
         ready_s = self._supplied(complete)
@@ -333,7 +333,7 @@ class _Training:
         if not gradients:
             run.facts["repeated_steps"] += 1
             if run.now == began:  # or it would be tried for ever at one instant
-                run.tasks.clock.sleep(driver.retry_s)
+                run.wait(run.now + driver.retry_s)
             return
         run.wait(self._reduced(list(gradients)))
         why_not = self._stepped(gradients)

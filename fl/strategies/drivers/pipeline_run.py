@@ -193,9 +193,11 @@ class PipelineRun:
         return self.now
 
     def wait(self, until: float) -> None:
-        """Lets time pass, in which nothing is expected."""
+        """Lets time pass, in which nothing comes but what became of tasks that were late."""
         while self.now < until:
-            self.tasks.receive(until)
+            for task, reply in self.tasks.receive(until):
+                if reply.has_error():
+                    self.failures.add(task, reply, self.now, max(1, len(self.at)))
 
     # ---- messages --------------------------------------------------------------------------------
 
