@@ -162,7 +162,8 @@ def row(name: str) -> str:
     strategy, app, sent = first_tasks(config)
     (work,) = {local_work(app, content, partition) for content, partition in sent}
     if name in STAGED:  # what comes first asks for nothing
-        work = f"its stage, {config.strategy.micro_batches} micro-batches"
+        m = config.strategy.micro_batches
+        work = f"its stage, {m} micro-batch{'es' * (m > 1)}"
     if strategy.name == "FedCompass":  # the first task of all clients is the longest
         assert work == f"{strategy.rule.max_steps} steps"
         work = f"{strategy.rule.min_steps} to {work}"
