@@ -134,6 +134,11 @@ KEEPING = {
         *("fleet=datacenters", "fleet.faults.message_loss=0.05", "fleet.faults.crash=0.05"),
         *("num_clients=8", "num_rounds=12"),
     ],
+    "samples without a server": [
+        *(*SMALL, *HARSH_FLEET, "strategy=plexus", "strategy.rule.sample_size=3", "num_clients=8"),
+        *("num_rounds=6", "strategy.aggregation_timeout_s=1", "strategy.ping_timeout_s=0.05"),
+        *("strategy.retry_s=0.1", "strategy.fewest=1", "fleet=mobile"),
+    ],
     "models of clusters": [
         *(*CLUSTERS, *HARSH, *EARLY, "strategy=ifca", "num_clients=8", "num_rounds=5"),
     ],
