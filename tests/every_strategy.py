@@ -44,6 +44,7 @@ AVERAGING = [  # rounds of all clients
     "proxskip",
     "savic",
     "fedvarp",
+    "hierfavg",
     "multi_momentum",
     "fedamsgrad",
     "optex",
@@ -71,8 +72,11 @@ EVENTS = [
     "fedfix",
     "fedcompass",
     "async_diloco",
+    "halos",
 ]
 TASKS = ["fedast", "sync_st"]
+CODED = ["gradient_coding", "sr_sgc", "m_sgc"]
+SEVERAL = [*TASKS, "sr_sgc", "m_sgc"]  # that train several models
 POLLING = ["quafl", "favas"]
 SERVERLESS = [
     "dpsgd",
@@ -100,7 +104,8 @@ OUTER = [
     "overlap_local_sgd",
     "sparse_loco",
 ]
-GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking", "d2", "extra", "beer"]
+STAGED = ["pipeline", "split_learning"]  # whose clients hold stages of the model
+GRADIENTS = [*REPLICAS, "data_parallel", "dedloc", "gradient_tracking", "d2", "extra", "beer"]
 EVERY = [
     *(
         *AVERAGING,
@@ -112,20 +117,31 @@ EVERY = [
         *ROUNDED,
         *EVENTS,
         *TASKS,
+        *CODED,
         *POLLING,
         *SERVERLESS,
         *OUTER,
     ),
     *GRADIENTS,
+    *STAGED,
 ]
 
+TIMED = ["petals", "swarm"]  # which pass the time of stages, and train nothing
+LEARNING = sorted({path.stem for path in (CONF / "strategy").glob("[!_]*.yaml")} - {*TIMED})
+
 MODELS = {
+    # Models that can be cut, on all four clients.
+    "pipeline": ["model=mlp", "model.hidden=[8]", "strategy.pipelines=2", "strategy.steps=1"],
+    "split_learning": ["model=mlp", "model.hidden=[8]", "strategy.turn_steps=1"],
     "dimat": ["model=mlp", "model.hidden=[8]"],  # which has units to match
     "fedconv": [
         *("model=mlp", "model.hidden=[8]", "strategy.rule.filter_epochs=2"),
         "strategy.rule.public_examples=50",
     ],
     "fedbn": ["model=resnet8", "model.channels=[4,4,4]"],  # which has layers that normalise
+    "hierfavg": ["hierarchy.edges=2"],
+    "gradient_coding": ["partition=coded"],
+    "halos": ["strategy.rule.local_updates=2"],  # or regions are hardly ever heard of
     "fedtiny": ["strategy.rule.candidates=1"],  # or its first rounds train nothing
 }
 

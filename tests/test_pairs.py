@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from every_strategy import CLIENTS, CONF, TASKS, configured, ran
+from every_strategy import CLIENTS, CONF, SEVERAL, configured, ran
 
 from fl.errors import ConfigError
 from fl.runs.build import prepare
@@ -52,7 +52,7 @@ def refusal(strategy: str, choice: str) -> str | None:
 def overrides(strategy: str, choice: str) -> list[str]:
     """Returns what is set for a choice, in the place where several models have it."""
     chosen = CHOICES[choice]
-    if strategy not in TASKS:
+    if strategy not in SEVERAL:
         return chosen
     of_a_task = {"client=": "client@tasks.digits.client="}
     if choice == "backdoor":  # in the task that has images

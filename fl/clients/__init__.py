@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from fl.clients.app.island import Fragments, Island
     from fl.clients.app.partial_app import PartialApp
     from fl.clients.app.replica import Replica
+    from fl.clients.app.stage_app import StageApp
     from fl.clients.app.task_app import TaskApp
     from fl.clients.app.training_app import TrainingApp
     from fl.clients.app.uplink import Uplink
+    from fl.clients.coded_gradient import CodedGradient
     from fl.clients.contact import Contact, DriftNoticed, Periodic, Plateau
     from fl.clients.correction import Corrected, Correction
     from fl.clients.ditto import Ditto
@@ -82,6 +84,7 @@ __getattr__ = lazily(
         "Finished": "fl.clients.rule",
         "Fragments": "fl.clients.app.island",
         "GlobalMomentum": "fl.clients.global_momentum",
+        "CodedGradient": "fl.clients.coded_gradient",
         "Gradient": "fl.clients.gradient",
         "Hypergradient": "fl.clients.hypergradient",
         "Island": "fl.clients.app.island",
@@ -113,6 +116,7 @@ __getattr__ = lazily(
         "Schedule": "fl.clients.schedule",
         "Sgd": "fl.clients.sgd",
         "SharedScaling": "fl.clients.shared_scaling",
+        "StageApp": "fl.clients.app.stage_app",
         "StepDecay": "fl.clients.schedule",
         "TaskApp": "fl.clients.app.task_app",
         "TrainingApp": "fl.clients.app.training_app",
@@ -127,6 +131,7 @@ __all__ = [
     "AdamW",
     "AnchorSampling",
     "Batch",
+    "CodedGradient",
     "Contact",
     "ControlVariates",
     "ControlledMomentum",
@@ -174,6 +179,7 @@ __all__ = [
     "Schedule",
     "Sgd",
     "SharedScaling",
+    "StageApp",
     "StepDecay",
     "TaskApp",
     "TrainingApp",

@@ -14,9 +14,11 @@ from fl.collectives.collective import (
 from fl.collectives.failure import Failure
 from fl.collectives.hierarchical import Hierarchical
 from fl.collectives.int8_ring import Int8Ring
+from fl.collectives.load_balanced import LoadBalancedAllReduce, apportioned, balanced_shares
 from fl.collectives.parameter_server import ParameterServerAllReduce
 from fl.collectives.ring import Gather, RingAllReduce
 from fl.collectives.ring_order import widest_ring
+from fl.collectives.stragglers import Stragglers
 from fl.collectives.times import Times, times
 from fl.collectives.tree import TreeAllReduce
 
@@ -30,14 +32,18 @@ __all__ = [
     "Gather",
     "Hierarchical",
     "Int8Ring",
+    "LoadBalancedAllReduce",
     "Network",
     "ParameterServerAllReduce",
     "Reals",
     "Requantising",
     "RingAllReduce",
+    "Stragglers",
     "Times",
     "Transfers",
     "TreeAllReduce",
+    "apportioned",
+    "balanced_shares",
     "step",
     "times",
     "widest_ring",

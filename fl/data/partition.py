@@ -15,7 +15,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -209,6 +209,60 @@ def shard(
         )
 
     return hold_out(deal(source, seed, make), held_out, seed)
+
+
+class Placement(Protocol):
+    """Which chunks of equal size each worker holds, as `fl.strategies.CodedScheme` says it.
+
+    Attributes:
+        n: workers.
+        num_chunks: chunks of the data.
+        parts: of each worker, which follow one another.
+    """
+
+    @property
+    def n(self) -> int: ...  # noqa: D102
+
+    @property
+    def num_chunks(self) -> int: ...  # noqa: D102
+
+    @property
+    def parts(self) -> int: ...  # noqa: D102
+
+    def chunks(self, part: int) -> IntArray:
+        """Returns the chunks of a part, shape (n, pieces)."""
+
+
+def coded(source: Source, num_partitions: int, seed: int, scheme: Placement) -> Split:
+    """Cuts the examples into chunks of equal size, and gives each worker those of a coded scheme.
+
+    Shares overlap. What remains when the examples are cut, fewer of them than there are chunks, is
+    with nobody.
+
+    Args:
+        source: the data.
+        num_partitions: number of partitions P, one for each of the scheme's workers.
+        seed: root seed of the run.
+        scheme: says who holds which chunks.
+
+    Raises:
+        ConfigError: the scheme is of another number of workers, or there are fewer examples than
+            chunks.
+    """
+    if num_partitions != scheme.n:
+        raise ConfigError(
+            f"num_partitions is {num_partitions}, and the scheme is of {scheme.n} workers: it must "
+            "be their number"
+        )
+    size = len(source.train) // scheme.num_chunks
+    if not size:
+        raise ConfigError(
+            f"the scheme cuts the data into {scheme.num_chunks} chunks, and {source.name!r} has "
+            f"{len(source.train)} training examples: lower num_clients, s or lam, or use more data"
+        )
+    order = _order(source, seed)[: size * scheme.num_chunks].reshape(-1, size)
+    held = np.concatenate([scheme.chunks(part) for part in range(scheme.parts)], axis=1)
+    return Split(Partitions.from_arrays(order[chunks].ravel() for chunks in held))
 
 
 def flwr_datasets(

@@ -12,25 +12,31 @@ from fl.lazy import lazily
 if TYPE_CHECKING:
     from fl.strategies.adaptive_batch import BatchTest, InnerProductTest, NormTest
     from fl.strategies.adpsgd import ADPSGD
-    from fl.strategies.async_diloco import AsyncDiLoCo
+    from fl.strategies.async_diloco import AsyncDiLoCo, DelayedNesterov
     from fl.strategies.async_fedavg import AsyncFedAvg
     from fl.strategies.async_sgd import AsyncSGD
     from fl.strategies.backup_workers import BackupWorkers
     from fl.strategies.beer import BEER
     from fl.strategies.ca2fl import CA2FL
     from fl.strategies.cdfl import CDFL
+    from fl.strategies.checkfree import CheckFree, CheckFreePlus
     from fl.strategies.choco import CHOCO
     from fl.strategies.clusters import Clusters
     from fl.strategies.co2 import CO2
+    from fl.strategies.coded_scheme import CodedScheme
+    from fl.strategies.coded_times import CodedTimes, fastest, replayed
     from fl.strategies.d2 import D2
     from fl.strategies.data_parallel import DataParallel
     from fl.strategies.dbw import DBW
+    from fl.strategies.dedloc import DeDLOC
     from fl.strategies.dfedavg import DFedAvg
     from fl.strategies.diloco import DiLoCo
     from fl.strategies.dimat import DIMAT
     from fl.strategies.dpsgd import DPSGD
     from fl.strategies.drivers.asynchronous import Events
     from fl.strategies.drivers.cluster_models import ClusterModels
+    from fl.strategies.drivers.coded import CodedRounds
+    from fl.strategies.drivers.collaboration import Collaboration
     from fl.strategies.drivers.decentralized import Decentralized
     from fl.strategies.drivers.driver import Driver, Traits
     from fl.strategies.drivers.exchange import Exchange
@@ -40,13 +46,17 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.outer import OuterSteps
     from fl.strategies.drivers.pairs import Pairs
     from fl.strategies.drivers.parameter_server import ParameterServer
+    from fl.strategies.drivers.petals import Petals
+    from fl.strategies.drivers.pipeline import Pipeline
     from fl.strategies.drivers.polling import Polling
     from fl.strategies.drivers.proxy_losses import ProxyLosses
+    from fl.strategies.drivers.regions import Regions
     from fl.strategies.drivers.replicas import Replicas
     from fl.strategies.drivers.rounds import Rounds
     from fl.strategies.drivers.sampled import Sampled
     from fl.strategies.drivers.server_examples import ServerExamples
     from fl.strategies.drivers.simultaneous import SimultaneousEvents, SimultaneousRounds
+    from fl.strategies.drivers.swarm_pipelines import SWARM
     from fl.strategies.drivers.trusted_update import TrustedUpdate
     from fl.strategies.drivers.walks import Walks
     from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
@@ -79,8 +89,12 @@ if TYPE_CHECKING:
     from fl.strategies.flexlora import FlexLoRA
     from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
     from fl.strategies.gossip_rule import GossipRule, LocalTraining, MergingRule, PairRule, TreeRule
+    from fl.strategies.gradient_codes import CyclicCode, GradientCode, RepetitionCode
+    from fl.strategies.gradient_coding import GradientCoding
     from fl.strategies.gradient_rule import GradientRule
     from fl.strategies.gradient_tracking import GradientTracking
+    from fl.strategies.halos import HALoS
+    from fl.strategies.hierfavg import HierFAVG
     from fl.strategies.ifca import IFCA
     from fl.strategies.local_sgd import LocalSGD
     from fl.strategies.mifa import MIFA
@@ -88,16 +102,18 @@ if TYPE_CHECKING:
     from fl.strategies.multi_momentum import MultiMomentum
     from fl.strategies.noise_scale import NoiseScale
     from fl.strategies.optex import OptEx
-    from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
+    from fl.strategies.outer_optimizers import OuterAdam, OuterLamb, OuterOptimizer, OuterSgd
     from fl.strategies.outer_rule import OuterGradients, OuterRule
     from fl.strategies.overlap_local_sgd import OverlapLocalSGD
     from fl.strategies.pfedme import PFedMe
+    from fl.strategies.pipeline_rule import PipelineTraining, StageRecovery, StageState
     from fl.strategies.plexus import Plexus
     from fl.strategies.proxskip import ProxSkip
     from fl.strategies.prunefl import PruneFL
     from fl.strategies.qfedavg import QFedAvg
     from fl.strategies.quafl import QuAFL
     from fl.strategies.rates import LinearScaling
+    from fl.strategies.regional_rule import RegionalRule
     from fl.strategies.relaysgd import RelaySGD
     from fl.strategies.rennala import RennalaSGD
     from fl.strategies.ringmaster import RingmasterASGD
@@ -106,12 +122,14 @@ if TYPE_CHECKING:
     from fl.strategies.sample_rule import SampleRule
     from fl.strategies.savic import SAVIC
     from fl.strategies.scaffold import SCAFFOLD
+    from fl.strategies.sequential_gradient_coding import MSGC, SRSGC
     from fl.strategies.server_training import ServerTraining
     from fl.strategies.sgp import SGP
     from fl.strategies.simultaneous_rule import SimultaneousRule
     from fl.strategies.slowmo import SlowMo
     from fl.strategies.sparse import CosineSparseRule, SparseRule
     from fl.strategies.sparse_loco import SparseLoCo
+    from fl.strategies.stage_recovery import CopiedStage, Redrawn, RedundantStages, RollBack
     from fl.strategies.streaming_diloco import StreamingDiLoCo
     from fl.strategies.sync_st import SyncST
     from fl.strategies.walk_rule import WalkRule
@@ -122,12 +140,20 @@ __getattr__ = lazily(
         "ADPSGD": "fl.strategies.adpsgd",
         "BEER": "fl.strategies.beer",
         "CA2FL": "fl.strategies.ca2fl",
+        "CheckFree": "fl.strategies.checkfree",
+        "CheckFreePlus": "fl.strategies.checkfree",
+        "CopiedStage": "fl.strategies.stage_recovery",
         "CosineSparseRule": "fl.strategies.sparse",
         "EXTRA": "fl.strategies.extra",
         "FADAS": "fl.strategies.fadas",
         "FedAMSGrad": "fl.strategies.fedamsgrad",
         "FlexLoRA": "fl.strategies.flexlora",
         "FedConv": "fl.strategies.fedconv",
+        "Pipeline": "fl.strategies.drivers.pipeline",
+        "PipelineTraining": "fl.strategies.pipeline_rule",
+        "Redrawn": "fl.strategies.stage_recovery",
+        "RedundantStages": "fl.strategies.stage_recovery",
+        "RollBack": "fl.strategies.stage_recovery",
         "ServerExamples": "fl.strategies.drivers.server_examples",
         "ServerTraining": "fl.strategies.server_training",
         "FedDST": "fl.strategies.feddst",
@@ -138,6 +164,7 @@ __getattr__ = lazily(
         "OptEx": "fl.strategies.optex",
         "CDFL": "fl.strategies.cdfl",
         "ProxyLosses": "fl.strategies.drivers.proxy_losses",
+        "HierFAVG": "fl.strategies.hierfavg",
         "IFCA": "fl.strategies.ifca",
         "ClusterModels": "fl.strategies.drivers.cluster_models",
         "Clusters": "fl.strategies.clusters",
@@ -154,9 +181,24 @@ __getattr__ = lazily(
         "SGP": "fl.strategies.sgp",
         "SlowMo": "fl.strategies.slowmo",
         "AsyncDiLoCo": "fl.strategies.async_diloco",
+        "DelayedNesterov": "fl.strategies.async_diloco",
+        "HALoS": "fl.strategies.halos",
+        "RegionalRule": "fl.strategies.regional_rule",
+        "Regions": "fl.strategies.drivers.regions",
         "SparseLoCo": "fl.strategies.sparse_loco",
         "CO2": "fl.strategies.co2",
         "OverlapLocalSGD": "fl.strategies.overlap_local_sgd",
+        "CodedRounds": "fl.strategies.drivers.coded",
+        "CodedScheme": "fl.strategies.coded_scheme",
+        "CodedTimes": "fl.strategies.coded_times",
+        "CyclicCode": "fl.strategies.gradient_codes",
+        "GradientCode": "fl.strategies.gradient_codes",
+        "GradientCoding": "fl.strategies.gradient_coding",
+        "MSGC": "fl.strategies.sequential_gradient_coding",
+        "RepetitionCode": "fl.strategies.gradient_codes",
+        "SRSGC": "fl.strategies.sequential_gradient_coding",
+        "fastest": "fl.strategies.coded_times",
+        "replayed": "fl.strategies.coded_times",
         "Answers": "fl.strategies.event_rule",
         "Arrivals": "fl.strategies.event_rule",
         "AsyncFedAvg": "fl.strategies.async_fedavg",
@@ -167,6 +209,8 @@ __getattr__ = lazily(
         "DIMAT": "fl.strategies.dimat",
         "D2": "fl.strategies.d2",
         "DataParallel": "fl.strategies.data_parallel",
+        "Collaboration": "fl.strategies.drivers.collaboration",
+        "DeDLOC": "fl.strategies.dedloc",
         "Decentralized": "fl.strategies.drivers.decentralized",
         "Decision": "fl.strategies.event_rule",
         "DelayedUpdates": "fl.strategies.eager_updates",
@@ -210,6 +254,7 @@ __getattr__ = lazily(
         "NoiseScale": "fl.strategies.noise_scale",
         "NormTest": "fl.strategies.adaptive_batch",
         "OuterAdam": "fl.strategies.outer_optimizers",
+        "OuterLamb": "fl.strategies.outer_optimizers",
         "OuterGradients": "fl.strategies.outer_rule",
         "OuterOptimizer": "fl.strategies.outer_optimizers",
         "OuterRule": "fl.strategies.outer_rule",
@@ -233,10 +278,14 @@ __getattr__ = lazily(
         "RoundRule": "fl.strategies.round_rule",
         "Rounds": "fl.strategies.drivers.rounds",
         "SCAFFOLDMomentum": "fl.strategies.global_momentum",
+        "SWARM": "fl.strategies.drivers.swarm_pipelines",
+        "Petals": "fl.strategies.drivers.petals",
         "SimultaneousEvents": "fl.strategies.drivers.simultaneous",
         "SimultaneousRounds": "fl.strategies.drivers.simultaneous",
         "SimultaneousRule": "fl.strategies.simultaneous_rule",
         "SparseRule": "fl.strategies.sparse",
+        "StageRecovery": "fl.strategies.pipeline_rule",
+        "StageState": "fl.strategies.pipeline_rule",
         "StreamingDiLoCo": "fl.strategies.streaming_diloco",
         "SyncST": "fl.strategies.sync_st",
         "Traits": "fl.strategies.drivers.driver",
@@ -268,11 +317,14 @@ __all__ = [
     "FAVAS",
     "IFCA",
     "MIFA",
+    "MSGC",
     "NODE_METRICS",
     "SASRRW",
     "SAVIC",
     "SCAFFOLD",
     "SGP",
+    "SRSGC",
+    "SWARM",
     "Answers",
     "Arrivals",
     "AsyncDiLoCo",
@@ -280,13 +332,23 @@ __all__ = [
     "AsyncSGD",
     "BackupWorkers",
     "BatchTest",
+    "CheckFree",
+    "CheckFreePlus",
     "ClusterModels",
     "Clusters",
+    "CodedRounds",
+    "CodedScheme",
+    "CodedTimes",
+    "Collaboration",
+    "CopiedStage",
     "CosineSparseRule",
+    "CyclicCode",
     "DFedAvg",
     "DataParallel",
+    "DeDLOC",
     "Decentralized",
     "Decision",
+    "DelayedNesterov",
     "DelayedUpdates",
     "DiLoCo",
     "Driver",
@@ -325,8 +387,12 @@ __all__ = [
     "Foreign",
     "Gossip",
     "GossipRule",
+    "GradientCode",
+    "GradientCoding",
     "GradientRule",
     "GradientTracking",
+    "HALoS",
+    "HierFAVG",
     "InnerProductTest",
     "LinearScaling",
     "LocalSGD",
@@ -340,6 +406,7 @@ __all__ = [
     "OptEx",
     "OuterAdam",
     "OuterGradients",
+    "OuterLamb",
     "OuterOptimizer",
     "OuterRule",
     "OuterSgd",
@@ -349,6 +416,9 @@ __all__ = [
     "PairRule",
     "Pairs",
     "ParameterServer",
+    "Petals",
+    "Pipeline",
+    "PipelineTraining",
     "Plexus",
     "Polling",
     "PollingRule",
@@ -357,10 +427,16 @@ __all__ = [
     "PruneFL",
     "QFedAvg",
     "QuAFL",
+    "Redrawn",
+    "RedundantStages",
+    "RegionalRule",
+    "Regions",
     "RelaySGD",
     "RennalaSGD",
+    "RepetitionCode",
     "Replicas",
     "RingmasterASGD",
+    "RollBack",
     "RoundRule",
     "Rounds",
     "SCAFFOLDMomentum",
@@ -374,6 +450,8 @@ __all__ = [
     "SlowMo",
     "SparseLoCo",
     "SparseRule",
+    "StageRecovery",
+    "StageState",
     "StreamingDiLoCo",
     "SyncST",
     "Traits",
@@ -383,4 +461,6 @@ __all__ = [
     "WalkRule",
     "Walks",
     "driver_of",
+    "fastest",
+    "replayed",
 ]

@@ -184,7 +184,12 @@ def train_alone(
     classes = None if task.classes is None else torch.from_numpy(task.classes).to(device)
     order = task.rows[
         visiting_order(
-            task.examples, epochs, task.seed, task.client, task.message_id, shuffle=shuffle
+            task.examples,
+            epochs,
+            task.seed,
+            task.client,
+            task.message_id,
+            shuffle=shuffle and not task.in_order,
         )
     ]
     state = rule.init(received)

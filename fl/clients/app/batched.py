@@ -305,7 +305,7 @@ class _Program:
                     task.seed,
                     task.client,
                     task.message_id,
-                    shuffle=shuffle,
+                    shuffle=shuffle and not task.in_order,
                 )
             ]
             for task in tasks

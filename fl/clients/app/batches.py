@@ -9,12 +9,52 @@ run anywhere, alone or beside others.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fl.randomness import philox_key
 
 IntArray = NDArray[np.int64]
+
+
+class Chunks(NamedTuple):
+    """Some of the chunks of equal size into which a client's examples are cut, in their order.
+
+    What does not fill the last chunk is in none. A batch is a chunk, or some of its examples, which
+    follow one another round the chunk.
+
+    Attributes:
+        first: of them, from 0.
+        of: how many chunks there are, above `first`.
+        take: examples of each; None, or more than a chunk has, is all.
+        begin: how many examples were taken of each before.
+    """
+
+    first: int
+    of: int
+    take: int | None = None
+    begin: int = 0
+
+    def size(self, examples: int) -> int:
+        """Returns the examples of a batch, of a client with so many."""
+        whole = examples // self.of
+        return whole if self.take is None else min(self.take, whole)
+
+    def count(self, steps: int | None) -> int:
+        """Returns the batches of a task of so many steps; None goes on to the last chunk."""
+        left = self.of - self.first
+        return left if steps is None else min(steps, left)
+
+    def rows(self, rows: IntArray, steps: int | None) -> IntArray:
+        """Returns those of a client's examples that a task of so many steps takes."""
+        whole, size = len(rows) // self.of, self.size(len(rows))
+        chunks = rows[: whole * self.of].reshape(self.of, whole)
+        chunks = chunks[self.first : self.first + self.count(steps)]
+        if size < whole:
+            chunks = chunks[:, (self.begin + np.arange(size)) % whole]
+        return chunks.ravel()
 
 
 def steps_per_epoch(examples: int, batch_size: int | None, drop_last: bool = False) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 from torch import Tensor
 
+from fl.clients.app.batches import Chunks
 from fl.clients.app.choosing import SMOOTHING_KEY, Received, model_key
 from fl.clients.app.home import Home
 from fl.clients.app.merging import Merging, read_merging
@@ -213,6 +214,11 @@ class Instructions:
         """How many examples a step is to have; None leaves it to the app."""
         return read_batch_size(self.config)
 
+    @cached_property
+    def chunks(self) -> Chunks | None:
+        """Which chunks of the client's examples the task is of; None is all of them."""
+        return read_chunks(self.config)
+
     @property
     def own_classes(self) -> bool:
         """Whether the loss is to be over the client's own classes."""
@@ -272,7 +278,7 @@ class Instructions:
         if model:
             self.models, self.server  # noqa: B018 (read and kept)
         self.limits, self.role, self.scalars, self.amount, self.fitting_steps  # noqa: B018
-        self.batch_size, self.smoothing, self.merging  # noqa: B018
+        self.batch_size, self.smoothing, self.merging, self.chunks  # noqa: B018
 
 
 def read_amount(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
@@ -297,6 +303,34 @@ def read_batch_size(config: Mapping[str, Any]) -> int | None:
         ConfigError: it is no number of at least 1.
     """
     return read_int(config, "batch-size", least=1)
+
+
+def read_chunks(config: Mapping[str, Any]) -> Chunks | None:
+    """Returns "chunks" and what belongs to it in a message's configuration; None without.
+
+    Raises:
+        ConfigError: a number is out of range, or of no chunks, or there is a batch size or a number
+            of epochs beside them.
+    """
+    of = read_int(config, "chunks", least=1)
+    keys = {"first-chunk": 0, "chunk-examples": 1, "chunk-begin": 0}  # to the least
+    first, take, begin = (read_int(config, key, least=least) for key, least in keys.items())
+    if of is None:
+        for key in keys:
+            if config.get(key) is not None:
+                raise ConfigError(
+                    f"the message has {key} {config[key]} and no 'chunks': send their number too"
+                )
+        return None
+    if (first or 0) >= of:
+        raise ConfigError(f"the message's 'first-chunk' is {first}; it must be below chunks, {of}")
+    for key in ("batch-size", "local-epochs"):
+        if config.get(key) is not None:
+            raise ConfigError(
+                f"the message has chunks {of} and {key} {config[key]}; a chunk is a batch, and "
+                "local-steps says how many: leave the other out"
+            )
+    return Chunks(first or 0, of, take, begin or 0)
 
 
 def read_limits(config: Mapping[str, Any]) -> tuple[float | None, float | None]:

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from fl.clients.app.batches import covered_examples, steps_per_epoch
-from fl.clients.app.inbox import Instructions, read_amount, read_batch_size
-from fl.clients.app.message_config import read_int
+from fl.clients.app.inbox import Instructions, read_amount, read_batch_size, read_chunks
+from fl.clients.app.message_config import read_float, read_int
 from fl.clients.rule import Adaptation, Rule
 from fl.data import FederatedData
 from fl.errors import ConfigError
@@ -22,6 +22,12 @@ from fl.execution.contract import Workload
 from fl.models import Flops, flops_per_example, memory_bytes
 from fl.models.batch_statistics import keeps_statistics
 from fl.vectors.layout import Layout
+
+STAGE_QUERY = "query.stage"
+"""Type of a message that asks for the time of a stage's work, of a model that is not here."""
+
+FLOPS_KEY = "flops"
+"""What that takes, in its configuration."""
 
 
 class Planner:
@@ -73,9 +79,10 @@ class Planner:
 
         Training is charged forward and backward FLOPs for every example of every step (times the
         rule's gradients per step; and of the first, what the rule does once), evaluation forward
-        FLOPs and those of the training that it takes, a query nothing. To choose one of k models
-        takes forward FLOPs of each for all of the client's training examples, and to merge them
-        those of the passes that this takes; finding partners in what they show takes nothing.
+        FLOPs and those of the training that it takes, a query nothing but what it says itself
+        (`STAGE_QUERY`). To choose one of k models takes forward FLOPs of each for all of the
+        client's training examples, and to merge them those of the passes that this takes; finding
+        partners in what they show takes nothing.
 
         Args:
             instructions: of the message.
@@ -95,11 +102,17 @@ class Planner:
             if count:
                 flops += self._before_evaluation(instructions, self._data.size(partition))
             return Workload(flops, None, self.memory_bytes)
+        if message_type == STAGE_QUERY:
+            asked = read_float(instructions.config, FLOPS_KEY, least=0.0)
+            return Workload(asked or 0.0, reply_bytes=0)
         if kind != "train":
             return Workload(0.0, None, self.memory_bytes)
         examples = self._data.size(partition)
         role = instructions.role  # refuses now what the client would refuse later
         batch_size = self.batch_size(instructions.batch_size)
+        if (chunks := instructions.chunks) is not None:
+            batch_size = chunks.size(examples) or None
+            examples = chunks.count(instructions.amount[1]) * (batch_size or 0)
         steps = self.steps(instructions.amount, examples, batch_size)
         once = role.gradients_once * self._covered(min(steps, 1), examples, batch_size)
         once *= self._flops.training
@@ -228,9 +241,17 @@ class Planner:
         """
         if least == 1:
             return
-        amount = read_amount(config)
+        amount, chunks = read_amount(config), read_chunks(config)
         batch_size = self.batch_size(read_batch_size(config))
         for partition, size in enumerate(self._data.partitions.sizes.tolist()):
+            if chunks is not None:
+                if (each := chunks.size(size)) >= least:
+                    continue
+                raise ConfigError(
+                    f"the model can only be trained on batches of at least {least} examples, and "
+                    f"the {chunks.of} chunks of client {partition} have {each}: use a model "
+                    "without batch normalisation, or fewer clients"
+                )
             steps = self.steps(amount, size, batch_size)
             epoch = steps_per_epoch(size, batch_size, self._drop_last)
             whole = self._covered(epoch - 1, size, batch_size)

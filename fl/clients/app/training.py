@@ -30,6 +30,7 @@ class Training:
         batch_size: examples of a step; None takes all of the client's.
         deadline_s: wall seconds after which no further step starts; None for a simulated device,
             whose time is in `steps`.
+        in_order: take the examples in the order of the data, whatever the clients' `shuffle`.
         model: which of several received models `row` is; None if there was one, or it is a mixture.
         mixture: shares of several received models in `row`, shape (k,); None if it is no mixture.
         classes: of which the loss is, shape (C,), bool; None is all.
@@ -47,6 +48,7 @@ class Training:
     steps: int
     batch_size: int | None
     deadline_s: float | None
+    in_order: bool = False
     model: int | None = None
     mixture: NDArray[np.float64] | None = None
     classes: NDArray[np.bool_] | None = None

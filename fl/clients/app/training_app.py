@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -26,6 +27,7 @@ from fl.clients.app.inbox import (
     Instructions,
     read_amount,
     read_batch_size,
+    read_chunks,
     read_fitting_steps,
     read_limits,
     read_memory,
@@ -33,7 +35,7 @@ from fl.clients.app.inbox import (
 )
 from fl.clients.app.island import Island
 from fl.clients.app.merging import Merger
-from fl.clients.app.outbox import Outbox, metrics_reply
+from fl.clients.app.outbox import METRICS_KEY, Outbox, metrics_reply
 from fl.clients.app.personal import predicts_with
 from fl.clients.app.planner import Planner
 from fl.clients.app.replica import Replica
@@ -49,7 +51,15 @@ from fl.clients.rule import Rule
 from fl.data import FederatedData
 from fl.data.drift import DRIFT_BEGINS
 from fl.errors import ConfigError
-from fl.execution.contract import Payload, PlannedApp, Request, Result, RunInfo, Workload
+from fl.execution.contract import (
+    Answers,
+    Payload,
+    PlannedApp,
+    Request,
+    Result,
+    RunInfo,
+    Workload,
+)
 from fl.flower.carried import carried_arrays, carried_tensors
 from fl.flower.content import content_of
 from fl.flower.messages import with_content
@@ -61,6 +71,10 @@ from fl.vectors.rows import as_row, as_tensor
 _KINDS = ("train", "train.default")
 _OBEYED = (
     "batch-size",
+    "chunks",
+    "first-chunk",
+    "chunk-examples",
+    "chunk-begin",
     "local-epochs",
     "local-steps",
     "deadline-s",
@@ -92,11 +106,17 @@ class TrainingApp(ClientApp, PlannedApp):
       predict with (`Rule.personal`), fine-tuned first if the message says so (`read_fine_tuning`).
       The client keeps nothing of that. A model that comes as it is is taken so, whatever the
       downlink.
-    - `query`: replies with "num-examples" and "num-partitions".
+    - `query`: replies with "num-examples", "num-partitions" and its "partition-id".
 
     A message's configuration (content["config"]) may set, for its task, "lr", "proximal-mu" (if the
     rule has one), "batch-size", one of "local-epochs" and "local-steps", and one of "deadline-s"
     and "elapsed-s". Other keys are somebody else's and are ignored.
+
+    "chunks" in the place of a batch size cuts the client's examples, in the order of the data, into
+    so many batches of equal size, of which the task takes as many as there are steps, from
+    "first-chunk" (0) on: what several clients hold, they go through alike. Whatever `shuffle`.
+    "chunk-examples" makes a batch of so many of a chunk, which follow those that were taken before,
+    "chunk-begin" (0) of them, round the chunk.
 
     A message may carry several models: the client goes on with the one that has the lowest loss on
     its training examples, or with a mixture of them, see `fl.clients.app.choosing`, or with what it
@@ -294,6 +314,7 @@ class TrainingApp(ClientApp, PlannedApp):
         self.train()(self._train)
         self.evaluate()(self._evaluate)
         self.query()(self._query)
+        self.query("stage")(self._worked)
 
     # ---- before the work is done -----------------------------------------------------------------
 
@@ -357,6 +378,7 @@ class TrainingApp(ClientApp, PlannedApp):
         self._inbox.scalars({"server-round": 1, **config})
         read_amount(config)
         read_batch_size(config)
+        read_chunks(config)
         read_limits(config)
 
     def check_batches(self, config: Mapping[str, Any], least: int) -> None:
@@ -395,6 +417,8 @@ class TrainingApp(ClientApp, PlannedApp):
             return "local_epochs", "local_steps"
         if key == "batch-size":
             return ("batch_size",)
+        if key == "chunks":
+            return "batch_size", "shuffle", "drop_last"
         parts = {"rule": self.optimizer, "correction": self.correction}
         return tuple(
             f"{place}.{name}"
@@ -402,6 +426,52 @@ class TrainingApp(ClientApp, PlannedApp):
             if part is not None
             for name in part.honours.get(key, ())
         )
+
+    # ---- what clients answer that train nothing --------------------------------------------------
+
+    def foresees(self, payload: Payload) -> str:
+        """Returns why the answers to a `train` message are not known before; "" if they are.
+
+        Without training they are the model as it came, and what a client reports hangs on how many
+        examples it has.
+        """
+        if self.learns:
+            return "clients train"
+        if self._reply_bytes is None:
+            return "clients keep something, or send more than a model"
+        instructions: Instructions = payload.read_by(self)
+        if instructions.num_models > 1 or instructions.own_classes:
+            return "clients choose among models, or have a loss of their own classes"
+        if instructions.limits != (None, None) or instructions.fitting_steps is not None:
+            return "the message says for how long clients may work"
+        if instructions.chunks is not None or self.data.drift is not None:
+            return "the examples of a task are not all that its client has, for good"
+        return ""
+
+    def answers(self, payload: Payload, partitions: NDArray[np.int64], run: RunInfo) -> Answers:
+        """Returns what the clients that hold these partitions answer, see `foresees`."""
+        sizes = self._sizes[partitions % self.data.num_partitions]
+        _, first, which = np.unique(sizes, return_index=True, return_inverse=True)
+        requests = [
+            Request(client, 0, payload, "train", "", 1.0, run.epoch)
+            for client in partitions[first].tolist()
+        ]
+        plans = [self.plan(payload, "train", request.client, math.nan) for request in requests]
+        contents = [self.train_many([request], run)[0].content for request in requests]
+        metrics: list[dict[str, Any]] = [
+            dict(content[METRICS_KEY].items()) for content in contents if content is not None
+        ]
+        return Answers(
+            which=which.reshape(-1),
+            flops=np.array([plan.flops for plan in plans]),
+            reply_bytes=np.array([plan.reply_bytes for plan in plans], np.int64),
+            metrics=metrics,
+        )
+
+    @cached_property
+    def _sizes(self) -> NDArray[np.int64]:
+        """How many examples each partition has."""
+        return np.array([self.data.size(i) for i in range(self.data.num_partitions)], np.int64)
 
     # ---- whether clients train together ----------------------------------------------------------
 
@@ -417,7 +487,12 @@ class TrainingApp(ClientApp, PlannedApp):
         instructions: Instructions = request.payload.read_by(self)
         of_classes = instructions.own_classes
         role = instructions.role.name
-        return "train", instructions.first_step, instructions.batch_size, role, of_classes
+        batch_size, chunks = instructions.batch_size, instructions.chunks
+        if chunks is not None:
+            partition = request.client % run.num_partitions % self.data.num_partitions
+            batch_size = chunks.size(self.data.size(partition))
+        first = instructions.first_step
+        return "train", first, batch_size, chunks is None, role, of_classes
 
     def why_alone(self, request: Request) -> str | None:
         """Returns why a request cannot be answered together with others, or None if it can."""
@@ -618,6 +693,10 @@ class TrainingApp(ClientApp, PlannedApp):
                 f"deployment, set {SEED_KEY} under [tool.flwr.app.config] in pyproject.toml"
             )
         rows = self.data.rows(partition % self.data.num_partitions, sent_s)
+        batch_size, chunks = self._planner.batch_size(instructions.batch_size), instructions.chunks
+        if chunks is not None:
+            batch_size = chunks.size(len(rows)) or None
+            rows = chunks.rows(rows, instructions.amount[1])
         models = [self.home.completed(*model, state) for model in instructions.models]
         chosen, mixture, merging = 0, None, instructions.merging
         if merging is not None:
@@ -643,8 +722,9 @@ class TrainingApp(ClientApp, PlannedApp):
             memory=read_memory(state),
             scalars={},
             steps=0,
-            batch_size=self._planner.batch_size(instructions.batch_size),
+            batch_size=batch_size,
             deadline_s=None,
+            in_order=chunks is not None,
             model=chosen if len(models) > 1 and mixture is None and merging is None else None,
             mixture=mixture,
         )
@@ -734,10 +814,20 @@ class TrainingApp(ClientApp, PlannedApp):
         return as_tensor(task.row), carried_tensors(task.carried)
 
     def _query(self, message: Message, context: Context) -> Message:
-        count = self.data.size(read_partition(context) % self.data.num_partitions)
+        partition = read_partition(context)
+        count = self.data.size(partition % self.data.num_partitions)
         return metrics_reply(
-            message, {"num-examples": count, "num-partitions": self.data.num_partitions}
+            message,
+            {
+                "num-examples": count,
+                "num-partitions": self.data.num_partitions,
+                "partition-id": partition,
+            },
         )
+
+    def _worked(self, message: Message, context: Context) -> Message:
+        """Says that the time of a stage's work has passed (`STAGE_QUERY`)."""
+        return metrics_reply(message, {})
 
     @cached_property
     def _evaluated(self) -> nn.Module:

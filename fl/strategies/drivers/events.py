@@ -236,17 +236,18 @@ class EventDriven(RuleDriver):
         server.evaluate, server.num_rounds = evaluate, num_rounds
         wait_for_nodes(server.tasks, self.min_available_nodes, self.retry_s)
         self.begin(server)
-        self.dispatch(server)
-        failures = Failures("update", timeout if self.reads_timeout else None)
+        self.failing = failures = Failures("update", timeout if self.reads_timeout else None)
         vain: Counter[str] = Counter()
         self.diverged: Counter[str] = Counter()
+        self.dispatch(server)
         unusable: int | None = 0  # updates of a form that the method cannot use; None once it can
         while not ended():
             due = self.timer(server)
             until = due
             if self._looks_for_clients(server):
                 until = min(due, server.now + tasks.pause_s(self.retry_s))
-            for task, reply in tasks.receive(until):
+            received = tasks.receive(until)
+            for task, reply in received:
                 name = self.model_of(task)
                 before = self.diverged[name]
                 update, why = self._read(server, task, reply)
@@ -264,7 +265,9 @@ class EventDriven(RuleDriver):
                 in_vain = update is None or empty
                 most = self.at_once(server) if in_vain else 0  # not cheap with many clients
                 if update is None:
-                    failures.add(task, reply, server.now, len(tasks), why=why)
+                    # Of a round that is over, nothing is in flight any more.
+                    flight = max(len(tasks), len(received))
+                    failures.add(task, reply, server.now, flight, why=why)
                     vain[name] += self.diverged[name] - before
                     self.failed(server, task)
                 elif ended():
@@ -310,6 +313,10 @@ class EventDriven(RuleDriver):
         """Returns the name of the model that a task began with, where there are several."""
         return ""
 
+    def length_of(self, task: Task[Sent]) -> int:
+        """Returns p, the length of the vectors that the method `needs` of a task."""
+        return self.trained
+
     def why_in_vain(self, name: str = "") -> NoStep:
         """Returns why the latest updates of a model are of no use."""
         if self.diverged[name]:
@@ -333,7 +340,7 @@ class EventDriven(RuleDriver):
             return None, reply.error.reason or "an error without a reason"
         try:
             update = server.model.read(
-                task, reply, self.arrayrecord_key, server.now, self.needs, self.trained
+                task, reply, self.arrayrecord_key, server.now, self.needs, self.length_of(task)
             )
             reply.content.pop(self.arrayrecord_key)  # or it waits with the others of its instant
             return update, ""

@@ -33,6 +33,8 @@ from fl.submodels import (
 )
 from fl.vectors.rows import Row, as_tensor, mean
 
+_MOST_CONTENTS = 16  # of a version, where clients are sent models of their own
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sent:
@@ -380,7 +382,8 @@ class Server:
 
         Args:
             nodes: Flower ids.
-            config: what the messages say beside the model, added to the run's configuration.
+            config: what the messages say beside the model, added to the run's configuration; lists
+                as tuples.
             old: version and values of another model to send than the current one.
             kind: what sort of work it is, if there are several that take different times.
             extras: vectors that the messages carry beside the model, shape (p,) each, by name.
@@ -441,6 +444,13 @@ class Server:
         self.control.stepped(self.version, why, model=self.name)
         self.evaluate()
 
+    def content(
+        self, config: Mapping[str, Any], extras: Mapping[str, Row] | None = None
+    ) -> RecordDict:
+        """Returns what `send` would send to clients of one model, the server's."""
+        sent = Sent(self.version, self.w, dict(config))
+        return self._content(sent, extras or {}, places=True)
+
     def reject(self, update: Update) -> None:
         """Reports that an update is none that can be used: a fault."""
         self.control.rejected(update.task.message_id)
@@ -465,12 +475,15 @@ class Server:
             model_key(arrays_key, j): self.model.record_of(w, sent.part)
             for j, w in enumerate(models)
         }
-        config = {**self._config, **sent.config, "server-round": sent.version + 1}
+        said = {k: list(v) if isinstance(v, tuple) else v for k, v in sent.config.items()}
+        config = {**self._config, **said, "server-round": sent.version + 1}
         beside = {name: vector_record(as_tensor(x)) for name, x in extras.items()}
         records[config_key] = ConfigRecord(config)
         if sent.part is not None and sent.part.bitmaps and places:
             records[MASKS_KEY] = masks_record(sent.part.bitmaps)
         content = RecordDict({**records, **beside})
+        if len(self._contents) >= _MOST_CONTENTS:
+            del self._contents[next(iter(self._contents))]
         self._contents[key] = content, sent  # kept: of what is gone the id may be another's
         return content
 

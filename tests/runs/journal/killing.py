@@ -71,6 +71,11 @@ KEEPING = {
         *(*SMALL, *HARSH, *EARLY, "strategy=heterofl", "num_clients=8", "num_rounds=5"),
         "strategy.sub_models.masked_loss=true",
     ],
+    "a batch that volunteers gather": [
+        *(*SMALL, *HARSH_FLEET, "strategy=dedloc", "num_clients=8", "num_rounds=8"),
+        *("strategy.rule.target_batch=128", "client.batch_size=8", "strategy.rule.delayed=true"),
+        *("strategy.waiting_s=0.05", "compressor=ef_topk", "allreduce=ring"),
+    ],
     "parts that change": [
         *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=random_submodels", "num_clients=8"),
         "num_rounds=5",
@@ -87,6 +92,10 @@ KEEPING = {
     "a mask that moves": [
         *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=fedmef", "num_clients=8", "num_rounds=6"),
         *("strategy.rule.adjust_every=2", "strategy.rule.adjust_until=6"),
+    ],
+    "aggregators that die": [
+        *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=hierfavg", "num_clients=8", "num_rounds=5"),
+        *("hierarchy.edges=3", "hierarchy.failure=0.2", "hierarchy.on_failure=lost"),
     ],
     "software that takes time": [
         *(*SMALL, *HARSH_FLEET, "strategy=fedbuff", "num_clients=8", "num_rounds=6"),
@@ -113,6 +122,17 @@ KEEPING = {
     "models that nodes merge": [
         *(*SMALL, *HARSH, "strategy=dimat", "num_clients=6", "num_rounds=5"),
         *("topology=matcha", "topology@topology.base=complete", "strategy.rule.pretraining=2"),
+    ],
+    "stages": [
+        *(*SMALL, "strategy=pipeline", "strategy.pipelines=2", "strategy.steps=2"),
+        *("strategy.turn_steps=1", "strategy.drop=0.1", "strategy/recovery=redundant"),
+        *("compressor=qsgd", "fleet=uniform", "fleet.faults.message_loss=0.05"),
+        *("fleet.faults.crash=0.01", "num_clients=5", "num_rounds=5", "client.batch_size=8"),
+    ],
+    "servers of regions": [
+        *(*SMALL, "strategy=halos", "strategy.rule.local_updates=2", "strategy.rule.inner_steps=4"),
+        *("fleet=datacenters", "fleet.faults.message_loss=0.05", "fleet.faults.crash=0.05"),
+        *("num_clients=8", "num_rounds=12"),
     ],
     "samples without a server": [
         *(*SMALL, *HARSH_FLEET, "strategy=plexus", "strategy.rule.sample_size=3", "num_clients=8"),
