@@ -24,7 +24,7 @@ _WITH_RULES = ("strategy", "client")
 _NOT_METHODS = ("experiment",)
 _FAMILIES = {  # in the order of the table, to what drives their members
     "rounds: a server waits for those that it has asked": ("Rounds",),
-    "first replies: it goes on when enough are there": ("ParameterServer",),
+    "first replies: it goes on when enough are there": ("ParameterServer", "CodedRounds"),
     "asynchronous: it steps by what arrives": ("Events", "Polling"),
     "several models at once": ("SimultaneousEvents", "SimultaneousRounds"),
     "no server: nodes average with their neighbours": ("Gossip", "Pairs", "Walks"),
