@@ -4,6 +4,8 @@
 
 The same run of `strategy=fedavg` on one process, in turns: without a journal, with one, and
 replayed from a journal that holds all of it. The bytes are those of the journal, for each answer.
+What the journal adds is in CPU time, which other work on the machine disturbs less: the median of
+the differences within a turn.
 """
 
 from __future__ import annotations
@@ -38,8 +40,10 @@ class _Stop(Exception):
     """Ends a run before its journal is removed."""
 
 
-def seconds(overrides: list[str], rounds: int, directory: Path, recovery: Recovery | None) -> float:
-    """Returns the host seconds of all rounds; the run then stops."""
+def seconds(
+    overrides: list[str], rounds: int, directory: Path, recovery: Recovery | None
+) -> tuple[float, float]:
+    """Returns the host and CPU seconds of all rounds; the run then stops."""
     with initialize_config_module("fl.conf", version_base=None):
         config = compose(
             "config",
@@ -55,13 +59,13 @@ def seconds(overrides: list[str], rounds: int, directory: Path, recovery: Recove
             ],
         )
     parts = build(config)
-    taken = 0.0
+    taken, cpu = 0.0, 0.0
 
     def server(grid: Grid, context: Context, recorder: Recorder) -> None:
-        nonlocal taken
-        began = report.host_s()
+        nonlocal taken, cpu
+        began, busy = report.host_s(), report.cpu_s()
         parts.strategy.start(grid=grid, initial_arrays=parts.initial(), num_rounds=rounds)
-        taken = report.host_s() - began
+        taken, cpu = report.host_s() - began, report.cpu_s() - busy
         raise _Stop
 
     with contextlib.suppress(_Stop):
@@ -75,12 +79,12 @@ def seconds(overrides: list[str], rounds: int, directory: Path, recovery: Recove
             progress=False,
             views=False,
         )
-    return taken
+    return taken, cpu
 
 
 def measure(overrides: list[str], rounds: int, turns: int) -> dict[str, float]:
-    """Returns updates per second of each way, and the journal's bytes for each update."""
-    times: dict[str, list[float]] = {"without": [], "with": [], "replayed": []}
+    """Returns updates per second of each way, and what the journal adds to each update."""
+    times: dict[str, list[tuple[float, float]]] = {"without": [], "with": [], "replayed": []}
     updates = CLIENTS * rounds
     size = 0
     for _ in range(turns + 1):
@@ -91,8 +95,17 @@ def measure(overrides: list[str], rounds: int, turns: int) -> dict[str, float]:
             size = (kept / "checkpoint" / "journal").stat().st_size
             again = Recovery(start=RunStart(resume=True))
             times["replayed"].append(seconds(overrides, rounds, kept, again))
-    rates = {way: updates / statistics.median(found[1:]) for way, found in times.items()}
-    return {**rates, "bytes": size / updates}
+    rates = {
+        way: updates / statistics.median(taken for taken, _ in found[1:])
+        for way, found in times.items()
+    }
+    added = [
+        more - less
+        for (_, more), (_, less) in zip(times["with"][1:], times["without"][1:], strict=True)
+    ]
+    cost = 1e6 * statistics.median(added) / updates
+    replay = 1e6 * statistics.median(cpu for _, cpu in times["replayed"][1:]) / updates
+    return {**rates, "bytes": size / updates, "added_us": cost, "replay_us": replay}
 
 
 def main() -> None:
@@ -109,7 +122,10 @@ def main() -> None:
         rows.append({"model": name, "rounds": rounds, "clients": CLIENTS, **found})
     report.table(
         "client updates per second, one process",
-        ("model", "without", "with", "with / without", "replayed", "bytes an update"),
+        (
+            *("model", "without", "with", "with / without", "replayed", "bytes an update"),
+            *("journal, CPU us an update", "replay, CPU us an update"),
+        ),
         [
             (
                 row["model"],
@@ -118,6 +134,8 @@ def main() -> None:
                 f"{row['with'] / row['without']:.2f}",
                 f"{row['replayed']:.0f}",
                 f"{row['bytes']:.0f}",
+                f"{row['added_us']:.0f}",
+                f"{row['replay_us']:.0f}",
             )
             for row in rows
         ],

@@ -66,6 +66,7 @@ RUNS: dict[str, list[str]] = {
     "dpsgd": ["strategy=dpsgd", "topology=ring", *UNSTEADY],
     "dfedavgm": ["strategy=dfedavgm"],
     "dfedsam": ["strategy=dfedsam"],
+    "dimat": ["strategy=dimat", "topology=matcha", *UNSTEADY],
     "sgp": ["strategy=sgp", *UNSTEADY],
     "choco": ["strategy=choco"],
     "monna": ["strategy=monna", *LYING],

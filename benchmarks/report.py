@@ -42,6 +42,11 @@ def host_s() -> float:
     return time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
+def cpu_s() -> float:
+    """Returns the CPU time of this process in s, also within a simulation."""
+    return time.clock_gettime(time.CLOCK_PROCESS_CPUTIME_ID)
+
+
 def machine() -> dict[str, Any]:
     """Returns what the numbers depend on."""
     return {

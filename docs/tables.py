@@ -25,10 +25,11 @@ _NOT_METHODS = ("experiment",)
 _FAMILIES = {  # in the order of the table, to what drives their members
     "rounds: a server waits for those that it has asked": ("Rounds",),
     "first replies: it goes on when enough are there": ("ParameterServer", "CodedRounds"),
-    "asynchronous: it steps by what arrives": ("Events", "Polling"),
+    "asynchronous: it steps by what arrives": ("Events", "Polling", "Regions"),
     "several models at once": ("SimultaneousEvents", "SimultaneousRounds"),
-    "no server: nodes average with their neighbours": ("Gossip", "Pairs", "Walks"),
-    "outer steps: islands train by themselves, and meet": ("OuterSteps",),
+    "no server: nodes average with their neighbours": ("Gossip", "Pairs", "Walks", "Sampled"),
+    "outer steps: islands train by themselves, and meet": ("OuterSteps", "Collaboration"),
+    "stages: clients hold parts of one model, one after the other": ("Pipeline", "SWARM", "Petals"),
     "replicas: workers stay equal, by small messages": ("Replicas",),
 }
 
@@ -59,6 +60,8 @@ EXPERIMENT_FAMILIES = (  # in the order of the page
     "several models at once",
     "no server",
     "outer steps",
+    "machines between clients and server",
+    "stages",
     "compression",
     "robust aggregation",
     "clusters and personal models",

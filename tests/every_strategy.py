@@ -44,6 +44,7 @@ AVERAGING = [  # rounds of all clients
     "proxskip",
     "savic",
     "fedvarp",
+    "hierfavg",
     "multi_momentum",
     "fedamsgrad",
     "optex",
@@ -71,6 +72,7 @@ EVENTS = [
     "fedfix",
     "fedcompass",
     "async_diloco",
+    "halos",
 ]
 TASKS = ["fedast", "sync_st"]
 CODED = ["gradient_coding", "sr_sgc", "m_sgc"]
@@ -81,9 +83,11 @@ SERVERLESS = [
     "dfedavg",
     "dfedavgm",
     "dfedsam",
+    "dimat",
     "sgp",
     "choco",
     "relaysgd",
+    "plexus",
     "monna",
     "sa_srrw",
     "adpsgd",
@@ -100,7 +104,8 @@ OUTER = [
     "overlap_local_sgd",
     "sparse_loco",
 ]
-GRADIENTS = [*REPLICAS, "data_parallel", "gradient_tracking", "d2", "extra", "beer"]
+STAGED = ["pipeline", "split_learning"]  # whose clients hold stages of the model
+GRADIENTS = [*REPLICAS, "data_parallel", "dedloc", "gradient_tracking", "d2", "extra", "beer"]
 EVERY = [
     *(
         *AVERAGING,
@@ -118,15 +123,22 @@ EVERY = [
         *OUTER,
     ),
     *GRADIENTS,
+    *STAGED,
 ]
 
+TIMED = ["petals", "swarm"]  # which pass the time of stages, and train nothing
+LEARNING = sorted({path.stem for path in (CONF / "strategy").glob("[!_]*.yaml")} - {*TIMED})
+
 MODELS = {
+    "dimat": ["model=mlp", "model.hidden=[8]"],  # which has units to match
     "fedconv": [
         *("model=mlp", "model.hidden=[8]", "strategy.rule.filter_epochs=2"),
         "strategy.rule.public_examples=50",
     ],
     "fedbn": ["model=resnet8", "model.channels=[4,4,4]"],  # which has layers that normalise
+    "hierfavg": ["hierarchy.edges=2"],
     "gradient_coding": ["partition=coded"],
+    "halos": ["strategy.rule.local_updates=2"],  # or regions are hardly ever heard of
     "fedtiny": ["strategy.rule.candidates=1"],  # or its first rounds train nothing
 }
 
@@ -139,6 +151,7 @@ SIZES = {
     "concurrency": 2,
     "buffer_size": 2,
     "contacted": 2,
+    "sample_size": CLIENTS,
 }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from every_strategy import LOCAL, MODELS, OUTER, PARTIAL, RANKS, SPARSE
+from every_strategy import LEARNING, LOCAL, MODELS, OUTER, PARTIAL, RANKS, SPARSE
 from flwr.app import ConfigRecord, RecordDict
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
@@ -31,7 +31,7 @@ from fl.strategies.drivers.server import Server
 
 CONF = Path(fl.__file__).parent / "conf"
 PAGE = CONF.parents[1] / "docs" / "methods.md"
-STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("[!_]*.yaml"))
+STRATEGIES = LEARNING
 HEADER = (
     "| strategy | client and its rate | local work of a task | clients at once | server |\n"
     "|---|---|---|---|---|\n"
@@ -90,7 +90,9 @@ def composed(*overrides: str) -> DictConfig:
 
 def config_of(name: str) -> DictConfig:
     # A linear model has no layers to spare.
-    model = MODELS.get(name, ["model=mlp"]) if name in (*PARTIAL, *LOCAL, "fedconv") else []
+    model = (
+        MODELS.get(name, ["model=mlp"]) if name in (*PARTIAL, *LOCAL, "dimat", "fedconv") else []
+    )
     unasked = "personal.every=null"  # before the first task
     config = composed(f"strategy={name}", *model, unasked)
     for part in config.tasks.values() if config.get("tasks") else [config]:
@@ -175,7 +177,7 @@ def row(name: str) -> str:
     if isinstance(strategy, Polling):
         at_once = f"all, {at_once} polled"
     settings: Any = OmegaConf.to_container(config.strategy, resolve=True)
-    for key in ("rule", "optimizer", "server_optimizer"):
+    for key in ("rule", "optimizer", "server_optimizer", "above"):
         if isinstance(settings.get(key), dict):
             settings.update(settings[key])
     rates = ", ".join(
@@ -229,7 +231,7 @@ def test_the_methods_page_says_what_a_strategy_does_at_its_defaults(name):
 def test_no_strategy_does_more_local_work_than_others_but_where_that_is_the_method():
     rows = {line.split("`")[1]: line for line in on_page()}
     works = {name: line.split(" | ")[2].split(",")[0] for name, line in rows.items()}
-    inner = {*OUTER, "async_diloco"}
+    inner = {*OUTER, "async_diloco", "halos"}
     unlike = {name for name, work in works.items() if work not in ("1 epoch", "1 step")}
     assert unlike == inner | {"fedcompass", "per_fedavg", "pfedme", "proxskip"}
     assert works["per_fedavg"] == "12 steps"  # 4 of the paper's, of 3 batches each

@@ -128,7 +128,9 @@ LINES = [line for fence in FENCES if fence.language == "" for line in commands(f
 # Pages of which tests/test_own_parts.py does what they say, and test_tutorial.py.
 OWN_PARTS, TUTORIAL = "own_parts.md", "tutorial.md"
 FL = [line for line in LINES if line.command[0] == "fl" and not line.place.startswith(OWN_PARTS)]
-FL += [line for path in sorted(CONF.rglob("*.yaml")) for line in of_comments(path)]
+OF_MEMBERS = [line for path in sorted(CONF.rglob("*.yaml")) for line in of_comments(path)]
+ASKED = [*FL, *(pytest.param(line, marks=pytest.mark.slow) for line in OF_MEMBERS)]
+FL += OF_MEMBERS
 OTHERS = [line for line in LINES if line.command[0] != "fl"]
 PYTHON = [f for f in FENCES if f.language == "python" and f.page.name != TUTORIAL]
 
@@ -224,7 +226,7 @@ def folder(line, request, monkeypatch) -> Iterator[Path]:
     sys.modules.pop("mine", None)
 
 
-@pytest.mark.parametrize("line", FL, ids=lambda line: f"{line.place}: {line.text[:60]}")
+@pytest.mark.parametrize("line", ASKED, ids=lambda line: f"{line.place}: {line.text[:60]}")
 def test_every_line_of_fl_asks_for_what_can_be(line, folder):
     if line.needs_data and not os.environ.get("FL_DATA_DIR"):
         pytest.skip("reads files from FL_DATA_DIR, which is not set")

@@ -67,6 +67,7 @@ GROUPS = {
     "fleet": 2,
     "fleet/availability": 1,
     "network": 1,
+    "hierarchy": 1,
     "runtime": 1,
     "compressor": 3,
     "compressor@downlink": 1,

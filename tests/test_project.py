@@ -25,6 +25,7 @@ RULES = {
     "data",
     "models",
     "selection",
+    "stages",
     "submodels",
     "topologies",
 }

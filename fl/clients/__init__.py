@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fl.clients.app.island import Fragments, Island
     from fl.clients.app.partial_app import PartialApp
     from fl.clients.app.replica import Replica
+    from fl.clients.app.stage_app import StageApp
     from fl.clients.app.task_app import TaskApp
     from fl.clients.app.training_app import TrainingApp
     from fl.clients.app.uplink import Uplink
@@ -115,6 +116,7 @@ __getattr__ = lazily(
         "Schedule": "fl.clients.schedule",
         "Sgd": "fl.clients.sgd",
         "SharedScaling": "fl.clients.shared_scaling",
+        "StageApp": "fl.clients.app.stage_app",
         "StepDecay": "fl.clients.schedule",
         "TaskApp": "fl.clients.app.task_app",
         "TrainingApp": "fl.clients.app.training_app",
@@ -177,6 +179,7 @@ __all__ = [
     "Schedule",
     "Sgd",
     "SharedScaling",
+    "StageApp",
     "StepDecay",
     "TaskApp",
     "TrainingApp",

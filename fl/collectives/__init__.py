@@ -14,6 +14,7 @@ from fl.collectives.collective import (
 from fl.collectives.failure import Failure
 from fl.collectives.hierarchical import Hierarchical
 from fl.collectives.int8_ring import Int8Ring
+from fl.collectives.load_balanced import LoadBalancedAllReduce, apportioned, balanced_shares
 from fl.collectives.parameter_server import ParameterServerAllReduce
 from fl.collectives.ring import Gather, RingAllReduce
 from fl.collectives.ring_order import widest_ring
@@ -30,6 +31,7 @@ __all__ = [
     "Gather",
     "Hierarchical",
     "Int8Ring",
+    "LoadBalancedAllReduce",
     "Network",
     "ParameterServerAllReduce",
     "Reals",
@@ -38,6 +40,8 @@ __all__ = [
     "Times",
     "Transfers",
     "TreeAllReduce",
+    "apportioned",
+    "balanced_shares",
     "step",
     "times",
     "widest_ring",

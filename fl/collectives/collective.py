@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,6 +43,14 @@ class Network(Protocol):
     def site(self) -> Ranks:
         """The site of each rank, shape (M,); all the same where there are none."""
 
+    @property
+    def access(self) -> tuple[Reals, Reals]:
+        """The bit/s of each rank's own link, up and down, shape (M,) each."""
+
+    @property
+    def reachable(self) -> NDArray[np.bool_]:
+        """Whether others can open connections to a rank, shape (M,)."""
+
 
 class Transfers(NamedTuple):
     """Transfers of which none waits for another.
@@ -74,7 +82,13 @@ class Closed(NamedTuple):
 
 
 class Collective(ABC):
-    """How M ranks, each with a payload, come to have the mean of all of them."""
+    """How M ranks, each with a payload, come to have the mean of all of them.
+
+    Attributes:
+        helpers: whether ranks without a payload (of 0 bytes) may take part, who want no mean.
+    """
+
+    helpers: ClassVar[bool] = False
 
     @abstractmethod
     def steps(self, network: Network, sizes: Sequence[int]) -> Iterator[Transfers]:

@@ -60,8 +60,10 @@ def check_steps(by: Collective, network: Network, sizes: Sequence[int]) -> None:
         got = known.copy()
         np.bitwise_or.at(got, whole(j[carries]), known[whole(i[carries])])
         known = got
-    lacks = np.argwhere(np.unpackbits(known, axis=1, count=m) == 0)
-    if len(lacks) and max(sizes):
+    has = np.asarray(sizes) > 0  # helpers have nothing, and want nothing
+    missing = (np.unpackbits(known, axis=1, count=m) == 0) & has & has[:, np.newaxis]
+    lacks = np.argwhere(missing)
+    if len(lacks):
         j, i = lacks[0]
         raise _wrong(by, f"brings nothing of rank {i}'s payload to rank {j}, of {m} ranks")
 

@@ -27,13 +27,15 @@ from fl.compression.compressor import (
     checked,
     extent,
 )
-from fl.compression.moments import mean_and_variance
+from fl.compression.moments import mean_and_variance, means_and_variances
 from fl.compression.wire import HEADER, floats, joined
 from fl.errors import ConfigError
 
 _MOST_BINS = 256
 _BLOCK = 1 << 15
 _TINY = 2.0**-100
+LONGEST_ROW = 1 << 12  # entries of vectors that are encoded side by side
+_ROWS = 128
 _CHUNK = 100_000  # entries whose quantiles are taken at a time
 
 
@@ -117,6 +119,26 @@ class Codebook(Compressor):
         reader.end()
         return look_up(means, q)
 
+    def decoded_rows(self, x: Vector) -> Vector:
+        """Returns what is decoded of each row's payload, to the bit, shape (n, d).
+
+        For many short vectors at once, in uniform bins about 0.
+
+        Args:
+            x: shape (n, d), float32; d is from 1 to `LONGEST_ROW`.
+
+        Raises:
+            ConfigError: an entry is not finite.
+        """
+        q, bins = self._uniform_rows(x), self._bins * np.arange(_ROWS)[:, None]
+        out = np.empty_like(x)
+        for start in range(0, len(x), _ROWS):  # so few that their bins stay in the cache
+            rows = x[start : start + _ROWS]
+            of = (q[start : start + _ROWS] + bins[: len(rows)]).reshape(-1)
+            sums, counts = np.bincount(of, weights=rows.reshape(-1)), np.bincount(of)
+            out[start : start + _ROWS] = (sums[of] / counts[of]).reshape(rows.shape)
+        return out
+
     def length(self, shapes: Shapes) -> Length:
         """Returns 6 + 4 N + ceil(bits d / 8), twice."""
         size = HEADER.size + 4 * self._bins + packed_length(shapes.size, self.bits)
@@ -131,7 +153,7 @@ class Codebook(Compressor):
         scale = 1 / largest
         mean, variance = mean_and_variance(x if 1e-15 < largest < 1e15 else x * np.float32(scale))
         if 1e-15 < largest < 1e15:
-            mean, variance = mean * scale, variance * scale**2
+            mean, variance = mean * scale, variance * (scale * scale)
         if variance <= 0:
             return q
         variance *= x.size / (x.size - 1)
@@ -145,6 +167,28 @@ class Codebook(Compressor):
             scaled += half
             np.copyto(q[start : start + _BLOCK], scaled, casting="unsafe")
         return q
+
+    def _uniform_rows(self, x: Vector) -> NDArray[np.int64]:
+        """Returns `_uniform` of each row, shape (n, d)."""
+        half = self._bins // 2
+        q = np.full(x.shape, half)
+        extent(x.reshape(-1))  # refuses what is not finite
+        largest = np.maximum(x.max(axis=1), -x.min(axis=1)).astype(np.float64)
+        wide = largest >= _TINY
+        if x.shape[1] < 2 or not wide.any():
+            return q
+        scale = np.divide(1, largest, out=np.ones_like(largest), where=wide)
+        usual = (largest > 1e-15) & (largest < 1e15)
+        of_one = np.where(usual[:, None], x, x * scale[:, None].astype(np.float32))
+        _, variance = means_and_variances(of_one)
+        variance = np.where(usual, variance * (scale * scale), variance)
+        wide &= variance > 0
+        variance *= x.shape[1] / (x.shape[1] - 1)
+        step = np.where(wide, 6 * np.sqrt(variance) / self._bins, 1.0)
+        scaled = x * (scale / step).astype(np.float32)[:, None]
+        np.clip(np.rint(scaled, out=scaled), -half, half - 1, out=scaled)
+        scaled += half
+        return np.where(wide[:, None], scaled.astype(np.int64), q)
 
 
 def look_up(table: NDArray[np.float32], codes: NDArray[np.uint8]) -> Vector:

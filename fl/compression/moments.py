@@ -88,6 +88,19 @@ def root_mean_square(x: Vector) -> float:
     return float(bucket_norms(x, x.size)[0]) / math.sqrt(x.size) if x.size else 0.0
 
 
+def means_and_variances(rows: Vector) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns `mean_and_variance` of each row, to the bit, shape (n,) each.
+
+    Args:
+        rows: shape (n, d), float32; d is from 1 to 2^16.
+    """
+    d = rows.shape[1]
+    cut = d // _RUN * _RUN
+    sums = np.vecdot(rows[:, :cut].reshape(len(rows), -1, _RUN), _ONES).sum(1, dtype=np.float64)
+    means = (sums + rows[:, cut:].sum(axis=1, dtype=np.float64)) / d
+    return means, _row_squares(rows - means[:, None].astype(np.float32)) / d
+
+
 def mean_and_variance(x: Vector) -> tuple[float, float]:
     """Returns mean and population variance of a vector whose squares fit into float32.
 

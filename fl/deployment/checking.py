@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
@@ -19,6 +20,44 @@ from fl.errors import ConfigError
 from fl.runs.trust import check_targets
 
 _OF_STARTS = re.compile(r"^start_s:.*$", re.MULTILINE)
+
+
+@dataclass(frozen=True, eq=False)
+class Timed:
+    """What a run took, a deployment's or a simulated one.
+
+    Attributes:
+        overrides: that it was started with.
+        summary: content of summary.json.
+        rows: of metrics.csv.
+        messages: from each message to its reply, s, shape (messages,).
+        shares: predicted shares of that, by term; empty of a deployment.
+    """
+
+    overrides: Sequence[str]
+    summary: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    messages: NDArray[np.float64]
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def times(self) -> dict[str, float]:
+        """The s of rounds, of messages and of the run."""
+        points = [(float(row["round"]), float(row["time_s"])) for row in self.rows]
+        rounds = [
+            (later[1] - earlier[1]) / (later[0] - earlier[0])
+            for earlier, later in pairwise(points)
+            if later[0] > earlier[0]
+        ]
+        times: dict[str, float] = {}
+        if rounds:
+            times |= {"round, median": median(rounds), "round, mean": mean(rounds)}
+        if len(self.messages):
+            times |= {"message, median": float(np.median(self.messages))}
+            times |= {"message, mean": float(self.messages.mean())}
+        if points:
+            times["whole run"] = points[-1][1]
+        return times
 
 
 def check(
@@ -38,15 +77,19 @@ def check(
     Raises:
         ConfigError: the directory has no run of a deployment, or there is no such runtime.
     """
-    real = _read(run)
-    predicted, shares = _simulated(real["overrides"], name, folder, more)
-    both = {key: (real["times"][key], predicted[key]) for key in predicted if key in real["times"]}
+    real = measured(run)
+    simulated = predicted(real.overrides, name, folder, more)
+    both = {
+        key: (real.times[key], seconds)
+        for key, seconds in simulated.times.items()
+        if key in real.times
+    }
     print(f"{'':24}{'measured':>12}{'predicted':>12}{'error':>9}")
     for key, (measured_s, predicted_s) in both.items():
         error = predicted_s / measured_s - 1 if measured_s else float("nan")
         print(f"{key:24}{measured_s:10.2f} s{predicted_s:10.2f} s{error:+9.1%}")
     print("predicted shares of the time between messages and replies:")
-    for term, share in sorted(shares.items(), key=lambda pair: -pair[1]):
+    for term, share in sorted(simulated.shares.items(), key=lambda pair: -pair[1]):
         if share >= 0.001:
             print(f"  {term:22}{share:8.1%}")
     return both
@@ -67,9 +110,9 @@ def fit_start(runs: Sequence[Path], name: str, folder: Path) -> None:
 
     left: list[float] = []
     for run in runs:
-        real = _read(run)
-        without, _ = _simulated(real["overrides"], name, folder, ["runtime.start_s=0"])
-        left += [seconds - without["message, mean"] for seconds in real["messages"].tolist()]
+        real = measured(run)
+        without = predicted(real.overrides, name, folder, ["runtime.start_s=0"])
+        left += (real.messages - without.times["message, mean"]).tolist()
     found = with_interval(left)
     if found.value < 0:
         raise ConfigError(
@@ -83,8 +126,15 @@ def fit_start(runs: Sequence[Path], name: str, folder: Path) -> None:
     print(f"{path}: start_s is {found}")
 
 
-def _read(run: Path) -> dict[str, Any]:
-    """Returns overrides, times, and s of each message of a deployment's run."""
+def measured(run: Path) -> Timed:
+    """Returns what a deployment's run took.
+
+    Args:
+        run: its directory.
+
+    Raises:
+        ConfigError: there is none, or it has not completed.
+    """
     try:
         summary = json.loads((run / "summary.json").read_text("utf-8"))
         trace = pq.read_table(run / "trace.parquet")
@@ -102,12 +152,36 @@ def _read(run: Path) -> dict[str, Any]:
     time, client, dispatch = (
         np.array(trace[key].to_pylist()) for key in ("time_s", "client", "dispatch")
     )
-    messages = _messages(kinds, time, client, dispatch)
-    return {
-        "overrides": summary["extra"]["deployment"]["overrides"],
-        "messages": messages,
-        "times": _times(rows, messages),
-    }
+    overrides = summary["extra"]["deployment"]["overrides"]
+    return Timed(overrides, summary, rows, _messages(kinds, time, client, dispatch))
+
+
+def predicted(overrides: Sequence[str], name: str, folder: Path, more: Sequence[str] = ()) -> Timed:
+    """Returns what the simulator says that a run takes.
+
+    Args:
+        overrides: of the run.
+        name: of a runtime and a fleet.
+        folder: of configuration, that has them.
+        more: overrides after these.
+
+    Raises:
+        ConfigError: there is no such runtime, or the run needs code that is not fl's.
+    """
+    from fl.runs.build import build  # heavy
+    from fl.runs.python import composed
+    from fl.runs.run import run_prepared
+
+    own = [f"runtime={name}", f"fleet={name}", "executor=serial", "checkpoint=off"]
+    own += ["views=false", "progress=false", "save_models=[]", *more]
+    with composed([*overrides, *own], path=(f"file://{folder.absolute()}",)) as config:
+        check_targets(config, ())
+        run = run_prepared(config, build(config), None)
+    trace = run.trace
+    kinds = np.array([kind.name.lower() for kind in trace.kinds])
+    messages = _messages(kinds, trace.time, trace.client, trace.dispatch)
+    shares = run.summary["extra"].get("time_shares", {}).get("clients", {})
+    return Timed(overrides, run.summary, run.history, messages, shares)
 
 
 def _messages(
@@ -125,42 +199,3 @@ def _messages(
 
     begins, ends = at("dispatch"), at("upload_end")
     return np.array([ends[name] - begins[name] for name in ends if name in begins])
-
-
-def _times(rows: Sequence[Mapping[str, Any]], messages: NDArray[np.float64]) -> dict[str, float]:
-    """Returns the s of rounds and messages."""
-    points = [(float(row["round"]), float(row["time_s"])) for row in rows]
-    rounds = [
-        (later[1] - earlier[1]) / (later[0] - earlier[0])
-        for earlier, later in pairwise(points)
-        if later[0] > earlier[0]
-    ]
-    times: dict[str, float] = {}
-    if rounds:
-        times |= {"round, median": median(rounds), "round, mean": mean(rounds)}
-    if len(messages):
-        times |= {"message, median": float(np.median(messages))}
-        times |= {"message, mean": float(messages.mean())}
-    if points:
-        times["whole run"] = points[-1][1]
-    return times
-
-
-def _simulated(
-    overrides: Sequence[str], name: str, folder: Path, more: Sequence[str] = ()
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Returns predicted times of rounds and messages, and shares of the latter."""
-    from fl.runs.build import build  # heavy
-    from fl.runs.python import composed
-    from fl.runs.run import run_prepared
-
-    own = [f"runtime={name}", f"fleet={name}", "executor=serial", "checkpoint=off"]
-    own += ["views=false", "progress=false", "save_models=[]", *more]
-    with composed([*overrides, *own], path=(f"file://{folder.absolute()}",)) as config:
-        check_targets(config, ())
-        run = run_prepared(config, build(config), None)
-    trace = run.trace
-    kinds = np.array([kind.name.lower() for kind in trace.kinds])
-    messages = _messages(kinds, trace.time, trace.client, trace.dispatch)
-    rows: Any = run.history
-    return _times(rows, messages), run.summary["extra"].get("time_shares", {}).get("clients", {})

@@ -7,7 +7,7 @@ from functools import lru_cache
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl.clients import PartialApp, TaskApp, TrainingApp
+from fl.clients import PartialApp, StageApp, TaskApp, TrainingApp
 from fl.deployment.calibrating import TIME, answer
 from fl.deployment.nodes import WHO, client_of_node, threads_of_node
 from fl.deployment.settings import Own, compose_experiment, read_settings
@@ -75,7 +75,7 @@ def prepare(overrides: tuple[str, ...]) -> None:
 @lru_cache(maxsize=1)
 def _client(
     overrides: tuple[str, ...], own: Own | None
-) -> tuple[int, int, TrainingApp | TaskApp | PartialApp]:
+) -> tuple[int, int, TrainingApp | TaskApp | PartialApp | StageApp]:
     """Returns seed, number of clients, and the simulator's ClientApp."""
     config = compose_experiment(overrides, own)
     return config.seed, config.num_clients, app_of(build(config))

@@ -27,6 +27,7 @@ _OF_THE_SIMULATOR = {
     "fleet": (
         "the devices, links, availability and faults of a deployment are those of its SuperNodes"
     ),
+    "hierarchy": "SuperNodes exchange with the SuperLink alone",
     "runtime": "what software takes is what it takes",
     "executor": "SuperNodes run the clients",
     "checkpoint": "the server of a deployment keeps nothing to resume a run from",

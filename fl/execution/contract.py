@@ -7,12 +7,14 @@ after a process has died.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from flwr.app import ConfigRecord, Context, Message, Metadata, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
+from numpy.typing import NDArray
 
 from fl.execution.speech import Line
 from fl.execution.virtual_time import EPOCH
@@ -261,3 +263,36 @@ class PlannedApp(Protocol):
             ConfigError, PayloadError: a request makes no sense. Of several each is then answered by
                 itself, and only that one gets the error.
         """
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What clients answer to one message, which is known before they are asked.
+
+    Of many clients there are few different answers: each is kept once.
+
+    Attributes:
+        which: of each client, shape (n,), int64.
+        flops: of each answer's work, shape (k,), float64.
+        reply_bytes: of its content, shape (k,), int64.
+        metrics: that it reports, k of them.
+    """
+
+    which: NDArray[np.int64]
+    flops: NDArray[np.float64]
+    reply_bytes: NDArray[np.int64]
+    metrics: Sequence[Mapping[str, Any]]
+
+
+@runtime_checkable
+class ForeseenApp(Protocol):
+    """A ClientApp whose clients may answer what is known beforehand, as they do not train."""
+
+    def foresees(self, payload: Payload) -> str:
+        """Returns why the answers to a `train` message are not known; "" if they are.
+
+        Then each is the model as it was sent, with nothing beside it and nothing kept.
+        """
+
+    def answers(self, payload: Payload, partitions: NDArray[np.int64], run: RunInfo) -> Answers:
+        """Returns what the clients that hold these partitions answer."""

@@ -36,6 +36,10 @@ class Executor(ABC):
     def discard(self, request: Request) -> None:
         """Forgets a submitted request whose result nobody will need."""
 
+    def ready(self) -> list[Request]:
+        """Returns requests whose results are there, so that `result` does not wait for them."""
+        return []
+
     def aside(self, requests: Sequence[Request]) -> list[Result]:
         """Returns the results of requests that are no part of the run, so that nobody keeps them.
 

@@ -253,6 +253,10 @@ class RayExecutor(Executor):
         self._batch_of.pop(request, None)
         self._results.pop(request, None)
 
+    def ready(self) -> list[Request]:
+        """Returns the other requests of batches that have come back."""
+        return list(self._results)
+
     def _pump(self) -> None:
         """Hands out batches until every actor has enough."""
         while self._queue:

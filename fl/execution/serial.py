@@ -59,6 +59,10 @@ class SerialExecutor(Executor):
         self._pending.pop(request, None)
         self._results.pop(request, None)
 
+    def ready(self) -> list[Request]:
+        """Returns the other requests of batches that have run."""
+        return list(self._results)
+
     def close(self) -> None:
         """Forgets what nobody has asked for."""
         self._pending.clear()

@@ -1,12 +1,16 @@
 """What a strategy asks of a grid beyond Flower's API: time, orders and reports, links of peers.
 
-A grid that has an answer of its own has it as the attribute `clock`, `control`, `peers` or
-`numbered`. To `GridView` every grid has all four; Flower's own get those of a deployment:
+A grid that has an answer of its own has it as the attribute `clock`, `control`, `peers`,
+`summation`, `numbered`, `arrived` or `cohorts`. To `GridView` every grid has all of them; Flower's
+own get those of a deployment:
 
 - the wall clock;
 - a control without effect: a client that was told to stop goes on, and its reply is thrown away;
 - the server as the relay between clients, since Flower has no client-to-client link;
-- node ids that say nothing.
+- no machines that add updates up before the server does;
+- node ids that say nothing;
+- replies of which nobody knows before they are pulled;
+- no cohorts whose answers are known before they are asked.
 
 On the simulator the clock is virtual, orders reach the fleet, reports the record of the run, and
 what peers send each other is charged to the direct path between them.
@@ -16,14 +20,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from flwr.app import Message
+import numpy as np
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from fl.collectives import Collective, Failure
 from fl.errors import NoStep
+from fl.vectors.sum_tree import SumTree
 
 log = logging.getLogger("fl")
 
@@ -57,10 +65,36 @@ class GridView:
         return Relayed(self._grid) if peers is None else peers
 
     @property
+    def summation(self) -> Summation | None:
+        """What adds updates up on their way; None where clients send to the server alone."""
+        summation: Summation | None = getattr(self._grid, "summation", None)
+        return summation
+
+    @property
     def numbered(self) -> bool:
         """Whether node ids say which client it is (`fl.flower.identity.client_of`)."""
         numbered: bool = getattr(self._grid, "numbered", False)
         return numbered
+
+    @property
+    def cohorts(self) -> Cohorts | None:
+        """What has cohorts answer without messages; None if nothing does."""
+        cohorts: Cohorts | None = getattr(self._grid, "cohorts", None)
+        return cohorts
+
+    def arrived(self, message_ids: Collection[str]) -> Collection[str]:
+        """Returns those messages whose reply may be there to be pulled.
+
+        Who waits for many asks after every event: to pull all of them each time would be work for
+        each of those that are still on their way.
+
+        Args:
+            message_ids: of messages that were pushed, each pulled at most once so far.
+        """
+        arrived: Collection[str] | None = getattr(self._grid, "arrived", None)
+        if arrived is None:
+            return message_ids
+        return [name for name in arrived if name in message_ids]
 
 
 # ---- time ----------------------------------------------------------------------------------------
@@ -202,6 +236,70 @@ class NoControl:
         log.info("measured: %s", ", ".join(f"{name} {x:.6g}" for name, x in metrics.items()))
 
 
+# ---- cohorts -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came of a cohort, at the end of which the grid is.
+
+    Attributes:
+        nodes: Flower ids of the clients, in the order of sending, shape (n,).
+        answered: whose reply has come, shape (n,).
+        metrics: what they report, k different ones.
+        which: of these each client's, shape (n,).
+        failed_at_last: error codes and reasons of the clients that failed after the last that has
+            not, with their numbers.
+    """
+
+    nodes: NDArray[np.int64]
+    answered: NDArray[np.bool_]
+    metrics: Sequence[Mapping[str, Any]]
+    which: NDArray[np.int64]
+    failed_at_last: Mapping[tuple[int, str], int]
+
+
+class Cohorts(Protocol):
+    """Cohorts whose answers are known before they are asked, so that they need no messages."""
+
+    def run(
+        self,
+        content: RecordDict,
+        nodes: Sequence[int],
+        ttl_s: float,
+        *,
+        until: float,
+        accepts: Callable[[Sequence[Mapping[str, Any]]], bool],
+        bears: Callable[[NDArray[np.int64], NDArray[np.bool_]], bool],
+    ) -> Outcome | None:
+        """Sends clients a `train` message, and returns what has come when all have answered.
+
+        Args:
+            content: of the message.
+            nodes: Flower ids of the clients, which are there and have nothing to do.
+            ttl_s: time to live of the message.
+            until: when it must be over, s.
+            accepts: says whether answers that report these metrics can be used.
+            bears: says whether it is no reason to end the run how many failures follow each other:
+                of those in each instant, in order, how many messages are open before it, and who
+                has failed, shape (n,).
+
+        Returns:
+            What has come; None if nothing was done, as events have to tell.
+        """
+
+    def used(self, outcome: Outcome, places: NDArray[np.int64]) -> None:
+        """Reports that replies of the last cohort entered the server's model.
+
+        Args:
+            outcome: of the cohort.
+            places: of the replies in it, in the order in which they count, shape (k,).
+        """
+
+    def left(self, places: NDArray[np.int64]) -> None:
+        """Reports that replies of the last cohort were not used; `places` as for `used`."""
+
+
 # ---- peers ---------------------------------------------------------------------------------------
 
 
@@ -229,6 +327,15 @@ class Peers(Protocol):
         A deployment returns those that are connected.
         """
 
+    def reachable(self, node: int) -> bool:
+        """Returns whether others can open connections to a client."""
+
+    def site(self, node: int) -> int:
+        """Returns the number of the site where a client is; the same for all where there are none.
+
+        A deployment has none.
+        """
+
     def transfer(
         self,
         source: int,
@@ -239,6 +346,7 @@ class Peers(Protocol):
         fanout: int = 1,
         fanin: int = 1,
         index: int = 0,
+        in_turn: bool = False,
     ) -> tuple[float, bool]:
         """Sends a payload from one client to another.
 
@@ -252,6 +360,9 @@ class Peers(Protocol):
             fanout: payloads that the source sends at the same time, which share its uplink.
             fanin: payloads that the target receives at the same time, which share its downlink.
             index: running number of the pair's transfers; decides whether it is lost.
+            in_turn: for transfers that are many at any time. It has passed the source's uplink
+                after what the source sent in turn before, and the target's downlink after what
+                that received in turn.
 
         Returns:
             When it arrives, in s, and whether it does. For a lost one it is the time at which it is
@@ -311,6 +422,14 @@ class Relayed:
         """Returns the connected clients."""
         return sorted(self._grid.get_node_ids())
 
+    def reachable(self, node: int) -> bool:
+        """Returns True: the server can."""
+        return True
+
+    def site(self, node: int) -> int:
+        """Returns 0."""
+        return 0
+
     def transfer(
         self,
         source: int,
@@ -321,6 +440,7 @@ class Relayed:
         fanout: int = 1,
         fanin: int = 1,
         index: int = 0,
+        in_turn: bool = False,
     ) -> tuple[float, bool]:
         """Returns (since, True)."""
         return since, True
@@ -339,3 +459,41 @@ class Relayed:
     def push(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
         """Pushes the messages."""
         return list(self._grid.push_messages(messages))
+
+
+# ---- sums on the way -----------------------------------------------------------------------------
+
+
+class Summed(NamedTuple):
+    """What has come of a round's sum.
+
+    Attributes:
+        tree: which messages' replies are added in which order, and which sums of them.
+        lost: messages whose replies are in no sum, as an aggregator died.
+    """
+
+    tree: SumTree
+    lost: Sequence[str]
+
+
+class Summation(Protocol):
+    """Machines between clients and the server that add up what clients send in a round.
+
+    Attributes:
+        may_lose: whether a sum may lack replies that were added to it.
+    """
+
+    may_lose: bool
+
+    def begin(self, numbers: int) -> None:
+        """Begins a round whose sums have so many numbers."""
+
+    def add(self, message_id: str) -> None:
+        """Takes the reply to a message into the round, now."""
+
+    def close(self, *, whole: bool = True) -> Summed:
+        """Ends the round, and waits until its sum is at the server.
+
+        Args:
+            whole: whether there is one sum; otherwise the machines keep theirs.
+        """

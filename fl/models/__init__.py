@@ -18,6 +18,7 @@ from fl.models.linear import LogisticRegression
 from fl.models.metrics import Measures
 from fl.models.mlp import MLP
 from fl.models.objective import correct, per_example_loss
+from fl.models.pieces import Piece, pieces_of
 from fl.models.probe import smallest_batch
 from fl.models.resnet8 import ResNet8
 from fl.models.structure import copy_of, drop_weights
@@ -37,6 +38,7 @@ __all__ = [
     "LogisticRegression",
     "Measures",
     "PaCA",
+    "Piece",
     "QuadraticGame",
     "ResNet8",
     "RobustLeastSquares",
@@ -52,6 +54,7 @@ __all__ = [
     "memory_bytes",
     "merged",
     "per_example_loss",
+    "pieces_of",
     "smallest_batch",
     "timm",
     "torchvision",

@@ -17,6 +17,15 @@ from fl.errors import ConfigError
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
+def keeps_statistics(model: nn.Module) -> bool:
+    """Returns whether layers of a model normalise over batches and keep statistics of them."""
+    return bool(_keeping(model))
+
+
+def _keeping(model: nn.Module) -> list[_BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
 def without_statistics(model: nn.Module) -> nn.Module:
     """Has layers that normalise over batches keep no statistics in training; returns the model.
 
@@ -25,7 +34,7 @@ def without_statistics(model: nn.Module) -> nn.Module:
     Raises:
         ConfigError: it has no such layers that keep statistics.
     """
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    layers = _keeping(model)
     if not layers:
         raise ConfigError(
             f"static_batch_norm is true, and {type(model).__name__} has no batch normalisation "

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fl.errors import ConfigError
+from fl.models.pieces import Piece
 
 _WRITE = ("attention_norm", "attended", "norm", "down")  # layers of a block, into the stream
 _READ = ("asked", "up")
@@ -82,10 +83,23 @@ class CharGPT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns logits, shape (B, T, V), of tokens, int64, shape (B, T)."""
-        hidden = self.tokens(x) + self.positions.weight[: x.shape[-1]]  # (B, T, width)
+        hidden = self._embedded(x)
         for block in self.blocks:
             hidden = block(hidden)
+        return self._logits(hidden)
+
+    def _embedded(self, x: Tensor) -> Tensor:
+        embedded: Tensor = self.tokens(x) + self.positions.weight[: x.shape[-1]]  # (B, T, width)
+        return embedded
+
+    def _logits(self, hidden: Tensor) -> Tensor:
         return F.linear(self.norm(hidden), self.tokens.weight)
+
+    def pieces(self) -> list[Piece]:
+        """Returns embeddings, blocks and logits, for `fl.stages`."""
+        blocks = [Piece((f"blocks.{i}",), block) for i, block in enumerate(self.blocks)]
+        first = Piece(("tokens", "positions"), self._embedded)
+        return [first, *blocks, Piece(("norm", "tokens"), self._logits)]
 
     def units(self) -> dict[str, tuple[int, list[tuple[str, int, int]]]]:
         """Returns which dimensions shrink together, for `fl.submodels`.

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fl.errors import ConfigError
+from fl.models.pieces import Piece
 
 
 class CharLSTM(nn.Module):
@@ -45,6 +46,17 @@ class CharLSTM(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns logits, shape (B, T, V), of tokens, int64, shape (B, T)."""
-        states, _ = self.lstm(self.embedding(x))
-        logits: torch.Tensor = self.classifier(states)
+        logits: torch.Tensor = self.classifier(self._states(self.embedding(x)))
         return logits
+
+    def _states(self, embedded: torch.Tensor) -> torch.Tensor:
+        states: torch.Tensor = self.lstm(embedded)[0]
+        return states
+
+    def pieces(self) -> list[Piece]:
+        """Returns embedding, LSTM and classifier, for `fl.stages`."""
+        return [
+            Piece(("embedding",), self.embedding),
+            Piece(("lstm",), self._states),
+            Piece(("classifier",), self.classifier),
+        ]

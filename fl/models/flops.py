@@ -38,7 +38,11 @@ class Flops(NamedTuple):
 
 
 def flops_per_example(
-    model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    *,
+    inputs: bool = False,
 ) -> Flops:
     """Counts the floating-point operations that one more example adds to a batch.
 
@@ -51,17 +55,21 @@ def flops_per_example(
         model: any module that maps a batch to logits; not changed.
         input_shape: shape of one input.
         dtype: of the inputs; an integer type means tokens.
+        inputs: the backward pass has the gradients of the inputs too, as that of a model's later
+            layers.
 
     Returns:
         Operations per example. The caller keeps them: counting takes as long as two small steps.
     """
     model = copy.deepcopy(model).cpu().eval()
-    one, two = (_count(model, _inputs(n, input_shape, dtype)) for n in (1, 2))
+    one, two = (
+        _count(model, _inputs(n, input_shape, dtype).requires_grad_(inputs)) for n in (1, 2)
+    )
     return Flops(two.forward - one.forward, two.backward - one.backward)
 
 
 def _count(model: nn.Module, x: torch.Tensor) -> Flops:
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = [p for p in (*model.parameters(), x) if p.requires_grad]
     with _without_onednn():
         with Counting(forward := FlopCounterMode(display=False)):
             logits = model(x)

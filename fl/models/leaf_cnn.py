@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fl.errors import ConfigError
+from fl.models.pieces import Piece
 
 
 class LeafCNN(nn.Module):
@@ -48,3 +49,13 @@ class LeafCNN(nn.Module):
         """Returns logits, shape (B, num_classes), of images of shape (B, C, H, W)."""
         logits: torch.Tensor = self.classifier(self.features(x).flatten(1))
         return logits
+
+    def pieces(self) -> list[Piece]:
+        """Returns the two convolutions and the two linear layers, for `fl.stages`."""
+        linear = nn.Sequential(nn.Flatten(), self.classifier[0], self.classifier[1])
+        return [
+            Piece(("features.0",), self.features[:3]),
+            Piece(("features.3",), self.features[3:]),
+            Piece(("classifier.0",), linear),
+            Piece(("classifier.2",), self.classifier[2]),
+        ]

@@ -11,6 +11,7 @@ from torch import nn
 
 from fl.checks import share
 from fl.errors import ConfigError
+from fl.models.pieces import Piece
 
 
 class MLP(nn.Module):
@@ -49,3 +50,13 @@ class MLP(nn.Module):
         """Returns logits, shape (B, C), of inputs of shape (B, *input_shape)."""
         logits: torch.Tensor = self.layers(x.flatten(1))
         return logits
+
+    def pieces(self) -> list[Piece]:
+        """Returns the linear layers with what follows each, for `fl.stages`."""
+        layers = list(self.layers)
+        linear = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear)]
+        pieces = []
+        for a, b in itertools.pairwise([*linear, len(layers)]):
+            flat = [nn.Flatten()] if a == 0 else []
+            pieces.append(Piece((f"layers.{a}",), nn.Sequential(*flat, *layers[a:b])))
+        return pieces

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fl.errors import ConfigError
+from fl.models.pieces import Piece
 
 
 def _norm(groups: int | None, channels: int) -> nn.Module:
@@ -87,6 +88,14 @@ class ResNet8(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns logits, shape (B, num_classes), of images of shape (B, C, H, W)."""
-        features = self.blocks(self.stem(x)).mean(dim=(-2, -1))
-        logits: torch.Tensor = self.classifier(features)
+        return self._logits(self.blocks(self.stem(x)))
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(x.mean(dim=(-2, -1)))
         return logits
+
+    def pieces(self) -> list[Piece]:
+        """Returns the first convolution, the blocks and the classifier, for `fl.stages`."""
+        blocks = [Piece((f"blocks.{i}",), block) for i, block in enumerate(self.blocks)]
+        last = Piece(("classifier",), self._logits)
+        return [Piece(("stem",), self.stem), *blocks, last]

@@ -80,9 +80,13 @@ class Told:
         self._callbacks = list(callbacks)
 
     def begin(self, directory: Path | None, config: Mapping[str, Any], seed: int) -> None:
-        """As `Callback.begin`."""
+        """As `Callback.begin`; what is raised says which callback raised it."""
         for callback in self._callbacks:
-            callback.begin(directory, config, seed)
+            try:
+                callback.begin(directory, config, seed)
+            except Exception as error:
+                error.add_note(f"raised by the callback {type(callback).__name__}, in begin")
+                raise
 
     def evaluation(self, row: Row) -> None:
         """As `Callback.evaluation`."""

@@ -9,12 +9,16 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fl.reports.history import OWN
+from fl.vectors.rows import added
 
 log = logging.getLogger("fl")
 
@@ -55,6 +59,11 @@ class Columns:
         self._numbered: Counter[str] = Counter()
         self._renamed: dict[str, str] = {}
         self._refused: dict[str, str] = {}
+        self._unmeasured: set[tuple[Source, str]] = set()
+
+    def leave_out(self, source: Source, name: str) -> None:
+        """Gives a metric no column, as what is reported under its name was not measured."""
+        self._unmeasured.add((source, name))
 
     def row(self, source: Source, metrics: Mapping[Any, Any]) -> dict[str, Number]:
         """Returns metrics as columns of a row.
@@ -65,6 +74,8 @@ class Columns:
         """
         row: dict[str, Number] = {}
         for name, value in metrics.items():
+            if (source, str(name)) in self._unmeasured:
+                continue
             for place, number in self._numbers(source, str(name), value):
                 column = self._column(source, str(name), place)
                 if column is not None:
@@ -185,6 +196,33 @@ class Means:
                 mean = self._means[name] = _Mean()
             mean.add(float(weight), value)
 
+    def add_all(self, metrics: Sequence[Mapping[str, Any]], which: NDArray[np.int64]) -> None:
+        """Adds what many clients report, of whom there are few different reports.
+
+        Sums and their order are those of `add`, to the last bit.
+
+        Args:
+            metrics: the reports.
+            which: of them each client's, in order, shape (n,).
+        """
+        names = list(metrics[0]) if metrics else []
+        weights = [each.get(self._weight_key, 1) for each in metrics]
+        plain = all(type(x) in (int, float) for each in metrics for x in (*each.values(), *weights))
+        if not (
+            plain
+            and all(0 <= weight <= _LARGEST_INT for weight in weights)
+            and all(list(each) == names for each in metrics)
+        ):
+            for i in which.tolist():
+                self.add(metrics[i])
+            return
+        w = np.array(weights, dtype=np.float64)[which]
+        for name in names if len(which) else ():
+            if name != self._weight_key:
+                numbers = [float(each[name]) for each in metrics]
+                mean = self._means.setdefault(name, _Mean())
+                mean.add_all(w, np.array(numbers, dtype=np.float64)[which])
+
     def of_all(self) -> dict[str, float | list[float] | Unkept]:
         """Returns each metric's mean, or why there is none; in order of first appearance."""
         return {name: mean.value() for name, mean in self._means.items()}
@@ -223,6 +261,14 @@ class _Mean:
         of_form.reports += 1
         of_form.weight += weight
         of_form.values = [s + weight * x for s, x in zip(of_form.values, numbers, strict=True)]
+        if len(self._sums) > 1:
+            self.problem = Unkept("of another form from some")
+
+    def add_all(self, weights: NDArray[np.float64], numbers: NDArray[np.float64]) -> None:
+        of_form = self._sums.setdefault(-1, _Sum(0.0, [0.0]))
+        of_form.reports += len(weights)
+        of_form.weight = added(of_form.weight, weights)
+        of_form.values = [added(of_form.values[0], weights * numbers)]
         if len(self._sums) > 1:
             self.problem = Unkept("of another form from some")
 

@@ -337,6 +337,9 @@ def _has(run: Run, metric: str) -> bool:
 
 def _utilisation(groups: Mapping[str, Sequence[Run]]) -> str:
     rows = []
+    parts = ["compute", "radio", "idle"]
+    every = [run.summary["totals"]["energy_j"] for group in groups.values() for run in group]
+    parts += ["servers"] if any("servers" in joules for joules in every) else []
     for label, group in groups.items():
         totals = [run.summary["totals"] for run in group]
         joules = [t["energy_j"] for t in totals]
@@ -349,7 +352,7 @@ def _utilisation(groups: Mapping[str, Sequence[Run]]) -> str:
                     f"{100 * sum(j.get(part, 0.0) for j in joules) / energy:.3g} %"
                     if energy > 0
                     else units.MISSING
-                    for part in ("compute", "radio", "idle")
+                    for part in parts
                 ),
                 _mean(t.get("client_updates", math.nan) for t in totals),
                 _mean(t.get("wall_s", math.nan) for t in totals) + " s",
@@ -358,7 +361,7 @@ def _utilisation(groups: Mapping[str, Sequence[Run]]) -> str:
     note = "Computing is the share of simulated time, over the clients that were sent anything."
     if _has_seeds(groups):
         note += " The others are means over seeds."
-    heads = ["runs", "computing", "energy: computing", "radio", "idle", "client updates"]
+    heads = ["runs", "computing", "energy: computing", *parts[1:], "client updates"]
     table = shell.table([*heads, "time on this host"], rows)
     return f'<h2>Utilisation</h2>\n<p class="note">{shell.text(note)}</p>\n{table}'
 

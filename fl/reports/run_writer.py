@@ -75,6 +75,7 @@ class Totals:
         compute_j: energy of all devices while computing, J.
         radio_j: while transferring, J.
         idle_j: the rest of the time, J.
+        servers_j: energy of the server and of machines between it and the clients, J.
         client_updates: replies with a trained model.
         utilisation: share of the time that clients computed, over those that were sent anything.
         rounds: that have begun, evaluated or not.
@@ -87,6 +88,7 @@ class Totals:
     compute_j: float = 0.0
     radio_j: float = 0.0
     idle_j: float = 0.0
+    servers_j: float = 0.0
     client_updates: int = 0
     utilisation: float = 0.0
     rounds: int = 0
@@ -293,6 +295,8 @@ class RunWriter:
         modes = {name: better(name, self.target) for name in metrics}
         records = {n: best(self.history, n, mode) for n, mode in modes.items() if mode is not None}
         joules = {"compute": totals.compute_j, "radio": totals.radio_j, "idle": totals.idle_j}
+        if totals.servers_j:
+            joules["servers"] = totals.servers_j
         summary: dict[str, Any] = {
             "status": status,
             "error": _error_text(error),

@@ -23,6 +23,7 @@ from fl.reports.target import when
 _Show = Callable[[float], str]
 _UnitOf = Callable[[float], units.Unit]
 
+_MOST_SHARES = 5  # that it shows, of what takes time
 _MOST_METRICS = 20  # that the table of one run shows
 _AGES = ("staleness", "poll_gap")
 _UNBOUNDED = 10_000  # characters
@@ -77,17 +78,21 @@ def results(summary: Mapping[str, Any]) -> Table:
         table.add_row("error", _plain(str(summary["error"]).splitlines()[-1]), style="red")
     for row in _metric_rows(summary):
         table.add_row(*map(_plain, row))
+    if summary["extra"].get("trained") is False:
+        table.add_row("training", "none (client.train=false): what it takes, not what it learns")
     table.add_section()
     totals = summary["totals"]
     deployed = _is_deployed(summary)
     if not deployed:
         table.add_row("simulated time", units.duration(totals["virtual_s"]))
+    if shares := summary["extra"].get("time_shares", {}).get("clients"):
+        table.add_row("of a client's task", _shares(shares))
     table.add_row("sent to clients", units.size(totals["bytes_down"]))
     table.add_row("sent by clients", units.size(totals["bytes_up"]))
     if not deployed:
         joules = totals["energy_j"]
         parts = ", ".join(
-            f"{name} {units.energy(joules[name])}" for name in ("compute", "radio", "idle")
+            f"{name} {units.energy(joules[name])}" for name in joules if name != "total"
         )
         table.add_row("energy", f"{units.energy(joules['total'])} ({parts})")
     table.add_row("rounds", units.count(totals["rounds"]))
@@ -220,6 +225,12 @@ def _metric_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield name, ", ".join([*cost, f"round {target['round']}"])
     else:
         yield name, target["reason"]
+
+
+def _shares(shares: Mapping[str, float]) -> str:
+    """Returns what takes most of the time from a message to its reply."""
+    largest = sorted(shares.items(), key=lambda item: -item[1])[:_MOST_SHARES]
+    return ", ".join(f"{units.name(name)} {100 * of:.0f} %" for name, of in largest if of >= 0.005)
 
 
 def _cells(

@@ -6,7 +6,7 @@ seen at the same time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from fl.clients import Descent, Direction, TrainingApp
+from fl.clients import Descent, Direction, PartialApp, StageApp, TrainingApp
+from fl.clients.app.merging import By
 from fl.compression import Channel, chained
 from fl.data import FederatedData
 from fl.data.loading import loading_once
@@ -30,7 +31,13 @@ from fl.runs.compatibility import (
 )
 from fl.runs.configuration import Given
 from fl.runs.experiment import Experiment, ForeignApp, Learning, app_of
-from fl.runs.ignored import ignored, ignored_average, ignored_personal, ignored_turns
+from fl.runs.ignored import (
+    ignored,
+    ignored_average,
+    ignored_personal,
+    ignored_servers,
+    ignored_turns,
+)
 from fl.runs.journal import RunStart
 from fl.runs.kinds import blamed, expected, networked, of_another_kind, part_made
 from fl.runs.learnt import Learnt, held_out_share, learnt_at
@@ -59,6 +66,7 @@ from fl.runs.settings import (
     wrong_numbers,
 )
 from fl.runs.simulator import epoch_of
+from fl.runs.staged import staged
 from fl.runs.transcript import shown_once
 from fl.runs.unread import (
     OF_A_TASK,
@@ -72,16 +80,19 @@ from fl.runs.warm_start import warm_experiment
 from fl.strategies import (
     Driver,
     Exchange,
+    Pipeline,
     ProxyLosses,
     Rounds,
     ServerExamples,
     TrustedUpdate,
     driver_of,
 )
+from fl.submodels import Units
 
 _OURS = (
     "strategy",
     "fleet",
+    "hierarchy",
     "runtime",
     "executor",
     "compressor",
@@ -152,6 +163,9 @@ def build(config: DictConfig) -> Experiment:
             parts[name] = part_made(config, name)
     with problems.noted():
         parts |= networked(config, parts)
+    if parts.get("hierarchy") is not None and parts.get("fleet") is not None:
+        with problems.noted(), blaming(config, "hierarchy"):
+            parts["hierarchy"].attached(parts["fleet"])
     if {"compressor", "then", "feedback"} <= parts.keys():
         with problems.noted():
             feedback = parts["feedback"] and blamed(config, "feedback", parts["feedback"])
@@ -174,6 +188,7 @@ def build(config: DictConfig) -> Experiment:
             parts.get("downlink"),
             attack.forging,
             tasks=bool(config.get("tasks")),
+            hierarchy=parts.get("hierarchy"),
             num_clients=config.num_clients,
         )
         problems += refusals(choice)
@@ -183,6 +198,9 @@ def build(config: DictConfig) -> Experiment:
             strategy.check_clients(config.num_clients)
         with problems.noted(), blaming(config, "strategy"):
             strategy.check_rounds(config.num_rounds)
+        if "runtime" in parts:
+            with problems.noted(), blaming(config, "strategy"):
+                strategy.check_answers(parts["runtime"].answer_s)
         for made in learnt.values():  # the client's rule, where it is known before the client
             given = getattr(made.make_app, "keywords", {})
             rule, correction = given.get("rule"), given.get("correction")
@@ -235,6 +253,11 @@ def _joined(
                     f"client.train is false, and how much is sent with {strategy.name} hangs on "
                     "what is learnt: leave it out, or choose another strategy"
                 ]
+            if app.learns and not strategy.traits.learns:
+                problems += [
+                    f"client.train is true, but {strategy.name} trains nothing, and passes the "
+                    "time of stages that its configuration declares: set client.train=false"
+                ]
             selection = strategy.selection if isinstance(strategy, Rounds) else None
             if selection is not None and selection.by_accuracy and data.task == "regression":
                 problems += [
@@ -259,33 +282,45 @@ def _joined(
         trusted=_trusted(strategy, first, config.seed),
         initial=first.drawn,
     )
-    parts_app = None
+    if strategy.traits.merges:
+        with blaming(config, "model"):
+            exchange = replace(exchange, units=_matched(first.app, strategy.traits.merges))
+    parts_app: PartialApp | StageApp | None = None
     if isinstance(strategy, Rounds) and strategy.sub_models is not None:
         with blaming(config, "strategy.sub_models"):
             ways = learnt[""].make_app, ends
             parts_app, exchange = partly(
                 strategy.sub_models, first, *ways, parts["fleet"], exchange
             )
+    if isinstance(strategy, Pipeline):
+        with blaming(config, "strategy"):
+            parts_app, exchange = staged(strategy, first, parts["fleet"], exchange)
     with blaming(config, "strategy"):
         proxy = _proxy(strategy, first, config.seed)
         exchange = replace(exchange, proxy=proxy, public=_public(strategy, first, config.seed))
     with blaming(config, "strategy"):
         within = strategy.within(exchange)
+    fleet, runtime = parts["fleet"], parts["runtime"]
+    if strategy.traits.regional and not (runtime and runtime.relayed):
+        with blaming(config, "network"):
+            fleet = fleet.with_servers_at_sites()
     experiment = Experiment(
         first.data,
         first.model,
         first.app,
         first.backdoored,
         strategy=within,
-        fleet=parts["fleet"],
+        fleet=fleet,
         executor=parts["executor"],
         runtime=parts["runtime"],
+        hierarchy=parts["hierarchy"],
         tasks=tasks,
         parts=parts_app,
         ignored={
             **ignored(strategy, learning, told, asked=config.personal.every is not None),
             **ignored_average(config),
             **ignored_turns(config),
+            **ignored_servers(strategy),
             **ignored_personal(config, any(one.holds_out for one in learnt.values())),
         },
     )
@@ -295,6 +330,16 @@ def _joined(
     if config.initial_model is None:
         return experiment
     return replace(experiment, warm=warm_experiment(experiment, config.initial_model))
+
+
+def _matched(app: TrainingApp, by: By) -> Sequence[Units]:
+    """Returns the units that clients match when they merge models; none if they match none.
+
+    Raises:
+        ConfigError: those of the model cannot be matched so.
+    """
+    app.merger.check(by)
+    return app.merger.units if by != "order" else ()
 
 
 def _trusted(strategy: Driver, learning: Learning, seed: int) -> TrustedUpdate | None:

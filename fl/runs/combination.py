@@ -17,6 +17,7 @@ from fl.clients import (
 )
 from fl.compression import Channel, Shapes
 from fl.runs.groups import members_of
+from fl.simulation.world.hierarchies import Hierarchy
 from fl.strategies import Driver, Traits
 from fl.vectors.layout import Layout
 
@@ -35,6 +36,7 @@ class Combination:
         rule: of the clients, without a correction of gradients.
         correction: of the gradients that the rule follows.
         tasks: whether there are several models.
+        hierarchy: adds up what clients send, on its way; None does not.
         num_clients: clients there are.
         layout: of what travels of the clients' model, if it is known.
         keeps: whether layers of it stay with the clients.
@@ -49,6 +51,7 @@ class Combination:
     rule: Rule | None = None
     correction: Correction | None = None
     tasks: bool = False
+    hierarchy: Hierarchy | None = None
     num_clients: int = 0
     layout: Layout | None = None
     keeps: bool = False

@@ -28,6 +28,7 @@ from fl.clients.app.replica import trained_shapes
 from fl.compression import Participation, Receivers, Shapes, check_broadcast
 from fl.errors import ConfigError
 from fl.runs.combination import Combination
+from fl.simulation.world.hierarchies import Edge
 from fl.strategies import Driver, Exchange
 
 read_if(
@@ -41,8 +42,9 @@ read_if(
 class Refusal:
     """Choices that do not go together.
 
-    {strategy}, {uplink}, {downlink}, {attack}, {rule}, {correction}, {client}, {lacking}, {needed}
-    and {forgotten} in the texts stand for what is chosen, {fitting} and {home} for what could be.
+    {strategy}, {uplink}, {downlink}, {attack}, {rule}, {correction}, {hierarchy}, {client},
+    {edges}, {lacking}, {needed} and {forgotten} in the texts stand for what is chosen, {fitting}
+    and {home} for what could be.
 
     Attributes:
         what: the choices, for the page.
@@ -62,7 +64,7 @@ class Refusal:
         """Returns what a user is told."""
         kinds = {
             name: type(getattr(choice, name)).__name__
-            for name in ("uplink", "downlink", "attack", "rule", "correction")
+            for name in ("uplink", "downlink", "attack", "rule", "correction", "hierarchy")
         }
         return f"{self.given}, but {self.why}: {self.instead}".format(
             strategy=choice.strategy.name,
@@ -72,6 +74,7 @@ class Refusal:
             home=choice.home,
             forgotten=choice.forgotten,
             needed=getattr(choice.traits.client_rule, "__name__", ""),
+            edges=choice.traits.edges,
             **kinds,
         )
 
@@ -83,8 +86,10 @@ class Refusal:
             forgotten="moments",
             lacking="...",
             needed="that rule",
+            edges="so many",
         )
         instead = self.instead.format(
+            edges="...",
             fitting="leave client/correction as the strategy chooses it",
             home="the strategy that it is for",
         )
@@ -102,11 +107,44 @@ REFUSALS = (
         "use strategy=fedast or strategy=sync_st, or leave tasks out",
     ),
     Refusal(
+        "Machines that add updates up, and strategies that look at more than a weighted mean",
+        lambda c: c.hierarchy is not None and not c.traits.sums,
+        "hierarchy is {hierarchy}",
+        "its machines hand on sums of what clients send, and {strategy} is made of more than the "
+        "weighted mean of a round's updates",
+        "leave hierarchy out, or use a strategy such as fedavg or fedadam with aggregator=mean",
+    ),
+    Refusal(
+        "Edge servers with models of their own, and other hierarchies",
+        lambda c: (
+            c.traits.edges > 0
+            and c.hierarchy is not None
+            and not (isinstance(c.hierarchy, Edge) and c.hierarchy.edges == c.traits.edges)
+        ),
+        "hierarchy is {hierarchy}",
+        "{strategy} is for {edges} edge servers",
+        "use hierarchy=edge with as many, hierarchy.edges={edges}",
+    ),
+    Refusal(
         "One model and a strategy of several",
         lambda c: c.traits.several_models and not c.tasks,
         "tasks is null",
         "{strategy} trains several models",
         "choose one, tasks=NAME",
+    ),
+    Refusal(
+        "Compressors and strategies that pass time alone",
+        lambda c: (c.uplink is not None or c.downlink is not None) and not c.traits.learns,
+        _COMPRESSED,
+        "{strategy} sends bytes that nobody holds, as many as its configuration says",
+        "leave both out, and say how many bits a number takes: strategy.stage.boundary_bits",
+    ),
+    Refusal(
+        "Attacks on updates and strategies that pass time alone",
+        lambda c: c.attack is not None and not c.traits.learns,
+        "attack is {attack}",
+        "nothing is trained by {strategy}, so that there are no updates to forge",
+        "leave attack out, or use another strategy",
     ),
     Refusal(
         "Compressors and a method that is one",
@@ -122,7 +160,7 @@ REFUSALS = (
     ),
     Refusal(
         "A downlink without a server",
-        lambda c: c.downlink is not None and c.traits.meets == "peers",
+        lambda c: c.downlink is not None and c.traits.meets == "peers" and c.traits.learns,
         "downlink is {downlink}",
         "with {strategy} nodes send to each other, and nobody to all",
         "leave downlink out, and choose compressor=... for what nodes send",
@@ -146,6 +184,38 @@ REFUSALS = (
         "downlink is {downlink}",
         "workers of {strategy} meet in an all-reduce, with the same bytes both ways",
         "choose compressor=..., which compresses outer gradients, and leave downlink out",
+    ),
+    Refusal(
+        "A downlink between stages",
+        lambda c: c.downlink is not None and c.traits.meets == "stages",
+        "downlink is {downlink}",
+        "machines of {strategy} send activations and their gradients to each other, both ways",
+        "choose compressor=..., which compresses these, and leave downlink out",
+    ),
+    Refusal(
+        "Attacks on updates between stages",
+        lambda c: c.attack is not None and c.traits.meets == "stages",
+        "attack is {attack}",
+        "it forges updates of the whole model, and machines of {strategy} send activations and "
+        "the gradient of a stage",
+        "use an attack on data, such as label_flip, or strategy=data_parallel",
+    ),
+    Refusal(
+        "Client rules between stages",
+        lambda c: (
+            c.traits.meets == "stages" and c.rule is not None and not isinstance(c.rule, Gradient)
+        ),
+        "client.rule is {rule}",
+        "machines of {strategy} give the gradient of their stage at its present parameters, and "
+        "step together",
+        "use client=gradient, and strategy.rule.optimizer for the step",
+    ),
+    Refusal(
+        "Local layers, adapters and stages",
+        lambda c: (c.keeps or c.adapted) and c.traits.meets == "stages",
+        "client.local_layers or adapter is set",
+        "a machine of {strategy} holds whole layers, and trains all that it holds",
+        "leave both out, or use a strategy whose clients have the whole model, such as fedavg",
     ),
     Refusal(
         "Compressors that need every client in every round",
@@ -185,8 +255,8 @@ REFUSALS = (
         ),
         "client.rule is {rule}",
         "it trains nothing, and {strategy} combines trained models",
-        "use it with strategy=data_parallel, gradient_tracking, d2, extra, beer, onebit_adam, demo "
-        "or just_one_byte, or another client",
+        "use it with strategy=data_parallel, dedloc, gradient_tracking, d2, extra, beer, "
+        "onebit_adam, demo or just_one_byte, or another client",
     ),
     Refusal(
         "Vectors beside the model that only one end knows",
@@ -285,6 +355,14 @@ REFUSALS = (
         "as fedavg",
     ),
     Refusal(
+        "Local layers and models that clients merge",
+        lambda c: bool(c.traits.merges) and c.keeps,
+        "client.local_layers is set",
+        "nodes of {strategy} match the units of whole models, and layers that stay with them come "
+        "from nobody",
+        "leave client/local_layers out, or use strategy=dfedavg",
+    ),
+    Refusal(
         "Adapters and parts of the model",
         lambda c: bool(c.traits.partial) and c.adapted and not c.traits.of_adapters,
         "adapter is set",
@@ -301,8 +379,22 @@ REFUSALS = (
         "leave client as the strategy chooses it, or use strategy=fedavg",
     ),
     Refusal(
+        "Compressors and models that clients merge",
+        lambda c: c.uplink is not None and bool(c.traits.merges),
+        "compressor is {uplink}",
+        "nodes of {strategy} merge the models of others with their own when they next train, and "
+        "with what a compressor leaves of them no mean of all would be kept",
+        "leave compressor out, or use strategy=beer or strategy=dfedavg",
+    ),
+    Refusal(
         "Compressors and messages that are handed on",
-        lambda c: c.uplink is not None and not c.sends_tensors and c.traits.meets == "peers",
+        lambda c: (
+            c.uplink is not None
+            and not c.sends_tensors
+            and c.traits.meets == "peers"
+            and not c.traits.merges
+            and c.traits.learns
+        ),
         "compressor is {uplink}",
         "what nodes of {strategy} send is handed on, and what a compressor leaves out of it would "
         "be missing ever after",
@@ -394,7 +486,8 @@ def check_model(choice: Combination, exchange: Exchange) -> None:
         check_broadcast(choice.downlink, Shapes.of(choice.layout))
         if choice.traits.compressed_carries:
             check_broadcast(choice.downlink, Shapes.trained(choice.layout))
-    if choice.uplink is not None and choice.traits.compressors != "none":
+    meets_layers = choice.traits.meets == "stages"  # activations are compressed, no model
+    if choice.uplink is not None and choice.traits.compressors != "none" and not meets_layers:
         shapes = Shapes.trained(choice.layout)
         choice.uplink.init(shapes)
         vectors = 1 + len(choice.traits.compressed_needs)

@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import ArrayRecord
 from torch import nn
 
-from fl.clients import PartialApp, TaskApp, TrainingApp
+from fl.clients import PartialApp, StageApp, TaskApp, TrainingApp
 from fl.data import Examples, FederatedData
 from fl.execution import Executor
 from fl.execution.executor import load_app
@@ -21,6 +21,7 @@ from fl.runs.apps import FlowerApp
 from fl.runs.transcript import shown_once
 from fl.simulation.cost import CostModel
 from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.hierarchies import Hierarchy
 from fl.simulation.world.runtime import Runtime
 from fl.strategies import Driver
 
@@ -63,6 +64,7 @@ class Experiment(Learning):
         fleet: the clients' devices, links, availability and faults.
         executor: where clients run.
         runtime: what the software on the way takes.
+        hierarchy: machines that add updates up on their way to the server; None has none.
         tasks: what is learnt, by name, if it is several models at once; the data, model and app
             above are then those of the first.
         parts: what clients run that hold parts of the model; None if all hold all of it.
@@ -74,8 +76,9 @@ class Experiment(Learning):
     fleet: Fleet = field(kw_only=True)
     executor: Executor = field(kw_only=True)
     runtime: Runtime = field(default_factory=Runtime, kw_only=True)
+    hierarchy: Hierarchy | None = field(default=None, kw_only=True)
     tasks: Mapping[str, Learning] = field(default_factory=dict)
-    parts: PartialApp | None = None
+    parts: PartialApp | StageApp | None = None
     ignored: Mapping[str, str] = field(default_factory=dict)
     warm: ArrayRecord | None = None
 
@@ -86,7 +89,7 @@ class Experiment(Learning):
         return initial_of(self.tasks) if self.tasks else super().initial()
 
 
-def app_of(experiment: Experiment) -> TrainingApp | TaskApp | PartialApp:
+def app_of(experiment: Experiment) -> TrainingApp | TaskApp | PartialApp | StageApp:
     """Returns what the clients of an experiment run."""
     tasks = experiment.tasks
     if experiment.parts is not None:

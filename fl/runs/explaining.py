@@ -172,7 +172,9 @@ def no_key(name: str, there: DictConfig | None = None) -> str:
     """
     key = key_of(name)
     top, _, rest = key.partition(".")
-    if top in ("run_config", "train_config") and rest:
+    if top in ("run_config", "train_config"):
+        if not rest:
+            return f"{key} takes one key at a time: to add it, write +{key}.KEY=VALUE"
         return f"there is no key '{key}': to add it, write +{key}=VALUE"
     if rest == "_target_" and top in top_groups():
         return f"no {top} is chosen whose class this could replace: to give one, write +{key}=VALUE"

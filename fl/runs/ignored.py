@@ -51,6 +51,13 @@ def ignored_turns(config: DictConfig) -> dict[str, str]:
     return {"compressor*.alternating": "strategy.compress_mean=true reads it"}
 
 
+def ignored_servers(strategy: Driver) -> dict[str, str]:
+    """Returns the place of the fleet's one server, where each region has one."""
+    if not strategy.traits.regional:
+        return {}
+    return {"fleet.server_region": f"with {strategy.name}, each region has a server of its own"}
+
+
 def ignored_average(config: DictConfig) -> dict[str, str]:
     """Returns the keys of `lawa` that only its first one makes effective."""
     return {} if config.lawa.k is not None else {"lawa.every": "only lawa.k reads it"}

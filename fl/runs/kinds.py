@@ -24,9 +24,11 @@ from fl.selection import Selection
 from fl.simulation.cost import CostModel
 from fl.simulation.world.checkpointing import Checkpointing
 from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.hierarchies import AggregatorMachine, Hierarchy
 from fl.simulation.world.networks import NetworkModel
 from fl.simulation.world.runtime import Runtime
 from fl.simulation.world.slowdowns import Distribution
+from fl.strategies.pipeline_rule import StageRecovery
 from fl.strategies.round_rule import RoundRule
 from fl.strategies.staleness import StalenessWeight
 from fl.topologies import Topology, Weights
@@ -44,6 +46,7 @@ _KINDS: Mapping[str, Any] = {  # what the member of a group makes
     "cost_model": CostModel,
     "adapter": Adapter,
     "network": NetworkModel,
+    "hierarchy": Hierarchy,
 }
 
 
@@ -56,10 +59,13 @@ _INSIDE: Mapping[str, type] = {  # what is made for a part of these, if its key 
     "fleet.checkpointing": Checkpointing,
     "fleet.client_slowdown": Distribution,
     "fleet.task_slowdown": Distribution,
+    "hierarchy.machine": AggregatorMachine,
     "selection": Selection,
+    "strategy.rule.recovery": StageRecovery,
     "strategy.rule.server_optimizer": RoundRule,
     "strategy.rule.staleness": StalenessWeight,
     "topology": Topology,
+    "topology.base": Topology,
     "topology.weights": Weights,
 }
 

@@ -52,6 +52,12 @@ class AppliedUpdates:
         self.ages.setdefault("poll_gap" if polled else "staleness", Counter())[age] += 1
         self.means.add(metrics)
 
+    def add_all(self, metrics: Sequence[Mapping[str, Any]], which: NDArray[np.int64]) -> None:
+        """Counts updates that are not late, see `Means.add_all`."""
+        if len(which):
+            self.ages.setdefault("staleness", Counter())[0] += len(which)
+            self.means.add_all(metrics, which)
+
     def mean_ages(self) -> dict[str, float]:
         """Returns the updates' mean age, by its name."""
         return {
@@ -146,6 +152,10 @@ class Recorder:
         """
         self._initial, self._limit_s, self._may_stay = initial, limit_s, may_stay
 
+    def expect_no_training(self) -> None:
+        """Notes that clients do not train, so that the loss that they report is none."""
+        self._columns.leave_out("train", "train-loss")
+
     def attach(self, grid: SimGrid) -> None:
         """Takes time, bytes and joules from this grid from now on."""
         self._grid = grid
@@ -155,6 +165,10 @@ class Recorder:
     def on_applied(self, age: int, metrics: Mapping[str, Any], polled: bool) -> None:
         """Notes an update that an asynchronous strategy used, until the next row is written."""
         self._applied.add(age, metrics, polled)
+
+    def on_used(self, metrics: Sequence[Mapping[str, Any]], which: NDArray[np.int64]) -> None:
+        """Notes updates of one instant, of which there are few different reports."""
+        self._applied.add_all(metrics, which)
 
     def on_step(self, why_not: NoStep | None, model: str) -> None:
         """Notes that a round has changed a model, or why not."""
@@ -342,7 +356,7 @@ class Recorder:
             "wall_s": totals.wall_s,
             "bytes_down": totals.bytes_down,
             "bytes_up": totals.bytes_up,
-            "energy_j": totals.compute_j + totals.radio_j + totals.idle_j,
+            "energy_j": totals.compute_j + totals.radio_j + totals.idle_j + totals.servers_j,
         }
 
     def confusion(self, counts: NDArray[np.int64]) -> None:
@@ -432,6 +446,7 @@ class Recorder:
             compute_j=engine.energy_j["compute"],
             radio_j=engine.energy_j["radio"],
             idle_j=engine.energy_j["idle"],
+            servers_j=self._grid.servers_j,
             client_updates=self._grid.client_updates,
             utilisation=self._grid.utilisation,
             rounds=self._rounds.number,
@@ -526,7 +541,7 @@ class Recorder:
 
     def _flush(self) -> None:
         self._read_reports()
-        if self._pending:
+        if self._pending or self._measured:
             self.settle()
             self._write(self._taken())
 

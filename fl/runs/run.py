@@ -131,6 +131,8 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
     initial = experiment.initial()
     if experiment.app.learns:
         recorder.expect(initial, config.time_limit_s, experiment.strategy.may_stay)
+    else:
+        recorder.expect_no_training()
     clock = GridView(grid).clock
     evaluate = (
         task_evaluation(experiment, train=config.evaluate_train)
@@ -270,6 +272,8 @@ def facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
         told["initial_model_sha256"] = arrays_sha256(experiment.initial())
     if frozen := frozen_sha256(experiment):
         told[FROZEN] = frozen
+    if not experiment.app.learns:
+        told["trained"] = False
     if byzantine := experiment.strategy.exchange.byzantine:
         told["byzantine"] = sorted(byzantine)
     if config.central_epochs:
@@ -333,6 +337,7 @@ def _run_own(
         num_partitions=max(t.data.num_partitions for t in (tasks or {"": experiment}).values()),
         executor=experiment.executor.shared_by(side_by_side()),
         runtime=experiment.runtime,
+        hierarchy=experiment.hierarchy,
         num_rounds=config.num_rounds,
         extra=facts(experiment, config),
         recovery=recovery_of(config, start),

@@ -70,7 +70,9 @@ def callbacks_of(config: DictConfig) -> list[Callback]:
                 f"{name} is {each!r}, without _target_; it must be as {{_target_: mine.Callback}}"
             )
         with blaming(config, name):
-            callback = instantiate(each, _convert_="all")
+            # Under its name, as Hydra tells the place of a list's entry wrongly.
+            alone = OmegaConf.create({name: OmegaConf.to_container(each, resolve=True)})
+            callback = instantiate(alone[name], _convert_="all")
             if not isinstance(callback, Callback):
                 raise ConfigError(
                     f"_target_ is {each._target_}, which makes a {type(callback).__name__}; it "

@@ -20,7 +20,7 @@ from fl.clients import TrainingApp
 from fl.clients.app.batching import Batching
 from fl.errors import ConfigError, Diverged, SimulationError
 from fl.execution import AppSource, Executor, RayExecutor, SerialExecutor
-from fl.execution.contract import PlannedApp, Request, RunInfo, Workload
+from fl.execution.contract import ForeseenApp, PlannedApp, Request, RunInfo, Workload
 from fl.execution.executor import load_app
 from fl.execution.garbage import quick_garbage_collection
 from fl.execution.virtual_time import EPOCH, TaskClock, answering, host_date, virtual_time
@@ -40,6 +40,7 @@ from fl.simulation.grid import SimGrid, trace_of
 from fl.simulation.kernel.trace import Trace
 from fl.simulation.legacy import concurrent_rounds
 from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.hierarchies import Hierarchy
 from fl.simulation.world.runtime import Runtime
 from fl.strategies.drivers.guarded import guarding
 from fl.vectors.threads import limit_blas, limit_threads
@@ -73,6 +74,7 @@ def simulate(
     executor: Executor | Literal["ray", "serial"] = "ray",
     cost_model: CostModel | None = None,
     runtime: Runtime | None = None,
+    hierarchy: Hierarchy | None = None,
     directory: Path | str | None = None,
     target: Target | None = None,
     save_models: Sequence[str] = ("final",),
@@ -105,6 +107,7 @@ def simulate(
         executor: where clients run.
         cost_model: what the work of a foreign ClientApp costs; ours plans its own.
         runtime: what the software on the way takes; None is nothing.
+        hierarchy: machines that add updates up on their way to the server; None has none.
         directory: where the run's files go; None writes none.
         target: metric value whose cost is reported.
         save_models: which models go into the directory as well: "final", "best" by the target.
@@ -191,13 +194,16 @@ def simulate(
                         fleet,
                         executor,
                         planner=planner,
+                        foreseen=(app, run) if isinstance(app, ForeseenApp) else None,
                         cost_model=cost_model,
                         runtime=runtime,
+                        hierarchy=hierarchy,
                         trace=trace,
                         on_sent=recorder.on_sent,
                         on_replies=recorder.on_replies,
                         on_progress=recorder.on_progress,
                         on_applied=recorder.on_applied,
+                        on_used=recorder.on_used,
                         on_step=recorder.on_step,
                         on_measured=recorder.on_measured,
                         on_said=transcript.said,

@@ -54,6 +54,7 @@ OF_OURS = (
     "evaluate_every_s",
     "evaluate_train",
     "feedback",
+    "hierarchy",
     "initial_model",
     "lawa",
     "metrics",

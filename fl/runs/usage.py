@@ -28,6 +28,7 @@ GROUPS = {
     "tasks": "several of these at once",
     "fleet": "devices, links, when clients are there",
     "network": "links that clients share on the way to the server",
+    "hierarchy": "machines that add updates up on their way",
     "runtime": "what software takes on the way",
     "topology": "who hears whom, without a server",
     "allreduce": "how workers come to have a mean, without a server",

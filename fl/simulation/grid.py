@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from fl.flower.private import Run, copied, empty_run
 from fl.simulation.ahead import Ahead
 from fl.simulation.attendance import Attendance
 from fl.simulation.client_errors import ClientErrors
+from fl.simulation.cohorts import Cohorts, Foreseen, OnUsed
 from fl.simulation.control import OnApplied, OnMeasured, OnStep, SimControl
 from fl.simulation.cost import CostModel, Planner
 from fl.simulation.host import SimHost
@@ -38,7 +39,9 @@ from fl.simulation.kernel.trace import Event, Trace
 from fl.simulation.mailbox import Mailbox, unavailable
 from fl.simulation.peers import RelayedPeers, SimPeers
 from fl.simulation.serving import Serving
+from fl.simulation.summation import SimSummation
 from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.hierarchies import Hierarchy
 from fl.simulation.world.runtime import Runtime
 
 _LONG_S = 86400.0  # to live, of messages that are not sent
@@ -70,14 +73,17 @@ class SimGrid(Grid):
         fleet: the clients.
         executor: started, runs the clients' work.
         planner: plans the work of our own ClientApp; None for a foreign app.
+        foreseen: our own ClientApp and what its clients know, if it knows answers beforehand.
         cost_model: what a foreign app's work costs.
         runtime: what software takes on the way; None is nothing.
+        hierarchy: machines that add updates up on their way to the server; None has none.
         trace: where events are recorded; a new one if None.
         on_sent: called with messages that are sent, and `exchange`: whether by `send_and_receive`.
         on_replies: called with replies that are pulled; and at the end of each `send_and_receive`
             that sent something, with `exchange`, the type of its (first) message.
         on_progress: called after each instant of virtual time.
         on_applied: called for each update that a strategy reports to have used.
+        on_used: called with those of a cohort that was no messages.
         on_step: called for each round of a strategy that has ended, with why it leaves the model as
             it is, or None.
         on_measured: called with what a strategy has measured.
@@ -91,7 +97,10 @@ class SimGrid(Grid):
         peers: links among the clients, which `GridView` finds.
         runtime: what software takes on the way; None if it is ideal.
         serving: passes what the server's process takes of it; None if that is nothing.
+        summation: has updates added up on the hierarchy, which `GridView` finds; None without one.
         numbered: True, which `GridView` finds: a node id says which client it is.
+        cohorts: runs cohorts as arrays, which `GridView` finds.
+        arrived: ids of messages whose reply is there, which `GridView` finds.
         train_messages: `train` messages that were sent.
         client_errors: what went wrong in clients' code.
     """
@@ -102,19 +111,25 @@ class SimGrid(Grid):
         executor: Executor,
         *,
         planner: Planner | None = None,
+        foreseen: Foreseen | None = None,
         cost_model: CostModel | None = None,
         runtime: Runtime | None = None,
+        hierarchy: Hierarchy | None = None,
         trace: Trace | None = None,
         on_sent: Callable[..., None] | None = None,
         on_replies: Callable[..., None] | None = None,
         on_progress: Callable[[], None] | None = None,
         on_applied: OnApplied | None = None,
+        on_used: OnUsed | None = None,
         on_step: OnStep | None = None,
         on_measured: OnMeasured | None = None,
         on_said: Callable[[Line], None] | None = None,
         errors: ClientErrors | None = None,
         epoch: int = EPOCH,
     ) -> None:
+        behind = fleet  # the hierarchy: with the server's own link
+        if hierarchy is not None:
+            fleet = hierarchy.attached(fleet)
         self.fleet = fleet
         self.trace = trace_of(fleet) if trace is None else trace
         self.runtime = None if runtime is None or runtime.ideal else runtime
@@ -122,7 +137,20 @@ class SimGrid(Grid):
         self.serving: Serving | None = None
         if self.runtime is not None:
             foreign = planner is None
-            self.serving = Serving(self.runtime, self.trace, self._now, self._advance, foreign)
+            self.serving = Serving(
+                self.runtime,
+                self.trace,
+                self._now,
+                self._advance,
+                foreign,
+                adds=hierarchy is None,
+            )
+        self.summation: SimSummation | None = None
+        if hierarchy is not None:
+            queue = self.engine.queue
+            self.summation = SimSummation(
+                hierarchy, behind, queue, self.trace, self._step, self._advance
+            )
         self.clock = VirtualClock(self._now, self.sleep, self.wait, self._elapsed_s)
         self.control = SimControl(
             self.trace, self._now, self.cancel, on_applied, on_step, on_measured
@@ -141,6 +169,7 @@ class SimGrid(Grid):
         self._run = empty_run(RUN_ID)
         self._attendance = Attendance(fleet, self._now)
         self._mailbox = Mailbox(len(fleet), epoch, self.engine.waits)
+        self.arrived: Collection[str] = self._mailbox.arrived
         self._ahead = Ahead(executor, self.trace, self._now, on_said, self._without_draws)
         self._host = self.engine.host = SimHost(
             self.engine,
@@ -150,6 +179,18 @@ class SimGrid(Grid):
             self.control,
             self.client_errors,
             self._inside,
+        )
+        self.cohorts = Cohorts(
+            fleet,
+            foreseen,
+            self.engine,
+            self._mailbox,
+            self._host,
+            self.control,
+            runtime=self.runtime is not None,
+            advance=self.sleep_until,
+            on_sent=self._count_sent,
+            on_used=on_used,
         )
         self._asked: tuple[float, set[str]] = (-1.0, set())  # pulled in vain, and when
         self._taken: list[Dispatch] = []  # whose replies were pulled last
@@ -232,6 +273,8 @@ class SimGrid(Grid):
                 else:
                     self._step(math.inf)
                     replies = self._take(names)
+            if self.summation is not None:
+                self.summation.weigh(self._taken)
             if replies and self.serving is not None:
                 self.serving.receives(self._taken)
             if replies and self._on_replies is not None:
@@ -306,6 +349,8 @@ class SimGrid(Grid):
             self._on_sent(messages, exchange=exchange)
         if messages and self.serving is not None:
             self.serving.sends(messages)
+        if messages and self.summation is not None and ready_s is None:
+            self.summation.sends(messages)
         payloads: dict[int, Payload] = {}
         times = [None] * len(messages) if ready_s is None else ready_s
         dispatches = [
@@ -399,6 +444,15 @@ class SimGrid(Grid):
         """Lets `seconds` of virtual time pass."""
         with self._inside():
             self._advance(self._now() + max(0.0, float(seconds)))
+
+    def sleep_until(self, time: float) -> None:
+        """Lets virtual time pass until `time`."""
+        with self._inside():
+            self._attendance.reset()
+            self._advance(time)
+
+    def _count_sent(self, messages: int) -> None:
+        self.train_messages += messages
 
     def _advance(self, until: float) -> None:
         while self._step(until):
@@ -494,7 +548,16 @@ class SimGrid(Grid):
     def report(self) -> dict[str, Any]:
         """Returns facts for the run's summary."""
         job = self.fleet.job
-        return {} if job is None else {"checkpointing": job.report(self._now())}
+        facts = {} if job is None else {"checkpointing": job.report(self._now())}
+        if self.serving is not None and (served := self.serving.report()):
+            facts["server"] = served
+        return facts if self.summation is None else {**facts, "hierarchy": self.summation.report()}
+
+    @property
+    def servers_j(self) -> float:
+        """Joules of the server and of the machines between it and the clients so far."""
+        parts = (self.serving, self.summation)
+        return sum(part.energy_j for part in parts if part is not None)
 
     def were_available(self) -> NDArray[bool_]:
         """Returns which clients were available at some time so far, shape (n,)."""

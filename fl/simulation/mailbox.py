@@ -187,6 +187,12 @@ class Mailbox:
         return self._abandoned.pop(name) if awaited is None else awaited
 
 
+def reason_of(kind: Event) -> tuple[int, str]:
+    """Returns code and text of the error that the server gets for a lost dispatch."""
+    code, reason = _REASONS[kind]
+    return int(code), reason
+
+
 def unavailable(name: str, now: float) -> Message:
     """Returns the error that Flower gives for an id it does not know."""
     metadata = Metadata(

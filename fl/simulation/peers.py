@@ -37,6 +37,8 @@ class SimPeers:
         self._engine = engine
         self._push = push
         self._carried: dict[int, float] = {}  # link of the network -> end of what it has to carry
+        self._sending: dict[int, float] = {}  # client -> end of what it sends in turn
+        self._receiving: dict[int, float] = {}  # client -> end of what it receives in turn
         self._reducing: dict[int, float] = {}  # client -> end of its last collective
         self._plans: dict[Any, _Plan] = {}  # those made last
         self._checked: set[tuple[Collective, int]] = set()  # with how many clients
@@ -44,6 +46,16 @@ class SimPeers:
     def nodes(self) -> list[int]:
         """Returns the fleet's clients."""
         return [node_id(client) for client in range(len(self._engine.fleet))]
+
+    def reachable(self, node: int) -> bool:
+        """Returns whether others can open connections to a client."""
+        reachable = self._engine.fleet.peers.links.reachable
+        return reachable is None or bool(reachable[client_of(node)])
+
+    def site(self, node: int) -> int:
+        """Returns the number of the site where a client is."""
+        site = self._engine.fleet.peers.site
+        return 0 if site is None else int(site[client_of(node)])
 
     def push(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
         """Pushes messages at no cost; a client begins when it has what it needs."""
@@ -59,6 +71,7 @@ class SimPeers:
         fanout: int = 1,
         fanin: int = 1,
         index: int = 0,
+        in_turn: bool = False,
     ) -> tuple[float, bool]:
         """Sends a payload; returns when it arrives, in s, and whether it does.
 
@@ -70,6 +83,14 @@ class SimPeers:
         i, j = client_of(source), client_of(target)
         seconds = fleet.peers.transfer_s(i, j, size, fanout=fanout, fanin=fanin)
         seconds = max(seconds, self._carry(fleet.peers.shared(i, j), size, since))
+        if in_turn:
+            up = self._sending[i] = max(self._sending.get(i, since), since) + (
+                8.0 * size / fleet.links.up_bps.item(i)
+            )
+            down = self._receiving[j] = max(self._receiving.get(j, since), since) + (
+                8.0 * size / fleet.links.down_bps.item(j)
+            )
+            seconds = max(seconds, up - since, down - since)
         arrival = max(queue.now, since + fleet.peers.latency_s(i, j) + seconds)
         lost = fleet.faults.loses_transfer(fleet.seed, i, j, index)
         kind = Event.TRANSFER_LOST if lost else Event.TRANSFER

@@ -25,6 +25,10 @@ class Serving:
         advance: moves virtual time on to so many s, and runs what happens meanwhile.
         foreign: the app is somebody else's, whose `send_and_receive` is Flower's; that of `fl`
             looks as often as its strategies do.
+        adds: whether it reads and adds up what clients have trained; machines before it may.
+
+    Attributes:
+        busy_s: seconds that it has worked so far.
     """
 
     def __init__(
@@ -34,7 +38,10 @@ class Serving:
         now: Callable[[], float],
         advance: Callable[[float], None],
         foreign: bool,
+        adds: bool = True,
     ) -> None:
+        self.busy_s = 0.0
+        self._adds = adds
         self._runtime = runtime
         self._trace = trace
         self._now = now
@@ -60,9 +67,12 @@ class Serving:
         runtime = self._runtime
         replies, size, numbers = 0, 0, 0
         for dispatch in dispatches:
+            trained = dispatch.metadata.message_type.startswith("train")
+            if trained and not self._adds:
+                continue
             replies += 1
             size += dispatch.size_up
-            if dispatch.metadata.message_type.startswith("train"):
+            if trained:
                 numbers += dispatch.scalars
         self._spend(
             (
@@ -104,5 +114,17 @@ class Serving:
             if seconds:
                 self._trace.record(now, kind, size=size, value=seconds)
         total = sum(seconds for _, seconds, _ in terms)
+        self.busy_s += total
         if total:
             self._advance(now + total)
+
+    @property
+    def energy_j(self) -> float:
+        """Joules of the server's machine so far: working, and idle the rest of the time."""
+        runtime = self._runtime
+        idle_s = max(0.0, self._now() - self.busy_s)
+        return runtime.server_work_w * self.busy_s + runtime.server_idle_w * idle_s
+
+    def report(self) -> dict[str, float]:
+        """Returns facts for the run's summary."""
+        return {"busy_s": self.busy_s, "energy_j": self.energy_j}

@@ -12,13 +12,14 @@ from fl.lazy import lazily
 if TYPE_CHECKING:
     from fl.strategies.adaptive_batch import BatchTest, InnerProductTest, NormTest
     from fl.strategies.adpsgd import ADPSGD
-    from fl.strategies.async_diloco import AsyncDiLoCo
+    from fl.strategies.async_diloco import AsyncDiLoCo, DelayedNesterov
     from fl.strategies.async_fedavg import AsyncFedAvg
     from fl.strategies.async_sgd import AsyncSGD
     from fl.strategies.backup_workers import BackupWorkers
     from fl.strategies.beer import BEER
     from fl.strategies.ca2fl import CA2FL
     from fl.strategies.cdfl import CDFL
+    from fl.strategies.checkfree import CheckFree, CheckFreePlus
     from fl.strategies.choco import CHOCO
     from fl.strategies.clusters import Clusters
     from fl.strategies.co2 import CO2
@@ -27,12 +28,15 @@ if TYPE_CHECKING:
     from fl.strategies.d2 import D2
     from fl.strategies.data_parallel import DataParallel
     from fl.strategies.dbw import DBW
+    from fl.strategies.dedloc import DeDLOC
     from fl.strategies.dfedavg import DFedAvg
     from fl.strategies.diloco import DiLoCo
+    from fl.strategies.dimat import DIMAT
     from fl.strategies.dpsgd import DPSGD
     from fl.strategies.drivers.asynchronous import Events
     from fl.strategies.drivers.cluster_models import ClusterModels
     from fl.strategies.drivers.coded import CodedRounds
+    from fl.strategies.drivers.collaboration import Collaboration
     from fl.strategies.drivers.decentralized import Decentralized
     from fl.strategies.drivers.driver import Driver, Traits
     from fl.strategies.drivers.exchange import Exchange
@@ -42,12 +46,17 @@ if TYPE_CHECKING:
     from fl.strategies.drivers.outer import OuterSteps
     from fl.strategies.drivers.pairs import Pairs
     from fl.strategies.drivers.parameter_server import ParameterServer
+    from fl.strategies.drivers.petals import Petals
+    from fl.strategies.drivers.pipeline import Pipeline
     from fl.strategies.drivers.polling import Polling
     from fl.strategies.drivers.proxy_losses import ProxyLosses
+    from fl.strategies.drivers.regions import Regions
     from fl.strategies.drivers.replicas import Replicas
     from fl.strategies.drivers.rounds import Rounds
+    from fl.strategies.drivers.sampled import Sampled
     from fl.strategies.drivers.server_examples import ServerExamples
     from fl.strategies.drivers.simultaneous import SimultaneousEvents, SimultaneousRounds
+    from fl.strategies.drivers.swarm_pipelines import SWARM
     from fl.strategies.drivers.trusted_update import TrustedUpdate
     from fl.strategies.drivers.walks import Walks
     from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
@@ -79,11 +88,13 @@ if TYPE_CHECKING:
     from fl.strategies.fedvarp import FedVARP
     from fl.strategies.flexlora import FlexLoRA
     from fl.strategies.global_momentum import FedAvgMomentum, SCAFFOLDMomentum
-    from fl.strategies.gossip_rule import GossipRule, LocalTraining, PairRule, TreeRule
+    from fl.strategies.gossip_rule import GossipRule, LocalTraining, MergingRule, PairRule, TreeRule
     from fl.strategies.gradient_codes import CyclicCode, GradientCode, RepetitionCode
     from fl.strategies.gradient_coding import GradientCoding
     from fl.strategies.gradient_rule import GradientRule
     from fl.strategies.gradient_tracking import GradientTracking
+    from fl.strategies.halos import HALoS
+    from fl.strategies.hierfavg import HierFAVG
     from fl.strategies.ifca import IFCA
     from fl.strategies.local_sgd import LocalSGD
     from fl.strategies.mifa import MIFA
@@ -91,20 +102,24 @@ if TYPE_CHECKING:
     from fl.strategies.multi_momentum import MultiMomentum
     from fl.strategies.noise_scale import NoiseScale
     from fl.strategies.optex import OptEx
-    from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer, OuterSgd
+    from fl.strategies.outer_optimizers import OuterAdam, OuterLamb, OuterOptimizer, OuterSgd
     from fl.strategies.outer_rule import OuterGradients, OuterRule
     from fl.strategies.overlap_local_sgd import OverlapLocalSGD
     from fl.strategies.pfedme import PFedMe
+    from fl.strategies.pipeline_rule import PipelineTraining, StageRecovery, StageState
+    from fl.strategies.plexus import Plexus
     from fl.strategies.proxskip import ProxSkip
     from fl.strategies.prunefl import PruneFL
     from fl.strategies.qfedavg import QFedAvg
     from fl.strategies.quafl import QuAFL
     from fl.strategies.rates import LinearScaling
+    from fl.strategies.regional_rule import RegionalRule
     from fl.strategies.relaysgd import RelaySGD
     from fl.strategies.rennala import RennalaSGD
     from fl.strategies.ringmaster import RingmasterASGD
     from fl.strategies.round_rule import RoundRule, Updates
     from fl.strategies.sa_srrw import SASRRW
+    from fl.strategies.sample_rule import SampleRule
     from fl.strategies.savic import SAVIC
     from fl.strategies.scaffold import SCAFFOLD
     from fl.strategies.sequential_gradient_coding import MSGC, SRSGC
@@ -114,6 +129,7 @@ if TYPE_CHECKING:
     from fl.strategies.slowmo import SlowMo
     from fl.strategies.sparse import CosineSparseRule, SparseRule
     from fl.strategies.sparse_loco import SparseLoCo
+    from fl.strategies.stage_recovery import CopiedStage, Redrawn, RedundantStages, RollBack
     from fl.strategies.streaming_diloco import StreamingDiLoCo
     from fl.strategies.sync_st import SyncST
     from fl.strategies.walk_rule import WalkRule
@@ -124,12 +140,20 @@ __getattr__ = lazily(
         "ADPSGD": "fl.strategies.adpsgd",
         "BEER": "fl.strategies.beer",
         "CA2FL": "fl.strategies.ca2fl",
+        "CheckFree": "fl.strategies.checkfree",
+        "CheckFreePlus": "fl.strategies.checkfree",
+        "CopiedStage": "fl.strategies.stage_recovery",
         "CosineSparseRule": "fl.strategies.sparse",
         "EXTRA": "fl.strategies.extra",
         "FADAS": "fl.strategies.fadas",
         "FedAMSGrad": "fl.strategies.fedamsgrad",
         "FlexLoRA": "fl.strategies.flexlora",
         "FedConv": "fl.strategies.fedconv",
+        "Pipeline": "fl.strategies.drivers.pipeline",
+        "PipelineTraining": "fl.strategies.pipeline_rule",
+        "Redrawn": "fl.strategies.stage_recovery",
+        "RedundantStages": "fl.strategies.stage_recovery",
+        "RollBack": "fl.strategies.stage_recovery",
         "ServerExamples": "fl.strategies.drivers.server_examples",
         "ServerTraining": "fl.strategies.server_training",
         "FedDST": "fl.strategies.feddst",
@@ -140,6 +164,7 @@ __getattr__ = lazily(
         "OptEx": "fl.strategies.optex",
         "CDFL": "fl.strategies.cdfl",
         "ProxyLosses": "fl.strategies.drivers.proxy_losses",
+        "HierFAVG": "fl.strategies.hierfavg",
         "IFCA": "fl.strategies.ifca",
         "ClusterModels": "fl.strategies.drivers.cluster_models",
         "Clusters": "fl.strategies.clusters",
@@ -156,6 +181,10 @@ __getattr__ = lazily(
         "SGP": "fl.strategies.sgp",
         "SlowMo": "fl.strategies.slowmo",
         "AsyncDiLoCo": "fl.strategies.async_diloco",
+        "DelayedNesterov": "fl.strategies.async_diloco",
+        "HALoS": "fl.strategies.halos",
+        "RegionalRule": "fl.strategies.regional_rule",
+        "Regions": "fl.strategies.drivers.regions",
         "SparseLoCo": "fl.strategies.sparse_loco",
         "CO2": "fl.strategies.co2",
         "OverlapLocalSGD": "fl.strategies.overlap_local_sgd",
@@ -177,8 +206,11 @@ __getattr__ = lazily(
         "BackupWorkers": "fl.strategies.backup_workers",
         "BatchTest": "fl.strategies.adaptive_batch",
         "DFedAvg": "fl.strategies.dfedavg",
+        "DIMAT": "fl.strategies.dimat",
         "D2": "fl.strategies.d2",
         "DataParallel": "fl.strategies.data_parallel",
+        "Collaboration": "fl.strategies.drivers.collaboration",
+        "DeDLOC": "fl.strategies.dedloc",
         "Decentralized": "fl.strategies.drivers.decentralized",
         "Decision": "fl.strategies.event_rule",
         "DelayedUpdates": "fl.strategies.eager_updates",
@@ -222,6 +254,7 @@ __getattr__ = lazily(
         "NoiseScale": "fl.strategies.noise_scale",
         "NormTest": "fl.strategies.adaptive_batch",
         "OuterAdam": "fl.strategies.outer_optimizers",
+        "OuterLamb": "fl.strategies.outer_optimizers",
         "OuterGradients": "fl.strategies.outer_rule",
         "OuterOptimizer": "fl.strategies.outer_optimizers",
         "OuterRule": "fl.strategies.outer_rule",
@@ -233,6 +266,7 @@ __getattr__ = lazily(
         "ParameterServer": "fl.strategies.drivers.parameter_server",
         "Polling": "fl.strategies.drivers.polling",
         "PollingRule": "fl.strategies.event_rule",
+        "MergingRule": "fl.strategies.gossip_rule",
         "LocalTraining": "fl.strategies.gossip_rule",
         "QFedAvg": "fl.strategies.qfedavg",
         "ProxSkip": "fl.strategies.proxskip",
@@ -244,13 +278,20 @@ __getattr__ = lazily(
         "RoundRule": "fl.strategies.round_rule",
         "Rounds": "fl.strategies.drivers.rounds",
         "SCAFFOLDMomentum": "fl.strategies.global_momentum",
+        "SWARM": "fl.strategies.drivers.swarm_pipelines",
+        "Petals": "fl.strategies.drivers.petals",
         "SimultaneousEvents": "fl.strategies.drivers.simultaneous",
         "SimultaneousRounds": "fl.strategies.drivers.simultaneous",
         "SimultaneousRule": "fl.strategies.simultaneous_rule",
         "SparseRule": "fl.strategies.sparse",
+        "StageRecovery": "fl.strategies.pipeline_rule",
+        "StageState": "fl.strategies.pipeline_rule",
         "StreamingDiLoCo": "fl.strategies.streaming_diloco",
         "SyncST": "fl.strategies.sync_st",
         "Traits": "fl.strategies.drivers.driver",
+        "Plexus": "fl.strategies.plexus",
+        "SampleRule": "fl.strategies.sample_rule",
+        "Sampled": "fl.strategies.drivers.sampled",
         "TreeRule": "fl.strategies.gossip_rule",
         "TrustedUpdate": "fl.strategies.drivers.trusted_update",
         "WalkRule": "fl.strategies.walk_rule",
@@ -269,6 +310,7 @@ __all__ = [
     "CO2",
     "D2",
     "DBW",
+    "DIMAT",
     "DPSGD",
     "EXTRA",
     "FADAS",
@@ -282,6 +324,7 @@ __all__ = [
     "SCAFFOLD",
     "SGP",
     "SRSGC",
+    "SWARM",
     "Answers",
     "Arrivals",
     "AsyncDiLoCo",
@@ -289,17 +332,23 @@ __all__ = [
     "AsyncSGD",
     "BackupWorkers",
     "BatchTest",
+    "CheckFree",
+    "CheckFreePlus",
     "ClusterModels",
     "Clusters",
     "CodedRounds",
     "CodedScheme",
     "CodedTimes",
+    "Collaboration",
+    "CopiedStage",
     "CosineSparseRule",
     "CyclicCode",
     "DFedAvg",
     "DataParallel",
+    "DeDLOC",
     "Decentralized",
     "Decision",
+    "DelayedNesterov",
     "DelayedUpdates",
     "DiLoCo",
     "Driver",
@@ -342,10 +391,13 @@ __all__ = [
     "GradientCoding",
     "GradientRule",
     "GradientTracking",
+    "HALoS",
+    "HierFAVG",
     "InnerProductTest",
     "LinearScaling",
     "LocalSGD",
     "LocalTraining",
+    "MergingRule",
     "MoNNA",
     "MultiMomentum",
     "NodeModels",
@@ -354,6 +406,7 @@ __all__ = [
     "OptEx",
     "OuterAdam",
     "OuterGradients",
+    "OuterLamb",
     "OuterOptimizer",
     "OuterRule",
     "OuterSgd",
@@ -363,6 +416,10 @@ __all__ = [
     "PairRule",
     "Pairs",
     "ParameterServer",
+    "Petals",
+    "Pipeline",
+    "PipelineTraining",
+    "Plexus",
     "Polling",
     "PollingRule",
     "ProxSkip",
@@ -370,14 +427,21 @@ __all__ = [
     "PruneFL",
     "QFedAvg",
     "QuAFL",
+    "Redrawn",
+    "RedundantStages",
+    "RegionalRule",
+    "Regions",
     "RelaySGD",
     "RennalaSGD",
     "RepetitionCode",
     "Replicas",
     "RingmasterASGD",
+    "RollBack",
     "RoundRule",
     "Rounds",
     "SCAFFOLDMomentum",
+    "SampleRule",
+    "Sampled",
     "ServerExamples",
     "ServerTraining",
     "SimultaneousEvents",
@@ -386,6 +450,8 @@ __all__ = [
     "SlowMo",
     "SparseLoCo",
     "SparseRule",
+    "StageRecovery",
+    "StageState",
     "StreamingDiLoCo",
     "SyncST",
     "Traits",

@@ -5,9 +5,10 @@ The baseline of DiLoCo, arXiv:2311.08105, and of all methods that communicate le
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from fl.strategies.outer_optimizers import OuterAdam, OuterOptimizer
 from fl.strategies.outer_rule import OuterRule
@@ -32,8 +33,14 @@ class DataParallel(OuterRule):
     """
 
     sends_gradients: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
 
     optimizer: OuterOptimizer = field(
         default_factory=partial(OuterAdam, lr=4e-4, beta1=0.9, beta2=0.95, weight_decay=0.1)
     )
     inner_steps: int = field(default=1, init=False)
+
+    def shaped(self, sizes: Sequence[Sequence[int]]) -> Self:
+        """Returns one whose `init` tells the optimizer of the tensors."""
+        (own,) = sizes
+        return replace(self, optimizer=self.optimizer.shaped(own))

@@ -115,6 +115,10 @@ class EagerUpdates(DelayedUpdates):
         early = {k: step for k, step in s.early.items() if k != m}
         return s._replace(own={**s.own, m: self._mean(s, present)}, early=early)
 
+    def beside(self, s: Eager) -> int:
+        """Returns the numbers of one optimizer state: of the mean of the others'."""
+        return super().beside(s.initial)
+
     def theta(self, s: Eager, m: int) -> Row:
         """Returns worker m's own."""
         return s.own[m].theta

@@ -17,7 +17,7 @@ literature on diffusion over networks (Sayed, arXiv:1205.4220).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -164,6 +164,60 @@ class TreeRule(GossipRule):
     @abstractmethod
     def mixed(self, state: Any, n: int) -> Row:
         """Returns what takes the place of the node's row of W X, shape (m,); n nodes there are."""
+
+
+@dataclass(frozen=True, eq=False)
+class MergedByNode:
+    """What a node is to merge with its own model, before it trains.
+
+    Attributes:
+        by: how it finds the partners of its units: see `fl.clients.app.merging`.
+        others: models of others, shape (d,) each.
+        shares: the weight of each model, its own first.
+    """
+
+    by: Literal["activations", "weights", "order"]
+    others: Sequence[Row]
+    shares: Sequence[float]
+
+
+class MergingRule(GossipRule):
+    """A node's part of synchronous gossip in which the node's own task merges what it has heard.
+
+    For methods that look at a node's examples to do so. `gather` takes the place of `combine`.
+    """
+
+    @property
+    @abstractmethod
+    def by(self) -> Literal["activations", "weights", "order"]:
+        """How units of different models are matched; "order" does not."""
+
+    @property
+    @abstractmethod
+    def drawn_apart(self) -> bool:
+        """Whether nodes begin with initial models that are drawn apart."""
+
+    def told(self, t: int) -> Mapping[str, Any]:
+        """Returns what nodes are told in round t, from 0, besides what they always are."""
+        return {}
+
+    @abstractmethod
+    def gather(self, state: Any, others: Sequence[Row], shares: Sequence[float]) -> Any:
+        """Returns the state of a node that has heard others.
+
+        Args:
+            state: of the node; not changed.
+            others: their models, shape (d,) each.
+            shares: the weight of each model, its own first.
+        """
+
+    @abstractmethod
+    def merging(self, state: Any) -> MergedByNode:
+        """Returns what the node's next task begins with."""
+
+    def combine(self, state: Any, row: Row) -> Any:
+        """Returns the state of a node that has merged already, by the sum of what it has heard."""
+        return self.gather(state._replace(x=row), (), (1.0,))
 
 
 class PairRule(NodeRule):

@@ -8,7 +8,9 @@ gradient points uphill: Delta = theta before the inner steps minus theta after t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,13 @@ class OuterOptimizer(ABC):
 
     Computed in float64 and rounded once, so that theta - (theta - theta_m) is theta_m.
     """
+
+    by_tensor: ClassVar[bool] = False
+    """Whether it has to know where tensors end, see `shaped`."""
+
+    def shaped(self, sizes: Sequence[int]) -> OuterOptimizer:
+        """Returns one whose `init` is for tensors of these sizes, one after the other."""
+        return self
 
     @abstractmethod
     def init(self, n: int) -> State:
@@ -147,6 +156,82 @@ class OuterAdam(OuterOptimizer):
         move = np.divide(m, deviation, out=np.zeros_like(m), where=deviation > 0)
         decayed = theta.astype(np.float64) * (1 - lr * self.weight_decay)
         return rounded(decayed - lr / (1 - self.beta1 ** (t + 1)) * move), {"m": m, "v": v}
+
+
+@dataclass(frozen=True)
+class OuterLamb(OuterOptimizer):
+    """LAMB: Adam's direction, whose length in every tensor is that of the tensor.
+
+        m <- beta1 m + (1 - beta1) Delta;    v <- beta2 v + (1 - beta2) Delta^2
+        r = (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay theta
+        theta <- theta - lr |theta| / |r| r,    tensor by tensor
+
+    Where |theta| or |r| is 0, the ratio is 1. You et al., "Large Batch Optimization for Deep
+    Learning: Training BERT in 76 minutes", ICLR 2020, arXiv:1904.00962, Algorithm 2 with the
+    identity as phi. The defaults are those of ALBERT in yandex-research/DeDLOC.
+
+    Attributes:
+        lr: above 0.
+        beta1, beta2: decay of the moments, in [0, 1).
+        eps: added to the denominator, at least 0.
+        weight_decay: in the direction, at least 0.
+        clip_norm: bound on |Delta|, of all tensors together; None does not clip.
+        schedule: factor on lr by t; None is 1.
+        sizes: of the tensors; said by `shaped`.
+
+    Raises:
+        ConfigError: a hyperparameter is out of range.
+    """
+
+    lr: float = 1.76e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    clip_norm: float | None = 1.0
+    schedule: Schedule | None = None
+    sizes: tuple[int, ...] = field(default=(), init=False)
+
+    by_tensor: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        positive("lr", self.lr)
+        share("beta1", self.beta1)
+        share("beta2", self.beta2)
+        not_negative("eps", self.eps)
+        not_negative("weight_decay", self.weight_decay)
+        if self.clip_norm is not None:
+            positive("clip_norm", self.clip_norm)
+        check_schedule("schedule", self.schedule)
+
+    def shaped(self, sizes: Sequence[int]) -> OuterLamb:
+        """Returns one whose `init` knows where tensors end."""
+        made = replace(self)
+        object.__setattr__(made, "sizes", tuple(sizes))
+        return made
+
+    def init(self, n: int) -> State:
+        """Returns m = v = 0, and where tensors end; a vector that is not known is one tensor."""
+        ends = np.cumsum(self.sizes or (n,), dtype=np.float64)[:-1]
+        return {"m": np.zeros(n), "v": np.zeros(n), "ends": ends}
+
+    def step(self, theta: Row, delta: Vector, state: State, t: int) -> tuple[Row, State]:
+        """Returns parameters and moments; see `OuterOptimizer.step`."""
+        lr = self.lr * (1.0 if self.schedule is None else self.schedule(t))
+        norm = np.linalg.norm(delta)
+        if self.clip_norm is not None and norm > self.clip_norm:
+            delta = delta * (self.clip_norm / norm)
+        m = self.beta1 * state["m"] + (1 - self.beta1) * delta
+        v = self.beta2 * state["v"] + (1 - self.beta2) * delta**2
+        deviation = np.sqrt(v / (1 - self.beta2 ** (t + 1))) + self.eps
+        r = np.divide(m, deviation, out=np.zeros_like(m), where=deviation > 0)
+        w = theta.astype(np.float64)
+        r = r / (1 - self.beta1 ** (t + 1)) + self.weight_decay * w
+        ends = state["ends"].astype(np.int64)
+        for own, move in zip(np.split(w, ends), np.split(r, ends), strict=True):
+            length, of_move = np.linalg.norm(own), np.linalg.norm(move)
+            own -= lr * (length / of_move if length > 0 and of_move > 0 else 1.0) * move
+        return rounded(w), {**state, "m": m, "v": v}
 
 
 def rounded(theta: Vector) -> Row:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,6 +132,7 @@ class OuterRule(ABC):
         sends_gradients: whether the workers send gradients of the loss.
         own_outer: whether every worker steps for itself, by what it knows, its own outer gradient
             among it.
+        whole: whether the optimizer is told of the tensors, see `shaped`.
         why_no_drop: why no outer gradient may be lost, `OuterSteps`' drop; "" if it may.
     """
 
@@ -143,6 +144,7 @@ class OuterRule(ABC):
     mixing: float = 0.0
     sends_gradients: ClassVar[bool] = False
     own_outer: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
     why_no_drop: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
@@ -154,6 +156,17 @@ class OuterRule(ABC):
             raise ConfigError(f"pattern is {self.pattern!r}; it must be strided or sequential")
         at_least("overlap", self.overlap, 0)
         share("mixing", self.mixing)
+        optimizer = getattr(self, "optimizer", None)
+        if optimizer is not None and optimizer.by_tensor and not self.whole:
+            raise ConfigError(
+                f"optimizer is {type(optimizer).__name__}, which steps tensor by tensor, and "
+                f"{type(self).__name__} does not tell it where they end: use it with "
+                "strategy=dedloc or data_parallel"
+            )
+
+    def shaped(self, sizes: Sequence[Sequence[int]]) -> Self:
+        """Returns one whose `init` is for fragments of tensors of these sizes."""
+        return self
 
     def init(self, theta: Row) -> Any:
         """Returns a fragment's state before the first step, of parameters of shape (n,)."""
@@ -180,6 +193,13 @@ class OuterRule(ABC):
             present: the others that take part.
         """
         return s
+
+    def beside(self, s: Any) -> int:
+        """Returns how many numbers a worker that enters needs beside the outer parameters.
+
+        They are what it takes the same steps with as the others: all else in the state.
+        """
+        return _numbers(s._replace(theta=None))
 
     def theta(self, s: Any, m: int) -> Row:
         """Returns the outer parameters that worker m goes on from, shape (n,)."""
@@ -222,6 +242,15 @@ class OuterRule(ABC):
             theta, state = self.optimizer.step(outer.theta, delta, outer.optimizer, outer.t)
         check_result("the outer step", theta)
         return Outer(theta, state, outer.t + 1)
+
+
+def _numbers(state: Any) -> int:
+    """Returns how many numbers the arrays of a state have."""
+    if isinstance(state, np.ndarray):
+        return state.size
+    if isinstance(state, Mapping):
+        state = tuple(state.values())
+    return sum(map(_numbers, state)) if isinstance(state, tuple) else 0
 
 
 class OverlappedRule(OuterRule):

@@ -293,6 +293,8 @@ class RoundRule(ABC):
             and the state has them in a field `theta`, shape (num_models, d), with each its own
             statistics of normalisation layers.
         client_rule: that the server is for; None is any.
+        edges: edge servers that it is for, which have a model each: client i has that of edge
+            server i modulo their number; 0 is none. `models` returns as many.
     """
 
     carries: ClassVar[tuple[str, ...]] = ()
@@ -311,6 +313,7 @@ class RoundRule(ABC):
     num_models: int = 1
     clients_choose: ClassVar[ManyModels] = ""
     client_rule: ClassVar[type[Rule] | None] = None
+    edges: int = 0
 
     @abstractmethod
     def init(self, w: Row, p: int) -> Any:
@@ -371,6 +374,10 @@ class RoundRule(ABC):
         Of a rule whose clients mix them.
         """
         return None
+
+    def ends_at_edges(self, state: Any) -> bool:
+        """Returns whether the next step takes each edge server's sum, and not that of all."""
+        return False
 
     def clusters(self, state: Any) -> Clusters | None:
         """Returns the models of the clusters and who uses which, if clients have several models."""

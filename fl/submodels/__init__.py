@@ -8,6 +8,7 @@ from fl.submodels.federated_dropout import FederatedDropout
 from fl.submodels.fedrolex import FedRolex
 from fl.submodels.filters import Filter, Filters, Resizing
 from fl.submodels.heterofl import HeteroFL
+from fl.submodels.matching import Orders, Partners, assigned, indices
 from fl.submodels.sparse_mask import (
     Layer,
     Mask,
@@ -59,6 +60,8 @@ __all__ = [
     "InTurn",
     "Layer",
     "Mask",
+    "Orders",
+    "Partners",
     "Place",
     "Redrawn",
     "Resizing",
@@ -68,9 +71,11 @@ __all__ = [
     "SubModels",
     "Units",
     "Whole",
+    "assigned",
     "by_magnitude",
     "classes_of",
     "importance",
+    "indices",
     "largest",
     "masked",
     "part_of",

@@ -11,6 +11,7 @@ from fl.topologies.consensus import (
 from fl.topologies.dense import Complete, Star
 from fl.topologies.exponential import ExponentialGraph, OnePeerExponential
 from fl.topologies.isolated import Isolated
+from fl.topologies.matcha import MATCHA
 from fl.topologies.mixing import mix, renormalised
 from fl.topologies.product import Hypercube, Torus
 from fl.topologies.random_graphs import ErdosRenyi, RandomRegular, WattsStrogatz
@@ -30,6 +31,7 @@ from fl.topologies.weights import (
 )
 
 __all__ = [
+    "MATCHA",
     "BaseGraph",
     "Complete",
     "DirectedRing",

@@ -24,8 +24,12 @@ EXACT = 1e-12
 
 def is_doubly_stochastic(W: csr_array, tolerance: float = 1e-12) -> bool:
     """Returns whether no entry is negative, and rows and columns sum to 1 within `tolerance`."""
+    return bool((W.data >= 0).all()) and _has_sums_of_1(W, tolerance)
+
+
+def _has_sums_of_1(W: csr_array, tolerance: float = EXACT) -> bool:
     sums = np.concatenate([np.asarray(W.sum(axis=axis)).ravel() for axis in (0, 1)])
-    return bool((W.data >= 0).all() and np.abs(sums - 1.0).max() <= tolerance)
+    return bool(np.abs(sums - 1.0).max() <= tolerance)
 
 
 def spectral_gap(W: csr_array) -> float:
@@ -116,7 +120,7 @@ def _rounds(topology: Topology, rounds: int | None) -> int:
 def _rho(matrices: Sequence[csr_array]) -> float:
     """Returns || W_{T-1} ... W_0 - J ||_2 of doubly stochastic W_0 .. W_{T-1}."""
     for W in matrices:
-        if not is_doubly_stochastic(W):
+        if not _has_sums_of_1(W):
             raise ConfigError(
                 "the mixing matrix is not doubly stochastic, so nodes do not meet at their mean, "
                 "and rho(W) is not the rate at which they do: use other weights, such as "

@@ -55,6 +55,11 @@ class Topology(ABC):
         return False
 
     @property
+    def signed(self) -> bool:
+        """Whether a node may give its own model a weight of 0 or less."""
+        return False
+
+    @property
     @abstractmethod
     def stochasticity(self) -> Stochasticity:
         """What holds for the matrix of every round; "symmetric" is doubly stochastic as well."""
@@ -72,8 +77,8 @@ class Topology(ABC):
             t: the round, from 0.
 
         Returns:
-            shape (n, n), float64; entries positive on the diagonal and where node i hears node j,
-            not stored elsewhere; columns in order.
+            shape (n, n), float64; entries positive on the diagonal (of any sign, if `signed`) and
+            where node i hears node j, not stored elsewhere; columns in order.
 
         Raises:
             ConfigError: t is negative; or the graph is random, and none of many was connected.

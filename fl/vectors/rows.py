@@ -27,6 +27,20 @@ def is_finite(row: NDArray[Any]) -> bool:
         return bool(np.isfinite(row.sum()) or np.isfinite(row).all())
 
 
+def added(start: float, terms: NDArray[np.float64]) -> float:
+    """Returns start + terms[0] + terms[1] + ..., added from the left, to the last bit of a loop's.
+
+    Args:
+        start: what is there.
+        terms: shape (n,).
+    """
+    if not len(terms):
+        return start
+    terms = terms.copy()
+    terms[0] += start
+    return float(np.add.accumulate(terms)[-1])
+
+
 def weighted_sum(a: NDArray[Any], x: NDArray[Float]) -> NDArray[Float]:
     """Returns sum_i a_i x_i, shape (d,), in the type of x.
 

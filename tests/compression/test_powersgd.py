@@ -139,9 +139,10 @@ def test_both_memories_have_one_mean_and_give_one_model():
     """M_i - G of the paper's code and M_i - P P^T M_i of the package."""
     paper, e_paper = train("mean")
     package, e_package = train("local")
-    assert np.allclose(paper, package, atol=1e-4)
-    assert np.allclose(np.mean(e_paper, axis=0), np.mean(e_package, axis=0), atol=1e-4)
-    assert not np.allclose(e_paper[0], e_package[0], atol=1e-2)
+    # Entries are of the order of 10, in 32 bits, and 15 steps add up what BLAS rounds.
+    assert np.allclose(paper, package, atol=1e-3)
+    assert np.allclose(np.mean(e_paper, axis=0), np.mean(e_package, axis=0), atol=1e-3)
+    assert np.abs(e_paper[0] - e_package[0]).max() > 1
 
 
 def test_error_feedback_recovers_what_a_low_rank_loses():

@@ -451,3 +451,17 @@ def test_options_that_do_not_exist_are_refused():
     ):
         with pytest.raises(ConfigError):
             make()
+
+
+def test_rows_side_by_side_are_decoded_as_each_of_them_alone_to_the_bit():
+    draws = np.random.default_rng(1)
+    codebook = Codebook(center=False)
+    for d in (1, 2, 7, 513, 4096):
+        x = draws.normal(size=(130, d)) * 10.0 ** draws.integers(-36, 34, size=(130, 1))
+        x = x.astype(np.float32)
+        x[3], x[4], x[5], x[6, 1:] = 0.0, 1.5, 1e-20, 0.0
+        rows = codebook.decoded_rows(x)
+        for row, of in zip(rows, x, strict=True):
+            shapes = Shapes.vector(d)
+            payload, _ = codebook.encode(of.copy(), shapes, {}, draws)
+            np.testing.assert_array_equal(codebook.decode(payload, shapes), row)

@@ -91,6 +91,7 @@ def test_the_configuration_makes_them_and_results_do_not_depend_on_them(tmp_path
         ("callbacks=[mine]", r"callbacks\[0\] is 'mine', without _target_"),
         ("callbacks=[{_target_: builtins.dict}]", r"callbacks\[0\]\._target_ is builtins.dict"),
         ("callbacks=[{_target_: fl.reports.Nobody}]", "Nobody"),
+        ("callbacks=[{_target_: nowhere.Mine}]", r"callbacks\[0\]\._target_ is nowhere\.Mine"),
         ("callbacks=[{_target_: fl.reports.WandB, project: a, mode: loud}]", "mode is 'loud'"),
     ],
 )
@@ -98,6 +99,16 @@ def test_what_makes_no_callback_is_refused_before_anything_starts(given, said, m
     stand_in(monkeypatch, "wandb")
     with pytest.raises(ConfigError, match=said):
         fl.run(given, **SMALL)
+
+
+def test_one_that_breaks_before_anything_starts_is_named():
+    class Breaks(Callback):
+        def begin(self, directory, config, seed):
+            raise OSError("no network")
+
+    with pytest.raises(OSError, match="no network") as raised:
+        fl.run(**SMALL, callbacks=[Breaks()])
+    assert raised.value.__notes__ == ["raised by the callback Breaks, in begin"]
 
 
 def test_an_object_that_is_none_is_refused():

@@ -62,6 +62,15 @@ def test_one_run_in_full(tmp_path, row, trace):
     )
 
 
+def test_a_run_says_what_its_time_went_to_and_that_nobody_trained(trace):
+    summary = RunWriter(None, {}, 0).finish(TOTALS, trace=trace)
+    shares = {"compute": 0.25, "app_start": 0.7, "upload": 0.046, "download": 0.004}
+    extra = {"time_shares": {"clients": shares}, "trained": False}
+    rows = dict(cells(table.results({**summary, "extra": extra})))
+    assert rows["of a client's task"] == "app_start 70 %, compute 25 %, upload 5 %"
+    assert "client.train=false" in rows["training"]
+
+
 def test_where_a_run_is_written_is_not_cut_by_the_width(tmp_path):
     folder = tmp_path / ("a-folder-named-by-many-overrides-" * 4)
     folder.mkdir()

@@ -344,6 +344,8 @@ BAD = {
     "+strategy.foo=1": "strategy: Rounds refuses its arguments: ",
     "+target.metrics=loss": "there is no key 'target.metrics'; did you mean target.metric",
     "run_config.lr=1": "there is no key 'run_config.lr': to add it, write +run_config.lr=VALUE",
+    "run_config={lr:1}": "run_config takes one key at a time: to add it, write +run_config.KEY",
+    "strategy=favas runtime=flower": "strategy.interaction_s is 5, and with this runtime",
     "strategy=fedavgg": "there is no strategy=fedavgg; did you mean fedavg or",
     "strategy=xyz": "there is no strategy=xyz; there are: adpsgd, apfl, async_diloco",
     "fleet/availability=nightly": "there are: always, behaviour, bernoulli, cyclic",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from fl.clients import (
 from fl.compression import EF21, Cast, Marina, Qsgd, TopK
 from fl.runs.combination import Combination
 from fl.runs.compatibility import REFUSALS, refusals
+from fl.simulation.world.hierarchies import AggregatorMachine, Edge, Lifl
 from fl.strategies import Driver, Traits
 from fl.vectors.layout import Layout
 
@@ -51,15 +53,36 @@ SERVER = such()
 HYPER = such(carries=("last_update",))
 LAYOUT = Layout.of_vector("w", 4)
 PEERS = such(meets="peers", compressors="none")
+MACHINE = AggregatorMachine(
+    **dict.fromkeys((f.name for f in fields(AggregatorMachine)), 0.0) | {"nic_bps": 1.0}
+)
+LIFL = Lifl(machine=MACHINE)
 RING = such(meets="ring", compressors="memoryless", continues=True)
+STAGED = such(meets="stages", sends="gradient")
 
 CODED = such(sends="gradient", needs=("gradient",), combinations=True)
 
 # What is refused, with a choice that differs from it by one part, and goes.
 PAIRS = {
+    "Compressors and strategies that pass time alone": (
+        Combination(such(meets="peers", compressors="none", learns=False), Cast("bf16")),
+        Combination(such(meets="peers"), Cast("bf16")),
+    ),
+    "Attacks on updates and strategies that pass time alone": (
+        Combination(such(meets="peers", learns=False), attack=IPM()),
+        Combination(such(meets="peers"), attack=IPM()),
+    ),
     "Several models and a strategy of one": (
         Combination(SERVER, tasks=True),
         Combination(such(several_models=True), tasks=True),
+    ),
+    "Machines that add updates up, and strategies that look at more than a weighted mean": (
+        Combination(SERVER, hierarchy=LIFL),
+        Combination(such(sums=True), hierarchy=LIFL),
+    ),
+    "Edge servers with models of their own, and other hierarchies": (
+        Combination(such(sums=True, edges=3), hierarchy=LIFL),
+        Combination(such(sums=True, edges=3), hierarchy=Edge(machine=MACHINE, edges=3)),
     ),
     "One model and a strategy of several": (
         Combination(such(several_models=True)),
@@ -73,6 +96,22 @@ PAIRS = {
     "A downlink in a ring": (
         Combination(RING, Cast("bf16"), Cast("bf16")),
         Combination(RING, Cast("bf16")),
+    ),
+    "A downlink between stages": (
+        Combination(STAGED, Cast("bf16"), Cast("bf16")),
+        Combination(STAGED, Cast("bf16")),
+    ),
+    "Attacks on updates between stages": (
+        Combination(STAGED, attack=IPM()),
+        Combination(RING, attack=IPM()),
+    ),
+    "Client rules between stages": (
+        Combination(STAGED, rule=Sgd(lr=0.1)),
+        Combination(STAGED, rule=Gradient()),
+    ),
+    "Local layers, adapters and stages": (
+        Combination(STAGED, adapted=True),
+        Combination(STAGED),
     ),
     "Compressors that need every client in every round": (
         Combination(such(asked=9), Marina(Qsgd(levels=4), p=0.1), num_clients=10),
@@ -118,6 +157,10 @@ PAIRS = {
         Combination(such(downlink=False), None, Cast("bf16")),
         Combination(SERVER, None, Cast("bf16")),
     ),
+    "Compressors and models that clients merge": (
+        Combination(such(meets="peers", compressors="none", merges="order"), Qsgd(levels=4)),
+        Combination(such(meets="peers"), Qsgd(levels=4)),
+    ),
     "Compressors and messages that are handed on": (
         Combination(such(meets="peers", compressors="none"), Qsgd(levels=4)),
         Combination(such(meets="peers"), Qsgd(levels=4)),
@@ -149,6 +192,10 @@ PAIRS = {
     "Local layers and parts of the model": (
         Combination(such(partial="stays"), rule=Sgd(lr=0.1), keeps=True),
         Combination(SERVER, rule=Sgd(lr=0.1), keeps=True),
+    ),
+    "Local layers and models that clients merge": (
+        Combination(such(meets="peers", merges="weights"), rule=Sgd(lr=0.1), keeps=True),
+        Combination(PEERS, rule=Sgd(lr=0.1), keeps=True),
     ),
     "Adapters and parts of the model": (
         Combination(such(partial="stays"), rule=Sgd(lr=0.1), adapted=True),

@@ -14,7 +14,7 @@ from fl.execution.contract import Request, Result
 from fl.execution.executor import Executor
 from fl.flower.identity import node_id
 from fl.simulation.grid import SimGrid
-from fl.simulation.kernel.links import Links, ServerLink
+from fl.simulation.kernel.links import Links, PeerLinks, ServerLink
 from fl.simulation.kernel.trace import Event, Trace
 from fl.simulation.world.availability import Always, Availability
 from fl.simulation.world.devices import Devices
@@ -83,6 +83,7 @@ def fleet_of(
     faults: Faults | None = None,
     seed: int = 0,
     prefetch: bool = False,
+    edges: PeerLinks | None = None,
 ) -> Fleet:
     def column(name: str):
         return np.array([getattr(client, name) for client in clients], dtype=np.float64)
@@ -105,6 +106,7 @@ def fleet_of(
         availability=Always(n) if availability is None else availability,
         faults=Faults() if faults is None else faults,
         prefetch=prefetch,
+        edges=edges,
     )
 
 

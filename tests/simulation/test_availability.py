@@ -13,6 +13,7 @@ from fl.errors import ConfigError
 from fl.simulation.world.availability import Always, Diurnal, ExponentialOnOff, TraceAvailability
 from fl.simulation.world.measurements import Behaviour, load_plain, read_behaviour
 from fl.simulation.world.slots import Bernoulli, Cyclic, Markov
+from fl.simulation.world.volunteers import WeibullSessions
 
 DAY = 86400.0
 RECORDS = [
@@ -61,7 +62,11 @@ def cyclic(n=200, seed=1):
     return Cyclic(n, seed, rates(n), period=40, slot_s=SLOT_S)
 
 
-MODELS = [always, exponential, diurnal, recorded, bernoulli, markov, cyclic]
+def weibull(n=200, seed=1):
+    return WeibullSessions(n, seed, mean_on_s=90.0, mean_off_s=210.0, shape=0.5)
+
+
+MODELS = [always, weibull, exponential, diurnal, recorded, bernoulli, markov, cyclic]
 SLOTS = [bernoulli, markov, cyclic]
 
 
@@ -115,7 +120,7 @@ def test_next_change_is_the_first_change_on_a_fine_grid(make):
 def test_walking_from_change_to_change_never_stalls_at_large_times(make):
     model = make()
     # Periods of random lengths have to be drawn one after another, so that far is not as far.
-    start = 2e4 if make in (exponential, markov) else 1e7
+    start = 2e4 if make in (exponential, markov, weibull) else 1e7
     for client in range(7):
         t = start + client / 7
         state = model.is_online(client, t)

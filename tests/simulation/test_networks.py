@@ -178,6 +178,12 @@ def test_constant_background_takes_its_share():
     assert upload_ends(fleet(2, homes), 1000) == pytest.approx([8.0, 8.0])
 
 
+def test_background_without_a_link_to_take_a_share_of_is_refused():
+    with pytest.raises(ConfigError, match=r"network\.background\.load is 0\.75.*capacity"):
+        fleet(2, Direct(background=Background(load=0.75)))
+    assert fleet(2, Direct(background=Background(load=0.75)), ServerLink(down_bps=8e3))
+
+
 def test_background_that_comes_and_goes_slows_only_while_it_is_there():
     background = Background(load=0.5, mean_on_s=2.0, mean_off_s=3.0)
     homes = fleet(2, Households(size=1, up_bps=8_000, background=background))
@@ -293,6 +299,11 @@ def test_hosts_take_clients_in_turn_if_none_is_named(tmp_path):
         (("clients: 1", "clients: 0"), ["hut", "client 0"]),
         (("clients: 1", "clients: 4"), ["hut", "4", "0 to 3"]),
         (("clients: 1", "clients: north"), ["hut", "north"]),
+        (("clients: 1", "clients: 1-"), ["hut", "1-", "range"]),
+        (("clients: 1", f"clients: 1-{'9' * 5000}"), ["hut", "range"]),
+        (("clients: 1", f"clients: {'9' * 5000}"), ["path is", "no YAML"]),
+        (("  hut:", "  mast:"), ["twice"]),
+        (("clients: 1", "clients: &own [*own]"), ["hut", "range"]),
         (("bps: 8000,", "bps: 0,"), ["backbone", "0.0", "down_bps"]),
         (("bps: 8000,", ""), ["backbone", "bps"]),
         (("bps: 8000,", "bps: fast,"), ["backbone", "fast"]),

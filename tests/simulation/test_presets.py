@@ -29,6 +29,7 @@ from fl.simulation.world.fleets import (
     serverless,
     trace,
     uniform,
+    volunteers,
 )
 from fl.simulation.world.fleets.datacenters import ARCHETYPES, REGIONS, wide_area
 from fl.simulation.world.fleets.mobile import NETWORKS, PHONES
@@ -92,6 +93,7 @@ def make(traces):
             n, seed, path=str(traces / "lambda_worker_seconds.npz"), wrap=True
         ),
         "trace": lambda n, seed: trace(n, seed, **{k: str(v) for k, v in files.items()}),
+        "volunteers": volunteers,
     }
 
 
@@ -102,6 +104,7 @@ def columns(fleet):
         for part, names in (
             (devices, ("kind", "flops", "memory_bytes", "idle_w", "compute_w", "radio_w")),
             (links, ("down_bps", "up_bps", "latency_s", "loss", "down_sigma_bps", "up_sigma_bps")),
+            (links, ("reachable",)),
         )
         for name in names
     }
@@ -170,7 +173,7 @@ def test_a_configuration_builds_the_fleet_of_the_function_s_defaults(
             or default is inspect.Parameter.empty
         ):
             continue
-        if key in ("phones", "networks"):
+        if key in ("phones", "networks", "machines"):
             default = {
                 kind: {"_target_": v["_target_"], **vars(default[kind])}
                 for kind, v in value.items()
@@ -194,7 +197,9 @@ def test_every_availability_goes_with_a_preset(name, availability, tmp_path):
     overrides = [f"fleet={name}", f"fleet/availability={availability}"]
     if availability in ("bernoulli", "markov", "cyclic"):  # by the labels of the root's data
         overrides += ["~fleet.availability.rates", f"+fleet.availability.rates={[0.5] * 6}"]
-    if availability == "behaviour":
+    if availability == "preemption_trace":
+        path.write_text("0,add,a\n9000,remove,a\n")
+    if availability in ("behaviour", "preemption_trace"):
         overrides.append(f"fleet.availability.path={path}")
     built = instantiate(compose_fleet(tmp_path, *overrides))
     assert built.availability.online(2.0).shape == (6,)

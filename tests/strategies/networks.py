@@ -99,6 +99,7 @@ def run(
     step_s: Sequence[float] | Callable[[int, int], float] | None = None,
     clients: Sequence[Client] | None = None,
     change: Callable[[int, np.ndarray], np.ndarray] | None = None,
+    of_content: Callable[[int, RecordDict], np.ndarray] | None = None,
     timeout: float = 1e6,
     **fleet: Any,
 ) -> Ran:
@@ -108,6 +109,7 @@ def run(
         steps: gradient steps of a task.
         step_s: seconds of a task, by node or by (node, task); 1 unless given.
         change: what a task makes of node and model, instead of gradient steps.
+        of_content: what a task makes of node and message, instead of both.
         clients: of the fleet; links that take no time unless given.
     """
     n = strategy.topology.num_nodes
@@ -118,7 +120,9 @@ def run(
         i = request.client
         x = request.payload.content["arrays"].to_numpy_ndarrays()[0]
         g = curvature[i] * (x - centre[i]) if change is None else x
-        if change is not None:
+        if of_content is not None:
+            x = of_content(i, request.payload.content)
+        elif change is not None:
             x = change(i, x)
         else:
             for _ in range(steps):

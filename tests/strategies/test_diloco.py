@@ -30,7 +30,7 @@ from fl import simulate
 from fl.clients import AdamW, CosineDecay, Gradient, Sgd, TrainingApp, Warmup
 from fl.clients.app.island import fragment_record
 from fl.compression import Cast
-from fl.errors import SimulationError
+from fl.errors import ConfigError, SimulationError
 from fl.flower.private import give_id
 from fl.flower.records import from_record
 from fl.randomness import SEED_KEY
@@ -293,6 +293,57 @@ def test_after_a_crash_the_mean_is_over_survivors_and_the_worker_begins_with_the
     # The one that returns fetches the model from the other, on their direct link.
     (transfer,) = of(got.run.trace, Event.TRANSFER)
     assert (transfer["client"], transfer["value"], transfer["bytes"]) == (0, 1.0, 4 * LAYOUT.size)
+
+
+def test_a_joiner_of_prime_sits_out_a_phase_and_counts_with_an_outer_gradient_of_0():
+    """It has the outer parameters and the momentum from a peer, and the others wait for that."""
+    outer = OuterSgd(lr=0.5, momentum=0.9, nesterov=True)
+    fleet = crashing((0, 1))
+    strategy = driven(DiLoCo(inner_steps=2, optimizer=outer), joiners="zero")
+    got = run(strategy, 4, fleet=fleet)
+    a, b = references(2, SGD)
+    rows, nesterov = [a.w], Nesterov(a.w, outer)
+    for version in range(4):
+        for worker in (a, b):
+            worker.w = rows[-1]
+            worker.train(2)
+        deltas = [rows[-1] - worker.w for worker in (a, b)]
+        if version == 1:
+            del deltas[0]  # it has crashed
+        if version == 2:
+            deltas[0] = 0 * deltas[0]
+        nesterov.step(np.mean(deltas, axis=0))
+        rows.append(nesterov.theta)
+    np.testing.assert_allclose(got.rows, rows, atol=3e-5)
+    islands = [got.result.train_metrics_clientapp[v]["islands"] for v in range(5)]
+    assert islands == [0, 2, 1, 2, 2]
+    (transfer,) = of(got.run.trace, Event.TRANSFER)
+    assert transfer["bytes"] == 8 * LAYOUT.size
+    phases = np.diff(got.times)
+    alone, waits, both = phases[1:4]  # one alone has no all-reduce to do
+    assert waits > both > alone
+    assert got.times[3] - transfer["time_s"] == pytest.approx(both - phase_s(got), rel=1e-6)
+
+
+def phase_s(got):
+    """Returns the seconds of the inner steps of a run's first phase."""
+    first = of(got.run.trace, Event.COMPUTE_END)[0]
+    return first["time_s"]
+
+
+@pytest.mark.parametrize(
+    ("of", "why"),
+    [
+        ({"joiners": "late"}, "joiners is 'late'; it must be train or zero"),
+        ({"joiners": "zero", "weighted_by_key": "num-examples"}, "joiners is zero and weighted"),
+        ({"joiners": "zero", "compressor": Cast("bf16")}, "joiners is zero and compressor is Cast"),
+    ],
+)
+def test_joiners_without_steps_are_for_the_plain_mean_of_models(of, why):
+    with pytest.raises(ConfigError, match=why):
+        driven(DiLoCo(inner_steps=2), **of)
+    with pytest.raises(ConfigError, match="joiners is zero and rule is EagerUpdates"):
+        driven(EagerUpdates(inner_steps=2), joiners="zero")
 
 
 def test_if_all_workers_crash_they_begin_again_where_the_outer_parameters_are():

@@ -7,6 +7,7 @@ of the c_i.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ class EverySecondTask(Faults):
         return self.fault if client == 1 and dispatch % 2 else TaskFaults()
 
 
+SLOW = partial(pytest.param, marks=pytest.mark.slow)
 LOSSES = {
     "crash": {"faults": EverySecondTask(detection_s=0.0, fault=TaskFaults(crash_at=0.9))},
     "lost reply": {"faults": EverySecondTask(fault=TaskFaults(lose_upload=True)), "timeout": 2.0},
@@ -55,7 +57,7 @@ def of_two(name, num_clients=2):
     return driven(AsyncFedAvg, num_clients=num_clients, eta=0.1)
 
 
-@pytest.mark.parametrize("concurrency", [1, 2, 5, 10])
+@pytest.mark.parametrize("concurrency", [SLOW(1), SLOW(2), 5, SLOW(10)])
 def test_asynchronous_fedavg_has_fedavgs_fixed_point_at_every_concurrency(concurrency):
     strategy = driven(AsyncFedAvg, num_clients=10, eta=0.1, concurrency=concurrency)
     ran = run(strategy, TEN, ONE_TO_FIVE, num_rounds=4000, w0=4.5)
@@ -70,7 +72,7 @@ class SlowClientsFail(Faults):
         return TaskFaults(crash_at=0.5 if client >= 5 and dispatch % 2 else None)
 
 
-@pytest.mark.parametrize("concurrency", [1, 4, 10])
+@pytest.mark.parametrize("concurrency", [SLOW(1), 4, SLOW(10)])
 def test_losses_of_the_slow_do_not_move_the_fixed_point(concurrency):
     strategy = driven(AsyncFedAvg, num_clients=10, eta=0.1, concurrency=concurrency)
     faults = SlowClientsFail(detection_s=0.0)
@@ -78,7 +80,7 @@ def test_losses_of_the_slow_do_not_move_the_fixed_point(concurrency):
     assert late_mean(ran) == pytest.approx(4.5, abs=0.1)  # weights by task times: 4.92, 4.66, 4.00
 
 
-@pytest.mark.parametrize("concurrency", [1, 4, 10])
+@pytest.mark.parametrize("concurrency", [SLOW(1), 4, SLOW(10)])
 def test_fedfix_has_fedavgs_fixed_point_at_every_concurrency(concurrency):
     strategy = driven(FedFix, num_clients=10, interval_s=3.0, eta=0.1, concurrency=concurrency)
     ran = run(strategy, TEN, ONE_TO_FIVE, num_rounds=2000, w0=4.5)
@@ -86,7 +88,7 @@ def test_fedfix_has_fedavgs_fixed_point_at_every_concurrency(concurrency):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("name", ["async_fedavg", "fedfix"])
+@pytest.mark.parametrize("name", ["async_fedavg", SLOW("fedfix")])
 def test_of_two_equal_clients_the_one_that_loses_tasks_counts_as_much_as_the_other(name, loss):
     ran = run(of_two(name), [0.0, 1.0], [1.0, 1.0], num_rounds=3000, w0=0.5, **LOSSES[loss])
     applied = [client for _, client, _ in ran.applied()]
@@ -113,8 +115,8 @@ def test_a_client_that_joins_late_counts_like_the_others_from_the_first(name):
     assert own.max() <= 1.3 * np.median(own)
 
 
-@pytest.mark.parametrize("alpha", ["expected", "stochastic"])
-@pytest.mark.parametrize("loss", ["crash", "lost reply"])
+@pytest.mark.parametrize("alpha", ["expected", SLOW("stochastic")])
+@pytest.mark.parametrize("loss", ["crash", SLOW("lost reply")])
 def test_favas_lets_a_client_that_loses_answers_count_as_much_as_the_other(loss, alpha):
     strategy = driven(
         FAVAS, contacted=1, local_steps=4, waiting_s=1.0, interaction_s=1.0, alpha=alpha

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from every_strategy import CODED, LOCAL, MODELS, PARTIAL
+from every_strategy import CODED, LEARNING, LOCAL, MODELS, PARTIAL
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from stand_ins import Scripted, ScriptedFaults
@@ -35,7 +35,7 @@ from fl.simulation.world.fleets import uniform
 from fl.strategies.drivers.driver import Driver
 
 PAGE = Path(fl.__file__).parents[1] / "docs" / "fleets.md"
-STRATEGIES = sorted(p.stem for p in (Path(fl.__file__).parent / "conf/strategy").glob("[!_]*.yaml"))
+STRATEGIES = LEARNING
 QUICK = ("adpsgd", "demo", "diloco", "favas", "fedbuff", "tifl")  # one of most drivers
 NEEDS_ALL = ("demo", "just_one_byte", "onebit_adam")  # the message of every client in every round
 
@@ -43,7 +43,7 @@ N = 4
 EVERYBODY, LAST = range(N), [N - 1]
 HOUR, TIMEOUT_S = 3600.0, 120.0
 BACK_S = 2 * HOUR + 200.0
-AS_MUCH = {"fedbn": 61}  # FLOPs of a step, over those of a linear model
+AS_MUCH = {"fedbn": 61, "dimat": 4}  # FLOPs of a task, over those of a step of a linear model
 SPEED = 14e3  # FLOP/s: a step of 128 examples takes about half a minute
 
 
@@ -107,6 +107,7 @@ SMALL = {  # arguments of strategies, where they have them: so that four clients
     "num_clusters": 1,
     "concurrency": 3,
     "buffer_size": 2,
+    "sample_size": N,
     "batch": 4,
     "backup": 0,
     "contacted": 2,

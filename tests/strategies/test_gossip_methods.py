@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pytest
@@ -333,14 +334,15 @@ def test_three_channels_of_one_compressor_are_the_papers_recursion(channel):
     np.testing.assert_allclose(ran.models[-1], expected, rtol=1e-4, atol=1e-5)
 
 
+SLOW = partial(pytest.param, marks=pytest.mark.slow)
 CHANNELS = [
-    TopK(k=1),
+    SLOW(TopK(k=1)),
     ErrorFeedback(TopK(k=1)),
     EF21(TopK(k=1)),
-    EControl(TopK(k=1)),
-    EF21Sgdm(TopK(k=1)),
+    SLOW(EControl(TopK(k=1))),
+    SLOW(EF21Sgdm(TopK(k=1))),
     Diana(Qsgd(levels=4)),
-    Qsgd(levels=1),
+    SLOW(Qsgd(levels=1)),
 ]
 
 
@@ -683,7 +685,7 @@ def test_centered_clipping_is_clipped_gossip_around_the_own_model_by_w():
 
 @pytest.mark.parametrize(
     "aggregator",
-    [Median(), TrimmedMean(f=3), GeometricMedian(), Krum(f=3)],
+    [Median(), SLOW(TrimmedMean(f=3)), GeometricMedian(), SLOW(Krum(f=3))],
     ids=lambda F: type(F).__name__,
 )
 @pytest.mark.parametrize("uplink", [None, TopK(k=1)], ids=["exact", "compressed"])

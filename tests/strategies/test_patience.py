@@ -135,7 +135,7 @@ def test_a_client_that_was_asked_again_has_one_task_at_a_time_when_it_has_answer
     assert (1, 2) in {row[2:4] for row in ran.of(Event.APPLIED)}
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_phones_that_drop_out_do_not_stop_asynchronous_fedavg(seed):
     # As `fl strategy=async_fedavg`: nobody hears of a phone that dropped out for a minute.
     fleet = mobile(100, seed)

@@ -12,7 +12,7 @@ import fl
 CONF = Path(fl.__file__).parent / "conf"
 TOPOLOGIES = sorted(path.stem for path in (CONF / "topology").glob("*.yaml"))
 WEIGHTS = sorted(path.stem for path in (CONF / "topology" / "weights").glob("*.yaml"))
-SIZES = {"hypercube": (4, 8, 16)}
+SIZES = {"hypercube": (4, 8, 16), "matcha": (9, 12)}
 CASES = [(name, n) for name in TOPOLOGIES for n in SIZES.get(name, (9, 16, 30))]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from fl.clients.app.batches import Chunks
 from fl.clients.app.choosing import SMOOTHING_KEY, Received, model_key
 from fl.clients.app.home import Home
+from fl.clients.app.merging import Merging, read_merging
 from fl.clients.app.message_config import read_float, read_int
 from fl.clients.correction import Corrected
 from fl.clients.local_optimizer import FIRST_STEP_KEY, LR_FACTOR_KEY
@@ -161,6 +162,15 @@ class Instructions:
         return smoothing if self.num_models > 1 else None
 
     @cached_property
+    def merging(self) -> Merging | None:
+        """How the client merges several models; None if it does not.
+
+        Raises:
+            ConfigError: the configuration says no way there is, or no weights of the models.
+        """
+        return read_merging(self.config, self.num_models)
+
+    @cached_property
     def server(self) -> dict[str, Tensor]:
         """The vectors beside the model that the task needs, shape (p,) each.
 
@@ -268,7 +278,7 @@ class Instructions:
         if model:
             self.models, self.server  # noqa: B018 (read and kept)
         self.limits, self.role, self.scalars, self.amount, self.fitting_steps  # noqa: B018
-        self.batch_size, self.smoothing, self.chunks  # noqa: B018
+        self.batch_size, self.smoothing, self.merging, self.chunks  # noqa: B018
 
 
 def read_amount(config: Mapping[str, Any]) -> tuple[int | None, int | None]:

@@ -14,13 +14,20 @@ from torch import nn
 
 from fl.clients.app.batches import covered_examples, steps_per_epoch
 from fl.clients.app.inbox import Instructions, read_amount, read_batch_size, read_chunks
-from fl.clients.app.message_config import read_int
+from fl.clients.app.message_config import read_float, read_int
 from fl.clients.rule import Adaptation, Rule
 from fl.data import FederatedData
 from fl.errors import ConfigError
 from fl.execution.contract import Workload
 from fl.models import Flops, flops_per_example, memory_bytes
+from fl.models.batch_statistics import keeps_statistics
 from fl.vectors.layout import Layout
+
+STAGE_QUERY = "query.stage"
+"""Type of a message that asks for the time of a stage's work, of a model that is not here."""
+
+FLOPS_KEY = "flops"
+"""What that takes, in its configuration."""
 
 
 class Planner:
@@ -72,8 +79,10 @@ class Planner:
 
         Training is charged forward and backward FLOPs for every example of every step (times the
         rule's gradients per step; and of the first, what the rule does once), evaluation forward
-        FLOPs and those of the training that it takes, a query nothing. To choose one of k models
-        takes forward FLOPs of each for all of the client's training examples.
+        FLOPs and those of the training that it takes, a query nothing but what it says itself
+        (`STAGE_QUERY`). To choose one of k models takes forward FLOPs of each for all of the
+        client's training examples, and to merge them those of the passes that this takes; finding
+        partners in what they show takes nothing.
 
         Args:
             instructions: of the message.
@@ -93,6 +102,9 @@ class Planner:
             if count:
                 flops += self._before_evaluation(instructions, self._data.size(partition))
             return Workload(flops, None, self.memory_bytes)
+        if message_type == STAGE_QUERY:
+            asked = read_float(instructions.config, FLOPS_KEY, least=0.0)
+            return Workload(asked or 0.0, reply_bytes=0)
         if kind != "train":
             return Workload(0.0, None, self.memory_bytes)
         examples = self._data.size(partition)
@@ -138,9 +150,14 @@ class Planner:
         return Workload(flops, fitting, self.memory_bytes, 0.0, reply_bytes, local_steps=steps)
 
     def _choosing(self, instructions: Instructions, partition: int) -> float:
-        """Returns the FLOPs by which a client chooses one of the models that came."""
-        k = instructions.num_models
-        return float(self._flops.forward * k * self._data.size(partition)) if k > 1 else 0.0
+        """Returns the FLOPs by which a client chooses one of the models that came, or merges them.
+
+        Those of forward passes over its training examples.
+        """
+        passes = k if (k := instructions.num_models) > 1 else 0
+        if instructions.merging is not None:
+            passes = instructions.merging.passes(statistics=keeps_statistics(self._model))
+        return float(self._flops.forward * passes * self._data.size(partition)) if passes else 0.0
 
     def _before_evaluation(self, instructions: Instructions, examples: int) -> float:
         """Returns the FLOPs of the training that makes the model which is to be evaluated."""

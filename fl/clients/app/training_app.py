@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -33,7 +34,8 @@ from fl.clients.app.inbox import (
     read_partition,
 )
 from fl.clients.app.island import Island
-from fl.clients.app.outbox import Outbox, metrics_reply
+from fl.clients.app.merging import Merger
+from fl.clients.app.outbox import METRICS_KEY, Outbox, metrics_reply
 from fl.clients.app.personal import predicts_with
 from fl.clients.app.planner import Planner
 from fl.clients.app.replica import Replica
@@ -49,7 +51,15 @@ from fl.clients.rule import Rule
 from fl.data import FederatedData
 from fl.data.drift import DRIFT_BEGINS
 from fl.errors import ConfigError
-from fl.execution.contract import Payload, PlannedApp, Request, Result, RunInfo, Workload
+from fl.execution.contract import (
+    Answers,
+    Payload,
+    PlannedApp,
+    Request,
+    Result,
+    RunInfo,
+    Workload,
+)
 from fl.flower.carried import carried_arrays, carried_tensors
 from fl.flower.content import content_of
 from fl.flower.messages import with_content
@@ -109,7 +119,8 @@ class TrainingApp(ClientApp, PlannedApp):
     "chunk-begin" (0) of them, round the chunk.
 
     A message may carry several models: the client goes on with the one that has the lowest loss on
-    its training examples, or with a mixture of them, see `fl.clients.app.choosing`.
+    its training examples, or with a mixture of them, see `fl.clients.app.choosing`, or with what it
+    merges of them, see `fl.clients.app.merging`.
 
     A deadline bounds the time of training: the client does as many whole steps as fit, and at least
     one, since a device learns what a step takes by doing it; its partial work counts like full
@@ -170,6 +181,7 @@ class TrainingApp(ClientApp, PlannedApp):
 
     Attributes:
         layout: of what travels, in the order of the model's state dict.
+        merger: merges several models that come.
 
     Raises:
         ConfigError: an argument is out of range, the model cannot be a flat vector, or PyTorch does
@@ -298,9 +310,11 @@ class TrainingApp(ClientApp, PlannedApp):
         )
         self._outbox = Outbox(self.home, self.rule)
         self._chooser = Chooser(self._model, self.home.whole, data, self.device)
+        self.merger = Merger(self._model, self.home.whole, data, self.device)
         self.train()(self._train)
         self.evaluate()(self._evaluate)
         self.query()(self._query)
+        self.query("stage")(self._worked)
 
     # ---- before the work is done -----------------------------------------------------------------
 
@@ -336,7 +350,8 @@ class TrainingApp(ClientApp, PlannedApp):
         """Returns what a message's work costs; see `Planner.plan`."""
         instructions: Instructions = payload.read_by(self)
         known = self._reply_bytes
-        reply_bytes = known and known[instructions.num_models > 1]
+        chooses = instructions.num_models > 1 and instructions.merging is None
+        reply_bytes = known and known[chooses]
         if instructions.smoothing is not None or instructions.own_classes:
             reply_bytes = None
         return self._planner.plan(
@@ -411,6 +426,52 @@ class TrainingApp(ClientApp, PlannedApp):
             if part is not None
             for name in part.honours.get(key, ())
         )
+
+    # ---- what clients answer that train nothing --------------------------------------------------
+
+    def foresees(self, payload: Payload) -> str:
+        """Returns why the answers to a `train` message are not known before; "" if they are.
+
+        Without training they are the model as it came, and what a client reports hangs on how many
+        examples it has.
+        """
+        if self.learns:
+            return "clients train"
+        if self._reply_bytes is None:
+            return "clients keep something, or send more than a model"
+        instructions: Instructions = payload.read_by(self)
+        if instructions.num_models > 1 or instructions.own_classes:
+            return "clients choose among models, or have a loss of their own classes"
+        if instructions.limits != (None, None) or instructions.fitting_steps is not None:
+            return "the message says for how long clients may work"
+        if self.data.drift is not None:
+            return "data drift"
+        return ""
+
+    def answers(self, payload: Payload, partitions: NDArray[np.int64], run: RunInfo) -> Answers:
+        """Returns what the clients that hold these partitions answer, see `foresees`."""
+        sizes = self._sizes[partitions % self.data.num_partitions]
+        _, first, which = np.unique(sizes, return_index=True, return_inverse=True)
+        requests = [
+            Request(client, 0, payload, "train", "", 1.0, run.epoch)
+            for client in partitions[first].tolist()
+        ]
+        plans = [self.plan(payload, "train", request.client, math.nan) for request in requests]
+        contents = [self.train_many([request], run)[0].content for request in requests]
+        metrics: list[dict[str, Any]] = [
+            dict(content[METRICS_KEY].items()) for content in contents if content is not None
+        ]
+        return Answers(
+            which=which.reshape(-1),
+            flops=np.array([plan.flops for plan in plans]),
+            reply_bytes=np.array([plan.reply_bytes for plan in plans], np.int64),
+            metrics=metrics,
+        )
+
+    @cached_property
+    def _sizes(self) -> NDArray[np.int64]:
+        """How many examples each partition has."""
+        return np.array([self.data.size(i) for i in range(self.data.num_partitions)], np.int64)
 
     # ---- whether clients train together ----------------------------------------------------------
 
@@ -637,8 +698,12 @@ class TrainingApp(ClientApp, PlannedApp):
             batch_size = chunks.size(len(rows)) or None
             rows = chunks.rows(rows, instructions.amount[1])
         models = [self.home.completed(*model, state) for model in instructions.models]
-        chosen, mixture = 0, None
-        if instructions.smoothing is None:
+        chosen, mixture, merging = 0, None, instructions.merging
+        if merging is not None:
+            row, others = models[0]
+            if self.learns:
+                row = self.merger.merged(models, merging, rows, seed, message_id)
+        elif instructions.smoothing is None:
             chosen = self._chooser.best(models, rows)
             row, others = models[chosen]
         else:
@@ -660,7 +725,7 @@ class TrainingApp(ClientApp, PlannedApp):
             batch_size=batch_size,
             deadline_s=None,
             in_order=chunks is not None,
-            model=chosen if len(models) > 1 and mixture is None else None,
+            model=chosen if len(models) > 1 and mixture is None and merging is None else None,
             mixture=mixture,
         )
 
@@ -759,6 +824,10 @@ class TrainingApp(ClientApp, PlannedApp):
                 "partition-id": partition,
             },
         )
+
+    def _worked(self, message: Message, context: Context) -> Message:
+        """Says that the time of a stage's work has passed (`STAGE_QUERY`)."""
+        return metrics_reply(message, {})
 
     @cached_property
     def _evaluated(self) -> nn.Module:

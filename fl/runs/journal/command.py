@@ -12,7 +12,9 @@ import math
 import os
 import re
 import shlex
+import shutil
 import sys
+from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -306,8 +308,17 @@ def resumed(arguments: Sequence[str]) -> tuple[list[str], Resumption] | None:
     if not directory.is_dir():
         raise ConfigError(f"{directory} does not exist; give the directory of a run")
     _check_files(directory)
-    if given.length is not None:
-        directory = _longer(directory, given.length)
+    if given.length is None:
+        return _resumed(directory, given)
+    directory = _longer(directory, given.length)
+    try:
+        return _resumed(directory, given)
+    except BaseException:
+        shutil.rmtree(directory)  # nothing has run there, and the next try makes it again
+        raise
+
+
+def _resumed(directory: Path, given: Namespace) -> tuple[list[str], Resumption] | None:
     journal = directory / FOLDER / FILE
     status = _status(directory)
     head = read_head(journal) if journal.is_file() else None

@@ -147,28 +147,40 @@ class Journal:
             self._go_on(self._reader)
             return None
         facts, records = answer
-        asked = [kind, *request]
-        if facts["asked"] != asked:
-            why = (
-                "Something decides that is neither in the configuration nor in the seed (the "
-                "host's clock, threads, files, another processor)"
-            )
-            if self._code not in (None, self.head.get("code")):
-                why = "Its code was changed, and asks something else than before"
-            if EXTENDS in self.head:
-                ((key, value),) = self.head[EXTENDS].items()
-                why = (
-                    f"With {key}={value} it was not the beginning of the longer "
-                    "run: a schedule depends on the length, clients go on while others end, or the "
-                    "last model was evaluated out of turn (evaluate_every)"
-                )
-            raise NotRepeated(
-                f"the run does not repeat itself: answer {self.replayed + 1} of {self.path} is to "
-                f"{facts['asked']}, but now {asked} was asked. {why}; the run cannot be resumed"
-            )
+        self.check(facts["asked"], [kind, *request])
         self.replayed += 1
         self._began = time.perf_counter() - facts["wall_s"]
         return facts, records
+
+    def check(self, then: list[Any], now: list[Any]) -> None:
+        """Checks that a question is the one to which the journal has an answer.
+
+        Args:
+            then: kind and request of the first time.
+            now: likewise.
+
+        Raises:
+            NotRepeated: it is another one.
+        """
+        if then == now:
+            return
+        why = (
+            "Something decides that is neither in the configuration nor in the seed (the "
+            "host's clock, threads, files, another processor)"
+        )
+        if self._code not in (None, self.head.get("code")):
+            why = "Its code was changed, and asks something else than before"
+        if EXTENDS in self.head:
+            ((key, value),) = self.head[EXTENDS].items()
+            why = (
+                f"With {key}={value} it was not the beginning of the longer "
+                "run: a schedule depends on the length, clients go on while others end, or the "
+                "last model was evaluated out of turn (evaluate_every)"
+            )
+        raise NotRepeated(
+            f"the run does not repeat itself: answer {self.replayed + 1} of {self.path} is to "
+            f"{then}, but now {now} was asked. {why}; the run cannot be resumed"
+        )
 
     def note(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,21 +16,28 @@ from fl.runs.journal.encoding import checksum, encode
 from fl.runs.journal.journal import Journal
 
 
-def _result(facts: dict[str, Any], records: dict[str, RecordDict | None]) -> Result:
-    """Returns a result as `Journaled.result` has noted it.
+def _facts(request: list[Any], result: Result) -> list[Any]:
+    """Returns what a record says of one answer, beside its content and state."""
+    return [request, result.error, result.slept_s, result.host_s, result.details]
+
+
+def _result(
+    facts: list[Any], number: int, records: dict[str, RecordDict | None]
+) -> tuple[list[Any], Result]:
+    """Returns what was asked, and a result, as `Journaled.result` has noted both.
 
     Raises:
         ConfigError: somebody else has noted something else.
     """
     try:
-        error = facts["error"]
-        return Result(
-            content=records["content"],
+        request, error, slept_s, host_s, details = facts
+        return list(request), Result(
+            content=records[f"content {number}"],
             error=None if error is None else (int(error[0]), str(error[1])),
-            state=records["state"],
-            slept_s=float(facts["slept_s"]),
-            host_s=float(facts["host_s"]),
-            details=str(facts["details"]),
+            state=records[f"state {number}"],
+            slept_s=float(slept_s),
+            host_s=float(host_s),
+            details=str(details),
         )
     except (KeyError, IndexError, TypeError, ValueError) as wrong:
         raise ConfigError(f"the journal holds an answer that is no client's: {wrong!r}") from wrong
@@ -56,6 +63,10 @@ class Journaled(Executor):
     a part is given to the executor whole, as it was the first time; waves that the journal answers
     are never given to it.
 
+    What the executor has ready when it is asked goes into one record: the results of a batch, which
+    cost a system call and a description of their own each if they were noted one by one. None of
+    them is used before all are noted.
+
     Args:
         executor: runs what the journal does not hold.
         journal: of the run.
@@ -69,6 +80,9 @@ class Journaled(Executor):
         self._keeps_errors = keeps_errors
         self._waves: dict[Request, _Wave] = {}  # of open members; in order of submission
         self._payloads: weakref.WeakKeyDictionary[Payload, int] = weakref.WeakKeyDictionary()
+        self._came: dict[Request, Result] = {}  # of the executor's, nobody has asked for them yet
+        # Of the journal's, likewise, by client and dispatch: what was asked, and the result.
+        self._recalled: dict[tuple[int, int], tuple[list[Any], Result]] = {}
 
     def start(self, app: AppSource, run: RunInfo) -> None:
         """Starts the executor."""
@@ -84,34 +98,62 @@ class Journaled(Executor):
 
     def result(self, request: Request) -> Result:
         """Returns the result in the journal, or else the executor's, which the journal gets."""
-        key = self._key(request)
-        answer = self._journal.recall("result", key)
-        if answer is not None:
+        came = self._came.pop(request, None)
+        if came is not None:
+            return came
+        known = self._recalled.pop((request.client, request.dispatch), None)
+        if known is None and self._journal.replaying:
+            known = self._recall(request)
+        if known is not None:
             self._close(request)
-            return _result(*answer)
+            self._journal.check(["result", *known[0]], ["result", *self._key(request)])
+            return known[1]
         self._hand_over()
         result = self._executor.result(request)
-        if result.error is not None and not self._keeps_errors:
-            return result
-        self._journal.note(
-            "result",
-            key,
-            {
-                "error": result.error,
-                "slept_s": result.slept_s,
-                "host_s": result.host_s,
-                "details": result.details,
-            },
-            {"content": result.content, "state": result.state},
-        )
+        others = {other: self._executor.result(other) for other in self._executor.ready()}
+        self._note({request: result, **others})
+        self._came.update(others)
         return result
+
+    def _recall(self, request: Request) -> tuple[list[Any], Result] | None:
+        """Takes the journal's next answers, and returns the first; None at its end."""
+        answer = self._journal.recall("result", self._key(request))
+        if answer is None:
+            return None
+        facts, records = answer
+        if not isinstance(answers := facts.get("answers"), list) or not answers:
+            raise ConfigError("the journal holds an answer that is no client's: it holds none")
+        first, *others = (_result(told, i, records) for i, told in enumerate(answers))
+        for other in others:
+            try:
+                client, dispatch, *_ = other[0]
+                self._recalled[int(client), int(dispatch)] = other
+            except (TypeError, ValueError) as wrong:
+                raise ConfigError(f"the journal holds an answer to nobody: {wrong!r}") from wrong
+        self._journal.replayed += len(others)
+        return first
+
+    def _note(self, results: Mapping[Request, Result]) -> None:
+        """Writes results into the journal, as one record."""
+        answers: list[list[Any]] = []
+        records: dict[str, RecordDict | None] = {}
+        for request, result in results.items():
+            if result.error is None or self._keeps_errors:
+                number = len(answers)
+                answers.append(_facts(self._key(request), result))
+                records[f"content {number}"] = result.content
+                records[f"state {number}"] = result.state
+        if answers:
+            self._journal.note("result", answers[0][0], {"answers": answers}, records)
 
     def discard(self, request: Request) -> None:
         """Forgets a submitted request whose result nobody will need."""
-        if request in self._waves:
-            self._close(request)
-        else:
+        if self._came.pop(request, None) is not None:
+            return
+        known = self._recalled.pop((request.client, request.dispatch), None)
+        if known is None and request not in self._waves:
             self._executor.discard(request)
+        self._close(request)
 
     def aside(self, requests: Sequence[Request]) -> list[Result]:
         """Returns the executor's results, which the journal does not get."""
@@ -120,6 +162,8 @@ class Journaled(Executor):
     def close(self) -> None:
         """Closes the executor."""
         self._waves.clear()
+        self._came.clear()
+        self._recalled.clear()
         self._executor.close()
 
     def report(self) -> dict[str, Any]:
@@ -143,7 +187,10 @@ class Journaled(Executor):
         ]
 
     def _close(self, request: Request) -> None:
-        self._waves.pop(request).open.discard(request)
+        """Takes a request from its wave, if the journal has been asked for it."""
+        wave = self._waves.pop(request, None)
+        if wave is not None:
+            wave.open.discard(request)
 
     def _hand_over(self) -> None:
         """Gives the executor what the journal has left open."""
@@ -151,8 +198,11 @@ class Journaled(Executor):
         for wave in waves:
             # Members are told apart by identity, and the open ones are asked for by their own.
             own = {(member.client, member.dispatch): member for member in wave.open}
+            own = {name: member for name, member in own.items() if name not in self._recalled}
+            if not own:
+                continue
             members = [own.get((m.client, m.dispatch), m) for m in wave.members]
             self._executor.submit(members)
             for member in members:
-                if member not in wave.open:
+                if member not in own.values():
                     self._executor.discard(member)

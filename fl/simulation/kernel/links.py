@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from fl.errors import ConfigError
-from fl.randomness import uniform
+from fl.randomness import uniform, uniforms
 
 MSS_BITS = 1460 * 8
 """Payload of a full TCP segment on Ethernet: 1500 bytes less 40 bytes of headers."""
@@ -25,6 +25,8 @@ MATHIS_CONSTANT = math.sqrt(1.5)
 
 FLOOR_FRACTION = 0.01
 """A transfer's drawn bandwidth is at least this fraction of the link's mean."""
+
+Indices = NDArray[np.int64]
 
 Some = int | NDArray[np.intp]
 """A whole number, or several."""
@@ -64,6 +66,8 @@ class Links:
             again and costs time. The loss of a whole message is `Faults.message_loss`.
         down_sigma_bps: standard deviation of each download's bandwidth, shape (n,), or None.
         up_sigma_bps: the same for uploads.
+        reachable: whether others can open connections to the client, bool, shape (n,): not if it is
+            behind a firewall or NAT; None means all.
     """
 
     down_bps: NDArray[np.float64]
@@ -72,6 +76,7 @@ class Links:
     loss: NDArray[np.float64]
     down_sigma_bps: NDArray[np.float64] | None = None
     up_sigma_bps: NDArray[np.float64] | None = None
+    reachable: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.down_bps)
@@ -116,6 +121,43 @@ class Links:
         bps = self._drawn("up-bps", self.up_bps, self.up_sigma_bps, seed, client, transfer)
         return min(bps, self._lossy_bps(client, server_latency_s, more_loss))
 
+    def down_caps(
+        self, seed: int, clients: Indices, transfers: Indices, server_latency_s: float = 0.0
+    ) -> NDArray[np.float64]:
+        """Returns `down_cap` of one download of each of several clients, shape (n,)."""
+        mean, sigma = self.down_bps, self.down_sigma_bps
+        return self._caps("down-bps", mean, sigma, seed, clients, transfers, server_latency_s)
+
+    def up_caps(
+        self, seed: int, clients: Indices, transfers: Indices, server_latency_s: float = 0.0
+    ) -> NDArray[np.float64]:
+        """Returns `up_cap` of one upload of each of several clients, shape (n,)."""
+        mean, sigma = self.up_bps, self.up_sigma_bps
+        return self._caps("up-bps", mean, sigma, seed, clients, transfers, server_latency_s)
+
+    def _caps(
+        self,
+        purpose: str,
+        mean: NDArray[np.float64],
+        sigma: NDArray[np.float64] | None,
+        seed: int,
+        clients: Indices,
+        transfers: Indices,
+        server_latency_s: float,
+    ) -> NDArray[np.float64]:
+        # The operations of the scalar forms, one by one, so that the bits are theirs.
+        bps = mean[clients]
+        if sigma is not None:
+            vary = np.flatnonzero(sigma[clients] > 0)
+            some = clients[vary]
+            u = uniforms(seed, purpose, some, transfers[vary])
+            bps[vary] = _truncated_normals(bps[vary], sigma[some], FLOOR_FRACTION * bps[vary], u)
+        loss, rtt_s = self.loss[clients], 2.0 * (self.latency_s[clients] + server_latency_s)
+        lossy = np.flatnonzero((loss > 0) & (rtt_s > 0))
+        bound = MSS_BITS / rtt_s[lossy] * MATHIS_CONSTANT / np.sqrt(loss[lossy])
+        bps[lossy] = np.minimum(bps[lossy], bound)
+        return bps
+
     def _drawn(
         self,
         purpose: str,
@@ -146,6 +188,21 @@ def _truncated_normal(mean: float, sigma: float, low: float, u: float) -> float:
     # For u next to 1 the sum may round to 1, whose quantile is infinite.
     v = min(below + (1.0 - below) * u, 1.0 - 2.0**-53)
     return max(low, mean + sigma * float(ndtri(v)))
+
+
+def _truncated_normals(
+    mean: NDArray[np.float64],
+    sigma: NDArray[np.float64],
+    low: NDArray[np.float64],
+    u: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Returns `_truncated_normal` of each, shape (n,); also of links without a limit."""
+    with np.errstate(invalid="ignore"):  # infinity less infinity: the comparisons are false
+        below = ndtr((low - mean) / sigma)
+        v = below + (1.0 - below) * u
+        most = 1.0 - 2.0**-53
+        bps = mean + sigma * ndtri(np.where(most < v, most, v))
+        return np.where(bps > low, bps, low)
 
 
 @dataclass(frozen=True)
@@ -297,3 +354,17 @@ class RankLinks:
         if site is None:
             return np.zeros(len(self), dtype=np.intp)
         return site[self._clients].astype(np.intp)
+
+    @property
+    def access(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The bit/s of each rank's own link, up and down."""
+        links = self._peers.links
+        return links.up_bps[self._clients], links.down_bps[self._clients]
+
+    @property
+    def reachable(self) -> NDArray[np.bool_]:
+        """Whether others can open connections to a rank."""
+        reachable = self._peers.links.reachable
+        if reachable is None:
+            return np.ones(len(self), dtype=np.bool_)
+        return reachable[self._clients]

@@ -40,6 +40,9 @@ class Port(ABC):
         queue: of the engine.
         arrived: called with each dispatch whose transfer has ended.
         ramp: how slowly transfers begin; None begins at full rate.
+
+    Attributes:
+        armed: when the alarm is, s; infinity without.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Port(ABC):
         self._ramping: set[int] = set()  # flows that wait to begin
         self._dispatches: dict[int, Dispatch] = {}
         self._caps: dict[int, dict[int, float]] = {}  # `_end` -> {flow: cap of its link}
-        self._armed = math.inf
+        self.armed = math.inf
 
     def start(self, flow: int, dispatch: Dispatch, size: int, cap_bps: float) -> None:
         """Starts a transfer of `size` bytes, at most as fast as the client's own link."""
@@ -124,14 +127,14 @@ class Port(ABC):
         # An alarm that turns out too early finds nothing completed and is set anew; one that is
         # overtaken by an earlier alarm is ignored. So each change pushes at most one event.
         time = self._shared.next_completion()
-        if time < self._armed:
-            self._armed = time
+        if time < self.armed:
+            self.armed = time
             self._queue.schedule(time, Priority.PROGRESS, self._alarm, time)
 
     def _alarm(self, time: float) -> None:
-        if time != self._armed:
+        if time != self.armed:
             return
-        self._armed = math.inf
+        self.armed = math.inf
         done = {
             flow: self._dispatches.pop(flow) for flow in self._shared.pop_completed(self._queue.now)
         }

@@ -82,6 +82,11 @@ class Event(IntEnum):
     SERVER_RECEIVE = 42  # the server reads replies; bytes = of these
     AGGREGATE = 43  # and adds them up
     SERVER_EVALUATE = 44
+    # Of a hierarchy (fl.simulation.summation): dispatch = the machine.
+    AGGREGATOR_START = 45  # a new process; value = s until it can work
+    AGGREGATOR_FAILED = 46  # value = updates that are lost with it
+    PARTIAL_SUM = 47  # a machine's sum goes to another; bytes = of it, value = s
+    RELAY = 48  # what is sent goes to the machines of a hierarchy; bytes = of it, value = s
 
 
 FAULTS = frozenset(
@@ -102,9 +107,12 @@ FAULTS = frozenset(
         Event.NO_STEP,
         Event.NOT_FINITE,
         Event.ALL_REDUCE_FAILED,
+        Event.AGGREGATOR_FAILED,
     }
 )
 """Events counted as faults in the summary."""
+
+_COUNTED = np.array(sorted(FAULTS), np.int8)
 
 _LOSSES = frozenset(
     {Event.DROPOUT, Event.CRASH, Event.DEPARTURE, Event.DOWNLOAD_LOST, Event.UPLOAD_LOST}
@@ -114,7 +122,7 @@ _LOSSES = frozenset(
 _ROW = Struct("=dbqqqd")
 _pack = _ROW.pack
 _pack_terms = Struct("=qdqq10d").pack
-_DTYPE = np.dtype(
+ROW_TYPE = np.dtype(
     [
         ("time", "=f8"),
         ("kind", "=i1"),
@@ -124,6 +132,8 @@ _DTYPE = np.dtype(
         ("value", "=f8"),
     ]
 )
+"""An event, as `Trace.record_all` takes it."""
+
 _TERMS = np.dtype(
     [
         ("before", "=i8"),
@@ -193,12 +203,24 @@ class Trace:
         if len(self._rows) >= self._most:
             self._to_disk()
         if kind in FAULTS:
-            self.num_faults += 1
-            if kind in _LOSSES:
-                self._lost.add((client, dispatch))
-            elif kind == Event.EXPIRED and (client, dispatch) in self._lost:
-                self._doubles += 1
-                self.num_faults -= 1
+            self._count(kind, client, dispatch)
+
+    def record_all(self, rows: NDArray[Any]) -> None:
+        """Appends events, shape (n,), of type `ROW_TYPE`."""
+        self._rows += rows.tobytes()
+        if len(self._rows) >= self._most:
+            self._to_disk()
+        for row in rows[np.isin(rows["kind"], _COUNTED)]:
+            self._count(row["kind"].item(), row["client"].item(), row["dispatch"].item())
+
+    def _count(self, kind: int, client: int, dispatch: int) -> None:
+        """Counts a fault."""
+        self.num_faults += 1
+        if kind in _LOSSES:
+            self._lost.add((client, dispatch))
+        elif kind == Event.EXPIRED and (client, dispatch) in self._lost:
+            self._doubles += 1
+            self.num_faults -= 1
 
     def record_terms(self, time: float, client: int, dispatch: int, *seconds: float) -> None:
         """Appends an event for each term of a runtime that a task spends time on.
@@ -273,7 +295,7 @@ class Trace:
     def _parts(self, name: str) -> Iterator[NDArray[Any]]:
         """Returns a column in parts of at most `_MOST_ROWS`; copies, as rows are still appended."""
         if self._file is not None and self._on_disk:
-            rows = np.memmap(self._file, _DTYPE, "r", shape=(self._on_disk,))
+            rows = np.memmap(self._file, ROW_TYPE, "r", shape=(self._on_disk,))
             for start in range(0, self._on_disk, _MOST_ROWS):
                 yield np.array(rows[name][start : start + _MOST_ROWS])
         if self._rows or self._terms or not self._on_disk:
@@ -290,14 +312,14 @@ class Trace:
 
     def _table(self) -> NDArray[Any]:
         """Returns the rows in memory, shape (events,); a view of them where there are no terms."""
-        rows = np.frombuffer(self._rows, dtype=_DTYPE)
+        rows = np.frombuffer(self._rows, dtype=ROW_TYPE)
         if not self._terms:
             return rows
         size = len(self._rows) + len(self._terms)
         if self._joined is None or self._joined[0] != size:
             terms = np.frombuffer(self._terms, dtype=_TERMS)
             task, term = np.nonzero(terms["seconds"])
-            added = np.zeros(len(task), dtype=_DTYPE)
+            added = np.zeros(len(task), dtype=ROW_TYPE)
             for name in ("time", "client", "dispatch"):
                 added[name] = terms[name][task]
             added["kind"] = Event.CLIENT_POLL + term
@@ -346,7 +368,7 @@ class Trace:
     def sha256(self) -> str:
         """Returns the hash of all columns: equal runs, equal hashes."""
         digest = hashlib.sha256()
-        for name in _DTYPE.names or ():
+        for name in ROW_TYPE.names or ():
             for part in self._shown(name):
                 digest.update(part.tobytes())
         return digest.hexdigest()
@@ -365,7 +387,7 @@ class Trace:
         ends = np.cumsum([0, *map(len, names)], dtype=np.int32)
         text = pa.py_buffer(b"".join(names))
         kinds = pa.StringArray.from_buffers(len(names), pa.py_buffer(ends), text)
-        columns = (self._shown(name) for name in _DTYPE.names or ())
+        columns = (self._shown(name) for name in ROW_TYPE.names or ())
         for time, kind, client, dispatch, size, value in zip(*columns, strict=True):
             yield pa.table(
                 {

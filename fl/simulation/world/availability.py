@@ -44,6 +44,18 @@ class Availability(Protocol):
         ...
 
 
+@runtime_checkable
+class DistinctChanges(Availability, Protocol):
+    """An availability of which no two clients change at the same time, as lengths are drawn.
+
+    Cohorts are simulated as arrays only on these: whose change comes first needs no queue.
+    """
+
+    def next_changes(self, clients: NDArray[np.int64], t: float) -> NDArray[np.float64]:
+        """Returns `next_change` of several clients, s, shape (n,)."""
+        ...
+
+
 class Always:
     """All clients are online all the time.
 
@@ -66,6 +78,10 @@ class Always:
     def next_change(self, client: int, t: float) -> float:
         """Returns infinity."""
         return math.inf
+
+    def next_changes(self, clients: NDArray[np.int64], t: float) -> NDArray[np.float64]:
+        """Returns infinity for each."""
+        return np.full(len(clients), math.inf)
 
 
 class Alternating(ABC):
@@ -123,6 +139,11 @@ class Alternating(ABC):
         """Returns the end of the client's period at time t (s)."""
         self._seek(client, t)
         return float(self._end[client])
+
+    def next_changes(self, clients: NDArray[np.int64], t: float) -> NDArray[np.float64]:
+        """Returns `next_change` of several clients, shape (n,)."""
+        self.online(t)  # brings every client to its period
+        return self._end[clients]
 
     def _seek(self, client: int, t: float) -> None:
         if self._begin[client] > t:
@@ -272,6 +293,15 @@ class Diurnal:
         on, next_on = self._edges(client, t)
         off = on + self._window
         return off if t < off else next_on
+
+    def next_changes(self, clients: NDArray[np.int64], t: float) -> NDArray[np.float64]:
+        """Returns `next_change` of several clients, shape (n,)."""
+        start, period = self._start[clients], self._period
+        k = np.floor((t - start) / period)
+        k += start + (k + 1) * period <= t
+        k -= start + k * period > t
+        off = start + k * period + self._window
+        return np.where(t < off, off, start + (k + 1) * period)
 
     def _edges(self, client: int, t: float) -> tuple[float, float]:
         """Returns the beginnings of the last window begun by t and of the one after it."""

@@ -11,9 +11,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fl.checks import is_a
 from fl.errors import ConfigError
-from fl.randomness import uniform
+from fl.randomness import uniform, uniforms
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,22 @@ class TaskFaults:
 
 
 _NONE = TaskFaults()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ManyFaults:
+    """What goes wrong with tasks of several clients: columns of `TaskFaults`, shape (n,).
+
+    Attributes:
+        dropout_at, crash_at: NaN where it does not happen.
+        lose_download, lose_upload, slowdown: as of `TaskFaults`.
+    """
+
+    dropout_at: NDArray[np.float64]
+    crash_at: NDArray[np.float64]
+    lose_download: NDArray[np.bool_]
+    lose_upload: NDArray[np.bool_]
+    slowdown: NDArray[np.float64]
 
 
 @runtime_checkable
@@ -173,6 +192,36 @@ class Faults:
             lose_download=self._lost(seed, "lose-download", client, dispatch),
             lose_upload=self._lost(seed, "lose-upload", client, dispatch),
             slowdown=1.0 if slow is None else slow.slowdown(seed, client, dispatch),
+        )
+
+    def draw_all(
+        self, seed: int, clients: NDArray[np.int64], dispatches: NDArray[np.int64]
+    ) -> ManyFaults:
+        """Returns `draw` of one task of each of several clients."""
+        loss, slow = self.message_loss, self.slowdown
+
+        def moments(probability: float, purpose: str) -> NDArray[np.float64]:
+            at = np.full(len(clients), np.nan)
+            if probability > 0:
+                some = uniforms(seed, purpose, clients, dispatches) < probability
+                at[some] = uniforms(seed, f"{purpose}-at", clients[some], dispatches[some])
+            return at
+
+        def lost(purpose: str) -> NDArray[np.bool_]:
+            if not loss > 0:
+                return np.zeros(len(clients), np.bool_)
+            return uniforms(seed, purpose, clients, dispatches) < loss
+
+        slowdown = np.ones(len(clients))
+        if slow is not None:
+            tasks = zip(clients.tolist(), dispatches.tolist(), strict=True)
+            slowdown[:] = [slow.slowdown(seed, client, dispatch) for client, dispatch in tasks]
+        return ManyFaults(
+            dropout_at=moments(self.dropout, "dropout"),
+            crash_at=moments(self.crash, "crash"),
+            lose_download=lost("lose-download"),
+            lose_upload=lost("lose-upload"),
+            slowdown=slowdown,
         )
 
     def loses_transfer(self, seed: int, source: int, target: int, index: int) -> bool:

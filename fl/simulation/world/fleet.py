@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,8 +18,8 @@ from scipy.special import ndtri
 
 from fl.checks import boolean, is_a
 from fl.errors import ConfigError
-from fl.randomness import uniform
-from fl.simulation.kernel.links import Links, PeerLinks, ServerLink
+from fl.randomness import normals, uniform
+from fl.simulation.kernel.links import Indices, Links, PeerLinks, ServerLink
 from fl.simulation.kernel.routes import Routes, Way, routed
 from fl.simulation.world.availability import Availability
 from fl.simulation.world.checkpointing import Checkpointing, JobTime
@@ -112,6 +112,26 @@ class Fleet:
         left = self.network.background.mean_left
         return routed(direct, self.routes, left, self.network.tcp.window_bytes)
 
+    def with_servers_at_sites(self) -> Fleet:
+        """Returns the fleet with a server in each site: clients reach theirs by links within it.
+
+        Where there are no sites, clients reach the one server as before.
+
+        Raises:
+            ConfigError: there is a network, whose links lead to one server.
+        """
+        if self.network is not None:
+            raise ConfigError(
+                "a network's links lead all clients to one server, and this strategy has one in "
+                "each region: leave network out"
+            )
+        if self.edges is None or self.edges.site is None:
+            return self
+        clients = np.arange(len(self))
+        bps = self.edges.rates(clients, clients)
+        delays = self.edges.delays(clients, clients)
+        return replace(self, links=replace(self.links, down_bps=bps, up_bps=bps, latency_s=delays))
+
     def compute_seconds(self, client: int, dispatch: int, flops: float) -> float:
         """Returns the seconds that the client computes on its task number `dispatch`.
 
@@ -148,6 +168,21 @@ class Fleet:
                 seconds *= math.exp(sigma * z - sigma * sigma / 2)
         return seconds * self.slowdown(client, dispatch)
 
+    def all_compute_seconds(
+        self, clients: Indices, dispatches: Indices, flops: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Returns `compute_seconds` of one task of each of several clients, shape (n,)."""
+        if self.task_seconds is not None or self.faults.slowdown is not None:
+            tasks = zip(clients.tolist(), dispatches.tolist(), flops.tolist(), strict=True)
+            return np.array([self.compute_seconds(*task) for task in tasks], dtype=np.float64)
+        seconds = flops / self.devices.flops[clients]
+        sigma = self.devices.jitter
+        if sigma > 0:
+            z = normals(self.seed, "jitter", clients, dispatches)
+            # The exponentials of NumPy's arrays are not `math.exp` to the last bit.
+            seconds *= [*map(math.exp, (sigma * z - sigma * sigma / 2).tolist())]
+        return seconds
+
     def seconds_per_flop(self, client: int, dispatch: int) -> float:
         """Returns what one FLOP of the client's task number `dispatch` takes, in s.
 
@@ -180,6 +215,14 @@ class Fleet:
         """Returns the most that one download gets, whoever else is there; see `Links.down_cap`."""
         way = None if self.routes is None else self.routes.to(client)
         return self._cap(self.links.down_cap, way, client, transfer)
+
+    def down_caps(self, clients: Indices, transfers: Indices) -> NDArray[np.float64]:
+        """Returns `down_cap` of one download of each of several clients, without a network."""
+        return self.links.down_caps(self.seed, clients, transfers, self.server.latency_s)
+
+    def up_caps(self, clients: Indices, transfers: Indices) -> NDArray[np.float64]:
+        """Returns `up_cap` of one upload of each of several clients, without a network."""
+        return self.links.up_caps(self.seed, clients, transfers, self.server.latency_s)
 
     def up_cap(self, client: int, transfer: int) -> float:
         """Returns the most that one upload gets, whoever else is there; see `Links.up_cap`."""
@@ -249,6 +292,12 @@ class Fleet:
         ):
             if column is not None:
                 self._check_column(name, column, n, bound)
+        reachable = links.reachable
+        if reachable is not None and (reachable.shape != (n,) or reachable.dtype != np.bool_):
+            raise ConfigError(
+                f"links.reachable has shape {reachable.shape} and dtype {reachable.dtype}; it must "
+                f"be ({n},) and bool, one row per client."
+            )
         if not 0 <= devices.jitter <= _MOST_JITTER:
             raise ConfigError(
                 f"devices.jitter is {devices.jitter}; the sigma of the log-normal factor must be "
@@ -274,6 +323,12 @@ class Fleet:
         if routes is not None and routes.place.shape != (len(self),):
             raise ConfigError(
                 f"network has places for {routes.place.shape} clients, the fleet has {len(self)}"
+            )
+        load = network.background.load
+        if load > 0 and routes is not None and all(map(math.isinf, routes.capacity_bps)):
+            raise ConfigError(
+                f"network.background.load is {load:g}, and no link of the network has a capacity "
+                "of which it could take a share: give one, as bps, or leave the load at 0"
             )
         if network.tcp.rtt_fairness:
             for client in range(len(self)):

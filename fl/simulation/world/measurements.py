@@ -9,11 +9,12 @@ Formats (who made them, and what we checked them against):
 | `read_link_speeds` | FLASH `speed_distri.json` | JSON |
 | `read_scores` | FLASH `benchmark2score.json` | JSON |
 | `read_city_latency` | plexus `latencies.txt` | CSV matrix, ms |
+| `read_preemptions` | bamboo `traces/*.csv` | CSV, ms |
 | `read_worker_seconds` | seconds of serverless workers | NPZ of (rounds, workers) arrays |
 
-FedScale: SymbioticLab/FedScale. FLASH: PKU-Chengxu/FLASH. plexus: sacs-epfl/plexus. A pickle can
-run any program when it is loaded, so pickles are read by an unpickler that builds containers,
-numbers and strings and refuses everything else.
+FedScale: SymbioticLab/FedScale. FLASH: PKU-Chengxu/FLASH. plexus: sacs-epfl/plexus. bamboo:
+uclasystem/bamboo. A pickle can run any program when it is loaded, so pickles are read by an
+unpickler that builds containers, numbers and strings and refuses everything else.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import json
 import math
 import pickle
 import zipfile
+from collections import deque
 from dataclasses import dataclass
 from datetime import datetime
 from math import prod
@@ -390,3 +392,59 @@ def _check_positive(path: str | Path, name: str, column: NDArray[np.float64]) ->
             f"{path}: entry number {bad[0]} has {name} {column[bad[0]]}; it must be positive "
             f"({len(bad)} of {len(column)} entries are not). Remove or correct them."
         )
+
+
+def read_preemptions(path: str | Path) -> list[Behaviour]:
+    """Reads when the machines of a pool were there, in the format of uclasystem/bamboo.
+
+    Rows of CSV without a header, `milliseconds,add|remove,node`, in the order of time. A machine
+    that is added gets the slot that is free the longest, or a new one; so there are as many slots
+    as there were machines at once. The record ends with its last row.
+
+    Returns:
+        One record per slot, all of the same length: who is removed together stays together.
+
+    Raises:
+        ConfigError: the file cannot be read, or a row is not of this form.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    slot: dict[str, int] = {}  # of machines that are there
+    free: deque[int] = deque()
+    began: list[float] = []
+    intervals: list[list[tuple[float, float]]] = []
+    now = 0.0
+    for number, line in enumerate(lines, 1):
+        row = line.split(",")
+        if len(row) != 3 or row[1] not in ("add", "remove") or not row[0].isdecimal():
+            raise ConfigError(
+                f"{path}, line {number}: {line!r:.60} is not milliseconds,add,node or "
+                "milliseconds,remove,node"
+            )
+        time, node = int(row[0]) / 1000.0, row[2]
+        if time < now or (row[1] == "add") == (node in slot):
+            raise ConfigError(
+                f"{path}, line {number}: {line!r:.60} comes before the line above it, or adds a "
+                "machine that is there, or removes one that is not"
+            )
+        now = time
+        if row[1] == "add":
+            if not free:
+                free.append(len(intervals))
+                intervals.append([])
+                began.append(0.0)
+            slot[node] = free.popleft()
+            began[slot[node]] = now
+        else:
+            own = slot.pop(node)
+            if began[own] < now:
+                intervals[own].append((began[own], now))
+            free.append(own)
+    for own in slot.values():
+        if began[own] < now:
+            intervals[own].append((began[own], now))
+    if not any(intervals):
+        raise ConfigError(f"{path} has no machine that is there for any time")
+    return [Behaviour(tuple(own), now) for own in intervals]

@@ -98,6 +98,8 @@ class Runtime:
         aggregate_s_per_parameter: for each number of the model, for each reply to `train`, s.
         evaluate_s: for each evaluation on the server, s.
         server_flops: FLOP/s of the server when it evaluates; None: it takes no time.
+        server_work_w: power of the server while it does one of these, W.
+        server_idle_w: and the rest of the time.
         relayed: what clients send each other goes through the server, as messages.
 
     Raises:
@@ -134,6 +136,8 @@ class Runtime:
     aggregate_s_per_parameter: float = 0.0
     evaluate_s: float = 0.0
     server_flops: float | None = None
+    server_work_w: float = 0.0
+    server_idle_w: float = 0.0
     relayed: bool = False
 
     def __post_init__(self) -> None:
@@ -165,6 +169,13 @@ class Runtime:
     def ideal(self) -> bool:
         """Whether nothing takes time but what devices compute and links carry."""
         return self == Runtime()
+
+    @property
+    def answer_s(self) -> float:
+        """The mean time from a message to its answer, s, where nothing else takes any."""
+        looks = (self.poll_s, self.task_poll_s, self.reply_poll_s, self.server_poll_s)
+        calls = self.call_s * (self.trips_down + self.trips_up)
+        return sum(looks) / 2 + self.start_s + calls + self.send_s + self.receive_s
 
     def seconds_to_start(self, seed: int, client: int, dispatch: int) -> float:
         """Returns how long it takes to start the app for a task, on the device of reference, s.

@@ -16,6 +16,7 @@ from fl.aggregation import Aggregator, Dropped, Guard, Mean
 from fl.clients.app.island import Fragments
 from fl.collectives import Buckets, Collective, Failure, Gather, Requantising
 from fl.compression import Channel, MeanLink, PayloadError, Receivers
+from fl.compression.compressor import State
 from fl.errors import ConfigError, NoStep
 from fl.flower.grid_view import Control, Peers
 from fl.flower.identity import client_of
@@ -91,6 +92,7 @@ class AllReduce:
                 for shapes in cut.shapes
             ]
         self._numbers: dict[int, int] = {}  # of senders, by Flower id
+        self._senders: dict[tuple[int, int], State] = {}  # of `passed`, by fragment and number
         self._results: dict[tuple[int, int | None], Vector] = {}  # F's last, by fragment and worker
         self._latest: dict[tuple[int, int | None], Vector] = {}  # those of steps not taken yet
 
@@ -117,9 +119,36 @@ class AllReduce:
         """
         return self._receivers[p].receive(self._number(node), payload).astype(np.float64)
 
+    def passed(self, p: int, node: int, x: Vector, step: int) -> tuple[Vector, int]:
+        """Encodes a vector for a worker that has sent it as it is.
+
+        Args:
+            p: the fragment.
+            node: the worker.
+            x: shape (n,), finite.
+            step: inner steps after which it takes part; names what the encoder draws.
+
+        Returns:
+            The vector as the others decode it, float64, and the bytes of the payload.
+
+        Raises:
+            PayloadError, ConfigError: no payload can hold it.
+        """
+        uplink = self._exchange.uplink
+        if uplink is None:
+            return x, 4 * len(x)
+        number = self._number(node)
+        state = self._senders.get((p, number)) or uplink.init(self._shapes[p])
+        rng = generator(self._exchange.seed, "compression", client_of(node), p, step)
+        vector = np.ascontiguousarray(x, np.float32)
+        payload, state = uplink.encode(vector, self._shapes[p], state, rng)
+        self._senders[p, number] = state
+        return self.read(p, node, payload), len(payload)
+
     def forget(self, node: int, p: int) -> None:
         """Drops what is known of a worker's compressor, which starts over."""
         number = self._number(node)
+        self._senders.pop((p, number), None)
         if self._receivers:
             self._receivers[p].forget(number)
         if self._liars:
@@ -133,6 +162,7 @@ class AllReduce:
         peers: Peers,
         control: Control,
         ends: Sequence[tuple[float, float]] = (),
+        helpers: Sequence[int] = (),
     ) -> float:
         """Begins an all-reduce: liars forge their part; returns when it is finished, s.
 
@@ -142,6 +172,7 @@ class AllReduce:
             peers: the workers' links.
             control: is told what is forged, and what of that nobody can use.
             ends: when each worker's last step ended, and how long it took, s; read with buckets.
+            helpers: clients that take part without a vector of their own.
 
         Raises:
             ConfigError: the compressor needs every client, and some are missing.
@@ -165,7 +196,9 @@ class AllReduce:
                 since = self._buckets.ready_s(bucket, ends)
                 finish_s = peers.collect(list(sent), parts, by, since=since).finish_s
             return finish_s
-        got = peers.collect(list(sent), sizes, by, self._failure)
+        nodes = [*sent, *helpers] if by.helpers else list(sent)
+        sizes += [0] * (len(nodes) - len(sizes))
+        got = peers.collect(nodes, sizes, by, self._failure)
         reduction.gone = set(got.gone)
         if isinstance(by, Requantising) and got.nodes:
             reduction.mean = _requantised(by, [sent[node].delta for node in got.nodes])

@@ -113,8 +113,8 @@ class Decentralized(RuleDriver):
         if exchange.uplink is not None and self.traits.compressors == "none":
             raise ConfigError(
                 f"compressor is {type(exchange.uplink).__name__}, and what nodes of {self.name} "
-                "send is handed on, so that what it leaves out would be missing ever after: leave "
-                "it out, or use strategy=beer or dfedavg"
+                "send is handed on, or merged with models of others, and would lack for good what "
+                "it leaves out: leave it out, or use strategy=beer or dfedavg"
             )
         if exchange.uplink is not None and exchange.layout is not None:
             CHOCO(exchange.uplink, exchange.layout, self.rule.vectors)  # or else it says why not
@@ -124,6 +124,10 @@ class Decentralized(RuleDriver):
     def n(self) -> int:
         """The number of nodes."""
         return self.topology.num_nodes
+
+    def first(self, swarm: Swarm) -> list[Row]:
+        """Returns the model that each node begins with, shape (d,): the initial one."""
+        return [swarm.w] * self.n
 
     @abstractmethod
     def run(self, swarm: Swarm, num_rounds: int) -> None:
@@ -200,7 +204,7 @@ class Decentralized(RuleDriver):
                 result.evaluate_metrics_serverapp[t] = metrics
 
         self._evaluate = evaluate
-        self.evaluate(0, [swarm.w] * self.n)  # which all have
+        self.evaluate(0, self.first(swarm))
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is left out
             self.run(swarm, num_rounds)
         return result

@@ -28,7 +28,8 @@ class Traits:
     """What a strategy is, for whoever decides what goes with it.
 
     Attributes:
-        meets: whom a client exchanges with: a server, its neighbours, or all others in a ring.
+        meets: whom a client exchanges with: a server, its neighbours, all others in a ring, or the
+            machines of the stages before and after its own.
         sends: what a client sends: a model it has trained, a gradient of the loss, or the payload
             of a method that compresses by itself.
         combinations: whether what a client sends is a linear combination that only the server can
@@ -41,6 +42,7 @@ class Traits:
             "one" of them or a "mixture"; "" if not.
         interrupts: whether the server ends a client's local work when it likes.
         customises: whether clients contact it one by one, and each is sent a model of its own.
+        regional: whether each site has a server, which its clients meet, below a global one.
         continues: whether a client's tasks are one training, each going on where the last ended.
         root_examples: how many examples the server holds itself, for an aggregator that wants its
             update; None if it does not.
@@ -54,11 +56,18 @@ class Traits:
             same in all rounds, "changes" another from round to round.
         of_adapters: whether these are parts of adapters beside frozen weights.
         client_rule: that the server is for; None is any.
+        sums: whether what is made of what clients send in a round is a weighted mean, which may be
+            added up on the way.
+        edges: edge servers that it is for, each with a model of its own between sums of all; 0 is
+            none.
         alone: whether there is nobody to send to.
+        merges: how clients match the units of models that they merge, as `fl.clients.app.merging`
+            has it; "" if they merge none.
+        learns: whether models are trained; without, it is time alone that passes.
         known: whether all this is known; anybody's strategy may send what it likes.
     """
 
-    meets: Literal["server", "peers", "ring"] = "server"
+    meets: Literal["server", "peers", "ring", "stages"] = "server"
     sends: Literal["model", "gradient", "payload"] = "model"
     combinations: bool = False
     compressors: Literal["none", "any"] = "any"
@@ -68,6 +77,7 @@ class Traits:
     clusters: Literal["", "one", "mixture"] = ""
     interrupts: bool = False
     customises: bool = False
+    regional: bool = False
     continues: bool = False
     root_examples: int | None = None
     proxies: tuple[int, int] | None = None
@@ -78,7 +88,11 @@ class Traits:
     partial: Literal["", "stays", "changes"] = ""
     of_adapters: bool = False
     client_rule: type[Rule] | None = None
+    sums: bool = False
+    edges: int = 0
     alone: bool = False
+    merges: Literal["", "activations", "weights", "order"] = ""
+    learns: bool = True
     known: bool = True
 
     @property
@@ -177,6 +191,9 @@ class Driver(Strategy):
 
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if it can make nothing of so many clients."""
+
+    def check_answers(self, seconds: float) -> None:
+        """Raises ConfigError if answers that take so many s, however small, are not awaited."""
 
     def check_partitions(self, partitions: Partitions) -> None:
         """Raises ConfigError if it can make nothing of what clients hold."""

@@ -236,17 +236,18 @@ class EventDriven(RuleDriver):
         server.evaluate, server.num_rounds = evaluate, num_rounds
         wait_for_nodes(server.tasks, self.min_available_nodes, self.retry_s)
         self.begin(server)
-        self.dispatch(server)
-        failures = Failures("update", timeout if self.reads_timeout else None)
+        self.failing = failures = Failures("update", timeout if self.reads_timeout else None)
         vain: Counter[str] = Counter()
         self.diverged: Counter[str] = Counter()
+        self.dispatch(server)
         unusable: int | None = 0  # updates of a form that the method cannot use; None once it can
         while not ended():
             due = self.timer(server)
             until = due
             if self._looks_for_clients(server):
                 until = min(due, server.now + tasks.pause_s(self.retry_s))
-            for task, reply in tasks.receive(until):
+            received = tasks.receive(until)
+            for task, reply in received:
                 name = self.model_of(task)
                 before = self.diverged[name]
                 update, why = self._read(server, task, reply)
@@ -264,7 +265,9 @@ class EventDriven(RuleDriver):
                 in_vain = update is None or empty
                 most = self.at_once(server) if in_vain else 0  # not cheap with many clients
                 if update is None:
-                    failures.add(task, reply, server.now, len(tasks), why=why)
+                    # Of a round that is over, nothing is in flight any more.
+                    flight = max(len(tasks), len(received))
+                    failures.add(task, reply, server.now, flight, why=why)
                     vain[name] += self.diverged[name] - before
                     self.failed(server, task)
                 elif ended():

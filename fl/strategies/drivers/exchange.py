@@ -28,6 +28,7 @@ from fl.attacks import Attack
 from fl.compression import Channel
 from fl.errors import ConfigError
 from fl.flower.grid_view import Control, GridView
+from fl.stages import Cut
 from fl.strategies.drivers.codec import Codec
 from fl.strategies.drivers.forging import Forging
 from fl.strategies.public_data import PublicData
@@ -78,6 +79,7 @@ class Exchange:
         trusted: makes the server's own update, for an aggregator that wants it.
         proxy: losses on the server's own examples of each cluster, for a strategy that wants them.
         public: examples of the server's own, for a strategy that learns from them.
+        stages: of the model, for a strategy whose clients hold one each.
         initial: draws initial model j of a strategy with several, from 1; the first it is given.
         max_bytes: most bytes that the server keeps of all clients together for an uplink.
 
@@ -99,6 +101,7 @@ class Exchange:
     trusted: Trusted | None = None
     proxy: Proxy | None = None
     public: PublicData | None = None
+    stages: Cut | None = None
     initial: Callable[[int], ArrayRecord] | None = None
     max_bytes: int = 2**30
 

@@ -20,7 +20,7 @@ row-stochastic for that round.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -30,14 +30,18 @@ import networkx as nx
 from fl.aggregation import Aggregator, Mean, Recentred
 from fl.checks import read_if
 from fl.errors import ConfigError
+from fl.flower.records import from_record
+from fl.randomness import generator
 from fl.strategies.drivers.aggregating import own_f
 from fl.strategies.drivers.decentralized import Decentralized
 from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.edges import Edges
 from fl.strategies.drivers.gossip_run import GossipRun
 from fl.strategies.drivers.swarm import Swarm
-from fl.strategies.gossip_rule import GossipRule, TreeRule
+from fl.strategies.gossip_rule import GossipRule, MergingRule, TreeRule
+from fl.submodels import Orders, Partners
 from fl.topologies import Isolated, least_eigenvalue
+from fl.vectors.rows import Row, is_finite
 
 _EXACT = 1e-9  # eigenvalues are exact to less
 
@@ -138,6 +142,12 @@ class Gossip(Decentralized):
                 f"{self.name}: the weights of {type(self.topology).__name__} are {kind!r}, it "
                 f"needs one of {', '.join(rule.weights)}: {remedy}"
             )
+        if rule.keeps == "columns" and self.topology.signed:
+            raise ConfigError(
+                f"topology is {type(self.topology).__name__}, which may give a node's own model a "
+                f"negative weight, and {self.name} divides by the weights that arrive: use "
+                "strategy=dfedavg, or topology=random_push"
+            )
         if rule.above is not None:
             self._check_eigenvalues(rule.above)
 
@@ -197,6 +207,13 @@ class Gossip(Decentralized):
                 f"aggregator is {chosen.name}, which wants a server's own update, and there is no "
                 "server: use aggregator=monna, which trusts a node's own model"
             )
+        elif self.topology.signed and getattr(chosen, "weighted", False):
+            kind = type(self.topology).__name__
+            raise ConfigError(
+                f"aggregator.weighted is true, and {kind} may give a node's own model a negative "
+                f"weight, which {chosen.name} cannot take: set it to false, or choose another "
+                "topology, such as topology=random_regular_redrawn"
+            )
         else:
             F = chosen if f is None else chosen.tolerating(f)
         if F is None:
@@ -218,12 +235,65 @@ class Gossip(Decentralized):
     def traits(self) -> Traits:
         """What the strategy is."""
         traits = super().traits
+        if isinstance(self.rule, MergingRule):
+            return replace(traits, compressors="none", merges=self.rule.by)
         return replace(traits, compressors="none") if isinstance(self.rule, TreeRule) else traits
+
+    def first(self, swarm: Swarm) -> list[Row]:
+        """Returns the model that each node begins with.
+
+        Raises:
+            ConfigError: they are to be drawn apart, and nothing draws them.
+        """
+        if not (isinstance(self.rule, MergingRule) and self.rule.drawn_apart):
+            return super().first(swarm)
+        draw = self.exchange.initial
+        if draw is None:
+            raise ConfigError(
+                f"rule.initial is 'drawn', and nothing draws the initial models of {self.name} but "
+                "the first: run the strategy within an Exchange that has `initial`, or set it to "
+                "'same'"
+            )
+        drawn = [from_record(swarm.layout, draw(i)) for i in range(1, self.n)]
+        return [swarm.w, *drawn]
 
     def run(self, swarm: Swarm, num_rounds: int) -> None:
         """Runs all rounds of all nodes."""
-        self.states = [self.rule.init(swarm.w) for _ in range(self.n)]
+        self.states = [self.rule.init(w) for w in self.first(swarm)]
         GossipRun(self, swarm, num_rounds).run()
+
+    def evaluate(
+        self,
+        t: int,
+        rows: Sequence[Row],
+        facts: Mapping[str, float] | None = None,
+        at: Sequence[int] | None = None,
+    ) -> None:
+        """Evaluates the nodes' models after a round, now, in one order of their units."""
+        if not t:
+            self._partners: dict[int, Partners] = {}
+        super().evaluate(t, self._in_one_order(rows), facts, at)
+
+    def _in_one_order(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Returns models with their units in the order of the first honest one's.
+
+        Each computes what it did. Their mean and distances are of no use without, if nodes match
+        units, as then each node has an order of its own.
+        """
+        layout, units = self.exchange.layout, self.exchange.units
+        matches = isinstance(self.rule, MergingRule) and self.rule.by != "order"
+        if not matches or layout is None or not units:
+            return rows
+        orders = Orders(layout, units)
+        first = next(i for i in range(self.n) if i not in self.byzantine)
+        rng = generator(self.seed, "one order")
+        made = list(rows)
+        for i, x in enumerate(rows):
+            if i != first and is_finite(x) and is_finite(rows[first]):
+                found = orders.by_weights(rows[first], x, rng, self._partners.get(i))
+                self._partners[i] = found  # where the next round's search begins
+                made[i] = orders.applied(x, found)
+        return made
 
     def edges(self, step: int) -> Edges:
         """Returns the edges of a step; kept if the topology repeats itself."""

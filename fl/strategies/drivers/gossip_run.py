@@ -19,7 +19,7 @@ from fl.randomness import generator, uniform
 from fl.strategies.drivers.edges import moved
 from fl.strategies.drivers.gossip_step import ReceivedPayload, Step
 from fl.strategies.drivers.swarm import Answer, Swarm
-from fl.strategies.gossip_rule import TreeRule
+from fl.strategies.gossip_rule import MergingRule, TreeRule
 from fl.vectors.rows import Row, is_finite
 
 if TYPE_CHECKING:
@@ -81,7 +81,12 @@ class GossipRun:
             self.step[i] = self.round[i] * self.rule.gossip_steps
             self.takes_part[i] = True
         models = [self.rule.model(self.states[i]) for i in there]
-        tasks = self.swarm.train(there, models, [self.round[i] for i in there])
+        rounds = [self.round[i] for i in there]
+        told, merging = {}, None
+        if isinstance(self.rule, MergingRule):
+            told = {t: self.rule.told(t) for t in rounds}
+            merging = [self.rule.merging(self.states[i]) for i in there]
+        tasks = self.swarm.train(there, models, rounds, told, merging)
         for i, task in zip(there, tasks, strict=True):
             self.task_of[i] = task.message_id
         if self.rule.sends_first:
@@ -297,6 +302,9 @@ class GossipRun:
         return []
 
     def _mix(self, step: Step, nodes: Sequence[int]) -> None:
+        if isinstance(self.rule, MergingRule):
+            self._gather(self.rule, step, nodes)
+            return
         if isinstance(self.rule, TreeRule):
             rows: Sequence[Row] = [self._relayed(self.rule, step, i) for i in nodes]
         elif self.strategy.aggregator is None:
@@ -310,6 +318,16 @@ class GossipRun:
                 row = moved(message, mixed, copy, self.gamma)
             if is_finite(row):  # else it goes on from what it has
                 self.states[i] = self.rule.combine(self.states[i], row)
+
+    def _gather(self, rule: MergingRule, step: Step, nodes: Sequence[int]) -> None:
+        """Gives nodes what they have heard, to merge it when their next task begins."""
+        W = step.weights(nodes, rule.keeps)
+        for a, i in enumerate(nodes):
+            place = slice(W.indptr[a], W.indptr[a + 1])
+            weight = dict(zip(W.indices[place].tolist(), W.data[place].tolist(), strict=True))
+            shares = [weight.pop(i, 0.0), *weight.values()]
+            others = [step.rows[j] for j in weight]
+            self.states[i] = rule.gather(self.states[i], others, shares)
 
     def _relayed(self, rule: TreeRule, step: Step, i: int) -> Row:
         """Returns what node i makes of what its neighbours have sent to it alone."""

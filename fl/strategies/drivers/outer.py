@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -49,10 +49,10 @@ from fl.strategies.drivers.driver import RuleDriver, Traits
 from fl.strategies.drivers.events import EvaluateFn, wait_for_nodes
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.outer_checks import check_payloads, check_together
-from fl.strategies.drivers.outer_run import OuterRun, Participant, Segment
+from fl.strategies.drivers.outer_run import Key, OuterRun, Participant, Segment
 from fl.strategies.drivers.reduction import ReceivedOuterGradient, Reduction
 from fl.strategies.drivers.tasks import TTL_S, Task, Tasks
-from fl.strategies.outer_rule import OuterRule, WorkerView, check_divides
+from fl.strategies.outer_rule import OuterRule, WorkerView, check_divides, moved
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
 
@@ -117,6 +117,15 @@ class OuterSteps(RuleDriver):
             deployment the process that runs the strategy is in between, and is sent outer gradients
             as they are.
         weighted_by_key: metric of the clients that weights the mean; None is the plain mean.
+        joiners: what a worker does that comes while the others are on their way to an all-reduce:
+            "train", from the next step at which these go on; or "zero", as in PRIME
+            (arXiv:2412.01152): it does no inner steps in this phase, and takes part in the
+            all-reduce with an outer gradient of 0, by which the mean is divided as well. The others
+            wait for it to have the checkpoint, as they do for anybody.
+        local_every: H0, inner steps after which the workers of a site average their parameters
+            among themselves, between the steps of all: a divisor of H. None has none. Inner
+            optimizers keep what they remember, and outer gradients are those of the whole phase.
+            (PyTorch's hierarchical model averager is this with an average as the outer step.)
         waiting_s: how long the first worker at an all-reduce waits for the others, which are then
             left out; None waits as long as there is patience. The two ways of OpenDiLoCo
             (arXiv:2407.07852): some time for its peers to find each other, or all of them.
@@ -130,6 +139,8 @@ class OuterSteps(RuleDriver):
 
     rules = OuterRule
     example = "DiLoCo"
+    runs: ClassVar[type[OuterRun]] = OuterRun
+    default_allreduce: ClassVar[Collective] = RingAllReduce()
     rule: OuterRule
 
     def __init__(
@@ -147,6 +158,8 @@ class OuterSteps(RuleDriver):
         drop: float = 0.0,
         compress_mean: bool = False,
         weighted_by_key: str | None = None,
+        joiners: str = "train",
+        local_every: int | None = None,
         waiting_s: float | None = None,
         patience: float | None = 10.0,
         **driver: Any,
@@ -166,7 +179,7 @@ class OuterSteps(RuleDriver):
             )
         self.aggregator = aggregator if f is None else aggregator.tolerating(f)
         self.drop = drop
-        self.allreduce = RingAllReduce() if allreduce is None else allreduce
+        self.allreduce = self.default_allreduce if allreduce is None else allreduce
         is_a("allreduce", self.allreduce, Collective)
         self.failure = None if on_failure is None else Failure(on_failure, detection_s, retries)
         self.buckets = buckets
@@ -176,6 +189,17 @@ class OuterSteps(RuleDriver):
         self.accumulate = accumulate
         self.compress_mean = compress_mean
         self.weighted_by_key = weighted_by_key
+        if joiners not in ("train", "zero"):
+            raise ConfigError(f"joiners is {joiners!r}; it must be train or zero")
+        self.joiners = joiners
+        if local_every is not None:
+            at_least("local_every", local_every, 1)
+            if rule.inner_steps % local_every:
+                raise ConfigError(
+                    f"local_every is {local_every}, and inner_steps {rule.inner_steps}: it must "
+                    "divide them"
+                )
+        self.local_every = local_every
         if waiting_s is not None:
             not_negative("waiting_s", waiting_s)
         self.waiting_s = math.inf if waiting_s is None else waiting_s
@@ -198,6 +222,11 @@ class OuterSteps(RuleDriver):
         return {"local-steps": steps, FIRST_STEP_KEY: 0}
 
     @property
+    def sends_payloads(self) -> bool:
+        """Whether workers encode what they send; else their vectors come as they are."""
+        return not self.compress_mean
+
+    @property
     def unread(self) -> Mapping[str, str]:
         """Arguments that the aggregator does not read."""
         if self.aggregator.has_f:
@@ -210,7 +239,7 @@ class OuterSteps(RuleDriver):
 
     def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Any, Any]:
         """Returns the worker, which is both ends."""
-        payloads = None if self.compress_mean else uplink
+        payloads = uplink if self.sends_payloads else None
         island = Island(self.rule.fragments, self.rule.pattern, payloads, *self.keys)
         return island, island
 
@@ -223,7 +252,7 @@ class OuterSteps(RuleDriver):
                     "lowrank or terngrad, or leave it out"
                 )
             mean_compressor(exchange.uplink)
-        check_payloads(self, exchange.uplink)
+        check_payloads(self, exchange)
         made = super().within(exchange)
         if exchange.layout is not None:
             made.cut(exchange.layout)
@@ -293,13 +322,16 @@ class OuterSteps(RuleDriver):
             compress_mean=self.compress_mean,
         )
         config = dict(train_config or {})
-        run = OuterRun(self.rule, cut, layout, w, tasks, all_reduce, num_rounds, config)
+        run = self.runs(
+            self.rule, cut, layout, w, tasks, all_reduce, num_rounds, config, self.local_every
+        )
         result = Result()
 
         def evaluate() -> None:
-            reduction = run.reductions.get((0, run.version * self.rule.inner_steps))
+            reduction = run.reductions.get((0, run.version * self.rule.inner_steps, None))
             islands = len(run.workers) if reduction is None else len(reduction.own)
-            result.train_metrics_clientapp[run.version] = MetricRecord({"islands": islands})
+            told = MetricRecord({"islands": islands, **self.told_of(reduction)})
+            result.train_metrics_clientapp[run.version] = told
             record = to_record(layout, self._model(run))
             metrics = evaluate_fn(run.version, record) if evaluate_fn else None
             if metrics is not None:
@@ -325,6 +357,10 @@ class OuterSteps(RuleDriver):
             self._send(run)
             self._receive(run)
 
+    def told_of(self, reduction: Reduction | None) -> Mapping[str, int | float]:
+        """Returns what a round's record says of its all-reduce beside the number of workers."""
+        return {}
+
     # ---- the rule --------------------------------------------------------------------------------
 
     def _step(self, run: OuterRun, p: int, step: Callable[[], Any]) -> NoStep | None:
@@ -349,7 +385,7 @@ class OuterSteps(RuleDriver):
     def _resumed(self, run: OuterRun, worker: Participant, p: int, before: Reduction | None) -> Row:
         """Returns the outer parameters that a worker goes on from."""
         m, step = worker.node, worker.step
-        now = run.reductions.get((p, step))
+        now = run.reductions.get((p, step, None))
         own = None if now is None else now.own.get(m)
         arrival = WorkerView(
             m,
@@ -369,7 +405,9 @@ class OuterSteps(RuleDriver):
 
     def _conclude(self, run: OuterRun) -> None:
         """Takes in what is left when all steps are done and no all-reduce is in flight any more."""
-        for (p, step), reduction in sorted(run.reductions.items()):
+        of_all = [r for r in run.reductions.values() if r.site is None]
+        for reduction in sorted(of_all, key=lambda r: (r.fragment, r.step)):
+            p, step = reduction.fragment, reduction.step
             if step + self.rule.inner_steps <= run.last_step or not reduction.sent:
                 continue
             for m in run.present:
@@ -398,7 +436,7 @@ class OuterSteps(RuleDriver):
         """Waits for replies, or for the end of an all-reduce."""
         open_ones = [r for r in run.reductions.values() if not r.done]
         until = min((r.finish_s for r in open_ones), default=math.inf)
-        until = min([until, *(self._waits_until(r) for r in open_ones)])
+        until = min([until, *(self._waits_until(r) for r in open_ones), *run.fetching.values()])
         if not run.workers and math.isinf(until):
             self._admit(run)
             if run.workers:
@@ -413,8 +451,13 @@ class OuterSteps(RuleDriver):
                 self._leave_out(run, run.workers[task.node], "it is late")
         for reduction in open_ones:
             if self._waits_until(reduction) <= run.tasks.now():
-                for worker in [w for w in run.workers.values() if w.step < reduction.step]:
-                    self._leave_out(run, worker, "the others have waited for waiting_s")
+                self._give_up_waiting(run, reduction)
+
+    def _give_up_waiting(self, run: OuterRun, reduction: Reduction) -> None:
+        """Leaves out who has not come to an all-reduce in time."""
+        absent = [w for w in run.takers(reduction) if w.step < reduction.step]
+        for worker in [*absent, *(run.workers[node] for node in run.fetching)]:
+            self._leave_out(run, worker, "the others have waited for waiting_s")
 
     def _waits_until(self, reduction: Reduction) -> float:
         """Returns when the workers at an all-reduce go on without the others, s."""
@@ -422,38 +465,49 @@ class OuterSteps(RuleDriver):
 
     def _settle(self, run: OuterRun) -> None:
         """Begins and ends all-reduces, and lets workers go on, until nothing changes any more."""
+        run.have_fetched()
         changed = True
         while changed:
-            for reduction in sorted(run.reductions.values(), key=lambda r: (r.step, r.fragment)):
-                if not reduction.begun and all(
-                    worker.step >= reduction.step for worker in run.workers.values()
-                ):
+            for reduction in sorted(run.reductions.values(), key=_order):
+                if not reduction.begun and self._complete(run, reduction):
                     self._begin(run, reduction)
             gone = False
             for reduction in sorted(
                 (r for r in run.reductions.values() if not r.done),
-                key=lambda r: (r.finish_s, r.step, r.fragment),
+                key=lambda r: (r.finish_s, *_order(r)),
             ):
                 if reduction.finish_s <= run.tasks.now():
                     self._finish(run, reduction)
                     gone = gone or bool(reduction.gone)
             passed = run.unblock(partial(self._go_on, run))
             changed = bool(passed) or gone
-            entries = [worker.step for worker in passed if worker.merge]
+            entries = [
+                worker.step
+                for worker in passed
+                if worker.merge and not run.schedule.is_local(worker.step)
+            ]
             if entries:
                 run.entry = max(run.entry, *entries)
                 self._forget(run)
                 if min(entries) < run.last_step:
                     self._admit(run, min(entries))
 
+    def _complete(self, run: OuterRun, reduction: Reduction) -> bool:
+        """Returns whether all are there whom an all-reduce waits for."""
+        there = all(worker.step >= reduction.step for worker in run.takers(reduction))
+        return there and not run.fetching
+
     def _begin(self, run: OuterRun, reduction: Reduction) -> None:
         reduction.finish_s = run.tasks.now()
         if reduction.own:
-            tasks, key = run.tasks, (reduction.fragment, reduction.step)
+            tasks, key = run.tasks, (reduction.fragment, reduction.step, reduction.site)
             reduction.refused = run.refused.pop(key, [])
             ends = [run.workers[m].last_step for m in reduction.own if m in run.workers]
             reduction.finish_s = max(
-                tasks.now(), run.all_reduce.begin(reduction, tasks.peers, tasks.control, ends)
+                tasks.now(),
+                run.all_reduce.begin(
+                    reduction, tasks.peers, tasks.control, ends, self._helpers(run)
+                ),
             )
             reduction.missing = [run.workers[m] for m in sorted(reduction.gone) if m in run.workers]
 
@@ -462,10 +516,24 @@ class OuterSteps(RuleDriver):
         for worker in reduction.missing:
             if run.workers.get(worker.node) is worker:  # it may have failed, and be back, since
                 self._leave_out(run, worker, "it went offline during an all-reduce")
+        if reduction.site is not None:
+            reduction.outcome = self._local_mean(run, reduction)
+            return
         run.entry = max(run.entry, reduction.step)
         run.tasks.control.stepped(run.version + 1, self._reduced(run, reduction))
         reduction.outcome = run.states[reduction.fragment]
         run.finished_rounds += reduction.fragment == 0
+
+    def _local_mean(self, run: OuterRun, reduction: Reduction) -> Row | None:
+        """Returns the mean of the parameters of a site's workers; None if there is none."""
+        if not reduction.sent:
+            return None
+        theta = self.rule.theta(run.states[reduction.fragment], next(iter(reduction.sent)))
+        try:
+            return moved(theta, run.all_reduce.gradients(reduction).mean())
+        except NoStep as error:
+            log.warning("the workers of site %s go on apart: %s", reduction.site, error)
+            return None
 
     def _go_on(self, run: OuterRun, worker: Participant) -> bool:
         """Lets a worker pass the step at which it is; returns whether it did so just now."""
@@ -475,7 +543,7 @@ class OuterSteps(RuleDriver):
         passing = []
         for p in range(len(run.cut)):
             if run.schedule.merges(p, step):
-                key = (p, step - self.rule.overlap)
+                key = run.key(p, step - self.rule.overlap, worker.node)
                 reduction = run.reductions.get(key)
                 if key in worker.missed:
                     continue
@@ -483,6 +551,10 @@ class OuterSteps(RuleDriver):
                     return False
                 passing.append((p, reduction))
         for p, reduction in passing:
+            if run.schedule.is_local(step):
+                if reduction is not None and reduction.outcome is not None:
+                    worker.merge[p] = reduction.outcome
+                continue
             worker.held[p] = worker.merge[p] = self._resumed(run, worker, p, reduction)
         worker.passed = step
         worker.ready_s = run.tasks.now()
@@ -568,17 +640,30 @@ class OuterSteps(RuleDriver):
             )
             self._leave_out(run, worker, str(error))
             for p in due:
-                run.refused.setdefault((p, stop), []).append(str(error))
+                key = run.key(p, stop, task.node)
+                run.refused.setdefault(key, []).append(str(error))
             return
         run.failures.clear()
         now, steps = run.tasks.now(), (stop - worker.step) * self.accumulate
         worker.last_step = (now, (now - worker.ready_s) / steps)
+        self._came(run, worker, task, sent, metrics)
+
+    def _came(
+        self,
+        run: OuterRun,
+        worker: Participant,
+        task: Task[Segment],
+        sent: Mapping[int, ReceivedOuterGradient],
+        metrics: Mapping[str, Any],
+    ) -> None:
+        """Takes in the outer gradients of a worker that has done its segment, by fragment."""
+        stop = task.memo.stop
         worker.step = stop
         run.arrive(worker)
         lost = False
         for p, one in sent.items():
-            key = (p, stop)
-            reduction = run.reduction(p, stop)
+            key = run.key(p, stop, task.node)
+            reduction = run.reduction(key)
             reduction.since_s = min(reduction.since_s, run.tasks.now())
             if self._drops(worker, key):
                 reduction.lost.add(worker.node)
@@ -594,10 +679,11 @@ class OuterSteps(RuleDriver):
         else:
             run.tasks.control.applied(task.message_id, 0, metrics)
 
-    def _drops(self, worker: Participant, key: tuple[int, int]) -> bool:
+    def _drops(self, worker: Participant, key: Key) -> bool:
         if not self.drop:
             return False
-        return generator(self.seed, "outer gradient", worker.node, *key).random() < self.drop
+        p, step, _ = key
+        return generator(self.seed, "outer gradient", worker.node, p, step).random() < self.drop
 
     def _sent(
         self, run: OuterRun, worker: Participant, p: int, weight: float, content: RecordDict
@@ -611,7 +697,7 @@ class OuterSteps(RuleDriver):
         if not isinstance(record, ArrayRecord):
             raise ConfigError(f"the reply has no ArrayRecord '{self.arrayrecord_key}'")
         message_id = "" if worker.task is None else worker.task.message_id
-        if self.exchange.uplink is None or self.compress_mean:
+        if self.exchange.uplink is None or not self.sends_payloads:
             size = run.cut.shapes[p].size
             sent = fragment_of(record, p, size).astype(np.float64)
             delta = sent if self.rule.sends_gradients else worker.held[p] - sent
@@ -643,16 +729,16 @@ class OuterSteps(RuleDriver):
             run: the run.
             step: at which they enter; None if nobody takes part.
         """
-        sources = run.present
+        source = self._source(run)
         for node in sorted(run.tasks.idle()):
-            if node in run.workers:
+            if node in run.workers or not self._trains(run, node):
                 continue
             now = ready_s = run.tasks.now()
-            if sources:
-                size = 4 * run.layout.size + run.all_reduce.memory_bytes
+            if source is not None:
+                size = self._entry_bytes(run)
                 run.transfers += 1
                 ready_s, arrives = run.tasks.peers.transfer(
-                    sources[0], node, size, now, index=run.transfers
+                    source, node, size, now, index=run.transfers
                 )
                 if not arrives:
                     continue
@@ -664,7 +750,35 @@ class OuterSteps(RuleDriver):
             worker.passed = worker.step
             worker.held = [self.rule.theta(state, node) for state in run.states]
             run.enter(worker)
+            if source is not None and step is not None and self.joiners == "zero":
+                self._bring_nothing(run, worker, ready_s)
             log.info("node %d takes part from step %d, at %g s", node, worker.step, ready_s)
+
+    def _entry_bytes(self, run: OuterRun) -> int:
+        """Returns the bytes that a worker fetches when it enters."""
+        numbers = run.layout.size + sum(map(self.rule.beside, run.states))
+        return 4 * numbers + int(run.all_reduce.memory_bytes)
+
+    def _source(self, run: OuterRun) -> int | None:
+        """Returns the worker that those who enter have the outer parameters from, if any."""
+        return min(run.workers, default=None)
+
+    def _helpers(self, run: OuterRun) -> Sequence[int]:
+        """Returns the clients that take part in an all-reduce without a vector of their own."""
+        return ()
+
+    def _trains(self, run: OuterRun, node: int) -> bool:
+        """Returns whether a client is to be a worker."""
+        return True
+
+    def _bring_nothing(self, run: OuterRun, worker: Participant, ready_s: float) -> None:
+        """Has a worker take part in the next all-reduce by 0, when it has the checkpoint."""
+        worker.step = run.schedule.next_stop(worker.step, run.last_step)
+        run.arrive(worker)
+        run.fetching[worker.node] = ready_s
+        zero, size = np.zeros(run.layout.size), 4 * run.layout.size
+        own = run.reduction((0, worker.step, None)).own
+        own[worker.node] = ReceivedOuterGradient(zero, 1.0, size, "")
 
     @staticmethod
     def _is_at(run: OuterRun, task: Task[Segment]) -> bool:
@@ -682,3 +796,9 @@ class OuterSteps(RuleDriver):
                 reduction.lost.discard(worker.node)
                 if not reduction.own and not reduction.lost:
                     del run.reductions[key]
+
+
+def _order(reduction: Reduction) -> tuple[int, int, int]:
+    """Returns by what all-reduces of an instant come one after the other."""
+    site = -1 if reduction.site is None else reduction.site
+    return reduction.step, reduction.fragment, site

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from fl.aggregation import Mean
 from fl.collectives import Requantising, RingAllReduce
-from fl.compression import Channel
 from fl.errors import ConfigError
 from fl.strategies.drivers.all_reduce import adds
 
 if TYPE_CHECKING:
+    from fl.strategies.drivers.exchange import Exchange
     from fl.strategies.drivers.outer import OuterSteps
 
 _MEAN = "what is all-reduced is the plain mean of all workers, the same for all"
+_LOCAL = "what a site's workers average are whole models, all of them there and as they are"
+_ZERO = "an outer gradient of 0 is for the plain mean of whole models, of workers who wait for it"
 _WHOLE = "what takes the gradient of a step as a whole begins after the backward pass"
 
 
@@ -26,8 +28,20 @@ def check_together(strategy: OuterSteps) -> None:
         )
 
 
-def check_payloads(strategy: OuterSteps, uplink: Channel | None) -> None:
+def check_payloads(strategy: OuterSteps, exchange: Exchange) -> None:
     """Raises ConfigError unless a collective that was chosen can carry what workers send."""
+    uplink = exchange.uplink
+    for key, other in (("compressor", uplink), ("attack", exchange.attack)):
+        if strategy.local_every is not None and other is not None:
+            raise ConfigError(
+                f"local_every is {strategy.local_every} and {key} is {type(other).__name__}, but "
+                f"{_LOCAL}: leave local_every or {key} out"
+            )
+        if strategy.joiners == "zero" and other is not None:
+            raise ConfigError(
+                f"joiners is zero and {key} is {type(other).__name__}, but {_ZERO}: leave joiners "
+                f"or {key} out"
+            )
     collective, name = strategy.allreduce, type(strategy.allreduce).__name__
     compressor = type(uplink).__name__
     if isinstance(collective, Requantising) and uplink is not None:
@@ -42,7 +56,7 @@ def check_payloads(strategy: OuterSteps, uplink: Channel | None) -> None:
             f"buckets is {strategy.buckets}, but what {of} needs is the gradient as a whole, which "
             "is there after the backward pass: leave buckets out"
         )
-    if not added and collective != RingAllReduce():
+    if not added and collective not in (RingAllReduce(), strategy.default_allreduce):
         raise ConfigError(
             f"allreduce is {collective}, but what {of} needs cannot be added on its way, and is "
             "gathered: leave allreduce out"
@@ -65,6 +79,25 @@ def _clashes(s: OuterSteps) -> Iterator[tuple[str, Any, str, Any, str]]:
         ):
             if wrong:
                 yield *first, name, value, _MEAN
+    if s.local_every is not None:
+        plain = not (s.rule.sends_gradients or s.rule.own_outer or s.rule.overlap)
+        for name, value, wrong in (
+            ("rule", rule, not plain or s.rule.fragments != 1),
+            ("aggregator", s.aggregator.name, not isinstance(s.aggregator, Mean)),
+            ("joiners", s.joiners, s.joiners != "train"),
+            ("drop", s.drop, s.drop > 0),
+        ):
+            if wrong:
+                yield "local_every", s.local_every, name, value, _LOCAL
+    if s.joiners == "zero":
+        plain = not (s.rule.sends_gradients or s.rule.own_outer or s.rule.overlap)
+        for name, value, wrong in (
+            ("rule", rule, not plain or s.rule.fragments != 1),
+            ("aggregator", s.aggregator.name, not isinstance(s.aggregator, Mean)),
+            ("weighted_by_key", s.weighted_by_key, s.weighted_by_key is not None),
+        ):
+            if wrong:
+                yield "joiners", "zero", name, value, _ZERO
     if s.buckets is not None:
         for name, value, wrong in (
             ("compress_mean", "true", s.compress_mean),

@@ -17,6 +17,9 @@ from fl.strategies.outer_rule import OuterRule
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
 
+Key = tuple[int, int, int | None]
+"""Of an all-reduce: its fragment, the inner steps after which it is, and the site, None of all."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
@@ -37,8 +40,8 @@ class Participant:
         ready_s: when it has what its next message says, s.
         reset: whether that message brings the whole model.
         merge: otherwise, the fragments it brings.
-        missed: all-reduces, by (fragment, step), that lost its outer gradient; it does not see
-            their outcome either.
+        missed: all-reduces, by `OuterRun.key`, that lost its outer gradient; it does not see their
+            outcome either.
         afresh: fragments whose compressor starts over, as its last payload was lost.
         passed: the last step at which it went on.
         task: the segment that it is at, or was at last.
@@ -51,7 +54,7 @@ class Participant:
     ready_s: float
     reset: bool = True
     merge: dict[int, Row] = field(default_factory=dict)
-    missed: set[tuple[int, int]] = field(default_factory=set)
+    missed: set[Key] = field(default_factory=set)
     afresh: set[int] = field(default_factory=set)
     passed: int = -1
     task: Task[Segment] | None = None
@@ -70,17 +73,20 @@ class OuterRun:
         all_reduce: what outer gradients pass between the workers.
         num_rounds: rounds of H inner steps.
         config: what every message says.
+        local_every: see `FragmentSchedule`.
 
     Attributes:
         states: of every fragment, as the rule has it.
         workers: those that take part, by Flower id.
-        reductions: by (fragment, step); finished ones until nobody needs them any more.
+        reductions: by `key`; finished ones until nobody needs them any more.
         refused: why outer gradients of all-reduces that have not begun were none, likewise.
         version: rounds that have ended.
         last_step: inner steps after which the run ends.
         finished_rounds: all-reduces of fragment 0 that are finished.
         entry: inner steps after which a worker enters when nobody else is there.
         transfers: models that entering workers have fetched.
+        fetching: workers that are at the next all-reduce once they have the checkpoint, and when
+            that is, s.
         blocked: workers that have done their steps and cannot go on yet, by Flower id.
         arrived: those of them that have not been looked at.
         stirred: whether an all-reduce has ended, or a worker has gone, since all were looked at.
@@ -97,22 +103,25 @@ class OuterRun:
         all_reduce: AllReduce,
         num_rounds: int,
         config: Mapping[str, Any],
+        local_every: int | None = None,
     ) -> None:
         self.cut = cut
         self.layout = layout
-        self.schedule = FragmentSchedule(rule.inner_steps, len(cut), rule.overlap)
+        self.schedule = FragmentSchedule(rule.inner_steps, len(cut), rule.overlap, local_every)
+        rule = rule.shaped([shapes.sizes for shapes in cut.shapes])
         self.states: list[Any] = [rule.init(cut.take(w, p)) for p in range(len(cut))]
         self.tasks = tasks
         self.all_reduce = all_reduce
         self.workers: dict[int, Participant] = {}
-        self.reductions: dict[tuple[int, int], Reduction] = {}
-        self.refused: dict[tuple[int, int], list[str]] = {}
+        self.reductions: dict[Key, Reduction] = {}
+        self.refused: dict[Key, list[str]] = {}
         self.version = 0
         self.last_step = num_rounds * rule.inner_steps
         self.finished_rounds = 0
         self.entry = 0
         self.failures = Failures("outer gradient", None)
         self.transfers = 0
+        self.fetching: dict[int, float] = {}
         self.blocked: set[int] = set()
         self.arrived: set[int] = set()
         self.stirred = False
@@ -145,9 +154,16 @@ class OuterRun:
     def leave(self, worker: Participant) -> None:
         """Does without a worker."""
         del self.workers[worker.node]
+        self.fetching.pop(worker.node, None)
         for nodes in (self.blocked, self.arrived, self.ready):
             nodes.discard(worker.node)
         self.stirred = True
+
+    def have_fetched(self) -> None:
+        """Notes which workers have their checkpoints by now."""
+        if self.fetching:
+            now = self.tasks.now()
+            self.fetching = {node: s for node, s in self.fetching.items() if s > now}
 
     def unblock(self, goes_on: Callable[[Participant], bool]) -> list[Participant]:
         """Returns the workers that go on now, in the order of their ids.
@@ -164,6 +180,18 @@ class OuterRun:
             self.ready.add(worker.node)
         return passed
 
-    def reduction(self, p: int, step: int) -> Reduction:
-        """Returns the all-reduce of a fragment after so many inner steps."""
-        return self.reductions.setdefault((p, step), Reduction(p, step))
+    def key(self, p: int, step: int, node: int) -> Key:
+        """Returns the key of the all-reduce of a fragment in which a worker takes part."""
+        site = self.tasks.peers.site(node) if self.schedule.is_local(step) else None
+        return p, step, site
+
+    def reduction(self, key: Key) -> Reduction:
+        """Returns an all-reduce."""
+        return self.reductions.setdefault(key, Reduction(*key))
+
+    def takers(self, reduction: Reduction) -> list[Participant]:
+        """Returns the workers that take part in an all-reduce, or will."""
+        if reduction.site is None:
+            return list(self.workers.values())
+        site = self.tasks.peers.site
+        return [worker for node, worker in self.workers.items() if site(node) == reduction.site]

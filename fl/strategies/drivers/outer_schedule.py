@@ -17,14 +17,23 @@ class FragmentSchedule:
         inner_steps: H.
         count: P, which divides H.
         overlap: the lag in inner steps, at most H.
+        local_every: inner steps after which workers of a site average among themselves, where they
+            are not reduced with all; None if they never do. P is 1 then, and there is no lag.
     """
 
     inner_steps: int
     count: int
     overlap: int
+    local_every: int | None = None
+
+    def is_local(self, step: int) -> bool:
+        """Returns whether what is reduced after so many inner steps is so within sites."""
+        return self.local_every is not None and step % self.inner_steps > 0
 
     def sends(self, p: int, step: int) -> bool:
         """Returns whether fragment p is reduced after so many inner steps."""
+        if self.local_every is not None:
+            return step > 0 and step % self.local_every == 0
         first = p * self.inner_steps // self.count or self.inner_steps
         return step >= first and (step - first) % self.inner_steps == 0
 

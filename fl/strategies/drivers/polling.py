@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fl.checks import at_least, positive
-from fl.errors import SimulationError
+from fl.errors import ConfigError, SimulationError
 from fl.strategies.drivers.combining import Combining
 from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.server import Server, Update
@@ -112,6 +112,15 @@ class Polling(Combining):
         """Raises ConfigError if a contact never has enough answers for F."""
         if self.robust:
             self.aggregator.check(min(self.contacted, num_clients))
+
+    def check_answers(self, seconds: float) -> None:
+        """Raises ConfigError if an interaction is over before most clients can have answered."""
+        if self.interaction_s < seconds:
+            raise ConfigError(
+                f"interaction_s is {self.interaction_s:g}, and with this runtime a client takes "
+                f"{seconds:.3g} s on average to answer, even if it had nothing to send: give more, "
+                f"such as interaction_s={2 * seconds:.2g}"
+            )
 
     def unusable(self, update: Update) -> str | None:
         """Returns why the rule cannot use an answer."""

@@ -36,6 +36,7 @@ class Reduction:
     Attributes:
         fragment: p.
         step: inner steps after which the workers take part.
+        site: whose workers they are; None of all.
         own: what every worker sent, by Flower id, before any attack.
         sent: what the others got of it, when the all-reduce has begun.
         lost: workers whose outer gradient was lost.
@@ -47,11 +48,13 @@ class Reduction:
         since_s: when the first outer gradient was there, s; infinity until one is.
         finish_s: when it is finished, s; infinity until it begins.
         done: whether it is finished.
-        outcome: the fragment's state when it was.
+        outcome: the fragment's state when it was; of a site, the mean of its workers' parameters,
+            None if there is none.
     """
 
     fragment: int
     step: int
+    site: int | None = None
     own: dict[int, ReceivedOuterGradient] = field(default_factory=dict)
     sent: dict[int, ReceivedOuterGradient] = field(default_factory=dict)
     lost: set[int] = field(default_factory=set)

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flwr.app import RecordDict
 
 from fl.clients.app.choosing import mixed
+from fl.flower.identity import client_of
 from fl.randomness import generator
 from fl.strategies.drivers.parts import Division
 from fl.strategies.drivers.server import Sent, Server
@@ -62,7 +64,9 @@ class RoundMessages:
         models = self.models(server)
         choice: Sequence[Row] = models if rule.clients_choose else ()
         cohorts = np.arange(len(asked)) % (1 if choice or rule.resizes else len(models))
-        if cohorts.any():
+        if rule.edges:
+            cohorts = np.array([client_of(node) % rule.edges for node, _ in asked])
+        elif cohorts.any():
             generator(self._seed, "cohorts", server.version).shuffle(cohorts)
         alike: dict[tuple[Any, ...], list[int]] = {}
         mixtures: list[tuple[int, Mapping[str, Any], Row]] = []  # clients with one model each
@@ -91,6 +95,25 @@ class RoundMessages:
             told_one = {**config, **beside_rule}
             tasks += server.send([node], told_one, old=(server.version, w), extras=extras)
         return tasks
+
+    def alike(
+        self, server: Server, clients: int, told: Callable[[int], Mapping[str, Any]]
+    ) -> RecordDict | None:
+        """Returns the content that all of so many clients would be sent; None if they differ.
+
+        Args:
+            server: would send it.
+            clients: how many.
+            told: as for `train`.
+        """
+        rule, state = self._rule, self._state()
+        rng = generator(self._seed, "configs", server.version)
+        first, *others = rule.configs(state, server.version + 1, clients, rng)
+        if first is None or any(config != first for config in others):
+            return None
+        extras = rule.broadcast(state)
+        beside = {name: extras[name] for name in rule.carried_by(first)}
+        return server.content({**first, **told(clients)}, beside)
 
     def models(self, server: Server) -> Sequence[Row]:
         """Returns the models that are sent, shape (d,) each.

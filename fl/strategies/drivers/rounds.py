@@ -23,6 +23,7 @@ from fl.aggregation import (
     Guard,
     Mean,
     check_result,
+    check_weights,
     shown,
     weight_of,
 )
@@ -30,6 +31,7 @@ from fl.checks import at_least, is_a, positive, read_if
 from fl.clients.app.choosing import SMOOTHING_KEY, model_key
 from fl.clients.app.inbox import EVALUATED, EVALUATED_KEY
 from fl.errors import ConfigError, NoStep
+from fl.flower.grid_view import Cohorts, Outcome, Summed
 from fl.flower.records import from_record
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
@@ -50,6 +52,7 @@ from fl.strategies.round_rule import HasModel, RoundRule, Updates, check_state
 from fl.strategies.sparse import Sparse, SparseRule
 from fl.submodels import SparseMask, SubModels, Whole
 from fl.vectors.rows import Row
+from fl.vectors.sum_tree import mean_of_tree
 
 log = logging.getLogger("fl")
 
@@ -99,6 +102,11 @@ class Rounds(Aggregating):
 
     What the selection asks for before a round, and the training by which it times clients, take
     time and bytes as everything else.
+
+    On a grid with machines that add updates up (`fl.flower.grid_view.Summation`), a round ends when
+    they have its sum: of the replies that count, in the order in which the machines add, unless the
+    model is so large that no two are kept. The others are in no sum, nor are those that died with a
+    machine.
 
     Args:
         rule: makes the next model.
@@ -332,11 +340,21 @@ class Rounds(Aggregating):
             clusters=rule.clients_choose,
             client_rule=rule.client_rule,
             partial="" if parts is None else "stays" if parts.stays else "changes",
+            edges=rule.edges,
             of_adapters=isinstance(parts, SubModels) and parts.extraction.of_adapters,
             compressors="any" if parts is None or parts.slices else "none",
             needs=() if rule.prunes else self.needs,  # which whoever trains such parts sends
             exact=rule.exact,
+            sums=self._sums,
         )
+
+    @property
+    def _sums(self) -> bool:
+        """Whether a step takes a weighted mean of what a round brings, and nothing else of it."""
+        means = self.rule.edges > 0 or (self.rule.folds and self.rule.num_models == 1)
+        looks = self.selection.keeps_changes or self.noise.scale is not None
+        looks = looks or self.sub_models is not None
+        return means and not self.robust and not looks
 
     @property
     def may_stay(self) -> str:
@@ -480,6 +498,13 @@ class Rounds(Aggregating):
         self.round_began = math.nan  # of the open round; NaN between rounds
         self.opens_s = math.inf  # when the next round is to open, after one of nobody
         self.folded: Fold | None = None
+        self.summation = server.tasks.summation
+        self.summed: Summed | None = None  # in which order the machines have added
+        if self.summation is not None and not self._sums:
+            raise ConfigError(
+                f"the grid's machines add updates up, and {self.name} looks at more of them than "
+                "their weighted mean: run it without a hierarchy"
+            )
         division = Division()
         if isinstance(self.sub_models, SubModels):
             division = Parts(self.sub_models, self.exchange, server, self.seed)
@@ -518,23 +543,32 @@ class Rounds(Aggregating):
         return timed + len(self.selection.eligible(known, idle))
 
     def dispatch(self, server: Server) -> None:
-        """Begins a round if none is going on and enough clients are idle."""
+        """Begins a round if none is going on and enough clients are idle.
+
+        Rounds that need no messages are over when they have begun, and the next one begins.
+        """
+        while self._begins(server):
+            if server.version >= server.num_rounds or self.finished(server):
+                return
+
+    def _begins(self, server: Server) -> bool:
+        """Begins a round if one can begin; returns whether it is over already."""
         tasks = server.tasks
         if self.is_open or not tasks.idle() or len(tasks.nodes()) < self.min_available_nodes:
-            return
+            return False
         if server.version < self.rule.alone:
             self._open(server, Choice([min(tasks.idle())]), 1)
-            return
+            return False
         trial, self.known = trial_of(self.selection, self.known, tasks.idle())
         if trial is not None and trial.alone:
             self._open(server, Choice(trial.clients), len(trial.clients), trial)
-            return
+            return False
         if trial is not None:
             timed = self._train(server, trial.clients, len(trial.clients))
             self.timed.update(task.message_id for task in timed)
         idle = self.selection.eligible(self.known, tasks.idle())
         if not idle:
-            return
+            return False
         n = self.num_replies(server)
         count = min(int(self.over_selection * n + 1e-9), len(idle))
         self._check_count(count)
@@ -546,7 +580,10 @@ class Rounds(Aggregating):
             self.known = self.selection.told(self.known, ask, self._answers(server, ask))
             ask, self.known = ask_of(self.selection, self.known, opening)
         choice, self.known = choice_of(self.selection, self.known, opening)
+        if self._is_foreseen(server, choice, n):
+            return True
         self._open(server, choice, n)
+        return False
 
     def _check_count(self, count: int) -> None:
         if (why := self.selection.refuses_count(count)) is not None:
@@ -580,16 +617,16 @@ class Rounds(Aggregating):
 
     def _train(self, server: Server, nodes: Sequence[int], waits_for: int) -> list[Task[Sent]]:
         """Sends the model to clients that the rule has train, of which so many make a step."""
-
-        def told(n: int) -> dict[str, Any]:
-            size = self.noise.told_size
-            rates = self.rates.told(server.version, min(waits_for, n))
-            return rates if size is None else {**rates, "batch-size": size}
-
         if self.exchange.public is not None and self.prepared != server.version:
             self.state = self.rule.prepared(self.state, self.exchange.public)
             self.prepared = server.version
-        return self.messages.train(server, nodes, told)
+        return self.messages.train(server, nodes, partial(self._told, server, waits_for))
+
+    def _told(self, server: Server, waits_for: int, n: int) -> dict[str, Any]:
+        """Returns what n messages say beside what the rule does."""
+        size = self.noise.told_size
+        rates = self.rates.told(server.version, min(waits_for, n))
+        return rates if size is None else {**rates, "batch-size": size}
 
     def _open(
         self, server: Server, choice: Choice, waits_for: int, trial: Trial | None = None
@@ -608,6 +645,8 @@ class Rounds(Aggregating):
         self.round_began = server.now
         if self.awaited:
             self.folded = self._new_fold(server)
+            if self.summation is not None and trial is None:
+                self.summation.begin(server.w.size + len(self.rule.needs) * self.trained)
         elif trial is not None:
             self.close(server)
         else:
@@ -631,6 +670,8 @@ class Rounds(Aggregating):
             server.discard(update)
             return
         self.messages.division.answered(update)
+        if self.summation is not None and self.trial is None:
+            self.summation.add(name)
         self.replies.append(self._folded(server, update))
         if len(self.replies) >= self.waits_for or not self.awaited:
             self.close(server)
@@ -710,6 +751,12 @@ class Rounds(Aggregating):
         self, server: Server, replies: Sequence[Update], missed: Mapping[int, float]
     ) -> None:
         """Makes the next version of the replies, or of nothing if they are too few."""
+        if self.summation is not None:
+            self.summed = self.summation.close(whole=not self.rule.ends_at_edges(self.state))
+            lost = frozenset(self.summed.lost)
+            for update in [u for u in replies if u.task.message_id in lost]:
+                server.discard(update)
+            replies = [u for u in replies if u.task.message_id not in lost]
         replies = sorted(replies, key=lambda update: update.node)  # who came first does not matter
         if server.forging is not None:
             sent = server.forging.forged(server, replies, partial(self.combined_by, server))
@@ -719,17 +766,8 @@ class Rounds(Aggregating):
         usable = list(replies)
         try:
             state = self._next(server, replies, usable)
-        except NoStep as error:
-            self._abandon(server, usable, error)
-            return
-        except ConfigError as error:
-            there = self.exchange.num_clients
-            wanted = max(self.wanted, min(self.replies_of(there), there))
-            if len(replies) >= wanted:
-                raise  # the rule cannot work with what it is given
-            few = f"{len(replies)} of {wanted} replies"
-            remedy = "min_available_nodes waits until more clients are there"
-            self._abandon(server, usable, NoStep(f"{few}: {error}; {remedy}"))
+        except (NoStep, ConfigError) as error:
+            self._abandon(server, usable, self._why_no_step(error, len(replies)))
             return
         if rates := self.rates.of(server.version, self.waits_for):
             server.tasks.control.measured(rates)
@@ -739,6 +777,22 @@ class Rounds(Aggregating):
             self.state = state._replace(w=server.w)
             self.results.update(self.latest)
 
+    def _why_no_step(self, error: NoStep | ConfigError, replies: int) -> NoStep:
+        """Returns why so many replies make no step.
+
+        Raises:
+            ConfigError: they are all that there could be, and the rule cannot work with them.
+        """
+        if isinstance(error, NoStep):
+            return error
+        there = self.exchange.num_clients
+        wanted = max(self.wanted, min(self.replies_of(there), there))
+        if replies >= wanted:
+            raise error
+        few = f"{replies} of {wanted} replies"
+        remedy = "min_available_nodes waits until more clients are there"
+        return NoStep(f"{few}: {error}; {remedy}")
+
     def _next(self, server: Server, replies: Sequence[Update], usable: list[Update]) -> HasModel:
         """Returns the rule's next state; takes from `usable` what it is not made of.
 
@@ -746,14 +800,7 @@ class Rounds(Aggregating):
             NoStep: what has come brings no step.
             ConfigError: the aggregator or the rule cannot work with it.
         """
-        # Who is busy with what has been given up cannot be asked, and is missing all the same.
-        there = self.exchange.num_clients or self.wanted
-        wanted = min(self.wanted, there) if self.rule.everybody else self.waits_for
-        least = max(1, math.ceil(self.min_fraction * wanted - 1e-9))
-        if len(replies) < least:
-            if not replies and self.diverged[""]:
-                raise self.why_in_vain()
-            raise NoStep(f"{len(replies)} replies of {self.selected} are too few")
+        self._check_enough(len(replies))
         said = [self._weight(update) for update in replies]
 
         def leave_out(dropped: Sequence[Dropped]) -> None:
@@ -785,8 +832,21 @@ class Rounds(Aggregating):
             updates = self._updates(server, admitted, usable)
         clients = self.wanted if self.noise.grows_clients else self.waits_for
         self.noise.measure(server, updates, usable, self.aggregator, clients)
+        return self._stepped(server, updates, self.rates.of(server.version, self.waits_for))
+
+    def _check_enough(self, replies: int) -> None:
+        """Raises NoStep if so many replies are too few for a step."""
+        # Who is busy with what has been given up cannot be asked, and is missing all the same.
+        there = self.exchange.num_clients or self.wanted
+        wanted = min(self.wanted, there) if self.rule.everybody else self.waits_for
+        if replies < max(1, math.ceil(self.min_fraction * wanted - 1e-9)):
+            if not replies and self.diverged[""]:
+                raise self.why_in_vain()
+            raise NoStep(f"{replies} replies of {self.selected} are too few")
+
+    def _stepped(self, server: Server, updates: Updates, rates: Mapping[str, float]) -> HasModel:
+        """Returns what the rule makes of the clients' updates."""
         with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
-            rates = self.rates.of(server.version, self.waits_for)
             state = self.rates.step(self.state, updates, rates)
             new = self._with_buffers(server, state.w, updates)
         new = server.model.layout.rounded(np.ascontiguousarray(new, dtype=np.float32))
@@ -805,6 +865,8 @@ class Rounds(Aggregating):
                     F.check(len(x))
                 except ConfigError as error:
                     raise NoStep(f"{len(x)} of {len(usable)} have examples: {error}") from error
+            if self.summed is not None:
+                return self._added(x, weights, usable, name)
             return self.aggregate(server, F, x, weights, name)
 
         holds = None
@@ -843,6 +905,20 @@ class Rounds(Aggregating):
             return updates
         return updates.unweighted()
 
+    def _added(self, x: Row, weights: Any, usable: Sequence[Update], name: str) -> Row:
+        """Returns the mean of vectors, as the machines of a hierarchy have added them up."""
+        assert self.summed is not None
+        if not (isinstance(self.aggregator, Mean) and self.aggregator.weighted):
+            weights = np.ones(len(x))
+        ids = [update.task.message_id for update in usable]
+        if self.rule.edges and name.startswith("model "):  # one edge server's, see `of_model`
+            edge = int(name.removeprefix("model "))
+            ids = [update.task.message_id for update in usable if update.model == edge]
+        places = {message_id: i for i, message_id in enumerate(ids)}
+        self.latest[name] = mean = mean_of_tree(self.summed.tree, x, weights, places)
+        check_result("the hierarchy", mean)
+        return mean
+
     def _with_buffers(self, server: Server, w: Row, updates: Updates) -> Row:
         if not self.buffers or self.rule.clients_choose:
             return w
@@ -856,6 +932,102 @@ class Rounds(Aggregating):
             server.discard(update)
         server.stay(why)
 
+    # ---- rounds without messages -----------------------------------------------------------------
+
+    def needs_messages(self, server: Server) -> str:
+        """Returns why a round has to be made of messages; "" if the answers' numbers would do.
+
+        Without training each answer is the model as it was sent: of the changes, which are all 0,
+        a rule that combines nothing else gets the mean.
+        """
+        rule = self.rule
+        for needs, why in (
+            (server.tasks.cohorts is None, "the grid has none but messages"),
+            (server.tasks.any_open, "clients are busy"),
+            (self.summation is not None, "machines add up what arrives"),
+            (server.forging is not None, "replies are forged"),
+            (type(self.selection) is not UniformSampling, "the selection looks at replies"),
+            (self.over_selection != 1, "clients that are too late go on into the next round"),
+            (self.evaluates_on_clients, "clients evaluate the model"),
+            (self.sub_models is not None, "clients hold parts of the model"),
+            (self.noise.scale is not None, "noise_scale looks at each change"),
+            (self.noise.test is not None, "batch_test looks at each change"),
+            (type(self.aggregator) is not Mean, "the aggregator looks at each change"),
+            (not rule.folds or bool(rule.needs), "the rule looks at more than the mean change"),
+            (rule.num_models > 1 or bool(rule.clients_choose), "the rule has several models"),
+            (rule.everybody or rule.public_examples > 0, "the rule has clients of its own choice"),
+            (self.weighted_by_key != "num-examples", "replies weigh what they say"),
+            (server.model.layout.is_large, "large models are added up as they come"),
+            (bool(server.model.layout.carried), "what is no float is the replies' median"),
+        ):
+            if needs:
+                return why
+        return ""
+
+    def _is_foreseen(self, server: Server, choice: Choice, waits_for: int) -> bool:
+        """Has a round without messages if one is possible; returns whether it was."""
+        n = len(choice.clients)
+        if self.needs_messages(server) or not 0 < n <= waits_for or choice.weights is not None:
+            return False
+        content = self.messages.alike(server, n, partial(self._told, server, waits_for))
+        if content is None:
+            return False
+
+        def accepts(metrics: Sequence[Mapping[str, Any]]) -> bool:
+            return not any(self._refuses(reported) for reported in metrics)
+
+        tasks, began = server.tasks, server.now
+        if tasks.cohorts is None:
+            return False
+        deadline = math.inf if self.deadline_s is None else began + self.deadline_s
+        outcome = tasks.cohorts.run(
+            content,
+            choice.clients,
+            tasks.ttl_s,
+            until=deadline,
+            accepts=accepts,
+            bears=self.failing.bears,
+        )
+        if outcome is None:
+            return False
+        tasks.heard()
+        self.failing.begin_with(outcome.failed_at_last, began)
+        self.wanted, self.waits_for, self.selected = waits_for, n, n
+        self._step_foreseen(server, tasks.cohorts, outcome)
+        return True
+
+    def _step_foreseen(self, server: Server, cohorts: Cohorts, outcome: Outcome) -> None:
+        """Makes the next version of a cohort's answers, as `finish` does of replies."""
+        places = np.flatnonzero(outcome.answered)
+        places = places[np.argsort(outcome.nodes[places], kind="stable")]
+        examples = [float(metrics[self.weighted_by_key]) for metrics in outcome.metrics]
+        weights = np.array(examples)[outcome.which[places]]
+        rates = self.rates.of(server.version, self.waits_for)
+        self.latest = {}
+        try:
+            self._check_enough(len(places))
+            check_weights(weights)
+            mean = np.zeros(server.w.size, np.float32)
+            updates = Updates(
+                np.empty((len(places), 0), np.float32),
+                weights,
+                combine=lambda *_: mean,
+                buffers=self.buffers,
+                trained=self.places if self.trained < mean.size else (),
+            )
+            state = self._stepped(server, updates, rates)
+        except (NoStep, ConfigError) as error:
+            why = self._why_no_step(error, len(places))
+            cohorts.left(places)
+            server.stay(why)
+            return
+        if rates:
+            server.tasks.control.measured(rates)
+        cohorts.used(outcome, places)
+        if server.step(state.w, [], of_one_version=True):
+            self.rates.stepped(rates)
+            self.state = state._replace(w=server.w)
+
     # ---- large models ----------------------------------------------------------------------------
 
     def _new_fold(self, server: Server) -> Fold | None:
@@ -863,6 +1035,7 @@ class Rounds(Aggregating):
         layout = server.model.layout
         at_once = server.forging is not None or self.selection.keeps_changes or self.noise.needs_all
         at_once = at_once or self.messages.division.divides
+        at_once = at_once or (self.summation is not None and self.summation.may_lose)
         if not layout.is_large or not self.rule.folds or at_once:
             return None
         return self.aggregator.fold(layout.size)
@@ -883,13 +1056,16 @@ class Rounds(Aggregating):
 
     def unusable(self, update: Update) -> str | None:
         """Refuses a client that does not report what is read, or has no weight."""
+        return self._refuses(update.metrics)
+
+    def _refuses(self, metrics: Mapping[str, Any]) -> str | None:
         for reader in self.readers.values():
-            if (name := not_reported(update.metrics, reader.reads)) is not None:
+            if (name := not_reported(metrics, reader.reads)) is not None:
                 return f"it reports no finite {name!r}, which {type(reader).__name__} reads"
-        if (why := self.rule.refuses(update.metrics)) is not None:
+        if (why := self.rule.refuses(metrics)) is not None:
             return why
-        if weight_of(update.metrics.get(self.weighted_by_key)) is None:
-            weight = update.metrics.get(self.weighted_by_key)
+        if weight_of(metrics.get(self.weighted_by_key)) is None:
+            weight = metrics.get(self.weighted_by_key)
             return f"its {self.weighted_by_key!r} is {shown(weight)}, no weight"
         return None
 

@@ -33,6 +33,8 @@ from fl.submodels import (
 )
 from fl.vectors.rows import Row, as_tensor, mean
 
+_MOST_CONTENTS = 16  # of a version, where clients are sent models of their own
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sent:
@@ -442,6 +444,13 @@ class Server:
         self.control.stepped(self.version, why, model=self.name)
         self.evaluate()
 
+    def content(
+        self, config: Mapping[str, Any], extras: Mapping[str, Row] | None = None
+    ) -> RecordDict:
+        """Returns what `send` would send to clients of one model, the server's."""
+        sent = Sent(self.version, self.w, dict(config))
+        return self._content(sent, extras or {}, places=True)
+
     def reject(self, update: Update) -> None:
         """Reports that an update is none that can be used: a fault."""
         self.control.rejected(update.task.message_id)
@@ -473,6 +482,8 @@ class Server:
         if sent.part is not None and sent.part.bitmaps and places:
             records[MASKS_KEY] = masks_record(sent.part.bitmaps)
         content = RecordDict({**records, **beside})
+        if len(self._contents) >= _MOST_CONTENTS:
+            del self._contents[next(iter(self._contents))]
         self._contents[key] = content, sent  # kept: of what is gone the id may be another's
         return content
 

@@ -14,12 +14,14 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
+from fl.clients.app.choosing import model_key
+from fl.clients.app.merging import BY_KEY, SHARES_KEY
 from fl.errors import ConfigError, NotFinite
 from fl.flower.carried import carried
 from fl.flower.payload import payload_bytes
 from fl.flower.records import from_record, layout_of, record_vector, to_record
 from fl.strategies.drivers.tasks import Failures, Task, Tasks
-from fl.strategies.gossip_rule import LocalTraining
+from fl.strategies.gossip_rule import LocalTraining, MergedByNode
 from fl.vectors.rows import Row
 
 log = logging.getLogger("fl")
@@ -112,18 +114,34 @@ class Swarm:
         return [i for i in nodes if self.ids[i] in there]
 
     def train(
-        self, nodes: Sequence[int], rows: Sequence[Row], rounds: Sequence[int]
+        self,
+        nodes: Sequence[int],
+        rows: Sequence[Row],
+        rounds: Sequence[int],
+        told: Mapping[int, Mapping[str, Any]] | None = None,
+        merging: Sequence[MergedByNode] | None = None,
     ) -> list[Task[TaskStart]]:
-        """Has nodes train, each from a model of its own, beginning now; returns their tasks."""
+        """Has nodes train, each from a model of its own, beginning now; returns their tasks.
+
+        Args:
+            nodes: which.
+            rows: their models, shape (d,) each.
+            rounds: in which they are, t.
+            told: what nodes in a round are told besides.
+            merging: what each of them merges with its model first; None if they do not.
+        """
         if not nodes:
             return []
         contents: list[RecordDict] = []
         configs: dict[int, ConfigRecord] = {}
-        for i, x, t in zip(nodes, rows, rounds, strict=True):
+        for k, (i, x, t) in enumerate(zip(nodes, rows, rounds, strict=True)):
             if t not in configs:
-                configs[t] = ConfigRecord({**self._config, "server-round": t + 1})
+                configs[t] = self._config_of(t, (told or {}).get(t, {}))
             model = to_record(self.layout, x, self.entries[i])
-            contents.append(RecordDict({self._arrays_key: model, self._config_key: configs[t]}))
+            content = RecordDict({self._arrays_key: model, self._config_key: configs[t]})
+            if merging is not None and merging[k].others:
+                self._add(content, i, merging[k])
+            contents.append(content)
         memos = [TaskStart(i, t, x) for i, x, t in zip(nodes, rows, rounds, strict=True)]
         return self.tasks.send_from_peers(contents, [self.ids[i] for i in nodes], memos)
 
@@ -163,6 +181,18 @@ class Swarm:
         return self.tasks.peers.transfer(
             self.ids[j], self.ids[i], size, self.now, fanout=fanout, fanin=fanin, index=index
         )
+
+    def _config_of(self, t: int, more: Mapping[str, Any]) -> ConfigRecord:
+        return ConfigRecord({**self._config, **more, "server-round": t + 1})
+
+    def _add(self, content: RecordDict, i: int, merging: MergedByNode) -> None:
+        """Adds to a message what its node is to merge with the model in it."""
+        for k, x in enumerate(merging.others, 1):
+            content[model_key(self._arrays_key, k)] = to_record(self.layout, x, self.entries[i])
+        config = ConfigRecord(dict(content.config_records[self._config_key]))
+        config[BY_KEY] = merging.by
+        config[SHARES_KEY] = [float(share) for share in merging.shares]
+        content[self._config_key] = config
 
     def _read(self, task: Task[TaskStart], reply: Message) -> Answer | None:
         if reply.has_error():

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from fl.errors import Diverged, SimulationError
-from fl.flower.grid_view import GridView
+from fl.flower.grid_view import GridView, Summation
 from fl.flower.private import message_of
 from fl.strategies.drivers.codec import Codec
 from fl.strategies.drivers.patience import Patience
@@ -60,6 +62,35 @@ class Failures:
     def clear(self) -> None:
         """Notes a task that did not fail."""
         self._reasons, self._since_s, self._diverged = {}, None, 0
+
+    @property
+    def in_a_row(self) -> int:
+        """How many tasks have failed since the last that did not."""
+        return sum(times for times, _ in self._reasons.values())
+
+    def bears(self, open_before: NDArray[np.int64], failed: NDArray[np.bool_]) -> bool:
+        """Returns whether a cohort's failures are no reason to end the run.
+
+        Args:
+            open_before: of each task in the order of their ends, how many are in flight before the
+                instant of its end, shape (n,).
+            failed: which of them fail.
+        """
+        if self._most_s < math.inf or failed.all():
+            return False
+        places = np.arange(1, len(failed) + 1)
+        good = np.where(failed, -self.in_a_row, places)
+        row = places - np.maximum.accumulate(good)
+        # In flight, or failed in one instant: whichever are more.
+        ends = np.searchsorted(-open_before, -open_before, side="right")
+        flight = np.maximum(len(failed) - ends, ends - (len(failed) - open_before))
+        return not (failed & (row >= np.maximum(_MOST_FAILURES, _FAILURES_EACH * flight))).any()
+
+    def begin_with(self, failures: Mapping[tuple[int, str], int], since_s: float) -> None:
+        """Notes the tasks that have failed after one that has not, by code and reason."""
+        self.clear()
+        self._reasons = {code: (times, reason) for (code, reason), times in failures.items()}
+        self._since_s = since_s if failures else None
 
     def add(
         self,
@@ -168,6 +199,8 @@ class Tasks(Generic[Memo]):
         self.control = view.control
         self.peers = view.peers
         self.numbered = view.numbered
+        self.cohorts = None if codec is not None else view.cohorts
+        self._arrived = view.arrived
         self.ttl_s = ttl_s
         self.became_late: list[Task[Memo]] = []
         self._open: dict[str, Task[Memo]] = {}  # a reply may come
@@ -262,12 +295,18 @@ class Tasks(Generic[Memo]):
             return self._codec.send_and_receive(self._grid, messages, timeout_s)
         return list(self._grid.send_and_receive(messages, timeout=timeout_s))
 
+    @property
+    def summation(self) -> Summation | None:
+        """What adds up what clients send, on its way; see `fl.flower.grid_view.GridView`."""
+        return GridView(self._grid).summation
+
     def send_from_peers(
         self,
         contents: Sequence[RecordDict],
         nodes: Sequence[int],
         memos: Sequence[Memo],
         ready_s: Sequence[float] | None = None,
+        kind: str = "train",
     ) -> list[Task[Memo]]:
         """Has each client work on a content of its own, which it has from its peers.
 
@@ -278,9 +317,10 @@ class Tasks(Generic[Memo]):
             nodes: Flower ids.
             memos: what the sender wants to remember.
             ready_s: when the clients have it, s; None is now.
+            kind: of the messages.
         """
         messages = [
-            Message(content, node, "train", ttl=self.ttl_s)
+            Message(content, node, kind, ttl=self.ttl_s)
             for content, node in zip(contents, nodes, strict=True)
         ]
         if ready_s is None:
@@ -319,6 +359,10 @@ class Tasks(Generic[Memo]):
                 return replies
             self.clock.wait(min(until, self._patience_ends()))
 
+    def heard(self) -> None:
+        """Notes that clients have answered."""
+        self._heard_s = self.now()
+
     def cancel(self, task: Task[Memo]) -> None:
         """Ends a task: the client is told to stop, and what it may still send is thrown away."""
         self._forget(task)
@@ -330,7 +374,7 @@ class Tasks(Generic[Memo]):
         if not ids:
             return []
         received = []
-        for reply in self._grid.pull_messages(ids):
+        for reply in self._grid.pull_messages(self._arrived(ids)):
             if self._codec is not None:
                 reply = self._codec.open(reply)
             name = reply.metadata.reply_to_message_id

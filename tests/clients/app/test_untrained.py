@@ -40,7 +40,9 @@ def test_the_events_are_those_of_clients_that_train(method):
     for name in ("virtual_s", "bytes_down", "bytes_up", "energy_j"):
         assert totals[0][name] == totals[1][name], name
     assert untrained.summary["status"] == "completed"
-    assert not {"accuracy", "loss"} & {*untrained.frame()}
+    assert not {"accuracy", "loss", "train_loss"} & {*untrained.frame()}
+    assert untrained.summary["extra"]["trained"] is False
+    assert "trained" not in trained.summary["extra"]
 
 
 def test_the_model_stays_and_is_not_said_to_have_reached_anything():

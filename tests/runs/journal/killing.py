@@ -71,6 +71,11 @@ KEEPING = {
         *(*SMALL, *HARSH, *EARLY, "strategy=heterofl", "num_clients=8", "num_rounds=5"),
         "strategy.sub_models.masked_loss=true",
     ],
+    "a batch that volunteers gather": [
+        *(*SMALL, *HARSH_FLEET, "strategy=dedloc", "num_clients=8", "num_rounds=8"),
+        *("strategy.rule.target_batch=128", "client.batch_size=8", "strategy.rule.delayed=true"),
+        *("strategy.waiting_s=0.05", "compressor=ef_topk", "allreduce=ring"),
+    ],
     "parts that change": [
         *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=random_submodels", "num_clients=8"),
         "num_rounds=5",
@@ -87,6 +92,10 @@ KEEPING = {
     "a mask that moves": [
         *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=fedmef", "num_clients=8", "num_rounds=6"),
         *("strategy.rule.adjust_every=2", "strategy.rule.adjust_until=6"),
+    ],
+    "aggregators that die": [
+        *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=hierfavg", "num_clients=8", "num_rounds=5"),
+        *("hierarchy.edges=3", "hierarchy.failure=0.2", "hierarchy.on_failure=lost"),
     ],
     "software that takes time": [
         *(*SMALL, *HARSH_FLEET, "strategy=fedbuff", "num_clients=8", "num_rounds=6"),
@@ -114,6 +123,15 @@ KEEPING = {
         *("executor=serial", "progress=false", "target=null", "views=false", "strategy=sr_sgc"),
         *("strategy.rule.code=cyclic", "strategy.rule.lam=2", "strategy.optimizer.momentum=0.5"),
         *(*HARSH_FLEET[3:], "fleet=cross_silo", "num_clients=5", "num_rounds=8"),
+    ],
+    "models that nodes merge": [
+        *(*SMALL, *HARSH, "strategy=dimat", "num_clients=6", "num_rounds=5"),
+        *("topology=matcha", "topology@topology.base=complete", "strategy.rule.pretraining=2"),
+    ],
+    "servers of regions": [
+        *(*SMALL, "strategy=halos", "strategy.rule.local_updates=2", "strategy.rule.inner_steps=4"),
+        *("fleet=datacenters", "fleet.faults.message_loss=0.05", "fleet.faults.crash=0.05"),
+        *("num_clients=8", "num_rounds=12"),
     ],
     "models of clusters": [
         *(*CLUSTERS, *HARSH, *EARLY, "strategy=ifca", "num_clients=8", "num_rounds=5"),

@@ -101,6 +101,8 @@ def test_what_cannot_be_made_longer_is_refused_and_left(typed, capsys):
     typed(*FEW, "num_rounds=3", "evaluate_every=2", "checkpoint.keep=true", "hydra.run.dir=odd")
     assert "num_rounds=N" in refused("odd", "seed=1")
     assert "num_rounds is 3" in refused("odd", "num_rounds=3")
+    assert "no such module" in refused("odd", "num_rounds=5", "--allow", "nowhere_at_all")
+    assert not Path("odd-5").exists()
     before = outcome(Path("odd"))
     assert "evaluate_every" in refused("odd", "num_rounds=4")  # its last model was not due
     assert outcome(Path("odd")) == before

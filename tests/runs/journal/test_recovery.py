@@ -27,7 +27,7 @@ from fl.errors import ConfigError, SimulationError
 from fl.execution import SerialExecutor
 from fl.execution.contract import Payload, Request, Result, RunInfo
 from fl.runs.journal import Journal, Journaled, Recovery, RunStart
-from fl.runs.journal.journal import read_head
+from fl.runs.journal.journal import NotRepeated, read_head
 from fl.runs.recorder import Recorder
 from fl.runs.simulator import SimulatedRun
 from fl.simulation.world.fleets import uniform
@@ -312,21 +312,27 @@ def test_wave_of_which_a_part_is_in_the_journal_is_executed_whole(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("error", [1]), ("error", "x"), ("slept_s", "x"), ("host_s", None), ("details", ...)],
+    "wrong",
+    [
+        *([], {}, [{}], [[0, None, 0.0, 0.0]], [[0, [1], 0.0, 0.0, ""]], [[0, "x", 0.0, 0.0, ""]]),
+        *([[0, None, "x", 0.0, ""]], [[0, None, 0.0, None, ""]], [[[], None, 0.0, 0.0, ""]] * 2),
+        *(
+            [[[], None, 0.0, 0.0, ""], [["x", 1], None, 0.0, 0.0, ""]],
+            [[[], None, 0.0, 0.0, 0]] * 3,
+        ),
+    ],
 )
-def test_answer_of_another_form_is_refused(tmp_path: Path, name: str, value: Any) -> None:
+def test_answer_of_another_form_is_refused(tmp_path: Path, wrong: Any) -> None:
     path = tmp_path / "journal"
     (member,) = wave_of(0)
     journal = Journal(path, {})
     executor = Journaled(_Batches(), journal)
-    facts = {"error": None, "slept_s": 0.0, "host_s": 0.0, "details": "", name: value}
-    facts = {key: fact for key, fact in facts.items() if fact is not ...}
-    journal.note("result", executor._key(member), facts, {"content": None, "state": None})
+    nothing = {f"{what} {i}": None for what in ("content", "state") for i in range(2)}
+    journal.note("result", executor._key(member), {"answers": wrong}, nothing)
     journal.close()
     executor = Journaled(_Batches(), Journal(path, None))
     executor.submit([member])
-    with pytest.raises(ConfigError, match="an answer that is no client's"):
+    with pytest.raises(ConfigError, match=r"an answer (that is no client's|to nobody)"):
         executor.result(member)
 
 
@@ -388,3 +394,89 @@ def test_run_without_a_journal_says_so_when_asked(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"
     with pytest.raises(ConfigError, match="it was started with checkpoint=off"):
         run(tmp_path, resume=True)
+
+
+class _Together(_Batches):
+    """Answers all of a wave when the first of it is asked for."""
+
+    def submit(self, wave: Any) -> None:
+        super().submit(wave)
+        self._pending.update(dict.fromkeys(wave, wave))
+
+    def result(self, request: Request) -> Result:
+        for member in self._pending.get(request, ()):
+            if self._pending.pop(member, None) is not None:
+                self._results[member] = Result(slept_s=float(member.client))
+        return self._results.pop(request)
+
+    def discard(self, request: Request) -> None:
+        super().discard(request)
+        SerialExecutor.discard(self, request)
+
+
+def test_answers_that_came_together_are_one_record_and_nothing_is_asked_twice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "journal"
+
+    def ask(executor: Journaled, waves: list[list[Request]]) -> None:
+        first, second = waves
+        executor.submit(first)
+        assert executor.result(first[1]).slept_s == 1.0
+        executor.submit(second)
+        executor.discard(first[2])  # whose answer is there, and in the journal
+        assert executor.result(first[0]).slept_s == 0.0
+
+    waves = [wave_of(0, 1, 2), wave_of(3, 4)]
+    journal = Journal(path, {})
+    sizes = [journal.size]
+    executor = Journaled(_Together(), journal)
+    ask(executor, waves)
+    sizes.append(journal.size)
+    assert executor.result(waves[1][0]).slept_s == 3.0
+    sizes.append(journal.size)
+    assert executor.result(waves[1][1]).slept_s == 4.0
+    assert journal.size == sizes[2] > sizes[1] > sizes[0]  # each wave in one record
+    journal.close()
+
+    os.truncate(path, sizes[1])  # killed before the second wave was answered
+    journal, inner = Journal(path, None), _Together()
+    executor = Journaled(inner, journal)
+    waves = [wave_of(0, 1, 2), wave_of(3, 4)]
+    ask(executor, waves)
+    assert inner.waves == []
+    with caplog.at_level("INFO", logger="fl.runs.journal"):
+        assert executor.result(waves[1][1]).slept_s == 4.0
+    assert "resumed after 3 answers" in caplog.text
+    assert inner.waves == [[(3, 3), (4, 4)]]
+    assert inner.forgotten == []
+    assert executor.result(waves[1][0]).slept_s == 3.0
+    journal.close()
+
+    journal, inner = Journal(path, None), _Together()
+    executor = Journaled(inner, journal)
+    waves = [wave_of(0, 1, 2), wave_of(3, 4)]
+    executor.submit(waves[0])
+    assert executor.result(waves[0][1]).slept_s == 1.0
+    other = Request(0, 0, waves[0][1].payload, "train", "", 1.0)
+    executor.submit([other])
+    with pytest.raises(NotRepeated, match=r"does not repeat itself: .*, but now \['result', 0"):
+        executor.result(other)
+
+
+def test_wave_whose_record_was_used_in_part_is_not_executed_for_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = Journal(path, {})
+    executor, (wave, last) = Journaled(_Together(), journal), (wave_of(0, 1), wave_of(2))
+    executor.submit(wave)
+    executor.result(wave[0])
+    journal.close()
+
+    journal, inner = Journal(path, None), _Together()
+    executor, (wave, last) = Journaled(inner, journal), (wave_of(0, 1), wave_of(2))
+    executor.submit(wave)
+    executor.result(wave[0])
+    executor.submit(last)
+    assert executor.result(last[0]).slept_s == 2.0  # the journal ends here
+    assert executor.result(wave[1]).slept_s == 1.0  # and has had this before
+    assert inner.waves == [[(2, 2)]]

@@ -13,8 +13,6 @@ from killing import KEEPING, RUNS, Run, outcome
 
 import fl.runs.journal.recovery as recovery_module
 
-KILLS = dict.fromkeys(("stock", "fedbuff", "gossip", "diloco"), 10)  # the others: 4; slowly, 200
-
 
 @pytest.fixture(scope="module", params=RUNS)
 def name(request: pytest.FixtureRequest) -> str:
@@ -58,9 +56,9 @@ def kill_and_resume(
 
 
 def test_run_killed_at_random_moments_ends_like_one_that_was_not(
-    name: str, run: Run, whole: tuple[Any, Path], tmp_path: Path
+    run: Run, whole: tuple[Any, Path], tmp_path: Path
 ) -> None:
-    kill_and_resume(run, whole, tmp_path, KILLS.get(name, 4), seed=0)
+    kill_and_resume(run, whole, tmp_path, 4, seed=0)
 
 
 @pytest.mark.slow

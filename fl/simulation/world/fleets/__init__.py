@@ -6,6 +6,7 @@
 | `mobile` | phones of three classes on Wi-Fi, 4G and 5G |
 | `cross_silo` | servers and workstations of institutions |
 | `datacenters` | islands of GPUs joined by a wide-area network |
+| `volunteers` | private and free GPUs behind unequal links, that come and go |
 | `serverless` | cloud functions with measured times |
 | `durations` | task times drawn from a distribution |
 | `trace` | devices, links and behaviour from published files |
@@ -18,10 +19,12 @@ from fl.simulation.world.fleets.mobile import NetworkClass, PhoneClass, mobile
 from fl.simulation.world.fleets.serverless import serverless
 from fl.simulation.world.fleets.trace import trace
 from fl.simulation.world.fleets.uniform import uniform
+from fl.simulation.world.fleets.volunteers import MachineClass, volunteers
 
 # Each function hides the module of the same name, so that `fleets.mobile` is the preset;
 # `from fl.simulation.world.fleets.mobile import ...` still finds the module.
 __all__ = [
+    "MachineClass",
     "NetworkClass",
     "PhoneClass",
     "cross_silo",
@@ -31,4 +34,5 @@ __all__ = [
     "serverless",
     "trace",
     "uniform",
+    "volunteers",
 ]

@@ -43,6 +43,27 @@ def text_of(path: str) -> str:
         raise ConfigError(f"path is {path!r}, which cannot be read: {error}") from error
 
 
+def _loaded(text: str) -> Any:
+    """Returns what a YAML says, plain values; of a key that is given twice YAML takes the last."""
+    loader = yaml.SafeLoader(text)
+    root = loader.get_single_node()
+    waiting, seen = [root], set()  # as aliases name nodes again, and may name what they are in
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if len(set(keys)) < len(keys):
+                mark = node.start_mark
+                raise yaml.MarkedYAMLError(problem="a key is given twice", problem_mark=mark)
+            waiting += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+    return None if root is None else loader.construct_document(root)
+
+
 def in_turn(num_clients: int, hosts: int) -> NDArray[np.int64]:
     """Returns a place for each client: the hosts one after the other, and again."""
     return np.arange(num_clients) % hosts
@@ -81,8 +102,8 @@ class NetworkFile(NetworkModel):
                 host without a route, a client at two hosts, or at none.
         """
         try:
-            said = yaml.safe_load(text_of(self.path))
-        except (yaml.YAMLError, RecursionError) as error:
+            said = _loaded(text_of(self.path))
+        except (yaml.YAMLError, RecursionError, ValueError) as error:  # a number of 10,000 digits
             raise ConfigError(f"path is {self.path!r}, which is no YAML: {error}") from error
         parts = _mapping(said, f"path is {self.path!r}: the file", ("links", "hosts"))
         names = _named(parts.get("links"), "links")
@@ -169,13 +190,14 @@ def _clients(host: str, said: object, num_clients: int) -> NDArray[np.int64]:
     """Returns the clients of a host, of numbers and ranges such as 0-9, both ends among them."""
     found = []
     for entry in said if isinstance(said, list) else [said]:
-        first, _, last = str(entry).partition("-")
-        if isinstance(entry, bool) or not (first.isdecimal() and (last or first).isdecimal()):
+        first, dash, last = str(entry).partition("-")
+        ends = (first, last) if dash else (first,)
+        if isinstance(entry, bool) or not all(e.isdecimal() and len(e) < 19 for e in ends):
             raise ConfigError(
                 f"clients of host {host!r} has {entry!r:.80}; it must be a client's number, or a "
                 "range such as 0-9"
             )
-        a, b = int(first), int(last or first)
+        a, b = int(ends[0]), int(ends[-1])
         if not a <= b < num_clients:
             raise ConfigError(
                 f"clients of host {host!r} has {entry!r:.80}; clients are 0 to {num_clients - 1}"

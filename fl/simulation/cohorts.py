@@ -1,0 +1,196 @@
+"""Cohorts whose answers are known before they are asked, as arrays: no message, no event queue.
+
+What a run on the grid would leave behind is left behind: the trace, bytes, joules and counts, and
+virtual time at the end of the cohort. `needs_events` says why a cohort cannot be had so; then its
+messages are sent one by one, as all others are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flwr.app import RecordDict
+from numpy.typing import NDArray
+
+from fl.execution.contract import ForeseenApp, Payload, RunInfo
+from fl.flower.grid_view import Outcome
+from fl.flower.identity import FIRST_NODE_ID
+from fl.flower.payload import snapshot
+from fl.simulation.control import SimControl
+from fl.simulation.host import SimHost
+from fl.simulation.kernel.cohort import Cohort, Course, Tangled, course_of
+from fl.simulation.kernel.engine import Engine
+from fl.simulation.kernel.trace import ROW_TYPE, Event
+from fl.simulation.mailbox import Mailbox, reason_of
+from fl.simulation.world.availability import DistinctChanges
+from fl.simulation.world.faults import Faults
+from fl.simulation.world.fleet import Fleet
+from fl.vectors.rows import added
+
+Foreseen = tuple[ForeseenApp, RunInfo]
+"""A ClientApp, and what its clients know about the run."""
+
+OnUsed = Callable[[Sequence[Mapping[str, Any]], NDArray[np.int64]], None]
+"""Called with different reports, and which of them each update has, in their order."""
+
+
+def needs_events(fleet: Fleet, foreseen: Foreseen | None, *, runtime: bool) -> str:
+    """Returns why no cohort of a run can be had as arrays; "" if some can.
+
+    Args:
+        fleet: the clients.
+        foreseen: their app, if it knows answers beforehand.
+        runtime: whether software takes time on the way.
+    """
+    if foreseen is None:
+        return "the ClientApp does not say what its clients will answer"
+    if runtime:
+        return "the runtime has clients that look for messages, and a server that reads replies"
+    if fleet.network is not None:
+        return "the network has links between the clients' own and the server's"
+    if fleet.job is not None:
+        return "clients are one job, which stands still for all of them"
+    if not isinstance(fleet.availability, DistinctChanges):
+        return f"availability is {type(fleet.availability).__name__}, whose changes may coincide"
+    if type(fleet.faults) is not Faults:
+        return f"faults are {type(fleet.faults).__name__}, which are drawn one by one"
+    return ""
+
+
+class Cohorts:
+    """Runs cohorts on a grid whose other parts it shares.
+
+    Args:
+        fleet: the clients.
+        foreseen: their app, if it knows answers beforehand.
+        engine: on which the grid runs what is no cohort.
+        mailbox: numbers messages.
+        host: counts replies.
+        control: counts replies of each client.
+        runtime: whether software takes time on the way.
+        advance: passes virtual time.
+        on_sent: notes how many `train` messages are sent.
+        on_used: called with the updates of a cohort that were used.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        foreseen: Foreseen | None,
+        engine: Engine,
+        mailbox: Mailbox,
+        host: SimHost,
+        control: SimControl,
+        *,
+        runtime: bool,
+        advance: Callable[[float], None],
+        on_sent: Callable[[int], None],
+        on_used: OnUsed | None,
+    ) -> None:
+        self.needs_events = needs_events(fleet, foreseen, runtime=runtime)
+        self._fleet = fleet
+        self._foreseen = foreseen
+        self._engine = engine
+        self._mailbox = mailbox
+        self._host = host
+        self._control = control
+        self._advance = advance
+        self._on_sent = on_sent
+        self._on_used = on_used
+        self._cohort: Cohort | None = None  # the last
+
+    def run(
+        self,
+        content: RecordDict,
+        nodes: Sequence[int],
+        ttl_s: float,
+        *,
+        until: float,
+        accepts: Callable[[Sequence[Mapping[str, Any]]], bool],
+        bears: Callable[[NDArray[np.int64], NDArray[np.bool_]], bool],
+    ) -> Outcome | None:
+        """Has a cohort answer; see `fl.flower.grid_view.Cohorts.run`."""
+        if self.needs_events or self._foreseen is None or self._engine.in_flight:
+            return None
+        app, run = self._foreseen
+        payload = Payload(snapshot(content))
+        if app.foresees(payload):
+            return None
+        client = np.array(nodes, dtype=np.int64) - FIRST_NODE_ID
+        answers = app.answers(payload, client % run.num_partitions, run)
+        if not accepts(answers.metrics):
+            return None
+        sent = self._mailbox.dispatches
+        cohort = Cohort(
+            began_s=self._engine.queue.now,
+            client=client,
+            number=np.array([sent.get(i, 0) for i in client.tolist()], np.int64),
+            size_down=payload.size,
+            size_up=answers.reply_bytes[answers.which],
+            flops=answers.flops[answers.which],
+            ttl_s=float(ttl_s),
+        )
+        try:
+            course = course_of(self._fleet, cohort)
+        except Tangled:
+            return None
+        order = np.argsort(course.received_s, kind="stable")
+        failed = ~course.answered[order]
+        instant = np.searchsorted(course.received_s[order], course.received_s[order])
+        if course.ended_s > until or not bears(len(client) - instant, failed):
+            return None
+        self._keep(cohort, course)
+        last = np.flatnonzero(~failed)[-1] + 1 if not failed.all() else 0
+        kinds, counts = np.unique(course.failed_by[order[last:]], return_counts=True)
+        return Outcome(
+            nodes=np.array(nodes, dtype=np.int64),
+            answered=course.answered,
+            metrics=answers.metrics,
+            which=answers.which,
+            failed_at_last={
+                reason_of(Event(kind)): count
+                for kind, count in zip(kinds.tolist(), counts.tolist(), strict=True)
+            },
+        )
+
+    def _keep(self, cohort: Cohort, course: Course) -> None:
+        """Leaves behind what the engine and its host would."""
+        clients, answered = cohort.client.tolist(), course.answered
+        sent, engine, devices = self._mailbox.dispatches, self._engine, self._fleet.devices
+        sent.update(zip(clients, (cohort.number + 1).tolist(), strict=True))
+        self._on_sent(len(clients))
+        engine.trace.record_all(course.rows)
+        engine.bytes_down += course.bytes_down
+        engine.bytes_up += course.bytes_up
+        engine.busy_s = added(engine.busy_s, course.busy_s)
+        who, energy_j = cohort.client[course.settled], engine.energy_j
+        for kind, watts, seconds in (
+            ("compute", devices.compute_w, course.busy_s),
+            ("radio", devices.radio_w, course.radio_s),
+        ):
+            energy_j[kind] = added(energy_j[kind], watts[who] * seconds)
+        self._host.client_updates += int(answered.sum())
+        self._control.answers.update(cohort.client[answered].tolist())
+        self._advance(course.ended_s)
+        self._cohort = cohort
+
+    def used(self, outcome: Outcome, places: NDArray[np.int64]) -> None:
+        """Records that replies of the last cohort entered the server's model."""
+        self._note(Event.APPLIED, places)
+        if self._on_used is not None:
+            self._on_used(outcome.metrics, outcome.which[places])
+
+    def left(self, places: NDArray[np.int64]) -> None:
+        """Records that replies of the last cohort were not used."""
+        self._note(Event.DISCARDED, places)
+
+    def _note(self, kind: Event, places: NDArray[np.int64]) -> None:
+        if self._cohort is None:
+            return
+        rows = np.zeros(len(places), ROW_TYPE)
+        rows["time"], rows["kind"] = self._engine.queue.now, kind
+        rows["client"] = self._cohort.client[places]
+        rows["dispatch"] = self._cohort.number[places]
+        self._engine.trace.record_all(rows)
