@@ -129,7 +129,7 @@ class CopiedStage(StageRecovery):
 
 
 @dataclass(frozen=True)
-class Redrawn(StageRecovery):
+class DrawnAnew(StageRecovery):
     """A lost stage begins anew, with its part of another initial model.
 
     Attributes:
