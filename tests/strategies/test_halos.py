@@ -182,5 +182,5 @@ def test_what_does_not_go_with_servers_in_regions_is_refused(overrides, message)
 def test_hyperparameters_out_of_range_are_refused(of, message):
     with pytest.raises(ConfigError, match=message):
         HALoS(**of)
-    with pytest.raises(ConfigError, match="activation is 0.6"):
+    with pytest.raises(ConfigError, match=r"activation is 0\.6"):
         DelayedNesterov(lr=1.0, beta=0.0, buffer_size=2, activation=0.6)
