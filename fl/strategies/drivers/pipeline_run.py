@@ -193,9 +193,11 @@ class PipelineRun:
         return self.now
 
     def wait(self, until: float) -> None:
-        """Lets time pass, in which nothing is expected."""
+        """Lets time pass, in which nothing comes but what became of tasks that were late."""
         while self.now < until:
-            self.tasks.receive(until)
+            for task, reply in self.tasks.receive(until):
+                if reply.has_error():
+                    self.failures.add(task, reply, self.now, max(1, len(self.at)))
 
     # ---- messages --------------------------------------------------------------------------------
 
@@ -257,10 +259,11 @@ class PipelineRun:
         if not (replies or late or self.tasks.any_open or self._crossing):
             raise SimulationError(f"the machines of stages wait for nothing at {self.now:g} s")
         for task, reply in replies:
+            if reply.has_error():
+                self.failures.add(task, reply, self.now, max(1, len(self.at)))
             if not self._current(task, pipelines):
                 continue
             if reply.has_error():
-                self.failures.add(task, reply, self.now, len(self.at))
                 self._break(pipelines, task.memo.place, reply.error.reason or "an error")
                 continue
             try:
@@ -285,8 +288,10 @@ class PipelineRun:
         pipelines.pop(place[0], None)
         self._crossing = [each for each in self._crossing if each[2].memo.place[0] != place[0]]
         heapq.heapify(self._crossing)
+        late = self.at.get(place)
         for task in self.tasks.open():
-            if task.memo.place[0] == place[0]:
+            # Of one that is late it is heard in the end, if only that it has lost its task.
+            if task.memo.place[0] == place[0] and task.node != late:
                 self.tasks.cancel(task)
         self.lose(place, reason)
 
