@@ -119,6 +119,11 @@ KEEPING = {
         *("allreduce=int8_ring", "strategy.on_failure=retry", "strategy.detection_s=0.02"),
         *("fleet=mobile", "num_clients=4", "num_rounds=12", "strategy.min_available_nodes=2"),
     ],
+    "combinations of several models": [
+        *("executor=serial", "progress=false", "target=null", "views=false", "strategy=sr_sgc"),
+        *("strategy.rule.code=cyclic", "strategy.rule.lam=2", "strategy.optimizer.momentum=0.5"),
+        *(*HARSH_FLEET[3:], "fleet=cross_silo", "num_clients=5", "num_rounds=8"),
+    ],
     "models that nodes merge": [
         *(*SMALL, *HARSH, "strategy=dimat", "num_clients=6", "num_rounds=5"),
         *("topology=matcha", "topology@topology.base=complete", "strategy.rule.pretraining=2"),
