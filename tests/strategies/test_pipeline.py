@@ -24,12 +24,12 @@ from fl.strategies import (
     CheckFree,
     CheckFreePlus,
     CopiedStage,
+    DrawnAnew,
     Exchange,
     OuterAdam,
     OuterSgd,
     Pipeline,
     PipelineTraining,
-    Redrawn,
     RedundantStages,
     RollBack,
 )
@@ -369,7 +369,7 @@ def test_swapped_ends_cost_something_where_nothing_is_lost():
 
 
 def test_redrawing_takes_a_stage_of_another_model():
-    ran = run(Redrawn(), ends="together", model=gpt(5), num_stages=6, rounds=3, drop=0.3)
+    ran = run(DrawnAnew(), ends="together", model=gpt(5), num_stages=6, rounds=3, drop=0.3)
     assert ran.facts["recovered_stages"] > 0
 
 

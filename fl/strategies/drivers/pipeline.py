@@ -34,7 +34,7 @@ from fl.stages import Cut, Ends
 from fl.strategies.drivers.driver import RuleDriver, Traits
 from fl.strategies.drivers.events import EvaluateFn, wait_for_nodes
 from fl.strategies.drivers.exchange import Exchange
-from fl.strategies.drivers.pipeline_run import Given, Passage, PipelineRun, Place, StageTask
+from fl.strategies.drivers.pipeline_run import Passage, PipelineRun, Place, StageGradient, StageTask
 from fl.strategies.drivers.tasks import TTL_S, Tasks
 from fl.strategies.pipeline_rule import PipelineTraining, StageState
 from fl.vectors.layout import FLOAT_BYTES, Layout
@@ -378,7 +378,7 @@ class _Training:
                 end = max(end, run.tasks.peers.collect(nodes, sizes, driver.allreduce).finish_s)
         return end
 
-    def _stepped(self, gradients: Mapping[int, Sequence[Given]]) -> NoStep | None:
+    def _stepped(self, gradients: Mapping[int, Sequence[StageGradient]]) -> NoStep | None:
         """Steps all stages; returns why not, if one cannot."""
         after = []
         try:
@@ -393,7 +393,7 @@ class _Training:
     def _applied(
         self,
         back: Mapping[int, Sequence[Passage]],
-        gradients: Mapping[int, Sequence[Given]],
+        gradients: Mapping[int, Sequence[StageGradient]],
     ) -> None:
         """Reports what has entered the model; the last machine of a route knows the loss."""
         last = self.run.cut.spans[-1].stage

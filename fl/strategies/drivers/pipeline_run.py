@@ -57,7 +57,7 @@ class _Crossing(NamedTuple):
     content: RecordDict
 
 
-class Given(NamedTuple):
+class StageGradient(NamedTuple):
     """A stage's mean gradient over a pipeline's micro-batches.
 
     Attributes:
@@ -353,9 +353,9 @@ class PipelineRun:
             self._exchange(flights, take)
         return finished
 
-    def gradients(self, pipelines: Sequence[int], step: int) -> dict[int, list[Given]]:
+    def gradients(self, pipelines: Sequence[int], step: int) -> dict[int, list[StageGradient]]:
         """Returns each pipeline's gradient of every stage, for those that can."""
-        given: dict[int, dict[int, Given]] = {p: {} for p in pipelines}
+        given: dict[int, dict[int, StageGradient]] = {p: {} for p in pipelines}
         for p in pipelines:
             for i in range(len(self.sizes)):
                 self._send(StageTask((p, i), "give"), step, {})
@@ -364,7 +364,7 @@ class PipelineRun:
             p, i = task.memo.place
             record = _record(content, wire.GRADIENT_KEY)
             g = record_vector(record, self.sizes[i], "the gradient").numpy()
-            given[p][i] = Given(g, task.message_id)
+            given[p][i] = StageGradient(g, task.message_id)
 
         while any(len(own) < len(self.sizes) for own in given.values()):
             self._exchange(given, take)
