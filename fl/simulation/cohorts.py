@@ -42,12 +42,12 @@ def needs_events(fleet: Fleet, foreseen: Foreseen | None, *, runtime: bool) -> s
     Args:
         fleet: the clients.
         foreseen: their app, if it knows answers beforehand.
-        runtime: whether software takes time on the way.
+        runtime: whether software takes time on the way, or machines between add updates up.
     """
     if foreseen is None:
         return "the ClientApp does not say what its clients will answer"
     if runtime:
-        return "the runtime has clients that look for messages, and a server that reads replies"
+        return "by the runtime, or a hierarchy, software or machines on the way take their time"
     if fleet.network is not None:
         return "the network has links between the clients' own and the server's"
     if fleet.job is not None:
@@ -69,7 +69,7 @@ class Cohorts:
         mailbox: numbers messages.
         host: counts replies.
         control: counts replies of each client.
-        runtime: whether software takes time on the way.
+        runtime: whether software takes time on the way, or machines between add updates up.
         advance: passes virtual time.
         on_sent: notes how many `train` messages are sent.
         on_used: called with the updates of a cohort that were used.

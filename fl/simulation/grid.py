@@ -187,7 +187,7 @@ class SimGrid(Grid):
             self._mailbox,
             self._host,
             self.control,
-            runtime=self.runtime is not None,
+            runtime=self.runtime is not None or self.summation is not None,
             advance=self.sleep_until,
             on_sent=self._count_sent,
             on_used=on_used,

@@ -315,6 +315,35 @@ def test_one_client_cannot_take_a_metric_from_the_others() -> None:
     assert set(means.left_out()) == {"loss"}
 
 
+@pytest.mark.parametrize(
+    "reports",
+    [
+        [
+            {"num-examples": 3, "loss": 0.1, "steps": 2},
+            {"num-examples": 0, "loss": 0.3, "steps": 1},
+        ],
+        [{"loss": 0.1}, {"loss": math.inf}],
+        [{"num-examples": 3, "loss": 0.1}, {"num-examples": 2, "loss": [0.5, 0.25]}],  # not alike,
+        [{"num-examples": 3, "loss": 0.1}, {"loss": 0.7, "num-examples": 2}],
+        [{"num-examples": -1, "loss": 0.1}, {"num-examples": 2.5, "loss": 0.5}],
+        [{"num-examples": 10**30, "loss": 10**400}, {"num-examples": True, "loss": "text"}],
+        [],
+    ],
+)
+def test_what_many_report_is_added_as_if_one_by_one(reports: list[dict[str, Any]]) -> None:
+    which = np.random.default_rng(0).integers(0, max(1, len(reports)), 50 * bool(reports))
+    one_by_one, at_once = Means(), Means()
+    for means in (one_by_one, at_once):
+        means.add({"loss": 0.1, "num-examples": 7})
+    for i in which:
+        one_by_one.add(reports[i])
+    at_once.add_all(reports, which)
+    at_once.add_all(reports, which[:0])
+    assert at_once.of_all() == one_by_one.of_all()
+    assert list(at_once.of_all()) == list(one_by_one.of_all())
+    assert at_once.left_out() == one_by_one.left_out()
+
+
 def test_a_replys_second_metric_record_keeps_its_name() -> None:
     app = ClientApp()
 

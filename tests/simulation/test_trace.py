@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fl.simulation.kernel.trace import Event, Trace
+from fl.simulation.kernel.trace import ROW_TYPE, Event, Trace
 
 
 def traced(*events):
@@ -40,6 +40,27 @@ def test_a_round_that_waits_for_more_than_was_lost_has_somebody_too_late():
     assert not traced(*events).came_too_late()
     assert traced(*events, (Event.TIMEOUT, -1, -1, 1.0)).came_too_late()
     assert not Trace().came_too_late()
+
+
+@pytest.mark.parametrize("most", [10**9, 100])
+def test_events_that_are_recorded_at_once_are_those_recorded_one_by_one(
+    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fl.simulation.kernel.trace._MOST_BYTES", most)
+    rng = np.random.default_rng(0)
+    rows = np.zeros(300, ROW_TYPE)
+    rows["time"], rows["kind"] = np.arange(300) / 8, rng.integers(0, len(Event), 300)
+    rows["client"], rows["dispatch"] = rng.integers(0, 4, 300), rng.integers(0, 3, 300)
+    rows["bytes"], rows["value"] = rng.integers(0, 99, 300), rng.random(300)
+    one_by_one, at_once = Trace(), Trace(folder=tmp_path)
+    for row in rows.tolist():
+        one_by_one.record(row[0], Event(row[1]), *row[2:])
+    at_once.record_all(rows[:200])
+    at_once.record_all(rows[200:200])
+    at_once.record_all(rows[200:])
+    assert at_once.sha256() == one_by_one.sha256()
+    assert at_once.num_faults == one_by_one.num_faults > 0
+    assert at_once.faults() == one_by_one.faults()
 
 
 # ---- rows on a disk ------------------------------------------------------------------------------

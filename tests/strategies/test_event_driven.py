@@ -18,6 +18,7 @@ from fl.errors import ConfigError, SimulationError
 from fl.flower.identity import assume_identity, client_of, node_id
 from fl.flower.private import give_id
 from fl.randomness import generator
+from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import Faults
 from fl.strategies import (
@@ -59,6 +60,22 @@ def contacts(kind, **changes):
 def f_80(m=10):
     """Task times of the FedFix paper's scenario F-80: from 1 down to 0.2."""
     return [1 - i * 0.8 / (m - 1) for i in range(m)]
+
+
+# ---- what is asked for ---------------------------------------------------------------------------
+
+
+def test_a_method_pulls_what_has_arrived_and_not_all_that_is_in_flight(monkeypatch):
+    asked, pull = [], SimGrid.pull_messages
+
+    def pull_messages(grid, ids):
+        asked.append(len(ids))
+        return pull(grid, ids)
+
+    monkeypatch.setattr(SimGrid, "pull_messages", pull_messages)
+    step_s = [1.0 + i / 8 for i in range(20)]
+    ran = run(driven(FedBuff, buffer_size=2, concurrency=20), [0.0] * 20, step_s, num_rounds=15)
+    assert 30 <= sum(asked) <= len(ran.of(Event.UPLOAD_END))
 
 
 # ---- staleness -----------------------------------------------------------------------------------

@@ -444,8 +444,8 @@ class TrainingApp(ClientApp, PlannedApp):
             return "clients choose among models, or have a loss of their own classes"
         if instructions.limits != (None, None) or instructions.fitting_steps is not None:
             return "the message says for how long clients may work"
-        if self.data.drift is not None:
-            return "data drift"
+        if instructions.chunks is not None or self.data.drift is not None:
+            return "the examples of a task are not all that its client has, for good"
         return ""
 
     def answers(self, payload: Payload, partitions: NDArray[np.int64], run: RunInfo) -> Answers:

@@ -954,7 +954,10 @@ class Rounds(Aggregating):
             (self.noise.test is not None, "batch_test looks at each change"),
             (type(self.aggregator) is not Mean, "the aggregator looks at each change"),
             (not rule.folds or bool(rule.needs), "the rule looks at more than the mean change"),
-            (rule.num_models > 1 or bool(rule.clients_choose), "the rule has several models"),
+            (
+                rule.num_models > 1 or rule.edges > 0 or bool(rule.clients_choose),
+                "the rule has several models",
+            ),
             (rule.everybody or rule.public_examples > 0, "the rule has clients of its own choice"),
             (self.weighted_by_key != "num-examples", "replies weigh what they say"),
             (server.model.layout.is_large, "large models are added up as they come"),
