@@ -75,6 +75,7 @@ RUNS: dict[str, list[str]] = {
     "extra": ["strategy=extra", "client=gradient"],
     "beer": ["strategy=beer", "client=gradient"],
     "relaysgd": ["strategy=relaysgd", *UNSTEADY],
+    "plexus": ["strategy=plexus", "strategy.rule.sample_size=4", *UNSTEADY],
     "sa_srrw": ["strategy=sa_srrw", "strategy.walkers=3", *UNSTEADY],
     "adpsgd": ["strategy=adpsgd", *UNSTEADY],
     "diloco": ["strategy=diloco"],

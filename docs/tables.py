@@ -60,6 +60,7 @@ EXPERIMENT_FAMILIES = (  # in the order of the page
     "several models at once",
     "no server",
     "outer steps",
+    "stages",
     "machines between clients and server",
     "stages",
     "compression",

@@ -130,6 +130,9 @@ TIMED = ["petals", "swarm"]  # which pass the time of stages, and train nothing
 LEARNING = sorted({path.stem for path in (CONF / "strategy").glob("[!_]*.yaml")} - {*TIMED})
 
 MODELS = {
+    # Models that can be cut, on all four clients.
+    "pipeline": ["model=mlp", "model.hidden=[8]", "strategy.pipelines=2", "strategy.steps=1"],
+    "split_learning": ["model=mlp", "model.hidden=[8]", "strategy.turn_steps=1"],
     "dimat": ["model=mlp", "model.hidden=[8]"],  # which has units to match
     "fedconv": [
         *("model=mlp", "model.hidden=[8]", "strategy.rule.filter_epochs=2"),

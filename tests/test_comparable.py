@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from every_strategy import LEARNING, LOCAL, MODELS, OUTER, PARTIAL, RANKS, SPARSE
+from every_strategy import LEARNING, LOCAL, MODELS, OUTER, PARTIAL, RANKS, SPARSE, STAGED
 from flwr.app import ConfigRecord, RecordDict
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
@@ -93,6 +93,8 @@ def config_of(name: str) -> DictConfig:
     model = (
         MODELS.get(name, ["model=mlp"]) if name in (*PARTIAL, *LOCAL, "dimat", "fedconv") else []
     )
+    if name in STAGED:
+        model = ["model=mlp"]
     unasked = "personal.every=null"  # before the first task
     config = composed(f"strategy={name}", *model, unasked)
     for part in config.tasks.values() if config.get("tasks") else [config]:
@@ -159,6 +161,9 @@ def row(name: str) -> str:
     config = config_of(name)
     strategy, app, sent = first_tasks(config)
     (work,) = {local_work(app, content, partition) for content, partition in sent}
+    if name in STAGED:  # what comes first asks for nothing
+        m = config.strategy.micro_batches
+        work = f"its stage, {m} micro-batch{'es' * (m > 1)}"
     if strategy.name == "FedCompass":  # the first task of all clients is the longest
         assert work == f"{strategy.rule.max_steps} steps"
         work = f"{strategy.rule.min_steps} to {work}"

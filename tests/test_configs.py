@@ -94,10 +94,12 @@ def test_every_strategy_runs(name):
     chosen = [f"strategy={name}", "target=null", "num_rounds=3", "fail_fast=true"]
     chosen += MODELS.get(name, [])
     config = config_of(*chosen)
-    if config.strategy.get("sub_models"):  # of a model that has parts
+    if config.strategy.get("sub_models") or name == "dimat":  # of a model that has parts
         config = config_of(*chosen, "model=mlp")
     if "local_layers" in config.client:  # which need more than one layer, or one that normalises
         config = config_of(*chosen, f"model={'resnet8' if name == 'fedbn' else 'mlp'}")
+    if config.client.rule._target_ == "fl.clients.CodedGradient":
+        config = config_of(*chosen, "partition=coded")
     if "fraction_train" in config.strategy:
         # Bulyan needs n >= 4 f + 3 replies; with all clients and no faults every round has 12.
         config.strategy.fraction_train = 1.0
@@ -108,9 +110,9 @@ def test_every_strategy_runs(name):
 def test_every_topology_runs_without_a_server(name):
     # 12 nodes are no power of two, which a hypercube has.
     nodes = ["num_clients=8"] if name == "hypercube" else []
-    assert (
-        run_experiment(config_of("strategy=sgp", f"topology={name}", *nodes, "target=null")) is None
-    )
+    # Matchings have weights by which push-sum cannot divide.
+    strategy = f"strategy={'dfedavg' if name == 'matcha' else 'sgp'}"
+    assert run_experiment(config_of(strategy, f"topology={name}", *nodes, "target=null")) is None
 
 
 @pytest.mark.parametrize("name", members("allreduce"))
@@ -134,7 +136,10 @@ def test_byzantine_nodes_attack_a_network_without_a_server():
 
 @pytest.mark.parametrize("name", members("client"))
 def test_every_client_rule_runs(name):
-    strategy = ["strategy=onebit_adam"] if name == "gradient" else []
+    strategy = {
+        "gradient": ["strategy=onebit_adam"],
+        "coded_gradient": ["strategy=gradient_coding", "partition=coded"],
+    }.get(name, [])
     if name == "untrained":  # of which nothing is evaluated
         assert run_experiment(config_of("client=untrained")) is None
         return
@@ -143,7 +148,9 @@ def test_every_client_rule_runs(name):
 
 @pytest.mark.parametrize(
     "name",
-    sorted({*members("client")} - {"gradient", "per_fedavg", "pfedme"}),  # no optimizers
+    sorted(  # of those that are optimizers
+        {*members("client")} - {"coded_gradient", "gradient", "per_fedavg", "pfedme"}
+    ),
 )
 @pytest.mark.parametrize("strategy", ["fedprox", "fedasync", "scaffold", "scaffold_m", "feddyn"])
 def test_every_local_optimizer_takes_the_correction_that_a_strategy_chooses(strategy, name):
@@ -192,8 +199,8 @@ def test_every_data_set_builds(name):
 
 @pytest.mark.parametrize("name", [n for n in members("partition") if n != "natural"])
 def test_every_partition_builds(name):
-    data = ["data=rotated_digits"] if name == "clusters" else []
-    assert build(config_of(f"partition={name}", *data)).data.num_partitions == 12
+    needed = {"clusters": ["data=rotated_digits"], "coded": ["strategy=gradient_coding"]}
+    assert build(config_of(f"partition={name}", *needed.get(name, ()))).data.num_partitions == 12
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,9 @@ from fl.strategies import (
     CheckFree,
     CheckFreePlus,
     CopiedStage,
+    DrawnAnew,
     OuterAdam,
     PipelineTraining,
-    Redrawn,
     RollBack,
     StageRecovery,
 )
@@ -53,7 +53,7 @@ RECOVERIES: dict[str, StageRecovery] = {
     "checkfree": CheckFree(),
     "checkfree_plus": CheckFreePlus(),
     "copy": CopiedStage(),
-    "redraw": Redrawn(),
+    "redraw": DrawnAnew(),
 }
 
 

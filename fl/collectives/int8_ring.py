@@ -84,9 +84,9 @@ def _around(x: Row, owners: Ranks) -> Row:
         owners: ranks that have the sums of the chunks, shape (k,).
     """
     m, chunks = len(x), np.arange(len(owners))
-    if not len(owners):
-        return x[0]
     s: Row = x[(owners + 1) % m, chunks]
+    if not len(owners):
+        return s
     for hop in range(2, m + 1):
         with np.errstate(over="ignore"):  # seen by the encoder
             s = _decoded_rows(s) + x[(owners + hop) % m, chunks]

@@ -13,6 +13,7 @@ and the payload's length is what a link is charged. `Channel` is the interface; 
 | uniform integers | `UniformQuantizer` | |
 | natural compression | `Natural` | arXiv:1905.10988 |
 | TernGrad | `TernGrad` | arXiv:1705.07878 |
+| Grass, rows of matrices | `Grass` | arXiv:2406.17660 |
 | signSGD, scaled sign | `Sign`, `majority` | arXiv:1802.04434, arXiv:1901.09847 |
 | codebook int8 | `Codebook` | arXiv:2412.01152 |
 | fp16, bf16, fp8, E3M0 | `Cast` | arXiv:2209.05433, arXiv:2501.18512 |
@@ -96,6 +97,7 @@ from fl.compression.econtrol import EControl
 from fl.compression.ef21 import EF21
 from fl.compression.ef21_sgdm import EF21Sgdm
 from fl.compression.error_feedback import ErrorFeedback
+from fl.compression.grass import Grass
 from fl.compression.identity import Identity
 from fl.compression.induced import Induced
 from fl.compression.just_one_byte import JustOneByte
@@ -134,6 +136,7 @@ __all__ = [
     "EF21Sgdm",
     "ErrorFeedback",
     "FetchSgd",
+    "Grass",
     "Identity",
     "Induced",
     "JustOneByte",

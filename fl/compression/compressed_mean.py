@@ -2,7 +2,8 @@
 
 A compressor by itself encodes one worker's vector, and n payloads have to be read one by one. Some
 papers compress the mean instead, by sums that are all-reduced one after another: PowerSGD's factors
-(arXiv:1905.13727), TernGrad's scalers and ternary numbers (arXiv:1705.07878).
+(arXiv:1905.13727), TernGrad's scalers and ternary numbers (arXiv:1705.07878), the rows of Grass
+(arXiv:2406.17660).
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def mean_compressor(channel: Channel) -> tuple[CompressesMean, float | None]:
     if not isinstance(inner, CompressesMean):
         raise ConfigError(
             f"compress_mean is true, but compressor is {type(inner).__name__}, which compresses "
-            "one worker's vector: use compressor=powersgd, lowrank or terngrad, or leave it out"
+            "one worker's vector: use compressor=powersgd, lowrank, terngrad or grass, or leave it "
+            "out"
         )
     return inner, channel.decay if isinstance(channel, ErrorFeedback) else None
 

@@ -15,7 +15,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -211,6 +211,7 @@ def shard(
     return hold_out(deal(source, seed, make), held_out, seed)
 
 
+@runtime_checkable
 class Placement(Protocol):
     """Which chunks of equal size each worker holds, as `fl.strategies.CodedScheme` says it.
 
@@ -246,9 +247,14 @@ def coded(source: Source, num_partitions: int, seed: int, scheme: Placement) -> 
         scheme: says who holds which chunks.
 
     Raises:
-        ConfigError: the scheme is of another number of workers, or there are fewer examples than
-            chunks.
+        ConfigError: the scheme is none, or of another number of workers, or there are fewer
+            examples than chunks.
     """
+    if not isinstance(scheme, Placement):
+        raise ConfigError(
+            f"scheme is {type(scheme).__name__}, which does not say who holds what: use "
+            "partition=coded with strategy=gradient_coding, sr_sgc or m_sgc, or another partition"
+        )
     if num_partitions != scheme.n:
         raise ConfigError(
             f"num_partitions is {num_partitions}, and the scheme is of {scheme.n} workers: it must "

@@ -541,7 +541,8 @@ class Recorder:
 
     def _flush(self) -> None:
         self._read_reports()
-        if self._pending or self._measured:
+        # What was measured, and nothing evaluated that it could stand beside, has no row.
+        if self._pending or (self._measured and self._pending_costs):
             self.settle()
             self._write(self._taken())
 

@@ -185,7 +185,7 @@ class NicAware:
         """Returns layers in proportion to speed, one at least, by largest remainders."""
         shares = np.full(self.stages, 1 / self.stages) if self.even else flops / flops.sum()
         wanted = shares * self.num_layers
-        layers = np.maximum(1, np.floor(wanted).astype(np.int64))
+        layers: NDArray[np.int64] = np.maximum(1, np.floor(wanted).astype(np.int64))
         while layers.sum() < self.num_layers:
             layers[np.argmax(wanted - layers)] += 1
         while layers.sum() > self.num_layers:

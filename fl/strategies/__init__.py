@@ -129,7 +129,7 @@ if TYPE_CHECKING:
     from fl.strategies.slowmo import SlowMo
     from fl.strategies.sparse import CosineSparseRule, SparseRule
     from fl.strategies.sparse_loco import SparseLoCo
-    from fl.strategies.stage_recovery import CopiedStage, Redrawn, RedundantStages, RollBack
+    from fl.strategies.stage_recovery import CopiedStage, DrawnAnew, RedundantStages, RollBack
     from fl.strategies.streaming_diloco import StreamingDiLoCo
     from fl.strategies.sync_st import SyncST
     from fl.strategies.walk_rule import WalkRule
@@ -151,7 +151,7 @@ __getattr__ = lazily(
         "FedConv": "fl.strategies.fedconv",
         "Pipeline": "fl.strategies.drivers.pipeline",
         "PipelineTraining": "fl.strategies.pipeline_rule",
-        "Redrawn": "fl.strategies.stage_recovery",
+        "DrawnAnew": "fl.strategies.stage_recovery",
         "RedundantStages": "fl.strategies.stage_recovery",
         "RollBack": "fl.strategies.stage_recovery",
         "ServerExamples": "fl.strategies.drivers.server_examples",
@@ -351,6 +351,7 @@ __all__ = [
     "DelayedNesterov",
     "DelayedUpdates",
     "DiLoCo",
+    "DrawnAnew",
     "Driver",
     "EagerUpdates",
     "EventRule",
@@ -427,7 +428,6 @@ __all__ = [
     "PruneFL",
     "QFedAvg",
     "QuAFL",
-    "Redrawn",
     "RedundantStages",
     "RegionalRule",
     "Regions",

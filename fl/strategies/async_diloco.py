@@ -154,7 +154,7 @@ class DynamicLocalUpdates(EventRule):
 
     def steps_of(self, state: Any, node: int) -> int:
         """Returns H_i."""
-        speeds = state.workers.speeds
+        speeds: Mapping[int, float] = state.workers.speeds
         if not self.dynamic or node not in speeds:
             return self.inner_steps
         # The last bit of a quotient must not make another step.

@@ -21,7 +21,7 @@ By = Literal["activations", "weights", "order"]
 Initial = Literal["drawn", "same"]
 
 
-class Gathered(NamedTuple):
+class Unmerged(NamedTuple):
     """What a node has when its round ends.
 
     Attributes:
@@ -88,18 +88,18 @@ class DIMAT(MergingRule):
         """Returns how many epochs nodes train for, in the first round."""
         return {"local-epochs": self.pretraining} if self.pretraining and not t else {}
 
-    def init(self, w: Row) -> Gathered:
+    def init(self, w: Row) -> Unmerged:
         """Returns the initial model; nothing has been heard."""
-        return Gathered(w, (), (1.0,))
+        return Unmerged(w, (), (1.0,))
 
-    def merging(self, state: Gathered) -> MergedByNode:
+    def merging(self, state: Unmerged) -> MergedByNode:
         """Returns what the node is to merge with its model."""
         return MergedByNode(self.by, state.others, state.shares)
 
-    def adapt(self, state: Gathered, progress: LocalTraining) -> Gathered:
+    def adapt(self, state: Unmerged, progress: LocalTraining) -> Unmerged:
         """Returns the state with the model after merging and training."""
-        return Gathered(progress.x, (), (1.0,))
+        return Unmerged(progress.x, (), (1.0,))
 
-    def gather(self, state: Gathered, others: Sequence[Row], shares: Sequence[float]) -> Gathered:
+    def gather(self, state: Unmerged, others: Sequence[Row], shares: Sequence[float]) -> Unmerged:
         """Returns the state with what has been heard."""
-        return Gathered(state.x, tuple(others), tuple(shares))
+        return Unmerged(state.x, tuple(others), tuple(shares))

@@ -31,13 +31,13 @@ class Region(NamedTuple):
         x: its model, shape (d,), float32.
         outer: its momentum.
         merged: x as it was after the last merge with the global model, shape (d,).
-        count: outer gradients applied since then.
+        applied: outer gradients since then.
     """
 
     x: Row
     outer: DelayedMomentum
     merged: Row
-    count: int = 0
+    applied: int = 0
 
 
 class HALoSState(NamedTuple):
@@ -72,7 +72,7 @@ class HALoS(DynamicLocalUpdates, RegionalRule):
     to the global server, z_r being x_r after that merge, and goes on meanwhile. The global server
     steps its model w by `above` and g_r, and sends w back. When it is there,
 
-        x_r <- (1 - a) x_r + a w;    z_r <- x_r;    count <- 0
+        x_r <- (1 - a) x_r + a w;    z_r <- x_r
 
     so that of what the region has learnt since it sent g_r, 1 - a stays with it, and the others do
     not hear of it. While an exchange lasts for longer than K outer gradients, there is no second.
@@ -122,12 +122,13 @@ class HALoS(DynamicLocalUpdates, RegionalRule):
     def met(self, state: HALoSState, updates: Arrivals) -> tuple[HALoSState, bool]:
         """Steps x_r by a worker's outer gradient; the K-th makes the region send its own."""
         r = state.region_of[updates.only.node]
-        x, outer, merged, count = state.regions[r]
+        x, outer, merged, applied = state.regions[r]
         x, outer = self.regional.step(x, outer, updates)
         check_result(f"the server of region {r}", x)
         state = self.noted(state, updates.only)
-        count += 1
-        return self._with(state, r, Region(x, outer, merged, count)), count == self.local_updates
+        applied += 1
+        state = self._with(state, r, Region(x, outer, merged, applied))
+        return state, applied == self.local_updates
 
     def sent(self, state: HALoSState, region: int) -> tuple[Row, Row]:
         """Returns z_r and x_r, shape (d,) each."""

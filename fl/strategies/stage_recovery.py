@@ -30,7 +30,7 @@ class RollBack(StageRecovery):
         ConfigError: `every` is below 1.
     """
 
-    every: int = 10
+    every: int = 1
 
     def __post_init__(self) -> None:
         at_least("every", self.every, 1)
@@ -129,7 +129,7 @@ class CopiedStage(StageRecovery):
 
 
 @dataclass(frozen=True)
-class Redrawn(StageRecovery):
+class DrawnAnew(StageRecovery):
     """A lost stage begins anew, with its part of another initial model.
 
     Attributes:

@@ -17,6 +17,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 # Others are one of these with other values.
 OWN_RULES = [
     "adamw",
+    "coded_gradient",
     "gradient",
     "microadam",
     "momentum",

@@ -21,6 +21,7 @@ WRITTEN = {  # on the command line, from members
     "ef21_sign": "compressor=ef21 compressor@compressor.compressor=sign",
     "ef_sign": "compressor=sign feedback=ef",
     "ef_topk_and_int8": "compressor=topk compressor@then=int8 then.stochastic=false feedback=ef",
+    "grass_sampled": "compressor=grass compressor.selection=sampled",
     "int8_nearest": "compressor=int8 compressor.stochastic=false compressor.bucket=4096",
     "marina": "compressor=randk compressor.density=0.1 compressor.scaled=true feedback=marina",
     "qsgd_sparse": "compressor=qsgd compressor.levels=1 compressor.bucket=null",

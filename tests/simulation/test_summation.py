@@ -214,8 +214,9 @@ def test_an_aggregator_that_is_done_takes_another_part():
 
 
 def test_without_reuse_a_middle_is_no_leaf():
-    rig = Rig(lifl(replace(UNIT, cold_s=3.0), **PLAIN))
-    rig.round([(0.0, i) for i in range(4)])  # two leaves and a middle
+    rig = Rig(lifl(replace(UNIT, cold_s=3.0, idle_w=1.0), **PLAIN))
+    _, end = rig.round([(0.0, i) for i in range(4)])  # two leaves and a middle
+    assert rig.sum.energy_j == end  # of one machine, however many are alive on it
     _, end = rig.round([(0.0, i) for i in range(6)])
     # The third leaf is new: it is done at 3 + 8, when the middle has all but added the others'.
     assert end == 8 + 3 * 4

@@ -78,7 +78,9 @@ class Done:
 def driven(
     rule, *, workers=2, compressor=None, attack=None, byzantine=(), strategy=OuterSteps, **of
 ):
-    """Returns the strategy of a rule, within an exchange."""
+    """Returns the strategy of a rule, within an exchange; `workers_` is its own `workers`."""
+    if "workers_" in of:
+        of["workers"] = of.pop("workers_")
     exchange = Exchange(
         uplink=compressor,
         attack=attack,

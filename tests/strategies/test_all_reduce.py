@@ -30,6 +30,7 @@ from fl.compression import (
     EF21,
     Cast,
     ErrorFeedback,
+    Grass,
     PowerSgd,
     Shapes,
     TernGrad,
@@ -136,7 +137,7 @@ def test_the_compressor_of_a_worker_that_enters_again_starts_over(kind):
     (transfer,) = of(got.run.trace, Event.TRANSFER)
     # With memory at the receivers, it also needs what the others keep of both workers.
     kept = 2 * (4 * D + 8) if kind is EF21 else 0
-    assert transfer["bytes"] == 4 * D + kept
+    assert transfer["bytes"] == 8 * D + kept  # model and momentum
 
 
 @pytest.mark.parametrize("kind", [ErrorFeedback, EF21], ids=["sender", "receivers too"])
@@ -403,7 +404,7 @@ def all_reduces(done, workers):
     }
 
 
-@pytest.mark.parametrize("kind", [PowerSgd, TernGrad])
+@pytest.mark.parametrize("kind", [PowerSgd, TernGrad, Grass])
 def test_the_sums_of_a_mean_are_charged_as_one_all_reduce_after_the_other(kind):
     workers, shapes = 3, Shapes.trained(LAYOUT)
     if kind is PowerSgd:
@@ -411,6 +412,11 @@ def test_the_sums_of_a_mean_are_charged_as_one_all_reduce_after_the_other(kind):
         pairs = [nm for nm in shapes.matrices if nm[1] > 1]
         rest = sum(n for n, m in shapes.matrices if m == 1)
         sizes = [4 * (sum(n for n, _ in pairs) + rest), 4 * sum(m for _, m in pairs)]
+    elif kind is Grass:
+        channel = Grass(rank=2)
+        pairs = [nm for nm in shapes.matrices if nm[1] > 1]
+        rest = sum(n for n, m in shapes.matrices if m == 1)
+        sizes = [4 * sum(n for n, _ in pairs), 4 * (2 * sum(m for _, m in pairs) + rest)]
     else:
         channel, layers = TernGrad(clip=None), len(shapes.sizes)
         sizes = [4 * layers, 6 + 4 + 4 * layers + math.ceil(shapes.size * 3 / 8)]  # 2 n + 1 < 2^3

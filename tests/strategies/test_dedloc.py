@@ -12,7 +12,7 @@ from stand_ins import Client, Scripted, fleet_of
 
 from fl.attacks import OwnSignFlip
 from fl.clients import Gradient, Sgd
-from fl.collectives import Buckets, LoadBalancedAllReduce, RingAllReduce
+from fl.collectives import Buckets, LoadBalancedAllReduce, RingAllReduce, Stragglers
 from fl.compression import Cast, ErrorFeedback, TopK
 from fl.errors import ConfigError
 from fl.models import flops_per_example
@@ -287,6 +287,7 @@ def test_who_cannot_tell_lamb_of_the_tensors_is_refused_and_data_parallel_can():
         ({"buckets": Buckets()}, "buckets is"),
         ({"weighted_by_key": "num-examples"}, "weighted_by_key is num-examples"),
         ({"compress_mean": True}, "compress_mean is true"),
+        ({"workers": 2, "stragglers": Stragglers()}, "stragglers is"),
         ({"drop": 0.1}, "drop is 0.1"),
     ],
 )

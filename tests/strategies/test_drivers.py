@@ -22,10 +22,12 @@ from fl.strategies import (
     OuterSteps,
     Pairs,
     ParameterServer,
+    Plexus,
     Polling,
     QuAFL,
     Replicas,
     Rounds,
+    Sampled,
     SimultaneousEvents,
     SimultaneousRounds,
     SyncST,
@@ -45,6 +47,7 @@ DRIVERS = {  # to a rule of its kind, and what it needs beside that
     Gossip: (DPSGD(), RING),
     Pairs: (ADPSGD(), RING),
     Walks: (SASRRW(), RING),
+    Sampled: (Plexus(), {"num_nodes": 4}),
     Replicas: (OneBitAdam(workers=4, warmup=1, lr=0.1), {}),
 }
 

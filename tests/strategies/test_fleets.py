@@ -232,6 +232,10 @@ def right(name: str, setting: str) -> str:
     if setting in ("empty", "late"):  # the second hour begins in the middle of a task
         return "ends: a message is missing" if waits_for_all and setting == "empty" else "4 of 4"
     if setting in ("silent", "fails"):
+        if name == "pipeline":  # the stage before has nobody to send to
+            return "2 of 4"
+        if name == "split_learning":  # the last client is the server
+            return "ends: tasks only fail"
         if name == "m_sgc":  # most of what a worker has nobody else has
             return "ends: tasks only fail"
         return "ends: a message is missing" if waits_for_all else "3 of 4"

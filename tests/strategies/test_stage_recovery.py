@@ -8,10 +8,10 @@ from fl.strategies import (
     CheckFree,
     CheckFreePlus,
     CopiedStage,
+    DrawnAnew,
     OuterAdam,
     OuterSgd,
     PipelineTraining,
-    Redrawn,
     RedundantStages,
     RollBack,
     StageState,
@@ -118,7 +118,7 @@ def test_baselines():
     np.testing.assert_array_equal(recovered(CopiedStage(), [3])[3].w, states()[2].w)
     np.testing.assert_array_equal(recovered(CopiedStage(), [1])[1].w, states()[2].w)
     drawn = np.full(3, -1.0, np.float32)
-    np.testing.assert_array_equal(recovered(Redrawn(), [3], drawn=lambda i: drawn)[3].w, drawn)
+    np.testing.assert_array_equal(recovered(DrawnAnew(), [3], drawn=lambda i: drawn)[3].w, drawn)
     assert recovered(RedundantStages(), [3])[3].t == 5
     with pytest.raises(SimulationError, match="both copies"):
         recovered(RedundantStages(), [3, 4])

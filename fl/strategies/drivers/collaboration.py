@@ -162,6 +162,11 @@ class Collaboration(OuterSteps):
                     f"{name} is {getattr(self, name)}, but peers all-reduce the sum of many "
                     "gradients, weighted by their samples: leave it out"
                 )
+        if self.stragglers is not None:
+            raise ConfigError(
+                f"stragglers is {self.stragglers}, but slow peers hold up nobody here: they do "
+                "less of a batch. Leave it out"
+            )
         if self.compress_mean:
             raise ConfigError(
                 "compress_mean is true, but workers weigh by their samples here: leave it out"

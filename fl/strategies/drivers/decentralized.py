@@ -29,6 +29,7 @@ from fl.strategies.drivers.node_models import NodeModels
 from fl.strategies.drivers.swarm import Swarm, TaskStart
 from fl.strategies.drivers.tasks import TTL_S, Failures, Tasks
 from fl.strategies.gossip_rule import NodeRule
+from fl.strategies.sample_rule import SampleRule
 from fl.strategies.walk_rule import WalkRule
 from fl.topologies import Isolated, Topology
 from fl.vectors.layout import FLOAT_BYTES
@@ -62,7 +63,7 @@ class Decentralized(RuleDriver):
 
     def __init__(
         self,
-        rule: NodeRule | WalkRule,
+        rule: NodeRule | WalkRule | SampleRule,
         *,
         topology: Topology,
         gamma: float | None = None,

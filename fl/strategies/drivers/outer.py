@@ -38,7 +38,7 @@ from fl.clients.app.island import (
 )
 from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.clients.local_optimizer import FIRST_STEP_KEY
-from fl.collectives import Buckets, Collective, Failure, RingAllReduce
+from fl.collectives import Buckets, Collective, Failure, RingAllReduce, Stragglers
 from fl.compression import Channel, PayloadError, mean_compressor
 from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
 from fl.flower.records import from_record, layout_of, to_record
@@ -126,6 +126,10 @@ class OuterSteps(RuleDriver):
             among themselves, between the steps of all: a divisor of H. None has none. Inner
             optimizers keep what they remember, and outer gradients are those of the whole phase.
             (PyTorch's hierarchical model averager is this with an average as the outer step.)
+        workers: how many take part at a time; others that are there are spares, who take the place
+            of those that are left out. None has all take part.
+        stragglers: by what workers are found slow, whose places spares take as long as there are
+            some; None leaves them. Who was found slow does not take part again.
         waiting_s: how long the first worker at an all-reduce waits for the others, which are then
             left out; None waits as long as there is patience. The two ways of OpenDiLoCo
             (arXiv:2407.07852): some time for its peers to find each other, or all of them.
@@ -160,6 +164,8 @@ class OuterSteps(RuleDriver):
         weighted_by_key: str | None = None,
         joiners: str = "train",
         local_every: int | None = None,
+        workers: int | None = None,
+        stragglers: Stragglers | None = None,
         waiting_s: float | None = None,
         patience: float | None = 10.0,
         **driver: Any,
@@ -200,6 +206,17 @@ class OuterSteps(RuleDriver):
                     "divide them"
                 )
         self.local_every = local_every
+        if workers is not None:
+            at_least("workers", workers, 1)
+        self.workers = math.inf if workers is None else workers
+        if stragglers is not None:
+            is_a("stragglers", stragglers, Stragglers)
+            if workers is None:
+                raise ConfigError(
+                    f"stragglers is {stragglers}, but workers is null, so that there are no "
+                    "spares: set workers to less than num_clients"
+                )
+        self.stragglers = stragglers
         if waiting_s is not None:
             not_negative("waiting_s", waiting_s)
         self.waiting_s = math.inf if waiting_s is None else waiting_s
@@ -235,7 +252,13 @@ class OuterSteps(RuleDriver):
 
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if the workers are too few for the aggregator."""
-        self.aggregator.check(num_clients)
+        taking_part = min(num_clients, self.workers)
+        self.aggregator.check(int(taking_part))
+        if self.stragglers is not None and taking_part == num_clients:
+            raise ConfigError(
+                f"workers is {self.workers}, and there are no more clients ({num_clients}) who "
+                "could take the place of stragglers: set it to less than that"
+            )
 
     def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Any, Any]:
         """Returns the worker, which is both ends."""
@@ -249,7 +272,7 @@ class OuterSteps(RuleDriver):
             if exchange.uplink is None:
                 raise ConfigError(
                     "compress_mean is true, but compressor is null: choose compressor=powersgd, "
-                    "lowrank or terngrad, or leave it out"
+                    "lowrank, terngrad or grass, or leave it out"
                 )
             mean_compressor(exchange.uplink)
         check_payloads(self, exchange)
@@ -509,7 +532,27 @@ class OuterSteps(RuleDriver):
                     reduction, tasks.peers, tasks.control, ends, self._helpers(run)
                 ),
             )
+            if self.stragglers is not None and reduction.site is None:
+                self._isolate(run, self.stragglers, reduction)
             reduction.missing = [run.workers[m] for m in sorted(reduction.gone) if m in run.workers]
+
+    def _isolate(self, run: OuterRun, stragglers: Stragglers, reduction: Reduction) -> None:
+        """Takes out those that are found slow, if there are spares; their last part counts."""
+        takers = [run.workers[m] for m in sorted(reduction.own) if m in run.workers]
+        arrivals = {w.node: (w.last_step[0], w.last_step[0] - w.began_s) for w in takers}
+        run.lateness, slow = stragglers.step(run.lateness, arrivals)
+        for node in slow[: len(self._spares(run))]:
+            run.slow.add(node)
+            run.tasks.control.absent(node, run.version + 1)
+            self._leave_out(run, run.workers[node], "it is slow")
+
+    def _spares(self, run: OuterRun) -> list[int]:
+        """Returns the clients that are there, and could take part."""
+        return [
+            node
+            for node in sorted(run.tasks.idle())
+            if node not in run.workers and node not in run.slow and self._trains(run, node)
+        ]
 
     def _finish(self, run: OuterRun, reduction: Reduction) -> None:
         reduction.done = run.stirred = True
@@ -645,7 +688,7 @@ class OuterSteps(RuleDriver):
             return
         run.failures.clear()
         now, steps = run.tasks.now(), (stop - worker.step) * self.accumulate
-        worker.last_step = (now, (now - worker.ready_s) / steps)
+        worker.last_step, worker.began_s = (now, (now - worker.ready_s) / steps), worker.ready_s
         self._came(run, worker, task, sent, metrics)
 
     def _came(
@@ -730,9 +773,9 @@ class OuterSteps(RuleDriver):
             step: at which they enter; None if nobody takes part.
         """
         source = self._source(run)
-        for node in sorted(run.tasks.idle()):
-            if node in run.workers or not self._trains(run, node):
-                continue
+        for node in self._spares(run):
+            if len(run.workers) >= self.workers:
+                break
             now = ready_s = run.tasks.now()
             if source is not None:
                 size = self._entry_bytes(run)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fl.clients.app.island import Fragments
+from fl.collectives.stragglers import Lateness
 from fl.strategies.drivers.all_reduce import AllReduce
 from fl.strategies.drivers.outer_schedule import FragmentSchedule
 from fl.strategies.drivers.reduction import Reduction
@@ -46,6 +47,7 @@ class Participant:
         passed: the last step at which it went on.
         task: the segment that it is at, or was at last.
         last_step: when its last step ended, and how long that took, s.
+        began_s: when the segment began that this step ended, s.
     """
 
     node: int
@@ -59,6 +61,7 @@ class Participant:
     passed: int = -1
     task: Task[Segment] | None = None
     last_step: tuple[float, float] = (0.0, 0.0)
+    began_s: float = 0.0
 
 
 class OuterRun:
@@ -87,6 +90,8 @@ class OuterRun:
         transfers: models that entering workers have fetched.
         fetching: workers that are at the next all-reduce once they have the checkpoint, and when
             that is, s.
+        slow: clients that were found slow.
+        lateness: by which they are.
         blocked: workers that have done their steps and cannot go on yet, by Flower id.
         arrived: those of them that have not been looked at.
         stirred: whether an all-reduce has ended, or a worker has gone, since all were looked at.
@@ -122,6 +127,8 @@ class OuterRun:
         self.failures = Failures("outer gradient", None)
         self.transfers = 0
         self.fetching: dict[int, float] = {}
+        self.slow: set[int] = set()
+        self.lateness: Lateness = {}
         self.blocked: set[int] = set()
         self.arrived: set[int] = set()
         self.stirred = False

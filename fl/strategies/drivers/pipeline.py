@@ -34,7 +34,7 @@ from fl.stages import Cut, Ends
 from fl.strategies.drivers.driver import RuleDriver, Traits
 from fl.strategies.drivers.events import EvaluateFn, wait_for_nodes
 from fl.strategies.drivers.exchange import Exchange
-from fl.strategies.drivers.pipeline_run import Given, Passage, PipelineRun, Place, StageTask
+from fl.strategies.drivers.pipeline_run import Passage, PipelineRun, Place, StageGradient, StageTask
 from fl.strategies.drivers.tasks import TTL_S, Tasks
 from fl.strategies.pipeline_rule import PipelineTraining, StageState
 from fl.vectors.layout import FLOAT_BYTES, Layout
@@ -76,7 +76,8 @@ class Pipeline(RuleDriver):
         ends, boundaries: where the model is cut, see `fl.stages.Cut.of`.
         allreduce: by which a stage's machines come to have the mean; None is a ring.
         server: the last client has the last stage.
-        turn_steps: after how many steps the next client gets the first stage; None never.
+        turn_steps: after how many steps the next client that has no stage gets the first one, with
+            its moments, and gives its examples; None never.
         drop: probability that the machine of a stage is lost before a step; another takes its place
             at once. The first stage's, which has the data, is not.
         patience: see `RuleDriver`.
@@ -125,11 +126,6 @@ class Pipeline(RuleDriver):
             raise ConfigError(
                 f"server is true and pipelines is {pipelines}; the server's stage is that of one "
                 "pipeline: set pipelines=1"
-            )
-        if turn_steps is not None and pipelines > 1:
-            raise ConfigError(
-                f"turn_steps is {turn_steps} and pipelines is {pipelines}; with several pipelines "
-                "the first stage stays where it is: set one of them to null or 1"
             )
         self.num_stages = num_stages
         self.steps = steps
@@ -306,7 +302,7 @@ class _Training:
         self._tries = 0
         self._saved = (0, list(states))
         self._begun = False
-        self._head: int | None = None  # whose turn it is
+        self._heads: dict[int, int] = {}  # whose turn it is, by pipeline
         self._turned = 0  # the step before which it was passed on last
         self._furthest = 0  # the most steps that were ever taken,
         self._since = 0  # and how many were tried since
@@ -320,12 +316,12 @@ class _Training:
     def advance(self) -> None:
         """Tries to take a step; a checkpoint may take it back by several."""
         run, driver, began = self.run, self.driver, self.run.now
-        self._check_progress()
         self._strike()
         complete = self._staffed()
         if not complete:
-            run.tasks.clock.sleep(run.tasks.pause_s(driver.retry_s))
+            run.wait(run.now + run.tasks.pause_s(driver.retry_s))
             return
+        self._check_progress()
         ready_s = self._supplied(complete)
         there = run.hold(complete, self.step, [s.w for s in self.states], ready_s)
         back = run.micro_batches(there, self.step)
@@ -333,7 +329,7 @@ class _Training:
         if not gradients:
             run.facts["repeated_steps"] += 1
             if run.now == began:  # or it would be tried for ever at one instant
-                run.tasks.clock.sleep(driver.retry_s)
+                run.wait(run.now + driver.retry_s)
             return
         run.wait(self._reduced(list(gradients)))
         why_not = self._stepped(gradients)
@@ -382,7 +378,7 @@ class _Training:
                 end = max(end, run.tasks.peers.collect(nodes, sizes, driver.allreduce).finish_s)
         return end
 
-    def _stepped(self, gradients: Mapping[int, Sequence[Given]]) -> NoStep | None:
+    def _stepped(self, gradients: Mapping[int, Sequence[StageGradient]]) -> NoStep | None:
         """Steps all stages; returns why not, if one cannot."""
         after = []
         try:
@@ -397,7 +393,7 @@ class _Training:
     def _applied(
         self,
         back: Mapping[int, Sequence[Passage]],
-        gradients: Mapping[int, Sequence[Given]],
+        gradients: Mapping[int, Sequence[StageGradient]],
     ) -> None:
         """Reports what has entered the model; the last machine of a route knows the loss."""
         last = self.run.cut.spans[-1].stage
@@ -437,7 +433,7 @@ class _Training:
                     break
                 node = fitting[0]
                 if i == 0:
-                    node = next((n for n in fitting if n >= (self._head or 0)), node)
+                    node = next((n for n in fitting if n >= self._heads.get(p, 0)), node)
                 spare.remove(node)
                 run.at[p, i] = node
                 if not self._begun:
@@ -479,29 +475,27 @@ class _Training:
                 ends = [run.carry(run.at[giver], run.at[p, i], size) for giver in givers]
                 ready_s[p, i] = max(ends, default=run.now)
         if driver.turn_steps is not None:
-            self._turn(ready_s, FLOAT_BYTES * run.sizes[0] * vectors[0])
+            self._turn(complete, ready_s, FLOAT_BYTES * run.sizes[0] * vectors[0])
         return ready_s
 
-    def _turn(self, ready_s: dict[Place, float], size: int) -> None:
-        """Hands the first stage to the next client, if it is time."""
-        run = self.run
-        before = run.at[0, 0]
-        if self._head is None:
-            self._head = before
-        due = self.step > self._turned and self.step % (self.driver.turn_steps or 1) == 0
-        if not due or before != self._head:
-            self._head = before
-            return
-        self._turned = self.step
-        taken = {*run.at.values(), *run.idle_heads}
-        if self.driver.server:
-            taken.add(max(run.tasks.peers.nodes()))
-        others = [node for node in sorted(run.tasks.prompt()) if node not in taken]
-        after = next((n for n in others if n > before), others[0] if others else None)
-        if after is None:
-            return
-        run.at[0, 0] = self._head = after
-        ready_s[0, 0] = run.carry(before, after, size)
+    def _turn(self, complete: Sequence[int], ready_s: dict[Place, float], size: int) -> None:
+        """Hands first stages on to the next clients, if it is time."""
+        run, every = self.run, self.driver.turn_steps or 1
+        due = self.step > self._turned and self.step % every == 0
+        if due:
+            self._turned = self.step
+        server = max(run.tasks.peers.nodes()) if self.driver.server else None
+        for p in complete:
+            before = run.at[p, 0]
+            if not due or self._heads.get(p) != before:  # the present one has just begun
+                self._heads[p] = before
+                continue
+            taken = {*run.at.values(), *run.idle_heads, server}
+            others = [node for node in sorted(run.tasks.prompt()) if node not in taken]
+            after = next((n for n in others if n > before), others[0] if others else None)
+            if after is not None:
+                run.at[p, 0] = self._heads[p] = after
+                ready_s[p, 0] = run.carry(before, after, size)
 
     def _drawn(self, i: int) -> Row:
         self._draws += 1

@@ -57,7 +57,7 @@ class _Crossing(NamedTuple):
     content: RecordDict
 
 
-class Given(NamedTuple):
+class StageGradient(NamedTuple):
     """A stage's mean gradient over a pipeline's micro-batches.
 
     Attributes:
@@ -193,9 +193,11 @@ class PipelineRun:
         return self.now
 
     def wait(self, until: float) -> None:
-        """Lets time pass, in which nothing is expected."""
+        """Lets time pass, in which nothing comes but what became of tasks that were late."""
         while self.now < until:
-            self.tasks.receive(until)
+            for task, reply in self.tasks.receive(until):
+                if reply.has_error():
+                    self.failures.add(task, reply, self.now, max(1, len(self.at)))
 
     # ---- messages --------------------------------------------------------------------------------
 
@@ -257,10 +259,11 @@ class PipelineRun:
         if not (replies or late or self.tasks.any_open or self._crossing):
             raise SimulationError(f"the machines of stages wait for nothing at {self.now:g} s")
         for task, reply in replies:
+            if reply.has_error():
+                self.failures.add(task, reply, self.now, max(1, len(self.at)))
             if not self._current(task, pipelines):
                 continue
             if reply.has_error():
-                self.failures.add(task, reply, self.now, len(self.at))
                 self._break(pipelines, task.memo.place, reply.error.reason or "an error")
                 continue
             try:
@@ -285,8 +288,10 @@ class PipelineRun:
         pipelines.pop(place[0], None)
         self._crossing = [each for each in self._crossing if each[2].memo.place[0] != place[0]]
         heapq.heapify(self._crossing)
+        late = self.at.get(place)
         for task in self.tasks.open():
-            if task.memo.place[0] == place[0]:
+            # Of one that is late it is heard in the end, if only that it has lost its task.
+            if task.memo.place[0] == place[0] and task.node != late:
                 self.tasks.cancel(task)
         self.lose(place, reason)
 
@@ -348,9 +353,9 @@ class PipelineRun:
             self._exchange(flights, take)
         return finished
 
-    def gradients(self, pipelines: Sequence[int], step: int) -> dict[int, list[Given]]:
+    def gradients(self, pipelines: Sequence[int], step: int) -> dict[int, list[StageGradient]]:
         """Returns each pipeline's gradient of every stage, for those that can."""
-        given: dict[int, dict[int, Given]] = {p: {} for p in pipelines}
+        given: dict[int, dict[int, StageGradient]] = {p: {} for p in pipelines}
         for p in pipelines:
             for i in range(len(self.sizes)):
                 self._send(StageTask((p, i), "give"), step, {})
@@ -359,7 +364,7 @@ class PipelineRun:
             p, i = task.memo.place
             record = _record(content, wire.GRADIENT_KEY)
             g = record_vector(record, self.sizes[i], "the gradient").numpy()
-            given[p][i] = Given(g, task.message_id)
+            given[p][i] = StageGradient(g, task.message_id)
 
         while any(len(own) < len(self.sizes) for own in given.values()):
             self._exchange(given, take)

@@ -35,7 +35,7 @@ _ADVERTISED = 10  # times the sample size, nodes that are told of somebody who c
 
 
 @dataclass(eq=False)
-class Participant:
+class SampledNode:
     """A node.
 
     Attributes:
@@ -62,7 +62,7 @@ class Participant:
 
 
 @dataclass(eq=False)
-class Search:
+class PeerSearch:
     """A node's search for others that are there.
 
     Attributes:
@@ -160,7 +160,7 @@ class Sampled(Decentralized):
     def run(self, swarm: Swarm, num_rounds: int) -> None:
         """Runs until so many rounds have been averaged."""
         self.swarm = swarm
-        self.nodes = [Participant(self.rule.init(self.n)) for _ in range(self.n)]
+        self.nodes = [SampledNode(self.rule.init(self.n)) for _ in range(self.n)]
         self.events: list[tuple[float, int, Callable[[], None]]] = []  # (time, number, what)
         self.number = 0
         self.present = set(swarm.available(range(self.n)))
@@ -288,11 +288,11 @@ class Sampled(Decentralized):
     def _find(self, i: int, k: int, count: int, then: Callable[[list[int]], None]) -> None:
         """Has a node look for others of round k's order that are there."""
         known = self.rule.candidates(self.nodes[i].view, k, i)
-        search = Search(i, k, self.rule.order(k, known, self.seed), count, then)
+        search = PeerSearch(i, k, self.rule.order(k, known, self.seed), count, then)
         for _ in range(min(count, len(search.order))):
             self._ask(search)
 
-    def _ask(self, search: Search) -> None:
+    def _ask(self, search: PeerSearch) -> None:
         """Asks the next node whether it is there."""
         i, j = search.i, search.order[search.asked]
         search.asked += 1
@@ -326,11 +326,11 @@ class Sampled(Decentralized):
         self._send(i, j, SHORT_BYTES, ping)
         self._at(self.swarm.now + self.ping_timeout_s, over)
 
-    def _found(self, search: Search, j: int) -> None:
+    def _found(self, search: PeerSearch, j: int) -> None:
         search.found.append(j)
         self._ends(search)
 
-    def _ends(self, search: Search) -> None:
+    def _ends(self, search: PeerSearch) -> None:
         """Ends a search that has found enough, or can find no more."""
         enough = len(search.found) >= search.count
         if search.over or not (enough or (search.asked == len(search.order) and not search.silent)):

@@ -119,14 +119,30 @@ KEEPING = {
         *("allreduce=int8_ring", "strategy.on_failure=retry", "strategy.detection_s=0.02"),
         *("fleet=mobile", "num_clients=4", "num_rounds=12", "strategy.min_available_nodes=2"),
     ],
+    "combinations of several models": [
+        *("executor=serial", "progress=false", "target=null", "views=false", "strategy=sr_sgc"),
+        *("strategy.rule.code=cyclic", "strategy.rule.lam=2", "strategy.optimizer.momentum=0.5"),
+        *(*HARSH_FLEET[3:], "fleet=cross_silo", "num_clients=5", "num_rounds=8"),
+    ],
     "models that nodes merge": [
         *(*SMALL, *HARSH, "strategy=dimat", "num_clients=6", "num_rounds=5"),
         *("topology=matcha", "topology@topology.base=complete", "strategy.rule.pretraining=2"),
+    ],
+    "stages": [
+        *(*SMALL, "strategy=pipeline", "strategy.pipelines=2", "strategy.steps=2"),
+        *("strategy.turn_steps=1", "strategy.drop=0.1", "strategy/recovery=redundant"),
+        *("compressor=qsgd", "fleet=uniform", "fleet.faults.message_loss=0.05"),
+        *("fleet.faults.crash=0.01", "num_clients=5", "num_rounds=5", "client.batch_size=8"),
     ],
     "servers of regions": [
         *(*SMALL, "strategy=halos", "strategy.rule.local_updates=2", "strategy.rule.inner_steps=4"),
         *("fleet=datacenters", "fleet.faults.message_loss=0.05", "fleet.faults.crash=0.05"),
         *("num_clients=8", "num_rounds=12"),
+    ],
+    "samples without a server": [
+        *(*SMALL, *HARSH_FLEET, "strategy=plexus", "strategy.rule.sample_size=3", "num_clients=8"),
+        *("num_rounds=6", "strategy.aggregation_timeout_s=1", "strategy.ping_timeout_s=0.05"),
+        *("strategy.retry_s=0.1", "strategy.fewest=1", "fleet=mobile"),
     ],
     "models of clusters": [
         *(*CLUSTERS, *HARSH, *EARLY, "strategy=ifca", "num_clients=8", "num_rounds=5"),

@@ -1,0 +1,91 @@
+"""C4: slow members are found by when they arrive, and spares take their places."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from islands import LAYOUT, MODEL, crashes, data_of, driven, of, run
+from stand_ins import Client, fleet_of
+
+from fl.collectives import Stragglers
+from fl.errors import ConfigError
+from fl.models import flops_per_example
+from fl.simulation.kernel.trace import Event
+from fl.strategies import DiLoCo
+
+STEP_FLOPS = 32 * flops_per_example(MODEL(), (1, 8, 8)).training
+D = LAYOUT.size
+DATA = data_of(5)
+
+
+def fleet(*step_s, faults=None):
+    return fleet_of([Client(flops=STEP_FLOPS / s) for s in step_s], faults=faults)
+
+
+def ran(rounds, *step_s, stragglers=Stragglers(), faults=None, workers=3):  # noqa: B008
+    strategy = driven(
+        DiLoCo(inner_steps=2), workers=len(step_s), workers_=workers, stragglers=stragglers
+    )
+    there = fleet(*step_s, faults=faults)
+    return run(strategy, rounds, fleet=there, data=data_of(len(step_s)), batch_size=32)
+
+
+def test_who_is_late_at_three_of_five_is_slow_and_the_slowest_comes_first():
+    stragglers, state = Stragglers(), {}
+    arrivals = {0: (10.0, 4.0), 1: (10.1, 4.1), 2: (10.2, 4.2), 3: (12.2, 6.2), 4: (13.0, 7.0)}
+    usual = {i: (10.0 + i / 100, 4.0) for i in range(5)}
+    found = []
+    for seen in (arrivals, usual, arrivals, usual, arrivals, usual, usual):
+        state, slow = stragglers.step(state, seen)
+        found.append(slow)
+    # 2.1 s after the median is half of a period of 4.2 s, and no more than that.
+    assert found == [[], [], [], [], [4], [], []]
+    assert Stragglers(lateness=0.4).step({3: (True, True)}, arrivals)[1] == [3]
+
+
+def test_five_percent_of_jitter_finds_nobody():
+    rng, stragglers, state = np.random.default_rng(0), Stragglers(), {}
+    for took in rng.normal(1.0, 0.05, size=(10_000, 8)):
+        state, slow = stragglers.step(state, {i: (t, t) for i, t in enumerate(took.tolist())})
+        assert not slow
+
+
+def test_a_slow_worker_is_replaced_after_three_all_reduces():
+    got = ran(6, 1.0, 3.0, 1.0, 1.0)
+    assert got.times == pytest.approx([0, 6, 12, 18, 20, 22, 24])
+    assert [(e["time_s"], e["client"]) for e in of(got.run.trace, Event.ABSENT)] == [(18.0, 1)]
+    islands = [m["islands"] for m in got.result.train_metrics_clientapp.values()]
+    assert islands == [0, 3, 3, 3, 3, 3, 3]
+    computed = {e["client"] for e in of(got.run.trace, Event.COMPUTE_START) if e["time_s"] > 17}
+    assert computed == {0, 2, 3}
+    (transfer,) = of(got.run.trace, Event.TRANSFER)
+    assert (transfer["client"], transfer["bytes"]) == (3, 8 * D)
+
+
+def test_without_a_spare_it_stays_and_a_spare_takes_the_place_of_one_that_crashes():
+    both = ran(5, 3.0, 3.0, 1.0, 1.0, 1.0, 1.0, workers=5)  # one spare for two
+    assert len(of(both.run.trace, Event.ABSENT)) == 1
+    assert both.times[-1] == pytest.approx(30)
+    failed = ran(3, 1.0, 1.0, 1.0, stragglers=None, faults=crashes((0, 1)), workers=2)
+    third = {e["client"] for e in of(failed.run.trace, Event.COMPUTE_START) if e["time_s"] > 3.5}
+    assert third == {0, 1}  # the one that crashed is there again, and is the first
+
+
+@pytest.mark.parametrize(
+    ("of", "why"),
+    [
+        ({"lateness": 0.0}, "lateness is 0.0"),
+        ({"times": 6}, "last is 5; it must be at least times, 6"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(of, why):
+    with pytest.raises(ConfigError, match=why):
+        Stragglers(**of)
+
+
+def test_stragglers_without_spares_are_refused():
+    with pytest.raises(ConfigError, match=r"workers is null.*set workers to less than num_cl"):
+        driven(DiLoCo(inner_steps=2), stragglers=Stragglers())
+    strategy = driven(DiLoCo(inner_steps=2), workers_=3, stragglers=Stragglers())
+    with pytest.raises(ConfigError, match=r"workers is 3, and there are no more clients \(3\)"):
+        strategy.check_clients(3)
