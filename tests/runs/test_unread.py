@@ -150,8 +150,8 @@ def test_strategy_says_what_it_tells_clients_in_place_of_their_own_arguments(str
 @pytest.mark.parametrize("strategy", STAGED)
 def test_machines_of_stages_refuse_what_messages_tell_who_trains_a_model(strategy):
     own = [f"strategy={strategy}", *MODELS[strategy]]
-    with pytest.raises(ConfigError, match=r"train_config\.lr is 0\.05, which machines of stages"):
-        build(composed(*tiny(*own, "+train_config.lr=0.05")))
+    with pytest.raises(ConfigError, match=r"train_config\.batch-size is 8, which machines"):
+        build(composed(*tiny(*own, "+train_config.batch-size=8")))
     ignored = build(composed(*tiny(*own))).ignored
     assert {"client.local_steps", "client.drop_last", "client.rule.clip_norm"} <= ignored.keys()
 
