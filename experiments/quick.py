@@ -108,6 +108,15 @@ def _() -> Measured:
     return f"SGD, N = 4: {said} times", min(fewer) > 1
 
 
+@check("dedloc", "they average faster than equal shares")
+def _() -> Measured:
+    page = script("dedloc/times.py")
+    fleet = page["bed"](16)
+    took = {name: page["averaging_s"](fleet, by) for name, by in page["BY"].items()}
+    *others, ours = took.values()
+    return f"{ours:.1f} s against {min(others):.1f}", ours < min(others)
+
+
 @check("multi_momentum", "a momentum for each cluster")
 def _() -> Measured:
     page = script("multi_momentum/quadratics.py")

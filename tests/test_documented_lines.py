@@ -57,7 +57,12 @@ SUBSTITUTIONS = {
 }
 # Members that read a file which is not among the data, or need a package of an extra: these lines
 # are composed, and not built.
-WITHOUT_FILES = ("fleet/availability=behaviour", "model=huggingface", "data.path=ylecun/mnist")
+WITHOUT_FILES = (
+    "fleet/availability=behaviour",
+    "fleet/availability=preemption_trace",
+    "model=huggingface",
+    "data.path=ylecun/mnist",
+)
 WITHOUT_PACKAGES = ("model=torchvision", "model=timm", "callbacks=")
 LANGUAGES = ("", "python", "toml", "yaml", "text")
 

@@ -16,12 +16,3 @@ for latency_s in 0.0025 0.025; do
             hydra.run.dir="$out/tuning/$latency_s-$bps"
     done
 done
-
-# The same over 100 Mbit/s and 100 ms with servers that stay half an hour in the mean.
-for seed in 0 1 2; do
-    fl $bloom num_rounds=40 strategy.prompt=128 strategy.tokens=32 seed=$seed num_clients=25 \
-        fleet.latency_s=0.025 fleet.down_bps=100e6 fleet.up_bps=100e6 \
-        fleet/availability=exponential fleet.availability.mean_on_s=1800 \
-        fleet.availability.mean_off_s=600 fleet.faults.detection_s=5 \
-        hydra.run.dir="$out/leaving/$seed"
-done

@@ -323,7 +323,7 @@ def test_one_client_cannot_take_a_metric_from_the_others() -> None:
             {"num-examples": 0, "loss": 0.3, "steps": 1},
         ],
         [{"loss": 0.1}, {"loss": math.inf}],
-        [{"num-examples": 3, "loss": 0.1}, {"num-examples": 2, "loss": [0.5, 0.25]}],  # not alike,
+        [{"num-examples": 3, "loss": 0.1}, {"num-examples": 2, "loss": [0.5, 0.25]}],  # not alike
         [{"num-examples": 3, "loss": 0.1}, {"loss": 0.7, "num-examples": 2}],
         [{"num-examples": -1, "loss": 0.1}, {"num-examples": 2.5, "loss": 0.5}],
         [{"num-examples": 10**30, "loss": 10**400}, {"num-examples": True, "loss": "text"}],

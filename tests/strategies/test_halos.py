@@ -162,13 +162,25 @@ def test_clients_reach_the_server_of_their_region_by_links_within_it():
     ("overrides", "message"),
     [
         (["network=sites"], "this strategy has one in each region: leave network out"),
-        (["strategy.rule.merge_weight=0"], "strategy.rule.merge_weight is 0"),
-        (["strategy.rule.local_updates=0"], "strategy.rule.local_updates is 0"),
-        (["strategy.rule.above.activation=0.6"], "strategy.rule.above.activation is 0.6"),
         (["compressor@downlink=ef21"], "clients of HALoS are sent different models"),
     ],
 )
-def test_what_cannot_be_is_refused_by_its_key(overrides, message):
+def test_what_does_not_go_with_servers_in_regions_is_refused(overrides, message):
     with pytest.raises(ConfigError) as refused:
         build(configured("halos", *overrides))
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("of", "message"),
+    [
+        ({"merge_weight": 0}, "merge_weight is 0"),
+        ({"local_updates": 0}, "local_updates is 0"),
+        ({"inner_steps": 0}, "inner_steps is 0"),
+    ],
+)
+def test_hyperparameters_out_of_range_are_refused(of, message):
+    with pytest.raises(ConfigError, match=message):
+        HALoS(**of)
+    with pytest.raises(ConfigError, match=r"activation is 0\.6"):
+        DelayedNesterov(lr=1.0, beta=0.0, buffer_size=2, activation=0.6)

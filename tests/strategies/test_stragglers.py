@@ -62,6 +62,7 @@ def test_a_slow_worker_is_replaced_after_three_all_reduces():
     assert (transfer["client"], transfer["bytes"]) == (3, 8 * D)
 
 
+@pytest.mark.slow
 def test_without_a_spare_it_stays_and_a_spare_takes_the_place_of_one_that_crashes():
     both = ran(5, 3.0, 3.0, 1.0, 1.0, 1.0, 1.0, workers=5)  # one spare for two
     assert len(of(both.run.trace, Event.ABSENT)) == 1

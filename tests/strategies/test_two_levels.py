@@ -77,6 +77,7 @@ def test_a_site_does_not_wait_for_another_between_the_steps_of_all():
     assert ends[0][3] == (pytest.approx(phase), 6 * D)
 
 
+@pytest.mark.slow
 def test_a_worker_that_crashes_is_missed_in_its_site_and_enters_with_the_next_outer_step():
     strategy = driven(DiLoCo(inner_steps=2, optimizer=PLAIN), workers=4, local_every=1)
     fleet = two_sites(faults=crashes((0, 1)))  # after the first local average

@@ -38,7 +38,7 @@ _Place = tuple[int, int]  # worker, and minitask of the round
 
 
 @dataclass(eq=False)
-class _Round:
+class _CodedRound:
     """A round that is going on.
 
     Attributes:
@@ -342,10 +342,10 @@ class CodedRounds(EventDriven):
 
     # ---- rounds ----------------------------------------------------------------------------------
 
-    def _next_round(self, server: Server) -> _Round:
+    def _next_round(self, server: Server) -> _CodedRound:
         """Returns the next round in which somebody has something to do; empty after the last."""
         while True:
-            now = _Round(self.rule.assign(self.known, self.jobs), server.now)
+            now = _CodedRound(self.rule.assign(self.known, self.jobs), server.now)
             for m, i in np.argwhere(now.work.jobs.T >= 0).tolist():
                 if now.job((i, m)) not in self.ended:
                     now.unasked[i, m] = None

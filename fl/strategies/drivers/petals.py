@@ -113,12 +113,12 @@ class Petals(Driver):
             )
         if work not in _WORK:
             raise ConfigError(f"work is {work!r}; it must be one of {', '.join(_WORK)}")
-        for name, value in (
+        for name, amount in (
             ("network_bps", network_bps),
             ("balance_s", balance_s),
             ("refresh_s", refresh_s),
         ):
-            positive(name, value)
+            positive(name, amount)
         not_negative("load_s", load_s)
         if patience is not None:
             positive("patience", patience)

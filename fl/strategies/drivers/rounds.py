@@ -996,6 +996,7 @@ class Rounds(Aggregating):
         tasks.heard()
         self.failing.begin_with(outcome.failed_at_last, began)
         self.wanted, self.waits_for, self.selected = waits_for, n, n
+        self.opens_s = math.inf
         self._step_foreseen(server, tasks.cohorts, outcome)
         return True
 
