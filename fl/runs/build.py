@@ -294,7 +294,7 @@ def _joined(
             )
     if isinstance(strategy, Pipeline):
         with blaming(config, "strategy"):
-            parts_app, exchange = staged(strategy, first, parts["fleet"], exchange)
+            parts_app, exchange = staged(strategy, first, told, parts["fleet"], exchange)
     with blaming(config, "strategy"):
         proxy = _proxy(strategy, first, config.seed)
         exchange = replace(exchange, proxy=proxy, public=_public(strategy, first, config.seed))

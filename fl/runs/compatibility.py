@@ -564,6 +564,10 @@ def unread_of_clients(
                 unread[name] = f"with {strategy.name}, strategy.{argument} counts instead"
             else:
                 unread[name] = f"{strategy.name} tells clients {key} {value}"
+    if strategy.traits.meets == "stages":
+        for name in ("local_steps", "local_epochs", "drop_last", "batching"):
+            unread[name] = f"with {strategy.name}, a step has strategy.micro_batches micro-batches"
+        unread["rule.clip_norm"] = f"with {strategy.name}, strategy.rule.clip_norm clips stages"
     if isinstance(app.rule, Direction):
         for name in ("lr", "round_schedule", "step_schedule"):
             unread[f"rule.{name}"] = f"with {strategy.name}, clients take no steps"

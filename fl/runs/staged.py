@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -14,20 +16,31 @@ from fl.strategies import Exchange, Pipeline
 
 
 def staged(
-    strategy: Pipeline, learning: Learning, fleet: Fleet, exchange: Exchange
+    strategy: Pipeline,
+    learning: Learning,
+    told: Mapping[str, Any],
+    fleet: Fleet,
+    exchange: Exchange,
 ) -> tuple[StageApp, Exchange]:
     """Returns what clients run, and the exchange with the stages.
 
     Args:
         strategy: says where to cut.
         learning: of the whole model.
+        told: what the user has every message say.
         fleet: says what devices there are.
         exchange: of the run.
 
     Raises:
-        ConfigError: the model cannot be cut so, or the largest stage does not fit the devices.
+        ConfigError: the model cannot be cut so, the largest stage does not fit the devices, or
+            messages say what machines do not read.
     """
     app, data = learning.app, learning.app.data
+    if unread := [key for key in told if app.reads(key)]:
+        raise ConfigError(
+            f"train_config.{unread[0]} is {told[unread[0]]}, which machines of stages do not read: "
+            "leave it out, and set client.batch_size or strategy.rule.optimizer instead"
+        )
     if data.task == "game":
         raise ConfigError(
             f"data is {data.name!r}, a game, whose model is no sequence of layers: use another "

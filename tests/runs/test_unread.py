@@ -7,13 +7,14 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
-from every_strategy import LEARNING, LOCAL, MODELS, PARTIAL
+from every_strategy import LEARNING, LOCAL, MODELS, PARTIAL, STAGED
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import fl
 from fl.cli import main
 from fl.clients import TrainingApp
+from fl.errors import ConfigError
 from fl.runs import unread
 from fl.runs.build import build
 from fl.runs.run import run_experiment
@@ -119,7 +120,7 @@ TOLD_AT_TIMES = {  # what some messages say: those to anchors, and those of the 
 }
 
 
-@pytest.mark.parametrize("strategy", LEARNING)
+@pytest.mark.parametrize("strategy", [s for s in LEARNING if s not in STAGED])
 def test_strategy_says_what_it_tells_clients_in_place_of_their_own_arguments(strategy, monkeypatch):
     own = ["strategy.rule.lr=0.05"] if strategy in SAME_RATE else []
     at_times = TOLD_AT_TIMES.get(strategy, set())
@@ -144,6 +145,15 @@ def test_strategy_says_what_it_tells_clients_in_place_of_their_own_arguments(str
         honoured = {key for key in config if app.replaced_by(key)}
         expected = {key for key in (*told, "lr") if app.replaced_by(key)}
         assert expected <= honoured <= expected | at_times
+
+
+@pytest.mark.parametrize("strategy", STAGED)
+def test_machines_of_stages_refuse_what_messages_tell_who_trains_a_model(strategy):
+    own = [f"strategy={strategy}", *MODELS[strategy]]
+    with pytest.raises(ConfigError, match=r"train_config\.batch-size is 8, which machines"):
+        build(composed(*tiny(*own, "+train_config.batch-size=8")))
+    ignored = build(composed(*tiny(*own))).ignored
+    assert {"client.local_steps", "client.drop_last", "client.rule.clip_norm"} <= ignored.keys()
 
 
 # What is set, with what makes it of no effect; and what counts instead, in the message.
