@@ -162,6 +162,7 @@ def test_every_local_optimizer_takes_the_correction_that_a_strategy_chooses(stra
 def test_every_network_runs(name):
     networks = Path(__file__).parents[1] / "examples" / "networks"
     files = {
+        "direct": ["fleet.server_down_bps=1e9"],  # of which background traffic takes its share
         "file": [f"network.path={networks}/campus.yaml"],
         "simgrid": [f"network.path={networks}/platform.xml", "network.server_host=server"],
     }

@@ -112,7 +112,7 @@ class Watched(OuterSteps):
     def _model(self, run):
         own = run.states[0].own
         self.copies = [*self.copies, {node: own[node].theta for node in run.present}]
-        if reduction := run.reductions.get((0, run.version * self.rule.inner_steps)):
+        if reduction := run.reductions.get((0, run.version * self.rule.inner_steps, None)):
             self.deltas = [*self.deltas, [sent.delta for sent in reduction.sent.values()]]
         return super()._model(run)
 

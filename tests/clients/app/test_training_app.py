@@ -613,7 +613,8 @@ def test_evaluation_without_examples_weighs_nothing(
 def test_a_query_tells_sizes(data, mlp, message_to, context_of):
     app = TrainingApp(mlp, data, Sgd(0.3))
     reply = app(message_to(RecordDict(), 4, kind="query"), context_of(4))
-    assert reply.content["metrics"] == {"num-examples": 7, "num-partitions": 3}
+    told = {"num-examples": 7, "num-partitions": 3, "partition-id": 4}
+    assert reply.content["metrics"] == told
 
 
 # ---- errors --------------------------------------------------------------------------------------
