@@ -94,7 +94,7 @@ def main() -> None:
             every_step = [*own[:1], "strategy.rule.recovery.every=1"]
             save = seconds(*every_step) / SHORT - step
         before = [*own[:1]] if not save else every_step
-        struck = seconds(*before, "strategy.drop=0.05", "seed=SEED".replace("SEED", "0"))
+        struck = seconds(*before, "strategy.drop=0.05")
         calm = seconds(*before)
         tried = sum(
             any(uniform(0, "lost stage", i, t) < 0.05 for i in range(1, STAGES))
