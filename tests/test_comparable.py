@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from every_strategy import LEARNING, LOCAL, MODELS, OUTER, PARTIAL, RANKS, SPARSE, STAGED
+from every_strategy import (
+    CODED,
+    LEARNING,
+    LOCAL,
+    MODELS,
+    OUTER,
+    PARTIAL,
+    RANKS,
+    SPARSE,
+    STAGED,
+)
 from flwr.app import ConfigRecord, RecordDict
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
@@ -95,6 +105,8 @@ def config_of(name: str) -> DictConfig:
     )
     if name in STAGED:
         model = ["model=mlp"]
+    if name in CODED:
+        model = ["partition=coded"]
     unasked = "personal.every=null"  # before the first task
     config = composed(f"strategy={name}", *model, unasked)
     for part in config.tasks.values() if config.get("tasks") else [config]:
@@ -160,7 +172,12 @@ def row(name: str) -> str:
     """Returns the table's row of a strategy."""
     config = config_of(name)
     strategy, app, sent = first_tasks(config)
-    (work,) = {local_work(app, content, partition) for content, partition in sent}
+    (work,) = {
+        f"{content['config']['local-steps']} chunks, 1 step each"
+        if name in CODED
+        else local_work(app, content, partition)
+        for content, partition in sent
+    }
     if name in STAGED:  # what comes first asks for nothing
         m = config.strategy.micro_batches
         work = f"its stage, {m} micro-batch{'es' * (m > 1)}"
@@ -238,7 +255,10 @@ def test_no_strategy_does_more_local_work_than_others_but_where_that_is_the_meth
     works = {name: line.split(" | ")[2].split(",")[0] for name, line in rows.items()}
     inner = {*OUTER, "async_diloco", "halos"}
     unlike = {name for name, work in works.items() if work not in ("1 epoch", "1 step")}
-    assert unlike == inner | {"fedcompass", "per_fedavg", "pfedme", "proxskip"}
+    assert unlike == {
+        *(*inner, "fedcompass", "per_fedavg", "pfedme", "proxskip"),
+        *(*CODED, *STAGED),
+    }
     assert works["per_fedavg"] == "12 steps"  # 4 of the paper's, of 3 batches each
     assert works["pfedme"] == "20 steps"  # R of its paper
     assert works["fedcompass"] == "1 to 5 steps"  # 4 are an epoch

@@ -179,8 +179,10 @@ def answer(request):
     for asked, sent in {"c": "delta_c", "scaling": "statistic"}.items():  # of SCAFFOLD, of SAVIC
         if asked in told:
             content[sent] = told[asked]
-    if "fedamd-anchor" in told["config"]:
-        content["v"] = vector_record(torch.from_numpy(rng.normal(size=numbers).astype(np.float32)))
+    for asked, sent in {"fedamd-anchor": "v", "coefficients": "gradient"}.items():
+        if asked in told["config"]:
+            drawn = rng.normal(size=numbers).astype(np.float32)
+            content[sent] = vector_record(torch.from_numpy(drawn))
     return Result(content=RecordDict({"metrics": metrics}) if fate < 0.06 else content)
 
 
