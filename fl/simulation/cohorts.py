@@ -1,4 +1,4 @@
-"""Cohorts whose answers are known before they are asked, as arrays: no message, no event queue.
+"""SimCohorts whose answers are known before they are asked, as arrays: no message, no event queue.
 
 What a run on the grid would leave behind is left behind: the trace, bytes, joules and counts, and
 virtual time at the end of the cohort. `needs_events` says why a cohort cannot be had so; then its
@@ -59,7 +59,7 @@ def needs_events(fleet: Fleet, foreseen: Foreseen | None, *, runtime: bool) -> s
     return ""
 
 
-class Cohorts:
+class SimCohorts:
     """Runs cohorts on a grid whose other parts it shares.
 
     Args:
