@@ -1,4 +1,4 @@
-"""SimCohorts whose answers are known before they are asked, as arrays: no message, no event queue.
+"""Cohorts whose answers are known before they are asked, as arrays: no message, no event queue.
 
 What a run on the grid would leave behind is left behind: the trace, bytes, joules and counts, and
 virtual time at the end of the cohort. `needs_events` says why a cohort cannot be had so; then its
