@@ -266,7 +266,7 @@ class PlannedApp(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class ForeseenAnswers:
     """What clients answer to one message, which is known before they are asked.
 
     Of many clients there are few different answers: each is kept once.
@@ -294,5 +294,7 @@ class ForeseenApp(Protocol):
         Then each is the model as it was sent, with nothing beside it and nothing kept.
         """
 
-    def answers(self, payload: Payload, partitions: NDArray[np.int64], run: RunInfo) -> Answers:
+    def answers(
+        self, payload: Payload, partitions: NDArray[np.int64], run: RunInfo
+    ) -> ForeseenAnswers:
         """Returns what the clients that hold these partitions answer."""

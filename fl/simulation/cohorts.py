@@ -59,7 +59,7 @@ def needs_events(fleet: Fleet, foreseen: Foreseen | None, *, runtime: bool) -> s
     return ""
 
 
-class Cohorts:
+class SimCohorts:
     """Runs cohorts on a grid whose other parts it shares.
 
     Args:

@@ -27,7 +27,7 @@ from fl.flower.private import Run, copied, empty_run
 from fl.simulation.ahead import Ahead
 from fl.simulation.attendance import Attendance
 from fl.simulation.client_errors import ClientErrors
-from fl.simulation.cohorts import Cohorts, Foreseen, OnUsed
+from fl.simulation.cohorts import Foreseen, OnUsed, SimCohorts
 from fl.simulation.control import OnApplied, OnMeasured, OnStep, SimControl
 from fl.simulation.cost import CostModel, Planner
 from fl.simulation.host import SimHost
@@ -180,7 +180,7 @@ class SimGrid(Grid):
             self.client_errors,
             self._inside,
         )
-        self.cohorts = Cohorts(
+        self.cohorts = SimCohorts(
             fleet,
             foreseen,
             self.engine,

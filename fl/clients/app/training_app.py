@@ -52,7 +52,7 @@ from fl.data import FederatedData
 from fl.data.drift import DRIFT_BEGINS
 from fl.errors import ConfigError
 from fl.execution.contract import (
-    Answers,
+    ForeseenAnswers,
     Payload,
     PlannedApp,
     Request,
@@ -448,7 +448,9 @@ class TrainingApp(ClientApp, PlannedApp):
             return "the examples of a task are not all that its client has, for good"
         return ""
 
-    def answers(self, payload: Payload, partitions: NDArray[np.int64], run: RunInfo) -> Answers:
+    def answers(
+        self, payload: Payload, partitions: NDArray[np.int64], run: RunInfo
+    ) -> ForeseenAnswers:
         """Returns what the clients that hold these partitions answer, see `foresees`."""
         sizes = self._sizes[partitions % self.data.num_partitions]
         _, first, which = np.unique(sizes, return_index=True, return_inverse=True)
@@ -461,7 +463,7 @@ class TrainingApp(ClientApp, PlannedApp):
         metrics: list[dict[str, Any]] = [
             dict(content[METRICS_KEY].items()) for content in contents if content is not None
         ]
-        return Answers(
+        return ForeseenAnswers(
             which=which.reshape(-1),
             flops=np.array([plan.flops for plan in plans]),
             reply_bytes=np.array([plan.reply_bytes for plan in plans], np.int64),

@@ -251,7 +251,7 @@ def _in_order(who: Whole, times: Seconds) -> Whole:
 # ---- transfers -----------------------------------------------------------------------------------
 
 
-class _Flow:
+class _Moving:
     """A transfer, as a port sees it: each client has one at a time."""
 
     __slots__ = ("client", "stage")
@@ -315,7 +315,7 @@ def _shared(
             raise Tangled("a transfer begins where another may end")
         coming -= 1
         in_flight.add(i)
-        flow: Any = _Flow(i)
+        flow: Any = _Moving(i)
         port.start(i, flow, size[i], cap[i])
 
     def arrived(flow: Any) -> None:

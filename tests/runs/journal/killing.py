@@ -86,7 +86,7 @@ KEEPING = {
         *("model=resnet8", "model.groups=null", "model.channels=[4,4,4]"),
         *("strategy.sub_models.static_batch_norm=true", "strategy.sub_models.masked_loss=true"),
     ],
-    "rounds as arrays between others": [
+    "rounds as arrays": [
         *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=fedavg", "client.train=false"),
         *("num_clients=16", "num_rounds=12"),
     ],
