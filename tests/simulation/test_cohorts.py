@@ -32,6 +32,7 @@ from fl.simulation.world.faults import Faults, GilbertElliott
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.networks import Households
 from fl.strategies import FedAvg, FedAvgM, Rounds
+from fl.strategies.drivers import foreseen
 
 SHAPE, CLASSES = (3,), 2
 SIZES = [0, 1, 5, 5, 5, 9, 40]
@@ -157,18 +158,19 @@ class Left:
         rounds = options.pop("num_rounds", 4)
         strategy = Rounds(rule, seed=seed, retry_s=1.0, **options)
         self.needs_messages = ""
-        needs = strategy.needs_messages
+        needs = foreseen.needs_messages
 
-        def needs_messages(server: Any) -> str:
-            self.needs_messages = needs(server)
+        def needs_messages(strategy: Rounds, server: Any) -> str:
+            self.needs_messages = needs(strategy, server)
             return self.needs_messages
 
-        strategy.needs_messages = needs_messages  # type: ignore[method-assign]
         initial, ended = model_record(client_app.layout, model()), ""
-        try:
-            strategy.start(grid, initial, num_rounds=rounds, timeout=timeout)
-        except Exception as error:
-            ended = repr(error)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(foreseen, "needs_messages", needs_messages)
+            try:
+                strategy.start(grid, initial, num_rounds=rounds, timeout=timeout)
+            except Exception as error:
+                ended = repr(error)
         engine, trace = grid.engine, grid.trace
         self.left = {
             "ended": ended,

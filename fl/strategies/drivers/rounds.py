@@ -23,7 +23,6 @@ from fl.aggregation import (
     Guard,
     Mean,
     check_result,
-    check_weights,
     shown,
     weight_of,
 )
@@ -31,7 +30,7 @@ from fl.checks import at_least, is_a, positive, read_if
 from fl.clients.app.choosing import SMOOTHING_KEY, model_key
 from fl.clients.app.inbox import EVALUATED, EVALUATED_KEY
 from fl.errors import ConfigError, NoStep
-from fl.flower.grid_view import Cohorts, Outcome, Summed
+from fl.flower.grid_view import Summed
 from fl.flower.records import from_record
 from fl.randomness import generator
 from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
@@ -40,8 +39,10 @@ from fl.strategies.adaptive_batch import BatchTest
 from fl.strategies.clusters import Clusters
 from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
+from fl.strategies.drivers.foreseen import has_foreseen
 from fl.strategies.drivers.parts import Division, OnePart, Parts, held
 from fl.strategies.drivers.replies import not_reported
+from fl.strategies.drivers.round_checks import check_replies, check_sub_models
 from fl.strategies.drivers.round_messages import RoundMessages
 from fl.strategies.drivers.round_noise import RoundNoise
 from fl.strategies.drivers.round_rates import RoundRates
@@ -231,67 +232,7 @@ class Rounds(Aggregating):
         self.batch_size = batch_size
         self.noise = RoundNoise(noise_scale, batch_size, batch_test)
         if sub_models is not None or rule.prunes or rule.knows_parts:
-            self._check_sub_models(sub_models)
-
-    def _check_sub_models(self, sub_models: SubModels | SparseMask | None) -> None:
-        """Raises ConfigError if the method is none for parts of a model."""
-        kind = SparseMask if self.rule.prunes else SubModels
-        must = self.rule.prunes or self.rule.knows_parts
-        if not isinstance(sub_models, kind):
-            raise ConfigError(
-                f"sub_models is {sub_models!r:.80}; with {type(self.rule).__name__} it must "
-                f"{'' if must else 'be null, or '}have a _target_ that makes a "
-                f"fl.submodels.{kind.__name__}"
-            )
-        if self.rule.alone and self.robust:
-            raise ConfigError(
-                f"aggregator is {self.aggregator.name}, and the first {self.rule.alone} rounds of "
-                f"{self.name} go by what one client sends: use aggregator=mean, or set "
-                "rule.initial_rounds to 0"
-            )
-        extraction = sub_models.extraction if isinstance(sub_models, SubModels) else None
-        if self.rule.resizes and extraction and not (extraction.stays and extraction.slices):
-            raise ConfigError(
-                f"sub_models.extraction is {type(extraction).__name__}, and {self.name} makes one "
-                "model for each level, of the same form in all rounds: use fl.submodels.HeteroFL"
-            )
-        for option in ("masked_loss", "static_batch_norm"):
-            if self.rule.knows_parts and getattr(sub_models, option, False):
-                raise ConfigError(
-                    f"sub_models.{option} is true, and {self.name} makes models of parts by a rule "
-                    "of its own: set it to false"
-                )
-        if self.rule.of_adapters and extraction and not extraction.of_adapters:
-            raise ConfigError(
-                f"sub_models.extraction is {type(extraction).__name__}, and {self.name} is for "
-                "adapters: use fl.submodels.AdapterRanks"
-            )
-        for given, why in (
-            (
-                not self.rule.prunes and (self.rule.carries or self.rule.needs),
-                "vectors of the whole model travel beside it",
-            ),
-            (
-                not (self.rule.prunes or self.rule.knows_parts or self.rule.folds),
-                "it looks at more of the changes than their mean",
-            ),
-            (self.rule.num_models > 1, "it has several models"),
-            (self.noise.scale is not None, "noise_scale compares changes of the whole model"),
-            (
-                self.aggregator.reference != "unused",
-                f"{self.aggregator.name} compares changes with one of the whole model",
-            ),
-            (
-                self.evaluates_on_clients,
-                "clients evaluate the whole model, which they may have no memory for",
-            ),
-        ):
-            if given:
-                raise ConfigError(
-                    f"sub_models is set, and clients hold parts of the model, but with {self.name} "
-                    f"{why}: leave it out, or choose another strategy, aggregator, selection or "
-                    "option"
-                )
+            check_sub_models(self, sub_models)
 
     @property
     def name(self) -> str:
@@ -368,36 +309,7 @@ class Rounds(Aggregating):
 
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if a round never has enough replies, or too many clients."""
-        replies, models = self.replies_of(num_clients), self.rule.num_models
-        if self.rule.everybody and replies < num_clients:
-            source = "fraction_train" if self.clients is None else "clients"
-            raise ConfigError(
-                f"{source} is {getattr(self, source)}, which makes {replies} of {num_clients} "
-                f"clients, and a step of {self.name} takes all: use fraction_train=1.0"
-            )
-        if self.rule.everybody and not isinstance(self.selection, UniformSampling):
-            raise ConfigError(
-                f"selection is {type(self.selection).__name__}, which leaves clients out, and a "
-                f"step of {self.name} takes all: use selection=uniform"
-            )
-        n = min(replies, num_clients)
-        if n < models and not self.rule.clients_choose:
-            raise ConfigError(
-                f"rule.num_models is {models}, and a round has {n} clients: each model needs one"
-            )
-        each = max(1, n // models)
-        try:
-            self.aggregator.check(each)
-        except ConfigError as error:
-            if models == 1:
-                raise
-            source = "fraction_train" if self.clients is None else "clients"
-            raise ConfigError(
-                f"{source} is {getattr(self, source)}, so that a round has {n} of {num_clients} "
-                f"clients, {each} for each of the {models} models of {self.name}, and each model's "
-                f"are combined by themselves ({error}): raise "
-                f"{source if n < num_clients else 'num_clients'}, or choose another aggregator"
-            ) from error
+        check_replies(self, num_clients)
         self._check_count(self.cohort(num_clients))
 
     def check_rounds(self, num_rounds: int) -> None:
@@ -580,7 +492,7 @@ class Rounds(Aggregating):
             self.known = self.selection.told(self.known, ask, self._answers(server, ask))
             ask, self.known = ask_of(self.selection, self.known, opening)
         choice, self.known = choice_of(self.selection, self.known, opening)
-        if self._is_foreseen(server, choice, n):
+        if has_foreseen(self, server, choice, n):
             return True
         self._open(server, choice, n)
         return False
@@ -620,9 +532,9 @@ class Rounds(Aggregating):
         if self.exchange.public is not None and self.prepared != server.version:
             self.state = self.rule.prepared(self.state, self.exchange.public)
             self.prepared = server.version
-        return self.messages.train(server, nodes, partial(self._told, server, waits_for))
+        return self.messages.train(server, nodes, partial(self.told_clients, server, waits_for))
 
-    def _told(self, server: Server, waits_for: int, n: int) -> dict[str, Any]:
+    def told_clients(self, server: Server, waits_for: int, n: int) -> dict[str, Any]:
         """Returns what n messages say beside what the rule does."""
         size = self.noise.told_size
         rates = self.rates.told(server.version, min(waits_for, n))
@@ -767,7 +679,7 @@ class Rounds(Aggregating):
         try:
             state = self._next(server, replies, usable)
         except (NoStep, ConfigError) as error:
-            self._abandon(server, usable, self._why_no_step(error, len(replies)))
+            self._abandon(server, usable, self.why_no_step(error, len(replies)))
             return
         if rates := self.rates.of(server.version, self.waits_for):
             server.tasks.control.measured(rates)
@@ -777,7 +689,7 @@ class Rounds(Aggregating):
             self.state = state._replace(w=server.w)
             self.results.update(self.latest)
 
-    def _why_no_step(self, error: NoStep | ConfigError, replies: int) -> NoStep:
+    def why_no_step(self, error: NoStep | ConfigError, replies: int) -> NoStep:
         """Returns why so many replies make no step.
 
         Raises:
@@ -800,7 +712,7 @@ class Rounds(Aggregating):
             NoStep: what has come brings no step.
             ConfigError: the aggregator or the rule cannot work with it.
         """
-        self._check_enough(len(replies))
+        self.check_enough(len(replies))
         said = [self._weight(update) for update in replies]
 
         def leave_out(dropped: Sequence[Dropped]) -> None:
@@ -832,9 +744,9 @@ class Rounds(Aggregating):
             updates = self._updates(server, admitted, usable)
         clients = self.wanted if self.noise.grows_clients else self.waits_for
         self.noise.measure(server, updates, usable, self.aggregator, clients)
-        return self._stepped(server, updates, self.rates.of(server.version, self.waits_for))
+        return self.stepped(server, updates, self.rates.of(server.version, self.waits_for))
 
-    def _check_enough(self, replies: int) -> None:
+    def check_enough(self, replies: int) -> None:
         """Raises NoStep if so many replies are too few for a step."""
         # Who is busy with what has been given up cannot be asked, and is missing all the same.
         there = self.exchange.num_clients or self.wanted
@@ -844,7 +756,7 @@ class Rounds(Aggregating):
                 raise self.why_in_vain()
             raise NoStep(f"{replies} replies of {self.selected} are too few")
 
-    def _stepped(self, server: Server, updates: Updates, rates: Mapping[str, float]) -> HasModel:
+    def stepped(self, server: Server, updates: Updates, rates: Mapping[str, float]) -> HasModel:
         """Returns what the rule makes of the clients' updates."""
         with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
             state = self.rates.step(self.state, updates, rates)
@@ -932,106 +844,6 @@ class Rounds(Aggregating):
             server.discard(update)
         server.stay(why)
 
-    # ---- rounds without messages -----------------------------------------------------------------
-
-    def needs_messages(self, server: Server) -> str:
-        """Returns why a round has to be made of messages; "" if the answers' numbers would do.
-
-        Without training each answer is the model as it was sent: of the changes, which are all 0,
-        a rule that combines nothing else gets the mean.
-        """
-        rule = self.rule
-        for needs, why in (
-            (server.tasks.cohorts is None, "the grid has none but messages"),
-            (server.tasks.any_open, "clients are busy"),
-            (self.summation is not None, "machines add up what arrives"),
-            (server.forging is not None, "replies are forged"),
-            (type(self.selection) is not UniformSampling, "the selection looks at replies"),
-            (self.over_selection != 1, "clients that are too late go on into the next round"),
-            (self.evaluates_on_clients, "clients evaluate the model"),
-            (self.sub_models is not None, "clients hold parts of the model"),
-            (self.noise.scale is not None, "noise_scale looks at each change"),
-            (self.noise.test is not None, "batch_test looks at each change"),
-            (type(self.aggregator) is not Mean, "the aggregator looks at each change"),
-            (not rule.folds or bool(rule.needs), "the rule looks at more than the mean change"),
-            (
-                rule.num_models > 1 or rule.edges > 0 or bool(rule.clients_choose),
-                "the rule has several models",
-            ),
-            (rule.everybody or rule.public_examples > 0, "the rule has clients of its own choice"),
-            (self.weighted_by_key != "num-examples", "replies weigh what they say"),
-            (server.model.layout.is_large, "large models are added up as they come"),
-            (bool(server.model.layout.carried), "what is no float is the replies' median"),
-        ):
-            if needs:
-                return why
-        return ""
-
-    def _is_foreseen(self, server: Server, choice: Choice, waits_for: int) -> bool:
-        """Has a round without messages if one is possible; returns whether it was."""
-        n = len(choice.clients)
-        if self.needs_messages(server) or not 0 < n <= waits_for or choice.weights is not None:
-            return False
-        content = self.messages.alike(server, n, partial(self._told, server, waits_for))
-        if content is None:
-            return False
-
-        def accepts(metrics: Sequence[Mapping[str, Any]]) -> bool:
-            return not any(self._refuses(reported) for reported in metrics)
-
-        tasks, began = server.tasks, server.now
-        if tasks.cohorts is None:
-            return False
-        deadline = math.inf if self.deadline_s is None else began + self.deadline_s
-        outcome = tasks.cohorts.run(
-            content,
-            choice.clients,
-            tasks.ttl_s,
-            until=deadline,
-            accepts=accepts,
-            bears=self.failing.bears,
-        )
-        if outcome is None:
-            return False
-        tasks.heard()
-        self.failing.begin_with(outcome.failed_at_last, began)
-        self.wanted, self.waits_for, self.selected = waits_for, n, n
-        self.opens_s = math.inf
-        self._step_foreseen(server, tasks.cohorts, outcome)
-        return True
-
-    def _step_foreseen(self, server: Server, cohorts: Cohorts, outcome: Outcome) -> None:
-        """Makes the next version of a cohort's answers, as `finish` does of replies."""
-        places = np.flatnonzero(outcome.answered)
-        places = places[np.argsort(outcome.nodes[places], kind="stable")]
-        examples = [float(metrics[self.weighted_by_key]) for metrics in outcome.metrics]
-        weights = np.array(examples)[outcome.which[places]]
-        rates = self.rates.of(server.version, self.waits_for)
-        self.latest = {}
-        try:
-            self._check_enough(len(places))
-            check_weights(weights)
-            mean = np.zeros(server.w.size, np.float32)
-            updates = Updates(
-                np.empty((len(places), 0), np.float32),
-                weights,
-                combine=lambda *_: mean,
-                buffers=self.buffers,
-                trained=self.places if self.trained < mean.size else (),
-            )
-            state = self._stepped(server, updates, rates)
-        except (NoStep, ConfigError) as error:
-            why = self._why_no_step(error, len(places))
-            cohorts.left(places)
-            server.stay(why)
-            return
-        if rates:
-            server.tasks.control.measured(rates)
-        cohorts.used(outcome, places)
-        if server.step(state.w, [], of_one_version=True):
-            self.rates.stepped(rates)
-            self.state = state._replace(w=server.w)
-
     # ---- large models ----------------------------------------------------------------------------
 
     def _new_fold(self, server: Server) -> Fold | None:
@@ -1060,9 +872,10 @@ class Rounds(Aggregating):
 
     def unusable(self, update: Update) -> str | None:
         """Refuses a client that does not report what is read, or has no weight."""
-        return self._refuses(update.metrics)
+        return self.refuses(update.metrics)
 
-    def _refuses(self, metrics: Mapping[str, Any]) -> str | None:
+    def refuses(self, metrics: Mapping[str, Any]) -> str | None:
+        """Returns why the rule, or another part, cannot use what a client reports."""
         for reader in self.readers.values():
             if (name := not_reported(metrics, reader.reads)) is not None:
                 return f"it reports no finite {name!r}, which {type(reader).__name__} reads"
