@@ -122,7 +122,7 @@ def _unknown(config: DictConfig, defaults: DictConfig) -> Iterator[str]:
             yield no_key(name, defaults)
     for group, default in defaults.items():
         if isinstance(default, DictConfig) and default and "_target_" not in default:
-            for key in config[group] or {}:
+            for key in config.get(group) or {}:
                 if key not in default:
                     yield no_key(f"{group!s}.{key!s}", defaults)
 

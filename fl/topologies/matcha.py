@@ -28,6 +28,7 @@ Matrix = NDArray[np.float64]
 
 _GAP = 1e-6  # of lambda_2, relative, between the probabilities that are taken and the best
 _PASSES = 5_000
+_LEAST = 0.001  # budget, below which probabilities are lost in the tolerance of the programmes
 
 
 @read_if(
@@ -60,10 +61,11 @@ class MATCHA(Topology):
         num_nodes: n, at least 2.
         base: the graph: undirected and connected, and it stays. Its weights are not used.
         seed: of the draws.
-        budget: share of the matchings that a round uses on average, in (0, 1].
+        budget: share of the matchings that a round uses on average, in [0.001, 1].
 
     Raises:
-        ConfigError: `budget` is out of range; the graph is another kind, or has other nodes.
+        ConfigError: `budget` is out of range, or no probabilities are found; the graph is another
+            kind, or has other nodes.
     """
 
     base: Topology
@@ -85,6 +87,12 @@ class MATCHA(Topology):
                 f"MATCHA: base is {kind}; it must be an undirected graph that stays and is "
                 "connected: use topology@topology.base=ring, torus, random_regular or erdos_renyi"
             )
+        if self.budget < _LEAST:
+            raise ConfigError(
+                f"MATCHA: budget is {self.budget:g}; it must be at least {_LEAST}, as a network "
+                "that hardly ever meets is apart: use strategy=local for that"
+            )
+        self.probabilities  # noqa: B018 (found before anything starts, and kept)
 
     @property
     def period(self) -> None:
@@ -208,7 +216,8 @@ def activation(laplacians: Matrix, budget: float) -> Matrix:
     """Returns p that maximises lambda_2(sum_j p_j L_j), shape (M,).
 
     Of 0 <= p_j <= 1 and sum_j p_j <= budget M. Each linear programme bounds lambda_2 by the
-    eigenvectors that were found so far, and its value is a bound on the best.
+    eigenvectors that were found so far, and its value is a bound on the best. It is solved for
+    p / budget, so that its tolerances are those of numbers near 1.
 
     Args:
         laplacians: L_j of connected sum, shape (M, n, n).
@@ -218,7 +227,7 @@ def activation(laplacians: Matrix, budget: float) -> Matrix:
         ConfigError: no p within 1e-6 of the bound was found.
     """
     M, n = laplacians.shape[:2]
-    p = np.full(M, float(budget))
+    p, most = np.ones(M), 1.0 / budget
     best, best_p, bound = -np.inf, p, np.inf
     cuts: list[Matrix] = []  # lambda_2 <= cut p
     for number in range(_PASSES):
@@ -233,17 +242,18 @@ def activation(laplacians: Matrix, budget: float) -> Matrix:
             found = linprog(
                 [0.0] * M + [-1.0],
                 A,
-                [0.0] * len(cuts) + [budget * M],
-                bounds=[(0, 1)] * M + [(0, None)],
+                [0.0] * len(cuts) + [float(M)],
+                bounds=[(0, most)] * M + [(0, None)],
             )
-            bound, target = -found.fun, np.clip(found.x[:M], 0, 1)
+            bound, target = -found.fun, np.clip(found.x[:M], 0, most)
             if bound - best <= _GAP * bound:
-                return best_p
+                return np.minimum(budget * best_p, 1.0)
             p = (target + best_p) / 2
         else:
             p = target
     raise ConfigError(
-        f"MATCHA: lambda_2 is {best:.6g} after {_PASSES} passes, and may be up to {bound:.6g}: use "
+        f"MATCHA: lambda_2 is {budget * best:.6g} after {_PASSES} passes, and may be up to "
+        f"{budget * bound:.6g}: use "
         "another budget or base"
     )
 

@@ -253,6 +253,11 @@ class OuterSteps(RuleDriver):
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if the workers are too few for the aggregator."""
         taking_part = min(num_clients, self.workers)
+        if num_clients < self.workers < math.inf:
+            raise ConfigError(
+                f"workers is {self.workers}, and there are {num_clients} clients: set it to fewer, "
+                "which leaves the others as spares, or leave it out"
+            )
         self.aggregator.check(int(taking_part))
         if self.stragglers is not None and taking_part == num_clients:
             raise ConfigError(
