@@ -62,11 +62,11 @@ EXPERIMENT_FAMILIES = (  # in the order of the page
     "outer steps",
     "stages",
     "machines between clients and server",
-    "stages",
     "compression",
     "robust aggregation",
     "clusters and personal models",
     "parts of a model",
+    "predictions",
 )
 _TOP = re.compile(
     r"""\A\#\ (?P<title>.+)\n\n

@@ -191,7 +191,7 @@ def ages(found: Mapping[str, Both]) -> Iterator[str]:
     for name, both in found.items():
         if both.case.kind == "events":
             real, simulated = (
-                np.array([float(row["staleness"]) for row in t.rows if row.get("staleness") != ""])
+                np.array([float(age) for row in t.rows if (age := row.get("staleness", "")) != ""])
                 for t in (both.real, both.simulated)
             )
             distance = ks_2samp(real, simulated).statistic

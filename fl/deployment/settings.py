@@ -28,6 +28,7 @@ _OF_THE_SIMULATOR = {
         "the devices, links, availability and faults of a deployment are those of its SuperNodes"
     ),
     "hierarchy": "SuperNodes exchange with the SuperLink alone",
+    "network": "the links of a deployment are there",
     "runtime": "what software takes is what it takes",
     "executor": "SuperNodes run the clients",
     "checkpoint": "the server of a deployment keeps nothing to resume a run from",
@@ -137,7 +138,7 @@ def compose_experiment(overrides: Sequence[str], own: Own | None = None) -> Dict
 
 def _check_simulator_only(config: DictConfig, defaults: DictConfig) -> None:
     for key, reason in _OF_THE_SIMULATOR.items():
-        if _plain(config[key]) != _plain(defaults[key]):
+        if _plain(config.get(key)) != _plain(defaults.get(key)):
             raise ConfigError(
                 f"{key} is set, and is of the simulator only: {reason}; leave it out, or the "
                 "+experiment=... that sets it"

@@ -30,6 +30,7 @@ ROOTS = (
     "fl.models",
     "fl.selection",
     "fl.simulation",
+    "fl.stages",
     "fl.strategies",
     "fl.submodels",
     "fl.topologies",
