@@ -1,13 +1,14 @@
 """Methods beside each other, each at the settings at which it was best with other seeds.
 
     python experiments/tuned.py best FOLDER KEY CASES
-    python experiments/tuned.py report ROOT PAGE AGAINST KEY [COST]
+    python experiments/tuned.py report ROOT PAGE AGAINST KEY [COST [END ...]]
 
 The first prints the overrides of the best point of a grid, a line for all cases that share it; the
 second makes a page's tables, and a figure for each case. A case is a value of KEY. The runs of a
 method lie in ROOT/METHOD/tune and ROOT/METHOD/final, where tuned.sh puts them. PAGE is the page's
 folder, AGAINST the method that the others are compared with seed by seed, and COST (round, or
-time_s) what reaching the target is counted in.
+time_s) what reaching the target is counted in. With an END, such as time_s=4, steps=40 (of a node)
+or MB=1.2, a case has a second table, in which every run ends as if it had been given no more.
 
 A run's result is the mean of its target's metric over the last fifth of the evaluations that have
 it; a run that diverged has none, and is worse than all that did not. The target is reached at the
@@ -20,6 +21,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -30,7 +32,7 @@ from fl.reports.jobs import overrides
 from fl.reports.page import replace_tables
 
 CONFIDENCE = 0.95
-COSTS = {"round": "rounds", "time_s": "s"}
+COSTS = {"round": "rounds", "time_s": "s", "steps": "steps a node", "MB": "MB"}
 
 Point = tuple[tuple[str, str], ...]
 """Keys of the grid and their values, as overrides have them."""
@@ -52,6 +54,26 @@ def reached(run: Run) -> Row | None:
     """Returns the first of two evaluations in a row that meet the target."""
     met = target_of(run).met_by
     return next((row for row, after in pairwise(run.history) if met(row) and met(after)), None)
+
+
+def spent(row: Row, cost: str) -> float:
+    """Returns what a run has cost until an evaluation."""
+    if cost == "steps":
+        return row["round"] * row.get("train_steps", 0)
+    if cost == "MB":
+        return (row["bytes_down"] + row["bytes_up"]) / 1e6
+    return row[cost]
+
+
+def until(run: Run, cost: str, most: float) -> Run:
+    """Returns a run as if it had ended before it cost more than that.
+
+    Raises:
+        ValueError: it has ended before it cost as much.
+    """
+    if spent(run.history[-1], cost) < most:
+        raise ValueError(f"{run.directory} has ended before {most:g} {COSTS[cost]}")
+    return replace(run, history=[row for row in run.history if spent(row, cost) <= most])
 
 
 def loss(runs: Sequence[Run]) -> float:
@@ -127,6 +149,18 @@ def interval(differences: Sequence[float], metric: str) -> str:
     return f"{shown(mean, metric)} ({low} to {high}){'' if abs(mean) > half else ', undecided'}"
 
 
+def by_seed(runs: Sequence[Run]) -> dict[int, float]:
+    """Returns the runs' results."""
+    return {run.summary["seed"]: result(run) for run in runs}
+
+
+def paired(ends: Mapping[int, float], base: Mapping[int, float], metric: str) -> str:
+    """Returns the interval of the results less those of the same seeds; "" if fewer than two."""
+    pairs = [ends[seed] - base[seed] for seed in sorted(ends) if seed in base]
+    pairs = [pair for pair in pairs if not math.isnan(pair)]
+    return interval(pairs, metric) if len(pairs) > 1 else ""
+
+
 def final_runs(folder: Path, key: str, case: str) -> list[Run]:
     """Returns the runs of a case at its best point, in order of their seeds."""
     order = ranked(folder / "tune", key, case)
@@ -149,20 +183,36 @@ def results(methods: Mapping[str, Sequence[Run]], against: str, cost: str) -> st
         f"| method | seeds | {named} | less {against} | {to} | MB to it |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    base = {run.summary["seed"]: result(run) for run in methods[against]}
+    base = by_seed(methods[against])
     for name, runs in sorted(methods.items(), key=lambda item: loss(item[1])):
-        ends = {run.summary["seed"]: result(run) for run in runs}
+        ends = by_seed(runs)
         whole = [value for value in ends.values() if not math.isnan(value)]
         seeds = str(len(ends)) if len(whole) == len(ends) else f"{len(whole)} of {len(ends)}"
-        pairs = [ends[seed] - base[seed] for seed in sorted(ends) if seed in base]
-        pairs = [pair for pair in pairs if not math.isnan(pair)]
-        less = interval(pairs, metric) if name != against and len(pairs) > 1 else ""
+        less = "" if name == against else paired(ends, base, metric)
         rows = [reached(run) for run in runs]
-        costs = ", ".join(f"{row[cost]:g}" if row else "–" for row in rows)  # noqa: RUF001
-        sizes = [(row["bytes_down"] + row["bytes_up"]) / 1e6 for row in rows if row]
+        costs = ", ".join(f"{spent(row, cost):g}" if row else "–" for row in rows)  # noqa: RUF001
+        sizes = [spent(row, "MB") for row in rows if row]
         size = f"{median(sizes):.3g}" if len(sizes) == len(rows) else ""
         ending = spread(whole, metric) if whole else "diverged"
         lines.append(f"| {name} | {seeds} | {ending} | {less} | {costs} | {size} |")
+    return "\n".join(lines)
+
+
+def at_ends(methods: Mapping[str, Sequence[Run]], against: str, ends: Mapping[str, float]) -> str:
+    """Returns the table of one setting in which all runs end by the same cost, of several kinds."""
+    metric = target_of(methods[against][0]).metric
+    heads = [f"{most:g} {COSTS[cost]} | less {against}" for cost, most in ends.items()]
+    lines = [f"| method | {' | '.join(heads)} |", "|---|" + "---:|" * 2 * len(ends)]
+    for name in methods:
+        cells = []
+        for cost, most in ends.items():
+            mine, base = (
+                by_seed([until(run, cost, most) for run in methods[each]])
+                for each in (name, against)
+            )
+            cells.append(spread(list(mine.values()), metric))
+            cells.append("" if name == against else paired(mine, base, metric))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -195,21 +245,25 @@ def _number(item: tuple[str, str]) -> tuple[str, float, str]:
         return key, math.inf, value
 
 
-def report(root: Path, page: Path, against: str, key: str, cost: str = "round") -> None:
+def report(root: Path, page: Path, against: str, key: str, cost: str = "round", *ends: str) -> None:
     """Replaces the tables of a page, and its figures."""
     from fl.reports.plots import compare  # slow to load, and not for `best`
 
     methods = {folder.name: folder for folder in sorted(root.iterdir())}
     of_one = find_runs(methods[against] / "final")
     cases = list(dict.fromkeys(overrides(run)[key] for run in of_one))
+    most = {name: float(value) for name, _, value in (end.partition("=") for end in ends)}
     parts = []
     for case in cases:
         found = {name: final_runs(folder, key, case) for name, folder in methods.items()}
         runs = {name: made for name, made in found.items() if made}  # of methods for this case
         target = target_of(runs[against][0])
         figure = page / f"{re.sub(r'[^0-9a-z]+', '_', case.lower()).strip('_')}.png"
-        compare(runs, target.metric, figure, axes=(cost,), target=target.value)
+        axes = ("time_s", "bytes") if "MB" in most else (cost,)
+        compare(runs, target.metric, figure, axes=axes, target=target.value)
         table = results(runs, against, cost)
+        if most:
+            table += f"\n\n{at_ends(runs, against, most)}"
         title = f"{short_key(key)} {case}"
         parts.append(f"### {title}\n\n{table}\n\n![{target.metric}, {title}]({figure.name})")
     parts.append(f"### Tuning\n\n{tuning(methods, key, cases)}")
