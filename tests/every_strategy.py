@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -17,6 +19,15 @@ from fl.runs.experiment import app_of
 from fl.runs.run import serve
 from fl.runs.settings import target_of
 from fl.selection import Choice, Selection
+
+
+def mostly_slow(names: Sequence[str]) -> list[Any]:
+    """Every third name as it is, and the others marked slow, for checks of each member."""
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] if i % 3 else [])
+        for i, name in enumerate(names)
+    ]
+
 
 CLIENTS, ROUNDS = 4, 3
 CONF = Path(fl.__file__).parent / "conf"

@@ -23,6 +23,7 @@ from every_strategy import (
     RANKS,
     SPARSE,
     STAGED,
+    mostly_slow,
 )
 from flwr.app import ConfigRecord, RecordDict
 from hydra import compose, initialize_config_module
@@ -245,7 +246,7 @@ def reached(name: str) -> str:
     )
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", mostly_slow(STRATEGIES))
 def test_the_methods_page_says_what_a_strategy_does_at_its_defaults(name):
     assert row(name) in on_page()
 

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from fl.runs.groups import groups
 from fl.runs.usage import GROUPS
 
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow  # half a minute; `make docs` builds it every night
 def test_the_site_is_built_without_a_warning_and_has_a_page_for_every_member(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}

@@ -233,6 +233,8 @@ TRACKED = {
     "diana": "qsgd",
 }
 DATA_DEPENDENT = {
+    "grass",
+    "grass_sampled",
     "topk",
     "topk_by_tensor",
     "topk_int8",

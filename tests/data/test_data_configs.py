@@ -44,7 +44,9 @@ def test_every_key_of_a_source_is_an_argument_and_the_other_way_round(configure,
 
 @pytest.mark.parametrize("name", PARTITIONS)
 def test_every_key_of_a_partition_is_an_argument_and_the_other_way_round(configure, name):
-    function = make(configure(f"partition={name}"), "partition")
+    rule = "{_target_:fl.strategies.GradientCoding,n:10}"  # says who holds what
+    scheme = [f"+strategy.rule={rule}"] if name == "coded" else []
+    function = make(configure(f"partition={name}", *scheme), "partition")
     parameters = set(inspect.signature(function.func).parameters)
     assert {"source", *function.keywords} == parameters
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
-from every_strategy import LEARNING, LOCAL, MODELS, PARTIAL, STAGED
+from every_strategy import LEARNING, LOCAL, MODELS, PARTIAL, STAGED, mostly_slow
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -53,7 +53,7 @@ MADE = (
 )
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", mostly_slow(STRATEGIES))
 def test_member_is_refused_if_and_only_if_nothing_that_is_made_depends_on_it(strategy, monkeypatch):
     monkeypatch.setenv("FL_DATA_DIR", "nowhere")
     config = composed(f"strategy={strategy}")

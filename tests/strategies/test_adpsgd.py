@@ -176,7 +176,14 @@ TOP1 = len(TopK(k=1).encode(np.float32([1, 2]), Shapes.vector(2), {}, None)[0])
 
 
 @pytest.mark.parametrize(
-    "channel", [TopK(k=1), ErrorFeedback(TopK(k=1)), EF21(TopK(k=1)), Qsgd(levels=1)]
+    "channel",
+    [
+        EF21(TopK(k=1)),
+        *(
+            pytest.param(channel, marks=pytest.mark.slow)
+            for channel in (TopK(k=1), ErrorFeedback(TopK(k=1)), Qsgd(levels=1))
+        ),
+    ],
 )
 def test_compressed_pairs_keep_the_mean_and_reach_it(channel):
     n = 6

@@ -15,7 +15,7 @@ from types import FunctionType, ModuleType
 import numpy as np
 import pytest
 import torch
-from every_strategy import PARTIAL, PUBLIC, RANKS, SPARSE
+from every_strategy import PARTIAL, PUBLIC, RANKS, SPARSE, mostly_slow
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from hydra import compose, initialize_config_module
@@ -284,7 +284,7 @@ def test_the_config_folder_has_strategies_driven_by_events():
     assert {"fedasync", "fedbuff"} <= set(STRATEGIES)
 
 
-@pytest.mark.parametrize("name", [*STRATEGIES, *MORE])
+@pytest.mark.parametrize("name", mostly_slow([*STRATEGIES, *MORE]))
 def test_every_task_ends_once_and_no_slot_leaks(name):
     strategy, grid = strategy_of(name), stormy_grid()
     run_until(strategy, grid, 300)
@@ -299,7 +299,7 @@ def test_every_task_ends_once_through_ten_thousand_faults(name):
     check_conservation(strategy, grid)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", mostly_slow(STRATEGIES))
 def test_a_run_that_ends_leaves_no_reply_unaccounted_for(name):
     strategy, grid = strategy_of(name), stormy_grid(seed=2)
     # Of a strategy whose every arrival is a version, 7 would be over before anything has failed.

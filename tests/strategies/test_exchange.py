@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from every_strategy import EVERY, configured
+from every_strategy import EVERY, configured, mostly_slow
 from flwr.serverapp.strategy import FedAvg, FedProx, Result
 
 from fl.runs.making import make
 from fl.strategies import Driver, Exchange, driver_of
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", mostly_slow(EVERY))
 def test_within_an_exchange_a_strategy_is_a_copy_and_itself_stays_as_it_was(name):
     strategy = make(configured(name), "strategy")
     before = dict(vars(strategy))

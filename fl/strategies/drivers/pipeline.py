@@ -73,7 +73,8 @@ class Pipeline(RuleDriver):
         micro_batches: M of each pipeline in a step; the client's batch_size is that of one.
         in_flight: most of them under way in a pipeline; None is all, as GPipe has it, S is as few
             as keep all machines busy.
-        ends, boundaries: where the model is cut, see `fl.stages.Cut.of`.
+        ends: which pieces the first stage holds, see `fl.stages.Cut.of`.
+        boundaries: pieces at which the next spans begin, likewise.
         allreduce: by which a stage's machines come to have the mean; None is a ring.
         server: the last client has the last stage.
         turn_steps: after how many steps the next client that has no stage gets the first one, with

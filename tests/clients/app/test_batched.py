@@ -134,7 +134,7 @@ def assert_same(app, singles, many):
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-@pytest.mark.parametrize("batch_size", [4, 10, None])
+@pytest.mark.parametrize("batch_size", [4, pytest.param(10, marks=pytest.mark.slow), None])
 def test_clients_of_unequal_size_train_together_as_alone(
     federated, mlp, content_of, both, rule, batch_size
 ):
