@@ -149,11 +149,7 @@ class OuterAdam(OuterOptimizer):
     def step(self, theta: Row, delta: Vector, state: State, t: int) -> tuple[Row, State]:
         """Returns parameters and moments; see `OuterOptimizer.step`."""
         lr = self.lr * (1.0 if self.schedule is None else self.schedule(t))
-        m = self.beta1 * state["m"] + (1 - self.beta1) * delta
-        v = self.beta2 * state["v"] + (1 - self.beta2) * delta**2
-        deviation = np.sqrt(v / (1 - self.beta2 ** (t + 1))) + self.eps
-        # What never had a gradient does not move, even with eps = 0.
-        move = np.divide(m, deviation, out=np.zeros_like(m), where=deviation > 0)
+        m, v, move = _moments(self, state, delta, t)
         decayed = theta.astype(np.float64) * (1 - lr * self.weight_decay)
         return rounded(decayed - lr / (1 - self.beta1 ** (t + 1)) * move), {"m": m, "v": v}
 
@@ -221,10 +217,7 @@ class OuterLamb(OuterOptimizer):
         norm = np.linalg.norm(delta)
         if self.clip_norm is not None and norm > self.clip_norm:
             delta = delta * (self.clip_norm / norm)
-        m = self.beta1 * state["m"] + (1 - self.beta1) * delta
-        v = self.beta2 * state["v"] + (1 - self.beta2) * delta**2
-        deviation = np.sqrt(v / (1 - self.beta2 ** (t + 1))) + self.eps
-        r = np.divide(m, deviation, out=np.zeros_like(m), where=deviation > 0)
+        m, v, r = _moments(self, state, delta, t)
         w = theta.astype(np.float64)
         r = r / (1 - self.beta1 ** (t + 1)) + self.weight_decay * w
         ends = state["ends"].astype(np.int64)
@@ -232,6 +225,17 @@ class OuterLamb(OuterOptimizer):
             length, of_move = np.linalg.norm(own), np.linalg.norm(move)
             own -= lr * (length / of_move if length > 0 and of_move > 0 else 1.0) * move
         return rounded(w), {**state, "m": m, "v": v}
+
+
+def _moments(
+    rule: OuterAdam | OuterLamb, state: State, delta: Vector, t: int
+) -> tuple[Vector, Vector, Vector]:
+    """Returns m, v, and m / (sqrt(v / (1 - beta2^t)) + eps), of which Adam and LAMB are made."""
+    m = rule.beta1 * state["m"] + (1 - rule.beta1) * delta
+    v = rule.beta2 * state["v"] + (1 - rule.beta2) * delta**2
+    deviation = np.sqrt(v / (1 - rule.beta2 ** (t + 1))) + rule.eps
+    # What never had a gradient does not move, even with eps = 0.
+    return m, v, np.divide(m, deviation, out=np.zeros_like(m), where=deviation > 0)
 
 
 def rounded(theta: Vector) -> Row:

@@ -32,7 +32,6 @@ def needs_messages(strategy: Rounds, server: Server) -> str:
     """
     rule = strategy.rule
     for needs, why in (
-        (server.tasks.cohorts is None, "the grid has none but messages"),
         (server.tasks.any_open, "clients are busy"),
         (strategy.summation is not None, "machines add up what arrives"),
         (server.forging is not None, "replies are forged"),
@@ -60,7 +59,9 @@ def needs_messages(strategy: Rounds, server: Server) -> str:
 
 def has_foreseen(strategy: Rounds, server: Server, choice: Choice, waits_for: int) -> bool:
     """Has a round without messages if one is possible; returns whether it was."""
-    n = len(choice.clients)
+    n, cohorts = len(choice.clients), server.tasks.cohorts
+    if cohorts is None:
+        return False
     if needs_messages(strategy, server) or not 0 < n <= waits_for or choice.weights is not None:
         return False
     content = strategy.messages.alike(server, n, partial(strategy.told_clients, server, waits_for))
@@ -71,10 +72,8 @@ def has_foreseen(strategy: Rounds, server: Server, choice: Choice, waits_for: in
         return not any(strategy.refuses(reported) for reported in metrics)
 
     tasks, began = server.tasks, server.now
-    if tasks.cohorts is None:
-        return False
     deadline = math.inf if strategy.deadline_s is None else began + strategy.deadline_s
-    outcome = tasks.cohorts.run(
+    outcome = cohorts.run(
         content,
         choice.clients,
         tasks.ttl_s,
@@ -88,7 +87,7 @@ def has_foreseen(strategy: Rounds, server: Server, choice: Choice, waits_for: in
     strategy.failing.begin_with(outcome.failed_at_last, began)
     strategy.wanted, strategy.waits_for, strategy.selected = waits_for, n, n
     strategy.opens_s = math.inf
-    _step(strategy, server, tasks.cohorts, outcome)
+    _step(strategy, server, cohorts, outcome)
     return True
 
 

@@ -6,24 +6,19 @@ is sent when. Time alone is passed.
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from flwr.app import ArrayRecord, ConfigRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result
+from typing import Literal
 
 from fl.checks import at_least, is_a, not_negative, positive
 from fl.errors import ConfigError
 from fl.stages import Bans, BlockPlacement, ShortestTime, TransformerStage
-from fl.strategies.drivers.driver import Driver, Traits
-from fl.strategies.drivers.events import EvaluateFn
 from fl.strategies.drivers.petals_run import PetalsRun
 from fl.strategies.drivers.stage_peers import StagePeers
+from fl.strategies.drivers.timed_stages import Ended, TimedStages
 
 _WORK = ("inference", "tuning")
 
 
-class Petals(Driver):
+class Petals(TimedStages):
     """Servers hold runs of a frozen model's blocks; users go from server to server.
 
     The first `users` clients are users, all others servers. A server that comes measures its speed,
@@ -92,7 +87,7 @@ class Petals(Driver):
         load_s: float = 60.0,
         balance_s: float = 120.0,
         refresh_s: float = 30.0,
-        patience: float | None = 10.0,
+        patience: float | None = None,
         seed: int = 0,
     ) -> None:
         is_a("block", block, TransformerStage)
@@ -116,12 +111,10 @@ class Petals(Driver):
         for name, amount in (
             ("network_bps", network_bps),
             ("balance_s", balance_s),
-            ("refresh_s", refresh_s),
         ):
             positive(name, amount)
         not_negative("load_s", load_s)
-        if patience is not None:
-            positive("patience", patience)
+        super().__init__(refresh_s=refresh_s, patience=patience, seed=seed)
         self.block = block
         self.num_blocks = num_blocks
         self.held = held
@@ -144,14 +137,6 @@ class Petals(Driver):
         self.network_bps = network_bps
         self.load_s = load_s
         self.balance_s = balance_s
-        self.refresh_s = refresh_s
-        self.patience = patience
-        self.seed = seed
-
-    @property
-    def traits(self) -> Traits:
-        """What the strategy is."""
-        return Traits(meets="peers", compressors="none", downlink=False, learns=False)
 
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if the servers among them cannot hold all blocks."""
@@ -163,47 +148,7 @@ class Petals(Driver):
                 f"num_clients={self.users + needed} or more"
             )
 
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: EvaluateFn | None = None,
-    ) -> Result:
-        """Runs rounds.
-
-        Args:
-            grid: the simulator's.
-            initial_arrays: a model, which stays as it is.
-            num_rounds: pieces of work of each user.
-            timeout: not used: see `patience`.
-            train_config: not used: nothing is trained.
-            evaluate_config: not used.
-            evaluate_fn: called with each round and the model.
-
-        Raises:
-            ConfigError: an argument is out of its range, servers cannot hold all blocks, or the
-                grid is a deployment.
-            SimulationError: servers do nothing but fail, or too few come.
-        """
-        at_least("num_rounds", num_rounds, 1)
-        peers = StagePeers(grid, self.patience, self.name)
-        self.check_clients(len(peers))
-        result = Result(arrays=initial_arrays)
-        control = peers.tasks.control
-
-        def ended(t: int, measured: dict[str, float]) -> None:
-            if t:
-                control.measured(measured)
-                control.stepped(t)
-            metrics: Any = evaluate_fn(t, initial_arrays) if evaluate_fn else None
-            if metrics is not None:
-                result.evaluate_metrics_serverapp[t] = metrics
-
-        ended(0, {})
+    def begin(self, peers: StagePeers, ended: Ended) -> PetalsRun:
+        """Returns what passes the time."""
         self.last = PetalsRun(self, peers, ended)
-        self.last.run(num_rounds)
-        return result
+        return self.last

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
@@ -19,6 +16,7 @@ from fl.stages import Ban, Held, Leg, random_route, server_throughput
 from fl.stages.block_routing import holding
 from fl.strategies.drivers.stage_peers import StageJob, StagePeers
 from fl.strategies.drivers.tasks import TTL_S, Failures, Task
+from fl.strategies.drivers.timed_stages import Ended, Timers
 
 if TYPE_CHECKING:
     from fl.strategies.drivers.petals import Petals
@@ -77,7 +75,7 @@ class PetalsRun:
         self,
         strategy: Petals,
         peers: StagePeers,
-        ended: Callable[[int, dict[str, float]], None],
+        ended: Ended,
     ) -> None:
         self.strategy = strategy
         self.peers = peers
@@ -96,8 +94,7 @@ class PetalsRun:
         self._rtt: dict[tuple[int, int], float] = {}
         self._looks: Counter[int] = Counter()
         self._measuring: set[int] = set()
-        self._timers: list[tuple[float, int, Callable[[Any], None], Any]] = []
-        self._sequence = count()
+        self._timers = Timers()
         self._heard_s = 0.0
         self._done: list[UserWork] = []
 
@@ -115,14 +112,10 @@ class PetalsRun:
         self._refresh(None)
         self._begin()
         while self.round < num_rounds:
-            for task, reply, seconds in self.peers.receive(self._timers[0][0]):
+            for task, reply, seconds in self.peers.receive(self._timers.first_s):
                 self._answered(task, reply, seconds)
-            while self._timers and self._timers[0][0] <= self.peers.now and self.round < num_rounds:
-                _, _, act, argument = heapq.heappop(self._timers)
-                act(argument)
-
-    def _at(self, time: float, act: Callable[[Any], None], argument: Any) -> None:
-        heapq.heappush(self._timers, (time, next(self._sequence), act, argument))
+            while self.round < num_rounds and self._timers.act(self.peers.now):
+                pass
 
     def _begin(self) -> None:
         self._done, self._began_s = [], self.peers.now
@@ -186,7 +179,7 @@ class PetalsRun:
             sent = tokens
         arrival, came = self.peers.send(source, leg.server, sent * self.token_bytes)
         if not came:
-            self._at(arrival, self._go, work)
+            self._timers.at(arrival, self._go, work)
             return
         flops = (leg.end - leg.start) * self.token_flops * (1 + backward)
         ready = arrival + self.strategy.routing.overhead_s
@@ -222,7 +215,7 @@ class PetalsRun:
                     work.has[work.at + 1] = 1
                 else:
                     work.output = True
-            self._at(back, self._go, work)
+            self._timers.at(back, self._go, work)
             return
         work.has[work.at] = work.total
         work.known.add(leg.end)
@@ -231,7 +224,7 @@ class PetalsRun:
         if work.at < len(work.legs):
             self._go(work)
         else:
-            self._at(back, self._stepped, work)
+            self._timers.at(back, self._stepped, work)
 
     def _stepped(self, work: UserWork) -> None:
         """A session's tokens have passed all blocks: the next one is known."""
@@ -256,7 +249,7 @@ class PetalsRun:
         there = self.peers.there()
         servers = {k: held for k, held in self.servers.items() if k in there}
         if any(not holding(servers, b) for b in range(start, end)):
-            self._at(now + strategy.refresh_s, self._go, work)
+            self._timers.at(now + strategy.refresh_s, self._go, work)
             return False
         servers = strategy.bans.allowed(self._bans, servers, strategy.num_blocks, now)
         work.number += 1
@@ -333,7 +326,7 @@ class PetalsRun:
                 f"no server has done anything for {now - self._heard_s:.6g} s: let clients of the "
                 "fleet come, or end the run before by time_limit_s"
             )
-        self._at(now + strategy.refresh_s, self._refresh, None)
+        self._timers.at(now + strategy.refresh_s, self._refresh, None)
 
     def _leave(self, server: int) -> None:
         self._lives[server] += 1
@@ -355,7 +348,9 @@ class PetalsRun:
 
     def _load(self, server: int, held: Held) -> None:
         self.loading[server] = held
-        self._at(self.peers.now + self.strategy.load_s, self._loaded, (server, self._lives[server]))
+        self._timers.at(
+            self.peers.now + self.strategy.load_s, self._loaded, (server, self._lives[server])
+        )
 
     def _loaded(self, loaded: tuple[int, int]) -> None:
         server, lives = loaded
@@ -368,7 +363,7 @@ class PetalsRun:
         self._looks[server] += 1
         u = uniform(strategy.seed, "balance", server, k)
         wait_s = -math.log1p(-u) * strategy.balance_s
-        self._at(self.peers.now + wait_s, self._look, (server, self._lives[server]))
+        self._timers.at(self.peers.now + wait_s, self._look, (server, self._lives[server]))
 
     def _look(self, looks: tuple[int, int]) -> None:
         server, lives = looks

@@ -6,24 +6,16 @@ when, and what becomes of it where peers are away, fail, or lose a message. Time
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from flwr.app import ArrayRecord, ConfigRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result
-
-from fl.checks import at_least, boolean, is_a, positive
+from fl.checks import at_least, boolean, is_a
 from fl.collectives import Collective, Failure, RingAllReduce
 from fl.errors import ConfigError
 from fl.stages import Rebalancing, StochasticWiring, TransformerStage
-from fl.strategies.drivers.driver import Driver, Traits
-from fl.strategies.drivers.events import EvaluateFn
 from fl.strategies.drivers.stage_peers import StagePeers
 from fl.strategies.drivers.swarm_run import SwarmRun
+from fl.strategies.drivers.timed_stages import Ended, TimedStages
 
 
-class SWARM(Driver):
+class SWARM(TimedStages):
     """Pipelines that are wired anew for every micro-batch, of peers of which each holds one stage.
 
     A micro-batch is sent forward through the S stages and back, from peer to peer; at each stage
@@ -90,9 +82,7 @@ class SWARM(Driver):
         if in_flight is not None:
             at_least("in_flight", in_flight, 1)
         boolean("delayed", delayed)
-        positive("refresh_s", refresh_s)
-        if patience is not None:
-            positive("patience", patience)
+        super().__init__(refresh_s=refresh_s, patience=patience, seed=seed)
         self.stage = stage
         self.num_stages = num_stages
         self.micro_batches = micro_batches
@@ -106,14 +96,6 @@ class SWARM(Driver):
         is_a("allreduce", self.allreduce, Collective)
         self.delayed = delayed
         self.failure = Failure("retry", detection_s)
-        self.refresh_s = refresh_s
-        self.patience = patience
-        self.seed = seed
-
-    @property
-    def traits(self) -> Traits:
-        """What the strategy is."""
-        return Traits(meets="peers", compressors="none", downlink=False, learns=False)
 
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if there are fewer clients than stages."""
@@ -124,48 +106,7 @@ class SWARM(Driver):
                 f"strategy.num_stages={max(2, num_clients)}"
             )
 
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: EvaluateFn | None = None,
-    ) -> Result:
-        """Runs steps.
-
-        Args:
-            grid: the simulator's.
-            initial_arrays: a model, which stays as it is.
-            num_rounds: steps.
-            timeout: not used: see `patience`.
-            train_config: not used: nothing is trained.
-            evaluate_config: not used.
-            evaluate_fn: called with each step and the model.
-
-        Raises:
-            ConfigError: an argument is out of its range, there are fewer clients than stages, or
-                the grid is a deployment.
-            SimulationError: peers do nothing but fail, or none comes.
-        """
-        at_least("num_rounds", num_rounds, 1)
-        peers = StagePeers(grid, self.patience, self.name)
-        self.check_clients(len(peers))
-        result = Result(arrays=initial_arrays)
-        control = peers.tasks.control
-
-        def stepped(t: int, measured: Mapping[str, float]) -> None:
-            if measured:
-                control.measured(measured)
-            if t:
-                control.stepped(t)
-            metrics: Any = evaluate_fn(t, initial_arrays) if evaluate_fn else None
-            if metrics is not None:
-                result.evaluate_metrics_serverapp[t] = metrics
-
-        stepped(0, {})
-        self.last = SwarmRun(self, peers, stepped)
-        self.last.run(num_rounds)
-        return result
+    def begin(self, peers: StagePeers, ended: Ended) -> SwarmRun:
+        """Returns what passes the time."""
+        self.last = SwarmRun(self, peers, ended)
+        return self.last

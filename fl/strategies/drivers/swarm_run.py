@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
@@ -18,6 +16,7 @@ from fl.randomness import uniform
 from fl.stages import Candidates, MicroBatch, Pass
 from fl.strategies.drivers.stage_peers import StageJob, StagePeers
 from fl.strategies.drivers.tasks import TTL_S, Failures, Task
+from fl.strategies.drivers.timed_stages import Ended, Timers
 
 if TYPE_CHECKING:
     from fl.strategies.drivers.swarm_pipelines import SWARM
@@ -86,7 +85,7 @@ class SwarmRun:
         self,
         strategy: SWARM,
         peers: StagePeers,
-        stepped: Callable[[int, Mapping[str, float]], None],
+        stepped: Ended,
     ) -> None:
         self.strategy = strategy
         self.peers = peers
@@ -104,8 +103,7 @@ class SwarmRun:
         self._busy: set[Place] = set()  # passes given, or stuck
         self._stuck: list[deque[Place]] = [deque() for _ in range(self.num_stages)]
         self._again: deque[Place] = deque()
-        self._timers: list[tuple[float, int, Callable[[Any], None], Any]] = []
-        self._sequence = count()
+        self._timers = Timers()
         self._ties = count()
         self._last_ended_s = 0.0
         self._last_end_s = 0.0  # of all-reduces so far
@@ -128,18 +126,14 @@ class SwarmRun:
         self._refresh(None)
         rebalancing = self.strategy.rebalancing
         if rebalancing is not None and math.isfinite(rebalancing.every_s):
-            self._at(self.peers.now + rebalancing.every_s, self._rebalance, None)
+            self._timers.at(self.peers.now + rebalancing.every_s, self._rebalance, None)
         self._begin()
         while self.ended < num_steps:
             self._advance()
-            for task, reply, seconds in self.peers.receive(self._timers[0][0]):
+            for task, reply, seconds in self.peers.receive(self._timers.first_s):
                 self._answered(task, reply, seconds)
-            while self._timers and self._timers[0][0] <= self.peers.now:
-                _, _, act, argument = heapq.heappop(self._timers)
-                act(argument)
-
-    def _at(self, time: float, act: Callable[[Any], None], argument: Any) -> None:
-        heapq.heappush(self._timers, (time, next(self._sequence), act, argument))
+            while self._timers.act(self.peers.now):
+                pass
 
     def _advance(self) -> None:
         """Does what can be done now: sends micro-batches on, begins others, ends steps."""
@@ -219,7 +213,7 @@ class SwarmRun:
             ready, arrived = max(ready, at), arrived and came
         if not arrived:
             self.facts["lost_payloads"] += 1
-            self._at(ready, self._retry, place)
+            self._timers.at(ready, self._retry, place)
             return
         memo = GivenPass(place, work, self.lives[peer], self.peers.now)
         self.peers.give(peer, self._flops(work), ready, memo)
@@ -302,7 +296,7 @@ class SwarmRun:
                 f"no peer has done anything for {now - self._heard_s:.6g} s: let clients of the "
                 "fleet come, or end the run before by time_limit_s"
             )
-        self._at(now + self.strategy.refresh_s, self._refresh, None)
+        self._timers.at(now + self.strategy.refresh_s, self._refresh, None)
 
     def _queues(self) -> list[dict[int, float]]:
         """Returns the passes that wait at each peer, by stage; those who are on their way, too."""
@@ -320,7 +314,7 @@ class SwarmRun:
             return
         source = min(holders, key=lambda p: (self.peers.waiting[p], p))
         arrival, came = self.peers.send(source, peer, self.work.state_bytes, beside=True)
-        self._at(arrival, self._arrived, (peer, stage, self.lives[peer], came))
+        self._timers.at(arrival, self._arrived, (peer, stage, self.lives[peer], came))
 
     def _arrived(self, download: tuple[int, int, int, bool]) -> None:
         peer, stage, lives, came = download
@@ -355,7 +349,7 @@ class SwarmRun:
             self.facts["moves"] += 1
             self.wired[move.source] = self.wiring.leave(self.wired[move.source], move.peer)
             self._download(move.peer, move.target)
-        self._at(self.peers.now + rebalancing.every_s, self._rebalance, None)
+        self._timers.at(self.peers.now + rebalancing.every_s, self._rebalance, None)
 
     # ---- the end of a step -----------------------------------------------------------------------
 
@@ -387,10 +381,10 @@ class SwarmRun:
                 step.reducing = "fails"
         if step.reducing == "fails":
             self.facts["failed_all_reduces"] += 1
-            self._at(finish_s, self._failed, (k, gone))
+            self._timers.at(finish_s, self._failed, (k, gone))
             return
         self._last_end_s = finish_s
-        self._at(finish_s, self._end, (k, gone))
+        self._timers.at(finish_s, self._end, (k, gone))
         if self.strategy.delayed and len(self.steps) == 1:
             self._begin()
 
