@@ -485,7 +485,12 @@ class Rounds(Aggregating):
         count = min(int(self.over_selection * n + 1e-9), len(idle))
         self._check_count(count)
         opening = Opening(
-            server.version + 1, idle, tasks.nodes(), count, lambda key: self._rng(server, key)
+            server.version + 1,
+            idle,
+            tasks.nodes(),
+            count,
+            lambda key: self._rng(server, key),
+            tasks.charge,
         )
         ask, self.known = ask_of(self.selection, self.known, opening)
         while ask is not None:
