@@ -1,8 +1,8 @@
 """What a strategy asks of a grid beyond Flower's API: time, orders and reports, links of peers.
 
 A grid that has an answer of its own has it as the attribute `clock`, `control`, `peers`,
-`summation`, `numbered`, `arrived`, `cohorts` or `charge`. To `GridView` every grid has all of them; Flower's
-own get those of a deployment:
+`summation`, `numbered`, `arrived`, `cohorts` or `charge`. To `GridView` every grid has all of them;
+Flower's own get those of a deployment:
 
 - the wall clock;
 - a control without effect: a client that was told to stop goes on, and its reply is thrown away;

@@ -32,7 +32,7 @@ def after(battery: Battery, charge: float, seconds: float, load_w: float, plugge
 
 
 def test_charge_is_constant_power_to_the_knee_and_then_decays() -> None:
-    # 55.4 kJ at 15 W from 10 %: the knee at 80 % after 2,585 s, 95 % after 1.386 tau = 1,024 s more.
+    # 55.4 kJ at 15 W from 10 %: the knee at 80 % after 2,585 s, 95 % after 1,024 s more.
     battery = battery_of(capacity_j=55400.0, charger_w=15.0)
     to_knee = 0.7 * 55400 / 15
     assert round(to_knee) == 2585
@@ -196,9 +196,7 @@ def test_what_cannot_be_is_refused(given_values, match) -> None:
 
 
 def test_batteries_of_another_fleet_are_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"battery.plugged is for \(1,\) clients, the fleet has 2"
-    ):
+    with pytest.raises(ConfigError, match=r"battery.plugged is for .1,. clients"):
         fleet_of([Client(), Client()], battery=battery_of())
-    with pytest.raises(ConfigError, match="capacity_j.x: the fleet has no such kind of device"):
+    with pytest.raises(ConfigError, match=r"capacity_j\.x: the fleet has no such kind of device"):
         fleet_of([Client()], battery=battery_of(capacity_j={"x": 1.0}))

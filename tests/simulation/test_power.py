@@ -66,6 +66,17 @@ def test_curves_of_the_presets_save_energy_at_a_cap_of_55_to_80_percent(name) ->
     assert 0.7 < energy_per_work(curve, best) < 0.9
 
 
+def test_cubic_law_is_within_thirty_percent_of_a_phone_that_was_measured() -> None:
+    node = content("power", "nexus_one").curve
+    measured, law = MeasuredCurve(node.caps, node.speeds, node.draws), Dvfs(static=0.2)
+    for cap in measured.candidates:
+        speed = measured.speed(cap)
+        power = 0.2 + 0.8 * speed**3  # what the law says of this clock
+        assert law.speed(power) == pytest.approx(speed)
+        assert -0.29 < power / measured.draw(cap) - 1 < 0.04
+    assert measured.speed(cheapest_cap(measured, eta=1.0)) == 0.3848
+
+
 def test_a40_below_forty_percent_takes_more_energy_than_at_full_power() -> None:
     node = content("power", "a40").curve
     curve = MeasuredCurve(node.caps, node.speeds, node.draws)
@@ -127,7 +138,7 @@ def test_server_chooses_the_cap_of_each_task() -> None:
 def test_cap_of_a_message_that_is_no_share_is_refused(value) -> None:
     grid = grid_of(fleet_of([Client()], power=Power(Dvfs())), flops=1.0)
     content = RecordDict({"config": ConfigRecord({CAP_KEY: value})})
-    with pytest.raises(ConfigError, match="'power-cap' is .*; it must be a share"):
+    with pytest.raises(ConfigError, match=r"'power-cap' is .*; it must be a share"):
         grid.push_messages([Message(content, node_id(0), "train")])
 
 

@@ -92,9 +92,9 @@ class Charges:
         if self._mains[client]:
             return math.inf
         battery = self._battery
-        charge, time = self._charge.item(client), self._since.item(client)
-        load, capacity = self._load.item(client), self._capacity.item(client)
-        plugged, until = bool(self._plugged[client]), self._until.item(client)
+        charge, time = float(self._charge[client]), float(self._since[client])
+        load, capacity = float(self._load[client]), float(self._capacity[client])
+        plugged, until = bool(self._plugged[client]), float(self._until[client])
         level = battery.resume if self._low[client] else battery.threshold
         for _ in range(_MOST_CHANGES):
             end = time + battery.seconds_until(charge, level, load, capacity, plugged)
@@ -102,8 +102,15 @@ class Charges:
                 return end
             if math.isinf(until):
                 break
-            columns = [np.array([x]) for x in (charge, until - time, load, capacity)]
-            charge = battery.after(*columns, np.array([plugged])).item()
+            charge = float(
+                battery.after(
+                    np.array([charge]),
+                    np.array([until - time]),
+                    np.array([load]),
+                    np.array([capacity]),
+                    np.array([plugged]),
+                )[0]
+            )
             time = until
             plugged = battery.plugged.is_online(client, time)
             until = battery.plugged.next_change(client, time)

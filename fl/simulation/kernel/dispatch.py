@@ -49,9 +49,9 @@ class Dispatch:
         idle_s, compute_s, radio_s: what it has taken of the device so far, s.
         past_s: what the device computed for it before the message came, s, for its energy.
         asked_cap: share of full power at which the server has it worked on; None if it says none.
-        draw: share of the power of full speed that the device draws as it computes.
-        load_w, load_since, drained_j: what it draws of a battery in its stage, W; since when, s; and
-            what it has drawn before, J.
+        speed, draw: shares of full speed, and of the power of that, with which the device computes.
+        load_w, load_since, drained_j: what it draws of a battery in its stage, W; since when, s;
+            and what it has drawn before, J.
         metadata: of the message.
         request: what the client is asked.
         plan: what that costs, if its app plans.
@@ -91,6 +91,7 @@ class Dispatch:
         "scalars",
         "size_down",
         "size_up",
+        "speed",
         "stage",
         "stage_began",
         "steps",
@@ -132,6 +133,7 @@ class Dispatch:
         self.compute_s = 0.0
         self.past_s = 0.0
         self.asked_cap: float | None = None
+        self.speed = 1.0
         self.draw = 1.0
         self.load_w = 0.0
         self.load_since = 0.0

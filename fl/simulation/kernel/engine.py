@@ -276,7 +276,7 @@ class Engine:
         """Chooses the task's cap; returns how long it computes under it, s."""
         kind = self.fleet.devices.kind_name(dispatch.client)
         state = power.state(kind, seconds, dispatch.asked_cap)
-        dispatch.draw = state.draw
+        dispatch.speed, dispatch.draw = state.speed, state.draw
         dispatch.past_s /= state.speed
         self.trace.record(
             self.queue.now, Event.POWER, dispatch.client, dispatch.number, value=state.cap

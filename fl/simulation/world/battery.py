@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,7 +103,7 @@ class Battery:
                     f"{', '.join(devices.kinds)}"
                 )
         by_kind = [float(self.capacity_j.get(kind, math.inf)) for kind in devices.kinds]
-        return np.array(by_kind)[devices.kind]
+        return np.array(by_kind, dtype=np.float64).take(devices.kind)
 
     def first_charges(self, seed: int, num_clients: int) -> Column:
         """Returns the charges at time 0, from the streams (seed, "battery-charge", client)."""
@@ -111,7 +111,12 @@ class Battery:
         return self.least_start + (self.most_start - self.least_start) * u
 
     def after(
-        self, charge: Column, seconds: Column, load_w: Column, capacity_j: Column, plugged: Column
+        self,
+        charge: Column,
+        seconds: Column,
+        load_w: Column,
+        capacity_j: Column,
+        plugged: NDArray[np.bool_],
     ) -> Column:
         """Returns charges after times in which loads and plugs stay as they are, shape (n,).
 
@@ -172,6 +177,6 @@ class Battery:
         return tau * math.log((charge - rest) / (level - rest))
 
 
-def _each(function: object, values: Column) -> Column:
+def _each(function: Callable[[float], float], values: Column) -> Column:
     # NumPy's functions of arrays are not `math`'s to the last bit, nor alike on all processors.
-    return np.array([*map(function, values.tolist())], dtype=np.float64)  # type: ignore[call-overload]
+    return np.array([*map(function, values.tolist())], dtype=np.float64)

@@ -132,9 +132,10 @@ class MeasuredCurve:
                 fraction(f"curve.{name}", value)
             falls = np.diff(column) < 0 if name != "caps" else np.diff(column) <= 0
             if falls.any() or column[-1] != 1:
+                rises = "rise" if name == "caps" else "not fall"
                 raise ConfigError(
-                    f"curve.{name} is {list(column)}; it must {'rise' if name == 'caps' else 'not fall'}"
-                    ", and end with 1, as shares of what there is at the highest limit"
+                    f"curve.{name} is {list(column)}; it must {rises}, and end with 1, as shares "
+                    "of what there is at the highest limit"
                 )
 
     @property
