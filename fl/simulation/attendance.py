@@ -99,5 +99,6 @@ class Attendance:
                 f"available, for {waited:g} s of virtual time: {available} of {len(self._fleet)} "
                 f"are{', and no other will ever come' if hopeless else ''}. Ask for fewer "
                 "(which a strategy has of min_available_nodes, min_train_nodes, "
-                "min_evaluate_nodes, workers, fewest), or use a larger fleet, or one whose clients are there (fleet/availability)"
+                "min_evaluate_nodes, workers, fewest), or use a larger fleet, or one whose "
+                "clients are there (fleet/availability)"
             )
