@@ -157,7 +157,9 @@ class Alternating(ABC):
         block = 1
         while len(late):
             rows = np.arange(len(late))
-            periods = self._period[late, None] + np.arange(1, block + 1, dtype=np.int32)
+            periods: NDArray[np.int32] = self._period[late][:, np.newaxis] + np.arange(
+                1, block + 1, dtype=np.int32
+            )
             lengths = self._lengths(np.repeat(late, block), periods.ravel())
             ends = np.cumsum(
                 np.column_stack((self._end[late], lengths.reshape(periods.shape))), axis=1
