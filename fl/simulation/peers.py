@@ -15,6 +15,7 @@ from fl.collectives import Collective, Failure, Reals, Times, times
 from fl.collectives.sound import check_closed, check_order, check_steps
 from fl.flower.grid_view import Collected, Relayed
 from fl.flower.identity import client_of, node_id
+from fl.randomness import generator
 from fl.simulation.kernel.engine import Engine
 from fl.simulation.kernel.events import Priority
 from fl.simulation.kernel.links import PeerLinks, RankLinks
@@ -143,7 +144,7 @@ class SimPeers:
                 order = [node_id(client) for client in plan.clients]
                 return Collected(end, order, [node_id(client) for client in gone])
             part = plan.until(when - began)
-            noticed = when + failure.detection_s
+            noticed = failure.noticed_s(when, self._phase(left) if failure.heartbeat_s else 0.0)
             took = noticed - began
             self._charge(Event.ALL_REDUCE_FAILED, plan, noticed, took, part.sent, part.busy)
             online = self._engine.fleet.availability.is_online
@@ -153,6 +154,10 @@ class SimPeers:
             began, left_over = noticed, left_over - 1
             if not (left_over and size):
                 return Collected(noticed, [], [node_id(client) for client in gone])
+
+    def _phase(self, client: int) -> float:
+        """Returns the phase of a client's heartbeats, in [0, 1)."""
+        return float(generator(self._engine.fleet.seed, "heartbeat", client).random())
 
     def _first_to_leave(
         self, clients: Iterable[int], began: float, end: float

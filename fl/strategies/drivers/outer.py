@@ -275,8 +275,11 @@ class OuterSteps(OuterMeetings):
             compress_mean=self.compress_mean,
         )
         config = dict(train_config or {})
+        may_part = self.failure is not None and self.failure.parts
         run = self.runs(
-            self.rule, cut, layout, w, tasks, all_reduce, num_rounds, config, self.local_every
+            *(self.rule, cut, layout, w, tasks, all_reduce, num_rounds, config),
+            local_every=self.local_every,
+            may_part=may_part,
         )
         result = Result()
 

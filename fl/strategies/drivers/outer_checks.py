@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 _MEAN = "what is all-reduced is the plain mean of all workers, the same for all"
 _LOCAL = "what a site's workers average are whole models, all of them there and as they are"
 _ZERO = "an outer gradient of 0 is for the plain mean of whole models, of workers who wait for it"
+_ALONE = (
+    "who goes on alone does so by a whole outer gradient of its own, as it is, that all wait for"
+)
 _WHOLE = "what takes the gradient of a step as a whole begins after the backward pass"
 
 
@@ -41,6 +44,11 @@ def check_payloads(strategy: OuterSteps, exchange: Exchange) -> None:
             raise ConfigError(
                 f"joiners is zero and {key} is {type(other).__name__}, but {_ZERO}: leave joiners "
                 f"or {key} out"
+            )
+        if strategy.failure is not None and strategy.failure.parts and other is not None:
+            raise ConfigError(
+                f"on_failure is alone and {key} is {type(other).__name__}, but {_ALONE}: choose "
+                f"on_failure=retry, or leave {key} out"
             )
     collective, name = strategy.allreduce, type(strategy.allreduce).__name__
     compressor = type(uplink).__name__
@@ -98,6 +106,17 @@ def _clashes(s: OuterSteps) -> Iterator[tuple[str, Any, str, Any, str]]:
         ):
             if wrong:
                 yield "joiners", "zero", name, value, _ZERO
+    if s.failure is not None and s.failure.parts:
+        plain = not (s.rule.sends_gradients or s.rule.own_outer or s.rule.overlap)
+        for name, value, wrong in (
+            ("rule", rule, not plain or s.rule.fragments != 1),
+            ("aggregator", s.aggregator.name, not isinstance(s.aggregator, Mean)),
+            ("weighted_by_key", s.weighted_by_key, s.weighted_by_key is not None),
+            ("drop", s.drop, s.drop > 0),
+            ("local_every", s.local_every, s.local_every is not None),
+        ):
+            if wrong:
+                yield "on_failure", "alone", name, value, _ALONE
     if s.buckets is not None:
         for name, value, wrong in (
             ("compress_mean", "true", s.compress_mean),

@@ -110,11 +110,11 @@ class OuterMembership(RuleDriver):
                     continue
             present = run.present
             for p, state in enumerate(run.states):
-                run.states[p] = self.rule.entered(state, node, present)
+                run.states[p] = run.rule.entered(state, node, present)
                 run.all_reduce.forget(node, p)
             worker = Participant(node, run.entry if step is None else step, [], ready_s)
             worker.passed = worker.step
-            worker.held = [self.rule.theta(state, node) for state in run.states]
+            worker.held = [run.rule.theta(state, node) for state in run.states]
             run.enter(worker)
             if source is not None and step is not None and self.joiners == "zero":
                 self._bring_nothing(run, worker, ready_s)
@@ -138,7 +138,7 @@ class OuterMembership(RuleDriver):
 
     def _entry_bytes(self, run: OuterRun) -> int:
         """Returns the bytes that a worker fetches when it enters."""
-        numbers = run.layout.size + sum(map(self.rule.beside, run.states))
+        numbers = run.layout.size + sum(map(run.rule.beside, run.states))
         return 4 * numbers + int(run.all_reduce.memory_bytes)
 
     def _bring_nothing(self, run: OuterRun, worker: Participant, ready_s: float) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from fl.clients.app.island import Fragments
 from fl.collectives.stragglers import Lateness
+from fl.strategies.apart import Apart
 from fl.strategies.drivers.all_reduce import AllReduce
 from fl.strategies.drivers.outer_schedule import FragmentSchedule
 from fl.strategies.drivers.reduction import Reduction
@@ -77,8 +78,10 @@ class OuterRun:
         num_rounds: rounds of H inner steps.
         config: what every message says.
         local_every: see `FragmentSchedule`.
+        may_part: whether workers go on alone where an all-reduce is given up.
 
     Attributes:
+        rule: of the outer steps.
         states: of every fragment, as the rule has it.
         workers: those that take part, by Flower id.
         reductions: by `key`; finished ones until nobody needs them any more.
@@ -109,13 +112,15 @@ class OuterRun:
         num_rounds: int,
         config: Mapping[str, Any],
         local_every: int | None = None,
+        may_part: bool = False,
     ) -> None:
-        self.rule = rule
+        self.rule: OuterRule | Apart = Apart(rule) if may_part else rule
         self.cut = cut
         self.layout = layout
         self.schedule = FragmentSchedule(rule.inner_steps, len(cut), rule.overlap, local_every)
         shaped = rule.shaped([shapes.sizes for shapes in cut.shapes])
-        self.states: list[Any] = [shaped.init(cut.take(w, p)) for p in range(len(cut))]
+        first: OuterRule | Apart = Apart(shaped) if may_part else shaped
+        self.states: list[Any] = [first.init(cut.take(w, p)) for p in range(len(cut))]
         self.tasks = tasks
         self.all_reduce = all_reduce
         self.workers: dict[int, Participant] = {}
