@@ -18,6 +18,7 @@ from fl.collectives.load_balanced import LoadBalancedAllReduce, apportioned, bal
 from fl.collectives.parameter_server import ParameterServerAllReduce
 from fl.collectives.ring import Gather, RingAllReduce
 from fl.collectives.ring_order import widest_ring
+from fl.collectives.sharded import ShardedRing
 from fl.collectives.stragglers import Stragglers
 from fl.collectives.times import Times, times
 from fl.collectives.tree import TreeAllReduce
@@ -38,6 +39,7 @@ __all__ = [
     "Reals",
     "Requantising",
     "RingAllReduce",
+    "ShardedRing",
     "Stragglers",
     "Times",
     "Transfers",

@@ -21,6 +21,7 @@ from fl.errors import ConfigError, NoStep
 from fl.flower.grid_view import Control, Peers
 from fl.flower.identity import client_of
 from fl.randomness import generator
+from fl.strategies.drivers.apportioning import Apportioning
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.liars import Liars, Rule
 from fl.strategies.drivers.reduction import Reduction
@@ -163,6 +164,7 @@ class AllReduce:
         control: Control,
         ends: Sequence[tuple[float, float]] = (),
         helpers: Sequence[int] = (),
+        apportioned: Apportioning | None = None,
     ) -> float:
         """Begins an all-reduce: liars forge their part; returns when it is finished, s.
 
@@ -171,8 +173,10 @@ class AllReduce:
                 and who is gone before its end.
             peers: the workers' links.
             control: is told what is forged, and what of that nobody can use.
-            ends: when each worker's last step ended, and how long it took, s; read with buckets.
+            ends: when each worker's last step ended, and how long it took, s; read with buckets,
+                and where the state is apportioned.
             helpers: clients that take part without a vector of their own.
+            apportioned: who holds which share of the state; None if all hold all of it.
 
         Raises:
             ConfigError: the compressor needs every client, and some are missing.
@@ -189,6 +193,8 @@ class AllReduce:
         sent = reduction.sent
         by = self._collective if self.adds else Gather()
         sizes = [one.size for one in sent.values()]
+        if apportioned is not None:
+            return apportioned.finish_s(peers, list(sent), sizes, ends) if sent else 0.0
         if self._buckets is not None:
             finish_s = 0.0
             for bucket in self._buckets.of(self._shapes[reduction.fragment].sizes):

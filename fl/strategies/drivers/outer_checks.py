@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fl.aggregation import Mean
@@ -20,6 +20,7 @@ _ZERO = "an outer gradient of 0 is for the plain mean of whole models, of worker
 _ALONE = (
     "who goes on alone does so by a whole outer gradient of its own, as it is, that all wait for"
 )
+_SHARED = "who holds a shard of the state takes part in a ring of plain float32 gradients"
 _WHOLE = "what takes the gradient of a step as a whole begins after the backward pass"
 
 
@@ -44,6 +45,11 @@ def check_payloads(strategy: OuterSteps, exchange: Exchange) -> None:
             raise ConfigError(
                 f"joiners is zero and {key} is {type(other).__name__}, but {_ZERO}: leave joiners "
                 f"or {key} out"
+            )
+        if strategy.sharding is not None and key == "compressor" and other is not None:
+            raise ConfigError(
+                f"sharding is set and compressor is {type(other).__name__}, but {_SHARED}: leave "
+                "sharding or compressor out"
             )
         if strategy.failure is not None and strategy.failure.parts and other is not None:
             raise ConfigError(
@@ -117,6 +123,21 @@ def _clashes(s: OuterSteps) -> Iterator[tuple[str, Any, str, Any, str]]:
         ):
             if wrong:
                 yield "on_failure", "alone", name, value, _ALONE
+    if s.sharding is not None:
+        unfit: Sequence[tuple[str, Any, bool]] = (
+            ("rule", rule, not s.rule.sends_gradients),
+            ("compress_mean", "true", s.compress_mean),
+            ("buckets", s.buckets, s.buckets is not None),
+            ("allreduce", s.allreduce, s.allreduce != RingAllReduce()),
+            ("aggregator", s.aggregator.name, not isinstance(s.aggregator, Mean)),
+            ("weighted_by_key", s.weighted_by_key, s.weighted_by_key is not None),
+            ("accumulate", s.accumulate, s.accumulate > 1),
+            ("on_failure", s.failure, fails),
+            ("drop", s.drop, s.drop > 0),
+        )
+        for name, value, wrong in unfit:
+            if wrong:
+                yield "sharding", "Cephalo", name, value, _SHARED
     if s.buckets is not None:
         for name, value, wrong in (
             ("compress_mean", "true", s.compress_mean),

@@ -137,7 +137,8 @@ class OuterMeetings(OuterMembership):
             reduction.finish_s = max(
                 tasks.now(),
                 run.all_reduce.begin(
-                    reduction, tasks.peers, tasks.control, ends, self._helpers(run)
+                    *(reduction, tasks.peers, tasks.control, ends, self._helpers(run)),
+                    run.apportioned,
                 ),
             )
             if self.stragglers is not None and reduction.site is None:

@@ -12,6 +12,7 @@ from fl.clients.app.island import Fragments
 from fl.collectives.stragglers import Lateness
 from fl.strategies.apart import Apart
 from fl.strategies.drivers.all_reduce import AllReduce
+from fl.strategies.drivers.apportioning import Apportioning
 from fl.strategies.drivers.outer_schedule import FragmentSchedule
 from fl.strategies.drivers.reduction import Reduction
 from fl.strategies.drivers.tasks import Failures, Task, Tasks
@@ -99,6 +100,7 @@ class OuterRun:
         arrived: those of them that have not been looked at.
         stirred: whether an all-reduce has ended, or a worker has gone, since all were looked at.
         ready: workers that may be sent on.
+        apportioned: who takes how much of a batch and of the state; None if all take the same.
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class OuterRun:
         self.stirred = False
         self.ready: set[int] = set()
         self.config = config
+        self.apportioned: Apportioning | None = None
 
     @property
     def present(self) -> list[int]:
