@@ -92,6 +92,7 @@ class AllReduce:
                 Liars(attack, exchange.seed, uplink, shapes, clients, most // len(cut))
                 for shapes in cut.shapes
             ]
+        self.avoided: set[tuple[int, int]] = set()  # edges that a ring goes around, by Flower ids
         self._numbers: dict[int, int] = {}  # of senders, by Flower id
         self._senders: dict[tuple[int, int], State] = {}  # of `passed`, by fragment and number
         self._results: dict[tuple[int, int | None], Vector] = {}  # F's last, by fragment and worker
@@ -204,12 +205,13 @@ class AllReduce:
             return finish_s
         nodes = [*sent, *helpers] if by.helpers else list(sent)
         sizes += [0] * (len(nodes) - len(sizes))
-        got = peers.collect(nodes, sizes, by, self._failure)
+        got = peers.collect(nodes, sizes, by, self._failure, avoided=frozenset(self.avoided))
         reduction.gone = set(got.gone)
         if isinstance(by, Requantising) and got.nodes:
             reduction.mean = _requantised(by, [sent[node].delta for node in got.nodes])
         there = set(got.nodes)
         reduction.sent = {node: one for node, one in sent.items() if node in there}
+        reduction.order = list(got.nodes)
         return got.finish_s
 
     def gradients(self, reduction: Reduction, worker: int | None = None) -> OuterGradients:

@@ -20,6 +20,7 @@ _ZERO = "an outer gradient of 0 is for the plain mean of whole models, of worker
 _ALONE = (
     "who goes on alone does so by a whole outer gradient of its own, as it is, that all wait for"
 )
+_RING = "what passes around a slow link is a ring"
 _SHARED = "who holds a shard of the state takes part in a ring of plain float32 gradients"
 _WHOLE = "what takes the gradient of a step as a whole begins after the backward pass"
 
@@ -123,11 +124,17 @@ def _clashes(s: OuterSteps) -> Iterator[tuple[str, Any, str, Any, str]]:
         ):
             if wrong:
                 yield "on_failure", "alone", name, value, _ALONE
+    if s.slow_links is not None and not isinstance(s.allreduce, RingAllReduce):
+        yield "slow_links", s.slow_links, "allreduce", collective, _RING
+    if s.slow_links is not None and s.compress_mean:
+        yield "slow_links", s.slow_links, "compress_mean", "true", _RING
+    unfit: Sequence[tuple[str, Any, bool]]
     if s.sharding is not None:
-        unfit: Sequence[tuple[str, Any, bool]] = (
+        unfit = (
             ("rule", rule, not s.rule.sends_gradients),
             ("compress_mean", "true", s.compress_mean),
             ("buckets", s.buckets, s.buckets is not None),
+            ("slow_links", s.slow_links, s.slow_links is not None),
             ("allreduce", s.allreduce, s.allreduce != RingAllReduce()),
             ("aggregator", s.aggregator.name, not isinstance(s.aggregator, Mean)),
             ("weighted_by_key", s.weighted_by_key, s.weighted_by_key is not None),
@@ -139,11 +146,13 @@ def _clashes(s: OuterSteps) -> Iterator[tuple[str, Any, str, Any, str]]:
             if wrong:
                 yield "sharding", "Cephalo", name, value, _SHARED
     if s.buckets is not None:
-        for name, value, wrong in (
+        unfit = (
             ("compress_mean", "true", s.compress_mean),
             ("allreduce", collective, requantises),
             ("on_failure", s.failure, fails),
-        ):
+            ("slow_links", s.slow_links, s.slow_links is not None),
+        )
+        for name, value, wrong in unfit:
             if wrong:
                 yield "buckets", s.buckets, name, value, _WHOLE
     if not s.rule.sends_gradients:

@@ -143,6 +143,8 @@ class OuterMeetings(OuterMembership):
             )
             if self.stragglers is not None and reduction.site is None:
                 self._isolate(run, self.stragglers, reduction)
+            if self.slow_links is not None and reduction.site is None:
+                self._go_around(run, self.slow_links, reduction)
             reduction.missing = [run.workers[m] for m in sorted(reduction.gone) if m in run.workers]
 
     def _helpers(self, run: OuterRun) -> Sequence[int]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fl.clients.app.island import Fragments
+from fl.collectives.slow_links import Slowness
 from fl.collectives.stragglers import Lateness
 from fl.strategies.apart import Apart
 from fl.strategies.drivers.all_reduce import AllReduce
@@ -96,6 +97,7 @@ class OuterRun:
             that is, s.
         slow: clients that were found slow.
         lateness: by which they are.
+        slowness: of the links between them.
         blocked: workers that have done their steps and cannot go on yet, by Flower id.
         arrived: those of them that have not been looked at.
         stirred: whether an all-reduce has ended, or a worker has gone, since all were looked at.
@@ -137,6 +139,7 @@ class OuterRun:
         self.fetching: dict[int, float] = {}
         self.slow: set[int] = set()
         self.lateness: Lateness = {}
+        self.slowness: Slowness = {}
         self.blocked: set[int] = set()
         self.arrived: set[int] = set()
         self.stirred = False
