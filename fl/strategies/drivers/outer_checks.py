@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from fl.aggregation import Mean
@@ -80,6 +80,7 @@ def check_payloads(strategy: OuterSteps, exchange: Exchange) -> None:
 
 def _clashes(s: OuterSteps) -> Iterator[tuple[str, Any, str, Any, str]]:
     """Yields pairs of arguments with their values, and why they do not go together."""
+    value: Any
     rule, collective = type(s.rule).__name__, type(s.allreduce).__name__
     fails, requantises = s.failure is not None, isinstance(s.allreduce, Requantising)
     if s.compress_mean or requantises:
@@ -128,9 +129,8 @@ def _clashes(s: OuterSteps) -> Iterator[tuple[str, Any, str, Any, str]]:
         yield "slow_links", s.slow_links, "allreduce", collective, _RING
     if s.slow_links is not None and s.compress_mean:
         yield "slow_links", s.slow_links, "compress_mean", "true", _RING
-    unfit: Sequence[tuple[str, Any, bool]]
     if s.sharding is not None:
-        unfit = (
+        for name, value, wrong in (
             ("rule", rule, not s.rule.sends_gradients),
             ("compress_mean", "true", s.compress_mean),
             ("buckets", s.buckets, s.buckets is not None),
@@ -141,18 +141,16 @@ def _clashes(s: OuterSteps) -> Iterator[tuple[str, Any, str, Any, str]]:
             ("accumulate", s.accumulate, s.accumulate > 1),
             ("on_failure", s.failure, fails),
             ("drop", s.drop, s.drop > 0),
-        )
-        for name, value, wrong in unfit:
+        ):
             if wrong:
                 yield "sharding", "Cephalo", name, value, _SHARED
     if s.buckets is not None:
-        unfit = (
+        for name, value, wrong in (
             ("compress_mean", "true", s.compress_mean),
             ("allreduce", collective, requantises),
             ("on_failure", s.failure, fails),
             ("slow_links", s.slow_links, s.slow_links is not None),
-        )
-        for name, value, wrong in unfit:
+        ):
             if wrong:
                 yield "buckets", s.buckets, name, value, _WHOLE
     if not s.rule.sends_gradients:
