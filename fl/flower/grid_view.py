@@ -376,6 +376,7 @@ class Peers(Protocol):
         by: Collective,
         failure: Failure | None = None,
         since: float | None = None,
+        avoided: frozenset[tuple[int, int]] = frozenset(),
     ) -> Collected:
         """Has clients take part in a collective.
 
@@ -389,10 +390,20 @@ class Peers(Protocol):
                 effect, as if it had done its part before.
             since: when it begins, s, at most now: it has been on its way while clients computed;
                 None is now.
+            avoided: pairs of clients, between which a ring does not pass if it can.
 
         Returns:
             When it is finished, and whose payloads are in it. A deployment returns the present and
             all of them.
+        """
+
+    def ring_delays(self, nodes: Sequence[int]) -> dict[tuple[int, int], float]:
+        """Returns the seconds that a byte takes on the edges between clients around a ring.
+
+        Those of transfers of many bytes; a deployment returns none, as nobody measures them.
+
+        Args:
+            nodes: each sends to the next one, and the last to the first.
         """
 
     def push(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
@@ -452,9 +463,14 @@ class Relayed:
         by: Collective,
         failure: Failure | None = None,
         since: float | None = None,
+        avoided: frozenset[tuple[int, int]] = frozenset(),
     ) -> Collected:
         """Returns the present, and all clients."""
         return Collected(GridView(self._grid).clock.now(), list(nodes), [])
+
+    def ring_delays(self, nodes: Sequence[int]) -> dict[tuple[int, int], float]:
+        """Returns {}."""
+        return {}
 
     def push(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
         """Pushes the messages."""
