@@ -105,12 +105,12 @@ class Nodes:
 
         Args:
             dispatch: the task.
-            work_s: what its FLOPs take on a cold device.
+            work_s: what its FLOPs take on a cold device, at its power.
             now: when it begins.
         """
         client, runtime = dispatch.client, self.runtime
         node = self._nodes.get(client) or self._node(client)
-        wait_s, every_s, scale = 0.0, runtime.task_poll_s, node.scale
+        wait_s, every_s, scale = 0.0, runtime.task_poll_s, node.scale / dispatch.speed
         if every_s:
             wait_s = (node.phase_s - now) % every_s
         start_s = runtime.seconds_to_start(self._fleet.seed, client, dispatch.number) * scale
@@ -135,7 +135,7 @@ class Nodes:
         encode_s = waited_s = calls_s = 0.0
         if dispatch.ready_s is None:
             node = self._nodes.get(client) or self._node(client)
-            encode_s = runtime.encode_s_per_byte * dispatch.size_up * node.scale
+            encode_s = runtime.encode_s_per_byte * dispatch.size_up * node.scale / dispatch.speed
             made = now + encode_s
             if runtime.reply_poll_s:
                 waited_s = (arrived - made) % runtime.reply_poll_s

@@ -87,6 +87,10 @@ class Event(IntEnum):
     AGGREGATOR_FAILED = 46  # value = updates that are lost with it
     PARTIAL_SUM = 47  # a machine's sum goes to another; bytes = of it, value = s
     RELAY = 48  # what is sent goes to the machines of a hierarchy; bytes = of it, value = s
+    # Of power and batteries (fl.simulation.world.power, fl.simulation.kernel.charges).
+    POWER = 49  # the task is worked on at a cap; value = the cap, a share of full power
+    BATTERY_LOW = 50  # the client is not available any more; value = charge, in [0, 1]
+    BATTERY_RESUMED = 51  # nor is it low any more; value = charge
 
 
 FAULTS = frozenset(
