@@ -120,7 +120,12 @@ def main() -> None:
             for row in rows
         ],
     )
-    report.publish(settings.out, rows, settings, about)
+    goals = [
+        report.Goal(f"{row['run']}: {of}, B an update", row[key], TARGET_BYTES, most=True)
+        for row in rows
+        for of, key in (("peak in the run", "run_an_update"), ("with files", "an_update"))
+    ]
+    report.publish(settings.out, rows, settings, about, goals)
 
 
 if __name__ == "__main__":
