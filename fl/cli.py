@@ -13,7 +13,6 @@ fl compare A B        says why two runs differ
 from __future__ import annotations
 
 import copy
-import gc
 import math
 import os
 import sys
@@ -35,7 +34,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from fl.errors import ConfigError, DeploymentError
-from fl.execution.garbage import START_THRESHOLDS
+from fl.execution.garbage import seldom_garbage_collection
 from fl.runs import sweep, usage
 from fl.runs.composing import files_stay
 from fl.runs.configuration import Given, check_values, take_away
@@ -297,11 +296,10 @@ def _early_ray(config: DictConfig) -> Iterator[None]:
 
 def main() -> None:
     """Runs the command line; exits with status 1, and a message, if a run failed."""
-    gc.set_threshold(*START_THRESHOLDS)
     # With this set, Hydra raises what it would print, so that one place words all messages.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
-        with stoppable():
+        with seldom_garbage_collection(), stoppable():
             complete = _command(sys.argv[1:])
     except Stopped as error:
         print(f"fl: interrupted by {error}", file=sys.stderr)

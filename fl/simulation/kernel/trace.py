@@ -296,19 +296,33 @@ class Trace:
         self._rows.clear()
         self._terms.clear()
 
-    def _parts(self, name: str) -> Iterator[NDArray[Any]]:
-        """Returns a column in parts of at most `_MOST_ROWS`; copies, as rows are still appended."""
+    def parts(self, most: int = _MOST_ROWS) -> Iterator[NDArray[Any]]:
+        """Returns the events in parts of at most so many, of type `ROW_TYPE`: times on the clock.
+
+        They are copies, as rows are still appended.
+        """
+        for rows in self._parts(most):
+            if self._elapsed is not None:
+                rows["time"] = self._elapsed(rows["time"].copy())
+            yield rows
+
+    def _parts(self, most: int = _MOST_ROWS, name: str | None = None) -> Iterator[NDArray[Any]]:
+        """Returns the rows, or a column, in parts; copies."""
+        stored: list[NDArray[Any]] = []
         if self._file is not None and self._on_disk:
-            rows = np.memmap(self._file, ROW_TYPE, "r", shape=(self._on_disk,))
-            for start in range(0, self._on_disk, _MOST_ROWS):
-                yield np.array(rows[name][start : start + _MOST_ROWS])
+            stored.append(np.memmap(self._file, ROW_TYPE, "r", shape=(self._on_disk,)))
         if self._rows or self._terms or not self._on_disk:
-            yield self._table()[name].copy()
+            stored.append(self._table())
+        for rows in stored:
+            for start in range(0, max(1, len(rows)), most):
+                part = rows[start : start + most]
+                yield np.array(part if name is None else part[name])
 
     def _shown(self, name: str) -> Iterator[NDArray[Any]]:
         """Returns the parts of a column as they are shown: times on the clock."""
         shown = self._elapsed if name == "time" else None
-        return self._parts(name) if shown is None else map(shown, self._parts(name))
+        parts = self._parts(name=name)
+        return parts if shown is None else map(shown, parts)
 
     def _column(self, name: str) -> NDArray[Any]:
         parts = list(self._shown(name))
