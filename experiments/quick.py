@@ -117,6 +117,17 @@ def _() -> Measured:
     return f"{ours:.1f} s against {min(others):.1f}", ours < min(others)
 
 
+@check("checkpoints", "the best interval is about sqrt(2 C M)")
+def _() -> Measured:
+    page = script("checkpoints/intervals.py")
+    m, c = 3600.0, page["STALL_S"]["blocking"]
+    tried = [factor * page["young"](c, m) for factor in page["FACTORS"][::2]]
+    took = {tau: page["job"]("blocking", tau, m, 0, page["FAILURES"] * m) for tau in tried}
+    best = min(took, key=lambda tau: took[tau])
+    apart = best / page["young"](c, m)
+    return f"{apart:.2f} of it, of factors of 1.41", 0.9 < apart < 1.1
+
+
 @check("multi_momentum", "a momentum for each cluster")
 def _() -> Measured:
     page = script("multi_momentum/quadratics.py")

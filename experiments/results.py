@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet
+
+from fl.reports.page import replace_tables
 
 FILE = "results.parquet"
 
@@ -40,6 +42,24 @@ def kept(page: Path) -> list[dict[str, Any]]:
     """Returns a page's records, without what is null, in the order in which they were kept."""
     rows = parquet.read_table(page / FILE).to_pylist()
     return [{name: v for name, v in row.items() if v is not None} for row in rows]
+
+
+def main(
+    script: str,
+    measure: Callable[[], Sequence[Record]],
+    tables: Callable[[list[dict[str, Any]]], str],
+) -> None:
+    """Runs a page's script: measures and keeps, but for `tables` on the command line; then writes.
+
+    Args:
+        script: its file, in the folder of the page.
+        measure: returns records.
+        tables: returns what stands between the marks of the page, made of records.
+    """
+    page = Path(script).parent
+    if sys.argv[1:] != ["tables"]:
+        keep(page, measure())
+    replace_tables(page / "README.md", tables(kept(page)))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@
     python experiments/tuned.py report PAGE AGAINST KEY [COST [END ...]]
 
 The first prints the overrides of the best point of a grid, a line for all cases that share it; the
-second puts all runs into PAGE/results.parquet, a row for each evaluation (results.py), and the third
-makes the page's tables from it, and a figure for each case. A case is a value of KEY. The runs of a
-method lie in ROOT/METHOD/tune and ROOT/METHOD/final, where tuned.sh puts them. PAGE is the page's
+second puts all runs into PAGE/results.parquet, a row for each evaluation (results.py); the third
+makes the page's tables from that, and a figure for each case. A case is a value of KEY. The runs of
+a method lie in ROOT/METHOD/tune and ROOT/METHOD/final, where tuned.sh puts them. PAGE is the page's
 folder, AGAINST the method that the others are compared with seed by seed, and COST (round, or
 time_s) what reaching the target is counted in. With an END, such as time_s=4, steps=40 (of a node)
 or MB=1.2, a case has a second table, in which every run ends as if it had been given no more.
@@ -31,12 +31,12 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parent))
 
-from results import keep, kept  # noqa: E402 - found by the line above
+from results import keep, kept
 
-from fl.reports import Run, Target, find_runs  # noqa: E402
-from fl.reports.history import Row  # noqa: E402
-from fl.reports.jobs import overrides  # noqa: E402
-from fl.reports.page import replace_tables  # noqa: E402
+from fl.reports import Run, Target, find_runs
+from fl.reports.history import Row
+from fl.reports.jobs import overrides
+from fl.reports.page import replace_tables
 
 CONFIDENCE = 0.95
 COSTS = {"round": "rounds", "time_s": "s", "steps": "steps a node", "MB": "MB"}
