@@ -27,11 +27,7 @@ KINDS: dict[str, dict[str, float]] = {
     "asynchronous": {"buffer_bytes": 40e9},
     "lazy": {"buffer_bytes": 40e9, "overlap_s": 1.5},
 }
-STALL_S = {"blocking": 20.0, "asynchronous": 2.0, "lazy": 0.5}  # a checkpoint, with free storage
-    "blocking": 20.0,
-    "asynchronous": 2.0,
-    "lazy": 0.5,
-}  # of a checkpoint, if storage keeps up
+STALL_S = {"blocking": 20.0, "asynchronous": 2.0, "lazy": 0.5}  # a checkpoint, storage permitting
 MTBF_S = (600.0, 3600.0, 86400.0)
 FACTORS = [2 ** (k / 4) for k in range(-6, 7)]  # of Young's interval
 SEEDS = range(5)
