@@ -24,7 +24,7 @@ from stand_ins import (
 from fl.errors import ConfigError
 from fl.flower.identity import assume_identity, node_id
 from fl.flower.payload import num_objects
-from fl.randomness import uniform
+from fl.randomness import client_key, uniform
 from fl.reports.time_shares import time_shares
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
@@ -144,9 +144,10 @@ def test_a_task_waits_for_a_starter_with_a_phase_of_its_own():
 
 def test_the_first_start_is_cold_and_the_spread_has_mean_one():
     runtime = Runtime(start_s=2.0, first_start_s=9.0)
-    assert [runtime.seconds_to_start(0, 0, k) for k in range(3)] == [9.0, 2.0, 2.0]
+    assert [runtime.seconds_to_start(client_key(0, "app-start", 0), k) for k in range(3)] == [9.0, 2.0, 2.0]
     spread = Runtime(start_s=2.0, start_sigma=0.5)
-    drawn = np.array([spread.seconds_to_start(0, i, 1) for i in range(4000)])
+    keys = (client_key(0, "app-start", i) for i in range(4000))
+    drawn = np.array([spread.seconds_to_start(key, 1) for key in keys])
     assert drawn.mean() == pytest.approx(2.0, rel=0.03)
     assert np.log(drawn).std() == pytest.approx(0.5, rel=0.03)
 

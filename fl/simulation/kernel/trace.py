@@ -140,7 +140,7 @@ ROW_TYPE = np.dtype(
 
 _TERMS = np.dtype(
     [
-        ("before", "=i8"),
+        ("before", "=i8"),  # bytes of rows
         ("time", "=f8"),
         ("client", "=i8"),
         ("dispatch", "=i8"),
@@ -174,7 +174,7 @@ class Trace:
         self._lost: set[tuple[int, int]] = set()  # messages to which no reply can come
         self._doubles = 0  # of them, those that have expired
         self._rows = bytearray()  # packed: one call for an event, where columns take six
-        self._terms = bytearray()  # of tasks: what becomes rows, before which row it belongs
+        self._terms = bytearray()  # of tasks: what becomes rows, and after how many bytes of them it belongs
         self._joined: tuple[int, NDArray[Any]] | None = None  # both, and of how many bytes
         self._most: float = math.inf if folder is None else _MOST_BYTES
         self._folder = folder
@@ -226,7 +226,9 @@ class Trace:
             self._doubles += 1
             self.num_faults -= 1
 
-    def record_terms(self, time: float, client: int, dispatch: int, *seconds: float) -> None:
+    def record_terms(
+        self, time: float, client: int, dispatch: int, seconds: tuple[float, ...]
+    ) -> None:
         """Appends an event for each term of a runtime that a task spends time on.
 
         Args:
@@ -235,7 +237,7 @@ class Trace:
             dispatch: the client's running task number.
             seconds: of the ten terms from `Event.CLIENT_POLL` on; those of 0 are no events.
         """
-        self._terms += _pack_terms(len(self._rows) // _ROW.size, time, client, dispatch, *seconds)
+        self._terms += _pack_terms(len(self._rows), time, client, dispatch, *seconds)
 
     @property
     def time(self) -> NDArray[np.float64]:
@@ -342,7 +344,8 @@ class Trace:
                 added[name] = terms[name][task]
             added["kind"] = Event.CLIENT_POLL + term
             added["value"] = terms["seconds"][task, term]
-            self._joined = size, np.insert(rows, terms["before"][task], added)
+            before = terms["before"][task] // _ROW.size
+            self._joined = size, np.insert(rows, before, added)
         return self._joined[1]
 
     @property

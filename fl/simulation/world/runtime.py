@@ -48,7 +48,7 @@ from scipy.special import ndtri
 
 from fl.checks import at_least, boolean, not_negative, positive, read_if
 from fl.errors import ConfigError
-from fl.randomness import uniform
+from fl.randomness import uniform_of
 
 _MOST_SIGMA = 20.0  # so that exp(sigma z - sigma**2 / 2) is above 0 for every z that is drawn
 
@@ -177,17 +177,19 @@ class Runtime:
         calls = self.call_s * (self.trips_down + self.trips_up)
         return sum(looks) / 2 + self.start_s + calls + self.send_s + self.receive_s
 
-    def seconds_to_start(self, seed: int, client: int, dispatch: int) -> float:
+    def seconds_to_start(self, key: int, dispatch: int) -> float:
         """Returns how long it takes to start the app for a task, on the device of reference, s.
 
-        The factor is from the stream (seed, "app-start", client, dispatch).
+        Args:
+            key: the `client_key` of (seed, "app-start", client), from whose numbers the factor is.
+            dispatch: the client's running task number.
         """
         seconds = self.start_s
         if dispatch == 0 and self.first_start_s is not None:
             seconds = self.first_start_s
         sigma = self.start_sigma
         if sigma > 0:
-            z = float(ndtri(uniform(seed, "app-start", client, dispatch) + 2.0**-54))
+            z = float(ndtri(uniform_of(key, dispatch) + 2.0**-54))
             seconds *= math.exp(sigma * z - sigma * sigma / 2)
         return seconds
 
