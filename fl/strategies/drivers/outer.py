@@ -358,8 +358,9 @@ class OuterSteps(RuleDriver):
         def evaluate() -> None:
             reduction = run.reductions.get((0, run.version * self.rule.inner_steps, None))
             islands = len(run.workers) if reduction is None else len(reduction.own)
-            told = MetricRecord({"islands": islands, **self.told_of(reduction)})
-            result.train_metrics_clientapp[run.version] = told
+            told = self.told_of(run, reduction)
+            result.train_metrics_clientapp[run.version] = MetricRecord({"islands": islands, **told})
+            tasks.control.measured({name: float(value) for name, value in told.items()})
             record = to_record(layout, self._model(run))
             metrics = evaluate_fn(run.version, record) if evaluate_fn else None
             if metrics is not None:
@@ -385,8 +386,11 @@ class OuterSteps(RuleDriver):
             self._send(run)
             self._receive(run)
 
-    def told_of(self, reduction: Reduction | None) -> Mapping[str, int | float]:
-        """Returns what a round's record says of its all-reduce beside the number of workers."""
+    def told_of(self, run: OuterRun, reduction: Reduction | None) -> Mapping[str, int]:
+        """Returns what a round's record says of its all-reduce beside the number of workers.
+
+        It is what the next row of metrics.csv says as well.
+        """
         return {}
 
     # ---- the rule --------------------------------------------------------------------------------
