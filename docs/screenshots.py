@@ -1,13 +1,14 @@
 """The pictures of the report and of the live page in docs/screenshots: python docs/screenshots.py.
 
 They are of a sweep that this script runs, and of a run that goes on while it is looked at, in
-headless Chromium: on a desktop and 400 px wide, light and dark. It takes a minute, in a folder that
+headless Chromium: on a desktop and 400 px wide, light and dark. It takes minutes, in a folder that
 is removed again.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -112,6 +113,7 @@ def main() -> None:
             with fl(GOES_ON, Path(place)) as run:
                 while run.poll() is None and rounds(folder) < SEEN_AT:
                     time.sleep(0.1)
+                run.send_signal(signal.SIGSTOP)  # so that it does not end while it is looked at
                 with served(folder) as live:
                     taken(lambda width, dark: browser.open(live, width, dark=dark), browser, "live")
                 run.kill()

@@ -85,7 +85,8 @@ def metrics(
         path: PNG to write, replaced as a whole.
         names: metrics to draw, a row each; by default the target's metric, accuracies and losses,
             or if none is called so whatever there is, what changes first, in four rows at most.
-            `train_x`, `client_x` and `latest_x` share the row of `x`.
+            `train_x`, `client_x` and `latest_x` share the row of `x`. If nothing changes, as where
+            clients do not train, it is what the rounds took.
         target: drawn as a line, with a mark where the run got there.
         time: what to call the time, where it is not virtual.
 
@@ -93,6 +94,10 @@ def metrics(
         ConfigError: no evaluation has one of `names`, or there is no metric at all.
     """
     rows = _panel_rows(history, names, target)
+    measured = {name for shown in rows for name in shown}
+    if names is None and not worth_drawing(measured, [target.metric] if target else []):
+        if len(history) > 1 and not any(_changes(history, name) for name in measured):
+            return _costs(history, path, time)
     with drawing(10.5, 0.5 + 2.5 * len(rows), path) as figure:
         grid = figure.subplots(len(rows), 3, squeeze=False, sharex="col", sharey="row")
         for r, shown in enumerate(rows):
@@ -308,6 +313,21 @@ def _panel_rows(
 def _changes(history: Sequence[Row], metric: str) -> bool:
     values = np.array([row[metric] for row in history if metric in row], dtype=float)
     return len(np.unique(values[_can_be_drawn(values)])) > 1
+
+
+def _costs(history: Sequence[Row], path: Path | None, time: str | None) -> Figure:
+    """Draws rounds, bytes and joules against virtual time."""
+    seconds = _unit("time_s", max(row["time_s"] for row in history))
+    with drawing(10.5, 3.0, path) as figure:
+        for axes, axis in zip(figure.subplots(1, 3), ("round", "bytes", "energy_j"), strict=True):
+            unit = _unit(axis, max(_position(row, axis) for row in history))
+            x = np.array([row["time_s"] for row in history]) / seconds.divisor
+            y = np.array([_position(row, axis) for row in history]) / unit.divisor
+            axes.plot(x, y, color=PALETTE[0])
+            axes.set_xlabel(f"{time or AXES['time_s']} ({seconds.symbol})")
+            axes.set_ylabel(f"{AXES[axis]} ({unit.symbol})" if unit.symbol else f"{AXES[axis]}s")
+            axes.set_ylim(bottom=0)
+    return figure
 
 
 def _line(

@@ -315,7 +315,8 @@ def _curves(groups: Mapping[str, Sequence[Run]]) -> Iterable[str]:
             against = ", ".join(plots.AXES[axis] for axis in axes)
             yield shell.picture(shell.svg(figure), f"{name} against {against}", list(chosen))
     if not shown:
-        yield "<p>No run has evaluated a metric.</p>"
+        said = "has changed in any run" if any(run.history for run in every) else "was evaluated"
+        yield f"<p>No metric {said}.</p>"
 
 
 def _central(groups: Mapping[str, Sequence[Run]], metric: str) -> float | None:

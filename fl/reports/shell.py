@@ -44,8 +44,9 @@ img { width: 100%; background: #fff; border-radius: 6px; } details img { max-wid
   body { margin-top: 1rem; } h1 { font-size: 1.3rem; } .long { overflow-wrap: anywhere; }
   figure img, figure svg { width: 860px; max-width: none; }
   figcaption, .curves { position: sticky; left: 0; }
+  th, td { padding: .3rem .4rem; }
   td:first-child, th:first-child { position: sticky; left: 0; background: var(--back);
-    min-width: 7rem; max-width: 9rem; white-space: normal; overflow-wrap: anywhere; }
+    min-width: 7rem; max-width: 10rem; white-space: normal; overflow-wrap: anywhere; }
   th:first-child { background: var(--head); } }
 """
 

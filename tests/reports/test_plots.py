@@ -133,6 +133,15 @@ def test_what_changes_is_drawn_before_what_does_not(row):
     assert [axes.get_ylabel() for axes in plots.metrics(rows).axes[::3]] == ["e", "a", "b", "c"]
 
 
+def test_where_nothing_changes_what_the_rounds_took_is_drawn(row):
+    rows = [row(r, 60.0 * r, staleness=0.0) for r in range(1, 4)]
+    panels = plots.metrics(rows).axes
+    assert [axes.get_ylabel() for axes in panels] == ["rounds", "data moved (kB)", "energy (J)"]
+    np.testing.assert_allclose(panels[0].lines[0].get_xydata(), [[1, 1], [2, 2], [3, 3]])
+    assert len(plots.metrics(rows, names=["staleness"]).axes) == 3
+    assert plots.metrics(rows, names=["staleness"]).axes[0].get_ylabel() == "staleness"
+
+
 def test_a_trace_without_any_work_can_be_drawn(tmp_path):
     trace = Trace()
     trace.record(0.0, Event.DISPATCH, 0, 0)
