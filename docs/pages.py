@@ -92,7 +92,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         return File(place, str(ROOT), config.site_dir, config.use_directory_urls)
 
     found = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-    found += [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.png")]
+    found += [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").rglob("*.png")]
     found += [*experiments(), *(ROOT / "experiments").rglob("*.png")]
     found += (ROOT / "benchmarks").rglob("*.md")
     themes = [file for file in files if file.src_dir != str(ROOT / "docs")]
