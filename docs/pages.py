@@ -111,6 +111,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Returns a page whose links to code lead to the pages that show it."""
     place = PurePosixPath(page.file.src_uri)
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation"]  # which has nothing but this page: lines have its room
 
     def changed(found: re.Match[str]) -> str:
         link, anchor = found[1], found[2] or ""

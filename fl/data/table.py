@@ -179,7 +179,9 @@ def load_table(
     return encoded(read_table(path), _stem(path), roles)[1]
 
 
-def table_encoding(path: str | PathLike[str], target: str | Sequence[str], **arguments: Any) -> Encoding:
+def table_encoding(
+    path: str | PathLike[str], target: str | Sequence[str], **arguments: Any
+) -> Encoding:
     """Returns how `load_table` with the same arguments makes inputs of rows."""
     place = os.fspath(path)
     return encoded(read_table(place), _stem(place), Roles(target, **arguments))[0]

@@ -88,9 +88,7 @@ def by_overrides(runs: Sequence[Run], beside: Sequence[Run] = ()) -> dict[str, l
     varying = [
         key
         for key in keys
-        if key != "seed"
-        and bears_on_results(key)
-        and len({found.get(key) for found in every}) > 1
+        if key != "seed" and bears_on_results(key) and len({found.get(key) for found in every}) > 1
     ]
     groups: dict[str, list[Run]] = {}
     for run, found in zip(runs, changed, strict=True):

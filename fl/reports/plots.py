@@ -403,7 +403,10 @@ def _arrivals(
     arrived = np.histogram(time, edges, weights=size)[0]
     bytes_unit = units.byte_unit(arrived.max())
     axes.stairs(
-        arrived / bytes_unit.divisor, edges / unit.divisor, fill=True, color=_STAGE_COLOURS["upload"]
+        arrived / bytes_unit.divisor,
+        edges / unit.divisor,
+        fill=True,
+        color=_STAGE_COLOURS["upload"],
     )
     axes.set(xlabel=f"virtual time ({unit.symbol})", ylabel=f"arrived ({bytes_unit.symbol})")
     axes.set_title(f"What peers sent each other, in each 1/{_BINS} of the time", loc="left")

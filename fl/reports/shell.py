@@ -46,7 +46,7 @@ img { width: 100%; background: #fff; border-radius: 6px; } details img { max-wid
   figcaption, .curves { position: sticky; left: 0; }
   th, td { padding: .3rem .4rem; }
   td:first-child, th:first-child { position: sticky; left: 0; background: var(--back);
-    min-width: 7rem; max-width: 10rem; white-space: normal; overflow-wrap: anywhere; }
+    min-width: 9rem; max-width: 10rem; white-space: normal; overflow-wrap: anywhere; }
   th:first-child { background: var(--head); } }
 """
 

@@ -24,8 +24,10 @@ RUNS = {  # to keys of which all that is explained is there
         {
             "strategy": "diloco",
             "fleet/checkpointing": "blocking",
-            "fleet.checkpointing.mtbf_s": 100.0,
-            "fleet.checkpointing.interval_s": 1e-3,
+            "fleet.checkpointing.mtbf_s": 10.0,
+            "fleet.checkpointing.interval_s": 0.01,
+            "fleet.checkpointing.state_bytes": 1e3,
+            "fleet.checkpointing.restart_s": 0.01,
         },
         ("checkpointing",),
     ),
