@@ -144,7 +144,8 @@ def test_a_task_waits_for_a_starter_with_a_phase_of_its_own():
 
 def test_the_first_start_is_cold_and_the_spread_has_mean_one():
     runtime = Runtime(start_s=2.0, first_start_s=9.0)
-    assert [runtime.seconds_to_start(client_key(0, "app-start", 0), k) for k in range(3)] == [9.0, 2.0, 2.0]
+    key = client_key(0, "app-start", 0)
+    assert [runtime.seconds_to_start(key, k) for k in range(3)] == [9.0, 2.0, 2.0]
     spread = Runtime(start_s=2.0, start_sigma=0.5)
     keys = (client_key(0, "app-start", i) for i in range(4000))
     drawn = np.array([spread.seconds_to_start(key, 1) for key in keys])

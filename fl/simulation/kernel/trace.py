@@ -174,7 +174,7 @@ class Trace:
         self._lost: set[tuple[int, int]] = set()  # messages to which no reply can come
         self._doubles = 0  # of them, those that have expired
         self._rows = bytearray()  # packed: one call for an event, where columns take six
-        self._terms = bytearray()  # of tasks: what becomes rows, and after how many bytes of them it belongs
+        self._terms = bytearray()  # of tasks: what becomes rows, and after how many bytes of them
         self._joined: tuple[int, NDArray[Any]] | None = None  # both, and of how many bytes
         self._most: float = math.inf if folder is None else _MOST_BYTES
         self._folder = folder
