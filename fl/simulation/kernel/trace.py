@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fl.extras import check_installed
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -395,13 +397,23 @@ class Trace:
         return digest.hexdigest()
 
     def table(self) -> pa.Table:
-        """Returns the trace as an Arrow table; `kind` is dictionary-encoded by name."""
+        """Returns the trace as an Arrow table; `kind` is dictionary-encoded by name.
+
+        Raises:
+            ConfigError: pyarrow is not installed.
+        """
+        check_installed("a trace as a table", "pyarrow")
         import pyarrow as pa
 
         return pa.concat_tables(self.tables())
 
     def tables(self) -> Iterator[pa.Table]:
-        """Returns the trace as tables with some of the rows each, one after the other."""
+        """Returns the trace as tables with some of the rows each, one after the other.
+
+        Raises:
+            ConfigError: pyarrow is not installed.
+        """
+        check_installed("a trace as a table", "pyarrow")
         import pyarrow as pa
 
         names = [kind.name.lower().encode() for kind in Event]
