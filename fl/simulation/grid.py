@@ -179,6 +179,7 @@ class SimGrid(Grid):
             self.control,
             self.client_errors,
             self._inside,
+            self.serving,
         )
         self.cohorts = SimCohorts(
             fleet,

@@ -22,6 +22,7 @@ from stand_ins import (
 )
 
 from fl.errors import ConfigError
+from fl.execution.contract import Result
 from fl.flower.identity import assume_identity, node_id
 from fl.flower.payload import num_objects
 from fl.randomness import client_key, uniform
@@ -251,6 +252,23 @@ def test_objects_are_those_that_flower_moves():
     assert num_objects(content, 1000) == 2 + 2 + 2 + 1 + 4
     assert Runtime(lanes=2).trips(1, 7) == 1 + 4
     assert Runtime().trips(0.5, 7) == 0.5
+
+
+def test_a_compressed_reply_goes_in_fewer_trips_than_its_message():
+    def record(arrays):
+        return ArrayRecord({f"w{i}": Array(np.zeros(2, np.float32)) for i in range(arrays)})
+
+    grid = grid_of(
+        fleet_of([Client(latency_s=0.5)]),
+        answer=lambda _: Result(content=RecordDict({"a": record(1)})),
+        runtime=Runtime(trips_down=0, trips_up=0, lanes=2),
+    )
+    message = Message(RecordDict({"a": record(4)}), node_id(0), "train")
+    for _ in range(2):
+        grid.send_and_receive([message])
+    # Message, content, record; and array and chunk of each: 11 down in 6 trips, 5 up in 3.
+    assert values(grid.trace, E.DOWN_CALLS) == [6.0, 6.0]
+    assert values(grid.trace, E.UP_CALLS) == [3.0, 3.0]
 
 
 def test_the_server_does_one_thing_after_the_other():

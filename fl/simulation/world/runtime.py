@@ -26,8 +26,9 @@ with d the numbers in the message's arrays. The names on the right are the trace
 values are s. The server is one process: what it does, it does for one message after the other.
 
 With `lanes`, a message of k objects takes ceil(k / lanes) round trips more: each record, each array
-and each chunk of an array's bytes is an object, and fetched by itself. Of a reply to `train` the
-objects are taken to be as many as of its message, of any other 3. A connection that was idle for
+and each chunk of an array's bytes is an object, and fetched by itself. Of a reply that
+is planned and not there yet, the objects are taken to be as many as of its message if that was to
+`train`, and 3 otherwise. A connection that was idle for
 more than keep_alive_s is opened again before the upload, in connect_trips round trips.
 
 With `starts_ahead` the task is there once the first round trip has told the node of a message, and
