@@ -180,6 +180,7 @@ class SimGrid(Grid):
             self.control,
             self.client_errors,
             self._inside,
+            self.serving,
         )
         self.cohorts = SimCohorts(
             fleet,
@@ -299,12 +300,12 @@ class SimGrid(Grid):
             deadline = math.inf if timeout is None else began + timeout
             arrived: list[Dispatch] = []
             while missing:
-                new = self._mailbox.take(missing)
-                missing.difference_update(dispatch.name for dispatch in new)
-                arrived += new
-                if new and serving is not None:
-                    serving.receives(new)
-                    looked = self._now()
+                if self._mailbox.arrived and (new := self._mailbox.take(missing)):
+                    missing.difference_update(dispatch.name for dispatch in new)
+                    arrived += new
+                    if serving is not None:
+                        serving.receives(new)
+                        looked = self._now()
                 if missing and not self._step(deadline):
                     break
                 if missing and serving is not None and self._mailbox.arrived:

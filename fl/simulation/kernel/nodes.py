@@ -117,6 +117,8 @@ class Nodes:
         if waits_since < sent_s:
             waits_since = sent_s
         dispatch.terms = (now - waits_since if now > waits_since else 0.0, calls_s)
+        if self.runtime.starts_ahead:
+            dispatch.told_s = now + rtt_s
         return calls_s
 
     def _trips_of(self, objects: tuple[int, int]) -> tuple[float, float]:
@@ -143,7 +145,10 @@ class Nodes:
         every_s, decode_s_per_byte, step_s, step_s_per_parameter, heats = self._of_work
         scale /= dispatch.speed
         wait_s = (phase_s - now) % every_s if every_s else 0.0
-        start_s = runtime.seconds_to_start(start_key, dispatch.number) * scale
+        start_s, ahead_s = runtime.seconds_to_start(start_key, dispatch.number) * scale, 0.0
+        if dispatch.told_s < now == dispatch.arrived_s:  # one that has waited for another did not
+            wait_s, ahead_s = self._ahead(dispatch.told_s, phase_s, start_s, now)
+            start_s -= ahead_s
         decode_s = decode_s_per_byte * dispatch.size_down * scale
         steps_s = 0.0
         if dispatch.steps:
@@ -152,11 +157,31 @@ class Nodes:
         busy_s = hot_s = start_s + decode_s + steps_s + work_s
         begins = now + wait_s
         if heats:
-            hot_s = self._heated(client, busy_s, begins)
+            hot_s = self._heated(client, busy_s, begins, ahead_s)
         dispatch.idle_s += wait_s
-        dispatch.stage_began = begins  # the device computes from then on
+        dispatch.stage_began = begins - ahead_s  # the device computes from then on
         dispatch.terms += (wait_s, start_s, decode_s, steps_s, hot_s - busy_s)
         return wait_s + hot_s
+
+    def _ahead(
+        self, told_s: float, phase_s: float, start_s: float, now: float
+    ) -> tuple[float, float]:
+        """Returns how long a task waits whose app starts ahead, and what of its start is over, s.
+
+        Args:
+            told_s: when the node knew of the task.
+            phase_s: of looks for tasks.
+            start_s: what a start takes.
+            now: when the message is there.
+        """
+        every_s = self.runtime.task_poll_s
+        begins = told_s + ((phase_s - told_s) % every_s if every_s else 0.0)
+        if begins >= now:
+            return begins - now, 0.0
+        missing_s = now - begins - start_s  # since the app looks for the message
+        if missing_s <= 0:
+            return 0.0, now - begins
+        return self.runtime.found_after(missing_s) - missing_s, start_s
 
     def upload_delay(self, dispatch: Dispatch, now: float) -> float:
         """Returns what happens between the end of the work and the reply's first byte, s.
@@ -184,9 +209,10 @@ class Nodes:
         self._trace.record_terms(now, client, dispatch.number, terms)
         return encode_s + waited_s + calls_s
 
-    def _heated(self, client: int, busy_s: float, begins: float) -> float:
+    def _heated(self, client: int, busy_s: float, begins: float, ahead_s: float) -> float:
         heat, since = self._heat.get(client, (0.0, begins))
-        heat = self.runtime.cooled(heat, max(0.0, begins - since))
+        heat = self.runtime.cooled(heat, max(0.0, begins - ahead_s - since))
+        heat = 1 - (1 - heat) * self.runtime.cooled(1.0, ahead_s) if ahead_s else heat
         seconds, heat = self.runtime.heated(busy_s, heat)
         self._heat[client] = heat, begins + seconds
         return seconds

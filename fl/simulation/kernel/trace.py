@@ -71,7 +71,7 @@ class Event(IntEnum):
     # each task when it has computed, and are parts of its waiting, download, compute and upload.
     CLIENT_POLL = 30  # the message waited for the client's node to look
     DOWN_CALLS = 31  # round trips before the message's bytes
-    TASK_POLL = 32  # the task waited to be started
+    TASK_POLL = 32  # the task waited to be started, or for its app to look for objects again
     APP_START = 33
     DECODE = 34  # of the message
     STEPS = 35  # local steps, beside their FLOPs
