@@ -149,6 +149,14 @@ def _() -> Measured:
     return f"ResNet-18, 100 ms a step: {said} times at 1 and 10 Gbit/s", min(gains) > 1
 
 
+@check("flag", "at the authors' m and one iteration")
+def _() -> Measured:
+    page = script("flag/cosines.py")
+    rows = page["gradients"](0)
+    found = [page["cosine"](rows[step], 8, 1) for step in (0, 20)]
+    return f"cosines of {found[0]:.4f} and {found[1]:.4f}", min(found) > 0.999
+
+
 @check("multi_momentum", "a momentum for each cluster")
 def _() -> Measured:
     page = script("multi_momentum/quadratics.py")
