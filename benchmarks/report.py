@@ -7,8 +7,8 @@ differ and are shared, so what counts are ratios of figures measured side by sid
     python benchmarks/report.py [FOLDER]
 
 prints one table of all files in a folder: each figure that has a goal, the goal, and what is left.
-It adds the figures to FOLDER/history.csv, a line for each commit, and writes FOLDER/history.md,
-which has those of the latest commits side by side. `make bench` ends with it.
+It adds the figures to FOLDER/history.csv, a line for each commit, and writes FOLDER/history.md with
+those of the latest commits side by side. `make bench` ends with it.
 """
 
 from __future__ import annotations

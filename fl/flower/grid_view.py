@@ -270,8 +270,44 @@ class Outcome:
     failed_at_last: Mapping[tuple[int, str], int]
 
 
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What came of a cohort that has trained.
+
+    Attributes:
+        replies: id of the message, Flower id of the client, when its reply came in s, and its
+            content; in the order in which they came.
+        failed_at_last: as of `Outcome`.
+    """
+
+    replies: Sequence[tuple[str, int, float, RecordDict]]
+    failed_at_last: Mapping[tuple[int, str], int]
+
+
 class Cohorts(Protocol):
-    """Cohorts whose answers are known before they are asked, so that they need no messages."""
+    """Cohorts of whose answers the cost, or all, is known before, so that they need no messages."""
+
+    def train(
+        self,
+        content: RecordDict,
+        nodes: Sequence[int],
+        ttl_s: float,
+        *,
+        until: float,
+        accepts: Callable[[Trained], bool],
+        bears: Callable[[NDArray[np.int64], NDArray[np.bool_]], bool],
+    ) -> bool:
+        """Has clients train, until all have answered; returns whether anything was done.
+
+        Args:
+            content: as for `run`, and so are the others but `accepts`.
+            nodes: see there.
+            ttl_s: see there.
+            until: see there.
+            accepts: is given what has come before it counts, and says whether it can be used; if
+                not, clients are sent messages instead, in this round and in those that follow.
+            bears: see there.
+        """
 
     def run(
         self,

@@ -189,6 +189,7 @@ class SimGrid(Grid):
             self._mailbox,
             self._host,
             self.control,
+            ahead=self._ahead,
             runtime=self.runtime is not None or self.summation is not None,
             advance=self.sleep_until,
             on_sent=self._count_sent,

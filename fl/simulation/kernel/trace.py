@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fl")
 
 _MOST_BYTES = 2**22  # of rows in memory, where others can be on a disk: 100,000 events
-_MOST_ROWS = 2**20  # that are looked at together
+_MOST_ROWS = 2**17  # that are looked at together
 
 
 class Event(IntEnum):
