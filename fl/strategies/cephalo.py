@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.checks import at_least, fraction, not_negative, positive, share
+from fl.checks import at_least, fraction, not_negative, positive, read_if, share
 from fl.errors import ConfigError
 
 Reals = NDArray[np.float64]
@@ -42,6 +42,7 @@ class BatchPart(NamedTuple):
         return self.size * self.micro_batches
 
 
+@read_if(lambda a: a["even"] == "memory", "even_below", only="{at}even=memory reads it")
 @dataclass(frozen=True)
 class Cephalo:
     """Who takes how much of the batch, by compute, and of the state, by memory, independently.

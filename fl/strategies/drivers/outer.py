@@ -180,7 +180,8 @@ class OuterSteps(OuterMeetings):
     def tells(self) -> Mapping[str, Any]:
         """What every message says beside the model, by the argument that it comes from."""
         steps = "accumulate" if self.rule.sends_gradients else "rule.inner_steps"
-        return {"local-steps": steps, FIRST_STEP_KEY: 0}
+        told = {"local-steps": steps, FIRST_STEP_KEY: 0}
+        return told if self.sharding is None else {**told, "batch-size": "sharding.batch"}
 
     @property
     def sends_payloads(self) -> bool:
