@@ -81,8 +81,8 @@ class Dispatches:
 def spans(trace: Trace) -> Spans:
     """Returns the stages of all tasks.
 
-    Rows are in order of (client, dispatch, start). A stage ends with its own end event, or with the fault that stopped the task. A stage that
-    nothing ended lasts until the trace's last event.
+    Rows are in order of (client, dispatch, start). A stage ends with its own end event, or with the
+    fault that stopped the task. A stage that nothing ended lasts until the trace's last event.
     """
     time, client, dispatch, kind, _ = _in_task_order(trace, (*_STARTS, *_ENDS, *_STOPS))
     at = np.flatnonzero(np.isin(kind, _STARTS))

@@ -18,7 +18,6 @@ from fl.errors import ConfigError, NoStep
 from fl.flower.grid_view import Cohorts, Outcome
 from fl.selection import Choice, UniformSampling
 from fl.strategies.drivers.server import Server
-from fl.strategies.round_rule import Updates
 
 if TYPE_CHECKING:
     from fl.strategies.drivers.rounds import Rounds
@@ -98,19 +97,13 @@ def _step(strategy: Rounds, server: Server, cohorts: Cohorts, outcome: Outcome) 
     examples = [float(metrics[strategy.weighted_by_key]) for metrics in outcome.metrics]
     weights = np.array(examples)[outcome.which[places]]
     rates = strategy.rates.of(server.version, strategy.waits_for)
-    strategy.latest = {}
+    strategy.latest, makes = {}, strategy.makes
     try:
         strategy.check_enough(len(places))
         check_weights(weights)
         mean = np.zeros(server.w.size, np.float32)
-        updates = Updates(
-            np.empty((len(places), 0), np.float32),
-            weights,
-            combine=lambda *_: mean,
-            buffers=strategy.buffers,
-            trained=strategy.places if strategy.trained < mean.size else (),
-        )
-        state = strategy.stepped(server, updates, rates)
+        updates = makes.updates_of_mean(np.empty((len(places), 0), np.float32), weights, mean)
+        state = makes.stepped(server, updates, rates)
     except (NoStep, ConfigError) as error:
         why = strategy.why_no_step(error, len(places))
         cohorts.left(places)

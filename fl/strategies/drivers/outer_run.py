@@ -110,11 +110,12 @@ class OuterRun:
         config: Mapping[str, Any],
         local_every: int | None = None,
     ) -> None:
+        self.rule = rule
         self.cut = cut
         self.layout = layout
         self.schedule = FragmentSchedule(rule.inner_steps, len(cut), rule.overlap, local_every)
-        rule = rule.shaped([shapes.sizes for shapes in cut.shapes])
-        self.states: list[Any] = [rule.init(cut.take(w, p)) for p in range(len(cut))]
+        shaped = rule.shaped([shapes.sizes for shapes in cut.shapes])
+        self.states: list[Any] = [shaped.init(cut.take(w, p)) for p in range(len(cut))]
         self.tasks = tasks
         self.all_reduce = all_reduce
         self.workers: dict[int, Participant] = {}
