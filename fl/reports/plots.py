@@ -443,8 +443,8 @@ def _shares(stages: Spans, end: float) -> tuple[NDArray[np.int64], NDArray[np.fl
 def _share_panel(axes: Axes, ids: NDArray[np.int64], share: NDArray[np.float64]) -> None:
     layers = 100.0 * np.concatenate([share, 1.0 - share.sum(axis=0, keepdims=True)])
     # What nobody did is not in the legend.
-    did: list[bool] = layers[:-1].any(axis=1).tolist()
-    names = [*(name if some else "" for name, some in zip(_STAGES, did, strict=True)), "idle"]
+    shown = zip(_STAGES, share, strict=True)
+    names = [*(name if some.any() else "" for name, some in shown), "idle"]
     colours = [*_STAGE_COLOURS.values(), _IDLE_COLOUR]
     x = np.arange(len(ids))
     if len(ids) <= _MAX_BARS:
