@@ -54,7 +54,7 @@ EXTRA: dict[str, tuple[str, dict[str, str]]] = {
         {
             "machines": "how many there are",
             "machines_used": "how many had something to add, mean over rounds",
-            "completion_s": "from a round's end to its sum at the top, mean over rounds, virtual s",
+            "completion_s": "from the end of a round to its sum, mean over rounds, virtual s",
             "cold_starts": "processes that were started",
             "warm_starts": "processes that were alive and took a part",
             "failures": "aggregators that died",

@@ -95,8 +95,8 @@ def metrics(
     """
     rows = _panel_rows(history, names, target)
     measured = {name for shown in rows for name in shown}
-    alone = names is None and not worth_drawing(measured, [target.metric] if target else [])
-    if alone and len(history) > 1 and not any(_changes(history, name) for name in measured):
+    telling = names or worth_drawing(measured, [target.metric] if target is not None else [])
+    if not telling and len(history) > 1 and not any(_changes(history, name) for name in measured):
         return _costs(history, path, time)
     with drawing(10.5, 0.5 + 2.5 * len(rows), path) as figure:
         grid = figure.subplots(len(rows), 3, squeeze=False, sharex="col", sharey="row")
@@ -443,9 +443,8 @@ def _shares(stages: Spans, end: float) -> tuple[NDArray[np.int64], NDArray[np.fl
 def _share_panel(axes: Axes, ids: NDArray[np.int64], share: NDArray[np.float64]) -> None:
     layers = 100.0 * np.concatenate([share, 1.0 - share.sum(axis=0, keepdims=True)])
     # What nobody did is not in the legend.
-    names = [name if layer.any() else "" for name, layer in zip(_STAGES, layers, strict=True)] + [
-        "idle"
-    ]
+    shown = zip(_STAGES, share, strict=True)
+    names = [*(name if some.any() else "" for name, some in shown), "idle"]
     colours = [*_STAGE_COLOURS.values(), _IDLE_COLOUR]
     x = np.arange(len(ids))
     if len(ids) <= _MAX_BARS:
