@@ -1,7 +1,9 @@
 """INTELLECT-1's outer steps with 30 providers that come and go: times and losses.
 
-FL_DATA_DIR=... python experiments/intellect/run.py          runs all, and replaces the tables
-FL_DATA_DIR=... python experiments/intellect/run.py tables   makes them of what was kept
+    FL_DATA_DIR=... python experiments/intellect/run.py          runs all, and replaces the tables
+    FL_DATA_DIR=... python experiments/intellect/run.py tables   makes them of what was kept
+
+Times of phases and all-reduces are those that were published.
 """
 
 from __future__ import annotations
