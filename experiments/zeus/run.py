@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fl
-from fl.runs.tuning.zeus import Job, Zeus, recur
+from fl.runs.tuning.zeus import RecurringJob, Zeus, recur
 
 SEEDS = range(10)
 ETA = 0.5
@@ -70,7 +70,7 @@ class Compared(NamedTuple):
     batch_sizes: list[int]
 
 
-def compared(job: Job, default: int, seeds: range = SEEDS) -> Compared:
+def compared(job: RecurringJob, default: int, seeds: range = SEEDS) -> Compared:
     """Returns energy and time of the last recurrences over those of the default."""
     sizes = sorted(job.epochs)
     limits = {limit for profile in job.profile.values() for limit in profile}
@@ -87,7 +87,7 @@ def compared(job: Job, default: int, seeds: range = SEEDS) -> Compared:
     return found
 
 
-def row(name: str, default: int, job: Job) -> str:
+def row(name: str, default: int, job: RecurringJob) -> str:
     """Returns a row of a table."""
     found = compared(job, default)
     saved = [100 * (1 - x) for x in found.energy]
@@ -99,7 +99,7 @@ def row(name: str, default: int, job: Job) -> str:
     )
 
 
-def traced(folder: Path, gpu: str) -> Iterator[tuple[str, int, Job]]:
+def traced(folder: Path, gpu: str) -> Iterator[tuple[str, int, RecurringJob]]:
     """Yields the jobs of the authors' traces on a GPU."""
     with (folder / "summary_train.csv").open() as file:
         training = list(csv.DictReader(file))
@@ -121,12 +121,12 @@ def traced(folder: Path, gpu: str) -> Iterator[tuple[str, int, Job]]:
                 epochs[b].append(None if math.isnan(n) else int(n))
         # Some batch sizes do not fit into some GPUs' memory.
         fits = max(b for b in epochs if b <= default)
-        yield name, fits, Job(epochs, profile, most)
+        yield name, fits, RecurringJob(epochs, profile, most)
 
 
 def measured(
     name: str, sizes: Sequence[int] = SIZES, caps: Sequence[float] = CAPS, seeds: range = RUNS
-) -> tuple[int, Job]:
+) -> tuple[int, RecurringJob]:
     """Returns the default batch size of a job, and what its runs take in the simulator."""
     default, target, parts, lr, power = MEASURED[name]
 
@@ -152,7 +152,7 @@ def measured(
     }
     for b in sizes:
         print(f"    {name} b={b}: epochs {epochs[b]}, {profile[b][LIMIT_W][0]:.3f} s an epoch")
-    return default, Job(epochs, profile, EPOCHS)
+    return default, RecurringJob(epochs, profile, EPOCHS)
 
 
 def main() -> None:

@@ -270,8 +270,44 @@ class Outcome:
     failed_at_last: Mapping[tuple[int, str], int]
 
 
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What came of a cohort that has trained.
+
+    Attributes:
+        replies: id of the message, Flower id of the client, when its reply came in s, and its
+            content; in the order in which they came.
+        failed_at_last: as of `Outcome`.
+    """
+
+    replies: Sequence[tuple[str, int, float, RecordDict]]
+    failed_at_last: Mapping[tuple[int, str], int]
+
+
 class Cohorts(Protocol):
-    """Cohorts whose answers are known before they are asked, so that they need no messages."""
+    """Cohorts of whose answers the cost, or all, is known before, so that they need no messages."""
+
+    def train(
+        self,
+        content: RecordDict,
+        nodes: Sequence[int],
+        ttl_s: float,
+        *,
+        until: float,
+        accepts: Callable[[Trained], bool],
+        bears: Callable[[NDArray[np.int64], NDArray[np.bool_]], bool],
+    ) -> bool:
+        """Has clients train, until all have answered; returns whether anything was done.
+
+        Args:
+            content: as for `run`, and so are the others but `accepts`.
+            nodes: see there.
+            ttl_s: see there.
+            until: see there.
+            accepts: is given what has come before it counts, and says whether it can be used; if
+                not, clients are sent messages instead, in this round and in those that follow.
+            bears: see there.
+        """
 
     def run(
         self,
@@ -387,6 +423,7 @@ class Peers(Protocol):
         by: Collective,
         failure: Failure | None = None,
         since: float | None = None,
+        avoided: frozenset[tuple[int, int]] = frozenset(),
     ) -> Collected:
         """Has clients take part in a collective.
 
@@ -400,10 +437,20 @@ class Peers(Protocol):
                 effect, as if it had done its part before.
             since: when it begins, s, at most now: it has been on its way while clients computed;
                 None is now.
+            avoided: pairs of clients, between which a ring does not pass if it can.
 
         Returns:
             When it is finished, and whose payloads are in it. A deployment returns the present and
             all of them.
+        """
+
+    def ring_delays(self, nodes: Sequence[int]) -> dict[tuple[int, int], float]:
+        """Returns the seconds that a byte takes on the edges between clients around a ring.
+
+        Those of transfers of many bytes; a deployment returns none, as nobody measures them.
+
+        Args:
+            nodes: each sends to the next one, and the last to the first.
         """
 
     def push(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
@@ -463,9 +510,14 @@ class Relayed:
         by: Collective,
         failure: Failure | None = None,
         since: float | None = None,
+        avoided: frozenset[tuple[int, int]] = frozenset(),
     ) -> Collected:
         """Returns the present, and all clients."""
         return Collected(GridView(self._grid).clock.now(), list(nodes), [])
+
+    def ring_delays(self, nodes: Sequence[int]) -> dict[tuple[int, int], float]:
+        """Returns {}."""
+        return {}
 
     def push(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
         """Pushes the messages."""

@@ -16,6 +16,7 @@ from torch import nn
 
 from fl.clients import Descent, Direction, PartialApp, StageApp, TrainingApp
 from fl.clients.app.merging import By
+from fl.clients.app.replica import trained_shapes
 from fl.compression import Channel, chained
 from fl.data import FederatedData
 from fl.data.loading import loading_once
@@ -244,6 +245,9 @@ def _joined(
                 contacts=app.contact is not None,
             )
             problems += refusals(here)
+            if here.steps_by_gradients:
+                with blaming(place, "model"):
+                    trained_shapes(app.layout)
             with blaming(config, "compressor" if choice.uplink else "downlink"):
                 check_model(here, exchange)
             says = check_told(strategy, app, told)

@@ -180,6 +180,7 @@ class SimGrid(Grid):
             self.control,
             self.client_errors,
             self._inside,
+            self.serving,
         )
         self.cohorts = SimCohorts(
             fleet,
@@ -188,6 +189,7 @@ class SimGrid(Grid):
             self._mailbox,
             self._host,
             self.control,
+            ahead=self._ahead,
             runtime=self.runtime is not None or self.summation is not None,
             advance=self.sleep_until,
             on_sent=self._count_sent,
@@ -299,12 +301,12 @@ class SimGrid(Grid):
             deadline = math.inf if timeout is None else began + timeout
             arrived: list[Dispatch] = []
             while missing:
-                new = self._mailbox.take(missing)
-                missing.difference_update(dispatch.name for dispatch in new)
-                arrived += new
-                if new and serving is not None:
-                    serving.receives(new)
-                    looked = self._now()
+                if self._mailbox.arrived and (new := self._mailbox.take(missing)):
+                    missing.difference_update(dispatch.name for dispatch in new)
+                    arrived += new
+                    if serving is not None:
+                        serving.receives(new)
+                        looked = self._now()
                 if missing and not self._step(deadline):
                     break
                 if missing and serving is not None and self._mailbox.arrived:

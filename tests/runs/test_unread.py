@@ -211,11 +211,23 @@ IGNORED = {
     ),
     "client.evaluate_on=train": ([], "FedAvg, as it is configured, does not have clients evaluate"),
     "+train_config.rate=0.7": ([], "clients of this kind do not read it"),
+    **{
+        f"hierarchy.{name}=0.002": ([f"hierarchy={kind}", "hierarchy.failure=0.0", *more], says)
+        for name, kind, more, says in (
+            ("detection_s", "edge", [], "none dies, as hierarchy.failure is 0"),
+            ("machine.warm_s", "edge", [], "an edge server's aggregator is always there"),
+            ("machine.keep_alive_s", "edge", [], "an edge server's aggregator is always there"),
+            ("machine.cold_s", "edge", ["hierarchy.machine.warm_s=0.0"], "only with hierarchy.fai"),
+            ("smoothing", "lifl", ["hierarchy.planned=false"], "only hierarchy.planned=true"),
+            ("machine.copy_s_per_byte", "lifl", [], "only hierarchy.shared_memory=false copies"),
+            ("machine.nic_latency_s", "lifl", ["hierarchy.nodes=1"], "as hierarchy.nodes is 1"),
+        )
+    },
     "checkpoint.trust=true": ([], "it is for the ServerApps of others"),
 }
 
 
-@pytest.mark.parametrize("key", IGNORED)
+@pytest.mark.parametrize("key", mostly_slow(IGNORED))
 def test_argument_that_its_part_does_not_read_is_refused_and_would_change_nothing(
     key, monkeypatch, capsys, tmp_path
 ):

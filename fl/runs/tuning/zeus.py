@@ -217,7 +217,7 @@ def _round(alive: tuple[int, ...], default: int, rounds: int) -> State:
     return State(alive, default, rounds, down, tuple(b for b in alive if b > default))
 
 
-class Job(NamedTuple):
+class RecurringJob(NamedTuple):
     """A recurring job as a table of what was measured.
 
     Attributes:
@@ -237,7 +237,7 @@ class Job(NamedTuple):
         return max(limit for limits in self.profile.values() for limit in limits)
 
 
-class Run(NamedTuple):
+class JobRun(NamedTuple):
     """One run of a job.
 
     Attributes:
@@ -259,13 +259,13 @@ class Run(NamedTuple):
 
 def recur(
     zeus: Zeus,
-    job: Job,
+    job: RecurringJob,
     recurrences: int,
     rng: np.random.Generator,
     *,
     eta: float = 0.5,
     most_tries: int = 20,
-) -> list[Run]:
+) -> list[JobRun]:
     """Has a job recur under Zeus; returns its runs.
 
     The first run of a batch size profiles the power limits in its first epoch, of which each limit
@@ -304,7 +304,7 @@ def recur(
                 seen.add(b)
                 time_s += float(np.mean([t for t, _ in profile.values()])) - seconds
                 energy_j += float(np.mean([t * w for t, w in profile.values()])) - seconds * watts
-            runs.append(Run(recurrence, b, limit_w, energy_j, time_s, reached))
+            runs.append(JobRun(recurrence, b, limit_w, energy_j, time_s, reached))
             state = zeus.observe(state, b, cost(eta, energy_j, time_s, max_w), reached=reached)
             if reached:
                 break

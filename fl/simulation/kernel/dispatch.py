@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ class Dispatch:
             server; then nothing is downloaded or uploaded. None for an ordinary message.
         stage, stage_began: where it is, and since when, s.
         arrived_s: when its message came to the client.
+        told_s: when the client's node knew of it, if a runtime has its app start from then on.
         steps: local steps of its work, as far as they are known.
         scalars: numbers in its message's arrays; 0 where nothing depends on them.
         objects: of its message and of its reply, that Flower moves by themselves; likewise.
@@ -97,6 +99,7 @@ class Dispatch:
         "steps",
         "submitted",
         "terms",
+        "told_s",
         "unread",
     )
 
@@ -123,6 +126,7 @@ class Dispatch:
         self.stage = Stage.WAITING
         self.stage_began = 0.0
         self.arrived_s = 0.0
+        self.told_s = math.inf
         self.steps = 0
         self.scalars = 0
         self.objects = (0, 0)

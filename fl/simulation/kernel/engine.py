@@ -25,7 +25,6 @@ computed. What peers send each other does not compete with what the server sends
 from __future__ import annotations
 
 import math
-from itertools import islice
 from typing import Protocol
 
 from fl.simulation.kernel.charges import Charges
@@ -144,15 +143,11 @@ class Engine:
             self._take(client, dispatch)
         elif self._nodes is None:
             self._take_up(client)
-        elif not client.taken or self.fleet.prefetch:
-            self._watch_look(dispatch.client)
-
-    def _watch_look(self, number: int) -> None:
-        """Has a client's node, which is idle, find its messages when it looks next."""
-        if self._nodes is not None and number not in self._looks:
-            self._looks.add(number)
-            time = self._nodes.next_look(number, self.queue.now)
-            self.queue.schedule(time, Priority.DISPATCH, self._polled, number)
+        elif dispatch.client not in self._looks and (not client.taken or self.fleet.prefetch):
+            # Its node is idle, and finds the message when it looks next.
+            self._looks.add(dispatch.client)
+            time = self._nodes.next_look(dispatch.client, now)
+            self.queue.schedule(time, Priority.DISPATCH, self._polled, dispatch.client)
 
     def _polled(self, number: int) -> None:
         """A client's node looks for messages."""
@@ -161,11 +156,15 @@ class Engine:
 
     def _take_up(self, client: _Client) -> None:
         """Has a client that is there take up its next message, if it is at nothing else."""
-        if client.taken and not self.fleet.prefetch:
-            return
-        valid = (dispatch for dispatch in client.waiting if self.queue.now < dispatch.expiry)
-        for dispatch in list(islice(valid, None if self.fleet.prefetch else 1)):
-            self._take(client, dispatch)
+        now = self.queue.now
+        if self.fleet.prefetch:
+            for dispatch in [dispatch for dispatch in client.waiting if now < dispatch.expiry]:
+                self._take(client, dispatch)
+        elif not client.taken:
+            for dispatch in client.waiting:
+                if now < dispatch.expiry:
+                    self._take(client, dispatch)
+                    return
 
     def _look(self, number: int) -> None:
         """Has a client look for its next message, if it is there."""

@@ -127,7 +127,8 @@ KEEPING = {
     ],
     "all-reduces that fail": [
         *(*SMALL, *HARSH_FLEET[:3], "strategy=diloco", "strategy.rule.inner_steps=5"),
-        *("allreduce=int8_ring", "strategy.on_failure=retry", "strategy.detection_s=0.02"),
+        *("allreduce=int8_ring", "strategy.on_failure=alone", "strategy.detection_s=0.02"),
+        *("strategy.heartbeat_s=0.01", "strategy.retries=0"),
         *("fleet=mobile", "num_clients=4", "num_rounds=12", "strategy.min_available_nodes=2"),
     ],
     "combinations of several models": [

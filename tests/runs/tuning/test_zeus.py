@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fl.errors import ConfigError
-from fl.runs.tuning.zeus import Job, Zeus, best_limit, cost, recur
+from fl.runs.tuning.zeus import RecurringJob, Zeus, best_limit, cost, recur
 
 SIZES = (8, 16, 32, 64, 128)
 
@@ -105,9 +105,9 @@ def test_regret_per_run_on_a_gaussian_bandit_goes_to_zero() -> None:
     assert mean[-40:].mean() < 0.35
 
 
-def job_of(epochs: dict[int, list[int | None]], max_epochs: int = 50) -> Job:
+def job_of(epochs: dict[int, list[int | None]], max_epochs: int = 50) -> RecurringJob:
     profile = {b: {100.0: (2.0, 80.0), 200.0: (1.0, 200.0)} for b in epochs}
-    return Job(epochs, profile, max_epochs)
+    return RecurringJob(epochs, profile, max_epochs)
 
 
 def test_recurring_job_settles_on_the_cheapest_batch_size_and_limit() -> None:
