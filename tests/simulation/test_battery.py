@@ -132,6 +132,28 @@ def test_task_that_ends_sooner_leaves_a_charge_by_the_joules_that_are_billed() -
     assert charge.tolist() == pytest.approx([1 - billed / 1000, 1.0], rel=1e-12)
 
 
+def test_low_client_stays_away_until_it_has_more_than_the_threshold() -> None:
+    battery = battery_of(Always(1), least_start=0.1, most_start=0.1, resume=0.3)
+    grid = grid_with(battery, [Client()])
+    there = []
+    for _ in range(3):  # at 10 %, 25 % and 40 %
+        there.append(len(grid.get_node_ids()))
+        grid.clock.sleep(15.0)
+    assert there == [0, 0, 1]
+
+
+def test_departure_is_not_missed_where_plugs_change_too_often_to_look_ahead() -> None:
+    plugs = Scripted(1, {0: [float(t) for t in range(1, 1000)]})
+    fleet = fleet_of(
+        [Client(flops=1.0, compute_w=1.0)],
+        availability=Scripted(1, {0: [300.0]}),
+        battery=battery_of(plugs),
+    )
+    grid = grid_of(fleet, flops=500.0)
+    grid.send_and_receive([message_to(0, 10, ttl=400.0)])
+    assert found(grid, Event.DEPARTURE) == [(300.0, 0, 0.0)]
+
+
 def test_kinds_of_endless_capacity_are_on_the_mains() -> None:
     battery = battery_of(capacities_j={"client": math.inf}, other_w=50.0)
     grid = grid_with(battery, [Client(flops=1.0, compute_w=1e6)], flops=100.0)
