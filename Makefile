@@ -38,7 +38,7 @@ install: $(INSTALLED) ## create .venv with fl, its dependencies and the develope
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[data,ray,sweep]'
 	touch $@
 
 demo: install ## run a small simulation

@@ -226,7 +226,7 @@ def _run(config: DictConfig) -> float | None:
         if isinstance(prepared, ForeignApp):
             prepared.load()
         start = how_to_start()
-        with _early_ray(config) if not in_sweep else nullcontext():
+        with _early_ray(prepared) if not in_sweep else nullcontext():
             run = run_to_end(config, prepared=prepared, **start)
     except KeyboardInterrupt:
         if not in_sweep and (again := how_to_begin(config, directory)):
@@ -275,13 +275,14 @@ def _remove_if_empty(directory: Path) -> None:
 
 
 @contextmanager
-def _early_ray(config: DictConfig) -> Iterator[None]:
+def _early_ray(prepared: Experiment | ForeignApp) -> Iterator[None]:
     """Starts the Ray that the run is going to ask for."""
-    executor = config.get("executor")
+    from fl.execution import RayExecutor
+
+    executor = prepared.executor
     if (
-        not isinstance(executor, DictConfig)
-        or executor.get("_target_") != "fl.execution.RayExecutor"
-        or executor.get("address") is not None
+        not isinstance(executor, RayExecutor)
+        or executor.address is not None
         or "RAY_ADDRESS" in os.environ
     ):
         yield

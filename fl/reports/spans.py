@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from fl.simulation.kernel.trace import Event, Trace
 
 STAGES = ("download", "compute", "upload")
+ALL_REDUCE = len(STAGES)
+"""Of a span of `all_reduces`, where another has an index into `STAGES`."""
 
 STARTS = (Event.DOWNLOAD_START, Event.COMPUTE_START, Event.UPLOAD_START)
 ENDS = (Event.DOWNLOAD_END, Event.COMPUTE_END, Event.UPLOAD_END)
@@ -29,12 +31,12 @@ WAITS = (Event.DISPATCH, Event.DOWNLOAD_END)  # the latest event of a task that 
 
 @dataclass(frozen=True)
 class Spans:
-    """Intervals of work, one row each, in order of (client, dispatch, start).
+    """Intervals of work, one row each.
 
     Args:
         client: index in the fleet, shape (n,), int64.
         dispatch: the client's task number, (n,), int64.
-        stage: index into `STAGES`, (n,), int8.
+        stage: index into `STAGES`, or `ALL_REDUCE`, (n,), int8.
         start, end: virtual s, (n,), float64, start <= end.
         finished: (n,), bool; False if a fault, or the end of the run, cut the stage short.
     """
@@ -49,12 +51,17 @@ class Spans:
     def __len__(self) -> int:
         return len(self.client)
 
+    def beside(self, other: Spans) -> Spans:
+        """Returns these and others, in no order."""
+        columns = (field.name for field in fields(self))
+        return Spans(*(np.append(getattr(self, name), getattr(other, name)) for name in columns))
+
 
 def spans(trace: Trace) -> Spans:
     """Returns the stages of all tasks.
 
-    A stage ends with its own end event, or with the fault that stopped the task. A stage that
-    nothing ended lasts until the trace's last event.
+    Rows are in order of (client, dispatch, start). A stage ends with its own end event, or with the
+    fault that stopped the task. A stage that nothing ended lasts until the trace's last event.
     """
     time, client, dispatch, kind, _ = _in_task_order(trace, (*STARTS, *ENDS, *STOPS))
     at = np.flatnonzero(np.isin(kind, STARTS))
@@ -69,6 +76,24 @@ def spans(trace: Trace) -> Spans:
         start=time[at],
         end=np.where(closed, time[following], last),
         finished=closed & (kind[following] == end_kind),
+    )
+
+
+def all_reduces(trace: Trace) -> Spans:
+    """Returns when each client took part in all-reduces, in the order in which these ended.
+
+    It is not known of other transfers among peers: the trace has when they arrived.
+    """
+    kind = trace.kind
+    rows = np.flatnonzero(np.isin(kind, (Event.ALL_REDUCE, Event.ALL_REDUCE_FAILED)))
+    end = trace.time[rows]
+    return Spans(
+        client=trace.client[rows],
+        dispatch=trace.dispatch[rows],
+        stage=np.full(len(rows), ALL_REDUCE, np.int8),
+        start=end - trace.value[rows],
+        end=end,
+        finished=kind[rows] == Event.ALL_REDUCE,
     )
 
 

@@ -55,6 +55,10 @@ def needs_events(fleet: Fleet, foreseen: Foreseen | None, *, runtime: bool) -> s
         return "by the runtime, or a hierarchy, software or machines on the way take their time"
     if fleet.network is not None:
         return "the network has links between the clients' own and the server's"
+    if fleet.power is not None:
+        return "each task has a power cap of its own"
+    if fleet.battery is not None:
+        return "who is there depends on what batteries have been used for"
     if fleet.job is not None:
         return "clients are one job, which stands still for all of them"
     if not isinstance(fleet.availability, DistinctChanges):
