@@ -119,7 +119,7 @@ def begin_timed(strategy: Rounds, begin: Callable[[Server], None], server: Serve
     """Begins when all clients have been timed."""
     begin(server)
     timed = RoundEnd(1, [Reply(node, 1.0, 1.0, {}) for node in server.tasks.nodes()], trial=True)
-    strategy.known = strategy.selection.learn(strategy.known, timed)
+    strategy.chooses.known = strategy.selection.learn(strategy.chooses.known, timed)
 
 
 def first_tasks(config: DictConfig) -> tuple[Any, Any, list[tuple[Any, int]]]:

@@ -199,7 +199,9 @@ def tables(found: Mapping[str, Both]) -> Iterator[str]:
 def ranks(found: Mapping[str, Both]) -> Iterator[str]:
     """Yields how the cases rank by time to the target, and by time of a round."""
     reached = {
-        name: [median(t.summary["target"]["time_s"] for t in side) for side in (b.real, b.simulated)]
+        name: [
+            median(t.summary["target"]["time_s"] for t in side) for side in (b.real, b.simulated)
+        ]
         for name, b in found.items()
         if all(t.summary["target"]["reached"] for t in (*b.real, *b.simulated))
     }

@@ -33,7 +33,10 @@ def main(words: Sequence[str]) -> None:
     )
     what.add_argument("--check", type=Path, metavar="RUN", help="predict such a run, and compare")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="with --check, --runs: links, as fleet.up_bps=1e7"
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="with --check, --runs: links, as fleet.up_bps=1e7",
     )
     given = parser.parse_intermixed_args(words)
     if not given.name.isidentifier():

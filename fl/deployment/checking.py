@@ -13,10 +13,10 @@ from statistics import mean, median
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fl.errors import ConfigError
+from fl.extras import check_installed
 from fl.runs.trust import check_targets
 
 
@@ -147,8 +147,11 @@ def measured(run: Path) -> Timed:
         run: its directory.
 
     Raises:
-        ConfigError: there is none, or it has not completed.
+        ConfigError: there is none, it has not completed, or pyarrow is not installed.
     """
+    check_installed("what a run took", "pyarrow")
+    import pyarrow.parquet as pq
+
     try:
         summary = json.loads((run / "summary.json").read_text("utf-8"))
         trace = pq.read_table(run / "trace.parquet")

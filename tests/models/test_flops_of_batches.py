@@ -44,7 +44,11 @@ def case(request):
     make, shape = CASES[request.param]
     dtype = torch.int64 if request.param.startswith("char") else torch.float32
     model = make()
-    return model, flops_per_example(model, shape, dtype), lambda n: torch.zeros((n, *shape), dtype=dtype)
+    return (
+        model,
+        flops_per_example(model, shape, dtype),
+        lambda n: torch.zeros((n, *shape), dtype=dtype),
+    )
 
 
 @pytest.mark.parametrize("batch", [2, 7, 32])

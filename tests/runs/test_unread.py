@@ -26,8 +26,8 @@ GROUPS = {  # key of the root to the folder of its members
     name: name
     for name in (
         *("adapter", "aggregator", "allreduce", "attack", "checkpoint", "client", "compressor"),
-        *("data", "executor", "feedback", "fleet", "hierarchy", "model", "network", "partition"),
-        *("preaggregation", "runtime", "tasks", "topology"),
+        *("battery", "data", "executor", "feedback", "fleet", "hierarchy", "model", "network"),
+        *("partition", "power", "preaggregation", "runtime", "tasks", "topology"),
     )
 } | {"downlink": "compressor", "then": "compressor"}
 
@@ -49,7 +49,7 @@ def members(key: str) -> dict[str, DictConfig]:
 
 MADE = (
     *("strategy", "attack", "compressor", "then", "feedback", "downlink", "fleet", "executor"),
-    *("checkpoint", "hierarchy", "network", "runtime"),
+    *("battery", "checkpoint", "hierarchy", "network", "power", "runtime"),
 )
 
 
@@ -211,11 +211,23 @@ IGNORED = {
     ),
     "client.evaluate_on=train": ([], "FedAvg, as it is configured, does not have clients evaluate"),
     "+train_config.rate=0.7": ([], "clients of this kind do not read it"),
+    **{
+        f"hierarchy.{name}=0.002": ([f"hierarchy={kind}", "hierarchy.failure=0.0", *more], says)
+        for name, kind, more, says in (
+            ("detection_s", "edge", [], "none dies, as hierarchy.failure is 0"),
+            ("machine.warm_s", "edge", [], "an edge server's aggregator is always there"),
+            ("machine.keep_alive_s", "edge", [], "an edge server's aggregator is always there"),
+            ("machine.cold_s", "edge", ["hierarchy.machine.warm_s=0.0"], "only with hierarchy.fai"),
+            ("smoothing", "lifl", ["hierarchy.planned=false"], "only hierarchy.planned=true"),
+            ("machine.copy_s_per_byte", "lifl", [], "only hierarchy.shared_memory=false copies"),
+            ("machine.nic_latency_s", "lifl", ["hierarchy.nodes=1"], "as hierarchy.nodes is 1"),
+        )
+    },
     "checkpoint.trust=true": ([], "it is for the ServerApps of others"),
 }
 
 
-@pytest.mark.parametrize("key", IGNORED)
+@pytest.mark.parametrize("key", mostly_slow(IGNORED))
 def test_argument_that_its_part_does_not_read_is_refused_and_would_change_nothing(
     key, monkeypatch, capsys, tmp_path
 ):

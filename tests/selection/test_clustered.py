@@ -117,7 +117,7 @@ def test_a_client_that_is_drawn_twice_trains_once_and_counts_twice():
     # Client i has i + 1 of 10 examples: with m = 4 client 3 is drawn 1.6 times, client 0 0.4.
     strategy = Rounds(FedAvg(), selection=ClusteredBySize(), clients=4)
     _, trace, _, models = run(strategy, [1.0] * 4, rounds=1)
-    weights = np.array([strategy.weights.get(node_id(i), 0.0) for i in range(4)])
+    weights = np.array([strategy.makes.weights.get(node_id(i), 0.0) for i in range(4)])
     assert sorted(clients(trace, Event.APPLIED)) == np.flatnonzero(weights).tolist()
     assert weights.sum() == 4
     assert weights[3] in (1.0, 2.0)
@@ -137,8 +137,8 @@ def test_the_last_finite_change_of_a_client_represents_it():
 def test_the_changes_that_are_compared_are_those_of_the_clients():
     strategy = Rounds(FedAvg(), selection=ClusteredBySimilarity(), clients=4)
     run(strategy, [1.0] * 4, rounds=12)
-    assert strategy.known.latest
-    for node, change in strategy.known.latest.items():  # client i adds i
+    assert strategy.chooses.known.latest
+    for node, change in strategy.chooses.known.latest.items():  # client i adds i
         np.testing.assert_allclose(change, START + client_of(node), atol=1e-5)
 
 

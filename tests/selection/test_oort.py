@@ -111,7 +111,7 @@ def test_the_pacer_relaxes_when_utility_is_flat_and_tightens_after_a_jump(utilit
 def test_oort_learns_utilities_and_times_from_replies():
     strategy = Rounds(FedAvg(), selection=Oort(), clients=2, over_selection=2.0)
     run(strategy, [1.0, 2.0, 3.0, 4.0])
-    records = strategy.known.records
+    records = strategy.chooses.known.records
     assert records[node_id(1)] == (2.0, 2.0, 1, 1)
     assert records[node_id(3)] == (None, 2.0, 0, 0)  # it took at least so long
 

@@ -23,7 +23,7 @@ def rounds(n, *, over_selection=1.0, **arguments):
 def test_tiers_are_of_equal_speed_and_profiling_makes_no_version():
     strategy = rounds(2, num_tiers=3, interval=100, profiling_s=50.0)
     _, trace, times, _ = run(strategy, [6.0, 1.0, 5.0, 2.0, 4.0, 3.0], rounds=9)
-    tiers = [[client_of(node) for node in tier] for tier in strategy.known.tiers]
+    tiers = [[client_of(node) for node in tier] for tier in strategy.chooses.known.tiers]
     assert tiers == [[1, 3], [5, 4], [2, 0]]
     assert times[0] == 0.0
     assert times[1] - 6.0 in (2.0, 4.0, 6.0)  # after profiling, a round of one tier
@@ -37,14 +37,17 @@ def test_tiers_are_of_equal_speed_and_profiling_makes_no_version():
 def test_clients_that_never_answer_are_in_no_tier():
     strategy = rounds(1, num_tiers=2, profiling_rounds=2, profiling_s=3.0)
     run(strategy, [1.0, 2.0, 99.0], rounds=4)
-    assert [[client_of(node) for node in tier] for tier in strategy.known.tiers] == [[0], [1]]
+    assert [[client_of(node) for node in tier] for tier in strategy.chooses.known.tiers] == [
+        [0],
+        [1],
+    ]
 
 
 def test_a_client_that_comes_after_profiling_is_timed_and_trained_with_its_tier():
     away = Scripted(4, {3: [20.0]}, offline=[3])
     strategy = rounds(1, num_tiers=2, interval=100, credits=99)
     _, trace, times, _ = run(strategy, [1.0, 2.0, 9.0, 1.5], rounds=60, availability=away)
-    tiers = [[client_of(node) for node in tier] for tier in strategy.known.tiers]
+    tiers = [[client_of(node) for node in tier] for tier in strategy.chooses.known.tiers]
     assert tiers == [[0, 3], [1, 2]]
     rows = zip(trace.time, trace.kind, trace.client, strict=True)
     events = [(t, Event(kind)) for t, kind, client in rows if client == 3]
@@ -59,7 +62,10 @@ def test_a_client_that_failed_while_it_was_timed_is_timed_again():
     faults = ScriptedFaults(script={(1, 0): TaskFaults(crash_at=0.5)})
     strategy = rounds(1, num_tiers=2, interval=100)
     _, trace, _, _ = run(strategy, [1.0, 2.0], rounds=20, faults=faults)
-    assert [[client_of(node) for node in tier] for tier in strategy.known.tiers] == [[0], [1]]
+    assert [[client_of(node) for node in tier] for tier in strategy.chooses.known.tiers] == [
+        [0],
+        [1],
+    ]
     assert set(clients(trace, Event.APPLIED)) == {0, 1}
 
 
@@ -93,8 +99,8 @@ def test_the_least_accurate_tier_becomes_the_most_likely():
     strategy = rounds(1, num_tiers=2, interval=2, credits=50)
     run(strategy, [1.0, 1.1, 5.0, 5.1], rounds=3)
     # Accuracies are i / 100, weighted by i + 1 examples; the fast clients are less accurate.
-    assert strategy.known.accuracy == pytest.approx([0.02 / 3, 0.18 / 7])
-    assert strategy.known.probabilities == (2 / 3, 1 / 3)
+    assert strategy.chooses.known.accuracy == pytest.approx([0.02 / 3, 0.18 / 7])
+    assert strategy.chooses.known.probabilities == (2 / 3, 1 / 3)
 
 
 def test_a_round_of_profiling_that_everybody_lets_run_out_is_no_round_of_training():
@@ -102,7 +108,7 @@ def test_a_round_of_profiling_that_everybody_lets_run_out_is_no_round_of_trainin
     strategy = rounds(1, num_tiers=2, profiling_rounds=2, profiling_s=1e4)
     with pytest.raises(SimulationError, match="none of the 2 clients"):
         run(strategy, [3e4, 4e4], rounds=20)
-    assert strategy.known.profiled == 2
+    assert strategy.chooses.known.profiled == 2
 
 
 def test_learning_changes_no_earlier_state():

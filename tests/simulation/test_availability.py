@@ -193,6 +193,30 @@ def test_a_mean_period_out_of_range_is_refused(mean):
         ExponentialOnOff(3, 0, 1.0, mean)
 
 
+def test_periods_that_together_are_shorter_than_any_message_are_refused():
+    ExponentialOnOff(3, 0, 0.05, 0.05)
+    with pytest.raises(ConfigError, match=r"mean_on_s is 0\.01 and mean_off_s 0\.02; together"):
+        ExponentialOnOff(3, 0, 0.01, 0.02)
+
+
+def test_a_leap_over_many_periods_ends_where_single_ones_lead(monkeypatch):
+    leaping, single = (ExponentialOnOff(5, 3, 0.5, 0.3) for _ in range(2))
+    draws, lengths = [], ExponentialOnOff._lengths
+
+    def counted(self, clients, period):
+        draws.append(len(period))
+        return lengths(self, clients, period)
+
+    monkeypatch.setattr(ExponentialOnOff, "_lengths", counted)
+    online = leaping.online(500.0)
+    assert len(draws) < 20  # of some 1,250 periods of each client
+    for i in range(5):
+        t, on = 0.0, single.is_online(i, 0.0)
+        while (change := single.next_change(i, t)) <= 500.0:
+            t, on = change, not on
+        assert (online[i], leaping.next_change(i, 500.0)) == (on, change)
+
+
 # ---- diurnal -------------------------------------------------------------------------------------
 
 

@@ -377,6 +377,12 @@ def test_rounds_are_opened_and_closed():
         rig.sum.close()
 
 
+def test_more_nodes_than_clients_are_refused():
+    assert Lifl(machine=UNIT, nodes=4).attached(uniform(4, 0)).network is None
+    with pytest.raises(ConfigError, match="nodes is 5, and there are 4 clients: it must be at m"):
+        Lifl(machine=UNIT, nodes=5).attached(uniform(4, 0))
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

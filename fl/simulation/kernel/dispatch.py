@@ -50,6 +50,10 @@ class Dispatch:
         terms: s that the runtime has added so far, see `fl.simulation.kernel.nodes`.
         idle_s, compute_s, radio_s: what it has taken of the device so far, s.
         past_s: what the device computed for it before the message came, s, for its energy.
+        asked_cap: share of full power at which the server has it worked on; None if it says none.
+        speed, draw: shares of full speed, and of the power of that, with which the device computes.
+        load_w, load_since, drained_j: what it draws of a battery in its stage, W; since when, s;
+            and what it has drawn before, J.
         metadata: of the message.
         request: what the client is asked.
         plan: what that costs, if its app plans.
@@ -63,12 +67,17 @@ class Dispatch:
 
     __slots__ = (
         "arrived_s",
+        "asked_cap",
         "client",
         "compute_s",
+        "drained_j",
+        "draw",
         "expiry",
         "faults",
         "flow",
         "idle_s",
+        "load_since",
+        "load_w",
         "metadata",
         "name",
         "number",
@@ -84,6 +93,7 @@ class Dispatch:
         "scalars",
         "size_down",
         "size_up",
+        "speed",
         "stage",
         "stage_began",
         "steps",
@@ -126,6 +136,12 @@ class Dispatch:
         self.idle_s = 0.0
         self.compute_s = 0.0
         self.past_s = 0.0
+        self.asked_cap: float | None = None
+        self.speed = 1.0
+        self.draw = 1.0
+        self.load_w = 0.0
+        self.load_since = 0.0
+        self.drained_j = 0.0
         self.radio_s = 0.0
         self.metadata = metadata
         self.request = request

@@ -137,12 +137,13 @@ class Nodes:
 
         Args:
             dispatch: the task.
-            work_s: what its FLOPs take on a cold device.
+            work_s: what its FLOPs take on a cold device, at its power.
             now: when it begins.
         """
         client, runtime = dispatch.client, self.runtime
         _, _, _, phase_s, scale, start_key = self._nodes.get(client) or self._node(client)
         every_s, decode_s_per_byte, step_s, step_s_per_parameter, heats = self._of_work
+        scale /= dispatch.speed
         wait_s = (phase_s - now) % every_s if every_s else 0.0
         start_s, ahead_s = runtime.seconds_to_start(start_key, dispatch.number) * scale, 0.0
         if dispatch.told_s < now == dispatch.arrived_s:  # one that has waited for another did not
@@ -193,7 +194,7 @@ class Nodes:
         if dispatch.ready_s is None:
             rtt_s, connect_s, _, _, scale, _ = self._nodes.get(client) or self._node(client)
             encode_s_per_byte, every_s, keep_alive_s = self._of_upload
-            encode_s = encode_s_per_byte * dispatch.size_up * scale
+            encode_s = encode_s_per_byte * dispatch.size_up * scale / dispatch.speed
             made = now + encode_s
             if every_s:
                 waited_s = (arrived - made) % every_s

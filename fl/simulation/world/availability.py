@@ -26,6 +26,9 @@ from fl.errors import ConfigError
 from fl.randomness import uniforms
 from fl.simulation.world.measurements import Behaviour, read_behaviour
 
+_BLOCK = 65536  # periods that are drawn at a time
+_SHORTEST_S = 0.1  # mean time from one online period to the next: a week of them are drawn in 0.5 s
+
 
 @runtime_checkable
 class Availability(Protocol):
@@ -121,13 +124,7 @@ class Alternating(ABC):
     def online(self, t: float) -> NDArray[np.bool_]:
         """Returns who is online at time t (s), shape (n,)."""
         self._rewind(np.flatnonzero(self._begin > t))
-        late = np.flatnonzero(self._end <= t)
-        while len(late):
-            period = self._period[late] + np.int32(1)
-            self._period[late] = period
-            self._begin[late] = self._end[late]
-            self._end[late] += self._lengths(late, period)
-            late = late[self._end[late] <= t]
+        self._catch_up(np.flatnonzero(self._end <= t), t)
         return self._first ^ (self._period & 1).astype(np.bool_)
 
     def is_online(self, client: int, t: float) -> bool:
@@ -148,23 +145,57 @@ class Alternating(ABC):
     def _seek(self, client: int, t: float) -> None:
         if self._begin[client] > t:
             self._rewind(np.array([client]))
+        if self._end[client] <= t:
+            self._catch_up(np.array([client]), t)
+
+    def _catch_up(self, late: NDArray[np.integer], t: float) -> None:
+        """Moves clients whose period is over at time t (s) on to the one that they are in then.
+
+        Draws ahead in growing blocks, for there may be a million periods of a hundredth of a second
+        between two questions. Sums run from left to right, whatever the blocks.
+        """
         block = 1
-        while self._end[client] <= t:
-            # Draw ahead in growing blocks. Sums run from left to right, as in `online`.
-            first = int(self._period[client]) + 1
-            periods = np.arange(first, first + block, dtype=np.int32)
-            lengths = self._lengths(np.full(block, client), periods)
-            ends = np.cumsum(np.concatenate(([self._end[client]], lengths)))
-            passed = min(int(np.searchsorted(ends[1:], t, side="right")), block - 1)
-            self._period[client] = periods[passed]
-            self._begin[client], self._end[client] = ends[passed], ends[passed + 1]
-            block = min(2 * block, 1024)
+        while len(late):
+            rows = np.arange(len(late))
+            periods: NDArray[np.int32] = self._period[late][:, np.newaxis] + np.arange(
+                1, block + 1, dtype=np.int32
+            )
+            lengths = self._lengths(np.repeat(late, block), periods.ravel())
+            ends = np.cumsum(
+                np.column_stack((self._end[late], lengths.reshape(periods.shape))), axis=1
+            )
+            passed = np.minimum(np.count_nonzero(ends[:, 1:] <= t, axis=1), block - 1)
+            self._period[late] = periods[rows, passed]
+            self._begin[late], self._end[late] = ends[rows, passed], ends[rows, passed + 1]
+            late = late[self._end[late] <= t]
+            block = min(2 * block, max(1, _BLOCK // max(1, len(late))))
 
     def _rewind(self, clients: NDArray[np.integer]) -> None:
         if len(clients):
             self._period[clients] = 0
             self._begin[clients] = 0.0
             self._end[clients] = self._lengths(clients, self._period[clients])
+
+
+def share_online(mean_on_s: float, mean_off_s: float) -> float:
+    """Returns the share of the time that a client is online, by the mean lengths of its periods.
+
+    Raises:
+        ConfigError: a mean is not positive and finite, or both together are below 0.1 s: a run that
+            waits for clients would draw periods for ever.
+    """
+    for name, mean in (("mean_on_s", mean_on_s), ("mean_off_s", mean_off_s)):
+        if not (math.isfinite(mean) and mean > 0):
+            raise ConfigError(
+                f"{name} is {mean}; the mean length of a period must be positive and finite. "
+                "For clients that never leave use fl.simulation.world.availability.Always."
+            )
+    if mean_on_s + mean_off_s < _SHORTEST_S:
+        raise ConfigError(
+            f"mean_on_s is {mean_on_s} and mean_off_s {mean_off_s}; together they must be at least "
+            f"{_SHORTEST_S}. A link that loses messages is fleet.faults.message_loss"
+        )
+    return mean_on_s / (mean_on_s + mean_off_s)
 
 
 class ExponentialOnOff(Alternating):
@@ -181,19 +212,14 @@ class ExponentialOnOff(Alternating):
         mean_off_s: mean length of an offline period in s.
 
     Raises:
-        ConfigError: a mean is not positive and finite.
+        ConfigError: see `share_online`.
     """
 
     def __init__(self, num_clients: int, seed: int, mean_on_s: float, mean_off_s: float) -> None:
         at_least("num_clients", num_clients, 1)
-        for name, mean in (("mean_on_s", mean_on_s), ("mean_off_s", mean_off_s)):
-            if not (math.isfinite(mean) and mean > 0):
-                raise ConfigError(
-                    f"{name} is {mean}; the mean length of a period must be positive and finite. "
-                    "For clients that never leave use fl.simulation.world.availability.Always."
-                )
+        online = share_online(mean_on_s, mean_off_s)
         self._mean_on, self._mean_off = mean_on_s, mean_off_s
-        super().__init__(num_clients, seed, mean_on_s / (mean_on_s + mean_off_s))
+        super().__init__(num_clients, seed, online)
 
     def _lengths(
         self, clients: NDArray[np.integer], period: NDArray[np.int32]

@@ -170,7 +170,15 @@ class Runtime:
         for name in ("reference_flops", "server_flops"):
             if getattr(self, name) is not None:
                 positive(name, getattr(self, name))
-        own = {"relayed", "starts_ahead", "lanes", "chunk_bytes", "heat_s", "reference_flops", "server_flops"}
+        own = {
+            "relayed",
+            "starts_ahead",
+            "lanes",
+            "chunk_bytes",
+            "heat_s",
+            "reference_flops",
+            "server_flops",
+        }
         for name in [field.name for field in fields(self) if field.name not in own]:
             value = getattr(self, name)
             if value is not None or name not in ("keep_alive_s", "first_start_s"):

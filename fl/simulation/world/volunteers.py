@@ -17,7 +17,7 @@ from scipy.special import gammaincinv
 from fl.checks import at_least, positive
 from fl.errors import ConfigError
 from fl.randomness import generator, uniforms
-from fl.simulation.world.availability import Alternating, TraceAvailability
+from fl.simulation.world.availability import Alternating, TraceAvailability, share_online
 from fl.simulation.world.measurements import read_preemptions
 
 
@@ -38,7 +38,7 @@ class WeibullSessions(Alternating):
         shape: above 0.
 
     Raises:
-        ConfigError: an argument is not positive and finite.
+        ConfigError: the shape is not positive and finite; and see `share_online`.
     """
 
     def __init__(
@@ -50,12 +50,11 @@ class WeibullSessions(Alternating):
         shape: float = 0.5,
     ) -> None:
         at_least("num_clients", num_clients, 1)
-        positive("mean_on_s", mean_on_s)
-        positive("mean_off_s", mean_off_s)
+        online = share_online(mean_on_s, mean_off_s)
         positive("shape", shape)
         self._shape, self._mean_off = shape, mean_off_s
         self._scale = mean_on_s / math.gamma(1 + 1 / shape)
-        super().__init__(num_clients, seed, mean_on_s / (mean_on_s + mean_off_s))
+        super().__init__(num_clients, seed, online)
 
     def _lengths(
         self, clients: NDArray[np.integer], period: NDArray[np.int32]

@@ -1,7 +1,9 @@
 """The driver of methods whose workers train by themselves and meet for outer steps.
 
-The rule is `fl.strategies.outer_rule`; this does schedule, messages, waiting, membership and
-evaluation.
+The rule is `fl.strategies.outer_rule`. What there is to decide is in modules of its own, each on
+top of the one before: who takes part (`outer_membership`), when they meet and go on
+(`outer_meetings`), what is sent, taken in and evaluated (this one). The rule's steps are made in
+`outer_step`, the state of a run is `outer_run`.
 
 There is no server in these methods. The process that runs the strategy does the arithmetic of the
 all-reduce and of the outer optimizer, which every worker would do for itself; on the simulator what
@@ -14,8 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -24,7 +25,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fl.aggregation import Aggregator, Mean, shown, weight_of
-from fl.checks import at_least, is_a, not_negative, positive, read_if, share
+from fl.checks import at_least, is_a, positive, share
+from fl.clients.app.batches import covered_examples
 from fl.clients.app.island import (
     AFRESH,
     MERGE,
@@ -38,23 +40,25 @@ from fl.clients.app.island import (
 )
 from fl.clients.app.uplink import PAYLOAD_KEY, PAYLOAD_STYPE
 from fl.clients.local_optimizer import FIRST_STEP_KEY
-from fl.collectives import Buckets, Collective, Failure, RingAllReduce, Stragglers
 from fl.compression import Channel, PayloadError, mean_compressor
-from fl.errors import ConfigError, NoStep, NotFinite, SimulationError
+from fl.errors import ConfigError, NotFinite, SimulationError
 from fl.flower.records import from_record, layout_of, to_record
 from fl.randomness import generator
+from fl.strategies.cephalo import Cephalo
+from fl.strategies.drivers import outer_step
 from fl.strategies.drivers.aggregating import own_f
 from fl.strategies.drivers.all_reduce import AllReduce
-from fl.strategies.drivers.driver import RuleDriver, Traits
+from fl.strategies.drivers.apportioning import Apportioning
+from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.events import EvaluateFn, wait_for_nodes
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.outer_checks import check_payloads, check_together
+from fl.strategies.drivers.outer_meetings import OuterMeetings
 from fl.strategies.drivers.outer_run import Key, OuterRun, Participant, Segment
 from fl.strategies.drivers.reduction import ReceivedOuterGradient, Reduction
 from fl.strategies.drivers.tasks import TTL_S, Task, Tasks
-from fl.strategies.outer_rule import OuterRule, WorkerView, check_divides, moved
+from fl.strategies.outer_rule import OuterRule, check_divides
 from fl.vectors.layout import Layout
-from fl.vectors.rows import Row
 
 log = logging.getLogger("fl")
 
@@ -63,14 +67,8 @@ class _NotSent(PayloadError):
     """A worker sends no payload of a fragment that is not finite."""
 
 
-@read_if(
-    lambda a: a["on_failure"] is not None,
-    "detection_s",
-    only="{at}on_failure=retry or discard reads it",
-)
-@read_if(lambda a: a["on_failure"] == "retry", "retries", only="{at}on_failure=retry reads it")
 @own_f
-class OuterSteps(RuleDriver):
+class OuterSteps(OuterMeetings):
     """Outer steps by a rule.
 
     A round ends with fragment 0's all-reduce, after k H steps, and `num_rounds` rounds are
@@ -80,11 +78,7 @@ class OuterSteps(RuleDriver):
     Messages tell workers how many steps to do ("local-steps") and how many they have done
     ("first-step"), by which the client's `step_schedule` follows the global count.
 
-    Who takes part: all clients that are available at the beginning. A worker whose task fails or is
-    late (`patience`) is left out of the all-reduces that have not begun, whose mean is then over
-    the survivors. One that comes back, or comes late, fetches the outer parameters from a peer, and
-    enters at the next step at which others go on; what it has done alone is not used, and its
-    compressor starts over. If all fail, all enter again where the outer parameters are, at no cost.
+    Who takes part says `OuterMembership`, and when they meet `OuterMeetings`.
 
     With an aggregator F, outer gradients become one by F instead of their mean. What is no outer
     gradient of the right form, or not finite, counts as one of the f that F tolerates. If too few
@@ -97,16 +91,8 @@ class OuterSteps(RuleDriver):
     Args:
         rule: makes new outer parameters.
         aggregator: F; None is the mean.
-        allreduce: by which workers come to have the mean, of payloads that can be added on their
-            way; None is a ring.
-        on_failure: what they do if one goes offline in the middle: "retry" or "discard", see
-            `fl.collectives.Failure`; None leaves it without effect, as if it had done its part.
-        detection_s: time until the others notice that.
-        retries: how often they try again.
-        buckets: in which gradients are all-reduced while the backward pass goes on, for rules whose
-            workers send gradients; None begins when it has ended.
-        accumulate: micro-batches whose mean gradient a worker sends, for the same rules: `no_sync`
-            of PyTorch in all but the last of them.
+        accumulate: micro-batches whose mean gradient a worker sends, for rules whose workers send
+            gradients: `no_sync` of PyTorch in all but the last of them.
         f: how many Byzantine workers F is to tolerate, instead of what it says itself; None leaves
             it as it is.
         drop: probability that a worker's outer gradient is lost. It goes on from its own
@@ -117,56 +103,34 @@ class OuterSteps(RuleDriver):
             deployment the process that runs the strategy is in between, and is sent outer gradients
             as they are.
         weighted_by_key: metric of the clients that weights the mean; None is the plain mean.
-        joiners: what a worker does that comes while the others are on their way to an all-reduce:
-            "train", from the next step at which these go on; or "zero", as in PRIME
-            (arXiv:2412.01152): it does no inner steps in this phase, and takes part in the
-            all-reduce with an outer gradient of 0, by which the mean is divided as well. The others
-            wait for it to have the checkpoint, as they do for anybody.
+        sharding: who takes how much of the batch, and of the state, for the same rules; None has
+            all take a batch of the client's, and hold all of the state.
         local_every: H0, inner steps after which the workers of a site average their parameters
             among themselves, between the steps of all: a divisor of H. None has none. Inner
             optimizers keep what they remember, and outer gradients are those of the whole phase.
             (PyTorch's hierarchical model averager is this with an average as the outer step.)
-        workers: how many take part at a time; others that are there are spares, who take the place
-            of those that are left out. None has all take part.
-        stragglers: by what workers are found slow, whose places spares take as long as there are
-            some; None leaves them. Who was found slow does not take part again.
-        waiting_s: how long the first worker at an all-reduce waits for the others, which are then
-            left out; None waits as long as there is patience. The two ways of OpenDiLoCo
-            (arXiv:2407.07852): some time for its peers to find each other, or all of them.
         patience: see `RuleDriver`; a worker's tasks are segments, and one that has done none is
             late after so many times the longest of the others.
-        **driver: other arguments of `RuleDriver`.
+        **driver: other arguments of `OuterMeetings`.
 
     Raises:
         ConfigError: an argument is out of its range.
     """
 
-    rules = OuterRule
-    example = "DiLoCo"
     runs: ClassVar[type[OuterRun]] = OuterRun
-    default_allreduce: ClassVar[Collective] = RingAllReduce()
-    rule: OuterRule
 
     def __init__(
         self,
         rule: OuterRule,
         *,
         aggregator: Aggregator | None = None,
-        allreduce: Collective | None = None,
-        on_failure: str | None = None,
-        detection_s: float = 10.0,
-        retries: int = 2,
-        buckets: Buckets | None = None,
         accumulate: int = 1,
         f: int | None = None,
         drop: float = 0.0,
         compress_mean: bool = False,
         weighted_by_key: str | None = None,
-        joiners: str = "train",
+        sharding: Cephalo | None = None,
         local_every: int | None = None,
-        workers: int | None = None,
-        stragglers: Stragglers | None = None,
-        waiting_s: float | None = None,
         patience: float | None = 10.0,
         **driver: Any,
     ) -> None:
@@ -185,19 +149,13 @@ class OuterSteps(RuleDriver):
             )
         self.aggregator = aggregator if f is None else aggregator.tolerating(f)
         self.drop = drop
-        self.allreduce = self.default_allreduce if allreduce is None else allreduce
-        is_a("allreduce", self.allreduce, Collective)
-        self.failure = None if on_failure is None else Failure(on_failure, detection_s, retries)
-        self.buckets = buckets
-        if buckets is not None:
-            is_a("buckets", buckets, Buckets)
         at_least("accumulate", accumulate, 1)
         self.accumulate = accumulate
         self.compress_mean = compress_mean
         self.weighted_by_key = weighted_by_key
-        if joiners not in ("train", "zero"):
-            raise ConfigError(f"joiners is {joiners!r}; it must be train or zero")
-        self.joiners = joiners
+        if sharding is not None:
+            is_a("sharding", sharding, Cephalo)
+        self.sharding = sharding
         if local_every is not None:
             at_least("local_every", local_every, 1)
             if rule.inner_steps % local_every:
@@ -206,20 +164,6 @@ class OuterSteps(RuleDriver):
                     "divide them"
                 )
         self.local_every = local_every
-        if workers is not None:
-            at_least("workers", workers, 1)
-        self.workers = math.inf if workers is None else workers
-        if stragglers is not None:
-            is_a("stragglers", stragglers, Stragglers)
-            if workers is None:
-                raise ConfigError(
-                    f"stragglers is {stragglers}, but workers is null, so that there are no "
-                    "spares: set workers to less than num_clients"
-                )
-        self.stragglers = stragglers
-        if waiting_s is not None:
-            not_negative("waiting_s", waiting_s)
-        self.waiting_s = math.inf if waiting_s is None else waiting_s
         check_together(self)
 
     @property
@@ -236,7 +180,8 @@ class OuterSteps(RuleDriver):
     def tells(self) -> Mapping[str, Any]:
         """What every message says beside the model, by the argument that it comes from."""
         steps = "accumulate" if self.rule.sends_gradients else "rule.inner_steps"
-        return {"local-steps": steps, FIRST_STEP_KEY: 0}
+        told = {"local-steps": steps, FIRST_STEP_KEY: 0}
+        return told if self.sharding is None else {**told, "batch-size": "sharding.batch"}
 
     @property
     def sends_payloads(self) -> bool:
@@ -251,19 +196,12 @@ class OuterSteps(RuleDriver):
         return {"f": f"{self.aggregator.name} has no number of Byzantine clients"}
 
     def check_clients(self, num_clients: int) -> None:
-        """Raises ConfigError if the workers are too few for the aggregator."""
-        taking_part = min(num_clients, self.workers)
-        if num_clients < self.workers < math.inf:
-            raise ConfigError(
-                f"workers is {self.workers}, and there are {num_clients} clients: set it to fewer, "
-                "which leaves the others as spares, or leave it out"
-            )
-        self.aggregator.check(int(taking_part))
-        if self.stragglers is not None and taking_part == num_clients:
-            raise ConfigError(
-                f"workers is {self.workers}, and there are no more clients ({num_clients}) who "
-                "could take the place of stragglers: set it to less than that"
-            )
+        """Raises ConfigError if the workers are too few for what they are to do."""
+        super().check_clients(num_clients)
+        taking_part = int(min(num_clients, self.workers))
+        self.aggregator.check(taking_part)
+        if self.sharding is not None:
+            self.sharding.check_machines(taking_part)
 
     def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Any, Any]:
         """Returns the worker, which is both ends."""
@@ -350,17 +288,23 @@ class OuterSteps(RuleDriver):
             compress_mean=self.compress_mean,
         )
         config = dict(train_config or {})
+        may_part = self.failure is not None and self.failure.parts
         run = self.runs(
-            self.rule, cut, layout, w, tasks, all_reduce, num_rounds, config, self.local_every
+            *(self.rule, cut, layout, w, tasks, all_reduce, num_rounds, config),
+            local_every=self.local_every,
+            may_part=may_part,
         )
+        if self.sharding is not None:
+            run.apportioned = Apportioning(self.sharding, layout.size, tasks.peers)
         result = Result()
 
         def evaluate() -> None:
             reduction = run.reductions.get((0, run.version * self.rule.inner_steps, None))
             islands = len(run.workers) if reduction is None else len(reduction.own)
-            told = MetricRecord({"islands": islands, **self.told_of(reduction)})
-            result.train_metrics_clientapp[run.version] = told
-            record = to_record(layout, self._model(run))
+            told = self.told_of(run, reduction)
+            result.train_metrics_clientapp[run.version] = MetricRecord({"islands": islands, **told})
+            tasks.control.measured({name: float(value) for name, value in told.items()})
+            record = to_record(layout, outer_step.model(run))
             metrics = evaluate_fn(run.version, record) if evaluate_fn else None
             if metrics is not None:
                 result.evaluate_metrics_serverapp[run.version] = metrics
@@ -372,9 +316,9 @@ class OuterSteps(RuleDriver):
         self.aggregator.check(len(run.workers))
         while True:
             self._settle(run)
-            ended = min(self._rounds_done(run), num_rounds)
+            ended = min(outer_step.rounds_done(run), num_rounds)
             if ended == num_rounds and all(r.done for r in run.reductions.values()):
-                self._conclude(run)
+                outer_step.conclude(run)
             else:
                 ended = min(ended, num_rounds - 1)
             while run.version < ended:
@@ -385,78 +329,14 @@ class OuterSteps(RuleDriver):
             self._send(run)
             self._receive(run)
 
-    def told_of(self, reduction: Reduction | None) -> Mapping[str, int | float]:
-        """Returns what a round's record says of its all-reduce beside the number of workers."""
-        return {}
+    def told_of(self, run: OuterRun, reduction: Reduction | None) -> Mapping[str, int]:
+        """Returns what a round's record says of its all-reduce beside the number of workers.
 
-    # ---- the rule --------------------------------------------------------------------------------
-
-    def _step(self, run: OuterRun, p: int, step: Callable[[], Any]) -> NoStep | None:
-        """Makes what `step` returns the state of fragment p; returns why not, if it cannot."""
-        why_not = None
-        try:
-            run.states[p] = step()
-        except NoStep as error:
-            why_not = error
-        run.all_reduce.ended(stepped=why_not is None)
-        return why_not
-
-    def _reduced(self, run: OuterRun, reduction: Reduction) -> NoStep | None:
-        """Takes the step of an all-reduce that is finished; returns why not, if there is none."""
-        p = reduction.fragment
-        if not reduction.sent:
-            gone = "a worker went offline during the all-reduce"
-            return NoStep(gone if reduction.gone else "no outer gradient has come")
-        gradients = run.all_reduce.gradients(reduction)
-        return self._step(run, p, partial(self.rule.reduced, run.states[p], gradients))
-
-    def _resumed(self, run: OuterRun, worker: Participant, p: int, before: Reduction | None) -> Row:
-        """Returns the outer parameters that a worker goes on from."""
-        m, step = worker.node, worker.step
-        now = run.reductions.get((p, step, None))
-        own = None if now is None else now.own.get(m)
-        arrival = WorkerView(
-            m,
-            run.present,
-            None if own is None else (own.delta, own.weight),
-            run.all_reduce.gradients(before, m) if before and before.sent else None,
-            step + self.rule.inner_steps > run.last_step,
-            run.all_reduce.combining(Reduction(p, step) if now is None else now, m),
-        )
-        why_not = self._step(run, p, partial(self.rule.resumed, run.states[p], arrival))
-        if why_not is not None:
-            run.tasks.control.stepped(run.version + 1, why_not)
-        if self.rule.own_outer:
-            return self.rule.theta(run.states[p], m)
-        # Not the newest: by the time of this one, others may have finished.
-        return worker.held[p] if before is None else self.rule.theta(before.outcome, m)
-
-    def _conclude(self, run: OuterRun) -> None:
-        """Takes in what is left when all steps are done and no all-reduce is in flight any more."""
-        of_all = [r for r in run.reductions.values() if r.site is None]
-        for reduction in sorted(of_all, key=lambda r: (r.fragment, r.step)):
-            p, step = reduction.fragment, reduction.step
-            if step + self.rule.inner_steps <= run.last_step or not reduction.sent:
-                continue
-            for m in run.present:
-                gradients = run.all_reduce.gradients(reduction, m)
-                concluded = partial(self.rule.concluded, run.states[p], m, gradients)
-                if (why_not := self._step(run, p, concluded)) is not None:
-                    run.tasks.control.stepped(run.version, why_not)
-
-    def _rounds_done(self, run: OuterRun) -> int:
-        """Returns how many rounds have ended; the last does when nothing is in flight any more."""
-        if not self.rule.own_outer:
-            return run.finished_rounds
-        h = self.rule.inner_steps
-        passed = [worker.passed for worker in run.workers.values()]
-        return min(passed, default=run.version * h) // h
-
-    def _model(self, run: OuterRun) -> Row:
-        """Returns the model to evaluate, shape (d,)."""
-        present = run.present
-        honest = [m for m in present if not run.all_reduce.is_liar(m)] or present
-        return run.row([self.rule.model(state, honest) for state in run.states])
+        It is what the next row of metrics.csv says as well.
+        """
+        if self.sharding is None or reduction is None:
+            return {}
+        return {"samples": round(sum(one.weight for one in reduction.own.values()))}
 
     # ---- one instant -----------------------------------------------------------------------------
 
@@ -481,151 +361,19 @@ class OuterSteps(RuleDriver):
             if self._waits_until(reduction) <= run.tasks.now():
                 self._give_up_waiting(run, reduction)
 
-    def _give_up_waiting(self, run: OuterRun, reduction: Reduction) -> None:
-        """Leaves out who has not come to an all-reduce in time."""
-        absent = [w for w in run.takers(reduction) if w.step < reduction.step]
-        for worker in [*absent, *(run.workers[node] for node in run.fetching)]:
-            self._leave_out(run, worker, "the others have waited for waiting_s")
-
-    def _waits_until(self, reduction: Reduction) -> float:
-        """Returns when the workers at an all-reduce go on without the others, s."""
-        return math.inf if reduction.begun else reduction.since_s + self.waiting_s
-
-    def _settle(self, run: OuterRun) -> None:
-        """Begins and ends all-reduces, and lets workers go on, until nothing changes any more."""
-        run.have_fetched()
-        changed = True
-        while changed:
-            for reduction in sorted(run.reductions.values(), key=_order):
-                if not reduction.begun and self._complete(run, reduction):
-                    self._begin(run, reduction)
-            gone = False
-            for reduction in sorted(
-                (r for r in run.reductions.values() if not r.done),
-                key=lambda r: (r.finish_s, *_order(r)),
-            ):
-                if reduction.finish_s <= run.tasks.now():
-                    self._finish(run, reduction)
-                    gone = gone or bool(reduction.gone)
-            passed = run.unblock(partial(self._go_on, run))
-            changed = bool(passed) or gone
-            entries = [
-                worker.step
-                for worker in passed
-                if worker.merge and not run.schedule.is_local(worker.step)
-            ]
-            if entries:
-                run.entry = max(run.entry, *entries)
-                self._forget(run)
-                if min(entries) < run.last_step:
-                    self._admit(run, min(entries))
-
-    def _complete(self, run: OuterRun, reduction: Reduction) -> bool:
-        """Returns whether all are there whom an all-reduce waits for."""
-        there = all(worker.step >= reduction.step for worker in run.takers(reduction))
-        return there and not run.fetching
-
-    def _begin(self, run: OuterRun, reduction: Reduction) -> None:
-        reduction.finish_s = run.tasks.now()
-        if reduction.own:
-            tasks, key = run.tasks, (reduction.fragment, reduction.step, reduction.site)
-            reduction.refused = run.refused.pop(key, [])
-            ends = [run.workers[m].last_step for m in reduction.own if m in run.workers]
-            reduction.finish_s = max(
-                tasks.now(),
-                run.all_reduce.begin(
-                    reduction, tasks.peers, tasks.control, ends, self._helpers(run)
-                ),
-            )
-            if self.stragglers is not None and reduction.site is None:
-                self._isolate(run, self.stragglers, reduction)
-            reduction.missing = [run.workers[m] for m in sorted(reduction.gone) if m in run.workers]
-
-    def _isolate(self, run: OuterRun, stragglers: Stragglers, reduction: Reduction) -> None:
-        """Takes out those that are found slow, if there are spares; their last part counts."""
-        takers = [run.workers[m] for m in sorted(reduction.own) if m in run.workers]
-        arrivals = {w.node: (w.last_step[0], w.last_step[0] - w.began_s) for w in takers}
-        run.lateness, slow = stragglers.step(run.lateness, arrivals)
-        for node in slow[: len(self._spares(run))]:
-            run.slow.add(node)
-            run.tasks.control.absent(node, run.version + 1)
-            self._leave_out(run, run.workers[node], "it is slow")
-
-    def _spares(self, run: OuterRun) -> list[int]:
-        """Returns the clients that are there, and could take part."""
-        return [
-            node
-            for node in sorted(run.tasks.idle())
-            if node not in run.workers and node not in run.slow and self._trains(run, node)
-        ]
-
-    def _finish(self, run: OuterRun, reduction: Reduction) -> None:
-        reduction.done = run.stirred = True
-        for worker in reduction.missing:
-            if run.workers.get(worker.node) is worker:  # it may have failed, and be back, since
-                self._leave_out(run, worker, "it went offline during an all-reduce")
-        if reduction.site is not None:
-            reduction.outcome = self._local_mean(run, reduction)
-            return
-        run.entry = max(run.entry, reduction.step)
-        run.tasks.control.stepped(run.version + 1, self._reduced(run, reduction))
-        reduction.outcome = run.states[reduction.fragment]
-        run.finished_rounds += reduction.fragment == 0
-
-    def _local_mean(self, run: OuterRun, reduction: Reduction) -> Row | None:
-        """Returns the mean of the parameters of a site's workers; None if there is none."""
-        if not reduction.sent:
-            return None
-        theta = self.rule.theta(run.states[reduction.fragment], next(iter(reduction.sent)))
-        try:
-            return moved(theta, run.all_reduce.gradients(reduction).mean())
-        except NoStep as error:
-            log.warning("the workers of site %s go on apart: %s", reduction.site, error)
-            return None
-
-    def _go_on(self, run: OuterRun, worker: Participant) -> bool:
-        """Lets a worker pass the step at which it is; returns whether it did so just now."""
-        step = worker.step
-        if worker.passed == step:
-            return False
-        passing = []
-        for p in range(len(run.cut)):
-            if run.schedule.merges(p, step):
-                key = run.key(p, step - self.rule.overlap, worker.node)
-                reduction = run.reductions.get(key)
-                if key in worker.missed:
-                    continue
-                if reduction is not None and not reduction.done:
-                    return False
-                passing.append((p, reduction))
-        for p, reduction in passing:
-            if run.schedule.is_local(step):
-                if reduction is not None and reduction.outcome is not None:
-                    worker.merge[p] = reduction.outcome
-                continue
-            worker.held[p] = worker.merge[p] = self._resumed(run, worker, p, reduction)
-        worker.passed = step
-        worker.ready_s = run.tasks.now()
-        return True
-
-    def _forget(self, run: OuterRun) -> None:
-        """Drops all-reduces that all workers have seen the outcome of."""
-        seen = min(worker.passed for worker in run.workers.values())
-        for key in [
-            k for k, r in run.reductions.items() if r.done and r.step + self.rule.overlap < seen
-        ]:
-            del run.reductions[key]
-
     # ---- messages --------------------------------------------------------------------------------
 
     def _send(self, run: OuterRun) -> None:
         """Sends the workers that have gone on into their next segments."""
         groups: dict[Any, list[Participant]] = {}
+        if run.apportioned is not None and run.ready:
+            run.apportioned.deal(run.present)
         for worker in (run.workers[node] for node in sorted(run.ready)):
             if worker.passed == worker.step < run.last_step:
                 fragments = tuple((p, id(row)) for p, row in sorted(worker.merge.items()))
                 whole = tuple(id(row) for row in worker.held) if worker.reset else ()
-                key = (worker.step, whole, fragments, tuple(sorted(worker.afresh)))
+                part = run.apportioned and run.apportioned.parts[worker.node]
+                key = (worker.step, whole, fragments, tuple(sorted(worker.afresh)), part)
                 groups.setdefault(key, []).append(worker)
         for members in groups.values():
             first = members[0]
@@ -651,6 +399,9 @@ class OuterSteps(RuleDriver):
             MIXING: float(self.rule.mixing),
             SEND: run.schedule.sent(stop),
         }
+        if run.apportioned is not None:
+            size, count = run.apportioned.parts[worker.node]
+            config |= {"local-steps": count, "batch-size": size}
         if worker.afresh:
             config[AFRESH] = sorted(worker.afresh)
         arrays = (
@@ -677,7 +428,7 @@ class OuterSteps(RuleDriver):
         metrics: Mapping[str, Any] = next(iter(reply.content.metric_records.values()), {})
         due = run.schedule.sent(stop)
         try:
-            weight = self._weight(metrics)
+            weight = self._weight(run, worker, metrics)
             sent = {p: self._sent(run, worker, p, weight, reply.content) for p in due}
         except (ConfigError, PayloadError) as error:
             log.warning("node %d left out: %s", task.node, error)
@@ -693,6 +444,8 @@ class OuterSteps(RuleDriver):
             return
         run.failures.clear()
         now, steps = run.tasks.now(), (stop - worker.step) * self.accumulate
+        if run.apportioned is not None:
+            run.apportioned.measured(worker.node, now - worker.ready_s)
         worker.last_step, worker.began_s = (now, (now - worker.ready_s) / steps), worker.ready_s
         self._came(run, worker, task, sent, metrics)
 
@@ -756,7 +509,11 @@ class OuterSteps(RuleDriver):
         delta = run.all_reduce.read(p, worker.node, array.data)
         return ReceivedOuterGradient(delta, weight, len(array.data), message_id)
 
-    def _weight(self, metrics: Mapping[str, Any]) -> float:
+    def _weight(self, run: OuterRun, worker: Participant, metrics: Mapping[str, Any]) -> float:
+        if run.apportioned is not None:
+            examples = examples_of(metrics)
+            size, count = run.apportioned.parts[worker.node]
+            return covered_examples(count, examples, size)
         if self.weighted_by_key is None:
             return 1.0
         weight = weight_of(metrics.get(self.weighted_by_key))
@@ -768,85 +525,23 @@ class OuterSteps(RuleDriver):
             )
         return weight
 
-    # ---- membership ------------------------------------------------------------------------------
-
-    def _admit(self, run: OuterRun, step: int | None = None) -> None:
-        """Takes in clients that are available and do not take part.
-
-        Args:
-            run: the run.
-            step: at which they enter; None if nobody takes part.
-        """
-        source = self._source(run)
-        for node in self._spares(run):
-            if len(run.workers) >= self.workers:
-                break
-            now = ready_s = run.tasks.now()
-            if source is not None:
-                size = self._entry_bytes(run)
-                run.transfers += 1
-                ready_s, arrives = run.tasks.peers.transfer(
-                    source, node, size, now, index=run.transfers
-                )
-                if not arrives:
-                    continue
-            present = run.present
-            for p, state in enumerate(run.states):
-                run.states[p] = self.rule.entered(state, node, present)
-                run.all_reduce.forget(node, p)
-            worker = Participant(node, run.entry if step is None else step, [], ready_s)
-            worker.passed = worker.step
-            worker.held = [self.rule.theta(state, node) for state in run.states]
-            run.enter(worker)
-            if source is not None and step is not None and self.joiners == "zero":
-                self._bring_nothing(run, worker, ready_s)
-            log.info("node %d takes part from step %d, at %g s", node, worker.step, ready_s)
-
-    def _entry_bytes(self, run: OuterRun) -> int:
-        """Returns the bytes that a worker fetches when it enters."""
-        numbers = run.layout.size + sum(map(self.rule.beside, run.states))
-        return 4 * numbers + int(run.all_reduce.memory_bytes)
-
-    def _source(self, run: OuterRun) -> int | None:
-        """Returns the worker that those who enter have the outer parameters from, if any."""
-        return min(run.workers, default=None)
-
-    def _helpers(self, run: OuterRun) -> Sequence[int]:
-        """Returns the clients that take part in an all-reduce without a vector of their own."""
-        return ()
-
-    def _trains(self, run: OuterRun, node: int) -> bool:
-        """Returns whether a client is to be a worker."""
-        return True
-
-    def _bring_nothing(self, run: OuterRun, worker: Participant, ready_s: float) -> None:
-        """Has a worker take part in the next all-reduce by 0, when it has the checkpoint."""
-        worker.step = run.schedule.next_stop(worker.step, run.last_step)
-        run.arrive(worker)
-        run.fetching[worker.node] = ready_s
-        zero, size = np.zeros(run.layout.size), 4 * run.layout.size
-        own = run.reduction((0, worker.step, None)).own
-        own[worker.node] = ReceivedOuterGradient(zero, 1.0, size, "")
-
     @staticmethod
     def _is_at(run: OuterRun, task: Task[Segment]) -> bool:
         """Returns whether a worker that takes part is at this task."""
         worker = run.workers.get(task.node)
         return worker is not None and worker.task is task
 
-    def _leave_out(self, run: OuterRun, worker: Participant, reason: str) -> None:
-        """Does without a worker that failed, or is late."""
-        log.info("node %d is left out after step %d: %s", worker.node, worker.step, reason)
-        run.leave(worker)
-        for key, reduction in list(run.reductions.items()):
-            if not reduction.begun:
-                reduction.own.pop(worker.node, None)
-                reduction.lost.discard(worker.node)
-                if not reduction.own and not reduction.lost:
-                    del run.reductions[key]
 
+def examples_of(metrics: Mapping[str, Any]) -> int:
+    """Returns how many examples the sender of a reply has.
 
-def _order(reduction: Reduction) -> tuple[int, int, int]:
-    """Returns by what all-reduces of an instant come one after the other."""
-    site = -1 if reduction.site is None else reduction.site
-    return reduction.step, reduction.fragment, site
+    Raises:
+        ConfigError: it does not say so.
+    """
+    examples = weight_of(metrics.get("num-examples"))
+    if examples is None or examples != int(examples):
+        raise ConfigError(
+            f"the reply's metric 'num-examples' is {shown(metrics.get('num-examples'))}; it "
+            "must be a whole number, not negative"
+        )
+    return int(examples)

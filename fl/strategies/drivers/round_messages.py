@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from flwr.app import RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
-from fl.clients.app.choosing import mixed
+from fl.clients.app.choosing import SMOOTHING_KEY, mixed, model_key
+from fl.clients.app.inbox import EVALUATED, EVALUATED_KEY
 from fl.flower.identity import client_of
 from fl.randomness import generator
 from fl.strategies.drivers.parts import Division
@@ -98,8 +99,10 @@ class RoundMessages:
 
     def alike(
         self, server: Server, clients: int, told: Callable[[int], Mapping[str, Any]]
-    ) -> RecordDict | None:
+    ) -> tuple[RecordDict, Mapping[str, Any]] | None:
         """Returns the content that all of so many clients would be sent; None if they differ.
+
+        And what it says beside the model.
 
         Args:
             server: would send it.
@@ -113,7 +116,29 @@ class RoundMessages:
             return None
         extras = rule.broadcast(state)
         beside = {name: extras[name] for name in rule.carried_by(first)}
-        return server.content({**first, **told(clients)}, beside)
+        config = {**first, **told(clients)}
+        return server.content(config, beside), config
+
+    def evaluation(self, server: Server, keys: tuple[str, str], which: str) -> RecordDict:
+        """Returns what clients are sent that are to evaluate the model on their own examples.
+
+        Args:
+            server: has the model.
+            keys: names of the records: the models', and what the message says beside them.
+            which: of a client's models, one of `EVALUATED`.
+        """
+        arrays_key, config_key = keys
+        models = self.models(server) if self._rule.clients_choose else [server.w]
+        records: dict[str, Any] = {
+            model_key(arrays_key, j): server.model.record_of(w) for j, w in enumerate(models)
+        }
+        config = ConfigRecord({"server-round": server.version})
+        if self._rule.clients_choose == "mixture":
+            config[SMOOTHING_KEY] = getattr(self._rule, self._rule.tells[SMOOTHING_KEY])
+        if which != EVALUATED[0]:
+            config[EVALUATED_KEY] = which
+        records[config_key] = config
+        return RecordDict(records)
 
     def models(self, server: Server) -> Sequence[Row]:
         """Returns the models that are sent, shape (d,) each.

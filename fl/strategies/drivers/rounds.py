@@ -13,51 +13,37 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, cast
 
-import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord
 
 from fl.aggregation import (
-    Admitted,
-    Dropped,
-    Fold,
-    Guard,
-    Mean,
-    check_result,
     shown,
     weight_of,
 )
 from fl.checks import at_least, is_a, positive, read_if
-from fl.clients.app.choosing import SMOOTHING_KEY, model_key
-from fl.clients.app.inbox import EVALUATED, EVALUATED_KEY
+from fl.clients.app.inbox import EVALUATED
 from fl.errors import ConfigError, NoStep
-from fl.flower.grid_view import Summed
-from fl.flower.records import from_record
-from fl.randomness import generator
-from fl.selection import Ask, Choice, Opening, Reply, RoundEnd, Selection, Trial, UniformSampling
-from fl.selection.checked import ask_of, choice_of, trial_of
+from fl.selection import Choice, Selection, Trial, UniformSampling
 from fl.strategies.adaptive_batch import BatchTest
-from fl.strategies.clusters import Clusters
 from fl.strategies.drivers.aggregating import Aggregating
 from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.foreseen import has_foreseen
-from fl.strategies.drivers.parts import Division, OnePart, Parts, held
+from fl.strategies.drivers.parts import Division, OnePart, Parts
 from fl.strategies.drivers.replies import not_reported
 from fl.strategies.drivers.round_checks import check_replies, check_sub_models
 from fl.strategies.drivers.round_messages import RoundMessages
+from fl.strategies.drivers.round_models import first_models
 from fl.strategies.drivers.round_noise import RoundNoise
 from fl.strategies.drivers.round_rates import RoundRates
+from fl.strategies.drivers.round_selection import RoundSelection
+from fl.strategies.drivers.round_step import RoundStep
 from fl.strategies.drivers.server import GlobalModel, Sent, Server, Update
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.rates import Rate
-from fl.strategies.round_rule import HasModel, RoundRule, Updates, check_state
-from fl.strategies.sparse import Sparse, SparseRule
+from fl.strategies.round_rule import HasModel, RoundRule
+from fl.strategies.sparse import Sparse
 from fl.submodels import SparseMask, SubModels, Whole
-from fl.vectors.rows import Row
-from fl.vectors.sum_tree import mean_of_tree
 
 log = logging.getLogger("fl")
-
-_FOLDED = np.empty(0, np.float32)  # in place of a model that has been added up
 
 
 @read_if(
@@ -310,7 +296,8 @@ class Rounds(Aggregating):
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if a round never has enough replies, or too many clients."""
         check_replies(self, num_clients)
-        self._check_count(self.cohort(num_clients))
+        if (why := self.selection.refuses_count(self.cohort(num_clients))) is not None:
+            raise ConfigError(why)
 
     def check_rounds(self, num_rounds: int) -> None:
         """Raises ConfigError if none of the rounds can make a step, or one at a rate of 0."""
@@ -350,29 +337,7 @@ class Rounds(Aggregating):
         Raises:
             ConfigError: there are to be several, and nothing draws them.
         """
-        model = super().model(arrays)
-        if isinstance(self.sub_models, SparseMask) and isinstance(self.rule, SparseRule):
-            layout = self.exchange.layout or model.layout
-            self.state = self.rule.pruned(model.w, self.sub_models.layers(layout))
-            return super().model(model.record_of(self.state.w))
-        if not self.rule.clients_choose:
-            return model
-        k, initial = self.rule.num_models, self.exchange.initial
-        if k > 1 and initial is None:
-            raise ConfigError(
-                f"rule.num_models is {k}, and nothing draws the initial models of {self.name} but "
-                "the first: run the strategy within an Exchange that has `initial`"
-            )
-        others = [] if initial is None else [initial(j) for j in range(1, k)]
-        rows = [model.w, *(from_record(model.layout, record) for record in others)]
-        model.clusters = Clusters(np.stack(rows))
-        if k > 1 and all(np.array_equal(row, model.w) for row in rows):
-            log.warning(
-                "all %d initial models are equal, so that every client will choose the first: use "
-                "a model whose initial values are drawn, as mlp's are",
-                k,
-            )
-        return model
+        return first_models(self, super().model(arrays))
 
     def begin(self, server: Server) -> None:
         """Prepares for the first round."""
@@ -385,33 +350,25 @@ class Rounds(Aggregating):
             )
         self.check_rounds(server.num_rounds)
         layout, known = server.model.layout, self.exchange.layout
-        moving = layout.statistics if known is None else known.moving_buffers
-        self.buffers = [slice(entry.offset, entry.offset + entry.size) for entry in moving]
-        still = {entry.name for entry in moving}
-        trained = [entry for entry in layout.floats if entry.name not in still]
-        trained = trained if known is None else list(known.trainable)
-        self.places = [slice(entry.offset, entry.offset + entry.size) for entry in trained]
-        self.trained = sum(entry.size for entry in trained)
+        self.makes = RoundStep(self, layout, known)
+        self.trained = self.makes.trained
         if not (self.rule.prunes or self.rule.knows_parts):  # which have others
             self.state = self.rule.init(server.w, self.trained)
         if server.model.clusters is not None:
             self.state = self.state._replace(theta=server.model.clusters.models)
-        self.known = self.selection.init(server.num_rounds)  # what the selection keeps
+        self.chooses = RoundSelection(
+            self.selection, server.num_rounds, self.seed, self.keys, self.weighted_by_key
+        )
         self.trial: Trial | None = None  # that the open round is
-        self.timed: set[str] = set()  # messages to clients that are timed beside the rounds
-        self.weights: dict[int, float] | None = None  # of the round's clients, instead of examples
         self.failures: dict[int, float] = {}  # of the round, and after how many seconds
         self.awaited: dict[str, Task[Sent]] = {}
         self.replies: list[Update] = []
-        self.refused: list[str] = []  # why further replies of the round are none
         self.wanted = 0  # replies that a round is to have
         self.waits_for = 0  # replies that end the round, as fewer may be there
         self.selected = 0  # clients that were asked, in the last round
         self.round_began = math.nan  # of the open round; NaN between rounds
         self.opens_s = math.inf  # when the next round is to open, after one of nobody
-        self.folded: Fold | None = None
         self.summation = server.tasks.summation
-        self.summed: Summed | None = None  # in which order the machines have added
         if self.summation is not None and not self._sums:
             raise ConfigError(
                 f"the grid's machines add updates up, and {self.name} looks at more of them than "
@@ -426,10 +383,10 @@ class Rounds(Aggregating):
         elif self.rule.prunes:
             division = OnePart(layout, lambda: cast(Sparse, self.state))
         self.messages = RoundMessages(
-            self.rule, division, lambda: self.state, self.buffers, self.seed
+            self.rule, division, lambda: self.state, self.makes.buffers, self.seed
         )
         self.prepared = -1  # for the round after this version
-        self.noise.begin(self.places)
+        self.noise.begin(self.makes.places)
         self.rates.begin()
 
     @property
@@ -449,10 +406,7 @@ class Rounds(Aggregating):
         """Returns how many clients could be asked to train now: none during a round."""
         if self.is_open or len(server.tasks.nodes()) < self.min_available_nodes:
             return 0
-        idle = server.tasks.idle()
-        trial, known = trial_of(self.selection, self.known, idle)
-        timed = 0 if trial is None else len(trial.clients)
-        return timed + len(self.selection.eligible(known, idle))
+        return self.chooses.free(server.tasks.idle())
 
     def dispatch(self, server: Server) -> None:
         """Begins a round if none is going on and enough clients are idle.
@@ -471,61 +425,23 @@ class Rounds(Aggregating):
         if server.version < self.rule.alone:
             self._open(server, Choice([min(tasks.idle())]), 1)
             return False
-        trial, self.known = trial_of(self.selection, self.known, tasks.idle())
+        trial = self.chooses.trial(tasks.idle())
         if trial is not None and trial.alone:
             self._open(server, Choice(trial.clients), len(trial.clients), trial)
             return False
         if trial is not None:
-            timed = self._train(server, trial.clients, len(trial.clients))
-            self.timed.update(task.message_id for task in timed)
-        idle = self.selection.eligible(self.known, tasks.idle())
+            self.chooses.time(self._train(server, trial.clients, len(trial.clients)))
+        idle = self.chooses.eligible(tasks.idle())
         if not idle:
             return False
         n = self.num_replies(server)
         count = min(int(self.over_selection * n + 1e-9), len(idle))
-        self._check_count(count)
-        opening = Opening(
-            server.version + 1, idle, tasks.nodes(), count, lambda key: self._rng(server, key)
-        )
-        ask, self.known = ask_of(self.selection, self.known, opening)
-        while ask is not None:
-            self.known = self.selection.told(self.known, ask, self._answers(server, ask))
-            ask, self.known = ask_of(self.selection, self.known, opening)
-        choice, self.known = choice_of(self.selection, self.known, opening)
+        self.chooses.check_count(count)
+        choice = self.chooses.choice(server, idle, count)
         if has_foreseen(self, server, choice, n):
             return True
         self._open(server, choice, n)
         return False
-
-    def _check_count(self, count: int) -> None:
-        if (why := self.selection.refuses_count(count)) is not None:
-            raise ConfigError(why)
-
-    def _rng(self, server: Server, purpose: str) -> np.random.Generator:
-        if purpose == "clients":
-            return server.rng()  # of the clients that are evaluated on as well
-        return generator(self.seed, purpose, server.version)
-
-    def _answers(self, server: Server, ask: Ask) -> dict[int, Mapping[str, Any]]:
-        """Returns what clients answer before a round, by node."""
-        records: dict[str, Any] = {
-            self.configrecord_key: ConfigRecord({**ask.config, "server-round": server.version})
-        }
-        if ask.kind == "evaluate":
-            records[self.arrayrecord_key] = server.model.record()
-        content = RecordDict(records)
-        answers: dict[int, Mapping[str, Any]] = {}
-        for reply in server.tasks.ask(content, ask.clients, ask.within_s, ask.kind):
-            if reply.has_error():
-                continue
-            metrics: Any = next(iter(reply.content.metric_records.values()), {})
-            node = reply.metadata.src_node_id
-            if (why := self.selection.refuses(ask, metrics)) is None:
-                answers[node] = metrics
-            else:
-                log.warning("what node %d answers is left out: %s", node, why)
-                server.tasks.control.rejected(reply.metadata.reply_to_message_id)
-        return answers
 
     def _train(self, server: Server, nodes: Sequence[int], waits_for: int) -> list[Task[Sent]]:
         """Sends the model to clients that the rule has train, of which so many make a step."""
@@ -547,16 +463,17 @@ class Rounds(Aggregating):
         self.opens_s = math.inf
         sent = self._train(server, choice.clients, waits_for)
         self.awaited = {task.message_id: task for task in sent}
-        self.weights = None
+        weights = None
         if choice.weights is not None:
-            self.weights = dict(zip(choice.clients, choice.weights, strict=True))
-        self.replies, self.refused, self.failures = [], [], {}
+            weights = dict(zip(choice.clients, choice.weights, strict=True))
+        self.makes.begin(weights)
+        self.replies, self.failures = [], {}
         self.noise.squares = {}
         self.selected, self.trial = len(self.awaited), trial
         self.wanted, self.waits_for = waits_for, min(waits_for, self.selected)
         self.round_began = server.now
         if self.awaited:
-            self.folded = self._new_fold(server)
+            self.makes.fold(server)
             if self.summation is not None and trial is None:
                 self.summation.begin(server.w.size + len(self.rule.needs) * self.trained)
         elif trial is not None:
@@ -571,20 +488,17 @@ class Rounds(Aggregating):
     def receive(self, server: Server, update: Update) -> None:
         """Takes a reply, and ends the round if it was the last one needed."""
         name = update.task.message_id
-        if name in self.timed:
-            self.timed.discard(name)
-            end = RoundEnd(server.version + 1, [self._reply(update)], trial=True)
-            self.known = self.selection.learn(self.known, end)
+        if self.chooses.has_timed(server, update):
             server.discard(update)
             return
         if self.awaited.pop(name, None) is None:
-            self.known = self.selection.late(self.known, update.node, update.seconds)
+            self.chooses.late(update)
             server.discard(update)
             return
         self.messages.division.answered(update)
         if self.summation is not None and self.trial is None:
             self.summation.add(name)
-        self.replies.append(self._folded(server, update))
+        self.replies.append(self.makes.kept(server, update))
         if len(self.replies) >= self.waits_for or not self.awaited:
             self.close(server)
 
@@ -593,10 +507,7 @@ class Rounds(Aggregating):
         self._unheard(task)
         seconds = server.now - task.sent_s
         seconds = math.inf if seconds >= server.tasks.ttl_s else seconds
-        if task.message_id in self.timed:
-            self.timed.discard(task.message_id)
-            end = RoundEnd(server.version + 1, failed={task.node: seconds}, trial=True)
-            self.known = self.selection.learn(self.known, end)
+        self.chooses.failed(server, task, seconds)
         if self.awaited.pop(task.message_id, None) is not None:
             self.failures[task.node] = seconds
             if not self.awaited:
@@ -606,7 +517,7 @@ class Rounds(Aggregating):
         """Counts a reply of the round that is none among those that F tolerates."""
         super().leave_out(server, task, why)
         if task.message_id in self.awaited:
-            self.refused.append(why)
+            self.makes.refused.append(why)
 
     def timer(self, server: Server) -> float:
         """Returns the deadline of the round that is going on, or when the next one opens."""
@@ -632,7 +543,7 @@ class Rounds(Aggregating):
         replies, self.replies, self.awaited = self.replies, [], {}
         self.round_began = math.nan
         if self.trial is not None:
-            self._learn(server, replies, missed)
+            self.chooses.ended(server, replies, missed, self.failures, trial=True)
             for update in replies:
                 server.discard(update)
         else:
@@ -641,43 +552,27 @@ class Rounds(Aggregating):
     def _unheard(self, task: Task[Sent]) -> None:
         self.messages.division.failed(task.node)
 
-    def _learn(
-        self, server: Server, replies: Sequence[Update], missed: Mapping[int, float]
-    ) -> None:
-        """Lets the selection look at a round that has ended, before its step."""
-        end = RoundEnd(
-            server.version + 1,
-            [self._reply(update) for update in replies],
-            missed,
-            self.failures,
-            self.trial is not None,
-        )
-        self.known = self.selection.learn(self.known, end)
-
-    def _reply(self, update: Update) -> Reply:
-        examples = weight_of(update.metrics.get(self.weighted_by_key)) or 0.0
-        delta = update.delta if self.selection.keeps_changes else None
-        return Reply(update.node, update.seconds, examples, update.metrics, delta)
-
     def finish(
         self, server: Server, replies: Sequence[Update], missed: Mapping[int, float]
     ) -> None:
         """Makes the next version of the replies, or of nothing if they are too few."""
+        summed = None  # in which order the machines of a hierarchy have added
         if self.summation is not None:
-            self.summed = self.summation.close(whole=not self.rule.ends_at_edges(self.state))
-            lost = frozenset(self.summed.lost)
+            summed = self.summation.close(whole=not self.rule.ends_at_edges(self.state))
+            lost = frozenset(summed.lost)
             for update in [u for u in replies if u.task.message_id in lost]:
                 server.discard(update)
             replies = [u for u in replies if u.task.message_id not in lost]
         replies = sorted(replies, key=lambda update: update.node)  # who came first does not matter
         if server.forging is not None:
             sent = server.forging.forged(server, replies, partial(self.combined_by, server))
-            self.refused += ["no payload holds it"] * (len(replies) - len(sent))
+            self.makes.refused += ["no payload holds it"] * (len(replies) - len(sent))
             replies = sent
-        self._learn(server, replies, missed)
+        self.chooses.ended(server, replies, missed, self.failures, trial=False)
         usable = list(replies)
         try:
-            state = self._next(server, replies, usable)
+            self.check_enough(len(replies))
+            state = self.makes.next(server, replies, usable, summed)
         except (NoStep, ConfigError) as error:
             self._abandon(server, usable, self.why_no_step(error, len(replies)))
             return
@@ -705,47 +600,6 @@ class Rounds(Aggregating):
         remedy = "min_available_nodes waits until more clients are there"
         return NoStep(f"{few}: {error}; {remedy}")
 
-    def _next(self, server: Server, replies: Sequence[Update], usable: list[Update]) -> HasModel:
-        """Returns the rule's next state; takes from `usable` what it is not made of.
-
-        Raises:
-            NoStep: what has come brings no step.
-            ConfigError: the aggregator or the rule cannot work with it.
-        """
-        self.check_enough(len(replies))
-        said = [self._weight(update) for update in replies]
-
-        def leave_out(dropped: Sequence[Dropped]) -> None:
-            for one in dropped:
-                server.reject(replies[one.index])
-                usable.remove(replies[one.index])
-
-        self.latest = {}
-        w = server.w
-        if self.folded is not None:
-            rows = np.empty((len(replies), 0), np.float32)
-        else:
-            rows = np.stack([update.x for update in replies])
-        refused = [Dropped(len(replies) + i, why) for i, why in enumerate(self.refused)]
-        f = self.aggregator.tolerates(len(replies) + len(refused))
-        admitted = Guard(f)(rows, rows.shape[1], said, left_out=leave_out, before=refused)
-        if self.folded is not None:
-            mean = self.folded.result() - w
-            weights = np.asarray(admitted.weights)
-            updates = Updates(
-                rows,
-                weights,
-                combine=lambda *_: mean,
-                buffers=self.buffers,
-                trained=self.places if self.trained < mean.size else (),
-                public=self.exchange.public,
-            )
-        else:
-            updates = self._updates(server, admitted, usable)
-        clients = self.wanted if self.noise.grows_clients else self.waits_for
-        self.noise.measure(server, updates, usable, self.aggregator, clients)
-        return self.stepped(server, updates, self.rates.of(server.version, self.waits_for))
-
     def check_enough(self, replies: int) -> None:
         """Raises NoStep if so many replies are too few for a step."""
         # Who is busy with what has been given up cannot be asked, and is missing all the same.
@@ -756,117 +610,10 @@ class Rounds(Aggregating):
                 raise self.why_in_vain()
             raise NoStep(f"{replies} replies of {self.selected} are too few")
 
-    def stepped(self, server: Server, updates: Updates, rates: Mapping[str, float]) -> HasModel:
-        """Returns what the rule makes of the clients' updates."""
-        with np.errstate(over="ignore", invalid="ignore"):  # seen in the result
-            state = self.rates.step(self.state, updates, rates)
-            new = self._with_buffers(server, state.w, updates)
-        new = server.model.layout.rounded(np.ascontiguousarray(new, dtype=np.float32))
-        check_result("the server", new)
-        check_state(self.rule, state)
-        return state._replace(w=new)
-
-    def _updates(self, server: Server, admitted: Admitted, usable: Sequence[Update]) -> Updates:
-        F = self.aggregator.tolerating(admitted.f)
-
-        def combine(x: Row, weights: Any, name: str) -> Row:
-            if self.robust and not weights.all() and weights.any():  # no examples, no vote
-                x, weights = x[weights > 0], weights[weights > 0]
-            if self.robust and len(x) < len(usable):
-                try:
-                    F.check(len(x))
-                except ConfigError as error:
-                    raise NoStep(f"{len(x)} of {len(usable)} have examples: {error}") from error
-            if self.summed is not None:
-                return self._added(x, weights, usable, name)
-            return self.aggregate(server, F, x, weights, name)
-
-        holds = None
-        if self.messages.division.divides:
-            holds = held(usable, server.w.size)
-            server.tasks.control.measured(
-                self.messages.division.measured(server.w, holds, self.places)
-            )
-            holds = None if holds.all() else holds
-        mixes = self.rule.clients_choose == "mixture"
-        with np.errstate(over="ignore"):  # seen in what is made of it
-            if self.rule.num_models == 1 and not self.rule.resizes:
-                deltas = admitted.x - server.w
-            else:
-                deltas = np.stack([update.delta for update in usable])
-        updates = Updates(
-            deltas,
-            np.asarray(admitted.weights),
-            [update.metrics for update in usable],
-            {name: np.stack([u.extras[name] for u in usable]) for name in self.rule.needs},
-            combine,
-            buffers=self.buffers,
-            trained=self.places if self.trained < admitted.x.shape[1] else (),
-            robust=self.robust,
-            clients=[update.node for update in usable],
-            told=[update.config for update in usable],
-            as_selected=self.weights is not None,
-            models=[update.model for update in usable],
-            holds=holds,
-            starts=np.stack([update.start for update in usable]) if mixes else None,
-            mixtures=[update.mixture for update in usable] if mixes else (),
-            weighs=isinstance(F, Mean) and F.weighted,
-            public=self.exchange.public,
-        )
-        if not isinstance(self.sub_models, SubModels) or self.sub_models.weighted:
-            return updates
-        return updates.unweighted()
-
-    def _added(self, x: Row, weights: Any, usable: Sequence[Update], name: str) -> Row:
-        """Returns the mean of vectors, as the machines of a hierarchy have added them up."""
-        assert self.summed is not None
-        if not (isinstance(self.aggregator, Mean) and self.aggregator.weighted):
-            weights = np.ones(len(x))
-        ids = [update.task.message_id for update in usable]
-        if self.rule.edges and name.startswith("model "):  # one edge server's, see `of_model`
-            edge = int(name.removeprefix("model "))
-            ids = [update.task.message_id for update in usable if update.model == edge]
-        places = {message_id: i for i, message_id in enumerate(ids)}
-        self.latest[name] = mean = mean_of_tree(self.summed.tree, x, weights, places)
-        check_result("the hierarchy", mean)
-        return mean
-
-    def _with_buffers(self, server: Server, w: Row, updates: Updates) -> Row:
-        if not self.buffers or self.rule.clients_choose:
-            return w
-        w = w.copy()
-        for place in self.buffers:
-            w[place] = server.w[place] + updates.mean()[place]
-        return w
-
     def _abandon(self, server: Server, replies: Sequence[Update], why: NoStep) -> None:
         for update in replies:
             server.discard(update)
         server.stay(why)
-
-    # ---- large models ----------------------------------------------------------------------------
-
-    def _new_fold(self, server: Server) -> Fold | None:
-        """Returns what adds models up as they come, if they need not be held all at once."""
-        layout = server.model.layout
-        at_once = server.forging is not None or self.selection.keeps_changes or self.noise.needs_all
-        at_once = at_once or self.messages.division.divides
-        at_once = at_once or (self.summation is not None and self.summation.may_lose)
-        if not layout.is_large or not self.rule.folds or at_once:
-            return None
-        return self.aggregator.fold(layout.size)
-
-    def _folded(self, server: Server, update: Update) -> Update:
-        if self.folded is None:
-            return update
-        self.noise.fold(update, server.w)
-        self.folded.add(update.x, self._weight(update))
-        return replace(update, x=_FOLDED)
-
-    def _weight(self, update: Update) -> float:
-        """Returns what a usable update weighs; nothing, if its client has learnt from nothing."""
-        said = weight_of(update.metrics.get(self.weighted_by_key)) or 0.0
-        return said if self.weights is None or not said else self.weights[update.node]
 
     # ---- what is usable, and what is known -------------------------------------------------------
 
@@ -895,19 +642,8 @@ class Rounds(Aggregating):
         nodes = server.tasks.nodes()
         count = max(int(self.fraction_evaluate * len(nodes)), self.min_evaluate_nodes)
         chosen = server.sample(nodes, min(count, len(nodes)))
-        models = self.messages.models(server) if self.rule.clients_choose else [server.w]
-        records: dict[str, Any] = {
-            model_key(self.arrayrecord_key, j): server.model.record_of(w)
-            for j, w in enumerate(models)
-        }
-        config = ConfigRecord({"server-round": server.version})
-        if self.rule.clients_choose == "mixture":
-            config[SMOOTHING_KEY] = getattr(self.rule, self.rule.tells[SMOOTHING_KEY])
-        if self.evaluate_model != EVALUATED[0]:
-            config[EVALUATED_KEY] = self.evaluate_model
-        records[self.configrecord_key] = config
-        content = RecordDict(records)
         if chosen:
+            content = self.messages.evaluation(server, self.keys, self.evaluate_model)
             server.tasks.ask(content, chosen, server.tasks.ttl_s)
 
     def at_once(self, server: Server) -> int:

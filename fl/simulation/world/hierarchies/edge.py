@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fl.checks import at_least, not_negative
+from fl.checks import at_least, not_negative, read_if
 from fl.errors import ConfigError
 from fl.simulation.kernel.links import Links, ServerLink
 from fl.simulation.kernel.routes import Cable, Routes
@@ -35,6 +35,17 @@ class _Access(NetworkModel):
         return Routes.tree(masts, [(e,) for e in range(edge.edges)], place, server)
 
 
+@read_if(
+    lambda a: False,
+    "machine.warm_s",
+    "machine.keep_alive_s",
+    only="an edge server's aggregator is always there",
+)
+@read_if(
+    lambda a: a["failure"] > 0,
+    "machine.cold_s",
+    only="edge servers start again only with {at}failure above 0",
+)
 @dataclass(frozen=True, kw_only=True)
 class Edge(Hierarchy):
     """Client i is at edge server i modulo their number.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from fl.checks import boolean, is_a, not_negative, share
+from fl.checks import boolean, is_a, not_negative, read_if, share
 from fl.errors import ConfigError
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.hierarchies.machine import AggregatorMachine
@@ -16,6 +16,12 @@ OnFailure = Literal["lost", "retry"]
 """What becomes of the part of an aggregator that died."""
 
 
+@read_if(
+    lambda a: a["failure"] > 0, "on_failure", "detection_s", only="none dies, as {at}failure is 0"
+)
+@read_if(
+    lambda a: a["on_failure"] == "retry", "detection_s", only="only {at}on_failure=retry reads it"
+)
 @dataclass(frozen=True, kw_only=True)
 class Hierarchy(ABC):
     """Aggregators between clients and the server, for rounds whose step is made of a weighted sum.

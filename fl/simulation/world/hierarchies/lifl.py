@@ -11,10 +11,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fl.checks import at_least, boolean, share
+from fl.checks import at_least, boolean, read_if, share
+from fl.errors import ConfigError
+from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.hierarchies.hierarchy import Hierarchy
 
 
+@read_if(lambda a: a["planned"], "smoothing", only="only {at}planned=true reads it")
+@read_if(
+    lambda a: not a["shared_memory"],
+    "machine.copy_s_per_byte",
+    only="only {at}shared_memory=false copies",
+)
+@read_if(
+    lambda a: a["nodes"] > 1,
+    "machine.nic_bps",
+    "machine.nic_latency_s",
+    only="there is one node, as {at}nodes is 1",
+)
 @dataclass(frozen=True, kw_only=True)
 class Lifl(Hierarchy):
     """Nodes of a cluster; five mechanisms, each of which can be switched off.
@@ -71,6 +85,19 @@ class Lifl(Hierarchy):
     def fan_in(self) -> int:
         """I."""
         return self.leaf_updates
+
+    def attached(self, fleet: Fleet) -> Fleet:
+        """Returns the fleet as it is.
+
+        Raises:
+            ConfigError: it has fewer clients than there are nodes.
+        """
+        if len(fleet) < self.nodes:
+            raise ConfigError(
+                f"nodes is {self.nodes}, and there are {len(fleet)} clients: it must be at most "
+                "that many, as a client sends one update of a round"
+            )
+        return fleet
 
     def place(self, client: int, assigned: Sequence[int]) -> int:
         """Returns the node of an update: best or worst fit; of equal ones the first."""
