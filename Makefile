@@ -86,7 +86,7 @@ docs: install ## build the documentation site into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: install ## run every benchmark script; BENCH=--quick for smaller ones
-	set -e; for script in $(filter-out benchmarks/report.py,$(wildcard benchmarks/*.py)); do \
+	set -e; for script in $(filter-out benchmarks/report.py benchmarks/trend.py,$(wildcard benchmarks/*.py)); do \
 		$(BIN)/python "$$script" $(BENCH); \
 	done
 
