@@ -31,6 +31,7 @@ D, STEPS = 20, 6000
 CLIENTS, TUNING, SEEDS = (4, 16, 64), 0, (1, 2, 3, 4, 5)
 RATES = [2.0**-k for k in range(2, 12)]
 ETAS = {"EF21": (0.0,), "EControl": (0.01, 0.02, 0.05, 0.1)}
+EDGE = r" \*"  # at what is at the edge of its grid
 Point = tuple[float, float]
 """Learning rate and eta; EF21 is EControl with eta = 0."""
 
@@ -112,12 +113,11 @@ def tables(records: list[dict[str, Any]]) -> str:
                 (one["distance"], one["lr"], one["eta"]) for one in mine if one["part"] == "tune"
             )
             (_, lr, eta), (_, next_lr, next_eta) = tried[:2]
-            at_edge = (
-                r" \*" if len(ETAS[rule]) > 1 and eta in (min(ETAS[rule]), max(ETAS[rule])) else ""
-            )
+            edges = (min(ETAS[rule]), max(ETAS[rule])) if len(ETAS[rule]) > 1 else ()
+            chosen = f"{rate(lr)} | {eta:g}{EDGE if eta in edges else ''}"
             ends = [one["distance"] for one in mine if one["part"] == "final"]
             lines.append(
-                f"| {rule} | {n} | {rate(lr)} | {eta:g}{at_edge} | {fmean(ends):.4f} ± {stdev(ends):.4f} | "
+                f"| {rule} | {n} | {chosen} | {fmean(ends):.4f} ± {stdev(ends):.4f} | "
                 f"{rate(next_lr)}, {next_eta:g} |"
             )
     return "\n".join(lines)
@@ -125,8 +125,7 @@ def tables(records: list[dict[str, Any]]) -> str:
 
 def rate(lr: float) -> str:
     """Returns a power of 2; a star stands at the edge of the grid."""
-    edge = r" \*" if lr in (RATES[0], RATES[-1]) else ""
-    return f"2^{round(math.log2(lr))}{edge}"
+    return f"2^{round(math.log2(lr))}{EDGE if lr in (RATES[0], RATES[-1]) else ''}"
 
 
 if __name__ == "__main__":
