@@ -73,6 +73,7 @@ EXPERIMENT_FAMILIES = (  # in the order of the page
     "clusters and personal models",
     "parts of a model",
     "predictions",
+    "energy",
 )
 _TOP = re.compile(
     r"""\A\#\ (?P<title>.+)\n\n

@@ -28,6 +28,7 @@ from fl.data.columns import (
 from fl.data.federated import Examples, Source
 from fl.data.held_out import drawn, natural, said
 from fl.errors import ConfigError
+from fl.extras import check_installed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -251,6 +252,7 @@ def read_table(path: str) -> pa.Table:
     Raises:
         ConfigError: there is none, it is of another kind or damaged, or two columns have one name.
     """
+    check_installed("data=table", "pyarrow")
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from fl.aggregation import shown, weight_of
 from fl.checks import at_least
 from fl.clients.app.batches import covered_examples
 from fl.clients.app.island import Island
@@ -22,7 +21,7 @@ from fl.errors import ConfigError, SimulationError
 from fl.strategies.dedloc import DeDLOC, Report, Speed
 from fl.strategies.drivers.all_reduce import adds
 from fl.strategies.drivers.exchange import Exchange
-from fl.strategies.drivers.outer import OuterSteps
+from fl.strategies.drivers.outer import OuterSteps, examples_of
 from fl.strategies.drivers.outer_run import OuterRun, Participant, Segment
 from fl.strategies.drivers.reduction import ReceivedOuterGradient, Reduction
 from fl.strategies.drivers.tasks import Task
@@ -158,7 +157,7 @@ class Collaboration(OuterSteps):
                 f"{type(self.allreduce).__name__} all have a vector of their own: choose "
                 "allreduce=load_balanced"
             )
-        for name in ("buckets", "weighted_by_key"):
+        for name in ("buckets", "weighted_by_key", "sharding"):
             if getattr(self, name) is not None:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)}, but peers all-reduce the sum of many "
@@ -258,19 +257,14 @@ class Collaboration(OuterSteps):
                 "auxiliary"
             )
 
-    def _weight(self, metrics: Mapping[str, Any]) -> float:
+    def _weight(self, run: OuterRun, worker: Participant, metrics: Mapping[str, Any]) -> float:
         """Returns the samples of a reply: those of the batches that it was told to take.
 
         Raises:
             ConfigError: it does not say how many examples its sender has.
         """
-        examples = weight_of(metrics.get("num-examples"))
-        if examples is None or examples != int(examples):
-            raise ConfigError(
-                f"the reply's metric 'num-examples' is {shown(metrics.get('num-examples'))}; it "
-                "must be a whole number, not negative"
-            )
-        return covered_examples(self.accumulate, int(examples), self.batch_size, self.drop_last)
+        examples = examples_of(metrics)
+        return covered_examples(self.accumulate, examples, self.batch_size, self.drop_last)
 
     # ---- all-reduces -----------------------------------------------------------------------------
 
