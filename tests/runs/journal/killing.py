@@ -44,6 +44,10 @@ RUNS = {
         *(*SMALL, *HARSH, *EARLY, "strategy=fedavg", "num_clients=16", "num_rounds=8"),
         "client/local_layers=last",
     ],
+    "arrays": [  # clients keep nothing: no messages, and each round trains as one wave
+        *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=fedavg", "num_clients=16", "num_rounds=8"),
+        "client.batch_size=8",
+    ],
     "fedbuff": [*SMALL, *HARSH, "strategy=fedbuff", "num_clients=16", "num_rounds=10"],
     "gossip": [
         *(*SMALL, *HARSH, "strategy=dpsgd", "client.local_epochs=null", "client.local_steps=4"),
