@@ -1,7 +1,9 @@
 """The page's table, from what the runs of run.sh have left.
 
-python experiments/dimat/report.py outputs/dimat    keeps their numbers first
-python experiments/dimat/report.py tables           makes it of what was kept
+    python experiments/dimat/report.py outputs/dimat    keeps their numbers first
+    python experiments/dimat/report.py tables           makes it of what was kept
+
+Accuracy is the mean over all nodes' own models.
 """
 
 from __future__ import annotations
