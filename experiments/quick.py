@@ -424,6 +424,14 @@ def _() -> Measured:
     return f"S b = 64: {steps[1]:.0f} steps for {steps[0]:.0f}", steps[1] < steps[0]
 
 
+@check("zeus", "jobs of the simulator")
+def _() -> Measured:
+    zeus = runpy.run_path(str(HERE / "zeus" / "run.py"))
+    default, job = zeus["measured"]("logistic, digits, SGD", (32, 128, 512), (0.6, 1.0), range(2))
+    saved = [100 * (1 - energy) for energy in zeus["compared"](job, default, range(3)).energy]
+    return f"{min(saved):.0f} to {max(saved):.0f} % of the energy saved", min(saved) > 0
+
+
 def main(pages: list[str]) -> int:
     """Runs the checks of these pages, of all if there is none; returns how many do not hold."""
     if unknown := set(pages) - {each.page for each in CHECKS}:

@@ -230,10 +230,14 @@ class SwarmRun:
         place, work = memo.place, memo.work
         self._busy.discard(place)
         self._again.append(place)
+        size = self.wiring.backward_size if work.backward else 1.0
+        stage, took_s = self.wired[work.stage], self.peers.now - memo.sent_s
         if reply.has_error():
             self._failures.add(task, reply, self.peers.now, len(self._busy) + 1)
             if reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE:
                 self.facts["timeouts"] += 1
+                if self.lives[peer] == memo.lives:  # it takes at least so long
+                    self.wired[work.stage] = self.wiring.measure(stage, peer, size, took_s)
             elif self.lives[peer] == memo.lives:
                 self._lose(peer)
             return
@@ -242,11 +246,7 @@ class SwarmRun:
         if self.lives[peer] != memo.lives:
             self.facts["void_passes"] += 1
             return
-        size = self.wiring.backward_size if work.backward else 1.0
-        stage = self.wired[work.stage]
-        self.wired[work.stage] = self.wiring.measure(
-            stage, peer, size, self.peers.now - memo.sent_s
-        )
+        self.wired[work.stage] = self.wiring.measure(stage, peer, size, took_s)
         flops, busy_s = self._speeds.get(peer, (0.0, 0.0))
         self._speeds[peer] = flops + self._flops(work), busy_s + seconds
         self._computed_s += seconds
@@ -293,8 +293,9 @@ class SwarmRun:
         now = self.peers.now
         if now - self._heard_s > 2 * TTL_S:
             raise SimulationError(
-                f"no peer has done anything for {now - self._heard_s:.6g} s: let clients of the "
-                "fleet come, or end the run before by time_limit_s"
+                f"no peer has done anything for {now - self._heard_s:.6g} s: "
+                "have clients of the fleet come (fleet/availability) or be faster, or end the run "
+                "before by time_limit_s"
             )
         self._timers.at(now + self.strategy.refresh_s, self._refresh, None)
 

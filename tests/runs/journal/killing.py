@@ -105,6 +105,13 @@ KEEPING = {
         *(*SMALL, *HARSH_FLEET, "strategy=fedbuff", "num_clients=8", "num_rounds=6"),
         *("runtime=flower", "runtime.sustained=0.5"),
     ],
+    "batteries that run low": [
+        *(*SMALL, *HARSH_FLEET[3:], "strategy=fedbuff", "num_clients=8", "num_rounds=6"),
+        *("fleet/availability=always", "power=dvfs", "power.choice=deadline"),
+        *("power.within_s=0.1", "battery=phone", "battery.capacity_j=0.2", "battery.other_w=0.01"),
+        *("battery.charger_w=0.5", "fleet/availability@battery.plugged=exponential"),
+        *("battery.plugged.mean_on_s=0.3", "battery.plugged.mean_off_s=0.3"),
+    ],
     "filters that learn": [
         *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=fedconv", "num_clients=8", "num_rounds=5"),
         *("strategy.rule.public_examples=40", "strategy.rule.filter_epochs=1"),
@@ -120,7 +127,8 @@ KEEPING = {
     ],
     "all-reduces that fail": [
         *(*SMALL, *HARSH_FLEET[:3], "strategy=diloco", "strategy.rule.inner_steps=5"),
-        *("allreduce=int8_ring", "strategy.on_failure=retry", "strategy.detection_s=0.02"),
+        *("allreduce=int8_ring", "strategy.on_failure=alone", "strategy.detection_s=0.02"),
+        *("strategy.heartbeat_s=0.01", "strategy.retries=0"),
         *("fleet=mobile", "num_clients=4", "num_rounds=12", "strategy.min_available_nodes=2"),
     ],
     "combinations of several models": [
