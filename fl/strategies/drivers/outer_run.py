@@ -11,13 +11,13 @@ import numpy as np
 from fl.clients.app.island import Fragments
 from fl.collectives.slow_links import Slowness
 from fl.collectives.stragglers import Lateness
-from fl.strategies.apart import Apart
 from fl.strategies.drivers.all_reduce import AllReduce
 from fl.strategies.drivers.apportioning import Apportioning
 from fl.strategies.drivers.outer_schedule import FragmentSchedule
 from fl.strategies.drivers.reduction import Reduction
 from fl.strategies.drivers.tasks import Failures, Task, Tasks
 from fl.strategies.outer_rule import OuterRule
+from fl.strategies.parting import Parting
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
 
@@ -118,12 +118,12 @@ class OuterRun:
         local_every: int | None = None,
         may_part: bool = False,
     ) -> None:
-        self.rule: OuterRule | Apart = Apart(rule) if may_part else rule
+        self.rule: OuterRule | Parting = Parting(rule) if may_part else rule
         self.cut = cut
         self.layout = layout
         self.schedule = FragmentSchedule(rule.inner_steps, len(cut), rule.overlap, local_every)
         shaped = rule.shaped([shapes.sizes for shapes in cut.shapes])
-        first: OuterRule | Apart = Apart(shaped) if may_part else shaped
+        first: OuterRule | Parting = Parting(shaped) if may_part else shaped
         self.states: list[Any] = [first.init(cut.take(w, p)) for p in range(len(cut))]
         self.tasks = tasks
         self.all_reduce = all_reduce
