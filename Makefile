@@ -38,7 +38,7 @@ install: $(INSTALLED) ## create .venv with fl, its dependencies and the develope
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[data,ray,sweep]'
 	touch $@
 
 demo: install ## run a small simulation
@@ -74,10 +74,11 @@ reproduce-quick: install ## measure again, in minutes, what experiments/quick.py
 docs: install ## build the documentation site into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: install ## run every benchmark script; BENCH=--quick for smaller ones
+bench: install ## run every benchmark script, and print what is left; BENCH=--quick for smaller ones
 	set -e; for script in $(filter-out benchmarks/report.py,$(wildcard benchmarks/*.py)); do \
 		$(BIN)/python "$$script" $(BENCH); \
 	done
+	$(BIN)/python benchmarks/report.py
 
 clean: ## remove .venv, caches and builds; runs in outputs/ and multirun/ stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -55,15 +55,21 @@ def main(words: Sequence[str]) -> None:
         _on_supernodes(given.name, folder, given.nodes)
     else:
         from fl.deployment.calibrating import conclude
-        from fl.deployment.measuring import measure
+        from fl.deployment.local import LocalDeployment
+        from fl.deployment.measuring import measure, measure_calls
 
         print("measuring this host, which takes about a minute", flush=True)
-        conclude(measure(), given.name, folder, "On this host")
+        measured = measure()
+        with LocalDeployment([]) as local:
+            measure_calls(measured, local.address, local.superlink)
+        conclude(measured, given.name, folder, "On this host")
 
 
 def _on_supernodes(name: str, folder: Path, count: int) -> None:
     import fl
+    from fl.deployment.fitting import calls_of, set_key
     from fl.deployment.local import LocalDeployment
+    from fl.deployment.measuring import Measured, measure_calls
 
     app = Path(fl.__file__).parents[1]
     nodes = [{"partition-id": i, "num-partitions": count, "threads": 1} for i in range(count)]
@@ -71,6 +77,9 @@ def _on_supernodes(name: str, folder: Path, count: int) -> None:
     with LocalDeployment(nodes, path=[app]) as local:
         asked = {"overrides": f"num_clients={count}", "calibrate": name}
         local.run(app, {**asked, "directory": str(folder.absolute())}, timeout_s=3600.0, tell=_tell)
+        calls = Measured()
+        measure_calls(calls, local.address, local.superlink)
+    set_key(folder / "runtime" / f"{name}.yaml", "call_s", calls_of(calls), "on loopback")
 
 
 def _tell(line: str) -> None:

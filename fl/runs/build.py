@@ -16,6 +16,7 @@ from torch import nn
 
 from fl.clients import Descent, Direction, PartialApp, StageApp, TrainingApp
 from fl.clients.app.merging import By
+from fl.clients.app.replica import trained_shapes
 from fl.compression import Channel, chained
 from fl.data import FederatedData
 from fl.data.loading import loading_once
@@ -39,7 +40,7 @@ from fl.runs.ignored import (
     ignored_turns,
 )
 from fl.runs.journal import RunStart
-from fl.runs.kinds import blamed, expected, networked, of_another_kind, part_made
+from fl.runs.kinds import blamed, equipped, expected, of_another_kind, part_made
 from fl.runs.learnt import Learnt, held_out_share, learnt_at
 from fl.runs.making import OF_EVERY_RUN, OF_OUR_RUNS, Problems, absent, blaming, referable
 from fl.runs.partly import partly
@@ -162,7 +163,7 @@ def build(config: DictConfig) -> Experiment:
         with problems.noted():
             parts[name] = part_made(config, name)
     with problems.noted():
-        parts |= networked(config, parts)
+        parts |= equipped(config, parts)
     if parts.get("hierarchy") is not None and parts.get("fleet") is not None:
         with problems.noted(), blaming(config, "hierarchy"):
             parts["hierarchy"].attached(parts["fleet"])
@@ -244,6 +245,9 @@ def _joined(
                 contacts=app.contact is not None,
             )
             problems += refusals(here)
+            if here.steps_by_gradients:
+                with blaming(place, "model"):
+                    trained_shapes(app.layout)
             with blaming(config, "compressor" if choice.uplink else "downlink"):
                 check_model(here, exchange)
             says = check_told(strategy, app, told)
@@ -263,6 +267,12 @@ def _joined(
                 problems += [
                     f"selection._target_ is {config.selection._target_}, which goes by clients' "
                     f"accuracy, and {data.name!r} is for regression: choose another selection"
+                ]
+            if selection is not None and selection.by_charge and parts["fleet"].battery is None:
+                problems += [
+                    f"selection._target_ is {config.selection._target_}, which goes by the charge "
+                    "of clients' batteries, and there are none: set battery=phone, for example, or "
+                    "choose another selection"
                 ]
             with problems.noted(), blaming(place, "partition"):
                 strategy.check_partitions(data.partitions)
@@ -317,7 +327,13 @@ def _joined(
         tasks=tasks,
         parts=parts_app,
         ignored={
-            **ignored(strategy, learning, told, asked=config.personal.every is not None),
+            **ignored(
+                strategy,
+                learning,
+                told,
+                asked=config.personal.every is not None,
+                powered=fleet.power is not None,
+            ),
             **ignored_average(config),
             **ignored_turns(config),
             **ignored_servers(strategy),
@@ -405,7 +421,7 @@ def _foreign(config: DictConfig) -> ForeignApp:
         with problems.noted():
             parts[name] = part_made(config, name)
     with problems.noted():
-        parts |= networked(config, parts)
+        parts |= equipped(config, parts)
     for check in (
         check_ends_itself,
         saved_models,

@@ -24,7 +24,6 @@ from fl.clients import (
     LocalOptimizer,
     TrainingApp,
 )
-from fl.clients.app.replica import trained_shapes
 from fl.compression import Participation, Receivers, Shapes, check_broadcast
 from fl.errors import ConfigError
 from fl.runs.combination import Combination
@@ -473,15 +472,13 @@ def refusals(choice: Combination) -> Iterator[str]:
 
 
 def check_model(choice: Combination, exchange: Exchange) -> None:
-    """Checks that what is chosen can work with the clients' model.
+    """Checks that compressors can work with the clients' model.
 
     Raises:
         ConfigError: it cannot.
     """
     if choice.layout is None:
         return
-    if choice.steps_by_gradients:
-        trained_shapes(choice.layout)
     if choice.downlink is not None:
         check_broadcast(choice.downlink, Shapes.of(choice.layout))
         if choice.traits.compressed_carries:

@@ -149,7 +149,7 @@ class SimPeers:
             noticed = failure.noticed_s(when, self._phase(left) if failure.heartbeat_s else 0.0)
             took = noticed - began
             self._charge(Event.ALL_REDUCE_FAILED, plan, noticed, took, part.sent, part.busy)
-            online = self._engine.fleet.availability.is_online
+            online = self._engine.presence.is_online
             lost = [c for c in size if c == left or not online(c, noticed)]
             gone += lost
             size = {c: n for c, n in size.items() if c not in lost}
@@ -165,7 +165,7 @@ class SimPeers:
         self, clients: Iterable[int], began: float, end: float
     ) -> tuple[int | None, float]:
         """Returns which client goes offline first before the end, and when; None if none does."""
-        availability = self._engine.fleet.availability
+        availability = self._engine.presence
         first, when = None, end
         for client in clients:
             leaves = began

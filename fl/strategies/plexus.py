@@ -51,7 +51,7 @@ class Plexus(SampleRule):
     is asked no more, until it joins again.
 
     Attributes:
-        sample_size: s, at least 1.
+        sample_size: s, at least 1; None is 13, or all nodes if they are fewer.
         aggregators: a, at least 1.
         success_fraction: in (0, 1].
         inactivity: rounds, at least 1.
@@ -60,13 +60,14 @@ class Plexus(SampleRule):
         ConfigError: a hyperparameter is out of range.
     """
 
-    sample_size: int = 13
+    sample_size: int | None = None
     aggregators: int = 1
     success_fraction: float = 0.8
     inactivity: int = 1000
 
     def __post_init__(self) -> None:
-        at_least("sample_size", self.sample_size, 1)
+        if self.sample_size is not None:
+            at_least("sample_size", self.sample_size, 1)
         at_least("aggregators", self.aggregators, 1)
         fraction("success_fraction", self.success_fraction)
         at_least("inactivity", self.inactivity, 1)

@@ -22,13 +22,13 @@ class SampleRule(ABC):
 
     Attributes:
         needs: vectors that nodes have to compute beside the model, by name.
-        sample_size: s, nodes that train in a round.
+        sample_size: s, nodes that train in a round; None leaves it to the driver.
         aggregators: a, of these, nodes that average what the round before has trained.
         success_fraction: of s, models that an aggregator waits for.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
-    sample_size: int
+    sample_size: int | None
     aggregators: int
     success_fraction: float
 

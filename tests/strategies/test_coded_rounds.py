@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+import every_strategy
 import numpy as np
 import pytest
 import torch
 from every_strategy import configured
-from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from stand_ins import FakeExecutor, FixedWork, Scripted, ScriptedFaults
 from torch.nn.functional import cross_entropy
 
@@ -17,6 +21,7 @@ from fl.execution.contract import Result
 from fl.runs.build import build
 from fl.runs.experiment import app_of
 from fl.runs.run import serve
+from fl.simulation.cost import CostModel
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event, Trace
 from fl.simulation.world.faults import TaskFaults
@@ -98,6 +103,30 @@ def test_models_move_as_by_gradient_descent_on_all_data(case):
         for entry, w in descended(one, strategy.rule, strategy.batch_size, steps).items():
             key = f"{name}/{entry}" if name else entry
             np.testing.assert_allclose(run.arrays[key].numpy(), w, rtol=2e-4, atol=2e-5)
+
+
+def test_workers_that_diverge_at_one_instant_end_the_run_whoever_was_first():
+    """One diverges in an earlier round: the job is given up before the last answer is read."""
+
+    def app(experiment):
+        honest, made, asked = app_of(experiment), ClientApp(), Counter()
+
+        @made.train()
+        def train(message, context):
+            reply, i = honest(message, context), context.node_config["partition-id"]
+            asked[i] += 1
+            if asked[i] >= 3 - 2 * (i == 3):
+                sent = reply.content["gradient"].items()
+                worst = {name: Array(np.full_like(g.numpy(), np.nan)) for name, g in sent}
+                reply.content["gradient"] = ArrayRecord(worst)
+            return Message(reply.content, reply_to=message)
+
+        return made
+
+    small = ["views=false", "tasks.digits.model.hidden=[4]"]
+    _, run = every_strategy.ran("m_sgc", *small, app=app, cost_model=CostModel(seconds=0.0))
+    assert run.summary["status"] == "diverged"
+    assert run.summary["faults"]["not_finite"] == every_strategy.ROUNDS
 
 
 def test_workers_without_the_chunks_of_the_scheme_are_refused():

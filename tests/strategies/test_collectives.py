@@ -23,7 +23,7 @@ from fl.strategies import (
     OuterSgd,
     StreamingDiLoCo,
 )
-from fl.strategies.parting import Parting
+from fl.strategies.per_worker_rule import PerWorkerRule
 
 D = LAYOUT.size
 STEP_FLOPS = 32 * flops_per_example(MODEL(), (1, 8, 8)).training
@@ -158,7 +158,7 @@ def test_after_the_last_retry_each_goes_on_by_its_own_outer_gradient_and_they_st
 def test_who_enters_among_parted_workers_has_the_model_of_the_first():
     _, got = parted(12, joins=[PHASE_S + HOP_S + 30.0])
     assert [m["islands"] for m in got.result.train_metrics_clientapp.values()][-1] == 3
-    apart = Parting(RULE)
+    apart = PerWorkerRule(RULE)
     s = apart.alone(apart.init(np.zeros(2, np.float32)), {3: np.ones(2), 5: -np.ones(2)})
     assert [apart.theta(s, m).tolist() for m in (3, 5)] == [[-0.5, -0.5], [0.5, 0.5]]
     assert apart.model(s, [3, 5]).tolist() == [0.0, 0.0]

@@ -77,6 +77,10 @@ def test_steps_are_those_of_one_machine_with_the_whole_batch_under_churn():
         everyone.train(1)
         np.testing.assert_allclose(row, everyone.w, atol=3e-6)
     assert min(samples(got)) >= 4 * ALL
+    measured = [told for r, told in got.result.train_metrics_clientapp.items() if r]
+    assert [told["joins"] for told in measured] == sorted(told["joins"] for told in measured)
+    assert measured[-1]["joins"] == 1  # the second peer; the third has lost its state alone
+    assert max(told["peers"] for told in measured) == 4
     islands = {int(told["islands"]) for told in got.result.train_metrics_clientapp.values()}
     assert len(islands) > 1  # there was churn
 

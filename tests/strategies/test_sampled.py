@@ -13,7 +13,7 @@ from stand_ins import Client, Scripted
 
 from fl.attacks import ConstantUpdate
 from fl.compression import TopK
-from fl.errors import ConfigError
+from fl.errors import ConfigError, SimulationError
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import Faults
 from fl.strategies import Exchange, Plexus, Sampled
@@ -190,6 +190,21 @@ def test_no_fault_stops_it_and_nobody_starves():
         assert len({node for node, _ in ran.begun()}) == 6
 
 
+def test_days_of_silence_end_the_run_and_the_keys_are_those_of_the_method():
+    method = plexus(retry_s=900.0)
+    alone = Scripted(6, {1: [1e9]}, offline=range(1, 6))
+    with pytest.raises(SimulationError, match=r"for 3 models .* 1 of 6 nodes .*strategy\.fewest"):
+        run(method, a=A, b=B, num_rounds=2, availability=alone)
+    ran = run(plexus(retry_s=900.0, fewest=1), a=A, b=B, num_rounds=2, availability=alone)
+    assert len(ran.models) == 3
+
+
+def test_a_sample_without_a_size_is_thirteen_or_all():
+    for n, *expected in ((20, 13, 10, 3), (6, 6, 4, 3), (2, 2, 1, 1)):
+        method = Sampled(Plexus(), num_nodes=n)
+        assert [method.s, method.needed, method.fewest] == expected
+
+
 def test_a_byzantine_node_sends_what_its_attack_makes():
     first = Plexus().order(1, range(6), 4)[:3]
     late = [2.0 if j == first[0] else 1.0 for j in range(6)]  # it knows what others have sent
@@ -211,6 +226,9 @@ def test_a_byzantine_node_sends_what_its_attack_makes():
         (lambda: plexus(ping_timeout_s=0.0), "ping_timeout_s is 0"),
         (lambda: plexus(aggregation_timeout_s=-1.0), "aggregation_timeout_s is -1"),
         (lambda: plexus(fewest=0), "fewest is 0"),
+        (lambda: plexus(fewest=4), "fewest is 4, and an aggregator waits for 3 models of a samp"),
+        (lambda: plexus(s=7), r"rule\.sample_size is 7, and num_nodes is 6: it must be at most"),
+        (lambda: plexus(a=7), r"rule\.aggregators is 7, and num_nodes is 6"),
         (lambda: plexus().within(Exchange(TopK(0.5))), "handed on"),
         (lambda: run(plexus(), num_rounds=1, clients=[Client()] * 3), "6 nodes"),
     ],

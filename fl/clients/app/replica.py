@@ -128,8 +128,8 @@ def trained_shapes(layout: Layout) -> Shapes:
     if others:
         raise ConfigError(
             f"models are moved by gradients alone, and {others[0]!r} (of {len(others)} entries) "
-            "has none of its own: use a model without buffers, such as BatchNorm's, and without "
-            "frozen or tied parameters"
+            "has none of its own: use a model without frozen or tied parameters, and without "
+            "buffers, such as BatchNorm's; GroupNorm has none (model.groups=2 of resnet8)"
         )
     return Shapes.of(layout)
 

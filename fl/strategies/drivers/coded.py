@@ -325,11 +325,16 @@ class CodedRounds(EventDriven):
         self._settle(server)
 
     def stay(self, server: Server, task: Task[Sent], why: NoStep) -> None:
-        """Gives up the earliest job of the model that a task was of: it stays as it is."""
+        """Gives up the earliest job of the model that a task was of: it stays as it is.
+
+        Of several that fail at one instant, the first ones may have had it given up already.
+        """
         name, now = self.model_of(task), self.round
         of = next(j for j, own in enumerate(self.servers) if own.name == name)
         in_flight = {*self.known.received, *map(now.job, now.places)} - self.ended
-        job = min(j for j in in_flight if j % len(self.servers) == of)
+        job = min((j for j in in_flight if j % len(self.servers) == of), default=None)
+        if job is None:
+            return
         for update in self._end(job).values():
             self.servers[of].discard(update)
         self.servers[of].stay(why)
@@ -391,10 +396,16 @@ class CodedRounds(EventDriven):
                 self._step(job)
 
     def _cancel(self, server: Server, places: Set[_Place]) -> None:
-        """Tells workers to stop what they do for minitasks of the round."""
+        """Tells workers to stop what they do for minitasks of the round.
+
+        What has come at this instant, and is yet to be read, is of no minitask then.
+        """
+        asked = self.round.asked
+        gone = {message_id for message_id, place in asked.items() if place in places}
+        for message_id in gone:
+            del asked[message_id]
         for task in server.tasks:
-            if self.round.asked.get(task.message_id) in places:
-                del self.round.asked[task.message_id]
+            if task.message_id in gone:
                 server.tasks.cancel(task)
 
     def _step(self, job: int) -> None:

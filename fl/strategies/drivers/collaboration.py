@@ -72,6 +72,7 @@ class CollaborationRun(OuterRun):
         epoch: all-reduces that have begun.
         empty: peers that have no examples, by Flower id.
         helpers: the auxiliary peers, likewise.
+        joins: how often a peer has entered since the first ones.
     """
 
     def __init__(self, *args: Any, **more: Any) -> None:
@@ -80,6 +81,7 @@ class CollaborationRun(OuterRun):
         self.epoch = 0
         self.empty: set[int] = set()
         self.helpers: frozenset[int] = frozenset()
+        self.joins = 0
 
     def samples_at(self, reduction: Reduction) -> int:
         """Returns how many samples those have gathered who are at an all-reduce."""
@@ -202,9 +204,13 @@ class Collaboration(OuterSteps):
         island = Island(1, "strided", None, *self.keys)
         return island, island
 
-    def told_of(self, reduction: Reduction | None) -> Mapping[str, int | float]:
-        """Returns the samples of a step."""
-        return {} if reduction is None else {"samples": sum(map(_samples, reduction.own.values()))}
+    def told_of(self, run: OuterRun, reduction: Reduction | None) -> Mapping[str, int]:
+        """Returns the samples of a step, of how many peers they are, and who has come so far."""
+        assert isinstance(run, CollaborationRun)
+        if reduction is None:
+            return {}
+        samples = sum(map(_samples, reduction.own.values()))
+        return {"samples": samples, "peers": len(reduction.own), "joins": run.joins}
 
     # ---- what peers add up -----------------------------------------------------------------------
 
@@ -339,6 +345,7 @@ class Collaboration(OuterSteps):
         for m, worker in run.workers.items():
             if m not in before:
                 run.gathered[m] = OwnBatch(worker.ready_s)
+                run.joins += bool(before)
 
     def _leave_out(self, run: OuterRun, worker: Participant, reason: str) -> None:
         """Does without a peer; what it has added up is lost."""

@@ -301,8 +301,9 @@ class OuterSteps(OuterMeetings):
         def evaluate() -> None:
             reduction = run.reductions.get((0, run.version * self.rule.inner_steps, None))
             islands = len(run.workers) if reduction is None else len(reduction.own)
-            told = MetricRecord({"islands": islands, **self.told_of(reduction)})
-            result.train_metrics_clientapp[run.version] = told
+            told = self.told_of(run, reduction)
+            result.train_metrics_clientapp[run.version] = MetricRecord({"islands": islands, **told})
+            tasks.control.measured({name: float(value) for name, value in told.items()})
             record = to_record(layout, outer_step.model(run))
             metrics = evaluate_fn(run.version, record) if evaluate_fn else None
             if metrics is not None:
@@ -328,8 +329,11 @@ class OuterSteps(OuterMeetings):
             self._send(run)
             self._receive(run)
 
-    def told_of(self, reduction: Reduction | None) -> Mapping[str, int | float]:
-        """Returns what a round's record says of its all-reduce beside the number of workers."""
+    def told_of(self, run: OuterRun, reduction: Reduction | None) -> Mapping[str, int]:
+        """Returns what a round's record says of its all-reduce beside the number of workers.
+
+        It is what the next row of metrics.csv says as well.
+        """
         if self.sharding is None or reduction is None:
             return {}
         return {"samples": round(sum(one.weight for one in reduction.own.values()))}

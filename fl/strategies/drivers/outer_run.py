@@ -17,7 +17,7 @@ from fl.strategies.drivers.outer_schedule import FragmentSchedule
 from fl.strategies.drivers.reduction import Reduction
 from fl.strategies.drivers.tasks import Failures, Task, Tasks
 from fl.strategies.outer_rule import OuterRule
-from fl.strategies.parting import Parting
+from fl.strategies.per_worker_rule import PerWorkerRule
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
 
@@ -118,12 +118,12 @@ class OuterRun:
         local_every: int | None = None,
         may_part: bool = False,
     ) -> None:
-        self.rule: OuterRule | Parting = Parting(rule) if may_part else rule
+        self.rule: OuterRule | PerWorkerRule = PerWorkerRule(rule) if may_part else rule
         self.cut = cut
         self.layout = layout
         self.schedule = FragmentSchedule(rule.inner_steps, len(cut), rule.overlap, local_every)
         shaped = rule.shaped([shapes.sizes for shapes in cut.shapes])
-        first: OuterRule | Parting = Parting(shaped) if may_part else shaped
+        first: OuterRule | PerWorkerRule = PerWorkerRule(shaped) if may_part else shaped
         self.states: list[Any] = [first.init(cut.take(w, p)) for p in range(len(cut))]
         self.tasks = tasks
         self.all_reduce = all_reduce

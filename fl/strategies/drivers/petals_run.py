@@ -323,8 +323,9 @@ class PetalsRun:
             self.peers.give(server, self.token_flops * strategy.least_tokens, now, probe)
         if now - self._heard_s > 2 * TTL_S:
             raise SimulationError(
-                f"no server has done anything for {now - self._heard_s:.6g} s: let clients of the "
-                "fleet come, or end the run before by time_limit_s"
+                f"no server has done anything for {now - self._heard_s:.6g} s: "
+                "have clients of the fleet come (fleet/availability) or be faster, or end the run "
+                "before by time_limit_s"
             )
         self._timers.at(now + strategy.refresh_s, self._refresh, None)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fl.attacks import Scene
 from fl.checks import at_least, positive
+from fl.errors import ConfigError, SimulationError
 from fl.randomness import generator
 from fl.strategies.drivers.decentralized import Decentralized
 from fl.strategies.drivers.driver import Traits
@@ -31,6 +32,9 @@ from fl.vectors.rows import Row, is_finite
 SHORT_BYTES = 187
 """Size of a message without a model: a public key, three numbers, a signature, as the authors'."""
 
+_USUAL_SAMPLE = 13  # nodes, the authors'
+_USUAL_FEWEST = 3  # models
+_HOPELESS_S = 2 * 86400.0  # of silence: longer than any behaviour that repeats itself daily
 _ADVERTISED = 10  # times the sample size, nodes that are told of somebody who comes
 
 
@@ -115,10 +119,11 @@ class Sampled(Decentralized):
 
     Args:
         rule: who is in a sample, and what is known of others.
-        num_nodes: n, at least 2; a sample has no more.
+        num_nodes: n, at least 2. A sample without a size of its own has 13 nodes, or all.
         ping_timeout_s: how long a node has to answer, s.
         aggregation_timeout_s: how long an aggregator waits for a sample, s.
-        fewest: models that are enough then, at least 1.
+        fewest: models that are enough then, at least 1, and no more than it waits for; None is 3,
+            or as many as it waits for.
         **decentralized: arguments of `Decentralized` but `topology`, `patience` and `gamma`.
 
     Raises:
@@ -136,7 +141,7 @@ class Sampled(Decentralized):
         num_nodes: int,
         ping_timeout_s: float = 5.0,
         aggregation_timeout_s: float = 300.0,
-        fewest: int = 3,
+        fewest: int | None = None,
         **decentralized: Any,
     ) -> None:
         at_least("num_nodes", num_nodes, 2)
@@ -145,12 +150,25 @@ class Sampled(Decentralized):
         )
         positive("ping_timeout_s", ping_timeout_s)
         positive("aggregation_timeout_s", aggregation_timeout_s)
-        at_least("fewest", fewest, 1)
         self.ping_timeout_s = ping_timeout_s
         self.aggregation_timeout_s = aggregation_timeout_s
-        self.s = min(rule.sample_size, num_nodes)
+        size = rule.sample_size
+        self.s = min(_USUAL_SAMPLE, num_nodes) if size is None else size
+        for name, count in (("sample_size", self.s), ("aggregators", rule.aggregators)):
+            if count > num_nodes:
+                raise ConfigError(
+                    f"rule.{name} is {count}, and num_nodes is {num_nodes}: it must be at most "
+                    "that many"
+                )
         self.needed = max(1, math.floor(self.s * rule.success_fraction))
-        self.fewest = min(fewest, self.needed)
+        self.fewest = min(_USUAL_FEWEST, self.needed) if fewest is None else fewest
+        at_least("fewest", self.fewest, 1)
+        if self.fewest > self.needed:
+            raise ConfigError(
+                f"fewest is {self.fewest}, and an aggregator waits for {self.needed} models of a "
+                f"sample of {self.s}: it must be at most that many, or raise rule.sample_size or "
+                "rule.success_fraction"
+            )
 
     @property
     def traits(self) -> Traits:
@@ -158,7 +176,11 @@ class Sampled(Decentralized):
         return replace(super().traits, topology=False, compressors="none")
 
     def run(self, swarm: Swarm, num_rounds: int) -> None:
-        """Runs until so many rounds have been averaged."""
+        """Runs until so many rounds have been averaged.
+
+        Raises:
+            SimulationError: for days no model was trained, and none averaged.
+        """
         self.swarm = swarm
         self.nodes = [SampledNode(self.rule.init(self.n)) for _ in range(self.n)]
         self.events: list[tuple[float, int, Callable[[], None]]] = []  # (time, number, what)
@@ -169,12 +191,14 @@ class Sampled(Decentralized):
         self.sent: dict[int, dict[int, Row]] = {}  # by round, what honest nodes have trained
         self.memory: Mapping[str, NDArray[Any]] = {}  # the attack's
         self.done, self.num_rounds, begun = 0, num_rounds, False
+        self.moved_s = swarm.now  # when somebody last trained or averaged a model
         while self.done < num_rounds:
             self._look()
             begun = begun or self._begin()
             self._advance()
             if self.done >= num_rounds:
                 return
+            self._check_wait()
             until = self.swarm.now + self.retry_s
             if self.events:
                 until = min(until, self.events[0][0])
@@ -188,6 +212,18 @@ class Sampled(Decentralized):
         for i in there:
             self._takes(i, 1, self.swarm.w)
         return bool(there)
+
+    def _check_wait(self) -> None:
+        """Raises SimulationError if too few nodes are there at once, and have been for days."""
+        silent_s = self.swarm.now - self.moved_s
+        if len(self.swarm.tasks) or silent_s <= _HOPELESS_S + 2 * self.aggregation_timeout_s:
+            return
+        raise SimulationError(
+            f"no model was trained or averaged in {silent_s:g} s, after round {self.done}: an "
+            f"aggregator waits for {self.fewest} models of a sample, and {len(self.present)} of "
+            f"{self.n} nodes are there. Set strategy.fewest lower, num_clients higher, or a fleet "
+            "whose clients are there (fleet/availability)"
+        )
 
     # ---- time ------------------------------------------------------------------------------------
 
@@ -367,6 +403,7 @@ class Sampled(Decentralized):
             self._at(self.swarm.now + self.retry_s, lambda: self._train(i, k))
             return
         self.swarm.applied(answer)
+        self.moved_s = self.swarm.now
         node.trained = answer.progress.x
         if i in self.byzantine and task is not None:
             node.trained = self._forged(k, node.trained, task.message_id)
@@ -422,6 +459,7 @@ class Sampled(Decentralized):
         node = self.nodes[a]
         rows = node.sums.pop(k)
         node.averaged.add(k)
+        self.moved_s = self.swarm.now
         x = self.swarm.layout.rounded(mean_of([row for _, row in sorted(rows.items())]))
 
         def send(found: list[int]) -> None:

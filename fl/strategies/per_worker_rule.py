@@ -24,7 +24,7 @@ class Parted(NamedTuple):
     own: Mapping[int, Any]
 
 
-class Parting:
+class PerWorkerRule:
     """A rule of which every worker may have a state of its own.
 
     As long as no all-reduce is given up all have one state, and this is the rule. If one is, worker
