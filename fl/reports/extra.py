@@ -4,6 +4,7 @@ from __future__ import annotations
 
 EXTRA: dict[str, tuple[str, dict[str, str]]] = {
     "executor": ("where clients were computed: `serial` or `ray`", {}),
+    "moved": ("true where clients were computed in this process first, and then by Ray", {}),
     "batches": ("how many groups of tasks were computed together", {}),
     "max_batch": ("tasks in one of them, at most", {}),
     "actors": ("of Ray", {}),
