@@ -50,6 +50,15 @@ EXTRA: dict[str, tuple[str, dict[str, str]]] = {
         "the server's own machine, if the runtime says what it takes",
         {"busy_s": "virtual s at work", "energy_j": "J, working and idle"},
     ),
+    "batteries": (
+        "clients' batteries at the end (`battery=...`)",
+        {
+            "batteries": "how many there are",
+            "mean_charge": "in [0, 1], over clients with one",
+            "least_charge": "the lowest of them",
+            "low": "how many clients take no task because of it",
+        },
+    ),
     "hierarchy": (
         "machines between clients and server, all rounds together unless said otherwise",
         {
