@@ -135,6 +135,18 @@ KEEPING = {
         *("strategy.heartbeat_s=0.01", "strategy.retries=0"),
         *("fleet=mobile", "num_clients=4", "num_rounds=12", "strategy.min_available_nodes=2"),
     ],
+    "batches dealt by measured speeds": [
+        *(*SMALL, *HARSH_FLEET[:3], "strategy=data_parallel", "num_clients=4", "num_rounds=12"),
+        *("+strategy.sharding._target_=fl.strategies.Cephalo", "+strategy.sharding.batch=32"),
+        *("fleet=mobile", "strategy.min_available_nodes=2"),
+    ],
+    "links found slow": [
+        *(*SMALL, *HARSH_FLEET[:3], "strategy=diloco", "strategy.rule.inner_steps=5"),
+        *("num_clients=6", "num_rounds=12", "strategy.workers=5", "fleet=mobile"),
+        *("+strategy.slow_links._target_=fl.collectives.SlowLinks", "strategy.retries=1"),
+        *("strategy.on_failure=retry", "strategy.detection_s=0.02"),
+        *("strategy.min_available_nodes=2",),
+    ],
     "combinations of several models": [
         *("executor=serial", "progress=false", "target=null", "views=false", "strategy=sr_sgc"),
         *("strategy.rule.code=cyclic", "strategy.rule.lam=2", "strategy.optimizer.momentum=0.5"),
