@@ -157,6 +157,13 @@ def _() -> Measured:
     return f"cosines of {found[0]:.4f} and {found[1]:.4f}", min(found) > 0.999
 
 
+@check("compression/econtrol", "with noise and unlike clients its error falls")
+def _() -> Measured:
+    page = script("compression/econtrol/noise.py")
+    ends = [page["distances"]([(2.0**-7, 0.05)], n, 1, 3000)[0] for n in (4, 16)]
+    return f"{ends[0]:.4f} and {ends[1]:.4f} of 4 and 16 clients", ends[1] < 0.8 * ends[0]
+
+
 @check("multi_momentum", "a momentum for each cluster")
 def _() -> Measured:
     page = script("multi_momentum/quadratics.py")

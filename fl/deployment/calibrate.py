@@ -33,13 +33,16 @@ def main(words: Sequence[str]) -> None:
     )
     what.add_argument("--check", type=Path, metavar="RUN", help="predict such a run, and compare")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="with --check: links, as fleet.up_bps=1e7"
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="with --check, --runs: links, as fleet.up_bps=1e7",
     )
     given = parser.parse_intermixed_args(words)
     if not given.name.isidentifier():
         raise ConfigError(f"NAME is {given.name!r}; it must be a name, as my_host")
-    if given.overrides and given.check is None:
-        raise ConfigError(f"{given.overrides[0]} has no effect without --check RUN")
+    if given.overrides and given.check is None and given.runs is None:
+        raise ConfigError(f"{given.overrides[0]} has no effect without --check RUN or --runs RUN")
     folder: Path = given.config_dir
     if given.check is not None:
         from fl.deployment.checking import check  # heavy, and so are those below
@@ -48,7 +51,7 @@ def main(words: Sequence[str]) -> None:
     elif given.runs is not None:
         from fl.deployment.checking import fit_start
 
-        fit_start(given.runs, given.name, folder)
+        fit_start(given.runs, given.name, folder, given.overrides)
     elif given.nodes is not None:
         if given.nodes < 1:
             raise ConfigError(f"--nodes is {given.nodes}; it must be at least 1")

@@ -78,6 +78,7 @@ def check(
         ConfigError: the directory has no run of a deployment, or there is no such runtime.
     """
     real = measured(run)
+    _runtime_file(name, folder)
     simulated = predicted(real.overrides, name, folder, more)
     both = {
         key: (real.times[key], seconds)
@@ -95,18 +96,22 @@ def check(
     return both
 
 
-def fit_start(runs: Sequence[Path], name: str, folder: Path) -> None:
+def fit_start(runs: Sequence[Path], name: str, folder: Path, more: Sequence[str] = ()) -> None:
     """Sets the start_s of a runtime to that with which messages take as long as in real runs.
 
     It is the median of what messages took, less what is predicted of them beside the start. As an
     app may start while its message comes, that depends a little on the start: so it is done twice.
 
+    Args:
+        runs: directories of deployments' runs.
+        name: of a runtime and a fleet.
+        folder: of configuration, that has them.
+        more: overrides, such as links that the fleet does not know.
+
     Raises:
         ConfigError: a directory has no run of a deployment, or there is no such runtime.
     """
-    path = folder / "runtime" / f"{name}.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist: fl calibrate {name} -cd {folder} writes it")
+    path = _runtime_file(name, folder)
     from fl.deployment.fitting import median as with_interval
     from fl.deployment.fitting import set_key
 
@@ -115,7 +120,7 @@ def fit_start(runs: Sequence[Path], name: str, folder: Path) -> None:
     for _ in range(2):
         left: list[float] = []
         for real in reals:
-            simulated = predicted(real.overrides, name, folder, start)
+            simulated = predicted(real.overrides, name, folder, [*start, *more])
             beside = simulated.times["message, mean"] - simulated.start_s
             left += (real.messages - beside).tolist()
         found = with_interval(left)
@@ -126,6 +131,13 @@ def fit_start(runs: Sequence[Path], name: str, folder: Path) -> None:
             )
         start = [f"runtime.start_s={found.value!r}"]
     set_key(path, "start_s", found, f"of messages in {', '.join(map(str, runs))}")
+
+
+def _runtime_file(name: str, folder: Path) -> Path:
+    path = folder / "runtime" / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist: fl calibrate {name} -cd {folder} writes it")
+    return path
 
 
 def measured(run: Path) -> Timed:
