@@ -28,6 +28,7 @@ from flwr.serverapp import Grid
 from hydra import compose, initialize_config_module
 
 from fl import simulate
+from fl.execution import SerialExecutor
 from fl.runs.build import build
 from fl.runs.experiment import app_of
 from fl.runs.recorder import Recorder
@@ -41,6 +42,7 @@ FLEETS = {
 COMPARED = 5_000
 COMPARED_TRAINING = 1_000
 POPULATION, A_ROUND, TRAINED = 1_000_000, 10_000, 1_000_000
+MAX_BATCH = 2_048
 TARGET_S = 60.0
 
 
@@ -52,6 +54,7 @@ def measure(
     arrays: bool,
     train: bool = False,
     a_round: int | None = None,
+    max_batch: int = 64,
 ) -> dict[str, Any]:
     """Returns what a run takes: CPU s of it and of its rounds, tasks, peak of memory, trace.
 
@@ -62,6 +65,7 @@ def measure(
         arrays: whether these may be arrays.
         train: whether clients train.
         a_round: how many are asked in a round; None is all that are there.
+        max_batch: most clients that train together.
     """
     asked = ["strategy.fraction_train=1.0"]
     if a_round is not None:
@@ -97,7 +101,7 @@ def measure(
         app_of(parts),
         parts.fleet,
         num_partitions=100,
-        executor="serial",
+        executor=SerialExecutor(max_batch=max_batch),
         progress=False,
         views=False,
     )
@@ -203,7 +207,15 @@ def training(fleet: str, *, quick: bool) -> dict[str, Any]:
     if fleet != "uniform":
         return row
     rounds = 2 if quick else TRAINED // A_ROUND
-    return row | measure(fleet, POPULATION, rounds, arrays=True, train=True, a_round=A_ROUND)
+    return row | measure(
+        fleet,
+        POPULATION,
+        rounds,
+        arrays=True,
+        train=True,
+        a_round=A_ROUND,
+        max_batch=MAX_BATCH,
+    )
 
 
 def show_training(rows: list[dict[str, Any]]) -> list[report.Goal]:

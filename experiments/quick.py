@@ -157,6 +157,13 @@ def _() -> Measured:
     return f"cosines of {found[0]:.4f} and {found[1]:.4f}", min(found) > 0.999
 
 
+@check("compression/econtrol", "with noise and unlike clients its error falls")
+def _() -> Measured:
+    page = script("compression/econtrol/noise.py")
+    ends = [page["distances"]([(2.0**-7, 0.05)], n, 1, 3000)[0] for n in (4, 16)]
+    return f"{ends[0]:.4f} and {ends[1]:.4f} of 4 and 16 clients", ends[1] < 0.8 * ends[0]
+
+
 @check("multi_momentum", "a momentum for each cluster")
 def _() -> Measured:
     page = script("multi_momentum/quadratics.py")
@@ -415,6 +422,14 @@ def _() -> Measured:
     rows = run("+experiment=large_batch", *few)
     steps = [first(rows, rows[metric] <= 0.3) for metric in ("latest_loss", "loss")]
     return f"S b = 64: {steps[1]:.0f} steps for {steps[0]:.0f}", steps[1] < steps[0]
+
+
+@check("zeus", "jobs of the simulator")
+def _() -> Measured:
+    zeus = runpy.run_path(str(HERE / "zeus" / "run.py"))
+    default, job = zeus["measured"]("logistic, digits, SGD", (32, 128, 512), (0.6, 1.0), range(2))
+    saved = [100 * (1 - energy) for energy in zeus["compared"](job, default, range(3)).energy]
+    return f"{min(saved):.0f} to {max(saved):.0f} % of the energy saved", min(saved) > 0
 
 
 def main(pages: list[str]) -> int:

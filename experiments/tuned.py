@@ -22,7 +22,8 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -193,21 +194,40 @@ def short_key(key: str) -> str:
     return re.split(r"[./]", key)[-1]
 
 
+def short_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Returns the last part of each key, or the last two of keys that it does not tell apart."""
+    last = {key: short_key(key) for key in keys}
+    alike = Counter(last.values())
+    return {k: v if alike[v] == 1 else ".".join(k.split(".")[-2:]) for k, v in last.items()}
+
+
 def short(point: Point, edge: Sequence[str] = ()) -> str:
     """Returns a point as a cell of a table; a star stands at what is at the edge of its grid."""
-    star = {key: r" \*" for key in edge}
-    return ", ".join(f"{short_key(key)} {v}{star.get(key, '')}" for key, v in point)
+    star, names = {key: r" \*" for key in edge}, short_keys(key for key, _ in point)
+    return ", ".join(f"{names[key]} {v}{star.get(key, '')}" for key, v in point)
 
 
-def shown(value: float, metric: str) -> str:
-    """Returns a value as the tables have it, accuracies in %."""
-    return f"{100 * value:.1f}" if metric == "accuracy" else f"{value:.3g}"
+def shown(value: float, metric: str, apart: float = 0.0) -> str:
+    """Returns a value as the tables have it, accuracies in %.
+
+    Args:
+        value: to be shown.
+        metric: what it is of.
+        apart: how far values are apart: others than accuracies show two digits of that.
+    """
+    if metric == "accuracy":
+        return f"{100 * value:.1f}"
+    if not 1e-6 < apart < math.inf:
+        return f"{value:.3g}"
+    return f"{value:.{max(0, 1 - math.floor(math.log10(apart)))}f}"
 
 
 def spread(values: Sequence[float], metric: str) -> str:
     """Returns mean and sample standard deviation."""
-    apart = f" ± {shown(stdev(values), metric)}" if len(values) > 1 else ""
-    return f"{shown(fmean(values), metric)}{apart}"
+    if len(values) < 2:
+        return shown(fmean(values), metric)
+    mean, apart = fmean(values), stdev(values)
+    return f"{shown(mean, metric, apart)} ± {shown(apart, metric, apart)}"
 
 
 def interval(differences: Sequence[float], metric: str) -> str:
@@ -215,9 +235,9 @@ def interval(differences: Sequence[float], metric: str) -> str:
     from scipy import stats  # slow to load, and not for `best`
 
     n, mean = len(differences), fmean(differences)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * stdev(differences) / math.sqrt(n)
-    low, high = shown(mean - half, metric), shown(mean + half, metric)
-    return f"{shown(mean, metric)} ({low} to {high}){'' if abs(mean) > half else ', undecided'}"
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * stdev(differences) / math.sqrt(n)
+    middle, low, high = (shown(x, metric, half) for x in (mean, mean - half, mean + half))
+    return f"{middle} ({low} to {high}){'' if abs(mean) > half else ', undecided'}"
 
 
 def by_seed(runs: Sequence[Run]) -> dict[int, float]:
@@ -301,8 +321,9 @@ def tuning(methods: Mapping[str, Sequence[Trial]], key: str, cases: Sequence[str
             order = ranked(of_part(runs, "tune"), key, case)
             metric, points = target_of(order[0][1][0]).metric, [point for point, _ in order]
             values: dict[str, dict[str, None]] = {}
+            names = short_keys({k for point in points for k, _ in point})
             for k, value in sorted((item for point in points for item in point), key=_number):
-                values.setdefault(short_key(k), {})[value] = None
+                values.setdefault(names[k], {})[value] = None
             grid = "; ".join(f"{k} {', '.join(each)}" for k, each in values.items())
             edge = at_edge(points[0], points)
             cells = [

@@ -107,7 +107,7 @@ def sizes(folder: Path) -> dict[str, int]:
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink():
             parts = path.relative_to(folder).parts
-            name = parts[4] if parts[2:4] == (parts[2], "site-packages") else parts[0]
+            name = parts[3] if parts[2:3] == ("site-packages",) else parts[0]
             found[name] = found.get(name, 0) + path.stat().st_size
     return found
 

@@ -15,7 +15,7 @@ import argparse
 import csv
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -124,7 +124,9 @@ def traced(folder: Path, gpu: str) -> Iterator[tuple[str, int, RecurringJob]]:
         yield name, fits, RecurringJob(epochs, profile, most)
 
 
-def measured(name: str) -> tuple[int, RecurringJob]:
+def measured(
+    name: str, sizes: Sequence[int] = SIZES, caps: Sequence[float] = CAPS, seeds: range = RUNS
+) -> tuple[int, RecurringJob]:
     """Returns the default batch size of a job, and what its runs take in the simulator."""
     default, target, parts, lr, power = MEASURED[name]
 
@@ -135,20 +137,20 @@ def measured(name: str) -> tuple[int, RecurringJob]:
         return fl.run(*DEVICE, *parts, *own, *more).summary
 
     profile: dict[int, dict[float, tuple[float, float]]] = {}
-    for b in SIZES:
+    for b in sizes:
         profile[b] = {}
-        for cap in CAPS:
+        for cap in caps:
             summary = ran(b, 0, 1, cap)["totals"]
             seconds = summary["virtual_s"]
             profile[b][cap * LIMIT_W] = seconds, summary["energy_j"]["total"] / seconds
     epochs = {
         b: [
             summary["target"]["round"] if summary["target"]["reached"] else None
-            for summary in (ran(b, seed, EPOCHS, 1.0) for seed in RUNS)
+            for summary in (ran(b, seed, EPOCHS, 1.0) for seed in seeds)
         ]
-        for b in SIZES
+        for b in sizes
     }
-    for b in SIZES:
+    for b in sizes:
         print(f"    {name} b={b}: epochs {epochs[b]}, {profile[b][LIMIT_W][0]:.3f} s an epoch")
     return default, RecurringJob(epochs, profile, EPOCHS)
 

@@ -271,7 +271,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
+class CohortReplies:
     """What came of a cohort that has trained.
 
     Attributes:
@@ -294,7 +294,7 @@ class Cohorts(Protocol):
         ttl_s: float,
         *,
         until: float,
-        accepts: Callable[[Trained], bool],
+        accepts: Callable[[CohortReplies], bool],
         bears: Callable[[NDArray[np.int64], NDArray[np.bool_]], bool],
     ) -> bool:
         """Has clients train, until all have answered; returns whether anything was done.

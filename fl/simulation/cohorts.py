@@ -19,7 +19,7 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from fl.execution.contract import ForeseenApp, ForeseenCosts, Payload, RunInfo
-from fl.flower.grid_view import Outcome, Trained
+from fl.flower.grid_view import CohortReplies, Outcome
 from fl.flower.identity import FIRST_NODE_ID
 from fl.flower.payload import payload_bytes, snapshot
 from fl.simulation.ahead import Ahead
@@ -155,7 +155,7 @@ class SimCohorts:
         ttl_s: float,
         *,
         until: float,
-        accepts: Callable[[Trained], bool],
+        accepts: Callable[[CohortReplies], bool],
         bears: Callable[[NDArray[np.int64], NDArray[np.bool_]], bool],
     ) -> bool:
         """Has a cohort train; see `fl.flower.grid_view.Cohorts.train`."""
@@ -195,7 +195,7 @@ class SimCohorts:
             and payload_bytes(result.content) == size
             and not result.state
         ]
-        trained = Trained(replies, failed_at_last)
+        trained = CohortReplies(replies, failed_at_last)
         if len(replies) < len(asked) or not accepts(trained):
             self.needs_events = "an answer could not be used"
             return False

@@ -1,11 +1,14 @@
 """The executor that a run has if none is chosen: when it moves to Ray, and that nobody notices."""
 
 import logging
+import pickle
 import sys
 from functools import partial
 
+import cloudpickle
 import pytest
 from client_apps import RUN, app_of, make_behaving, payload, reply, requests
+from test_executor import model, ours, same
 
 from fl.errors import ConfigError
 from fl.execution import RayExecutor, SerialExecutor, auto
@@ -135,6 +138,21 @@ def test_ray_is_used_from_the_start_where_it_is_asked_for_or_there(monkeypatch):
     assert isinstance(auto(), SerialExecutor)
     with pytest.raises(ConfigError, match="after_s is -1"):
         auto(after_s=-1)
+
+
+def test_an_app_that_has_trained_here_can_still_be_sent_to_other_processes():
+    app = ours()
+    executor = SerialExecutor()
+    executor.start(app, RUN)
+    for dispatch in range(2):
+        wave = requests(model(), range(3), dispatch=dispatch)
+        executor.submit(wave)
+        results = [executor.result(request) for request in wave]
+    sent = pickle.loads(cloudpickle.dumps(app))
+    executor = SerialExecutor()
+    executor.start(sent, RUN)
+    executor.submit(wave)
+    assert all(same(executor.result(r), result) for r, result in zip(wave, results, strict=True))
 
 
 @pytest.mark.slow

@@ -73,6 +73,14 @@ def test_peers_of_speeds_1_and_3_get_work_as_1_to_3():
     assert rows[0]["utilisation"] > 0.95
 
 
+def test_a_peer_that_is_slower_by_a_million_is_left_aside_and_not_waited_for_longer_each_time():
+    clients = [Client(flops=28.0 * (1e-6 if i == 3 else 1.0)) for i in range(4)]
+    strategy = SWARM(STAGE, num_stages=2, micro_batches=40, in_flight=8, rebalancing=None)
+    times, rows, _ = ran(strategy, clients, num_rounds=4)
+    assert sum(row["timeouts"] for row in rows) < 15
+    assert times[-1] < 1e5  # one of its passes takes 1e6 s
+
+
 def test_a_peer_that_leaves_takes_its_gradients_with_it_and_they_are_made_again():
     clients = [Client(flops=28.0)] * 3  # stages 0, 1, 0
     strategy = SWARM(STAGE, num_stages=2, micro_batches=4, in_flight=4, refresh_s=1.0)

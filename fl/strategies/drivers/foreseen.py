@@ -16,7 +16,7 @@ import numpy as np
 
 from fl.aggregation import Mean, check_weights
 from fl.errors import ConfigError, NoStep
-from fl.flower.grid_view import Cohorts, Outcome, Trained
+from fl.flower.grid_view import CohortReplies, Cohorts, Outcome
 from fl.selection import Choice, UniformSampling
 from fl.strategies.drivers.server import Sent, Server, Update
 from fl.strategies.drivers.tasks import Task
@@ -93,7 +93,7 @@ def has_foreseen(strategy: Rounds, server: Server, choice: Choice, waits_for: in
             return True
     updates: list[Update] = []
 
-    def reads(trained: Trained) -> bool:
+    def reads(trained: CohortReplies) -> bool:
         read = _read(strategy, server, trained, config, began)
         updates.extend(read or ())
         failed_at_last.update(trained.failed_at_last)
@@ -129,7 +129,7 @@ def _begin(
 def _read(
     strategy: Rounds,
     server: Server,
-    trained: Trained,
+    trained: CohortReplies,
     config: Mapping[str, Any],
     began: float,
 ) -> list[Update] | None:

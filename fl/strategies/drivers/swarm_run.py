@@ -230,10 +230,14 @@ class SwarmRun:
         place, work = memo.place, memo.work
         self._busy.discard(place)
         self._again.append(place)
+        size = self.wiring.backward_size if work.backward else 1.0
+        stage, took_s = self.wired[work.stage], self.peers.now - memo.sent_s
         if reply.has_error():
             self._failures.add(task, reply, self.peers.now, len(self._busy) + 1)
             if reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE:
                 self.facts["timeouts"] += 1
+                if self.lives[peer] == memo.lives:  # it takes at least so long
+                    self.wired[work.stage] = self.wiring.measure(stage, peer, size, took_s)
             elif self.lives[peer] == memo.lives:
                 self._lose(peer)
             return
@@ -242,11 +246,7 @@ class SwarmRun:
         if self.lives[peer] != memo.lives:
             self.facts["void_passes"] += 1
             return
-        size = self.wiring.backward_size if work.backward else 1.0
-        stage = self.wired[work.stage]
-        self.wired[work.stage] = self.wiring.measure(
-            stage, peer, size, self.peers.now - memo.sent_s
-        )
+        self.wired[work.stage] = self.wiring.measure(stage, peer, size, took_s)
         flops, busy_s = self._speeds.get(peer, (0.0, 0.0))
         self._speeds[peer] = flops + self._flops(work), busy_s + seconds
         self._computed_s += seconds
