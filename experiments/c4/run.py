@@ -66,7 +66,7 @@ def phase_s(slow: str, *overrides: str) -> tuple[float, float]:
     """
     with initialize_config_module("fl.conf", version_base=None):
         given = ("strategy=diloco", f"num_clients={ISLANDS}", f"strategy.workers={WORKERS}")
-        more = ("partition=iid", "client.train=false", "executor=serial", "fleet.jitter=0.01")
+        more = ("partition=iid", "client.train=false", "executor=serial", "fleet.jitter=0")
         config = compose("config", [*given, *more, *overrides])
         parts = build(config)
     model, fleet = parts.model(), parts.fleet

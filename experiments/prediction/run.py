@@ -190,7 +190,8 @@ def tables(found: Mapping[str, Both]) -> Iterator[str]:
     yield f"| error of the median round if | {' | '.join(found)} |"
     yield f"|---{'|---' * len(found)}|"
     for term in TERMS:
-        yield f"| {term} | {' | '.join(f'{median(b.without[term]):+.0%}' for b in found.values())} |"
+        errors = [f"{median(both.without[term]):+.0%}" for both in found.values()]
+        yield f"| {term} | {' | '.join(errors)} |"
     yield ""
     yield from ranks(found)
     yield from ages(found)

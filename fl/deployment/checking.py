@@ -77,8 +77,8 @@ def check(
     Raises:
         ConfigError: the directory has no run of a deployment, or there is no such runtime.
     """
-    _runtime_file(name, folder)
     real = measured(run)
+    _runtime_file(name, folder)
     simulated = predicted(real.overrides, name, folder, more)
     both = {
         key: (real.times[key], seconds)

@@ -137,8 +137,10 @@ def constants(measured: Measured) -> tuple[dict[str, WithInterval], StepFit]:
     if start:
         found["start_s"] = median(start)
     if len(start) > 1:
-        sigma = float(np.std(np.log(start), ddof=1))
-        found["start_sigma"] = WithInterval(sigma, np.nan, np.nan, 1)
+        logs = np.log(start)
+        drawn = generator(0, "calibration of starts").choice(logs, (_DRAWS, len(logs)))
+        spread = np.std(drawn, axis=1, ddof=1)
+        found["start_sigma"] = _constant(float(np.std(logs, ddof=1)), spread, len(logs))
     if measured.calls:
         found["call_s"] = calls_of(measured)
     return found, fit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 EXTRA: dict[str, tuple[str, dict[str, str]]] = {
     "executor": ("where clients were computed: `serial` or `ray`", {}),
+    "moved": ("true where clients were computed in this process first, and then by Ray", {}),
     "batches": ("how many groups of tasks were computed together", {}),
     "max_batch": ("tasks in one of them, at most", {}),
     "actors": ("of Ray", {}),
@@ -48,6 +49,15 @@ EXTRA: dict[str, tuple[str, dict[str, str]]] = {
     "server": (
         "the server's own machine, if the runtime says what it takes",
         {"busy_s": "virtual s at work", "energy_j": "J, working and idle"},
+    ),
+    "batteries": (
+        "clients' batteries at the end (`battery=...`)",
+        {
+            "batteries": "how many there are",
+            "mean_charge": "in [0, 1], over clients with one",
+            "least_charge": "the lowest of them",
+            "low": "how many clients take no task because of it",
+        },
     ),
     "hierarchy": (
         "machines between clients and server, all rounds together unless said otherwise",

@@ -15,7 +15,7 @@ REASONS = {
     "failed": "failed",
     "dropped_out": "dropped out",
     "message_lost": "message lost",
-    "too_late": "too late",
+    "too_late": "too late or not needed",
     "unfinished": "still at work at the end",
 }
 """Why a client that was available did not contribute, as in the summary and as said to people."""
@@ -41,7 +41,8 @@ def participation(
     - failed: its code raised, or its replies were refused;
     - dropped_out: it left, crashed or dropped out;
     - message_lost: on one way or the other;
-    - too_late: it answered, or its message ran out of time, and nothing was used;
+    - too_late: it answered, was told to stop, or its message ran out of time, and nothing was used:
+      of others that were sooner there may have been enough;
     - unfinished: it was at work when the run ended.
 
     Args:

@@ -157,6 +157,14 @@ def test_what_is_written_are_members_that_a_run_can_choose(tmp_path, capsys):
     assert "start_s" in capsys.readouterr().out
 
 
+def test_the_spread_of_starts_has_an_interval():
+    drawn = np.exp(0.2 * np.random.default_rng(0).standard_normal(200)).tolist()
+    sigma = fitting.constants(measured(age=drawn))[0]["start_sigma"]
+    assert sigma.low < 0.2 < sigma.high
+    assert sigma.samples == 200
+    assert "start_sigma" not in fitting.constants(measured(age=[4.0]))[0]
+
+
 def test_calls_are_by_the_wall_and_on_a_busy_host_processor_time():
     calls = {"calls": [0.006, 0.007, 0.008], "call_age": [0.01, 0.02, 0.03]}
     assert fitting.constants(measured(**calls))[0]["call_s"].value == 0.02

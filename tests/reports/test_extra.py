@@ -31,6 +31,7 @@ RUNS = {  # to keys of which all that is explained is there
         },
         ("checkpointing",),
     ),
+    "phones": ({"fleet": "mobile", "battery": "phone"}, ("batteries",)),
     "attacked": ({"attack": "sign_flip", "num_byzantine": 1, "client.batching": "measured"}, ()),
 }
 

@@ -94,8 +94,9 @@ def descended(learning, scheme, size, steps):
 def test_models_move_as_by_gradient_descent_on_all_data(case):
     experiment, run = ran(*CASES[case])
     assert run.summary["status"] == "completed"
-    late = any(row.get("stragglers") for row in run.history)
-    assert late == (case != "uncoded")
+    counts = {name: [row[name] for row in run.history[1:]] for name in ("stragglers", "waited_out")}
+    assert (counts["stragglers"][-1] > 0) == (case != "uncoded")
+    assert all(of == sorted(of) for of in counts.values())  # of all rounds so far
     tasks = experiment.tasks or {"": experiment}
     for i, (name, one) in enumerate(tasks.items()):
         steps = len(range(i, JOBS, len(tasks)))

@@ -266,6 +266,7 @@ class CodedRounds(EventDriven):
         self.steps = [0] * len(self.servers)
         self.jobs = server.num_rounds
         self.known = self.rule.init()
+        self.stragglers = self.waited_out = 0  # of all rounds so far: workers, and rounds
         self.ended: set[int] = set()  # jobs that have stepped their model, or never will
         self.results: dict[int, dict[_Place, Update]] = {}  # by job, of worker and part
         self.workers: dict[int, int] = {}  # by node
@@ -387,8 +388,10 @@ class CodedRounds(EventDriven):
                 server.discard(update)
             else:
                 self.results.setdefault(job, {})[place[0], int(now.work.parts[place])] = update
+        self.stragglers += int(missing.sum())
+        self.waited_out += now.waited_out
         server.control.measured(
-            {"stragglers": float(missing.sum()), "waited_out": float(now.waited_out)}
+            {"stragglers": float(self.stragglers), "waited_out": float(self.waited_out)}
         )
         self.known = self.rule.after(self.known, now.work, missing)
         for job in sorted(set(self.known.received) - self.ended):
