@@ -229,7 +229,7 @@ def test_rounds_as_arrays_are_those_of_the_event_engine_to_the_last_bit(seeds: r
     assert sum(rounds) > 2 * len(seeds)  # of 4 each: most could be had as arrays
 
 
-@pytest.mark.parametrize("seeds", [range(100, 120)])
+@pytest.mark.parametrize("seeds", [range(100, 110)])
 def test_rounds_that_train_as_arrays_are_those_of_the_event_engine_to_the_last_bit(
     seeds: range,
 ) -> None:
