@@ -19,6 +19,7 @@ SHAPED_LINK = --rate 10e6 --delay 0.025
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+CORE := $(VENV)/.core
 
 # The first interpreter that starts and is new enough; only looked for when .venv is made.
 CHECK_PYTHON := import sys; sys.exit(sys.version_info < (3, 11))
@@ -34,14 +35,24 @@ help: ## list the targets
 
 install: $(INSTALLED) ## create .venv with fl, its dependencies and the developer tools
 
+# On a terminal pip shows what it does; a log gets warnings alone. Modules are compiled when they are
+# first imported: most never are.
+PIP_INSTALL = $(BIN)/python -m pip install $$(test -t 1 || echo --quiet) --no-compile --constraint constraints.txt
+
 # The group `dev` needs pip 25.1 or later, and a new .venv has the pip that came with Python.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable .
+	$(PIP_INSTALL) pip
+	$(PIP_INSTALL) --group dev --editable '.[data,ray,sweep]'
+	touch $(CORE) $@
+
+# What a user of fl installs, without extras and tools: half of the packages.
+$(CORE): pyproject.toml constraints.txt
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+	$(PIP_INSTALL) --editable .
 	touch $@
 
-demo: install ## run a small simulation
+demo: $(CORE) ## run a small simulation
 	$(DEMO)
 
 deploy-demo: install ## run FedBuff on a real SuperLink with three SuperNodes, on this machine
@@ -74,10 +85,11 @@ reproduce-quick: install ## measure again, in minutes, what experiments/quick.py
 docs: install ## build the documentation site into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: install ## run every benchmark script; BENCH=--quick for smaller ones
+bench: install ## run every benchmark script, and print what is left; BENCH=--quick for smaller ones
 	set -e; for script in $(filter-out benchmarks/report.py,$(wildcard benchmarks/*.py)); do \
 		$(BIN)/python "$$script" $(BENCH); \
 	done
+	$(BIN)/python benchmarks/report.py
 
 clean: ## remove .venv, caches and builds; runs in outputs/ and multirun/ stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

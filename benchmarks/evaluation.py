@@ -35,6 +35,7 @@ WORKLOADS = {
     "cifar10": ["data=cifar10", "model=resnet8"],
 }
 NEVER = 10**6
+MOST = 0.1  # share of a round
 
 
 class Timed(EvaluationSchedule):
@@ -142,7 +143,16 @@ def main() -> None:
             for row in rows
         ],
     )
-    report.publish(settings.out, rows, settings, about)
+    goals = [
+        report.Goal(
+            f"{row['workload']}, {row['executor']}: evaluation's share of a round",
+            row["share"],
+            MOST,
+            most=True,
+        )
+        for row in rows
+    ]
+    report.publish(settings.out, rows, settings, about, goals)
 
 
 if __name__ == "__main__":

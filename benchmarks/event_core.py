@@ -74,6 +74,8 @@ def bare_heap(pending: int, seconds: float) -> float:
     return count / (time.perf_counter() - began)
 
 
+GOALS = {"engine events": 200_000.0, "grid tasks": 8_000.0}  # a second
+
 DELAYS: dict[str, Callable[[random.Random], float]] = {
     "uniform": lambda rng: rng.random(),
     "exponential": lambda rng: rng.expovariate(1.0),
@@ -331,7 +333,8 @@ def main() -> None:
     ]
     names = [key for key in rows[0] if key != "clients"]
     report.table(
-        "Per second; targets: queue 200,000 events, grid with a no-op client 8,000 tasks",
+        "Per second; targets: "
+        + ", ".join(f"{name} {bound:,.0f}" for name, bound in GOALS.items()),
         ("", *(f"{row['clients']:,} clients" for row in rows)),
         ((name, *(f"{row[name]:,.0f}" for row in rows)) for name in names),
     )
@@ -340,7 +343,12 @@ def main() -> None:
         ("", *(f"{row['clients']:,} clients" for row in rows)),
         ((name, *(f"{rows[0][name] / row[name]:.2f}" for row in rows)) for name in names),
     )
-    report.publish(arguments.out, rows, arguments, about)
+    goals = [
+        report.Goal(f"{row['clients']:,} clients: {name} a second", row[name], bound)
+        for row in rows
+        for name, bound in GOALS.items()
+    ]
+    report.publish(arguments.out, rows, arguments, about, goals)
 
 
 if __name__ == "__main__":

@@ -179,7 +179,11 @@ def main() -> None:
             for row in rows
         ),
     )
-    report.publish(arguments.out, rows, arguments, about)
+    goals = [
+        report.Goal(f"{row['case']}: copies in the peak", row["copies"], row["allowed"], most=True)
+        for row in rows
+    ]
+    report.publish(arguments.out, rows, arguments, about, goals)
 
 
 if __name__ == "__main__":

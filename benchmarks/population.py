@@ -247,7 +247,16 @@ def main() -> None:
             for row in running
         ),
     )
-    report.publish(arguments.out, rows, arguments, about)
+    goals = [
+        report.Goal(f"{row['clients']:,} clients: building, s", row["seconds"], LIMIT_S, most=True)
+        for row in rows
+        if row["part"] == "build"
+    ]
+    for row in running:
+        of = f"{row['part']}, {row['clients']:,} clients"
+        cost = report.Goal(f"{of}: cost of the fewest's", row["cost"], 2.0, most=True)
+        goals += [cost, report.Goal(f"{of}: peak, B", row["peak"], LIMIT_BYTES, most=True)]
+    report.publish(arguments.out, rows, arguments, about, goals)
 
 
 if __name__ == "__main__":

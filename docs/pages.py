@@ -92,7 +92,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         return File(place, str(ROOT), config.site_dir, config.use_directory_urls)
 
     found = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-    found += [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.png")]
+    found += [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").rglob("*.png")]
     found += [*experiments(), *(ROOT / "experiments").rglob("*.png")]
     found += (ROOT / "benchmarks").rglob("*.md")
     themes = [file for file in files if file.src_dir != str(ROOT / "docs")]
@@ -111,6 +111,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Returns a page whose links to code lead to the pages that show it."""
     place = PurePosixPath(page.file.src_uri)
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation"]  # which has nothing but this page: lines have its room
 
     def changed(found: re.Match[str]) -> str:
         link, anchor = found[1], found[2] or ""

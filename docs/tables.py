@@ -1,8 +1,9 @@
-"""The tables of README.md, docs/methods.md and experiments/README.md: python docs/tables.py.
+"""The tables of README.md, some pages here, and experiments/README.md: python docs/tables.py.
 
 Each stands between two marks, `<!-- table: NAME -->` and `<!-- end of table -->`. Those of methods
-are made from the members' comments in fl/conf, and from the classes that they name; those of
-experiments from the two tables that each of their pages begins with.
+are made from the members' comments in fl/conf, and from the classes that they name; that of what a
+summary says from fl/reports/extra.py; those of experiments from the two tables that each of their
+pages begins with.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
+from fl.reports.extra import EXTRA
 from fl.runs.groups import groups, header, parts_of
 from fl.runs.usage import GROUPS
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "methods.md", ROOT / "experiments" / "README.md")
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("methods", "simulation")),
+    ROOT / "experiments" / "README.md",
+)
 _MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 _WITH_RULES = ("strategy", "client")
 _NOT_METHODS = ("experiment",)
@@ -67,6 +73,7 @@ EXPERIMENT_FAMILIES = (  # in the order of the page
     "clusters and personal models",
     "parts of a model",
     "predictions",
+    "energy",
 )
 _TOP = re.compile(
     r"""\A\#\ (?P<title>.+)\n\n
@@ -242,6 +249,15 @@ def of_protocol() -> str:
     return rows([["`protocol: no:`", "what is missing"], *SHORT_OF_PROTOCOL.items()])
 
 
+def of_extra() -> str:
+    """Returns the table of what summary.json has under `extra`."""
+    rows = ["| key | |", "|---|---|"]
+    for key, (said, below) in EXTRA.items():
+        parts = [f"`{name}`: {what}" for name, what in below.items()]
+        rows.append(f"| `{key}` | {'. '.join([said, '; '.join(parts)] if parts else [said])} |")
+    return "\n".join(rows) + "\n"
+
+
 OWN = {
     "families": of_families,
     "groups": of_groups,
@@ -249,6 +265,7 @@ OWN = {
     "pages": of_pages,
     "counts": of_counts,
     "protocol": of_protocol,
+    "extra": of_extra,
 }
 """What makes the tables that are not those of a group."""
 

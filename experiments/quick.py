@@ -117,6 +117,53 @@ def _() -> Measured:
     return f"{ours:.1f} s against {min(others):.1f}", ours < min(others)
 
 
+@check("checkpoints", "the best interval is about sqrt(2 C M)")
+def _() -> Measured:
+    page = script("checkpoints/intervals.py")
+    m, c = 3600.0, page["STALL_S"]["blocking"]
+    tried = [factor * page["young"](c, m) for factor in page["FACTORS"][::2]]
+    took = {tau: page["job"]("blocking", tau, m, 0, page["FAILURES"] * m) for tau in tried}
+    best = min(took, key=lambda tau: took[tau])
+    apart = best / page["young"](c, m)
+    return f"{apart:.2f} of it, of factors of 1.41", 0.9 < apart < 1.1
+
+
+@check("powersgd", "rank 2 on ResNet-18")
+def _() -> Measured:
+    page = script("powersgd/times.py")
+    whole = 4 * sum(math.prod(shape) for shape in page["resnet18"]())
+    less = whole / sum(page["sizes"](page["resnet18"](), 2))
+    return f"{less:.1f} times", 135 < less < 137
+
+
+@check("powersgd", "faster than SGD with an optimised all-reduce")
+def _() -> Measured:
+    page = script("powersgd/times.py")
+    tensors, compute_s = page["resnet18"](), 0.1
+    gains = []
+    for gbps in page["GBPS"][:2]:
+        link_s = sum(page["ring_s"](size, gbps) for size in page["sizes"](tensors, 2))
+        ddp_s = page["ddp_s"](tensors, compute_s, gbps, page["Buckets"]())
+        gains.append(ddp_s / (compute_s + link_s))
+    said = " and ".join(f"{gain:.2f}" for gain in gains)
+    return f"ResNet-18, 100 ms a step: {said} times at 1 and 10 Gbit/s", min(gains) > 1
+
+
+@check("flag", "at the authors' m and one iteration")
+def _() -> Measured:
+    page = script("flag/cosines.py")
+    rows = page["gradients"](0)
+    found = [page["cosine"](rows[step], 8, 1) for step in (0, 20)]
+    return f"cosines of {found[0]:.4f} and {found[1]:.4f}", min(found) > 0.999
+
+
+@check("compression/econtrol", "with noise and unlike clients its error falls")
+def _() -> Measured:
+    page = script("compression/econtrol/noise.py")
+    ends = [page["distances"]([(2.0**-7, 0.05)], n, 1, 3000)[0] for n in (4, 16)]
+    return f"{ends[0]:.4f} and {ends[1]:.4f} of 4 and 16 clients", ends[1] < 0.8 * ends[0]
+
+
 @check("multi_momentum", "a momentum for each cluster")
 def _() -> Measured:
     page = script("multi_momentum/quadratics.py")
@@ -375,6 +422,14 @@ def _() -> Measured:
     rows = run("+experiment=large_batch", *few)
     steps = [first(rows, rows[metric] <= 0.3) for metric in ("latest_loss", "loss")]
     return f"S b = 64: {steps[1]:.0f} steps for {steps[0]:.0f}", steps[1] < steps[0]
+
+
+@check("zeus", "jobs of the simulator")
+def _() -> Measured:
+    zeus = runpy.run_path(str(HERE / "zeus" / "run.py"))
+    default, job = zeus["measured"]("logistic, digits, SGD", (32, 128, 512), (0.6, 1.0), range(2))
+    saved = [100 * (1 - energy) for energy in zeus["compared"](job, default, range(3)).energy]
+    return f"{min(saved):.0f} to {max(saved):.0f} % of the energy saved", min(saved) > 0
 
 
 def main(pages: list[str]) -> int:

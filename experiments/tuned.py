@@ -1,11 +1,13 @@
 """Methods beside each other, each at the settings at which it was best with other seeds.
 
     python experiments/tuned.py best FOLDER KEY CASES
-    python experiments/tuned.py report ROOT PAGE AGAINST KEY [COST [END ...]]
+    python experiments/tuned.py keep ROOT PAGE
+    python experiments/tuned.py report PAGE AGAINST KEY [COST [END ...]]
 
 The first prints the overrides of the best point of a grid, a line for all cases that share it; the
-second makes a page's tables, and a figure for each case. A case is a value of KEY. The runs of a
-method lie in ROOT/METHOD/tune and ROOT/METHOD/final, where tuned.sh puts them. PAGE is the page's
+second puts all runs into PAGE/results.parquet, a row for each evaluation (results.py); the third
+makes the page's tables from that, and a figure for each case. A case is a value of KEY. The runs of
+a method lie in ROOT/METHOD/tune and ROOT/METHOD/final, where tuned.sh puts them. PAGE is the page's
 folder, AGAINST the method that the others are compared with seed by seed, and COST (round, or
 time_s) what reaching the target is counted in. With an END, such as time_s=4, steps=40 (of a node)
 or MB=1.2, a case has a second table, in which every run ends as if it had been given no more.
@@ -20,11 +22,17 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import pairwise
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
 from pathlib import Path
 from statistics import fmean, median, stdev
+from typing import Any
+
+sys.path.append(str(Path(__file__).parent))
+
+from results import keep, kept
 
 from fl.reports import Run, Target, find_runs
 from fl.reports.history import Row
@@ -36,6 +44,71 @@ COSTS = {"round": "rounds", "time_s": "s", "steps": "steps a node", "MB": "MB"}
 
 Point = tuple[tuple[str, str], ...]
 """Keys of the grid and their values, as overrides have them."""
+
+KEPT = ("round", "time_s", "bytes_down", "bytes_up", "train_steps", "accuracy", "loss")
+"""Columns of an evaluation that are kept, beside the target's metric."""
+
+OF_HOST = ("initial_model",)
+"""Keys whose values are files."""
+
+
+@dataclass(frozen=True, repr=False)
+class Trial(Run):
+    """A run of a comparison.
+
+    Attributes:
+        method: its name.
+        part: what it is for: "tune" or "final".
+        given: its overrides.
+    """
+
+    method: str
+    part: str
+    given: Mapping[str, str]
+
+
+def trials(folder: Path, method: str, part: str) -> list[Trial]:
+    """Returns the runs below a folder."""
+    runs = find_runs(folder)
+    return [Trial(r.directory, r.summary, r.history, method, part, overrides(r)) for r in runs]
+
+
+def records(runs: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Returns runs as records, one for each evaluation.
+
+    Overrides are all there, but for the file that runs begin with, which lies elsewhere for others.
+    """
+    found = []
+    for run in runs:
+        target = target_of(run)
+        of_run = {
+            "method": run.method,
+            "part": run.part,
+            "seed": run.summary["seed"],
+            "overrides": "\n".join(f"{k}={v}" for k, v in run.given.items() if k not in OF_HOST),
+            "status": run.summary["status"],
+            "configuration": run.summary["config_digest"],
+            "metric": target.metric,
+            "value": target.value,
+            "mode": target.mode,
+        }
+        names = dict.fromkeys((*KEPT, target.metric))
+        found += [of_run | {k: row[k] for k in names if k in row} for row in run.history]
+    return found
+
+
+def read_trials(page: Path) -> list[Trial]:
+    """Returns the runs that are kept with a page."""
+    found = []
+    identity = ("method", "part", "seed", "configuration", "overrides")
+    for _, rows in groupby(kept(page), key=lambda row: [row[name] for name in identity]):
+        history = list(rows)
+        of = history[0]
+        target = {name: of[name] for name in ("metric", "value", "mode")}
+        summary = {"seed": of["seed"], "status": of["status"], "target": target}
+        given = dict(line.partition("=")[::2] for line in of["overrides"].splitlines())
+        found.append(Trial(None, summary, history, of["method"], of["part"], given))
+    return found
 
 
 def target_of(run: Run) -> Target:
@@ -84,21 +157,20 @@ def loss(runs: Sequence[Run]) -> float:
     return -value if target_of(runs[0]).mode == "max" else value
 
 
-def by_point(runs: Sequence[Run], case_key: str) -> dict[Point, list[Run]]:
+def by_point(runs: Sequence[Trial], case_key: str) -> dict[Point, list[Trial]]:
     """Returns the runs of a grid by the overrides in which they differ, seed and case apart."""
-    given = [overrides(run) for run in runs]
+    given = [run.given for run in runs]
     keys = sorted({key for each in given for key in each} - {"seed", case_key})
     keys = [key for key in keys if len({each.get(key) for each in given}) > 1]
-    points: dict[Point, list[Run]] = {}
+    points: dict[Point, list[Trial]] = {}
     for run, each in zip(runs, given, strict=True):
         points.setdefault(tuple((key, each[key]) for key in keys if key in each), []).append(run)
     return points
 
 
-def ranked(folder: Path, key: str, case: str) -> list[tuple[Point, list[Run]]]:
+def ranked(runs: Sequence[Trial], key: str, case: str) -> list[tuple[Point, list[Trial]]]:
     """Returns the points of a grid, the best one first: by the runs of a case, if it was tuned."""
-    runs = find_runs(folder)
-    own = [run for run in runs if overrides(run).get(key) == case]
+    own = [run for run in runs if run.given.get(key) == case]
     points = by_point(own or runs, key)
     return sorted(points.items(), key=lambda item: (loss(item[1]), item[0]))
 
@@ -122,21 +194,40 @@ def short_key(key: str) -> str:
     return re.split(r"[./]", key)[-1]
 
 
+def short_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Returns the last part of each key, or the last two of keys that it does not tell apart."""
+    last = {key: short_key(key) for key in keys}
+    alike = Counter(last.values())
+    return {k: v if alike[v] == 1 else ".".join(k.split(".")[-2:]) for k, v in last.items()}
+
+
 def short(point: Point, edge: Sequence[str] = ()) -> str:
     """Returns a point as a cell of a table; a star stands at what is at the edge of its grid."""
-    star = {key: r" \*" for key in edge}
-    return ", ".join(f"{short_key(key)} {v}{star.get(key, '')}" for key, v in point)
+    star, names = {key: r" \*" for key in edge}, short_keys(key for key, _ in point)
+    return ", ".join(f"{names[key]} {v}{star.get(key, '')}" for key, v in point)
 
 
-def shown(value: float, metric: str) -> str:
-    """Returns a value as the tables have it, accuracies in %."""
-    return f"{100 * value:.1f}" if metric == "accuracy" else f"{value:.3g}"
+def shown(value: float, metric: str, apart: float = 0.0) -> str:
+    """Returns a value as the tables have it, accuracies in %.
+
+    Args:
+        value: to be shown.
+        metric: what it is of.
+        apart: how far values are apart: others than accuracies show two digits of that.
+    """
+    if metric == "accuracy":
+        return f"{100 * value:.1f}"
+    if not 1e-6 < apart < math.inf:
+        return f"{value:.3g}"
+    return f"{value:.{max(0, 1 - math.floor(math.log10(apart)))}f}"
 
 
 def spread(values: Sequence[float], metric: str) -> str:
     """Returns mean and sample standard deviation."""
-    apart = f" ± {shown(stdev(values), metric)}" if len(values) > 1 else ""
-    return f"{shown(fmean(values), metric)}{apart}"
+    if len(values) < 2:
+        return shown(fmean(values), metric)
+    mean, apart = fmean(values), stdev(values)
+    return f"{shown(mean, metric, apart)} ± {shown(apart, metric, apart)}"
 
 
 def interval(differences: Sequence[float], metric: str) -> str:
@@ -144,9 +235,9 @@ def interval(differences: Sequence[float], metric: str) -> str:
     from scipy import stats  # slow to load, and not for `best`
 
     n, mean = len(differences), fmean(differences)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * stdev(differences) / math.sqrt(n)
-    low, high = shown(mean - half, metric), shown(mean + half, metric)
-    return f"{shown(mean, metric)} ({low} to {high}){'' if abs(mean) > half else ', undecided'}"
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * stdev(differences) / math.sqrt(n)
+    middle, low, high = (shown(x, metric, half) for x in (mean, mean - half, mean + half))
+    return f"{middle} ({low} to {high}){'' if abs(mean) > half else ', undecided'}"
 
 
 def by_seed(runs: Sequence[Run]) -> dict[int, float]:
@@ -161,14 +252,18 @@ def paired(ends: Mapping[int, float], base: Mapping[int, float], metric: str) ->
     return interval(pairs, metric) if len(pairs) > 1 else ""
 
 
-def final_runs(folder: Path, key: str, case: str) -> list[Run]:
-    """Returns the runs of a case at its best point, in order of their seeds."""
-    order = ranked(folder / "tune", key, case)
+def of_part(runs: Sequence[Trial], part: str) -> list[Trial]:
+    """Returns those that are for this."""
+    return [run for run in runs if run.part == part]
+
+
+def final_runs(runs: Sequence[Trial], key: str, case: str) -> list[Trial]:
+    """Returns a method's runs of a case at its best point, in order of their seeds."""
+    order = ranked(of_part(runs, "tune"), key, case)
     best = dict.fromkeys(k for point, _ in order for k, _ in point) | dict(order[0][0])
     chosen = []
-    for run in find_runs(folder / "final"):
-        given = overrides(run)
-        if given.get(key) == case and all(given.get(k) == value for k, value in best.items()):
+    for run in of_part(runs, "final"):
+        if run.given.get(key) == case and all(run.given.get(k) == v for k, v in best.items()):
             chosen.append(run)
     return sorted(chosen, key=lambda run: run.summary["seed"])
 
@@ -198,14 +293,16 @@ def results(methods: Mapping[str, Sequence[Run]], against: str, cost: str) -> st
     return "\n".join(lines)
 
 
-def at_ends(methods: Mapping[str, Sequence[Run]], against: str, ends: Mapping[str, float]) -> str:
+def at_ends(
+    methods: Mapping[str, Sequence[Run]], against: str, ends: Sequence[tuple[str, float]]
+) -> str:
     """Returns the table of one setting in which all runs end by the same cost, of several kinds."""
     metric = target_of(methods[against][0]).metric
-    heads = [f"{most:g} {COSTS[cost]} | less {against}" for cost, most in ends.items()]
+    heads = [f"{most:g} {COSTS[cost]} | less {against}" for cost, most in ends]
     lines = [f"| method | {' | '.join(heads)} |", "|---|" + "---:|" * 2 * len(ends)]
     for name in methods:
         cells = []
-        for cost, most in ends.items():
+        for cost, most in ends:
             mine, base = (
                 by_seed([until(run, cost, most) for run in methods[each]])
                 for each in (name, against)
@@ -216,22 +313,23 @@ def at_ends(methods: Mapping[str, Sequence[Run]], against: str, ends: Mapping[st
     return "\n".join(lines)
 
 
-def tuning(methods: Mapping[str, Path], key: str, cases: Sequence[str]) -> str:
+def tuning(methods: Mapping[str, Sequence[Trial]], key: str, cases: Sequence[str]) -> str:
     """Returns the table of what was tried, of the best point, and of the next one."""
     lines = [f"| {short_key(key)} | method | tried | best | next |", "|---|---|---|---|---|"]
     for case in cases:
-        for name, folder in methods.items():
-            order = ranked(folder / "tune", key, case)
+        for name, runs in methods.items():
+            order = ranked(of_part(runs, "tune"), key, case)
             metric, points = target_of(order[0][1][0]).metric, [point for point, _ in order]
-            tried: dict[str, dict[str, None]] = {}
+            values: dict[str, dict[str, None]] = {}
+            names = short_keys({k for point in points for k, _ in point})
             for k, value in sorted((item for point in points for item in point), key=_number):
-                tried.setdefault(short_key(k), {})[value] = None
-            grid = "; ".join(f"{k} {', '.join(values)}" for k, values in tried.items())
+                values.setdefault(names[k], {})[value] = None
+            grid = "; ".join(f"{k} {', '.join(each)}" for k, each in values.items())
             edge = at_edge(points[0], points)
             cells = [
                 f"{short(point, edge if point == points[0] else [])}: "
-                f"{spread([result(run) for run in runs], metric)}"
-                for point, runs in order[:2]
+                f"{spread([result(run) for run in tried], metric)}"
+                for point, tried in order[:2]
             ]
             lines.append(f"| {case} | {name} | {grid} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -245,36 +343,77 @@ def _number(item: tuple[str, str]) -> tuple[str, float, str]:
         return key, math.inf, value
 
 
-def report(root: Path, page: Path, against: str, key: str, cost: str = "round", *ends: str) -> None:
-    """Replaces the tables of a page, and its figures."""
-    from fl.reports.plots import compare  # slow to load, and not for `best`
+class Report:
+    """A page's tables and figures, from the runs that are kept with it.
 
-    methods = {folder.name: folder for folder in sorted(root.iterdir())}
-    of_one = find_runs(methods[against] / "final")
-    cases = list(dict.fromkeys(overrides(run)[key] for run in of_one))
-    most = {name: float(value) for name, _, value in (end.partition("=") for end in ends)}
-    parts = []
-    for case in cases:
-        found = {name: final_runs(folder, key, case) for name, folder in methods.items()}
-        runs = {name: made for name, made in found.items() if made}  # of methods for this case
-        target = target_of(runs[against][0])
-        figure = page / f"{re.sub(r'[^0-9a-z]+', '_', case.lower()).strip('_')}.png"
-        axes = ("time_s", "bytes") if "MB" in most else (cost,)
-        compare(runs, target.metric, figure, axes=axes, target=target.value)
-        table = results(runs, against, cost)
-        if most:
-            table += f"\n\n{at_ends(runs, against, most)}"
-        title = f"{short_key(key)} {case}"
-        parts.append(f"### {title}\n\n{table}\n\n![{target.metric}, {title}]({figure.name})")
-    parts.append(f"### Tuning\n\n{tuning(methods, key, cases)}")
-    replace_tables(page / "README.md", "\n\n".join(parts))
+    Args:
+        page: its folder.
+        against: the method that the others are compared with.
+        key: whose values are the cases.
+        cost: what reaching the target is counted in.
+        ends: KIND=COST, by which runs end in a second table.
+    """
+
+    def __init__(self, page: Path, against: str, key: str, cost: str = "round", *ends: str) -> None:
+        self.page, self.against, self.key, self.cost = page, against, key, cost
+        self.ends = [(k, float(most)) for k, _, most in (end.partition("=") for end in ends)]
+        self.methods: dict[str, list[Trial]] = {}
+        for run in sorted(read_trials(page), key=lambda run: run.method):
+            self.methods.setdefault(run.method, []).append(run)
+        counted = of_part(self.methods[against], "final")
+        self.cases = list(dict.fromkeys(run.given[key] for run in counted))
+
+    def of_case(self, case: str) -> dict[str, list[Trial]]:
+        """Returns the runs of the methods that have some."""
+        found = {name: final_runs(runs, self.key, case) for name, runs in self.methods.items()}
+        return {name: runs for name, runs in found.items() if runs}
+
+    def figure(self, case: str) -> Path:
+        """Returns where the figure of a case is."""
+        return self.page / f"{re.sub(r'[^0-9a-z]+', '_', case.lower()).strip('_')}.png"
+
+    def tables(self) -> str:
+        """Returns what stands between the marks of the page."""
+        parts = []
+        for case in self.cases:
+            runs = self.of_case(case)
+            metric = target_of(runs[self.against][0]).metric
+            table = results(runs, self.against, self.cost)
+            if self.ends:
+                table += f"\n\n{at_ends(runs, self.against, self.ends)}"
+            title = f"{short_key(self.key)} {case}"
+            shows = f"![{metric}, {title}]({self.figure(case).name})"
+            parts.append(f"### {title}\n\n{table}\n\n{shows}")
+        parts.append(f"### Tuning\n\n{tuning(self.methods, self.key, self.cases)}")
+        return "\n\n".join(parts)
+
+    def write(self) -> None:
+        """Replaces the page's tables, and its figures."""
+        from fl.reports.plots import compare  # slow to load, and not for `best`
+
+        axes = ("time_s", "bytes") if "MB" in dict(self.ends) else (self.cost,)
+        for case in self.cases:
+            runs = self.of_case(case)
+            target = target_of(runs[self.against][0])
+            compare(runs, target.metric, self.figure(case), axes=axes, target=target.value)
+        replace_tables(self.page / "README.md", self.tables())
+
+
+def keep_runs(root: Path, page: Path) -> None:
+    """Keeps all runs of a comparison with its page."""
+    found = []
+    for folder in sorted(path for path in root.iterdir() if (path / "final").is_dir()):
+        for part in ("tune", "final"):
+            found += trials(folder / part, folder.name, part)
+    keep(page, records(found))
 
 
 def print_best(folder: Path, key: str, cases: str) -> None:
     """Prints overrides: a line for the cases that have the same best point."""
+    runs = trials(folder, folder.parent.name, folder.name)
     alike: dict[Point, list[str]] = {}
     for case in re.split(r",(?![^\[]*\])", cases):  # those of a list do not part cases
-        order = ranked(folder, key, case)
+        order = ranked(runs, key, case)
         best = order[0][0]
         alike.setdefault(best, []).append(case)
         if edge := at_edge(best, [point for point, _ in order]):
@@ -288,5 +427,7 @@ if __name__ == "__main__":
     task, folder, *others = sys.argv[1:]
     if task == "best":
         print_best(Path(folder), *others)
+    elif task == "keep":
+        keep_runs(Path(folder), Path(*others))
     else:
-        report(Path(folder), Path(others[0]), *others[1:])
+        Report(Path(folder), *others).write()

@@ -13,7 +13,6 @@ fl compare A B        says why two runs differ
 from __future__ import annotations
 
 import copy
-import gc
 import math
 import os
 import sys
@@ -35,7 +34,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from fl.errors import ConfigError, DeploymentError
-from fl.execution.garbage import START_THRESHOLDS
+from fl.execution.garbage import seldom_garbage_collection
 from fl.runs import sweep, usage
 from fl.runs.composing import files_stay
 from fl.runs.configuration import Given, check_values, take_away
@@ -227,7 +226,7 @@ def _run(config: DictConfig) -> float | None:
         if isinstance(prepared, ForeignApp):
             prepared.load()
         start = how_to_start()
-        with _early_ray(config) if not in_sweep else nullcontext():
+        with _early_ray(prepared) if not in_sweep else nullcontext():
             run = run_to_end(config, prepared=prepared, **start)
     except KeyboardInterrupt:
         if not in_sweep and (again := how_to_begin(config, directory)):
@@ -276,13 +275,14 @@ def _remove_if_empty(directory: Path) -> None:
 
 
 @contextmanager
-def _early_ray(config: DictConfig) -> Iterator[None]:
+def _early_ray(prepared: Experiment | ForeignApp) -> Iterator[None]:
     """Starts the Ray that the run is going to ask for."""
-    executor = config.get("executor")
+    from fl.execution import RayExecutor
+
+    executor = prepared.executor
     if (
-        not isinstance(executor, DictConfig)
-        or executor.get("_target_") != "fl.execution.RayExecutor"
-        or executor.get("address") is not None
+        not isinstance(executor, RayExecutor)
+        or executor.address is not None
         or "RAY_ADDRESS" in os.environ
     ):
         yield
@@ -297,11 +297,10 @@ def _early_ray(config: DictConfig) -> Iterator[None]:
 
 def main() -> None:
     """Runs the command line; exits with status 1, and a message, if a run failed."""
-    gc.set_threshold(*START_THRESHOLDS)
     # With this set, Hydra raises what it would print, so that one place words all messages.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
-        with stoppable():
+        with seldom_garbage_collection(), stoppable():
             complete = _command(sys.argv[1:])
     except Stopped as error:
         print(f"fl: interrupted by {error}", file=sys.stderr)

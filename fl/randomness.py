@@ -64,9 +64,20 @@ def _mix(z: int) -> int:
 
 def uniform(seed: int, purpose: str, client: int, index: int = 0) -> float:
     """Returns the number in [0, 1) of (seed, purpose, client, index); 53 bits, stateless."""
-    z = _mix((_purpose_key(seed, purpose) + (client + 1) * _GOLDEN) & _MASK)
-    z = _mix((z + (index + 1) * _GOLDEN) & _MASK)
-    return (z >> 11) * 2.0**-53
+    return uniform_of(client_key(seed, purpose, client), index)
+
+
+def client_key(seed: int, purpose: str, client: int) -> int:
+    """Returns what `uniform_of` makes a client's numbers from: kept, it is half of their cost."""
+    return _mix((_purpose_key(seed, purpose) + (client + 1) * _GOLDEN) & _MASK)
+
+
+def uniform_of(key: int, index: int) -> float:
+    """Returns `uniform` of a seed, purpose and client, whose `client_key` is given."""
+    z = (key + (index + 1) * _GOLDEN) & _MASK
+    z = ((z ^ (z >> 30)) * _MIX_1) & _MASK  # `_mix`, without a call: each task draws a few
+    z = ((z ^ (z >> 27)) * _MIX_2) & _MASK
+    return ((z ^ (z >> 31)) >> 11) * 2.0**-53
 
 
 def uniforms(

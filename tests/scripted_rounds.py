@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from stand_ins import FakeExecutor, FixedWork
@@ -47,18 +49,22 @@ def run(
     availability=None,
     answer=answer,
     measured=None,
+    battery=None,
 ):
     trace = Trace()
     n = seconds if isinstance(seconds, int) else len(seconds)
     client = None if isinstance(seconds, int) else Seconds(seconds)
     grid = SimGrid(
-        durations(
-            n,
-            seed,
-            task_slowdown=task,
-            client_slowdown=client,
-            faults=faults,
-            availability=availability,
+        replace(
+            durations(
+                n,
+                seed,
+                task_slowdown=task,
+                client_slowdown=client,
+                faults=faults,
+                availability=availability,
+            ),
+            battery=battery,
         ),
         FakeExecutor(answer),
         planner=lambda *_: FixedWork(1.0),

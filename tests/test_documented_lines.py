@@ -32,7 +32,7 @@ from flwr.serverapp.strategy import FedAvg
 from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
-from test_tutorial import put, steps
+from test_new_user import put, steps
 
 import fl
 from fl.deployment import LocalDeployment
@@ -130,7 +130,7 @@ def of_comments(path: Path) -> Iterator[Line]:
 
 FENCES = [fence for page in PAGES for fence in fences(page)]
 LINES = [line for fence in FENCES if fence.language == "" for line in commands(fence)]
-# Pages of which tests/test_own_parts.py does what they say, and test_tutorial.py.
+# Pages of which tests/test_own_parts.py does what they say, and test_new_user.py.
 OWN_PARTS, TUTORIAL = "own_parts.md", "tutorial.md"
 FL = [line for line in LINES if line.command[0] == "fl" and not line.place.startswith(OWN_PARTS)]
 OF_MEMBERS = [line for path in sorted(CONF.rglob("*.yaml")) for line in of_comments(path)]
@@ -322,7 +322,7 @@ def hook_of_ours(arguments: list[str]) -> None:
 
 
 def run_elsewhere(arguments: list[str]) -> None:
-    """With all lines of its fence, by a test below or, `cd`, by test_tutorial.py."""
+    """With all lines of its fence, by a test below or, `cd`, by test_new_user.py."""
 
 
 PROGRAMS: dict[str, Callable[[list[str]], None]] = {

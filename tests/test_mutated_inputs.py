@@ -67,6 +67,8 @@ GROUPS = {
     "fleet": 2,
     "fleet/availability": 1,
     "network": 1,
+    "power": 1,
+    "battery": 1,
     "hierarchy": 1,
     "runtime": 1,
     "compressor": 3,

@@ -26,6 +26,7 @@ QUICK = ["executor=serial", "progress=false", "views=false", "num_rounds=2", "hy
 
 # Groups whose members are none of a stranger's classes, and why.
 WITHOUT_A_CONTRACT = {
+    "battery": "one model, whose plugs are a `fleet/availability`",
     "checkpoint": "what is kept of a run does not depend on its parts",
     "executor": "where clients run changes no result",
     "goal": "sets keys of the root, as `experiment` does",

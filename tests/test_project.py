@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Which parts of fl a part may import, itself included. A part is a package or a top-level module.
 # What is not listed belongs to the entry point: it may import everything, and nothing listed may
 # import it. "" is fl/__init__.py.
-BASE = {"", "checks", "errors", "lazy", "randomness", "vectors"}
+BASE = {"", "checks", "errors", "extras", "lazy", "randomness", "vectors"}
 RULES = {
     "aggregation",
     "attacks",

@@ -50,7 +50,7 @@ def test_a_run_that_has_ended_before_is_not_taken_for_one_that_cost_as_much():
 
 def test_methods_are_compared_seed_by_seed_at_the_same_cost():
     table = TUNED["at_ends"](
-        {"slow": SLOW, "large": LARGE}, "slow", {"time_s": 5, "steps": 3, "MB": 3}
+        {"slow": SLOW, "large": LARGE}, "slow", [("time_s", 5), ("steps", 3), ("MB", 3)]
     )
     head, _, slow, large = (
         [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # All runs of this experiment, 4 to tune each of 7 methods and 3 to compare it:
 #
-#   bash experiments/fedmef/run.sh && python experiments/tuned.py report outputs/fedmef experiments/fedmef fedmef partition.alpha
+#   bash experiments/fedmef/run.sh && python experiments/tuned.py keep outputs/fedmef experiments/fedmef
+#   python experiments/tuned.py report experiments/fedmef fedmef partition.alpha
 #
 #   SEEDS, TUNING  of the runs that are compared, and of those that choose (0,1,2 and 100)
 #   OUT            folder for the runs (outputs/fedmef)

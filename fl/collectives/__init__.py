@@ -16,8 +16,10 @@ from fl.collectives.hierarchical import Hierarchical
 from fl.collectives.int8_ring import Int8Ring
 from fl.collectives.load_balanced import LoadBalancedAllReduce, apportioned, balanced_shares
 from fl.collectives.parameter_server import ParameterServerAllReduce
-from fl.collectives.ring import Gather, RingAllReduce
+from fl.collectives.ring import Gather, RingAllReduce, around
 from fl.collectives.ring_order import widest_ring
+from fl.collectives.sharded import ShardedRing
+from fl.collectives.slow_links import SlowLinks, SlowParts
 from fl.collectives.stragglers import Stragglers
 from fl.collectives.times import Times, times
 from fl.collectives.tree import TreeAllReduce
@@ -38,11 +40,15 @@ __all__ = [
     "Reals",
     "Requantising",
     "RingAllReduce",
+    "ShardedRing",
+    "SlowLinks",
+    "SlowParts",
     "Stragglers",
     "Times",
     "Transfers",
     "TreeAllReduce",
     "apportioned",
+    "around",
     "balanced_shares",
     "step",
     "times",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,9 +42,7 @@ class RingAllReduce(Collective):
         m = len(network)
         if self.order == "given" or m < 4:  # of three there are two rings, one each way
             return range(m)
-        i, j = np.indices((m, m)).reshape(2, -1)
-        rates: Reals = np.asarray(network.rates(i, j), np.float64).reshape(m, m)
-        return widest_ring(rates)
+        return widest_ring(_rates(network))
 
     def chunks(self, m: int, size: int) -> Reals:
         """Returns the bytes of the chunks as they travel, shape (M,)."""
@@ -68,6 +66,35 @@ class RingAllReduce(Collective):
         hops = network.delays(ranks, after) + 8.0 * chunks.max() / network.rates(ranks, after)
         sent = 2.0 * chunks.sum() - chunks - chunks[after]
         return Closed(2 * (m - 1) * float(hops.max()), sent)
+
+
+def around(
+    network: Network, order: Sequence[int], avoided: Collection[tuple[int, int]]
+) -> Sequence[int]:
+    """Returns the ranks around a ring without some of its edges, if there is any.
+
+    It is the one given if that has none of them, and else the one whose slowest edge is the
+    fastest.
+
+    Args:
+        network: the links.
+        order: of the ranks.
+        avoided: edges, from rank to rank.
+    """
+    edges = zip(order, [*order[1:], order[0]], strict=True)
+    if len(order) < 3 or not any(edge in avoided for edge in edges):
+        return order
+    rates = _rates(network)
+    i, j = (list(ends) for ends in zip(*avoided, strict=True))
+    rates[i, j] = 0.0
+    return widest_ring(rates)
+
+
+def _rates(network: Network) -> Reals:
+    """Returns the bit/s from rank to rank, shape (M, M)."""
+    m = len(network)
+    i, j = np.indices((m, m)).reshape(2, -1)
+    return np.array(network.rates(i, j), np.float64).reshape(m, m)
 
 
 @dataclass(frozen=True)

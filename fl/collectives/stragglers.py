@@ -26,7 +26,7 @@ class Stragglers:
     Dong et al., "Boosting Large-scale Parallel Training Efficiency with C4: A Communication-Driven
     Approach", HPCA 2025, arXiv:2406.04594, which has the kinds of faults; no code of the authors
     was found, and the thresholds are ours. Of its other kinds, members that fall silent are those
-    that outer steps lose patience with; slow links are not diagnosed.
+    that outer steps lose patience with; slow links are `fl.collectives.SlowLinks`.
 
     Attributes:
         lateness: in periods, above 0.

@@ -1,11 +1,11 @@
-"""Handwritten digits that come with scikit-learn: the default data, nothing to download.
+"""Handwritten digits: the default data, nothing to download.
 
-Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (UCI, test part).
+Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (UCI machine learning
+repository, CC BY 4.0; test part). The file is the one that scikit-learn has.
 """
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -55,14 +55,6 @@ def load_digits(test_fraction: float = 0.2) -> Source:
 
 
 def _table() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Returns the pixels, (1797, 64), and the classes, (1797,), as scikit-learn stores them.
-
-    Importing scikit-learn takes longer than training the default experiment, so its file is read
-    without it.
-    """
-    spec = find_spec("sklearn")
-    if spec is None or spec.origin is None:
-        raise ConfigError("data=digits needs scikit-learn: install it")
-    path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
+    """Returns the pixels, (1797, 64), and the classes, (1797,)."""
+    table = np.loadtxt(Path(__file__).with_name("digits.csv.gz"), delimiter=",", dtype=np.uint8)
     return table[:, :-1], table[:, -1]

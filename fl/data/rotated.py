@@ -22,7 +22,7 @@ _RIGHT = (0, 90, 180, 270)
 def load_rotated_digits(
     test_fraction: float = 0.2, angles: Sequence[int] = (0, 90, 180, 270)
 ) -> Source:
-    """Loads the digits of scikit-learn in several orientations, each a cluster.
+    """Loads the digits of `load_digits` in several orientations, each a cluster.
 
     Args:
         test_fraction: share of the images held out, strictly between 0 and 1.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +28,7 @@ from fl.data.columns import (
 from fl.data.federated import Examples, Source
 from fl.data.held_out import drawn, natural, said
 from fl.errors import ConfigError
+from fl.extras import check_installed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,13 +50,13 @@ class Encoding:
     classes: tuple[Any, ...] = ()
     target: Numbers | None = None
 
-    def inputs(self, path: str) -> NDArray[np.float32]:
+    def inputs(self, path: str | PathLike[str]) -> NDArray[np.float32]:
         """Returns the inputs of another file's rows, shape (n, p); it needs no target.
 
         Raises:
             ConfigError: it cannot be read, or lacks a column or a value.
         """
-        table = read_table(path)
+        table = read_table(os.fspath(path))
         parts = []
         for column in self.columns:
             values = values_of(table, column.name, "data.features")
@@ -177,9 +180,12 @@ def load_table(
     return encoded(read_table(path), _stem(path), roles)[1]
 
 
-def table_encoding(path: str, target: str | Sequence[str], **arguments: Any) -> Encoding:
+def table_encoding(
+    path: str | PathLike[str], target: str | Sequence[str], **arguments: Any
+) -> Encoding:
     """Returns how `load_table` with the same arguments makes inputs of rows."""
-    return encoded(read_table(path), _stem(path), Roles(target, **arguments))[0]
+    place = os.fspath(path)
+    return encoded(read_table(place), _stem(place), Roles(target, **arguments))[0]
 
 
 def encoded(
@@ -246,6 +252,7 @@ def read_table(path: str) -> pa.Table:
     Raises:
         ConfigError: there is none, it is of another kind or damaged, or two columns have one name.
     """
+    check_installed("data=table", "pyarrow")
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet

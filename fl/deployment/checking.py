@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import re
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,13 +13,11 @@ from statistics import mean, median
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fl.errors import ConfigError
+from fl.extras import check_installed
 from fl.runs.trust import check_targets
-
-_OF_STARTS = re.compile(r"^start_s:.*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +30,7 @@ class Timed:
         rows: of metrics.csv.
         messages: from each message to its reply, s, shape (messages,).
         shares: predicted shares of that, by term; empty of a deployment.
+        start_s: of the runtime with which it was predicted; NaN of a deployment.
     """
 
     overrides: Sequence[str]
@@ -39,6 +38,7 @@ class Timed:
     rows: Sequence[Mapping[str, Any]]
     messages: NDArray[np.float64]
     shares: Mapping[str, float] = field(default_factory=dict)
+    start_s: float = math.nan
 
     @property
     def times(self) -> dict[str, float]:
@@ -78,6 +78,7 @@ def check(
         ConfigError: the directory has no run of a deployment, or there is no such runtime.
     """
     real = measured(run)
+    _runtime_file(name, folder)
     simulated = predicted(real.overrides, name, folder, more)
     both = {
         key: (real.times[key], seconds)
@@ -95,35 +96,48 @@ def check(
     return both
 
 
-def fit_start(runs: Sequence[Path], name: str, folder: Path) -> None:
-    """Sets the start_s of a runtime to what is left of the messages of real runs.
+def fit_start(runs: Sequence[Path], name: str, folder: Path, more: Sequence[str] = ()) -> None:
+    """Sets the start_s of a runtime to that with which messages take as long as in real runs.
 
-    That is the mean time of a message, less what is predicted without a start.
+    It is the median of what messages took, less what is predicted of them beside the start. As an
+    app may start while its message comes, that depends a little on the start: so it is done twice.
+
+    Args:
+        runs: directories of deployments' runs.
+        name: of a runtime and a fleet.
+        folder: of configuration, that has them.
+        more: overrides, such as links that the fleet does not know.
 
     Raises:
         ConfigError: a directory has no run of a deployment, or there is no such runtime.
     """
+    path = _runtime_file(name, folder)
+    from fl.deployment.fitting import median as with_interval
+    from fl.deployment.fitting import set_key
+
+    reals = [measured(run) for run in runs]
+    start: list[str] = []  # as the file has it
+    for _ in range(2):
+        left: list[float] = []
+        for real in reals:
+            simulated = predicted(real.overrides, name, folder, [*start, *more])
+            beside = simulated.times["message, mean"] - simulated.start_s
+            left += (real.messages - beside).tolist()
+        found = with_interval(left)
+        if found.value < 0:
+            raise ConfigError(
+                f"messages took {-found.value:.3g} s less than is predicted without a start: the "
+                f"other constants of {path} are not those of these runs"
+            )
+        start = [f"runtime.start_s={found.value!r}"]
+    set_key(path, "start_s", found, f"of messages in {', '.join(map(str, runs))}")
+
+
+def _runtime_file(name: str, folder: Path) -> Path:
     path = folder / "runtime" / f"{name}.yaml"
     if not path.is_file():
         raise ConfigError(f"{path} does not exist: fl calibrate {name} -cd {folder} writes it")
-    from fl.deployment.fitting import median as with_interval
-
-    left: list[float] = []
-    for run in runs:
-        real = measured(run)
-        without = predicted(real.overrides, name, folder, ["runtime.start_s=0"])
-        left += (real.messages - without.times["message, mean"]).tolist()
-    found = with_interval(left)
-    if found.value < 0:
-        raise ConfigError(
-            f"messages took {-found.value:.3g} s less than is predicted without a start: the other "
-            f"constants of {path} are not those of these runs"
-        )
-    text = path.read_text("utf-8")
-    line = f"start_s: {found.value!r} # {found}, of messages in {', '.join(map(str, runs))}"
-    text = _OF_STARTS.sub(line, text) if _OF_STARTS.search(text) else f"{text}{line}\n"
-    path.write_text(text, encoding="utf-8")
-    print(f"{path}: start_s is {found}")
+    return path
 
 
 def measured(run: Path) -> Timed:
@@ -133,8 +147,11 @@ def measured(run: Path) -> Timed:
         run: its directory.
 
     Raises:
-        ConfigError: there is none, or it has not completed.
+        ConfigError: there is none, it has not completed, or pyarrow is not installed.
     """
+    check_installed("what a run took", "pyarrow")
+    import pyarrow.parquet as pq
+
     try:
         summary = json.loads((run / "summary.json").read_text("utf-8"))
         trace = pq.read_table(run / "trace.parquet")
@@ -176,12 +193,13 @@ def predicted(overrides: Sequence[str], name: str, folder: Path, more: Sequence[
     own += ["views=false", "progress=false", "save_models=[]", *more]
     with composed([*overrides, *own], path=(f"file://{folder.absolute()}",)) as config:
         check_targets(config, ())
+        start_s = float(config.runtime.start_s)
         run = run_prepared(config, build(config), None)
     trace = run.trace
     kinds = np.array([kind.name.lower() for kind in trace.kinds])
     messages = _messages(kinds, trace.time, trace.client, trace.dispatch)
     shares = run.summary["extra"].get("time_shares", {}).get("clients", {})
-    return Timed(overrides, run.summary, run.history, messages, shares)
+    return Timed(overrides, run.summary, run.history, messages, shares, start_s)
 
 
 def _messages(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,9 +137,34 @@ def constants(measured: Measured) -> tuple[dict[str, WithInterval], StepFit]:
     if start:
         found["start_s"] = median(start)
     if len(start) > 1:
-        sigma = float(np.std(np.log(start), ddof=1))
-        found["start_sigma"] = WithInterval(sigma, np.nan, np.nan, 1)
+        logs = np.log(start)
+        drawn = generator(0, "calibration of starts").choice(logs, (_DRAWS, len(logs)))
+        spread = np.std(drawn, axis=1, ddof=1)
+        found["start_sigma"] = _constant(float(np.std(logs, ddof=1)), spread, len(logs))
+    if measured.calls:
+        found["call_s"] = calls_of(measured)
     return found, fit
+
+
+def calls_of(measured: Measured) -> WithInterval:
+    """Returns what a call takes: by the wall, or on a busy host processor time."""
+    return median(measured.calls if measured.busy > _BUSY else measured.call_age)
+
+
+def set_key(path: Path, key: str, constant: WithInterval, about: str) -> None:
+    """Sets a key of a runtime's file, and prints it.
+
+    Args:
+        path: of the file.
+        key: of the runtime.
+        constant: its value.
+        about: what it is from.
+    """
+    text, line = path.read_text("utf-8"), f"{key}: {constant.value!r} # {constant}, {about}"
+    of_key = re.compile(rf"^{key}:.*$", re.MULTILINE)
+    text = of_key.sub(line, text) if of_key.search(text) else f"{text}{line}\n"
+    path.write_text(text, encoding="utf-8")
+    print(f"{path}: {key} is {constant}")
 
 
 def warning(measured: Measured) -> str:

@@ -186,6 +186,11 @@ class LocalDeployment:
             raise DeploymentError(f"the run ended as {status}\n{self._logs(log)}")
         return log
 
+    @property
+    def superlink(self) -> int:
+        """The id of the SuperLink's process; in the block."""
+        return self._children[0].pid
+
     def processes(self) -> list[int]:
         """Returns the ids of the processes that were started here, and theirs, that still run."""
         for child in self._children:

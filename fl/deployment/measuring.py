@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fl.execution.contract import Payload, Request, RunInfo
 from fl.flower.identity import assume_identity
-from fl.flower.private import deflated, inflated
+from fl.flower.private import deflated, inflated, node_at
 from fl.flower.records import from_record
 from fl.randomness import SEED_KEY
 from fl.vectors.layout import Layout
@@ -34,6 +34,7 @@ BATCHES = (8, 32, 128)
 _LEAST_S = 0.05  # of processor time, that steps are measured for
 _SIZES = (2**18, 2**23)  # bytes of the models that are serialised
 _ROWS = 8  # models that are added up
+_CALLS = 50  # of a SuperNode, that are measured together
 _STARTING = "import flwr.supernode.cli.flwr_clientapp, fl.deployment.client as c; c.prepare(())"
 
 
@@ -62,6 +63,8 @@ class Measured:
         decode, encode: from messages to models and back, for each byte.
         aggregate: for each number of each model that is added up.
         steps: of local training.
+        calls: of a SuperNode to its SuperLink, both ends; only on a host that has both.
+        call_age: of the same, by the wall.
         processor_s, wall_s: that all of it took.
     """
 
@@ -71,6 +74,8 @@ class Measured:
     encode: list[float] = field(default_factory=list)
     aggregate: list[float] = field(default_factory=list)
     steps: list[StepTime] = field(default_factory=list)
+    calls: list[float] = field(default_factory=list)
+    call_age: list[float] = field(default_factory=list)
     processor_s: float = 0.0
     wall_s: float = 0.0
 
@@ -107,11 +112,44 @@ def measure(repetitions: int = 5, *, processes: bool = True) -> Measured:
     return measured
 
 
+def measure_calls(measured: Measured, address: str, superlink: int, repetitions: int = 5) -> None:
+    """Measures what one call of a SuperNode takes both ends; some seconds, on Linux.
+
+    Args:
+        measured: where it is kept.
+        address: of a SuperLink of this host, without TLS.
+        superlink: the id of its process.
+        repetitions: of many calls each.
+    """
+    with node_at(address) as call:
+        call()  # what the first one makes the others reuse
+        for _ in range(repetitions):
+            wall, before = time.perf_counter(), time.process_time() + _processor_s(superlink)
+            for _ in range(_CALLS):
+                call()
+            took = time.process_time() + _processor_s(superlink) - before
+            age = time.perf_counter() - wall
+            measured.calls.append(took / _CALLS)
+            measured.call_age.append(age / _CALLS)
+            measured.processor_s += took
+            measured.wall_s += age
+
+
 def process_age_s() -> float:
     """Returns how long ago this process was started, in s of the wall, to a hundredth; on Linux."""
-    with open("/proc/self/stat", encoding="ascii") as file:
-        ticks = int(file.read().rpartition(")")[2].split()[19])
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - _ticks("self", 19) / os.sysconf("SC_CLK_TCK")
+
+
+def _processor_s(process: int) -> float:
+    """Returns the processor time that a process has taken so far, s, to a hundredth."""
+    ticks = _ticks(str(process), 11) + _ticks(str(process), 12)  # as user, and in the kernel
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _ticks(process: str, field: int) -> int:
+    """Returns a field of /proc/.../stat, counted from after the command's name."""
+    with open(f"/proc/{process}/stat", encoding="ascii") as file:
+        return int(file.read().rpartition(")")[2].split()[field])
 
 
 # ---- one after the other -------------------------------------------------------------------------

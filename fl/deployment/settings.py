@@ -29,6 +29,8 @@ _OF_THE_SIMULATOR = {
     ),
     "hierarchy": "SuperNodes exchange with the SuperLink alone",
     "network": "the links of a deployment are there",
+    "power": "the power of a deployment's devices is set on them",
+    "battery": "the batteries of a deployment are what they are",
     "runtime": "what software takes is what it takes",
     "executor": "SuperNodes run the clients",
     "checkpoint": "the server of a deployment keeps nothing to resume a run from",

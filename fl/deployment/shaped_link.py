@@ -3,7 +3,7 @@
 A proxy in user space: what it takes in, it gives on later. It needs no rights and no kernel module,
 and works on what TCP delivers, not on packets: the kernel's windows and handshakes on both sides of
 it are those of loopback. So a lost piece is one that comes a retransmission later, with all behind
-it; connections are made at once, and their first bytes take the delay.
+it; and what comes first over a connection waits for the round trip in which it would be made.
 """
 
 from __future__ import annotations
@@ -170,6 +170,7 @@ class ShapedLink:
             writer.close()
             return
         try:
+            await asyncio.sleep(2 * self._shape.delay_s)
             await asyncio.gather(
                 self._up.carry(reader, there), self._down.carry(from_there, writer)
             )

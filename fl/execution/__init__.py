@@ -1,4 +1,4 @@
-"""Where clients run: in this process, or on Ray actors.
+"""Where clients run: in this process, on Ray actors, or on one and then the other.
 
 The names below are loaded when first used: an actor's process has to be set up before PyTorch is
 imported, and Ray is started meanwhile.
@@ -12,6 +12,7 @@ from fl.lazy import lazily
 
 if TYPE_CHECKING:
     from fl.execution.executor import AppSource, Executor
+    from fl.execution.moving import auto
     from fl.execution.on_ray import RayExecutor
     from fl.execution.serial import SerialExecutor
 
@@ -22,7 +23,8 @@ __getattr__ = lazily(
         "Executor": "fl.execution.executor",
         "RayExecutor": "fl.execution.on_ray",
         "SerialExecutor": "fl.execution.serial",
+        "auto": "fl.execution.moving",
     },
 )
 
-__all__ = ["AppSource", "Executor", "RayExecutor", "SerialExecutor"]
+__all__ = ["AppSource", "Executor", "RayExecutor", "SerialExecutor", "auto"]

@@ -5,13 +5,12 @@ The rest of the package is imported in the actor's constructor, once garbage col
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fl.execution.garbage import START_THRESHOLDS, quick_garbage_collection
+from fl.execution.garbage import quick_garbage_collection, seldom_garbage_collection
 
 if TYPE_CHECKING:
     from fl.execution.contract import Payload, Request, Result
@@ -28,7 +27,8 @@ class Actor:
     """
 
     def __init__(self, source: list[Any], threads: int, path: list[str]) -> None:
-        gc.set_threshold(*START_THRESHOLDS)
+        self._importing = seldom_garbage_collection()  # for the life of the process: never left
+        self._importing.__enter__()
         sys.path.extend(entry for entry in path if entry not in sys.path)
         import ray
 
@@ -38,7 +38,7 @@ class Actor:
         from fl.execution.worker import Worker
 
         self._threads = threads
-        self._time = virtual_time()  # for the life of the process, so it is never left
+        self._time = virtual_time()  # likewise
         self._time.__enter__()
         self._hearing = hearing()  # likewise
         self._hearing.__enter__()

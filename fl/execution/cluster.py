@@ -22,6 +22,7 @@ from typing import Any
 
 from fl.errors import ConfigError
 from fl.execution.processes import end, marked, new_mark
+from fl.extras import check_installed
 from fl.vectors.threads import cores
 
 log = logging.getLogger("fl")
@@ -116,8 +117,9 @@ def start_shared(actors: int = 0) -> bool:
         False if this process is connected to Ray already, and nothing was started.
 
     Raises:
-        ConfigError: Ray does not start.
+        ConfigError: Ray is not installed, or does not start.
     """
+    check_installed("executor=ray", "ray")
     import ray
 
     if ray.is_initialized():

@@ -266,6 +266,19 @@ class PlannedApp(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class ForeseenCosts:
+    """What answers to one message cost, which is known before clients train.
+
+    Attributes:
+        flops: of each client's work, shape (n,), float64.
+        reply_bytes: of its reply's content, shape (n,), int64.
+    """
+
+    flops: NDArray[np.float64]
+    reply_bytes: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
 class ForeseenAnswers:
     """What clients answer to one message, which is known before they are asked.
 
@@ -286,7 +299,13 @@ class ForeseenAnswers:
 
 @runtime_checkable
 class ForeseenApp(Protocol):
-    """A ClientApp whose clients may answer what is known beforehand, as they do not train."""
+    """A ClientApp of whose answers the cost, or all, may be known beforehand."""
+
+    def costs(self, payload: Payload, partitions: NDArray[np.int64]) -> ForeseenCosts | None:
+        """Returns what answers to a `train` message cost the clients that hold these partitions.
+
+        None if only the work tells, or if clients keep something of it.
+        """
 
     def foresees(self, payload: Payload) -> str:
         """Returns why the answers to a `train` message are not known; "" if they are.

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import gc
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-START_THRESHOLDS = 100_000, 50, 100
-"""For `gc.set_threshold` before the libraries are imported.
-
-Their million objects stay, and looking through them again and again is a fifth of the start.
-"""
+_START_THRESHOLDS = 100_000, 50, 100
 
 _THRESHOLDS = 20_000, 10, 10  # more objects than a round of a hundred messages makes
+
+# Between two looks at everything, which take a third of a second:
+_MOST_RUNS = 16
+_GROWTH = 1.25  # of the process' peak of memory
+
+
+@contextmanager
+def seldom_garbage_collection() -> Iterator[None]:
+    """Lets Python look for garbage seldom while libraries are imported.
+
+    Their million objects stay, and looking through them again and again is a fifth of the start.
+    """
+    with _thresholds(*_START_THRESHOLDS):
+        yield
 
 
 @contextmanager
@@ -22,15 +34,55 @@ def quick_garbage_collection() -> Iterator[None]:
     Some of Flower's strategies (QFedAvg, Bulyan) ask for one after each reply: 0.4 s, otherwise.
     Young objects are looked at less often than Python does by default, every 700 of them: a message
     and its reply are some thirty, and nearly all die by their reference count.
+
+    What exists already may be garbage, of an earlier run in this process: a run's parts know each
+    other. After some runs, or when the process has grown, everything is looked at once before.
     """
     if gc.get_freeze_count():  # somebody else has done so, and will undo it
         yield
         return
-    before = gc.get_threshold()
+    _Runs.begin()
     gc.freeze()
-    gc.set_threshold(*_THRESHOLDS)
+    try:
+        with _thresholds(*_THRESHOLDS):
+            yield
+    finally:
+        gc.unfreeze()
+
+
+@contextmanager
+def _thresholds(*thresholds: int) -> Iterator[None]:
+    before = gc.get_threshold()
+    gc.set_threshold(*thresholds)
     try:
         yield
     finally:
         gc.set_threshold(*before)
-        gc.unfreeze()
+
+
+class _Runs:
+    """The runs of this process.
+
+    Attributes:
+        since: how many have begun since everything was looked at last.
+        peak: the most memory that the process had had then, in bytes; 0 before the first run.
+    """
+
+    since = 0
+    peak = 0
+
+    @classmethod
+    def begin(cls) -> None:
+        """Collects the garbage of the runs before if that is worth it; the first one has none."""
+        peak = peak_bytes()
+        if cls.peak and (cls.since >= _MOST_RUNS or peak > _GROWTH * cls.peak):
+            gc.collect()
+            cls.since, cls.peak = 0, peak
+        cls.since += 1
+        cls.peak = cls.peak or peak
+
+
+def peak_bytes() -> int:
+    """Returns the most memory this process has had resident so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

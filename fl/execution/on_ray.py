@@ -27,6 +27,7 @@ from fl.execution.cluster import connect, disconnect
 from fl.execution.contract import Payload, Request, Result, RunInfo
 from fl.execution.executor import AppSource, Executor, check_counts, load_app
 from fl.execution.worker import names_of
+from fl.extras import check_installed
 
 log = logging.getLogger("fl")
 
@@ -76,7 +77,7 @@ class RayExecutor(Executor):
             fault.
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: an argument is out of range, or Ray is not installed.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class RayExecutor(Executor):
         address: str | None = None,
         task_timeout_s: float | None = None,
     ) -> None:
+        check_installed("executor=ray", "ray")
         check_counts(max_batch=max_batch, threads=threads)
         if num_actors is not None:
             check_counts(num_actors=num_actors)
@@ -169,7 +171,12 @@ class RayExecutor(Executor):
     def _new_actor(self) -> Any:
         return self._remote.remote([self._source], self.threads, sys.path)
 
-    def _await_all(self) -> None:
+    def await_actors(self) -> None:
+        """Waits until all actors are up.
+
+        Raises:
+            SimulationError: the ClientApp cannot be made in a worker process.
+        """
         for slot in self._slots:
             if not slot.pid:
                 self._await_start(slot)
@@ -218,7 +225,7 @@ class RayExecutor(Executor):
 
     def actor_pids(self) -> list[int]:
         """Returns the process ids of the actors."""
-        self._await_all()
+        self.await_actors()
         return [slot.pid for slot in self._slots]
 
     # ---- work --------------------------------------------------------------------------------
@@ -229,7 +236,7 @@ class RayExecutor(Executor):
         Raises:
             SimulationError: the ClientApp cannot be made in a worker process.
         """
-        self._await_all()
+        self.await_actors()
         for members in form_batches(self._app, self._run, wave, self.max_batch):
             batch = _Batch(members)
             self._uses.update(batch.payloads)

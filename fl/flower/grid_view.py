@@ -1,8 +1,8 @@
 """What a strategy asks of a grid beyond Flower's API: time, orders and reports, links of peers.
 
 A grid that has an answer of its own has it as the attribute `clock`, `control`, `peers`,
-`summation`, `numbered`, `arrived` or `cohorts`. To `GridView` every grid has all of them; Flower's
-own get those of a deployment:
+`summation`, `numbered`, `arrived`, `cohorts` or `charge`. To `GridView` every grid has all of them;
+Flower's own get those of a deployment:
 
 - the wall clock;
 - a control without effect: a client that was told to stop goes on, and its reply is thrown away;
@@ -10,7 +10,8 @@ own get those of a deployment:
 - no machines that add updates up before the server does;
 - node ids that say nothing;
 - replies of which nobody knows before they are pulled;
-- no cohorts whose answers are known before they are asked.
+- no cohorts whose answers are known before they are asked;
+- no batteries.
 
 On the simulator the clock is virtual, orders reach the fleet, reports the record of the run, and
 what peers send each other is charged to the direct path between them.
@@ -81,6 +82,16 @@ class GridView:
         """What has cohorts answer without messages; None if nothing does."""
         cohorts: Cohorts | None = getattr(self._grid, "cohorts", None)
         return cohorts
+
+    def charge(self, nodes: Sequence[int]) -> NDArray[np.float64] | None:
+        """Returns the charge of clients' batteries, in [0, 1], shape (n,); None if nobody knows.
+
+        Args:
+            nodes: Flower ids of clients.
+        """
+        charge: Callable[[Sequence[int]], NDArray[np.float64] | None] | None
+        charge = getattr(self._grid, "charge", None)
+        return None if charge is None else charge(nodes)
 
     def arrived(self, message_ids: Collection[str]) -> Collection[str]:
         """Returns those messages whose reply may be there to be pulled.
@@ -259,8 +270,44 @@ class Outcome:
     failed_at_last: Mapping[tuple[int, str], int]
 
 
+@dataclass(frozen=True, eq=False)
+class CohortReplies:
+    """What came of a cohort that has trained.
+
+    Attributes:
+        replies: id of the message, Flower id of the client, when its reply came in s, and its
+            content; in the order in which they came.
+        failed_at_last: as of `Outcome`.
+    """
+
+    replies: Sequence[tuple[str, int, float, RecordDict]]
+    failed_at_last: Mapping[tuple[int, str], int]
+
+
 class Cohorts(Protocol):
-    """Cohorts whose answers are known before they are asked, so that they need no messages."""
+    """Cohorts of whose answers the cost, or all, is known before, so that they need no messages."""
+
+    def train(
+        self,
+        content: RecordDict,
+        nodes: Sequence[int],
+        ttl_s: float,
+        *,
+        until: float,
+        accepts: Callable[[CohortReplies], bool],
+        bears: Callable[[NDArray[np.int64], NDArray[np.bool_]], bool],
+    ) -> bool:
+        """Has clients train, until all have answered; returns whether anything was done.
+
+        Args:
+            content: as for `run`, and so are the others but `accepts`.
+            nodes: see there.
+            ttl_s: see there.
+            until: see there.
+            accepts: is given what has come before it counts, and says whether it can be used; if
+                not, clients are sent messages instead, in this round and in those that follow.
+            bears: see there.
+        """
 
     def run(
         self,
@@ -376,6 +423,7 @@ class Peers(Protocol):
         by: Collective,
         failure: Failure | None = None,
         since: float | None = None,
+        avoided: frozenset[tuple[int, int]] = frozenset(),
     ) -> Collected:
         """Has clients take part in a collective.
 
@@ -389,10 +437,20 @@ class Peers(Protocol):
                 effect, as if it had done its part before.
             since: when it begins, s, at most now: it has been on its way while clients computed;
                 None is now.
+            avoided: pairs of clients, between which a ring does not pass if it can.
 
         Returns:
             When it is finished, and whose payloads are in it. A deployment returns the present and
             all of them.
+        """
+
+    def ring_delays(self, nodes: Sequence[int]) -> dict[tuple[int, int], float]:
+        """Returns the seconds that a byte takes on the edges between clients around a ring.
+
+        Those of transfers of many bytes; a deployment returns none, as nobody measures them.
+
+        Args:
+            nodes: each sends to the next one, and the last to the first.
         """
 
     def push(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
@@ -452,9 +510,14 @@ class Relayed:
         by: Collective,
         failure: Failure | None = None,
         since: float | None = None,
+        avoided: frozenset[tuple[int, int]] = frozenset(),
     ) -> Collected:
         """Returns the present, and all clients."""
         return Collected(GridView(self._grid).clock.now(), list(nodes), [])
+
+    def ring_delays(self, nodes: Sequence[int]) -> dict[tuple[int, int], float]:
+        """Returns {}."""
+        return {}
 
     def push(self, messages: Sequence[Message], ready_s: Sequence[float]) -> list[str]:
         """Pushes the messages."""

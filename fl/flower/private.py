@@ -106,6 +106,18 @@ def inflated(name: str, objects: dict[str, bytes]) -> Message:
     return message
 
 
+@contextmanager
+def node_at(address: str) -> Iterator[Callable[[], object]]:
+    """Registers a node at a SuperLink without TLS; yields what asks it once for a message.
+
+    That is one call as a SuperNode makes it, signed. Flower has no public client of its fleet.
+    """
+    from flwr.supernode.fleet_http_connection import http_request_response
+
+    with http_request_response(address, insecure=True) as (_, receive, *_):
+        yield receive
+
+
 def copied(metadata: Metadata) -> Metadata:
     """Returns a copy of metadata.
 

@@ -268,6 +268,10 @@ class RecordReader:
         self._finite: deque[weakref.ref[Row]] = deque(maxlen=keep)
         self._decoded: deque[tuple[list[Any], Row]] = deque(maxlen=keep)
 
+    def __reduce__(self) -> tuple[type[RecordReader], tuple[Layout, int | None]]:
+        """Leaves what it remembers behind: another process is sent other rows."""
+        return RecordReader, (self.layout, self._finite.maxlen)
+
     def row(self, record: ArrayRecord) -> Row:
         """Returns what `from_record` returns; the same object for records with the same content.
 

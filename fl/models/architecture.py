@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from importlib import import_module
 from typing import Any
 
 from safetensors import SafetensorError
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fl.errors import ConfigError
+from fl.extras import imported
 
 _COLOURS = 3
 # They would download, or read a file in which there may be code.
@@ -54,7 +54,7 @@ def torchvision(
             architecture; it does not take such inputs or options; the file holds another model; or
             a name of `frozen` fits no parameter, or they fit all.
     """
-    package = _imported("torchvision", "torchvision.models")
+    package = _imported("torchvision").models
     _check_images("torchvision", input_shape, channels=(1, _COLOURS))
     _check_name("torchvision", name, package.list_models(module=package))
     _check_options(options)
@@ -90,7 +90,7 @@ def timm(
     Raises:
         ConfigError: as `torchvision`.
     """
-    package = _imported("timm", "timm")
+    package = _imported("timm")
     _check_images("timm", input_shape, channels=None)
     _check_name("timm", name, package.list_models())
     _check_options(options)
@@ -104,14 +104,9 @@ def timm(
     return _started(made, name, num_classes, weights, frozen)
 
 
-def _imported(member: str, module: str) -> Any:
+def _imported(member: str) -> Any:
     try:
-        return import_module(module)
-    except ImportError as error:
-        raise ConfigError(
-            f"model={member} needs the package {error.name or member}: pip install "
-            "'fl-simulator[vision]'"
-        ) from error
+        return imported(f"model={member}", member)
     except RuntimeError as error:  # of a package with kernels for another torch
         raise ConfigError(
             f"model={member}: the installed torchvision is built for another torch than the one "

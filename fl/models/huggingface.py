@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from fl.errors import ConfigError
+from fl.extras import imported
 
 _HEADS = {"causal": "AutoModelForCausalLM", "classification": "AutoModelForSequenceClassification"}
 
@@ -40,13 +40,7 @@ class HuggingFace(nn.Module):
         task: Literal["causal", "classification"] = "causal",
     ) -> None:
         super().__init__()
-        try:
-            transformers: Any = import_module("transformers")
-        except ImportError as error:
-            raise ConfigError(
-                "model=huggingface needs the package transformers: pip install "
-                "'fl-simulator[huggingface]'"
-            ) from error
+        transformers = imported("model=huggingface", "transformers")
         if task not in _HEADS:
             raise ConfigError(f"task is {task!r}; it must be one of {', '.join(_HEADS)}")
         if len(input_shape) != 1:

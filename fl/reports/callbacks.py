@@ -10,11 +10,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from fl.errors import ConfigError
+from fl.extras import check_installed
 from fl.reports.client_rows import ClientRow
 from fl.reports.history import Row
 from fl.reports.tensorboard_log import flattened
@@ -132,7 +132,7 @@ class WandB(Callback):
         name: str | None = None,
         mode: Literal["online", "offline"] = "offline",
     ) -> None:
-        _check_installed("wandb", type(self).__name__)
+        check_installed(type(self).__name__, "wandb")
         if mode not in ("online", "offline"):
             raise ConfigError(f"mode is {mode!r}; it must be online or offline")
         self.project, self.name, self.mode = project, name, mode
@@ -172,7 +172,7 @@ class MLflow(Callback):
     """
 
     def __init__(self, experiment: str, name: str | None = None, uri: str | None = None) -> None:
-        _check_installed("mlflow", type(self).__name__)
+        check_installed(type(self).__name__, "mlflow")
         self.experiment, self.name, self.uri = experiment, name, uri
 
     def begin(self, directory: Path | None, config: Mapping[str, Any], seed: int) -> None:
@@ -207,10 +207,3 @@ class MLflow(Callback):
         """Ends the run there."""
         status = {"completed": "FINISHED", "interrupted": "KILLED"}
         self._client.set_terminated(self._run_id, status.get(summary["status"], "FAILED"))
-
-
-def _check_installed(package: str, name: str) -> None:
-    if find_spec(package) is None:
-        raise ConfigError(
-            f"{name} needs the package {package}: pip install 'fl-simulator[{package}]'"
-        )

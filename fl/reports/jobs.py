@@ -66,22 +66,29 @@ def read_jobs(directory: Path) -> list[Job]:
     return sorted(jobs, key=lambda job: job.number)
 
 
-def by_overrides(runs: Sequence[Run]) -> dict[str, list[Run]]:
+EVERY = "all runs"
+"""The label of runs of which nothing was overridden differently."""
+
+
+def by_overrides(runs: Sequence[Run], beside: Sequence[Run] = ()) -> dict[str, list[Run]]:
     """Returns a sweep's runs under labels made of what was overridden differently, but the seed.
 
     Runs with equal overrides whose configurations differ all the same (they were made by two
     versions of the defaults) are told apart by what differs.
+
+    Args:
+        runs: any.
+        beside: others that are shown with them, from which labels tell them apart as well.
     """
     from fl.reports.runs import bears_on_results, group_runs
 
     changed = [overrides(run) for run in runs]
-    keys = dict.fromkeys(key for found in changed for key in found)
+    every = [*changed, *map(overrides, beside)]
+    keys = dict.fromkeys(key for found in every for key in found)
     varying = [
         key
         for key in keys
-        if key != "seed"
-        and bears_on_results(key)
-        and len({found.get(key) for found in changed}) > 1
+        if key != "seed" and bears_on_results(key) and len({found.get(key) for found in every}) > 1
     ]
     groups: dict[str, list[Run]] = {}
     for run, found in zip(runs, changed, strict=True):
@@ -92,7 +99,7 @@ def by_overrides(runs: Sequence[Run]) -> dict[str, list[Run]]:
         alike = group_runs(group)
         for difference, members in alike.items():
             parts = [part for part in (label, difference if len(alike) > 1 else "") if part]
-            labelled[", ".join(parts) or "all runs"] = members
+            labelled[", ".join(parts) or EVERY] = members
     return labelled
 
 
@@ -104,7 +111,7 @@ def title(run: Run) -> str:
     if not found:
         chosen = members(run)
         found = {what: chosen[what] for what in _MAIN if what in chosen}
-    return ", ".join(f"{key}={value}" for key, value in found.items()) or "all runs"
+    return ", ".join(f"{key}={value}" for key, value in found.items()) or EVERY
 
 
 def members(run: Run) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -137,8 +138,9 @@ def server(site: Site, port: int = 0) -> ThreadingHTTPServer:
             self.send_header("X-Content-Type-Options", "nosniff")
             allowed = f"{policy(live=True)}; frame-ancestors 'none'"
             self.send_header("Content-Security-Policy", allowed)
-            self.end_headers()
-            self.wfile.write(content)
+            with suppress(ConnectionError):  # the browser was closed, or has gone elsewhere
+                self.end_headers()
+                self.wfile.write(content)
 
         def log_message(self, *_: Any) -> None:
             """Says nothing of requests."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,19 @@ def write_model(
     plain = {name: np.ascontiguousarray(x).reshape(x.shape) for name, x in arrays.items()}
     with replacing(path) as temporary:
         save_file(plain, temporary, {"format": "pt", **(facts or {})})
+        _sort_facts(temporary)
+
+
+def _sort_facts(path: Path) -> None:
+    """Gives a file's facts the order of their names: safetensors draws another for every file."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= size, "the arrays begin behind it"
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def read_facts(path: Path | str) -> dict[str, str]:

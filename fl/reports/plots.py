@@ -23,8 +23,9 @@ from fl.reports.client_rows import ACCURACY_EDGES, ClientRow
 from fl.reports.files import printable
 from fl.reports.history import COLUMNS, Row
 from fl.reports.runs import Run
-from fl.reports.spans import STAGES, Spans, spans
+from fl.reports.spans import STAGES, Spans, all_reduces, spans
 from fl.reports.target import Target, better, is_share
+from fl.simulation.kernel.trace import Event
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +35,13 @@ if TYPE_CHECKING:
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":", "-.")
-_STAGE_COLOURS = {"download": "#56B4E9", "compute": "#E69F00", "upload": "#009E73"}
+_STAGE_COLOURS = {
+    "download": "#56B4E9",
+    "compute": "#E69F00",
+    "upload": "#009E73",
+    "all-reduce": "#CC79A7",
+}
+_STAGES = (*STAGES, "all-reduce")
 _IDLE_COLOUR = "#E8E8E8"
 _STYLE: dict[str, Any] = {
     "font.size": 10,
@@ -77,8 +84,9 @@ def metrics(
         history: evaluations of one run, at least one.
         path: PNG to write, replaced as a whole.
         names: metrics to draw, a row each; by default the target's metric, accuracies and losses,
-            or whatever there is if none is called so, in four rows at most. `train_x`,
-            `client_x` and `latest_x` share the row of `x`.
+            or if none is called so whatever there is, what changes first, in four rows at most.
+            `train_x`, `client_x` and `latest_x` share the row of `x`. If nothing changes, as where
+            clients do not train, it is what the rounds took.
         target: drawn as a line, with a mark where the run got there.
         time: what to call the time, where it is not virtual.
 
@@ -86,6 +94,10 @@ def metrics(
         ConfigError: no evaluation has one of `names`, or there is no metric at all.
     """
     rows = _panel_rows(history, names, target)
+    measured = {name for shown in rows for name in shown}
+    telling = names or worth_drawing(measured, [target.metric] if target is not None else [])
+    if not telling and len(history) > 1 and not any(_changes(history, name) for name in measured):
+        return _costs(history, path, time)
     with drawing(10.5, 0.5 + 2.5 * len(rows), path) as figure:
         grid = figure.subplots(len(rows), 3, squeeze=False, sharex="col", sharey="row")
         for r, shown in enumerate(rows):
@@ -113,25 +125,29 @@ def metrics(
 def clients(trace: Trace, path: Path | None = None) -> Figure:
     """Draws what the clients did: how many were in each stage over time, and each one's shares.
 
-    The upper panel is the mean number of tasks in each stage, over each 1/200 of the run. The lower
-    one has a bar for every client that had a task, busiest first; above 40 clients the bars become
-    filled curves over the ranking. Where tasks of one client overlap, computing counts before
-    transfers, and uploading before downloading, so shares add up to one.
+    The upper panel is the mean number of clients' tasks and all-reduces in each stage, over each
+    1/200 of the run. The lower one has a bar for every client that had a task, busiest first; above
+    40 clients the bars become filled curves over the ranking. Where tasks of one client overlap,
+    computing counts before transfers, and uploading before downloading, so shares add up to one.
+    Of what peers send each other, the trace has when it arrived and not since when it was on its
+    way: a third panel has the bytes that arrived, where there are any.
 
     Args:
         trace: events of the run, at least one.
         path: PNG to write, replaced as a whole.
     """
-    stages = spans(trace)
+    stages = spans(trace).beside(all_reduces(trace))
     end = trace.time[-1]
-    with drawing(8.5, 6.2, path) as figure:
-        over_time, per_client = figure.subplots(2, 1)
+    among = trace.kind == Event.TRANSFER
+    panels = 2 + int(among.any())
+    with drawing(8.5, 3.1 * panels, path) as figure:
+        over_time, *between, per_client = figure.subplots(panels, 1)
         unit = units.time_unit(end)
         edges, counts = _mean_active(stages, end)
         over_time.stackplot(
             edges / unit.divisor,
             np.concatenate([counts, counts[:, -1:]], axis=1),
-            colors=[_STAGE_COLOURS[name] for name in STAGES],
+            colors=[*_STAGE_COLOURS.values()],
             step="post",
             linewidth=0,
         )
@@ -139,6 +155,8 @@ def clients(trace: Trace, path: Path | None = None) -> Figure:
         over_time.set_title("Tasks in each stage over time", loc="left")
         over_time.set_xlim(0, end / unit.divisor if end > 0 else 1)
         over_time.set_ylim(bottom=0)
+        for panel in between:
+            _arrivals(panel, edges, trace.time[among], trace.bytes[among], unit)
         ids, share = _shares(stages, end)
         _share_panel(per_client, ids, share)
         handles, labels = per_client.get_legend_handles_labels()
@@ -283,13 +301,33 @@ def _panel_rows(
         return [[name] for name in names]
     wanted = worth_drawing(present, [target.metric] if target is not None else [])
     rows: dict[str, list[str]] = {}
-    for name in wanted or present:
+    for name in wanted or sorted(present, key=lambda name: not _changes(history, name)):
         base = name
         for beside in ("train_", "client_", "latest_"):
             base = base.removeprefix(beside)
         rows.setdefault(base if base in present else name, []).append(name)
     # The server's own metric before its counterparts, whichever was reported first.
     return [sorted(shown, key=len) for shown in list(rows.values())[:_MAX_ROWS]]
+
+
+def _changes(history: Sequence[Row], metric: str) -> bool:
+    values = np.array([row[metric] for row in history if metric in row], dtype=float)
+    return len(np.unique(values[_can_be_drawn(values)])) > 1
+
+
+def _costs(history: Sequence[Row], path: Path | None, time: str | None) -> Figure:
+    """Draws rounds, bytes and joules against virtual time."""
+    seconds = _unit("time_s", max(row["time_s"] for row in history))
+    with drawing(10.5, 3.0, path) as figure:
+        for axes, axis in zip(figure.subplots(1, 3), ("round", "bytes", "energy_j"), strict=True):
+            unit = _unit(axis, max(_position(row, axis) for row in history))
+            x = np.array([row["time_s"] for row in history]) / seconds.divisor
+            y = np.array([_position(row, axis) for row in history]) / unit.divisor
+            axes.plot(x, y, color=PALETTE[0])
+            axes.set_xlabel(f"{time or AXES['time_s']} ({seconds.symbol})")
+            axes.set_ylabel(f"{AXES[axis]} ({unit.symbol})" if unit.symbol else f"{AXES[axis]}s")
+            axes.set_ylim(bottom=0)
+    return figure
 
 
 def _line(
@@ -335,10 +373,10 @@ def _target_mark(
 
 
 def _mean_active(stages: Spans, end: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns bin edges (b + 1,) in s and the mean number of tasks in each stage (3, b)."""
+    """Returns bin edges (b + 1,) in s and the mean number of tasks in each stage (4, b)."""
     edges = np.linspace(0.0, end if end > 0 else 1.0, _BINS + 1)
-    counts = np.empty((len(STAGES), _BINS))
-    for stage in range(len(STAGES)):
+    counts = np.empty((len(_STAGES), _BINS))
+    for stage in range(len(_STAGES)):
         mine = stages.stage == stage
         # Integral of the number of tasks up to t: sum of (t - start)+ - (t - end)+.
         integral = _ramps(stages.start[mine], edges) - _ramps(stages.end[mine], edges)
@@ -354,13 +392,35 @@ def _ramps(times: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.fl
     return np.asarray(passed * at - np.append(0.0, np.cumsum(times))[passed])
 
 
+def _arrivals(
+    axes: Axes,
+    edges: NDArray[np.float64],
+    time: NDArray[np.float64],
+    size: NDArray[np.int64],
+    unit: units.Unit,
+) -> None:
+    """Draws the bytes that arrived from peers in each bin."""
+    arrived = np.histogram(time, edges, weights=size)[0]
+    bytes_unit = units.byte_unit(arrived.max())
+    axes.stairs(
+        arrived / bytes_unit.divisor,
+        edges / unit.divisor,
+        fill=True,
+        color=_STAGE_COLOURS["upload"],
+    )
+    axes.set(xlabel=f"virtual time ({unit.symbol})", ylabel=f"arrived ({bytes_unit.symbol})")
+    axes.set_title(f"What peers sent each other, in each 1/{_BINS} of the time", loc="left")
+    axes.set_xlim(0, edges[-1] / unit.divisor)
+    axes.set_ylim(bottom=0)
+
+
 def _shares(stages: Spans, end: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Returns clients (m,), busiest first, and their shares of time in each stage (3, m)."""
+    """Returns clients (m,), busiest first, and their shares of time in each stage (4, m)."""
     ids, row = np.unique(stages.client, return_inverse=True)
     n = len(stages)
     client = np.concatenate([row, row])
     time = np.concatenate([stages.start, stages.end])
-    change = np.zeros((2 * n, len(STAGES)), dtype=np.int64)
+    change = np.zeros((2 * n, len(_STAGES)), dtype=np.int64)
     change[np.arange(n), stages.stage] = 1
     change[np.arange(n, 2 * n), stages.stage] = -1
     order = np.lexsort((time, client))
@@ -368,10 +428,10 @@ def _shares(stages: Spans, end: float) -> tuple[NDArray[np.int64], NDArray[np.fl
     # A client's changes add up to zero, so one running sum serves all clients.
     active = np.cumsum(change[order], axis=0) > 0
     lasts = np.diff(time, append=time[-1:]) * (np.diff(client, append=-1) == 0)
-    share = np.zeros((len(STAGES), len(ids)))
+    share = np.zeros((len(_STAGES), len(ids)))
     free = np.ones(2 * n, dtype=bool)
-    for name in ("compute", "upload", "download"):
-        stage = STAGES.index(name)
+    for name in ("compute", "all-reduce", "upload", "download"):
+        stage = _STAGES.index(name)
         mine = active[:, stage] & free
         free &= ~mine
         share[stage] = np.bincount(client[mine], lasts[mine], minlength=len(ids))
@@ -382,13 +442,15 @@ def _shares(stages: Spans, end: float) -> tuple[NDArray[np.int64], NDArray[np.fl
 
 def _share_panel(axes: Axes, ids: NDArray[np.int64], share: NDArray[np.float64]) -> None:
     layers = 100.0 * np.concatenate([share, 1.0 - share.sum(axis=0, keepdims=True)])
-    names = [*STAGES, "idle"]
+    # What nobody did is not in the legend.
+    shown = zip(_STAGES, share, strict=True)
+    names = [*(name if some.any() else "" for name, some in shown), "idle"]
     colours = [*_STAGE_COLOURS.values(), _IDLE_COLOUR]
     x = np.arange(len(ids))
     if len(ids) <= _MAX_BARS:
         bottom = np.zeros(len(ids))
         for layer, name, colour in zip(layers, names, colours, strict=True):
-            axes.bar(x, layer, 0.85, bottom=bottom, color=colour, label=name)
+            axes.bar(x, layer, 0.85, bottom=bottom, color=colour, label=name or None)
             bottom += layer
         axes.set_xticks(x, [str(i) for i in ids], rotation=90 if len(ids) > 20 else 0)
         axes.tick_params(axis="x", length=0)

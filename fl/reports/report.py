@@ -23,7 +23,7 @@ from fl.reports import plots, shell, units
 from fl.reports.atomic import replacing
 from fl.reports.files import printable, read_file
 from fl.reports.history import COLUMNS
-from fl.reports.jobs import JOBS, Job, by_overrides, members, read_jobs
+from fl.reports.jobs import EVERY, JOBS, Job, by_overrides, members, read_jobs
 from fl.reports.jobs import title as name_of
 from fl.reports.runs import Run, ended, load_runs
 from fl.reports.table import comparison
@@ -149,8 +149,9 @@ def page(
         running: those that have not ended yet, of a live page.
         version: of a live page, as of `document`.
     """
-    groups = _named(ended(runs)[0] or runs)  # what has not ended goes into no mean of results
-    going = _named(running)
+    # What has not ended goes into no mean of results.
+    groups = _named(ended(runs)[0] or runs, running)
+    going = _named(running, runs)
     title = title or _few([*groups, *(label for label in going if label not in groups)])
     title = title or "no run has been evaluated yet"
     drawn = {**groups, **{f"{label} (running)": found for label, found in going.items()}}
@@ -168,16 +169,14 @@ def page(
             *_pictures(groups),
             _faults(groups),
             _differences(groups),
-            _list(_named(runs), base, linked=version is None),
+            _list(_named(runs, running), base, linked=version is None),
         ]
     return shell.document(title, "\n".join(part for part in parts if part), version)
 
 
-def _named(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    groups = by_overrides(runs)
-    if not groups:
-        return {}
-    return groups if len(groups) > 1 else {name_of(alike[0]): alike for alike in groups.values()}
+def _named(runs: Sequence[Run], beside: Sequence[Run] = ()) -> dict[str, list[Run]]:
+    groups = by_overrides(runs, beside)
+    return {name_of(alike[0]) if k == EVERY else k: alike for k, alike in groups.items()}
 
 
 # ---- sections ------------------------------------------------------------------------------------
@@ -316,7 +315,8 @@ def _curves(groups: Mapping[str, Sequence[Run]]) -> Iterable[str]:
             against = ", ".join(plots.AXES[axis] for axis in axes)
             yield shell.picture(shell.svg(figure), f"{name} against {against}", list(chosen))
     if not shown:
-        yield "<p>No run has evaluated a metric.</p>"
+        said = "has changed in any run" if any(run.history for run in every) else "was evaluated"
+        yield f"<p>No metric {said}.</p>"
 
 
 def _central(groups: Mapping[str, Sequence[Run]], metric: str) -> float | None:

@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from fl import extras
 from fl.errors import ConfigError
 from fl.reports.atomic import remove_leftovers, replacing
 from fl.reports.callbacks import Callback, Told
@@ -145,6 +146,12 @@ class RunWriter:
             for name in (*data, *MODELS, *_VIEWS):
                 (self.directory / name).unlink(missing_ok=True)
             path = self.directory / "metrics.csv"
+            if not extras.installed("pyarrow"):
+                log.warning(
+                    "no trace.parquet will be written: it needs the package pyarrow: pip install "
+                    "'fl-simulator[%s]'",
+                    extras.EXTRAS["pyarrow"],
+                )
         self._history = History(path)
         kept = self.directory / CLIENTS if self.directory is not None and client_rows else None
         self._clients = ClientRows(kept)
@@ -433,6 +440,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _write_trace(path: Path, trace: Trace, summary: Mapping[str, Any]) -> None:
+    """Writes the events, where that can be: who has no pyarrow was told when the run began."""
+    if not extras.installed("pyarrow"):
+        return
     import pyarrow.parquet as pq
 
     facts = {name: summary[name] for name in ("trace_sha256", "config_digest")}

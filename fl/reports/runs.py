@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl.errors import ConfigError
+from fl.extras import imported
 from fl.reports.files import SUMMARY_BYTES, read_file
 from fl.reports.history import Row, read_history
 from fl.reports.run_writer import config_digest
@@ -44,10 +45,13 @@ class Run:
     history: Sequence[Row]
 
     def frame(self) -> pandas.DataFrame:
-        """Returns the evaluations as a table of pandas, a row each, as in metrics.csv."""
-        import pandas
+        """Returns the evaluations as a table of pandas, a row each, as in metrics.csv.
 
-        return pandas.DataFrame(list(self.history))
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        table: pandas.DataFrame = imported("frame()", "pandas").DataFrame(list(self.history))
+        return table
 
     def plot(self, *names: str) -> Figure:
         """Returns a picture of metrics against simulated time, bytes and rounds.

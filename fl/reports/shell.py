@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fl.reports.files import printable
+from fl.reports.plots import PALETTE
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --back: #fff; --soft: #666; --line: #ddd;
@@ -42,7 +43,11 @@ img { width: 100%; background: #fff; border-radius: 6px; } details img { max-wid
 @media (max-width: 700px) {
   body { margin-top: 1rem; } h1 { font-size: 1.3rem; } .long { overflow-wrap: anywhere; }
   figure img, figure svg { width: 860px; max-width: none; }
-  figcaption { position: sticky; left: 0; } }
+  figcaption, .curves { position: sticky; left: 0; }
+  th, td { padding: .3rem .4rem; }
+  td:first-child, th:first-child { position: sticky; left: 0; background: var(--back);
+    min-width: 9rem; max-width: 10rem; white-space: normal; overflow-wrap: anywhere; }
+  th:first-child { background: var(--head); } }
 """
 
 # Tables are sorted by a click on a heading; a figure's curves, which are groups of its SVG called
@@ -229,7 +234,8 @@ def picture(image: str, title: str, curves: Sequence[str] = ()) -> str:
     """Returns a figure; names of its curves, if there are several, for the script's check boxes."""
     caption = f"<figcaption>{text(title)}</figcaption>"
     boxes = "".join(
-        f'<label><input type="checkbox" checked data-curve="{k}"> {text(name)}</label>'
+        f'<label><input type="checkbox" checked data-curve="{k}" style="accent-color: '
+        f'{PALETTE[k % len(PALETTE)]}"> {text(name)}</label>'
         for k, name in enumerate(curves)
     )
     more = f'<div class="curves" hidden>{boxes}</div>' if len(curves) > 1 else ""

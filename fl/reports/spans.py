@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from fl.simulation.kernel.trace import Event, Trace
 
 STAGES = ("download", "compute", "upload")
+ALL_REDUCE = len(STAGES)
+"""Of a span of `all_reduces`, where another has an index into `STAGES`."""
 
-_STARTS = (Event.DOWNLOAD_START, Event.COMPUTE_START, Event.UPLOAD_START)
-_ENDS = (Event.DOWNLOAD_END, Event.COMPUTE_END, Event.UPLOAD_END)
-_STOPS = (
+STARTS = (Event.DOWNLOAD_START, Event.COMPUTE_START, Event.UPLOAD_START)
+ENDS = (Event.DOWNLOAD_END, Event.COMPUTE_END, Event.UPLOAD_END)
+STOPS = (
     Event.DROPOUT,
     Event.CRASH,
     Event.DEPARTURE,
@@ -23,18 +25,18 @@ _STOPS = (
 )
 # Nothing else ends work: a task whose message has expired goes on, unless it was waiting, and an
 # error is a reply too.
-_LAST = (Event.UPLOAD_END, *_STOPS)
-_WAITS = (Event.DISPATCH, Event.DOWNLOAD_END)  # the latest event of a task that waits
+LAST = (Event.UPLOAD_END, *STOPS)
+WAITS = (Event.DISPATCH, Event.DOWNLOAD_END)  # the latest event of a task that waits
 
 
 @dataclass(frozen=True)
 class Spans:
-    """Intervals of work, one row each, in order of (client, dispatch, start).
+    """Intervals of work, one row each.
 
     Args:
         client: index in the fleet, shape (n,), int64.
         dispatch: the client's task number, (n,), int64.
-        stage: index into `STAGES`, (n,), int8.
+        stage: index into `STAGES`, or `ALL_REDUCE`, (n,), int8.
         start, end: virtual s, (n,), float64, start <= end.
         finished: (n,), bool; False if a fault, or the end of the run, cut the stage short.
     """
@@ -49,36 +51,20 @@ class Spans:
     def __len__(self) -> int:
         return len(self.client)
 
-
-@dataclass(frozen=True)
-class Dispatches:
-    """Intervals from a message's dispatch to its reply, or to the fault that ended it.
-
-    Rows are in order of dispatch.
-
-    Args:
-        client, dispatch: what names the message, (n,), int64.
-        start, end: virtual s, (n,), float64; end is infinite for a task still in flight when the
-            trace ends.
-    """
-
-    client: NDArray[np.int64]
-    dispatch: NDArray[np.int64]
-    start: NDArray[np.float64]
-    end: NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.client)
+    def beside(self, other: Spans) -> Spans:
+        """Returns these and others, in no order."""
+        columns = (field.name for field in fields(self))
+        return Spans(*(np.append(getattr(self, name), getattr(other, name)) for name in columns))
 
 
 def spans(trace: Trace) -> Spans:
     """Returns the stages of all tasks.
 
-    A stage ends with its own end event, or with the fault that stopped the task. A stage that
-    nothing ended lasts until the trace's last event.
+    Rows are in order of (client, dispatch, start). A stage ends with its own end event, or with the
+    fault that stopped the task. A stage that nothing ended lasts until the trace's last event.
     """
-    time, client, dispatch, kind, _ = _in_task_order(trace, (*_STARTS, *_ENDS, *_STOPS))
-    at = np.flatnonzero(np.isin(kind, _STARTS))
+    time, client, dispatch, kind, _ = _in_task_order(trace, (*STARTS, *ENDS, *STOPS))
+    at = np.flatnonzero(np.isin(kind, STARTS))
     closed = _same_task_as_next(client, dispatch)[at]
     following = np.minimum(at + 1, len(time) - 1)
     last = trace.time[-1] if len(trace) else 0.0
@@ -86,31 +72,28 @@ def spans(trace: Trace) -> Spans:
     return Spans(
         client=client[at],
         dispatch=dispatch[at],
-        stage=np.searchsorted(_STARTS, kind[at]).astype(np.int8),
+        stage=np.searchsorted(STARTS, kind[at]).astype(np.int8),
         start=time[at],
         end=np.where(closed, time[following], last),
         finished=closed & (kind[following] == end_kind),
     )
 
 
-def dispatches(trace: Trace) -> Dispatches:
-    """Returns the intervals during which each message was in flight."""
-    kinds = (Event.DISPATCH, *_STARTS, *_ENDS, *_STOPS, Event.EXPIRED)
-    time, client, dispatch, kind, rows = _in_task_order(trace, kinds)
-    over = np.isin(kind, _LAST) | (kind == Event.DISPATCH)
-    over[1:] |= (kind[1:] == Event.EXPIRED) & np.isin(kind[:-1], _WAITS)
-    # What a client does for its peers is over when it has computed: nothing is uploaded.
-    over |= (kind == Event.COMPUTE_END) | (kind == Event.UPLOAD_START)
-    time, client, dispatch, kind, rows = (x[over] for x in (time, client, dispatch, kind, rows))
-    first = np.flatnonzero(kind == Event.DISPATCH)
-    last = np.append(first, len(time))[1:] - 1
-    answered = np.isin(kind[last], (Event.COMPUTE_END, Event.EXPIRED, *_LAST))
-    order = np.argsort(rows[first], kind="stable")
-    return Dispatches(
-        client=client[first][order],
-        dispatch=dispatch[first][order],
-        start=time[first][order],
-        end=np.where(answered, time[last], np.inf)[order],
+def all_reduces(trace: Trace) -> Spans:
+    """Returns when each client took part in all-reduces, in the order in which these ended.
+
+    It is not known of other transfers among peers: the trace has when they arrived.
+    """
+    kind = trace.kind
+    rows = np.flatnonzero(np.isin(kind, (Event.ALL_REDUCE, Event.ALL_REDUCE_FAILED)))
+    end = trace.time[rows]
+    return Spans(
+        client=trace.client[rows],
+        dispatch=trace.dispatch[rows],
+        stage=np.full(len(rows), ALL_REDUCE, np.int8),
+        start=end - trace.value[rows],
+        end=end,
+        finished=kind[rows] == Event.ALL_REDUCE,
     )
 
 

@@ -12,16 +12,20 @@ to the nanosecond. Two processes: the server, and the clients with one track eac
   lost clients are instants of the server.
 - Counters: tasks in flight, tasks by stage, and each metric at its evaluations.
 
-Size and cost: about 140 bytes of file, 2 microseconds of host time and 150 bytes of memory an event
-of the trace; the text itself is written in chunks. Two million events make a file of 280 MB in 4 s.
-For much longer runs turn the timeline off: trace.parquet has everything.
+A slice is written when it ends, so the file is not in the order of what slices begin with; readers
+sort. The names of the tracks come last.
+
+Size and cost: about 140 bytes of file and 2 microseconds of host time an event of the trace, from
+which it is written event by event: memory has the tasks that are under way and the clients, however
+long the run was. A million tasks make a file of 1 GB; `views=false` leaves it out, and
+trace.parquet has everything.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,19 +33,24 @@ from numpy.typing import NDArray
 
 from fl.reports.atomic import replacing
 from fl.reports.history import COLUMNS, Row
-from fl.reports.spans import STAGES, Spans, dispatches, spans
+from fl.reports.spans import ENDS, LAST, STAGES, STARTS, STOPS, WAITS
 from fl.simulation.kernel.trace import FAULTS, Event, Trace
 
 _SERVER_PID, _CLIENTS_PID = 1, 2
 _SERVER_TID = 1
 _FIRST_CLIENT_TID = 2
-_CHUNK = 100_000
-_SERVER_KINDS = (Event.DISPATCH, Event.TIMEOUT, Event.NODE_UNAVAILABLE)
-_CLIENT_KINDS = tuple(sorted(FAULTS - set(_SERVER_KINDS)))
+_CHUNK = 50_000  # events
+# Whole numbers, as the trace has them: a member of an enumeration takes longer to be found.
+_DISPATCH, _COMPUTE_END, _EXPIRED = map(int, (Event.DISPATCH, Event.COMPUTE_END, Event.EXPIRED))
+_SERVER_KINDS = frozenset(map(int, (Event.DISPATCH, Event.TIMEOUT, Event.NODE_UNAVAILABLE)))
+_SHOWN = frozenset(map(int, FAULTS)) | _SERVER_KINDS
+_STAGE_OF = {int(kind): stage for stage, kind in enumerate(STARTS)}
+_END_OF = tuple(map(int, ENDS))
+_ENDING = frozenset(map(int, (*ENDS, *STOPS)))
+_LAST = frozenset(map(int, LAST))
+_WAITING = frozenset(map(int, WAITS))
 
 _COUNTERS = ("tasks in flight", "tasks by stage")
-
-_Source = tuple[NDArray[np.int64], Callable[[NDArray[np.int64]], list[str]]]
 
 
 def write_timeline(trace: Trace, path: Path, history: Sequence[Row] = ()) -> None:
@@ -57,95 +66,180 @@ def write_timeline(trace: Trace, path: Path, history: Sequence[Row] = ()) -> Non
         open(temporary, "w", encoding="ascii", newline="\n") as file,
     ):
         file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
-        separator = ""
-        for lines in _chunks(trace, history):
-            file.write(separator)
-            file.write(",\n".join(lines))
-            separator = ",\n"
+        file.write(",\n".join(_server_names()))
+        timeline = _Timeline(trace, history)
+        for rows in trace.parts(_CHUNK):
+            file.writelines(f",\n{line}" for line in timeline.lines(rows))
+        file.writelines(f",\n{line}" for line in timeline.end())
         file.write("\n]}\n")
 
 
-def _chunks(trace: Trace, history: Sequence[Row]) -> Iterator[list[str]]:
-    stages = spans(trace)
-    lane = _lanes(stages)
-    tids = _Tids(stages, lane)
-    yield [*_server_names(), *tids.names()]
-    sources = [
-        _stage_events(stages, tids.of_span),
-        _instants(trace, stages, tids),
-        _in_flight(trace),
-        _stage_counts(stages),
-        _metric_counters(history),
-    ]
-    times = np.concatenate([ts for ts, _ in sources])
-    source = np.concatenate([np.full(len(ts), i) for i, (ts, _) in enumerate(sources)])
-    index = np.concatenate([np.arange(len(ts)) for ts, _ in sources])
-    order = np.argsort(times, kind="stable")
-    for at in range(0, len(order), _CHUNK):
-        part = order[at : at + _CHUNK]
-        lines = np.empty(len(part), dtype=object)
-        for i, (_, render) in enumerate(sources):
-            mine = source[part] == i
-            if mine.any():
-                lines[mine] = render(index[part][mine])
-        yield lines.tolist()
+class _Task:
+    """A task that is under way.
+
+    Attributes:
+        sent: whether its message was.
+        last: kind of its latest event.
+        stage: index into `STAGES` of what its client is at; -1 between stages.
+        start: when that began, ns.
+        lane: its track among those of its client; -1 before its first stage.
+        tid: of that track.
+    """
+
+    __slots__ = ("lane", "last", "sent", "stage", "start", "tid")
+
+    def __init__(self) -> None:
+        self.sent = False
+        self.last = -1
+        self.stage = -1
+        self.start = 0
+        self.lane = -1
+        self.tid = -1
 
 
-def _lanes(stages: Spans) -> NDArray[np.int64]:
-    """Returns each span's lane: tasks of one client that overlap are in different lanes."""
-    n = len(stages)
-    if n == 0:
-        return np.zeros(0, dtype=np.int64)
-    # Rows are in order of (client, dispatch, start), so a task is a run of equal pairs.
-    new = np.ones(n, dtype=bool)
-    new[1:] = (np.diff(stages.client) != 0) | (np.diff(stages.dispatch) != 0)
-    first = np.flatnonzero(new)
-    task_end = np.maximum.reduceat(_ns(stages.end), first)
-    task_start = _ns(stages.start)[first]
-    task_client = stages.client[first]
-    lane = np.zeros(len(first), dtype=np.int64)
-    free_at: list[int] = []  # per lane of the current client: when its last task ends
-    current = -1
-    order = np.lexsort((np.arange(len(first)), task_start, task_client)).tolist()
-    for task, client, start, end in zip(
-        order,
-        task_client[order].tolist(),
-        task_start[order].tolist(),
-        task_end[order].tolist(),
-        strict=True,
-    ):
-        if client != current:
-            current, free_at = client, []
-        chosen = next((k for k, free in enumerate(free_at) if free <= start), len(free_at))
-        if chosen == len(free_at):
-            free_at.append(end)
-        else:
-            free_at[chosen] = end
-        lane[task] = chosen
-    of_span: NDArray[np.int64] = lane[np.cumsum(new) - 1]
-    return of_span
+class _Timeline:
+    """Makes lines of events, one after the other.
 
+    Args:
+        trace: of the run.
+        history: evaluations.
+    """
 
-class _Tids:
-    """Track numbers: client c's first track is c + 2, further ones come after all clients."""
+    def __init__(self, trace: Trace, history: Sequence[Row]) -> None:
+        clients = [int(rows["client"].max()) for rows in trace.parts() if len(rows)]
+        self._further = _FIRST_CLIENT_TID + 1 + max(clients, default=-1)  # next tid of such tracks
+        self._tasks: dict[tuple[int, int], _Task] = {}
+        self._computed: dict[tuple[int, int], None] = {}  # at this instant, perhaps no upload comes
+        self._busy: dict[int, list[bool]] = {}  # for each client's tracks, whether a task has it
+        self._tids: dict[tuple[int, int], int] = {}  # of a client's further tracks
+        self._now = 0  # ns
+        self._in_flight = 0
+        self._at = [0] * len(STAGES)  # tasks in each stage
+        self._changed = [False, False]  # the counters
+        self._metrics = _metric_counters(history)
+        self._next = next(self._metrics, None)
 
-    def __init__(self, stages: Spans, lane: NDArray[np.int64]) -> None:
-        pairs = np.stack([stages.client, lane], axis=1)
-        further, position = np.unique(pairs[lane > 0], axis=0, return_inverse=True)
-        base = _FIRST_CLIENT_TID + (int(stages.client.max()) + 1 if len(stages) else 0)
-        self.of_span = stages.client + _FIRST_CLIENT_TID
-        self.of_span[lane > 0] = base + position.reshape(-1)
-        self._further: list[tuple[int, int]] = [(int(c), int(k)) for c, k in further]
-        self._base = base
-        self._clients: list[int] = np.unique(stages.client).tolist()
+    def lines(self, rows: NDArray[np.void]) -> Iterator[str]:
+        """Returns the lines of events, shape (n,), of type `ROW_TYPE`."""
+        times = _ns(rows["time"]).tolist()
+        names = ("kind", "client", "dispatch", "bytes", "value")
+        columns = (rows[name].tolist() for name in names)
+        for time, kind, client, dispatch, size, value in zip(times, *columns, strict=True):
+            if time != self._now:
+                yield from self._instant()
+                self._now = time
+                while self._next is not None and self._next[0] <= time:
+                    yield self._next[1]
+                    self._next = next(self._metrics, None)
+            yield from self._event(kind, client, dispatch, size, value)
 
-    def names(self) -> Iterator[str]:
-        tracks = [(c, 0, c + _FIRST_CLIENT_TID) for c in self._clients]
-        tracks += [(c, k, self._base + i) for i, (c, k) in enumerate(self._further)]
+    def end(self) -> Iterator[str]:
+        """Returns the last lines: stages that nothing has ended, and names of the tracks."""
+        yield from self._instant()
+        for (_, dispatch), task in self._tasks.items():
+            if task.stage >= 0:
+                yield self._slice(dispatch, task, finished=False)
+        yield from self._instant()
+        while self._next is not None:
+            yield self._next[1]
+            self._next = next(self._metrics, None)
+        tracks = [
+            (client, lane, self._tids.get((client, lane), client + _FIRST_CLIENT_TID))
+            for client, lanes in self._busy.items()
+            for lane in range(len(lanes))
+        ]
         for rank, (client, lane, tid) in enumerate(sorted(tracks)):
             name = f"client {client}" + (f" ({lane + 1})" if lane else "")
             yield _meta("thread_name", _CLIENTS_PID, tid, f'"name":"{name}"')
             yield _meta("thread_sort_index", _CLIENTS_PID, tid, f'"sort_index":{rank}')
+
+    def _event(
+        self, kind: int, client: int, dispatch: int, size: int, value: float
+    ) -> Iterator[str]:
+        key = client, dispatch
+        task = self._tasks.get(key)
+        tid = client + _FIRST_CLIENT_TID if task is None or task.tid < 0 else task.tid
+        if kind == _DISPATCH:
+            task = self._tasks[key] = _Task()
+            task.sent = True
+            self._in_flight += 1
+            self._changed[0] = True
+        elif kind in _STAGE_OF:
+            if task is None:
+                task = self._tasks[key] = _Task()
+            if task.stage >= 0:
+                yield self._slice(dispatch, task, finished=False)
+            self._begin(client, task, _STAGE_OF[kind])
+            self._computed.pop(key, None)
+        elif task is not None and kind in _ENDING:
+            if task.stage >= 0:
+                yield self._slice(dispatch, task, finished=kind == _END_OF[task.stage])
+            if kind in _LAST:
+                self._over(key, task)
+            elif kind == _COMPUTE_END:
+                self._computed[key] = None
+        elif task is not None and kind == _EXPIRED and task.last in _WAITING:
+            self._over(key, task)
+        if task is not None:
+            task.last = kind
+        if kind in _SHOWN:
+            on_server = kind in _SERVER_KINDS or client < 0
+            pid, track = (_SERVER_PID, _SERVER_TID) if on_server else (_CLIENTS_PID, tid)
+            yield (
+                f'{{"ph":"i","s":"t","name":"{_NAMES[kind]}","pid":{pid},"tid":{track},'
+                f'"ts":{_us(self._now)},"args":{{"client":{client},"task":{dispatch},'
+                f'"bytes":{size},"value":{_json_number(value)}}}}}'
+            )
+
+    def _begin(self, client: int, task: _Task, stage: int) -> None:
+        """Begins a stage, and before the first one takes a track that no other task is on."""
+        if task.lane < 0:
+            busy = self._busy.setdefault(client, [])
+            task.lane = next((lane for lane, taken in enumerate(busy) if not taken), len(busy))
+            if task.lane == len(busy):
+                busy.append(True)
+                if task.lane:
+                    self._tids[client, task.lane] = self._further
+                    self._further += 1
+            busy[task.lane] = True
+            task.tid = self._tids.get((client, task.lane), client + _FIRST_CLIENT_TID)
+        task.stage, task.start = stage, self._now
+        self._at[stage] += 1
+        self._changed[1] = True
+
+    def _slice(self, dispatch: int, task: _Task, *, finished: bool) -> str:
+        """Ends a stage; returns its line."""
+        stage, task.stage = task.stage, -1
+        self._at[stage] -= 1
+        self._changed[1] = True
+        # The duration is the difference of the rounded times: neighbours touch, and never overlap.
+        return (
+            f'{{"ph":"X","name":"{STAGES[stage]}","pid":{_CLIENTS_PID},"tid":{task.tid},'
+            f'"ts":{_us(task.start)},"dur":{_us(self._now - task.start)},'
+            f'"args":{{"task":{dispatch},"finished":{"true" if finished else "false"}}}}}'
+        )
+
+    def _over(self, key: tuple[int, int], task: _Task) -> None:
+        """Forgets a task, whose track is free for those that begin from now on."""
+        del self._tasks[key]
+        self._computed.pop(key, None)
+        if task.lane >= 0:
+            self._busy[key[0]][task.lane] = False
+        if task.sent:
+            self._in_flight -= 1
+            self._changed[0] = True
+
+    def _instant(self) -> Iterator[str]:
+        """Returns the counters, if they have changed at the instant that is over."""
+        for key in list(self._computed):  # for its peers: nothing is uploaded
+            self._over(key, self._tasks[key])
+        if self._changed[0]:
+            yield _counter(_COUNTERS[0], self._now, f'"tasks":{self._in_flight}')
+        if self._changed[1]:
+            counts = zip(STAGES, self._at, strict=True)
+            values = ",".join(f'"{stage}":{tasks}' for stage, tasks in counts)
+            yield _counter(_COUNTERS[1], self._now, values)
+        self._changed = [False, False]
 
 
 def _server_names() -> list[str]:
@@ -162,119 +256,14 @@ def _meta(name: str, pid: int, tid: int, args: str) -> str:
     return f'{{"ph":"M","name":"{name}","pid":{pid},"tid":{tid},"ts":0,"args":{{{args}}}}}'
 
 
-def _stage_events(stages: Spans, tid: NDArray[np.int64]) -> _Source:
-    start = _ns(stages.start)
-    # The duration is the difference of the rounded times: neighbours touch, and never overlap.
-    length = _ns(stages.end) - start
-
-    def render(rows: NDArray[np.int64]) -> list[str]:
-        columns = (start, length, tid, stages.stage, stages.dispatch, stages.finished)
-        return [
-            f'{{"ph":"X","name":"{STAGES[stage]}","pid":{_CLIENTS_PID},"tid":{track},'
-            f'"ts":{_us(ts)},"dur":{_us(dur)},'
-            f'"args":{{"task":{task},"finished":{"true" if finished else "false"}}}}}'
-            for ts, dur, track, stage, task, finished in zip(
-                *(c[rows].tolist() for c in columns), strict=True
-            )
-        ]
-
-    return start, render
-
-
-def _instants(trace: Trace, stages: Spans, tids: _Tids) -> _Source:
-    kind = trace.kind
-    rows = np.flatnonzero(np.isin(kind, (*_SERVER_KINDS, *_CLIENT_KINDS)))
-    kind = kind[rows]
-    ts = _ns(trace.time[rows])
-    client = trace.client[rows]
-    dispatch = trace.dispatch[rows]
-    size = trace.bytes[rows]
-    value = trace.value[rows]
-    on_server = np.isin(kind, _SERVER_KINDS) | (client < 0)
-    # A fault belongs to the track of its task, or to the client's first if the task never started.
-    tid = np.where(on_server, _SERVER_TID, client + _FIRST_CLIENT_TID)
-    further = np.flatnonzero(tids.of_span != stages.client + _FIRST_CLIENT_TID).tolist()
-    track = {
-        (int(stages.client[i]), int(stages.dispatch[i])): int(tids.of_span[i]) for i in further
-    }
-    if track:
-        for i in np.flatnonzero(~on_server).tolist():
-            tid[i] = track.get((int(client[i]), int(dispatch[i])), tid[i])
-
-    def render(at: NDArray[np.int64]) -> list[str]:
-        columns = (ts, kind, tid, on_server, client, dispatch, size, value)
-        return [
-            f'{{"ph":"i","s":"t","name":"{_NAMES[k]}","pid":'
-            f'{_SERVER_PID if server else _CLIENTS_PID},"tid":{track},"ts":{_us(t)},'
-            f'"args":{{"client":{c},"task":{d},"bytes":{b},"value":{_json_number(v)}}}}}'
-            for t, k, track, server, c, d, b, v in zip(
-                *(c[at].tolist() for c in columns), strict=True
-            )
-        ]
-
-    return ts, render
-
-
-def _in_flight(trace: Trace) -> _Source:
-    sent = dispatches(trace)
-    back = sent.end[np.isfinite(sent.end)]
-    ts, count = _running_count(_ns(sent.start), _ns(back))
-
-    def render(rows: NDArray[np.int64]) -> list[str]:
-        return [
-            _counter("tasks in flight", t, f'"tasks":{n}')
-            for t, n in zip(ts[rows].tolist(), count[rows].tolist(), strict=True)
-        ]
-
-    return ts, render
-
-
-def _stage_counts(stages: Spans) -> _Source:
-    by_stage = []
-    for stage in range(len(STAGES)):
-        mine = stages.stage == stage
-        by_stage.append(_running_count(_ns(stages.start[mine]), _ns(stages.end[mine])))
-    ts = np.unique(np.concatenate([t for t, _ in by_stage]))
-    # The count at time t is that of the last change not after t; before the first it is 0.
-    counts = [np.append(0, c)[np.searchsorted(t, ts, side="right")] for t, c in by_stage]
-
-    def render(rows: NDArray[np.int64]) -> list[str]:
-        return [
-            _counter("tasks by stage", t, f'"download":{d},"compute":{c},"upload":{u}')
-            for t, d, c, u in zip(
-                ts[rows].tolist(), *(count[rows].tolist() for count in counts), strict=True
-            )
-        ]
-
-    return ts, render
-
-
-def _metric_counters(history: Sequence[Row]) -> _Source:
-    points = [
-        (round(row["time_s"] * 1e9), name if name not in _COUNTERS else f"metric {name}", value)
-        for row in history
-        for name, value in row.items()
-        if name not in COLUMNS and math.isfinite(value)
-    ]
-    ts = np.array([t for t, _, _ in points], dtype=np.int64)
-
-    def render(rows: NDArray[np.int64]) -> list[str]:
-        return [
-            _counter(name, t, f'"value":{_json_number(value)}')
-            for t, name, value in (points[i] for i in rows.tolist())
-        ]
-
-    return ts, render
-
-
-def _running_count(
-    starts: NDArray[np.int64], ends: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Returns the times at which the number of open intervals may change, and it from then on."""
-    ts = np.unique(np.concatenate([starts, ends]))
-    opened = np.searchsorted(np.sort(starts), ts, side="right")
-    closed = np.searchsorted(np.sort(ends), ts, side="right")
-    return ts, (opened - closed).astype(np.int64)
+def _metric_counters(history: Sequence[Row]) -> Iterator[tuple[int, str]]:
+    """Returns time in ns and line of each metric of each evaluation."""
+    for row in history:
+        ns = round(row["time_s"] * 1e9)
+        for name, value in row.items():
+            if name not in COLUMNS and math.isfinite(value):
+                shown = name if name not in _COUNTERS else f"metric {name}"
+                yield ns, _counter(shown, ns, f'"value":{_json_number(value)}')
 
 
 def _counter(name: str, ns: int, args: str) -> str:

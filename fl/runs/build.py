@@ -40,7 +40,7 @@ from fl.runs.ignored import (
     ignored_turns,
 )
 from fl.runs.journal import RunStart
-from fl.runs.kinds import blamed, expected, networked, of_another_kind, part_made
+from fl.runs.kinds import blamed, equipped, expected, of_another_kind, part_made
 from fl.runs.learnt import Learnt, held_out_share, learnt_at
 from fl.runs.making import OF_EVERY_RUN, OF_OUR_RUNS, Problems, absent, blaming, referable
 from fl.runs.partly import partly
@@ -163,7 +163,7 @@ def build(config: DictConfig) -> Experiment:
         with problems.noted():
             parts[name] = part_made(config, name)
     with problems.noted():
-        parts |= networked(config, parts)
+        parts |= equipped(config, parts)
     if parts.get("hierarchy") is not None and parts.get("fleet") is not None:
         with problems.noted(), blaming(config, "hierarchy"):
             parts["hierarchy"].attached(parts["fleet"])
@@ -268,6 +268,12 @@ def _joined(
                     f"selection._target_ is {config.selection._target_}, which goes by clients' "
                     f"accuracy, and {data.name!r} is for regression: choose another selection"
                 ]
+            if selection is not None and selection.by_charge and parts["fleet"].battery is None:
+                problems += [
+                    f"selection._target_ is {config.selection._target_}, which goes by the charge "
+                    "of clients' batteries, and there are none: set battery=phone, for example, or "
+                    "choose another selection"
+                ]
             with problems.noted(), blaming(place, "partition"):
                 strategy.check_partitions(data.partitions)
             with blaming(place, "client"):
@@ -321,7 +327,13 @@ def _joined(
         tasks=tasks,
         parts=parts_app,
         ignored={
-            **ignored(strategy, learning, told, asked=config.personal.every is not None),
+            **ignored(
+                strategy,
+                learning,
+                told,
+                asked=config.personal.every is not None,
+                powered=fleet.power is not None,
+            ),
             **ignored_average(config),
             **ignored_turns(config),
             **ignored_servers(strategy),
@@ -409,7 +421,7 @@ def _foreign(config: DictConfig) -> ForeignApp:
         with problems.noted():
             parts[name] = part_made(config, name)
     with problems.noted():
-        parts |= networked(config, parts)
+        parts |= equipped(config, parts)
     for check in (
         check_ends_itself,
         saved_models,

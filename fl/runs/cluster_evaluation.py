@@ -8,7 +8,6 @@ from statistics import mean
 import numpy as np
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from fl.data import FederatedData
@@ -134,6 +133,8 @@ def _error_but_for_names(u: NDArray[np.float64], v: NDArray[np.float64]) -> floa
         v: likewise.
     """
     cost = np.abs(u[:, :, None] - v[:, None, :]).mean(axis=0)
+    from scipy.optimize import linear_sum_assignment  # heavy, and few come here
+
     return float(cost[linear_sum_assignment(cost)].sum())
 
 

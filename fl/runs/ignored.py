@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from fl.runs.compatibility import unread_of_clients
 from fl.runs.experiment import Learning
+from fl.simulation.world.power import CAP_KEY
 from fl.strategies import Driver
 
 _OF_EVALUATIONS = (
@@ -20,7 +21,12 @@ _OF_EVALUATIONS = (
 
 
 def ignored(
-    strategy: Driver, learning: Mapping[str, Learning], told: ConfigRecord, *, asked: bool
+    strategy: Driver,
+    learning: Mapping[str, Learning],
+    told: ConfigRecord,
+    *,
+    asked: bool,
+    powered: bool,
 ) -> dict[str, str]:
     """Returns keys that have no effect beside the other parts, to what counts instead.
 
@@ -29,10 +35,14 @@ def ignored(
         learning: what is learnt, by task.
         told: what the user has every message say.
         asked: whether clients evaluate, whatever the strategy does.
+        powered: whether devices have power states.
     """
     ignored = {f"strategy.{name}": why for name, why in strategy.unread.items()}
     for key in told:
-        if not any(learnt.app.reads(key) for learnt in learning.values()):
+        if key == CAP_KEY:
+            if not powered:
+                ignored[f"train_config.{key}"] = "only power reads it: set power=dvfs, for example"
+        elif not any(learnt.app.reads(key) for learnt in learning.values()):
             ignored[f"train_config.{key}"] = "clients of this kind do not read it"
     for task, learnt in learning.items():
         place = f"tasks.{task}.client" if task else "client"

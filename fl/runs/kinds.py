@@ -19,13 +19,15 @@ from fl.compression import Channel, Compressor
 from fl.errors import ConfigError
 from fl.execution import Executor
 from fl.models import Adapter
-from fl.runs.making import blaming, make
+from fl.runs.making import Problems, blaming, make
 from fl.selection import Selection
 from fl.simulation.cost import CostModel
+from fl.simulation.world.battery import Battery
 from fl.simulation.world.checkpointing import Checkpointing
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.hierarchies import AggregatorMachine, Hierarchy
 from fl.simulation.world.networks import NetworkModel
+from fl.simulation.world.power import Power
 from fl.simulation.world.runtime import Runtime
 from fl.simulation.world.slowdowns import Distribution
 from fl.strategies.pipeline_rule import StageRecovery
@@ -46,6 +48,8 @@ _KINDS: Mapping[str, Any] = {  # what the member of a group makes
     "cost_model": CostModel,
     "adapter": Adapter,
     "network": NetworkModel,
+    "power": Power,
+    "battery": Battery,
     "hierarchy": Hierarchy,
 }
 
@@ -90,17 +94,21 @@ def part_made(config: DictConfig, name: str) -> Any:
     return None if made is None else expected(config, name, made, _KINDS[name])
 
 
-def networked(config: DictConfig, parts: Mapping[str, Any]) -> dict[str, Fleet]:
-    """Returns the fleet with the network that is configured; nothing if there is none of the two.
+def equipped(config: DictConfig, parts: Mapping[str, Any]) -> dict[str, Fleet]:
+    """Returns the fleet with the network, power and battery that are configured, if there is one.
 
     Raises:
-        ConfigError: there is no such network, or not for these clients.
+        ConfigErrors: there is no such part, or not for these clients.
     """
-    network, fleet = part_made(config, "network"), parts.get("fleet")
-    if network is None or fleet is None:
-        return {}
-    with blaming(config, "network"):
-        return {"fleet": replace(fleet, network=network)}
+    fleet, problems = parts.get("fleet"), Problems()
+    for name in ("network", "power", "battery"):
+        with problems.noted():
+            part = part_made(config, name)
+            if part is not None and fleet is not None:
+                with blaming(config, name):
+                    fleet = replace(fleet, **{name: part})
+    problems.stop()
+    return {} if fleet is None else {"fleet": fleet}
 
 
 def expected(config: DictConfig, name: str, made: Any, kind: Any) -> Any:

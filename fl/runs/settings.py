@@ -16,6 +16,7 @@ from fl.reports import Callback, Target
 from fl.runs.journal import Recovery, RunStart
 from fl.runs.making import blaming, make
 from fl.runs.personal import FineTuning, Personal
+from fl.simulation.world.power import CAP_KEY, asked_cap
 
 
 def places_of(config: DictConfig) -> dict[str, DictConfig]:
@@ -106,6 +107,8 @@ def train_config_of(config: DictConfig) -> ConfigRecord:
     """Returns what the user has every `train` message say."""
     values: Any = OmegaConf.to_container(config.train_config, resolve=True)
     try:
+        if CAP_KEY in values:
+            asked_cap(values[CAP_KEY])
         return ConfigRecord(values)
     except TypeError as error:
         raise ConfigError(

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from fl.clients import TrainingApp
 from fl.clients.app.batching import Batching
 from fl.errors import ConfigError, Diverged, SimulationError
-from fl.execution import AppSource, Executor, RayExecutor, SerialExecutor
+from fl.execution import AppSource, Executor, RayExecutor, SerialExecutor, auto
 from fl.execution.contract import ForeseenApp, PlannedApp, Request, RunInfo, Workload
 from fl.execution.executor import load_app
 from fl.execution.garbage import quick_garbage_collection
@@ -71,7 +71,7 @@ def simulate(
     seed: int = 0,
     run_config: Mapping[str, Any] | None = None,
     num_partitions: int | None = None,
-    executor: Executor | Literal["ray", "serial"] = "ray",
+    executor: Executor | Literal["auto", "ray", "serial"] = "auto",
     cost_model: CostModel | None = None,
     runtime: Runtime | None = None,
     hierarchy: Hierarchy | None = None,
@@ -104,7 +104,7 @@ def simulate(
         run_config: what `context.run_config` shows to both apps; "fl.seed" is added.
         num_partitions: number of data partitions; client i holds partition i modulo this. Default:
             one per client.
-        executor: where clients run.
+        executor: where clients run; "auto" is this process, and Ray once there is enough to do.
         cost_model: what the work of a foreign ClientApp costs; ours plans its own.
         runtime: what the software on the way takes; None is nothing.
         hierarchy: machines that add updates up on their way to the server; None has none.
@@ -132,9 +132,7 @@ def simulate(
     """
     _check_apps(server_app, client_app)
     if isinstance(executor, str):
-        if executor not in ("ray", "serial"):
-            raise ConfigError(f"executor is '{executor}'; it must be 'ray' or 'serial'")
-        executor = RayExecutor() if executor == "ray" else SerialExecutor()
+        executor = _executor(executor)
     partitions = len(fleet) if num_partitions is None else num_partitions
     if not partitions >= 1:
         raise ConfigError(f"num_partitions is {partitions}; it must be at least 1")
@@ -317,6 +315,19 @@ def simulate_app(
     return simulate(
         server, app.client(), fleet, run_config=config, recovery=recovery, date=date, **settings
     )
+
+
+_EXECUTORS: Mapping[str, Callable[[], Executor]] = {
+    "auto": auto,
+    "ray": RayExecutor,
+    "serial": SerialExecutor,
+}
+
+
+def _executor(name: str) -> Executor:
+    if name not in _EXECUTORS:
+        raise ConfigError(f"executor is '{name}'; it must be one of {', '.join(_EXECUTORS)}")
+    return _EXECUTORS[name]()
 
 
 def _check_apps(server_app: object, client_app: object) -> None:

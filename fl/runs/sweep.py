@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 FILE = "comparison.png"
 _WIDTH = 200
+# Keys of executor=auto that ask for Ray; the address is of one that runs.
+_OF_RAY = {f"executor.{key}" for key in ("num_actors", "cpus_per_actor", "gpus_per_actor")}
+_OF_RAY |= {"executor.task_timeout_s"}
 _LONGEST_NAME = 120  # of a job's folder; file systems take 255 bytes
 
 
@@ -127,8 +130,10 @@ def _needs_ray(config: DictConfig, given: Sequence[Override]) -> bool:
     names = [str(name) for o in chosen for name in _values(o)]
     if not names:
         names = [str(config.hydra.runtime.choices.get("executor"))]
-    joins = any(o.key_or_group == "executor.address" for o in given)
-    return "ray" in names and not joins and "RAY_ADDRESS" not in os.environ
+    keys = {o.key_or_group for o in given}
+    if "executor.address" in keys or "RAY_ADDRESS" in os.environ:
+        return False
+    return "ray" in names or ("auto" in names and not keys.isdisjoint(_OF_RAY))
 
 
 def _most_actors(given: Sequence[Override]) -> int:

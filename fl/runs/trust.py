@@ -42,6 +42,7 @@ name, or writes a file that they name."""
 
 _PARTS = (  # of modules that hold more than parts
     "fl.execution.RayExecutor",
+    "fl.execution.auto",
     "fl.execution.SerialExecutor",
     "fl.runs.journal.Recovery",
     "fl.runs.journal.Recovery.none",

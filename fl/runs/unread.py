@@ -28,6 +28,7 @@ from fl.runs.groups import bases_of, members_of, parts_of, top_groups, usual_mem
 # of our own parts.
 ALWAYS = (
     "app",
+    "battery",
     "callbacks",
     "checkpoint",
     "date",
@@ -37,6 +38,7 @@ ALWAYS = (
     "may_be_unread",
     "network",
     "num_clients",
+    "power",
     "progress",
     "runtime",
     "save_models",

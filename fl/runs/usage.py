@@ -27,6 +27,8 @@ GROUPS = {
     "adapter": "what little of it is trained",
     "tasks": "several of these at once",
     "fleet": "devices, links, when clients are there",
+    "power": "below which power devices compute",
+    "battery": "that tasks empty, and what clients need to be there",
     "network": "links that clients share on the way to the server",
     "hierarchy": "machines that add updates up on their way",
     "runtime": "what software takes on the way",

@@ -1,5 +1,6 @@
 """Who trains in a round: selections of clients, one paper a file."""
 
+from fl.selection.by_charge import ByCharge
 from fl.selection.clustered import ClusteredBySimilarity, ClusteredBySize
 from fl.selection.oort import Oort
 from fl.selection.power_of_choice import PowerOfChoice
@@ -19,6 +20,7 @@ from fl.selection.uniform import UniformSampling
 
 __all__ = [
     "Ask",
+    "ByCharge",
     "Choice",
     "ClusteredBySimilarity",
     "ClusteredBySize",

@@ -71,6 +71,8 @@ class Opening:
         here: all available clients.
         count: how many to select; fewer if there are not so many.
         rng: gives the generator of a purpose, for this round.
+        charge: gives the charge of clients' batteries, in [0, 1], shape (n,); None if they have
+            none, or nobody knows.
     """
 
     server_round: int
@@ -78,6 +80,7 @@ class Opening:
     here: Sequence[int]
     count: int
     rng: Callable[[str], np.random.Generator]
+    charge: Callable[[Sequence[int]], NDArray[np.float64] | None] = lambda clients: None
 
 
 class Choice(NamedTuple):
@@ -134,12 +137,14 @@ class Selection(ABC):
     Attributes:
         evaluates: whether it asks clients to evaluate the model.
         by_accuracy: whether it goes by the accuracy that they then report.
+        by_charge: whether it goes by the charge of their batteries.
         keeps_changes: whether it learns from the clients' changes of the model, all of which are
             then held at once.
     """
 
     evaluates: ClassVar[bool] = False
     by_accuracy: ClassVar[bool] = False
+    by_charge: ClassVar[bool] = False
     keeps_changes: ClassVar[bool] = False
 
     @property

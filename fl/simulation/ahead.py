@@ -163,6 +163,27 @@ class Ahead:
             self._waiting.pop(dispatch, None)
             self.free(dispatch)
 
+    def together(self, wave: Sequence[Request], asked: Sequence[Request]) -> list[Result]:
+        """Returns what came of those of a wave that are asked for, in their order.
+
+        Args:
+            wave: of clients that keep nothing, and are at nothing else.
+            asked: some of it; nobody will need the others.
+        """
+        with self._without_draws():
+            self._executor.submit(wave)
+            results = [self._executor.result(request) for request in asked]
+            for request in dict.fromkeys(wave).keys() - dict.fromkeys(asked).keys():
+                self._executor.discard(request)
+        return results
+
+    def said(self, results: Sequence[Result]) -> None:
+        """Passes on what clients have said."""
+        if self._on_said is not None:
+            for result in results:
+                for line in result.said:
+                    self._on_said(line)
+
     def aside(self, requests: Sequence[Request]) -> list[Result]:
         """Returns what clients answer to requests of which the run knows nothing.
 

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from fl.errors import SimulationError
 from fl.flower.identity import FIRST_NODE_ID
+from fl.simulation.kernel.charges import Charges
+from fl.simulation.world.availability import Availability
 from fl.simulation.world.fleet import Fleet
 
 _SAME_POLLS = 3  # so many equal polls in a row mean that the app is waiting for time to pass
@@ -23,15 +25,20 @@ class Attendance:
     Args:
         fleet: the clients.
         now: returns virtual time in s.
+        charges: of their batteries; None without any.
 
     Attributes:
         seen: what the ServerApp's thread was told last; None before it has asked.
     """
 
-    def __init__(self, fleet: Fleet, now: Callable[[], float]) -> None:
+    def __init__(
+        self, fleet: Fleet, now: Callable[[], float], charges: Charges | None = None
+    ) -> None:
         self.seen: list[int] | None = None
         self._fleet = fleet
         self._now = now
+        self._charges = charges
+        self._presence: Availability = fleet.availability if charges is None else charges
         self._all: list[int] | None = None
         self.reset()
 
@@ -44,7 +51,7 @@ class Attendance:
 
     def nodes(self) -> list[int]:
         """Returns the ids of the clients that are available now, in ascending order."""
-        online = self._fleet.availability.online(self._now())
+        online = self._presence.online(self._now())
         if online.all():
             if self._all is None:
                 self._all = list(range(FIRST_NODE_ID, FIRST_NODE_ID + len(self._fleet)))
@@ -58,7 +65,7 @@ class Attendance:
         found = availability.online(0.0).copy()
         for client in np.flatnonzero(~found).tolist():
             found[client] = availability.next_change(client, 0.0) <= now
-        return found
+        return found if self._charges is None else found & self._charges.ever
 
     def poll(self, step: Callable[[float], bool]) -> list[int]:
         """Returns `nodes` to the ServerApp, after time has passed if it only waits for that.
@@ -86,7 +93,7 @@ class Attendance:
 
     def _next_arrival(self) -> float:
         """Returns the time at which the next of the unavailable clients comes."""
-        availability, now = self._fleet.availability, self._now()
+        availability, now = self._presence, self._now()
         away = (~availability.online(now)).nonzero()[0]
         return min((availability.next_change(int(i), now) for i in away), default=math.inf)
 

@@ -1,4 +1,7 @@
-"""Cohorts whose answers are known before they are asked, as arrays: no message, no event queue.
+"""Cohorts as arrays: no message, no event queue.
+
+What answers cost is known before clients are asked: their times, bytes and faults are found first,
+and then those train whose answers come. Without training, the answers are known as well.
 
 What a run on the grid would leave behind is left behind: the trace, bytes, joules and counts, and
 virtual time at the end of the cohort. `needs_events` says why a cohort cannot be had so; then its
@@ -7,6 +10,7 @@ messages are sent one by one, as all others are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,10 +18,11 @@ import numpy as np
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
-from fl.execution.contract import ForeseenApp, Payload, RunInfo
-from fl.flower.grid_view import Outcome
+from fl.execution.contract import ForeseenApp, ForeseenCosts, Payload, RunInfo
+from fl.flower.grid_view import CohortReplies, Outcome
 from fl.flower.identity import FIRST_NODE_ID
-from fl.flower.payload import snapshot
+from fl.flower.payload import payload_bytes, snapshot
+from fl.simulation.ahead import Ahead
 from fl.simulation.control import SimControl
 from fl.simulation.host import SimHost
 from fl.simulation.kernel.cohort import Cohort, Course, Tangled, course_of
@@ -50,6 +55,10 @@ def needs_events(fleet: Fleet, foreseen: Foreseen | None, *, runtime: bool) -> s
         return "by the runtime, or a hierarchy, software or machines on the way take their time"
     if fleet.network is not None:
         return "the network has links between the clients' own and the server's"
+    if fleet.power is not None:
+        return "each task has a power cap of its own"
+    if fleet.battery is not None:
+        return "who is there depends on what batteries have been used for"
     if fleet.job is not None:
         return "clients are one job, which stands still for all of them"
     if not isinstance(fleet.availability, DistinctChanges):
@@ -69,6 +78,7 @@ class SimCohorts:
         mailbox: numbers messages.
         host: counts replies.
         control: counts replies of each client.
+        ahead: has clients train.
         runtime: whether software takes time on the way, or machines between add updates up.
         advance: passes virtual time.
         on_sent: notes how many `train` messages are sent.
@@ -84,6 +94,7 @@ class SimCohorts:
         host: SimHost,
         control: SimControl,
         *,
+        ahead: Ahead,
         runtime: bool,
         advance: Callable[[float], None],
         on_sent: Callable[[int], None],
@@ -96,6 +107,7 @@ class SimCohorts:
         self._mailbox = mailbox
         self._host = host
         self._control = control
+        self._ahead = ahead
         self._advance = advance
         self._on_sent = on_sent
         self._on_used = on_used
@@ -122,38 +134,117 @@ class SimCohorts:
         answers = app.answers(payload, client % run.num_partitions, run)
         if not accepts(answers.metrics):
             return None
-        sent = self._mailbox.dispatches
-        cohort = Cohort(
-            began_s=self._engine.queue.now,
-            client=client,
-            number=np.array([sent.get(i, 0) for i in client.tolist()], np.int64),
-            size_down=payload.size,
-            size_up=answers.reply_bytes[answers.which],
-            flops=answers.flops[answers.which],
-            ttl_s=float(ttl_s),
-        )
-        try:
-            course = course_of(self._fleet, cohort)
-        except Tangled:
-            return None
-        order = np.argsort(course.received_s, kind="stable")
-        failed = ~course.answered[order]
-        instant = np.searchsorted(course.received_s[order], course.received_s[order])
-        if course.ended_s > until or not bears(len(client) - instant, failed):
+        costs = ForeseenCosts(answers.flops[answers.which], answers.reply_bytes[answers.which])
+        cohort = self._cohort_of(client, payload, costs, ttl_s)
+        course, _, failed_at_last = self._course_of(cohort, until, bears)
+        if course is None:
             return None
         self._keep(cohort, course)
-        last = np.flatnonzero(~failed)[-1] + 1 if not failed.all() else 0
-        kinds, counts = np.unique(course.failed_by[order[last:]], return_counts=True)
         return Outcome(
             nodes=np.array(nodes, dtype=np.int64),
             answered=course.answered,
             metrics=answers.metrics,
             which=answers.which,
-            failed_at_last={
-                reason_of(Event(kind)): count
-                for kind, count in zip(kinds.tolist(), counts.tolist(), strict=True)
-            },
+            failed_at_last=failed_at_last,
         )
+
+    def train(
+        self,
+        content: RecordDict,
+        nodes: Sequence[int],
+        ttl_s: float,
+        *,
+        until: float,
+        accepts: Callable[[CohortReplies], bool],
+        bears: Callable[[NDArray[np.int64], NDArray[np.bool_]], bool],
+    ) -> bool:
+        """Has a cohort train; see `fl.flower.grid_view.Cohorts.train`."""
+        if self.needs_events or self._foreseen is None or self._engine.in_flight:
+            return False
+        app, run = self._foreseen
+        payload = Payload(snapshot(content))
+        client = np.array(nodes, dtype=np.int64) - FIRST_NODE_ID
+        costs = app.costs(payload, client % run.num_partitions)
+        if costs is None:
+            return False
+        cohort = self._cohort_of(client, payload, costs, ttl_s)
+        course, order, failed_at_last = self._course_of(cohort, until, bears)
+        if course is None:
+            return False
+        came = order[course.answered[order]]
+        # Those go together that might answer when the server reads the first answer.
+        reads_s = course.received_s[came[0]] if len(came) else math.inf
+        wave = np.flatnonzero(course.works & ~(course.left_s <= reads_s)) if len(came) else came
+        now, mailbox = self._engine.queue.now, self._mailbox
+        requests = {
+            i: mailbox.cohort_request(c, payload, ttl_s, now)
+            for i, c in zip(wave.tolist(), client[wave].tolist(), strict=True)
+        }
+        asked = [requests[i] for i in came.tolist()]
+        results = self._ahead.together(list(requests.values()), asked) if asked else []
+        replies = [
+            (request.message_id, request.client + FIRST_NODE_ID, received_s, result.content)
+            for request, received_s, size, result in zip(
+                asked,
+                course.received_s[came].tolist(),
+                costs.reply_bytes[came].tolist(),
+                results,
+                strict=True,
+            )
+            if isinstance(result.content, RecordDict)
+            and payload_bytes(result.content) == size
+            and not result.state
+        ]
+        trained = CohortReplies(replies, failed_at_last)
+        if len(replies) < len(asked) or not accepts(trained):
+            self.needs_events = "an answer could not be used"
+            return False
+        self._ahead.said(results)
+        self._keep(cohort, course)
+        return True
+
+    def _cohort_of(
+        self, client: NDArray[np.int64], payload: Payload, costs: ForeseenCosts, ttl_s: float
+    ) -> Cohort:
+        sent = self._mailbox.dispatches
+        return Cohort(
+            began_s=self._engine.queue.now,
+            client=client,
+            number=np.array([sent.get(i, 0) for i in client.tolist()], np.int64),
+            size_down=payload.size,
+            size_up=costs.reply_bytes,
+            flops=costs.flops,
+            ttl_s=float(ttl_s),
+        )
+
+    def _course_of(
+        self,
+        cohort: Cohort,
+        until: float,
+        bears: Callable[[NDArray[np.int64], NDArray[np.bool_]], bool],
+    ) -> tuple[Course | None, NDArray[np.int64], dict[tuple[int, str], int]]:
+        """Returns what becomes of a cohort, if arrays can tell and all is over in time.
+
+        Returns:
+            It, the places of the cohort in the order in which the server hears of them, and the
+            failures after the last that has answered, by code and reason.
+        """
+        try:
+            course = course_of(self._fleet, cohort)
+        except Tangled:
+            return None, np.zeros(0, np.int64), {}
+        order = np.argsort(course.received_s, kind="stable")
+        failed = ~course.answered[order]
+        instant = np.searchsorted(course.received_s[order], course.received_s[order])
+        if course.ended_s > until or not bears(len(order) - instant, failed):
+            return None, order, {}
+        last = np.flatnonzero(~failed)[-1] + 1 if not failed.all() else 0
+        kinds, counts = np.unique(course.failed_by[order[last:]], return_counts=True)
+        failed_at_last = {
+            reason_of(Event(kind)): count
+            for kind, count in zip(kinds.tolist(), counts.tolist(), strict=True)
+        }
+        return course, order, failed_at_last
 
     def _keep(self, cohort: Cohort, course: Course) -> None:
         """Leaves behind what the engine and its host would."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from numpy import bool_
+from numpy import array, bool_, float64, int64
 from numpy.typing import NDArray
 
 from fl.errors import SimulationError
@@ -22,7 +22,7 @@ from fl.execution.executor import Executor
 from fl.execution.speech import Line
 from fl.execution.virtual_time import EPOCH, answering
 from fl.flower.grid_view import Peers
-from fl.flower.identity import RUN_ID, assume_identity
+from fl.flower.identity import FIRST_NODE_ID, RUN_ID, assume_identity
 from fl.flower.private import Run, copied, empty_run
 from fl.simulation.ahead import Ahead
 from fl.simulation.attendance import Attendance
@@ -42,6 +42,7 @@ from fl.simulation.serving import Serving
 from fl.simulation.summation import SimSummation
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.hierarchies import Hierarchy
+from fl.simulation.world.power import CAP_KEY, asked_cap
 from fl.simulation.world.runtime import Runtime
 
 _LONG_S = 86400.0  # to live, of messages that are not sent
@@ -167,7 +168,7 @@ class SimGrid(Grid):
         self._on_progress = on_progress
         self._epoch = epoch
         self._run = empty_run(RUN_ID)
-        self._attendance = Attendance(fleet, self._now)
+        self._attendance = Attendance(fleet, self._now, self.engine.charges)
         self._mailbox = Mailbox(len(fleet), epoch, self.engine.waits)
         self.arrived: Collection[str] = self._mailbox.arrived
         self._ahead = Ahead(executor, self.trace, self._now, on_said, self._without_draws)
@@ -179,6 +180,7 @@ class SimGrid(Grid):
             self.control,
             self.client_errors,
             self._inside,
+            self.serving,
         )
         self.cohorts = SimCohorts(
             fleet,
@@ -187,6 +189,7 @@ class SimGrid(Grid):
             self._mailbox,
             self._host,
             self.control,
+            ahead=self._ahead,
             runtime=self.runtime is not None or self.summation is not None,
             advance=self.sleep_until,
             on_sent=self._count_sent,
@@ -298,12 +301,12 @@ class SimGrid(Grid):
             deadline = math.inf if timeout is None else began + timeout
             arrived: list[Dispatch] = []
             while missing:
-                new = self._mailbox.take(missing)
-                missing.difference_update(dispatch.name for dispatch in new)
-                arrived += new
-                if new and serving is not None:
-                    serving.receives(new)
-                    looked = self._now()
+                if self._mailbox.arrived and (new := self._mailbox.take(missing)):
+                    missing.difference_update(dispatch.name for dispatch in new)
+                    arrived += new
+                    if serving is not None:
+                        serving.receives(new)
+                        looked = self._now()
                 if missing and not self._step(deadline):
                     break
                 if missing and serving is not None and self._mailbox.arrived:
@@ -373,9 +376,16 @@ class SimGrid(Grid):
         size = request.payload.size
         if ready_s is not None:  # nothing goes to the server or comes from it
             size, faults = 0, replace(faults, lose_download=False, lose_upload=False)
+        power, asked = self.fleet.power, None
+        if power is not None:
+            asked = _asked_cap(request.payload.content)
         plan = None
         if self._planner is not None:
-            plan = self._planner(request, self.fleet.seconds_per_flop(client, number))
+            seconds_per_flop = self.fleet.seconds_per_flop(client, number)
+            if power is not None:
+                kind = self.fleet.devices.kind_name(client)
+                seconds_per_flop /= power.state(kind, None, asked).speed
+            plan = self._planner(request, seconds_per_flop)
             request.work = plan.work
         # A copy: Flower lets an app push the same object again, as a new message.
         metadata = copied(message.metadata)
@@ -391,6 +401,7 @@ class SimGrid(Grid):
             plan,
             ready_s,
         )
+        dispatch.asked_cap = asked
         if self.serving is not None:
             self.serving.weigh(dispatch)
         self._mailbox.post(dispatch)
@@ -551,7 +562,16 @@ class SimGrid(Grid):
         facts = {} if job is None else {"checkpointing": job.report(self._now())}
         if self.serving is not None and (served := self.serving.report()):
             facts["server"] = served
+        if self.engine.charges is not None:
+            facts["batteries"] = self.engine.charges.report()
         return facts if self.summation is None else {**facts, "hierarchy": self.summation.report()}
+
+    def charge(self, nodes: Sequence[int]) -> NDArray[float64] | None:
+        """Returns the charge of clients' batteries now, in [0, 1]; None where there are none."""
+        charges = self.engine.charges
+        if charges is None:
+            return None
+        return charges.charge_of(array(nodes, dtype=int64) - FIRST_NODE_ID)
 
     @property
     def servers_j(self) -> float:
@@ -562,3 +582,11 @@ class SimGrid(Grid):
     def were_available(self) -> NDArray[bool_]:
         """Returns which clients were available at some time so far, shape (n,)."""
         return self._attendance.were_there()
+
+
+def _asked_cap(content: RecordDict) -> float | None:
+    """Returns the cap that a message's configuration has; None if it has none."""
+    for record in content.config_records.values():
+        if CAP_KEY in record:
+            return asked_cap(record[CAP_KEY])
+    return None

@@ -21,6 +21,7 @@ from fl.simulation.kernel.engine import Engine
 from fl.simulation.kernel.trace import Event
 from fl.simulation.mailbox import Mailbox
 from fl.simulation.rounds import group_number
+from fl.simulation.serving import Serving
 from fl.vectors.layout import LARGE_BYTES
 
 
@@ -42,6 +43,7 @@ class SimHost:
         control: counts the replies of each client that were read.
         errors: counts exceptions in ClientApps.
         inside: entered when the app looks at a reply that is not fetched yet.
+        serving: weighs replies; None where their objects take no time.
 
     Attributes:
         client_updates: replies with content that reached the server, for `train` messages; of a
@@ -57,6 +59,7 @@ class SimHost:
         control: RecordedControl,
         errors: ClientErrors,
         inside: Inside,
+        serving: Serving | None,
     ) -> None:
         self.client_updates = 0
         self._engine = engine
@@ -66,6 +69,7 @@ class SimHost:
         self._control = control
         self._errors = errors
         self._inside = inside
+        self._serving = serving
         self._groups: dict[int, int] = {}  # client -> group of its last update, if it has one
 
     # ---- the engine's questions ------------------------------------------------------------------
@@ -98,7 +102,12 @@ class SimHost:
         if result.error is not None:
             self._failed_there(dispatch, result.error[1], result.details)
             return len(result.error[1].encode())
-        return 0 if result.content is None else payload_bytes(result.content)
+        if result.content is None:
+            return 0
+        size = payload_bytes(result.content)
+        if self._serving is not None:
+            self._serving.weigh_reply(dispatch, result.content, size)
+        return size
 
     def replied(self, dispatch: Dispatch) -> None:
         """Makes the reply available to the server."""

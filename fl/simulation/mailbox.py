@@ -107,6 +107,11 @@ class Mailbox:
             self._epoch + now,
         )
 
+    def cohort_request(self, client: int, payload: Payload, ttl_s: float, now: float) -> Request:
+        """Returns what a `train` message of a cohort would ask of a client, without sending it."""
+        number = self.dispatches.get(client, 0)
+        return Request(client, number, payload, "train", "", float(ttl_s), self._epoch + now)
+
     def post(self, dispatch: Dispatch) -> None:
         """Keeps a dispatch that is sent now."""
         name = dispatch.name

@@ -11,10 +11,11 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fl.collectives import Collective, Failure, Reals, Times, times
+from fl.collectives import Collective, Failure, Gather, Reals, RingAllReduce, Times, around, times
 from fl.collectives.sound import check_closed, check_order, check_steps
 from fl.flower.grid_view import Collected, Relayed
 from fl.flower.identity import client_of, node_id
+from fl.randomness import generator
 from fl.simulation.kernel.engine import Engine
 from fl.simulation.kernel.events import Priority
 from fl.simulation.kernel.links import PeerLinks, RankLinks
@@ -125,16 +126,18 @@ class SimPeers:
         by: Collective,
         failure: Failure | None = None,
         since: float | None = None,
+        avoided: frozenset[tuple[int, int]] = frozenset(),
     ) -> Collected:
         """Has clients take part in a collective, see `fl.flower.grid_view.Peers.collect`."""
         queue = self._engine.queue
         size = {client_of(node): n for node, n in zip(nodes, sizes, strict=True)}
         since = queue.now if since is None else since
         began = max([since, *(self._reducing.get(client, since) for client in size)])
+        pairs = frozenset((client_of(i), client_of(j)) for i, j in avoided)
         gone: list[int] = []
         left_over = 0 if failure is None else failure.attempts
         while True:
-            plan = self._plan(list(size), list(size.values()), by)
+            plan = self._plan(list(size), list(size.values()), by, pairs)
             seconds = plan.seconds + (plan.vote_s if failure and failure.votes else 0.0)
             end = began + seconds
             left, when = (None, end) if failure is None else self._first_to_leave(size, began, end)
@@ -143,10 +146,10 @@ class SimPeers:
                 order = [node_id(client) for client in plan.clients]
                 return Collected(end, order, [node_id(client) for client in gone])
             part = plan.until(when - began)
-            noticed = when + failure.detection_s
+            noticed = failure.noticed_s(when, self._phase(left) if failure.heartbeat_s else 0.0)
             took = noticed - began
             self._charge(Event.ALL_REDUCE_FAILED, plan, noticed, took, part.sent, part.busy)
-            online = self._engine.fleet.availability.is_online
+            online = self._engine.presence.is_online
             lost = [c for c in size if c == left or not online(c, noticed)]
             gone += lost
             size = {c: n for c, n in size.items() if c not in lost}
@@ -154,11 +157,15 @@ class SimPeers:
             if not (left_over and size):
                 return Collected(noticed, [], [node_id(client) for client in gone])
 
+    def _phase(self, client: int) -> float:
+        """Returns the phase of a client's heartbeats, in [0, 1)."""
+        return float(generator(self._engine.fleet.seed, "heartbeat", client).random())
+
     def _first_to_leave(
         self, clients: Iterable[int], began: float, end: float
     ) -> tuple[int | None, float]:
         """Returns which client goes offline first before the end, and when; None if none does."""
-        availability = self._engine.fleet.availability
+        availability = self._engine.presence
         first, when = None, end
         for client in clients:
             leaves = began
@@ -168,14 +175,32 @@ class SimPeers:
                 first, when = client, leaves
         return first, when
 
-    def _plan(self, clients: Sequence[int], sizes: Sequence[int], by: Collective) -> _Plan:
-        key = by, tuple(clients), tuple(sizes)
+    def ring_delays(self, nodes: Sequence[int]) -> dict[tuple[int, int], float]:
+        """Returns the seconds that a byte takes from each client to the next one."""
+        if len(nodes) < 2:
+            return {}
+        network = RankLinks(self._engine.fleet.peers, [client_of(node) for node in nodes])
+        ranks = np.arange(len(nodes))
+        rates = np.asarray(network.rates(ranks, np.roll(ranks, -1)), np.float64).tolist()
+        edges = zip(nodes, [*nodes[1:], nodes[0]], strict=True)
+        return {edge: 8.0 / bps for edge, bps in zip(edges, rates, strict=True)}
+
+    def _plan(
+        self,
+        clients: Sequence[int],
+        sizes: Sequence[int],
+        by: Collective,
+        avoided: frozenset[tuple[int, int]],
+    ) -> _Plan:
+        key = by, tuple(clients), tuple(sizes), avoided
         if key not in self._plans:
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
             kind = by, len(clients)
             check = kind not in self._checked and max(sizes, default=0) > 0
-            self._plans[key] = _Plan.of(self._engine.fleet.peers, clients, sizes, by, check=check)
+            self._plans[key] = _Plan.of(
+                self._engine.fleet.peers, clients, sizes, by, avoided, check=check
+            )
             if check:
                 self._checked.add(kind)
         return self._plans[key]
@@ -246,10 +271,13 @@ class _Plan:
         clients: Sequence[int],
         sizes: Sequence[int],
         by: Collective,
+        avoided: frozenset[tuple[int, int]],
         *,
         check: bool,
     ) -> _Plan:
         """Returns the plan of clients, with payloads of so many bytes each.
+
+        A ring passes around the pairs of clients that are avoided, if it can.
 
         Raises:
             ConfigError: it is checked, and does not bring the payloads to all.
@@ -259,6 +287,10 @@ class _Plan:
         if m < 2:
             return cls(given, clients, sizes, by, 0.0, np.zeros(m), np.zeros(m))
         order = by.arranged(given)
+        if avoided and isinstance(by, RingAllReduce | Gather):
+            rank = {client: k for k, client in enumerate(clients)}
+            edges = {(rank[i], rank[j]) for i, j in avoided if i in rank and j in rank}
+            order = around(given, list(order), edges)
         if check:
             check_order(by, order, m)
         clients, sizes = [clients[k] for k in order], [sizes[k] for k in order]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
-from fl.flower.payload import payload_bytes
+from fl.flower.payload import num_objects, payload_bytes
 from fl.simulation.kernel.dispatch import Dispatch
 from fl.simulation.kernel.trace import Event, Trace
 from fl.simulation.world.runtime import Runtime
 
 _ANSWER_OBJECTS = 3  # of a reply without a model: the message, its content, a record of metrics
+_MOST_FORMS = 1000  # of replies, whose objects are kept
 
 
 class Serving:
@@ -43,6 +44,7 @@ class Serving:
         self.busy_s = 0.0
         self._adds = adds
         self._runtime = runtime
+        self._objects: dict[tuple[int, int], int] = {}  # of replies
         self._trace = trace
         self._now = now
         self._advance = advance
@@ -53,6 +55,16 @@ class Serving:
         payload, kind = dispatch.request.payload, dispatch.metadata.message_type
         dispatch.scalars, objects = payload.shape(self._runtime.chunk_bytes)
         dispatch.objects = objects, objects if kind.startswith("train") else _ANSWER_OBJECTS
+
+    def weigh_reply(self, dispatch: Dispatch, content: RecordDict, size: int) -> None:
+        """Notes of how many objects its reply is, once that is there; of `size` bytes."""
+        form = size, len(content)  # bytes of keys among them: what else is so has as many arrays
+        objects = self._objects.get(form)
+        if objects is None:
+            if len(self._objects) >= _MOST_FORMS:
+                self._objects.clear()
+            objects = self._objects[form] = num_objects(content, self._runtime.chunk_bytes)
+        dispatch.objects = dispatch.objects[0], objects
 
     def sends(self, messages: Sequence[Message]) -> None:
         """Passes what it takes to send messages; what they share is serialised once."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fl.strategies.beer import BEER
     from fl.strategies.ca2fl import CA2FL
     from fl.strategies.cdfl import CDFL
+    from fl.strategies.cephalo import Cephalo
     from fl.strategies.checkfree import CheckFree, CheckFreePlus
     from fl.strategies.choco import CHOCO
     from fl.strategies.clusters import Clusters
@@ -187,6 +188,7 @@ __getattr__ = lazily(
         "Regions": "fl.strategies.drivers.regions",
         "SparseLoCo": "fl.strategies.sparse_loco",
         "CO2": "fl.strategies.co2",
+        "Cephalo": "fl.strategies.cephalo",
         "OverlapLocalSGD": "fl.strategies.overlap_local_sgd",
         "CodedRounds": "fl.strategies.drivers.coded",
         "CodedScheme": "fl.strategies.coded_scheme",
@@ -332,6 +334,7 @@ __all__ = [
     "AsyncSGD",
     "BackupWorkers",
     "BatchTest",
+    "Cephalo",
     "CheckFree",
     "CheckFreePlus",
     "ClusterModels",

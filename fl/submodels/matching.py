@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from fl.errors import ConfigError
 from fl.submodels.units import Place, Units
@@ -34,6 +33,8 @@ def assigned(similarity: NDArray[np.float64]) -> Order:
     Args:
         similarity: R, shape (K, K), finite.
     """
+    from scipy.optimize import linear_sum_assignment  # heavy, and few come here
+
     return np.asarray(linear_sum_assignment(similarity, maximize=True)[1])
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from scipy.sparse.linalg import LinearOperator, eigsh
 
 from fl.errors import ConfigError
 from fl.topologies.topology import Topology
@@ -58,6 +57,8 @@ def least_eigenvalue(W: csr_array) -> float:
     if n <= DENSE:
         return float(np.linalg.eigvalsh(W.toarray())[0])
     start = np.random.Generator(np.random.Philox(0)).standard_normal(n)
+    from scipy.sparse.linalg import eigsh  # heavy, and few come here
+
     return float(eigsh(W, 1, which="SA", v0=start, ncv=64, return_eigenvectors=False)[0])
 
 
@@ -136,6 +137,8 @@ def _rho(matrices: Sequence[csr_array]) -> float:
         y = _apply(matrices, x - x.mean(axis=0))
         y = _apply([W.T for W in reversed(matrices)], y - y.mean(axis=0))
         return np.asarray(y - y.mean(axis=0))
+
+    from scipy.sparse.linalg import LinearOperator, eigsh  # heavy, and few come here
 
     operator = LinearOperator((n, n), matvec=squared, dtype=np.float64)
     start = np.random.Generator(np.random.Philox(0)).standard_normal(n)

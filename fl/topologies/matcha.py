@@ -14,7 +14,6 @@ from itertools import count
 import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linprog, minimize_scalar
 from scipy.sparse import csr_array
 
 from fl.checks import fraction, is_a, read_if
@@ -226,6 +225,8 @@ def activation(laplacians: Matrix, budget: float) -> Matrix:
     Raises:
         ConfigError: no p within 1e-6 of the bound was found.
     """
+    from scipy.optimize import linprog  # heavy, and few come here
+
     M, n = laplacians.shape[:2]
     p, most = np.ones(M), 1.0 / budget
     best, best_p, bound = -np.inf, p, np.inf
@@ -269,6 +270,8 @@ def mixing_weight(laplacians: Matrix, p: Sequence[float] | Matrix) -> tuple[floa
         laplacians: L_j, shape (M, n, n).
         p: probabilities, shape (M,).
     """
+    from scipy.optimize import minimize_scalar  # heavy, and few come here
+
     p = np.asarray(p)
     mean = np.tensordot(p, laplacians, 1)
     square = mean @ mean + 2.0 * np.tensordot(p * (1.0 - p), laplacians, 1)

@@ -3,6 +3,7 @@
 import io
 import pickle
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -113,10 +114,11 @@ def test_a_target_of_regression_is_standardised_and_its_unit_is_known(tmp_path):
 
 def test_the_encoding_makes_the_same_inputs_of_a_file_without_a_target(tmp_path):
     path = written(tmp_path / "a.csv", rows())
-    encoding = table_encoding(path, "class", features=["kind", "size", "new"], split="split")
+    encoding = table_encoding(Path(path), "class", features=["kind", "size", "new"], split="split")
     source = load_table(path, "class", features=["kind", "size", "new"], split="split")
     new = written(tmp_path / "b.parquet", {k: rows()[k][:1] for k in ("kind", "size", "new")})
     np.testing.assert_array_equal(encoding.inputs(new), source.test.x[:1])
+    np.testing.assert_array_equal(encoding.inputs(Path(new)), source.test.x[:1])
     assert encoding.classes == ("big", "small")
 
 

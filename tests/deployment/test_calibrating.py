@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import yaml
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 import fl
@@ -14,7 +15,15 @@ from fl.cli import main
 from fl.deployment import fitting
 from fl.deployment.calibrating import TIME, answer, conclude
 from fl.deployment.checking import check, fit_start
-from fl.deployment.measuring import Measured, StepTime, from_metrics, process_age_s, to_metrics
+from fl.deployment.local import LocalDeployment
+from fl.deployment.measuring import (
+    Measured,
+    StepTime,
+    from_metrics,
+    measure_calls,
+    process_age_s,
+    to_metrics,
+)
 from fl.errors import ConfigError
 from fl.flower.identity import assume_identity
 from fl.flower.private import deflated, inflated
@@ -148,6 +157,42 @@ def test_what_is_written_are_members_that_a_run_can_choose(tmp_path, capsys):
     assert "start_s" in capsys.readouterr().out
 
 
+def test_the_spread_of_starts_has_an_interval():
+    drawn = np.exp(0.2 * np.random.default_rng(0).standard_normal(200)).tolist()
+    sigma = fitting.constants(measured(age=drawn))[0]["start_sigma"]
+    assert sigma.low < 0.2 < sigma.high
+    assert sigma.samples == 200
+    assert "start_sigma" not in fitting.constants(measured(age=[4.0]))[0]
+
+
+def test_calls_are_by_the_wall_and_on_a_busy_host_processor_time():
+    calls = {"calls": [0.006, 0.007, 0.008], "call_age": [0.01, 0.02, 0.03]}
+    assert fitting.constants(measured(**calls))[0]["call_s"].value == 0.02
+    assert fitting.constants(measured(busy=3.0, **calls))[0]["call_s"].value == 0.007
+    assert "call_s" not in fitting.constants(measured())[0]
+
+
+@pytest.mark.slow
+def test_a_call_takes_both_ends_some_milliseconds():
+    found = Measured()
+    with LocalDeployment([]) as local:
+        measure_calls(found, local.address, local.superlink, repetitions=3)
+    assert len(found.calls) == len(found.call_age) == 3
+    for processor, wall in zip(found.calls, found.call_age, strict=True):
+        assert 1e-4 < processor < 0.1
+        assert wall > 1e-4
+
+
+@pytest.mark.parametrize("text", ["a: 1\ncall_s: 0.5 # old\nb: 2\n", "a: 1\nb: 2\n"])
+def test_one_key_of_a_file_is_set_and_the_others_stay(text, tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    fitting.set_key(path, "call_s", fitting.median([0.25, 0.25]), "on a test")
+    written = yaml.safe_load(path.read_text("utf-8"))
+    assert written == {"a": 1, "call_s": 0.25, "b": 2}
+    assert "0.25" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run that is known to the last digit: a simulated one, said to be a deployment's."""
@@ -175,7 +220,7 @@ def test_a_run_that_went_as_predicted_is_predicted_without_an_error(run, capsys,
     assert "app_start" in capsys.readouterr().out
 
 
-def test_starts_are_found_in_the_messages_of_a_run(run, tmp_path):
+def test_starts_are_found_in_the_messages_of_a_run(run, tmp_path, capsys):
     folder, place = run
     for group in ("runtime", "fleet"):
         (tmp_path / group).mkdir()
@@ -183,6 +228,7 @@ def test_starts_are_found_in_the_messages_of_a_run(run, tmp_path):
         text = text.replace("start_s: 5.1", "start_s: 1.0")
         (tmp_path / group / "mine.yaml").write_text(text, "utf-8")
     fit_start([place], "mine", tmp_path)
+    assert "start_s is" in capsys.readouterr().out
     with composed(["runtime=mine"], path=(f"file://{tmp_path}",)) as config:
         # Polls at other times are within their periods.
         assert config.runtime.start_s == pytest.approx(5.1, abs=1.0)

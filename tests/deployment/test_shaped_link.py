@@ -55,6 +55,13 @@ def test_all_bytes_arrive_in_order_and_not_sooner_than_the_link_lets_them(echo, 
     assert took >= 2 * (0.1024 + 0.05)
 
 
+def test_a_connection_is_made_in_a_round_trip(echo):
+    with ShapedLink(echo, Shape(rate_bps=1e9, delay_s=0.05)) as link:
+        began = time.monotonic()
+        assert sent_over(link.port, b"x") == b"x"
+        assert time.monotonic() - began >= 4 * 0.05
+
+
 def test_connections_share_the_rate(echo):
     data = bytes(50_000)
     with ShapedLink(echo, Shape(rate_bps=4e6)) as link:

@@ -104,9 +104,14 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def picture(self, path: Path) -> None:
-        """Writes the whole page as a PNG."""
-        shot = self._ask("Page.captureScreenshot", captureBeyondViewport=True)
+    def picture(self, path: Path, most: int | None = None) -> None:
+        """Writes the page as a PNG: the whole, or so many pixels from its top."""
+        given: dict[str, Any] = {"captureBeyondViewport": True}
+        if most is not None:
+            size = self._ask("Page.getLayoutMetrics")["cssContentSize"]
+            height = min(most, size["height"])
+            given["clip"] = {"x": 0, "y": 0, "width": size["width"], "height": height, "scale": 1}
+        shot = self._ask("Page.captureScreenshot", **given)
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def close(self) -> None:

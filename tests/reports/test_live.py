@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import struct
 import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from test_report import leave, read
@@ -76,3 +79,40 @@ def test_a_folder_that_is_none_of_ours_is_left_out(tmp_path):
 def test_what_a_live_page_cannot_take_is_refused(tmp_path, more, said):
     with pytest.raises(ConfigError, match=said):
         main([str(tmp_path), *more])
+
+
+def test_runs_that_go_on_are_named_by_what_tells_them_from_those_that_have_ended(tmp_path, row):
+    for name in ("fedavg", "fedprox"):
+        leave(tmp_path / name, row, 0, [0.1, 0.5], name=name)
+        (tmp_path / name / ".hydra").mkdir()
+        given = f"[strategy={name}, num_clients=4, fleet=mobile]"
+        (tmp_path / name / ".hydra" / "overrides.yaml").write_text(given)
+    (tmp_path / "fedprox" / "summary.json").unlink()
+    rows = [found for found in read(Site([tmp_path]).page()).rows if found]
+    assert {found[0] for found in rows if found[0].startswith("strategy=")} == {
+        "strategy=fedavg",
+        "strategy=fedprox",
+    }
+
+
+def test_nothing_is_said_of_a_browser_that_is_closed_while_it_is_answered(monkeypatch, capsys):
+    asked, gone = threading.Event(), threading.Event()
+
+    def page(_):
+        asked.set()
+        assert gone.wait(10)
+        return "x" * 10**7
+
+    monkeypatch.setattr(Site, "page", page)
+    before = set(threading.enumerate())
+    with served(Path()) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as browser:
+            browser.sendall(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            assert asked.wait(10)
+            browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        gone.set()
+        for thread in set(threading.enumerate()) - before:
+            if "process_request" in thread.name:
+                thread.join(10)
+    assert capsys.readouterr().err == ""

@@ -76,14 +76,14 @@ def test_shares_of_time_count_overlapping_stages_once(trace):
     # client 1 downloads 0-2 and 6-7, computes 2-5 and 7-10, uploads 10-12 where not computing.
     # client 0 downloads 0-1 and 4-5, computes 1-3, uploads 3-4.
     assert ids.tolist() == [1, 0]
-    np.testing.assert_allclose(12 * share, [[3, 2], [6, 2], [2, 1]])
+    np.testing.assert_allclose(12 * share, [[3, 2], [6, 2], [2, 1], [0, 0]])
 
 
 def test_mean_numbers_of_active_tasks_integrate_to_the_time_spent(trace):
     edges, counts = plots._mean_active(spans(trace), 12.0)
     total = (counts * np.diff(edges)).sum(axis=1)
     # download 1 + 1 + 2 + 1 + 1.5; compute 2 + 3 + 2 + 1; upload 1 + 3 + 2
-    np.testing.assert_allclose(total, [6.5, 8.0, 6.0])
+    np.testing.assert_allclose(total, [6.5, 8.0, 6.0, 0.0])
     middle = (edges[:-1] + edges[1:]) / 2
     np.testing.assert_allclose(counts[2, (middle > 10.1) & (middle < 11.9)], 2.0)
     assert counts[:, (middle > 5.1) & (middle < 5.9)].max() == 0.0
@@ -101,6 +101,45 @@ def test_clients_are_drawn_as_bars_or_as_a_ranking(tmp_path, trace):
     figure = plots.clients(many, tmp_path / "many.png")
     assert (tmp_path / "many.png").read_bytes().startswith(PNG)
     assert figure.axes[1].get_xlabel() == "rank among the 3,000 clients that had a task"
+
+
+def test_all_reduces_and_what_peers_send_are_drawn_beside_computing():
+    # Two clients compute for 1 s of 10 and meet for 4 s; in the last second one sends 300 bytes.
+    trace = Trace()
+    for client in (0, 1):
+        trace.record(0.0, Event.COMPUTE_START, client, 0)
+    for client in (0, 1):
+        trace.record(1.0, Event.COMPUTE_END, client, 0)
+    for client in (0, 1):
+        trace.record(5.0, Event.ALL_REDUCE, client, -1, size=7, value=4.0)
+    trace.record(9.5, Event.TRANSFER, 1, -1, size=300, value=0.0)
+    trace.record(10.0, Event.DISPATCH, 0, 1)
+    figure = plots.clients(trace)
+    over_time, between, per_client = figure.axes
+    _, labels = per_client.get_legend_handles_labels()
+    assert labels == ["compute", "all-reduce", "idle"]
+    heights = [[bar.get_height() for bar in bars] for bars in per_client.containers]
+    np.testing.assert_allclose(heights, [[0, 0], [10, 10], [0, 0], [40, 40], [50, 50]], atol=1e-9)
+    assert over_time.get_ylim()[1] >= 2
+    (steps,) = between.patches
+    arrived, edges, _ = steps.get_data()
+    assert arrived.sum() == 300
+    assert edges[np.flatnonzero(arrived)[0]] == pytest.approx(9.5)
+    assert "(B)" in between.get_ylabel()
+
+
+def test_what_changes_is_drawn_before_what_does_not(row):
+    rows = [row(r, float(r), a=1.0, b=2.0, c=3.0, d=4.0, e=float(r)) for r in range(3)]
+    assert [axes.get_ylabel() for axes in plots.metrics(rows).axes[::3]] == ["e", "a", "b", "c"]
+
+
+def test_where_nothing_changes_what_the_rounds_took_is_drawn(row):
+    rows = [row(r, 60.0 * r, staleness=0.0) for r in range(1, 4)]
+    panels = plots.metrics(rows).axes
+    assert [axes.get_ylabel() for axes in panels] == ["rounds", "data moved (kB)", "energy (J)"]
+    np.testing.assert_allclose(panels[0].lines[0].get_xydata(), [[1, 1], [2, 2], [3, 3]])
+    assert len(plots.metrics(rows, names=["staleness"]).axes) == 3
+    assert plots.metrics(rows, names=["staleness"]).axes[0].get_ylabel() == "staleness"
 
 
 def test_a_trace_without_any_work_can_be_drawn(tmp_path):

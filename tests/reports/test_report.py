@@ -275,7 +275,7 @@ def test_page_goes_where_it_is_told_and_links_start_there(runs, tmp_path):
 
 def test_runs_that_evaluated_nothing_still_have_a_page(tmp_path, row):
     leave(tmp_path / "0", row, 0, [])
-    assert "No run has evaluated a metric." in page(find_runs(tmp_path))
+    assert "No metric was evaluated." in page(find_runs(tmp_path))
 
 
 def test_axis_that_seeds_do_not_share_is_left_out_and_said(tmp_path, row):

@@ -1,8 +1,6 @@
-import math
-
 import pytest
 
-from fl.reports.spans import STAGES, dispatches, spans
+from fl.reports.spans import STAGES, spans
 from fl.simulation.kernel.trace import Event, Trace
 
 
@@ -33,39 +31,6 @@ def test_stages_end_with_their_end_event_or_with_the_fault(trace):
     ]
 
 
-def test_a_task_is_in_flight_from_dispatch_to_reply_or_fault(trace):
-    found = dispatches(trace)
-    rows = zip(
-        found.client.tolist(),
-        found.dispatch.tolist(),
-        found.start.tolist(),
-        found.end.tolist(),
-        strict=True,
-    )
-    assert list(rows) == [
-        (0, 0, 0.0, 4.0),
-        (1, 0, 0.0, 5.0),
-        (0, 1, 4.0, 5.0),
-        (1, 1, 6.0, 12.0),
-        (1, 2, 6.5, math.inf),
-    ]
-
-
-def test_a_task_for_peers_is_over_when_it_is_computed():
-    trace = Trace()
-    trace.record(0.0, Event.DISPATCH, 0, 0)
-    trace.record(1.0, Event.COMPUTE_START, 0, 0)
-    trace.record(2.0, Event.DISPATCH, 1, 0)
-    trace.record(3.0, Event.COMPUTE_END, 0, 0)
-    trace.record(3.0, Event.TRANSFER, 1, -1, 100, 0.0)
-    trace.record(4.0, Event.COMPUTE_START, 1, 0)
-    found = dispatches(trace)
-    assert list(zip(found.start.tolist(), found.end.tolist(), strict=True)) == [
-        (0.0, 3.0),
-        (2.0, math.inf),
-    ]
-
-
 @pytest.mark.parametrize(
     "fault",
     [
@@ -84,7 +49,6 @@ def test_each_fault_that_ends_a_task_ends_its_stage(fault):
     trace.record(9.0, Event.TIMEOUT)
     assert spans(trace).end.tolist() == [2.0]
     assert spans(trace).finished.tolist() == [False]
-    assert dispatches(trace).end.tolist() == [2.0]
 
 
 @pytest.mark.parametrize(
@@ -109,22 +73,7 @@ def test_a_departure_between_stages_ends_none():
     ]:
         trace.record(float(time), Event[kind], 3, 0)
     assert spans(trace).end.tolist() == [1.0]
-    assert dispatches(trace).end.tolist() == [5.0]
 
 
-def test_a_message_that_dies_where_it_waits_is_in_flight_until_then():
-    trace = Trace()
-    for dispatch, waits_at in enumerate(("server", "device", "nowhere")):
-        trace.record(0.0, Event.DISPATCH, 0, dispatch)
-        if waits_at != "server":
-            trace.record(1.0, Event.DOWNLOAD_START, 0, dispatch)
-            trace.record(2.0, Event.DOWNLOAD_END, 0, dispatch)
-        if waits_at == "nowhere":
-            trace.record(3.0, Event.COMPUTE_START, 0, dispatch)
-        trace.record(4.0, Event.EXPIRED, 0, dispatch)
-    assert dispatches(trace).end.tolist() == [4.0, 4.0, math.inf]
-
-
-def test_an_empty_trace_has_neither():
+def test_an_empty_trace_has_none():
     assert len(spans(Trace())) == 0
-    assert len(dispatches(Trace())) == 0

@@ -31,17 +31,16 @@ def check_format(document):
         "C": {"name", "ph", "pid", "ts", "args"},
     }
     last = -math.inf
-    named = set()
+    named = {(e["pid"], e["tid"]) for e in of(document, "M", name="thread_name")}
     busy_until = defaultdict(lambda: -math.inf)
     for event in document["traceEvents"]:
         assert required[event["ph"]] <= event.keys()
         assert isinstance(event["pid"], int)
         if event["ph"] == "M":
-            if event["name"] == "thread_name":
-                named.add((event["pid"], event["tid"]))
             continue
-        assert event["ts"] >= last, "events are in order of time"
-        last = event["ts"]
+        now = round(event["ts"] + event.get("dur", 0), 3)
+        assert now >= last, "events are in order of time, slices by their ends"
+        last = now
         assert event["ts"] >= 0
         if event["ph"] == "X":
             track = (event["pid"], event["tid"])
@@ -153,6 +152,48 @@ def test_the_counters_count_tasks_in_flight_and_in_each_stage(tmp_path, trace):
     }
 
 
+def in_flight(tmp_path, events):
+    """Returns the counter of tasks in flight by time in s, of events that are told by name."""
+    trace = Trace()
+    for time, kind, client, dispatch in events:
+        trace.record(time, Event[kind], client, dispatch)
+    counters = of(written(tmp_path, trace), "C", name="tasks in flight")
+    return {e["ts"] / 1e6: e["args"]["tasks"] for e in counters}
+
+
+def test_a_task_for_peers_is_over_when_it_is_computed(tmp_path):
+    assert in_flight(
+        tmp_path,
+        [
+            (0.0, "DISPATCH", 0, 0),
+            (1.0, "COMPUTE_START", 0, 0),
+            (2.0, "DISPATCH", 1, 0),
+            (3.0, "COMPUTE_END", 0, 0),
+            (3.0, "TRANSFER", 1, -1),
+            (4.0, "COMPUTE_START", 1, 0),
+        ],
+    ) == {0.0: 1, 2.0: 2, 3.0: 1}
+
+
+@pytest.mark.parametrize(
+    "fault", ["DROPOUT", "CRASH", "DEPARTURE", "DOWNLOAD_LOST", "UPLOAD_LOST", "CANCELLED"]
+)
+def test_each_fault_that_ends_a_task_ends_its_flight(tmp_path, fault):
+    events = [(0.0, "DISPATCH", 0, 0), (0.0, "DOWNLOAD_START", 0, 0), (1.0, "DOWNLOAD_END", 0, 0)]
+    assert in_flight(tmp_path, [*events, (5.0, fault, 0, 0)]) == {0.0: 1, 5.0: 0}
+
+
+def test_a_message_that_dies_where_it_waits_is_in_flight_until_then(tmp_path):
+    at_server = [(0.0, "DISPATCH", 0, 0)]
+    at_device = [*at_server, (1.0, "DOWNLOAD_START", 0, 0), (2.0, "DOWNLOAD_END", 0, 0)]
+    nowhere = [*at_device, (3.0, "COMPUTE_START", 0, 0)]
+    expires = (4.0, "EXPIRED", 0, 0)
+    assert in_flight(tmp_path, [*at_server, expires]) == {0.0: 1, 4.0: 0}
+    assert in_flight(tmp_path, [*at_device, expires]) == {0.0: 1, 4.0: 0}
+    assert in_flight(tmp_path, [*nowhere, expires]) == {0.0: 1}
+    assert in_flight(tmp_path, [*nowhere, expires, (5.0, "COMPUTE_END", 0, 0)])[5.0] == 0
+
+
 def test_metrics_are_counters_where_they_are_numbers(tmp_path, trace, row):
     history = [row(0, 0.0, accuracy=0.1), row(1, 4.0, accuracy=math.nan), row(2, 9.5, accuracy=0.5)]
     counters = of(written(tmp_path, trace, history), "C", name="accuracy")
@@ -184,7 +225,8 @@ def random_trace(seed, clients=4, num_tasks=60):
             events.append((time, chosen, client, numbers[client]))
             if stopped:
                 break
-            time += float(rng.choice([0.0, 0.1, rng.random()]))
+            if kind is not Event.COMPUTE_END:  # the upload begins at that instant
+                time += float(rng.choice([0.0, 0.1, rng.random()]))
         numbers[client] += 1
     trace = Trace()
     for event in sorted(events, key=lambda e: e[0]):
@@ -210,11 +252,25 @@ def test_overlapping_tasks_with_faults_never_nest_wrongly(tmp_path, seed):
         assert event["args"]["tasks"] == expected
 
 
-def test_writing_in_chunks_changes_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("chunk", [1, 7])
+def test_reading_the_trace_in_parts_changes_nothing(tmp_path, monkeypatch, chunk):
     trace = random_trace(0)
     whole = written(tmp_path, trace)
-    monkeypatch.setattr(timeline, "_CHUNK", 7)
+    monkeypatch.setattr(timeline, "_CHUNK", chunk)
     assert written(tmp_path, trace) == whole
+
+
+def test_what_is_kept_of_a_task_goes_when_it_is_over():
+    """Memory has the tasks under way, however many there were."""
+    trace = random_trace(1, num_tasks=300)
+    made = timeline._Timeline(trace, ())
+    most = 0
+    for rows in trace.parts(1):
+        list(made.lines(rows))
+        most = max(most, len(made._tasks))
+    assert 0 < most < 60
+    list(made.lines(trace.parts(1).__next__()[:0]))
+    assert len(made._tasks) == 0
 
 
 def test_times_of_a_long_run_are_exact_to_the_nanosecond(tmp_path):

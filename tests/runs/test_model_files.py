@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import fl
 from fl.errors import ConfigError
 from fl.models import MLP
-from fl.reports.model_file import read_model, write_model
+from fl.reports.model_file import read_facts, read_model, write_model
 from fl.reports.run_writer import MODELS, RunWriter
 from fl.runs.recorder import arrays_sha256
 from fl.runs.warm_start import warm_start
@@ -158,6 +158,16 @@ def test_torch_reads_what_is_written_and_scalars_keep_their_shape(tmp_path: Path
     assert torch.equal(found["w"], torch.from_numpy(w))
     assert found["n"].shape == ()
     assert found["b"].dtype == torch.bool
+
+
+def test_the_same_model_is_the_same_bytes_whatever_the_order_of_its_facts(tmp_path: Path) -> None:
+    facts = {name: f"of {name}, é" for name in "abcdefgh"}
+    found = set()
+    for turn in (facts, dict(reversed(facts.items())), facts):
+        write_model(tmp_path / "model.safetensors", {"w": np.arange(3.0)}, turn)
+        found.add((tmp_path / "model.safetensors").read_bytes())
+    assert len(found) == 1
+    assert read_facts(tmp_path / "model.safetensors").items() >= facts.items()
 
 
 # ---- what is beside the model that travels -------------------------------------------------------

@@ -176,7 +176,8 @@ def test_side_by_side_is_what_the_launcher_runs_at_a_time(tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     ("overrides", "starts"),
     [
-        ([], 0),  # Ray is the default
+        ([], None),  # each finds out by itself whether it needs one
+        (["executor=ray"], 0),
         (["executor=serial"], None),
         (["executor=serial,ray"], 0),
         (["executor.num_actors=1,5"], 5),
@@ -195,7 +196,7 @@ def test_one_ray_is_started_for_a_sweep_whose_jobs_need_one(
             "hydra": {
                 "overrides": {"task": [*overrides, "seed=0,1", "+new=3"], "hydra": []},
                 "sweep": {"dir": str(tmp_path / "sweep")},
-                "runtime": {"choices": {"executor": "ray"}},
+                "runtime": {"choices": {"executor": "auto"}},
             }
         }
     )

@@ -26,8 +26,8 @@ GROUPS = {  # key of the root to the folder of its members
     name: name
     for name in (
         *("adapter", "aggregator", "allreduce", "attack", "checkpoint", "client", "compressor"),
-        *("data", "executor", "feedback", "fleet", "hierarchy", "model", "network", "partition"),
-        *("preaggregation", "runtime", "tasks", "topology"),
+        *("battery", "data", "executor", "feedback", "fleet", "hierarchy", "model", "network"),
+        *("partition", "power", "preaggregation", "runtime", "tasks", "topology"),
     )
 } | {"downlink": "compressor", "then": "compressor"}
 
@@ -49,7 +49,7 @@ def members(key: str) -> dict[str, DictConfig]:
 
 MADE = (
     *("strategy", "attack", "compressor", "then", "feedback", "downlink", "fleet", "executor"),
-    *("checkpoint", "hierarchy", "network", "runtime"),
+    *("battery", "checkpoint", "hierarchy", "network", "power", "runtime"),
 )
 
 

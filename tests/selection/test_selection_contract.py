@@ -17,6 +17,8 @@ from fl.randomness import generator
 from fl.runs.build import build
 from fl.runs.run import run_experiment
 from fl.selection import Opening, Reply, RoundEnd, Selection
+from fl.simulation.world.availability import Always
+from fl.simulation.world.battery import Battery
 from fl.simulation.world.slowdowns import ShiftedExponential
 from fl.strategies import FedAvg, Rounds
 
@@ -29,6 +31,11 @@ def config_of(*overrides):
         tiny = ["executor=serial", "progress=false", "num_clients=12", "num_rounds=3"]
         tiny += ["model=logistic", "partition=iid", "fleet=uniform", "target=null"]
         return compose("config", [*tiny, *overrides])
+
+
+def chosen(name):
+    """Returns what chooses a selection, and what it needs."""
+    return [f"selection={name}", *(["battery=phone"] if name == "by_charge" else [])]
 
 
 def selection(name):
@@ -77,7 +84,9 @@ def test_it_selects_some_of_those_that_are_idle_and_changes_no_state(name):
         idle = rule.eligible(state, idle)
         if not idle:
             continue
-        opening = Opening(t, idle, range(n), min(m, len(idle)), partial(generator, t))
+        opening = Opening(
+            t, idle, range(n), min(m, len(idle)), partial(generator, t), lambda c: np.ones(len(c))
+        )
         ask, state = unchanged(rule.ask, state, opening)
         while ask is not None:
             assert set(ask.clients) <= set(range(n))
@@ -100,6 +109,7 @@ def test_equal_seeds_select_equally_on_a_grid(name):
             8,
             rounds=6,
             task=ShiftedExponential(),
+            battery=Battery(Always(8), least_start=0.3),
         )
         for _ in range(2)
     ]
@@ -111,14 +121,14 @@ def test_equal_seeds_select_equally_on_a_grid(name):
 @each
 @pytest.mark.parametrize("strategy", ["scaffold", "over_selection"])
 def test_it_goes_with_every_rule_of_rounds(name, strategy):
-    config = config_of(f"selection={name}", f"strategy={strategy}", "fail_fast=true")
+    config = config_of(*chosen(name), f"strategy={strategy}", "fail_fast=true")
     assert run_experiment(config) is None
 
 
 @each
 def test_it_goes_with_attacks_and_compressors(name):
     more = ["attack=ipm", "num_byzantine=2", "compressor=topk", "aggregator=median"]
-    assert run_experiment(config_of(f"selection={name}", *more)) is None
+    assert run_experiment(config_of(*chosen(name), *more)) is None
 
 
 @each

@@ -17,9 +17,11 @@ from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.links import Links, PeerLinks, ServerLink
 from fl.simulation.kernel.trace import Event, Trace
 from fl.simulation.world.availability import Always, Availability
+from fl.simulation.world.battery import Battery
 from fl.simulation.world.devices import Devices
 from fl.simulation.world.faults import Faults, TaskFaults
 from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.power import Power
 from fl.strategies import (
     Events,
     FedAST,
@@ -84,6 +86,8 @@ def fleet_of(
     seed: int = 0,
     prefetch: bool = False,
     edges: PeerLinks | None = None,
+    power: Power | None = None,
+    battery: Battery | None = None,
 ) -> Fleet:
     def column(name: str):
         return np.array([getattr(client, name) for client in clients], dtype=np.float64)
@@ -107,6 +111,8 @@ def fleet_of(
         faults=Faults() if faults is None else faults,
         prefetch=prefetch,
         edges=edges,
+        power=power,
+        battery=battery,
     )
 
 

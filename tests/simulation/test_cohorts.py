@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -39,7 +39,7 @@ SIZES = [0, 1, 5, 5, 5, 9, 40]
 
 
 @cache
-def app(**given: Any) -> TrainingApp:
+def app(lr: float = 0.1, **given: Any) -> TrainingApp:
     rng = np.random.default_rng(7)
     n = sum(SIZES)
     some = Examples(rng.standard_normal((n, *SHAPE)).astype(np.float32), rng.integers(0, 2, n))
@@ -52,7 +52,7 @@ def app(**given: Any) -> TrainingApp:
         input_shape=SHAPE,
     )
     options: dict[str, Any] = {"batch_size": 4, "train": False, **given}
-    return TrainingApp(model, data, Sgd(0.1), **options)
+    return TrainingApp(model, data, Sgd(lr), **options)
 
 
 def model() -> LogisticRegression:
@@ -119,14 +119,34 @@ def drawn_fleet(seed: int, n: int | None = None) -> Fleet:
 class Left:
     """What a run leaves behind, and how many of its rounds were arrays."""
 
-    def __init__(self, fleet: Fleet, *, arrays: bool, seed: int = 0, **options: Any) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        *,
+        arrays: bool,
+        seed: int = 0,
+        trains: bool = False,
+        client: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
         rng = np.random.default_rng(seed)
         rule: Any = FedAvgM(beta=0.9) if rng.random() < 0.3 else FedAvg()
         timeout = float(rng.choice([3.0, 60.0, 600.0]))
         options = {"fraction_train": float(rng.choice([0.4, 1.0])), "min_train_nodes": 1, **options}
-        client_app, run = app(), RunInfo(seed, len(SIZES), {SEED_KEY: seed})
+        client_app, run = (
+            app(train=trains, **(client or {})),
+            RunInfo(seed, len(SIZES), {SEED_KEY: seed}),
+        )
         executor = SerialExecutor()
         executor.start(client_app, run)
+        self.waves: list[Any] = []  # what trains together decides the last bits of models
+        submit = executor.submit
+
+        def submitting(wave: Sequence[Request]) -> None:
+            self.waves.append([(request.client, request.dispatch) for request in wave])
+            submit(wave)
+
+        executor.submit = submitting  # type: ignore[method-assign]
         self.applied: list[Any] = []
         self.steps: list[Any] = []
 
@@ -158,17 +178,19 @@ class Left:
         rounds = options.pop("num_rounds", 4)
         strategy = Rounds(rule, seed=seed, retry_s=1.0, **options)
         self.needs_messages = ""
-        needs = foreseen.needs_messages
+        needs, changes = foreseen.needs_messages, foreseen.needs_changes
 
         def needs_messages(strategy: Rounds, server: Any) -> str:
-            self.needs_messages = needs(strategy, server)
-            return self.needs_messages
+            self.needs_messages = needs(strategy, server) or changes(strategy)
+            return needs(strategy, server)
 
+        self.model: Any = None
         initial, ended = model_record(client_app.layout, model()), ""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(foreseen, "needs_messages", needs_messages)
             try:
-                strategy.start(grid, initial, num_rounds=rounds, timeout=timeout)
+                result = strategy.start(grid, initial, num_rounds=rounds, timeout=timeout)
+                self.model = {k: array.data for k, array in result.arrays.items()}
             except Exception as error:
                 ended = repr(error)
         engine, trace = grid.engine, grid.trace
@@ -185,6 +207,8 @@ class Left:
             "sent": grid._mailbox.dispatches,
             "applied": self.applied,
             "steps": self.steps,
+            "model": self.model,
+            "waves": self.waves if trains else None,  # the others' answers are not made at all
         }
 
 
@@ -203,6 +227,50 @@ def both(seed: int, fleet: Callable[[int], Fleet] = drawn_fleet, **options: Any)
 def test_rounds_as_arrays_are_those_of_the_event_engine_to_the_last_bit(seeds: range) -> None:
     rounds = [both(seed) for seed in seeds]
     assert sum(rounds) > 2 * len(seeds)  # of 4 each: most could be had as arrays
+
+
+@pytest.mark.parametrize("seeds", [range(100, 110)])
+def test_rounds_that_train_as_arrays_are_those_of_the_event_engine_to_the_last_bit(
+    seeds: range,
+) -> None:
+    rounds = [both(seed, trains=True, client={"batching": "on"}) for seed in seeds]
+    assert sum(rounds) > 2 * len(seeds)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"aggregator": Median()},
+        {"noise_scale": 0.9},
+        {"weighted_by_key": "steps"},
+    ],
+    ids=str,
+)
+def test_what_looks_at_each_change_is_had_as_arrays_where_clients_train(
+    options: dict[str, Any],
+) -> None:
+    assert sum(both(seed, trains=True, **options) for seed in range(4, 8)) > 4
+
+
+def test_rounds_are_made_of_messages_once_an_answer_could_not_be_used() -> None:
+    def left(arrays: bool) -> Left:
+        return Left(drawn_fleet(4), arrays=arrays, seed=4, trains=True, client={"lr": 3.4e38})
+
+    arrays = left(True)
+    events = left(False)
+    assert {**arrays.left, "waves": arrays.left["waves"][1:]} == events.left  # one in vain
+    assert arrays.left["faults"][0]["rejected"] > 0
+    assert arrays.rounds < 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(8))
+def test_many_rounds_that_train_as_arrays_are_those_of_the_event_engine(part: int) -> None:
+    begin = 10_000 + 200 * part
+    rounds = [
+        both(seed, trains=True, client={"batching": "on"}) for seed in range(begin, begin + 200)
+    ]
+    assert sum(rounds) > 400
 
 
 @pytest.mark.slow

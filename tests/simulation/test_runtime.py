@@ -22,9 +22,10 @@ from stand_ins import (
 )
 
 from fl.errors import ConfigError
+from fl.execution.contract import Result
 from fl.flower.identity import assume_identity, node_id
 from fl.flower.payload import num_objects
-from fl.randomness import uniform
+from fl.randomness import client_key, uniform
 from fl.reports.time_shares import time_shares
 from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
@@ -126,6 +127,56 @@ def test_a_message_that_waits_for_its_node_can_be_withdrawn():
     assert [row[1] for row in events(grid.trace)] == [E.DISPATCH, E.CANCELLED]
 
 
+@pytest.mark.parametrize(
+    ("start_s", "ahead_s", "wait_s"),
+    [
+        (8.0, 3.0, 0.0),  # it goes on when the message is there
+        (3.0, 3.0, 0.0),
+        (2.0, 2.0, 0.0),  # it looks at 3 s and at 4 s, when all is there
+        (1.5, 1.5, 1.5),  # at 2.5, 3.5, 5.5 s
+        (0.25, 0.25, 0.25),  # at 1.25, 2.25, 4.25 s
+    ],
+)
+def test_an_app_starts_while_its_messages_objects_come(start_s, ahead_s, wait_s):
+    # 1024 B/s, 0.5 s away: the node is told after a trip of 1 s, and has the message 3 s later.
+    fleet = fleet_of([Client(100, 8192, 8192, latency_s=0.5, compute_w=1, radio_w=1, idle_w=1)])
+    runtime = Runtime(
+        trips_down=2, trips_up=1, start_s=start_s, starts_ahead=True, object_retry_s=1.0
+    )
+    grid = grid_of(fleet, flops=200.0, reply=1024, runtime=runtime)
+    grid.send_and_receive([message_to(0, 2048)])
+    left = start_s - ahead_s
+    assert times(grid.trace, E.DOWNLOAD_END) == {(0, 0): 4.0}
+    assert times(grid.trace, E.COMPUTE_END) == {(0, 0): 4.0 + wait_s + left + 2.0}
+    assert values(grid.trace, E.APP_START) == ([left] if left else [])
+    assert values(grid.trace, E.TASK_POLL) == ([wait_s] if wait_s else [])
+    # All of the start takes power, whenever it is.
+    assert grid.engine.energy_j == {
+        "compute": start_s + 2.0,
+        "radio": 4.0 + 2.0,
+        "idle": wait_s,
+    }
+
+
+def test_an_app_that_starts_ahead_waits_for_its_starter_from_the_first_trip_on():
+    fleet = fleet_of([Client(latency_s=0.5)])
+    runtime = Runtime(trips_down=3, task_poll_s=10.0, start_s=1.0, starts_ahead=True)
+    grid = grid_of(fleet, flops=0.0, runtime=runtime)
+    grid.send_and_receive([message_to(0)])
+    starts = 10.0 * uniform(0, "task-poll", 0)  # after the first trip, at 1 s, and the third
+    assert starts > 3.0
+    assert times(grid.trace, E.COMPUTE_END) == {(0, 0): pytest.approx(starts + 1.0)}
+
+
+def test_waits_for_objects_double_up_to_the_longest():
+    runtime = Runtime(starts_ahead=True, object_retry_s=1.0, object_retry_most_s=10.0)
+    looks = [1, 3, 7, 15, 25, 35]  # after waits of 1, 2, 4, 8, 10, 10 s, as flwr 1.41 has them
+    for last, look in zip([0, *looks], looks, strict=False):
+        assert runtime.found_after(last + 0.1) == runtime.found_after(look) == look
+    assert runtime.found_after(1e6) >= 1e6
+    assert Runtime(starts_ahead=True).found_after(3.3) == 3.3
+
+
 def test_a_task_waits_for_a_starter_with_a_phase_of_its_own():
     grid = grid_of(fleet_of([Client()]), flops=0.0, runtime=Runtime(task_poll_s=1.0))
     grid.sleep(0.3)
@@ -144,9 +195,11 @@ def test_a_task_waits_for_a_starter_with_a_phase_of_its_own():
 
 def test_the_first_start_is_cold_and_the_spread_has_mean_one():
     runtime = Runtime(start_s=2.0, first_start_s=9.0)
-    assert [runtime.seconds_to_start(0, 0, k) for k in range(3)] == [9.0, 2.0, 2.0]
+    key = client_key(0, "app-start", 0)
+    assert [runtime.seconds_to_start(key, k) for k in range(3)] == [9.0, 2.0, 2.0]
     spread = Runtime(start_s=2.0, start_sigma=0.5)
-    drawn = np.array([spread.seconds_to_start(0, i, 1) for i in range(4000)])
+    keys = (client_key(0, "app-start", i) for i in range(4000))
+    drawn = np.array([spread.seconds_to_start(key, 1) for key in keys])
     assert drawn.mean() == pytest.approx(2.0, rel=0.03)
     assert np.log(drawn).std() == pytest.approx(0.5, rel=0.03)
 
@@ -200,6 +253,23 @@ def test_objects_are_those_that_flower_moves():
     assert num_objects(content, 1000) == 2 + 2 + 2 + 1 + 4
     assert Runtime(lanes=2).trips(1, 7) == 1 + 4
     assert Runtime().trips(0.5, 7) == 0.5
+
+
+def test_a_compressed_reply_goes_in_fewer_trips_than_its_message():
+    def record(arrays):
+        return ArrayRecord({f"w{i}": Array(np.zeros(2, np.float32)) for i in range(arrays)})
+
+    grid = grid_of(
+        fleet_of([Client(latency_s=0.5)]),
+        answer=lambda _: Result(content=RecordDict({"a": record(1)})),
+        runtime=Runtime(trips_down=0, trips_up=0, lanes=2),
+    )
+    message = Message(RecordDict({"a": record(4)}), node_id(0), "train")
+    for _ in range(2):
+        grid.send_and_receive([message])
+    # Message, content, record; and array and chunk of each: 11 down in 6 trips, 5 up in 3.
+    assert values(grid.trace, E.DOWN_CALLS) == [6.0, 6.0]
+    assert values(grid.trace, E.UP_CALLS) == [3.0, 3.0]
 
 
 def test_the_server_does_one_thing_after_the_other():

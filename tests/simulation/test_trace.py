@@ -70,7 +70,7 @@ def recorded(trace: Trace, count: int, begin: int = 0, terms: tuple[float, ...] 
     for i in range(begin, count):
         trace.record(i / 8, Event(i % 5), i % 7, i // 7, i, -i / 3)
         if terms and i % 3 == 0:
-            trace.record_terms(i / 8, i % 7, i // 7, *terms)
+            trace.record_terms(i / 8, i % 7, i // 7, terms)
     return trace
 
 

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from islands import LAYOUT, MODEL, PLAIN, SGD, driven, of, references, run
+from islands import LAYOUT, MODEL, PLAIN, SGD, Nesterov, driven, of, references, run
 from stand_ins import Client, Scripted, fleet_of
 
 from fl.aggregation import Median
 from fl.attacks import IPM
 from fl.clients import Gradient
-from fl.collectives import Buckets, Butterfly, Int8Ring, RingAllReduce, TreeAllReduce
+from fl.collectives import Buckets, Butterfly, Failure, Int8Ring, RingAllReduce, TreeAllReduce
 from fl.compression import Cast, PowerSgd, Shapes, TopK
 from fl.errors import ConfigError
 from fl.models import flops_per_example
 from fl.simulation.kernel.trace import Event
-from fl.strategies import DataParallel, DiLoCo, EagerUpdates, LocalSGD, StreamingDiLoCo
+from fl.strategies import (
+    DataParallel,
+    DiLoCo,
+    EagerUpdates,
+    LocalSGD,
+    OuterSgd,
+    StreamingDiLoCo,
+)
+from fl.strategies.per_worker_rule import PerWorkerRule
 
 D = LAYOUT.size
 STEP_FLOPS = 32 * flops_per_example(MODEL(), (1, 8, 8)).training
@@ -111,6 +119,86 @@ def test_after_the_last_retry_there_is_no_step():
     assert got.times[1] == pytest.approx(second + DETECTION_S)
     again = trained(fleet, workers=4, on_failure="retry", detection_s=DETECTION_S, retries=2)
     assert not np.array_equal(again.rows[1], again.rows[0])
+
+
+def parted(rounds, rule=RULE, joins=(), **of_driver):
+    """Three workers, of which the last leaves in the first all-reduce, which is not tried again."""
+    leaves = PHASE_S + HOP_S
+    fleet = islands(3, {2: [leaves, *joins]})
+    how = {"on_failure": "alone", "detection_s": DETECTION_S, "retries": 0, **of_driver}
+    return leaves, trained(fleet, rounds=rounds, rule=rule, **how)
+
+
+def test_after_the_last_retry_each_goes_on_by_its_own_outer_gradient_and_they_stay_apart():
+    nesterov = OuterSgd(lr=0.5, momentum=0.9, nesterov=True)
+    leaves, got = parted(3, rule=DiLoCo(inner_steps=2, optimizer=nesterov))
+    assert got.times[1] == pytest.approx(leaves + DETECTION_S)
+    assert got.run.trace.counts[Event.NO_STEP] == 0
+    workers = references(3, SGD)[:2]
+    outer = [Nesterov(workers[0].w, nesterov) for _ in workers]
+
+    def moved():
+        rows = np.stack([deltas(o.theta, [w])[0] for o, w in zip(outer, workers, strict=True)])
+        return rows
+
+    for theta, delta in zip(outer, moved(), strict=True):
+        theta.step(delta)
+    models = [np.mean([o.theta for o in outer], axis=0)]
+    apart = np.abs(outer[0].theta - outer[1].theta).max()
+    for _ in range(2):
+        mean = moved().mean(axis=0)
+        for theta in outer:
+            theta.step(mean)
+        models.append(np.mean([o.theta for o in outer], axis=0))
+    assert apart > 1e-3
+    assert np.abs(outer[0].theta - outer[1].theta).max() > apart  # by momentum, even more so
+    np.testing.assert_allclose(got.rows[1:], models, atol=3e-6)
+
+
+def test_who_enters_among_parted_workers_has_the_model_of_the_first():
+    _, got = parted(12, joins=[PHASE_S + HOP_S + 30.0])
+    assert [m["islands"] for m in got.result.train_metrics_clientapp.values()][-1] == 3
+    apart = PerWorkerRule(RULE)
+    s = apart.alone(apart.init(np.zeros(2, np.float32)), {3: np.ones(2), 5: -np.ones(2)})
+    assert [apart.theta(s, m).tolist() for m in (3, 5)] == [[-0.5, -0.5], [0.5, 0.5]]
+    assert apart.model(s, [3, 5]).tolist() == [0.0, 0.0]
+    s = apart.entered(s, 4, [3, 5])
+    assert apart.theta(s, 4).tolist() == [-0.5, -0.5]
+    assert apart.theta(apart.entered(s, 7, []), 9).tolist() == [-0.5, -0.5]  # when all had left
+
+
+@pytest.mark.parametrize(
+    ("key", "more"),
+    [
+        ("rule", {"rule": EagerUpdates(inner_steps=2)}),
+        ("rule", {"rule": DataParallel()}),
+        ("aggregator", {"aggregator": Median()}),
+        ("drop", {"drop": 0.5}),
+        ("compressor", {"compressor": Cast("bf16")}),
+    ],
+)
+def test_who_may_go_on_alone_has_a_whole_outer_gradient_that_all_wait_for(key, more):
+    given = {"rule": RULE, **more}
+    with pytest.raises(ConfigError, match=f"on_failure is .*{key} is"):
+        driven(given.pop("rule"), on_failure="alone", **given)
+
+
+def test_a_silence_is_noticed_so_long_after_the_last_heartbeat():
+    failure = Failure("retry", detection_s=10.0, heartbeat_s=2.0)
+    # Heartbeats at 0.5, 2.5, 4.5, ...; whoever leaves at 4.0 has sent its last one at 2.5.
+    assert failure.noticed_s(4.0, 0.25) == 12.5
+    assert failure.noticed_s(4.5, 0.25) == 14.5
+    times = [failure.noticed_s(t, 0.7) - t for t in np.linspace(20, 22, 41)]
+    assert min(times) > 8.0
+    assert max(times) == pytest.approx(10.0)
+    leaves = PHASE_S + 1.5 * HOP_S
+    got = trained(
+        islands(3, {2: [leaves]}), 1, on_failure="retry", detection_s=DETECTION_S, heartbeat_s=2.0
+    )
+    noticed = got.times[1] - 2 * (0.25 + 2.0)
+    assert leaves + 8.0 < noticed < leaves + 10.0
+    with pytest.raises(ConfigError, match=r"heartbeat_s is 2.0, and detection_s 1.0"):
+        driven(RULE, on_failure="retry", detection_s=1.0, heartbeat_s=2.0)
 
 
 def test_a_worker_that_is_back_takes_part_again():

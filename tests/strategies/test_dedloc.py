@@ -10,6 +10,7 @@ import torch
 from islands import LAYOUT, MODEL, crashes, data_of, driven, of, references, run
 from stand_ins import Client, Scripted, fleet_of
 
+import fl
 from fl.attacks import OwnSignFlip
 from fl.clients import Gradient, Sgd
 from fl.collectives import Buckets, LoadBalancedAllReduce, RingAllReduce, Stragglers
@@ -77,6 +78,10 @@ def test_steps_are_those_of_one_machine_with_the_whole_batch_under_churn():
         everyone.train(1)
         np.testing.assert_allclose(row, everyone.w, atol=3e-6)
     assert min(samples(got)) >= 4 * ALL
+    measured = [told for r, told in got.result.train_metrics_clientapp.items() if r]
+    assert [told["joins"] for told in measured] == sorted(told["joins"] for told in measured)
+    assert measured[-1]["joins"] == 1  # the second peer; the third has lost its state alone
+    assert max(told["peers"] for told in measured) == 4
     islands = {int(told["islands"]) for told in got.result.train_metrics_clientapp.values()}
     assert len(islands) > 1  # there was churn
 
@@ -103,6 +108,16 @@ def test_gradients_weigh_as_much_as_their_samples():
         theta = theta - LR * (n @ gradients) / n.sum()
         np.testing.assert_allclose(got.rows[k + 1], theta, atol=3e-6)
     assert n[0] == 3 * n[1] or n[0] == 2 * n[1]
+
+
+def test_rows_say_how_many_samples_a_step_has_and_of_how_many_peers():
+    few = {"num_clients": 4, "num_rounds": 2, "fleet": "uniform", "executor": "serial"}
+    run = fl.run(strategy="dedloc", evaluate_every=1, progress=False, **few)
+    applied = run.trace.time[run.trace.kind == Event.APPLIED]
+    for before, row in zip(run.history[:-1], run.history[1:], strict=True):
+        micro_batches = ((applied > before["time_s"]) & (applied <= row["time_s"])).sum()
+        assert row["samples"] == 32 * micro_batches
+        assert (row["peers"], row["joins"]) == (4, 0)
 
 
 def test_one_peer_adds_up_its_own_micro_batches():

@@ -53,6 +53,7 @@ from fl.data.drift import DRIFT_BEGINS
 from fl.errors import ConfigError
 from fl.execution.contract import (
     ForeseenAnswers,
+    ForeseenCosts,
     Payload,
     PlannedApp,
     Request,
@@ -435,8 +436,10 @@ class TrainingApp(ClientApp, PlannedApp):
         Without training they are the model as it came, and what a client reports hangs on how many
         examples it has.
         """
-        if self.learns:
-            return "clients train"
+        return "clients train" if self.learns else self._unforeseen(payload)
+
+    def _unforeseen(self, payload: Payload) -> str:
+        """Returns why it hangs on more than a client's number of examples what an answer costs."""
         if self._reply_bytes is None:
             return "clients keep something, or send more than a model"
         instructions: Instructions = payload.read_by(self)
@@ -447,6 +450,24 @@ class TrainingApp(ClientApp, PlannedApp):
         if instructions.chunks is not None or self.data.drift is not None:
             return "the examples of a task are not all that its client has, for good"
         return ""
+
+    def costs(self, payload: Payload, partitions: NDArray[np.int64]) -> ForeseenCosts | None:
+        """Returns what the answers of the clients that hold these partitions cost.
+
+        None if more decides than how many examples a client has.
+        """
+        if not self.learns or self.has_mods or self._unforeseen(payload):
+            return None
+        sizes = self._sizes[partitions % self.data.num_partitions]
+        _, first, which = np.unique(sizes, return_index=True, return_inverse=True)
+        plans = [self.plan(payload, "train", i, math.nan) for i in partitions[first].tolist()]
+        for plan in plans:
+            if plan.flops_of is not None or plan.past_flops or plan.reply_bytes is None:
+                return None
+        flops = np.array([plan.flops for plan in plans])
+        reply_bytes = np.array([plan.reply_bytes for plan in plans], np.int64)
+        which = which.reshape(-1)
+        return ForeseenCosts(flops[which], reply_bytes[which])
 
     def answers(
         self, payload: Payload, partitions: NDArray[np.int64], run: RunInfo

@@ -77,6 +77,8 @@ class Course:
         busy_s: seconds computed of each dispatch that ended, in the order of their ends.
         settled: whose dispatches these are, places in the cohort.
         radio_s: seconds of their radios, likewise.
+        works: whose reply nothing that is drawn beforehand keeps from coming, shape (n,).
+        left_s: when each has left in the middle, s; infinite for those that have not.
     """
 
     rows: NDArray[Any]
@@ -89,6 +91,8 @@ class Course:
     busy_s: Seconds
     settled: Whole
     radio_s: Seconds
+    works: Mask
+    left_s: Seconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,6 +233,9 @@ def course_of(fleet: Fleet, cohort: Cohort) -> Course:
     settles = np.concatenate([who[lost], worked[fault >= 0], sent, gone])
     times = np.concatenate([end[lost], worked_s[fault >= 0], up_end, leaves[gone]])
     settled = _in_order(settles, times)
+    stops = ~(np.isnan(faults.crash_at) & np.isnan(faults.dropout_at))
+    left = np.full(n, np.inf)
+    left[gone] = leaves[gone]
     return Course(
         rows=rows,
         answered=answered,
@@ -240,6 +247,8 @@ def course_of(fleet: Fleet, cohort: Cohort) -> Course:
         busy_s=busy[settled],
         settled=settled,
         radio_s=radio[settled],
+        works=~(stops | faults.lose_download | faults.lose_upload),
+        left_s=left,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ class Dispatch:
             server; then nothing is downloaded or uploaded. None for an ordinary message.
         stage, stage_began: where it is, and since when, s.
         arrived_s: when its message came to the client.
+        told_s: when the client's node knew of it, if a runtime has its app start from then on.
         steps: local steps of its work, as far as they are known.
         scalars: numbers in its message's arrays; 0 where nothing depends on them.
         objects: of its message and of its reply, that Flower moves by themselves; likewise.
@@ -48,6 +50,10 @@ class Dispatch:
         terms: s that the runtime has added so far, see `fl.simulation.kernel.nodes`.
         idle_s, compute_s, radio_s: what it has taken of the device so far, s.
         past_s: what the device computed for it before the message came, s, for its energy.
+        asked_cap: share of full power at which the server has it worked on; None if it says none.
+        speed, draw: shares of full speed, and of the power of that, with which the device computes.
+        load_w, load_since, drained_j: what it draws of a battery in its stage, W; since when, s;
+            and what it has drawn before, J.
         metadata: of the message.
         request: what the client is asked.
         plan: what that costs, if its app plans.
@@ -61,12 +67,17 @@ class Dispatch:
 
     __slots__ = (
         "arrived_s",
+        "asked_cap",
         "client",
         "compute_s",
+        "drained_j",
+        "draw",
         "expiry",
         "faults",
         "flow",
         "idle_s",
+        "load_since",
+        "load_w",
         "metadata",
         "name",
         "number",
@@ -82,11 +93,13 @@ class Dispatch:
         "scalars",
         "size_down",
         "size_up",
+        "speed",
         "stage",
         "stage_began",
         "steps",
         "submitted",
         "terms",
+        "told_s",
         "unread",
     )
 
@@ -113,6 +126,7 @@ class Dispatch:
         self.stage = Stage.WAITING
         self.stage_began = 0.0
         self.arrived_s = 0.0
+        self.told_s = math.inf
         self.steps = 0
         self.scalars = 0
         self.objects = (0, 0)
@@ -122,6 +136,12 @@ class Dispatch:
         self.idle_s = 0.0
         self.compute_s = 0.0
         self.past_s = 0.0
+        self.asked_cap: float | None = None
+        self.speed = 1.0
+        self.draw = 1.0
+        self.load_w = 0.0
+        self.load_since = 0.0
+        self.drained_j = 0.0
         self.radio_s = 0.0
         self.metadata = metadata
         self.request = request

@@ -25,15 +25,17 @@ computed. What peers send each other does not compete with what the server sends
 from __future__ import annotations
 
 import math
-from itertools import islice
 from typing import Protocol
 
+from fl.simulation.kernel.charges import Charges
 from fl.simulation.kernel.dispatch import Dispatch, Stage
 from fl.simulation.kernel.events import EventQueue, Priority
 from fl.simulation.kernel.network_port import ports
 from fl.simulation.kernel.nodes import Nodes
 from fl.simulation.kernel.trace import Event, Trace
+from fl.simulation.world.availability import Availability
 from fl.simulation.world.fleet import Fleet
+from fl.simulation.world.power import Power
 from fl.simulation.world.runtime import Runtime
 
 _INTERRUPTIONS = (Event.DEPARTURE, Event.CANCELLED)  # they can come during a transfer
@@ -95,6 +97,8 @@ class Engine:
         energy_j: joules spent on dispatches so far: compute, radio, idle (waiting at the client for
             the device, which works on an earlier one).
         busy_s: seconds that devices have computed so far, all together.
+        charges: of the clients' batteries; None without any.
+        presence: who is there when: the fleet's availability, or `charges`.
     """
 
     host: Host
@@ -108,6 +112,10 @@ class Engine:
         self.bytes_up = 0
         self.energy_j = {"compute": 0.0, "radio": 0.0, "idle": 0.0}
         self.busy_s = 0.0
+        self.charges: Charges | None = None
+        if fleet.battery is not None:
+            self.charges = Charges(fleet, fleet.battery, trace, lambda: self.queue.now)
+        self.presence: Availability = fleet.availability if self.charges is None else self.charges
         self._flow = 0
         self._downlink, self._uplink = ports(fleet, self.queue, self._downloaded, self._uploaded)
         self._clients: dict[int, _Client] = {}  # only while they have dispatches
@@ -129,21 +137,17 @@ class Engine:
         if client is None:
             client = self._clients[dispatch.client] = _Client()
         client.waiting[dispatch] = None
-        if not self.fleet.availability.is_online(dispatch.client, now):
+        if not self.presence.is_online(dispatch.client, now):
             self._watch_return(dispatch.client)
         elif dispatch.ready_s is not None:
             self._take(client, dispatch)
         elif self._nodes is None:
             self._take_up(client)
-        elif not client.taken or self.fleet.prefetch:
-            self._watch_look(dispatch.client)
-
-    def _watch_look(self, number: int) -> None:
-        """Has a client's node, which is idle, find its messages when it looks next."""
-        if self._nodes is not None and number not in self._looks:
-            self._looks.add(number)
-            time = self._nodes.next_look(number, self.queue.now)
-            self.queue.schedule(time, Priority.DISPATCH, self._polled, number)
+        elif dispatch.client not in self._looks and (not client.taken or self.fleet.prefetch):
+            # Its node is idle, and finds the message when it looks next.
+            self._looks.add(dispatch.client)
+            time = self._nodes.next_look(dispatch.client, now)
+            self.queue.schedule(time, Priority.DISPATCH, self._polled, dispatch.client)
 
     def _polled(self, number: int) -> None:
         """A client's node looks for messages."""
@@ -152,18 +156,22 @@ class Engine:
 
     def _take_up(self, client: _Client) -> None:
         """Has a client that is there take up its next message, if it is at nothing else."""
-        if client.taken and not self.fleet.prefetch:
-            return
-        valid = (dispatch for dispatch in client.waiting if self.queue.now < dispatch.expiry)
-        for dispatch in list(islice(valid, None if self.fleet.prefetch else 1)):
-            self._take(client, dispatch)
+        now = self.queue.now
+        if self.fleet.prefetch:
+            for dispatch in [dispatch for dispatch in client.waiting if now < dispatch.expiry]:
+                self._take(client, dispatch)
+        elif not client.taken:
+            for dispatch in client.waiting:
+                if now < dispatch.expiry:
+                    self._take(client, dispatch)
+                    return
 
     def _look(self, number: int) -> None:
         """Has a client look for its next message, if it is there."""
         client = self._clients.get(number)
         if client is None or not client.waiting:
             return
-        if self.fleet.availability.is_online(number, self.queue.now):
+        if self.presence.is_online(number, self.queue.now):
             self._take_up(client)
         else:
             self._watch_return(number)
@@ -176,6 +184,7 @@ class Engine:
         dispatch.stage_began = now
         dispatch.stage = Stage.DOWNLOADING
         self._watch_departure(dispatch.client)
+        self._draw(dispatch)
         if dispatch.ready_s is not None:
             self.queue.schedule(
                 max(now, dispatch.ready_s), Priority.PROGRESS, self._served, dispatch
@@ -223,6 +232,7 @@ class Engine:
         if client.computing is None:
             self._compute(client, dispatch)
             return
+        self._draw(dispatch)
         client.queue[dispatch] = None
         if not self.queue.now < dispatch.expiry:
             self.expire(dispatch)
@@ -236,6 +246,9 @@ class Engine:
         dispatch.stage = Stage.COMPUTING
         dispatch.stage_began = now
         seconds = self.host.compute_seconds(dispatch)
+        if self.fleet.power is not None:
+            seconds = self._at_power(self.fleet.power, dispatch, seconds)
+        self._draw(dispatch)
         if self._nodes is not None:
             seconds = self._nodes.work_seconds(dispatch, seconds, now)
         faults = dispatch.faults
@@ -258,6 +271,17 @@ class Engine:
                 now + stop * seconds, Priority.PROGRESS, self._break, (dispatch, kind)
             )
 
+    def _at_power(self, power: Power, dispatch: Dispatch, seconds: float) -> float:
+        """Chooses the task's cap; returns how long it computes under it, s."""
+        kind = self.fleet.devices.kind_name(dispatch.client)
+        state = power.state(kind, seconds, dispatch.asked_cap)
+        dispatch.speed, dispatch.draw = state.speed, state.draw
+        dispatch.past_s /= state.speed
+        self.trace.record(
+            self.queue.now, Event.POWER, dispatch.client, dispatch.number, value=state.cap
+        )
+        return seconds / state.speed
+
     def _break(self, broken: tuple[Dispatch, Event]) -> None:
         dispatch, kind = broken
         if dispatch.stage is Stage.COMPUTING:
@@ -272,6 +296,7 @@ class Engine:
         dispatch.size_up = self.host.computed(dispatch)
         dispatch.stage = Stage.UPLOADING
         dispatch.stage_began = now
+        self._draw(dispatch)
         self._free_device(dispatch)
         delay = 0.0 if self._nodes is None else self._nodes.upload_delay(dispatch, now)
         if dispatch.ready_s is not None:
@@ -334,14 +359,14 @@ class Engine:
 
     def _watch_departure(self, number: int) -> None:
         if number not in self._departures:
-            time = self.fleet.availability.next_change(number, self.queue.now)
+            time = self.presence.next_change(number, self.queue.now)
             if math.isfinite(time):
                 self._departures.add(number)
                 self.queue.schedule(time, Priority.AVAILABILITY, self._depart, number)
 
     def _watch_return(self, number: int) -> None:
         if number not in self._returns:
-            time = self.fleet.availability.next_change(number, self.queue.now)
+            time = self.presence.next_change(number, self.queue.now)
             if math.isfinite(time):
                 self._returns.add(number)
                 self.queue.schedule(time, Priority.DISPATCH, self._return, number)
@@ -350,6 +375,10 @@ class Engine:
         self._departures.discard(number)
         client = self._clients.get(number)
         if client is None:
+            return
+        if self.charges is not None and self.charges.is_online(number, self.queue.now):
+            if client.taken:  # it draws less than when this was foretold
+                self._watch_departure(number)
             return
         for dispatch in list(client.taken):
             self._end(dispatch, Event.DEPARTURE)
@@ -360,6 +389,9 @@ class Engine:
         self._returns.discard(number)
         client = self._clients.get(number)
         if client is None:
+            return
+        if self.charges is not None and not self.charges.is_online(number, self.queue.now):
+            self._watch_return(number)
             return
         for dispatch in [dispatch for dispatch in client.waiting if dispatch.ready_s is not None]:
             self._take(client, dispatch)
@@ -439,6 +471,7 @@ class Engine:
 
     def _forget(self, dispatch: Dispatch) -> None:
         dispatch.stage = Stage.DONE
+        self._draw(dispatch)
         self.in_flight -= 1
         client = self._clients[dispatch.client]
         if dispatch in client.waiting:
@@ -455,13 +488,40 @@ class Engine:
 
     def spend_radio(self, client: int, seconds: float) -> None:
         """Counts the joules of a client's radio that is on for so many seconds."""
-        self.energy_j["radio"] += self.fleet.devices.radio_w.item(client) * seconds
+        joules = self.fleet.devices.radio_w.item(client) * seconds
+        self.energy_j["radio"] += joules
+        if self.charges is not None:
+            self.charges.spend(client, joules)
+
+    def _draw(self, dispatch: Dispatch) -> None:
+        """Has a dispatch draw of its client's battery, if it has one, what its stage takes."""
+        if self.charges is None:
+            return
+        devices, client, now = self.fleet.devices, dispatch.client, self.queue.now
+        watts = 0.0
+        if dispatch.stage is Stage.COMPUTING:
+            watts = devices.compute_w.item(client) * dispatch.draw
+        elif dispatch.stage is Stage.QUEUED:
+            watts = devices.idle_w.item(client)
+        elif dispatch.stage in (Stage.DOWNLOADING, Stage.UPLOADING) and dispatch.ready_s is None:
+            watts = devices.radio_w.item(client)
+        dispatch.drained_j += dispatch.load_w * (now - dispatch.load_since)
+        self.charges.add_load(client, watts - dispatch.load_w)
+        dispatch.load_w, dispatch.load_since = watts, now
+        flip = self.charges.next_flip(client)
+        if watts and math.isfinite(flip):
+            self.queue.schedule(max(now, flip), Priority.AVAILABILITY, self._depart, client)
 
     def _settle(self, dispatch: Dispatch) -> None:
         self._forget(dispatch)
         devices, client, energy_j = self.fleet.devices, dispatch.client, self.energy_j
         busy_s = dispatch.compute_s + dispatch.past_s
         self.busy_s += busy_s
-        energy_j["compute"] += devices.compute_w.item(client) * busy_s
-        energy_j["radio"] += devices.radio_w.item(client) * dispatch.radio_s
-        energy_j["idle"] += devices.idle_w.item(client) * dispatch.idle_s
+        compute_j = devices.compute_w.item(client) * busy_s * dispatch.draw
+        radio_j = devices.radio_w.item(client) * dispatch.radio_s
+        idle_j = devices.idle_w.item(client) * dispatch.idle_s
+        energy_j["compute"] += compute_j
+        energy_j["radio"] += radio_j
+        energy_j["idle"] += idle_j
+        if self.charges is not None:  # what stages are made of, and work done before the message
+            self.charges.spend(client, compute_j + radio_j + idle_j - dispatch.drained_j)

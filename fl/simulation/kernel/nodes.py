@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from fl.randomness import uniform
+from fl.randomness import client_key, uniform
 from fl.simulation.kernel.dispatch import Dispatch
 from fl.simulation.kernel.trace import Trace
 from fl.simulation.world.fleet import Fleet
@@ -27,6 +27,7 @@ class _Node(NamedTuple):
         every_s: between two looks for a message.
         phase_s: of its looks for tasks, in [0, task_poll_s).
         scale: how many times as long its processor takes as that of reference.
+        start_key: of the draws of how long it takes to start the app.
     """
 
     rtt_s: float
@@ -34,6 +35,7 @@ class _Node(NamedTuple):
     every_s: float
     phase_s: float
     scale: float
+    start_key: int
 
 
 class Nodes:
@@ -48,6 +50,20 @@ class Nodes:
     def __init__(self, runtime: Runtime, fleet: Fleet, trace: Trace) -> None:
         self.runtime = runtime
         self._fleet = fleet
+        self._trips: dict[tuple[int, int], tuple[float, float]] = {}  # of numbers of objects
+        # What each task reads, kept together.
+        self._of_work = (
+            runtime.task_poll_s,
+            runtime.decode_s_per_byte,
+            runtime.step_s,
+            runtime.step_s_per_parameter,
+            runtime.sustained < 1,
+        )
+        self._of_upload = (
+            runtime.encode_s_per_byte,
+            runtime.reply_poll_s,
+            math.inf if runtime.keep_alive_s is None else runtime.keep_alive_s,
+        )
         self._trace = trace
         self._nodes: dict[int, _Node] = {}
         self._looked: dict[int, float] = {}  # when a client's node has looked, as far as is known
@@ -65,6 +81,7 @@ class Nodes:
             every_s,
             runtime.task_poll_s * uniform(fleet.seed, "task-poll", client),
             1.0 if reference is None else reference / fleet.devices.flops.item(client),
+            client_key(fleet.seed, "app-start", client),
         )
         self._looked.setdefault(client, -every_s * uniform(fleet.seed, "node-poll", client))
         return node
@@ -81,7 +98,8 @@ class Nodes:
         if every_s == 0:
             return now
         since = self._looked[client]
-        return max(now, since + math.ceil((now - since) / every_s) * every_s)
+        look = since + math.ceil((now - since) / every_s) * every_s
+        return look if look > now else now
 
     def download_delay(self, dispatch: Dispatch, sent_s: float, now: float) -> float:
         """Returns what the calls take before the bytes of a message flow that is taken up, s.
@@ -91,12 +109,26 @@ class Nodes:
             sent_s: when the server has sent it.
             now: when it is taken up.
         """
-        client, runtime = dispatch.client, self.runtime
-        node = self._nodes.get(client) or self._node(client)
-        calls_s = runtime.trips(runtime.trips_down, dispatch.objects[0]) * node.rtt_s
+        client = dispatch.client
+        rtt_s = (self._nodes.get(client) or self._node(client))[0]
+        calls_s = self._trips_of(dispatch.objects)[0] * rtt_s
         # It has waited since it was sent, or since the node was idle.
-        dispatch.terms = (max(0.0, now - max(sent_s, self._looked[client])), calls_s)
+        waits_since = self._looked[client]
+        if waits_since < sent_s:
+            waits_since = sent_s
+        dispatch.terms = (now - waits_since if now > waits_since else 0.0, calls_s)
+        if self.runtime.starts_ahead:
+            dispatch.told_s = now + rtt_s
         return calls_s
+
+    def _trips_of(self, objects: tuple[int, int]) -> tuple[float, float]:
+        """Returns the round trips of a message and of its reply with so many objects."""
+        found = self._trips.get(objects)
+        if found is None:
+            down, up = self.runtime.trips_down, self.runtime.trips_up
+            trips = self.runtime.trips
+            found = self._trips[objects] = trips(down, objects[0]), trips(up, objects[1])
+        return found
 
     # ---- work ------------------------------------------------------------------------------------
 
@@ -105,25 +137,51 @@ class Nodes:
 
         Args:
             dispatch: the task.
-            work_s: what its FLOPs take on a cold device.
+            work_s: what its FLOPs take on a cold device, at its power.
             now: when it begins.
         """
         client, runtime = dispatch.client, self.runtime
-        node = self._nodes.get(client) or self._node(client)
-        wait_s, every_s, scale = 0.0, runtime.task_poll_s, node.scale
-        if every_s:
-            wait_s = (node.phase_s - now) % every_s
-        start_s = runtime.seconds_to_start(self._fleet.seed, client, dispatch.number) * scale
-        decode_s = runtime.decode_s_per_byte * dispatch.size_down * scale
-        per_step_s = runtime.step_s + runtime.step_s_per_parameter * dispatch.scalars
-        steps_s = per_step_s * dispatch.steps * scale
+        _, _, _, phase_s, scale, start_key = self._nodes.get(client) or self._node(client)
+        every_s, decode_s_per_byte, step_s, step_s_per_parameter, heats = self._of_work
+        scale /= dispatch.speed
+        wait_s = (phase_s - now) % every_s if every_s else 0.0
+        start_s, ahead_s = runtime.seconds_to_start(start_key, dispatch.number) * scale, 0.0
+        if dispatch.told_s < now == dispatch.arrived_s:  # one that has waited for another did not
+            wait_s, ahead_s = self._ahead(dispatch.told_s, phase_s, start_s, now)
+            start_s -= ahead_s
+        decode_s = decode_s_per_byte * dispatch.size_down * scale
+        steps_s = 0.0
+        if dispatch.steps:
+            per_step_s = step_s + step_s_per_parameter * dispatch.scalars
+            steps_s = per_step_s * dispatch.steps * scale
         busy_s = hot_s = start_s + decode_s + steps_s + work_s
-        if runtime.sustained < 1:
-            hot_s = self._heated(client, busy_s, now + wait_s)
+        begins = now + wait_s
+        if heats:
+            hot_s = self._heated(client, busy_s, begins, ahead_s)
         dispatch.idle_s += wait_s
-        dispatch.stage_began = now + wait_s  # the device computes from then on
+        dispatch.stage_began = begins - ahead_s  # the device computes from then on
         dispatch.terms += (wait_s, start_s, decode_s, steps_s, hot_s - busy_s)
         return wait_s + hot_s
+
+    def _ahead(
+        self, told_s: float, phase_s: float, start_s: float, now: float
+    ) -> tuple[float, float]:
+        """Returns how long a task waits whose app starts ahead, and what of its start is over, s.
+
+        Args:
+            told_s: when the node knew of the task.
+            phase_s: of looks for tasks.
+            start_s: what a start takes.
+            now: when the message is there.
+        """
+        every_s = self.runtime.task_poll_s
+        begins = told_s + ((phase_s - told_s) % every_s if every_s else 0.0)
+        if begins >= now:
+            return begins - now, 0.0
+        missing_s = now - begins - start_s  # since the app looks for the message
+        if missing_s <= 0:
+            return 0.0, now - begins
+        return self.runtime.found_after(missing_s) - missing_s, start_s
 
     def upload_delay(self, dispatch: Dispatch, now: float) -> float:
         """Returns what happens between the end of the work and the reply's first byte, s.
@@ -131,29 +189,30 @@ class Nodes:
         The reply is serialised, the node finds it, and calls. Of that, the device computes for the
         first. A reply that peers get is there at once.
         """
-        client, runtime, arrived = dispatch.client, self.runtime, dispatch.arrived_s
+        client, arrived = dispatch.client, dispatch.arrived_s
         encode_s = waited_s = calls_s = 0.0
         if dispatch.ready_s is None:
-            node = self._nodes.get(client) or self._node(client)
-            encode_s = runtime.encode_s_per_byte * dispatch.size_up * node.scale
+            rtt_s, connect_s, _, _, scale, _ = self._nodes.get(client) or self._node(client)
+            encode_s_per_byte, every_s, keep_alive_s = self._of_upload
+            encode_s = encode_s_per_byte * dispatch.size_up * scale / dispatch.speed
             made = now + encode_s
-            if runtime.reply_poll_s:
-                waited_s = (arrived - made) % runtime.reply_poll_s
-            calls_s = runtime.trips(runtime.trips_up, dispatch.objects[1]) * node.rtt_s
+            if every_s:
+                waited_s = (arrived - made) % every_s
+            calls_s = self._trips_of(dispatch.objects)[1] * rtt_s
             found = made + waited_s
-            if runtime.keep_alive_s is not None and found - arrived > runtime.keep_alive_s:
-                calls_s += node.connect_s
+            if found - arrived > keep_alive_s:
+                calls_s += connect_s
             dispatch.compute_s += encode_s
             dispatch.idle_s += waited_s
             dispatch.stage_began = found  # the radio is silent until then
-        self._trace.record_terms(
-            now, client, dispatch.number, *dispatch.terms, encode_s, waited_s, calls_s
-        )
+        terms = (*dispatch.terms, encode_s, waited_s, calls_s)
+        self._trace.record_terms(now, client, dispatch.number, terms)
         return encode_s + waited_s + calls_s
 
-    def _heated(self, client: int, busy_s: float, begins: float) -> float:
+    def _heated(self, client: int, busy_s: float, begins: float, ahead_s: float) -> float:
         heat, since = self._heat.get(client, (0.0, begins))
-        heat = self.runtime.cooled(heat, max(0.0, begins - since))
+        heat = self.runtime.cooled(heat, max(0.0, begins - ahead_s - since))
+        heat = 1 - (1 - heat) * self.runtime.cooled(1.0, ahead_s) if ahead_s else heat
         seconds, heat = self.runtime.heated(busy_s, heat)
         self._heat[client] = heat, begins + seconds
         return seconds

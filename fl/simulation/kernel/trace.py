@@ -23,13 +23,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fl.extras import check_installed
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
 log = logging.getLogger("fl")
 
 _MOST_BYTES = 2**22  # of rows in memory, where others can be on a disk: 100,000 events
-_MOST_ROWS = 2**20  # that are looked at together
+_MOST_ROWS = 2**17  # that are looked at together
 
 
 class Event(IntEnum):
@@ -69,7 +71,7 @@ class Event(IntEnum):
     # each task when it has computed, and are parts of its waiting, download, compute and upload.
     CLIENT_POLL = 30  # the message waited for the client's node to look
     DOWN_CALLS = 31  # round trips before the message's bytes
-    TASK_POLL = 32  # the task waited to be started
+    TASK_POLL = 32  # the task waited to be started, or for its app to look for objects again
     APP_START = 33
     DECODE = 34  # of the message
     STEPS = 35  # local steps, beside their FLOPs
@@ -87,6 +89,10 @@ class Event(IntEnum):
     AGGREGATOR_FAILED = 46  # value = updates that are lost with it
     PARTIAL_SUM = 47  # a machine's sum goes to another; bytes = of it, value = s
     RELAY = 48  # what is sent goes to the machines of a hierarchy; bytes = of it, value = s
+    # Of power and batteries (fl.simulation.world.power, fl.simulation.kernel.charges).
+    POWER = 49  # the task is worked on at a cap; value = the cap, a share of full power
+    BATTERY_LOW = 50  # the client is not available any more; value = charge, in [0, 1]
+    BATTERY_RESUMED = 51  # nor is it low any more; value = charge
 
 
 FAULTS = frozenset(
@@ -136,7 +142,7 @@ ROW_TYPE = np.dtype(
 
 _TERMS = np.dtype(
     [
-        ("before", "=i8"),
+        ("before", "=i8"),  # bytes of rows
         ("time", "=f8"),
         ("client", "=i8"),
         ("dispatch", "=i8"),
@@ -170,7 +176,7 @@ class Trace:
         self._lost: set[tuple[int, int]] = set()  # messages to which no reply can come
         self._doubles = 0  # of them, those that have expired
         self._rows = bytearray()  # packed: one call for an event, where columns take six
-        self._terms = bytearray()  # of tasks: what becomes rows, before which row it belongs
+        self._terms = bytearray()  # of tasks: what becomes rows, and after how many bytes of them
         self._joined: tuple[int, NDArray[Any]] | None = None  # both, and of how many bytes
         self._most: float = math.inf if folder is None else _MOST_BYTES
         self._folder = folder
@@ -222,7 +228,9 @@ class Trace:
             self._doubles += 1
             self.num_faults -= 1
 
-    def record_terms(self, time: float, client: int, dispatch: int, *seconds: float) -> None:
+    def record_terms(
+        self, time: float, client: int, dispatch: int, seconds: tuple[float, ...]
+    ) -> None:
         """Appends an event for each term of a runtime that a task spends time on.
 
         Args:
@@ -231,7 +239,7 @@ class Trace:
             dispatch: the client's running task number.
             seconds: of the ten terms from `Event.CLIENT_POLL` on; those of 0 are no events.
         """
-        self._terms += _pack_terms(len(self._rows) // _ROW.size, time, client, dispatch, *seconds)
+        self._terms += _pack_terms(len(self._rows), time, client, dispatch, *seconds)
 
     @property
     def time(self) -> NDArray[np.float64]:
@@ -292,19 +300,33 @@ class Trace:
         self._rows.clear()
         self._terms.clear()
 
-    def _parts(self, name: str) -> Iterator[NDArray[Any]]:
-        """Returns a column in parts of at most `_MOST_ROWS`; copies, as rows are still appended."""
+    def parts(self, most: int = _MOST_ROWS) -> Iterator[NDArray[Any]]:
+        """Returns the events in parts of at most so many, of type `ROW_TYPE`: times on the clock.
+
+        They are copies, as rows are still appended.
+        """
+        for rows in self._parts(most):
+            if self._elapsed is not None:
+                rows["time"] = self._elapsed(rows["time"].copy())
+            yield rows
+
+    def _parts(self, most: int = _MOST_ROWS, name: str | None = None) -> Iterator[NDArray[Any]]:
+        """Returns the rows, or a column, in parts; copies."""
+        stored: list[NDArray[Any]] = []
         if self._file is not None and self._on_disk:
-            rows = np.memmap(self._file, ROW_TYPE, "r", shape=(self._on_disk,))
-            for start in range(0, self._on_disk, _MOST_ROWS):
-                yield np.array(rows[name][start : start + _MOST_ROWS])
+            stored.append(np.memmap(self._file, ROW_TYPE, "r", shape=(self._on_disk,)))
         if self._rows or self._terms or not self._on_disk:
-            yield self._table()[name].copy()
+            stored.append(self._table())
+        for rows in stored:
+            for start in range(0, max(1, len(rows)), most):
+                part = rows[start : start + most]
+                yield np.array(part if name is None else part[name])
 
     def _shown(self, name: str) -> Iterator[NDArray[Any]]:
         """Returns the parts of a column as they are shown: times on the clock."""
         shown = self._elapsed if name == "time" else None
-        return self._parts(name) if shown is None else map(shown, self._parts(name))
+        parts = self._parts(name=name)
+        return parts if shown is None else map(shown, parts)
 
     def _column(self, name: str) -> NDArray[Any]:
         parts = list(self._shown(name))
@@ -324,7 +346,8 @@ class Trace:
                 added[name] = terms[name][task]
             added["kind"] = Event.CLIENT_POLL + term
             added["value"] = terms["seconds"][task, term]
-            self._joined = size, np.insert(rows, terms["before"][task], added)
+            before = terms["before"][task] // _ROW.size
+            self._joined = size, np.insert(rows, before, added)
         return self._joined[1]
 
     @property
@@ -374,13 +397,23 @@ class Trace:
         return digest.hexdigest()
 
     def table(self) -> pa.Table:
-        """Returns the trace as an Arrow table; `kind` is dictionary-encoded by name."""
+        """Returns the trace as an Arrow table; `kind` is dictionary-encoded by name.
+
+        Raises:
+            ConfigError: pyarrow is not installed.
+        """
+        check_installed("a trace as a table", "pyarrow")
         import pyarrow as pa
 
         return pa.concat_tables(self.tables())
 
     def tables(self) -> Iterator[pa.Table]:
-        """Returns the trace as tables with some of the rows each, one after the other."""
+        """Returns the trace as tables with some of the rows each, one after the other.
+
+        Raises:
+            ConfigError: pyarrow is not installed.
+        """
+        check_installed("a trace as a table", "pyarrow")
         import pyarrow as pa
 
         names = [kind.name.lower().encode() for kind in Event]

@@ -22,10 +22,12 @@ from fl.randomness import normals, uniform
 from fl.simulation.kernel.links import Indices, Links, PeerLinks, ServerLink
 from fl.simulation.kernel.routes import Routes, Way, routed
 from fl.simulation.world.availability import Availability
+from fl.simulation.world.battery import Battery
 from fl.simulation.world.checkpointing import Checkpointing, JobTime
 from fl.simulation.world.devices import Devices, TaskSeconds
 from fl.simulation.world.faults import Faults
 from fl.simulation.world.networks.network import NetworkModel
+from fl.simulation.world.power import Power
 
 _POSITIVE = "positive and finite"
 _UNLIMITED = "positive"
@@ -66,6 +68,8 @@ class Fleet:
         checkpointing: of all clients as one job, that fails and is done over as one; None is
             neither.
         network: links between the clients' own and the server's; None has none.
+        power: below which power devices compute; None is full power.
+        battery: of the devices; None has none, or they never run down.
 
     Raises:
         ConfigError: see `check`.
@@ -83,6 +87,8 @@ class Fleet:
     prefetch: bool = False
     checkpointing: Checkpointing | None = None
     network: NetworkModel | None = None
+    power: Power | None = None
+    battery: Battery | None = None
 
     def __post_init__(self) -> None:
         self.check()
@@ -315,6 +321,18 @@ class Fleet:
             self.task_seconds.check_clients(n)
         if self.network is not None:
             self._check_network(self.network)
+        if self.power is not None:
+            is_a("power", self.power, Power)
+            self.power.check_kinds(devices.kinds)
+        if self.battery is not None:
+            is_a("battery", self.battery, Battery)
+            self.battery.capacities(devices)
+            plugged = self.battery.plugged.online(0.0)
+            if plugged.shape != (n,):
+                raise ConfigError(
+                    f"battery.plugged is for {plugged.shape} clients, the fleet has {n}. Give both "
+                    "the same num_clients."
+                )
 
     def _check_network(self, network: NetworkModel) -> None:
         is_a("network", network, NetworkModel)

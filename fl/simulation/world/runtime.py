@@ -9,6 +9,7 @@ bytes and its reply with S_up, to and from a client whose latency is l, it makes
     node       until its next look, every poll_s + 2 l                      client_poll
     download   trips_down (2 l + call_s), then S_down + framing_bytes       down_calls
     device     until the app's starter looks, every task_poll_s             task_poll
+               (or, if the app has started, for the objects: object_retry_s)
                start_s, or first_start_s for the client's first message     start
                decode_s_per_byte S_down                                     decode
                (step_s + step_s_per_parameter d) for each local step        steps
@@ -25,9 +26,15 @@ with d the numbers in the message's arrays. The names on the right are the trace
 values are s. The server is one process: what it does, it does for one message after the other.
 
 With `lanes`, a message of k objects takes ceil(k / lanes) round trips more: each record, each array
-and each chunk of an array's bytes is an object, and fetched by itself. Of a reply to `train` the
-objects are taken to be as many as of its message, of any other 3. A connection that was idle for
+and each chunk of an array's bytes is an object, and fetched by itself. Of a reply that
+is planned and not there yet, the objects are taken to be as many as of its message if that was to
+`train`, and 3 otherwise. A connection that was idle for
 more than keep_alive_s is opened again before the upload, in connect_trips round trips.
+
+With `starts_ahead` the task is there once the first round trip has told the node of a message, and
+its app starts while the message's objects come: what of waiting and start is over by then takes no
+time. An app that has started and misses an object looks again after object_retry_s, then after
+twice as long each time, at most object_retry_most_s.
 
 What the processor does for start, decode, encode and steps takes `reference_flops` over the
 device's FLOP/s as long, if that is given: then one table is for fast and slow devices.
@@ -48,7 +55,7 @@ from scipy.special import ndtri
 
 from fl.checks import at_least, boolean, not_negative, positive, read_if
 from fl.errors import ConfigError
-from fl.randomness import uniform
+from fl.randomness import uniform_of
 
 _MOST_SIGMA = 20.0  # so that exp(sigma z - sigma**2 / 2) is above 0 for every z that is drawn
 
@@ -58,6 +65,12 @@ _MOST_SIGMA = 20.0  # so that exp(sigma z - sigma**2 / 2) is above 0 for every z
     lambda a: a["keep_alive_s"] is not None,
     "connect_trips",
     only="connections stay open without {at}keep_alive_s",
+)
+@read_if(
+    lambda a: a["starts_ahead"],
+    "object_retry_s",
+    "object_retry_most_s",
+    only="an app waits for objects with {at}starts_ahead=true",
 )
 @read_if(lambda a: a["sustained"] < 1, "heat_s", only="devices stay fast with {at}sustained=1")
 @dataclass(frozen=True)
@@ -81,6 +94,9 @@ class Runtime:
         start_s: from a task to its app's first line, s: interpreter, imports, the app itself.
         first_start_s: likewise for a client's first message; None: the same.
         start_sigma: of the log-normal factor, of mean 1, on each start.
+        starts_ahead: the app starts while its message's objects come, not after them.
+        object_retry_s: with that, until an app looks again for an object that is not there, s.
+        object_retry_most_s: the most of that, which doubles with each look, s.
         decode_s_per_byte: of a message at the client, s: hashes, copies, from bytes to tensors.
         encode_s_per_byte: of a reply, s: from tensors to bytes.
         step_s: of each local step, beside its FLOPs, s.
@@ -122,6 +138,9 @@ class Runtime:
     start_s: float = 0.0
     first_start_s: float | None = None
     start_sigma: float = 0.0
+    starts_ahead: bool = False
+    object_retry_s: float = 0.0
+    object_retry_most_s: float = 10.0
     decode_s_per_byte: float = 0.0
     encode_s_per_byte: float = 0.0
     step_s: float = 0.0
@@ -142,6 +161,7 @@ class Runtime:
 
     def __post_init__(self) -> None:
         boolean("relayed", self.relayed)
+        boolean("starts_ahead", self.starts_ahead)
         at_least("framing_bytes", self.framing_bytes, 0)
         at_least("chunk_bytes", self.chunk_bytes, 1)
         if self.lanes is not None:
@@ -150,7 +170,15 @@ class Runtime:
         for name in ("reference_flops", "server_flops"):
             if getattr(self, name) is not None:
                 positive(name, getattr(self, name))
-        own = {"relayed", "lanes", "chunk_bytes", "heat_s", "reference_flops", "server_flops"}
+        own = {
+            "relayed",
+            "starts_ahead",
+            "lanes",
+            "chunk_bytes",
+            "heat_s",
+            "reference_flops",
+            "server_flops",
+        }
         for name in [field.name for field in fields(self) if field.name not in own]:
             value = getattr(self, name)
             if value is not None or name not in ("keep_alive_s", "first_start_s"):
@@ -177,19 +205,33 @@ class Runtime:
         calls = self.call_s * (self.trips_down + self.trips_up)
         return sum(looks) / 2 + self.start_s + calls + self.send_s + self.receive_s
 
-    def seconds_to_start(self, seed: int, client: int, dispatch: int) -> float:
+    def seconds_to_start(self, key: int, dispatch: int) -> float:
         """Returns how long it takes to start the app for a task, on the device of reference, s.
 
-        The factor is from the stream (seed, "app-start", client, dispatch).
+        Args:
+            key: the `client_key` of (seed, "app-start", client), from whose numbers the factor is.
+            dispatch: the client's running task number.
         """
         seconds = self.start_s
         if dispatch == 0 and self.first_start_s is not None:
             seconds = self.first_start_s
         sigma = self.start_sigma
         if sigma > 0:
-            z = float(ndtri(uniform(seed, "app-start", client, dispatch) + 2.0**-54))
+            z = float(ndtri(uniform_of(key, dispatch) + 2.0**-54))
             seconds *= math.exp(sigma * z - sigma * sigma / 2)
         return seconds
+
+    def found_after(self, missing_s: float) -> float:
+        """Returns when an app finds what comes `missing_s` after it has first looked for it, s."""
+        looks, every = 0.0, self.object_retry_s
+        if every == 0:
+            return missing_s
+        while looks < missing_s:
+            if every >= self.object_retry_most_s:
+                return looks + every * math.ceil((missing_s - looks) / every)
+            looks += every
+            every = min(2 * every, self.object_retry_most_s)
+        return looks
 
     def trips(self, trips: float, objects: int) -> float:
         """Returns the round trips of a message before its bytes flow.

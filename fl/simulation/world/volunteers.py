@@ -11,7 +11,6 @@ from bisect import bisect_right
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import gammaincinv
 
 from fl.checks import at_least, positive
@@ -189,6 +188,8 @@ def _geometric(mean: float, most: int) -> NDArray[np.float64]:
     def law(p: float) -> NDArray[np.float64]:
         weights = (1 - p) ** sizes.astype(np.float64)
         return np.asarray(weights / weights.sum())
+
+    from scipy.optimize import brentq  # heavy, and few come here
 
     p = brentq(lambda p: float(law(p) @ sizes) - mean, 1e-9, 1 - 1e-9)
     return np.asarray(np.cumsum(law(p))[:-1])

@@ -21,6 +21,7 @@ from fl.errors import ConfigError, NoStep
 from fl.flower.grid_view import Control, Peers
 from fl.flower.identity import client_of
 from fl.randomness import generator
+from fl.strategies.drivers.apportioning import Apportioning
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.liars import Liars, Rule
 from fl.strategies.drivers.reduction import Reduction
@@ -91,6 +92,7 @@ class AllReduce:
                 Liars(attack, exchange.seed, uplink, shapes, clients, most // len(cut))
                 for shapes in cut.shapes
             ]
+        self.avoided: set[tuple[int, int]] = set()  # edges that a ring goes around, by Flower ids
         self._numbers: dict[int, int] = {}  # of senders, by Flower id
         self._senders: dict[tuple[int, int], State] = {}  # of `passed`, by fragment and number
         self._results: dict[tuple[int, int | None], Vector] = {}  # F's last, by fragment and worker
@@ -163,6 +165,7 @@ class AllReduce:
         control: Control,
         ends: Sequence[tuple[float, float]] = (),
         helpers: Sequence[int] = (),
+        apportioned: Apportioning | None = None,
     ) -> float:
         """Begins an all-reduce: liars forge their part; returns when it is finished, s.
 
@@ -171,8 +174,10 @@ class AllReduce:
                 and who is gone before its end.
             peers: the workers' links.
             control: is told what is forged, and what of that nobody can use.
-            ends: when each worker's last step ended, and how long it took, s; read with buckets.
+            ends: when each worker's last step ended, and how long it took, s; read with buckets,
+                and where the state is apportioned.
             helpers: clients that take part without a vector of their own.
+            apportioned: who holds which share of the state; None if all hold all of it.
 
         Raises:
             ConfigError: the compressor needs every client, and some are missing.
@@ -189,6 +194,8 @@ class AllReduce:
         sent = reduction.sent
         by = self._collective if self.adds else Gather()
         sizes = [one.size for one in sent.values()]
+        if apportioned is not None:
+            return apportioned.finish_s(peers, list(sent), sizes, ends) if sent else 0.0
         if self._buckets is not None:
             finish_s = 0.0
             for bucket in self._buckets.of(self._shapes[reduction.fragment].sizes):
@@ -198,12 +205,13 @@ class AllReduce:
             return finish_s
         nodes = [*sent, *helpers] if by.helpers else list(sent)
         sizes += [0] * (len(nodes) - len(sizes))
-        got = peers.collect(nodes, sizes, by, self._failure)
+        got = peers.collect(nodes, sizes, by, self._failure, avoided=frozenset(self.avoided))
         reduction.gone = set(got.gone)
         if isinstance(by, Requantising) and got.nodes:
             reduction.mean = _requantised(by, [sent[node].delta for node in got.nodes])
         there = set(got.nodes)
         reduction.sent = {node: one for node, one in sent.items() if node in there}
+        reduction.order = list(got.nodes)
         return got.finish_s
 
     def gradients(self, reduction: Reduction, worker: int | None = None) -> OuterGradients:

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from fl.aggregation import shown, weight_of
 from fl.checks import at_least
 from fl.clients.app.batches import covered_examples
 from fl.clients.app.island import Island
@@ -22,7 +21,7 @@ from fl.errors import ConfigError, SimulationError
 from fl.strategies.dedloc import DeDLOC, Report, Speed
 from fl.strategies.drivers.all_reduce import adds
 from fl.strategies.drivers.exchange import Exchange
-from fl.strategies.drivers.outer import OuterSteps
+from fl.strategies.drivers.outer import OuterSteps, examples_of
 from fl.strategies.drivers.outer_run import OuterRun, Participant, Segment
 from fl.strategies.drivers.reduction import ReceivedOuterGradient, Reduction
 from fl.strategies.drivers.tasks import Task
@@ -73,6 +72,7 @@ class CollaborationRun(OuterRun):
         epoch: all-reduces that have begun.
         empty: peers that have no examples, by Flower id.
         helpers: the auxiliary peers, likewise.
+        joins: how often a peer has entered since the first ones.
     """
 
     def __init__(self, *args: Any, **more: Any) -> None:
@@ -81,6 +81,7 @@ class CollaborationRun(OuterRun):
         self.epoch = 0
         self.empty: set[int] = set()
         self.helpers: frozenset[int] = frozenset()
+        self.joins = 0
 
     def samples_at(self, reduction: Reduction) -> int:
         """Returns how many samples those have gathered who are at an all-reduce."""
@@ -156,7 +157,7 @@ class Collaboration(OuterSteps):
                 f"{type(self.allreduce).__name__} all have a vector of their own: choose "
                 "allreduce=load_balanced"
             )
-        for name in ("buckets", "weighted_by_key"):
+        for name in ("buckets", "weighted_by_key", "sharding"):
             if getattr(self, name) is not None:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)}, but peers all-reduce the sum of many "
@@ -203,9 +204,13 @@ class Collaboration(OuterSteps):
         island = Island(1, "strided", None, *self.keys)
         return island, island
 
-    def told_of(self, reduction: Reduction | None) -> Mapping[str, int | float]:
-        """Returns the samples of a step."""
-        return {} if reduction is None else {"samples": sum(map(_samples, reduction.own.values()))}
+    def told_of(self, run: OuterRun, reduction: Reduction | None) -> Mapping[str, int]:
+        """Returns the samples of a step, of how many peers they are, and who has come so far."""
+        assert isinstance(run, CollaborationRun)
+        if reduction is None:
+            return {}
+        samples = sum(map(_samples, reduction.own.values()))
+        return {"samples": samples, "peers": len(reduction.own), "joins": run.joins}
 
     # ---- what peers add up -----------------------------------------------------------------------
 
@@ -252,19 +257,14 @@ class Collaboration(OuterSteps):
                 "auxiliary"
             )
 
-    def _weight(self, metrics: Mapping[str, Any]) -> float:
+    def _weight(self, run: OuterRun, worker: Participant, metrics: Mapping[str, Any]) -> float:
         """Returns the samples of a reply: those of the batches that it was told to take.
 
         Raises:
             ConfigError: it does not say how many examples its sender has.
         """
-        examples = weight_of(metrics.get("num-examples"))
-        if examples is None or examples != int(examples):
-            raise ConfigError(
-                f"the reply's metric 'num-examples' is {shown(metrics.get('num-examples'))}; it "
-                "must be a whole number, not negative"
-            )
-        return covered_examples(self.accumulate, int(examples), self.batch_size, self.drop_last)
+        examples = examples_of(metrics)
+        return covered_examples(self.accumulate, examples, self.batch_size, self.drop_last)
 
     # ---- all-reduces -----------------------------------------------------------------------------
 
@@ -345,6 +345,7 @@ class Collaboration(OuterSteps):
         for m, worker in run.workers.items():
             if m not in before:
                 run.gathered[m] = OwnBatch(worker.ready_s)
+                run.joins += bool(before)
 
     def _leave_out(self, run: OuterRun, worker: Participant, reason: str) -> None:
         """Does without a peer; what it has added up is lost."""

@@ -237,10 +237,11 @@ class EventDriven(RuleDriver):
         wait_for_nodes(server.tasks, self.min_available_nodes, self.retry_s)
         self.begin(server)
         self.failing = failures = Failures("update", timeout if self.reads_timeout else None)
-        vain: Counter[str] = Counter()
+        self.vain = vain = Counter[str]()
         self.diverged: Counter[str] = Counter()
+        # Updates of a form that the method cannot use; None once it can.
+        self.unusable_first: int | None = 0
         self.dispatch(server)
-        unusable: int | None = 0  # updates of a form that the method cannot use; None once it can
         while not ended():
             due = self.timer(server)
             until = due
@@ -256,9 +257,11 @@ class EventDriven(RuleDriver):
                     self.diverged[name] += any_not_finite(update.metrics)
                     update, why = None, refusal
                     self.leave_out(server, task, refusal)
-                    unusable = None if unusable is None else unusable + 1
-                    if unusable == self.at_once(server):  # as many clients as that do not all lie
-                        raise ConfigError(f"none of the first {unusable} updates is usable: {why}")
+                    if self.unusable_first is not None:
+                        self.unusable_first += 1
+                    # As many clients as that do not all lie.
+                    if (n := self.unusable_first) == self.at_once(server):
+                        raise ConfigError(f"none of the first {n} updates is usable: {why}")
                 if update is not None:
                     update, why = self.as_sent(server, update), "no payload holds what it forges"
                 empty = update is not None and self._is_empty(update)
@@ -278,7 +281,7 @@ class EventDriven(RuleDriver):
                     self.failed(server, task)
                 else:
                     failures.clear()
-                    unusable, vain[name], self.diverged[name] = None, 0, 0
+                    self.heard_well(name)
                     self.receive(server, update)
                 if in_vain and vain[name] >= most and not ended():
                     vain[name] = 0
@@ -291,6 +294,10 @@ class EventDriven(RuleDriver):
                 self.dispatch(server)
         result.arrays = server.model.evaluated()
         return result
+
+    def heard_well(self, name: str = "") -> None:
+        """Notes that an update of a model is one that the method can use."""
+        self.unusable_first, self.vain[name], self.diverged[name] = None, 0, 0
 
     def _looks_for_clients(self, server: Server) -> bool:
         """Returns whether it makes a difference that a client comes."""
@@ -340,7 +347,12 @@ class EventDriven(RuleDriver):
             return None, reply.error.reason or "an error without a reason"
         try:
             update = server.model.read(
-                task, reply, self.arrayrecord_key, server.now, self.needs, self.length_of(task)
+                task,
+                reply.content,
+                self.arrayrecord_key,
+                server.now,
+                self.needs,
+                self.length_of(task),
             )
             reply.content.pop(self.arrayrecord_key)  # or it waits with the others of its instant
             return update, ""

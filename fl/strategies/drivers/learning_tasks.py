@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
 from fl.clients.app.task_app import TASK_KEY
@@ -68,7 +68,7 @@ class Models(GlobalModel):
     def read(
         self,
         task: Task[Sent],
-        reply: Message,
+        reply: RecordDict,
         key: str,
         now: float,
         needs: Sequence[str] = (),

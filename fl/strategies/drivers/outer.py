@@ -25,7 +25,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fl.aggregation import Aggregator, Mean, shown, weight_of
-from fl.checks import at_least, positive, share
+from fl.checks import at_least, is_a, positive, share
+from fl.clients.app.batches import covered_examples
 from fl.clients.app.island import (
     AFRESH,
     MERGE,
@@ -43,9 +44,11 @@ from fl.compression import Channel, PayloadError, mean_compressor
 from fl.errors import ConfigError, NotFinite, SimulationError
 from fl.flower.records import from_record, layout_of, to_record
 from fl.randomness import generator
+from fl.strategies.cephalo import Cephalo
 from fl.strategies.drivers import outer_step
 from fl.strategies.drivers.aggregating import own_f
 from fl.strategies.drivers.all_reduce import AllReduce
+from fl.strategies.drivers.apportioning import Apportioning
 from fl.strategies.drivers.driver import Traits
 from fl.strategies.drivers.events import EvaluateFn, wait_for_nodes
 from fl.strategies.drivers.exchange import Exchange
@@ -100,6 +103,8 @@ class OuterSteps(OuterMeetings):
             deployment the process that runs the strategy is in between, and is sent outer gradients
             as they are.
         weighted_by_key: metric of the clients that weights the mean; None is the plain mean.
+        sharding: who takes how much of the batch, and of the state, for the same rules; None has
+            all take a batch of the client's, and hold all of the state.
         local_every: H0, inner steps after which the workers of a site average their parameters
             among themselves, between the steps of all: a divisor of H. None has none. Inner
             optimizers keep what they remember, and outer gradients are those of the whole phase.
@@ -124,6 +129,7 @@ class OuterSteps(OuterMeetings):
         drop: float = 0.0,
         compress_mean: bool = False,
         weighted_by_key: str | None = None,
+        sharding: Cephalo | None = None,
         local_every: int | None = None,
         patience: float | None = 10.0,
         **driver: Any,
@@ -147,6 +153,9 @@ class OuterSteps(OuterMeetings):
         self.accumulate = accumulate
         self.compress_mean = compress_mean
         self.weighted_by_key = weighted_by_key
+        if sharding is not None:
+            is_a("sharding", sharding, Cephalo)
+        self.sharding = sharding
         if local_every is not None:
             at_least("local_every", local_every, 1)
             if rule.inner_steps % local_every:
@@ -171,7 +180,8 @@ class OuterSteps(OuterMeetings):
     def tells(self) -> Mapping[str, Any]:
         """What every message says beside the model, by the argument that it comes from."""
         steps = "accumulate" if self.rule.sends_gradients else "rule.inner_steps"
-        return {"local-steps": steps, FIRST_STEP_KEY: 0}
+        told = {"local-steps": steps, FIRST_STEP_KEY: 0}
+        return told if self.sharding is None else {**told, "batch-size": "sharding.batch"}
 
     @property
     def sends_payloads(self) -> bool:
@@ -188,7 +198,10 @@ class OuterSteps(OuterMeetings):
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if the workers are too few for what they are to do."""
         super().check_clients(num_clients)
-        self.aggregator.check(int(min(num_clients, self.workers)))
+        taking_part = int(min(num_clients, self.workers))
+        self.aggregator.check(taking_part)
+        if self.sharding is not None:
+            self.sharding.check_machines(taking_part)
 
     def ends(self, uplink: Channel | None, downlink: Channel | None) -> tuple[Any, Any]:
         """Returns the worker, which is both ends."""
@@ -275,16 +288,22 @@ class OuterSteps(OuterMeetings):
             compress_mean=self.compress_mean,
         )
         config = dict(train_config or {})
+        may_part = self.failure is not None and self.failure.parts
         run = self.runs(
-            self.rule, cut, layout, w, tasks, all_reduce, num_rounds, config, self.local_every
+            *(self.rule, cut, layout, w, tasks, all_reduce, num_rounds, config),
+            local_every=self.local_every,
+            may_part=may_part,
         )
+        if self.sharding is not None:
+            run.apportioned = Apportioning(self.sharding, layout.size, tasks.peers)
         result = Result()
 
         def evaluate() -> None:
             reduction = run.reductions.get((0, run.version * self.rule.inner_steps, None))
             islands = len(run.workers) if reduction is None else len(reduction.own)
-            told = MetricRecord({"islands": islands, **self.told_of(reduction)})
-            result.train_metrics_clientapp[run.version] = told
+            told = self.told_of(run, reduction)
+            result.train_metrics_clientapp[run.version] = MetricRecord({"islands": islands, **told})
+            tasks.control.measured({name: float(value) for name, value in told.items()})
             record = to_record(layout, outer_step.model(run))
             metrics = evaluate_fn(run.version, record) if evaluate_fn else None
             if metrics is not None:
@@ -310,9 +329,14 @@ class OuterSteps(OuterMeetings):
             self._send(run)
             self._receive(run)
 
-    def told_of(self, reduction: Reduction | None) -> Mapping[str, int | float]:
-        """Returns what a round's record says of its all-reduce beside the number of workers."""
-        return {}
+    def told_of(self, run: OuterRun, reduction: Reduction | None) -> Mapping[str, int]:
+        """Returns what a round's record says of its all-reduce beside the number of workers.
+
+        It is what the next row of metrics.csv says as well.
+        """
+        if self.sharding is None or reduction is None:
+            return {}
+        return {"samples": round(sum(one.weight for one in reduction.own.values()))}
 
     # ---- one instant -----------------------------------------------------------------------------
 
@@ -342,11 +366,14 @@ class OuterSteps(OuterMeetings):
     def _send(self, run: OuterRun) -> None:
         """Sends the workers that have gone on into their next segments."""
         groups: dict[Any, list[Participant]] = {}
+        if run.apportioned is not None and run.ready:
+            run.apportioned.deal(run.present)
         for worker in (run.workers[node] for node in sorted(run.ready)):
             if worker.passed == worker.step < run.last_step:
                 fragments = tuple((p, id(row)) for p, row in sorted(worker.merge.items()))
                 whole = tuple(id(row) for row in worker.held) if worker.reset else ()
-                key = (worker.step, whole, fragments, tuple(sorted(worker.afresh)))
+                part = run.apportioned and run.apportioned.parts[worker.node]
+                key = (worker.step, whole, fragments, tuple(sorted(worker.afresh)), part)
                 groups.setdefault(key, []).append(worker)
         for members in groups.values():
             first = members[0]
@@ -372,6 +399,9 @@ class OuterSteps(OuterMeetings):
             MIXING: float(self.rule.mixing),
             SEND: run.schedule.sent(stop),
         }
+        if run.apportioned is not None:
+            size, count = run.apportioned.parts[worker.node]
+            config |= {"local-steps": count, "batch-size": size}
         if worker.afresh:
             config[AFRESH] = sorted(worker.afresh)
         arrays = (
@@ -398,7 +428,7 @@ class OuterSteps(OuterMeetings):
         metrics: Mapping[str, Any] = next(iter(reply.content.metric_records.values()), {})
         due = run.schedule.sent(stop)
         try:
-            weight = self._weight(metrics)
+            weight = self._weight(run, worker, metrics)
             sent = {p: self._sent(run, worker, p, weight, reply.content) for p in due}
         except (ConfigError, PayloadError) as error:
             log.warning("node %d left out: %s", task.node, error)
@@ -414,6 +444,8 @@ class OuterSteps(OuterMeetings):
             return
         run.failures.clear()
         now, steps = run.tasks.now(), (stop - worker.step) * self.accumulate
+        if run.apportioned is not None:
+            run.apportioned.measured(worker.node, now - worker.ready_s)
         worker.last_step, worker.began_s = (now, (now - worker.ready_s) / steps), worker.ready_s
         self._came(run, worker, task, sent, metrics)
 
@@ -477,7 +509,11 @@ class OuterSteps(OuterMeetings):
         delta = run.all_reduce.read(p, worker.node, array.data)
         return ReceivedOuterGradient(delta, weight, len(array.data), message_id)
 
-    def _weight(self, metrics: Mapping[str, Any]) -> float:
+    def _weight(self, run: OuterRun, worker: Participant, metrics: Mapping[str, Any]) -> float:
+        if run.apportioned is not None:
+            examples = examples_of(metrics)
+            size, count = run.apportioned.parts[worker.node]
+            return covered_examples(count, examples, size)
         if self.weighted_by_key is None:
             return 1.0
         weight = weight_of(metrics.get(self.weighted_by_key))
@@ -494,3 +530,18 @@ class OuterSteps(OuterMeetings):
         """Returns whether a worker that takes part is at this task."""
         worker = run.workers.get(task.node)
         return worker is not None and worker.task is task
+
+
+def examples_of(metrics: Mapping[str, Any]) -> int:
+    """Returns how many examples the sender of a reply has.
+
+    Raises:
+        ConfigError: it does not say so.
+    """
+    examples = weight_of(metrics.get("num-examples"))
+    if examples is None or examples != int(examples):
+        raise ConfigError(
+            f"the reply's metric 'num-examples' is {shown(metrics.get('num-examples'))}; it "
+            "must be a whole number, not negative"
+        )
+    return int(examples)

@@ -22,9 +22,14 @@ log = logging.getLogger("fl")
 @read_if(
     lambda a: a["on_failure"] is not None,
     "detection_s",
-    only="{at}on_failure=retry or discard reads it",
+    "heartbeat_s",
+    only="{at}on_failure=retry, alone or discard reads it",
 )
-@read_if(lambda a: a["on_failure"] == "retry", "retries", only="{at}on_failure=retry reads it")
+@read_if(
+    lambda a: a["on_failure"] in ("retry", "alone"),
+    "retries",
+    only="{at}on_failure=retry or alone reads it",
+)
 class OuterMeetings(OuterMembership):
     """When workers meet, and when they go on.
 
@@ -35,9 +40,10 @@ class OuterMeetings(OuterMembership):
         rule: makes new outer parameters.
         allreduce: by which workers come to have the mean, of payloads that can be added on their
             way; None is a ring.
-        on_failure: what they do if one goes offline in the middle: "retry" or "discard", see
-            `fl.collectives.Failure`; None leaves it without effect, as if it had done its part.
+        on_failure: what they do if one goes offline in the middle: "retry", "alone" or "discard",
+            see `fl.collectives.Failure`; None leaves it without effect, as if it had done its part.
         detection_s: time until the others notice that.
+        heartbeat_s: between two signs of life, by which they do; see `Failure`.
         retries: how often they try again.
         buckets: in which gradients are all-reduced while the backward pass goes on, for rules whose
             workers send gradients; None begins when it has ended.
@@ -59,6 +65,7 @@ class OuterMeetings(OuterMembership):
         allreduce: Collective | None = None,
         on_failure: str | None = None,
         detection_s: float = 10.0,
+        heartbeat_s: float = 0.0,
         retries: int = 2,
         buckets: Buckets | None = None,
         waiting_s: float | None = None,
@@ -67,7 +74,9 @@ class OuterMeetings(OuterMembership):
         super().__init__(rule, **driver)
         self.allreduce = self.default_allreduce if allreduce is None else allreduce
         is_a("allreduce", self.allreduce, Collective)
-        self.failure = None if on_failure is None else Failure(on_failure, detection_s, retries)
+        self.failure = None
+        if on_failure is not None:
+            self.failure = Failure(on_failure, detection_s, retries, heartbeat_s)
         self.buckets = buckets
         if buckets is not None:
             is_a("buckets", buckets, Buckets)
@@ -128,11 +137,14 @@ class OuterMeetings(OuterMembership):
             reduction.finish_s = max(
                 tasks.now(),
                 run.all_reduce.begin(
-                    reduction, tasks.peers, tasks.control, ends, self._helpers(run)
+                    *(reduction, tasks.peers, tasks.control, ends, self._helpers(run)),
+                    run.apportioned,
                 ),
             )
             if self.stragglers is not None and reduction.site is None:
                 self._isolate(run, self.stragglers, reduction)
+            if self.slow_links is not None and reduction.site is None:
+                self._go_around(run, self.slow_links, reduction)
             reduction.missing = [run.workers[m] for m in sorted(reduction.gone) if m in run.workers]
 
     def _helpers(self, run: OuterRun) -> Sequence[int]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from fl.checks import at_least, is_a
-from fl.collectives import Stragglers
+from fl.collectives import SlowLinks, Stragglers
 from fl.errors import ConfigError
 from fl.strategies.drivers.driver import RuleDriver
 from fl.strategies.drivers.outer_run import OuterRun, Participant
@@ -39,6 +40,8 @@ class OuterMembership(RuleDriver):
             of those that are left out. None has all take part.
         stragglers: by what workers are found slow, whose places spares take as long as there are
             some; None leaves them. Who was found slow does not take part again.
+        slow_links: by what links are found slow, around which a ring passes then. Workers of which
+            all links are so are replaced as stragglers are. None leaves them.
         **driver: other arguments of `RuleDriver`.
 
     Raises:
@@ -56,6 +59,7 @@ class OuterMembership(RuleDriver):
         joiners: str = "train",
         workers: int | None = None,
         stragglers: Stragglers | None = None,
+        slow_links: SlowLinks | None = None,
         **driver: Any,
     ) -> None:
         super().__init__(rule, **driver)
@@ -73,6 +77,9 @@ class OuterMembership(RuleDriver):
                     "spares: set workers to less than num_clients"
                 )
         self.stragglers = stragglers
+        if slow_links is not None:
+            is_a("slow_links", slow_links, SlowLinks)
+        self.slow_links = slow_links
 
     def check_clients(self, num_clients: int) -> None:
         """Raises ConfigError if there are too few clients for those that are to take part."""
@@ -110,11 +117,11 @@ class OuterMembership(RuleDriver):
                     continue
             present = run.present
             for p, state in enumerate(run.states):
-                run.states[p] = self.rule.entered(state, node, present)
+                run.states[p] = run.rule.entered(state, node, present)
                 run.all_reduce.forget(node, p)
             worker = Participant(node, run.entry if step is None else step, [], ready_s)
             worker.passed = worker.step
-            worker.held = [self.rule.theta(state, node) for state in run.states]
+            worker.held = [run.rule.theta(state, node) for state in run.states]
             run.enter(worker)
             if source is not None and step is not None and self.joiners == "zero":
                 self._bring_nothing(run, worker, ready_s)
@@ -138,7 +145,7 @@ class OuterMembership(RuleDriver):
 
     def _entry_bytes(self, run: OuterRun) -> int:
         """Returns the bytes that a worker fetches when it enters."""
-        numbers = run.layout.size + sum(map(self.rule.beside, run.states))
+        numbers = run.layout.size + sum(map(run.rule.beside, run.states))
         return 4 * numbers + int(run.all_reduce.memory_bytes)
 
     def _bring_nothing(self, run: OuterRun, worker: Participant, ready_s: float) -> None:
@@ -155,10 +162,25 @@ class OuterMembership(RuleDriver):
         takers = [run.workers[m] for m in sorted(reduction.own) if m in run.workers]
         arrivals = {w.node: (w.last_step[0], w.last_step[0] - w.began_s) for w in takers}
         run.lateness, slow = stragglers.step(run.lateness, arrivals)
+        self._replace(run, slow, "it is slow")
+
+    def _go_around(self, run: OuterRun, slow_links: SlowLinks, reduction: Reduction) -> None:
+        """Has later rings pass around links that are found slow; takes out whose links all are."""
+        delays = run.tasks.peers.ring_delays(reduction.order)
+        run.slowness, slow = slow_links.step(run.slowness, delays)
+        for edge in slow.links:
+            if edge not in run.all_reduce.avoided:
+                log.info("the link from node %d to node %d is slow, and avoided", *edge)
+                run.all_reduce.avoided.add(edge)
+        ends = sorted({*slow.senders, *slow.receivers}.intersection(run.workers))
+        self._replace(run, ends, "its links are slow")
+
+    def _replace(self, run: OuterRun, slow: Sequence[int], why: str) -> None:
+        """Has spares take the places of workers, of the first ones if there are too few."""
         for node in slow[: len(self._spares(run))]:
             run.slow.add(node)
             run.tasks.control.absent(node, run.version + 1)
-            self._leave_out(run, run.workers[node], "it is slow")
+            self._leave_out(run, run.workers[node], why)
 
     def _leave_out(self, run: OuterRun, worker: Participant, reason: str) -> None:
         """Does without a worker that failed, or is late."""

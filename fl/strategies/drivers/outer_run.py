@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 
 from fl.clients.app.island import Fragments
+from fl.collectives.slow_links import Slowness
 from fl.collectives.stragglers import Lateness
 from fl.strategies.drivers.all_reduce import AllReduce
+from fl.strategies.drivers.apportioning import Apportioning
 from fl.strategies.drivers.outer_schedule import FragmentSchedule
 from fl.strategies.drivers.reduction import Reduction
 from fl.strategies.drivers.tasks import Failures, Task, Tasks
 from fl.strategies.outer_rule import OuterRule
+from fl.strategies.per_worker_rule import PerWorkerRule
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row
 
@@ -77,8 +80,10 @@ class OuterRun:
         num_rounds: rounds of H inner steps.
         config: what every message says.
         local_every: see `FragmentSchedule`.
+        may_part: whether workers go on alone where an all-reduce is given up.
 
     Attributes:
+        rule: of the outer steps.
         states: of every fragment, as the rule has it.
         workers: those that take part, by Flower id.
         reductions: by `key`; finished ones until nobody needs them any more.
@@ -92,10 +97,12 @@ class OuterRun:
             that is, s.
         slow: clients that were found slow.
         lateness: by which they are.
+        slowness: of the links between them.
         blocked: workers that have done their steps and cannot go on yet, by Flower id.
         arrived: those of them that have not been looked at.
         stirred: whether an all-reduce has ended, or a worker has gone, since all were looked at.
         ready: workers that may be sent on.
+        apportioned: who takes how much of a batch and of the state; None if all take the same.
     """
 
     def __init__(
@@ -109,13 +116,15 @@ class OuterRun:
         num_rounds: int,
         config: Mapping[str, Any],
         local_every: int | None = None,
+        may_part: bool = False,
     ) -> None:
-        self.rule = rule
+        self.rule: OuterRule | PerWorkerRule = PerWorkerRule(rule) if may_part else rule
         self.cut = cut
         self.layout = layout
         self.schedule = FragmentSchedule(rule.inner_steps, len(cut), rule.overlap, local_every)
         shaped = rule.shaped([shapes.sizes for shapes in cut.shapes])
-        self.states: list[Any] = [shaped.init(cut.take(w, p)) for p in range(len(cut))]
+        first: OuterRule | PerWorkerRule = PerWorkerRule(shaped) if may_part else shaped
+        self.states: list[Any] = [first.init(cut.take(w, p)) for p in range(len(cut))]
         self.tasks = tasks
         self.all_reduce = all_reduce
         self.workers: dict[int, Participant] = {}
@@ -130,11 +139,13 @@ class OuterRun:
         self.fetching: dict[int, float] = {}
         self.slow: set[int] = set()
         self.lateness: Lateness = {}
+        self.slowness: Slowness = {}
         self.blocked: set[int] = set()
         self.arrived: set[int] = set()
         self.stirred = False
         self.ready: set[int] = set()
         self.config = config
+        self.apportioned: Apportioning | None = None
 
     @property
     def present(self) -> list[int]:

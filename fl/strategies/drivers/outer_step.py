@@ -14,6 +14,7 @@ from fl.errors import NoStep
 from fl.strategies.drivers.outer_run import OuterRun, Participant
 from fl.strategies.drivers.reduction import Reduction
 from fl.strategies.outer_rule import WorkerView, moved
+from fl.strategies.per_worker_rule import PerWorkerRule
 from fl.vectors.rows import Row
 
 log = logging.getLogger("fl")
@@ -23,6 +24,8 @@ def reduced(run: OuterRun, reduction: Reduction) -> NoStep | None:
     """Takes the step of an all-reduce that is finished; returns why not, if there is none."""
     p = reduction.fragment
     if not reduction.sent:
+        if reduction.gone and isinstance(run.rule, PerWorkerRule):
+            return _alone(run, run.rule, reduction)
         gone = "a worker went offline during the all-reduce"
         return NoStep(gone if reduction.gone else "no outer gradient has come")
     gradients = run.all_reduce.gradients(reduction)
@@ -91,6 +94,20 @@ def model(run: OuterRun) -> Row:
     present = run.present
     honest = [m for m in present if not run.all_reduce.is_liar(m)] or present
     return run.row([run.rule.model(state, honest) for state in run.states])
+
+
+def _alone(run: OuterRun, rule: PerWorkerRule, reduction: Reduction) -> NoStep | None:
+    """Has each worker that is left step by itself; returns why not, if none is or can."""
+    deltas = {m: one.delta for m, one in reduction.own.items() if m not in reduction.gone}
+    if not deltas:
+        return NoStep("all workers went offline during the all-reduce")
+    log.warning(
+        "the all-reduce after step %d was given up: %d workers step by their own outer gradients, "
+        "and part",
+        *(reduction.step, len(deltas)),
+    )
+    p = reduction.fragment
+    return _step(run, p, partial(rule.alone, run.states[p], deltas))
 
 
 def _step(run: OuterRun, p: int, step: Callable[[], Any]) -> NoStep | None:

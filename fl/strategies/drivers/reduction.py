@@ -43,6 +43,7 @@ class Reduction:
         refused: why further outer gradients were none.
         mean: of what was sent, shape (n,), where it is compressed, or quantised on its way; or why
             there is none.
+        order: around the ring of those who were in it to the end, by Flower id.
         gone: workers that went offline before its end, by Flower id.
         missing: those of them that took part in the run when it began.
         since_s: when the first outer gradient was there, s; infinity until one is.
@@ -60,6 +61,7 @@ class Reduction:
     lost: set[int] = field(default_factory=set)
     refused: list[str] = field(default_factory=list)
     mean: Vector | NoStep | None = None
+    order: list[int] = field(default_factory=list)
     gone: set[int] = field(default_factory=set)
     missing: list[Participant] = field(default_factory=list)
     since_s: float = math.inf

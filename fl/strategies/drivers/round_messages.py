@@ -99,8 +99,10 @@ class RoundMessages:
 
     def alike(
         self, server: Server, clients: int, told: Callable[[int], Mapping[str, Any]]
-    ) -> RecordDict | None:
+    ) -> tuple[RecordDict, Mapping[str, Any]] | None:
         """Returns the content that all of so many clients would be sent; None if they differ.
+
+        And what it says beside the model.
 
         Args:
             server: would send it.
@@ -114,7 +116,8 @@ class RoundMessages:
             return None
         extras = rule.broadcast(state)
         beside = {name: extras[name] for name in rule.carried_by(first)}
-        return server.content({**first, **told(clients)}, beside)
+        config = {**first, **told(clients)}
+        return server.content(config, beside), config
 
     def evaluation(self, server: Server, keys: tuple[str, str], which: str) -> RecordDict:
         """Returns what clients are sent that are to evaluate the model on their own examples.

@@ -78,6 +78,7 @@ class RoundSelection:
             server.tasks.nodes(),
             count,
             lambda key: self._rng(server, key),
+            server.tasks.charge,
         )
         ask, self.known = ask_of(self.selection, self.known, opening)
         while ask is not None:

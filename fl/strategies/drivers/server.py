@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fl.aggregation import check_result
 from fl.clients.app.choosing import SMOOTHING_KEY, chosen_model, mixed, model_key, shares_of
@@ -180,7 +180,7 @@ class GlobalModel:
     def read(
         self,
         task: Task[Sent],
-        reply: Message,
+        reply: RecordDict,
         key: str,
         now: float,
         needs: Sequence[str] = (),
@@ -195,7 +195,7 @@ class GlobalModel:
 
         Args:
             task: what was asked.
-            reply: with content.
+            reply: its content.
             key: name of the model's record.
             now: time in s.
             needs: names of records with a vector beside the model.
@@ -204,10 +204,10 @@ class GlobalModel:
         Raises:
             ConfigError: the reply holds no finite model of the right form, or lacks a vector.
         """
-        record = reply.content.get(key)
+        record = reply.get(key)
         if not isinstance(record, ArrayRecord):
-            raise ConfigError(f"the reply has no ArrayRecord '{key}', only {sorted(reply.content)}")
-        metrics: Mapping[str, Any] = next(iter(reply.content.metric_records.values()), {})
+            raise ConfigError(f"the reply has no ArrayRecord '{key}', only {sorted(reply)}")
+        metrics: Mapping[str, Any] = next(iter(reply.metric_records.values()), {})
         extras = {name: _vector(reply, name, p) for name in needs}
         sent = task.memo
         model, start, mixture = sent.model, sent.w, None
@@ -223,14 +223,14 @@ class GlobalModel:
                 task, start, metrics, now, self._carried, extras, model, own, mixture, sent.part
             )
         part = sent.part
-        if part is not None and MASKS_KEY in reply.content:
-            part = read_moved(self.layout, part, reply.content[MASKS_KEY])
+        if part is not None and MASKS_KEY in reply:
+            part = read_moved(self.layout, part, reply[MASKS_KEY])
         layout = self.layout if part is None else part.layout
         row = from_record(layout, record)
         if part is not None:
             row = part.put(sent.w, row)
         if OWN_CLASSES_KEY in sent.config:
-            has = read_classes(reply.content.get(CLASSES_KEY), self.classes.width)
+            has = read_classes(reply.get(CLASSES_KEY), self.classes.width)
             whole = SubModel(self.layout, np.arange(self.layout.size)) if part is None else part
             part = whole.without(positions_of(self.layout, self.classes, ~has))
             row = part.put(sent.w, part.of(row))
@@ -488,11 +488,11 @@ class Server:
         return content
 
 
-def _vector(reply: Message, name: str, p: int) -> Row:
-    record = reply.content.get(name)
+def _vector(reply: RecordDict, name: str, p: int) -> Row:
+    record = reply.get(name)
     if not isinstance(record, ArrayRecord):
         raise ConfigError(
-            f"the reply has no record {name!r}, only {sorted(reply.content)}: use the client rule "
+            f"the reply has no record {name!r}, only {sorted(reply)}: use the client rule "
             "that sends it"
         )
     if not len(record):

@@ -201,6 +201,7 @@ class Tasks(Generic[Memo]):
         self.numbered = view.numbered
         self.cohorts = None if codec is not None else view.cohorts
         self._arrived = view.arrived
+        self.charge = view.charge
         self.ttl_s = ttl_s
         self.became_late: list[Task[Memo]] = []
         self._open: dict[str, Task[Memo]] = {}  # a reply may come

@@ -44,6 +44,10 @@ RUNS = {
         *(*SMALL, *HARSH, *EARLY, "strategy=fedavg", "num_clients=16", "num_rounds=8"),
         "client/local_layers=last",
     ],
+    "arrays": [  # clients keep nothing: no messages, and each round trains as one wave
+        *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=fedavg", "num_clients=16", "num_rounds=8"),
+        "client.batch_size=8",
+    ],
     "fedbuff": [*SMALL, *HARSH, "strategy=fedbuff", "num_clients=16", "num_rounds=10"],
     "gossip": [
         *(*SMALL, *HARSH, "strategy=dpsgd", "client.local_epochs=null", "client.local_steps=4"),
@@ -105,6 +109,13 @@ KEEPING = {
         *(*SMALL, *HARSH_FLEET, "strategy=fedbuff", "num_clients=8", "num_rounds=6"),
         *("runtime=flower", "runtime.sustained=0.5"),
     ],
+    "batteries that run low": [
+        *(*SMALL, *HARSH_FLEET[3:], "strategy=fedbuff", "num_clients=8", "num_rounds=6"),
+        *("fleet/availability=always", "power=dvfs", "power.choice=deadline"),
+        *("power.within_s=0.1", "battery=phone", "battery.capacity_j=0.2", "battery.other_w=0.01"),
+        *("battery.charger_w=0.5", "fleet/availability@battery.plugged=exponential"),
+        *("battery.plugged.mean_on_s=0.3", "battery.plugged.mean_off_s=0.3"),
+    ],
     "filters that learn": [
         *(*SMALL, *HARSH_FLEET, *EARLY, "strategy=fedconv", "num_clients=8", "num_rounds=5"),
         *("strategy.rule.public_examples=40", "strategy.rule.filter_epochs=1"),
@@ -120,8 +131,21 @@ KEEPING = {
     ],
     "all-reduces that fail": [
         *(*SMALL, *HARSH_FLEET[:3], "strategy=diloco", "strategy.rule.inner_steps=5"),
-        *("allreduce=int8_ring", "strategy.on_failure=retry", "strategy.detection_s=0.02"),
+        *("allreduce=int8_ring", "strategy.on_failure=alone", "strategy.detection_s=0.02"),
+        *("strategy.heartbeat_s=0.01", "strategy.retries=0"),
         *("fleet=mobile", "num_clients=4", "num_rounds=12", "strategy.min_available_nodes=2"),
+    ],
+    "batches dealt by measured speeds": [
+        *(*SMALL, *HARSH_FLEET[:3], "strategy=data_parallel", "num_clients=4", "num_rounds=12"),
+        *("+strategy.sharding._target_=fl.strategies.Cephalo", "+strategy.sharding.batch=32"),
+        *("fleet=mobile", "strategy.min_available_nodes=2"),
+    ],
+    "links found slow": [
+        *(*SMALL, *HARSH_FLEET[:3], "strategy=diloco", "strategy.rule.inner_steps=5"),
+        *("num_clients=6", "num_rounds=12", "strategy.workers=5", "fleet=mobile"),
+        *("+strategy.slow_links._target_=fl.collectives.SlowLinks", "strategy.retries=1"),
+        *("strategy.on_failure=retry", "strategy.detection_s=0.02"),
+        *("strategy.min_available_nodes=2",),
     ],
     "combinations of several models": [
         *("executor=serial", "progress=false", "target=null", "views=false", "strategy=sr_sgc"),

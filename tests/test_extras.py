@@ -1,0 +1,115 @@
+"""What works without the packages that only extras bring, and what is said where one is missing."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+import fl
+from fl.errors import ConfigError
+from fl.extras import EXTRAS, check_installed, imported, installed
+
+ROOT = Path(__file__).parents[1]
+BLOCKED = f"import sys; sys.modules.update(dict.fromkeys({sorted(EXTRAS)}))\n"
+RUN = """
+import json, fl
+run = fl.run(num_clients=4, num_rounds=2, fleet="uniform", progress=False, directory=sys.argv[1])
+print(json.dumps([run.summary["extra"]["executor"], run.summary["final"]["accuracy"]]))
+"""
+EVERY_MODULE = """
+import pkgutil, fl
+for found in pkgutil.walk_packages(fl.__path__, "fl."):
+    if not found.name.endswith("__main__"):
+        __import__(found.name)
+"""
+
+
+def python(code: str, *words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED + code, *words], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_run_needs_none_of_them(tmp_path):
+    said = python(RUN, str(tmp_path / "light"))
+    whole = fl.run(num_clients=4, num_rounds=2, fleet="uniform", progress=False, executor="serial")
+    assert json.loads(said) == ["serial", whole.summary["final"]["accuracy"]]
+    left = {path.name for path in (tmp_path / "light").iterdir()}
+    assert left >= {"summary.json", "metrics.csv", "model.safetensors", "timeline.json", "plots"}
+    assert "trace.parquet" not in left
+
+
+@pytest.mark.slow
+def test_every_module_can_be_imported_without_them():
+    python(EVERY_MODULE)
+
+
+PARTS = {
+    "executor=ray": ("ray", ["executor=ray"]),
+    "data=table": ("pyarrow", ["data=table", "data.path=own.csv", "data.target=y"]),
+    "data=mnist": ("pyarrow", ["data=mnist"]),
+    "data=huggingface": ("datasets", ["data=huggingface", "data.path=a/b", "data.target=y"]),
+    "partition=shard": ("flwr_datasets", ["partition=shard"]),
+    "partition=pathological": ("flwr_datasets", ["partition=pathological"]),
+    "partition.partitioner._target_=flwr_datasets.partitioner.LinearPartitioner": (
+        "flwr_datasets",
+        ["partition=flwr_datasets"],
+    ),
+    "model=torchvision": ("torchvision", ["model=torchvision", "model.name=resnet18"]),
+    "model=huggingface": ("transformers", ["model=huggingface", "model.folder=x"]),
+}
+
+
+@pytest.mark.parametrize("key", PARTS)
+def test_a_part_whose_package_is_missing_is_refused_with_what_brings_it(key, monkeypatch, tmp_path):
+    package, words = PARTS[key]
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr("fl.runs.run.run_to_end", None)
+    with pytest.raises(ConfigError) as refused:
+        fl.run(*words, num_clients=4, progress=False, directory=tmp_path / "run")
+    brings = f"pip install 'fl-simulator[{EXTRAS[package]}]'"
+    assert str(refused.value) == f"{key} needs the package {package}: {brings}"
+    assert not (tmp_path / "run").exists()
+
+
+def test_each_is_brought_by_its_extra_and_by_no_other_installation():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    brought = {
+        extra: " ".join(wanted).replace("-skinny", "").replace("flwr[simulation]", "ray")
+        for extra, wanted in project["optional-dependencies"].items()
+    }
+    core = " ".join(project["dependencies"])
+    for package, extra in EXTRAS.items():
+        assert package.replace("_", "-") in brought[extra]
+        assert package.replace("_", "-") not in core
+
+
+def test_a_module_without_a_spec_and_one_that_is_broken_are_told_apart(monkeypatch, tmp_path):
+    assert installed("pyarrow")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert not installed("wandb")
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "__init__.py").write_text("import no_such_thing")
+    monkeypatch.syspath_prepend(tmp_path)
+    check_installed("model=timm", "timm")
+    with pytest.raises(ConfigError, match="model=timm needs the package no_such_thing: pip"):
+        imported("model=timm", "timm")
+
+
+def test_the_default_executor_is_this_process_where_there_is_no_ray(monkeypatch):
+    from hydra.utils import instantiate
+
+    from fl.execution import SerialExecutor
+
+    member = OmegaConf.load(ROOT / "fl" / "conf" / "executor" / "auto.yaml")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert isinstance(instantiate(member), SerialExecutor)
+    member.num_actors = 2
+    with pytest.raises(Exception, match=r"executor=ray needs the package ray: pip install"):
+        instantiate(member)
