@@ -12,7 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from every_strategy import AVERAGING, EVENTS, OUTER, POLLING, ROUNDED, SERVERLESS, TASKS
+from every_strategy import (
+    AVERAGING,
+    CODED,
+    EVENTS,
+    OUTER,
+    POLLING,
+    ROUNDED,
+    SERVERLESS,
+    STAGED,
+    TASKS,
+)
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from hostile_arrays import ARRAYS, FIELDS, RECORDS, npy
 from torch import nn
@@ -264,6 +274,9 @@ ALL = [
     *POLLING,
     *SERVERLESS,
     *OUTER,
+    *CODED,
+    *STAGED,
+    "dedloc",
 ]
 GRADIENTS = [f"{s} client=gradient" for s in ("gradient_tracking", "extra", "data_parallel")]
 LINKS = [f"fedavg compressor={c}" for c in ("ef_topk", "int8", "powersgd", "ef21")]
@@ -286,5 +299,9 @@ def test_a_client_that_claims_any_size_costs_no_memory_and_ends_no_run(cases):
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line for line in done.stdout.splitlines() if " | completed " in line]
     assert [line.split(" | ")[0] for line in lines] == list(cases)
-    unasked = ("fedcompass", "async_sgd")  # with which two of four clients never come to work
+    unasked = (
+        "fedcompass",
+        "async_sgd",
+        "halos",
+    )  # with which two of four clients never come to work
     assert all(int(line.split()[-1]) > 0 for line in lines if not line.startswith(unasked))

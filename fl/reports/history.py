@@ -6,8 +6,9 @@ import csv
 import errno
 import io
 import logging
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -198,3 +199,8 @@ def _quoted(names: list[str]) -> list[str]:
         writer.writerow([name])
         quoted.append(buffer.getvalue().removesuffix("\r\n"))
     return quoted
+
+
+def changes(rows: Sequence[Row], name: str) -> bool:
+    """Returns whether rows have two different values of a metric; what is not finite is none."""
+    return len({row[name] for row in rows if math.isfinite(row.get(name, math.nan))}) > 1

@@ -21,7 +21,7 @@ from fl.reports import units
 from fl.reports.atomic import replacing
 from fl.reports.client_rows import ACCURACY_EDGES, ClientRow
 from fl.reports.files import printable
-from fl.reports.history import COLUMNS, Row
+from fl.reports.history import COLUMNS, Row, changes
 from fl.reports.runs import Run
 from fl.reports.spans import STAGES, Spans, all_reduces, spans
 from fl.reports.target import Target, better, is_share
@@ -96,7 +96,7 @@ def metrics(
     rows = _panel_rows(history, names, target)
     measured = {name for shown in rows for name in shown}
     telling = names or worth_drawing(measured, [target.metric] if target is not None else [])
-    if not telling and len(history) > 1 and not any(_changes(history, name) for name in measured):
+    if not telling and len(history) > 1 and not any(changes(history, name) for name in measured):
         return _costs(history, path, time)
     with drawing(10.5, 0.5 + 2.5 * len(rows), path) as figure:
         grid = figure.subplots(len(rows), 3, squeeze=False, sharex="col", sharey="row")
@@ -301,18 +301,13 @@ def _panel_rows(
         return [[name] for name in names]
     wanted = worth_drawing(present, [target.metric] if target is not None else [])
     rows: dict[str, list[str]] = {}
-    for name in wanted or sorted(present, key=lambda name: not _changes(history, name)):
+    for name in wanted or sorted(present, key=lambda name: not changes(history, name)):
         base = name
         for beside in ("train_", "client_", "latest_"):
             base = base.removeprefix(beside)
         rows.setdefault(base if base in present else name, []).append(name)
     # The server's own metric before its counterparts, whichever was reported first.
     return [sorted(shown, key=len) for shown in list(rows.values())[:_MAX_ROWS]]
-
-
-def _changes(history: Sequence[Row], metric: str) -> bool:
-    values = np.array([row[metric] for row in history if metric in row], dtype=float)
-    return len(np.unique(values[_can_be_drawn(values)])) > 1
 
 
 def _costs(history: Sequence[Row], path: Path | None, time: str | None) -> Figure:

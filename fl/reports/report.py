@@ -22,7 +22,7 @@ from fl.errors import ConfigError
 from fl.reports import plots, shell, units
 from fl.reports.atomic import replacing
 from fl.reports.files import printable, read_file
-from fl.reports.history import COLUMNS
+from fl.reports.history import COLUMNS, changes
 from fl.reports.jobs import EVERY, JOBS, Job, by_overrides, members, read_jobs
 from fl.reports.jobs import title as name_of
 from fl.reports.runs import Run, ended, load_runs
@@ -290,7 +290,8 @@ def _curves(groups: Mapping[str, Sequence[Run]]) -> Iterable[str]:
     targets = [run.summary["target"] for run in every if run.summary["target"] is not None]
     names = [str(target["metric"]) for target in targets]
     present = dict.fromkeys(n for run in every for row in run.history for n in row)
-    varied = [n for n in present if n not in COLUMNS and any(_varies(run, n) for run in every)]
+    measured = [name for name in present if name not in COLUMNS]
+    varied = [name for name in measured if any(changes(run.history, name) for run in every)]
     shown = dict.fromkeys([*plots.worth_drawing(list(present), names), *varied])
     for name in list(shown)[:_MOST_METRICS]:
         chosen = {
@@ -325,10 +326,6 @@ def _central(groups: Mapping[str, Sequence[Run]], metric: str) -> float | None:
     central = [extra.get("central") or {} for extra in extras]
     reached = [float(found[metric]) for found in central if metric in found]
     return sum(reached) / len(reached) if reached else None
-
-
-def _varies(run: Run, metric: str) -> bool:
-    return len({repr(row[metric]) for row in run.history if metric in row}) > 1
 
 
 def _has(run: Run, metric: str) -> bool:

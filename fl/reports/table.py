@@ -15,6 +15,7 @@ from rich.text import Text
 from fl.errors import ConfigError
 from fl.reports import units
 from fl.reports.files import printable
+from fl.reports.history import changes
 from fl.reports.participation import told
 from fl.reports.run_writer import MODELS
 from fl.reports.runs import Run
@@ -130,7 +131,7 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
     Args:
         runs: label to runs; see `fl.reports.runs.group_runs`.
         metrics: final metrics to show; by default the target's metric if the runs have a target,
-            otherwise all that the first run has, three at most.
+            otherwise three of those that there are, first what changes in a run.
 
     Raises:
         ConfigError: a label without runs, or no labels.
@@ -140,7 +141,7 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
     first = next(iter(runs.values()))[0].summary
     target = first["target"]
     if metrics is None:
-        metrics = [target["metric"]] if target else list(first["final"])[:3]
+        metrics = [target["metric"]] if target else _telling(runs)
     several = any(len(group) > 1 for group in runs.values())
     over_seeds = "mean ± standard deviation over seeds" if several else None
     table = Table(title=over_seeds, title_justify="left")
@@ -174,6 +175,12 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
             )
         table.add_row(_plain(label), seeds, *cells)
     return table
+
+
+def _telling(runs: Mapping[str, Sequence[Run]]) -> list[str]:
+    every = [run for group in runs.values() for run in group]
+    names = dict.fromkeys(name for run in every for name in run.summary["final"])
+    return sorted(names, key=lambda n: not any(changes(run.history, n) for run in every))[:3]
 
 
 def print_comparison(console: Console, runs: Mapping[str, Sequence[Run]]) -> None:

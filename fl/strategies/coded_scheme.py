@@ -212,6 +212,9 @@ def check_bursty(B: int, W: int, most: int, n: int) -> None:
     at_least("B", B, 1)
     at_least("lam", most, 0)
     if W <= B:
-        raise ConfigError(f"W is {W}; it must be above B, {B}")
+        raise ConfigError(f"W is {W}; it must be above B, {B}: set W={B + 1} or more")
     if most > n:
-        raise ConfigError(f"lam is {most}; it must be at most the number of workers, {n}")
+        raise ConfigError(
+            f"lam is {most}; it must be at most the number of workers, {n}: set lam={n} or less, "
+            f"or num_clients={most} or more"
+        )

@@ -48,7 +48,10 @@ class GradientCode(ABC):
         at_least("n", self.n, 1)
         at_least("s", self.s, 0)
         if self.s >= self.n:
-            raise ConfigError(f"s is {self.s}; it must be below the number of workers, {self.n}")
+            raise ConfigError(
+                f"s is {self.s}; it must be below the number of workers, {self.n}: set "
+                f"s={max(0, self.n - 1)}, or num_clients={self.s + 1} or more"
+            )
 
     @property
     @abstractmethod
@@ -105,9 +108,11 @@ class RepetitionCode(GradientCode):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n % (self.s + 1):
+            below = self.n - self.n % (self.s + 1)
             raise ConfigError(
                 f"s is {self.s}, and groups of {self.s + 1} do not make up {self.n} workers: s + 1 "
-                "must divide their number, or use code=cyclic"
+                f"must divide their number, so set num_clients={below} or "
+                f"num_clients={below + self.s + 1}, or code=cyclic"
             )
 
     @property

@@ -54,7 +54,10 @@ class SRSGC(OneCode):
     def __post_init__(self) -> None:
         check_bursty(self.B, self.W, self.lam, self.n)
         if (self.W - 1) % self.B:
-            raise ConfigError(f"B is {self.B}; it must divide W - 1, which is {self.W - 1}")
+            raise ConfigError(
+                f"B is {self.B}; it must divide W - 1, which is {self.W - 1}: set B=1, or "
+                f"W={self.B + 1}, for example"
+            )
         super().__post_init__()
 
     @property

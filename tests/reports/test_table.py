@@ -175,6 +175,17 @@ def test_metrics_can_be_chosen_and_may_be_missing(tmp_path, row):
     assert cell[2] == "–"  # noqa: RUF001
 
 
+def test_metrics_that_change_in_any_run_are_shown_before_those_that_do_not(row):
+    runs = {}
+    for label, metrics in (("x", {"a": [1, 1], "b": [2, 2], "c": [3, 4]}), ("y", {"d": [5, 6]})):
+        writer = RunWriter(None, {}, 0, None)
+        for r in (0, 1):
+            writer.evaluation(row(r, 60.0 * r, **{n: float(v[r]) for n, v in metrics.items()}))
+        runs[label] = [Run(None, writer.finish(TOTALS, status="completed"), writer.history)]
+    header, *_ = cells(table.comparison(runs))
+    assert header[2:6] == ["final c", "final d", "final a", "time"]
+
+
 def test_an_empty_comparison_is_refused():
     with pytest.raises(ConfigError, match="at least one run"):
         table.comparison({})

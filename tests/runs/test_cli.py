@@ -348,7 +348,7 @@ BAD = {
     "strategy=favas runtime=flower": "strategy.interaction_s is 5, and with this runtime",
     "strategy=fedavgg": "there is no strategy=fedavgg; did you mean fedavg or",
     "strategy=xyz": "there is no strategy=xyz; there are: adpsgd, apfl, async_diloco",
-    "fleet/availability=nightly": "there are: always, behaviour, bernoulli, cyclic",
+    "fleet/availability=nightly": "there are: always, behaviour, bernoulli, charging, cyclic",
     "model._target_=fl.models.MPL": "the module fl.models has no MPL; did you mean fl.models.MLP?",
     "seed": "'seed' is neither KEY=VALUE nor a command; the commands are compare, help, init, ",
     "resumee": "'resumee' is neither KEY=VALUE nor a command; did you mean fl resume?",

@@ -132,8 +132,30 @@ def test_task_that_ends_sooner_leaves_a_charge_by_the_joules_that_are_billed() -
     assert charge.tolist() == pytest.approx([1 - billed / 1000, 1.0], rel=1e-12)
 
 
-def test_kinds_without_a_capacity_are_on_the_mains() -> None:
-    battery = battery_of(capacity_j={}, other_w=50.0)
+def test_low_client_stays_away_until_it_has_more_than_the_threshold() -> None:
+    battery = battery_of(Always(1), least_start=0.1, most_start=0.1, resume=0.3)
+    grid = grid_with(battery, [Client()])
+    there = []
+    for _ in range(3):  # at 10 %, 25 % and 40 %
+        there.append(len(grid.get_node_ids()))
+        grid.clock.sleep(15.0)
+    assert there == [0, 0, 1]
+
+
+def test_departure_is_not_missed_where_plugs_change_too_often_to_look_ahead() -> None:
+    plugs = Scripted(1, {0: [float(t) for t in range(1, 1000)]})
+    fleet = fleet_of(
+        [Client(flops=1.0, compute_w=1.0)],
+        availability=Scripted(1, {0: [300.0]}),
+        battery=battery_of(plugs),
+    )
+    grid = grid_of(fleet, flops=500.0)
+    grid.send_and_receive([message_to(0, 10, ttl=400.0)])
+    assert found(grid, Event.DEPARTURE) == [(300.0, 0, 0.0)]
+
+
+def test_kinds_of_endless_capacity_are_on_the_mains() -> None:
+    battery = battery_of(capacities_j={"client": math.inf}, other_w=50.0)
     grid = grid_with(battery, [Client(flops=1.0, compute_w=1e6)], flops=100.0)
     grid.send_and_receive([message_to(0, 10)])
     assert grid.get_node_ids() == [node_id(0)]
@@ -182,7 +204,7 @@ def test_selection_by_charge_without_batteries_is_refused() -> None:
     ("given_values", "match"),
     [
         ({"capacity_j": 0.0}, "capacity_j is 0.0; it must be finite and above 0"),
-        ({"capacity_j": {"x": -1}}, "capacity_j.x is -1"),
+        ({"capacities_j": {"x": -1}}, "capacities_j.x is -1"),
         ({"least_start": 0.9, "most_start": 0.5}, "least_start is 0.9 and most_start 0.5"),
         ({"threshold": 0.3, "resume": 0.3}, "resume must be above it"),
         ({"knee": 1.0}, "knee is 1.0"),
@@ -198,5 +220,5 @@ def test_what_cannot_be_is_refused(given_values, match) -> None:
 def test_batteries_of_another_fleet_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"battery.plugged is for .1,. clients"):
         fleet_of([Client(), Client()], battery=battery_of())
-    with pytest.raises(ConfigError, match=r"capacity_j\.x: the fleet has no such kind of device"):
-        fleet_of([Client()], battery=battery_of(capacity_j={"x": 1.0}))
+    with pytest.raises(ConfigError, match=r"capacities_j\.x: the fleet has no such kind of device"):
+        fleet_of([Client()], battery=battery_of(capacities_j={"x": 1.0}))

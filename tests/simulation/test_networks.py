@@ -304,7 +304,7 @@ def test_hosts_take_clients_in_turn_if_none_is_named(tmp_path):
         (("clients: 1", f"clients: {'9' * 5000}"), ["path is", "no YAML"]),
         (("  hut:", "  mast:"), ["twice"]),
         (("clients: 1", "clients: &own [*own]"), ["hut", "range"]),
-        (("bps: 8000,", "bps: 0,"), ["backbone", "0.0", "down_bps"]),
+        (("bps: 8000,", "bps: 0,"), ["backbone", "0", "bps of link"]),
         (("bps: 8000,", ""), ["backbone", "bps"]),
         (("bps: 8000,", "bps: fast,"), ["backbone", "fast"]),
         (("latency_s: 0.5", "latency_s: -1"), ["backbone", "latency_s", "-1"]),

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from stand_ins import Client, fleet_of, grid_of, message_to
 
+import fl
 from fl.errors import ConfigError
 from fl.flower.identity import node_id
 from fl.runs.groups import content
+from fl.simulation.cohorts import needs_events
 from fl.simulation.kernel.trace import Event
+from fl.simulation.world.availability import Always
+from fl.simulation.world.battery import Battery
 from fl.simulation.world.power import (
     CAP_KEY,
     Dvfs,
@@ -146,16 +151,54 @@ def test_cap_of_a_message_that_is_no_share_is_refused(value) -> None:
     ("make", "match"),
     [
         (lambda: Power(Dvfs(), cap=0.1), "cap is 0.1; it must be at least 0.2216"),
-        (lambda: Power(Dvfs(), cap={"a": 2.0}), "cap.a is 2.0; it must be above 0 and at most 1"),
+        (lambda: Power(Dvfs(), caps={"a": 2.0}), "caps.a is 2.0; it must be above 0 and at most 1"),
         (lambda: Power(Dvfs(), choice="least"), "choice is 'least'; it must be one of fixed, cost"),
         (lambda: Power("dvfs"), "curve is 'dvfs'; it must have least"),
         (lambda: Dvfs(static=1.0), "curve.static is 1.0"),
         (lambda: MeasuredCurve([0.5, 1], [0.9, 0.8], [0.5, 1]), "curve.speeds is .* not fall"),
         (lambda: MeasuredCurve([0.5, 0.9], [0.9, 1], [0.5, 1]), "curve.caps is .* end with 1"),
         (lambda: MeasuredCurve([1.0], [1.0], [1.0]), "1 caps, 1 speeds and 1 draws"),
-        (lambda: fleet_of([Client()], power=Power(Dvfs(), {"x": 0.5})), "no such kind of device"),
+        (
+            lambda: fleet_of([Client()], power=Power(Dvfs(), caps={"x": 0.5})),
+            "no such kind of device",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(make, match) -> None:
     with pytest.raises(ConfigError, match=match):
         make()
+
+
+FEW = ["executor=serial", "progress=false", "views=false", "target=null", "fleet=uniform"]
+FEW += ["model=logistic", "partition=iid", "num_clients=3", "num_rounds=1"]
+FEW += ["strategy.fraction_train=1.0", "strategy.min_train_nodes=1"]
+
+
+def test_cap_that_every_message_has_is_that_of_every_task() -> None:
+    run = fl.run(*FEW, "power=dvfs", "+train_config.power-cap=0.3")
+    caps = run.trace.value[run.trace.kind == Event.POWER]
+    assert caps.tolist() == [0.3] * 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        (["+train_config.power-cap=0.3"], "only power reads it: set power=dvfs"),
+        (["power=dvfs", "+train_config.power-cap=3"], "'power-cap' is 3; it must be a share"),
+        (["power=dvfs", "power.eta=0.3"], r"power.choice=cost reads it"),
+        (["power=dvfs", "+power.caps.phone=0.5"], r"caps\.phone: the fleet has no such kind"),
+        (["selection=by_charge"], "there are none: set battery=phone"),
+        (["battery=phone", "battery.resume=0.1"], "resume must be above it"),
+    ],
+)
+def test_configuration_that_cannot_be_is_refused_before_anything_starts(overrides, match) -> None:
+    with pytest.raises(ConfigError, match=match):
+        fl.run(*FEW, *overrides)
+
+
+def test_rounds_with_power_states_or_batteries_take_events() -> None:
+    app: Any = object()
+    for parts in ({"power": Power(Dvfs())}, {"battery": Battery(Always(1))}):
+        fleet = fleet_of([Client()], **parts)
+        assert needs_events(fleet, (app, app), runtime=False)
+    assert not needs_events(fleet_of([Client()]), (app, app), runtime=False)

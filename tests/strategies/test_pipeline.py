@@ -101,6 +101,9 @@ class Ran:
         return int((self.trace.kind == kind).sum())
 
 
+FAST = Client(flops=1e4, up_bps=1e6, latency_s=0.01)
+
+
 def run(
     recovery=None,
     *,
@@ -146,7 +149,7 @@ def run(
         Exchange(channel, layout=app.layout, stages=cut, initial=lambda j: draws[1])
     )
     places = num_stages * driver.get("pipelines", 1)
-    clients = clients or [Client(flops=1e4, up_bps=1e6, latency_s=0.01)] * places
+    clients = clients or [FAST] * places
     ran = Ran()
 
     def server(grid, context, recorder):
@@ -334,6 +337,12 @@ def test_machines_that_go_away_for_a_while_are_waited_for():
     ran = run(rounds=3, availability=away)
     np.testing.assert_array_equal(ran.last, run(rounds=3).last)
     assert ran.times[-1] > 40.0
+
+
+def test_a_machine_that_goes_away_without_a_task_of_its_own_is_an_event_of_the_trace():
+    ran = run(rounds=2, availability=Scripted(5, {1: [0.4529, 1e9]}), clients=[FAST] * 5)
+    assert ran.facts["lost_machines"] == ran.count(Event.ABSENT) == 1  # just after the first step
+    assert ran.count(Event.DEPARTURE) == ran.count(Event.CRASH) == 0
 
 
 def test_losses_that_outrun_checkpoints_end_the_run(monkeypatch):

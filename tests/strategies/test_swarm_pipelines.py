@@ -60,6 +60,13 @@ def test_two_peers_of_a_stage_share_its_passes_and_average_what_they_have():
     assert 10 + 24 <= times[0] <= 14 + 24
 
 
+def test_a_step_has_four_micro_batches_for_each_peer_unless_it_says_how_many():
+    for given, expected in ((None, 4 * 6), (5, 5)):
+        strategy = SWARM(STAGE, num_stages=2, micro_batches=given)
+        times, rows, _ = ran(strategy, [Client(flops=28.0)] * 6)
+        assert rows[0]["micro_batches_per_s"] * times[0] == pytest.approx(expected)
+
+
 def test_peers_of_speeds_1_and_3_get_work_as_1_to_3():
     clients = [Client(flops=28.0 * (1 + 2 * (i >= 2))) for i in range(4)]
     strategy = SWARM(STAGE, num_stages=2, micro_batches=300, in_flight=16, rebalancing=None)

@@ -64,6 +64,7 @@ class Nodes:
             runtime.reply_poll_s,
             math.inf if runtime.keep_alive_s is None else runtime.keep_alive_s,
         )
+        self._starts_ahead = runtime.starts_ahead
         self._trace = trace
         self._nodes: dict[int, _Node] = {}
         self._looked: dict[int, float] = {}  # when a client's node has looked, as far as is known
@@ -109,25 +110,23 @@ class Nodes:
             sent_s: when the server has sent it.
             now: when it is taken up.
         """
-        client = dispatch.client
+        client, objects = dispatch.client, dispatch.objects
         rtt_s = (self._nodes.get(client) or self._node(client))[0]
-        calls_s = self._trips_of(dispatch.objects)[0] * rtt_s
+        calls_s = (self._trips.get(objects) or self._trips_of(objects))[0] * rtt_s
         # It has waited since it was sent, or since the node was idle.
         waits_since = self._looked[client]
         if waits_since < sent_s:
             waits_since = sent_s
         dispatch.terms = (now - waits_since if now > waits_since else 0.0, calls_s)
-        if self.runtime.starts_ahead:
+        if self._starts_ahead:
             dispatch.told_s = now + rtt_s
         return calls_s
 
     def _trips_of(self, objects: tuple[int, int]) -> tuple[float, float]:
         """Returns the round trips of a message and of its reply with so many objects."""
-        found = self._trips.get(objects)
-        if found is None:
-            down, up = self.runtime.trips_down, self.runtime.trips_up
-            trips = self.runtime.trips
-            found = self._trips[objects] = trips(down, objects[0]), trips(up, objects[1])
+        runtime = self.runtime
+        down = runtime.trips(runtime.trips_down, objects[0])
+        found = self._trips[objects] = down, runtime.trips(runtime.trips_up, objects[1])
         return found
 
     # ---- work ------------------------------------------------------------------------------------
@@ -144,11 +143,12 @@ class Nodes:
         _, _, _, phase_s, scale, start_key = self._nodes.get(client) or self._node(client)
         every_s, decode_s_per_byte, step_s, step_s_per_parameter, heats = self._of_work
         scale /= dispatch.speed
-        wait_s = (phase_s - now) % every_s if every_s else 0.0
-        start_s, ahead_s = runtime.seconds_to_start(start_key, dispatch.number) * scale, 0.0
+        start_s = runtime.seconds_to_start(start_key, dispatch.number) * scale
         if dispatch.told_s < now == dispatch.arrived_s:  # one that has waited for another did not
             wait_s, ahead_s = self._ahead(dispatch.told_s, phase_s, start_s, now)
             start_s -= ahead_s
+        else:
+            wait_s, ahead_s = (phase_s - now) % every_s if every_s else 0.0, 0.0
         decode_s = decode_s_per_byte * dispatch.size_down * scale
         steps_s = 0.0
         if dispatch.steps:
@@ -174,7 +174,7 @@ class Nodes:
             start_s: what a start takes.
             now: when the message is there.
         """
-        every_s = self.runtime.task_poll_s
+        every_s = self._of_work[0]
         begins = told_s + ((phase_s - told_s) % every_s if every_s else 0.0)
         if begins >= now:
             return begins - now, 0.0
@@ -198,7 +198,8 @@ class Nodes:
             made = now + encode_s
             if every_s:
                 waited_s = (arrived - made) % every_s
-            calls_s = self._trips_of(dispatch.objects)[1] * rtt_s
+            objects = dispatch.objects
+            calls_s = (self._trips.get(objects) or self._trips_of(objects))[1] * rtt_s
             found = made + waited_s
             if found - arrived > keep_alive_s:
                 calls_s += connect_s

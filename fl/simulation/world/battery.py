@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +41,8 @@ class Battery:
 
     Attributes:
         plugged: says who is plugged in when: "online" is plugged.
-        capacity_j: E in J: of all clients, or by kind of device; kinds not named have no battery,
-            and are on the mains.
+        capacity_j: E in J.
+        capacities_j: by kind of device, in its place; infinity is a device on the mains.
         least_start, most_start: range of the charge at time 0, uniform.
         threshold: in [0, 1).
         resume: above the threshold, at most 1.
@@ -55,7 +55,7 @@ class Battery:
     """
 
     plugged: Availability
-    capacity_j: float | Mapping[str, float] = 55440.0
+    capacity_j: float = 55440.0
     least_start: float = 0.2
     most_start: float = 1.0
     threshold: float = 0.2
@@ -63,14 +63,14 @@ class Battery:
     charger_w: float = 10.0
     knee: float = 0.8
     other_w: float = 0.8
+    capacities_j: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         is_a("plugged", self.plugged, Availability)
-        if isinstance(self.capacity_j, Mapping):
-            for kind, capacity_j in self.capacity_j.items():
-                positive(f"capacity_j.{kind}", capacity_j)
-        else:
-            positive("capacity_j", self.capacity_j)
+        positive("capacity_j", self.capacity_j)
+        for kind, capacity_j in self.capacities_j.items():
+            if capacity_j != math.inf:
+                positive(f"capacities_j.{kind}", capacity_j)
         if not 0 <= self.least_start <= self.most_start <= 1:
             raise ConfigError(
                 f"least_start is {self.least_start} and most_start {self.most_start}; they must "
@@ -94,15 +94,13 @@ class Battery:
         Raises:
             ConfigError: there are capacities for kinds of device that there are not.
         """
-        if not isinstance(self.capacity_j, Mapping):
-            return np.full(len(devices), float(self.capacity_j))
-        for kind in self.capacity_j:
+        for kind in self.capacities_j:
             if kind not in devices.kinds:
                 raise ConfigError(
-                    f"capacity_j.{kind}: the fleet has no such kind of device; it has "
+                    f"capacities_j.{kind}: the fleet has no such kind of device; it has "
                     f"{', '.join(devices.kinds)}"
                 )
-        by_kind = [float(self.capacity_j.get(kind, math.inf)) for kind in devices.kinds]
+        by_kind = [float(self.capacities_j.get(kind, self.capacity_j)) for kind in devices.kinds]
         return np.array(by_kind, dtype=np.float64).take(devices.kind)
 
     def first_charges(self, seed: int, num_clients: int) -> Column:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
@@ -217,7 +217,8 @@ class Power:
 
     Attributes:
         curve: what a cap does.
-        cap: share of full power: of all clients, or by kind of device (others have 1).
+        cap: share of full power.
+        caps: by kind of device, in its place.
         choice: how a task's cap is chosen.
         eta: weight of energy, in [0, 1].
         within_s: time to compute, s.
@@ -227,10 +228,11 @@ class Power:
     """
 
     curve: Curve
-    cap: float | Mapping[str, float] = 1.0
+    cap: float = 1.0
     choice: Choice = "fixed"
     eta: float = 0.5
     within_s: float = 60.0
+    caps: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.curve, Curve):
@@ -243,9 +245,8 @@ class Power:
             raise ConfigError(f"choice is {self.choice!r}; it must be one of {choices}")
         within_unit("eta", self.eta)
         positive("within_s", self.within_s)
-        by_kind = isinstance(self.cap, Mapping)
-        for kind, cap in (self.cap if isinstance(self.cap, Mapping) else {"": self.cap}).items():
-            name = f"cap.{kind}" if by_kind else "cap"
+        named = {f"caps.{kind}": cap for kind, cap in self.caps.items()}
+        for name, cap in {"cap": self.cap, **named}.items():
             fraction(name, cap)
             if cap < self.curve.least:
                 raise ConfigError(
@@ -255,17 +256,15 @@ class Power:
 
     def check_kinds(self, kinds: Sequence[str]) -> None:
         """Raises ConfigError if caps are for kinds of device that a fleet has not."""
-        if isinstance(self.cap, Mapping):
-            for kind in self.cap:
-                if kind not in kinds:
-                    raise ConfigError(
-                        f"cap.{kind}: the fleet has no such kind of device; it has "
-                        f"{', '.join(kinds)}"
-                    )
+        for kind in self.caps:
+            if kind not in kinds:
+                raise ConfigError(
+                    f"caps.{kind}: the fleet has no such kind of device; it has {', '.join(kinds)}"
+                )
 
     def highest(self, kind: str) -> float:
         """Returns the cap of a kind of device."""
-        return float(self.cap.get(kind, 1.0) if isinstance(self.cap, Mapping) else self.cap)
+        return float(self.caps.get(kind, self.cap))
 
     def state(self, kind: str, seconds: float | None, asked: float | None = None) -> PowerState:
         """Returns at what power a task runs.

@@ -128,7 +128,8 @@ class Petals(TimedStages):
         is_a("placement", self.placement, BlockPlacement)
         if self.placement.num_blocks != num_blocks:
             raise ConfigError(
-                f"placement.num_blocks is {self.placement.num_blocks}, num_blocks {num_blocks}"
+                f"placement.num_blocks is {self.placement.num_blocks}, and num_blocks "
+                f"{num_blocks}; they are of one model and must be equal: set num_blocks alone"
             )
         self.routing = ShortestTime() if routing is None else routing
         is_a("routing", self.routing, ShortestTime)

@@ -267,7 +267,7 @@ class Pipeline(RuleDriver):
         evaluate(0)
         wait_for_nodes(tasks, self.min_available_nodes, self.retry_s)
         for version in range(1, num_rounds + 1):
-            training.version = version
+            training.run.version = version
             while training.step < version * self.steps:
                 training.advance()
             facts: dict[str, Any] = {name: float(run.facts[name]) for name in _FACTS}
@@ -288,7 +288,6 @@ class _Training:
     Attributes:
         states: of the stages.
         step: steps taken, t.
-        version: the round that goes on, from 1.
         draw: returns a stage of another initial model, given how many were drawn before.
     """
 
@@ -297,7 +296,6 @@ class _Training:
         self.run = run
         self.states = list(states)
         self.step = 0
-        self.version = 1
         self.draw: Any = None
         self._draws = 0
         self._tries = 0
@@ -334,7 +332,7 @@ class _Training:
             return
         run.wait(self._reduced(list(gradients)))
         why_not = self._stepped(gradients)
-        run.tasks.control.stepped(self.version, why_not)
+        run.tasks.control.stepped(run.version, why_not)
         if why_not is None:
             run.failures.clear()
         self._applied(back, gradients)
@@ -366,7 +364,7 @@ class _Training:
             if i and uniform(driver.seed, "lost stage", number, self._tries) < driver.drop:
                 run.whole.discard((p, i))
                 run.facts["lost_machines"] += 1
-                run.tasks.control.absent(node, self.version)
+                run.tasks.control.absent(node, run.version)
 
     def _reduced(self, pipelines: Sequence[int]) -> float:
         """Has the machines of each stage all-reduce; returns when the last has, s."""

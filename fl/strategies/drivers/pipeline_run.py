@@ -120,6 +120,7 @@ class PipelineRun:
         at: the machine of each place, by Flower id.
         whole: places whose machine has the stage's present state.
         facts: what has happened since they were last read, by name.
+        version: the round that goes on, from 1.
         failures: ends a run in which nothing works.
         idle_heads: machines without examples, which cannot have the first stage.
         failed: at which attempt a machine was lost last, by Flower id.
@@ -145,6 +146,7 @@ class PipelineRun:
         self.at: dict[Place, int] = {}
         self.whole: set[Place] = set()
         self.facts: Counter[str] = Counter()
+        self.version = 1
         self.failures = Failures("gradient", None)
         self.idle_heads: set[int] = set()
         self.failed: dict[int, int] = {}
@@ -173,6 +175,7 @@ class PipelineRun:
         self.whole.discard(place)
         if node is not None:
             self.failed[node] = self._attempt
+            self.tasks.control.absent(node, self.version)
         self.facts["lost_machines"] += 1
         log.info("stage %d of pipeline %d is lost with node %s: %s", *place[::-1], node, reason)
 

@@ -42,7 +42,7 @@ class SWARM(TimedStages):
     Args:
         stage: what each of the stages costs.
         num_stages: S, at least 2.
-        micro_batches: of a step, together.
+        micro_batches: of a step, together; None is four times the number of clients.
         in_flight: micro-batches on their way at a time; None is twice the number of clients.
         wiring: says which peer of a stage is next.
         rebalancing: says who moves from stage to stage, and where who joins is needed; None: nobody
@@ -65,7 +65,7 @@ class SWARM(TimedStages):
         stage: TransformerStage,
         *,
         num_stages: int = 4,
-        micro_batches: int = 64,
+        micro_batches: int | None = None,
         in_flight: int | None = None,
         wiring: StochasticWiring | None = None,
         rebalancing: Rebalancing | None = None,
@@ -78,9 +78,9 @@ class SWARM(TimedStages):
     ) -> None:
         is_a("stage", stage, TransformerStage)
         at_least("num_stages", num_stages, 2)
-        at_least("micro_batches", micro_batches, 1)
-        if in_flight is not None:
-            at_least("in_flight", in_flight, 1)
+        for name, number in (("micro_batches", micro_batches), ("in_flight", in_flight)):
+            if number is not None:
+                at_least(name, number, 1)
         boolean("delayed", delayed)
         super().__init__(refresh_s=refresh_s, patience=patience, seed=seed)
         self.stage = stage

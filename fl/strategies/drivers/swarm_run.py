@@ -92,6 +92,7 @@ class SwarmRun:
         self.wiring = strategy.wiring
         self.work = strategy.stage.work
         self.num_stages = strategy.num_stages
+        self.micro_batches = strategy.micro_batches or 4 * len(peers)
         self.stage_of: dict[int, int] = {}
         self.wired: list[Candidates] = [{} for _ in range(self.num_stages)]
         self.lives: Counter[int] = Counter()
@@ -168,7 +169,7 @@ class SwarmRun:
     def _begin(self) -> None:
         k = self.ended + len(self.steps)
         if k < self.num_steps:
-            self.steps[k] = SwarmStep(self.peers.now, self.strategy.micro_batches)
+            self.steps[k] = SwarmStep(self.peers.now, self.micro_batches)
 
     # ---- passes ----------------------------------------------------------------------------------
 
@@ -405,12 +406,12 @@ class SwarmRun:
         self.ended += 1
         now = self.peers.now
         seconds = now - self._last_ended_s
-        least = 2 * self.num_stages * self.strategy.micro_batches
+        least = 2 * self.num_stages * self.micro_batches
         members = max(1, len(self.stage_of))
         self._last_ended_s = now
         computed_s, self._computed_s = self._computed_s, 0.0
         measured = {
-            "micro_batches_per_s": self.strategy.micro_batches / seconds if seconds else math.inf,
+            "micro_batches_per_s": self.micro_batches / seconds if seconds else math.inf,
             "utilisation": computed_s / (members * seconds) if seconds else 1.0,
             "peers": float(members),
             "repeated_passes": float(step.passes - least),

@@ -149,6 +149,11 @@ def _number(name: str, key: str, value: object) -> float:
         number = math.nan
     if math.isnan(number):
         raise ConfigError(f"{key} of link {name!r} is {value!r:.80}; it must be a number")
+    if key.endswith("bps") and not number > 0:
+        raise ConfigError(
+            f"{key} of link {name!r} is {value!r:.80}; it must be positive, in bit/s, or .inf for "
+            "a link that is never the bottleneck"
+        )
     return number
 
 
@@ -159,10 +164,10 @@ def _cable(name: str, of: object) -> Cable:
             f"link {name!r} has {', '.join(map(str, said)) or 'no keys'}; it must have bps, or "
             "down_bps and up_bps"
         )
-    both = said.get("bps")
+    down, up = ("bps", "bps") if "bps" in said else ("down_bps", "up_bps")
     numbers = {
-        "down_bps": _number(name, "down_bps", said.get("down_bps", both)),
-        "up_bps": _number(name, "up_bps", said.get("up_bps", both)),
+        "down_bps": _number(name, down, said.get(down)),
+        "up_bps": _number(name, up, said.get(up)),
         "latency_s": _number(name, "latency_s", said.get("latency_s", 0.0)),
         "loss": _number(name, "loss", said.get("loss", 0.0)),
     }
