@@ -38,7 +38,7 @@ from fl.runs.experiment import app_of
 from fl.runs.run import serve
 from fl.selection import Reply, RoundEnd, TiFL
 from fl.strategies import Polling, Rounds
-from fl.strategies.drivers.server import Server
+from fl.strategies.drivers.events.server import Server
 
 CONF = Path(fl.__file__).parent / "conf"
 PAGE = CONF.parents[1] / "docs" / "methods.md"

@@ -29,7 +29,7 @@ from fl.reports.client_rows import ClientRow
 from fl.runs.experiment import Experiment
 from fl.runs.fairness import fairness
 from fl.strategies import NodeModels
-from fl.strategies.drivers.cluster_models import ClusterModels
+from fl.strategies.drivers.rounds.cluster_models import ClusterModels
 
 _CONTACTS = ("contact_before_accuracy", "contact_after_accuracy")
 _COUNTS = ("personal_clients", "personal_left_out", "personal_trained")

@@ -34,32 +34,32 @@ if TYPE_CHECKING:
     from fl.strategies.diloco import DiLoCo
     from fl.strategies.dimat import DIMAT
     from fl.strategies.dpsgd import DPSGD
-    from fl.strategies.drivers.asynchronous import Events
-    from fl.strategies.drivers.cluster_models import ClusterModels
-    from fl.strategies.drivers.coded import CodedRounds
-    from fl.strategies.drivers.collaboration import Collaboration
-    from fl.strategies.drivers.decentralized import Decentralized
     from fl.strategies.drivers.driver import Driver, Traits
+    from fl.strategies.drivers.events.asynchronous import Events
+    from fl.strategies.drivers.events.polling import Polling
+    from fl.strategies.drivers.events.regions import Regions
+    from fl.strategies.drivers.events.simultaneous import SimultaneousEvents, SimultaneousRounds
     from fl.strategies.drivers.exchange import Exchange
     from fl.strategies.drivers.foreign import Foreign, driver_of
-    from fl.strategies.drivers.gossip import Gossip
-    from fl.strategies.drivers.node_models import NODE_METRICS, NodeModels
-    from fl.strategies.drivers.outer import OuterSteps
-    from fl.strategies.drivers.pairs import Pairs
-    from fl.strategies.drivers.parameter_server import ParameterServer
-    from fl.strategies.drivers.petals import Petals
-    from fl.strategies.drivers.pipeline import Pipeline
-    from fl.strategies.drivers.polling import Polling
+    from fl.strategies.drivers.outer.collaboration import Collaboration
+    from fl.strategies.drivers.outer.outer import OuterSteps
+    from fl.strategies.drivers.peers.decentralized import Decentralized
+    from fl.strategies.drivers.peers.gossip import Gossip
+    from fl.strategies.drivers.peers.node_models import NODE_METRICS, NodeModels
+    from fl.strategies.drivers.peers.pairs import Pairs
+    from fl.strategies.drivers.peers.sampled import Sampled
+    from fl.strategies.drivers.peers.walks import Walks
     from fl.strategies.drivers.proxy_losses import ProxyLosses
-    from fl.strategies.drivers.regions import Regions
-    from fl.strategies.drivers.replicas import Replicas
-    from fl.strategies.drivers.rounds import Rounds
-    from fl.strategies.drivers.sampled import Sampled
+    from fl.strategies.drivers.rounds.cluster_models import ClusterModels
+    from fl.strategies.drivers.rounds.rounds import Rounds
     from fl.strategies.drivers.server_examples import ServerExamples
-    from fl.strategies.drivers.simultaneous import SimultaneousEvents, SimultaneousRounds
-    from fl.strategies.drivers.swarm_pipelines import SWARM
+    from fl.strategies.drivers.stages.petals import Petals
+    from fl.strategies.drivers.stages.pipeline import Pipeline
+    from fl.strategies.drivers.stages.swarm_pipelines import SWARM
     from fl.strategies.drivers.trusted_update import TrustedUpdate
-    from fl.strategies.drivers.walks import Walks
+    from fl.strategies.drivers.workers.coded import CodedRounds
+    from fl.strategies.drivers.workers.parameter_server import ParameterServer
+    from fl.strategies.drivers.workers.replicas import Replicas
     from fl.strategies.eager_updates import DelayedUpdates, EagerUpdates
     from fl.strategies.event_rule import Answers, Arrivals, Decision, EventRule, PollingRule
     from fl.strategies.extra import EXTRA
@@ -150,7 +150,7 @@ __getattr__ = lazily(
         "FedAMSGrad": "fl.strategies.fedamsgrad",
         "FlexLoRA": "fl.strategies.flexlora",
         "FedConv": "fl.strategies.fedconv",
-        "Pipeline": "fl.strategies.drivers.pipeline",
+        "Pipeline": "fl.strategies.drivers.stages.pipeline",
         "PipelineTraining": "fl.strategies.pipeline_rule",
         "DrawnAnew": "fl.strategies.stage_recovery",
         "RedundantStages": "fl.strategies.stage_recovery",
@@ -167,14 +167,14 @@ __getattr__ = lazily(
         "ProxyLosses": "fl.strategies.drivers.proxy_losses",
         "HierFAVG": "fl.strategies.hierfavg",
         "IFCA": "fl.strategies.ifca",
-        "ClusterModels": "fl.strategies.drivers.cluster_models",
+        "ClusterModels": "fl.strategies.drivers.rounds.cluster_models",
         "Clusters": "fl.strategies.clusters",
         "CHOCO": "fl.strategies.choco",
         "DBW": "fl.strategies.dbw",
         "DPSGD": "fl.strategies.dpsgd",
         "FAVAS": "fl.strategies.favas",
         "MIFA": "fl.strategies.mifa",
-        "NODE_METRICS": "fl.strategies.drivers.node_models",
+        "NODE_METRICS": "fl.strategies.drivers.peers.node_models",
         "PruneFL": "fl.strategies.prunefl",
         "SASRRW": "fl.strategies.sa_srrw",
         "SAVIC": "fl.strategies.savic",
@@ -185,12 +185,12 @@ __getattr__ = lazily(
         "DelayedNesterov": "fl.strategies.async_diloco",
         "HALoS": "fl.strategies.halos",
         "RegionalRule": "fl.strategies.regional_rule",
-        "Regions": "fl.strategies.drivers.regions",
+        "Regions": "fl.strategies.drivers.events.regions",
         "SparseLoCo": "fl.strategies.sparse_loco",
         "CO2": "fl.strategies.co2",
         "Cephalo": "fl.strategies.cephalo",
         "OverlapLocalSGD": "fl.strategies.overlap_local_sgd",
-        "CodedRounds": "fl.strategies.drivers.coded",
+        "CodedRounds": "fl.strategies.drivers.workers.coded",
         "CodedScheme": "fl.strategies.coded_scheme",
         "CodedTimes": "fl.strategies.coded_times",
         "CyclicCode": "fl.strategies.gradient_codes",
@@ -211,16 +211,16 @@ __getattr__ = lazily(
         "DIMAT": "fl.strategies.dimat",
         "D2": "fl.strategies.d2",
         "DataParallel": "fl.strategies.data_parallel",
-        "Collaboration": "fl.strategies.drivers.collaboration",
+        "Collaboration": "fl.strategies.drivers.outer.collaboration",
         "DeDLOC": "fl.strategies.dedloc",
-        "Decentralized": "fl.strategies.drivers.decentralized",
+        "Decentralized": "fl.strategies.drivers.peers.decentralized",
         "Decision": "fl.strategies.event_rule",
         "DelayedUpdates": "fl.strategies.eager_updates",
         "DiLoCo": "fl.strategies.diloco",
         "Driver": "fl.strategies.drivers.driver",
         "EagerUpdates": "fl.strategies.eager_updates",
         "EventRule": "fl.strategies.event_rule",
-        "Events": "fl.strategies.drivers.asynchronous",
+        "Events": "fl.strategies.drivers.events.asynchronous",
         "Exchange": "fl.strategies.drivers.exchange",
         "FedAMD": "fl.strategies.fedamd",
         "FedAST": "fl.strategies.fedast",
@@ -244,7 +244,7 @@ __getattr__ = lazily(
         "FedSpeed": "fl.strategies.fedspeed",
         "FedYogi": "fl.strategies.fedopt",
         "Foreign": "fl.strategies.drivers.foreign",
-        "Gossip": "fl.strategies.drivers.gossip",
+        "Gossip": "fl.strategies.drivers.peers.gossip",
         "GossipRule": "fl.strategies.gossip_rule",
         "GradientRule": "fl.strategies.gradient_rule",
         "GradientTracking": "fl.strategies.gradient_tracking",
@@ -252,7 +252,7 @@ __getattr__ = lazily(
         "LinearScaling": "fl.strategies.rates",
         "LocalSGD": "fl.strategies.local_sgd",
         "MoNNA": "fl.strategies.monna",
-        "NodeModels": "fl.strategies.drivers.node_models",
+        "NodeModels": "fl.strategies.drivers.peers.node_models",
         "NoiseScale": "fl.strategies.noise_scale",
         "NormTest": "fl.strategies.adaptive_batch",
         "OuterAdam": "fl.strategies.outer_optimizers",
@@ -261,12 +261,12 @@ __getattr__ = lazily(
         "OuterOptimizer": "fl.strategies.outer_optimizers",
         "OuterRule": "fl.strategies.outer_rule",
         "OuterSgd": "fl.strategies.outer_optimizers",
-        "OuterSteps": "fl.strategies.drivers.outer",
+        "OuterSteps": "fl.strategies.drivers.outer.outer",
         "PFedMe": "fl.strategies.pfedme",
         "PairRule": "fl.strategies.gossip_rule",
-        "Pairs": "fl.strategies.drivers.pairs",
-        "ParameterServer": "fl.strategies.drivers.parameter_server",
-        "Polling": "fl.strategies.drivers.polling",
+        "Pairs": "fl.strategies.drivers.peers.pairs",
+        "ParameterServer": "fl.strategies.drivers.workers.parameter_server",
+        "Polling": "fl.strategies.drivers.events.polling",
         "PollingRule": "fl.strategies.event_rule",
         "MergingRule": "fl.strategies.gossip_rule",
         "LocalTraining": "fl.strategies.gossip_rule",
@@ -275,15 +275,15 @@ __getattr__ = lazily(
         "QuAFL": "fl.strategies.quafl",
         "RelaySGD": "fl.strategies.relaysgd",
         "RennalaSGD": "fl.strategies.rennala",
-        "Replicas": "fl.strategies.drivers.replicas",
+        "Replicas": "fl.strategies.drivers.workers.replicas",
         "RingmasterASGD": "fl.strategies.ringmaster",
         "RoundRule": "fl.strategies.round_rule",
-        "Rounds": "fl.strategies.drivers.rounds",
+        "Rounds": "fl.strategies.drivers.rounds.rounds",
         "SCAFFOLDMomentum": "fl.strategies.global_momentum",
-        "SWARM": "fl.strategies.drivers.swarm_pipelines",
-        "Petals": "fl.strategies.drivers.petals",
-        "SimultaneousEvents": "fl.strategies.drivers.simultaneous",
-        "SimultaneousRounds": "fl.strategies.drivers.simultaneous",
+        "SWARM": "fl.strategies.drivers.stages.swarm_pipelines",
+        "Petals": "fl.strategies.drivers.stages.petals",
+        "SimultaneousEvents": "fl.strategies.drivers.events.simultaneous",
+        "SimultaneousRounds": "fl.strategies.drivers.events.simultaneous",
         "SimultaneousRule": "fl.strategies.simultaneous_rule",
         "SparseRule": "fl.strategies.sparse",
         "StageRecovery": "fl.strategies.pipeline_rule",
@@ -293,11 +293,11 @@ __getattr__ = lazily(
         "Traits": "fl.strategies.drivers.driver",
         "Plexus": "fl.strategies.plexus",
         "SampleRule": "fl.strategies.sample_rule",
-        "Sampled": "fl.strategies.drivers.sampled",
+        "Sampled": "fl.strategies.drivers.peers.sampled",
         "TreeRule": "fl.strategies.gossip_rule",
         "TrustedUpdate": "fl.strategies.drivers.trusted_update",
         "WalkRule": "fl.strategies.walk_rule",
-        "Walks": "fl.strategies.drivers.walks",
+        "Walks": "fl.strategies.drivers.peers.walks",
         "Updates": "fl.strategies.round_rule",
         "driver_of": "fl.strategies.drivers.foreign",
     },

@@ -32,7 +32,7 @@ from fl.simulation.world.faults import Faults, GilbertElliott
 from fl.simulation.world.fleet import Fleet
 from fl.simulation.world.networks import Households
 from fl.strategies import FedAvg, FedAvgM, Rounds
-from fl.strategies.drivers import foreseen
+from fl.strategies.drivers.rounds import foreseen
 
 SHAPE, CLASSES = (3,), 2
 SIZES = [0, 1, 5, 5, 5, 9, 40]

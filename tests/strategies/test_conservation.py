@@ -32,9 +32,9 @@ from fl.simulation.kernel.trace import Event
 from fl.simulation.world.availability import ExponentialOnOff
 from fl.simulation.world.faults import Faults, GilbertElliott
 from fl.simulation.world.fleets import uniform
-from fl.strategies.drivers.events import EventDriven
+from fl.strategies.drivers.events.events import EventDriven
+from fl.strategies.drivers.events.server import Update
 from fl.strategies.drivers.exchange import Exchange
-from fl.strategies.drivers.server import Update
 
 FOLDER = Path(fl.__file__).parent / "conf" / "strategy"
 NUM_CLIENTS = 20

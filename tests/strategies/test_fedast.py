@@ -16,7 +16,7 @@ from fl.simulation.grid import SimGrid
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import TaskFaults
 from fl.strategies import FedAST, FedAvg, FedBuff, SyncST
-from fl.strategies.drivers.learning_tasks import Models, apportion
+from fl.strategies.drivers.events.learning_tasks import Models, apportion
 from fl.strategies.staleness import ConstantWeight
 
 

@@ -18,7 +18,7 @@ from fl.flower.private import give_id
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import Faults, TaskFaults
 from fl.strategies import DPSGD, DFedAvg, Gossip
-from fl.strategies.drivers.gossip_run import GossipRun
+from fl.strategies.drivers.peers.gossip_run import GossipRun
 from fl.topologies import Complete, DirectedRing, ExponentialGraph, Isolated, Path, Ring
 
 A, B, W = np.array(A3), np.array(B3), np.array(W3)

@@ -17,7 +17,7 @@ from fl.errors import ConfigError, SimulationError
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.faults import Faults
 from fl.strategies import Exchange, Plexus, Sampled
-from fl.strategies.drivers.sampled import SHORT_BYTES
+from fl.strategies.drivers.peers.sampled import SHORT_BYTES
 
 SIZE = 137  # bytes of a model of two numbers, as a message has it
 A, B = np.ones(6), np.arange(6.0)

@@ -20,7 +20,7 @@ from fl.errors import ConfigError
 from fl.flower.records import record_vector, sparse_record
 from fl.runs.build import build, prepare
 from fl.strategies import FedAvg, FedDST, FedMef, FedTiny, PruneFL, Rounds, Updates
-from fl.strategies.drivers.server import GlobalModel
+from fl.strategies.drivers.events.server import GlobalModel
 from fl.strategies.sparse import Sparse, moved
 from fl.submodels import (
     MASKS_KEY,

@@ -31,7 +31,7 @@ from fl.flower.records import layout_of
 from fl.models import CharGPT, LogisticRegression, build
 from fl.simulation.kernel.trace import Event
 from fl.strategies import DiLoCo, OuterSgd, OuterSteps, StreamingDiLoCo
-from fl.strategies.drivers.outer_schedule import FragmentSchedule
+from fl.strategies.drivers.outer.schedule import FragmentSchedule
 from fl.vectors.layout import Layout
 
 GPT = Layout.of(build(partial(CharGPT, width=8, layers=7, heads=2), (16,), 65, 0))

@@ -14,8 +14,8 @@ from fl.errors import ConfigError, NoStep
 from fl.runs.build import build, prepare
 from fl.simulation.kernel.trace import Event
 from fl.strategies import SCAFFOLD, FedAvg, Rounds
-from fl.strategies.drivers.parts import measured
-from fl.strategies.drivers.server import GlobalModel, Sent
+from fl.strategies.drivers.events.server import GlobalModel, Sent
+from fl.strategies.drivers.rounds.parts import measured
 from fl.strategies.drivers.tasks import Task
 from fl.strategies.round_rule import Updates, blocks
 from fl.submodels import (

@@ -15,7 +15,7 @@ from fl.simulation.world.availability import ExponentialOnOff
 from fl.simulation.world.faults import Faults
 from fl.stages import Rebalancing, TransformerStage
 from fl.strategies import SWARM
-from fl.strategies.drivers.swarm_run import SwarmRun
+from fl.strategies.drivers.stages.swarm_run import SwarmRun
 
 STAGE = TransformerStage(width=1, sequence=1)
 FORWARD, BACKWARD = 28.0, 84.0  # FLOPs: 24 h^2 + 4 s h, and three times that
@@ -135,7 +135,7 @@ def test_the_next_step_begins_while_peers_average_if_it_may_be_delayed():
 
 def test_an_answer_that_comes_after_it_was_given_up_counts_nowhere(monkeypatch):
     """A pass is slow once by far: another peer has done it when its answer comes."""
-    monkeypatch.setattr("fl.strategies.drivers.swarm_pipelines.SwarmRun", Counted)
+    monkeypatch.setattr("fl.strategies.drivers.stages.swarm_pipelines.SwarmRun", Counted)
     clients = [Client(flops=28.0)] * 4
     strategy = SWARM(STAGE, num_stages=2, micro_batches=60, patience=3.0, in_flight=4)
     _, rows, _ = ran(strategy, clients, seconds={(0, 20): 1000.0})
@@ -177,7 +177,7 @@ class Counted(SwarmRun):
 
 
 def failing(monkeypatch, num_rounds, seed, delayed=False):
-    monkeypatch.setattr("fl.strategies.drivers.swarm_pipelines.SwarmRun", Counted)
+    monkeypatch.setattr("fl.strategies.drivers.stages.swarm_pipelines.SwarmRun", Counted)
     clients = [Client(flops=28.0 + 9 * i, up_bps=800.0, latency_s=0.01) for i in range(12)]
     strategy = SWARM(
         STAGE,

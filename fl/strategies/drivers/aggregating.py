@@ -14,8 +14,8 @@ from fl.checks import at_least, read_if
 from fl.errors import ConfigError
 from fl.randomness import generator
 from fl.strategies.drivers.driver import Traits
-from fl.strategies.drivers.events import EventDriven
-from fl.strategies.drivers.server import Server
+from fl.strategies.drivers.events.events import EventDriven
+from fl.strategies.drivers.events.server import Server
 from fl.vectors.rows import Row
 
 own_f = read_if(

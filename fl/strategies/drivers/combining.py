@@ -15,7 +15,7 @@ from fl.checks import read_if
 from fl.errors import ConfigError, NoStep
 from fl.strategies.clusters import Clusters
 from fl.strategies.drivers.aggregating import Aggregating
-from fl.strategies.drivers.server import Server, Update
+from fl.strategies.drivers.events.server import Server, Update
 from fl.strategies.event_rule import Combine
 from fl.vectors.rows import Row, is_finite
 

@@ -23,11 +23,11 @@ from fl.flower.private import message_of
 from fl.flower.records import from_record, layout_of, to_record
 from fl.strategies.drivers.codec import Codec, OpenMessages, trains
 from fl.strategies.drivers.driver import Driver, Traits, told_by
+from fl.strategies.drivers.events.server import Sent, Update
 from fl.strategies.drivers.exchange import Exchange
 from fl.strategies.drivers.forging import Forging
 from fl.strategies.drivers.guarded import OF_TREES, guarded
 from fl.strategies.drivers.replies import model_in
-from fl.strategies.drivers.server import Sent, Update
 from fl.strategies.drivers.tasks import Task
 from fl.vectors.layout import Layout
 from fl.vectors.rows import Row

@@ -23,8 +23,8 @@ from fl.strategies.drivers.liars import Known, Liars
 from fl.vectors.rows import Row, as_tensor, is_finite
 
 if TYPE_CHECKING:
+    from fl.strategies.drivers.events.server import Update
     from fl.strategies.drivers.exchange import Exchange
-    from fl.strategies.drivers.server import Update
 
 _MOST_LATEST = 50  # clients whose last change attackers without rounds know
 

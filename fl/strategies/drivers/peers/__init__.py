@@ -1,0 +1,1 @@
+"""Learning without a server: gossip in rounds and in pairs, samples, walks."""

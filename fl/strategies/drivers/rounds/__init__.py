@@ -1,0 +1,1 @@
+"""Rounds: clients train the same model, and a rule makes the next of what they did."""

@@ -1,0 +1,1 @@
+"""Models cut into stages that machines hold: pipelines that train, and those that pass the time."""
