@@ -6,7 +6,7 @@ Each run has a process of its own, in a directory with everything that a run wri
 with a quarter of the updates, and once with all: memory that is flat makes both peaks equal.
 Clients pass the time of training only (client.train=false): what a run keeps of an update is the
 same, and a million of them are soon done. `in the run` is the peak before the files are completed;
-`with files` that of the whole run: of trace.parquet, timeline.json and the plots as well.
+`with files` that of the whole run: of trace.parquet, timeline.json.gz and the plots as well.
 
     rounds      FedAvg, 100 clients in each round, phones that fail
     buffered    FedBuff, 100 clients at work, likewise

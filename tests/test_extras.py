@@ -41,7 +41,7 @@ def test_a_run_needs_none_of_them(tmp_path):
     whole = fl.run(num_clients=4, num_rounds=2, fleet="uniform", progress=False, executor="serial")
     assert json.loads(said) == ["serial", whole.summary["final"]["accuracy"]]
     left = {path.name for path in (tmp_path / "light").iterdir()}
-    assert left >= {"summary.json", "metrics.csv", "model.safetensors", "timeline.json", "plots"}
+    assert left >= {"summary.json", "metrics.csv", "model.safetensors", "timeline.json.gz", "plots"}
     assert "trace.parquet" not in left
 
 

@@ -24,7 +24,7 @@ from fl.extras import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 MOST_BYTES = 1.5e9
-MORE = ("summary.json", "metrics.csv", "model.safetensors", "timeline.json", "tb", "plots")
+MORE = ("summary.json", "metrics.csv", "model.safetensors", "timeline.json.gz", "tb", "plots")
 
 
 def instructions(text: str) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -254,3 +255,11 @@ def test_every_direct_dependency_is_pinned():
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {normal(line) for line in pins if "==" in line and not line.startswith("#")}
     assert {normal(requirement) for requirement in wanted} <= pinned
+
+
+def test_what_changes_is_said_in_files_that_go_into_the_changelog():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["towncrier"]
+    kinds = "|".join(kind["directory"] for kind in settings["type"])
+    names = {path.name for path in (ROOT / settings["directory"]).iterdir()} - {"README.md"}
+    assert not [name for name in names if not re.fullmatch(rf"\+[a-z0-9-]+\.({kinds})\.md", name)]
+    assert settings["start_string"] in (ROOT / settings["filename"]).read_text("utf-8")

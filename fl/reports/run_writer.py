@@ -5,7 +5,7 @@
     trace.parquet   every event
     summary.json    what was run, what came out, what it cost
     model.safetensors, and with _best, _averaged or _clusters in its name    as the run asked for
-    timeline.json   the trace for Perfetto or chrome://tracing
+    timeline.json.gz   the trace for Perfetto or chrome://tracing
     plots/*.png     metrics against time, bytes and rounds; what the clients did; what each has
     personal.csv    what each client has after every evaluation of that, if that is kept
     confusion.csv   how many held-out examples of each class (row) are taken for which (column) by
@@ -107,7 +107,7 @@ class RunWriter:
         seed: root seed of the run.
         target: metric value whose cost is reported, or None.
         tensorboard: whether to write `tb/`.
-        timeline: whether to write `timeline.json` (about 140 bytes an event).
+        timeline: whether to write `timeline.json.gz` (some 15 bytes an event).
         plots: whether to draw `plots/*.png`.
         client_rows: whether to write `personal.csv`.
         callbacks: who is told the same as TensorBoard; their `begin` is called here.
@@ -142,7 +142,7 @@ class RunWriter:
             self.directory.mkdir(parents=True, exist_ok=True)
             for folder in (self.directory, self.directory / "plots"):
                 remove_leftovers(folder)
-            data = ("summary.json", "trace.parquet", "timeline.json", CLIENTS, CONFUSION)
+            data = ("summary.json", "trace.parquet", "timeline.json.gz", CLIENTS, CONFUSION)
             for name in (*data, *MODELS, *_VIEWS):
                 (self.directory / name).unlink(missing_ok=True)
             path = self.directory / "metrics.csv"
@@ -270,7 +270,7 @@ class RunWriter:
         if trace is not None and self._timeline:
             from fl.reports.timeline import write_timeline
 
-            write_timeline(trace, self.directory / "timeline.json", self.history)
+            write_timeline(trace, self.directory / "timeline.json.gz", self.history)
         if self._plots:
             from fl.reports import plots
 

@@ -35,7 +35,7 @@ _FILES = (
     "fl.log",
     *MODELS,
     "trace.parquet",
-    "timeline.json",
+    "timeline.json.gz",
     "tb",
     "plots",
     "checkpoint",

@@ -15,14 +15,16 @@ to the nanosecond. Two processes: the server, and the clients with one track eac
 A slice is written when it ends, so the file is not in the order of what slices begin with; readers
 sort. The names of the tracks come last.
 
-Size and cost: about 140 bytes of file and 2 microseconds of host time an event of the trace, from
-which it is written event by event: memory has the tasks that are under way and the clients, however
-long the run was. A million tasks make a file of 1 GB; `views=false` leaves it out, and
-trace.parquet has everything.
+It is written event by event, and compressed: memory has the tasks that are under way and the
+clients, however long the run was. Of runs of more than `MOST_EVENTS` events it has every second,
+third, ... client, by number, so that a viewer can open it; counters are of all. `views=false`
+leaves it out, and trace.parquet has everything.
 """
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -40,6 +42,9 @@ _SERVER_PID, _CLIENTS_PID = 1, 2
 _SERVER_TID = 1
 _FIRST_CLIENT_TID = 2
 _CHUNK = 50_000  # events
+_COMPRESSION = 1  # a third of the time of the usual level, for a file half as large again
+MOST_EVENTS = 1_000_000
+"""Of the clients in a timeline, together; about 140 bytes each before they are compressed."""
 # Whole numbers, as the trace has them: a member of an enumeration takes longer to be found.
 _DISPATCH, _COMPUTE_END, _EXPIRED = map(int, (Event.DISPATCH, Event.COMPUTE_END, Event.EXPIRED))
 _SERVER_KINDS = frozenset(map(int, (Event.DISPATCH, Event.TIMEOUT, Event.NODE_UNAVAILABLE)))
@@ -58,12 +63,15 @@ def write_timeline(trace: Trace, path: Path, history: Sequence[Row] = ()) -> Non
 
     Args:
         trace: events of the run; it may end at any point.
-        path: the JSON file, replaced as a whole.
+        path: the JSON file, compressed by gzip, replaced as a whole.
         history: evaluations whose metrics become counters.
     """
     with (
         replacing(path) as temporary,
-        open(temporary, "w", encoding="ascii", newline="\n") as file,
+        open(temporary, "wb") as raw,
+        # The same run is the same bytes: no name and no date.
+        gzip.GzipFile("", "wb", _COMPRESSION, raw, mtime=0) as packed,
+        io.TextIOWrapper(packed, encoding="ascii", newline="\n") as file,
     ):
         file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
         file.write(",\n".join(_server_names()))
@@ -116,6 +124,7 @@ class _Timeline:
         self._in_flight = 0
         self._at = [0] * len(STAGES)  # tasks in each stage
         self._changed = [False, False]  # the counters
+        self._every = max(1, -(-len(trace) // MOST_EVENTS))  # client that is shown
         self._metrics = _metric_counters(history)
         self._next = next(self._metrics, None)
 
@@ -136,9 +145,9 @@ class _Timeline:
     def end(self) -> Iterator[str]:
         """Returns the last lines: stages that nothing has ended, and names of the tracks."""
         yield from self._instant()
-        for (_, dispatch), task in self._tasks.items():
+        for (client, dispatch), task in self._tasks.items():
             if task.stage >= 0:
-                yield self._slice(dispatch, task, finished=False)
+                yield from self._slice(client, dispatch, task, finished=False)
         yield from self._instant()
         while self._next is not None:
             yield self._next[1]
@@ -146,12 +155,17 @@ class _Timeline:
         tracks = [
             (client, lane, self._tids.get((client, lane), client + _FIRST_CLIENT_TID))
             for client, lanes in self._busy.items()
+            if self._shows(client)
             for lane in range(len(lanes))
         ]
         for rank, (client, lane, tid) in enumerate(sorted(tracks)):
             name = f"client {client}" + (f" ({lane + 1})" if lane else "")
             yield _meta("thread_name", _CLIENTS_PID, tid, f'"name":"{name}"')
             yield _meta("thread_sort_index", _CLIENTS_PID, tid, f'"sort_index":{rank}')
+
+    def _shows(self, client: int) -> bool:
+        """Returns whether a client has tracks; -1, which is none, has."""
+        return client < 0 or client % self._every == 0
 
     def _event(
         self, kind: int, client: int, dispatch: int, size: int, value: float
@@ -168,12 +182,13 @@ class _Timeline:
             if task is None:
                 task = self._tasks[key] = _Task()
             if task.stage >= 0:
-                yield self._slice(dispatch, task, finished=False)
+                yield from self._slice(client, dispatch, task, finished=False)
             self._begin(client, task, _STAGE_OF[kind])
             self._computed.pop(key, None)
         elif task is not None and kind in _ENDING:
             if task.stage >= 0:
-                yield self._slice(dispatch, task, finished=kind == _END_OF[task.stage])
+                finished = kind == _END_OF[task.stage]
+                yield from self._slice(client, dispatch, task, finished=finished)
             if kind in _LAST:
                 self._over(key, task)
             elif kind == _COMPUTE_END:
@@ -182,7 +197,7 @@ class _Timeline:
             self._over(key, task)
         if task is not None:
             task.last = kind
-        if kind in _SHOWN:
+        if kind in _SHOWN and self._shows(client):
             on_server = kind in _SERVER_KINDS or client < 0
             pid, track = (_SERVER_PID, _SERVER_TID) if on_server else (_CLIENTS_PID, tid)
             yield (
@@ -207,13 +222,15 @@ class _Timeline:
         self._at[stage] += 1
         self._changed[1] = True
 
-    def _slice(self, dispatch: int, task: _Task, *, finished: bool) -> str:
-        """Ends a stage; returns its line."""
+    def _slice(self, client: int, dispatch: int, task: _Task, *, finished: bool) -> Iterator[str]:
+        """Ends a stage; returns its line, if the client has a track."""
         stage, task.stage = task.stage, -1
         self._at[stage] -= 1
         self._changed[1] = True
+        if not self._shows(client):
+            return
         # The duration is the difference of the rounded times: neighbours touch, and never overlap.
-        return (
+        yield (
             f'{{"ph":"X","name":"{STAGES[stage]}","pid":{_CLIENTS_PID},"tid":{task.tid},'
             f'"ts":{_us(task.start)},"dur":{_us(self._now - task.start)},'
             f'"args":{{"task":{dispatch},"finished":{"true" if finished else "false"}}}}}'

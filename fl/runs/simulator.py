@@ -111,7 +111,7 @@ def simulate(
         directory: where the run's files go; None writes none.
         target: metric value whose cost is reported.
         save_models: which models go into the directory as well: "final", "best" by the target.
-        views: also write what can be drawn from the data: tb/, timeline.json and plots/.
+        views: also write what can be drawn from the data: tb/, timeline.json.gz and plots/.
         num_rounds: length of the progress bar.
         progress: show progress on standard error.
         fail_fast: stop at the first exception in a ClientApp.

@@ -47,7 +47,7 @@ def test_a_finished_run_leaves_all_its_files(tmp_path, row, trace):
         "metrics.csv",
         "summary.json",
         "trace.parquet",
-        "timeline.json",
+        "timeline.json.gz",
         "tb",
         "plots",
         "plots/metrics.png",
@@ -135,7 +135,7 @@ def test_equal_runs_have_equal_files(tmp_path, row, trace):
         writer = RunWriter(tmp_path / name, CONFIG, 0)
         writer.evaluation(row(1, 1.0, accuracy=0.5))
         writer.finish(TOTALS, trace=trace)
-    names = ["metrics.csv", "summary.json", "timeline.json", "plots/metrics.png"]
+    names = ["metrics.csv", "summary.json", "timeline.json.gz", "plots/metrics.png"]
     for name in (*names, "plots/clients.png", "trace.parquet"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
@@ -164,7 +164,7 @@ def test_a_run_that_stops_early_writes_what_it_has(tmp_path, row, trace, status)
     assert summary["final"] == {"accuracy": 0.5}
     assert summary["target"]["reached"] is False
     assert summary["model_sha256"] is None
-    for name in ("trace.parquet", "timeline.json", "plots/metrics.png", "plots/clients.png"):
+    for name in ("trace.parquet", "timeline.json.gz", "plots/metrics.png", "plots/clients.png"):
         assert (tmp_path / name).stat().st_size > 0
 
 

@@ -1,3 +1,4 @@
+import gzip
 import json
 import math
 from collections import defaultdict
@@ -11,9 +12,9 @@ from fl.simulation.kernel.trace import FAULTS, Event, Trace
 
 
 def written(tmp_path, trace, history=()):
-    path = tmp_path / "timeline.json"
+    path = tmp_path / "timeline.json.gz"
     write_timeline(trace, path, history)
-    return json.loads(path.read_text())
+    return json.loads(gzip.decompress(path.read_bytes()))
 
 
 def of(document, phase, **wanted):
@@ -260,6 +261,33 @@ def test_reading_the_trace_in_parts_changes_nothing(tmp_path, monkeypatch, chunk
     assert written(tmp_path, trace) == whole
 
 
+def test_of_a_long_run_every_second_client_has_a_track_and_counters_are_of_all(
+    tmp_path, monkeypatch
+):
+    trace = random_trace(0)
+    whole = written(tmp_path, trace)
+    monkeypatch.setattr(timeline, "MOST_EVENTS", len(trace) - 1)
+    half = written(tmp_path, trace)
+    check_format(half)
+
+    def clients(document):
+        names = of(document, "M", name="thread_name", pid=2)
+        return {int(event["args"]["name"].split()[1]) for event in names}
+
+    assert clients(whole) == {0, 1, 2, 3}
+    assert clients(half) == {0, 2}
+    assert of(half, "C") == of(whole, "C")
+    even = {event["tid"] for event in of(half, "M", name="thread_name", pid=2)}
+    assert of(half, "X") == [event for event in of(whole, "X") if event["tid"] in even]
+
+
+def test_the_same_run_is_the_same_file(tmp_path, monkeypatch):
+    write_timeline(random_trace(0), tmp_path / "one.json.gz")
+    monkeypatch.setattr("time.time", lambda: 1e9)
+    write_timeline(random_trace(0), tmp_path / "two.json.gz")
+    assert (tmp_path / "one.json.gz").read_bytes() == (tmp_path / "two.json.gz").read_bytes()
+
+
 def test_what_is_kept_of_a_task_goes_when_it_is_over():
     """Memory has the tasks under way, however many there were."""
     trace = random_trace(1, num_tasks=300)
@@ -278,9 +306,9 @@ def test_times_of_a_long_run_are_exact_to_the_nanosecond(tmp_path):
     trace = Trace()
     trace.record(90 * 86400.0, Event.COMPUTE_START, 0, 0)
     trace.record(90 * 86400.0 + 2.0**-20, Event.COMPUTE_END, 0, 0)
-    path = tmp_path / "timeline.json"
+    path = tmp_path / "timeline.json.gz"
     write_timeline(trace, path)
-    assert '"ts":7776000000000.000,"dur":0.954' in path.read_text()
+    assert '"ts":7776000000000.000,"dur":0.954' in gzip.decompress(path.read_bytes()).decode()
 
 
 def test_an_empty_trace_gives_a_valid_file(tmp_path):

@@ -80,7 +80,14 @@ def test_run_prints_a_table_leaves_its_files_and_nothing_else_is_said(
     assert summary["config"]["num_clients"] == 10
     assert f"{tmp_path}: summary.json" in captured.out  # to be copied, whatever the width
     left = {path.name for path in tmp_path.iterdir()}
-    assert left >= {"summary.json", "metrics.csv", "trace.parquet", "timeline.json", "tb", "plots"}
+    assert left >= {
+        "summary.json",
+        "metrics.csv",
+        "trace.parquet",
+        "timeline.json.gz",
+        "tb",
+        "plots",
+    }
 
 
 def test_run_that_diverged_has_status_1_and_a_warning_of_a_kind_is_shown_once(

@@ -5,6 +5,7 @@ What kills or blocks a process is in tests/execution/test_on_ray.py.
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
 
@@ -156,7 +157,7 @@ def files(directory):
     assert table.num_rows == summary["totals"]["events"]
     rows = (directory / "metrics.csv").read_text(encoding="utf-8").splitlines()
     assert len(rows) - 1 == summary["evaluations"]
-    json.loads((directory / "timeline.json").read_text(encoding="utf-8"))
+    json.loads(gzip.decompress((directory / "timeline.json.gz").read_bytes()))
     return summary
 
 

@@ -567,7 +567,7 @@ def test_waiting_for_clients_that_do_not_exist_is_an_error_not_a_hang() -> None:
 
 # ---- what it leaves behind -----------------------------------------------------------------------
 
-FILES = {"summary.json", "metrics.csv", "trace.parquet", "timeline.json"}
+FILES = {"summary.json", "metrics.csv", "trace.parquet", "timeline.json.gz"}
 
 
 def test_no_directory_means_no_files(tmp_path: Path, monkeypatch) -> None:
