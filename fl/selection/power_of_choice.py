@@ -119,7 +119,7 @@ class PowerOfChoice(BySize):
         if ask is not None or state.drawn == opening.server_round:
             return ask, state
         clients, p = self.with_examples(state, opening.idle)
-        places = weighted_sample(opening.rng("candidates"), p, self.candidates)
+        places = weighted_sample(opening.rng("candidates"), np.log(p), self.candidates)
         state = state._replace(
             candidates=tuple(clients[i] for i in places.tolist()), drawn=opening.server_round
         )

@@ -203,7 +203,7 @@ def sample(rng: np.random.Generator, clients: Sequence[int], k: int) -> list[int
 
 
 def weighted_sample(
-    rng: np.random.Generator, weights: NDArray[np.float64], k: int
+    rng: np.random.Generator, log_weights: NDArray[np.float64], k: int
 ) -> NDArray[np.intp]:
     """Returns k places drawn one after the other without replacement, in proportion to weights.
 
@@ -212,7 +212,9 @@ def weighted_sample(
 
     Args:
         rng: draws them.
-        weights: positive, shape (n,).
+        log_weights: logarithms of the weights, finite, shape (n,): powers of them may be too small
+            for a number.
         k: at most n; the places are in the order of the draws.
     """
-    return np.argsort(rng.exponential(size=len(weights)) / weights, kind="stable")[:k]
+    log_times = np.log(rng.exponential(size=len(log_weights))) - log_weights
+    return np.argsort(log_times, kind="stable")[:k]

@@ -20,6 +20,9 @@ from fl.errors import ConfigError
 from fl.flower.grid_view import Collected
 from fl.strategies.drivers.tasks import TTL_S, Task, Tasks
 
+STALLED_S = 7 * 86400.0
+"""A run in which nothing has come further for so long ends: no fleet's day or week is longer."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StageJob:

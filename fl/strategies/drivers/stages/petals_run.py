@@ -14,9 +14,9 @@ from fl.errors import SimulationError
 from fl.randomness import generator, uniform
 from fl.stages import Ban, Held, Leg, random_route, server_throughput
 from fl.stages.block_routing import holding
-from fl.strategies.drivers.stages.peers import StageJob, StagePeers
+from fl.strategies.drivers.stages.peers import STALLED_S, StageJob, StagePeers
 from fl.strategies.drivers.stages.timed import Ended, Timers
-from fl.strategies.drivers.tasks import TTL_S, Failures, Task
+from fl.strategies.drivers.tasks import Failures, Task
 
 if TYPE_CHECKING:
     from fl.strategies.drivers.stages.petals import Petals
@@ -95,7 +95,7 @@ class PetalsRun:
         self._looks: Counter[int] = Counter()
         self._measuring: set[int] = set()
         self._timers = Timers()
-        self._heard_s = 0.0
+        self._further_s = 0.0
         self._done: list[UserWork] = []
 
     # ---- the loop --------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ class PetalsRun:
         """
         self.num_rounds = num_rounds
         self.round, self._began_s = 0, self.peers.now
-        self._heard_s = self.peers.now
+        self._further_s = self.peers.now
         self._refresh(None)
         self._begin()
         while self.round < num_rounds:
@@ -126,6 +126,7 @@ class PetalsRun:
 
     def _finish(self, work: UserWork) -> None:
         self._done.append(work)
+        self._further_s = self.peers.now
         if len(self._done) < self.strategy.users:
             return
         self.round += 1
@@ -228,7 +229,7 @@ class PetalsRun:
 
     def _stepped(self, work: UserWork) -> None:
         """A session's tokens have passed all blocks: the next one is known."""
-        now = self.peers.now
+        now = self._further_s = self.peers.now
         work.steps_s.append(now - work.began_s)
         work.began_s, work.at, work.passed = now, 0, work.total
         work.total += 1
@@ -291,7 +292,6 @@ class PetalsRun:
             self._failures.add(task, reply, self.peers.now, self.strategy.users + 1)
         else:
             self._failures.clear()
-            self._heard_s = self.peers.now
         if work.user == _PROBE:
             self._measuring.discard(server)
             if not failed and self._lives[server] == lives:
@@ -321,11 +321,11 @@ class PetalsRun:
             self._measuring.add(server)
             probe = (UserWork(_PROBE), None, self._lives[server], 0, False)
             self.peers.give(server, self.token_flops * strategy.least_tokens, now, probe)
-        if now - self._heard_s > 2 * TTL_S:
+        if now - self._further_s > STALLED_S:
             raise SimulationError(
-                f"no server has done anything for {now - self._heard_s:.6g} s: "
-                "have clients of the fleet come (fleet/availability) or be faster, or end the run "
-                "before by time_limit_s"
+                f"no piece of work has come to its end for {now - self._further_s:.6g} s: servers "
+                "do not come, leave before they have passed it on, or are too slow; have clients "
+                "of the fleet stay longer (fleet/availability, battery) or be faster"
             )
         self._timers.at(now + strategy.refresh_s, self._refresh, None)
 

@@ -14,9 +14,9 @@ from flwr.common.constant import ErrorCode
 from fl.errors import SimulationError
 from fl.randomness import uniform
 from fl.stages import Candidates, MicroBatch, Pass
-from fl.strategies.drivers.stages.peers import StageJob, StagePeers
+from fl.strategies.drivers.stages.peers import STALLED_S, StageJob, StagePeers
 from fl.strategies.drivers.stages.timed import Ended, Timers
-from fl.strategies.drivers.tasks import TTL_S, Failures, Task
+from fl.strategies.drivers.tasks import Failures, Task
 
 if TYPE_CHECKING:
     from fl.strategies.drivers.stages.swarm_pipelines import SWARM
@@ -108,7 +108,6 @@ class SwarmRun:
         self._ties = count()
         self._last_ended_s = 0.0
         self._last_end_s = 0.0  # of all-reduces so far
-        self._heard_s = 0.0
         self._speeds: dict[int, tuple[float, float]] = {}  # FLOPs that each did, and in how many s
         self._computed_s = 0.0
 
@@ -121,7 +120,7 @@ class SwarmRun:
             SimulationError: peers do nothing but fail, or none comes.
         """
         self.num_steps = num_steps
-        self._last_ended_s = self._heard_s = self.peers.now
+        self._last_ended_s = self.peers.now
         for peer in sorted(self.peers.there()):
             self._enter(peer, peer % self.num_stages)
         self._refresh(None)
@@ -243,7 +242,6 @@ class SwarmRun:
                 self._lose(peer)
             return
         self._failures.clear()
-        self._heard_s = self.peers.now
         if self.lives[peer] != memo.lives:
             self.facts["void_passes"] += 1
             return
@@ -292,11 +290,11 @@ class SwarmRun:
             self.facts["joins"] += 1
             self._download(peer, stage)
         now = self.peers.now
-        if now - self._heard_s > 2 * TTL_S:
+        if now - self._last_ended_s > STALLED_S:
             raise SimulationError(
-                f"no peer has done anything for {now - self._heard_s:.6g} s: "
-                "have clients of the fleet come (fleet/availability) or be faster, or end the run "
-                "before by time_limit_s"
+                f"no step has ended for {now - self._last_ended_s:.6g} s: peers do not come, leave "
+                "before their passes have ended, or are too slow; have clients of the fleet stay "
+                "longer (fleet/availability, battery) or be faster, or lower strategy.micro_batches"
             )
         self._timers.at(now + self.strategy.refresh_s, self._refresh, None)
 
