@@ -56,6 +56,10 @@ if TYPE_CHECKING:
     from fl.runs.experiment import Experiment, ForeignApp
 
 
+_COMMANDS_WITHOUT = {"report", "init", "calibrate", "compare"}
+"""Commands whose words are no overrides of a configuration."""
+
+
 class _Checked:
     """What `Check` has found out of the one run that this process was asked for."""
 
@@ -310,9 +314,15 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:  # outside of a job: Hydra, reading the arguments
         message = explain(error)
+        known = message is not None or isinstance(error, DeploymentError | OSError)
         lines = [str(error)] if message is None else message.splitlines()
-        if not isinstance(error, ConfigError | DeploymentError):
-            lines = _all_problems(sys.argv[1:]) or lines
+        overrides = not _COMMANDS_WITHOUT.intersection(sys.argv[1:2])
+        if overrides and not isinstance(error, ConfigError | DeploymentError):
+            problems = _all_problems(sys.argv[1:])
+            lines, known = problems or lines, known or bool(problems)
+        if not known:
+            traceback.print_exception(error)
+            lines = [f"{type(error).__name__}: {error}"]
         _say(lines)
         sys.exit(1)
     if not complete:

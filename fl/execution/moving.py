@@ -150,8 +150,8 @@ class MovingExecutor(Executor):
         try:
             self._there.start(*self._source)
             self._there.await_actors()
-        except (ConfigError, SimulationError, TypeError, AttributeError) as error:
-            # The last two are of an app that cannot be sent to another process.
+        except (ConfigError, SimulationError, ImportError, TypeError, AttributeError) as error:
+            # Ray that is broken; the last two are of an app that cannot be sent elsewhere.
             self._there.close()
             why = str(error).splitlines()[0]
             log.warning("training goes on in this process, as Ray cannot take it: %s", why)

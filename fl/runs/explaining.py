@@ -117,6 +117,11 @@ def _reworded(error: BaseException, there: DictConfig | None) -> str:
     if found := re.search(r"Error locating target '([^']+)'", message):
         return _not_importable(f"{key}._target_", found[1], error.__cause__)
     if found := re.search(r"Error in call to target '([^']+)'", message):
+        lacking = re.search(r"missing \d+ required [\w-]+ arguments?: (.+)$", str(error.__cause__))
+        if lacking:
+            names = re.findall(r"'(\w+)'", lacking[1])
+            given = " ".join(f"+{key}.{name}=VALUE" for name in names)
+            return f"{key}: {found[1].rpartition('.')[2]} needs {', '.join(names)}: give {given}"
         stranger = re.search(r"unexpected keyword argument '(\w+)'", str(error.__cause__))
         remedy = without(key, stranger[1]) if stranger else ""
         name = found[1].rpartition(".")[2]

@@ -101,11 +101,12 @@ class Attendance:
         waited = self._now() - self._since
         hopeless = math.isinf(self._next_arrival())
         if hopeless or waited > _LONG_WAIT_S:
+            batteries = "" if self._charges is None else ", and whose batteries fill (battery)"
             raise SimulationError(
                 f"the ServerApp has asked {self._total} times in a row which clients are "
                 f"available, for {waited:g} s of virtual time: {available} of {len(self._fleet)} "
                 f"are{', and no other will ever come' if hopeless else ''}. Ask for fewer "
                 "(which a strategy has of min_available_nodes, min_train_nodes, "
                 "min_evaluate_nodes, workers, fewest), or use a larger fleet, or one whose "
-                "clients are there (fleet/availability)"
+                f"clients are there (fleet/availability){batteries}"
             )

@@ -20,6 +20,7 @@ import pytest
 from omegaconf import DictConfig
 
 import fl
+import fl.cli
 import fl.data
 from fl.data import Source
 from fl.execution import cluster
@@ -349,6 +350,10 @@ BAD = {
     "+num_clints=3": "there is no key 'num_clints'; did you mean num_clients",
     "+client.foo=1": "there is no key 'client.foo'; client (fl.clients.TrainingApp) has: ",
     "+strategy.foo=1": "strategy: Rounds refuses its arguments: ",
+    "strategy=data_parallel +strategy.sharding._target_=fl.strategies.Cephalo": (
+        "strategy.sharding: Cephalo needs batch: give +strategy.sharding.batch=VALUE"
+    ),
+    "battery=phone battery.knee=1": "battery.knee is 1; it must be above 0 and below 1",
     "+target.metrics=loss": "there is no key 'target.metrics'; did you mean target.metric",
     "run_config.lr=1": "there is no key 'run_config.lr': to add it, write +run_config.lr=VALUE",
     "run_config={lr:1}": "run_config takes one key at a time: to add it, write +run_config.KEY",
@@ -913,6 +918,18 @@ def test_an_app_that_sets_up_logging_is_heard_once_and_so_are_we(
     for said in ("INFO:mine:it is 2025", "fl: WARNING: the ServerApp asks for the date"):
         assert error.count(said) == log.count(said) == 1
     assert error.count("asks for the date") == log.count("asks for the date") == 1
+
+
+def test_what_a_command_without_overrides_raises_is_what_is_said(monkeypatch, capsys):
+    def broken(arguments):
+        raise ModuleNotFoundError("No module named 'matplotlib'")
+
+    monkeypatch.setattr("fl.reports.report.main", broken)
+    monkeypatch.setattr(sys, "argv", ["fl", "report", "multirun"])
+    with pytest.raises(SystemExit):
+        fl.cli.main()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "fl: ModuleNotFoundError: No module named 'matplotlib'"
 
 
 def test_fail_fast_shows_a_clients_traceback_line_by_line(

@@ -84,8 +84,9 @@ class Battery:
                 "by 0.001 at least, or a client would come and go at once"
             )
         positive("charger_w", self.charger_w)
-        fraction("knee", self.knee)
-        share("knee", self.knee)
+        positive("knee", self.knee)
+        if not self.knee < 1:
+            raise ConfigError(f"knee is {self.knee}; it must be above 0 and below 1")
         not_negative("other_w", self.other_w)
 
     def capacities(self, devices: Devices) -> Column:
