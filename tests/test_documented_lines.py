@@ -311,9 +311,10 @@ def parsed_by_tensorboard(arguments: list[str]) -> None:
 
 def extra_of_ours(arguments: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    offered = [f"{project['name']}[{extra}]" for extra in project["optional-dependencies"]]
+    names = project["name"], "."  # from the index, or from a checkout
+    offered = [f"{name}[{extra}]" for name in names for extra in project["optional-dependencies"]]
     assert arguments[0] == "install"
-    assert set(arguments[1:]) <= {*offered, project["name"]}
+    assert set(arguments[1:]) <= {*offered, *names}
 
 
 def hook_of_ours(arguments: list[str]) -> None:

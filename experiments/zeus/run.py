@@ -2,7 +2,7 @@
 
     python experiments/zeus/run.py --traces DIR    # summary_train.csv, summary_power_*.csv of
                                                    # ml-energy/zeus
-    FL_DATA_DIR=... python experiments/zeus/run.py --measure
+    python experiments/zeus/run.py --measure
 
 Prints the tables of README.md. A job recurs 2 |B| |P| times, as in the paper; what is compared is
 the mean of its last five recurrences with all runs that they took, against runs at the default
@@ -161,6 +161,8 @@ def main() -> None:
     parser.add_argument("--traces", type=Path)
     parser.add_argument("--measure", action="store_true")
     given = parser.parse_args()
+    if not given.traces and not given.measure:
+        parser.error("nothing to do: give --traces DIR, --measure, or both")
     heads = "| job | default batch | last batch | energy saved | time saved |"
     heads += "\n|---|---:|---:|---:|---:|"
     for gpu in GPUS if given.traces else ():

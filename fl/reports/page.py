@@ -10,7 +10,7 @@ BEGIN, END = "<!-- report begins -->\n", "<!-- report ends -->\n"
 
 
 def replace_tables(page: Path, text: str) -> None:
-    """Puts the tables between the marks of a page.
+    """Puts the tables between the marks of a page, and prints which page that was.
 
     Args:
         page: a text file with a line `BEGIN` and, after it, a line `END`.
@@ -24,3 +24,4 @@ def replace_tables(page: Path, text: str) -> None:
     if not found:
         raise ConfigError(f"{page} has no lines '{BEGIN.strip()}' and '{END.strip()}'")
     page.write_text(f"{before}{BEGIN}\n{text}\n\n{END}{after}", encoding="utf-8")
+    print(f"the tables of {page} are written anew")
