@@ -268,9 +268,14 @@ def target_of_make(arguments: list[str]) -> None:
 
 
 def line_of_make(arguments: list[str]) -> None:
-    """`make install`, which is run everywhere, calls the same."""
-    recipe = (ROOT / "Makefile").read_text("utf-8").replace("$(VENV)", ".venv")
-    recipe = recipe.replace(" --quiet", "").replace(" --clear", "")
+    """`make install`, which is run everywhere, calls the same; what it prints does not matter."""
+    recipe = (ROOT / "Makefile").read_text("utf-8")
+    (pip,) = re.findall(r"^PIP_INSTALL = (.+)$", recipe, re.MULTILINE)
+    for said in ("$$(test -t 1 || echo --quiet) ", "--no-compile "):
+        assert said in pip
+        pip = pip.replace(said, "")
+    recipe = recipe.replace("$(PIP_INSTALL)", pip).replace("$(VENV)", ".venv")
+    recipe = recipe.replace(" --clear", "")
     assert " ".join(["-m", *arguments[1:]]) in recipe
 
 
