@@ -275,7 +275,7 @@ def line_of_make(arguments: list[str]) -> None:
         assert said in pip
         pip = pip.replace(said, "")
     recipe = recipe.replace("$(PIP_INSTALL)", pip).replace("$(VENV)", ".venv")
-    recipe = recipe.replace(" --clear", "")
+    recipe = recipe.replace(" --clear", "").replace("'", "")
     assert " ".join(["-m", *arguments[1:]]) in recipe
 
 
