@@ -155,7 +155,7 @@ def _of_another_kind(config: DictConfig, defaults: DictConfig, prefix: str) -> I
 
 
 def _like(key: str, defaults: DictConfig) -> str | None:
-    """Returns the key beside this one that is a mapping, empty by default, of much the same name."""
+    """Returns the key of much the same name that is a mapping, empty by default."""
     mappings = [
         str(name)
         for name in defaults
