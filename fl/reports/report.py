@@ -356,9 +356,16 @@ def _utilisation(groups: Mapping[str, Sequence[Run]]) -> str:
             ]
         )
     note = "Computing is the share of simulated time, over the clients that were sent anything."
+    note += " Communicating is sending and receiving, and waiting for each other in it."
     if _has_seeds(groups):
         note += " The others are means over seeds."
-    heads = ["runs", "computing", "energy: computing", *parts[1:], "client updates"]
+    heads = [
+        "runs",
+        "computing",
+        "energy: computing",
+        *map(units.energy_part, parts[1:]),
+        "client updates",
+    ]
     table = shell.table([*heads, "time on this host"], rows)
     return f'<h2>Utilisation</h2>\n<p class="note">{shell.text(note)}</p>\n{table}'
 
