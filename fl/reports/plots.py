@@ -463,11 +463,16 @@ def _shares(stages: Spans, end: float) -> tuple[NDArray[np.int64], NDArray[np.fl
 
 
 def _share_panel(axes: Axes, ids: NDArray[np.int64], share: NDArray[np.float64]) -> None:
+    busiest = float(100.0 * share.sum(axis=0).max(initial=0.0))
+    whole = busiest > 50 or busiest == 0
     layers = 100.0 * np.concatenate([share, 1.0 - share.sum(axis=0, keepdims=True)])
     # What nobody did is not in the legend.
     shown = zip(_STAGES, share, strict=True)
     names = [*(name if some.any() else "" for name, some in shown), "idle"]
     colours = [*_STAGE_COLOURS.values(), _IDLE_COLOUR]
+    if not whole:  # idle would end at the edge of the picture as if all of it were there
+        layers, names = layers[:-1], names[:-1]
+        colours = colours[:-1]
     x = np.arange(len(ids))
     if len(ids) <= _MAX_BARS:
         bottom = np.zeros(len(ids))
@@ -487,8 +492,7 @@ def _share_panel(axes: Axes, ids: NDArray[np.int64], share: NDArray[np.float64])
         axes.set_xlabel(f"rank among the {len(ids):,} clients that had a task")
         axes.set_xlim(0, first[-1])
     # Clients that are rarely sampled would be a thin line at the bottom of a full scale.
-    busiest = float(100.0 * share.sum(axis=0).max(initial=0.0))
-    axes.set_ylim(0, 100 if busiest > 50 or busiest == 0 else 1.25 * busiest)
+    axes.set_ylim(0, 100 if whole else 1.25 * busiest)
     axes.set_ylabel("share of time (%)")
     axes.set_title("What each client did", loc="left")
 
@@ -545,7 +549,7 @@ def _logarithmic(axes: Axes, positions: Sequence[NDArray[np.float64]], unit: uni
     if min(ends) <= 0 or max(ends) <= _SPREAD * min(ends):
         return
     first = min(float(x[x > 0][0]) for x in positions) / unit.divisor
-    axes.set_xscale("symlog", linthresh=first, linscale=0.3)  # what is at 0 has its place
+    axes.set_xscale("symlog", linthresh=first, linscale=0.6)  # what is at 0 has its place
     axes.set_xlim(left=0)
     axes.set_xlabel(f"{axes.get_xlabel()}, logarithmic")
 
