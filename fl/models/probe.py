@@ -33,6 +33,8 @@ def smallest_batch(
         shape = _logits_of(model, 2, input_shape, tokens)
     except Exception as error:  # whatever somebody's forward raises
         remedy = "; one in float16 throughout needs .float()" if "Half" in str(error) else ""
+        if tokens:
+            remedy = ". Inputs are tokens: use a model of sequences, such as char_lstm or char_gpt"
         raise ConfigError(
             f"{what}: with 2 inputs of shape {input_shape} its forward raises "
             f"{type(error).__name__}: {error}{remedy}"

@@ -28,6 +28,8 @@ def picture(
         title: of the picture.
         path: PNG to write, replaced as a whole.
     """
+    from matplotlib.ticker import MaxNLocator
+
     P, C = counts.shape
     classes = C > 1
     height = 2.6 + (min(0.25 * C, 4.0) if classes else 0.0)
@@ -45,5 +47,6 @@ def picture(
         low = axes[-1]
         low.bar(range(P), sizes, width=1.0, color=PALETTE[0])
         low.set(xlabel="client", ylabel="examples", xlim=(-0.5, P - 0.5))
+        low.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no client 2.5
         axes[0].set_title(title, loc="left")
     return figure

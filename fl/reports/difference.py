@@ -121,9 +121,10 @@ def main(arguments: Sequence[str]) -> bool:
         console.print("Events: the same, so that only what was computed differs")
     elif all(path.exists() for path in traces):
         if event := first_event(*traces):
-            _show(
-                console, f"First event that differs: number {event[0] + 1} of the trace", event[1]
-            )
+            number, lines = event
+            differing = ", ".join(key for key, x, y in lines if repr(x) != repr(y))
+            title = f"First event that differs: number {number + 1} of the trace, in {differing}"
+            _show(console, title, lines)
     else:
         console.print(f"Events: not compared, as there are no two {TRACE}")
     if not told:

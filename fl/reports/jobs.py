@@ -69,6 +69,9 @@ def read_jobs(directory: Path) -> list[Job]:
 EVERY = "all runs"
 """The label of runs of which nothing was overridden differently."""
 
+DEFAULTS = "defaults"
+"""The label of runs that override nothing of what others beside them do."""
+
 
 def by_overrides(runs: Sequence[Run], beside: Sequence[Run] = ()) -> dict[str, list[Run]]:
     """Returns a sweep's runs under labels made of what was overridden differently, but the seed.
@@ -99,7 +102,7 @@ def by_overrides(runs: Sequence[Run], beside: Sequence[Run] = ()) -> dict[str, l
         alike = group_runs(group)
         for difference, members in alike.items():
             parts = [part for part in (label, difference if len(alike) > 1 else "") if part]
-            labelled[", ".join(parts) or EVERY] = members
+            labelled[", ".join(parts) or (DEFAULTS if varying else EVERY)] = members
     return labelled
 
 

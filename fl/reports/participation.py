@@ -98,7 +98,8 @@ def told(found: Mapping[str, Any], named: int = 5) -> str:
     parts = []
     for reason, others in found["others"].items():
         clients = ", ".join(map(str, others["clients"][:named]))
+        who = "client" if others["number"] == 1 else "clients"
         more = ", ..." if others["number"] > named else ""
-        parts.append(f"{others['number']} {REASONS[reason]} ({clients}{more})")
+        parts.append(f"{others['number']} {REASONS[reason]} ({who} {clients}{more})")
     missing = sum(others["number"] for others in found["others"].values())
     return f"{missing} of {found['available']} available clients: {'; '.join(parts)}" * bool(parts)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,8 @@ _LARGEST = 1e100  # what is beyond is a gap in a curve
 _MAX_BARS = 40
 _MAX_POINTS = 1000
 _BINS = 200
+_SPREAD = 20  # times the shortest run, from which on the longest has a logarithmic axis
+_MAX_POSITIONS = 2000  # at which runs of several seeds are compared
 
 AXES = {"time_s": "virtual time", "bytes": "data moved", "round": "round", "energy_j": "energy"}
 """Horizontal axes: virtual time, bytes in both directions, rounds, joules."""
@@ -205,8 +207,10 @@ def compare(
     The band is mean ± t s / sqrt(n), with Student's t for n - 1 degrees of freedom and s the
     standard deviation over the n seeds at that position. For two seeds, whose band would be 13
     deviations wide and say nothing, it is from one to the other; there is none for one seed. Seeds
-    that were evaluated at different positions are interpolated linearly, over the stretch that all
-    of them cover. Bands of accuracies and other shares end at 0 and 1.
+    that were evaluated at different positions are compared over the stretch that all of them cover:
+    over time each has the value of its last evaluation, else they are interpolated linearly. Where
+    the shortest run ends before a 20th of the longest, the axis is logarithmic. Bands of
+    accuracies and other shares end at 0 and 1.
 
     Args:
         runs: label to the runs (seeds) under it; see `fl.reports.runs.group_runs`.
@@ -232,14 +236,21 @@ def compare(
         panels = figure.subplots(1, len(axes), squeeze=False, sharey="row")[0]
         for panel, axis in zip(panels, axes, strict=True):
             unit = _unit(axis, max((_position(row, axis) for row in every), default=1.0))
+            spread: list[NDArray[np.float64]] = []
             for k, (label, group) in enumerate(runs.items()):
                 curves = [_curve(run, metric, axis) for run in group]
-                x, mean, half = _band(curves, confidence)
+                spread += [positions for positions, _ in curves]
+                x, mean, half = _band(curves, confidence, steps=axis == "time_s")
                 low, high = _possible(metric, [y for _, y in curves])
                 colour, dash = PALETTE[k % len(PALETTE)], _DASHES[k // len(PALETTE) % len(_DASHES)]
                 of = f"{len(group)} seed{'' if len(group) == 1 else 's'}"
                 (line,) = panel.plot(
-                    x / unit.divisor, mean, dash, color=colour, label=_shown(f"{label} ({of})")
+                    x / unit.divisor,
+                    mean,
+                    dash,
+                    color=colour,
+                    label=_shown(f"{label} ({of})"),
+                    drawstyle=_drawn(axis),
                 )
                 line.set_gid(f"curve-{k}-{axis}")  # by which a page's script hides it
                 band = panel.fill_between(
@@ -249,6 +260,7 @@ def compare(
                     color=colour,
                     alpha=0.18,
                     lw=0,
+                    step="post" if axis == "time_s" else None,
                 )
                 band.set_gid(f"curve-{k}-{axis}-band")
             if target is not None:
@@ -256,6 +268,7 @@ def compare(
             if central is not None:
                 panel.axhline(central, color="#555555", linewidth=1, label="all data in one place")
             _label_axis(panel, axis, unit)
+            _logarithmic(panel, spread, unit)
         values = np.array([row[metric] for row in every if metric in row], dtype=float)
         levels = [level for level in (target, central) if level is not None]
         _limits(panels[0], values[_can_be_drawn(values)], metric, levels)
@@ -339,7 +352,21 @@ def _line(
     y[~_can_be_drawn(y)] = np.nan  # a gap, instead of an axis that reaches to infinity
     marker = "o" if len(rows) <= 30 else None
     colour, dash = look
-    axes.plot(x, y, dash, color=colour, marker=marker, markersize=3.5, label=_readable(name))
+    axes.plot(
+        x,
+        y,
+        dash,
+        color=colour,
+        marker=marker,
+        markersize=3.5,
+        label=_readable(name),
+        drawstyle=_drawn(axis),
+    )
+
+
+def _drawn(axis: str) -> Literal["default", "steps-post"]:
+    """Returns how points are joined: over time a model stays what it is until the next one."""
+    return "steps-post" if axis == "time_s" else "default"
 
 
 def _target_mark(
@@ -436,11 +463,16 @@ def _shares(stages: Spans, end: float) -> tuple[NDArray[np.int64], NDArray[np.fl
 
 
 def _share_panel(axes: Axes, ids: NDArray[np.int64], share: NDArray[np.float64]) -> None:
+    busiest = float(100.0 * share.sum(axis=0).max(initial=0.0))
+    whole = busiest > 50 or busiest == 0
     layers = 100.0 * np.concatenate([share, 1.0 - share.sum(axis=0, keepdims=True)])
     # What nobody did is not in the legend.
     shown = zip(_STAGES, share, strict=True)
     names = [*(name if some.any() else "" for name, some in shown), "idle"]
     colours = [*_STAGE_COLOURS.values(), _IDLE_COLOUR]
+    if not whole:  # idle would end at the edge of the picture as if all of it were there
+        layers, names = layers[:-1], names[:-1]
+        colours = colours[:-1]
     x = np.arange(len(ids))
     if len(ids) <= _MAX_BARS:
         bottom = np.zeros(len(ids))
@@ -460,8 +492,7 @@ def _share_panel(axes: Axes, ids: NDArray[np.int64], share: NDArray[np.float64])
         axes.set_xlabel(f"rank among the {len(ids):,} clients that had a task")
         axes.set_xlim(0, first[-1])
     # Clients that are rarely sampled would be a thin line at the bottom of a full scale.
-    busiest = float(100.0 * share.sum(axis=0).max(initial=0.0))
-    axes.set_ylim(0, 100 if busiest > 50 or busiest == 0 else 1.25 * busiest)
+    axes.set_ylim(0, 100 if whole else 1.25 * busiest)
     axes.set_ylabel("share of time (%)")
     axes.set_title("What each client did", loc="left")
 
@@ -478,7 +509,10 @@ def _curve(run: Run, metric: str, axis: str) -> tuple[NDArray[np.float64], NDArr
 
 
 def _band(
-    curves: list[tuple[NDArray[np.float64], NDArray[np.float64]]], confidence: float
+    curves: list[tuple[NDArray[np.float64], NDArray[np.float64]]],
+    confidence: float,
+    *,
+    steps: bool,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Returns positions, mean, and half the width of the band (zero for one curve)."""
     from scipy.stats import t as student
@@ -491,13 +525,33 @@ def _band(
                 f"the seeds of a method share no stretch of this axis: one starts at {low}, "
                 f"another ends at {high}; compare runs of similar length"
             )
-        x = np.linspace(low, high, _BINS)
-    values = np.stack([np.interp(x, position, value) for position, value in curves])
+        x = np.unique(np.concatenate([position for position, _ in curves]))
+        x = x[(x >= low) & (x <= high)]
+        x = x[np.unique(np.linspace(0, len(x) - 1, _MAX_POSITIONS).astype(int))]
+    values = np.stack(
+        [
+            value[np.searchsorted(position, x, side="right") - 1]
+            if steps
+            else np.interp(x, position, value)
+            for position, value in curves
+        ]
+    )
     n = len(curves)
     if n <= 2:
         return x, values.mean(axis=0), np.ptp(values, axis=0) / 2
     half = student.ppf(0.5 + confidence / 2, n - 1) * values.std(axis=0, ddof=1) / math.sqrt(n)
     return x, values.mean(axis=0), half
+
+
+def _logarithmic(axes: Axes, positions: Sequence[NDArray[np.float64]], unit: units.Unit) -> None:
+    """Makes an axis logarithmic from the first evaluation on where some runs are much longer."""
+    ends = [float(x[-1]) for x in positions]
+    if min(ends) <= 0 or max(ends) <= _SPREAD * min(ends):
+        return
+    first = min(float(x[x > 0][0]) for x in positions) / unit.divisor
+    axes.set_xscale("symlog", linthresh=first, linscale=0.6)  # what is at 0 has its place
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"{axes.get_xlabel()}, logarithmic")
 
 
 def _limits(axes: Axes, values: NDArray[np.float64], metric: str, levels: Sequence[float]) -> None:

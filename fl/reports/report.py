@@ -156,7 +156,7 @@ def page(
     title = title or "no run has been evaluated yet"
     drawn = {**groups, **{f"{label} (running)": found for label, found in going.items()}}
     parts = [
-        _heading(title, runs, groups),
+        _heading(title, runs, groups, len(running)),
         _running(going),
         _problems(runs, problems, failed),
         _unlike(groups),
@@ -182,7 +182,9 @@ def _named(runs: Sequence[Run], beside: Sequence[Run] = ()) -> dict[str, list[Ru
 # ---- sections ------------------------------------------------------------------------------------
 
 
-def _heading(title: str, runs: Sequence[Run], groups: Mapping[str, Sequence[Run]]) -> str:
+def _heading(
+    title: str, runs: Sequence[Run], groups: Mapping[str, Sequence[Run]], running: int
+) -> str:
     versions = {json.dumps(run.summary.get("versions"), sort_keys=True) for run in runs}
     facts = []
     for text in sorted(versions):
@@ -191,6 +193,9 @@ def _heading(title: str, runs: Sequence[Run], groups: Mapping[str, Sequence[Run]
     completed = sum(run.summary["status"] == "completed" for run in runs)
     configurations = f"{len(groups)} configuration{'' if len(groups) == 1 else 's'} but for seeds"
     count = f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
+    count += f" that ended and {running} that still run{'s' if running == 1 else ''}" * bool(
+        running
+    )
     text = f'<h1 class="long">{shell.text(title)}</h1>\n'
     text += f"<p>{shell.text(f'{count}, {completed} of them completed; {configurations}.')}</p>"
     made = (f'\n<p class="note long">Made with {shell.text(fact)}.</p>' for fact in facts)
@@ -356,9 +361,16 @@ def _utilisation(groups: Mapping[str, Sequence[Run]]) -> str:
             ]
         )
     note = "Computing is the share of simulated time, over the clients that were sent anything."
+    note += " Communicating is sending and receiving, and waiting for each other in it."
     if _has_seeds(groups):
         note += " The others are means over seeds."
-    heads = ["runs", "computing", "energy: computing", *parts[1:], "client updates"]
+    heads = [
+        "runs",
+        "computing",
+        "energy: computing",
+        *map(units.energy_part, parts[1:]),
+        "client updates",
+    ]
     table = shell.table([*heads, "time on this host"], rows)
     return f'<h2>Utilisation</h2>\n<p class="note">{shell.text(note)}</p>\n{table}'
 

@@ -93,7 +93,9 @@ def results(summary: Mapping[str, Any]) -> Table:
     if not deployed:
         joules = totals["energy_j"]
         parts = ", ".join(
-            f"{name} {units.energy(joules[name])}" for name in joules if name != "total"
+            f"{units.energy_part(name)} {units.energy(joules[name])}"
+            for name in joules
+            if name != "total"
         )
         table.add_row("energy", f"{units.energy(joules['total'])} ({parts})")
     table.add_row("rounds", units.count(totals["rounds"]))
@@ -126,7 +128,8 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
     run has one, over the seeds that reached it (`2/3` of them, say), and the totals otherwise. A
     metric that a run reports of its initial model alone is not shown. "staleness" is that of
     updates that arrived, "poll gap" that between two polls of a client, both in versions;
-    "computing" is the share of the time that clients computed, over those that were sent anything.
+    "time computing" is the share of the time that clients computed, over those that were sent
+    anything.
 
     Args:
         runs: label to runs; see `fl.reports.runs.group_runs`.
@@ -158,7 +161,7 @@ def comparison(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] | None 
         table.add_column(name, justify="right")
     ages = [name for name in _AGES if not all(_is_young(s, name) for s in every)]
     busy = any(summary["totals"].get("utilisation") for summary in every)
-    for name in (*ages, *["computing"] * busy):
+    for name in (*ages, *["time computing"] * busy):
         table.add_column(name.replace("_", " "), justify="right")
     for label, group in runs.items():
         summaries = [run.summary for run in group]

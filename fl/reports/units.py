@@ -56,6 +56,15 @@ def size(num_bytes: float | None) -> str:
     return _prefixed(num_bytes, _BYTE_UNITS, whole_base=True)
 
 
+def energy_part(name: str) -> str:
+    """Returns what a part of the energy in a summary is called.
+
+    "radio" is power while sending and receiving, over wires too, and while peers wait for each
+    other in it.
+    """
+    return "communicating" if name == "radio" else name
+
+
 def energy(joules: float | None) -> str:
     """Returns an energy given in J: `12.0 mJ`, `35.1 kJ`."""
     if joules is None or not math.isfinite(joules):

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from hydra import compose
@@ -146,7 +147,21 @@ def _of_another_kind(config: DictConfig, defaults: DictConfig, prefix: str) -> I
             kind = kind_of(default)
             if kind_of(value) != kind:
                 shown = OmegaConf.to_container(default) if OmegaConf.is_list(default) else default
-                yield f"{prefix}{key} is {value!r}; it must be {kind}, like the default {shown}"
+                wrong = f"{prefix}{key} is {value!r}; it must be {kind}, like the default {shown}"
+                # A mapping over a number is meant for the key beside it that holds one.
+                by_name = _like(key, defaults) if isinstance(value, DictConfig) else None
+                remedy = f"; by names, it is +{prefix}{by_name}.NAME=VALUE" if by_name else ""
+                yield wrong + remedy
+
+
+def _like(key: str, defaults: DictConfig) -> str | None:
+    """Returns the key of much the same name that is a mapping, empty by default."""
+    mappings = [
+        str(name)
+        for name in defaults
+        if isinstance(held := _value(defaults, str(name)), DictConfig) and not held
+    ]
+    return next(iter(get_close_matches(key, mappings, n=1)), None)
 
 
 def _makes_values(default: Any) -> bool:

@@ -189,6 +189,13 @@ def no_key(name: str, there: DictConfig | None = None) -> str:
         return f"there is no key '{key}': to add it, write +{key}=VALUE"
     if rest == "_target_" and top in top_groups():
         return f"no {top} is chosen whose class this could replace: to give one, write +{key}=VALUE"
+    for dot in re.finditer(
+        r"\.|$", key
+    ):  # what is empty by default, as a mapping by kind of device
+        place = key[: dot.start()]
+        held = None if there is None else OmegaConf.select(there, place, throw_on_missing=False)
+        if isinstance(held, DictConfig) and not held:
+            return f"{place} is empty by default: to add what it holds, write +{key}=VALUE"
     present = set() if there is None else set(_keys(there, ""))
     others = set(_known_keys()) - present
     above = [key[: dot.start()] for dot in re.finditer(r"\.", key)]
@@ -204,6 +211,14 @@ def no_key(name: str, there: DictConfig | None = None) -> str:
             break
     for group, _ in groups():
         place = group.replace("/", ".")
+        if key == place and "/" in group and key not in present:  # chosen, where nobody asks for it
+            above_it, _, last = group.rpartition("/")
+            asks = re.compile(rf"^ *- (override )?{re.escape(last)}(@\S+)?:", re.MULTILINE)
+            if having_it := [m for m, _ in members_of(above_it) if asks.search(text(above_it, m))]:
+                return (
+                    f"there is no key '{key}' here: {group} is chosen only with "
+                    f"{' or '.join(f'{above_it}={m}' for m in having_it)}"
+                )
         below = "/" in group and place not in present and key.startswith(f"{place}.")
         if below and (members := _with_key(key, group)):
             return (

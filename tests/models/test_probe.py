@@ -52,3 +52,8 @@ def test_probing_draws_no_numbers_of_anybody():
     torch.manual_seed(5)
     smallest_batch(model, (4,), 10, tokens=False)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_model_that_takes_no_tokens_is_refused_with_those_that_do():
+    with pytest.raises(ConfigError, match=r"Inputs are tokens: use .* char_lstm or char_gpt"):
+        smallest_batch(MLP((80,), 10), (80,), 90, tokens=True)

@@ -132,3 +132,14 @@ def test_a_changed_figure_is_shown_with_both_values(tmp_path, run_of_seed):
     summary["final"]["accuracy"] = 0.125
     (b / "summary.json").write_text(json.dumps(summary))
     assert difference.results(read_run(a), read_run(b)) == [("accuracy", accuracy, 0.125)]
+
+
+def test_the_columns_in_which_the_first_event_differs_are_named(tmp_path, run_of_seed, capsys):
+    a, b = run_of_seed(0), run_of_seed(1)
+    events(a / difference.TRACE, [1.0, 2.0])
+    events(b / difference.TRACE, [1.0, 3.0])
+    summary = json.loads((b / "summary.json").read_text())
+    (b / "summary.json").write_text(json.dumps({**summary, "trace_sha256": "other"}))
+    assert not difference.main([str(a), str(b)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "First event that differs: number 2 of the trace, in time_s ┏" in said

@@ -103,6 +103,16 @@ def test_clients_are_drawn_as_bars_or_as_a_ranking(tmp_path, trace):
     assert figure.axes[1].get_xlabel() == "rank among the 3,000 clients that had a task"
 
 
+def test_idle_time_is_left_out_where_the_axis_does_not_reach_all_of_it():
+    trace = Trace()
+    trace.record(0.0, Event.COMPUTE_START, 0, 0)
+    trace.record(1.0, Event.COMPUTE_END, 0, 0)
+    trace.record(100.0, Event.DISPATCH, 0, 1)
+    per_client = plots.clients(trace).axes[-1]
+    assert per_client.get_ylim()[1] == pytest.approx(1.25)
+    assert per_client.get_legend_handles_labels()[1] == ["compute"]
+
+
 def test_all_reduces_and_what_peers_send_are_drawn_beside_computing():
     # Two clients compute for 1 s of 10 and meet for 4 s; in the last second one sends 300 bytes.
     trace = Trace()
@@ -117,9 +127,9 @@ def test_all_reduces_and_what_peers_send_are_drawn_beside_computing():
     figure = plots.clients(trace)
     over_time, between, per_client = figure.axes
     _, labels = per_client.get_legend_handles_labels()
-    assert labels == ["compute", "all-reduce", "idle"]
+    assert labels == ["compute", "all-reduce"]  # the axis ends below all of the time
     heights = [[bar.get_height() for bar in bars] for bars in per_client.containers]
-    np.testing.assert_allclose(heights, [[0, 0], [10, 10], [0, 0], [40, 40], [50, 50]], atol=1e-9)
+    np.testing.assert_allclose(heights, [[0, 0], [10, 10], [0, 0], [40, 40]], atol=1e-9)
     assert over_time.get_ylim()[1] >= 2
     (steps,) = between.patches
     arrived, edges, _ = steps.get_data()
@@ -203,14 +213,45 @@ def test_the_band_of_two_seeds_is_from_one_to_the_other(tmp_path, row):
     assert figure.legends[0].get_title().get_text() == "mean and range of two seeds"
 
 
-def test_seeds_evaluated_at_different_times_are_interpolated_where_all_have_values(tmp_path, row):
-    # Straight lines accuracy = t / 100 and t / 50: at every t the mean is 1.5 t / 100.
-    first = run_of(tmp_path, [row(r, t, accuracy=t / 100) for r, t in enumerate((0.0, 20.0, 40.0))])
-    second = run_of(tmp_path, [row(r, t, accuracy=t / 50) for r, t in enumerate((5.0, 25.0, 30.0))])
+def test_over_time_seeds_keep_the_value_of_their_last_evaluation(tmp_path, row):
+    first = run_of(tmp_path, [row(r, t, accuracy=v) for r, t, v in ((0, 0.0, 0.0), (1, 20.0, 0.4))])
+    second = run_of(
+        tmp_path, [row(r, t, accuracy=v) for r, t, v in ((0, 0.0, 0.2), (1, 30.0, 0.6))]
+    )
     figure = plots.compare({"a": [first, second]}, "accuracy", axes=["time_s"])
+    (line,) = figure.axes[0].lines
+    np.testing.assert_allclose(line.get_xydata(), [[0, 0.1], [20, 0.3]])
+    assert line.get_drawstyle() == "steps-post"
+    single = plots.metrics(first.history).axes
+    assert [axes.lines[0].get_drawstyle() for axes in single] == ["steps-post", *["default"] * 2]
+
+
+@pytest.mark.parametrize(("longer", "scale"), [(20.0, "linear"), (21.0, "symlog")])
+def test_an_axis_is_logarithmic_where_runs_differ_by_more_than_20_times(
+    tmp_path, row, longer, scale
+):
+    short = run_of(tmp_path, [row(r, 10.0 * r, accuracy=0.1) for r in range(3)])
+    long = run_of(tmp_path, [row(r, 10.0 * longer * r, accuracy=0.1) for r in range(3)])
+    figure = plots.compare({"a": [short], "b": [long]}, "accuracy", tmp_path / "c.png")
+    time, _, rounds = figure.axes
+    assert (time.get_xscale(), rounds.get_xscale()) == (scale, "linear")
+    assert ("logarithmic" in time.get_xlabel()) == (scale == "symlog")
+
+
+def test_seeds_evaluated_at_different_energies_are_interpolated_where_all_have_values(
+    tmp_path, row
+):
+    # Straight lines accuracy = t / 100 and t / 50: at every t the mean is 1.5 t / 100.
+    first = run_of(tmp_path, [energetic(row, t, t / 100) for t in (0.0, 20.0, 40.0)])
+    second = run_of(tmp_path, [energetic(row, t, t / 50) for t in (5.0, 25.0, 30.0)])
+    figure = plots.compare({"a": [first, second]}, "accuracy", axes=["energy_j"])
     points = figure.axes[0].lines[0].get_xydata()
-    assert (points[0, 0], points[-1, 0]) == (5.0, 30.0)
+    assert points[:, 0].tolist() == [5.0, 20.0, 25.0, 30.0]
     np.testing.assert_allclose(points[:, 1], 1.5 * points[:, 0] / 100)
+
+
+def energetic(row, joules, accuracy):
+    return {**row(1, 1.0, accuracy=accuracy), "energy_j": joules}
 
 
 def test_methods_are_named_with_their_number_of_seeds(tmp_path, row):

@@ -287,3 +287,11 @@ def test_axis_that_seeds_do_not_share_is_left_out_and_said(tmp_path, row):
     text = page(find_runs(tmp_path))
     assert "accuracy, virtual time: the seeds of a method share no stretch" in text
     assert "accuracy against round, data moved, energy" in text
+
+
+def test_runs_that_still_run_are_counted_beside_those_that_ended(tmp_path, row):
+    leave(tmp_path / "0", row, 0, [0.5])
+    (run,) = find_runs(tmp_path)
+    assert "1 run that ended and 1 that still runs, 1 of them completed" in page(
+        [run], running=[run]
+    )

@@ -51,7 +51,7 @@ def test_one_run_in_full(tmp_path, row, trace):
             "simulated time": "2 h 13 min",
             "sent to clients": "1.2 GB",
             "sent by clients": "300.0 MB",
-            "energy": "35.1 kJ (compute 30.0 kJ, radio 5.0 kJ, idle 100.0 J)",
+            "energy": "35.1 kJ (compute 30.0 kJ, communicating 5.0 kJ, idle 100.0 J)",
             "rounds": "3",
             "faults": "1 dropout, 1 download lost, 1 slowdown, 1 expired, 1 timeout",
             "client updates": "500",

@@ -332,6 +332,7 @@ def test_folder_of_a_completed_job_is_not_given_to_another(
 
 # ---- wrong configurations ------------------------------------------------------------------------
 
+SHARDING = "{_target_:fl.strategies.Cephalo,batch:64}"
 ENDS_AT_0 = "{_target_:fl.clients.CosineDecay,period:1}"
 FLOWERS = "~strategy +strategy._target_=flwr.serverapp.strategy"
 
@@ -400,6 +401,12 @@ BAD = {
     "num_clients=many": "num_clients is 'many'; it must be a number, like the default 100",
     "client.rule.lr=high": "client.rule.lr is 'high'; it must be a number, like the default 0.1",
     "model=mlp model.hidden=64": "model.hidden is 64; it must be a list, like the default [64]",
+    "power=dvfs power.caps={low-end:0.4}": "to add what it holds, write +power.caps=VALUE",
+    "power=dvfs power.cap={low-end:0.4}": "by names, it is +power.caps.NAME=VALUE",
+    "battery=phone battery.capacity_j={a:1}": "by names, it is +battery.capacities_j.NAME=VALUE",
+    "fleet/checkpointing=lazy": "fleet/checkpointing is chosen only with fleet=datacenters",
+    "strategy=diloco fleet=datacenters battery=phone": "battery.capacity_j is 55440 J, but the",
+    f"strategy=diloco +strategy.sharding={SHARDING}": "as with strategy=data_parallel: leave shard",
     "fail_fast=sometimes": "fail_fast is 'sometimes'; it must be true or false",
     "strategy=1": "strategy=1 names no member: leave it out, or ~strategy takes",
     "num_clients=2.5": "num_clients is 2.5; it must be a whole number, at least 1",

@@ -42,6 +42,7 @@ def test_the_picture_shows_each_client_and_class(data):
     top, low = figure.axes[:2]
     np.testing.assert_array_equal(top.images[0].get_array(), [[1, 0], [0, 1], [0, 1]])
     assert [bar.get_height() for bar in low.patches] == [3, 3]
+    assert all(tick == round(tick) for tick in low.get_xticks())
 
 
 def test_an_example_counts_for_each_of_its_labels_and_once_for_its_client():

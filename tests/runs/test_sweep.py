@@ -335,5 +335,13 @@ def test_one_job_or_none_needs_no_comparison(tmp_path, capsys):
     assert not (tmp_path / FILE).exists()
 
 
+def test_runs_without_the_overrides_of_others_are_the_defaults(tmp_path):
+    job(tmp_path, 0, ["seed=0"], [0.5])
+    job(tmp_path, 1, ["seed=1"], [0.5])
+    job(tmp_path, 2, ["lr=1", "seed=0"], [0.5])
+    groups = by_overrides(find_runs(tmp_path))
+    assert {label: len(runs) for label, runs in groups.items()} == {"defaults": 2, "lr=1": 1}
+
+
 def test_a_run_that_hydra_did_not_start_has_no_overrides():
     assert by_overrides([Run(None, {"config": {}}, [])]).keys() == {"all runs"}

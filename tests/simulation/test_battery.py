@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from fl.selection import ByCharge, Opening
 from fl.simulation.kernel.trace import Event
 from fl.simulation.world.availability import Always
 from fl.simulation.world.battery import Battery
+from fl.simulation.world.fleets.datacenters import datacenters
 
 UNPLUGGED = Scripted(1, {}, offline=[0])
 
@@ -222,3 +224,11 @@ def test_batteries_of_another_fleet_are_refused() -> None:
         fleet_of([Client(), Client()], battery=battery_of())
     with pytest.raises(ConfigError, match=r"capacities_j\.x: the fleet has no such kind of device"):
         fleet_of([Client()], battery=battery_of(capacities_j={"x": 1.0}))
+
+
+def test_devices_on_the_mains_have_no_battery_unless_each_kind_is_given_one() -> None:
+    islands = datacenters(1, 0)
+    with pytest.raises(ConfigError, match=r"\(island\) are on the mains: leave battery out"):
+        replace(islands, battery=battery_of())
+    given = battery_of(capacities_j={"island": 1e9})
+    assert given.capacities(replace(islands, battery=given).devices).tolist() == [1e9]

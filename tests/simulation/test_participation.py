@@ -68,7 +68,9 @@ def test_each_client_that_never_contributed_counts_with_what_became_of_its_tasks
     assert {why: others["clients"] for why, others in found["others"].items()} == EXPECTED
     assert (found["available"], found["contributed"]) == (8, 1)
     line = told(found)
-    assert line.startswith("7 of 8 available clients: 1 never asked (5); 2 failed (1, 8); ")
+    assert line.startswith(
+        "7 of 8 available clients: 1 never asked (client 5); 2 failed (clients 1, 8); "
+    )
 
 
 def test_a_strategy_that_reports_its_updates_is_believed():
@@ -122,4 +124,4 @@ def test_the_summary_and_the_table_of_a_run_say_who_never_contributed(strategy):
         "others": {"failed": {"number": 1, "clients": [1]}},
     }
     cells = [str(cell) for column in results(run.summary).columns for cell in column.cells]
-    assert "1 of 2 available clients: 1 failed (1)" in cells
+    assert "1 of 2 available clients: 1 failed (client 1)" in cells

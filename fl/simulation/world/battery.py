@@ -93,7 +93,8 @@ class Battery:
         """Returns each client's capacity in J, shape (n,); infinity is the mains.
 
         Raises:
-            ConfigError: there are capacities for kinds of device that there are not.
+            ConfigError: there are capacities for kinds of device that there are not, or the devices
+                are on the mains and not each kind has a capacity of its own.
         """
         for kind in self.capacities_j:
             if kind not in devices.kinds:
@@ -101,6 +102,14 @@ class Battery:
                     f"capacities_j.{kind}: the fleet has no such kind of device; it has "
                     f"{', '.join(devices.kinds)}"
                 )
+        without = [kind for kind in devices.kinds if kind not in self.capacities_j]
+        if devices.mains and without:
+            raise ConfigError(
+                f"capacity_j is {self.capacity_j:g} J, but the fleet's devices "
+                f"({', '.join(devices.kinds)}) are on the mains: leave battery out, choose a fleet "
+                "of devices with batteries, as fleet=mobile, or give each kind its own, "
+                f"+battery.capacities_j.{without[0]}=JOULES"
+            )
         by_kind = [float(self.capacities_j.get(kind, self.capacity_j)) for kind in devices.kinds]
         return np.array(by_kind, dtype=np.float64).take(devices.kind)
 

@@ -32,6 +32,7 @@ class Devices:
         compute_w: power in W while training, float64, shape (n,).
         radio_w: power in W while sending or receiving, float64, shape (n,).
         jitter: sigma of the log-normal factor on the time of each task; the factor's mean is 1.
+        mains: whether they are on the mains, without batteries of their own.
     """
 
     kind: NDArray[np.integer]
@@ -42,6 +43,7 @@ class Devices:
     compute_w: NDArray[np.float64]
     radio_w: NDArray[np.float64]
     jitter: float = 0.0
+    mains: bool = False
 
     def __len__(self) -> int:
         return len(self.flops)

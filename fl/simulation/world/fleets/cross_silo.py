@@ -108,6 +108,7 @@ def cross_silo(
             compute_w=look_up(kind, (workstation_compute_w, server_compute_w)),
             radio_w=idle_w,
             jitter=jitter,
+            mains=True,
         ),
         links=Links(
             down_bps=bps,

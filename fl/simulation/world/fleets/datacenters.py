@@ -243,6 +243,7 @@ def datacenters(
             compute_w=constant(num_clients, gpus * gpu_compute_w + host_w),
             radio_w=idle_w,
             jitter=jitter,
+            mains=True,
         ),
         links=links,
         server=ServerLink(server_down_bps, server_up_bps),

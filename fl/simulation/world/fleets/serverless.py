@@ -79,6 +79,7 @@ def serverless(
             idle_w=power,
             compute_w=power,
             radio_w=power,
+            mains=True,
         ),
         links=Links(
             down_bps=constant(num_clients, down_bps),

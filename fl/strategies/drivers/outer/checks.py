@@ -22,6 +22,7 @@ _ALONE = (
 )
 _RING = "what passes around a slow link is a ring"
 _SHARED = "who holds a shard of the state takes part in a ring of plain float32 gradients"
+_SENDS_GRADIENTS = f"{_SHARED}, as with strategy=data_parallel"
 _WHOLE = "what takes the gradient of a step as a whole begins after the backward pass"
 
 
@@ -143,7 +144,8 @@ def _clashes(s: OuterSteps) -> Iterator[tuple[str, Any, str, Any, str]]:
             ("drop", s.drop, s.drop > 0),
         ):
             if wrong:
-                yield "sharding", "Cephalo", name, value, _SHARED
+                reason = _SENDS_GRADIENTS if name == "rule" else _SHARED
+                yield "sharding", "Cephalo", name, value, reason
     if s.buckets is not None:
         for name, value, wrong in (
             ("compress_mean", "true", s.compress_mean),
