@@ -64,7 +64,9 @@ def rotated(source: Source, angles: Sequence[int]) -> Source:
     Raises:
         ConfigError: other angles, or images that are not square.
     """
-    turns = list(angles)
+    turns = list(angles) if isinstance(angles, Sequence) else angles
+    if not isinstance(turns, list):
+        raise ConfigError(f"angles is {turns}; it must be a list of 0, 90, 180 and 270")
     if not turns or any(a not in _RIGHT for a in turns) or len(set(turns)) < len(turns):
         raise ConfigError(
             f"angles is {turns}; it must be a list of 0, 90, 180 and 270, each at most once"

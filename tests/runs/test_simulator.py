@@ -662,7 +662,9 @@ def test_what_is_no_app_is_refused(apps, told) -> None:
 
 
 def test_an_unknown_executor_is_refused() -> None:
-    with pytest.raises(ConfigError, match="executor is 'threads'; it must be 'ray' or 'serial'"):
+    with pytest.raises(
+        ConfigError, match="executor is 'threads'; it must be one of auto, ray, serial"
+    ):
         run(server_app(), executor="threads")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 from islands import (
@@ -28,6 +31,7 @@ from fl.strategies import (
     OuterSteps,
     StreamingDiLoCo,
 )
+from fl.strategies.drivers.outer import step as outer_step
 
 NESTEROV = OuterSgd(0.4, 0.9)
 
@@ -104,25 +108,29 @@ def test_two_forms_of_the_formula_are_one():
     np.testing.assert_allclose(tilde.mean(axis=0), expected, atol=1e-12)
 
 
-class Watched(OuterSteps):
-    """Keeps the workers' outer parameters, by worker, and Deltas of every round."""
+@contextmanager
+def noted():
+    """Notes the outer parameters of those who are there, and the Deltas, of every round."""
+    copies, deltas, model = [], [], outer_step.model
 
-    copies, deltas = (), ()
-
-    def _model(self, run):
+    def noting(run):
         own = run.states[0].own
-        self.copies = [*self.copies, {node: own[node].theta for node in run.present}]
-        if reduction := run.reductions.get((0, run.version * self.rule.inner_steps, None)):
-            self.deltas = [*self.deltas, [sent.delta for sent in reduction.sent.values()]]
-        return super()._model(run)
+        copies.append([own[node].theta for node in run.present])
+        if reduction := run.reductions.get((0, run.version * run.rule.inner_steps, None)):
+            deltas.append([sent.delta for sent in reduction.sent.values()])
+        return model(run)
+
+    with patch.object(outer_step, "model", noting):
+        yield copies, deltas
 
 
 def watched(optimizer, rounds, *, workers=3, compressor=None, **more):
     rule = EagerUpdates(inner_steps=2, optimizer=optimizer)
-    strategy = driven(rule, workers=workers, compressor=compressor, strategy=Watched)
-    got = run(strategy, rounds, workers=workers, **more)
-    copies = [list(of_round.values()) for of_round in strategy.copies[1:]]
-    return got.rows[0], np.array(copies), np.array(strategy.deltas)
+    with noted() as (copies, deltas):
+        got = run(
+            driven(rule, workers=workers, compressor=compressor), rounds, workers=workers, **more
+        )
+    return got.rows[0], np.array(copies[1:]), np.array(deltas)
 
 
 @pytest.mark.parametrize("quantiser", [None, Cast("e3m0")], ids=["fp32", "e3m0"])
@@ -138,21 +146,21 @@ def test_with_outer_sgd_workers_differ_by_their_last_delta_alone_and_in_the_end_
 
 
 def test_the_last_delta_of_every_fragment_is_in_the_final_model():
-    total = [0.0, 0.0, 0.0]
+    total, final = [0.0, 0.0, 0.0], []
+    model, reduced = outer_step.model, outer_step.reduced
 
-    class Noting(OuterSteps):
-        def _reduced(self, run, reduction):
-            total[reduction.fragment] += run.all_reduce.gradients(reduction).mean()
-            return super()._reduced(run, reduction)
+    def noting(run, reduction):
+        total[reduction.fragment] += run.all_reduce.gradients(reduction).mean()
+        return reduced(run, reduction)
 
-        def _model(self, run):
-            self.final = run.states
-            return super()._model(run)
+    def keeping(run):
+        final[:] = run.states
+        return model(run)
 
     rule = EagerUpdates(inner_steps=6, optimizer=PLAIN, fragments=3)
-    strategy = driven(rule, workers=3, strategy=Noting)
-    got = run(strategy, 3, workers=3, batch_size=16)
-    for p, state in enumerate(strategy.final):
+    with patch.multiple(outer_step, model=keeping, reduced=noting):
+        got = run(driven(rule, workers=3), 3, workers=3, batch_size=16)
+    for p, state in enumerate(final):
         expected = CUT.take(got.rows[0], p) - 0.5 * total[p]
         assert len(state.own) == 3
         for outer in state.own.values():
@@ -190,12 +198,13 @@ def test_of_identical_workers_eager_updates_lag_by_the_share_of_the_others():
 
 
 def test_a_worker_that_crashes_enters_with_the_mean_of_the_others():
-    strategy = driven(EagerUpdates(inner_steps=2, optimizer=PLAIN), workers=3, strategy=Watched)
-    run(strategy, 4, workers=3, rule=SGD, fleet=crashing((0, 1), workers=3))
+    strategy = driven(EagerUpdates(inner_steps=2, optimizer=PLAIN), workers=3)
+    with noted() as (copies, _):
+        run(strategy, 4, workers=3, rule=SGD, fleet=crashing((0, 1), workers=3))
     # In round 2 worker 0 was away; at its end it came back with the mean of the other two.
-    a, b, c = strategy.copies[2].values()
+    a, b, c = copies[2]
     np.testing.assert_allclose(a, (b + c) / 2, atol=1e-7)
-    assert [len(copies) for copies in strategy.copies] == [0, 3, 3, 3, 3]
+    assert [len(of_round) for of_round in copies] == [0, 3, 3, 3, 3]
 
 
 def test_streaming_with_an_overlap_of_a_phase_is_refused_and_this_is_what_it_means():

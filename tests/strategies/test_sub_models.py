@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from every_strategy import CLIENTS, PARTIAL, configured, ran
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
 from fl.aggregation import CenteredClipping, Median
 from fl.errors import ConfigError, NoStep
@@ -267,8 +267,7 @@ def test_a_reply_counts_for_the_classes_that_it_says_and_for_no_others():
     def read(bits):
         said = {} if bits is None else {CLASSES_KEY: ArrayRecord({CLASSES_KEY: Array(bits)})}
         content = RecordDict({"arrays": record(after), "metrics": MetricRecord({}), **said})
-        message = Message(RecordDict(), 1, "train")
-        return model.read(task, Message(content, reply_to=message), "arrays", 1.0)
+        return model.read(task, content, "arrays", 1.0)
 
     update = read(np.array([0b10100000], np.uint8))
     lacks = [4, 5, 9]

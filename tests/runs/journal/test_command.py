@@ -269,6 +269,7 @@ def test_run_that_is_stopped_while_ray_starts_tells_how_it_goes_on_and_does(
     monkeypatch.setattr("fl.execution.cluster._init", stopping)
     directory = tmp_path / "run"
     small = ["model=logistic", "num_clients=10", "num_rounds=1", "views=false", "progress=false"]
+    small.append("executor=ray")
     monkeypatch.setattr("sys.argv", ["fl", *small, f"hydra.run.dir={directory}"])
     with pytest.raises(SystemExit) as stopped:
         main()
