@@ -117,7 +117,11 @@ def test_messages_leave_nothing_behind_while_the_first_is_never_answered() -> No
     [
         (Events(FedBuff(buffer_size=2)), 0.2),
         # Flower's Result keeps what clients reported in every round.
-        (FedAvg(min_train_nodes=2, min_available_nodes=2, fraction_evaluate=0.0), 40),
+        pytest.param(
+            FedAvg(min_train_nodes=2, min_available_nodes=2, fraction_evaluate=0.0),
+            40,
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["FedBuff", "FedAvg"],
 )

@@ -136,7 +136,7 @@ OTHERS = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     kept=st.dictionaries(NAMES, NUMBERS | st.lists(NUMBERS, min_size=1, max_size=4), max_size=8),
     others=st.dictionaries(NAMES, OTHERS, max_size=4),
