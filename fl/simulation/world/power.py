@@ -11,6 +11,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
@@ -278,11 +279,19 @@ class Power:
         if asked is not None:
             cap = min(max(asked, curve.least), 1.0)
         elif self.choice == "cost":
-            cap = min(cap, cheapest_cap(curve, self.eta))
+            cap = min(cap, self._cheapest)
         elif self.choice == "deadline" and seconds is not None:
-            frugal = min(cap, cheapest_cap(curve, 1.0))
-            cap = max(frugal, min(cap, self._slowest(seconds)))
+            cap = max(min(cap, self._frugal), min(cap, self._slowest(seconds)))
         return PowerState(cap, curve.speed(cap), curve.draw(cap))
+
+    @cached_property
+    def _cheapest(self) -> float:
+        return cheapest_cap(self.curve, self.eta)
+
+    @cached_property
+    def _frugal(self) -> float:
+        """The cap of least energy."""
+        return cheapest_cap(self.curve, 1.0)
 
     def _slowest(self, seconds: float) -> float:
         """Returns the lowest cap with which so many seconds at full speed take `within_s`."""
