@@ -120,10 +120,7 @@ def _begin(
     """Notes that a round of n clients has been, as the driver does when it opens one."""
     server.tasks.heard()
     strategy.failing.begin_with(failed_at_last, began)
-    strategy.makes.begin(None)
-    strategy.failures, strategy.trial, strategy.noise.squares = {}, None, {}
-    strategy.wanted, strategy.waits_for, strategy.selected = waits_for, n, n
-    strategy.opens_s = math.inf
+    strategy.begin_round(n, waits_for)
 
 
 def _read(

@@ -460,17 +460,13 @@ class Rounds(Aggregating):
         self, server: Server, choice: Choice, waits_for: int, trial: Trial | None = None
     ) -> None:
         """Begins a round with these clients, which ends with so many replies."""
-        self.opens_s = math.inf
         sent = self._train(server, choice.clients, waits_for)
         self.awaited = {task.message_id: task for task in sent}
         weights = None
         if choice.weights is not None:
             weights = dict(zip(choice.clients, choice.weights, strict=True))
-        self.makes.begin(weights)
-        self.replies, self.failures = [], {}
-        self.noise.squares = {}
-        self.selected, self.trial = len(self.awaited), trial
-        self.wanted, self.waits_for = waits_for, min(waits_for, self.selected)
+        self.replies = []
+        self.begin_round(len(self.awaited), waits_for, weights, trial)
         self.round_began = server.now
         if self.awaited:
             self.makes.fold(server)
@@ -484,6 +480,20 @@ class Rounds(Aggregating):
             if not choice.clients:
                 why = f"selection: {type(self.selection).__name__} selects nobody"
             server.stay(NoStep(why))
+
+    def begin_round(
+        self,
+        selected: int,
+        waits_for: int,
+        weights: dict[int, float] | None = None,
+        trial: Trial | None = None,
+    ) -> None:
+        """Notes that a round of so many clients begins, which ends with so many replies."""
+        self.makes.begin(weights)
+        self.failures, self.noise.squares = {}, {}
+        self.selected, self.trial = selected, trial
+        self.wanted, self.waits_for = waits_for, min(waits_for, selected)
+        self.opens_s = math.inf
 
     def receive(self, server: Server, update: Update) -> None:
         """Takes a reply, and ends the round if it was the last one needed."""
