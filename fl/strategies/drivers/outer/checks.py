@@ -84,6 +84,10 @@ def _clashes(s: OuterSteps) -> Iterator[tuple[str, Any, str, Any, str]]:
     value: Any
     rule, collective = type(s.rule).__name__, type(s.allreduce).__name__
     fails, requantises = s.failure is not None, isinstance(s.allreduce, Requantising)
+    # Whole models, that are averaged when all have trained.
+    plain = s.rule.fragments == 1 and not (
+        s.rule.sends_gradients or s.rule.own_outer or s.rule.overlap
+    )
     if s.compress_mean or requantises:
         first = ("compress_mean", "true") if s.compress_mean else ("allreduce", collective)
         for name, value, wrong in (
@@ -97,9 +101,8 @@ def _clashes(s: OuterSteps) -> Iterator[tuple[str, Any, str, Any, str]]:
             if wrong:
                 yield *first, name, value, _MEAN
     if s.local_every is not None:
-        plain = not (s.rule.sends_gradients or s.rule.own_outer or s.rule.overlap)
         for name, value, wrong in (
-            ("rule", rule, not plain or s.rule.fragments != 1),
+            ("rule", rule, not plain),
             ("aggregator", s.aggregator.name, not isinstance(s.aggregator, Mean)),
             ("joiners", s.joiners, s.joiners != "train"),
             ("drop", s.drop, s.drop > 0),
@@ -107,18 +110,16 @@ def _clashes(s: OuterSteps) -> Iterator[tuple[str, Any, str, Any, str]]:
             if wrong:
                 yield "local_every", s.local_every, name, value, _LOCAL
     if s.joiners == "zero":
-        plain = not (s.rule.sends_gradients or s.rule.own_outer or s.rule.overlap)
         for name, value, wrong in (
-            ("rule", rule, not plain or s.rule.fragments != 1),
+            ("rule", rule, not plain),
             ("aggregator", s.aggregator.name, not isinstance(s.aggregator, Mean)),
             ("weighted_by_key", s.weighted_by_key, s.weighted_by_key is not None),
         ):
             if wrong:
                 yield "joiners", "zero", name, value, _ZERO
     if s.failure is not None and s.failure.parts:
-        plain = not (s.rule.sends_gradients or s.rule.own_outer or s.rule.overlap)
         for name, value, wrong in (
-            ("rule", rule, not plain or s.rule.fragments != 1),
+            ("rule", rule, not plain),
             ("aggregator", s.aggregator.name, not isinstance(s.aggregator, Mean)),
             ("weighted_by_key", s.weighted_by_key, s.weighted_by_key is not None),
             ("drop", s.drop, s.drop > 0),
