@@ -1,11 +1,13 @@
 """Handwritten digits: the default data, nothing to download.
 
 Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (UCI machine learning
-repository, CC BY 4.0; test part). The file is the one that scikit-learn has.
+repository, CC BY 4.0; test part), the images that scikit-learn has. The file has a row of 64
+pixels and a class for each. It is JSON since a Flower app bundle takes no compressed files.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -56,5 +58,6 @@ def load_digits(test_fraction: float = 0.2) -> Source:
 
 def _table() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Returns the pixels, (1797, 64), and the classes, (1797,)."""
-    table = np.loadtxt(Path(__file__).with_name("digits.csv.gz"), delimiter=",", dtype=np.uint8)
+    rows = json.loads(Path(__file__).with_name("digits.json").read_text())
+    table = np.array(rows, dtype=np.uint8)
     return table[:, :-1], table[:, -1]
