@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir, initialize_config_module
-from hydra._internal import config_loader_impl
+from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra.errors import ConfigCompositionException
@@ -56,6 +56,7 @@ def of_hydra(overrides, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ConfigRepository, "load_config", composing._read)
         patch.setattr(config_loader_impl, "create_defaults_list", composing._tree)
+        patch.setattr(defaults_list, "_create_interpolation_map", composing._choices)
         patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", composing._merged)
         return composed(overrides)
 
@@ -122,6 +123,14 @@ def test_folders_of_the_user_are_read_anew_but_in_a_block(tmp_path):
             assert (seed(), seed(4)) == (3, 3)
         assert seed() == 2
     assert seed() == 4
+
+
+def test_a_list_of_defaults_may_name_what_was_chosen(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndefaults:\n  - /topology@mine: ${experiment}\n"
+    (tmp_path / "experiment" / "ring.yaml").write_text(text)
+    given = ["+experiment=ring", f"hydra.searchpath=['file://{tmp_path}']"]
+    assert composed(given).mine == composed(["topology=ring"]).topology
 
 
 def test_applications_of_others_are_left_alone(tmp_path):
