@@ -203,7 +203,9 @@ def test_nodes_that_come_and_go_too_fast_for_anything_end_the_run_after_as_many_
     # Who has trained has gone before it has found somebody to average.
     blinking = Scripted(6, {i: [1.05 + 0.5 * k for k in range(3000)] for i in range(6)})
     method = plexus(aggregation_timeout_s=100.0, retry_s=0.5, ping_timeout_s=1.0)
-    with pytest.raises(SimulationError, match=r"come back 1\d\d\d times: none stays .*availability"):
+    with pytest.raises(
+        SimulationError, match=r"come back 1\d\d\d times: none stays .*availability"
+    ):
         run(method, a=A, b=B, num_rounds=2, availability=blinking)
 
 
