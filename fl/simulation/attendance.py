@@ -98,17 +98,15 @@ class Attendance:
         return min((availability.next_change(int(i), now) for i in away), default=math.inf)
 
     def _check_wait(self, available: int) -> None:
-        waited, arrival = self._now() - self._since, self._next_arrival()
-        # Who comes later than that would find that the wait has ended before.
-        too_late = arrival - self._since > _LONG_WAIT_S
-        if too_late or waited > _LONG_WAIT_S:
-            others = f", and no other comes within {arrival - self._now():g} s" if too_late else ""
-            others = ", and no other will ever come" if math.isinf(arrival) else others
+        waited = self._now() - self._since
+        hopeless = math.isinf(self._next_arrival())
+        if hopeless or waited > _LONG_WAIT_S:
             batteries = "" if self._charges is None else ", and whose batteries fill (battery)"
             raise SimulationError(
                 f"the ServerApp has asked {self._total} times in a row which clients are "
                 f"available, for {waited:g} s of virtual time: {available} of {len(self._fleet)} "
-                f"are{others}. Ask for fewer (which strategy.min_available_nodes, min_train_nodes, "
-                "min_evaluate_nodes, workers or fewest says), or use a larger fleet, or one whose "
+                f"are{', and no other will ever come' if hopeless else ''}. Ask for fewer "
+                "(which a strategy has of min_available_nodes, min_train_nodes, "
+                "min_evaluate_nodes, workers, fewest), or use a larger fleet, or one whose "
                 f"clients are there (fleet/availability){batteries}"
             )

@@ -238,8 +238,7 @@ def test_a_second_run_in_a_directory_removes_the_results_of_the_first(tmp_path, 
     (tmp_path / "notes.txt").write_text("mine")
     RunWriter(tmp_path, CONFIG, 1)
     files = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
-    (events,) = {name for name in files if name.startswith("tb/")}
-    assert files == {"metrics.csv", "notes.txt", events}
+    assert files == {"metrics.csv", "notes.txt"}
     assert read_history(tmp_path / "metrics.csv") == []
 
 

@@ -443,7 +443,13 @@ class Sampled(Decentralized):
                 )
 
         self._find(i, k + 1, self.rule.aggregators, send)
-        self._at(self.swarm.now + 1.5 * self.aggregation_timeout_s, lambda: self._forward(i, k))
+        joined = node.joined
+
+        def again() -> None:
+            if node.joined == joined:  # or else it has begun to look anew when it came back
+                self._forward(i, k)
+
+        self._at(self.swarm.now + 1.5 * self.aggregation_timeout_s, again)
 
     # ---- who averages ----------------------------------------------------------------------------
 
