@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from fl.lazy import lazily
+from fl.lazy import defer, lazily
 
 if TYPE_CHECKING:
     from fl.errors import ConfigError, SimulationError
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # training makes some at every step; with pages of 4 kB, models of 100 million parameters spend most
 # of their time on making those.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+# SciPy asks for every name of NumPy. This one takes longer to import than the others together.
+defer("numpy.f2py")
 
 __getattr__ = lazily(
     __name__,

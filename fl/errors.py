@@ -48,6 +48,10 @@ class Diverged(NotFinite):
     """
 
 
+class Enough(Exception):
+    """A run has lasted long enough: why it is to end. A result as well: the last model is good."""
+
+
 class SimulationError(RuntimeError):
     """A simulation that cannot go on; the message names the event, the client and virtual time."""
 

@@ -8,6 +8,7 @@ everything else works without.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from typing import Any
 
@@ -51,18 +52,47 @@ def check_installed(key: str, *packages: str) -> None:
             raise ConfigError(_MISSING.format(key, package, EXTRAS[package]))
 
 
-def imported(key: str, package: str) -> Any:
-    """Returns a package of `EXTRAS`.
+def check_importable(key: str, *modules: str) -> None:
+    """Imports modules: a package that is there may be broken.
+
+    Args:
+        key: as of `check_installed`.
+        *modules: by their full names.
 
     Raises:
-        ConfigError: it, or another one that its extra brings, is missing.
+        ConfigError: as `imported`.
     """
-    check_installed(key, package)
+    for module in modules:
+        imported(key, module)
+
+
+def imported(key: str, module: str) -> Any:
+    """Returns a module of a package that may be missing or broken.
+
+    Args:
+        key: as of `check_installed`.
+        module: its full name.
+
+    Raises:
+        ConfigError: its package, or another one that it needs, is missing, or its import raises
+            anything; the message says what to install.
+    """
+    package = module.partition(".")[0]
+    if package in EXTRAS:
+        check_installed(key, package)
     try:
-        return import_module(package)
-    except ImportError as error:
-        missing = error.name or package
-        raise ConfigError(_MISSING.format(key, missing, EXTRAS[package])) from error
+        return import_module(module)
+    except Exception as error:
+        missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+        if package in EXTRAS and missing.partition(".")[0] not in ("", package):
+            raise ConfigError(_MISSING.format(key, missing, EXTRAS[package])) from error
+        names = " ".join(packages_distributions().get(package, [package]))
+        why = (str(error).splitlines() or [""])[0]
+        raise ConfigError(_BROKEN.format(key, package, type(error).__name__, why, names)) from error
 
 
 _MISSING = "{} needs the package {}: pip install 'fl-simulator[{}]'"
+_BROKEN = (
+    "{} needs the package {}, which cannot be imported ({}: {}): pip install --force-reinstall "
+    "--no-deps {}"
+)

@@ -102,6 +102,55 @@ def test_a_module_without_a_spec_and_one_that_is_broken_are_told_apart(monkeypat
         imported("model=timm", "timm")
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "raise ImportError('libarrow.so.2500: cannot open shared object file')",
+        "raise RuntimeError('compiled for another NumPy\\nand more')",
+        "import pyarrow.lib",  # of which this one has none
+    ],
+)
+def test_a_package_that_is_there_and_broken_is_named_in_one_line(broken, monkeypatch, tmp_path):
+    (tmp_path / "pyarrow").mkdir()
+    (tmp_path / "pyarrow" / "__init__.py").write_text(broken)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pyarrow"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr("fl.runs.run.run_to_end", None)
+    with pytest.raises(ConfigError) as refused:
+        fl.run("data=table", "data.path=own.csv", "data.target=y", progress=False)
+    said = str(refused.value)
+    assert said.startswith("data=table needs the package pyarrow, which cannot be imported (")
+    assert said.endswith("): pip install --force-reinstall --no-deps pyarrow")
+    assert "\n" not in said
+
+
+def test_what_draws_may_be_broken_too_though_no_extra_brings_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ConfigError, match="a plot needs the package matplotlib, which cannot be i"):
+        imported("a plot", "matplotlib.figure")
+
+
+@pytest.mark.parametrize("keys", [{}, {"num_actors": 2}])
+def test_a_ray_that_is_broken_is_refused_or_done_without(keys, monkeypatch, tmp_path, caplog):
+    from fl.execution.moving import MovingExecutor
+    from fl.execution.on_ray import RayExecutor
+    from fl.execution.serial import SerialExecutor
+
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "__init__.py").write_text("raise OSError('no core worker')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "ray"]:
+        monkeypatch.delitem(sys.modules, name)
+    on_ray = RayExecutor(**keys)
+    with pytest.raises(ConfigError, match=r"executor=ray needs the package ray, which cannot be i"):
+        on_ray.start(None, None)
+    moving = MovingExecutor(SerialExecutor(), on_ray, after_s=0.0)
+    moving._source = None, None
+    moving._move()
+    assert "training goes on in this process" in caplog.text
+
+
 def test_the_default_executor_is_this_process_where_there_is_no_ray(monkeypatch):
     from hydra.utils import instantiate
 

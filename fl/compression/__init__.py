@@ -71,52 +71,116 @@ a rounding compressor sends it as it is, EF21 what changed since the model that 
 | any | all compressors; ErrorFeedback (an absent client's residual waits, and ages) |
 | tracked: the server keeps h of each client | EF21, EF21-SGDM, EControl, DIANA |
 | full: all clients in all rounds, or ConfigError | MARINA, 1-bit Adam, PowerSGD in two steps |
+
+The names below are loaded when first used: a run needs few of them.
 """
 
-from fl.compression.block_topk import BlockTopK
-from fl.compression.broadcast import Broadcast, check_broadcast, receive_parts
-from fl.compression.cast import Cast
-from fl.compression.chain import Chain, chained
-from fl.compression.codebook import Codebook
-from fl.compression.compressed_mean import CompressesMean, MeanLink, mean_compressor
-from fl.compression.compressor import (
-    Channel,
-    Compressor,
-    Length,
-    Participation,
-    Shapes,
-    State,
-    Transform,
-    Vector,
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fl.lazy import lazily
+
+if TYPE_CHECKING:
+    from fl.compression.block_topk import BlockTopK
+    from fl.compression.broadcast import Broadcast, check_broadcast, receive_parts
+    from fl.compression.cast import Cast
+    from fl.compression.chain import Chain, chained
+    from fl.compression.codebook import Codebook
+    from fl.compression.compressed_mean import CompressesMean, MeanLink, mean_compressor
+    from fl.compression.compressor import (
+        Channel,
+        Compressor,
+        Length,
+        Participation,
+        Shapes,
+        State,
+        Transform,
+        Vector,
+    )
+    from fl.compression.count_sketch import CountSketch, FetchSgd
+    from fl.compression.decoupled_momentum import DecoupledMomentum
+    from fl.compression.demo import Demo
+    from fl.compression.diana import Diana
+    from fl.compression.econtrol import EControl
+    from fl.compression.ef21 import EF21
+    from fl.compression.ef21_sgdm import EF21Sgdm
+    from fl.compression.error_feedback import ErrorFeedback
+    from fl.compression.grass import Grass
+    from fl.compression.identity import Identity
+    from fl.compression.induced import Induced
+    from fl.compression.just_one_byte import JustOneByte
+    from fl.compression.marina import Marina
+    from fl.compression.natural import Natural
+    from fl.compression.onebit_adam import OneBitAdam
+    from fl.compression.powersgd import PowerSgd
+    from fl.compression.qsgd import Qsgd
+    from fl.compression.randk import RandK
+    from fl.compression.receivers import Receivers
+    from fl.compression.replicated import Replicated
+    from fl.compression.shrunk import Shrunk
+    from fl.compression.sign import Sign, majority
+    from fl.compression.spsa import OneByteSpsa
+    from fl.compression.terngrad import TernGrad
+    from fl.compression.threshold import Threshold
+    from fl.compression.topk import TopK
+    from fl.compression.uniform import UniformQuantizer
+    from fl.compression.wire import PayloadError
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "BlockTopK": "fl.compression.block_topk",
+        "Broadcast": "fl.compression.broadcast",
+        "Cast": "fl.compression.cast",
+        "Chain": "fl.compression.chain",
+        "Channel": "fl.compression.compressor",
+        "Codebook": "fl.compression.codebook",
+        "CompressesMean": "fl.compression.compressed_mean",
+        "Compressor": "fl.compression.compressor",
+        "CountSketch": "fl.compression.count_sketch",
+        "DecoupledMomentum": "fl.compression.decoupled_momentum",
+        "Demo": "fl.compression.demo",
+        "Diana": "fl.compression.diana",
+        "EControl": "fl.compression.econtrol",
+        "EF21": "fl.compression.ef21",
+        "EF21Sgdm": "fl.compression.ef21_sgdm",
+        "ErrorFeedback": "fl.compression.error_feedback",
+        "FetchSgd": "fl.compression.count_sketch",
+        "Grass": "fl.compression.grass",
+        "Identity": "fl.compression.identity",
+        "Induced": "fl.compression.induced",
+        "JustOneByte": "fl.compression.just_one_byte",
+        "Length": "fl.compression.compressor",
+        "Marina": "fl.compression.marina",
+        "MeanLink": "fl.compression.compressed_mean",
+        "Natural": "fl.compression.natural",
+        "OneBitAdam": "fl.compression.onebit_adam",
+        "OneByteSpsa": "fl.compression.spsa",
+        "Participation": "fl.compression.compressor",
+        "PayloadError": "fl.compression.wire",
+        "PowerSgd": "fl.compression.powersgd",
+        "Qsgd": "fl.compression.qsgd",
+        "RandK": "fl.compression.randk",
+        "Receivers": "fl.compression.receivers",
+        "Replicated": "fl.compression.replicated",
+        "Shapes": "fl.compression.compressor",
+        "Shrunk": "fl.compression.shrunk",
+        "Sign": "fl.compression.sign",
+        "State": "fl.compression.compressor",
+        "TernGrad": "fl.compression.terngrad",
+        "Threshold": "fl.compression.threshold",
+        "TopK": "fl.compression.topk",
+        "Transform": "fl.compression.compressor",
+        "UniformQuantizer": "fl.compression.uniform",
+        "Vector": "fl.compression.compressor",
+        "chained": "fl.compression.chain",
+        "check_broadcast": "fl.compression.broadcast",
+        "majority": "fl.compression.sign",
+        "mean_compressor": "fl.compression.compressed_mean",
+        "receive_parts": "fl.compression.broadcast",
+    },
 )
-from fl.compression.count_sketch import CountSketch, FetchSgd
-from fl.compression.decoupled_momentum import DecoupledMomentum
-from fl.compression.demo import Demo
-from fl.compression.diana import Diana
-from fl.compression.econtrol import EControl
-from fl.compression.ef21 import EF21
-from fl.compression.ef21_sgdm import EF21Sgdm
-from fl.compression.error_feedback import ErrorFeedback
-from fl.compression.grass import Grass
-from fl.compression.identity import Identity
-from fl.compression.induced import Induced
-from fl.compression.just_one_byte import JustOneByte
-from fl.compression.marina import Marina
-from fl.compression.natural import Natural
-from fl.compression.onebit_adam import OneBitAdam
-from fl.compression.powersgd import PowerSgd
-from fl.compression.qsgd import Qsgd
-from fl.compression.randk import RandK
-from fl.compression.receivers import Receivers
-from fl.compression.replicated import Replicated
-from fl.compression.shrunk import Shrunk
-from fl.compression.sign import Sign, majority
-from fl.compression.spsa import OneByteSpsa
-from fl.compression.terngrad import TernGrad
-from fl.compression.threshold import Threshold
-from fl.compression.topk import TopK
-from fl.compression.uniform import UniformQuantizer
-from fl.compression.wire import PayloadError
 
 __all__ = [
     "EF21",

@@ -18,7 +18,7 @@ from fl.data.pixels import pixels_of
 from fl.data.table import Roles, encoded
 from fl.data.text import ASCII_VOCABULARY, corpus
 from fl.errors import ConfigError
-from fl.extras import check_installed
+from fl.extras import check_importable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,7 +67,7 @@ def load_huggingface(
     Raises:
         ConfigError: it cannot be read, has no such split or column, or columns of another kind.
     """
-    check_installed("data=huggingface", "datasets")
+    check_importable("data=huggingface", "datasets")
     if inputs is not None and not isinstance(inputs, str | Sequence):
         raise ConfigError(f"inputs is {inputs!r}; it must be a column, several, or null for all")
     names = [inputs] if isinstance(inputs, str) else None if inputs is None else [*inputs]

@@ -17,7 +17,7 @@ import numpy as np
 from fl.data.federated import Examples, IntArray, Source, per_channel
 from fl.data.pixels import pixels_of
 from fl.errors import ConfigError
-from fl.extras import check_installed
+from fl.extras import check_importable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -90,7 +90,7 @@ def load_cifar10(num_train: int | None = None, num_test: int | None = None) -> S
 
 
 def _source(images: ImageSet, num_train: int | None, num_test: int | None) -> Source:
-    check_installed(f"data={images.name}", "pyarrow")
+    check_importable(f"data={images.name}", "pyarrow")
     return Source(
         name=images.name,
         train=_first(read_split(images, "train"), num_train, "num_train"),
@@ -205,7 +205,7 @@ def _from_folder(images: ImageSet, split: SplitName, root: Path) -> pa.Table:
 
 
 def _from_hub(images: ImageSet, split: SplitName) -> pa.Table:
-    check_installed(f"data={images.name} without FL_DATA_DIR", "datasets")
+    check_importable(f"data={images.name} without FL_DATA_DIR", "datasets")
     import datasets
 
     log.info(

@@ -25,7 +25,7 @@ from fl.checks import share as check_share
 from fl.data.drift import Drift, Mixtures, counts_of
 from fl.data.federated import IntArray, Partitions, Source, Split
 from fl.errors import ConfigError
-from fl.extras import check_installed
+from fl.extras import check_importable
 from fl.lazy import defer
 from fl.randomness import generator, torch_seed
 
@@ -148,7 +148,7 @@ def pathological(
             f"num_classes_per_partition={num_classes_per_partition}: data {source.name!r} has "
             f"{present} classes, so 1 to {present} are possible"
         )
-    check_installed("partition=pathological", "flwr_datasets")
+    check_importable("partition=pathological", "flwr_datasets")
     from flwr_datasets.partitioner import PathologicalPartitioner
 
     def make() -> Partitioner:
@@ -198,7 +198,7 @@ def shard(
             f"{num_shards_per_partition} and shard_size={shard_size} needs {needed} examples, but "
             f"data {source.name!r} has {len(source.train)}: lower one of the three"
         )
-    check_installed("partition=shard", "flwr_datasets")
+    check_importable("partition=shard", "flwr_datasets")
     from flwr_datasets.partitioner import ShardPartitioner
 
     def make() -> Partitioner:
@@ -499,7 +499,7 @@ def deal(source: Source, seed: int, partitioner: Callable[[], Partitioner]) -> S
     Raises:
         ConfigError: the partitioner refuses; its reason is quoted.
     """
-    check_installed("a partitioner of flwr_datasets", "flwr_datasets")
+    check_importable("a partitioner of flwr_datasets", "flwr_datasets")
     from datasets import Dataset
     from flwr_datasets.partitioner import Partitioner
 

@@ -28,7 +28,7 @@ from fl.data.columns import (
 from fl.data.federated import Examples, Source
 from fl.data.held_out import drawn, natural, said
 from fl.errors import ConfigError
-from fl.extras import check_installed
+from fl.extras import check_importable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -252,7 +252,7 @@ def read_table(path: str) -> pa.Table:
     Raises:
         ConfigError: there is none, it is of another kind or damaged, or two columns have one name.
     """
-    check_installed("data=table", "pyarrow")
+    check_importable("data=table", "pyarrow")
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet

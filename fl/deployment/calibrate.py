@@ -35,6 +35,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],  # without one argparse asks for it
         metavar="KEY=VALUE",
         help="with --check, --runs: links, as fleet.up_bps=1e7",
     )

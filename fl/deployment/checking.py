@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl.errors import ConfigError
-from fl.extras import check_installed
+from fl.extras import check_importable
 from fl.runs.trust import check_targets
 
 
@@ -149,7 +149,7 @@ def measured(run: Path) -> Timed:
     Raises:
         ConfigError: there is none, it has not completed, or pyarrow is not installed.
     """
-    check_installed("what a run took", "pyarrow")
+    check_importable("what a run took", "pyarrow")
     import pyarrow.parquet as pq
 
     try:

@@ -22,7 +22,7 @@ from typing import Any
 
 from fl.errors import ConfigError
 from fl.execution.processes import end, marked, new_mark
-from fl.extras import check_installed
+from fl.extras import check_importable
 from fl.vectors.threads import cores
 
 log = logging.getLogger("fl")
@@ -52,8 +52,10 @@ def connect(address: str | None, num_actors: int | None, cpus_per_actor: float) 
         Whether it was not connected before.
 
     Raises:
-        ConfigError: there is no cluster at the address, another one is connected, or none starts.
+        ConfigError: there is no cluster at the address, another one is connected, or none starts;
+            or Ray is missing or broken.
     """
+    check_importable("executor=ray", "ray")
     import ray
 
     if ray.is_initialized():
@@ -94,7 +96,11 @@ def started(num_actors: int | None, cpus_per_actor: float) -> Iterator[None]:
     """Starts Ray for the block, unless it runs, and stops it; who connects in the block finds it.
 
     In this thread: the processes that Ray starts end with the thread that has started them.
+
+    Raises:
+        ConfigError: as `connect`.
     """
+    check_importable("executor=ray", "ray")
     import ray
 
     owns = not ray.is_initialized()
@@ -119,7 +125,7 @@ def start_shared(actors: int = 0) -> bool:
     Raises:
         ConfigError: Ray is not installed, or does not start.
     """
-    check_installed("executor=ray", "ray")
+    check_importable("executor=ray", "ray")
     import ray
 
     if ray.is_initialized():

@@ -9,6 +9,7 @@ moves.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
@@ -29,12 +30,11 @@ from fl.vectors.threads import cores
 log = logging.getLogger("fl.execution")
 
 _OF_RAY = {
-    "num_actors": None,
-    "cpus_per_actor": 1.0,
-    "gpus_per_actor": 0.0,
-    "address": None,
-    "task_timeout_s": None,
+    name: one.default
+    for name, one in inspect.signature(RayExecutor).parameters.items()
+    if name not in inspect.signature(SerialExecutor).parameters
 }
+"""What says how Ray is to be used, with what it is if nobody does."""
 
 
 def _asks_for_ray(given: Mapping[str, Any]) -> bool:

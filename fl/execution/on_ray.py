@@ -27,7 +27,7 @@ from fl.execution.cluster import connect, disconnect
 from fl.execution.contract import Payload, Request, Result, RunInfo
 from fl.execution.executor import AppSource, Executor, check_counts, load_app
 from fl.execution.worker import names_of
-from fl.extras import check_installed
+from fl.extras import check_importable, check_installed
 
 log = logging.getLogger("fl")
 
@@ -133,8 +133,10 @@ class RayExecutor(Executor):
         """Connects to Ray, puts the app into the object store and has the actors started.
 
         Raises:
-            ConfigError: there is no cluster at the address, or it cannot hold the actors.
+            ConfigError: there is no cluster at the address, or it cannot hold the actors; or Ray is
+                broken.
         """
+        check_importable("executor=ray", "ray")
         import ray
 
         self._app, self._run = load_app(app, run.epoch), run
@@ -210,10 +212,11 @@ class RayExecutor(Executor):
 
     def close(self) -> None:
         """Stops the actors, and Ray if this executor started it."""
-        import ray
+        if self._slots:
+            import ray
 
-        for slot in self._slots:
-            ray.kill(slot.actor)
+            for slot in self._slots:
+                ray.kill(slot.actor)
         self._slots = []
         self._queue.clear()
         self._batch_of.clear()

@@ -107,10 +107,12 @@ def timm(
 def _imported(member: str) -> Any:
     try:
         return imported(f"model={member}", member)
-    except RuntimeError as error:  # of a package with kernels for another torch
+    except ConfigError as error:
+        if not isinstance(error.__cause__, RuntimeError):  # of kernels for another torch
+            raise
         raise ConfigError(
             f"model={member}: the installed torchvision is built for another torch than the one "
-            f"that is installed ({error}): install both from the same place"
+            f"that is installed ({error.__cause__}): install both from the same place"
         ) from error
 
 

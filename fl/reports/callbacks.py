@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fl.errors import ConfigError
-from fl.extras import check_installed
+from fl.extras import check_importable
 from fl.reports.client_rows import ClientRow
 from fl.reports.history import Row
 from fl.reports.tensorboard_log import flattened
@@ -132,7 +132,7 @@ class WandB(Callback):
         name: str | None = None,
         mode: Literal["online", "offline"] = "offline",
     ) -> None:
-        check_installed(type(self).__name__, "wandb")
+        check_importable(type(self).__name__, "wandb")
         if mode not in ("online", "offline"):
             raise ConfigError(f"mode is {mode!r}; it must be online or offline")
         self.project, self.name, self.mode = project, name, mode
@@ -172,7 +172,7 @@ class MLflow(Callback):
     """
 
     def __init__(self, experiment: str, name: str | None = None, uri: str | None = None) -> None:
-        check_installed(type(self).__name__, "mlflow")
+        check_importable(type(self).__name__, "mlflow")
         self.experiment, self.name, self.uri = experiment, name, uri
 
     def begin(self, directory: Path | None, config: Mapping[str, Any], seed: int) -> None:

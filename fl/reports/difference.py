@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fl.errors import ConfigError
-from fl.extras import check_installed
+from fl.extras import check_importable
 from fl.reports.files import opened, printable
 from fl.reports.runs import Run, bears_on_results, read_run
 from fl.reports.tensorboard_log import flattened
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str]) -> bool:
     parser.add_argument("a", metavar="A", type=Path, help="directory of a run")
     parser.add_argument("b", metavar="B", type=Path, help="of another")
     given = parser.parse_args(arguments)
-    check_installed("fl compare", "pyarrow")
+    check_importable("fl compare", "pyarrow")
     a, b = read_run(given.a), read_run(given.b)
     console = Console()
     for name, path in (("A", given.a), ("B", given.b)):

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl.errors import ConfigError
+from fl.extras import check_importable
 from fl.reports import units
 from fl.reports.atomic import replacing
 from fl.reports.client_rows import ACCURACY_EDGES, ClientRow
@@ -589,7 +590,12 @@ def _possible(metric: str, values: Sequence[NDArray[np.float64]]) -> tuple[float
 
 @contextmanager
 def drawing(width: float, height: float, path: Path | None) -> Iterator[Figure]:
-    """Gives a figure of so many inches, which is written after the block if there is a path."""
+    """Gives a figure of so many inches, which is written after the block if there is a path.
+
+    Raises:
+        ConfigError: Matplotlib is missing or broken.
+    """
+    check_importable("a plot", "matplotlib.figure")
     import matplotlib
     from matplotlib.figure import Figure
 

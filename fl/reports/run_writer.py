@@ -59,6 +59,7 @@ log = logging.getLogger("fl")
 Status = Literal["completed", "diverged", "failed", "interrupted"]
 
 _VIEWS = tuple(f"plots/{of}.png" for of in ("metrics", "clients", "personal", "confusion"))
+_WRITTEN_BY = {"trace.parquet": "pyarrow.parquet", "plots": "matplotlib.figure"}
 CLIENTS = "personal.csv"
 CONFUSION = "confusion.csv"
 MODELS = tuple(f"model{which}.safetensors" for which in ("", "_best", "_averaged", "_clusters"))
@@ -135,6 +136,7 @@ class RunWriter:
         self.seed = int(seed)
         self.target = target
         self._timeline, self._plots = timeline, plots
+        self._writable: dict[str, bool] = {}  # what of `_WRITTEN_BY` can be written, once known
         self.confusion: NDArray[np.int64] | None = None
         self._log: TensorBoardLog | None = None
         path = None
@@ -147,11 +149,7 @@ class RunWriter:
                 (self.directory / name).unlink(missing_ok=True)
             path = self.directory / "metrics.csv"
             if not extras.installed("pyarrow"):
-                log.warning(
-                    "no trace.parquet will be written: it needs the package pyarrow: pip install "
-                    "'fl-simulator[%s]'",
-                    extras.EXTRAS["pyarrow"],
-                )
+                self._can_write("trace.parquet")
         self._history = History(path)
         kept = self.directory / CLIENTS if self.directory is not None and client_rows else None
         self._clients = ClientRows(kept)
@@ -188,8 +186,28 @@ class RunWriter:
             ConfigError: one of the six is missing, or a value is not a number.
         """
         clean = self._history.append(row)
+        if clean["round"] > 0 and self.directory is not None:
+            self._can_write("trace.parquet")
+            if self._plots:
+                self._can_write("plots")
         self._write_log(lambda log: log.evaluation(clean, histograms))
         self._told.evaluation(clean)
+
+    def _can_write(self, what: str) -> bool:
+        """Returns whether the package that writes something works; tells the first time if not.
+
+        Asked when the first model is there: packages take a while to import, which is not to keep
+        training waiting, and the end of a run is too late to hear of one that is broken.
+        """
+        if what not in self._writable:
+            try:
+                extras.check_importable("it", _WRITTEN_BY[what])
+            except ConfigError as error:
+                log.warning("no %s will be written: %s", what, error)
+                self._writable[what] = False
+            else:
+                self._writable[what] = True
+        return self._writable[what]
 
     def clients(self, server_round: int, time_s: float, rows: Sequence[ClientRow]) -> None:
         """Records what each client has; arguments as of `ClientRows.add`."""
@@ -255,7 +273,7 @@ class RunWriter:
         if self.directory is None:
             return summary
         self._history.complete()
-        if trace is not None:
+        if trace is not None and self._can_write("trace.parquet"):
             _write_trace(self.directory / "trace.parquet", trace, summary)
         facts = {"config_digest": self.digest}
         if frozen := (extra or {}).get(FROZEN):
@@ -271,7 +289,7 @@ class RunWriter:
             from fl.reports.timeline import write_timeline
 
             write_timeline(trace, self.directory / "timeline.json.gz", self.history)
-        if self._plots:
+        if self._plots and self._can_write("plots"):
             from fl.reports import plots
 
             if self.history:
@@ -440,9 +458,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _write_trace(path: Path, trace: Trace, summary: Mapping[str, Any]) -> None:
-    """Writes the events, where that can be: who has no pyarrow was told when the run began."""
-    if not extras.installed("pyarrow"):
-        return
+    """Writes the events."""
     import pyarrow.parquet as pq
 
     facts = {name: summary[name] for name in ("trace_sha256", "config_digest")}

@@ -42,6 +42,8 @@ figure { margin: 1rem 0; overflow-x: auto; }
 img { width: 100%; background: #fff; border-radius: 6px; } details img { max-width: 800px; }
 @media (max-width: 700px) {
   body { margin-top: 1rem; } h1 { font-size: 1.3rem; } .long { overflow-wrap: anywhere; }
+  figure::before { content: "\\2194 wider than the screen: swipe it"; display: block;
+    position: sticky; left: 0; width: fit-content; color: var(--soft); font-size: 13px; }
   figure img, figure svg { width: 860px; max-width: none; }
   figcaption, .curves { position: sticky; left: 0; }
   th, td { padding: .3rem .4rem; }

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,6 @@ class TensorBoardLog:
     def __init__(
         self, directory: Path, hparams: Mapping[str, bool | float | str], target: Target | None
     ) -> None:
-        from tensorboard.compat.proto import event_pb2
-
         directory.mkdir(parents=True, exist_ok=True)
         for old in directory.glob("events.out.tfevents.*.fl"):
             old.unlink()
@@ -64,13 +62,19 @@ class TensorBoardLog:
         self._hparams = dict(hparams)
         self._target = target
         self._described = False
-        self._write([event_pb2.Event(wall_time=0.0, file_version="brain.Event:2")])
-        self._session_start()
+        self._waiting: list[Callable[[], None]] = [self._session_start]
 
     def evaluation(
         self, row: Row, histograms: Mapping[str, Mapping[int, int]] | None = None
     ) -> None:
-        """Appends the scalars of one evaluation, and histograms of whole numbers."""
+        """Appends the scalars of one evaluation, and histograms of whole numbers.
+
+        Those of the model that training begins with are written with the next: TensorBoard takes a
+        while to import, for which training is not to wait.
+        """
+        self._append(lambda: self._evaluation(row, histograms), now=row["round"] > 0)
+
+    def _evaluation(self, row: Row, histograms: Mapping[str, Mapping[int, int]] | None) -> None:
         metrics = [name for name in row if name not in COLUMNS]
         if not self._described:
             self._experiment(metrics)
@@ -96,6 +100,9 @@ class TensorBoardLog:
 
         Args: as of `ClientRows.add`.
         """
+        self._append(lambda: self._clients(server_round, time_s, rows), now=server_round > 0)
+
+    def _clients(self, server_round: int, time_s: float, rows: Sequence[ClientRow]) -> None:
         events = []
         for name in rows[0].models if rows else ():
             counts, _ = np.histogram([row.models[name][1] for row in rows], ACCURACY_EDGES)
@@ -106,6 +113,15 @@ class TensorBoardLog:
 
     def finish(self, time_s: float, step: int, succeeded: bool, scalars: Row) -> None:
         """Appends the run's closing scalars (tag to number) and its status."""
+        self._append(lambda: self._finish(time_s, step, succeeded, scalars), now=True)
+
+    def _append(self, write: Callable[[], None], *, now: bool) -> None:
+        """Has something written, after what waits to be; not yet, unless now."""
+        self._waiting.append(write)
+        while now and self._waiting:
+            self._waiting.pop(0)()
+
+    def _finish(self, time_s: float, step: int, succeeded: bool, scalars: Row) -> None:
         from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
         self._write([_scalar(time_s, name, step, value) for name, value in scalars.items()])
@@ -116,8 +132,10 @@ class TensorBoardLog:
         self._hparams_summary("_hparams_/session_end_info", data, time_s)
 
     def _session_start(self) -> None:
+        from tensorboard.compat.proto import event_pb2
         from tensorboard.plugins.hparams import plugin_data_pb2
 
+        self._write([event_pb2.Event(wall_time=0.0, file_version="brain.Event:2")])
         info = plugin_data_pb2.SessionStartInfo(start_time_secs=0.0)
         for name, value in self._hparams.items():
             field = info.hparams[name]

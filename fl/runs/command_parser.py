@@ -13,4 +13,5 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError."""
-        raise ConfigError(f"{message}; see {self.prog} --help")
+        usage = " ".join(self.format_usage().split())
+        raise ConfigError(f"{message}; {usage} (see {self.prog} --help)")

@@ -42,8 +42,8 @@ class Refusal:
     """Choices that do not go together.
 
     {strategy}, {uplink}, {downlink}, {attack}, {rule}, {correction}, {hierarchy}, {client},
-    {edges}, {lacking}, {needed} and {forgotten} in the texts stand for what is chosen, {fitting}
-    and {home} for what could be.
+    {aggregator}, {edges}, {lacking}, {needed} and {forgotten} in the texts stand for what is
+    chosen, {fitting} and {home} for what could be.
 
     Attributes:
         what: the choices, for the page.
@@ -74,6 +74,7 @@ class Refusal:
             forgotten=choice.forgotten,
             needed=getattr(choice.traits.client_rule, "__name__", ""),
             edges=choice.traits.edges,
+            aggregator=choice.traits.aggregator,
             **kinds,
         )
 
@@ -82,6 +83,7 @@ class Refusal:
         why = self.why.format(
             strategy="the strategy",
             correction="the correction",
+            aggregator="the aggregator",
             forgotten="moments",
             lacking="...",
             needed="that rule",
@@ -106,12 +108,20 @@ REFUSALS = (
         "use strategy=fedast or strategy=sync_st, or leave tasks out",
     ),
     Refusal(
+        "Machines that add updates up, and aggregators that look at each of them",
+        lambda c: c.hierarchy is not None and c.traits.aggregator != "",
+        "hierarchy is {hierarchy}",
+        "its machines hand on sums of what clients send, and {aggregator} looks at each update by "
+        "itself",
+        "leave hierarchy out, or use aggregator=mean and a strategy such as fedavg or fedadam",
+    ),
+    Refusal(
         "Machines that add updates up, and strategies that look at more than a weighted mean",
         lambda c: c.hierarchy is not None and not c.traits.sums,
         "hierarchy is {hierarchy}",
         "its machines hand on sums of what clients send, and {strategy} is made of more than the "
         "weighted mean of a round's updates",
-        "leave hierarchy out, or use a strategy such as fedavg or fedadam with aggregator=mean",
+        "leave hierarchy out, or use a strategy such as fedavg or fedadam",
     ),
     Refusal(
         "Edge servers with models of their own, and other hierarchies",

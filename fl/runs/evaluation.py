@@ -13,6 +13,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, MetricRecord
 from numpy.typing import NDArray
 
+from fl.errors import Enough
 from fl.flower.carried import carried, carried_tensors
 from fl.flower.grid_view import Clock
 from fl.flower.records import from_record
@@ -159,10 +160,6 @@ def task_evaluation(
         return MetricRecord(dict(metrics))
 
     return evaluate_fn
-
-
-class Enough(Exception):
-    """Raised to a strategy when its run has lasted long enough: why it is to end."""
 
 
 class EvaluationSchedule:

@@ -25,7 +25,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import fl.runs.composing  # noqa: F401  what is composed below is composed once
 from fl.errors import ConfigError, ConfigErrors, SimulationError
-from fl.extras import EXTRAS, check_installed
+from fl.extras import EXTRAS, check_importable
 from fl.runs.groups import (
     groups,
     is_choice,
@@ -138,7 +138,7 @@ def _not_importable(key: str, target: str, cause: BaseException | None) -> str:
     top = target.partition(".")[0]
     if top in EXTRAS:
         try:
-            check_installed(f"{key}={target}", top)
+            check_importable(f"{key}={target}", top)
         except ConfigError as error:
             return str(error)
     if find_spec(top) is None:

@@ -468,11 +468,12 @@ class Recorder:
             return None
         asked, updates = source.train_messages, source.client_updates
         now = self.totals().virtual_s
-        if asked and not updates:
+        limited = self._limit_s is not None and now >= self._limit_s
+        if asked and not updates and not limited:
             said = f"of {asked} requests to train, none brought an update in {now:.6g} s"
         elif self._initial is None or _differ(self._initial, self.final_arrays):
             return None
-        elif self._limit_s is not None and now >= self._limit_s:
+        elif limited:
             said = (
                 f"time_limit_s={self._limit_s:g} ended the run before the first new model, with "
                 f"{updates} updates of clients: raise it"

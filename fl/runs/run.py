@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fl.aggregation.tolerance import chance_of_more
 from fl.data.drift import DRIFT_BEGINS
-from fl.errors import ConfigError, Diverged
+from fl.errors import ConfigError, Diverged, Enough
 from fl.flower.grid_view import Clock, GridView
 from fl.models import draws
 from fl.models.metrics import CONFUSION
@@ -32,7 +33,6 @@ from fl.runs.build import prepare
 from fl.runs.central import train_centrally
 from fl.runs.choices import announce
 from fl.runs.evaluation import (
-    Enough,
     EvaluationSchedule,
     central_evaluation,
     confused,
@@ -165,6 +165,9 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         personal=None if personal.every is None else _asking(experiment, config, grid, recorder),
         beside=beside,
     )
+    limited = isinstance(grid, SimGrid) and grid.fleet.job is None
+    if limited and config.time_limit_s is not None:
+        grid.end_at(config.time_limit_s)
     try:
         result = experiment.strategy.start(
             grid=grid,
@@ -176,6 +179,8 @@ def serve(experiment: Experiment, config: DictConfig, grid: Grid, recorder: Reco
         )
     except Enough as why:
         print(f"fl: the run ends, as {why}", flush=True)
+        if limited:
+            grid.end_at(math.inf)
         recorder.final(schedule.close())
     except Diverged:
         recorder.final(schedule.close())

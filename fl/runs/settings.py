@@ -108,7 +108,7 @@ def train_config_of(config: DictConfig) -> ConfigRecord:
     values: Any = OmegaConf.to_container(config.train_config, resolve=True)
     try:
         if CAP_KEY in values:
-            asked_cap(values[CAP_KEY])
+            asked_cap(values[CAP_KEY], f"train_config.{CAP_KEY}")
         return ConfigRecord(values)
     except TypeError as error:
         raise ConfigError(

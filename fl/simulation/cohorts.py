@@ -81,6 +81,7 @@ class SimCohorts:
         ahead: has clients train.
         runtime: whether software takes time on the way, or machines between add updates up.
         advance: passes virtual time.
+        end: returns the time at which the run ends, s.
         on_sent: notes how many `train` messages are sent.
         on_used: called with the updates of a cohort that were used.
     """
@@ -97,6 +98,7 @@ class SimCohorts:
         ahead: Ahead,
         runtime: bool,
         advance: Callable[[float], None],
+        end: Callable[[], float],
         on_sent: Callable[[int], None],
         on_used: OnUsed | None,
     ) -> None:
@@ -109,6 +111,7 @@ class SimCohorts:
         self._control = control
         self._ahead = ahead
         self._advance = advance
+        self._end = end
         self._on_sent = on_sent
         self._on_used = on_used
         self._cohort: Cohort | None = None  # the last
@@ -236,7 +239,7 @@ class SimCohorts:
         order = np.argsort(course.received_s, kind="stable")
         failed = ~course.answered[order]
         instant = np.searchsorted(course.received_s[order], course.received_s[order])
-        if course.ended_s > until or not bears(len(order) - instant, failed):
+        if course.ended_s > min(until, self._end()) or not bears(len(order) - instant, failed):
             return None, order, {}
         last = np.flatnonzero(~failed)[-1] + 1 if not failed.all() else 0
         kinds, counts = np.unique(course.failed_by[order[last:]], return_counts=True)

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from numpy import array, bool_, float64, int64
 from numpy.typing import NDArray
 
-from fl.errors import SimulationError
+from fl.errors import Enough, SimulationError
 from fl.execution.contract import Payload, Request
 from fl.execution.executor import Executor
 from fl.execution.speech import Line
@@ -150,7 +150,7 @@ class SimGrid(Grid):
         if hierarchy is not None:
             queue = self.engine.queue
             self.summation = SimSummation(
-                hierarchy, behind, queue, self.trace, self._step, self._advance
+                hierarchy, behind, queue, self.trace, self._run_instant, self._advance
             )
         self.clock = VirtualClock(self._now, self.sleep, self.wait, self._elapsed_s)
         self.control = SimControl(
@@ -192,12 +192,14 @@ class SimGrid(Grid):
             ahead=self._ahead,
             runtime=self.runtime is not None or self.summation is not None,
             advance=self.sleep_until,
+            end=lambda: self._end_s,
             on_sent=self._count_sent,
             on_used=on_used,
         )
         self._asked: tuple[float, set[str]] = (-1.0, set())  # pulled in vain, and when
         self._taken: list[Dispatch] = []  # whose replies were pulled last
         self._app_waits = False  # moves time itself, through the clock
+        self._end_s = math.inf  # of `end_at`
         self._thread = threading.get_ident()
         self._lock = threading.RLock()
         assume_identity()
@@ -454,7 +456,9 @@ class SimGrid(Grid):
     def sleep(self, seconds: float) -> None:
         """Lets `seconds` of virtual time pass."""
         with self._inside():
-            self._advance(self._now() + max(0.0, float(seconds)))
+            until = self._now() + max(0.0, float(seconds))
+            while self._step(until):
+                pass
 
     def sleep_until(self, time: float) -> None:
         """Lets virtual time pass until `time`."""
@@ -465,8 +469,15 @@ class SimGrid(Grid):
     def _count_sent(self, messages: int) -> None:
         self.train_messages += messages
 
+    def end_at(self, time: float) -> None:
+        """Has whoever waits beyond a time be told that it is enough; infinity takes that back.
+
+        What the server is at goes on: its next step is later than that, if it makes one.
+        """
+        self._end_s = time
+
     def _advance(self, until: float) -> None:
-        while self._step(until):
+        while self._run_instant(until):
             pass
 
     def wait(self, until: float) -> None:
@@ -525,6 +536,19 @@ class SimGrid(Grid):
         return answering(self.clock, self._epoch, on_date)
 
     def _step(self, until: float) -> bool:
+        """Runs the next instant not later than `until`, for an app that waits; False if none is.
+
+        Raises:
+            Enough: that is later than the end.
+        """
+        if until > self._end_s:
+            coming = min(self._mailbox.next_expiry(), self.engine.queue.next_time(), until)
+            if self._end_s < coming < math.inf:
+                self._advance(self._end_s)
+                raise Enough(f"{self._end_s:g} s have passed")
+        return self._run_instant(until)
+
+    def _run_instant(self, until: float) -> bool:
         """Runs the next instant not later than `until`; False when there is none."""
         queue = self.engine.queue
         expiry = self._mailbox.next_expiry()

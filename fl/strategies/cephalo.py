@@ -134,9 +134,10 @@ class Cephalo:
         """Raises ConfigError if a batch has no sample for each of M machines."""
         if self.batch // self.granule < m:
             raise ConfigError(
-                f"sharding deals a batch of {self.batch} samples in parts of granule "
+                f"strategy.sharding deals a batch of {self.batch} samples in parts of granule "
                 f"{self.granule}, and there are {m} workers, of whom each takes one at least: "
-                f"raise batch to {m * self.granule} or more, or lower granule"
+                f"raise strategy.sharding.batch to {m * self.granule} or more, or lower "
+                "strategy.sharding.granule"
             )
 
     def seconds(
@@ -247,7 +248,8 @@ class Cephalo:
 
     def _why_not(self, m: int, parameters: int, capacity: float) -> str:
         return (
-            f"batch is {self.batch}, of which {m} clients with {capacity:.3g} bytes in all that "
-            f"are usable cannot take a part each beside the state of {parameters} parameters: "
-            "lower batch, granule, sample_bytes or state_bytes, or raise memory"
+            f"strategy.sharding.batch is {self.batch}, of which {m} clients with {capacity:.3g} "
+            "bytes in all that are usable cannot take a part each beside the state of "
+            f"{parameters} parameters: lower it, or granule, sample_bytes or state_bytes of "
+            "strategy.sharding, or raise strategy.sharding.memory"
         )

@@ -241,3 +241,12 @@ def test_a_command_that_cannot_be_says_why(words, tmp_path, monkeypatch, capsys)
     with pytest.raises(SystemExit):
         main()
     assert words[-1] in capsys.readouterr().err
+
+
+def test_without_words_it_says_what_it_takes(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["fl", "calibrate"])
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert said.startswith("fl: the following arguments are required: NAME; ")
+    assert "usage: fl calibrate [-h] [--config-dir DIR] [--nodes N | --runs RUN" in said

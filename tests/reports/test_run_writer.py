@@ -2,6 +2,7 @@ import hashlib
 import json
 import math
 import platform
+import sys
 from enum import Enum
 from pathlib import Path
 
@@ -55,6 +56,27 @@ def test_a_finished_run_leaves_all_its_files(tmp_path, row, trace):
     }
     for name in ("metrics", "clients"):
         assert (tmp_path / "run" / "plots" / f"{name}.png").read_bytes().startswith(PNG)
+
+
+def test_what_cannot_write_is_told_after_the_first_model_and_the_rest_is_written(
+    tmp_path, row, trace, monkeypatch, caplog
+):
+    for module in ("pyarrow.parquet", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, module, None)
+    writer = RunWriter(tmp_path, CONFIG, 3)
+    writer.evaluation(row(0, 0.0, accuracy=0.1))
+    assert not caplog.messages
+    writer.evaluation(row(1, 10.0, accuracy=0.6))
+    writer.evaluation(row(2, 20.0, accuracy=0.7))
+    said = [message.partition(", which cannot be imported")[0] for message in caplog.messages]
+    assert said == [
+        "no trace.parquet will be written: it needs the package pyarrow",
+        "no plots will be written: it needs the package matplotlib",
+    ]
+    writer.finish(TOTALS, trace=trace)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"metrics.csv", "summary.json", "timeline.json.gz", "tb"}
+    assert len(caplog.messages) == 2
 
 
 def test_the_summary_holds_what_the_run_was_and_cost(tmp_path, row, trace):
@@ -216,8 +238,7 @@ def test_a_second_run_in_a_directory_removes_the_results_of_the_first(tmp_path, 
     (tmp_path / "notes.txt").write_text("mine")
     RunWriter(tmp_path, CONFIG, 1)
     files = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
-    (events,) = {name for name in files if name.startswith("tb/")}
-    assert files == {"metrics.csv", "notes.txt", events}
+    assert files == {"metrics.csv", "notes.txt"}
     assert read_history(tmp_path / "metrics.csv") == []
 
 

@@ -76,6 +76,10 @@ PAIRS = {
         Combination(SERVER, tasks=True),
         Combination(such(several_models=True), tasks=True),
     ),
+    "Machines that add updates up, and aggregators that look at each of them": (
+        Combination(such(aggregator="Krum"), hierarchy=LIFL),
+        Combination(such(sums=True), hierarchy=LIFL),
+    ),
     "Machines that add updates up, and strategies that look at more than a weighted mean": (
         Combination(SERVER, hierarchy=LIFL),
         Combination(such(sums=True), hierarchy=LIFL),

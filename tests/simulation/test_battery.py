@@ -144,6 +144,15 @@ def test_low_client_stays_away_until_it_has_more_than_the_threshold() -> None:
     assert there == [0, 0, 1]
 
 
+def test_who_is_low_and_is_charged_by_less_than_it_takes_never_comes() -> None:
+    # Plugs change every second, 64 of which are looked ahead: there is no end of looking.
+    plugs = Scripted(1, {0: [float(t) for t in range(1, 1000)]})
+    for other_w, comes in ((9.0, True), (10.0, False), (12.0, False)):
+        battery = battery_of(plugs, other_w=other_w, least_start=0.1, most_start=0.1, resume=0.3)
+        grid = grid_with(battery, [Client()])
+        assert math.isfinite(grid.engine.charges.next_change(0, 0.0)) == comes
+
+
 def test_departure_is_not_missed_where_plugs_change_too_often_to_look_ahead() -> None:
     plugs = Scripted(1, {0: [float(t) for t in range(1, 1000)]})
     fleet = fleet_of(

@@ -199,6 +199,16 @@ def test_days_of_silence_end_the_run_and_the_keys_are_those_of_the_method():
     assert len(ran.models) == 3
 
 
+def test_nodes_that_come_and_go_too_fast_for_anything_end_the_run_after_so_many_returns():
+    # Two are there at a time, for a second, and an aggregator needs three in one of its own.
+    turns = {i: [k + half for k in range(i // 2, 999, 3) for half in (0, 1)] for i in range(6)}
+    turns = {i: changes[i < 2 :] for i, changes in turns.items()}  # the first two begin at 0
+    passing = Scripted(6, turns, offline=range(2, 6))
+    method = plexus(aggregation_timeout_s=20.0, retry_s=0.5, ping_timeout_s=0.5)
+    with pytest.raises(SimulationError, match=r"back 10\d\d times: none stays .*availability"):
+        run(method, a=A, b=B, num_rounds=2, availability=passing, step_s=[0.1] * 6)
+
+
 def test_a_sample_without_a_size_is_thirteen_or_all():
     for n, *expected in ((20, 13, 10, 3), (6, 6, 4, 3), (2, 2, 1, 1)):
         method = Sampled(Plexus(), num_nodes=n)

@@ -89,9 +89,10 @@ class Charges:
 
     def next_flip(self, client: int) -> float:
         """Returns when a client becomes low, or is no longer so, if loads stay as they are, s."""
-        if self._mains[client]:
-            return math.inf
         battery = self._battery
+        never = self._low[client] and battery.most <= battery.resume - _LEAST
+        if self._mains[client] or never:
+            return math.inf
         charge, time = float(self._charge[client]), float(self._since[client])
         load, capacity = float(self._load[client]), float(self._capacity[client])
         plugged, until = bool(self._plugged[client]), float(self._until[client])

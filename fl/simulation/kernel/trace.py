@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.extras import check_installed
+from fl.extras import check_importable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -402,7 +402,7 @@ class Trace:
         Raises:
             ConfigError: pyarrow is not installed.
         """
-        check_installed("a trace as a table", "pyarrow")
+        check_importable("a trace as a table", "pyarrow")
         import pyarrow as pa
 
         return pa.concat_tables(self.tables())
@@ -413,7 +413,7 @@ class Trace:
         Raises:
             ConfigError: pyarrow is not installed.
         """
-        check_installed("a trace as a table", "pyarrow")
+        check_importable("a trace as a table", "pyarrow")
         import pyarrow as pa
 
         names = [kind.name.lower().encode() for kind in Event]

@@ -89,6 +89,13 @@ class Battery:
             raise ConfigError(f"knee is {self.knee}; it must be above 0 and below 1")
         not_negative("other_w", self.other_w)
 
+    @property
+    def most(self) -> float:
+        """The charge that an idle client which stays plugged in comes near; 0 if it rises never."""
+        if self.charger_w <= self.other_w:
+            return 0.0
+        return 1.0 - self.other_w * (1 - self.knee) / self.charger_w
+
     def capacities(self, devices: Devices) -> Column:
         """Returns each client's capacity in J, shape (n,); infinity is the mains.
 

@@ -307,8 +307,12 @@ class Power:
         return high
 
 
-def asked_cap(value: object) -> float:
+def asked_cap(value: object, where: str = f"a message's {CAP_KEY}") -> float:
     """Returns the cap that a message asks for.
+
+    Args:
+        value: what it says.
+        where: it says so, for the message.
 
     Raises:
         ConfigError: it is no number in (0, 1].
@@ -316,7 +320,6 @@ def asked_cap(value: object) -> float:
     right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not (right and 0 < value <= 1):  # type: ignore[operator]
         raise ConfigError(
-            f"a message's {CAP_KEY!r} is {value!r:.80}; it must be a share of full power, above 0 "
-            "and at most 1"
+            f"{where} is {value!r:.80}; it must be a share of full power, above 0 and at most 1"
         )
     return float(value)  # type: ignore[arg-type]

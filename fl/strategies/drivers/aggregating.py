@@ -85,7 +85,8 @@ class Aggregating(EventDriven):
     def traits(self) -> Traits:
         """What the strategy is."""
         wanted = self.root_examples if self.wants_own_update else None
-        return replace(super().traits, root_examples=wanted)
+        looks = self.aggregator.name if self.robust else ""
+        return replace(super().traits, root_examples=wanted, aggregator=looks)
 
     @property
     def unread(self) -> Mapping[str, str]:

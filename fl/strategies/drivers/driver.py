@@ -58,6 +58,7 @@ class Traits:
         client_rule: that the server is for; None is any.
         sums: whether what is made of what clients send in a round is a weighted mean, which may be
             added up on the way.
+        aggregator: name of what looks at each of the updates of a step by itself; "" is a mean.
         edges: edge servers that it is for, each with a model of its own between sums of all; 0 is
             none.
         alone: whether there is nobody to send to.
@@ -89,6 +90,7 @@ class Traits:
     of_adapters: bool = False
     client_rule: type[Rule] | None = None
     sums: bool = False
+    aggregator: str = ""
     edges: int = 0
     alone: bool = False
     merges: Literal["", "activations", "weights", "order"] = ""

@@ -180,7 +180,7 @@ def test_what_cannot_be_resumed_is_told_in_one_line(
     def told(*arguments: str) -> str:
         return refusal(monkeypatch, capsys, *arguments)
 
-    assert "the following arguments are required: DIR; see fl resume --help" in told()
+    assert "arguments are required: DIR; usage: fl resume [-h]" in told()
     assert "'seed=3' is no num_rounds=N" in told(str(tmp_path), "seed=3")
     assert "nowhere does not exist; give the directory of a run" in told(str(tmp_path / "nowhere"))
     assert f"{tmp_path} holds no run, or one that was killed before it had" in told(str(tmp_path))

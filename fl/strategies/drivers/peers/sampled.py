@@ -35,6 +35,8 @@ SHORT_BYTES = 187
 _USUAL_SAMPLE = 13  # nodes, the authors'
 _USUAL_FEWEST = 3  # models
 _HOPELESS_S = 2 * 86400.0  # of silence: longer than any behaviour that repeats itself daily
+_HOPELESS_COMINGS = 1000  # in silence, of nodes that stay for too short to do anything,
+_COMINGS_EACH = 10  # if every node has come back so often
 _ADVERTISED = 10  # times the sample size, nodes that are told of somebody who comes
 
 
@@ -179,7 +181,8 @@ class Sampled(Decentralized):
         """Runs until so many rounds have been averaged.
 
         Raises:
-            SimulationError: for days no model was trained, and none averaged.
+            SimulationError: for days no model was trained, and none averaged; or nodes came and
+                went a thousand times meanwhile.
         """
         self.swarm = swarm
         self.nodes = [SampledNode(self.rule.init(self.n)) for _ in range(self.n)]
@@ -191,7 +194,7 @@ class Sampled(Decentralized):
         self.sent: dict[int, dict[int, Row]] = {}  # by round, what honest nodes have trained
         self.memory: Mapping[str, NDArray[Any]] = {}  # the attack's
         self.done, self.num_rounds, begun = 0, num_rounds, False
-        self.moved_s = swarm.now  # when somebody last trained or averaged a model
+        self._moves()
         while self.done < num_rounds:
             self._look()
             begun = begun or self._begin()
@@ -213,16 +216,30 @@ class Sampled(Decentralized):
             self._takes(i, 1, self.swarm.w)
         return bool(there)
 
+    def _moves(self) -> None:
+        """Notes that a model has been trained or averaged."""
+        self.moved_s = self.swarm.now
+        self.comings = 0  # of nodes that were away, since then
+
     def _check_wait(self) -> None:
-        """Raises SimulationError if too few nodes are there at once, and have been for days."""
+        """Raises SimulationError if for long too few nodes are there at once, or none stays."""
         silent_s = self.swarm.now - self.moved_s
-        if len(self.swarm.tasks) or silent_s <= _HOPELESS_S + 2 * self.aggregation_timeout_s:
+        waited_s = silent_s - 2 * self.aggregation_timeout_s
+        restless = self.comings >= max(_HOPELESS_COMINGS, _COMINGS_EACH * self.n)
+        if len(self.swarm.tasks) or waited_s <= (0.0 if restless else _HOPELESS_S):
             return
+        said = f"no model was trained or averaged in {silent_s:g} s, after round {self.done}"
+        if restless:
+            raise SimulationError(
+                f"{said}, in which nodes have come back {self.comings} times: none stays until its "
+                "model has been averaged. Use a fleet whose clients stay for longer "
+                "(fleet/availability)"
+            )
+        lower = "strategy.fewest lower, " if self.fewest > 1 else ""
         raise SimulationError(
-            f"no model was trained or averaged in {silent_s:g} s, after round {self.done}: an "
-            f"aggregator waits for {self.fewest} models of a sample, and {len(self.present)} of "
-            f"{self.n} nodes are there. Set strategy.fewest lower, num_clients higher, or a fleet "
-            "whose clients are there (fleet/availability)"
+            f"{said}: an aggregator waits for {self.fewest} models of a sample, and "
+            f"{len(self.present)} of {self.n} nodes are there. Set {lower}num_clients higher, or a "
+            "fleet whose clients are there (fleet/availability)"
         )
 
     # ---- time ------------------------------------------------------------------------------------
@@ -242,6 +259,7 @@ class Sampled(Decentralized):
         for i in sorted(self.present - there):
             self.nodes[i].sums.clear()
         come = sorted(there - self.present)
+        self.comings += len(come)
         self.present = there
         for i in come:
             self._joins(i)
@@ -403,7 +421,7 @@ class Sampled(Decentralized):
             self._at(self.swarm.now + self.retry_s, lambda: self._train(i, k))
             return
         self.swarm.applied(answer)
-        self.moved_s = self.swarm.now
+        self._moves()
         node.trained = answer.progress.x
         if i in self.byzantine and task is not None:
             node.trained = self._forged(k, node.trained, task.message_id)
@@ -425,7 +443,13 @@ class Sampled(Decentralized):
                 )
 
         self._find(i, k + 1, self.rule.aggregators, send)
-        self._at(self.swarm.now + 1.5 * self.aggregation_timeout_s, lambda: self._forward(i, k))
+        joined = node.joined
+
+        def again() -> None:
+            if node.joined == joined:  # or else it has begun to look anew when it came back
+                self._forward(i, k)
+
+        self._at(self.swarm.now + 1.5 * self.aggregation_timeout_s, again)
 
     # ---- who averages ----------------------------------------------------------------------------
 
@@ -459,7 +483,7 @@ class Sampled(Decentralized):
         node = self.nodes[a]
         rows = node.sums.pop(k)
         node.averaged.add(k)
-        self.moved_s = self.swarm.now
+        self._moves()
         x = self.swarm.layout.rounded(mean_of([row for _, row in sorted(rows.items())]))
 
         def send(found: list[int]) -> None:
