@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from many_cases import for_each
 from members import relative_error, vectors
 
 from fl.compression import (
@@ -122,7 +123,7 @@ def test_threshold_survives_a_vector_of_zeros():
 
 
 @pytest.mark.parametrize("contiguous", [False, True])
-@pytest.mark.parametrize("k", [1, 5, 20, 39, 40])
+@for_each("k", [1, 5, 20, 39, 40])
 def test_every_entry_is_kept_equally_often(contiguous, k):
     c = RandK(k=k, contiguous=contiguous)
     counts = np.zeros(40)
