@@ -52,7 +52,10 @@ MADE = (
 )
 
 
-@pytest.mark.parametrize("strategy", mostly_slow(STRATEGIES))
+QUICK = ("adpsgd", "demo", "diloco", "fedavg", "fedbuff", "fedast")  # of drivers with other groups
+
+
+@pytest.mark.parametrize("strategy", mostly_slow(STRATEGIES, QUICK))
 def test_member_is_refused_if_and_only_if_nothing_that_is_made_depends_on_it(strategy, monkeypatch):
     monkeypatch.setenv("FL_DATA_DIR", "nowhere")
     config = composed(f"strategy={strategy}")
