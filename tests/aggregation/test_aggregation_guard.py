@@ -147,8 +147,8 @@ def anything(d):
 
 
 @given(bad=st.lists(anything(7), min_size=2, max_size=2), seed=st.integers(0, 1000))
-@settings(max_examples=500)
-def test_a_thousand_malformed_replies_neither_crash_nor_reach_the_result(bad, seed):
+@settings(max_examples=100)
+def test_two_hundred_malformed_replies_neither_crash_nor_reach_the_result(bad, seed):
     x = gaussian(seed).astype(np.float32)
     replies = [*x[:4], bad[0], *x[4:9], bad[1]]
     admitted = Guard(2)(replies, size=7)
